@@ -1,0 +1,20 @@
+//! The SYN proxy as a pure library: wire formats, cookies, SYN cache, flow table, timers, translation and the state machine.
+//!
+//! It sees no clock, no randomness of its own, no thread and no I/O. A worker hands [`Proxy`] the frames of a batch and the
+//! time, and does with each frame what the [`Verdict`] says. A whole run is then a function of its inputs.
+
+#![deny(unsafe_code)]
+
+pub mod config;
+mod head;
+mod proxy;
+mod side;
+mod time;
+mod verdict;
+
+pub use config::Config;
+pub use head::Head;
+pub use proxy::{Egress, Look, Population, Proxy, Secrets};
+pub use side::{PerSide, Side};
+pub use time::Instant;
+pub use verdict::{Counters, DropReason, Event, Verdict};
