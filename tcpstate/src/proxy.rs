@@ -47,7 +47,14 @@ impl Proxy {
     pub fn reach(&self, _look: &Look) {}
 
     /// Second pass: decides what becomes of the frame, which has not changed since `look`.
-    pub fn on_frame(&mut self, _side: Side, _look: &Look, _head: &mut Head, _now: Instant, _egress: &mut impl Egress) -> Verdict {
+    pub fn on_frame(
+        &mut self,
+        _side: Side,
+        _look: &Look,
+        _head: &mut Head,
+        _now: Instant,
+        _egress: &mut impl Egress,
+    ) -> Verdict {
         Verdict::Forward
     }
 
