@@ -1,0 +1,14 @@
+# One line a verb. CI and a laptop run the same lines; every verb that compiles first installs what is missing.
+SHELL := /bin/bash
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: setup build test demo bench fmt lint clean
+
+setup:        ; @scripts/setup.sh
+build: setup  ; cargo build --release --workspace --bins
+test: setup   ; cargo build --workspace --bins && cargo test --workspace
+demo: setup   ; @unit/demo.sh
+bench: setup  ; cargo bench --workspace --benches
+fmt:          ; cargo fmt --all
+lint: setup   ; cargo fmt --all --check && cargo clippy --workspace --all-targets -- -D warnings
+clean:        ; cargo clean

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Installs what building and testing need beyond the Rust toolchain. Safe to run again: when nothing is missing it
+# says nothing and touches nothing. Written for Debian 12; elsewhere it names the packages and leaves them to you.
+set -eu
+
+# One package a line, with its reason.
+packages=$(sed 's/#.*//' <<'LIST'
+gcc              # links every Rust program; compiles libbpf
+libc6-dev        # the C library's headers and start files
+make             # this Makefile, and libbpf's
+pkg-config       # libbpf-sys asks it for libelf
+m4               # libxdp's build
+clang            # compiles the XDP program to BPF; bindgen loads its libclang
+libelf-dev       # libbpf reads objects with it
+zlib1g-dev       # libelf's compression
+iproute2         # namespaces and veth pairs of the tests and the demo
+ethtool          # offloads of the end hosts on veth
+iputils-ping     # the demo and the ping tests
+netcat-openbsd   # the demo and the nc tests
+LIST
+)
+
+if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "setup: no cargo found. Install the Rust toolchain first: https://rustup.rs" >&2
+    exit 1
+fi
+
+if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
+    for tool in gcc make pkg-config m4 clang ip ethtool ping nc; do
+        command -v "$tool" >/dev/null 2>&1 || absent="${absent:-} $tool"
+    done
+    [ -z "${absent:-}" ] && exit 0
+    echo "setup: this is no Debian; install what gives these commands:$absent" >&2
+    echo "setup: (and the headers of libelf and zlib). Debian calls the packages:" $packages >&2
+    exit 1
+fi
+
+missing=
+for package in $packages; do
+    case $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true) in
+        *"ok installed") ;;
+        *) missing="$missing $package" ;;
+    esac
+done
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "setup: missing packages; run as root: apt-get install --no-install-recommends$missing" >&2
+    exit 1
+fi
+
+echo "setup: installing$missing"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 $missing >"$log" 2>&1 </dev/null; }
+# The package lists of a fresh machine are empty or old: try what is there, refresh once, try again.
+if ! install; then
+    apt-get update -q -o DPkg::Lock::Timeout=120 >"$log" 2>&1 </dev/null || { cat "$log" >&2; exit 1; }
+    install || { cat "$log" >&2; exit 1; }
+fi
