@@ -1,1 +1,25 @@
-//! Frames in, frames out.
+//! Frames in, frames out: the ports of the box, and the frames that pass between them.
+//!
+//! [`open()`] prepares two interfaces and returns one [`Pair`] of ports per worker. A worker receives a batch from one
+//! port, works on the frames where they lie and transmits them on the other; no byte is copied on the way where the
+//! backend can help it. This crate knows nothing of TCP.
+//!
+//! | backend | what it is |
+//! |---|---|
+//! | `xdp` | AF_XDP, in driver mode with or without zero copy, or in generic mode |
+//! | `packet` | AF_PACKET: works everywhere, several times slower |
+//! | `pcap` | a capture file in, a capture file out |
+//! | [`memory`] | both ends in memory, for tests |
+//!
+//! [`impair`] and [`capture`] wrap any port. This is the only crate with `unsafe`: every block says why it holds.
+
+pub mod capture;
+pub mod frame;
+pub mod impair;
+pub mod memory;
+pub mod packet;
+pub mod pcap;
+pub mod port;
+
+pub use frame::{Batch, Frame, Pool};
+pub use port::{Capabilities, Pair, Port, PortStatistics, wait};

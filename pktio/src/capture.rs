@@ -1,0 +1,1 @@
+//! The capture part; see the crate's documentation.

@@ -1,0 +1,1 @@
+//! The impair part; see the crate's documentation.

@@ -1,0 +1,1 @@
+//! The memory part; see the crate's documentation.

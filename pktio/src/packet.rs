@@ -1,0 +1,1 @@
+//! The packet part; see the crate's documentation.

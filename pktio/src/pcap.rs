@@ -1,0 +1,1 @@
+//! The pcap part; see the crate's documentation.
