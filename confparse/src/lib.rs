@@ -1,10 +1,137 @@
-//! The configuration text, parsed and validated.
+//! Text to [`Config`]: the grammar, every key with its range, and complaints that say where and how to mend it.
+//!
+//! A file is `synproxyconf = { key = value; … };`. A value is a number (decimal, no sign, no unit), a string in quotes, a word,
+//! a list `{ 1, 2 }` or a section `{ key = 1; }`. `#` and `//` comment to the end of the line, `/* */` across lines; lines end
+//! in LF or CRLF. Keys come in any order. Of a key given twice the last one counts, lists and sections' keys included, and the
+//! repeat is warned of. A key that is absent keeps the default of [`Config::default`].
+//!
+//! [`Config::KEYS`] is the whole vocabulary; the reader, [`Config::describe`] and the documentation all work from it.
+//! Files, users and interfaces are the caller's: nothing here looks beyond the text.
+
+#![forbid(unsafe_code)]
+
+mod complaint;
+mod keys;
+mod read;
+
+use core::num::NonZeroU32;
+
+pub use complaint::{Complaint, Errors, Level};
+pub use keys::{Key, Takes, Value};
+
+/// The longest text that is read, in bytes. What is longer is no configuration.
+pub const MAX_TEXT: usize = 1 << 20;
+
+/// A text that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What it says, with defaults for what it leaves out.
+    pub config: Config,
+    /// What is allowed but probably not meant, in the order of the text. At most [`Complaint::MOST`].
+    pub warnings: Vec<Complaint>,
+}
+
+/// Reads a configuration. `name` is the file's name for the messages.
+///
+/// Text from a file that may hold stray bytes of an old encoding in its comments is best read with
+/// [`String::from_utf8_lossy`].
+///
+/// # Errors
+/// The first mistake against the grammar, or else every other mistake there is (at most [`Complaint::MOST`]), together with the
+/// warnings. Nothing is accepted in part.
+pub fn parse(text: &str, name: &str) -> Result<Parsed, Errors> {
+    read::read(text, name)
+}
 
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What the engine is told.
     pub engine: tcpstate::Config,
-    /// Worker threads, one a queue pair (`threadcount`).
+    /// Worker threads, one a queue pair, 1 to 64 (`threadcount`).
     pub workers: usize,
+    /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
+    pub user: Option<Account>,
+    /// Which group to take after start-up, if root; `None` stays (`group`; 0 in the file).
+    pub group: Option<Account>,
+    /// TCP port of the control plane (`port`).
+    pub port: u16,
+    /// Sizes for other drivers' rings (`ldp`). Nothing here depends on them.
+    pub ldp: Ldp,
+    /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
+    pub ts_wscale_table: Vec<u8>,
+    /// Bits of coarse time in a timestamp cookie (`ts_bits`). Nothing depends on them: time has 20 bits of its own.
+    pub ts_bits: u8,
+}
+
+impl Config {
+    /// Every key there is: those of the top level first, then section by section.
+    pub const KEYS: &'static [Key] = keys::KEYS;
+
+    /// The sections, each with a line on what it is for.
+    pub const SECTIONS: &'static [(&'static str, &'static str)] = keys::SECTIONS;
+
+    /// Whether any attribute of our SYN-ACKs is commanded, so that the control plane has to listen.
+    pub fn commanded(&self) -> bool {
+        [self.engine.sack, self.engine.mss, self.engine.wscale].contains(&tcpstate::config::Source::Commanded)
+    }
+
+    /// The effective configuration as a text that [`parse`] reads back to the same value.
+    ///
+    /// True of every value that `parse` can yield; a value made by hand can hold what no text can say (half a second, a scale
+    /// of 15).
+    pub fn describe(&self) -> String {
+        keys::describe(self)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            engine: tcpstate::Config::default(),
+            workers: 1,
+            user: None,
+            group: None,
+            port: 12345,
+            ldp: Ldp::default(),
+            ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
+            ts_bits: 5,
+        }
+    }
+}
+
+/// A user or a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// By number. Zero, root, is no change and therefore no account.
+    Id(NonZeroU32),
+    /// By name, which is still to be looked up; it may turn out to be root's.
+    Name(String),
+}
+
+/// The `ldp` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ldp {
+    /// Receive slots of a netmap ring.
+    pub netmap_nr_rx_slots: u32,
+    /// Transmit slots of a netmap ring.
+    pub netmap_nr_tx_slots: u32,
+    /// Buffers of a socket port.
+    pub socket_num_bufs: u32,
+    /// Receive buffer of a socket in bytes; 0 leaves it.
+    pub socket_rcvbuf: u32,
+    /// Send buffer of a socket in bytes; 0 leaves it.
+    pub socket_sndbuf: u32,
+}
+
+impl Default for Ldp {
+    fn default() -> Self {
+        Self {
+            netmap_nr_rx_slots: 256,
+            netmap_nr_tx_slots: 64,
+            socket_num_bufs: 1024,
+            socket_rcvbuf: 0,
+            socket_sndbuf: 0,
+        }
+    }
 }

@@ -1,0 +1,426 @@
+//! The vocabulary: every key with its section, its range, its help, and the field it stands for.
+//!
+//! The reader, `describe` and the sample file's test all go by this table, so a key cannot be read but not printed, or be there
+//! but not explained.
+
+use crate::{Account, Config};
+use core::fmt::Write;
+use core::num::NonZeroU32;
+use core::time::Duration;
+use tcpstate::config::{SackConflict, Source};
+
+/// The largest number the language has.
+const INT_MAX: u64 = 2_147_483_647;
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing: the bare key is the statement.
+    Flag,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A number in this range, bounds included.
+    Number {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A power of two from 1 up to this.
+    PowerOfTwo {
+        /// The most.
+        max: u64,
+    },
+    /// A list of numbers that rise.
+    List {
+        /// The largest entry.
+        max: u64,
+        /// Whether the first entry must be 0.
+        from_zero: bool,
+        /// The greatest length.
+        most: usize,
+    },
+    /// A name in quotes, or a number; 0 for no change.
+    Account,
+}
+
+/// The value of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A flag is set or not.
+    Flag(bool),
+    /// A word of [`Takes::Word`].
+    Word(&'static str),
+    /// A number.
+    Number(u64),
+    /// A list.
+    List(Vec<u64>),
+    /// A user or group, if any.
+    Account(Option<Account>),
+}
+
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// The section it belongs in, or `None` for the top level.
+    pub section: Option<&'static str>,
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub takes: Takes,
+    /// The unit of its numbers: `s`, `µs`, `bytes`, or what is counted; empty where there is none.
+    pub unit: &'static str,
+    /// One line on what it does.
+    pub help: &'static str,
+    /// Why it is read and checked, yet changes nothing; `None` for a key that does something.
+    pub idle: Option<&'static str>,
+    pub(crate) set: fn(&mut Config, Value),
+    get: fn(&Config) -> Option<Value>,
+}
+
+impl Key {
+    /// Its value in `config`; `None` if it is not set there and has no value then.
+    pub fn value(&self, config: &Config) -> Option<Value> {
+        (self.get)(config)
+    }
+
+    /// What it takes, in words.
+    pub fn range(&self) -> String {
+        let unit = if self.unit.is_empty() { String::new() } else { format!(" ({})", self.unit) };
+        match self.takes {
+            Takes::Flag => "no value".to_owned(),
+            Takes::Word(words) => {
+                let (last, others) = words.split_last().expect("a word to choose");
+                let others: Vec<_> = others.iter().map(|word| format!("`{word}`")).collect();
+                format!("{} or `{last}`", others.join(", "))
+            }
+            Takes::Number { min, max } => format!("a number from {min} to {max}{unit}"),
+            Takes::PowerOfTwo { max } => format!("a power of two from 1 to {max}{unit}"),
+            Takes::List { max, from_zero, most } => {
+                let first = if from_zero { ", the first 0" } else { "" };
+                let most = if most < usize::MAX { format!(", {most} of them at most") } else { String::new() };
+                format!("a list of rising numbers up to {max}{unit}{first}{most}")
+            }
+            Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
+        }
+    }
+
+    /// Its default as it would stand in a file; `None` if it is off unless given.
+    pub fn default_text(&self) -> Option<String> {
+        match self.value(&Config::default())? {
+            Value::Flag(false) => None,
+            value => Some(text(&value)),
+        }
+    }
+}
+
+pub(crate) const SECTIONS: &[(&str, &str)] = &[
+    ("ratehash", "token buckets that limit unanswered SYNs per source prefix"),
+    ("timeouts", "lifetimes of a flow in each state"),
+    ("ldp", "sizes for other drivers' rings and sockets"),
+];
+
+const SOURCES: Takes = Takes::Word(&["default", "haship", "hashipport", "commanded"]);
+
+fn source(word: &str) -> Source {
+    match word {
+        "haship" => Source::HashIp,
+        "hashipport" => Source::HashIpPort,
+        "commanded" => Source::Commanded,
+        _ => Source::Default,
+    }
+}
+
+fn source_word(source: Source) -> &'static str {
+    match source {
+        Source::Default => "default",
+        Source::HashIp => "haship",
+        Source::HashIpPort => "hashipport",
+        Source::Commanded => "commanded",
+    }
+}
+
+/// A key whose value is a number in a field of an integer type.
+macro_rules! number {
+    ($section:expr, $name:literal, $takes:expr, $unit:literal, $($field:ident).+ : $type:ty, $idle:expr, $help:literal) => {
+        Key {
+            section: $section,
+            name: $name,
+            takes: $takes,
+            unit: $unit,
+            help: $help,
+            idle: $idle,
+            set: |config, value| {
+                if let Value::Number(n) = value {
+                    config.$($field).+ = <$type>::try_from(n).unwrap_or(<$type>::MAX);
+                }
+            },
+            get: |config| Some(Value::Number(config.$($field).+ as u64)),
+        }
+    };
+}
+
+/// A key whose value is a list of numbers.
+macro_rules! list {
+    ($name:literal, $takes:expr, $unit:literal, $($field:ident).+ : $type:ty, $idle:expr, $help:literal) => {
+        Key {
+            section: None,
+            name: $name,
+            takes: $takes,
+            unit: $unit,
+            help: $help,
+            idle: $idle,
+            set: |config, value| {
+                if let Value::List(list) = value {
+                    config.$($field).+ = list.into_iter().map(|n| <$type>::try_from(n).unwrap_or(<$type>::MAX)).collect();
+                }
+            },
+            get: |config| Some(Value::List(config.$($field).+.iter().map(|&n| n.into()).collect())),
+        }
+    };
+}
+
+/// A key that says where an attribute of our SYN-ACKs comes from.
+macro_rules! mode {
+    ($name:literal, $field:ident, $help:literal) => {
+        Key {
+            section: None,
+            name: $name,
+            takes: SOURCES,
+            unit: "",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Word(word) = value {
+                    config.engine.$field = source(word);
+                }
+            },
+            get: |config| Some(Value::Word(source_word(config.engine.$field))),
+        }
+    };
+}
+
+/// A key for a user or a group.
+macro_rules! account {
+    ($name:ident, $help:literal) => {
+        Key {
+            section: None,
+            name: stringify!($name),
+            takes: Takes::Account,
+            unit: "",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Account(account) = value {
+                    config.$name = account;
+                }
+            },
+            get: |config| Some(Value::Account(config.$name.clone())),
+        }
+    };
+}
+
+/// A lifetime in seconds.
+macro_rules! timeout {
+    ($name:ident, $help:literal) => {
+        Key {
+            section: Some("timeouts"),
+            name: stringify!($name),
+            takes: Takes::Number { min: 1, max: INT_MAX },
+            unit: "s",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Number(n) = value {
+                    config.engine.timeouts.$name = Duration::from_secs(n);
+                }
+            },
+            get: |config| Some(Value::Number(config.engine.timeouts.$name.as_secs())),
+        }
+    };
+}
+
+const POWER: Takes = Takes::PowerOfTwo { max: 1 << 30 };
+const POSITIVE: Takes = Takes::Number { min: 1, max: INT_MAX };
+const MSS_LIST: Takes = Takes::List { max: 65535, from_zero: false, most: usize::MAX };
+const SCALE_LIST: Takes = Takes::List { max: 14, from_zero: true, most: usize::MAX };
+const RATE: Option<&str> = Some("ratehash");
+const LDP: Option<&str> = Some("ldp");
+const OWN_RINGS: Option<&str> = Some("our ports size their own rings and sockets");
+
+pub(crate) const KEYS: &[Key] = &[
+    mode!("sackmode", sack, "where the SACK-permitted option of our SYN-ACKs comes from"),
+    mode!("mssmode", mss, "where the MSS of our SYN-ACKs comes from"),
+    mode!("wscalemode", wscale, "where the window scale of our SYN-ACKs comes from"),
+    Key {
+        section: None,
+        name: "sackconflict",
+        takes: Takes::Word(&["remove", "retain"]),
+        unit: "",
+        help: "what becomes of a client's SACK blocks when it was promised SACK and the server takes none",
+        idle: None,
+        set: |config, value| {
+            let retain = value == Value::Word("retain");
+            config.engine.sack_conflict = if retain { SackConflict::Retain } else { SackConflict::Remove };
+        },
+        get: |config| {
+            Some(Value::Word(match config.engine.sack_conflict {
+                SackConflict::Remove => "remove",
+                SackConflict::Retain => "retain",
+            }))
+        },
+    },
+    number!(None, "own_mss", Takes::Number { min: 1, max: 65535 }, "bytes", engine.own_mss: u16, None,
+        "MSS announced for a server nothing is known of; IPv6 clients are told 20 less"),
+    number!(None, "own_wscale", Takes::Number { min: 0, max: 14 }, "", engine.own_wscale: u8, None,
+        "window scale announced for a server nothing is known of"),
+    Key {
+        section: None,
+        name: "own_sack",
+        takes: Takes::Word(&["enable", "disable"]),
+        unit: "",
+        help: "whether SACK is announced for a server nothing is known of",
+        idle: None,
+        set: |config, value| config.engine.own_sack = value == Value::Word("enable"),
+        get: |config| Some(Value::Word(if config.engine.own_sack { "enable" } else { "disable" })),
+    },
+    Key {
+        section: None,
+        name: "mss_clamp",
+        takes: Takes::Number { min: 1, max: 65535 },
+        unit: "bytes",
+        help: "upper limit of every MSS option that passes; no limit unless given",
+        idle: None,
+        set: |config, value| {
+            if let Value::Number(n) = value {
+                config.engine.mss_clamp = Some(u16::try_from(n).unwrap_or(u16::MAX));
+            }
+        },
+        get: |config| config.engine.mss_clamp.map(|clamp| Value::Number(clamp.into())),
+    },
+    list!("mss", MSS_LIST, "bytes", engine.mss_table: u16, None,
+        "MSS values a cookie can express for a client without timestamps; others round down"),
+    list!("wscale", SCALE_LIST, "", engine.wscale_table: u8, None,
+        "window scales a cookie can express for a client without timestamps; others round down"),
+    list!("tsmss", Takes::List { max: 65535, from_zero: false, most: 32 }, "bytes", engine.ts_mss_table: u16, None,
+        "MSS values a cookie can express for a client with timestamps; others round down"),
+    list!("tswscale", SCALE_LIST, "", ts_wscale_table: u8, Some("with timestamps every scale is carried exactly"),
+        "window scales of a timestamp cookie"),
+    number!(None, "ts_bits", Takes::Number { min: 0, max: 12 }, "bits", ts_bits: u8,
+        Some("the time in a timestamp cookie has 20 bits of its own"), "coarse time in a timestamp cookie"),
+    number!(None, "conntablesize", POWER, "buckets", engine.table_buckets: usize, None,
+        "size of the flow table, which holds 8 flows a bucket"),
+    number!(None, "halfopen_cache_max", Takes::Number { min: 0, max: INT_MAX }, "entries", engine.half_open_max: usize, None,
+        "most entries of the SYN cache; beyond it cookies alone answer, and 0 turns it off"),
+    number!(None, "learnhashsize", POWER, "entries", engine.learn_capacity: usize, None,
+        "servers whose MSS, SACK and window scale are remembered"),
+    number!(None, "threadcount", Takes::Number { min: 1, max: 64 }, "threads", workers: usize, None,
+        "workers, each with a queue of either port"),
+    account!(user, "whom to become after start-up, if started as root"),
+    account!(group, "which group to take after start-up, if started as root"),
+    number!(None, "port", Takes::Number { min: 1, max: 65535 }, "", port: u16, None,
+        "TCP port of the control plane, open only if a mode is `commanded`"),
+    Key {
+        section: None,
+        name: "test_connections",
+        takes: Takes::Flag,
+        unit: "",
+        help: "makes 540 established flows at the start, for load generators",
+        idle: None,
+        set: |config, value| config.engine.test_connections = value == Value::Flag(true),
+        get: |config| Some(Value::Flag(config.engine.test_connections)),
+    },
+    number!(RATE, "size", POWER, "buckets", engine.rate.size: usize, None, "token buckets"),
+    Key {
+        section: RATE,
+        name: "timer_period_usec",
+        takes: POSITIVE,
+        unit: "µs",
+        help: "refill period",
+        idle: None,
+        set: |config, value| {
+            if let Value::Number(n) = value {
+                config.engine.rate.period = Duration::from_micros(n);
+            }
+        },
+        get: |config| Some(Value::Number(u64::try_from(config.engine.rate.period.as_micros()).unwrap_or(u64::MAX))),
+    },
+    number!(RATE, "timer_add", POSITIVE, "SYNs", engine.rate.add: u32, None, "tokens a bucket gets each period"),
+    number!(RATE, "initial_tokens", POSITIVE, "SYNs", engine.rate.burst: u32, None,
+        "tokens a bucket starts with, and the most it holds"),
+    number!(RATE, "network_prefix", Takes::Number { min: 0, max: 32 }, "bits", engine.rate.prefix4: u8, None,
+        "IPv4 sources alike in this many leading bits share a bucket"),
+    number!(RATE, "network_prefix6", Takes::Number { min: 0, max: 128 }, "bits", engine.rate.prefix6: u8, None,
+        "IPv6 sources alike in this many leading bits share a bucket"),
+    timeout!(connected, "established, no FIN"),
+    timeout!(one_fin, "one direction has sent FIN"),
+    timeout!(both_fin, "both have sent FIN, not both are acknowledged"),
+    timeout!(time_wait, "both FINs are acknowledged"),
+    timeout!(reseted, "a valid RST was seen"),
+    timeout!(ul_syn_sent, "a SYN from the LAN has passed, no SYN-ACK yet"),
+    timeout!(ul_syn_rcvd, "a SYN-ACK from the WAN has passed, no ACK yet"),
+    timeout!(dl_half_open, "an entry of the SYN cache"),
+    timeout!(dl_syn_sent, "our SYN went to the server, no SYN-ACK yet"),
+    timeout!(syn_retx, "first interval after which our SYN to the server is repeated; it doubles each time"),
+    number!(LDP, "netmap_nr_rx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_rx_slots: u32, OWN_RINGS,
+        "receive slots of a netmap ring"),
+    number!(LDP, "netmap_nr_tx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_tx_slots: u32, OWN_RINGS,
+        "transmit slots of a netmap ring"),
+    number!(LDP, "socket_num_bufs", Takes::Number { min: 1, max: 1 << 20 }, "buffers", ldp.socket_num_bufs: u32, OWN_RINGS,
+        "buffers of a socket port"),
+    number!(LDP, "socket_rcvbuf", Takes::Number { min: 0, max: INT_MAX }, "bytes", ldp.socket_rcvbuf: u32, OWN_RINGS,
+        "receive buffer of a socket; 0 leaves it"),
+    number!(LDP, "socket_sndbuf", Takes::Number { min: 0, max: INT_MAX }, "bytes", ldp.socket_sndbuf: u32, OWN_RINGS,
+        "send buffer of a socket; 0 leaves it"),
+];
+
+/// `config` as a file.
+pub(crate) fn describe(config: &Config) -> String {
+    let mut out = String::from("synproxyconf = {\n");
+    let keys_of = |section| KEYS.iter().filter(move |key| key.section == section);
+    let line = |out: &mut String, indent: &str, key: &Key| {
+        let _ = match key.value(config) {
+            Some(Value::Flag(true)) => writeln!(out, "{indent}{};", key.name),
+            Some(Value::Flag(false)) | None => writeln!(out, "{indent}# {} is off", key.name),
+            Some(value) => writeln!(out, "{indent}{} = {};", key.name, text(&value)),
+        };
+    };
+    for key in keys_of(None) {
+        line(&mut out, "    ", key);
+    }
+    for (section, _) in SECTIONS {
+        let _ = writeln!(out, "    {section} = {{");
+        for key in keys_of(Some(section)) {
+            line(&mut out, "        ", key);
+        }
+        out.push_str("    };\n");
+    }
+    out.push_str("};\n");
+    out
+}
+
+/// A value as it stands in a file.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Flag(_) => String::new(),
+        Value::Word(word) => (*word).to_owned(),
+        Value::Number(n) => n.to_string(),
+        Value::List(list) => {
+            let list: Vec<_> = list.iter().map(u64::to_string).collect();
+            format!("{{ {} }}", list.join(", "))
+        }
+        Value::Account(None) => "0".to_owned(),
+        Value::Account(Some(Account::Id(id))) => id.to_string(),
+        Value::Account(Some(Account::Name(name))) => {
+            format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
+        }
+    }
+}
+
+/// The account of a number in the file.
+pub(crate) fn account(id: u64) -> Value {
+    Value::Account(NonZeroU32::new(u32::try_from(id).unwrap_or(u32::MAX)).map(Account::Id))
+}
+
+/// The numbers an account may have.
+pub(crate) const ACCOUNTS: (u64, u64) = (0, INT_MAX);

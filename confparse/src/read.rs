@@ -1,0 +1,557 @@
+//! Reads a text: pest finds its shape, the table of keys gives it meaning.
+//!
+//! A mistake in the shape ends the reading with one complaint. Everything else is complained of and read past, so that one run
+//! shows all there is to mend.
+
+use crate::complaint::{Complaint, Level, Report, quote};
+use crate::keys::{ACCOUNTS, KEYS, Key, SECTIONS, Takes, Value, account};
+use crate::{Account, Config, Errors, MAX_TEXT, Parsed};
+use pest::Parser;
+use pest::error::{ErrorVariant, InputLocation};
+
+/// The most bits of a cookie that the tables may take. With the epoch bit they leave 19 for the proof.
+const MOST_CODE_BITS: u32 = 12;
+/// The most that are taken without a warning: 24 are left for the proof.
+const FREE_CODE_BITS: u32 = 7;
+/// Flows of the table are kept in memory at this many bytes each, at least.
+const FLOW_BYTES: u64 = 128;
+/// A flow table from this size on is worth a warning.
+const LARGE_TABLE: u64 = 8 << 30;
+
+// The derived enumeration is what the grammar's rules are named; it has no documentation of its own.
+#[allow(missing_docs)]
+mod grammar {
+    #[derive(pest_derive::Parser)]
+    #[grammar = "conf.pest"]
+    pub struct Grammar;
+}
+use grammar::{Grammar, Rule};
+
+type Pair<'t> = pest::iterators::Pair<'t, Rule>;
+type Place = (usize, usize);
+
+pub(crate) fn read(text: &str, name: &str) -> Result<Parsed, Errors> {
+    // Some editors open a file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut reader = Reader { report: Report::new(text, name), config: Config::default(), given: [None; KEYS.len()] };
+    if text.len() > MAX_TEXT {
+        let mut report = Report::new("", name);
+        report.error((0, 0), || {
+            (format!("the file has {} bytes, and {MAX_TEXT} is the most", text.len()), String::new())
+        });
+        return Err(refuse(report));
+    }
+    match Grammar::parse(Rule::file, text) {
+        Err(error) => reader.misshapen(text, &error),
+        Ok(pairs) => pairs.for_each(|file| reader.file(file)),
+    }
+    if reader.report.has_errors() {
+        return Err(refuse(reader.report));
+    }
+    let (warnings, _) = reader.report.finish();
+    Ok(Parsed { config: reader.config, warnings })
+}
+
+fn refuse(report: Report<'_>) -> Errors {
+    let (complaints, omitted) = report.finish();
+    debug_assert!(complaints.iter().any(|complaint: &Complaint| complaint.level == Level::Error));
+    Errors { complaints, omitted }
+}
+
+struct Reader<'t> {
+    report: Report<'t>,
+    config: Config,
+    /// Where each key of the table was last given.
+    given: [Option<Place>; KEYS.len()],
+}
+
+impl Reader<'_> {
+    fn file(&mut self, file: Pair<'_>) {
+        let mut closed = (0, 0);
+        let mut ended = false;
+        for part in file.into_inner() {
+            match part.as_rule() {
+                Rule::entry => self.entry(None, part),
+                Rule::close => closed = place(&part),
+                Rule::semi => ended = true,
+                _ => {}
+            }
+        }
+        if !ended {
+            self.report
+                .error((closed.1, closed.1), || ("a `;` is missing after the last `}`".to_owned(), String::new()));
+        }
+        self.weigh_cookie();
+        self.weigh_table();
+    }
+
+    /// `key;`, `key = value;`, at the top level or in a section.
+    fn entry(&mut self, section: Option<&'static str>, entry: Pair<'_>) {
+        let (mut word, mut value, mut ended, mut end) = (None, None, false, 0);
+        for part in entry.into_inner() {
+            match part.as_rule() {
+                Rule::semi => ended = true,
+                Rule::eq => end = place(&part).1,
+                Rule::word if word.is_none() => {
+                    end = place(&part).1;
+                    word = Some(part);
+                }
+                _ => {
+                    end = place(&part).1;
+                    value = Some(part);
+                }
+            }
+        }
+        let Some(word) = word else { return };
+        if !ended {
+            self.report
+                .error((end, end), || (format!("a `;` is missing after {}", quote(word.as_str())), String::new()));
+        }
+        if section.is_none() && SECTIONS.iter().any(|(name, _)| *name == word.as_str()) {
+            return self.section(&word, value);
+        }
+        let Some(index) = KEYS.iter().position(|key| key.section == section && key.name == word.as_str()) else {
+            return self.unknown_key(section, &word);
+        };
+        let key = &KEYS[index];
+        if let Some(before) = self.given[index].replace(place(&word)) {
+            let line = self.report.line(before.0);
+            self.report.warn(place(&word), || {
+                (format!("`{}` was given on line {line} already", key.name), "the last one counts".to_owned())
+            });
+        }
+        if let Some(value) = self.value(key, &word, value) {
+            if let Some(reason) = key.idle
+                && key.value(&Config::default()).as_ref() != Some(&value)
+            {
+                self.report.note(place(&word), || (format!("`{}` has no effect", key.name), reason.to_owned()));
+            }
+            (key.set)(&mut self.config, value);
+        }
+    }
+
+    fn section(&mut self, word: &Pair<'_>, value: Option<Pair<'_>>) {
+        let name = SECTIONS.iter().map(|(name, _)| *name).find(|name| *name == word.as_str());
+        match value {
+            Some(value) if value.as_rule() == Rule::section => {
+                value
+                    .into_inner()
+                    .filter(|part| part.as_rule() == Rule::setting)
+                    .for_each(|part| self.entry(name, part));
+            }
+            // `{}` is an empty section as well as an empty list.
+            Some(value) if value.as_rule() == Rule::list && !value.clone().into_inner().any(|part| is_item(&part)) => {}
+            value => {
+                let place = value.as_ref().map_or(place(word), place);
+                self.report.error(place, || {
+                    let example = KEYS.iter().find(|key| key.section == name).map_or("", |key| key.name);
+                    let name = word.as_str();
+                    (format!("`{name}` is a section"), format!("expected `{name} = {{ {example} = …; }};`"))
+                });
+            }
+        }
+    }
+
+    fn unknown_key(&mut self, section: Option<&'static str>, word: &Pair<'_>) {
+        self.report.error(place(word), || {
+            let text = word.as_str();
+            let message = match section {
+                None => format!("unknown key {}", quote(text)),
+                Some(section) => format!("unknown key {} in `{section}`", quote(text)),
+            };
+            let home = KEYS.iter().find(|key| key.name == text).map(|key| key.section);
+            let here = KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
+            let sections = SECTIONS.iter().map(|(name, _)| *name).filter(|_| section.is_none());
+            let expected = match home {
+                Some(None) => format!("`{text}` belongs outside the sections"),
+                Some(Some(home)) => format!("`{text}` belongs in `{home} = {{ … }};`"),
+                None => match nearest(text, here.chain(sections))
+                    .or_else(|| nearest(text, KEYS.iter().map(|key| key.name)))
+                {
+                    Some(known) => format!("did you mean `{known}`?"),
+                    None => match section {
+                        None => "expected a key of `synproxyconf`".to_owned(),
+                        Some(section) => {
+                            let names: Vec<_> = KEYS
+                                .iter()
+                                .filter(|key| key.section == Some(section))
+                                .map(|key| format!("`{}`", key.name))
+                                .collect();
+                            format!("expected one of {}", names.join(", "))
+                        }
+                    },
+                },
+            };
+            (message, expected)
+        });
+    }
+
+    /// The value of `key`, if it is one the key takes.
+    fn value(&mut self, key: &'static Key, word: &Pair<'_>, value: Option<Pair<'_>>) -> Option<Value> {
+        let Some(value) = value else {
+            if key.takes == Takes::Flag {
+                return Some(Value::Flag(true));
+            }
+            self.report
+                .error(place(word), || (format!("`{}` needs a value", key.name), format!("expected {}", key.range())));
+            return None;
+        };
+        match (key.takes, value.as_rule()) {
+            (Takes::Number { min, max }, Rule::number) => self.number(key, &value, min, max).map(Value::Number),
+            (Takes::PowerOfTwo { max }, Rule::number) => {
+                let n = self.number(key, &value, 1, max)?;
+                if n.is_power_of_two() {
+                    return Some(Value::Number(n));
+                }
+                self.report.error(place(&value), || {
+                    let above = n.next_power_of_two();
+                    let near = if above <= max { format!("{} or {above}", above / 2) } else { (above / 2).to_string() };
+                    (
+                        format!("`{}` must be a power of two, and {n} is none", key.name),
+                        format!("expected {near}, for example"),
+                    )
+                });
+                None
+            }
+            (Takes::List { max, from_zero, most }, Rule::list) => self.list(key, &value, max, from_zero, most),
+            (Takes::Word(words), Rule::word) => {
+                let found = words.iter().find(|known| **known == value.as_str());
+                if found.is_none() {
+                    self.report.error(place(&value), || {
+                        let near =
+                            nearest(value.as_str(), words.iter().copied()).or_else(|| switch(words, value.as_str()));
+                        let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                        let message = format!("{} is nothing `{}` knows", quote(value.as_str()), key.name);
+                        (message, format!("expected {}{hint}", key.range()))
+                    });
+                }
+                found.map(|word| Value::Word(word))
+            }
+            (Takes::Account, Rule::number) => self.number(key, &value, ACCOUNTS.0, ACCOUNTS.1).map(account),
+            (Takes::Account, Rule::string) => self.account_name(key, &value),
+            (takes, rule) => {
+                self.mismatch(key, takes, rule, &value);
+                None
+            }
+        }
+    }
+
+    /// A value of a kind the key does not take.
+    fn mismatch(&mut self, key: &'static Key, takes: Takes, rule: Rule, value: &Pair<'_>) {
+        self.report.error(place(value), || {
+            let kind = match rule {
+                Rule::number => "a number",
+                Rule::string => "a string",
+                Rule::word => "a word",
+                Rule::section => "a section",
+                _ => "a list",
+            };
+            if takes == Takes::Flag {
+                return (format!("`{}` takes no value", key.name), format!("expected `{};`", key.name));
+            }
+            let hint = match (takes, rule) {
+                (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
+                (Takes::Account, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
+                (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
+                (Takes::Number { .. } | Takes::PowerOfTwo { .. }, Rule::string) => {
+                    "; a number stands without quotes".to_owned()
+                }
+                (Takes::Word(words), Rule::number) => match switch(words, value.as_str()) {
+                    Some(near) => format!("; did you mean `{near}`?"),
+                    None => String::new(),
+                },
+                _ => String::new(),
+            };
+            (format!("`{}` does not take {kind}", key.name), format!("expected {}{hint}", key.range()))
+        });
+    }
+
+    /// A decimal number without sign or unit, within the key's range.
+    fn number(&mut self, key: &'static Key, pair: &Pair<'_>, min: u64, max: u64) -> Option<u64> {
+        let text = pair.as_str();
+        if !text.bytes().all(|b| b.is_ascii_digit()) {
+            self.report.error(place(pair), || {
+                let unit = if key.unit.is_empty() { String::new() } else { format!(" ({})", key.unit) };
+                let hint = plain(key, text).map_or(String::new(), |n| format!("; write `{n}`"));
+                (
+                    format!("{} is no plain number", quote(text)),
+                    format!("expected digits without sign or unit{unit}{hint}"),
+                )
+            });
+            return None;
+        }
+        // What does not fit is out of every range.
+        let n = text.parse().unwrap_or(u64::MAX);
+        if (min..=max).contains(&n) {
+            return Some(n);
+        }
+        self.report.error(place(pair), || {
+            let side = if n < min { "little" } else { "much" };
+            (format!("{} is too {side} for `{}`", quote(text), key.name), format!("expected {}", key.range()))
+        });
+        None
+    }
+
+    fn list(&mut self, key: &'static Key, list: &Pair<'_>, max: u64, from_zero: bool, most: usize) -> Option<Value> {
+        let mut values: Vec<u64> = Vec::new();
+        let mut good = true;
+        // The item before, if no comma followed it.
+        let mut loose: Option<Place> = None;
+        for part in list.clone().into_inner() {
+            if part.as_rule() == Rule::comma {
+                loose = None;
+            }
+            if !is_item(&part) {
+                continue;
+            }
+            if let Some((_, end)) = loose.replace(place(&part)) {
+                self.report.error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
+                good = false;
+            }
+            if part.as_rule() != Rule::number {
+                self.report.error(place(&part), || {
+                    (format!("{} is no number", quote(part.as_str())), format!("expected {}", key.range()))
+                });
+                good = false;
+                continue;
+            }
+            let Some(n) = self.number(key, &part, 0, max) else {
+                good = false;
+                continue;
+            };
+            match values.last() {
+                Some(&last) if n < last => {
+                    self.report.error(place(&part), || {
+                        (format!("`{}` values must rise, and {n} comes after {last}", key.name), String::new())
+                    });
+                    good = false;
+                }
+                Some(&last) if n == last => self.report.warn(place(&part), || {
+                    (
+                        format!("{n} stands twice in `{}`", key.name),
+                        "it takes room in the cookie and says nothing new".to_owned(),
+                    )
+                }),
+                None if from_zero && n != 0 => {
+                    self.report.error(place(&part), || {
+                        (
+                            format!("`{}` must begin with 0, and this is {n}", key.name),
+                            format!("expected {}", key.range()),
+                        )
+                    });
+                    good = false;
+                }
+                None if !from_zero && n == 0 => self.report.warn(place(&part), || {
+                    (
+                        format!("an MSS of 0 in `{}` leaves a client no room for data", key.name),
+                        "expected 64 or more".to_owned(),
+                    )
+                }),
+                _ => {}
+            }
+            values.push(n);
+        }
+        if good && values.is_empty() {
+            self.report
+                .error(place(list), || (format!("`{}` is empty", key.name), format!("expected {}", key.range())));
+            return None;
+        }
+        if values.len() > most {
+            self.report.error(place(list), || {
+                (
+                    format!("`{}` has {} values, and {most} is the most", key.name, values.len()),
+                    format!("expected {}", key.range()),
+                )
+            });
+            return None;
+        }
+        good.then_some(Value::List(values))
+    }
+
+    /// A name in quotes; a backslash makes the next character literal.
+    fn account_name(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = string.as_str();
+        let mut name = String::new();
+        let mut chars = text.get(1..text.len() - 1).unwrap_or_default().chars();
+        while let Some(c) = chars.next() {
+            name.extend(if c == '\\' { chars.next() } else { Some(c) });
+        }
+        if name.is_empty() || name.len() > 256 || name.contains(|c: char| c.is_control() || c == ':') {
+            self.report.error(place(string), || {
+                (format!("{} can be nobody's name", quote(text)), format!("expected {}", key.range()))
+            });
+            return None;
+        }
+        Some(Value::Account(Some(Account::Name(name))))
+    }
+
+    /// Complains if the tables of the cookie without timestamps leave too little of it for the proof.
+    fn weigh_cookie(&mut self) {
+        let given = |name| {
+            let index = KEYS.iter().position(|key| key.section.is_none() && key.name == name)?;
+            self.given[index]
+        };
+        let Some(at) = given("mss").max(given("wscale")) else { return };
+        let (mss, wscale) = (self.config.engine.mss_table.len(), self.config.engine.wscale_table.len());
+        // SACK or not, a scale or none, an MSS.
+        let codes = 2 * (wscale + 1) * mss;
+        let bits = codes.next_power_of_two().trailing_zeros();
+        let why = format!("2 × ({wscale} scales + none) × {mss} MSS values");
+        if bits > MOST_CODE_BITS {
+            self.report.error(at, || {
+                let message =
+                    format!("`mss` and `wscale` take {bits} bits of the cookie, and {MOST_CODE_BITS} is the most");
+                (message, format!("{why} are {codes} combinations; {} fit", 1u32 << MOST_CODE_BITS))
+            });
+        } else if bits > FREE_CODE_BITS {
+            self.report.warn(at, || {
+                let message =
+                    format!("`mss` and `wscale` take {bits} bits of the cookie and leave {} to its MAC", 31 - bits);
+                (message, format!("{why} are {codes} combinations; up to {} leave it 24", 1u32 << FREE_CODE_BITS))
+            });
+        }
+    }
+
+    /// Warns of a flow table that hardly any machine can hold.
+    fn weigh_table(&mut self) {
+        let flows = self.config.engine.table_buckets as u64 * tcpstate::Config::FLOWS_PER_BUCKET as u64;
+        let bytes = flows * FLOW_BYTES;
+        let at = KEYS.iter().position(|key| key.name == "conntablesize").and_then(|index| self.given[index]);
+        if let Some(at) = at
+            && bytes >= LARGE_TABLE
+        {
+            self.report.warn(at, || {
+                (format!("the flow table takes {} GiB of memory", bytes >> 30), format!("it holds {flows} flows"))
+            });
+        }
+    }
+
+    /// Says what pest found wrong.
+    fn misshapen(&mut self, text: &str, error: &pest::error::Error<Rule>) {
+        let (InputLocation::Pos(at) | InputLocation::Span((at, _))) = error.location;
+        let rules = match &error.variant {
+            ErrorVariant::ParsingError { positives, .. } => positives.as_slice(),
+            ErrorVariant::CustomError { .. } => &[],
+        };
+        let rest = &text[at..];
+        let found: String = match rest.chars().next() {
+            Some(c) if c.is_alphanumeric() || c == '_' => {
+                rest.chars().take_while(|c| c.is_alphanumeric() || matches!(c, '_' | '-')).take(64).collect()
+            }
+            Some(c) => c.to_string(),
+            None => String::new(),
+        };
+        let mut expected = expectation(rules);
+        if rules.contains(&Rule::head) && nearest(&found, ["synproxyconf"].into_iter()).is_some() {
+            expected.push_str("; did you mean `synproxyconf`?");
+        }
+        // At the end, the place is behind the last word, not on an empty line below it.
+        let place =
+            if rest.is_empty() { (text.trim_end().len(), text.trim_end().len()) } else { (at, at + found.len()) };
+        self.report.error(place, || {
+            let message = if rest.starts_with("/*") {
+                return ("this comment is never closed".to_owned(), "expected `*/` further down".to_owned());
+            } else if rest.starts_with('"') && rules.iter().any(|rule| matches!(rule, Rule::string | Rule::entry)) {
+                return ("this string is never closed".to_owned(), "expected `\"` further down".to_owned());
+            } else if text.trim().is_empty() {
+                "the file is empty".to_owned()
+            } else if rest.is_empty() {
+                "the file ends too early".to_owned()
+            } else if rules == [Rule::EOI] || rules == [Rule::semi, Rule::EOI] || rules == [Rule::EOI, Rule::semi] {
+                format!("{} comes after the end", quote(&found))
+            } else {
+                format!("{} is out of place", quote(&found))
+            };
+            (message, expected)
+        });
+    }
+}
+
+fn place(pair: &Pair<'_>) -> Place {
+    (pair.as_span().start(), pair.as_span().end())
+}
+
+fn is_item(part: &Pair<'_>) -> bool {
+    matches!(part.as_rule(), Rule::number | Rule::string | Rule::word)
+}
+
+/// What the grammar would have taken, in words.
+fn expectation(rules: &[Rule]) -> String {
+    let has = |rule| rules.contains(&rule);
+    let mut words = Vec::new();
+    let mut add = |say: bool, word| {
+        if say && !words.contains(&word) {
+            words.push(word);
+        }
+    };
+    let value = has(Rule::list) && has(Rule::word);
+    add(has(Rule::head), "`synproxyconf = {`");
+    add(has(Rule::eq), "`=`");
+    add(value, "a value");
+    add(has(Rule::comma), "`,`");
+    add(has(Rule::semi), "`;`");
+    add(has(Rule::number) && !value, "a number");
+    add(has(Rule::entry) || has(Rule::setting), "a key");
+    add(has(Rule::open) && !value, "`{`");
+    add(has(Rule::close), "`}`");
+    add(has(Rule::EOI), "the end of the file");
+    match words.split_last() {
+        None => String::new(),
+        Some((last, [])) => format!("expected {last}"),
+        Some((last, others)) => format!("expected {} or {last}", others.join(", ")),
+    }
+}
+
+/// The known word that `word` most likely was meant to be.
+fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    const LONGEST: usize = 40;
+    if word.len() > LONGEST {
+        return None;
+    }
+    let word = word.to_lowercase().replace('-', "_");
+    known
+        .map(|known| (strsim::osa_distance(&word, known), known))
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(4).min(word.chars().count().div_ceil(2)))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// What someone means who switches with a word or number of another language.
+fn switch(words: &[&'static str], word: &str) -> Option<&'static str> {
+    let meant = match word.to_lowercase().as_str() {
+        "1" | "yes" | "true" | "on" | "enabled" => "enable",
+        "0" | "no" | "false" | "off" | "disabled" => "disable",
+        _ => return None,
+    };
+    words.iter().copied().find(|known| *known == meant)
+}
+
+/// The number that `text` is with its unit taken into account, if that is certain.
+fn plain(key: &Key, text: &str) -> Option<u64> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    let text = text.replace('_', "");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let n: u64 = text[..digits].parse().ok()?;
+    let thousand: u64 = if matches!(key.takes, Takes::PowerOfTwo { .. }) { 1024 } else { 1000 };
+    let seconds = match &text[digits..] {
+        "" => return Some(n),
+        "k" | "K" => return n.checked_mul(thousand),
+        "M" => return n.checked_mul(thousand * thousand),
+        unit if unit == key.unit => return Some(n),
+        "us" if key.unit == "µs" => return Some(n),
+        "ms" if key.unit == "µs" => return n.checked_mul(1000),
+        "s" | "sec" => n,
+        "m" | "min" => n.checked_mul(60)?,
+        "h" => n.checked_mul(3600)?,
+        "d" => n.checked_mul(86400)?,
+        _ => return None,
+    };
+    match key.unit {
+        "s" => Some(seconds),
+        "µs" => seconds.checked_mul(1_000_000),
+        _ => None,
+    }
+}
