@@ -1,1 +1,348 @@
-//! The memory part; see the crate's documentation.
+//! A port with both ends in memory: the worker holds a [`MemoryPort`], a test or a simulated world the [`MemoryWire`].
+//!
+//! Bytes are copied in and out, so that the far end needs no pool. What the far end says, and when, is its own story.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::frame::{Batch, Frame, Pool};
+use crate::port::{Capabilities, Port, PortStatistics};
+
+/// The longest frame a memory port passes, in bytes: a jumbo frame of 9000 bytes of payload with its header and two tags.
+pub const MAX_FRAME: usize = 9022;
+
+/// A port and the other end of its wire. Each direction holds up to `capacity` frames.
+///
+/// ```
+/// use pktio::{Batch, Pool, Port, memory};
+///
+/// let mut pool = Pool::heap(4, 2048, 64);
+/// let (mut port, mut wire) = memory::pair(16);
+/// let mut batch = Batch::new();
+/// wire.push(b"a frame of some bytes");
+/// assert_eq!(port.receive(&mut batch, 64, &mut pool), 1);
+/// port.transmit(&mut batch, &mut pool);
+/// assert_eq!(wire.pop().as_deref(), Some(b"a frame of some bytes".as_slice()));
+/// assert_eq!(pool.idle(), pool.total());
+/// ```
+pub fn pair(capacity: usize) -> (MemoryPort, MemoryWire) {
+    let shared = Arc::new(Mutex::new(Shared {
+        inward: VecDeque::with_capacity(capacity),
+        outward: VecDeque::with_capacity(capacity),
+        spare: Vec::with_capacity(2 * capacity),
+        capacity,
+        refused: 0,
+        open: true,
+    }));
+    (MemoryPort { shared: shared.clone(), statistics: PortStatistics::default() }, MemoryWire { shared })
+}
+
+/// What both ends see. The lock is taken once a batch and never held while waiting.
+struct Shared {
+    /// Frames on their way to the port.
+    inward: VecDeque<Vec<u8>>,
+    /// Frames on their way to the wire.
+    outward: VecDeque<Vec<u8>>,
+    /// Buffers to be used again, so that a steady exchange does not allocate.
+    spare: Vec<Vec<u8>>,
+    capacity: usize,
+    /// Frames the wire pushed while `inward` was full.
+    refused: u64,
+    /// The wire has not hung up.
+    open: bool,
+}
+
+impl Shared {
+    fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < 2 * self.capacity {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+}
+
+/// A test that panics while it holds the lock must not make every other end panic too: the queues are whole at any time.
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The worker's end; see [`pair`].
+pub struct MemoryPort {
+    shared: Arc<Mutex<Shared>>,
+    statistics: PortStatistics,
+}
+
+impl Port for MemoryPort {
+    fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        let mut shared = lock(&self.shared);
+        let mut received = 0;
+        while received < max {
+            let Some(bytes) = shared.inward.pop_front() else { break };
+            match gather(pool, &[&bytes], MAX_FRAME) {
+                Ok(frame) => {
+                    self.statistics.received += 1;
+                    self.statistics.received_bytes += bytes.len() as u64;
+                    batch.push(frame);
+                    received += 1;
+                }
+                Err(Refused::NoBuffer) => self.statistics.no_buffer += 1,
+                Err(Refused::TooLong) => self.statistics.truncated += 1,
+            }
+            shared.recycle(bytes);
+        }
+        received
+    }
+
+    fn transmit(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        let mut shared = lock(&self.shared);
+        let fits = batch.len().min(shared.capacity - shared.outward.len());
+        if fits < batch.len() {
+            self.statistics.transmit_full += 1;
+        }
+        for frame in batch.drain(..fits) {
+            let mut bytes = shared.buffer();
+            frame.segments().for_each(|segment| bytes.extend_from_slice(segment));
+            self.statistics.sent += 1;
+            self.statistics.sent_bytes += bytes.len() as u64;
+            shared.outward.push_back(bytes);
+            pool.put(frame);
+        }
+        fits
+    }
+
+    fn flush(&mut self, _: &mut Pool) {}
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// True once the wire has hung up and what it pushed before has been received.
+    fn is_exhausted(&self) -> bool {
+        let shared = lock(&self.shared);
+        !shared.open && shared.inward.is_empty()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { backend: "memory", multi_buffer: true, max_frame: MAX_FRAME, ..Capabilities::default() }
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        PortStatistics { receive_full: lock(&self.shared).refused, ..self.statistics }
+    }
+}
+
+/// The far end of a [`MemoryPort`]: what is pushed here the port receives, what the port transmits is popped here.
+///
+/// Dropping it hangs up.
+pub struct MemoryWire {
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl MemoryWire {
+    /// Sends a frame to the port. False, and the port counts it in [`PortStatistics::receive_full`], when the wire is full.
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
+        let mut shared = lock(&self.shared);
+        if shared.inward.len() == shared.capacity {
+            shared.refused += 1;
+            return false;
+        }
+        let mut buffer = shared.buffer();
+        buffer.extend_from_slice(bytes);
+        shared.inward.push_back(buffer);
+        true
+    }
+
+    /// The next frame the port transmitted.
+    pub fn pop(&mut self) -> Option<Vec<u8>> {
+        lock(&self.shared).outward.pop_front()
+    }
+
+    /// Like [`pop`](Self::pop), into a buffer of the caller's, whose old bytes go. False when there is no frame; without
+    /// an allocation once the buffers have grown to the size of the traffic.
+    pub fn pop_into(&mut self, bytes: &mut Vec<u8>) -> bool {
+        let mut shared = lock(&self.shared);
+        let Some(mut frame) = shared.outward.pop_front() else { return false };
+        std::mem::swap(bytes, &mut frame);
+        shared.recycle(frame);
+        true
+    }
+
+    /// Frames pushed that the port has not received yet.
+    pub fn unreceived(&self) -> usize {
+        lock(&self.shared).inward.len()
+    }
+
+    /// Frames transmitted that have not been popped yet.
+    pub fn pending(&self) -> usize {
+        lock(&self.shared).outward.len()
+    }
+
+    /// Sends nothing more: the port is exhausted once it has received what is on the way. Popping goes on.
+    pub fn hang_up(&mut self) {
+        lock(&self.shared).open = false;
+    }
+}
+
+impl Drop for MemoryWire {
+    fn drop(&mut self) {
+        self.hang_up();
+    }
+}
+
+/// Why [`gather`] made no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The pool has too few idle buffers.
+    NoBuffer,
+    /// The frame is longer than the port passes, or needs several buffers and the pool's have no room to chain them.
+    TooLong,
+}
+
+/// A frame of `pool` with the bytes of `parts`, one after the other, in as many buffers as they need.
+///
+/// Every backend that copies frames in does it here. The reserve of the pool may be used: this is reception.
+pub(crate) fn gather(pool: &mut Pool, parts: &[&[u8]], max_frame: usize) -> Result<Frame, Refused> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    // A further buffer keeps its link in its headroom.
+    let chainable = pool.headroom() >= size_of::<Frame>() && pool.buffer() > pool.headroom();
+    if total > max_frame || (total > pool.buffer() - pool.headroom() && !chainable) {
+        return Err(Refused::TooLong);
+    }
+    let mut frame = pool.take_reserved().ok_or(Refused::NoBuffer)?;
+    let mut further: Option<Frame> = None;
+    for mut part in parts.iter().copied() {
+        while !part.is_empty() {
+            let last = further.as_mut().unwrap_or(&mut frame);
+            let (start, len) = (last.start(), last.len());
+            let room = (last.capacity() - start - len).min(part.len());
+            if room == 0 {
+                let next = pool.take_reserved();
+                if let Some(full) = further.take() {
+                    frame.append(full);
+                }
+                further = next;
+                if further.is_none() {
+                    pool.put(frame);
+                    return Err(Refused::NoBuffer);
+                }
+                continue;
+            }
+            last.set(start, len + room);
+            last.bytes_mut()[len..].copy_from_slice(&part[..room]);
+            part = &part[room..];
+        }
+    }
+    if let Some(full) = further {
+        frame.append(full);
+    }
+    Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_full_wire_refuses_and_the_port_counts_it() {
+        let mut pool = Pool::heap(8, 2048, 64);
+        let (mut port, mut wire) = pair(2);
+        assert!(wire.push(b"one") && wire.push(b"two") && !wire.push(b"three"));
+        let mut batch = Batch::new();
+        assert_eq!(port.receive(&mut batch, 8, &mut pool), 2);
+        assert_eq!((port.statistics().received, port.statistics().receive_full), (2, 1));
+        batch.drain(..).for_each(|frame| pool.put(frame));
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_in_the_batch_in_order() {
+        let mut pool = Pool::heap(8, 2048, 64);
+        let (mut port, mut wire) = pair(2);
+        let mut batch: Batch = (0..3u8)
+            .map(|i| {
+                let mut frame = pool.take().unwrap();
+                frame.fill(&[i; 60]);
+                frame
+            })
+            .collect();
+        assert_eq!(port.transmit(&mut batch, &mut pool), 2);
+        assert_eq!((batch.len(), batch[0].bytes()[0], port.statistics().transmit_full), (1, 2, 1));
+        assert_eq!((wire.pop().unwrap()[0], wire.pop().unwrap()[0]), (0, 1));
+        assert_eq!(port.transmit(&mut batch, &mut pool), 1);
+        assert_eq!(wire.pop().unwrap(), [2; 60]);
+        assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
+    fn a_dropped_wire_exhausts_the_port_only_after_its_last_frame() {
+        let mut pool = Pool::heap(2, 2048, 64);
+        let (mut port, mut wire) = pair(2);
+        wire.push(b"last words");
+        drop(wire);
+        assert!(!port.is_exhausted());
+        let mut batch = Batch::new();
+        port.receive(&mut batch, 8, &mut pool);
+        assert!(port.is_exhausted());
+        batch.drain(..).for_each(|frame| pool.put(frame));
+    }
+
+    #[test]
+    fn an_empty_pool_drops_and_counts() {
+        let mut pool = Pool::heap(1, 256, 64);
+        let (mut port, mut wire) = pair(8);
+        for bytes in [[1; 60].as_slice(), &[2; 60], &[3; 250]] {
+            wire.push(bytes);
+        }
+        let mut batch = Batch::new();
+        assert_eq!(port.receive(&mut batch, 8, &mut pool), 1);
+        assert_eq!((port.statistics().no_buffer, wire.unreceived()), (2, 0));
+        batch.drain(..).for_each(|frame| pool.put(frame));
+        assert_eq!(pool.idle(), 1);
+    }
+
+    #[test]
+    fn a_long_frame_is_refused_where_buffers_cannot_be_chained() {
+        let mut pool = Pool::heap(4, 256, 0);
+        assert!(matches!(gather(&mut pool, &[&[0; 257]], MAX_FRAME), Err(Refused::TooLong)));
+        let frame = gather(&mut pool, &[&[0; 256]], MAX_FRAME).unwrap();
+        pool.put(frame);
+        assert_eq!(pool.idle(), 4);
+    }
+
+    #[test]
+    fn both_ends_travel_between_threads() {
+        fn send<T: Send>(_: &T) {}
+        let (port, wire) = pair(1);
+        send(&port);
+        send(&wire);
+    }
+
+    proptest! {
+        #[test]
+        fn gathered_bytes_are_the_parts_joined(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..500), 0..5),
+            buffer in 128usize..600,
+            frames in 1usize..16,
+        ) {
+            let mut pool = Pool::heap(frames, buffer, 64);
+            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let need = parts.concat().len().div_ceil(pool.buffer() - 64).max(1);
+            match gather(&mut pool, &slices, MAX_FRAME) {
+                Ok(frame) => {
+                    prop_assert_eq!(frame.segments().collect::<Vec<_>>().concat(), parts.concat());
+                    prop_assert_eq!(frame.total(), parts.concat().len());
+                    prop_assert_eq!(frame.buffers(), need);
+                    pool.put(frame);
+                }
+                Err(refused) => prop_assert!(refused == Refused::NoBuffer && need > frames),
+            }
+            prop_assert_eq!(pool.idle(), frames);
+        }
+    }
+}
