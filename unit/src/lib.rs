@@ -1,1 +1,3 @@
-//! Room.
+//! What only tests.
+
+pub mod netns;

@@ -35,6 +35,9 @@ struct Arguments {
     /// The Ethernet destination; for an IPv4 neighbour the ARP table knows it.
     #[arg(long, value_parser = parse_mac)]
     to_mac: Option<Mac>,
+    /// The Ethernet source, to which the answers go; without it, the interface's own.
+    #[arg(long, value_parser = parse_mac)]
+    from_mac: Option<Mac>,
     /// What the flood consists of.
     #[arg(long, value_enum, default_value_t = Kind::Syn)]
     kind: Kind,
@@ -86,13 +89,14 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         return Err("--from and --to are of different address families".into());
     }
     let open = || Sender::open(interface).map_err(|error| complaint(interface, &error));
+    let own_mac = open()?.mac(interface).map_err(|error| complaint(interface, &error))?;
     let target = Target {
         address: arguments.to,
         port: arguments.port,
         mac: arguments.to_mac.or_else(|| neighbour(arguments.to, interface)).ok_or_else(|| {
             format!("no neighbour entry for {} on {interface}; ping it first or give --to-mac", arguments.to)
         })?,
-        from_mac: open()?.mac(interface).map_err(|error| complaint(interface, &error))?,
+        from_mac: arguments.from_mac.unwrap_or(own_mac),
     };
     let senders = (0..arguments.threads).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
 

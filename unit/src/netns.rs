@@ -1,0 +1,336 @@
+//! Three network namespaces in a row: a client on the WAN, the box between, a server on the LAN. The kernel's TCP at
+//! both ends is the judge; [`appliance`] puts the proxy into the box, [`traffic`] makes and checks the bytes, and
+//! [`counters`] reads what the kernels noticed.
+//!
+//! ```text
+//!   client namespace          box namespace           server namespace
+//!   c0 10.77.0.1 ──────────── wan0   lan0 ──────────── s0 10.77.0.2
+//!      fd77::1                                            fd77::2
+//! ```
+//!
+//! Needs root. Names carry the process id: whatever a killed test left behind, the next one sweeps.
+
+pub mod appliance;
+pub mod counters;
+pub mod traffic;
+
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+pub use appliance::{Appliance, Backend};
+pub use counters::Counters;
+
+/// The first part of every name, before the process id.
+const PREFIX: &str = "spx";
+
+/// Where `ip netns` keeps its names.
+const NAMES: &str = "/run/netns";
+
+/// The client's addresses.
+pub const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
+/// The client's addresses.
+pub const CLIENT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
+/// The server's addresses.
+pub const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
+/// The server's addresses.
+pub const SERVER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+/// Addresses at which nobody is: the neighbour entry is there, the host is not.
+pub const NOBODY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 9));
+/// Addresses at which nobody is: the neighbour entry is there, the host is not.
+pub const NOBODY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 9));
+/// The Ethernet address of the client.
+pub const CLIENT_MAC: &str = "02:00:00:00:00:c1";
+/// The Ethernet address of the server.
+pub const SERVER_MAC: &str = "02:00:00:00:00:51";
+
+/// One network namespace of our own; gone when dropped, with every interface in it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    handle: File,
+}
+
+impl Namespace {
+    /// Makes an empty namespace; `role` ends its name. Its loopback is up.
+    ///
+    /// # Panics
+    /// Without root or without `ip`.
+    pub fn new(role: &str) -> Namespace {
+        static SWEEP: Once = Once::new();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        SWEEP.call_once(sweep);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}-{role}", process::id());
+        sh(&format!("ip netns add {name}"));
+        let handle = File::open(Path::new(NAMES).join(&name)).expect("a namespace just made can be opened");
+        let namespace = Namespace { name, handle };
+        namespace.sh("ip link set lo up");
+        // Nothing else here: no duplicate address detection to wait for, no routers to ask for.
+        for key in ["accept_dad", "dad_transmits", "router_solicitations", "accept_ra"] {
+            namespace.sysctl(&format!("net.ipv6.conf.default.{key}"), "0");
+        }
+        namespace
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `work` on a thread inside. Sockets opened there stay inside wherever they are used afterwards.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("entering one's own namespace");
+                work()
+            });
+            // A panic inside is the caller's panic, with its own message.
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A command that will run inside, with `/sys` of this namespace, and that ends when the thread that starts it
+    /// does: what a test forgets to stop does not outlive it.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "setpriv", "--pdeathsig", "TERM", "--"]).arg(program.as_ref());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a shell line inside and returns what it printed.
+    ///
+    /// # Panics
+    /// If it fails; the message has the line and its complaint.
+    pub fn sh(&self, line: &str) -> String {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "sh", "-ec", line]);
+        output(command, line)
+    }
+
+    /// Sets a sysctl of this namespace, named with dots.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        self.run(|| fs::write(&path, value).unwrap_or_else(|error| panic!("{} = {value}: {error}", path.display())));
+    }
+
+    /// What the kernel has counted here so far.
+    pub fn counters(&self) -> Counters {
+        self.run(Counters::read)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Nothing to do about a failure; the next sweep tries again.
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
+    }
+}
+
+/// Whether a test needs the machine to itself.
+#[derive(Debug)]
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+/// Tests that load or time the machine take turns with all others of the process.
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// The three namespaces and the two cables between them.
+#[derive(Debug)]
+pub struct Rig {
+    /// Where the clients live: everybody else.
+    pub client: Namespace,
+    /// Where the servers live: what is protected.
+    pub server: Namespace,
+    /// Where the appliance stands, with interfaces [`Rig::WAN`] and [`Rig::LAN`] and no address.
+    pub middle: Namespace,
+    _turn: Turn,
+}
+
+impl Rig {
+    /// The box's interface towards the clients.
+    pub const WAN: &str = "wan0";
+    /// The box's interface towards the servers.
+    pub const LAN: &str = "lan0";
+
+    /// Makes the namespaces, with Ethernet of 1500 bytes.
+    ///
+    /// # Panics
+    /// Without root, `ip` or `ethtool`.
+    pub fn new() -> Rig {
+        // A test that failed while it held the lock has nothing to do with the next one.
+        Rig::build(1500, Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
+    }
+
+    /// As [`Rig::new`], once no other rig of this process is up, and with none beside it: for floods and timing.
+    pub fn alone() -> Rig {
+        Rig::build(1500, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
+    }
+
+    fn build(mtu: u32, turn: Turn) -> Rig {
+        let rig = Rig {
+            client: Namespace::new("client"),
+            server: Namespace::new("server"),
+            middle: Namespace::new("box"),
+            _turn: turn,
+        };
+        // The box owns no address, not even a link-local one.
+        rig.middle.sysctl("net.ipv6.conf.all.disable_ipv6", "1");
+        rig.middle.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+        let ends = [
+            (&rig.client, "c0", CLIENT_MAC, Rig::WAN, CLIENT_V4, CLIENT_V6),
+            (&rig.server, "s0", SERVER_MAC, Rig::LAN, SERVER_V4, SERVER_V6),
+        ];
+        for (host, outer, mac, inner, v4, v6) in ends {
+            rig.middle.sh(&format!(
+                "ip link add {inner} mtu {mtu} type veth peer name {outer} mtu {mtu} address {mac} netns {}
+                 ip link set {inner} up",
+                host.name
+            ));
+            // On veth, a segment whose checksum is left to the hardware would cross the box with half a checksum, and a
+            // tag in metadata would be lost: the end hosts do both themselves, as a wire demands.
+            host.sh(&format!(
+                "ethtool -K {outer} tx off txvlan off >/dev/null
+                 ip link set {outer} up
+                 ip addr add {v4}/24 dev {outer}
+                 ip addr add {v6}/64 dev {outer} nodad
+                 ip neigh add {NOBODY_V4} lladdr 02:00:00:00:00:dd dev {outer}
+                 ip neigh add {NOBODY_V6} lladdr 02:00:00:00:00:dd dev {outer}"
+            ));
+            // Whatever the machine's default is; of the others, only Reno may be chosen in every namespace.
+            host.sysctl("net.ipv4.tcp_congestion_control", "reno");
+            host.sysctl("net.ipv4.tcp_no_metrics_save", "1");
+            // Thousands of short connections to one port, without waiting for old ones to be forgotten.
+            host.sysctl("net.ipv4.ip_local_port_range", "10000 65000");
+        }
+        rig
+    }
+
+    /// Puts the kernel's own bridge into the middle: what a plain wire would do.
+    ///
+    /// # Panics
+    /// If the kernel has no bridge.
+    pub fn bridge(&self) {
+        let (lan, wan) = (Rig::LAN, Rig::WAN);
+        self.middle.sh(&format!(
+            "ip link add name bridge0 type bridge forward_delay 0 mcast_snooping 0
+             ip link set {lan} master bridge0
+             ip link set {wan} master bridge0
+             ip link set bridge0 up"
+        ));
+    }
+
+    /// Sets a sysctl at both ends.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        self.client.sysctl(key, value);
+        self.server.sysctl(key, value);
+    }
+
+    /// Runs `work`, then asks both kernels what they thought of it: no fault at either end (see [`counters::FAULTS`]),
+    /// no more resets sent than `resets` (by the client, by the server), and no more than a few segments sent twice.
+    /// That bytes arrive proves little: with SACK blocks or echoes left untranslated they do, thousands of times slower.
+    ///
+    /// # Panics
+    /// If a kernel has cause to complain.
+    pub fn judge<T>(&self, resets: [i64; 2], work: impl FnOnce() -> T) -> T {
+        let before = self.counters();
+        let result = work();
+        // The last acknowledgements are still on their way.
+        thread::sleep(Duration::from_millis(100));
+        for (((end, after), before), resets) in ["client", "server"].iter().zip(self.counters()).zip(before).zip(resets)
+        {
+            let risen = after.since(&before);
+            let faults = risen.faults(resets);
+            assert!(faults.is_empty(), "the {end}'s kernel noticed {}", faults.join(", "));
+            let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
+            assert!(again <= 30 + sent / 50, "the {end} sent {again} of {sent} segments again");
+        }
+        result
+    }
+
+    /// Counters of client and server, in this order.
+    pub fn counters(&self) -> [Counters; 2] {
+        [self.client.counters(), self.server.counters()]
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Rig {
+        Rig::new()
+    }
+}
+
+/// The path of a program of this workspace, built as it is needed.
+///
+/// `SYNPROXY_BIN_DIR` names a directory with ready programs instead.
+///
+/// # Panics
+/// If it cannot be built; the message says how to try by hand.
+pub fn program(name: &str) -> PathBuf {
+    static BUILD: Once = Once::new();
+    let directory = std::env::var_os("SYNPROXY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        // target/debug/deps/this_test: programs lie one directory up.
+        let test = std::env::current_exe().expect("a test knows where it lies");
+        let profile = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
+        BUILD.call_once(|| build(profile));
+        profile.to_owned()
+    });
+    let path = directory.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
+    path
+}
+
+/// Brings the programs up to date. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
+fn build(profile: &Path) {
+    let (Some(cargo), Some(target)) = (std::env::var_os("CARGO"), profile.parent()) else { return };
+    let name = match profile.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "-p", "synproxy", "-p", "tools", "--bins", "--profile", name]);
+    command.arg("--target-dir").arg(target).current_dir(root);
+    output(command, "cargo build -p synproxy -p tools --bins");
+}
+
+/// Removes namespaces of processes that are no more.
+fn sweep() {
+    let Ok(names) = fs::read_dir(NAMES) else { return };
+    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(owner, _)| owner);
+        if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+/// Runs a shell line in this very namespace.
+fn sh(line: &str) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-ec", line]);
+    output(command, line)
+}
+
+fn output(mut command: Command, what: &str) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{what}: {error}"));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "`{what}` failed, {}: {complaint}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,229 @@
+//! The proxy itself in the middle of a rig: started, waited for, stopped, and asked what it has seen.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{self, Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use super::{Rig, program};
+
+/// How long start and end may each take before they count as failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How frames come in and go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// AF_XDP, the program in the driver's receive path.
+    Driver,
+    /// AF_XDP, the program in the kernel's generic hook.
+    Generic,
+    /// AF_PACKET with a mapped ring.
+    Packet,
+}
+
+impl Backend {
+    /// Every backend that works on veth.
+    pub const ALL: [Backend; 3] = [Backend::Driver, Backend::Generic, Backend::Packet];
+
+    fn name(self, interface: &str) -> String {
+        match self {
+            Backend::Driver => format!("xdp:{interface}"),
+            Backend::Generic => format!("xdp-generic:{interface}"),
+            Backend::Packet => format!("packet:{interface}"),
+        }
+    }
+}
+
+/// A running `synproxy`; ended when dropped.
+#[derive(Debug)]
+pub struct Appliance {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+    config: Option<PathBuf>,
+}
+
+/// What is left of an [`Appliance`] that was stopped.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// How long it took to end.
+    pub took: Duration,
+    /// Everything it said, a line each.
+    pub log: Vec<String>,
+}
+
+impl Report {
+    /// The last number given under `name` in the log, as `name=17` or `name 17`.
+    pub fn figure(&self, name: &str) -> Option<u64> {
+        figure(&self.log, name)
+    }
+}
+
+fn figure(log: &[String], name: &str) -> Option<u64> {
+    log.iter().rev().find_map(|line| {
+        let mut rest = line.as_str();
+        while let Some(at) = rest.find(name) {
+            let before = rest[..at].chars().next_back();
+            rest = &rest[at + name.len()..];
+            let whole = !before.is_some_and(|c| c.is_alphanumeric() || c == '-' || c == '_');
+            let value = rest.strip_prefix(['=', ':', ' ']).map(str::trim_start).unwrap_or_default();
+            let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+            if whole && !digits.is_empty() {
+                return digits.parse().ok();
+            }
+        }
+        None
+    })
+}
+
+impl Appliance {
+    /// Starts the proxy in the middle of `rig` with the configuration entries `config` (the inside of
+    /// `synproxyconf = { }`), and returns when frames flow.
+    ///
+    /// # Panics
+    /// If it ends or stays silent instead of becoming ready; the message has all it said.
+    pub fn start(rig: &Rig, backend: Backend, config: &str) -> Appliance {
+        Appliance::start_with(rig, backend, config, &[])
+    }
+
+    /// As [`Appliance::start`], with further arguments.
+    ///
+    /// # Panics
+    /// As [`Appliance::start`].
+    pub fn start_with(rig: &Rig, backend: Backend, config: &str, arguments: &[&str]) -> Appliance {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut command = rig.middle.command(program("synproxy"));
+        // Rigs stand side by side on few cores: pinned, they would all take the first one.
+        command.arg("--no-pin").args(arguments);
+        let config = (!config.is_empty()).then(|| {
+            let path = std::env::temp_dir().join(format!("spx{}-{number}.conf", process::id()));
+            fs::write(&path, format!("synproxyconf = {{\n{config}\n}};\n")).expect("writing a configuration");
+            command.arg("--config").arg(&path);
+            path
+        });
+        command.arg(backend.name(Rig::LAN)).arg(backend.name(Rig::WAN));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting ip netns exec");
+        let (ready, is_ready) = mpsc::channel();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("piped"));
+        let stderr: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("piped"));
+        let readers = [stdout, stderr].map(|pipe| {
+            let (log, ready) = (Arc::clone(&log), ready.clone());
+            thread::spawn(move || {
+                for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                    let says_ready = line.split_whitespace().any(|word| word == "ready");
+                    log.lock().expect("a reader does not panic").push(line);
+                    if says_ready {
+                        // Nobody listens any more after the first time.
+                        let _ = ready.send(());
+                    }
+                }
+            })
+        });
+        drop(ready);
+        let mut appliance = Appliance { child, log, readers: readers.into(), config };
+        appliance.wait_ready(&is_ready);
+        appliance
+    }
+
+    fn wait_ready(&mut self, ready: &Receiver<()>) {
+        match ready.recv_timeout(PATIENCE) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => panic!("not ready after {PATIENCE:?}:\n{}", self.log().join("\n")),
+            // Both pipes closed: it ended.
+            Err(RecvTimeoutError::Disconnected) => panic!("ended instead of starting:\n{}", self.log().join("\n")),
+        }
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("a reader does not panic").clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(self.child.id() as i32), signal).expect("signalling a child of one's own");
+    }
+
+    /// Its resident memory in KiB, if it runs.
+    pub fn resident(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+    }
+
+    /// Ends it as an operator would, by SIGTERM, and returns its last words.
+    ///
+    /// # Panics
+    /// If it has ended by itself, or does not end; the message has all it said.
+    pub fn stop(mut self) -> Report {
+        if let Some(status) = self.child.try_wait().expect("waiting for a child of one's own") {
+            panic!("it had ended by itself, {status}:\n{}", self.log().join("\n"));
+        }
+        let start = Instant::now();
+        self.signal(Signal::SIGTERM);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("waiting for a child of one's own") {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "SIGTERM did not end it:\n{}", self.log().join("\n"));
+            thread::sleep(Duration::from_millis(5));
+        };
+        let took = start.elapsed();
+        self.readers.drain(..).for_each(|reader| reader.join().expect("a reader does not panic"));
+        Report { status, took, log: self.log() }
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        // After `stop` there is nothing left to end. Otherwise a test has failed: its log is the best hint.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = signal::kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(3) && matches!(self.child.try_wait(), Ok(None)) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            println!("synproxy said:\n{}", self.log().join("\n"));
+        }
+        if let Some(path) = self.config.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_by_their_whole_name() {
+        let log = ["cookies-bad=3 bad=4", "drops: bad-cookie 17", "syns: 9"].map(String::from);
+        assert_eq!(figure(&log, "bad"), Some(4));
+        assert_eq!(figure(&log, "bad-cookie"), Some(17));
+        assert_eq!(figure(&log, "syns"), Some(9));
+        assert_eq!(figure(&log, "yn"), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! What a namespace's kernel has counted, under the names `nstat` prints.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+/// Counters of one namespace: `TcpOutRsts`, `TcpExtPAWSEstab` and their like.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(BTreeMap<String, i64>);
+
+/// What rises at an end host only when somebody on the way made a mistake with numbers, timestamps or checksums.
+pub const FAULTS: [&str; 8] = [
+    "TcpInCsumErrors",
+    "TcpInErrs",
+    "TcpExtTCPSACKDiscard",
+    "TcpExtPAWSActive",
+    "TcpExtPAWSEstab",
+    "TcpExtTSEcrRejected",
+    "TcpExtTCPChallengeACK",
+    "TcpExtTCPSYNChallenge",
+];
+
+impl Counters {
+    /// Reads the counters of the calling thread's namespace.
+    ///
+    /// # Panics
+    /// If /proc is not what Linux makes it.
+    pub fn read() -> Counters {
+        let mut counters = BTreeMap::new();
+        for file in ["snmp", "netstat"] {
+            // The thread's, because /proc/net is the process's.
+            let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("reading counters");
+            let lines: Vec<&str> = text.lines().collect();
+            for pair in lines.chunks_exact(2) {
+                let (names, values) = (pair[0].split_whitespace(), pair[1].split_whitespace());
+                let group = pair[0].split(':').next().unwrap_or_default();
+                for (name, value) in names.zip(values).skip(1) {
+                    // TcpMaxConn is -1; nothing else is signed.
+                    counters.insert(format!("{group}{name}"), value.parse().expect("a counter is a number"));
+                }
+            }
+        }
+        Counters(counters)
+    }
+
+    /// One counter; zero where this kernel does not have it.
+    pub fn get(&self, name: &str) -> i64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// What has been counted since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Counters) -> Counters {
+        Counters(self.0.iter().map(|(name, now)| (name.clone(), now - before.get(name))).collect())
+    }
+
+    /// Those of [`FAULTS`] that are not zero, and the resets beyond `resets`.
+    pub fn faults(&self, resets: i64) -> Vec<String> {
+        let faults = FAULTS.iter().filter(|name| self.get(name) != 0);
+        let unexpected = (self.get("TcpOutRsts") > resets).then_some(&"TcpOutRsts");
+        faults.chain(unexpected).map(|name| format!("{name} = {}", self.get(name))).collect()
+    }
+}
