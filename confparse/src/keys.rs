@@ -68,7 +68,7 @@ pub struct Key {
     pub name: &'static str,
     /// What it takes.
     pub takes: Takes,
-    /// The unit of its numbers: `s`, `µs`, `bytes`, or what is counted; empty where there is none.
+    /// The unit of its numbers: `seconds`, `microseconds`, `bytes`, or what is counted; empty where there is none.
     pub unit: &'static str,
     /// One line on what it does.
     pub help: &'static str,
@@ -227,7 +227,7 @@ macro_rules! timeout {
             section: Some("timeouts"),
             name: stringify!($name),
             takes: Takes::Number { min: 1, max: INT_MAX },
-            unit: "s",
+            unit: "seconds",
             help: $help,
             idle: None,
             set: |config, value| {
@@ -335,7 +335,7 @@ pub(crate) const KEYS: &[Key] = &[
         section: RATE,
         name: "timer_period_usec",
         takes: POSITIVE,
-        unit: "µs",
+        unit: "microseconds",
         help: "refill period",
         idle: None,
         set: |config, value| {

@@ -271,12 +271,9 @@ impl Reader<'_> {
         let text = pair.as_str();
         if !text.bytes().all(|b| b.is_ascii_digit()) {
             self.report.error(place(pair), || {
-                let unit = if key.unit.is_empty() { String::new() } else { format!(" ({})", key.unit) };
+                let unit = if key.unit.is_empty() { String::new() } else { format!(", in {}", key.unit) };
                 let hint = plain(key, text).map_or(String::new(), |n| format!("; write `{n}`"));
-                (
-                    format!("{} is no plain number", quote(text)),
-                    format!("expected digits without sign or unit{unit}{hint}"),
-                )
+                (format!("{} is no plain number", quote(text)), format!("expected digits alone{unit}{hint}"))
             });
             return None;
         }
@@ -451,7 +448,7 @@ impl Reader<'_> {
         self.report.error(place, || {
             let message = if rest.starts_with("/*") {
                 return ("this comment is never closed".to_owned(), "expected `*/` further down".to_owned());
-            } else if rest.starts_with('"') && rules.iter().any(|rule| matches!(rule, Rule::string | Rule::entry)) {
+            } else if rest.starts_with('"') && rules.contains(&Rule::string) {
                 return ("this string is never closed".to_owned(), "expected `\"` further down".to_owned());
             } else if text.trim().is_empty() {
                 "the file is empty".to_owned()
@@ -484,14 +481,15 @@ fn expectation(rules: &[Rule]) -> String {
             words.push(word);
         }
     };
-    let value = has(Rule::list) && has(Rule::word);
+    // pest names the first token of a rule where that is all there is to say.
+    let value = has(Rule::number) && has(Rule::open);
     add(has(Rule::head), "`synproxyconf = {`");
     add(has(Rule::eq), "`=`");
     add(value, "a value");
     add(has(Rule::comma), "`,`");
     add(has(Rule::semi), "`;`");
     add(has(Rule::number) && !value, "a number");
-    add(has(Rule::entry) || has(Rule::setting), "a key");
+    add(has(Rule::word) && !has(Rule::number), "a key");
     add(has(Rule::open) && !value, "`{`");
     add(has(Rule::close), "`}`");
     add(has(Rule::EOI), "the end of the file");
@@ -541,8 +539,8 @@ fn plain(key: &Key, text: &str) -> Option<u64> {
         "k" | "K" => return n.checked_mul(thousand),
         "M" => return n.checked_mul(thousand * thousand),
         unit if unit == key.unit => return Some(n),
-        "us" if key.unit == "µs" => return Some(n),
-        "ms" if key.unit == "µs" => return n.checked_mul(1000),
+        "us" | "µs" if key.unit == "microseconds" => return Some(n),
+        "ms" if key.unit == "microseconds" => return n.checked_mul(1000),
         "s" | "sec" => n,
         "m" | "min" => n.checked_mul(60)?,
         "h" => n.checked_mul(3600)?,
@@ -550,8 +548,8 @@ fn plain(key: &Key, text: &str) -> Option<u64> {
         _ => return None,
     };
     match key.unit {
-        "s" => Some(seconds),
-        "µs" => seconds.checked_mul(1_000_000),
+        "seconds" => Some(seconds),
+        "microseconds" => seconds.checked_mul(1_000_000),
         _ => None,
     }
 }
