@@ -6,6 +6,16 @@
 //! repeat is warned of. A key that is absent keeps the default of [`Config::default`].
 //!
 //! [`Config::KEYS`] is the whole vocabulary; the reader, [`Config::describe`] and the documentation all work from it.
+//!
+//! ```
+//! let parsed = confparse::parse("synproxyconf = { own_mss = 1400; };", "conf.txt")?;
+//! assert_eq!(parsed.config.engine.own_mss, 1400);
+//!
+//! let errors = confparse::parse("synproxyconf = { own_ms = 1400; };", "conf.txt").unwrap_err();
+//! assert_eq!(errors.complaints[0].expected, "did you mean `own_mss`?");
+//! # Ok::<(), confparse::Errors>(())
+//! ```
+//!
 //! Files, users and interfaces are the caller's: nothing here looks beyond the text.
 
 #![forbid(unsafe_code)]

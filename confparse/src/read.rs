@@ -13,6 +13,8 @@ use pest::error::{ErrorVariant, InputLocation};
 const MOST_CODE_BITS: u32 = 12;
 /// The most that are taken without a warning: 24 are left for the proof.
 const FREE_CODE_BITS: u32 = 7;
+/// What is longer, in bytes, was not meant to be any word we know.
+const LONGEST_WORD: usize = 40;
 /// Flows of the table are kept in memory at this many bytes each, at least.
 const FLOW_BYTES: u64 = 128;
 /// A flow table from this size on is worth a warning.
@@ -250,6 +252,7 @@ impl Reader<'_> {
                 return (format!("`{}` takes no value", key.name), format!("expected `{};`", key.name));
             }
             let hint = match (takes, rule) {
+                _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Account, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -329,7 +332,7 @@ impl Reader<'_> {
                         "it takes room in the cookie and says nothing new".to_owned(),
                     )
                 }),
-                None if from_zero && n != 0 => {
+                None if from_zero && n != 0 && good => {
                     self.report.error(place(&part), || {
                         (
                             format!("`{}` must begin with 0, and this is {n}", key.name),
@@ -502,8 +505,7 @@ fn expectation(rules: &[Rule]) -> String {
 
 /// The known word that `word` most likely was meant to be.
 fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    const LONGEST: usize = 40;
-    if word.len() > LONGEST {
+    if word.len() > LONGEST_WORD {
         return None;
     }
     let word = word.to_lowercase().replace('-', "_");

@@ -256,5 +256,11 @@ fn deep_nesting_and_giant_files_have_an_answer() {
         answers(&format!("synproxyconf={{mss={{{}", piece.repeat(most)));
     }
     answers(&format!("synproxyconf={{mss={{{}}};}};", "9,".repeat(n / 2 - 30)));
-    answers(&format!("synproxyconf={{user=\"{}\";}};", "x".repeat(n - 40)));
+    for value in ["\"x", "x", "9", "1s", "{9,"] {
+        for key in ["user", "port", "mss", "sackmode", "ldp", "test_connections", "quux", "conntablesize"] {
+            answers(&format!("synproxyconf={{{key}={value}{}\";}};", "x".repeat(n - 60)));
+            answers(&format!("synproxyconf={{{key}={value}{};}};", "x".repeat(n - 60)));
+            answers(&format!("synproxyconf={{{key}={value}{};}};", "9".repeat(n - 60)));
+        }
+    }
 }
