@@ -1,0 +1,187 @@
+//! The command line: what the operator can ask for, and what the process answers with when it ends.
+
+use clap::{Parser, ValueEnum};
+use pktio::Mode;
+use std::path::PathBuf;
+use tracing::level_filters::LevelFilter;
+
+/// Shown below the options in `--help`.
+const AFTER_HELP: &str = "\
+Interfaces:
+  NAME           the best way that works: AF_XDP in driver mode with zero copy, driver mode,
+                 generic mode, AF_PACKET; the log says which was taken and why not a better one
+  xdp:NAME       AF_XDP
+  packet:NAME    AF_PACKET, works on every interface
+  pcap:FILE      a capture file, read to its end (for tests and replay)
+
+Signals:
+  SIGINT, SIGTERM and SIGHUP end the process cleanly: the interfaces get their settings back.
+  A second signal does so without waiting for the workers.
+
+Exit status:
+  0  clean end: a signal, or capture files read to their end; with --check-config: no complaint
+  1  anything not listed below
+  2  the command line is wrong
+  3  the configuration is wrong, or its file cannot be read
+  4  an interface does not exist, is down, is given twice or cannot be opened, or failed on the way
+  5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK";
+
+/// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies, and lets a
+/// server behind the LAN port see only clients that have proved themselves.
+#[derive(Debug, Parser)]
+#[command(name = "synproxy", version, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// Reads the configuration from FILE; without it every key has its default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Checks FILE, prints what is wrong with it, and ends
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "bypass", "no_pin"])]
+    pub check_config: Option<PathBuf>,
+
+    /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: Option<u16>,
+
+    /// Least severe messages that are logged to stderr; the statistics are `info`
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+
+    /// Forwards every frame without looking at it: no protection, but the rate the ports alone reach
+    #[arg(long)]
+    pub bypass: bool,
+
+    /// The way AF_XDP is to work, for drivers whose best is not good
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub xdp_mode: XdpMode,
+
+    /// Leaves the choice of cores to the scheduler; otherwise each worker stays on a core of its own
+    #[arg(long)]
+    pub no_pin: bool,
+
+    /// The protected side: the interface toward the servers
+    #[arg(value_name = "LAN", required_unless_present = "check_config")]
+    pub lan: Option<String>,
+
+    /// The other side: the interface toward everybody else
+    #[arg(value_name = "WAN", required_unless_present = "check_config")]
+    pub wan: Option<String>,
+}
+
+impl Arguments {
+    /// What the process is to do.
+    pub fn task(&self) -> Task<'_> {
+        match (&self.check_config, &self.lan, &self.wan) {
+            (Some(file), ..) => Task::CheckConfig(file),
+            (None, Some(lan), Some(wan)) => Task::Protect { lan, wan },
+            _ => unreachable!("clap asks for LAN and WAN unless --check-config is given"),
+        }
+    }
+}
+
+/// What the process is to do.
+pub enum Task<'a> {
+    /// Read this file, complain, and end.
+    CheckConfig(&'a std::path::Path),
+    /// Stand between these two interfaces.
+    Protect {
+        /// The interface toward the servers.
+        lan: &'a str,
+        /// The interface toward everybody else.
+        wan: &'a str,
+    },
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogLevel {
+    /// Only what goes wrong.
+    Error,
+    /// And what may go wrong.
+    Warn,
+    /// And what happens: start, statistics, end.
+    Info,
+    /// And how start-up arrived at it.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// The way AF_XDP is to work.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum XdpMode {
+    /// The best that works.
+    Auto,
+    /// In the driver, without copying, or not at all.
+    ZeroCopy,
+    /// In the driver, copying.
+    Driver,
+    /// Before the network stack, on any interface.
+    Generic,
+}
+
+impl From<XdpMode> for Mode {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Auto => Mode::Auto,
+            XdpMode::ZeroCopy => Mode::ZeroCopy,
+            XdpMode::Driver => Mode::Driver,
+            XdpMode::Generic => Mode::Generic,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn two_interfaces_are_all_it_needs() {
+        let arguments = parse("synproxy eth0 xdp:eth1").unwrap();
+        assert!(matches!(arguments.task(), Task::Protect { lan: "eth0", wan: "xdp:eth1" }));
+        assert!(!arguments.bypass && arguments.workers.is_none() && arguments.config.is_none());
+    }
+
+    #[test]
+    fn a_check_needs_no_interfaces() {
+        let arguments = parse("synproxy --check-config conf.txt").unwrap();
+        assert!(matches!(arguments.task(), Task::CheckConfig(file) if file.ends_with("conf.txt")));
+    }
+
+    #[test]
+    fn a_wrong_line_is_a_usage_error() {
+        for line in [
+            "synproxy",
+            "synproxy eth0",
+            "synproxy eth0 eth1 eth2",
+            "synproxy --workers 0 eth0 eth1",
+            "synproxy --workers 65 eth0 eth1",
+            "synproxy --log-level loud eth0 eth1",
+            "synproxy --check-config a --config b",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The worker's clock: monotonic, and running on while the machine sleeps.
+
+use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+use tcpstate::Instant;
+
+/// Microseconds since the machine started.
+///
+/// # Panics
+/// If the kernel lacks `CLOCK_BOOTTIME` (it came with Linux 2.6.39).
+pub fn now() -> Instant {
+    let reading = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME is there since Linux 2.6.39");
+    Instant::from_micros(0) + Duration::from(reading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_millisecond_is_a_thousand_units() {
+        let before = now();
+        std::thread::sleep(Duration::from_millis(2));
+        let passed = now().since(before);
+        assert!(passed >= Duration::from_millis(2) && passed < Duration::from_secs(60), "{passed:?}");
+    }
+}

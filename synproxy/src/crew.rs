@@ -1,0 +1,265 @@
+//! The workers' threads: started, pinned, watched, and ended together.
+//!
+//! A box in which one worker is dead would pass some flows and swallow others, so the first worker to end badly ends all.
+
+use crate::engine::Engine;
+use crate::failure::Failure;
+use crate::identity;
+use crate::report::{Line, Table};
+use crate::stats::{Board, Snapshot};
+use crate::worker::Worker;
+use core_affinity::CoreId;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use pktio::Pair;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tracing::{Level, debug, enabled, info, warn};
+
+/// How often a line of statistics is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+
+/// What the main thread is told.
+pub enum Message {
+    /// This worker is at work.
+    Running,
+    /// A worker has ended: because it was told to, because its ports are exhausted, or badly.
+    Ended(Result<(), Failure>),
+    /// The operator wants an end, once or `again`.
+    Signal {
+        /// Whether it is not the first signal.
+        again: bool,
+    },
+}
+
+/// The workers' threads.
+pub struct Crew {
+    threads: Vec<JoinHandle<()>>,
+    board: Arc<Board>,
+    stop: Arc<AtomicBool>,
+    inbox: Receiver<Message>,
+    /// Workers that have not ended.
+    at_work: usize,
+    /// Workers that have not started.
+    to_come: usize,
+    /// The first bad end.
+    failure: Option<Failure>,
+}
+
+impl Crew {
+    /// Starts one worker for each pair. Each makes its engine itself, on its own core, so that the tables lie near it.
+    ///
+    /// # Errors
+    /// When a thread cannot be made; those already made have ended then.
+    pub fn start<E: Engine>(
+        pairs: Vec<Pair>,
+        engine: impl Fn() -> E + Send + Clone + 'static,
+        cores: &[CoreId],
+        stop: Arc<AtomicBool>,
+        (boss, inbox): (Sender<Message>, Receiver<Message>),
+    ) -> Result<Self, Failure> {
+        let board = Arc::new(Board::new(pairs.len()));
+        let workers = pairs.len();
+        let mut crew =
+            Self { threads: Vec::new(), board, stop, inbox, at_work: workers, to_come: workers, failure: None };
+        for (number, pair) in pairs.into_iter().enumerate() {
+            let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
+            let core = cores.get(number).copied();
+            let work = move || {
+                let work = AssertUnwindSafe(|| {
+                    settle(number, core);
+                    let worker = Worker::new(pair, engine());
+                    // Whoever does not listen any more does not need to know.
+                    let _ = boss.send(Message::Running);
+                    worker.run(&stop, board.slot(number))
+                });
+                let end = match catch_unwind(work) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => Err(Failure::Port { worker: number, error }),
+                    Err(_) => Err(Failure::Panic { worker: number }),
+                };
+                let _ = boss.send(Message::Ended(end));
+            };
+            let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
+            crew.threads.push(thread);
+        }
+        Ok(crew)
+    }
+
+    /// Watches the workers until all have ended, calls `ready` once all have begun, and reports.
+    ///
+    /// # Errors
+    /// The first bad end, or the operator's impatience.
+    pub fn supervise(mut self, ready: impl FnOnce()) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut ready = Some(ready);
+        let mut reported = (begin, Snapshot::default());
+        while self.at_work > 0 {
+            match self.inbox.recv_deadline(reported.0 + REPORT_EVERY) {
+                Ok(message) => self.hear(message)?,
+                Err(RecvTimeoutError::Timeout) => reported = self.report(&reported),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
+            }
+            if self.to_come == 0
+                && let Some(ready) = ready.take()
+            {
+                ready();
+            }
+        }
+        let total = self.board.total();
+        if enabled!(Level::INFO) {
+            eprint!("{}", Table { total: &total, period: begin.elapsed() });
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    fn hear(&mut self, message: Message) -> Result<(), Failure> {
+        match message {
+            Message::Running => self.to_come -= 1,
+            Message::Ended(end) => {
+                self.at_work -= 1;
+                if let Err(failure) = end {
+                    self.stop.store(true, Ordering::Relaxed);
+                    self.failure.get_or_insert(failure);
+                }
+            }
+            Message::Signal { again: false } => info!("ending; a second signal ends at once"),
+            Message::Signal { again: true } => {
+                // Threads that are not waited for end with the process.
+                drop(mem::take(&mut self.threads));
+                return Err(Failure::Impatience);
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, (then, before): &(Instant, Snapshot)) -> (Instant, Snapshot) {
+        let (now, total) = (Instant::now(), self.board.total());
+        info!("{}", Line { total: &total, change: &total.since(before), period: now - *then });
+        (now, total)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A worker's panic was caught and reported inside.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The cores to pin this many workers to, in order; empty when that would leave none for anything else.
+pub fn cores(workers: usize) -> Vec<CoreId> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    if cores.len() <= workers { Vec::new() } else { cores }
+}
+
+/// Makes the calling thread a worker's: on its core, without capabilities.
+fn settle(number: usize, core: Option<CoreId>) {
+    if let Some(core) = core {
+        if core_affinity::set_for_current(core) {
+            debug!("worker {number} stays on core {}", core.id);
+        } else {
+            warn!("worker {number} cannot be pinned to core {}", core.id);
+        }
+    }
+    identity::renounce();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Bypass;
+    use crossbeam::channel;
+    use pktio::Pool;
+    use pktio::memory::{self, MemoryWire};
+    use std::cell::Cell;
+    use tcpstate::{Counters, Egress, Head, Look, Population, Side, Verdict};
+
+    fn pair() -> (Pair, [MemoryWire; 2]) {
+        let ((lan, lan_wire), (wan, wan_wire)) = (memory::pair(8), memory::pair(8));
+        (Pair { lan: Box::new(lan), wan: Box::new(wan), pool: Pool::heap(16, 512, 128) }, [lan_wire, wan_wire])
+    }
+
+    /// An engine that a single frame brings down.
+    #[derive(Default)]
+    struct Fragile(Bypass);
+
+    impl Engine for Fragile {
+        fn look(&self, _: Side, _: &Head<'_>) -> Look {
+            panic!("a bug, for the test's sake");
+        }
+        fn reach(&self, _: &Look) {}
+        fn on_frame(
+            &mut self,
+            _: Side,
+            _: &Look,
+            _: &mut Head<'_>,
+            _: tcpstate::Instant,
+            _: &mut impl Egress,
+        ) -> Verdict {
+            Verdict::Forward
+        }
+        fn on_timeout(&mut self, _: tcpstate::Instant, _: &mut impl Egress) -> bool {
+            false
+        }
+        fn next_deadline(&self) -> Option<tcpstate::Instant> {
+            None
+        }
+        fn counters(&self) -> &Counters {
+            self.0.counters()
+        }
+        fn population(&self) -> Population {
+            self.0.population()
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_ends_all_of_them() {
+        let ((one, mut wires), (two, _keep)) = (pair(), pair());
+        let (boss, inbox) = channel::unbounded();
+        wires[0].push(b"the fatal frame");
+        let stop = Arc::new(AtomicBool::new(false));
+        let crew = Crew::start(vec![two, one], Fragile::default, &[], stop, (boss, inbox)).unwrap();
+        assert!(matches!(crew.supervise(|| ()), Err(Failure::Panic { worker: 1 })));
+    }
+
+    #[test]
+    fn the_first_signal_ends_cleanly_once_all_are_ready() {
+        let (pair, _wires) = pair();
+        let (boss, inbox) = channel::unbounded();
+        let stop = Arc::new(AtomicBool::new(false));
+        let operator = boss.clone();
+        let crew = Crew::start(vec![pair], Bypass::default, &[], stop.clone(), (boss, inbox)).unwrap();
+        let ready = Cell::new(false);
+        crew.supervise(|| {
+            ready.set(true);
+            stop.store(true, Ordering::Relaxed);
+            operator.send(Message::Signal { again: false }).unwrap();
+        })
+        .unwrap();
+        assert!(ready.get());
+    }
+
+    #[test]
+    fn the_second_signal_does_not_wait() {
+        let (pair, _wires) = pair();
+        let (boss, inbox) = channel::unbounded();
+        boss.send(Message::Signal { again: true }).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let crew = Crew::start(vec![pair], Bypass::default, &[], stop, (boss, inbox)).unwrap();
+        assert!(matches!(crew.supervise(|| ()), Err(Failure::Impatience)));
+    }
+
+    #[test]
+    fn a_core_is_left_for_everything_else() {
+        let all = core_affinity::get_core_ids().unwrap().len();
+        assert!(cores(all).is_empty());
+        assert_eq!(cores(all - 1).len(), if all > 1 { all } else { 0 });
+    }
+}

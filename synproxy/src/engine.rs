@@ -1,0 +1,113 @@
+//! What stands between the ports: the proxy, or nothing at all.
+
+use tcpstate::{Counters, Egress, Head, Instant, Look, Population, Proxy, Side, Verdict};
+
+/// What a worker asks about its frames; see [`Proxy`], whose methods these are.
+///
+/// A worker is compiled for its engine, so the choice costs nothing per frame.
+pub trait Engine {
+    /// First pass over a batch: parse, hash, ask for the line of the table.
+    fn look(&self, side: Side, head: &Head<'_>) -> Look;
+
+    /// Between the passes: ask for the flow's lines.
+    fn reach(&self, look: &Look);
+
+    /// Second pass: what becomes of the frame.
+    fn on_frame(
+        &mut self,
+        side: Side,
+        look: &Look,
+        head: &mut Head<'_>,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict;
+
+    /// Does a bounded share of what is due; true when more is.
+    fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool;
+
+    /// When [`Engine::on_timeout`] may next have something to do.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// What has been counted.
+    fn counters(&self) -> &Counters;
+
+    /// How many flows there are.
+    fn population(&self) -> Population;
+}
+
+impl Engine for Proxy {
+    #[inline]
+    fn look(&self, side: Side, head: &Head<'_>) -> Look {
+        Proxy::look(self, side, head)
+    }
+
+    #[inline]
+    fn reach(&self, look: &Look) {
+        Proxy::reach(self, look);
+    }
+
+    #[inline]
+    fn on_frame(
+        &mut self,
+        side: Side,
+        look: &Look,
+        head: &mut Head<'_>,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        Proxy::on_frame(self, side, look, head, now, egress)
+    }
+
+    fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
+        Proxy::on_timeout(self, now, egress)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        Proxy::next_deadline(self)
+    }
+
+    fn counters(&self) -> &Counters {
+        Proxy::counters(self)
+    }
+
+    fn population(&self) -> Population {
+        Proxy::population(self)
+    }
+}
+
+/// Forwards everything unseen: a wire, and the measure of what ports and worker cost without the proxy.
+#[derive(Default)]
+pub struct Bypass {
+    counters: Counters,
+}
+
+impl Engine for Bypass {
+    #[inline]
+    fn look(&self, _: Side, _: &Head<'_>) -> Look {
+        Look::default()
+    }
+
+    #[inline]
+    fn reach(&self, _: &Look) {}
+
+    #[inline]
+    fn on_frame(&mut self, _: Side, _: &Look, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
+        Verdict::Forward
+    }
+
+    fn on_timeout(&mut self, _: Instant, _: &mut impl Egress) -> bool {
+        false
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn population(&self) -> Population {
+        Population::default()
+    }
+}

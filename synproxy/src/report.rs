@@ -1,0 +1,173 @@
+//! What the operator is told: a line every two seconds, and a table at the end.
+
+use crate::stats::Snapshot;
+use pktio::PortStatistics;
+use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
+use tcpstate::{DropReason, Event, Side};
+
+/// One line on the last few seconds: rates and events of that time, and the flows there are now.
+pub struct Line<'a> {
+    /// The counters now.
+    pub total: &'a Snapshot,
+    /// What they grew by.
+    pub change: &'a Snapshot,
+    /// In how much time.
+    pub period: Duration,
+}
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (side, name) in [(Side::Lan, "lan->wan"), (Side::Wan, "wan->lan")] {
+            let (mpps, gbps) = rates(&self.change.port(side), self.period);
+            write!(f, "{name} {mpps:.6} Mpps {gbps:.6} Gbit/s, ")?;
+        }
+        let flows = self.total.population();
+        write!(
+            f,
+            "flows: {} proxied {} direct {} half-open, new: {} SYNs answered {} cookies good {} bad {} cache hits",
+            flows.proxied,
+            flows.direct,
+            flows.half_open,
+            self.change.happened(Event::SynAnswered),
+            self.change.happened(Event::CookieGood),
+            self.change.dropped(DropReason::BadCookie),
+            self.change.happened(Event::CacheHit),
+        )?;
+        let mut lead = ", drops: ";
+        for (count, label) in losses(self.change) {
+            write!(f, "{lead}{count} {label}")?;
+            lead = " ";
+        }
+        Ok(())
+    }
+}
+
+/// The whole run in a table.
+pub struct Table<'a> {
+    /// The counters at the end.
+    pub total: &'a Snapshot,
+    /// How long the run was.
+    pub period: Duration,
+}
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let ports = Side::BOTH.map(|side| self.total.port(side));
+        let rates = ports.map(|port| rates(&port, self.period));
+        writeln!(f, "{:<34}{:>18}{:>18}", format!("after {:.1} s", self.period.as_secs_f64()), "lan", "wan")?;
+        writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Mpps", rates[0].0, rates[1].0)?;
+        writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Gbit/s", rates[0].1, rates[1].1)?;
+        for (label, of, always) in PORT_ROWS {
+            let [lan, wan] = ports.map(|port| of(&port));
+            if *always || lan + wan > 0 {
+                writeln!(f, "{label:<34}{lan:>18}{wan:>18}")?;
+            }
+        }
+        let unsent = Side::BOTH.map(|side| self.total.unsent(side));
+        if unsent != [0, 0] {
+            writeln!(f, "{:<34}{:>18}{:>18}", "lost, transmit ring full", unsent[0], unsent[1])?;
+        }
+
+        let flows = self.total.population();
+        writeln!(f, "{:<34}{:>18}", "flows", "")?;
+        for (label, count) in [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)] {
+            writeln!(f, "  {label:<32}{count:>18}")?;
+        }
+
+        writeln!(f, "events")?;
+        for &event in Event::ALL {
+            let count = self.total.happened(event);
+            if count > 0 || ALWAYS_SHOWN.contains(&event) {
+                writeln!(f, "  {:<32}{count:>18}  {}", event.label(), event.meaning().trim())?;
+            }
+        }
+
+        writeln!(f, "drops")?;
+        for &reason in DropReason::ALL {
+            let count = self.total.dropped(reason);
+            if count > 0 || reason == DropReason::BadCookie {
+                writeln!(f, "  {:<32}{count:>18}  {}", reason.label(), reason.meaning().trim())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The events an operator looks for first; their absence is an answer too.
+const ALWAYS_SHOWN: [Event; 3] = [Event::SynAnswered, Event::CookieGood, Event::CacheHit];
+
+/// A row of the table: its label, where it is read, and whether it is shown when both ports have zero.
+type PortRow = (&'static str, fn(&PortStatistics) -> u64, bool);
+
+const PORT_ROWS: &[PortRow] = &[
+    ("received, frames", |port| port.received, true),
+    ("received, bytes", |port| port.received_bytes, true),
+    ("sent, frames", |port| port.sent, true),
+    ("sent, bytes", |port| port.sent_bytes, true),
+    ("transmit ring found full, times", |port| port.transmit_full, false),
+    ("lost, refused for transmission", |port| port.transmit_errors, false),
+    ("lost, no spare buffer", |port| port.no_buffer, false),
+    ("lost, too long", |port| port.truncated, false),
+    ("lost, receive ring full", |port| port.receive_full, false),
+    ("lost, elsewhere in the kernel", |port| port.kernel_drops, false),
+    ("fill ring found empty, times", |port| port.fill_empty, false),
+];
+
+/// What was lost, and under which name: by the engine's decision, or for want of room on the way.
+fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
+    let decided = DropReason::ALL.iter().map(|&reason| (change.dropped(reason), reason.label()));
+    let sum = |of: fn(&PortStatistics) -> u64| Side::BOTH.into_iter().map(|side| of(&change.port(side))).sum();
+    let on_the_way = [
+        (Side::BOTH.into_iter().map(|side| change.unsent(side)).sum(), "transmit-ring-full"),
+        (sum(|port| port.transmit_errors), "transmit-refused"),
+        (sum(|port| port.no_buffer), "no-buffer"),
+        (sum(|port| port.truncated), "too-long"),
+        (sum(|port| port.receive_full), "receive-ring-full"),
+        (sum(|port| port.kernel_drops), "kernel"),
+    ];
+    decided.chain(on_the_way).filter(|(count, _)| *count > 0)
+}
+
+/// Millions of frames and billions of bits a second that a port received, a frame counted without preamble and FCS.
+fn rates(port: &PortStatistics, period: Duration) -> (f64, f64) {
+    let seconds = period.as_secs_f64().max(1e-9);
+    (port.received as f64 / seconds / 1e6, port.received_bytes as f64 * 8.0 / seconds / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tcpstate::{Counters, PerSide, Population};
+
+    fn sample() -> Snapshot {
+        let ports = PerSide::new(
+            PortStatistics { received: 4_000_000, received_bytes: 500_000_000, ..PortStatistics::default() },
+            PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
+        );
+        let population = Population { half_open: 1, proxied: 2, direct: 3 };
+        Snapshot::of(&Counters::default(), population, &ports, &PerSide::new(0, 5))
+    }
+
+    #[test]
+    fn the_line_tells_rates_flows_and_losses() {
+        let sample = sample();
+        let line = Line { total: &sample, change: &sample, period: Duration::from_secs(2) }.to_string();
+        assert_eq!(
+            line,
+            "lan->wan 2.000000 Mpps 2.000000 Gbit/s, wan->lan 0.000001 Mpps 0.000000 Gbit/s, \
+             flows: 2 proxied 3 direct 1 half-open, new: 0 SYNs answered 0 cookies good 0 bad 0 cache hits, \
+             drops: 5 transmit-ring-full 9 no-buffer"
+        );
+    }
+
+    #[test]
+    fn the_table_leaves_out_losses_that_did_not_happen() {
+        let sample = sample();
+        let table = Table { total: &sample, period: Duration::from_secs(2) }.to_string();
+        assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
+        assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
+        assert!(!table.contains("too long"), "{table}");
+        assert!(table.contains("  bad-cookie"), "{table}");
+    }
+}

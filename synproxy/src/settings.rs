@@ -1,0 +1,69 @@
+//! The configuration as a file: found, read, parsed, complained about.
+
+use crate::failure::Failure;
+use confparse::{Config, Level, Parsed};
+use std::path::Path;
+use std::{fs, io};
+use tracing::{info, warn};
+
+/// The configuration in `file`, or the defaults. No file is read that was not named.
+///
+/// # Errors
+/// When the file cannot be read, or says something wrong.
+pub fn load(file: Option<&Path>) -> Result<Config, Failure> {
+    let Some(file) = file else {
+        info!("no --config, so every key has its default");
+        return Ok(Config::default());
+    };
+    let Parsed { config, warnings } = parse(file)?;
+    for complaint in &warnings {
+        match complaint.level {
+            Level::Note => info!("{complaint}"),
+            _ => warn!("{complaint}"),
+        }
+    }
+    Ok(config)
+}
+
+/// Reads `file` and prints what there is to say about it.
+///
+/// # Errors
+/// When the file cannot be read, or says something wrong.
+pub fn check(file: &Path) -> Result<(), Failure> {
+    let parsed = parse(file)?;
+    for complaint in &parsed.warnings {
+        eprintln!("{complaint}");
+    }
+    println!("{}: the configuration is valid", file.display());
+    Ok(())
+}
+
+fn parse(file: &Path) -> Result<Parsed, Failure> {
+    let text = read(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
+    confparse::parse(&text, &file.display().to_string()).map_err(|errors| Failure::Configuration(errors.to_string()))
+}
+
+/// The text of `file`. Stray bytes of an old encoding, as comments may hold, do not make it unreadable.
+fn read(file: &Path) -> io::Result<String> {
+    let longest = confparse::MAX_TEXT as u64;
+    if fs::metadata(file)?.len() > longest {
+        return Err(io::Error::other(format!("longer than {longest} bytes, so this is no configuration")));
+    }
+    Ok(String::from_utf8_lossy(&fs::read(file)?).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_a_configuration_error_that_names_it() {
+        let failure = load(Some(Path::new("/nonexistent/conf.txt"))).unwrap_err();
+        assert!(matches!(&failure, Failure::Configuration(text) if text.starts_with("/nonexistent/conf.txt: ")));
+    }
+
+    #[test]
+    fn without_a_file_every_key_has_its_default() {
+        assert_eq!(load(None).unwrap(), Config::default());
+    }
+}

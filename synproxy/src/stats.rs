@@ -1,0 +1,215 @@
+//! Counters on their way from the workers, who write them, to whoever reports them.
+//!
+//! Each worker has a slot of its own, on cache lines of its own, and is its only writer. A reader may see one counter
+//! a moment older than the next; none is ever torn or lost.
+
+use crossbeam::utils::CachePadded;
+use pktio::PortStatistics;
+use std::iter::Sum;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tcpstate::{Counters, DropReason, Event, PerSide, Population, Side};
+
+/// The cells of a snapshot, one after the other.
+const DROPS: usize = 0;
+const EVENTS: usize = DROPS + DropReason::COUNT;
+const POPULATION: usize = EVENTS + Event::COUNT;
+const UNSENT: usize = POPULATION + 3;
+const PORTS: usize = UNSENT + 2;
+const CELLS: usize = PORTS + 2 * PORT_CELLS;
+
+/// Declares the order in which the statistics of a port lie in its cells.
+macro_rules! port_cells {
+    ($($field:ident),+ $(,)?) => {
+        const PORT_CELLS: usize = [$(stringify!($field)),+].len();
+
+        fn to_cells(statistics: &PortStatistics) -> [u64; PORT_CELLS] {
+            [$(statistics.$field),+]
+        }
+
+        fn from_cells([$($field),+]: [u64; PORT_CELLS]) -> PortStatistics {
+            PortStatistics { $($field),+ }
+        }
+    };
+}
+
+port_cells! {
+    received, received_bytes, sent, sent_bytes, transmit_full, transmit_errors,
+    no_buffer, truncated, receive_full, fill_empty, kernel_drops,
+}
+
+/// What one worker has counted up to some moment, or the sum over all workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    cells: [u64; CELLS],
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { cells: [0; CELLS] }
+    }
+}
+
+impl Snapshot {
+    /// The counters of a worker: its engine's, its ports', and the frames that found a transmit ring full.
+    pub fn of(
+        counters: &Counters,
+        population: Population,
+        ports: &PerSide<PortStatistics>,
+        unsent: &PerSide<u64>,
+    ) -> Self {
+        let mut snapshot = Self::default();
+        let cells = &mut snapshot.cells;
+        for &reason in DropReason::ALL {
+            cells[DROPS + reason as usize] = counters.dropped(reason);
+        }
+        for &event in Event::ALL {
+            cells[EVENTS + event as usize] = counters.happened(event);
+        }
+        cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
+        for side in Side::BOTH {
+            cells[UNSENT + side as usize] = unsent[side];
+            cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
+        }
+        snapshot
+    }
+
+    /// Frames dropped for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.cells[DROPS + reason as usize]
+    }
+
+    /// How often this happened.
+    pub fn happened(&self, event: Event) -> u64 {
+        self.cells[EVENTS + event as usize]
+    }
+
+    /// How many flows there are.
+    pub fn population(&self) -> Population {
+        let [half_open, proxied, direct] = self.cells[POPULATION..][..3].try_into().expect("three cells");
+        Population { half_open, proxied, direct }
+    }
+
+    /// Frames that found the transmit ring of this port full.
+    pub fn unsent(&self, side: Side) -> u64 {
+        self.cells[UNSENT + side as usize]
+    }
+
+    /// What has passed this port.
+    pub fn port(&self, side: Side) -> PortStatistics {
+        from_cells(self.cells[port_range(side)].try_into().expect("the cells of one port"))
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Snapshot) -> Snapshot {
+        let mut difference = self.clone();
+        for (cell, before) in difference.cells.iter_mut().zip(earlier.cells) {
+            *cell = cell.saturating_sub(before);
+        }
+        difference
+    }
+}
+
+impl Sum for Snapshot {
+    fn sum<I: Iterator<Item = Snapshot>>(snapshots: I) -> Self {
+        snapshots.fold(Snapshot::default(), |mut sum, snapshot| {
+            for (cell, more) in sum.cells.iter_mut().zip(snapshot.cells) {
+                *cell += more;
+            }
+            sum
+        })
+    }
+}
+
+fn port_range(side: Side) -> std::ops::Range<usize> {
+    let begin = PORTS + side as usize * PORT_CELLS;
+    begin..begin + PORT_CELLS
+}
+
+/// Where one worker shows its counters.
+pub struct Slot {
+    cells: [AtomicU64; CELLS],
+}
+
+impl Slot {
+    /// Shows `snapshot` to the readers. To be called by one worker only.
+    pub fn publish(&self, snapshot: &Snapshot) {
+        for (cell, value) in self.cells.iter().zip(snapshot.cells) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What was shown last.
+    pub fn read(&self) -> Snapshot {
+        Snapshot { cells: std::array::from_fn(|i| self.cells[i].load(Ordering::Relaxed)) }
+    }
+}
+
+/// The slots of all workers.
+pub struct Board {
+    slots: Box<[CachePadded<Slot>]>,
+}
+
+impl Board {
+    /// A board for this many workers.
+    pub fn new(workers: usize) -> Self {
+        let slot = |_| CachePadded::new(Slot { cells: std::array::from_fn(|_| AtomicU64::new(0)) });
+        Self { slots: (0..workers).map(slot).collect() }
+    }
+
+    /// Where this worker shows its counters.
+    pub fn slot(&self, worker: usize) -> &Slot {
+        &self.slots[worker]
+    }
+
+    /// The sum over all workers.
+    pub fn total(&self) -> Snapshot {
+        self.slots.iter().map(|slot| slot.read()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot in which every cell has another value.
+    fn numbered() -> Snapshot {
+        Snapshot { cells: std::array::from_fn(|i| 1 + i as u64) }
+    }
+
+    #[test]
+    fn what_a_worker_shows_is_what_readers_see() {
+        let ports = PerSide::new(
+            PortStatistics { received: 1, received_bytes: 2, ..PortStatistics::default() },
+            PortStatistics { kernel_drops: 3, ..PortStatistics::default() },
+        );
+        let population = Population { half_open: 4, proxied: 5, direct: 6 };
+        let board = Board::new(2);
+        board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &PerSide::new(7, 8)));
+        let seen = board.total();
+        assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
+        assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
+        assert_eq!(seen.population(), population);
+        assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
+    }
+
+    #[test]
+    fn the_total_is_the_sum_over_the_workers() {
+        let board = Board::new(3);
+        for worker in 0..3 {
+            board.slot(worker).publish(&numbered());
+        }
+        let total = board.total();
+        for (i, cell) in total.cells.iter().enumerate() {
+            assert_eq!(*cell, 3 * (1 + i as u64));
+        }
+        assert_eq!(total.since(&numbered()).dropped(DropReason::ALL[0]), 2);
+    }
+
+    #[test]
+    fn workers_do_not_share_cache_lines() {
+        let board = Board::new(2);
+        let distance = std::ptr::from_ref(board.slot(1)).addr() - std::ptr::from_ref(board.slot(0)).addr();
+        assert!(distance.is_multiple_of(64) && distance >= size_of::<Slot>());
+    }
+}

@@ -1,0 +1,478 @@
+//! The worker: receives a batch from each port, lets the engine decide, transmits, and sleeps when nothing is left to do.
+//!
+//! One worker owns one queue of both ports, the frames they share and one engine. It decides nothing itself, and it
+//! loses no frame: what it receives ends up in a transmit ring or back in the pool.
+
+use crate::clock;
+use crate::engine::Engine;
+use crate::stats::{Slot, Snapshot};
+use pktio::{Batch, Frame, Pair, Pool, Port};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tcpstate::{Egress, Head, Instant, Look, PerSide, Side, Verdict};
+
+/// Frames taken from a port at once: enough to hide the latency of memory behind each other, few enough that the
+/// heads of a batch stay in the first-level cache.
+pub const BATCH: usize = 64;
+
+/// The longest sleep, and so how late a worker notices that it is to stop.
+const LONGEST_SLEEP: Duration = Duration::from_millis(200);
+
+/// How often the counters are shown to others.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// One queue of both ports and the engine between them.
+pub struct Worker<E> {
+    ports: PerSide<Box<dyn Port>>,
+    pool: Pool,
+    engine: E,
+    /// What was just received. Empty between two halves of a turn.
+    incoming: Batch,
+    /// What the first pass found out about it, frame by frame.
+    looks: Vec<Look>,
+    /// What is to leave by each port. Empty between turns.
+    outgoing: PerSide<Batch>,
+    /// Frames that found their port's transmit ring full.
+    unsent: PerSide<u64>,
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Frames received from either port.
+    pub received: usize,
+    /// Frames taken by the transmit rings of either port.
+    pub sent: usize,
+    /// Whether the engine has more to do at once.
+    pub more: bool,
+}
+
+impl Turn {
+    /// Whether the next turn may find nothing to do.
+    ///
+    /// A turn that only sent is followed by another one, which takes the completed frames back and repeats a kick that
+    /// the kernel answered only in part.
+    fn is_idle(self) -> bool {
+        self.received == 0 && self.sent == 0 && !self.more
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// A worker for this pair of ports.
+    pub fn new(pair: Pair, engine: E) -> Self {
+        // A batch from either port and as many answers or segments of the engine's own; more grow it once.
+        let room = || Batch::with_capacity(4 * BATCH);
+        Self {
+            ports: PerSide::new(pair.lan, pair.wan),
+            pool: pair.pool,
+            engine,
+            incoming: Batch::with_capacity(BATCH),
+            looks: Vec::with_capacity(BATCH),
+            outgoing: PerSide::new(room(), room()),
+            unsent: PerSide::default(),
+        }
+    }
+
+    /// Works until `stop` is set, or until neither port will ever deliver a frame again.
+    ///
+    /// # Errors
+    /// When waiting for frames fails, which a sound port never makes happen.
+    pub fn run(mut self, stop: &AtomicBool, slot: &Slot) -> io::Result<()> {
+        let mut publish_at = Instant::default();
+        let ended = loop {
+            let now = clock::now();
+            let turn = self.turn(now);
+            if now >= publish_at {
+                slot.publish(&self.snapshot());
+                publish_at = now + PUBLISH_EVERY;
+            }
+            if stop.load(Ordering::Relaxed) || (turn.is_idle() && self.is_exhausted()) {
+                break Ok(());
+            }
+            if turn.is_idle()
+                && let Err(error) = self.sleep(now)
+            {
+                break Err(error);
+            }
+        };
+        slot.publish(&self.snapshot());
+        ended
+    }
+
+    /// Serves both ports once.
+    pub fn turn(&mut self, now: Instant) -> Turn {
+        let mut turn = Turn::default();
+        for side in Side::BOTH {
+            turn.received += self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
+            self.look(side);
+            self.step(side, now);
+        }
+        turn.more = self.expire(now);
+        for side in Side::BOTH {
+            turn.sent += self.transmit(side);
+        }
+        turn
+    }
+
+    /// What has been counted so far.
+    pub fn snapshot(&self) -> Snapshot {
+        let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
+        Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &self.unsent)
+    }
+
+    /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all.
+    fn look(&mut self, side: Side) {
+        for frame in &mut self.incoming {
+            let look = self.engine.look(side, &head(frame));
+            self.looks.push(look);
+        }
+        for look in &self.looks {
+            self.engine.reach(look);
+        }
+    }
+
+    /// Lets the engine decide on the whole batch.
+    fn step(&mut self, side: Side, now: Instant) {
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing };
+        for (mut frame, look) in self.incoming.drain(..).zip(self.looks.drain(..)) {
+            let mut head = head(&mut frame);
+            let verdict = self.engine.on_frame(side, &look, &mut head, now, &mut outlet);
+            let (start, len, is_whole) = (head.start(), head.len(), head.is_whole());
+            frame.set(start, len);
+            if is_whole && frame.is_chained() {
+                outlet.pool.shrink(&mut frame);
+            }
+            match verdict {
+                Verdict::Forward => outlet.outgoing[side.other()].push(frame),
+                Verdict::Reflect => outlet.outgoing[side].push(frame),
+                Verdict::Drop(_) => outlet.pool.put(frame),
+            }
+        }
+    }
+
+    /// Lets the engine do what is due; true when more is.
+    fn expire(&mut self, now: Instant) -> bool {
+        self.engine.on_timeout(now, &mut Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing })
+    }
+
+    /// Hands the port what is to leave by it, and kicks it once. What finds no place is lost, as on any full link.
+    fn transmit(&mut self, side: Side) -> usize {
+        let (port, outgoing) = (&mut self.ports[side], &mut self.outgoing[side]);
+        let sent = port.transmit(outgoing, &mut self.pool);
+        self.unsent[side] += outgoing.len() as u64;
+        for frame in outgoing.drain(..) {
+            self.pool.put(frame);
+        }
+        port.flush(&mut self.pool);
+        sent
+    }
+
+    /// Whether neither port will ever deliver a frame again.
+    fn is_exhausted(&self) -> bool {
+        Side::BOTH.into_iter().all(|side| self.ports[side].is_exhausted())
+    }
+
+    /// Sleeps until a frame arrives or the engine has something to do.
+    fn sleep(&self, now: Instant) -> io::Result<()> {
+        let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now));
+        pktio::wait([&self.ports[Side::Lan], &self.ports[Side::Wan]], Some(due.min(LONGEST_SLEEP)))
+    }
+}
+
+/// The engine's view of a frame.
+fn head(frame: &mut Frame) -> Head<'_> {
+    let (start, len, total) = (frame.start(), frame.len(), frame.total());
+    Head::new(frame.buffer_mut(), start, len, total)
+}
+
+/// Where the engine's own segments go: into spare frames, and with the rest of the turn out of a port.
+struct Outlet<'a> {
+    pool: &'a mut Pool,
+    outgoing: &'a mut PerSide<Batch>,
+}
+
+impl Egress for Outlet<'_> {
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let Some(mut frame) = self.pool.take() else { return false };
+        let start = frame.start();
+        let len = write(&mut frame.buffer_mut()[start..]);
+        frame.set(start, len);
+        self.outgoing[to].push(frame);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Bypass;
+    use crate::stats::Board;
+    use pktio::memory::{self, MemoryWire};
+    use std::thread;
+    use tcpstate::{Counters, DropReason, Population};
+
+    /// An engine that does with a frame what the frame's first byte says.
+    #[derive(Default)]
+    struct Obedient {
+        counters: Counters,
+        /// Frames looked at but not yet decided on.
+        looked: std::cell::Cell<usize>,
+        /// The most there were at once.
+        deepest: usize,
+        dropped: usize,
+        emitted: usize,
+        refused: usize,
+        /// Segments to send at the next time-out.
+        due: usize,
+    }
+
+    impl Obedient {
+        fn say(&mut self, to: Side, egress: &mut impl Egress) {
+            let written = egress.emit(to, |buffer| {
+                buffer[..5].copy_from_slice(b"hello");
+                5
+            });
+            *if written { &mut self.emitted } else { &mut self.refused } += 1;
+        }
+    }
+
+    impl Engine for Obedient {
+        fn look(&self, _: Side, _: &Head<'_>) -> Look {
+            self.looked.update(|looked| looked + 1);
+            Look::default()
+        }
+
+        fn reach(&self, _: &Look) {}
+
+        fn on_frame(
+            &mut self,
+            side: Side,
+            _: &Look,
+            head: &mut Head<'_>,
+            _: Instant,
+            egress: &mut impl Egress,
+        ) -> Verdict {
+            self.deepest = self.deepest.max(self.looked.get());
+            self.looked.update(|looked| looked - 1);
+            match head.bytes()[0] {
+                b'r' => Verdict::Reflect,
+                b'd' => {
+                    self.dropped += 1;
+                    Verdict::Drop(DropReason::Malformed)
+                }
+                b'e' => {
+                    self.say(side.other(), egress);
+                    self.dropped += 1;
+                    Verdict::Drop(DropReason::Consumed)
+                }
+                b'g' => {
+                    assert!(head.open_gap(1, 4), "there is headroom");
+                    head.bytes_mut()[1..5].copy_from_slice(b"rown");
+                    Verdict::Forward
+                }
+                b's' => {
+                    assert!(head.resize(2), "there is always room to be smaller");
+                    Verdict::Reflect
+                }
+                _ => Verdict::Forward,
+            }
+        }
+
+        fn on_timeout(&mut self, _: Instant, egress: &mut impl Egress) -> bool {
+            if self.due > 0 {
+                self.due -= 1;
+                self.say(Side::Lan, egress);
+            }
+            self.due > 0
+        }
+
+        fn next_deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn counters(&self) -> &Counters {
+            &self.counters
+        }
+
+        fn population(&self) -> Population {
+            Population::default()
+        }
+    }
+
+    /// A worker between two wires in memory.
+    fn world<E: Engine>(engine: E, frames: usize, capacity: usize) -> (Worker<E>, PerSide<MemoryWire>) {
+        let (lan, lan_wire) = memory::pair(capacity);
+        let (wan, wan_wire) = memory::pair(capacity);
+        let pool = Pool::heap(frames, 512, 128);
+        let pair = Pair { lan: Box::new(lan), wan: Box::new(wan), pool };
+        (Worker::new(pair, engine), PerSide::new(lan_wire, wan_wire))
+    }
+
+    fn now() -> Instant {
+        Instant::from_secs(1)
+    }
+
+    impl<E> Worker<E> {
+        fn assert_conserved(&self) {
+            assert_eq!(self.pool.idle() + self.pool.lent(), self.pool.total(), "every frame is somewhere");
+        }
+    }
+
+    fn drain(wire: &mut MemoryWire) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| wire.pop()).collect()
+    }
+
+    #[test]
+    fn frames_go_where_the_verdict_says_and_in_order() {
+        let (mut worker, mut wires) = world(Obedient::default(), 64, 64);
+        for frame in ["f1", "r2", "d3", "f4", "e5"] {
+            assert!(wires[Side::Wan].push(frame.as_bytes()));
+        }
+        let turn = worker.turn(now());
+        assert_eq!((turn.received, turn.sent, turn.more), (5, 4, false));
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"f1".as_slice(), b"f4", b"hello"]);
+        assert_eq!(drain(&mut wires[Side::Wan]), [b"r2"]);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn a_batch_is_looked_at_as_a_whole_before_the_first_decision() {
+        let (mut worker, mut wires) = world(Obedient::default(), 256, 256);
+        for _ in 0..BATCH + 1 {
+            wires[Side::Lan].push(b"f");
+        }
+        worker.turn(now());
+        assert_eq!((worker.engine.deepest, worker.engine.looked.get()), (BATCH, 0));
+    }
+
+    #[test]
+    fn a_frame_keeps_the_extent_the_engine_gave_it() {
+        let (mut worker, mut wires) = world(Obedient::default(), 64, 64);
+        wires[Side::Lan].push(b"g!");
+        wires[Side::Lan].push(b"sssssss");
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Wan]), [b"grown!"]);
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"ss"]);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn a_jumbo_frame_passes_whole_and_a_shortened_one_gives_its_buffers_back() {
+        let (mut worker, mut wires) = world(Obedient::default(), 64, 64);
+        let mut jumbo = vec![b'j'; 1500];
+        wires[Side::Lan].push(&jumbo);
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Wan]), [jumbo.clone()]);
+
+        jumbo.fill(b's');
+        wires[Side::Lan].push(&jumbo);
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"ss"]);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn what_a_full_transmit_ring_refuses_is_counted_and_comes_back() {
+        let (mut worker, mut wires) = world(Obedient::default(), 64, 8);
+        for _ in 0..3 {
+            for _ in 0..8 {
+                assert!(wires[Side::Lan].push(b"f"));
+            }
+            worker.turn(now());
+        }
+        let snapshot = worker.snapshot();
+        assert_eq!((snapshot.unsent(Side::Wan), snapshot.unsent(Side::Lan)), (16, 0));
+        assert_eq!(snapshot.port(Side::Wan).sent, 8);
+        assert_eq!(drain(&mut wires[Side::Wan]).len(), 8);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn with_an_empty_pool_the_engine_is_refused_and_nothing_else_happens() {
+        // One buffer: it holds the frame that asks the engine to speak.
+        let (mut worker, mut wires) = world(Obedient::default(), 1, 8);
+        wires[Side::Wan].push(b"e");
+        worker.turn(now());
+        assert_eq!((worker.engine.emitted, worker.engine.refused), (0, 1));
+        assert!(drain(&mut wires[Side::Lan]).is_empty());
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn what_is_due_leaves_in_the_same_turn_and_more_of_it_keeps_the_worker_awake() {
+        let (mut worker, mut wires) = world(Obedient { due: 2, ..Obedient::default() }, 8, 8);
+        assert_eq!(worker.turn(now()), Turn { received: 0, sent: 1, more: true });
+        assert_eq!(worker.turn(now()), Turn { received: 0, sent: 1, more: false });
+        assert!(worker.turn(now()).is_idle());
+        assert_eq!(drain(&mut wires[Side::Lan]).len(), 2);
+    }
+
+    #[test]
+    fn no_frame_is_lost_without_a_counter() {
+        // A pool too small and wires too short, so that every way to lose a frame is taken.
+        let (mut worker, mut wires) = world(Obedient::default(), 24, 16);
+        let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut draw = |below: u64| {
+            chance ^= chance << 13;
+            chance ^= chance >> 7;
+            chance ^= chance << 17;
+            chance % below
+        };
+        let (mut pushed, mut popped) = (0, 0);
+        for _ in 0..20_000 {
+            for side in Side::BOTH {
+                for _ in 0..draw(20) {
+                    let len = if draw(8) == 0 { 700 } else { 2 };
+                    let frame = vec![b"frdegs"[draw(6) as usize]; len];
+                    pushed += usize::from(wires[side].push(&frame));
+                }
+                for _ in 0..draw(24) {
+                    popped += usize::from(wires[side].pop().is_some());
+                }
+            }
+            worker.turn(now());
+            worker.assert_conserved();
+        }
+        let snapshot = worker.snapshot();
+        let of = |count: fn(&Snapshot, Side) -> u64| {
+            Side::BOTH.into_iter().map(|side| count(&snapshot, side)).sum::<u64>() as usize
+        };
+        let unreceived = wires[Side::Lan].unreceived() + wires[Side::Wan].unreceived();
+        let pending = wires[Side::Lan].pending() + wires[Side::Wan].pending();
+        let (unsent, no_buffer) = (of(Snapshot::unsent), of(|snapshot, side| snapshot.port(side).no_buffer));
+        assert!(unsent > 0 && no_buffer > 0 && worker.engine.refused > 0, "the test takes every way");
+        assert_eq!(
+            pushed + worker.engine.emitted,
+            unreceived + no_buffer + worker.engine.dropped + unsent + popped + pending
+        );
+    }
+
+    #[test]
+    fn a_run_ends_when_both_ports_are_exhausted_and_everything_has_passed() {
+        let (worker, mut wires) = world(Bypass::default(), 1024, 1024);
+        for i in 0..1000_u16 {
+            wires[Side::Wan].push(&i.to_be_bytes());
+        }
+        wires[Side::Lan].hang_up();
+        wires[Side::Wan].hang_up();
+        let board = Board::new(1);
+        worker.run(&AtomicBool::new(false), board.slot(0)).unwrap();
+        assert_eq!(drain(&mut wires[Side::Lan]).len(), 1000);
+        let total = board.total();
+        assert_eq!((total.port(Side::Wan).received, total.port(Side::Lan).sent), (1000, 1000));
+    }
+
+    #[test]
+    fn a_run_ends_when_it_is_told_to() {
+        let (worker, _wires) = world(Bypass::default(), 8, 8);
+        let (stop, board) = (AtomicBool::new(false), Board::new(1));
+        thread::scope(|scope| {
+            let run = scope.spawn(|| worker.run(&stop, board.slot(0)));
+            thread::sleep(Duration::from_millis(5));
+            assert!(!run.is_finished(), "nobody has told it yet");
+            stop.store(true, Ordering::Relaxed);
+            run.join().unwrap().unwrap();
+        });
+    }
+}
