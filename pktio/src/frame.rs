@@ -274,12 +274,6 @@ impl Region {
         let base = unsafe { self.base.add(offset) };
         Frame { base, next: None, capacity: self.buffer as u32, start: start as u32, len: len as u32, beyond: 0 }
     }
-
-    /// Bytes of a buffer.
-    #[inline]
-    pub(crate) fn buffer(&self) -> usize {
-        self.buffer
-    }
 }
 
 /// The idle frames of one worker, last in first out, so that the buffer just used (and still in the cache) goes out next.
@@ -464,11 +458,6 @@ impl Pool {
         self.lent -= 1;
         // SAFETY: the caller's promise: the ring was the buffer's only holder.
         unsafe { self.region.frame(offset, start, len) }
-    }
-
-    /// The region the frames lie in.
-    pub(crate) fn region(&self) -> &Region {
-        &self.region
     }
 }
 

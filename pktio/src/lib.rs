@@ -17,9 +17,15 @@ pub mod capture;
 pub mod frame;
 pub mod impair;
 pub mod memory;
+pub mod netdev;
+pub mod open;
 pub mod packet;
 pub mod pcap;
 pub mod port;
+mod xdp;
 
 pub use frame::{Batch, Frame, Pool};
+pub use netdev::Guard;
+pub use open::{Mode, OpenError, Opened, Options, open};
 pub use port::{Capabilities, Pair, Port, PortStatistics, wait};
+pub use xdp::Fallback;

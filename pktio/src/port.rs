@@ -2,11 +2,15 @@
 //!
 //! How frames get in and out of the machine is the backends' story; what is done with them is the worker's.
 
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use crate::frame::{Batch, Pool};
+
+/// How long a backlogged port may wait for its next flush.
+const BACKLOG_WAIT: Duration = Duration::from_millis(1);
 
 /// One queue of one interface.
 ///
@@ -32,6 +36,12 @@ pub trait Port: Send {
 
     /// True once the port will never deliver a frame again (the end of a capture file).
     fn is_exhausted(&self) -> bool {
+        false
+    }
+
+    /// True while frames wait in the transmit ring that the kernel would not take at the last [`flush`](Port::flush);
+    /// [`wait`] then sleeps no longer than a millisecond, so that the next flush comes soon.
+    fn is_backlogged(&self) -> bool {
         false
     }
 
@@ -61,6 +71,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn is_exhausted(&self) -> bool {
         (**self).is_exhausted()
+    }
+
+    fn is_backlogged(&self) -> bool {
+        (**self).is_backlogged()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -144,6 +158,16 @@ pub struct Pair {
     pub pool: Pool,
 }
 
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pair")
+            .field("lan", &self.lan.capabilities())
+            .field("wan", &self.wan.capabilities())
+            .field("pool", &self.pool)
+            .finish()
+    }
+}
+
 /// Sleeps until one of the ports has frames to receive or `timeout` has passed (`None`: for as long as it takes).
 ///
 /// Returns at once when a port is always ready and not exhausted, or when neither can ever become readable. A signal ends
@@ -169,6 +193,8 @@ pub fn wait(ports: [&dyn Port; 2], timeout: Option<Duration>) -> io::Result<()> 
     if !waiting {
         return Ok(());
     }
+    let backlogged = ports.iter().any(|port| port.is_backlogged());
+    let timeout = if backlogged { Some(timeout.map_or(BACKLOG_WAIT, |t| t.min(BACKLOG_WAIT))) } else { timeout };
     let timeout = timeout.map(|t| libc::timespec {
         tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: t.subsec_nanos().into(),

@@ -1,0 +1,398 @@
+//! From two names to ports: parses the names, prepares the interfaces, takes the best backend that works, and says why
+//! the better ones were not taken.
+//!
+//! What the backends do, and how an interface is prepared, is told in their own modules.
+
+use std::io;
+
+use tracing::{debug, info, warn};
+
+use crate::frame::{HEADROOM, Pool};
+use crate::netdev::{Guard, Interface};
+use crate::packet::{PacketOptions, PacketPort};
+use crate::port::Pair;
+use crate::xdp::{self, Attached, Fallback, Layout, SocketRefusal};
+
+/// How to open the ports.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Workers, each with one queue of both ports.
+    pub workers: usize,
+    /// Buffers a port has in each worker. Half of them wait in the receive ring. Raised where a device with zero copy
+    /// parks more in its own rings.
+    pub frames_per_port: usize,
+    /// Frames the worker receives at once.
+    pub batch: usize,
+    /// Which way of AF_XDP to take.
+    pub mode: Mode,
+    /// What the XDP program does with frames that no worker owns.
+    pub fallback: Fallback,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { workers: 1, frames_per_port: 4096, batch: 64, mode: Mode::Auto, fallback: Fallback::Drop }
+    }
+}
+
+/// Which way of AF_XDP to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// In the driver, the device reading and writing the frames where they lie; nothing else.
+    ZeroCopy,
+    /// In the driver, copying.
+    Driver,
+    /// In front of the network stack: works on every interface.
+    Generic,
+}
+
+/// Open ports.
+///
+/// The ports must be dropped before the guard; the order of the fields sees to it where they stay together.
+#[derive(Debug)]
+pub struct Opened {
+    /// One pair a worker, by queue.
+    pub pairs: Vec<Pair>,
+    /// Puts the interfaces back as they were.
+    pub guard: Guard,
+    /// What was taken, and why nothing better; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Why the ports could not be opened, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no such interface here.
+    #[error("there is no interface {interface:?}; `ip link` lists those there are")]
+    NotFound {
+        /// Its name.
+        interface: String,
+    },
+    /// The process may not do this.
+    #[error(
+        "no permission to open {interface}; run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
+    )]
+    Permission {
+        /// The interface that was tried.
+        interface: String,
+    },
+    /// The interface is there but not up.
+    #[error("{interface} is down; bring it up with `ip link set dev {interface} up`")]
+    Down {
+        /// Its name.
+        interface: String,
+    },
+    /// Both ports are the same interface.
+    #[error("both ports are {interface}; a bridge needs two interfaces")]
+    SameInterface {
+        /// Its name.
+        interface: String,
+    },
+    /// The name of a port makes no sense.
+    #[error("{name:?} names no port; write [xdp:|packet:|pcap:]NAME")]
+    Syntax {
+        /// What was written.
+        name: String,
+    },
+    /// The device or this version cannot do what was asked.
+    #[error("{what}; {hint}")]
+    Unsupported {
+        /// What cannot be done.
+        what: String,
+        /// What to do instead.
+        hint: String,
+    },
+    /// The kernel refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The name of a port, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Name<'a> {
+    /// The best that works.
+    Any(&'a str),
+    Xdp(&'a str),
+    Packet(&'a str),
+    Pcap(&'a str),
+}
+
+impl<'a> Name<'a> {
+    fn parse(name: &'a str) -> Result<Name<'a>, OpenError> {
+        let syntax = || OpenError::Syntax { name: name.into() };
+        let parsed = match name.split_once(':') {
+            Some(("xdp", rest)) => Name::Xdp(rest),
+            Some(("packet", rest)) => Name::Packet(rest),
+            Some(("pcap", rest)) => Name::Pcap(rest),
+            Some((scheme, _)) if scheme == "netmap" || scheme.starts_with("vale") => {
+                return Err(OpenError::Unsupported {
+                    what: format!("{name:?}: netmap is not built into this version"),
+                    hint: "name the interface alone to take AF_XDP or AF_PACKET".into(),
+                });
+            }
+            // An alias of old (eth0:1) is no interface, and what else has a colon we do not know.
+            Some(_) => return Err(syntax()),
+            None => Name::Any(name),
+        };
+        let rest = match parsed {
+            Name::Any(rest) | Name::Xdp(rest) | Name::Packet(rest) | Name::Pcap(rest) => rest,
+        };
+        let printable = rest.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/');
+        if rest.is_empty() || (!printable && !matches!(parsed, Name::Pcap(_))) { Err(syntax()) } else { Ok(parsed) }
+    }
+}
+
+/// Opens both ports for `options.workers` workers and prepares their interfaces.
+///
+/// # Errors
+///
+/// When a name makes no sense, an interface is missing, down or the same twice, the process may not, or no backend works.
+/// Everything that was changed is put back.
+pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError> {
+    check(options)?;
+    let names = [Name::parse(lan)?, Name::parse(wan)?];
+    let devices = match (&names[0], &names[1]) {
+        (Name::Pcap(_), _) | (_, Name::Pcap(_)) => {
+            return Err(OpenError::Unsupported {
+                what: "capture files cannot be opened here yet".into(),
+                hint: "name two interfaces".into(),
+            });
+        }
+        (Name::Any(lan) | Name::Xdp(lan) | Name::Packet(lan), Name::Any(wan) | Name::Xdp(wan) | Name::Packet(wan)) => {
+            [*lan, *wan]
+        }
+    };
+    let wants_xdp = names.iter().any(|n| matches!(n, Name::Xdp(_)));
+    let wants_packet = names.iter().any(|n| matches!(n, Name::Packet(_)));
+    if wants_xdp && wants_packet {
+        return Err(OpenError::Unsupported {
+            what: "AF_XDP and AF_PACKET cannot share their frames".into(),
+            hint: "name the same backend for both ports".into(),
+        });
+    }
+
+    let lan = Interface::find(devices[0])?;
+    let wan = Interface::find(devices[1])?;
+    if lan.index() == wan.index() {
+        return Err(OpenError::SameInterface { interface: lan.name().into() });
+    }
+    let interfaces = [&lan, &wan];
+    let mut notes = Vec::new();
+    if lan.mtu() != wan.mtu() {
+        let text = format!(
+            "the MTU of {} is {} and that of {} is {}: longer frames will be lost; set both to the same",
+            lan.name(),
+            lan.mtu(),
+            wan.name(),
+            wan.mtu()
+        );
+        warn!("{text}");
+        notes.push(text);
+    }
+    raise_memory_limit();
+    let mut guard = Guard::prepare(&interfaces, options.workers, &mut notes)?;
+
+    let pairs = if wants_packet {
+        open_packet(interfaces, options)?
+    } else {
+        match open_xdp(interfaces, options, &mut guard, &mut notes) {
+            Ok(pairs) => pairs,
+            Err(reason) if wants_xdp || options.mode != Mode::Auto => {
+                return Err(OpenError::Unsupported {
+                    what: format!("AF_XDP does not work: {reason}"),
+                    hint: "name the interfaces without `xdp:` and without a mode to take what works".into(),
+                });
+            }
+            Err(reason) => {
+                notes.push(format!("AF_XDP was not taken: {reason}"));
+                open_packet(interfaces, options)?
+            }
+        }
+    };
+    // Attaching a program makes the link of some devices flap, so this comes last.
+    guard.await_links(&interfaces, &mut notes);
+    for (side, interface) in interfaces.iter().enumerate() {
+        let Some(pair) = pairs.first() else { continue };
+        let port = if side == 0 { &pair.lan } else { &pair.wan };
+        let taken = port.capabilities();
+        let way = match (taken.backend, taken.driver_mode, taken.zero_copy) {
+            ("xdp", true, true) => "AF_XDP, driver mode, zero copy",
+            ("xdp", true, false) => "AF_XDP, driver mode, copying",
+            ("xdp", false, _) => "AF_XDP, generic mode",
+            _ => "AF_PACKET",
+        };
+        let buffers = if taken.multi_buffer { ", frames in several buffers" } else { "" };
+        notes.push(format!("{}: {way}{buffers}, {} queue(s)", interface.name(), pairs.len()));
+    }
+    for note in &notes {
+        info!("{note}");
+    }
+    Ok(Opened { pairs, guard, notes })
+}
+
+/// Refuses options that make no sense.
+fn check(options: &Options) -> Result<(), OpenError> {
+    let refuse = |what: String, hint: &str| Err(OpenError::Unsupported { what, hint: hint.into() });
+    if options.workers == 0 || options.workers > 1024 {
+        return refuse(format!("{} workers", options.workers), "take between 1 and 1024");
+    }
+    if options.batch == 0 || options.frames_per_port < 4 * options.batch || options.frames_per_port > 1 << 20 {
+        return refuse(
+            format!("{} frames a port for batches of {}", options.frames_per_port, options.batch),
+            "take at least four batches and at most 1048576 frames",
+        );
+    }
+    Ok(())
+}
+
+/// AF_XDP in the best way that works.
+fn open_xdp(
+    interfaces: [&Interface; 2],
+    options: &Options,
+    guard: &mut Guard,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Pair>, String> {
+    let mtu = interfaces[0].mtu().max(interfaces[1].mtu());
+    let mut layout = Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?;
+    let mut attach = |side: usize| -> Result<Attached, String> {
+        let (interface, other) = (interfaces[side], interfaces[1 - side]);
+        if options.mode != Mode::Generic {
+            match Attached::new(interface, other, true, &layout, options.fallback) {
+                Ok(attached) => return Ok(attached),
+                Err(reason) if options.mode == Mode::Auto => {
+                    notes.push(format!("{}: not in driver mode: {reason}", interface.name()));
+                }
+                Err(reason) => return Err(format!("{}: no driver mode: {reason}", interface.name())),
+            }
+        }
+        Attached::new(interface, other, false, &layout, options.fallback)
+            .map_err(|reason| format!("{}: no generic mode: {reason}", interface.name()))
+    };
+    let mut attached = [attach(0)?, attach(1)?];
+    let mut opened = None;
+    if attached.iter().all(|a| a.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
+        let parked = guard.hardware_rings(&interfaces);
+        let frames = layout.frames_per_port.max(2 * parked + layout.batch);
+        let copying = layout.frames_per_port;
+        layout.frames_per_port = frames;
+        match xdp::open(interfaces, &mut attached, true, &layout) {
+            Ok(pairs) => {
+                if frames > copying {
+                    notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
+                }
+                opened = Some(pairs);
+            }
+            Err(SocketRefusal::Unsupported(reason)) if options.mode == Mode::Auto => {
+                notes.push(format!("no zero copy: {reason}"));
+                layout.frames_per_port = copying;
+            }
+            Err(refusal) => return Err(format!("no zero copy: {refusal}")),
+        }
+    }
+    let pairs = match opened {
+        Some(pairs) => pairs,
+        None => xdp::open(interfaces, &mut attached, false, &layout).map_err(|refusal| refusal.to_string())?,
+    };
+    guard.keep(attached);
+    Ok(pairs)
+}
+
+/// AF_PACKET, which works everywhere.
+fn open_packet(interfaces: [&Interface; 2], options: &Options) -> Result<Vec<Pair>, OpenError> {
+    let packet = PacketOptions { ring_frames: options.frames_per_port / 2, ..PacketOptions::default() };
+    let open = |interface: &Interface| {
+        let name = interface.name();
+        PacketPort::open_queues(name, options.workers, &packet).map_err(|source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
+            _ => OpenError::Io { what: format!("{name}: AF_PACKET"), source },
+        })
+    };
+    let longest = interfaces[0].max_frame().max(interfaces[1].max_frame());
+    let pairs = open(interfaces[0])?.into_iter().zip(open(interfaces[1])?).map(|(lan, wan)| {
+        let pool = heap_pool(longest, options);
+        Pair { lan: Box::new(lan), wan: Box::new(wan), pool }
+    });
+    Ok(pairs.collect())
+}
+
+/// A pool in ordinary memory whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
+fn heap_pool(longest: usize, options: &Options) -> Pool {
+    let buffer = (HEADROOM + longest + 128).next_power_of_two().max(2048);
+    let mut pool = Pool::heap(2 * options.frames_per_port, buffer, HEADROOM);
+    pool.set_reserve(2 * options.batch);
+    pool
+}
+
+/// Lets the process lock as much memory as it may; AF_XDP's buffers count.
+fn raise_memory_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is a valid structure.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0 {
+        return;
+    }
+    debug!("RLIMIT_MEMLOCK could not be lifted: {}", io::Error::last_os_error());
+    let mut limit = unlimited;
+    // SAFETY: the limit is written to a structure of ours, then read back from it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_their_backend() {
+        assert_eq!(Name::parse("eth0").unwrap(), Name::Any("eth0"));
+        assert_eq!(Name::parse("xdp:eth0").unwrap(), Name::Xdp("eth0"));
+        assert_eq!(Name::parse("packet:eth0.7").unwrap(), Name::Packet("eth0.7"));
+        assert_eq!(Name::parse("pcap:/tmp/a b.pcap").unwrap(), Name::Pcap("/tmp/a b.pcap"));
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_with_the_right_form() {
+        for name in ["", "xdp:", "eth0:1", "ring:eth0", "eth 0", "a/b"] {
+            let error = Name::parse(name).unwrap_err();
+            assert!(matches!(error, OpenError::Syntax { .. }), "{name}: {error}");
+            assert!(error.to_string().contains("[xdp:|packet:|pcap:]NAME"), "{error}");
+        }
+    }
+
+    #[test]
+    fn netmap_is_refused_by_name() {
+        for name in ["netmap:eth0", "vale0:1", "vale:x"] {
+            let error = open(name, "lo", &Options::default()).unwrap_err();
+            assert!(error.to_string().contains("not built into this version"), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_that_cannot_work_are_refused_before_anything_is_touched() {
+        for options in [
+            Options { workers: 0, ..Options::default() },
+            Options { frames_per_port: 64, batch: 64, ..Options::default() },
+            Options { batch: 0, ..Options::default() },
+        ] {
+            let error = open("no-such-dev", "lo", &options).unwrap_err();
+            assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_interface_is_named() {
+        let error = open("no-such-dev", "lo", &Options::default()).unwrap_err();
+        assert_eq!(error.to_string(), "there is no interface \"no-such-dev\"; `ip link` lists those there are");
+    }
+}

@@ -1,0 +1,764 @@
+//! AF_XDP: frames by descriptor, in memory shared with the kernel.
+//!
+//! Both sockets of a worker (its queue of either interface) share one UMEM, and the worker's [`Pool`] lies in it, so that
+//! forwarding moves a descriptor and copies nothing. A small XDP program, compiled from `bpf/redirect.c`, hands the
+//! frames of each queue to its socket. Which mode is wanted, and what to do when it does not work, `open` decides.
+//!
+//! The rings are those of `xsk-rs`; what is added here is ownership, chains, the fill level, and the kicks.
+
+use std::cmp::min;
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::maps::{DevMap, PerCpuArray, XskMap};
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use xsk_rs::config::{
+    BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
+};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
+
+use crate::frame::{Batch, Frame, HEADROOM, Pool, Region};
+use crate::netdev::Interface;
+use crate::port::{Capabilities, Pair, Port, PortStatistics};
+
+/// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
+static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
+
+/// Descriptors moved from or to a ring at once.
+const STRIDE: usize = 64;
+
+/// The most buffers a frame may lie in: what an skb of the kernel can carry in fragments, less one for safety.
+const MAX_BUFFERS: usize = 16;
+
+/// The shortest frame that is one: two addresses and a type.
+const MIN_FRAME: usize = 14;
+
+/// The kernel sends at most this many frames a kick in copy mode, then wants another.
+const COPY_BUDGET: usize = 32;
+
+/// How long a queue may stay busy after its last owner has gone: the kernel tears it down in the background, in 4 to 70 ms
+/// on an idle machine.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to sleep between two attempts at a busy queue.
+const BUSY_STEP: Duration = Duration::from_millis(10);
+
+/// Another frame follows in this packet (`XDP_PKT_CONTD`).
+const CONTINUED: u32 = 1;
+
+/// The largest MTU whose frames fit 2048 bytes behind the headroom, header and tags included.
+const SMALL_MTU: usize = 2048 - HEADROOM - 22;
+
+/// The largest MTU for which a frame is kept in one buffer. Drivers keep the end of a page for themselves and draw this line
+/// between 3000 and 3520 bytes.
+const SINGLE_MTU: usize = 3000;
+
+/// The largest MTU that fits the buffers a frame may have, well above any that is in use.
+const LARGEST_MTU: usize = 16_000;
+
+/// What the XDP program does with a frame whose queue has no socket, because the process is gone or not there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// Drop it: no process, no traffic.
+    #[default]
+    Drop,
+    /// Send it out of the other port, unseen: no process, no protection.
+    Bypass,
+}
+
+/// What is asked of the sockets.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// Queues to open, one worker each.
+    pub workers: usize,
+    /// Buffers a port, in the memory of one worker.
+    pub frames_per_port: usize,
+    /// Frames the worker moves at once.
+    pub batch: usize,
+    /// Room for received frames in a buffer, headroom included: 2048 or 4096.
+    pub chunk: usize,
+    /// Whether a frame may lie in several buffers.
+    pub multi_buffer: bool,
+}
+
+impl Layout {
+    /// The layout that suits an MTU: small buffers where they suffice (more of them fit the cache), and several a frame
+    /// where even a large one does not.
+    ///
+    /// # Errors
+    ///
+    /// When frames would need more buffers than the kernel chains.
+    pub(crate) fn for_mtu(mtu: usize, workers: usize, frames_per_port: usize, batch: usize) -> Result<Layout, String> {
+        let chunk = if mtu <= SMALL_MTU { 2048 } else { 4096 };
+        if mtu > LARGEST_MTU {
+            return Err(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less"));
+        }
+        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer: mtu > SINGLE_MTU })
+    }
+}
+
+/// The XDP program on one interface; it is detached when this is dropped.
+pub(crate) struct Attached {
+    /// The program runs in the driver.
+    pub driver: bool,
+    ebpf: Ebpf,
+    name: &'static str,
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("driver", &self.driver).field("program", &self.name).finish()
+    }
+}
+
+impl Attached {
+    /// Loads the program and attaches it to `interface`, in the driver or in front of the network stack.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said, in words.
+    pub(crate) fn new(
+        interface: &Interface,
+        other: &Interface,
+        driver: bool,
+        layout: &Layout,
+        fallback: Fallback,
+    ) -> Result<Attached, String> {
+        let bypass = u32::from(fallback == Fallback::Bypass);
+        let queues = u32::try_from(layout.workers.max(1)).expect("a queue is a 32-bit number");
+        let mut ebpf = EbpfLoader::new()
+            .override_global("fail_open", &bypass, true)
+            .map_max_entries("sockets", queues)
+            .load(PROGRAM)
+            .map_err(|e| chain(&e))?;
+        let name = if layout.multi_buffer { "redirect_frags" } else { "redirect" };
+        if fallback == Fallback::Bypass {
+            let map = ebpf.map_mut("other").ok_or("the program lacks its map")?;
+            let mut map = DevMap::try_from(map).map_err(|e| chain(&e))?;
+            map.set(0, other.index(), None, 0).map_err(|e| chain(&e))?;
+        }
+        let program: &mut Xdp =
+            ebpf.program_mut(name).ok_or("the program is missing")?.try_into().map_err(|e| chain(&e))?;
+        program.load().map_err(|e| chain(&e))?;
+        let mode = if driver { XdpMode::Driver } else { XdpMode::Skb };
+        let begin = Instant::now();
+        loop {
+            match program.attach_to_if_index(interface.index(), mode) {
+                Ok(_) => break,
+                // The program of a process that has just gone may still be there.
+                Err(e) if os_error(&e) == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => {
+                    thread::sleep(BUSY_STEP);
+                }
+                Err(e) => return Err(attach_refusal(&e, interface)),
+            }
+        }
+        Ok(Attached { driver, ebpf, name })
+    }
+
+    /// Hands the frames of `queue` to the socket `fd`.
+    fn steer(&mut self, queue: u32, fd: RawFd) -> Result<(), String> {
+        let map = self.ebpf.map_mut("sockets").ok_or("the program lacks its map")?;
+        let mut map = XskMap::try_from(map).map_err(|e| chain(&e))?;
+        map.set(queue, fd, 0).map_err(|e| chain(&e))
+    }
+
+    /// Frames that found no socket since the program was attached.
+    pub(crate) fn strays(&self) -> u64 {
+        let count = || {
+            let map = PerCpuArray::<_, u64>::try_from(self.ebpf.map("strays")?).ok()?;
+            Some(map.get(&0, 0).ok()?.iter().sum())
+        };
+        count().unwrap_or(0)
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text.replace('\n', " ").trim_end().to_owned()
+}
+
+/// The kernel's error number behind an error, if there is one.
+fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if let Some(code) = inner.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        cause = inner.source();
+    }
+    None
+}
+
+fn attach_refusal(error: &ProgramError, interface: &Interface) -> String {
+    let name = interface.name();
+    match os_error(error) {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            format!("another XDP program is attached to {name}; detach it with `ip link set dev {name} xdp off`")
+        }
+        Some(libc::EOPNOTSUPP) => "the driver has no XDP".into(),
+        Some(libc::ERANGE) => format!("the driver has no XDP for an MTU of {}", interface.mtu()),
+        Some(libc::ENOSPC) => "the driver has too few queues for XDP".into(),
+        _ => chain(error),
+    }
+}
+
+/// Why the sockets could not be opened.
+#[derive(Debug)]
+pub(crate) enum SocketRefusal {
+    /// The driver, one of the two, cannot do what was asked.
+    Unsupported(String),
+    /// Everything else.
+    Failed(String),
+}
+
+impl fmt::Display for SocketRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SocketRefusal::Unsupported(text) | SocketRefusal::Failed(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Opens the sockets of every worker and steers the frames of both interfaces to them.
+///
+/// # Errors
+///
+/// When a socket cannot be bound, with the reason; everything opened before is closed again.
+pub(crate) fn open(
+    interfaces: [&Interface; 2],
+    attached: &mut [Attached; 2],
+    zero_copy: bool,
+    layout: &Layout,
+) -> Result<Vec<Pair>, SocketRefusal> {
+    (0..layout.workers).map(|queue| open_queue(interfaces, attached, zero_copy, layout, queue as u32)).collect()
+}
+
+/// Opens one queue of both interfaces over one UMEM.
+fn open_queue(
+    interfaces: [&Interface; 2],
+    attached: &mut [Attached; 2],
+    zero_copy: bool,
+    layout: &Layout,
+    queue: u32,
+) -> Result<Pair, SocketRefusal> {
+    let failed = SocketRefusal::Failed;
+    let frames = 2 * layout.frames_per_port;
+    let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
+    let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
+    // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is: room for every
+    // frame makes that harmless. The same size lets no completion ever wait.
+    let all = ring_size(frames)?;
+    let config = UmemConfig::builder()
+        .frame_size(FrameSize::new(layout.chunk as u32).map_err(|e| failed(chain(&e)))?)
+        .frame_headroom(0)
+        .fill_queue_size(all)
+        .comp_queue_size(all)
+        .build()
+        .map_err(|e| failed(chain(&e)))?;
+    let (umem, templates) = Umem::new(config, count, false).map_err(|e| match os_error(&e) {
+        Some(libc::ENOBUFS | libc::ENOMEM) => failed(memory_refusal(frames * layout.chunk)),
+        _ => failed(chain(&e)),
+    })?;
+    let templates: Arc<[FrameDesc]> = templates.into();
+    let mut pool = pool_over(&umem, &templates, layout);
+
+    let mut open_port = |side: usize, pool: &mut Pool| -> Result<XdpPort, SocketRefusal> {
+        let interface = interfaces[side];
+        let rings = bind(&umem, interface, zero_copy, layout, queue)?;
+        let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout);
+        port.capabilities.driver_mode = attached[side].driver;
+        port.capabilities.max_frame = interface.max_frame();
+        port.capabilities.queue = queue;
+        // The ring is full before the first frame is steered to it.
+        port.refill(pool);
+        attached[side].steer(queue, port.fd).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
+        port.wake_receiver();
+        Ok(port)
+    };
+    let lan = open_port(0, &mut pool)?;
+    let wan = open_port(1, &mut pool)?;
+    Ok(Pair { lan: Box::new(lan), wan: Box::new(wan), pool })
+}
+
+/// A pool of all buffers of a fresh UMEM.
+fn pool_over(umem: &Umem, templates: &[FrameDesc], layout: &Layout) -> Pool {
+    let mut first = templates[0];
+    let natural = first.addr();
+    // SAFETY: the UMEM is fresh: its first frame is in no ring and nobody else looks at it.
+    let data = unsafe { umem.data_mut(&mut first) }.contents_mut().as_mut_ptr() as usize;
+    // The mapping was made outside of Rust and its address handed to C, so it has exposed its provenance; the slice above
+    // could only vouch for one frame.
+    let base = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(data - natural)).expect("a mapping is not at null");
+    // SAFETY: the UMEM's mapping is page-aligned, holds a chunk per template, lives as long as a clone of the UMEM, and
+    // nobody but this pool's frames and the kernel touches it.
+    let region = unsafe { Region::new(base, templates.len(), layout.chunk, Arc::new(umem.clone())) };
+    // SAFETY: no frame of the fresh region exists.
+    let mut pool = unsafe { Pool::over(region, HEADROOM) };
+    // A turn of both ports takes at most two batches out of the rings.
+    pool.set_reserve(min(4 * layout.batch, layout.frames_per_port / 2));
+    pool
+}
+
+struct Rings {
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+}
+
+/// Binds a socket to one queue, with patience for a queue that is just being left.
+fn bind(
+    umem: &Umem,
+    interface: &Interface,
+    zero_copy: bool,
+    layout: &Layout,
+    queue: u32,
+) -> Result<Rings, SocketRefusal> {
+    let name = interface.name();
+    let size = ring_size(layout.frames_per_port / 2)?;
+    let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
+    flags |= if zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
+    if layout.multi_buffer {
+        flags |= BindFlags::XDP_USE_SG;
+    }
+    // The second socket of a UMEM is bound with the shared flag alone (the library sees to it) and inherits the mode.
+    let config = SocketConfig::builder()
+        .rx_queue_size(size)
+        .tx_queue_size(size)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(flags)
+        .build();
+    let xsk_interface: XskInterface =
+        name.parse().map_err(|_| SocketRefusal::Failed(format!("{name:?} is no interface name")))?;
+    let begin = Instant::now();
+    loop {
+        // SAFETY: no program is loaded by the library (inhibited), and the pair of interface and queue is bound once.
+        match unsafe { xsk_rs::Socket::new(config, umem, &xsk_interface, queue) } {
+            Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { rx, tx, fill, completion }),
+            Ok((_, _, None)) => {
+                return Err(SocketRefusal::Failed(format!("{name}: queue {queue} is already bound in this memory")));
+            }
+            Err(e) => {
+                let code = e.source().and_then(os_error);
+                if code == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE {
+                    thread::sleep(BUSY_STEP);
+                    continue;
+                }
+                return Err(bind_refusal(code, name, queue, &chain(&e), layout));
+            }
+        }
+    }
+}
+
+fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &Layout) -> SocketRefusal {
+    match code {
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => SocketRefusal::Unsupported(format!("the driver of {name} refuses it")),
+        Some(libc::EBUSY) => {
+            SocketRefusal::Failed(format!("{name}: queue {queue} is in use by another AF_XDP socket; end that process"))
+        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            SocketRefusal::Failed(format!("{name}: {}", memory_refusal(2 * layout.frames_per_port * layout.chunk)))
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            SocketRefusal::Failed(format!("{name}: no permission; run as root or with CAP_NET_RAW"))
+        }
+        _ => SocketRefusal::Failed(format!("{name}: queue {queue}: {text}")),
+    }
+}
+
+fn memory_refusal(bytes: usize) -> String {
+    format!(
+        "cannot lock {} KiB a worker in memory; raise the limit (`ulimit -l unlimited`, LimitMEMLOCK=infinity), grant \
+         CAP_IPC_LOCK, or use fewer frames",
+        bytes / 1024
+    )
+}
+
+fn ring_size(entries: usize) -> Result<QueueSize, SocketRefusal> {
+    u32::try_from(entries.next_power_of_two())
+        .ok()
+        .and_then(|n| QueueSize::new(n).ok())
+        .ok_or_else(|| SocketRefusal::Failed(format!("a ring of {entries} entries is not possible")))
+}
+
+/// One queue of one interface through an AF_XDP socket.
+struct XdpPort {
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    umem: Umem,
+    /// Per buffer, the descriptor of a frame that begins at the headroom. The library makes descriptors once and lets only
+    /// their length be changed, which is why a frame that begins elsewhere is moved before it is sent.
+    templates: Arc<[FrameDesc]>,
+    scratch: Box<[FrameDesc; STRIDE]>,
+    /// Bytes of a buffer.
+    chunk: usize,
+    /// Entries of the transmit ring.
+    ring: usize,
+    /// Frames to be kept between fill ring and receive ring.
+    target: usize,
+    /// As many must remain there, even if received frames are dropped for it.
+    low: usize,
+    /// Frames that are there now.
+    filled: usize,
+    /// Frames queued for transmission and not completed yet, in buffers.
+    in_flight: usize,
+    /// The kernel has not taken all of the transmit ring, and the last kick got no further.
+    backlog: bool,
+    /// The first buffers of a frame whose last has not been read yet. Empty between two calls.
+    partial: Option<Frame>,
+    /// The rest of a frame that is too long is being thrown away.
+    discarding: bool,
+    capabilities: Capabilities,
+    statistics: PortStatistics,
+    fd: RawFd,
+}
+
+impl XdpPort {
+    fn new(rings: Rings, umem: Umem, templates: Arc<[FrameDesc]>, layout: &Layout) -> XdpPort {
+        let fd = rings.rx.fd().as_raw_fd();
+        let target = layout.frames_per_port / 2;
+        let ring = target.next_power_of_two();
+        // In copy mode every frame queued is charged to the socket's send buffer until the device is done with it; the
+        // default holds a few hundred. Refused without CAP_NET_ADMIN, and then the default does.
+        let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
+        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+        XdpPort {
+            rx: rings.rx,
+            tx: rings.tx,
+            fill: rings.fill,
+            completion: rings.completion,
+            umem,
+            templates,
+            scratch: Box::new([FrameDesc::default(); STRIDE]),
+            chunk: layout.chunk,
+            ring,
+            target,
+            low: target / 4,
+            filled: 0,
+            in_flight: 0,
+            backlog: false,
+            partial: None,
+            discarding: false,
+            capabilities: Capabilities {
+                backend: "xdp",
+                zero_copy: is_zero_copy(fd),
+                driver_mode: false,
+                need_wakeup: true,
+                multi_buffer: layout.multi_buffer,
+                max_frame: 0,
+                queue: 0,
+            },
+            statistics: PortStatistics::default(),
+            fd,
+        }
+    }
+
+    /// Takes the buffer that `desc` describes out of the receive ring, and its frame into `batch` if it is complete.
+    fn accept(&mut self, desc: FrameDesc, batch: &mut Batch, pool: &mut Pool) {
+        let mask = self.chunk - 1;
+        let (offset, start) = (desc.addr() & !mask, desc.addr() & mask);
+        // SAFETY: the descriptor came off the receive ring, so its buffer was lent to this port's fill ring and the kernel
+        // is done with it.
+        let buffer = unsafe { pool.reclaim(offset, start, desc.lengths().data()) };
+        let more = desc.has_more_frames();
+        if self.discarding {
+            self.discarding = more;
+            return pool.put(buffer);
+        }
+        let frame = match self.partial.take() {
+            None => buffer,
+            Some(mut frame) => {
+                frame.append(buffer);
+                frame
+            }
+        };
+        if frame.total() > self.capabilities.max_frame {
+            self.statistics.truncated += 1;
+            self.discarding = more;
+            pool.put(frame);
+        } else if more {
+            self.partial = Some(frame);
+        } else {
+            batch.push(frame);
+        }
+    }
+
+    /// Reads up to `max` descriptors off the receive ring; returns how many there were.
+    fn read(&mut self, max: usize, batch: &mut Batch, pool: &mut Pool) -> usize {
+        // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
+        let read = unsafe { self.rx.consume(&mut self.scratch[..min(max, STRIDE)]) };
+        self.filled -= read;
+        for i in 0..read {
+            self.accept(self.scratch[i], batch, pool);
+        }
+        read
+    }
+
+    /// Fills the fill ring to its level, as far as the pool has frames.
+    fn refill(&mut self, pool: &mut Pool) {
+        while self.filled < self.target {
+            let want = min(self.target - self.filled, STRIDE);
+            let mut ready = 0;
+            while ready < want {
+                let Some(frame) = pool.take_reserved() else { break };
+                self.scratch[ready] = self.templates[pool.lend(frame) / self.chunk];
+                ready += 1;
+            }
+            // SAFETY: the frames were just taken out of the pool over this UMEM: nobody else holds them.
+            let done = unsafe { self.fill.produce(&self.scratch[..ready]) };
+            debug_assert_eq!(done, ready, "the fill ring has an entry for every frame");
+            for desc in &self.scratch[done..ready] {
+                // SAFETY: lent a moment ago and not taken by the ring.
+                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
+                pool.put(frame);
+            }
+            self.filled += done;
+            if done < want {
+                break;
+            }
+        }
+    }
+
+    /// Tells the driver that there are buffers again, if it waits for some.
+    fn wake_receiver(&self) {
+        if self.fill.needs_wakeup() {
+            // SAFETY: a receive without a buffer reads nothing; for an AF_XDP socket it is the kick.
+            unsafe {
+                libc::recvfrom(self.fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut())
+            };
+        }
+    }
+
+    /// Takes the frames whose transmission is complete back into the pool.
+    fn reap(&mut self, pool: &mut Pool) {
+        while self.in_flight > 0 {
+            // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
+            let done = unsafe { self.completion.consume(&mut self.scratch[..]) };
+            for desc in &self.scratch[..done] {
+                // SAFETY: the buffer was lent to the transmit ring and the kernel is done with it.
+                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
+                pool.put(frame);
+            }
+            self.in_flight -= done;
+            if done < STRIDE {
+                break;
+            }
+        }
+    }
+
+    /// Whether the frame can be sent at all. What the kernel finds invalid it would never give back.
+    fn is_sendable(&self, frame: &Frame) -> bool {
+        let total = frame.total();
+        let fits = |segment: &[u8]| !segment.is_empty() && segment.len() <= self.chunk - HEADROOM;
+        (MIN_FRAME..=self.capabilities.max_frame).contains(&total)
+            && if frame.is_chained() {
+                self.capabilities.multi_buffer && frame.buffers() <= MAX_BUFFERS && frame.segments().all(fits)
+            } else {
+                fits(frame.bytes())
+            }
+    }
+
+    /// The descriptor that sends one buffer, which passes to the ring.
+    fn describe(&mut self, mut buffer: Frame, pool: &mut Pool) -> FrameDesc {
+        let len = buffer.len();
+        if buffer.start() != HEADROOM {
+            let from = buffer.start();
+            buffer.buffer_mut().copy_within(from..from + len, HEADROOM);
+        }
+        let mut desc = self.templates[pool.lend(buffer) / self.chunk];
+        // SAFETY: the buffer was ours until now and is not in a ring yet, so nobody else looks at it.
+        unsafe { self.umem.data_mut(&mut desc) }.cursor().set_pos(len);
+        desc
+    }
+
+    /// Puts the first `ready` descriptors of the scratch into the transmit ring, whose room was checked before.
+    fn submit(&mut self, ready: usize) {
+        // SAFETY: the buffers belong to this UMEM and passed out of our hands with `lend`.
+        let done = unsafe { self.tx.produce(&self.scratch[..ready]) };
+        assert_eq!(done, ready, "the room of the transmit ring was counted before");
+        self.in_flight += ready;
+    }
+
+    /// One kick. `Ok(true)` when the kernel wants another.
+    fn kick(&self) -> io::Result<bool> {
+        // SAFETY: a send without a buffer sends nothing of ours; for an AF_XDP socket it is the kick.
+        let sent = unsafe { libc::sendto(self.fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+        if sent >= 0 {
+            return Ok(false);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(true),
+            // Busy, or out of memory for the moment: what was queued stays queued.
+            Some(libc::EBUSY | libc::ENOBUFS | libc::EINTR) => Ok(false),
+            _ => Err(error),
+        }
+    }
+}
+
+impl Port for XdpPort {
+    fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        let before = batch.len();
+        while batch.len() - before < max {
+            let want = min(max - (batch.len() - before), STRIDE);
+            if self.read(want, batch, pool) < want {
+                break;
+            }
+        }
+        // The kernel publishes the buffers of a frame together, so the rest is there.
+        while self.partial.is_some() && self.read(1, batch, pool) > 0 {}
+        self.refill(pool);
+        while self.filled < self.low && batch.len() > before {
+            // Others hold so many frames that the receive ring would run dry: the youngest pays.
+            if let Some(frame) = batch.pop() {
+                pool.put(frame);
+                self.statistics.no_buffer += 1;
+            }
+            self.refill(pool);
+        }
+        self.wake_receiver();
+        let received = &batch[before..];
+        self.statistics.received += received.len() as u64;
+        self.statistics.received_bytes += received.iter().map(Frame::total).sum::<usize>() as u64;
+        received.len()
+    }
+
+    fn transmit(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        self.reap(pool);
+        if batch.is_empty() {
+            return 0;
+        }
+        let mut free = self.tx.nb_free(batch.len() as u32) as usize;
+        let mut fits = 0;
+        for frame in batch.iter() {
+            let buffers = if frame.is_chained() { frame.buffers() } else { 1 };
+            if buffers > free {
+                // A chain that would never fit is let through, to be refused below.
+                if buffers <= MAX_BUFFERS {
+                    break;
+                }
+            } else {
+                free -= buffers;
+            }
+            fits += 1;
+        }
+        let mut ready = 0;
+        for frame in batch.drain(..fits) {
+            if !self.is_sendable(&frame) {
+                self.statistics.transmit_errors += 1;
+                pool.put(frame);
+                continue;
+            }
+            self.statistics.sent += 1;
+            self.statistics.sent_bytes += frame.total() as u64;
+            if ready + MAX_BUFFERS > STRIDE {
+                self.submit(ready);
+                ready = 0;
+            }
+            let mut next = Some(frame);
+            while let Some(mut buffer) = next {
+                next = buffer.split();
+                let mut desc = self.describe(buffer, pool);
+                if next.is_some() {
+                    desc.set_options(CONTINUED);
+                }
+                self.scratch[ready] = desc;
+                ready += 1;
+            }
+        }
+        self.submit(ready);
+        if !batch.is_empty() {
+            self.statistics.transmit_full += 1;
+        }
+        fits
+    }
+
+    fn flush(&mut self, pool: &mut Pool) {
+        if self.in_flight == 0 {
+            return;
+        }
+        self.backlog = false;
+        let mut free = self.tx.nb_free_exact() as usize;
+        // In copy mode nothing is sent but by a kick; a driver with zero copy says whether it needs one.
+        let wanted = if self.capabilities.zero_copy { self.tx.needs_wakeup() } else { free < self.ring };
+        if wanted {
+            for _ in 0..self.ring / COPY_BUDGET + 2 {
+                match self.kick() {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        let now = self.tx.nb_free_exact() as usize;
+                        if now == free {
+                            break;
+                        }
+                        free = now;
+                    }
+                    // The interface is down or gone; the frames stay queued until it is back.
+                    Err(_) => break,
+                }
+            }
+            self.backlog = (self.tx.nb_free_exact() as usize) < self.ring;
+        }
+        self.reap(pool);
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.fd)
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.backlog
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        let mut statistics = self.statistics;
+        if let Ok(kernel) = self.rx.fd().xdp_statistics() {
+            statistics.receive_full += kernel.rx_ring_full();
+            statistics.fill_empty += kernel.rx_fill_ring_empty_descs();
+            statistics.kernel_drops += kernel.rx_dropped();
+            statistics.transmit_errors += kernel.tx_invalid_descs();
+        }
+        statistics
+    }
+}
+
+/// Whether the kernel bound the socket in zero-copy mode.
+fn is_zero_copy(fd: RawFd) -> bool {
+    let mut options = libc::xdp_options { flags: 0 };
+    let mut len = size_of_val(&options) as libc::socklen_t;
+    // SAFETY: the option is written into a structure of the length we say.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut options).cast(), &raw mut len) };
+    result == 0 && options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value is an integer of the length we say.
+    let result = unsafe {
+        libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of_val(&value) as libc::socklen_t)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
