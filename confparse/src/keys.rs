@@ -90,9 +90,11 @@ impl Key {
         match self.takes {
             Takes::Flag => "no value".to_owned(),
             Takes::Word(words) => {
-                let (last, others) = words.split_last().expect("a word to choose");
-                let others: Vec<_> = others.iter().map(|word| format!("`{word}`")).collect();
-                format!("{} or `{last}`", others.join(", "))
+                let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+                match words.split_last() {
+                    Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+                    _ => words.concat(),
+                }
             }
             Takes::Number { min, max } => format!("a number from {min} to {max}{unit}"),
             Takes::PowerOfTwo { max } => format!("a power of two from 1 to {max}{unit}"),
@@ -273,7 +275,7 @@ pub(crate) const KEYS: &[Key] = &[
     number!(None, "own_mss", Takes::Number { min: 1, max: 65535 }, "bytes", engine.own_mss: u16, None,
         "MSS announced for a server nothing is known of; IPv6 clients are told 20 less"),
     number!(None, "own_wscale", Takes::Number { min: 0, max: 14 }, "", engine.own_wscale: u8, None,
-        "window scale announced for a server nothing is known of"),
+        "window scale announced for a server nothing is known of, and to every client without timestamps"),
     Key {
         section: None,
         name: "own_sack",

@@ -85,6 +85,7 @@ impl Reader<'_> {
         }
         self.weigh_cookie();
         self.weigh_table();
+        self.weigh_tokens();
     }
 
     /// `key;`, `key = value;`, at the top level or in a section.
@@ -387,10 +388,7 @@ impl Reader<'_> {
 
     /// Complains if the tables of the cookie without timestamps leave too little of it for the proof.
     fn weigh_cookie(&mut self) {
-        let given = |name| {
-            let index = KEYS.iter().position(|key| key.section.is_none() && key.name == name)?;
-            self.given[index]
-        };
+        let given = |name| self.given[KEYS.iter().position(|key| key.section.is_none() && key.name == name)?];
         let Some(at) = given("mss").max(given("wscale")) else { return };
         let (mss, wscale) = (self.config.engine.mss_table.len(), self.config.engine.wscale_table.len());
         // SACK or not, a scale or none, an MSS.
@@ -422,6 +420,21 @@ impl Reader<'_> {
         {
             self.report.warn(at, || {
                 (format!("the flow table takes {} GiB of memory", bytes >> 30), format!("it holds {flows} flows"))
+            });
+        }
+    }
+
+    /// Warns of tokens that no bucket can take.
+    fn weigh_tokens(&mut self) {
+        let given =
+            |name| self.given[KEYS.iter().position(|key| key.section == Some("ratehash") && key.name == name)?];
+        let (add, burst) = (self.config.engine.rate.add, self.config.engine.rate.burst);
+        if let Some(at) = given("timer_add").max(given("initial_tokens"))
+            && add > burst
+        {
+            self.report.warn(at, || {
+                let message = format!("a bucket holds {burst} tokens, and each period adds {add}");
+                (message, "what is over is lost; expected `timer_add` up to `initial_tokens`".to_owned())
             });
         }
     }

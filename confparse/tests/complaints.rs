@@ -728,6 +728,15 @@ warned! {
 }
 
 warned! {
+    more_tokens_than_a_bucket_holds,
+    "synproxyconf = {\n  ratehash = { timer_add = 30; initial_tokens = 20; };\n};\n",
+    "conf.txt:2:32: warning: a bucket holds 20 tokens, and each period adds 30",
+    " 2 |   ratehash = { timer_add = 30; initial_tokens = 20; };",
+    "   |                                ^^^^^^^^^^^^^^",
+    "   = what is over is lost; expected `timer_add` up to `initial_tokens`"
+}
+
+warned! {
     a_huge_table,
     "synproxyconf = {\n  conntablesize = 1073741824;\n};\n",
     "conf.txt:2:3: warning: the flow table takes 1024 GiB of memory",
