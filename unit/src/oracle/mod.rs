@@ -1,0 +1,527 @@
+//! The wire oracle: stands at every host's cable and judges each segment about to be received.
+//!
+//! It knows what each host has sent and nothing of what happens in between. A connection through the box should be
+//! indistinguishable from one without it, so every number that reaches a host must be one that the host, or its real
+//! peer, can account for: in positions of the byte stream, where the two sides' sequence numbers mean the same.
+
+#[cfg(test)]
+mod tests;
+pub mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+
+pub use wire::{Layout, Options, Segment};
+
+/// The byte at `offset` of the stream from `source` to `destination`, as every application of the world writes it.
+///
+/// Neighbouring and distant bytes differ, so that a shifted or repeated payload shows.
+pub fn pattern(source: SocketAddr, destination: SocketAddr, offset: u64) -> u8 {
+    let ends = u64::from(source.port()) << 16 | u64::from(destination.port());
+    let mut word = (offset >> 3).wrapping_add(ends.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (word >> ((offset & 7) * 8)) as u8
+}
+
+/// Why a segment must not reach its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which rule is broken.
+    pub rule: Rule,
+    /// The segment and the numbers that contradict it.
+    pub detail: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.rule, self.detail)
+    }
+}
+
+/// What every segment about to be received must keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Checksums are right, and a segment corrupted on the way keeps a wrong one.
+    Checksum,
+    /// Options can be read to their end.
+    Options,
+    /// A SYN, an answer or a segment comes only where somebody sent one.
+    Origin,
+    /// Options of a SYN or SYN-ACK are among those offered.
+    Offer,
+    /// The answer is not larger than the question was on the wire.
+    Amplification,
+    /// The acknowledgement covers only what was sent and has been acknowledged by the real peer.
+    Acknowledgement,
+    /// SACK blocks are those the real peer reported, in this host's numbers.
+    Sack,
+    /// TSecr echoes a TSval of this host, or is zero.
+    TimestampEcho,
+    /// TSval is the real peer's, shifted by one constant, and never behind the handshake's.
+    TimestampValue,
+    /// Timestamps are on every segment but RST once negotiated, and on none otherwise.
+    TimestampPresence,
+    /// The right edge of the window is one the real peer has promised; closed windows stay closed, open ones open.
+    Window,
+    /// Sequence numbers lie within what the real peer has sent.
+    Sequence,
+    /// Every payload byte is the one the peer's application wrote at that place.
+    Payload,
+    /// FIN stands where the peer put it.
+    Fin,
+    /// A reset has a cause, and a number the receiver accepts.
+    Reset,
+}
+
+/// What a frame was when it entered the box, if it is the same segment that leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    /// SYN flag.
+    pub syn: bool,
+    /// RST flag.
+    pub rst: bool,
+    /// Window field.
+    pub window: u16,
+    /// TSval and TSecr.
+    pub stamps: Option<(u32, u32)>,
+    /// Bytes of payload.
+    pub payload: usize,
+    /// Sender.
+    pub source: SocketAddr,
+}
+
+impl From<&Segment<'_>> for Ancestor {
+    fn from(segment: &Segment<'_>) -> Self {
+        Self {
+            syn: segment.syn,
+            rst: segment.rst,
+            window: segment.window,
+            stamps: segment.options.stamps,
+            payload: segment.payload.len(),
+            source: segment.source,
+        }
+    }
+}
+
+/// What one host has said and understood in one connection. Positions are counted from the SYN, which is 0.
+#[derive(Clone, Debug, Default)]
+struct End {
+    isn: Option<u32>,
+    offer: Options,
+    /// Frame length of the SYN, as on the wire.
+    syn_len: usize,
+    /// Whether the host opened the connection.
+    active: bool,
+    peer_isn: Option<u32>,
+    peer_offer: Options,
+    /// SYNs that reached the host before it chose one.
+    offered: Vec<(u32, Options)>,
+    /// One past the last position sent.
+    edge: i64,
+    /// The highest position of the peer acknowledged; 0 before the first.
+    acked: i64,
+    /// The highest right edge promised to the peer.
+    granted: i64,
+    fin: Option<i64>,
+    blocks: BTreeSet<(i64, i64)>,
+    stamps: BTreeSet<u32>,
+    /// Positions where a keepalive carried a byte that is none of the stream's.
+    garbage: BTreeSet<i64>,
+    reset: bool,
+    /// The distance between the peer's TSval and the one that arrives here.
+    drift: Option<u32>,
+    /// TSval of the SYN-ACK accepted.
+    first_stamp: Option<u32>,
+}
+
+impl End {
+    fn stamped(&self) -> bool {
+        self.offer.stamps.is_some() && self.peer_offer.stamps.is_some()
+    }
+
+    /// The shift of this host's own windows, as it understands the negotiation.
+    fn own_shift(&self) -> u8 {
+        if self.peer_offer.scale.is_some() { self.offer.scale.unwrap_or(0).min(14) } else { 0 }
+    }
+
+    /// The shift this host applies to windows it receives.
+    fn peer_shift(&self) -> u8 {
+        if self.offer.scale.is_some() { self.peer_offer.scale.unwrap_or(0).min(14) } else { 0 }
+    }
+}
+
+/// Distance on the circle of sequence numbers, signed.
+fn position(number: u32, isn: u32) -> i64 {
+    i64::from(number.wrapping_sub(isn) as i32)
+}
+
+/// What stands between the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// A cable or a bridge: nothing is answered on behalf of others.
+    Bridge,
+    /// The proxy: connections to a host that `protects` names are answered by the box first.
+    Proxy,
+}
+
+/// Judges every segment about to be received.
+#[derive(Clone, Debug)]
+pub struct Oracle {
+    between: Between,
+    ends: BTreeMap<(SocketAddr, SocketAddr), End>,
+    /// Addresses behind the box.
+    protected: BTreeSet<std::net::IpAddr>,
+    /// Pairs (receiver, peer) for which the box may send a reset of its own accord.
+    licensed: BTreeSet<(SocketAddr, SocketAddr)>,
+    /// Any reset is taken, for worlds whose tables are too small for their connections.
+    lenient_resets: bool,
+    judged: u64,
+}
+
+impl Oracle {
+    /// An oracle that has seen nothing yet. `protected` are the addresses behind the box.
+    pub fn new(between: Between, protected: impl IntoIterator<Item = std::net::IpAddr>) -> Self {
+        Self {
+            between,
+            ends: BTreeMap::new(),
+            protected: protected.into_iter().collect(),
+            licensed: BTreeSet::new(),
+            lenient_resets: false,
+            judged: 0,
+        }
+    }
+
+    /// Lets the box reset the connection between these two without either having done so: the server is silent.
+    pub fn license_reset(&mut self, one: SocketAddr, other: SocketAddr) {
+        self.licensed.insert((one, other));
+        self.licensed.insert((other, one));
+    }
+
+    /// Lets the box reset any connection: its tables are too small for all of them.
+    pub fn license_all_resets(&mut self) {
+        self.lenient_resets = true;
+    }
+
+    /// How many segments have been judged.
+    pub fn judged(&self) -> u64 {
+        self.judged
+    }
+
+    /// Whether TCP between these two passes a box that answers for the receiver of the SYN.
+    fn proxied(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        self.between == Between::Proxy
+            && self.protected.contains(&server.ip())
+            && !self.protected.contains(&client.ip())
+    }
+
+    /// Takes note of what a host puts on its cable.
+    pub fn sent(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::read(frame) else { return };
+        let end = self.ends.entry((segment.source, segment.destination)).or_default();
+        if segment.rst {
+            end.reset = true;
+            return;
+        }
+        if segment.syn {
+            if end.isn != Some(segment.seq) {
+                let offered = std::mem::take(&mut end.offered);
+                *end = End { isn: Some(segment.seq), offered, active: segment.ack.is_none(), ..End::default() };
+                end.syn_len = segment.frame_len;
+            }
+            end.offer = segment.options;
+            if let (false, Some(ack)) = (end.active, segment.ack) {
+                let isn = ack.wrapping_sub(1);
+                end.peer_isn = Some(isn);
+                if let Some((_, options)) = end.offered.iter().rev().find(|(seq, _)| *seq == isn) {
+                    end.peer_offer = *options;
+                }
+            }
+        }
+        let Some(isn) = end.isn else { return };
+        let here = position(segment.seq, isn);
+        let shift = if segment.syn { 0 } else { end.own_shift() };
+        let acked = match (segment.ack, end.peer_isn) {
+            (Some(ack), Some(peer_isn)) => position(ack, peer_isn),
+            // A first SYN promises from the first byte on, whatever its number will be.
+            _ => 1,
+        };
+        if segment.ack.is_some() {
+            end.acked = end.acked.max(acked);
+        }
+        end.granted = end.granted.max(acked + (i64::from(segment.window) << shift));
+        if let Some((value, _)) = segment.options.stamps {
+            end.stamps.insert(value);
+        }
+        if let Some(peer_isn) = end.peer_isn {
+            for (left, right) in segment.options.blocks() {
+                end.blocks.insert((position(left, peer_isn), position(right, peer_isn)));
+            }
+        }
+        let old_edge = end.edge;
+        end.edge = end.edge.max(here + i64::from(segment.length()));
+        if segment.fin {
+            end.fin = Some(here + segment.payload.len() as i64);
+        }
+        if let ([byte], true) = (segment.payload, here < old_edge) {
+            let written = pattern(segment.source, segment.destination, (here - 1).max(0) as u64);
+            if here < 1 || *byte != written {
+                end.garbage.insert(here);
+            }
+        }
+    }
+
+    /// Judges what a host is about to receive, then lets it know.
+    ///
+    /// `corrupt` says that a bit of this copy was turned over on its way; `ancestor`, what the frame was when it
+    /// entered the box, unless the box made it.
+    ///
+    /// # Errors
+    /// The first rule the segment breaks.
+    pub fn delivered(&mut self, frame: &[u8], corrupt: bool, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+        let Some(segment) = Segment::read(frame) else { return Ok(()) };
+        self.judged += 1;
+        let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
+        if corrupt {
+            if segment.sums_right() {
+                return complain(Rule::Checksum, "a corrupted segment carries right checksums".into());
+            }
+            return Ok(());
+        }
+        if !segment.sums_right() {
+            return complain(Rule::Checksum, "a checksum is wrong".into());
+        }
+        if !segment.options_sound {
+            return complain(Rule::Options, "the options cannot be read".into());
+        }
+        let (receiver, sender) = (segment.destination, segment.source);
+        let licensed = self.lenient_resets || self.licensed.contains(&(receiver, sender));
+        let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
+        let from_server = self.proxied(receiver, sender);
+        let from_client = self.proxied(sender, receiver);
+        let end = self.ends.entry((receiver, sender)).or_default();
+
+        if segment.rst {
+            return judge_reset(&segment, end, &peer, licensed);
+        }
+        if segment.syn && segment.ack.is_none() {
+            if peer.isn.is_none() {
+                return complain(Rule::Origin, "a SYN that its source never sent".into());
+            }
+            if from_client && peer.acked < 1 {
+                return complain(Rule::Origin, "the server is dialled for a client that has proved nothing".into());
+            }
+            judge_offer(&segment, &peer.offer, true)?;
+            if let Some((_, echo)) = segment.options.stamps
+                && echo != 0
+            {
+                return complain(Rule::TimestampEcho, format!("a SYN echoes {echo}"));
+            }
+            if !segment.payload.is_empty() {
+                return complain(Rule::Payload, "a SYN carries data".into());
+            }
+            if 1 + i64::from(segment.window) > peer.granted {
+                return complain(Rule::Window, format!("the client promised up to {}", peer.granted));
+            }
+            end.offered.push((segment.seq, segment.options));
+            return Ok(());
+        }
+        let Some(isn) = end.isn else {
+            // A host that never took part answers with a reset; the box must not let it come to that.
+            return complain(Rule::Origin, "a segment of a connection this host never took part in".into());
+        };
+        let Some(ack) = segment.ack else {
+            return complain(Rule::Acknowledgement, "no ACK flag".into());
+        };
+        let acked = position(ack, isn);
+        if acked < 1 || acked > end.edge {
+            return complain(
+                Rule::Acknowledgement,
+                format!("acknowledges position {acked}, but this host has sent up to {}", end.edge),
+            );
+        }
+        if acked > peer.acked.max(1) {
+            return complain(
+                Rule::Acknowledgement,
+                format!("acknowledges position {acked}, but the peer has acknowledged only {}", peer.acked),
+            );
+        }
+        if let Some((_, echo)) = segment.options.stamps
+            && echo != 0
+            && !end.stamps.contains(&echo)
+        {
+            return complain(Rule::TimestampEcho, format!("echoes {echo}, which this host never sent"));
+        }
+
+        if segment.syn {
+            if from_server && segment.frame_len > end.syn_len.max(60) {
+                return complain(Rule::Amplification, format!("{} bytes for {}", segment.frame_len, end.syn_len));
+            }
+            judge_offer(&segment, &end.offer, false)?;
+            if !segment.payload.is_empty() {
+                return complain(Rule::Payload, "a SYN-ACK carries data".into());
+            }
+            let promised = if peer.isn.is_some() { peer.granted } else { 1 };
+            if 1 + i64::from(segment.window) > promised {
+                return complain(Rule::Window, format!("nobody has promised more than {promised}"));
+            }
+            if end.active && end.peer_isn.is_none() {
+                if segment.options.stamps.is_some_and(|(_, echo)| echo == 0) && !end.stamps.contains(&0) {
+                    return complain(Rule::TimestampEcho, "a SYN-ACK does not echo the SYN's TSval".into());
+                }
+                end.peer_isn = Some(segment.seq);
+                end.peer_offer = segment.options;
+                end.first_stamp = segment.options.stamps.map(|(value, _)| value);
+            }
+            return Ok(());
+        }
+
+        // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
+        let Some(peer_isn) = end.peer_isn else { return Ok(()) };
+        judge_stamps(&segment, end, ancestor)?;
+
+        for (left, right) in segment.options.blocks() {
+            let (from, to) = (position(left, isn), position(right, isn));
+            if from < 0 || from >= to || to > end.edge {
+                return complain(
+                    Rule::Sack,
+                    format!("block {from}..{to} lies outside what this host has sent, 0..{}", end.edge),
+                );
+            }
+            if !peer.blocks.contains(&(from, to)) {
+                return complain(Rule::Sack, format!("the peer never reported {from}..{to}"));
+            }
+            if !end.offer.sack_permitted {
+                return complain(Rule::Sack, "this host never permitted SACK".into());
+            }
+        }
+
+        let edge = acked + (i64::from(segment.window) << end.peer_shift());
+        if edge > peer.granted.max(1) {
+            return complain(
+                Rule::Window,
+                format!("promises up to position {edge}, the peer only up to {}", peer.granted),
+            );
+        }
+        if let Some(ancestor) = ancestor
+            && !ancestor.syn
+            && ancestor.source == sender
+            && (ancestor.window == 0) != (segment.window == 0)
+        {
+            return complain(
+                Rule::Window,
+                format!("the peer's window field was {}, here it is {}", ancestor.window, segment.window),
+            );
+        }
+
+        let here = position(segment.seq, peer_isn);
+        let sent = peer.edge.max(1);
+        if here < 0 || here + i64::from(segment.length()) > sent {
+            return complain(Rule::Sequence, format!("position {here} of what the peer has sent up to {sent}"));
+        }
+        for (offset, byte) in segment.payload.iter().enumerate() {
+            let place = here + offset as i64;
+            if peer.garbage.contains(&place) && segment.payload.len() == 1 {
+                continue;
+            }
+            if place < 1 || pattern(sender, receiver, (place - 1) as u64) != *byte {
+                return complain(Rule::Payload, format!("the byte at position {place} is not the one written there"));
+            }
+        }
+        if segment.fin {
+            let place = here + segment.payload.len() as i64;
+            if peer.fin != Some(place) {
+                return complain(Rule::Fin, format!("FIN at position {place}, the peer's at {:?}", peer.fin));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn judge_offer(segment: &Segment, offer: &Options, opening: bool) -> Result<(), Complaint> {
+    let complain = |why: String| Err(Complaint { rule: Rule::Offer, detail: format!("{why}\n  {segment}") });
+    let got = &segment.options;
+    if got.scale.is_some() && offer.scale.is_none() {
+        return complain("window scaling was not offered".into());
+    }
+    if got.scale.is_some_and(|scale| scale > 14) {
+        return complain("a window scale beyond 14".into());
+    }
+    if got.sack_permitted && !offer.sack_permitted {
+        return complain("SACK was not offered".into());
+    }
+    if got.stamps.is_some() && offer.stamps.is_none() {
+        return complain("timestamps were not offered".into());
+    }
+    if got.blocks().next().is_some() {
+        return complain("SACK blocks in a SYN".into());
+    }
+    match got.mss {
+        Some(mss) if mss < 48 => complain(format!("an MSS of {mss}")),
+        // RFC 9293 section 3.7.1: without the option, 536.
+        Some(mss) if opening && mss > offer.mss.unwrap_or(536) => {
+            complain(format!("an MSS of {mss} where the client announced {:?}", offer.mss))
+        }
+        None if offer.mss.is_some() => complain("no MSS".into()),
+        _ => Ok(()),
+    }
+}
+
+fn judge_stamps(segment: &Segment, end: &mut End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+    let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
+    match (segment.options.stamps, end.stamped()) {
+        (None, true) => complain(Rule::TimestampPresence, "timestamps were negotiated and are missing".into()),
+        (Some(_), false) => complain(Rule::TimestampPresence, "timestamps were not negotiated".into()),
+        (None, false) => Ok(()),
+        (Some((value, echo)), true) => {
+            if let Some(first) = end.first_stamp
+                && (value.wrapping_sub(first) as i32) < 0
+            {
+                return complain(Rule::TimestampValue, format!("TSval {value} lies behind the SYN-ACK's {first}"));
+            }
+            let Some(ancestor) = ancestor else { return Ok(()) };
+            let Some((old_value, old_echo)) = ancestor.stamps else { return Ok(()) };
+            if ancestor.syn || ancestor.source != segment.source {
+                return Ok(());
+            }
+            let drift = value.wrapping_sub(old_value);
+            if *end.drift.get_or_insert(drift) != drift {
+                return complain(
+                    Rule::TimestampValue,
+                    format!("TSval was shifted by {drift}, before by {:?}", end.drift),
+                );
+            }
+            if old_echo == 0 && echo != 0 {
+                return complain(Rule::TimestampEcho, format!("no echo became the echo {echo}"));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Result<(), Complaint> {
+    let complain = |why: String| Err(Complaint { rule: Rule::Reset, detail: format!("{why}\n  {segment}") });
+    if end.isn.is_none() && !peer.reset {
+        return complain("a reset for a host that has said nothing".into());
+    }
+    let Some(isn) = end.isn else { return Ok(()) };
+    if !peer.reset && !licensed {
+        return complain("a reset that the peer never sent".into());
+    }
+    match end.peer_isn {
+        // RFC 9293 section 3.10.7.3: in SYN-SENT a reset is valid if it acknowledges the SYN.
+        None => match segment.ack {
+            Some(ack) if position(ack, isn) == 1 => Ok(()),
+            _ => complain("in SYN-SENT only a reset that acknowledges the SYN counts".into()),
+        },
+        Some(peer_isn) => {
+            let here = position(segment.seq, peer_isn);
+            let expected = end.acked.max(1);
+            if here < 1.min(expected) || here > peer.edge.max(expected) {
+                return complain(format!("a reset at position {here}, this host expects {expected}"));
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The oracle against a box that translates rightly, and against one that forgets one thing at a time.
+
+use std::net::SocketAddr;
+
+use super::*;
+
+const CLIENT: &str = "10.0.1.1:20000";
+const SERVER: &str = "10.0.0.1:80";
+/// Initial sequence numbers: the client's, the server's, and the one the box showed the client.
+const ISN: u32 = 0xffff_ff00;
+const SERVER_ISN: u32 = 7000;
+const COOKIE: u32 = 0x8000_0000;
+/// The server's clock and what the box told the client instead.
+const SERVER_CLOCK: u32 = 500;
+const COOKIE_CLOCK: u32 = 0x4000_0000;
+
+fn client() -> SocketAddr {
+    CLIENT.parse().unwrap()
+}
+
+fn server() -> SocketAddr {
+    SERVER.parse().unwrap()
+}
+
+fn frame(segment: &Segment) -> Vec<u8> {
+    segment.write([2; 6], [4; 6], Layout::default())
+}
+
+fn from_client(seq: u32, ack: Option<u32>) -> Segment<'static> {
+    Segment::new(client(), server(), seq, ack)
+}
+
+fn from_server(seq: u32, ack: Option<u32>) -> Segment<'static> {
+    Segment::new(server(), client(), seq, ack)
+}
+
+fn stamped(mut segment: Segment<'_>, value: u32, echo: u32) -> Segment<'_> {
+    segment.options.stamps = Some((value, echo));
+    segment
+}
+
+fn windowed(mut segment: Segment<'_>, window: u16) -> Segment<'_> {
+    segment.window = window;
+    segment
+}
+
+fn opening(mut segment: Segment<'static>, mss: u16, scale: u8) -> Segment<'static> {
+    segment.syn = true;
+    segment.options.mss = Some(mss);
+    segment.options.scale = Some(scale);
+    segment.options.sack_permitted = true;
+    segment
+}
+
+/// The client's SYN: padded with what an operating system adds, so that the answer has room.
+fn syn() -> Segment<'static> {
+    windowed(stamped(opening(from_client(ISN, None), 1460, 7), 100, 0), 64_000)
+}
+
+fn syn_ack() -> Segment<'static> {
+    stamped(opening(from_server(COOKIE, Some(ISN.wrapping_add(1))), 1460, 4), COOKIE_CLOCK, 100)
+}
+
+fn dialled() -> Segment<'static> {
+    windowed(stamped(opening(from_client(ISN, None), 1460, 7), 101, 0), 500)
+}
+
+fn server_answers() -> Segment<'static> {
+    windowed(stamped(opening(from_server(SERVER_ISN, Some(ISN.wrapping_add(1))), 1440, 2), SERVER_CLOCK, 101), 30_000)
+}
+
+/// A connection that a rightly working box has joined: both ends have spoken a little.
+fn joined() -> Oracle {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    let mut step = |sent: Option<Segment>, delivered: Option<(Segment, Option<Segment>)>| {
+        if let Some(segment) = sent {
+            oracle.sent(&frame(&segment));
+        }
+        if let Some((segment, ancestor)) = delivered {
+            oracle.delivered(&frame(&segment), false, ancestor.as_ref().map(Ancestor::from)).unwrap();
+        }
+    };
+    step(Some(syn()), Some((syn_ack(), None)));
+    let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
+    step(Some(ack), Some((dialled(), None)));
+    let final_ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
+    step(Some(server_answers()), Some((final_ack, None)));
+    // The server's 30000 bytes, in units of the scale 4 that the client was told.
+    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000 >> 4);
+    step(None, Some((update, None)));
+    oracle
+}
+
+/// A segment with data of the server's stream from position `at` on, as the server sends it.
+fn server_data(at: u32, payload: &[u8]) -> Segment<'_> {
+    let mut segment = stamped(from_server(SERVER_ISN + at, Some(ISN.wrapping_add(1))), SERVER_CLOCK + 9, 101);
+    segment.window = 7000;
+    segment.payload = payload;
+    segment
+}
+
+/// The same as a right box delivers it.
+fn translated<'a>(segment: &Segment<'a>) -> Segment<'a> {
+    let mut segment = segment.clone();
+    segment.seq = segment.seq.wrapping_sub(SERVER_ISN).wrapping_add(COOKIE);
+    let (value, echo) = segment.options.stamps.unwrap();
+    segment.options.stamps = Some((value - SERVER_CLOCK + COOKIE_CLOCK, echo));
+    segment.window >>= 2;
+    segment
+}
+
+fn stream(source: SocketAddr, destination: SocketAddr, len: u64) -> Vec<u8> {
+    (0..len).map(|offset| pattern(source, destination, offset)).collect()
+}
+
+/// Says what a box does wrong to the server's data, and which rule it breaks.
+fn spoiled(rule: Rule, spoil: impl FnOnce(&mut Segment<'static>)) {
+    let data: &'static [u8] = stream(server(), client(), 100).leak();
+    let mut oracle = joined();
+    let original = server_data(1, data);
+    oracle.sent(&frame(&original));
+    let mut segment = translated(&original);
+    oracle.clone_and_deliver(&segment, &original).expect("rightly translated");
+    spoil(&mut segment);
+    let complaint = oracle.clone_and_deliver(&segment, &original).expect_err("the oracle must complain");
+    assert_eq!(complaint.rule, rule, "{complaint}");
+}
+
+/// Says what a box does wrong to the client's acknowledgement of data, and which rule it breaks.
+fn spoiled_acknowledgement(rule: Rule, spoil: impl FnOnce(&mut Segment<'static>)) {
+    let data: &'static [u8] = stream(server(), client(), 100).leak();
+    let mut oracle = joined();
+    for at in [1, 201] {
+        let original = server_data(at, &data[..if at == 1 { 100 } else { 0 }]);
+        oracle.sent(&frame(&original));
+    }
+    let tail: Vec<u8> = (200..300).map(|offset| pattern(server(), client(), offset)).collect();
+    oracle.sent(&frame(&server_data(201, &tail)));
+    // The client has the first 100 bytes and those from 201 on.
+    let mut original = stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 101)), 120, COOKIE_CLOCK + 9);
+    original.window = 500;
+    original.options.sack[0] = Some((COOKIE + 201, COOKIE + 301));
+    oracle.sent(&frame(&original));
+    let mut segment = original.clone();
+    segment.ack = Some(SERVER_ISN + 101);
+    segment.options.stamps = Some((120, SERVER_CLOCK + 9));
+    segment.options.sack[0] = Some((SERVER_ISN + 201, SERVER_ISN + 301));
+    oracle.clone_and_deliver(&segment, &original).expect("rightly translated");
+    spoil(&mut segment);
+    let complaint = oracle.clone_and_deliver(&segment, &original).expect_err("the oracle must complain");
+    assert_eq!(complaint.rule, rule, "{complaint}");
+}
+
+impl Oracle {
+    fn clone_and_deliver(&self, segment: &Segment, original: &Segment) -> Result<(), Complaint> {
+        self.clone().delivered(&frame(segment), false, Some(Ancestor::from(original)))
+    }
+}
+
+#[test]
+fn untranslated_acknowledgement() {
+    spoiled_acknowledgement(Rule::Acknowledgement, |segment| segment.ack = Some(COOKIE + 101));
+}
+
+#[test]
+fn acknowledgement_of_what_the_client_has_not_got() {
+    spoiled_acknowledgement(Rule::Acknowledgement, |segment| segment.ack = Some(SERVER_ISN + 102));
+}
+
+#[test]
+fn untranslated_sack_edges() {
+    spoiled_acknowledgement(Rule::Sack, |segment| segment.options.sack[0] = Some((COOKIE + 201, COOKIE + 301)));
+}
+
+#[test]
+fn half_translated_sack_block() {
+    spoiled_acknowledgement(Rule::Sack, |segment| segment.options.sack[0] = Some((SERVER_ISN + 201, SERVER_ISN + 300)));
+}
+
+#[test]
+fn untranslated_echo() {
+    spoiled_acknowledgement(Rule::TimestampEcho, |segment| segment.options.stamps = Some((120, COOKIE_CLOCK + 9)));
+}
+
+#[test]
+fn timestamps_lost_on_the_way() {
+    spoiled_acknowledgement(Rule::TimestampPresence, |segment| segment.options.stamps = None);
+}
+
+#[test]
+fn untranslated_sequence_number() {
+    spoiled(Rule::Sequence, |segment| segment.seq = SERVER_ISN + 1);
+}
+
+#[test]
+fn payload_one_byte_off() {
+    spoiled(Rule::Payload, |segment| {
+        segment.seq += 1;
+        segment.payload = &segment.payload[..99];
+    });
+}
+
+#[test]
+fn untranslated_clock() {
+    spoiled(Rule::TimestampValue, |segment| segment.options.stamps = Some((SERVER_CLOCK + 9, 101)));
+}
+
+#[test]
+fn unscaled_window() {
+    spoiled(Rule::Window, |segment| segment.window = 7000);
+}
+
+#[test]
+fn open_window_shown_closed() {
+    spoiled(Rule::Window, |segment| segment.window = 0);
+}
+
+#[test]
+fn fin_from_nowhere() {
+    spoiled(Rule::Sequence, |segment| segment.fin = true);
+}
+
+#[test]
+fn reset_from_nowhere() {
+    spoiled(Rule::Reset, |segment| segment.rst = true);
+}
+
+#[test]
+fn checksum_one_off() {
+    let data = stream(server(), client(), 10);
+    let mut oracle = joined();
+    let original = server_data(1, &data);
+    oracle.sent(&frame(&original));
+    let mut bytes = frame(&translated(&original));
+    bytes[14 + 20 + 17] ^= 1;
+    let complaint = oracle.delivered(&bytes, false, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Checksum);
+    // The same copy, had the cable done it, is for the host to reject.
+    assert_eq!(oracle.delivered(&bytes, true, None), Ok(()));
+}
+
+#[test]
+fn corruption_laundered_by_a_fresh_checksum() {
+    let mut data = stream(server(), client(), 10);
+    let mut oracle = joined();
+    oracle.sent(&frame(&server_data(1, &data)));
+    data[3] ^= 4;
+    let complaint = oracle.delivered(&frame(&translated(&server_data(1, &data))), true, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Checksum);
+}
+
+#[test]
+fn syn_ack_with_what_was_not_offered() {
+    let without = |strip: fn(&mut Options)| {
+        let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+        let mut syn = syn();
+        strip(&mut syn.options);
+        oracle.sent(&frame(&syn));
+        oracle.delivered(&frame(&syn_ack()), false, None).unwrap_err().rule
+    };
+    // The answer is then larger than the question, which is said first; equal sizes show the offer itself.
+    assert_eq!(without(|options| options.sack_permitted = false), Rule::Offer);
+    assert_eq!(without(|options| options.scale = None), Rule::Amplification);
+    assert_eq!(without(|options| options.stamps = None), Rule::TimestampEcho);
+}
+
+#[test]
+fn window_before_any_server_has_promised_one() {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    oracle.sent(&frame(&syn()));
+    let complaint = oracle.delivered(&frame(&windowed(syn_ack(), 1)), false, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Window);
+}
+
+#[test]
+fn server_dialled_for_nobody() {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Origin);
+    // A SYN alone proves nothing yet.
+    oracle.sent(&frame(&syn()));
+    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Origin);
+}
+
+#[test]
+fn unscaled_window_repeated_from_a_syn() {
+    // 30000 bytes promised in a SYN-ACK become 480000 when the field is repeated under a scale of 4.
+    let mut oracle = joined();
+    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000);
+    assert_eq!(oracle.delivered(&frame(&update), false, None).unwrap_err().rule, Rule::Window);
+}
+
+#[test]
+fn data_and_fin_where_they_were_put() {
+    let data = stream(server(), client(), 10);
+    let mut oracle = joined();
+    let mut original = server_data(1, &data);
+    original.fin = true;
+    oracle.sent(&frame(&original));
+    let good = translated(&original);
+    oracle.clone_and_deliver(&good, &original).unwrap();
+    let mut early = good.clone();
+    early.payload = &data[..9];
+    assert_eq!(oracle.clone_and_deliver(&early, &original).unwrap_err().rule, Rule::Fin);
+}
+
+#[test]
+fn reset_beyond_what_the_receiver_expects() {
+    let mut oracle = joined();
+    let mut reset = from_server(SERVER_ISN + 1, None);
+    reset.rst = true;
+    oracle.sent(&frame(&reset));
+    let mut arrives = from_server(COOKIE + 1, None);
+    arrives.rst = true;
+    oracle.delivered(&frame(&arrives), false, None).unwrap();
+    arrives.seq = COOKIE + 5000;
+    assert_eq!(oracle.delivered(&frame(&arrives), false, None).unwrap_err().rule, Rule::Reset);
+}

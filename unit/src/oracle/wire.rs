@@ -1,0 +1,364 @@
+//! TCP segments as a test sees them: read with etherparse and written by hand, so that nothing here is shared
+//! with the engine's own parser and its possible errors.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TransportSlice};
+
+/// A TCP segment with what its frame said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment<'a> {
+    /// Sender.
+    pub source: SocketAddr,
+    /// Receiver.
+    pub destination: SocketAddr,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number, if the ACK flag is set.
+    pub ack: Option<u32>,
+    /// SYN flag.
+    pub syn: bool,
+    /// FIN flag.
+    pub fin: bool,
+    /// RST flag.
+    pub rst: bool,
+    /// PSH flag.
+    pub psh: bool,
+    /// The window field, unscaled.
+    pub window: u16,
+    /// The options.
+    pub options: Options,
+    /// Whether the options were read to their end without an error.
+    pub options_sound: bool,
+    /// Payload.
+    pub payload: &'a [u8],
+    /// Whether the IPv4 header's checksum is right (always for IPv6).
+    pub ip_sum_right: bool,
+    /// Whether the TCP checksum is right.
+    pub tcp_sum_right: bool,
+    /// Bytes of the frame, padding included.
+    pub frame_len: usize,
+}
+
+/// TCP options this crate judges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Maximum segment size.
+    pub mss: Option<u16>,
+    /// Window scale.
+    pub scale: Option<u8>,
+    /// SACK permitted.
+    pub sack_permitted: bool,
+    /// TSval and TSecr.
+    pub stamps: Option<(u32, u32)>,
+    /// SACK blocks, in their order.
+    pub sack: [Option<(u32, u32)>; 4],
+}
+
+impl Options {
+    /// The SACK blocks present.
+    pub fn blocks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.sack.iter().flatten().copied()
+    }
+}
+
+impl<'a> Segment<'a> {
+    /// Reads an Ethernet frame; `None` if it holds no whole TCP segment.
+    pub fn read(frame: &'a [u8]) -> Option<Self> {
+        let packet = SlicedPacket::from_ethernet(frame).ok()?;
+        let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
+        let (source, destination, ip_sum_right, tcp_sum) = match packet.net? {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header().to_header();
+                let sum = tcp.calc_checksum_ipv4(header.source, header.destination).ok()?;
+                let right = header.calc_header_checksum() == header.header_checksum;
+                (IpAddr::from(header.source), IpAddr::from(header.destination), right, sum)
+            }
+            NetSlice::Ipv6(ip) => {
+                let header = ip.header().to_header();
+                let sum = tcp.calc_checksum_ipv6(header.source, header.destination).ok()?;
+                (IpAddr::from(header.source), IpAddr::from(header.destination), true, sum)
+            }
+            NetSlice::Arp(_) => return None,
+        };
+        let mut options = Options::default();
+        let mut options_sound = true;
+        for option in tcp.options_iterator() {
+            match option {
+                Ok(TcpOptionElement::Noop) => {}
+                Ok(TcpOptionElement::MaximumSegmentSize(mss)) => options.mss = Some(mss),
+                Ok(TcpOptionElement::WindowScale(scale)) => options.scale = Some(scale),
+                Ok(TcpOptionElement::SelectiveAcknowledgementPermitted) => options.sack_permitted = true,
+                Ok(TcpOptionElement::SelectiveAcknowledgement(first, more)) => {
+                    options.sack = [Some(first), more[0], more[1], more[2]];
+                }
+                Ok(TcpOptionElement::Timestamp(value, echo)) => options.stamps = Some((value, echo)),
+                Err(_) => options_sound = false,
+            }
+        }
+        Some(Self {
+            source: SocketAddr::new(source, tcp.source_port()),
+            destination: SocketAddr::new(destination, tcp.destination_port()),
+            seq: tcp.sequence_number(),
+            ack: tcp.ack().then(|| tcp.acknowledgment_number()),
+            syn: tcp.syn(),
+            fin: tcp.fin(),
+            rst: tcp.rst(),
+            psh: tcp.psh(),
+            window: tcp.window_size(),
+            options,
+            options_sound,
+            payload: tcp.payload(),
+            ip_sum_right,
+            tcp_sum_right: tcp_sum == tcp.checksum(),
+            frame_len: frame.len(),
+        })
+    }
+
+    /// Whether both checksums are right.
+    pub fn sums_right(&self) -> bool {
+        self.ip_sum_right && self.tcp_sum_right
+    }
+
+    /// Sequence numbers the segment takes.
+    pub fn length(&self) -> u32 {
+        self.payload.len() as u32 + u32::from(self.syn) + u32::from(self.fin)
+    }
+
+    /// A segment without options and payload, for a test to fill in.
+    pub fn new(source: SocketAddr, destination: SocketAddr, seq: u32, ack: Option<u32>) -> Self {
+        Self {
+            source,
+            destination,
+            seq,
+            ack,
+            syn: false,
+            fin: false,
+            rst: false,
+            psh: false,
+            window: 0,
+            options: Options::default(),
+            options_sound: true,
+            payload: &[],
+            ip_sum_right: true,
+            tcp_sum_right: true,
+            frame_len: 0,
+        }
+    }
+
+    /// Writes the segment as an Ethernet frame from `source_mac` to `destination_mac`, checksums right.
+    ///
+    /// `layout` chooses one of several lawful ways to lay the options out: other orders, padding before or behind.
+    ///
+    /// # Panics
+    /// If the two addresses are of different families, or the options exceed 40 bytes.
+    pub fn write(&self, source_mac: [u8; 6], destination_mac: [u8; 6], layout: Layout) -> Vec<u8> {
+        let options = layout.lay_out(&self.options);
+        assert!(options.len() <= 40 && options.len().is_multiple_of(4), "options take {} bytes", options.len());
+        let tcp_len = 20 + options.len() + self.payload.len();
+        let mut frame = Vec::with_capacity(14 + 40 + tcp_len);
+        frame.extend_from_slice(&destination_mac);
+        frame.extend_from_slice(&source_mac);
+        let pseudo = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
+                frame.extend_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
+                frame.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
+                frame.extend_from_slice(&source.octets());
+                frame.extend_from_slice(&destination.octets());
+                let sum = fold(sum(&frame[14..34], 0));
+                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+                sum_of_pseudo(&frame[26..34], tcp_len)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend_from_slice(&(tcp_len as u16).to_be_bytes());
+                frame.extend_from_slice(&[6, 64]);
+                frame.extend_from_slice(&source.octets());
+                frame.extend_from_slice(&destination.octets());
+                sum_of_pseudo(&frame[22..54], tcp_len)
+            }
+            _ => panic!("a segment between two address families"),
+        };
+        let tcp = frame.len();
+        frame.extend_from_slice(&self.source.port().to_be_bytes());
+        frame.extend_from_slice(&self.destination.port().to_be_bytes());
+        frame.extend_from_slice(&self.seq.to_be_bytes());
+        frame.extend_from_slice(&self.ack.unwrap_or(0).to_be_bytes());
+        let flags = u8::from(self.fin)
+            | u8::from(self.syn) << 1
+            | u8::from(self.rst) << 2
+            | u8::from(self.psh) << 3
+            | u8::from(self.ack.is_some()) << 4;
+        frame.extend_from_slice(&[(((20 + options.len()) / 4) << 4) as u8, flags]);
+        frame.extend_from_slice(&self.window.to_be_bytes());
+        frame.extend_from_slice(&[0; 4]);
+        frame.extend_from_slice(&options);
+        frame.extend_from_slice(self.payload);
+        let sum = fold(sum(&frame[tcp..], pseudo));
+        frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+        // Ethernet's minimum, without the frame check sequence.
+        if frame.len() < 60 {
+            frame.resize(60, 0);
+        }
+        frame
+    }
+}
+
+impl fmt::Display for Segment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |set: bool, letter: &'static str| if set { letter } else { "" };
+        write!(
+            f,
+            "{} > {} [{}{}{}{}{}] seq {}",
+            self.source,
+            self.destination,
+            flag(self.syn, "S"),
+            flag(self.fin, "F"),
+            flag(self.rst, "R"),
+            flag(self.psh, "P"),
+            flag(self.ack.is_some(), "."),
+            self.seq
+        )?;
+        if let Some(ack) = self.ack {
+            write!(f, " ack {ack}")?;
+        }
+        write!(f, " win {} len {}", self.window, self.payload.len())?;
+        if let Some(mss) = self.options.mss {
+            write!(f, " mss {mss}")?;
+        }
+        if let Some(scale) = self.options.scale {
+            write!(f, " ws {scale}")?;
+        }
+        if self.options.sack_permitted {
+            write!(f, " sackOK")?;
+        }
+        if let Some((value, echo)) = self.options.stamps {
+            write!(f, " ts {value}:{echo}")?;
+        }
+        for (left, right) in self.options.blocks() {
+            write!(f, " sack {left}..{right}")?;
+        }
+        if !self.options_sound {
+            write!(f, " (options unsound)")?;
+        }
+        if !self.ip_sum_right {
+            write!(f, " (IP checksum wrong)")?;
+        }
+        if !self.tcp_sum_right {
+            write!(f, " (TCP checksum wrong)")?;
+        }
+        Ok(())
+    }
+}
+
+/// One of several lawful ways to lay out options.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout(pub u8);
+
+impl Layout {
+    /// How many differ.
+    pub const COUNT: u8 = 6;
+
+    fn lay_out(self, options: &Options) -> Vec<u8> {
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        if let Some(mss) = options.mss {
+            parts.push(vec![2, 4, (mss >> 8) as u8, mss as u8]);
+        }
+        if let Some(scale) = options.scale {
+            parts.push(vec![3, 3, scale]);
+        }
+        if options.sack_permitted {
+            parts.push(vec![4, 2]);
+        }
+        if let Some((value, echo)) = options.stamps {
+            let mut part = vec![8, 10];
+            part.extend_from_slice(&value.to_be_bytes());
+            part.extend_from_slice(&echo.to_be_bytes());
+            parts.push(part);
+        }
+        if options.blocks().next().is_some() {
+            let mut part = vec![5, 2 + 8 * options.blocks().count() as u8];
+            for (left, right) in options.blocks() {
+                part.extend_from_slice(&left.to_be_bytes());
+                part.extend_from_slice(&right.to_be_bytes());
+            }
+            parts.push(part);
+        }
+        let need: usize = parts.iter().map(Vec::len).sum();
+        let mut spare = need.next_multiple_of(4) - need;
+        if matches!(self.0, 2 | 3) {
+            parts.reverse();
+        }
+        // An odd offset for what follows: the NOPs that fill the last word come first or between.
+        let mut bytes = Vec::with_capacity(40);
+        if self.0 == 1 || self.0 == 3 {
+            bytes.resize(spare, 1);
+            spare = 0;
+        }
+        for part in &parts {
+            if matches!(self.0, 4 | 5) && spare > 0 {
+                bytes.push(1);
+                spare -= 1;
+            }
+            bytes.extend_from_slice(part);
+        }
+        if self.0 == 5 {
+            // End of option list, then padding.
+            bytes.resize(bytes.len() + spare, 0);
+        } else {
+            bytes.resize(bytes.len() + spare, 1);
+        }
+        bytes
+    }
+}
+
+fn sum_of_pseudo(addresses: &[u8], tcp_len: usize) -> u32 {
+    sum(addresses, 6 + tcp_len as u32)
+}
+
+fn sum(bytes: &[u8], start: u32) -> u32 {
+    bytes.chunks(2).fold(start, |sum, pair| sum + (u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| u32::from(b))))
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_in_every_layout() {
+        for (source, destination) in [("10.0.0.1:7", "10.0.0.2:9"), ("[fd00::1]:7", "[fd00::2]:9")] {
+            for layout in 0..Layout::COUNT {
+                let mut segment =
+                    Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 0xffff_fff0, Some(17));
+                segment.window = 512;
+                segment.psh = true;
+                segment.payload = b"odd";
+                segment.options.stamps = Some((1, 2));
+                segment.options.sack[0] = Some((0xffff_ff00, 0x10));
+                let frame = segment.write([2; 6], [4; 6], Layout(layout));
+                let mut read = Segment::read(&frame).expect("a segment");
+                assert!(read.sums_right() && read.options_sound, "{read}");
+                read.frame_len = 0;
+                assert_eq!(read, segment);
+
+                let mut syn = Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 1, None);
+                syn.syn = true;
+                syn.options = Options { mss: Some(1460), scale: Some(7), sack_permitted: true, ..Options::default() };
+                let frame = syn.write([2; 6], [4; 6], Layout(layout));
+                let mut read = Segment::read(&frame).expect("a segment");
+                assert!(read.sums_right() && read.options_sound, "{read}");
+                read.frame_len = 0;
+                assert_eq!(read, syn);
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The box between the cables: the engine in the worker's loop, with frames from a bounded pool.
+
+use std::collections::VecDeque;
+
+use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Verdict};
+
+use crate::oracle::{Ancestor, Segment};
+
+/// Bytes of a buffer, and of the room before a frame in it.
+const BUFFER: usize = 2048;
+const HEADROOM: usize = 128;
+
+/// A buffer of the box, owned: it is always in exactly one place.
+pub struct Frame {
+    id: u32,
+    buffer: Box<[u8]>,
+    start: usize,
+    len: usize,
+    corrupt: bool,
+    ancestor: Option<Ancestor>,
+}
+
+impl Frame {
+    /// What is on the wire.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.start + self.len]
+    }
+}
+
+/// A frame the box has put on a cable.
+pub struct Sent {
+    /// Which cable.
+    pub to: Side,
+    /// What.
+    pub bytes: Vec<u8>,
+    /// Whether a bit was turned over before it came here.
+    pub corrupt: bool,
+    /// What it was when it came, unless the box made it.
+    pub ancestor: Option<Ancestor>,
+}
+
+/// How the box is built.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// The engine's configuration.
+    pub config: Config,
+    /// The engine's secrets.
+    pub secrets: [u8; 48],
+    /// Frames in the pool.
+    pub frames: usize,
+    /// Frames a receive ring holds.
+    pub ring: usize,
+    /// Frames taken in a turn and direction.
+    pub batch: usize,
+    /// How long a frame stays in the transmit ring, in microseconds.
+    pub transmission: u64,
+    /// Whether the engine works at all, or the box is a plain bridge.
+    pub bridge: bool,
+}
+
+/// The box.
+pub struct Appliance {
+    proxy: Proxy,
+    build: Build,
+    pool: Vec<Frame>,
+    rings: [VecDeque<Frame>; 2],
+    /// Frames being sent, with the time they come back to the pool.
+    transmitting: VecDeque<(u64, Frame)>,
+    /// Frames that arrived and found no buffer.
+    pub missed: u64,
+}
+
+/// The engine's own segments take spare frames of the pool.
+struct Spare<'a> {
+    pool: &'a mut Vec<Frame>,
+    out: &'a mut Vec<(Side, Frame)>,
+}
+
+impl Egress for Spare<'_> {
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let Some(mut frame) = self.pool.pop() else { return false };
+        // What a buffer held before is anybody's guess.
+        frame.buffer.fill(0xa5);
+        frame.start = HEADROOM;
+        frame.len = write(&mut frame.buffer[HEADROOM..]);
+        frame.corrupt = false;
+        frame.ancestor = None;
+        self.out.push((to, frame));
+        true
+    }
+}
+
+impl Appliance {
+    /// A box with empty tables.
+    pub fn new(build: Build, now: u64) -> Self {
+        let proxy = Proxy::new(&build.config, &Secrets::new(build.secrets), Instant::from_micros(now));
+        let pool = (0..build.frames as u32)
+            .map(|id| Frame {
+                id,
+                buffer: vec![0xa5; BUFFER].into_boxed_slice(),
+                start: HEADROOM,
+                len: 0,
+                corrupt: false,
+                ancestor: None,
+            })
+            .collect();
+        Self { proxy, build, pool, rings: [VecDeque::new(), VecDeque::new()], transmitting: VecDeque::new(), missed: 0 }
+    }
+
+    /// The engine.
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// A frame arrives: it waits in the ring for the next turn, unless there is no buffer for it.
+    pub fn receive(&mut self, side: Side, bytes: &[u8], corrupt: bool) {
+        let ring = &mut self.rings[side as usize];
+        if ring.len() >= self.build.ring || bytes.len() > BUFFER - HEADROOM {
+            self.missed += 1;
+            return;
+        }
+        let Some(mut frame) = self.pool.pop() else {
+            self.missed += 1;
+            return;
+        };
+        frame.start = HEADROOM;
+        frame.len = bytes.len();
+        frame.buffer[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+        frame.corrupt = corrupt;
+        frame.ancestor = Segment::read(bytes).as_ref().map(Ancestor::from);
+        ring.push_back(frame);
+    }
+
+    /// One turn of the worker: both passes over a batch of each side, then what is due.
+    pub fn turn(&mut self, now: u64) -> Vec<Sent> {
+        while self.transmitting.front().is_some_and(|&(until, _)| until <= now) {
+            let (_, frame) = self.transmitting.pop_front().expect("a front");
+            self.pool.push(frame);
+        }
+        let time = Instant::from_micros(now);
+        let mut out = Vec::new();
+        for side in Side::BOTH {
+            let ring = &mut self.rings[side as usize];
+            let count = ring.len().min(self.build.batch);
+            let mut batch: Vec<Frame> = ring.drain(..count).collect();
+            if self.build.bridge {
+                out.extend(batch.drain(..).map(|frame| (side.other(), frame)));
+                continue;
+            }
+            let looks: Vec<_> = batch
+                .iter_mut()
+                .map(|frame| self.proxy.look(side, &Head::new(&mut frame.buffer, frame.start, frame.len, frame.len)))
+                .collect();
+            for look in &looks {
+                self.proxy.reach(look);
+            }
+            for (mut frame, look) in batch.into_iter().zip(&looks) {
+                let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len);
+                let mut spare = Spare { pool: &mut self.pool, out: &mut out };
+                let verdict = self.proxy.on_frame(side, look, &mut head, time, &mut spare);
+                let (start, len) = (head.start(), head.len());
+                assert_eq!(len, head.total(), "a frame in one piece stays so");
+                (frame.start, frame.len) = (start, len);
+                match verdict {
+                    Verdict::Forward => out.push((side.other(), frame)),
+                    Verdict::Reflect => {
+                        // The answer is a new segment, whatever the question had suffered.
+                        frame.corrupt = false;
+                        frame.ancestor = None;
+                        out.push((side, frame));
+                    }
+                    Verdict::Drop(_) => self.pool.push(frame),
+                }
+            }
+        }
+        if !self.build.bridge {
+            let mut spare = Spare { pool: &mut self.pool, out: &mut out };
+            let mut turns = 0;
+            while self.proxy.on_timeout(time, &mut spare) {
+                turns += 1;
+                assert!(turns < 100_000, "on_timeout says forever that more is due");
+            }
+        }
+        let sent = out
+            .iter()
+            .map(|(to, frame)| Sent {
+                to: *to,
+                bytes: frame.bytes().to_vec(),
+                corrupt: frame.corrupt,
+                ancestor: frame.ancestor,
+            })
+            .collect();
+        self.transmitting.extend(out.into_iter().map(|(_, frame)| (now + self.build.transmission, frame)));
+        sent
+    }
+
+    /// When the next turn is due without a frame having come.
+    pub fn next_turn(&self, now: u64) -> Option<u64> {
+        if self.rings.iter().any(|ring| !ring.is_empty()) {
+            return Some(now + 1);
+        }
+        if self.build.bridge {
+            return None;
+        }
+        self.proxy.next_deadline().map(|at| at.as_micros().max(now + 1))
+    }
+
+    /// Every frame is in exactly one place.
+    ///
+    /// # Errors
+    /// Which is missing or twice there.
+    pub fn conserved(&self) -> Result<(), String> {
+        let mut seen = vec![0u8; self.build.frames];
+        let held = self.rings.iter().flatten();
+        for frame in self.pool.iter().chain(held).chain(self.transmitting.iter().map(|(_, frame)| frame)) {
+            seen[frame.id as usize] += 1;
+        }
+        match seen.iter().position(|&count| count != 1) {
+            None => Ok(()),
+            Some(id) => Err(format!("frame {id} is in {} places", seen[id])),
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The simulated world: hosts on two cables, the box between them, one clock, one seed.
+//!
+//! Two hosts on each side run smoltcp, an independent TCP stack, each in a manner of speaking of its own; the box runs
+//! the very engine that ships, in the worker's loop. The cables lose, repeat, reorder, delay and corrupt frames until
+//! they heal; after that every connection must come to its end. The [oracle](crate::oracle) stands at every host.
+
+mod appliance;
+mod chance;
+mod dialect;
+mod host;
+mod link;
+mod scenario;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tcpstate::Side;
+
+use crate::oracle::{Ancestor, Between, Layout, Oracle, Segment};
+use appliance::{Appliance, Sent};
+use host::{Behaviour, Ending, Host, Service};
+use link::Link;
+
+pub use chance::Chance;
+pub use scenario::{Door, Plan, Scenario};
+
+use scenario::{FIRST_DOOR, HOSTS, SECOND};
+
+/// How long after the cables have healed every connection must have ended.
+const BOUND: u64 = 600 * SECOND;
+
+/// When an application gives up, counted from the same moment.
+const PATIENCE: u64 = 500 * SECOND;
+
+/// Lines of the trace a failure shows.
+const TRACE: usize = 120;
+
+/// A run that ended well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// A hash of every byte on every cable and when it was there.
+    pub hash: u64,
+    /// Segments judged by the oracle.
+    pub judged: u64,
+    /// Connections that finished in good order.
+    pub finished: u64,
+    /// Connections reset, refused or given up where that is as it should be.
+    pub others: u64,
+}
+
+/// A run that did not.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The last frames on the cables.
+    pub trace: String,
+}
+
+/// How to run a world.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mode {
+    /// The box is a plain bridge: what the oracle says then is about the world and not about the engine.
+    pub bridge: bool,
+    /// Every frame is printed as it passes.
+    pub verbose: bool,
+}
+
+/// Runs the world of this seed.
+///
+/// # Errors
+/// The first complaint, panic, lost frame or connection without an end.
+pub fn run(seed: u64, mode: Mode) -> Result<Report, Box<Failure>> {
+    run_scenario(Scenario::draw(seed, mode.bridge), mode)
+}
+
+/// Runs the world of this scenario.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_scenario(scenario: Scenario, mode: Mode) -> Result<Report, Box<Failure>> {
+    let seed = scenario.seed;
+    let mut world = World::new(scenario, mode);
+    let result = catch_unwind(AssertUnwindSafe(|| world.live()));
+    let what = match result {
+        Ok(Ok(report)) => return Ok(report),
+        Ok(Err(what)) => what,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            format!("panic: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?"))
+        }
+    };
+    Err(Box::new(Failure { seed, what, trace: world.trace() }))
+}
+
+/// Something that happens at a time.
+enum Event {
+    /// A frame reaches the box.
+    ToBox { side: Side, bytes: Vec<u8>, corrupt: bool },
+    /// A frame reaches a host.
+    ToHost { side: Side, host: usize, bytes: Vec<u8>, corrupt: bool, ancestor: Option<Ancestor> },
+    /// An application opens a connection.
+    Open(usize),
+    /// A server starts again, and speaks otherwise.
+    Restart { side: Side, host: usize, port: u16, dialect: dialect::Dialect },
+    /// A stranger sends something.
+    Stranger,
+}
+
+struct Pending {
+    at: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Pending {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Pending {}
+
+impl PartialOrd for Pending {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pending {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// Where a frame of the trace was seen.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    HostSends,
+    BoxGets,
+    BoxSends,
+    HostGets,
+}
+
+struct Seen {
+    at: u64,
+    place: Place,
+    side: Side,
+    corrupt: bool,
+    bytes: Vec<u8>,
+}
+
+struct World {
+    scenario: Scenario,
+    mode: Mode,
+    now: u64,
+    order: u64,
+    events: BinaryHeap<Reverse<Pending>>,
+    hosts: [Vec<Host>; 2],
+    host_turns: [[Option<u64>; HOSTS]; 2],
+    appliance: Appliance,
+    box_turn: Option<u64>,
+    /// `[side][0]` from the hosts to the box, `[side][1]` from the box to the hosts.
+    links: [[Link; 2]; 2],
+    oracle: Oracle,
+    chance: Chance,
+    hash: u64,
+    seen: VecDeque<Seen>,
+}
+
+impl World {
+    fn new(scenario: Scenario, mode: Mode) -> Self {
+        let mut chance = Chance::new(scenario.seed ^ 0x5eed);
+        let now = scenario.start;
+        host::set_clock(now);
+        let mut hosts = [Side::Lan, Side::Wan].map(|side| {
+            (0..HOSTS)
+                .map(|number| Host::new(side, number as u8 + 1, scenario.mtus[side as usize][number], chance.fork()))
+                .collect::<Vec<_>>()
+        });
+        let between = if mode.bridge { Between::Bridge } else { Between::Proxy };
+        let protected: Vec<_> =
+            hosts[Side::Lan as usize].iter().flat_map(|host| [host.address(false), host.address(true)]).collect();
+        let mut oracle = Oracle::new(between, protected);
+        if scenario.cramped {
+            oracle.license_all_resets();
+        }
+        let mut events = Vec::new();
+        for (index, plan) in scenario.plans.iter().enumerate() {
+            events.push((plan.at, Event::Open(index)));
+            let (local, remote) = ends(&hosts, plan);
+            let behaviour = behaviour(&scenario, plan, 1);
+            let side = plan.opener.other();
+            hosts[side as usize][plan.hosts[side as usize]].expected.insert((remote, local), behaviour);
+            if matches!(scenario.door(plan), Door::Silent | Door::Late(..)) {
+                oracle.license_reset(local, remote);
+            }
+        }
+        for side in Side::BOTH {
+            for (host, here) in hosts[side as usize].iter_mut().enumerate() {
+                for (port, door) in (FIRST_DOOR..).zip(&scenario.doors[side as usize][host]) {
+                    let service = match *door {
+                        Door::Open(dialect, restart) => {
+                            if let Some((at, dialect)) = restart {
+                                events.push((at, Event::Restart { side, host, port, dialect }));
+                            }
+                            Service::Open(dialect)
+                        }
+                        Door::Late(until, dialect) => Service::Silent(until, dialect),
+                        Door::Silent => Service::Silent(u64::MAX, dialect::Dialect::draw(&mut Chance::new(0))),
+                        Door::Closed => Service::Closed,
+                    };
+                    here.services.insert(port, service);
+                }
+            }
+        }
+        if scenario.noise.interval > 0 && !mode.bridge {
+            events.push((now, Event::Stranger));
+        }
+        let links = [0, 1].map(|side| {
+            [0, 1].map(|way| {
+                let gap = chance.within(2..60);
+                Link::new(scenario.delays[side], gap, scenario.faults[side][way], chance.fork())
+            })
+        });
+        let appliance = Appliance::new(scenario.build.clone(), now);
+        let mut world = Self {
+            mode,
+            now,
+            order: 0,
+            events: BinaryHeap::new(),
+            hosts,
+            host_turns: [[None; HOSTS]; 2],
+            appliance,
+            box_turn: None,
+            links,
+            oracle,
+            chance,
+            hash: 0xcbf2_9ce4_8422_2325,
+            seen: VecDeque::new(),
+            scenario,
+        };
+        for (at, event) in events {
+            world.push(at, event);
+        }
+        world
+    }
+
+    fn push(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse(Pending { at, order: self.order, event }));
+    }
+
+    fn live(&mut self) -> Result<Report, String> {
+        let end = self.scenario.heal + BOUND;
+        let mut steps = 0u64;
+        while !self.settled() {
+            let Some(at) = self.next() else { break };
+            if at > end {
+                break;
+            }
+            self.now = at;
+            host::set_clock(at);
+            self.step()?;
+            steps += 1;
+            if steps > 5_000_000 {
+                return Err("the world does not come to rest".into());
+            }
+        }
+        self.appliance.conserved()?;
+        let mut report = Report::default();
+        for plan in self.scenario.plans.clone() {
+            if self.judge_ending(&plan)? {
+                report.finished += 1;
+            } else {
+                report.others += 1;
+            }
+        }
+        if !self.mode.bridge {
+            self.drain()?;
+        }
+        self.appliance.conserved()?;
+        report.hash = self.hash;
+        report.judged = self.oracle.judged();
+        Ok(report)
+    }
+
+    /// Whether every connection has come to its end at both ends.
+    fn settled(&self) -> bool {
+        let opened = self.scenario.plans.iter().all(|plan| {
+            let (local, remote) = ends(&self.hosts, plan);
+            self.ending(plan.opener, plan, local, remote).is_some()
+        });
+        opened && self.hosts.iter().flatten().flat_map(|host| &host.calls).all(|call| call.ending.is_some())
+    }
+
+    fn next(&self) -> Option<u64> {
+        let event = self.events.peek().map(|Reverse(pending)| pending.at);
+        self.host_turns.iter().flatten().copied().chain([self.box_turn, event]).flatten().min()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let now = self.now;
+        if self.events.peek().is_some_and(|Reverse(pending)| pending.at <= now) {
+            let Reverse(Pending { event, .. }) = self.events.pop().expect("a first event");
+            return self.happen(event);
+        }
+        for side in Side::BOTH {
+            for host in 0..HOSTS {
+                if self.host_turns[side as usize][host].is_some_and(|at| at <= now) {
+                    return self.host_turn(side, host);
+                }
+            }
+        }
+        self.box_turn()
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::ToBox { side, bytes, corrupt } => {
+                self.note(Place::BoxGets, side, corrupt, &bytes);
+                self.appliance.receive(side, &bytes, corrupt);
+                let lag = self.chance.within(0..60);
+                let at = self.now + lag;
+                self.box_turn = Some(self.box_turn.map_or(at, |turn| turn.min(at)));
+                Ok(())
+            }
+            Event::ToHost { side, host, bytes, corrupt, ancestor } => {
+                self.note(Place::HostGets, side, corrupt, &bytes);
+                let addressed = Segment::read(&bytes).is_none_or(|segment| {
+                    let here = &self.hosts[side as usize][host];
+                    corrupt || here.address(segment.destination.is_ipv6()) == segment.destination.ip()
+                });
+                if !addressed {
+                    return Err("a TCP segment for another host was delivered".into());
+                }
+                self.oracle.delivered(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
+                self.hosts[side as usize][host].receive(bytes, self.now);
+                self.host_turn(side, host)
+            }
+            Event::Open(index) => {
+                let plan = self.scenario.plans[index];
+                let (local, remote) = ends(&self.hosts, &plan);
+                let behaviour = behaviour(&self.scenario, &plan, 0);
+                let host = plan.hosts[plan.opener as usize];
+                self.hosts[plan.opener as usize][host].connect(local, remote, plan.dialect, behaviour);
+                self.host_turn(plan.opener, host)
+            }
+            Event::Restart { side, host, port, dialect } => {
+                self.hosts[side as usize][host].services.insert(port, Service::Open(dialect));
+                Ok(())
+            }
+            Event::Stranger => {
+                self.stranger();
+                Ok(())
+            }
+        }
+    }
+
+    fn host_turn(&mut self, side: Side, host: usize) -> Result<(), String> {
+        let now = self.now;
+        let here = &mut self.hosts[side as usize][host];
+        let frames = here.turn(now);
+        self.host_turns[side as usize][host] = here.next_turn(now);
+        if let Some(wrong) = here.wrong.take() {
+            return Err(wrong);
+        }
+        for bytes in frames {
+            self.oracle.sent(&bytes);
+            self.note(Place::HostSends, side, false, &bytes);
+            let healed = now >= self.scenario.heal;
+            for arrival in self.links[side as usize][0].carry(&bytes, now, healed).into_iter().flatten() {
+                let mut bytes = bytes.clone();
+                let corrupt = turn_over(&mut bytes, arrival.flip);
+                self.push(arrival.at, Event::ToBox { side, bytes, corrupt });
+            }
+        }
+        Ok(())
+    }
+
+    fn box_turn(&mut self) -> Result<(), String> {
+        let now = self.now;
+        let sent = self.appliance.turn(now);
+        self.box_turn = self.appliance.next_turn(now);
+        for Sent { to, bytes, corrupt, ancestor } in sent {
+            self.note(Place::BoxSends, to, corrupt, &bytes);
+            let healed = now >= self.scenario.heal;
+            for host in 0..HOSTS {
+                if bytes[0] & 1 == 0 && bytes[..6] != self.hosts[to as usize][host].mac {
+                    continue;
+                }
+                for arrival in self.links[to as usize][1].carry(&bytes, now, healed).into_iter().flatten() {
+                    let mut bytes = bytes.clone();
+                    // Two flips can undo each other.
+                    let flip = arrival.flip.filter(|_| !corrupt);
+                    let corrupt = turn_over(&mut bytes, flip) || corrupt;
+                    self.push(arrival.at, Event::ToHost { side: to, host, bytes, corrupt, ancestor });
+                }
+            }
+        }
+        self.appliance.conserved()
+    }
+
+    /// Somebody out there throws a segment at the box: at a server, at a connection, with numbers of chance.
+    fn stranger(&mut self) {
+        let interval = self.scenario.noise.interval;
+        let pause = self.chance.within(1..interval * 2);
+        if self.now < self.scenario.heal {
+            self.push(self.now + pause, Event::Stranger);
+        }
+        let plan = *self.chance.pick(&self.scenario.plans);
+        let (local, remote) = ends(&self.hosts, &plan);
+        let (wan, lan) = if plan.opener == Side::Wan { (local, remote) } else { (remote, local) };
+        let mut source = wan;
+        if self.chance.one_in(1, 2) {
+            source.set_port(self.chance.within(1024..60_000) as u16);
+            if let SocketAddr::V4(v4) = &mut source {
+                v4.set_ip(std::net::Ipv4Addr::from(self.chance.word() as u32 >> 8 | 0x0b00_0000));
+            }
+        }
+        let mut segment = Segment::new(source, lan, self.chance.word() as u32, None);
+        segment.window = self.chance.word() as u16;
+        let data = [0x5a; 64];
+        match self.chance.within(0..6) {
+            0 | 1 => {
+                segment.syn = true;
+                segment.options.mss = Some(1460);
+                if self.chance.one_in(1, 2) {
+                    segment.options.scale = Some(7);
+                    segment.options.sack_permitted = true;
+                    segment.options.stamps = Some((self.chance.word() as u32, 0));
+                }
+            }
+            2 => segment.rst = true,
+            3 => {
+                segment.syn = true;
+                segment.ack = Some(self.chance.word() as u32);
+            }
+            4 => {
+                segment.fin = true;
+                segment.ack = Some(self.chance.word() as u32);
+            }
+            _ => {
+                segment.ack = Some(self.chance.word() as u32);
+                segment.payload = &data[..self.chance.within(0..64) as usize];
+            }
+        }
+        let mac = self.hosts[Side::Lan as usize][plan.hosts[Side::Lan as usize]].mac;
+        let bytes = segment.write([2, 0, 0, 9, 9, 9], mac, Layout::default());
+        self.push(self.now, Event::ToBox { side: Side::Wan, bytes, corrupt: false });
+    }
+
+    fn ending(&self, side: Side, plan: &Plan, local: SocketAddr, remote: SocketAddr) -> Option<Ending> {
+        let calls = &self.hosts[side as usize][plan.hosts[side as usize]].calls;
+        let mut last = None;
+        for call in calls.iter().filter(|call| call.local == local && call.remote == remote) {
+            last = call.ending;
+            // A connection that finished stays finished, whatever a late SYN began at its end.
+            if last == Some(Ending::Finished) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Whether the connection ended in good order; an error if it ended as it must not.
+    fn judge_ending(&self, plan: &Plan) -> Result<bool, String> {
+        let (local, remote) = ends(&self.hosts, plan);
+        let opener = self.ending(plan.opener, plan, local, remote);
+        let opened = self.ending(plan.opener.other(), plan, remote, local);
+        let door = self.scenario.door(plan);
+        let wrong = |why: &str| Err(format!("{local} to {remote}: {why}: {opener:?}, {opened:?} ({plan:?}, {door:?})"));
+        let finished = opener == Some(Ending::Finished) && opened == Some(Ending::Finished);
+        if opener.is_none() {
+            return wrong("no end within the bound");
+        }
+        match door {
+            _ if self.scenario.cramped => Ok(finished),
+            Door::Closed if matches!(opener, Some(Ending::Reset)) => Ok(false),
+            Door::Closed => wrong("a closed port must refuse"),
+            Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(false),
+            Door::Silent => wrong("nobody can have answered"),
+            Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(false),
+            Door::Open(..) if finished => Ok(true),
+            Door::Open(..) => wrong("the connection must finish"),
+            Door::Late(..) if finished || opener == Some(Ending::Reset) => Ok(finished),
+            Door::Late(..) => wrong("the connection must finish or be refused"),
+        }
+    }
+
+    /// Lets the box alone until all its timers have run out: nothing may stay behind.
+    fn drain(&mut self) -> Result<(), String> {
+        let end = self.now + 3 * 86_400 * SECOND;
+        let mut turns = 0u64;
+        self.box_turn = self.appliance.next_turn(self.now);
+        while let Some(at) = self.box_turn {
+            if at > end {
+                break;
+            }
+            self.now = at.max(self.now + 1);
+            let _ = self.appliance.turn(self.now);
+            self.box_turn = self.appliance.next_turn(self.now);
+            turns += 1;
+            if turns > 1_000_000 {
+                return Err("the box's timers never come to rest".into());
+            }
+            let population = self.appliance.proxy().population();
+            if population == tcpstate::Population::default() {
+                return Ok(());
+            }
+        }
+        let population = self.appliance.proxy().population();
+        if population != tcpstate::Population::default() {
+            return Err(format!("after all timeouts the box still holds {population:?}"));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, place: Place, side: Side, corrupt: bool, bytes: &[u8]) {
+        for byte in self.now.to_le_bytes().iter().chain(&[place as u8, side as u8]).chain(bytes) {
+            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        let seen = Seen { at: self.now, place, side, corrupt, bytes: bytes.to_vec() };
+        if self.mode.verbose {
+            eprintln!("{}", self.line(&seen));
+        }
+        if self.seen.len() == TRACE {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(seen);
+    }
+
+    fn line(&self, seen: &Seen) -> String {
+        let at = seen.at - self.scenario.start;
+        let mut line = format!("{:4}.{:06} ", at / SECOND, at % SECOND);
+        let (side, place) = (seen.side, seen.place);
+        let _ = write!(line, "{:<5}{:<10}", format!("{side:?}"), format!("{place:?}"));
+        match Segment::read(&seen.bytes) {
+            Some(segment) => {
+                let _ = write!(line, "{segment}");
+            }
+            None => {
+                let _ = write!(line, "{} bytes, type {:02x?}", seen.bytes.len(), &seen.bytes[12..14]);
+            }
+        }
+        if seen.corrupt {
+            line.push_str(" (corrupt)");
+        }
+        line
+    }
+
+    fn trace(&self) -> String {
+        let mut text = String::new();
+        let _ = writeln!(text, "{:#?}", self.scenario.build.config);
+        for seen in &self.seen {
+            let _ = writeln!(text, "{}", self.line(seen));
+        }
+        text
+    }
+}
+
+/// The two ends of a plan's connection, the opener's first.
+fn ends(hosts: &[Vec<Host>; 2], plan: &Plan) -> (SocketAddr, SocketAddr) {
+    let address = |side: Side| hosts[side as usize][plan.hosts[side as usize]].address(plan.v6);
+    (SocketAddr::new(address(plan.opener), plan.from_port), SocketAddr::new(address(plan.opener.other()), plan.to_port))
+}
+
+/// What the application at an end does: the opener's (0) or the opened (1).
+fn behaviour(scenario: &Scenario, plan: &Plan, end: usize) -> Behaviour {
+    let bytes = [plan.up, plan.down];
+    Behaviour {
+        writes: bytes[end],
+        expects: bytes[1 - end],
+        speaks_after: plan.speaks_after[end],
+        pause: plan.pause[end],
+        close: plan.close[end],
+        patience: scenario.heal + PATIENCE,
+        buffers: plan.buffers[end],
+        keepalive: plan.keepalive,
+        nagle: plan.nagle[end],
+    }
+}
+
+fn turn_over(bytes: &mut [u8], flip: Option<usize>) -> bool {
+    match flip {
+        Some(bit) => {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            true
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,262 @@
+//! What a seed means: how the box is built, what the cables do, who talks to whom.
+
+use std::time::Duration;
+
+use tcpstate::{Config, Side};
+
+use super::appliance::Build;
+use super::chance::Chance;
+use super::dialect::Dialect;
+use super::host::Close;
+use super::link::Faults;
+
+/// Microseconds of a second.
+pub const SECOND: u64 = 1_000_000;
+
+/// How many hosts there are on each side.
+pub const HOSTS: usize = 2;
+
+/// One connection to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Who opens it.
+    pub opener: Side,
+    /// The number of the host on the WAN and on the LAN.
+    pub hosts: [usize; 2],
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// Port of the opener; different in every plan.
+    pub from_port: u16,
+    /// Port it is opened to.
+    pub to_port: u16,
+    /// When.
+    pub at: u64,
+    /// The opener's manner of speaking.
+    pub dialect: Dialect,
+    /// Bytes to the opened host.
+    pub up: u64,
+    /// Bytes to the opener.
+    pub down: u64,
+    /// Bytes received before the opener, and before the opened, writes.
+    pub speaks_after: [u64; 2],
+    /// When the opener, and the opened, closes.
+    pub close: [Close; 2],
+    /// Whether and how the opener, and the opened, stops reading for a while.
+    pub pause: [Option<(u64, u64)>; 2],
+    /// Buffers of the opener and of the opened.
+    pub buffers: [(usize, usize); 2],
+    /// Intervals of keepalives.
+    pub keepalive: u64,
+    /// Nagle's algorithm at the opener and at the opened.
+    pub nagle: [bool; 2],
+}
+
+impl Plan {
+    /// Whether the connection is meant to end in a reset.
+    pub fn aborts(&self) -> bool {
+        self.close.iter().any(|close| matches!(close, Close::Abort(_)))
+    }
+}
+
+/// What is behind a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// A server in this manner of speaking; after a restart, in that.
+    Open(Dialect, Option<(u64, Dialect)>),
+    /// SYNs are swallowed until this time.
+    Late(u64, Dialect),
+    /// SYNs are swallowed for ever.
+    Silent,
+    /// Nobody listens.
+    Closed,
+}
+
+/// What strangers throw at the box.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noise {
+    /// Mean interval between their frames in microseconds; none if zero.
+    pub interval: u64,
+}
+
+/// Everything about a run.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The seed it follows from.
+    pub seed: u64,
+    /// When the clock starts.
+    pub start: u64,
+    /// How the box is built.
+    pub build: Build,
+    /// The cables: host to box and box to host, for the LAN and the WAN.
+    pub faults: [[Faults; 2]; 2],
+    /// Delays of the LAN and the WAN.
+    pub delays: [u64; 2],
+    /// When the cables heal.
+    pub heal: u64,
+    /// Doors of every host: `[side][host][port]`, ports from 80 on.
+    pub doors: [[Vec<Door>; HOSTS]; 2],
+    /// MTU of every host.
+    pub mtus: [[usize; HOSTS]; 2],
+    /// The connections.
+    pub plans: Vec<Plan>,
+    /// Strangers.
+    pub noise: Noise,
+    /// Whether the tables hold fewer connections than there are.
+    pub cramped: bool,
+}
+
+/// The first port with a door.
+pub const FIRST_DOOR: u16 = 80;
+
+impl Scenario {
+    /// What this seed means.
+    pub fn draw(seed: u64, bridge: bool) -> Self {
+        let mut chance = Chance::new(seed);
+        let start = draw_start(&mut chance);
+        let heal = start + chance.within(2 * SECOND..25 * SECOND);
+        let cramped = chance.one_in(1, 10);
+        let build = draw_build(&mut chance, bridge, cramped);
+        let calm = chance.one_in(1, 8);
+        let mut faults = || if calm { Faults::default() } else { Faults::draw(&mut chance) };
+        let faults = [[faults(), faults()], [faults(), faults()]];
+        let delays = [chance.within(20..2000), chance.within(200..60_000)];
+        let doors = [(); 2].map(|()| [(); HOSTS].map(|()| draw_doors(&mut chance, start)));
+        let mtus = [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492])));
+        let count = chance.within(4..9);
+        // With a handful of buffers every burst is cut short, and smoltcp has no congestion window to learn from it.
+        let most = if build.frames < 64 { 10_000 } else { u64::MAX };
+        let plans = (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &doors, most)).collect();
+        let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
+        Self { seed, start, build, faults, delays, heal, doors, mtus, plans, noise, cramped }
+    }
+
+    /// What is behind the door of this plan.
+    pub fn door(&self, plan: &Plan) -> Door {
+        let side = plan.opener.other();
+        self.doors[side as usize][plan.hosts[side as usize]][usize::from(plan.to_port - FIRST_DOOR)]
+    }
+}
+
+/// A time whose key epoch (2^26 microseconds) ends during the handshakes in half of all worlds.
+fn draw_start(chance: &mut Chance) -> u64 {
+    let epoch = chance.within(3..1000) << 26;
+    if chance.one_in(1, 2) { epoch - chance.within(0..3 * SECOND) } else { epoch + chance.within(0..60 * SECOND) }
+}
+
+fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
+    let mut secrets = [0; 48];
+    for chunk in secrets.chunks_mut(8) {
+        chunk.copy_from_slice(&chance.word().to_le_bytes());
+    }
+    let mut config = Config {
+        table_buckets: if cramped { 1 } else { 64 },
+        learn_capacity: *chance.pick(&[1, 64, 1024]),
+        half_open_max: *chance.pick(&[0, 0, 1, 4, 1024]),
+        ..Config::default()
+    };
+    config.rate.size = 1024;
+    if chance.one_in(1, 4) {
+        config.timeouts.dl_syn_sent = Duration::from_secs(chance.within(5..60));
+        config.timeouts.dl_half_open = Duration::from_secs(chance.within(2..60));
+    }
+    if chance.one_in(1, 4) {
+        config.own_mss = *chance.pick(&[536, 1220, 1460]);
+        config.own_wscale = *chance.pick(&[0, 3, 7, 14]);
+        config.own_sack = chance.one_in(1, 2);
+    }
+    if chance.one_in(1, 6) {
+        config.sack_conflict = tcpstate::config::SackConflict::Retain;
+    }
+    let tiny = chance.one_in(1, 8);
+    Build {
+        config,
+        secrets,
+        frames: if tiny { chance.within(4..24) as usize } else { 1024 },
+        ring: *chance.pick(&[16, 64, 256]),
+        batch: *chance.pick(&[1, 8, 64]),
+        transmission: chance.within(0..500),
+        bridge,
+    }
+}
+
+fn draw_doors(chance: &mut Chance, start: u64) -> Vec<Door> {
+    (0..5)
+        .map(|port| {
+            let dialect = Dialect::draw(chance);
+            match port {
+                2 => Door::Closed,
+                3 => Door::Silent,
+                4 => Door::Late(start + chance.within(SECOND / 10..12 * SECOND), dialect),
+                _ if chance.one_in(1, 3) => {
+                    let restart = start + chance.within(SECOND..6 * SECOND);
+                    Door::Open(dialect, Some((restart, Dialect::draw(chance))))
+                }
+                _ => Door::Open(dialect, None),
+            }
+        })
+        .collect()
+}
+
+fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; HOSTS]; 2], most: u64) -> Plan {
+    let opener = if chance.one_in(3, 4) { Side::Wan } else { Side::Lan };
+    let hosts = [0, 1].map(|_| chance.within(0..HOSTS as u64) as usize);
+    let to_port = FIRST_DOOR + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..5) } as u16;
+    let served = opener.other() as usize;
+    let open =
+        matches!(doors[served][hosts[served]][usize::from(to_port - FIRST_DOOR)], Door::Open(..) | Door::Late(..));
+    let size = |chance: &mut Chance| match chance.within(0..8) {
+        0 => 0,
+        1 => 1,
+        2..=4 => chance.within(2..5000),
+        5 | 6 => chance.within(5000..60_000),
+        _ => chance.within(60_000..300_000),
+    };
+    let (up, down) = (size(chance).min(most), size(chance).min(most));
+    // Who waits for whom: nobody, the server for the client's first byte or its last, the client for the server's.
+    let speaks_after = match chance.within(0..5) {
+        0 => [0, up.min(1)],
+        1 => [0, up],
+        2 => [down.min(1), 0],
+        3 => [down, 0],
+        _ => [0, 0],
+    };
+    let mut close = match chance.within(0..4) {
+        0 => [Close::WhenSent, Close::WhenSent],
+        1 => [Close::WhenSent, Close::AfterPeer],
+        2 => [Close::AfterPeer, Close::WhenSent],
+        _ => [Close::WhenSent, Close::WhenSent],
+    };
+    if open && chance.one_in(1, 12) {
+        let who = chance.within(0..2) as usize;
+        close[who] = Close::Abort(chance.within(0..[down, up][who] + 1));
+    }
+    let mut pause = |expects: u64| {
+        (chance.one_in(1, 6) && expects > 1)
+            .then(|| (chance.within(1..expects), chance.within(SECOND / 10..8 * SECOND)))
+    };
+    let pause = [pause(down), pause(up)];
+    let mut buffers = || {
+        let sizes = [600, 4096, 16_384, 65_535, 65_536, 200_000, 1 << 20];
+        (*chance.pick(&sizes), *chance.pick(&sizes[1..6]))
+    };
+    let buffers = [buffers(), buffers()];
+    let mut dialect = Dialect::draw(chance);
+    dialect.draw_isn(chance);
+    Plan {
+        opener,
+        hosts,
+        v6: chance.one_in(1, 2),
+        from_port: 20_000 + number * 7,
+        to_port,
+        at: start + chance.within(0..5 * SECOND),
+        dialect,
+        up,
+        down,
+        speaks_after,
+        close,
+        pause,
+        buffers,
+        keepalive: chance.within(2 * SECOND..12 * SECOND),
+        nagle: [chance.one_in(1, 2), chance.one_in(1, 2)],
+    }
+}
