@@ -246,7 +246,8 @@ impl Region {
         buffer: usize,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Region {
-        assert!(base.as_ptr() as usize % ALIGNMENT == 0 && buffer % ALIGNMENT == 0 && buffer <= MAX_BUFFER);
+        assert!((base.as_ptr() as usize).is_multiple_of(ALIGNMENT) && buffer.is_multiple_of(ALIGNMENT));
+        assert!(buffer <= MAX_BUFFER);
         Region { base, count, buffer, owner }
     }
 
@@ -269,7 +270,8 @@ impl Region {
     /// No other frame, and no ring of the kernel, holds the buffer.
     #[inline]
     pub(crate) unsafe fn frame(&self, offset: usize, start: usize, len: usize) -> Frame {
-        assert!(offset % self.buffer == 0 && offset < self.count * self.buffer && start + len <= self.buffer);
+        debug_assert!(offset.is_multiple_of(self.buffer));
+        assert!(offset < self.count * self.buffer && start + len <= self.buffer);
         // SAFETY: the offset lies inside the region, as just asserted.
         let base = unsafe { self.base.add(offset) };
         Frame { base, next: None, capacity: self.buffer as u32, start: start as u32, len: len as u32, beyond: 0 }
