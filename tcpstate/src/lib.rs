@@ -6,7 +6,17 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+mod cookie;
+mod flow;
+mod learn;
+mod limit;
+mod prefetch;
+mod table;
+mod terms;
+mod wheel;
 mod head;
+pub mod seq;
+pub mod wire;
 mod proxy;
 mod side;
 mod time;

@@ -1,0 +1,239 @@
+//! Limits on unanswered SYNs: a token bucket for each source prefix, and a second chance for whoever comes back.
+//!
+//! A flood with forged sources spends a prefix's tokens, but it does not come back a second later with the same
+//! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
+//! and one that is seen again after its second of penance draws on tokens of its own.
+
+use core::hash::Hasher as _;
+
+use siphasher::sip::SipHasher13;
+
+use crate::config::RateLimit;
+use crate::seq::SeqNum;
+use crate::wire::Ends;
+use crate::{Event, Instant};
+
+/// Tokens for repeated SYNs, as a multiple of those for fresh ones.
+const REPEATED_SHARE: u32 = 4;
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    fresh: u32,
+    repeated: u32,
+    /// The refill period in which the bucket was last used.
+    period: u32,
+}
+
+/// Whether a SYN may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Its prefix has tokens.
+    Granted,
+    /// Its prefix has none, but the SYN has been seen before.
+    SecondChance,
+    /// It may not.
+    Refused,
+}
+
+impl Admission {
+    /// The event to count, if any.
+    pub fn event(self) -> Option<Event> {
+        (self == Admission::SecondChance).then_some(Event::SecondChance)
+    }
+}
+
+/// The token buckets of all prefixes.
+pub struct Limiter {
+    buckets: Vec<Bucket>,
+    keys: (u64, u64),
+    period_micros: u64,
+    add: u32,
+    burst: u32,
+    mask4: u32,
+    mask6: [u32; 4],
+    refused: Sightings,
+}
+
+impl Limiter {
+    /// Full buckets.
+    pub fn new(limit: &RateLimit, keys: (u64, u64)) -> Self {
+        let full = Bucket { fresh: limit.burst, repeated: limit.burst.saturating_mul(REPEATED_SHARE), period: 0 };
+        let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
+        Self {
+            buckets: vec![full; limit.size.next_power_of_two()],
+            keys,
+            period_micros: (limit.period.as_micros() as u64).max(1),
+            add: limit.add,
+            burst: limit.burst,
+            mask4: mask(limit.prefix4.into()),
+            mask6: core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32))),
+            refused: Sightings::new(),
+        }
+    }
+
+    /// Charges a SYN to its source's prefix. `hash` is the keyed hash of its ends.
+    pub fn admit(&mut self, ends: &Ends, hash: u64, isn: SeqNum, now: Instant) -> Admission {
+        let bucket = self.bucket(ends, now);
+        if bucket.fresh > 0 {
+            bucket.fresh -= 1;
+            return Admission::Granted;
+        }
+        let may_repeat = bucket.repeated > 0;
+        let syn = hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if self.refused.seen_before(syn, now) && may_repeat {
+            self.bucket(ends, now).repeated -= 1;
+            return Admission::SecondChance;
+        }
+        Admission::Refused
+    }
+
+    /// Gives a token back: the client has proved itself.
+    pub fn refund(&mut self, ends: &Ends, now: Instant) {
+        let burst = self.burst;
+        let bucket = self.bucket(ends, now);
+        bucket.fresh = (bucket.fresh + 1).min(burst);
+    }
+
+    /// The bucket of the source's prefix, refilled for the periods that have passed.
+    fn bucket(&mut self, ends: &Ends, now: Instant) -> &mut Bucket {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
+        if ends.v6 {
+            for i in 0..4 {
+                hasher.write_u32(ends.wan[i] & self.mask6[i]);
+            }
+        } else {
+            hasher.write_u32(ends.wan[3] & self.mask4);
+        }
+        let at = hasher.finish() as usize & (self.buckets.len() - 1);
+        let period = (now.as_micros() / self.period_micros) as u32;
+        let bucket = &mut self.buckets[at];
+        let passed = period.wrapping_sub(bucket.period);
+        if passed != 0 {
+            bucket.period = period;
+            let tokens = self.add.saturating_mul(passed);
+            bucket.fresh = bucket.fresh.saturating_add(tokens).min(self.burst);
+            bucket.repeated =
+                bucket.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(self.burst.saturating_mul(REPEATED_SHARE));
+        }
+        bucket
+    }
+}
+
+/// Bits of one slice, as a power of two: with a million refused SYNs a second one stranger in fifty is mistaken for a repeated one.
+const SLICE_BITS: u32 = 23;
+const SLICES: usize = 4;
+
+/// Which SYNs were refused lately: a filter in slices of a second (2^20 µs), of which the last three tell and the current one is written.
+struct Sightings {
+    slices: Vec<u64>,
+    /// The second the current slice stands for.
+    second: u64,
+}
+
+impl Sightings {
+    const WORDS: usize = 1 << (SLICE_BITS - 6);
+
+    fn new() -> Self {
+        Self { slices: vec![0; Self::WORDS * SLICES], second: 0 }
+    }
+
+    /// Whether this hash was noted in an earlier second; notes it in the current one.
+    fn seen_before(&mut self, hash: u64, now: Instant) -> bool {
+        self.turn(now.as_micros() >> 20);
+        let mut found = [true; SLICES];
+        let current = self.second as usize % SLICES;
+        for probe in 0..4 {
+            let bit = hash.rotate_left(probe * 16) as u32 >> (32 - SLICE_BITS);
+            let (word, mask) = ((bit >> 6) as usize, 1u64 << (bit & 63));
+            for (slice, found) in found.iter_mut().enumerate() {
+                let cell = &mut self.slices[slice * Self::WORDS + word];
+                *found &= *cell & mask != 0;
+                if slice == current {
+                    *cell |= mask;
+                }
+            }
+        }
+        (0..SLICES).any(|slice| slice != current && found[slice])
+    }
+
+    fn turn(&mut self, second: u64) {
+        let passed = second.saturating_sub(self.second).min(SLICES as u64);
+        self.second = second.max(self.second);
+        for back in 0..passed {
+            let slice = (self.second - back) as usize % SLICES;
+            self.slices[slice * Self::WORDS..][..Self::WORDS].fill(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    fn from(source: u32) -> Ends {
+        Ends { wan: [0, 0, 0xffff, source], ..Ends::default() }
+    }
+
+    fn limiter() -> Limiter {
+        let limit = RateLimit { burst: 10, add: 5, period: Duration::from_secs(1), ..RateLimit::default() };
+        Limiter::new(&limit, (1, 2))
+    }
+
+    #[test]
+    fn a_prefix_spends_its_burst_and_earns_it_back_by_the_second() {
+        let mut limiter = limiter();
+        let granted = |limiter: &mut Limiter, now, salt: u64| {
+            (0..100u32).filter(|&n| limiter.admit(&from(0x0a00_0000 + n), salt + u64::from(n) * 0x1234_5678_9abc, SeqNum::new(n), now) == Admission::Granted).count()
+        };
+        assert_eq!(granted(&mut limiter, Instant::from_secs(10), 0), 10);
+        assert_eq!(granted(&mut limiter, Instant::from_secs(11), 1 << 60), 5);
+        assert_eq!(granted(&mut limiter, Instant::from_secs(3600), 2 << 60), 10);
+    }
+
+    #[test]
+    fn a_proof_returns_its_token() {
+        let mut limiter = limiter();
+        let now = Instant::from_secs(10);
+        for _ in 0..1000 {
+            assert_eq!(limiter.admit(&from(1), 7, SeqNum::new(1), now), Admission::Granted);
+            limiter.refund(&from(1), now);
+        }
+    }
+
+    #[test]
+    fn other_prefixes_do_not_pay() {
+        let mut limiter = limiter();
+        let now = Instant::from_secs(10);
+        for n in 0..1000 {
+            let _ = limiter.admit(&from(0x0a00_0000), n, SeqNum::new(1), now);
+        }
+        assert_eq!(limiter.admit(&from(0x0a00_0100), 7, SeqNum::new(1), now), Admission::Granted);
+    }
+
+    #[test]
+    fn a_syn_that_comes_back_a_second_later_gets_in_where_strangers_do_not() {
+        let mut limiter = limiter();
+        let hash = |n: u32| u64::from(n).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        for n in 0..100_000 {
+            let _ = limiter.admit(&from(n & 0xff), hash(n), SeqNum::new(n), Instant::from_secs(10));
+        }
+        let mut admitted = 0;
+        for n in 100_000..110_000 {
+            let verdict = limiter.admit(&from(n & 0xff), hash(n), SeqNum::new(n), Instant::from_micros(11_060_000));
+            admitted += u32::from(verdict != Admission::Refused);
+        }
+        assert!(admitted <= 10, "{admitted} strangers of ten thousand got in");
+        let back = limiter.admit(&from(99_999 & 0xff), hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
+        assert_eq!(back, Admission::SecondChance);
+    }
+
+    #[test]
+    fn prefix_zero_is_one_bucket_for_all() {
+        let limit = RateLimit { burst: 3, prefix4: 0, prefix6: 0, ..RateLimit::default() };
+        let mut limiter = Limiter::new(&limit, (1, 2));
+        let now = Instant::from_secs(1);
+        let granted = (0..100u32).filter(|&n| limiter.admit(&from(n << 24), u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
+        assert_eq!(granted.count(), 3);
+    }
+}

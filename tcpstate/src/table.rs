@@ -1,0 +1,323 @@
+//! The flow table: a fixed number of records, found through buckets of one cache line.
+//!
+//! A bucket holds ten tags of 16 bits and the places they stand for. A flow lives in the bucket its hash names or, if that
+//! is full, in a second one that follows from bucket and tag; a bucket knows how many of its own live elsewhere, so
+//! that looking for what is not there touches one line.
+
+use core::ops::{Index, IndexMut};
+
+use crate::flow::{Flow, State};
+use crate::prefetch::prefetch;
+use crate::wire::Ends;
+
+/// The place of a flow in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Id(pub(crate) u32);
+
+/// No place: the end of a list.
+pub(crate) const NIL: u32 = u32::MAX;
+
+const WAYS: usize = 10;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Bucket {
+    /// Zero marks a free place.
+    tags: [u16; WAYS],
+    /// How many flows whose first choice is this bucket live in their second.
+    strays: u16,
+    _pad: u16,
+    places: [u32; WAYS],
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64, "a probe touches one cache line");
+
+impl Bucket {
+    fn free_way(&self) -> Option<usize> {
+        self.tags.iter().position(|&tag| tag == 0)
+    }
+
+    /// One bit for each way that has this tag.
+    fn matches(&self, tag: u16) -> u32 {
+        self.tags.iter().enumerate().fold(0, |bits, (way, &t)| bits | u32::from(t == tag) << way)
+    }
+}
+
+/// The flow table.
+pub struct Table {
+    flows: Vec<Flow>,
+    /// The upper words of IPv6 addresses, beside the flows; untouched, and so not resident, where flows are IPv4.
+    upper: Vec<[[u32; 3]; 2]>,
+    buckets: Vec<Bucket>,
+    /// The first of the records that were used and are free again.
+    free: u32,
+    /// Records at and above this were never used.
+    fresh: u32,
+    len: usize,
+}
+
+impl Table {
+    /// An empty table for `capacity` flows, all memory taken.
+    ///
+    /// # Panics
+    /// If `buckets` is no power of two, or the capacity exceeds 2^31.
+    pub fn new(buckets: usize, capacity: usize) -> Self {
+        assert!(buckets.is_power_of_two() && capacity < 1 << 31);
+        Self {
+            flows: vec![Flow::default(); capacity],
+            upper: vec![[[0; 3]; 2]; capacity],
+            buckets: vec![Bucket::default(); buckets],
+            free: NIL,
+            fresh: 0,
+            len: 0,
+        }
+    }
+
+    /// How many flows there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many flows there can be.
+    pub fn capacity(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// All records, for the wheel that is threaded through them.
+    pub(crate) fn flows_mut(&mut self) -> &mut [Flow] {
+        &mut self.flows
+    }
+
+    fn first_choice(&self, hash: u64) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    /// The other bucket a tag may live in; an involution, so that it can be told from either.
+    fn other_choice(&self, bucket: usize, tag: u16) -> usize {
+        (bucket ^ usize::from(tag).wrapping_mul(0x5bd1_e995)) & (self.buckets.len() - 1)
+    }
+
+    fn tag(hash: u64) -> u16 {
+        ((hash >> 48) as u16).max(1)
+    }
+
+    /// Asks for the line a lookup of this hash touches first.
+    pub fn prefetch_bucket(&self, hash: u64) {
+        prefetch(&self.buckets[self.first_choice(hash)]);
+    }
+
+    /// Asks for the lines of the flow this hash probably names.
+    pub fn prefetch_flow(&self, hash: u64) {
+        let bucket = &self.buckets[self.first_choice(hash)];
+        let matches = bucket.matches(Self::tag(hash));
+        if matches != 0 {
+            let flow = &self.flows[bucket.places[matches.trailing_zeros() as usize] as usize];
+            prefetch(flow);
+            prefetch(flow.half(crate::Side::Wan));
+        }
+    }
+
+    /// The flow between these ends.
+    pub fn find(&self, ends: &Ends, hash: u64) -> Option<Id> {
+        let first = self.first_choice(hash);
+        let tag = Self::tag(hash);
+        self.find_in(first, tag, ends).or_else(|| {
+            (self.buckets[first].strays > 0).then(|| self.find_in(self.other_choice(first, tag), tag, ends)).flatten()
+        })
+    }
+
+    fn find_in(&self, bucket: usize, tag: u16, ends: &Ends) -> Option<Id> {
+        let bucket = &self.buckets[bucket];
+        let mut matches = bucket.matches(tag);
+        while matches != 0 {
+            let place = bucket.places[matches.trailing_zeros() as usize];
+            let flow = &self.flows[place as usize];
+            if flow.fits(ends) && (!ends.v6 || self.upper[place as usize] == upper(ends)) {
+                return Some(Id(place));
+            }
+            matches &= matches - 1;
+        }
+        None
+    }
+
+    /// A new record for these ends, which must not be in the table; `None` when it is full.
+    pub fn insert(&mut self, ends: &Ends, hash: u64) -> Option<Id> {
+        let place = if self.free == NIL { self.fresh } else { self.free };
+        if place as usize >= self.flows.len() || !self.link(hash, place) {
+            return None;
+        }
+        if self.free == NIL {
+            self.fresh += 1;
+        } else {
+            self.free = self.flows[place as usize].link_next;
+        }
+        let generation = self.flows[place as usize].generation;
+        self.flows[place as usize] = Flow::new(ends, hash, generation);
+        if ends.v6 {
+            self.upper[place as usize] = upper(ends);
+        }
+        self.len += 1;
+        Some(Id(place))
+    }
+
+    /// Enters a place under a hash.
+    fn link(&mut self, hash: u64, place: u32) -> bool {
+        let tag = Self::tag(hash);
+        let first = self.first_choice(hash);
+        if let Some(way) = self.buckets[first].free_way().or_else(|| self.displace(first)) {
+            self.put(first, way, tag, place);
+            return true;
+        }
+        let second = self.other_choice(first, tag);
+        if let Some(way) = self.buckets[second].free_way().or_else(|| self.displace(second)) {
+            self.put(second, way, tag, place);
+            self.buckets[first].strays += u16::from(second != first);
+            return true;
+        }
+        false
+    }
+
+    fn put(&mut self, bucket: usize, way: usize, tag: u16, place: u32) {
+        self.buckets[bucket].tags[way] = tag;
+        self.buckets[bucket].places[way] = place;
+    }
+
+    /// Moves one of a full bucket's flows to its other bucket; the way that became free.
+    fn displace(&mut self, bucket: usize) -> Option<usize> {
+        for way in 0..WAYS {
+            let (tag, place) = (self.buckets[bucket].tags[way], self.buckets[bucket].places[way]);
+            let other = self.other_choice(bucket, tag);
+            if other == bucket {
+                continue;
+            }
+            if let Some(free) = self.buckets[other].free_way() {
+                self.put(other, free, tag, place);
+                self.buckets[bucket].tags[way] = 0;
+                let first = self.first_choice(self.flows[place as usize].hash);
+                if first == bucket {
+                    self.buckets[first].strays += 1;
+                } else {
+                    self.buckets[first].strays -= 1;
+                }
+                return Some(way);
+            }
+        }
+        None
+    }
+
+    /// Removes a flow. The caller has taken it off the wheel.
+    pub fn remove(&mut self, id: Id) {
+        let hash = self.flows[id.0 as usize].hash;
+        let first = self.first_choice(hash);
+        let second = self.other_choice(first, Self::tag(hash));
+        for bucket in [first, second] {
+            let cell = &mut self.buckets[bucket];
+            let Some(way) = (0..WAYS).find(|&way| cell.tags[way] != 0 && cell.places[way] == id.0) else { continue };
+            cell.tags[way] = 0;
+            if bucket != first {
+                self.buckets[first].strays -= 1;
+            }
+            break;
+        }
+        let free = self.free;
+        let flow = &mut self.flows[id.0 as usize];
+        flow.state = State::Free;
+        flow.generation = flow.generation.wrapping_add(1);
+        flow.link_next = free;
+        self.free = id.0;
+        self.len -= 1;
+    }
+
+    /// The ends of a flow.
+    pub fn ends(&self, id: Id) -> Ends {
+        self.flows[id.0 as usize].ends(&self.upper[id.0 as usize])
+    }
+}
+
+fn upper(ends: &Ends) -> [[u32; 3]; 2] {
+    [ends.lan, ends.wan].map(|address| [address[0], address[1], address[2]])
+}
+
+impl Index<Id> for Table {
+    type Output = Flow;
+
+    fn index(&self, id: Id) -> &Flow {
+        &self.flows[id.0 as usize]
+    }
+}
+
+impl IndexMut<Id> for Table {
+    fn index_mut(&mut self, id: Id) -> &mut Flow {
+        &mut self.flows[id.0 as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn ends(n: u32) -> Ends {
+        let v6 = n.is_multiple_of(3);
+        let lan = if v6 { [n, 0, 0, 1] } else { [0, 0, 0xffff, 1] };
+        Ends { lan, wan: [0, 0, 0xffff, n], lan_port: 80, wan_port: n as u16, v6, ..Ends::default() }
+    }
+
+    fn hash(n: u32) -> u64 {
+        ends(n).hash((1, 2))
+    }
+
+    #[test]
+    fn a_table_takes_as_many_as_it_says_and_no_more() {
+        let mut table = Table::new(1024, 8192);
+        for n in 0..8192 {
+            assert!(table.insert(&ends(n), hash(n)).is_some(), "{n} of 8192");
+        }
+        assert!(table.insert(&ends(9000), hash(9000)).is_none());
+        for n in 0..8192 {
+            let id = table.find(&ends(n), hash(n)).unwrap();
+            assert_eq!(table.ends(id), ends(n));
+        }
+    }
+
+    #[test]
+    fn equal_hashes_of_different_ends_are_kept_apart() {
+        let mut table = Table::new(4, 32);
+        let ids: Vec<_> = (0..10).map(|n| table.insert(&ends(n), 42).unwrap()).collect();
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(table.find(&ends(n as u32), 42), Some(*id));
+        }
+        table.remove(ids[3]);
+        assert_eq!(table.find(&ends(3), 42), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_a_map(steps in prop::collection::vec((any::<bool>(), 0u32..200), 0..2000)) {
+            let mut table = Table::new(16, 128);
+            let mut model = HashMap::new();
+            for (insert, n) in steps {
+                prop_assert_eq!(table.find(&ends(n), hash(n)), model.get(&n).copied());
+                match (insert, model.contains_key(&n)) {
+                    (true, false) => {
+                        if let Some(id) = table.insert(&ends(n), hash(n)) {
+                            model.insert(n, id);
+                        }
+                    }
+                    (false, true) => table.remove(model.remove(&n).unwrap()),
+                    _ => {}
+                }
+                prop_assert_eq!(table.len(), model.len());
+            }
+            for (n, id) in &model {
+                prop_assert_eq!(table.find(&ends(*n), hash(*n)), Some(*id));
+            }
+            for id in model.into_values() {
+                table.remove(id);
+            }
+            prop_assert!(table.buckets.iter().all(|bucket| bucket.strays == 0 && bucket.tags == [0; WAYS]));
+        }
+    }
+}

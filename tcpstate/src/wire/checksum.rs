@@ -1,0 +1,108 @@
+//! The Internet checksum (RFC 1071), in full and by differences (RFC 1624).
+
+/// The one's complement sum of `bytes` as 16-bit words in network order, a last odd byte padded with zero; folded, not complemented.
+pub fn sum(bytes: &[u8]) -> u16 {
+    // Words are summed in the machine's order, four bytes at a time: the sum of swapped words is the swapped sum (RFC 1071 section 2.B).
+    let mut total: u64 = 0;
+    let mut chunks = bytes.chunks_exact(4);
+    for chunk in &mut chunks {
+        total += u64::from(u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]));
+    }
+    let mut last = [0; 4];
+    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+    total += u64::from(u32::from_le_bytes(last));
+    fold(total).swap_bytes()
+}
+
+/// Folds a sum of 16-bit words into 16 bits, end-around carries included.
+pub const fn fold(mut total: u64) -> u16 {
+    total = (total & 0xffff_ffff) + (total >> 32);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    total = (total & 0xffff) + (total >> 16);
+    total as u16
+}
+
+/// The differences of an edit, to be applied to the checksum that covers it.
+///
+/// Fields are named by their offset from the start of the sum, because a field at an odd offset lies
+/// byte-swapped in it. The result is bit for bit that of a full sum.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Patch(u64);
+
+impl Patch {
+    /// A 16-bit field at an even offset changed.
+    pub fn replace16(&mut self, old: u16, new: u16) {
+        self.0 += u64::from(!old) + u64::from(new);
+    }
+
+    /// A 32-bit field at `offset` changed.
+    pub fn replace32(&mut self, offset: usize, old: u32, new: u32) {
+        // Bytes a b c d at an odd offset stand in the sum as ?a bc d?, which folds to the same as the words ab cd with their bytes swapped.
+        let (old, new) = if offset % 2 == 1 { (swap_pairs(old), swap_pairs(new)) } else { (old, new) };
+        let complement = !old;
+        self.0 += u64::from(complement >> 16) + u64::from(complement & 0xffff);
+        self.0 += u64::from(new >> 16) + u64::from(new & 0xffff);
+    }
+
+    /// One byte at `offset` changed.
+    pub fn replace8(&mut self, offset: usize, old: u8, new: u8) {
+        let shift = if offset % 2 == 1 { 0 } else { 8 };
+        self.replace16(u16::from(old) << shift, u16::from(new) << shift);
+    }
+
+    /// The checksum after the edit.
+    // RFC 1624 section 3, equation 3: HC' = ~(~HC + ~m + m').
+    pub fn apply(self, checksum: u16) -> u16 {
+        !fold(u64::from(!checksum) + self.0)
+    }
+}
+
+const fn swap_pairs(word: u32) -> u32 {
+    ((word & 0x00ff_00ff) << 8) | ((word & 0xff00_ff00) >> 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plain_sum(bytes: &[u8]) -> u16 {
+        let mut total = 0u32;
+        for pair in bytes.chunks(2) {
+            total += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        }
+        while total > 0xffff {
+            total = (total & 0xffff) + (total >> 16);
+        }
+        total as u16
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071() {
+        assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
+    }
+
+    proptest! {
+        #[test]
+        fn the_fast_sum_is_the_plain_sum(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(sum(&bytes), plain_sum(&bytes));
+        }
+
+        #[test]
+        fn patching_equals_summing_at_any_parity(
+            mut bytes in prop::collection::vec(any::<u8>(), 8..120), at in any::<prop::sample::Index>(), new in any::<u32>(), byte in any::<u8>(),
+        ) {
+            bytes[0] |= 1; // a sum over nothing but zeros is the one case with two representations
+            let before = !sum(&bytes);
+            let offset = at.index(bytes.len() - 4 - 3) + 3;
+            let mut patch = Patch::default();
+            let old = u32::from_be_bytes(bytes[offset..offset + 4].try_into().unwrap());
+            patch.replace32(offset, old, new);
+            bytes[offset..offset + 4].copy_from_slice(&new.to_be_bytes());
+            patch.replace8(2, bytes[2], byte);
+            bytes[2] = byte;
+            prop_assert_eq!(patch.apply(before), !sum(&bytes));
+        }
+    }
+}

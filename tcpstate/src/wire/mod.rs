@@ -1,0 +1,42 @@
+//! The wire formats: bytes become meaning here, once, at the door.
+
+mod build;
+pub mod checksum;
+mod options;
+mod segment;
+
+pub use build::{Envelope, OptionList, Outgoing};
+pub use options::{Options, Timestamps, Walk, kind};
+pub use segment::{Addr, Ends, Flags, Parsed, Segment, Vlan};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// Bytes of an Ethernet header without tags.
+pub const ETHERNET_LEN: usize = 14;
+/// Bytes of an Ethernet frame at least, without the frame check sequence (IEEE 802.3).
+pub const ETHERNET_MIN: usize = 60;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
+/// Bytes of an IPv6 header.
+pub const IPV6_LEN: usize = 40;
+/// Bytes of a TCP header without options.
+pub const TCP_LEN: usize = 20;
+/// The protocol number of TCP.
+pub const TCP: u8 = 6;
+
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}

@@ -1,0 +1,151 @@
+//! TCP options (RFC 9293 section 3.1, RFC 7323, RFC 2018): walked where they lie, and read into a summary.
+
+use super::{be16, be32};
+use crate::seq::WindowScale;
+
+/// Option kinds.
+pub mod kind {
+    /// End of option list.
+    pub const END: u8 = 0;
+    /// No operation.
+    pub const NOP: u8 = 1;
+    /// Maximum segment size.
+    pub const MSS: u8 = 2;
+    /// Window scale.
+    pub const WINDOW_SCALE: u8 = 3;
+    /// SACK permitted.
+    pub const SACK_PERMITTED: u8 = 4;
+    /// SACK blocks.
+    pub const SACK: u8 = 5;
+    /// Timestamps.
+    pub const TIMESTAMPS: u8 = 8;
+}
+
+/// Walks the options of a header: yields kind, offset and length of each that is whole, no-operations left out.
+///
+/// Ends at the end-of-list option and, as kernels do, at the first option whose length is below two or reaches past the header.
+pub struct Walk<'a> {
+    options: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk over the bytes behind the fixed header.
+    pub fn new(options: &'a [u8]) -> Self {
+        Self { options, at: 0 }
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = (u8, usize, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let at = self.at;
+            match *self.options.get(at)? {
+                kind::END => return None,
+                kind::NOP => self.at += 1,
+                kind => {
+                    let len = usize::from(*self.options.get(at + 1)?);
+                    if len < 2 || at + len > self.options.len() {
+                        return None;
+                    }
+                    self.at += len;
+                    return Some((kind, at, len));
+                }
+            }
+        }
+    }
+}
+
+/// The value and the echo of a timestamps option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Timestamps {
+    /// TSval: the sender's clock.
+    pub value: u32,
+    /// TSecr: the receiver's clock, echoed; zero means "no echo".
+    pub echo: u32,
+}
+
+/// What a segment's options say. Of an option that occurs twice the last counts, as in kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Maximum segment size; zero is read as absent.
+    pub mss: Option<u16>,
+    /// Window scale, limited to 14.
+    pub scale: Option<WindowScale>,
+    /// SACK permitted.
+    pub sack_permitted: bool,
+    /// Timestamps.
+    pub timestamps: Option<Timestamps>,
+}
+
+impl Options {
+    /// Reads the bytes behind the fixed header.
+    pub fn read(options: &[u8]) -> Self {
+        let mut summary = Self::default();
+        for (kind, at, len) in Walk::new(options) {
+            match (kind, len) {
+                (kind::MSS, 4) => summary.mss = Some(be16(options, at + 2)).filter(|&mss| mss != 0),
+                (kind::WINDOW_SCALE, 3) => summary.scale = Some(WindowScale::clamped(options[at + 2])),
+                (kind::SACK_PERMITTED, 2) => summary.sack_permitted = true,
+                (kind::TIMESTAMPS, 10) => summary.timestamps = Some(Self::timestamps_at(options, at)),
+                _ => {}
+            }
+        }
+        summary
+    }
+
+    /// Reads only the timestamps: what an established segment carries.
+    pub fn timestamps(options: &[u8]) -> Option<Timestamps> {
+        // The layout every stack uses (RFC 7323 appendix A) needs no walk.
+        if options.len() == 12 && options[..4] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10] {
+            return Some(Self::timestamps_at(options, 2));
+        }
+        let mut walk = Walk::new(options).filter(|&(kind, _, len)| kind == kind::TIMESTAMPS && len == 10);
+        walk.next().map(|first| walk.last().unwrap_or(first)).map(|(_, at, _)| Self::timestamps_at(options, at))
+    }
+
+    fn timestamps_at(options: &[u8], at: usize) -> Timestamps {
+        Timestamps { value: be32(options, at + 2), echo: be32(options, at + 6) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_full_syn_is_read() {
+        let options = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 9, 0, 0, 0, 0, 1, 3, 3, 7];
+        let read = Options::read(&options);
+        assert_eq!(read.mss, Some(1460));
+        assert_eq!(read.scale, Some(WindowScale::clamped(7)));
+        assert!(read.sack_permitted);
+        assert_eq!(read.timestamps, Some(Timestamps { value: 9, echo: 0 }));
+    }
+
+    #[test]
+    fn what_follows_the_end_or_a_bad_length_is_not_read() {
+        assert_eq!(Options::read(&[0, 2, 4, 5, 0xb4]), Options::default());
+        assert_eq!(Options::read(&[8, 0, 2, 4, 5, 0xb4]), Options::default());
+        assert_eq!(Options::read(&[8, 1, 2, 4, 5, 0xb4]), Options::default());
+        assert_eq!(Options::read(&[2, 4, 5]), Options::default());
+        assert_eq!(Options::read(&[3]), Options::default());
+    }
+
+    #[test]
+    fn absent_scale_and_shift_zero_are_different() {
+        assert_eq!(Options::read(&[1, 3, 3, 0]).scale, Some(WindowScale::clamped(0)));
+        assert_eq!(Options::read(&[1, 1, 1, 1]).scale, None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_walked_to_an_end(options in prop::collection::vec(any::<u8>(), 0..=40)) {
+            prop_assert!(Walk::new(&options).count() <= 20);
+            prop_assert_eq!(Options::timestamps(&options), Options::read(&options).timestamps);
+        }
+    }
+}
