@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use tracing::debug;
+
 use crate::frame::{Batch, Pool};
 
 /// How long a backlogged port may wait for its next flush.
@@ -208,12 +210,28 @@ pub fn wait(ports: [&dyn Port; 2], timeout: Option<Duration>) -> io::Result<()> 
             return Err(error);
         }
     }
+    for entry in fds.iter().filter(|entry| entry.revents & libc::POLLERR != 0) {
+        let error = take_error(entry.fd);
+        debug!("a port reports: {error}");
+    }
     Ok(())
+}
+
+/// Takes the error that waits at a socket (its interface went down, or away). One that is left there would end every later
+/// sleep at once.
+fn take_error(socket: RawFd) -> io::Error {
+    let mut error: libc::c_int = 0;
+    let mut length = size_of_val(&error) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to an integer of ours.
+    let result =
+        unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut error).cast(), &raw mut length) };
+    if result == 0 { io::Error::from_raw_os_error(error) } else { io::Error::last_os_error() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::UdpSocket;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixDatagram;
     use std::time::Instant;
@@ -249,6 +267,22 @@ mod tests {
     fn the_wait_ends_with_its_time() {
         let (one, _keep) = UnixDatagram::pair().unwrap();
         let port = Fake { fd: Some(one.as_raw_fd()), exhausted: false };
+        let begin = Instant::now();
+        wait([&port, &port], Some(Duration::from_millis(20))).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn an_error_at_a_socket_ends_one_wait_and_not_the_next() {
+        // A datagram that nobody wants brings an error back.
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        sender.connect(nobody).unwrap();
+        sender.send(b"x").unwrap();
+        let port = Fake { fd: Some(sender.as_raw_fd()), exhausted: false };
+        let begin = Instant::now();
+        wait([&port, &port], Some(Duration::from_secs(5))).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(5), "the error ends the wait");
         let begin = Instant::now();
         wait([&port, &port], Some(Duration::from_millis(20))).unwrap();
         assert!(begin.elapsed() >= Duration::from_millis(20));
