@@ -10,7 +10,8 @@ use tracing::{debug, info, warn};
 use crate::frame::{HEADROOM, Pool};
 use crate::netdev::{Guard, Interface};
 use crate::packet::{PacketOptions, PacketPort};
-use crate::port::Pair;
+use crate::pcap::{PcapFileError, PcapPort};
+use crate::port::{Pair, Port};
 use crate::xdp::{self, Attached, Fallback, Layout, SocketRefusal};
 
 /// How to open the ports.
@@ -97,6 +98,9 @@ pub enum OpenError {
         /// What was written.
         name: String,
     },
+    /// A capture file cannot be read or written.
+    #[error(transparent)]
+    Capture(#[from] PcapFileError),
     /// The device or this version cannot do what was asked.
     #[error("{what}; {hint}")]
     Unsupported {
@@ -160,10 +164,11 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     check(options)?;
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
+        (Name::Pcap(lan), Name::Pcap(wan)) => return open_captures([*lan, *wan], options),
         (Name::Pcap(_), _) | (_, Name::Pcap(_)) => {
             return Err(OpenError::Unsupported {
-                what: "capture files cannot be opened here yet".into(),
-                hint: "name two interfaces".into(),
+                what: "a capture file and an interface cannot be bridged".into(),
+                hint: "name two captures (`pcap:in=FILE:out=FILE`) or two interfaces".into(),
             });
         }
         (Name::Any(lan) | Name::Xdp(lan) | Name::Packet(lan), Name::Any(wan) | Name::Xdp(wan) | Name::Packet(wan)) => {
@@ -331,6 +336,21 @@ fn heap_pool(longest: usize, options: &Options) -> Pool {
     pool
 }
 
+/// A capture file for either port.
+fn open_captures(specs: [&str; 2], options: &Options) -> Result<Opened, OpenError> {
+    if options.workers != 1 {
+        return Err(OpenError::Unsupported {
+            what: format!("a capture file has one queue, not {}", options.workers),
+            hint: "set the number of workers to 1".into(),
+        });
+    }
+    let open = |spec: &str| PcapPort::open(spec).map_err(OpenError::from);
+    let (lan, wan) = (Box::new(open(specs[0])?), Box::new(open(specs[1])?));
+    let longest = lan.capabilities().max_frame.max(wan.capabilities().max_frame);
+    let pair = Pair { lan, wan, pool: heap_pool(longest, options) };
+    Ok(Opened { pairs: vec![pair], guard: Guard::empty(), notes: vec!["both ports are capture files".into()] })
+}
+
 /// Lets the process lock as much memory as it may; AF_XDP's buffers count.
 fn raise_memory_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
@@ -359,6 +379,21 @@ mod tests {
         assert_eq!(Name::parse("xdp:eth0").unwrap(), Name::Xdp("eth0"));
         assert_eq!(Name::parse("packet:eth0.7").unwrap(), Name::Packet("eth0.7"));
         assert_eq!(Name::parse("pcap:/tmp/a b.pcap").unwrap(), Name::Pcap("/tmp/a b.pcap"));
+    }
+
+    #[test]
+    fn two_captures_are_opened_without_any_interface() {
+        let path = std::env::temp_dir().join(format!("pktio-open-{}.pcapng", std::process::id()));
+        let name = format!("pcap:out={}", path.display());
+        let opened = open(&name, &name, &Options::default()).unwrap();
+        assert_eq!(opened.pairs[0].lan.capabilities().backend, "pcap");
+        assert!(opened.pairs[0].wan.is_exhausted());
+        drop(opened);
+        std::fs::remove_file(&path).unwrap();
+        let error = open("pcap:/nowhere/x.pcap", &name, &Options::default()).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/x.pcap: "), "{error}");
+        let error = open(&name, "lo", &Options::default()).unwrap_err();
+        assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
     }
 
     #[test]

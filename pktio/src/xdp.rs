@@ -442,6 +442,9 @@ impl XdpPort {
         // default holds a few hundred. Refused without CAP_NET_ADMIN, and then the default does.
         let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+        // The library leaves its sockets open across exec(2): a child process would keep the queue bound after us.
+        // SAFETY: the descriptor is open, and no pointer is passed.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         XdpPort {
             rx: rings.rx,
             tx: rings.tx,
