@@ -19,8 +19,8 @@ use std::time::Duration;
 use tcpstate::{Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Verdict};
 
 pub use wire::{
-    ACK, AE, ANY, CWR, ECE, Ends, Extension, FIN, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data, fin,
-    read, rst, rst_ack, seal, segment, syn, syn_ack, vlan_tags,
+    ACK, AE, ANY, CWR, ECE, Ends, Extension, FIN, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data,
+    fin, read, rst, rst_ack, seal, segment, syn, syn_ack, vlan_tags,
 };
 
 /// The port of the server, unless a test says another.
@@ -265,7 +265,12 @@ impl Core {
         }
         if opens && side == Side::Wan {
             for (_, answer) in &self.outbox[Side::Wan] {
-                assert!(answer.len() <= frame.len().max(60), "a SYN of {} is answered by {}", frame.len(), answer.len());
+                assert!(
+                    answer.len() <= frame.len().max(60),
+                    "a SYN of {} is answered by {}",
+                    frame.len(),
+                    answer.len()
+                );
             }
         }
         verdict
@@ -378,14 +383,19 @@ impl World {
     /// Both ends of the connection between port `port` of host `host` in client network `net`, and the server.
     /// Networks are a /24 or a /64 each.
     pub fn pair(&self, net: u16, host: u8, port: u16) -> (Host, Host) {
+        self.pair_to(net, host, port, 10)
+    }
+
+    /// Like [`World::pair`], to another server of the same network.
+    pub fn pair_to(&self, net: u16, host: u8, port: u16, server: u8) -> (Host, Host) {
         let (client, server): (IpAddr, IpAddr) = match self.mode().family {
             Family::V4 => {
                 let [high, low] = net.to_be_bytes();
-                (Ipv4Addr::new(20, high, low, host).into(), Ipv4Addr::new(192, 0, 2, 10).into())
+                (Ipv4Addr::new(20, high, low, host).into(), Ipv4Addr::new(192, 0, 2, server).into())
             }
             Family::V6 => (
                 Ipv6Addr::new(0x2600, 0xDB8, 1, net, 0, 0, 0, u16::from(host)).into(),
-                Ipv6Addr::new(0x2600, 0xDB8, 0xFFFF, 1, 0, 0, 0, 10).into(),
+                Ipv6Addr::new(0x2600, 0xDB8, 0xFFFF, 1, 0, 0, 0, u16::from(server)).into(),
             ),
         };
         let there = Ends {
