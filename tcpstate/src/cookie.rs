@@ -131,7 +131,8 @@ impl Jar {
             Some(echo) => {
                 let promised = isn >> MAC_BITS_WITH_TIMESTAMPS & 15;
                 let code = echo & 0xfff;
-                let mac = self.mac(slot, ends, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
+                let mac =
+                    self.mac(slot, ends, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
                 if isn & ((1 << MAC_BITS_WITH_TIMESTAMPS) - 1) != mac as u32 {
                     return None;
                 }
@@ -312,7 +313,10 @@ mod tests {
         assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, None), None);
         assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, ts_value.map(|value| value ^ 4)), None);
         assert_eq!(jar.open(&Ends { wan_port: 40001, ..ends() }, SeqNum::new(9), isn, ts_value), None);
-        assert_eq!(jar.open(&Ends { vlan: crate::wire::Vlan(1 << 24 | 5), ..ends() }, SeqNum::new(9), isn, ts_value), None);
+        assert_eq!(
+            jar.open(&Ends { vlan: crate::wire::Vlan(1 << 24 | 5), ..ends() }, SeqNum::new(9), isn, ts_value),
+            None
+        );
     }
 
     #[test]

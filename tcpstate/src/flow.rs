@@ -32,14 +32,7 @@ pub enum State {
     Reset,
 }
 
-impl State {
-    /// Whether the state is one in which segments are translated and passed on.
-    pub fn is_joined(self) -> bool {
-        matches!(self, State::Established | State::Closing | State::TimeWait | State::Reset)
-    }
-}
-
-/// Bits of [`Flow::flags`].
+/// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Marks(u16);

@@ -236,7 +236,10 @@ mod tests {
         let now = Instant::from_secs(5);
         learned.learn(&ends(1, 80), &lesson(8960, Some(9), false, true), now);
         let offer = learned.offer(&ends(1, 80), now);
-        assert_eq!((offer.mss, offer.scale, offer.sack, offer.timestamps_known), (8960, Some(WindowScale::clamped(9)), false, true));
+        assert_eq!(
+            (offer.mss, offer.scale, offer.sack, offer.timestamps_known),
+            (8960, Some(WindowScale::clamped(9)), false, true)
+        );
         assert!(learned.offer(&ends(1, 81), now).sack);
     }
 
@@ -254,7 +257,12 @@ mod tests {
     #[test]
     fn what_was_not_offered_teaches_nothing() {
         let mut learned = Learned::new(&Config::default(), (1, 1));
-        let silent = Lesson { offered_scale: false, offered_sack: false, offered_timestamps: false, ..lesson(1400, None, false, false) };
+        let silent = Lesson {
+            offered_scale: false,
+            offered_sack: false,
+            offered_timestamps: false,
+            ..lesson(1400, None, false, false)
+        };
         learned.learn(&ends(1, 80), &silent, Instant::default());
         let offer = learned.offer(&ends(1, 80), Instant::default());
         assert_eq!((offer.mss, offer.sack, offer.timestamps), (1400, true, true));

@@ -8,19 +8,20 @@
 pub mod config;
 mod cookie;
 mod flow;
+mod head;
 mod learn;
 mod limit;
 mod prefetch;
+mod proxy;
+pub mod seq;
+mod side;
 mod table;
 mod terms;
-mod wheel;
-mod head;
-pub mod seq;
-pub mod wire;
-mod proxy;
-mod side;
 mod time;
+mod translate;
 mod verdict;
+mod wheel;
+pub mod wire;
 
 pub use config::Config;
 pub use head::Head;

@@ -112,8 +112,10 @@ impl Limiter {
             bucket.period = period;
             let tokens = self.add.saturating_mul(passed);
             bucket.fresh = bucket.fresh.saturating_add(tokens).min(self.burst);
-            bucket.repeated =
-                bucket.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(self.burst.saturating_mul(REPEATED_SHARE));
+            bucket.repeated = bucket
+                .repeated
+                .saturating_add(tokens.saturating_mul(REPEATED_SHARE))
+                .min(self.burst.saturating_mul(REPEATED_SHARE));
         }
         bucket
     }
@@ -184,7 +186,12 @@ mod tests {
     fn a_prefix_spends_its_burst_and_earns_it_back_by_the_second() {
         let mut limiter = limiter();
         let granted = |limiter: &mut Limiter, now, salt: u64| {
-            (0..100u32).filter(|&n| limiter.admit(&from(0x0a00_0000 + n), salt + u64::from(n) * 0x1234_5678_9abc, SeqNum::new(n), now) == Admission::Granted).count()
+            (0..100u32)
+                .filter(|&n| {
+                    limiter.admit(&from(0x0a00_0000 + n), salt + u64::from(n) * 0x1234_5678_9abc, SeqNum::new(n), now)
+                        == Admission::Granted
+                })
+                .count()
         };
         assert_eq!(granted(&mut limiter, Instant::from_secs(10), 0), 10);
         assert_eq!(granted(&mut limiter, Instant::from_secs(11), 1 << 60), 5);
@@ -214,7 +221,9 @@ mod tests {
     #[test]
     fn a_syn_that_comes_back_a_second_later_gets_in_where_strangers_do_not() {
         let mut limiter = limiter();
-        let hash = |n: u32| u64::from(n).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let hash = |n: u32| {
+            u64::from(n).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93)
+        };
         for n in 0..100_000 {
             let _ = limiter.admit(&from(n & 0xff), hash(n), SeqNum::new(n), Instant::from_secs(10));
         }
@@ -224,7 +233,8 @@ mod tests {
             admitted += u32::from(verdict != Admission::Refused);
         }
         assert!(admitted <= 10, "{admitted} strangers of ten thousand got in");
-        let back = limiter.admit(&from(99_999 & 0xff), hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
+        let back =
+            limiter.admit(&from(99_999 & 0xff), hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
         assert_eq!(back, Admission::SecondChance);
     }
 
@@ -233,7 +243,8 @@ mod tests {
         let limit = RateLimit { burst: 3, prefix4: 0, prefix6: 0, ..RateLimit::default() };
         let mut limiter = Limiter::new(&limit, (1, 2));
         let now = Instant::from_secs(1);
-        let granted = (0..100u32).filter(|&n| limiter.admit(&from(n << 24), u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
+        let granted = (0..100u32)
+            .filter(|&n| limiter.admit(&from(n << 24), u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
         assert_eq!(granted.count(), 3);
     }
 }

@@ -1,6 +1,22 @@
-//! The engine: one worker's share of the proxy.
+//! The engine: one worker's share of the proxy. What a frame is and whose it is gets decided here; the rest of the story is told in
+//! `handshake` (a client calls), `direct` (the LAN calls) and `joined` (both ends talk).
 
-use crate::{Config, Counters, Head, Instant, Side, Verdict};
+mod direct;
+mod handshake;
+mod joined;
+mod room;
+
+use crate::config::{SackConflict, Timeouts};
+use crate::cookie::Jar;
+use crate::flow::{Flow, Marks, State};
+use crate::learn::Learned;
+use crate::limit::Limiter;
+use crate::seq::{SeqDelta, SeqNum, Window, WindowScale};
+use crate::table::{Id, Table};
+use crate::wheel::{Ticks, Wheel, tick, ticks};
+use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Verdict};
+use room::Queue;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
 #[derive(Clone)]
@@ -8,81 +24,34 @@ pub struct Secrets([u8; 48]);
 
 impl Secrets {
     /// Secrets made of these bytes, which must come from a good source.
-    pub fn new(random: [u8; 48]) -> Self {
+    pub const fn new(random: [u8; 48]) -> Self {
         Self(random)
+    }
+
+    /// The `n`th of three pairs of SipHash keys.
+    fn pair(&self, n: usize) -> (u64, u64) {
+        let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        (word(16 * n), word(16 * n + 8))
     }
 }
 
 /// Where the engine's own segments go: the worker, which fills a spare frame.
 pub trait Egress {
-    /// Takes a spare frame, lets `write` fill its buffer and sends that many bytes out of port `to`.
-    /// Returns false, without calling `write`, when no frame is spare.
+    /// Takes a spare frame, lets `write` fill its buffer (of at least 128 bytes) and sends as many bytes as it returns out of
+    /// port `to`. Returns false, without calling `write`, when no frame is spare.
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
 }
 
 /// What the first pass found out about a frame.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Look {
-    _hash: u64,
+    parsed: Parsed,
+    hash: u64,
 }
 
-/// One worker's share of the proxy.
-pub struct Proxy {
-    counters: Counters,
-}
-
-impl Proxy {
-    /// A proxy with empty tables. All memory is taken here.
-    pub fn new(_config: &Config, secrets: &Secrets, _now: Instant) -> Self {
-        let _ = secrets.0;
-        Self { counters: Counters::default() }
-    }
-
-    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
-    pub fn look(&self, _side: Side, _head: &Head) -> Look {
-        Look::default()
-    }
-
-    /// Between the passes: asks for the flow's own lines, now that the table's line is here.
-    pub fn reach(&self, _look: &Look) {}
-
-    /// Second pass: decides what becomes of the frame, which has not changed since `look`.
-    pub fn on_frame(
-        &mut self,
-        _side: Side,
-        _look: &Look,
-        _head: &mut Head,
-        _now: Instant,
-        _egress: &mut impl Egress,
-    ) -> Verdict {
-        Verdict::Forward
-    }
-
-    /// All passes for a single frame.
-    pub fn on_single(&mut self, side: Side, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        let look = self.look(side, head);
-        self.on_frame(side, &look, head, now, egress)
-    }
-
-    /// Does what is due: repeats SYNs, removes what has expired, changes keys. Works off a bounded share;
-    /// returns true when more is due already.
-    pub fn on_timeout(&mut self, _now: Instant, _egress: &mut impl Egress) -> bool {
-        false
-    }
-
-    /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        None
-    }
-
-    /// What has been counted since the start.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// How many flows there are of each kind.
-    pub fn population(&self) -> Population {
-        Population::default()
+impl Default for Look {
+    fn default() -> Self {
+        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0 }
     }
 }
 
@@ -95,4 +64,418 @@ pub struct Population {
     pub proxied: u64,
     /// Connections passed through.
     pub direct: u64,
+}
+
+impl Population {
+    /// The count a flow belongs to.
+    fn of(&mut self, flow: &Flow) -> &mut u64 {
+        match flow.state {
+            State::HalfOpen => &mut self.half_open,
+            _ if flow.is(Marks::PROXIED) => &mut self.proxied,
+            _ => &mut self.direct,
+        }
+    }
+}
+
+/// [`Timeouts`] in ticks.
+struct Lifetimes {
+    connected: Ticks,
+    one_fin: Ticks,
+    both_fin: Ticks,
+    time_wait: Ticks,
+    reset: Ticks,
+    opening_sent: Ticks,
+    opening_answered: Ticks,
+    half_open: Ticks,
+    dialling: Ticks,
+    redial: Ticks,
+}
+
+impl Lifetimes {
+    fn new(timeouts: &Timeouts) -> Self {
+        Self {
+            connected: ticks(timeouts.connected),
+            one_fin: ticks(timeouts.one_fin),
+            both_fin: ticks(timeouts.both_fin),
+            time_wait: ticks(timeouts.time_wait),
+            reset: ticks(timeouts.reseted),
+            opening_sent: ticks(timeouts.ul_syn_sent),
+            opening_answered: ticks(timeouts.ul_syn_rcvd),
+            half_open: ticks(timeouts.dl_half_open),
+            dialling: ticks(timeouts.dl_syn_sent),
+            redial: ticks(timeouts.syn_retx),
+        }
+    }
+
+    /// How long a flow may rest in its state.
+    fn of(&self, flow: &Flow) -> Ticks {
+        match flow.state {
+            State::Free => 0,
+            State::HalfOpen => self.half_open,
+            State::Dialling => self.redial,
+            State::OpeningSent => self.opening_sent,
+            State::OpeningAnswered => self.opening_answered,
+            State::Established => self.connected,
+            State::Closing if flow.is_over() => self.both_fin,
+            State::Closing => self.one_fin,
+            State::TimeWait => self.time_wait,
+            State::Reset => self.reset,
+        }
+    }
+}
+
+/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up.
+const STEPS_A_TURN: usize = 256;
+
+/// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
+/// one for each flow cannot be read by others as a common one could).
+const HALF_SECOND: u32 = 9;
+
+/// A frame at hand: everything a decision is made from.
+struct Turn<'a, 'b, E> {
+    side: Side,
+    segment: &'a Segment,
+    hash: u64,
+    now: Instant,
+    head: &'a mut Head<'b>,
+    egress: &'a mut E,
+}
+
+impl<E> Turn<'_, '_, E> {
+    fn ends(&self) -> &Ends {
+        &self.segment.ends
+    }
+
+    /// The bytes of the segment's options.
+    fn options(&self) -> &[u8] {
+        self.segment.options(self.head.bytes())
+    }
+
+    /// Whether the whole segment is in sight and its checksums hold.
+    fn is_sound(&self) -> bool {
+        self.segment.checksums_hold(self.head)
+    }
+
+    /// The envelope of the frame itself.
+    fn envelope(&self) -> Envelope {
+        Envelope::of(self.head.bytes(), self.segment, self.side)
+    }
+
+    /// Writes a segment of ours over the frame.
+    fn overwrite(&mut self, outgoing: &Outgoing) -> bool {
+        if !self.head.resize(outgoing.frame_len()) {
+            return false;
+        }
+        outgoing.write(self.head.bytes_mut());
+        true
+    }
+}
+
+/// One worker's share of the proxy.
+pub struct Proxy {
+    hash_keys: (u64, u64),
+    table: Table,
+    wheel: Wheel,
+    jar: Jar,
+    learned: Learned,
+    limiter: Limiter,
+    half_open: Queue,
+    closing: Queue,
+    lifetimes: Lifetimes,
+    sack_conflict: SackConflict,
+    mss_clamp: u16,
+    counters: Counters,
+    population: Population,
+}
+
+impl Proxy {
+    /// A proxy with empty tables. All memory is taken here.
+    ///
+    /// # Panics
+    /// If a table of the configuration is empty, or one of its sizes that must be a power of two is not.
+    pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
+        let mut proxy = Self {
+            hash_keys: secrets.pair(0),
+            table: Table::new(config.table_buckets, config.flow_capacity()),
+            wheel: Wheel::new(now),
+            jar: Jar::new(config, secrets.pair(1), now),
+            learned: Learned::new(config, secrets.pair(2)),
+            limiter: Limiter::new(&config.rate, secrets.pair(2)),
+            half_open: Queue::new(config.half_open_max.min(config.flow_capacity())),
+            closing: Queue::new(config.flow_capacity().min(room::CLOSING_REMEMBERED)),
+            lifetimes: Lifetimes::new(&config.timeouts),
+            sack_conflict: config.sack_conflict,
+            mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
+            counters: Counters::default(),
+            population: Population::default(),
+        };
+        if config.test_connections {
+            proxy.make_test_connections(now);
+        }
+        proxy
+    }
+
+    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
+    pub fn look(&self, side: Side, head: &Head) -> Look {
+        let parsed = Parsed::parse(side, head);
+        let hash = match &parsed {
+            Parsed::Tcp(segment) => {
+                let hash = segment.ends.hash(self.hash_keys);
+                self.table.prefetch_bucket(hash);
+                hash
+            }
+            _ => 0,
+        };
+        Look { parsed, hash }
+    }
+
+    /// Between the passes: asks for the flow's own lines, now that the table's line is here.
+    pub fn reach(&self, look: &Look) {
+        if let Parsed::Tcp(_) = look.parsed {
+            self.table.prefetch_flow(look.hash);
+        }
+    }
+
+    /// Second pass: decides what becomes of the frame, which has not changed since `look`.
+    pub fn on_frame(
+        &mut self,
+        side: Side,
+        look: &Look,
+        head: &mut Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        match &look.parsed {
+            Parsed::Tcp(segment) => {
+                let turn = Turn { side, segment, hash: look.hash, now, head, egress };
+                let verdict = self.on_segment(turn);
+                if let Verdict::Drop(reason) = verdict {
+                    return self.counters.drop(reason);
+                }
+                self.counters.count(match side {
+                    Side::Lan => Event::LanSegment,
+                    Side::Wan => Event::WanSegment,
+                });
+                verdict
+            }
+            Parsed::Pass(event) => {
+                self.counters.count(*event);
+                Verdict::Forward
+            }
+            Parsed::Bad(reason) => self.counters.drop(*reason),
+        }
+    }
+
+    /// All passes for a single frame.
+    pub fn on_single(&mut self, side: Side, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
+        let look = self.look(side, head);
+        self.on_frame(side, &look, head, now, egress)
+    }
+
+    fn on_segment(&mut self, turn: Turn<impl Egress>) -> Verdict {
+        let flags = turn.segment.flags;
+        let opens_and_ends = flags.has(Flags::SYN) && flags.has(Flags::FIN.and(Flags::RST));
+        if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
+            return Verdict::Drop(DropReason::BadFlags);
+        }
+        let found = self.table.find(turn.ends(), turn.hash);
+        match found.map(|id| (id, self.table[id].state)) {
+            None => self.on_stranger(turn),
+            Some((id, State::HalfOpen)) => self.on_half_open(turn, id),
+            Some((id, State::Dialling)) => self.on_dialling(turn, id),
+            Some((id, State::OpeningSent | State::OpeningAnswered)) => self.on_opening(turn, id),
+            Some((id, _)) => self.on_joined(turn, id),
+        }
+    }
+
+    /// A segment whose ends no flow has.
+    fn on_stranger(&mut self, turn: Turn<impl Egress>) -> Verdict {
+        let flags = turn.segment.flags;
+        match turn.side {
+            Side::Wan if flags.has(Flags::RST) => Verdict::Drop(DropReason::NoFlow),
+            Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(turn, None),
+            Side::Wan if flags.has(Flags::ACK) => Verdict::Drop(DropReason::NoFlow),
+            Side::Wan => self.answer_syn(turn, None),
+            Side::Lan if flags.has(Flags::RST) => Verdict::Drop(DropReason::NoFlow),
+            Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(turn),
+            Side::Lan if flags.has(Flags::SYN) => self.open_direct(turn, None),
+            Side::Lan => Verdict::Drop(DropReason::NoFlow),
+        }
+    }
+
+    /// Does what is due: repeats SYNs, removes what has expired, changes keys. Works off a bounded share;
+    /// returns true when more is due already.
+    pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
+        self.jar.turn(now);
+        for _ in 0..STEPS_A_TURN {
+            match self.wheel.step(self.table.flows_mut(), now) {
+                None => return false,
+                Some(None) => {}
+                Some(Some(id)) => self.expire(id, now, egress),
+            }
+        }
+        true
+    }
+
+    /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
+    }
+
+    /// What has been counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many flows there are of each kind.
+    pub fn population(&self) -> Population {
+        self.population
+    }
+
+    /// A flow's time has come; it is on no list.
+    fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let flow = &self.table[id];
+        match flow.state {
+            State::Dialling => self.redial(id, now, egress),
+            State::Established if flow.is(Marks::UPDATE_PENDING) => self.repeat_update(id, now, egress),
+            _ => {
+                self.counters.count(Event::Expired);
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Sets a flow's deadline to what its state allows from now on.
+    fn rest(&mut self, id: Id, now: Instant) {
+        let lifetime = self.lifetimes.of(&self.table[id]);
+        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
+    }
+
+    /// Changes a flow's state, with what hangs on it: the population, the queue of those that may be evicted, the deadline.
+    fn set_state(&mut self, id: Id, state: State, now: Instant) {
+        let flow = &mut self.table[id];
+        *self.population.of(flow) -= 1;
+        flow.state = state;
+        *self.population.of(flow) += 1;
+        if flow.is_over() {
+            self.closing.push(id, flow.generation);
+        }
+        self.rest(id, now);
+    }
+
+    /// The way a segment takes that we send in the name of the end on `sender`.
+    fn envelope(&self, id: Id, sender: Side) -> Envelope {
+        let flow = &self.table[id];
+        let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
+        Envelope { from, to, ends: self.table.ends(id), sender, ttl: flow.half(sender).ttl.max(1), id: 0, label: 0 }
+    }
+
+    /// Sends a segment of our own accord.
+    fn emit(&mut self, to: Side, outgoing: &Outgoing, egress: &mut impl Egress) -> bool {
+        let sent = egress.emit(to, |buffer| outgoing.write(buffer));
+        if !sent {
+            self.counters.count(Event::NoSpareFrame);
+        }
+        sent
+    }
+
+    /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
+    /// update, and as challenge (RFC 5961).
+    fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
+        let flow = &self.table[id];
+        let (sender, receiver) = (flow.half(to.other()), flow.half(to));
+        let timestamps = match to {
+            Side::Wan => flow.is(Marks::TIMESTAMPS).then(|| Timestamps {
+                value: if flow.is(Marks::TIMESTAMPS_LAN) { sender.ts_value } else { flow.ts_delta.shift(tick(now)) },
+                echo: receiver.ts_value,
+            }),
+            Side::Lan => flow
+                .is(Marks::TIMESTAMPS_LAN)
+                .then(|| Timestamps { value: sender.ts_value, echo: (-flow.ts_delta).shift(receiver.ts_value) }),
+        };
+        Acknowledgement {
+            seq: sender.next,
+            ack: sender.acked - flow.outward(to),
+            window: sender.retell(sender.window),
+            options: OptionList::plain(timestamps),
+        }
+    }
+
+    /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
+    fn challenge(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let half_second = (tick(turn.now) >> HALF_SECOND) as u16;
+        let flow = &mut self.table[id];
+        if flow.challenged == half_second {
+            return Verdict::Drop(DropReason::Challenged);
+        }
+        flow.challenged = half_second;
+        self.acknowledge_in_place(&mut turn, id, Event::Challenge)
+    }
+
+    /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
+    fn acknowledge_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id, event: Event) -> Verdict {
+        let mut envelope = turn.envelope().reversed();
+        envelope.ttl = self.table[id].half(turn.side.other()).ttl.max(1);
+        let acknowledgement = self.acknowledgement(id, turn.side, turn.now);
+        if !turn.overwrite(&acknowledgement.outgoing(&envelope)) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        self.counters.count(event);
+        Verdict::Reflect
+    }
+
+    /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
+    fn reset_in_place(turn: &mut Turn<impl Egress>) -> Verdict {
+        let envelope = turn.envelope().reversed();
+        let seq = turn.segment.ack;
+        let options = OptionList::none();
+        let reset = Outgoing {
+            envelope: &envelope,
+            seq,
+            ack: SeqNum::default(),
+            flags: Flags::RST,
+            window: Window(0).field(WindowScale::default()),
+            options: &options,
+        };
+        if turn.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
+    }
+
+    /// The established flows load generators count on: 540 pairs of a LAN end 10.0.0.0 + 2(j + 1), port 12345, and a WAN end
+    /// 11.0.0.0 + 2j + 1, port 54321.
+    fn make_test_connections(&mut self, now: Instant) {
+        for j in 0..540 {
+            let mapped = |address| [0, 0, 0xffff, address];
+            let ends = Ends {
+                lan: mapped(0x0a00_0000 + 2 * j + 2),
+                wan: mapped(0x0b00_0000 + 2 * j + 1),
+                lan_port: 12345,
+                wan_port: 54321,
+                ..Ends::default()
+            };
+            let hash = ends.hash(self.hash_keys);
+            let Some(id) = self.table.insert(&ends, hash) else { return };
+            let flow = &mut self.table[id];
+            flow.state = State::Established;
+            flow.mark(Marks::PROXIED, true);
+            flow.seq_delta = SeqDelta::between(0, hash as u32);
+            *self.population.of(flow) += 1;
+            let deadline = tick(now).wrapping_add(self.lifetimes.connected);
+            self.wheel.enter(self.table.flows_mut(), id, deadline);
+        }
+    }
+}
+
+/// An acknowledgement without data, but for its envelope.
+struct Acknowledgement {
+    seq: SeqNum,
+    ack: SeqNum,
+    window: crate::seq::RawWindow,
+    options: OptionList,
+}
+
+impl Acknowledgement {
+    fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
+        let Self { seq, ack, window, ref options } = *self;
+        Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
+    }
 }

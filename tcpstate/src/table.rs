@@ -75,13 +75,9 @@ impl Table {
     }
 
     /// How many flows there are.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// How many flows there can be.
-    pub fn capacity(&self) -> usize {
-        self.flows.len()
     }
 
     /// All records, for the wheel that is threaded through them.

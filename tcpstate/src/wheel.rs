@@ -153,9 +153,9 @@ impl Wheel {
             let shift = 8 * level as u32;
             let here = (self.current >> shift) as usize % SLOTS;
             // Only the highest level is a circle; in the others what lies behind is the next higher slot's affair.
-            let slot = self.first_occupied(level, here + 1..SLOTS).or_else(|| {
-                (level == LEVELS - 1).then(|| self.first_occupied(level, 0..here)).flatten()
-            });
+            let slot = self
+                .first_occupied(level, here + 1..SLOTS)
+                .or_else(|| (level == LEVELS - 1).then(|| self.first_occupied(level, 0..here)).flatten());
             if let Some(slot) = slot {
                 let above = u32::MAX.checked_shl(shift + 8).unwrap_or(0);
                 return Some(self.current & above | (slot as u32) << shift);

@@ -2,8 +2,8 @@
 
 use super::segment::pseudo_header_sum;
 use super::{
-    ETHERNET_LEN, ETHERNET_MIN, Ends, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan, be16, be32,
-    checksum, kind, put16, put32,
+    ETHERNET_LEN, ETHERNET_MIN, Ends, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan, be16,
+    be32, checksum, kind, put16, put32,
 };
 use crate::Side;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -217,7 +217,7 @@ impl Outgoing<'_> {
         put16(header, 2, to);
         put32(header, 4, self.seq.get());
         put32(header, 8, self.ack.get());
-        header[12] = (header.len() / 4 << 4) as u8;
+        header[12] = ((header.len() / 4) << 4) as u8;
         header[13] = self.flags.0;
         put16(header, 14, self.window.0);
         put32(header, 16, 0);

@@ -5,7 +5,7 @@ pub mod checksum;
 mod options;
 mod segment;
 
-pub use build::{Envelope, OptionList, Outgoing};
+pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use options::{Options, Timestamps, Walk, kind};
 pub use segment::{Addr, Ends, Flags, Parsed, Segment, Vlan};
 

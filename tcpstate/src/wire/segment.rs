@@ -301,8 +301,11 @@ impl Parsed {
         }
         let address = |at| [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)];
         let addresses = (address(ip + 8), address(ip + 24));
-        let parsed =
-            Self::tcp(side, head, Layout { ip, tcp: at, end, more: fragment_payload.is_some(), vlan, addresses, v6: true });
+        let parsed = Self::tcp(
+            side,
+            head,
+            Layout { ip, tcp: at, end, more: fragment_payload.is_some(), vlan, addresses, v6: true },
+        );
         match (parsed, fragment_payload) {
             (Parsed::Tcp(segment), Some(from)) if usize::from(segment.payload) > from + IPV6_FRAGMENT_FLOOR => {
                 Parsed::Bad(DropReason::BadFragment)

@@ -1,0 +1,134 @@
+//! Making room: who goes when every place is taken.
+
+use std::collections::VecDeque;
+
+use super::Proxy;
+use crate::flow::State;
+use crate::table::Id;
+use crate::wheel::{Ticks, tick};
+use crate::wire::Ends;
+use crate::{Event, Instant};
+
+/// How many closing flows are remembered as candidates for eviction.
+pub(super) const CLOSING_REMEMBERED: usize = 65_536;
+
+/// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
+/// no place is answered all the same, with a cookie alone. In ticks: three seconds.
+const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
+
+/// Flows in the order in which they came to a state; they may have left it since.
+pub(super) struct Queue {
+    entries: VecDeque<(Id, u16)>,
+    capacity: usize,
+}
+
+impl Queue {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { entries: VecDeque::with_capacity(capacity), capacity }
+    }
+
+    pub(super) fn push(&mut self, id: Id, generation: u16) {
+        if self.entries.len() == self.capacity {
+            self.entries.pop_front();
+        }
+        if self.capacity > 0 {
+            self.entries.push_back((id, generation));
+        }
+    }
+}
+
+impl Proxy {
+    /// A record for new ends, on the wheel and counted as `state`, made by evicting if it must be.
+    pub(super) fn admit(
+        &mut self,
+        ends: &Ends,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut crate::flow::Flow),
+    ) -> Option<Id> {
+        let id = match self.table.insert(ends, hash) {
+            Some(id) => id,
+            None => {
+                self.evict();
+                self.table.insert(ends, hash)?
+            }
+        };
+        self.settle(id, now, fill);
+        Some(id)
+    }
+
+    fn settle(&mut self, id: Id, now: Instant, fill: impl FnOnce(&mut crate::flow::Flow)) {
+        let flow = &mut self.table[id];
+        flow.born = tick(now);
+        // No half-second equals its successor, so that the first challenge is never withheld.
+        flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
+        fill(flow);
+        *self.population.of(flow) += 1;
+        let deadline = tick(now).wrapping_add(self.lifetimes.of(&self.table[id]));
+        self.wheel.enter(self.table.flows_mut(), id, deadline);
+    }
+
+    /// A record in the SYN cache; `None` when it has no place.
+    pub(super) fn admit_half_open(
+        &mut self,
+        ends: &Ends,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut crate::flow::Flow),
+    ) -> Option<Id> {
+        let id = if self.half_open_has_place(now) { self.table.insert(ends, hash) } else { None };
+        let Some(id) = id else {
+            self.counters.count(Event::CacheFull);
+            return None;
+        };
+        self.settle(id, now, fill);
+        self.half_open.push(id, self.table[id].generation);
+        self.counters.count(Event::CacheStored);
+        Some(id)
+    }
+
+    /// Whether the SYN cache has a place, if need be that of its oldest entry.
+    fn half_open_has_place(&mut self, now: Instant) -> bool {
+        while self.half_open.entries.len() == self.half_open.capacity {
+            let Some(&(id, generation)) = self.half_open.entries.front() else { return false };
+            if self.is_still(id, generation, State::HalfOpen) {
+                if tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE {
+                    return false;
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                self.forget(id);
+            }
+            self.half_open.entries.pop_front();
+        }
+        true
+    }
+
+    /// Frees one place: a closing flow's, else the oldest half-open one's. An established flow is never given up.
+    fn evict(&mut self) {
+        while let Some((id, generation)) = self.closing.entries.pop_front() {
+            let flow = &self.table[id];
+            if flow.generation == generation && flow.is_over() {
+                self.counters.count(Event::EvictedClosing);
+                return self.forget(id);
+            }
+        }
+        while let Some((id, generation)) = self.half_open.entries.pop_front() {
+            if self.is_still(id, generation, State::HalfOpen) {
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.forget(id);
+            }
+        }
+    }
+
+    fn is_still(&self, id: Id, generation: u16, state: State) -> bool {
+        let flow = &self.table[id];
+        flow.generation == generation && flow.state == state
+    }
+
+    /// Removes a flow without a word to anyone.
+    pub(super) fn forget(&mut self, id: Id) {
+        self.wheel.unfile(self.table.flows_mut(), id);
+        *self.population.of(&self.table[id]) -= 1;
+        self.table.remove(id);
+    }
+}

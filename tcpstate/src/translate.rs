@@ -1,0 +1,191 @@
+//! An established segment, rewritten where it lies: numbers, echoes, blocks and windows of the one side into the other's.
+//!
+//! Everything is patched by difference, so that the payload need not be in sight and a segment that came damaged stays so.
+
+use crate::config::SackConflict;
+use crate::flow::{Flow, Marks};
+use crate::seq::SeqNum;
+use crate::wheel::Ticks;
+use crate::wire::checksum::{self, Patch};
+use crate::wire::{Flags, Segment, TCP_LEN, Walk, be16, be32, kind, put16, put32};
+use crate::{Head, Side};
+
+/// Bytes of a timestamps option with the two no-operations that align it.
+const TIMESTAMPS_ROOM: usize = 12;
+
+/// Rewrites a segment of a proxied flow that came from `side` for the other side.
+pub fn translate(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head, conflict: SackConflict, tick: Ticks) {
+    let tcp = usize::from(segment.tcp);
+    let options = tcp + TCP_LEN..usize::from(segment.payload);
+    let frame = head.bytes_mut();
+    let mut patch = Patch::default();
+    match side {
+        Side::Lan => replace32(frame, tcp, 4, (segment.seq + flow.seq_delta).get(), &mut patch),
+        Side::Wan if segment.flags.has(Flags::ACK) => {
+            replace32(frame, tcp, 8, (segment.ack - flow.seq_delta).get(), &mut patch);
+        }
+        Side::Wan => {}
+    }
+    let field = flow.half(side).retell(segment.window);
+    if field != segment.window && !segment.flags.has(Flags::RST) {
+        patch.replace16(segment.window.0, field.0);
+        put16(frame, tcp + 14, field.0);
+    }
+    if !options.is_empty() {
+        rewrite_options(flow, side, frame, tcp, options, conflict, &mut patch);
+    }
+    let sum = patch.apply(be16(frame, tcp + 16));
+    put16(frame, tcp + 16, sum);
+    if side == Side::Lan
+        && flow.is(Marks::TIMESTAMPS)
+        && !flow.is(Marks::TIMESTAMPS_LAN)
+        && !segment.flags.has(Flags::RST)
+    {
+        insert_timestamps(flow, segment, head, tick);
+    }
+}
+
+/// Replaces the 32-bit field `offset` bytes into the segment at `tcp`.
+fn replace32(frame: &mut [u8], tcp: usize, offset: usize, new: u32, patch: &mut Patch) {
+    patch.replace32(offset, be32(frame, tcp + offset), new);
+    put32(frame, tcp + offset, new);
+}
+
+fn rewrite_options(
+    flow: &mut Flow,
+    side: Side,
+    frame: &mut [u8],
+    tcp: usize,
+    options: core::ops::Range<usize>,
+    conflict: SackConflict,
+    patch: &mut Patch,
+) {
+    // The layout every stack uses (RFC 7323 appendix A) needs no walk.
+    if options.len() == TIMESTAMPS_ROOM && frame[options.start..][..4] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10] {
+        return rewrite_timestamps(flow, side, frame, tcp, TCP_LEN + 2, patch);
+    }
+    // The walk borrows the frame; options are few, so their places are noted first. At two bytes the least, 20 fit.
+    let mut places = [(0, 0, 0); 20];
+    let mut count = 0;
+    for (kind, at, len) in Walk::new(&frame[options]) {
+        places[count] = (kind, TCP_LEN + at, len);
+        count += 1;
+    }
+    for &(kind, at, len) in &places[..count] {
+        match (kind, side) {
+            (kind::TIMESTAMPS, _) if len == 10 => rewrite_timestamps(flow, side, frame, tcp, at, patch),
+            // The LAN's blocks are in the client's numbers, which are the same on both sides.
+            (kind::SACK, Side::Wan) => {
+                if !flow.is(Marks::SACK_LAN) && conflict == SackConflict::Remove {
+                    blank(frame, tcp, at, len, patch);
+                    continue;
+                }
+                for edge in (at + 2..at + len).step_by(4).take_while(|edge| edge + 4 <= at + len) {
+                    let number = SeqNum::new(be32(frame, tcp + edge)) - flow.seq_delta;
+                    replace32(frame, tcp, edge, number.get(), patch);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Rewrites the timestamps option `at` bytes into the segment.
+fn rewrite_timestamps(flow: &mut Flow, side: Side, frame: &mut [u8], tcp: usize, at: usize, patch: &mut Patch) {
+    if !flow.is(Marks::TIMESTAMPS) {
+        return;
+    }
+    if !flow.is(Marks::TIMESTAMPS_LAN) {
+        // The server has not agreed to timestamps (RFC 7323 section 3.2).
+        if side == Side::Wan {
+            blank(frame, tcp, at, 10, patch);
+        }
+        return;
+    }
+    match side {
+        Side::Lan => {
+            let value = be32(frame, tcp + at + 2);
+            replace32(frame, tcp, at + 2, flow.ts_delta.shift(value), patch);
+        }
+        Side::Wan => {
+            let mut echo = be32(frame, tcp + at + 6);
+            // A TSecr of zero means "no echo", so there is nothing to translate.
+            if echo == 0 {
+                return;
+            }
+            if !flow.is(Marks::ECHO_SETTLED) {
+                // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent.
+                if SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
+                    echo = flow.ts_base;
+                } else {
+                    flow.mark(Marks::ECHO_SETTLED, true);
+                }
+            }
+            replace32(frame, tcp, at + 6, (-flow.ts_delta).shift(echo), patch);
+        }
+    }
+}
+
+/// Overwrites an option with no-operations.
+fn blank(frame: &mut [u8], tcp: usize, at: usize, len: usize, patch: &mut Patch) {
+    for offset in at..at + len {
+        patch.replace8(offset, frame[tcp + offset], kind::NOP);
+        frame[tcp + offset] = kind::NOP;
+    }
+}
+
+/// Adds the timestamps a client was promised (RFC 7323 section 3.2: once negotiated they are on every segment)
+/// and the server does not send. Without headroom or place in the header the segment goes as it is.
+fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Ticks) {
+    let (ip, tcp) = (usize::from(segment.ip), usize::from(segment.tcp));
+    let header = usize::from(segment.payload) - tcp;
+    if header + TIMESTAMPS_ROOM > 60 || !head.open_gap(tcp + TCP_LEN, TIMESTAMPS_ROOM) {
+        return;
+    }
+    let frame = head.bytes_mut();
+    let option = &mut frame[tcp + TCP_LEN..][..TIMESTAMPS_ROOM];
+    option[..4].copy_from_slice(&[kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
+    put32(option, 4, flow.ts_delta.shift(tick));
+    put32(option, 8, flow.half(Side::Wan).ts_value);
+    let mut patch = Patch::default();
+    // The segment's length is part of the pseudo header.
+    patch.replace16(0, TIMESTAMPS_ROOM as u16);
+    patch.replace16(0, checksum::sum(option));
+    let offset = be16(frame, tcp + 12);
+    let longer = offset + ((TIMESTAMPS_ROOM as u16 / 4) << 12);
+    patch.replace16(offset, longer);
+    put16(frame, tcp + 12, longer);
+    let sum = patch.apply(be16(frame, tcp + 16));
+    put16(frame, tcp + 16, sum);
+
+    let length_at = ip + if segment.ends.v6 { 4 } else { 2 };
+    let length = be16(frame, length_at);
+    put16(frame, length_at, length + TIMESTAMPS_ROOM as u16);
+    if !segment.ends.v6 {
+        let mut patch = Patch::default();
+        patch.replace16(length, length + TIMESTAMPS_ROOM as u16);
+        let sum = patch.apply(be16(frame, ip + 10));
+        put16(frame, ip + 10, sum);
+    }
+}
+
+/// Lowers the MSS option of a SYN or SYN-ACK that is passed through to at most `clamp`.
+pub fn clamp_mss(segment: &Segment, head: &mut Head, clamp: u16) {
+    let tcp = usize::from(segment.tcp);
+    let frame = head.bytes_mut();
+    let options = tcp + TCP_LEN..usize::from(segment.payload);
+    let found = Walk::new(&frame[options]).find(|&(kind, _, len)| kind == kind::MSS && len == 4);
+    let Some((_, at, _)) = found else { return };
+    let at = TCP_LEN + at + 2;
+    let mss = be16(frame, tcp + at);
+    if mss <= clamp {
+        return;
+    }
+    let mut patch = Patch::default();
+    for (offset, new) in (at..).zip(clamp.to_be_bytes()) {
+        patch.replace8(offset, frame[tcp + offset], new);
+        frame[tcp + offset] = new;
+    }
+    let sum = patch.apply(be16(frame, tcp + 16));
+    put16(frame, tcp + 16, sum);
+}
