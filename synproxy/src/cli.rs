@@ -5,6 +5,9 @@ use pktio::Mode;
 use std::path::PathBuf;
 use tracing::level_filters::LevelFilter;
 
+/// Shown above the arguments in `--help`, and below every complaint.
+const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE";
+
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
 Interfaces:
@@ -26,10 +29,10 @@ Exit status:
   4  an interface does not exist, is down, is given twice or cannot be opened, or failed on the way
   5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK";
 
-/// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies, and lets a
-/// server behind the LAN port see only clients that have proved themselves.
+/// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies,
+/// and lets the servers behind the LAN port see only clients that have proved themselves.
 #[derive(Debug, Parser)]
-#[command(name = "synproxy", version, after_help = AFTER_HELP)]
+#[command(name = "synproxy", version, override_usage = USAGE, after_help = AFTER_HELP, verbatim_doc_comment)]
 pub struct Arguments {
     /// Reads the configuration from FILE; without it every key has its default
     #[arg(long, value_name = "FILE")]

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::identity;
 use crate::report::{Line, Table};
 use crate::stats::{Board, Snapshot};
+use crate::watch::Watch;
 use crate::worker::Worker;
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
@@ -89,18 +90,21 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Watches the workers until all have ended, calls `ready` once all have begun, and reports.
+    /// Waits until all workers have ended, calls `ready` once all have begun, reports, and looks after the interfaces.
     ///
     /// # Errors
     /// The first bad end, or the operator's impatience.
-    pub fn supervise(mut self, ready: impl FnOnce()) -> Result<(), Failure> {
+    pub fn supervise(mut self, mut watch: Watch, ready: impl FnOnce()) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut ready = Some(ready);
         let mut reported = (begin, Snapshot::default());
         while self.at_work > 0 {
             match self.inbox.recv_deadline(reported.0 + REPORT_EVERY) {
                 Ok(message) => self.hear(message)?,
-                Err(RecvTimeoutError::Timeout) => reported = self.report(&reported),
+                Err(RecvTimeoutError::Timeout) => {
+                    reported = self.report(&reported);
+                    watch.look().unwrap_or_else(|failure| self.give_up(failure));
+                }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
             }
             if self.to_come == 0
@@ -121,10 +125,7 @@ impl Crew {
             Message::Running => self.to_come -= 1,
             Message::Ended(end) => {
                 self.at_work -= 1;
-                if let Err(failure) = end {
-                    self.stop.store(true, Ordering::Relaxed);
-                    self.failure.get_or_insert(failure);
-                }
+                end.unwrap_or_else(|failure| self.give_up(failure));
             }
             Message::Signal { again: false } => info!("ending; a second signal ends at once"),
             Message::Signal { again: true } => {
@@ -134,6 +135,12 @@ impl Crew {
             }
         }
         Ok(())
+    }
+
+    /// Tells all workers to end, and remembers why.
+    fn give_up(&mut self, failure: Failure) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.failure.get_or_insert(failure);
     }
 
     fn report(&self, (then, before): &(Instant, Snapshot)) -> (Instant, Snapshot) {
@@ -226,7 +233,7 @@ mod tests {
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
         let crew = Crew::start(vec![two, one], Fragile::default, &[], stop, (boss, inbox)).unwrap();
-        assert!(matches!(crew.supervise(|| ()), Err(Failure::Panic { worker: 1 })));
+        assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
     #[test]
@@ -237,7 +244,7 @@ mod tests {
         let operator = boss.clone();
         let crew = Crew::start(vec![pair], Bypass::default, &[], stop.clone(), (boss, inbox)).unwrap();
         let ready = Cell::new(false);
-        crew.supervise(|| {
+        crew.supervise(Watch::default(), || {
             ready.set(true);
             stop.store(true, Ordering::Relaxed);
             operator.send(Message::Signal { again: false }).unwrap();
@@ -253,7 +260,7 @@ mod tests {
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let crew = Crew::start(vec![pair], Bypass::default, &[], stop, (boss, inbox)).unwrap();
-        assert!(matches!(crew.supervise(|| ()), Err(Failure::Impatience)));
+        assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
     }
 
     #[test]

@@ -39,6 +39,13 @@ pub enum Failure {
         error: io::Error,
     },
 
+    /// An interface was removed, or renamed, while frames flowed.
+    #[error("{interface} is gone, so the box stops")]
+    Gone {
+        /// Its name.
+        interface: String,
+    },
+
     /// A worker panicked; the log says where.
     #[error("worker {worker} panicked, so the box stops; this is a bug, and the line above says where")]
     Panic {
@@ -63,7 +70,7 @@ impl Failure {
             Failure::Open(OpenError::Syntax { .. }) => 2,
             Failure::Configuration(_) => 3,
             Failure::Open(OpenError::Permission { .. }) | Failure::Identity(_) => 5,
-            Failure::Open(_) | Failure::Port { .. } => 4,
+            Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } => 4,
             _ => 1,
         }
     }

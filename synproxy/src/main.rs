@@ -14,6 +14,7 @@ mod report;
 mod settings;
 mod signals;
 mod stats;
+mod watch;
 mod worker;
 
 use clap::Parser;
@@ -30,7 +31,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tcpstate::{Proxy, Secrets};
-use tracing::warn;
+use tracing::{info, warn};
+use watch::Watch;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -42,7 +44,9 @@ fn main() -> ExitCode {
     match end {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("synproxy: {failure}");
+            // A complaint about a file opens with its own place, where editors look for it.
+            let who = if matches!(failure, Failure::Configuration(_)) { "" } else { "synproxy: " };
+            eprintln!("{who}{failure}");
             failure.exit_code()
         }
     }
@@ -62,6 +66,9 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     // The ports go before the guard, which gives the interfaces their settings back: bindings are dropped last to first.
     let options = Options { workers, batch: worker::BATCH, mode: arguments.xdp_mode.into(), ..Options::default() };
     let Opened { guard, pairs, .. } = pktio::open(lan, wan, &options)?;
+    if arguments.config.is_none() {
+        info!("no --config, so every key has its default");
+    }
     if workers > 1 {
         warn!(
             "{workers} workers: unless both interfaces steer the two directions of a connection to the same queue, \
@@ -79,7 +86,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
         let share = config.engine.share(workers);
         Crew::start(pairs, move || Proxy::new(&share, &secrets, clock::now()), &cores, stop, channel)
     }?;
-    let end = crew.supervise(|| eprintln!("{ready}"));
+    let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     if guard.strays() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
     }
@@ -98,7 +105,7 @@ fn ready_line(lan: &str, wan: &str, pairs: &[pktio::Pair], bypass: bool) -> Stri
     let port = |name: &str, port: &dyn Port| format!("{name} ({})", describe(&port.capabilities()));
     let ports = pairs
         .first()
-        .map_or(String::new(), |pair| format!(": lan {}, wan {}", port(lan, &*pair.lan), port(wan, &*pair.wan)));
+        .map_or(String::new(), |pair| format!(" lan {}, wan {}", port(lan, &*pair.lan), port(wan, &*pair.wan)));
     let workers = match pairs.len() {
         1 => "1 worker".to_owned(),
         several => format!("{several} workers"),

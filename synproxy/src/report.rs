@@ -70,7 +70,7 @@ impl Display for Table<'_> {
         }
 
         let flows = self.total.population();
-        writeln!(f, "{:<34}{:>18}", "flows", "")?;
+        writeln!(f, "flows at the end")?;
         for (label, count) in [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)] {
             writeln!(f, "  {label:<32}{count:>18}")?;
         }

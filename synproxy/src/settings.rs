@@ -11,10 +11,7 @@ use tracing::{info, warn};
 /// # Errors
 /// When the file cannot be read, or says something wrong.
 pub fn load(file: Option<&Path>) -> Result<Config, Failure> {
-    let Some(file) = file else {
-        info!("no --config, so every key has its default");
-        return Ok(Config::default());
-    };
+    let Some(file) = file else { return Ok(Config::default()) };
     let Parsed { config, warnings } = parse(file)?;
     for complaint in &warnings {
         match complaint.level {

@@ -1,0 +1,55 @@
+//! Whether the interfaces are still there: looked at now and then, since a port just falls silent.
+
+use crate::failure::Failure;
+use pktio::OpenError;
+use pktio::netdev::Interface;
+use tracing::{debug, info, warn};
+
+/// The interfaces the box stands between.
+#[derive(Default)]
+pub struct Watch {
+    links: Vec<Link>,
+}
+
+struct Link {
+    interface: Interface,
+    is_up: bool,
+}
+
+impl Watch {
+    /// Watches the interfaces behind the names of these ports. A capture file is none.
+    pub fn new(ports: [&str; 2]) -> Self {
+        let links = ports.into_iter().filter(|port| !port.starts_with("pcap:")).filter_map(|port| {
+            let name = port.split_once(':').map_or(port, |(_, name)| name);
+            Some(Link { interface: Interface::find(name).ok()?, is_up: true })
+        });
+        Self { links: links.collect() }
+    }
+
+    /// Looks once, and says what has changed.
+    ///
+    /// # Errors
+    /// When an interface is gone. One of the same name that comes later is another one.
+    pub fn look(&mut self) -> Result<(), Failure> {
+        for link in &mut self.links {
+            let name = link.interface.name();
+            match Interface::find(name) {
+                Ok(found) if found.index() == link.interface.index() => {
+                    if !link.is_up {
+                        info!("{name} is up again");
+                    }
+                    link.is_up = true;
+                }
+                Ok(_) | Err(OpenError::NotFound { .. }) => return Err(Failure::Gone { interface: name.to_owned() }),
+                Err(OpenError::Down { .. }) => {
+                    if link.is_up {
+                        warn!("{name} is down; nothing passes until it is up again");
+                    }
+                    link.is_up = false;
+                }
+                Err(error) => debug!("{error}"),
+            }
+        }
+        Ok(())
+    }
+}
