@@ -328,7 +328,7 @@ impl<W: Write> PcapNgWriter<W> {
     ///
     /// Those of `output`.
     pub fn new(output: W, interfaces: &[&str]) -> io::Result<PcapNgWriter<W>> {
-        let mut writer = PcapNgWriter { output, block: Vec::new(), written: 0 };
+        let mut writer = PcapNgWriter::headless(output);
         writer.begin(blocks::SECTION_HEADER_BLOCK);
         // The magic of the byte order, version 1.0, and a section of unknown length.
         writer.put(&0x1a2b_3c4d_u32.to_le_bytes());
@@ -347,6 +347,16 @@ impl<W: Write> PcapNgWriter<W> {
             writer.end()?;
         }
         Ok(writer)
+    }
+
+    /// Goes on with a file whose header was written before, or elsewhere.
+    pub(crate) fn headless(output: W) -> PcapNgWriter<W> {
+        PcapNgWriter { output, block: Vec::new(), written: 0 }
+    }
+
+    /// The output, to be looked after: whole blocks are appended to it.
+    pub(crate) fn output(&mut self) -> &mut W {
+        &mut self.output
     }
 
     /// Writes a frame of `original_len` bytes, of which `parts` hold all or the beginning.
