@@ -15,7 +15,7 @@ Interfaces:
                  generic mode, AF_PACKET; the log says which was taken and why not a better one
   xdp:NAME       AF_XDP
   packet:NAME    AF_PACKET, works on every interface
-  pcap:FILE      a capture file, read to its end (for tests and replay)
+  pcap:FILE      a capture file, read to its end; pcap:in=FILE:out=FILE also writes what leaves (for tests and replay)
 
 Signals:
   SIGINT, SIGTERM and SIGHUP end the process cleanly: the interfaces get their settings back.

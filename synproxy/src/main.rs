@@ -29,7 +29,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tcpstate::{Proxy, Secrets};
 use tracing::{info, warn};
 use watch::Watch;
@@ -76,6 +76,10 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
         );
     }
     identity.take()?;
+    if stop.load(Ordering::Relaxed) {
+        info!("ended by a signal before the first frame");
+        return Ok(());
+    }
 
     let cores = if arguments.no_pin { Vec::new() } else { crew::cores(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
