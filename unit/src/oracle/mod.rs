@@ -132,6 +132,10 @@ struct End {
     reset: bool,
     /// The distance between the peer's TSval and the one that arrives here.
     drift: Option<u32>,
+    /// Segments received in a row that lie wholly below what this host has acknowledged.
+    stale: u32,
+    /// The position the peer asks for, and how often it has while this host sent nothing there.
+    asked: (i64, u32),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
 }
@@ -204,6 +208,18 @@ impl Oracle {
         self.lenient_resets = true;
     }
 
+    /// Whether a connection stands still although its hosts are told all they need.
+    ///
+    /// smoltcp falls into this in two ways. When both ends repeat their data at once, each throws away the
+    /// acknowledgement in a segment that lies below its window, and for ever receives what it has already. And when
+    /// the byte of a window probe is lost, the sender may take it for sent and never repeat it, however often it is
+    /// asked. Nothing between the two can help them.
+    pub fn deadlocked(&self, one: SocketAddr, other: SocketAddr) -> bool {
+        let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
+        ends.iter().all(|end| end.is_some_and(|end| end.stale >= 4))
+            || ends.iter().any(|end| end.is_some_and(|end| end.asked.1 >= 4))
+    }
+
     /// How many segments have been judged.
     pub fn judged(&self) -> u64 {
         self.judged
@@ -219,6 +235,14 @@ impl Oracle {
     /// Takes note of what a host puts on its cable.
     pub fn sent(&mut self, frame: &[u8]) {
         let Some(segment) = Segment::read(frame) else { return };
+        let opens_again = segment.syn && segment.ack.is_none() && {
+            let end = self.ends.get(&(segment.source, segment.destination));
+            end.and_then(|end| end.isn).is_some_and(|isn| isn != segment.seq)
+        };
+        if opens_again {
+            // What the peer said in the connection before means nothing in this one.
+            self.ends.remove(&(segment.destination, segment.source));
+        }
         let end = self.ends.entry((segment.source, segment.destination)).or_default();
         if segment.rst {
             end.reset = true;
@@ -258,6 +282,9 @@ impl Oracle {
             for (left, right) in segment.options.blocks() {
                 end.blocks.insert((position(left, peer_isn), position(right, peer_isn)));
             }
+        }
+        if here <= end.asked.0 && end.asked.0 < here + i64::from(segment.length()) {
+            end.asked.1 = 0;
         }
         let old_edge = end.edge;
         end.edge = end.edge.max(here + i64::from(segment.length()));
@@ -415,10 +442,20 @@ impl Oracle {
             );
         }
 
+        end.asked = match end.asked {
+            _ if acked >= end.edge || segment.window == 0 => (acked, 0),
+            (place, times) if place == acked => (place, times + 1),
+            _ => (acked, 1),
+        };
         let here = position(segment.seq, peer_isn);
         let sent = peer.edge.max(1);
         if here < 0 || here + i64::from(segment.length()) > sent {
             return complain(Rule::Sequence, format!("position {here} of what the peer has sent up to {sent}"));
+        }
+        if here + i64::from(segment.length()) <= end.acked && here < end.acked {
+            end.stale += 1;
+        } else {
+            end.stale = 0;
         }
         for (offset, byte) in segment.payload.iter().enumerate() {
             let place = here + offset as i64;

@@ -68,17 +68,19 @@ impl<'a> Segment<'a> {
     pub fn read(frame: &'a [u8]) -> Option<Self> {
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
         let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
-        let (source, destination, ip_sum_right, tcp_sum) = match packet.net? {
+        // Summed over the bytes as they lie there: a parsed header forgets bits it has no name for.
+        let length = tcp.slice().len();
+        let (source, destination, ip_sum_right, pseudo) = match packet.net? {
             NetSlice::Ipv4(ip) => {
-                let header = ip.header().to_header();
-                let sum = tcp.calc_checksum_ipv4(header.source, header.destination).ok()?;
-                let right = header.calc_header_checksum() == header.header_checksum;
-                (IpAddr::from(header.source), IpAddr::from(header.destination), right, sum)
+                let header = ip.header();
+                let right = fold(sum(header.slice(), 0)) == 0;
+                let pseudo = sum_of_pseudo(&header.slice()[12..20], length);
+                (IpAddr::from(header.source()), IpAddr::from(header.destination()), right, pseudo)
             }
             NetSlice::Ipv6(ip) => {
-                let header = ip.header().to_header();
-                let sum = tcp.calc_checksum_ipv6(header.source, header.destination).ok()?;
-                (IpAddr::from(header.source), IpAddr::from(header.destination), true, sum)
+                let header = ip.header();
+                let pseudo = sum_of_pseudo(&header.slice()[8..40], length);
+                (IpAddr::from(header.source()), IpAddr::from(header.destination()), true, pseudo)
             }
             NetSlice::Arp(_) => return None,
         };
@@ -111,7 +113,7 @@ impl<'a> Segment<'a> {
             options_sound,
             payload: tcp.payload(),
             ip_sum_right,
-            tcp_sum_right: tcp_sum == tcp.checksum(),
+            tcp_sum_right: fold(sum(tcp.slice(), pseudo)) == 0,
             frame_len: frame.len(),
         })
     }

@@ -177,6 +177,12 @@ impl Host {
         self.calls.push(Call::new(local, remote, handle, behaviour));
     }
 
+    /// Whether every connection between these two has ended here, its socket and all.
+    pub fn is_over(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        let mut calls = self.calls.iter().filter(|call| call.local == local && call.remote == remote);
+        calls.all(|call| call.handle.is_none())
+    }
+
     /// Takes a frame off the cable.
     pub fn receive(&mut self, frame: Vec<u8>, now: u64) {
         let mut listener = None;

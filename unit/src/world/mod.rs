@@ -12,7 +12,7 @@ mod link;
 mod scenario;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,7 +39,7 @@ const PATIENCE: u64 = 500 * SECOND;
 const TRACE: usize = 120;
 
 /// A run that ended well.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// A hash of every byte on every cable and when it was there.
     pub hash: u64,
@@ -49,6 +49,49 @@ pub struct Report {
     pub finished: u64,
     /// Connections reset, refused or given up where that is as it should be.
     pub others: u64,
+    /// Connections that stand still although their hosts are told all they need ([`Oracle::deadlocked`]).
+    pub stalled: u64,
+    /// What the engine counted, in the order of [`Event::ALL`](tcpstate::Event::ALL).
+    pub events: [u64; tcpstate::Event::COUNT],
+    /// What the engine dropped, in the order of [`DropReason::ALL`](tcpstate::DropReason::ALL).
+    pub drops: [u64; tcpstate::DropReason::COUNT],
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            hash: 0,
+            judged: 0,
+            finished: 0,
+            others: 0,
+            stalled: 0,
+            events: [0; tcpstate::Event::COUNT],
+            drops: [0; tcpstate::DropReason::COUNT],
+        }
+    }
+}
+
+impl Report {
+    /// Adds another run's numbers to these.
+    pub fn add(&mut self, other: &Report) {
+        self.judged += other.judged;
+        self.finished += other.finished;
+        self.others += other.others;
+        self.stalled += other.stalled;
+        for (sum, &count) in self.events.iter_mut().zip(&other.events) {
+            *sum += count;
+        }
+        for (sum, &count) in self.drops.iter_mut().zip(&other.drops) {
+            *sum += count;
+        }
+    }
+}
+
+/// How a connection ended.
+enum Outcome {
+    Finished,
+    Other,
+    Stalled,
 }
 
 /// A run that did not.
@@ -106,6 +149,8 @@ enum Event {
     ToHost { side: Side, host: usize, bytes: Vec<u8>, corrupt: bool, ancestor: Option<Ancestor> },
     /// An application opens a connection.
     Open(usize),
+    /// The same ports are used once more, if the first connection is over at both ends.
+    Again(usize),
     /// A server starts again, and speaks otherwise.
     Restart { side: Side, host: usize, port: u16, dialect: dialect::Dialect },
     /// A stranger sends something.
@@ -169,6 +214,8 @@ struct World {
     links: [[Link; 2]; 2],
     oracle: Oracle,
     chance: Chance,
+    /// Plans whose ports have yet to be used a second time.
+    due_again: BTreeSet<usize>,
     hash: u64,
     seen: VecDeque<Seen>,
 }
@@ -191,8 +238,13 @@ impl World {
             oracle.license_all_resets();
         }
         let mut events = Vec::new();
+        let mut due_again = BTreeSet::new();
         for (index, plan) in scenario.plans.iter().enumerate() {
             events.push((plan.at, Event::Open(index)));
+            if plan.again {
+                due_again.insert(index);
+                events.push((plan.at + 20 * SECOND, Event::Again(index)));
+            }
             let (local, remote) = ends(&hosts, plan);
             let behaviour = behaviour(&scenario, plan, 1);
             let side = plan.opener.other();
@@ -241,6 +293,7 @@ impl World {
             links,
             oracle,
             chance,
+            due_again,
             hash: 0xcbf2_9ce4_8422_2325,
             seen: VecDeque::new(),
             scenario,
@@ -275,16 +328,19 @@ impl World {
         self.appliance.conserved()?;
         let mut report = Report::default();
         for plan in self.scenario.plans.clone() {
-            if self.judge_ending(&plan)? {
-                report.finished += 1;
-            } else {
-                report.others += 1;
+            match self.judge_ending(&plan)? {
+                Outcome::Finished => report.finished += 1,
+                Outcome::Other => report.others += 1,
+                Outcome::Stalled => report.stalled += 1,
             }
         }
         if !self.mode.bridge {
             self.drain()?;
         }
         self.appliance.conserved()?;
+        let counters = self.appliance.proxy().counters();
+        report.events = std::array::from_fn(|event| counters.happened(tcpstate::Event::ALL[event]));
+        report.drops = std::array::from_fn(|reason| counters.dropped(tcpstate::DropReason::ALL[reason]));
         report.hash = self.hash;
         report.judged = self.oracle.judged();
         Ok(report)
@@ -296,7 +352,9 @@ impl World {
             let (local, remote) = ends(&self.hosts, plan);
             self.ending(plan.opener, plan, local, remote).is_some()
         });
-        opened && self.hosts.iter().flatten().flat_map(|host| &host.calls).all(|call| call.ending.is_some())
+        opened
+            && self.due_again.is_empty()
+            && self.hosts.iter().flatten().flat_map(|host| &host.calls).all(|call| call.ending.is_some())
     }
 
     fn next(&self) -> Option<u64> {
@@ -350,6 +408,26 @@ impl World {
                 let host = plan.hosts[plan.opener as usize];
                 self.hosts[plan.opener as usize][host].connect(local, remote, plan.dialect, behaviour);
                 self.host_turn(plan.opener, host)
+            }
+            Event::Again(index) => {
+                let plan = self.scenario.plans[index];
+                let (local, remote) = ends(&self.hosts, &plan);
+                let at = |side: Side| &self.hosts[side as usize][plan.hosts[side as usize]];
+                let over = at(plan.opener).is_over(local, remote) && at(plan.opener.other()).is_over(remote, local);
+                if over {
+                    self.due_again.remove(&index);
+                    // RFC 6528: initial sequence numbers of one pair of ends rise.
+                    let step = self.chance.within(1 << 20..1 << 24) as u32;
+                    let isn = &mut self.scenario.plans[index].dialect.isn;
+                    *isn = isn.map(|isn| isn.wrapping_add(step));
+                    return self.happen(Event::Open(index));
+                }
+                if self.now < self.scenario.heal + BOUND / 2 {
+                    self.push(self.now + 3 * SECOND, Event::Again(index));
+                } else {
+                    self.due_again.remove(&index);
+                }
+                Ok(())
             }
             Event::Restart { side, host, port, dialect } => {
                 self.hosts[side as usize][host].services.insert(port, Service::Open(dialect));
@@ -457,38 +535,40 @@ impl World {
 
     fn ending(&self, side: Side, plan: &Plan, local: SocketAddr, remote: SocketAddr) -> Option<Ending> {
         let calls = &self.hosts[side as usize][plan.hosts[side as usize]].calls;
-        let mut last = None;
-        for call in calls.iter().filter(|call| call.local == local && call.remote == remote) {
-            last = call.ending;
-            // A connection that finished stays finished, whatever a late SYN began at its end.
-            if last == Some(Ending::Finished) {
-                break;
-            }
+        let mut calls = calls.iter().filter(|call| call.local == local && call.remote == remote);
+        if side == plan.opener {
+            return calls.next_back().and_then(|call| call.ending);
         }
-        last
+        // A connection that finished stays finished, whatever a late SYN began at its end.
+        let finished = |call: &&host::Call| call.ending == Some(Ending::Finished);
+        calls.clone().find(finished).or_else(|| calls.next_back()).and_then(|call| call.ending)
     }
 
-    /// Whether the connection ended in good order; an error if it ended as it must not.
-    fn judge_ending(&self, plan: &Plan) -> Result<bool, String> {
+    /// How the connection ended; an error if it must not end so.
+    fn judge_ending(&self, plan: &Plan) -> Result<Outcome, String> {
         let (local, remote) = ends(&self.hosts, plan);
         let opener = self.ending(plan.opener, plan, local, remote);
         let opened = self.ending(plan.opener.other(), plan, remote, local);
         let door = self.scenario.door(plan);
         let wrong = |why: &str| Err(format!("{local} to {remote}: {why}: {opener:?}, {opened:?} ({plan:?}, {door:?})"));
-        let finished = opener == Some(Ending::Finished) && opened == Some(Ending::Finished);
+        if opener == Some(Ending::Finished) && opened == Some(Ending::Finished) {
+            return Ok(Outcome::Finished);
+        }
         if opener.is_none() {
             return wrong("no end within the bound");
         }
+        if self.scenario.cramped {
+            return Ok(Outcome::Other);
+        }
         match door {
-            _ if self.scenario.cramped => Ok(finished),
-            Door::Closed if matches!(opener, Some(Ending::Reset)) => Ok(false),
+            Door::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
             Door::Closed => wrong("a closed port must refuse"),
-            Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(false),
+            Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
             Door::Silent => wrong("nobody can have answered"),
-            Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(false),
-            Door::Open(..) if finished => Ok(true),
+            Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(Outcome::Other),
+            Door::Late(..) if opener == Some(Ending::Reset) => Ok(Outcome::Other),
+            Door::Open(..) | Door::Late(..) if self.oracle.deadlocked(local, remote) => Ok(Outcome::Stalled),
             Door::Open(..) => wrong("the connection must finish"),
-            Door::Late(..) if finished || opener == Some(Ending::Reset) => Ok(finished),
             Door::Late(..) => wrong("the connection must finish or be refused"),
         }
     }

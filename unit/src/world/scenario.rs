@@ -49,6 +49,8 @@ pub struct Plan {
     pub keepalive: u64,
     /// Nagle's algorithm at the opener and at the opened.
     pub nagle: [bool; 2],
+    /// Whether, when all is over, the same ports are used for a second connection.
+    pub again: bool,
 }
 
 impl Plan {
@@ -258,5 +260,6 @@ fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; 
         buffers,
         keepalive: chance.within(2 * SECOND..12 * SECOND),
         nagle: [chance.one_in(1, 2), chance.one_in(1, 2)],
+        again: open && chance.one_in(1, 5),
     }
 }
