@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use pktio::impair::{Impair, Impairment};
 use pktio::packet::{PacketOptions, PacketPort};
 use pktio::{Batch, Pool, Port, PortStatistics, wait};
 
@@ -105,11 +106,20 @@ impl World {
     }
 
     fn bridge(&self, options: PacketOptions, frames: usize, buffer: usize) -> Bridge {
+        self.slow_bridge(options, frames, buffer, Duration::ZERO)
+    }
+
+    /// A bridge through which every frame takes `delay`.
+    fn slow_bridge(&self, options: PacketOptions, frames: usize, buffer: usize, delay: Duration) -> Bridge {
         let stop = Arc::new(AtomicBool::new(false));
         let ready = Arc::new(AtomicBool::new(false));
         let (stopped, opened) = (stop.clone(), ready.clone());
         let thread = self.within("bridge", move || {
-            let mut ports = ["l1", "w1"].map(|name| PacketPort::open(name, &options).unwrap());
+            let mut ports = ["l1", "w1"].map(|name| {
+                let port = PacketPort::open(name, &options).unwrap();
+                let late = Impairment { delay, ..Impairment::default() };
+                Impair::new(port, 1).receiving(late).real_time().unwrap()
+            });
             opened.store(true, Ordering::Release);
             let mut pool = Pool::heap(frames, buffer, 64);
             let mut batch = Batch::new();
@@ -125,6 +135,7 @@ impl World {
             for _ in 0..200 {
                 ports.iter_mut().for_each(|port| port.flush(&mut pool));
             }
+            let ports = ports.map(|port| port.into_inner(&mut pool));
             assert_eq!(pool.idle(), pool.total(), "a frame was lost");
             ports.map(|port| port.statistics())
         });
@@ -301,6 +312,22 @@ fn jumbo_frames_pass_in_chains_of_small_buffers() {
     assert!(took < FAR);
     assert_eq!((lan.truncated, wan.truncated), (0, 0));
     assert!(wan.received_bytes / wan.received > 2048, "no frame was longer than a buffer");
+}
+
+#[test]
+fn a_delay_of_the_bridge_is_the_delay_of_the_ping() {
+    let Some(world) = World::new(1500) else { return };
+    let bridge = world.slow_bridge(PacketOptions::default(), 1024, 2048, Duration::from_millis(40));
+    let output = Command::new("ip")
+        .args(["netns", "exec", &world.namespace("lan"), "ping", "-q", "-c", "10", "-i", "0.1", "-W", "2", "10.9.0.2"])
+        .output()
+        .unwrap();
+    bridge.stop();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // rtt min/avg/max/mdev = 80.1/80.3/…
+    let shortest = text.split(" = ").nth(1).and_then(|rest| rest.split('/').next()?.parse::<f64>().ok());
+    let shortest = shortest.unwrap_or_else(|| panic!("{text}"));
+    assert!((80.0..120.0).contains(&shortest), "{text}");
 }
 
 #[test]
