@@ -115,7 +115,7 @@ in_every_mode! {
         client.sends(ack(isn + 1, cookie + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
         client.gets(nothing());
         let dialled = server.gets(
-            segment(SYN, isn, 0).any_window().mss(mss).sack_ok().ts(CLIENT_TS + 1, 0).wscale(7).ttl(CLIENT_TTL),
+            segment(SYN, isn, 0).any_window().mss_up_to(mss).sack_ok().ts(CLIENT_TS + 1, 0).wscale(7).ttl(CLIENT_TTL),
         );
         // The client has room for 502 << 7 bytes; the window of a SYN is not scaled (RFC 7323 section 2.2).
         assert!((1..=502 << 7).contains(&u32::from(dialled.window)), "a SYN window of {}", dialled.window);

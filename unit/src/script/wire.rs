@@ -77,6 +77,9 @@ pub enum Opt {
     End,
     /// Maximum segment size.
     Mss(u16),
+    /// Only when expecting: an MSS of at most this, and at most 20 less. As long as nobody knows whether a server takes
+    /// timestamps, room is kept for those it may have to be spared.
+    MssUpTo(u16),
     /// Window scale.
     Wscale(u8),
     /// SACK permitted.
@@ -98,6 +101,7 @@ impl Opt {
                 out.extend([2, 4]);
                 out.extend(mss.to_be_bytes());
             }
+            Opt::MssUpTo(_) => panic!("a segment to send needs a number"),
             Opt::Wscale(shift) => out.extend([3, 3, *shift]),
             Opt::SackOk => out.extend([4, 2]),
             Opt::Sack(blocks) => {
@@ -122,6 +126,7 @@ impl Opt {
 
     fn allows(&self, got: &Opt) -> bool {
         match (self, got) {
+            (Opt::MssUpTo(most), Opt::Mss(mss)) => (most - 20..=*most).contains(mss),
             (Opt::Ts(value, echo), Opt::Ts(Num::Is(v), Num::Is(e))) => value.allows(*v) && echo.allows(*e),
             _ => self == got,
         }
@@ -131,7 +136,7 @@ impl Opt {
         match self {
             Opt::End => 0,
             Opt::Nop => 1,
-            Opt::Mss(_) => 2,
+            Opt::Mss(_) | Opt::MssUpTo(_) => 2,
             Opt::Wscale(_) => 3,
             Opt::SackOk => 4,
             Opt::Sack(_) => 5,
@@ -284,6 +289,12 @@ impl Seg {
         self.option(Opt::Mss(mss))
     }
 
+    /// With an MSS option of about this size (only when expecting): see [`Opt::MssUpTo`].
+    #[must_use]
+    pub fn mss_up_to(self, mss: u16) -> Self {
+        self.option(Opt::MssUpTo(mss))
+    }
+
     /// With a window scale option.
     #[must_use]
     pub fn wscale(self, shift: u8) -> Self {
@@ -432,6 +443,7 @@ fn describe(
             Opt::Nop => f.write_str(" nop")?,
             Opt::End => f.write_str(" end")?,
             Opt::Mss(mss) => write!(f, " mss {mss}")?,
+            Opt::MssUpTo(mss) => write!(f, " mss <={mss}")?,
             Opt::Wscale(shift) => write!(f, " wscale {shift}")?,
             Opt::SackOk => f.write_str(" sack-ok")?,
             Opt::Sack(blocks) => write!(f, " sack {blocks:?}")?,
