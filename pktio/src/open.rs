@@ -12,7 +12,7 @@ use crate::netdev::{Guard, Interface};
 use crate::packet::{PacketOptions, PacketPort};
 use crate::pcap::{PcapFileError, PcapPort};
 use crate::port::{Pair, Port};
-use crate::xdp::{self, Attached, Fallback, Layout, SocketRefusal};
+use crate::xdp::{self, Attached, Fallback, Layout, Refusal};
 
 /// How to open the ports.
 #[derive(Debug, Clone)]
@@ -97,6 +97,14 @@ pub enum OpenError {
     Syntax {
         /// What was written.
         name: String,
+    },
+    /// Somebody else uses the interface in a way that leaves no room for us.
+    #[error("{what}; {hint}")]
+    Busy {
+        /// What is in use.
+        what: String,
+        /// How to free it.
+        hint: String,
     },
     /// A capture file cannot be read or written.
     #[error(transparent)]
@@ -210,6 +218,8 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     } else {
         match open_xdp(interfaces, options, &mut guard, &mut notes) {
             Ok(pairs) => pairs,
+            // AF_PACKET beside somebody's XDP program would see only what that leaves over.
+            Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
             Err(reason) if wants_xdp || options.mode != Mode::Auto => {
                 return Err(OpenError::Unsupported {
                     what: format!("AF_XDP does not work: {reason}"),
@@ -264,50 +274,57 @@ fn open_xdp(
     options: &Options,
     guard: &mut Guard,
     notes: &mut Vec<String>,
-) -> Result<Vec<Pair>, String> {
+) -> Result<Vec<Pair>, Refusal> {
     let mtu = interfaces[0].mtu().max(interfaces[1].mtu());
-    let mut layout = Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?;
-    let mut attach = |side: usize| -> Result<Attached, String> {
-        let (interface, other) = (interfaces[side], interfaces[1 - side]);
-        if options.mode != Mode::Generic {
-            match Attached::new(interface, other, true, &layout, options.fallback) {
-                Ok(attached) => return Ok(attached),
-                Err(reason) if options.mode == Mode::Auto => {
-                    notes.push(format!("{}: not in driver mode: {reason}", interface.name()));
-                }
-                Err(reason) => return Err(format!("{}: no driver mode: {reason}", interface.name())),
-            }
-        }
-        Attached::new(interface, other, false, &layout, options.fallback)
-            .map_err(|reason| format!("{}: no generic mode: {reason}", interface.name()))
-    };
-    let mut attached = [attach(0)?, attach(1)?];
-    let mut opened = None;
+    let layout = Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?;
+    let mut attached =
+        [attach(interfaces, 0, options, &layout, notes)?, attach(interfaces, 1, options, &layout, notes)?];
     if attached.iter().all(|a| a.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
         let parked = guard.hardware_rings(&interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
-        let copying = layout.frames_per_port;
-        layout.frames_per_port = frames;
-        match xdp::open(interfaces, &mut attached, true, &layout) {
+        let roomy = Layout { frames_per_port: frames, ..layout.clone() };
+        match xdp::open(interfaces, &mut attached, true, &roomy) {
             Ok(pairs) => {
-                if frames > copying {
+                if frames > layout.frames_per_port {
                     notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
                 }
-                opened = Some(pairs);
+                guard.keep(attached);
+                return Ok(pairs);
             }
-            Err(SocketRefusal::Unsupported(reason)) if options.mode == Mode::Auto => {
+            Err(Refusal::Unsupported(reason)) if options.mode == Mode::Auto => {
                 notes.push(format!("no zero copy: {reason}"));
-                layout.frames_per_port = copying;
             }
-            Err(refusal) => return Err(format!("no zero copy: {refusal}")),
+            Err(Refusal::Unsupported(reason)) => return Err(Refusal::Unsupported(format!("no zero copy: {reason}"))),
+            Err(refusal) => return Err(refusal),
         }
     }
-    let pairs = match opened {
-        Some(pairs) => pairs,
-        None => xdp::open(interfaces, &mut attached, false, &layout).map_err(|refusal| refusal.to_string())?,
-    };
+    let pairs = xdp::open(interfaces, &mut attached, false, &layout)?;
     guard.keep(attached);
     Ok(pairs)
+}
+
+/// The XDP program on one of the interfaces, in the driver if that is wanted and works.
+fn attach(
+    interfaces: [&Interface; 2],
+    side: usize,
+    options: &Options,
+    layout: &Layout,
+    notes: &mut Vec<String>,
+) -> Result<Attached, Refusal> {
+    let (interface, other) = (interfaces[side], interfaces[1 - side]);
+    let name = interface.name();
+    if options.mode != Mode::Generic {
+        match Attached::new(interface, other, true, layout, options.fallback) {
+            Ok(attached) => return Ok(attached),
+            Err(refusal @ Refusal::Busy { .. }) => return Err(refusal),
+            Err(reason) if options.mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
+            Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
+        }
+    }
+    Attached::new(interface, other, false, layout, options.fallback).map_err(|refusal| match refusal {
+        Refusal::Busy { .. } => refusal,
+        _ => Refusal::Unsupported(format!("{name}: no generic mode: {refusal}")),
+    })
 }
 
 /// AF_PACKET, which works everywhere.

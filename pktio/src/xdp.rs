@@ -96,10 +96,10 @@ impl Layout {
     /// # Errors
     ///
     /// When frames would need more buffers than the kernel chains.
-    pub(crate) fn for_mtu(mtu: usize, workers: usize, frames_per_port: usize, batch: usize) -> Result<Layout, String> {
+    pub(crate) fn for_mtu(mtu: usize, workers: usize, frames_per_port: usize, batch: usize) -> Result<Layout, Refusal> {
         let chunk = if mtu <= SMALL_MTU { 2048 } else { 4096 };
         if mtu > LARGEST_MTU {
-            return Err(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less"));
+            return Err(Refusal::Unsupported(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less")));
         }
         Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer: mtu > SINGLE_MTU })
     }
@@ -131,23 +131,29 @@ impl Attached {
         driver: bool,
         layout: &Layout,
         fallback: Fallback,
-    ) -> Result<Attached, String> {
+    ) -> Result<Attached, Refusal> {
+        fn failed(error: impl std::error::Error) -> Refusal {
+            Refusal::Failed(chain(&error))
+        }
         let bypass = u32::from(fallback == Fallback::Bypass);
         let queues = u32::try_from(layout.workers.max(1)).expect("a queue is a 32-bit number");
         let mut ebpf = EbpfLoader::new()
             .override_global("fail_open", &bypass, true)
             .map_max_entries("sockets", queues)
             .load(PROGRAM)
-            .map_err(|e| chain(&e))?;
+            .map_err(failed)?;
         let name = if layout.multi_buffer { "redirect_frags" } else { "redirect" };
         if fallback == Fallback::Bypass {
-            let map = ebpf.map_mut("other").ok_or("the program lacks its map")?;
-            let mut map = DevMap::try_from(map).map_err(|e| chain(&e))?;
-            map.set(0, other.index(), None, 0).map_err(|e| chain(&e))?;
+            let map = ebpf.map_mut("other").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
+            let mut map = DevMap::try_from(map).map_err(failed)?;
+            map.set(0, other.index(), None, 0).map_err(failed)?;
         }
-        let program: &mut Xdp =
-            ebpf.program_mut(name).ok_or("the program is missing")?.try_into().map_err(|e| chain(&e))?;
-        program.load().map_err(|e| chain(&e))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .ok_or_else(|| Refusal::Failed("the program is missing".into()))?
+            .try_into()
+            .map_err(failed)?;
+        program.load().map_err(failed)?;
         let mode = if driver { XdpMode::Driver } else { XdpMode::Skb };
         let begin = Instant::now();
         loop {
@@ -207,32 +213,41 @@ fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     None
 }
 
-fn attach_refusal(error: &ProgramError, interface: &Interface) -> String {
+fn attach_refusal(error: &ProgramError, interface: &Interface) -> Refusal {
     let name = interface.name();
     match os_error(error) {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            format!("another XDP program is attached to {name}; detach it with `ip link set dev {name} xdp off`")
-        }
-        Some(libc::EOPNOTSUPP) => "the driver has no XDP".into(),
-        Some(libc::ERANGE) => format!("the driver has no XDP for an MTU of {}", interface.mtu()),
-        Some(libc::ENOSPC) => "the driver has too few queues for XDP".into(),
-        _ => chain(error),
+        Some(libc::EBUSY | libc::EEXIST) => Refusal::Busy {
+            what: format!("another XDP program is attached to {name}"),
+            hint: format!("end the process that did it, or detach it with `ip link set dev {name} xdp off`"),
+        },
+        Some(libc::EOPNOTSUPP) => Refusal::Unsupported("the driver has no XDP".into()),
+        Some(libc::ERANGE) => Refusal::Unsupported(format!("the driver has no XDP for an MTU of {}", interface.mtu())),
+        Some(libc::ENOSPC) => Refusal::Unsupported("the driver has too few queues for XDP".into()),
+        _ => Refusal::Failed(chain(error)),
     }
 }
 
-/// Why the sockets could not be opened.
+/// Why AF_XDP could not be had.
 #[derive(Debug)]
-pub(crate) enum SocketRefusal {
+pub(crate) enum Refusal {
     /// The driver, one of the two, cannot do what was asked.
     Unsupported(String),
+    /// Somebody else has it: no reason to take less, but one to stop.
+    Busy {
+        /// What is in use.
+        what: String,
+        /// How to free it.
+        hint: String,
+    },
     /// Everything else.
     Failed(String),
 }
 
-impl fmt::Display for SocketRefusal {
+impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SocketRefusal::Unsupported(text) | SocketRefusal::Failed(text) => f.write_str(text),
+            Refusal::Unsupported(text) | Refusal::Failed(text) => f.write_str(text),
+            Refusal::Busy { what, hint } => write!(f, "{what}; {hint}"),
         }
     }
 }
@@ -247,7 +262,7 @@ pub(crate) fn open(
     attached: &mut [Attached; 2],
     zero_copy: bool,
     layout: &Layout,
-) -> Result<Vec<Pair>, SocketRefusal> {
+) -> Result<Vec<Pair>, Refusal> {
     (0..layout.workers).map(|queue| open_queue(interfaces, attached, zero_copy, layout, queue as u32)).collect()
 }
 
@@ -258,8 +273,8 @@ fn open_queue(
     zero_copy: bool,
     layout: &Layout,
     queue: u32,
-) -> Result<Pair, SocketRefusal> {
-    let failed = SocketRefusal::Failed;
+) -> Result<Pair, Refusal> {
+    let failed = Refusal::Failed;
     let frames = 2 * layout.frames_per_port;
     let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
     let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
@@ -280,7 +295,7 @@ fn open_queue(
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
 
-    let mut open_port = |side: usize, pool: &mut Pool| -> Result<XdpPort, SocketRefusal> {
+    let mut open_port = |side: usize, pool: &mut Pool| -> Result<XdpPort, Refusal> {
         let interface = interfaces[side];
         let rings = bind(&umem, interface, zero_copy, layout, queue)?;
         let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout);
@@ -325,13 +340,7 @@ struct Rings {
 }
 
 /// Binds a socket to one queue, with patience for a queue that is just being left.
-fn bind(
-    umem: &Umem,
-    interface: &Interface,
-    zero_copy: bool,
-    layout: &Layout,
-    queue: u32,
-) -> Result<Rings, SocketRefusal> {
+fn bind(umem: &Umem, interface: &Interface, zero_copy: bool, layout: &Layout, queue: u32) -> Result<Rings, Refusal> {
     let name = interface.name();
     let size = ring_size(layout.frames_per_port / 2)?;
     let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
@@ -347,14 +356,14 @@ fn bind(
         .bind_flags(flags)
         .build();
     let xsk_interface: XskInterface =
-        name.parse().map_err(|_| SocketRefusal::Failed(format!("{name:?} is no interface name")))?;
+        name.parse().map_err(|_| Refusal::Failed(format!("{name:?} is no interface name")))?;
     let begin = Instant::now();
     loop {
         // SAFETY: no program is loaded by the library (inhibited), and the pair of interface and queue is bound once.
         match unsafe { xsk_rs::Socket::new(config, umem, &xsk_interface, queue) } {
             Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { rx, tx, fill, completion }),
             Ok((_, _, None)) => {
-                return Err(SocketRefusal::Failed(format!("{name}: queue {queue} is already bound in this memory")));
+                return Err(Refusal::Failed(format!("{name}: queue {queue} is already bound in this memory")));
             }
             Err(e) => {
                 let code = e.source().and_then(os_error);
@@ -368,19 +377,20 @@ fn bind(
     }
 }
 
-fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &Layout) -> SocketRefusal {
+fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &Layout) -> Refusal {
     match code {
-        Some(libc::EOPNOTSUPP | libc::EINVAL) => SocketRefusal::Unsupported(format!("the driver of {name} refuses it")),
-        Some(libc::EBUSY) => {
-            SocketRefusal::Failed(format!("{name}: queue {queue} is in use by another AF_XDP socket; end that process"))
-        }
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => Refusal::Unsupported(format!("the driver of {name} refuses it")),
+        Some(libc::EBUSY) => Refusal::Busy {
+            what: format!("queue {queue} of {name} is in use by another AF_XDP socket"),
+            hint: "end that process".into(),
+        },
         Some(libc::ENOBUFS | libc::ENOMEM) => {
-            SocketRefusal::Failed(format!("{name}: {}", memory_refusal(2 * layout.frames_per_port * layout.chunk)))
+            Refusal::Failed(format!("{name}: {}", memory_refusal(2 * layout.frames_per_port * layout.chunk)))
         }
         Some(libc::EPERM | libc::EACCES) => {
-            SocketRefusal::Failed(format!("{name}: no permission; run as root or with CAP_NET_RAW"))
+            Refusal::Failed(format!("{name}: no permission; run as root or with CAP_NET_RAW"))
         }
-        _ => SocketRefusal::Failed(format!("{name}: queue {queue}: {text}")),
+        _ => Refusal::Failed(format!("{name}: queue {queue}: {text}")),
     }
 }
 
@@ -392,11 +402,11 @@ fn memory_refusal(bytes: usize) -> String {
     )
 }
 
-fn ring_size(entries: usize) -> Result<QueueSize, SocketRefusal> {
+fn ring_size(entries: usize) -> Result<QueueSize, Refusal> {
     u32::try_from(entries.next_power_of_two())
         .ok()
         .and_then(|n| QueueSize::new(n).ok())
-        .ok_or_else(|| SocketRefusal::Failed(format!("a ring of {entries} entries is not possible")))
+        .ok_or_else(|| Refusal::Failed(format!("a ring of {entries} entries is not possible")))
 }
 
 /// One queue of one interface through an AF_XDP socket.

@@ -95,7 +95,9 @@ fn another_program_on_the_interface_is_named() {
     }
     let world = World::new(Links::default());
     let first = try_open(&world, "lan", "wan", Options::default()).unwrap();
-    let error = try_open(&world, "xdp:lan", "wan", Options::default()).unwrap_err().to_string();
+    let error = try_open(&world, "lan", "wan", Options::default()).unwrap_err();
+    assert!(matches!(error, OpenError::Busy { .. }), "{error}");
+    let error = error.to_string();
     assert!(error.contains("another XDP program is attached to lan"), "{error}");
     drop(first);
 }

@@ -134,6 +134,25 @@ fn a_queue_can_be_opened_again_right_after_it_was_closed() {
 }
 
 #[test]
+fn a_queue_that_is_just_being_left_is_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(Links::default());
+    let Opened { pairs, guard, .. } = open_box(&world, Options::default());
+    drop(guard);
+    let begin = Instant::now();
+    let leaving = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(400));
+        drop(pairs);
+    });
+    let second = open_box(&world, Options::default());
+    assert!(begin.elapsed() >= Duration::from_millis(400), "the queue was not in use");
+    assert_eq!(second.pairs[0].lan.capabilities().backend, "xdp");
+    leaving.join().unwrap();
+}
+
+#[test]
 fn a_child_process_does_not_keep_the_queue() {
     if !is_root() {
         return;
