@@ -67,6 +67,8 @@ pub enum Rule {
     Window,
     /// Sequence numbers lie within what the real peer has sent.
     Sequence,
+    /// A segment with data fits what the receiver announced (RFC 6691: options count).
+    Size,
     /// Every payload byte is the one the peer's application wrote at that place.
     Payload,
     /// FIN stands where the peer put it.
@@ -90,6 +92,8 @@ pub struct Ancestor {
     pub payload: usize,
     /// Sender.
     pub source: SocketAddr,
+    /// Whether a stranger made it, under whatever name.
+    pub forged: bool,
 }
 
 impl From<&Segment<'_>> for Ancestor {
@@ -101,6 +105,7 @@ impl From<&Segment<'_>> for Ancestor {
             stamps: segment.options.stamps,
             payload: segment.payload.len(),
             source: segment.source,
+            forged: false,
         }
     }
 }
@@ -181,6 +186,8 @@ pub struct Oracle {
     licensed: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Any reset is taken, for worlds whose tables are too small for their connections.
     lenient_resets: bool,
+    /// SACK blocks are taken by hosts that never permitted them: so the box is configured.
+    retains_sack: bool,
     judged: u64,
 }
 
@@ -193,6 +200,7 @@ impl Oracle {
             protected: protected.into_iter().collect(),
             licensed: BTreeSet::new(),
             lenient_resets: false,
+            retains_sack: false,
             judged: 0,
         }
     }
@@ -206,6 +214,11 @@ impl Oracle {
     /// Lets the box reset any connection: its tables are too small for all of them.
     pub fn license_all_resets(&mut self) {
         self.lenient_resets = true;
+    }
+
+    /// Lets SACK blocks pass to hosts that never permitted them (`sackconflict=retain`).
+    pub fn retain_sack(&mut self) {
+        self.retains_sack = true;
     }
 
     /// Whether a connection stands still although its hosts are told all they need.
@@ -329,6 +342,13 @@ impl Oracle {
         let from_client = self.proxied(sender, receiver);
         let end = self.ends.entry((receiver, sender)).or_default();
 
+        if ancestor.is_some_and(|ancestor| ancestor.forged) {
+            // Without the box it would arrive as well, and on connections that the box only watches it may.
+            return match from_client && !end.active {
+                true => complain(Rule::Origin, "a stranger's segment reaches a protected host".into()),
+                false => Ok(()),
+            };
+        }
         if segment.rst {
             return judge_reset(&segment, end, &peer, licensed);
         }
@@ -419,13 +439,16 @@ impl Oracle {
             if !peer.blocks.contains(&(from, to)) {
                 return complain(Rule::Sack, format!("the peer never reported {from}..{to}"));
             }
-            if !end.offer.sack_permitted {
+            if !end.offer.sack_permitted && !self.retains_sack {
                 return complain(Rule::Sack, "this host never permitted SACK".into());
             }
         }
 
         let edge = acked + (i64::from(segment.window) << end.peer_shift());
-        if edge > peer.granted.max(1) {
+        // An open window smaller than one unit of the scale can be told as one unit or not at all; and a window that
+        // looks closed would stop the sender for good.
+        let least = segment.window == 1 && acked < peer.granted;
+        if edge > peer.granted.max(1) && !least {
             return complain(
                 Rule::Window,
                 format!("promises up to position {edge}, the peer only up to {}", peer.granted),
@@ -451,6 +474,12 @@ impl Oracle {
         let sent = peer.edge.max(1);
         if here < 0 || here + i64::from(segment.length()) > sent {
             return complain(Rule::Sequence, format!("position {here} of what the peer has sent up to {sent}"));
+        }
+        // What a client may send is said before anything is known of the server, so only the other direction can be kept.
+        let size = segment.payload.len() + segment.options_len;
+        let most = usize::from(end.offer.mss.unwrap_or(536));
+        if !from_client && !segment.payload.is_empty() && size > most {
+            return complain(Rule::Size, format!("data and options take {size} bytes, the receiver's MSS is {most}"));
         }
         if here + i64::from(segment.length()) <= end.acked && here < end.acked {
             end.stale += 1;

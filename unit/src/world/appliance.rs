@@ -113,7 +113,7 @@ impl Appliance {
     }
 
     /// A frame arrives: it waits in the ring for the next turn, unless there is no buffer for it.
-    pub fn receive(&mut self, side: Side, bytes: &[u8], corrupt: bool) {
+    pub fn receive(&mut self, side: Side, bytes: &[u8], corrupt: bool, forged: bool) {
         let ring = &mut self.rings[side as usize];
         if ring.len() >= self.build.ring || bytes.len() > BUFFER - HEADROOM {
             self.missed += 1;
@@ -127,7 +127,7 @@ impl Appliance {
         frame.len = bytes.len();
         frame.buffer[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
         frame.corrupt = corrupt;
-        frame.ancestor = Segment::read(bytes).as_ref().map(Ancestor::from);
+        frame.ancestor = Segment::read(bytes).as_ref().map(|segment| Ancestor { forged, ..Ancestor::from(segment) });
         ring.push_back(frame);
     }
 

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tcpstate::Side;
+use tcpstate::config::SackConflict;
 
 use crate::oracle::{Ancestor, Between, Layout, Oracle, Segment};
 use appliance::{Appliance, Sent};
@@ -144,7 +145,7 @@ pub fn run_scenario(scenario: Scenario, mode: Mode) -> Result<Report, Box<Failur
 /// Something that happens at a time.
 enum Event {
     /// A frame reaches the box.
-    ToBox { side: Side, bytes: Vec<u8>, corrupt: bool },
+    ToBox { side: Side, bytes: Vec<u8>, corrupt: bool, forged: bool },
     /// A frame reaches a host.
     ToHost { side: Side, host: usize, bytes: Vec<u8>, corrupt: bool, ancestor: Option<Ancestor> },
     /// An application opens a connection.
@@ -236,6 +237,9 @@ impl World {
         let mut oracle = Oracle::new(between, protected);
         if scenario.cramped {
             oracle.license_all_resets();
+        }
+        if scenario.build.config.sack_conflict == SackConflict::Retain {
+            oracle.retain_sack();
         }
         let mut events = Vec::new();
         let mut due_again = BTreeSet::new();
@@ -380,9 +384,9 @@ impl World {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::ToBox { side, bytes, corrupt } => {
+            Event::ToBox { side, bytes, corrupt, forged } => {
                 self.note(Place::BoxGets, side, corrupt, &bytes);
-                self.appliance.receive(side, &bytes, corrupt);
+                self.appliance.receive(side, &bytes, corrupt, forged);
                 let lag = self.chance.within(0..60);
                 let at = self.now + lag;
                 self.box_turn = Some(self.box_turn.map_or(at, |turn| turn.min(at)));
@@ -455,7 +459,7 @@ impl World {
             for arrival in self.links[side as usize][0].carry(&bytes, now, healed).into_iter().flatten() {
                 let mut bytes = bytes.clone();
                 let corrupt = turn_over(&mut bytes, arrival.flip);
-                self.push(arrival.at, Event::ToBox { side, bytes, corrupt });
+                self.push(arrival.at, Event::ToBox { side, bytes, corrupt, forged: false });
             }
         }
         Ok(())
@@ -504,7 +508,10 @@ impl World {
         let mut segment = Segment::new(source, lan, self.chance.word() as u32, None);
         segment.window = self.chance.word() as u16;
         let data = [0x5a; 64];
+        let simultaneous = plan.opener == Side::Lan && source == wan;
         match self.chance.within(0..6) {
+            // Crossing with a SYN from the LAN it would be a simultaneous open, which the host takes for good.
+            0 | 1 if simultaneous => return,
             0 | 1 => {
                 segment.syn = true;
                 segment.options.mss = Some(1460);
@@ -530,7 +537,7 @@ impl World {
         }
         let mac = self.hosts[Side::Lan as usize][plan.hosts[Side::Lan as usize]].mac;
         let bytes = segment.write([2, 0, 0, 9, 9, 9], mac, Layout::default());
-        self.push(self.now, Event::ToBox { side: Side::Wan, bytes, corrupt: false });
+        self.push(self.now, Event::ToBox { side: Side::Wan, bytes, corrupt: false, forged: true });
     }
 
     fn ending(&self, side: Side, plan: &Plan, local: SocketAddr, remote: SocketAddr) -> Option<Ending> {
