@@ -326,25 +326,25 @@ in_every_mode! {
     }
 
     fn sources_no_host_can_have_are_dropped(world, client, server) {
-        let at = ip_at(&world);
-        let v4 = world.mode().family == Family::V4;
-        for host in [&client, &server] {
-            for seg in [syn(1).mss(1400), ack(1, 2), rst(1)] {
-                let sources: Vec<Vec<u8>> = if v4 {
-                    let own = host.frame(&seg)[at + 16..at + 20].to_vec();
-                    vec![own, vec![224, 0, 0, 1], vec![239, 1, 2, 3], vec![255; 4], vec![0; 4]]
-                } else {
-                    let own = host.frame(&seg)[at + 24..at + 40].to_vec();
-                    let mut multicast = vec![0; 16];
-                    (multicast[0], multicast[1], multicast[15]) = (0xFF, 0x02, 1);
-                    vec![own, multicast, vec![0; 16]]
-                };
-                for source in sources {
-                    let mut frame = host.frame(&seg);
-                    let from = if v4 { at + 12 } else { at + 8 };
-                    frame[from..from + source.len()].copy_from_slice(&source);
-                    seal(&mut frame);
-                    host.sends_in_vain(frame, DropReason::BadSource);
+        let _ = server;
+        for frame in impossible_sources(&world, &client, syn(1).mss(1400)) {
+            client.sends_in_vain(frame, DropReason::BadSource);
+        }
+        // What is no SYN is dropped for one reason or another.
+        for seg in [ack(1, 2), rst(1), fin(1, 2), syn_ack(1, 2)] {
+            for frame in impossible_sources(&world, &client, seg) {
+                client.sends_unheard(frame);
+            }
+        }
+    }
+
+    fn sources_no_host_of_the_lan_can_have_are_dropped(world, client, server) {
+        let _ = client;
+        for seg in [syn(1).mss(1400), ack(1, 2), rst(1)] {
+            for frame in impossible_sources(&world, &server, seg) {
+                server.sends(frame);
+                if !world.discard().is_empty() || world.population().direct > 0 {
+                    world.fail("a segment from an address nobody can have was passed on");
                 }
             }
         }
@@ -421,6 +421,32 @@ in_every_mode! {
         world.has_flows(1, 0);
         Talk::new(&client, &server, j).closes_from_the_client();
     }
+}
+
+/// The frame of `seg` from the destination itself, from a group, from everybody and from nobody.
+fn impossible_sources(world: &World, host: &Host, seg: Seg) -> Vec<Vec<u8>> {
+    let at = ip_at(world);
+    let v4 = world.mode().family == Family::V4;
+    let frame = host.frame(&seg);
+    let sources: Vec<Vec<u8>> = if v4 {
+        let own = frame[at + 16..at + 20].to_vec();
+        vec![own, vec![224, 0, 0, 1], vec![239, 1, 2, 3], vec![255; 4], vec![0; 4]]
+    } else {
+        let own = frame[at + 24..at + 40].to_vec();
+        let mut multicast = vec![0; 16];
+        (multicast[0], multicast[1], multicast[15]) = (0xFF, 0x02, 1);
+        vec![own, multicast, vec![0; 16]]
+    };
+    sources
+        .into_iter()
+        .map(|source| {
+            let mut frame = frame.clone();
+            let from = if v4 { at + 12 } else { at + 8 };
+            frame[from..from + source.len()].copy_from_slice(&source);
+            seal(&mut frame);
+            frame
+        })
+        .collect()
 }
 
 // ---- sequences nobody thought of ----
@@ -664,8 +690,14 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
     open(&client, &server, terms, terms);
 }
 
+/// So many cases, or as many as `PROPTEST_CASES` says.
+fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(128))]
 
     #[test]
     fn no_sequence_of_frames_and_ticks_breaks_the_engine(

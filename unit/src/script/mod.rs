@@ -264,13 +264,12 @@ impl Core {
             self.come_out(to, bytes);
         }
         if opens && side == Side::Wan {
-            for (_, answer) in &self.outbox[Side::Wan] {
-                assert!(
-                    answer.len() <= frame.len().max(60),
-                    "a SYN of {} is answered by {}",
-                    frame.len(),
-                    answer.len()
-                );
+            // A challenge is another matter: only an existing connection provokes it, and seldom.
+            for (at, answer) in &self.outbox[Side::Wan] {
+                let grows = answer.len() > frame.len().max(60);
+                if grows && read(answer, *at).is_ok_and(|s| s.flags & SYN != 0) {
+                    self.fail(&format!("a SYN of {} bytes is answered by {}", frame.len(), answer.len()));
+                }
             }
         }
         verdict
