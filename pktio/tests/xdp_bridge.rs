@@ -5,7 +5,8 @@ mod xdp_support;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use pktio::{Batch, Fallback, Mode, Opened, Options, open};
+use pktio::packet::{PacketOptions, PacketPort};
+use pktio::{Batch, Fallback, Mode, Opened, Options, Pool, Port, open};
 use xdp_support::{LAN, Links, Running, World, assert_conserved, is_root};
 
 /// Opens the ports of the box.
@@ -186,6 +187,55 @@ fn the_host_of_the_box_sees_nothing_of_what_is_bridged() {
     assert!(guard.strays() > before);
     drop(guard);
     assert_eq!(world.ping_from("lan", inner, 2), 2, "the program is still attached");
+}
+
+#[test]
+fn a_tagged_frame_of_full_length_keeps_its_tag() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(Links::default());
+    let mut frame: Vec<u8> = (0..1518).map(|i| (i % 253) as u8).collect();
+    frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 8]);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
+    frame[12..18].copy_from_slice(&[0x81, 0x00, 0x60, 0x2a, 0x88, 0xb5]);
+    for mode in [Mode::Driver, Mode::Generic] {
+        let opened = open_box(&world, Options { mode, ..Options::default() });
+        let (guard, bridge) = (opened.guard, Running::start(opened.pairs));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let expected = frame.clone();
+        let receiver = world.within("wan", move || {
+            let mut port = PacketPort::open("e0", &PacketOptions::default()).unwrap();
+            let mut pool = Pool::heap(64, 4096, 256);
+            let mut batch = Batch::new();
+            ready.send(()).unwrap();
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                port.receive(&mut batch, 16, &mut pool);
+                if batch.iter().any(|frame| frame.bytes() == expected) {
+                    return true;
+                }
+                batch.drain(..).for_each(|frame| pool.put(frame));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            false
+        });
+        is_ready.recv_timeout(Duration::from_secs(5)).unwrap();
+        let bytes = frame.clone();
+        let sender = world.within("lan", move || {
+            let mut port = PacketPort::open("e0", &PacketOptions::default()).unwrap();
+            let mut pool = Pool::heap(64, 4096, 256);
+            let mut frame = pool.take().unwrap();
+            frame.fill(&bytes);
+            let mut batch = vec![frame];
+            port.transmit(&mut batch, &mut pool);
+            port.flush(&mut pool);
+        });
+        sender.join().unwrap();
+        assert!(receiver.join().unwrap(), "{mode:?}: the frame did not arrive as it was");
+        bridge.stop();
+        drop(guard);
+    }
 }
 
 #[test]
