@@ -848,6 +848,29 @@ in_every_mode! {
         server.gets(nothing());
     }
 
+    fn a_lost_update_is_repeated_although_the_server_has_spoken(world, client, server) {
+        let mut talk = linux(&world, &client, &server);
+        // Suppose this acknowledgement is lost as well: only a sign of the client's ends the repetition.
+        talk.server(0, 0);
+        world.tick(Duration::from_secs(3));
+        let again = world.discard();
+        if again.is_empty() {
+            world.fail("the client has shown no sign, yet the window update was not repeated");
+        }
+        talk.client(PSH, 1);
+        world.after_secs(100);
+    }
+
+    fn a_client_never_heard_of_again_is_forgotten_in_time(world, client, server) {
+        let mut talk = linux(&world, &client, &server);
+        talk.server(PSH, 100);
+        for _ in 0..90 {
+            world.tick(Duration::from_secs(1000));
+            world.discard();
+        }
+        world.has_flows(0, 0);
+    }
+
     fn an_empty_pool_is_healed_by_repetition(world, client, server) {
         let theirs = Terms::linux(world.mss());
         world.spare_frames(0);
