@@ -576,6 +576,14 @@ mod tests {
     }
 
     #[test]
+    fn the_address_of_the_loopback_is_seen_and_nobody_elses() {
+        if Interface::find("lo").is_ok() {
+            assert!(addresses("lo").contains("127.0.0.1"));
+        }
+        assert!(addresses("l").is_empty());
+    }
+
+    #[test]
     fn what_is_no_interface_is_not_found() {
         for name in ["", "no-such-dev", "a-name-that-is-far-too-long-for-an-interface"] {
             let error = Interface::find(name).unwrap_err();

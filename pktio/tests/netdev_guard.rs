@@ -3,6 +3,7 @@
 mod xdp_support;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use pktio::{Mode, OpenError, Opened, Options, open};
 use xdp_support::{Links, World, is_root, lines};
@@ -69,6 +70,23 @@ fn everything_is_put_back_after_a_start_that_failed() {
         assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
     }
     assert_eq!(before, settings(&world));
+}
+
+#[test]
+fn a_link_that_comes_up_late_is_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(Links::default());
+    world.run("wan", "ip link set e0 down");
+    let begin = Instant::now();
+    let opening = world.within("box", || open("lan", "wan", &Options::default()));
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(!opening.is_finished(), "nobody waited for the link");
+    world.run("wan", "ip link set e0 up");
+    let opened = opening.join().unwrap().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert!(!opened.notes.iter().any(|note| note.contains("no link")), "{:?}", opened.notes);
 }
 
 #[test]
