@@ -1,7 +1,8 @@
 //! The engine between two independent TCP stacks over bad cables, judged segment by segment.
 //!
 //! `SIM_SEED=n` replays one world and prints every frame; `SIM_SEEDS=n` runs the first n worlds instead of 256;
-//! `SIM_FIRST=n` begins elsewhere; with `SIM_BRIDGE=1` a replayed world has a plain bridge in the box's place.
+//! `SIM_FIRST=n` begins elsewhere; with `SIM_BRIDGE=1` a replayed world has a plain bridge in the
+//! box's place, with `SIM_QUIET=1` no strangers.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,7 +91,8 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
 #[test]
 fn every_segment_through_the_proxy_can_be_accounted_for() {
     if let Some(seed) = number("SIM_SEED") {
-        let mode = Mode { bridge: number("SIM_BRIDGE") == Some(1), verbose: true };
+        let mode =
+            Mode { bridge: number("SIM_BRIDGE") == Some(1), quiet: number("SIM_QUIET") == Some(1), verbose: true };
         match run(seed, mode) {
             Ok(report) => println!("SIM_SEED={seed}: {report:?}"),
             Err(failure) => panic!("SIM_SEED={seed}: {}", failure.what),
@@ -98,7 +100,11 @@ fn every_segment_through_the_proxy_can_be_accounted_for() {
         return;
     }
     let count = number("SIM_SEEDS").unwrap_or(256);
-    let total = run_all(number("SIM_FIRST").unwrap_or(0), count, Mode::default());
+    let total = run_all(
+        number("SIM_FIRST").unwrap_or(0),
+        count,
+        Mode { quiet: number("SIM_QUIET") == Some(1), ..Mode::default() },
+    );
     if count >= 256 {
         // A world that never goes somewhere says nothing about it.
         for event in MUST_HAPPEN {
@@ -115,7 +121,7 @@ fn a_plain_bridge_gives_the_oracle_nothing_to_say() {
     let total = run_all(
         number("SIM_FIRST").unwrap_or(0),
         number("SIM_SEEDS").unwrap_or(24),
-        Mode { bridge: true, verbose: false },
+        Mode { bridge: true, ..Mode::default() },
     );
     assert!(total.judged > 0 && total.finished > total.others, "{total:?}");
 }
@@ -123,10 +129,11 @@ fn a_plain_bridge_gives_the_oracle_nothing_to_say() {
 #[test]
 fn the_same_seed_gives_the_same_bytes_at_the_same_time() {
     for seed in [1, 7, 11] {
-        let hash = |()| run(seed, Mode { bridge: true, verbose: false }).map(|report| report.hash).map_err(|f| f.what);
+        let hash =
+            |()| run(seed, Mode { bridge: true, ..Mode::default() }).map(|report| report.hash).map_err(|f| f.what);
         assert_eq!(hash(()), hash(()), "seed {seed}");
     }
-    let one = run(1, Mode { bridge: true, verbose: false }).map(|report| report.hash);
-    let other = run(2, Mode { bridge: true, verbose: false }).map(|report| report.hash);
+    let one = run(1, Mode { bridge: true, ..Mode::default() }).map(|report| report.hash);
+    let other = run(2, Mode { bridge: true, ..Mode::default() }).map(|report| report.hash);
     assert_ne!(one.ok(), other.ok());
 }

@@ -188,6 +188,8 @@ pub struct Oracle {
     lenient_resets: bool,
     /// SACK blocks are taken by hosts that never permitted them: so the box is configured.
     retains_sack: bool,
+    /// Servers that do not always speak alike.
+    changing: BTreeSet<SocketAddr>,
     judged: u64,
 }
 
@@ -201,6 +203,7 @@ impl Oracle {
             licensed: BTreeSet::new(),
             lenient_resets: false,
             retains_sack: false,
+            changing: BTreeSet::new(),
             judged: 0,
         }
     }
@@ -214,6 +217,14 @@ impl Oracle {
     /// Lets the box reset any connection: its tables are too small for all of them.
     pub fn license_all_resets(&mut self) {
         self.lenient_resets = true;
+    }
+
+    /// Says that this server gives up or takes up timestamps at some time.
+    ///
+    /// A client that was promised them on what the server said before gets them from the box, in segments the server
+    /// had sized without.
+    pub fn changes_mind(&mut self, server: SocketAddr) {
+        self.changing.insert(server);
     }
 
     /// Lets SACK blocks pass to hosts that never permitted them (`sackconflict=retain`).
@@ -477,7 +488,8 @@ impl Oracle {
         }
         // What a client may send is said before anything is known of the server, so only the other direction can be kept.
         let size = segment.payload.len() + segment.options_len;
-        let most = usize::from(end.offer.mss.unwrap_or(536));
+        let slack = if self.changing.contains(&sender) { 12 } else { 0 };
+        let most = usize::from(end.offer.mss.unwrap_or(536)) + slack;
         if !from_client && !segment.payload.is_empty() && size > most {
             return complain(Rule::Size, format!("data and options take {size} bytes, the receiver's MSS is {most}"));
         }

@@ -68,6 +68,11 @@ struct Call {
     /// Whether each side permitted SACK: blocks may be sent if both did.
     sack_here: bool,
     sack_there: bool,
+    /// The window scale each side announced.
+    scale_here: Option<u8>,
+    scale_there: Option<u8>,
+    /// The right edge of the window promised.
+    edge: Option<u32>,
     /// The highest acknowledgement sent.
     acked: Option<u32>,
     /// A duplicate segment received and not yet reported.
@@ -93,6 +98,9 @@ impl Tongue {
                 shift: 0,
                 sack_here: false,
                 sack_there: false,
+                scale_here: None,
+                scale_there: None,
+                edge: None,
                 acked: None,
                 duplicate: None,
                 reported: Vec::new(),
@@ -115,6 +123,7 @@ impl Tongue {
             }
             segment.options.sack_permitted &= call.dialect.sack;
             call.sack_here = segment.options.sack_permitted;
+            call.scale_here = segment.options.scale;
         }
         if let Some((value, echo)) = segment.options.stamps {
             segment.options.stamps = Some((value.wrapping_add(call.dialect.clock), echo));
@@ -124,6 +133,14 @@ impl Tongue {
         {
             if call.acked.is_none_or(|acked| (ack.wrapping_sub(acked) as i32) > 0) {
                 call.acked = Some(ack);
+            }
+            let shift = match call.scale_there {
+                Some(_) if !segment.syn => call.scale_here.unwrap_or(0),
+                _ => 0,
+            };
+            let edge = ack.wrapping_add(u32::from(segment.window) << shift);
+            if call.edge.is_none_or(|old| (edge.wrapping_sub(old) as i32) > 0) {
+                call.edge = Some(edge);
             }
             if !segment.syn && segment.payload.is_empty() && call.sack_here && call.sack_there {
                 call.add_blocks(&mut segment, ack);
@@ -157,6 +174,7 @@ impl Tongue {
             }
             segment.options.sack_permitted &= call.dialect.sack;
             call.sack_there = segment.options.sack_permitted;
+            call.scale_there = segment.options.scale;
             if !call.dialect.stamps {
                 segment.options.stamps = None;
             }
@@ -166,6 +184,11 @@ impl Tongue {
             if call.acked.is_some_and(|acked| (end.wrapping_sub(acked) as i32) <= 0) {
                 call.duplicate = Some((segment.seq, end));
             }
+        }
+        // smoltcp takes the FIN of a segment whose data it had to cut at its window's edge.
+        if let (Some(edge), true) = (call.edge, segment.fin) {
+            let end = segment.seq.wrapping_add(segment.payload.len() as u32);
+            segment.fin = (end.wrapping_sub(edge) as i32) <= 0;
         }
         // The stack reads four blocks and writes three; a fourth means nothing to it.
         segment.options.sack[3] = None;

@@ -163,7 +163,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     }
     if chance.one_in(1, 4) {
         config.own_mss = *chance.pick(&[536, 1220, 1460]);
-        config.own_wscale = *chance.pick(&[0, 3, 7, 14]);
+        config.own_wscale = *chance.pick(&[0, 3, 7, 9]);
         config.own_sack = chance.one_in(1, 2);
     }
     if chance.one_in(1, 6) {
