@@ -12,7 +12,8 @@ pub struct Watch {
 }
 
 struct Link {
-    interface: Interface,
+    name: String,
+    index: u32,
     is_up: bool,
 }
 
@@ -21,7 +22,8 @@ impl Watch {
     pub fn new(ports: [&str; 2]) -> Self {
         let links = ports.into_iter().filter(|port| !port.starts_with("pcap:")).filter_map(|port| {
             let name = port.split_once(':').map_or(port, |(_, name)| name);
-            Some(Link { interface: Interface::find(name).ok()?, is_up: true })
+            let interface = Interface::find(name).ok()?;
+            Some(Link { name: name.to_owned(), index: interface.index(), is_up: true })
         });
         Self { links: links.collect() }
     }
@@ -32,9 +34,9 @@ impl Watch {
     /// When an interface is gone. One of the same name that comes later is another one.
     pub fn look(&mut self) -> Result<(), Failure> {
         for link in &mut self.links {
-            let name = link.interface.name();
+            let name = link.name.as_str();
             match Interface::find(name) {
-                Ok(found) if found.index() == link.interface.index() => {
+                Ok(found) if found.index() == link.index => {
                     if !link.is_up {
                         info!("{name} is up again");
                     }
@@ -51,5 +53,25 @@ impl Watch {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_watched_under_any_name_and_files_are_not() {
+        let mut watch = Watch::new(["xdp:lo", "lo"]);
+        assert_eq!(watch.links.len(), 2);
+        watch.look().unwrap();
+        assert!(Watch::new(["pcap:lo", "pcap:in=lo:out=lo"]).links.is_empty());
+    }
+
+    #[test]
+    fn another_interface_of_the_same_name_is_another_one() {
+        let mut watch = Watch::new(["lo", "pcap:none"]);
+        watch.links[0].index += 1;
+        assert!(matches!(watch.look(), Err(Failure::Gone { interface }) if interface == "lo"));
     }
 }

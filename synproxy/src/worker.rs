@@ -448,6 +448,79 @@ mod tests {
         );
     }
 
+    /// A TCP segment between a client in the WAN and a server in the LAN, sent from `side`, without options or payload.
+    fn segment(side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
+        let (client, server) = ([192, 0, 2, 9, 0x9c, 0x40], [10, 0, 0, 1, 0, 80]);
+        let (from, to) = if side == Side::Wan { (client, server) } else { (server, client) };
+        let mut frame = vec![2, 0, 0, 0, 0, to[3], 2, 0, 0, 0, 0, from[3], 8, 0];
+        let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
+        ip.extend([&from[..4], &to[..4]].concat());
+        let sum = checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum);
+        let mut tcp = [&from[4..], &to[4..], &seq.to_be_bytes(), &ack.to_be_bytes()].concat();
+        tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        let sum = checksum(&[&from[..4], &to[..4], &[0, 6, 0, 20], &tcp]);
+        tcp[16..18].copy_from_slice(&sum);
+        frame.extend(ip);
+        frame.extend(tcp);
+        frame.resize(60, 0);
+        frame
+    }
+
+    fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+        let words = parts.iter().flat_map(|part| part.chunks(2)).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+        let sum: u32 = words.sum();
+        (!(((sum & 0xffff) + (sum >> 16)) as u16)).to_be_bytes()
+    }
+
+    /// Sequence number, acknowledgement number and flags of a segment without tags.
+    fn numbers(frame: &[u8]) -> (u32, u32, u8) {
+        let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+        (word(38), word(42), frame[47])
+    }
+
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+
+    /// Walks a client through the handshake, with a pool of this many frames, up to the server's answer. Returns what the
+    /// server and the client got for it, and how often the engine found no spare frame.
+    fn handshake(frames: usize) -> ([Vec<Vec<u8>>; 2], u64) {
+        let secrets = tcpstate::Secrets::new([7; 48]);
+        let config =
+            tcpstate::Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Default::default() };
+        let (mut worker, mut wires) = world(tcpstate::Proxy::new(&config, &secrets, now()), frames, 8);
+        wires[Side::Wan].push(&segment(Side::Wan, 1000, 0, SYN));
+        worker.turn(now());
+        let (isn, ack, flags) = numbers(&wires[Side::Wan].pop().expect("the client gets a SYN-ACK"));
+        assert_eq!((ack, flags), (1001, SYN | ACK));
+
+        wires[Side::Wan].push(&segment(Side::Wan, 1001, isn.wrapping_add(1), ACK));
+        worker.turn(now());
+        let (seq, _, flags) = numbers(&wires[Side::Lan].pop().expect("the server is dialled"));
+        assert_eq!((seq, flags), (1000, SYN));
+
+        wires[Side::Lan].push(&segment(Side::Lan, 5000, 1001, SYN | ACK));
+        worker.turn(now());
+        worker.assert_conserved();
+        let got = [drain(&mut wires[Side::Lan]), drain(&mut wires[Side::Wan])];
+        (got, worker.snapshot().happened(tcpstate::Event::NoSpareFrame))
+    }
+
+    #[test]
+    fn the_proxy_joins_a_connection_through_the_worker() {
+        let ([server, client], refused) = handshake(16);
+        assert_eq!(server.iter().map(|frame| numbers(frame)).collect::<Vec<_>>(), [(1001, 5001, ACK)]);
+        assert_eq!(client.len(), 1, "the client's window opens");
+        assert_eq!(refused, 0);
+    }
+
+    #[test]
+    fn what_the_proxy_cannot_say_for_want_of_a_frame_is_counted() {
+        // The only frame holds the server's answer and becomes one of the two segments that answer it.
+        let ([server, client], refused) = handshake(1);
+        assert_eq!((server.len() + client.len(), refused), (1, 1));
+    }
+
     #[test]
     fn a_run_ends_when_both_ports_are_exhausted_and_everything_has_passed() {
         let (worker, mut wires) = world(Bypass::default(), 1024, 1024);
