@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tcpstate::config::SackConflict;
-use tcpstate::{DropReason, Event};
+use tcpstate::config::{SackConflict, Source};
+use tcpstate::{DropReason, Event, Side, Verdict};
 use unit::in_every_mode;
 use unit::script::*;
 
@@ -703,10 +703,11 @@ in_every_mode! {
             for (side, frame) in world.discard() {
                 let got = read(&frame, now).unwrap();
                 assert_eq!(got.checksums, (true, true));
-                if side == tcpstate::Side::Lan && got.flags == SYN {
+                if side == Side::Lan && got.flags == SYN {
                     assert_eq!((got.seq, &got.options, got.window), (CLIENT_ISN, &first.options, first.window));
+                    assert_eq!((got.ttl, got.macs), (CLIENT_TTL, first.macs));
                     asked.push(now.since(start).as_millis());
-                } else if side == tcpstate::Side::Wan {
+                } else if side == Side::Wan {
                     end = Some(got);
                 }
             }
@@ -823,7 +824,7 @@ in_every_mode! {
             world.tick(Duration::from_millis(100));
             for (side, frame) in world.discard() {
                 let got = read(&frame, world.now()).unwrap();
-                assert_eq!(side, tcpstate::Side::Wan);
+                assert_eq!(side, Side::Wan);
                 assert_eq!((got.flags, got.seq, got.ack, got.window), (ACK, j.o(0), j.c(0), j.update.window));
                 assert_eq!(got.checksums, (true, true));
                 assert_eq!(got.ts().is_some(), j.update.ts().is_some());
@@ -887,11 +888,11 @@ in_every_mode! {
             for (side, frame) in world.discard() {
                 let got = read(&frame, world.now()).unwrap();
                 match side {
-                    tcpstate::Side::Wan => {
+                    Side::Wan => {
                         assert_eq!((got.seq, got.ack), (offered.seq + 1, CLIENT_ISN + 1));
                         updates += 1;
                     }
-                    tcpstate::Side::Lan => {
+                    Side::Lan => {
                         assert_eq!((got.flags, got.seq, got.ack), (ACK, CLIENT_ISN + 1, SERVER_ISN + 1));
                         acks += 1;
                     }
@@ -1792,5 +1793,231 @@ fn the_syn_cache_keeps_what_no_cookie_could_express() {
         let theirs = Terms { mss: Some(1333), wscale: Some(5), ts: false, ..Terms::linux(0) };
         let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
         assert_eq!((dialled.mss(), dialled.wscale()), (Some(1333), Some(5)));
+    }
+}
+
+// ---- what else a stranger might ask ----
+
+in_every_mode! {
+    fn an_echo_of_our_own_clock_is_not_sent_to_the_server(world, client, server) {
+        let j = linux(&world, &client, &server).joined;
+        // Sent before the window update came: it echoes the SYN-ACK, which the server never sent.
+        let stamp = j.offered.ts().unwrap().0;
+        client.sends(data(j.c(0), j.o(0), 10).nop().nop().ts(CLIENT_TS + 2, stamp));
+        server.gets(data(j.c(0), j.s(0), 10).ts(CLIENT_TS + 2, SERVER_TS));
+        client.sends(data(j.c(10), j.o(0), 10).nop().nop().ts(CLIENT_TS + 3, j.update.ts().unwrap().0));
+        server.gets(data(j.c(10), j.s(0), 10).ts(CLIENT_TS + 3, SERVER_TS));
+    }
+
+    fn a_first_fragment_is_not_lengthened(world, client, server) {
+        // The server refuses timestamps, which are otherwise added for the client; here they would overlap the next fragment.
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });
+        let tags = 4 * world.mode().tags;
+        let seg = data(j.s(0), j.c(0), 80);
+        let frame = match world.mode().family {
+            Family::V4 => {
+                let mut frame = server.frame(&seg);
+                frame[14 + tags + 6] = 0x20;
+                seal(&mut frame);
+                frame
+            }
+            Family::V6 => server.frame(&seg.behind(&[Extension::Fragment(0, true)])),
+        };
+        server.sends(frame.clone());
+        for (_, out) in world.discard() {
+            assert_eq!(out.len(), frame.len(), "payload was moved within the packet");
+        }
+    }
+
+    fn a_server_with_a_shut_window_is_not_said_to_have_opened_it(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, Terms { window: 0, ..theirs });
+        assert_eq!(j.update.window, 0);
+        server.sends(ack(j.s(0), j.c(0)).window(300).ts(SERVER_TS + 1, CLIENT_TS + 1));
+        client.gets(ack(j.o(0), j.c(0)).window(300).ts(j.ts_out(SERVER_TS + 1), CLIENT_TS + 1));
+        client.sends(data(j.c(0), j.o(0), 10).ts(CLIENT_TS + 2, j.ts_out(SERVER_TS + 1)));
+        server.gets(data(j.c(0), j.s(0), 10).ts(CLIENT_TS + 2, SERVER_TS + 1));
+    }
+
+    fn a_client_that_calls_anew_while_the_server_is_silent_gets_its_new_call(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        dial(&client, &server, theirs, CLIENT_ISN);
+        world.tick(Duration::from_millis(500));
+        let isn = CLIENT_ISN + 5_000_000;
+        client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
+        let offered = client.gets(syn_ack(ANY, isn + 1).window(0).any_options());
+        server.gets(nothing());
+        client.sends(ack(isn + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
+        client.gets(nothing());
+        let told: Vec<Got> = world.discard().iter().map(|(_, frame)| read(frame, world.now()).unwrap()).collect();
+        let dialled = told.iter().find(|got| got.flags == SYN).expect("the server is called").clone();
+        assert_eq!(dialled.seq, isn);
+        // The old call may be called off, by its own number.
+        assert!(told.iter().all(|got| got.flags == SYN || got.flags & RST != 0 && got.seq == CLIENT_ISN + 1));
+        let j = answer(&client, &server, theirs, isn, SERVER_ISN, offered, dialled);
+        Talk::new(&client, &server, j).closes_from_the_client();
+        world.has_flows(1, 0);
+    }
+
+    fn the_old_connection_still_closes_while_a_new_one_is_being_opened(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let mut talk = linux(&world, &client, &server);
+        talk.closes_from_the_server();
+        let isn = CLIENT_ISN + 5_000_000;
+        client.sends(theirs.on(syn(isn), (CLIENT_TS + 9, 0)));
+        let offered = client.gets(syn_ack(ANY, isn + 1).window(0).any_options());
+        let j = &talk.joined;
+        // A FIN of the old one, late on its way.
+        client.sends(fin(j.c(0), j.o(1)).nop().nop().ts(CLIENT_TS + 5, j.ts_out(SERVER_TS + 1)));
+        server.gets(fin(j.c(0), j.s(1)).ts(CLIENT_TS + 5, SERVER_TS + 1));
+        client.sends(ack(isn + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 10, offered.ts().unwrap().0));
+        let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
+        answer(&client, &server, theirs, isn, 0x4444_4444, offered, dialled);
+    }
+
+    fn a_blind_reset_does_not_end_the_opening_from_the_lan(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        server.passes(theirs.on(syn(100), (1, 0)));
+        client.sends_in_vain(rst(0), DropReason::BadReset);
+        client.sends_in_vain(rst_ack(0, 100), DropReason::BadReset);
+        client.sends_in_vain(rst_ack(0, 102), DropReason::BadReset);
+        client.passes(theirs.on(syn_ack(900, 101), (6, 1)));
+        client.sends_in_vain(rst(1000), DropReason::BadReset);
+        server.passes(ack(101, 901).nop().nop().ts(2, 6));
+        client.passes(data(901, 101, 10).nop().nop().ts(7, 2));
+        world.has_flows(0, 1);
+    }
+
+    fn a_reset_of_the_client_ends_its_half_open_entry(world, client, server) {
+        client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        client.sends_unheard(rst(CLIENT_ISN + 1000));
+        assert_eq!(world.population().half_open, u64::from(world.mode().cache));
+        // Whoever did not call answers our SYN-ACK so.
+        client.sends_unheard(rst(CLIENT_ISN + 1));
+        assert_eq!(world.population().half_open, 0);
+        server.gets(nothing());
+    }
+
+    fn a_syn_repeated_is_counted_as_one_call(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        for _ in 0..5 {
+            client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+            client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        }
+        server.gets(nothing());
+        let cached = world.mode().cache;
+        assert_eq!(world.population().half_open, u64::from(cached));
+        assert_eq!(world.happened(Event::SynRepeated), if cached { 4 } else { 0 });
+        assert_eq!(world.happened(Event::SynAnswered), 5);
+    }
+
+    fn segments_of_a_passed_connection_are_not_touched(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let ours = Terms { wscale: Some(2), sack: true, ..theirs };
+        server.passes(ours.on(syn(100), (1, 0)));
+        client.passes(Terms { wscale: Some(9), ..theirs }.on(syn_ack(900, 101), (6, 1)));
+        server.passes(ack(101, 901).window(1).nop().nop().ts(2, 6));
+        for i in 0..50 {
+            client.passes(data(901 + i * 10, 101, 10).window(65535).nop().nop().ts(7, 2).sack(&[(5, 6), (8, 9)]));
+            server.passes(ack(101, 911 + i * 10).window(3).sack(&[(1000, 2000)]).ts(3, 7));
+        }
+        // A reset its receiver may judge by itself, and the exact one.
+        client.passes(rst(1500));
+        client.passes(rst(1401));
+        assert_eq!(world.happened(Event::Challenge), 0);
+    }
+
+    fn connections_of_the_same_ends_in_two_networks_are_two(world, client, server) {
+        let tags = world.mode().tags;
+        if tags == 0 {
+            let _ = (client, server);
+            return;
+        }
+        let theirs = Terms::linux(world.mss());
+        dial(&client, &server, theirs, CLIENT_ISN);
+        let mut stray = server.frame(&theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
+        stray[15] ^= 0x40;
+        server.sends(stray);
+        client.gets(nothing());
+        world.discard();
+        assert_eq!(world.happened(Event::Spliced), 0);
+        server.sends(theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
+        assert_eq!(world.discard().len(), 2);
+        assert_eq!(world.happened(Event::Spliced), 1);
+    }
+}
+
+#[test]
+fn what_is_announced_can_be_configured() {
+    for mode in Mode::ALL {
+        let (_world, client, server) = mode.world_with(|config| {
+            config.own_mss = 1400;
+            config.own_wscale = 3;
+            config.own_sack = false;
+            config.mss = Source::Default;
+            config.sack = Source::Default;
+            config.wscale = Source::Default;
+        });
+        let theirs = Terms::linux(mode.mss());
+        for port in 0..2 {
+            let (client, server) = if port == 0 { (client.clone(), server.clone()) } else { _world.on_port(7) };
+            let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+            let mss = if mode.family == Family::V4 { 1400 } else { 1380 };
+            assert_eq!((offered.mss(), offered.wscale(), offered.sack_ok()), (Some(mss), Some(3), false), "{mode}");
+            assert!(!dialled.sack_ok(), "the server is not asked for what the client was refused");
+            let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+            // The server scales by 7, the client reads by 3.
+            assert_eq!(j.update.window, 64240 >> 3);
+        }
+    }
+}
+
+#[test]
+fn what_is_known_of_a_server_by_address_holds_for_all_its_ports() {
+    for mode in Mode::ALL {
+        let (world, client, server) = mode.world_with(|config| {
+            config.mss = Source::HashIp;
+            config.sack = Source::HashIp;
+            config.wscale = Source::HashIp;
+        });
+        let theirs = Terms::linux(mode.mss());
+        open(&client, &server, theirs, Terms { mss: Some(1300), wscale: Some(9), sack: false, ..theirs });
+        let (there, _) = world.on_port(7);
+        let other_port = world.host(Side::Wan, Ends { dport: 443, ..there.ends() });
+        other_port.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let offered = other_port.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        assert_eq!((offered.mss(), offered.wscale(), offered.sack_ok()), (Some(1300), Some(9), false), "{mode}");
+    }
+}
+
+#[test]
+fn test_connections_carry_traffic_both_ways() {
+    let (world, _, _) = Mode::V4.world_with(|config| {
+        config.test_connections = true;
+        config.table_buckets = 1024;
+    });
+    world.has_flows(540, 0);
+    for j in [0_u32, 1, 255, 539] {
+        let ip = |base: u32, n: u32| std::net::IpAddr::from((base + n).to_be_bytes());
+        let (client, _) = world.on_port(1);
+        let there = Ends {
+            src: ip(0x0B00_0000, 2 * j + 1),
+            dst: ip(0x0A00_0000, 2 * j + 2),
+            sport: 54321,
+            dport: 12345,
+            ..client.ends()
+        };
+        let back = Ends { src: there.dst, dst: there.src, sport: 12345, dport: 54321, ..there };
+        for i in 0..10 {
+            let frame = build(&there, 0, &data(i * 100, 1, 100));
+            assert_eq!(world.inject(Side::Wan, &frame), Verdict::Forward);
+            let frame = build(&back, 0, &data(i * 100, 1, 100));
+            assert_eq!(world.inject(Side::Lan, &frame), Verdict::Forward);
+            for (_, frame) in world.discard() {
+                assert_eq!(read(&frame, world.now()).unwrap().checksums, (true, true));
+            }
+        }
     }
 }

@@ -414,6 +414,11 @@ impl World {
         )
     }
 
+    /// One end of any connection: the host on `side` that has these ends.
+    pub fn host(&self, side: Side, ends: Ends) -> Host {
+        Host { core: self.0.clone(), side, ends }
+    }
+
     /// Both ends of another connection between the same two hosts, from another port of the client.
     pub fn on_port(&self, port: u16) -> (Host, Host) {
         self.pair(0, 1, port)
