@@ -189,7 +189,7 @@ impl Plan {
             4 => usize::from(u16::from_be_bytes([bytes[at.network + 2], bytes[at.network + 3]])),
             _ => 40 + usize::from(u16::from_be_bytes([bytes[at.network + 4], bytes[at.network + 5]])),
         };
-        let end = if stated <= payload - at.network { bytes.len() } else { (at.network + stated).min(bytes.len()) };
+        let end = if stated < payload - at.network { bytes.len() } else { (at.network + stated).min(bytes.len()) };
         (payload <= end && payload <= MAX_HEADERS).then_some(Plan { at, payload, end, size })
     }
 
