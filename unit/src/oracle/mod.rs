@@ -119,6 +119,8 @@ struct End {
     syn_len: usize,
     /// Whether the host opened the connection.
     active: bool,
+    /// Whether it had another with the same ends before.
+    again: bool,
     peer_isn: Option<u32>,
     peer_offer: Options,
     /// SYNs that reached the host before it chose one.
@@ -268,6 +270,7 @@ impl Oracle {
             self.ends.remove(&(segment.destination, segment.source));
         }
         let end = self.ends.entry((segment.source, segment.destination)).or_default();
+        end.again |= opens_again;
         if segment.rst {
             end.reset = true;
             return;
@@ -275,7 +278,8 @@ impl Oracle {
         if segment.syn {
             if end.isn != Some(segment.seq) {
                 let offered = std::mem::take(&mut end.offered);
-                *end = End { isn: Some(segment.seq), offered, active: segment.ack.is_none(), ..End::default() };
+                let again = end.again;
+                *end = End { isn: Some(segment.seq), offered, active: segment.ack.is_none(), again, ..End::default() };
                 end.syn_len = segment.frame_len;
             }
             end.offer = segment.options;
@@ -393,6 +397,10 @@ impl Oracle {
             return complain(Rule::Acknowledgement, "no ACK flag".into());
         };
         let acked = position(ack, isn);
+        if end.again && end.peer_isn.is_none() && !segment.syn && segment.payload.is_empty() {
+            // RFC 5961 section 4: who takes the old connection to be alive challenges the new SYN.
+            return Ok(());
+        }
         if acked < 1 || acked > end.edge {
             return complain(
                 Rule::Acknowledgement,

@@ -510,13 +510,18 @@ impl World {
                 v4.set_ip(std::net::Ipv4Addr::from(self.chance.word() as u32 >> 8 | 0x0b00_0000));
             }
         }
-        let mut segment = Segment::new(source, lan, self.chance.word() as u32, None);
-        segment.window = self.chance.word() as u16;
         let data = [0x5a; 64];
         // On a connection from the LAN the host itself would have to tell right from wrong, and smoltcp does not always:
         // it takes a SYN for a simultaneous open, and answers in SYN-SENT with a reset of any number.
         let watched = plan.opener == Side::Lan && source == wan;
-        match if watched { 2 } else { self.chance.within(0..6) } {
+        let kind = if watched { 2 } else { self.chance.within(0..6) };
+        if kind >= 4 && source == wan {
+            // The ends of a living connection judge for themselves what lies outside their windows.
+            source.set_port(self.chance.within(1024..19_000) as u16);
+        }
+        let mut segment = Segment::new(source, lan, self.chance.word() as u32, None);
+        segment.window = self.chance.word() as u16;
+        match kind {
             0 | 1 => {
                 segment.syn = true;
                 segment.options.mss = Some(1460);
