@@ -33,12 +33,15 @@ impl Backend {
     /// Every backend that works on veth.
     pub const ALL: [Backend; 3] = [Backend::Driver, Backend::Generic, Backend::Packet];
 
-    fn name(self, interface: &str) -> String {
-        match self {
-            Backend::Driver => format!("xdp:{interface}"),
-            Backend::Generic => format!("xdp-generic:{interface}"),
-            Backend::Packet => format!("packet:{interface}"),
-        }
+    /// The arguments that ask for it and nothing else.
+    pub fn arguments(self) -> Vec<String> {
+        let (mode, prefix) = match self {
+            Backend::Driver => ("driver", "xdp"),
+            Backend::Generic => ("generic", "xdp"),
+            Backend::Packet => ("auto", "packet"),
+        };
+        let interface = |name| format!("{prefix}:{name}");
+        vec![format!("--xdp-mode={mode}"), interface(Rig::LAN), interface(Rig::WAN)]
     }
 }
 
@@ -112,7 +115,7 @@ impl Appliance {
             command.arg("--config").arg(&path);
             path
         });
-        command.arg(backend.name(Rig::LAN)).arg(backend.name(Rig::WAN));
+        command.args(backend.arguments());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting ip netns exec");
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -174,17 +177,25 @@ impl Appliance {
     ///
     /// # Panics
     /// If it has ended by itself, or does not end; the message has all it said.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
+        self.end(Signal::SIGTERM)
+    }
+
+    /// Ends it by `signal`, and returns its last words.
+    ///
+    /// # Panics
+    /// As [`Appliance::stop`].
+    pub fn end(mut self, signal: Signal) -> Report {
         if let Some(status) = self.child.try_wait().expect("waiting for a child of one's own") {
             panic!("it had ended by itself, {status}:\n{}", self.log().join("\n"));
         }
         let start = Instant::now();
-        self.signal(Signal::SIGTERM);
+        self.signal(signal);
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("waiting for a child of one's own") {
                 break status;
             }
-            assert!(start.elapsed() < PATIENCE, "SIGTERM did not end it:\n{}", self.log().join("\n"));
+            assert!(start.elapsed() < PATIENCE, "{signal} did not end it:\n{}", self.log().join("\n"));
             thread::sleep(Duration::from_millis(5));
         };
         let took = start.elapsed();
