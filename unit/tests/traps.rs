@@ -1846,6 +1846,64 @@ in_every_mode! {
         }
     }
 
+    fn what_a_fragment_hides_may_be_acknowledged(world, client, server) {
+        let tags = 4 * world.mode().tags;
+        let mut talk = linux(&world, &client, &server);
+        talk.client(PSH, 10);
+        // The first 80 of 4000 bytes; the other fragments carry no TCP header.
+        for host in [&server, &client] {
+            let j = talk.joined.clone();
+            let seg = if host.side() == Side::Lan {
+                data(j.s(0), j.c(10), 80).ts(SERVER_TS + 2, CLIENT_TS + 2)
+            } else {
+                data(j.c(10), j.o(4000), 80).ts(CLIENT_TS + 3, j.ts_out(SERVER_TS + 2))
+            };
+            let frame = match world.mode().family {
+                Family::V4 => {
+                    let mut frame = host.frame(&seg);
+                    frame[14 + tags + 6] = 0x20;
+                    seal(&mut frame);
+                    frame
+                }
+                Family::V6 => host.frame(&seg.behind(&[Extension::Fragment(0, true)])),
+            };
+            host.sends(frame);
+            let passed = world.discard();
+            assert_eq!((passed.len(), passed[0].0), (1, host.side().other()));
+            if host.side() == Side::Lan {
+                client.sends(ack(j.c(10), j.o(4000)).ts(CLIENT_TS + 3, j.ts_out(SERVER_TS + 2)));
+                server.gets(ack(j.c(10), j.s(4000)).ts(CLIENT_TS + 3, SERVER_TS + 2));
+                client.gets(nothing());
+            } else {
+                server.sends(ack(j.s(4000), j.c(4010)).ts(SERVER_TS + 3, CLIENT_TS + 3));
+                client.gets(ack(j.o(4000), j.c(4010)).ts(j.ts_out(SERVER_TS + 3), CLIENT_TS + 3));
+                server.gets(nothing());
+            }
+        }
+        // And both go on from there.
+        let j = &talk.joined;
+        client.sends(data(j.c(4010), j.o(4000), 10).ts(CLIENT_TS + 4, j.ts_out(SERVER_TS + 3)));
+        server.gets(data(j.c(4010), j.s(4000), 10).ts(CLIENT_TS + 4, SERVER_TS + 3));
+        server.sends(data(j.s(4000), j.c(4020), 10).ts(SERVER_TS + 4, CLIENT_TS + 4));
+        client.gets(data(j.o(4000), j.c(4020), 10).ts(j.ts_out(SERVER_TS + 4), CLIENT_TS + 4));
+    }
+
+    fn a_segment_the_box_has_not_seen_may_be_acknowledged_again(world, client, server) {
+        // Old acknowledgements and data of up to a large window below: they pass, whatever the box believes.
+        let mut talk = linux(&world, &client, &server);
+        for _ in 0..40 {
+            talk.server(0, 1400);
+        }
+        talk.client(0, 0);
+        let j = &talk.joined;
+        for acked in [0, 1400, 28_000] {
+            client.sends(ack(j.c(0), j.o(acked)).ts(CLIENT_TS + 2, j.ts_out(SERVER_TS + 2)));
+            server.gets(ack(j.c(0), j.s(acked)).ts(CLIENT_TS + 2, SERVER_TS + 2));
+            server.sends(data(j.s(acked), j.c(0), 1400).ts(SERVER_TS + 50, CLIENT_TS + 2));
+            client.gets(data(j.o(acked), j.c(0), 1400).ts(j.ts_out(SERVER_TS + 50), CLIENT_TS + 2));
+        }
+    }
+
     fn a_server_with_a_shut_window_is_not_said_to_have_opened_it(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { window: 0, ..theirs });
@@ -2028,7 +2086,8 @@ fn test_connections_carry_traffic_both_ways() {
         };
         let back = Ends { src: there.dst, dst: there.src, sport: 12345, dport: 54321, ..there };
         for i in 0..10 {
-            let frame = build(&there, 0, &data(i * 100, 1, 100));
+            // The WAN's numbers must fit what is known, which is nothing but zero.
+            let frame = build(&there, 0, &data(i * 100, 0, 100));
             assert_eq!(world.inject(Side::Wan, &frame), Verdict::Forward);
             let frame = build(&back, 0, &data(i * 100, 1, 100));
             assert_eq!(world.inject(Side::Lan, &frame), Verdict::Forward);
