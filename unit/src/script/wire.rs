@@ -665,7 +665,7 @@ fn layout(frame: &[u8]) -> Result<Layout, String> {
     let byte = |at: usize| frame.get(at).copied().ok_or_else(|| format!("ends before byte {at}"));
     let word = |at: usize| Ok::<u16, String>(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
     let mut at = 12;
-    while matches!(word(at)?, 0x8100 | 0x88A8) {
+    while matches!(word(at)?, 0x8100 | 0x88A8 | 0x9100) {
         at += 4;
     }
     let ethertype = word(at)?;
