@@ -62,8 +62,16 @@ impl Marks {
     pub const FIN_LAN_ACKED: Marks = Marks(1 << 10);
     /// The WAN's FIN is acknowledged.
     pub const FIN_WAN_ACKED: Marks = Marks(1 << 11);
-    /// The client's echoes have caught up with the server's clock.
-    pub const ECHO_SETTLED: Marks = Marks(1 << 12);
+    /// Fragments have come, which hide how long a segment truly is.
+    pub const FRAGMENTED: Marks = Marks(1 << 12);
+
+    /// Timestamps were promised to the client on the presumption that the server takes them.
+    pub const TIMESTAMPS_PRESUMED: Marks = Marks(1 << 13);
+
+    /// The LAN's window field is still that of its SYN-ACK, which is not scaled.
+    pub const WINDOW_UNSCALED: Marks = Marks(1 << 14);
+    /// The numbers were not followed from the beginning, so segments cannot be judged by them.
+    pub const UNJUDGED: Marks = Marks(1 << 15);
 
     const fn fin(side: Side) -> Marks {
         match side {
@@ -117,11 +125,6 @@ impl Half {
     /// The scale by which the other end reads this end's fields.
     pub fn told(&self) -> Option<WindowScale> {
         decode_scale(self.scales >> 4)
-    }
-
-    /// The window this end grants.
-    pub fn granted(&self) -> Window {
-        self.window << self.scale().unwrap_or_default()
     }
 
     /// A field of this end, rewritten for the scale the other end reads it by.
@@ -234,6 +237,11 @@ impl Flow {
         }
     }
 
+    /// Sets a mark if `set` says so, and never clears it.
+    pub fn mark_if(&mut self, mark: Marks, set: bool) {
+        self.marks.0 |= if set { mark.0 } else { 0 };
+    }
+
     /// The end on this side.
     pub fn half(&self, side: Side) -> &Half {
         &self.halves[side]
@@ -264,6 +272,8 @@ impl Flow {
     pub fn finish(&mut self, side: Side, fin: SeqNum) {
         self.mark(Marks::fin(side), true);
         self.halves[side].fin = fin;
+        // Nothing comes after it, whatever a damaged segment may have claimed before.
+        self.halves[side].next = fin;
     }
 
     /// Notes what `side` has acknowledged of the other end's FIN.
@@ -292,6 +302,20 @@ impl Flow {
             State::Closing => self.is_all(&[Marks::FIN_LAN, Marks::FIN_WAN]),
             _ => false,
         }
+    }
+
+    /// The window the end on this side grants.
+    pub fn granted(&self, side: Side) -> Window {
+        let half = &self.halves[side];
+        if side == Side::Lan && self.is(Marks::WINDOW_UNSCALED) {
+            return Window(half.window.0.into());
+        }
+        half.window << half.scale().unwrap_or_default()
+    }
+
+    /// The window field that tells the other end what the end on this side grants.
+    pub fn told_window(&self, side: Side) -> RawWindow {
+        self.granted(side).field(self.halves[side].told().unwrap_or_default())
     }
 
     /// How far `side`'s numbers must be moved to stand among the outer ones: nothing for the WAN's.

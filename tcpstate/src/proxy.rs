@@ -181,6 +181,7 @@ pub struct Proxy {
     limiter: Limiter,
     half_open: Queue,
     closing: Queue,
+    dialling: Queue,
     lifetimes: Lifetimes,
     sack_conflict: SackConflict,
     mss_clamp: u16,
@@ -202,7 +203,8 @@ impl Proxy {
             learned: Learned::new(config, secrets.pair(2)),
             limiter: Limiter::new(&config.rate, secrets.pair(2)),
             half_open: Queue::new(config.half_open_max.min(config.flow_capacity())),
-            closing: Queue::new(config.flow_capacity().min(room::CLOSING_REMEMBERED)),
+            closing: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
+            dialling: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
             lifetimes: Lifetimes::new(&config.timeouts),
             sack_conflict: config.sack_conflict,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
@@ -396,7 +398,7 @@ impl Proxy {
         Acknowledgement {
             seq: sender.next,
             ack: sender.acked - flow.outward(to),
-            window: sender.retell(sender.window),
+            window: flow.told_window(to.other()),
             options: OptionList::plain(timestamps),
         }
     }
@@ -457,6 +459,7 @@ impl Proxy {
             let flow = &mut self.table[id];
             flow.state = State::Established;
             flow.mark(Marks::PROXIED, true);
+            flow.mark(Marks::UNJUDGED, true);
             flow.seq_delta = SeqDelta::between(0, hash as u32);
             *self.population.of(flow) += 1;
             let deadline = tick(now).wrapping_add(self.lifetimes.connected);

@@ -80,6 +80,11 @@ impl Table {
         self.len
     }
 
+    /// Whether every record is in use.
+    pub fn is_full(&self) -> bool {
+        self.len == self.flows.len()
+    }
+
     /// All records, for the wheel that is threaded through them.
     pub(crate) fn flows_mut(&mut self) -> &mut [Flow] {
         &mut self.flows

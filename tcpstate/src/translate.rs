@@ -11,10 +11,12 @@ use crate::wire::{Flags, Segment, TCP_LEN, Walk, be16, be32, kind, put16, put32}
 use crate::{Head, Side};
 
 /// Bytes of a timestamps option with the two no-operations that align it.
-const TIMESTAMPS_ROOM: usize = 12;
+pub const TIMESTAMPS_ROOM: usize = 12;
+/// Bytes of options a header holds at the most.
+const MAX_OPTIONS: usize = 40;
 
 /// Rewrites a segment of a proxied flow that came from `side` for the other side.
-pub fn translate(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head, conflict: SackConflict, tick: Ticks) {
+pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, conflict: SackConflict, tick: Ticks) {
     let tcp = usize::from(segment.tcp);
     let options = tcp + TCP_LEN..usize::from(segment.payload);
     let frame = head.bytes_mut();
@@ -52,7 +54,7 @@ fn replace32(frame: &mut [u8], tcp: usize, offset: usize, new: u32, patch: &mut 
 }
 
 fn rewrite_options(
-    flow: &mut Flow,
+    flow: &Flow,
     side: Side,
     frame: &mut [u8],
     tcp: usize,
@@ -91,7 +93,7 @@ fn rewrite_options(
 }
 
 /// Rewrites the timestamps option `at` bytes into the segment.
-fn rewrite_timestamps(flow: &mut Flow, side: Side, frame: &mut [u8], tcp: usize, at: usize, patch: &mut Patch) {
+fn rewrite_timestamps(flow: &Flow, side: Side, frame: &mut [u8], tcp: usize, at: usize, patch: &mut Patch) {
     if !flow.is(Marks::TIMESTAMPS) {
         return;
     }
@@ -113,13 +115,11 @@ fn rewrite_timestamps(flow: &mut Flow, side: Side, frame: &mut [u8], tcp: usize,
             if echo == 0 {
                 return;
             }
-            if !flow.is(Marks::ECHO_SETTLED) {
-                // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent.
-                if SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
-                    echo = flow.ts_base;
-                } else {
-                    flow.mark(Marks::ECHO_SETTLED, true);
-                }
+            // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent. (Once the server's
+            // clock has gone halfway round since, before and after mean nothing any more.)
+            let gone = flow.half(Side::Lan).ts_value.wrapping_sub(flow.ts_base);
+            if gone < 1 << 30 && SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
+                echo = flow.ts_base;
             }
             replace32(frame, tcp, at + 6, (-flow.ts_delta).shift(echo), patch);
         }
@@ -135,24 +135,39 @@ fn blank(frame: &mut [u8], tcp: usize, at: usize, len: usize, patch: &mut Patch)
 }
 
 /// Adds the timestamps a client was promised (RFC 7323 section 3.2: once negotiated they are on every segment)
-/// and the server does not send. Without headroom or place in the header the segment goes as it is.
+/// and the server does not send. The segment goes as it is where it would outgrow the client's MSS, or the buffer has no headroom.
 fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Ticks) {
+    // In a fragment they would push the payload into the next one's place.
+    if segment.fragmented {
+        return;
+    }
     let (ip, tcp) = (usize::from(segment.ip), usize::from(segment.tcp));
-    let header = usize::from(segment.payload) - tcp;
-    if header + TIMESTAMPS_ROOM > 60 || !head.open_gap(tcp + TCP_LEN, TIMESTAMPS_ROOM) {
+    let options = usize::from(segment.payload) - tcp - TCP_LEN;
+    let Some((surplus, shortened)) = surplus(&head.bytes()[tcp + TCP_LEN..][..options]) else { return };
+    let grown = TIMESTAMPS_ROOM - surplus;
+    if segment.payload_len() as usize + options + grown > usize::from(flow.mss) {
+        return;
+    }
+    let before = checksum::sum(&head.bytes()[tcp + TCP_LEN..][..options]);
+    if !head.open_gap(tcp + TCP_LEN, grown) {
         return;
     }
     let frame = head.bytes_mut();
-    let option = &mut frame[tcp + TCP_LEN..][..TIMESTAMPS_ROOM];
-    option[..4].copy_from_slice(&[kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
-    put32(option, 4, flow.ts_delta.shift(tick));
-    put32(option, 8, flow.half(Side::Wan).ts_value);
+    let list = &mut frame[tcp + TCP_LEN..][..options + grown];
+    // What was first among the options moves behind the new one; the last SACK blocks make way if the header would be too long.
+    list.copy_within(grown..grown + options - surplus, TIMESTAMPS_ROOM);
+    list[..4].copy_from_slice(&[kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
+    put32(list, 4, flow.ts_delta.shift(tick));
+    put32(list, 8, flow.half(Side::Wan).ts_value);
+    if let Some((at, len)) = shortened {
+        list[TIMESTAMPS_ROOM + at + 1] = len;
+    }
     let mut patch = Patch::default();
+    patch.replace16(before, checksum::sum(list));
     // The segment's length is part of the pseudo header.
-    patch.replace16(0, TIMESTAMPS_ROOM as u16);
-    patch.replace16(0, checksum::sum(option));
+    patch.replace16(0, grown as u16);
     let offset = be16(frame, tcp + 12);
-    let longer = offset + ((TIMESTAMPS_ROOM as u16 / 4) << 12);
+    let longer = offset + ((grown as u16 / 4) << 12);
     patch.replace16(offset, longer);
     put16(frame, tcp + 12, longer);
     let sum = patch.apply(be16(frame, tcp + 16));
@@ -160,13 +175,26 @@ fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Tick
 
     let length_at = ip + if segment.ends.v6 { 4 } else { 2 };
     let length = be16(frame, length_at);
-    put16(frame, length_at, length + TIMESTAMPS_ROOM as u16);
+    put16(frame, length_at, length + grown as u16);
     if !segment.ends.v6 {
         let mut patch = Patch::default();
-        patch.replace16(length, length + TIMESTAMPS_ROOM as u16);
+        patch.replace16(length, length + grown as u16);
         let sum = patch.apply(be16(frame, ip + 10));
         put16(frame, ip + 10, sum);
     }
+}
+
+/// How many bytes of SACK blocks must go so that timestamps fit beside these options: none, or whole blocks off the end of a last SACK
+/// option that keeps at least one, with that option's place and new length. `None` if they cannot be made to fit.
+fn surplus(options: &[u8]) -> Option<(usize, Option<(usize, u8)>)> {
+    const BLOCK: usize = 8;
+    let surplus = (options.len() + TIMESTAMPS_ROOM).saturating_sub(MAX_OPTIONS).next_multiple_of(BLOCK);
+    if surplus == 0 {
+        return Some((0, None));
+    }
+    let (kind, at, len) = Walk::new(options).last()?;
+    let spares = kind == kind::SACK && at + len == options.len() && len >= surplus + 2 + BLOCK;
+    spares.then_some((surplus, Some((at, (len - surplus) as u8))))
 }
 
 /// Lowers the MSS option of a SYN or SYN-ACK that is passed through to at most `clamp`.

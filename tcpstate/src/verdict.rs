@@ -49,8 +49,8 @@ labelled! {
         BadChecksum = "bad-checksum",
         /// A fragment that could overlap or hide a TCP header (RFC 1858, RFC 3128).
         BadFragment = "bad-fragment",
-        /// A source address no host can have: multicast, broadcast, unspecified, or equal to the destination.
-        BadSource = "bad-source",
+        /// A call from or to an address no host can have: multicast, broadcast, loopback, unspecified, or both the same.
+        BadAddress = "bad-address",
         /// A combination of flags that no TCP sends (SYN with FIN or RST, none at all).
         BadFlags = "bad-flags",
         /// The source prefix has spent its tokens.
@@ -107,13 +107,15 @@ labelled! {
         Direct = "direct",
         /// Window updates repeated because the client had shown no sign of the first.
         UpdateRepeated = "update-repeated",
+        /// Repeated SYN-ACKs of a server acknowledged again.
+        AnswerRepeated = "answer-repeated",
         /// Challenge acknowledgements sent (RFC 5961).
         Challenge = "challenge",
         /// Flows removed by their timer.
         Expired = "expired",
         /// Closing flows removed to make room.
         EvictedClosing = "evicted-closing",
-        /// Half-open flows removed to make room.
+        /// Half-open flows, and those whose server has not answered yet, removed to make room.
         EvictedHalfOpen = "evicted-half-open",
         /// Segments the engine wanted to send and had no spare frame for.
         NoSpareFrame = "no-spare-frame",

@@ -328,7 +328,7 @@ in_every_mode! {
     fn sources_no_host_can_have_are_dropped(world, client, server) {
         let _ = server;
         for frame in impossible_sources(&world, &client, syn(1).mss(1400)) {
-            client.sends_in_vain(frame, DropReason::BadSource);
+            client.sends_in_vain(frame, DropReason::BadAddress);
         }
         // What is no SYN is dropped for one reason or another.
         for seg in [ack(1, 2), rst(1), fin(1, 2), syn_ack(1, 2)] {

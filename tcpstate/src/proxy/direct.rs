@@ -1,8 +1,9 @@
 //! The LAN calls: its connections are passed through unchanged, and followed so that the answers may pass.
 
+use super::handshake::are_possible;
 use super::{Proxy, Turn};
 use crate::flow::{Flow, Half, State};
-use crate::seq::Window;
+use crate::seq::{Window, WindowScale};
 use crate::table::Id;
 use crate::translate::clamp_mss;
 use crate::wire::{Flags, Options, Segment};
@@ -14,9 +15,13 @@ impl Proxy {
         if !turn.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
+        if !are_possible(turn.ends()) {
+            return Verdict::Drop(DropReason::BadAddress);
+        }
         if let Some(former) = former {
             self.forget(former);
         }
+        self.make_room(turn.now, turn.egress);
         let (ends, hash) = (*turn.ends(), turn.hash);
         let opened = self.admit(&ends, hash, turn.now, |flow| begin_opening(flow, &turn));
         if opened.is_none() {
@@ -128,8 +133,9 @@ fn settle_scales(flow: &mut Flow) {
         return;
     }
     for side in Side::BOTH {
+        let window = flow.granted(side).field(WindowScale::default());
         let half = flow.half_mut(side);
-        half.window = half.granted().field(Default::default());
+        half.window = window;
         half.set_scales(None, None);
     }
 }

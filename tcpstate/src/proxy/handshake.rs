@@ -5,12 +5,13 @@ use crate::cookie::{Minted, ts_clock};
 use crate::flow::{Flow, Marks, State};
 use crate::learn::{Lesson, default_mss};
 use crate::limit::Admission;
-use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
+use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::table::Id;
 use crate::terms::{Offer, Terms};
+use crate::translate::TIMESTAMPS_ROOM;
 use crate::wheel::{Ticks, tick};
 use crate::wire::{
-    DEFAULT_TTL, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps,
+    Addr, DEFAULT_TTL, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
@@ -22,8 +23,6 @@ const UPDATES_REPEATED: u8 = 4;
 const SECOND: Ticks = 1_000_000 / 1024;
 /// When a server that remembers an older connection is called again after it was told to forget: 20 ms, in ticks.
 const AFTER_RESET: Ticks = 20;
-/// What timestamps take of a segment.
-const TIMESTAMPS_ROOM: u16 = 12;
 
 /// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
 pub(super) struct Proof {
@@ -38,8 +37,8 @@ impl Proxy {
         if !turn.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !is_possible_source(turn.ends()) {
-            return Verdict::Drop(DropReason::BadSource);
+        if !are_possible(turn.ends()) {
+            return Verdict::Drop(DropReason::BadAddress);
         }
         let (now, isn) = (turn.now, turn.segment.seq);
         let admission = self.limiter.admit(turn.ends(), turn.hash, isn, now);
@@ -75,13 +74,8 @@ impl Proxy {
     fn agree(&self, ends: &Ends, offered: &Options, offer: &Offer) -> Terms {
         let timestamps = offered.timestamps.is_some() && offer.timestamps;
         let promised = if offered.scale.is_some() { self.jar.promise(offer.scale, timestamps) } else { None };
-        let mut mss = offered.mss.unwrap_or(default_mss(ends)).min(self.mss_clamp);
-        if timestamps && !offer.timestamps_known {
-            // Should the server not take timestamps, the client must be sent them all the same: keep room for them.
-            mss = mss.saturating_sub(TIMESTAMPS_ROOM).max(mss.min(64));
-        }
         Terms {
-            mss,
+            mss: offered.mss.unwrap_or(default_mss(ends)).min(self.mss_clamp),
             scale: offered.scale.filter(|_| promised.is_some()),
             promised,
             sack: offered.sack_permitted && offer.sack,
@@ -212,19 +206,36 @@ impl Proxy {
             self.give_way(former, turn.egress);
         }
         let (ends, hash) = (*turn.ends(), turn.hash);
-        let Some(id) = self.admit(&ends, hash, now, |flow| begin_dialling(flow, &turn, proof)) else {
+        self.make_room(now, turn.egress);
+        let presumed = proof.terms.timestamps && !self.learned.offer(&ends, now).timestamps_known;
+        let Some(id) = self.admit(&ends, hash, now, |flow| begin_dialling(flow, &turn, proof, presumed)) else {
             return Verdict::Drop(DropReason::TableFull);
         };
+        self.dialling.push(id, self.table[id].generation);
         self.dial_in_place(&mut turn, id)
     }
 
     /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
     fn give_way(&mut self, id: Id, egress: &mut impl Egress) {
         if self.table[id].state == State::Dialling {
-            let seq = self.table[id].half(Side::Wan).next;
-            let envelope = self.envelope(id, Side::Wan);
-            self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+            self.call_off(id, egress);
         }
+        self.forget(id);
+    }
+
+    /// Tells a server that is being called to forget the call.
+    fn call_off(&mut self, id: Id, egress: &mut impl Egress) {
+        let seq = self.table[id].half(Side::Wan).next;
+        let envelope = self.envelope(id, Side::Wan);
+        self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+    }
+
+    /// Gives up calling a server: both ends are told, and the flow is forgotten.
+    pub(super) fn give_up(&mut self, id: Id, egress: &mut impl Egress) {
+        self.call_off(id, egress);
+        let seq = self.table[id].outer_isn + 1;
+        let envelope = self.envelope(id, Side::Lan);
+        self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
         self.forget(id);
     }
 
@@ -287,17 +298,17 @@ impl Proxy {
     fn on_server_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         let Segment { ack, flags, .. } = *turn.segment;
         let answers = flags.has(Flags::ACK) && ack == self.table[id].half(Side::Wan).next;
+        if flags.has(Flags::RST) && !answers {
+            return Verdict::Drop(DropReason::BadReset);
+        }
+        if !turn.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
         if flags.has(Flags::RST) {
-            if !answers {
-                return Verdict::Drop(DropReason::BadReset);
-            }
-            if !turn.is_sound() {
-                return Verdict::Drop(DropReason::BadChecksum);
-            }
             return self.pass_refusal(turn, id);
         }
         if flags.has(Flags::SYN) && answers {
-            return if turn.is_sound() { self.splice(turn, id) } else { Verdict::Drop(DropReason::BadChecksum) };
+            return self.splice(turn, id);
         }
         if flags.has(Flags::ACK) {
             // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
@@ -360,10 +371,10 @@ impl Proxy {
     pub(super) fn repeat_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let flow = &mut self.table[id];
         flow.attempts += 1;
-        let attempts = flow.attempts;
+        let (attempts, passed) = (flow.attempts, tick(now).wrapping_sub(flow.born));
         let wait = if attempts > UPDATES_REPEATED {
             flow.mark(Marks::UPDATE_PENDING, false);
-            self.lifetimes.connected
+            self.lifetimes.connected.saturating_sub(passed)
         } else {
             self.counters.count(Event::UpdateRepeated);
             self.send_update(id, now, egress);
@@ -377,10 +388,7 @@ impl Proxy {
         let passed = tick(now).wrapping_sub(self.table[id].born);
         if passed >= self.lifetimes.dialling {
             self.counters.count(Event::DialTimeout);
-            let envelope = self.envelope(id, Side::Lan);
-            let seq = self.table[id].outer_isn + 1;
-            self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
-            return self.forget(id);
+            return self.give_up(id, egress);
         }
         let envelope = self.envelope(id, Side::Wan);
         let flow = &mut self.table[id];
@@ -397,20 +405,20 @@ impl Proxy {
 }
 
 /// Whether a segment that is whole in sight fails its checksums. One that is not is judged by its cookie alone.
-fn is_damaged<E>(turn: &Turn<E>) -> bool {
+pub(super) fn is_damaged<E>(turn: &Turn<E>) -> bool {
     !turn.segment.fragmented && turn.head.is_whole() && !turn.is_sound()
 }
 
-/// Whether a host can have this source address: no multicast, broadcast or unspecified one, nor the destination's own.
-fn is_possible_source(ends: &Ends) -> bool {
-    if ends.lan == ends.wan {
-        return false;
-    }
-    if ends.v6 {
-        return ends.wan != [0; 4] && ends.wan[0] >> 24 != 0xff;
-    }
-    // RFC 1122 section 3.2.1.3: 0/8, loopback, multicast and the reserved block with the limited broadcast.
-    !matches!(ends.wan[3] >> 24, 0 | 127 | 224..)
+/// Whether hosts can have these addresses and call each other: none is multicast, broadcast, loopback or unspecified
+/// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5), and they differ.
+pub(super) fn are_possible(ends: &Ends) -> bool {
+    let possible = |address: &Addr| match (ends.v6, address) {
+        (true, [0, 0, 0, 0 | 1]) => false,
+        (true, [first, ..]) => first >> 24 != 0xff,
+        // The first eighth from 224 on: multicast, and the reserved block with the limited broadcast.
+        (false, [.., last]) => !matches!(last >> 24, 0 | 127 | 224..),
+    };
+    ends.lan != ends.wan && possible(&ends.lan) && possible(&ends.wan)
 }
 
 /// Writes what a SYN said into its entry of the SYN cache.
@@ -445,10 +453,11 @@ fn terms_of(flow: &Flow) -> Terms {
 }
 
 /// Fills the record of a client that has proved itself.
-fn begin_dialling<E>(flow: &mut Flow, turn: &Turn<E>, proof: &Proof) {
+fn begin_dialling<E>(flow: &mut Flow, turn: &Turn<E>, proof: &Proof, presumed: bool) {
     let envelope = turn.envelope();
     flow.state = State::Dialling;
     keep_terms(flow, &proof.terms);
+    flow.mark(Marks::TIMESTAMPS_PRESUMED, presumed);
     flow.outer_isn = proof.outer_isn;
     flow.set_macs(Side::Wan, envelope.from, envelope.to);
     let client = flow.half_mut(Side::Wan);
@@ -467,14 +476,16 @@ fn call_options(flow: &Flow) -> OptionList {
     let client = flow.half(Side::Wan);
     // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
     let timestamps = flow.is(Marks::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
-    OptionList::syn(Some(flow.mss), flow.is(Marks::SACK), timestamps, client.scale())
+    // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
+    let reserve = if flow.is(Marks::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
+    OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(Marks::SACK), timestamps, client.scale())
 }
 
 /// Our SYN to the server, in the client's name and with its own number.
 fn call<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
     let client = flow.half(Side::Wan);
     // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
-    let window = client.granted().field(WindowScale::default());
+    let window = flow.granted(Side::Wan).field(WindowScale::default());
     let (seq, ack) = (client.next - 1, SeqNum::default());
     Outgoing { envelope, seq, ack, flags: Flags::SYN, window, options }
 }
@@ -497,8 +508,9 @@ fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Ins
     server.next = outer_isn + 1;
     server.acked = answer.ack;
     server.ttl = ttl;
-    // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled; kept as the field it would be were it.
-    server.window = Window(answer.window.0.into()).field(server.scale().unwrap_or_default());
+    // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
+    server.window = answer.window;
+    flow.mark(Marks::WINDOW_UNSCALED, true);
 }
 
 /// Scaling is on between us and the server only if both said so (RFC 7323 section 2.2); towards the client it is what we promised.

@@ -3,6 +3,7 @@
 //! The ends judge for themselves what they accept; the proxy only refuses to be fooled in its own bookkeeping,
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
+use super::handshake::is_damaged;
 use super::{Proxy, Turn};
 use crate::flow::{Marks, State};
 use crate::seq::SeqNum;
@@ -14,6 +15,8 @@ use crate::{DropReason, Egress, Event, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
 const SLACK: u32 = 65_535;
+/// How far behind the latest number an old segment is believed: as far as a large window reaches.
+const FAR_BEHIND: u32 = 1 << 26;
 
 impl Proxy {
     /// Segments of a flow whose ends have met.
@@ -44,8 +47,19 @@ impl Proxy {
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_direct(turn, Some(id)),
             (Side::Lan, false) => Verdict::Drop(DropReason::WrongState),
-            // The server has not seen the handshake's last acknowledgement.
-            (Side::Lan, true) if proxied => self.acknowledge_in_place(&mut turn, id, Event::LanSegment),
+            (Side::Lan, true) if proxied => {
+                if !turn.is_sound() {
+                    return Verdict::Drop(DropReason::BadChecksum);
+                }
+                let repeated = turn.segment.seq + flow.seq_delta == flow.outer_isn && flow.state != State::Reset;
+                // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
+                // stray copy of our SYN is told to forget it.
+                if repeated {
+                    self.acknowledge_in_place(&mut turn, id, Event::AnswerRepeated)
+                } else {
+                    Self::reset_in_place(&mut turn)
+                }
+            }
             _ => Verdict::Forward,
         }
     }
@@ -59,6 +73,7 @@ impl Proxy {
         let flow = &self.table[id];
         let seq = turn.segment.seq + flow.outward(turn.side);
         let (sender, receiver) = (flow.half(turn.side), flow.half(turn.side.other()));
+        let granted = flow.granted(turn.side.other()).0;
         // What the receiver expects next lies between what it has acknowledged and what was sent to it.
         if seq.within(receiver.acked, sender.next) {
             if flow.state != State::Reset {
@@ -66,11 +81,10 @@ impl Proxy {
             }
             return self.pass(turn, id);
         }
-        if !flow.is(Marks::PROXIED) {
-            // Its receiver will challenge it itself.
-            return Verdict::Forward;
+        if flow.is(Marks::UNJUDGED) {
+            return self.pass(turn, id);
         }
-        if seq.beyond(receiver.acked) < receiver.granted().0 {
+        if seq.beyond(receiver.acked) < granted {
             return self.challenge(turn, id);
         }
         Verdict::Drop(DropReason::BadReset)
@@ -80,13 +94,14 @@ impl Proxy {
     fn is_in_sequence(&self, turn: &Turn<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
         let receiver = flow.half(turn.side.other());
+        let granted = flow.granted(turn.side.other()).0;
         let end = turn.segment.seq + flow.outward(turn.side) + turn.segment.seq_len();
-        let reach = receiver.granted().0 + SLACK;
-        let near = |number: SeqNum, origin: SeqNum, ahead: u32, behind: u32| {
-            number.beyond(origin) <= ahead || origin.beyond(number) <= behind
+        let near = |number: SeqNum, origin: SeqNum, ahead| {
+            number.beyond(origin) <= ahead || origin.beyond(number) <= FAR_BEHIND
         };
         // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
-        near(end, receiver.acked, reach, reach) && near(turn.segment.ack, receiver.next, 0, 1 << 30)
+        let hidden = if flow.is(Marks::FRAGMENTED) { SLACK } else { 0 };
+        near(end, receiver.acked, granted + SLACK) && near(turn.segment.ack, receiver.next, hidden)
     }
 
     /// Follows a segment and passes it.
@@ -96,6 +111,9 @@ impl Proxy {
         }
         if self.is_in_sequence(&turn, id) {
             self.track(&turn, id);
+        } else if turn.side == Side::Wan && self.table[id].is(Marks::PROXIED) && !self.table[id].is(Marks::UNJUDGED) {
+            // RFC 5961 section 5: blind data. What the server would answer, the client is answered.
+            return self.challenge(turn, id);
         }
         self.pass(turn, id)
     }
@@ -104,36 +122,52 @@ impl Proxy {
     fn track(&mut self, turn: &Turn<impl Egress>, id: Id) {
         let (side, segment) = (turn.side, turn.segment);
         let flow = &mut self.table[id];
+        let was_over = flow.is_over();
         let end = segment.seq + flow.outward(side) + segment.seq_len();
-        let timestamps =
-            if flow.is(Marks::TIMESTAMPS) { Options::timestamps(segment.options(turn.head.bytes())) } else { None };
+        flow.mark_if(Marks::FRAGMENTED, segment.fragmented);
+        // Where we write timestamps ourselves their echo must not come from a damaged segment.
+        let reads_clock = flow.is(Marks::TIMESTAMPS) && (flow.is(Marks::TIMESTAMPS_LAN) || turn.is_sound());
+        let timestamps = if reads_clock { Options::timestamps(turn.options()) } else { None };
         let ts_delta = flow.ts_delta;
+        let other = flow.half_mut(side.other());
+        if segment.ack.after(other.next) {
+            // What fragments hid has been sent all the same.
+            other.next = segment.ack;
+        }
         let half = flow.half_mut(side);
-        if end.after(half.next) {
+        if end.after(half.next) && segment.seq_len() > 0 {
             half.next = end;
         }
-        let is_latest = end == half.next;
         if !segment.ack.before(half.acked) {
             half.acked = segment.ack;
             half.window = segment.window;
+            flow.mark(Marks::WINDOW_UNSCALED, flow.is(Marks::WINDOW_UNSCALED) && side == Side::Wan);
         }
+        let half = flow.half_mut(side);
         if let Some(timestamps) = timestamps {
             let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
             if !SeqNum::new(value).before(SeqNum::new(half.ts_value)) {
                 half.ts_value = value;
             }
         }
-        if segment.flags.has(Flags::FIN) && is_latest && !flow.has_finished(side) {
-            flow.finish(side, end);
+        // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
+        let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
+        if (ends || flow.has_finished(side.other())) && !is_damaged(turn) {
+            if ends {
+                flow.finish(side, end);
+            }
+            flow.note_fin_acked(side);
         }
-        flow.note_fin_acked(side);
         if side == Side::Wan {
             flow.mark(Marks::UPDATE_PENDING, false);
         }
-        let was_over = flow.is_over();
         let state = if flow.state == State::Reset { State::Reset } else { flow.state_by_fins() };
         if state != flow.state || flow.is_over() != was_over {
+            // Whoever sends FIN repeats it, and with it the window.
+            flow.mark(Marks::UPDATE_PENDING, false);
             self.set_state(id, state, turn.now);
+        } else if flow.is(Marks::UPDATE_PENDING) {
+            // Its timer is about to repeat the update.
         } else if state != State::TimeWait || segment.flags.has(Flags::FIN) {
             self.rest(id, turn.now);
         }
@@ -141,7 +175,7 @@ impl Proxy {
 
     /// Translates a segment, if its flow is one of ours, and passes it.
     fn pass(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         if flow.is(Marks::PROXIED) {
             translate(flow, turn.side, turn.segment, turn.head, self.sack_conflict, tick(turn.now));
         }

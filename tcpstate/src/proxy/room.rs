@@ -7,10 +7,10 @@ use crate::flow::State;
 use crate::table::Id;
 use crate::wheel::{Ticks, tick};
 use crate::wire::Ends;
-use crate::{Event, Instant};
+use crate::{Egress, Event, Instant};
 
-/// How many closing flows are remembered as candidates for eviction.
-pub(super) const CLOSING_REMEMBERED: usize = 65_536;
+/// How many flows that are closing, and how many whose server is being called, are remembered as candidates for eviction.
+pub(super) const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
 /// no place is answered all the same, with a cookie alone. In ticks: three seconds.
@@ -38,7 +38,7 @@ impl Queue {
 }
 
 impl Proxy {
-    /// A record for new ends, on the wheel and counted as `state`, made by evicting if it must be.
+    /// A record for new ends, on the wheel and counted; `None` when the table is full.
     pub(super) fn admit(
         &mut self,
         ends: &Ends,
@@ -46,13 +46,7 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        let id = match self.table.insert(ends, hash) {
-            Some(id) => id,
-            None => {
-                self.evict();
-                self.table.insert(ends, hash)?
-            }
-        };
+        let id = self.table.insert(ends, hash)?;
         self.settle(id, now, fill);
         Some(id)
     }
@@ -103,8 +97,12 @@ impl Proxy {
         true
     }
 
-    /// Frees one place: a closing flow's, else the oldest half-open one's. An established flow is never given up.
-    fn evict(&mut self) {
+    /// Frees one place of a full table: a closing flow's, else the oldest half-open one's, else that of the client whose server has been
+    /// silent longest. An established flow is never given up.
+    pub(super) fn make_room(&mut self, now: Instant, egress: &mut impl Egress) {
+        if !self.table.is_full() {
+            return;
+        }
         while let Some((id, generation)) = self.closing.entries.pop_front() {
             let flow = &self.table[id];
             if flow.generation == generation && flow.is_over() {
@@ -116,6 +114,17 @@ impl Proxy {
             if self.is_still(id, generation, State::HalfOpen) {
                 self.counters.count(Event::EvictedHalfOpen);
                 return self.forget(id);
+            }
+        }
+        while let Some((id, generation)) = self.dialling.entries.pop_front() {
+            if self.is_still(id, generation, State::Dialling) {
+                // One that was called only just now may answer yet.
+                if tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE {
+                    self.dialling.entries.push_front((id, generation));
+                    return;
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.give_up(id, egress);
             }
         }
     }
