@@ -59,16 +59,6 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
     for failure in failures.iter().take(40) {
         eprintln!("SIM_SEED={}: {}", failure.seed, failure.what);
     }
-    if let Some(first) = failures.first() {
-        panic!(
-            "{} of {count} worlds failed; the first is SIM_SEED={} (bridge: {})\n{}\n{}",
-            failures.len(),
-            first.seed,
-            mode.bridge,
-            first.trace,
-            first.what
-        );
-    }
     let total = total.into_inner().unwrap();
     println!(
         "{count} worlds from seed {first} (bridge: {}): {} segments judged, {} connections finished, {} ended otherwise, {} stalled",
@@ -79,6 +69,16 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
     }
     for (reason, times) in DropReason::ALL.iter().zip(total.drops).filter(|(_, times)| *times > 0) {
         println!("{:>10} dropped: {}", times, reason.label());
+    }
+    if let Some(first) = failures.first() {
+        panic!(
+            "{} of {count} worlds failed; the first is SIM_SEED={} (bridge: {})\n{}\n{}",
+            failures.len(),
+            first.seed,
+            mode.bridge,
+            first.trace,
+            first.what
+        );
     }
     if count >= 24 {
         assert!(total.judged > 0 && total.finished > total.others, "{total:?}");

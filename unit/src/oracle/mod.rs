@@ -278,8 +278,15 @@ impl Oracle {
         if segment.syn {
             if end.isn != Some(segment.seq) {
                 let offered = std::mem::take(&mut end.offered);
-                let again = end.again;
-                *end = End { isn: Some(segment.seq), offered, active: segment.ack.is_none(), again, ..End::default() };
+                let (again, reset) = (end.again, end.reset);
+                *end = End {
+                    isn: Some(segment.seq),
+                    offered,
+                    active: segment.ack.is_none(),
+                    again,
+                    reset,
+                    ..End::default()
+                };
                 end.syn_len = segment.frame_len;
             }
             end.offer = segment.options;
@@ -445,7 +452,7 @@ impl Oracle {
 
         // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
-        judge_stamps(&segment, end, ancestor)?;
+        judge_stamps(&segment, end, &peer, ancestor)?;
 
         for (left, right) in segment.options.blocks() {
             let (from, to) = (position(left, isn), position(right, isn));
@@ -554,9 +561,17 @@ fn judge_offer(segment: &Segment, offer: &Options, opening: bool) -> Result<(), 
     }
 }
 
-fn judge_stamps(segment: &Segment, end: &mut End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
     let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
     match (segment.options.stamps, end.stamped()) {
+        // The peer has none, and with those of the box the segment would exceed what the path is known to carry.
+        (None, true)
+            if !peer.stamped()
+                && !segment.payload.is_empty()
+                && segment.payload.len() + segment.options_len + 12 > usize::from(end.offer.mss.unwrap_or(536)) =>
+        {
+            Ok(())
+        }
         (None, true) => complain(Rule::TimestampPresence, "timestamps were negotiated and are missing".into()),
         (Some(_), false) => complain(Rule::TimestampPresence, "timestamps were not negotiated".into()),
         (None, false) => Ok(()),
@@ -588,11 +603,12 @@ fn judge_stamps(segment: &Segment, end: &mut End, ancestor: Option<Ancestor>) ->
 
 fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Reset, detail: format!("{why}\n  {segment}") });
-    if end.isn.is_none() && !peer.reset {
+    if end.isn.is_none() && !peer.reset && !licensed {
         return complain("a reset for a host that has said nothing".into());
     }
     let Some(isn) = end.isn else { return Ok(()) };
-    if !peer.reset && !licensed {
+    // A host that has reset the connection itself and then takes it up once more is told so.
+    if !peer.reset && !end.reset && !licensed {
         return complain("a reset that the peer never sent".into());
     }
     match end.peer_isn {

@@ -511,12 +511,10 @@ impl World {
             }
         }
         let data = [0x5a; 64];
-        // On a connection from the LAN the host itself would have to tell right from wrong, and smoltcp does not always:
-        // it takes a SYN for a simultaneous open, and answers in SYN-SENT with a reset of any number.
-        let watched = plan.opener == Side::Lan && source == wan;
-        let kind = if watched { 2 } else { self.chance.within(0..6) };
-        if kind >= 4 && source == wan {
-            // The ends of a living connection judge for themselves what lies outside their windows.
+        let kind = self.chance.within(0..6);
+        // What lies outside their windows the ends of a living connection judge for themselves, and smoltcp not always
+        // well: it takes a reset anywhere in its window, and a SYN against its own for a simultaneous open.
+        if source == wan && (kind >= 4 || plan.opener == Side::Lan) {
             source.set_port(self.chance.within(1024..19_000) as u16);
         }
         let mut segment = Segment::new(source, lan, self.chance.word() as u32, None);

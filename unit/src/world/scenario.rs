@@ -126,7 +126,11 @@ impl Scenario {
         let mtus = [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492])));
         let count = chance.within(4..9);
         // With a handful of buffers every burst is cut short, and smoltcp has no congestion window to learn from it.
-        let most = if build.frames < 64 { 10_000 } else { u64::MAX };
+        let most = match build.frames {
+            0..8 => 2500,
+            8..64 => 10_000,
+            _ => u64::MAX,
+        };
         let plans = (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &doors, most)).collect();
         let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
         Self { seed, start, build, faults, delays, heal, doors, mtus, plans, noise, cramped }
@@ -157,6 +161,10 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         ..Config::default()
     };
     config.rate.size = 1024;
+    if chance.one_in(1, 8) {
+        config.rate.burst = chance.within(1..4) as u32;
+        config.rate.add = 1;
+    }
     if chance.one_in(1, 4) {
         config.timeouts.dl_syn_sent = Duration::from_secs(chance.within(5..60));
         config.timeouts.dl_half_open = Duration::from_secs(chance.within(2..60));
@@ -173,10 +181,10 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     Build {
         config,
         secrets,
-        frames: if tiny { chance.within(4..24) as usize } else { 1024 },
+        frames: if tiny { chance.within(3..16) as usize } else { 1024 },
         ring: *chance.pick(&[16, 64, 256]),
         batch: *chance.pick(&[1, 8, 64]),
-        transmission: chance.within(0..500),
+        transmission: chance.within(0..if tiny { 1000 } else { 500 }),
         bridge,
     }
 }
