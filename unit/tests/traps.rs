@@ -574,17 +574,17 @@ proptest! {
                 if !p.sack_first && !blocks.is_empty() { seg = seg.sack(&blocks); }
                 seg.payload(p.len)
             };
-            let (value, echo) = p.stamps;
+            // The server's clock runs on from its SYN-ACK; the client echoes what it has seen of it. The client's own clock is any.
+            let server_clock = |stamp: u32| SERVER_TS + (stamp >> 3);
             if p.from_client {
-                // What is older than the server's first word is not an echo of it, and is another test's matter.
-                let echo = match echo { 0 => 0, echo => j.ts_out(SERVER_TS).wrapping_add(echo >> 1) };
+                let (value, echo) = (p.stamps.0, server_clock(p.stamps.1));
                 let delta = j.s(0).wrapping_sub(j.o(0));
                 let inner = p.blocks.iter().map(|(a, b)| (a.wrapping_add(delta), b.wrapping_add(delta))).collect();
                 let seg = |ack_no| segment(ACK | p.flags, j.c(p.at), ack_no).window(p.window);
-                client.sends(dress(seg(j.o(p.acked)), value, echo, p.blocks.clone()));
-                let echo = match echo { 0 => 0, echo => echo.wrapping_sub(j.ts_shift) };
+                client.sends(dress(seg(j.o(p.acked)), value, j.ts_out(echo), p.blocks.clone()));
                 server.gets(dress(seg(j.s(p.acked)), value, echo, inner));
             } else {
+                let (value, echo) = (server_clock(p.stamps.0), p.stamps.1);
                 let seg = |seq| segment(ACK | p.flags, seq, j.c(p.acked)).window(p.window);
                 server.sends(dress(seg(j.s(p.at)), value, echo, p.blocks.clone()));
                 client.gets(dress(seg(j.o(p.at)).any_window(), value.wrapping_add(j.ts_shift), echo, p.blocks.clone()));

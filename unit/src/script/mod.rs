@@ -1002,4 +1002,14 @@ impl Talk {
         self.server(FIN, 0);
         self.client(0, 0);
     }
+
+    /// Both ends close, the client first, with a pause before the last acknowledgement.
+    #[track_caller]
+    pub fn closes_from_the_client_after(&mut self, pause: impl FnOnce()) {
+        self.client(FIN, 0);
+        self.server(0, 0);
+        self.server(FIN, 0);
+        pause();
+        self.client(0, 0);
+    }
 }
