@@ -161,6 +161,7 @@ fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Tick
     put32(list, 8, flow.half(Side::Wan).ts_value);
     if let Some((at, len)) = shortened {
         list[TIMESTAMPS_ROOM + at + 1] = len;
+        list[TIMESTAMPS_ROOM + at + usize::from(len)..].fill(kind::END);
     }
     let mut patch = Patch::default();
     patch.replace16(before, checksum::sum(list));
@@ -193,7 +194,7 @@ fn surplus(options: &[u8]) -> Option<(usize, Option<(usize, u8)>)> {
         return Some((0, None));
     }
     let (kind, at, len) = Walk::new(options).last()?;
-    let spares = kind == kind::SACK && at + len == options.len() && len >= surplus + 2 + BLOCK;
+    let spares = kind == kind::SACK && at + len + 4 > options.len() && len >= surplus + 2 + BLOCK;
     spares.then_some((surplus, Some((at, (len - surplus) as u8))))
 }
 
