@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::chance::Chance;
-use crate::oracle::{Layout, Segment};
+use crate::oracle::{Layout, Segment, pattern};
 
 /// A manner of speaking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,8 @@ struct Call {
     scale_there: Option<u8>,
     /// The right edge of the window promised.
     edge: Option<u32>,
+    /// The highest acknowledgement received.
+    heard: Option<u32>,
     /// The highest acknowledgement sent.
     acked: Option<u32>,
     /// A duplicate segment received and not yet reported.
@@ -101,6 +103,7 @@ impl Tongue {
                 scale_here: None,
                 scale_there: None,
                 edge: None,
+                heard: None,
                 acked: None,
                 duplicate: None,
                 reported: Vec::new(),
@@ -117,6 +120,15 @@ impl Tongue {
             call.shift = call.dialect.isn.map_or(0, |isn| isn.wrapping_sub(segment.seq));
         }
         segment.seq = segment.seq.wrapping_add(call.shift);
+        if let (&[byte], Some(isn), Some(heard)) = (segment.payload, call.isn, call.heard) {
+            // The byte of smoltcp's keepalives is none of the stream's. While the true one has not arrived, its own
+            // receiver takes it for that.
+            let offset = segment.seq.wrapping_sub(isn.wrapping_add(call.shift)).wrapping_sub(1);
+            let missing = (segment.seq.wrapping_sub(heard) as i32) >= 0;
+            if missing && byte != pattern(segment.source, segment.destination, u64::from(offset)) {
+                segment.payload = &[];
+            }
+        }
         if segment.syn {
             if !call.dialect.scale {
                 segment.options.scale = None;
@@ -157,6 +169,9 @@ impl Tongue {
             return frame;
         }
         if let Some(ack) = &mut segment.ack {
+            if call.heard.is_none_or(|heard| (ack.wrapping_sub(heard) as i32) > 0) {
+                call.heard = Some(*ack);
+            }
             *ack = ack.wrapping_sub(call.shift);
         }
         for (left, right) in segment.options.sack.iter_mut().flatten() {
