@@ -1704,6 +1704,13 @@ fn a_full_table_gives_up_the_connection_whose_server_has_been_silent_longest() {
             world.fail(&format!("{mode}: the connection found no place"));
         }
         assert_eq!(world.happened(Event::EvictedHalfOpen), 1);
+        // The one given up hears of it, and so does its server, should it still wake up.
+        let (oldest, oldest_server) = world.on_port(1000);
+        for ends in [oldest.ends(), oldest_server.ends()] {
+            let told = out.iter().find(|got| got.ports == (ends.dport, ends.sport)).expect("both ends are told");
+            assert!(told.flags & RST != 0, "{told}");
+            assert!(told.ports.0 == SERVER_PORT || told.seq == CLIENT_ISN + 1, "{told}");
+        }
     }
 }
 
@@ -2108,6 +2115,109 @@ fn test_connections_carry_traffic_both_ways() {
 // ---- clocks that wrap, flows that end together ----
 
 in_every_mode! {
+    fn blocks_that_leave_no_room_for_lent_timestamps_make_way(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });
+        let value = j.update.ts().unwrap().0;
+        client.sends(data(j.c(0), j.o(0), 10).ts(CLIENT_TS + 2, value));
+        server.gets(data(j.c(0), j.s(0), 10));
+        let blocks: Vec<(u32, u32)> = (1..=4).map(|i| (j.c(i * 1000), j.c(i * 1000 + 500))).collect();
+        for count in 1..=4 {
+            server.sends(ack(j.s(0), j.c(10)).nop().nop().sack(&blocks[..count]));
+            let got = client.gets(ack(j.o(0), j.c(10)).any_options());
+            let kept = got.sack().expect("blocks are kept, as many as fit");
+            assert_eq!(kept, &blocks[..kept.len()]);
+            assert!(kept.len() >= count.min(3), "{got}");
+            assert_eq!(got.ts().map(|t| t.1), Some(CLIENT_TS + 2), "{got}");
+        }
+        // Without the usual alignment, and with data.
+        server.sends(data(j.s(0), j.c(10), 101).sack(&blocks[..2]));
+        let got = client.gets(data(j.o(0), j.c(10), 101).any_options());
+        assert_eq!((got.sack(), got.ts().map(|t| t.1)), (Some(&blocks[..2]), Some(CLIENT_TS + 2)));
+        server.sends(fin(j.s(101), j.c(10)));
+        let got = client.gets(fin(j.o(101), j.c(10)).any_options());
+        assert!(got.ts().is_some());
+    }
+
+    fn a_client_of_a_server_known_to_refuse_options_is_served_without_them(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let poor = Terms { wscale: None, sack: false, ts: false, window: 8000, ..theirs };
+        open(&client, &server, theirs, poor);
+        let (client, server) = world.on_port(CLIENT_PORT + 1);
+        let j = open(&client, &server, theirs, poor);
+        assert_eq!((j.dialled.wscale(), j.dialled.sack_ok(), j.dialled.ts()), (None, false, None));
+        assert_eq!((j.update.window, j.update.ts()), (8000, None));
+        for (window, offset) in [(0, 0), (1, 10), (65_535, 20)] {
+            client.sends(data(j.c(offset), j.o(0), 10).window(window));
+            server.gets(data(j.c(offset), j.s(0), 10).window(window));
+            server.sends(ack(j.s(0), j.c(offset + 10)).window(window));
+            client.gets(ack(j.o(0), j.c(offset + 10)).window(window));
+        }
+    }
+
+    fn a_refusal_is_not_held_against_a_server_for_ever(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        open(&client, &server, theirs, Terms { wscale: None, sack: false, ts: false, ..theirs });
+        world.tick(Duration::from_secs(3600));
+        world.discard();
+        let (client, server) = world.on_port(CLIENT_PORT + 1);
+        let j = open(&client, &server, theirs, theirs);
+        assert!(j.offered.sack_ok() && j.offered.ts().is_some() && j.offered.wscale().is_some());
+        assert!(j.dialled.sack_ok() && j.dialled.ts().is_some() && j.dialled.wscale().is_some());
+    }
+
+    fn a_reset_on_a_passed_connection_ends_it_only_by_its_exact_number(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        server.passes(theirs.on(syn(100), (1, 0)));
+        client.passes(theirs.on(syn_ack(900, 101), (6, 1)));
+        server.passes(ack(101, 901).nop().nop().ts(2, 6));
+        // Passed for its receiver to challenge, challenged in its name, or dropped; but not believed.
+        for seq in [902, 5000, 900_000_000, 0] {
+            client.sends(rst(seq));
+            let out = world.discard();
+            assert!(out.len() <= 1);
+            if let Some((Side::Wan, frame)) = out.first() {
+                let got = read(frame, world.now()).unwrap();
+                assert_eq!((got.flags, got.seq, got.ack), (ACK, 101, 901), "a challenge");
+            }
+        }
+        for _ in 0..3 {
+            world.after_secs(60);
+            server.passes(data(101, 901, 0).nop().nop().ts(3, 6));
+        }
+        world.has_flows(0, 1);
+        client.passes(rst(901));
+        world.after_secs(60);
+        world.has_flows(0, 0);
+    }
+
+    fn a_window_that_closes_as_it_fills_lets_its_data_through(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, theirs);
+        // The server grants 4 MB, and takes nothing: its right edge stands still while its window shrinks to nothing.
+        server.sends(ack(j.s(0), j.c(0)).window(32_768).ts(SERVER_TS, CLIENT_TS + 1));
+        client.gets(ack(j.o(0), j.c(0)).window(32_768).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1));
+        let (mut sent, total) = (0, 32_768 << 7);
+        while sent < total {
+            let seg = |acked, echo| ack(j.c(sent), acked).ts(CLIENT_TS + 2, echo).payload(1024);
+            client.sends(seg(j.o(0), j.ts_out(SERVER_TS)));
+            server.gets(seg(j.s(0), SERVER_TS));
+            sent += 1024;
+            if sent % (64 * 1024) == 0 {
+                // The acknowledgement comes half a window late.
+                let acked = sent / 2;
+                let field = ((total - acked) >> 7) as u16;
+                server.sends(ack(j.s(0), j.c(acked)).window(field).ts(SERVER_TS, CLIENT_TS + 2));
+                client.gets(ack(j.o(0), j.c(acked)).window(field).ts(j.ts_out(SERVER_TS), CLIENT_TS + 2));
+            }
+        }
+        // A probe of the shut window, one byte beyond it, and its answer.
+        server.sends(ack(j.s(0), j.c(total)).window(0).ts(SERVER_TS, CLIENT_TS + 2));
+        client.gets(ack(j.o(0), j.c(total)).window(0).ts(j.ts_out(SERVER_TS), CLIENT_TS + 2));
+        client.sends(ack(j.c(total), j.o(0)).ts(CLIENT_TS + 3, j.ts_out(SERVER_TS)).payload(1));
+        server.gets(ack(j.c(total), j.s(0)).ts(CLIENT_TS + 3, SERVER_TS).payload(1));
+    }
+
     fn our_timestamps_may_wrap_within_a_handshake(world, client, server) {
         let theirs = Terms::linux(world.mss());
         // They count microseconds: to the last second before the wrap.
