@@ -568,7 +568,8 @@ fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<A
         (None, true)
             if !peer.stamped()
                 && !segment.payload.is_empty()
-                && segment.payload.len() + segment.options_len + 12 > usize::from(end.offer.mss.unwrap_or(536)) =>
+                && segment.payload.len() + segment.options_len + 12
+                    > usize::from(end.offer.mss.unwrap_or(536).min(peer.peer_offer.mss.unwrap_or(536))) =>
         {
             Ok(())
         }
