@@ -157,7 +157,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     let mut config = Config {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
-        half_open_max: *chance.pick(&[0, 0, 1, 4, 1024]),
+        half_open_max: *chance.pick(&[0, 0, 1, 4, 256]),
         ..Config::default()
     };
     config.rate.size = 1024;
