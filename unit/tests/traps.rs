@@ -2115,6 +2115,39 @@ fn test_connections_carry_traffic_both_ways() {
 // ---- clocks that wrap, flows that end together ----
 
 in_every_mode! {
+    fn a_frame_without_room_to_grow_delays_a_connection_and_does_not_break_it(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        world.buffers_are_tight();
+        client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        // The server's SYN is longer than the acknowledgement it would be written over.
+        let stamp = offered.ts().unwrap().0;
+        client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
+        let mut calls = world.discard();
+        for _ in 0..20 {
+            world.tick(Duration::from_millis(100));
+            calls.extend(world.discard());
+        }
+        assert_eq!(calls.first().expect("the server is called, if late").0, Side::Lan);
+        let dialled = read(&calls[0].1, world.now()).unwrap();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let mut talk = Talk::new(&client, &server, j);
+        talk.client(PSH, 10);
+        talk.server(PSH, 10);
+        talk.closes_from_the_client();
+    }
+
+    fn a_syn_too_short_for_its_answer_is_survived(world, client, server) {
+        world.buffers_are_tight();
+        client.sends(syn(CLIENT_ISN));
+        let out = world.discard();
+        assert!(out.len() <= 1);
+        if let Some((side, frame)) = out.first() {
+            assert_eq!((*side, read(frame, world.now()).unwrap().flags), (Side::Wan, SYN | ACK));
+        }
+        server.gets(nothing());
+    }
+
     fn blocks_that_leave_no_room_for_lent_timestamps_make_way(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });

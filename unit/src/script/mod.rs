@@ -183,6 +183,8 @@ struct Core {
     spare: usize,
     /// Bytes of a frame that lie in its first buffer; the rest is out of the engine's sight.
     first_buffer: usize,
+    /// Whether a frame's buffer ends where the frame does, at both ends.
+    tight: bool,
     outbox: PerSide<VecDeque<(Instant, Vec<u8>)>>,
     last_sent: PerSide<Vec<u8>>,
     last_verdict: Verdict,
@@ -230,9 +232,10 @@ impl Core {
         self.frames += 1;
         self.last_sent[side] = frame.to_vec();
         let visible = frame.len().min(self.first_buffer);
-        let mut buffer = vec![0xA5; BUFFER.max(HEADROOM + visible)];
-        buffer[HEADROOM..HEADROOM + visible].copy_from_slice(&frame[..visible]);
-        let mut head = Head::new(&mut buffer, HEADROOM, visible, frame.len());
+        let (start, size) = if self.tight { (0, visible) } else { (HEADROOM, BUFFER.max(HEADROOM + visible)) };
+        let mut buffer = vec![0xA5; size];
+        buffer[start..start + visible].copy_from_slice(&frame[..visible]);
+        let mut head = Head::new(&mut buffer, start, visible, frame.len());
         let dropped_before = self.dropped();
         let mut spare = Spare { frames: &mut self.spare, emitted: Vec::new() };
         let verdict = self.proxy.on_single(side, &mut head, self.now, &mut spare);
@@ -359,6 +362,7 @@ impl World {
             now,
             spare: usize::MAX,
             first_buffer: usize::MAX,
+            tight: false,
             outbox: PerSide::default(),
             last_sent: PerSide::default(),
             last_verdict: Verdict::Forward,
@@ -479,6 +483,11 @@ impl World {
     /// From now on only the first `bytes` of a frame are in the engine's sight, as with a jumbo frame in several buffers.
     pub fn first_buffer_holds(&self, bytes: usize) {
         self.0.borrow_mut().first_buffer = bytes;
+    }
+
+    /// From now on frames lie in buffers without room to grow.
+    pub fn buffers_are_tight(&self) {
+        self.0.borrow_mut().tight = true;
     }
 
     /// How often this was counted.
