@@ -8,7 +8,7 @@ setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 test: setup   ; cargo build --workspace --bins && cargo test --workspace
 demo: setup   ; @unit/demo.sh
-bench: setup  ; cargo bench --workspace --benches
+bench: setup  ; cargo bench -p unit --bench engine
 fmt:          ; cargo fmt --all
 lint: setup   ; cargo fmt --all --check && cargo clippy --workspace --all-targets -- -D warnings
 clean:        ; cargo clean

@@ -1,0 +1,121 @@
+//! A worker without ports: batches of frames in buffers as a pool cuts them, taken through the engine in the worker's two
+//! passes. Only that is timed; frames are written before and read after.
+
+use crate::frames::{Pair, Tcp, write};
+use std::hint::black_box;
+use std::time::Duration;
+use tcpstate::{Egress, Head, Instant, Look, Proxy, Side, Verdict};
+
+/// Frames of a batch, as in the worker.
+pub const BATCH: usize = 64;
+/// Bytes of a buffer.
+const BUFFER: usize = 2048;
+/// Where a frame begins in its buffer, as AF_XDP leaves it.
+const HEADROOM: usize = 256;
+/// What the clock moves on between two batches: 64 frames at 12.8 million a second.
+pub const BEAT: Duration = Duration::from_micros(5);
+
+/// One frame's place.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    len: usize,
+}
+
+/// The buffers of a batch and what became of them.
+pub struct Lane {
+    buffers: Vec<[u8; BUFFER]>,
+    places: Vec<Place>,
+    looks: Vec<Look>,
+    verdicts: Vec<Verdict>,
+    pub spares: Spares,
+    pub now: Instant,
+}
+
+/// The worker's spare frames: few, used in turn.
+pub struct Spares {
+    buffers: Vec<[u8; BUFFER]>,
+    used: usize,
+}
+
+impl Spares {
+    /// The `n`th segment the engine sent of its own accord in this batch.
+    pub fn sent(&self, n: usize) -> &[u8] {
+        &self.buffers[n % BATCH]
+    }
+}
+
+impl Egress for Spares {
+    fn emit(&mut self, _: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let n = self.used % BATCH;
+        self.used += 1;
+        black_box(write(&mut self.buffers[n]));
+        true
+    }
+}
+
+impl Lane {
+    pub fn new() -> Self {
+        Self {
+            buffers: vec![[0; BUFFER]; BATCH],
+            places: vec![Place { start: HEADROOM, len: 0 }; BATCH],
+            looks: Vec::with_capacity(BATCH),
+            verdicts: Vec::with_capacity(BATCH),
+            spares: Spares { buffers: vec![[0; BUFFER]; BATCH], used: 0 },
+            now: Instant::from_secs(1000),
+        }
+    }
+
+    /// Writes frame `n` of the next batch.
+    pub fn write(&mut self, n: usize, side: Side, pair: Pair, tcp: &Tcp) {
+        let len = write(&mut self.buffers[n][HEADROOM..], side, pair, tcp);
+        self.places[n] = Place { start: HEADROOM, len };
+    }
+
+    /// Frame `n` after the batch.
+    pub fn frame(&self, n: usize) -> &[u8] {
+        let Place { start, len } = self.places[n];
+        &self.buffers[n][start..start + len]
+    }
+
+    /// What became of the frames of the last batch.
+    pub fn verdicts(&self) -> &[Verdict] {
+        &self.verdicts
+    }
+
+    /// Takes the batch through the engine and lets it do what is due.
+    #[inline(never)]
+    pub fn turn(&mut self, proxy: &mut Proxy, side: Side) {
+        self.verdicts.clear();
+        self.spares.used = 0;
+        self.looks.clear();
+        for (buffer, place) in self.buffers.iter_mut().zip(&self.places) {
+            self.looks.push(proxy.look(side, &Head::new(buffer, place.start, place.len, place.len)));
+        }
+        for look in &self.looks {
+            proxy.reach(look);
+        }
+        for ((buffer, place), look) in self.buffers.iter_mut().zip(&mut self.places).zip(&self.looks) {
+            let mut head = Head::new(buffer, place.start, place.len, place.len);
+            let verdict = proxy.on_frame(side, look, &mut head, self.now, &mut self.spares);
+            *place = Place { start: head.start(), len: head.len() };
+            self.verdicts.push(verdict);
+        }
+        proxy.on_timeout(self.now, &mut self.spares);
+    }
+
+    /// What the harness itself costs: a batch whose frames are copied from `template` and have their Ethernet addresses swapped.
+    #[inline(never)]
+    pub fn touch(&mut self, template: &[u8]) {
+        self.verdicts.clear();
+        for (buffer, place) in self.buffers.iter_mut().zip(&mut self.places) {
+            let frame = &mut buffer[HEADROOM..HEADROOM + template.len()];
+            frame.copy_from_slice(template);
+            let (to, from) = frame[..12].split_at_mut(6);
+            to.swap_with_slice(from);
+            black_box(&frame[0]);
+            *place = Place { start: HEADROOM, len: template.len() };
+            self.verdicts.push(Verdict::Reflect);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! How fast the engine is, on one core, in memory: `make bench`. Words on the command line choose the rows that contain them all;
+//! `--quick` runs each row briefly, for a profiler.
+//!
+//! Frames are written before a batch and read after it; timed is what a worker does with a batch between reception and
+//! transmission. `docs/performance.md` explains the rows.
+
+mod frames;
+mod lane;
+mod loads;
+
+use frames::{Options, Pair, Tcp};
+use lane::{BATCH, BEAT, Lane};
+use loads::{AckFlood, Chance, Data, Load, Sources, SynFlood, Visits, config, connections, establish, proxy};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tcpstate::wire::Flags;
+use tcpstate::{Config, Proxy, Side};
+
+/// Buckets of the default table (1 048 576 flows), and of one that stays in the caches (1024 flows).
+const LARGE: usize = 131_072;
+const SMALL: usize = 128;
+/// A million flows, as whole batches.
+const MILLION: usize = 15_625 * BATCH;
+/// The hot set, as whole batches: 128 flows.
+const HOT: usize = 2 * BATCH;
+/// The SYN cache's default size.
+const CACHE: usize = 65_536;
+/// Runs of a row: many short ones, so that some are not disturbed by whatever else the machine does.
+const RUNS: usize = 151;
+/// Batches of a run.
+const BATCHES: usize = 480;
+/// Batches before the first run of a row.
+const WARM_UP: usize = 12_000;
+
+/// The switch that makes a process measure its memory and nothing else.
+const MEASURE_MEMORY: &str = "--measure-memory";
+
+/// What the reference implementation reaches on this kind of machine, in millions a second.
+mod reference {
+    pub const SYN: f64 = 4.7;
+    pub const BOGUS_ACK: f64 = 1.9;
+    pub const ESTABLISHED: f64 = 12.0;
+    pub const HANDSHAKE: f64 = 0.29;
+    /// Bytes.
+    pub const FLOW: f64 = 280.0;
+}
+
+fn main() {
+    let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
+    if switches.iter().any(|switch| switch == MEASURE_MEMORY) {
+        return println!("{}", bytes_a_flow(wanted.iter().any(|word| word == "IPv6")));
+    }
+    let mut table = Table { wanted, quick: switches.iter().any(|switch| switch == "--quick") };
+    Table::head();
+    harness(&mut table);
+    syns(&mut table);
+    bogus_acks(&mut table);
+    data(&mut table);
+    visits(&mut table);
+    memory(&mut table);
+}
+
+/// What the harness costs, to be subtracted from the rows below if one likes.
+fn harness(table: &mut Table) {
+    let mut lane = Lane::new();
+    table.row("harness: clock readings alone", None, 1, || {
+        let begin = Instant::now();
+        std::hint::black_box(begin.elapsed())
+    });
+    let mut template = [0; 256];
+    let tcp = Tcp { seq: 1, ack: 2, flags: Flags::ACK, options: Options::Timestamps { value: 3, echo: 4 }, payload: 0 };
+    let len = frames::write(&mut template, Side::Wan, Pair::numbered(1, false), &tcp);
+    table.row("harness: frame copied from its template, MACs swapped", None, 1, || {
+        let begin = Instant::now();
+        lane.touch(&template[..len]);
+        begin.elapsed()
+    });
+}
+
+fn syns(table: &mut Table) {
+    let any = || Sources { chance: Chance(1), count: None };
+    let hundred = || Sources { chance: Chance(1), count: Some(100) };
+    let flood = |sources| SynFlood { sources, repeats: false, pause: Duration::ZERO };
+    let reference = Some(reference::SYN);
+    table.load("SYN -> SYN-ACK, cache off, hot (100 sources)", reference, &config(0, LARGE), &mut flood(hundred()));
+    table.load("SYN -> SYN-ACK, cache off, random sources", reference, &config(0, LARGE), &mut flood(any()));
+    let mut repeats = SynFlood { repeats: true, ..flood(hundred()) };
+    table.load("SYN -> SYN-ACK, cache on, hot (100 sources, repeated)", reference, &config(CACHE, LARGE), &mut repeats);
+    table.load(
+        "SYN -> SYN-ACK, cache on and full, random sources",
+        reference,
+        &config(CACHE, LARGE),
+        &mut flood(any()),
+    );
+    // The clock moves so that the oldest entry is always old enough to give way: three seconds for the whole cache.
+    let mut stored = SynFlood { pause: Duration::from_micros(3_100), ..flood(any()) };
+    table.load("SYN -> SYN-ACK, cache on, each stored, random sources", reference, &config(CACHE, LARGE), &mut stored);
+}
+
+fn bogus_acks(table: &mut Table) {
+    for (timestamps, with) in [(true, "with timestamps"), (false, "without timestamps")] {
+        for (count, sources) in [(Some(100), "hot (100 sources)"), (None, "random sources")] {
+            let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps };
+            let name = format!("bogus ACK, {with}, cache off, {sources}");
+            table.load(&name, Some(reference::BOGUS_ACK), &config(0, LARGE), &mut load);
+        }
+    }
+}
+
+fn data(table: &mut Table) {
+    for (count, temperature) in [(HOT, "hot (128 flows)"), (MILLION, "cold (1 000 000 flows)")] {
+        for v6 in [false, true] {
+            for payload in [100, 1448] {
+                let name =
+                    format!("established, {payload} B, {}, cache off, {temperature}", if v6 { "IPv6" } else { "IPv4" });
+                if !table.wants(&name) || v6 && payload != 100 {
+                    continue;
+                }
+                let mut lane = Lane::new();
+                let mut proxy = proxy(&config(0, LARGE), &lane);
+                let mut connections = connections(count, v6);
+                establish(&mut proxy, &mut lane, &mut connections);
+                let mut load = Data::new(connections, payload);
+                table.measure(&name, Some(reference::ESTABLISHED), &mut proxy, &mut lane, &mut load);
+            }
+        }
+    }
+}
+
+fn visits(table: &mut Table) {
+    for (buckets, temperature) in [(SMALL, "table of 1024"), (LARGE, "table of 1 048 576")] {
+        for (cache, mode) in [(0, "cache off"), (CACHE, "cache on")] {
+            let name = format!("connection opened and closed, 6 frames, {mode}, {temperature}");
+            if !table.wants(&name) {
+                continue;
+            }
+            let mut lane = Lane::new();
+            let mut proxy = proxy(&config(cache, buckets), &lane);
+            let mut load = Visits::new();
+            // As in the long run: every place taken, by connections that have just closed.
+            let places = 2 * BATCH + buckets * Config::FLOWS_PER_BUCKET;
+            for _ in 0..places.div_ceil(BATCH) * load.batches_a_unit() {
+                turn(&mut proxy, &mut lane, &mut load);
+            }
+            table.measure(&name, Some(reference::HANDSHAKE), &mut proxy, &mut lane, &mut load);
+        }
+    }
+}
+
+/// What an established flow takes, with the default tables and a million flows.
+fn memory(table: &mut Table) {
+    for version in ["IPv4", "IPv6"] {
+        let name = format!("memory of an established flow, {version}, everything counted");
+        if !table.wants(&name) {
+            continue;
+        }
+        // In a process of its own, where nothing that was freed before is used again unseen.
+        let output = std::env::current_exe()
+            .and_then(|own| Command::new(own).args([MEASURE_MEMORY, version]).output())
+            .expect("a benchmark can start itself");
+        let bytes: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("it answers with a number");
+        println!("{name:<69} {bytes:>5.0} bytes {:>12.0} {:>5.2} x", reference::FLOW, bytes / reference::FLOW);
+    }
+}
+
+/// The growth of the resident memory by an engine and a million flows in it, a flow.
+fn bytes_a_flow(v6: bool) -> f64 {
+    let mut lane = Lane::new();
+    let mut connections = connections(MILLION, v6);
+    let before = resident();
+    let mut proxy = proxy(&config(CACHE, LARGE), &lane);
+    establish(&mut proxy, &mut lane, &mut connections);
+    (resident() - before) as f64 / proxy.population().proxied as f64
+}
+
+/// Bytes of this process in memory.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: usize = statm.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    pages * 4096
+}
+
+/// One batch: what it took, and how many of its frames did not become what they should.
+fn turn(proxy: &mut Proxy, lane: &mut Lane, load: &mut impl Load) -> (Duration, usize) {
+    let side = load.fill(lane);
+    lane.now = lane.now + BEAT;
+    let begin = Instant::now();
+    lane.turn(proxy, side);
+    (begin.elapsed(), load.read(lane))
+}
+
+/// The table that is printed.
+struct Table {
+    wanted: Vec<String>,
+    quick: bool,
+}
+
+impl Table {
+    fn head() {
+        println!(
+            "One core, batches of {BATCH}; best and median of {RUNS} runs; per frame, or per connection where it says so.\n"
+        );
+        println!("{:<66} {:>8} {:>8} {:>9} {:>9} {:>7}", "", "best ns", "median", "best M/s", "reference", "ratio");
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.wanted.iter().all(|word| name.contains(word.as_str()))
+    }
+
+    /// Measures a load on a new engine.
+    fn load(&mut self, name: &str, reference: Option<f64>, config: &Config, load: &mut impl Load) {
+        if self.wants(name) {
+            let mut lane = Lane::new();
+            let mut proxy = proxy(config, &lane);
+            self.measure(name, reference, &mut proxy, &mut lane, load);
+        }
+    }
+
+    /// Measures a load on an engine, after a first round that is not counted.
+    fn measure(
+        &mut self,
+        name: &str,
+        reference: Option<f64>,
+        proxy: &mut Proxy,
+        lane: &mut Lane,
+        load: &mut impl Load,
+    ) {
+        let warm_up = if self.quick { BATCHES } else { WARM_UP };
+        for _ in 0..warm_up / load.batches_a_unit() * load.batches_a_unit() {
+            turn(proxy, lane, load);
+        }
+        let (unit, mut astray, mut count) = (load.batches_a_unit(), 0, 0);
+        self.row(name, reference, unit, || {
+            let (took, wrong) = turn(proxy, lane, load);
+            astray += wrong;
+            count += BATCH;
+            took
+        });
+        // A random number is a cookie once in many millions; its source, of a hundred one, is then taken for a client.
+        assert!(astray <= count / 50, "{name}: {astray} of {count} frames did not become what they should");
+    }
+
+    /// Runs `batch` and prints a row.
+    fn row(&mut self, name: &str, reference: Option<f64>, unit: usize, mut batch: impl FnMut() -> Duration) {
+        if !self.wants(name) {
+            return;
+        }
+        let mut runs: Vec<f64> = (0..if self.quick { 3 } else { RUNS })
+            .map(|_| {
+                let batches = BATCHES / unit * unit;
+                let total: Duration = (0..batches).map(|_| batch()).sum();
+                total.as_nanos() as f64 / (batches / unit * BATCH) as f64
+            })
+            .collect();
+        runs.sort_by(f64::total_cmp);
+        let (best, median) = (runs[0], runs[runs.len() / 2]);
+        let rate = 1e3 / best;
+        print!("{name:<66} {best:>8.2} {median:>8.2} {rate:>9.2}");
+        match reference {
+            Some(reference) => println!(" {reference:>9.2} {:>5.1} x", rate / reference),
+            None => println!(),
+        }
+    }
+}
