@@ -21,7 +21,7 @@ LIST
 )
 
 if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
-    echo "setup: no cargo found. Install the Rust toolchain first: https://rustup.rs" >&2
+    echo "setup: no cargo found. Install the Rust toolchain first (with rustup)." >&2
     exit 1
 fi
 
