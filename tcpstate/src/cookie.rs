@@ -16,13 +16,11 @@
 //! The MAC covers the ends, the client's ISN, the code bits and whether timestamps are used, but not the time,
 //! so that a repeated SYN is answered with the same ISN. Scale code 15 means "none".
 
-use siphasher::sip::SipHasher24;
-
+use crate::keyed::{Keys, Words};
 use crate::seq::{SeqNum, WindowScale};
 use crate::terms::Terms;
 use crate::wire::Ends;
 use crate::{Config, Instant};
-use core::hash::Hasher as _;
 
 /// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch and the next.
 const EPOCH_BITS: u32 = 26;
@@ -40,10 +38,10 @@ pub struct Minted {
 
 /// Mints cookies and opens them.
 pub struct Jar {
-    master: (u64, u64),
+    master: Keys,
     epoch: u64,
     /// Keys of the even and of the odd one among the current and the previous epoch.
-    keys: [(u64, u64); 2],
+    keys: [Keys; 2],
     book: Book,
     ts_mss: Vec<u16>,
     constant_scale: WindowScale,
@@ -51,7 +49,7 @@ pub struct Jar {
 
 impl Jar {
     /// A jar of this configuration's tables.
-    pub fn new(config: &Config, master: (u64, u64), now: Instant) -> Self {
+    pub fn new(config: &Config, master: Keys, now: Instant) -> Self {
         let mut ts_mss = config.ts_mss_table.clone();
         ts_mss.truncate(32);
         let mut jar = Self {
@@ -75,7 +73,7 @@ impl Jar {
         }
     }
 
-    fn keys_at(&self, epoch: u64) -> [(u64, u64); 2] {
+    fn keys_at(&self, epoch: u64) -> [Keys; 2] {
         let mut keys = [self.key_of(epoch); 2];
         let previous = epoch.wrapping_sub(1);
         keys[(previous & 1) as usize] = self.key_of(previous);
@@ -83,12 +81,12 @@ impl Jar {
     }
 
     /// Keys follow from the master secret and the epoch's number, so that all workers have the same without a word.
-    fn key_of(&self, epoch: u64) -> (u64, u64) {
+    fn key_of(&self, epoch: u64) -> Keys {
         let half = |n: u64| {
-            let mut hasher = SipHasher24::new_with_keys(self.master.0, self.master.1);
-            hasher.write_u64(epoch);
-            hasher.write_u64(n);
-            hasher.finish()
+            let mut words = Words::default();
+            words.push(epoch);
+            words.push(n);
+            words.signature(self.master)
         };
         (half(0), half(1))
     }
@@ -158,11 +156,9 @@ impl Jar {
     }
 
     fn mac(&self, slot: u32, ends: &Ends, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
-        let key = self.keys[slot as usize];
-        let mut hasher = SipHasher24::new_with_keys(key.0, key.1);
-        ends.feed(&mut hasher);
-        hasher.write_u64(u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps));
-        hasher.finish()
+        let mut words = ends.words();
+        words.push(u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps));
+        words.signature(self.keys[slot as usize])
     }
 }
 

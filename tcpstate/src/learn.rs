@@ -1,12 +1,11 @@
 //! What servers have shown of themselves: the options of their SYN-ACKs, kept per address and port or per address.
 
 use crate::config::Source;
+use crate::keyed::Keys;
 use crate::seq::WindowScale;
 use crate::terms::Offer;
 use crate::wire::{Addr, Ends, Options, Vlan};
 use crate::{Config, Instant};
-use core::hash::Hasher as _;
-use siphasher::sip::SipHasher13;
 
 /// Seconds after which "the server does not take this" is asked anew: a server that has learned an option since
 /// could otherwise never show it, as we do not offer what we hold to be refused.
@@ -56,7 +55,7 @@ pub struct Lesson {
 /// The learning cache: set-associative, the entry longest unseen gives way.
 pub struct Learned {
     sets: Vec<[Entry; WAYS]>,
-    keys: (u64, u64),
+    keys: Keys,
     sources: Sources,
     own_mss: u16,
     own: Offer,
@@ -72,7 +71,7 @@ struct Sources {
 
 impl Learned {
     /// An empty cache of this configuration's size.
-    pub fn new(config: &Config, keys: (u64, u64)) -> Self {
+    pub fn new(config: &Config, keys: Keys) -> Self {
         let sets = config.learn_capacity.div_ceil(WAYS).next_power_of_two();
         Self {
             sets: vec![[Entry::default(); WAYS]; sets],
@@ -143,13 +142,12 @@ impl Learned {
     }
 
     fn set(&self, ends: &Ends, port: u16) -> usize {
-        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
-        for word in ends.lan {
-            hasher.write_u32(word);
-        }
-        hasher.write_u32(ends.vlan.0);
-        hasher.write_u16(port);
-        hasher.finish() as usize & (self.sets.len() - 1)
+        // The LAN's own addresses, and only those that have answered, are written here: nobody can choose them, so a product with a secret
+        // spreads them well enough.
+        let [a, b, c, d] = ends.lan.map(u64::from);
+        let words = [a << 32 | b, c << 32 | d, u64::from(ends.vlan.0) << 16 | u64::from(port)];
+        let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(self.keys.1 | 1).rotate_left(29);
+        words.into_iter().fold(self.keys.0, mix) as usize & (self.sets.len() - 1)
     }
 
     fn find(&self, ends: &Ends, port: u16) -> Option<&Entry> {

@@ -9,6 +9,7 @@ pub mod config;
 mod cookie;
 mod flow;
 mod head;
+mod keyed;
 mod learn;
 mod limit;
 mod prefetch;

@@ -4,11 +4,9 @@
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
 //! and one that is seen again after its second of penance draws on tokens of its own.
 
-use core::hash::Hasher as _;
-
-use siphasher::sip::SipHasher13;
-
 use crate::config::RateLimit;
+use crate::keyed::{Keys, Words};
+use crate::prefetch::prefetch;
 use crate::seq::SeqNum;
 use crate::wire::Ends;
 use crate::{Event, Instant};
@@ -17,6 +15,7 @@ use crate::{Event, Instant};
 const REPEATED_SHARE: u32 = 4;
 
 #[derive(Clone, Copy)]
+#[repr(C, align(16))]
 struct Bucket {
     fresh: u32,
     repeated: u32,
@@ -45,8 +44,11 @@ impl Admission {
 /// The token buckets of all prefixes.
 pub struct Limiter {
     buckets: Vec<Bucket>,
-    keys: (u64, u64),
+    keys: Keys,
     period_micros: u64,
+    /// The current refill period, and when the next begins.
+    period: u32,
+    next_period: Instant,
     add: u32,
     burst: u32,
     mask4: u32,
@@ -56,13 +58,15 @@ pub struct Limiter {
 
 impl Limiter {
     /// Full buckets.
-    pub fn new(limit: &RateLimit, keys: (u64, u64)) -> Self {
+    pub fn new(limit: &RateLimit, keys: Keys) -> Self {
         let full = Bucket { fresh: limit.burst, repeated: limit.burst.saturating_mul(REPEATED_SHARE), period: 0 };
         let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
         Self {
             buckets: vec![full; limit.size.next_power_of_two()],
             keys,
             period_micros: (limit.period.as_micros() as u64).max(1),
+            period: 0,
+            next_period: Instant::default(),
             add: limit.add,
             burst: limit.burst,
             mask4: mask(limit.prefix4.into()),
@@ -71,9 +75,28 @@ impl Limiter {
         }
     }
 
-    /// Charges a SYN to its source's prefix. `hash` is the keyed hash of its ends.
-    pub fn admit(&mut self, ends: &Ends, hash: u64, isn: SeqNum, now: Instant) -> Admission {
-        let bucket = self.bucket(ends, now);
+    /// The place of a source prefix's bucket.
+    pub fn place(&self, ends: &Ends) -> u32 {
+        let [a, b, c, d] = ends.wan;
+        let mut words = Words::default();
+        if ends.v6 {
+            let m = &self.mask6;
+            words.push(u64::from(a & m[0]) << 32 | u64::from(b & m[1]));
+            words.push(u64::from(c & m[2]) << 32 | u64::from(d & m[3]));
+        } else {
+            words.push(u64::from(d & self.mask4));
+        }
+        words.place(self.keys) as u32 & (self.buckets.len() - 1) as u32
+    }
+
+    /// Asks for a bucket's line.
+    pub fn prefetch(&self, place: u32) {
+        prefetch(&self.buckets[place as usize]);
+    }
+
+    /// Charges a SYN to the bucket at `place`. `hash` is the keyed hash of its ends.
+    pub fn admit(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
+        let bucket = self.bucket(place, now);
         if bucket.fresh > 0 {
             bucket.fresh -= 1;
             return Admission::Granted;
@@ -81,7 +104,7 @@ impl Limiter {
         let may_repeat = bucket.repeated > 0;
         let syn = hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if self.refused.seen_before(syn, now) && may_repeat {
-            self.bucket(ends, now).repeated -= 1;
+            self.bucket(place, now).repeated -= 1;
             return Admission::SecondChance;
         }
         Admission::Refused
@@ -90,32 +113,25 @@ impl Limiter {
     /// Gives a token back: the client has proved itself.
     pub fn refund(&mut self, ends: &Ends, now: Instant) {
         let burst = self.burst;
-        let bucket = self.bucket(ends, now);
+        let bucket = self.bucket(self.place(ends), now);
         bucket.fresh = (bucket.fresh + 1).min(burst);
     }
 
-    /// The bucket of the source's prefix, refilled for the periods that have passed.
-    fn bucket(&mut self, ends: &Ends, now: Instant) -> &mut Bucket {
-        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
-        if ends.v6 {
-            for i in 0..4 {
-                hasher.write_u32(ends.wan[i] & self.mask6[i]);
-            }
-        } else {
-            hasher.write_u32(ends.wan[3] & self.mask4);
+    /// The bucket at `place`, refilled for the periods that have passed.
+    fn bucket(&mut self, place: u32, now: Instant) -> &mut Bucket {
+        if now >= self.next_period {
+            let period = now.as_micros() / self.period_micros;
+            self.period = period as u32;
+            self.next_period = Instant::from_micros((period + 1) * self.period_micros);
         }
-        let at = hasher.finish() as usize & (self.buckets.len() - 1);
-        let period = (now.as_micros() / self.period_micros) as u32;
-        let bucket = &mut self.buckets[at];
-        let passed = period.wrapping_sub(bucket.period);
+        let bucket = &mut self.buckets[place as usize];
+        let passed = self.period.wrapping_sub(bucket.period);
         if passed != 0 {
-            bucket.period = period;
+            bucket.period = self.period;
             let tokens = self.add.saturating_mul(passed);
+            let most = self.burst.saturating_mul(REPEATED_SHARE);
             bucket.fresh = bucket.fresh.saturating_add(tokens).min(self.burst);
-            bucket.repeated = bucket
-                .repeated
-                .saturating_add(tokens.saturating_mul(REPEATED_SHARE))
-                .min(self.burst.saturating_mul(REPEATED_SHARE));
+            bucket.repeated = bucket.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(most);
         }
         bucket
     }
@@ -177,6 +193,12 @@ mod tests {
         Ends { wan: [0, 0, 0xffff, source], ..Ends::default() }
     }
 
+    impl Limiter {
+        fn admit_from(&mut self, source: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
+            self.admit(self.place(&from(source)), hash, isn, now)
+        }
+    }
+
     fn limiter() -> Limiter {
         let limit = RateLimit { burst: 10, add: 5, period: Duration::from_secs(1), ..RateLimit::default() };
         Limiter::new(&limit, (1, 2))
@@ -188,7 +210,7 @@ mod tests {
         let granted = |limiter: &mut Limiter, now, salt: u64| {
             (0..100u32)
                 .filter(|&n| {
-                    limiter.admit(&from(0x0a00_0000 + n), salt + u64::from(n) * 0x1234_5678_9abc, SeqNum::new(n), now)
+                    limiter.admit_from(0x0a00_0000 + n, salt + u64::from(n) * 0x1234_5678_9abc, SeqNum::new(n), now)
                         == Admission::Granted
                 })
                 .count()
@@ -203,7 +225,7 @@ mod tests {
         let mut limiter = limiter();
         let now = Instant::from_secs(10);
         for _ in 0..1000 {
-            assert_eq!(limiter.admit(&from(1), 7, SeqNum::new(1), now), Admission::Granted);
+            assert_eq!(limiter.admit_from(1, 7, SeqNum::new(1), now), Admission::Granted);
             limiter.refund(&from(1), now);
         }
     }
@@ -213,9 +235,9 @@ mod tests {
         let mut limiter = limiter();
         let now = Instant::from_secs(10);
         for n in 0..1000 {
-            let _ = limiter.admit(&from(0x0a00_0000), n, SeqNum::new(1), now);
+            let _ = limiter.admit_from(0x0a00_0000, n, SeqNum::new(1), now);
         }
-        assert_eq!(limiter.admit(&from(0x0a00_0100), 7, SeqNum::new(1), now), Admission::Granted);
+        assert_eq!(limiter.admit_from(0x0a00_0100, 7, SeqNum::new(1), now), Admission::Granted);
     }
 
     #[test]
@@ -225,16 +247,16 @@ mod tests {
             u64::from(n).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93)
         };
         for n in 0..100_000 {
-            let _ = limiter.admit(&from(n & 0xff), hash(n), SeqNum::new(n), Instant::from_secs(10));
+            let _ = limiter.admit_from(n & 0xff, hash(n), SeqNum::new(n), Instant::from_secs(10));
         }
         let mut admitted = 0;
         for n in 100_000..110_000 {
-            let verdict = limiter.admit(&from(n & 0xff), hash(n), SeqNum::new(n), Instant::from_micros(11_060_000));
+            let verdict = limiter.admit_from(n & 0xff, hash(n), SeqNum::new(n), Instant::from_micros(11_060_000));
             admitted += u32::from(verdict != Admission::Refused);
         }
         assert!(admitted <= 10, "{admitted} strangers of ten thousand got in");
         let back =
-            limiter.admit(&from(99_999 & 0xff), hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
+            limiter.admit_from(99_999 & 0xff, hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
         assert_eq!(back, Admission::SecondChance);
     }
 
@@ -244,7 +266,7 @@ mod tests {
         let mut limiter = Limiter::new(&limit, (1, 2));
         let now = Instant::from_secs(1);
         let granted = (0..100u32)
-            .filter(|&n| limiter.admit(&from(n << 24), u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
+            .filter(|&n| limiter.admit_from(n << 24, u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
         assert_eq!(granted.count(), 3);
     }
 }

@@ -9,6 +9,7 @@ mod room;
 use crate::config::{SackConflict, Timeouts};
 use crate::cookie::Jar;
 use crate::flow::{Flow, Marks, State};
+use crate::keyed::Keys;
 use crate::learn::Learned;
 use crate::limit::Limiter;
 use crate::seq::{SeqDelta, SeqNum, Window, WindowScale};
@@ -29,7 +30,7 @@ impl Secrets {
     }
 
     /// The `n`th of three pairs of SipHash keys.
-    fn pair(&self, n: usize) -> (u64, u64) {
+    fn pair(&self, n: usize) -> Keys {
         let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
         (word(16 * n), word(16 * n + 8))
     }
@@ -47,11 +48,13 @@ pub trait Egress {
 pub struct Look {
     parsed: Parsed,
     hash: u64,
+    /// Where the limiter keeps the tokens of a SYN's source.
+    tokens: u32,
 }
 
 impl Default for Look {
     fn default() -> Self {
-        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0 }
+        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0 }
     }
 }
 
@@ -136,6 +139,7 @@ struct Turn<'a, 'b, E> {
     side: Side,
     segment: &'a Segment,
     hash: u64,
+    tokens: u32,
     now: Instant,
     head: &'a mut Head<'b>,
     egress: &'a mut E,
@@ -173,7 +177,7 @@ impl<E> Turn<'_, '_, E> {
 
 /// One worker's share of the proxy.
 pub struct Proxy {
-    hash_keys: (u64, u64),
+    hash_keys: Keys,
     table: Table,
     wheel: Wheel,
     jar: Jar,
@@ -219,22 +223,22 @@ impl Proxy {
 
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
     pub fn look(&self, side: Side, head: &Head) -> Look {
-        let parsed = Parsed::parse(side, head);
-        let hash = match &parsed {
-            Parsed::Tcp(segment) => {
-                let hash = segment.ends.hash(self.hash_keys);
-                self.table.prefetch_bucket(hash);
-                hash
+        let mut look = Look { parsed: Parsed::parse(side, head), ..Look::default() };
+        if let Parsed::Tcp(segment) = &look.parsed {
+            look.hash = segment.ends.hash(self.hash_keys);
+            self.table.prefetch_bucket(look.hash);
+            if segment.flags.has(Flags::SYN) && side == Side::Wan {
+                look.tokens = self.limiter.place(&segment.ends);
+                self.limiter.prefetch(look.tokens);
             }
-            _ => 0,
-        };
-        Look { parsed, hash }
+        }
+        look
     }
 
     /// Between the passes: asks for the flow's own lines, now that the table's line is here.
     pub fn reach(&self, look: &Look) {
-        if let Parsed::Tcp(_) = look.parsed {
-            self.table.prefetch_flow(look.hash);
+        if let Parsed::Tcp(segment) = &look.parsed {
+            self.table.prefetch_flow(look.hash, segment.ends.v6);
         }
     }
 
@@ -249,7 +253,7 @@ impl Proxy {
     ) -> Verdict {
         match &look.parsed {
             Parsed::Tcp(segment) => {
-                let turn = Turn { side, segment, hash: look.hash, now, head, egress };
+                let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head, egress };
                 let verdict = self.on_segment(turn);
                 if let Verdict::Drop(reason) = verdict {
                     return self.counters.drop(reason);

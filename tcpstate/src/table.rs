@@ -109,14 +109,37 @@ impl Table {
     }
 
     /// Asks for the lines of the flow this hash probably names.
-    pub fn prefetch_flow(&self, hash: u64) {
-        let bucket = &self.buckets[self.first_choice(hash)];
-        let matches = bucket.matches(Self::tag(hash));
+    pub fn prefetch_flow(&self, hash: u64, v6: bool) {
+        let (first, tag) = (self.first_choice(hash), Self::tag(hash));
+        let bucket = &self.buckets[first];
+        let matches = bucket.matches(tag);
         if matches != 0 {
-            let flow = &self.flows[bucket.places[matches.trailing_zeros() as usize] as usize];
-            prefetch(flow);
-            prefetch(flow.half(crate::Side::Wan));
+            let place = bucket.places[matches.trailing_zeros() as usize];
+            self.prefetch(Id(place));
+            if v6 {
+                prefetch(&self.upper[place as usize]);
+            }
+        } else if bucket.strays > 0 {
+            prefetch(&self.buckets[self.other_choice(first, tag)]);
         }
+    }
+
+    /// Asks for the lines of a record.
+    pub fn prefetch(&self, id: Id) {
+        let flow = &self.flows[id.0 as usize];
+        prefetch(flow);
+        prefetch(flow.half(crate::Side::Wan));
+    }
+
+    /// Asks for what the removal of a record, whose own lines are here, will touch.
+    pub fn prefetch_neighbours(&self, id: Id) {
+        let flow = &self.flows[id.0 as usize];
+        for link in [flow.link_next, flow.link_prev] {
+            if let Some(neighbour) = self.flows.get(link as usize) {
+                prefetch(neighbour);
+            }
+        }
+        self.prefetch_bucket(flow.hash);
     }
 
     /// The flow between these ends.

@@ -41,7 +41,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadAddress);
         }
         let (now, isn) = (turn.now, turn.segment.seq);
-        let admission = self.limiter.admit(turn.ends(), turn.hash, isn, now);
+        let admission = self.limiter.admit(turn.tokens, turn.hash, isn, now);
         if admission == Admission::Refused {
             return Verdict::Drop(DropReason::RateLimited);
         }

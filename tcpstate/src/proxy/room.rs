@@ -93,8 +93,19 @@ impl Proxy {
                 self.forget(id);
             }
             self.half_open.entries.pop_front();
+            self.prefetch_next_victims();
         }
         true
+    }
+
+    /// The oldest entries were last touched seconds ago: asks for the lines of those that will soon have to go.
+    fn prefetch_next_victims(&self) {
+        if let Some(&(id, _)) = self.half_open.entries.get(16) {
+            self.table.prefetch(id);
+        }
+        if let Some(&(id, _)) = self.half_open.entries.get(8) {
+            self.table.prefetch_neighbours(id);
+        }
     }
 
     /// Frees one place of a full table: a closing flow's, else the oldest half-open one's, else that of the client whose server has been

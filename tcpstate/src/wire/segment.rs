@@ -1,10 +1,7 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
-use core::hash::Hasher as _;
-
-use siphasher::sip::SipHasher13;
-
 use super::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum};
+use crate::keyed::{Keys, Words};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{DropReason, Event, Head, Side};
 
@@ -59,22 +56,20 @@ pub struct Ends {
 
 impl Ends {
     /// The keyed hash that names the flow's place in the table.
-    pub fn hash(&self, keys: (u64, u64)) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(keys.0, keys.1);
-        self.feed(&mut hasher);
-        hasher.finish()
+    pub fn hash(&self, keys: Keys) -> u64 {
+        self.words().place(keys)
     }
 
-    /// Feeds the ends into a keyed hash: 16 bytes for IPv4, 40 for IPv6.
-    pub(crate) fn feed(&self, hasher: &mut impl core::hash::Hasher) {
-        if self.v6 {
-            for (lan, wan) in self.lan.iter().zip(&self.wan) {
-                hasher.write_u64(u64::from(*lan) << 32 | u64::from(*wan));
-            }
-        } else {
-            hasher.write_u64(u64::from(self.lan[3]) << 32 | u64::from(self.wan[3]));
+    /// The ends as words to be hashed: two for IPv4, five for IPv6.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> Words {
+        let mut words = Words::default();
+        let from = if self.v6 { 0 } else { 3 };
+        for i in from..4 {
+            words.push(u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]));
         }
-        hasher.write_u64(u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0));
+        words.push(u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0));
+        words
     }
 }
 
