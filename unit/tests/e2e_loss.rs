@@ -38,7 +38,9 @@ fn recovers(config: &str) {
         println!("{config} {way}: up {:.1} Mbit/s, down {:.1} Mbit/s", speeds[0], speeds[1]);
         for ((end, after), before) in ["client", "server"].iter().zip(rig.counters()).zip(before) {
             let risen = after.since(&before);
-            let faults = risen.faults(0);
+            // Frames that overtake one another look old to PAWS on any wire; that alone proves nothing here.
+            let mut faults = risen.faults(0);
+            faults.retain(|fault| !fault.starts_with("TcpExtPAWSEstab"));
             assert!(faults.is_empty(), "{way}: the {end}'s kernel noticed {}", faults.join(", "));
             // It must have been needed, or nothing was shown.
             let recovered = risen.get("TcpExtTCPSackRecovery") + risen.get("TcpExtTCPSACKReorder");

@@ -1,0 +1,126 @@
+#!/bin/bash
+# The proxy at work, in under a minute: a client, the box and a server, each in a network namespace; ping, transfers, a
+# flood, and honest clients who connect through it. Everything made here is removed at the end, also when interrupted.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin"
+
+client=spx$$-demo-client box=spx$$-demo-box server=spx$$-demo-server
+work=$(mktemp -d)
+children=()
+
+if [ "$(id -u)" -ne 0 ]; then echo "demo: network namespaces need root" >&2; exit 1; fi
+
+undo() {
+    trap - EXIT INT TERM
+    for child in "${children[@]}"; do kill "$child" 2>/dev/null || true; done
+    wait 2>/dev/null || true
+    for namespace in $client $box $server; do ip netns del $namespace 2>/dev/null || true; done
+    rm -rf "$work"
+}
+trap undo EXIT
+trap 'echo; echo "interrupted; everything is put away"; exit 130' INT TERM
+
+bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+row() { printf '  %-38s %s\n' "$@"; }
+# Not for the background: there it would be a shell around the program, and killing it would spare the program.
+at() { local namespace=$1; shift; ip netns exec "$namespace" "$@"; }
+fail() { echo "demo: $*" >&2; [ -f "$work/log" ] && sed 's/^/  synproxy: /' "$work/log" >&2; exit 1; }
+
+step "Building"
+cargo build --release --quiet -p synproxy -p tools --bins
+bin=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+row "programs" "synproxy, synflood, honest (${bin/#$PWD\//})"
+
+step "Three namespaces, two cables"
+cat <<PICTURE
+
+    client 10.77.0.1 ── wan0 [ synproxy ] lan0 ── 10.77.0.2 server
+           fd77::1                                fd77::2
+PICTURE
+for namespace in $client $box $server; do ip netns add $namespace; done
+at $box sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv6.conf.all.disable_ipv6=1
+cable() { # the host's namespace, its interface, the box's interface, the last part of its addresses
+    at $box ip link add "$3" type veth peer name "$2" netns "$1"
+    at $box ip link set "$3" up
+    # Veth leaves checksums to hardware that is not there: the hosts must write them, as on a wire.
+    at "$1" ethtool -K "$2" tx off txvlan off >/dev/null
+    at "$1" ip link set lo up
+    at "$1" ip link set "$2" up
+    at "$1" ip addr add "10.77.0.$4/24" dev "$2"
+    at "$1" ip addr add "fd77::$4/64" dev "$2" nodad
+}
+cable $client c0 wan0 1
+cable $server s0 lan0 2
+
+ip netns exec $box "$bin/synproxy" lan0 wan0 >"$work/log" 2>&1 &
+proxy=$!
+children+=($proxy)
+for _ in {1..200}; do
+    grep -q '^ready' "$work/log" && break
+    kill -0 $proxy 2>/dev/null || fail "synproxy did not start"
+    sleep 0.05
+done
+grep -q '^ready' "$work/log" || fail "synproxy did not become ready"
+row "synproxy" "$(grep '^ready' "$work/log")"
+
+step "Ping"
+reach() { # a name, from, to
+    local told
+    told=$(at "$2" ping -q -n -c 10 -i 0.05 -W 2 "$3") || fail "no answer from $3"
+    row "$1 -> $3" "$(sed -n 's/.*, \([0-9]*% packet loss\).*/\1/p' <<<"$told"), $(sed -n 's/^rtt.*= [^/]*\/\([^/]*\).*/\1 ms/p' <<<"$told")"
+}
+reach "client" $client 10.77.0.2
+reach "client" $client fd77::2
+reach "server" $server 10.77.0.1
+reach "server" $server fd77::1
+
+step "TCP, 64 MB each"
+head -c 64M /dev/urandom >"$work/sent"
+sum=$(md5sum <"$work/sent")
+transfer() { # a name, who connects, who listens and where, which of them sends
+    local nc listener begin end received=$work/received
+    if [ "$5" = caller ]; then
+        timeout 30 ip netns exec "$3" nc -d -l "$4" 4000 >"$received" & listener=$!
+        sleep 0.3; begin=$(date +%s%N)
+        at "$2" timeout 20 nc -N "$4" 4000 <"$work/sent" >/dev/null || fail "$1 got stuck"
+    else
+        timeout 30 ip netns exec "$3" nc -N -l "$4" 4000 <"$work/sent" >/dev/null & listener=$!
+        sleep 0.3; begin=$(date +%s%N)
+        at "$2" timeout 20 nc -d "$4" 4000 >"$received" || fail "$1 got stuck"
+    fi
+    wait $listener || true
+    end=$(date +%s%N)
+    [ "$(md5sum <"$received")" = "$sum" ] || fail "$1: the bytes differ"
+    row "$1" "$((64 * 8388608 / ((end - begin) / 1000))) Mbit/s, every byte as sent"
+}
+transfer "client calls, client sends, IPv4" $client $server 10.77.0.2 caller
+transfer "client calls, server sends, IPv6" $client $server fd77::2 called
+transfer "server calls, server sends, IPv4" $server $client 10.77.0.1 caller
+
+step "A SYN flood from the whole Internet, and 200 honest clients"
+ip netns exec $server "$bin/honest" serve 10.77.0.2:80 </dev/null >/dev/null & children+=($!)
+sleep 0.3
+mac=$(at $server cat /sys/class/net/s0/address)
+ip netns exec $client "$bin/synflood" --interface c0 --to 10.77.0.2 --to-mac "$mac" --from-mac 02:00:00:00:00:66 --seconds 30 \
+    >"$work/flood" & flood=$!
+children+=($flood)
+sleep 0.5
+at $client "$bin/honest" connect 10.77.0.2:80 --count 200 --over 4 >"$work/honest" || { cat "$work/honest"; fail "honest clients failed"; }
+kill $flood; wait $flood 2>/dev/null || true
+
+kill $proxy; wait $proxy || fail "synproxy ended badly"
+said() { sed -n "s/.*$2=\([^ ]*\).*/\1/p" "$work/$1"; }
+counted() { sed -n "s/^  $1  *\([0-9][0-9]*\) .*/\1/p" "$work/log" | tail -1; }
+
+step "What happened"
+row "flood" "$(said flood sent) SYNs in $(said flood seconds) s, $(said flood kpps) thousand a second"
+row "SYNs answered, nothing remembered" "$(counted cache-full)"
+row "SYNs answered and remembered" "$(counted cache-stored)"
+row "honest clients" "$(said honest connected) of $(said honest attempted) connected"
+row "slowest connect" "$(said honest slowest)"
+row "connections that reached the server" "$(counted spliced)"
+printf '  dropped, by reason:\n'
+sed -n '/^drops/,$p' "$work/log" | awk '/^  [a-z]/ { printf "    %-36s %s\n", $1, $2 }'
+echo
