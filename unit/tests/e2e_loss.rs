@@ -40,7 +40,10 @@ fn recovers(config: &str) {
             let risen = after.since(&before);
             // Frames that overtake one another look old to PAWS on any wire; that alone proves nothing here.
             let mut faults = risen.faults(0);
-            faults.retain(|fault| !fault.starts_with("TcpExtPAWSEstab"));
+            faults.retain(|fault| !fault.starts_with("TcpExtPAWSEstab") && !fault.starts_with("TcpExtTCPSACKDiscard"));
+            // An acknowledgement overtaken or doubled may be discarded; untranslated blocks would be, by the hundred.
+            let discarded = risen.get("TcpExtTCPSACKDiscard");
+            assert!(discarded <= 3, "{way}: the {end} discarded {discarded} SACK blocks");
             assert!(faults.is_empty(), "{way}: the {end}'s kernel noticed {}", faults.join(", "));
             // It must have been needed, or nothing was shown.
             let recovered = risen.get("TcpExtTCPSackRecovery") + risen.get("TcpExtTCPSACKReorder");
