@@ -16,7 +16,7 @@
 //! The MAC covers the ends, the client's ISN, the code bits and whether timestamps are used, but not the time,
 //! so that a repeated SYN is answered with the same ISN. Scale code 15 means "none".
 
-use crate::keyed::{Keys, Words};
+use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
 use crate::terms::Terms;
 use crate::wire::Ends;
@@ -82,12 +82,7 @@ impl Jar {
 
     /// Keys follow from the master secret and the epoch's number, so that all workers have the same without a word.
     fn key_of(&self, epoch: u64) -> Keys {
-        let half = |n: u64| {
-            let mut words = Words::default();
-            words.push(epoch);
-            words.push(n);
-            words.signature(self.master)
-        };
+        let half = |n: u64| keyed::signature(self.master, [epoch, n]);
         (half(0), half(1))
     }
 
@@ -156,9 +151,8 @@ impl Jar {
     }
 
     fn mac(&self, slot: u32, ends: &Ends, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
-        let mut words = ends.words();
-        words.push(u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps));
-        words.signature(self.keys[slot as usize])
+        let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
+        ends.sign(self.keys[slot as usize], word)
     }
 }
 

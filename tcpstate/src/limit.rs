@@ -5,7 +5,7 @@
 //! and one that is seen again after its second of penance draws on tokens of its own.
 
 use crate::config::RateLimit;
-use crate::keyed::{Keys, Words};
+use crate::keyed::{self, Keys};
 use crate::prefetch::prefetch;
 use crate::seq::SeqNum;
 use crate::wire::Ends;
@@ -78,15 +78,14 @@ impl Limiter {
     /// The place of a source prefix's bucket.
     pub fn place(&self, ends: &Ends) -> u32 {
         let [a, b, c, d] = ends.wan;
-        let mut words = Words::default();
-        if ends.v6 {
+        let hash = if ends.v6 {
             let m = &self.mask6;
-            words.push(u64::from(a & m[0]) << 32 | u64::from(b & m[1]));
-            words.push(u64::from(c & m[2]) << 32 | u64::from(d & m[3]));
+            let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+            keyed::place(self.keys, [pair(a & m[0], b & m[1]), pair(c & m[2], d & m[3])])
         } else {
-            words.push(u64::from(d & self.mask4));
-        }
-        words.place(self.keys) as u32 & (self.buckets.len() - 1) as u32
+            keyed::place(self.keys, [u64::from(d & self.mask4)])
+        };
+        hash as u32 & (self.buckets.len() - 1) as u32
     }
 
     /// Asks for a bucket's line.

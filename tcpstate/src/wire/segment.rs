@@ -1,7 +1,7 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
 use super::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum};
-use crate::keyed::{Keys, Words};
+use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{DropReason, Event, Head, Side};
 
@@ -57,19 +57,26 @@ pub struct Ends {
 impl Ends {
     /// The keyed hash that names the flow's place in the table.
     pub fn hash(&self, keys: Keys) -> u64 {
-        self.words().place(keys)
+        let [a, b, c, low, ports] = self.words();
+        if self.v6 { keyed::place(keys, [a, b, c, low, ports]) } else { keyed::place(keys, [low, ports]) }
     }
 
-    /// The ends as words to be hashed: two for IPv4, five for IPv6.
-    #[inline(always)]
-    pub(crate) fn words(&self) -> Words {
-        let mut words = Words::default();
-        let from = if self.v6 { 0 } else { 3 };
-        for i in from..4 {
-            words.push(u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]));
+    /// A signature of the ends and one word more.
+    pub(crate) fn sign(&self, keys: Keys, word: u64) -> u64 {
+        let [a, b, c, low, ports] = self.words();
+        if self.v6 {
+            keyed::signature(keys, [a, b, c, low, ports, word])
+        } else {
+            keyed::signature(keys, [low, ports, word])
         }
-        words.push(u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0));
-        words
+    }
+
+    /// Both addresses, word by word; and the ports with the tags. The first three are the same for all IPv4 ends.
+    #[inline(always)]
+    fn words(&self) -> [u64; 5] {
+        let both = |i: usize| u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]);
+        let ports = u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0);
+        [both(0), both(1), both(2), both(3), ports]
     }
 }
 
