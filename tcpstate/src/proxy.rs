@@ -363,7 +363,7 @@ impl Proxy {
         *self.population.of(flow) -= 1;
         flow.state = state;
         *self.population.of(flow) += 1;
-        if flow.is_over() {
+        if matches!(state, State::TimeWait | State::Reset) {
             self.closing.push(id, flow.generation);
         }
         self.rest(id, now);

@@ -2,7 +2,7 @@
 
 use super::handshake::are_possible;
 use super::{Proxy, Turn};
-use crate::flow::{Flow, Half, State};
+use crate::flow::{Flow, Half, Marks, State};
 use crate::seq::{Window, WindowScale};
 use crate::table::Id;
 use crate::translate::clamp_mss;
@@ -62,9 +62,14 @@ impl Proxy {
                 // Its answer, or, without ACK, its own call at the same time (RFC 9293 section 3.5, figure 7).
                 let answers = turn.segment.ack == flow.half(Side::Lan).next;
                 if !flags.has(Flags::ACK) || answers {
-                    note_syn(flow.half_mut(Side::Wan), turn.segment, &Options::read(turn.options()));
+                    let options = Options::read(turn.options());
+                    note_syn(flow.half_mut(Side::Wan), turn.segment, &options);
                     if answers {
                         settle_scales(flow);
+                        // What we may have to say to either end must bear timestamps if its segments do.
+                        let agreed = flow.is(Marks::TIMESTAMPS_LAN) && options.timestamps.is_some();
+                        flow.mark(Marks::TIMESTAMPS, agreed);
+                        flow.mark(Marks::TIMESTAMPS_LAN, agreed);
                         flow.half_mut(Side::Wan).acked = turn.segment.ack;
                         self.set_state(id, State::OpeningAnswered, turn.now);
                     }
@@ -116,12 +121,15 @@ fn begin_opening<E>(flow: &mut Flow, turn: &Turn<E>) {
     flow.state = State::OpeningSent;
     flow.set_macs(Side::Lan, envelope.from, envelope.to);
     *flow.half_mut(Side::Wan) = Half::default();
-    note_syn(flow.half_mut(Side::Lan), turn.segment, &Options::read(turn.options()));
+    let options = Options::read(turn.options());
+    flow.mark(Marks::TIMESTAMPS_LAN, options.timestamps.is_some());
+    note_syn(flow.half_mut(Side::Lan), turn.segment, &options);
 }
 
 /// Notes an end's SYN.
 fn note_syn(half: &mut Half, segment: &Segment, options: &Options) {
     half.next = segment.seq + segment.seq_len();
+    half.ts_value = options.timestamps.map_or(0, |timestamps| timestamps.value);
     half.set_scales(options.scale, options.scale);
     // RFC 7323 section 2.2: the window of a SYN is not scaled.
     half.window = Window(segment.window.0.into()).field(options.scale.unwrap_or_default());

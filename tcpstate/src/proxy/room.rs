@@ -70,6 +70,9 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
+        if self.half_open.capacity == 0 {
+            return None;
+        }
         let id = if self.half_open_has_place(now) { self.table.insert(ends, hash) } else { None };
         let Some(id) = id else {
             self.counters.count(Event::CacheFull);
@@ -108,15 +111,15 @@ impl Proxy {
         }
     }
 
-    /// Frees one place of a full table: a closing flow's, else the oldest half-open one's, else that of the client whose server has been
-    /// silent longest. An established flow is never given up.
+    /// Frees one place of a full table: that of a flow that is over, else the oldest half-open one's, else that of the client whose server
+    /// has been silent longest. A flow that still carries anything, be it an unacknowledged FIN, is never given up.
     pub(super) fn make_room(&mut self, now: Instant, egress: &mut impl Egress) {
         if !self.table.is_full() {
             return;
         }
         while let Some((id, generation)) = self.closing.entries.pop_front() {
             let flow = &self.table[id];
-            if flow.generation == generation && flow.is_over() {
+            if flow.generation == generation && matches!(flow.state, State::TimeWait | State::Reset) {
                 self.counters.count(Event::EvictedClosing);
                 return self.forget(id);
             }
