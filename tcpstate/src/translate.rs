@@ -195,7 +195,7 @@ fn surplus(options: &[u8]) -> Option<(usize, Option<(usize, u8)>)> {
     }
     let (kind, at, len) = Walk::new(options).last()?;
     let spares = kind == kind::SACK && at + len + 4 > options.len() && len >= surplus + 2 + BLOCK;
-    spares.then_some((surplus, Some((at, (len - surplus) as u8))))
+    spares.then(|| (surplus, Some((at, (len - surplus) as u8))))
 }
 
 /// Lowers the MSS option of a SYN or SYN-ACK that is passed through to at most `clamp`.
