@@ -278,7 +278,7 @@ impl Rig {
         {
             let risen = after.since(&before);
             let faults = risen.faults(resets);
-            assert!(faults.is_empty(), "the {end}'s kernel noticed {}", faults.join(", "));
+            assert!(faults.is_empty(), "the {end}'s kernel noticed {}; in all {}", faults.join(", "), risen.tell());
             let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
             // On a crowded machine even a plain wire makes a sender impatient; many times that is another matter.
             assert!(again <= 50 + sent / 5, "the {end} sent {again} of {sent} segments again");
