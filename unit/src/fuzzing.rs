@@ -1,0 +1,644 @@
+//! The bodies of the fuzz targets: what holds of any bytes whatsoever. Each takes the fuzzer's input and panics when a promise
+//! is broken. They are plain functions, so that the corpora can be replayed by an ordinary test.
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use std::net::IpAddr;
+use std::time::Duration;
+use tcpstate::config::{RateLimit, SackConflict};
+use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Walk, checksum};
+use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Verdict};
+
+/// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
+pub fn parser(data: &[u8]) {
+    let Some((&side, frame)) = data.split_first() else { return };
+    let side = Side::BOTH[usize::from(side & 1)];
+    let mut frame = frame.to_vec();
+    let len = frame.len();
+    let copy = frame.clone();
+    let head = Head::whole(&mut frame, len);
+    let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { return };
+    assert!(
+        segment.ip < segment.tcp && segment.tcp + 20 <= segment.payload && u32::from(segment.payload) <= segment.end
+    );
+    assert!(segment.end as usize <= len, "a segment ends in its frame");
+    let sound = segment.checksums_hold(&head);
+
+    let Ok(sliced) = SlicedPacket::from_ethernet(&copy) else { return };
+    let (Some(net), Some(TransportSlice::Tcp(tcp))) = (sliced.net, sliced.transport) else { return };
+    let (source, destination, sums_right) = match &net {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let own = header.to_header().calc_header_checksum();
+            let sum =
+                tcp.calc_checksum_ipv4(header.source(), header.destination()).map(|sum| same(sum, tcp.checksum()));
+            let right = same(own, header.header_checksum()) && sum.unwrap_or(false);
+            (IpAddr::from(header.source()), IpAddr::from(header.destination()), right)
+        }
+        NetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let sum =
+                tcp.calc_checksum_ipv6(header.source(), header.destination()).map(|sum| same(sum, tcp.checksum()));
+            (IpAddr::from(header.source()), IpAddr::from(header.destination()), sum.unwrap_or(false))
+        }
+        NetSlice::Arp(_) => unreachable!("TCP over ARP"),
+    };
+    let ends = segment.ends;
+    let (lan, wan) = if side == Side::Lan { (source, destination) } else { (destination, source) };
+    assert_eq!([address(&ends, Side::Lan), address(&ends, Side::Wan)], [lan, wan]);
+    let (from, to) = if side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };
+    assert_eq!((from, to), (tcp.source_port(), tcp.destination_port()));
+    assert_eq!(segment.seq.get(), tcp.sequence_number());
+    assert_eq!(segment.ack.get(), tcp.acknowledgment_number());
+    assert_eq!(segment.window.0, tcp.window_size());
+    assert_eq!(segment.options(&copy), tcp.options());
+    assert_eq!(&copy[usize::from(segment.payload)..segment.end as usize], tcp.payload());
+    for (flag, set) in
+        [(Flags::FIN, tcp.fin()), (Flags::SYN, tcp.syn()), (Flags::RST, tcp.rst()), (Flags::ACK, tcp.ack())]
+    {
+        assert_eq!(segment.flags.has(flag), set);
+    }
+    assert_eq!(sound, sums_right, "both find the checksums right, or neither");
+}
+
+/// Whether two checksums are the same number: zero has two representations.
+fn same(one: u16, other: u16) -> bool {
+    let plain = |sum| if sum == u16::MAX { 0 } else { sum };
+    plain(one) == plain(other)
+}
+
+fn address(ends: &Ends, side: Side) -> IpAddr {
+    let words = if side == Side::Lan { ends.lan } else { ends.wan };
+    if ends.v6 {
+        let mut bytes = [0; 16];
+        for (to, word) in bytes.chunks_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_be_bytes());
+        }
+        IpAddr::from(bytes)
+    } else {
+        IpAddr::from(words[3].to_be_bytes())
+    }
+}
+
+/// Any options: they are walked to an end, read the same by every way, and after translation the patched checksum is the full one.
+pub fn options(data: &[u8]) {
+    let mut input = Input(data);
+    let (first, second) = (input.byte(), input.byte());
+    let list = &input.0[..input.0.len().min(40) / 4 * 4];
+
+    let mut last = 0;
+    for (kind, at, len) in Walk::new(list) {
+        assert!(at >= last && len >= 2 && at + len <= list.len() && list[at] == kind);
+        last = at + len;
+    }
+    assert_eq!(Options::timestamps(list), Options::read(list).timestamps);
+
+    // Through a connection: the client's SYN offers what `first` says, the server takes what `second` says.
+    let mut bench = Bench::new(&config(0, first));
+    let slot = usize::from(second >> 7);
+    bench.client_syn(slot, first);
+    bench.client_proves(slot, 0, 0);
+    bench.server_answers(slot, second);
+    for side in [Side::Wan, Side::Lan, Side::Wan] {
+        let tcp = bench.slots[slot].next(side, Flags::ACK);
+        let frame = write(side, slot, &tcp, list, input.0.len().min(64));
+        bench.step(side, frame);
+    }
+    // And as a SYN's, which is answered or not.
+    let tcp = Tcp { seq: 5, ack: 0, flags: Flags::SYN, window: 1000 };
+    bench.step(Side::Wan, write(Side::Wan, slot ^ 1, &tcp, list, 0));
+}
+
+/// Any sequence of frames from both sides, spare frames running out and time passing.
+pub fn engine(data: &[u8]) {
+    let mut input = Input(data);
+    let (shape, variant) = (input.byte(), input.byte());
+    let mut bench = Bench::new(&config(shape, variant));
+    // Long inputs find nothing that shorter ones do not, and take longer.
+    for _ in 0..200 {
+        if input.0.is_empty() {
+            break;
+        }
+        bench.command(&mut input);
+    }
+    bench.drain();
+}
+
+/// Any text: it is accepted or complained of, and what was accepted is described so that it is read back the same.
+pub fn configuration(data: &[u8]) {
+    let text = String::from_utf8_lossy(&data[..data.len().min(8192)]);
+    let lines = text.split('\n').count();
+    match confparse::parse(&text, "text") {
+        Ok(parsed) => {
+            let described = parsed.config.describe();
+            let again = confparse::parse(&described, "described").expect("a description is no mistake");
+            assert_eq!(again.config, parsed.config);
+        }
+        Err(errors) => {
+            assert!(!errors.complaints.is_empty());
+            for complaint in &errors.complaints {
+                assert!((1..=lines).contains(&complaint.line) && complaint.column >= 1);
+                assert!(complaint.to_string().len() < 4000);
+            }
+        }
+    }
+}
+
+/// The fuzzer's bytes, taken from the front; past their end there are zeros.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken.to_vec()
+    }
+}
+
+/// An engine small enough that everything in it fills up: `shape` chooses its sizes, `variant` its manners.
+fn config(shape: u8, variant: u8) -> Config {
+    let bit = |n: u8| variant >> n & 1 == 1;
+    Config {
+        table_buckets: if shape & 1 == 1 { 1 } else { 16 },
+        half_open_max: [0, 2, 64, 1][usize::from(shape >> 1 & 3)],
+        learn_capacity: 4,
+        sack_conflict: if bit(7) { SackConflict::Retain } else { SackConflict::Remove },
+        own_wscale: if bit(6) { 14 } else { 7 },
+        mss_clamp: bit(5).then_some(1000),
+        rate: RateLimit { size: 4, burst: if bit(4) { 1 } else { 1000 }, add: 1, ..RateLimit::default() },
+        ..Config::default()
+    }
+}
+
+/// The fixed part of a TCP header.
+#[derive(Clone, Copy)]
+struct Tcp {
+    seq: u32,
+    ack: u32,
+    flags: Flags,
+    window: u16,
+}
+
+/// The client's end of slot `slot` is port 40000 + `slot`; odd slots speak IPv6.
+fn write(side: Side, slot: usize, tcp: &Tcp, options: &[u8], payload: usize) -> Vec<u8> {
+    let v6 = slot % 2 == 1;
+    let (server, client) = ([10, 0, 0, 1], [192, 0, 2, slot as u8 + 1]);
+    let (source, destination) = if side == Side::Lan { (server, client) } else { (client, server) };
+    let (from, to) = if side == Side::Lan { (443, 40_000 + slot as u16) } else { (40_000 + slot as u16, 443) };
+    let segment = 20 + options.len() + payload;
+    let mut frame = vec![2, 0, 0, 0, 0, side as u8, 2, 0, 0, 0, 0, 1 - side as u8];
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, (segment >> 8) as u8, segment as u8, 6, 60]);
+        for address in [source, destination] {
+            frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0]);
+            frame.extend(address);
+        }
+    } else {
+        let total = (20 + segment).to_be_bytes();
+        frame.extend([8, 0, 0x45, 0, total[6], total[7], 0, 0, 0x40, 0, 60, 6, 0, 0]);
+        frame.extend(source);
+        frame.extend(destination);
+    }
+    frame.extend(u16::to_be_bytes(from));
+    frame.extend(u16::to_be_bytes(to));
+    frame.extend(tcp.seq.to_be_bytes());
+    frame.extend(tcp.ack.to_be_bytes());
+    frame.extend([((20 + options.len()) << 2) as u8, tcp.flags.0]);
+    frame.extend(tcp.window.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(options);
+    frame.extend((0..payload).map(|n| n as u8 ^ tcp.seq as u8));
+    frame.resize(frame.len().max(60), 0);
+    repair(side, &mut frame);
+    frame
+}
+
+/// Makes the checksums of a segment in one piece right.
+fn repair(side: Side, frame: &mut [u8]) {
+    let len = frame.len();
+    let Parsed::Tcp(segment) = Parsed::parse(side, &Head::whole(frame, len)) else { return };
+    let (ip, tcp, end) = (usize::from(segment.ip), usize::from(segment.tcp), segment.end as usize);
+    let mut put = |at: usize, sum: u16| frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    if !segment.ends.v6 {
+        put(ip + 10, 0);
+    }
+    put(tcp + 16, 0);
+    if !segment.ends.v6 {
+        let header = usize::from(frame[ip] & 15) * 4;
+        let sum = !checksum::sum(&frame[ip..ip + header]);
+        frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let addresses = if segment.ends.v6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
+    let pseudo = u64::from(checksum::sum(&frame[addresses])) + 6 + (end - tcp) as u64;
+    let sum = !checksum::fold(pseudo + u64::from(checksum::sum(&frame[tcp..end])));
+    frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The options of a SYN or SYN-ACK: one bit each for MSS, SACK, timestamps and scale, two for the scale's and the MSS's size.
+fn syn_options(choice: u8, echo: u32) -> OptionList {
+    let bit = |n: u8| choice >> n & 1 == 1;
+    let scale = tcpstate::seq::WindowScale::clamped(if bit(4) { 14 } else { 5 });
+    let timestamps = bit(2).then_some(tcpstate::wire::Timestamps { value: 1000, echo });
+    OptionList::syn(bit(0).then_some(if bit(5) { 80 } else { 1460 }), bit(1), timestamps, bit(3).then_some(scale))
+}
+
+/// What the ends of one connection have learned from the frames that reached them.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    client_seq: u32,
+    /// The number the client expects of the server, by its own count.
+    outer_seq: u32,
+    server_seq: u32,
+    /// The number the server expects of the client.
+    client_at_server: u32,
+    client_clock: Option<u32>,
+    server_clock: Option<u32>,
+}
+
+impl Slot {
+    fn next(&self, side: Side, flags: Flags) -> Tcp {
+        match side {
+            Side::Wan => Tcp { seq: self.client_seq, ack: self.outer_seq, flags, window: 5000 },
+            Side::Lan => Tcp { seq: self.server_seq, ack: self.client_at_server, flags, window: 6000 },
+        }
+    }
+}
+
+/// Bytes a spare frame has at the least.
+const SPARE: usize = 128;
+
+/// What the engine sent of its own accord.
+struct Sent {
+    frames: Vec<(Side, Vec<u8>)>,
+    /// Frames that are spare.
+    spare: usize,
+}
+
+impl Egress for Sent {
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        if self.spare == 0 {
+            return false;
+        }
+        self.spare -= 1;
+        let mut buffer = [0xa5; SPARE];
+        let len = write(&mut buffer);
+        assert!((60..=SPARE).contains(&len), "a frame of {len} bytes");
+        self.frames.push((to, buffer[..len].to_vec()));
+        true
+    }
+}
+
+/// The engine under test, and what stands on either side of it.
+struct Bench {
+    proxy: Proxy,
+    now: Instant,
+    slots: [Slot; 4],
+    spare: usize,
+    headroom: usize,
+    tailroom: usize,
+    half_open_max: u64,
+    capacity: u64,
+    /// The last frame that came in, and by which side.
+    last: (Side, Vec<u8>),
+    /// The last frame that left.
+    left: Vec<u8>,
+}
+
+impl Bench {
+    fn new(config: &Config) -> Self {
+        let now = Instant::from_secs(1_000_000);
+        Self {
+            proxy: Proxy::new(config, &Secrets::new([7; 48]), now),
+            now,
+            slots: std::array::from_fn(|n| Slot {
+                client_seq: 1000 << (8 * n),
+                server_seq: 0xffff_ffc0,
+                ..Slot::default()
+            }),
+            spare: usize::MAX,
+            headroom: 64,
+            tailroom: 128,
+            half_open_max: config.half_open_max as u64,
+            capacity: config.flow_capacity() as u64,
+            last: (Side::Wan, vec![0; 60]),
+            left: vec![0; 60],
+        }
+    }
+
+    /// Does what the next bytes of the input say.
+    fn command(&mut self, input: &mut Input) {
+        let code = input.byte();
+        let slot = usize::from(code >> 6);
+        match code & 15 {
+            0 => self.client_syn(slot, input.byte()),
+            1 => self.client_proves(slot, input.byte(), input.byte()),
+            2 => self.server_answers(slot, input.byte()),
+            3 => self.talk(Side::Wan, slot, input),
+            4 => self.talk(Side::Lan, slot, input),
+            5 => {
+                let (side, offset) = (Side::BOTH[usize::from(code >> 4 & 1)], input.byte() as i8);
+                let mut tcp =
+                    self.slots[slot].next(side, if code & 32 == 0 { Flags::RST } else { Flags::RST.and(Flags::ACK) });
+                tcp.seq = tcp.seq.wrapping_add_signed(i32::from(offset) << (code >> 4 & 2) << (code >> 4 & 2));
+                self.step(side, write(side, slot, &tcp, &[], 0));
+            }
+            6 => {
+                let choice = input.byte();
+                let tcp = Tcp { flags: Flags::SYN, ack: 0, ..self.slots[slot].next(Side::Lan, Flags::SYN) };
+                self.slots[slot].server_seq = tcp.seq.wrapping_add(1);
+                self.step(Side::Lan, write(Side::Lan, slot, &tcp, syn_options(choice, 0).bytes(), 0));
+            }
+            7 => {
+                let choice = input.byte();
+                let slot_state = &mut self.slots[slot];
+                let ack = slot_state.server_seq;
+                let tcp = Tcp { seq: slot_state.client_seq, ack, flags: Flags::SYN.and(Flags::ACK), window: 7000 };
+                slot_state.client_seq = tcp.seq.wrapping_add(1);
+                slot_state.outer_seq = ack;
+                self.slots[slot].client_at_server = tcp.seq.wrapping_add(1);
+                self.step(Side::Wan, write(Side::Wan, slot, &tcp, syn_options(choice, 1000).bytes(), 0));
+            }
+            8 => {
+                let len = usize::from(input.byte());
+                let frame = input.bytes(len);
+                self.step(Side::BOTH[usize::from(code >> 4 & 1)], frame);
+            }
+            9 => {
+                // From a millisecond to half a day.
+                let pause = Duration::from_millis(1 << (input.byte() % 26));
+                self.pass(pause);
+            }
+            10 => {
+                let (side, mut frame) = self.last.clone();
+                let at = usize::from(input.byte());
+                let value = input.byte();
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte ^= value;
+                }
+                if code & 16 != 0 {
+                    repair(side, &mut frame);
+                }
+                self.step(side, frame);
+            }
+            11 => {
+                // What we send comes back, by either port.
+                let frame = self.left.clone();
+                self.step(Side::BOTH[usize::from(code >> 4 & 1)], frame);
+            }
+            12 => self.spare = if code & 16 == 0 { usize::MAX } else { slot },
+            13 => (self.headroom, self.tailroom) = if code & 16 == 0 { (64, 128) } else { (slot * 4, slot * 8) },
+            14 => {
+                // Only the headers of a jumbo frame are in sight.
+                let side = Side::BOTH[usize::from(code >> 4 & 1)];
+                let tcp = self.slots[slot].next(side, Flags::ACK);
+                let frame = write(side, slot, &tcp, &[], 4000);
+                self.advance(side, slot, 4000);
+                self.step_seen(side, frame, 128);
+            }
+            _ => {
+                let (side, frame) = self.last.clone();
+                self.step(side, frame);
+            }
+        }
+    }
+
+    fn client_syn(&mut self, slot: usize, choice: u8) {
+        // A new connection of these ends has a new number, unless the SYN is a repetition.
+        if choice & 0x40 != 0 {
+            self.slots[slot].client_seq = self.slots[slot].client_seq.wrapping_add(0x0100_0000);
+        }
+        let seq = self.slots[slot].client_seq;
+        self.slots[slot].client_clock = (choice & 4 != 0).then_some(1000);
+        let tcp = Tcp { seq, ack: 0, flags: Flags::SYN, window: 4000 };
+        self.step(Side::Wan, write(Side::Wan, slot, &tcp, syn_options(choice, 0).bytes(), 0));
+    }
+
+    fn client_proves(&mut self, slot: usize, payload: u8, manner: u8) {
+        let flags = if manner & 1 == 0 { Flags::ACK } else { Flags::ACK.and(Flags::FIN) };
+        let mut tcp = self.slots[slot].next(Side::Wan, flags);
+        if manner & 2 != 0 {
+            tcp.seq = tcp.seq.wrapping_sub(1);
+        }
+        let options = self.timestamps(Side::Wan, slot);
+        self.step(Side::Wan, write(Side::Wan, slot, &tcp, options.bytes(), payload.into()));
+    }
+
+    fn server_answers(&mut self, slot: usize, choice: u8) {
+        let tcp = self.slots[slot].next(Side::Lan, Flags::SYN.and(Flags::ACK));
+        self.slots[slot].server_seq = tcp.seq.wrapping_add(1);
+        self.slots[slot].server_clock = (choice & 4 != 0).then_some(2000);
+        self.step(Side::Lan, write(Side::Lan, slot, &tcp, syn_options(choice, 1000).bytes(), 0));
+    }
+
+    /// A segment of an established connection.
+    fn talk(&mut self, side: Side, slot: usize, input: &mut Input) {
+        let (payload, manner) = (usize::from(input.byte()), input.byte());
+        let flags = if manner & 1 == 0 { Flags::ACK } else { Flags::ACK.and(Flags::FIN) };
+        let mut tcp = self.slots[slot].next(side, flags);
+        let offset = i32::from(manner as i8 >> 4) << (manner & 12);
+        if manner & 2 == 0 {
+            tcp.seq = tcp.seq.wrapping_add_signed(offset);
+        } else {
+            tcp.ack = tcp.ack.wrapping_add_signed(offset);
+        }
+        let options = self.timestamps(side, slot);
+        if offset == 0 {
+            self.advance(side, slot, (payload + usize::from(manner & 1)) as u32);
+        }
+        self.step(side, write(side, slot, &tcp, options.bytes(), payload));
+    }
+
+    fn advance(&mut self, side: Side, slot: usize, by: u32) {
+        let slot = &mut self.slots[slot];
+        match side {
+            Side::Wan => slot.client_seq = slot.client_seq.wrapping_add(by),
+            Side::Lan => slot.server_seq = slot.server_seq.wrapping_add(by),
+        }
+    }
+
+    fn timestamps(&self, side: Side, slot: usize) -> OptionList {
+        let slot = &self.slots[slot];
+        let (own, other) = match side {
+            Side::Wan => (slot.client_clock, slot.server_clock),
+            Side::Lan => (slot.server_clock, slot.client_clock),
+        };
+        OptionList::plain(own.map(|value| tcpstate::wire::Timestamps { value, echo: other.unwrap_or(0) }))
+    }
+
+    /// Sends a frame that is wholly in sight through the engine.
+    fn step(&mut self, side: Side, frame: Vec<u8>) {
+        let seen = frame.len();
+        self.step_seen(side, frame, seen);
+    }
+
+    /// Sends a frame of which the first `seen` bytes are in sight through the engine.
+    fn step_seen(&mut self, side: Side, frame: Vec<u8>, seen: usize) {
+        let total = frame.len();
+        let seen = seen.min(total);
+        let mut buffer = vec![0x5a; self.headroom + seen + self.tailroom];
+        buffer[self.headroom..][..seen].copy_from_slice(&frame[..seen]);
+        let mut head = Head::new(&mut buffer, self.headroom, seen, total);
+        let mut sent = Sent { frames: Vec::new(), spare: self.spare };
+        let look = self.proxy.look(side, &head);
+        self.proxy.reach(&look);
+        let question = Question::of(side, &head);
+        let verdict = self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent);
+        self.spare = if self.spare == usize::MAX { usize::MAX } else { sent.spare };
+        assert!(head.start() + head.len() <= self.headroom + seen + self.tailroom && head.total() >= head.len());
+
+        let mut to_asker = 0;
+        match verdict {
+            Verdict::Forward => question.check_forwarded(&head, &frame[..seen]),
+            Verdict::Reflect => {
+                assert!(question.is_tcp, "only TCP is answered");
+                check_own(side.other(), head.bytes());
+                assert!(head.is_whole());
+                to_asker += head.len();
+            }
+            Verdict::Drop(_) => {}
+        }
+        if verdict != Verdict::Forward || question.is_tcp {
+            self.learn(side, verdict, head.bytes().to_vec());
+        }
+        for (to, frame) in sent.frames {
+            check_own(to.other(), &frame);
+            if to == side {
+                to_asker += frame.len();
+            }
+            self.hear(to, &frame);
+            self.left = frame;
+        }
+        // On the WAN nobody is answered with more than he asked: a forged source would be sent it. Only the acknowledgement
+        // that challenges a segment of a living connection bears timestamps whether that has them or not (RFC 7323 section 3.2).
+        let allowance = if is_acknowledgement(head.bytes(), side) { 12 } else { 0 };
+        assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");
+        self.last = (side, frame);
+        self.check_population();
+    }
+
+    fn learn(&mut self, side: Side, verdict: Verdict, frame: Vec<u8>) {
+        match verdict {
+            Verdict::Forward => self.hear(side.other(), &frame),
+            Verdict::Reflect => self.hear(side, &frame),
+            Verdict::Drop(_) => return,
+        }
+        self.left = frame;
+    }
+
+    /// The end on `side` receives a frame.
+    fn hear(&mut self, side: Side, frame: &[u8]) {
+        let mut copy = frame.to_vec();
+        let len = copy.len();
+        let Parsed::Tcp(segment) = Parsed::parse(side.other(), &Head::whole(&mut copy, len)) else { return };
+        let Some(slot) = usize::from(segment.ends.wan_port).checked_sub(40_000).and_then(|n| self.slots.get_mut(n))
+        else {
+            return;
+        };
+        let (next, clock) = (segment.seq + segment.seq_len(), Options::timestamps(segment.options(frame)));
+        let clock = clock.map(|timestamps| timestamps.value);
+        match side {
+            Side::Wan => {
+                slot.outer_seq = next.get();
+                slot.server_clock = slot.server_clock.and(clock).or(clock);
+                if segment.flags.has(Flags::SYN) {
+                    slot.client_seq = segment.ack.get();
+                }
+            }
+            Side::Lan => slot.client_at_server = next.get(),
+        }
+    }
+
+    /// Lets time pass and the engine do what is due.
+    fn pass(&mut self, pause: Duration) {
+        self.now = self.now + pause;
+        for turn in 0.. {
+            let mut sent = Sent { frames: Vec::new(), spare: self.spare };
+            let more = self.proxy.on_timeout(self.now, &mut sent);
+            for (to, frame) in sent.frames {
+                check_own(to.other(), &frame);
+                self.hear(to, &frame);
+                self.left = frame;
+            }
+            if !more {
+                break;
+            }
+            assert!(turn < 10_000, "there is always more to do");
+        }
+        self.check_population();
+    }
+
+    /// In the end nothing is left.
+    fn drain(&mut self) {
+        for _ in 0..12 {
+            self.pass(Duration::from_secs(43_200));
+        }
+        assert_eq!(self.proxy.population(), tcpstate::Population::default(), "flows that never expire");
+        assert_eq!(self.proxy.next_deadline(), None);
+    }
+
+    fn check_population(&self) {
+        let population = self.proxy.population();
+        assert!(population.half_open <= self.half_open_max, "{population:?}");
+        assert!(population.half_open + population.proxied + population.direct <= self.capacity, "{population:?}");
+        assert_eq!(
+            population == tcpstate::Population::default(),
+            self.proxy.next_deadline().is_none(),
+            "every flow has a deadline, and nothing else has"
+        );
+    }
+}
+
+/// Whether a frame that goes back to `side` is a pure acknowledgement.
+fn is_acknowledgement(frame: &[u8], side: Side) -> bool {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    match Parsed::parse(side.other(), &Head::whole(&mut copy, len)) {
+        Parsed::Tcp(segment) => segment.flags == Flags::ACK && segment.payload_len() == 0,
+        _ => false,
+    }
+}
+
+/// A segment the engine wrote itself: it can be read, its checksums hold, and it stays within what a receiver must take.
+fn check_own(sender: Side, frame: &[u8]) {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    let head = Head::whole(&mut copy, len);
+    let Parsed::Tcp(segment) = Parsed::parse(sender, &head) else { panic!("what we send is no TCP: {frame:02x?}") };
+    assert!(segment.checksums_hold(&head), "what we send has wrong checksums: {frame:02x?}");
+    assert_eq!(segment.payload_len(), 0);
+    assert!(len >= 60);
+}
+
+/// What is known of a frame before the engine has seen it.
+struct Question {
+    side: Side,
+    is_tcp: bool,
+    /// Whether the checksums can be judged, and hold.
+    sound: Option<bool>,
+}
+
+impl Question {
+    fn of(side: Side, head: &Head) -> Self {
+        let Parsed::Tcp(segment) = Parsed::parse(side, head) else { return Self { side, is_tcp: false, sound: None } };
+        let judged = head.is_whole() && !segment.fragmented;
+        Self { side, is_tcp: true, sound: judged.then(|| segment.checksums_hold(head)) }
+    }
+
+    /// A frame that is passed on: changed only if it is TCP; then still TCP, as right or as wrong as it was.
+    fn check_forwarded(&self, head: &Head, before: &[u8]) {
+        if !self.is_tcp {
+            return assert_eq!(head.bytes(), before, "what is no TCP passes unchanged");
+        }
+        let Parsed::Tcp(segment) = Parsed::parse(self.side, head) else {
+            panic!("no TCP any more: {:02x?}", head.bytes())
+        };
+        if let (Some(sound), true) = (self.sound, head.is_whole() && !segment.fragmented) {
+            assert_eq!(segment.checksums_hold(head), sound, "checksums went from {sound}: {:02x?}", head.bytes());
+        }
+    }
+}
