@@ -38,10 +38,12 @@ fn recovers(config: &str) {
         println!("{config} {way}: up {:.1} Mbit/s, down {:.1} Mbit/s", speeds[0], speeds[1]);
         for ((end, after), before) in ["client", "server"].iter().zip(rig.counters()).zip(before) {
             let risen = after.since(&before);
-            // Frames that overtake one another look old to PAWS on any wire; that alone proves nothing here.
+            // Frames that overtake one another look old to PAWS, and a SYN that comes twice is challenged and counted as an
+            // error: with the kernel's bridge in the proxy's place this network makes the same happen as often.
+            let expected = ["TcpExtPAWSEstab", "TcpExtTCPSACKDiscard", "TcpExtTCPSYNChallenge", "TcpInErrs"];
             let mut faults = risen.faults(0);
-            faults.retain(|fault| !fault.starts_with("TcpExtPAWSEstab") && !fault.starts_with("TcpExtTCPSACKDiscard"));
-            // An acknowledgement overtaken or doubled may be discarded; untranslated blocks would be, by the hundred.
+            faults.retain(|fault| !expected.iter().any(|name| fault.starts_with(name)));
+            // So is now and then an acknowledgement that was overtaken or doubled; untranslated blocks would be, by the hundred.
             let discarded = risen.get("TcpExtTCPSACKDiscard");
             assert!(discarded <= 3, "{way}: the {end} discarded {discarded} SACK blocks");
             assert!(faults.is_empty(), "{way}: the {end}'s kernel noticed {}", faults.join(", "));
