@@ -194,7 +194,8 @@ fn surplus(options: &[u8]) -> Option<(usize, Option<(usize, u8)>)> {
         return Some((0, None));
     }
     let (kind, at, len) = Walk::new(options).last()?;
-    let spares = kind == kind::SACK && at + len + 4 > options.len() && len >= surplus + 2 + BLOCK;
+    let spares =
+        surplus <= TIMESTAMPS_ROOM && kind == kind::SACK && at + len + 4 > options.len() && len >= surplus + 2 + BLOCK;
     spares.then(|| (surplus, Some((at, (len - surplus) as u8))))
 }
 

@@ -45,7 +45,7 @@ fn exchange_every_way(rig: &Rig, what: &str, bytes: u64) {
 #[test]
 fn bulk_flows_both_ways_with_the_cache_and_without() {
     for cache in CACHES {
-        let rig = Rig::new();
+        let rig = Rig::alone();
         let proxy = Appliance::start(&rig, Backend::Driver, cache);
         exchange_every_way(&rig, &format!("xdp driver {cache}"), 32 * MB);
         assert!(proxy.stop().status.success());
@@ -54,21 +54,21 @@ fn bulk_flows_both_ways_with_the_cache_and_without() {
 
 #[test]
 fn bulk_flows_both_ways_in_generic_mode() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let _proxy = Appliance::start(&rig, Backend::Generic, "");
     exchange_every_way(&rig, "xdp generic", 16 * MB);
 }
 
 #[test]
 fn bulk_flows_both_ways_on_af_packet() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let _proxy = Appliance::start(&rig, Backend::Packet, "");
     exchange_every_way(&rig, "af_packet", 16 * MB);
 }
 
 #[test]
 fn bulk_flows_both_ways_with_bbr() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap_or_default();
     let default = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     // A namespace may choose BBR only where it is the machine's default.
@@ -86,7 +86,7 @@ fn bulk_flows_both_ways_with_bbr() {
 fn options_off(key: &str, value: &str, backend: Backend) {
     for cache in CACHES {
         for client in [true, false] {
-            let rig = Rig::new();
+            let rig = Rig::alone();
             // Both ask for ECN, so that refusing it is a difference.
             rig.sysctl("net.ipv4.tcp_ecn", "1");
             let (name, end) = if client { ("client", &rig.client) } else { ("server", &rig.server) };
@@ -121,7 +121,7 @@ fn ecn_may_be_off_at_either_end() {
 
 #[test]
 fn every_option_may_be_off_at_both_ends() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     for key in ["timestamps", "sack", "window_scaling", "ecn"] {
         rig.sysctl(&format!("net.ipv4.tcp_{key}"), "0");
     }
@@ -132,7 +132,7 @@ fn every_option_may_be_off_at_both_ends() {
 }
 
 fn short_connections(backend: Backend, config: &str) {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let proxy = Appliance::start(&rig, backend, config);
     for (way, caller, called, ip) in ways(&rig) {
         let server = called.serve(ip, 0, traffic::echo);
@@ -184,7 +184,7 @@ fn converse(
     answer: impl Fn(&TcpStream) -> io::Result<()> + Clone + Send + Sync + 'static,
 ) {
     for cache in CACHES {
-        let rig = Rig::new();
+        let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
         for (way, caller, called, ip) in ways(&rig) {
             let (outcome, answered) = mpsc::channel();
@@ -350,7 +350,7 @@ fn fate(caller: &Namespace, address: SocketAddr) -> (ErrorKind, Duration) {
 #[test]
 fn a_closed_port_resets_the_caller() {
     for cache in CACHES {
-        let rig = Rig::new();
+        let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
         for (way, caller, called, ip) in ways(&rig) {
             let resets = if called.name() == rig.server.name() { [0, 1] } else { [1, 0] };
@@ -365,7 +365,7 @@ fn a_closed_port_resets_the_caller() {
 #[test]
 fn a_server_that_is_down_resets_the_caller_in_the_end() {
     for cache in CACHES {
-        let rig = Rig::new();
+        let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, &format!("{cache} timeouts = {{ dl_syn_sent = 2; }};"));
         for nobody in [netns::NOBODY_V4, netns::NOBODY_V6] {
             let (kind, took) = rig.judge([0, 0], || fate(&rig.client, SocketAddr::new(nobody, 80)));
@@ -378,7 +378,7 @@ fn a_server_that_is_down_resets_the_caller_in_the_end() {
 
 #[test]
 fn many_connections_share_the_way() {
-    let rig = Rig::new();
+    let rig = Rig::alone();
     let proxy = Appliance::start(&rig, Backend::Driver, "");
     for (way, caller, called, ip) in ways(&rig) {
         let server = called.serve(ip, 0, traffic::exchanged);
