@@ -216,6 +216,8 @@ impl Rig {
             // Whatever the machine's default is; of the others, only Reno may be chosen in every namespace.
             host.sysctl("net.ipv4.tcp_congestion_control", "reno");
             host.sysctl("net.ipv4.tcp_no_metrics_save", "1");
+            // A veth end takes 256 frames in one go and silently loses more: no sender may have so many on the way.
+            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 262144");
             // Thousands of short connections to one port, without waiting for old ones to be forgotten.
             host.sysctl("net.ipv4.ip_local_port_range", "10000 65000");
         }
