@@ -32,7 +32,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { workers: 1, frames_per_port: 8192, batch: 64, mode: Mode::Auto, fallback: Fallback::Drop }
+        Options { workers: 1, frames_per_port: 16_384, batch: 64, mode: Mode::Auto, fallback: Fallback::Drop }
     }
 }
 

@@ -62,6 +62,10 @@ pub struct Arguments {
     #[arg(long)]
     pub no_pin: bool,
 
+    /// Priority of the workers, from -20, before all others, to 19; a worker without frames sleeps and takes nothing
+    #[arg(long, value_name = "N", default_value_t = -20, allow_hyphen_values = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
+    pub nice: i8,
+
     /// The protected side: the interface toward the servers
     #[arg(value_name = "LAN", required_unless_present = "check_config")]
     pub lan: Option<String>,

@@ -166,6 +166,15 @@ pub fn cores(workers: usize) -> Vec<CoreId> {
     if cores.len() <= workers { Vec::new() } else { cores }
 }
 
+/// Gives the calling thread, and every thread it starts from now on, this priority (nice value, -20 to 19). A worker that waits behind others
+/// for a few milliseconds finds its rings full. Where it is not permitted the worker goes on as it is.
+pub fn prioritise(nice: i8) {
+    match rustix::process::setpriority_process(None, nice.into()) {
+        Ok(()) => debug!("priority {nice}"),
+        Err(error) => info!("the workers keep their ordinary priority: {error}"),
+    }
+}
+
 /// Makes the calling thread a worker's: on its core, without capabilities.
 fn settle(number: usize, core: Option<CoreId>) {
     if let Some(core) = core {

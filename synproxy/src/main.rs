@@ -75,6 +75,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
              connections that cross queues will not work; one worker is always right"
         );
     }
+    crew::prioritise(arguments.nice);
     identity.take()?;
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");

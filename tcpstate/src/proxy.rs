@@ -373,7 +373,16 @@ impl Proxy {
     fn envelope(&self, id: Id, sender: Side) -> Envelope {
         let flow = &self.table[id];
         let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
-        Envelope { from, to, ends: self.table.ends(id), sender, ttl: flow.half(sender).ttl.max(1), id: 0, label: 0 }
+        Envelope {
+            from,
+            to,
+            ends: self.table.ends(id),
+            sender,
+            ttl: flow.half(sender).ttl.max(1),
+            id: 0,
+            label: 0,
+            priorities: [0; 2],
+        }
     }
 
     /// Sends a segment of our own accord.

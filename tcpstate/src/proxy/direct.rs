@@ -58,7 +58,7 @@ impl Proxy {
                 begin_opening(flow, &turn);
                 self.rest(id, turn.now);
             }
-            (Side::Wan, _) => {
+            (Side::Wan, _) if flow.state == State::OpeningSent => {
                 // Its answer, or, without ACK, its own call at the same time (RFC 9293 section 3.5, figure 7).
                 let answers = turn.segment.ack == flow.half(Side::Lan).next;
                 if !flags.has(Flags::ACK) || answers {
@@ -75,7 +75,8 @@ impl Proxy {
                     }
                 }
             }
-            (Side::Lan, _) => {}
+            // A repetition, or a stranger's: the ends know which.
+            _ => {}
         }
         self.pass_syn(turn)
     }

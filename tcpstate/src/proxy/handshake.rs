@@ -37,7 +37,7 @@ impl Proxy {
         if !turn.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !are_possible(turn.ends()) {
+        if !are_possible(turn.ends()) || is_to_or_from_group(turn.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
         let (now, isn) = (turn.now, turn.segment.seq);
@@ -407,6 +407,12 @@ impl Proxy {
 /// Whether a segment that is whole in sight fails its checksums. One that is not is judged by its cookie alone.
 pub(super) fn is_damaged<E>(turn: &Turn<E>) -> bool {
     !turn.segment.fragmented && turn.head.is_whole() && !turn.is_sound()
+}
+
+/// Whether a frame is sent to, or claims to come from, a group of Ethernet stations: no connection can be opened so (RFC 1122 section
+/// 4.2.3.10), and an answer would bear a sender's address no station has.
+fn is_to_or_from_group(frame: &[u8]) -> bool {
+    (frame[0] | frame[6]) & 1 != 0
 }
 
 /// Whether hosts can have these addresses and call each other: none is multicast, broadcast, loopback or unspecified

@@ -8,17 +8,17 @@ use super::{
 use crate::Side;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 
-/// The options of an outgoing segment, laid out as common stacks do: aligned, without gaps, a multiple of four bytes.
+/// The options of an outgoing segment, laid out as common stacks do: in whole words, without gaps.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionList {
-    bytes: [u8; 40],
-    len: usize,
+    words: [[u8; 4]; 5],
+    count: usize,
 }
 
 impl OptionList {
     /// No options.
     pub const fn none() -> Self {
-        Self { bytes: [0; 40], len: 0 }
+        Self { words: [[0; 4]; 5], count: 0 }
     }
 
     /// The options of a SYN or SYN-ACK.
@@ -26,22 +26,16 @@ impl OptionList {
         let mut list = Self::none();
         if let Some(mss) = mss {
             let [high, low] = mss.to_be_bytes();
-            list.push(&[kind::MSS, 4, high, low]);
+            list.push([kind::MSS, 4, high, low]);
         }
         match (sack, timestamps) {
-            (true, Some(timestamps)) => {
-                list.push(&[kind::SACK_PERMITTED, 2]);
-                list.push_timestamps(timestamps);
-            }
-            (true, None) => list.push(&[kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2]),
-            (false, Some(timestamps)) => {
-                list.push(&[kind::NOP, kind::NOP]);
-                list.push_timestamps(timestamps);
-            }
+            (true, Some(timestamps)) => list.push_timestamps([kind::SACK_PERMITTED, 2], timestamps),
+            (false, Some(timestamps)) => list.push_timestamps([kind::NOP; 2], timestamps),
+            (true, None) => list.push([kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2]),
             (false, None) => {}
         }
         if let Some(scale) = scale {
-            list.push(&[kind::NOP, kind::WINDOW_SCALE, 3, scale.get()]);
+            list.push([kind::NOP, kind::WINDOW_SCALE, 3, scale.get()]);
         }
         list
     }
@@ -50,26 +44,33 @@ impl OptionList {
     pub fn plain(timestamps: Option<Timestamps>) -> Self {
         let mut list = Self::none();
         if let Some(timestamps) = timestamps {
-            list.push(&[kind::NOP, kind::NOP]);
-            list.push_timestamps(timestamps);
+            list.push_timestamps([kind::NOP; 2], timestamps);
         }
         list
     }
 
-    /// The bytes.
+    /// The bytes: whole words.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        self.words[..self.count].as_flattened()
     }
 
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
+    fn push(&mut self, word: [u8; 4]) {
+        self.words[self.count] = word;
+        self.count += 1;
     }
 
-    fn push_timestamps(&mut self, timestamps: Timestamps) {
-        self.push(&[kind::TIMESTAMPS, 10]);
-        self.push(&timestamps.value.to_be_bytes());
-        self.push(&timestamps.echo.to_be_bytes());
+    /// Timestamps behind the two bytes that fill their first word.
+    fn push_timestamps(&mut self, [a, b]: [u8; 2], timestamps: Timestamps) {
+        self.push([a, b, kind::TIMESTAMPS, 10]);
+        self.push(timestamps.value.to_be_bytes());
+        self.push(timestamps.echo.to_be_bytes());
+    }
+
+    /// Writes them to `space`, which has their length.
+    fn write(&self, space: &mut [u8]) {
+        for (place, word) in space.chunks_exact_mut(4).zip(self.words) {
+            place.copy_from_slice(&word);
+        }
     }
 }
 
@@ -90,6 +91,8 @@ pub struct Envelope {
     pub id: u16,
     /// The IPv6 flow label, 20 bits.
     pub label: u32,
+    /// The priorities of the VLAN tags: the upper four bits of their control information, outer tag first.
+    pub priorities: [u16; 2],
 }
 
 /// The hop limit of what we send when the sender's own is not known.
@@ -105,7 +108,11 @@ impl Envelope {
         } else {
             (frame[ip + 8], be16(frame, ip + 4), 0)
         };
-        Self { from: mac(6), to: mac(0), ends: segment.ends, sender: side, ttl, id, label }
+        let priority = |n: usize| {
+            if n < segment.ends.vlan.count() { be16(frame, ETHERNET_LEN + 4 * n) & 0xf000 } else { 0 }
+        };
+        let priorities = [priority(0), priority(1)];
+        Self { from: mac(6), to: mac(0), ends: segment.ends, sender: side, ttl, id, label, priorities }
     }
 
     /// The envelope of an answer.
@@ -117,7 +124,7 @@ impl Envelope {
     /// Bytes of the frame that holds `options`, before padding.
     pub fn frame_len(&self, options: &OptionList) -> usize {
         let ip = if self.ends.v6 { IPV6_LEN } else { IPV4_LEN };
-        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.len
+        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.bytes().len()
     }
 }
 
@@ -154,7 +161,7 @@ impl Outgoing<'_> {
         frame[..6].copy_from_slice(&envelope.to);
         frame[6..12].copy_from_slice(&envelope.from);
         let mut at = self.write_tags(frame, envelope.ends.vlan);
-        let tcp_len = TCP_LEN + self.options.len;
+        let tcp_len = TCP_LEN + self.options.bytes().len();
         at = if envelope.ends.v6 { self.write_ipv6(frame, at, tcp_len) } else { self.write_ipv4(frame, at, tcp_len) };
         self.write_tcp(&mut frame[at..at + tcp_len]);
         frame[at + tcp_len..].fill(0);
@@ -166,7 +173,7 @@ impl Outgoing<'_> {
         for n in 0..vlan.count() {
             let (protocol, identifier) = vlan.tag(n);
             put16(frame, at, protocol);
-            put16(frame, at + 2, identifier);
+            put16(frame, at + 2, identifier | self.envelope.priorities[n]);
             at += 4;
         }
         put16(frame, at, if self.envelope.ends.v6 { 0x86dd } else { 0x0800 });
@@ -221,7 +228,7 @@ impl Outgoing<'_> {
         header[13] = self.flags.0;
         put16(header, 14, self.window.0);
         put32(header, 16, 0);
-        header[TCP_LEN..].copy_from_slice(self.options.bytes());
+        self.options.write(&mut header[TCP_LEN..]);
         let pseudo = pseudo_header_sum(ends, header.len());
         let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(header)));
         put16(header, 16, sum);
