@@ -12,7 +12,22 @@ use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
 /// Honest connections in a row.
 const HONEST: u32 = 200;
 
+/// Frames of the flood and of the honest that a crowded machine may lose before the worker sees them, and with them a second of an
+/// honest client's time, say nothing of the proxy: such a run is repeated, twice at the most.
 fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
+    for again in [true, true, false] {
+        let (slow, lost) = endure(backend, config, kind);
+        if slow.is_empty() {
+            return;
+        }
+        let said = format!("{kind} {config}: {} of {HONEST} failed or took a second: {slow:?}", slow.len());
+        assert!(again && lost > 0, "{said}; the kernel lost {lost} frames");
+        println!("{said}; but the kernel lost {lost} frames before the worker: once more");
+    }
+}
+
+/// One run. Returns the honest who were slow or failed, and the frames lost before the worker.
+fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
     let rig = Rig::alone();
     let proxy = Appliance::start(&rig, backend, config);
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
@@ -85,7 +100,6 @@ fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
             other => slow.push(format!("connection {number}: {other:?}")),
         }
     }
-    assert!(slow.is_empty(), "{name}: {} of {HONEST} failed or took a second: {slow:?}", slow.len());
     println!("{name}: slowest honest connection {slowest:?}");
     assert!(moved > 100_000, "{name}: the established connection moved {moved} bytes");
     assert!(report.status.success());
@@ -94,6 +108,8 @@ fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
     let server = rig.counters()[1].since(&before[1]);
     let opened = server.get("TcpPassiveOpens");
     assert!(opened <= i64::from(HONEST), "{name}: the flood reached the server: {opened} connections");
+    let lost = report.log.iter().filter_map(|line| line.strip_prefix("lost, elsewhere in the kernel"));
+    (slow, lost.flat_map(str::split_whitespace).filter_map(|count| count.parse::<u64>().ok()).sum())
 }
 
 #[test]
