@@ -434,7 +434,7 @@ mod tests {
     fn options_that_cannot_work_are_refused_before_anything_is_touched() {
         for options in [
             Options { workers: 0, ..Options::default() },
-            Options { frames_per_port: 8192, batch: 64, ..Options::default() },
+            Options { frames_per_port: 64, batch: 64, ..Options::default() },
             Options { batch: 0, ..Options::default() },
         ] {
             let error = open("no-such-dev", "lo", &options).unwrap_err();
