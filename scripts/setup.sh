@@ -15,6 +15,7 @@ libelf-dev       # libbpf reads objects with it
 zlib1g-dev       # libelf's compression
 iproute2         # namespaces and veth pairs of the tests and the demo
 ethtool          # offloads of the end hosts on veth
+procps           # sysctl, for the namespaces
 iputils-ping     # the demo and the ping tests
 netcat-openbsd   # the demo and the nc tests
 LIST

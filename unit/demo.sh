@@ -65,6 +65,8 @@ done
 grep -q '^ready' "$work/log" || fail "synproxy did not become ready"
 row "synproxy" "$(grep '^ready' "$work/log")"
 
+row "mode" "SYN cache on (65536 entries), cookies for what finds no place there"
+
 step "Ping"
 reach() { # a name, from, to
     local told
