@@ -106,7 +106,7 @@ impl Lifetimes {
             opening_answered: ticks(timeouts.ul_syn_rcvd),
             half_open: ticks(timeouts.dl_half_open),
             dialling: ticks(timeouts.dl_syn_sent),
-            redial: ticks(timeouts.syn_retx),
+            redial: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
         }
     }
 
@@ -424,19 +424,20 @@ impl Proxy {
             return Verdict::Drop(DropReason::Challenged);
         }
         flow.challenged = half_second;
-        self.acknowledge_in_place(&mut turn, id, Event::Challenge)
+        self.counters.count(Event::Challenge);
+        self.acknowledge_in_place(&mut turn, id)
     }
 
     /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
-    fn acknowledge_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id, event: Event) -> Verdict {
+    fn acknowledge_in_place(&self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
         let mut envelope = turn.envelope().reversed();
         envelope.ttl = self.table[id].half(turn.side.other()).ttl.max(1);
         let acknowledgement = self.acknowledgement(id, turn.side, turn.now);
-        if !turn.overwrite(&acknowledgement.outgoing(&envelope)) {
-            return Verdict::Drop(DropReason::NoRoom);
+        if turn.overwrite(&acknowledgement.outgoing(&envelope)) {
+            Verdict::Reflect
+        } else {
+            Verdict::Drop(DropReason::NoRoom)
         }
-        self.counters.count(event);
-        Verdict::Reflect
     }
 
     /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.

@@ -357,7 +357,7 @@ impl Proxy {
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(SECOND));
         self.counters.count(Event::Spliced);
         self.send_update(id, now, turn.egress);
-        self.acknowledge_in_place(&mut turn, id, Event::LanSegment)
+        self.acknowledge_in_place(&mut turn, id)
     }
 
     /// Tells the client the server's window.
@@ -393,7 +393,7 @@ impl Proxy {
         let envelope = self.envelope(id, Side::Wan);
         let flow = &mut self.table[id];
         flow.attempts = (flow.attempts + 1).min(MAX_BACK_OFF);
-        let wait = (self.lifetimes.redial << flow.attempts).min(self.lifetimes.dialling - passed);
+        let wait = self.lifetimes.redial.saturating_mul(1 << flow.attempts).min(self.lifetimes.dialling - passed);
         let flow = *flow;
         let options = call_options(&flow);
         if self.emit(Side::Lan, &call(&flow, &envelope, &options), egress) {

@@ -57,7 +57,8 @@ impl Proxy {
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
                 // stray copy of our SYN is told to forget it.
                 if repeated {
-                    self.acknowledge_in_place(&mut turn, id, Event::AnswerRepeated)
+                    self.counters.count(Event::AnswerRepeated);
+                    self.acknowledge_in_place(&mut turn, id)
                 } else {
                     Self::reset_in_place(&mut turn)
                 }
