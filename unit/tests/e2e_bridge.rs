@@ -82,7 +82,7 @@ fn typed_text_comes_out_at_the_other_end(listens: (&Namespace, IpAddr), connects
 
 fn first_steps(backend: Backend) {
     let rig = Rig::new();
-    let proxy = Appliance::start(&rig, backend, "");
+    let proxy = Appliance::start(&rig, backend, netns::CACHE_ON);
     for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
         ping(&rig.client, server);
         ping(&rig.server, client);

@@ -114,20 +114,20 @@ fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
 
 #[test]
 fn honest_clients_connect_through_a_syn_flood_with_the_cache() {
-    honest_clients_connect(Backend::Driver, "", "syn");
+    honest_clients_connect(Backend::Driver, netns::CACHE_ON, "syn");
 }
 
 #[test]
 fn honest_clients_connect_through_a_syn_flood_without_the_cache() {
-    honest_clients_connect(Backend::Driver, "halfopen_cache_max = 0;", "syn");
+    honest_clients_connect(Backend::Driver, netns::CACHE_OFF, "syn");
 }
 
 #[test]
 fn honest_clients_connect_through_an_ack_flood() {
-    honest_clients_connect(Backend::Driver, "", "ack");
+    honest_clients_connect(Backend::Driver, netns::CACHE_ON, "ack");
 }
 
 #[test]
 fn honest_clients_connect_through_a_reset_flood() {
-    honest_clients_connect(Backend::Driver, "", "rst");
+    honest_clients_connect(Backend::Driver, netns::CACHE_ON, "rst");
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use unit::netns::{Appliance, Backend, Rig, program};
+use unit::netns::{Appliance, Backend, CACHE_ON, Rig, program};
 
 /// Everything about the box's two interfaces that start-up may change.
 fn settings(rig: &Rig) -> String {
@@ -29,7 +29,7 @@ fn signals_end_it_and_the_interfaces_are_as_before() {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             let rig = Rig::new();
             let before = settings(&rig);
-            let proxy = Appliance::start(&rig, backend, "");
+            let proxy = Appliance::start(&rig, backend, CACHE_ON);
             assert!(promiscuous(&rig, Rig::LAN) && promiscuous(&rig, Rig::WAN), "{backend:?}: hears only its own");
             let report = proxy.end(signal);
             assert!(report.status.success(), "{backend:?}, {signal}: {}\n{}", report.status, report.log.join("\n"));
@@ -44,7 +44,7 @@ fn it_can_be_started_again_at_once() {
     for backend in Backend::ALL {
         let rig = Rig::new();
         for _ in 0..3 {
-            let report = Appliance::start(&rig, backend, "").stop();
+            let report = Appliance::start(&rig, backend, CACHE_ON).stop();
             assert!(report.status.success(), "{backend:?}: {}\n{}", report.status, report.log.join("\n"));
         }
     }

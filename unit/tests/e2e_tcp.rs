@@ -17,7 +17,7 @@ const MB: u64 = 1 << 20;
 const COLLAPSED: f64 = 40.0;
 
 /// With the SYN cache, and with nothing but cookies.
-const CACHES: [&str; 2] = ["", "halfopen_cache_max = 0;"];
+const CACHES: [&str; 2] = [netns::CACHE_ON, netns::CACHE_OFF];
 
 /// The four ways a connection can run: who calls whom, over what.
 fn ways(rig: &Rig) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
@@ -55,14 +55,14 @@ fn bulk_flows_both_ways_with_the_cache_and_without() {
 #[test]
 fn bulk_flows_both_ways_in_generic_mode() {
     let rig = Rig::alone();
-    let _proxy = Appliance::start(&rig, Backend::Generic, "");
+    let _proxy = Appliance::start(&rig, Backend::Generic, netns::CACHE_ON);
     exchange_every_way(&rig, "xdp generic", 16 * MB);
 }
 
 #[test]
 fn bulk_flows_both_ways_on_af_packet() {
     let rig = Rig::alone();
-    let _proxy = Appliance::start(&rig, Backend::Packet, "");
+    let _proxy = Appliance::start(&rig, Backend::Packet, netns::CACHE_ON);
     exchange_every_way(&rig, "af_packet", 16 * MB);
 }
 
@@ -77,7 +77,7 @@ fn bulk_flows_both_ways_with_bbr() {
         return;
     }
     rig.sysctl("net.ipv4.tcp_congestion_control", "bbr");
-    let _proxy = Appliance::start(&rig, Backend::Driver, "");
+    let _proxy = Appliance::start(&rig, Backend::Driver, netns::CACHE_ON);
     exchange_every_way(&rig, "bbr", 8 * MB);
 }
 
@@ -125,7 +125,7 @@ fn every_option_may_be_off_at_both_ends() {
     for key in ["timestamps", "sack", "window_scaling", "ecn"] {
         rig.sysctl(&format!("net.ipv4.tcp_{key}"), "0");
     }
-    let _proxy = Appliance::start(&rig, Backend::Driver, "");
+    let _proxy = Appliance::start(&rig, Backend::Driver, netns::CACHE_ON);
     for attempt in 1..=3 {
         exchange_every_way(&rig, &format!("bare TCP #{attempt}"), 2 * MB);
     }
@@ -379,7 +379,7 @@ fn a_server_that_is_down_resets_the_caller_in_the_end() {
 #[test]
 fn many_connections_share_the_way() {
     let rig = Rig::alone();
-    let proxy = Appliance::start(&rig, Backend::Driver, "");
+    let proxy = Appliance::start(&rig, Backend::Driver, netns::CACHE_ON);
     for (way, caller, called, ip) in ways(&rig) {
         let server = called.serve(ip, 0, traffic::exchanged);
         rig.judge([0, 0], || {

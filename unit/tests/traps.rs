@@ -1054,6 +1054,21 @@ in_every_mode! {
         talk.server(PSH, 1);
     }
 
+    fn a_challenge_does_not_set_the_servers_clock_back(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, theirs);
+        // The server's clock is known from long segments alone, by small steps and by large ones.
+        for (i, later) in [3, 9, 2000].into_iter().enumerate() {
+            server.sends(ack(j.s(1200 * i as u32), j.c(0)).ts(SERVER_TS + later, CLIENT_TS).payload(1200));
+            client.gets(anything());
+            client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+            client.gets(ack(j.o(1200 * (i as u32 + 1)), j.c(0)).any_window().nop().nop().ts(j.ts_out(SERVER_TS + later), CLIENT_TS + 1));
+            server.gets(nothing());
+            world.after_secs(1);
+            world.discard();
+        }
+    }
+
     fn a_syn_on_an_established_connection_is_challenged(world, client, server) {
         let mut talk = linux(&world, &client, &server);
         talk.client(PSH, 100);

@@ -15,8 +15,8 @@ use crate::{DropReason, Egress, Event, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
 const SLACK: u32 = 65_535;
-/// Bytes of payload that are summed without a second thought.
-const CHEAPLY_EXAMINED: u32 = 64;
+/// Ticks by which a timestamp clock may advance from one segment to the next and be believed without a sum over the payload.
+const SMALL_STEP: u32 = 16;
 /// How far behind the latest number an old segment is believed: as far as a large window reaches.
 const FAR_BEHIND: u32 = 1 << 26;
 
@@ -128,15 +128,10 @@ impl Proxy {
         let was_over = flow.is_over();
         let end = segment.seq + flow.outward(side) + segment.seq_len();
         flow.mark_if(Marks::FRAGMENTED, segment.fragmented);
-        // Our own segments echo clocks read from sound segments only. Where that is each of the flow's, every one is examined; elsewhere
-        // it is a rare challenge, and the short ones are enough.
+        // Our own segments bear and echo these clocks, which therefore must neither lag nor come from a damaged segment: small steps
+        // are believed, others examined, and all where each segment bears our echo.
         let lends = flow.is(Marks::TIMESTAMPS) && !flow.is(Marks::TIMESTAMPS_LAN);
-        let is_short = segment.payload_len() <= CHEAPLY_EXAMINED;
-        let timestamps = if lends || flow.is(Marks::TIMESTAMPS) && is_short {
-            Options::timestamps(turn.options()).filter(|_| turn.is_sound())
-        } else {
-            None
-        };
+        let timestamps = if flow.is(Marks::TIMESTAMPS) { Options::timestamps(turn.options()) } else { None };
         let ts_delta = flow.ts_delta;
         let other = flow.half_mut(side.other());
         if segment.ack.after(other.next) {
@@ -155,7 +150,8 @@ impl Proxy {
         let half = flow.half_mut(side);
         if let Some(timestamps) = timestamps {
             let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
-            if !SeqNum::new(value).before(SeqNum::new(half.ts_value)) {
+            let step = value.wrapping_sub(half.ts_value);
+            if step != 0 && step < 1 << 31 && ((step <= SMALL_STEP && !lends) || turn.is_sound()) {
                 half.ts_value = value;
             }
         }

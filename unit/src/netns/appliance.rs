@@ -29,6 +29,11 @@ pub enum Backend {
     Packet,
 }
 
+/// The proxy's mode with the SYN cache on, as a line of its configuration.
+pub const CACHE_ON: &str = "halfopen_cache_max = 65536;";
+/// And off: cookies alone.
+pub const CACHE_OFF: &str = "halfopen_cache_max = 0;";
+
 impl Backend {
     /// Every backend that works on veth.
     pub const ALL: [Backend; 3] = [Backend::Driver, Backend::Generic, Backend::Packet];

@@ -58,12 +58,9 @@ impl Counters {
         risen.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
     }
 
-    /// Those of [`FAULTS`] that are not zero, and the resets beyond `resets` and one for each loss probe.
+    /// Those of [`FAULTS`] that are not zero, and the resets beyond `resets`.
     pub fn faults(&self, resets: i64) -> Vec<String> {
         let faults = FAULTS.iter().filter(|name| self.get(name) != 0);
-        // An end that, on a crowded machine, probes for the loss of its FIN too early is sent two acknowledgements: the first
-        // ends the connection, the second meets none and is answered by a reset. That is so on a plain wire too.
-        let resets = resets + self.get("TcpExtTCPLossProbes");
         let unexpected = (self.get("TcpOutRsts") > resets).then_some(&"TcpOutRsts");
         faults.chain(unexpected).map(|name| format!("{name} = {}", self.get(name))).collect()
     }
