@@ -24,6 +24,69 @@ pub enum SackConflict {
     Retain,
 }
 
+/// When a server hears of the handshake's end, and what a client may send before it has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Handshake {
+    /// The client may send when the server has answered; the handshake's last acknowledgement reaches the server as late as the
+    /// client is far, so that its first round-trip sample is true.
+    #[default]
+    Honest,
+    /// The client may send at once; what it sends is held until the server has answered, so that the first byte is not late.
+    Early,
+}
+
+/// What becomes of frames of a kind the proxy cannot vouch for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// They are passed on.
+    #[default]
+    Pass,
+    /// They are dropped.
+    Drop,
+}
+
+/// What becomes of a SYN that offers an extension the proxy cannot answer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Extension {
+    /// It is answered as if the offer were not there: the client falls back to plain TCP.
+    #[default]
+    Strip,
+    /// It is passed to the server, unanswered by us, and so is its whole connection.
+    Pass,
+}
+
+/// What becomes of a segment of a connection nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Stray {
+    /// It is dropped.
+    #[default]
+    Drop,
+    /// It is answered with a reset, as a host without the connection would (RFC 9293 section 3.10.7.1).
+    Reset,
+}
+
+/// Servers that are treated in a way of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Their network's address; an IPv4 address in its IPv6-mapped form, as in [`Ends`](crate::wire::Ends).
+    pub address: crate::wire::Addr,
+    /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
+    pub prefix: u8,
+    /// Their port, or every port.
+    pub port: Option<u16>,
+    /// How they hear of a handshake's end.
+    pub handshake: Handshake,
+}
+
+impl Destination {
+    /// Whether a server at this address and port is meant.
+    pub fn covers(&self, address: &crate::wire::Addr, port: u16) -> bool {
+        let bits = |n: usize| u32::from(self.prefix).saturating_sub(32 * n as u32).min(32);
+        let alike = |n: usize| (self.address[n] ^ address[n]).checked_shr(32 - bits(n)).unwrap_or(0) == 0;
+        self.port.is_none_or(|own| own == port) && (0..4).all(alike)
+    }
+}
+
 /// Lifetimes of a flow in each state. Each is at least one second.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -47,6 +110,8 @@ pub struct Timeouts {
     pub dl_syn_sent: Duration,
     /// The first interval after which our SYN to the server is repeated; it doubles each time.
     pub syn_retx: Duration,
+    /// The longest such interval.
+    pub syn_retx_max: Duration,
 }
 
 impl Default for Timeouts {
@@ -63,6 +128,7 @@ impl Default for Timeouts {
             dl_half_open: s(64),
             dl_syn_sent: s(240),
             syn_retx: s(1),
+            syn_retx_max: s(16),
         }
     }
 }
@@ -125,6 +191,34 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Limits on unanswered SYNs.
     pub rate: RateLimit,
+    /// How a server hears of a handshake's end, unless a destination says otherwise.
+    pub handshake: Handshake,
+    /// Servers treated in a way of their own; of several that cover one, the longest prefix, then the one with a port.
+    pub destinations: Vec<Destination>,
+    /// Bytes a client may at most send before its server has answered ([`Handshake::Early`]).
+    pub early_window: u16,
+    /// Frames held at most until their servers have answered; at most 65535.
+    pub pen_frames: usize,
+    /// What becomes of a SYN that offers Multipath TCP (RFC 8684).
+    pub multipath: Extension,
+    /// What becomes of a SYN that offers TCP Fast Open (RFC 7413).
+    pub fast_open: Extension,
+    /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): nobody but its sender could sign another.
+    pub signed: Policy,
+    /// SYNs from the WAN that are passed unanswered, for whatever reason, in a second.
+    pub passed_rate: u32,
+    /// SYNs a second for ports nothing is known of that are passed to them, once each, so that their own answer is the first; 0: none.
+    pub introductions: u32,
+    /// How long after the start connections that run already are adopted.
+    pub adopt_grace: Duration,
+    /// What becomes of segments of unknown connections then.
+    pub stray: Stray,
+    /// What becomes of ICMP errors that quote TCP of no connection we know.
+    pub icmp_errors: Policy,
+    /// What becomes of later fragments from the WAN whose first fragment was not seen to pass.
+    pub stray_fragments: Policy,
+    /// How long a port that refused is remembered to be closed.
+    pub closed_memory: Duration,
     /// Whether 540 established flows are made at the start (for load generators).
     pub test_connections: bool,
 }
@@ -149,6 +243,7 @@ impl Config {
         Config {
             table_buckets: split(self.table_buckets).next_power_of_two(),
             half_open_max: split(self.half_open_max),
+            pen_frames: split(self.pen_frames),
             ..self.clone()
         }
     }
@@ -176,6 +271,20 @@ impl Default for Config {
             mss_clamp: None,
             timeouts: Timeouts::default(),
             rate: RateLimit::default(),
+            handshake: Handshake::default(),
+            destinations: Vec::new(),
+            early_window: 16_384,
+            pen_frames: 4096,
+            multipath: Extension::default(),
+            fast_open: Extension::default(),
+            signed: Policy::default(),
+            passed_rate: 1000,
+            introductions: 0,
+            adopt_grace: Duration::from_secs(120),
+            stray: Stray::default(),
+            icmp_errors: Policy::default(),
+            stray_fragments: Policy::default(),
+            closed_memory: Duration::from_secs(10),
             test_connections: false,
         }
     }

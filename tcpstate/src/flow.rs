@@ -35,7 +35,7 @@ pub enum State {
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
-pub struct Marks(u16);
+pub struct Marks(u32);
 
 impl Marks {
     /// We answered for the server: numbers differ between the sides.
@@ -67,11 +67,32 @@ impl Marks {
 
     /// Timestamps were promised to the client on the presumption that the server takes them.
     pub const TIMESTAMPS_PRESUMED: Marks = Marks(1 << 13);
-
     /// The LAN's window field is still that of its SYN-ACK, which is not scaled.
     pub const WINDOW_UNSCALED: Marks = Marks(1 << 14);
     /// The numbers were not followed from the beginning, so segments cannot be judged by them.
     pub const UNJUDGED: Marks = Marks(1 << 15);
+    /// The WAN opened this connection, which is passed through.
+    pub const OPENED_BY_WAN: Marks = Marks(1 << 16);
+    /// The client speaks ECN and believes that the server does.
+    pub const ECN: Marks = Marks(1 << 17);
+    /// The server speaks ECN and believes that the client does.
+    pub const ECN_LAN: Marks = Marks(1 << 18);
+    /// Our SYN to the server asks for ECN, because the client's did.
+    pub const ECN_ASKED: Marks = Marks(1 << 19);
+    /// An end that speaks ECN alone sent a segment through congestion, and has not been told to its satisfaction.
+    pub const ECHO_OWED: Marks = Marks(1 << 20);
+    /// The server has not had the handshake's last acknowledgement yet.
+    pub const ACK_OWED: Marks = Marks(1 << 21);
+    /// The client's data is held until the server answers.
+    pub const EARLY: Marks = Marks(1 << 22);
+    /// The client has sent data or acknowledged some.
+    pub const CARRIED: Marks = Marks(1 << 23);
+    /// A SYN was answered with a challenge, and the client has not been heard of on this connection since.
+    pub const SYN_CHALLENGED: Marks = Marks(1 << 24);
+    /// The server announced a smaller MSS than its client was told.
+    pub const MSS_BROKEN: Marks = Marks(1 << 25);
+    /// One direction of a connection that may be running has been seen; the other has not agreed yet.
+    pub const TENTATIVE: Marks = Marks(1 << 26);
 
     const fn fin(side: Side) -> Marks {
         match side {
@@ -92,14 +113,12 @@ impl Marks {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Half {
-    /// The number after the highest this end has sent.
+    /// The number after the highest this end has sent; after its FIN, once it has sent one.
     pub next: SeqNum,
     /// The highest number this end has acknowledged.
     pub acked: SeqNum,
     /// The last TSval of this end.
     pub ts_value: u32,
-    /// The number after this end's FIN, once it was sent.
-    pub fin: SeqNum,
     /// This end's last window field.
     pub window: RawWindow,
     /// This end's scale (low four bits) and the one the other end was told (high); 15 is "none".
@@ -156,8 +175,6 @@ pub struct Flow {
     pub state: State,
     /// How often a timer has repeated what it repeats.
     pub attempts: u8,
-    /// Counts the uses of this record.
-    pub generation: u16,
     /// Where the wheel has filed it.
     pub(crate) slot: u16,
     /// Ticks at which something is due; the wheel looks again when the slot it filed this under comes up.
@@ -179,8 +196,18 @@ pub struct Flow {
     pub born: u32,
     /// The MSS the client announced.
     pub mss: u16,
+    /// The MSS the server announced, if its client was told a larger one.
+    pub mss_lan: u16,
     /// The half-second in which this flow was last sent a challenge.
     pub challenged: u16,
+    /// Counts the uses of this record.
+    pub generation: u16,
+    /// Ticks from our SYN-ACK to the client's acknowledgement; zero if not known.
+    pub distance: u16,
+    /// The first held frame: its place in the pen plus one, zero for none.
+    pub held: u16,
+    /// The priorities of the client's VLAN tags, outer in the low four bits.
+    pub priorities: u8,
 }
 
 const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");
@@ -271,7 +298,6 @@ impl Flow {
     /// Notes that this end's FIN ends before `fin`.
     pub fn finish(&mut self, side: Side, fin: SeqNum) {
         self.mark(Marks::fin(side), true);
-        self.halves[side].fin = fin;
         // Nothing comes after it, whatever a damaged segment may have claimed before.
         self.halves[side].next = fin;
     }
@@ -279,7 +305,7 @@ impl Flow {
     /// Notes what `side` has acknowledged of the other end's FIN.
     pub fn note_fin_acked(&mut self, side: Side) {
         let other = side.other();
-        if self.has_finished(other) && !self.halves[side].acked.before(self.halves[other].fin) {
+        if self.has_finished(other) && !self.halves[side].acked.before(self.halves[other].next) {
             self.mark(Marks::fin_acked(other), true);
         }
     }

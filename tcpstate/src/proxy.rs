@@ -12,11 +12,12 @@ use crate::flow::{Flow, Marks, State};
 use crate::keyed::Keys;
 use crate::learn::Learned;
 use crate::limit::Limiter;
+use crate::pen::Pen;
 use crate::seq::{SeqDelta, SeqNum, Window, WindowScale};
 use crate::table::{Id, Table};
 use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
-use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Verdict};
+use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use room::Queue;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -186,6 +187,7 @@ pub struct Proxy {
     half_open: Queue,
     closing: Queue,
     dialling: Queue,
+    pen: Pen,
     lifetimes: Lifetimes,
     sack_conflict: SackConflict,
     mss_clamp: u16,
@@ -209,6 +211,7 @@ impl Proxy {
             half_open: Queue::new(config.half_open_max.min(config.flow_capacity())),
             closing: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
             dialling: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
+            pen: Pen::new(config.pen_frames),
             lifetimes: Lifetimes::new(&config.timeouts),
             sack_conflict: config.sack_conflict,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
@@ -321,6 +324,25 @@ impl Proxy {
             }
         }
         true
+    }
+
+    /// The next held frame to bring back with [`Proxy::on_release`], if any. Ask after every frame and every timeout, until none is left.
+    #[inline]
+    pub fn next_release(&mut self) -> Option<Ticket> {
+        self.pen.next_release()
+    }
+
+    /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
+    /// [`Verdict::Hold`] again.
+    pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
+        if !self.pen.redeem(ticket) {
+            return self.counters.drop(DropReason::NotHeld);
+        }
+        self.counters.count(Event::Released);
+        match self.on_single(Side::Wan, head, now, egress) {
+            Verdict::Hold(_) => self.counters.drop(DropReason::NotHeld),
+            verdict => verdict,
+        }
     }
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.

@@ -8,8 +8,19 @@ pub enum Verdict {
     Forward,
     /// Back out of the port it came in by.
     Reflect,
+    /// Kept aside until the engine releases this ticket ([`Proxy::next_release`](crate::Proxy::next_release)).
+    Hold(Ticket),
     /// Nowhere: back into the pool.
     Drop(DropReason),
+}
+
+/// Names a held frame. An index is used again only after its frame was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    /// The place in the worker's pen, below [`Config::pen_frames`](crate::Config::pen_frames).
+    pub index: u16,
+    /// Which use of the place this is.
+    pub generation: u16,
 }
 
 /// Declares an enumeration of counted things: a variant, its documentation and its label in logs and metrics.
@@ -73,6 +84,16 @@ labelled! {
         MssTooSmall = "mss-too-small",
         /// Used up by the engine: the segment did its work and has no receiver.
         Consumed = "consumed",
+        /// Early data whose connection ended before its server had answered, or for which the pen had no place.
+        NotHeld = "not-held",
+        /// An ICMP error whose quoted numbers are not in flight (RFC 5927 section 4.1).
+        IcmpNotInFlight = "icmp-not-in-flight",
+        /// An ICMP error that quotes a segment of ours, or of no connection while policy drops those.
+        IcmpUnmatched = "icmp-unmatched",
+        /// A later fragment whose first fragment did not pass, while policy drops those.
+        StrayFragment = "stray-fragment",
+        /// A signed SYN while policy drops those, or a SYN to be passed unanswered beyond the rate for those.
+        NotPassed = "not-passed",
     }
 }
 
@@ -121,8 +142,38 @@ labelled! {
         NoSpareFrame = "no-spare-frame",
         /// Frames passed on because they are no TCP (ARP, ICMP, UDP and the rest).
         Bridged = "bridged",
-        /// Later fragments passed on.
+        /// Later fragments passed on behind their first.
         Fragment = "fragment",
+        /// Later fragments passed on although no first one was seen: they cannot reach a TCP header.
+        StrayFragment = "stray-fragment",
+        /// ICMP errors translated, or found to belong to a connection that is passed through.
+        IcmpTranslated = "icmp-translated",
+        /// ICMP errors passed on that quote TCP of no connection we know.
+        IcmpUnmatched = "icmp-unmatched",
+        /// ICMP errors of our own: the server takes smaller segments than its clients were told.
+        IcmpTooBig = "icmp-too-big",
+        /// Segments held until their server has answered.
+        Held = "held",
+        /// Held segments released to their server.
+        Released = "released",
+        /// Handshakes whose last acknowledgement was withheld for the client's distance.
+        AckWithheld = "ack-withheld",
+        /// SYNs to a port remembered as closed, answered with a reset.
+        ClosedPort = "closed-port",
+        /// Connections from the WAN passed unanswered: signed, or with an extension that policy passes.
+        Passed = "passed",
+        /// Connections from the WAN passed unanswered to a port nothing was known of.
+        Introduced = "introduced",
+        /// Running connections adopted.
+        Adopted = "adopted",
+        /// Segments of unknown connections answered with a reset.
+        StrayReset = "stray-reset",
+        /// Acknowledgements dropped untested: no SYN of these ends was answered lately.
+        Unasked = "unasked",
+        /// Connections that had never carried data, removed to make room.
+        EvictedSilent = "evicted-silent",
+        /// Congestion marks answered for an end that does not speak ECN.
+        EcnLent = "ecn-lent",
         /// TCP segments from the LAN that were passed.
         LanSegment = "lan-segment",
         /// TCP segments from the WAN that were passed.

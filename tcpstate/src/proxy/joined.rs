@@ -133,13 +133,15 @@ impl Proxy {
         let lends = flow.is(Marks::TIMESTAMPS) && !flow.is(Marks::TIMESTAMPS_LAN);
         let timestamps = if flow.is(Marks::TIMESTAMPS) { Options::timestamps(turn.options()) } else { None };
         let ts_delta = flow.ts_delta;
+        // Nothing comes after a FIN, whatever a damaged segment may claim.
+        let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
         let other = flow.half_mut(side.other());
-        if segment.ack.after(other.next) {
+        if segment.ack.after(other.next) && !other_finished {
             // What fragments hid has been sent all the same.
             other.next = segment.ack;
         }
         let half = flow.half_mut(side);
-        if end.after(half.next) && segment.seq_len() > 0 {
+        if end.after(half.next) && segment.seq_len() > 0 && !finished {
             half.next = end;
         }
         if !segment.ack.before(half.acked) {
@@ -156,8 +158,8 @@ impl Proxy {
             }
         }
         // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
-        let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
-        if (ends || flow.has_finished(side.other())) && !is_damaged(turn) {
+        let ends = segment.flags.has(Flags::FIN) && !finished;
+        if (ends || other_finished) && !is_damaged(turn) {
             if ends {
                 flow.finish(side, end);
             }

@@ -150,6 +150,7 @@ impl Proxy {
 
     /// Removes a flow without a word to anyone.
     pub(super) fn forget(&mut self, id: Id) {
+        self.pen.forget(&mut self.table[id]);
         self.wheel.unfile(self.table.flows_mut(), id);
         *self.population.of(&self.table[id]) -= 1;
         self.table.remove(id);
