@@ -92,6 +92,7 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
         dl_half_open: t[7],
         dl_syn_sent: t[8],
         syn_retx: t[9],
+        ..Timeouts::default()
     })
 }
 
@@ -128,6 +129,7 @@ prop_compose! {
         tcpstate::Config {
             sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, half_open_max, mss_table, wscale_table,
             ts_mss_table, own_mss, own_wscale, own_sack, mss_clamp, timeouts, rate, test_connections,
+            ..tcpstate::Config::default()
         }
     }
 }

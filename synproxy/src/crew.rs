@@ -72,7 +72,7 @@ impl Crew {
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
-                    let worker = Worker::new(pair, engine());
+                    let mut worker = Worker::new(pair, engine());
                     // Whoever does not listen any more does not need to know.
                     let _ = boss.send(Message::Running);
                     worker.run(&stop, board.slot(number))

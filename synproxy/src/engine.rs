@@ -1,6 +1,6 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
-use tcpstate::{Counters, Egress, Head, Instant, Look, Population, Proxy, Side, Verdict};
+use tcpstate::{Counters, Egress, Head, Instant, Look, Population, Proxy, Side, Ticket, Verdict};
 
 /// What a worker asks about its frames; see [`Proxy`], whose methods these are.
 ///
@@ -21,6 +21,25 @@ pub trait Engine {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict;
+
+    /// Frames held at most; every ticket's index is below. The other three are for an engine that ever holds one.
+    fn pen_frames(&self) -> usize {
+        0
+    }
+
+    /// The next held frame to bring back; to be asked for after every frame and every time-out, until none is left.
+    #[inline]
+    fn next_release(&mut self) -> Option<Ticket> {
+        None
+    }
+
+    /// Ends a ticket: what becomes of the frame that was held, which came from the WAN. Never [`Verdict::Hold`].
+    fn on_release(&mut self, _: Ticket, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
+        Verdict::Forward
+    }
+
+    /// Ends a ticket in whose name no frame was kept.
+    fn void(&mut self, _: Ticket) {}
 
     /// Does a bounded share of what is due; true when more is.
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool;
@@ -56,6 +75,23 @@ impl Engine for Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         Proxy::on_frame(self, side, look, head, now, egress)
+    }
+
+    fn pen_frames(&self) -> usize {
+        Proxy::pen_frames(self)
+    }
+
+    #[inline]
+    fn next_release(&mut self) -> Option<Ticket> {
+        Proxy::next_release(self)
+    }
+
+    fn on_release(&mut self, ticket: Ticket, head: &mut Head<'_>, now: Instant, egress: &mut impl Egress) -> Verdict {
+        Proxy::on_release(self, ticket, head, now, egress)
+    }
+
+    fn void(&mut self, ticket: Ticket) {
+        Proxy::void(self, ticket);
     }
 
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {

@@ -10,6 +10,7 @@ mod engine;
 mod failure;
 mod identity;
 mod log;
+mod pen;
 mod report;
 mod settings;
 mod signals;

@@ -25,10 +25,11 @@ impl Display for Line<'_> {
         let flows = self.total.population();
         write!(
             f,
-            "flows: {} proxied {} direct {} half-open, new: {} SYNs answered {} cookies good {} bad {} cache hits",
+            "flows: {} proxied {} direct {} half-open, held: {}, new: {} SYNs answered {} cookies good {} bad {} cache hits",
             flows.proxied,
             flows.direct,
             flows.half_open,
+            self.total.held(),
             self.change.happened(Event::SynAnswered),
             self.change.happened(Event::CookieGood),
             self.change.dropped(DropReason::BadCookie),
@@ -64,6 +65,10 @@ impl Display for Table<'_> {
                 writeln!(f, "{label:<34}{lan:>18}{wan:>18}")?;
             }
         }
+        if self.total.unkept() > 0 {
+            // Only what comes from the WAN is ever held.
+            writeln!(f, "{:<34}{:>18}{:>18}", "lost, too few spare to hold it", 0, self.total.unkept())?;
+        }
         let unsent = Side::BOTH.map(|side| self.total.unsent(side));
         if unsent != [0, 0] {
             writeln!(f, "{:<34}{:>18}{:>18}", "lost, transmit ring full", unsent[0], unsent[1])?;
@@ -74,6 +79,8 @@ impl Display for Table<'_> {
         for (label, count) in [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)] {
             writeln!(f, "  {label:<32}{count:>18}")?;
         }
+
+        writeln!(f, "{:<34}{:>18}", "held at the end", self.total.held())?;
 
         writeln!(f, "events")?;
         for &event in Event::ALL {
@@ -119,6 +126,7 @@ fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
     let decided = DropReason::ALL.iter().map(|&reason| (change.dropped(reason), reason.label()));
     let sum = |of: fn(&PortStatistics) -> u64| Side::BOTH.into_iter().map(|side| of(&change.port(side))).sum();
     let on_the_way = [
+        (change.unkept(), "too-few-to-hold"),
         (Side::BOTH.into_iter().map(|side| change.unsent(side)).sum(), "transmit-ring-full"),
         (sum(|port| port.transmit_errors), "transmit-refused"),
         (sum(|port| port.no_buffer), "no-buffer"),
@@ -138,6 +146,7 @@ fn rates(port: &PortStatistics, period: Duration) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Tally;
     use tcpstate::{Counters, PerSide, Population};
 
     fn sample() -> Snapshot {
@@ -146,7 +155,8 @@ mod tests {
             PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
-        Snapshot::of(&Counters::default(), population, &ports, &PerSide::new(0, 5))
+        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5) };
+        Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 
     #[test]
@@ -156,8 +166,8 @@ mod tests {
         assert_eq!(
             line,
             "lan->wan 2.000000 Mpps 2.000000 Gbit/s, wan->lan 0.000001 Mpps 0.000000 Gbit/s, \
-             flows: 2 proxied 3 direct 1 half-open, new: 0 SYNs answered 0 cookies good 0 bad 0 cache hits, \
-             drops: 5 transmit-ring-full 9 no-buffer"
+             flows: 2 proxied 3 direct 1 half-open, held: 4, new: 0 SYNs answered 0 cookies good 0 bad 0 cache hits, \
+             drops: 6 too-few-to-hold 5 transmit-ring-full 9 no-buffer"
         );
     }
 
@@ -167,6 +177,8 @@ mod tests {
         let table = Table { total: &sample, period: Duration::from_secs(2) }.to_string();
         assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
         assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
+        assert!(table.contains("lost, too few spare to hold it                     0                 6\n"), "{table}");
+        assert!(table.contains("held at the end                                    4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");
         assert!(table.contains("  bad-cookie"), "{table}");
     }

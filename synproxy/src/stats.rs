@@ -13,7 +13,9 @@ use tcpstate::{Counters, DropReason, Event, PerSide, Population, Side};
 const DROPS: usize = 0;
 const EVENTS: usize = DROPS + DropReason::COUNT;
 const POPULATION: usize = EVENTS + Event::COUNT;
-const UNSENT: usize = POPULATION + 3;
+const HELD: usize = POPULATION + 3;
+const UNKEPT: usize = HELD + 1;
+const UNSENT: usize = UNKEPT + 1;
 const PORTS: usize = UNSENT + 2;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
 
@@ -37,6 +39,17 @@ port_cells! {
     no_buffer, truncated, receive_full, fill_empty, kernel_drops,
 }
 
+/// What a worker counts itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Frames that are held now.
+    pub held: u64,
+    /// Frames that were to be held and dropped instead, because few were spare.
+    pub unkept: u64,
+    /// Frames that found the transmit ring of a port full.
+    pub unsent: PerSide<u64>,
+}
+
 /// What one worker has counted up to some moment, or the sum over all workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -50,13 +63,8 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// The counters of a worker: its engine's, its ports', and the frames that found a transmit ring full.
-    pub fn of(
-        counters: &Counters,
-        population: Population,
-        ports: &PerSide<PortStatistics>,
-        unsent: &PerSide<u64>,
-    ) -> Self {
+    /// The counters of a worker: its engine's, its ports' and its own.
+    pub fn of(counters: &Counters, population: Population, ports: &PerSide<PortStatistics>, own: &Tally) -> Self {
         let mut snapshot = Self::default();
         let cells = &mut snapshot.cells;
         for &reason in DropReason::ALL {
@@ -66,8 +74,9 @@ impl Snapshot {
             cells[EVENTS + event as usize] = counters.happened(event);
         }
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
+        (cells[HELD], cells[UNKEPT]) = (own.held, own.unkept);
         for side in Side::BOTH {
-            cells[UNSENT + side as usize] = unsent[side];
+            cells[UNSENT + side as usize] = own.unsent[side];
             cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
         }
         snapshot
@@ -87,6 +96,16 @@ impl Snapshot {
     pub fn population(&self) -> Population {
         let [half_open, proxied, direct] = self.cells[POPULATION..][..3].try_into().expect("three cells");
         Population { half_open, proxied, direct }
+    }
+
+    /// Frames that are held until their server answers.
+    pub fn held(&self) -> u64 {
+        self.cells[HELD]
+    }
+
+    /// Frames that were to be held and dropped instead, because few were spare.
+    pub fn unkept(&self) -> u64 {
+        self.cells[UNKEPT]
     }
 
     /// Frames that found the transmit ring of this port full.
@@ -185,12 +204,14 @@ mod tests {
         );
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
-        board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &PerSide::new(7, 8)));
+        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8) };
+        board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
         assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
         assert_eq!(seen.population(), population);
         assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
+        assert_eq!((seen.held(), seen.unkept()), (9, 10));
     }
 
     #[test]

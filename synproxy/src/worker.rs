@@ -5,7 +5,8 @@
 
 use crate::clock;
 use crate::engine::Engine;
-use crate::stats::{Slot, Snapshot};
+use crate::pen::Pen;
+use crate::stats::{Slot, Snapshot, Tally};
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,8 @@ pub struct Worker<E> {
     incoming: Batch,
     /// What the first pass found out about it, frame by frame.
     looks: Vec<Look>,
+    /// What the engine has us keep aside.
+    pen: Pen,
     /// What is to leave by each port. Empty between turns.
     outgoing: PerSide<Batch>,
     /// Frames that found their port's transmit ring full.
@@ -66,6 +69,7 @@ impl<E: Engine> Worker<E> {
         Self {
             ports: PerSide::new(pair.lan, pair.wan),
             pool: pair.pool,
+            pen: Pen::new(engine.pen_frames()),
             engine,
             incoming: Batch::with_capacity(BATCH),
             looks: Vec::with_capacity(BATCH),
@@ -78,7 +82,7 @@ impl<E: Engine> Worker<E> {
     ///
     /// # Errors
     /// When waiting for frames fails, which a sound port never makes happen.
-    pub fn run(mut self, stop: &AtomicBool, slot: &Slot) -> io::Result<()> {
+    pub fn run(&mut self, stop: &AtomicBool, slot: &Slot) -> io::Result<()> {
         let mut publish_at = Instant::default();
         let ended = loop {
             let now = clock::now();
@@ -97,6 +101,8 @@ impl<E: Engine> Worker<E> {
             }
         };
         slot.publish(&self.snapshot());
+        // Their senders repeat them.
+        self.pen.clear(&mut self.pool);
         ended
     }
 
@@ -118,7 +124,8 @@ impl<E: Engine> Worker<E> {
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
         let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
-        Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &self.unsent)
+        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent.clone() };
+        Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }
 
     /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all.
@@ -138,22 +145,22 @@ impl<E: Engine> Worker<E> {
         for (mut frame, look) in self.incoming.drain(..).zip(self.looks.drain(..)) {
             let mut head = head(&mut frame);
             let verdict = self.engine.on_frame(side, &look, &mut head, now, &mut outlet);
-            let (start, len, is_whole) = (head.start(), head.len(), head.is_whole());
-            frame.set(start, len);
-            if is_whole && frame.is_chained() {
-                outlet.pool.shrink(&mut frame);
-            }
+            let extent = Extent::of(&head);
             match verdict {
-                Verdict::Forward => outlet.outgoing[side.other()].push(frame),
-                Verdict::Reflect => outlet.outgoing[side].push(frame),
-                Verdict::Drop(_) => outlet.pool.put(frame),
+                Verdict::Hold(ticket) => self.pen.keep(ticket, frame, outlet.pool),
+                verdict => outlet.dispose(side, frame, extent, verdict),
             }
+            // What this frame has set free leaves behind it.
+            bring_back(&mut self.engine, &mut self.pen, now, &mut outlet);
         }
     }
 
     /// Lets the engine do what is due; true when more is.
     fn expire(&mut self, now: Instant) -> bool {
-        self.engine.on_timeout(now, &mut Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing })
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing };
+        let more = self.engine.on_timeout(now, &mut outlet);
+        bring_back(&mut self.engine, &mut self.pen, now, &mut outlet);
+        more
     }
 
     /// Hands the port what is to leave by it, and kicks it once. What finds no place is lost, as on any full link.
@@ -186,10 +193,55 @@ fn head(frame: &mut Frame) -> Head<'_> {
     Head::new(frame.buffer_mut(), start, len, total)
 }
 
-/// Where the engine's own segments go: into spare frames, and with the rest of the turn out of a port.
+/// Brings back the held frames the engine asks for, of which there are never more than places in the pen.
+#[inline]
+fn bring_back<E: Engine>(engine: &mut E, pen: &mut Pen, now: Instant, outlet: &mut Outlet) {
+    while let Some(ticket) = engine.next_release() {
+        let Some(mut frame) = pen.give_up(ticket) else {
+            engine.void(ticket);
+            continue;
+        };
+        let mut head = head(&mut frame);
+        let verdict = engine.on_release(ticket, &mut head, now, outlet);
+        let extent = Extent::of(&head);
+        outlet.dispose(Side::Wan, frame, extent, verdict);
+    }
+}
+
+/// What the engine made of a frame's head.
+struct Extent {
+    start: usize,
+    len: usize,
+    is_whole: bool,
+}
+
+impl Extent {
+    fn of(head: &Head<'_>) -> Self {
+        Self { start: head.start(), len: head.len(), is_whole: head.is_whole() }
+    }
+}
+
+/// Where frames go when they are decided on, and the engine's own segments: those into spare frames.
 struct Outlet<'a> {
     pool: &'a mut Pool,
     outgoing: &'a mut PerSide<Batch>,
+}
+
+impl Outlet<'_> {
+    /// Does with a frame that came in by `side` as the verdict says.
+    #[inline]
+    fn dispose(&mut self, side: Side, mut frame: Frame, extent: Extent, verdict: Verdict) {
+        frame.set(extent.start, extent.len);
+        if extent.is_whole && frame.is_chained() {
+            self.pool.shrink(&mut frame);
+        }
+        match verdict {
+            Verdict::Forward => self.outgoing[side.other()].push(frame),
+            Verdict::Reflect => self.outgoing[side].push(frame),
+            Verdict::Hold(_) => unreachable!("a frame that was held is not held again"),
+            Verdict::Drop(_) => self.pool.put(frame),
+        }
+    }
 }
 
 impl Egress for Outlet<'_> {
@@ -209,8 +261,9 @@ mod tests {
     use crate::engine::Bypass;
     use crate::stats::Board;
     use pktio::memory::{self, MemoryWire};
+    use std::collections::VecDeque;
     use std::thread;
-    use tcpstate::{Counters, DropReason, Population};
+    use tcpstate::{Counters, DropReason, Population, Ticket};
 
     /// An engine that does with a frame what the frame's first byte says.
     #[derive(Default)]
@@ -225,9 +278,44 @@ mod tests {
         refused: usize,
         /// Segments to send at the next time-out.
         due: usize,
+        /// Places in the pen.
+        places: u16,
+        /// The free ones, and how often places were used.
+        free: Vec<u16>,
+        generation: u16,
+        /// Tickets not released yet, and those released: to be forwarded, or to be dropped.
+        held: VecDeque<Ticket>,
+        released: VecDeque<(Ticket, bool)>,
+        /// Whether the next time-out drops all that is held.
+        forgets: bool,
+        voided: usize,
     }
 
     impl Obedient {
+        /// One that holds up to this many frames.
+        fn with_places(places: u16) -> Self {
+            Self { places, free: (0..places).collect(), ..Self::default() }
+        }
+
+        /// Drops a frame on its own account.
+        fn drop(&mut self, reason: DropReason) -> Verdict {
+            self.dropped += 1;
+            Verdict::Drop(reason)
+        }
+
+        fn hold(&mut self) -> Verdict {
+            let Some(index) = self.free.pop() else { return self.drop(DropReason::NotHeld) };
+            self.generation += 1;
+            let ticket = Ticket { index, generation: self.generation };
+            self.held.push_back(ticket);
+            Verdict::Hold(ticket)
+        }
+
+        fn release(&mut self, count: usize, deliver: bool) {
+            let tickets = self.held.drain(..count.min(self.held.len()));
+            self.released.extend(tickets.map(|ticket| (ticket, deliver)));
+        }
+
         fn say(&mut self, to: Side, egress: &mut impl Egress) {
             let written = egress.emit(to, |buffer| {
                 buffer[..5].copy_from_slice(b"hello");
@@ -257,14 +345,19 @@ mod tests {
             self.looked.update(|looked| looked - 1);
             match head.bytes()[0] {
                 b'r' => Verdict::Reflect,
-                b'd' => {
-                    self.dropped += 1;
-                    Verdict::Drop(DropReason::Malformed)
-                }
+                b'd' => self.drop(DropReason::Malformed),
                 b'e' => {
                     self.say(side.other(), egress);
-                    self.dropped += 1;
-                    Verdict::Drop(DropReason::Consumed)
+                    self.drop(DropReason::Consumed)
+                }
+                b'h' if side == Side::Wan => self.hold(),
+                b'2' => {
+                    self.release(2, true);
+                    Verdict::Reflect
+                }
+                b'n' => {
+                    self.release(1, false);
+                    Verdict::Forward
                 }
                 b'g' => {
                     assert!(head.open_gap(1, 4), "there is headroom");
@@ -279,7 +372,40 @@ mod tests {
             }
         }
 
+        fn pen_frames(&self) -> usize {
+            self.places.into()
+        }
+
+        fn next_release(&mut self) -> Option<Ticket> {
+            self.released.front().map(|(ticket, _)| *ticket)
+        }
+
+        fn on_release(&mut self, ticket: Ticket, head: &mut Head<'_>, _: Instant, egress: &mut impl Egress) -> Verdict {
+            let (released, deliver) = self.released.pop_front().expect("somebody released it");
+            assert_eq!(ticket, released);
+            assert_eq!(head.bytes()[0], b'h', "the frame that was held, as it was");
+            self.free.push(ticket.index);
+            match deliver {
+                true if head.bytes() == b"he" => {
+                    self.say(Side::Lan, egress);
+                    self.drop(DropReason::Consumed)
+                }
+                true if head.bytes() == b"hr" => Verdict::Reflect,
+                true => Verdict::Forward,
+                false => self.drop(DropReason::NotHeld),
+            }
+        }
+
+        fn void(&mut self, ticket: Ticket) {
+            assert_eq!(self.released.pop_front().map(|(ticket, _)| ticket), Some(ticket));
+            self.free.push(ticket.index);
+            self.voided += 1;
+        }
+
         fn on_timeout(&mut self, _: Instant, egress: &mut impl Egress) -> bool {
+            if std::mem::take(&mut self.forgets) {
+                self.release(usize::MAX, false);
+            }
             if self.due > 0 {
                 self.due -= 1;
                 self.say(Side::Lan, egress);
@@ -315,7 +441,8 @@ mod tests {
 
     impl<E> Worker<E> {
         fn assert_conserved(&self) {
-            assert_eq!(self.pool.idle() + self.pool.lent(), self.pool.total(), "every frame is somewhere");
+            let somewhere = self.pool.idle() + self.pool.lent() + self.pen.buffers();
+            assert_eq!(somewhere, self.pool.total(), "every frame is somewhere");
         }
     }
 
@@ -409,9 +536,107 @@ mod tests {
     }
 
     #[test]
+    fn held_frames_leave_in_order_behind_the_frame_that_set_them_free() {
+        let (mut worker, mut wires) = world(Obedient::with_places(4), 64, 64);
+        for frame in ["f", "h1", "h2", "h3", "he", "hr", "f"] {
+            wires[Side::Wan].push(frame.as_bytes());
+        }
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"f", b"f"]);
+        assert_eq!((worker.snapshot().held(), worker.engine.dropped), (4, 1), "there are four places");
+        worker.assert_conserved();
+
+        wires[Side::Lan].push(b"2!");
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"2!", b"h1", b"h2"]);
+        assert_eq!(worker.snapshot().held(), 2);
+        worker.assert_conserved();
+
+        // A place is used again, and what is brought back may be used up, or answered.
+        wires[Side::Wan].push(b"hr");
+        worker.turn(now());
+        for _ in 0..2 {
+            wires[Side::Lan].push(b"2!");
+            worker.turn(now());
+        }
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"2!".as_slice(), b"h3", b"hello", b"2!"]);
+        assert_eq!(drain(&mut wires[Side::Wan]), [b"hr"]);
+        assert_eq!(worker.snapshot().held(), 0);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn held_frames_that_nobody_wants_any_more_go_back_to_the_pool() {
+        let (mut worker, mut wires) = world(Obedient::with_places(4), 64, 64);
+        for _ in 0..3 {
+            wires[Side::Wan].push(b"h");
+        }
+        worker.turn(now());
+        wires[Side::Wan].push(b"n");
+        worker.turn(now());
+        assert_eq!((worker.snapshot().held(), worker.engine.dropped), (2, 1));
+        worker.engine.forgets = true;
+        worker.turn(now());
+        assert_eq!((worker.snapshot().held(), worker.engine.dropped), (0, 3), "a time-out sets free too");
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"n"]);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn a_jumbo_frame_is_held_whole() {
+        let (mut worker, mut wires) = world(Obedient::with_places(1), 64, 64);
+        let jumbo: Vec<u8> = (0..1500_u32).map(|i| if i == 0 { b'h' } else { i as u8 }).collect();
+        wires[Side::Wan].push(&jumbo);
+        worker.turn(now());
+        assert!(worker.pen.buffers() > 1);
+        worker.assert_conserved();
+        wires[Side::Lan].push(b"2");
+        worker.turn(now());
+        assert_eq!(drain(&mut wires[Side::Lan]), [b"2".as_slice(), &jumbo]);
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn what_is_held_never_takes_the_frames_that_reception_needs() {
+        let (mut worker, mut wires) = world(Obedient::with_places(8), 8, 8);
+        worker.pool.set_reserve(4);
+        for _ in 0..6 {
+            // One a turn: each is alone in our hands when its fate is decided.
+            wires[Side::Wan].push(b"h");
+            worker.turn(now());
+        }
+        let snapshot = worker.snapshot();
+        assert_eq!((snapshot.held(), snapshot.unkept(), worker.pool.idle()), (3, 3, 5));
+        worker.assert_conserved();
+
+        // Those that were not kept had their places all the same, and give them back.
+        for _ in 0..3 {
+            wires[Side::Lan].push(b"2");
+            worker.turn(now());
+        }
+        assert_eq!(drain(&mut wires[Side::Lan]).iter().filter(|frame| frame[0] == b'h').count(), 3);
+        assert_eq!((worker.engine.voided, worker.engine.free.len(), worker.snapshot().held()), (3, 8, 0));
+        worker.assert_conserved();
+    }
+
+    #[test]
+    fn a_run_that_ends_gives_up_what_is_held() {
+        let (mut worker, mut wires) = world(Obedient::with_places(4), 16, 16);
+        wires[Side::Wan].push(b"h1");
+        wires[Side::Wan].push(&[b'h'; 1000]);
+        wires[Side::Lan].hang_up();
+        wires[Side::Wan].hang_up();
+        let board = Board::new(1);
+        worker.run(&AtomicBool::new(false), board.slot(0)).unwrap();
+        assert_eq!((board.total().held(), worker.pen.buffers()), (2, 0));
+        worker.assert_conserved();
+    }
+
+    #[test]
     fn no_frame_is_lost_without_a_counter() {
-        // A pool too small and wires too short, so that every way to lose a frame is taken.
-        let (mut worker, mut wires) = world(Obedient::default(), 24, 16);
+        // A pool too small, wires too short and few places, so that every way to lose a frame is taken.
+        let (mut worker, mut wires) = world(Obedient::with_places(20), 24, 16);
+        worker.pool.set_reserve(4);
         let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
         let mut draw = |below: u64| {
             chance ^= chance << 13;
@@ -424,7 +649,7 @@ mod tests {
             for side in Side::BOTH {
                 for _ in 0..draw(20) {
                     let len = if draw(8) == 0 { 700 } else { 2 };
-                    let frame = vec![b"frdegs"[draw(6) as usize]; len];
+                    let frame = vec![b"frdegsh2n"[draw(9) as usize]; len];
                     pushed += usize::from(wires[side].push(&frame));
                 }
                 for _ in 0..draw(24) {
@@ -441,11 +666,13 @@ mod tests {
         let unreceived = wires[Side::Lan].unreceived() + wires[Side::Wan].unreceived();
         let pending = wires[Side::Lan].pending() + wires[Side::Wan].pending();
         let (unsent, no_buffer) = (of(Snapshot::unsent), of(|snapshot, side| snapshot.port(side).no_buffer));
-        assert!(unsent > 0 && no_buffer > 0 && worker.engine.refused > 0, "the test takes every way");
+        let (held, unkept) = (snapshot.held() as usize, snapshot.unkept() as usize);
+        assert!(unsent > 0 && no_buffer > 0 && unkept > 0 && worker.engine.refused > 0, "the test takes every way");
         assert_eq!(
             pushed + worker.engine.emitted,
-            unreceived + no_buffer + worker.engine.dropped + unsent + popped + pending
+            unreceived + no_buffer + worker.engine.dropped + unsent + unkept + held + popped + pending
         );
+        assert_eq!(worker.engine.free.len() + worker.engine.held.len(), 20, "every place is free or taken");
     }
 
     /// A TCP segment between a client in the WAN and a server in the LAN, sent from `side`, without options or payload.
@@ -523,7 +750,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_when_both_ports_are_exhausted_and_everything_has_passed() {
-        let (worker, mut wires) = world(Bypass::default(), 1024, 1024);
+        let (mut worker, mut wires) = world(Bypass::default(), 1024, 1024);
         for i in 0..1000_u16 {
             wires[Side::Wan].push(&i.to_be_bytes());
         }
@@ -538,7 +765,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_when_it_is_told_to() {
-        let (worker, _wires) = world(Bypass::default(), 8, 8);
+        let (mut worker, _wires) = world(Bypass::default(), 8, 8);
         let (stop, board) = (AtomicBool::new(false), Board::new(1));
         thread::scope(|scope| {
             let run = scope.spawn(|| worker.run(&stop, board.slot(0)));

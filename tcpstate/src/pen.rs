@@ -50,6 +50,11 @@ impl Pen {
         Self { slots, free: u16::from(frames > 0), released: VecDeque::with_capacity(frames) }
     }
 
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+
     /// A ticket for a segment of `flow` that ends before `end`; `None` when it is held already, or there is no place.
     pub fn hold(&mut self, flow: &mut Flow, end: SeqNum) -> Option<Ticket> {
         let (mut last, mut at) = (0, flow.held);

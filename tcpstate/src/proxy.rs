@@ -345,6 +345,16 @@ impl Proxy {
         }
     }
 
+    /// Ends a ticket in whose name no frame was kept.
+    pub fn void(&mut self, ticket: Ticket) {
+        self.pen.redeem(ticket);
+    }
+
+    /// Frames held at most; every ticket's index is below.
+    pub fn pen_frames(&self) -> usize {
+        self.pen.places()
+    }
+
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.wheel.next_deadline()

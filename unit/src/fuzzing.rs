@@ -2,11 +2,12 @@
 //! is broken. They are plain functions, so that the corpora can be replayed by an ordinary test.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{RateLimit, SackConflict};
 use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Walk, checksum};
-use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
 pub fn parser(data: &[u8]) {
@@ -170,6 +171,7 @@ fn config(shape: u8, variant: u8) -> Config {
         sack_conflict: if bit(7) { SackConflict::Retain } else { SackConflict::Remove },
         own_wscale: if bit(6) { 14 } else { 7 },
         mss_clamp: bit(5).then_some(1000),
+        pen_frames: [64, 0, 1, 3][usize::from(shape >> 3 & 3)],
         rate: RateLimit { size: 4, burst: if bit(4) { 1 } else { 1000 }, add: 1, ..RateLimit::default() },
         ..Config::default()
     }
@@ -293,6 +295,21 @@ impl Egress for Sent {
     }
 }
 
+/// A frame in its buffer, as a worker holds it.
+struct Frame {
+    buffer: Vec<u8>,
+    start: usize,
+    /// Bytes in sight, and in all; none in all when it was lost.
+    seen: usize,
+    total: usize,
+}
+
+impl Frame {
+    fn head(&mut self) -> Head<'_> {
+        Head::new(&mut self.buffer, self.start, self.seen, self.total)
+    }
+}
+
 /// The engine under test, and what stands on either side of it.
 struct Bench {
     proxy: Proxy,
@@ -303,6 +320,11 @@ struct Bench {
     tailroom: usize,
     half_open_max: u64,
     capacity: u64,
+    pen_frames: usize,
+    /// Frames held, by their place in the pen.
+    held: BTreeMap<u16, (Ticket, Frame)>,
+    /// How many of the frames to be held are lost first, as when few frames are spare.
+    unkept: usize,
     /// The last frame that came in, and by which side.
     last: (Side, Vec<u8>),
     /// The last frame that left.
@@ -325,6 +347,9 @@ impl Bench {
             tailroom: 128,
             half_open_max: config.half_open_max as u64,
             capacity: config.flow_capacity() as u64,
+            pen_frames: config.pen_frames,
+            held: BTreeMap::new(),
+            unkept: 0,
             last: (Side::Wan, vec![0; 60]),
             left: vec![0; 60],
         }
@@ -390,6 +415,7 @@ impl Bench {
                 let frame = self.left.clone();
                 self.step(Side::BOTH[usize::from(code >> 4 & 1)], frame);
             }
+            12 if code & 32 != 0 && code & 16 != 0 => self.unkept = slot,
             12 => self.spare = if code & 16 == 0 { usize::MAX } else { slot },
             13 => (self.headroom, self.tailroom) = if code & 16 == 0 { (64, 128) } else { (slot * 4, slot * 8) },
             14 => {
@@ -482,23 +508,43 @@ impl Bench {
         let seen = seen.min(total);
         let mut buffer = vec![0x5a; self.headroom + seen + self.tailroom];
         buffer[self.headroom..][..seen].copy_from_slice(&frame[..seen]);
-        let mut head = Head::new(&mut buffer, self.headroom, seen, total);
+        self.decide(side, Frame { buffer, start: self.headroom, seen, total }, None);
+        self.bring_back();
+        self.last = (side, frame);
+        self.check_population();
+    }
+
+    /// Lets the engine decide on a frame, which has just come in or was held for a ticket.
+    fn decide(&mut self, side: Side, mut frame: Frame, ticket: Option<Ticket>) {
+        let (seen, total, room) = (frame.seen, frame.total, frame.buffer.len());
+        let before = frame.buffer[frame.start..][..seen].to_vec();
+        let mut head = frame.head();
         let mut sent = Sent { frames: Vec::new(), spare: self.spare };
-        let look = self.proxy.look(side, &head);
-        self.proxy.reach(&look);
         let question = Question::of(side, &head);
-        let verdict = self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent);
+        let verdict = match ticket {
+            Some(ticket) => self.proxy.on_release(ticket, &mut head, self.now, &mut sent),
+            None => {
+                let look = self.proxy.look(side, &head);
+                self.proxy.reach(&look);
+                self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent)
+            }
+        };
         self.spare = if self.spare == usize::MAX { usize::MAX } else { sent.spare };
-        assert!(head.start() + head.len() <= self.headroom + seen + self.tailroom && head.total() >= head.len());
+        assert!(head.start() + head.len() <= room && head.total() >= head.len());
 
         let mut to_asker = 0;
         match verdict {
-            Verdict::Forward => question.check_forwarded(&head, &frame[..seen]),
+            Verdict::Forward => question.check_forwarded(&head, &before),
             Verdict::Reflect => {
                 assert!(question.is_tcp, "only TCP is answered");
                 check_own(side.other(), head.bytes());
                 assert!(head.is_whole());
                 to_asker += head.len();
+            }
+            Verdict::Hold(_) => {
+                assert!(ticket.is_none(), "a frame is held once");
+                assert!(side == Side::Wan && question.is_tcp, "only a client's segments are held");
+                assert!(head.bytes() == before && head.total() == total, "what is held has not changed");
             }
             Verdict::Drop(_) => {}
         }
@@ -517,15 +563,34 @@ impl Bench {
         // that challenges a segment of a living connection bears timestamps whether that has them or not (RFC 7323 section 3.2).
         let allowance = if is_acknowledgement(head.bytes(), side) { 12 } else { 0 };
         assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");
-        self.last = (side, frame);
-        self.check_population();
+        if let Verdict::Hold(ticket) = verdict {
+            assert!(usize::from(ticket.index) < self.pen_frames, "{ticket:?} names no place");
+            // A frame that is lost leaves its place taken all the same.
+            let total = if self.unkept > 0 { 0 } else { total };
+            self.unkept = self.unkept.saturating_sub(1);
+            let other = self.held.insert(ticket.index, (ticket, Frame { total, ..frame }));
+            assert!(other.is_none(), "two frames are held in one place");
+        }
+    }
+
+    /// Brings back the held frames the engine asks for.
+    fn bring_back(&mut self) {
+        while let Some(ticket) = self.proxy.next_release() {
+            let (minted, frame) = self.held.remove(&ticket.index).expect("a ticket is released once");
+            assert_eq!(minted, ticket);
+            if frame.total == 0 {
+                self.proxy.void(ticket);
+            } else {
+                self.decide(Side::Wan, frame, Some(ticket));
+            }
+        }
     }
 
     fn learn(&mut self, side: Side, verdict: Verdict, frame: Vec<u8>) {
         match verdict {
             Verdict::Forward => self.hear(side.other(), &frame),
             Verdict::Reflect => self.hear(side, &frame),
-            Verdict::Drop(_) => return,
+            Verdict::Hold(_) | Verdict::Drop(_) => return,
         }
         self.left = frame;
     }
@@ -564,6 +629,7 @@ impl Bench {
                 self.hear(to, &frame);
                 self.left = frame;
             }
+            self.bring_back();
             if !more {
                 break;
             }
@@ -579,6 +645,7 @@ impl Bench {
         }
         assert_eq!(self.proxy.population(), tcpstate::Population::default(), "flows that never expire");
         assert_eq!(self.proxy.next_deadline(), None);
+        assert!(self.held.is_empty(), "frames that are never released: {:?}", self.held.keys());
     }
 
     fn check_population(&self) {

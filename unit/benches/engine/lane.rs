@@ -100,6 +100,9 @@ impl Lane {
             let verdict = proxy.on_frame(side, look, &mut head, self.now, &mut self.spares);
             *place = Place { start: head.start(), len: head.len() };
             self.verdicts.push(verdict);
+            while let Some(ticket) = proxy.next_release() {
+                proxy.void(ticket);
+            }
         }
         proxy.on_timeout(self.now, &mut self.spares);
     }

@@ -10,13 +10,15 @@
 mod wire;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tcpstate::{Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Verdict};
+use tcpstate::{
+    Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Ticket, Verdict,
+};
 
 pub use wire::{
     ACK, AE, ANY, CWR, ECE, Ends, Extension, FIN, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data,
@@ -188,7 +190,9 @@ struct Core {
     outbox: PerSide<VecDeque<(Instant, Vec<u8>)>>,
     last_sent: PerSide<Vec<u8>>,
     last_verdict: Verdict,
-    /// Frames handed in, and what became of them: forwarded, reflected, dropped.
+    /// Frames the engine has us hold.
+    held: HashMap<Ticket, Buffered>,
+    /// Frames handed in, and what became of them in the end: forwarded, reflected, dropped.
     frames: u64,
     fates: [u64; 3],
     emitted: u64,
@@ -227,6 +231,21 @@ impl Egress for Spare<'_> {
     }
 }
 
+/// A frame as it lies in a worker's hands: the first buffer, and the bytes out of the engine's sight.
+struct Buffered {
+    buffer: Vec<u8>,
+    start: usize,
+    len: usize,
+    beyond: Vec<u8>,
+}
+
+impl Buffered {
+    /// The bytes of the frame, one after the other.
+    fn bytes(&self) -> Vec<u8> {
+        [&self.buffer[self.start..self.start + self.len], &self.beyond].concat()
+    }
+}
+
 impl Core {
     fn deliver(&mut self, side: Side, frame: &[u8]) -> Verdict {
         self.frames += 1;
@@ -235,37 +254,10 @@ impl Core {
         let (start, size) = if self.tight { (0, visible) } else { (HEADROOM, BUFFER.max(HEADROOM + visible)) };
         let mut buffer = vec![0xA5; size];
         buffer[start..start + visible].copy_from_slice(&frame[..visible]);
-        let mut head = Head::new(&mut buffer, start, visible, frame.len());
-        let dropped_before = self.dropped();
-        let mut spare = Spare { frames: &mut self.spare, emitted: Vec::new() };
-        let verdict = self.proxy.on_single(side, &mut head, self.now, &mut spare);
-        let emitted = spare.emitted;
-        let mut out = head.bytes().to_vec();
-        if !head.is_whole() {
-            assert_eq!(head.total() - head.len(), frame.len() - visible, "only the first buffer may change its length");
-            out.extend(&frame[visible..]);
-        }
+        let verdict =
+            self.decide(side, Buffered { buffer, start, len: visible, beyond: frame[visible..].to_vec() }, None);
         self.last_verdict = verdict;
-        self.note(side, true, frame, format!("{verdict:?}"));
-        let (fate, to) = match verdict {
-            Verdict::Forward => (0, Some(side.other())),
-            Verdict::Reflect => (1, Some(side)),
-            Verdict::Drop(_) => (2, None),
-            #[allow(unreachable_patterns)]
-            other => panic!("a verdict the script does not know: {other:?}"),
-        };
-        self.fates[fate] += 1;
-        let drops = u64::from(to.is_none());
-        assert_eq!(self.dropped(), dropped_before + drops, "a drop is counted once, and nothing else is: {verdict:?}");
-        // A segment of the engine's own may overtake the frame that caused it only on the other side.
-        if let Some(to) = to {
-            self.come_out(to, out);
-        }
         let opens = read(frame, self.now).is_ok_and(|s| s.flags & (SYN | ACK) == SYN);
-        for (to, bytes) in emitted {
-            self.emitted += 1;
-            self.come_out(to, bytes);
-        }
         if opens && side == Side::Wan {
             // A challenge is another matter: only an existing connection provokes it, and seldom.
             for (at, answer) in &self.outbox[Side::Wan] {
@@ -275,7 +267,60 @@ impl Core {
                 }
             }
         }
+        self.bring_back();
         verdict
+    }
+
+    /// Lets the engine decide on a frame, which has just come in or was held for a ticket, and does as it says.
+    fn decide(&mut self, side: Side, mut frame: Buffered, ticket: Option<Ticket>) -> Verdict {
+        let asked = frame.bytes();
+        let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len + frame.beyond.len());
+        let dropped_before = self.dropped();
+        let mut spare = Spare { frames: &mut self.spare, emitted: Vec::new() };
+        let verdict = match ticket {
+            None => self.proxy.on_single(side, &mut head, self.now, &mut spare),
+            Some(ticket) => self.proxy.on_release(ticket, &mut head, self.now, &mut spare),
+        };
+        let emitted = spare.emitted;
+        if head.is_whole() {
+            frame.beyond.clear();
+        }
+        assert_eq!(head.total() - head.len(), frame.beyond.len(), "only the first buffer may change its length");
+        (frame.start, frame.len) = (head.start(), head.len());
+        let when = if ticket.is_some() { "released: " } else { "" };
+        self.note(side, true, &asked, format!("{when}{verdict:?}"));
+        let (fate, to) = match verdict {
+            Verdict::Forward => (Some(0), Some(side.other())),
+            Verdict::Reflect => (Some(1), Some(side)),
+            Verdict::Drop(_) => (Some(2), None),
+            Verdict::Hold(_) => (None, None),
+        };
+        if let Some(fate) = fate {
+            self.fates[fate] += 1;
+        }
+        let drops = u64::from(matches!(verdict, Verdict::Drop(_)));
+        assert_eq!(self.dropped(), dropped_before + drops, "a drop is counted once, and nothing else is: {verdict:?}");
+        if let Verdict::Hold(ticket) = verdict {
+            assert!(side == Side::Wan && frame.bytes() == asked, "what is held came from the WAN and has not changed");
+            assert!(self.held.insert(ticket, frame).is_none(), "a ticket is minted once: {ticket:?}");
+        } else if let Some(to) = to {
+            // A segment of the engine's own may overtake the frame that caused it only on the other side.
+            self.come_out(to, frame.bytes());
+        }
+        for (to, bytes) in emitted {
+            self.emitted += 1;
+            self.come_out(to, bytes);
+        }
+        verdict
+    }
+
+    /// Brings back the held frames the engine asks for.
+    fn bring_back(&mut self) {
+        while let Some(ticket) = self.proxy.next_release() {
+            let frame = self.held.remove(&ticket).expect("a ticket is released once, and only if a frame is held");
+            let verdict = self.decide(Side::Wan, frame, Some(ticket));
+            assert!(!matches!(verdict, Verdict::Hold(_)), "a frame is held once");
+        }
     }
 
     fn come_out(&mut self, side: Side, frame: Vec<u8>) {
@@ -303,6 +348,7 @@ impl Core {
                 self.emitted += 1;
                 self.come_out(to, frame);
             }
+            self.bring_back();
             if !more {
                 return;
             }
@@ -345,7 +391,8 @@ impl Drop for Core {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.expect_silence("the test ends");
-            assert_eq!(self.frames, self.fates.iter().sum::<u64>(), "every frame has one fate");
+            let held = self.held.len() as u64;
+            assert_eq!(self.frames, self.fates.iter().sum::<u64>() + held, "every frame has one fate");
         }
     }
 }
@@ -366,6 +413,7 @@ impl World {
             outbox: PerSide::default(),
             last_sent: PerSide::default(),
             last_verdict: Verdict::Forward,
+            held: HashMap::new(),
             frames: 0,
             fates: [0; 3],
             emitted: 0,

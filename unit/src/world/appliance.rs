@@ -1,8 +1,8 @@
 //! The box between the cables: the engine in the worker's loop, with frames from a bounded pool.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
 
 use crate::oracle::{Ancestor, Segment};
 
@@ -64,6 +64,8 @@ pub struct Appliance {
     build: Build,
     pool: Vec<Frame>,
     rings: [VecDeque<Frame>; 2],
+    /// Frames the engine has the box hold.
+    held: BTreeMap<u16, (Ticket, Frame)>,
     /// Frames being sent, with the time they come back to the pool.
     transmitting: VecDeque<(u64, Frame)>,
     /// Frames that arrived and found no buffer.
@@ -104,7 +106,15 @@ impl Appliance {
                 ancestor: None,
             })
             .collect();
-        Self { proxy, build, pool, rings: [VecDeque::new(), VecDeque::new()], transmitting: VecDeque::new(), missed: 0 }
+        Self {
+            proxy,
+            build,
+            pool,
+            rings: [VecDeque::new(), VecDeque::new()],
+            held: BTreeMap::new(),
+            transmitting: VecDeque::new(),
+            missed: 0,
+        }
     }
 
     /// The engine.
@@ -169,8 +179,13 @@ impl Appliance {
                         frame.ancestor = None;
                         out.push((side, frame));
                     }
+                    Verdict::Hold(ticket) => {
+                        let other = self.held.insert(ticket.index, (ticket, frame));
+                        assert!(other.is_none(), "two frames are held in one place");
+                    }
                     Verdict::Drop(_) => self.pool.push(frame),
                 }
+                self.bring_back(time, &mut out);
             }
         }
         if !self.build.bridge {
@@ -180,6 +195,7 @@ impl Appliance {
                 turns += 1;
                 assert!(turns < 100_000, "on_timeout says forever that more is due");
             }
+            self.bring_back(time, &mut out);
         }
         let sent = out
             .iter()
@@ -192,6 +208,26 @@ impl Appliance {
             .collect();
         self.transmitting.extend(out.into_iter().map(|(_, frame)| (now + self.build.transmission, frame)));
         sent
+    }
+
+    /// Brings back the held frames the engine asks for.
+    fn bring_back(&mut self, now: Instant, out: &mut Vec<(Side, Frame)>) {
+        while let Some(ticket) = self.proxy.next_release() {
+            let (minted, mut frame) = self.held.remove(&ticket.index).expect("a ticket is released once");
+            assert_eq!(minted, ticket);
+            let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len);
+            let verdict = self.proxy.on_release(ticket, &mut head, now, &mut Spare { pool: &mut self.pool, out });
+            (frame.start, frame.len) = (head.start(), head.len());
+            match verdict {
+                Verdict::Forward => out.push((Side::Lan, frame)),
+                Verdict::Reflect => {
+                    (frame.corrupt, frame.ancestor) = (false, None);
+                    out.push((Side::Wan, frame));
+                }
+                Verdict::Hold(_) => panic!("a frame is held once"),
+                Verdict::Drop(_) => self.pool.push(frame),
+            }
+        }
     }
 
     /// When the next turn is due without a frame having come.
@@ -211,8 +247,8 @@ impl Appliance {
     /// Which is missing or twice there.
     pub fn conserved(&self) -> Result<(), String> {
         let mut seen = vec![0u8; self.build.frames];
-        let held = self.rings.iter().flatten();
-        for frame in self.pool.iter().chain(held).chain(self.transmitting.iter().map(|(_, frame)| frame)) {
+        let received = self.rings.iter().flatten().chain(self.held.values().map(|(_, frame)| frame));
+        for frame in self.pool.iter().chain(received).chain(self.transmitting.iter().map(|(_, frame)| frame)) {
             seen[frame.id as usize] += 1;
         }
         match seen.iter().position(|&count| count != 1) {
