@@ -13,6 +13,8 @@
 pub mod appliance;
 pub mod counters;
 pub mod relay;
+pub mod routers;
+pub mod sockets;
 pub mod traffic;
 
 use std::fs::{self, File};
@@ -144,8 +146,14 @@ impl Drop for Namespace {
 /// Whether a test needs the machine to itself.
 #[derive(Debug)]
 enum Turn {
-    Shared { _guard: RwLockReadGuard<'static, ()> },
-    Alone { _guard: RwLockWriteGuard<'static, ()> },
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    /// Another rig's, which is kept as long.
+    Borrowed,
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
 }
 
 /// Tests that load or time the machine take turns with all others of the process.
@@ -181,6 +189,12 @@ impl Rig {
     /// As [`Rig::new`], once no other rig of this process is up, and with none beside it: for floods and timing.
     pub fn alone() -> Rig {
         Rig::build(1500, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
+    }
+
+    /// Another rig that shares this one's turn, to be compared with it at the same time.
+    #[must_use]
+    pub fn beside(&self) -> Rig {
+        Rig::build(1500, Turn::Borrowed)
     }
 
     fn build(mtu: u32, turn: Turn) -> Rig {
@@ -254,6 +268,14 @@ impl Rig {
              ip link set {wan} master bridge0
              ip link set bridge0 up"
         ));
+    }
+
+    /// Takes the kernel's bridge out again.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn unbridge(&self) {
+        self.middle.sh("ip link del bridge0");
     }
 
     /// Sets a sysctl at both ends.

@@ -172,6 +172,13 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Server {
+    /// The listening socket, whose options the connections inherit.
+    pub fn listener(&self) -> &TcpListener {
+        &self.listener
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
