@@ -8,6 +8,7 @@
 pub mod config;
 mod cookie;
 mod flow;
+mod fragments;
 mod head;
 mod keyed;
 mod learn;

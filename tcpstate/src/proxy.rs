@@ -1,14 +1,16 @@
 //! The engine: one worker's share of the proxy. What a frame is and whose it is gets decided here; the rest of the story is told in
-//! `handshake` (a client calls), `direct` (the LAN calls) and `joined` (both ends talk).
+//! `handshake` (a client calls), `direct` (the LAN calls), `joined` (both ends talk) and `errors` (somebody on the way complains).
 
 mod direct;
+mod errors;
 mod handshake;
 mod joined;
 mod room;
 
-use crate::config::{SackConflict, Timeouts};
+use crate::config::{Policy, SackConflict, Timeouts};
 use crate::cookie::Jar;
 use crate::flow::{Flow, Marks, State};
+use crate::fragments::Fragments;
 use crate::keyed::Keys;
 use crate::learn::Learned;
 use crate::limit::Limiter;
@@ -188,6 +190,9 @@ pub struct Proxy {
     closing: Queue,
     dialling: Queue,
     pen: Pen,
+    fragments: Fragments,
+    stray_fragments: Policy,
+    icmp_errors: Policy,
     lifetimes: Lifetimes,
     sack_conflict: SackConflict,
     mss_clamp: u16,
@@ -212,6 +217,9 @@ impl Proxy {
             closing: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
             dialling: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
             pen: Pen::new(config.pen_frames),
+            fragments: Fragments::new(),
+            stray_fragments: config.stray_fragments,
+            icmp_errors: config.icmp_errors,
             lifetimes: Lifetimes::new(&config.timeouts),
             sack_conflict: config.sack_conflict,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
@@ -227,21 +235,34 @@ impl Proxy {
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
     pub fn look(&self, side: Side, head: &Head) -> Look {
         let mut look = Look { parsed: Parsed::parse(side, head), ..Look::default() };
-        if let Parsed::Tcp(segment) = &look.parsed {
-            look.hash = segment.ends.hash(self.hash_keys);
-            self.table.prefetch_bucket(look.hash);
-            if segment.flags.has(Flags::SYN) && side == Side::Wan {
-                look.tokens = self.limiter.place(&segment.ends);
-                self.limiter.prefetch(look.tokens);
+        match &look.parsed {
+            Parsed::Tcp(segment) => {
+                look.hash = segment.ends.hash(self.hash_keys);
+                self.table.prefetch_bucket(look.hash);
+                if segment.flags.has(Flags::SYN) && side == Side::Wan {
+                    look.tokens = self.limiter.place(&segment.ends);
+                    self.limiter.prefetch(look.tokens);
+                }
             }
+            Parsed::Error(quote) => {
+                look.hash = quote.ends.hash(self.hash_keys);
+                self.table.prefetch_bucket(look.hash);
+            }
+            Parsed::Fragment(fragment) => {
+                look.hash = fragment.hash(self.hash_keys);
+                self.fragments.prefetch(look.hash);
+            }
+            Parsed::StrayError | Parsed::Pass(_) | Parsed::Bad(_) => {}
         }
         look
     }
 
     /// Between the passes: asks for the flow's own lines, now that the table's line is here.
     pub fn reach(&self, look: &Look) {
-        if let Parsed::Tcp(segment) = &look.parsed {
-            self.table.prefetch_flow(look.hash, segment.ends.v6);
+        match &look.parsed {
+            Parsed::Tcp(segment) => self.table.prefetch_flow(look.hash, segment.ends.v6),
+            Parsed::Error(quote) => self.table.prefetch_flow(look.hash, quote.ends.v6),
+            _ => {}
         }
     }
 
@@ -256,10 +277,13 @@ impl Proxy {
     ) -> Verdict {
         match &look.parsed {
             Parsed::Tcp(segment) => {
-                let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head, egress };
+                let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head: &mut *head, egress };
                 let verdict = self.on_segment(turn);
                 if let Verdict::Drop(reason) = verdict {
                     return self.counters.drop(reason);
+                }
+                if segment.fragmented && verdict == Verdict::Forward {
+                    self.note_first_fragment(side, segment, head, now);
                 }
                 self.counters.count(match side {
                     Side::Lan => Event::LanSegment,
@@ -267,6 +291,9 @@ impl Proxy {
                 });
                 verdict
             }
+            Parsed::Error(quote) => self.on_error(side, quote, look.hash, head, egress),
+            Parsed::StrayError => self.on_stray_error(),
+            Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, look.hash, now),
             Parsed::Pass(event) => {
                 self.counters.count(*event);
                 Verdict::Forward

@@ -48,12 +48,13 @@ pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, co
 }
 
 /// Replaces the 32-bit field `offset` bytes into the segment at `tcp`.
-fn replace32(frame: &mut [u8], tcp: usize, offset: usize, new: u32, patch: &mut Patch) {
+pub(crate) fn replace32(frame: &mut [u8], tcp: usize, offset: usize, new: u32, patch: &mut Patch) {
     patch.replace32(offset, be32(frame, tcp + offset), new);
     put32(frame, tcp + offset, new);
 }
 
-fn rewrite_options(
+/// Rewrites the options of a segment from `side`, which lie at `options` in the frame.
+pub(crate) fn rewrite_options(
     flow: &Flow,
     side: Side,
     frame: &mut [u8],

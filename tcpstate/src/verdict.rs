@@ -90,6 +90,8 @@ labelled! {
         IcmpNotInFlight = "icmp-not-in-flight",
         /// An ICMP error that quotes a segment of ours, or of no connection while policy drops those.
         IcmpUnmatched = "icmp-unmatched",
+        /// A source quench about a proxied connection: no host heeds it any more, nor may it (RFC 6633).
+        SourceQuench = "source-quench",
         /// A later fragment whose first fragment did not pass, while policy drops those.
         StrayFragment = "stray-fragment",
         /// A signed SYN while policy drops those, or a SYN to be passed unanswered beyond the rate for those.

@@ -51,6 +51,11 @@ impl Patch {
         self.replace16(u16::from(old) << shift, u16::from(new) << shift);
     }
 
+    /// The fields of `other`, which count from an even offset of this sum, changed too.
+    pub fn include(&mut self, other: Patch) {
+        self.0 += other.0;
+    }
+
     /// The checksum after the edit.
     // RFC 1624 section 3, equation 3: HC' = ~(~HC + ~m + m').
     pub fn apply(self, checksum: u16) -> u16 {

@@ -2,12 +2,14 @@
 
 mod build;
 pub mod checksum;
+mod icmp;
 mod options;
 mod segment;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
+pub use icmp::{Quote, Trouble};
 pub use options::{Options, Timestamps, Walk, kind};
-pub use segment::{Addr, Ends, Flags, Parsed, Segment, Vlan};
+pub use segment::{Addr, Ends, Flags, Fragment, Parsed, Segment, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -22,8 +24,12 @@ pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
 /// Bytes of a TCP header without options.
 pub const TCP_LEN: usize = 20;
+/// The protocol number of ICMP.
+pub const ICMP: u8 = 1;
 /// The protocol number of TCP.
 pub const TCP: u8 = 6;
+/// The protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
 
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])

@@ -1,6 +1,7 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
-use super::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum};
+use super::icmp::{self, Quote};
+use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{DropReason, Event, Head, Side};
@@ -183,16 +184,69 @@ pub(super) fn pseudo_header_sum(ends: &Ends, len: usize) -> u16 {
 pub enum Parsed {
     /// A TCP segment, or the first fragment of one with its whole header.
     Tcp(Segment),
+    /// An ICMP error about a TCP segment.
+    Error(Quote),
+    /// An ICMP error about a TCP segment that cannot be told, or that its receiver did not send.
+    StrayError,
+    /// A fragment that holds no TCP header.
+    Fragment(Fragment),
     /// Something the proxy has no business with; passed on and counted.
     Pass(Event),
     /// Something no frame may be.
     Bad(DropReason),
 }
 
+/// What the fragments of one packet have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Who sent it.
+    pub source: Addr,
+    /// To whom.
+    pub destination: Addr,
+    /// The number its sender gave the packet; 16 bits in IPv4.
+    pub identification: u32,
+    /// The tags of the frame.
+    pub vlan: Vlan,
+    /// Whether the addresses are IPv6.
+    pub v6: bool,
+    /// Whether it begins the packet, so that no TCP header follows in the others.
+    pub first: bool,
+}
+
+impl Fragment {
+    /// The packet whose first fragment `frame` holds as a segment from `side`; `None` if it is, or has become, a packet in one piece.
+    pub fn first_of(frame: &[u8], segment: &Segment, side: Side) -> Option<Fragment> {
+        let ip = usize::from(segment.ip);
+        let identification = if segment.ends.v6 {
+            extension_headers(frame, ip, frame.len()).ok()?.piece?.identification
+        } else if be16(frame, ip + 6) & MORE_FRAGMENTS != 0 {
+            u32::from(be16(frame, ip + 4))
+        } else {
+            return None;
+        };
+        let Ends { lan, wan, vlan, v6, .. } = segment.ends;
+        let (source, destination) = if side == Side::Lan { (lan, wan) } else { (wan, lan) };
+        Some(Fragment { source, destination, identification, vlan, v6, first: true })
+    }
+
+    /// A keyed hash of everything but whether it is the first.
+    pub fn hash(&self, keys: Keys) -> u64 {
+        let both = |i: usize| u64::from(self.source[i]) << 32 | u64::from(self.destination[i]);
+        let packet = u64::from(self.identification) << 32 | u64::from(self.vlan.0);
+        if self.v6 {
+            keyed::place(keys, [both(0), both(1), both(2), both(3), packet])
+        } else {
+            keyed::place(keys, [both(3), packet])
+        }
+    }
+}
+
 /// A later IPv4 fragment that starts at least this many bytes into the packet cannot overlap the TCP header (RFC 3128).
 const IPV4_FRAGMENT_FLOOR: usize = 60;
 /// The same for IPv6, whose first fragment must hold the TCP header within as many bytes.
 const IPV6_FRAGMENT_FLOOR: usize = 512;
+/// The bit beside an IPv4 fragment's offset that says that others follow.
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 const MALFORMED: Parsed = Parsed::Bad(DropReason::Malformed);
 
@@ -234,21 +288,20 @@ impl Parsed {
         if header < IPV4_LEN || total < header || ip + header > frame.len() || ip + total > head.total() {
             return MALFORMED;
         }
-        if frame[ip + 9] != TCP {
-            return Parsed::Pass(Event::Bridged);
-        }
         let fragment = be16(frame, ip + 6);
         let offset = usize::from(fragment & 0x1fff) * 8;
-        let more = fragment & 0x2000 != 0;
-        if offset >= IPV4_FRAGMENT_FLOOR {
-            return Parsed::Pass(Event::Fragment);
+        let more = fragment & MORE_FRAGMENTS != 0;
+        let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
+        let layout = Layout { ip, payload: ip + header, end: ip + total, more, vlan, addresses, v6: false };
+        match frame[ip + 9] {
+            TCP if offset == 0 => Self::tcp(side, head, &layout),
+            // RFC 1858, RFC 3128: what may lie over the TCP header of the first fragment.
+            TCP if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(DropReason::BadFragment),
+            // Fragments of different protocols are never put together (RFC 791 section 2.3), so that this field is to be believed.
+            TCP => layout.fragment(be16(frame, ip + 4).into(), false),
+            ICMP if offset == 0 && !more => icmp::parse(side, head, &layout),
+            _ => Parsed::Pass(Event::Bridged),
         }
-        if offset > 0 {
-            return Parsed::Bad(DropReason::BadFragment);
-        }
-        let mapped = |at| [0, 0, MAPPED, be32(frame, at)];
-        let addresses = (mapped(ip + 12), mapped(ip + 16));
-        Self::tcp(side, head, Layout { ip, tcp: ip + header, end: ip + total, more, vlan, addresses, v6: false })
     }
 
     fn ipv6(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
@@ -260,65 +313,37 @@ impl Parsed {
         if end > head.total() {
             return MALFORMED;
         }
-        let mut next = frame[ip + 6];
-        let mut at = ip + IPV6_LEN;
-        let mut fragment_payload = None;
-        // RFC 8200 section 4.1 recommends an order, section 4 demands that any be accepted.
-        loop {
-            let len = match next {
-                TCP => break,
-                0 | 43 | 60 => 8,
-                44 => 8,
-                51 => 8,
-                _ => return Parsed::Pass(Event::Bridged),
-            };
-            if at + len > end || at + len > frame.len() {
-                return MALFORMED;
-            }
-            let size = match next {
-                44 => {
-                    let field = be16(frame, at + 2);
-                    let offset = usize::from(field & 0xfff8);
-                    if offset >= IPV6_FRAGMENT_FLOOR {
-                        return Parsed::Pass(Event::Fragment);
-                    }
-                    if offset > 0 || fragment_payload.is_some() {
-                        return Parsed::Bad(DropReason::BadFragment);
-                    }
-                    // RFC 6946: a fragment header on a packet in one piece is no fragment.
-                    if field & 1 != 0 {
-                        fragment_payload = Some(at + 8);
-                    }
-                    8
+        let Chain { next, at, piece } = match extension_headers(frame, ip, end) {
+            Ok(chain) => chain,
+            Err(reason) => return Parsed::Bad(reason),
+        };
+        let addresses = (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24));
+        let layout = Layout { ip, payload: at, end, more: piece.is_some(), vlan, addresses, v6: true };
+        match (next, piece) {
+            // Whatever a later fragment says is behind it: the first one's word is taken for it (RFC 8200 section 4.5).
+            (_, Some(piece)) if piece.offset > 0 => {
+                if piece.offset < IPV6_FRAGMENT_FLOOR {
+                    return Parsed::Bad(DropReason::BadFragment);
                 }
-                51 => (usize::from(frame[at + 1]) + 2) * 4,
-                _ => (usize::from(frame[at + 1]) + 1) * 8,
-            };
-            next = frame[at];
-            at += size;
-            if at > end || at > frame.len() {
-                // RFC 7112: the first fragment must hold the whole header chain.
-                return if fragment_payload.is_some() { Parsed::Bad(DropReason::BadFragment) } else { MALFORMED };
+                layout.fragment(piece.identification, false)
             }
-        }
-        let address = |at| [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)];
-        let addresses = (address(ip + 8), address(ip + 24));
-        let parsed = Self::tcp(
-            side,
-            head,
-            Layout { ip, tcp: at, end, more: fragment_payload.is_some(), vlan, addresses, v6: true },
-        );
-        match (parsed, fragment_payload) {
-            (Parsed::Tcp(segment), Some(from)) if usize::from(segment.payload) > from + IPV6_FRAGMENT_FLOOR => {
-                Parsed::Bad(DropReason::BadFragment)
-            }
-            (parsed, _) => parsed,
+            (TCP, _) => match (Self::tcp(side, head, &layout), piece) {
+                (Parsed::Tcp(segment), Some(piece))
+                    if usize::from(segment.payload) > piece.from + IPV6_FRAGMENT_FLOOR =>
+                {
+                    Parsed::Bad(DropReason::BadFragment)
+                }
+                (parsed, _) => parsed,
+            },
+            (_, Some(piece)) => layout.fragment(piece.identification, true),
+            (ICMPV6, None) => icmp::parse(side, head, &layout),
+            _ => Parsed::Pass(Event::Bridged),
         }
     }
 
-    fn tcp(side: Side, head: &Head, layout: Layout) -> Parsed {
+    fn tcp(side: Side, head: &Head, layout: &Layout) -> Parsed {
         let frame = head.bytes();
-        let Layout { ip, tcp, end, more, vlan, addresses: (source, destination), v6 } = layout;
+        let Layout { ip, payload: tcp, end, more, .. } = *layout;
         let short = if more { Parsed::Bad(DropReason::BadFragment) } else { MALFORMED };
         if tcp + TCP_LEN > end || tcp + TCP_LEN > frame.len() {
             return short;
@@ -330,13 +355,8 @@ impl Parsed {
         if tcp + header > end || tcp + header > frame.len().min(usize::from(u16::MAX)) {
             return short;
         }
-        let (from, to) = (be16(frame, tcp), be16(frame, tcp + 2));
-        let ends = match side {
-            Side::Lan => Ends { lan: source, wan: destination, lan_port: from, wan_port: to, vlan, v6 },
-            Side::Wan => Ends { lan: destination, wan: source, lan_port: to, wan_port: from, vlan, v6 },
-        };
         Parsed::Tcp(Segment {
-            ends,
+            ends: layout.ends(side, frame, tcp),
             seq: SeqNum::new(be32(frame, tcp + 4)),
             ack: SeqNum::new(be32(frame, tcp + 8)),
             flags: Flags(frame[tcp + 13]),
@@ -352,12 +372,128 @@ impl Parsed {
 }
 
 /// Where the IP layer found the parts.
-struct Layout {
-    ip: usize,
-    tcp: usize,
-    end: usize,
-    more: bool,
-    vlan: Vlan,
-    addresses: (Addr, Addr),
-    v6: bool,
+pub(super) struct Layout {
+    pub ip: usize,
+    /// Where what IP carries begins.
+    pub payload: usize,
+    pub end: usize,
+    /// Whether this is the first of several fragments.
+    pub more: bool,
+    pub vlan: Vlan,
+    /// Source and destination.
+    pub addresses: (Addr, Addr),
+    pub v6: bool,
+}
+
+impl Layout {
+    /// The ends of a segment whose sender is on `side`, by the ports at `tcp`.
+    #[inline(always)]
+    pub fn ends(&self, side: Side, frame: &[u8], tcp: usize) -> Ends {
+        let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
+        let (from, to) = (be16(frame, tcp), be16(frame, tcp + 2));
+        match side {
+            Side::Lan => Ends { lan: source, wan: destination, lan_port: from, wan_port: to, vlan, v6 },
+            Side::Wan => Ends { lan: destination, wan: source, lan_port: to, wan_port: from, vlan, v6 },
+        }
+    }
+
+    fn fragment(&self, identification: u32, first: bool) -> Parsed {
+        let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
+        Parsed::Fragment(Fragment { source, destination, identification, vlan, v6, first })
+    }
+}
+
+/// The IPv4 address at this offset.
+pub(super) fn ipv4_address(frame: &[u8], at: usize) -> Addr {
+    [0, 0, MAPPED, be32(frame, at)]
+}
+
+/// The IPv6 address at this offset.
+pub(super) fn ipv6_address(frame: &[u8], at: usize) -> Addr {
+    [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)]
+}
+
+/// What an IPv6 header's extension headers lead to.
+pub(super) struct Chain {
+    /// The protocol behind the last of them, or, in a later fragment, what its own header claims.
+    pub next: u8,
+    /// Where that begins.
+    pub at: usize,
+    /// Which piece of the packet this is, unless it is the whole.
+    pub piece: Option<Piece>,
+}
+
+/// What an IPv6 fragment header says.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    /// Where the fragmented part begins.
+    from: usize,
+    /// Where in the packet it belongs, in bytes.
+    pub offset: usize,
+    identification: u32,
+}
+
+/// Walks the extension headers of the IPv6 packet at `ip`, which ends at `end`, in whatever order they come: RFC 8200 section 4.1
+/// recommends one and demands that any be accepted.
+///
+/// All are walked that have one shape (RFC 6564) or one of their own that is known, lest a host that walks them find a segment where we
+/// saw none. Behind whatever else may stand here, no host finds TCP unless it has been told to unwrap a tunnel (ESP, IP in IP).
+#[inline(always)]
+pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, DropReason> {
+    let mut next = frame[ip + 6];
+    let mut at = ip + IPV6_LEN;
+    let mut piece = None;
+    loop {
+        // RFC 7112: the first fragment must hold the whole chain.
+        let cut = if piece.is_some() { DropReason::BadFragment } else { DropReason::Malformed };
+        if at > end || at > frame.len() {
+            return Err(cut);
+        }
+        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6) {
+            return Ok(Chain { next, at, piece });
+        }
+        if at + 8 > end || at + 8 > frame.len() {
+            return Err(cut);
+        }
+        let header = at;
+        at += match next {
+            FRAGMENT => 8,
+            AUTHENTICATION => (usize::from(frame[at + 1]) + 2) * 4,
+            _ => (usize::from(frame[at + 1]) + 1) * 8,
+        };
+        if next == FRAGMENT {
+            if piece.is_some() {
+                return Err(DropReason::BadFragment);
+            }
+            let field = be16(frame, header + 2);
+            let offset = usize::from(field & 0xfff8);
+            // RFC 6946: a fragment header on a packet in one piece is no fragment.
+            if field & 0xfff9 != 0 {
+                piece = Some(Piece { from: at, offset, identification: be32(frame, header + 4) });
+            }
+            if offset > 0 {
+                return Ok(Chain { next: frame[header], at, piece });
+            }
+        }
+        next = frame[header];
+    }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_something_else_is_no_larger_than_a_segment() {
+        assert_eq!(size_of::<Parsed>(), size_of::<Segment>(), "it is copied for every frame");
+    }
 }

@@ -1,0 +1,271 @@
+//! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
+//! be judged by themselves, pass behind the first of their packet.
+
+use super::Proxy;
+use crate::config::{Policy, SackConflict};
+use crate::flow::{Flow, Marks, State};
+use crate::fragments::Kind;
+use crate::seq::{RawWindow, SeqNum};
+use crate::table::Id;
+use crate::translate::{TIMESTAMPS_ROOM, replace32, rewrite_options};
+use crate::wire::checksum::Patch;
+use crate::wire::{Flags, Fragment, IPV4_LEN, IPV6_LEN, Quote, Segment, TCP_LEN, Trouble, be16, be32, put16};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
+
+/// How far beyond what is known to be sent a quoted segment may lie when fragments have hidden how long one truly is; and how far below
+/// the next number when a connection is being opened, whose SYN may have carried data.
+const HIDDEN: u32 = 65_535;
+
+impl Proxy {
+    /// An ICMP error from `side` about a segment that went there.
+    pub(super) fn on_error(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        hash: u64,
+        head: &mut Head,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        let Some(id) = self.table.find(&quote.ends, hash) else { return self.on_stray_error() };
+        if head.is_whole() && !quote.checksums_hold(head) {
+            return self.counters.drop(DropReason::BadChecksum);
+        }
+        let verdict = match self.table[id].state {
+            // Nothing of the client's has been passed; what was sent to it was ours.
+            State::HalfOpen => Verdict::Drop(DropReason::IcmpUnmatched),
+            State::Dialling => self.on_error_while_dialling(side, quote, id, head, egress),
+            _ => self.on_error_while_joined(side, quote, id, head),
+        };
+        match verdict {
+            Verdict::Drop(reason) => self.counters.drop(reason),
+            passed => {
+                self.counters.count(Event::IcmpTranslated);
+                passed
+            }
+        }
+    }
+
+    /// An ICMP error about a segment of no connection we know.
+    pub(super) fn on_stray_error(&mut self) -> Verdict {
+        match self.icmp_errors {
+            Policy::Pass => {
+                self.counters.count(Event::IcmpUnmatched);
+                Verdict::Forward
+            }
+            Policy::Drop => self.counters.drop(DropReason::IcmpUnmatched),
+        }
+    }
+
+    /// Our SYN did not reach the server: the client, which takes itself for connected, is told so, and by a reset too, as the error
+    /// alone no longer ends a connection (RFC 5461 section 2).
+    fn on_error_while_dialling(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        id: Id,
+        head: &mut Head,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        if side == Side::Wan || quote.trouble(head.bytes()) != Trouble::Unreachable {
+            return Verdict::Drop(DropReason::IcmpUnmatched);
+        }
+        let next = self.table[id].half(Side::Wan).next;
+        if quote.seq != next - 1 {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        // To the client the SYN is acknowledged; what it has in flight begins behind it.
+        let mut edit = Edit::begin(quote, head);
+        edit.replace32(4, next.get());
+        edit.finish();
+        self.give_up(id, egress);
+        Verdict::Forward
+    }
+
+    fn on_error_while_joined(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
+        let flow = &mut self.table[id];
+        let trouble = quote.trouble(head.bytes());
+        let proxied = flow.is(Marks::PROXIED);
+        if proxied && trouble == Trouble::Quench {
+            return Verdict::Drop(DropReason::SourceQuench);
+        }
+        if !flow.is(Marks::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        if proxied {
+            translate_error(flow, side, quote, trouble, head, self.sack_conflict);
+        }
+        Verdict::Forward
+    }
+
+    /// A first fragment has passed as a segment of its connection: so may those that follow.
+    pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
+        // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
+        if let Some(fragment) = Fragment::first_of(head.bytes(), segment, side) {
+            self.fragments.note(Kind::Tcp, fragment.hash(self.hash_keys), now);
+        }
+    }
+
+    /// A fragment without TCP header, of a packet whose keyed hash this is.
+    ///
+    /// It cannot reach into a TCP header, so that alone it harms nobody; but it may fill the receiver's memory for fragments.
+    pub(super) fn on_fragment(&mut self, side: Side, first: bool, hash: u64, now: Instant) -> Verdict {
+        if first {
+            self.fragments.note(Kind::Other, hash, now);
+            self.counters.count(Event::Bridged);
+        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
+            self.counters.count(Event::Fragment);
+        } else if side == Side::Wan && self.stray_fragments == Policy::Drop {
+            return self.counters.drop(DropReason::StrayFragment);
+        } else {
+            self.counters.count(Event::StrayFragment);
+        }
+        Verdict::Forward
+    }
+}
+
+/// Whether a number, as it stood on the wire of `side`, can be that of a segment in flight there (RFC 5927 section 4.1).
+fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
+    let (sender, receiver) = (flow.half(side.other()), flow.half(side));
+    // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
+    match flow.state {
+        State::OpeningSent | State::OpeningAnswered => sender.next.beyond(seq) <= HIDDEN,
+        _ => seq.within(receiver.acked, sender.next + if flow.is(Marks::FRAGMENTED) { HIDDEN } else { 0 }),
+    }
+}
+
+/// Rewrites an error from `side` so that the other end finds its own segment quoted in it.
+fn translate_error(
+    flow: &mut Flow,
+    side: Side,
+    quote: &Quote,
+    trouble: Trouble,
+    head: &mut Head,
+    conflict: SackConflict,
+) {
+    let mut edit = Edit::begin(quote, head);
+    // Whoever sent it was on the other side, and it was translated on its way.
+    let sender = side.other();
+    let mirror = mirrored(flow);
+    match sender {
+        Side::Lan => edit.replace32(4, (quote.seq + mirror.seq_delta).get()),
+        Side::Wan if edit.flags().has(Flags::ACK) => {
+            let ack = SeqNum::new(be32(edit.frame, edit.tcp + 8));
+            edit.replace32(8, (ack - mirror.seq_delta).get());
+        }
+        Side::Wan => {}
+    }
+    edit.rescale_window(&mirror, sender);
+    if let Some(options) = edit.options() {
+        rewrite_options(&mirror, sender, edit.frame, edit.tcp, options, conflict, &mut edit.quoted);
+    }
+    if sender == Side::Lan
+        && trouble == Trouble::TooBig
+        && flow.is(Marks::TIMESTAMPS)
+        && !flow.is(Marks::TIMESTAMPS_LAN)
+    {
+        let told = edit.make_room_for_timestamps(quote);
+        flow.mss = flow.mss.min(told);
+    }
+    edit.finish();
+}
+
+/// The flow with everything that leads from the one side's numbers to the other's leading back.
+fn mirrored(flow: &Flow) -> Flow {
+    let mut mirror = *flow;
+    mirror.seq_delta = -flow.seq_delta;
+    mirror.ts_delta = -flow.ts_delta;
+    // An echo that is led back is of the server's clock already: none is from before its time.
+    mirror.ts_base = flow.half(Side::Lan).ts_value.wrapping_sub(1 << 31);
+    for side in Side::BOTH {
+        let half = *flow.half(side);
+        mirror.half_mut(side).set_scales(half.told(), half.scale());
+    }
+    mirror
+}
+
+/// An edit of what an error quotes, and of the error itself, with the checksums of both.
+struct Edit<'a> {
+    frame: &'a mut [u8],
+    icmp: usize,
+    tcp: usize,
+    seen: usize,
+    /// What has changed in the quoted segment.
+    quoted: Patch,
+    /// What has changed in the error besides.
+    own: Patch,
+}
+
+impl<'a> Edit<'a> {
+    fn begin(quote: &Quote, head: &'a mut Head) -> Self {
+        let (icmp, tcp, seen) = (quote.icmp.into(), quote.tcp.into(), quote.seen.into());
+        Self { frame: head.bytes_mut(), icmp, tcp, seen, quoted: Patch::default(), own: Patch::default() }
+    }
+
+    /// Whether the first `len` bytes of the quoted TCP header are in sight.
+    fn shows(&self, len: usize) -> bool {
+        self.tcp + len <= self.seen
+    }
+
+    /// The quoted flags; none if they are not in sight.
+    fn flags(&self) -> Flags {
+        if self.shows(14) { Flags(self.frame[self.tcp + 13]) } else { Flags::default() }
+    }
+
+    /// Replaces the 32-bit field `offset` bytes into the quoted TCP header.
+    fn replace32(&mut self, offset: usize, new: u32) {
+        replace32(self.frame, self.tcp, offset, new, &mut self.quoted);
+    }
+
+    /// Where the quoted options in sight are.
+    fn options(&self) -> Option<core::ops::Range<usize>> {
+        if !self.shows(TCP_LEN) {
+            return None;
+        }
+        let header = usize::from(self.frame[self.tcp + 12] >> 4) * 4;
+        let options = self.tcp + TCP_LEN..(self.tcp + header).min(self.seen);
+        (!options.is_empty()).then_some(options)
+    }
+
+    /// Rewrites the quoted window for the scale its sender, on `side`, used itself.
+    fn rescale_window(&mut self, mirror: &Flow, side: Side) {
+        if !self.shows(16) || self.flags().has(Flags::SYN.and(Flags::RST)) {
+            return;
+        }
+        let told = RawWindow(be16(self.frame, self.tcp + 14));
+        let own = mirror.half(side).retell(told);
+        self.quoted.replace16(told.0, own.0);
+        put16(self.frame, self.tcp + 14, own.0);
+    }
+
+    /// Lowers the MTU told to a server by what is added to its segments; returns the MSS that fits the true one. A server that cannot
+    /// go lower will find its segments passed without the timestamps.
+    fn make_room_for_timestamps(&mut self, quote: &Quote) -> u16 {
+        // Of the 32 bits that ICMPv6 has for it the upper 16 are zero, and the least MTU is 1280 (RFC 8200 section 5) or 68 (RFC 791).
+        let (least, header) = if quote.ends.v6 { (1280, IPV6_LEN) } else { (68, IPV4_LEN) };
+        let mtu = be16(self.frame, self.icmp + 6);
+        let is_wide = quote.ends.v6 && be16(self.frame, self.icmp + 4) != 0;
+        // RFC 1191 section 5: a zero is an old router's way of saying nothing.
+        if mtu == 0 || is_wide {
+            return u16::MAX;
+        }
+        let told = mtu.saturating_sub(TIMESTAMPS_ROOM as u16).max(least).min(mtu);
+        self.own.replace16(mtu, told);
+        put16(self.frame, self.icmp + 6, told);
+        mtu.max(least) - (header + TCP_LEN) as u16
+    }
+
+    /// Patches the checksums: the quoted one, if it is in sight, and the error's, which covers both.
+    fn finish(mut self) {
+        if self.shows(18) {
+            let at = self.tcp + 16;
+            let old = be16(self.frame, at);
+            let new = self.quoted.apply(old);
+            put16(self.frame, at, new);
+            self.own.replace16(old, new);
+        }
+        self.own.include(self.quoted);
+        let at = self.icmp + 2;
+        let sum = self.own.apply(be16(self.frame, at));
+        put16(self.frame, at, sum);
+    }
+}

@@ -1,0 +1,168 @@
+//! ICMP errors about TCP segments: what they quote is found and named here. What is made of them is `proxy::errors`' story.
+//!
+//! ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ in the numbers of their types and in what the checksum covers, and in nothing else
+//! that matters here.
+
+use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
+use super::{Addr, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, be16, be32, checksum};
+use crate::seq::SeqNum;
+use crate::wire::{Ends, Parsed};
+use crate::{Event, Head, Side};
+
+/// Bytes of an ICMP error in front of what it quotes.
+pub const ICMP_LEN: usize = 8;
+/// Bytes of a quoted segment without which nothing can be done: its ports and its sequence number. RFC 792 promises no more.
+const QUOTED_LEN: usize = 8;
+
+/// What an ICMP error complains of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The packet did not arrive, and a packet like it would not: unreachable, too far, not understood.
+    Unreachable,
+    /// The packet was larger than the next link takes.
+    TooBig,
+    /// Source quench, which no host heeds any more (RFC 6633).
+    Quench,
+}
+
+/// An ICMP error about a TCP segment: whose segment it was, and where the parts lie.
+#[derive(Clone, Copy, Debug)]
+pub struct Quote {
+    /// The ends of the quoted segment's connection, by side. Its sender is on the side the error travels to.
+    pub ends: Ends,
+    /// The quoted sequence number.
+    pub seq: SeqNum,
+    /// Offset of the IP header in the frame.
+    pub ip: u16,
+    /// Offset of the ICMP header.
+    pub icmp: u16,
+    /// Offset of the quoted TCP header, of which eight bytes at least are there.
+    pub tcp: u16,
+    /// Offset of the end of what is quoted and in sight.
+    pub seen: u16,
+    /// Offset of the IP packet's end, which may lie beyond the head's visible bytes.
+    pub end: u32,
+}
+
+impl Quote {
+    /// What the error complains of.
+    pub fn trouble(&self, frame: &[u8]) -> Trouble {
+        let icmp = usize::from(self.icmp);
+        match (self.ends.v6, frame[icmp], frame[icmp + 1]) {
+            (true, 2, _) | (false, 3, 4) => Trouble::TooBig,
+            (false, 4, _) => Trouble::Quench,
+            _ => Trouble::Unreachable,
+        }
+    }
+
+    /// Whether the IPv4 header's and the error's checksums are right. An error that is not whole in sight cannot be judged and is not.
+    pub fn checksums_hold(&self, head: &Head) -> bool {
+        let frame = head.bytes();
+        let (ip, icmp, end) = (usize::from(self.ip), usize::from(self.icmp), self.end as usize);
+        if end > frame.len() {
+            return false;
+        }
+        let pseudo = if self.ends.v6 {
+            pseudo_header_sum(&frame[ip + 8..ip + IPV6_LEN], end - icmp)
+        } else {
+            let header = usize::from(frame[ip] & 15) * 4;
+            if checksum::sum(&frame[ip..ip + header]) != u16::MAX {
+                return false;
+            }
+            0
+        };
+        checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(&frame[icmp..end]))) == u16::MAX
+    }
+}
+
+/// The sum of the pseudo header in front of an ICMPv6 message of `len` bytes between these 32 bytes of addresses (RFC 8200 section 8.1).
+fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
+    checksum::fold(u64::from(checksum::sum(addresses)) + u64::from(ICMPV6) + len as u64)
+}
+
+/// Parses the ICMP message in front of which `layout` ends.
+pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
+    const BRIDGED: Parsed = Parsed::Pass(Event::Bridged);
+    let frame = head.bytes();
+    let Layout { ip, payload: icmp, end, vlan, v6, addresses: (_, receiver), .. } = *layout;
+    let seen = end.min(frame.len()).min(usize::from(u16::MAX));
+    let quoted = icmp + ICMP_LEN;
+    if quoted > seen {
+        return BRIDGED;
+    }
+    let is_error = if v6 { matches!(frame[icmp], 1..=4) } else { matches!(frame[icmp], 3 | 4 | 11 | 12) };
+    if !is_error {
+        return BRIDGED;
+    }
+    let seen = seen.min(quoted + original_len(&frame[icmp..quoted], v6).unwrap_or(usize::MAX - quoted));
+    let Some(packet) = (if v6 { quoted_ipv6(frame, quoted, seen) } else { quoted_ipv4(frame, quoted, seen) }) else {
+        return BRIDGED;
+    };
+    let Quoted { tcp, end: quoted_end, addresses } = packet;
+    let seen = seen.min(quoted_end);
+    if tcp + QUOTED_LEN > seen || addresses.0 != receiver {
+        return Parsed::StrayError;
+    }
+    let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6 };
+    Parsed::Error(Quote {
+        ends: inner.ends(side.other(), frame, tcp),
+        seq: SeqNum::new(be32(frame, tcp + 4)),
+        // None is cut short: `seen` is below 64 KiB.
+        ip: ip as u16,
+        icmp: icmp as u16,
+        tcp: tcp as u16,
+        seen: seen as u16,
+        end: end as u32,
+    })
+}
+
+/// How many bytes behind the ICMP header are the quoted packet's, if something else follows them (RFC 4884 section 4).
+fn original_len(header: &[u8], v6: bool) -> Option<usize> {
+    let len = match (v6, header[0]) {
+        (false, 3 | 11 | 12) => usize::from(header[5]) * 4,
+        (true, 1 | 3) => usize::from(header[4]) * 8,
+        _ => 0,
+    };
+    (len != 0).then_some(len)
+}
+
+/// A packet found in an error.
+struct Quoted {
+    /// Where its TCP header would be: past every end if it is in another fragment.
+    tcp: usize,
+    end: usize,
+    /// Source and destination.
+    addresses: (Addr, Addr),
+}
+
+const ELSEWHERE: usize = u32::MAX as usize;
+
+/// The IPv4 packet quoted at `ip`, if it is one and carries TCP.
+fn quoted_ipv4(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
+    if ip + IPV4_LEN > seen || frame[ip] >> 4 != 4 || frame[ip + 9] != TCP {
+        return None;
+    }
+    let header = usize::from(frame[ip] & 15) * 4;
+    let total = usize::from(be16(frame, ip + 2));
+    let is_later = be16(frame, ip + 6) & 0x1fff != 0;
+    let tcp = if is_later || header < IPV4_LEN { ELSEWHERE } else { ip + header };
+    let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
+    // Some write their own idea of the length into what they quote.
+    let end = if total < header + QUOTED_LEN { usize::MAX } else { ip + total };
+    Some(Quoted { tcp, end, addresses })
+}
+
+/// The IPv6 packet quoted at `ip`, if it is one and carries TCP.
+fn quoted_ipv6(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
+    if ip + IPV6_LEN > seen || frame[ip] >> 4 != 6 {
+        return None;
+    }
+    let end = ip + IPV6_LEN + usize::from(be16(frame, ip + 4));
+    let chain = extension_headers(frame, ip, end.min(seen)).ok()?;
+    if chain.next != TCP {
+        return None;
+    }
+    let is_later = chain.piece.is_some_and(|piece| piece.offset > 0);
+    let tcp = if is_later { ELSEWHERE } else { chain.at };
+    Some(Quoted { tcp, end, addresses: (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24)) })
+}
