@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{RateLimit, SackConflict};
-use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Walk, checksum};
+use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
@@ -17,7 +17,11 @@ pub fn parser(data: &[u8]) {
     let len = frame.len();
     let copy = frame.clone();
     let head = Head::whole(&mut frame, len);
-    let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { return };
+    let segment = match Parsed::parse(side, &head) {
+        Parsed::Tcp(segment) => segment,
+        Parsed::Error(quote) => return error(&quote, &head, &copy),
+        _ => return,
+    };
     assert!(
         segment.ip < segment.tcp && segment.tcp + 20 <= segment.payload && u32::from(segment.payload) <= segment.end
     );
@@ -59,6 +63,27 @@ pub fn parser(data: &[u8]) {
         assert_eq!(segment.flags.has(flag), set);
     }
     assert_eq!(sound, sums_right, "both find the checksums right, or neither");
+}
+
+/// An ICMP error: its parts lie in order, and another parser finds an error too, whose checksum is as right.
+fn error(quote: &Quote, head: &Head, frame: &[u8]) {
+    let Quote { ip, icmp, tcp, seen, end, .. } = *quote;
+    assert!(ip < icmp && icmp + 28 <= tcp && tcp + 8 <= seen && u32::from(seen) <= end && end as usize <= frame.len());
+    assert_eq!(quote.seq.get().to_be_bytes(), frame[usize::from(tcp) + 4..][..4]);
+    let sound = quote.checksums_hold(head);
+    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else { return };
+    let right = match (sliced.net, sliced.transport) {
+        (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Icmpv4(icmp))) => {
+            let header = ip.header();
+            same(header.to_header().calc_header_checksum(), header.header_checksum())
+                && checksum::sum(icmp.slice()) == u16::MAX
+        }
+        (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) => {
+            icmp.is_checksum_valid(ip.header().source(), ip.header().destination())
+        }
+        _ => return,
+    };
+    assert_eq!(sound, right, "both find the checksums right, or neither");
 }
 
 /// Whether two checksums are the same number: zero has two representations.
@@ -536,19 +561,19 @@ impl Bench {
         match verdict {
             Verdict::Forward => question.check_forwarded(&head, &before),
             Verdict::Reflect => {
-                assert!(question.is_tcp, "only TCP is answered");
+                assert!(question.is_tcp(), "only TCP is answered");
                 check_own(side.other(), head.bytes());
                 assert!(head.is_whole());
                 to_asker += head.len();
             }
             Verdict::Hold(_) => {
                 assert!(ticket.is_none(), "a frame is held once");
-                assert!(side == Side::Wan && question.is_tcp, "only a client's segments are held");
+                assert!(side == Side::Wan && question.is_tcp(), "only a client's segments are held");
                 assert!(head.bytes() == before && head.total() == total, "what is held has not changed");
             }
             Verdict::Drop(_) => {}
         }
-        if verdict != Verdict::Forward || question.is_tcp {
+        if verdict != Verdict::Forward || question.is_tcp() {
             self.learn(side, verdict, head.bytes().to_vec());
         }
         for (to, frame) in sent.frames {
@@ -670,42 +695,69 @@ fn is_acknowledgement(frame: &[u8], side: Side) -> bool {
     }
 }
 
-/// A segment the engine wrote itself: it can be read, its checksums hold, and it stays within what a receiver must take.
+/// A segment the engine wrote itself, or an error about one that was too big: it can be read, its checksums hold, and it stays within
+/// what a receiver must take.
 fn check_own(sender: Side, frame: &[u8]) {
     let mut copy = frame.to_vec();
     let len = copy.len();
     let head = Head::whole(&mut copy, len);
-    let Parsed::Tcp(segment) = Parsed::parse(sender, &head) else { panic!("what we send is no TCP: {frame:02x?}") };
-    assert!(segment.checksums_hold(&head), "what we send has wrong checksums: {frame:02x?}");
-    assert_eq!(segment.payload_len(), 0);
+    match Parsed::parse(sender, &head) {
+        Parsed::Tcp(segment) => {
+            assert!(segment.checksums_hold(&head), "what we send has wrong checksums: {frame:02x?}");
+            assert_eq!(segment.payload_len(), 0);
+        }
+        Parsed::Error(quote) => {
+            assert!(quote.checksums_hold(&head), "what we send has wrong checksums: {frame:02x?}");
+            assert_eq!((sender, quote.trouble(frame)), (Side::Lan, Trouble::TooBig));
+            assert!(len <= 14 + 8 + 1280, "an error of {len} bytes");
+        }
+        other => panic!("what we send is neither TCP nor about it: {other:?} {frame:02x?}"),
+    }
     assert!(len >= 60);
 }
 
 /// What is known of a frame before the engine has seen it.
 struct Question {
     side: Side,
-    is_tcp: bool,
+    kind: Kind,
     /// Whether the checksums can be judged, and hold.
     sound: Option<bool>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    /// An ICMP error about TCP.
+    Error,
+    Other,
+}
+
 impl Question {
     fn of(side: Side, head: &Head) -> Self {
-        let Parsed::Tcp(segment) = Parsed::parse(side, head) else { return Self { side, is_tcp: false, sound: None } };
-        let judged = head.is_whole() && !segment.fragmented;
-        Self { side, is_tcp: true, sound: judged.then(|| segment.checksums_hold(head)) }
+        let (kind, sound) = match Parsed::parse(side, head) {
+            Parsed::Tcp(segment) => {
+                let judged = head.is_whole() && !segment.fragmented;
+                (Kind::Tcp, judged.then(|| segment.checksums_hold(head)))
+            }
+            Parsed::Error(quote) => (Kind::Error, head.is_whole().then(|| quote.checksums_hold(head))),
+            _ => (Kind::Other, None),
+        };
+        Self { side, kind, sound }
     }
 
-    /// A frame that is passed on: changed only if it is TCP; then still TCP, as right or as wrong as it was.
+    fn is_tcp(&self) -> bool {
+        self.kind == Kind::Tcp
+    }
+
+    /// A frame that is passed on: changed only if it is TCP or an error about it; then still what it was, as right or as wrong as it was.
     fn check_forwarded(&self, head: &Head, before: &[u8]) {
-        if !self.is_tcp {
+        if self.kind == Kind::Other {
             return assert_eq!(head.bytes(), before, "what is no TCP passes unchanged");
         }
-        let Parsed::Tcp(segment) = Parsed::parse(self.side, head) else {
-            panic!("no TCP any more: {:02x?}", head.bytes())
-        };
-        if let (Some(sound), true) = (self.sound, head.is_whole() && !segment.fragmented) {
-            assert_eq!(segment.checksums_hold(head), sound, "checksums went from {sound}: {:02x?}", head.bytes());
+        let after = Question::of(self.side, head);
+        assert_eq!(after.kind, self.kind, "something else now: {:02x?}", head.bytes());
+        if let (Some(before), Some(after)) = (self.sound, after.sound) {
+            assert_eq!(after, before, "checksums went from {before} to {after}: {:02x?}", head.bytes());
         }
     }
 }

@@ -1388,7 +1388,7 @@ in_every_mode! {
                 }
             }
         }
-        assert!(world.happened(Event::Fragment) >= 6);
+        assert_eq!(world.happened(Event::StrayFragment), 6);
     }
 
     fn a_fragmented_syn_opens_nothing(world, client, server) {

@@ -1,7 +1,7 @@
 //! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
 //! be judged by themselves, pass behind the first of their packet.
 
-use super::Proxy;
+use super::{Proxy, Turn};
 use crate::config::{Policy, SackConflict};
 use crate::flow::{Flow, Marks, State};
 use crate::fragments::Kind;
@@ -9,7 +9,10 @@ use crate::seq::{RawWindow, SeqNum};
 use crate::table::Id;
 use crate::translate::{TIMESTAMPS_ROOM, replace32, rewrite_options};
 use crate::wire::checksum::Patch;
-use crate::wire::{Flags, Fragment, IPV4_LEN, IPV6_LEN, Quote, Segment, TCP_LEN, Trouble, be16, be32, put16};
+use crate::wire::{
+    Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, Trouble, be16, be32,
+    become_too_big, put16,
+};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// How far beyond what is known to be sent a quoted segment may lie when fragments have hidden how long one truly is; and how far below
@@ -97,6 +100,18 @@ impl Proxy {
         Verdict::Forward
     }
 
+    /// A segment longer than the server takes, from a client that was told otherwise: the client is told now what a smaller link on
+    /// its way would tell it. True if the frame has become that error, which goes back.
+    pub(super) fn refuse_too_big(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> bool {
+        let flow = &self.table[id];
+        // There is no limit to these but the client's own window: each answers a segment of a living connection, and is no longer.
+        let refused = become_too_big(turn.segment, turn.head, flow.mss_lan, flow.half(Side::Lan).ttl.max(1));
+        if refused {
+            self.counters.count(Event::IcmpTooBig);
+        }
+        refused
+    }
+
     /// A first fragment has passed as a segment of its connection: so may those that follow.
     pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
         // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
@@ -148,7 +163,8 @@ fn translate_error(
     let mirror = mirrored(flow);
     match sender {
         Side::Lan => edit.replace32(4, (quote.seq + mirror.seq_delta).get()),
-        Side::Wan if edit.flags().has(Flags::ACK) => {
+        // Flags that are not in sight are an acknowledgement's: a SYN is not in flight any more.
+        Side::Wan if edit.shows(12) && edit.flags().is_none_or(|flags| flags.has(Flags::ACK)) => {
             let ack = SeqNum::new(be32(edit.frame, edit.tcp + 8));
             edit.replace32(8, (ack - mirror.seq_delta).get());
         }
@@ -206,9 +222,9 @@ impl<'a> Edit<'a> {
         self.tcp + len <= self.seen
     }
 
-    /// The quoted flags; none if they are not in sight.
-    fn flags(&self) -> Flags {
-        if self.shows(14) { Flags(self.frame[self.tcp + 13]) } else { Flags::default() }
+    /// The quoted flags, if they are in sight.
+    fn flags(&self) -> Option<Flags> {
+        self.shows(14).then(|| Flags(self.frame[self.tcp + 13]))
     }
 
     /// Replaces the 32-bit field `offset` bytes into the quoted TCP header.
@@ -228,7 +244,7 @@ impl<'a> Edit<'a> {
 
     /// Rewrites the quoted window for the scale its sender, on `side`, used itself.
     fn rescale_window(&mut self, mirror: &Flow, side: Side) {
-        if !self.shows(16) || self.flags().has(Flags::SYN.and(Flags::RST)) {
+        if !self.shows(16) || self.flags().is_none_or(|flags| flags.has(Flags::SYN.and(Flags::RST))) {
             return;
         }
         let told = RawWindow(be16(self.frame, self.tcp + 14));
@@ -240,8 +256,8 @@ impl<'a> Edit<'a> {
     /// Lowers the MTU told to a server by what is added to its segments; returns the MSS that fits the true one. A server that cannot
     /// go lower will find its segments passed without the timestamps.
     fn make_room_for_timestamps(&mut self, quote: &Quote) -> u16 {
-        // Of the 32 bits that ICMPv6 has for it the upper 16 are zero, and the least MTU is 1280 (RFC 8200 section 5) or 68 (RFC 791).
-        let (least, header) = if quote.ends.v6 { (1280, IPV6_LEN) } else { (68, IPV4_LEN) };
+        // Of the 32 bits that ICMPv6 has for it the upper 16 are zero where TCP is concerned.
+        let (least, header) = if quote.ends.v6 { (IPV6_MTU as u16, IPV6_LEN) } else { (IPV4_MTU as u16, IPV4_LEN) };
         let mtu = be16(self.frame, self.icmp + 6);
         let is_wide = quote.ends.v6 && be16(self.frame, self.icmp + 4) != 0;
         // RFC 1191 section 5: a zero is an old router's way of saying nothing.

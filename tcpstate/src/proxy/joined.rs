@@ -108,11 +108,14 @@ impl Proxy {
     }
 
     /// Follows a segment and passes it.
-    pub(super) fn track_and_pass(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn track_and_pass(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         if !turn.segment.flags.has(Flags::ACK) {
             return Verdict::Drop(DropReason::BadFlags);
         }
         if self.is_in_sequence(&turn, id) {
+            if turn.side == Side::Wan && self.table[id].is(Marks::MSS_BROKEN) && self.refuse_too_big(&mut turn, id) {
+                return Verdict::Reflect;
+            }
             self.track(&turn, id);
         } else if turn.side == Side::Wan && self.table[id].is(Marks::PROXIED) && !self.table[id].is(Marks::UNJUDGED) {
             // RFC 5961 section 5: blind data. What the server would answer, the client is answered.

@@ -1,12 +1,14 @@
-//! ICMP errors about TCP segments: what they quote is found and named here. What is made of them is `proxy::errors`' story.
+//! ICMP errors about TCP segments: what they quote is found and named here, and the one error we send ourselves is written. What is
+//! made of them is `proxy::errors`' story.
 //!
 //! ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ in the numbers of their types and in what the checksum covers, and in nothing else
 //! that matters here.
 
 use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
-use super::{Addr, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, be16, be32, checksum};
+use super::{
+    Addr, Ends, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
+};
 use crate::seq::SeqNum;
-use crate::wire::{Ends, Parsed};
 use crate::{Event, Head, Side};
 
 /// Bytes of an ICMP error in front of what it quotes.
@@ -79,6 +81,69 @@ impl Quote {
 fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
     checksum::fold(u64::from(checksum::sum(addresses)) + u64::from(ICMPV6) + len as u64)
 }
+
+/// Turns a client's segment, in its own frame, into the error by which the server's host would tell it that packets longer than those
+/// of `mss` bytes (options included, RFC 6691) do not get through (RFC 1191, RFC 8201). `ttl` is the error's.
+///
+/// Returns false, changing nothing, for a segment that fits, one that may be fragmented on its way, and one too little of which would
+/// find room: the error is never longer than the segment.
+pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) -> bool {
+    let v6 = segment.ends.v6;
+    let (ip, tcp, end) = (usize::from(segment.ip), usize::from(segment.tcp), segment.end as usize);
+    let (header, least_mtu, longest) =
+        if v6 { (IPV6_LEN, IPV6_MTU, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU, IPV4_ERROR) };
+    let mtu = (usize::from(mss) + header + TCP_LEN).max(least_mtu);
+    let frame = head.bytes_mut();
+    let may_not_be_cut = v6 || be16(frame, ip + 6) & DONT_FRAGMENT != 0;
+    if end - ip <= mtu || segment.fragmented || !may_not_be_cut {
+        return false;
+    }
+    let overhead = header + ICMP_LEN;
+    let room = end.min(frame.len()).saturating_sub(ip + overhead);
+    let quoted = room.min(longest - overhead);
+    if ip + quoted < tcp + TCP_LEN {
+        return false;
+    }
+    frame.copy_within(ip..ip + quoted, ip + overhead);
+    let (to, from) = frame[..12].split_at_mut(6);
+    to.swap_with_slice(from);
+    let packet = &mut frame[ip..ip + overhead + quoted];
+    // The addresses change places; they are found in the quote.
+    let len = packet.len();
+    if v6 {
+        packet.copy_within(overhead + 24..overhead + 40, 8);
+        packet.copy_within(overhead + 8..overhead + 24, 24);
+        put32(packet, 0, 6 << 28);
+        put16(packet, 4, (len - IPV6_LEN) as u16);
+        packet[6..8].copy_from_slice(&[ICMPV6, ttl]);
+        packet[header..header + 4].copy_from_slice(&[2, 0, 0, 0]);
+    } else {
+        packet.copy_within(overhead + 16..overhead + 20, 12);
+        packet.copy_within(overhead + 12..overhead + 16, 16);
+        // RFC 1812 section 4.3.2.5: errors go as internetwork control.
+        put32(packet, 0, 0x45c0_0000 | len as u32);
+        // A packet that is never fragmented needs no number (RFC 6864 section 4.1).
+        put32(packet, 4, DONT_FRAGMENT.into());
+        packet[8..12].copy_from_slice(&[ttl, ICMP, 0, 0]);
+        let sum = !checksum::sum(&packet[..IPV4_LEN]);
+        put16(packet, 10, sum);
+        packet[header..header + 4].copy_from_slice(&[3, 4, 0, 0]);
+    }
+    put32(packet, header + 4, mtu as u32);
+    let pseudo = if v6 { pseudo_header_sum(&packet[8..IPV6_LEN], len - IPV6_LEN) } else { 0 };
+    let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(&packet[header..])));
+    put16(packet, header + 2, sum);
+    head.resize(ip + len)
+}
+
+/// The least MTU of IPv4 (RFC 791 section 3.2).
+pub const IPV4_MTU: usize = 68;
+/// The least MTU of IPv6 (RFC 8200 section 5), and the greatest length of an ICMPv6 error (RFC 4443 section 3).
+pub const IPV6_MTU: usize = 1280;
+/// The greatest length of an ICMPv4 error (RFC 1812 section 4.3.2.3).
+const IPV4_ERROR: usize = 576;
+/// The bit beside an IPv4 fragment's offset that forbids fragments.
+const DONT_FRAGMENT: u16 = 0x4000;
 
 /// Parses the ICMP message in front of which `layout` ends.
 pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {

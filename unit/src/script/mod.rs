@@ -7,6 +7,7 @@
 //!
 //! What the engine thinks of its state is left to its own tests; here only the wire speaks, and the counters.
 
+mod icmp;
 mod wire;
 
 use std::cell::RefCell;
@@ -20,6 +21,7 @@ use tcpstate::{
     Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Ticket, Verdict,
 };
 
+pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
 pub use wire::{
     ACK, AE, ANY, CWR, ECE, Ends, Extension, FIN, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data,
     fin, read, rst, rst_ack, seal, segment, syn, syn_ack, vlan_tags,

@@ -708,7 +708,7 @@ fn layout(frame: &[u8]) -> Result<Layout, String> {
     }
 }
 
-fn sum(bytes: &[u8], start: u32) -> u32 {
+pub(super) fn sum(bytes: &[u8], start: u32) -> u32 {
     let mut total = u64::from(start);
     for pair in bytes.chunks(2) {
         total += u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
@@ -824,19 +824,19 @@ fn read_options(bytes: &[u8]) -> Result<Vec<Opt>, String> {
     Ok(options)
 }
 
-fn be16(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn be32(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn v4(bytes: &[u8]) -> IpAddr {
+pub(super) fn v4(bytes: &[u8]) -> IpAddr {
     IpAddr::from(<[u8; 4]>::try_from(bytes).expect("four bytes"))
 }
 
-fn v6(bytes: &[u8]) -> IpAddr {
+pub(super) fn v6(bytes: &[u8]) -> IpAddr {
     IpAddr::from(<[u8; 16]>::try_from(bytes).expect("sixteen bytes"))
 }
 
