@@ -3,11 +3,12 @@
 //! The reader, `describe` and the sample file's test all go by this table, so a key cannot be read but not printed, or be there
 //! but not explained.
 
+use crate::servers::Servers;
 use crate::{Account, Config};
 use core::fmt::Write;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{SackConflict, Source};
+use tcpstate::config::{Extension, Handshake, Policy, SackConflict, Source, Stray};
 
 /// The largest number the language has.
 const INT_MAX: u64 = 2_147_483_647;
@@ -42,6 +43,11 @@ pub enum Takes {
     },
     /// A name in quotes, or a number; 0 for no change.
     Account,
+    /// A list of addresses and networks in quotes, each with a port or without.
+    Servers {
+        /// The greatest length.
+        most: usize,
+    },
 }
 
 /// The value of a key.
@@ -57,6 +63,8 @@ pub enum Value {
     List(Vec<u64>),
     /// A user or group, if any.
     Account(Option<Account>),
+    /// Servers.
+    Servers(Vec<Servers>),
 }
 
 /// A key of the configuration.
@@ -104,6 +112,11 @@ impl Key {
                 format!("a list of rising numbers up to {max}{unit}{first}{most}")
             }
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
+            Takes::Servers { most } => {
+                format!(
+                    "a list of addresses or networks in quotes, each with a port or without, {most} of them at most"
+                )
+            }
         }
     }
 
@@ -121,26 +134,6 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("timeouts", "lifetimes of a flow in each state"),
     ("ldp", "sizes for other drivers' rings and sockets"),
 ];
-
-const SOURCES: Takes = Takes::Word(&["default", "haship", "hashipport", "commanded"]);
-
-fn source(word: &str) -> Source {
-    match word {
-        "haship" => Source::HashIp,
-        "hashipport" => Source::HashIpPort,
-        "commanded" => Source::Commanded,
-        _ => Source::Default,
-    }
-}
-
-fn source_word(source: Source) -> &'static str {
-    match source {
-        Source::Default => "default",
-        Source::HashIp => "haship",
-        Source::HashIpPort => "hashipport",
-        Source::Commanded => "commanded",
-    }
-}
 
 /// A key whose value is a number in a field of an integer type.
 macro_rules! number {
@@ -182,22 +175,83 @@ macro_rules! list {
     };
 }
 
-/// A key that says where an attribute of our SYN-ACKs comes from.
-macro_rules! mode {
-    ($name:literal, $field:ident, $help:literal) => {
+/// A key whose value is a word that names a value of a field.
+macro_rules! word {
+    ($name:literal, $field:ident: { $($word:literal => $meaning:expr),+ $(,)? }, $help:literal) => {
         Key {
             section: None,
             name: $name,
-            takes: SOURCES,
+            takes: Takes::Word(&[$($word),+]),
+            unit: "",
+            help: $help,
+            idle: None,
+            set: |config, value| match value {
+                $(Value::Word($word) => config.engine.$field = $meaning,)+
+                _ => {}
+            },
+            get: |config| {
+                let named = [$(($meaning, $word)),+].into_iter().find(|(meaning, _)| *meaning == config.engine.$field);
+                named.map(|(_, word)| Value::Word(word))
+            },
+        }
+    };
+}
+
+/// A key that says where an attribute of our SYN-ACKs comes from.
+macro_rules! mode {
+    ($name:literal, $field:ident, $help:literal) => {
+        word!($name, $field: {
+            "default" => Source::Default,
+            "haship" => Source::HashIp,
+            "hashipport" => Source::HashIpPort,
+            "commanded" => Source::Commanded,
+        }, $help)
+    };
+}
+
+/// A key whose value is a time in seconds.
+macro_rules! seconds {
+    ($section:expr, $name:expr, $min:literal, $($field:ident).+, $help:literal) => {
+        Key {
+            section: $section,
+            name: $name,
+            takes: Takes::Number { min: $min, max: INT_MAX },
+            unit: "seconds",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Number(n) = value {
+                    config.engine.$($field).+ = Duration::from_secs(n);
+                }
+            },
+            get: |config| Some(Value::Number(config.engine.$($field).+.as_secs())),
+        }
+    };
+}
+
+/// A key for servers whose clients' handshakes end in a way of their own.
+macro_rules! servers {
+    ($name:literal, $handshake:expr, $help:literal) => {
+        Key {
+            section: None,
+            name: $name,
+            takes: Takes::Servers { most: MOST_SERVERS },
             unit: "",
             help: $help,
             idle: None,
             set: |config, value| {
-                if let Value::Word(word) = value {
-                    config.engine.$field = source(word);
+                if let Value::Servers(servers) = value {
+                    let destinations = &mut config.engine.destinations;
+                    destinations.retain(|destination| destination.handshake != $handshake);
+                    let own = servers.into_iter().map(|server| server.destination($handshake));
+                    destinations.extend(own);
+                    destinations.sort_by_key(|destination| destination.handshake != Handshake::Early);
                 }
             },
-            get: |config| Some(Value::Word(source_word(config.engine.$field))),
+            get: |config| {
+                let own = config.engine.destinations.iter().filter(|destination| destination.handshake == $handshake);
+                Some(Value::Servers(own.map(Servers::of).collect()))
+            },
         }
     };
 }
@@ -225,22 +279,12 @@ macro_rules! account {
 /// A lifetime in seconds.
 macro_rules! timeout {
     ($name:ident, $help:literal) => {
-        Key {
-            section: Some("timeouts"),
-            name: stringify!($name),
-            takes: Takes::Number { min: 1, max: INT_MAX },
-            unit: "seconds",
-            help: $help,
-            idle: None,
-            set: |config, value| {
-                if let Value::Number(n) = value {
-                    config.engine.timeouts.$name = Duration::from_secs(n);
-                }
-            },
-            get: |config| Some(Value::Number(config.engine.timeouts.$name.as_secs())),
-        }
+        seconds!(Some("timeouts"), stringify!($name), 1, timeouts.$name, $help)
     };
 }
+
+/// The most servers a key takes: all are looked through for every connection.
+const MOST_SERVERS: usize = 128;
 
 const POWER: Takes = Takes::PowerOfTwo { max: 1 << 30 };
 const POSITIVE: Takes = Takes::Number { min: 1, max: INT_MAX };
@@ -254,38 +298,14 @@ pub(crate) const KEYS: &[Key] = &[
     mode!("sackmode", sack, "where the SACK-permitted option of our SYN-ACKs comes from"),
     mode!("mssmode", mss, "where the MSS of our SYN-ACKs comes from"),
     mode!("wscalemode", wscale, "where the window scale of our SYN-ACKs comes from"),
-    Key {
-        section: None,
-        name: "sackconflict",
-        takes: Takes::Word(&["remove", "retain"]),
-        unit: "",
-        help: "what becomes of a client's SACK blocks when it was promised SACK and the server takes none",
-        idle: None,
-        set: |config, value| {
-            let retain = value == Value::Word("retain");
-            config.engine.sack_conflict = if retain { SackConflict::Retain } else { SackConflict::Remove };
-        },
-        get: |config| {
-            Some(Value::Word(match config.engine.sack_conflict {
-                SackConflict::Remove => "remove",
-                SackConflict::Retain => "retain",
-            }))
-        },
-    },
+    word!("sackconflict", sack_conflict: { "remove" => SackConflict::Remove, "retain" => SackConflict::Retain },
+        "what becomes of a client's SACK blocks when it was promised SACK and the server takes none"),
     number!(None, "own_mss", Takes::Number { min: 1, max: 65535 }, "bytes", engine.own_mss: u16, None,
         "MSS announced for a server nothing is known of; IPv6 clients are told 20 less"),
     number!(None, "own_wscale", Takes::Number { min: 0, max: 14 }, "", engine.own_wscale: u8, None,
         "window scale announced for a server nothing is known of, and to every client without timestamps"),
-    Key {
-        section: None,
-        name: "own_sack",
-        takes: Takes::Word(&["enable", "disable"]),
-        unit: "",
-        help: "whether SACK is announced for a server nothing is known of",
-        idle: None,
-        set: |config, value| config.engine.own_sack = value == Value::Word("enable"),
-        get: |config| Some(Value::Word(if config.engine.own_sack { "enable" } else { "disable" })),
-    },
+    word!("own_sack", own_sack: { "enable" => true, "disable" => false },
+        "whether SACK is announced for a server nothing is known of"),
     Key {
         section: None,
         name: "mss_clamp",
@@ -310,6 +330,38 @@ pub(crate) const KEYS: &[Key] = &[
         "window scales of a timestamp cookie"),
     number!(None, "ts_bits", Takes::Number { min: 0, max: 12 }, "bits", ts_bits: u8,
         Some("the time in a timestamp cookie has 20 bits of its own"), "coarse time in a timestamp cookie"),
+    word!("handshake", handshake: { "honest" => Handshake::Honest, "early" => Handshake::Early },
+        "when a client may send and when its server hears of the handshake's end; for servers in neither list below"),
+    servers!("early", Handshake::Early, "servers whose clients may send at once"),
+    servers!("honest", Handshake::Honest, "servers that hear of the handshake's end as late as the client is far"),
+    number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
+        "what a client may send at most before its server has answered, where the handshake is early"),
+    number!(None, "pen_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.pen_frames: usize, None,
+        "frames held at most until their servers have answered; beyond it they are dropped, to be sent again"),
+    word!("mptcp", multipath: { "strip" => Extension::Strip, "pass" => Extension::Pass },
+        "what becomes of a SYN that offers Multipath TCP"),
+    word!("fastopen", fast_open: { "strip" => Extension::Strip, "pass" => Extension::Pass },
+        "what becomes of a SYN that offers TCP Fast Open"),
+    word!("signed", signed: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+        "what becomes of a SYN with a TCP-MD5 or TCP-AO signature"),
+    number!(None, "passed_rate", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.passed_rate: u32, None,
+        "SYNs from the WAN that are passed to their servers unanswered"),
+    number!(None, "introductions", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.introductions: u32, None,
+        "SYNs passed to ports nothing is known of, so that the server's own answer is the first; 0 is none"),
+    seconds!(None, "closed_memory", 0, closed_memory, "how long a port that refused is remembered; 0 is not at all"),
+    seconds!(
+        None,
+        "adopt_grace",
+        0,
+        adopt_grace,
+        "how long after the start connections that run already are adopted; 0 is not at all"
+    ),
+    word!("stray", stray: { "drop" => Stray::Drop, "reset" => Stray::Reset },
+        "what becomes of a segment of a connection nobody knows"),
+    word!("icmp_errors", icmp_errors: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+        "what becomes of an ICMP error that quotes a TCP connection nobody knows"),
+    word!("stray_fragments", stray_fragments: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+        "what becomes of a later fragment from the WAN whose first one was not seen"),
     number!(None, "conntablesize", POWER, "buckets", engine.table_buckets: usize, None,
         "size of the flow table, which holds 8 flows a bucket"),
     number!(None, "halfopen_cache_max", Takes::Number { min: 0, max: INT_MAX }, "entries", engine.half_open_max: usize, None,
@@ -364,6 +416,7 @@ pub(crate) const KEYS: &[Key] = &[
     timeout!(dl_half_open, "an entry of the SYN cache"),
     timeout!(dl_syn_sent, "our SYN went to the server, no SYN-ACK yet"),
     timeout!(syn_retx, "first interval after which our SYN to the server is repeated; it doubles each time"),
+    timeout!(syn_retx_max, "the longest such interval"),
     number!(LDP, "netmap_nr_rx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_rx_slots: u32, OWN_RINGS,
         "receive slots of a netmap ring"),
     number!(LDP, "netmap_nr_tx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_tx_slots: u32, OWN_RINGS,
@@ -410,6 +463,11 @@ fn text(value: &Value) -> String {
         Value::List(list) => {
             let list: Vec<_> = list.iter().map(u64::to_string).collect();
             format!("{{ {} }}", list.join(", "))
+        }
+        Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
+        Value::Servers(servers) => {
+            let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
+            format!("{{ {} }}", servers.join(", "))
         }
         Value::Account(None) => "0".to_owned(),
         Value::Account(Some(Account::Id(id))) => id.to_string(),

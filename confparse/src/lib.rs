@@ -23,14 +23,19 @@
 mod complaint;
 mod keys;
 mod read;
+mod servers;
 
 use core::num::NonZeroU32;
 
 pub use complaint::{Complaint, Errors, Level};
 pub use keys::{Key, Takes, Value};
+pub use servers::Servers;
 
 /// The longest text that is read, in bytes. What is longer is no configuration.
 pub const MAX_TEXT: usize = 1 << 20;
+
+/// Frames a worker's two ports have together, which a warning goes by: holding too many of them leaves too few for those that arrive.
+pub const FRAMES_OF_A_WORKER: usize = 16_384;
 
 /// A text that was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,9 +5,12 @@
 
 use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, SECTIONS, Takes, Value, account};
-use crate::{Account, Config, Errors, MAX_TEXT, Parsed};
+use crate::servers::Servers;
+use crate::{Account, Config, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
+use std::collections::BTreeMap;
+use tcpstate::config::Handshake;
 
 /// The most bits of a cookie that the tables may take. With the epoch bit they leave 19 for the proof.
 const MOST_CODE_BITS: u32 = 12;
@@ -15,6 +18,8 @@ const MOST_CODE_BITS: u32 = 12;
 const FREE_CODE_BITS: u32 = 7;
 /// What is longer, in bytes, was not meant to be any word we know.
 const LONGEST_WORD: usize = 40;
+/// The bits a cookie with timestamps keeps for its proof: its tables lie in the timestamp.
+const TIMESTAMP_MAC_BITS: u32 = 27;
 /// Flows of the table are kept in memory at this many bytes each, at least.
 const FLOW_BYTES: u64 = 128;
 /// A flow table from this size on is worth a warning.
@@ -35,7 +40,12 @@ type Place = (usize, usize);
 pub(crate) fn read(text: &str, name: &str) -> Result<Parsed, Errors> {
     // Some editors open a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { report: Report::new(text, name), config: Config::default(), given: [None; KEYS.len()] };
+    let mut reader = Reader {
+        report: Report::new(text, name),
+        config: Config::default(),
+        given: [None; KEYS.len()],
+        servers: Vec::new(),
+    };
     if text.len() > MAX_TEXT {
         let mut report = Report::new("", name);
         report.error((0, 0), || {
@@ -65,6 +75,8 @@ struct Reader<'t> {
     config: Config,
     /// Where each key of the table was last given.
     given: [Option<Place>; KEYS.len()],
+    /// The servers that count: in which key they stand, and where.
+    servers: Vec<(&'static str, Place, Servers)>,
 }
 
 impl Reader<'_> {
@@ -86,6 +98,14 @@ impl Reader<'_> {
         self.weigh_cookie();
         self.weigh_table();
         self.weigh_tokens();
+        self.weigh_servers();
+        self.weigh_pen();
+        self.weigh_intervals();
+    }
+
+    /// Where a key was last given, if it was.
+    fn given(&self, section: Option<&str>, name: &str) -> Option<Place> {
+        self.given[KEYS.iter().position(|key| key.section == section && key.name == name)?]
     }
 
     /// `key;`, `key = value;`, at the top level or in a section.
@@ -232,6 +252,7 @@ impl Reader<'_> {
             }
             (Takes::Account, Rule::number) => self.number(key, &value, ACCOUNTS.0, ACCOUNTS.1).map(account),
             (Takes::Account, Rule::string) => self.account_name(key, &value),
+            (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
             (takes, rule) => {
                 self.mismatch(key, takes, rule, &value);
                 None
@@ -256,6 +277,8 @@ impl Reader<'_> {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Account, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
+                (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
+                (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
                 (Takes::Number { .. } | Takes::PowerOfTwo { .. }, Rule::string) => {
                     "; a number stands without quotes".to_owned()
@@ -293,8 +316,9 @@ impl Reader<'_> {
         None
     }
 
-    fn list(&mut self, key: &'static Key, list: &Pair<'_>, max: u64, from_zero: bool, most: usize) -> Option<Value> {
-        let mut values: Vec<u64> = Vec::new();
+    /// The items of a list, and whether there is a comma between any two.
+    fn items<'t>(&mut self, key: &'static Key, list: &Pair<'t>) -> (Vec<Pair<'t>>, bool) {
+        let mut items = Vec::new();
         let mut good = true;
         // The item before, if no comma followed it.
         let mut loose: Option<Place> = None;
@@ -309,6 +333,15 @@ impl Reader<'_> {
                 self.report.error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
                 good = false;
             }
+            items.push(part);
+        }
+        (items, good)
+    }
+
+    fn list(&mut self, key: &'static Key, list: &Pair<'_>, max: u64, from_zero: bool, most: usize) -> Option<Value> {
+        let mut values: Vec<u64> = Vec::new();
+        let (items, mut good) = self.items(key, list);
+        for part in items {
             if part.as_rule() != Rule::number {
                 self.report.error(place(&part), || {
                     (format!("{} is no number", quote(part.as_str())), format!("expected {}", key.range()))
@@ -369,17 +402,69 @@ impl Reader<'_> {
         good.then_some(Value::List(values))
     }
 
-    /// A name in quotes; a backslash makes the next character literal.
-    fn account_name(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
-        let text = string.as_str();
-        let mut name = String::new();
-        let mut chars = text.get(1..text.len() - 1).unwrap_or_default().chars();
-        while let Some(c) = chars.next() {
-            name.extend(if c == '\\' { chars.next() } else { Some(c) });
+    /// Addresses and networks in quotes.
+    fn server_list(&mut self, key: &'static Key, list: &Pair<'_>, most: usize) -> Option<Value> {
+        let (items, mut good) = self.items(key, list);
+        self.servers.retain(|(name, ..)| *name != key.name);
+        for item in &items {
+            match self.server(key, item) {
+                Some(servers) => self.servers.push((key.name, place(item), servers)),
+                None => good = false,
+            }
         }
+        if items.len() > most {
+            self.report.error(place(list), || {
+                let message = format!("`{}` has {} entries, and {most} is the most", key.name, items.len());
+                (message, "all of them are looked through for every connection".to_owned())
+            });
+            return None;
+        }
+        let own = self.servers.iter().filter(|(name, ..)| *name == key.name);
+        good.then(|| Value::Servers(own.map(|(.., servers)| *servers).collect()))
+    }
+
+    /// The servers an item names.
+    fn server(&mut self, key: &'static Key, item: &Pair<'_>) -> Option<Servers> {
+        let source = item.as_str();
+        // What is repeated in a hint shall be worth it, and safe to print.
+        let is_short = source.len() <= 2 * LONGEST_WORD && source.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+        if item.as_rule() != Rule::string {
+            self.report.error(place(item), || {
+                let hint = match Servers::read(source) {
+                    Ok(_) => format!("expected `\"{source}\"`"),
+                    Err(_) => format!("expected {}", key.range()),
+                };
+                (format!("{} is no address in quotes", quote(source)), hint)
+            });
+            return None;
+        }
+        let text = unquoted(item);
+        match Servers::read(&text) {
+            Ok((servers, more)) => {
+                if more {
+                    self.report.warn(place(item), || {
+                        let message = format!("{} has bits set beyond its prefix", quote(&text));
+                        (message, format!("they do not count; `{servers}` is meant"))
+                    });
+                }
+                Some(servers)
+            }
+            Err(mistake) => {
+                self.report.error(place(item), || {
+                    let hint = if is_short { mistake.expected } else { String::new() };
+                    (format!("{} {}", quote(&text), mistake.message), hint)
+                });
+                None
+            }
+        }
+    }
+
+    /// A name in quotes.
+    fn account_name(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let name = unquoted(string);
         if name.is_empty() || name.len() > 256 || name.contains(|c: char| c.is_control() || c == ':') {
             self.report.error(place(string), || {
-                (format!("{} can be nobody's name", quote(text)), format!("expected {}", key.range()))
+                (format!("{} can be nobody's name", quote(string.as_str())), format!("expected {}", key.range()))
             });
             return None;
         }
@@ -388,8 +473,7 @@ impl Reader<'_> {
 
     /// Complains if the tables of the cookie without timestamps leave too little of it for the proof.
     fn weigh_cookie(&mut self) {
-        let given = |name| self.given[KEYS.iter().position(|key| key.section.is_none() && key.name == name)?];
-        let Some(at) = given("mss").max(given("wscale")) else { return };
+        let Some(at) = self.given(None, "mss").max(self.given(None, "wscale")) else { return };
         let (mss, wscale) = (self.config.engine.mss_table.len(), self.config.engine.wscale_table.len());
         // SACK or not, a scale or none, an MSS.
         let codes = 2 * (wscale + 1) * mss;
@@ -405,7 +489,12 @@ impl Reader<'_> {
             self.report.warn(at, || {
                 let message =
                     format!("`mss` and `wscale` take {bits} bits of the cookie and leave {} to its MAC", 31 - bits);
-                (message, format!("{why} are {codes} combinations; up to {} leave it 24", 1u32 << FREE_CODE_BITS))
+                let few = 1u32 << FREE_CODE_BITS;
+                let expected = format!(
+                    "{why} are {codes} combinations; up to {few} leave it 24. With timestamps it keeps \
+                     {TIMESTAMP_MAC_BITS}, whatever the lists are"
+                );
+                (message, expected)
             });
         }
     }
@@ -414,8 +503,7 @@ impl Reader<'_> {
     fn weigh_table(&mut self) {
         let flows = self.config.engine.table_buckets as u64 * tcpstate::Config::FLOWS_PER_BUCKET as u64;
         let bytes = flows * FLOW_BYTES;
-        let at = KEYS.iter().position(|key| key.name == "conntablesize").and_then(|index| self.given[index]);
-        if let Some(at) = at
+        if let Some(at) = self.given(None, "conntablesize")
             && bytes >= LARGE_TABLE
         {
             self.report.warn(at, || {
@@ -426,15 +514,69 @@ impl Reader<'_> {
 
     /// Warns of tokens that no bucket can take.
     fn weigh_tokens(&mut self) {
-        let given =
-            |name| self.given[KEYS.iter().position(|key| key.section == Some("ratehash") && key.name == name)?];
         let (add, burst) = (self.config.engine.rate.add, self.config.engine.rate.burst);
+        let given = |name| self.given(Some("ratehash"), name);
         if let Some(at) = given("timer_add").max(given("initial_tokens"))
             && add > burst
         {
             self.report.warn(at, || {
                 let message = format!("a bucket holds {burst} tokens, and each period adds {add}");
                 (message, "what is over is lost; expected `timer_add` up to `initial_tokens`".to_owned())
+            });
+        }
+    }
+
+    /// Complains of servers that are named twice: warns where it is the same key, and refuses where the keys contradict each other.
+    fn weigh_servers(&mut self) {
+        self.servers.sort_unstable_by_key(|(_, at, _)| *at);
+        let mut seen: BTreeMap<Servers, (&str, Place)> = BTreeMap::new();
+        for (key, at, servers) in &self.servers {
+            let Some((before, place)) = seen.insert(*servers, (key, *at)) else { continue };
+            let line = self.report.line(place.0);
+            if before == *key {
+                self.report
+                    .warn(*at, || (format!("`{servers}` stands twice in `{key}`"), format!("line {line} has it")));
+            } else {
+                self.report.error(*at, || {
+                    let message = format!("`{servers}` is in `{key}`, and in `{before}` on line {line}");
+                    (message, "expected it in one of the two".to_owned())
+                });
+            }
+        }
+    }
+
+    /// Warns of a pen that takes the frames arrivals need, or that is wanted and has no place.
+    fn weigh_pen(&mut self) {
+        let Some(at) = self.given(None, "pen_frames") else { return };
+        let engine = &self.config.engine;
+        let (frames, workers) = (engine.pen_frames, self.config.workers);
+        let is_early = engine.handshake == Handshake::Early
+            || engine.destinations.iter().any(|destination| destination.handshake == Handshake::Early);
+        let (share, quarter) = (frames.div_ceil(workers), FRAMES_OF_A_WORKER / 4);
+        if share > quarter {
+            self.report.warn(at, || {
+                let message = format!("each worker may hold {share} of its {FRAMES_OF_A_WORKER} frames");
+                let most = quarter * workers;
+                (message, format!("expected `pen_frames` up to {most}, a quarter, so that enough are spare"))
+            });
+        }
+        if frames == 0 && is_early {
+            self.report.warn(at, || {
+                let message = "with `pen_frames = 0` an early handshake has no place for what clients send".to_owned();
+                (message, "all of it is dropped, to be sent again".to_owned())
+            });
+        }
+    }
+
+    /// Warns of intervals whose longest is shorter than the first.
+    fn weigh_intervals(&mut self) {
+        let Some(at) = self.given(Some("timeouts"), "syn_retx_max") else { return };
+        let (first, most) = (self.config.engine.timeouts.syn_retx, self.config.engine.timeouts.syn_retx_max);
+        if most < first {
+            self.report.warn(at, || {
+                let (first, most) = (first.as_secs(), most.as_secs());
+                let message = format!("`syn_retx_max` is {most} s, and the first interval is {first} s");
+                (message, "every interval is the first one then".to_owned())
             });
         }
     }
@@ -486,6 +628,17 @@ fn place(pair: &Pair<'_>) -> Place {
 
 fn is_item(part: &Pair<'_>) -> bool {
     matches!(part.as_rule(), Rule::number | Rule::string | Rule::word)
+}
+
+/// What a string says; a backslash makes the next character literal.
+fn unquoted(string: &Pair<'_>) -> String {
+    let text = string.as_str();
+    let mut said = String::new();
+    let mut chars = text.get(1..text.len() - 1).unwrap_or_default().chars();
+    while let Some(c) = chars.next() {
+        said.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    said
 }
 
 /// What the grammar would have taken, in words.

@@ -6,7 +6,7 @@ use core::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use tcpstate::config::{RateLimit, SackConflict, Source, Timeouts};
+use tcpstate::config::{Destination, Extension, Handshake, Policy, RateLimit, SackConflict, Source, Stray, Timeouts};
 
 const SAMPLE: &str = include_str!("../../conf.txt");
 const OLDER: &str = include_str!("../corpus/older.conf");
@@ -81,7 +81,7 @@ fn seconds() -> impl Strategy<Value = Duration> {
 }
 
 fn timeouts() -> impl Strategy<Value = Timeouts> {
-    vec(seconds(), 10).prop_map(|t| Timeouts {
+    vec(seconds(), 11).prop_map(|t| Timeouts {
         connected: t[0],
         one_fin: t[1],
         both_fin: t[2],
@@ -92,7 +92,7 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
         dl_half_open: t[7],
         dl_syn_sent: t[8],
         syn_retx: t[9],
-        ..Timeouts::default()
+        syn_retx_max: t[10],
     })
 }
 
@@ -110,6 +110,57 @@ fn rates() -> impl Strategy<Value = RateLimit> {
     )
 }
 
+/// Servers as a text can say them, no two alike, in the order the reader gives them.
+fn destinations() -> impl Strategy<Value = Vec<Destination>> {
+    let bits = prop_oneof![any::<u128>(), any::<u32>().prop_map(|address| 0xffff << 32 | u128::from(address))];
+    let port = proptest::option::of(1..=u16::MAX);
+    let one = (bits, 0..=128u8, port, any::<bool>()).prop_map(|(bits, prefix, port, early)| {
+        let bits = bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        let address = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+        let handshake = if early { Handshake::Early } else { Handshake::Honest };
+        Destination { address, prefix, port, handshake }
+    });
+    vec(one, 0..12).prop_map(|list| {
+        let mut kept: Vec<Destination> = Vec::new();
+        for new in list {
+            let alike = |d: &Destination| (d.address, d.prefix, d.port) == (new.address, new.prefix, new.port);
+            if !kept.iter().any(alike) {
+                kept.push(new);
+            }
+        }
+        kept.sort_by_key(|destination| destination.handshake == Handshake::Honest);
+        kept
+    })
+}
+
+prop_compose! {
+    /// What says how connections are treated, in an engine that is otherwise the default.
+    fn treatments()(
+        handshake in select(&[Handshake::Honest, Handshake::Early][..]),
+        destinations in destinations(),
+        early_window in 1..=u16::MAX,
+        pen_frames in 0..=65535usize,
+        (multipath, fast_open) in (extensions(), extensions()),
+        (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
+        (passed_rate, introductions) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
+        stray in select(&[Stray::Drop, Stray::Reset][..]),
+        (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
+    ) -> tcpstate::Config {
+        tcpstate::Config {
+            handshake, destinations, early_window, pen_frames, multipath, fast_open, signed, passed_rate, introductions,
+            adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+        }
+    }
+}
+
+fn extensions() -> impl Strategy<Value = Extension> {
+    select(&[Extension::Strip, Extension::Pass][..])
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    select(&[Policy::Pass, Policy::Drop][..])
+}
+
 prop_compose! {
     fn engines()(
         (sack, mss, wscale) in (sources(), sources(), sources()),
@@ -125,11 +176,12 @@ prop_compose! {
         timeouts in timeouts(),
         rate in rates(),
         test_connections in any::<bool>(),
+        treatment in treatments(),
     ) -> tcpstate::Config {
         tcpstate::Config {
             sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, half_open_max, mss_table, wscale_table,
             ts_mss_table, own_mss, own_wscale, own_sack, mss_clamp, timeouts, rate, test_connections,
-            ..tcpstate::Config::default()
+            ..treatment
         }
     }
 }
@@ -185,6 +237,16 @@ const PIECES: &[&str] = &[
     "tswscale",
     "own_mss",
     "user",
+    "early",
+    "honest",
+    "pen_frames",
+    "\"192.0.2.10:80\"",
+    "\"192.0.2.0/24\"",
+    "\"[2001:db8::/32]:1\"",
+    "\"::ffff:1.2.3.4/97\"",
+    "[",
+    "]",
+    ":",
     "timeouts",
     "connected",
     "ratehash",
@@ -258,8 +320,9 @@ fn deep_nesting_and_giant_files_have_an_answer() {
         answers(&format!("synproxyconf={{mss={{{}", piece.repeat(most)));
     }
     answers(&format!("synproxyconf={{mss={{{}}};}};", "9,".repeat(n / 2 - 30)));
+    answers(&format!("synproxyconf={{early={{{}}};}};", "\"1.2.3.4/9\",".repeat(n / 12 - 30)));
     for value in ["\"x", "x", "9", "1s", "{9,"] {
-        for key in ["user", "port", "mss", "sackmode", "ldp", "test_connections", "quux", "conntablesize"] {
+        for key in ["user", "early", "port", "mss", "sackmode", "ldp", "test_connections", "quux", "conntablesize"] {
             answers(&format!("synproxyconf={{{key}={value}{}\";}};", "x".repeat(n - 60)));
             answers(&format!("synproxyconf={{{key}={value}{};}};", "x".repeat(n - 60)));
             answers(&format!("synproxyconf={{{key}={value}{};}};", "9".repeat(n - 60)));

@@ -665,6 +665,172 @@ refused! {
     "   = expected `=`, `;`, a key or `}`"
 }
 
+refused! {
+    a_name_for_a_server,
+    "synproxyconf = {\n  early = { \"www.example.net\", \"192.0.2.1 \" };\n};\n",
+    "conf.txt:2:13: `www.example.net` is no address",
+    " 2 |   early = { \"www.example.net\", \"192.0.2.1 \" };",
+    "   |             ^^^^^^^^^^^^^^^^^",
+    "   = expected an address; names are not looked up",
+    "conf.txt:2:32: `192.0.2.1 ` is no address",
+    " 2 |   early = { \"www.example.net\", \"192.0.2.1 \" };",
+    "   |                                ^^^^^^^^^^^^",
+    "   = expected an IPv4 or IPv6 address, for example 192.0.2.1 or 2001:db8::1"
+}
+
+refused! {
+    a_server_without_quotes,
+    "synproxyconf = {\n  early = { 192.0.2.1, localhost };\n};\n",
+    "conf.txt:2:13: `192.0.2.1` is no address in quotes",
+    " 2 |   early = { 192.0.2.1, localhost };",
+    "   |             ^^^^^^^^^",
+    "   = expected `\"192.0.2.1\"`",
+    "conf.txt:2:24: `localhost` is no address in quotes",
+    " 2 |   early = { 192.0.2.1, localhost };",
+    "   |                        ^^^^^^^^^",
+    "   = expected a list of addresses or networks in quotes, each with a port or without, 128 of them at most"
+}
+
+refused! {
+    a_server_outside_a_list,
+    "synproxyconf = {\n  early = \"192.0.2.1\"; honest = 192.0.2.2;\n};\n",
+    "conf.txt:2:11: `early` does not take a string",
+    " 2 |   early = \"192.0.2.1\"; honest = 192.0.2.2;",
+    "   |           ^^^^^^^^^^^",
+    "   = expected a list of addresses or networks in quotes, each with a port or without, 128 of them at most; write `{ \"192.0.2.1\" }`",
+    "conf.txt:2:33: `honest` does not take a number",
+    " 2 |   early = \"192.0.2.1\"; honest = 192.0.2.2;",
+    "   |                                 ^^^^^^^^^",
+    "   = expected a list of addresses or networks in quotes, each with a port or without, 128 of them at most; write `{ \"192.0.2.2\" }`"
+}
+
+refused! {
+    servers_as_a_section,
+    "synproxyconf = {\n  early = { port = 80; };\n};\n",
+    "conf.txt:2:11: `early` does not take a section",
+    " 2 |   early = { port = 80; };",
+    "   |           ^^^^^^^^^^^^^^",
+    "   = expected a list of addresses or networks in quotes, each with a port or without, 128 of them at most"
+}
+
+refused! {
+    a_prefix_too_long,
+    "synproxyconf = {\n  early = { \"192.0.2.0/33\", \"2001:db8::/129\" };\n};\n",
+    "conf.txt:2:13: `192.0.2.0/33` has a prefix of 33 bits",
+    " 2 |   early = { \"192.0.2.0/33\", \"2001:db8::/129\" };",
+    "   |             ^^^^^^^^^^^^^^",
+    "   = expected 0 to 32 for an IPv4 network",
+    "conf.txt:2:29: `2001:db8::/129` has a prefix of 129 bits",
+    " 2 |   early = { \"192.0.2.0/33\", \"2001:db8::/129\" };",
+    "   |                             ^^^^^^^^^^^^^^^^",
+    "   = expected 0 to 128 for an IPv6 network"
+}
+
+refused! {
+    a_prefix_that_is_no_number,
+    "synproxyconf = {\n  early = { \"192.0.2.0/\", \"192.0.2.0/255.255.255.0\" };\n};\n",
+    "conf.txt:2:13: `192.0.2.0/` has no number after its `/`",
+    " 2 |   early = { \"192.0.2.0/\", \"192.0.2.0/255.255.255.0\" };",
+    "   |             ^^^^^^^^^^^^",
+    "   = expected 0 to 32",
+    "conf.txt:2:27: `192.0.2.0/255.255.255.0` has no number after its `/`",
+    " 2 |   early = { \"192.0.2.0/\", \"192.0.2.0/255.255.255.0\" };",
+    "   |                           ^^^^^^^^^^^^^^^^^^^^^^^^^",
+    "   = expected 0 to 32"
+}
+
+refused! {
+    a_port_that_nobody_has,
+    "synproxyconf = {\n  early = { \"192.0.2.1:0\", \"[2001:db8::1]:65536\", \"192.0.2.1:http\", \"[2001:db8::1]:\" };\n};\n",
+    "conf.txt:2:13: `192.0.2.1:0` has port 0",
+    " 2 |   early = { \"192.0.2.1:0\", \"[2001:db8::1]:65536\", \"192.0.2.1:http\", \"[2001:db8::1]:\" };",
+    "   |             ^^^^^^^^^^^^^",
+    "   = expected 1 to 65535",
+    "conf.txt:2:28: `[2001:db8::1]:65536` has port 65536",
+    " 2 |   early = { \"192.0.2.1:0\", \"[2001:db8::1]:65536\", \"192.0.2.1:http\", \"[2001:db8::1]:\" };",
+    "   |                            ^^^^^^^^^^^^^^^^^^^^^",
+    "   = expected 1 to 65535",
+    "conf.txt:2:51: `192.0.2.1:http` has no number after its last `:`",
+    " 2 |   early = { \"192.0.2.1:0\", \"[2001:db8::1]:65536\", \"192.0.2.1:http\", \"[2001:db8::1]:\" };",
+    "   |                                                   ^^^^^^^^^^^^^^^^",
+    "   = expected a port, 1 to 65535",
+    "conf.txt:2:69: `[2001:db8::1]:` has no number after its last `:`",
+    " 2 |   early = { \"192.0.2.1:0\", \"[2001:db8::1]:65536\", \"192.0.2.1:http\", \"[2001:db8::1]:\" };",
+    "   |                                                                     ^^^^^^^^^^^^^^^^",
+    "   = expected a port, 1 to 65535"
+}
+
+refused! {
+    brackets_that_are_not_right,
+    "synproxyconf = {\n  early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };\n};\n",
+    "conf.txt:2:13: `[192.0.2.1]:80` has brackets around an IPv4 address",
+    " 2 |   early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };",
+    "   |             ^^^^^^^^^^^^^^^^",
+    "   = expected `192.0.2.1:80`",
+    "conf.txt:2:31: `[2001:db8::1` has a `[` and no `]`",
+    " 2 |   early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };",
+    "   |                               ^^^^^^^^^^^^^^",
+    "conf.txt:2:47: `[2001:db8::]/32` goes on after its `]`",
+    " 2 |   early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };",
+    "   |                                               ^^^^^^^^^^^^^^^^^",
+    "   = expected `2001:db8::/32`",
+    "conf.txt:2:66: `[2001:db8::]/32:80` goes on after its `]`",
+    " 2 |   early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };",
+    "   |                                                                  ^^^^^^^^^^^^^^^^^^^^",
+    "   = expected `[2001:db8::/32]:80`",
+    "conf.txt:2:88: `[::1]80` goes on after its `]`",
+    " 2 |   early = { \"[192.0.2.1]:80\", \"[2001:db8::1\", \"[2001:db8::]/32\", \"[2001:db8::]/32:80\", \"[::1]80\" };",
+    "   |                                                                                        ^^^^^^^^^",
+    "   = expected `:` and a port after the `]`"
+}
+
+refused! {
+    a_port_behind_a_network_without_brackets,
+    "synproxyconf = {\n  early = { \"2001:db8::/32:443\" };\n};\n",
+    "conf.txt:2:13: `2001:db8::/32:443` has a port, but no brackets around the network",
+    " 2 |   early = { \"2001:db8::/32:443\" };",
+    "   |             ^^^^^^^^^^^^^^^^^^^",
+    "   = expected `[2001:db8::/32]:443`"
+}
+
+refused! {
+    servers_without_commas,
+    "synproxyconf = {\n  early = { \"192.0.2.1\" \"192.0.2.2\" };\n};\n",
+    "conf.txt:2:24: a `,` is missing in `early`",
+    " 2 |   early = { \"192.0.2.1\" \"192.0.2.2\" };",
+    "   |                        ^"
+}
+
+refused! {
+    servers_treated_in_two_ways,
+    "synproxyconf = {\n  early = { \"192.0.2.0/24\" };\n  honest = { \"192.0.2.1\", \"::ffff:192.0.2.0/120\" };\n};\n",
+    "conf.txt:3:27: `192.0.2.0/24` is in `honest`, and in `early` on line 2",
+    " 3 |   honest = { \"192.0.2.1\", \"::ffff:192.0.2.0/120\" };",
+    "   |                           ^^^^^^^^^^^^^^^^^^^^^^",
+    "   = expected it in one of the two"
+}
+
+refused! {
+    a_colour_in_an_address,
+    "synproxyconf = {\n  early = { \"\u{1b}[31m\u{202e}\" };\n};\n",
+    "conf.txt:2:13: `�[31m�` is no address",
+    " 2 |   early = { \"�[31m�\" };",
+    "   |             ^^^^^^^^"
+}
+
+refused! {
+    no_early_window,
+    "synproxyconf = {\n  early_window = 0; pen_frames = 65536;\n};\n",
+    "conf.txt:2:18: `0` is too little for `early_window`",
+    " 2 |   early_window = 0; pen_frames = 65536;",
+    "   |                  ^",
+    "   = expected a number from 1 to 65535 (bytes)",
+    "conf.txt:2:34: `65536` is too much for `pen_frames`",
+    " 2 |   early_window = 0; pen_frames = 65536;",
+    "   |                                  ^^^^^",
+    "   = expected a number from 0 to 65535 (frames)"
+}
+
 warned! {
     a_key_given_twice,
     "synproxyconf = {\n  port = 1;\n  port = 2;\n};\n",
@@ -707,7 +873,7 @@ warned! {
     "conf.txt:2:3: warning: `mss` and `wscale` take 8 bits of the cookie and leave 23 to its MAC",
     " 2 |   mss = { 216, 536, 1220, 1360, 1400, 1440, 1460, 8940, 8960 };",
     "   |   ^^^",
-    "   = 2 × (7 scales + none) × 9 MSS values are 144 combinations; up to 128 leave it 24"
+    "   = 2 × (7 scales + none) × 9 MSS values are 144 combinations; up to 128 leave it 24. With timestamps it keeps 27, whatever the lists are"
 }
 
 warned! {
@@ -743,6 +909,55 @@ warned! {
     " 2 |   conntablesize = 1073741824;",
     "   |   ^^^^^^^^^^^^^",
     "   = it holds 8589934592 flows"
+}
+
+warned! {
+    bits_beyond_a_prefix,
+    "synproxyconf = {\n  early = { \"192.0.2.10/24\", \"[2001:db8::1/32]:443\" };\n};\n",
+    "conf.txt:2:13: warning: `192.0.2.10/24` has bits set beyond its prefix",
+    " 2 |   early = { \"192.0.2.10/24\", \"[2001:db8::1/32]:443\" };",
+    "   |             ^^^^^^^^^^^^^^^",
+    "   = they do not count; `192.0.2.0/24` is meant",
+    "conf.txt:2:30: warning: `[2001:db8::1/32]:443` has bits set beyond its prefix",
+    " 2 |   early = { \"192.0.2.10/24\", \"[2001:db8::1/32]:443\" };",
+    "   |                              ^^^^^^^^^^^^^^^^^^^^^^",
+    "   = they do not count; `[2001:db8::/32]:443` is meant"
+}
+
+warned! {
+    servers_given_twice,
+    "synproxyconf = {\n  early = {\n    \"192.0.2.1\",\n    \"192.0.2.1/32\",\n  };\n};\n",
+    "conf.txt:4:5: warning: `192.0.2.1` stands twice in `early`",
+    " 4 |     \"192.0.2.1/32\",",
+    "   |     ^^^^^^^^^^^^^^",
+    "   = line 3 has it"
+}
+
+warned! {
+    a_pen_that_takes_most_frames,
+    "synproxyconf = {\n  pen_frames = 10000;\n  threadcount = 2;\n};\n",
+    "conf.txt:2:3: warning: each worker may hold 5000 of its 16384 frames",
+    " 2 |   pen_frames = 10000;",
+    "   |   ^^^^^^^^^^",
+    "   = expected `pen_frames` up to 8192, a quarter, so that enough are spare"
+}
+
+warned! {
+    an_early_handshake_without_a_pen,
+    "synproxyconf = {\n  handshake = early;\n  pen_frames = 0;\n};\n",
+    "conf.txt:3:3: warning: with `pen_frames = 0` an early handshake has no place for what clients send",
+    " 3 |   pen_frames = 0;",
+    "   |   ^^^^^^^^^^",
+    "   = all of it is dropped, to be sent again"
+}
+
+warned! {
+    intervals_that_shrink,
+    "synproxyconf = {\n  timeouts = { syn_retx = 3; syn_retx_max = 2; };\n};\n",
+    "conf.txt:2:30: warning: `syn_retx_max` is 2 s, and the first interval is 3 s",
+    " 2 |   timeouts = { syn_retx = 3; syn_retx_max = 2; };",
+    "   |                              ^^^^^^^^^^^^",
+    "   = every interval is the first one then"
 }
 
 #[test]

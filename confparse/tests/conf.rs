@@ -3,7 +3,7 @@
 use confparse::{Account, Config, Level, Parsed, Takes, Value, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{SackConflict, Source};
+use tcpstate::config::{Handshake, SackConflict, Source};
 
 const SAMPLE: &str = include_str!("../../conf.txt");
 
@@ -47,6 +47,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::List { .. }, _) => "{ 0, 3 }".to_owned(),
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
+            (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
             _ => "3".to_owned(),
         };
         let start = SAMPLE.find(&format!("    {} = ", key.name)).expect("a line of its own");
@@ -219,6 +220,90 @@ fn a_cookie_keeps_nineteen_bits_for_its_proof() {
     );
     assert!(with(257, 7).is_err());
     assert_eq!(said(with(1, 1).expect("accepted")), [""; 0]);
+}
+
+/// The destinations a body says, as address, prefix, port, and whether the handshake is early.
+fn destinations(body: &str) -> Vec<([u32; 4], u8, Option<u16>, bool)> {
+    let list = accepted(&framed(body)).engine.destinations;
+    list.iter().map(|d| (d.address, d.prefix, d.port, d.handshake == Handshake::Early)).collect()
+}
+
+#[test]
+fn servers_are_addresses_or_networks_with_a_port_or_without() {
+    let mapped = |address| [0, 0, 0xffff, address];
+    let six = |last| [0x2001_0db8, 0, 0, last];
+    assert_eq!(
+        destinations(
+            "early = { \"192.0.2.10\", \"192.0.2.10:80\", \"192.0.2.0/24\", \"192.0.2.0/24:65535\", \"0.0.0.0/0\", \
+             \"2001:db8::1\", \"[2001:db8::1]:443\", \"2001:db8::/32\", \"[2001:db8::/33]:1\", \"::/0\" };"
+        ),
+        [
+            (mapped(0xc000_020a), 128, None, true),
+            (mapped(0xc000_020a), 128, Some(80), true),
+            (mapped(0xc000_0200), 120, None, true),
+            (mapped(0xc000_0200), 120, Some(65535), true),
+            (mapped(0), 96, None, true),
+            (six(1), 128, None, true),
+            (six(1), 128, Some(443), true),
+            (six(0), 32, None, true),
+            (six(0), 33, Some(1), true),
+            ([0; 4], 0, None, true),
+        ]
+    );
+    assert_eq!(destinations("early = { \"[2001:db8::1]\" };"), [(six(1), 128, None, true)]);
+    // An IPv4 address in its mapped form is what it stands for.
+    assert_eq!(destinations("early = { \"::ffff:192.0.2.0/120\" };"), destinations("early = { \"192.0.2.0/24\" };"));
+}
+
+#[test]
+fn a_server_is_found_by_what_was_written() {
+    let config = accepted(&framed("honest = { \"192.0.2.0/25:80\", \"2001:db8:ffff::/48\" };"));
+    let [four, six] = config.engine.destinations[..] else { panic!("two") };
+    assert!(four.covers(&[0, 0, 0xffff, 0xc000_027f], 80));
+    assert!(!four.covers(&[0, 0, 0xffff, 0xc000_027f], 81));
+    assert!(!four.covers(&[0, 0, 0xffff, 0xc000_0280], 80));
+    assert!(!four.covers(&[0, 0, 0, 0xc000_027f], 80));
+    assert!(six.covers(&[0x2001_0db8, 0xffff_0001, 2, 3], 7));
+    assert!(!six.covers(&[0x2001_0db8, 0xfffe_0001, 2, 3], 7));
+}
+
+#[test]
+fn the_lists_of_servers_come_in_any_order_and_replace_what_they_said_before() {
+    let one = destinations("early = { \"192.0.2.1\" }; honest = { \"192.0.2.0/24\" };");
+    assert_eq!(one, destinations("honest = { \"192.0.2.0/24\" }; early = { \"192.0.2.1\" };"));
+    assert_eq!((one.len(), one[0].3, one[1].3), (2, true, false));
+    let text = framed("early = { \"192.0.2.1\" }; honest = { \"192.0.2.2\" }; early = { \"192.0.2.3\" };");
+    let Parsed { config, warnings } = parse(&text, "c").expect("accepted");
+    assert_eq!((config.engine.destinations.len(), warnings.len()), (2, 1));
+    // What stands in a list no more contradicts nothing.
+    let text = framed("early = { \"192.0.2.1\" }; honest = { \"192.0.2.1\" }; early = { };");
+    assert_eq!(parse(&text, "c").expect("accepted").config.engine.destinations.len(), 1);
+}
+
+#[test]
+fn a_list_of_servers_has_an_end() {
+    let list = |n: u32| {
+        let list: Vec<_> = (1..=n).map(|i| format!("\"10.0.{}.{}\"", i >> 8, i & 255)).collect();
+        parse(&framed(&format!("early = {{ {} }};", list.join(", "))), "c")
+    };
+    assert_eq!(list(128).expect("accepted").config.engine.destinations.len(), 128);
+    assert_eq!(list(129).expect_err("refused").complaints[0].message, "`early` has 129 entries, and 128 is the most");
+}
+
+#[test]
+fn a_pen_leaves_most_frames_to_those_that_arrive() {
+    let said = |body: &str| {
+        let warnings = parse(&framed(body), "c").expect("accepted").warnings;
+        warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
+    };
+    assert_eq!(said("pen_frames = 4096;"), [""; 0]);
+    assert_eq!(said("pen_frames = 4097;"), ["each worker may hold 4097 of its 16384 frames"]);
+    assert_eq!(said("pen_frames = 8192; threadcount = 2;"), [""; 0]);
+    assert_eq!(said("threadcount = 2; pen_frames = 8194;"), ["each worker may hold 4097 of its 16384 frames"]);
+    let none = "with `pen_frames = 0` an early handshake has no place for what clients send";
+    assert_eq!(said("pen_frames = 0;"), [""; 0]);
+    assert_eq!(said("pen_frames = 0; handshake = early;"), [none]);
+    assert_eq!(said("pen_frames = 0; early = { \"192.0.2.1\" };"), [none]);
 }
 
 #[test]

@@ -63,6 +63,11 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_has_as_many_frames_as_the_configuration_is_judged_by() {
+        assert_eq!(2 * pktio::Options::default().frames_per_port, confparse::FRAMES_OF_A_WORKER);
+    }
+
+    #[test]
     fn without_a_file_every_key_has_its_default() {
         assert_eq!(load(None).unwrap(), Config::default());
     }

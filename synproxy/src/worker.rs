@@ -124,7 +124,7 @@ impl<E: Engine> Worker<E> {
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
         let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
-        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent.clone() };
+        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent };
         Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }
 

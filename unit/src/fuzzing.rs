@@ -5,7 +5,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
-use tcpstate::config::{RateLimit, SackConflict};
+use tcpstate::config::{Extension, Handshake, RateLimit, SackConflict, Stray};
 use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
 
@@ -189,6 +189,8 @@ impl Input<'_> {
 /// An engine small enough that everything in it fills up: `shape` chooses its sizes, `variant` its manners.
 fn config(shape: u8, variant: u8) -> Config {
     let bit = |n: u8| variant >> n & 1 == 1;
+    let shaped = |n: u8| shape >> n & 1 == 1;
+    let extension = if shaped(6) { Extension::Pass } else { Extension::Strip };
     Config {
         table_buckets: if shape & 1 == 1 { 1 } else { 16 },
         half_open_max: [0, 2, 64, 1][usize::from(shape >> 1 & 3)],
@@ -197,6 +199,12 @@ fn config(shape: u8, variant: u8) -> Config {
         own_wscale: if bit(6) { 14 } else { 7 },
         mss_clamp: bit(5).then_some(1000),
         pen_frames: [64, 0, 1, 3][usize::from(shape >> 3 & 3)],
+        handshake: if shaped(5) { Handshake::Early } else { Handshake::Honest },
+        multipath: extension,
+        fast_open: extension,
+        introductions: u32::from(shaped(6)),
+        stray: if shaped(7) { Stray::Reset } else { Stray::Drop },
+        adopt_grace: Duration::from_secs(if shaped(7) { 0 } else { 120 }),
         rate: RateLimit { size: 4, burst: if bit(4) { 1 } else { 1000 }, add: 1, ..RateLimit::default() },
         ..Config::default()
     }
