@@ -40,6 +40,9 @@ impl Rig {
             router.sysctl("net.ipv4.ip_forward", "1");
             router.sysctl("net.ipv6.conf.all.forwarding", "1");
             router.sysctl("net.ipv6.conf.default.forwarding", "1");
+            // Whether an error is sent is to depend on the packet alone.
+            router.sysctl("net.ipv4.icmp_ratelimit", "0");
+            router.sysctl("net.ipv6.icmp.ratelimit", "0");
         }
         let cable = |at: &Namespace, nic: &str, mtu: u32, other: &Namespace, other_nic: &str| {
             at.sh(&format!(

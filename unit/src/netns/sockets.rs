@@ -5,11 +5,16 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nix::libc;
 use nix::sys::socket::{self, SockaddrIn, SockaddrIn6, SockaddrLike, setsockopt, sockopt};
 
+use super::Namespace;
 use super::traffic::PATIENCE;
 
 /// BBR's view of a connection; `struct tcp_bbr_info` of `linux/inet_diag.h`.
@@ -236,13 +241,94 @@ impl Making {
 /// # Errors
 /// The kernel's; `WouldBlock` when none came.
 pub fn accept(listener: &TcpListener, patience: Duration) -> io::Result<TcpStream> {
-    let seconds = libc::timeval {
-        tv_sec: patience.as_secs() as libc::time_t,
-        tv_usec: patience.subsec_micros() as libc::suseconds_t,
-    };
-    set_option(listener, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &seconds)?;
+    set_receive_timeout(listener, patience)?;
     let (stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// A SYN on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Syn {
+    /// When it passed.
+    pub at: Instant,
+    /// Who calls.
+    pub from: SocketAddr,
+    /// Who is called.
+    pub to: SocketAddr,
+}
+
+/// Watches a host for SYNs without ACK, until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Syns {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<Syn>>>,
+}
+
+impl Syns {
+    /// Watches what passes every interface of `namespace`, whomever it is for.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn watch(namespace: &Namespace) -> Syns {
+        // SAFETY: calls without pointers; what the first returns is nobody else's.
+        let socket = namespace.run(|| unsafe {
+            let every = i32::from((libc::ETH_P_ALL as u16).to_be());
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, every);
+            assert!(fd >= 0, "a packet socket: {}", io::Error::last_os_error());
+            OwnedFd::from_raw_fd(fd)
+        });
+        set_receive_timeout(&socket, Duration::from_millis(50)).expect("a timeout");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let (mut syns, mut frame) = (Vec::new(), [0; 2048]);
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok(length) = socket::recv(socket.as_raw_fd(), &mut frame, socket::MsgFlags::empty()) {
+                    syns.extend(syn(&frame[..length.min(frame.len())]));
+                }
+            }
+            syns
+        });
+        Syns { stop, thread: Some(thread) }
+    }
+
+    /// Ends, and returns what has passed, in order.
+    ///
+    /// # Panics
+    /// If the watching thread did.
+    pub fn stop(mut self) -> Vec<Syn> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("stopped once").join().expect("a watcher does not panic")
+    }
+}
+
+impl Drop for Syns {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn syn(frame: &[u8]) -> Option<Syn> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let (Some(net), Some(TransportSlice::Tcp(tcp))) = (packet.net, packet.transport) else { return None };
+    let (from, to) = match net {
+        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        _ => return None,
+    };
+    (tcp.syn() && !tcp.ack()).then(|| Syn {
+        at: Instant::now(),
+        from: SocketAddr::new(from, tcp.source_port()),
+        to: SocketAddr::new(to, tcp.destination_port()),
+    })
+}
+
+fn set_receive_timeout(socket: &impl AsFd, time: Duration) -> io::Result<()> {
+    let time = libc::timeval {
+        tv_sec: time.as_secs() as libc::time_t,
+        tv_usec: libc::suseconds_t::from(time.subsec_micros()),
+    };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &time)
 }
