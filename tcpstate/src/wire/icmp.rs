@@ -146,6 +146,7 @@ const IPV4_ERROR: usize = 576;
 const DONT_FRAGMENT: u16 = 0x4000;
 
 /// Parses the ICMP message in front of which `layout` ends.
+#[inline(never)]
 pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     const BRIDGED: Parsed = Parsed::Pass(Event::Bridged);
     let frame = head.bytes();
