@@ -4,6 +4,7 @@
 //! indistinguishable from one without it, so every number that reaches a host must be one that the host, or its real
 //! peer, can account for: in positions of the byte stream, where the two sides' sequence numbers mean the same.
 
+pub mod layers;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 
-pub use wire::{Layout, Options, Segment};
+pub use wire::{CE, Layout, Options, Segment};
 
 /// The byte at `offset` of the stream from `source` to `destination`, as every application of the world writes it.
 ///
@@ -75,6 +76,10 @@ pub enum Rule {
     Fin,
     /// A reset has a cause, and a number the receiver accepts.
     Reset,
+    /// Nothing is said of congestion, and nobody named capable of saying it, that the peer has not said (RFC 3168).
+    Congestion,
+    /// What surrounds a segment that passes the box (stations, tags, IP header and options) stays as it was.
+    Surroundings,
 }
 
 /// What a frame was when it entered the box, if it is the same segment that leaves it.
@@ -94,6 +99,14 @@ pub struct Ancestor {
     pub source: SocketAddr,
     /// Whether a stranger made it, under whatever name.
     pub forged: bool,
+    /// Whether it was the first of several fragments.
+    pub fragmented: bool,
+    /// ECE and CWR flags.
+    pub echoes: (bool, bool),
+    /// The congestion field of its IP header.
+    pub ecn: u8,
+    /// [`Layers::surroundings`](layers::Layers::surroundings).
+    pub surroundings: u64,
 }
 
 impl From<&Segment<'_>> for Ancestor {
@@ -106,6 +119,10 @@ impl From<&Segment<'_>> for Ancestor {
             payload: segment.payload.len(),
             source: segment.source,
             forged: false,
+            fragmented: false,
+            echoes: (segment.ece, segment.cwr),
+            ecn: segment.ecn,
+            surroundings: segment.surroundings,
         }
     }
 }
@@ -119,12 +136,15 @@ struct End {
     syn_len: usize,
     /// Whether the host opened the connection.
     active: bool,
+    /// Whether it said in a SYN or SYN-ACK that it speaks ECN, and whether the peer's did as it arrived here.
+    ecn: bool,
+    peer_ecn: bool,
     /// Whether it had another with the same ends before.
     again: bool,
     peer_isn: Option<u32>,
     peer_offer: Options,
     /// SYNs that reached the host before it chose one.
-    offered: Vec<(u32, Options)>,
+    offered: Vec<(u32, Options, bool)>,
     /// One past the last position sent.
     edge: i64,
     /// The highest position of the peer acknowledged; 0 before the first.
@@ -287,14 +307,15 @@ impl Oracle {
                     reset,
                     ..End::default()
                 };
-                end.syn_len = segment.frame_len;
             }
+            end.syn_len = end.syn_len.max(segment.frame_len);
             end.offer = segment.options;
+            end.ecn |= segment.ece;
             if let (false, Some(ack)) = (end.active, segment.ack) {
                 let isn = ack.wrapping_sub(1);
                 end.peer_isn = Some(isn);
-                if let Some((_, options)) = end.offered.iter().rev().find(|(seq, _)| *seq == isn) {
-                    end.peer_offer = *options;
+                if let Some((_, options, ecn)) = end.offered.iter().rev().find(|(seq, ..)| *seq == isn) {
+                    (end.peer_offer, end.peer_ecn) = (*options, *ecn);
                 }
             }
         }
@@ -381,7 +402,7 @@ impl Oracle {
             if from_client && peer.acked < 1 {
                 return complain(Rule::Origin, "the server is dialled for a client that has proved nothing".into());
             }
-            judge_offer(&segment, &peer.offer, true)?;
+            judge_offer(&segment, &peer.offer, Some(&peer.offer))?;
             if let Some((_, echo)) = segment.options.stamps
                 && echo != 0
             {
@@ -393,7 +414,13 @@ impl Oracle {
             if 1 + i64::from(segment.window) > peer.granted {
                 return complain(Rule::Window, format!("the client promised up to {}", peer.granted));
             }
-            end.offered.push((segment.seq, segment.options));
+            if (segment.ece || segment.cwr || segment.ae) && !peer.ecn {
+                return complain(Rule::Congestion, "a SYN asks for ECN, which the client never did".into());
+            }
+            if segment.ecn != 0 {
+                return complain(Rule::Congestion, "a SYN is marked as capable".into());
+            }
+            end.offered.push((segment.seq, segment.options, segment.ece && segment.cwr));
             return Ok(());
         }
         let Some(isn) = end.isn else {
@@ -431,7 +458,10 @@ impl Oracle {
             if from_server && segment.frame_len > end.syn_len.max(60) {
                 return complain(Rule::Amplification, format!("{} bytes for {}", segment.frame_len, end.syn_len));
             }
-            judge_offer(&segment, &end.offer, false)?;
+            judge_offer(&segment, &end.offer, peer.isn.is_some().then_some(&peer.offer))?;
+            if segment.ece && !end.ecn || segment.cwr || segment.ae || segment.ecn != 0 {
+                return complain(Rule::Congestion, "ECN, which this host never asked for, or not so".into());
+            }
             if !segment.payload.is_empty() {
                 return complain(Rule::Payload, "a SYN-ACK carries data".into());
             }
@@ -445,6 +475,7 @@ impl Oracle {
                 }
                 end.peer_isn = Some(segment.seq);
                 end.peer_offer = segment.options;
+                end.peer_ecn = segment.ece;
                 end.first_stamp = segment.options.stamps.map(|(value, _)| value);
             }
             return Ok(());
@@ -453,6 +484,15 @@ impl Oracle {
         // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
         judge_stamps(&segment, end, &peer, ancestor)?;
+        judge_congestion(&segment, end, ancestor)?;
+        if let Some(ancestor) = ancestor
+            && !ancestor.syn
+            && !ancestor.fragmented
+            && ancestor.source == sender
+            && ancestor.surroundings != segment.surroundings
+        {
+            return complain(Rule::Surroundings, "stations, tags or IP header are not what the peer sent".into());
+        }
 
         for (left, right) in segment.options.blocks() {
             let (from, to) = (position(left, isn), position(right, isn));
@@ -504,7 +544,7 @@ impl Oracle {
         // What a client may send is said before anything is known of the server, so only the other direction can be kept.
         let size = segment.payload.len() + segment.options_len;
         let slack = if self.changing.contains(&sender) { 12 } else { 0 };
-        let most = usize::from(end.offer.mss.unwrap_or(536)) + slack;
+        let most = usize::from(end.offer.mss.unwrap_or(default_mss(&segment))) + slack;
         if !from_client && !segment.payload.is_empty() && size > most {
             return complain(Rule::Size, format!("data and options take {size} bytes, the receiver's MSS is {most}"));
         }
@@ -532,7 +572,13 @@ impl Oracle {
     }
 }
 
-fn judge_offer(segment: &Segment, offer: &Options, opening: bool) -> Result<(), Complaint> {
+/// The MSS of a SYN without the option (RFC 9293 section 3.7.1).
+fn default_mss(segment: &Segment) -> u16 {
+    if segment.source.is_ipv6() { 1220 } else { 536 }
+}
+
+/// Judges the options of a SYN, or of a SYN-ACK, by what the client `offer`ed and the sender, if it has spoken, `said`.
+fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Offer, detail: format!("{why}\n  {segment}") });
     let got = &segment.options;
     if got.scale.is_some() && offer.scale.is_none() {
@@ -552,11 +598,10 @@ fn judge_offer(segment: &Segment, offer: &Options, opening: bool) -> Result<(), 
     }
     match got.mss {
         Some(mss) if mss < 48 => complain(format!("an MSS of {mss}")),
-        // RFC 9293 section 3.7.1: without the option, 536.
-        Some(mss) if opening && mss > offer.mss.unwrap_or(536) => {
+        Some(mss) if segment.ack.is_none() && mss > offer.mss.unwrap_or(default_mss(segment)) => {
             complain(format!("an MSS of {mss} where the client announced {:?}", offer.mss))
         }
-        None if offer.mss.is_some() => complain("no MSS".into()),
+        None if offer.mss.is_some() && said.is_none_or(|said| said.mss.is_some()) => complain("no MSS".into()),
         _ => Ok(()),
     }
 }
@@ -564,12 +609,19 @@ fn judge_offer(segment: &Segment, offer: &Options, opening: bool) -> Result<(), 
 fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
     let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
     match (segment.options.stamps, end.stamped()) {
+        // To a fragment the box cannot add them.
+        (None, true) if !peer.stamped() && ancestor.is_some_and(|ancestor| ancestor.fragmented) => Ok(()),
         // The peer has none, and with those of the box the segment would exceed what the path is known to carry.
         (None, true)
             if !peer.stamped()
                 && !segment.payload.is_empty()
                 && segment.payload.len() + segment.options_len + 12
-                    > usize::from(end.offer.mss.unwrap_or(536).min(peer.peer_offer.mss.unwrap_or(536))) =>
+                    > usize::from(
+                        end.offer
+                            .mss
+                            .unwrap_or(default_mss(segment))
+                            .min(peer.peer_offer.mss.unwrap_or(default_mss(segment))),
+                    ) =>
         {
             Ok(())
         }
@@ -600,6 +652,28 @@ fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<A
             Ok(())
         }
     }
+}
+
+fn judge_congestion(segment: &Segment, end: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+    let complain = |why: String| Err(Complaint { rule: Rule::Congestion, detail: format!("{why}\n  {segment}") });
+    let says = segment.ece || segment.cwr || segment.ecn != 0;
+    if says && !(end.ecn && end.peer_ecn) {
+        return complain("ECN was not agreed upon".into());
+    }
+    let Some(ancestor) = ancestor.filter(|ancestor| !ancestor.syn && ancestor.source == segment.source) else {
+        return match segment.ecn != 0 || segment.ece || segment.cwr {
+            true => complain("the box speaks of congestion".into()),
+            false => Ok(()),
+        };
+    };
+    if end.ecn && end.peer_ecn && ancestor.echoes != (segment.ece, segment.cwr) {
+        return complain(format!("the peer said (ECE, CWR) {:?}", ancestor.echoes));
+    }
+    // Between the box and the host a mark may have been added.
+    if end.ecn && end.peer_ecn && ancestor.ecn != segment.ecn && !(segment.ecn == CE && ancestor.ecn != 0) {
+        return complain(format!("the congestion field was {} when it came to the box", ancestor.ecn));
+    }
+    Ok(())
 }
 
 fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Result<(), Complaint> {

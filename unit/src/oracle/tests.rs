@@ -26,6 +26,11 @@ fn frame(segment: &Segment) -> Vec<u8> {
     segment.write([2; 6], [4; 6], Layout::default())
 }
 
+/// The segment as it came to the box.
+fn ancestor_of(original: &Segment) -> Ancestor {
+    Ancestor::from(&Segment::read(&frame(original)).expect("a segment"))
+}
+
 fn from_client(seq: u32, ack: Option<u32>) -> Segment<'static> {
     Segment::new(client(), server(), seq, ack)
 }
@@ -77,7 +82,7 @@ fn joined() -> Oracle {
             oracle.sent(&frame(&segment));
         }
         if let Some((segment, ancestor)) = delivered {
-            oracle.delivered(&frame(&segment), false, ancestor.as_ref().map(Ancestor::from)).unwrap();
+            oracle.delivered(&frame(&segment), false, ancestor.as_ref().map(ancestor_of)).unwrap();
         }
     };
     step(Some(syn()), Some((syn_ack(), None)));
@@ -153,7 +158,7 @@ fn spoiled_acknowledgement(rule: Rule, spoil: impl FnOnce(&mut Segment<'static>)
 
 impl Oracle {
     fn clone_and_deliver(&self, segment: &Segment, original: &Segment) -> Result<(), Complaint> {
-        self.clone().delivered(&frame(segment), false, Some(Ancestor::from(original)))
+        self.clone().delivered(&frame(segment), false, Some(ancestor_of(original)))
     }
 }
 
@@ -213,6 +218,39 @@ fn unscaled_window() {
 #[test]
 fn open_window_shown_closed() {
     spoiled(Rule::Window, |segment| segment.window = 0);
+}
+
+#[test]
+fn congestion_out_of_thin_air() {
+    spoiled(Rule::Congestion, |segment| segment.ece = true);
+    spoiled(Rule::Congestion, |segment| segment.ecn = CE);
+    spoiled(Rule::Congestion, |segment| segment.cwr = true);
+}
+
+#[test]
+fn another_station_speaks() {
+    let data = stream(server(), client(), 10);
+    let mut oracle = joined();
+    let original = server_data(1, &data);
+    oracle.sent(&frame(&original));
+    let arrives = translated(&original).write([6; 6], [4; 6], Layout::default());
+    let complaint = oracle.delivered(&arrives, false, Some(ancestor_of(&original))).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Surroundings);
+}
+
+#[test]
+fn ecn_promised_for_a_server_that_was_not_asked() {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    let mut question = syn();
+    (question.ece, question.cwr) = (true, true);
+    let mut answer = syn_ack();
+    answer.ece = true;
+    oracle.sent(&frame(&question));
+    oracle.clone().delivered(&frame(&answer), false, None).expect("the client asked");
+    oracle.sent(&frame(&Segment { seq: ISN.wrapping_add(99), ece: false, cwr: false, ..question }));
+    answer.ack = Some(ISN.wrapping_add(100));
+    let complaint = oracle.delivered(&frame(&answer), false, None).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Congestion);
 }
 
 #[test]

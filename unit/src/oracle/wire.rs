@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TransportSlice};
 
+use super::layers::{Layers, Tags};
+
 /// A TCP segment with what its frame said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
@@ -25,6 +27,14 @@ pub struct Segment<'a> {
     pub rst: bool,
     /// PSH flag.
     pub psh: bool,
+    /// ECE flag: an echo of congestion; with CWR in a SYN, the sender speaks ECN.
+    pub ece: bool,
+    /// CWR flag: the sender has slowed down.
+    pub cwr: bool,
+    /// AE flag, which was the nonce sum: with the two others in a SYN, the sender speaks accurate ECN.
+    pub ae: bool,
+    /// The congestion field of the IP header: 0, or one of [`ECT0`], [`ECT1`] and [`CE`].
+    pub ecn: u8,
     /// The window field, unscaled.
     pub window: u16,
     /// The options.
@@ -41,7 +51,18 @@ pub struct Segment<'a> {
     pub tcp_sum_right: bool,
     /// Bytes of the frame, padding included.
     pub frame_len: usize,
+    /// The tags of the frame.
+    pub tags: Tags,
+    /// [`Layers::surroundings`].
+    pub surroundings: u64,
 }
+
+/// The sender takes part in ECN (RFC 3168).
+pub const ECT0: u8 = 2;
+/// The same, said otherwise.
+pub const ECT1: u8 = 1;
+/// There was congestion on the way.
+pub const CE: u8 = 3;
 
 /// TCP options this crate judges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +89,7 @@ impl Options {
 impl<'a> Segment<'a> {
     /// Reads an Ethernet frame; `None` if it holds no whole TCP segment.
     pub fn read(frame: &'a [u8]) -> Option<Self> {
+        let layers = Layers::read(frame)?;
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
         let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
         // Summed over the bytes as they lie there: a parsed header forgets bits it has no name for.
@@ -110,6 +132,10 @@ impl<'a> Segment<'a> {
             fin: tcp.fin(),
             rst: tcp.rst(),
             psh: tcp.psh(),
+            ece: tcp.ece(),
+            cwr: tcp.cwr(),
+            ae: tcp.ns(),
+            ecn: layers.ecn(frame),
             window: tcp.window_size(),
             options,
             options_sound,
@@ -118,6 +144,8 @@ impl<'a> Segment<'a> {
             ip_sum_right,
             tcp_sum_right: fold(sum(tcp.slice(), pseudo)) == 0,
             frame_len: frame.len(),
+            tags: layers.tags,
+            surroundings: layers.surroundings(frame),
         })
     }
 
@@ -142,6 +170,10 @@ impl<'a> Segment<'a> {
             fin: false,
             rst: false,
             psh: false,
+            ece: false,
+            cwr: false,
+            ae: false,
+            ecn: 0,
             window: 0,
             options: Options::default(),
             options_sound: true,
@@ -150,6 +182,8 @@ impl<'a> Segment<'a> {
             ip_sum_right: true,
             tcp_sum_right: true,
             frame_len: 0,
+            tags: [None; 2],
+            surroundings: 0,
         }
     }
 
@@ -168,7 +202,7 @@ impl<'a> Segment<'a> {
         frame.extend_from_slice(&source_mac);
         let pseudo = match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
+                frame.extend_from_slice(&[0x08, 0x00, 0x45, self.ecn]);
                 frame.extend_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
                 frame.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
                 frame.extend_from_slice(&source.octets());
@@ -178,7 +212,7 @@ impl<'a> Segment<'a> {
                 sum_of_pseudo(&frame[26..34], tcp_len)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend_from_slice(&[0x86, 0xdd, 0x60, self.ecn << 4, 0, 0]);
                 frame.extend_from_slice(&(tcp_len as u16).to_be_bytes());
                 frame.extend_from_slice(&[6, 64]);
                 frame.extend_from_slice(&source.octets());
@@ -196,8 +230,10 @@ impl<'a> Segment<'a> {
             | u8::from(self.syn) << 1
             | u8::from(self.rst) << 2
             | u8::from(self.psh) << 3
-            | u8::from(self.ack.is_some()) << 4;
-        frame.extend_from_slice(&[(((20 + options.len()) / 4) << 4) as u8, flags]);
+            | u8::from(self.ack.is_some()) << 4
+            | u8::from(self.ece) << 6
+            | u8::from(self.cwr) << 7;
+        frame.extend_from_slice(&[(((20 + options.len()) / 4) << 4) as u8 | u8::from(self.ae), flags]);
         frame.extend_from_slice(&self.window.to_be_bytes());
         frame.extend_from_slice(&[0; 4]);
         frame.extend_from_slice(&options);
@@ -217,7 +253,7 @@ impl fmt::Display for Segment<'_> {
         let flag = |set: bool, letter: &'static str| if set { letter } else { "" };
         write!(
             f,
-            "{} > {} [{}{}{}{}{}] seq {}",
+            "{} > {} [{}{}{}{}{}{}{}{}] seq {}",
             self.source,
             self.destination,
             flag(self.syn, "S"),
@@ -225,6 +261,9 @@ impl fmt::Display for Segment<'_> {
             flag(self.rst, "R"),
             flag(self.psh, "P"),
             flag(self.ack.is_some(), "."),
+            flag(self.ece, "E"),
+            flag(self.cwr, "W"),
+            flag(self.ae, "A"),
             self.seq
         )?;
         if let Some(ack) = self.ack {
@@ -245,6 +284,12 @@ impl fmt::Display for Segment<'_> {
         }
         for (left, right) in self.options.blocks() {
             write!(f, " sack {left}..{right}")?;
+        }
+        if self.ecn != 0 {
+            write!(f, " {}", ["", "ect1", "ect0", "ce"][usize::from(self.ecn)])?;
+        }
+        for (protocol, control) in self.tags.iter().flatten() {
+            write!(f, " tag {protocol:04x}:{control:04x}")?;
         }
         if !self.options_sound {
             write!(f, " (options unsound)")?;
@@ -320,15 +365,15 @@ impl Layout {
     }
 }
 
-fn sum_of_pseudo(addresses: &[u8], tcp_len: usize) -> u32 {
+pub(crate) fn sum_of_pseudo(addresses: &[u8], tcp_len: usize) -> u32 {
     sum(addresses, 6 + tcp_len as u32)
 }
 
-fn sum(bytes: &[u8], start: u32) -> u32 {
+pub(crate) fn sum(bytes: &[u8], start: u32) -> u32 {
     bytes.chunks(2).fold(start, |sum, pair| sum + (u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| u32::from(b))))
 }
 
-fn fold(mut sum: u32) -> u16 {
+pub(crate) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -346,14 +391,14 @@ mod tests {
                 let mut segment =
                     Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 0xffff_fff0, Some(17));
                 segment.window = 512;
-                segment.psh = true;
+                (segment.psh, segment.ece, segment.cwr, segment.ecn) = (true, true, true, CE);
                 segment.payload = b"odd";
                 segment.options.stamps = Some((1, 2));
                 segment.options.sack[0] = Some((0xffff_ff00, 0x10));
                 let frame = segment.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len) = (0, 0);
+                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
                 assert_eq!(read, segment);
 
                 let mut syn = Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 1, None);
@@ -362,7 +407,7 @@ mod tests {
                 let frame = syn.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len) = (0, 0);
+                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
                 assert_eq!(read, syn);
             }
         }

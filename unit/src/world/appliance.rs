@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
 
+use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
 
 /// Bytes of a buffer, and of the room before a frame in it.
@@ -16,14 +17,44 @@ pub struct Frame {
     buffer: Box<[u8]>,
     start: usize,
     len: usize,
+    /// What did not fit the buffer: the further ones of a jumbo frame, which the engine does not see.
+    tail: Vec<u8>,
     corrupt: bool,
     ancestor: Option<Ancestor>,
 }
 
 impl Frame {
+    fn fresh(id: u32) -> Self {
+        Self {
+            id,
+            buffer: vec![0xa5; BUFFER].into_boxed_slice(),
+            start: HEADROOM,
+            len: 0,
+            tail: Vec::new(),
+            corrupt: false,
+            ancestor: None,
+        }
+    }
+
     /// What is on the wire.
-    pub fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.start + self.len]
+    pub fn bytes(&self) -> Vec<u8> {
+        [&self.buffer[self.start..self.start + self.len], &self.tail].concat()
+    }
+
+    /// What the engine sees of it.
+    fn head(&mut self) -> Head<'_> {
+        let total = self.len + self.tail.len();
+        Head::new(&mut self.buffer, self.start, self.len, total)
+    }
+
+    /// Takes over how the engine left the head.
+    fn settle(&mut self, (start, len, total): (usize, usize, usize)) {
+        if total == len {
+            // Written anew, in one buffer.
+            self.tail.clear();
+        }
+        assert_eq!(total, len + self.tail.len(), "a jumbo frame's further buffers are out of reach");
+        (self.start, self.len) = (start, len);
     }
 }
 
@@ -85,6 +116,7 @@ impl Egress for Spare<'_> {
         frame.buffer.fill(0xa5);
         frame.start = HEADROOM;
         frame.len = write(&mut frame.buffer[HEADROOM..]);
+        frame.tail.clear();
         frame.corrupt = false;
         frame.ancestor = None;
         self.out.push((to, frame));
@@ -96,16 +128,7 @@ impl Appliance {
     /// A box with empty tables.
     pub fn new(build: Build, now: u64) -> Self {
         let proxy = Proxy::new(&build.config, &Secrets::new(build.secrets), Instant::from_micros(now));
-        let pool = (0..build.frames as u32)
-            .map(|id| Frame {
-                id,
-                buffer: vec![0xa5; BUFFER].into_boxed_slice(),
-                start: HEADROOM,
-                len: 0,
-                corrupt: false,
-                ancestor: None,
-            })
-            .collect();
+        let pool = (0..build.frames as u32).map(Frame::fresh).collect();
         Self {
             proxy,
             build,
@@ -125,7 +148,7 @@ impl Appliance {
     /// A frame arrives: it waits in the ring for the next turn, unless there is no buffer for it.
     pub fn receive(&mut self, side: Side, bytes: &[u8], corrupt: bool, forged: bool) {
         let ring = &mut self.rings[side as usize];
-        if ring.len() >= self.build.ring || bytes.len() > BUFFER - HEADROOM {
+        if ring.len() >= self.build.ring {
             self.missed += 1;
             return;
         }
@@ -134,10 +157,12 @@ impl Appliance {
             return;
         };
         frame.start = HEADROOM;
-        frame.len = bytes.len();
-        frame.buffer[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+        let (first, tail) = bytes.split_at(bytes.len().min(BUFFER - HEADROOM));
+        frame.len = first.len();
+        frame.buffer[HEADROOM..HEADROOM + first.len()].copy_from_slice(first);
+        frame.tail = tail.to_vec();
         frame.corrupt = corrupt;
-        frame.ancestor = Segment::read(bytes).as_ref().map(|segment| Ancestor { forged, ..Ancestor::from(segment) });
+        frame.ancestor = ancestor(bytes, forged);
         ring.push_back(frame);
     }
 
@@ -157,20 +182,16 @@ impl Appliance {
                 out.extend(batch.drain(..).map(|frame| (side.other(), frame)));
                 continue;
             }
-            let looks: Vec<_> = batch
-                .iter_mut()
-                .map(|frame| self.proxy.look(side, &Head::new(&mut frame.buffer, frame.start, frame.len, frame.len)))
-                .collect();
+            let looks: Vec<_> = batch.iter_mut().map(|frame| self.proxy.look(side, &frame.head())).collect();
             for look in &looks {
                 self.proxy.reach(look);
             }
             for (mut frame, look) in batch.into_iter().zip(&looks) {
-                let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len);
+                let mut head = frame.head();
                 let mut spare = Spare { pool: &mut self.pool, out: &mut out };
                 let verdict = self.proxy.on_frame(side, look, &mut head, time, &mut spare);
-                let (start, len) = (head.start(), head.len());
-                assert_eq!(len, head.total(), "a frame in one piece stays so");
-                (frame.start, frame.len) = (start, len);
+                let left = (head.start(), head.len(), head.total());
+                frame.settle(left);
                 match verdict {
                     Verdict::Forward => out.push((side.other(), frame)),
                     Verdict::Reflect => {
@@ -199,12 +220,7 @@ impl Appliance {
         }
         let sent = out
             .iter()
-            .map(|(to, frame)| Sent {
-                to: *to,
-                bytes: frame.bytes().to_vec(),
-                corrupt: frame.corrupt,
-                ancestor: frame.ancestor,
-            })
+            .map(|(to, frame)| Sent { to: *to, bytes: frame.bytes(), corrupt: frame.corrupt, ancestor: frame.ancestor })
             .collect();
         self.transmitting.extend(out.into_iter().map(|(_, frame)| (now + self.build.transmission, frame)));
         sent
@@ -215,9 +231,10 @@ impl Appliance {
         while let Some(ticket) = self.proxy.next_release() {
             let (minted, mut frame) = self.held.remove(&ticket.index).expect("a ticket is released once");
             assert_eq!(minted, ticket);
-            let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len);
+            let mut head = frame.head();
             let verdict = self.proxy.on_release(ticket, &mut head, now, &mut Spare { pool: &mut self.pool, out });
-            (frame.start, frame.len) = (head.start(), head.len());
+            let left = (head.start(), head.len(), head.total());
+            frame.settle(left);
             match verdict {
                 Verdict::Forward => out.push((Side::Lan, frame)),
                 Verdict::Reflect => {
@@ -255,5 +272,24 @@ impl Appliance {
             None => Ok(()),
             Some(id) => Err(format!("frame {id} is in {} places", seen[id])),
         }
+    }
+}
+
+/// What a frame is, to be compared with what it has become: a segment, or the first of its fragments.
+fn ancestor(bytes: &[u8], forged: bool) -> Option<Ancestor> {
+    let layers = Layers::read(bytes)?;
+    let read = |bytes: &[u8], fragmented| {
+        Segment::read(bytes).map(|segment| Ancestor { forged, fragmented, ..Ancestor::from(&segment) })
+    };
+    match layers.fragment {
+        None => read(bytes, false),
+        Some((0, ..)) => {
+            // In one piece the fragment reads as a segment with less payload.
+            let mut bytes = bytes.to_vec();
+            let field = if layers.v6 { layers.payload - 6 } else { layers.ip + 6 };
+            bytes[field..field + 2].fill(0);
+            read(&bytes, true)
+        }
+        Some(_) => None,
     }
 }

@@ -5,10 +5,34 @@
 //! Seen from the cable, stack and layer together are the host; the oracle stands outside.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::chance::Chance;
+use super::envelope::Envelope;
+use crate::oracle::wire::{CE, ECT0, ECT1};
 use crate::oracle::{Layout, Segment, pattern};
+
+/// The MSS a host announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// What its MTU allows.
+    Own,
+    /// No more than this.
+    Below(u16),
+    /// None: 536 is meant (RFC 9293 section 3.7.1).
+    Absent,
+}
+
+/// Whether and how a host speaks ECN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ecn {
+    /// Not at all.
+    None,
+    /// As in RFC 3168; a repeated SYN asks no more.
+    Classic,
+    /// It asks for accurate ECN (RFC 9768), and falls back to the classic one.
+    Accurate,
+}
 
 /// A manner of speaking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +51,15 @@ pub struct Dialect {
     pub clock: u32,
     /// The initial sequence number; the stack's own if none.
     pub isn: Option<u32>,
+    /// The MSS announced.
+    pub mss: Announced,
+    /// The window scale announced, if the receive buffer is no smaller than four of its units; else the greatest for
+    /// which it is. The stack's own if none.
+    pub shift: Option<u8>,
+    /// Explicit congestion notification.
+    pub ecn: Ecn,
+    /// What segments are wrapped in.
+    pub envelope: Envelope,
 }
 
 impl Dialect {
@@ -45,7 +78,39 @@ impl Dialect {
                 chance.word() as u32
             },
             isn: None,
+            mss: match chance.within(0..8) {
+                0 => Announced::Absent,
+                1 => Announced::Below(*chance.pick(&[216, 256, 536, 1220, 1300, 1360, 1452, 8940, 8960])),
+                _ => Announced::Own,
+            },
+            shift: chance.one_in(2, 3).then(|| chance.within(0..15) as u8),
+            ecn: *chance.pick(&[Ecn::None, Ecn::Classic, Ecn::Accurate]),
+            envelope: Envelope::draw(chance),
         }
+    }
+
+    /// A manner without any peculiarity: all options, the stack's own numbers.
+    pub fn plain() -> Self {
+        Self {
+            scale: true,
+            sack: true,
+            stamps: true,
+            layout: Layout::default(),
+            duplicates: false,
+            clock: 0,
+            isn: None,
+            mss: Announced::Own,
+            shift: None,
+            ecn: Ecn::None,
+            envelope: Envelope::default(),
+        }
+    }
+
+    /// The same for a host with a receive buffer of this size.
+    #[must_use]
+    pub fn with_buffer(self, bytes: usize) -> Self {
+        let most = bytes.ilog2().saturating_sub(2).min(14) as u8;
+        Self { shift: self.shift.map(|shift| shift.min(most)), ..self }
     }
 
     /// Draws an initial sequence number: in half of all cases one that wraps within the transfer.
@@ -68,11 +133,14 @@ struct Call {
     /// Whether each side permitted SACK: blocks may be sent if both did.
     sack_here: bool,
     sack_there: bool,
-    /// The window scale each side announced.
+    /// The window scale each side announced, and the one the stack here reckons with.
+    scale_stack: u8,
     scale_here: Option<u8>,
     scale_there: Option<u8>,
-    /// The right edge of the window promised.
+    /// The right edge of the stack's window.
     edge: Option<u32>,
+    /// The right edge of the window promised in a field of this host's own scale.
+    told: Option<u32>,
     /// The highest acknowledgement received.
     heard: Option<u32>,
     /// The highest acknowledgement sent.
@@ -81,12 +149,26 @@ struct Call {
     duplicate: Option<(u32, u32)>,
     /// Blocks reported lately.
     reported: Vec<(u32, u32)>,
+    /// How many SYNs have been sent.
+    syns: u32,
+    /// Whether the peer's SYN said that it speaks ECN.
+    ecn_there: bool,
+    /// Both do.
+    ecn: bool,
+    /// Congestion was met and the peer has not said that it has slowed down.
+    echoing: bool,
+    /// The peer echoes congestion: said to be known with the next new data.
+    slowed: bool,
+    /// One past the highest number sent.
+    sent: Option<u32>,
 }
 
 /// The manners of one host, by connection (local end first).
 #[derive(Debug, Default)]
 pub struct Tongue {
     calls: BTreeMap<(SocketAddr, SocketAddr), Call>,
+    /// What routers have said of the way to these hosts: the largest packet it takes (RFC 1191, RFC 8201).
+    routes: BTreeMap<IpAddr, usize>,
 }
 
 impl Tongue {
@@ -100,21 +182,31 @@ impl Tongue {
                 shift: 0,
                 sack_here: false,
                 sack_there: false,
+                scale_stack: 0,
                 scale_here: None,
                 scale_there: None,
                 edge: None,
+                told: None,
                 heard: None,
                 acked: None,
                 duplicate: None,
                 reported: Vec::new(),
+                syns: 0,
+                ecn_there: false,
+                ecn: false,
+                echoing: false,
+                slowed: false,
+                sent: None,
             },
         );
     }
 
-    /// What the cable gets for this frame of the stack.
-    pub fn outward(&mut self, frame: Vec<u8>) -> Vec<u8> {
-        let Some(mut segment) = Segment::read(&frame) else { return frame };
-        let Some(call) = self.calls.get_mut(&(segment.source, segment.destination)) else { return frame };
+    /// What the cable gets for this frame of the stack, and what it is to be wrapped in.
+    pub fn outward(&mut self, frame: Vec<u8>) -> (Vec<Vec<u8>>, Envelope) {
+        let Some(mut segment) = Segment::read(&frame) else { return (vec![frame], Envelope::default()) };
+        let Some(call) = self.calls.get_mut(&(segment.source, segment.destination)) else {
+            return (vec![frame], Envelope::default());
+        };
         if segment.syn && call.isn != Some(segment.seq) {
             call.isn = Some(segment.seq);
             call.shift = call.dialect.isn.map_or(0, |isn| isn.wrapping_sub(segment.seq));
@@ -130,12 +222,7 @@ impl Tongue {
             }
         }
         if segment.syn {
-            if !call.dialect.scale {
-                segment.options.scale = None;
-            }
-            segment.options.sack_permitted &= call.dialect.sack;
-            call.sack_here = segment.options.sack_permitted;
-            call.scale_here = segment.options.scale;
+            call.offer(&mut segment);
         }
         if let Some((value, echo)) = segment.options.stamps {
             segment.options.stamps = Some((value.wrapping_add(call.dialect.clock), echo));
@@ -146,11 +233,19 @@ impl Tongue {
             if call.acked.is_none_or(|acked| (ack.wrapping_sub(acked) as i32) > 0) {
                 call.acked = Some(ack);
             }
-            let shift = match call.scale_there {
-                Some(_) if !segment.syn => call.scale_here.unwrap_or(0),
-                _ => 0,
-            };
-            let edge = ack.wrapping_add(u32::from(segment.window) << shift);
+            let mut bytes = u32::from(segment.window);
+            if let (Some(shift), Some(_), false) = (call.scale_here, call.scale_there, segment.syn) {
+                bytes <<= call.scale_stack;
+                // What was promised is not taken back, though it may be more than there is (RFC 7323 section 2.4).
+                let promised = call.told.map_or(0, |told| told.wrapping_sub(ack));
+                let units = if (promised as i32) > 0 { promised.div_ceil(1 << shift) } else { 0 };
+                segment.window = (bytes >> shift).max(units).min(u32::from(u16::MAX)) as u16;
+                let told = ack.wrapping_add(u32::from(segment.window) << shift);
+                if call.told.is_none_or(|old| (told.wrapping_sub(old) as i32) > 0) {
+                    call.told = Some(told);
+                }
+            }
+            let edge = ack.wrapping_add(bytes);
             if call.edge.is_none_or(|old| (edge.wrapping_sub(old) as i32) > 0) {
                 call.edge = Some(edge);
             }
@@ -158,7 +253,16 @@ impl Tongue {
                 call.add_blocks(&mut segment, ack);
             }
         }
-        rewrite(&frame, &segment, call.dialect.layout)
+        let envelope = call.dialect.envelope;
+        let mtu = self.routes.get(&segment.destination.ip()).copied().unwrap_or(usize::MAX);
+        let most = mtu.saturating_sub(segment.options_len + if segment.source.is_ipv6() { 60 } else { 40 }).max(8);
+        let mut frames = Vec::new();
+        for piece in pieces(&segment, most) {
+            let call = self.calls.get_mut(&(segment.source, segment.destination)).expect("a call, as just seen");
+            let piece = call.signal(piece);
+            frames.push(rewrite(&frame, &piece, call.dialect.layout));
+        }
+        (frames, envelope)
     }
 
     /// What the stack gets for this frame of the cable.
@@ -174,6 +278,7 @@ impl Tongue {
             }
             *ack = ack.wrapping_sub(call.shift);
         }
+        call.heed(&segment);
         for (left, right) in segment.options.sack.iter_mut().flatten() {
             *left = left.wrapping_sub(call.shift);
             *right = right.wrapping_sub(call.shift);
@@ -205,6 +310,7 @@ impl Tongue {
             let end = segment.seq.wrapping_add(segment.payload.len() as u32);
             segment.fin = (end.wrapping_sub(edge) as i32) <= 0;
         }
+        (segment.ece, segment.cwr, segment.ae, segment.ecn) = (false, false, false, 0);
         // The stack reads four blocks and writes three; a fourth means nothing to it.
         segment.options.sack[3] = None;
         rewrite(&frame, &segment, Layout::default())
@@ -212,6 +318,74 @@ impl Tongue {
 }
 
 impl Call {
+    /// Turns the stack's SYN or SYN-ACK into this host's.
+    fn offer(&mut self, segment: &mut Segment) {
+        let dialect = &self.dialect;
+        self.scale_stack = segment.options.scale.unwrap_or(0);
+        segment.options.scale = segment.options.scale.filter(|_| dialect.scale).map(|own| dialect.shift.unwrap_or(own));
+        segment.options.sack_permitted &= dialect.sack;
+        segment.options.mss = match dialect.mss {
+            Announced::Own => segment.options.mss,
+            Announced::Below(most) => segment.options.mss.map(|own| own.min(most)),
+            Announced::Absent => None,
+        };
+        self.sack_here = segment.options.sack_permitted;
+        self.scale_here = segment.options.scale;
+        self.syns += 1;
+        let asks = dialect.ecn != Ecn::None;
+        if segment.ack.is_none() {
+            // RFC 3168 section 6.1.1.1: whoever is not answered may ask without.
+            segment.ece = asks && self.syns <= 2;
+            segment.cwr = segment.ece;
+            segment.ae = segment.ece && dialect.ecn == Ecn::Accurate;
+        } else {
+            self.ecn = asks && self.ecn_there;
+            segment.ece = self.ecn;
+        }
+    }
+
+    /// Sets what a segment says of congestion.
+    fn signal<'a>(&mut self, mut segment: Segment<'a>) -> Segment<'a> {
+        let end = segment.seq.wrapping_add(segment.length());
+        let fresh = self.sent.is_none_or(|sent| (end.wrapping_sub(sent) as i32) > 0);
+        let begins = self.sent.is_none_or(|sent| (segment.seq.wrapping_sub(sent) as i32) >= 0);
+        if fresh {
+            self.sent = Some(end);
+        }
+        if self.ecn && !segment.syn && !segment.rst {
+            segment.ece = self.echoing && segment.ack.is_some();
+            // RFC 3168 section 6.1.5: repeated data is not marked as capable, nor is an acknowledgement alone.
+            if begins && !segment.payload.is_empty() {
+                segment.ecn = if self.dialect.clock & 1 == 0 { ECT0 } else { ECT1 };
+                segment.cwr = std::mem::take(&mut self.slowed);
+            }
+        }
+        segment
+    }
+
+    /// Takes note of what a segment says of congestion.
+    fn heed(&mut self, segment: &Segment) {
+        if segment.syn {
+            let asks = self.dialect.ecn != Ecn::None;
+            if segment.ack.is_none() {
+                self.ecn_there = segment.ece && segment.cwr;
+            } else {
+                self.ecn = asks && segment.ece && !segment.cwr;
+            }
+            return;
+        }
+        if !self.ecn {
+            return;
+        }
+        if segment.cwr {
+            self.echoing = false;
+        }
+        if segment.ecn == CE {
+            self.echoing = true;
+        }
+        self.slowed |= segment.ece;
+    }
+
     /// Completes the one block the stack reports: a D-SACK before it, blocks reported earlier behind it.
     fn add_blocks(&mut self, segment: &mut Segment, ack: u32) {
         let fresh: Vec<_> = segment.options.blocks().collect();
@@ -235,6 +409,20 @@ impl Call {
         }
         self.reported.truncate(4);
     }
+}
+
+/// The segment in pieces of at most so many bytes of data.
+fn pieces<'a>(segment: &Segment<'a>, most: usize) -> Vec<Segment<'a>> {
+    if segment.payload.len() <= most {
+        return vec![segment.clone()];
+    }
+    let count = segment.payload.len().div_ceil(most);
+    let piece = |(number, payload): (usize, &'a [u8])| {
+        let last = number + 1 == count;
+        let seq = segment.seq.wrapping_add((number * most) as u32);
+        Segment { seq, payload, psh: segment.psh && last, fin: segment.fin && last, ..segment.clone() }
+    };
+    segment.payload.chunks(most).enumerate().map(piece).collect()
 }
 
 /// The frame with this segment in place of its own.

@@ -13,7 +13,9 @@ use tcpstate::Side;
 
 use super::chance::Chance;
 use super::dialect::{Dialect, Tongue};
-use crate::oracle::{Segment, pattern};
+use super::envelope::{Reassembly, Whole, undress};
+use crate::oracle::layers::Tags;
+use crate::oracle::{Ancestor, Segment, pattern};
 
 thread_local! {
     /// The world's clock in microseconds: smoltcp takes its TSval from a function without arguments.
@@ -108,6 +110,14 @@ pub enum Service {
     Closed,
 }
 
+/// What a host puts on its cable for one packet.
+pub struct Departure {
+    /// The packet in one frame, without anything around it.
+    pub whole: Vec<u8>,
+    /// The frames.
+    pub frames: Vec<Vec<u8>>,
+}
+
 /// A host of the world.
 pub struct Host {
     /// Its Ethernet address.
@@ -120,6 +130,12 @@ pub struct Host {
     nic: Nic,
     sockets: SocketSet<'static>,
     tongue: Tongue,
+    reassembly: Reassembly,
+    /// The next IPv4 identification.
+    ids: u16,
+    mtu: usize,
+    /// The network each of its connections runs in, by (local, remote).
+    pub networks: BTreeMap<(SocketAddr, SocketAddr), Tags>,
     chance: Chance,
     /// Its connections, ended ones too.
     pub calls: Vec<Call>,
@@ -153,6 +169,10 @@ impl Host {
             nic,
             sockets: SocketSet::new(Vec::new()),
             tongue: Tongue::default(),
+            reassembly: Reassembly::default(),
+            ids: chance.word() as u16,
+            mtu,
+            networks: BTreeMap::new(),
             chance,
             calls: Vec::new(),
             services: BTreeMap::new(),
@@ -168,6 +188,7 @@ impl Host {
 
     /// Opens a connection.
     pub fn connect(&mut self, local: SocketAddr, remote: SocketAddr, dialect: Dialect, behaviour: Behaviour) {
+        let dialect = dialect.with_buffer(behaviour.buffers.0);
         self.tongue.settle(local, remote, dialect);
         let handle = self.sockets.add(socket(&behaviour, &dialect));
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
@@ -183,7 +204,12 @@ impl Host {
         calls.all(|call| call.handle.is_none())
     }
 
-    /// Takes a frame off the cable.
+    /// Puts a frame off the cable together with others, if it is a fragment; the whole packet when all have come.
+    pub fn assemble(&mut self, bytes: Vec<u8>, corrupt: bool, ancestor: Option<Ancestor>, now: u64) -> Option<Whole> {
+        self.reassembly.take(bytes, corrupt, ancestor, now)
+    }
+
+    /// Takes a whole packet.
     pub fn receive(&mut self, frame: Vec<u8>, now: u64) {
         let mut listener = None;
         if let Some(segment) = Segment::read(&frame)
@@ -203,7 +229,7 @@ impl Host {
                 _ => {}
             }
         }
-        let frame = self.tongue.inward(frame);
+        let frame = undress(self.tongue.inward(frame));
         self.nic.incoming.push_back(frame);
         self.poll(now);
         if let Some(handle) = listener
@@ -217,6 +243,7 @@ impl Host {
     fn listen(&mut self, local: SocketAddr, remote: SocketAddr, mut dialect: Dialect) -> Option<SocketHandle> {
         let behaviour = *self.expected.get(&(local, remote))?;
         dialect.draw_isn(&mut self.chance);
+        dialect = dialect.with_buffer(behaviour.buffers.0);
         self.tongue.settle(local, remote, dialect);
         let mut socket = socket(&behaviour, &dialect);
         socket.listen(IpEndpoint::from(local)).expect("a fresh socket listens");
@@ -226,7 +253,7 @@ impl Host {
     }
 
     /// Lets the stack and the applications do what is due, and takes what the host sends.
-    pub fn turn(&mut self, now: u64) -> Vec<Vec<u8>> {
+    pub fn turn(&mut self, now: u64) -> Vec<Departure> {
         for _ in 0..4 {
             self.poll(now);
             if !self.work(now) {
@@ -234,8 +261,17 @@ impl Host {
             }
         }
         self.poll(now);
-        let frames = std::mem::take(&mut self.nic.outgoing);
-        frames.into_iter().map(|frame| self.tongue.outward(frame)).collect()
+        let mut departures = Vec::new();
+        for frame in std::mem::take(&mut self.nic.outgoing) {
+            let (frames, envelope) = self.tongue.outward(frame);
+            for whole in frames {
+                let ends = Segment::read(&whole).map(|segment| (segment.source, segment.destination));
+                let tags = ends.and_then(|ends| self.networks.get(&ends)).copied().unwrap_or_default();
+                let frames = envelope.dress(tags, whole.clone(), self.mtu, &mut self.ids, &mut self.chance);
+                departures.push(Departure { whole, frames });
+            }
+        }
+        departures
     }
 
     /// When [`Host::turn`] has something to do without a frame having come.
@@ -465,6 +501,12 @@ impl TxToken for Sending<'_> {
             frame.resize(60, 0);
         }
         self.0.push(frame);
+        // The stack sends as long as the card takes: should it never end, the world must.
+        assert!(
+            self.0.len() < 4096,
+            "a stack that never stops sending: {:?}",
+            self.0.last().and_then(|f| Segment::read(f))
+        );
         result
     }
 }

@@ -1,6 +1,8 @@
 //! A direction of a cable, and what may happen to a frame on it.
 
 use super::chance::Chance;
+use crate::oracle::layers::Layers;
+use crate::oracle::wire::CE;
 
 /// What a direction of a cable does to frames, until it heals. Probabilities in millionths.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,12 +15,14 @@ pub struct Faults {
     pub reordering: u32,
     /// One bit of its IP packet is turned over.
     pub corruption: u32,
+    /// Congestion is marked on it, if its sender takes part in that (RFC 3168).
+    pub marks: u32,
     /// The most it is delayed beyond the rest, in microseconds.
     pub jitter: u64,
 }
 
 impl Faults {
-    /// Draws faults; each kind is absent in many worlds.
+    /// Draws faults; each kind is absent from many cables.
     pub fn draw(chance: &mut Chance) -> Self {
         let mut some = |worst: u64| if chance.one_in(1, 2) { chance.within(1..worst) as u32 } else { 0 };
         Self {
@@ -26,7 +30,23 @@ impl Faults {
             duplication: some(80_000),
             reordering: some(100_000),
             corruption: some(40_000),
+            marks: some(100_000),
             jitter: u64::from(some(5000)),
+        }
+    }
+
+    /// The same without the kinds whose bit is set in `off`: whole worlds without loss, or without anything but loss.
+    #[must_use]
+    pub fn without(self, off: u64) -> Self {
+        let keep = |bit: u64| off >> bit & 1 == 0;
+        let part = |bit: u64, ppm: u32| if keep(bit) { ppm } else { 0 };
+        Self {
+            loss: part(0, self.loss),
+            duplication: part(1, self.duplication),
+            reordering: part(2, self.reordering),
+            corruption: part(3, self.corruption),
+            marks: part(4, self.marks),
+            jitter: if keep(5) { self.jitter } else { 0 },
         }
     }
 }
@@ -52,6 +72,25 @@ pub struct Arrival {
     pub at: u64,
     /// Which bit of the frame is turned over.
     pub flip: Option<usize>,
+    /// Whether congestion is marked on it.
+    pub marked: bool,
+}
+
+impl Arrival {
+    /// The copy of the frame that arrives, and whether a bit of it is turned over.
+    pub fn of(&self, frame: &[u8]) -> (Vec<u8>, bool) {
+        let mut bytes = frame.to_vec();
+        if self.marked
+            && let Some(layers) = Layers::read(frame)
+            && layers.ecn(frame) != 0
+        {
+            layers.set_ecn(&mut bytes, CE);
+        }
+        if let Some(bit) = self.flip {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        (bytes, self.flip.is_some())
+    }
 }
 
 impl Link {
@@ -81,17 +120,24 @@ impl Link {
             self.last
         };
         let flip = if self.chance.ppm(faults.corruption) { self.flip(frame) } else { None };
-        Arrival { at, flip }
+        Arrival { at, flip, marked: self.chance.ppm(faults.marks) }
     }
 
     /// A bit of a TCP packet that a checksum covers.
     fn flip(&mut self, frame: &[u8]) -> Option<usize> {
-        let bytes = match (frame[12], frame[13]) {
-            (0x08, 0x00) if frame[23] == 6 => 14..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+        let layers = Layers::read(frame).filter(|layers| layers.protocol == 6)?;
+        let plain = layers.payload - layers.ip == if layers.v6 { 40 } else { 20 };
+        let start = match layers {
+            // What a fragment's own header says is its own affair.
+            Layers { fragment: Some(_), .. } => layers.payload,
+            Layers { v6: false, .. } => layers.ip,
             // Of the IPv6 header only the addresses enter the checksum.
-            (0x86, 0xdd) if frame[20] == 6 => 22..54 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
-            _ => return None,
+            _ if plain => layers.ip + 8,
+            _ => layers.payload,
         };
-        Some(self.chance.within(bytes.start as u64 * 8..bytes.end as u64 * 8) as usize)
+        // A turned bit makes a whole packet a fragment: then nobody can sum it up but the host.
+        let flags = (layers.ip + 6) * 8..(layers.ip + 8) * 8;
+        let bit = (start < layers.end).then(|| self.chance.within(start as u64 * 8..layers.end as u64 * 8) as usize)?;
+        (layers.v6 || !flags.contains(&bit)).then_some(bit)
     }
 }

@@ -6,9 +6,10 @@ use tcpstate::{Config, Side};
 
 use super::appliance::Build;
 use super::chance::Chance;
-use super::dialect::Dialect;
+use super::dialect::{Announced, Dialect};
 use super::host::Close;
 use super::link::Faults;
+use crate::oracle::layers::Tags;
 
 /// Microseconds of a second.
 pub const SECOND: u64 = 1_000_000;
@@ -49,6 +50,8 @@ pub struct Plan {
     pub keepalive: u64,
     /// Nagle's algorithm at the opener and at the opened.
     pub nagle: [bool; 2],
+    /// The network the connection runs in: the tags both hosts put on its frames.
+    pub tags: Tags,
     /// Whether, when all is over, the same ports are used for a second connection.
     pub again: bool,
 }
@@ -57,6 +60,11 @@ impl Plan {
     /// Whether the connection is meant to end in a reset.
     pub fn aborts(&self) -> bool {
         self.close.iter().any(|close| matches!(close, Close::Abort(_)))
+    }
+
+    /// Whether the opener announces a smaller MSS than a cookie can express: it may find nobody at home.
+    pub fn is_tiny(&self) -> bool {
+        self.opener == Side::Wan && self.dialect.mss == Announced::Below(64)
     }
 }
 
@@ -71,6 +79,18 @@ pub enum Door {
     Silent,
     /// Nobody listens.
     Closed,
+}
+
+impl Door {
+    /// The manners of speaking of whoever answers.
+    fn dialects(&mut self) -> impl Iterator<Item = &mut Dialect> {
+        let (first, second) = match self {
+            Door::Open(first, second) => (Some(first), second.as_mut().map(|(_, dialect)| dialect)),
+            Door::Late(_, first) => (Some(first), None),
+            Door::Silent | Door::Closed => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
 }
 
 /// What strangers throw at the box.
@@ -107,6 +127,18 @@ pub struct Scenario {
     pub cramped: bool,
 }
 
+/// The networks connections run in: most without a tag, some with one or two.
+const NETWORKS: [Tags; 8] = [
+    [None; 2],
+    [None; 2],
+    [None; 2],
+    [None; 2],
+    [Some((0x8100, 0x6064)), None],
+    [Some((0x8100, 0x0fff)), None],
+    [Some((0x88a8, 0x0007)), Some((0x8100, 0x2ffe))],
+    [Some((0x9100, 0x0065)), Some((0x8100, 0x0065))],
+];
+
 /// The first port with a door.
 pub const FIRST_DOOR: u16 = 80;
 
@@ -119,19 +151,28 @@ impl Scenario {
         let cramped = chance.one_in(1, 10);
         let build = draw_build(&mut chance, bridge, cramped);
         let calm = chance.one_in(1, 8);
-        let mut faults = || if calm { Faults::default() } else { Faults::draw(&mut chance) };
+        // Kinds of faults that are off altogether.
+        let off = chance.word() & chance.word();
+        let mut faults = || if calm { Faults::default() } else { Faults::draw(&mut chance).without(off) };
         let faults = [[faults(), faults()], [faults(), faults()]];
         let delays = [chance.within(20..2000), chance.within(200..60_000)];
-        let doors = [(); 2].map(|()| [(); HOSTS].map(|()| draw_doors(&mut chance, start)));
-        let mtus = [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492])));
+        let mut doors = [(); 2].map(|()| [(); HOSTS].map(|()| draw_doors(&mut chance, start)));
+        let mtus =
+            [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492, 9000, 9000])));
         let count = chance.within(4..9);
         // With a handful of buffers every burst is cut short, and smoltcp has no congestion window to learn from it.
-        let most = match build.frames {
-            0..8 => 2500,
-            8..64 => 10_000,
-            _ => u64::MAX,
-        };
-        let plans = (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &doors, most)).collect();
+        let most = if build.frames < 64 { build.frames as u64 * 400 } else { u64::MAX };
+        let mut plans: Vec<_> =
+            (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &doors, &build, most)).collect();
+        if build.frames < 64 {
+            // Nor do all pieces of a packet ever arrive, or all small segments of a burst.
+            let coarse = |dialect: &mut Dialect| {
+                dialect.envelope.fragments = None;
+                dialect.mss = Announced::Own;
+            };
+            plans.iter_mut().for_each(|plan: &mut Plan| coarse(&mut plan.dialect));
+            doors.iter_mut().flatten().flatten().flat_map(Door::dialects).for_each(coarse);
+        }
         let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
         Self { seed, start, build, faults, delays, heal, doors, mtus, plans, noise, cramped }
     }
@@ -207,7 +248,14 @@ fn draw_doors(chance: &mut Chance, start: u64) -> Vec<Door> {
         .collect()
 }
 
-fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; HOSTS]; 2], most: u64) -> Plan {
+fn draw_plan(
+    chance: &mut Chance,
+    start: u64,
+    number: u16,
+    doors: &[[Vec<Door>; HOSTS]; 2],
+    build: &Build,
+    most: u64,
+) -> Plan {
     let opener = if chance.one_in(3, 4) { Side::Wan } else { Side::Lan };
     let hosts = [0, 1].map(|_| chance.within(0..HOSTS as u64) as usize);
     let to_port = FIRST_DOOR + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..5) } as u16;
@@ -221,7 +269,14 @@ fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; 
         5 | 6 => chance.within(5000..60_000),
         _ => chance.within(60_000..300_000),
     };
-    let (up, down) = (size(chance).min(most), size(chance).min(most));
+    let mut buffers = || {
+        let sizes = [600, 4096, 16_384, 65_535, 65_536, 200_000, 1 << 20];
+        (*chance.pick(&sizes), *chance.pick(&sizes[1..6]))
+    };
+    let buffers = [buffers(), buffers()];
+    // smoltcp repeats a lost segment whatever the window, and then waits for its timer when half of it was taken.
+    let fits = |receiver: usize| if buffers[receiver].0 < 4096 { 5000 } else { u64::MAX };
+    let (up, down) = (size(chance).min(most).min(fits(1)), size(chance).min(most).min(fits(0)));
     // Who waits for whom: nobody, the server for the client's first byte or its last, the client for the server's.
     let speaks_after = match chance.within(0..5) {
         0 => [0, up.min(1)],
@@ -245,13 +300,12 @@ fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; 
             .then(|| (chance.within(1..expects), chance.within(SECOND / 10..8 * SECOND)))
     };
     let pause = [pause(down), pause(up)];
-    let mut buffers = || {
-        let sizes = [600, 4096, 16_384, 65_535, 65_536, 200_000, 1 << 20];
-        (*chance.pick(&sizes), *chance.pick(&sizes[1..6]))
-    };
-    let buffers = [buffers(), buffers()];
     let mut dialect = Dialect::draw(chance);
     dialect.draw_isn(chance);
+    if build.config.half_open_max == 0 && chance.one_in(1, 16) {
+        // Smaller than every MSS a cookie can express, or the smallest.
+        dialect.mss = Announced::Below(64);
+    }
     Plan {
         opener,
         hosts,
@@ -268,6 +322,7 @@ fn draw_plan(chance: &mut Chance, start: u64, number: u16, doors: &[[Vec<Door>; 
         buffers,
         keepalive: chance.within(2 * SECOND..12 * SECOND),
         nagle: [chance.one_in(1, 2), chance.one_in(1, 2)],
-        again: open && chance.one_in(1, 5),
+        tags: *chance.pick(&NETWORKS),
+        again: open && dialect.mss != Announced::Below(64) && chance.one_in(1, 5),
     }
 }
