@@ -235,34 +235,41 @@ impl Proxy {
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
     pub fn look(&self, side: Side, head: &Head) -> Look {
         let mut look = Look { parsed: Parsed::parse(side, head), ..Look::default() };
-        match &look.parsed {
-            Parsed::Tcp(segment) => {
-                look.hash = segment.ends.hash(self.hash_keys);
-                self.table.prefetch_bucket(look.hash);
-                if segment.flags.has(Flags::SYN) && side == Side::Wan {
-                    look.tokens = self.limiter.place(&segment.ends);
-                    self.limiter.prefetch(look.tokens);
-                }
+        if let Parsed::Tcp(segment) = &look.parsed {
+            look.hash = segment.ends.hash(self.hash_keys);
+            self.table.prefetch_bucket(look.hash);
+            if segment.flags.has(Flags::SYN) && side == Side::Wan {
+                look.tokens = self.limiter.place(&segment.ends);
+                self.limiter.prefetch(look.tokens);
             }
-            Parsed::Error(quote) => {
-                look.hash = quote.ends.hash(self.hash_keys);
-                self.table.prefetch_bucket(look.hash);
-            }
-            Parsed::Fragment(fragment) => {
-                look.hash = fragment.hash(self.hash_keys);
-                self.fragments.prefetch(look.hash);
-            }
-            Parsed::StrayError | Parsed::Pass(_) | Parsed::Bad(_) => {}
+        } else {
+            look.hash = self.look_for_owner(&look.parsed);
         }
         look
     }
 
+    /// The hash of what is no segment, but may belong to one.
+    #[inline(never)]
+    fn look_for_owner(&self, parsed: &Parsed) -> u64 {
+        match parsed {
+            Parsed::Error(quote) => {
+                let hash = quote.ends.hash(self.hash_keys);
+                self.table.prefetch_bucket(hash);
+                hash
+            }
+            Parsed::Fragment(fragment) => {
+                let hash = fragment.hash(self.hash_keys);
+                self.fragments.prefetch(hash);
+                hash
+            }
+            _ => 0,
+        }
+    }
+
     /// Between the passes: asks for the flow's own lines, now that the table's line is here.
     pub fn reach(&self, look: &Look) {
-        match &look.parsed {
-            Parsed::Tcp(segment) => self.table.prefetch_flow(look.hash, segment.ends.v6),
-            Parsed::Error(quote) => self.table.prefetch_flow(look.hash, quote.ends.v6),
-            _ => {}
+        if let Parsed::Tcp(segment) = &look.parsed {
+            self.table.prefetch_flow(look.hash, segment.ends.v6);
         }
     }
 

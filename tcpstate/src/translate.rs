@@ -54,6 +54,7 @@ pub(crate) fn replace32(frame: &mut [u8], tcp: usize, offset: usize, new: u32, p
 }
 
 /// Rewrites the options of a segment from `side`, which lie at `options` in the frame.
+#[inline(always)]
 pub(crate) fn rewrite_options(
     flow: &Flow,
     side: Side,

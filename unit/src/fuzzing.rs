@@ -1,6 +1,7 @@
 //! The bodies of the fuzz targets: what holds of any bytes whatsoever. Each takes the fuzzer's input and panics when a promise
 //! is broken. They are plain functions, so that the corpora can be replayed by an ordinary test.
 
+use crate::script;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -444,9 +445,13 @@ impl Bench {
                 self.step(side, frame);
             }
             11 => {
-                // What we send comes back, by either port.
-                let frame = self.left.clone();
-                self.step(Side::BOTH[usize::from(code >> 4 & 1)], frame);
+                // What we send comes back, by either port, or is complained of.
+                let (side, mut frame) = (Side::BOTH[usize::from(code >> 4 & 1)], self.left.clone());
+                if code & 32 != 0 {
+                    let Some(error) = complaint(side, &frame, input.byte(), input.byte().into()) else { return };
+                    frame = error;
+                }
+                self.step(side, frame);
             }
             12 if code & 32 != 0 && code & 16 != 0 => self.unkept = slot,
             12 => self.spare = if code & 16 == 0 { usize::MAX } else { slot },
@@ -460,8 +465,13 @@ impl Bench {
                 self.step_seen(side, frame, 128);
             }
             _ => {
+                // What was sent last is sent again, whole or in pieces.
                 let (side, frame) = self.last.clone();
-                self.step(side, frame);
+                if code & 16 == 0 || !is_segment(side, &frame) {
+                    return self.step(side, frame);
+                }
+                let (from, len) = (usize::from(input.byte()) * 8, usize::from(input.byte()) * 8);
+                self.step(side, script::fragment(&frame, slot as u16, from..from + len, code & 32 != 0));
             }
         }
     }
@@ -691,6 +701,40 @@ impl Bench {
             "every flow has a deadline, and nothing else has"
         );
     }
+}
+
+/// Whether a frame from `side` is a TCP segment.
+fn is_segment(side: Side, frame: &[u8]) -> bool {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    matches!(Parsed::parse(side, &Head::whole(&mut copy, len)), Parsed::Tcp(_))
+}
+
+/// The error a router on `side` sends about a segment that came out there, quoting so many bytes of its packet.
+fn complaint(side: Side, frame: &[u8], choice: u8, quoted: usize) -> Option<Vec<u8>> {
+    use script::Complaint::{HostUnreachable, Quench, TooBig, TooFar};
+    if !is_segment(side.other(), frame) {
+        return None;
+    }
+    let packet = script::packet_of(frame);
+    let source: IpAddr = match packet[0] >> 4 {
+        4 => <[u8; 4]>::try_from(&packet[12..16]).ok()?.into(),
+        _ => <[u8; 16]>::try_from(&packet[8..24]).ok()?.into(),
+    };
+    let ends = script::Ends { src: source, dst: source, sport: 0, dport: 0, src_mac: [2; 6], dst_mac: [4; 6], ttl: 60 };
+    let complaint = match choice & 3 {
+        0 => TooBig(u16::from(choice) * 8),
+        1 => HostUnreachable,
+        2 => TooFar,
+        _ if source.is_ipv4() => Quench,
+        _ => TooBig(1280),
+    };
+    let mut error = script::icmp_error_raw(&ends, 0, complaint, &packet[..quoted.min(packet.len())], &[]);
+    if choice & 128 != 0 {
+        // Damaged on its way.
+        error[50] ^= 1;
+    }
+    Some(error)
 }
 
 /// Whether a frame that goes back to `side` is a pure acknowledgement.

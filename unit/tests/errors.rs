@@ -85,6 +85,23 @@ in_every_mode! {
         }
     }
 
+    fn an_echo_in_a_quote_is_led_back_whatever_the_server_s_clock_shows(world, client, server) {
+        for (port, clock) in (3000..).zip([1, 0x4000_0000, 0x8000_0000, 0xC000_0000]) {
+            let (client, server) = world.on_port(port);
+            let (offered, dialled) = call(&world, &client, &server);
+            let answer = Terms::linux(world.mss()).on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, dialled.ts().unwrap().0));
+            server.sends(answer);
+            server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
+            let update = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+            let sent = client.frame(&data(CLIENT_ISN + 1, update.seq, 9).nop().nop().ts(CLIENT_TS + 2, update.ts().unwrap().0));
+            client.sends(sent.clone());
+            let seen = server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 9).ts(CLIENT_TS + 2, clock)).frame;
+            server.sends(about(&world, &server, Complaint::TooBig(1300), &seen, 9999));
+            assert_eq!(client.gets(an_error(Complaint::TooBig(1300))).quote, packet_of(&sent), "clock {clock:#x}");
+        }
+        let _ = (client, server);
+    }
+
     fn a_whole_quote_of_odd_length_keeps_its_checksum(world, client, server) {
         let mut talk = Talk::new(&client, &server, unlike(&world, &client, &server));
         for len in 1..12 {

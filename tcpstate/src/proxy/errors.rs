@@ -21,6 +21,7 @@ const HIDDEN: u32 = 65_535;
 
 impl Proxy {
     /// An ICMP error from `side` about a segment that went there.
+    #[inline(never)]
     pub(super) fn on_error(
         &mut self,
         side: Side,
@@ -102,6 +103,7 @@ impl Proxy {
 
     /// A segment longer than the server takes, from a client that was told otherwise: the client is told now what a smaller link on
     /// its way would tell it. True if the frame has become that error, which goes back.
+    #[inline(never)]
     pub(super) fn refuse_too_big(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
         // There is no limit to these but the client's own window: each answers a segment of a living connection, and is no longer.
@@ -113,6 +115,7 @@ impl Proxy {
     }
 
     /// A first fragment has passed as a segment of its connection: so may those that follow.
+    #[inline(never)]
     pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
         // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
         if let Some(fragment) = Fragment::first_of(head.bytes(), segment, side) {
@@ -123,6 +126,7 @@ impl Proxy {
     /// A fragment without TCP header, of a packet whose keyed hash this is.
     ///
     /// It cannot reach into a TCP header, so that alone it harms nobody; but it may fill the receiver's memory for fragments.
+    #[inline(never)]
     pub(super) fn on_fragment(&mut self, side: Side, first: bool, hash: u64, now: Instant) -> Verdict {
         if first {
             self.fragments.note(Kind::Other, hash, now);

@@ -146,6 +146,7 @@ const IPV4_ERROR: usize = 576;
 const DONT_FRAGMENT: u16 = 0x4000;
 
 /// Parses the ICMP message in front of which `layout` ends.
+#[inline(never)]
 pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     const BRIDGED: Parsed = Parsed::Pass(Event::Bridged);
     let frame = head.bytes();
@@ -230,4 +231,181 @@ fn quoted_ipv6(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
     let is_later = chain.piece.is_some_and(|piece| piece.offset > 0);
     let tcp = if is_later { ELSEWHERE } else { chain.at };
     Some(Quoted { tcp, end, addresses: (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4};
+    use proptest::prelude::*;
+
+    const CLIENT: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const SERVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const TTL: u8 = 61;
+
+    /// A client's segment with `len` bytes of payload, tagged, with twelve bytes of options.
+    fn segment(v6: bool, len: usize) -> Vec<u8> {
+        let stamps = [etherparse::TcpOptionElement::Timestamp(1, 2)];
+        let link = PacketBuilder::ethernet2(CLIENT, SERVER).single_vlan(77.try_into().unwrap());
+        let ip = if v6 { link.ipv6([0x26; 16], [0x27; 16], 57) } else { link.ipv4([20, 0, 0, 1], [192, 0, 2, 10], 57) };
+        let tcp = ip.tcp(54321, 443, 1000, 500).ack(2000).options(&stamps).unwrap();
+        let payload: Vec<u8> = (0..len).map(|n| n as u8).collect();
+        let mut frame = Vec::new();
+        tcp.write(&mut frame, &payload).unwrap();
+        if !v6 {
+            set_dont_fragment(&mut frame, true);
+        }
+        frame
+    }
+
+    fn set_dont_fragment(frame: &mut [u8], set: bool) {
+        put16(frame, 18 + 6, if set { DONT_FRAGMENT } else { 0 });
+        put16(frame, 18 + 10, 0);
+        let sum = !checksum::sum(&frame[18..38]);
+        put16(frame, 18 + 10, sum);
+    }
+
+    /// What becomes of a frame of which `seen` bytes are in sight, if anything.
+    fn refused(frame: &[u8], seen: usize, mss: u16) -> Option<Vec<u8>> {
+        let mut buffer = frame[..seen].to_vec();
+        let mut head = Head::new(&mut buffer, 0, seen, frame.len());
+        let Parsed::Tcp(segment) = Parsed::parse(Side::Wan, &head) else { panic!("no segment") };
+        if become_too_big(&segment, &mut head, mss, TTL) {
+            assert!(head.is_whole());
+            return Some(head.bytes().to_vec());
+        }
+        assert_eq!((head.bytes(), head.total()), (&frame[..seen], frame.len()), "nothing has changed");
+        None
+    }
+
+    /// What the error says, after everything else about it was checked: the MTU and the length of the quote.
+    fn read(error: &[u8], question: &[u8]) -> (u16, usize) {
+        assert!(error.len() <= question.len(), "the answer is longer than the question");
+        let sliced = SlicedPacket::from_ethernet(error).unwrap();
+        let etherparse::LinkSlice::Ethernet2(link) = sliced.link.unwrap() else { panic!("no Ethernet") };
+        assert_eq!((link.source(), link.destination()), (SERVER, CLIENT));
+        assert_eq!(error[12..16], question[12..16], "the tag");
+        let (mtu, quote) = match (sliced.net.unwrap(), sliced.transport.unwrap()) {
+            (NetSlice::Ipv4(ip), TransportSlice::Icmpv4(icmp)) => {
+                let header = ip.header().to_header();
+                assert_eq!(header.calc_header_checksum(), header.header_checksum);
+                assert_eq!((header.source, header.destination), ([192, 0, 2, 10], [20, 0, 0, 1]));
+                assert_eq!((header.time_to_live, header.dont_fragment), (TTL, true));
+                assert_eq!(icmp.icmp_type().calc_checksum(icmp.payload()), icmp.checksum());
+                assert!(header.total_len <= 576);
+                let Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                    next_hop_mtu,
+                }) = icmp.icmp_type()
+                else {
+                    panic!("{:?}", icmp.icmp_type())
+                };
+                (next_hop_mtu, icmp.payload())
+            }
+            (NetSlice::Ipv6(ip), TransportSlice::Icmpv6(icmp)) => {
+                let header = ip.header();
+                assert_eq!((header.source(), header.destination(), header.hop_limit()), ([0x27; 16], [0x26; 16], TTL));
+                assert!(icmp.is_checksum_valid(header.source(), header.destination()));
+                assert!(usize::from(header.payload_length()) + IPV6_LEN <= IPV6_MTU);
+                let Icmpv6Type::PacketTooBig { mtu } = icmp.icmp_type() else { panic!("{:?}", icmp.icmp_type()) };
+                (mtu.try_into().unwrap(), icmp.payload())
+            }
+            other => panic!("no ICMP: {other:?}"),
+        };
+        assert_eq!(quote, &question[18..][..quote.len()], "what was too big, as it came");
+        (mtu, quote.len())
+    }
+
+    #[test]
+    fn a_segment_that_does_not_fit_becomes_an_error_and_one_that_fits_stays() {
+        for (v6, header) in [(false, 20), (true, 40)] {
+            // The options count: RFC 6691.
+            let fits = segment(v6, 1300 - 12);
+            assert_eq!(refused(&fits, fits.len(), 1300), None);
+            let too_big = segment(v6, 1300 - 11);
+            let error = refused(&too_big, too_big.len(), 1300).unwrap();
+            let most = if v6 { 1280 - 48 } else { 576 - 28 };
+            assert_eq!(read(&error, &too_big), (1300 + header + 20, most));
+        }
+    }
+
+    #[test]
+    fn the_mtu_told_is_one_a_link_can_have() {
+        let v4 = segment(false, 1000);
+        assert_eq!(read(&refused(&v4, v4.len(), 10).unwrap(), &v4).0, 68);
+        let v6 = segment(true, 1400);
+        assert_eq!(read(&refused(&v6, v6.len(), 536).unwrap(), &v6).0, 1280);
+        // What a client told so sends is passed, or it would never end.
+        for (frame, mss) in [(segment(false, 68 - 52), 10), (segment(true, 1280 - 72), 536)] {
+            assert_eq!(refused(&frame, frame.len(), mss), None);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_may_be_fragmented_or_is_one_stays() {
+        let mut frame = segment(false, 1400);
+        set_dont_fragment(&mut frame, false);
+        assert_eq!(refused(&frame, frame.len(), 1300), None);
+        put16(&mut frame, 18 + 6, DONT_FRAGMENT | 0x2000);
+        assert_eq!(refused(&frame, frame.len(), 1300), None);
+    }
+
+    #[test]
+    fn of_a_long_segment_the_head_suffices() {
+        for v6 in [false, true] {
+            let frame = segment(v6, 8900);
+            let error = refused(&frame, 700, 1300).unwrap();
+            read(&error, &frame);
+            assert_eq!(refused(&frame, if v6 { 110 } else { 80 }, 1300), None, "too little in sight to quote");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_segment_too_big_becomes_a_sound_error(v6 in any::<bool>(), len in 0usize..1500, mss in 0u16..1500, seen in 90usize..1600) {
+            let frame = segment(v6, len);
+            if let Some(error) = refused(&frame, seen.min(frame.len()), mss) {
+                let (mtu, quoted) = read(&error, &frame);
+                prop_assert!(usize::from(mtu) < frame.len() - 18 && quoted >= 60);
+            }
+        }
+
+        /// The parser reads any bytes behind an ICMP header without harm.
+        #[test]
+        fn any_quote_is_read_without_harm(
+            v6 in any::<bool>(), side in any::<bool>(), kind in 0u8..14, bytes in prop::collection::vec(any::<u8>(), 0..120),
+            version in any::<bool>(), seen in 0usize..200,
+        ) {
+            let mut quote = bytes;
+            if let (Some(first), true) = (quote.first_mut(), version) {
+                *first = if v6 { 0x60 } else { 0x45 };
+                if let Some(protocol) = quote.get_mut(if v6 { 6 } else { 9 }) {
+                    *protocol = if *protocol < 128 { TCP } else { *protocol };
+                }
+                // For whom it is about.
+                for n in 0..if v6 { 16 } else { 4 } {
+                    if let Some(byte) = quote.get_mut(if v6 { 8 } else { 12 } + n) {
+                        *byte = 7;
+                    }
+                }
+            }
+            let link = PacketBuilder::ethernet2(CLIENT, SERVER);
+            let ip = if v6 { link.ipv6([9; 16], [7; 16], 57) } else { link.ipv4([9; 4], [7; 4], 57) };
+            let mut frame = Vec::new();
+            if v6 {
+                ip.icmpv6_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
+            } else {
+                ip.icmpv4_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
+            }
+            let total = frame.len();
+            let seen = seen.min(total);
+            let head = Head::new(&mut frame, 0, seen, total);
+            let side = if side { Side::Lan } else { Side::Wan };
+            if let Parsed::Error(quote) = Parsed::parse(side, &head) {
+                prop_assert!(quote.tcp + 8 <= quote.seen && usize::from(quote.seen) <= seen);
+                prop_assert!(quote.end as usize == total && (seen < total || quote.checksums_hold(&head)));
+                let sender = if side == Side::Lan { quote.ends.wan } else { quote.ends.lan };
+                prop_assert_eq!(sender[3], 0x0707_0707);
+            }
+        }
+    }
 }

@@ -313,12 +313,19 @@ impl Parsed {
         if end > head.total() {
             return MALFORMED;
         }
-        let Chain { next, at, piece } = match extension_headers(frame, ip, end) {
+        let addresses = (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24));
+        let layout = Layout { ip, payload: ip + IPV6_LEN, end, more: false, vlan, addresses, v6: true };
+        // The usual packet has no extension header.
+        if frame[ip + 6] == TCP { Self::tcp(side, head, &layout) } else { Self::ipv6_extended(side, head, layout) }
+    }
+
+    #[inline(never)]
+    fn ipv6_extended(side: Side, head: &Head, layout: Layout) -> Parsed {
+        let Chain { next, at, piece } = match extension_headers(head.bytes(), layout.ip, layout.end) {
             Ok(chain) => chain,
             Err(reason) => return Parsed::Bad(reason),
         };
-        let addresses = (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24));
-        let layout = Layout { ip, payload: at, end, more: piece.is_some(), vlan, addresses, v6: true };
+        let layout = Layout { payload: at, more: piece.is_some(), ..layout };
         match (next, piece) {
             // Whatever a later fragment says is behind it: the first one's word is taken for it (RFC 8200 section 4.5).
             (_, Some(piece)) if piece.offset > 0 => {
@@ -397,6 +404,7 @@ impl Layout {
         }
     }
 
+    #[inline(never)]
     fn fragment(&self, identification: u32, first: bool) -> Parsed {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
         Parsed::Fragment(Fragment { source, destination, identification, vlan, v6, first })
@@ -438,7 +446,6 @@ pub(super) struct Piece {
 ///
 /// All are walked that have one shape (RFC 6564) or one of their own that is known, lest a host that walks them find a segment where we
 /// saw none. Behind whatever else may stand here, no host finds TCP unless it has been told to unwrap a tunnel (ESP, IP in IP).
-#[inline(always)]
 pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, DropReason> {
     let mut next = frame[ip + 6];
     let mut at = ip + IPV6_LEN;
