@@ -263,7 +263,7 @@ pub fn fragment(frame: &[u8], identification: u16, range: Range<usize>, more: bo
         out.extend(&packet[..header]);
         out[ip + 2..ip + 4].copy_from_slice(&((header + body.len()) as u16).to_be_bytes());
         out[ip + 4..ip + 6].copy_from_slice(&identification.to_be_bytes());
-        out[ip + 6..ip + 8].copy_from_slice(&(field / 8 | (u16::from(more) << 13)).to_be_bytes());
+        out[ip + 6..ip + 8].copy_from_slice(&((field / 8) | (u16::from(more) << 13)).to_be_bytes());
         out.extend(body);
         seal_ipv4(&mut out, ip);
     } else {
