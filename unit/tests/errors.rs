@@ -667,6 +667,23 @@ in_every_mode! {
 }
 
 #[test]
+fn a_flipped_bit_makes_no_fragment() {
+    for mode in Mode::ALL.into_iter().filter(|mode| mode.family == Family::V4) {
+        let (world, client, server) = mode.world();
+        let j = unlike(&world, &client, &server);
+        let ip = 14 + 4 * mode.tags;
+        for (host, seg) in [(&client, data(j.c(0), j.o(0), 900)), (&server, data(j.s(0), j.c(0), 900))] {
+            // "More follow", and every bit of the offset.
+            for bit in 0..14 {
+                let mut frame = host.frame(&seg);
+                frame[ip + 7 - bit / 8] ^= 1 << (bit % 8);
+                host.sends_in_vain(frame, DropReason::BadChecksum);
+            }
+        }
+    }
+}
+
+#[test]
 fn an_ipv6_fragment_is_known_for_one_wherever_its_header_stands() {
     use Extension::{Authentication, Destination, Fragment, HopByHop, Mobility, Routing};
     for mode in Mode::ALL.into_iter().filter(|mode| mode.family == Family::V6) {

@@ -245,6 +245,8 @@ impl Fragment {
 const IPV4_FRAGMENT_FLOOR: usize = 60;
 /// The same for IPv6, whose first fragment must hold the TCP header within as many bytes.
 const IPV6_FRAGMENT_FLOOR: usize = 512;
+/// The bits of an IPv4 fragment's offset, in units of eight bytes.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The bit beside an IPv4 fragment's offset that says that others follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
@@ -288,19 +290,31 @@ impl Parsed {
         if header < IPV4_LEN || total < header || ip + header > frame.len() || ip + total > head.total() {
             return MALFORMED;
         }
-        let fragment = be16(frame, ip + 6);
-        let offset = usize::from(fragment & 0x1fff) * 8;
-        let more = fragment & MORE_FRAGMENTS != 0;
+        let is_fragment = be16(frame, ip + 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
         let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
-        let layout = Layout { ip, payload: ip + header, end: ip + total, more, vlan, addresses, v6: false };
-        match frame[ip + 9] {
-            TCP if offset == 0 => Self::tcp(side, head, &layout),
-            // RFC 1858, RFC 3128: what may lie over the TCP header of the first fragment.
-            TCP if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(DropReason::BadFragment),
-            // Fragments of different protocols are never put together (RFC 791 section 2.3), so that this field is to be believed.
-            TCP => layout.fragment(be16(frame, ip + 4).into(), false),
-            ICMP if offset == 0 && !more => icmp::parse(side, head, &layout),
+        let layout = Layout { ip, payload: ip + header, end: ip + total, more: false, vlan, addresses, v6: false };
+        match (frame[ip + 9], is_fragment) {
+            (TCP, false) => Self::tcp(side, head, &layout),
+            (TCP, true) => Self::ipv4_fragment(side, head, layout),
+            (ICMP, false) => icmp::parse(side, head, &layout),
             _ => Parsed::Pass(Event::Bridged),
+        }
+    }
+
+    /// Fragments of different protocols are never put together (RFC 791 section 2.3), so that this one is of TCP, as it says.
+    #[inline(never)]
+    fn ipv4_fragment(side: Side, head: &Head, layout: Layout) -> Parsed {
+        let (frame, ip) = (head.bytes(), layout.ip);
+        // A bit that was flipped on the way must not make a fragment, much of which is believed unseen, of a packet in one piece.
+        if checksum::sum(&frame[ip..layout.payload]) != u16::MAX {
+            return Parsed::Bad(DropReason::BadChecksum);
+        }
+        let field = be16(frame, ip + 6);
+        match usize::from(field & FRAGMENT_OFFSET) * 8 {
+            0 => Self::tcp(side, head, &Layout { more: true, ..layout }),
+            // RFC 1858, RFC 3128: what may lie over the TCP header of the first fragment.
+            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(DropReason::BadFragment),
+            _ => layout.fragment(be16(frame, ip + 4).into(), false),
         }
     }
 
