@@ -11,7 +11,7 @@ use tcpstate::{DropReason, Event};
 use unit::world::{Failure, Mode, Report, run};
 
 /// What the engine must have done in 256 worlds.
-const MUST_HAPPEN: [Event; 14] = [
+const MUST_HAPPEN: [Event; 16] = [
     Event::SynAnswered,
     Event::SynRepeated,
     Event::CacheStored,
@@ -26,6 +26,8 @@ const MUST_HAPPEN: [Event; 14] = [
     Event::Expired,
     Event::NoSpareFrame,
     Event::Bridged,
+    Event::Fragment,
+    Event::IcmpTranslated,
 ];
 
 fn number(name: &str) -> Option<u64> {

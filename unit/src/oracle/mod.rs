@@ -4,6 +4,7 @@
 //! indistinguishable from one without it, so every number that reaches a host must be one that the host, or its real
 //! peer, can account for: in positions of the byte stream, where the two sides' sequence numbers mean the same.
 
+pub mod icmp;
 pub mod layers;
 #[cfg(test)]
 mod tests;
@@ -78,6 +79,8 @@ pub enum Rule {
     Reset,
     /// Nothing is said of congestion, and nobody named capable of saying it, that the peer has not said (RFC 3168).
     Congestion,
+    /// An ICMP error quotes its receiver's own segment, in its receiver's own numbers, and is summed up rightly.
+    Quote,
     /// What surrounds a segment that passes the box (stations, tags, IP header and options) stays as it was.
     Surroundings,
 }
@@ -212,6 +215,8 @@ pub struct Oracle {
     retains_sack: bool,
     /// Servers that do not always speak alike.
     changing: BTreeSet<SocketAddr>,
+    /// Hosts behind a link that takes only so long packets.
+    narrow: BTreeMap<std::net::IpAddr, usize>,
     judged: u64,
 }
 
@@ -226,6 +231,7 @@ impl Oracle {
             lenient_resets: false,
             retains_sack: false,
             changing: BTreeSet::new(),
+            narrow: BTreeMap::new(),
             judged: 0,
         }
     }
@@ -247,6 +253,11 @@ impl Oracle {
     /// had sized without.
     pub fn changes_mind(&mut self, server: SocketAddr) {
         self.changing.insert(server);
+    }
+
+    /// Says that the way from the box to this host takes packets of at most so many bytes.
+    pub fn narrow_way(&mut self, host: std::net::IpAddr, mtu: usize) {
+        self.narrow.insert(host, mtu);
     }
 
     /// Lets SACK blocks pass to hosts that never permitted them (`sackconflict=retain`).
@@ -352,6 +363,49 @@ impl Oracle {
             if here < 1 || *byte != written {
                 end.garbage.insert(here);
             }
+        }
+    }
+
+    /// Judges an ICMP error a host is about to receive.
+    ///
+    /// # Errors
+    /// What it quotes is none of the host's, or a checksum is wrong.
+    pub fn complained(&mut self, error: &icmp::Error) -> Result<(), Complaint> {
+        self.judged += 1;
+        let complain = |why: String| Err(Complaint { rule: Rule::Quote, detail: format!("{why}\n  {error:?}") });
+        if !error.sums_right {
+            return complain("a checksum of the error is wrong".into());
+        }
+        if error.tcp_sum_right == Some(false) {
+            return complain("the quoted segment's checksum is wrong".into());
+        }
+        if error.source.ip() != error.receiver {
+            return complain("the quoted segment is another host's".into());
+        }
+        let Some(end) = self.ends.get(&(error.source, error.destination)) else {
+            return complain("the host has said nothing there".into());
+        };
+        // What is quoted may be of the connection before.
+        let (Some(isn), false) = (end.isn, end.again || self.lenient_resets) else { return Ok(()) };
+        let here = position(error.seq(), isn);
+        // As every kernel has it, the next number counts as in flight (RFC 5927 section 4.1): what was a SYN that the
+        // client knows to be acknowledged, stands there.
+        if here < 0 || here > end.edge {
+            return complain(format!("quotes position {here} of what the host has sent up to {}", end.edge));
+        }
+        if let (Some(ack), Some(peer_isn)) = (error.ack(), end.peer_isn) {
+            let acked = position(ack, peer_isn);
+            if acked < 1 || acked > end.acked {
+                return complain(format!("quotes an acknowledgement of {acked}, the host's last is {}", end.acked));
+            }
+        }
+        let stamps = error.tcp.get(12).and_then(|offset| stamps_of(error.tcp.get(20..usize::from(offset >> 4) * 4)?));
+        match stamps {
+            // Those a host does not use were lent to its segments by the box.
+            Some((value, _)) if end.offer.stamps.is_some() && !end.stamps.contains(&value) => {
+                complain(format!("quotes a TSval of {value}"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -483,7 +537,8 @@ impl Oracle {
 
         // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
-        judge_stamps(&segment, end, &peer, ancestor)?;
+        let most = self.narrow.get(&receiver.ip()).copied().unwrap_or(usize::MAX);
+        judge_stamps(&segment, end, &peer, most, ancestor)?;
         judge_congestion(&segment, end, ancestor)?;
         if let Some(ancestor) = ancestor
             && !ancestor.syn
@@ -572,6 +627,20 @@ impl Oracle {
     }
 }
 
+/// The timestamps among these options.
+fn stamps_of(options: &[u8]) -> Option<(u32, u32)> {
+    let number = |at: usize| Some(u32::from_be_bytes(options.get(at..at + 4)?.try_into().expect("four bytes")));
+    let mut at = 0;
+    loop {
+        at += match options.get(at)? {
+            0 => return None,
+            1 => 1,
+            8 => return Some((number(at + 2)?, number(at + 6)?)),
+            _ => usize::from(*options.get(at + 1)?).max(2),
+        };
+    }
+}
+
 /// The MSS of a SYN without the option (RFC 9293 section 3.7.1).
 fn default_mss(segment: &Segment) -> u16 {
     if segment.source.is_ipv6() { 1220 } else { 536 }
@@ -606,7 +675,17 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
     }
 }
 
-fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+fn judge_stamps(
+    segment: &Segment,
+    end: &mut End,
+    peer: &End,
+    narrow: usize,
+    ancestor: Option<Ancestor>,
+) -> Result<(), Complaint> {
+    let least = default_mss(segment);
+    // The largest segment the path is known to carry, by both ends' word and its routers'.
+    let most = usize::from(end.offer.mss.unwrap_or(least).min(peer.peer_offer.mss.unwrap_or(least)));
+    let most = most.min(narrow.saturating_sub(if segment.source.is_ipv6() { 60 } else { 40 }));
     let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
     match (segment.options.stamps, end.stamped()) {
         // To a fragment the box cannot add them.
@@ -615,13 +694,7 @@ fn judge_stamps(segment: &Segment, end: &mut End, peer: &End, ancestor: Option<A
         (None, true)
             if !peer.stamped()
                 && !segment.payload.is_empty()
-                && segment.payload.len() + segment.options_len + 12
-                    > usize::from(
-                        end.offer
-                            .mss
-                            .unwrap_or(default_mss(segment))
-                            .min(peer.peer_offer.mss.unwrap_or(default_mss(segment))),
-                    ) =>
+                && segment.payload.len() + segment.options_len + 12 > most =>
         {
             Ok(())
         }

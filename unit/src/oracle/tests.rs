@@ -228,6 +228,40 @@ fn congestion_out_of_thin_air() {
 }
 
 #[test]
+fn errors_quote_the_receivers_own_numbers() {
+    let data = stream(server(), client(), 1400);
+    let mut oracle = joined();
+    let original = server_data(1, &data);
+    oracle.sent(&frame(&original));
+    let quoting = |segment: &Segment| {
+        let trouble = icmp::Trouble::TooBig(1280);
+        icmp::Error::write(trouble, "10.0.1.254".parse().unwrap(), &frame(segment), 64)
+    };
+    let mut judge = |bytes: &[u8]| oracle.complained(&icmp::Error::read(bytes).expect("an error"));
+    judge(&quoting(&original)).expect("the server's own segment");
+    for spoil in [
+        |segment: &mut Segment| segment.seq = COOKIE + 1,
+        |segment: &mut Segment| segment.ack = Some(SERVER_ISN),
+        |segment: &mut Segment| segment.options.stamps = Some((COOKIE_CLOCK + 9, 101)),
+        |segment: &mut Segment| std::mem::swap(&mut segment.source, &mut segment.destination),
+    ] {
+        let mut segment = original.clone();
+        spoil(&mut segment);
+        let mut bytes = quoting(&segment);
+        // Whoever it quotes, it is the server that gets it.
+        if segment.source == client() {
+            bytes[30..34].copy_from_slice(&[10, 0, 0, 1]);
+            let sum = wire::fold(wire::sum(&bytes[14..24], wire::sum(&bytes[26..34], 0)));
+            bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
+        assert_eq!(judge(&bytes).expect_err("must complain").rule, Rule::Quote);
+    }
+    let mut bytes = quoting(&original);
+    bytes[14 + 20 + 7] ^= 1;
+    assert_eq!(judge(&bytes).expect_err("must complain").rule, Rule::Quote);
+}
+
+#[test]
 fn another_station_speaks() {
     let data = stream(server(), client(), 10);
     let mut oracle = joined();

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::chance::Chance;
 use super::envelope::Envelope;
+use crate::oracle::icmp::{Error, Trouble};
 use crate::oracle::wire::{CE, ECT0, ECT1};
 use crate::oracle::{Layout, Segment, pattern};
 
@@ -201,6 +202,32 @@ impl Tongue {
         );
     }
 
+    /// Takes note of an ICMP error, if the segment it quotes is in flight (RFC 5927 section 4.1).
+    ///
+    /// Returns the ends of a connection that is being opened and cannot be.
+    pub fn heed_error(&mut self, error: &Error) -> Option<(SocketAddr, SocketAddr)> {
+        let ends = (error.source, error.destination);
+        let call = self.calls.get(&ends).filter(|_| error.sums_right)?;
+        let first = call.heard.or(Some(call.isn?.wrapping_add(call.shift)))?;
+        if error.seq().wrapping_sub(first) >= call.sent?.wrapping_sub(first) {
+            return None;
+        }
+        match error.trouble {
+            Trouble::TooBig(mtu) => {
+                let least = if error.receiver.is_ipv6() { 1280 } else { 68 };
+                let route = self.routes.entry(error.destination.ip()).or_insert(usize::MAX);
+                *route = (*route).min((mtu as usize).max(least));
+                None
+            }
+            Trouble::Unreachable(_) => call.heard.is_none().then_some(ends),
+        }
+    }
+
+    /// The largest packet the way to this host is known to take.
+    pub fn route(&self, host: IpAddr) -> usize {
+        self.routes.get(&host).copied().unwrap_or(usize::MAX)
+    }
+
     /// What the cable gets for this frame of the stack, and what it is to be wrapped in.
     pub fn outward(&mut self, frame: Vec<u8>) -> (Vec<Vec<u8>>, Envelope) {
         let Some(mut segment) = Segment::read(&frame) else { return (vec![frame], Envelope::default()) };
@@ -254,7 +281,7 @@ impl Tongue {
             }
         }
         let envelope = call.dialect.envelope;
-        let mtu = self.routes.get(&segment.destination.ip()).copied().unwrap_or(usize::MAX);
+        let mtu = self.route(segment.destination.ip());
         let most = mtu.saturating_sub(segment.options_len + if segment.source.is_ipv6() { 60 } else { 40 }).max(8);
         let mut frames = Vec::new();
         for piece in pieces(&segment, most) {

@@ -65,7 +65,7 @@ impl Envelope {
         let size = self.fragments.map(|size| if layers.v6 { size.max(512) } else { size });
         let packets = match size {
             Some(size) if carries_data && !fin && payload.len() > size => {
-                fragments(&header, payload, size, u32::from(*ids), layers.v6)
+                fragments(&header, payload, size, u32::from(*ids), layers.v6, Span::default())
             }
             _ => vec![packet(&header, payload)],
         };
@@ -141,12 +141,19 @@ fn extended(header: &[u8], kind: u8) -> Vec<u8> {
     header
 }
 
-/// The fragments of a packet, in order.
-fn fragments(header: &[u8], payload: &[u8], size: usize, id: u32, v6: bool) -> Vec<Vec<u8>> {
+/// Where a payload lies in that of the whole packet: its offset in bytes, and whether more follow.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    offset: usize,
+    more: bool,
+}
+
+/// The fragments of a packet, or of a part of one, in order.
+fn fragments(header: &[u8], payload: &[u8], size: usize, id: u32, v6: bool, span: Span) -> Vec<Vec<u8>> {
     let count = payload.len().div_ceil(size);
     let pieces = payload.chunks(size).enumerate();
     let piece = |(number, piece): (usize, &[u8])| {
-        let (offset, more) = ((number * size) as u16, number + 1 < count);
+        let (offset, more) = ((span.offset + number * size) as u16, number + 1 < count || span.more);
         if v6 {
             // RFC 8200 section 4.5: here all extension headers are taken for per-fragment ones.
             let mut header = header.to_vec();
@@ -158,7 +165,7 @@ fn fragments(header: &[u8], payload: &[u8], size: usize, id: u32, v6: bool) -> V
             return packet(&header, piece);
         }
         // RFC 791: only copied options go into later fragments; none of ours has the copy bit but the router alert.
-        let mut header = if number == 0 || header.get(20) == Some(&0x94) { header.to_vec() } else { bare(header) };
+        let mut header = if offset == 0 || header.get(20) == Some(&0x94) { header.to_vec() } else { bare(header) };
         header[4..6].copy_from_slice(&(id as u16).to_be_bytes());
         header[6..8].copy_from_slice(&(offset >> 3 | u16::from(more) << 13).to_be_bytes());
         packet(&header, piece)
@@ -182,6 +189,28 @@ fn last_next_header(header: &[u8]) -> usize {
         at += if kind == 44 { 8 } else { (usize::from(header[at + 1]) + 1) * 8 };
     }
     place
+}
+
+/// The fragments of an IPv4 packet, or of a fragment of one, for a hop that takes packets of at most `mtu` bytes, as a
+/// router cuts them.
+///
+/// Returns nothing for a packet that must not be cut.
+pub fn cut(frame: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+    let layers = Layers::read(frame)?;
+    if layers.v6 || frame[layers.ip + 6] & 0x40 != 0 {
+        return None;
+    }
+    let header = &frame[layers.ip..layers.payload];
+    let size = (mtu - header.len()) & !7;
+    let (offset, more, _) = layers.fragment.unwrap_or((0, false, 0));
+    let id = u16::from_be_bytes([header[4], header[5]]);
+    let span = Span { offset, more };
+    let mut packets = fragments(header, &frame[layers.payload..layers.end], size, id.into(), false, span);
+    for packet in &mut packets {
+        *packet = [&tagged(&frame[..12], layers.tags, false), &packet[..]].concat();
+        packet.resize(packet.len().max(60), 0);
+    }
+    Some(packets)
 }
 
 /// The frame as the stack knows it: without tags, options and extension headers. Any other frame stays as it is.

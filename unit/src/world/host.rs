@@ -14,6 +14,7 @@ use tcpstate::Side;
 use super::chance::Chance;
 use super::dialect::{Dialect, Tongue};
 use super::envelope::{Reassembly, Whole, undress};
+use crate::oracle::icmp::Error;
 use crate::oracle::layers::Tags;
 use crate::oracle::{Ancestor, Segment, pattern};
 
@@ -209,6 +210,17 @@ impl Host {
         self.reassembly.take(bytes, corrupt, ancestor, now)
     }
 
+    /// Takes an ICMP error.
+    pub fn complain(&mut self, error: &Error) {
+        let Some((local, remote)) = self.tongue.heed_error(error) else { return };
+        for call in self.calls.iter_mut().filter(|call| (call.local, call.remote) == (local, remote)) {
+            if let (Some(handle), None) = (call.handle, call.ending) {
+                self.sockets.get_mut::<tcp::Socket>(handle).abort();
+                call.ending = Some(Ending::Reset);
+            }
+        }
+    }
+
     /// Takes a whole packet.
     pub fn receive(&mut self, frame: Vec<u8>, now: u64) {
         let mut listener = None;
@@ -267,7 +279,8 @@ impl Host {
             for whole in frames {
                 let ends = Segment::read(&whole).map(|segment| (segment.source, segment.destination));
                 let tags = ends.and_then(|ends| self.networks.get(&ends)).copied().unwrap_or_default();
-                let frames = envelope.dress(tags, whole.clone(), self.mtu, &mut self.ids, &mut self.chance);
+                let mtu = ends.map_or(usize::MAX, |(_, remote)| self.tongue.route(remote.ip())).min(self.mtu);
+                let frames = envelope.dress(tags, whole.clone(), mtu, &mut self.ids, &mut self.chance);
                 departures.push(Departure { whole, frames });
             }
         }

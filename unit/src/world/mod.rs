@@ -15,16 +15,17 @@ mod scenario;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tcpstate::Side;
 use tcpstate::config::SackConflict;
 
-use crate::oracle::layers::Tags;
+use crate::oracle::icmp::{Error, Trouble};
+use crate::oracle::layers::{Layers, Tags};
 use crate::oracle::{Ancestor, Between, Layout, Oracle, Segment};
 use appliance::{Appliance, Sent};
-use envelope::Whole;
+use envelope::{Whole, cut};
 use host::{Behaviour, Departure, Ending, Host, Service};
 use link::{Arrival, Link};
 
@@ -198,6 +199,13 @@ enum Place {
     HostGets,
 }
 
+/// What a router does with a packet.
+enum Routed {
+    Passes,
+    InPieces(Vec<Vec<u8>>),
+    Refused(Vec<u8>),
+}
+
 struct Seen {
     at: u64,
     place: Place,
@@ -222,6 +230,8 @@ struct World {
     chance: Chance,
     /// The network of every connection, by both orders of its ends.
     networks: BTreeMap<(SocketAddr, SocketAddr), Tags>,
+    /// Ends a router says cannot be reached, with the code.
+    unreachable: BTreeMap<SocketAddr, u8>,
     /// Plans whose ports have yet to be used a second time.
     due_again: BTreeSet<usize>,
     hash: u64,
@@ -251,6 +261,7 @@ impl World {
         let mut events = Vec::new();
         let mut due_again = BTreeSet::new();
         let mut networks = BTreeMap::new();
+        let mut unreachable = BTreeMap::new();
         for (index, plan) in scenario.plans.iter().enumerate() {
             events.push((plan.at, Event::Open(index)));
             if plan.again {
@@ -262,17 +273,26 @@ impl World {
                 networks.insert(ends, plan.tags);
                 hosts[side as usize][plan.hosts[side as usize]].networks.insert(ends, plan.tags);
             }
+            if let Door::Unreachable(code) = scenario.door(plan) {
+                unreachable.insert(remote, code);
+            }
             let behaviour = behaviour(&scenario, plan, 1);
             let side = plan.opener.other();
             hosts[side as usize][plan.hosts[side as usize]].expected.insert((remote, local), behaviour);
             if matches!(scenario.door(plan), Door::Open(_, Some(_))) {
                 oracle.changes_mind(remote);
             }
-            if matches!(scenario.door(plan), Door::Silent | Door::Late(..)) {
+            if matches!(scenario.door(plan), Door::Silent | Door::Late(..) | Door::Unreachable(_)) {
                 oracle.license_reset(local, remote);
             }
         }
         for side in Side::BOTH {
+            if let Some(hop) = scenario.hops[side as usize] {
+                for host in &hosts[side as usize] {
+                    oracle.narrow_way(host.v4.into(), hop.mtu);
+                    oracle.narrow_way(host.v6.into(), hop.mtu.max(1280));
+                }
+            }
             for (host, here) in hosts[side as usize].iter_mut().enumerate() {
                 for (port, door) in (FIRST_DOOR..).zip(&scenario.doors[side as usize][host]) {
                     let service = match *door {
@@ -284,7 +304,7 @@ impl World {
                         }
                         Door::Late(until, dialect) => Service::Silent(until, dialect),
                         Door::Silent => Service::Silent(u64::MAX, dialect::Dialect::draw(&mut Chance::new(0))),
-                        Door::Closed => Service::Closed,
+                        Door::Closed | Door::Unreachable(_) => Service::Closed,
                     };
                     here.services.insert(port, service);
                 }
@@ -313,6 +333,7 @@ impl World {
             oracle,
             chance,
             networks,
+            unreachable,
             due_again,
             hash: 0xcbf2_9ce4_8422_2325,
             seen: VecDeque::new(),
@@ -424,6 +445,11 @@ impl World {
                 let here = &mut self.hosts[side as usize][host];
                 let Some(whole) = here.assemble(bytes, corrupt, ancestor, self.now) else { return Ok(()) };
                 let Whole { bytes, corrupt, ancestor } = whole;
+                if let Some(error) = Error::read(&bytes) {
+                    self.oracle.complained(&error).map_err(|complaint| complaint.to_string())?;
+                    self.hosts[side as usize][host].complain(&error);
+                    return self.host_turn(side, host);
+                }
                 self.judge_network(&bytes, corrupt, ancestor)?;
                 self.oracle.delivered(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
                 self.hosts[side as usize][host].receive(bytes, self.now);
@@ -480,10 +506,52 @@ impl World {
             let judged = if let [frame] = &frames[..] { frame } else { &whole };
             self.oracle.sent(judged);
             for bytes in frames {
-                self.leave(side, &bytes);
+                match self.route(side, false, &bytes) {
+                    Routed::Passes => self.leave(side, &bytes),
+                    Routed::InPieces(pieces) => pieces.iter().for_each(|bytes| self.leave(side, bytes)),
+                    Routed::Refused(error) => {
+                        let at = now + self.chance.within(1..500);
+                        self.push(at, Event::ToHost { side, host, bytes: error, corrupt: false, ancestor: None });
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// What the router of this side, if there is one, does with a packet to a host, or from one.
+    fn route(&self, side: Side, to_host: bool, bytes: &[u8]) -> Routed {
+        let Some(layers) = Layers::read(bytes) else { return Routed::Passes };
+        let address = |number: u16| -> IpAddr {
+            if layers.v6 {
+                Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, side as u16, number).into()
+            } else {
+                Ipv4Addr::new(10, 0, side as u8, number as u8).into()
+            }
+        };
+        if let Some(hop) = self.scenario.hops[side as usize] {
+            let mtu = if layers.v6 { hop.mtu.max(1280) } else { hop.mtu };
+            if layers.end - layers.ip > mtu {
+                return match cut(bytes, mtu) {
+                    Some(pieces) => Routed::InPieces(pieces),
+                    None => {
+                        let trouble = Trouble::TooBig(mtu as u32);
+                        Routed::Refused(Error::write(trouble, address(0xfe), bytes, hop.quote))
+                    }
+                };
+            }
+        }
+        match Segment::read(bytes) {
+            Some(segment) if to_host && segment.syn && segment.ack.is_none() && segment.sums_right() => {
+                match self.unreachable.get(&segment.destination) {
+                    Some(&code) => {
+                        Routed::Refused(Error::write(Trouble::Unreachable(code), address(0xfd), bytes, 1500))
+                    }
+                    None => Routed::Passes,
+                }
+            }
+            _ => Routed::Passes,
+        }
     }
 
     /// A host's frame goes onto its cable.
@@ -493,6 +561,23 @@ impl World {
         for arrival in self.links[side as usize][0].carry(bytes, self.now, healed).into_iter().flatten() {
             let (bytes, corrupt) = arrival.of(bytes);
             self.push(arrival.at, Event::ToBox { side, bytes, corrupt, forged: false });
+        }
+    }
+
+    /// A frame of the box goes onto the cable to the hosts of this side.
+    fn approach(&mut self, side: Side, bytes: &[u8], corrupt: bool, ancestor: Option<Ancestor>) {
+        let healed = self.now >= self.scenario.heal;
+        for host in 0..HOSTS {
+            if bytes[0] & 1 == 0 && bytes[..6] != self.hosts[side as usize][host].mac {
+                continue;
+            }
+            for arrival in self.links[side as usize][1].carry(bytes, self.now, healed).into_iter().flatten() {
+                // Two flips can undo each other.
+                let arrival = Arrival { flip: arrival.flip.filter(|_| !corrupt), ..arrival };
+                let (bytes, flipped) = arrival.of(bytes);
+                let corrupt = corrupt || flipped;
+                self.push(arrival.at, Event::ToHost { side, host, bytes, corrupt, ancestor });
+            }
         }
     }
 
@@ -522,18 +607,15 @@ impl World {
         self.box_turn = self.appliance.next_turn(now);
         for Sent { to, bytes, corrupt, ancestor } in sent {
             self.note(Place::BoxSends, to, corrupt, &bytes);
-            let healed = now >= self.scenario.heal;
-            for host in 0..HOSTS {
-                if bytes[0] & 1 == 0 && bytes[..6] != self.hosts[to as usize][host].mac {
-                    continue;
+            match self.route(to, true, &bytes) {
+                Routed::Passes => self.approach(to, &bytes, corrupt, ancestor),
+                Routed::InPieces(pieces) => {
+                    // Which piece is corrupt nobody knows; it is lost, as a piece would be.
+                    for bytes in pieces.iter().filter(|_| !corrupt) {
+                        self.approach(to, bytes, false, ancestor);
+                    }
                 }
-                for arrival in self.links[to as usize][1].carry(&bytes, now, healed).into_iter().flatten() {
-                    // Two flips can undo each other.
-                    let arrival = Arrival { flip: arrival.flip.filter(|_| !corrupt), ..arrival };
-                    let (bytes, flipped) = arrival.of(&bytes);
-                    let corrupt = corrupt || flipped;
-                    self.push(arrival.at, Event::ToHost { side: to, host, bytes, corrupt, ancestor });
-                }
+                Routed::Refused(error) => self.leave(to, &error),
             }
         }
         self.appliance.conserved()
@@ -553,7 +635,7 @@ impl World {
         if self.chance.one_in(1, 2) {
             source.set_port(self.chance.within(1024..60_000) as u16);
             if let SocketAddr::V4(v4) = &mut source {
-                v4.set_ip(std::net::Ipv4Addr::from(self.chance.word() as u32 >> 8 | 0x0b00_0000));
+                v4.set_ip(Ipv4Addr::from(self.chance.word() as u32 >> 8 | 0x0b00_0000));
             }
         }
         let data = [0x5a; 64];
@@ -625,6 +707,8 @@ impl World {
             _ if plan.is_tiny() && opener == Some(Ending::GaveUp) => Ok(Outcome::Other),
             Door::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
             Door::Closed => wrong("a closed port must refuse"),
+            Door::Unreachable(_) if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
+            Door::Unreachable(_) => wrong("nobody can have been reached"),
             Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
             Door::Silent => wrong("nobody can have answered"),
             Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(Outcome::Other),
@@ -682,11 +766,15 @@ impl World {
         let mut line = format!("{:4}.{:06} ", at / SECOND, at % SECOND);
         let (side, place) = (seen.side, seen.place);
         let _ = write!(line, "{:<5}{:<10}", format!("{side:?}"), format!("{place:?}"));
-        match Segment::read(&seen.bytes) {
-            Some(segment) => {
+        match (Segment::read(&seen.bytes), Error::read(&seen.bytes)) {
+            (Some(segment), _) => {
                 let _ = write!(line, "{segment}");
             }
-            None => {
+            (None, Some(error)) => {
+                let (source, destination, seq) = (error.source, error.destination, error.seq());
+                let _ = write!(line, "{:?}: {source} > {destination} seq {seq} ack {:?}", error.trouble, error.ack());
+            }
+            (None, None) => {
                 let _ = write!(line, "{} bytes, type {:02x?}", seen.bytes.len(), &seen.bytes[12..14]);
             }
         }

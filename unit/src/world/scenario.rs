@@ -79,6 +79,17 @@ pub enum Door {
     Silent,
     /// Nobody listens.
     Closed,
+    /// A router answers in the host's place that it cannot be reached, with this code.
+    Unreachable(u8),
+}
+
+/// A router beside the box, between it and the hosts of one side.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    /// The longest IPv4 packet its narrower link takes; IPv6 links take 1280 bytes at least.
+    pub mtu: usize,
+    /// Bytes of a packet's payload that its errors quote at the most.
+    pub quote: usize,
 }
 
 impl Door {
@@ -87,7 +98,7 @@ impl Door {
         let (first, second) = match self {
             Door::Open(first, second) => (Some(first), second.as_mut().map(|(_, dialect)| dialect)),
             Door::Late(_, first) => (Some(first), None),
-            Door::Silent | Door::Closed => (None, None),
+            Door::Silent | Door::Closed | Door::Unreachable(_) => (None, None),
         };
         first.into_iter().chain(second)
     }
@@ -117,6 +128,8 @@ pub struct Scenario {
     pub heal: u64,
     /// Doors of every host: `[side][host][port]`, ports from 80 on.
     pub doors: [[Vec<Door>; HOSTS]; 2],
+    /// The routers of the LAN and the WAN.
+    pub hops: [Option<Hop>; 2],
     /// MTU of every host.
     pub mtus: [[usize; HOSTS]; 2],
     /// The connections.
@@ -159,6 +172,11 @@ impl Scenario {
         let mut doors = [(); 2].map(|()| [(); HOSTS].map(|()| draw_doors(&mut chance, start)));
         let mtus =
             [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492, 9000, 9000])));
+        let hops = [(); 2].map(|()| {
+            let hop =
+                Hop { mtu: *chance.pick(&[576, 1280, 1300, 1400, 1492]), quote: *chance.pick(&[8, 20, 64, 1500]) };
+            (build.frames >= 64 && chance.one_in(1, 5)).then_some(hop)
+        });
         let count = chance.within(4..9);
         // With a handful of buffers every burst is cut short, and smoltcp has no congestion window to learn from it.
         let most = if build.frames < 64 { build.frames as u64 * 400 } else { u64::MAX };
@@ -174,7 +192,7 @@ impl Scenario {
             doors.iter_mut().flatten().flatten().flat_map(Door::dialects).for_each(coarse);
         }
         let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
-        Self { seed, start, build, faults, delays, heal, doors, mtus, plans, noise, cramped }
+        Self { seed, start, build, faults, delays, heal, doors, hops, mtus, plans, noise, cramped }
     }
 
     /// What is behind the door of this plan.
@@ -231,13 +249,15 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
 }
 
 fn draw_doors(chance: &mut Chance, start: u64) -> Vec<Door> {
-    (0..5)
+    (0..6)
         .map(|port| {
             let dialect = Dialect::draw(chance);
             match port {
                 2 => Door::Closed,
                 3 => Door::Silent,
                 4 => Door::Late(start + chance.within(SECOND / 10..12 * SECOND), dialect),
+                // Host and port unreachable, and forbidden: codes that IPv4 and IPv6 share or have beside each other.
+                5 => Door::Unreachable(*chance.pick(&[0, 1, 3])),
                 _ if chance.one_in(1, 3) => {
                     let restart = start + chance.within(SECOND..6 * SECOND);
                     Door::Open(dialect, Some((restart, Dialect::draw(chance))))
@@ -258,7 +278,7 @@ fn draw_plan(
 ) -> Plan {
     let opener = if chance.one_in(3, 4) { Side::Wan } else { Side::Lan };
     let hosts = [0, 1].map(|_| chance.within(0..HOSTS as u64) as usize);
-    let to_port = FIRST_DOOR + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..5) } as u16;
+    let to_port = FIRST_DOOR + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..6) } as u16;
     let served = opener.other() as usize;
     let open =
         matches!(doors[served][hosts[served]][usize::from(to_port - FIRST_DOOR)], Door::Open(..) | Door::Late(..));
