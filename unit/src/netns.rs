@@ -12,9 +12,13 @@
 
 pub mod appliance;
 pub mod counters;
+pub mod mangle;
 pub mod relay;
 pub mod routers;
 pub mod sockets;
+pub mod tags;
+pub mod tap;
+pub mod tcp_info;
 pub mod traffic;
 
 use std::fs::{self, File};
@@ -32,6 +36,9 @@ use pktio::impair::Impairment;
 pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON};
 pub use counters::Counters;
 pub use relay::Relay;
+pub use tags::Tag;
+pub use tap::Tap;
+pub use tcp_info::TcpInfo;
 
 /// The first part of every name, before the process id.
 const PREFIX: &str = "spx";
@@ -182,8 +189,16 @@ impl Rig {
     /// # Panics
     /// Without root, `ip` or `ethtool`.
     pub fn new() -> Rig {
+        Rig::with_mtu(1500)
+    }
+
+    /// As [`Rig::new`], with cables that carry packets of `mtu` bytes.
+    ///
+    /// # Panics
+    /// As [`Rig::new`].
+    pub fn with_mtu(mtu: u32) -> Rig {
         // A test that failed while it held the lock has nothing to do with the next one.
-        Rig::build(1500, Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
+        Rig::build(mtu, Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
     }
 
     /// As [`Rig::new`], once no other rig of this process is up, and with none beside it: for floods and timing.

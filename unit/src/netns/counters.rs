@@ -38,12 +38,21 @@ impl Counters {
                 }
             }
         }
+        let text = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap_or_default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(char::is_whitespace)) {
+            counters.insert(name.into(), value.trim().parse().expect("a counter is a number"));
+        }
         Counters(counters)
     }
 
     /// One counter; zero where this kernel does not have it.
     pub fn get(&self, name: &str) -> i64 {
         self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// The sum of all counters whose names begin so.
+    pub fn sum(&self, beginning: &str) -> i64 {
+        self.0.iter().filter(|(name, _)| name.starts_with(beginning)).map(|(_, count)| count).sum()
     }
 
     /// What has been counted since `before`.

@@ -62,7 +62,7 @@ pub fn bbr(socket: &impl AsFd) -> Option<Bbr> {
 ///
 /// # Safety
 /// Every pattern of bytes is a `T`.
-unsafe fn option<T>(socket: &impl AsFd, name: libc::c_int) -> io::Result<T> {
+pub(super) unsafe fn option<T>(socket: &impl AsFd, name: libc::c_int) -> io::Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();
     let mut length = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: the buffer is as long as `length` says.
@@ -149,6 +149,22 @@ pub fn sign_with_md5(socket: &impl AsFd, peer: IpAddr, key: &[u8]) -> io::Result
 pub fn vanish(stream: TcpStream) -> io::Result<()> {
     // A socket under repair sends nothing when it is closed.
     set_option(&stream, libc::IPPROTO_TCP, libc::TCP_REPAIR, &1i32)
+}
+
+/// Puts four bytes of options (NOPs) into the IPv4 header, or an empty hop-by-hop and an empty destination options header behind the
+/// IPv6 header, of every segment the socket will send, or those that a listening one will accept.
+///
+/// # Errors
+/// The kernel's.
+pub fn send_more_headers(socket: &impl AsFd) -> io::Result<()> {
+    /// `IPV6_HOPOPTS` and `IPV6_DSTOPTS` of `linux/in6.h`.
+    const IPV6_OPTIONS: [libc::c_int; 2] = [54, 59];
+    // Next header (the kernel's to fill in), length in units of eight bytes beyond the first, four bytes of padding (RFC 8200).
+    const EMPTY: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+    match socket::getsockname::<socket::SockaddrStorage>(socket.as_fd().as_raw_fd())?.family() {
+        Some(socket::AddressFamily::Inet) => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1u8; 4]),
+        _ => IPV6_OPTIONS.iter().try_for_each(|&option| set_option(socket, libc::IPPROTO_IPV6, option, &EMPTY)),
+    }
 }
 
 /// Lets a client send data with its SYN, once it has a cookie of the server's (RFC 7413).

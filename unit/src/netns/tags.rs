@@ -1,0 +1,77 @@
+//! VLAN tags on the cables of a rig, put on and taken off at the end hosts as a kernel's 802.1Q device would, by a
+//! small program in the hosts' traffic control (`bpf/tags.c`): tests need no such device in the kernel, and the tag is
+//! in the frame.
+
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{env, fs};
+
+use super::{CLIENT_V4, Rig, SERVER_V4, output};
+
+/// One VLAN tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// The protocol that announces it: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    pub protocol: u16,
+    /// The VLAN, 1 to 4094.
+    pub id: u16,
+}
+
+/// A customer's VLAN.
+pub const CUSTOMER: Tag = Tag { protocol: 0x8100, id: 7 };
+/// A provider's, around it (QinQ).
+pub const PROVIDER: Tag = Tag { protocol: 0x88a8, id: 100 };
+
+impl Rig {
+    /// As [`Rig::with_mtu`], with `tags`, outermost first, on every frame of both cables: a host loses what comes
+    /// without them. Packets are of `mtu` bytes at most, whatever the tags take.
+    ///
+    /// # Panics
+    /// As [`Rig::new`]; without `tc` or `clang`; if the kernel refuses the program.
+    pub fn tagged(mtu: u32, tags: &[Tag]) -> Rig {
+        if tags.is_empty() {
+            return Rig::with_mtu(mtu);
+        }
+        // Linux gives every interface room for one 802.1Q tag beyond its MTU. A packet socket gives none to an 802.1ad
+        // one.
+        let rig = Rig::with_mtu(mtu + if tags.len() > 1 { 4 * tags.len() as u32 } else { 0 });
+        let object = Object::compile(tags);
+        for (host, interface, v4) in [(&rig.client, "c0", CLIENT_V4), (&rig.server, "s0", SERVER_V4)] {
+            let object = object.0.display();
+            host.sh(&format!(
+                "ethtool -K {interface} tx-vlan-stag-hw-insert off >/dev/null
+                 tc qdisc add dev {interface} clsact
+                 tc filter add dev {interface} egress bpf da obj {object} sec classifier/out
+                 tc filter add dev {interface} ingress bpf da obj {object} sec classifier/in
+                 ip route change 10.77.0.0/24 dev {interface} proto kernel scope link src {v4} mtu {mtu}"
+            ));
+            host.sysctl(&format!("net.ipv6.conf.{interface}.mtu"), &mtu.to_string());
+        }
+        rig
+    }
+}
+
+/// A compiled program. The file goes when dropped; what is loaded stays.
+struct Object(PathBuf);
+
+impl Object {
+    fn compile(tags: &[Tag]) -> Object {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let object = Object(env::temp_dir().join(format!("spx{}-{number}-tags.o", process::id())));
+        let list: Vec<String> = tags.iter().map(|tag| format!("{{{},{}}}", tag.protocol, tag.id)).collect();
+        let mut clang = Command::new(env::var_os("CLANG").unwrap_or_else(|| "clang".into()));
+        clang.args(["-target", "bpf", "-mcpu=v3", "-O2", "-Wall", "-Wextra", "-Werror", "-nostdinc"]);
+        clang.arg(format!("-DTAGS={}", list.join(","))).arg("-c");
+        clang.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf/tags.c")).arg("-o").arg(&object.0);
+        output(clang, "compiling bpf/tags.c with clang");
+        object
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
