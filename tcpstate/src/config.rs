@@ -205,9 +205,10 @@ pub struct Config {
     pub fast_open: Extension,
     /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): nobody but its sender could sign another.
     pub signed: Policy,
-    /// SYNs from the WAN that are passed unanswered, for whatever reason, in a second.
+    /// Segments a second that are passed from the WAN although nobody vouches for them (signed SYNs, those with an extension, segments of connections
+    /// that may be running), or answered with a reset ([`Stray::Reset`]).
     pub passed_rate: u32,
-    /// SYNs a second for ports nothing is known of that are passed to them, once each, so that their own answer is the first; 0: none.
+    /// SYNs a second for ports nothing is known of that are passed to them, so that their own answer is the first; 0: none.
     pub introductions: u32,
     /// How long after the start connections that run already are adopted.
     pub adopt_grace: Duration,
@@ -260,7 +261,7 @@ impl Default for Config {
             table_buckets: 131_072,
             half_open_max: 65_536,
             mss_table: vec![216, 536, 1220, 1360, 1400, 1440, 1460, 8940],
-            wscale_table: vec![0, 2, 4, 6, 7, 8, 9],
+            wscale_table: vec![0, 2, 4, 6, 7, 8, 10],
             ts_mss_table: vec![
                 64, 216, 256, 344, 512, 536, 600, 712, 800, 940, 1024, 1100, 1160, 1200, 1220, 1240, 1260, 1280, 1300,
                 1320, 1340, 1360, 1380, 1400, 1420, 1440, 1452, 1460, 4036, 8900, 8940, 8960,
@@ -280,7 +281,7 @@ impl Default for Config {
             signed: Policy::default(),
             passed_rate: 1000,
             introductions: 0,
-            adopt_grace: Duration::from_secs(120),
+            adopt_grace: Duration::from_secs(60),
             stray: Stray::default(),
             icmp_errors: Policy::default(),
             stray_fragments: Policy::default(),

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! ISN    epoch 1 | promised scale 4 | MAC 27
-//! TSval  time 20, in units of 4.096 ms | client scale 4 | MSS 5 | SACK 1 | 0 2
+//! TSval  time 20, in units of 4.096 ms | client scale 4 | MSS 5 | SACK 1 | ECN 2
 //! ```
 //!
 //! Without:
@@ -13,17 +13,19 @@
 //! ISN    epoch 1 | code k | MAC 31 - k       code = (MSS, client scale or none, SACK) as one mixed-radix number
 //! ```
 //!
-//! The MAC covers the ends, the client's ISN, the code bits and whether timestamps are used, but not the time,
-//! so that a repeated SYN is answered with the same ISN. Scale code 15 means "none".
+//! The MAC covers the ends, the client's ISN, the code bits and whether timestamps are used, but not the time, so that
+//! a repeated SYN is answered with the same ISN. Scale code 15 means "none". Without timestamps there is no room for
+//! ECN.
 
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
-use crate::terms::Terms;
+use crate::terms::{Ecn, Terms};
 use crate::wire::Ends;
 use crate::{Config, Instant};
 
-/// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch and the next.
-const EPOCH_BITS: u32 = 26;
+/// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch
+/// and the next.
+pub const EPOCH_BITS: u32 = 26;
 const SCALE_NONE: u32 = 15;
 const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
 
@@ -34,6 +36,13 @@ pub struct Minted {
     pub isn: SeqNum,
     /// The TSval, if timestamps are used.
     pub ts_value: Option<u32>,
+}
+
+impl Minted {
+    /// A number as good, but that of no cookie.
+    pub fn disguised(self) -> Self {
+        Self { isn: SeqNum::new(self.isn.get() ^ 1), ..self }
+    }
 }
 
 /// Mints cookies and opens them.
@@ -102,7 +111,8 @@ impl Jar {
         if terms.timestamps {
             let code = scale_code(terms.scale) << 8
                 | (floor_index(&self.ts_mss, terms.mss) as u32) << 3
-                | u32::from(terms.sack) << 2;
+                | u32::from(terms.sack) << 2
+                | terms.ecn as u32;
             let promised = scale_code(terms.promised);
             let mac = self.mac(slot, ends, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
             let isn = slot << 31 | promised << MAC_BITS_WITH_TIMESTAMPS | mac as u32;
@@ -118,36 +128,35 @@ impl Jar {
     /// The terms of the cookie `isn`, if we gave it to these ends for a SYN with this ISN in this epoch or the last.
     /// `ts_echo` is the TSecr of the client's segment, if it carries timestamps.
     pub fn open(&self, ends: &Ends, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
-        let isn = isn.get();
-        let slot = isn >> 31;
+        if self.wrong_bits(ends, client_isn, isn, ts_echo) != 0 {
+            return None;
+        }
         match ts_echo {
-            Some(echo) => {
-                let promised = isn >> MAC_BITS_WITH_TIMESTAMPS & 15;
-                let code = echo & 0xfff;
-                let mac =
-                    self.mac(slot, ends, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
-                if isn & ((1 << MAC_BITS_WITH_TIMESTAMPS) - 1) != mac as u32 {
-                    return None;
-                }
-                Some(Terms {
-                    mss: *self.ts_mss.get((code >> 3 & 31) as usize)?,
-                    scale: scale_of(code >> 8),
-                    promised: scale_of(promised),
-                    sack: code & 4 != 0,
-                    timestamps: true,
-                })
-            }
+            Some(echo) => Some(Terms {
+                mss: *self.ts_mss.get((echo >> 3 & 31) as usize)?,
+                scale: scale_of(echo >> 8),
+                promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
+                sack: echo & 4 != 0,
+                timestamps: true,
+                ecn: [Ecn::Silent, Ecn::Asked, Ecn::Asked, Ecn::Agreed][(echo & 3) as usize],
+            }),
             None => {
-                let mac_bits = 31 - self.book.bits;
-                let code = (isn & 0x7fff_ffff) >> mac_bits;
-                let mac = self.mac(slot, ends, client_isn, code, false) >> (64 - mac_bits);
-                if isn & ((1 << mac_bits) - 1) != mac as u32 {
-                    return None;
-                }
-                let terms = self.book.decode(code)?;
+                let terms = self.book.decode(self.book.code(isn))?;
                 Some(Terms { promised: self.promise(terms.scale, false), ..terms })
             }
         }
+    }
+
+    /// The bits in which `isn` differs from the cookie these ends would have got with the same epoch and code: none, if
+    /// it is that cookie.
+    fn wrong_bits(&self, ends: &Ends, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
+        let number = isn.get();
+        let (width, code) = match ts_echo {
+            Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
+            None => (31 - self.book.bits, self.book.code(isn)),
+        };
+        let mac = self.mac(number >> 31, ends, client_isn, code, ts_echo.is_some()) >> (64 - width);
+        (number ^ mac as u32) & ((1 << width) - 1)
     }
 
     fn mac(&self, slot: u32, ends: &Ends, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
@@ -158,6 +167,16 @@ impl Jar {
 
 fn epoch_of(now: Instant) -> u64 {
     now.as_micros() >> EPOCH_BITS
+}
+
+/// Microseconds since a SYN-ACK with this TSval was sent, to within 2 ms: the time in it has been rounded down.
+pub fn age(ts_value: u32, now: Instant) -> u32 {
+    (now.as_micros() as u32).wrapping_sub(ts_value & !0xfff).saturating_sub(0x800)
+}
+
+/// The earliest TSval of ours, its code left out, that a host which has seen `last` does not take for an older one.
+pub fn ts_after(last: u32) -> u32 {
+    (last & !0xfff).wrapping_add(0x1000)
 }
 
 /// The clock of our TSvals: microseconds with the low twelve bits clear, where a cookie keeps its code.
@@ -202,6 +221,11 @@ impl Book {
         ((mss * (self.scales.len() + 1) + scale) * 2 + usize::from(terms.sack)) as u32
     }
 
+    /// The code in a cookie.
+    fn code(&self, isn: SeqNum) -> u32 {
+        (isn.get() & 0x7fff_ffff) >> (31 - self.bits)
+    }
+
     /// The terms of a code, the promise left out; `None` for a number that is no code.
     fn decode(&self, code: u32) -> Option<Terms> {
         if code >= self.radix() {
@@ -215,6 +239,7 @@ impl Book {
             promised: None,
             sack,
             timestamps: false,
+            ecn: Ecn::Silent,
         })
     }
 }
@@ -238,9 +263,10 @@ mod tests {
             let scales: Vec<u8> = if timestamps { (0..=14).collect() } else { config.wscale_table.clone() };
             for &mss in mss_table {
                 for scale in scales.iter().map(|&s| Some(WindowScale::clamped(s))).chain([None]) {
-                    for sack in [false, true] {
+                    for (sack, ecn) in [(false, Ecn::Silent), (true, Ecn::Asked), (true, Ecn::Agreed)] {
+                        let ecn = if timestamps { ecn } else { Ecn::Silent };
                         let promised = scale.map(|_| WindowScale::clamped(config.own_wscale));
-                        all.push(Terms { mss, scale, promised, sack, timestamps });
+                        all.push(Terms { mss, scale, promised, sack, timestamps, ecn });
                     }
                 }
             }
@@ -263,7 +289,7 @@ mod tests {
     fn values_between_entries_are_rounded_down() {
         let jar = jar(Instant::default());
         let scale = Some(WindowScale::clamped(5));
-        let terms = Terms { mss: 1459, scale, promised: scale, sack: true, timestamps: false };
+        let terms = Terms { mss: 1459, scale, promised: scale, sack: true, timestamps: false, ecn: Ecn::Silent };
         let minted = jar.mint(&ends(), SeqNum::new(1), &terms, Instant::default());
         let opened = jar.open(&ends(), SeqNum::new(1), minted.isn, None).unwrap();
         assert_eq!((opened.mss, opened.scale), (1440, Some(WindowScale::clamped(4))));
@@ -271,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_cookie_lives_in_its_epoch_and_the_next() {
-        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: false };
+        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: false, ecn: Ecn::Silent };
         let start = Instant::from_micros((5 << EPOCH_BITS) + 10);
         let mut jar = jar(start);
         let minted = jar.mint(&ends(), SeqNum::new(9), &terms, start);
@@ -283,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_repeated_syn_gets_the_same_number_and_a_later_clock() {
-        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true };
+        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let jar = jar(Instant::from_secs(70));
         let first = jar.mint(&ends(), SeqNum::new(9), &terms, Instant::from_secs(70));
         let again = jar.mint(&ends(), SeqNum::new(9), &terms, Instant::from_secs(71));
@@ -294,11 +320,13 @@ mod tests {
 
     #[test]
     fn nothing_else_opens_it() {
-        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true };
+        let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let now = Instant::from_secs(70);
         let jar = jar(now);
         let Minted { isn, ts_value } = jar.mint(&ends(), SeqNum::new(9), &terms, now);
-        assert_eq!(jar.open(&ends(), SeqNum::new(10), isn, ts_value), None);
+        for bit in 0..32 {
+            assert_eq!(jar.open(&ends(), SeqNum::new(9 ^ 1 << bit), isn, ts_value), None);
+        }
         assert_eq!(jar.open(&ends(), SeqNum::new(9), isn + 1, ts_value), None);
         assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, None), None);
         assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, ts_value.map(|value| value ^ 4)), None);
@@ -314,21 +342,82 @@ mod tests {
         assert_eq!(jar(Instant::default()).book.bits, 7);
     }
 
-    /// Random acknowledgements open a cookie as often as the width of the MAC says: tested where that is often enough to count.
+    /// A good hash of a number (the finaliser of SplitMix64): the random numbers of the experiments.
+    fn random(n: u32) -> u64 {
+        let n = u64::from(n).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        n ^ n >> 31
+    }
+
+    /// Whether a number of events lies within four standard deviations of what is to be expected.
+    fn is_likely(events: u32, expected: f64) -> bool {
+        (f64::from(events) - expected).abs() < 4.0 * expected.sqrt()
+    }
+
+    /// Random acknowledgements open a cookie as often as the layout says: tested with so many codes that it is often
+    /// enough to count.
     #[test]
-    fn forgeries_succeed_as_often_as_the_mac_is_short() {
-        // 8 x 256 x 2 = 4096 codes: 12 code bits, 19 MAC bits.
+    fn forgeries_succeed_as_often_as_there_are_codes() {
+        // 2 x (11 scales + none) x 1024 = 24 576 codes, so 15 bits of code and 16 of MAC.
         let config = Config {
-            mss_table: (0..128).map(|n| 500 + n).collect(),
-            wscale_table: (0..15).collect(),
+            mss_table: (0..1024).map(|n| 500 + n).collect(),
+            wscale_table: (0..11).collect(),
             ..Config::default()
         };
         let jar = Jar::new(&config, (3, 4), Instant::default());
-        assert_eq!(jar.book.bits, 12);
-        let tries = 8u32 << 19;
-        let forged = (0..tries)
-            .filter(|n| jar.open(&ends(), SeqNum::new(*n), SeqNum::new(n.wrapping_mul(0x9e37_79b1)), None).is_some())
-            .count();
-        assert!((1..=24).contains(&forged), "8 were to be expected of {tries}, not {forged}");
+        assert_eq!((jar.book.radix(), jar.book.bits), (24_576, 15));
+        let opens = |n: &u32| {
+            let (seq, isn) = (SeqNum::new(random(*n) as u32), SeqNum::new((random(*n) >> 32) as u32));
+            [seq - 1, seq].into_iter().any(|client_isn| jar.open(&ends(), client_isn, isn, None).is_some())
+        };
+        let tries = 1 << 22;
+        let forged = (0..tries).filter(opens).count() as u32;
+        // Each of the two ISNs a segment can stand for has one cookie a code, in each of two epochs.
+        let expected = f64::from(tries) * 2.0 * 2.0 * 24_576.0 / 2f64.powi(32);
+        assert!(is_likely(forged, expected), "{expected} were to be expected, not {forged}");
+    }
+
+    /// The MACs of the layout itself are too wide for forgeries to be counted, but near misses can be: the numbers that
+    /// agree with a cookie in the low bits must halve with every bit, up to where there are too few, and nothing in the
+    /// layout knows where that is.
+    #[test]
+    fn near_misses_halve_with_every_bit() {
+        let jar = jar(Instant::default());
+        for timestamps in [false, true] {
+            let width = if timestamps { 27 } else { 24 };
+            let tries = 1u32 << 20;
+            let mut agreeing = [0; 33];
+            for n in 0..tries {
+                let (random, echo) = (random(2 * n), random(2 * n + 1) as u32);
+                let (seq, isn) = (SeqNum::new(random as u32), SeqNum::new((random >> 32) as u32));
+                for client_isn in [seq - 1, seq] {
+                    let wrong = jar.wrong_bits(&ends(), client_isn, isn, timestamps.then_some(echo));
+                    assert!(wrong >> width == 0);
+                    agreeing[wrong.trailing_zeros() as usize] += 1;
+                }
+            }
+            for bits in 1..=16 {
+                let near: u32 = agreeing[bits..].iter().sum();
+                let expected = f64::from(2 * tries) / 2f64.powi(bits as i32);
+                assert!(is_likely(near, expected), "{near} agree in {bits} bits where {expected} were to be expected");
+            }
+        }
+    }
+
+    /// And a near miss opens nothing: every bit of the MAC counts.
+    #[test]
+    fn one_wrong_bit_is_enough() {
+        let now = Instant::from_secs(70);
+        let jar = jar(now);
+        for terms in every_terms(&Config::default()) {
+            let Minted { isn, ts_value } = jar.mint(&ends(), SeqNum::new(9), &terms, now);
+            assert_eq!(jar.wrong_bits(&ends(), SeqNum::new(9), isn, ts_value), 0);
+            for bit in 0..if terms.timestamps { 27 } else { 24 } {
+                let near = SeqNum::new(isn.get() ^ 1 << bit);
+                assert_eq!(jar.wrong_bits(&ends(), SeqNum::new(9), near, ts_value), 1 << bit);
+                assert_eq!(jar.open(&ends(), SeqNum::new(9), near, ts_value), None);
+            }
+        }
     }
 }

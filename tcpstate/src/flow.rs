@@ -4,7 +4,7 @@
 //! `ts_delta` lead to what the server uses. For a connection that is passed through both are zero.
 
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
-use crate::wire::{Ends, Mac, Vlan};
+use crate::wire::{Ends, Envelope, Mac, Vlan};
 use crate::{PerSide, Side};
 
 /// What state a flow is in.
@@ -264,6 +264,13 @@ impl Flow {
         }
     }
 
+    /// Clears these marks.
+    pub fn unmark(&mut self, marks: &[Marks]) {
+        for mark in marks {
+            self.marks.0 &= !mark.0;
+        }
+    }
+
     /// Sets a mark if `set` says so, and never clears it.
     pub fn mark_if(&mut self, mark: Marks, set: bool) {
         self.marks.0 |= if set { mark.0 } else { 0 };
@@ -284,10 +291,25 @@ impl Flow {
         self.macs[side as usize]
     }
 
-    /// Remembers the Ethernet addresses of a frame from `side`.
-    pub fn set_macs(&mut self, side: Side, from: Mac, to: Mac) {
+    fn set_macs(&mut self, side: Side, from: Mac, to: Mac) {
         self.macs[side as usize] = from;
         self.macs[side.other() as usize] = to;
+    }
+
+    /// Remembers the way a frame from `side` took.
+    pub fn keep_way(&mut self, side: Side, envelope: &Envelope) {
+        self.set_macs(side, envelope.from, envelope.to);
+        self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;
+    }
+
+    /// The priorities of the VLAN tags, as [`Envelope`] has them.
+    pub fn tag_priorities(&self) -> [u16; 2] {
+        [u16::from(self.priorities & 0x0f) << 12, u16::from(self.priorities & 0xf0) << 8]
+    }
+
+    /// The latest TSval that the client was shown, if it was shown any.
+    pub fn clock_shown(&self) -> Option<u32> {
+        self.is(Marks::TIMESTAMPS).then_some(self.halves[Side::Lan].ts_value)
     }
 
     /// Whether this end has sent FIN.
@@ -298,8 +320,10 @@ impl Flow {
     /// Notes that this end's FIN ends before `fin`.
     pub fn finish(&mut self, side: Side, fin: SeqNum) {
         self.mark(Marks::fin(side), true);
-        // Nothing comes after it, whatever a damaged segment may have claimed before.
-        self.halves[side].next = fin;
+        // Nothing comes after it, whatever a damaged segment may have claimed before; but fragments hide how much came before it.
+        if !self.is(Marks::FRAGMENTED) {
+            self.halves[side].next = fin;
+        }
     }
 
     /// Notes what `side` has acknowledged of the other end's FIN.

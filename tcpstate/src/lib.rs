@@ -5,8 +5,11 @@
 
 #![deny(unsafe_code)]
 
+mod answered;
 pub mod config;
 mod cookie;
+mod doors;
+mod ecn;
 mod flow;
 mod fragments;
 mod head;

@@ -1,8 +1,12 @@
-//! Limits on unanswered SYNs: a token bucket for each source prefix, and a second chance for whoever comes back.
+//! Limits on what comes from those who have proved nothing: a token bucket for each source prefix, and a second chance
+//! for whoever comes back.
 //!
 //! A flood with forged sources spends a prefix's tokens, but it does not come back a second later with the same
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
 //! and one that is seen again after its second of penance draws on tokens of its own.
+//!
+//! Failed cookie tests have a budget of their own: whoever guesses gets no more guesses a second from one prefix than
+//! it has tokens, whatever the rate at which he sends.
 
 use crate::config::RateLimit;
 use crate::keyed::{self, Keys};
@@ -19,9 +23,13 @@ const REPEATED_SHARE: u32 = 4;
 struct Bucket {
     fresh: u32,
     repeated: u32,
+    /// Cookie tests that may yet fail.
+    failures: u32,
     /// The refill period in which the bucket was last used.
     period: u32,
 }
+
+const _: () = assert!(size_of::<Bucket>() == 16, "no bucket straddles two cache lines");
 
 /// Whether a SYN may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +67,8 @@ pub struct Limiter {
 impl Limiter {
     /// Full buckets.
     pub fn new(limit: &RateLimit, keys: Keys) -> Self {
-        let full = Bucket { fresh: limit.burst, repeated: limit.burst.saturating_mul(REPEATED_SHARE), period: 0 };
+        let repeated = limit.burst.saturating_mul(REPEATED_SHARE);
+        let full = Bucket { fresh: limit.burst, repeated, failures: limit.burst, period: 0 };
         let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
         Self {
             buckets: vec![full; limit.size.next_power_of_two()],
@@ -116,6 +125,17 @@ impl Limiter {
         bucket.fresh = (bucket.fresh + 1).min(burst);
     }
 
+    /// Whether the prefix at `place` has failed in few enough cookie tests to be granted another. Charges nothing.
+    pub fn may_test(&mut self, place: u32, now: Instant) -> bool {
+        self.bucket(place, now).failures > 0
+    }
+
+    /// Charges a failed cookie test to the prefix at `place`.
+    pub fn failed(&mut self, place: u32, now: Instant) {
+        let bucket = self.bucket(place, now);
+        bucket.failures = bucket.failures.saturating_sub(1);
+    }
+
     /// The bucket at `place`, refilled for the periods that have passed.
     fn bucket(&mut self, place: u32, now: Instant) -> &mut Bucket {
         if now >= self.next_period {
@@ -131,16 +151,52 @@ impl Limiter {
             let most = self.burst.saturating_mul(REPEATED_SHARE);
             bucket.fresh = bucket.fresh.saturating_add(tokens).min(self.burst);
             bucket.repeated = bucket.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(most);
+            bucket.failures = bucket.failures.saturating_add(tokens).min(self.burst);
         }
         bucket
     }
 }
 
-/// Bits of one slice, as a power of two: with a million refused SYNs a second one stranger in fifty is mistaken for a repeated one.
+/// A [`Meter`]'s token in the unit of its credit: what a rate of one earns in a second.
+const TOKEN: u64 = 1_000_000;
+
+/// One token bucket, for what all sources share: so many a second, and after a second's rest so many at once.
+pub struct Meter {
+    rate: u32,
+    /// Millionths of tokens.
+    credit: u64,
+    /// When the credit was last reckoned.
+    reckoned: Instant,
+}
+
+impl Meter {
+    /// A full bucket of `rate` tokens, to which as many are added a second; with zero there never is one.
+    pub fn new(rate: u32) -> Self {
+        Self { rate, credit: u64::from(rate) * TOKEN, reckoned: Instant::default() }
+    }
+
+    /// Takes a token, if there is one.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let rate = u64::from(self.rate);
+        // A second fills it, so that a longer time need not be told from one.
+        let micros = now.as_micros().saturating_sub(self.reckoned.as_micros()).min(TOKEN);
+        self.credit = (self.credit + rate * micros).min(rate * TOKEN);
+        self.reckoned = self.reckoned.max(now);
+        let granted = self.credit >= TOKEN;
+        if granted {
+            self.credit -= TOKEN;
+        }
+        granted
+    }
+}
+
+/// Bits of one slice, as a power of two: with a million refused SYNs a second one stranger in fifty is mistaken for a
+/// repeated one.
 const SLICE_BITS: u32 = 23;
 const SLICES: usize = 4;
 
-/// Which SYNs were refused lately: a filter in slices of a second (2^20 µs), of which the last three tell and the current one is written.
+/// Which SYNs were refused lately: a filter in slices of a second (2^20 µs), of which the last three tell and the
+/// current one is written.
 struct Sightings {
     slices: Vec<u64>,
     /// The second the current slice stands for.
@@ -187,6 +243,7 @@ impl Sightings {
 mod tests {
     use super::*;
     use core::time::Duration;
+    use proptest::prelude::*;
 
     fn from(source: u32) -> Ends {
         Ends { wan: [0, 0, 0xffff, source], ..Ends::default() }
@@ -267,5 +324,69 @@ mod tests {
         let granted = (0..100u32)
             .filter(|&n| limiter.admit_from(n << 24, u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
         assert_eq!(granted.count(), 3);
+    }
+    #[test]
+    fn guesses_have_a_budget_of_their_own_that_refills_by_the_second() {
+        let mut limiter = limiter();
+        let (guesser, other) = (limiter.place(&from(0x0a00_0000)), limiter.place(&from(0x0a00_0100)));
+        let mut granted = |now| {
+            let granted = (0..100).filter(|_| {
+                let may = limiter.may_test(guesser, now);
+                if may {
+                    limiter.failed(guesser, now);
+                }
+                may
+            });
+            granted.count()
+        };
+        assert_eq!(granted(Instant::from_secs(10)), 10);
+        assert_eq!(granted(Instant::from_secs(11)), 5);
+        assert_eq!(granted(Instant::from_secs(3600)), 10);
+        assert!(limiter.may_test(other, Instant::from_secs(3600)), "another prefix does not pay");
+        let fresh = limiter.admit_from(0x0a00_0000, 7, SeqNum::new(1), Instant::from_secs(3600));
+        assert_eq!(fresh, Admission::Granted, "nor do SYNs");
+    }
+
+    #[test]
+    fn a_test_that_succeeds_costs_nothing_and_a_failure_too_many_is_no_debt() {
+        let mut limiter = limiter();
+        let place = limiter.place(&from(1));
+        let now = Instant::from_secs(10);
+        assert!((0..1000).all(|_| limiter.may_test(place, now)));
+        (0..1000).for_each(|_| limiter.failed(place, now));
+        assert!(!limiter.may_test(place, now));
+        assert!(limiter.may_test(place, Instant::from_secs(11)));
+    }
+
+    #[test]
+    fn a_meter_of_nothing_grants_nothing() {
+        let mut meter = Meter::new(0);
+        assert!(![0, 1, 1 << 60].into_iter().any(|micros| meter.take(Instant::from_micros(micros))));
+    }
+
+    proptest! {
+        /// From any moment to any other a meter grants a full bucket and what is added meanwhile at most; and when it
+        /// refuses, there is a moment since when it has granted so much that one more would be too many.
+        #[test]
+        fn a_meter_grants_its_rate_and_no_less(
+            rate in prop_oneof![4 => 1u32..20, 1 => Just(u32::MAX)],
+            start in prop_oneof![Just(0), any::<u32>().prop_map(u64::from), Just(u64::MAX / 2)],
+            steps in prop::collection::vec(prop_oneof![Just(0), 1u64..3, 1u64..200_000, 900_000u64..5_000_000], 1..200),
+        ) {
+            let (mut meter, mut now) = (Meter::new(rate), start);
+            let mut asked = Vec::new();
+            for step in steps {
+                now += step;
+                let taken = meter.take(Instant::from_micros(now));
+                asked.push((now, taken));
+                let mut wanted = 0;
+                let mut too_many = asked.iter().rev().map(|&(since, granted)| {
+                    wanted += u128::from(granted);
+                    let one_more = u128::from(!taken);
+                    (wanted + one_more) * u128::from(TOKEN) > u128::from(rate) * u128::from(TOKEN + now - since)
+                });
+                prop_assert_eq!(too_many.any(|too_many| too_many), !taken);
+            }
+        }
     }
 }

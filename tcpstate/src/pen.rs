@@ -58,12 +58,12 @@ impl Pen {
     /// A ticket for a segment of `flow` that ends before `end`; `None` when it is held already, or there is no place.
     pub fn hold(&mut self, flow: &mut Flow, end: SeqNum) -> Option<Ticket> {
         let (mut last, mut at) = (0, flow.held);
-        for count in 0.. {
+        for count in 1.. {
             if at == 0 {
                 break;
             }
             let slot = &self.slots[usize::from(at) - 1];
-            if slot.end == end || count + 1 == MOST_OF_A_FLOW {
+            if slot.end == end || count == MOST_OF_A_FLOW {
                 return None;
             }
             (last, at) = (at, slot.next);

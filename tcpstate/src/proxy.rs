@@ -1,21 +1,26 @@
 //! The engine: one worker's share of the proxy. What a frame is and whose it is gets decided here; the rest of the story is told in
-//! `handshake` (a client calls), `direct` (the LAN calls), `joined` (both ends talk) and `errors` (somebody on the way complains).
+//! `handshake` (a client calls), `calling` (its server is called), `direct` (the LAN calls, and whatever else is passed through),
+//! `joined` (both ends talk), `errors` (somebody on the way complains) and `unknown` (nobody knows the connection).
 
+mod calling;
 mod direct;
 mod errors;
 mod handshake;
 mod joined;
 mod room;
+mod unknown;
 
-use crate::config::{Policy, SackConflict, Timeouts};
+use crate::answered::Answered;
+use crate::config::{Destination, Extension, Handshake, Policy, SackConflict, Stray, Timeouts};
 use crate::cookie::Jar;
+use crate::doors::Doors;
 use crate::flow::{Flow, Marks, State};
 use crate::fragments::Fragments;
 use crate::keyed::Keys;
 use crate::learn::Learned;
-use crate::limit::Limiter;
+use crate::limit::{Limiter, Meter};
 use crate::pen::Pen;
-use crate::seq::{SeqDelta, SeqNum, Window, WindowScale};
+use crate::seq::{RawWindow, SeqDelta, SeqNum};
 use crate::table::{Id, Table};
 use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
@@ -95,6 +100,7 @@ struct Lifetimes {
     half_open: Ticks,
     dialling: Ticks,
     redial: Ticks,
+    redial_most: Ticks,
 }
 
 impl Lifetimes {
@@ -110,6 +116,7 @@ impl Lifetimes {
             half_open: ticks(timeouts.dl_half_open),
             dialling: ticks(timeouts.dl_syn_sent),
             redial: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
+            redial_most: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
         }
     }
 
@@ -121,6 +128,7 @@ impl Lifetimes {
             State::Dialling => self.redial,
             State::OpeningSent => self.opening_sent,
             State::OpeningAnswered => self.opening_answered,
+            State::Established if flow.is(Marks::TENTATIVE) => self.half_open,
             State::Established => self.connected,
             State::Closing if flow.is_over() => self.both_fin,
             State::Closing => self.one_fin,
@@ -136,6 +144,16 @@ const STEPS_A_TURN: usize = 256;
 /// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
 /// one for each flow cannot be read by others as a common one could).
 const HALF_SECOND: u32 = 9;
+
+/// The flow label of our own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
+fn label(hash: u64) -> u32 {
+    ((hash >> 20) as u32 & 0xf_ffff) | 1
+}
+
+/// The half-second a time falls in, on a circle of nine hours.
+fn half_second(now: Instant) -> u16 {
+    (tick(now) >> HALF_SECOND) as u16
+}
 
 /// A frame at hand: everything a decision is made from.
 struct Turn<'a, 'b, E> {
@@ -189,11 +207,29 @@ pub struct Proxy {
     half_open: Queue,
     closing: Queue,
     dialling: Queue,
+    /// Joined connections that may not have carried data yet.
+    silent: Queue,
+    /// Connections that are passed through and not established yet.
+    openings: Queue,
     pen: Pen,
     fragments: Fragments,
     stray_fragments: Policy,
     icmp_errors: Policy,
+    answered: Answered,
+    doors: Doors,
+    /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
+    passed: Meter,
+    introductions: Meter,
     lifetimes: Lifetimes,
+    handshake: Handshake,
+    /// The most particular first.
+    destinations: Vec<Destination>,
+    early_window: u16,
+    multipath: Extension,
+    fast_open: Extension,
+    signed: Policy,
+    stray: Stray,
+    adopt_until: Instant,
     sack_conflict: SackConflict,
     mss_clamp: u16,
     counters: Counters,
@@ -206,6 +242,9 @@ impl Proxy {
     /// # Panics
     /// If a table of the configuration is empty, or one of its sizes that must be a power of two is not.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
+        let candidates = || Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED));
+        let mut destinations = config.destinations.clone();
+        destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
         let mut proxy = Self {
             hash_keys: secrets.pair(0),
             table: Table::new(config.table_buckets, config.flow_capacity()),
@@ -214,13 +253,27 @@ impl Proxy {
             learned: Learned::new(config, secrets.pair(2)),
             limiter: Limiter::new(&config.rate, secrets.pair(2)),
             half_open: Queue::new(config.half_open_max.min(config.flow_capacity())),
-            closing: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
-            dialling: Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED)),
+            closing: candidates(),
+            dialling: candidates(),
+            silent: candidates(),
+            openings: candidates(),
             pen: Pen::new(config.pen_frames),
             fragments: Fragments::new(),
             stray_fragments: config.stray_fragments,
             icmp_errors: config.icmp_errors,
+            answered: Answered::new(now),
+            doors: Doors::new(config.closed_memory, secrets.pair(2)),
+            passed: Meter::new(config.passed_rate),
+            introductions: Meter::new(config.introductions),
             lifetimes: Lifetimes::new(&config.timeouts),
+            handshake: config.handshake,
+            destinations,
+            early_window: config.early_window,
+            multipath: config.multipath,
+            fast_open: config.fast_open,
+            signed: config.signed,
+            stray: config.stray,
+            adopt_until: now + config.adopt_grace,
             sack_conflict: config.sack_conflict,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
             counters: Counters::default(),
@@ -268,8 +321,10 @@ impl Proxy {
 
     /// Between the passes: asks for the flow's own lines, now that the table's line is here.
     pub fn reach(&self, look: &Look) {
-        if let Parsed::Tcp(segment) = &look.parsed {
-            self.table.prefetch_flow(look.hash, segment.ends.v6);
+        if let Parsed::Tcp(segment) = &look.parsed
+            && !self.table.prefetch_flow(look.hash, segment.ends.v6)
+        {
+            self.answered.prefetch(look.hash);
         }
     }
 
@@ -335,14 +390,13 @@ impl Proxy {
     fn on_stranger(&mut self, turn: Turn<impl Egress>) -> Verdict {
         let flags = turn.segment.flags;
         match turn.side {
-            Side::Wan if flags.has(Flags::RST) => Verdict::Drop(DropReason::NoFlow),
+            _ if flags.has(Flags::RST) => self.on_unknown(turn),
             Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(turn, None),
             Side::Wan if flags.has(Flags::ACK) => Verdict::Drop(DropReason::NoFlow),
             Side::Wan => self.answer_syn(turn, None),
-            Side::Lan if flags.has(Flags::RST) => Verdict::Drop(DropReason::NoFlow),
             Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(turn),
             Side::Lan if flags.has(Flags::SYN) => self.open_direct(turn, None),
-            Side::Lan => Verdict::Drop(DropReason::NoFlow),
+            Side::Lan => self.on_unknown(turn),
         }
     }
 
@@ -409,6 +463,7 @@ impl Proxy {
         let flow = &self.table[id];
         match flow.state {
             State::Dialling => self.redial(id, now, egress),
+            State::Established if flow.is(Marks::ACK_OWED) => self.settle_acknowledgement(id, now, egress),
             State::Established if flow.is(Marks::UPDATE_PENDING) => self.repeat_update(id, now, egress),
             _ => {
                 self.counters.count(Event::Expired);
@@ -446,8 +501,8 @@ impl Proxy {
             sender,
             ttl: flow.half(sender).ttl.max(1),
             id: 0,
-            label: 0,
-            priorities: [0; 2],
+            label: label(flow.hash),
+            priorities: flow.tag_priorities(),
         }
     }
 
@@ -484,12 +539,11 @@ impl Proxy {
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
     fn challenge(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let half_second = (tick(turn.now) >> HALF_SECOND) as u16;
         let flow = &mut self.table[id];
-        if flow.challenged == half_second {
+        if flow.challenged == half_second(turn.now) {
             return Verdict::Drop(DropReason::Challenged);
         }
-        flow.challenged = half_second;
+        flow.challenged = half_second(turn.now);
         self.counters.count(Event::Challenge);
         self.acknowledge_in_place(&mut turn, id)
     }
@@ -508,16 +562,23 @@ impl Proxy {
 
     /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
     fn reset_in_place(turn: &mut Turn<impl Egress>) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *turn.segment;
+        if flags.has(Flags::ACK) {
+            return Self::refuse_in_place(turn, ack, None);
+        }
+        Self::refuse_in_place(turn, SeqNum::default(), Some(seq + turn.segment.seq_len()))
+    }
+
+    /// Answers a segment with a reset that bears this number, and acknowledges that one.
+    fn refuse_in_place(turn: &mut Turn<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
         let envelope = turn.envelope().reversed();
-        let seq = turn.segment.ack;
-        let options = OptionList::none();
         let reset = Outgoing {
             envelope: &envelope,
             seq,
-            ack: SeqNum::default(),
-            flags: Flags::RST,
-            window: Window(0).field(WindowScale::default()),
-            options: &options,
+            ack: ack.unwrap_or_default(),
+            flags: Flags::RST.and(Flags::ACK.when(ack.is_some())),
+            window: RawWindow(0),
+            options: &OptionList::none(),
         };
         if turn.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
     }
@@ -552,7 +613,7 @@ impl Proxy {
 struct Acknowledgement {
     seq: SeqNum,
     ack: SeqNum,
-    window: crate::seq::RawWindow,
+    window: RawWindow,
     options: OptionList,
 }
 

@@ -33,6 +33,11 @@ impl SeqNum {
         other.before(self)
     }
 
+    /// The later of two bare 32-bit numbers: what follows is ahead of both.
+    pub const fn later(one: u32, other: u32) -> u32 {
+        if SeqNum(one).before(SeqNum(other)) { other } else { one }
+    }
+
     /// Whether this point lies on the way from `first` forward to `last`, both included.
     pub const fn within(self, first: SeqNum, last: SeqNum) -> bool {
         self.beyond(first) <= last.beyond(first)

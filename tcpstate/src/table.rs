@@ -108,8 +108,8 @@ impl Table {
         prefetch(&self.buckets[self.first_choice(hash)]);
     }
 
-    /// Asks for the lines of the flow this hash probably names.
-    pub fn prefetch_flow(&self, hash: u64, v6: bool) {
+    /// Asks for the lines of the flow this hash probably names; false if it names none for certain.
+    pub fn prefetch_flow(&self, hash: u64, v6: bool) -> bool {
         let (first, tag) = (self.first_choice(hash), Self::tag(hash));
         let bucket = &self.buckets[first];
         let matches = bucket.matches(tag);
@@ -122,6 +122,7 @@ impl Table {
         } else if bucket.strays > 0 {
             prefetch(&self.buckets[self.other_choice(first, tag)]);
         }
+        matches != 0 || bucket.strays > 0
     }
 
     /// Asks for the lines of a record.

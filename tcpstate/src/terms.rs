@@ -1,6 +1,6 @@
 //! What a client and a server agree on in their SYNs.
 
-use crate::seq::WindowScale;
+use crate::seq::{RawWindow, WindowScale};
 
 /// What we answer a client on a server's behalf: what the server is known or presumed to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,25 @@ pub struct Offer {
     pub timestamps: bool,
     /// Whether the server is known to take timestamps; presumed otherwise.
     pub timestamps_known: bool,
+    /// Whether the server speaks ECN; never presumed.
+    pub ecn: bool,
+    /// The window field of the server's last SYN-ACK.
+    pub window: Option<RawWindow>,
+    /// Whether anything is known of the server's port.
+    pub known: bool,
+}
+
+/// What a client asked of ECN and was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Ecn {
+    /// It did not ask.
+    #[default]
+    Silent = 0,
+    /// It asked and was told no: the server is not known to speak it, but will be asked.
+    Asked = 1,
+    /// It asked and was told yes.
+    Agreed = 3,
 }
 
 /// What holds for one connection: what the client offered, less what it was not offered in return.
@@ -30,4 +49,6 @@ pub struct Terms {
     pub sack: bool,
     /// Whether both were told that timestamps are used.
     pub timestamps: bool,
+    /// What was said of ECN.
+    pub ecn: Ecn,
 }

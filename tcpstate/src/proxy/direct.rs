@@ -1,8 +1,10 @@
-//! The LAN calls: its connections are passed through unchanged, and followed so that the answers may pass.
+//! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
+//! the WAN that nobody but the server can answer.
 
 use super::handshake::are_possible;
 use super::{Proxy, Turn};
 use crate::flow::{Flow, Half, Marks, State};
+use crate::learn::Lesson;
 use crate::seq::{Window, WindowScale};
 use crate::table::Id;
 use crate::translate::clamp_mss;
@@ -23,23 +25,25 @@ impl Proxy {
         }
         self.make_room(turn.now, turn.egress);
         let (ends, hash) = (*turn.ends(), turn.hash);
-        let opened = self.admit(&ends, hash, turn.now, |flow| begin_opening(flow, &turn));
-        if opened.is_none() {
+        let Some(id) = self.admit(&ends, hash, turn.now, |flow| begin_opening(flow, &turn)) else {
             return Verdict::Drop(DropReason::TableFull);
+        };
+        self.openings.push(id, self.table[id].generation);
+        if turn.side == Side::Lan {
+            self.counters.count(Event::Direct);
         }
-        self.counters.count(Event::Direct);
         self.pass_syn(turn)
     }
 
-    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited.
+    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed.
     fn pass_syn(&self, turn: Turn<impl Egress>) -> Verdict {
-        if self.mss_clamp < u16::MAX {
+        if self.mss_clamp < u16::MAX && !Options::read(turn.options()).signed {
             clamp_mss(turn.segment, turn.head, self.mss_clamp);
         }
         Verdict::Forward
     }
 
-    /// Segments of a connection from the LAN that is not established yet.
+    /// Segments of a connection passed through that is not established yet.
     pub(super) fn on_opening(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flags = turn.segment.flags;
         if flags.has(Flags::RST) {
@@ -52,26 +56,21 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let flow = &mut self.table[id];
-        match (turn.side, flags.has(Flags::ACK)) {
-            (Side::Lan, false) if flow.half(Side::Lan).next != turn.segment.seq + 1 => {
-                // The caller has given up its first number and begun again.
+        let calls = turn.side == flow.caller();
+        match (calls, flags.has(Flags::ACK)) {
+            (true, false) if flow.half(turn.side).next != turn.segment.seq + turn.segment.seq_len() => {
+                // The caller has given up its first number, or the data it brought with it, and begun again.
                 begin_opening(flow, &turn);
                 self.rest(id, turn.now);
             }
-            (Side::Wan, _) if flow.state == State::OpeningSent => {
+            (false, _) if flow.state == State::OpeningSent => {
                 // Its answer, or, without ACK, its own call at the same time (RFC 9293 section 3.5, figure 7).
-                let answers = turn.segment.ack == flow.half(Side::Lan).next;
+                let answers = flags.has(Flags::ACK) && flow.answers_call(turn.segment);
                 if !flags.has(Flags::ACK) || answers {
                     let options = Options::read(turn.options());
-                    note_syn(flow.half_mut(Side::Wan), turn.segment, &options);
+                    note_syn(flow.half_mut(turn.side), turn.segment, &options);
                     if answers {
-                        settle_scales(flow);
-                        // What we may have to say to either end must bear timestamps if its segments do.
-                        let agreed = flow.is(Marks::TIMESTAMPS_LAN) && options.timestamps.is_some();
-                        flow.mark(Marks::TIMESTAMPS, agreed);
-                        flow.mark(Marks::TIMESTAMPS_LAN, agreed);
-                        flow.half_mut(Side::Wan).acked = turn.segment.ack;
-                        self.set_state(id, State::OpeningAnswered, turn.now);
+                        self.settle_opening(&turn, id, options);
                     }
                 }
             }
@@ -81,16 +80,42 @@ impl Proxy {
         self.pass_syn(turn)
     }
 
-    /// An acknowledgement without SYN: from the LAN it ends the handshake; from the WAN it is early data or an
+    /// The caller has its answer: what both offered holds from now on; what a server offers is learned.
+    fn settle_opening(&mut self, turn: &Turn<impl Egress>, id: Id, answered: Options) {
+        let flow = &mut self.table[id];
+        let lesson = Lesson {
+            answered,
+            offered_scale: flow.half(Side::Wan).scale().is_some(),
+            offered_sack: flow.is(Marks::SACK),
+            offered_timestamps: flow.is(Marks::TIMESTAMPS),
+            offered_ecn: flow.is(Marks::ECN_ASKED),
+            answered_ecn: turn.segment.flags.agree_to_ecn(),
+            window: turn.segment.window,
+        };
+        settle_scales(flow);
+        // What we may have to say to either end must bear timestamps if its segments do.
+        let agreed = flow.is(Marks::TIMESTAMPS) && answered.timestamps.is_some();
+        flow.mark(Marks::TIMESTAMPS, agreed);
+        flow.mark(Marks::TIMESTAMPS_LAN, agreed);
+        flow.half_mut(turn.side).acked = turn.segment.ack;
+        self.set_state(id, State::OpeningAnswered, turn.now);
+        if turn.side == Side::Lan {
+            self.learned.learn(turn.ends(), &lesson, turn.now);
+            self.doors.opened(turn.ends());
+        }
+    }
+
+    /// An acknowledgement without SYN: from the caller it ends the handshake; from the called it is early data or an
     /// older connection's protest, which the caller must see either way.
     fn on_opening_acknowledged(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
-        let synchronised = flow.half(Side::Wan).next;
-        if flow.state != State::OpeningAnswered || turn.segment.ack.before(synchronised) && turn.side == Side::Lan {
+        let caller = flow.caller();
+        let synchronised = flow.half(caller.other()).next;
+        if flow.state != State::OpeningAnswered || turn.segment.ack.before(synchronised) && turn.side == caller {
             return Verdict::Forward;
         }
-        if turn.side == Side::Lan {
-            flow.half_mut(Side::Lan).acked = synchronised;
+        if turn.side == caller {
+            flow.half_mut(caller).acked = synchronised;
             self.set_state(id, State::Established, turn.now);
         }
         self.track_and_pass(turn, id)
@@ -101,30 +126,49 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let flow = &self.table[id];
-        let Segment { seq, ack, flags, .. } = *turn.segment;
-        let acceptable = match (turn.side, flow.state) {
-            (Side::Lan, _) => true,
+        let Segment { seq, flags, .. } = *turn.segment;
+        let acceptable = match (turn.side == flow.caller(), flow.state) {
+            (true, _) => true,
             // RFC 9293 section 3.10.7.3: before it is synchronised the caller believes a reset that acknowledges its SYN.
-            (Side::Wan, State::OpeningSent) => flags.has(Flags::ACK) && ack == flow.half(Side::Lan).next,
-            (Side::Wan, _) => seq == flow.half(Side::Wan).next,
+            (false, State::OpeningSent) => flags.has(Flags::ACK) && flow.answers_call(turn.segment),
+            (false, _) => seq == flow.half(turn.side).next,
         };
         if !acceptable {
             return Verdict::Drop(DropReason::BadReset);
+        }
+        if turn.side == Side::Lan && flow.state == State::OpeningSent && flow.caller() == Side::Wan {
+            self.doors.refused(turn.ends(), turn.now);
         }
         self.set_state(id, State::Reset, turn.now);
         Verdict::Forward
     }
 }
 
-/// Fills the record of a connection from the LAN by its SYN.
+impl Flow {
+    /// The side that opened a connection which is passed through.
+    fn caller(&self) -> Side {
+        if self.is(Marks::OPENED_BY_WAN) { Side::Wan } else { Side::Lan }
+    }
+
+    /// Whether a segment of the called acknowledges the caller's SYN: with the data it brought, or without (RFC 7413 section 3).
+    fn answers_call(&self, answer: &Segment) -> bool {
+        answer.ack.within(self.outer_isn + 1, self.half(self.caller()).next)
+    }
+}
+
+/// Fills the record of a connection that is passed through by its SYN.
 fn begin_opening<E>(flow: &mut Flow, turn: &Turn<E>) {
-    let envelope = turn.envelope();
-    flow.state = State::OpeningSent;
-    flow.set_macs(Side::Lan, envelope.from, envelope.to);
-    *flow.half_mut(Side::Wan) = Half::default();
     let options = Options::read(turn.options());
-    flow.mark(Marks::TIMESTAMPS_LAN, options.timestamps.is_some());
-    note_syn(flow.half_mut(Side::Lan), turn.segment, &options);
+    flow.state = State::OpeningSent;
+    flow.outer_isn = turn.segment.seq;
+    flow.keep_way(turn.side, &turn.envelope());
+    flow.mark(Marks::OPENED_BY_WAN, turn.side == Side::Wan);
+    *flow.half_mut(turn.side.other()) = Half::default();
+    // Offered, for now.
+    flow.mark(Marks::SACK, options.sack_permitted);
+    flow.mark(Marks::TIMESTAMPS, options.timestamps.is_some());
+    flow.mark(Marks::ECN_ASKED, turn.segment.flags.ask_for_ecn());
+    note_syn(flow.half_mut(turn.side), turn.segment, &options);
 }
 
 /// Notes an end's SYN.

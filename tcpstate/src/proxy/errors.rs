@@ -1,7 +1,7 @@
 //! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
 //! be judged by themselves, pass behind the first of their packet.
 
-use super::{Proxy, Turn};
+use super::{Proxy, Turn, half_second};
 use crate::config::{Policy, SackConflict};
 use crate::flow::{Flow, Marks, State};
 use crate::fragments::Kind;
@@ -11,7 +11,7 @@ use crate::translate::{TIMESTAMPS_ROOM, replace32, rewrite_options};
 use crate::wire::checksum::Patch;
 use crate::wire::{
     Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, Trouble, be16, be32,
-    become_too_big, put16,
+    become_too_big, is_too_big, put16,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -101,17 +101,25 @@ impl Proxy {
         Verdict::Forward
     }
 
-    /// A segment longer than the server takes, from a client that was told otherwise: the client is told now what a smaller link on
-    /// its way would tell it. True if the frame has become that error, which goes back.
+    /// A segment from a client that was told of a larger MSS than the server's: if it is longer than the server takes, the client is told
+    /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
     #[inline(never)]
-    pub(super) fn refuse_too_big(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> bool {
-        let flow = &self.table[id];
-        // There is no limit to these but the client's own window: each answers a segment of a living connection, and is no longer.
-        let refused = become_too_big(turn.segment, turn.head, flow.mss_lan, flow.half(Side::Lan).ttl.max(1));
-        if refused {
-            self.counters.count(Event::IcmpTooBig);
+    pub(super) fn tell_too_big(&mut self, turn: &mut Turn<impl Egress>, id: Id) {
+        let flow = &mut self.table[id];
+        let (mss, ttl) = (flow.mss_lan, flow.half(Side::Lan).ttl.max(1));
+        if flow.challenged == half_second(turn.now) || !is_too_big(turn.segment, turn.head, mss) {
+            return;
         }
-        refused
+        flow.challenged = half_second(turn.now);
+        let (segment, question) = (turn.segment, turn.head.bytes());
+        let told = turn.egress.emit(Side::Wan, |buffer| {
+            let copied = question.len().min(buffer.len());
+            buffer[..copied].copy_from_slice(&question[..copied]);
+            let mut error = Head::whole(buffer, copied);
+            become_too_big(segment, &mut error, mss, ttl);
+            error.len()
+        });
+        self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
     }
 
     /// A first fragment has passed as a segment of its connection: so may those that follow.

@@ -1,34 +1,31 @@
-//! A client calls: its SYN answered with a cookie, its proof examined, the server dialled, the two joined.
+//! A client calls: its SYN is answered with a cookie, and its proof examined. Calling the server is `calling`'s story.
 
-use super::{Proxy, Turn};
-use crate::cookie::{Minted, ts_clock};
+use super::calling::WITHHELD_MOST;
+use super::{Proxy, Turn, label};
+use crate::config::{Extension, Policy};
+use crate::cookie::{self, Minted, ts_after};
 use crate::flow::{Flow, Marks, State};
-use crate::learn::{Lesson, default_mss};
+use crate::learn::default_mss;
 use crate::limit::Admission;
-use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
+use crate::seq::SeqNum;
 use crate::table::Id;
-use crate::terms::{Offer, Terms};
-use crate::translate::TIMESTAMPS_ROOM;
-use crate::wheel::{Ticks, tick};
-use crate::wire::{
-    Addr, DEFAULT_TTL, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps,
-};
-use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
-
-/// The longest interval between two SYNs to a server, as a power of two of the first.
-const MAX_BACK_OFF: u8 = 4;
-/// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
-const UPDATES_REPEATED: u8 = 4;
-/// One second, in ticks.
-const SECOND: Ticks = 1_000_000 / 1024;
-/// When a server that remembers an older connection is called again after it was told to forget: 20 ms, in ticks.
-const AFTER_RESET: Ticks = 20;
+use crate::terms::{Ecn, Offer, Terms};
+use crate::wheel::tick;
+use crate::wire::{Addr, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
+use crate::{DropReason, Egress, Event, Side, Verdict};
 
 /// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
 pub(super) struct Proof {
-    terms: Terms,
-    client_isn: SeqNum,
-    outer_isn: SeqNum,
+    pub(super) terms: Terms,
+    pub(super) client_isn: SeqNum,
+    pub(super) outer_isn: SeqNum,
+    /// Ticks from our SYN-ACK to this segment; zero if not known.
+    pub(super) distance: u16,
+}
+
+/// A distance in ticks as a flow keeps it: zero where it is not known, or so long that something else must have happened.
+fn distance(ticks: u32) -> u16 {
+    if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
 }
 
 impl Proxy {
@@ -49,29 +46,83 @@ impl Proxy {
             self.counters.count(event);
         }
         self.jar.turn(now);
+        let (ends, hash) = (*turn.ends(), turn.hash);
+        if self.doors.closed(&ends, now) {
+            // What the server would answer (RFC 9293 section 3.10.7.1).
+            self.counters.count(Event::ClosedPort);
+            return Self::reset_in_place(&mut turn);
+        }
         let offered = Options::read(turn.options());
-        let offer = self.learned.offer(turn.ends(), now);
-        let terms = self.agree(turn.ends(), &offered, &offer);
-        let mut minted = self.jar.mint(turn.ends(), isn, &terms, now);
+        let offer = self.learned.offer(&ends, now);
+        if let Some(event) = self.passes(&offered, &offer, turn.now) {
+            return self.pass_call(turn, former, event);
+        }
+        let mut terms = self.agree(turn.segment, &offered, &offer);
+        let mut minted = self.jar.mint(&ends, isn, &terms, now);
         match former {
             Some(id) if self.table[id].state == State::HalfOpen => {
-                minted = self.repeat_half_open(&turn, id, &terms, minted);
+                minted = self.repeat_half_open(&turn, id, &mut terms, minted);
             }
-            Some(id) => self.table[id].mark(Marks::REOPENING, true),
+            Some(id) => {
+                let flow = &mut self.table[id];
+                flow.mark(Marks::REOPENING, true);
+                if !terms.timestamps {
+                    terms.ecn = Ecn::Silent;
+                }
+                if let Some(shown) = flow.clock_shown() {
+                    minted.ts_value = minted.ts_value.map(|value| not_before(value, shown));
+                }
+            }
             None => {
-                let (ends, hash) = (*turn.ends(), turn.hash);
-                let stored = self
-                    .admit_half_open(&ends, hash, now, |flow| keep_half_open(flow, &turn, &offered, &terms, minted));
-                if stored.is_none() && terms.mss < self.jar.smallest_mss(terms.timestamps) {
-                    return Verdict::Drop(DropReason::MssTooSmall);
+                let smallest = self.jar.smallest_mss(terms.timestamps);
+                let mut kept = terms;
+                // What only the cache can remember is promised while that has room to spare.
+                if !terms.timestamps && terms.promised.is_some() && !self.is_cache_pressed() {
+                    kept.promised = offer.scale;
+                }
+                // And then the number must be no cookie: it would open as something else when the entry is gone.
+                let expressed = kept.promised == terms.promised && terms.mss >= smallest;
+                let number = if expressed { minted } else { minted.disguised() };
+                let stored =
+                    self.admit_half_open(&ends, hash, now, |flow| keep_half_open(flow, &turn, &offered, &kept, number));
+                match stored {
+                    Some(_) => (terms, minted) = (kept, number),
+                    None if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
+                    // Such a cookie has no place for it.
+                    None if !terms.timestamps => terms.ecn = Ecn::Silent,
+                    None => {}
                 }
             }
         }
+        self.answered.note(hash, now);
         self.write_syn_ack(&mut turn, &offered, &offer, &terms, minted)
     }
 
+    /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
+    fn passes(&mut self, offered: &Options, offer: &Offer, now: crate::Instant) -> Option<Event> {
+        let extends = offered.multipath && self.multipath == Extension::Pass
+            || offered.fast_open && self.fast_open == Extension::Pass;
+        if offered.signed || extends {
+            return Some(Event::Passed);
+        }
+        (!offer.known && self.introductions.take(now)).then_some(Event::Introduced)
+    }
+
+    /// Passes a client's SYN to its server as it is, for what follows to pass as well.
+    fn pass_call(&mut self, turn: Turn<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+        if event == Event::Passed {
+            let signed = Options::read(turn.options()).signed;
+            if signed && self.signed == Policy::Drop || !self.passed.take(turn.now) {
+                return Verdict::Drop(DropReason::NotPassed);
+            }
+        }
+        self.counters.count(event);
+        self.open_direct(turn, former)
+    }
+
     /// What holds between a client that offered this and a server of which we say that.
-    fn agree(&self, ends: &Ends, offered: &Options, offer: &Offer) -> Terms {
+    fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer) -> Terms {
+        let ends = &syn.ends;
         let timestamps = offered.timestamps.is_some() && offer.timestamps;
         let promised = if offered.scale.is_some() { self.jar.promise(offer.scale, timestamps) } else { None };
         Terms {
@@ -80,21 +131,34 @@ impl Proxy {
             promised,
             sack: offered.sack_permitted && offer.sack,
             timestamps,
+            ecn: match (syn.flags.ask_for_ecn(), offer.ecn) {
+                (false, _) => Ecn::Silent,
+                (true, false) => Ecn::Asked,
+                (true, true) => Ecn::Agreed,
+            },
         }
     }
 
     /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.
-    fn repeat_half_open(&mut self, turn: &Turn<impl Egress>, id: Id, terms: &Terms, minted: Minted) -> Minted {
+    fn repeat_half_open(&mut self, turn: &Turn<impl Egress>, id: Id, terms: &mut Terms, minted: Minted) -> Minted {
         let flow = &mut self.table[id];
         let offered = Options::read(turn.options());
         let isn = if flow.half(Side::Wan).next == turn.segment.seq + 1 {
             self.counters.count(Event::SynRepeated);
+            // It may have had our first answer.
+            terms.promised = flow.half(Side::Lan).told().filter(|_| terms.scale.is_some());
             flow.outer_isn
         } else {
             minted.isn
         };
-        let minted = Minted { isn, ..minted };
+        let ts_value = match (minted.ts_value, flow.clock_shown()) {
+            (Some(value), Some(shown)) => Some(not_before(value, shown)),
+            (value, _) => value,
+        };
+        let minted = Minted { isn, ts_value };
         keep_half_open(flow, turn, &offered, terms, minted);
+        // Which of our SYN-ACKs it will acknowledge only a timestamp can tell (RFC 6298 section 3).
+        flow.attempts = 1;
         self.rest(id, turn.now);
         minted
     }
@@ -107,7 +171,7 @@ impl Proxy {
         terms: &Terms,
         minted: Minted,
     ) -> Verdict {
-        let envelope = turn.envelope().reversed();
+        let envelope = Envelope { label: label(turn.hash), ..turn.envelope().reversed() };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = minted.ts_value.map(|value| Timestamps { value, echo });
         let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
@@ -120,9 +184,8 @@ impl Proxy {
             envelope: &envelope,
             seq: minted.isn,
             ack: turn.segment.seq + 1,
-            flags: Flags::SYN.and(Flags::ACK),
-            // Nothing may come before the server has answered: what came we should have to keep.
-            window: RawWindow(0),
+            flags: Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed)),
+            window: self.early_window(turn.ends(), offer.window),
             options: &options,
         };
         if answer.frame_len() > room || !turn.overwrite(&answer) {
@@ -136,21 +199,38 @@ impl Proxy {
     pub(super) fn try_cookie(&mut self, turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
         match self.open_cookie(&turn) {
             Some(proof) => self.accept_cookie(turn, &proof, former),
+            None if former.is_none() => self.on_unknown(turn),
             None => Verdict::Drop(DropReason::BadCookie),
         }
     }
 
     /// What a segment from the WAN proves, if it acknowledges a cookie.
     pub(super) fn open_cookie(&mut self, turn: &Turn<impl Egress>) -> Option<Proof> {
-        self.jar.turn(turn.now);
+        let now = turn.now;
+        // Nothing can be forged where nothing was asked.
+        if !self.answered.may_have(turn.hash, now) {
+            self.counters.count(Event::Unasked);
+            return None;
+        }
+        let place = self.limiter.place(turn.ends());
+        if !self.limiter.may_test(place, now) {
+            return None;
+        }
+        self.jar.turn(now);
         let Segment { seq, ack, .. } = *turn.segment;
         let outer_isn = ack - 1;
         let echo = Options::timestamps(turn.options()).map(|timestamps| timestamps.echo);
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        [seq - 1, seq].into_iter().find_map(|client_isn| {
+        let opened = [seq - 1, seq].into_iter().find_map(|client_isn| {
             let terms = self.jar.open(turn.ends(), client_isn, outer_isn, echo)?;
-            Some(Proof { terms, client_isn, outer_isn })
-        })
+            Some((terms, client_isn))
+        });
+        let Some((terms, client_isn)) = opened else {
+            self.limiter.failed(place, now);
+            return None;
+        };
+        let distance = echo.map_or(0, |echo| distance(cookie::age(echo, now) >> 10));
+        Some(Proof { terms, client_isn, outer_isn, distance })
     }
 
     pub(super) fn accept_cookie(&mut self, turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
@@ -188,7 +268,13 @@ impl Proxy {
                 if is_damaged(&turn) {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
-                let proof = Proof { terms: terms_of(flow), client_isn: next - 1, outer_isn: flow.outer_isn };
+                let distance = match Options::timestamps(turn.options()).filter(|_| flow.attempts > 0) {
+                    Some(timestamps) => distance(cookie::age(timestamps.echo, turn.now) >> 10),
+                    None if flow.attempts > 0 => 0,
+                    None => distance(tick(turn.now).wrapping_sub(flow.born)),
+                };
+                let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
+                let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
                 self.counters.count(Event::CacheHit);
                 self.dial(turn, &proof, Some(id))
             }
@@ -196,211 +282,6 @@ impl Proxy {
             Side::Lan if flags.has(Flags::SYN) && !flags.has(Flags::ACK) => self.open_direct(turn, Some(id)),
             Side::Lan => Verdict::Drop(DropReason::WrongState),
         }
-    }
-
-    /// The client is real: calls the server in its name, by a SYN written over the segment that proved it.
-    fn dial(&mut self, mut turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
-        let now = turn.now;
-        self.limiter.refund(turn.ends(), now);
-        if let Some(former) = former {
-            self.give_way(former, turn.egress);
-        }
-        let (ends, hash) = (*turn.ends(), turn.hash);
-        self.make_room(now, turn.egress);
-        let presumed = proof.terms.timestamps && !self.learned.offer(&ends, now).timestamps_known;
-        let Some(id) = self.admit(&ends, hash, now, |flow| begin_dialling(flow, &turn, proof, presumed)) else {
-            return Verdict::Drop(DropReason::TableFull);
-        };
-        self.dialling.push(id, self.table[id].generation);
-        self.dial_in_place(&mut turn, id)
-    }
-
-    /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
-    fn give_way(&mut self, id: Id, egress: &mut impl Egress) {
-        if self.table[id].state == State::Dialling {
-            self.call_off(id, egress);
-        }
-        self.forget(id);
-    }
-
-    /// Tells a server that is being called to forget the call.
-    fn call_off(&mut self, id: Id, egress: &mut impl Egress) {
-        let seq = self.table[id].half(Side::Wan).next;
-        let envelope = self.envelope(id, Side::Wan);
-        self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
-    }
-
-    /// Gives up calling a server: both ends are told, and the flow is forgotten.
-    pub(super) fn give_up(&mut self, id: Id, egress: &mut impl Egress) {
-        self.call_off(id, egress);
-        let seq = self.table[id].outer_isn + 1;
-        let envelope = self.envelope(id, Side::Lan);
-        self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
-        self.forget(id);
-    }
-
-    fn dial_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
-        let envelope = turn.envelope();
-        let options = call_options(&self.table[id]);
-        if !turn.overwrite(&call(&self.table[id], &envelope, &options)) {
-            return Verdict::Drop(DropReason::NoRoom);
-        }
-        self.counters.count(Event::Dialled);
-        Verdict::Forward
-    }
-
-    /// Segments while the server is being called.
-    pub(super) fn on_dialling(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        match turn.side {
-            Side::Wan => self.on_client_while_dialling(turn, id),
-            Side::Lan => self.on_server_while_dialling(turn, id),
-        }
-    }
-
-    fn on_client_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, window, .. } = *turn.segment;
-        let flow = &mut self.table[id];
-        let next = flow.half(Side::Wan).next;
-        if flags.has(Flags::SYN) {
-            return if flags.has(Flags::ACK) {
-                Verdict::Drop(DropReason::WrongState)
-            } else {
-                self.answer_syn(turn, Some(id))
-            };
-        }
-        if flags.has(Flags::RST) {
-            if seq != next {
-                return Verdict::Drop(DropReason::BadReset);
-            }
-            if !turn.is_sound() {
-                return Verdict::Drop(DropReason::BadChecksum);
-            }
-            // The client has changed its mind; the server, if it has heard of it already, must too.
-            let envelope = turn.envelope();
-            let overwritten = turn.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
-            self.forget(id);
-            return if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) };
-        }
-        if ack == flow.outer_isn + 1 && (seq == next || seq == next - 1) {
-            // It knocks again; so do we. Whatever data it brings it will bring again, as the window is shut.
-            if is_damaged(&turn) {
-                return Verdict::Drop(DropReason::BadChecksum);
-            }
-            flow.half_mut(Side::Wan).window = window;
-            return self.dial_in_place(&mut turn, id);
-        }
-        if flow.is(Marks::REOPENING) {
-            return self.try_cookie(turn, Some(id));
-        }
-        Verdict::Drop(DropReason::WrongState)
-    }
-
-    fn on_server_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let Segment { ack, flags, .. } = *turn.segment;
-        let answers = flags.has(Flags::ACK) && ack == self.table[id].half(Side::Wan).next;
-        if flags.has(Flags::RST) && !answers {
-            return Verdict::Drop(DropReason::BadReset);
-        }
-        if !turn.is_sound() {
-            return Verdict::Drop(DropReason::BadChecksum);
-        }
-        if flags.has(Flags::RST) {
-            return self.pass_refusal(turn, id);
-        }
-        if flags.has(Flags::SYN) && answers {
-            return self.splice(turn, id);
-        }
-        if flags.has(Flags::ACK) {
-            // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
-            let soon = tick(turn.now).wrapping_add(AFTER_RESET);
-            self.wheel.schedule(self.table.flows_mut(), id, soon);
-            return Self::reset_in_place(&mut turn);
-        }
-        Verdict::Drop(DropReason::WrongState)
-    }
-
-    /// The server refuses: the client, which takes itself for connected, gets a reset it must accept.
-    fn pass_refusal(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let envelope = turn.envelope();
-        let seq = self.table[id].outer_isn + 1;
-        let overwritten = turn.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
-        self.counters.count(Event::Refused);
-        // Should the reset be lost, the client's next segment opens its cookie again and asks again.
-        self.forget(id);
-        if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
-    }
-
-    /// A SYN-ACK from the LAN nobody waits for any more.
-    pub(super) fn refuse_late_answer(&mut self, mut turn: Turn<impl Egress>) -> Verdict {
-        if !turn.is_sound() {
-            return Verdict::Drop(DropReason::BadChecksum);
-        }
-        Self::reset_in_place(&mut turn)
-    }
-
-    /// The server has answered: from here on we only translate. The SYN-ACK becomes the handshake's last
-    /// acknowledgement; the client is told that the window is open.
-    fn splice(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let now = turn.now;
-        let answered = Options::read(turn.options());
-        let ttl = turn.envelope().ttl;
-        let flow = &mut self.table[id];
-        let lesson = Lesson {
-            answered,
-            offered_scale: flow.half(Side::Wan).scale().is_some(),
-            offered_sack: flow.is(Marks::SACK),
-            offered_timestamps: flow.is(Marks::TIMESTAMPS),
-        };
-        join(flow, turn.segment, &answered, ttl, now);
-        self.learned.learn(turn.ends(), &lesson, now);
-        self.set_state(id, State::Established, now);
-        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(SECOND));
-        self.counters.count(Event::Spliced);
-        self.send_update(id, now, turn.egress);
-        self.acknowledge_in_place(&mut turn, id)
-    }
-
-    /// Tells the client the server's window.
-    fn send_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let envelope = self.envelope(id, Side::Lan);
-        let acknowledgement = self.acknowledgement(id, Side::Wan, now);
-        self.emit(Side::Wan, &acknowledgement.outgoing(&envelope), egress);
-    }
-
-    /// The client has shown no sign of the window update, which may be lost: its persist timer must not be what saves it.
-    pub(super) fn repeat_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let flow = &mut self.table[id];
-        flow.attempts += 1;
-        let (attempts, passed) = (flow.attempts, tick(now).wrapping_sub(flow.born));
-        let wait = if attempts > UPDATES_REPEATED {
-            flow.mark(Marks::UPDATE_PENDING, false);
-            self.lifetimes.connected.saturating_sub(passed)
-        } else {
-            self.counters.count(Event::UpdateRepeated);
-            self.send_update(id, now, egress);
-            SECOND << attempts
-        };
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
-    }
-
-    /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
-    pub(super) fn redial(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let passed = tick(now).wrapping_sub(self.table[id].born);
-        if passed >= self.lifetimes.dialling {
-            self.counters.count(Event::DialTimeout);
-            return self.give_up(id, egress);
-        }
-        let envelope = self.envelope(id, Side::Wan);
-        let flow = &mut self.table[id];
-        flow.attempts = (flow.attempts + 1).min(MAX_BACK_OFF);
-        let wait = self.lifetimes.redial.saturating_mul(1 << flow.attempts).min(self.lifetimes.dialling - passed);
-        let flow = *flow;
-        let options = call_options(&flow);
-        if self.emit(Side::Lan, &call(&flow, &envelope, &options), egress) {
-            self.counters.count(Event::DialRepeated);
-            self.counters.count(Event::Dialled);
-        }
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
     }
 }
 
@@ -433,16 +314,24 @@ fn keep_half_open<E>(flow: &mut Flow, turn: &Turn<E>, offered: &Options, terms: 
     flow.state = State::HalfOpen;
     flow.outer_isn = minted.isn;
     keep_terms(flow, terms);
-    flow.set_macs(Side::Wan, envelope.from, envelope.to);
+    flow.keep_way(Side::Wan, &envelope);
+    flow.half_mut(Side::Lan).ts_value = minted.ts_value.unwrap_or_default();
     let client = flow.half_mut(Side::Wan);
     client.next = turn.segment.seq + 1;
     client.ts_value = offered.timestamps.map_or(0, |timestamps| timestamps.value);
 }
 
-fn keep_terms(flow: &mut Flow, terms: &Terms) {
+/// A TSval of ours, if need be moved to where a host that has seen `shown` does not take it for an older one (RFC 7323 section 5.5).
+fn not_before(ts_value: u32, shown: u32) -> u32 {
+    if SeqNum::new(ts_value).before(SeqNum::new(shown)) { ts_after(shown) | ts_value & 0xfff } else { ts_value }
+}
+
+pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
     flow.mark(Marks::PROXIED, true);
     flow.mark(Marks::SACK, terms.sack);
     flow.mark(Marks::TIMESTAMPS, terms.timestamps);
+    flow.mark(Marks::ECN_ASKED, terms.ecn != Ecn::Silent);
+    flow.mark(Marks::ECN, terms.ecn == Ecn::Agreed);
     flow.mss = terms.mss;
     flow.half_mut(Side::Wan).set_scales(terms.scale, None);
     flow.half_mut(Side::Lan).set_scales(None, terms.promised);
@@ -455,89 +344,10 @@ fn terms_of(flow: &Flow) -> Terms {
         promised: flow.half(Side::Lan).told(),
         sack: flow.is(Marks::SACK),
         timestamps: flow.is(Marks::TIMESTAMPS),
+        ecn: match (flow.is(Marks::ECN_ASKED), flow.is(Marks::ECN)) {
+            (false, _) => Ecn::Silent,
+            (true, false) => Ecn::Asked,
+            (true, true) => Ecn::Agreed,
+        },
     }
-}
-
-/// Fills the record of a client that has proved itself.
-fn begin_dialling<E>(flow: &mut Flow, turn: &Turn<E>, proof: &Proof, presumed: bool) {
-    let envelope = turn.envelope();
-    flow.state = State::Dialling;
-    keep_terms(flow, &proof.terms);
-    flow.mark(Marks::TIMESTAMPS_PRESUMED, presumed);
-    flow.outer_isn = proof.outer_isn;
-    flow.set_macs(Side::Wan, envelope.from, envelope.to);
-    let client = flow.half_mut(Side::Wan);
-    client.next = proof.client_isn + 1;
-    client.acked = proof.outer_isn + 1;
-    client.window = turn.segment.window;
-    client.ttl = envelope.ttl;
-    client.ts_value = Options::timestamps(turn.options()).map_or(0, |timestamps| timestamps.value);
-    let server = flow.half_mut(Side::Lan);
-    server.next = proof.outer_isn + 1;
-    server.ttl = DEFAULT_TTL;
-}
-
-/// The options of our SYN to the server: what the client offered and was not denied.
-fn call_options(flow: &Flow) -> OptionList {
-    let client = flow.half(Side::Wan);
-    // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
-    let timestamps = flow.is(Marks::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
-    // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
-    let reserve = if flow.is(Marks::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
-    OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(Marks::SACK), timestamps, client.scale())
-}
-
-/// Our SYN to the server, in the client's name and with its own number.
-fn call<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
-    let client = flow.half(Side::Wan);
-    // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
-    let window = flow.granted(Side::Wan).field(WindowScale::default());
-    let (seq, ack) = (client.next - 1, SeqNum::default());
-    Outgoing { envelope, seq, ack, flags: Flags::SYN, window, options }
-}
-
-fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a OptionList) -> Outgoing<'a> {
-    Outgoing { envelope, seq, ack: SeqNum::default(), flags: Flags::RST, window: RawWindow(0), options }
-}
-
-/// Joins the two halves by the server's SYN-ACK.
-fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Instant) {
-    flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
-    flow.attempts = 0;
-    flow.mark(Marks::UPDATE_PENDING, true);
-    flow.mark(Marks::REOPENING, false);
-    flow.mark(Marks::SACK_LAN, flow.is(Marks::SACK) && answered.sack_permitted);
-    join_scales(flow, answered.scale);
-    join_timestamps(flow, answered, now);
-    let outer_isn = flow.outer_isn;
-    let server = flow.half_mut(Side::Lan);
-    server.next = outer_isn + 1;
-    server.acked = answer.ack;
-    server.ttl = ttl;
-    // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
-    server.window = answer.window;
-    flow.mark(Marks::WINDOW_UNSCALED, true);
-}
-
-/// Scaling is on between us and the server only if both said so (RFC 7323 section 2.2); towards the client it is what we promised.
-fn join_scales(flow: &mut Flow, server: Option<WindowScale>) {
-    let client = flow.half(Side::Wan).scale();
-    let promised = flow.half(Side::Lan).told();
-    let agreed = client.is_some() && server.is_some();
-    flow.half_mut(Side::Wan).set_scales(client, client.filter(|_| agreed));
-    flow.half_mut(Side::Lan).set_scales(server.filter(|_| agreed), promised);
-}
-
-/// The server's clock goes on, for the client, from where ours is: beyond every TSval our SYN-ACKs can have borne.
-fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
-    if !flow.is(Marks::TIMESTAMPS) {
-        return;
-    }
-    let base = ts_clock(now).wrapping_add(0x1000);
-    flow.mark(Marks::TIMESTAMPS_LAN, answered.timestamps.is_some());
-    // A server without a clock is lent one of ours, of about a millisecond, which like any other must not wrap within days.
-    let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
-    flow.ts_delta = SeqDelta::between(clock, base);
-    flow.ts_base = base;
-    flow.half_mut(Side::Lan).ts_value = base;
 }

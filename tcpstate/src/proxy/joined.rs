@@ -4,7 +4,8 @@
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
 use super::handshake::is_damaged;
-use super::{Proxy, Turn};
+use super::{Proxy, Turn, half_second};
+use crate::ecn;
 use crate::flow::{Marks, State};
 use crate::seq::SeqNum;
 use crate::table::Id;
@@ -24,6 +25,9 @@ impl Proxy {
     /// Segments of a flow whose ends have met.
     pub(super) fn on_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flags = turn.segment.flags;
+        if self.table[id].is(Marks::TENTATIVE) {
+            return self.on_tentative(turn, id);
+        }
         if flags.has(Flags::SYN) {
             return self.on_syn_while_joined(turn, id);
         }
@@ -32,6 +36,8 @@ impl Proxy {
         }
         if turn.side == Side::Wan
             && self.table[id].is(Marks::REOPENING)
+            // The connection's own cookie still opens; it proves nothing new.
+            && turn.segment.ack != self.table[id].outer_isn + 1
             && let Some(proof) = self.open_cookie(&turn)
         {
             return self.accept_cookie(turn, &proof, Some(id));
@@ -44,15 +50,16 @@ impl Proxy {
         let proxied = flow.is(Marks::PROXIED);
         match (turn.side, turn.segment.flags.has(Flags::ACK)) {
             (Side::Wan, false) if flow.is_over() => self.answer_syn(turn, Some(id)),
-            // RFC 5961 section 4: a client that has forgotten the connection will reset it when it sees this.
-            (Side::Wan, false) if proxied => self.challenge(turn, id),
+            (Side::Wan, false) if proxied => self.on_call_while_joined(turn, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_direct(turn, Some(id)),
-            (Side::Lan, false) => Verdict::Drop(DropReason::WrongState),
+            (Side::Lan, false) => self.challenge(turn, id),
             (Side::Lan, true) if proxied => {
                 if !turn.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
+                let flow = &mut self.table[id];
+                flow.mark(Marks::ACK_OWED, false);
                 let repeated = turn.segment.seq + flow.seq_delta == flow.outer_isn && flow.state != State::Reset;
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
                 // stray copy of our SYN is told to forget it.
@@ -67,6 +74,18 @@ impl Proxy {
         }
     }
 
+    /// A client calls although its ends have a connection. RFC 5961 section 4: it is told so, and if it has forgotten the connection will reset
+    /// it. One that calls again, without a word on the old connection in between, cannot be told: then its call is answered, and
+    /// the old connection lives until the new one is proved.
+    fn on_call_while_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let flow = &mut self.table[id];
+        if flow.is(Marks::SYN_CHALLENGED) && flow.challenged != half_second(turn.now) {
+            return self.answer_syn(turn, Some(id));
+        }
+        flow.mark(Marks::SYN_CHALLENGED, true);
+        self.challenge(turn, id)
+    }
+
     /// RFC 5961 section 3: a reset that hits the next expected number ends the connection, one that only falls into the window is
     /// answered with a challenge, any other is nothing.
     fn on_reset(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
@@ -77,8 +96,10 @@ impl Proxy {
         let seq = turn.segment.seq + flow.outward(turn.side);
         let (sender, receiver) = (flow.half(turn.side), flow.half(turn.side.other()));
         let granted = flow.granted(turn.side.other()).0;
-        // What the receiver expects next lies between what it has acknowledged and what was sent to it.
-        if seq.within(receiver.acked, sender.next) {
+        // What the receiver expects next lies between what it has acknowledged and what was sent to it; of which it may know more than we, if
+        // fragments came.
+        let sent = SeqNum::new(SeqNum::later(receiver.acked.get(), sender.next.get()));
+        if seq.within(receiver.acked, sent) {
             if flow.state != State::Reset {
                 self.set_state(id, State::Reset, turn.now);
             }
@@ -103,8 +124,13 @@ impl Proxy {
             number.beyond(origin) <= ahead || origin.beyond(number) <= FAR_BEHIND
         };
         // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
-        let hidden = if flow.is(Marks::FRAGMENTED) { SLACK } else { 0 };
-        near(end, receiver.acked, granted + SLACK) && near(turn.segment.ack, receiver.next, hidden)
+        let (slack, hidden) = match (flow.is(Marks::UNJUDGED), flow.is(Marks::FRAGMENTED)) {
+            // Nobody has told us its scales.
+            (true, _) => (FAR_BEHIND, FAR_BEHIND),
+            (false, true) => (SLACK, SLACK),
+            (false, false) => (SLACK, 0),
+        };
+        near(end, receiver.acked, granted + slack) && near(turn.segment.ack, receiver.next, hidden)
     }
 
     /// Follows a segment and passes it.
@@ -113,11 +139,14 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadFlags);
         }
         if self.is_in_sequence(&turn, id) {
-            if turn.side == Side::Wan && self.table[id].is(Marks::MSS_BROKEN) && self.refuse_too_big(&mut turn, id) {
-                return Verdict::Reflect;
+            if turn.side == Side::Wan && self.table[id].is(Marks::MSS_BROKEN) {
+                self.tell_too_big(&mut turn, id);
             }
             self.track(&turn, id);
         } else if turn.side == Side::Wan && self.table[id].is(Marks::PROXIED) && !self.table[id].is(Marks::UNJUDGED) {
+            if is_damaged(&turn) {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
             // RFC 5961 section 5: blind data. What the server would answer, the client is answered.
             return self.challenge(turn, id);
         }
@@ -138,13 +167,15 @@ impl Proxy {
         let ts_delta = flow.ts_delta;
         // Nothing comes after a FIN, whatever a damaged segment may claim.
         let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
+        // But where that FIN is, fragments hide.
+        let settled = !flow.is(Marks::FRAGMENTED);
         let other = flow.half_mut(side.other());
-        if segment.ack.after(other.next) && !other_finished {
+        if segment.ack.after(other.next) && !(other_finished && settled) {
             // What fragments hid has been sent all the same.
             other.next = segment.ack;
         }
         let half = flow.half_mut(side);
-        if end.after(half.next) && segment.seq_len() > 0 && !finished {
+        if end.after(half.next) && segment.seq_len() > 0 && !(finished && settled) {
             half.next = end;
         }
         if !segment.ack.before(half.acked) {
@@ -168,8 +199,23 @@ impl Proxy {
             }
             flow.note_fin_acked(side);
         }
-        if side == Side::Wan {
-            flow.mark(Marks::UPDATE_PENDING, false);
+        match side {
+            Side::Wan => {
+                let answered = segment.payload_len() > 0 || segment.ack.after(flow.outer_isn + 1);
+                flow.mark_if(Marks::CARRIED, answered);
+                flow.unmark(&[Marks::UPDATE_PENDING, Marks::SYN_CHALLENGED]);
+                if !was_over {
+                    flow.mark(Marks::REOPENING, false);
+                }
+                if flow.is(Marks::ACK_OWED) && !is_damaged(turn) {
+                    flow.mark(Marks::ACK_OWED, false);
+                }
+            }
+            Side::Lan if flow.held != 0 => {
+                let edge = flow.half(Side::Lan).acked + flow.granted(Side::Lan).0;
+                self.pen.release(flow, edge);
+            }
+            Side::Lan => {}
         }
         let state = if flow.state == State::Reset { State::Reset } else { flow.state_by_fins() };
         if state != flow.state || flow.is_over() != was_over {
@@ -185,8 +231,11 @@ impl Proxy {
 
     /// Translates a segment, if its flow is one of ours, and passes it.
     fn pass(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let flow = &self.table[id];
+        let flow = &mut self.table[id];
         if flow.is(Marks::PROXIED) {
+            if ecn::lend(flow, turn.side, turn.segment, turn.head) {
+                self.counters.count(Event::EcnLent);
+            }
             translate(flow, turn.side, turn.segment, turn.head, self.sack_conflict, tick(turn.now));
         }
         Verdict::Forward

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 
 use super::Proxy;
-use crate::flow::State;
+use super::calling::bare_reset;
+use crate::flow::{Marks, State};
 use crate::table::Id;
 use crate::wheel::{Ticks, tick};
-use crate::wire::Ends;
-use crate::{Egress, Event, Instant};
+use crate::wire::{Ends, OptionList};
+use crate::{Egress, Event, Instant, Side};
 
-/// How many flows that are closing, and how many whose server is being called, are remembered as candidates for eviction.
+/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
 pub(super) const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
@@ -84,12 +85,17 @@ impl Proxy {
         Some(id)
     }
 
+    /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
+    pub(super) fn is_cache_pressed(&self) -> bool {
+        2 * self.population.half_open > self.half_open.capacity as u64
+    }
+
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
     fn half_open_has_place(&mut self, now: Instant) -> bool {
         while self.half_open.entries.len() == self.half_open.capacity {
             let Some(&(id, generation)) = self.half_open.entries.front() else { return false };
             if self.is_still(id, generation, State::HalfOpen) {
-                if tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE {
+                if self.is_young(id, now) {
                     return false;
                 }
                 self.counters.count(Event::EvictedHalfOpen);
@@ -111,8 +117,9 @@ impl Proxy {
         }
     }
 
-    /// Frees one place of a full table: that of a flow that is over, else the oldest half-open one's, else that of the client whose server
-    /// has been silent longest. A flow that still carries anything, be it an unacknowledged FIN, is never given up.
+    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest half-open
+    /// one's, else that of the client whose server has been silent longest, else of the oldest opening that is passed through. A flow that still
+    /// carries anything, be it an unacknowledged FIN, is never given up.
     pub(super) fn make_room(&mut self, now: Instant, egress: &mut impl Egress) {
         if !self.table.is_full() {
             return;
@@ -124,6 +131,17 @@ impl Proxy {
                 return self.forget(id);
             }
         }
+        while let Some(&(id, generation)) = self.silent.entries.front() {
+            if self.is_still(id, generation, State::Established) && !self.table[id].is(Marks::CARRIED) {
+                if self.is_young(id, now) {
+                    break;
+                }
+                self.silent.entries.pop_front();
+                self.counters.count(Event::EvictedSilent);
+                return self.hang_up(id, egress);
+            }
+            self.silent.entries.pop_front();
+        }
         while let Some((id, generation)) = self.half_open.entries.pop_front() {
             if self.is_still(id, generation, State::HalfOpen) {
                 self.counters.count(Event::EvictedHalfOpen);
@@ -133,14 +151,40 @@ impl Proxy {
         while let Some((id, generation)) = self.dialling.entries.pop_front() {
             if self.is_still(id, generation, State::Dialling) {
                 // One that was called only just now may answer yet.
-                if tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE {
+                if self.is_young(id, now) {
                     self.dialling.entries.push_front((id, generation));
-                    return;
+                    break;
                 }
                 self.counters.count(Event::EvictedHalfOpen);
                 return self.give_up(id, egress);
             }
         }
+        while let Some((id, generation)) = self.openings.entries.pop_front() {
+            let flow = &self.table[id];
+            let opens = matches!(flow.state, State::OpeningSent | State::OpeningAnswered) || flow.is(Marks::TENTATIVE);
+            if flow.generation == generation && opens {
+                if self.is_young(id, now) {
+                    return self.openings.entries.push_front((id, generation));
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.forget(id);
+            }
+        }
+    }
+
+    /// Whether a flow began so lately that what it waits for may be on its way.
+    fn is_young(&self, id: Id, now: Instant) -> bool {
+        tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
+    }
+
+    /// Ends a connection in the name of each end to the other.
+    fn hang_up(&mut self, id: Id, egress: &mut impl Egress) {
+        for to in Side::BOTH {
+            let seq = self.table[id].half(to.other()).next;
+            let envelope = self.envelope(id, to.other());
+            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+        }
+        self.forget(id);
     }
 
     fn is_still(&self, id: Id, generation: u16, state: State) -> bool {

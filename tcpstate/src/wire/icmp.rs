@@ -82,28 +82,30 @@ fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
     checksum::fold(u64::from(checksum::sum(addresses)) + u64::from(ICMPV6) + len as u64)
 }
 
-/// Turns a client's segment, in its own frame, into the error by which the server's host would tell it that packets longer than those
-/// of `mss` bytes (options included, RFC 6691) do not get through (RFC 1191, RFC 8201). `ttl` is the error's.
-///
-/// Returns false, changing nothing, for a segment that fits, one that may be fragmented on its way, and one too little of which would
-/// find room: the error is never longer than the segment.
-pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) -> bool {
+/// The MTU of a path that carries segments of `mss` bytes, options included (RFC 6691), and no longer ones.
+fn mtu(segment: &Segment, mss: u16) -> usize {
+    let (header, least) = if segment.ends.v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU) };
+    (usize::from(mss) + header + TCP_LEN).max(least)
+}
+
+/// Whether a segment is longer than one of `mss` bytes, options included, and may not be fragmented on its way.
+pub fn is_too_big(segment: &Segment, head: &Head, mss: u16) -> bool {
+    let ip = usize::from(segment.ip);
+    let may_not_be_cut = segment.ends.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
+    segment.end as usize - ip > mtu(segment, mss) && !segment.fragmented && may_not_be_cut
+}
+
+/// Turns a segment that [is too big](is_too_big), in a frame that need not hold all of its payload, into the error by which the server's host
+/// would tell the client so (RFC 1191, RFC 8201). `ttl` is the error's. It quotes what finds room, and is never longer than the frame.
+pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
     let v6 = segment.ends.v6;
-    let (ip, tcp, end) = (usize::from(segment.ip), usize::from(segment.tcp), segment.end as usize);
-    let (header, least_mtu, longest) =
-        if v6 { (IPV6_LEN, IPV6_MTU, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU, IPV4_ERROR) };
-    let mtu = (usize::from(mss) + header + TCP_LEN).max(least_mtu);
+    let (ip, end) = (usize::from(segment.ip), segment.end as usize);
+    let (header, longest) = if v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_ERROR) };
+    let mtu = mtu(segment, mss);
     let frame = head.bytes_mut();
-    let may_not_be_cut = v6 || be16(frame, ip + 6) & DONT_FRAGMENT != 0;
-    if end - ip <= mtu || segment.fragmented || !may_not_be_cut {
-        return false;
-    }
     let overhead = header + ICMP_LEN;
     let room = end.min(frame.len()).saturating_sub(ip + overhead);
     let quoted = room.min(longest - overhead);
-    if ip + quoted < tcp + TCP_LEN {
-        return false;
-    }
     frame.copy_within(ip..ip + quoted, ip + overhead);
     let (to, from) = frame[..12].split_at_mut(6);
     to.swap_with_slice(from);
@@ -133,7 +135,7 @@ pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) -> 
     let pseudo = if v6 { pseudo_header_sum(&packet[8..IPV6_LEN], len - IPV6_LEN) } else { 0 };
     let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(&packet[header..])));
     put16(packet, header + 2, sum);
-    head.resize(ip + len)
+    let _ = head.resize(ip + len);
 }
 
 /// The least MTU of IPv4 (RFC 791 section 3.2).
@@ -270,12 +272,11 @@ mod tests {
         let mut buffer = frame[..seen].to_vec();
         let mut head = Head::new(&mut buffer, 0, seen, frame.len());
         let Parsed::Tcp(segment) = Parsed::parse(Side::Wan, &head) else { panic!("no segment") };
-        if become_too_big(&segment, &mut head, mss, TTL) {
+        is_too_big(&segment, &head, mss).then(|| {
+            become_too_big(&segment, &mut head, mss, TTL);
             assert!(head.is_whole());
-            return Some(head.bytes().to_vec());
-        }
-        assert_eq!((head.bytes(), head.total()), (&frame[..seen], frame.len()), "nothing has changed");
-        None
+            head.bytes().to_vec()
+        })
     }
 
     /// What the error says, after everything else about it was checked: the MTU and the length of the quote.
@@ -355,58 +356,59 @@ mod tests {
             let frame = segment(v6, 8900);
             let error = refused(&frame, 700, 1300).unwrap();
             read(&error, &frame);
-            assert_eq!(refused(&frame, if v6 { 110 } else { 80 }, 1300), None, "too little in sight to quote");
+            // As much as every spare frame has room for.
+            let (_, quoted) = read(&refused(&frame, 128, 1300).unwrap(), &frame);
+            assert!(quoted >= 8 + if v6 { 40 } else { 20 }, "the quote names the segment");
         }
     }
 
     proptest! {
-        #[test]
-        fn any_segment_too_big_becomes_a_sound_error(v6 in any::<bool>(), len in 0usize..1500, mss in 0u16..1500, seen in 90usize..1600) {
-            let frame = segment(v6, len);
-            if let Some(error) = refused(&frame, seen.min(frame.len()), mss) {
-                let (mtu, quoted) = read(&error, &frame);
-                let least = if v6 { 60 } else { 40 };
-                prop_assert!(usize::from(mtu) < frame.len() - 18 && quoted >= least);
-            }
+    #[test]
+    fn any_segment_too_big_becomes_a_sound_error(v6 in any::<bool>(), len in 0usize..1500, mss in 0u16..1500, seen in 128usize..1600) {
+        let frame = segment(v6, len);
+        if let Some(error) = refused(&frame, seen.min(frame.len()), mss) {
+            let (mtu, quoted) = read(&error, &frame);
+            prop_assert!(usize::from(mtu) < frame.len() - 18 && quoted >= 28);
         }
+    }
 
-        /// The parser reads any bytes behind an ICMP header without harm.
-        #[test]
-        fn any_quote_is_read_without_harm(
-            v6 in any::<bool>(), side in any::<bool>(), kind in 0u8..14, bytes in prop::collection::vec(any::<u8>(), 0..120),
-            version in any::<bool>(), seen in 0usize..200,
-        ) {
-            let mut quote = bytes;
-            if let (Some(first), true) = (quote.first_mut(), version) {
-                *first = if v6 { 0x60 } else { 0x45 };
-                if let Some(protocol) = quote.get_mut(if v6 { 6 } else { 9 }) {
-                    *protocol = if *protocol < 128 { TCP } else { *protocol };
-                }
-                // For whom it is about.
-                for n in 0..if v6 { 16 } else { 4 } {
-                    if let Some(byte) = quote.get_mut(if v6 { 8 } else { 12 } + n) {
-                        *byte = 7;
-                    }
-                }
+    /// The parser reads any bytes behind an ICMP header without harm.
+    #[test]
+    fn any_quote_is_read_without_harm(
+        v6 in any::<bool>(), side in any::<bool>(), kind in 0u8..14, bytes in prop::collection::vec(any::<u8>(), 0..120),
+        version in any::<bool>(), seen in 0usize..200,
+    ) {
+        let mut quote = bytes;
+        if let (Some(first), true) = (quote.first_mut(), version) {
+            *first = if v6 { 0x60 } else { 0x45 };
+            if let Some(protocol) = quote.get_mut(if v6 { 6 } else { 9 }) {
+                *protocol = if *protocol < 128 { TCP } else { *protocol };
             }
-            let link = PacketBuilder::ethernet2(CLIENT, SERVER);
-            let ip = if v6 { link.ipv6([9; 16], [7; 16], 57) } else { link.ipv4([9; 4], [7; 4], 57) };
-            let mut frame = Vec::new();
-            if v6 {
-                ip.icmpv6_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
-            } else {
-                ip.icmpv4_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
-            }
-            let total = frame.len();
-            let seen = seen.min(total);
-            let head = Head::new(&mut frame, 0, seen, total);
-            let side = if side { Side::Lan } else { Side::Wan };
-            if let Parsed::Error(quote) = Parsed::parse(side, &head) {
-                prop_assert!(quote.tcp + 8 <= quote.seen && usize::from(quote.seen) <= seen);
-                prop_assert!(quote.end as usize == total && (seen < total || quote.checksums_hold(&head)));
-                let sender = if side == Side::Lan { quote.ends.wan } else { quote.ends.lan };
-                prop_assert_eq!(sender[3], 0x0707_0707);
+            // For whom it is about.
+            for n in 0..if v6 { 16 } else { 4 } {
+                if let Some(byte) = quote.get_mut(if v6 { 8 } else { 12 } + n) {
+                    *byte = 7;
+                }
             }
         }
+        let link = PacketBuilder::ethernet2(CLIENT, SERVER);
+        let ip = if v6 { link.ipv6([9; 16], [7; 16], 57) } else { link.ipv4([9; 4], [7; 4], 57) };
+        let mut frame = Vec::new();
+        if v6 {
+            ip.icmpv6_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
+        } else {
+            ip.icmpv4_raw(kind, 0, [0; 4]).write(&mut frame, &quote).unwrap();
+        }
+        let total = frame.len();
+        let seen = seen.min(total);
+        let head = Head::new(&mut frame, 0, seen, total);
+        let side = if side { Side::Lan } else { Side::Wan };
+        if let Parsed::Error(quote) = Parsed::parse(side, &head) {
+            prop_assert!(quote.tcp + 8 <= quote.seen && usize::from(quote.seen) <= seen);
+            prop_assert!(quote.end as usize == total && (seen < total || quote.checksums_hold(&head)));
+            let sender = if side == Side::Lan { quote.ends.wan } else { quote.ends.lan };
+            prop_assert_eq!(sender[3], 0x0707_0707);
+        }
+    }
     }
 }

@@ -19,6 +19,14 @@ pub mod kind {
     pub const SACK: u8 = 5;
     /// Timestamps.
     pub const TIMESTAMPS: u8 = 8;
+    /// TCP-MD5 signature (RFC 2385).
+    pub const MD5: u8 = 19;
+    /// TCP authentication option (RFC 5925).
+    pub const AUTHENTICATION: u8 = 29;
+    /// Multipath TCP (RFC 8684).
+    pub const MULTIPATH: u8 = 30;
+    /// Fast open cookie (RFC 7413).
+    pub const FAST_OPEN: u8 = 34;
 }
 
 /// Walks the options of a header: yields kind, offset and length of each that is whole, no-operations left out.
@@ -78,6 +86,12 @@ pub struct Options {
     pub sack_permitted: bool,
     /// Timestamps.
     pub timestamps: Option<Timestamps>,
+    /// A signature over the segment: TCP-MD5 or TCP-AO.
+    pub signed: bool,
+    /// Multipath TCP is offered.
+    pub multipath: bool,
+    /// A fast open cookie, or the request for one.
+    pub fast_open: bool,
 }
 
 impl Options {
@@ -90,6 +104,9 @@ impl Options {
                 (kind::WINDOW_SCALE, 3) => summary.scale = Some(WindowScale::clamped(options[at + 2])),
                 (kind::SACK_PERMITTED, 2) => summary.sack_permitted = true,
                 (kind::TIMESTAMPS, 10) => summary.timestamps = Some(Self::timestamps_at(options, at)),
+                (kind::MD5 | kind::AUTHENTICATION, _) => summary.signed = true,
+                (kind::MULTIPATH, _) => summary.multipath = true,
+                (kind::FAST_OPEN, _) => summary.fast_open = true,
                 _ => {}
             }
         }

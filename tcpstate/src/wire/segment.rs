@@ -95,6 +95,10 @@ impl Flags {
     pub const RST: Flags = Flags(4);
     /// The acknowledgement field is significant.
     pub const ACK: Flags = Flags(16);
+    /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender speaks ECN.
+    pub const ECE: Flags = Flags(64);
+    /// The sender has reduced its congestion window (RFC 3168 section 6.1.2).
+    pub const CWR: Flags = Flags(128);
 
     /// Whether any of these flags is set.
     pub const fn has(self, flags: Flags) -> bool {
@@ -105,6 +109,28 @@ impl Flags {
     #[must_use]
     pub const fn and(self, flags: Flags) -> Flags {
         Flags(self.0 | flags.0)
+    }
+
+    /// This set less those flags.
+    #[must_use]
+    pub const fn without(self, flags: Flags) -> Flags {
+        Flags(self.0 & !flags.0)
+    }
+
+    /// These flags if `wanted`, else none.
+    #[must_use]
+    pub const fn when(self, wanted: bool) -> Flags {
+        if wanted { self } else { Flags(0) }
+    }
+
+    /// Whether a SYN with these flags asks for ECN (RFC 3168 section 6.1.1); one that asks for accurate ECN does too (RFC 9768 section 3.1.1).
+    pub const fn ask_for_ecn(self) -> bool {
+        self.has(Flags::ECE) && self.has(Flags::CWR)
+    }
+
+    /// Whether a SYN-ACK with these flags agrees to ECN (RFC 3168 section 6.1.1).
+    pub const fn agree_to_ecn(self) -> bool {
+        self.has(Flags::ECE) && !self.has(Flags::CWR)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::frames::{Options, Pair, Tcp, be32};
 use crate::lane::{BATCH, BEAT, Lane};
+use std::time::Duration;
 use tcpstate::config::RateLimit;
 use tcpstate::wire::Flags;
 use tcpstate::{Config, DropReason, Proxy, Secrets, Side, Verdict};
@@ -33,7 +34,7 @@ impl Chance {
 /// The default configuration, but no prefix is ever limited.
 pub fn config(cache: usize, table_buckets: usize) -> Config {
     let rate = RateLimit { burst: u32::MAX / 8, ..RateLimit::default() };
-    Config { half_open_max: cache, table_buckets, rate, ..Config::default() }
+    Config { half_open_max: cache, table_buckets, rate, adopt_grace: Duration::ZERO, ..Config::default() }
 }
 
 /// An engine with fixed secrets.

@@ -539,7 +539,7 @@ impl Oracle {
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
         let most = self.narrow.get(&receiver.ip()).copied().unwrap_or(usize::MAX);
         judge_stamps(&segment, end, &peer, most, ancestor)?;
-        judge_congestion(&segment, end, ancestor)?;
+        judge_congestion(&segment, end, &peer, ancestor)?;
         if let Some(ancestor) = ancestor
             && !ancestor.syn
             && !ancestor.fragmented
@@ -727,7 +727,7 @@ fn judge_stamps(
     }
 }
 
-fn judge_congestion(segment: &Segment, end: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+fn judge_congestion(segment: &Segment, end: &End, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Congestion, detail: format!("{why}\n  {segment}") });
     let says = segment.ece || segment.cwr || segment.ecn != 0;
     if says && !(end.ecn && end.peer_ecn) {
@@ -739,7 +739,10 @@ fn judge_congestion(segment: &Segment, end: &End, ancestor: Option<Ancestor>) ->
             false => Ok(()),
         };
     };
-    if end.ecn && end.peer_ecn && ancestor.echoes != (segment.ece, segment.cwr) {
+    // A host whose peer was not asked, or has declined, is lent the echo of its own marks.
+    let alone = !(peer.ecn && peer.peer_ecn);
+    let lent = alone && !segment.cwr && ancestor.echoes.0 <= segment.ece;
+    if end.ecn && end.peer_ecn && ancestor.echoes != (segment.ece, segment.cwr) && !lent {
         return complain(format!("the peer said (ECE, CWR) {:?}", ancestor.echoes));
     }
     // Between the box and the host a mark may have been added.

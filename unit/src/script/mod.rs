@@ -88,13 +88,16 @@ impl Mode {
         Mode { cache: true, ..self }
     }
 
-    /// The configuration of this mode: defaults but for small tables, so that a test costs no memory.
+    /// The configuration of this mode: defaults but for small tables, so that a test costs no memory, and for what would have one
+    /// connection of a test change the next: nothing is adopted, and no refusal is remembered.
     pub fn config(self) -> Config {
         let rate = tcpstate::config::RateLimit { size: 1024, ..Default::default() };
         Config {
             table_buckets: 64,
             learn_capacity: 64,
             half_open_max: if self.cache { 64 } else { 0 },
+            adopt_grace: Duration::ZERO,
+            closed_memory: Duration::ZERO,
             rate,
             ..Config::default()
         }
@@ -812,6 +815,11 @@ impl Host {
         self.gets(nothing());
     }
 
+    /// Whether more came out here than was expected so far.
+    pub fn has_more(&self) -> bool {
+        !self.core.borrow().outbox[self.side].is_empty()
+    }
+
     /// The ends as this host sees them.
     pub fn ends(&self) -> Ends {
         self.ends
@@ -936,6 +944,22 @@ pub fn answer(
     offered: Got,
     dialled: Got,
 ) -> Joined {
+    answer_with(client, server, ours, isn, server_isn, offered, dialled, 0)
+}
+
+/// Like [`answer`], with these flags on the server's SYN-ACK besides.
+#[track_caller]
+#[allow(clippy::too_many_arguments)]
+pub fn answer_with(
+    client: &Host,
+    server: &Host,
+    ours: Terms,
+    isn: u32,
+    server_isn: u32,
+    offered: Got,
+    dialled: Got,
+    flags: u16,
+) -> Joined {
     // A server answers an option only if the SYN carries it.
     let agreed = Terms {
         mss: ours.mss,
@@ -945,9 +969,21 @@ pub fn answer(
         window: ours.window,
     };
     let value = dialled.ts().map_or(0, |(value, _)| value);
-    server.sends(agreed.on(syn_ack(server_isn, isn + 1), (SERVER_TS, value)));
-    server.gets(ack(isn + 1, server_isn + 1).any_window().any_options());
+    server.sends(agreed.on(syn_ack(server_isn, isn + 1).flags(flags), (SERVER_TS, value)));
     let update = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
+    if client.has_more() {
+        // How far away the client is nobody knows: it is asked for a sign of life, which is the server's acknowledgement as well.
+        server.gets(nothing());
+        client.gets(ack(offered.seq, isn + 1).any_window().any_options());
+        client.sends(ack(isn + 1, offered.seq + 1));
+    }
+    // One that is known to be far away is given the time it would need.
+    for _ in 0..100 {
+        if !server.has_more() {
+            World(client.core.clone()).after_ms(10);
+        }
+    }
+    server.gets(ack(isn + 1, server_isn + 1).any_window().any_options());
     let ts_shift = match update.ts() {
         Some((value, _)) if agreed.ts => value.wrapping_sub(SERVER_TS),
         _ => 0,
@@ -984,6 +1020,20 @@ impl Joined {
     pub fn ts_out(&self, value: u32) -> u32 {
         value.wrapping_add(self.ts_shift)
     }
+}
+
+/// Opens a proxied connection whose client asks for ECN and whose server agrees to it.
+///
+/// `promised` says whether the client is told so: it is once the server has been heard to agree.
+#[track_caller]
+pub fn open_ecn(client: &Host, server: &Host, theirs: Terms, ours: Terms, promised: bool) -> Joined {
+    client.sends(theirs.on(syn(CLIENT_ISN).flags(ECE | CWR), (CLIENT_TS, 0)));
+    let said = if promised { ECE } else { 0 };
+    let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).flags(said).any_window().any_options());
+    let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
+    client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
+    let dialled = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
+    answer_with(client, server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled, ECE)
 }
 
 /// A proxied connection in which both ends talk in turn, every segment's translation checked to the last field.

@@ -217,6 +217,10 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
         half_open_max: *chance.pick(&[0, 0, 1, 4, 256]),
+        // Nothing is running when a world begins, so whatever is passed to be adopted would be a stranger's.
+        adopt_grace: Duration::ZERO,
+        // The oracle knows no reset but one that a host has sent.
+        closed_memory: Duration::ZERO,
         ..Config::default()
     };
     config.rate.size = 1024;

@@ -1,0 +1,208 @@
+//! Closed doors: ports of the LAN that refused a connection lately. Whoever knocks next hears the truth at once, where
+//! we should otherwise have answered for a server that is not there. Only the LAN's own answers are written here.
+//!
+//! Set-associative, of fixed size; when a set is full the refusal that is forgotten soonest gives way.
+
+use core::time::Duration;
+
+use crate::Instant;
+use crate::keyed::{self, Keys};
+use crate::wire::{Addr, Ends, Vlan};
+
+/// 16 384 doors in all, 512 KiB.
+const SETS: usize = 4096;
+const WAYS: usize = 4;
+
+#[derive(Clone, Copy, Default)]
+struct Door {
+    address: Addr,
+    vlan: Vlan,
+    port: u16,
+    /// When it is forgotten that the port refused; long past in a free place.
+    until: Instant,
+}
+
+impl Door {
+    fn is_of(&self, ends: &Ends) -> bool {
+        self.address == ends.lan && self.port == ends.lan_port && self.vlan == ends.vlan
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Set([Door; WAYS]);
+
+const _: () = assert!(size_of::<Set>() == 128, "a look touches two cache lines");
+
+/// See the module.
+pub struct Doors {
+    sets: Vec<Set>,
+    keys: Keys,
+    memory: Duration,
+    /// When the last refusal is forgotten: from then on there is nothing to look for.
+    until: Instant,
+}
+
+impl Doors {
+    /// All doors open. A refusal is remembered for `memory`; if that is zero, never.
+    pub fn new(memory: Duration, keys: Keys) -> Self {
+        Self { sets: vec![Set::default(); SETS], keys, memory, until: Instant::default() }
+    }
+
+    /// Whether the port on the LAN is remembered to have refused.
+    pub fn closed(&self, ends: &Ends, now: Instant) -> bool {
+        now < self.until && self.sets[self.place(ends)].0.iter().any(|door| now < door.until && door.is_of(ends))
+    }
+
+    /// The port on the LAN has refused a connection.
+    pub fn refused(&mut self, ends: &Ends, now: Instant) {
+        let until = now + self.memory;
+        self.until = self.until.max(until);
+        let place = self.place(ends);
+        let set = &mut self.sets[place].0;
+        let own = set.iter().position(|door| door.is_of(ends));
+        let soonest = || (0..WAYS).min_by_key(|&way| set[way].until).unwrap_or(0);
+        set[own.unwrap_or_else(soonest)] = Door { address: ends.lan, vlan: ends.vlan, port: ends.lan_port, until };
+    }
+
+    /// The port on the LAN has answered a SYN after all.
+    pub fn opened(&mut self, ends: &Ends) {
+        let place = self.place(ends);
+        if let Some(door) = self.sets[place].0.iter_mut().find(|door| door.is_of(ends)) {
+            *door = Door::default();
+        }
+    }
+
+    /// The set of a door. Who scans chooses what is written, so the hash has a secret.
+    fn place(&self, ends: &Ends) -> usize {
+        let [a, b, c, d] = ends.lan.map(u64::from);
+        let words = [a << 32 | b, c << 32 | d, u64::from(ends.vlan.0) << 16 | u64::from(ends.lan_port)];
+        keyed::place(self.keys, words) as usize & (SETS - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const MEMORY: Duration = Duration::from_secs(10);
+
+    fn port(port: u16) -> Ends {
+        Ends { lan: [0, 0, 0xffff, 0xc000_0201], lan_port: port, wan_port: 40000, ..Ends::default() }
+    }
+
+    fn doors(memory: Duration) -> Doors {
+        Doors::new(memory, (1, 2))
+    }
+
+    #[test]
+    fn a_port_that_refused_is_closed_to_everybody_until_it_is_forgotten() {
+        let mut doors = doors(MEMORY);
+        doors.refused(&port(81), Instant::from_secs(100));
+        let another_client = Ends { wan: [1, 2, 3, 4], wan_port: 5, ..port(81) };
+        assert!(doors.closed(&another_client, Instant::from_secs(100)));
+        assert!(doors.closed(&another_client, Instant::from_micros(109_999_999)));
+        assert!(!doors.closed(&another_client, Instant::from_secs(110)));
+    }
+
+    #[test]
+    fn its_neighbours_stay_open() {
+        let mut doors = doors(MEMORY);
+        let now = Instant::from_secs(100);
+        doors.refused(&port(81), now);
+        // Those that differ in one thing alone and yet lie in the same set.
+        let mut neighbours = [
+            &mut (82..).map(port) as &mut dyn Iterator<Item = Ends>,
+            &mut (0..).map(|n| Ends { vlan: Vlan(1 << 24 | n), ..port(81) }),
+            &mut (0..).map(|n| Ends { lan: [0, 0, 0xffff, 0xc001_0000 + n], ..port(81) }),
+            &mut (1..).map(|n| Ends { lan: [n, 0, 0xffff, 0xc000_0201], v6: true, ..port(81) }),
+        ];
+        for neighbours in &mut neighbours {
+            let neighbour = neighbours.find(|ends| doors.place(ends) == doors.place(&port(81))).unwrap();
+            assert!(!doors.closed(&neighbour, now), "{neighbour:?}");
+        }
+        assert!(doors.closed(&port(81), now));
+    }
+
+    #[test]
+    fn one_answer_opens_it_again() {
+        let mut doors = doors(MEMORY);
+        let now = Instant::from_secs(100);
+        doors.refused(&port(81), now);
+        doors.refused(&port(81), now);
+        doors.refused(&port(82), now);
+        doors.opened(&port(81));
+        assert!(!doors.closed(&port(81), now));
+        assert!(doors.closed(&port(82), now));
+    }
+
+    #[test]
+    fn without_memory_no_door_is_closed() {
+        let mut doors = doors(Duration::ZERO);
+        for now in [Instant::default(), Instant::from_secs(100)] {
+            assert!(!doors.closed(&Ends::default(), now), "nor is one nobody has touched");
+            doors.refused(&port(81), now);
+            assert!(!doors.closed(&port(81), now));
+        }
+    }
+
+    #[test]
+    fn in_a_full_set_the_oldest_refusal_gives_way() {
+        let mut doors = doors(MEMORY);
+        let set = doors.place(&port(1));
+        let crowd: Vec<Ends> = (1..=u16::MAX).map(port).filter(|ends| doors.place(ends) == set).take(5).collect();
+        for (at, ends) in [&crowd[0], &crowd[1], &crowd[2], &crowd[3], &crowd[0], &crowd[4]].into_iter().enumerate() {
+            doors.refused(ends, Instant::from_secs(100 + at as u64));
+        }
+        let closed: Vec<bool> = crowd.iter().map(|ends| doors.closed(ends, Instant::from_secs(105))).collect();
+        assert_eq!(closed, [true, false, true, true, true]);
+    }
+
+    #[test]
+    fn a_scan_of_all_ports_is_remembered_in_the_room_there_is() {
+        let mut doors = doors(MEMORY);
+        let now = Instant::from_secs(100);
+        for n in 1..=u16::MAX {
+            doors.refused(&port(n), now);
+            assert!(doors.closed(&port(n), now));
+        }
+        let remembered = (1..=u16::MAX).filter(|&n| doors.closed(&port(n), now)).count();
+        assert!((16_000..=16_384).contains(&remembered), "{remembered}");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Refuse,
+        Open,
+        Ask,
+    }
+
+    proptest! {
+        #[test]
+        fn doors_are_a_map_that_forgets(
+            acts in prop::collection::vec(
+                (0u64..4_000_000, 0u16..20, prop_oneof![Just(Act::Refuse), Just(Act::Open), Just(Act::Ask)]), 0..300),
+        ) {
+            let (mut doors, mut model, mut now) = (doors(MEMORY), HashMap::new(), Instant::default());
+            for (step, n, act) in acts {
+                now = now + Duration::from_micros(step);
+                match act {
+                    Act::Refuse => {
+                        doors.refused(&port(n), now);
+                        model.insert(n, now);
+                    }
+                    Act::Open => {
+                        doors.opened(&port(n));
+                        model.remove(&n);
+                    }
+                    Act::Ask => {
+                        let closed = model.get(&n).is_some_and(|&at| now.since(at) < MEMORY);
+                        prop_assert_eq!(doors.closed(&port(n), now), closed);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Explicit congestion notification between two ends of which one speaks it alone, because a guess about the server was wrong.
+//!
+//! The one that speaks it must not have its marks lost, nor the other be handed segments it would not answer for: its
+//! segments are sent on as not ECN-capable, and where one went through congestion before it came here, it hears of that
+//! in the other's name (RFC 3168 section 6.1).
+
+use crate::Side;
+use crate::flow::{Flow, Marks};
+use crate::head::Head;
+use crate::wire::checksum::Patch;
+use crate::wire::{Flags, Segment, be16, put16};
+
+/// The field's value for "congestion experienced" (RFC 3168 section 5).
+const CONGESTED: u8 = 3;
+
+/// Edits a segment from `side` where the ends do not both speak ECN. True if a mark of congestion was taken over.
+pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
+    let (client, server) = (flow.is(Marks::ECN), flow.is(Marks::ECN_LAN));
+    if client && server {
+        return false;
+    }
+    let (sender_speaks, receiver_speaks) = if side == Side::Wan { (client, server) } else { (server, client) };
+    let field = if segment.ends.v6 {
+        head.bytes()[usize::from(segment.ip) + 1] >> 4
+    } else {
+        head.bytes()[usize::from(segment.ip) + 1]
+    } & 3;
+    let mut congested = false;
+    let mut flags = segment.flags;
+    if !receiver_speaks {
+        if field != 0 {
+            congested = field == CONGESTED && !flow.is(Marks::ECHO_OWED);
+            flow.mark_if(Marks::ECHO_OWED, congested);
+            clear_field(segment, head);
+        }
+        if flags.has(Flags::CWR) && (sender_speaks || flow.is(Marks::ECHO_OWED)) {
+            // It has heard of it.
+            flow.mark(Marks::ECHO_OWED, congested);
+            flags = flags.without(Flags::CWR);
+        }
+    }
+    // What goes to the end that speaks alone; one that speaks although it was never told so can only be a client.
+    let owed = if side == Side::Wan { server && !client } else { !server };
+    if owed && flow.is(Marks::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
+        flags = flags.and(Flags::ECE);
+    }
+    if flags != segment.flags {
+        set_flags(segment, head, flags);
+    }
+    congested
+}
+
+/// Makes the packet one that is not ECN-capable.
+fn clear_field(segment: &Segment, head: &mut Head) {
+    let at = usize::from(segment.ip);
+    let frame = head.bytes_mut();
+    if segment.ends.v6 {
+        frame[at + 1] &= !0x30;
+        return;
+    }
+    let mut patch = Patch::default();
+    patch.replace8(1, frame[at + 1], frame[at + 1] & !3);
+    frame[at + 1] &= !3;
+    let sum = patch.apply(be16(frame, at + 10));
+    put16(frame, at + 10, sum);
+}
+
+fn set_flags(segment: &Segment, head: &mut Head, flags: Flags) {
+    const OFFSET: usize = 13;
+    let tcp = usize::from(segment.tcp);
+    let frame = head.bytes_mut();
+    let mut patch = Patch::default();
+    patch.replace8(OFFSET, frame[tcp + OFFSET], flags.0);
+    frame[tcp + OFFSET] = flags.0;
+    let sum = patch.apply(be16(frame, tcp + 16));
+    put16(frame, tcp + 16, sum);
+}

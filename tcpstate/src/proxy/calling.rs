@@ -1,0 +1,467 @@
+//! The server is called: our SYN in the client's name, what comes back, and the joining of the two halves.
+
+use super::handshake::{Proof, is_damaged, keep_terms};
+use super::{Proxy, Turn};
+use crate::config::Handshake;
+use crate::cookie::{ts_after, ts_clock};
+use crate::flow::{Flow, Marks, State};
+use crate::learn::{Lesson, default_mss};
+use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
+use crate::table::Id;
+use crate::translate::TIMESTAMPS_ROOM;
+use crate::wheel::{Ticks, tick};
+use crate::wire::{DEFAULT_TTL, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
+use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
+
+/// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
+const UPDATES_REPEATED: u8 = 4;
+/// One second, in ticks.
+const SECOND: Ticks = 1_000_000 / 1024;
+/// When a server that remembers an older connection is called again after it was told to forget: 20 ms, in ticks.
+const AFTER_RESET: Ticks = 20;
+/// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
+/// repeat it (RFC 6298 section 2).
+pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
+/// A client nearer than this many ticks (one to two milliseconds) is not waited for: timers are no finer.
+const NEAR: u16 = 2;
+
+impl Proxy {
+    /// The client is real: calls the server in its name, by a SYN written over the segment that proved it.
+    pub(super) fn dial(&mut self, mut turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
+        let now = turn.now;
+        let (ends, hash) = (*turn.ends(), turn.hash);
+        let shown = former.and_then(|id| self.table[id].clock_shown());
+        if let Some(former) = former {
+            self.give_way(former, turn.egress);
+        }
+        if self.doors.closed(&ends, now) {
+            // The same proof may come again and again: the server need not hear of each.
+            return Self::refuse_in_place(&mut turn, proof.outer_isn + 1, None);
+        }
+        self.limiter.refund(&ends, now);
+        self.make_room(now, turn.egress);
+        let presumed = proof.terms.timestamps && !self.learned.offer(&ends, now).timestamps_known;
+        let early = self.handshake_of(&ends) == Handshake::Early;
+        let filled = self.admit(&ends, hash, now, |flow| {
+            begin_dialling(flow, &turn, proof, shown);
+            flow.mark(Marks::TIMESTAMPS_PRESUMED, presumed);
+            flow.mark(Marks::EARLY, early);
+        });
+        let Some(id) = filled else {
+            return Verdict::Drop(DropReason::TableFull);
+        };
+        self.dialling.push(id, self.table[id].generation);
+        if !early {
+            return self.dial_in_place(&mut turn, id);
+        }
+        // A server that has had to repeat its SYN-ACK takes no round-trip sample from the handshake (RFC 6298 section 3, Karn's
+        // algorithm), which here would be that of the LAN alone. So it is asked twice.
+        let called = self.emit_call(id, turn.egress);
+        if called && turn.segment.payload_len() > 0 && self.emit_call(id, turn.egress) {
+            return self.hold(&turn, id);
+        }
+        self.dial_in_place(&mut turn, id)
+    }
+
+    /// How the server at the LAN's end shall hear of a handshake's end.
+    fn handshake_of(&self, ends: &crate::wire::Ends) -> Handshake {
+        let own = self.destinations.iter().find(|destination| destination.covers(&ends.lan, ends.lan_port));
+        own.map_or(self.handshake, |destination| destination.handshake)
+    }
+
+    /// The window a client is granted before its server has answered: no more than the server granted the last time.
+    pub(super) fn early_window(&self, ends: &crate::wire::Ends, known: Option<RawWindow>) -> RawWindow {
+        match known {
+            Some(RawWindow(window)) if self.handshake_of(ends) == Handshake::Early => {
+                RawWindow(window.min(self.early_window))
+            }
+            // What came we should have to keep.
+            _ => RawWindow(0),
+        }
+    }
+
+    /// Keeps a client's segment until its server answers.
+    fn hold(&mut self, turn: &Turn<impl Egress>, id: Id) -> Verdict {
+        let flow = &mut self.table[id];
+        let (first, end) = (flow.half(Side::Wan).next, turn.segment.seq + turn.segment.seq_len());
+        let fits = turn.segment.seq.beyond(first) <= end.beyond(first) && end.beyond(first) <= self.early_window.into();
+        match fits.then(|| self.pen.hold(flow, end)).flatten() {
+            Some(ticket) => {
+                self.counters.count(Event::Held);
+                Verdict::Hold(ticket)
+            }
+            None => Verdict::Drop(DropReason::NotHeld),
+        }
+    }
+
+    /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
+    fn give_way(&mut self, id: Id, egress: &mut impl Egress) {
+        if self.table[id].state == State::Dialling {
+            self.call_off(id, egress);
+        }
+        self.forget(id);
+    }
+
+    /// Tells a server that is being called to forget the call.
+    fn call_off(&mut self, id: Id, egress: &mut impl Egress) {
+        let seq = self.table[id].half(Side::Wan).next;
+        let envelope = self.envelope(id, Side::Wan);
+        self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+    }
+
+    /// Gives up calling a server: both ends are told, and the flow is forgotten.
+    pub(super) fn give_up(&mut self, id: Id, egress: &mut impl Egress) {
+        self.call_off(id, egress);
+        self.reset_client(id, egress);
+        self.forget(id);
+    }
+
+    /// Resets a client whose server cannot be had.
+    pub(super) fn reset_client(&mut self, id: Id, egress: &mut impl Egress) {
+        let seq = self.table[id].outer_isn + 1;
+        let envelope = self.envelope(id, Side::Lan);
+        self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+    }
+
+    fn dial_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
+        let envelope = turn.envelope();
+        let options = call_options(&self.table[id]);
+        if !turn.overwrite(&call(&self.table[id], &envelope, &options)) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        self.counters.count(Event::Dialled);
+        Verdict::Forward
+    }
+
+    fn emit_call(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+        let envelope = self.envelope(id, Side::Wan);
+        let flow = self.table[id];
+        let options = call_options(&flow);
+        let sent = self.emit(Side::Lan, &call(&flow, &envelope, &options), egress);
+        if sent {
+            self.counters.count(Event::Dialled);
+        }
+        sent
+    }
+
+    /// Segments while the server is being called.
+    pub(super) fn on_dialling(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+        match turn.side {
+            Side::Wan => self.on_client_while_dialling(turn, id),
+            Side::Lan => self.on_server_while_dialling(turn, id),
+        }
+    }
+
+    fn on_client_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, flags, window, .. } = *turn.segment;
+        let flow = &mut self.table[id];
+        let next = flow.half(Side::Wan).next;
+        if flags.has(Flags::SYN) {
+            return if flags.has(Flags::ACK) {
+                Verdict::Drop(DropReason::WrongState)
+            } else {
+                self.answer_syn(turn, Some(id))
+            };
+        }
+        if flags.has(Flags::RST) {
+            // One that has sent early data resets behind it.
+            if seq.beyond(next) > if flow.is(Marks::EARLY) { self.early_window.into() } else { 0 } {
+                return Verdict::Drop(DropReason::BadReset);
+            }
+            if !turn.is_sound() {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
+            // The client has changed its mind; the server, if it has heard of it already, must too.
+            let envelope = turn.envelope();
+            let overwritten = turn.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
+            self.forget(id);
+            return if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) };
+        }
+        let knocks = seq == next || seq == next - 1;
+        let brings = flow.is(Marks::EARLY) && turn.segment.seq_len() > 0;
+        if ack == flow.outer_isn + 1 && (knocks || brings) {
+            if is_damaged(&turn) {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
+            flow.half_mut(Side::Wan).window = window;
+            // It knocks again; so do we. Whatever data it brings while the window is shut it will bring again.
+            return if brings { self.hold(&turn, id) } else { self.dial_in_place(&mut turn, id) };
+        }
+        if flow.is(Marks::REOPENING) {
+            return self.try_cookie(turn, Some(id));
+        }
+        Verdict::Drop(DropReason::WrongState)
+    }
+
+    fn on_server_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let Segment { ack, flags, .. } = *turn.segment;
+        let answers = flags.has(Flags::ACK) && ack == self.table[id].half(Side::Wan).next;
+        if flags.has(Flags::RST) && !answers {
+            return Verdict::Drop(DropReason::BadReset);
+        }
+        if !turn.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if flags.has(Flags::RST) {
+            return self.pass_refusal(turn, id);
+        }
+        if flags.has(Flags::SYN) && answers {
+            return self.splice(turn, id);
+        }
+        if flags.has(Flags::ACK) {
+            // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
+            let soon = tick(turn.now).wrapping_add(AFTER_RESET);
+            self.wheel.schedule(self.table.flows_mut(), id, soon);
+            return Self::reset_in_place(&mut turn);
+        }
+        Verdict::Drop(DropReason::WrongState)
+    }
+
+    /// The server refuses: the client, which takes itself for connected, gets a reset it must accept.
+    fn pass_refusal(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let envelope = turn.envelope();
+        let seq = self.table[id].outer_isn + 1;
+        let overwritten = turn.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
+        self.counters.count(Event::Refused);
+        self.doors.refused(turn.ends(), turn.now);
+        // Should the reset be lost, the client's next segment opens its cookie again and asks again.
+        self.forget(id);
+        if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
+    }
+
+    /// A SYN-ACK from the LAN nobody waits for any more.
+    pub(super) fn refuse_late_answer(&mut self, mut turn: Turn<impl Egress>) -> Verdict {
+        if !turn.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        Self::reset_in_place(&mut turn)
+    }
+
+    /// The server has answered: from here on we only translate.
+    ///
+    /// Its SYN-ACK becomes, for the client, the news that the window is open. What the server gets depends on the handshake: held data,
+    /// which acknowledges on its way; an acknowledgement at once; or none before the client's distance has passed, or the client itself
+    /// has sent something.
+    fn splice(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let now = turn.now;
+        let answered = Options::read(turn.options());
+        let ttl = turn.envelope().ttl;
+        let told_mss = self.learned.most_told(turn.ends(), now);
+        let flow = &mut self.table[id];
+        let lesson = Lesson {
+            answered,
+            offered_scale: flow.half(Side::Wan).scale().is_some(),
+            offered_sack: flow.is(Marks::SACK),
+            offered_timestamps: flow.is(Marks::TIMESTAMPS),
+            offered_ecn: flow.is(Marks::ECN_ASKED) && flow.attempts == 0,
+            answered_ecn: turn.segment.flags.agree_to_ecn(),
+            window: turn.segment.window,
+        };
+        join(flow, turn.segment, &answered, ttl, now);
+        flow.mss_lan = answered.mss.unwrap_or(default_mss(turn.ends()));
+        flow.mark(Marks::MSS_BROKEN, flow.mss_lan < told_mss);
+        self.learned.learn(turn.ends(), &lesson, now);
+        self.doors.opened(turn.ends());
+        self.set_state(id, State::Established, now);
+        self.silent.push(id, self.table[id].generation);
+        self.counters.count(Event::Spliced);
+        self.acknowledge_or_withhold(turn, id)
+    }
+
+    fn acknowledge_or_withhold(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+        let now = turn.now;
+        let flow = &mut self.table[id];
+        let withheld = match flow.distance {
+            _ if flow.is(Marks::EARLY) => 0,
+            // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
+            0 => WITHHELD_MOST,
+            near if near < NEAR => 0,
+            distance => distance,
+        };
+        let wait = if withheld > 0 { withheld.into() } else { SECOND };
+        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+        let flow = &mut self.table[id];
+        if withheld > 0 {
+            flow.mark(Marks::ACK_OWED, true);
+            self.counters.count(Event::AckWithheld);
+            if withheld == WITHHELD_MOST {
+                self.probe_client(id, now, turn.egress);
+            }
+            return self.update_in_place(&mut turn, id);
+        }
+        if flow.held != 0 {
+            // RFC 7323 section 2.2: the window of a SYN-ACK is not scaled. What reaches beyond it stays held.
+            let edge = flow.half(Side::Lan).acked + flow.granted(Side::Lan).0;
+            let first = flow.held;
+            self.pen.release(flow, edge);
+            if flow.held != first {
+                return self.update_in_place(&mut turn, id);
+            }
+        }
+        self.send_update(id, now, turn.egress);
+        self.acknowledge_in_place(&mut turn, id)
+    }
+
+    /// The client's distance has passed without a word from it: the server gets its handshake's last acknowledgement from us.
+    pub(super) fn settle_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let envelope = self.envelope(id, Side::Wan);
+        let acknowledgement = self.acknowledgement(id, Side::Lan, now);
+        // Should no frame be spare, the server repeats its SYN-ACK.
+        self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
+        let flow = &mut self.table[id];
+        flow.mark(Marks::ACK_OWED, false);
+        let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
+        let wait = SECOND.saturating_sub(waited.into()).max(1);
+        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+    }
+
+    /// Has the client say something: a segment just below what it expects must be answered with an acknowledgement
+    /// (RFC 9293 section 3.10.7.4), and how long that takes is the client's distance.
+    fn probe_client(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let envelope = self.envelope(id, Side::Lan);
+        let mut probe = self.acknowledgement(id, Side::Wan, now);
+        probe.seq = probe.seq - 1;
+        self.emit(Side::Wan, &probe.outgoing(&envelope), egress);
+    }
+
+    /// Tells the client the server's window.
+    fn send_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let envelope = self.envelope(id, Side::Lan);
+        let acknowledgement = self.acknowledgement(id, Side::Wan, now);
+        self.emit(Side::Wan, &acknowledgement.outgoing(&envelope), egress);
+    }
+
+    /// Tells the client the server's window, in the frame of the server's SYN-ACK.
+    fn update_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
+        let envelope = turn.envelope();
+        let acknowledgement = self.acknowledgement(id, Side::Wan, turn.now);
+        if turn.overwrite(&acknowledgement.outgoing(&envelope)) {
+            Verdict::Forward
+        } else {
+            Verdict::Drop(DropReason::NoRoom)
+        }
+    }
+
+    /// The client has shown no sign of the window update, which may be lost: its persist timer must not be what saves it.
+    pub(super) fn repeat_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let flow = &mut self.table[id];
+        flow.attempts += 1;
+        let (attempts, passed) = (flow.attempts, tick(now).wrapping_sub(flow.born));
+        let wait = if attempts > UPDATES_REPEATED {
+            flow.mark(Marks::UPDATE_PENDING, false);
+            self.lifetimes.connected.saturating_sub(passed)
+        } else {
+            self.counters.count(Event::UpdateRepeated);
+            self.send_update(id, now, egress);
+            SECOND << attempts
+        };
+        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+    }
+
+    /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
+    pub(super) fn redial(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let passed = tick(now).wrapping_sub(self.table[id].born);
+        if passed >= self.lifetimes.dialling {
+            self.counters.count(Event::DialTimeout);
+            return self.give_up(id, egress);
+        }
+        let flow = &mut self.table[id];
+        flow.attempts = flow.attempts.saturating_add(1);
+        let doubled = self.lifetimes.redial.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
+        let wait = doubled.min(self.lifetimes.redial_most).min(self.lifetimes.dialling - passed);
+        if self.emit_call(id, egress) {
+            self.counters.count(Event::DialRepeated);
+        }
+        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+    }
+}
+
+/// Fills the record of a client that has proved itself. `shown` is the latest TSval these ends have been shown on an earlier connection.
+fn begin_dialling<E>(flow: &mut Flow, turn: &Turn<E>, proof: &Proof, shown: Option<u32>) {
+    let envelope = turn.envelope();
+    let timestamps = Options::timestamps(turn.options()).unwrap_or_default();
+    flow.state = State::Dialling;
+    keep_terms(flow, &proof.terms);
+    flow.outer_isn = proof.outer_isn;
+    flow.distance = proof.distance;
+    flow.keep_way(Side::Wan, &envelope);
+    let client = flow.half_mut(Side::Wan);
+    client.next = proof.client_isn + 1;
+    client.acked = proof.outer_isn + 1;
+    client.window = turn.segment.window;
+    client.ttl = envelope.ttl;
+    client.ts_value = timestamps.value;
+    let server = flow.half_mut(Side::Lan);
+    server.next = proof.outer_isn + 1;
+    server.ttl = DEFAULT_TTL;
+    server.ts_value = shown.map_or(timestamps.echo, |shown| SeqNum::later(shown, timestamps.echo));
+}
+
+/// The options of our SYN to the server: what the client offered and was not denied.
+fn call_options(flow: &Flow) -> OptionList {
+    let client = flow.half(Side::Wan);
+    // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
+    let timestamps = flow.is(Marks::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
+    // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
+    let reserve = if flow.is(Marks::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
+    OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(Marks::SACK), timestamps, client.scale())
+}
+
+/// Our SYN to the server, in the client's name and with its own number.
+fn call<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
+    let client = flow.half(Side::Wan);
+    // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
+    let window = flow.granted(Side::Wan).field(WindowScale::default());
+    let (seq, ack) = (client.next - 1, SeqNum::default());
+    // RFC 3168 section 6.1.1.1: a repeated SYN goes without, lest the bits be what is in the way.
+    let asks = flow.is(Marks::ECN_ASKED) && flow.attempts == 0;
+    let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
+    Outgoing { envelope, seq, ack, flags, window, options }
+}
+
+pub(super) fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a OptionList) -> Outgoing<'a> {
+    Outgoing { envelope, seq, ack: SeqNum::default(), flags: Flags::RST, window: RawWindow(0), options }
+}
+
+/// Joins the two halves by the server's SYN-ACK.
+fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Instant) {
+    flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
+    flow.mark(Marks::ECN_LAN, flow.is(Marks::ECN_ASKED) && answer.flags.agree_to_ecn());
+    flow.attempts = 0;
+    flow.mark(Marks::UPDATE_PENDING, true);
+    flow.mark(Marks::REOPENING, false);
+    flow.mark(Marks::SACK_LAN, flow.is(Marks::SACK) && answered.sack_permitted);
+    join_scales(flow, answered.scale);
+    join_timestamps(flow, answered, now);
+    let outer_isn = flow.outer_isn;
+    let server = flow.half_mut(Side::Lan);
+    server.next = outer_isn + 1;
+    server.acked = answer.ack;
+    server.ttl = ttl;
+    // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
+    server.window = answer.window;
+    flow.mark(Marks::WINDOW_UNSCALED, true);
+}
+
+/// Scaling is on between us and the server only if both said so (RFC 7323 section 2.2); towards the client it is what we promised.
+fn join_scales(flow: &mut Flow, server: Option<WindowScale>) {
+    let client = flow.half(Side::Wan).scale();
+    let promised = flow.half(Side::Lan).told();
+    let agreed = client.is_some() && server.is_some();
+    flow.half_mut(Side::Wan).set_scales(client, client.filter(|_| agreed));
+    flow.half_mut(Side::Lan).set_scales(server.filter(|_| agreed), promised);
+}
+
+/// The server's clock goes on, for the client, from where ours is: beyond every TSval our SYN-ACKs can have borne.
+fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
+    if !flow.is(Marks::TIMESTAMPS) {
+        return;
+    }
+    let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.half(Side::Lan).ts_value));
+    flow.mark(Marks::TIMESTAMPS_LAN, answered.timestamps.is_some());
+    // A server without a clock is lent one of ours, of about a millisecond, which like any other must not wrap within days.
+    let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
+    flow.ts_delta = SeqDelta::between(clock, base);
+    flow.ts_base = base;
+    flow.half_mut(Side::Lan).ts_value = base;
+}
