@@ -197,28 +197,31 @@ in_every_mode! {
     }
 
     fn what_follows_the_quote_is_not_taken_for_it(world, client, server) {
+        use Extension::{Destination, HopByHop, Routing};
         let j = unlike(&world, &client, &server);
-        // RFC 4884: 128 bytes of the packet, then an extension. The quoted header claims more options than are quoted.
-        let stuffing = [1_u8; 24];
-        let sent = server.frame(&data(j.s(0), j.c(0), 100).window(4800).nop().nop().ts(SERVER_TS + 1, CLIENT_TS + 1).raw(&stuffing));
+        // RFC 4884: 128 bytes of the packet, then an extension. In IPv6 the quote ends in the middle of the timestamp.
+        let plain = data(j.s(0), j.c(0), 100).window(4800).raw(&[1; 16]).ts(SERVER_TS + 1, CLIENT_TS + 1);
+        let (seg, length_at, length) = match world.mode().family {
+            Family::V4 => (plain, 5, 32),
+            Family::V6 => (plain.behind(&[HopByHop, Destination, Destination, Routing]), 4, 16),
+        };
+        let sent = server.frame(&seg);
         server.sends(sent.clone());
         let seen = client.gets(anything()).frame;
-        let mut quote = packet_of(&seen)[..128].to_vec();
         let extension = [0x20, 0, 0xAB, 0xCD, 0, 8, 1, 1, 0x12, 0x34, 0x56, 0x78];
-        quote.extend(extension);
+        let quote = [&packet_of(&seen)[..128], &extension].concat();
         let mut error = icmp_error_raw(&router(&client), world.mode().tags, Complaint::TooFar, &quote, &[]);
         let icmp = error.len() - quote.len() - 8;
-        let length = match world.mode().family {
-            Family::V4 => (5, 32),
-            Family::V6 => (4, 16),
-        };
-        error[icmp + length.0] = length.1;
+        error[icmp + length_at] = length;
         seal_error(&mut error);
         client.sends(error);
         let out = world.discard().remove(0).1;
-        let quote_at = out.len() - 140;
-        assert_eq!(out[quote_at..][..128], packet_of(&sent)[..128]);
-        assert_eq!(out[quote_at + 128..], extension);
+        let (quoted, rest) = out[out.len() - 140..].split_at(128);
+        assert_eq!(rest, extension);
+        match world.mode().family {
+            Family::V4 => assert_eq!(quoted, &packet_of(&sent)[..128]),
+            Family::V6 => assert_eq!(quoted[..104], packet_of(&sent)[..104]),
+        }
     }
 
     fn an_error_about_nothing_we_know_passes_by_default(world, client, server) {
