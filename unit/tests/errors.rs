@@ -355,6 +355,56 @@ in_every_mode! {
         assert_eq!(world.happened(Event::IcmpTranslated), 5 + u64::from(world.mode().family == Family::V4));
     }
 
+    fn a_client_that_was_told_too_large_a_segment_size_learns_better(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        let j = open(&client, &server, theirs, Terms { mss: Some(1200), ..theirs });
+        let (header, mtu) = if world.mode().family == Family::V4 { (40, 1240) } else { (60, 1280) };
+        let seg = |ack_no, echo, len| data(j.c(0), ack_no, len).nop().nop().ts(CLIENT_TS + 2, echo);
+        let outer = |len| seg(j.o(0), j.ts_out(SERVER_TS), len);
+        for (len, told) in [(1380, true), (usize::from(mtu) - header - 11, true), (usize::from(mtu) - header - 12, false)] {
+            let sent = client.frame(&outer(len));
+            client.sends(sent.clone());
+            // What the LAN carries is not lost on it.
+            server.gets(seg(j.s(0), SERVER_TS, len));
+            if !told {
+                client.gets(nothing());
+                continue;
+            }
+            let got = client.gets(an_error(Complaint::TooBig(mtu)));
+            assert_eq!((got.addresses.0, got.ttl), (server.ends().src, SERVER_TTL), "as from the server itself");
+            assert_eq!(got.quote, packet_of(&sent)[..got.quote.len()]);
+            assert!(got.frame.len() <= sent.len() && got.tcp().len() >= 32);
+            // Once in a while is enough.
+            client.sends(sent);
+            server.gets(seg(j.s(0), SERVER_TS, len));
+            client.gets(nothing());
+            world.after_secs(1);
+        }
+        if world.mode().family == Family::V4 {
+            let mut may_be_cut = client.frame(&outer(1380));
+            may_be_cut[14 + 4 * world.mode().tags + 6] = 0;
+            seal(&mut may_be_cut);
+            client.sends(may_be_cut);
+            server.gets(seg(j.s(0), SERVER_TS, 1380));
+            client.gets(nothing());
+        }
+        // A number outside the window provokes a challenge and no error.
+        client.sends(data(j.c(1 << 30), j.o(0), 1380).nop().nop().ts(CLIENT_TS + 3, j.ts_out(SERVER_TS)));
+        client.gets(ack(j.o(0), j.c(0)).any_window().any_options());
+        assert_eq!(world.happened(Event::IcmpTooBig), 2);
+        // The next one is told the truth from the start.
+        let (client, server) = world.on_port(4000);
+        let j = open(&client, &server, theirs, Terms { mss: Some(1200), ..theirs });
+        assert_eq!(j.offered.mss(), Some(1200));
+    }
+
+    fn a_large_segment_is_nothing_to_speak_of_where_the_server_takes_it(world, client, server) {
+        let j = unlike(&world, &client, &server);
+        client.sends(data(j.c(0), j.o(0), 1380).nop().nop().ts(CLIENT_TS + 2, j.ts_out(SERVER_TS)));
+        server.gets(data(j.c(0), j.s(0), 1380).ts(CLIENT_TS + 2, SERVER_TS));
+        client.gets(nothing());
+    }
+
     fn a_server_without_clock_is_told_to_leave_room_for_the_one_it_is_lent(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });
