@@ -115,8 +115,8 @@ impl Cell {
         }
     }
 
-    /// Whether the client's MSS is known only from what fits into a sequence number: then it is one of a few.
-    fn rounds_mss(&self) -> bool {
+    /// Whether the proxy, between SYN and ACK, knows of the client only what fits into a sequence number.
+    fn is_forgotten(&self) -> bool {
         self.cache == CACHE_OFF && !self.options.iter().all(|on| on.contains('t'))
     }
 
@@ -172,9 +172,17 @@ const MAY_DIFFER: [Allowance; 9] = [
         may: |_, _, proxied| proxied == "0",
     },
     Allowance {
-        because: "then it follows in a segment of its own",
+        because: "then it follows in a segment of its own; and where the client's distance is not known a probe asks for it",
         facts: &[(CLIENT, BORN, "segs_in"), (CLIENT, ASKED, "segs_in")],
-        may: |_, bridged, proxied| number(proxied) == number(bridged) + 1,
+        may: |cell, bridged, proxied| {
+            let probes = i64::from(cell.is_forgotten());
+            (1..=1 + probes).contains(&(number(proxied) - number(bridged)))
+        },
+    },
+    Allowance {
+        because: "the client answers the probe",
+        facts: &[(CLIENT, BORN, "segs_out"), (CLIENT, ASKED, "segs_out")],
+        may: |cell, bridged, proxied| cell.is_forgotten() && number(proxied) == number(bridged) + 1,
     },
     Allowance {
         because: "which, being no SYN, tells it in units of its scale",
@@ -197,7 +205,7 @@ const MAY_DIFFER: [Allowance; 9] = [
             (SERVER, MOVED, "snd_mss"),
             (CLIENT, MOVED, "rcv_mss"),
         ],
-        may: |cell, bridged, proxied| cell.rounds_mss() && number(proxied) < number(bridged),
+        may: |cell, bridged, proxied| cell.is_forgotten() && number(proxied) < number(bridged),
     },
     Allowance {
         because: "what the server is known to refuse is neither promised nor asked for; an MSS may be rounded",
@@ -218,31 +226,13 @@ const MAY_DIFFER: [Allowance; 9] = [
             words(bridged).eq(words(proxied)) && !proxied.contains("options") && !proxied.contains("extensions")
         },
     },
-    Allowance {
-        because: "ECN is not negotiated through the proxy",
-        facts: &[
-            (SERVER, SYN, "flags"),
-            (CLIENT, SYN_ACK, "flags"),
-            (CLIENT, BORN, "options"),
-            (CLIENT, ASKED, "options"),
-            (CLIENT, MOVED, "options"),
-            (SERVER, BORN, "options"),
-            (SERVER, ASKED, "options"),
-            (SERVER, MOVED, "options"),
-        ],
-        may: |_, bridged, proxied| {
-            let words =
-                |text| str::split(text, ['+', ' ']).filter(|word| !["", "ECE", "CWR", "ecn", "ecnseen"].contains(word));
-            words(bridged).eq(words(proxied)) && proxied.len() < bridged.len()
-        },
-    },
 ];
 
 /// Whether the options of the SYN that the server got are what the client offered, less what the server refuses.
 fn is_asked_for_less(cell: &Cell, bridged: &str, proxied: &str) -> bool {
     let said = |options| str::split(options, ", ").filter(|&option| option != "nop").collect::<BTreeSet<_>>();
     let (bridged, proxied) = (said(bridged), said(proxied));
-    let rounded = |option: &str| option.starts_with("mss ") && cell.rounds_mss();
+    let rounded = |option: &str| option.starts_with("mss ") && cell.is_forgotten();
     let refused = |option: &str| match option.split(' ').next() {
         Some("timestamps") => !cell.server_takes('t'),
         Some("sack") => !cell.server_takes('s'),
