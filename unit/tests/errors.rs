@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use tcpstate::config::Policy;
+use tcpstate::config::{Handshake, Policy};
 use tcpstate::{DropReason, Event, Side, Verdict};
 use unit::in_every_mode;
 use unit::script::*;
@@ -459,6 +459,27 @@ fn source_quench_ends_at_the_box() {
             let quench = about(&world, host, Complaint::Quench, &reversed(host, seq, 1), 8);
             host.sends_in_vain(quench, DropReason::SourceQuench);
         }
+    }
+}
+
+#[test]
+fn what_was_held_for_a_server_that_cannot_be_reached_goes_with_the_call() {
+    for mode in Mode::ALL {
+        let (world, client, server) = mode.world_with(|config| config.handshake = Handshake::Early);
+        client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+        let proof = data(CLIENT_ISN + 1, offered.seq + 1, 100).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
+        client.sends(proof);
+        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert_eq!(world.happened(Event::Held), 1);
+        // The call may have been repeated at once.
+        world.discard();
+        server.sends(about(&world, &server, Complaint::HostUnreachable, &dialled.frame, 8));
+        assert_eq!(client.gets(an_error(Complaint::HostUnreachable)).seq(), CLIENT_ISN + 1);
+        client.gets(rst(offered.seq + 1));
+        server.gets(rst(CLIENT_ISN + 1));
+        assert_eq!((world.dropped(DropReason::NotHeld), world.happened(Event::Released)), (1, 0));
+        world.has_flows(0, 0);
     }
 }
 
