@@ -80,7 +80,7 @@ impl Display for Table<'_> {
             writeln!(f, "  {label:<32}{count:>18}")?;
         }
 
-        writeln!(f, "{:<34}{:>18}", "held at the end", self.total.held())?;
+        writeln!(f, "{:<34}{:>18}", "frames held at the end", self.total.held())?;
 
         writeln!(f, "events")?;
         for &event in Event::ALL {
@@ -178,7 +178,7 @@ mod tests {
         assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
         assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
         assert!(table.contains("lost, too few spare to hold it                     0                 6\n"), "{table}");
-        assert!(table.contains("held at the end                                    4\n"), "{table}");
+        assert!(table.contains("frames held at the end                             4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");
         assert!(table.contains("  bad-cookie"), "{table}");
     }

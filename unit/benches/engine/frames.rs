@@ -115,6 +115,32 @@ pub fn write(buffer: &mut [u8], side: Side, pair: Pair, tcp: &Tcp) -> usize {
     (at + segment).max(60)
 }
 
+/// Bytes of an IPv4 header and an ICMP header in front of what an error quotes.
+const ERROR: usize = 20 + 8;
+/// Offset of the quoted TCP header in an ICMP error.
+pub const QUOTED: usize = ETHERNET + ERROR + 20;
+
+/// Writes the ICMP error by which a router on `side`, in IPv4, complains that this segment of the other side's was too big; its length.
+pub fn write_error(buffer: &mut [u8], side: Side, pair: Pair, tcp: &Tcp) -> usize {
+    // The Ethernet header of what is quoted gives way to the error's.
+    let len = ERROR + write(&mut buffer[ERROR..], side.other(), pair, tcp);
+    buffer.copy_within(ERROR..ERROR + 6, 6);
+    buffer.copy_within(ERROR + 6..ERROR + 12, 0);
+    put16(buffer, 12, 0x0800);
+    let to = if side == Side::Lan { pair.client } else { pair.server() };
+    let packet = &mut buffer[ETHERNET..len];
+    let (ip, icmp) = packet.split_at_mut(20);
+    write_ip(ip, 0xc633_6401, to, icmp.len(), false);
+    ip[9] = 1;
+    put16(ip, 10, 0);
+    let sum = !checksum::sum(ip);
+    put16(ip, 10, sum);
+    icmp[..8].copy_from_slice(&[3, 4, 0, 0, 0, 0, 5, 0]);
+    let sum = !checksum::sum(icmp);
+    put16(icmp, 2, sum);
+    len
+}
+
 /// Writes the IP header that fills `header`; the sum of the pseudo header.
 fn write_ip(header: &mut [u8], source: u32, destination: u32, segment: usize, v6: bool) -> u64 {
     header.fill(0);

@@ -3,6 +3,7 @@
 
 use crate::frames::{Pair, Tcp, write};
 use std::hint::black_box;
+use std::mem;
 use std::time::Duration;
 use tcpstate::{Egress, Head, Instant, Look, Proxy, Side, Verdict};
 
@@ -24,10 +25,15 @@ struct Place {
 
 /// The buffers of a batch and what became of them.
 pub struct Lane {
-    buffers: Vec<[u8; BUFFER]>,
+    buffers: Vec<Vec<u8>>,
     places: Vec<Place>,
     looks: Vec<Look>,
     verdicts: Vec<Verdict>,
+    /// Frames that are held, by their places in the pen, and buffers to take theirs' place.
+    pen: Vec<Option<(Vec<u8>, Place)>>,
+    idle: Vec<Vec<u8>>,
+    /// What became of the frames that were brought back in the last batch.
+    released: Vec<Verdict>,
     pub spares: Spares,
     pub now: Instant,
 }
@@ -57,10 +63,13 @@ impl Egress for Spares {
 impl Lane {
     pub fn new() -> Self {
         Self {
-            buffers: vec![[0; BUFFER]; BATCH],
+            buffers: vec![vec![0; BUFFER]; BATCH],
             places: vec![Place { start: HEADROOM, len: 0 }; BATCH],
             looks: Vec::with_capacity(BATCH),
             verdicts: Vec::with_capacity(BATCH),
+            pen: Vec::new(),
+            idle: Vec::new(),
+            released: Vec::with_capacity(BATCH),
             spares: Spares { buffers: vec![[0; BUFFER]; BATCH], used: 0 },
             now: Instant::from_secs(1000),
         }
@@ -68,7 +77,17 @@ impl Lane {
 
     /// Writes frame `n` of the next batch.
     pub fn write(&mut self, n: usize, side: Side, pair: Pair, tcp: &Tcp) {
-        let len = write(&mut self.buffers[n][HEADROOM..], side, pair, tcp);
+        self.fill(n, |buffer| write(buffer, side, pair, tcp));
+    }
+
+    /// Puts zeros where frame `n` of the next batch will lie: a payload of zeros is not written, but another frame may have been there.
+    pub fn blank(&mut self, n: usize) {
+        self.buffers[n][HEADROOM..].fill(0);
+    }
+
+    /// Has frame `n` of the next batch written; `write` returns its length.
+    pub fn fill(&mut self, n: usize, write: impl FnOnce(&mut [u8]) -> usize) {
+        let len = write(&mut self.buffers[n][HEADROOM..]);
         self.places[n] = Place { start: HEADROOM, len };
     }
 
@@ -83,25 +102,42 @@ impl Lane {
         &self.verdicts
     }
 
+    /// What became of the frames that were brought back in the last batch.
+    pub fn released(&self) -> &[Verdict] {
+        &self.released
+    }
+
     /// Takes the batch through the engine and lets it do what is due.
     #[inline(never)]
     pub fn turn(&mut self, proxy: &mut Proxy, side: Side) {
         self.verdicts.clear();
+        self.released.clear();
         self.spares.used = 0;
         self.looks.clear();
+        if self.pen.is_empty() {
+            self.pen.resize_with(proxy.pen_frames(), || None);
+        }
         for (buffer, place) in self.buffers.iter_mut().zip(&self.places) {
-            self.looks.push(proxy.look(side, &Head::new(buffer, place.start, place.len, place.len)));
+            self.looks.push(proxy.look(side, &Head::new(&mut buffer[..], place.start, place.len, place.len)));
         }
         for look in &self.looks {
             proxy.reach(look);
         }
         for ((buffer, place), look) in self.buffers.iter_mut().zip(&mut self.places).zip(&self.looks) {
-            let mut head = Head::new(buffer, place.start, place.len, place.len);
+            let mut head = Head::new(&mut buffer[..], place.start, place.len, place.len);
             let verdict = proxy.on_frame(side, look, &mut head, self.now, &mut self.spares);
             *place = Place { start: head.start(), len: head.len() };
+            if let Verdict::Hold(ticket) = verdict {
+                let other = self.idle.pop().unwrap_or_else(|| vec![0; BUFFER]);
+                self.pen[usize::from(ticket.index)] = Some((mem::replace(buffer, other), *place));
+            }
             self.verdicts.push(verdict);
             while let Some(ticket) = proxy.next_release() {
-                proxy.void(ticket);
+                let held = self.pen[usize::from(ticket.index)].take();
+                let (mut buffer, place) = held.expect("a ticket is released once");
+                let mut head = Head::new(&mut buffer[..], place.start, place.len, place.len);
+                self.released.push(proxy.on_release(ticket, &mut head, self.now, &mut self.spares));
+                self.idle.push(buffer);
             }
         }
         proxy.on_timeout(self.now, &mut self.spares);

@@ -1,9 +1,9 @@
 //! What the engine is loaded with. A load writes the frames of a batch, and reads afterwards what it needs for the next.
 
-use crate::frames::{Options, Pair, Tcp, be32};
+use crate::frames::{Options, Pair, QUOTED, Tcp, be32, write_error};
 use crate::lane::{BATCH, BEAT, Lane};
 use std::time::Duration;
-use tcpstate::config::RateLimit;
+use tcpstate::config::{Handshake, RateLimit};
 use tcpstate::wire::Flags;
 use tcpstate::{Config, DropReason, Proxy, Secrets, Side, Verdict};
 
@@ -31,10 +31,15 @@ impl Chance {
     }
 }
 
-/// The default configuration, but no prefix is ever limited.
+/// The default configuration, but no prefix is ever limited, and nothing is adopted.
 pub fn config(cache: usize, table_buckets: usize) -> Config {
     let rate = RateLimit { burst: u32::MAX / 8, ..RateLimit::default() };
     Config { half_open_max: cache, table_buckets, rate, adopt_grace: Duration::ZERO, ..Config::default() }
+}
+
+/// The same, with handshakes that end early.
+pub fn early(config: Config) -> Config {
+    Config { handshake: Handshake::Early, ..config }
 }
 
 /// An engine with fixed secrets.
@@ -66,7 +71,7 @@ pub struct SynFlood {
     /// The ISN of each source is always the same: its SYNs are repetitions.
     pub repeats: bool,
     /// How much further the clock moves between batches.
-    pub pause: std::time::Duration,
+    pub pause: Duration,
 }
 
 impl Load for SynFlood {
@@ -90,6 +95,19 @@ impl Load for SynFlood {
 pub struct AckFlood {
     pub sources: Sources,
     pub timestamps: bool,
+}
+
+/// Has a SYN of each of the first `count` sources answered.
+pub fn answer_all(proxy: &mut Proxy, lane: &mut Lane, count: u32) {
+    let mut clients = (0..count).map(|n| Pair::numbered(n, false)).cycle();
+    for _ in 0..count.div_ceil(BATCH as u32) {
+        for (n, pair) in clients.by_ref().take(BATCH).enumerate() {
+            let options = Options::Syn { value: 1, echo: 0 };
+            lane.write(n, Side::Wan, pair, &Tcp { seq: 1, ack: 0, flags: Flags::SYN, options, payload: 0 });
+        }
+        lane.turn(proxy, Side::Wan);
+        assert_eq!(others(lane, Verdict::Reflect), 0, "a SYN was not answered");
+    }
 }
 
 impl Load for AckFlood {
@@ -157,10 +175,17 @@ enum Step {
     ClientEnds,
     ServerEnds,
     LastAck,
+    /// Proves and asks at once.
+    Ask,
+    /// Answers, for what was asked early to be delivered.
+    AnswerEarly,
 }
 
+/// Bytes of a question.
+const QUESTION: usize = 100;
+
 impl Step {
-    const SIDES: [(Step, Side); 7] = [
+    const SIDES: [(Step, Side); 9] = [
         (Step::Call, Side::Wan),
         (Step::Prove, Side::Wan),
         (Step::Answer, Side::Lan),
@@ -168,6 +193,8 @@ impl Step {
         (Step::ClientEnds, Side::Wan),
         (Step::ServerEnds, Side::Lan),
         (Step::LastAck, Side::Wan),
+        (Step::Ask, Side::Wan),
+        (Step::AnswerEarly, Side::Lan),
     ];
 
     /// Writes the frames of this step.
@@ -180,14 +207,19 @@ impl Step {
                     let options = Options::Syn { value: CLIENT_CLOCK, echo: 0 };
                     Tcp { seq: connection.client, ack: 0, flags: Flags::SYN, options, payload: 0 }
                 }
-                Step::Answer => {
+                Step::Answer | Step::AnswerEarly => {
                     let options = Options::Syn { value: SERVER_CLOCK, echo: CLIENT_CLOCK };
-                    let flags = Flags::SYN.and(Flags::ACK);
-                    Tcp { seq: connection.server, ack: connection.client, flags, options, payload: 0 }
+                    let (flags, asked) = (Flags::SYN.and(Flags::ACK), self == Step::AnswerEarly);
+                    let ack = connection.client.wrapping_sub(if asked { QUESTION as u32 } else { 0 });
+                    Tcp { seq: connection.server, ack, flags, options, payload: 0 }
                 }
+                Step::Ask => connection.segment(side, Flags::ACK, QUESTION),
                 Step::ClientEnds | Step::ServerEnds => connection.segment(side, fin, 0),
                 _ => connection.segment(side, Flags::ACK, 0),
             };
+            if self == Step::Ask {
+                lane.blank(n);
+            }
             lane.write(n, side, connection.pair, &tcp);
             match self {
                 Step::Call | Step::ClientEnds => connection.client = connection.client.wrapping_add(1),
@@ -195,7 +227,8 @@ impl Step {
                     connection.server = connection.server.wrapping_add(1);
                     connection.outer = connection.outer.wrapping_add(1);
                 }
-                Step::Answer => connection.server = connection.server.wrapping_add(1),
+                Step::Answer | Step::AnswerEarly => connection.server = connection.server.wrapping_add(1),
+                Step::Ask => connection.client = connection.client.wrapping_add(QUESTION as u32),
                 _ => {}
             }
         }
@@ -213,15 +246,25 @@ impl Step {
                     connection.clock = be32(answer, tcp + 28);
                 }
                 Step::Answer => connection.clock = be32(lane.spares.sent(n), tcp + 24),
+                Step::AnswerEarly => connection.clock = be32(lane.frame(n), tcp + 24),
                 _ => {}
             }
         }
-        others(lane, if matches!(self, Step::Call | Step::Answer) { Verdict::Reflect } else { Verdict::Forward })
+        match self {
+            Step::Call | Step::Answer => others(lane, Verdict::Reflect),
+            Step::Ask => lane.verdicts().iter().filter(|verdict| !matches!(verdict, Verdict::Hold(_))).count(),
+            Step::AnswerEarly => {
+                let delivered = lane.released().iter().filter(|&&verdict| verdict == Verdict::Forward).count();
+                others(lane, Verdict::Forward) + BATCH.abs_diff(delivered)
+            }
+            _ => others(lane, Verdict::Forward),
+        }
     }
 }
 
 /// Connections made and closed, a batch of them at a time.
 pub struct Visits {
+    steps: &'static [Step],
     chance: Chance,
     connections: Vec<Connection>,
     next: u32,
@@ -229,11 +272,18 @@ pub struct Visits {
 }
 
 impl Visits {
-    /// A client's update needs no answer of its own when the client goes on to close.
-    const STEPS: [Step; 6] = [Step::Call, Step::Prove, Step::Answer, Step::ClientEnds, Step::ServerEnds, Step::LastAck];
-
     pub fn new() -> Self {
-        Self { chance: Chance(4), connections: Vec::new(), next: 0, at: 0 }
+        // A client's update needs no answer of its own when the client goes on to close.
+        Self::of(&[Step::Call, Step::Prove, Step::Answer, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
+    }
+
+    /// Those whose clients ask with their proof, of servers for which that is held.
+    pub fn early() -> Self {
+        Self::of(&[Step::Call, Step::Ask, Step::AnswerEarly, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
+    }
+
+    fn of(steps: &'static [Step]) -> Self {
+        Self { steps, chance: Chance(4), connections: Vec::new(), next: 0, at: 0 }
     }
 }
 
@@ -248,17 +298,17 @@ impl Load for Visits {
                 self.next += 1;
             }
         }
-        Self::STEPS[self.at].fill(&mut self.connections, lane)
+        self.steps[self.at].fill(&mut self.connections, lane)
     }
 
     fn read(&mut self, lane: &Lane) -> usize {
-        let astray = Self::STEPS[self.at].read(&mut self.connections, lane);
-        self.at = (self.at + 1) % Self::STEPS.len();
+        let astray = self.steps[self.at].read(&mut self.connections, lane);
+        self.at = (self.at + 1) % self.steps.len();
         astray
     }
 
     fn batches_a_unit(&self) -> usize {
-        Self::STEPS.len()
+        self.steps.len()
     }
 }
 
@@ -271,13 +321,24 @@ pub fn connections(count: usize, v6: bool) -> Vec<Connection> {
 /// Makes these connections and leaves them established.
 pub fn establish(proxy: &mut Proxy, lane: &mut Lane, connections: &mut [Connection]) {
     for batch in connections.chunks_mut(BATCH) {
+        // No client is so far that anybody waits for it: the clock stands still.
+        lane.now = lane.now + BEAT;
         for step in [Step::Call, Step::Prove, Step::Answer, Step::Acknowledge] {
             let side = step.fill(batch, lane);
-            lane.now = lane.now + BEAT;
             lane.turn(proxy, side);
             assert_eq!(step.read(batch, lane), 0, "a handshake went astray");
         }
     }
+}
+
+/// Numbers below `count` in a random order.
+fn shuffled(count: usize) -> Vec<u32> {
+    let mut chance = Chance(17);
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    for n in (1..order.len()).rev() {
+        order.swap(n, chance.word() as usize % (n + 1));
+    }
+    order
 }
 
 /// Data in established connections: a batch from the WAN, a batch from the LAN, in turn, each over connections of its own
@@ -294,11 +355,7 @@ pub struct Data {
 impl Data {
     /// Segments of `payload` bytes over these connections in a random order.
     pub fn new(connections: Vec<Connection>, payload: usize) -> Self {
-        let mut chance = Chance(17);
-        let mut order: Vec<u32> = (0..connections.len() as u32).collect();
-        for n in (1..order.len()).rev() {
-            order.swap(n, chance.word() as usize % (n + 1));
-        }
+        let order = shuffled(connections.len());
         // The LAN's turn comes half a round later than the WAN's, when the connection has left the caches.
         Self { at: [0, order.len() / 2], connections, order, side: Side::Wan, payload }
     }
@@ -327,5 +384,55 @@ impl Load for Data {
 
     fn read(&mut self, lane: &Lane) -> usize {
         others(lane, Verdict::Forward)
+    }
+}
+
+/// ICMP errors from the WAN about data the servers have in flight: a router finds it too big.
+pub struct Errors {
+    connections: Vec<Connection>,
+    /// The order of visits.
+    order: Vec<u32>,
+    at: usize,
+}
+
+impl Errors {
+    /// Errors about these connections, whose servers send some data for that.
+    pub fn new(proxy: &mut Proxy, lane: &mut Lane, connections: Vec<Connection>) -> Self {
+        for batch in connections.chunks(BATCH) {
+            for (n, connection) in batch.iter().enumerate() {
+                lane.blank(n);
+                lane.write(n, Side::Lan, connection.pair, &connection.segment(Side::Lan, Flags::ACK, QUESTION));
+            }
+            lane.turn(proxy, Side::Lan);
+            assert_eq!(others(lane, Verdict::Forward), 0, "a server's data went astray");
+        }
+        Self { order: shuffled(connections.len()), connections, at: 0 }
+    }
+
+    /// The connections of the next batch, or of the last.
+    fn batch(&self, at: usize) -> impl Iterator<Item = &Connection> {
+        (at..at + BATCH).map(|n| &self.connections[self.order[n % self.order.len()] as usize])
+    }
+}
+
+impl Load for Errors {
+    fn fill(&mut self, lane: &mut Lane) -> Side {
+        for (n, connection) in self.batch(self.at).enumerate() {
+            // What is quoted is what the router had: the numbers the client knows.
+            let options = Options::Timestamps { value: connection.clock, echo: CLIENT_CLOCK };
+            let (seq, ack) = (connection.outer, connection.client);
+            let tcp = Tcp { seq, ack, flags: Flags::ACK, options, payload: QUESTION };
+            lane.fill(n, |buffer| write_error(buffer, Side::Wan, connection.pair, &tcp));
+        }
+        Side::Wan
+    }
+
+    fn read(&mut self, lane: &Lane) -> usize {
+        let is_right = |n: usize, connection: &Connection| {
+            lane.verdicts()[n] == Verdict::Forward && be32(lane.frame(n), QUOTED + 4) == connection.server
+        };
+        let astray = self.batch(self.at).enumerate().filter(|&(n, connection)| !is_right(n, connection)).count();
+        self.at = (self.at + BATCH) % self.order.len();
+        astray
     }
 }

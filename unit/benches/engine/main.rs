@@ -10,7 +10,10 @@ mod loads;
 
 use frames::{Options, Pair, Tcp};
 use lane::{BATCH, BEAT, Lane};
-use loads::{AckFlood, Chance, Data, Load, Sources, SynFlood, Visits, config, connections, establish, proxy};
+use loads::{
+    AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
+    proxy,
+};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tcpstate::wire::Flags;
@@ -56,6 +59,7 @@ fn main() {
     syns(&mut table);
     bogus_acks(&mut table);
     data(&mut table);
+    errors(&mut table);
     visits(&mut table);
     memory(&mut table);
 }
@@ -99,10 +103,24 @@ fn syns(table: &mut Table) {
 
 fn bogus_acks(table: &mut Table) {
     for (timestamps, with) in [(true, "with timestamps"), (false, "without timestamps")] {
-        for (count, sources) in [(Some(100), "hot (100 sources)"), (None, "random sources")] {
-            let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps };
+        for (answered, count, sources) in [
+            (true, Some(100), "hot (100), SYNs answered"),
+            (false, Some(100), "hot (100), no SYN"),
+            (false, None, "random, no SYN"),
+        ] {
             let name = format!("bogus ACK, {with}, cache off, {sources}");
-            table.load(&name, Some(reference::BOGUS_ACK), &config(0, LARGE), &mut load);
+            if !table.wants(&name) {
+                continue;
+            }
+            let mut lane = Lane::new();
+            let mut proxy = proxy(&config(0, LARGE), &lane);
+            // When it has run for a while it knows of every SYN that was answered lately.
+            lane.now = lane.now + Duration::from_secs(200);
+            if answered {
+                answer_all(&mut proxy, &mut lane, 100);
+            }
+            let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps };
+            table.measure(&name, Some(reference::BOGUS_ACK), &mut proxy, &mut lane, &mut load);
         }
     }
 }
@@ -127,16 +145,39 @@ fn data(table: &mut Table) {
     }
 }
 
+fn errors(table: &mut Table) {
+    for (count, temperature) in [(HOT, "hot (128 flows)"), (MILLION, "cold (1 000 000 flows)")] {
+        let name = format!("ICMP error about a segment in flight, IPv4, {temperature}");
+        if !table.wants(&name) {
+            continue;
+        }
+        let mut lane = Lane::new();
+        let mut proxy = proxy(&config(0, LARGE), &lane);
+        let mut connections = connections(count, false);
+        establish(&mut proxy, &mut lane, &mut connections);
+        let mut load = Errors::new(&mut proxy, &mut lane, connections);
+        table.measure(&name, None, &mut proxy, &mut lane, &mut load);
+    }
+}
+
+/// Whose connections are counted: their name, the SYN cache's size, what is configured, the load.
+type Visitors = (&'static str, usize, fn(Config) -> Config, fn() -> Visits);
+
 fn visits(table: &mut Table) {
+    let rows: [Visitors; 3] = [
+        ("6 frames, cache off", 0, |config| config, Visits::new),
+        ("6 frames, cache on", CACHE, |config| config, Visits::new),
+        ("early data, cache off", 0, early, Visits::early),
+    ];
     for (buckets, temperature) in [(SMALL, "table of 1024"), (LARGE, "table of 1 048 576")] {
-        for (cache, mode) in [(0, "cache off"), (CACHE, "cache on")] {
-            let name = format!("connection opened and closed, 6 frames, {mode}, {temperature}");
+        for (mode, cache, manner, load) in rows {
+            let name = format!("connection opened and closed, {mode}, {temperature}");
             if !table.wants(&name) {
                 continue;
             }
             let mut lane = Lane::new();
-            let mut proxy = proxy(&config(cache, buckets), &lane);
-            let mut load = Visits::new();
+            let mut proxy = proxy(&manner(config(cache, buckets)), &lane);
+            let mut load = load();
             // As in the long run: every place taken, by connections that have just closed.
             let places = 2 * BATCH + buckets * Config::FLOWS_PER_BUCKET;
             for _ in 0..places.div_ceil(BATCH) * load.batches_a_unit() {
