@@ -552,6 +552,7 @@ impl Proxy {
     fn acknowledge_in_place(&self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
         let mut envelope = turn.envelope().reversed();
         envelope.ttl = self.table[id].half(turn.side.other()).ttl.max(1);
+        envelope.label = label(turn.hash);
         let acknowledgement = self.acknowledgement(id, turn.side, turn.now);
         if turn.overwrite(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect

@@ -22,7 +22,7 @@ const AFTER_RESET: Ticks = 20;
 /// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
 /// repeat it (RFC 6298 section 2).
 pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
-/// A client nearer than this many ticks (one to two milliseconds) is not waited for: timers are no finer.
+/// A client no further than this many ticks (two milliseconds) is not waited for: no cookie and no timer tells it from one next door.
 const NEAR: u16 = 2;
 
 impl Proxy {
@@ -275,7 +275,7 @@ impl Proxy {
             _ if flow.is(Marks::EARLY) => 0,
             // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
             0 => WITHHELD_MOST,
-            near if near < NEAR => 0,
+            near if near <= NEAR => 0,
             distance => distance,
         };
         let wait = if withheld > 0 { withheld.into() } else { SECOND };
