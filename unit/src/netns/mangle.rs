@@ -125,7 +125,7 @@ fn fragmented_v4(frame: &[u8]) -> Vec<Vec<u8>> {
     let fragment = |(offset, piece, more): (u16, &[u8], bool)| {
         let mut fragment = [&frame[..34], piece].concat();
         fragment[16..18].copy_from_slice(&(20 + piece.len() as u16).to_be_bytes());
-        fragment[20..22].copy_from_slice(&(offset / 8 | (u16::from(more) << 13)).to_be_bytes());
+        fragment[20..22].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
         fragment[24..26].fill(0);
         let sum: u32 = fragment[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
         let sum = (sum & 0xffff) + (sum >> 16);
