@@ -135,9 +135,6 @@ impl Link {
             _ if plain => layers.ip + 8,
             _ => layers.payload,
         };
-        // A turned bit makes a whole packet a fragment: then nobody can sum it up but the host.
-        let flags = (layers.ip + 6) * 8..(layers.ip + 8) * 8;
-        let bit = (start < layers.end).then(|| self.chance.within(start as u64 * 8..layers.end as u64 * 8) as usize)?;
-        (layers.v6 || !flags.contains(&bit)).then_some(bit)
+        (start < layers.end).then(|| self.chance.within(start as u64 * 8..layers.end as u64 * 8) as usize)
     }
 }

@@ -11,6 +11,7 @@ mod envelope;
 mod host;
 mod link;
 mod scenario;
+mod view;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -30,7 +31,9 @@ use host::{Behaviour, Departure, Ending, Host, Service};
 use link::{Arrival, Link};
 
 pub use chance::Chance;
-pub use scenario::{Door, Plan, Scenario};
+pub use dialect::{Announced, Dialect, Ecn};
+pub use scenario::{Cell, Door, End, Plan, Scenario};
+pub use view::View;
 
 use scenario::{FIRST_DOOR, HOSTS, SECOND};
 
@@ -148,6 +151,19 @@ pub fn run_scenario(scenario: Scenario, mode: Mode) -> Result<Report, Box<Failur
     Err(Box::new(Failure { seed, what, trace: world.trace() }))
 }
 
+/// Runs the world of this scenario and tells what every host has seen of each connection, by (host's end, peer's end).
+///
+/// # Errors
+/// As [`run`].
+pub fn observe(scenario: Scenario, mode: Mode) -> Result<BTreeMap<(SocketAddr, SocketAddr), View>, Box<Failure>> {
+    let seed = scenario.seed;
+    let mut world = World::new(scenario, mode);
+    match world.live() {
+        Ok(_) => Ok(world.views()),
+        Err(what) => Err(Box::new(Failure { seed, what, trace: world.trace() })),
+    }
+}
+
 /// Something that happens at a time.
 enum Event {
     /// A frame reaches the box.
@@ -232,6 +248,8 @@ struct World {
     networks: BTreeMap<(SocketAddr, SocketAddr), Tags>,
     /// Ends a router says cannot be reached, with the code.
     unreachable: BTreeMap<SocketAddr, u8>,
+    /// What every host has seen, by its end and the peer's.
+    views: BTreeMap<(SocketAddr, SocketAddr), View>,
     /// Plans whose ports have yet to be used a second time.
     due_again: BTreeSet<usize>,
     hash: u64,
@@ -334,6 +352,7 @@ impl World {
             chance,
             networks,
             unreachable,
+            views: BTreeMap::new(),
             due_again,
             hash: 0xcbf2_9ce4_8422_2325,
             seen: VecDeque::new(),
@@ -389,6 +408,16 @@ impl World {
         report.hash = self.hash;
         report.judged = self.oracle.judged();
         Ok(report)
+    }
+
+    /// What the hosts have seen, with how their connections ended.
+    fn views(&mut self) -> BTreeMap<(SocketAddr, SocketAddr), View> {
+        for call in self.hosts.iter().flatten().flat_map(|host| &host.calls) {
+            if let Some(view) = self.views.get_mut(&(call.local, call.remote)) {
+                (view.read, view.ending) = (call.read, call.ending.map(|ending| format!("{ending:?}")));
+            }
+        }
+        std::mem::take(&mut self.views)
     }
 
     /// Whether every connection has come to its end at both ends.
@@ -452,6 +481,9 @@ impl World {
                 }
                 self.judge_network(&bytes, corrupt, ancestor)?;
                 self.oracle.delivered(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
+                if let Some(segment) = Segment::read(&bytes) {
+                    self.views.entry((segment.destination, segment.source)).or_default().note(&segment);
+                }
                 self.hosts[side as usize][host].receive(bytes, self.now);
                 self.host_turn(side, host)
             }

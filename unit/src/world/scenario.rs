@@ -6,7 +6,7 @@ use tcpstate::{Config, Side};
 
 use super::appliance::Build;
 use super::chance::Chance;
-use super::dialect::{Announced, Dialect};
+use super::dialect::{Announced, Dialect, Ecn};
 use super::host::Close;
 use super::link::Faults;
 use crate::oracle::layers::Tags;
@@ -152,6 +152,36 @@ const NETWORKS: [Tags; 8] = [
     [Some((0x9100, 0x0065)), Some((0x8100, 0x0065))],
 ];
 
+/// One end of a connection of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Timestamps.
+    pub stamps: bool,
+    /// SACK.
+    pub sack: bool,
+    /// Window scaling.
+    pub scale: bool,
+    /// ECN.
+    pub ecn: bool,
+}
+
+/// One cell of the matrix: a connection from the WAN, and a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The client.
+    pub client: End,
+    /// The server.
+    pub server: End,
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// MTU of both hosts.
+    pub mtu: usize,
+    /// The tags on their frames.
+    pub tags: Tags,
+    /// Whether the box keeps a SYN cache.
+    pub cache: bool,
+}
+
 /// The first port with a door.
 pub const FIRST_DOOR: u16 = 80;
 
@@ -194,6 +224,67 @@ impl Scenario {
         let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
         Self { seed, start, build, faults, delays, heal, doors, hops, mtus, plans, noise, cramped }
     }
+
+    /// A world without faults for one cell of the matrix: a first connection teaches the box what the server is like, the
+    /// second, from port [`Scenario::JUDGED`] on, is the one to look at.
+    pub fn quiet(cell: &Cell, bridge: bool) -> Self {
+        let mut chance = Chance::new(1);
+        let start = 5 << 26;
+        let dialect = |end: &End, shift| Dialect {
+            stamps: end.stamps,
+            sack: end.sack,
+            scale: end.scale,
+            ecn: if end.ecn { Ecn::Classic } else { Ecn::None },
+            shift: Some(shift),
+            ..Dialect::plain()
+        };
+        let server = Door::Open(dialect(&cell.server, 9), None);
+        let mut build = draw_build(&mut chance, bridge, false);
+        build.config = Config {
+            table_buckets: 64,
+            learn_capacity: 64,
+            half_open_max: if cell.cache { 64 } else { 0 },
+            rate: tcpstate::config::RateLimit { size: 1024, ..Default::default() },
+            ..Config::default()
+        };
+        (build.frames, build.ring, build.batch, build.transmission) = (128, 64, 64, 0);
+        let plan = |from_port: u16, at: u64| Plan {
+            opener: Side::Wan,
+            hosts: [0, 0],
+            v6: cell.v6,
+            from_port,
+            to_port: FIRST_DOOR,
+            at,
+            dialect: dialect(&cell.client, 6),
+            up: 12_000,
+            down: 12_000,
+            speaks_after: [0, 0],
+            close: [Close::WhenSent; 2],
+            pause: [None; 2],
+            buffers: [(1 << 17, 1 << 14); 2],
+            keepalive: 100 * SECOND,
+            nagle: [false; 2],
+            tags: cell.tags,
+            again: false,
+        };
+        Self {
+            seed: 1,
+            start,
+            build,
+            faults: [[Faults::default(); 2]; 2],
+            delays: [100, 5000],
+            heal: start,
+            doors: [(); 2].map(|()| [(); HOSTS].map(|()| vec![server])),
+            hops: [None; 2],
+            mtus: [[cell.mtu; HOSTS]; 2],
+            plans: vec![plan(Self::JUDGED - 1, start), plan(Self::JUDGED, start + 2 * SECOND)],
+            noise: Noise::default(),
+            cramped: false,
+        }
+    }
+
+    /// The client's port of the connection to look at in a world of the matrix.
+    pub const JUDGED: u16 = 20_001;
 
     /// What is behind the door of this plan.
     pub fn door(&self, plan: &Plan) -> Door {
