@@ -1,6 +1,9 @@
 //! Closed doors: ports of the LAN that refused a connection lately. Whoever knocks next hears the truth at once, where
 //! we should otherwise have answered for a server that is not there. Only the LAN's own answers are written here.
 //!
+//! A port that is open to some and refuses others (a host that bars an address, with a reset) is remembered as closed to
+//! those alone: one who is barred must not close it to everybody.
+//!
 //! Set-associative, of fixed size; when a set is full the refusal that is forgotten soonest gives way.
 
 use core::time::Duration;
@@ -18,8 +21,24 @@ struct Door {
     address: Addr,
     vlan: Vlan,
     port: u16,
+    /// To whom it is closed.
+    client: Client,
     /// When it is forgotten that the port refused; long past in a free place.
     until: Instant,
+}
+
+/// A network of clients, by a keyed hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Client(u16);
+
+impl Client {
+    /// All of them.
+    pub const EVERYBODY: Client = Client(0);
+
+    /// The network with this keyed hash.
+    pub fn of(hash: u32) -> Self {
+        Self((hash as u16).max(1))
+    }
 }
 
 impl Door {
@@ -49,26 +68,29 @@ impl Doors {
         Self { sets: vec![Set::default(); SETS], keys, memory, until: Instant::default() }
     }
 
-    /// Whether the port on the LAN is remembered to have refused.
-    pub fn closed(&self, ends: &Ends, now: Instant) -> bool {
-        now < self.until && self.sets[self.place(ends)].0.iter().any(|door| now < door.until && door.is_of(ends))
+    /// Whether the port on the LAN is remembered to have refused this client.
+    pub fn closed(&self, ends: &Ends, client: Client, now: Instant) -> bool {
+        let is_meant = |door: &Door| door.client == Client::EVERYBODY || door.client == client;
+        let closes = |door: &Door| now < door.until && is_meant(door) && door.is_of(ends);
+        now < self.until && self.sets[self.place(ends)].0.iter().any(closes)
     }
 
-    /// The port on the LAN has refused a connection.
-    pub fn refused(&mut self, ends: &Ends, now: Instant) {
+    /// The port on the LAN has refused a connection of `client`.
+    pub fn refused(&mut self, ends: &Ends, client: Client, now: Instant) {
         let until = now + self.memory;
         self.until = self.until.max(until);
         let place = self.place(ends);
         let set = &mut self.sets[place].0;
-        let own = set.iter().position(|door| door.is_of(ends));
+        let own = set.iter().position(|door| door.is_of(ends) && door.client == client);
         let soonest = || (0..WAYS).min_by_key(|&way| set[way].until).unwrap_or(0);
-        set[own.unwrap_or_else(soonest)] = Door { address: ends.lan, vlan: ends.vlan, port: ends.lan_port, until };
+        set[own.unwrap_or_else(soonest)] =
+            Door { address: ends.lan, vlan: ends.vlan, port: ends.lan_port, client, until };
     }
 
     /// The port on the LAN has answered a SYN after all.
     pub fn opened(&mut self, ends: &Ends) {
         let place = self.place(ends);
-        if let Some(door) = self.sets[place].0.iter_mut().find(|door| door.is_of(ends)) {
+        for door in self.sets[place].0.iter_mut().filter(|door| door.is_of(ends)) {
             *door = Door::default();
         }
     }
@@ -100,18 +122,28 @@ mod tests {
     #[test]
     fn a_port_that_refused_is_closed_to_everybody_until_it_is_forgotten() {
         let mut doors = doors(MEMORY);
-        doors.refused(&port(81), Instant::from_secs(100));
+        doors.refused(&port(81), Client::EVERYBODY, Instant::from_secs(100));
         let another_client = Ends { wan: [1, 2, 3, 4], wan_port: 5, ..port(81) };
-        assert!(doors.closed(&another_client, Instant::from_secs(100)));
-        assert!(doors.closed(&another_client, Instant::from_micros(109_999_999)));
-        assert!(!doors.closed(&another_client, Instant::from_secs(110)));
+        assert!(doors.closed(&another_client, Client::of(7), Instant::from_secs(100)));
+        assert!(doors.closed(&another_client, Client::of(7), Instant::from_micros(109_999_999)));
+        assert!(!doors.closed(&another_client, Client::of(7), Instant::from_secs(110)));
+    }
+
+    #[test]
+    fn one_who_is_barred_closes_no_door_to_others() {
+        let mut doors = doors(MEMORY);
+        let now = Instant::from_secs(100);
+        doors.refused(&port(81), Client::of(7), now);
+        assert!(doors.closed(&port(81), Client::of(7), now));
+        assert!(!doors.closed(&port(81), Client::of(8), now));
+        assert!(!doors.closed(&port(81), Client::of(0), now), "no network is everybody");
     }
 
     #[test]
     fn its_neighbours_stay_open() {
         let mut doors = doors(MEMORY);
         let now = Instant::from_secs(100);
-        doors.refused(&port(81), now);
+        doors.refused(&port(81), Client::EVERYBODY, now);
         // Those that differ in one thing alone and yet lie in the same set.
         let mut neighbours = [
             &mut (82..).map(port) as &mut dyn Iterator<Item = Ends>,
@@ -121,30 +153,30 @@ mod tests {
         ];
         for neighbours in &mut neighbours {
             let neighbour = neighbours.find(|ends| doors.place(ends) == doors.place(&port(81))).unwrap();
-            assert!(!doors.closed(&neighbour, now), "{neighbour:?}");
+            assert!(!doors.closed(&neighbour, Client::of(7), now), "{neighbour:?}");
         }
-        assert!(doors.closed(&port(81), now));
+        assert!(doors.closed(&port(81), Client::of(7), now));
     }
 
     #[test]
     fn one_answer_opens_it_again() {
         let mut doors = doors(MEMORY);
         let now = Instant::from_secs(100);
-        doors.refused(&port(81), now);
-        doors.refused(&port(81), now);
-        doors.refused(&port(82), now);
+        doors.refused(&port(81), Client::EVERYBODY, now);
+        doors.refused(&port(81), Client::EVERYBODY, now);
+        doors.refused(&port(82), Client::EVERYBODY, now);
         doors.opened(&port(81));
-        assert!(!doors.closed(&port(81), now));
-        assert!(doors.closed(&port(82), now));
+        assert!(!doors.closed(&port(81), Client::of(7), now));
+        assert!(doors.closed(&port(82), Client::of(7), now));
     }
 
     #[test]
     fn without_memory_no_door_is_closed() {
         let mut doors = doors(Duration::ZERO);
         for now in [Instant::default(), Instant::from_secs(100)] {
-            assert!(!doors.closed(&Ends::default(), now), "nor is one nobody has touched");
-            doors.refused(&port(81), now);
-            assert!(!doors.closed(&port(81), now));
+            assert!(!doors.closed(&Ends::default(), Client::of(7), now), "nor is one nobody has touched");
+            doors.refused(&port(81), Client::EVERYBODY, now);
+            assert!(!doors.closed(&port(81), Client::of(7), now));
         }
     }
 
@@ -154,9 +186,10 @@ mod tests {
         let set = doors.place(&port(1));
         let crowd: Vec<Ends> = (1..=u16::MAX).map(port).filter(|ends| doors.place(ends) == set).take(5).collect();
         for (at, ends) in [&crowd[0], &crowd[1], &crowd[2], &crowd[3], &crowd[0], &crowd[4]].into_iter().enumerate() {
-            doors.refused(ends, Instant::from_secs(100 + at as u64));
+            doors.refused(ends, Client::EVERYBODY, Instant::from_secs(100 + at as u64));
         }
-        let closed: Vec<bool> = crowd.iter().map(|ends| doors.closed(ends, Instant::from_secs(105))).collect();
+        let closed: Vec<bool> =
+            crowd.iter().map(|ends| doors.closed(ends, Client::of(7), Instant::from_secs(105))).collect();
         assert_eq!(closed, [true, false, true, true, true]);
     }
 
@@ -165,10 +198,10 @@ mod tests {
         let mut doors = doors(MEMORY);
         let now = Instant::from_secs(100);
         for n in 1..=u16::MAX {
-            doors.refused(&port(n), now);
-            assert!(doors.closed(&port(n), now));
+            doors.refused(&port(n), Client::EVERYBODY, now);
+            assert!(doors.closed(&port(n), Client::of(7), now));
         }
-        let remembered = (1..=u16::MAX).filter(|&n| doors.closed(&port(n), now)).count();
+        let remembered = (1..=u16::MAX).filter(|&n| doors.closed(&port(n), Client::of(7), now)).count();
         assert!((16_000..=16_384).contains(&remembered), "{remembered}");
     }
 
@@ -190,7 +223,7 @@ mod tests {
                 now = now + Duration::from_micros(step);
                 match act {
                     Act::Refuse => {
-                        doors.refused(&port(n), now);
+                        doors.refused(&port(n), Client::EVERYBODY, now);
                         model.insert(n, now);
                     }
                     Act::Open => {
@@ -199,7 +232,7 @@ mod tests {
                     }
                     Act::Ask => {
                         let closed = model.get(&n).is_some_and(|&at| now.since(at) < MEMORY);
-                        prop_assert_eq!(doors.closed(&port(n), now), closed);
+                        prop_assert_eq!(doors.closed(&port(n), Client::of(7), now), closed);
                     }
                 }
             }

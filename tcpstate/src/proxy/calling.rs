@@ -4,13 +4,14 @@ use super::handshake::{Proof, is_damaged, keep_terms};
 use super::{Proxy, Turn};
 use crate::config::Handshake;
 use crate::cookie::{ts_after, ts_clock};
+use crate::doors::Client;
 use crate::flow::{Flow, Marks, State};
 use crate::learn::{Lesson, default_mss};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::table::Id;
 use crate::translate::TIMESTAMPS_ROOM;
 use crate::wheel::{Ticks, tick};
-use crate::wire::{DEFAULT_TTL, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
+use crate::wire::{DEFAULT_TTL, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
 /// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
@@ -34,7 +35,7 @@ impl Proxy {
         if let Some(former) = former {
             self.give_way(former, turn.egress);
         }
-        if self.doors.closed(&ends, now) {
+        if self.doors.closed(&ends, Client::of(self.limiter.place(&ends)), now) {
             // The same proof may come again and again: the server need not hear of each.
             return Self::refuse_in_place(&mut turn, proof.outer_isn + 1, None);
         }
@@ -64,13 +65,13 @@ impl Proxy {
     }
 
     /// How the server at the LAN's end shall hear of a handshake's end.
-    fn handshake_of(&self, ends: &crate::wire::Ends) -> Handshake {
+    fn handshake_of(&self, ends: &Ends) -> Handshake {
         let own = self.destinations.iter().find(|destination| destination.covers(&ends.lan, ends.lan_port));
         own.map_or(self.handshake, |destination| destination.handshake)
     }
 
     /// The window a client is granted before its server has answered: no more than the server granted the last time.
-    pub(super) fn early_window(&self, ends: &crate::wire::Ends, known: Option<RawWindow>) -> RawWindow {
+    pub(super) fn early_window(&self, ends: &Ends, known: Option<RawWindow>) -> RawWindow {
         match known {
             Some(RawWindow(window)) if self.handshake_of(ends) == Handshake::Early => {
                 RawWindow(window.min(self.early_window))
@@ -84,7 +85,10 @@ impl Proxy {
     fn hold(&mut self, turn: &Turn<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
         let (first, end) = (flow.half(Side::Wan).next, turn.segment.seq + turn.segment.seq_len());
-        let fits = turn.segment.seq.beyond(first) <= end.beyond(first) && end.beyond(first) <= self.early_window.into();
+        // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
+        let fits = flow.attempts == 0
+            && turn.segment.seq.beyond(first) <= end.beyond(first)
+            && end.beyond(first) <= self.early_window.into();
         match fits.then(|| self.pen.hold(flow, end)).flatten() {
             Some(ticket) => {
                 self.counters.count(Event::Held);
@@ -223,10 +227,17 @@ impl Proxy {
         let seq = self.table[id].outer_isn + 1;
         let overwritten = turn.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
         self.counters.count(Event::Refused);
-        self.doors.refused(turn.ends(), turn.now);
+        self.remember_refusal(turn.ends(), turn.now);
         // Should the reset be lost, the client's next segment opens its cookie again and asks again.
         self.forget(id);
         if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
+    }
+
+    /// A port has refused: one that nobody is known to have reached is taken for closed, another for barring this client's network.
+    pub(super) fn remember_refusal(&mut self, ends: &Ends, now: Instant) {
+        let known = self.learned.offer(ends, now).known;
+        let client = if known { Client::of(self.limiter.place(ends)) } else { Client::EVERYBODY };
+        self.doors.refused(ends, client, now);
     }
 
     /// A SYN-ACK from the LAN nobody waits for any more.
@@ -366,6 +377,7 @@ impl Proxy {
             return self.give_up(id, egress);
         }
         let flow = &mut self.table[id];
+        self.pen.forget(flow);
         flow.attempts = flow.attempts.saturating_add(1);
         let doubled = self.lifetimes.redial.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
         let wait = doubled.min(self.lifetimes.redial_most).min(self.lifetimes.dialling - passed);

@@ -137,7 +137,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadReset);
         }
         if turn.side == Side::Lan && flow.state == State::OpeningSent && flow.caller() == Side::Wan {
-            self.doors.refused(turn.ends(), turn.now);
+            self.remember_refusal(turn.ends(), turn.now);
         }
         self.set_state(id, State::Reset, turn.now);
         Verdict::Forward

@@ -4,6 +4,7 @@ use super::calling::WITHHELD_MOST;
 use super::{Proxy, Turn, label};
 use crate::config::{Extension, Policy};
 use crate::cookie::{self, Minted, ts_after};
+use crate::doors::Client;
 use crate::flow::{Flow, Marks, State};
 use crate::learn::default_mss;
 use crate::limit::Admission;
@@ -47,7 +48,7 @@ impl Proxy {
         }
         self.jar.turn(now);
         let (ends, hash) = (*turn.ends(), turn.hash);
-        if self.doors.closed(&ends, now) {
+        if self.doors.closed(&ends, Client::of(turn.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
             return Self::reset_in_place(&mut turn);
