@@ -258,13 +258,20 @@ impl Rig {
     /// # Panics
     /// Without root.
     pub fn impair(&self, impairment: Impairment, seed: u64) -> Relay {
-        let wan = Rig::WAN;
+        self.impair_port(Rig::WAN, impairment, seed)
+    }
+
+    /// Puts a bad network at [`Rig::WAN`] or [`Rig::LAN`], until the relay is dropped.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn impair_port(&self, port: &str, impairment: Impairment, seed: u64) -> Relay {
         // The cable that was: c0 to wan0. Two now: c0 to near0, far0 to wan0.
         let relay = Namespace::new("relay");
         relay.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
-        self.middle.sh(&format!("ip link set {wan} netns {} name near0", relay.name()));
+        self.middle.sh(&format!("ip link set {port} netns {} name near0", relay.name()));
         self.middle.sh(&format!(
-            "ip link add {wan} type veth peer name far0 netns {}; ip link set {wan} up; ethtool -K {wan} tx off >/dev/null",
+            "ip link add {port} type veth peer name far0 netns {}; ip link set {port} up; ethtool -K {port} tx off >/dev/null",
             relay.name()
         ));
         relay.sh("ip link set near0 up; ip link set far0 up; ethtool -K near0 tx off >/dev/null; ethtool -K far0 tx off >/dev/null");

@@ -1,4 +1,5 @@
-//! What the proxy cannot speak for a server that is not asked yet: Multipath TCP and Fast Open fall back to plain TCP.
+//! What the proxy cannot translate, or not promise for a server that is not asked yet: signed connections pass, Multipath TCP
+//! and Fast Open fall back to plain TCP.
 
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -23,6 +24,50 @@ fn stand(rig: &Rig, middle: Option<&str>) -> Option<Appliance> {
 
 /// Both families: the client's address and the server's.
 const ENDS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
+
+#[test]
+fn a_signed_connection_passes_as_over_the_bridge() {
+    const KEY: &[u8] = b"a secret between routers";
+    for middle in MIDDLES {
+        let rig = Rig::new();
+        let _proxy = stand(&rig, middle);
+        for (client, server) in ENDS {
+            let listener = rig
+                .server
+                .run(|| Making::default().listen(server, |socket| sockets::sign_with_md5(socket, client, KEY)));
+            let listener = match listener {
+                Err(error) if error.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => {
+                    println!("skipped: this kernel has no TCP-MD5");
+                    return;
+                }
+                other => other.expect("a listener that wants signatures"),
+            };
+            let address = listener.local_addr().expect("a bound socket has an address");
+            // Twice: at the second call the server is known.
+            for _ in 0..2 {
+                let before = rig.counters();
+                thread::scope(|scope| {
+                    let served =
+                        scope.spawn(|| sockets::accept(&listener, Duration::from_secs(5)).and_then(traffic::exchanged));
+                    let outcome = rig.client.run(|| {
+                        let prepare = |socket: &_| sockets::sign_with_md5(socket, server, KEY);
+                        let stream = Making::default().connect(client, address, prepare)?;
+                        traffic::exchange(&stream, 1 << 20, 1 << 20)
+                    });
+                    outcome.unwrap_or_else(|e| panic!("{server}, {middle:?}: the client: {e}"));
+                    let served = served.join().expect("a server");
+                    served.unwrap_or_else(|e| panic!("{server}, {middle:?}: the server: {e}"));
+                });
+                for (after, before) in rig.counters().iter().zip(&before) {
+                    let risen = after.since(before);
+                    for fault in ["TcpExtTCPMD5NotFound", "TcpExtTCPMD5Unexpected", "TcpExtTCPMD5Failure"] {
+                        assert_eq!(risen.get(fault), 0, "{server}, {middle:?}: {fault}");
+                    }
+                }
+            }
+        }
+    }
+}
 
 #[test]
 fn multipath_falls_back_to_plain_tcp() {

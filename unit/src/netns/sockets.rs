@@ -175,6 +175,15 @@ pub fn connect_with_data(socket: &impl AsFd) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::TcpFastOpenConnect, &true)?)
 }
 
+/// Lets a client send the last acknowledgement of the handshake with its first data, if there is some at once.
+///
+/// # Errors
+/// The kernel's.
+pub fn acknowledge_with_data(socket: &impl AsFd) -> io::Result<()> {
+    // Whoever does not acknowledge quickly waits for something to send.
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0i32)
+}
+
 /// Lets a listener take data that comes with a SYN.
 ///
 /// # Errors
