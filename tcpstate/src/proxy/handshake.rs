@@ -13,7 +13,7 @@ use crate::table::Id;
 use crate::terms::{Ecn, Offer, Terms};
 use crate::wheel::tick;
 use crate::wire::{Addr, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
-use crate::{DropReason, Egress, Event, Side, Verdict};
+use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
 /// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
 pub(super) struct Proof {
@@ -55,15 +55,17 @@ impl Proxy {
         }
         let offered = Options::read(turn.options());
         let offer = self.learned.offer(&ends, now);
-        if let Some(event) = self.passes(&offered, &offer, turn.now) {
+        if let Some(event) = self.passes(&offered, &offer, former, now) {
             return self.pass_call(turn, former, event);
         }
         let mut terms = self.agree(turn.segment, &offered, &offer);
         let mut minted = self.jar.mint(&ends, isn, &terms, now);
+        let smallest = self.jar.smallest_mss(terms.timestamps);
         match former {
-            Some(id) if self.table[id].state == State::HalfOpen => {
+            Some(id) if self.may_rewrite(id, isn, now) => {
                 minted = self.repeat_half_open(&turn, id, &mut terms, minted);
             }
+            Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
                 let flow = &mut self.table[id];
                 flow.mark(Marks::REOPENING, true);
@@ -75,7 +77,6 @@ impl Proxy {
                 }
             }
             None => {
-                let smallest = self.jar.smallest_mss(terms.timestamps);
                 let mut kept = terms;
                 // What only the cache can remember is promised while that has room to spare.
                 if !terms.timestamps && terms.promised.is_some() && !self.is_cache_pressed() {
@@ -100,20 +101,22 @@ impl Proxy {
     }
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
-    fn passes(&mut self, offered: &Options, offer: &Offer, now: crate::Instant) -> Option<Event> {
+    fn passes(&mut self, offered: &Options, offer: &Offer, former: Option<Id>, now: Instant) -> Option<Event> {
         let extends = offered.multipath && self.multipath == Extension::Pass
             || offered.fast_open && self.fast_open == Extension::Pass;
         if offered.signed || extends {
             return Some(Event::Passed);
         }
-        (!offer.known && self.introductions.take(now)).then_some(Event::Introduced)
+        (!offer.known && former.is_none() && self.introductions.take(now)).then_some(Event::Introduced)
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     fn pass_call(&mut self, turn: Turn<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
         if event == Event::Passed {
             let signed = Options::read(turn.options()).signed;
-            if signed && self.signed == Policy::Drop || !self.passed.take(turn.now) {
+            // Nobody's word alone ends a connection.
+            let lives = former.is_some_and(|id| self.table[id].state != State::HalfOpen && !self.table[id].is_over());
+            if lives || signed && self.signed == Policy::Drop || !self.passed.take(turn.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
@@ -138,6 +141,13 @@ impl Proxy {
                 (true, true) => Ecn::Agreed,
             },
         }
+    }
+
+    /// Whether a SYN with this number may write its terms over those of `id`: over an entry of the SYN cache, unless it is another's whose
+    /// client may be about to answer.
+    fn may_rewrite(&self, id: Id, isn: SeqNum, now: Instant) -> bool {
+        let flow = &self.table[id];
+        flow.state == State::HalfOpen && (flow.half(Side::Wan).next == isn + 1 || !self.is_young(id, now))
     }
 
     /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.

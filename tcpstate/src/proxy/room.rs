@@ -173,7 +173,7 @@ impl Proxy {
     }
 
     /// Whether a flow began so lately that what it waits for may be on its way.
-    fn is_young(&self, id: Id, now: Instant) -> bool {
+    pub(super) fn is_young(&self, id: Id, now: Instant) -> bool {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
 
