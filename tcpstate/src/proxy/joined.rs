@@ -147,6 +147,10 @@ impl Proxy {
             if is_damaged(&turn) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
+            // It may belong to the new connection that these ends are opening.
+            if self.table[id].is(Marks::REOPENING) {
+                return Verdict::Drop(DropReason::BadCookie);
+            }
             // RFC 5961 section 5: blind data. What the server would answer, the client is answered.
             return self.challenge(turn, id);
         }
@@ -167,7 +171,9 @@ impl Proxy {
         let ts_delta = flow.ts_delta;
         // Nothing comes after a FIN, whatever a damaged segment may claim.
         let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
-        // But where that FIN is, fragments hide.
+        // While we are about to speak for an end, only what it certainly said counts.
+        let speaks = flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED);
+        // But where a FIN is, fragments hide.
         let settled = !flow.is(Marks::FRAGMENTED);
         let other = flow.half_mut(side.other());
         if segment.ack.after(other.next) && !(other_finished && settled) {
@@ -178,7 +184,7 @@ impl Proxy {
         if end.after(half.next) && segment.seq_len() > 0 && !(finished && settled) {
             half.next = end;
         }
-        if !segment.ack.before(half.acked) {
+        if !segment.ack.before(half.acked) && (!speaks || !is_damaged(turn)) {
             half.acked = segment.ack;
             half.window = segment.window;
             flow.mark(Marks::WINDOW_UNSCALED, flow.is(Marks::WINDOW_UNSCALED) && side == Side::Wan);
