@@ -87,6 +87,8 @@ pub(crate) struct Layout {
     pub chunk: usize,
     /// Whether a frame may lie in several buffers.
     pub multi_buffer: bool,
+    /// Bytes of the longest frame, header and tags included.
+    pub longest: usize,
 }
 
 impl Layout {
@@ -101,7 +103,7 @@ impl Layout {
         if mtu > LARGEST_MTU {
             return Err(Refusal::Unsupported(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less")));
         }
-        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer: mtu > SINGLE_MTU })
+        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer: mtu > SINGLE_MTU, longest: mtu + 22 })
     }
 }
 
@@ -327,8 +329,9 @@ fn pool_over(umem: &Umem, templates: &[FrameDesc], layout: &Layout) -> Pool {
     let region = unsafe { Region::new(base, templates.len(), layout.chunk, Arc::new(umem.clone())) };
     // SAFETY: no frame of the fresh region exists.
     let mut pool = unsafe { Pool::over(region, HEADROOM) };
-    // A turn of both ports takes at most two batches out of the rings.
-    pool.set_reserve(min(4 * layout.batch, layout.frames_per_port / 2));
+    // A turn of both ports takes at most two batches out of the rings, of frames in as many buffers as the longest needs.
+    let buffers = layout.longest.div_ceil(layout.chunk - HEADROOM);
+    pool.set_reserve(min(4 * layout.batch * buffers, layout.frames_per_port / 2));
     pool
 }
 
@@ -416,9 +419,10 @@ struct XdpPort {
     fill: FillQueue,
     completion: CompQueue,
     umem: Umem,
-    /// Per buffer, the descriptor of a frame that begins at the headroom. The library makes descriptors once and lets only
-    /// their length be changed, which is why a frame that begins elsewhere is moved before it is sent.
+    /// Per buffer, the descriptor of a frame that begins at the headroom.
     templates: Arc<[FrameDesc]>,
+    /// Where a descriptor keeps the address; see [`address_field`].
+    address: usize,
     scratch: Box<[FrameDesc; STRIDE]>,
     /// Bytes of a buffer.
     chunk: usize,
@@ -448,6 +452,7 @@ impl XdpPort {
         let fd = rings.rx.fd().as_raw_fd();
         let target = layout.frames_per_port / 2;
         let ring = target.next_power_of_two();
+        let address = address_field(templates[0]);
         // In copy mode every frame queued is charged to the socket's send buffer until the device is done with it; the
         // default holds a few hundred. Refused without CAP_NET_ADMIN, and then the default does.
         let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
@@ -462,6 +467,7 @@ impl XdpPort {
             completion: rings.completion,
             umem,
             templates,
+            address,
             scratch: Box::new([FrameDesc::default(); STRIDE]),
             chunk: layout.chunk,
             ring,
@@ -580,25 +586,28 @@ impl XdpPort {
     }
 
     /// Whether the frame can be sent at all. What the kernel finds invalid it would never give back.
+    ///
+    /// The kernel asks that no descriptor is empty or leaves its chunk, which no extent of a frame does; where in the chunk it
+    /// begins is ours to choose (`xp_aligned_validate_desc`), so that a header may grow into the headroom of a full buffer.
     fn is_sendable(&self, frame: &Frame) -> bool {
-        let total = frame.total();
-        let fits = |segment: &[u8]| !segment.is_empty() && segment.len() <= self.chunk - HEADROOM;
-        (MIN_FRAME..=self.capabilities.max_frame).contains(&total)
+        (MIN_FRAME..=self.capabilities.max_frame).contains(&frame.total())
             && if frame.is_chained() {
-                self.capabilities.multi_buffer && frame.buffers() <= MAX_BUFFERS && frame.segments().all(fits)
+                self.capabilities.multi_buffer
+                    && frame.buffers() <= MAX_BUFFERS
+                    && frame.segments().all(|segment| !segment.is_empty())
             } else {
-                fits(frame.bytes())
+                !frame.is_empty()
             }
     }
 
-    /// The descriptor that sends one buffer, which passes to the ring.
-    fn describe(&mut self, mut buffer: Frame, pool: &mut Pool) -> FrameDesc {
-        let len = buffer.len();
-        if buffer.start() != HEADROOM {
-            let from = buffer.start();
-            buffer.buffer_mut().copy_within(from..from + len, HEADROOM);
+    /// The descriptor that sends one buffer from where its frame begins; the buffer passes to the ring.
+    fn describe(&mut self, buffer: Frame, pool: &mut Pool) -> FrameDesc {
+        let (start, len) = (buffer.start(), buffer.len());
+        let offset = pool.lend(buffer);
+        let mut desc = self.templates[offset / self.chunk];
+        if start != HEADROOM {
+            set_address(&mut desc, self.address, offset + start);
         }
-        let mut desc = self.templates[pool.lend(buffer) / self.chunk];
         // SAFETY: the buffer was ours until now and is not in a ring yet, so nobody else looks at it.
         unsafe { self.umem.data_mut(&mut desc) }.cursor().set_pos(len);
         desc
@@ -757,6 +766,40 @@ impl Port for XdpPort {
         statistics
     }
 }
+
+/// Where in a descriptor the library keeps the address, in bytes.
+///
+/// The library makes a descriptor once and has no way to let its frame begin elsewhere; moving the frame instead costs
+/// a copy of all of it for a header that grew by twelve bytes, and a full buffer has no room for that. So the field is
+/// looked for: every field is an integer, and `addr()` tells which word it reads.
+///
+/// # Panics
+///
+/// When no word is the address: another version of the library, which the tests would not have let pass.
+fn address_field(template: FrameDesc) -> usize {
+    let moved = template.addr() ^ 1;
+    let is_address = |at: &usize| {
+        let mut probe = template;
+        set_address(&mut probe, *at, moved);
+        probe.addr() == moved
+            && probe.options() == template.options()
+            && probe.lengths().data() == template.lengths().data()
+            && probe.lengths().headroom() == template.lengths().headroom()
+    };
+    (0..size_of::<FrameDesc>()).step_by(size_of::<usize>()).find(is_address).expect("a descriptor has an address")
+}
+
+/// Writes the word at `at` of a descriptor, where [`address_field`] found the address.
+#[inline]
+fn set_address(desc: &mut FrameDesc, at: usize, addr: usize) {
+    assert!(at <= size_of::<FrameDesc>() - size_of::<usize>() && at.is_multiple_of(align_of::<usize>()));
+    // SAFETY: the word lies inside the descriptor, is aligned as the descriptor is (asserted below), and belongs to integers
+    // or padding, for which every value is valid.
+    unsafe { ptr::from_mut(desc).byte_add(at).cast::<usize>().write(addr) };
+}
+
+const _: () = assert!(size_of::<FrameDesc>() == 32, "an address, options and two lengths, and nothing but integers");
+const _: () = assert!(align_of::<FrameDesc>() >= align_of::<usize>());
 
 /// Whether the kernel bound the socket in zero-copy mode.
 fn is_zero_copy(fd: RawFd) -> bool {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use pktio::packet::{PacketOptions, PacketPort};
-use pktio::{Batch, Fallback, Mode, Opened, Options, Pool, Port, open};
+use pktio::{Batch, Fallback, Frame, Mode, Opened, Options, Pool, Port, open};
 use xdp_support::{LAN, Links, Running, World, assert_conserved, is_root};
 
 /// Opens the ports of the box.
@@ -353,6 +353,102 @@ fn a_frame_that_begins_elsewhere_in_its_buffer_is_sent_all_the_same() {
     }
     assert_eq!(answers, 6);
     assert_conserved(&pair);
+}
+
+/// A frame of `bytes` that begins at `start` of its first buffer and fills it; what does not fit lies in further ones.
+fn chain_at(pool: &mut Pool, start: usize, bytes: &[u8]) -> Frame {
+    let mut first = pool.take().unwrap();
+    let (now, mut rest) = bytes.split_at(bytes.len().min(first.capacity() - start));
+    first.set(start, now.len());
+    first.bytes_mut().copy_from_slice(now);
+    while !rest.is_empty() {
+        let mut further = pool.take().unwrap();
+        let now = rest.len().min(further.capacity() - further.start());
+        further.fill(&rest[..now]);
+        rest = &rest[now..];
+        first.append(further);
+    }
+    first
+}
+
+/// Counts the frames of this test's type that reach the LAN host, and those of them that are as they were sent.
+fn listen(world: &World, expected: Vec<Vec<u8>>, frames: usize) -> std::thread::JoinHandle<(usize, usize)> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let listener = world.within("lan", move || {
+        let options = PacketOptions { ring_frames: 256, ..PacketOptions::default() };
+        let mut port = PacketPort::open("e0", &options).unwrap();
+        let mut pool = Pool::heap(64, 16_384, 256);
+        let mut batch = Batch::new();
+        ready.send(()).unwrap();
+        let (mut seen, mut whole) = (0, 0);
+        let end = Instant::now() + Duration::from_secs(10);
+        while seen < frames && Instant::now() < end {
+            port.receive(&mut batch, 16, &mut pool);
+            for frame in batch.drain(..) {
+                if frame.bytes()[12..14] == [0x88, 0xb5] {
+                    seen += 1;
+                    whole += usize::from(expected.iter().any(|bytes| bytes == frame.bytes()));
+                }
+                pool.put(frame);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (seen, whole)
+    });
+    is_ready.recv_timeout(Duration::from_secs(5)).unwrap();
+    listener
+}
+
+#[test]
+fn a_full_buffer_whose_header_grew_into_the_headroom_is_sent_from_where_it_begins() {
+    if !is_root() {
+        return;
+    }
+    // Twelve bytes of timestamps grown into the headroom, all of the headroom, odd places, and behind it.
+    const STARTS: [usize; 6] = [244, 0, 1, 255, 256, 301];
+    const ROUNDS: usize = 20;
+    for mtu in [1500, 9000] {
+        for mode in [Mode::Driver, Mode::Generic] {
+            let world = World::new(Links { mtu, ..Links::default() });
+            let options = Options { mode, frames_per_port: 512, batch: 32, ..Options::default() };
+            let Opened { mut pairs, guard, .. } = open_box(&world, options);
+            let mut pair = pairs.remove(0);
+            let made: Vec<Vec<u8>> = (0..STARTS.len())
+                .map(|i| {
+                    let mut bytes: Vec<u8> = (0..mtu as usize + 14).map(|at| ((at * 7 + i * 31) % 251) as u8).collect();
+                    bytes[..6].fill(0xff);
+                    bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
+                    bytes
+                })
+                .collect();
+            let listener = listen(&world, made.clone(), STARTS.len() * ROUNDS);
+            let settled = pair.pool.lent();
+            let mut batch = Batch::new();
+            for _ in 0..ROUNDS {
+                batch.extend(STARTS.iter().zip(&made).map(|(&start, bytes)| chain_at(&mut pair.pool, start, bytes)));
+                assert_eq!(pair.lan.transmit(&mut batch, &mut pair.pool), STARTS.len());
+                let end = Instant::now() + Duration::from_secs(2);
+                while pair.pool.lent() > settled && Instant::now() < end {
+                    pair.lan.flush(&mut pair.pool);
+                }
+                assert_eq!(pair.pool.lent(), settled, "{mtu} {mode:?}: a buffer did not come home");
+            }
+            let statistics = pair.lan.statistics();
+            assert_eq!((statistics.sent, statistics.transmit_errors), (120, 0), "{mtu} {mode:?}: {statistics:?}");
+            assert_eq!(listener.join().unwrap(), (120, 120), "{mtu} {mode:?}: frames arrived, and whole ones");
+            assert_conserved(&pair);
+            // Every buffer came back by its base, so each receives again as if nothing had been.
+            let all: Vec<Frame> = std::iter::from_fn(|| pair.pool.take()).collect();
+            assert!(all.iter().all(|frame| frame.start() == 256));
+            all.into_iter().for_each(|frame| pair.pool.put(frame));
+            let bridge = Running::start(vec![pair]);
+            assert_eq!(world.ping(3), 3);
+            world.transfer(2_000_000);
+            let moved = bridge.stop();
+            assert_eq!((moved[0].lan.truncated, moved[0].wan.truncated), (0, 0), "{moved:?}");
+            drop(guard);
+        }
+    }
 }
 
 #[test]
