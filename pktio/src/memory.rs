@@ -316,6 +316,30 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_frame_passes_whole_also_held_and_grown_by_a_header() {
+        let mut pool = Pool::heap(8, 2048, 256);
+        pool.set_reserve(6);
+        let (mut port, mut wire) = pair(4);
+        let bytes: Vec<u8> = (0..MAX_FRAME).map(|i| (i % 251) as u8).collect();
+        wire.push(&bytes[12..]);
+        let mut held = Batch::new();
+        assert_eq!(port.receive(&mut held, 8, &mut pool), 1);
+        // While it is held, what is left serves reception and nothing else.
+        assert!(pool.is_low() && pool.take().is_none());
+        wire.push(&bytes[..60]);
+        let mut batch = Batch::new();
+        assert_eq!(port.receive(&mut batch, 8, &mut pool), 1);
+        assert_eq!(port.transmit(&mut batch, &mut pool), 1);
+        assert_eq!(wire.pop().unwrap(), bytes[..60]);
+        let (start, len) = (held[0].start(), held[0].len());
+        held[0].set(start - 12, len + 12);
+        held[0].bytes_mut()[..12].copy_from_slice(&bytes[..12]);
+        assert_eq!(port.transmit(&mut held, &mut pool), 1);
+        assert!(wire.pop().unwrap() == bytes);
+        assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
     fn both_ends_travel_between_threads() {
         fn send<T: Send>(_: &T) {}
         let (port, wire) = pair(1);

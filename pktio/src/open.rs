@@ -214,7 +214,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     let mut guard = Guard::prepare(&interfaces, options.workers, &mut notes)?;
 
     let pairs = if wants_packet {
-        open_packet(interfaces, options)?
+        open_packet(interfaces, options, &mut notes)?
     } else {
         match open_xdp(interfaces, options, &mut guard, &mut notes) {
             Ok(pairs) => pairs,
@@ -228,7 +228,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
             }
             Err(reason) => {
                 notes.push(format!("AF_XDP was not taken: {reason}"));
-                open_packet(interfaces, options)?
+                open_packet(interfaces, options, &mut notes)?
             }
         }
     };
@@ -328,7 +328,21 @@ fn attach(
 }
 
 /// AF_PACKET, which works everywhere.
-fn open_packet(interfaces: [&Interface; 2], options: &Options) -> Result<Vec<Pair>, OpenError> {
+fn open_packet(
+    interfaces: [&Interface; 2],
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Pair>, OpenError> {
+    // A packet socket sends four bytes beyond the MTU and the Ethernet header, and those only for an outer 0x8100. The MTU is
+    // the operator's: changing it makes many links flap, and one that a killed process left raised would rise at each start.
+    for interface in interfaces {
+        let (name, mtu) = (interface.name(), interface.mtu());
+        notes.push(format!(
+            "{name}: AF_PACKET sends a full-length frame with one tag of type 0x8100, not with another type or two tags; \
+             if there are such, `ip link set dev {name} mtu {}`",
+            mtu + 8
+        ));
+    }
     let packet = PacketOptions { ring_frames: options.frames_per_port / 2, ..PacketOptions::default() };
     let open = |interface: &Interface| {
         let name = interface.name();

@@ -380,6 +380,26 @@ fn what_is_sent_is_not_heard_and_what_is_heard_is_counted() {
 }
 
 #[test]
+fn two_tags_or_an_outer_802_1ad_tag_at_full_length_need_eight_bytes_more_mtu() {
+    const TAGS: [&[u8]; 4] = [&[], &[0x81, 0, 0, 7], &[0x88, 0xa8, 0, 7], &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 9]];
+    for (mtu, payload, refused) in [(1500, 1500, 2), (1508, 1500, 0), (9008, 9000, 0)] {
+        let Some(world) = World::new(mtu) else { return };
+        let sender = world.within("bridge", move || {
+            let (mut pool, mut port) =
+                (Pool::heap(16, 2048, 64), PacketPort::open("l1", &PacketOptions::default()).unwrap());
+            let addresses: &[u8] = &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+            let rest: Vec<u8> = [0x88, 0xb5].into_iter().chain((0..payload).map(|i| (i % 251) as u8)).collect();
+            let frames: Vec<Vec<u8>> = TAGS.iter().map(|tags| [addresses, tags, &rest].concat()).collect();
+            send(&mut port, &mut pool, &frames);
+            assert_eq!(pool.idle(), pool.total(), "a frame was lost");
+            port.statistics()
+        });
+        let statistics = sender.join().unwrap();
+        assert_eq!((statistics.transmit_errors, statistics.sent), (refused, 4 - refused), "an MTU of {mtu}");
+    }
+}
+
+#[test]
 fn a_ring_that_overflows_counts_every_frame_it_lost() {
     let Some(world) = World::new(1500) else { return };
     let options = PacketOptions { ring_frames: 64, transmit_frames: 8, ..PacketOptions::default() };

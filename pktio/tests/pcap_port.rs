@@ -128,6 +128,25 @@ fn a_frame_cut_by_its_capture_is_dropped_and_counted() {
 }
 
 #[test]
+fn a_jumbo_frame_with_two_tags_passes_from_file_to_file() {
+    let scratch = Scratch::new("jumbo");
+    let (input, output) = (scratch.path("in.pcapng"), scratch.path("out.pcapng"));
+    let bytes: Vec<u8> = (0..9022).map(|i| (i % 251) as u8).collect();
+    let mut writer = PcapNgWriter::new(std::fs::File::create(&input).unwrap(), &["eth0"]).unwrap();
+    writer.write(0, Duration::from_secs(1), None, [bytes.as_slice()], bytes.len()).unwrap();
+    drop(writer);
+    let mut port = PcapPort::open(&format!("pcap:in={input}:out={output}")).unwrap();
+    let (mut pool, mut batch) = (Pool::heap(8, 2048, 256), Batch::new());
+    assert_eq!(port.receive(&mut batch, 8, &mut pool), 1);
+    assert!(batch[0].is_chained() && batch[0].total() == 9022);
+    assert_eq!(port.transmit(&mut batch, &mut pool), 1);
+    port.flush(&mut pool);
+    assert_eq!(pool.idle(), pool.total());
+    drop(port);
+    assert!(read(&output)[0].bytes == bytes);
+}
+
+#[test]
 fn wrappers_stack_and_no_frame_is_lost() {
     let scratch = Scratch::new("stack");
     let path = scratch.path("all.pcapng");
