@@ -11,7 +11,7 @@ use tcpstate::{DropReason, Event};
 use unit::world::{Failure, Mode, Report, run};
 
 /// What the engine must have done in 256 worlds.
-const MUST_HAPPEN: [Event; 15] = [
+const MUST_HAPPEN: [Event; 21] = [
     Event::SynAnswered,
     Event::SynRepeated,
     Event::CacheStored,
@@ -27,6 +27,12 @@ const MUST_HAPPEN: [Event; 15] = [
     Event::Bridged,
     Event::Fragment,
     Event::IcmpTranslated,
+    Event::NoSpareFrame,
+    Event::Held,
+    Event::Released,
+    Event::AckWithheld,
+    Event::ClosedPort,
+    Event::Adopted,
 ];
 
 fn number(name: &str) -> Option<u64> {

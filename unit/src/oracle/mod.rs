@@ -154,6 +154,8 @@ struct End {
     acked: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
+    /// The highest right edge that a damaged segment of this host seemed to promise.
+    seeming: i64,
     fin: Option<i64>,
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
@@ -215,6 +217,12 @@ pub struct Oracle {
     retains_sack: bool,
     /// Servers that do not always speak alike.
     changing: BTreeSet<SocketAddr>,
+    /// What the box may let clients send before their servers have promised anything.
+    early: i64,
+    /// Connections, by (opener, opened), whose SYN a bridge has passed before the proxy took over.
+    bridged: BTreeSet<(SocketAddr, SocketAddr)>,
+    /// Ends that have spoken in a connection before the present one.
+    forgotten: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
     judged: u64,
@@ -231,6 +239,9 @@ impl Oracle {
             lenient_resets: false,
             retains_sack: false,
             changing: BTreeSet::new(),
+            early: 0,
+            forgotten: BTreeSet::new(),
+            bridged: BTreeSet::new(),
             narrow: BTreeMap::new(),
             judged: 0,
         }
@@ -253,6 +264,23 @@ impl Oracle {
     /// had sized without.
     pub fn changes_mind(&mut self, server: SocketAddr) {
         self.changing.insert(server);
+    }
+
+    /// Lets the box promise clients so many bytes before their servers have (an early handshake): it keeps what comes.
+    pub fn promise_early(&mut self, window: u16) {
+        self.early = window.into();
+    }
+
+    /// Says that a bridge has passed this SYN: nobody answers for its receiver.
+    pub fn bridge(&mut self, opener: SocketAddr, opened: SocketAddr) {
+        self.bridged.insert((opener, opened));
+    }
+
+    /// Whether the connection is open in the eyes of both ends.
+    pub fn is_open(&self, one: SocketAddr, other: SocketAddr) -> bool {
+        let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
+        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.acked >= 1))
+            && self.ends[&(one, other)].isn == self.ends[&(other, one)].peer_isn
     }
 
     /// Says that the way from the box to this host takes packets of at most so many bytes.
@@ -287,6 +315,7 @@ impl Oracle {
         self.between == Between::Proxy
             && self.protected.contains(&server.ip())
             && !self.protected.contains(&client.ip())
+            && !self.bridged.contains(&(client, server))
     }
 
     /// Takes note of what a host puts on its cable.
@@ -299,6 +328,7 @@ impl Oracle {
         if opens_again {
             // What the peer said in the connection before means nothing in this one.
             self.ends.remove(&(segment.destination, segment.source));
+            self.forgotten.insert((segment.destination, segment.source));
         }
         let end = self.ends.entry((segment.source, segment.destination)).or_default();
         end.again |= opens_again;
@@ -366,6 +396,15 @@ impl Oracle {
         }
     }
 
+    /// Takes note of a damaged segment that came to the box: what it says of the window the box may repeat, until the host
+    /// says otherwise.
+    pub fn damaged(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::read(frame).filter(|segment| !segment.syn) else { return };
+        let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) else { return };
+        let (Some(_), true) = (segment.ack, end.isn.is_some()) else { return };
+        end.seeming = end.seeming.max(end.acked + (i64::from(segment.window) << end.own_shift()));
+    }
+
     /// Judges an ICMP error a host is about to receive.
     ///
     /// # Errors
@@ -383,7 +422,10 @@ impl Oracle {
             return complain("the quoted segment is another host's".into());
         }
         let Some(end) = self.ends.get(&(error.source, error.destination)) else {
-            return complain("the host has said nothing there".into());
+            return match self.forgotten.contains(&(error.source, error.destination)) {
+                true => Ok(()),
+                false => complain("the host has said nothing there".into()),
+            };
         };
         // What is quoted may be of the connection before.
         let (Some(isn), false) = (end.isn, end.again || self.lenient_resets) else { return Ok(()) };
@@ -437,6 +479,9 @@ impl Oracle {
         let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
         let from_server = self.proxied(receiver, sender);
         let from_client = self.proxied(sender, receiver);
+        // A connection that began across a bridge may be answered by the box when its SYN is repeated.
+        let across = self.bridged.contains(&(receiver, sender)) || self.bridged.contains(&(sender, receiver));
+        let early = if from_server || across { self.early } else { 0 };
         let end = self.ends.entry((receiver, sender)).or_default();
 
         if ancestor.is_some_and(|ancestor| ancestor.forged) {
@@ -489,6 +534,10 @@ impl Oracle {
             // RFC 5961 section 4: who takes the old connection to be alive challenges the new SYN.
             return Ok(());
         }
+        if end.again && acked < 1 && ancestor.is_none() && segment.payload.is_empty() {
+            // The same, come late: to the new connection it is an old acknowledgement, and nothing.
+            return Ok(());
+        }
         if acked < 1 || acked > end.edge {
             return complain(
                 Rule::Acknowledgement,
@@ -519,7 +568,7 @@ impl Oracle {
             if !segment.payload.is_empty() {
                 return complain(Rule::Payload, "a SYN-ACK carries data".into());
             }
-            let promised = if peer.isn.is_some() { peer.granted } else { 1 };
+            let promised = if peer.isn.is_some() { peer.granted } else { 1 }.max(1 + early);
             if 1 + i64::from(segment.window) > promised {
                 return complain(Rule::Window, format!("nobody has promised more than {promised}"));
             }
@@ -569,7 +618,8 @@ impl Oracle {
         // An open window smaller than one unit of the scale can be told as one unit or not at all; and a window that
         // looks closed would stop the sender for good.
         let least = segment.window == 1 && acked < peer.granted;
-        if edge > peer.granted.max(1) && !least {
+        let promised = if ancestor.is_none() { peer.granted.max(peer.seeming) } else { peer.granted };
+        if edge > promised.max(1 + early) && !least {
             return complain(
                 Rule::Window,
                 format!("promises up to position {edge}, the peer only up to {}", peer.granted),
@@ -600,7 +650,7 @@ impl Oracle {
         let size = segment.payload.len() + segment.options_len;
         let slack = if self.changing.contains(&sender) { 12 } else { 0 };
         let most = usize::from(end.offer.mss.unwrap_or(default_mss(&segment))) + slack;
-        if !from_client && !segment.payload.is_empty() && size > most {
+        if !from_client && !across && !segment.payload.is_empty() && size > most {
             return complain(Rule::Size, format!("data and options take {size} bytes, the receiver's MSS is {most}"));
         }
         if here + i64::from(segment.length()) <= end.acked && here < end.acked {

@@ -10,6 +10,8 @@ use crate::oracle::{Ancestor, Segment};
 /// Bytes of a buffer, and of the room before a frame in it.
 const BUFFER: usize = 2048;
 const HEADROOM: usize = 128;
+/// Frames that are not given to the engine to hold.
+const RESERVE: usize = 2;
 
 /// A buffer of the box, owned: it is always in exactly one place.
 pub struct Frame {
@@ -87,6 +89,10 @@ pub struct Build {
     pub transmission: u64,
     /// Whether the engine works at all, or the box is a plain bridge.
     pub bridge: bool,
+    /// Until then the box is a plain bridge, which gives way to the engine while connections run.
+    pub bridge_until: u64,
+    /// When frames run out altogether, and until when.
+    pub drought: Option<(u64, u64)>,
 }
 
 /// The box.
@@ -99,6 +105,10 @@ pub struct Appliance {
     held: BTreeMap<u16, (Ticket, Frame)>,
     /// Frames being sent, with the time they come back to the pool.
     transmitting: VecDeque<(u64, Frame)>,
+    /// Whether the engine has taken over.
+    taken_over: bool,
+    /// Frames that cannot be had while there is a drought.
+    withheld: Vec<Frame>,
     /// Frames that arrived and found no buffer.
     pub missed: u64,
 }
@@ -129,6 +139,7 @@ impl Appliance {
     pub fn new(build: Build, now: u64) -> Self {
         let proxy = Proxy::new(&build.config, &Secrets::new(build.secrets), Instant::from_micros(now));
         let pool = (0..build.frames as u32).map(Frame::fresh).collect();
+        let taken_over = build.bridge_until == 0;
         Self {
             proxy,
             build,
@@ -136,8 +147,15 @@ impl Appliance {
             rings: [VecDeque::new(), VecDeque::new()],
             held: BTreeMap::new(),
             transmitting: VecDeque::new(),
+            taken_over,
+            withheld: Vec::new(),
             missed: 0,
         }
+    }
+
+    /// Whether the box is a plain bridge now.
+    pub fn is_bridge(&self, now: u64) -> bool {
+        self.build.bridge || now < self.build.bridge_until
     }
 
     /// The engine.
@@ -172,13 +190,22 @@ impl Appliance {
             let (_, frame) = self.transmitting.pop_front().expect("a front");
             self.pool.push(frame);
         }
+        match self.build.drought {
+            Some((from, until)) if (from..until).contains(&now) => self.withheld.append(&mut self.pool),
+            _ => self.pool.append(&mut self.withheld),
+        }
         let time = Instant::from_micros(now);
+        if !self.is_bridge(now) && !self.taken_over {
+            self.taken_over = true;
+            self.proxy = Proxy::new(&self.build.config, &Secrets::new(self.build.secrets), time);
+        }
+        let bridges = self.is_bridge(now);
         let mut out = Vec::new();
         for side in Side::BOTH {
             let ring = &mut self.rings[side as usize];
             let count = ring.len().min(self.build.batch);
             let mut batch: Vec<Frame> = ring.drain(..count).collect();
-            if self.build.bridge {
+            if bridges {
                 out.extend(batch.drain(..).map(|frame| (side.other(), frame)));
                 continue;
             }
@@ -200,16 +227,19 @@ impl Appliance {
                         frame.ancestor = None;
                         out.push((side, frame));
                     }
+                    // Held frames must not starve reception.
+                    Verdict::Hold(_) if self.pool.len() < RESERVE => self.pool.push(frame),
                     Verdict::Hold(ticket) => {
-                        let other = self.held.insert(ticket.index, (ticket, frame));
-                        assert!(other.is_none(), "two frames are held in one place");
+                        if let Some((_, other)) = self.held.insert(ticket.index, (ticket, frame)) {
+                            panic!("frames {} and another are held in one place", other.id);
+                        }
                     }
                     Verdict::Drop(_) => self.pool.push(frame),
                 }
                 self.bring_back(time, &mut out);
             }
         }
-        if !self.build.bridge {
+        if !bridges {
             let mut spare = Spare { pool: &mut self.pool, out: &mut out };
             let mut turns = 0;
             while self.proxy.on_timeout(time, &mut spare) {
@@ -229,8 +259,11 @@ impl Appliance {
     /// Brings back the held frames the engine asks for.
     fn bring_back(&mut self, now: Instant, out: &mut Vec<(Side, Frame)>) {
         while let Some(ticket) = self.proxy.next_release() {
-            let (minted, mut frame) = self.held.remove(&ticket.index).expect("a ticket is released once");
-            assert_eq!(minted, ticket);
+            if self.held.get(&ticket.index).is_none_or(|(minted, _)| *minted != ticket) {
+                self.proxy.void(ticket);
+                continue;
+            }
+            let (_, mut frame) = self.held.remove(&ticket.index).expect("it is there, as just seen");
             let mut head = frame.head();
             let verdict = self.proxy.on_release(ticket, &mut head, now, &mut Spare { pool: &mut self.pool, out });
             let left = (head.start(), head.len(), head.total());
@@ -252,7 +285,7 @@ impl Appliance {
         if self.rings.iter().any(|ring| !ring.is_empty()) {
             return Some(now + 1);
         }
-        if self.build.bridge {
+        if self.is_bridge(now) {
             return None;
         }
         self.proxy.next_deadline().map(|at| at.as_micros().max(now + 1))
@@ -264,7 +297,8 @@ impl Appliance {
     /// Which is missing or twice there.
     pub fn conserved(&self) -> Result<(), String> {
         let mut seen = vec![0u8; self.build.frames];
-        let received = self.rings.iter().flatten().chain(self.held.values().map(|(_, frame)| frame));
+        let received =
+            self.rings.iter().flatten().chain(self.held.values().map(|(_, frame)| frame)).chain(&self.withheld);
         for frame in self.pool.iter().chain(received).chain(self.transmitting.iter().map(|(_, frame)| frame)) {
             seen[frame.id as usize] += 1;
         }

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tcpstate::Side;
-use tcpstate::config::SackConflict;
+use tcpstate::config::{Handshake, SackConflict};
 
 use crate::oracle::icmp::{Error, Trouble};
 use crate::oracle::layers::{Layers, Tags};
@@ -248,6 +248,9 @@ struct World {
     networks: BTreeMap<(SocketAddr, SocketAddr), Tags>,
     /// Ends a router says cannot be reached, with the code.
     unreachable: BTreeMap<SocketAddr, u8>,
+    /// Connections met since the engine has taken over, and those of them that were not open then, by both orders of their ends.
+    met: BTreeSet<(SocketAddr, SocketAddr)>,
+    straddling: BTreeSet<(SocketAddr, SocketAddr)>,
     /// What every host has seen, by its end and the peer's.
     views: BTreeMap<(SocketAddr, SocketAddr), View>,
     /// Plans whose ports have yet to be used a second time.
@@ -272,6 +275,9 @@ impl World {
         let mut oracle = Oracle::new(between, protected);
         if scenario.cramped {
             oracle.license_all_resets();
+        }
+        if scenario.build.config.handshake == Handshake::Early {
+            oracle.promise_early(scenario.build.config.early_window);
         }
         if scenario.build.config.sack_conflict == SackConflict::Retain {
             oracle.retain_sack();
@@ -300,7 +306,9 @@ impl World {
             if matches!(scenario.door(plan), Door::Open(_, Some(_))) {
                 oracle.changes_mind(remote);
             }
-            if matches!(scenario.door(plan), Door::Silent | Door::Late(..) | Door::Unreachable(_)) {
+            // A port that has refused is remembered: the box then refuses in its name.
+            let refuses = scenario.door(plan) == Door::Closed && !scenario.build.config.closed_memory.is_zero();
+            if refuses || matches!(scenario.door(plan), Door::Silent | Door::Late(..) | Door::Unreachable(_)) {
                 oracle.license_reset(local, remote);
             }
         }
@@ -353,6 +361,8 @@ impl World {
             networks,
             unreachable,
             views: BTreeMap::new(),
+            met: BTreeSet::new(),
+            straddling: BTreeSet::new(),
             due_again,
             hash: 0xcbf2_9ce4_8422_2325,
             seen: VecDeque::new(),
@@ -456,6 +466,10 @@ impl World {
         match event {
             Event::ToBox { side, bytes, corrupt, forged } => {
                 self.note(Place::BoxGets, side, corrupt, &bytes);
+                self.watch_bridge(&bytes);
+                if corrupt {
+                    self.oracle.damaged(&bytes);
+                }
                 self.appliance.receive(side, &bytes, corrupt, forged);
                 let lag = self.chance.within(0..60);
                 let at = self.now + lag;
@@ -549,6 +563,30 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Notes which connections begin, and which are not open yet, before the engine takes over.
+    fn watch_bridge(&mut self, bytes: &[u8]) {
+        let Some(segment) = Segment::read(bytes).filter(|_| self.scenario.build.bridge_until > 0) else { return };
+        if self.now < self.scenario.build.bridge_until + SECOND / 10 && segment.syn {
+            let (opener, opened) = match segment.ack {
+                None => (segment.source, segment.destination),
+                Some(_) => (segment.destination, segment.source),
+            };
+            self.oracle.bridge(opener, opened);
+            // What only half of a handshake was seen of may come to nothing.
+            self.oracle.license_reset(opener, opened);
+        }
+        if self.now < self.scenario.build.bridge_until {
+            return;
+        }
+        let ends = (segment.source, segment.destination);
+        if !self.met.contains(&ends) {
+            self.met.extend([ends, (ends.1, ends.0)]);
+            if !self.oracle.is_open(ends.0, ends.1) {
+                self.straddling.extend([ends, (ends.1, ends.0)]);
+            }
+        }
     }
 
     /// What the router of this side, if there is one, does with a packet to a host, or from one.
@@ -647,6 +685,8 @@ impl World {
                         self.approach(to, bytes, false, ancestor);
                     }
                 }
+                // A damaged segment would be quoted as it is.
+                Routed::Refused(_) if corrupt => {}
                 Routed::Refused(error) => self.leave(to, &error),
             }
         }
@@ -736,6 +776,9 @@ impl World {
             return Ok(Outcome::Other);
         }
         match door {
+            _ if self.straddling.contains(&(local, remote)) && plan.at <= self.scenario.build.bridge_until => {
+                Ok(Outcome::Other)
+            }
             _ if plan.is_tiny() && opener == Some(Ending::GaveUp) => Ok(Outcome::Other),
             Door::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
             Door::Closed => wrong("a closed port must refuse"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tcpstate::config::Handshake;
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -192,7 +193,16 @@ impl Scenario {
         let start = draw_start(&mut chance);
         let heal = start + chance.within(2 * SECOND..25 * SECOND);
         let cramped = chance.one_in(1, 10);
-        let build = draw_build(&mut chance, bridge, cramped);
+        let mut build = draw_build(&mut chance, bridge, cramped);
+        if chance.one_in(1, 10) {
+            let from = start + chance.within(0..5 * SECOND);
+            build.drought = Some((from, from + chance.within(1..3 * SECOND)));
+        }
+        let taken_over = !bridge && chance.one_in(1, 10);
+        if taken_over {
+            build.bridge_until = start + chance.within(SECOND..6 * SECOND);
+            build.config.adopt_grace = Duration::from_secs(60);
+        }
         let calm = chance.one_in(1, 8);
         // Kinds of faults that are off altogether.
         let off = chance.word() & chance.word();
@@ -221,7 +231,8 @@ impl Scenario {
             plans.iter_mut().for_each(|plan: &mut Plan| coarse(&mut plan.dialect));
             doors.iter_mut().flatten().flatten().flat_map(Door::dialects).for_each(coarse);
         }
-        let noise = Noise { interval: if chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
+        // What runs while the engine takes over may be anybody's: strangers are believed then.
+        let noise = Noise { interval: if !taken_over && chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
         Self { seed, start, build, faults, delays, heal, doors, hops, mtus, plans, noise, cramped }
     }
 
@@ -310,8 +321,10 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         half_open_max: *chance.pick(&[0, 0, 1, 4, 256]),
         // Nothing is running when a world begins, so whatever is passed to be adopted would be a stranger's.
         adopt_grace: Duration::ZERO,
-        // The oracle knows no reset but one that a host has sent.
-        closed_memory: Duration::ZERO,
+        closed_memory: Duration::from_secs(*chance.pick(&[0, 1, 10])),
+        handshake: if chance.one_in(1, 2) { Handshake::Early } else { Handshake::Honest },
+        early_window: *chance.pick(&[1, 600, 16_384, u16::MAX]),
+        pen_frames: *chance.pick(&[0, 1, 4, 256]),
         ..Config::default()
     };
     config.rate.size = 1024;
@@ -340,6 +353,8 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         batch: *chance.pick(&[1, 8, 64]),
         transmission: chance.within(0..if tiny { 1000 } else { 500 }),
         bridge,
+        bridge_until: 0,
+        drought: None,
     }
 }
 
