@@ -386,6 +386,16 @@ fn a_connection_from_the_lan_is_a_direct_one() {
 }
 
 #[test]
+fn so_it_is_with_full_jumbo_frames_that_grow_by_timestamps() {
+    // The first connection is promised the timestamps that the server turns out to refuse: the proxy adds them.
+    compare_all(&[
+        (&cell(4, "ts--", "-s--", 9000, UNTAGGED, CACHE_ON, Backend::Driver, Honest), &STRAIGHT),
+        (&cell(4, "ts--", "--we", 9000, UNTAGGED, CACHE_ON, Backend::Generic, Early), &STRAIGHT),
+        (&cell(6, "tsw-", "-sw-", 9000, VLAN, CACHE_OFF, Backend::Packet, Honest), &STRAIGHT),
+    ]);
+}
+
+#[test]
 fn so_it_is_with_packets_that_may_be_fragmented() {
     let unset = Twist {
         arrange: |rig| {
