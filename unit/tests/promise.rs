@@ -747,6 +747,12 @@ in_every_mode! {
         let (client, server) = world.on_port(1);
         let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
         assert_eq!((offered.flags, dialled.flags), (SYN | ACK, asked), "an unknown server");
+        let (client, server) = world.on_port(70);
+        let j = open(&client, &server, Terms::linux(mss), Terms::linux(mss));
+        shows_itself(&client, &server, &j);
+        let (client, server) = world.on_port(71);
+        let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
+        assert_eq!((offered.flags, dialled.flags), (SYN | ACK, asked), "one that was never asked");
         teach_ecn(&world);
         // Accurate ECN (RFC 9768) is answered as classic ECN, which its client must expect.
         for (port, flags) in [(2, ECE | CWR), (3, AE | ECE | CWR)] {
