@@ -328,7 +328,8 @@ fn is_chance(fact: &Fact) -> bool {
 }
 
 /// Counters that stay as they are, or rise for a reason; names, or the beginnings of names.
-const COMPLAINTS: [&str; 25] = [
+const COMPLAINTS: [&str; 26] = [
+    "Ip6InCEPkts",
     "IpExtInCEPkts",
     "IpExtInCsumErrors",
     "IpExtInTruncatedPkts",
@@ -435,6 +436,19 @@ fn so_it_is_with_segments_in_fragments() {
         (&cell(4, "-sw-", "tsw-", 1500, UNTAGGED, CACHE_OFF, Backend::Packet, Honest), &v4),
         (&cell(6, "tsw-", "tsw-", 1500, UNTAGGED, CACHE_ON, Backend::Generic, Honest), &v6),
         (&cell(6, "-sw-", "tsw-", 1500, UNTAGGED, CACHE_OFF, Backend::Driver, Honest), &v6),
+    ]);
+}
+
+#[test]
+fn so_it_is_with_congestion_on_the_way() {
+    let congested = Twist {
+        arrange: |rig| vec![rig.mangle(Rig::WAN, mangle::congested)],
+        proof: "TcpExtTCPDeliveredCE",
+        ..STRAIGHT
+    };
+    compare_all(&[
+        (&cell(4, "tswe", "tswe", 1500, UNTAGGED, CACHE_OFF, Backend::Driver, Honest), &congested),
+        (&cell(6, "-swe", "-swe", 1500, UNTAGGED, CACHE_ON, Backend::Packet, Early), &congested),
     ]);
 }
 
@@ -565,7 +579,7 @@ fn observe(rig: &Rig, cell: &Cell, twist: &Twist, repetitions: i64) -> io::Resul
         for ((end, after), before) in [CLIENT, SERVER].into_iter().zip(hosts.map(Namespace::counters)).zip(before) {
             let risen = after.since(&before);
             for what in COMPLAINTS {
-                seen.insert(Fact { end, when: OVER, what }, risen.sum(what).to_string());
+                seen.insert(Fact { end, when: OVER, what }, said(what, risen.sum(what)));
             }
             if risen.get(twist.proof) == 0 {
                 return Err(io::Error::other(format!("{} did not rise at the {end}", twist.proof)));
@@ -626,6 +640,14 @@ fn converse(
     Ok(seen)
 }
 
+/// A number; of congestion marks, which are chance, only whether there were any.
+fn said(what: &str, number: i64) -> String {
+    match what {
+        "delivered_ce" | "IpExtInCEPkts" | "Ip6InCEPkts" => String::from(if number > 0 { "some" } else { "none" }),
+        _ => number.to_string(),
+    }
+}
+
 /// Waits until the client may send, and for a moment more, so that nothing is on its way.
 fn await_window(client: &TcpStream) {
     let start = Instant::now();
@@ -667,7 +689,7 @@ fn note(seen: &mut Seen, when: &'static str, streams: [&TcpStream; 2]) {
             ("scales", format!("{:?}", info.scales())),
             ("granted", granted(&info, &peer)),
         ];
-        let numbers = info.fields().map(|(what, value)| (what, value.to_string()));
+        let numbers = info.fields().map(|(what, value)| (what, said(what, value.into())));
         seen.extend(words.into_iter().chain(numbers).map(|(what, value)| (Fact { end, when, what }, value)));
     }
 }

@@ -97,6 +97,28 @@ pub fn padded(frame: &[u8]) -> Vec<Vec<u8>> {
     vec![frame]
 }
 
+/// As a router does that has too much to carry: about every eighth long packet of TCP whose ends speak ECN gets a mark
+/// (RFC 3168).
+pub fn congested(frame: &[u8]) -> Vec<Vec<u8>> {
+    let mut frame = frame.to_vec();
+    if frame.len() > 1200 {
+        // As good as drawn: the last bits of the TCP checksum.
+        let drawn = |at: usize, frame: &[u8]| frame[at + 17].is_multiple_of(8);
+        match frame[12..15] {
+            [0x08, 0x00, 0x45] if frame[23] == 6 && matches!(frame[15] & 3, 1 | 2) && drawn(34, &frame) => {
+                frame[15] |= 3;
+                let sum = header_checksum(&frame);
+                frame[24..26].copy_from_slice(&sum);
+            }
+            [0x86, 0xdd, _] if frame[20] == 6 && matches!((frame[15] >> 4) & 3, 1 | 2) && drawn(54, &frame) => {
+                frame[15] |= 0x30;
+            }
+            _ => {}
+        }
+    }
+    vec![frame]
+}
+
 /// A TCP packet in fragments of at most [`PIECE`] bytes of IP payload, first to last; everything else as it is.
 pub fn fragmented(frame: &[u8]) -> Vec<Vec<u8>> {
     match frame.get(12..15) {
@@ -126,14 +148,19 @@ fn fragmented_v4(frame: &[u8]) -> Vec<Vec<u8>> {
         let mut fragment = [&frame[..34], piece].concat();
         fragment[16..18].copy_from_slice(&(20 + piece.len() as u16).to_be_bytes());
         fragment[20..22].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
-        fragment[24..26].fill(0);
-        let sum: u32 = fragment[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        fragment[24..26].copy_from_slice(&sum.to_be_bytes());
+        let sum = header_checksum(&fragment);
+        fragment[24..26].copy_from_slice(&sum);
         fragment
     };
     pieces(payload).map(fragment).collect()
+}
+
+/// What the checksum of an IPv4 header without options has to be.
+fn header_checksum(frame: &[u8]) -> [u8; 2] {
+    let words = frame[14..34].chunks(2).enumerate().filter(|(n, _)| *n != 5);
+    let sum: u32 = words.map(|(_, word)| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
 }
 
 fn fragmented_v6(frame: &[u8]) -> Vec<Vec<u8>> {
