@@ -8,6 +8,7 @@ mod errors;
 mod handshake;
 mod joined;
 mod room;
+mod standing;
 mod unknown;
 
 use crate::answered::Answered;
@@ -26,6 +27,7 @@ use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use room::Queue;
+pub use standing::Standing;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
 #[derive(Clone)]

@@ -18,7 +18,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpstate::{
-    Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Ticket, Verdict,
+    Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Standing, Ticket,
+    Verdict,
 };
 
 pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
@@ -566,6 +567,14 @@ impl World {
     /// How many flows there are.
     pub fn population(&self) -> Population {
         self.0.borrow().proxy.population()
+    }
+
+    /// How the connection stands that a frame from `side` belongs to.
+    pub fn standing(&self, side: Side, frame: &[u8]) -> Option<Standing> {
+        let mut bytes = frame.to_vec();
+        let head = Head::new(&mut bytes, 0, frame.len(), frame.len());
+        let core = self.0.borrow();
+        core.proxy.standing(&core.proxy.look(side, &head))
     }
 
     /// Fails unless there are so many flows: proxied, passed through.

@@ -1,0 +1,76 @@
+//! How the connection a frame belongs to stands, for tools that explain what the engine does. Nothing is decided by it.
+
+use core::fmt;
+
+use super::{Look, Proxy};
+use crate::flow::{Marks, State};
+use crate::wire::Parsed;
+use crate::{PerSide, Side};
+
+/// How a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its state.
+    pub state: State,
+    /// Whether its server was dialled by us, so that numbers differ between the sides; else it is passed through.
+    pub proxied: bool,
+    /// Whether only one direction of it has been seen (it may be adopted).
+    pub tentative: bool,
+    /// Whether the server has not had the handshake's last acknowledgement yet.
+    pub acknowledgement_owed: bool,
+    /// Whether segments are held for it.
+    pub holds: bool,
+    /// Whether a new SYN was answered over it, which may be proved.
+    pub reopening: bool,
+    /// Which ends have sent FIN.
+    pub finished: PerSide<bool>,
+}
+
+impl Proxy {
+    /// How the connection stands that a frame belongs to (or the segment it quotes); `None` if there is none.
+    pub fn standing(&self, look: &Look) -> Option<Standing> {
+        let ends = match &look.parsed {
+            Parsed::Tcp(segment) => &segment.ends,
+            Parsed::Error(quote) => &quote.ends,
+            _ => return None,
+        };
+        let flow = &self.table[self.table.find(ends, look.hash)?];
+        let mut finished = PerSide::default();
+        for side in Side::BOTH {
+            finished[side] = flow.has_finished(side);
+        }
+        Some(Standing {
+            state: flow.state,
+            proxied: flow.is(Marks::PROXIED),
+            tentative: flow.is(Marks::TENTATIVE),
+            acknowledgement_owed: flow.is(Marks::ACK_OWED),
+            holds: flow.held != 0,
+            reopening: flow.is(Marks::REOPENING),
+            finished,
+        })
+    }
+}
+
+/// The state, and in brackets whatever distinguishes it.
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let begun = self.state == State::HalfOpen || self.state == State::Dialling;
+        let notes = [
+            (self.tentative, "one direction seen"),
+            (!self.proxied && !self.tentative, "passed through"),
+            (self.proxied && !begun, "proxied"),
+            (self.acknowledgement_owed, "acknowledgement owed"),
+            (self.holds, "data held"),
+            (self.finished[Side::Wan], "WAN finished"),
+            (self.finished[Side::Lan], "LAN finished"),
+            (self.reopening, "new SYN answered"),
+        ];
+        write!(f, "{:?}", self.state)?;
+        let mut separator = " (";
+        for (_, note) in notes.iter().filter(|(is_so, _)| *is_so) {
+            write!(f, "{separator}{note}")?;
+            separator = ", ";
+        }
+        f.write_str(if separator == " (" { "" } else { ")" })
+    }
+}
