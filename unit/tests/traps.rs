@@ -2347,3 +2347,28 @@ fn a_thousand_flows_may_end_at_once() {
         assert_eq!(world.happened(Event::Expired), 3000);
     }
 }
+
+#[test]
+fn nothing_on_a_packets_way_writes_a_line() {
+    // One line a packet is an attack on the log; what happens to packets is counted.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("synproxy/src/worker.rs"), root.join("synproxy/src/engine.rs")];
+    files.extend(["xdp.rs", "packet.rs", "memory.rs", "frame.rs"].map(|name| root.join("pktio/src").join(name)));
+    let mut rooms = vec![root.join("tcpstate/src")];
+    while let Some(room) = rooms.pop() {
+        for entry in std::fs::read_dir(room).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { rooms.push(path) } else { files.push(path) }
+        }
+    }
+    assert!(files.len() > 30, "only {} files", files.len());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for writer in ["println!", "eprintln!", "print!", "dbg!", "trace!", "debug!", "info!", "warn!", "error!"] {
+            // Only where the name stands alone: `tracing::warn!` does, `forewarn!` does not.
+            let found = code.match_indices(writer).any(|(at, _)| !code[..at].ends_with(char::is_alphanumeric));
+            assert!(!found, "{} writes with {writer}", file.display());
+        }
+    }
+}
