@@ -154,8 +154,6 @@ struct End {
     acked: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
-    /// The highest right edge that a damaged segment of this host seemed to promise.
-    seeming: i64,
     fin: Option<i64>,
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
@@ -170,6 +168,9 @@ struct End {
     asked: (i64, u32),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
+    /// The latest TSval received, and that of the connection before between the same ends.
+    last_stamp: Option<u32>,
+    former_stamp: Option<u32>,
 }
 
 impl End {
@@ -339,8 +340,9 @@ impl Oracle {
         if segment.syn {
             if end.isn != Some(segment.seq) {
                 let offered = std::mem::take(&mut end.offered);
-                let (again, reset) = (end.again, end.reset);
+                let (again, reset, former_stamp) = (end.again, end.reset, end.last_stamp);
                 *end = End {
+                    former_stamp,
                     isn: Some(segment.seq),
                     offered,
                     active: segment.ack.is_none(),
@@ -394,15 +396,6 @@ impl Oracle {
                 end.garbage.insert(here);
             }
         }
-    }
-
-    /// Takes note of a damaged segment that came to the box: what it says of the window the box may repeat, until the host
-    /// says otherwise.
-    pub fn damaged(&mut self, frame: &[u8]) {
-        let Some(segment) = Segment::read(frame).filter(|segment| !segment.syn) else { return };
-        let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) else { return };
-        let (Some(_), true) = (segment.ack, end.isn.is_some()) else { return };
-        end.seeming = end.seeming.max(end.acked + (i64::from(segment.window) << end.own_shift()));
     }
 
     /// Judges an ICMP error a host is about to receive.
@@ -534,10 +527,6 @@ impl Oracle {
             // RFC 5961 section 4: who takes the old connection to be alive challenges the new SYN.
             return Ok(());
         }
-        if end.again && acked < 1 && ancestor.is_none() && segment.payload.is_empty() {
-            // The same, come late: to the new connection it is an old acknowledgement, and nothing.
-            return Ok(());
-        }
         if acked < 1 || acked > end.edge {
             return complain(
                 Rule::Acknowledgement,
@@ -579,6 +568,13 @@ impl Oracle {
                 end.peer_isn = Some(segment.seq);
                 end.peer_offer = segment.options;
                 end.peer_ecn = segment.ece;
+                // RFC 7323 section 5.8 and RFC 6191: within twice the segment lifetime a clock goes on where it was.
+                if let (Some((value, _)), Some(former), true) = (segment.options.stamps, end.former_stamp, from_server)
+                    && (value.wrapping_sub(former) as i32) < 0
+                {
+                    return complain(Rule::TimestampValue, format!("TSval was at {former} in the connection before"));
+                }
+                end.last_stamp = segment.options.stamps.map(|(value, _)| value);
                 end.first_stamp = segment.options.stamps.map(|(value, _)| value);
             }
             return Ok(());
@@ -618,8 +614,7 @@ impl Oracle {
         // An open window smaller than one unit of the scale can be told as one unit or not at all; and a window that
         // looks closed would stop the sender for good.
         let least = segment.window == 1 && acked < peer.granted;
-        let promised = if ancestor.is_none() { peer.granted.max(peer.seeming) } else { peer.granted };
-        if edge > promised.max(1 + early) && !least {
+        if edge > peer.granted.max(1 + early) && !least {
             return complain(
                 Rule::Window,
                 format!("promises up to position {edge}, the peer only up to {}", peer.granted),
@@ -756,6 +751,9 @@ fn judge_stamps(
                 && (value.wrapping_sub(first) as i32) < 0
             {
                 return complain(Rule::TimestampValue, format!("TSval {value} lies behind the SYN-ACK's {first}"));
+            }
+            if end.last_stamp.is_none_or(|last| (value.wrapping_sub(last) as i32) > 0) {
+                end.last_stamp = Some(value);
             }
             let Some(ancestor) = ancestor else { return Ok(()) };
             let Some((old_value, old_echo)) = ancestor.stamps else { return Ok(()) };

@@ -288,6 +288,23 @@ fn ecn_promised_for_a_server_that_was_not_asked() {
 }
 
 #[test]
+fn clock_that_steps_back_between_two_connections() {
+    let again = |value| {
+        let mut oracle = joined();
+        let mut question = syn();
+        question.seq = ISN.wrapping_add(70_000);
+        question.options.stamps = Some((300, 0));
+        oracle.sent(&frame(&question));
+        let mut answer = syn_ack();
+        answer.ack = Some(question.seq.wrapping_add(1));
+        answer.options.stamps = Some((value, 300));
+        oracle.delivered(&frame(&answer), false, None)
+    };
+    again(COOKIE_CLOCK).expect("it goes on");
+    assert_eq!(again(COOKIE_CLOCK - 1).expect_err("it steps back").rule, Rule::TimestampValue);
+}
+
+#[test]
 fn fin_from_nowhere() {
     spoiled(Rule::Sequence, |segment| segment.fin = true);
 }

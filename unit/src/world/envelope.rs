@@ -48,7 +48,7 @@ impl Envelope {
         let Some(layers) = Layers::read(&frame).filter(|layers| layers.protocol == 6) else { return vec![frame] };
         let payload = &frame[layers.payload..layers.end];
         let mut header = frame[layers.ip..layers.payload].to_vec();
-        let (carries_data, fin) = (payload.len() > usize::from(payload[12] >> 4) * 4, payload[13] & 1 != 0);
+        let carries_data = payload.len() > usize::from(payload[12] >> 4) * 4;
         if let Some(kind) = self.extras
             && chance.one_in(1, 2)
         {
@@ -64,7 +64,7 @@ impl Envelope {
         }
         let size = self.fragments.map(|size| if layers.v6 { size.max(512) } else { size });
         let packets = match size {
-            Some(size) if carries_data && !fin && payload.len() > size => {
+            Some(size) if carries_data && payload.len() > size => {
                 fragments(&header, payload, size, u32::from(*ids), layers.v6, Span::default())
             }
             _ => vec![packet(&header, payload)],

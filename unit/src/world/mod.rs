@@ -467,9 +467,6 @@ impl World {
             Event::ToBox { side, bytes, corrupt, forged } => {
                 self.note(Place::BoxGets, side, corrupt, &bytes);
                 self.watch_bridge(&bytes);
-                if corrupt {
-                    self.oracle.damaged(&bytes);
-                }
                 self.appliance.receive(side, &bytes, corrupt, forged);
                 let lag = self.chance.within(0..60);
                 let at = self.now + lag;
