@@ -152,6 +152,8 @@ struct End {
     edge: i64,
     /// The highest position of the peer acknowledged; 0 before the first.
     acked: i64,
+    /// The highest position of its own whose acknowledgement has come.
+    heard: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
     fin: Option<i64>,
@@ -280,7 +282,7 @@ impl Oracle {
     /// Whether the connection is open in the eyes of both ends.
     pub fn is_open(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
-        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.acked >= 1))
+        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.heard >= 1))
             && self.ends[&(one, other)].isn == self.ends[&(other, one)].peer_isn
     }
 
@@ -539,6 +541,7 @@ impl Oracle {
                 format!("acknowledges position {acked}, but the peer has acknowledged only {}", peer.acked),
             );
         }
+        end.heard = end.heard.max(acked);
         if let Some((_, echo)) = segment.options.stamps
             && echo != 0
             && !end.stamps.contains(&echo)
@@ -807,7 +810,9 @@ fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Resu
     }
     let Some(isn) = end.isn else { return Ok(()) };
     // A host that has reset the connection itself and then takes it up once more is told so.
-    if !peer.reset && !end.reset && !licensed {
+    // A late copy of its SYN wakes a server when all is over; the box tells it to forget that.
+    let woken = !end.active && peer.fin.is_some();
+    if !peer.reset && !end.reset && !licensed && !woken {
         return complain("a reset that the peer never sent".into());
     }
     match end.peer_isn {
