@@ -25,18 +25,17 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
     } else {
         head.bytes()[usize::from(segment.ip) + 1]
     } & 3;
-    let mut congested = false;
+    let (marked, owed_before) = (field == CONGESTED, flow.is(Marks::ECHO_OWED));
     let mut flags = segment.flags;
     if !receiver_speaks {
-        if field != 0 {
-            congested = field == CONGESTED && !flow.is(Marks::ECHO_OWED);
-            flow.mark_if(Marks::ECHO_OWED, congested);
-            clear_field(segment, head);
-        }
-        if flags.has(Flags::CWR) && (sender_speaks || flow.is(Marks::ECHO_OWED)) {
-            // It has heard of it.
-            flow.mark(Marks::ECHO_OWED, congested);
+        if flags.has(Flags::CWR) && (sender_speaks || owed_before) {
+            // It has heard of the last one.
+            flow.mark(Marks::ECHO_OWED, false);
             flags = flags.without(Flags::CWR);
+        }
+        if field != 0 {
+            flow.mark_if(Marks::ECHO_OWED, marked);
+            clear_field(segment, head);
         }
     }
     // What goes to the end that speaks alone; one that speaks although it was never told so can only be a client.
@@ -47,7 +46,7 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
     if flags != segment.flags {
         set_flags(segment, head, flags);
     }
-    congested
+    !receiver_speaks && marked && !owed_before
 }
 
 /// Makes the packet one that is not ECN-capable.

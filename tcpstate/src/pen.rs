@@ -80,6 +80,17 @@ impl Pen {
         Some(Ticket { index, generation })
     }
 
+    /// The number after the last of what `flow` has held, or `first` if that is nothing.
+    pub fn reach(&self, flow: &Flow, first: SeqNum) -> SeqNum {
+        let (mut reach, mut at) = (first, flow.held);
+        while at != 0 {
+            let slot = &self.slots[usize::from(at) - 1];
+            reach = if slot.end.after(reach) { slot.end } else { reach };
+            at = slot.next;
+        }
+        reach
+    }
+
     /// Releases what `flow` has held up to the first segment that reaches beyond `edge`.
     pub fn release(&mut self, flow: &mut Flow, edge: SeqNum) {
         while flow.held != 0 && !self.slots[usize::from(flow.held) - 1].end.after(edge) {

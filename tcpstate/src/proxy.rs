@@ -527,9 +527,12 @@ impl Proxy {
                 value: if flow.is(Marks::TIMESTAMPS_LAN) { sender.ts_value } else { flow.ts_delta.shift(tick(now)) },
                 echo: receiver.ts_value,
             }),
-            Side::Lan => flow
-                .is(Marks::TIMESTAMPS_LAN)
-                .then(|| Timestamps { value: sender.ts_value, echo: (-flow.ts_delta).shift(receiver.ts_value) }),
+            Side::Lan => flow.is(Marks::TIMESTAMPS_LAN).then(|| {
+                // A server that must not take the LAN for the client's distance gets no echo to measure it by.
+                let measures = !flow.is(Marks::EARLY) || flow.is(Marks::CARRIED);
+                let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
+                Timestamps { value: sender.ts_value, echo }
+            }),
         };
         Acknowledgement {
             seq: sender.next,

@@ -423,6 +423,7 @@ in_every_mode! {
             world.after_ms(5);
             server.sends(answer_to(&dialled, Terms::linux(mss)));
             update(&client, &offered);
+            last_acknowledgement(&server);
             client.gets(nothing());
             for (at, len) in [(0, 100), (100, 1000), (1100, 1), (1101, 700)] {
                 let got = server.gets(ours_at(&dialled, at, len).any_window());
@@ -455,6 +456,7 @@ in_every_mode! {
         client.gets(nothing());
         server.sends(answer_to(&dialled, terms));
         update(&client, &offered);
+        last_acknowledgement(&server);
         let mut got = [server.gets(anything()), server.gets(anything())];
         server.gets(nothing());
         got.sort_by_key(|got| got.seq.wrapping_sub(CLIENT_ISN));
@@ -490,6 +492,7 @@ in_every_mode! {
         client.sends(theirs_at(&offered, 600, 400));
         server.sends(answer_to(&dialled, terms));
         update(&client, &offered);
+        last_acknowledgement(&server);
         server.gets(ours_at(&dialled, 0, 600));
         server.gets(ours_at(&dialled, 600, 400));
         // What was dropped the client sends again.
@@ -508,6 +511,7 @@ in_every_mode! {
         // It was promised 16384 bytes; the server grants half of what it has sent.
         server.sends(answer_to(&dialled, Terms { window: 1999, ..terms }));
         update(&client, &offered);
+        last_acknowledgement(&server);
         server.gets(ours_at(&dialled, 0, 1000));
         server.gets(nothing());
         world.after_ms(500);
@@ -564,6 +568,7 @@ in_every_mode! {
         let (offered, dialled) = calls_with_data(&client, &server, terms, 100);
         server.sends(answer_to(&dialled, terms));
         update(&client, &offered);
+        last_acknowledgement(&server);
         server.gets(ours_at(&dialled, 0, 100));
     }
 
@@ -648,14 +653,15 @@ in_every_mode! {
             if places < 2 {
                 client.sends_in_vain(theirs_at(&offered, 100, 100), DropReason::NotHeld);
             }
+            let unsent = world.happened(Event::NoSpareFrame);
             server.sends(answer_to(&dialled, terms));
-            if held || spare > 1 {
-                update(&client, &offered);
+            update(&client, &offered);
+            if world.happened(Event::NoSpareFrame) == unsent {
+                last_acknowledgement(&server);
             }
             if held {
                 server.gets(ours_at(&dialled, 0, 100));
             } else {
-                last_acknowledgement(&server);
                 client.sends(theirs_at(&offered, 0, 100));
                 server.gets(ours_at(&dialled, 0, 100));
             }
@@ -676,6 +682,7 @@ in_every_mode! {
         // Neither timestamps nor SACK nor scaling this time.
         server.sends(answer_to(&dialled, Terms { window: 8192, ..Terms::bare(536) }));
         let told = update(&client, &offered);
+        last_acknowledgement(&server);
         assert!(told.ts().is_some() && told.window == 8192 >> 7);
         let got = server.gets(anything());
         assert_eq!((got.flags, got.seq, got.ack, got.ts()), (PSH | ACK, CLIENT_ISN + 1, SERVER_ISN + 1, None));
@@ -1663,5 +1670,90 @@ in_every_mode! {
             talk.client(PSH, 10);
             talk.server(PSH, 10);
         }
+    }
+}
+
+/// A segment in whose payload or header a bit has flipped.
+fn damaged(host: &Host, seg: &Seg) -> Vec<u8> {
+    let mut frame = host.frame(seg);
+    let last = frame.len() - 1;
+    frame[last] ^= 0x10;
+    frame
+}
+
+in_every_mode! {
+    fn a_damaged_segment_is_no_acknowledgement(world, client, server) {
+        let terms = Terms::linux(world.mss());
+        let (offered, dialled) = dial_from(&world, &client, &server, terms, 200);
+        server.sends(answer_to(&dialled, terms));
+        update(&client, &offered);
+        let seg = data(CLIENT_ISN + 1, offered.seq + 1, 100).maybe_ts(echoed(&offered));
+        let _ = world.inject(Side::Wan, &damaged(&client, &seg));
+        world.discard();
+        assert!(waits(&world, &server, 250).is_some(), "the server drops it, and is still to be acknowledged");
+        last_acknowledgement(&server);
+        client.sends(seg);
+        server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 100).maybe_ts(Some((CLIENT_TS + 1, SERVER_TS))));
+    }
+
+    fn a_mark_in_the_very_segment_that_reports_the_last_one_is_heard_of(world, client, server) {
+        teach_ecn(&world);
+        let terms = Terms::linux(world.mss());
+        let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
+        let j = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let (inner, outer) = (Some((CLIENT_TS + 2, SERVER_TS)), Some((CLIENT_TS + 2, j.ts_out(SERVER_TS))));
+        for (at, flags) in [(0, 0), (10, CWR)] {
+            client.sends(segment(ACK | PSH | flags, j.c(at), j.o(0)).maybe_ts(outer).payload(10).tos(3));
+            server.gets(segment(ACK | PSH, j.c(at), j.s(0)).maybe_ts(inner).payload(10).tos(0));
+            let stamps = |value| Some((value, CLIENT_TS + 2));
+            server.sends(ack(j.s(0), j.c(at + 10)).maybe_ts(stamps(SERVER_TS + 1)));
+            client.gets(ack(j.o(0), j.c(at + 10)).flags(ECE).maybe_ts(stamps(j.ts_out(SERVER_TS + 1))));
+        }
+    }
+
+    fn a_call_over_a_connection_that_may_be_running_is_answered_and_opens(world, client, server) {
+        let _ = (client, server);
+        let (world, client, server) =
+            world.mode().world_with(|config| config.adopt_grace = std::time::Duration::from_secs(60));
+        server.passes(data(9000, 5100, 200));
+        let j = open(&client, &server, Terms::linux(world.mss()), Terms::linux(world.mss()));
+        Talk::new(&client, &server, j).closes_from_the_client();
+    }
+
+    fn a_syn_ack_repeated_while_its_acknowledgement_is_withheld_does_not_hasten_the_update(world, client, server) {
+        let terms = Terms::linux(world.mss());
+        let (offered, dialled) = dial_from(&world, &client, &server, terms, 500);
+        let answer = answer_to(&dialled, terms);
+        server.sends(answer.clone());
+        update(&client, &offered);
+        world.after_ms(200);
+        server.sends(answer);
+        last_acknowledgement(&server);
+        assert_eq!(waits(&world, &client, 790), None, "updates are repeated a second after the first");
+        client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
+        last_acknowledgement(&server);
+    }
+}
+
+in_every_mode! {
+    fn early_data_of_the_called_and_a_reset_behind_it_pass(world, client, server) {
+        let theirs = Terms::linux(world.mss());
+        server.passes(theirs.on(syn(0x4000_0000), (1, 0)));
+        client.passes(theirs.on(syn_ack(0x4000_0900, 0x4000_0001), (6, 1)));
+        client.passes(data(0x4000_0901, 0x4000_0001, 40).nop().nop().ts(7, 1));
+        client.passes(rst(0x4000_0929));
+    }
+}
+
+#[test]
+fn a_blind_acknowledgement_does_not_establish_a_passed_call() {
+    for guess in [0x4000_0000u32, 0x1000_0000, 5] {
+        let (world, client, server) = Mode::V4.world_with(|config| config.introductions = 1000);
+        client.passes(syn(CLIENT_ISN).mss(1460));
+        server.passes(syn_ack(0x2000_0000, CLIENT_ISN + 1).mss(1460));
+        client.sends(ack(CLIENT_ISN + 1, 0x2000_0001u32.wrapping_add(guess)));
+        world.discard();
+        world.after_secs(300);
+        world.has_flows(0, 0);
     }
 }

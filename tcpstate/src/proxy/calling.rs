@@ -169,7 +169,7 @@ impl Proxy {
         }
         if flags.has(Flags::RST) {
             // One that has sent early data resets behind it.
-            if seq.beyond(next) > if flow.is(Marks::EARLY) { self.early_window.into() } else { 0 } {
+            if !seq.within(next, self.pen.reach(flow, next)) {
                 return Verdict::Drop(DropReason::BadReset);
             }
             if !turn.is_sound() {
@@ -300,30 +300,47 @@ impl Proxy {
             }
             return self.update_in_place(&mut turn, id);
         }
-        if flow.held != 0 {
+        if flow.is(Marks::EARLY) {
             // RFC 7323 section 2.2: the window of a SYN-ACK is not scaled. What reaches beyond it stays held.
             let edge = flow.half(Side::Lan).acked + flow.granted(Side::Lan).0;
-            let first = flow.held;
             self.pen.release(flow, edge);
-            if flow.held != first {
-                return self.update_in_place(&mut turn, id);
-            }
+            // The acknowledgement goes before the data, which bears echoes the server would measure the LAN by.
+            self.send_acknowledgement(id, now, turn.egress);
+            return self.update_in_place(&mut turn, id);
         }
         self.send_update(id, now, turn.egress);
         self.acknowledge_in_place(&mut turn, id)
     }
 
-    /// The client's distance has passed without a word from it: the server gets its handshake's last acknowledgement from us.
-    pub(super) fn settle_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    /// Sends the server its handshake's last acknowledgement. Should no frame be spare, it repeats its SYN-ACK.
+    fn send_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Wan);
         let acknowledgement = self.acknowledgement(id, Side::Lan, now);
-        // Should no frame be spare, the server repeats its SYN-ACK.
         self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
+    }
+
+    /// The client's distance has passed without a word from it: the server gets its handshake's last acknowledgement from us.
+    pub(super) fn settle_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        self.send_acknowledgement(id, now, egress);
+        let wait = self.acknowledged(id);
+        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+    }
+
+    /// A server whose acknowledgement is withheld has asked again, and is answered.
+    pub(super) fn settle_early(&mut self, id: Id) {
+        if self.table[id].is(Marks::ACK_OWED) {
+            let due = self.table[id].deadline;
+            let wait = self.acknowledged(id);
+            self.wheel.schedule(self.table.flows_mut(), id, due.wrapping_add(wait));
+        }
+    }
+
+    /// Notes that the server has its acknowledgement; how long it is until the client's window update is due to be repeated.
+    fn acknowledged(&mut self, id: Id) -> Ticks {
         let flow = &mut self.table[id];
         flow.mark(Marks::ACK_OWED, false);
         let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
-        let wait = SECOND.saturating_sub(waited.into()).max(1);
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+        SECOND.saturating_sub(waited.into()).max(1)
     }
 
     /// Has the client say something: a segment just below what it expects must be answered with an acknowledgement

@@ -98,6 +98,9 @@ impl Proxy {
         flow.mark(Marks::TIMESTAMPS, agreed);
         flow.mark(Marks::TIMESTAMPS_LAN, agreed);
         flow.half_mut(turn.side).acked = turn.segment.ack;
+        // What it will acknowledge at the least, which only one that has seen the answer knows.
+        let synchronised = flow.half(turn.side).next;
+        flow.half_mut(turn.side.other()).acked = synchronised;
         self.set_state(id, State::OpeningAnswered, turn.now);
         if turn.side == Side::Lan {
             self.learned.learn(turn.ends(), &lesson, turn.now);
@@ -110,13 +113,13 @@ impl Proxy {
     fn on_opening_acknowledged(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
         let caller = flow.caller();
-        let synchronised = flow.half(caller.other()).next;
-        if flow.state != State::OpeningAnswered || turn.segment.ack.before(synchronised) && turn.side == caller {
+        let acknowledges = turn.segment.ack.within(flow.half(caller).acked, flow.half(caller.other()).next);
+        if flow.state != State::OpeningAnswered || !acknowledges && turn.side == caller {
             return Verdict::Forward;
         }
         if turn.side == caller {
-            flow.half_mut(caller).acked = synchronised;
             self.set_state(id, State::Established, turn.now);
+            self.silent.push(id, self.table[id].generation);
         }
         self.track_and_pass(turn, id)
     }

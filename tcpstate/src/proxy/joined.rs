@@ -53,18 +53,18 @@ impl Proxy {
             (Side::Wan, false) if proxied => self.on_call_while_joined(turn, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_direct(turn, Some(id)),
-            (Side::Lan, false) => self.challenge(turn, id),
+            (Side::Lan, false) if turn.is_sound() => self.challenge(turn, id),
+            (Side::Lan, false) => Verdict::Drop(DropReason::BadChecksum),
             (Side::Lan, true) if proxied => {
                 if !turn.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
-                let flow = &mut self.table[id];
-                flow.mark(Marks::ACK_OWED, false);
                 let repeated = turn.segment.seq + flow.seq_delta == flow.outer_isn && flow.state != State::Reset;
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
                 // stray copy of our SYN is told to forget it.
                 if repeated {
                     self.counters.count(Event::AnswerRepeated);
+                    self.settle_early(id);
                     self.acknowledge_in_place(&mut turn, id)
                 } else {
                     Self::reset_in_place(&mut turn)
@@ -78,6 +78,9 @@ impl Proxy {
     /// it. One that calls again, without a word on the old connection in between, cannot be told: then its call is answered, and
     /// the old connection lives until the new one is proved.
     fn on_call_while_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+        if !turn.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
         let flow = &mut self.table[id];
         if flow.is(Marks::SYN_CHALLENGED) && flow.challenged != half_second(turn.now) {
             return self.answer_syn(turn, Some(id));
@@ -161,6 +164,10 @@ impl Proxy {
     fn track(&mut self, turn: &Turn<impl Egress>, id: Id) {
         let (side, segment) = (turn.side, turn.segment);
         let flow = &mut self.table[id];
+        // While we are about to speak for an end, only what it certainly said counts.
+        if (flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED)) && is_damaged(turn) {
+            return;
+        }
         let was_over = flow.is_over();
         let end = segment.seq + flow.outward(side) + segment.seq_len();
         flow.mark_if(Marks::FRAGMENTED, segment.fragmented);
@@ -171,8 +178,6 @@ impl Proxy {
         let ts_delta = flow.ts_delta;
         // Nothing comes after a FIN, whatever a damaged segment may claim.
         let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
-        // While we are about to speak for an end, only what it certainly said counts.
-        let speaks = flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED);
         // But where a FIN is, fragments hide.
         let settled = !flow.is(Marks::FRAGMENTED);
         let other = flow.half_mut(side.other());
@@ -184,7 +189,7 @@ impl Proxy {
         if end.after(half.next) && segment.seq_len() > 0 && !(finished && settled) {
             half.next = end;
         }
-        if !segment.ack.before(half.acked) && (!speaks || !is_damaged(turn)) {
+        if !segment.ack.before(half.acked) {
             half.acked = segment.ack;
             half.window = segment.window;
             flow.mark(Marks::WINDOW_UNSCALED, flow.is(Marks::WINDOW_UNSCALED) && side == Side::Wan);
@@ -207,14 +212,11 @@ impl Proxy {
         }
         match side {
             Side::Wan => {
-                let answered = segment.payload_len() > 0 || segment.ack.after(flow.outer_isn + 1);
-                flow.mark_if(Marks::CARRIED, answered);
-                flow.unmark(&[Marks::UPDATE_PENDING, Marks::SYN_CHALLENGED]);
+                let answers = flow.is(Marks::PROXIED) && segment.ack.after(flow.outer_isn + 1);
+                flow.mark_if(Marks::CARRIED, answers || segment.payload_len() > 0);
+                flow.unmark(&[Marks::UPDATE_PENDING, Marks::ACK_OWED, Marks::SYN_CHALLENGED]);
                 if !was_over {
                     flow.mark(Marks::REOPENING, false);
-                }
-                if flow.is(Marks::ACK_OWED) && !is_damaged(turn) {
-                    flow.mark(Marks::ACK_OWED, false);
                 }
             }
             Side::Lan if flow.held != 0 => {
@@ -223,7 +225,11 @@ impl Proxy {
             }
             Side::Lan => {}
         }
-        let state = if flow.state == State::Reset { State::Reset } else { flow.state_by_fins() };
+        let state = match flow.state {
+            // It ends by itself; and a handshake by its caller's word.
+            state @ (State::Reset | State::OpeningAnswered) => state,
+            _ => flow.state_by_fins(),
+        };
         if state != flow.state || flow.is_over() != was_over {
             // Whoever sends FIN repeats it, and with it the window.
             flow.mark(Marks::UPDATE_PENDING, false);

@@ -70,6 +70,12 @@ impl Proxy {
                 (_, true) => Verdict::Drop(DropReason::WrongState),
             };
         }
+        if turn.side == Side::Wan
+            && self.table[id].is(Marks::REOPENING)
+            && let Some(proof) = self.open_cookie(&turn)
+        {
+            return self.accept_cookie(turn, &proof, Some(id));
+        }
         let flow = &mut self.table[id];
         if turn.side == Side::Lan {
             note(flow, Side::Lan, turn.segment);
