@@ -1598,7 +1598,7 @@ in_every_mode! {
         let elsewhere = call(&stranger, Terms::linux(world.mss()), CLIENT_ISN);
         for n in 0..8 {
             let (guesser, _) = world.pair(0, 77, 2000 + n);
-            guesser.sends_in_vain(ack(5000, 9000), DropReason::BadCookie);
+            guesser.sends_in_vain(ack(5000, 9000), DropReason::RateLimited);
         }
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered));
         if !world.mode().cache {

@@ -24,6 +24,16 @@ pub(super) struct Proof {
     pub(super) distance: u16,
 }
 
+/// Why a segment proves nothing.
+pub(super) enum Unproved {
+    /// No SYN of its ends was answered lately.
+    Unasked,
+    /// Its source's network has spent its failures: nobody has looked.
+    Untested,
+    /// What it acknowledges is no cookie of ours, or an old one.
+    Wrong,
+}
+
 /// A distance in ticks as a flow keeps it: zero where it is not known, or so long that something else must have happened.
 fn distance(ticks: u32) -> u16 {
     if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
@@ -209,23 +219,25 @@ impl Proxy {
     /// A segment from the WAN that may prove its sender by a cookie; a `former` flow of these ends gives way to it.
     pub(super) fn try_cookie(&mut self, turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
         match self.open_cookie(&turn) {
-            Some(proof) => self.accept_cookie(turn, &proof, former),
-            None if former.is_none() => self.on_unknown(turn),
-            None => Verdict::Drop(DropReason::BadCookie),
+            Ok(proof) => self.accept_cookie(turn, &proof, former),
+            // It may be as good as any, so it must not be taken for something else.
+            Err(Unproved::Untested) => Verdict::Drop(DropReason::RateLimited),
+            Err(_) if former.is_none() => self.on_unknown(turn),
+            Err(_) => Verdict::Drop(DropReason::BadCookie),
         }
     }
 
     /// What a segment from the WAN proves, if it acknowledges a cookie.
-    pub(super) fn open_cookie(&mut self, turn: &Turn<impl Egress>) -> Option<Proof> {
+    pub(super) fn open_cookie(&mut self, turn: &Turn<impl Egress>) -> Result<Proof, Unproved> {
         let now = turn.now;
         // Nothing can be forged where nothing was asked.
         if !self.answered.may_have(turn.hash, now) {
             self.counters.count(Event::Unasked);
-            return None;
+            return Err(Unproved::Unasked);
         }
         let place = self.limiter.place(turn.ends());
         if !self.limiter.may_test(place, now) {
-            return None;
+            return Err(Unproved::Untested);
         }
         self.jar.turn(now);
         let Segment { seq, ack, .. } = *turn.segment;
@@ -237,11 +249,14 @@ impl Proxy {
             Some((terms, client_isn))
         });
         let Some((terms, client_isn)) = opened else {
-            self.limiter.failed(place, now);
-            return None;
+            // While connections that run already are adopted, their segments come here too.
+            if now >= self.adopt_until {
+                self.limiter.failed(place, now);
+            }
+            return Err(Unproved::Wrong);
         };
         let distance = echo.map_or(0, |echo| distance(cookie::age(echo, now) >> 10));
-        Some(Proof { terms, client_isn, outer_isn, distance })
+        Ok(Proof { terms, client_isn, outer_isn, distance })
     }
 
     pub(super) fn accept_cookie(&mut self, turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {

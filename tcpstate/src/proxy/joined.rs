@@ -38,7 +38,7 @@ impl Proxy {
             && self.table[id].is(Marks::REOPENING)
             // The connection's own cookie still opens; it proves nothing new.
             && turn.segment.ack != self.table[id].outer_isn + 1
-            && let Some(proof) = self.open_cookie(&turn)
+            && let Ok(proof) = self.open_cookie(&turn)
         {
             return self.accept_cookie(turn, &proof, Some(id));
         }

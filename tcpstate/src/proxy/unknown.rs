@@ -72,7 +72,7 @@ impl Proxy {
         }
         if turn.side == Side::Wan
             && self.table[id].is(Marks::REOPENING)
-            && let Some(proof) = self.open_cookie(&turn)
+            && let Ok(proof) = self.open_cookie(&turn)
         {
             return self.accept_cookie(turn, &proof, Some(id));
         }
