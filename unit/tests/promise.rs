@@ -1598,11 +1598,15 @@ in_every_mode! {
         let elsewhere = call(&stranger, Terms::linux(world.mss()), CLIENT_ISN);
         for n in 0..8 {
             let (guesser, _) = world.pair(0, 77, 2000 + n);
-            guesser.sends_in_vain(ack(5000, 9000), DropReason::RateLimited);
+            let tested = n < 5;
+            guesser.sends_in_vain(
+                ack(5000, 9000),
+                if tested { DropReason::BadCookie } else { DropReason::RateLimited },
+            );
         }
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered));
         if !world.mode().cache {
-            client.sends_in_vain(proof.clone(), DropReason::BadCookie);
+            client.sends_in_vain(proof.clone(), DropReason::RateLimited);
         }
         stranger.sends(ack(CLIENT_ISN + 1, elsewhere.seq + 1).maybe_ts(echoed(&elsewhere)));
         stranger_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
