@@ -168,6 +168,8 @@ struct End {
     stale: u32,
     /// The position the peer asks for, and how often it has while this host sent nothing there.
     asked: (i64, u32),
+    /// Segments this host has sent, and how many of them its peer has got, since [`Oracle::calm`].
+    said: (u64, u64),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
     /// The latest TSval received, and that of the connection before between the same ends.
@@ -298,14 +300,23 @@ impl Oracle {
 
     /// Whether a connection stands still although its hosts are told all they need.
     ///
-    /// smoltcp falls into this in two ways. When both ends repeat their data at once, each throws away the
+    /// smoltcp falls into this in three ways. When both ends repeat their data at once, each throws away the
     /// acknowledgement in a segment that lies below its window, and for ever receives what it has already. And when
     /// the byte of a window probe is lost, the sender may take it for sent and never repeat it, however often it is
-    /// asked. Nothing between the two can help them.
+    /// asked. And one that repeats a segment a time-out, or puts its time-out off with whatever it hears, does not come to an end in
+    /// minutes although nothing is lost any more. Nothing between the two can help them.
     pub fn deadlocked(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
         ends.iter().all(|end| end.is_some_and(|end| end.stale >= 4))
             || ends.iter().any(|end| end.is_some_and(|end| end.asked.1 >= 4))
+            || ends.iter().all(|end| end.is_some_and(|end| end.said.0 >= 8 && end.said.1 + 1 >= end.said.0))
+    }
+
+    /// From now on nothing should be lost.
+    pub fn calm(&mut self) {
+        for end in self.ends.values_mut() {
+            end.said = (0, 0);
+        }
     }
 
     /// How many segments have been judged.
@@ -335,6 +346,7 @@ impl Oracle {
         }
         let end = self.ends.entry((segment.source, segment.destination)).or_default();
         end.again |= opens_again;
+        end.said.0 += 1;
         if segment.rst {
             end.reset = true;
             return;
@@ -471,6 +483,9 @@ impl Oracle {
         }
         let (receiver, sender) = (segment.destination, segment.source);
         let licensed = self.lenient_resets || self.licensed.contains(&(receiver, sender));
+        if let Some(peer) = self.ends.get_mut(&(sender, receiver)) {
+            peer.said.1 += 1;
+        }
         let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
         let from_server = self.proxied(receiver, sender);
         let from_client = self.proxied(sender, receiver);

@@ -387,6 +387,10 @@ impl World {
             if at > end {
                 break;
             }
+            let calm = self.scenario.heal + 60 * SECOND;
+            if (self.now..at).contains(&calm) {
+                self.oracle.calm();
+            }
             self.now = at;
             host::set_clock(at);
             self.step()?;
