@@ -29,7 +29,7 @@ at() { local namespace=$1; shift; ip netns exec "$namespace" "$@"; }
 fail() { echo "demo: $*" >&2; [ -f "$work/log" ] && sed 's/^/  synproxy: /' "$work/log" >&2; exit 1; }
 
 step "Building"
-cargo build --release --quiet -p synproxy -p tools --bins
+cargo build --release --quiet --workspace --bins
 bin=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 row "programs" "synproxy, synflood, honest (${bin/#$PWD\//})"
 

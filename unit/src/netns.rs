@@ -213,6 +213,8 @@ impl Rig {
     }
 
     fn build(mtu: u32, turn: Turn) -> Rig {
+        // A compiler at work between two steps of a test would be a pause of seconds in it.
+        programs();
         let rig = Rig {
             client: Namespace::new("client"),
             server: Namespace::new("server"),
@@ -351,20 +353,25 @@ impl Default for Rig {
 /// # Panics
 /// If it cannot be built; the message says how to try by hand.
 pub fn program(name: &str) -> PathBuf {
+    let path = programs().join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
+    path
+}
+
+/// Where the programs lie; they are brought up to date first, once a process.
+fn programs() -> PathBuf {
     static BUILD: Once = Once::new();
-    let directory = std::env::var_os("SYNPROXY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+    std::env::var_os("SYNPROXY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
         // target/debug/deps/this_test: programs lie one directory up.
         let test = std::env::current_exe().expect("a test knows where it lies");
         let profile = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
         BUILD.call_once(|| build(profile));
         profile.to_owned()
-    });
-    let path = directory.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins` first", path.display());
-    path
+    })
 }
 
-/// Brings the programs up to date. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
+/// Brings the programs up to date, with the features the whole workspace has: chosen alone they would be built once more
+/// than `make test` has built them. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
 fn build(profile: &Path) {
     let (Some(cargo), Some(target)) = (std::env::var_os("CARGO"), profile.parent()) else { return };
     let name = match profile.file_name().and_then(|name| name.to_str()) {
@@ -373,9 +380,9 @@ fn build(profile: &Path) {
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "-p", "synproxy", "-p", "tools", "--bins", "--profile", name]);
+    command.args(["build", "--quiet", "--workspace", "--bins", "--profile", name]);
     command.arg("--target-dir").arg(target).current_dir(root);
-    output(command, "cargo build -p synproxy -p tools --bins");
+    output(command, "cargo build --workspace --bins");
 }
 
 /// Removes namespaces of processes that are no more.
