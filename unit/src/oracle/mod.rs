@@ -168,7 +168,7 @@ struct End {
     stale: u32,
     /// The position the peer asks for, and how often it has while this host sent nothing there.
     asked: (i64, u32),
-    /// Segments this host has sent, and how many of them its peer has got, since [`Oracle::calm`].
+    /// Segments this host has sent, and how many have left the box for its peer, since [`Oracle::calm`].
     said: (u64, u64),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
@@ -303,8 +303,9 @@ impl Oracle {
     /// smoltcp falls into this in three ways. When both ends repeat their data at once, each throws away the
     /// acknowledgement in a segment that lies below its window, and for ever receives what it has already. And when
     /// the byte of a window probe is lost, the sender may take it for sent and never repeat it, however often it is
-    /// asked. And one that repeats a segment a time-out, or puts its time-out off with whatever it hears, does not come to an end in
-    /// minutes although nothing is lost any more. Nothing between the two can help them.
+    /// asked. And one that repeats one segment a time-out, puts its time-out off with whatever it hears, or fills the
+    /// queue of a narrow cable with a whole window at once, time-out after time-out, does not come to an end in minutes
+    /// although the box passes all it says. Nothing between the two can help them.
     pub fn deadlocked(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
         ends.iter().all(|end| end.is_some_and(|end| end.stale >= 4))
@@ -312,10 +313,18 @@ impl Oracle {
             || ends.iter().all(|end| end.is_some_and(|end| end.said.0 >= 8 && end.said.1 + 1 >= end.said.0))
     }
 
-    /// From now on nothing should be lost.
+    /// From now on the box is to pass all that is said.
     pub fn calm(&mut self) {
         for end in self.ends.values_mut() {
             end.said = (0, 0);
+        }
+    }
+
+    /// Takes note of what leaves the box.
+    pub fn passed(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::read(frame) else { return };
+        if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
+            end.said.1 += 1;
         }
     }
 
@@ -483,9 +492,6 @@ impl Oracle {
         }
         let (receiver, sender) = (segment.destination, segment.source);
         let licensed = self.lenient_resets || self.licensed.contains(&(receiver, sender));
-        if let Some(peer) = self.ends.get_mut(&(sender, receiver)) {
-            peer.said.1 += 1;
-        }
         let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
         let from_server = self.proxied(receiver, sender);
         let from_client = self.proxied(sender, receiver);
