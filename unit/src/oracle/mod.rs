@@ -172,6 +172,8 @@ struct End {
     said: (u64, u64),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
+    /// The first number and the end of what it said before it was woken by a SYN, if it was.
+    before: Option<(u32, i64)>,
     /// The latest TSval received, and that of the connection before between the same ends.
     last_stamp: Option<u32>,
     former_stamp: Option<u32>,
@@ -364,7 +366,9 @@ impl Oracle {
             if end.isn != Some(segment.seq) {
                 let offered = std::mem::take(&mut end.offered);
                 let (again, reset, former_stamp) = (end.again, end.reset, end.last_stamp);
+                let before = end.isn.map(|isn| (isn, end.edge));
                 *end = End {
+                    before,
                     former_stamp,
                     isn: Some(segment.seq),
                     offered,
@@ -548,6 +552,10 @@ impl Oracle {
         let acked = position(ack, isn);
         if end.again && end.peer_isn.is_none() && !segment.syn && segment.payload.is_empty() {
             // RFC 5961 section 4: who takes the old connection to be alive challenges the new SYN.
+            return Ok(());
+        }
+        if !end.active && end.before.is_some_and(|(isn, edge)| (1..=edge).contains(&position(ack, isn))) {
+            // A late copy of the connection before, which the end woken by a late SYN is no part of.
             return Ok(());
         }
         if acked < 1 || acked > end.edge {
