@@ -230,6 +230,8 @@ pub struct Oracle {
     bridged: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Ends that have spoken in a connection before the present one.
     forgotten: BTreeSet<(SocketAddr, SocketAddr)>,
+    /// Whether the box may ask the hosts whether they know a connection.
+    adopts: bool,
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
     judged: u64,
@@ -249,6 +251,7 @@ impl Oracle {
             early: 0,
             forgotten: BTreeSet::new(),
             bridged: BTreeSet::new(),
+            adopts: false,
             narrow: BTreeMap::new(),
             judged: 0,
         }
@@ -293,6 +296,11 @@ impl Oracle {
     /// Says that the way from the box to this host takes packets of at most so many bytes.
     pub fn narrow_way(&mut self, host: std::net::IpAddr, mtu: usize) {
         self.narrow.insert(host, mtu);
+    }
+
+    /// Lets segments of connections nobody knows reach a host: the box takes over from a bridge.
+    pub fn let_adopt(&mut self) {
+        self.adopts = true;
     }
 
     /// Lets SACK blocks pass to hosts that never permitted them (`sackconflict=retain`).
@@ -543,7 +551,11 @@ impl Oracle {
             return Ok(());
         }
         let Some(isn) = end.isn else {
-            // A host that never took part answers with a reset; the box must not let it come to that.
+            // A host that never took part answers with a reset; the box must not let it come to that, unless it cannot
+            // know better yet.
+            if self.adopts {
+                return Ok(());
+            }
             return complain(Rule::Origin, "a segment of a connection this host never took part in".into());
         };
         let Some(ack) = segment.ack else {

@@ -276,6 +276,9 @@ impl World {
         if scenario.cramped {
             oracle.license_all_resets();
         }
+        if scenario.build.bridge_until > 0 {
+            oracle.let_adopt();
+        }
         if scenario.build.config.handshake == Handshake::Early {
             oracle.promise_early(scenario.build.config.early_window);
         }
