@@ -2,11 +2,12 @@
 //! per address where the configuration asks for that.
 
 use crate::config::Source;
+use crate::flow::{Flow, Marks};
 use crate::keyed::Keys;
 use crate::seq::{RawWindow, WindowScale};
 use crate::terms::Offer;
-use crate::wire::{Addr, Ends, Options, Vlan};
-use crate::{Config, Instant};
+use crate::wire::{Addr, Ends, Options, Segment, Vlan};
+use crate::{Config, Instant, Side};
 
 /// Time is kept in units of 2^24 µs, 16.8 s. Sixteen bits of them go round in 12.7 days: a server that is silent for
 /// just so long may pass for one seen lately, which costs a client an option at most.
@@ -104,6 +105,22 @@ pub struct Lesson {
     pub answered_ecn: bool,
     /// The SYN-ACK's window field, which is never scaled (RFC 7323 section 2.2).
     pub window: RawWindow,
+}
+
+impl Lesson {
+    /// What the SYN-ACK `segment`, with the options `answered`, says to a SYN with what `flow` noted of it.
+    pub fn of(segment: &Segment, answered: Options, flow: &Flow) -> Lesson {
+        Lesson {
+            answered,
+            offered_scale: flow.half(Side::Wan).scale().is_some(),
+            offered_sack: flow.is(Marks::SACK),
+            offered_timestamps: flow.is(Marks::TIMESTAMPS),
+            // From the first repetition on a SYN asks for ECN no more (RFC 3168 section 6.1.1.1).
+            offered_ecn: flow.is(Marks::ECN_ASKED) && flow.attempts == 0,
+            answered_ecn: segment.flags.agree_to_ecn(),
+            window: segment.window,
+        }
+    }
 }
 
 /// The learning cache: set-associative, the entry longest unseen gives way.

@@ -33,7 +33,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use pktio::impair::Impairment;
 
-pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON};
+pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON, MIDDLES, stand};
 pub use counters::Counters;
 pub use relay::Relay;
 pub use tags::Tag;

@@ -9,19 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use unit::netns::sockets::{self, Making, Syns};
-use unit::netns::{self, Appliance, Backend, Namespace, Rig, traffic};
-
-/// What stands in the middle: the bridge, or the proxy with this configuration.
-const MIDDLES: [Option<&str>; 3] = [None, Some(netns::CACHE_ON), Some(netns::CACHE_OFF)];
-
-/// Puts it there.
-fn stand(rig: &Rig, middle: Option<&str>) -> Option<Appliance> {
-    let Some(config) = middle else {
-        rig.bridge();
-        return None;
-    };
-    Some(Appliance::start(rig, Backend::Driver, config))
-}
+use unit::netns::{self, Namespace, Rig, traffic};
 
 /// What becomes of a call that fails.
 #[derive(Debug)]
@@ -46,12 +34,12 @@ fn fate(caller: &Namespace, address: SocketAddr) -> Fate {
 
 #[test]
 fn a_host_behind_a_router_that_cannot_reach_it_is_an_error_soon() {
-    for middle in MIDDLES {
+    for middle in netns::MIDDLES {
         let rig = Rig::new();
         let routers = rig.route(Rig::LAN, 1500);
         routers.inner.sh("ip route add unreachable 10.78.0.77; ip route add prohibit 10.78.0.78
              ip -6 route add unreachable fd78::77; ip -6 route add prohibit fd78::78");
-        let _proxy = stand(&rig, middle);
+        let _proxy = netns::stand(&rig, middle);
         for gone in ["10.78.0.77", "10.78.0.78", "fd78::77", "fd78::78"] {
             let fate = fate(&rig.client, SocketAddr::new(gone.parse().expect("an address"), 80));
             println!("{gone}, {middle:?}: {fate:?}");
@@ -71,7 +59,7 @@ fn a_silent_server_is_called_at_doubling_intervals_and_given_up() {
         for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
             scope.spawn(move || {
                 let rig = Rig::new();
-                let _proxy = stand(&rig, Some(&format!("{cache} timeouts = {{ dl_syn_sent = 8; }};")));
+                let _proxy = netns::stand(&rig, Some(&format!("{cache} timeouts = {{ dl_syn_sent = 8; }};")));
                 let syns = Syns::watch(&rig.server);
                 thread::scope(|scope| {
                     for ip in silent {
@@ -143,9 +131,9 @@ fn kill(mut child: Child) {
 fn a_killed_server_resets_its_client_and_a_killed_client_its_server() {
     // More than a pipe and a program hold: the rest lies unread in the kernel, which resets when it is thrown away.
     const UNREAD: u64 = 200_000;
-    for middle in MIDDLES {
+    for middle in netns::MIDDLES {
         let rig = Rig::new();
-        let _proxy = stand(&rig, middle);
+        let _proxy = netns::stand(&rig, middle);
         for ip in [netns::SERVER_V4, netns::SERVER_V6] {
             let server = nc(&rig.server, &format!("-l {ip} 1234"));
             let stream = call_until_answered(&rig, SocketAddr::new(ip, 1234), "nc -l");
@@ -184,7 +172,7 @@ fn half_closed_lasts_longer_than_what_is_closing() {
         for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
             scope.spawn(move || {
                 let rig = Rig::new();
-                let _proxy = stand(&rig, Some(&format!("{cache} {SHORT}")));
+                let _proxy = netns::stand(&rig, Some(&format!("{cache} {SHORT}")));
                 thread::scope(|scope| {
                     for ip in [netns::SERVER_V4, netns::SERVER_V6] {
                         let rig = &rig;
@@ -246,12 +234,12 @@ fn calls_again(
 
 /// Both families and timestamps on and off, over what stands in the middle.
 fn port_is_used_again(what: &str, times: u32, limit: Duration, end: impl Fn(TcpStream) + Sync, finishes_first: bool) {
-    for middle in MIDDLES {
+    for middle in netns::MIDDLES {
         let rig = Rig::new();
         // A client may leave TIME_WAIT early for a call to the same server.
         rig.sysctl("net.ipv4.tcp_tw_reuse", "1");
         rig.sysctl("net.ipv4.tcp_tw_reuse_delay", "1");
-        let _proxy = stand(&rig, middle);
+        let _proxy = netns::stand(&rig, middle);
         let pairs = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
         for (port, (client, server)) in (7000..).zip(pairs) {
             let server = rig.server.serve(server, 0, move |mut stream| {
@@ -311,7 +299,7 @@ fn a_closed_port_refuses_at_once_while_it_is_remembered() {
         for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
             scope.spawn(move || {
                 let rig = Rig::new();
-                let _proxy = stand(&rig, Some(&format!("{cache} closed_memory = 2;")));
+                let _proxy = netns::stand(&rig, Some(&format!("{cache} closed_memory = 2;")));
                 for ip in [netns::SERVER_V4, netns::SERVER_V6] {
                     let (closed, open) = (SocketAddr::new(ip, 5555), rig.server.serve(ip, 0, traffic::exchanged));
                     let first = fate(&rig.client, closed);

@@ -10,27 +10,15 @@ use nix::errno::Errno;
 use unit::netns::sockets::{self, Making};
 use unit::netns::{self, Appliance, Backend, Rig, traffic};
 
-/// What stands in the middle: the bridge, or the proxy with this configuration.
-const MIDDLES: [Option<&str>; 3] = [None, Some(netns::CACHE_ON), Some(netns::CACHE_OFF)];
-
-/// Puts it there.
-fn stand(rig: &Rig, middle: Option<&str>) -> Option<Appliance> {
-    let Some(config) = middle else {
-        rig.bridge();
-        return None;
-    };
-    Some(Appliance::start(rig, Backend::Driver, config))
-}
-
 /// Both families: the client's address and the server's.
 const ENDS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
 
 #[test]
 fn a_signed_connection_passes_as_over_the_bridge() {
     const KEY: &[u8] = b"a secret between routers";
-    for middle in MIDDLES {
+    for middle in netns::MIDDLES {
         let rig = Rig::new();
-        let _proxy = stand(&rig, middle);
+        let _proxy = netns::stand(&rig, middle);
         for (client, server) in ENDS {
             let listener = rig
                 .server
@@ -72,9 +60,9 @@ fn a_signed_connection_passes_as_over_the_bridge() {
 #[test]
 fn multipath_falls_back_to_plain_tcp_unless_it_may_pass() {
     const PASS: &str = "mptcp = pass;";
-    for middle in MIDDLES.into_iter().chain([Some(PASS)]) {
+    for middle in netns::MIDDLES.into_iter().chain([Some(PASS)]) {
         let rig = Rig::new();
-        let _proxy = stand(&rig, middle);
+        let _proxy = netns::stand(&rig, middle);
         for (client, server) in ENDS {
             let listener = match rig.server.run(|| Making::MULTIPATH.listen(server, |_| Ok(()))) {
                 Err(error) if [Errno::EPROTONOSUPPORT, Errno::ENOPROTOOPT].contains(&errno(&error)) => {

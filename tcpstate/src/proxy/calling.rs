@@ -259,15 +259,7 @@ impl Proxy {
         let ttl = turn.envelope().ttl;
         let told_mss = self.learned.most_told(turn.ends(), now);
         let flow = &mut self.table[id];
-        let lesson = Lesson {
-            answered,
-            offered_scale: flow.half(Side::Wan).scale().is_some(),
-            offered_sack: flow.is(Marks::SACK),
-            offered_timestamps: flow.is(Marks::TIMESTAMPS),
-            offered_ecn: flow.is(Marks::ECN_ASKED) && flow.attempts == 0,
-            answered_ecn: turn.segment.flags.agree_to_ecn(),
-            window: turn.segment.window,
-        };
+        let lesson = Lesson::of(turn.segment, answered, flow);
         join(flow, turn.segment, &answered, ttl, now);
         flow.mss_lan = answered.mss.unwrap_or(default_mss(turn.ends()));
         flow.mark(Marks::MSS_BROKEN, flow.mss_lan < told_mss);

@@ -83,15 +83,7 @@ impl Proxy {
     /// The caller has its answer: what both offered holds from now on; what a server offers is learned.
     fn settle_opening(&mut self, turn: &Turn<impl Egress>, id: Id, answered: Options) {
         let flow = &mut self.table[id];
-        let lesson = Lesson {
-            answered,
-            offered_scale: flow.half(Side::Wan).scale().is_some(),
-            offered_sack: flow.is(Marks::SACK),
-            offered_timestamps: flow.is(Marks::TIMESTAMPS),
-            offered_ecn: flow.is(Marks::ECN_ASKED),
-            answered_ecn: turn.segment.flags.agree_to_ecn(),
-            window: turn.segment.window,
-        };
+        let lesson = Lesson::of(turn.segment, answered, flow);
         settle_scales(flow);
         // What we may have to say to either end must bear timestamps if its segments do.
         let agreed = flow.is(Marks::TIMESTAMPS) && answered.timestamps.is_some();

@@ -34,6 +34,18 @@ pub const CACHE_ON: &str = "halfopen_cache_max = 65536;";
 /// And off: cookies alone.
 pub const CACHE_OFF: &str = "halfopen_cache_max = 0;";
 
+/// What a test puts in the middle, one after the other: the bridge, or the proxy with this configuration.
+pub const MIDDLES: [Option<&str>; 3] = [None, Some(CACHE_ON), Some(CACHE_OFF)];
+
+/// Puts one of [`MIDDLES`] there.
+pub fn stand(rig: &Rig, middle: Option<&str>) -> Option<Appliance> {
+    let Some(config) = middle else {
+        rig.bridge();
+        return None;
+    };
+    Some(Appliance::start(rig, Backend::Driver, config))
+}
+
 impl Backend {
     /// Every backend that works on veth.
     pub const ALL: [Backend; 3] = [Backend::Driver, Backend::Generic, Backend::Packet];
