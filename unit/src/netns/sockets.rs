@@ -184,6 +184,16 @@ pub fn acknowledge_with_data(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &0i32)
 }
 
+/// Has a client that is not connected yet never offer a window of more than so many bytes, however fast its data come.
+///
+/// # Errors
+/// The kernel's.
+pub fn bound_window(socket: &impl AsFd, bytes: i32) -> io::Result<()> {
+    // A buffer of a fixed size, and ample, lets the window neither grow nor shrink with what frames cost in memory.
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(bytes * 16))?;
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &bytes)
+}
+
 /// Lets a listener take data that comes with a SYN.
 ///
 /// # Errors
