@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: setup build test demo bench fuzz fmt lint clean
+.PHONY: setup build test demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 test: setup   ; cargo build --workspace --bins && cargo test --workspace
 demo: setup   ; @unit/demo.sh
 bench: setup  ; cargo bench -p unit --bench engine
+bench-check: setup ; cargo bench -p unit --bench engine -- --check
 fuzz:         ; @unit/fuzz/run.sh
 fmt:          ; cargo fmt --all
 lint: setup   ; cargo fmt --all --check && cargo clippy --workspace --all-targets -- -D warnings

@@ -18,6 +18,7 @@ ethtool          # offloads of the end hosts on veth
 procps           # sysctl, for the namespaces
 iputils-ping     # the demo and the ping tests
 netcat-openbsd   # the demo and the nc tests
+valgrind         # counts instructions for make bench-check
 LIST
 )
 
@@ -27,7 +28,7 @@ if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
 fi
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
-    for tool in gcc make pkg-config m4 clang ip ethtool ping nc; do
+    for tool in gcc make pkg-config m4 clang ip ethtool ping nc valgrind; do
         command -v "$tool" >/dev/null 2>&1 || absent="${absent:-} $tool"
     done
     [ -z "${absent:-}" ] && exit 0

@@ -1,9 +1,10 @@
 //! How fast the engine is, on one core, in memory: `make bench`. Words on the command line choose the rows that contain them all;
-//! `--quick` runs each row briefly, for a profiler.
+//! `--quick` runs each row briefly, for a profiler; `--check` counts instructions instead (`count`).
 //!
 //! Frames are written before a batch and read after it; timed is what a worker does with a batch between reception and
 //! transmission. `docs/performance.md` explains the rows.
 
+mod count;
 mod frames;
 mod lane;
 mod loads;
@@ -14,7 +15,7 @@ use loads::{
     AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
     proxy,
 };
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 use tcpstate::wire::Flags;
 use tcpstate::{Config, Proxy, Side};
@@ -48,13 +49,20 @@ mod reference {
     pub const FLOW: f64 = 280.0;
 }
 
-fn main() {
+fn main() -> ExitCode {
     let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
-    if switches.iter().any(|switch| switch == MEASURE_MEMORY) {
-        return println!("{}", bytes_a_flow(wanted.iter().any(|word| word == "IPv6")));
+    let is_on = |name: &str| switches.iter().any(|switch| switch == name);
+    if is_on(MEASURE_MEMORY) {
+        println!("{}", bytes_a_flow(wanted.iter().any(|word| word == "IPv6")));
+        return ExitCode::SUCCESS;
     }
-    let mut table = Table { wanted, quick: switches.iter().any(|switch| switch == "--quick") };
-    Table::head();
+    if is_on("--check") {
+        return count::check(std::env::var("INSTRUCTIONS").is_ok_and(|value| value == "accept"));
+    }
+    let mut table = Table { wanted, quick: is_on("--quick"), counts: is_on(count::ONE_ROW) };
+    if !table.counts {
+        Table::head();
+    }
     harness(&mut table);
     syns(&mut table);
     bogus_acks(&mut table);
@@ -62,6 +70,7 @@ fn main() {
     errors(&mut table);
     visits(&mut table);
     memory(&mut table);
+    ExitCode::SUCCESS
 }
 
 /// What the harness costs, to be subtracted from the rows below if one likes.
@@ -234,6 +243,8 @@ fn turn(proxy: &mut Proxy, lane: &mut Lane, load: &mut impl Load) -> (Duration, 
 struct Table {
     wanted: Vec<String>,
     quick: bool,
+    /// Whether the one row with this very name is run for its instructions to be counted.
+    counts: bool,
 }
 
 impl Table {
@@ -245,7 +256,7 @@ impl Table {
     }
 
     fn wants(&self, name: &str) -> bool {
-        self.wanted.iter().all(|word| name.contains(word.as_str()))
+        self.wanted.iter().all(|word| if self.counts { name == word } else { name.contains(word.as_str()) })
     }
 
     /// Measures a load on a new engine.
@@ -266,17 +277,33 @@ impl Table {
         lane: &mut Lane,
         load: &mut impl Load,
     ) {
-        let warm_up = if self.quick { BATCHES } else { WARM_UP };
-        for _ in 0..warm_up / load.batches_a_unit() * load.batches_a_unit() {
+        let unit = load.batches_a_unit();
+        let warm_up = match (self.counts, self.quick) {
+            (true, _) => count::warm_up(name),
+            (false, true) => BATCHES,
+            (false, false) => WARM_UP,
+        };
+        for _ in 0..warm_up.next_multiple_of(unit) {
             turn(proxy, lane, load);
         }
-        let (unit, mut astray, mut count) = (load.batches_a_unit(), 0, 0);
-        self.row(name, reference, unit, || {
-            let (took, wrong) = turn(proxy, lane, load);
-            astray += wrong;
-            count += BATCH;
-            took
-        });
+        let (mut astray, mut count) = (0, 0);
+        if self.counts {
+            for _ in 0..count::BATCHES.next_multiple_of(unit) {
+                let side = load.fill(lane);
+                lane.now = lane.now + BEAT;
+                count::counted_turn(lane, proxy, side);
+                astray += load.read(lane);
+                count += BATCH;
+            }
+            println!("counted: {}", count / unit);
+        } else {
+            self.row(name, reference, unit, || {
+                let (took, wrong) = turn(proxy, lane, load);
+                astray += wrong;
+                count += BATCH;
+                took
+            });
+        }
         // A random number is a cookie once in many millions; its source, of a hundred one, is then taken for a client.
         assert!(astray <= count / 50, "{name}: {astray} of {count} frames did not become what they should");
     }
