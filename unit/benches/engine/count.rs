@@ -117,7 +117,10 @@ fn count(name: &str) -> Result<f64, String> {
 /// The figures in a text like `instructions.txt`.
 fn parse(text: &str) -> BTreeMap<&str, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.trim().split_once("  ")).filter_map(|(n, name)| Some((name, n.parse().ok()?))).collect()
+    lines
+        .filter_map(|line| line.trim().split_once("  "))
+        .filter_map(|(n, name)| Some((name, n.parse().ok()?)))
+        .collect()
 }
 
 fn written(counts: &[(&str, f64)]) -> String {
