@@ -74,6 +74,10 @@ impl Display for Table<'_> {
             writeln!(f, "{:<34}{:>18}{:>18}", "lost, transmit ring full", unsent[0], unsent[1])?;
         }
 
+        let received = ports[0].received + ports[1].received;
+        let stage = self.total.stage().as_nanos() as f64 / received.max(1) as f64;
+        writeln!(f, "{:<34}{stage:>18.1}", "ns a frame, without ports")?;
+
         let flows = self.total.population();
         writeln!(f, "flows at the end")?;
         for (label, count) in [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)] {
@@ -155,7 +159,7 @@ mod tests {
             PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
-        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5) };
+        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage: Duration::from_micros(200_000) };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 
@@ -178,6 +182,7 @@ mod tests {
         assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
         assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
         assert!(table.contains("lost, too few spare to hold it                     0                 6\n"), "{table}");
+        assert!(table.contains("ns a frame, without ports                       50.0\n"), "{table}");
         assert!(table.contains("frames held at the end                             4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");
         assert!(table.contains("  bad-cookie"), "{table}");

@@ -7,6 +7,7 @@ use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tcpstate::{Counters, DropReason, Event, PerSide, Population, Side};
 
 /// The cells of a snapshot, one after the other.
@@ -16,7 +17,8 @@ const POPULATION: usize = EVENTS + Event::COUNT;
 const HELD: usize = POPULATION + 3;
 const UNKEPT: usize = HELD + 1;
 const UNSENT: usize = UNKEPT + 1;
-const PORTS: usize = UNSENT + 2;
+const STAGE: usize = UNSENT + 2;
+const PORTS: usize = STAGE + 1;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
 
 /// Declares the order in which the statistics of a port lie in its cells.
@@ -48,6 +50,9 @@ pub struct Tally {
     pub unkept: u64,
     /// Frames that found the transmit ring of a port full.
     pub unsent: PerSide<u64>,
+    /// The time of all turns that received frames, from reception to transmission: what the program itself costs, without the
+    /// kernel's share of moving frames.
+    pub stage: Duration,
 }
 
 /// What one worker has counted up to some moment, or the sum over all workers.
@@ -75,6 +80,7 @@ impl Snapshot {
         }
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
         (cells[HELD], cells[UNKEPT]) = (own.held, own.unkept);
+        cells[STAGE] = own.stage.as_nanos() as u64;
         for side in Side::BOTH {
             cells[UNSENT + side as usize] = own.unsent[side];
             cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
@@ -111,6 +117,11 @@ impl Snapshot {
     /// Frames that found the transmit ring of this port full.
     pub fn unsent(&self, side: Side) -> u64 {
         self.cells[UNSENT + side as usize]
+    }
+
+    /// The time the workers spent on frames between reception and transmission.
+    pub fn stage(&self) -> Duration {
+        Duration::from_nanos(self.cells[STAGE])
     }
 
     /// What has passed this port.
@@ -204,14 +215,14 @@ mod tests {
         );
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
-        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8) };
+        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8), stage: Duration::from_nanos(11) };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
         assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
         assert_eq!(seen.population(), population);
         assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
-        assert_eq!((seen.held(), seen.unkept()), (9, 10));
+        assert_eq!((seen.held(), seen.unkept(), seen.stage()), (9, 10, Duration::from_nanos(11)));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Worker<E> {
     outgoing: PerSide<Batch>,
     /// Frames that found their port's transmit ring full.
     unsent: PerSide<u64>,
+    /// The time from reception to transmission.
+    stage: Duration,
 }
 
 /// What a turn came to.
@@ -75,6 +77,7 @@ impl<E: Engine> Worker<E> {
             looks: Vec::with_capacity(BATCH),
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
+            stage: Duration::ZERO,
         }
     }
 
@@ -108,6 +111,7 @@ impl<E: Engine> Worker<E> {
 
     /// Serves both ports once.
     pub fn turn(&mut self, now: Instant) -> Turn {
+        let begin = std::time::Instant::now();
         let mut turn = Turn::default();
         for side in Side::BOTH {
             turn.received += self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
@@ -115,6 +119,9 @@ impl<E: Engine> Worker<E> {
             self.step(side, now);
         }
         turn.more = self.expire(now);
+        if turn.received > 0 {
+            self.stage += begin.elapsed();
+        }
         for side in Side::BOTH {
             turn.sent += self.transmit(side);
         }
@@ -124,7 +131,7 @@ impl<E: Engine> Worker<E> {
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
         let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
-        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent };
+        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent, stage: self.stage };
         Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }
 
