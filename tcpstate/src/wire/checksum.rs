@@ -15,6 +15,7 @@ pub fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// Folds a sum of 16-bit words into 16 bits, end-around carries included.
+#[inline(always)]
 pub const fn fold(mut total: u64) -> u16 {
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff) + (total >> 16);
@@ -32,17 +33,18 @@ pub struct Patch(u64);
 
 impl Patch {
     /// A 16-bit field at an even offset changed.
+    #[inline(always)]
     pub fn replace16(&mut self, old: u16, new: u16) {
         self.0 += u64::from(!old) + u64::from(new);
     }
 
     /// A 32-bit field at `offset` changed.
+    #[inline(always)]
     pub fn replace32(&mut self, offset: usize, old: u32, new: u32) {
-        // Bytes a b c d at an odd offset stand in the sum as ?a bc d?, which folds to the same as the words ab cd with their bytes swapped.
-        let (old, new) = if offset % 2 == 1 { (swap_pairs(old), swap_pairs(new)) } else { (old, new) };
-        let complement = !old;
-        self.0 += u64::from(complement >> 16) + u64::from(complement & 0xffff);
-        self.0 += u64::from(new >> 16) + u64::from(new & 0xffff);
+        // A 32-bit word folds to the sum of its halves (RFC 1071 section 2.C), so it is added whole. Bytes a b c d at an odd offset
+        // stand in the sum as ?a bc d?, which folds to the same as bc da.
+        let odd = 8 * (offset as u32 & 1);
+        self.0 += u64::from((!old).rotate_left(odd)) + u64::from(new.rotate_left(odd));
     }
 
     /// One byte at `offset` changed.
@@ -58,13 +60,10 @@ impl Patch {
 
     /// The checksum after the edit.
     // RFC 1624 section 3, equation 3: HC' = ~(~HC + ~m + m').
+    #[inline(always)]
     pub fn apply(self, checksum: u16) -> u16 {
         !fold(u64::from(!checksum) + self.0)
     }
-}
-
-const fn swap_pairs(word: u32) -> u32 {
-    ((word & 0x00ff_00ff) << 8) | ((word & 0xff00_ff00) >> 8)
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     }
     let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6 };
     Parsed::Error(Quote {
-        ends: inner.ends(side.other(), frame, tcp),
+        ends: inner.ends(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),
         // None is cut short: `seen` is below 64 KiB.
         ip: ip as u16,

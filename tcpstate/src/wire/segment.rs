@@ -1,7 +1,7 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
 use super::icmp::{self, Quote};
-use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum};
+use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{DropReason, Event, Head, Side};
@@ -57,6 +57,7 @@ pub struct Ends {
 
 impl Ends {
     /// The keyed hash that names the flow's place in the table.
+    #[inline]
     pub fn hash(&self, keys: Keys) -> u64 {
         let [a, b, c, low, ports] = self.words();
         if self.v6 { keyed::place(keys, [a, b, c, low, ports]) } else { keyed::place(keys, [low, ports]) }
@@ -276,50 +277,45 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The bit beside an IPv4 fragment's offset that says that others follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_IPV6: u16 = 0x86dd;
+
 const MALFORMED: Parsed = Parsed::Bad(DropReason::Malformed);
 
 impl Parsed {
     /// Parses a frame that came in on `side`.
+    #[inline]
     pub fn parse(side: Side, head: &Head) -> Parsed {
         let frame = head.bytes();
-        if frame.len() < ETHERNET_LEN {
-            return MALFORMED;
+        let Some(ethernet) = frame.first_chunk::<ETHERNET_LEN>() else { return MALFORMED };
+        let (mut at, mut vlan, mut ether_type) = (ETHERNET_LEN, Vlan::default(), be16(ethernet, 12));
+        if ether_type != ETHER_IPV4 && ether_type != ETHER_IPV6 {
+            (at, vlan, ether_type) = match untag(frame, ether_type) {
+                Ok(untagged) => untagged,
+                Err(parsed) => return parsed,
+            };
         }
-        let mut vlan = Vlan::default();
-        let mut at = ETHERNET_LEN;
-        let mut ether_type = be16(frame, 12);
-        while let Some(protocol) = TAG_PROTOCOLS.iter().position(|&tpid| tpid == ether_type) {
-            if vlan.count() == 2 {
-                return Parsed::Pass(Event::Bridged);
-            }
-            if frame.len() < at + 4 {
-                return MALFORMED;
-            }
-            vlan.push(protocol, be16(frame, at) & 0xfff);
-            ether_type = be16(frame, at + 2);
-            at += 4;
-        }
-        match ether_type {
-            0x0800 => Self::ipv4(side, head, at, vlan),
-            0x86dd => Self::ipv6(side, head, at, vlan),
-            _ => Parsed::Pass(Event::Bridged),
-        }
+        if ether_type == ETHER_IPV4 { Self::ipv4(side, head, at, vlan) } else { Self::ipv6(side, head, at, vlan) }
     }
 
+    #[inline(always)]
     fn ipv4(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
         let frame = head.bytes();
-        if frame.len() < ip + IPV4_LEN || frame[ip] >> 4 != 4 {
+        let Some(fixed) = chunk::<IPV4_LEN>(frame, ip) else { return MALFORMED };
+        let header = usize::from(fixed[0] & 15) * 4;
+        let total = usize::from(be16(fixed, 2));
+        if fixed[0] >> 4 != 4
+            || header < IPV4_LEN
+            || total < header
+            || ip + header > frame.len()
+            || ip + total > head.total()
+        {
             return MALFORMED;
         }
-        let header = usize::from(frame[ip] & 15) * 4;
-        let total = usize::from(be16(frame, ip + 2));
-        if header < IPV4_LEN || total < header || ip + header > frame.len() || ip + total > head.total() {
-            return MALFORMED;
-        }
-        let is_fragment = be16(frame, ip + 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
-        let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
+        let is_fragment = be16(fixed, 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
+        let addresses = (ipv4_address(fixed, 12), ipv4_address(fixed, 16));
         let layout = Layout { ip, payload: ip + header, end: ip + total, more: false, vlan, addresses, v6: false };
-        match (frame[ip + 9], is_fragment) {
+        match (fixed[9], is_fragment) {
             (TCP, false) => Self::tcp(side, head, &layout),
             (TCP, true) => Self::ipv4_fragment(side, head, layout),
             (ICMP, false) => icmp::parse(side, head, &layout),
@@ -344,19 +340,17 @@ impl Parsed {
         }
     }
 
+    #[inline(always)]
     fn ipv6(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
-        let frame = head.bytes();
-        if frame.len() < ip + IPV6_LEN || frame[ip] >> 4 != 6 {
+        let Some(fixed) = chunk::<IPV6_LEN>(head.bytes(), ip) else { return MALFORMED };
+        let end = ip + IPV6_LEN + usize::from(be16(fixed, 4));
+        if fixed[0] >> 4 != 6 || end > head.total() {
             return MALFORMED;
         }
-        let end = ip + IPV6_LEN + usize::from(be16(frame, ip + 4));
-        if end > head.total() {
-            return MALFORMED;
-        }
-        let addresses = (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24));
+        let addresses = (ipv6_address(fixed, 8), ipv6_address(fixed, 24));
         let layout = Layout { ip, payload: ip + IPV6_LEN, end, more: false, vlan, addresses, v6: true };
         // The usual packet has no extension header.
-        if frame[ip + 6] == TCP { Self::tcp(side, head, &layout) } else { Self::ipv6_extended(side, head, layout) }
+        if fixed[6] == TCP { Self::tcp(side, head, &layout) } else { Self::ipv6_extended(side, head, layout) }
     }
 
     #[inline(never)]
@@ -388,14 +382,13 @@ impl Parsed {
         }
     }
 
+    #[inline(always)]
     fn tcp(side: Side, head: &Head, layout: &Layout) -> Parsed {
         let frame = head.bytes();
         let Layout { ip, payload: tcp, end, more, .. } = *layout;
         let short = if more { Parsed::Bad(DropReason::BadFragment) } else { MALFORMED };
-        if tcp + TCP_LEN > end || tcp + TCP_LEN > frame.len() {
-            return short;
-        }
-        let header = usize::from(frame[tcp + 12] >> 4) * 4;
+        let Some(fixed) = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end) else { return short };
+        let header = usize::from(fixed[12] >> 4) * 4;
         if header < TCP_LEN {
             return MALFORMED;
         }
@@ -403,11 +396,11 @@ impl Parsed {
             return short;
         }
         Parsed::Tcp(Segment {
-            ends: layout.ends(side, frame, tcp),
-            seq: SeqNum::new(be32(frame, tcp + 4)),
-            ack: SeqNum::new(be32(frame, tcp + 8)),
-            flags: Flags(frame[tcp + 13]),
-            window: RawWindow(be16(frame, tcp + 14)),
+            ends: layout.ends(side, be16(fixed, 0), be16(fixed, 2)),
+            seq: SeqNum::new(be32(fixed, 4)),
+            ack: SeqNum::new(be32(fixed, 8)),
+            flags: Flags(fixed[13]),
+            window: RawWindow(be16(fixed, 14)),
             // None is cut short: the headers end below 64 KiB, as just seen.
             ip: ip as u16,
             tcp: tcp as u16,
@@ -415,6 +408,25 @@ impl Parsed {
             end: end as u32,
             fragmented: more,
         })
+    }
+}
+
+/// Where what stands behind the tags of a frame begins, the tags, and what type they say it is; or, if that is not IP, what the frame is.
+#[inline(never)]
+fn untag(frame: &[u8], mut ether_type: u16) -> Result<(usize, Vlan, u16), Parsed> {
+    let (mut at, mut vlan) = (ETHERNET_LEN, Vlan::default());
+    while let Some(protocol) = TAG_PROTOCOLS.iter().position(|&tpid| tpid == ether_type) {
+        if vlan.count() == 2 {
+            break;
+        }
+        let Some(tag) = chunk::<4>(frame, at) else { return Err(MALFORMED) };
+        vlan.push(protocol, be16(tag, 0) & 0xfff);
+        ether_type = be16(tag, 2);
+        at += 4;
+    }
+    match ether_type {
+        ETHER_IPV4 | ETHER_IPV6 => Ok((at, vlan, ether_type)),
+        _ => Err(Parsed::Pass(Event::Bridged)),
     }
 }
 
@@ -433,11 +445,10 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The ends of a segment whose sender is on `side`, by the ports at `tcp`.
+    /// The ends of a segment whose sender, on `side`, sent it from one port to another.
     #[inline(always)]
-    pub fn ends(&self, side: Side, frame: &[u8], tcp: usize) -> Ends {
+    pub fn ends(&self, side: Side, from: u16, to: u16) -> Ends {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
-        let (from, to) = (be16(frame, tcp), be16(frame, tcp + 2));
         match side {
             Side::Lan => Ends { lan: source, wan: destination, lan_port: from, wan_port: to, vlan, v6 },
             Side::Wan => Ends { lan: destination, wan: source, lan_port: to, wan_port: from, vlan, v6 },
@@ -452,11 +463,13 @@ impl Layout {
 }
 
 /// The IPv4 address at this offset.
+#[inline(always)]
 pub(super) fn ipv4_address(frame: &[u8], at: usize) -> Addr {
     [0, 0, MAPPED, be32(frame, at)]
 }
 
 /// The IPv6 address at this offset.
+#[inline(always)]
 pub(super) fn ipv6_address(frame: &[u8], at: usize) -> Addr {
     [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)]
 }
