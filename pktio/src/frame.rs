@@ -7,7 +7,6 @@
 //! described by a header of ours in the headroom of its own buffer, so that a chain costs no allocation.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::any::Any;
 use std::fmt;
 use std::mem;
 use std::ptr::NonNull;
@@ -220,6 +219,13 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
+/// What keeps the memory of a region mapped.
+pub(crate) trait Keeper: Send + Sync {
+    /// The pool ends, and with it every frame: these buffers (their offsets in the region) are idle now. What is in the rings is not
+    /// among them.
+    fn regain(&self, _idle: &mut dyn Iterator<Item = usize>) {}
+}
+
 /// The memory that frames lie in, and what keeps it mapped.
 #[derive(Clone)]
 pub(crate) struct Region {
@@ -228,7 +234,7 @@ pub(crate) struct Region {
     count: usize,
     /// Bytes of a buffer; a multiple of [`ALIGNMENT`].
     buffer: usize,
-    owner: Arc<dyn Any + Send + Sync>,
+    owner: Arc<dyn Keeper>,
 }
 
 // SAFETY: the region is plain memory kept alive by `owner` (which is Send and Sync); who may touch which buffer is
@@ -240,12 +246,7 @@ impl Region {
     ///
     /// `base` points to `count * buffer` bytes, aligned to [`ALIGNMENT`], readable and writable as long as `owner` lives, and
     /// used by nobody but the frames made of this region (and the kernel, for those lent to it).
-    pub(crate) unsafe fn new(
-        base: NonNull<u8>,
-        count: usize,
-        buffer: usize,
-        owner: Arc<dyn Any + Send + Sync>,
-    ) -> Region {
+    pub(crate) unsafe fn new(base: NonNull<u8>, count: usize, buffer: usize, owner: Arc<dyn Keeper>) -> Region {
         assert!((base.as_ptr() as usize).is_multiple_of(ALIGNMENT) && buffer.is_multiple_of(ALIGNMENT));
         assert!(buffer <= MAX_BUFFER);
         Region { base, count, buffer, owner }
@@ -285,6 +286,8 @@ pub struct Pool {
     idle: Vec<Frame>,
     /// Frames that are lent to a port's rings.
     lent: usize,
+    /// Frames there are, wherever they are.
+    total: usize,
     headroom: usize,
     reserve: usize,
     region: Region,
@@ -322,7 +325,24 @@ impl Pool {
             // SAFETY: each buffer is made a frame once.
             .map(|i| unsafe { region.frame(i * region.buffer, headroom, 0) })
             .collect();
-        Pool { idle, lent: 0, headroom, reserve: 0, region }
+        Pool { idle, lent: 0, total: region.count, headroom, reserve: 0, region }
+    }
+
+    /// A pool of those buffers of `region` that lie at the offsets `idle`, while `lent` others are in the rings of the ports it serves.
+    ///
+    /// # Safety
+    ///
+    /// The offsets are multiples of the buffers' size inside the region, each is named once, and nobody else has those buffers.
+    pub(crate) unsafe fn partly(
+        region: Region,
+        headroom: usize,
+        idle: impl IntoIterator<Item = usize>,
+        lent: usize,
+    ) -> Pool {
+        assert!(headroom <= region.buffer, "the headroom of {headroom} bytes exceeds the buffer");
+        // SAFETY: the caller's promise.
+        let idle: Vec<_> = idle.into_iter().map(|offset| unsafe { region.frame(offset, headroom, 0) }).collect();
+        Pool { total: idle.len() + lent, idle, lent, headroom, reserve: 0, region }
     }
 
     /// An empty frame that begins at the headroom, or `None` when only the reserve of the ports is left.
@@ -403,7 +423,7 @@ impl Pool {
     /// Frames the pool was made with, wherever they are now.
     #[inline]
     pub fn total(&self) -> usize {
-        self.region.count
+        self.total
     }
 
     /// Frames that are in the rings of a port. What is neither idle nor lent is in somebody's hands.
@@ -466,9 +486,12 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // A frame that is still out would point into freed memory, so the memory stays if one is.
-        if self.idle.len() + self.lent != self.region.count {
+        if self.idle.len() + self.lent != self.total {
             mem::forget(Arc::clone(&self.region.owner));
+            return;
         }
+        let region = &self.region;
+        region.owner.regain(&mut self.idle.iter().map(|frame| region.offset(frame.base)));
     }
 }
 
@@ -494,6 +517,8 @@ impl HeapMemory {
         }
     }
 }
+
+impl Keeper for HeapMemory {}
 
 impl Drop for HeapMemory {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@
 //! | backend | what it is |
 //! |---|---|
 //! | `xdp` | AF_XDP, in driver mode with or without zero copy, or in generic mode |
+//! | `netmap` | netmap: NICs, VALE switches and pipes |
 //! | `packet` | AF_PACKET: works everywhere, several times slower |
 //! | `pcap` | a capture file in, a capture file out |
 //! | [`memory`] | both ends in memory, for tests |
@@ -18,6 +19,7 @@ pub mod frame;
 pub mod impair;
 pub mod memory;
 pub mod netdev;
+mod netmap;
 pub mod open;
 pub mod packet;
 pub mod pcap;

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 
 use crate::frame::{HEADROOM, Pool};
 use crate::netdev::{Guard, Interface};
+use crate::netmap;
 use crate::packet::{PacketOptions, PacketPort};
 use crate::pcap::{PcapFileError, PcapPort};
 use crate::port::{Pair, Port};
@@ -93,7 +94,7 @@ pub enum OpenError {
         interface: String,
     },
     /// The name of a port makes no sense.
-    #[error("{name:?} names no port; write [xdp:|packet:|pcap:]NAME")]
+    #[error("{name:?} names no port; write [xdp:|netmap:|packet:|pcap:]NAME or valeX:Y")]
     Syntax {
         /// What was written.
         name: String,
@@ -134,6 +135,7 @@ enum Name<'a> {
     Any(&'a str),
     Xdp(&'a str),
     Packet(&'a str),
+    Netmap(netmap::Name<'a>),
     Pcap(&'a str),
 }
 
@@ -144,11 +146,9 @@ impl<'a> Name<'a> {
             Some(("xdp", rest)) => Name::Xdp(rest),
             Some(("packet", rest)) => Name::Packet(rest),
             Some(("pcap", rest)) => Name::Pcap(rest),
-            Some((scheme, _)) if scheme == "netmap" || scheme.starts_with("vale") => {
-                return Err(OpenError::Unsupported {
-                    what: format!("{name:?}: netmap is not built into this version"),
-                    hint: "name the interface alone to take AF_XDP or AF_PACKET".into(),
-                });
+            Some(("netmap", rest)) => return netmap::Name::parse(rest).map(Name::Netmap).ok_or_else(syntax),
+            Some((scheme, _)) if scheme.starts_with("vale") => {
+                return netmap::Name::parse(name).map(Name::Netmap).ok_or_else(syntax);
             }
             // An alias of old (eth0:1) is no interface, and what else has a colon we do not know.
             Some(_) => return Err(syntax()),
@@ -156,6 +156,7 @@ impl<'a> Name<'a> {
         };
         let rest = match parsed {
             Name::Any(rest) | Name::Xdp(rest) | Name::Packet(rest) | Name::Pcap(rest) => rest,
+            Name::Netmap(_) => unreachable!("netmap takes its names apart itself"),
         };
         let printable = rest.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/');
         if rest.is_empty() || (!printable && !matches!(parsed, Name::Pcap(_))) { Err(syntax()) } else { Ok(parsed) }
@@ -172,6 +173,15 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     check(options)?;
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
+        (Name::Netmap(lan_name), Name::Netmap(wan_name)) => {
+            return open_netmap([(lan, *lan_name), (wan, *wan_name)], options);
+        }
+        (Name::Netmap(_), _) | (_, Name::Netmap(_)) => {
+            return Err(OpenError::Unsupported {
+                what: "netmap shares its frames with no other backend".into(),
+                hint: "name netmap ports on both sides (`netmap:NAME` or `valeX:Y`)".into(),
+            });
+        }
         (Name::Pcap(lan), Name::Pcap(wan)) => return open_captures([*lan, *wan], options),
         (Name::Pcap(_), _) | (_, Name::Pcap(_)) => {
             return Err(OpenError::Unsupported {
@@ -359,6 +369,31 @@ fn open_packet(
     Ok(pairs.collect())
 }
 
+/// netmap, on NICs, switches and pipes.
+fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Result<Opened, OpenError> {
+    if names[0].1 == names[1].1 {
+        return Err(OpenError::SameInterface { interface: names[0].0.into() });
+    }
+    let mut notes = Vec::new();
+    let nics: Vec<Interface> =
+        names.iter().filter_map(|(_, name)| name.interface()).map(Interface::find).collect::<Result<_, _>>()?;
+    let nics: Vec<&Interface> = nics.iter().collect();
+    let guard = if nics.is_empty() { Guard::empty() } else { Guard::prepare(&nics, options.workers, &mut notes)? };
+    let pairs = netmap::open(names, options, &mut notes)?;
+    // A NIC that changes to netmap loses its link for a while.
+    guard.await_links(&nics, &mut notes);
+    if let Some(Pair { lan, wan, .. }) = pairs.first() {
+        for ((name, _), port) in names.iter().zip([lan, wan]) {
+            let way = if port.capabilities().zero_copy { "frames change places" } else { "copying" };
+            notes.push(format!("{name}: netmap, {way}, {} ring pair(s)", pairs.len()));
+        }
+    }
+    for note in &notes {
+        info!("{note}");
+    }
+    Ok(Opened { pairs, guard, notes })
+}
+
 /// A pool in ordinary memory whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
 fn heap_pool(longest: usize, options: &Options) -> Pool {
     let buffer = (HEADROOM + longest + 128).next_power_of_two().max(2048);
@@ -429,18 +464,35 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused_with_the_right_form() {
-        for name in ["", "xdp:", "eth0:1", "ring:eth0", "eth 0", "a/b"] {
+        for name in
+            ["", "xdp:", "eth0:1", "ring:eth0", "eth 0", "a/b", "netmap:", "netmap:a/b", "vale0", "vale:", "netmap:p{x"]
+        {
             let error = Name::parse(name).unwrap_err();
             assert!(matches!(error, OpenError::Syntax { .. }), "{name}: {error}");
-            assert!(error.to_string().contains("[xdp:|packet:|pcap:]NAME"), "{error}");
+            assert!(error.to_string().contains("[xdp:|netmap:|packet:|pcap:]NAME"), "{error}");
         }
     }
 
     #[test]
-    fn netmap_is_refused_by_name() {
-        for name in ["netmap:eth0", "vale0:1", "vale:x"] {
-            let error = open(name, "lo", &Options::default()).unwrap_err();
-            assert!(error.to_string().contains("not built into this version"), "{error}");
+    fn netmap_shares_frames_with_nobody_else() {
+        for (lan, wan) in [("netmap:eth0", "lo"), ("lo", "vale0:1"), ("netmap:eth0", "xdp:lo")] {
+            let error = open(lan, wan, &Options::default()).unwrap_err();
+            assert!(error.to_string().contains("netmap ports on both sides"), "{error}");
+        }
+        let error = open("vale0:1", "vale0:1", &Options::default()).unwrap_err();
+        assert!(matches!(error, OpenError::SameInterface { .. }), "{error}");
+    }
+
+    #[test]
+    fn without_the_netmap_module_one_line_says_so() {
+        if std::path::Path::new("/dev/netmap").exists() {
+            println!("skipped: the netmap module is loaded here");
+            return;
+        }
+        for (lan, wan) in [("vale0:1", "vale1:1"), ("netmap:pipe{1", "netmap:pipe{2")] {
+            let error = open(lan, wan, &Options::default()).unwrap_err().to_string();
+            assert!(error.contains("the netmap module is not loaded") && error.contains("modprobe netmap"), "{error}");
+            assert!(!error.contains('\n'), "{error}");
         }
     }
 

@@ -25,7 +25,7 @@ use xsk_rs::config::{
 };
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
-use crate::frame::{Batch, Frame, HEADROOM, Pool, Region};
+use crate::frame::{Batch, Frame, HEADROOM, Keeper, Pool, Region};
 use crate::netdev::Interface;
 use crate::port::{Capabilities, Pair, Port, PortStatistics};
 
@@ -63,6 +63,8 @@ const SINGLE_MTU: usize = 3000;
 
 /// The largest MTU that fits the buffers a frame may have, well above any that is in use.
 const LARGEST_MTU: usize = 16_000;
+
+impl Keeper for Umem {}
 
 /// What the XDP program does with a frame whose queue has no socket, because the process is gone or not there yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,0 +1,291 @@
+//! `/dev/netmap`: registering a port, mapping its memory, and giving it back.
+//!
+//! Registration uses the request of version 11 of the ABI (`NIOCREGIF`), which every later kernel module still takes; its structures are
+//! those of `netmap_sys`.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use netmap_sys::netmap::{
+    IFNAMSIZ, NETMAP_API, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_REG_ONE_NIC,
+    NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE, netmap_if, netmap_ring, nmreq,
+};
+
+use super::Name;
+use super::port::{Buffers, Kernel};
+use super::ring::Ring;
+use crate::frame::Keeper;
+
+const DEVICE: &CStr = c"/dev/netmap";
+
+/// The layout that the kernel's ABI has had since version 11 (`net/netmap.h`, `net/netmap_legacy.h`).
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<nmreq>() == 60 && offset_of!(nmreq, nr_ringid) == 40 && offset_of!(nmreq, nr_flags) == 52);
+    assert!(size_of::<netmap_if>() == 56 && offset_of!(netmap_if, ni_tx_rings) == 24);
+    assert!(offset_of!(netmap_if, ni_bufs_head) == 32 && offset_of!(netmap_if, ring_ofs) == 56);
+};
+
+/// What is asked of a port.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wish {
+    /// The ring pair, from 0.
+    pub queue: u16,
+    /// Ring pairs the port is to have; only a switch's port can be made with as many as one likes.
+    pub queues: u16,
+    /// The memory the port is to lie in; 0 leaves that to the kernel.
+    pub memory: u16,
+    /// Buffers beyond those in the rings.
+    pub extra: u32,
+}
+
+/// A port that is ours until this is dropped.
+#[derive(Debug)]
+pub(super) struct Registered {
+    device: File,
+    /// The port's structure in the memory, in bytes from its beginning.
+    interface: usize,
+    /// Bytes of the memory.
+    size: usize,
+    /// Which memory it is.
+    pub memory: u16,
+    /// Ring pairs the port has.
+    pub queues: u16,
+    queue: u16,
+    /// Buffers beyond those in the rings that were granted.
+    pub extra: u32,
+}
+
+impl Registered {
+    /// Registers one ring pair of the port `name`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `NotFound` without the device.
+    pub fn new(name: &Name<'_>, wish: Wish) -> io::Result<Registered> {
+        let path = DEVICE.to_str().expect("ASCII");
+        let device = OpenOptions::new().read(true).write(true).open(path)?;
+        // SAFETY: plain numbers, for all of which zero is a value.
+        let mut request: nmreq = unsafe { std::mem::zeroed() };
+        let (port, mode, ring) = match *name {
+            Name::Interface(port) => (port, NR_REG_ONE_NIC, wish.queue),
+            Name::Switch(port) => {
+                (request.nr_tx_rings, request.nr_rx_rings) = (wish.queues, wish.queues);
+                (port, NR_REG_ONE_NIC, wish.queue)
+            }
+            Name::Pipe { parent, number, master } => {
+                (parent, if master { NR_REG_PIPE_MASTER } else { NR_REG_PIPE_SLAVE }, number)
+            }
+        };
+        if port.len() >= IFNAMSIZ {
+            return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+        }
+        for (to, from) in request.nr_name.iter_mut().zip(port.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.nr_version = NETMAP_API as u32;
+        // Sleeping for frames is not to send any: that is what `flush` is for.
+        request.nr_ringid = ring & NETMAP_RING_MASK as u16 | NETMAP_NO_TX_POLL as u16;
+        request.nr_flags = mode;
+        request.nr_arg2 = wish.memory;
+        request.nr_arg3 = wish.extra;
+        // SAFETY: the request is a whole structure of ours, which the kernel reads and writes.
+        let result = unsafe { libc::ioctl(device.as_raw_fd(), NIOCREGIF as _, &raw mut request) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Registered {
+            device,
+            interface: request.nr_offset as usize,
+            size: request.nr_memsize as usize,
+            memory: request.nr_arg2,
+            queues: request.nr_rx_rings.min(request.nr_tx_rings),
+            queue: if mode == NR_REG_ONE_NIC { wish.queue } else { 0 },
+            extra: request.nr_arg3,
+        })
+    }
+}
+
+/// The memory of one or two ports, mapped, with the ports that lie in it.
+#[derive(Debug)]
+pub(super) struct Memory {
+    base: NonNull<u8>,
+    size: usize,
+    /// Bytes of a buffer.
+    buffer: usize,
+    /// Where the buffer with number 0 lies, in bytes from the memory's beginning.
+    buffers: usize,
+    /// Where the list of extra buffers begins that goes back to the kernel.
+    extra: NonNull<u32>,
+    /// Kept open as long as the memory is used; closing them ends the ports.
+    ports: Vec<Registered>,
+}
+
+// SAFETY: shared memory of the kernel's, which it owns; who may touch what of it is settled by rings and frames.
+unsafe impl Send for Memory {}
+// SAFETY: as above; through a shared reference only the list of extra buffers is written, when the only pool over it ends.
+unsafe impl Sync for Memory {}
+
+/// A ring pair in mapped memory.
+#[derive(Debug)]
+pub(super) struct Rings {
+    pub receive: Ring,
+    pub transmit: Ring,
+    pub buffers: Buffers,
+}
+
+/// The kernel's side is not what it should be.
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} of the port lies outside its memory"))
+}
+
+impl Memory {
+    /// Maps the memory of these ports, which is the same for all, and finds their rings.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `InvalidData` when what it says of the memory cannot be.
+    pub fn map(ports: Vec<Registered>) -> io::Result<(Memory, Vec<Rings>)> {
+        let (size, fd) = (ports[0].size, ports[0].device.as_raw_fd());
+        // SAFETY: a new mapping anywhere; its length is what the kernel said.
+        let base =
+            unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| broken("the mapping"))?;
+        let mut memory = Memory { base, size, buffer: 0, buffers: 0, extra: base.cast(), ports };
+        let rings = (0..memory.ports.len()).map(|i| memory.rings(i)).collect::<io::Result<Vec<_>>>()?;
+        let Buffers { base: first, size: buffer, .. } = rings[0].buffers;
+        memory.buffer = buffer;
+        memory.buffers = first.as_ptr() as usize - base.as_ptr() as usize;
+        memory.extra = memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?;
+        Ok((memory, rings))
+    }
+
+    /// What lies at `offset`.
+    fn field<T>(&self, offset: usize) -> io::Result<NonNull<T>> {
+        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.size);
+        if !fits || !offset.is_multiple_of(align_of::<T>()) {
+            return Err(broken("a structure"));
+        }
+        // SAFETY: inside the mapping, as just seen.
+        Ok(unsafe { self.base.add(offset) }.cast())
+    }
+
+    /// The rings of the port with this number.
+    fn rings(&self, port: usize) -> io::Result<Rings> {
+        let Registered { interface, queue, .. } = self.ports[port];
+        // SAFETY: the structure lies inside the mapping; plain numbers, which only the kernel writes.
+        let head = unsafe { self.field::<netmap_if>(interface)?.read() };
+        // Before version 14 there was one ring to the host, and no field that said so.
+        let host = head.ni_spare1[0].max(1);
+        let receive = u64::from(head.ni_tx_rings) + u64::from(host) + u64::from(queue);
+        let [receive, transmit] = [receive, queue.into()].map(|at| self.ring(interface, at));
+        let (receive, buffers) = receive?;
+        Ok(Rings { receive, transmit: transmit?.0, buffers })
+    }
+
+    /// The ring whose offset is at place `at` of the port's list, and the buffers its slots name.
+    fn ring(&self, interface: usize, at: u64) -> io::Result<(Ring, Buffers)> {
+        let list = interface + size_of::<netmap_if>();
+        let entry = usize::try_from(at).ok().and_then(|at| at.checked_mul(8)).and_then(|at| list.checked_add(at));
+        // SAFETY: inside the mapping.
+        let offset = unsafe { self.field::<i64>(entry.ok_or_else(|| broken("a ring"))?)?.read() };
+        let place = i64::try_from(interface).ok().and_then(|interface| interface.checked_add(offset));
+        let place = place.and_then(|place| usize::try_from(place).ok()).ok_or_else(|| broken("a ring"))?;
+        if offset == 0 {
+            return Err(broken("the queue"));
+        }
+        let ring = self.field::<netmap_ring>(place)?;
+        // SAFETY: inside the mapping; these fields are written by the kernel, and before we got here.
+        let (to_buffers, size) = unsafe { ((*ring.as_ptr()).buf_ofs, (*ring.as_ptr()).nr_buf_size as usize) };
+        let first = (place as i64).checked_add(to_buffers).and_then(|first| usize::try_from(first).ok());
+        let first = first.filter(|&first| first < self.size).ok_or_else(|| broken("the buffers"))?;
+        if !(64..=65_472).contains(&size) || !size.is_multiple_of(64) || !first.is_multiple_of(64) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("buffers of {size} bytes")));
+        }
+        // SAFETY: inside the mapping, as just seen.
+        let base = unsafe { self.base.add(first) };
+        let count = u32::try_from((self.size - first) / size).unwrap_or(u32::MAX);
+        // SAFETY: mapped as long as this lives, which the ports' kernels keep; each ring of a port of ours is found once.
+        let ring = unsafe { Ring::new(ring, self.size - place) }.ok_or_else(|| broken("a ring"))?;
+        Ok((ring, Buffers { base, size, count }))
+    }
+
+    /// Takes the list of extra buffers: their offsets from the first buffer.
+    pub fn take_extra(&self, buffers: Buffers) -> Vec<usize> {
+        let mut taken = Vec::new();
+        // SAFETY: the field lies inside the mapping; nobody else reads or writes it while the port is ours.
+        let mut next = unsafe { self.extra.read() };
+        while (2..buffers.count).contains(&next) && taken.len() < self.ports[0].extra as usize {
+            let offset = next as usize * buffers.size;
+            taken.push(offset);
+            // SAFETY: the buffer is one of those there are, ours by the kernel's word, and begins with the number of the next.
+            next = unsafe { buffers.base.add(offset).cast::<u32>().read() };
+        }
+        // SAFETY: as above.
+        unsafe { self.extra.write(0) };
+        taken
+    }
+}
+
+impl Keeper for Memory {
+    /// The kernel takes buffers beyond those in the rings back by a list, each saying which is the next.
+    fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
+        let mut next = 0;
+        for offset in idle {
+            // SAFETY: the buffer lies in the mapping and is nobody's any more.
+            unsafe { self.base.add(self.buffers + offset).cast::<u32>().write(next) };
+            next = (offset / self.buffer) as u32;
+        }
+        // SAFETY: the field lies inside the mapping; the kernel reads it when the port is closed.
+        unsafe { self.extra.write(next) };
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length in `map`; whoever uses the memory keeps this alive.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
+    }
+}
+
+/// The kernel module, asked through the descriptor of one port.
+#[derive(Debug)]
+pub(super) struct Module {
+    /// The descriptor of the port, which `memory` keeps open.
+    fd: RawFd,
+    _memory: Arc<Memory>,
+}
+
+impl Module {
+    /// The module's side of the port with this number.
+    pub fn new(memory: &Arc<Memory>, port: usize) -> Module {
+        Module { fd: memory.ports[port].device.as_raw_fd(), _memory: Arc::clone(memory) }
+    }
+
+    fn ask(&self, request: libc::c_uint) -> io::Result<()> {
+        // SAFETY: the request takes no argument, and the descriptor is open.
+        let result = unsafe { libc::ioctl(self.fd, request as _, 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl Kernel for Module {
+    fn receive(&mut self) -> io::Result<()> {
+        self.ask(NIOCRXSYNC)
+    }
+
+    fn transmit(&mut self) -> io::Result<()> {
+        self.ask(NIOCTXSYNC)
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.fd)
+    }
+}

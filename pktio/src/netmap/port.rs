@@ -1,0 +1,335 @@
+//! A netmap port: one ring of received frames, one of frames to be sent, and a kernel that is told when to look at them.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::ptr::NonNull;
+
+use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG};
+
+use super::ring::{Ring, Slot};
+use crate::frame::{Batch, Frame, Pool};
+use crate::memory::{Refused, gather};
+use crate::port::{Capabilities, Port, PortStatistics};
+
+/// The most slots a frame may lie in (`NETMAP_MAX_FRAGS`).
+const MAX_SLOTS: usize = 64;
+
+/// The first buffers of a region are the kernel's own.
+const FIRST_BUFFER: u32 = 2;
+
+/// What moves the rings on.
+pub(super) trait Kernel: Send {
+    /// Takes the slots we gave back, and shows what has been received (`NIOCRXSYNC`).
+    fn receive(&mut self) -> io::Result<()>;
+
+    /// Takes the slots we filled, and gives those back that were sent (`NIOCTXSYNC`).
+    fn transmit(&mut self) -> io::Result<()>;
+
+    /// What becomes readable when frames have arrived.
+    fn descriptor(&self) -> Option<RawFd>;
+}
+
+/// The buffers that the slots of a port name, in shared memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Buffers {
+    /// Where number 0 lies.
+    pub base: NonNull<u8>,
+    /// Bytes of a buffer.
+    pub size: usize,
+    /// How many there are.
+    pub count: u32,
+}
+
+// SAFETY: an address and two numbers; who may touch which buffer is settled by the rings and by the ownership of frames.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// Whether a slot may name this buffer, and say that so much lies in it.
+    fn allow(&self, slot: Slot) -> bool {
+        (FIRST_BUFFER..self.count).contains(&slot.buffer) && slot.len as usize <= self.size
+    }
+
+    fn address(&self, buffer: u32) -> *mut u8 {
+        debug_assert!(buffer < self.count);
+        // SAFETY: the buffer is one of those there are.
+        unsafe { self.base.as_ptr().add(buffer as usize * self.size) }
+    }
+
+    /// What `slot` says lies in its buffer.
+    ///
+    /// # Safety
+    ///
+    /// The slot is ours, as long as the bytes are used, and [`allow`](Buffers::allow)ed.
+    unsafe fn bytes<'a>(&self, slot: Slot) -> &'a [u8] {
+        // SAFETY: the buffer is one of those there are and holds so many bytes; that it stays ours is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.address(slot.buffer), slot.len.into()) }
+    }
+}
+
+/// One ring pair of a netmap port.
+///
+/// Where the pool lies in the same memory as the rings, a received frame leaves its slot and an idle one takes its place, and a frame to
+/// be sent changes places with the buffer in its slot: nothing is copied. Elsewhere frames are copied in and out.
+#[derive(Debug)]
+pub(super) struct NetmapPort<K> {
+    kernel: K,
+    receive: Ring,
+    transmit: Ring,
+    buffers: Buffers,
+    /// The pool lies in the memory of the rings.
+    swaps: bool,
+    capabilities: Capabilities,
+    statistics: PortStatistics,
+    /// The kernel has not been told of slots that were filled.
+    unflushed: bool,
+}
+
+impl<K: Kernel> NetmapPort<K> {
+    /// A port over these rings. `swaps` says that the pool lies in their memory, with its frames at the buffers' places.
+    ///
+    /// # Safety
+    ///
+    /// The slots of both rings name buffers that nobody else uses, and the memory stays mapped as long as `kernel` lives. With `swaps` the
+    /// pool that is passed to the methods is one over the region of these `buffers`.
+    pub unsafe fn new(
+        kernel: K,
+        [receive, transmit]: [Ring; 2],
+        buffers: Buffers,
+        swaps: bool,
+        capabilities: Capabilities,
+    ) -> Self {
+        Self {
+            kernel,
+            receive,
+            transmit,
+            buffers,
+            swaps,
+            capabilities: Capabilities { backend: "netmap", zero_copy: swaps, ..capabilities },
+            statistics: PortStatistics::default(),
+            unflushed: false,
+        }
+    }
+
+    /// Slots with frames that were not taken yet.
+    #[cfg(test)]
+    pub fn receivable(&self) -> u32 {
+        self.receive.available()
+    }
+
+    /// How many slots the frame takes that begins `ahead` behind the head, `available` being ours; `None` while its end is not there.
+    fn extent(&self, ahead: u32, available: u32) -> Option<u32> {
+        let mut slots = 1;
+        while self.receive.slot(ahead + slots - 1).flags & NS_MOREFRAG != 0 {
+            if ahead + slots == available {
+                return None;
+            }
+            slots += 1;
+        }
+        Some(slots)
+    }
+
+    /// The frame in the slot, for which an idle one takes its place.
+    fn swap_in(&mut self, ahead: u32, slot: Slot, pool: &mut Pool) -> Result<Frame, Refused> {
+        let spare = pool.take_reserved().ok_or(Refused::NoBuffer)?;
+        let idle = self.number(pool.lend(spare));
+        self.receive.set_slot(ahead, Slot { buffer: idle, len: 0, flags: NS_BUF_CHANGED });
+        // SAFETY: the slot was ours and now names another buffer, so nobody has this one, which counted as lent.
+        Ok(unsafe { pool.reclaim(slot.buffer as usize * self.buffers.size, 0, slot.len.into()) })
+    }
+
+    /// The number of the buffer at this offset of the region.
+    fn number(&self, offset: usize) -> u32 {
+        (offset / self.buffers.size) as u32
+    }
+
+    /// A frame with the bytes of the `slots` slots from `ahead` on.
+    fn copy_in(&self, ahead: u32, slots: u32, pool: &mut Pool) -> Result<Frame, Refused> {
+        if slots as usize > MAX_SLOTS {
+            return Err(Refused::TooLong);
+        }
+        let mut parts: [&[u8]; MAX_SLOTS] = [&[]; MAX_SLOTS];
+        for (part, i) in parts.iter_mut().zip(0..slots) {
+            let slot = self.receive.slot(ahead + i);
+            if !self.buffers.allow(slot) {
+                return Err(Refused::TooLong);
+            }
+            // SAFETY: the slot is ours until the head moves, and was just allowed.
+            *part = unsafe { self.buffers.bytes(slot) };
+        }
+        gather(pool, &parts[..slots as usize], self.capabilities.max_frame)
+    }
+
+    /// How many slots `frame` needs to be sent; `None` when it cannot be.
+    fn need(&self, frame: &Frame) -> Option<u32> {
+        let slots = if self.swaps { frame.buffers() } else { frame.total().div_ceil(self.buffers.size).max(1) };
+        let fits = frame.total() <= self.capabilities.max_frame && slots <= MAX_SLOTS;
+        (fits && (slots == 1 || self.capabilities.multi_buffer)).then_some(slots as u32)
+    }
+
+    /// Puts the frame's buffers into the slots from `ahead` on, and those that were there into the pool.
+    fn swap_out(&mut self, mut ahead: u32, frame: Frame, pool: &mut Pool) {
+        let mut rest = Some(frame);
+        while let Some(mut frame) = rest {
+            rest = frame.split();
+            let (start, len) = (frame.start(), frame.len());
+            if start > 0 {
+                // A slot cannot say where in its buffer a frame begins.
+                frame.buffer_mut().copy_within(start..start + len, 0);
+            }
+            let old = self.transmit.slot(ahead);
+            let more = if rest.is_some() { NS_MOREFRAG } else { 0 };
+            let buffer = self.number(pool.lend(frame));
+            // No truncation: a buffer is smaller than 64 KiB where frames are swapped.
+            self.transmit.set_slot(ahead, Slot { buffer, len: len as u16, flags: NS_BUF_CHANGED | more });
+            // SAFETY: the slot was ours and now names another buffer, so nobody has this one, which counted as lent.
+            let old = unsafe { pool.reclaim(old.buffer as usize * self.buffers.size, 0, 0) };
+            pool.put(old);
+            ahead += 1;
+        }
+    }
+
+    /// Copies the frame into the buffers of `slots` slots from `ahead` on.
+    fn copy_out(&mut self, ahead: u32, slots: u32, frame: &Frame) {
+        let mut segments = frame.segments();
+        let mut segment: &[u8] = &[];
+        for i in 0..slots {
+            let Slot { buffer, .. } = self.transmit.slot(ahead + i);
+            // SAFETY: the slot is ours, so is its buffer, which `is_sound` has allowed.
+            let room = unsafe { std::slice::from_raw_parts_mut(self.buffers.address(buffer), self.buffers.size) };
+            let mut len = 0;
+            while len < room.len() {
+                if segment.is_empty() {
+                    let Some(next) = segments.next() else { break };
+                    segment = next;
+                    continue;
+                }
+                let (now, later) = segment.split_at(segment.len().min(room.len() - len));
+                room[len..len + now.len()].copy_from_slice(now);
+                len += now.len();
+                segment = later;
+            }
+            let flags = if i + 1 < slots { NS_MOREFRAG } else { 0 };
+            // No truncation: a buffer holds less than 64 KiB.
+            self.transmit.set_slot(ahead + i, Slot { buffer, len: len as u16, flags });
+        }
+    }
+
+    /// Whether the slots to be filled name buffers that there are.
+    fn is_sound(&self, ahead: u32, slots: u32) -> bool {
+        (ahead..ahead + slots).all(|at| self.buffers.allow(Slot { len: 0, ..self.transmit.slot(at) }))
+    }
+
+    fn synchronise_transmission(&mut self) {
+        self.unflushed = false;
+        if self.kernel.transmit().is_err() {
+            self.statistics.transmit_errors += 1;
+        }
+    }
+}
+
+impl<K: Kernel> Port for NetmapPort<K> {
+    fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        if (self.receive.available() as usize) < max && self.kernel.receive().is_err() {
+            return 0;
+        }
+        let available = self.receive.available();
+        let (mut ahead, mut received) = (0, 0);
+        while received < max && ahead < available {
+            let Some(slots) = self.extent(ahead, available) else {
+                if available + 1 < self.receive.slots() {
+                    break;
+                }
+                // The ring is full of it and its end is not there: there will never be one.
+                self.statistics.truncated += 1;
+                ahead = available;
+                break;
+            };
+            let first = self.receive.slot(ahead);
+            let frame = match slots {
+                1 if !self.buffers.allow(first) => Err(Refused::TooLong),
+                1 if self.swaps => self.swap_in(ahead, first, pool),
+                _ => self.copy_in(ahead, slots, pool),
+            };
+            match frame {
+                Ok(frame) => {
+                    self.statistics.received += 1;
+                    self.statistics.received_bytes += frame.total() as u64;
+                    batch.push(frame);
+                    received += 1;
+                }
+                Err(Refused::NoBuffer) => self.statistics.no_buffer += 1,
+                Err(Refused::TooLong) => self.statistics.truncated += 1,
+            }
+            ahead += slots;
+        }
+        if ahead > 0 {
+            self.receive.advance(ahead);
+        }
+        received
+    }
+
+    fn transmit(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        if batch.is_empty() {
+            return 0;
+        }
+        if (self.transmit.available() as usize) < batch.len() {
+            self.synchronise_transmission();
+        }
+        let room = self.transmit.available();
+        let (mut ahead, mut fits) = (0, 0);
+        for frame in batch.iter() {
+            let slots = self.need(frame).unwrap_or(0);
+            if ahead + slots > room || !self.is_sound(ahead, slots) {
+                self.statistics.transmit_full += 1;
+                break;
+            }
+            ahead += slots;
+            fits += 1;
+        }
+        ahead = 0;
+        for frame in batch.drain(..fits) {
+            let Some(slots) = self.need(&frame) else {
+                self.statistics.transmit_errors += 1;
+                pool.put(frame);
+                continue;
+            };
+            self.statistics.sent += 1;
+            self.statistics.sent_bytes += frame.total() as u64;
+            if self.swaps {
+                self.swap_out(ahead, frame, pool);
+            } else {
+                self.copy_out(ahead, slots, &frame);
+                pool.put(frame);
+            }
+            ahead += slots;
+        }
+        if ahead > 0 {
+            self.transmit.advance(ahead);
+            self.unflushed = true;
+        }
+        fits
+    }
+
+    fn flush(&mut self, _: &mut Pool) {
+        // A switch or a pipe whose other end was full takes the rest at a later call, and sent buffers come back by none other.
+        if self.unflushed || self.transmit.kept() > 0 {
+            self.synchronise_transmission();
+        }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        self.kernel.descriptor()
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.transmit.kept() > 0
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        self.statistics
+    }
+}
