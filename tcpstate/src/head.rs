@@ -73,16 +73,52 @@ impl<'a> Head<'a> {
     }
 
     /// Opens a gap of `gap` bytes at offset `at` by moving the bytes before it toward the buffer's beginning
-    /// (the payload stays where it is). Returns false, changing nothing, if there is too little headroom.
+    /// (the payload stays where it is); without the headroom for that, by moving those behind it toward the buffer's end, which
+    /// only a frame in one piece can. Returns false, changing nothing, if there is room at neither end.
     #[must_use]
     pub fn open_gap(&mut self, at: usize, gap: usize) -> bool {
-        if gap > self.start || at > self.len {
+        if at > self.len {
             return false;
         }
-        self.buffer.copy_within(self.start..self.start + at, self.start - gap);
-        self.start -= gap;
+        if gap <= self.start {
+            self.buffer.copy_within(self.start..self.start + at, self.start - gap);
+            self.start -= gap;
+        } else {
+            let end = self.start + self.len;
+            if !self.is_whole() || end + gap > self.buffer.len() {
+                return false;
+            }
+            self.buffer.copy_within(self.start + at..end, self.start + at + gap);
+        }
         self.len += gap;
         self.total += gap;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opens a gap of two bytes at offset 1 of "abc", which begins at `start` of `room` bytes.
+    fn gap(start: usize, room: usize, total: usize) -> Option<(usize, Vec<u8>)> {
+        let mut buffer = vec![0; room];
+        buffer[start..start + 3].copy_from_slice(b"abc");
+        let mut head = Head::new(&mut buffer, start, 3, total);
+        head.open_gap(1, 2).then(|| {
+            assert_eq!((head.len(), head.total()), (5, total + 2));
+            head.bytes_mut()[1..3].copy_from_slice(b"--");
+            (head.start(), head.bytes().to_vec())
+        })
+    }
+
+    #[test]
+    fn a_gap_takes_headroom_then_tailroom() {
+        assert_eq!(gap(2, 5, 3), Some((0, b"a--bc".to_vec())));
+        assert_eq!(gap(1, 6, 3), Some((1, b"a--bc".to_vec())));
+        assert_eq!(gap(0, 5, 3), Some((0, b"a--bc".to_vec())));
+        assert_eq!(gap(1, 5, 3), None, "one byte at either end");
+        assert_eq!(gap(0, 9, 10), None, "what follows lies in other buffers");
+        assert_eq!(gap(2, 5, 10), Some((0, b"a--bc".to_vec())));
     }
 }

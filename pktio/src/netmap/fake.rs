@@ -368,20 +368,20 @@ fn rings_wrap_and_no_buffer_is_lost() {
     };
     let (mut pushed, mut lost, mut sent) = ([0; 2], 0, [0; 2]);
     for round in 0..5000 {
-        for port in 0..2 {
+        for (port, pushed) in pushed.iter_mut().enumerate() {
             for _ in 0..draw(6) {
-                bench.push(port, &frame(pushed[port], if draw(8) == 0 { 2 * BUFFER } else { 64 }));
-                pushed[port] += 1;
+                bench.push(port, &frame(*pushed, if draw(8) == 0 { 2 * BUFFER } else { 64 }));
+                *pushed += 1;
             }
             bench.nics[1 - port].lock().unwrap().budget = if round < 4990 { draw(6) } else { usize::MAX };
             let before = bench.ports[port].statistics().received;
             let taken = bench.forward(port, 1 + draw(7));
             lost += (bench.ports[port].statistics().received - before) as usize - taken;
         }
-        for port in 0..2 {
+        for (port, sent) in sent.iter_mut().enumerate() {
             for frame in bench.sent(port) {
                 assert!(frame.windows(2).all(|two| two[1] == two[0].wrapping_add(1)), "the bytes of one frame");
-                sent[port] += 1;
+                *sent += 1;
             }
         }
     }
