@@ -15,6 +15,8 @@ Interfaces:
                  generic mode, AF_PACKET; the log says which was taken and why not a better one
   xdp:NAME       AF_XDP
   packet:NAME    AF_PACKET, works on every interface
+  netmap:NAME    netmap on a NIC; netmap:NAME{1 and netmap:NAME}1 are the ends of a pipe
+  valeX:Y        netmap: port Y of the software switch valeX
   pcap:FILE      a capture file, read to its end; pcap:in=FILE:out=FILE also writes what leaves (for tests and replay)
 
 Signals:
