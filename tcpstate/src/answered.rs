@@ -35,6 +35,19 @@ struct Line {
 
 const _: () = assert!(size_of::<Line>() == 64, "a look touches one cache line");
 
+impl Line {
+    /// Makes this slice the last, and forgets those whose words it and its predecessors take.
+    #[cold]
+    fn begin(&mut self, slice: u64) {
+        if slice - self.last < SLICES as u64 {
+            (self.last + 1..=slice).for_each(|stale| self.slices[word(stale)] = 0);
+        } else {
+            self.slices = [0; SLICES];
+        }
+        self.last = slice;
+    }
+}
+
 /// See the module.
 pub struct Answered {
     lines: Vec<Line>,
@@ -49,25 +62,30 @@ impl Answered {
     }
 
     /// Takes note that a SYN was answered; `hash` is the flow table's keyed hash of its ends.
+    #[inline]
     pub fn note(&mut self, hash: u64, now: Instant) {
         let line = &mut self.lines[place(hash)];
-        let slice = slice_of(now).max(line.last);
-        for stale in 1..=(slice - line.last).min(SLICES as u64) {
-            line.slices[word(line.last + stale)] = 0;
+        let slice = slice_of(now);
+        if slice > line.last {
+            line.begin(slice);
         }
-        line.last = slice;
-        line.slices[word(slice)] |= bits(hash);
+        line.slices[word(line.last)] |= bits(hash);
     }
 
     /// Whether a SYN of these ends may have been answered in the last 100 s. Never false if one was.
+    #[inline]
     pub fn may_have(&self, hash: u64, now: Instant) -> bool {
         if now < self.blind_until {
             return true;
         }
         let line = &self.lines[place(hash)];
         let bits = bits(hash);
-        let newest = slice_of(now).max(line.last);
-        let oldest = newest.saturating_sub(SLICES as u64 - 1);
+        // Slices that have begun since the line was written took the place of its oldest.
+        let begun = slice_of(now).saturating_sub(line.last);
+        if begun == 0 {
+            return line.slices.iter().fold(false, |any, slice| any | (slice & bits == bits));
+        }
+        let oldest = (line.last + begun).saturating_sub(SLICES as u64 - 1);
         (oldest..=line.last).any(|slice| line.slices[word(slice)] & bits == bits)
     }
 

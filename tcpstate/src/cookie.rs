@@ -52,21 +52,19 @@ pub struct Jar {
     /// Keys of the even and of the odd one among the current and the previous epoch.
     keys: [Keys; 2],
     book: Book,
-    ts_mss: Vec<u16>,
+    ts_mss: Ladder,
     constant_scale: WindowScale,
 }
 
 impl Jar {
     /// A jar of this configuration's tables.
     pub fn new(config: &Config, master: Keys, now: Instant) -> Self {
-        let mut ts_mss = config.ts_mss_table.clone();
-        ts_mss.truncate(32);
         let mut jar = Self {
             master,
             epoch: epoch_of(now),
             keys: [(0, 0); 2],
             book: Book::new(&config.mss_table, &config.wscale_table),
-            ts_mss,
+            ts_mss: Ladder::new(&config.ts_mss_table),
             constant_scale: WindowScale::clamped(config.own_wscale),
         };
         jar.keys = jar.keys_at(jar.epoch);
@@ -97,7 +95,7 @@ impl Jar {
 
     /// The smallest MSS a cookie can express, with or without timestamps: a smaller one would be rounded up.
     pub fn smallest_mss(&self, timestamps: bool) -> u16 {
-        if timestamps { self.ts_mss[0] } else { self.book.mss[0] }
+        if timestamps { self.ts_mss.rungs[0] } else { self.book.mss[0] }
     }
 
     /// The scale a client is promised: `wanted` if the cookie can carry it, else the configured constant.
@@ -110,7 +108,7 @@ impl Jar {
         let slot = (self.epoch & 1) as u32;
         if terms.timestamps {
             let code = scale_code(terms.scale) << 8
-                | (floor_index(&self.ts_mss, terms.mss) as u32) << 3
+                | (self.ts_mss.floor(terms.mss) as u32) << 3
                 | u32::from(terms.sack) << 2
                 | terms.ecn as u32;
             let promised = scale_code(terms.promised);
@@ -133,7 +131,7 @@ impl Jar {
         }
         match ts_echo {
             Some(echo) => Some(Terms {
-                mss: *self.ts_mss.get((echo >> 3 & 31) as usize)?,
+                mss: self.ts_mss.get((echo >> 3 & 31) as usize)?,
                 scale: scale_of(echo >> 8),
                 promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
                 sack: echo & 4 != 0,
@@ -195,6 +193,36 @@ fn scale_of(code: u32) -> Option<WindowScale> {
 /// The index of the largest entry of a rising table that does not exceed `value`; 0 if all do.
 fn floor_index<T: PartialOrd + Copy>(table: &[T], value: T) -> usize {
     table.partition_point(|&entry| entry <= value).saturating_sub(1)
+}
+
+/// The rising MSS values of a cookie with timestamps: up to 32, the rest filled up.
+struct Ladder {
+    rungs: [u16; 32],
+    len: usize,
+}
+
+impl Ladder {
+    /// A ladder of the first 32 of these.
+    fn new(mss: &[u16]) -> Self {
+        let mut rungs = [u16::MAX; 32];
+        let len = mss.len().min(32);
+        rungs[..len].copy_from_slice(&mss[..len]);
+        Self { rungs, len }
+    }
+
+    fn get(&self, index: usize) -> Option<u16> {
+        self.rungs[..self.len].get(index).copied()
+    }
+
+    /// As [`floor_index`], in five steps without a branch.
+    #[inline(always)]
+    fn floor(&self, mss: u16) -> usize {
+        let mut at = 0;
+        for step in [16, 8, 4, 2, 1] {
+            at += if self.rungs[(at + step) & 31] <= mss { step } else { 0 };
+        }
+        at.min(self.len - 1)
+    }
 }
 
 /// The mixed-radix code of a cookie without timestamps.
@@ -282,6 +310,19 @@ mod tests {
         for terms in every_terms(&config) {
             let minted = jar.mint(&ends(), SeqNum::new(77), &terms, now);
             assert_eq!(jar.open(&ends(), SeqNum::new(77), minted.isn, minted.ts_value), Some(terms));
+        }
+    }
+
+    #[test]
+    fn a_ladder_is_climbed_as_far_as_its_table_is_long() {
+        for len in 1..=40u16 {
+            let table: Vec<u16> = (0..len).map(|n| 64 + 200 * n).collect();
+            let ladder = Ladder::new(&table);
+            let held = &table[..table.len().min(32)];
+            for mss in (0..9000).chain([u16::MAX - 1, u16::MAX]) {
+                assert_eq!(ladder.floor(mss), floor_index(held, mss), "{mss} of {len}");
+            }
+            assert_eq!((0..40).map_while(|n| ladder.get(n)).collect::<Vec<_>>(), held);
         }
     }
 

@@ -9,7 +9,7 @@
 //! it has tokens, whatever the rate at which he sends.
 
 use crate::config::RateLimit;
-use crate::keyed::{self, Keys};
+use crate::keyed::Keys;
 use crate::prefetch::prefetch;
 use crate::seq::SeqNum;
 use crate::wire::Ends;
@@ -27,6 +27,19 @@ struct Bucket {
     failures: u32,
     /// The refill period in which the bucket was last used.
     period: u32,
+}
+
+impl Bucket {
+    /// Adds `add` tokens for each period that has passed until `period`.
+    #[inline(never)]
+    fn refill(&mut self, period: u32, add: u32, burst: u32) {
+        let tokens = add.saturating_mul(period.wrapping_sub(self.period));
+        let most = burst.saturating_mul(REPEATED_SHARE);
+        self.period = period;
+        self.fresh = self.fresh.saturating_add(tokens).min(burst);
+        self.repeated = self.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(most);
+        self.failures = self.failures.saturating_add(tokens).min(burst);
+    }
 }
 
 const _: () = assert!(size_of::<Bucket>() == 16, "no bucket straddles two cache lines");
@@ -85,16 +98,25 @@ impl Limiter {
     }
 
     /// The place of a source prefix's bucket.
+    // Whoever wants to spend another prefix's tokens may forge its very addresses, so the hash need not be a strong one.
+    #[inline]
     pub fn place(&self, ends: &Ends) -> u32 {
         let [a, b, c, d] = ends.wan;
         let hash = if ends.v6 {
             let m = &self.mask6;
             let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-            keyed::place(self.keys, [pair(a & m[0], b & m[1]), pair(c & m[2], d & m[3])])
+            self.mix(self.mix(pair(a & m[0], b & m[1])) ^ pair(c & m[2], d & m[3]))
         } else {
-            keyed::place(self.keys, [u64::from(d & self.mask4)])
+            self.mix(u64::from(d & self.mask4))
         };
         hash as u32 & (self.buckets.len() - 1) as u32
+    }
+
+    /// Both halves of the product with a secret.
+    #[inline(always)]
+    fn mix(&self, word: u64) -> u64 {
+        let product = u128::from(word ^ self.keys.0) * u128::from(self.keys.1 | 1);
+        product as u64 ^ (product >> 64) as u64
     }
 
     /// Asks for a bucket's line.
@@ -103,13 +125,20 @@ impl Limiter {
     }
 
     /// Charges a SYN to the bucket at `place`. `hash` is the keyed hash of its ends.
+    #[inline]
     pub fn admit(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
         let bucket = self.bucket(place, now);
         if bucket.fresh > 0 {
             bucket.fresh -= 1;
             return Admission::Granted;
         }
-        let may_repeat = bucket.repeated > 0;
+        self.admit_repeated(place, hash, isn, now)
+    }
+
+    /// The same, when only a SYN that has been refused before may be answered.
+    #[inline(never)]
+    fn admit_repeated(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
+        let may_repeat = self.bucket(place, now).repeated > 0;
         let syn = hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if self.refused.seen_before(syn, now) && may_repeat {
             self.bucket(place, now).repeated -= 1;
@@ -137,23 +166,23 @@ impl Limiter {
     }
 
     /// The bucket at `place`, refilled for the periods that have passed.
+    #[inline]
     fn bucket(&mut self, place: u32, now: Instant) -> &mut Bucket {
         if now >= self.next_period {
-            let period = now.as_micros() / self.period_micros;
-            self.period = period as u32;
-            self.next_period = Instant::from_micros((period + 1) * self.period_micros);
+            self.begin_period(now);
         }
         let bucket = &mut self.buckets[place as usize];
-        let passed = self.period.wrapping_sub(bucket.period);
-        if passed != 0 {
-            bucket.period = self.period;
-            let tokens = self.add.saturating_mul(passed);
-            let most = self.burst.saturating_mul(REPEATED_SHARE);
-            bucket.fresh = bucket.fresh.saturating_add(tokens).min(self.burst);
-            bucket.repeated = bucket.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(most);
-            bucket.failures = bucket.failures.saturating_add(tokens).min(self.burst);
+        if bucket.period != self.period {
+            bucket.refill(self.period, self.add, self.burst);
         }
         bucket
+    }
+
+    #[cold]
+    fn begin_period(&mut self, now: Instant) {
+        let period = now.as_micros() / self.period_micros;
+        self.period = period as u32;
+        self.next_period = Instant::from_micros((period + 1) * self.period_micros);
     }
 }
 

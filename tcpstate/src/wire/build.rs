@@ -1,9 +1,8 @@
 //! From meaning to bytes: the segments the proxy itself sends, headers and all.
 
-use super::segment::pseudo_header_sum;
 use super::{
-    ETHERNET_LEN, ETHERNET_MIN, Ends, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan, be16,
-    be32, checksum, kind, put16, put32,
+    Addr, ETHERNET_LEN, ETHERNET_MIN, Ends, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan,
+    be16, be32, checksum, kind, put16, put32,
 };
 use crate::Side;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -22,6 +21,7 @@ impl OptionList {
     }
 
     /// The options of a SYN or SYN-ACK.
+    #[inline]
     pub fn syn(mss: Option<u16>, sack: bool, timestamps: Option<Timestamps>, scale: Option<WindowScale>) -> Self {
         let mut list = Self::none();
         if let Some(mss) = mss {
@@ -41,6 +41,7 @@ impl OptionList {
     }
 
     /// The options of any other segment.
+    #[inline]
     pub fn plain(timestamps: Option<Timestamps>) -> Self {
         let mut list = Self::none();
         if let Some(timestamps) = timestamps {
@@ -51,26 +52,43 @@ impl OptionList {
 
     /// The bytes: whole words.
     pub fn bytes(&self) -> &[u8] {
-        self.words[..self.count].as_flattened()
+        self.words().as_flattened()
     }
 
+    /// How many bytes there are.
+    #[inline(always)]
+    fn len(&self) -> usize {
+        4 * self.count
+    }
+
+    #[inline(always)]
+    fn words(&self) -> &[[u8; 4]] {
+        &self.words[..self.count]
+    }
+
+    #[inline(always)]
     fn push(&mut self, word: [u8; 4]) {
         self.words[self.count] = word;
         self.count += 1;
     }
 
     /// Timestamps behind the two bytes that fill their first word.
+    #[inline(always)]
     fn push_timestamps(&mut self, [a, b]: [u8; 2], timestamps: Timestamps) {
         self.push([a, b, kind::TIMESTAMPS, 10]);
         self.push(timestamps.value.to_be_bytes());
         self.push(timestamps.echo.to_be_bytes());
     }
 
-    /// Writes them to `space`, which has their length.
-    fn write(&self, space: &mut [u8]) {
-        for (place, word) in space.chunks_exact_mut(4).zip(self.words) {
-            place.copy_from_slice(&word);
+    /// Writes them to `space`, which has their length, and returns the sum of their words.
+    #[inline(always)]
+    fn write(&self, space: &mut [u8]) -> u64 {
+        let mut sum = 0;
+        for (place, word) in space.as_chunks_mut().0.iter_mut().zip(self.words()) {
+            *place = *word;
+            sum += u64::from(u32::from_be_bytes(*word));
         }
+        sum
     }
 }
 
@@ -100,8 +118,9 @@ pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {
     /// The envelope of a segment that came in on `side`, to send another like it.
+    #[inline]
     pub fn of(frame: &[u8], segment: &Segment, side: Side) -> Self {
-        let mac = |at: usize| [frame[at], frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4], frame[at + 5]];
+        let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
         let ip = usize::from(segment.ip);
         let (ttl, id, label) = if segment.ends.v6 {
             (frame[ip + 7], 0, be32(frame, ip) & 0xf_ffff)
@@ -117,14 +136,26 @@ impl Envelope {
 
     /// The envelope of an answer.
     #[must_use]
+    #[inline]
     pub fn reversed(self) -> Self {
         Self { from: self.to, to: self.from, sender: self.sender.other(), ttl: DEFAULT_TTL, id: 0, label: 0, ..self }
     }
 
     /// Bytes of the frame that holds `options`, before padding.
+    #[inline]
     pub fn frame_len(&self, options: &OptionList) -> usize {
         let ip = if self.ends.v6 { IPV6_LEN } else { IPV4_LEN };
-        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.bytes().len()
+        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.len()
+    }
+
+    /// The addresses and ports of the sender and the receiver.
+    #[inline(always)]
+    fn source_and_destination(&self) -> [(&Addr, u16); 2] {
+        let Ends { lan, wan, lan_port, wan_port, .. } = &self.ends;
+        match self.sender {
+            Side::Lan => [(lan, *lan_port), (wan, *wan_port)],
+            Side::Wan => [(wan, *wan_port), (lan, *lan_port)],
+        }
     }
 }
 
@@ -155,19 +186,22 @@ impl Outgoing<'_> {
     ///
     /// # Panics
     /// If `buffer` is shorter than [`Outgoing::frame_len`].
+    // Checksums are made of the values while they are written: a sum of 32-bit words folds to that of their halves (RFC 1071 section 2.C).
     pub fn write(&self, buffer: &mut [u8]) -> usize {
         let envelope = self.envelope;
         let frame = &mut buffer[..self.frame_len()];
         frame[..6].copy_from_slice(&envelope.to);
         frame[6..12].copy_from_slice(&envelope.from);
-        let mut at = self.write_tags(frame, envelope.ends.vlan);
-        let tcp_len = TCP_LEN + self.options.bytes().len();
-        at = if envelope.ends.v6 { self.write_ipv6(frame, at, tcp_len) } else { self.write_ipv4(frame, at, tcp_len) };
-        self.write_tcp(&mut frame[at..at + tcp_len]);
-        frame[at + tcp_len..].fill(0);
+        let ip = self.write_tags(frame, envelope.ends.vlan);
+        let tcp_len = TCP_LEN + self.options.len();
+        let (tcp, addresses) =
+            if envelope.ends.v6 { self.write_ipv6(frame, ip, tcp_len) } else { self.write_ipv4(frame, ip, tcp_len) };
+        self.write_tcp(&mut frame[tcp..tcp + tcp_len], addresses);
+        frame[tcp + tcp_len..].fill(0);
         frame.len()
     }
 
+    #[inline(always)]
     fn write_tags(&self, frame: &mut [u8], vlan: Vlan) -> usize {
         let mut at = 12;
         for n in 0..vlan.count() {
@@ -180,64 +214,62 @@ impl Outgoing<'_> {
         at + 2
     }
 
-    fn write_ipv4(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> usize {
-        let Envelope { ends, sender, ttl, id, .. } = *self.envelope;
-        let (source, destination) = source_and_destination(&ends, sender);
-        let header = &mut frame[ip..ip + IPV4_LEN];
-        header[0] = 0x45;
-        header[1] = 0;
-        put16(header, 2, (IPV4_LEN + tcp_len) as u16);
-        put16(header, 4, id);
-        put16(header, 6, 0x4000);
-        header[8] = ttl;
-        header[9] = TCP;
-        put16(header, 10, 0);
+    /// Where the TCP header begins, and the sum of the addresses.
+    #[inline(always)]
+    fn write_ipv4(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
+        let Envelope { ttl, id, .. } = *self.envelope;
+        let [(source, _), (destination, _)] = self.envelope.source_and_destination();
+        let addresses = u64::from(source[3]) + u64::from(destination[3]);
+        let words = [
+            0x4500_0000 | (IPV4_LEN + tcp_len) as u32,
+            u32::from(id) << 16 | 0x4000,
+            u32::from(ttl) << 24 | u32::from(TCP) << 16,
+        ];
+        let sum = words.iter().fold(addresses, |sum, &word| sum + u64::from(word));
+        let header: &mut [u8; IPV4_LEN] = frame[ip..].first_chunk_mut().expect("the frame is long enough");
+        put32(header, 0, words[0]);
+        put32(header, 4, words[1]);
+        put32(header, 8, words[2] | u32::from(!checksum::fold(sum)));
         put32(header, 12, source[3]);
         put32(header, 16, destination[3]);
-        let sum = !checksum::sum(header);
-        put16(header, 10, sum);
-        ip + IPV4_LEN
+        (ip + IPV4_LEN, addresses)
     }
 
-    fn write_ipv6(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> usize {
-        let Envelope { ends, sender, ttl, label, .. } = *self.envelope;
-        let (source, destination) = source_and_destination(&ends, sender);
-        let header = &mut frame[ip..ip + IPV6_LEN];
+    /// Where the TCP header begins, and the sum of the addresses.
+    #[inline(always)]
+    fn write_ipv6(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
+        let Envelope { ttl, label, .. } = *self.envelope;
+        let [(source, _), (destination, _)] = self.envelope.source_and_destination();
+        let header: &mut [u8; IPV6_LEN] = frame[ip..].first_chunk_mut().expect("the frame is long enough");
         put32(header, 0, 6 << 28 | label);
-        put16(header, 4, tcp_len as u16);
-        header[6] = TCP;
-        header[7] = ttl;
+        put32(header, 4, (tcp_len as u32) << 16 | u32::from(TCP) << 8 | u32::from(ttl));
+        let mut addresses = 0;
         for i in 0..4 {
             put32(header, 8 + 4 * i, source[i]);
             put32(header, 24 + 4 * i, destination[i]);
+            addresses += u64::from(source[i]) + u64::from(destination[i]);
         }
-        ip + IPV6_LEN
+        (ip + IPV6_LEN, addresses)
     }
 
-    fn write_tcp(&self, header: &mut [u8]) {
-        let ends = &self.envelope.ends;
-        let (from, to) = match self.envelope.sender {
-            Side::Lan => (ends.lan_port, ends.wan_port),
-            Side::Wan => (ends.wan_port, ends.lan_port),
-        };
-        put16(header, 0, from);
-        put16(header, 2, to);
-        put32(header, 4, self.seq.get());
-        put32(header, 8, self.ack.get());
-        header[12] = ((header.len() / 4) << 4) as u8;
-        header[13] = self.flags.0;
-        put16(header, 14, self.window.0);
-        put32(header, 16, 0);
-        self.options.write(&mut header[TCP_LEN..]);
-        let pseudo = pseudo_header_sum(ends, header.len());
-        let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(header)));
-        put16(header, 16, sum);
-    }
-}
-
-fn source_and_destination(ends: &Ends, sender: Side) -> (super::Addr, super::Addr) {
-    match sender {
-        Side::Lan => (ends.lan, ends.wan),
-        Side::Wan => (ends.wan, ends.lan),
+    /// Writes header and options; `addresses` is the sum of both addresses.
+    #[inline(always)]
+    fn write_tcp(&self, segment: &mut [u8], addresses: u64) {
+        let [(_, from), (_, to)] = self.envelope.source_and_destination();
+        let len = segment.len() as u32;
+        let (header, options) = segment.split_first_chunk_mut::<TCP_LEN>().expect("the frame is long enough");
+        let words = [
+            u32::from(from) << 16 | u32::from(to),
+            self.seq.get(),
+            self.ack.get(),
+            len / 4 << 28 | u32::from(self.flags.0) << 16 | u32::from(self.window.0),
+        ];
+        for (n, &word) in words.iter().enumerate() {
+            put32(header, 4 * n, word);
+        }
+        // Behind the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1), the header and the options.
+        let pseudo = addresses + u64::from(TCP) + u64::from(len);
+        let sum = words.iter().fold(pseudo + self.options.write(options), |sum, &word| sum + u64::from(word));
+        put32(header, 16, u32::from(!checksum::fold(sum)) << 16);
     }
 }

@@ -1,17 +1,27 @@
 //! The Internet checksum (RFC 1071), in full and by differences (RFC 1624).
 
 /// The one's complement sum of `bytes` as 16-bit words in network order, a last odd byte padded with zero; folded, not complemented.
+#[inline]
 pub fn sum(bytes: &[u8]) -> u16 {
-    // Words are summed in the machine's order, four bytes at a time: the sum of swapped words is the swapped sum (RFC 1071 section 2.B).
-    let mut total: u64 = 0;
-    let mut chunks = bytes.chunks_exact(4);
-    for chunk in &mut chunks {
-        total += u64::from(u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]));
+    // Words are summed in the machine's order, eight bytes at a time: the sum of swapped words is the swapped sum (RFC 1071 section 2.B), and
+    // what is carried out at one end comes in at the other.
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut total = 0u64;
+    for word in words {
+        let (sum, carry) = total.overflowing_add(u64::from_le_bytes(*word));
+        total = sum + u64::from(carry);
     }
-    let mut last = [0; 4];
-    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    total += u64::from(u32::from_le_bytes(last));
-    fold(total).swap_bytes()
+    fold((total & 0xffff_ffff) + (total >> 32) + sum_of_rest(rest)).swap_bytes()
+}
+
+/// The last seven bytes at most, which lie at an even offset.
+#[inline(always)]
+fn sum_of_rest(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let total = words.iter().map(|word| u64::from(u32::from_le_bytes(*word))).sum::<u64>();
+    let (pairs, odd) = rest.as_chunks::<2>();
+    let pairs = pairs.iter().map(|pair| u64::from(u16::from_le_bytes(*pair))).sum::<u64>();
+    total + pairs + odd.iter().map(|&byte| u64::from(byte)).sum::<u64>()
 }
 
 /// Folds a sum of 16-bit words into 16 bits, end-around carries included.

@@ -96,7 +96,43 @@ pub struct Options {
 
 impl Options {
     /// Reads the bytes behind the fixed header.
+    #[inline]
     pub fn read(options: &[u8]) -> Self {
+        Self::read_words(options).unwrap_or_else(|| Self::read_any(options))
+    }
+
+    /// Reads what is laid out as all common stacks do, in whole words of known content; `None` if it is not.
+    fn read_words(options: &[u8]) -> Option<Self> {
+        let mut summary = Self::default();
+        let (mut words, []) = options.as_chunks::<4>() else { return None };
+        while let [word, rest @ ..] = words {
+            words = rest;
+            match *word {
+                [kind::MSS, 4, high, low] => {
+                    summary.mss = Some(u16::from_be_bytes([high, low])).filter(|&mss| mss != 0)
+                }
+                [kind::NOP, kind::WINDOW_SCALE, 3, scale] => summary.scale = Some(WindowScale::clamped(scale)),
+                [kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2] => summary.sack_permitted = true,
+                [a, b, kind::TIMESTAMPS, 10] if [a, b] == [kind::SACK_PERMITTED, 2] || [a, b] == [kind::NOP; 2] => {
+                    let [value, echo, rest @ ..] = words else { return None };
+                    words = rest;
+                    summary.sack_permitted |= a == kind::SACK_PERMITTED;
+                    let [value, echo] = [value, echo].map(|word| u32::from_be_bytes(*word));
+                    summary.timestamps = Some(Timestamps { value, echo });
+                }
+                [kind::SACK_PERMITTED, 2, kind::END, kind::END] => {
+                    summary.sack_permitted = true;
+                    break;
+                }
+                _ => return None,
+            }
+        }
+        Some(summary)
+    }
+
+    /// Reads whatever there is, option by option.
+    #[inline(never)]
+    fn read_any(options: &[u8]) -> Self {
         let mut summary = Self::default();
         for (kind, at, len) in Walk::new(options) {
             match (kind, len) {
@@ -158,7 +194,36 @@ mod tests {
         assert_eq!(Options::read(&[1, 1, 1, 1]).scale, None);
     }
 
+    /// Words as stacks lay them out, and a few that are nearly so.
+    fn word() -> impl Strategy<Value = [u8; 4]> {
+        let known = prop::sample::select(vec![
+            [2, 4, 5, 0xb4],
+            [2, 4, 0, 0],
+            [1, 3, 3, 7],
+            [1, 3, 3, 15],
+            [1, 1, 4, 2],
+            [1, 1, 8, 10],
+            [4, 2, 8, 10],
+            [4, 2, 0, 0],
+            [1, 1, 1, 1],
+            [4, 2, 1, 1],
+            [1, 2, 8, 10],
+            [4, 1, 8, 10],
+            [0, 0, 0, 0],
+            [2, 4, 0, 1],
+            [3, 3, 7, 1],
+            [34, 2, 1, 1],
+        ]);
+        prop_oneof![4 => known, 1 => any::<[u8; 4]>()]
+    }
+
     proptest! {
+        #[test]
+        fn words_are_read_as_their_bytes_are(words in prop::collection::vec(word(), 0..=10)) {
+            let options = words.as_flattened();
+            prop_assert_eq!(Options::read(options), Options::read_any(options));
+        }
+
         #[test]
         fn any_bytes_are_walked_to_an_end(options in prop::collection::vec(any::<u8>(), 0..=40)) {
             prop_assert!(Walk::new(&options).count() <= 20);
