@@ -13,14 +13,13 @@
 //! ISN    epoch 1 | code k | MAC 31 - k       code = (MSS, client scale or none, SACK) as one mixed-radix number
 //! ```
 //!
-//! The MAC covers the ends, the client's ISN, the code bits and whether timestamps are used, but not the time, so that
-//! a repeated SYN is answered with the same ISN. Scale code 15 means "none". Without timestamps there is no room for
+//! The MAC covers the ends (by their keyed hash, which the flow table needs too), the client's ISN, the code bits and whether timestamps are
+//! used, but not the time, so that a repeated SYN is answered with the same ISN. Scale code 15 means "none". Without timestamps there is no room for
 //! ECN.
 
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
 use crate::terms::{Ecn, Terms};
-use crate::wire::Ends;
 use crate::{Config, Instant};
 
 /// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch
@@ -103,8 +102,9 @@ impl Jar {
         wanted.map(|scale| if timestamps { scale } else { self.constant_scale })
     }
 
-    /// The cookie for a SYN with this ISN on these terms.
-    pub fn mint(&self, ends: &Ends, client_isn: SeqNum, terms: &Terms, now: Instant) -> Minted {
+    /// The cookie for a SYN with this ISN on these terms; `ends` is the flow table's keyed hash of its ends.
+    #[inline]
+    pub fn mint(&self, ends: u64, client_isn: SeqNum, terms: &Terms, now: Instant) -> Minted {
         let slot = (self.epoch & 1) as u32;
         if terms.timestamps {
             let code = scale_code(terms.scale) << 8
@@ -123,12 +123,24 @@ impl Jar {
         }
     }
 
-    /// The terms of the cookie `isn`, if we gave it to these ends for a SYN with this ISN in this epoch or the last.
-    /// `ts_echo` is the TSecr of the client's segment, if it carries timestamps.
-    pub fn open(&self, ends: &Ends, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
-        if self.wrong_bits(ends, client_isn, isn, ts_echo) != 0 {
-            return None;
-        }
+    /// The terms of the cookie `isn`, if we gave it to the ends with this hash, for a SYN with one of these ISNs, in this epoch or the last;
+    /// and which ISN that is. `ts_echo` is the TSecr of the client's segment, if it carries timestamps.
+    #[inline]
+    pub fn open<const N: usize>(
+        &self,
+        ends: u64,
+        client_isns: [SeqNum; N],
+        isn: SeqNum,
+        ts_echo: Option<u32>,
+    ) -> Option<(Terms, SeqNum)> {
+        let is_right = |&client_isn: &SeqNum| self.wrong_bits(ends, client_isn, isn, ts_echo) == 0;
+        let client_isn = client_isns.into_iter().find(is_right)?;
+        Some((self.terms(isn, ts_echo)?, client_isn))
+    }
+
+    /// The terms a cookie speaks of.
+    #[inline(never)]
+    fn terms(&self, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
         match ts_echo {
             Some(echo) => Some(Terms {
                 mss: self.ts_mss.get((echo >> 3 & 31) as usize)?,
@@ -147,7 +159,8 @@ impl Jar {
 
     /// The bits in which `isn` differs from the cookie these ends would have got with the same epoch and code: none, if
     /// it is that cookie.
-    fn wrong_bits(&self, ends: &Ends, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
+    #[inline(always)]
+    fn wrong_bits(&self, ends: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
         let number = isn.get();
         let (width, code) = match ts_echo {
             Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
@@ -157,9 +170,11 @@ impl Jar {
         (number ^ mac as u32) & ((1 << width) - 1)
     }
 
-    fn mac(&self, slot: u32, ends: &Ends, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
+    // The ends come first, so that what they make of the keys serves both ISNs a segment is tried with.
+    #[inline(always)]
+    fn mac(&self, slot: u32, ends: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
         let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
-        ends.sign(self.keys[slot as usize], word)
+        keyed::signature(self.keys[slot as usize & 1], [ends, word])
     }
 }
 
@@ -275,9 +290,15 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{Ends, Vlan};
 
     fn ends() -> Ends {
         Ends { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, 2], lan_port: 80, wan_port: 40000, ..Ends::default() }
+    }
+
+    /// The hash of these ends that the flow table would make.
+    fn hash(ends: &Ends) -> u64 {
+        ends.hash((5, 6))
     }
 
     fn jar(now: Instant) -> Jar {
@@ -308,8 +329,11 @@ mod tests {
         let now = Instant::from_secs(1000);
         let jar = jar(now);
         for terms in every_terms(&config) {
-            let minted = jar.mint(&ends(), SeqNum::new(77), &terms, now);
-            assert_eq!(jar.open(&ends(), SeqNum::new(77), minted.isn, minted.ts_value), Some(terms));
+            let minted = jar.mint(hash(&ends()), SeqNum::new(77), &terms, now);
+            assert_eq!(
+                jar.open(hash(&ends()), [SeqNum::new(77)], minted.isn, minted.ts_value),
+                Some((terms, SeqNum::new(77)))
+            );
         }
     }
 
@@ -331,8 +355,8 @@ mod tests {
         let jar = jar(Instant::default());
         let scale = Some(WindowScale::clamped(5));
         let terms = Terms { mss: 1459, scale, promised: scale, sack: true, timestamps: false, ecn: Ecn::Silent };
-        let minted = jar.mint(&ends(), SeqNum::new(1), &terms, Instant::default());
-        let opened = jar.open(&ends(), SeqNum::new(1), minted.isn, None).unwrap();
+        let minted = jar.mint(hash(&ends()), SeqNum::new(1), &terms, Instant::default());
+        let (opened, _) = jar.open(hash(&ends()), [SeqNum::new(1)], minted.isn, None).unwrap();
         assert_eq!((opened.mss, opened.scale), (1440, Some(WindowScale::clamped(4))));
     }
 
@@ -341,10 +365,14 @@ mod tests {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: false, ecn: Ecn::Silent };
         let start = Instant::from_micros((5 << EPOCH_BITS) + 10);
         let mut jar = jar(start);
-        let minted = jar.mint(&ends(), SeqNum::new(9), &terms, start);
+        let minted = jar.mint(hash(&ends()), SeqNum::new(9), &terms, start);
         for (later, opens) in [(0, true), (1, true), (2, false), (3, false)] {
             jar.turn(Instant::from_micros((5 + later) << EPOCH_BITS));
-            assert_eq!(jar.open(&ends(), SeqNum::new(9), minted.isn, None).is_some(), opens, "{later} epochs later");
+            assert_eq!(
+                jar.open(hash(&ends()), [SeqNum::new(9)], minted.isn, None).is_some(),
+                opens,
+                "{later} epochs later"
+            );
         }
     }
 
@@ -352,11 +380,11 @@ mod tests {
     fn a_repeated_syn_gets_the_same_number_and_a_later_clock() {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let jar = jar(Instant::from_secs(70));
-        let first = jar.mint(&ends(), SeqNum::new(9), &terms, Instant::from_secs(70));
-        let again = jar.mint(&ends(), SeqNum::new(9), &terms, Instant::from_secs(71));
+        let first = jar.mint(hash(&ends()), SeqNum::new(9), &terms, Instant::from_secs(70));
+        let again = jar.mint(hash(&ends()), SeqNum::new(9), &terms, Instant::from_secs(71));
         assert_eq!(first.isn, again.isn);
         assert!(SeqNum::new(again.ts_value.unwrap()).after(SeqNum::new(first.ts_value.unwrap())));
-        assert!(jar.open(&ends(), SeqNum::new(9), first.isn, again.ts_value).is_some());
+        assert!(jar.open(hash(&ends()), [SeqNum::new(9)], first.isn, again.ts_value).is_some());
     }
 
     #[test]
@@ -364,18 +392,24 @@ mod tests {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let now = Instant::from_secs(70);
         let jar = jar(now);
-        let Minted { isn, ts_value } = jar.mint(&ends(), SeqNum::new(9), &terms, now);
+        let Minted { isn, ts_value } = jar.mint(hash(&ends()), SeqNum::new(9), &terms, now);
         for bit in 0..32 {
-            assert_eq!(jar.open(&ends(), SeqNum::new(9 ^ 1 << bit), isn, ts_value), None);
+            assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9 ^ 1 << bit)], isn, ts_value), None);
         }
-        assert_eq!(jar.open(&ends(), SeqNum::new(9), isn + 1, ts_value), None);
-        assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, None), None);
-        assert_eq!(jar.open(&ends(), SeqNum::new(9), isn, ts_value.map(|value| value ^ 4)), None);
-        assert_eq!(jar.open(&Ends { wan_port: 40001, ..ends() }, SeqNum::new(9), isn, ts_value), None);
-        assert_eq!(
-            jar.open(&Ends { vlan: crate::wire::Vlan(1 << 24 | 5), ..ends() }, SeqNum::new(9), isn, ts_value),
-            None
-        );
+        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn + 1, ts_value), None);
+        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn, None), None);
+        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn, ts_value.map(|value| value ^ 4)), None);
+        let [lan, wan] = [[0, 0, 0xffff, 3]; 2];
+        for other in [
+            Ends { lan, ..ends() },
+            Ends { wan, ..ends() },
+            Ends { lan_port: 81, ..ends() },
+            Ends { wan_port: 40001, ..ends() },
+            Ends { vlan: Vlan(1 << 24 | 5), ..ends() },
+            Ends { v6: true, ..ends() },
+        ] {
+            assert_eq!(jar.open(hash(&other), [SeqNum::new(9)], isn, ts_value), None, "{other:?}");
+        }
     }
 
     #[test]
@@ -410,7 +444,7 @@ mod tests {
         assert_eq!((jar.book.radix(), jar.book.bits), (24_576, 15));
         let opens = |n: &u32| {
             let (seq, isn) = (SeqNum::new(random(*n) as u32), SeqNum::new((random(*n) >> 32) as u32));
-            [seq - 1, seq].into_iter().any(|client_isn| jar.open(&ends(), client_isn, isn, None).is_some())
+            jar.open(hash(&ends()), [seq - 1, seq], isn, None).is_some()
         };
         let tries = 1 << 22;
         let forged = (0..tries).filter(opens).count() as u32;
@@ -433,7 +467,7 @@ mod tests {
                 let (random, echo) = (random(2 * n), random(2 * n + 1) as u32);
                 let (seq, isn) = (SeqNum::new(random as u32), SeqNum::new((random >> 32) as u32));
                 for client_isn in [seq - 1, seq] {
-                    let wrong = jar.wrong_bits(&ends(), client_isn, isn, timestamps.then_some(echo));
+                    let wrong = jar.wrong_bits(hash(&ends()), client_isn, isn, timestamps.then_some(echo));
                     assert!(wrong >> width == 0);
                     agreeing[wrong.trailing_zeros() as usize] += 1;
                 }
@@ -452,12 +486,12 @@ mod tests {
         let now = Instant::from_secs(70);
         let jar = jar(now);
         for terms in every_terms(&Config::default()) {
-            let Minted { isn, ts_value } = jar.mint(&ends(), SeqNum::new(9), &terms, now);
-            assert_eq!(jar.wrong_bits(&ends(), SeqNum::new(9), isn, ts_value), 0);
+            let Minted { isn, ts_value } = jar.mint(hash(&ends()), SeqNum::new(9), &terms, now);
+            assert_eq!(jar.wrong_bits(hash(&ends()), SeqNum::new(9), isn, ts_value), 0);
             for bit in 0..if terms.timestamps { 27 } else { 24 } {
                 let near = SeqNum::new(isn.get() ^ 1 << bit);
-                assert_eq!(jar.wrong_bits(&ends(), SeqNum::new(9), near, ts_value), 1 << bit);
-                assert_eq!(jar.open(&ends(), SeqNum::new(9), near, ts_value), None);
+                assert_eq!(jar.wrong_bits(hash(&ends()), SeqNum::new(9), near, ts_value), 1 << bit);
+                assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], near, ts_value), None);
             }
         }
     }

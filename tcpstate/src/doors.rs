@@ -69,10 +69,16 @@ impl Doors {
     }
 
     /// Whether the port on the LAN is remembered to have refused this client.
+    #[inline]
     pub fn closed(&self, ends: &Ends, client: Client, now: Instant) -> bool {
+        now < self.until && self.is_remembered(ends, client, now)
+    }
+
+    #[inline(never)]
+    fn is_remembered(&self, ends: &Ends, client: Client, now: Instant) -> bool {
         let is_meant = |door: &Door| door.client == Client::EVERYBODY || door.client == client;
         let closes = |door: &Door| now < door.until && is_meant(door) && door.is_of(ends);
-        now < self.until && self.sets[self.place(ends)].0.iter().any(closes)
+        self.sets[self.place(ends)].0.iter().any(closes)
     }
 
     /// The port on the LAN has refused a connection of `client`.

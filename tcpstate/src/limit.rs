@@ -205,7 +205,13 @@ impl Meter {
     }
 
     /// Takes a token, if there is one.
+    #[inline]
     pub fn take(&mut self, now: Instant) -> bool {
+        self.rate > 0 && self.take_of_some(now)
+    }
+
+    #[inline(never)]
+    fn take_of_some(&mut self, now: Instant) -> bool {
         let rate = u64::from(self.rate);
         // A second fills it, so that a longer time need not be told from one.
         let micros = now.as_micros().saturating_sub(self.reckoned.as_micros()).min(TOKEN);

@@ -184,12 +184,20 @@ impl<E> Turn<'_, '_, E> {
     }
 
     /// The envelope of the frame itself.
+    #[inline(always)]
     fn envelope(&self) -> Envelope {
         Envelope::of(self.head.bytes(), self.segment, self.side)
     }
 
     /// Writes a segment of ours over the frame.
+    #[inline(never)]
     fn overwrite(&mut self, outgoing: &Outgoing) -> bool {
+        self.overwrite_inline(outgoing)
+    }
+
+    /// The same, grown into the caller: for what a flood is answered with.
+    #[inline(always)]
+    fn overwrite_inline(&mut self, outgoing: &Outgoing) -> bool {
         if !self.head.resize(outgoing.frame_len()) {
             return false;
         }

@@ -69,7 +69,7 @@ impl Proxy {
             return self.pass_call(turn, former, event);
         }
         let mut terms = self.agree(turn.segment, &offered, &offer);
-        let mut minted = self.jar.mint(&ends, isn, &terms, now);
+        let mut minted = self.jar.mint(hash, isn, &terms, now);
         let smallest = self.jar.smallest_mss(terms.timestamps);
         match former {
             Some(id) if self.may_rewrite(id, isn, now) => {
@@ -111,6 +111,7 @@ impl Proxy {
     }
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
+    #[inline(always)]
     fn passes(&mut self, offered: &Options, offer: &Offer, former: Option<Id>, now: Instant) -> Option<Event> {
         let extends = offered.multipath && self.multipath == Extension::Pass
             || offered.fast_open && self.fast_open == Extension::Pass;
@@ -121,6 +122,7 @@ impl Proxy {
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
+    #[inline(never)]
     fn pass_call(&mut self, turn: Turn<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
         if event == Event::Passed {
             let signed = Options::read(turn.options()).signed;
@@ -161,6 +163,7 @@ impl Proxy {
     }
 
     /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.
+    #[inline(never)]
     fn repeat_half_open(&mut self, turn: &Turn<impl Egress>, id: Id, terms: &mut Terms, minted: Minted) -> Minted {
         let flow = &mut self.table[id];
         let offered = Options::read(turn.options());
@@ -184,6 +187,7 @@ impl Proxy {
         minted
     }
 
+    #[inline(always)]
     fn write_syn_ack(
         &mut self,
         turn: &mut Turn<impl Egress>,
@@ -209,7 +213,7 @@ impl Proxy {
             window: self.early_window(turn.ends(), offer.window),
             options: &options,
         };
-        if answer.frame_len() > room || !turn.overwrite(&answer) {
+        if answer.frame_len() > room || !turn.overwrite_inline(&answer) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.count(Event::SynAnswered);
@@ -244,10 +248,7 @@ impl Proxy {
         let outer_isn = ack - 1;
         let echo = Options::timestamps(turn.options()).map(|timestamps| timestamps.echo);
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        let opened = [seq - 1, seq].into_iter().find_map(|client_isn| {
-            let terms = self.jar.open(turn.ends(), client_isn, outer_isn, echo)?;
-            Some((terms, client_isn))
-        });
+        let opened = self.jar.open(turn.hash, [seq - 1, seq], outer_isn, echo);
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.adopt_until {

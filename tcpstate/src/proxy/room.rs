@@ -64,6 +64,7 @@ impl Proxy {
     }
 
     /// A record in the SYN cache; `None` when it has no place.
+    #[inline(always)]
     pub(super) fn admit_half_open(
         &mut self,
         ends: &Ends,
@@ -71,9 +72,17 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        if self.half_open.capacity == 0 {
-            return None;
-        }
+        if self.half_open.capacity == 0 { None } else { self.admit_half_open_if_there_is_place(ends, hash, now, fill) }
+    }
+
+    #[inline(never)]
+    fn admit_half_open_if_there_is_place(
+        &mut self,
+        ends: &Ends,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut crate::flow::Flow),
+    ) -> Option<Id> {
         let id = if self.half_open_has_place(now) { self.table.insert(ends, hash) } else { None };
         let Some(id) = id else {
             self.counters.count(Event::CacheFull);

@@ -84,9 +84,12 @@ impl OptionList {
     #[inline(always)]
     fn write(&self, space: &mut [u8]) -> u64 {
         let mut sum = 0;
-        for (place, word) in space.as_chunks_mut().0.iter_mut().zip(self.words()) {
-            *place = *word;
-            sum += u64::from(u32::from_be_bytes(*word));
+        let places = space.as_chunks_mut().0;
+        for (n, word) in self.words.iter().enumerate() {
+            if let Some(place) = places.get_mut(n) {
+                *place = *word;
+                sum += u64::from(u32::from_be_bytes(*word));
+            }
         }
         sum
     }
@@ -187,6 +190,7 @@ impl Outgoing<'_> {
     /// # Panics
     /// If `buffer` is shorter than [`Outgoing::frame_len`].
     // Checksums are made of the values while they are written: a sum of 32-bit words folds to that of their halves (RFC 1071 section 2.C).
+    #[inline(always)]
     pub fn write(&self, buffer: &mut [u8]) -> usize {
         let envelope = self.envelope;
         let frame = &mut buffer[..self.frame_len()];
@@ -197,7 +201,9 @@ impl Outgoing<'_> {
         let (tcp, addresses) =
             if envelope.ends.v6 { self.write_ipv6(frame, ip, tcp_len) } else { self.write_ipv4(frame, ip, tcp_len) };
         self.write_tcp(&mut frame[tcp..tcp + tcp_len], addresses);
-        frame[tcp + tcp_len..].fill(0);
+        if tcp + tcp_len < ETHERNET_MIN {
+            frame[tcp + tcp_len..].fill(0);
+        }
         frame.len()
     }
 

@@ -17,21 +17,21 @@ pub fn sum(bytes: &[u8]) -> u16 {
 /// The last seven bytes at most, which lie at an even offset.
 #[inline(always)]
 fn sum_of_rest(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let total = words.iter().map(|word| u64::from(u32::from_le_bytes(*word))).sum::<u64>();
-    let (pairs, odd) = rest.as_chunks::<2>();
-    let pairs = pairs.iter().map(|pair| u64::from(u16::from_le_bytes(*pair))).sum::<u64>();
-    total + pairs + odd.iter().map(|&byte| u64::from(byte)).sum::<u64>()
+    let (word, rest) = bytes.split_first_chunk::<4>().unwrap_or((&[0; 4], bytes));
+    let mut last = [0; 4];
+    for (place, &byte) in last.iter_mut().zip(rest) {
+        *place = byte;
+    }
+    u64::from(u32::from_le_bytes(*word)) + u64::from(u32::from_le_bytes(last))
 }
 
-/// Folds a sum of 16-bit words into 16 bits, end-around carries included.
+/// Folds a sum of 16-bit words into 16 bits, end-around carries included. Never zero, unless every word was.
 #[inline(always)]
-pub const fn fold(mut total: u64) -> u16 {
-    total = (total & 0xffff_ffff) + (total >> 32);
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    total as u16
+pub const fn fold(total: u64) -> u16 {
+    let (sum, carry) = (total as u32).overflowing_add((total >> 32) as u32);
+    let sum = sum + carry as u32;
+    // The lower half's carry reaches the upper half, where it belongs.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The differences of an edit, to be applied to the checksum that covers it.
@@ -90,6 +90,22 @@ mod tests {
             total = (total & 0xffff) + (total >> 16);
         }
         total as u16
+    }
+
+    #[test]
+    fn folding_adds_what_is_carried_out() {
+        let plain = |mut total: u64| {
+            while total > 0xffff {
+                total = (total & 0xffff) + (total >> 16);
+            }
+            total as u16
+        };
+        let edges = [0, 1, 0xfffe, 0xffff, 0x1_0000, 0x1_ffff, 0xffff_0000, 0xffff_fffe, 0xffff_ffff];
+        for high in edges {
+            for low in edges {
+                assert_eq!(fold(high << 32 | low), plain(high << 32 | low), "{high:x} {low:x}");
+            }
+        }
     }
 
     #[test]

@@ -75,6 +75,14 @@ pub struct Timestamps {
     pub echo: u32,
 }
 
+/// The words common stacks lay their options out in, from Linux and Windows to Apple's.
+const MSS: u32 = 0x0204;
+const NOP_SCALE: u32 = 0x01_0303;
+const NOPS_SACK_PERMITTED: u32 = 0x0101_0402;
+const NOPS_TIMESTAMPS: u32 = 0x0101_080a;
+const SACK_PERMITTED_TIMESTAMPS: u32 = 0x0402_080a;
+const SACK_PERMITTED_END: u32 = 0x0402_0000;
+
 /// What a segment's options say. Of an option that occurs twice the last counts, as in kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Options {
@@ -107,20 +115,19 @@ impl Options {
         let (mut words, []) = options.as_chunks::<4>() else { return None };
         while let [word, rest @ ..] = words {
             words = rest;
-            match *word {
-                [kind::MSS, 4, high, low] => {
-                    summary.mss = Some(u16::from_be_bytes([high, low])).filter(|&mss| mss != 0)
-                }
-                [kind::NOP, kind::WINDOW_SCALE, 3, scale] => summary.scale = Some(WindowScale::clamped(scale)),
-                [kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2] => summary.sack_permitted = true,
-                [a, b, kind::TIMESTAMPS, 10] if [a, b] == [kind::SACK_PERMITTED, 2] || [a, b] == [kind::NOP; 2] => {
+            let word = u32::from_be_bytes(*word);
+            match (word, word >> 8, word >> 16) {
+                (_, _, MSS) => summary.mss = Some(word as u16).filter(|&mss| mss != 0),
+                (_, NOP_SCALE, _) => summary.scale = Some(WindowScale::clamped(word as u8)),
+                (NOPS_SACK_PERMITTED, ..) => summary.sack_permitted = true,
+                (SACK_PERMITTED_TIMESTAMPS | NOPS_TIMESTAMPS, ..) => {
                     let [value, echo, rest @ ..] = words else { return None };
                     words = rest;
-                    summary.sack_permitted |= a == kind::SACK_PERMITTED;
+                    summary.sack_permitted |= word == SACK_PERMITTED_TIMESTAMPS;
                     let [value, echo] = [value, echo].map(|word| u32::from_be_bytes(*word));
                     summary.timestamps = Some(Timestamps { value, echo });
                 }
-                [kind::SACK_PERMITTED, 2, kind::END, kind::END] => {
+                (SACK_PERMITTED_END, ..) => {
                     summary.sack_permitted = true;
                     break;
                 }

@@ -56,21 +56,12 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// The keyed hash that names the flow's place in the table.
+    /// The keyed hash that names the flow's place in the table, and stands for the ends in a cookie's MAC: that no two ends can be found which
+    /// share it is what keeps a cookie from opening for others.
     #[inline]
     pub fn hash(&self, keys: Keys) -> u64 {
         let [a, b, c, low, ports] = self.words();
         if self.v6 { keyed::place(keys, [a, b, c, low, ports]) } else { keyed::place(keys, [low, ports]) }
-    }
-
-    /// A signature of the ends and one word more.
-    pub(crate) fn sign(&self, keys: Keys, word: u64) -> u64 {
-        let [a, b, c, low, ports] = self.words();
-        if self.v6 {
-            keyed::signature(keys, [a, b, c, low, ports, word])
-        } else {
-            keyed::signature(keys, [low, ports, word])
-        }
     }
 
     /// Both addresses, word by word; and the ports with the tags. The first three are the same for all IPv4 ends.
@@ -185,7 +176,11 @@ impl Segment {
         }
         if !self.ends.v6 {
             let header = usize::from(frame[ip] & 15) * 4;
-            if checksum::sum(&frame[ip..ip + header]) != u16::MAX {
+            let sum = match frame[ip..].first_chunk::<IPV4_LEN>() {
+                Some(usual) if header == IPV4_LEN => checksum::sum(usual),
+                _ => checksum::sum(&frame[ip..ip + header]),
+            };
+            if sum != u16::MAX {
                 return false;
             }
         }

@@ -1,0 +1,134 @@
+//! No frame takes memory: what the engine needs is taken when it starts. The loads of the benchmark, under an allocator that counts.
+
+#[path = "../benches/engine/frames.rs"]
+#[allow(dead_code, reason = "the benchmark needs the rest")]
+mod frames;
+#[path = "../benches/engine/lane.rs"]
+#[allow(dead_code, reason = "the benchmark needs the rest")]
+mod lane;
+#[path = "../benches/engine/loads.rs"]
+#[allow(dead_code, reason = "the benchmark needs the rest")]
+mod loads;
+
+use lane::{BATCH, Lane};
+use loads::{
+    AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
+    proxy,
+};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+use tcpstate::Proxy;
+
+thread_local! {
+    /// How often this thread has asked for memory.
+    static TAKEN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The system's allocator, counted.
+struct Counting;
+
+// SAFETY: both calls are the system allocator's own, with the same arguments; counting touches no memory of theirs.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        TAKEN.set(TAKEN.get() + 1);
+        // SAFETY: what the caller promises is what is asked.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above; the block came from `alloc`.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Buckets of a small table, and a SYN cache that fills it by half.
+const BUCKETS: usize = 128;
+const CACHE: usize = 512;
+
+fn sources(count: Option<u32>) -> Sources {
+    Sources { chance: Chance(1), count }
+}
+
+/// Runs a load until whatever is kept has its size; then nothing more may be taken.
+#[track_caller]
+fn takes_nothing(proxy: &mut Proxy, lane: &mut Lane, load: &mut impl Load) {
+    let mut run = |batches: usize| {
+        let (mut taken, mut astray) = (0, 0);
+        for _ in 0..batches.next_multiple_of(load.batches_a_unit()) {
+            let side = load.fill(lane);
+            lane.now = lane.now + lane::BEAT;
+            let before = TAKEN.get();
+            lane.turn(proxy, side);
+            taken += TAKEN.get() - before;
+            astray += load.read(lane);
+        }
+        (taken, astray)
+    };
+    run(200);
+    assert_eq!(run(400), (0, 0), "memory taken, frames astray");
+}
+
+#[test]
+fn the_counter_counts() {
+    let before = TAKEN.get();
+    drop(std::hint::black_box(vec![1u8; 100]));
+    assert_eq!(TAKEN.get(), before + 1);
+}
+
+#[test]
+fn a_syn_takes_no_memory_however_it_is_answered() {
+    for (cache, count, repeats, pause) in
+        [(0, None, false, 0), (CACHE, None, false, 0), (CACHE, None, false, 400_000), (CACHE, Some(100), true, 0)]
+    {
+        let mut lane = Lane::new();
+        let mut proxy = proxy(&config(cache, BUCKETS), &lane);
+        let mut load = SynFlood { sources: sources(count), repeats, pause: Duration::from_micros(pause) };
+        takes_nothing(&mut proxy, &mut lane, &mut load);
+    }
+}
+
+#[test]
+fn a_forged_acknowledgement_takes_no_memory() {
+    for timestamps in [true, false] {
+        let mut lane = Lane::new();
+        let mut proxy = proxy(&config(0, BUCKETS), &lane);
+        lane.now = lane.now + Duration::from_secs(200);
+        answer_all(&mut proxy, &mut lane, 100);
+        takes_nothing(&mut proxy, &mut lane, &mut AckFlood { sources: sources(Some(100)), timestamps });
+    }
+}
+
+#[test]
+fn established_segments_and_errors_about_them_take_no_memory() {
+    for v6 in [false, true] {
+        let mut lane = Lane::new();
+        let mut proxy = proxy(&config(0, BUCKETS), &lane);
+        let mut connections = connections(2 * BATCH, v6);
+        establish(&mut proxy, &mut lane, &mut connections);
+        takes_nothing(&mut proxy, &mut lane, &mut Data::new(connections, 100));
+    }
+    let mut lane = Lane::new();
+    let mut proxy = proxy(&config(0, BUCKETS), &lane);
+    let mut connections = connections(2 * BATCH, false);
+    establish(&mut proxy, &mut lane, &mut connections);
+    let mut load = Errors::new(&mut proxy, &mut lane, connections);
+    takes_nothing(&mut proxy, &mut lane, &mut load);
+}
+
+#[test]
+fn connections_come_and_go_without_taking_memory() {
+    for (cache, manner, load) in [
+        (0, None, Visits::new as fn() -> Visits),
+        (CACHE, None, Visits::new),
+        (0, Some(early as fn(tcpstate::Config) -> tcpstate::Config), Visits::early),
+    ] {
+        let mut lane = Lane::new();
+        let config = config(cache, BUCKETS);
+        let mut proxy = proxy(&manner.map_or(config.clone(), |manner| manner(config)), &lane);
+        takes_nothing(&mut proxy, &mut lane, &mut load());
+    }
+}
