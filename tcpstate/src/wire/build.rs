@@ -268,7 +268,7 @@ impl Outgoing<'_> {
             u32::from(from) << 16 | u32::from(to),
             self.seq.get(),
             self.ack.get(),
-            len / 4 << 28 | u32::from(self.flags.0) << 16 | u32::from(self.window.0),
+            (len / 4) << 28 | u32::from(self.flags.0) << 16 | u32::from(self.window.0),
         ];
         for (n, &word) in words.iter().enumerate() {
             put32(header, 4 * n, word);
