@@ -21,21 +21,31 @@ pub fn signature<const N: usize>(keys: Keys, words: [u64; N]) -> u64 {
 /// SipHash-`C`-`D` of `words` in little-endian order.
 #[inline(always)]
 fn sip<const C: usize, const D: usize, const N: usize>((k0, k1): Keys, words: [u64; N]) -> u64 {
-    let mut state =
-        [k0 ^ 0x736f_6d65_7073_6575, k1 ^ 0x646f_7261_6e64_6f6d, k0 ^ 0x6c79_6765_6e65_7261, k1 ^ 0x7465_6462_7974_6573];
-    // The last word is what is left over of the bytes, which is nothing, below their number.
-    for word in words.into_iter().chain([(8 * N as u64) << 56]) {
-        state[3] ^= word;
-        for _ in 0..C {
-            round(&mut state);
-        }
-        state[0] ^= word;
+    let mut state = [
+        k0 ^ 0x736f_6d65_7073_6575,
+        k1 ^ 0x646f_7261_6e64_6f6d,
+        k0 ^ 0x6c79_6765_6e65_7261,
+        k1 ^ 0x7465_6462_7974_6573,
+    ];
+    for word in words {
+        absorb::<C>(&mut state, word);
     }
+    // The last word is what is left over of the bytes, which is nothing, below their number.
+    absorb::<C>(&mut state, (8 * N as u64) << 56);
     state[2] ^= 0xff;
     for _ in 0..D {
         round(&mut state);
     }
     state[0] ^ state[1] ^ state[2] ^ state[3]
+}
+
+#[inline(always)]
+fn absorb<const C: usize>(state: &mut [u64; 4], word: u64) {
+    state[3] ^= word;
+    for _ in 0..C {
+        round(state);
+    }
+    state[0] ^= word;
 }
 
 #[inline(always)]

@@ -60,16 +60,13 @@ impl Ends {
     /// share it is what keeps a cookie from opening for others.
     #[inline]
     pub fn hash(&self, keys: Keys) -> u64 {
-        let [a, b, c, low, ports] = self.words();
-        if self.v6 { keyed::place(keys, [a, b, c, low, ports]) } else { keyed::place(keys, [low, ports]) }
-    }
-
-    /// Both addresses, word by word; and the ports with the tags. The first three are the same for all IPv4 ends.
-    #[inline(always)]
-    fn words(&self) -> [u64; 5] {
         let both = |i: usize| u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]);
         let ports = u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0);
-        [both(0), both(1), both(2), both(3), ports]
+        if self.v6 {
+            keyed::place(keys, [both(0), both(1), both(2), both(3), ports])
+        } else {
+            keyed::place(keys, [both(3), ports])
+        }
     }
 }
 
