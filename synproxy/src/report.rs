@@ -74,9 +74,9 @@ impl Display for Table<'_> {
             writeln!(f, "{:<34}{:>18}{:>18}", "lost, transmit ring full", unsent[0], unsent[1])?;
         }
 
-        let received = ports[0].received + ports[1].received;
-        let stage = self.total.stage().as_nanos() as f64 / received.max(1) as f64;
-        writeln!(f, "{:<34}{stage:>18.1}", "ns a frame, without ports")?;
+        if let Some(each) = self.total.stage().each() {
+            writeln!(f, "{:<34}{each:>18.1}", "ns a frame, without ports")?;
+        }
 
         let flows = self.total.population();
         writeln!(f, "flows at the end")?;
@@ -150,7 +150,7 @@ fn rates(port: &PortStatistics, period: Duration) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Tally;
+    use crate::stats::{Stage, Tally};
     use tcpstate::{Counters, PerSide, Population};
 
     fn sample() -> Snapshot {
@@ -159,7 +159,8 @@ mod tests {
             PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
-        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage: Duration::from_micros(200_000) };
+        let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
+        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 

@@ -18,7 +18,7 @@ const HELD: usize = POPULATION + 3;
 const UNKEPT: usize = HELD + 1;
 const UNSENT: usize = UNKEPT + 1;
 const STAGE: usize = UNSENT + 2;
-const PORTS: usize = STAGE + 1;
+const PORTS: usize = STAGE + 2;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
 
 /// Declares the order in which the statistics of a port lie in its cells.
@@ -50,9 +50,36 @@ pub struct Tally {
     pub unkept: u64,
     /// Frames that found the transmit ring of a port full.
     pub unsent: PerSide<u64>,
-    /// The time of all turns that received frames, from reception to transmission: what the program itself costs, without the
-    /// kernel's share of moving frames.
-    pub stage: Duration,
+    /// What its turns cost.
+    pub stage: Stage,
+}
+
+/// The time of turns that received frames, from reception to transmission: what the program itself costs, without the kernel's
+/// share of moving frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stage {
+    /// Frames of these turns.
+    pub frames: u64,
+    /// Their time.
+    pub time: Duration,
+}
+
+/// A turn of two batches takes some microseconds. One that took so much longer was interrupted, which is nothing it cost itself.
+const INTERRUPTED: Duration = Duration::from_millis(1);
+
+impl Stage {
+    /// Adds a turn.
+    pub fn add(&mut self, frames: usize, time: Duration) {
+        if frames > 0 && time < INTERRUPTED {
+            self.frames += frames as u64;
+            self.time += time;
+        }
+    }
+
+    /// Nanoseconds a frame; none without frames.
+    pub fn each(self) -> Option<f64> {
+        (self.frames > 0).then(|| self.time.as_nanos() as f64 / self.frames as f64)
+    }
 }
 
 /// What one worker has counted up to some moment, or the sum over all workers.
@@ -80,7 +107,7 @@ impl Snapshot {
         }
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
         (cells[HELD], cells[UNKEPT]) = (own.held, own.unkept);
-        cells[STAGE] = own.stage.as_nanos() as u64;
+        (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
         for side in Side::BOTH {
             cells[UNSENT + side as usize] = own.unsent[side];
             cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
@@ -119,9 +146,9 @@ impl Snapshot {
         self.cells[UNSENT + side as usize]
     }
 
-    /// The time the workers spent on frames between reception and transmission.
-    pub fn stage(&self) -> Duration {
-        Duration::from_nanos(self.cells[STAGE])
+    /// What the workers' turns cost.
+    pub fn stage(&self) -> Stage {
+        Stage { frames: self.cells[STAGE], time: Duration::from_nanos(self.cells[STAGE + 1]) }
     }
 
     /// What has passed this port.
@@ -215,14 +242,15 @@ mod tests {
         );
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
-        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8), stage: Duration::from_nanos(11) };
+        let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
+        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8), stage };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
         assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
         assert_eq!(seen.population(), population);
         assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
-        assert_eq!((seen.held(), seen.unkept(), seen.stage()), (9, 10, Duration::from_nanos(11)));
+        assert_eq!((seen.held(), seen.unkept(), seen.stage()), (9, 10, stage));
     }
 
     #[test]
@@ -236,6 +264,18 @@ mod tests {
             assert_eq!(*cell, 3 * (1 + i as u64));
         }
         assert_eq!(total.since(&numbered()).dropped(DropReason::ALL[0]), 2);
+    }
+
+    #[test]
+    fn turns_without_frames_or_interrupted_cost_nothing() {
+        let mut stage = Stage::default();
+        assert_eq!(stage.each(), None);
+        stage.add(0, Duration::from_micros(5));
+        stage.add(3, Duration::from_millis(20));
+        assert_eq!(stage.each(), None);
+        stage.add(100, Duration::from_micros(20));
+        stage.add(60, Duration::from_micros(12));
+        assert_eq!(stage.each(), Some(200.0));
     }
 
     #[test]

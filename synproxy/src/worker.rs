@@ -6,7 +6,7 @@
 use crate::clock;
 use crate::engine::Engine;
 use crate::pen::Pen;
-use crate::stats::{Slot, Snapshot, Tally};
+use crate::stats::{Slot, Snapshot, Stage, Tally};
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ pub struct Worker<E> {
     /// Frames that found their port's transmit ring full.
     unsent: PerSide<u64>,
     /// The time from reception to transmission.
-    stage: Duration,
+    stage: Stage,
 }
 
 /// What a turn came to.
@@ -77,7 +77,7 @@ impl<E: Engine> Worker<E> {
             looks: Vec::with_capacity(BATCH),
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
-            stage: Duration::ZERO,
+            stage: Stage::default(),
         }
     }
 
@@ -119,9 +119,7 @@ impl<E: Engine> Worker<E> {
             self.step(side, now);
         }
         turn.more = self.expire(now);
-        if turn.received > 0 {
-            self.stage += begin.elapsed();
-        }
+        self.stage.add(turn.received, begin.elapsed());
         for side in Side::BOTH {
             turn.sent += self.transmit(side);
         }
