@@ -1,4 +1,5 @@
-//! What the load generators share: segments to stamp out by the million, and a socket that sends them.
+//! What the load generators share: segments to stamp out by the million, and what sends them: a socket, or the kernel's test loop.
 
+pub mod live;
 pub mod raw;
 pub mod spray;

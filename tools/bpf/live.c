@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// Both ends of a load: `live` writes one frame of a list, with random words where the list's frames are to differ, and sends
+// it out of a port; `sink` swallows and counts what such frames have become. `live` is run by the kernel's own test loop on
+// frames that are real (BPF_F_TEST_XDP_LIVE_FRAMES), several million times a second on one core.
+//
+// Only the few declarations this needs are written here, so that clang alone can compile it.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define SEC(name) __attribute__((section(name), used))
+// The loader reads a map's attributes out of the types of these members (BTF).
+#define ATTRIBUTE(name, value) int(*name)[value]
+
+enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14 };
+enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2 };
+enum { LONGEST = 128, STAMPS = 12 };
+
+// The program's context, as the kernel lays it out.
+struct xdp_md {
+    u32 data;
+    u32 data_end;
+    u32 data_meta;
+    u32 ingress_ifindex;
+    u32 rx_queue_index;
+    u32 egress_ifindex;
+};
+
+static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+
+// A frame to send, as long as the one the loop is started with.
+struct frame {
+    u64 words[LONGEST / 8];
+    // Index of the port it leaves by.
+    u32 port;
+    // Bytes.
+    u32 length;
+};
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(max_entries, 4096);
+    u32 *key;
+    struct frame *value;
+} frames SEC(".maps");
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_DEVMAP);
+    ATTRIBUTE(max_entries, 2);
+    u32 *key;
+    u32 *value;
+} ports SEC(".maps");
+
+// Frames made, counted by the one program that runs at a time.
+struct {
+    ATTRIBUTE(type, MAP_TYPE_PERCPU_ARRAY);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    u64 *value;
+} made SEC(".maps");
+
+// Where a random 16-bit word goes, its bits in the order of the wire.
+struct stamp {
+    u16 at;
+    u16 mask;
+    u16 set;
+    // Whether the IPv4 header's checksum covers it.
+    u16 in_ip;
+};
+
+// Set by the loader. The sums are those of all that is not stamped, not complemented.
+volatile const u32 frame_count = 1;
+volatile const u32 stamp_count = 0;
+volatile const struct stamp stamps[STAMPS] = {};
+volatile const u32 ip_sum_at = 0;
+volatile const u32 tcp_sum_at = 0;
+volatile const u32 ip_sum = 0;
+volatile const u32 tcp_sum = 0;
+volatile const u64 seed = 1;
+
+// One program runs at a time.
+static u64 state;
+static u32 next;
+
+static inline __attribute__((always_inline)) u16 fold(u32 sum)
+{
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return sum;
+}
+
+static inline __attribute__((always_inline)) u64 random(void)
+{
+    u64 x = state ? state : seed;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    state = x;
+    return x * 0x2545f4914f6cdd1dULL;
+}
+
+SEC("xdp")
+int live(struct xdp_md *ctx)
+{
+    u8 *data = (u8 *)(u64)ctx->data;
+    u8 *end = (u8 *)(u64)ctx->data_end;
+    u32 index = next + 1 < frame_count ? next + 1 : 0;
+    next = index;
+    struct frame *frame = map_lookup_elem(&frames, &index);
+    if (!frame)
+        return XDP_ABORTED;
+
+    // A frame comes back as its last receiver left it: all of it is written again.
+#pragma unroll
+    for (int i = 0; i < LONGEST / 8; i++) {
+        if (data + 8 * i + 8 <= end) {
+            *(u64 *)(data + 8 * i) = frame->words[i];
+        } else {
+            if (data + 8 * i + 4 <= end)
+                *(u32 *)(data + 8 * i) = (u32)frame->words[i];
+            if (data + 8 * i + 2 <= end && !(data + 8 * i + 4 <= end))
+                *(u16 *)(data + 8 * i) = (u16)frame->words[i];
+            if (data + 8 * i + 6 <= end)
+                *(u16 *)(data + 8 * i + 4) = (u16)(frame->words[i] >> 32);
+            break;
+        }
+    }
+
+    if (stamp_count) {
+        u32 ip = ip_sum, tcp = tcp_sum;
+        u64 chance = 0;
+#pragma unroll
+        for (u32 i = 0; i < STAMPS; i++) {
+            if (i >= stamp_count)
+                break;
+            chance = i % 4 ? chance >> 16 : random();
+            u16 word = ((u16)chance & stamps[i].mask) | stamps[i].set;
+            u8 *at = data + (stamps[i].at & (LONGEST - 1));
+            if (at + 2 > end)
+                return XDP_ABORTED;
+            *(u16 *)at = word;
+            tcp += word;
+            if (stamps[i].in_ip)
+                ip += word;
+        }
+        u8 *at = data + (tcp_sum_at & (LONGEST - 1));
+        if (at + 2 > end)
+            return XDP_ABORTED;
+        *(u16 *)at = ~fold(tcp);
+        if (ip_sum_at) {
+            at = data + (ip_sum_at & (LONGEST - 1));
+            if (at + 2 > end)
+                return XDP_ABORTED;
+            *(u16 *)at = ~fold(ip);
+        }
+    }
+    u32 zero = 0;
+    u64 *count = map_lookup_elem(&made, &zero);
+    if (count)
+        ++*count;
+    return redirect_map(&ports, frame->port, XDP_DROP);
+}
+
+// What was swallowed, in frames.
+struct {
+    ATTRIBUTE(type, MAP_TYPE_PERCPU_ARRAY);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    u64 *value;
+} swallowed SEC(".maps");
+
+// Not zero to swallow all TCP over IP, not only what comes from or goes to the attacker.
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    u32 *value;
+} greedy SEC(".maps");
+
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+    u8 *data = (u8 *)(u64)ctx->data;
+    u8 *end = (u8 *)(u64)ctx->data_end;
+    if (data + 34 > end)
+        return XDP_PASS;
+    // 02:00:00:00:00:66, as receiver or as sender.
+    u64 receiver = *(u64 *)data & 0xffffffffffffULL;
+    u64 sender = *(u64 *)(data + 4) >> 16;
+    u32 zero = 0;
+    if (receiver != 0x660000000002ULL && sender != 0x660000000002ULL) {
+        u32 *all = map_lookup_elem(&greedy, &zero);
+        u16 type = *(u16 *)(data + 12);
+        u8 protocol = type == 0x0008 ? data[23] : type == 0xdd86 ? data[20] : 0;
+        if (!all || !*all || protocol != 6)
+            return XDP_PASS;
+    }
+    u64 *count = map_lookup_elem(&swallowed, &zero);
+    if (count)
+        ++*count;
+    return XDP_DROP;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,316 @@
+//! The fastest load there is without hardware: an XDP program makes the frames, and the kernel's own test loop runs it on
+//! real ones, several million times a second on one core. [`Sink`] is the other end, which swallows what became of them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::maps::{Array, DevMap, PerCpuArray};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader, Pod};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::spray::{Kind, Sources, Spray, Target};
+
+static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/live.o"));
+
+/// The longest frame, in bytes.
+pub const LONGEST: usize = 128;
+/// Frames a load repeats at most.
+pub const MOST: usize = 4096;
+/// The sender of every flood: [`Sink`] knows it by this Ethernet address, and so whatever is answered to it.
+pub const ATTACKER: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
+
+/// Random words a frame has at most.
+const STAMPS: usize = 12;
+
+/// A frame as the program reads it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Frame {
+    bytes: [u8; LONGEST],
+    port: u32,
+    length: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl Pod for Frame {}
+
+/// A random word, as the program reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Stamp {
+    at: u16,
+    mask: u16,
+    set: u16,
+    in_ip: u16,
+}
+
+/// Which words of a frame are random, and the sums of the rest.
+#[derive(Default)]
+struct Stamps {
+    words: [Stamp; STAMPS],
+    count: u32,
+    ip_sum_at: u32,
+    tcp_sum_at: u32,
+    ip_sum: u32,
+    tcp_sum: u32,
+}
+
+// SAFETY: plain integers without padding.
+unsafe impl Pod for Stamp {}
+
+/// A load, loaded into the kernel and ready to run.
+pub struct Live {
+    ebpf: Ebpf,
+    /// What the loop is started with.
+    template: Vec<u8>,
+}
+
+impl Live {
+    /// A flood of this kind: random sources all over the Internet, ports and numbers, one frame after the other.
+    ///
+    /// # Errors
+    /// The loader's: no permission, a kernel that does not take the program.
+    pub fn flood(kind: Kind, target: Target, seed: u64) -> io::Result<Live> {
+        let sources = if target.address.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
+        let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(seed));
+        let mut frame = vec![0; spray.frame_len()];
+        spray.stamp(&mut frame);
+        let stamps = Stamps::of(&mut frame, kind);
+        Live::load(&[(frame, 0)], &stamps, seed)
+    }
+
+    /// These frames, each out of the port of its index, again and again, word for word. They are all of one length.
+    ///
+    /// # Errors
+    /// The loader's, and `InvalidInput` for frames that are none, too many, too long or not of one length.
+    pub fn replay(frames: &[(Vec<u8>, u32)]) -> io::Result<Live> {
+        Live::load(frames, &Stamps::default(), 1)
+    }
+
+    fn load(frames: &[(Vec<u8>, u32)], stamps: &Stamps, seed: u64) -> io::Result<Live> {
+        let length = frames.first().map_or(0, |(frame, _)| frame.len());
+        if !(34..=LONGEST).contains(&length) || frames.len() > MOST || frames.iter().any(|(f, _)| f.len() != length) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too many, too long or of several lengths"));
+        }
+        let count = frames.len() as u32;
+        let seed = seed | 1;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("frame_count", &count, true)
+            .override_global("stamp_count", &stamps.count, true)
+            .override_global("stamps", &stamps.words[..], true)
+            .override_global("ip_sum_at", &stamps.ip_sum_at, true)
+            .override_global("tcp_sum_at", &stamps.tcp_sum_at, true)
+            .override_global("ip_sum", &stamps.ip_sum, true)
+            .override_global("tcp_sum", &stamps.tcp_sum, true)
+            .override_global("seed", &seed, true)
+            .load(PROGRAM)
+            .map_err(io::Error::other)?;
+        let mut table: Array<_, Frame> = Array::try_from(map(&mut ebpf, "frames")?).map_err(io::Error::other)?;
+        for (index, (frame, port)) in (0..).zip(frames) {
+            let mut bytes = [0; LONGEST];
+            bytes[..length].copy_from_slice(frame);
+            table.set(index, Frame { bytes, port: *port, length: length as u32 }, 0).map_err(io::Error::other)?;
+        }
+        program(&mut ebpf, "live")?.load().map_err(io::Error::other)?;
+        Ok(Live { ebpf, template: frames[0].0.clone() })
+    }
+
+    /// Lets port `index`, 0 or 1, be the interface of this number in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel's: no such interface.
+    pub fn port(&mut self, index: u32, interface: u32) -> io::Result<()> {
+        let mut ports = DevMap::try_from(map(&mut self.ebpf, "ports")?).map_err(io::Error::other)?;
+        ports.set(index, interface, None, 0).map_err(io::Error::other)
+    }
+
+    /// Frames made so far.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn count(&self) -> io::Result<u64> {
+        counted(&self.ebpf, "made")
+    }
+
+    /// Sends `count` frames on the calling core and returns when they have left, or when a signal has come. Getting started costs
+    /// the kernel some 20 ms.
+    ///
+    /// # Errors
+    /// The kernel's: no permission, or older than Linux 5.18.
+    pub fn run(&self, count: u32) -> io::Result<()> {
+        /// `union bpf_attr` of `BPF_PROG_TEST_RUN`.
+        #[repr(C)]
+        #[derive(Default)]
+        struct TestRun {
+            program: u32,
+            retval: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            ctx_size_in: u32,
+            ctx_size_out: u32,
+            ctx_in: u64,
+            ctx_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            padding: u32,
+        }
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        const LIVE_FRAMES: u32 = 2;
+        let program: &Xdp = self.ebpf.program("live").and_then(|p| p.try_into().ok()).ok_or(io::ErrorKind::NotFound)?;
+        let run = TestRun {
+            program: program.fd().map_err(io::Error::other)?.as_fd().as_raw_fd() as u32,
+            data_size_in: self.template.len() as u32,
+            data_in: self.template.as_ptr().addr() as u64,
+            repeat: count,
+            flags: LIVE_FRAMES,
+            ..TestRun::default()
+        };
+        // SAFETY: the kernel reads `run` and the template it points at, both of which outlive the call.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw const run, size_of::<TestRun>()) };
+        match io::Error::last_os_error() {
+            _ if done == 0 => Ok(()),
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        }
+    }
+}
+
+impl Stamps {
+    /// Those of a flood's frame, which has right checksums.
+    fn of(frame: &mut [u8], kind: Kind) -> Stamps {
+        let v4 = frame[12..14] == [0x08, 0x00];
+        let (source, tcp) = if v4 { (26, 34) } else { (22, 54) };
+        let mut stamps = Stamps { tcp_sum_at: tcp as u32 + 16, ..Stamps::default() };
+        // IPv4: 64.0.0.0/3 without what is special there, so that no limit by prefix is met. IPv6: 2000::/3, the rest random.
+        let mut add = |at: usize, mask: u16, set: u16| {
+            let in_ip = u16::from(v4 && at < tcp);
+            let (mask, set) = (mask.to_be(), set.to_be());
+            stamps.words[stamps.count as usize] = Stamp { at: at as u16, mask, set, in_ip };
+            stamps.count += 1;
+        };
+        if v4 {
+            add(source, 0x1fff, 0x4000);
+            add(source + 2, 0xffff, 0);
+        } else {
+            add(source, 0x1fff, 0x2000);
+            add(source + 2, 0xffff, 0);
+            add(source + 4, 0xffff, 0);
+            add(source + 14, 0xffff, 0);
+        }
+        add(tcp, 0x7fff, 0x8000);
+        add(tcp + 4, 0xffff, 0);
+        add(tcp + 6, 0xffff, 0);
+        if kind != Kind::Syn {
+            add(tcp + 8, 0xffff, 0);
+            add(tcp + 10, 0xffff, 0);
+        }
+        let sum_of_rest = |frame: &[u8], at: usize, stamps: &[Stamp]| {
+            let stamped = stamps.iter().map(|stamp| !word(frame, stamp.at.into()));
+            stamped.fold(!word(frame, at), |sum, word| fold(u32::from(sum) + u32::from(word)))
+        };
+        let (tcp_stamps, count) = (stamps.words, stamps.count as usize);
+        stamps.tcp_sum = sum_of_rest(frame, tcp + 16, &tcp_stamps[..count]).into();
+        if v4 {
+            let ip: Vec<Stamp> = tcp_stamps[..count].iter().copied().filter(|stamp| stamp.in_ip != 0).collect();
+            stamps.ip_sum_at = 24;
+            stamps.ip_sum = sum_of_rest(frame, 24, &ip).into();
+        }
+        stamps
+    }
+}
+
+fn word(frame: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([frame[at], frame[at + 1]])
+}
+
+fn fold(sum: u32) -> u16 {
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Swallows what comes to an interface from [`ATTACKER`] or for it, and counts it.
+pub struct Sink {
+    ebpf: Ebpf,
+}
+
+impl Sink {
+    /// Attaches it to the interface of this number in the calling thread's network namespace, in the driver; it goes when dropped.
+    ///
+    /// # Errors
+    /// The loader's: no permission, no such interface.
+    pub fn attach(interface: u32) -> io::Result<Sink> {
+        let mut ebpf = EbpfLoader::new().load(PROGRAM).map_err(io::Error::other)?;
+        let program = program(&mut ebpf, "sink")?;
+        program.load().map_err(io::Error::other)?;
+        program.attach_to_if_index(interface, XdpMode::Driver).map_err(io::Error::other)?;
+        Ok(Sink { ebpf })
+    }
+
+    /// Whether to swallow every other TCP segment too.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn swallow_all(&mut self, all: bool) -> io::Result<()> {
+        let mut greedy: Array<_, u32> = Array::try_from(map(&mut self.ebpf, "greedy")?).map_err(io::Error::other)?;
+        greedy.set(0, u32::from(all), 0).map_err(io::Error::other)
+    }
+
+    /// Frames swallowed so far.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn count(&self) -> io::Result<u64> {
+        counted(&self.ebpf, "swallowed")
+    }
+}
+
+fn counted(ebpf: &Ebpf, name: &str) -> io::Result<u64> {
+    let map = ebpf.map(name).ok_or(io::ErrorKind::NotFound)?;
+    let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(io::Error::other)?;
+    Ok(counts.get(&0, 0).map_err(io::Error::other)?.iter().sum())
+}
+
+fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> io::Result<&'a mut aya::maps::Map> {
+    ebpf.map_mut(name).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> io::Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).ok_or(io::ErrorKind::NotFound)?;
+    program.try_into().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The program's arithmetic, with all random words zero, on a frame of every kind.
+    #[test]
+    fn what_is_not_stamped_is_summed_up_beforehand() {
+        for kind in [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst] {
+            for address in ["10.0.0.1", "fd00::1"] {
+                let target = Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: ATTACKER };
+                let sources = if target.address.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
+                let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(3));
+                let mut frame = vec![0; spray.frame_len()];
+                spray.stamp(&mut frame);
+                let stamps = Stamps::of(&mut frame, kind);
+                for (sum, at) in [(stamps.tcp_sum, stamps.tcp_sum_at), (stamps.ip_sum, stamps.ip_sum_at)] {
+                    if at == 0 {
+                        continue;
+                    }
+                    let covered = |stamp: &&Stamp| at == stamps.tcp_sum_at || stamp.in_ip != 0;
+                    let words = stamps.words[..stamps.count as usize].iter().filter(covered);
+                    let total = words
+                        .fold(sum as u16, |sum, stamp| fold(u32::from(sum) + u32::from(word(&frame, stamp.at.into()))));
+                    assert_eq!(!total, word(&frame, at as usize), "{kind:?} to {address}");
+                }
+            }
+        }
+    }
+}
