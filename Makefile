@@ -8,7 +8,7 @@ setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 test: setup   ; cargo build --workspace --bins && cargo test --workspace
 demo: setup   ; @unit/demo.sh
-bench: setup  ; cargo bench -p unit --bench engine
+bench: setup  ; cargo bench -p unit --bench engine && cargo bench -p unit --bench scaling && cargo bench -p unit --bench wire -- $(BENCH)
 bench-check: setup ; cargo bench -p unit --bench engine -- --check
 fuzz:         ; @unit/fuzz/run.sh
 fmt:          ; cargo fmt --all

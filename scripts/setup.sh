@@ -19,6 +19,7 @@ procps           # sysctl, for the namespaces
 iputils-ping     # the demo and the ping tests
 netcat-openbsd   # the demo and the nc tests
 valgrind         # counts instructions for make bench-check
+nftables         # the kernel's SYNPROXY, which make bench sets beside ours
 LIST
 )
 
@@ -28,7 +29,7 @@ if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
 fi
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
-    for tool in gcc make pkg-config m4 clang ip ethtool ping nc valgrind; do
+    for tool in gcc make pkg-config m4 clang ip ethtool ping nc valgrind nft; do
         command -v "$tool" >/dev/null 2>&1 || absent="${absent:-} $tool"
     done
     [ -z "${absent:-}" ] && exit 0

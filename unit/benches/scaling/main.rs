@@ -1,0 +1,145 @@
+//! The engine on one core, on two, and so on for as many as there are: `make bench`. Each worker is a thread on a core of its own,
+//! with an engine and frames of its own, as in the appliance; they share what cores share: caches, memory, and the machine's power.
+//!
+//! The loads are those of the engine's benchmark. Words on the command line choose the rows that contain them all.
+
+#[path = "../engine/frames.rs"]
+mod frames;
+#[path = "../engine/lane.rs"]
+#[expect(dead_code, reason = "more loads are made of it than are run here")]
+mod lane;
+#[path = "../engine/loads.rs"]
+#[expect(dead_code, reason = "likewise")]
+mod loads;
+
+use lane::{BATCH, BEAT, Lane};
+use loads::{AckFlood, Chance, Data, Load, Sources, SynFlood, config, connections, establish, proxy};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+use tcpstate::Proxy;
+
+/// Buckets of the default table.
+const BUCKETS: usize = 131_072;
+/// Flows of the hot set, and of the cold one, a worker.
+const HOT: usize = 2 * BATCH;
+const COLD: usize = 7_812 * BATCH;
+/// Runs of a row. They begin together on all cores; the best are those that nothing else disturbed on any.
+const RUNS: usize = 101;
+/// Batches of a run, and before the first.
+const BATCHES: usize = 480;
+const WARM_UP: usize = 12_000;
+
+/// What one worker runs: its engine, its frames, what it is loaded with.
+type Setup = fn() -> (Proxy, Lane, Box<dyn Load>);
+
+fn main() {
+    let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
+    let quick = switches.iter().any(|switch| switch == "--quick");
+    let (runs, warm_up) = if quick { (9, BATCHES) } else { (RUNS, WARM_UP) };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    println!(
+        "The engine in memory, a worker a core; millions of frames a second in all, best and median of {runs} runs; \
+         `linear` is the ratio of the bests to as many times one worker's.\n"
+    );
+    println!("{:<44} {:>8} {:>9} {:>9} {:>8}", "", "workers", "best M/s", "median", "linear");
+    let rows: [(&str, Setup); 4] = [
+        ("SYN -> SYN-ACK, cookies, random sources", syns),
+        ("bogus ACK, random, no SYN", acks),
+        ("established, 100 B, hot (128 flows each)", hot),
+        ("established, 100 B, cold (half a million each)", cold),
+    ];
+    for (name, setup) in rows {
+        if !wanted.iter().all(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        let mut alone = None;
+        for workers in (0..).map(|power| 1 << power).take_while(|&workers| workers < cores).chain([cores]) {
+            let rates = measure(setup, workers, runs, warm_up);
+            let (best, median) = (rates[0], rates[rates.len() / 2]);
+            let linear = best / (*alone.get_or_insert(best) * workers as f64);
+            println!("{name:<44} {workers:>8} {best:>9.2} {median:>9.2} {linear:>8.3}");
+        }
+    }
+}
+
+/// Rates of all workers together, in millions a second, best first.
+fn measure(setup: Setup, workers: usize, runs: usize, warm_up: usize) -> Vec<f64> {
+    let start = Barrier::new(workers);
+    let mut totals = vec![0.0; runs];
+    let work = &|core: usize| {
+        let mut cores = CpuSet::new();
+        cores.set(core).expect("a core of this machine");
+        sched_setaffinity(Pid::from_raw(0), &cores).expect("staying on one core");
+        // Made here, so that its memory lies near the core.
+        let (mut proxy, mut lane, mut load) = setup();
+        let mut run = |batches| {
+            let mut total = Duration::ZERO;
+            for _ in 0..batches {
+                let side = load.fill(&mut lane);
+                lane.now = lane.now + BEAT;
+                let begin = Instant::now();
+                lane.turn(&mut proxy, side);
+                total += begin.elapsed();
+                load.read(&lane);
+            }
+            (batches * BATCH) as f64 / total.as_secs_f64() / 1e6
+        };
+        run(warm_up);
+        let rates: Vec<f64> = (0..runs)
+            .map(|_| {
+                start.wait();
+                run(BATCHES)
+            })
+            .collect();
+        rates
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|core| scope.spawn(move || work(core))).collect();
+        for thread in threads {
+            let rates = thread.join().expect("a worker does not panic");
+            totals.iter_mut().zip(rates).for_each(|(total, rate)| *total += rate);
+        }
+    });
+    totals.sort_by(|a, b| b.total_cmp(a));
+    totals
+}
+
+fn any() -> Sources {
+    Sources { chance: Chance(1), count: None }
+}
+
+fn syns() -> (Proxy, Lane, Box<dyn Load>) {
+    let lane = Lane::new();
+    (
+        proxy(&config(0, BUCKETS), &lane),
+        lane,
+        Box::new(SynFlood { sources: any(), repeats: false, pause: Duration::ZERO }),
+    )
+}
+
+fn acks() -> (Proxy, Lane, Box<dyn Load>) {
+    let mut lane = Lane::new();
+    let proxy = proxy(&config(0, BUCKETS), &lane);
+    // When it has run for a while it knows of every SYN that was answered lately.
+    lane.now = lane.now + Duration::from_secs(200);
+    (proxy, lane, Box::new(AckFlood { sources: any(), timestamps: true }))
+}
+
+fn hot() -> (Proxy, Lane, Box<dyn Load>) {
+    established(HOT)
+}
+
+fn cold() -> (Proxy, Lane, Box<dyn Load>) {
+    established(COLD)
+}
+
+fn established(count: usize) -> (Proxy, Lane, Box<dyn Load>) {
+    let mut lane = Lane::new();
+    let mut proxy = proxy(&config(0, BUCKETS), &lane);
+    let mut connections = connections(count, false);
+    establish(&mut proxy, &mut lane, &mut connections);
+    (proxy, lane, Box::new(Data::new(connections, 100)))
+}

@@ -1,0 +1,45 @@
+//! What the machine is, and what its cores have been doing.
+
+use std::fs;
+use std::time::Duration;
+
+/// CPU time of a thread so far, softirqs that ran on top of it included.
+pub fn time_of(task: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{task}/schedstat")).unwrap_or_default();
+    Duration::from_nanos(text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0))
+}
+
+/// Time the cores of the machine have spent on anything at all.
+pub fn busy() -> Duration {
+    let text = fs::read_to_string("/proc/stat").expect("/proc is mounted");
+    let fields: Vec<u64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).flat_map(str::parse).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal.
+    let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|&at| fields.get(at)).sum();
+    // SAFETY: sysconf has no preconditions.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Duration::from_secs_f64(busy as f64 / ticks as f64)
+}
+
+/// The calling thread's number.
+pub fn own_thread() -> u32 {
+    nix::unistd::gettid().as_raw() as u32
+}
+
+/// A line that tells the machine.
+pub fn told() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name| {
+        let line = cpu.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release: String = kernel.trim().chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    format!(
+        "{} (family {}), {} cores, Linux {}",
+        field("model name").unwrap_or_default(),
+        field("cpu family").unwrap_or_default(),
+        std::thread::available_parallelism().map_or(0, usize::from),
+        release.trim_end_matches('.'),
+    )
+}

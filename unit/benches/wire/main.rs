@@ -1,0 +1,207 @@
+//! The whole appliance between real kernels, end to end, beside what it could at best be and what one would take instead:
+//! `make bench`. Needs root.
+//!
+//! Three namespaces on two veth pairs; in the middle stand, one after the other and again and again, `synproxy --bypass` (the limit
+//! of this rig), `synproxy` with cookies alone, `synproxy` with the SYN cache, the kernel's bridge, and a router with the kernel's
+//! SYNPROXY. Words on the command line choose the rows and candidates whose names contain one of them; `--quick` takes a minute.
+//! `docs/performance.md` explains the rows.
+
+mod hosts;
+mod load;
+mod machine;
+mod middle;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use middle::Middle;
+use tools::spray::Kind;
+use unit::netns;
+
+/// How often everything is measured, one candidate after the other.
+const ROUNDS: usize = 5;
+/// How long a rate is watched.
+const WINDOW: Duration = Duration::from_millis(2000);
+/// How long each part of the hosts' service lasts.
+const SPAN: Duration = Duration::from_millis(2000);
+
+fn main() {
+    let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
+    if !nix::unistd::geteuid().is_root() {
+        return println!("wire: skipped, because namespaces need root");
+    }
+    let quick = switches.iter().any(|switch| switch == "--quick");
+    let (rounds, window, span) = match quick {
+        true => (1, Duration::from_millis(500), Duration::from_millis(350)),
+        false => (ROUNDS, WINDOW, SPAN),
+    };
+    let middles: Vec<Middle> = chosen(&Middle::ALL, &wanted, |middle| middle.name());
+    let parts: Vec<Part> = chosen(&Part::ALL, &wanted, |part| part.name());
+    let mut book = Book::default();
+    let [ceiling, frame_cost] = load::ceiling(window);
+    for round in 1..=rounds {
+        for &part in &parts {
+            for &middle in &middles {
+                eprintln!("round {round} of {rounds}: {}, {}", part.name(), middle.name());
+                part.measure(&mut book, middle, window, span, frame_cost);
+            }
+        }
+    }
+    println!("{}", machine::told());
+    println!(
+        "Best and median of {rounds}, beside the limit (bypass). The generator alone: {ceiling:.2} Mpps, {frame_cost:.0} ns a frame.\n"
+    );
+    book.print(&middles);
+}
+
+/// Those whose names are asked for, or all if none is.
+fn chosen<T: Copy>(all: &[T], wanted: &[String], name: impl Fn(T) -> &'static str) -> Vec<T> {
+    let named = |item: &T| wanted.iter().any(|word| name(*item).contains(word.as_str()));
+    let some: Vec<T> = all.iter().copied().filter(named).collect();
+    if some.is_empty() { all.to_vec() } else { some }
+}
+
+/// What is measured in one go.
+#[derive(Clone, Copy)]
+enum Part {
+    Flood(&'static str, Kind, IpAddr),
+    Segments,
+    Peace,
+    UnderFlood,
+}
+
+impl Part {
+    const ALL: [Part; 6] = [
+        Part::Flood("SYN -> SYN-ACK", Kind::Syn, netns::SERVER_V4),
+        Part::Flood("SYN -> SYN-ACK, IPv6", Kind::Syn, netns::SERVER_V6),
+        Part::Flood("bogus ACK", Kind::Ack, netns::SERVER_V4),
+        Part::Segments,
+        Part::Peace,
+        Part::UnderFlood,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Part::Flood(name, ..) => name,
+            Part::Segments => "established, 98 B both ways",
+            Part::Peace => "in peace",
+            Part::UnderFlood => "under flood",
+        }
+    }
+
+    fn measure(self, book: &mut Book, middle: Middle, window: Duration, span: Duration, frame_cost: f64) {
+        match self {
+            // The router is set up for IPv4.
+            Part::Flood(_, _, server) if middle == Middle::Nftables && server.is_ipv6() => {}
+            Part::Flood(name, kind, server) => {
+                let rate = load::flood(middle, kind, server, window, frame_cost);
+                book.rate(middle, name, &rate);
+            }
+            Part::Segments => {
+                let rate = load::segments(middle, window, frame_cost);
+                book.rate(middle, self.name(), &rate);
+            }
+            Part::Peace => book.service(middle, self.name(), &hosts::in_peace(middle, span)),
+            Part::UnderFlood => book.service(middle, self.name(), &hosts::under_flood(middle, span)),
+        }
+    }
+}
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Good {
+    More,
+    Less,
+}
+
+/// A row: its name, which way is good, digits after the point, and whether a ratio to the limit says anything.
+#[derive(Clone, Debug)]
+struct Row {
+    name: String,
+    good: Good,
+    digits: usize,
+    ratio: bool,
+    values: BTreeMap<Middle, Vec<f64>>,
+}
+
+/// Everything measured, in the order in which it first was.
+#[derive(Default)]
+struct Book {
+    rows: Vec<Row>,
+}
+
+impl Book {
+    fn note(&mut self, middle: Middle, name: String, good: Good, digits: usize, ratio: bool, value: f64) {
+        let at = self.rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
+            self.rows.push(Row { name, good, digits, ratio, values: BTreeMap::new() });
+            self.rows.len() - 1
+        });
+        self.rows[at].values.entry(middle).or_default().push(value);
+    }
+
+    fn rate(&mut self, middle: Middle, name: &str, rate: &load::Rate) {
+        self.note(middle, format!("{name}, Mpps"), Good::More, 3, true, rate.mpps);
+        self.note(middle, format!("{name}, offered"), Good::More, 2, false, rate.offered);
+        self.note(middle, format!("{name}, CPU ns of the box"), Good::Less, 0, true, rate.own);
+        self.note(middle, format!("{name}, CPU ns of the machine"), Good::Less, 0, true, rate.machine);
+        if let Some(stage) = rate.stage {
+            self.note(middle, format!("{name}, own stage, ns"), Good::Less, 1, false, stage);
+        }
+    }
+
+    fn service(&mut self, middle: Middle, when: &str, service: &hosts::Service) {
+        for (direction, rate) in ["to the server", "to the client"].iter().zip(service.bulk) {
+            self.note(middle, format!("{when}: bulk {direction}, Gbit/s"), Good::More, 2, true, rate);
+        }
+        if let Some(stage) = service.stage {
+            self.note(middle, format!("{when}: bulk, own stage, ns"), Good::Less, 1, false, stage);
+        }
+        for (share, wait) in ["p50", "p99", "p99.9"].iter().zip(service.answer) {
+            self.note(middle, format!("{when}: ping-pong {share}, us"), Good::Less, 1, true, wait);
+        }
+        for (who, connections) in [("proved", service.proved), ("strangers", service.strangers)] {
+            self.note(middle, format!("{when}: {who}, connections a second"), Good::More, 0, true, connections.rate);
+            for (retries, share) in ["no retry", "one", "two"].iter().zip(connections.retries) {
+                self.note(middle, format!("{when}: {who}, with {retries}, %"), Good::More, 2, false, share);
+            }
+        }
+        if service.flood > 0.0 {
+            self.note(middle, format!("{when}: the flood, Mpps"), Good::More, 2, false, service.flood);
+        }
+    }
+
+    /// Prints it all: best, median, and the best beside the limit's best.
+    fn print(&self, middles: &[Middle]) {
+        print!("{:<54}", "");
+        middles.iter().for_each(|middle| print!("{:>24}", middle.name()));
+        println!();
+        for row in &self.rows {
+            print!("{:<54}", row.name);
+            let limit = row.values.get(&Middle::Bypass).map(|values| row.sorted(values)[0]);
+            for middle in middles {
+                let Some(values) = row.values.get(middle) else {
+                    print!("{:>24}", "-");
+                    continue;
+                };
+                let sorted = row.sorted(values);
+                let (best, median, digits) = (sorted[0], sorted[sorted.len() / 2], row.digits);
+                let ratio = match limit {
+                    Some(limit) if row.ratio && *middle != Middle::Bypass => format!(" {:.2}x", best / limit),
+                    _ => "      ".into(),
+                };
+                print!("{:>24}", format!("{best:.digits$} {median:.digits$}{ratio}"));
+            }
+            println!();
+        }
+    }
+}
+
+impl Row {
+    /// Best first.
+    fn sorted(&self, values: &[f64]) -> Vec<f64> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(|a, b| if self.good == Good::More { b.total_cmp(a) } else { a.total_cmp(b) });
+        sorted
+    }
+}
