@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config};
+use crate::{Account, Config, Poll};
 use core::fmt::Write;
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -370,6 +370,27 @@ pub(crate) const KEYS: &[Key] = &[
         "servers whose MSS, SACK and window scale are remembered"),
     number!(None, "threadcount", Takes::Number { min: 1, max: 64 }, "threads", workers: usize, None,
         "workers, each with a queue of either port"),
+    Key {
+        section: None,
+        name: "poll",
+        takes: Takes::Word(&["adaptive", "busy", "interrupt"]),
+        unit: "",
+        help: "how a worker waits for frames: asleep, never asleep, or the one or the other as the load is",
+        idle: None,
+        set: |config, value| match value {
+            Value::Word("adaptive") => config.poll = Poll::Adaptive,
+            Value::Word("busy") => config.poll = Poll::Busy,
+            Value::Word("interrupt") => config.poll = Poll::Interrupt,
+            _ => {}
+        },
+        get: |config| {
+            Some(Value::Word(match config.poll {
+                Poll::Adaptive => "adaptive",
+                Poll::Busy => "busy",
+                Poll::Interrupt => "interrupt",
+            }))
+        },
+    },
     account!(user, "whom to become after start-up, if started as root"),
     account!(group, "which group to take after start-up, if started as root"),
     number!(None, "port", Takes::Number { min: 1, max: 65535 }, "", port: u16, None,

@@ -65,6 +65,8 @@ pub struct Config {
     pub engine: tcpstate::Config,
     /// Worker threads, one a queue pair, 1 to 64 (`threadcount`).
     pub workers: usize,
+    /// How a worker waits for frames (`poll`).
+    pub poll: Poll,
     /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
     pub user: Option<Account>,
     /// Which group to take after start-up, if root; `None` stays (`group`; 0 in the file).
@@ -105,6 +107,7 @@ impl Default for Config {
         Self {
             engine: tcpstate::Config::default(),
             workers: 1,
+            poll: Poll::default(),
             user: None,
             group: None,
             port: 12345,
@@ -113,6 +116,18 @@ impl Default for Config {
             ts_bits: 5,
         }
     }
+}
+
+/// How a worker waits for frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Poll {
+    /// It sleeps until a frame comes, and under load looks again and again.
+    #[default]
+    Adaptive,
+    /// It never sleeps.
+    Busy,
+    /// It sleeps whenever there is nothing to do.
+    Interrupt,
 }
 
 /// A user or a group.

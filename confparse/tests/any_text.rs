@@ -1,6 +1,6 @@
 //! Whatever the text, there is an answer; and what is described is read back as it was.
 
-use confparse::{Account, Complaint, Config, Errors, Ldp, Level, Parsed, parse};
+use confparse::{Account, Complaint, Config, Errors, Ldp, Level, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
@@ -190,6 +190,7 @@ prop_compose! {
     fn configs()(
         engine in engines(),
         workers in 1..=64usize,
+        poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
@@ -204,7 +205,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, user, group, port, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, user, group, port, ldp, ts_wscale_table, ts_bits }
     }
 }
 

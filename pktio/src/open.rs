@@ -29,11 +29,20 @@ pub struct Options {
     pub mode: Mode,
     /// What the XDP program does with frames that no worker owns.
     pub fallback: Fallback,
+    /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
+    pub busy_poll: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { workers: 1, frames_per_port: 8192, batch: 64, mode: Mode::Auto, fallback: Fallback::Drop }
+        Options {
+            workers: 1,
+            frames_per_port: 8192,
+            batch: 64,
+            mode: Mode::Auto,
+            fallback: Fallback::Drop,
+            busy_poll: false,
+        }
     }
 }
 
@@ -286,7 +295,10 @@ fn open_xdp(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Pair>, Refusal> {
     let mtu = interfaces[0].mtu().max(interfaces[1].mtu());
-    let layout = Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?;
+    let layout = Layout {
+        busy_poll: options.busy_poll,
+        ..Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?
+    };
     let mut attached =
         [attach(interfaces, 0, options, &layout, notes)?, attach(interfaces, 1, options, &layout, notes)?];
     if attached.iter().all(|a| a.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {

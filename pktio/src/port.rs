@@ -146,6 +146,8 @@ pub struct PortStatistics {
     pub fill_empty: u64,
     /// Frames the kernel dropped on the way to the port for other reasons.
     pub kernel_drops: u64,
+    /// System calls that told the kernel to send, or that there are buffers to receive into.
+    pub kicks: u64,
 }
 
 /// What one worker owns: its queue of both ports, and the frames they share.

@@ -41,8 +41,15 @@ const MAX_BUFFERS: usize = 16;
 /// The shortest frame that is one: two addresses and a type.
 const MIN_FRAME: usize = 14;
 
-/// The kernel sends at most this many frames a kick in copy mode, then wants another.
+/// The kernel sends at most this many frames a kick in copy mode, then wants another, unless it can be told otherwise.
 const COPY_BUDGET: usize = 32;
+
+/// The option that tells it otherwise, at `SOL_XDP`, since Linux 6.18; `libc` does not name it yet.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// How long the kernel looks for frames in one call when a worker drives the receive path, in microseconds; the call
+/// is never made to wait, so any time but zero means one look.
+const BUSY_POLL_MICROS: libc::c_int = 20;
 
 /// How long a queue may stay busy after its last owner has gone: the kernel tears it down in the background, in 4 to 70 ms
 /// on an idle machine.
@@ -91,6 +98,8 @@ pub(crate) struct Layout {
     pub multi_buffer: bool,
     /// Bytes of the longest frame, header and tags included.
     pub longest: usize,
+    /// Whether the worker drives the device's receive path itself.
+    pub busy_poll: bool,
 }
 
 impl Layout {
@@ -105,7 +114,8 @@ impl Layout {
         if mtu > LARGEST_MTU {
             return Err(Refusal::Unsupported(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less")));
         }
-        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer: mtu > SINGLE_MTU, longest: mtu + 22 })
+        let multi_buffer = mtu > SINGLE_MTU;
+        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer, longest: mtu + 22, busy_poll: false })
     }
 }
 
@@ -430,6 +440,10 @@ struct XdpPort {
     chunk: usize,
     /// Entries of the transmit ring.
     ring: usize,
+    /// Frames the kernel sends a kick, in copy mode.
+    budget: usize,
+    /// Whether the worker drives the device's receive path itself.
+    busy_poll: bool,
     /// Frames to be kept between fill ring and receive ring.
     target: usize,
     /// As many must remain there, even if received frames are dropped for it.
@@ -459,6 +473,10 @@ impl XdpPort {
         // default holds a few hundred. Refused without CAP_NET_ADMIN, and then the default does.
         let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+        // One kick then sends the whole ring.
+        let budget = libc::c_int::try_from(ring).unwrap_or(libc::c_int::MAX);
+        let raised = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget).is_ok();
+        let busy_poll = layout.busy_poll && prefer_busy_poll(fd, layout.batch).is_ok();
         // The library leaves its sockets open across exec(2): a child process would keep the queue bound after us.
         // SAFETY: the descriptor is open, and no pointer is passed.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -473,6 +491,8 @@ impl XdpPort {
             scratch: Box::new([FrameDesc::default(); STRIDE]),
             chunk: layout.chunk,
             ring,
+            budget: if raised { ring } else { COPY_BUDGET },
+            busy_poll,
             target,
             low: target / 4,
             filled: 0,
@@ -561,13 +581,17 @@ impl XdpPort {
     }
 
     /// Tells the driver that there are buffers again, if it waits for some.
-    fn wake_receiver(&self) {
+    fn wake_receiver(&mut self) {
         if self.fill.needs_wakeup() {
-            // SAFETY: a receive without a buffer reads nothing; for an AF_XDP socket it is the kick.
-            unsafe {
-                libc::recvfrom(self.fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut())
-            };
+            self.drive_receiver();
         }
+    }
+
+    /// Lets the driver receive in this call.
+    fn drive_receiver(&mut self) {
+        self.statistics.kicks += 1;
+        // SAFETY: a receive without a buffer reads nothing; for an AF_XDP socket it is the kick.
+        unsafe { libc::recvfrom(self.fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
     }
 
     /// Takes the frames whose transmission is complete back into the pool.
@@ -624,7 +648,8 @@ impl XdpPort {
     }
 
     /// One kick. `Ok(true)` when the kernel wants another.
-    fn kick(&self) -> io::Result<bool> {
+    fn kick(&mut self) -> io::Result<bool> {
+        self.statistics.kicks += 1;
         // SAFETY: a send without a buffer sends nothing of ours; for an AF_XDP socket it is the kick.
         let sent = unsafe { libc::sendto(self.fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
         if sent >= 0 {
@@ -660,7 +685,11 @@ impl Port for XdpPort {
             }
             self.refill(pool);
         }
-        self.wake_receiver();
+        if self.busy_poll && batch.len() == before {
+            self.drive_receiver();
+        } else {
+            self.wake_receiver();
+        }
         let received = &batch[before..];
         self.statistics.received += received.len() as u64;
         self.statistics.received_bytes += received.iter().map(Frame::total).sum::<usize>() as u64;
@@ -726,7 +755,7 @@ impl Port for XdpPort {
         // In copy mode nothing is sent but by a kick; a driver with zero copy says whether it needs one.
         let wanted = if self.capabilities.zero_copy { self.tx.needs_wakeup() } else { free < self.ring };
         if wanted {
-            for _ in 0..self.ring / COPY_BUDGET + 2 {
+            for _ in 0..self.ring / self.budget + 1 {
                 match self.kick() {
                     Ok(false) => break,
                     Ok(true) => {
@@ -811,6 +840,13 @@ fn is_zero_copy(fd: RawFd) -> bool {
     let result =
         unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut options).cast(), &raw mut len) };
     result == 0 && options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+/// Lets the worker's own calls drive the device's receive path in place of its interrupts.
+fn prefer_busy_poll(fd: RawFd, batch: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL_MICROS)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, libc::c_int::try_from(batch).unwrap_or(64))
 }
 
 fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

@@ -41,12 +41,16 @@ pub struct Arguments {
     pub config: Option<PathBuf>,
 
     /// Checks FILE, prints what is wrong with it, and ends
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "bypass", "no_pin"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin"])]
     pub check_config: Option<PathBuf>,
 
     /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
+
+    /// How a worker waits for frames; overrides `poll`
+    #[arg(long, value_name = "HOW")]
+    pub poll: Option<Poll>,
 
     /// Least severe messages that are logged to stderr; the statistics are `info`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -128,6 +132,27 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
+/// How a worker waits for frames.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Poll {
+    /// Asleep, and under load not.
+    Adaptive,
+    /// Never asleep.
+    Busy,
+    /// Always asleep when there is nothing to do.
+    Interrupt,
+}
+
+impl From<Poll> for confparse::Poll {
+    fn from(poll: Poll) -> Self {
+        match poll {
+            Poll::Adaptive => confparse::Poll::Adaptive,
+            Poll::Busy => confparse::Poll::Busy,
+            Poll::Interrupt => confparse::Poll::Interrupt,
+        }
+    }
+}
+
 /// The way AF_XDP is to work.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum XdpMode {
@@ -188,6 +213,7 @@ mod tests {
             "synproxy --workers 0 eth0 eth1",
             "synproxy --workers 65 eth0 eth1",
             "synproxy --log-level loud eth0 eth1",
+            "synproxy --poll sometimes eth0 eth1",
             "synproxy --check-config a --config b",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -5,10 +5,12 @@
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::identity;
+use crate::pace::Pace;
 use crate::report::{Line, Table};
 use crate::stats::{Board, Snapshot};
 use crate::watch::Watch;
 use crate::worker::Worker;
+use confparse::Poll;
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use pktio::Pair;
@@ -59,6 +61,7 @@ impl Crew {
         pairs: Vec<Pair>,
         engine: impl Fn() -> E + Send + Clone + 'static,
         cores: &[CoreId],
+        poll: Poll,
         stop: Arc<AtomicBool>,
         (boss, inbox): (Sender<Message>, Receiver<Message>),
     ) -> Result<Self, Failure> {
@@ -72,7 +75,7 @@ impl Crew {
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
-                    let mut worker = Worker::new(pair, engine());
+                    let mut worker = Worker::new(pair, engine()).paced(Pace::new(poll), core.is_some());
                     // Whoever does not listen any more does not need to know.
                     let _ = boss.send(Message::Running);
                     worker.run(&stop, board.slot(number))
@@ -241,7 +244,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![two, one], Fragile::default, &[], stop, (boss, inbox)).unwrap();
+        let crew = Crew::start(vec![two, one], Fragile::default, &[], Poll::Adaptive, stop, (boss, inbox)).unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
@@ -251,7 +254,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let operator = boss.clone();
-        let crew = Crew::start(vec![pair], Bypass::default, &[], stop.clone(), (boss, inbox)).unwrap();
+        let crew = Crew::start(vec![pair], Bypass::default, &[], Poll::Adaptive, stop.clone(), (boss, inbox)).unwrap();
         let ready = Cell::new(false);
         crew.supervise(Watch::default(), || {
             ready.set(true);
@@ -268,7 +271,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![pair], Bypass::default, &[], stop, (boss, inbox)).unwrap();
+        let crew = Crew::start(vec![pair], Bypass::default, &[], Poll::Adaptive, stop, (boss, inbox)).unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
     }
 

@@ -10,6 +10,7 @@ mod engine;
 mod failure;
 mod identity;
 mod log;
+mod pace;
 mod pen;
 mod report;
 mod settings;
@@ -20,6 +21,7 @@ mod worker;
 
 use clap::Parser;
 use cli::{Arguments, Task};
+use confparse::Poll;
 use crew::Crew;
 use crossbeam::channel;
 use engine::Bypass;
@@ -58,6 +60,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     let config = settings::load(arguments.config.as_deref())?;
     let identity = Identity::of(&config)?;
     let workers = arguments.workers.map_or(config.workers, usize::from);
+    let poll = arguments.poll.map_or(config.poll, Into::into);
     let secrets = secrets()?;
 
     let (boss, inbox) = channel::unbounded();
@@ -65,7 +68,13 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     signals::listen(stop.clone(), boss.clone())?;
 
     // The ports go before the guard, which gives the interfaces their settings back: bindings are dropped last to first.
-    let options = Options { workers, batch: worker::BATCH, mode: arguments.xdp_mode.into(), ..Options::default() };
+    let options = Options {
+        workers,
+        batch: worker::BATCH,
+        mode: arguments.xdp_mode.into(),
+        busy_poll: poll == Poll::Busy,
+        ..Options::default()
+    };
     let Opened { guard, pairs, .. } = pktio::open(lan, wan, &options)?;
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
@@ -87,10 +96,10 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
-        Crew::start(pairs, Bypass::default, &cores, stop, channel)
+        Crew::start(pairs, Bypass::default, &cores, poll, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        Crew::start(pairs, move || Proxy::new(&share, &secrets, clock::now()), &cores, stop, channel)
+        Crew::start(pairs, move || Proxy::new(&share, &secrets, clock::now()), &cores, poll, stop, channel)
     }?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     if guard.strays() > 0 {

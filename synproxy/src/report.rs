@@ -85,6 +85,9 @@ impl Display for Table<'_> {
         }
 
         writeln!(f, "{:<34}{:>18}", "frames held at the end", self.total.held())?;
+        if self.total.wakes() > 0 {
+            writeln!(f, "{:<34}{:>18}", "times load ended the sleep", self.total.wakes())?;
+        }
 
         writeln!(f, "events")?;
         for &event in Event::ALL {
@@ -123,6 +126,7 @@ const PORT_ROWS: &[PortRow] = &[
     ("lost, receive ring full", |port| port.receive_full, false),
     ("lost, elsewhere in the kernel", |port| port.kernel_drops, false),
     ("fill ring found empty, times", |port| port.fill_empty, false),
+    ("kernel woken up, times", |port| port.kicks, false),
 ];
 
 /// What was lost, and under which name: by the engine's decision, or for want of room on the way.
@@ -160,7 +164,7 @@ mod tests {
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
         let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
-        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage };
+        let own = Tally { held: 4, unkept: 6, wakes: 0, unsent: PerSide::new(0, 5), stage };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 

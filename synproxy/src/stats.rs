@@ -16,7 +16,8 @@ const EVENTS: usize = DROPS + DropReason::COUNT;
 const POPULATION: usize = EVENTS + Event::COUNT;
 const HELD: usize = POPULATION + 3;
 const UNKEPT: usize = HELD + 1;
-const UNSENT: usize = UNKEPT + 1;
+const WAKES: usize = UNKEPT + 1;
+const UNSENT: usize = WAKES + 1;
 const STAGE: usize = UNSENT + 2;
 const PORTS: usize = STAGE + 2;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
@@ -38,7 +39,7 @@ macro_rules! port_cells {
 
 port_cells! {
     received, received_bytes, sent, sent_bytes, transmit_full, transmit_errors,
-    no_buffer, truncated, receive_full, fill_empty, kernel_drops,
+    no_buffer, truncated, receive_full, fill_empty, kernel_drops, kicks,
 }
 
 /// What a worker counts itself.
@@ -48,6 +49,8 @@ pub struct Tally {
     pub held: u64,
     /// Frames that were to be held and dropped instead, because few were spare.
     pub unkept: u64,
+    /// How often the load made the worker poll.
+    pub wakes: u64,
     /// Frames that found the transmit ring of a port full.
     pub unsent: PerSide<u64>,
     /// What its turns cost.
@@ -106,7 +109,7 @@ impl Snapshot {
             cells[EVENTS + event as usize] = counters.happened(event);
         }
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
-        (cells[HELD], cells[UNKEPT]) = (own.held, own.unkept);
+        (cells[HELD], cells[UNKEPT], cells[WAKES]) = (own.held, own.unkept, own.wakes);
         (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
         for side in Side::BOTH {
             cells[UNSENT + side as usize] = own.unsent[side];
@@ -139,6 +142,11 @@ impl Snapshot {
     /// Frames that were to be held and dropped instead, because few were spare.
     pub fn unkept(&self) -> u64 {
         self.cells[UNKEPT]
+    }
+
+    /// How often the load made workers poll.
+    pub fn wakes(&self) -> u64 {
+        self.cells[WAKES]
     }
 
     /// Frames that found the transmit ring of this port full.
@@ -243,14 +251,14 @@ mod tests {
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
         let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
-        let own = Tally { held: 9, unkept: 10, unsent: PerSide::new(7, 8), stage };
+        let own = Tally { held: 9, unkept: 10, wakes: 13, unsent: PerSide::new(7, 8), stage };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
         assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
         assert_eq!(seen.population(), population);
         assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
-        assert_eq!((seen.held(), seen.unkept(), seen.stage()), (9, 10, stage));
+        assert_eq!((seen.held(), seen.unkept(), seen.wakes(), seen.stage()), (9, 10, 13, stage));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 
 use crate::clock;
 use crate::engine::Engine;
+use crate::pace::Pace;
 use crate::pen::Pen;
 use crate::stats::{Slot, Snapshot, Stage, Tally};
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 use tcpstate::{Egress, Head, Instant, Look, PerSide, Side, Verdict};
 
@@ -40,6 +42,10 @@ pub struct Worker<E> {
     unsent: PerSide<u64>,
     /// The time from reception to transmission.
     stage: Stage,
+    /// Whether it may sleep.
+    pace: Pace,
+    /// Whether it has its core for itself.
+    is_alone: bool,
 }
 
 /// What a turn came to.
@@ -78,7 +84,14 @@ impl<E: Engine> Worker<E> {
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
             stage: Stage::default(),
+            pace: Pace::new(confparse::Poll::default()),
+            is_alone: false,
         }
+    }
+
+    /// The same worker, at this pace, on a core it has for itself or shares with others.
+    pub fn paced(self, pace: Pace, is_alone: bool) -> Self {
+        Self { pace, is_alone, ..self }
     }
 
     /// Works until `stop` is set, or until neither port will ever deliver a frame again.
@@ -90,6 +103,7 @@ impl<E: Engine> Worker<E> {
         let ended = loop {
             let now = clock::now();
             let turn = self.turn(now);
+            self.pace.note(turn.received, now);
             if now >= publish_at {
                 slot.publish(&self.snapshot());
                 publish_at = now + PUBLISH_EVERY;
@@ -98,7 +112,7 @@ impl<E: Engine> Worker<E> {
                 break Ok(());
             }
             if turn.is_idle()
-                && let Err(error) = self.sleep(now)
+                && let Err(error) = self.rest(now)
             {
                 break Err(error);
             }
@@ -129,7 +143,13 @@ impl<E: Engine> Worker<E> {
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
         let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
-        let own = Tally { held: self.pen.held(), unkept: self.pen.unkept(), unsent: self.unsent, stage: self.stage };
+        let own = Tally {
+            held: self.pen.held(),
+            unkept: self.pen.unkept(),
+            wakes: self.pace.wakes(),
+            unsent: self.unsent,
+            stage: self.stage,
+        };
         Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }
 
@@ -183,6 +203,18 @@ impl<E: Engine> Worker<E> {
     /// Whether neither port will ever deliver a frame again.
     fn is_exhausted(&self) -> bool {
         Side::BOTH.into_iter().all(|side| self.ports[side].is_exhausted())
+    }
+
+    /// What is done between a turn that found nothing to do and the next.
+    fn rest(&self, now: Instant) -> io::Result<()> {
+        if self.pace.may_sleep() {
+            return self.sleep(now);
+        }
+        if !self.is_alone {
+            // Whoever fills or empties our rings may be waiting for this core.
+            thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Sleeps until a frame arrives or the engine has something to do.
@@ -267,7 +299,6 @@ mod tests {
     use crate::stats::Board;
     use pktio::memory::{self, MemoryWire};
     use std::collections::VecDeque;
-    use std::thread;
     use tcpstate::{Counters, DropReason, Population, Ticket};
 
     /// An engine that does with a frame what the frame's first byte says.
