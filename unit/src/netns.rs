@@ -318,20 +318,7 @@ impl Rig {
     /// # Panics
     /// If a kernel has cause to complain.
     pub fn judge<T>(&self, resets: [i64; 2], work: impl FnOnce() -> T) -> T {
-        let before = self.counters();
-        let result = work();
-        // The last acknowledgements are still on their way.
-        thread::sleep(Duration::from_millis(100));
-        for (((end, after), before), resets) in ["client", "server"].iter().zip(self.counters()).zip(before).zip(resets)
-        {
-            let risen = after.since(&before);
-            let faults = risen.faults(resets);
-            assert!(faults.is_empty(), "the {end}'s kernel noticed {}; in all {}", faults.join(", "), risen.tell());
-            let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
-            // On a crowded machine even a plain wire makes a sender impatient; many times that is another matter.
-            assert!(again <= 50 + sent / 5, "the {end} sent {again} of {sent} segments again");
-        }
-        result
+        judge([&self.client, &self.server], resets, work)
     }
 
     /// Counters of client and server, in this order.
@@ -344,6 +331,27 @@ impl Default for Rig {
     fn default() -> Rig {
         Rig::new()
     }
+}
+
+/// [`Rig::judge`], for a client and a server that are no part of a rig.
+///
+/// # Panics
+/// As [`Rig::judge`].
+pub fn judge<T>(ends: [&Namespace; 2], resets: [i64; 2], work: impl FnOnce() -> T) -> T {
+    let before = ends.map(Namespace::counters);
+    let result = work();
+    // The last acknowledgements are still on their way.
+    thread::sleep(Duration::from_millis(100));
+    let after = ends.map(Namespace::counters);
+    for (((end, after), before), resets) in ["client", "server"].iter().zip(after).zip(before).zip(resets) {
+        let risen = after.since(&before);
+        let faults = risen.faults(resets);
+        assert!(faults.is_empty(), "the {end}'s kernel noticed {}; in all {}", faults.join(", "), risen.tell());
+        let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
+        // On a crowded machine even a plain wire makes a sender impatient; many times that is another matter.
+        assert!(again <= 50 + sent / 5, "the {end} sent {again} of {sent} segments again");
+    }
+    result
 }
 
 /// The path of a program of this workspace, built as it is needed.
@@ -391,6 +399,18 @@ fn sweep() {
     for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(owner, _)| owner);
         if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+/// Removes every namespace of this process, whoever still uses it: for one that has to end at once.
+pub fn remove_own() {
+    let own = format!("{PREFIX}{}-", process::id());
+    for name in
+        fs::read_dir(NAMES).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok())
+    {
+        if name.starts_with(&own) {
             let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
         }
     }
