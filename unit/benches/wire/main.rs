@@ -3,7 +3,8 @@
 //!
 //! Three namespaces on two veth pairs; in the middle stand, one after the other and again and again, `synproxy --bypass` (the limit
 //! of this rig), `synproxy` with cookies alone, `synproxy` with the SYN cache, the kernel's bridge, and a router with the kernel's
-//! SYNPROXY. Words on the command line choose the rows and candidates whose names contain one of them; `--quick` takes a minute.
+//! SYNPROXY. Words on the command line choose the rows and candidates whose names contain one of them; `--quick` takes a minute;
+//! `--seconds=20` measures everything once and so long, for a profiler to look at.
 //! `docs/performance.md` explains the rows.
 
 mod hosts;
@@ -20,11 +21,11 @@ use tools::spray::Kind;
 use unit::netns;
 
 /// How often everything is measured, one candidate after the other.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// How long a rate is watched.
-const WINDOW: Duration = Duration::from_millis(2000);
+const WINDOW: Duration = Duration::from_millis(1500);
 /// How long each part of the hosts' service lasts.
-const SPAN: Duration = Duration::from_millis(2000);
+const SPAN: Duration = Duration::from_millis(1500);
 
 fn main() {
     let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
@@ -32,9 +33,11 @@ fn main() {
         return println!("wire: skipped, because namespaces need root");
     }
     let quick = switches.iter().any(|switch| switch == "--quick");
-    let (rounds, window, span) = match quick {
-        true => (1, Duration::from_millis(500), Duration::from_millis(350)),
-        false => (ROUNDS, WINDOW, SPAN),
+    let long = switches.iter().find_map(|switch| switch.strip_prefix("--seconds=")?.parse().ok());
+    let (rounds, window, span) = match long.map(Duration::from_secs) {
+        Some(long) => (1, long, long),
+        None if quick => (1, Duration::from_millis(500), Duration::from_millis(350)),
+        None => (ROUNDS, WINDOW, SPAN),
     };
     let middles: Vec<Middle> = chosen(&Middle::ALL, &wanted, |middle| middle.name());
     let parts: Vec<Part> = chosen(&Part::ALL, &wanted, |part| part.name());
