@@ -106,35 +106,39 @@ impl Options {
     /// Reads the bytes behind the fixed header.
     #[inline]
     pub fn read(options: &[u8]) -> Self {
-        Self::read_words(options).unwrap_or_else(|| Self::read_any(options))
+        let mut summary = Self::default();
+        if !summary.read_words(options) {
+            summary = Self::read_any(options);
+        }
+        summary
     }
 
-    /// Reads what is laid out as all common stacks do, in whole words of known content; `None` if it is not.
-    fn read_words(options: &[u8]) -> Option<Self> {
-        let mut summary = Self::default();
-        let (mut words, []) = options.as_chunks::<4>() else { return None };
+    /// Reads what is laid out as all common stacks do, in whole words of known content; false if it is not.
+    #[inline(always)]
+    fn read_words(&mut self, options: &[u8]) -> bool {
+        let (mut words, []) = options.as_chunks::<4>() else { return false };
         while let [word, rest @ ..] = words {
             words = rest;
             let word = u32::from_be_bytes(*word);
             match (word, word >> 8, word >> 16) {
-                (_, _, MSS) => summary.mss = Some(word as u16).filter(|&mss| mss != 0),
-                (_, NOP_SCALE, _) => summary.scale = Some(WindowScale::clamped(word as u8)),
-                (NOPS_SACK_PERMITTED, ..) => summary.sack_permitted = true,
+                (_, _, MSS) => self.mss = Some(word as u16).filter(|&mss| mss != 0),
+                (_, NOP_SCALE, _) => self.scale = Some(WindowScale::clamped(word as u8)),
+                (NOPS_SACK_PERMITTED, ..) => self.sack_permitted = true,
                 (SACK_PERMITTED_TIMESTAMPS | NOPS_TIMESTAMPS, ..) => {
-                    let [value, echo, rest @ ..] = words else { return None };
+                    let [value, echo, rest @ ..] = words else { return false };
                     words = rest;
-                    summary.sack_permitted |= word == SACK_PERMITTED_TIMESTAMPS;
+                    self.sack_permitted |= word == SACK_PERMITTED_TIMESTAMPS;
                     let [value, echo] = [value, echo].map(|word| u32::from_be_bytes(*word));
-                    summary.timestamps = Some(Timestamps { value, echo });
+                    self.timestamps = Some(Timestamps { value, echo });
                 }
                 (SACK_PERMITTED_END, ..) => {
-                    summary.sack_permitted = true;
+                    self.sack_permitted = true;
                     break;
                 }
-                _ => return None,
+                _ => return false,
             }
         }
-        Some(summary)
+        true
     }
 
     /// Reads whatever there is, option by option.
