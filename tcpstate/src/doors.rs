@@ -94,7 +94,15 @@ impl Doors {
     }
 
     /// The port on the LAN has answered a SYN after all.
-    pub fn opened(&mut self, ends: &Ends) {
+    #[inline]
+    pub fn opened(&mut self, ends: &Ends, now: Instant) {
+        if now < self.until {
+            self.open(ends);
+        }
+    }
+
+    #[inline(never)]
+    fn open(&mut self, ends: &Ends) {
         let place = self.place(ends);
         for door in self.sets[place].0.iter_mut().filter(|door| door.is_of(ends)) {
             *door = Door::default();
@@ -171,7 +179,7 @@ mod tests {
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(82), Client::EVERYBODY, now);
-        doors.opened(&port(81));
+        doors.opened(&port(81), now);
         assert!(!doors.closed(&port(81), Client::of(7), now));
         assert!(doors.closed(&port(82), Client::of(7), now));
     }
@@ -233,7 +241,7 @@ mod tests {
                         model.insert(n, now);
                     }
                     Act::Open => {
-                        doors.opened(&port(n));
+                        doors.opened(&port(n), now);
                         model.remove(&n);
                     }
                     Act::Ask => {
