@@ -252,6 +252,15 @@ fn one_queue(image: &Image) {
         print_losses(&log);
     }
 
+    for poll in ["busy", "interrupt"] {
+        step(&format!("One queue, poll = {poll}"));
+        lab.guest.start(&format!("{STRICT} --poll {poll}"), netns::CACHE_ON);
+        lab.ping();
+        rows(lab.exchange(1, 4 * MB));
+        lab.endure("syn");
+        print_losses(&lab.guest.stop());
+    }
+
     step("Ended and started again at once, its queues hardly free");
     for signal in ["TERM", "KILL", "TERM", "KILL"] {
         lab.guest.start(STRICT, netns::CACHE_ON);
@@ -439,10 +448,11 @@ fn beside_the_forwarder(image: &Image) {
     lab.guest.expect_calm();
 }
 
-/// What was lost on the way, by the table at the end.
+/// What was lost on the way, by the table at the end, and how often the kernel had to be called.
 fn print_losses(log: &str) {
-    for line in log.lines().filter(|line| line.starts_with("lost") || line.contains("ring found")) {
-        row("the table says", &line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let told = ["lost", "fill ring found", "received, frames", "sent, frames", "kernel woken up"];
+    for line in log.lines().filter(|line| told.iter().any(|label| line.starts_with(label))) {
+        row("the table says (lan, wan)", &line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
 }
 
