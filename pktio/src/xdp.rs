@@ -663,6 +663,16 @@ impl XdpPort {
             _ => Err(error),
         }
     }
+
+    /// Wakes the driver's transmit path. Of a socket whose worker drives the receive path, a kick does that and no more
+    /// (`xsk_no_wakeup`): enough for drivers that transmit there as well, but virtio-net would never send. The kernel's
+    /// `xsk_poll` wakes whatever waits.
+    fn wake_transmitter(&mut self) {
+        self.statistics.kicks += 1;
+        let mut poll = libc::pollfd { fd: self.fd, events: 0, revents: 0 };
+        // SAFETY: one entry, which outlives the call; without a time to wait it returns at once.
+        unsafe { libc::poll(&raw mut poll, 1, 0) };
+    }
 }
 
 impl Port for XdpPort {
@@ -768,6 +778,9 @@ impl Port for XdpPort {
                     // The interface is down or gone; the frames stay queued until it is back.
                     Err(_) => break,
                 }
+            }
+            if self.busy_poll && self.capabilities.zero_copy && (self.tx.nb_free_exact() as usize) < self.ring {
+                self.wake_transmitter();
             }
             self.backlog = (self.tx.nb_free_exact() as usize) < self.ring;
         }
