@@ -210,10 +210,10 @@ mod tests {
     struct Fragile(Bypass);
 
     impl Engine for Fragile {
-        fn look(&self, _: Side, _: &Head<'_>) -> Look {
+        fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {
             panic!("a bug, for the test's sake");
         }
-        fn reach(&self, _: &Look) {}
+        fn reach(&self, _: &mut Look) {}
         fn on_frame(
             &mut self,
             _: Side,

@@ -7,10 +7,10 @@ use tcpstate::{Counters, Egress, Head, Instant, Look, Population, Proxy, Side, T
 /// A worker is compiled for its engine, so the choice costs nothing per frame.
 pub trait Engine {
     /// First pass over a batch: parse, hash, ask for the line of the table.
-    fn look(&self, side: Side, head: &Head<'_>) -> Look;
+    fn look(&self, side: Side, head: &Head<'_>, look: &mut Look);
 
     /// Between the passes: ask for the flow's lines.
-    fn reach(&self, look: &Look);
+    fn reach(&self, look: &mut Look);
 
     /// Second pass: what becomes of the frame.
     fn on_frame(
@@ -56,12 +56,12 @@ pub trait Engine {
 
 impl Engine for Proxy {
     #[inline]
-    fn look(&self, side: Side, head: &Head<'_>) -> Look {
-        Proxy::look(self, side, head)
+    fn look(&self, side: Side, head: &Head<'_>, look: &mut Look) {
+        Proxy::look(self, side, head, look);
     }
 
     #[inline]
-    fn reach(&self, look: &Look) {
+    fn reach(&self, look: &mut Look) {
         Proxy::reach(self, look);
     }
 
@@ -119,12 +119,10 @@ pub struct Bypass {
 
 impl Engine for Bypass {
     #[inline]
-    fn look(&self, _: Side, _: &Head<'_>) -> Look {
-        Look::default()
-    }
+    fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {}
 
     #[inline]
-    fn reach(&self, _: &Look) {}
+    fn reach(&self, _: &mut Look) {}
 
     #[inline]
     fn on_frame(&mut self, _: Side, _: &Look, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {

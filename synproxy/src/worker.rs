@@ -155,11 +155,14 @@ impl<E: Engine> Worker<E> {
 
     /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all.
     fn look(&mut self, side: Side) {
-        for frame in &mut self.incoming {
-            let look = self.engine.look(side, &head(frame));
-            self.looks.push(look);
+        // Written where they stay: a copy of what was only just written in smaller pieces would wait for it.
+        if self.looks.len() < self.incoming.len() {
+            self.looks.resize(self.incoming.len(), Look::default());
         }
-        for look in &self.looks {
+        for (frame, look) in self.incoming.iter_mut().zip(&mut self.looks) {
+            self.engine.look(side, &head(frame), look);
+        }
+        for look in &mut self.looks[..self.incoming.len()] {
             self.engine.reach(look);
         }
     }
@@ -167,9 +170,9 @@ impl<E: Engine> Worker<E> {
     /// Lets the engine decide on the whole batch.
     fn step(&mut self, side: Side, now: Instant) {
         let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing };
-        for (mut frame, look) in self.incoming.drain(..).zip(self.looks.drain(..)) {
+        for (mut frame, look) in self.incoming.drain(..).zip(&self.looks) {
             let mut head = head(&mut frame);
-            let verdict = self.engine.on_frame(side, &look, &mut head, now, &mut outlet);
+            let verdict = self.engine.on_frame(side, look, &mut head, now, &mut outlet);
             let extent = Extent::of(&head);
             match verdict {
                 Verdict::Hold(ticket) => self.pen.keep(ticket, frame, outlet.pool),
@@ -362,12 +365,11 @@ mod tests {
     }
 
     impl Engine for Obedient {
-        fn look(&self, _: Side, _: &Head<'_>) -> Look {
+        fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {
             self.looked.update(|looked| looked + 1);
-            Look::default()
         }
 
-        fn reach(&self, _: &Look) {}
+        fn reach(&self, _: &mut Look) {}
 
         fn on_frame(
             &mut self,

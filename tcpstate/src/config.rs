@@ -169,7 +169,7 @@ pub struct Config {
     pub sack_conflict: SackConflict,
     /// Entries of the learning cache.
     pub learn_capacity: usize,
-    /// Buckets of the flow table, a power of two; the table holds [`Config::FLOWS_PER_BUCKET`] times as many flows.
+    /// Buckets of the flow table, of any number; the table holds [`Config::FLOWS_PER_BUCKET`] times as many flows.
     pub table_buckets: usize,
     /// Most entries of the SYN cache; zero turns it off.
     pub half_open_max: usize,
@@ -242,7 +242,7 @@ impl Config {
         assert!(workers > 0, "a share of no workers");
         let split = |n: usize| n.div_ceil(workers);
         Config {
-            table_buckets: split(self.table_buckets).next_power_of_two(),
+            table_buckets: split(self.table_buckets),
             half_open_max: split(self.half_open_max),
             pen_frames: split(self.pen_frames),
             ..self.clone()

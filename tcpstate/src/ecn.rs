@@ -13,6 +13,20 @@ use crate::wire::{Flags, Segment, be16, put16};
 /// The field's value for "congestion experienced" (RFC 3168 section 5).
 const CONGESTED: u8 = 3;
 
+/// Whether [`lend`] would leave a segment with this traffic class alone and note nothing, whatever end sent it.
+#[inline(always)]
+pub fn has_nothing_to_lend(flow: &Flow, segment: &Segment, traffic_class: u8) -> bool {
+    let both = flow.is(Marks::ECN) && flow.is(Marks::ECN_LAN);
+    both || traffic_class & 3 == 0 && !segment.flags.has(Flags::CWR) && !flow.is(Marks::ECHO_OWED)
+}
+
+/// The ECN field of a packet is the two low bits of this.
+#[inline(always)]
+pub fn traffic_class(segment: &Segment, frame: &[u8]) -> u8 {
+    let byte = frame[usize::from(segment.ip) + 1];
+    if segment.ends.v6 { byte >> 4 } else { byte }
+}
+
 /// Edits a segment from `side` where the ends do not both speak ECN. True if a mark of congestion was taken over.
 pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
     let (client, server) = (flow.is(Marks::ECN), flow.is(Marks::ECN_LAN));
@@ -20,11 +34,7 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
         return false;
     }
     let (sender_speaks, receiver_speaks) = if side == Side::Wan { (client, server) } else { (server, client) };
-    let field = if segment.ends.v6 {
-        head.bytes()[usize::from(segment.ip) + 1] >> 4
-    } else {
-        head.bytes()[usize::from(segment.ip) + 1]
-    } & 3;
+    let field = traffic_class(segment, head.bytes()) & 3;
     let (marked, owed_before) = (field == CONGESTED, flow.is(Marks::ECHO_OWED));
     let mut flags = segment.flags;
     if !receiver_speaks {

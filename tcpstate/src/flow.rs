@@ -94,6 +94,23 @@ impl Marks {
     /// One direction of a connection that may be running has been seen; the other has not agreed yet.
     pub const TENTATIVE: Marks = Marks(1 << 26);
 
+    /// Whatever asks for more of a segment of an established connection than to follow its numbers and translate them.
+    pub const UNUSUAL: Marks = Marks::UPDATE_PENDING
+        .and(Marks::REOPENING)
+        .and(Marks::FIN_LAN)
+        .and(Marks::FIN_WAN)
+        .and(Marks::FRAGMENTED)
+        .and(Marks::WINDOW_UNSCALED)
+        .and(Marks::ECHO_OWED)
+        .and(Marks::ACK_OWED)
+        .and(Marks::SYN_CHALLENGED)
+        .and(Marks::MSS_BROKEN)
+        .and(Marks::TENTATIVE);
+
+    const fn and(self, marks: Marks) -> Marks {
+        Marks(self.0 | marks.0)
+    }
+
     const fn fin(side: Side) -> Marks {
         match side {
             Side::Lan => Marks::FIN_LAN,
@@ -110,7 +127,7 @@ impl Marks {
 }
 
 /// What is known of one end.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Half {
     /// The number after the highest this end has sent; after its FIN, once it has sent one.
@@ -147,6 +164,7 @@ impl Half {
     }
 
     /// A field of this end, rewritten for the scale the other end reads it by.
+    #[inline(always)]
     pub fn retell(&self, field: RawWindow) -> RawWindow {
         if self.scales & 15 == self.scales >> 4 {
             return field;
@@ -160,7 +178,7 @@ fn decode_scale(code: u8) -> Option<WindowScale> {
 }
 
 /// The record of a connection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Flow {
     // First line: who, when, and how far apart the numberings are.
@@ -221,13 +239,12 @@ impl Flow {
     }
 
     /// Whether the part of the ends that is held here is theirs.
+    #[inline(always)]
     pub(crate) fn fits(&self, ends: &Ends) -> bool {
-        self.lan == ends.lan[3]
-            && self.wan == ends.wan[3]
-            && self.lan_port == ends.lan_port
-            && self.wan_port == ends.wan_port
-            && self.vlan == ends.vlan
-            && self.is(Marks::V6) == ends.v6
+        // One branch instead of six.
+        let ports = u32::from((self.lan_port ^ ends.lan_port) | (self.wan_port ^ ends.wan_port));
+        let version = self.marks.0 & Marks::V6.0 ^ if ends.v6 { Marks::V6.0 } else { 0 };
+        (self.lan ^ ends.lan[3]) | (self.wan ^ ends.wan[3]) | (self.vlan.0 ^ ends.vlan.0) | ports | version == 0
     }
 
     /// The ends, with `upper` the words of the addresses that are not held here.
@@ -246,6 +263,7 @@ impl Flow {
     }
 
     /// Whether any of these marks is set.
+    #[inline(always)]
     pub fn is(&self, mark: Marks) -> bool {
         self.marks.0 & mark.0 != 0
     }

@@ -22,7 +22,7 @@ use crate::learn::Learned;
 use crate::limit::{Limiter, Meter};
 use crate::pen::Pen;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::table::{Id, Table};
+use crate::table::{Guess, Id, Table};
 use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
@@ -60,11 +60,13 @@ pub struct Look {
     hash: u64,
     /// Where the limiter keeps the tokens of a SYN's source.
     tokens: u32,
+    /// Where in the table its flow probably is, or nowhere.
+    place: Id,
 }
 
 impl Default for Look {
     fn default() -> Self {
-        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0 }
+        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE }
     }
 }
 
@@ -140,8 +142,9 @@ impl Lifetimes {
     }
 }
 
-/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up.
-const STEPS_A_TURN: usize = 256;
+/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up: as many as frames in a batch,
+/// each of which costs about as much.
+const STEPS_A_TURN: usize = 64;
 
 /// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
 /// one for each flow cannot be read by others as a common one could).
@@ -250,7 +253,7 @@ impl Proxy {
     /// A proxy with empty tables. All memory is taken here.
     ///
     /// # Panics
-    /// If a table of the configuration is empty, or one of its sizes that must be a power of two is not.
+    /// If the flow table or the learning cache is empty, or the latter's size no power of two.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
         let candidates = || Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED));
         let mut destinations = config.destinations.clone();
@@ -295,24 +298,39 @@ impl Proxy {
         proxy
     }
 
-    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in.
-    pub fn look(&self, side: Side, head: &Head) -> Look {
-        let mut look = Look { parsed: Parsed::parse(side, head), ..Look::default() };
-        if let Parsed::Tcp(segment) = &look.parsed {
-            look.hash = segment.ends.hash(self.hash_keys);
-            self.table.prefetch_bucket(look.hash);
-            if segment.flags.has(Flags::SYN) && side == Side::Wan {
-                look.tokens = self.limiter.place(&segment.ends);
-                self.limiter.prefetch(look.tokens);
-            }
-        } else {
-            look.hash = self.look_for_owner(&look.parsed);
+    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `look`.
+    #[inline]
+    pub fn look(&self, side: Side, head: &Head, look: &mut Look) {
+        match Segment::usual(side, head) {
+            Some(segment) => self.look_at_segment(side, segment, look),
+            None => self.look_closer(side, head, look),
         }
-        look
+    }
+
+    #[inline(always)]
+    fn look_at_segment(&self, side: Side, segment: Segment, look: &mut Look) {
+        let hash = segment.ends.hash(self.hash_keys);
+        self.table.prefetch_bucket(hash);
+        let mut tokens = 0;
+        if segment.flags.has(Flags::SYN) && side == Side::Wan {
+            // A copy, lest the segment itself have to lie in memory.
+            let ends = segment.ends;
+            tokens = self.limiter.place(&ends);
+            self.limiter.prefetch(tokens);
+        }
+        *look = Look { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE };
+    }
+
+    /// Looks at a frame that is no usual segment.
+    #[inline(never)]
+    fn look_closer(&self, side: Side, head: &Head, look: &mut Look) {
+        match Parsed::parse(side, head) {
+            Parsed::Tcp(segment) => self.look_at_segment(side, segment, look),
+            parsed => *look = Look { parsed, hash: self.look_for_owner(&parsed), ..Look::default() },
+        }
     }
 
     /// The hash of what is no segment, but may belong to one.
-    #[inline(never)]
     fn look_for_owner(&self, parsed: &Parsed) -> u64 {
         match parsed {
             Parsed::Error(quote) => {
@@ -329,12 +347,15 @@ impl Proxy {
         }
     }
 
-    /// Between the passes: asks for the flow's own lines, now that the table's line is here.
-    pub fn reach(&self, look: &Look) {
-        if let Parsed::Tcp(segment) = &look.parsed
-            && !self.table.prefetch_flow(look.hash, segment.ends.v6)
-        {
-            self.answered.prefetch(look.hash);
+    /// Between the passes: asks for the flow's own lines, now that the table's line is here, and notes whose they are.
+    #[inline]
+    pub fn reach(&self, look: &mut Look) {
+        if let Parsed::Tcp(segment) = &look.parsed {
+            match self.table.prefetch_flow(look.hash, segment.ends.v6) {
+                Guess::Perhaps(id) => look.place = id,
+                Guess::Elsewhere => {}
+                Guess::Nowhere => self.answered.prefetch(look.hash),
+            }
         }
     }
 
@@ -349,19 +370,17 @@ impl Proxy {
     ) -> Verdict {
         match &look.parsed {
             Parsed::Tcp(segment) => {
-                let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head: &mut *head, egress };
-                let verdict = self.on_segment(turn);
-                if let Verdict::Drop(reason) = verdict {
-                    return self.counters.drop(reason);
-                }
-                if segment.fragmented && verdict == Verdict::Forward {
-                    self.note_first_fragment(side, segment, head, now);
-                }
-                self.counters.count(match side {
-                    Side::Lan => Event::LanSegment,
-                    Side::Wan => Event::WanSegment,
-                });
-                verdict
+                // Frames that went before in the batch may have changed what is where.
+                let found = if self.table.is_at(look.place, &segment.ends) {
+                    Some(look.place)
+                } else {
+                    self.table.find(&segment.ends, look.hash)
+                };
+                let verdict = match found {
+                    Some(id) if self.pass_usual(side, segment, id, head, now) => Verdict::Forward,
+                    _ => self.on_any_segment(side, segment, look, found, head, now, egress),
+                };
+                self.conclude(side, verdict)
             }
             Parsed::Error(quote) => self.on_error(side, quote, look.hash, head, egress),
             Parsed::StrayError => self.on_stray_error(),
@@ -376,17 +395,51 @@ impl Proxy {
 
     /// All passes for a single frame.
     pub fn on_single(&mut self, side: Side, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        let look = self.look(side, head);
+        let mut look = Look::default();
+        self.look(side, head, &mut look);
         self.on_frame(side, &look, head, now, egress)
     }
 
-    fn on_segment(&mut self, turn: Turn<impl Egress>) -> Verdict {
+    /// Counts what becomes of a segment.
+    #[inline(always)]
+    fn conclude(&mut self, side: Side, verdict: Verdict) -> Verdict {
+        if let Verdict::Drop(reason) = verdict {
+            return self.counters.drop(reason);
+        }
+        self.counters.count(match side {
+            Side::Lan => Event::LanSegment,
+            Side::Wan => Event::WanSegment,
+        });
+        verdict
+    }
+
+    /// A segment of the flow that was found, or of none.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "what a turn is made of, in registers")]
+    fn on_any_segment(
+        &mut self,
+        side: Side,
+        segment: &Segment,
+        look: &Look,
+        found: Option<Id>,
+        head: &mut Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head: &mut *head, egress };
+        let verdict = self.on_segment(turn, found);
+        if segment.fragmented && verdict == Verdict::Forward {
+            self.note_first_fragment(side, segment, head, now);
+        }
+        verdict
+    }
+
+    fn on_segment(&mut self, turn: Turn<impl Egress>, found: Option<Id>) -> Verdict {
         let flags = turn.segment.flags;
         let opens_and_ends = flags.has(Flags::SYN) && flags.has(Flags::FIN.and(Flags::RST));
         if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
             return Verdict::Drop(DropReason::BadFlags);
         }
-        let found = self.table.find(turn.ends(), turn.hash);
         match found.map(|id| (id, self.table[id].state)) {
             None => self.on_stranger(turn),
             Some((id, State::HalfOpen)) => self.on_half_open(turn, id),
@@ -418,7 +471,10 @@ impl Proxy {
             match self.wheel.step(self.table.flows_mut(), now) {
                 None => return false,
                 Some(None) => {}
-                Some(Some(id)) => self.expire(id, now, egress),
+                Some(Some(id)) => {
+                    self.table.prefetch_next_bucket(id);
+                    self.expire(id, now, egress);
+                }
             }
         }
         true
@@ -635,5 +691,51 @@ impl Acknowledgement {
     fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
         let Self { seq, ack, window, ref options } = *self;
         Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Egress for Nobody {
+        fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {
+            false
+        }
+    }
+
+    /// An engine with this many connections that rest from `now` on.
+    fn resting(count: u32, now: Instant) -> Proxy {
+        let config = Config { table_buckets: 1000, half_open_max: 4, ..Config::default() };
+        let mut proxy = Proxy::new(&config, &Secrets::new([1; 48]), now);
+        for n in 0..count {
+            let ends = Ends { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..Ends::default() };
+            let hash = ends.hash(proxy.hash_keys);
+            proxy.admit(&ends, hash, now, |flow| flow.state = State::Established).unwrap();
+        }
+        proxy
+    }
+
+    #[test]
+    fn flows_that_fall_due_together_are_removed_a_share_a_turn_and_none_is_forgotten() {
+        let now = Instant::from_secs(1000);
+        let mut proxy = resting(5000, now);
+        let due = now + Timeouts::default().connected + core::time::Duration::from_secs(1);
+        let (mut left, mut turns) = (5000, 0);
+        loop {
+            let more = proxy.on_timeout(due, &mut Nobody);
+            turns += 1;
+            let still = proxy.population().direct;
+            assert!(left - still <= STEPS_A_TURN as u64, "{} in one turn", left - still);
+            left = still;
+            if !more {
+                break;
+            }
+        }
+        assert_eq!((left, proxy.next_deadline()), (0, None));
+        // Besides its removal a flow costs the turns of the wheel's four levels at most.
+        assert!(turns <= 5 * 5000 / STEPS_A_TURN + 1, "{turns} turns");
     }
 }

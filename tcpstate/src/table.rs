@@ -2,7 +2,8 @@
 //!
 //! A bucket holds ten tags of 16 bits and the places they stand for. A flow lives in the bucket its hash names or, if that
 //! is full, in a second one that follows from bucket and tag; a bucket knows how many of its own live elsewhere, so
-//! that looking for what is not there touches one line.
+//! that looking for what is not there touches one line. Records are taken one after the other: memory that no flow has needed yet is
+//! never touched.
 
 use core::ops::{Index, IndexMut};
 
@@ -14,6 +15,11 @@ use crate::wire::Ends;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Id(pub(crate) u32);
+
+impl Id {
+    /// No flow's place.
+    pub(crate) const NOWHERE: Id = Id(NIL);
+}
 
 /// No place: the end of a list.
 pub(crate) const NIL: u32 = u32::MAX;
@@ -39,21 +45,36 @@ impl Bucket {
     }
 
     /// One bit for each way that has this tag.
+    #[inline(always)]
     fn matches(&self, tag: u16) -> u32 {
-        self.tags.iter().enumerate().fold(0, |bits, (way, &t)| bits | u32::from(t == tag) << way)
+        // Eight at once, as processors have it.
+        let (wide, rest) = self.tags.split_at(8);
+        let wide: u16 = wide.iter().enumerate().map(|(way, &t)| if t == tag { 1 << way } else { 0 }).sum();
+        rest.iter().enumerate().fold(wide.into(), |bits, (way, &t)| bits | u32::from(t == tag) << (8 + way))
     }
+}
+
+/// What a bucket says about where a flow may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// A flow of the same tag is here.
+    Perhaps(Id),
+    /// If anywhere, it is in its second bucket.
+    Elsewhere,
+    /// There is none.
+    Nowhere,
 }
 
 /// The flow table.
 pub struct Table {
+    /// Those that are or were in use, at most `capacity`.
     flows: Vec<Flow>,
+    capacity: usize,
     /// The upper words of IPv6 addresses, beside the flows; untouched, and so not resident, where flows are IPv4.
     upper: Vec<[[u32; 3]; 2]>,
     buckets: Vec<Bucket>,
     /// The first of the records that were used and are free again.
     free: u32,
-    /// Records at and above this were never used.
-    fresh: u32,
     len: usize,
 }
 
@@ -61,15 +82,15 @@ impl Table {
     /// An empty table for `capacity` flows, all memory taken.
     ///
     /// # Panics
-    /// If `buckets` is no power of two, or the capacity exceeds 2^31.
+    /// If there are no buckets, or those or the capacity reach 2^31.
     pub fn new(buckets: usize, capacity: usize) -> Self {
-        assert!(buckets.is_power_of_two() && capacity < 1 << 31);
+        assert!(buckets > 0 && buckets < 1 << 31 && capacity < 1 << 31);
         Self {
-            flows: vec![Flow::default(); capacity],
+            flows: Vec::with_capacity(capacity),
+            capacity,
             upper: vec![[[0; 3]; 2]; capacity],
             buckets: vec![Bucket::default(); buckets],
             free: NIL,
-            fresh: 0,
             len: 0,
         }
     }
@@ -82,7 +103,7 @@ impl Table {
 
     /// Whether every record is in use.
     pub fn is_full(&self) -> bool {
-        self.len == self.flows.len()
+        self.len == self.capacity
     }
 
     /// All records, for the wheel that is threaded through them.
@@ -90,26 +111,38 @@ impl Table {
         &mut self.flows
     }
 
+    /// The bucket that is as far among the buckets as `fraction` is among the numbers of 32 bits.
+    #[inline(always)]
+    fn bucket_at(&self, fraction: u32) -> usize {
+        (u64::from(fraction) * self.buckets.len() as u64 >> 32) as usize
+    }
+
+    #[inline(always)]
     fn first_choice(&self, hash: u64) -> usize {
-        hash as usize & (self.buckets.len() - 1)
+        // The bits that matter most are the 28 that name nothing else.
+        self.bucket_at((hash as u32).rotate_left(4))
     }
 
-    /// The other bucket a tag may live in; an involution, so that it can be told from either.
+    /// The other bucket a tag may live in: both together make up a number that follows from the tag alone, so that either leads to the other.
     fn other_choice(&self, bucket: usize, tag: u16) -> usize {
-        (bucket ^ usize::from(tag).wrapping_mul(0x5bd1_e995)) & (self.buckets.len() - 1)
+        let both = self.bucket_at(u32::from(tag).wrapping_mul(0x5bd1_e995));
+        if both >= bucket { both - bucket } else { both + self.buckets.len() - bucket }
     }
 
+    #[inline(always)]
     fn tag(hash: u64) -> u16 {
         ((hash >> 48) as u16).max(1)
     }
 
     /// Asks for the line a lookup of this hash touches first.
+    #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) {
         prefetch(&self.buckets[self.first_choice(hash)]);
     }
 
-    /// Asks for the lines of the flow this hash probably names; false if it names none for certain.
-    pub fn prefetch_flow(&self, hash: u64, v6: bool) -> bool {
+    /// Asks for the lines of the flow this hash probably names; which that is, if that can be told yet, or that there is certainly none.
+    #[inline(always)]
+    pub fn prefetch_flow(&self, hash: u64, v6: bool) -> Guess {
         let (first, tag) = (self.first_choice(hash), Self::tag(hash));
         let bucket = &self.buckets[first];
         let matches = bucket.matches(tag);
@@ -119,10 +152,25 @@ impl Table {
             if v6 {
                 prefetch(&self.upper[place as usize]);
             }
+            Guess::Perhaps(Id(place))
         } else if bucket.strays > 0 {
             prefetch(&self.buckets[self.other_choice(first, tag)]);
+            Guess::Elsewhere
+        } else {
+            Guess::Nowhere
         }
-        matches != 0 || bucket.strays > 0
+    }
+
+    /// Whether the flow between these ends is at this place.
+    #[inline(always)]
+    pub fn is_at(&self, id: Id, ends: &Ends) -> bool {
+        let Some(flow) = self.flows.get(id.0 as usize) else { return false };
+        flow.state != State::Free && self.is_between(id.0, flow, ends)
+    }
+
+    #[inline(always)]
+    fn is_between(&self, place: u32, flow: &Flow, ends: &Ends) -> bool {
+        flow.fits(ends) && (!ends.v6 || self.upper[place as usize] == upper(ends))
     }
 
     /// Asks for the lines of a record.
@@ -143,6 +191,13 @@ impl Table {
         self.prefetch_bucket(flow.hash);
     }
 
+    /// Asks for the bucket of the flow that follows this one on its list, whose own lines are here.
+    pub fn prefetch_next_bucket(&self, id: Id) {
+        if let Some(next) = self.flows.get(self.flows[id.0 as usize].link_next as usize) {
+            self.prefetch_bucket(next.hash);
+        }
+    }
+
     /// The flow between these ends.
     pub fn find(&self, ends: &Ends, hash: u64) -> Option<Id> {
         let first = self.first_choice(hash);
@@ -157,8 +212,7 @@ impl Table {
         let mut matches = bucket.matches(tag);
         while matches != 0 {
             let place = bucket.places[matches.trailing_zeros() as usize];
-            let flow = &self.flows[place as usize];
-            if flow.fits(ends) && (!ends.v6 || self.upper[place as usize] == upper(ends)) {
+            if self.is_between(place, &self.flows[place as usize], ends) {
                 return Some(Id(place));
             }
             matches &= matches - 1;
@@ -168,17 +222,17 @@ impl Table {
 
     /// A new record for these ends, which must not be in the table; `None` when it is full.
     pub fn insert(&mut self, ends: &Ends, hash: u64) -> Option<Id> {
-        let place = if self.free == NIL { self.fresh } else { self.free };
-        if place as usize >= self.flows.len() || !self.link(hash, place) {
+        let place = if self.free == NIL { self.flows.len() as u32 } else { self.free };
+        if place as usize >= self.capacity || !self.link(hash, place) {
             return None;
         }
         if self.free == NIL {
-            self.fresh += 1;
+            self.flows.push(Flow::new(ends, hash, 0));
         } else {
-            self.free = self.flows[place as usize].link_next;
+            let flow = &mut self.flows[place as usize];
+            self.free = flow.link_next;
+            *flow = Flow::new(ends, hash, flow.generation);
         }
-        let generation = self.flows[place as usize].generation;
-        self.flows[place as usize] = Flow::new(ends, hash, generation);
         if ends.v6 {
             self.upper[place as usize] = upper(ends);
         }
@@ -260,6 +314,7 @@ impl Table {
     }
 }
 
+#[inline(always)]
 fn upper(ends: &Ends) -> [[u32; 3]; 2] {
     [ends.lan, ends.wan].map(|address| [address[0], address[1], address[2]])
 }
@@ -304,6 +359,30 @@ mod tests {
         for n in 0..8192 {
             let id = table.find(&ends(n), hash(n)).unwrap();
             assert_eq!(table.ends(id), ends(n));
+        }
+    }
+
+    #[test]
+    fn any_number_of_buckets_will_do_and_no_record_is_touched_before_its_time() {
+        for buckets in [1, 3, 100, 1001] {
+            let capacity = buckets * 8;
+            let mut table = Table::new(buckets, capacity);
+            assert_eq!(table.flows.len(), 0);
+            for n in 0..capacity as u32 {
+                let id = table.insert(&ends(n), hash(n)).unwrap_or_else(|| panic!("{n} of {capacity}"));
+                assert_eq!((id.0, table.flows.len()), (n, n as usize + 1));
+            }
+            assert!(table.is_full());
+            for n in 0..capacity as u32 {
+                assert_eq!(table.find(&ends(n), hash(n)), Some(Id(n)));
+                table.remove(Id(n));
+            }
+            assert!(table.insert(&ends(1), hash(1)).is_some());
+            assert_eq!(table.flows.len(), capacity, "a record is used again");
+        }
+        let table = Table::new(1001, 8008);
+        for (bucket, tag) in (0..1001).flat_map(|bucket| [1, 77, u16::MAX].map(|tag| (bucket, tag))) {
+            assert_eq!(table.other_choice(table.other_choice(bucket, tag), tag), bucket);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::flow::{Flow, Marks};
 use crate::seq::SeqNum;
 use crate::wheel::Ticks;
 use crate::wire::checksum::{self, Patch};
-use crate::wire::{Flags, Segment, TCP_LEN, Walk, be16, be32, kind, put16, put32};
+use crate::wire::{Flags, Segment, TCP_LEN, Timestamps, Walk, be16, be32, kind, put16, put32};
 use crate::{Head, Side};
 
 /// Bytes of a timestamps option with the two no-operations that align it.
@@ -45,6 +45,51 @@ pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, co
     {
         insert_timestamps(flow, segment, head, tick);
     }
+}
+
+/// The same for a segment whose options are `timestamps` alone, in the usual layout, or none, neither of SYN nor RST, and of a flow both of whose
+/// ends use timestamps or neither.
+#[inline(always)]
+pub fn translate_usual(flow: &Flow, side: Side, segment: &Segment, frame: &mut [u8], timestamps: Option<Timestamps>) {
+    let segment_bytes = &mut frame[usize::from(segment.tcp)..];
+    let (header, options) = segment_bytes.split_first_chunk_mut::<TCP_LEN>().expect("a parsed segment has a header");
+    let mut patch = Patch::default();
+    let (at, old, new) = match side {
+        Side::Lan => (4, segment.seq, segment.seq + flow.seq_delta),
+        Side::Wan => (8, segment.ack, segment.ack - flow.seq_delta),
+    };
+    patch.replace32(0, old.get(), new.get());
+    put32(header, at, new.get());
+    let field = flow.half(side).retell(segment.window);
+    if field != segment.window {
+        patch.replace16(segment.window.0, field.0);
+        put16(header, 14, field.0);
+    }
+    if let Some(Timestamps { value, echo }) = timestamps
+        && let Some(options) = options.first_chunk_mut::<TIMESTAMPS_ROOM>()
+        && (side == Side::Lan || echo != 0)
+    {
+        let (at, old, new) = match side {
+            Side::Lan => (4, value, flow.ts_delta.shift(value)),
+            Side::Wan => (8, echo, echo_of_server(flow, echo)),
+        };
+        patch.replace32(0, old, new);
+        put32(options, at, new);
+    }
+    let sum = patch.apply(be16(header, 16));
+    put16(header, 16, sum);
+}
+
+/// What the client echoes, which is not zero, in the server's own time.
+#[inline(always)]
+fn echo_of_server(flow: &Flow, mut echo: u32) -> u32 {
+    // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent. (Once the server's
+    // clock has gone halfway round since, before and after mean nothing any more.)
+    let gone = flow.half(Side::Lan).ts_value.wrapping_sub(flow.ts_base);
+    if gone < 1 << 30 && SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
+        echo = flow.ts_base;
+    }
+    (-flow.ts_delta).shift(echo)
 }
 
 /// Replaces the 32-bit field `offset` bytes into the segment at `tcp`.
@@ -112,18 +157,11 @@ fn rewrite_timestamps(flow: &Flow, side: Side, frame: &mut [u8], tcp: usize, at:
             replace32(frame, tcp, at + 2, flow.ts_delta.shift(value), patch);
         }
         Side::Wan => {
-            let mut echo = be32(frame, tcp + at + 6);
+            let echo = be32(frame, tcp + at + 6);
             // A TSecr of zero means "no echo", so there is nothing to translate.
-            if echo == 0 {
-                return;
+            if echo != 0 {
+                replace32(frame, tcp, at + 6, echo_of_server(flow, echo), patch);
             }
-            // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent. (Once the server's
-            // clock has gone halfway round since, before and after mean nothing any more.)
-            let gone = flow.half(Side::Lan).ts_value.wrapping_sub(flow.ts_base);
-            if gone < 1 << 30 && SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
-                echo = flow.ts_base;
-            }
-            replace32(frame, tcp, at + 6, (-flow.ts_delta).shift(echo), patch);
         }
     }
 }

@@ -4,9 +4,10 @@
 //! `deadline`; when its slot comes up the wheel sees that it is not due and files it anew. Work is done one flow at a time,
 //! so that the caller can stop at any point.
 
-use crate::Instant;
 use crate::flow::Flow;
+use crate::prefetch::prefetch;
 use crate::table::{Id, NIL};
+use crate::{Instant, Side};
 
 /// Ticks: 1024 µs, on a circle of 50 days.
 pub type Ticks = u32;
@@ -18,6 +19,7 @@ const SLOTS: usize = 256;
 const UNFILED: u16 = u16::MAX;
 
 /// The tick a time falls in.
+#[inline(always)]
 pub fn tick(now: Instant) -> Ticks {
     (now.as_micros() >> TICK_SHIFT) as Ticks
 }
@@ -57,14 +59,20 @@ impl Wheel {
     }
 
     /// Makes the flow due at `deadline`, wherever it was filed.
+    #[inline(always)]
     pub fn schedule(&mut self, flows: &mut [Flow], id: Id, deadline: Ticks) {
         let flow = &mut flows[id.0 as usize];
         let later = deadline.wrapping_sub(flow.deadline) as i32 >= 0;
         flow.deadline = deadline;
         if !later {
-            self.unfile(flows, id);
-            self.file(flows, id);
+            self.file_anew(flows, id);
         }
+    }
+
+    #[inline(never)]
+    fn file_anew(&mut self, flows: &mut [Flow], id: Id) {
+        self.unfile(flows, id);
+        self.file(flows, id);
     }
 
     /// Files a flow that is on no list under `deadline`.
@@ -97,20 +105,30 @@ impl Wheel {
         if slot == UNFILED {
             return;
         }
-        if link_next != NIL {
-            flows[link_next as usize].link_prev = link_prev;
-        }
-        if link_prev != NIL {
-            flows[link_prev as usize].link_next = link_next;
-        } else {
-            let slot = usize::from(slot);
+        flows[id.0 as usize].slot = UNFILED;
+        let slot = usize::from(slot);
+        if self.heads[slot] == id.0 {
+            // The next one's link back is never asked for while it comes first, and so is not touched.
             self.heads[slot] = link_next;
             if link_next == NIL {
                 let index = slot % SLOTS;
                 self.occupied[slot / SLOTS][index / 64] &= !(1 << (index % 64));
             }
+            return;
         }
-        flows[id.0 as usize].slot = UNFILED;
+        flows[link_prev as usize].link_next = link_next;
+        if link_next != NIL {
+            flows[link_next as usize].link_prev = link_prev;
+        }
+    }
+
+    /// Asks for the lines of the flow after the next, so that a list of flows nobody has looked at for long is not waited for one by one.
+    fn prefetch_ahead(flows: &[Flow], id: Id) {
+        let next = |flow: &Flow| flows.get(flow.link_next as usize);
+        if let Some(after) = next(&flows[id.0 as usize]).and_then(next) {
+            prefetch(after);
+            prefetch(after.half(Side::Wan));
+        }
     }
 
     /// Does one piece of work: the flow it returns is due and on no list any more; `None` within a `Some` means that a flow was
@@ -127,6 +145,7 @@ impl Wheel {
                     continue;
                 }
                 let id = Id(head);
+                Self::prefetch_ahead(flows, id);
                 self.unfile(flows, id);
                 if level == 0 && is_due(flows[head as usize].deadline, self.current) {
                     return Some(Some(id));

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{Extension, Handshake, RateLimit, SackConflict, Stray};
 use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
-use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Look, Proxy, Secrets, Side, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
 pub fn parser(data: &[u8]) {
@@ -567,8 +567,9 @@ impl Bench {
         let verdict = match ticket {
             Some(ticket) => self.proxy.on_release(ticket, &mut head, self.now, &mut sent),
             None => {
-                let look = self.proxy.look(side, &head);
-                self.proxy.reach(&look);
+                let mut look = Look::default();
+                self.proxy.look(side, &head, &mut look);
+                self.proxy.reach(&mut look);
                 self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent)
             }
         };

@@ -9,10 +9,10 @@ use crate::ecn;
 use crate::flow::{Marks, State};
 use crate::seq::SeqNum;
 use crate::table::Id;
-use crate::translate::translate;
+use crate::translate::{TIMESTAMPS_ROOM, translate, translate_usual};
 use crate::wheel::tick;
-use crate::wire::{Flags, Options};
-use crate::{DropReason, Egress, Event, Side, Verdict};
+use crate::wire::{Flags, Options, Segment, TCP_LEN, chunk};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
 const SLACK: u32 = 65_535;
@@ -21,7 +21,89 @@ const SMALL_STEP: u32 = 16;
 /// How far behind the latest number an old segment is believed: as far as a large window reaches.
 const FAR_BEHIND: u32 = 1 << 26;
 
+/// A header that holds the usual timestamps and no other option.
+const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
+
+/// Whether a number lies on the way from `origin` to what is `ahead` of it (less than 2^31), or not far behind.
+#[inline(always)]
+fn is_near(number: SeqNum, origin: SeqNum, ahead: u32) -> bool {
+    number.within(origin - FAR_BEHIND, origin + ahead)
+}
+
 impl Proxy {
+    /// Passes the segment that nearly all are: an acknowledgement, with data or without, whose options are the usual timestamps or none, in
+    /// sequence, of an established flow of which nothing is owed, pending or in doubt. It does what [`Proxy::on_joined`] would do, with as
+    /// little as that takes; of any other segment it says false, and nothing has changed.
+    #[inline(always)]
+    pub(super) fn pass_usual(&mut self, side: Side, segment: &Segment, id: Id, head: &mut Head, now: Instant) -> bool {
+        let flow = &mut self.table[id];
+        let agreed = flow.is(Marks::TIMESTAMPS);
+        let acknowledges =
+            Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & segment.flags.0 == Flags::ACK.0;
+        if !acknowledges
+            || segment.fragmented
+            || flow.state != State::Established
+            || flow.is(Marks::UNUSUAL)
+            || flow.held != 0
+            || agreed && !flow.is(Marks::TIMESTAMPS_LAN)
+        {
+            return false;
+        }
+        let frame = head.bytes();
+        let timestamps = match usize::from(segment.payload - segment.tcp) {
+            TCP_LEN => None,
+            LEN_WITH_TIMESTAMPS => {
+                let options = chunk::<TIMESTAMPS_ROOM>(frame, usize::from(segment.tcp) + TCP_LEN);
+                let Some(timestamps) = options.and_then(Options::usual_timestamps) else { return false };
+                Some(timestamps).filter(|_| agreed)
+            }
+            _ => return false,
+        };
+        let proxied = flow.is(Marks::PROXIED);
+        if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
+            return false;
+        }
+
+        let (payload, other) = (segment.payload_len(), side.other());
+        let end = segment.seq + flow.outward(side) + payload;
+        let granted = flow.granted(other).0;
+        let (slack, hidden) = if flow.is(Marks::UNJUDGED) { (FAR_BEHIND, FAR_BEHIND) } else { (SLACK, 0) };
+        let receiver = flow.half(other);
+        if !is_near(end, receiver.acked, granted + slack) || !is_near(segment.ack, receiver.next, hidden) {
+            return false;
+        }
+
+        let receiver = flow.half_mut(other);
+        if segment.ack.after(receiver.next) {
+            receiver.next = segment.ack;
+        }
+        let ts_delta = flow.ts_delta;
+        let sender = flow.half_mut(side);
+        if end.after(sender.next) && payload > 0 {
+            sender.next = end;
+        }
+        if !segment.ack.before(sender.acked) {
+            sender.acked = segment.ack;
+            sender.window = segment.window;
+        }
+        if let Some(timestamps) = timestamps {
+            let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
+            let step = value.wrapping_sub(sender.ts_value);
+            if step != 0 && step < 1 << 31 && (step <= SMALL_STEP || segment.checksums_hold(head)) {
+                sender.ts_value = value;
+            }
+        }
+        if side == Side::Wan {
+            let answers = proxied && segment.ack.after(flow.outer_isn + 1);
+            flow.mark_if(Marks::CARRIED, answers || payload > 0);
+        }
+        if proxied {
+            translate_usual(flow, side, segment, head.bytes_mut(), timestamps);
+        }
+        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(self.lifetimes.connected));
+        true
+    }
+
     /// Segments of a flow whose ends have met.
     pub(super) fn on_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flags = turn.segment.flags;
@@ -123,9 +205,6 @@ impl Proxy {
         let receiver = flow.half(turn.side.other());
         let granted = flow.granted(turn.side.other()).0;
         let end = turn.segment.seq + flow.outward(turn.side) + turn.segment.seq_len();
-        let near = |number: SeqNum, origin: SeqNum, ahead| {
-            number.beyond(origin) <= ahead || origin.beyond(number) <= FAR_BEHIND
-        };
         // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
         let (slack, hidden) = match (flow.is(Marks::UNJUDGED), flow.is(Marks::FRAGMENTED)) {
             // Nobody has told us its scales.
@@ -133,7 +212,7 @@ impl Proxy {
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
-        near(end, receiver.acked, granted + slack) && near(turn.segment.ack, receiver.next, hidden)
+        is_near(end, receiver.acked, granted + slack) && is_near(turn.segment.ack, receiver.next, hidden)
     }
 
     /// Follows a segment and passes it.
@@ -251,5 +330,297 @@ impl Proxy {
             translate(flow, turn.side, turn.segment, turn.head, self.sack_conflict, tick(turn.now));
         }
         Verdict::Forward
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Flow, Half};
+    use crate::proxy::{Look, Secrets};
+    use crate::seq::{RawWindow, SeqDelta, WindowScale};
+    use crate::wire::{Ends, checksum, put16, put32};
+    use crate::{Config, PerSide};
+    use core::cell::RefCell;
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    struct Nobody;
+
+    impl Egress for Nobody {
+        fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {
+            false
+        }
+    }
+
+    fn proxy(now: Instant) -> Proxy {
+        let config = Config { table_buckets: 4, learn_capacity: 64, half_open_max: 4, ..Config::default() };
+        Proxy::new(&config, &Secrets::new([7; 48]), now)
+    }
+
+    fn ends(v6: bool) -> Ends {
+        let upper = if v6 { [0x2001_0db8, 0, 0] } else { [0, 0, 0xffff] };
+        let address = |low| [upper[0], upper[1], upper[2], low];
+        Ends {
+            lan: address(0x0a00_0001),
+            wan: address(0x0b00_0001),
+            lan_port: 80,
+            wan_port: 4321,
+            v6,
+            ..Ends::default()
+        }
+    }
+
+    /// What a segment of the test says.
+    #[derive(Clone, Debug)]
+    struct Said {
+        side: Side,
+        v6: bool,
+        seq: u32,
+        ack: u32,
+        flags: u8,
+        window: u16,
+        ecn: u8,
+        options: Vec<u8>,
+        payload: usize,
+        damaged: bool,
+    }
+
+    impl Said {
+        /// The frame, untagged, its checksums right unless it is to be damaged.
+        fn frame(&self) -> Vec<u8> {
+            let ends = ends(self.v6);
+            let (from, to) = if self.side == Side::Lan { (ends.lan, ends.wan) } else { (ends.wan, ends.lan) };
+            let (from_port, to_port) =
+                if self.side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };
+            let mut tcp = vec![0; TCP_LEN];
+            put16(&mut tcp, 0, from_port);
+            put16(&mut tcp, 2, to_port);
+            put32(&mut tcp, 4, self.seq);
+            put32(&mut tcp, 8, self.ack);
+            tcp.extend(&self.options);
+            tcp[12] = (tcp.len() as u8) << 2;
+            tcp[13] = self.flags;
+            put16(&mut tcp, 14, self.window);
+            tcp.resize(tcp.len() + self.payload, 0x5a);
+            let mut ip = if self.v6 { vec![0x60; 40] } else { vec![0x45; 20] };
+            let addresses = if self.v6 {
+                ip[..8].copy_from_slice(&[0x60, self.ecn << 4, 0, 0, 0, 0, 6, 64]);
+                put16(&mut ip, 4, tcp.len() as u16);
+                for (n, word) in from.into_iter().chain(to).enumerate() {
+                    put32(&mut ip, 8 + 4 * n, word);
+                }
+                8..40
+            } else {
+                ip[..12].copy_from_slice(&[0x45, self.ecn, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+                put16(&mut ip, 2, (20 + tcp.len()) as u16);
+                put32(&mut ip, 12, from[3]);
+                put32(&mut ip, 16, to[3]);
+                let sum = !checksum::sum(&ip);
+                put16(&mut ip, 10, sum);
+                12..20
+            };
+            let pseudo = u64::from(checksum::sum(&ip[addresses])) + 6 + tcp.len() as u64;
+            let sum = !checksum::fold(pseudo + u64::from(checksum::sum(&tcp)));
+            put16(&mut tcp, 16, if self.damaged { sum ^ 0x0400 } else { sum });
+            let mut frame = vec![0; 12];
+            frame.extend(if self.v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+            frame.extend(ip);
+            frame.extend(tcp);
+            frame.resize(frame.len().max(60), 0);
+            frame
+        }
+    }
+
+    /// The marks that are drawn; half of the cases have none that is unusual.
+    const MARKS: [Marks; 24] = [
+        Marks::PROXIED,
+        Marks::TIMESTAMPS,
+        Marks::TIMESTAMPS_LAN,
+        Marks::SACK,
+        Marks::SACK_LAN,
+        Marks::ECN,
+        Marks::ECN_LAN,
+        Marks::CARRIED,
+        Marks::UNJUDGED,
+        Marks::EARLY,
+        Marks::TIMESTAMPS_PRESUMED,
+        Marks::OPENED_BY_WAN,
+        Marks::ECN_ASKED,
+        // The unusual.
+        Marks::UPDATE_PENDING,
+        Marks::REOPENING,
+        Marks::FIN_LAN,
+        Marks::FIN_WAN,
+        Marks::FRAGMENTED,
+        Marks::WINDOW_UNSCALED,
+        Marks::ECHO_OWED,
+        Marks::ACK_OWED,
+        Marks::SYN_CHALLENGED,
+        Marks::MSS_BROKEN,
+        Marks::TENTATIVE,
+    ];
+    fn scale() -> impl Strategy<Value = Option<WindowScale>> {
+        prop::option::of((0u8..=14).prop_map(WindowScale::clamped))
+    }
+
+    fn side() -> impl Strategy<Value = Side> {
+        prop_oneof![Just(Side::Lan), Just(Side::Wan)]
+    }
+
+    /// How far a number is from where it should be.
+    fn offset() -> impl Strategy<Value = u32> {
+        prop_oneof![4 => Just(0u32), 4 => (0u32..3000).prop_map(u32::wrapping_neg), 2 => 0u32..3000, 1 => any::<u32>()]
+    }
+
+    fn half() -> impl Strategy<Value = Half> {
+        let half = (any::<u32>(), offset(), any::<u32>(), any::<u16>(), scale(), scale());
+        half.prop_map(|(next, behind, ts_value, window, own, told)| {
+            let mut half = Half::default();
+            (half.ts_value, half.window, half.ttl) = (ts_value, RawWindow(window), 60);
+            (half.next, half.acked) = (SeqNum::new(next), SeqNum::new(next) + behind);
+            half.set_scales(own, told);
+            half
+        })
+    }
+
+    fn flow() -> impl Strategy<Value = Flow> {
+        let usual = prop::array::uniform13(any::<bool>());
+        let unusual = prop_oneof![Just([false; 11]), prop::array::uniform11(prop::bool::weighted(0.1))];
+        let state = prop_oneof![
+            6 => Just(State::Established), 1 => Just(State::Closing), 1 => Just(State::TimeWait), 1 => Just(State::Reset)
+        ];
+        let rest = (any::<u32>(), prop_oneof![Just(0), any::<u32>()], any::<u32>(), offset(), state);
+        ([half(), half()], usual, unusual, rest).prop_map(|([lan, wan], usual, unusual, rest): ([Half; 2], _, _, _)| {
+            let mut flow = Flow::default();
+            for (mark, set) in MARKS.into_iter().zip(usual.into_iter().chain(unusual)) {
+                flow.mark(mark, set);
+            }
+            (*flow.half_mut(Side::Lan), *flow.half_mut(Side::Wan)) = (lan, wan);
+            // Each end has acknowledged about what the other has sent.
+            flow.half_mut(Side::Lan).acked = wan.next;
+            flow.half_mut(Side::Wan).acked = lan.next;
+            flow.seq_delta = SeqDelta::between(0, rest.0);
+            flow.ts_delta = SeqDelta::between(0, rest.1);
+            (flow.outer_isn, flow.mss, flow.state) = (SeqNum::new(rest.2), 1460, rest.4);
+            flow.ts_base = lan.ts_value.wrapping_add(rest.3);
+            flow
+        })
+    }
+
+    fn said(
+        flow: &Flow,
+        from: (u32, u32, u32),
+        side: Side,
+        v6: bool,
+        kind: (u8, u16, u8, bool),
+        shape: (u8, usize),
+    ) -> Said {
+        let (sender, receiver) = (flow.half(side), flow.half(side.other()));
+        let outward = if flow.is(Marks::PROXIED) { flow.outward(side) } else { SeqDelta::default() };
+        let clock = sender.ts_value.wrapping_add(from.2);
+        let clock = if side == Side::Lan { (-flow.ts_delta).shift(clock) } else { clock };
+        let mut timestamps = vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+        put32(&mut timestamps, 4, clock);
+        put32(&mut timestamps, 8, if from.2 % 3 == 0 { 0 } else { receiver.ts_value });
+        let options = match shape.0 {
+            0..=5 => timestamps,
+            6 | 7 => vec![],
+            8 => [vec![1; 12], timestamps].concat(),
+            9 => [timestamps, vec![1, 1, 5, 10, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
+            10 => [&timestamps[2..], &[1, 1]].concat(),
+            _ => vec![1; 12],
+        };
+        let seq = (SeqNum::new(receiver.acked.get().wrapping_add(from.0)) - outward).get();
+        let ack = receiver.next.get().wrapping_add(from.1);
+        let (flags, window, ecn, damaged) = kind;
+        Said { side, v6, seq, ack, flags, window, ecn, options, payload: shape.1, damaged }
+    }
+
+    /// The engine with this flow alone, and its place.
+    fn enter(proxy: &mut Proxy, flow: &Flow, v6: bool, now: Instant) -> Id {
+        let ends = ends(v6);
+        let hash = ends.hash(proxy.hash_keys);
+        let id = proxy.admit(&ends, hash, now, |entered| {
+            (entered.state, entered.mss) = (flow.state, flow.mss);
+            (entered.seq_delta, entered.ts_delta) = (flow.seq_delta, flow.ts_delta);
+            (entered.outer_isn, entered.ts_base) = (flow.outer_isn, flow.ts_base);
+            for mark in MARKS {
+                entered.mark(mark, flow.is(mark));
+            }
+            for side in Side::BOTH {
+                *entered.half_mut(side) = *flow.half(side);
+            }
+        });
+        id.expect("an empty table has room")
+    }
+
+    #[test]
+    fn the_usual_way_of_a_segment_leads_where_the_general_one_does() {
+        let now = Instant::from_secs(1000);
+        let (one, other) = (RefCell::new(proxy(now)), RefCell::new(proxy(now)));
+        let taken = RefCell::new(PerSide::<u32>::default());
+        let flags = prop_oneof![6 => Just(0x10u8), 3 => Just(0x18u8), 1 => any::<u8>()];
+        let ecn = prop_oneof![4 => Just(0u8), 1 => 0u8..4];
+        let strategy = (
+            flow(),
+            (offset(), offset(), prop_oneof![4 => 0u32..20, 1 => any::<u32>()]),
+            side(),
+            any::<bool>(),
+            (flags, any::<u16>(), ecn, prop::bool::weighted(0.1)),
+            (0u8..12, prop_oneof![Just(0usize), 1usize..300]),
+            0u32..100_000,
+        );
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(4000));
+        let run = runner.run(&strategy, |(flow, from, side, v6, kind, shape, later)| {
+            let (mut one, mut other) = (one.borrow_mut(), other.borrow_mut());
+            let said = said(&flow, from, side, v6, kind, shape);
+            let ids = (enter(&mut one, &flow, v6, now), enter(&mut other, &flow, v6, now));
+            prop_assert_eq!(one.table[ids.0], other.table[ids.1]);
+            let moment = now + core::time::Duration::from_millis(later.into());
+            let (frame, mut looks) = (said.frame(), [Look::default(); 2]);
+            // Room in front and behind, as a port leaves it.
+            let mut buffers = [(); 2].map(|()| [&[0; 64], &frame[..], &[0; 192]].concat());
+            let mut heads = buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
+            one.look(side, &heads[0], &mut looks[0]);
+            one.reach(&mut looks[0]);
+            let crate::wire::Parsed::Tcp(segment) = looks[0].parsed else { panic!("{said:?} is a segment") };
+            looks[1] = looks[0];
+
+            let usual = one.on_frame(side, &looks[0], &mut heads[0], moment, &mut Nobody);
+            let found = other.table.find(&segment.ends, looks[1].hash);
+            let general = other.on_any_segment(side, &segment, &looks[1], found, &mut heads[1], moment, &mut Nobody);
+            let general = other.conclude(side, general);
+            prop_assert_eq!(usual, general, "{:?}", said);
+            prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);
+            prop_assert_eq!(&one.counters, &other.counters);
+            prop_assert_eq!(one.population, other.population);
+            prop_assert_eq!(one.next_deadline(), other.next_deadline());
+            let remains =
+                (one.table.find(&segment.ends, looks[0].hash), other.table.find(&segment.ends, looks[0].hash));
+            prop_assert_eq!(remains.0.map(|id| one.table[id]), remains.1.map(|id| other.table[id]));
+            if let (Some(a), Some(b)) = remains {
+                one.forget(a);
+                other.forget(b);
+            }
+
+            // How often the usual way is taken at all.
+            let id = enter(&mut one, &flow, v6, now);
+            let mut buffer = frame.clone();
+            let passed = one.pass_usual(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
+            taken.borrow_mut()[side] += u32::from(passed);
+            if !passed {
+                prop_assert_eq!(&buffer, &frame, "what is refused has not changed");
+            }
+            one.forget(id);
+            // Both have seen the same number of flows.
+            let id = enter(&mut other, &flow, v6, now);
+            other.forget(id);
+            Ok(())
+        });
+        run.unwrap_or_else(|failure| panic!("{failure}"));
+        for side in Side::BOTH {
+            assert!(taken.borrow()[side] > 100, "the usual way is hardly ever taken: {:?}", taken.borrow());
+        }
     }
 }

@@ -160,11 +160,21 @@ impl Options {
         summary
     }
 
+    /// Reads timestamps that are alone, in the layout every stack uses (RFC 7323 appendix A).
+    #[inline(always)]
+    pub fn usual_timestamps(options: &[u8; 12]) -> Option<Timestamps> {
+        let [a, b, c, d, ..] = *options;
+        let usual = [a, b, c, d] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
+        usual.then(|| Timestamps { value: be32(options, 4), echo: be32(options, 8) })
+    }
+
     /// Reads only the timestamps: what an established segment carries.
     pub fn timestamps(options: &[u8]) -> Option<Timestamps> {
-        // The layout every stack uses (RFC 7323 appendix A) needs no walk.
-        if options.len() == 12 && options[..4] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10] {
-            return Some(Self::timestamps_at(options, 2));
+        // The usual layout needs no walk.
+        if let Ok(options) = options.try_into()
+            && let Some(timestamps) = Self::usual_timestamps(options)
+        {
+            return Some(timestamps);
         }
         let mut walk = Walk::new(options).filter(|&(kind, _, len)| kind == kind::TIMESTAMPS && len == 10);
         walk.next().map(|first| walk.last().unwrap_or(first)).map(|(_, at, _)| Self::timestamps_at(options, at))

@@ -124,7 +124,7 @@ impl Flags {
 }
 
 /// A TCP segment in a frame: where its parts lie and what its fixed header says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// The ends, by side.
     pub ends: Ends,
@@ -149,7 +149,55 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// The segment in a frame that came in on `side`, if it lies there as nearly all do: in one packet, and directly behind its IP header. Of any
+    /// other frame [`Parsed::parse`] tells what it is.
+    #[inline(always)]
+    pub fn usual(side: Side, head: &Head) -> Option<Segment> {
+        let (ip, vlan, ether_type) = untag(head.bytes())?;
+        let layout = match ether_type {
+            ETHER_IPV4 => match Layout::ipv4(head, ip, vlan)? {
+                (layout, TCP, false) => layout,
+                _ => return None,
+            },
+            ETHER_IPV6 => match Layout::ipv6(head, ip, vlan)? {
+                (layout, TCP) => layout,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Self::at(side, head, &layout).ok()
+    }
+
+    #[inline(always)]
+    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, DropReason> {
+        let frame = head.bytes();
+        let Layout { ip, payload: tcp, end, more, .. } = *layout;
+        let short = if more { DropReason::BadFragment } else { DropReason::Malformed };
+        let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
+        let header = usize::from(fixed[12] >> 4) * 4;
+        if header < TCP_LEN {
+            return Err(DropReason::Malformed);
+        }
+        if tcp + header > end || tcp + header > frame.len().min(usize::from(u16::MAX)) {
+            return Err(short);
+        }
+        Ok(Segment {
+            ends: layout.ends(side, be16(fixed, 0), be16(fixed, 2)),
+            seq: SeqNum::new(be32(fixed, 4)),
+            ack: SeqNum::new(be32(fixed, 8)),
+            flags: Flags(fixed[13]),
+            window: RawWindow(be16(fixed, 14)),
+            // None is cut short: the headers end below 64 KiB, as just seen.
+            ip: ip as u16,
+            tcp: tcp as u16,
+            payload: (tcp + header) as u16,
+            end: end as u32,
+            fragmented: more,
+        })
+    }
+
     /// Bytes of payload.
+    #[inline(always)]
     pub fn payload_len(&self) -> u32 {
         self.end - u32::from(self.payload)
     }
@@ -270,38 +318,18 @@ const MALFORMED: Parsed = Parsed::Bad(DropReason::Malformed);
 
 impl Parsed {
     /// Parses a frame that came in on `side`.
-    #[inline]
     pub fn parse(side: Side, head: &Head) -> Parsed {
-        let frame = head.bytes();
-        let Some(ethernet) = frame.first_chunk::<ETHERNET_LEN>() else { return MALFORMED };
-        let (mut at, mut vlan, mut ether_type) = (ETHERNET_LEN, Vlan::default(), be16(ethernet, 12));
-        if ether_type != ETHER_IPV4 && ether_type != ETHER_IPV6 {
-            (at, vlan, ether_type) = match untag(frame, ether_type) {
-                Ok(untagged) => untagged,
-                Err(parsed) => return parsed,
-            };
+        let Some((ip, vlan, ether_type)) = untag(head.bytes()) else { return MALFORMED };
+        match ether_type {
+            ETHER_IPV4 => Self::ipv4(side, head, ip, vlan),
+            ETHER_IPV6 => Self::ipv6(side, head, ip, vlan),
+            _ => Parsed::Pass(Event::Bridged),
         }
-        if ether_type == ETHER_IPV4 { Self::ipv4(side, head, at, vlan) } else { Self::ipv6(side, head, at, vlan) }
     }
 
-    #[inline(always)]
     fn ipv4(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
-        let frame = head.bytes();
-        let Some(fixed) = chunk::<IPV4_LEN>(frame, ip) else { return MALFORMED };
-        let header = usize::from(fixed[0] & 15) * 4;
-        let total = usize::from(be16(fixed, 2));
-        if fixed[0] >> 4 != 4
-            || header < IPV4_LEN
-            || total < header
-            || ip + header > frame.len()
-            || ip + total > head.total()
-        {
-            return MALFORMED;
-        }
-        let is_fragment = be16(fixed, 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
-        let addresses = (ipv4_address(fixed, 12), ipv4_address(fixed, 16));
-        let layout = Layout { ip, payload: ip + header, end: ip + total, more: false, vlan, addresses, v6: false };
-        match (fixed[9], is_fragment) {
+        let Some((layout, protocol, is_fragment)) = Layout::ipv4(head, ip, vlan) else { return MALFORMED };
+        match (protocol, is_fragment) {
             (TCP, false) => Self::tcp(side, head, &layout),
             (TCP, true) => Self::ipv4_fragment(side, head, layout),
             (ICMP, false) => icmp::parse(side, head, &layout),
@@ -310,7 +338,6 @@ impl Parsed {
     }
 
     /// Fragments of different protocols are never put together (RFC 791 section 2.3), so that this one is of TCP, as it says.
-    #[inline(never)]
     fn ipv4_fragment(side: Side, head: &Head, layout: Layout) -> Parsed {
         let (frame, ip) = (head.bytes(), layout.ip);
         // A bit that was flipped on the way must not make a fragment, much of which is believed unseen, of a packet in one piece.
@@ -326,20 +353,14 @@ impl Parsed {
         }
     }
 
-    #[inline(always)]
     fn ipv6(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
-        let Some(fixed) = chunk::<IPV6_LEN>(head.bytes(), ip) else { return MALFORMED };
-        let end = ip + IPV6_LEN + usize::from(be16(fixed, 4));
-        if fixed[0] >> 4 != 6 || end > head.total() {
-            return MALFORMED;
+        match Layout::ipv6(head, ip, vlan) {
+            None => MALFORMED,
+            Some((layout, TCP)) => Self::tcp(side, head, &layout),
+            Some((layout, _)) => Self::ipv6_extended(side, head, layout),
         }
-        let addresses = (ipv6_address(fixed, 8), ipv6_address(fixed, 24));
-        let layout = Layout { ip, payload: ip + IPV6_LEN, end, more: false, vlan, addresses, v6: true };
-        // The usual packet has no extension header.
-        if fixed[6] == TCP { Self::tcp(side, head, &layout) } else { Self::ipv6_extended(side, head, layout) }
     }
 
-    #[inline(never)]
     fn ipv6_extended(side: Side, head: &Head, layout: Layout) -> Parsed {
         let Chain { next, at, piece } = match extension_headers(head.bytes(), layout.ip, layout.end) {
             Ok(chain) => chain,
@@ -368,52 +389,33 @@ impl Parsed {
         }
     }
 
-    #[inline(always)]
     fn tcp(side: Side, head: &Head, layout: &Layout) -> Parsed {
-        let frame = head.bytes();
-        let Layout { ip, payload: tcp, end, more, .. } = *layout;
-        let short = if more { Parsed::Bad(DropReason::BadFragment) } else { MALFORMED };
-        let Some(fixed) = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end) else { return short };
-        let header = usize::from(fixed[12] >> 4) * 4;
-        if header < TCP_LEN {
-            return MALFORMED;
-        }
-        if tcp + header > end || tcp + header > frame.len().min(usize::from(u16::MAX)) {
-            return short;
-        }
-        Parsed::Tcp(Segment {
-            ends: layout.ends(side, be16(fixed, 0), be16(fixed, 2)),
-            seq: SeqNum::new(be32(fixed, 4)),
-            ack: SeqNum::new(be32(fixed, 8)),
-            flags: Flags(fixed[13]),
-            window: RawWindow(be16(fixed, 14)),
-            // None is cut short: the headers end below 64 KiB, as just seen.
-            ip: ip as u16,
-            tcp: tcp as u16,
-            payload: (tcp + header) as u16,
-            end: end as u32,
-            fragmented: more,
-        })
+        Segment::at(side, head, layout).map_or_else(Parsed::Bad, Parsed::Tcp)
     }
 }
 
-/// Where what stands behind the tags of a frame begins, the tags, and what type they say it is; or, if that is not IP, what the frame is.
+/// Where what stands behind the tags of a frame begins, the tags, and what type they say it is; `None` if the frame is too short.
+#[inline(always)]
+fn untag(frame: &[u8]) -> Option<(usize, Vlan, u16)> {
+    let ether_type = be16(frame.first_chunk::<ETHERNET_LEN>()?, 12);
+    match ether_type {
+        ETHER_IPV4 | ETHER_IPV6 => Some((ETHERNET_LEN, Vlan::default(), ether_type)),
+        _ => untag_slowly(frame, ether_type),
+    }
+}
+
 #[inline(never)]
-fn untag(frame: &[u8], mut ether_type: u16) -> Result<(usize, Vlan, u16), Parsed> {
+fn untag_slowly(frame: &[u8], mut ether_type: u16) -> Option<(usize, Vlan, u16)> {
     let (mut at, mut vlan) = (ETHERNET_LEN, Vlan::default());
-    while let Some(protocol) = TAG_PROTOCOLS.iter().position(|&tpid| tpid == ether_type) {
-        if vlan.count() == 2 {
-            break;
-        }
-        let Some(tag) = chunk::<4>(frame, at) else { return Err(MALFORMED) };
+    while vlan.count() < 2
+        && let Some(protocol) = TAG_PROTOCOLS.iter().position(|&tpid| tpid == ether_type)
+    {
+        let tag = chunk::<4>(frame, at)?;
         vlan.push(protocol, be16(tag, 0) & 0xfff);
         ether_type = be16(tag, 2);
         at += 4;
     }
-    match ether_type {
-        ETHER_IPV4 | ETHER_IPV6 => Ok((at, vlan, ether_type)),
-        _ => Err(Parsed::Pass(Event::Bridged)),
-    }
+    Some((at, vlan, ether_type))
 }
 
 /// Where the IP layer found the parts.
@@ -431,6 +433,35 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// The parts of the IPv4 packet at `ip`, its protocol and whether it is a fragment; `None` if it is malformed.
+    #[inline(always)]
+    fn ipv4(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8, bool)> {
+        let frame = head.bytes();
+        let fixed = chunk::<IPV4_LEN>(frame, ip)?;
+        let header = usize::from(fixed[0] & 15) * 4;
+        let total = usize::from(be16(fixed, 2));
+        let (payload, end) = (ip + header, ip + total);
+        if fixed[0] >> 4 != 4 || header < IPV4_LEN || total < header || payload > frame.len() || end > head.total() {
+            return None;
+        }
+        let is_fragment = be16(fixed, 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
+        let addresses = (ipv4_address(fixed, 12), ipv4_address(fixed, 16));
+        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: false }, fixed[9], is_fragment))
+    }
+
+    /// The parts of the IPv6 packet at `ip` as if it had no extension header, and what its header says comes next; `None` if it is malformed.
+    #[inline(always)]
+    fn ipv6(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8)> {
+        let fixed = chunk::<IPV6_LEN>(head.bytes(), ip)?;
+        let payload = ip + IPV6_LEN;
+        let end = payload + usize::from(be16(fixed, 4));
+        if fixed[0] >> 4 != 6 || end > head.total() {
+            return None;
+        }
+        let addresses = (ipv6_address(fixed, 8), ipv6_address(fixed, 24));
+        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: true }, fixed[6]))
+    }
+
     /// The ends of a segment whose sender, on `side`, sent it from one port to another.
     #[inline(always)]
     pub fn ends(&self, side: Side, from: u16, to: u16) -> Ends {
@@ -441,7 +472,6 @@ impl Layout {
         }
     }
 
-    #[inline(never)]
     fn fragment(&self, identification: u32, first: bool) -> Parsed {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
         Parsed::Fragment(Fragment { source, destination, identification, vlan, v6, first })
@@ -537,9 +567,59 @@ const SHIM6: u8 = 140;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_look_at_something_else_is_no_larger_than_a_segment() {
         assert_eq!(size_of::<Parsed>(), size_of::<Segment>(), "it is copied for every frame");
+    }
+
+    proptest! {
+        /// Frames of every shape, most of them segments: tags, versions, header lengths, fragments and extension headers are drawn as well.
+        #[test]
+        fn a_usual_segment_is_what_every_frame_is_parsed_to(
+            tags in prop::collection::vec((0usize..3, any::<u16>()), 0..4),
+            v6: bool,
+            (words, protocol) in (0u8..=15, prop_oneof![4 => Just(TCP), 1 => any::<u8>()]),
+            fragment in prop_oneof![4 => Just(0u16), 1 => any::<u16>()],
+            (cut, excess) in (0usize..40, -30i32..30),
+            body in prop::collection::vec(any::<u8>(), 0..120),
+            offset in prop_oneof![4 => 5u8..=8, 1 => 0u8..=15],
+            side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
+        ) {
+            let mut frame = vec![0; 12];
+            for (tpid, identifier) in tags {
+                frame.extend_from_slice(&TAG_PROTOCOLS[tpid].to_be_bytes());
+                frame.extend_from_slice(&identifier.to_be_bytes());
+            }
+            frame.extend_from_slice(&if v6 { ETHER_IPV6 } else { ETHER_IPV4 }.to_be_bytes());
+            let words = if words < 12 { 5 } else { words };
+            let mut header = vec![0; if v6 { IPV6_LEN } else { usize::from(words) * 4 }];
+            let carried = body.len() as i32 + excess.min(0);
+            if v6 {
+                (header[0], header[6]) = (0x60, protocol);
+                header[4..6].copy_from_slice(&(carried as u16).to_be_bytes());
+            } else {
+                (header[0], header[9]) = (0x40 | words, protocol);
+                let total = (header.len() as i32 + carried) as u16;
+                header[2..4].copy_from_slice(&total.to_be_bytes());
+                header[6..8].copy_from_slice(&fragment.to_be_bytes());
+            }
+            frame.extend(header);
+            let tcp = frame.len();
+            frame.extend(body);
+            if let Some(byte) = frame.get_mut(tcp + 12) {
+                *byte = offset << 4;
+            }
+            let len = if cut < 10 { frame.len() - cut } else { frame.len() };
+            let head = Head::new(&mut frame, 0, len, len + if cut == 39 { 9000 } else { 0 });
+            let whole = match Parsed::parse(side, &head) {
+                Parsed::Tcp(segment) if !segment.fragmented && segment.tcp - segment.ip <= 60 => Some(segment),
+                _ => None,
+            };
+            let usual = Segment::usual(side, &head);
+            // Behind extension headers a segment is not where the usual one is.
+            prop_assert!(usual == whole || usual.is_none() && v6 && protocol != TCP);
+        }
     }
 }

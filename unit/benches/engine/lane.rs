@@ -65,7 +65,7 @@ impl Lane {
         Self {
             buffers: vec![vec![0; BUFFER]; BATCH],
             places: vec![Place { start: HEADROOM, len: 0 }; BATCH],
-            looks: Vec::with_capacity(BATCH),
+            looks: vec![Look::default(); BATCH],
             verdicts: Vec::with_capacity(BATCH),
             pen: Vec::new(),
             idle: Vec::new(),
@@ -113,14 +113,13 @@ impl Lane {
         self.verdicts.clear();
         self.released.clear();
         self.spares.used = 0;
-        self.looks.clear();
         if self.pen.is_empty() {
             self.pen.resize_with(proxy.pen_frames(), || None);
         }
-        for (buffer, place) in self.buffers.iter_mut().zip(&self.places) {
-            self.looks.push(proxy.look(side, &Head::new(&mut buffer[..], place.start, place.len, place.len)));
+        for ((buffer, place), look) in self.buffers.iter_mut().zip(&self.places).zip(&mut self.looks) {
+            proxy.look(side, &Head::new(&mut buffer[..], place.start, place.len, place.len), look);
         }
-        for look in &self.looks {
+        for look in &mut self.looks {
             proxy.reach(look);
         }
         for ((buffer, place), look) in self.buffers.iter_mut().zip(&mut self.places).zip(&self.looks) {

@@ -18,8 +18,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpstate::{
-    Config, DropReason, Egress, Event, Head, Instant, PerSide, Population, Proxy, Secrets, Side, Standing, Ticket,
-    Verdict,
+    Config, DropReason, Egress, Event, Head, Instant, Look, PerSide, Population, Proxy, Secrets, Side, Standing,
+    Ticket, Verdict,
 };
 
 pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
@@ -574,7 +574,9 @@ impl World {
         let mut bytes = frame.to_vec();
         let head = Head::new(&mut bytes, 0, frame.len(), frame.len());
         let core = self.0.borrow();
-        core.proxy.standing(&core.proxy.look(side, &head))
+        let mut look = Look::default();
+        core.proxy.look(side, &head, &mut look);
+        core.proxy.standing(&look)
     }
 
     /// Fails unless there are so many flows: proxied, passed through.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tcpstate::{Config, Egress, Head, Instant, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Look, Proxy, Secrets, Side, Ticket, Verdict};
 
 use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
@@ -209,8 +209,11 @@ impl Appliance {
                 out.extend(batch.drain(..).map(|frame| (side.other(), frame)));
                 continue;
             }
-            let looks: Vec<_> = batch.iter_mut().map(|frame| self.proxy.look(side, &frame.head())).collect();
-            for look in &looks {
+            let mut looks = vec![Look::default(); batch.len()];
+            for (frame, look) in batch.iter_mut().zip(&mut looks) {
+                self.proxy.look(side, &frame.head(), look);
+            }
+            for look in &mut looks {
                 self.proxy.reach(look);
             }
             for (mut frame, look) in batch.into_iter().zip(&looks) {
