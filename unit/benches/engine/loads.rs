@@ -318,6 +318,16 @@ pub fn connections(count: usize, v6: bool) -> Vec<Connection> {
     (0..count as u32).map(|n| Connection::new(Pair::numbered(n, v6), &mut chance)).collect()
 }
 
+/// Makes `count` connections, a multiple of a batch, leaves them established and keeps nothing of them.
+pub fn establish_unseen(proxy: &mut Proxy, lane: &mut Lane, count: usize, v6: bool) {
+    let (mut chance, mut batch) = (Chance(9), Vec::with_capacity(BATCH));
+    for begin in (0..count as u32).step_by(BATCH) {
+        batch.clear();
+        batch.extend((begin..begin + BATCH as u32).map(|n| Connection::new(Pair::numbered(n, v6), &mut chance)));
+        establish(proxy, lane, &mut batch);
+    }
+}
+
 /// Makes these connections and leaves them established.
 pub fn establish(proxy: &mut Proxy, lane: &mut Lane, connections: &mut [Connection]) {
     for batch in connections.chunks_mut(BATCH) {

@@ -13,18 +13,24 @@ use frames::{Options, Pair, Tcp};
 use lane::{BATCH, BEAT, Lane};
 use loads::{
     AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
-    proxy,
+    establish_unseen, proxy,
 };
+use nix::time::{ClockId, clock_gettime};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+use tcpstate::config::Timeouts;
 use tcpstate::wire::Flags;
 use tcpstate::{Config, Proxy, Side};
 
 /// Buckets of the default table (1 048 576 flows), and of one that stays in the caches (1024 flows).
 const LARGE: usize = 131_072;
 const SMALL: usize = 128;
+/// Buckets of the smallest table that can be configured for ten million flows.
+const HUGE: usize = 2_097_152;
 /// A million flows, as whole batches.
 const MILLION: usize = 15_625 * BATCH;
+/// Ten million flows, as whole batches.
+const TEN_MILLION: usize = 10 * MILLION;
 /// The hot set, as whole batches: 128 flows.
 const HOT: usize = 2 * BATCH;
 /// The SYN cache's default size.
@@ -38,6 +44,10 @@ const WARM_UP: usize = 12_000;
 
 /// The switch that makes a process measure its memory and nothing else.
 const MEASURE_MEMORY: &str = "--measure-memory";
+/// The same, of all it has with ten million flows.
+const MEASURE_ALL_MEMORY: &str = "--measure-all-memory";
+/// Longer than a turn of the timers may take.
+const TOO_LONG: Duration = Duration::from_micros(100);
 
 /// What the reference implementation reaches on this kind of machine, in millions a second.
 mod reference {
@@ -52,8 +62,13 @@ mod reference {
 fn main() -> ExitCode {
     let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
     let is_on = |name: &str| switches.iter().any(|switch| switch == name);
+    let v6 = wanted.iter().any(|word| word == "IPv6");
     if is_on(MEASURE_MEMORY) {
-        println!("{}", bytes_a_flow(wanted.iter().any(|word| word == "IPv6")));
+        println!("{}", bytes_a_flow(v6));
+        return ExitCode::SUCCESS;
+    }
+    if is_on(MEASURE_ALL_MEMORY) {
+        println!("{}", bytes_of_ten_million(v6));
         return ExitCode::SUCCESS;
     }
     if is_on("--check") {
@@ -69,6 +84,7 @@ fn main() -> ExitCode {
     data(&mut table);
     errors(&mut table);
     visits(&mut table);
+    expiry(&mut table);
     memory(&mut table);
     ExitCode::SUCCESS
 }
@@ -135,16 +151,20 @@ fn bogus_acks(table: &mut Table) {
 }
 
 fn data(table: &mut Table) {
-    for (count, temperature) in [(HOT, "hot (128 flows)"), (MILLION, "cold (1 000 000 flows)")] {
+    for (count, buckets, temperature) in [
+        (HOT, LARGE, "hot (128 flows)"),
+        (MILLION, LARGE, "cold (1 000 000 flows)"),
+        (TEN_MILLION, HUGE, "cold (10 000 000 flows)"),
+    ] {
         for v6 in [false, true] {
             for payload in [100, 1448] {
                 let name =
                     format!("established, {payload} B, {}, cache off, {temperature}", if v6 { "IPv6" } else { "IPv4" });
-                if !table.wants(&name) || v6 && payload != 100 {
+                if !table.wants(&name) || (v6 || count == TEN_MILLION) && payload != 100 {
                     continue;
                 }
                 let mut lane = Lane::new();
-                let mut proxy = proxy(&config(0, LARGE), &lane);
+                let mut proxy = proxy(&config(0, buckets), &lane);
                 let mut connections = connections(count, v6);
                 establish(&mut proxy, &mut lane, &mut connections);
                 let mut load = Data::new(connections, payload);
@@ -197,20 +217,79 @@ fn visits(table: &mut Table) {
     }
 }
 
-/// What an established flow takes, with the default tables and a million flows.
+/// The longest turn of the timers while a million flows are removed that have fallen due at the same moment.
+fn expiry(table: &mut Table) {
+    let name = "expiry of 1 000 000 flows that fall due at once";
+    if !table.wants(name) || table.counts {
+        return;
+    }
+    // The best of three: a hypervisor's interruptions count.
+    let runs = (0..if table.quick { 1 } else { 3 }).map(|_| {
+        let mut lane = Lane::new();
+        let mut proxy = proxy(&config(0, LARGE), &lane);
+        establish_unseen(&mut proxy, &mut lane, MILLION, false);
+        lane.now = lane.now + Timeouts::default().connected + Duration::from_secs(1);
+        let mut turns = Vec::new();
+        while proxy.population().proxied > 0 {
+            // Not the wall's clock, which goes on while somebody else has the core.
+            let begin = processor_time();
+            proxy.on_timeout(lane.now, &mut lane.spares);
+            turns.push(processor_time() - begin);
+        }
+        turns
+    });
+    let turns = runs.min_by_key(|turns| turns.iter().max().copied()).unwrap_or_default();
+    let total: Duration = turns.iter().sum();
+    let micros = |time: Duration| time.as_nanos() as f64 / 1e3;
+    println!(
+        "{name:<66} {:>8.2} ns a flow; {} turns, on average {:.1} us, the longest {:.1} us, {} above {} us",
+        total.as_nanos() as f64 / MILLION as f64,
+        turns.len(),
+        micros(total) / turns.len() as f64,
+        micros(turns.iter().max().copied().unwrap_or_default()),
+        turns.iter().filter(|&&turn| turn > TOO_LONG).count(),
+        TOO_LONG.as_micros(),
+    );
+}
+
+/// What this thread has had of a processor.
+fn processor_time() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock"))
+}
+
+/// What an established flow takes, with the default tables and a million flows; and what a process with ten million has in memory.
 fn memory(table: &mut Table) {
     for version in ["IPv4", "IPv6"] {
         let name = format!("memory of an established flow, {version}, everything counted");
         if !table.wants(&name) {
             continue;
         }
-        // In a process of its own, where nothing that was freed before is used again unseen.
-        let output = std::env::current_exe()
-            .and_then(|own| Command::new(own).args([MEASURE_MEMORY, version]).output())
-            .expect("a benchmark can start itself");
-        let bytes: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("it answers with a number");
+        let bytes = measured(MEASURE_MEMORY, version);
         println!("{name:<69} {bytes:>5.0} bytes {:>12.0} {:>5.2} x", reference::FLOW, bytes / reference::FLOW);
     }
+    for version in ["IPv4", "IPv6"] {
+        let name = format!("memory of the process, 10 000 000 established flows, {version}");
+        if table.wants(&name) {
+            println!("{name:<69} {:>5.2} GiB", measured(MEASURE_ALL_MEMORY, version) / f64::from(1 << 30));
+        }
+    }
+}
+
+/// What a process of its own says, in which nothing that was freed before is used again unseen.
+fn measured(switch: &str, version: &str) -> f64 {
+    let output = std::env::current_exe()
+        .and_then(|own| Command::new(own).args([switch, version]).output())
+        .expect("a benchmark can start itself");
+    String::from_utf8_lossy(&output.stdout).trim().parse().expect("it answers with a number")
+}
+
+/// All that a process has in memory that has an engine and ten million flows in it.
+fn bytes_of_ten_million(v6: bool) -> usize {
+    let mut lane = Lane::new();
+    let mut proxy = proxy(&config(CACHE, HUGE), &lane);
+    establish_unseen(&mut proxy, &mut lane, TEN_MILLION, v6);
+    assert_eq!(proxy.population().proxied, TEN_MILLION as u64);
+    resident()
 }
 
 /// The growth of the resident memory by an engine and a million flows in it, a flow.
