@@ -114,7 +114,7 @@ impl Table {
     /// The bucket that is as far among the buckets as `fraction` is among the numbers of 32 bits.
     #[inline(always)]
     fn bucket_at(&self, fraction: u32) -> usize {
-        (u64::from(fraction) * self.buckets.len() as u64 >> 32) as usize
+        ((u64::from(fraction) * self.buckets.len() as u64) >> 32) as usize
     }
 
     #[inline(always)]

@@ -522,7 +522,7 @@ mod tests {
         let clock = if side == Side::Lan { (-flow.ts_delta).shift(clock) } else { clock };
         let mut timestamps = vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
         put32(&mut timestamps, 4, clock);
-        put32(&mut timestamps, 8, if from.2 % 3 == 0 { 0 } else { receiver.ts_value });
+        put32(&mut timestamps, 8, if from.2.is_multiple_of(3) { 0 } else { receiver.ts_value });
         let options = match shape.0 {
             0..=5 => timestamps,
             6 | 7 => vec![],
