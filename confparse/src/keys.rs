@@ -391,6 +391,16 @@ pub(crate) const KEYS: &[Key] = &[
             }))
         },
     },
+    Key {
+        section: None,
+        name: "shed",
+        takes: Takes::Word(&["on", "off"]),
+        unit: "",
+        help: "whether SYNs of sources that have proved nothing are left out while a worker cannot keep up",
+        idle: None,
+        set: |config, value| config.shed = value == Value::Word("on"),
+        get: |config| Some(Value::Word(if config.shed { "on" } else { "off" })),
+    },
     account!(user, "whom to become after start-up, if started as root"),
     account!(group, "which group to take after start-up, if started as root"),
     number!(None, "port", Takes::Number { min: 1, max: 65535 }, "", port: u16, None,

@@ -67,6 +67,8 @@ pub struct Config {
     pub workers: usize,
     /// How a worker waits for frames (`poll`).
     pub poll: Poll,
+    /// Whether calls of unproved sources are left out while a worker cannot keep up (`shed`).
+    pub shed: bool,
     /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
     pub user: Option<Account>,
     /// Which group to take after start-up, if root; `None` stays (`group`; 0 in the file).
@@ -108,6 +110,7 @@ impl Default for Config {
             engine: tcpstate::Config::default(),
             workers: 1,
             poll: Poll::default(),
+            shed: true,
             user: None,
             group: None,
             port: 12345,

@@ -190,6 +190,7 @@ prop_compose! {
     fn configs()(
         engine in engines(),
         workers in 1..=64usize,
+        shed in any::<bool>(),
         poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
@@ -205,7 +206,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, user, group, port, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, user, group, port, ldp, ts_wscale_table, ts_bits }
     }
 }
 

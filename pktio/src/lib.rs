@@ -17,6 +17,7 @@
 pub mod capture;
 pub mod frame;
 pub mod impair;
+mod mapped;
 pub mod memory;
 pub mod netdev;
 mod netmap;
@@ -24,10 +25,12 @@ pub mod open;
 pub mod packet;
 pub mod pcap;
 pub mod port;
+pub mod sieve;
 mod xdp;
 
 pub use frame::{Batch, Frame, Pool};
 pub use netdev::Guard;
 pub use open::{Mode, OpenError, Opened, Options, open};
 pub use port::{Capabilities, Pair, Port, PortStatistics, wait};
+pub use sieve::Level;
 pub use xdp::Fallback;

@@ -31,6 +31,8 @@ pub struct Options {
     pub fallback: Fallback,
     /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
     pub busy_poll: bool,
+    /// Whether the port to everybody else is to be able to leave out calls ([`Port::shed`]); costs the kernel 36 MiB.
+    pub shed: bool,
 }
 
 impl Default for Options {
@@ -42,6 +44,7 @@ impl Default for Options {
             mode: Mode::Auto,
             fallback: Fallback::Drop,
             busy_poll: false,
+            shed: false,
         }
     }
 }
@@ -335,15 +338,17 @@ fn attach(
 ) -> Result<Attached, Refusal> {
     let (interface, other) = (interfaces[side], interfaces[1 - side]);
     let name = interface.name();
+    // The LAN is not who floods us.
+    let sheds = options.shed && side == 1;
     if options.mode != Mode::Generic {
-        match Attached::new(interface, other, true, layout, options.fallback) {
+        match Attached::new(interface, other, true, layout, options.fallback, sheds) {
             Ok(attached) => return Ok(attached),
             Err(refusal @ Refusal::Busy { .. }) => return Err(refusal),
             Err(reason) if options.mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
             Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
         }
     }
-    Attached::new(interface, other, false, layout, options.fallback).map_err(|refusal| match refusal {
+    Attached::new(interface, other, false, layout, options.fallback, sheds).map_err(|refusal| match refusal {
         Refusal::Busy { .. } => refusal,
         _ => Refusal::Unsupported(format!("{name}: no generic mode: {refusal}")),
     })

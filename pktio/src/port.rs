@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::frame::{Batch, Pool};
+use crate::sieve::Level;
 
 /// How long a backlogged port may wait for its next flush.
 const BACKLOG_WAIT: Duration = Duration::from_millis(1);
@@ -47,6 +48,16 @@ pub trait Port: Send {
         false
     }
 
+    /// Asks the port to leave out so much of what opens connections, before it costs a buffer (see [`sieve`](crate::sieve)).
+    /// False when it cannot: whoever asks has to sift what it receives.
+    fn shed(&mut self, _: Level) -> bool {
+        false
+    }
+
+    /// Tells the port of a source that has proved itself, by its address: 16 bytes in network order, an IPv4 one mapped into
+    /// IPv6 (RFC 4291 section 2.5.5.2). What it sends is not left out.
+    fn favour(&mut self, _: [u8; 16]) {}
+
     /// What the port can do; it does not change while the port is open.
     fn capabilities(&self) -> Capabilities;
 
@@ -77,6 +88,14 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn is_backlogged(&self) -> bool {
         (**self).is_backlogged()
+    }
+
+    fn shed(&mut self, level: Level) -> bool {
+        (**self).shed(level)
+    }
+
+    fn favour(&mut self, source: [u8; 16]) {
+        (**self).favour(source);
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -148,6 +167,10 @@ pub struct PortStatistics {
     pub kernel_drops: u64,
     /// System calls that told the kernel to send, or that there are buffers to receive into.
     pub kicks: u64,
+    /// Frames left out because they were calls of unproved sources seen for the first time ([`Port::shed`]).
+    pub shed_fresh: u64,
+    /// Frames left out because they were repeated calls of unproved sources.
+    pub shed_repeated: u64,
 }
 
 /// What one worker owns: its queue of both ports, and the frames they share.

@@ -11,23 +11,27 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::maps::{DevMap, PerCpuArray, XskMap};
+use aya::maps::{DevMap, Map, PerCpuArray, XskMap};
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
+use siphasher::sip::SipHasher13;
 use xsk_rs::config::{
     BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
 };
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
 use crate::frame::{Batch, Frame, HEADROOM, Keeper, Pool, Region};
+use crate::mapped::Mapped;
 use crate::netdev::Interface;
 use crate::port::{Capabilities, Pair, Port, PortStatistics};
+use crate::sieve::{FAVOURED_LINES, Favoured, Level};
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
@@ -125,6 +129,18 @@ pub(crate) struct Attached {
     pub driver: bool,
     ebpf: Ebpf,
     name: &'static str,
+    /// How to make the program leave frames out, if it can.
+    valve: Option<Arc<Valve>>,
+}
+
+/// Words of the program's `struct control`: the level, and what was left out by it.
+const CONTROL_WORDS: usize = 8;
+
+/// The maps through which a worker tells the program what to leave out, and of whom nothing.
+struct Valve {
+    control: Mapped,
+    favoured: Favoured<Mapped>,
+    hasher: SipHasher13,
 }
 
 impl fmt::Debug for Attached {
@@ -145,14 +161,26 @@ impl Attached {
         driver: bool,
         layout: &Layout,
         fallback: Fallback,
+        sheds: bool,
     ) -> Result<Attached, Refusal> {
         fn failed(error: impl std::error::Error) -> Refusal {
             Refusal::Failed(chain(&error))
         }
         let bypass = u32::from(fallback == Fallback::Bypass);
         let queues = u32::try_from(layout.workers.max(1)).expect("a queue is a 32-bit number");
-        let mut ebpf = EbpfLoader::new()
+        let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
+        let shedding = u32::from(sheds);
+        let mut loader = EbpfLoader::new();
+        if !sheds {
+            // The program then never looks at them.
+            loader.map_max_entries("favoured", 1).map_max_entries("recent", 1);
+        }
+        let mut ebpf = loader
             .override_global("fail_open", &bypass, true)
+            .override_global("sheds", &shedding, true)
+            .override_global("key0", &key[0], true)
+            .override_global("key1", &key[1], true)
+            .map_max_entries("control", queues)
             .map_max_entries("sockets", queues)
             .load(PROGRAM)
             .map_err(failed)?;
@@ -180,7 +208,11 @@ impl Attached {
                 Err(e) => return Err(attach_refusal(&e, interface)),
             }
         }
-        Ok(Attached { driver, ebpf, name })
+        let valve = match sheds {
+            true => Some(Arc::new(Valve::of(&ebpf, layout.workers, key).map_err(failed)?)),
+            false => None,
+        };
+        Ok(Attached { driver, ebpf, name, valve })
     }
 
     /// Hands the frames of `queue` to the socket `fd`.
@@ -198,6 +230,43 @@ impl Attached {
         };
         count().unwrap_or(0)
     }
+}
+
+impl Valve {
+    /// Maps what the loaded program and this process share.
+    fn of(ebpf: &Ebpf, workers: usize, key: [u64; 2]) -> io::Result<Valve> {
+        let map = |name, words| match ebpf.map(name) {
+            Some(Map::Array(data)) => Mapped::new(data.fd().as_fd(), words),
+            _ => Err(io::Error::other("the program lacks its map")),
+        };
+        Ok(Valve {
+            control: map("control", workers.max(1) * CONTROL_WORDS)?,
+            favoured: Favoured::over(map("favoured", 2 * FAVOURED_LINES)?),
+            hasher: SipHasher13::new_with_keys(key[0], key[1]),
+        })
+    }
+
+    /// A word of the control of this queue: 0 the level, 1 and 2 the fresh and repeated calls left out.
+    fn control(&self, queue: u32, word: usize) -> &AtomicU64 {
+        &self.control[queue as usize * CONTROL_WORDS + word]
+    }
+}
+
+/// A key nobody can foresee, so that nobody can choose sources that are taken for others.
+fn random_key() -> io::Result<[u64; 2]> {
+    let mut key = [0u64; 2];
+    let size = size_of_val(&key);
+    // SAFETY: the buffer is as long as we say, and every value of its integers is valid.
+    let got = unsafe { libc::getrandom(key.as_mut_ptr().cast(), size, 0) };
+    if usize::try_from(got) == Ok(size) { Ok(key) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The time the program reckons by, `CLOCK_BOOTTIME`, in nanoseconds.
+fn boot_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock is written to a structure of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// An error with its causes, in one line.
@@ -316,6 +385,7 @@ fn open_queue(
         port.capabilities.driver_mode = attached[side].driver;
         port.capabilities.max_frame = interface.max_frame();
         port.capabilities.queue = queue;
+        port.valve = attached[side].valve.clone();
         // The ring is full before the first frame is steered to it.
         port.refill(pool);
         attached[side].steer(queue, port.fd).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
@@ -461,6 +531,8 @@ struct XdpPort {
     capabilities: Capabilities,
     statistics: PortStatistics,
     fd: RawFd,
+    /// How to make the program leave frames out, if it can.
+    valve: Option<Arc<Valve>>,
 }
 
 impl XdpPort {
@@ -511,6 +583,7 @@ impl XdpPort {
             },
             statistics: PortStatistics::default(),
             fd,
+            valve: None,
         }
     }
 
@@ -795,12 +868,28 @@ impl Port for XdpPort {
         self.backlog
     }
 
+    fn shed(&mut self, level: Level) -> bool {
+        let Some(valve) = &self.valve else { return false };
+        valve.control(self.capabilities.queue, 0).store(level as u64, Ordering::Relaxed);
+        true
+    }
+
+    fn favour(&mut self, source: [u8; 16]) {
+        if let Some(valve) = &self.valve {
+            valve.favoured.note(valve.hasher.hash(&source), boot_nanos());
+        }
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
 
     fn statistics(&self) -> PortStatistics {
         let mut statistics = self.statistics;
+        if let Some(valve) = &self.valve {
+            let count = |word| valve.control(self.capabilities.queue, word).load(Ordering::Relaxed);
+            (statistics.shed_fresh, statistics.shed_repeated) = (count(1), count(2));
+        }
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {
             statistics.receive_full += kernel.rx_ring_full();
             statistics.fill_empty += kernel.rx_fill_ring_empty_descs();
@@ -868,4 +957,154 @@ fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c
         libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of_val(&value) as libc::socklen_t)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::programs::{TestRun, TestRunOptions};
+
+    /// The program as the WAN port loads it, not attached to anything; `None`, with a word on why, without the right to.
+    fn program() -> Option<(Ebpf, Valve)> {
+        // SAFETY: no arguments.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("skipped: needs root to load an XDP program");
+            return None;
+        }
+        let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+        let mut ebpf = EbpfLoader::new()
+            .override_global("sheds", &1u32, true)
+            .override_global("key0", &key[0], true)
+            .override_global("key1", &key[1], true)
+            .load(PROGRAM)
+            .expect("the program is sound");
+        let valve = Valve::of(&ebpf, 1, key).expect("the maps can be mapped");
+        let program: &mut Xdp = ebpf.program_mut("redirect").expect("it is there").try_into().expect("it is XDP");
+        program.load().expect("the verifier accepts it");
+        Some((ebpf, valve))
+    }
+
+    /// A frame's first bytes: addresses, tags, and an IPv4 segment with so many bytes of IP options.
+    fn v4(tags: &[u16], options: usize, source: [u8; 4], seq: u32, flags: u8) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        tags.iter().for_each(|tag| frame.extend([(tag >> 8) as u8, *tag as u8, 0, 7]));
+        frame.extend([8, 0, 0x45 + (options / 4) as u8, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0]);
+        frame.extend([&source[..], &[10, 0, 0, 1]].concat());
+        frame.resize(frame.len() + options, 1);
+        frame.extend(tcp(seq, flags));
+        frame
+    }
+
+    /// An IPv6 segment behind these extension headers.
+    fn v6(headers: &[u8], source: u8, seq: u32, flags: u8) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        let next = *headers.first().unwrap_or(&6);
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 60, next, 64]);
+        frame.extend([[0x20; 16], [0x21; 16]].concat());
+        frame[14 + 8 + 15] = source;
+        for at in 0..headers.len() {
+            frame.extend([*headers.get(at + 1).unwrap_or(&6), 1]);
+            frame.extend([0; 14]);
+        }
+        frame.extend(tcp(seq, flags));
+        frame
+    }
+
+    fn tcp(seq: u32, flags: u8) -> Vec<u8> {
+        let mut tcp = vec![0x9c, 0x40, 0, 80];
+        tcp.extend(seq.to_be_bytes());
+        tcp.extend([0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        tcp
+    }
+
+    const SYN: u8 = 2;
+
+    /// What the program has left out of these frames: fresh calls and repeated ones.
+    fn left_out(ebpf: &Ebpf, valve: &Valve, frames: &[Vec<u8>]) -> (u64, u64) {
+        let count = || [1, 2].map(|word| valve.control(0, word).load(Ordering::Relaxed));
+        let before = count();
+        let program: &Xdp = ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
+        for frame in frames {
+            let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() };
+            program.test_run(options).expect("it can be run");
+        }
+        let after = count();
+        (after[0] - before[0], after[1] - before[1])
+    }
+
+    fn set(valve: &Valve, level: Level) {
+        valve.control(0, 0).store(level as u64, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn the_program_leaves_out_calls_and_nothing_else() {
+        let Some((ebpf, valve)) = program() else { return };
+        let calls = [
+            v4(&[], 0, [192, 0, 2, 1], 1, SYN),
+            v4(&[], 40, [192, 0, 2, 1], 2, SYN),
+            v4(&[0x8100], 0, [192, 0, 2, 1], 3, SYN),
+            v4(&[0x88a8, 0x8100], 8, [192, 0, 2, 1], 4, SYN),
+            // With ECN-setup flags it is a call as well.
+            v4(&[], 0, [192, 0, 2, 1], 5, SYN | 0xc0),
+            v6(&[], 1, 6, SYN),
+            v6(&[0, 60, 43], 1, 7, SYN),
+        ];
+        assert_eq!(left_out(&ebpf, &valve, &calls), (0, 0), "there is no pressure");
+        set(&valve, Level::Fresh);
+        assert_eq!(left_out(&ebpf, &valve, &calls), (calls.len() as u64, 0));
+
+        let mut others: Vec<Vec<u8>> =
+            [0x10, 0x12, 0x04, 0x11, 0x18, 0x03, 0x06, 0].map(|flags| v4(&[], 0, [192, 0, 2, 1], 9, flags)).into();
+        others.push(v4(&[0x8100, 0x8100, 0x8100], 0, [192, 0, 2, 1], 9, SYN));
+        others.push(v6(&[0, 60, 43, 60], 1, 9, SYN));
+        others.push(v6(&[51], 1, 9, SYN));
+        let mut udp = v4(&[], 0, [192, 0, 2, 1], 9, SYN);
+        udp[23] = 17;
+        let mut later = v4(&[], 0, [192, 0, 2, 1], 9, SYN);
+        later[21] = 1;
+        let mut arp = v4(&[], 0, [192, 0, 2, 1], 9, SYN);
+        arp[13] = 6;
+        let mut short = v4(&[], 0, [192, 0, 2, 1], 9, SYN);
+        short[14] = 0x44;
+        others.extend([udp, later, arp, short]);
+        assert_eq!(left_out(&ebpf, &valve, &others), (0, 0));
+    }
+
+    #[test]
+    fn the_program_passes_every_call_that_is_cut_off() {
+        let Some((ebpf, valve)) = program() else { return };
+        set(&valve, Level::Fresh);
+        for whole in [v4(&[0x8100], 8, [192, 0, 2, 1], 1, SYN), v6(&[0, 60], 1, 1, SYN)] {
+            let cut: Vec<Vec<u8>> = (14..whole.len()).map(|len| whole[..len].to_vec()).collect();
+            assert_eq!(left_out(&ebpf, &valve, &cut), (0, 0));
+            assert_eq!(left_out(&ebpf, &valve, &[whole]), (1, 0));
+        }
+    }
+
+    #[test]
+    fn the_program_passes_repeated_calls_and_proved_sources() {
+        let Some((ebpf, valve)) = program() else { return };
+        set(&valve, Level::Fresh);
+        let call = [v4(&[], 0, [192, 0, 2, 1], 1, SYN), v6(&[], 1, 1, SYN)];
+        assert_eq!(left_out(&ebpf, &valve, &call), (2, 0));
+        thread::sleep(Duration::from_millis(1000));
+        assert_eq!(left_out(&ebpf, &valve, &call), (0, 0), "a second later it is a sign of life");
+        assert_eq!(
+            left_out(&ebpf, &valve, &[v4(&[], 0, [192, 0, 2, 1], 2, SYN)]),
+            (1, 0),
+            "another number, another call"
+        );
+        set(&valve, Level::Repeated);
+        thread::sleep(Duration::from_millis(1000));
+        assert_eq!(left_out(&ebpf, &valve, &call), (0, 2));
+
+        let favour = |source: [u8; 16]| valve.favoured.note(valve.hasher.hash(&source), boot_nanos());
+        favour([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1]);
+        let mut six = [0x20; 16];
+        six[15] = 1;
+        favour(six);
+        assert_eq!(left_out(&ebpf, &valve, &call), (0, 0));
+        let strangers = [v4(&[], 0, [192, 0, 2, 2], 1, SYN), v6(&[], 2, 1, SYN)];
+        assert_eq!(left_out(&ebpf, &valve, &strangers), (2, 0));
+    }
 }

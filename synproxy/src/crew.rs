@@ -38,6 +38,15 @@ pub enum Message {
     },
 }
 
+/// How workers go about their work.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// How they wait for frames.
+    pub poll: Poll,
+    /// Whether they leave calls out under pressure.
+    pub shed: bool,
+}
+
 /// The workers' threads.
 pub struct Crew {
     threads: Vec<JoinHandle<()>>,
@@ -61,7 +70,7 @@ impl Crew {
         pairs: Vec<Pair>,
         engine: impl Fn() -> E + Send + Clone + 'static,
         cores: &[CoreId],
-        poll: Poll,
+        manner: Manner,
         stop: Arc<AtomicBool>,
         (boss, inbox): (Sender<Message>, Receiver<Message>),
     ) -> Result<Self, Failure> {
@@ -75,7 +84,10 @@ impl Crew {
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
-                    let mut worker = Worker::new(pair, engine()).paced(Pace::new(poll), core.is_some());
+                    let mut worker = Worker::new(pair, engine()).paced(Pace::new(manner.poll), core.is_some());
+                    if manner.shed {
+                        worker = worker.relieved();
+                    }
                     // Whoever does not listen any more does not need to know.
                     let _ = boss.send(Message::Running);
                     worker.run(&stop, board.slot(number))
@@ -244,7 +256,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![two, one], Fragile::default, &[], Poll::Adaptive, stop, (boss, inbox)).unwrap();
+        let crew = Crew::start(vec![two, one], Fragile::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
@@ -254,7 +266,8 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let operator = boss.clone();
-        let crew = Crew::start(vec![pair], Bypass::default, &[], Poll::Adaptive, stop.clone(), (boss, inbox)).unwrap();
+        let crew =
+            Crew::start(vec![pair], Bypass::default, &[], Manner::default(), stop.clone(), (boss, inbox)).unwrap();
         let ready = Cell::new(false);
         crew.supervise(Watch::default(), || {
             ready.set(true);
@@ -271,7 +284,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![pair], Bypass::default, &[], Poll::Adaptive, stop, (boss, inbox)).unwrap();
+        let crew = Crew::start(vec![pair], Bypass::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
     }
 

@@ -1,6 +1,8 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
-use tcpstate::{Counters, Egress, Head, Instant, Look, Population, Proxy, Side, Ticket, Verdict};
+use tcpstate::{
+    Counters, DropReason, Egress, Event, Head, Instant, Look, Population, Proxy, Side, Source, Ticket, Verdict,
+};
 
 /// What a worker asks about its frames; see [`Proxy`], whose methods these are.
 ///
@@ -47,6 +49,21 @@ pub trait Engine {
     /// When [`Engine::on_timeout`] may next have something to do.
     fn next_deadline(&self) -> Option<Instant>;
 
+    /// A source that has proved itself, each time it does; to be asked for once a turn, until none is left.
+    #[inline]
+    fn next_proved(&mut self) -> Option<Source> {
+        None
+    }
+
+    /// Calls from the WAN that it dealt with, however.
+    fn calls(&self) -> u64 {
+        let counters = self.counters();
+        counters.happened(Event::SynAnswered)
+            + counters.happened(Event::ClosedPort)
+            + counters.dropped(DropReason::RateLimited)
+            + counters.dropped(DropReason::BadAddress)
+    }
+
     /// What has been counted.
     fn counters(&self) -> &Counters;
 
@@ -92,6 +109,11 @@ impl Engine for Proxy {
 
     fn void(&mut self, ticket: Ticket) {
         Proxy::void(self, ticket);
+    }
+
+    #[inline]
+    fn next_proved(&mut self) -> Option<Source> {
+        Proxy::next_proved(self)
     }
 
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {

@@ -12,6 +12,8 @@ mod identity;
 mod log;
 mod pace;
 mod pen;
+mod pressure;
+mod relief;
 mod report;
 mod settings;
 mod signals;
@@ -22,7 +24,7 @@ mod worker;
 use clap::Parser;
 use cli::{Arguments, Task};
 use confparse::Poll;
-use crew::Crew;
+use crew::{Crew, Manner};
 use crossbeam::channel;
 use engine::Bypass;
 use failure::Failure;
@@ -73,6 +75,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
         batch: worker::BATCH,
         mode: arguments.xdp_mode.into(),
         busy_poll: poll == Poll::Busy,
+        shed: config.shed && !arguments.bypass,
         ..Options::default()
     };
     let Opened { guard, pairs, .. } = pktio::open(lan, wan, &options)?;
@@ -96,10 +99,17 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
-        Crew::start(pairs, Bypass::default, &cores, poll, stop, channel)
+        Crew::start(pairs, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        Crew::start(pairs, move || Proxy::new(&share, &secrets, clock::now()), &cores, poll, stop, channel)
+        Crew::start(
+            pairs,
+            move || Proxy::new(&share, &secrets, clock::now()),
+            &cores,
+            Manner { poll, shed: config.shed },
+            stop,
+            channel,
+        )
     }?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     if guard.strays() > 0 {

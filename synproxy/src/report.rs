@@ -127,6 +127,8 @@ const PORT_ROWS: &[PortRow] = &[
     ("lost, elsewhere in the kernel", |port| port.kernel_drops, false),
     ("fill ring found empty, times", |port| port.fill_empty, false),
     ("kernel woken up, times", |port| port.kicks, false),
+    ("shed-fresh", |port| port.shed_fresh, false),
+    ("shed-repeated", |port| port.shed_repeated, false),
 ];
 
 /// What was lost, and under which name: by the engine's decision, or for want of room on the way.
@@ -141,6 +143,8 @@ fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
         (sum(|port| port.truncated), "too-long"),
         (sum(|port| port.receive_full), "receive-ring-full"),
         (sum(|port| port.kernel_drops), "kernel"),
+        (sum(|port| port.shed_fresh), "shed-fresh"),
+        (sum(|port| port.shed_repeated), "shed-repeated"),
     ];
     decided.chain(on_the_way).filter(|(count, _)| *count > 0)
 }

@@ -40,6 +40,7 @@ macro_rules! port_cells {
 port_cells! {
     received, received_bytes, sent, sent_bytes, transmit_full, transmit_errors,
     no_buffer, truncated, receive_full, fill_empty, kernel_drops, kicks,
+    shed_fresh, shed_repeated,
 }
 
 /// What a worker counts itself.

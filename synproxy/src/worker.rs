@@ -7,6 +7,8 @@ use crate::clock;
 use crate::engine::Engine;
 use crate::pace::Pace;
 use crate::pen::Pen;
+use crate::pressure::{Pressure, Seen};
+use crate::relief::Relief;
 use crate::stats::{Slot, Snapshot, Stage, Tally};
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
@@ -42,6 +44,9 @@ pub struct Worker<E> {
     unsent: PerSide<u64>,
     /// The time from reception to transmission.
     stage: Stage,
+    /// How hard it is pressed, and what is left out for it; nothing where that is not wanted.
+    pressure: Option<Pressure>,
+    relief: Relief,
     /// Whether it may sleep.
     pace: Pace,
     /// Whether it has its core for itself.
@@ -55,6 +60,8 @@ pub struct Turn {
     pub received: usize,
     /// Frames taken by the transmit rings of either port.
     pub sent: usize,
+    /// Whether the WAN had a full batch, and so perhaps more.
+    pub is_full: bool,
     /// Whether the engine has more to do at once.
     pub more: bool,
 }
@@ -84,9 +91,18 @@ impl<E: Engine> Worker<E> {
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
             stage: Stage::default(),
+            pressure: None,
+            relief: Relief::default(),
             pace: Pace::new(confparse::Poll::default()),
             is_alone: false,
         }
+    }
+
+    /// The same worker, which leaves out calls from the WAN while it is pressed.
+    pub fn relieved(mut self) -> Self {
+        self.pressure = Some(Pressure::default());
+        self.relief = Relief::new(&mut self.ports[Side::Wan]);
+        self
     }
 
     /// The same worker, at this pace, on a core it has for itself or shares with others.
@@ -104,6 +120,7 @@ impl<E: Engine> Worker<E> {
             let now = clock::now();
             let turn = self.turn(now);
             self.pace.note(turn.received, now);
+            self.relieve(turn, now);
             if now >= publish_at {
                 slot.publish(&self.snapshot());
                 publish_at = now + PUBLISH_EVERY;
@@ -128,8 +145,13 @@ impl<E: Engine> Worker<E> {
         let begin = std::time::Instant::now();
         let mut turn = Turn::default();
         for side in Side::BOTH {
-            turn.received += self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
+            let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
+            turn.received += received;
+            turn.is_full |= side == Side::Wan && received == BATCH;
             self.look(side);
+            if side == Side::Wan && self.relief.sifts() {
+                self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
+            }
             self.step(side, now);
         }
         turn.more = self.expire(now);
@@ -140,9 +162,33 @@ impl<E: Engine> Worker<E> {
         turn
     }
 
+    /// Has calls left out, or not any more, as the pressure is; and tells the port whom not to.
+    fn relieve(&mut self, turn: Turn, now: Instant) {
+        let Some(pressure) = &mut self.pressure else { return };
+        let port = &mut self.ports[Side::Wan];
+        while let Some(source) = self.engine.next_proved() {
+            self.relief.favour(port, source);
+        }
+        if pressure.note(turn.received, turn.is_full, now) {
+            let statistics = port.statistics();
+            let (fresh, repeated) = self.relief.shed();
+            let seen = Seen {
+                calls: self.engine.calls(),
+                lost: statistics.receive_full + statistics.fill_empty + statistics.kernel_drops,
+                shed: [statistics.shed_fresh + fresh, statistics.shed_repeated + repeated],
+            };
+            if let Some(level) = pressure.judge(seen, now) {
+                self.relief.set(port, level);
+            }
+        }
+    }
+
     /// What has been counted so far.
     pub fn snapshot(&self) -> Snapshot {
-        let statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
+        let mut statistics = PerSide::new(self.ports[Side::Lan].statistics(), self.ports[Side::Wan].statistics());
+        let (fresh, repeated) = self.relief.shed();
+        statistics[Side::Wan].shed_fresh += fresh;
+        statistics[Side::Wan].shed_repeated += repeated;
         let own = Tally {
             held: self.pen.held(),
             unkept: self.pen.unkept(),
@@ -567,8 +613,8 @@ mod tests {
     #[test]
     fn what_is_due_leaves_in_the_same_turn_and_more_of_it_keeps_the_worker_awake() {
         let (mut worker, mut wires) = world(Obedient { due: 2, ..Obedient::default() }, 8, 8);
-        assert_eq!(worker.turn(now()), Turn { received: 0, sent: 1, more: true });
-        assert_eq!(worker.turn(now()), Turn { received: 0, sent: 1, more: false });
+        assert_eq!(worker.turn(now()), Turn { sent: 1, more: true, ..Turn::default() });
+        assert_eq!(worker.turn(now()), Turn { sent: 1, more: false, ..Turn::default() });
         assert!(worker.turn(now()).is_idle());
         assert_eq!(drain(&mut wires[Side::Lan]).len(), 2);
     }
@@ -777,6 +823,37 @@ mod tests {
         assert_eq!(server.iter().map(|frame| numbers(frame)).collect::<Vec<_>>(), [(1001, 5001, ACK)]);
         assert_eq!(client.len(), 1, "the client's window opens");
         assert_eq!(refused, 0);
+    }
+
+    #[test]
+    fn under_pressure_strangers_are_left_out_and_proved_sources_are_not() {
+        let secrets = tcpstate::Secrets::new([7; 48]);
+        let config =
+            tcpstate::Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Default::default() };
+        let (worker, mut wires) = world(tcpstate::Proxy::new(&config, &secrets, now()), 64, 64);
+        let mut worker = worker.relieved();
+        // One client proves itself before there is any pressure.
+        wires[Side::Wan].push(&segment(Side::Wan, 1000, 0, SYN));
+        worker.turn(now());
+        let (isn, ..) = numbers(&wires[Side::Wan].pop().expect("the client gets a SYN-ACK"));
+        wires[Side::Wan].push(&segment(Side::Wan, 1001, isn.wrapping_add(1), ACK));
+        let turn = worker.turn(now());
+        worker.relieve(turn, now());
+        drain(&mut wires[Side::Lan]);
+
+        worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh);
+        let mut stranger = segment(Side::Wan, 5000, 0, SYN);
+        // Another source; the sum of the header and of the segment is as if the identification and the urgent pointer made up for it.
+        stranger[29] = 10;
+        stranger[19] = stranger[19].wrapping_sub(1);
+        wires[Side::Wan].push(&stranger);
+        // The one who is known calls again, and data comes besides.
+        wires[Side::Wan].push(&segment(Side::Wan, 1001, isn.wrapping_add(1), ACK));
+        wires[Side::Wan].push(&segment(Side::Wan, 9000, 0, SYN));
+        worker.turn(now());
+        assert_eq!(worker.relief.shed(), (1, 0));
+        assert_eq!(worker.snapshot().port(Side::Wan).shed_fresh, 1);
+        worker.assert_conserved();
     }
 
     #[test]

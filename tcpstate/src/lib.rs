@@ -32,7 +32,7 @@ pub mod wire;
 pub use config::Config;
 pub use flow::State;
 pub use head::Head;
-pub use proxy::{Egress, Look, Population, Proxy, Secrets, Standing};
+pub use proxy::{Call, Egress, Look, Population, Proxy, Secrets, Source, Standing};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{Counters, DropReason, Event, Ticket, Verdict};

@@ -70,6 +70,41 @@ impl Default for Look {
     }
 }
 
+/// An IP address of 16 bytes in network order, an IPv4 one mapped into IPv6 (RFC 4291 section 2.5.5.2).
+pub type Source = [u8; 16];
+
+/// A client's attempt to open a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Who calls.
+    pub source: Source,
+    /// A keyed hash of the ends and the number: the same when the call is repeated.
+    pub hash: u64,
+}
+
+impl Look {
+    /// The call that a frame from the WAN is, if it is one: a SYN without ACK.
+    pub fn call(&self) -> Option<Call> {
+        let Parsed::Tcp(segment) = &self.parsed else { return None };
+        let flags = segment.flags;
+        let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
+        let hash = self.hash ^ u64::from(segment.seq.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        opens.then(|| Call { source: source(&segment.ends), hash })
+    }
+}
+
+/// The address at the WAN's end.
+fn source(ends: &Ends) -> Source {
+    let mut source = [0; 16];
+    for (bytes, word) in source.as_chunks_mut().0.iter_mut().zip(ends.wan) {
+        *bytes = word.to_be_bytes();
+    }
+    source
+}
+
+/// Proved sources remembered until they are asked for: more than a turn brings.
+const PROVED_KEPT: usize = 256;
+
 /// How many flows there are of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Population {
@@ -247,6 +282,8 @@ pub struct Proxy {
     mss_clamp: u16,
     counters: Counters,
     population: Population,
+    /// Who has proved himself since [`Proxy::next_proved`] was last asked.
+    proved: Vec<Source>,
 }
 
 impl Proxy {
@@ -291,6 +328,7 @@ impl Proxy {
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
             counters: Counters::default(),
             population: Population::default(),
+            proved: Vec::with_capacity(PROVED_KEPT),
         };
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -496,6 +534,21 @@ impl Proxy {
         match self.on_single(Side::Wan, head, now, egress) {
             Verdict::Hold(_) => self.counters.drop(DropReason::NotHeld),
             verdict => verdict,
+        }
+    }
+
+    /// A source that has proved itself by a cookie or an entry of the SYN cache, each time it does, until none is left. To be asked
+    /// for once a turn; of those nobody asks for only the first few are kept.
+    #[inline]
+    pub fn next_proved(&mut self) -> Option<Source> {
+        self.proved.pop()
+    }
+
+    /// Takes note that the client of a segment has proved itself.
+    fn note_proof(&mut self, event: Event, ends: &Ends) {
+        self.counters.count(event);
+        if self.proved.len() < PROVED_KEPT {
+            self.proved.push(source(ends));
         }
     }
 

@@ -281,7 +281,7 @@ impl Proxy {
         if is_damaged(&turn) {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        self.counters.count(Event::CookieGood);
+        self.note_proof(Event::CookieGood, turn.ends());
         self.dial(turn, proof, former)
     }
 
@@ -319,7 +319,7 @@ impl Proxy {
                 };
                 let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
                 let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
-                self.counters.count(Event::CacheHit);
+                self.note_proof(Event::CacheHit, turn.ends());
                 self.dial(turn, &proof, Some(id))
             }
             // The LAN has called the same ends at the same time.

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// Which frames are dropped unseen while a worker cannot keep up: calls (SYN without ACK) of sources that have never proved
+// themselves, at level 1 those seen for the first time, at level 2 the repeated ones as well. Everything else passes, and
+// so does whatever is not understood here. `sieve.rs` is the other end of the maps, and the same rule in Rust.
+
+enum { RECENT_LINES = 1 << 19, RECENT_SLICES = 7, FAVOURED_LINES = 1 << 18 };
+// A slice lasts 2^29 ns, half a second; a call is repeated if it was seen in one of the four before the present one. A client repeats
+// its SYN after one second, and after two more.
+enum { SLICE_BITS = 29, SLICES_BACK = 4 };
+// A generation lasts 2^39 ns, nine minutes; a source is favoured in its own and in the next.
+enum { GENERATION_BITS = 39, GENERATION_SHIFT = 56 };
+
+// Set by the loader: whether this port sheds at all, and the key of the hashes.
+volatile const u32 sheds = 0;
+volatile const u64 key0 = 0;
+volatile const u64 key1 = 0;
+
+// Per receive queue: the level its worker has set, and what was dropped by it. A cache line each.
+struct control {
+    u64 level;
+    u64 fresh;
+    u64 repeated;
+    u64 padding[5];
+};
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(map_flags, MAP_MMAPABLE);
+    ATTRIBUTE(max_entries, 64);
+    u32 *key;
+    struct control *value;
+} control SEC(".maps");
+
+// Sources that have proved themselves: a Bloom filter of two generations. A word bears the generation it was written in, by which
+// a stale one is known.
+struct favoured {
+    u64 words[2];
+};
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(map_flags, MAP_MMAPABLE);
+    ATTRIBUTE(max_entries, FAVOURED_LINES);
+    u32 *key;
+    struct favoured *value;
+} favoured SEC(".maps");
+
+// Calls of the last seconds: a Bloom filter in time slices, each line of which knows when it was last written.
+struct recent {
+    u64 slices[RECENT_SLICES];
+    u64 last;
+};
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(max_entries, RECENT_LINES);
+    u32 *key;
+    struct recent *value;
+} recent SEC(".maps");
+
+INLINE u64 rotate(u64 x, int by)
+{
+    return x << by | x >> (64 - by);
+}
+
+INLINE void sip_round(u64 v[4])
+{
+    v[0] += v[1], v[1] = rotate(v[1], 13), v[1] ^= v[0], v[0] = rotate(v[0], 32);
+    v[2] += v[3], v[3] = rotate(v[3], 16), v[3] ^= v[2];
+    v[0] += v[3], v[3] = rotate(v[3], 21), v[3] ^= v[0];
+    v[2] += v[1], v[1] = rotate(v[1], 17), v[1] ^= v[2], v[2] = rotate(v[2], 32);
+}
+
+// SipHash-1-3 of so many words.
+INLINE u64 siphash(const u64 *words, int count)
+{
+    u64 v[4] = {
+        key0 ^ 0x736f6d6570736575,
+        key1 ^ 0x646f72616e646f6d,
+        key0 ^ 0x6c7967656e657261,
+        key1 ^ 0x7465646279746573,
+    };
+#pragma unroll
+    for (int i = 0; i <= count; i++) {
+        u64 word = i < count ? words[i] : (u64)count << 59;
+        v[3] ^= word;
+        sip_round(v);
+        v[0] ^= word;
+    }
+    v[2] ^= 0xff;
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+// A call: its source and what tells it from others.
+struct call {
+    u64 source[2];
+    // Hash of the source, destination, ports and sequence number.
+    u64 whole[4];
+};
+
+// Reads a call out of a frame; 0 if the frame is none, or is not understood.
+INLINE int read_call(struct xdp_md *ctx, struct call *call)
+{
+    u8 *data = (u8 *)(long)ctx->data;
+    u8 *end = (u8 *)(long)ctx->data_end;
+    u8 *at = data + 12;
+    u8 *tcp;
+
+    if (at + 2 > end)
+        return 0;
+    u16 type = at[0] << 8 | at[1];
+#pragma unroll
+    for (int tag = 0; tag < 2; tag++) {
+        if (type != 0x8100 && type != 0x88a8)
+            break;
+        at += 4;
+        if (at + 2 > end)
+            return 0;
+        type = at[0] << 8 | at[1];
+    }
+    u8 *ip = at + 2;
+    if (type == 0x0800) {
+        if (ip + 20 > end)
+            return 0;
+        u32 length = (ip[0] & 0xf) * 4;
+        // No TCP, or a later fragment.
+        if (ip[0] >> 4 != 4 || length < 20 || ip[9] != 6 || (ip[6] & 0x1f) || ip[7])
+            return 0;
+        u32 source, destination;
+        __builtin_memcpy(&source, ip + 12, 4);
+        __builtin_memcpy(&destination, ip + 16, 4);
+        call->source[0] = 0;
+        call->source[1] = (u64)source << 32 | 0xffff0000;
+        call->whole[1] = 0;
+        call->whole[2] = (u64)destination << 32 | 0xffff0000;
+        tcp = ip + length;
+    } else if (type == 0x86dd) {
+        if (ip + 40 > end || ip[0] >> 4 != 6)
+            return 0;
+        __builtin_memcpy(call->source, ip + 8, 16);
+        __builtin_memcpy(&call->whole[1], ip + 24, 16);
+        u8 next = ip[6];
+        u32 length = 40;
+#pragma unroll
+        for (int header = 0; header < 3; header++) {
+            // Hop-by-hop options, routing, destination options.
+            if (next != 0 && next != 43 && next != 60)
+                break;
+            u8 *extension = ip + (length & 0xfff);
+            if (extension + 8 > end)
+                return 0;
+            next = extension[0];
+            length += 8 + extension[1] * 8;
+        }
+        if (next != 6)
+            return 0;
+        tcp = ip + (length & 0x1fff);
+    } else {
+        return 0;
+    }
+    if (tcp + 20 > end)
+        return 0;
+    // SYN, and neither FIN, RST nor ACK.
+    if ((tcp[13] & 0x17) != 0x02)
+        return 0;
+    __builtin_memcpy(&call->whole[3], tcp, 8);
+    return 1;
+}
+
+// Three bits of a word of `width` bits.
+INLINE u64 bits(u64 hash, u64 width)
+{
+    return 1ull << ((hash >> 32 & 0xff) * width >> 8) | 1ull << ((hash >> 40 & 0xff) * width >> 8) |
+           1ull << ((hash >> 48 & 0xff) * width >> 8);
+}
+
+INLINE int is_favoured(u64 hash, u64 now)
+{
+    u32 line = hash & (FAVOURED_LINES - 1);
+    u64 present = now >> GENERATION_BITS;
+    struct favoured *entry = map_lookup_elem(&favoured, &line);
+    if (!entry)
+        return 0;
+    u64 wanted = bits(hash, GENERATION_SHIFT);
+#pragma unroll
+    for (int back = 0; back < 2; back++) {
+        u64 generation = present - back;
+        u64 word = entry->words[generation & 1];
+        if (word >> GENERATION_SHIFT == (generation & 0xff) && (word & wanted) == wanted)
+            return 1;
+    }
+    return 0;
+}
+
+// Whether the call was seen before, though not just now. Takes note of it.
+INLINE int is_repeated(u64 hash, u64 now)
+{
+    u32 line = hash & (RECENT_LINES - 1);
+    u64 slice = now >> SLICE_BITS;
+    struct recent *entry = map_lookup_elem(&recent, &line);
+    if (!entry)
+        return 0;
+    u64 wanted = bits(hash, 64);
+    // On another core it may be a little later.
+    u64 last = entry->last;
+    if (slice < last)
+        slice = last;
+    u64 passed = slice - last;
+    int found = 0;
+    u64 place = slice % RECENT_SLICES;
+    if (passed) {
+#pragma unroll
+        for (u64 i = 0; i < RECENT_SLICES; i++) {
+            // How many slices ago this word was the present one, the present one being 0.
+            u64 age = (place + RECENT_SLICES - i) % RECENT_SLICES;
+            if (age < passed)
+                entry->slices[i] = 0;
+        }
+        entry->last = slice;
+    }
+#pragma unroll
+    for (u64 i = 0; i < RECENT_SLICES; i++) {
+        u64 age = (place + RECENT_SLICES - i) % RECENT_SLICES;
+        u64 word = entry->slices[i];
+        if (age >= 1 && age <= SLICES_BACK && (word & wanted) == wanted)
+            found = 1;
+        if (age == 0)
+            entry->slices[i] = word | wanted;
+    }
+    return found;
+}
+
+// Whether the frame is to be dropped unseen.
+INLINE int is_shed(struct xdp_md *ctx)
+{
+    u32 queue = ctx->rx_queue_index;
+    struct control *own = map_lookup_elem(&control, &queue);
+    if (!own)
+        return 0;
+    u64 level = *(volatile u64 *)&own->level;
+    if (!level)
+        return 0;
+    struct call call;
+    if (!read_call(ctx, &call))
+        return 0;
+    u64 now = ktime_get_boot_ns();
+    u64 source = siphash(call.source, 2);
+    if (is_favoured(source, now))
+        return 0;
+    call.whole[0] = source;
+    if (!is_repeated(siphash(call.whole, 4), now)) {
+        __sync_fetch_and_add(&own->fresh, 1);
+        return 1;
+    }
+    if (level < 2)
+        return 0;
+    __sync_fetch_and_add(&own->repeated, 1);
+    return 1;
+}
