@@ -67,11 +67,6 @@ pub struct Pressure {
 }
 
 impl Pressure {
-    /// What is to be left out.
-    pub fn level(&self) -> Level {
-        self.level
-    }
-
     /// Takes note of a turn that began at `now`: so many frames from both ports, and whether the WAN had a full batch. True when a
     /// window is over and [`Pressure::judge`] is to be called.
     #[inline]
@@ -159,10 +154,10 @@ mod tests {
             let end = self.now + time.as_micros() as u64;
             while self.now < end {
                 let [mut fresh, mut repeated, others] = self.load.map(|rate| rate / 10_000);
-                if self.pressure.level() >= Level::Fresh {
+                if self.pressure.level >= Level::Fresh {
                     self.seen.shed[0] += std::mem::take(&mut fresh);
                 }
-                if self.pressure.level() >= Level::Repeated {
+                if self.pressure.level >= Level::Repeated {
                     self.seen.shed[1] += std::mem::take(&mut repeated);
                 }
                 let come = fresh + repeated + others;
