@@ -94,15 +94,7 @@ impl Doors {
     }
 
     /// The port on the LAN has answered a SYN after all.
-    #[inline]
-    pub fn opened(&mut self, ends: &Ends, now: Instant) {
-        if now < self.until {
-            self.open(ends);
-        }
-    }
-
-    #[inline(never)]
-    fn open(&mut self, ends: &Ends) {
+    pub fn opened(&mut self, ends: &Ends) {
         let place = self.place(ends);
         for door in self.sets[place].0.iter_mut().filter(|door| door.is_of(ends)) {
             *door = Door::default();
@@ -179,7 +171,7 @@ mod tests {
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(82), Client::EVERYBODY, now);
-        doors.opened(&port(81), now);
+        doors.opened(&port(81));
         assert!(!doors.closed(&port(81), Client::of(7), now));
         assert!(doors.closed(&port(82), Client::of(7), now));
     }
@@ -241,7 +233,7 @@ mod tests {
                         model.insert(n, now);
                     }
                     Act::Open => {
-                        doors.opened(&port(n), now);
+                        doors.opened(&port(n));
                         model.remove(&n);
                     }
                     Act::Ask => {

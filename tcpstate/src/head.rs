@@ -41,25 +41,21 @@ impl<'a> Head<'a> {
     }
 
     /// Bytes of the whole frame, in this buffer and those that follow it.
-    #[inline(always)]
     pub fn total(&self) -> usize {
         self.total
     }
 
     /// Whether the whole frame is in sight.
-    #[inline(always)]
     pub fn is_whole(&self) -> bool {
         self.total == self.len
     }
 
     /// The visible bytes.
-    #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.len]
     }
 
     /// The visible bytes, to edit.
-    #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.start + self.len]
     }

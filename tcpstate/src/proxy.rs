@@ -39,6 +39,11 @@ impl Secrets {
         Self(random)
     }
 
+    /// The keys of the hash that names flows and packets.
+    pub(crate) fn hash_keys(&self) -> Keys {
+        self.pair(0)
+    }
+
     /// The `n`th of three pairs of SipHash keys.
     fn pair(&self, n: usize) -> Keys {
         let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
@@ -62,6 +67,18 @@ pub struct Look {
     tokens: u32,
     /// Where in the table its flow probably is, or nowhere.
     place: Id,
+}
+
+impl Look {
+    /// What the frame turned out to be.
+    pub fn parsed(&self) -> &Parsed {
+        &self.parsed
+    }
+
+    /// The keyed hash of the connection or the packet the frame belongs to; 0 if it belongs to none.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
 }
 
 impl Default for Look {
@@ -296,7 +313,7 @@ impl Proxy {
         let mut destinations = config.destinations.clone();
         destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
         let mut proxy = Self {
-            hash_keys: secrets.pair(0),
+            hash_keys: secrets.hash_keys(),
             table: Table::new(config.table_buckets, config.flow_capacity()),
             wheel: Wheel::new(now),
             jar: Jar::new(config, secrets.pair(1), now),

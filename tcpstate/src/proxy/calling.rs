@@ -264,7 +264,7 @@ impl Proxy {
         flow.mss_lan = answered.mss.unwrap_or(default_mss(turn.ends()));
         flow.mark(Marks::MSS_BROKEN, flow.mss_lan < told_mss);
         self.learned.learn(turn.ends(), &lesson, now);
-        self.doors.opened(turn.ends(), now);
+        self.doors.opened(turn.ends());
         self.set_state(id, State::Established, now);
         self.silent.push(id, self.table[id].generation);
         self.counters.count(Event::Spliced);

@@ -57,14 +57,14 @@ impl Proxy {
             self.counters.count(event);
         }
         self.jar.turn(now);
-        let (ends, hash) = (&turn.segment.ends, turn.hash);
-        if self.doors.closed(ends, Client::of(turn.tokens), now) {
+        let (ends, hash) = (*turn.ends(), turn.hash);
+        if self.doors.closed(&ends, Client::of(turn.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
             return Self::reset_in_place(&mut turn);
         }
         let offered = Options::read(turn.options());
-        let offer = self.learned.offer(ends, now);
+        let offer = self.learned.offer(&ends, now);
         if let Some(event) = self.passes(&offered, &offer, former, now) {
             return self.pass_call(turn, former, event);
         }
@@ -87,45 +87,27 @@ impl Proxy {
                 }
             }
             None => {
-                let stored = self.has_cache() && self.store_half_open(&turn, &offered, &offer, &mut terms, &mut minted);
-                if !stored && terms.mss < smallest {
-                    return Verdict::Drop(DropReason::MssTooSmall);
+                let mut kept = terms;
+                // What only the cache can remember is promised while that has room to spare.
+                if !terms.timestamps && terms.promised.is_some() && !self.is_cache_pressed() {
+                    kept.promised = offer.scale;
                 }
-                // Such a cookie has no place for it.
-                if !stored && !terms.timestamps {
-                    terms.ecn = Ecn::Silent;
+                // And then the number must be no cookie: it would open as something else when the entry is gone.
+                let expressed = kept.promised == terms.promised && terms.mss >= smallest;
+                let number = if expressed { minted } else { minted.disguised() };
+                let stored =
+                    self.admit_half_open(&ends, hash, now, |flow| keep_half_open(flow, &turn, &offered, &kept, number));
+                match stored {
+                    Some(_) => (terms, minted) = (kept, number),
+                    None if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
+                    // Such a cookie has no place for it.
+                    None if !terms.timestamps => terms.ecn = Ecn::Silent,
+                    None => {}
                 }
             }
         }
         self.answered.note(hash, now);
         self.write_syn_ack(&mut turn, &offered, &offer, &terms, minted)
-    }
-
-    /// Keeps a SYN in the cache, if that has a place; the client is then told what the cache can remember.
-    #[inline(never)]
-    fn store_half_open(
-        &mut self,
-        turn: &Turn<impl Egress>,
-        offered: &Options,
-        offer: &Offer,
-        terms: &mut Terms,
-        minted: &mut Minted,
-    ) -> bool {
-        let mut kept = *terms;
-        // What only the cache can remember is promised while that has room to spare.
-        if !terms.timestamps && terms.promised.is_some() && !self.is_cache_pressed() {
-            kept.promised = offer.scale;
-        }
-        // And then the number must be no cookie: it would open as something else when the entry is gone.
-        let expressed = kept.promised == terms.promised && terms.mss >= self.jar.smallest_mss(terms.timestamps);
-        let number = if expressed { *minted } else { minted.disguised() };
-        let stored = self.admit_half_open(turn.ends(), turn.hash, turn.now, |flow| {
-            keep_half_open(flow, turn, offered, &kept, number);
-        });
-        if stored.is_some() {
-            (*terms, *minted) = (kept, number);
-        }
-        stored.is_some()
     }
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
@@ -217,11 +199,12 @@ impl Proxy {
         let envelope = Envelope { label: label(turn.hash), ..turn.envelope().reversed() };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = minted.ts_value.map(|value| Timestamps { value, echo });
+        let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
         // An answer longer than the question would make us an amplifier: then it goes without MSS, or not at all.
         let room = turn.head.total().max(ETHERNET_MIN);
-        let len = OptionList::syn_len(true, terms.sack, timestamps.is_some(), terms.promised.is_some());
-        let mss = (envelope.frame_len(len) <= room).then_some(offer.mss);
-        let options = OptionList::syn(mss, terms.sack, timestamps, terms.promised);
+        if envelope.frame_len(&options) > room {
+            options = OptionList::syn(None, terms.sack, timestamps, terms.promised);
+        }
         let answer = Outgoing {
             envelope: &envelope,
             seq: minted.isn,

@@ -63,13 +63,20 @@ impl Proxy {
         self.wheel.enter(self.table.flows_mut(), id, deadline);
     }
 
-    /// Whether there is a SYN cache.
-    pub(super) fn has_cache(&self) -> bool {
-        self.half_open.capacity > 0
+    /// A record in the SYN cache; `None` when it has no place.
+    #[inline(always)]
+    pub(super) fn admit_half_open(
+        &mut self,
+        ends: &Ends,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut crate::flow::Flow),
+    ) -> Option<Id> {
+        if self.half_open.capacity == 0 { None } else { self.admit_half_open_if_there_is_place(ends, hash, now, fill) }
     }
 
-    /// A record in the SYN cache; `None` when it has no place.
-    pub(super) fn admit_half_open(
+    #[inline(never)]
+    fn admit_half_open_if_there_is_place(
         &mut self,
         ends: &Ends,
         hash: u64,

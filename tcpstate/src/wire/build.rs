@@ -21,30 +21,23 @@ impl OptionList {
     }
 
     /// The options of a SYN or SYN-ACK.
-    // Grown into the caller, like whatever makes segments: what has just been written in parts is slow to copy as a whole.
-    #[inline(always)]
+    #[inline]
     pub fn syn(mss: Option<u16>, sack: bool, timestamps: Option<Timestamps>, scale: Option<WindowScale>) -> Self {
         let mut list = Self::none();
         if let Some(mss) = mss {
-            list.push(word([kind::MSS, 4, 0, 0]) | u32::from(mss));
+            let [high, low] = mss.to_be_bytes();
+            list.push([kind::MSS, 4, high, low]);
         }
         match (sack, timestamps) {
             (true, Some(timestamps)) => list.push_timestamps([kind::SACK_PERMITTED, 2], timestamps),
             (false, Some(timestamps)) => list.push_timestamps([kind::NOP; 2], timestamps),
-            (true, None) => list.push(word([kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2])),
+            (true, None) => list.push([kind::NOP, kind::NOP, kind::SACK_PERMITTED, 2]),
             (false, None) => {}
         }
         if let Some(scale) = scale {
-            list.push(word([kind::NOP, kind::WINDOW_SCALE, 3, 0]) | u32::from(scale.get()));
+            list.push([kind::NOP, kind::WINDOW_SCALE, 3, scale.get()]);
         }
         list
-    }
-
-    /// How many bytes [`OptionList::syn`] makes of options that are there or not.
-    #[inline(always)]
-    pub fn syn_len(mss: bool, sack: bool, timestamps: bool, scale: bool) -> usize {
-        let room_for_sack = if timestamps { 12 } else { 4 * usize::from(sack) };
-        room_for_sack + 4 * usize::from(mss) + 4 * usize::from(scale)
     }
 
     /// The options of any other segment.
@@ -74,17 +67,17 @@ impl OptionList {
     }
 
     #[inline(always)]
-    fn push(&mut self, word: u32) {
-        self.words[self.count] = word.to_be_bytes();
+    fn push(&mut self, word: [u8; 4]) {
+        self.words[self.count] = word;
         self.count += 1;
     }
 
     /// Timestamps behind the two bytes that fill their first word.
     #[inline(always)]
     fn push_timestamps(&mut self, [a, b]: [u8; 2], timestamps: Timestamps) {
-        self.push(word([a, b, kind::TIMESTAMPS, 10]));
-        self.push(timestamps.value);
-        self.push(timestamps.echo);
+        self.push([a, b, kind::TIMESTAMPS, 10]);
+        self.push(timestamps.value.to_be_bytes());
+        self.push(timestamps.echo.to_be_bytes());
     }
 
     /// Writes them to `space`, which has their length, and returns the sum of their words.
@@ -100,11 +93,6 @@ impl OptionList {
         }
         sum
     }
-}
-
-/// Four bytes as one word, which is written, read and summed as a whole.
-const fn word(bytes: [u8; 4]) -> u32 {
-    u32::from_be_bytes(bytes)
 }
 
 /// Everything around a TCP header: from whom, to whom, by which way.
@@ -133,7 +121,7 @@ pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {
     /// The envelope of a segment that came in on `side`, to send another like it.
-    #[inline(always)]
+    #[inline]
     pub fn of(frame: &[u8], segment: &Segment, side: Side) -> Self {
         let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
         let ip = usize::from(segment.ip);
@@ -151,16 +139,16 @@ impl Envelope {
 
     /// The envelope of an answer.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub fn reversed(self) -> Self {
         Self { from: self.to, to: self.from, sender: self.sender.other(), ttl: DEFAULT_TTL, id: 0, label: 0, ..self }
     }
 
-    /// Bytes of the frame with so many bytes of options, before padding.
-    #[inline(always)]
-    pub fn frame_len(&self, options: usize) -> usize {
+    /// Bytes of the frame that holds `options`, before padding.
+    #[inline]
+    pub fn frame_len(&self, options: &OptionList) -> usize {
         let ip = if self.ends.v6 { IPV6_LEN } else { IPV4_LEN };
-        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options
+        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.len()
     }
 
     /// The addresses and ports of the sender and the receiver.
@@ -193,9 +181,8 @@ pub struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// Bytes of the whole frame, padding to the Ethernet minimum included.
-    #[inline]
     pub fn frame_len(&self) -> usize {
-        self.envelope.frame_len(self.options.len()).max(ETHERNET_MIN)
+        self.envelope.frame_len(self.options).max(ETHERNET_MIN)
     }
 
     /// Writes the frame to the beginning of `buffer` and returns its length.
@@ -290,25 +277,5 @@ impl Outgoing<'_> {
         let pseudo = addresses + u64::from(TCP) + u64::from(len);
         let sum = words.iter().fold(pseudo + self.options.write(options), |sum, &word| sum + u64::from(word));
         put32(header, 16, u32::from(!checksum::fold(sum)) << 16);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_length_of_a_syns_options_is_known_before_they_are_made() {
-        let some = |bit: u32| move |n: u32| n >> bit & 1 == 1;
-        for n in 0..16 {
-            let [mss, sack, timestamps, scale] = [some(0)(n), some(1)(n), some(2)(n), some(3)(n)];
-            let list = OptionList::syn(
-                mss.then_some(1460),
-                sack,
-                timestamps.then(Timestamps::default),
-                scale.then(WindowScale::default),
-            );
-            assert_eq!(OptionList::syn_len(mss, sack, timestamps, scale), list.bytes().len());
-        }
     }
 }

@@ -106,39 +106,35 @@ impl Options {
     /// Reads the bytes behind the fixed header.
     #[inline]
     pub fn read(options: &[u8]) -> Self {
-        let mut summary = Self::default();
-        if !summary.read_words(options) {
-            summary = Self::read_any(options);
-        }
-        summary
+        Self::read_words(options).unwrap_or_else(|| Self::read_any(options))
     }
 
-    /// Reads what is laid out as all common stacks do, in whole words of known content; false if it is not.
-    #[inline(always)]
-    fn read_words(&mut self, options: &[u8]) -> bool {
-        let (mut words, []) = options.as_chunks::<4>() else { return false };
+    /// Reads what is laid out as all common stacks do, in whole words of known content; `None` if it is not.
+    fn read_words(options: &[u8]) -> Option<Self> {
+        let mut summary = Self::default();
+        let (mut words, []) = options.as_chunks::<4>() else { return None };
         while let [word, rest @ ..] = words {
             words = rest;
             let word = u32::from_be_bytes(*word);
             match (word, word >> 8, word >> 16) {
-                (_, _, MSS) => self.mss = Some(word as u16).filter(|&mss| mss != 0),
-                (_, NOP_SCALE, _) => self.scale = Some(WindowScale::clamped(word as u8)),
-                (NOPS_SACK_PERMITTED, ..) => self.sack_permitted = true,
+                (_, _, MSS) => summary.mss = Some(word as u16).filter(|&mss| mss != 0),
+                (_, NOP_SCALE, _) => summary.scale = Some(WindowScale::clamped(word as u8)),
+                (NOPS_SACK_PERMITTED, ..) => summary.sack_permitted = true,
                 (SACK_PERMITTED_TIMESTAMPS | NOPS_TIMESTAMPS, ..) => {
-                    let [value, echo, rest @ ..] = words else { return false };
+                    let [value, echo, rest @ ..] = words else { return None };
                     words = rest;
-                    self.sack_permitted |= word == SACK_PERMITTED_TIMESTAMPS;
+                    summary.sack_permitted |= word == SACK_PERMITTED_TIMESTAMPS;
                     let [value, echo] = [value, echo].map(|word| u32::from_be_bytes(*word));
-                    self.timestamps = Some(Timestamps { value, echo });
+                    summary.timestamps = Some(Timestamps { value, echo });
                 }
                 (SACK_PERMITTED_END, ..) => {
-                    self.sack_permitted = true;
+                    summary.sack_permitted = true;
                     break;
                 }
-                _ => return false,
+                _ => return None,
             }
         }
-        true
+        Some(summary)
     }
 
     /// Reads whatever there is, option by option.

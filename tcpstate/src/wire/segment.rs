@@ -26,6 +26,11 @@ impl Vlan {
         (self.0 >> 24 & 3) as usize
     }
 
+    /// Whether there is no tag, or one of 802.1Q.
+    pub fn is_common(self) -> bool {
+        self.count() == 0 || self.count() == 1 && self.tag(0).0 == 0x8100
+    }
+
     /// The tag protocol and the identifier of tag `n`.
     pub(super) fn tag(self, n: usize) -> (u16, u16) {
         (TAG_PROTOCOLS[(self.0 >> (26 + 2 * n) & 3) as usize], (self.0 >> (12 * n) & 0xfff) as u16)
@@ -208,7 +213,6 @@ impl Segment {
     }
 
     /// The bytes of the options, in the frame's.
-    #[inline]
     pub fn options<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         &frame[usize::from(self.tcp) + TCP_LEN..usize::from(self.payload)]
     }
@@ -217,18 +221,21 @@ impl Segment {
     pub fn checksums_hold(&self, head: &Head) -> bool {
         let frame = head.bytes();
         let (ip, tcp, end) = (usize::from(self.ip), usize::from(self.tcp), self.end as usize);
-        let Some(segment) = frame.get(tcp..end).filter(|_| !self.fragmented) else { return false };
+        if self.fragmented || end > frame.len() {
+            return false;
+        }
         if !self.ends.v6 {
-            let sum = match chunk::<IPV4_LEN>(frame, ip) {
-                Some(usual) if usual[0] == 0x45 => checksum::sum(usual),
-                _ => checksum::sum(&frame[ip..ip + usize::from(frame[ip] & 15) * 4]),
+            let header = usize::from(frame[ip] & 15) * 4;
+            let sum = match frame[ip..].first_chunk::<IPV4_LEN>() {
+                Some(usual) if header == IPV4_LEN => checksum::sum(usual),
+                _ => checksum::sum(&frame[ip..ip + header]),
             };
             if sum != u16::MAX {
                 return false;
             }
         }
-        let pseudo = pseudo_header_sum(&self.ends, segment.len());
-        checksum::fold(pseudo + u64::from(checksum::sum(segment))) == u16::MAX
+        let pseudo = pseudo_header_sum(&self.ends, end - tcp);
+        checksum::fold(pseudo + u64::from(checksum::sum(&frame[tcp..end]))) == u16::MAX
     }
 }
 
