@@ -12,6 +12,8 @@ use std::mem;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::memory::gather;
+
 /// A batch of frames; receive appends to it, transmit takes from its front.
 pub type Batch = Vec<Frame>;
 
@@ -414,6 +416,12 @@ impl Pool {
         copy
     }
 
+    /// A frame with these bytes, in as many buffers as they need, or `None` when the pool has too few. The reserve of the ports may be
+    /// used: this is reception, from another worker instead of a wire.
+    pub fn adopt(&mut self, bytes: &[u8]) -> Option<Frame> {
+        gather(self, &[bytes], usize::MAX).ok()
+    }
+
     /// Frames that lie in the pool.
     #[inline]
     pub fn idle(&self) -> usize {
@@ -677,6 +685,20 @@ mod tests {
         assert!(narrow.copy(&frame).is_none());
         assert_eq!(narrow.idle(), 2);
         wide.put(frame);
+    }
+
+    #[test]
+    fn bytes_from_elsewhere_become_a_frame_of_the_pools_own() {
+        let mut pool = Pool::heap(3, 256, 64);
+        pool.set_reserve(3);
+        let jumbo: Vec<u8> = (0..400_u32).map(|i| i as u8).collect();
+        let frame = pool.adopt(&jumbo).unwrap();
+        assert_eq!((frame.total(), frame.buffers()), (400, 3));
+        assert_eq!(frame.segments().collect::<Vec<_>>().concat(), jumbo);
+        assert!(pool.adopt(b"x").is_none());
+        pool.put(frame);
+        assert!(pool.adopt(&[0; 577]).is_none());
+        assert_eq!(pool.idle(), 3);
     }
 
     #[test]

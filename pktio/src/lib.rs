@@ -25,12 +25,13 @@ pub mod open;
 pub mod packet;
 pub mod pcap;
 pub mod port;
+pub mod rss;
 pub mod sieve;
 mod xdp;
 
 pub use frame::{Batch, Frame, Pool};
 pub use netdev::Guard;
 pub use open::{Mode, OpenError, Opened, Options, open};
-pub use port::{Capabilities, Pair, Port, PortStatistics, wait};
+pub use port::{Capabilities, Pair, Port, PortStatistics, wait, wait_or_bell};
 pub use sieve::Level;
 pub use xdp::Fallback;

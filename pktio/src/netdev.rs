@@ -1,5 +1,5 @@
 //! What an operator would otherwise do by hand before bridging two interfaces: promiscuous mode, queue count, offloads,
-//! pause frames, waiting for the link.
+//! pause frames, waiting for the link. How frames are spread over the queues is told in `rss`.
 //!
 //! All of it goes through the [`Guard`], which puts everything back when it is dropped. Nothing here calls an external
 //! program. What a device does not offer is passed over; what it refuses and matters is an error or a warning.
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::open::OpenError;
+use crate::rss::{Before, Twin};
 use crate::xdp::Attached;
 
 /// How long to wait for a link that is not there yet.
@@ -129,7 +130,7 @@ pub struct Guard {
 
 /// A setting that was changed, and what it was before.
 #[derive(Debug)]
-enum Undo {
+pub(crate) enum Undo {
     Features {
         name: String,
         request: Vec<u32>,
@@ -141,6 +142,11 @@ enum Undo {
     Pause {
         name: String,
         request: [u32; 4],
+    },
+    /// The spreading of frames over the queues.
+    Scaling {
+        name: String,
+        request: Vec<u32>,
     },
     /// The membership ends with its socket, also when the process is killed.
     Promiscuous {
@@ -155,7 +161,8 @@ impl Guard {
         Guard { programs: Vec::new(), undo: Vec::new(), control: None }
     }
 
-    /// Prepares `interfaces` for `queues` workers.
+    /// Prepares `interfaces` for `queues` workers. With random bytes for a key, the interfaces are made to spread connections over the
+    /// queues symmetrically; says whether that came about, or why not.
     ///
     /// What had been changed is put back when it fails.
     ///
@@ -165,11 +172,20 @@ impl Guard {
     pub(crate) fn prepare(
         interfaces: &[&Interface],
         queues: usize,
+        random: Option<&[u8; 64]>,
         notes: &mut Vec<String>,
-    ) -> Result<Guard, OpenError> {
+    ) -> Result<(Guard, Result<Twin, String>), OpenError> {
         let mut guard = Guard::empty();
         let control =
             guard.control.insert(Control::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?);
+        let before = match (random, <[&Interface; 2]>::try_from(interfaces)) {
+            (None, _) => Err("it was not asked for".to_owned()),
+            (_, Err(_)) => Err("not both ports are network cards".to_owned()),
+            (Some(random), Ok(both)) => Before::read(control, both).map(|before| (before, both, random)),
+        };
+        if let Ok((before, both, _)) = &before {
+            guard.undo.extend(before.undo(*both));
+        }
         for interface in interfaces {
             let name = interface.name();
             warn_of_addresses(name);
@@ -178,7 +194,9 @@ impl Guard {
             guard.undo.extend(clear_offloads(control, name, notes));
             guard.undo.extend(clear_pause(control, name));
         }
-        Ok(guard)
+        let twin = before
+            .and_then(|(before, both, random)| before.make_symmetric(control, both, queues, random, &mut guard.undo));
+        Ok((guard, twin))
     }
 
     /// Waits until every interface has a link, ten seconds at most; then warns and goes on: a cable may come later.
@@ -239,6 +257,10 @@ impl Drop for Guard {
                 Undo::Pause { name, mut request } => {
                     let result = control.ethtool(&name, &mut request);
                     (name, "pause frames", result)
+                }
+                Undo::Scaling { name, mut request } => {
+                    let result = control.ethtool(&name, &mut request);
+                    (name, "spreading over the queues", result)
                 }
                 Undo::Promiscuous { name, membership } => {
                     drop(membership);
@@ -459,7 +481,7 @@ struct FeatureBlock {
 }
 
 /// A socket to ask the kernel about interfaces.
-struct Control(OwnedFd);
+pub(crate) struct Control(OwnedFd);
 
 impl Control {
     fn new() -> io::Result<Control> {
@@ -510,7 +532,7 @@ impl Control {
     }
 
     /// An ethtool command; `data` begins with its code and says itself how long it is.
-    fn ethtool(&self, name: &str, data: &mut [u32]) -> io::Result<()> {
+    pub(crate) fn ethtool(&self, name: &str, data: &mut [u32]) -> io::Result<()> {
         let mut request = empty_request();
         request.ifr_ifru.ifru_data = data.as_mut_ptr().cast();
         self.request(libc::SIOCETHTOOL, name, &mut request)

@@ -13,6 +13,7 @@ use crate::netmap;
 use crate::packet::{PacketOptions, PacketPort};
 use crate::pcap::{PcapFileError, PcapPort};
 use crate::port::{Pair, Port};
+use crate::rss::Twin;
 use crate::xdp::{self, Attached, Fallback, Layout, Refusal};
 
 /// How to open the ports.
@@ -33,6 +34,9 @@ pub struct Options {
     pub busy_poll: bool,
     /// Whether the port to everybody else is to be able to leave out calls ([`Port::shed`]); costs the kernel 36 MiB.
     pub shed: bool,
+    /// Random bytes for the key by which the interfaces spread connections over their queues, the same way on both; without, they
+    /// spread as they did.
+    pub spread: Option<[u8; 64]>,
 }
 
 impl Default for Options {
@@ -45,6 +49,7 @@ impl Default for Options {
             fallback: Fallback::Drop,
             busy_poll: false,
             shed: false,
+            spread: None,
         }
     }
 }
@@ -70,6 +75,8 @@ pub enum Mode {
 pub struct Opened {
     /// One pair a worker, by queue.
     pub pairs: Vec<Pair>,
+    /// The hash by which both interfaces choose the queue of a connection's frames, the same in both directions; or why there is none.
+    pub spread: Result<Twin, String>,
     /// Puts the interfaces back as they were.
     pub guard: Guard,
     /// What was taken, and why nothing better; one sentence each.
@@ -233,7 +240,8 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         notes.push(text);
     }
     raise_memory_limit();
-    let mut guard = Guard::prepare(&interfaces, options.workers, &mut notes)?;
+    let random = options.spread.as_ref();
+    let (mut guard, spread) = Guard::prepare(&interfaces, options.workers, random, &mut notes)?;
 
     let pairs = if wants_packet {
         open_packet(interfaces, options, &mut notes)?
@@ -272,7 +280,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     for note in &notes {
         info!("{note}");
     }
-    Ok(Opened { pairs, guard, notes })
+    Ok(Opened { pairs, spread, guard, notes })
 }
 
 /// Refuses options that make no sense.
@@ -395,7 +403,11 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     let nics: Vec<Interface> =
         names.iter().filter_map(|(_, name)| name.interface()).map(Interface::find).collect::<Result<_, _>>()?;
     let nics: Vec<&Interface> = nics.iter().collect();
-    let guard = if nics.is_empty() { Guard::empty() } else { Guard::prepare(&nics, options.workers, &mut notes)? };
+    let (guard, spread) = if nics.is_empty() {
+        (Guard::empty(), Err("no port is a network card".to_owned()))
+    } else {
+        Guard::prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?
+    };
     let pairs = netmap::open(names, options, &mut notes)?;
     // A NIC that changes to netmap loses its link for a while.
     guard.await_links(&nics, &mut notes);
@@ -408,7 +420,7 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     for note in &notes {
         info!("{note}");
     }
-    Ok(Opened { pairs, guard, notes })
+    Ok(Opened { pairs, spread, guard, notes })
 }
 
 /// A pool in ordinary memory whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
@@ -431,7 +443,8 @@ fn open_captures(specs: [&str; 2], options: &Options) -> Result<Opened, OpenErro
     let (lan, wan) = (Box::new(open(specs[0])?), Box::new(open(specs[1])?));
     let longest = lan.capabilities().max_frame.max(wan.capabilities().max_frame);
     let pair = Pair { lan, wan, pool: heap_pool(longest, options) };
-    Ok(Opened { pairs: vec![pair], guard: Guard::empty(), notes: vec!["both ports are capture files".into()] })
+    let notes = vec!["both ports are capture files".into()];
+    Ok(Opened { pairs: vec![pair], spread: Err("a capture file has one queue".into()), guard: Guard::empty(), notes })
 }
 
 /// Lets the process lock as much memory as it may; AF_XDP's buffers count.

@@ -204,11 +204,21 @@ impl fmt::Debug for Pair {
 ///
 /// Those of `ppoll(2)`.
 pub fn wait(ports: [&dyn Port; 2], timeout: Option<Duration>) -> io::Result<()> {
-    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 2];
+    wait_or_bell(ports, None, timeout)
+}
+
+/// As [`wait`], but `bell` too ends the sleep when it is readable.
+///
+/// # Errors
+///
+/// Those of `ppoll(2)`.
+pub fn wait_or_bell(ports: [&dyn Port; 2], bell: Option<RawFd>, timeout: Option<Duration>) -> io::Result<()> {
+    // A negative descriptor is skipped by poll(2).
+    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 3];
+    fds[2].fd = bell.unwrap_or(-1);
     let mut waiting = false;
     for (port, entry) in ports.iter().zip(&mut fds) {
         match port.poll_fd() {
-            // A negative descriptor is skipped by poll(2).
             _ if port.is_exhausted() => {}
             Some(fd) => {
                 entry.fd = fd;
@@ -322,6 +332,19 @@ mod tests {
         let quiet = Fake { fd: Some(quiet.as_raw_fd()), exhausted: false };
         wait([&quiet, &ready], None).unwrap();
         wait([&ready, &quiet], None).unwrap();
+    }
+
+    #[test]
+    fn the_bell_ends_the_wait() {
+        let (quiet, _keep) = UnixDatagram::pair().unwrap();
+        let (bell, ringer) = UnixDatagram::pair().unwrap();
+        let quiet = Fake { fd: Some(quiet.as_raw_fd()), exhausted: false };
+        let bell = Some(bell.as_raw_fd());
+        let begin = Instant::now();
+        wait_or_bell([&quiet, &quiet], bell, Some(Duration::from_millis(20))).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(20));
+        ringer.send(b"x").unwrap();
+        wait_or_bell([&quiet, &quiet], bell, None).unwrap();
     }
 
     #[test]
