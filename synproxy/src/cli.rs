@@ -64,6 +64,10 @@ pub struct Arguments {
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub xdp_mode: XdpMode,
 
+    /// How several workers share the connections
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub steer: Steer,
+
     /// Leaves the choice of cores to the scheduler; otherwise each worker stays on a core of its own
     #[arg(long)]
     pub no_pin: bool,
@@ -175,6 +179,18 @@ impl From<XdpMode> for Mode {
             XdpMode::Generic => Mode::Generic,
         }
     }
+}
+
+/// How several workers share the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Steer {
+    /// By the network cards' own spreading over queues, if both can be told to do it symmetrically; else as handoff.
+    Auto,
+    /// A keyed hash names the owner of a connection, and workers hand over what is not theirs.
+    Handoff,
+    /// As handoff, and every frame is handed over, were it to oneself: for tests.
+    #[value(hide = true)]
+    Everything,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::identity;
 use crate::pace::Pace;
 use crate::report::{Line, Table};
 use crate::stats::{Board, Snapshot};
+use crate::steer::Crossing;
 use crate::watch::Watch;
 use crate::worker::Worker;
 use confparse::Poll;
@@ -62,12 +63,14 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Starts one worker for each pair. Each makes its engine itself, on its own core, so that the tables lie near it.
+    /// Starts one worker for each pair, with the crossing of its number if there are any. Each makes its engine itself, on its own
+    /// core, so that the tables lie near it.
     ///
     /// # Errors
     /// When a thread cannot be made; those already made have ended then.
     pub fn start<E: Engine>(
         pairs: Vec<Pair>,
+        crossings: Vec<Crossing>,
         engine: impl Fn() -> E + Send + Clone + 'static,
         cores: &[CoreId],
         manner: Manner,
@@ -78,13 +81,16 @@ impl Crew {
         let workers = pairs.len();
         let mut crew =
             Self { threads: Vec::new(), board, stop, inbox, at_work: workers, to_come: workers, failure: None };
+        let mut crossings = crossings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
+            let crossing = crossings.next();
             let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
             let core = cores.get(number).copied();
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
-                    let mut worker = Worker::new(pair, engine()).paced(Pace::new(manner.poll), core.is_some());
+                    let mut worker =
+                        Worker::new(pair, engine(), crossing).paced(Pace::new(manner.poll), core.is_some());
                     if manner.shed {
                         worker = worker.relieved();
                     }
@@ -130,7 +136,8 @@ impl Crew {
         }
         let total = self.board.total();
         if enabled!(Level::INFO) {
-            eprint!("{}", Table { total: &total, period: begin.elapsed() });
+            let workers: Vec<Snapshot> = self.board.workers().collect();
+            eprint!("{}", Table { total: &total, workers: &workers, period: begin.elapsed() });
         }
         self.failure.take().map_or(Ok(()), Err)
     }
@@ -256,7 +263,9 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![two, one], Fragile::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
+        let crew =
+            Crew::start(vec![two, one], Vec::new(), Fragile::default, &[], Manner::default(), stop, (boss, inbox))
+                .unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
@@ -267,7 +276,8 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let operator = boss.clone();
         let crew =
-            Crew::start(vec![pair], Bypass::default, &[], Manner::default(), stop.clone(), (boss, inbox)).unwrap();
+            Crew::start(vec![pair], Vec::new(), Bypass::default, &[], Manner::default(), stop.clone(), (boss, inbox))
+                .unwrap();
         let ready = Cell::new(false);
         crew.supervise(Watch::default(), || {
             ready.set(true);
@@ -284,7 +294,8 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(vec![pair], Bypass::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
+        let crew =
+            Crew::start(vec![pair], Vec::new(), Bypass::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
     }
 

@@ -8,6 +8,7 @@ mod clock;
 mod crew;
 mod engine;
 mod failure;
+mod handoff;
 mod identity;
 mod log;
 mod pace;
@@ -18,23 +19,26 @@ mod report;
 mod settings;
 mod signals;
 mod stats;
+mod steer;
 mod watch;
 mod worker;
 
 use clap::Parser;
-use cli::{Arguments, Task};
+use cli::{Arguments, Steer, Task};
 use confparse::Poll;
 use crew::{Crew, Manner};
 use crossbeam::channel;
 use engine::Bypass;
 use failure::Failure;
 use identity::Identity;
-use pktio::{Capabilities, Opened, Options, Port};
+use pktio::rss::Twin;
+use pktio::{Capabilities, Opened, Options, Pair, Port};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use steer::{Crossing, Strategy};
 use tcpstate::{Proxy, Secrets};
 use tracing::{info, warn};
 use watch::Watch;
@@ -70,23 +74,19 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     signals::listen(stop.clone(), boss.clone())?;
 
     // The ports go before the guard, which gives the interfaces their settings back: bindings are dropped last to first.
+    let spread = (workers > 1 && arguments.steer == Steer::Auto).then(random).transpose()?;
     let options = Options {
         workers,
         batch: worker::BATCH,
         mode: arguments.xdp_mode.into(),
         busy_poll: poll == Poll::Busy,
         shed: config.shed && !arguments.bypass,
+        spread,
         ..Options::default()
     };
-    let Opened { guard, pairs, .. } = pktio::open(lan, wan, &options)?;
+    let Opened { guard, pairs, spread, .. } = pktio::open(lan, wan, &options)?;
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
-    }
-    if workers > 1 {
-        warn!(
-            "{workers} workers: unless both interfaces steer the two directions of a connection to the same queue, \
-             connections that cross queues will not work; one worker is always right"
-        );
     }
     crew::prioritise(arguments.nice);
     identity.take()?;
@@ -95,15 +95,17 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
 
+    let crossings = if arguments.bypass { Vec::new() } else { crossings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Vec::new() } else { crew::cores(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
-        Crew::start(pairs, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
+        Crew::start(pairs, crossings, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
     } else {
         let share = config.engine.share(workers);
         Crew::start(
             pairs,
+            crossings,
             move || Proxy::new(&share, &secrets, clock::now()),
             &cores,
             Manner { poll, shed: config.shed },
@@ -118,15 +120,50 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     end
 }
 
+/// How the workers reach each other; one alone has nobody to reach.
+fn crossings(
+    pairs: &[Pair],
+    steer: Steer,
+    spread: Result<Twin, String>,
+    secrets: &Secrets,
+) -> Result<Vec<Crossing>, Failure> {
+    if pairs.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let longest = |pair: &Pair| pair.lan.capabilities().max_frame.max(pair.wan.capabilities().max_frame);
+    let longest = pairs.iter().map(longest).max().unwrap_or_default();
+    let strategy = match (spread, steer) {
+        (Ok(twin), _) => {
+            let way = if twin.is_joined() { "symmetric-xor with a secret key" } else { "a symmetric key" };
+            info!("steering: both interfaces spread connections over {} queues by {way}", pairs.len());
+            Strategy::Rss(twin)
+        }
+        (Err(reason), Steer::Auto | Steer::Handoff) => {
+            info!("steering: workers hand over what is not theirs; no symmetric spreading by the interfaces: {reason}");
+            Strategy::HandOff
+        }
+        (Err(_), Steer::Everything) => {
+            info!("steering: workers hand over everything, for tests");
+            Strategy::Everything
+        }
+    };
+    Crossing::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)
+}
+
 /// 48 bytes from the operating system, the same for every worker, so that a cookie minted by one opens at another.
 fn secrets() -> Result<Secrets, Failure> {
-    let mut random = [0; 48];
-    SysRng.try_fill_bytes(&mut random)?;
-    Ok(Secrets::new(random))
+    random().map(Secrets::new)
+}
+
+/// Bytes from the operating system.
+fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
+    SysRng.try_fill_bytes(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// What is said when frames flow.
-fn ready_line(lan: &str, wan: &str, pairs: &[pktio::Pair], bypass: bool) -> String {
+fn ready_line(lan: &str, wan: &str, pairs: &[Pair], bypass: bool) -> String {
     let port = |name: &str, port: &dyn Port| format!("{name} ({})", describe(&port.capabilities()));
     let ports = pairs
         .first()

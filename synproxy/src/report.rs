@@ -1,6 +1,7 @@
 //! What the operator is told: a line every two seconds, and a table at the end.
 
 use crate::stats::Snapshot;
+use crate::steer::Crossed;
 use pktio::PortStatistics;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -48,6 +49,8 @@ impl Display for Line<'_> {
 pub struct Table<'a> {
     /// The counters at the end.
     pub total: &'a Snapshot,
+    /// Those of each worker.
+    pub workers: &'a [Snapshot],
     /// How long the run was.
     pub period: Duration,
 }
@@ -76,6 +79,15 @@ impl Display for Table<'_> {
 
         if let Some(each) = self.total.stage().each() {
             writeln!(f, "{:<34}{each:>18.1}", "ns a frame, without ports")?;
+        }
+
+        if self.workers.len() > 1 {
+            writeln!(f, "{:<34}{}", "workers", CROSSED_COLUMNS.map(|(label, _)| format!("{label:>18}")).concat())?;
+            for (number, worker) in self.workers.iter().enumerate() {
+                let crossed = worker.crossed();
+                let row = CROSSED_COLUMNS.map(|(_, of)| format!("{:>18}", of(&crossed))).concat();
+                writeln!(f, "  {number:<32}{row}")?;
+            }
         }
 
         let flows = self.total.population();
@@ -131,6 +143,19 @@ const PORT_ROWS: &[PortRow] = &[
     ("shed-repeated", |port| port.shed_repeated, false),
 ];
 
+/// A column of the workers' rows: its label, and where it is read.
+type CrossedColumn = (&'static str, fn(&Crossed) -> u64);
+
+/// What a worker hands over to others and takes over from them.
+const CROSSED_COLUMNS: [CrossedColumn; 6] = [
+    ("handed over", |crossed| crossed.handed_over),
+    ("taken over", |crossed| crossed.taken_over),
+    ("lost, lane full", |crossed| crossed.full),
+    ("lost, no buffer", |crossed| crossed.lost),
+    ("queues sampled", |crossed| crossed.sampled),
+    ("of these wrong", |crossed| crossed.misfits),
+];
+
 /// What was lost, and under which name: by the engine's decision, or for want of room on the way.
 fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
     let decided = DropReason::ALL.iter().map(|&reason| (change.dropped(reason), reason.label()));
@@ -138,6 +163,8 @@ fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
     let on_the_way = [
         (change.unkept(), "too-few-to-hold"),
         (Side::BOTH.into_iter().map(|side| change.unsent(side)).sum(), "transmit-ring-full"),
+        (change.crossed().full, "lane-full"),
+        (change.crossed().lost, "no-buffer-to-take-over"),
         (sum(|port| port.transmit_errors), "transmit-refused"),
         (sum(|port| port.no_buffer), "no-buffer"),
         (sum(|port| port.truncated), "too-long"),
@@ -168,7 +195,8 @@ mod tests {
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
         let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
-        let own = Tally { held: 4, unkept: 6, wakes: 0, unsent: PerSide::new(0, 5), stage };
+        let crossed = Crossed { handed_over: 7, taken_over: 8, full: 9, lost: 0, sampled: 3, misfits: 1 };
+        let own = Tally { held: 4, unkept: 6, wakes: 0, unsent: PerSide::new(0, 5), stage, crossed };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 
@@ -180,14 +208,15 @@ mod tests {
             line,
             "lan->wan 2.000000 Mpps 2.000000 Gbit/s, wan->lan 0.000001 Mpps 0.000000 Gbit/s, \
              flows: 2 proxied 3 direct 1 half-open, held: 4, new: 0 SYNs answered 0 cookies good 0 bad 0 cache hits, \
-             drops: 6 too-few-to-hold 5 transmit-ring-full 9 no-buffer"
+             drops: 6 too-few-to-hold 5 transmit-ring-full 9 lane-full 9 no-buffer"
         );
     }
 
     #[test]
     fn the_table_leaves_out_losses_that_did_not_happen() {
         let sample = sample();
-        let table = Table { total: &sample, period: Duration::from_secs(2) }.to_string();
+        let table = Table { total: &sample, workers: std::slice::from_ref(&sample), period: Duration::from_secs(2) }
+            .to_string();
         assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
         assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
         assert!(table.contains("lost, too few spare to hold it                     0                 6\n"), "{table}");
@@ -195,5 +224,21 @@ mod tests {
         assert!(table.contains("frames held at the end                             4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");
         assert!(table.contains("  bad-cookie"), "{table}");
+        assert!(!table.contains("handed over"), "one worker has nobody to hand anything to: {table}");
+    }
+
+    #[test]
+    fn several_workers_have_a_row_each() {
+        let sample = sample();
+        let workers = [sample.clone(), Snapshot::default()];
+        let table = Table { total: &sample, workers: &workers, period: Duration::from_secs(2) }.to_string();
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .skip_while(|line| !line.starts_with("workers "))
+            .take(3)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(rows[1], ["0", "7", "8", "9", "0", "3", "1"], "{table}");
+        assert_eq!(rows[2], ["1", "0", "0", "0", "0", "0", "0"], "{table}");
     }
 }

@@ -3,6 +3,7 @@
 //! Each worker has a slot of its own, on cache lines of its own, and is its only writer. A reader may see one counter
 //! a moment older than the next; none is ever torn or lost.
 
+use crate::steer::Crossed;
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;
@@ -19,7 +20,8 @@ const UNKEPT: usize = HELD + 1;
 const WAKES: usize = UNKEPT + 1;
 const UNSENT: usize = WAKES + 1;
 const STAGE: usize = UNSENT + 2;
-const PORTS: usize = STAGE + 2;
+const CROSSED: usize = STAGE + 2;
+const PORTS: usize = CROSSED + Crossed::COUNT;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
 
 /// Declares the order in which the statistics of a port lie in its cells.
@@ -56,6 +58,8 @@ pub struct Tally {
     pub unsent: PerSide<u64>,
     /// What its turns cost.
     pub stage: Stage,
+    /// What passed between this worker and the others.
+    pub crossed: Crossed,
 }
 
 /// The time of turns that received frames, from reception to transmission: what the program itself costs, without the kernel's
@@ -112,6 +116,7 @@ impl Snapshot {
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
         (cells[HELD], cells[UNKEPT], cells[WAKES]) = (own.held, own.unkept, own.wakes);
         (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
+        cells[CROSSED..][..Crossed::COUNT].copy_from_slice(&own.crossed.to_cells());
         for side in Side::BOTH {
             cells[UNSENT + side as usize] = own.unsent[side];
             cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
@@ -158,6 +163,11 @@ impl Snapshot {
     /// What the workers' turns cost.
     pub fn stage(&self) -> Stage {
         Stage { frames: self.cells[STAGE], time: Duration::from_nanos(self.cells[STAGE + 1]) }
+    }
+
+    /// What passed between workers.
+    pub fn crossed(&self) -> Crossed {
+        Crossed::from_cells(self.cells[CROSSED..][..Crossed::COUNT].try_into().expect("the cells of the crossing"))
     }
 
     /// What has passed this port.
@@ -228,9 +238,14 @@ impl Board {
         &self.slots[worker]
     }
 
+    /// What each worker has counted, in their order.
+    pub fn workers(&self) -> impl Iterator<Item = Snapshot> {
+        self.slots.iter().map(|slot| slot.read())
+    }
+
     /// The sum over all workers.
     pub fn total(&self) -> Snapshot {
-        self.slots.iter().map(|slot| slot.read()).sum()
+        self.workers().sum()
     }
 }
 
@@ -251,15 +266,19 @@ mod tests {
         );
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
+        let crossed = Crossed { handed_over: 11, taken_over: 12, full: 13, lost: 14, sampled: 15, misfits: 16 };
         let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
-        let own = Tally { held: 9, unkept: 10, wakes: 13, unsent: PerSide::new(7, 8), stage };
+        let own = Tally { held: 9, unkept: 10, wakes: 13, unsent: PerSide::new(7, 8), stage, crossed };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
         assert_eq!(seen.port(Side::Wan), ports[Side::Wan]);
         assert_eq!(seen.population(), population);
         assert_eq!((seen.unsent(Side::Lan), seen.unsent(Side::Wan)), (7, 8));
-        assert_eq!((seen.held(), seen.unkept(), seen.wakes(), seen.stage()), (9, 10, 13, stage));
+        assert_eq!(
+            (seen.held(), seen.unkept(), seen.wakes(), seen.stage(), seen.crossed()),
+            (9, 10, 13, stage, crossed)
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::pen::Pen;
 use crate::pressure::{Pressure, Seen};
 use crate::relief::Relief;
 use crate::stats::{Slot, Snapshot, Stage, Tally};
+use crate::steer::Crossing;
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,12 +52,14 @@ pub struct Worker<E> {
     pace: Pace,
     /// Whether it has its core for itself.
     is_alone: bool,
+    /// The way to and from the other workers; none where there are none.
+    crossing: Option<Crossing>,
 }
 
 /// What a turn came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// Frames received from either port.
+    /// Frames received from either port, or taken over from other workers.
     pub received: usize,
     /// Frames taken by the transmit rings of either port.
     pub sent: usize,
@@ -77,17 +80,19 @@ impl Turn {
 }
 
 impl<E: Engine> Worker<E> {
-    /// A worker for this pair of ports.
-    pub fn new(pair: Pair, engine: E) -> Self {
-        // A batch from either port and as many answers or segments of the engine's own; more grow it once.
-        let room = || Batch::with_capacity(4 * BATCH);
+    /// A worker for this pair of ports, and the way it reaches the other workers, if there are any.
+    pub fn new(pair: Pair, engine: E, crossing: Option<Crossing>) -> Self {
+        // A batch from either port and as many answers or segments of the engine's own, and both once more from other
+        // workers; more grow it once.
+        let batches = if crossing.is_some() { 2 } else { 1 };
+        let room = || Batch::with_capacity(4 * batches * BATCH);
         Self {
             ports: PerSide::new(pair.lan, pair.wan),
             pool: pair.pool,
             pen: Pen::new(engine.pen_frames()),
             engine,
-            incoming: Batch::with_capacity(BATCH),
-            looks: Vec::with_capacity(BATCH),
+            incoming: Batch::with_capacity(batches * BATCH),
+            looks: Vec::with_capacity(batches * BATCH),
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
             stage: Stage::default(),
@@ -95,6 +100,7 @@ impl<E: Engine> Worker<E> {
             relief: Relief::default(),
             pace: Pace::new(confparse::Poll::default()),
             is_alone: false,
+            crossing,
         }
     }
 
@@ -148,7 +154,7 @@ impl<E: Engine> Worker<E> {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
             turn.received += received;
             turn.is_full |= side == Side::Wan && received == BATCH;
-            self.look(side);
+            turn.received += self.look(side, now);
             if side == Side::Wan && self.relief.sifts() {
                 self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
             }
@@ -195,21 +201,35 @@ impl<E: Engine> Worker<E> {
             wakes: self.pace.wakes(),
             unsent: self.unsent,
             stage: self.stage,
+            crossed: self.crossing.as_ref().map(Crossing::counted).unwrap_or_default(),
         };
         Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }
 
-    /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all.
-    fn look(&mut self, side: Side) {
+    /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all. What other workers own
+    /// leaves the batch for them, and what they have sent joins it; returns how much that was.
+    fn look(&mut self, side: Side, now: Instant) -> usize {
+        self.parse(side, 0);
+        let mut taken = 0;
+        if let Some(crossing) = &mut self.crossing {
+            crossing.hand_over(side, now, &mut self.incoming, &mut self.looks, &mut self.pool);
+            taken = crossing.take_over(side, &mut self.incoming, BATCH, &mut self.pool);
+            self.parse(side, self.incoming.len() - taken);
+        }
+        for look in &mut self.looks[..self.incoming.len()] {
+            self.engine.reach(look);
+        }
+        taken
+    }
+
+    /// Parses and hashes the batch from this frame on.
+    fn parse(&mut self, side: Side, from: usize) {
         // Written where they stay: a copy of what was only just written in smaller pieces would wait for it.
         if self.looks.len() < self.incoming.len() {
             self.looks.resize(self.incoming.len(), Look::default());
         }
-        for (frame, look) in self.incoming.iter_mut().zip(&mut self.looks) {
+        for (frame, look) in self.incoming.iter_mut().zip(&mut self.looks).skip(from) {
             self.engine.look(side, &head(frame), look);
-        }
-        for look in &mut self.looks[..self.incoming.len()] {
-            self.engine.reach(look);
         }
     }
 
@@ -266,10 +286,14 @@ impl<E: Engine> Worker<E> {
         Ok(())
     }
 
-    /// Sleeps until a frame arrives or the engine has something to do.
+    /// Sleeps until a frame arrives, another worker hands one over, or the engine has something to do.
     fn sleep(&self, now: Instant) -> io::Result<()> {
-        let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now));
-        pktio::wait([&self.ports[Side::Lan], &self.ports[Side::Wan]], Some(due.min(LONGEST_SLEEP)))
+        let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
+        let sleep = |bell| pktio::wait_or_bell([&self.ports[Side::Lan], &self.ports[Side::Wan]], bell, Some(due));
+        match &self.crossing {
+            None => sleep(None),
+            Some(crossing) => crossing.asleep(sleep),
+        }
     }
 }
 
@@ -343,6 +367,8 @@ impl Egress for Outlet<'_> {
 
 #[cfg(test)]
 mod tests {
+    mod crowd;
+
     use super::*;
     use crate::engine::Bypass;
     use crate::stats::Board;
@@ -516,7 +542,7 @@ mod tests {
         let (wan, wan_wire) = memory::pair(capacity);
         let pool = Pool::heap(frames, 512, 128);
         let pair = Pair { lan: Box::new(lan), wan: Box::new(wan), pool };
-        (Worker::new(pair, engine), PerSide::new(lan_wire, wan_wire))
+        (Worker::new(pair, engine, None), PerSide::new(lan_wire, wan_wire))
     }
 
     fn now() -> Instant {
@@ -761,7 +787,13 @@ mod tests {
 
     /// A TCP segment between a client in the WAN and a server in the LAN, sent from `side`, without options or payload.
     fn segment(side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
-        let (client, server) = ([192, 0, 2, 9, 0x9c, 0x40], [10, 0, 0, 1, 0, 80]);
+        segment_of(40_000, side, seq, ack, flags)
+    }
+
+    /// As [`segment`], from or to this port of the client.
+    fn segment_of(port: u16, side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
+        let [high, low] = port.to_be_bytes();
+        let (client, server) = ([192, 0, 2, 9, high, low], [10, 0, 0, 1, 0, 80]);
         let (from, to) = if side == Side::Wan { (client, server) } else { (server, client) };
         let mut frame = vec![2, 0, 0, 0, 0, to[3], 2, 0, 0, 0, 0, from[3], 8, 0];
         let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];

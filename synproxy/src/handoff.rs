@@ -1,0 +1,330 @@
+//! How frames get from the worker that received them to the one that owns them: by value, over bounded lanes, one for each pair of
+//! workers and each side. A frame's buffer never leaves the memory of its worker; its bytes are copied into a slot of the lane, and out
+//! of it. Whose a frame is, is `steer`'s matter.
+//!
+//! Nothing waits: a full lane refuses. A worker that sleeps says so first, looks at its lanes once more, and is woken by its bell,
+//! which is rung only then.
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use pktio::{Batch, Frame, Pool};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use tcpstate::Side;
+
+/// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there.
+const INBOX: usize = 1024;
+
+/// The fewest and the most frames of a lane.
+const LANE: std::ops::RangeInclusive<usize> = 32..=256;
+
+/// A frame on its way, or room for one.
+struct Slot {
+    len: usize,
+    bytes: Box<[u8]>,
+}
+
+/// The way from one worker to another for what came in on one side. Slots go round: spare, full, spare.
+struct Lane {
+    full: ArrayQueue<Slot>,
+    spare: ArrayQueue<Slot>,
+}
+
+impl Lane {
+    fn new(slots: usize, longest: usize) -> Self {
+        let lane = Self { full: ArrayQueue::new(slots), spare: ArrayQueue::new(slots) };
+        for _ in 0..slots {
+            // There is room for exactly as many.
+            let _ = lane.spare.push(Slot { len: 0, bytes: vec![0; longest].into_boxed_slice() });
+        }
+        lane
+    }
+
+    /// Copies a frame into the lane; false when the lane is full, or the frame longer than a slot.
+    fn push(&self, frame: &Frame) -> bool {
+        let Some(mut slot) = self.spare.pop() else { return false };
+        let fits = frame.total() <= slot.bytes.len();
+        if fits {
+            slot.len = frame.copy_to(&mut slot.bytes);
+        }
+        let queue = if fits { &self.full } else { &self.spare };
+        queue.push(slot).is_ok() && fits
+    }
+
+    /// Takes the next frame out of the lane into one of `pool`, which may have none left.
+    fn pop(&self, pool: &mut Pool) -> Option<Option<Frame>> {
+        let slot = self.full.pop()?;
+        let frame = pool.adopt(&slot.bytes[..slot.len]);
+        let _ = self.spare.push(slot);
+        Some(frame)
+    }
+}
+
+/// What wakes a worker.
+struct Bell {
+    /// Its owner has found nothing to do, and will look at its lanes once more and sleep.
+    asleep: AtomicBool,
+    event: OwnedFd,
+}
+
+/// The lanes between all workers, and their bells.
+struct Exchange {
+    workers: usize,
+    /// By receiver, then side, then sender.
+    lanes: Vec<Lane>,
+    bells: Vec<CachePadded<Bell>>,
+}
+
+impl Exchange {
+    fn lane(&self, from: usize, to: usize, side: Side) -> &Lane {
+        &self.lanes[(2 * to + side as usize) * self.workers + from]
+    }
+}
+
+/// One worker's place at the exchange.
+pub struct Desk {
+    exchange: Arc<Exchange>,
+    number: usize,
+    /// Workers to be woken, a bit each.
+    owed: u64,
+    /// Whose lane is looked at first, so that none starves.
+    first: usize,
+}
+
+/// What came of taking over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Frames taken over.
+    pub frames: usize,
+    /// Frames lost because the pool had no buffer for them.
+    pub lost: usize,
+}
+
+impl Desk {
+    /// A desk for each of `workers` (64 at most), with lanes for frames of up to `longest` bytes. All memory is taken here.
+    ///
+    /// # Errors
+    /// When the system gives no descriptors for the bells.
+    pub fn open(workers: usize, longest: usize) -> io::Result<Vec<Desk>> {
+        assert!(workers <= 64, "one bit a worker");
+        let slots = (INBOX / workers.max(1)).clamp(*LANE.start(), *LANE.end());
+        let bell = || {
+            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            Ok(CachePadded::new(Bell { asleep: AtomicBool::new(false), event }))
+        };
+        let exchange = Arc::new(Exchange {
+            workers,
+            lanes: (0..2 * workers * workers).map(|_| Lane::new(slots, longest)).collect(),
+            bells: (0..workers).map(|_| bell()).collect::<io::Result<_>>()?,
+        });
+        let desk = |number| Desk { exchange: Arc::clone(&exchange), number, owed: 0, first: 0 };
+        Ok((0..workers).map(desk).collect())
+    }
+
+    /// Whose desk it is.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// How many desks there are.
+    pub fn workers(&self) -> usize {
+        self.exchange.workers
+    }
+
+    /// Copies a frame that came in on `side` into the lane to worker `to`. False when it found no place there. To be followed by
+    /// [`Desk::ring`], once for many.
+    pub fn hand_over(&mut self, to: usize, side: Side, frame: &Frame) -> bool {
+        self.owed |= 1 << to;
+        self.exchange.lane(self.number, to, side).push(frame)
+    }
+
+    /// Wakes those that sleep while they have been handed something.
+    pub fn ring(&mut self) {
+        if self.owed == 0 {
+            return;
+        }
+        // Either the sleeper sees what was pushed before this fence when it looks once more, or we see that it sleeps.
+        fence(Ordering::SeqCst);
+        while self.owed != 0 {
+            let bell = &self.exchange.bells[self.owed.trailing_zeros() as usize];
+            self.owed &= self.owed - 1;
+            if bell.asleep.load(Ordering::Relaxed) && bell.asleep.swap(false, Ordering::Relaxed) {
+                // It counts to 2^64, and whoever sleeps there empties it: the write cannot fail for want of room.
+                let _ = rustix::io::write(&bell.event, &1_u64.to_ne_bytes());
+            }
+        }
+    }
+
+    /// Appends up to `max` frames of `side` that others have handed over.
+    pub fn take(&mut self, side: Side, batch: &mut Batch, max: usize, pool: &mut Pool) -> Taken {
+        let mut taken = Taken::default();
+        let workers = self.exchange.workers;
+        for i in 0..workers {
+            let lane = self.exchange.lane((self.first + i) % workers, self.number, side);
+            while taken.frames + taken.lost < max {
+                match lane.pop(pool) {
+                    None => break,
+                    Some(Some(frame)) => {
+                        taken.frames += 1;
+                        batch.push(frame);
+                    }
+                    Some(None) => taken.lost += 1,
+                }
+            }
+        }
+        self.first = (self.first + 1) % workers;
+        taken
+    }
+
+    /// Says that this worker is about to sleep, and returns what is to wake it; `None` when there is something to do already.
+    /// To be followed by [`Desk::wake`].
+    pub fn doze(&self) -> Option<BorrowedFd<'_>> {
+        let bell = &self.exchange.bells[self.number];
+        bell.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let waits =
+            |side| (0..self.exchange.workers).any(|from| !self.exchange.lane(from, self.number, side).full.is_empty());
+        if Side::BOTH.into_iter().any(waits) {
+            return None;
+        }
+        Some(bell.event.as_fd())
+    }
+
+    /// Says that this worker is awake.
+    pub fn wake(&self) {
+        let bell = &self.exchange.bells[self.number];
+        if !bell.asleep.swap(false, Ordering::Relaxed) {
+            // Somebody has rung, or is about to: what is rung later ends the next sleep at once, which does no harm.
+            let _ = rustix::io::read(&bell.event, &mut [0; 8]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    fn frame(pool: &mut Pool, bytes: &[u8]) -> Frame {
+        pool.adopt(bytes).expect("a frame is spare")
+    }
+
+    fn send(desk: &mut Desk, to: usize, side: Side, pool: &mut Pool, bytes: &[u8]) -> bool {
+        let frame = frame(pool, bytes);
+        let sent = desk.hand_over(to, side, &frame);
+        pool.put(frame);
+        sent
+    }
+
+    fn bytes(batch: &mut Batch, pool: &mut Pool) -> Vec<Vec<u8>> {
+        let frames = batch.drain(..);
+        frames
+            .map(|frame| {
+                let bytes = frame.segments().collect::<Vec<_>>().concat();
+                pool.put(frame);
+                bytes
+            })
+            .collect()
+    }
+
+    #[test]
+    fn frames_arrive_in_order_at_whom_they_are_for_with_their_side() {
+        let mut pool = Pool::heap(64, 256, 64);
+        let mut batch = Batch::new();
+        let mut desks = Desk::open(3, 1000).unwrap();
+        let jumbo: Vec<u8> = (0..1000_u32).map(|i| i as u8).collect();
+        for (side, frame) in [(Side::Wan, b"one".as_slice()), (Side::Lan, b"two"), (Side::Wan, &jumbo)] {
+            assert!(send(&mut desks[0], 2, side, &mut pool, frame));
+        }
+        assert_eq!(desks[1].take(Side::Wan, &mut batch, 64, &mut pool), Taken::default());
+        assert_eq!(desks[2].take(Side::Wan, &mut batch, 64, &mut pool), Taken { frames: 2, lost: 0 });
+        assert_eq!(bytes(&mut batch, &mut pool), [b"one".to_vec(), jumbo]);
+        assert_eq!(desks[2].take(Side::Lan, &mut batch, 64, &mut pool).frames, 1);
+        assert_eq!(bytes(&mut batch, &mut pool), [b"two"]);
+        assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
+    fn a_full_lane_refuses_and_takes_again_when_there_is_room() {
+        let mut pool = Pool::heap(1024, 256, 64);
+        let mut batch = Batch::new();
+        let mut desks = Desk::open(2, 100).unwrap();
+        let sent = (0..1000).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count();
+        assert_eq!(sent, *LANE.end());
+        assert!(send(&mut desks[1], 1, Side::Lan, &mut pool, b"own"), "every sender has a lane of its own");
+        assert_eq!(desks[1].take(Side::Lan, &mut batch, 7, &mut pool).frames, 7);
+        assert_eq!((0..1000).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count(), 7);
+        assert!(!send(&mut desks[0], 1, Side::Wan, &mut pool, &[0; 101]), "longer than any frame can be");
+        assert_eq!(bytes(&mut batch, &mut pool).len(), 7);
+        assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
+    fn what_finds_no_buffer_is_lost_and_counted() {
+        let mut pool = Pool::heap(8, 256, 64);
+        let mut desks = Desk::open(2, 100).unwrap();
+        for _ in 0..5 {
+            send(&mut desks[0], 1, Side::Lan, &mut pool, b"x");
+        }
+        let (mut few, mut batch) = (Pool::heap(3, 256, 64), Batch::new());
+        assert_eq!(desks[1].take(Side::Lan, &mut batch, 64, &mut few), Taken { frames: 3, lost: 2 });
+        assert!(send(&mut desks[0], 1, Side::Lan, &mut pool, b"x"), "their slots are not lost");
+        batch.drain(..).for_each(|frame| few.put(frame));
+    }
+
+    #[test]
+    fn whoever_has_something_to_do_does_not_sleep() {
+        let mut pool = Pool::heap(8, 256, 64);
+        let mut desks = Desk::open(2, 100).unwrap();
+        assert!(desks[1].doze().is_some());
+        desks[1].wake();
+        send(&mut desks[0], 1, Side::Wan, &mut pool, b"x");
+        assert!(desks[1].doze().is_none());
+        desks[1].wake();
+    }
+
+    /// Throws one frame to and fro with the other worker, and sleeps whenever there is none. Returns the longest sleep.
+    fn rally(mut desk: Desk, serves: bool) -> Duration {
+        let (mut pool, mut batch) = (Pool::heap(8, 256, 64), Batch::new());
+        let other = 1 - desk.number();
+        if serves {
+            assert!(send(&mut desk, other, Side::Lan, &mut pool, b"ball"));
+            desk.ring();
+        }
+        let mut longest = Duration::ZERO;
+        for _ in 0..50_000 {
+            while desk.take(Side::Lan, &mut batch, 64, &mut pool).frames == 0 {
+                if let Some(bell) = desk.doze() {
+                    let begin = Instant::now();
+                    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+                    poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&patience)).unwrap();
+                    longest = longest.max(begin.elapsed());
+                }
+                desk.wake();
+            }
+            let ball = batch.pop().expect("just taken");
+            assert!(desk.hand_over(other, Side::Lan, &ball));
+            pool.put(ball);
+            desk.ring();
+        }
+        longest
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        let mut desks = Desk::open(2, 100).unwrap();
+        let (second, first) = (desks.pop().unwrap(), desks.pop().unwrap());
+        let longest = thread::scope(|scope| {
+            let first = scope.spawn(|| rally(first, true));
+            rally(second, false).max(first.join().unwrap())
+        });
+        assert!(longest < PATIENCE, "somebody slept until its time was over");
+    }
+}

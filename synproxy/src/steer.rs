@@ -1,0 +1,228 @@
+//! Whose a frame is where several workers share the work, and what a worker does with one that is not its own. How it gets to the
+//! other is `handoff`'s matter.
+//!
+//! Where both network cards spread connections over their queues by the same symmetric hash, the queue a frame arrives on is its owner,
+//! and only what a card cannot parse (fragments, ICMP errors, several tags, extension headers) is looked at: the software twin of the
+//! hash says where the card would have sent the rest of the connection. Samples of all others are compared with the twin; where too
+//! many do not fit, the cards are trusted no more, and the twin names the owner of every frame, so that whatever did fit stays where it
+//! is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
+
+use crate::handoff::Desk;
+use pktio::rss::Twin;
+use pktio::{Batch, Pool};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tcpstate::owner::{plain, share};
+use tcpstate::wire::Ends;
+use tcpstate::{Instant, Look, Owners, Secrets, Side};
+use tracing::warn;
+
+/// Frames of every worker that are compared with the twin from the start; after them one in [`SAMPLE`] is.
+const PROBATION: u64 = 64;
+const SAMPLE: u64 = 256;
+
+/// How many of the last 64 samples may not fit before the cards are trusted no more: a single frame may have been on its way while
+/// the queues were set.
+const MISFITS_ALLOWED: u32 = 8;
+
+/// How frames find their owners.
+#[derive(Clone, Debug)]
+pub enum Strategy {
+    /// The cards choose the owner's queue.
+    Rss(Twin),
+    /// A keyed hash names the owner, and strays are handed over.
+    HandOff,
+    /// As [`Strategy::HandOff`], and nothing is left where it arrived, were it its owner: for tests.
+    Everything,
+}
+
+/// What the workers know of the cards together.
+struct Cards {
+    twin: Twin,
+    /// Read by every worker for every batch, and written once at most.
+    trusted: AtomicBool,
+}
+
+impl Cards {
+    fn owner(&self, ends: &Ends) -> usize {
+        // IPv4 addresses are in the last word.
+        let words = if ends.v6 { 0..4 } else { 3..4 };
+        self.twin.queue(&ends.lan[words.clone()], &ends.wan[words], Some([ends.lan_port, ends.wan_port]))
+    }
+}
+
+/// One worker's samples.
+#[derive(Default)]
+struct Samples {
+    /// Frames that could have been one.
+    seen: u64,
+    /// The last of them, a bit each, set in those that did not fit.
+    last: u64,
+}
+
+impl Samples {
+    /// Whether the next frame is one.
+    fn is_due(&mut self) -> bool {
+        self.seen += 1;
+        self.seen <= PROBATION || self.seen.is_multiple_of(SAMPLE)
+    }
+
+    /// Notes one; returns whether too many did not fit.
+    fn note(&mut self, fits: bool) -> bool {
+        self.last = self.last << 1 | u64::from(!fits);
+        self.last.count_ones() > MISFITS_ALLOWED
+    }
+}
+
+/// Declares what is counted at the crossing, in the order of its cells.
+macro_rules! crossed {
+    ($($(#[doc = $doc:literal])+ $field:ident,)+) => {
+        /// What passed between a worker and the others.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Crossed {
+            $($(#[doc = $doc])+ pub $field: u64,)+
+        }
+
+        impl Crossed {
+            /// How many counters there are.
+            pub const COUNT: usize = [$(stringify!($field)),+].len();
+
+            /// The counters, in order.
+            pub fn to_cells(self) -> [u64; Self::COUNT] {
+                [$(self.$field),+]
+            }
+
+            /// The counters, from [`Crossed::to_cells`].
+            pub fn from_cells([$($field),+]: [u64; Self::COUNT]) -> Self {
+                Self { $($field),+ }
+            }
+        }
+    };
+}
+
+crossed! {
+    /// Frames handed over to their owners.
+    handed_over,
+    /// Frames taken over from those that received them.
+    taken_over,
+    /// Frames lost because the lane to their owner was full.
+    full,
+    /// Frames lost because their owner had no buffer for them.
+    lost,
+    /// Frames compared with where the cards' hash should have brought them.
+    sampled,
+    /// Those that had arrived elsewhere.
+    misfits,
+}
+
+/// How one worker tells whose a frame is.
+enum Naming {
+    ByCards { cards: Arc<Cards>, samples: Samples },
+    ByHash { everything: bool },
+}
+
+/// One worker's way to and from the others.
+pub struct Crossing {
+    desk: Desk,
+    owners: Owners,
+    naming: Naming,
+    counted: Crossed,
+}
+
+impl Crossing {
+    /// A crossing for each of `workers`, for frames of up to `longest` bytes. `secrets` are the proxy's.
+    ///
+    /// # Errors
+    /// When the system gives no descriptors.
+    pub fn open(workers: usize, longest: usize, strategy: Strategy, secrets: &Secrets) -> io::Result<Vec<Crossing>> {
+        let everything = matches!(strategy, Strategy::Everything);
+        let cards = match strategy {
+            Strategy::Rss(twin) => Some(Arc::new(Cards { twin, trusted: AtomicBool::new(true) })),
+            _ => None,
+        };
+        let naming = || match &cards {
+            Some(cards) => Naming::ByCards { cards: Arc::clone(cards), samples: Samples::default() },
+            None => Naming::ByHash { everything },
+        };
+        let crossing =
+            |desk| Crossing { desk, owners: Owners::new(secrets), naming: naming(), counted: Crossed::default() };
+        Ok(Desk::open(workers, longest)?.into_iter().map(crossing).collect())
+    }
+
+    /// Takes what others own out of a batch that came in on `side`, and hands it over to them.
+    pub fn hand_over(&mut self, side: Side, now: Instant, batch: &mut Batch, looks: &mut [Look], pool: &mut Pool) {
+        let mut kept = 0;
+        for i in 0..batch.len() {
+            let Some(owner) = self.receiver(side, &looks[i], batch[i].bytes(), now) else {
+                if kept < i {
+                    batch.swap(kept, i);
+                    looks.swap(kept, i);
+                }
+                kept += 1;
+                continue;
+            };
+            let has_place = self.desk.hand_over(owner, side, &batch[i]);
+            *if has_place { &mut self.counted.handed_over } else { &mut self.counted.full } += 1;
+        }
+        for stray in batch.drain(kept..) {
+            pool.put(stray);
+        }
+        self.desk.ring();
+    }
+
+    /// To whom a frame is to be handed over; `None` if it stays.
+    #[inline]
+    fn receiver(&mut self, side: Side, look: &Look, frame: &[u8], now: Instant) -> Option<usize> {
+        let (own, workers) = (self.desk.number(), self.desk.workers());
+        let owner = match &mut self.naming {
+            Naming::ByCards { cards, samples } => {
+                if cards.trusted.load(Ordering::Relaxed)
+                    && let Some(ends) = plain(look)
+                {
+                    if samples.is_due() {
+                        let fits = cards.owner(ends) == own;
+                        self.counted.sampled += 1;
+                        self.counted.misfits += u64::from(!fits);
+                        if samples.note(fits) && cards.trusted.swap(false, Ordering::Relaxed) {
+                            warn!(
+                                "the network cards do not spread frames as they were told: from now on every frame is looked at, and handed over to its owner"
+                            );
+                        }
+                    }
+                    return None;
+                }
+                self.owners.owner(side, look, frame, now, |ends, _| cards.owner(ends))
+            }
+            Naming::ByHash { everything } => {
+                let owner = self.owners.owner(side, look, frame, now, |_, hash| share(hash, workers));
+                if *everything {
+                    return Some(owner.unwrap_or(own));
+                }
+                owner
+            }
+        };
+        owner.filter(|&owner| owner != own)
+    }
+
+    /// Appends up to `max` frames of `side` that others have handed over, and returns how many.
+    pub fn take_over(&mut self, side: Side, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        let taken = self.desk.take(side, batch, max, pool);
+        self.counted.taken_over += taken.frames as u64;
+        self.counted.lost += taken.lost as u64;
+        taken.frames
+    }
+
+    /// Lets the worker sleep, unless something has been handed over. `sleep` ends when what it is given becomes readable.
+    pub fn asleep(&self, sleep: impl FnOnce(Option<RawFd>) -> io::Result<()>) -> io::Result<()> {
+        let slept = self.desk.doze().map_or(Ok(()), |bell| sleep(Some(bell.as_raw_fd())));
+        self.desk.wake();
+        slept
+    }
+
+    /// What has been counted so far.
+    pub fn counted(&self) -> Crossed {
+        self.counted
+    }
+}
