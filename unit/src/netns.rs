@@ -175,6 +175,8 @@ pub struct Rig {
     pub server: Namespace,
     /// Where the appliance stands, with interfaces [`Rig::WAN`] and [`Rig::LAN`] and no address.
     pub middle: Namespace,
+    /// The queues of every interface, and so the workers of the appliance.
+    queues: u32,
     _turn: Turn,
 }
 
@@ -198,29 +200,37 @@ impl Rig {
     /// As [`Rig::new`].
     pub fn with_mtu(mtu: u32) -> Rig {
         // A test that failed while it held the lock has nothing to do with the next one.
-        Rig::build(mtu, Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
+        Rig::build(mtu, queues(), Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
     }
 
     /// As [`Rig::new`], once no other rig of this process is up, and with none beside it: for floods and timing.
     pub fn alone() -> Rig {
-        Rig::build(1500, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
+        Rig::queued(queues())
+    }
+
+    /// As [`Rig::alone`], with interfaces of this many queues. The one a frame arrives on is the one its sender chose, which knows
+    /// nothing of connections: their two directions rarely meet. Without, `QUEUES` of the environment says how many, or one.
+    pub fn queued(queues: u32) -> Rig {
+        Rig::build(1500, queues, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
     }
 
     /// Another rig that shares this one's turn, to be compared with it at the same time.
     #[must_use]
     pub fn beside(&self) -> Rig {
-        Rig::build(1500, Turn::Borrowed)
+        Rig::build(1500, self.queues, Turn::Borrowed)
     }
 
-    fn build(mtu: u32, turn: Turn) -> Rig {
+    fn build(mtu: u32, queues: u32, turn: Turn) -> Rig {
         // A compiler at work between two steps of a test would be a pause of seconds in it.
         programs();
         let rig = Rig {
             client: Namespace::new("client"),
             server: Namespace::new("server"),
             middle: Namespace::new("box"),
+            queues,
             _turn: turn,
         };
+        let several = queue_counts(queues);
         // The box owns no address, not even a link-local one.
         rig.middle.sysctl("net.ipv6.conf.all.disable_ipv6", "1");
         rig.middle.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
@@ -230,7 +240,7 @@ impl Rig {
         ];
         for (host, outer, mac, inner, v4, v6) in ends {
             rig.middle.sh(&format!(
-                "ip link add {inner} mtu {mtu} type veth peer name {outer} mtu {mtu} address {mac} netns {}
+                "ip link add {inner} {several} mtu {mtu} type veth peer name {outer} {several} mtu {mtu} address {mac} netns {}
                  ip link set {inner} up",
                 host.name
             ));
@@ -255,6 +265,11 @@ impl Rig {
         rig
     }
 
+    /// The queues of every interface.
+    pub fn queues(&self) -> u32 {
+        self.queues
+    }
+
     /// Puts a bad network between the client and the box, until the relay is dropped; see [`relay`].
     ///
     /// # Panics
@@ -269,11 +284,11 @@ impl Rig {
     /// Without root.
     pub fn impair_port(&self, port: &str, impairment: Impairment, seed: u64) -> Relay {
         // The cable that was: c0 to wan0. Two now: c0 to near0, far0 to wan0.
-        let relay = Namespace::new("relay");
+        let (relay, several) = (Namespace::new("relay"), queue_counts(self.queues));
         relay.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
         self.middle.sh(&format!("ip link set {port} netns {} name near0", relay.name()));
         self.middle.sh(&format!(
-            "ip link add {port} type veth peer name far0 netns {}; ip link set {port} up; ethtool -K {port} tx off >/dev/null",
+            "ip link add {port} {several} type veth peer name far0 {several} netns {}; ip link set {port} up; ethtool -K {port} tx off >/dev/null",
             relay.name()
         ));
         relay.sh("ip link set near0 up; ip link set far0 up; ethtool -K near0 tx off >/dev/null; ethtool -K far0 tx off >/dev/null");
@@ -352,6 +367,19 @@ pub fn judge<T>(ends: [&Namespace; 2], resets: [i64; 2], work: impl FnOnce() -> 
         assert!(again <= 50 + sent / 5, "the {end} sent {again} of {sent} segments again");
     }
     result
+}
+
+/// How many queues the interfaces of a rig have: `QUEUES` of the environment, or one.
+///
+/// # Panics
+/// If it is no number.
+fn queues() -> u32 {
+    std::env::var("QUEUES").map_or(1, |queues| queues.parse().expect("QUEUES is a number"))
+}
+
+/// What `ip link add` is told of them.
+fn queue_counts(queues: u32) -> String {
+    if queues > 1 { format!("numtxqueues {queues} numrxqueues {queues}") } else { String::new() }
 }
 
 /// The path of a program of this workspace, built as it is needed.

@@ -1,6 +1,5 @@
 //! The proxy itself in the middle of a rig: started, waited for, stopped, and asked what it has seen.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{self, Child, ExitStatus, Stdio};
@@ -9,6 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -83,6 +83,17 @@ pub struct Report {
 }
 
 impl Report {
+    /// What each worker handed over to others and took over from them; empty if it was the only one.
+    pub fn crossed(&self) -> Vec<[u64; 2]> {
+        let rows = self.log.iter().skip_while(|line| !line.starts_with("workers ")).skip(1);
+        let numbers = |line: &String| {
+            let mut cells = line.strip_prefix("  ")?.split_whitespace().map(str::parse);
+            cells.next()?.ok()?;
+            Some([cells.next()?.ok()?, cells.next()?.ok()?])
+        };
+        rows.map_while(numbers).collect()
+    }
+
     /// The last number given under `name` in the log, as `name=17` or `name 17`.
     pub fn figure(&self, name: &str) -> Option<u64> {
         figure(&self.log, name)
@@ -125,7 +136,18 @@ impl Appliance {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut command = rig.middle.command(program("synproxy"));
         // Rigs stand side by side on few cores: pinned, they would all take the first one.
-        command.arg("--no-pin").args(arguments);
+        command.arg("--no-pin");
+        let says = |option: &str| arguments.iter().any(|argument| argument.starts_with(option));
+        if rig.queues() > 1 && !says("--workers") {
+            command.args(["--workers", &rig.queues().to_string()]);
+        }
+        // How several workers share the connections: what `STEER` of the environment says, where the test says nothing.
+        if let Ok(steer) = env::var("STEER")
+            && !says("--steer")
+        {
+            command.args(["--steer", &steer]);
+        }
+        command.args(arguments);
         let config = (!config.is_empty()).then(|| {
             let path = std::env::temp_dir().join(format!("spx{}-{number}.conf", process::id()));
             fs::write(&path, format!("synproxyconf = {{\n{config}\n}};\n")).expect("writing a configuration");
