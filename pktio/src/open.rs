@@ -494,9 +494,19 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused_with_the_right_form() {
-        for name in
-            ["", "xdp:", "eth0:1", "ring:eth0", "eth 0", "a/b", "netmap:", "netmap:a/b", "vale0", "vale:", "netmap:p{x"]
-        {
+        for name in [
+            "",
+            "xdp:",
+            "eth0:1",
+            "ring:eth0",
+            "eth 0",
+            "a/b",
+            "netmap:",
+            "netmap:a/b",
+            "vale0:",
+            "vale:",
+            "netmap:p{x",
+        ] {
             let error = Name::parse(name).unwrap_err();
             assert!(matches!(error, OpenError::Syntax { .. }), "{name}: {error}");
             assert!(error.to_string().contains("[xdp:|netmap:|packet:|pcap:]NAME"), "{error}");

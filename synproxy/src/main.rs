@@ -32,7 +32,7 @@ use engine::Bypass;
 use failure::Failure;
 use identity::Identity;
 use pktio::rss::Twin;
-use pktio::{Capabilities, Opened, Options, Pair, Port};
+use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::process::ExitCode;
@@ -42,6 +42,10 @@ use steer::{Crossing, Strategy};
 use tcpstate::{Proxy, Secrets};
 use tracing::{info, warn};
 use watch::Watch;
+
+/// Tables of millions of flows are looked up at random: they lie on huge pages.
+#[global_allocator]
+static ALLOCATOR: Roomy = Roomy;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

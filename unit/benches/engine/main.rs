@@ -22,6 +22,10 @@ use tcpstate::config::Timeouts;
 use tcpstate::wire::Flags;
 use tcpstate::{Config, Proxy, Side};
 
+/// As the appliance has it.
+#[global_allocator]
+static ALLOCATOR: pktio::Roomy = pktio::Roomy;
+
 /// Buckets of the default table (1 048 576 flows), and of one that stays in the caches (1024 flows).
 const LARGE: usize = 131_072;
 const SMALL: usize = 128;
