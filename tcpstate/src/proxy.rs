@@ -768,7 +768,8 @@ impl Acknowledgement {
 mod tests {
     use super::*;
 
-    struct Nobody;
+    /// An egress without a frame to spare.
+    pub(super) struct Nobody;
 
     impl Egress for Nobody {
         fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {

@@ -337,6 +337,7 @@ impl Proxy {
 mod tests {
     use super::*;
     use crate::flow::{Flow, Half};
+    use crate::proxy::tests::Nobody;
     use crate::proxy::{Look, Secrets};
     use crate::seq::{RawWindow, SeqDelta, WindowScale};
     use crate::wire::{Ends, checksum, put16, put32};
@@ -344,14 +345,6 @@ mod tests {
     use core::cell::RefCell;
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;
-
-    struct Nobody;
-
-    impl Egress for Nobody {
-        fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {
-            false
-        }
-    }
 
     fn proxy(now: Instant) -> Proxy {
         let config = Config { table_buckets: 4, learn_capacity: 64, half_open_max: 4, ..Config::default() };
