@@ -81,9 +81,26 @@ pub struct Destination {
 impl Destination {
     /// Whether a server at this address and port is meant.
     pub fn covers(&self, address: &crate::wire::Addr, port: u16) -> bool {
+        let network = Network { address: self.address, prefix: self.prefix };
+        self.port.is_none_or(|own| own == port) && network.covers(address)
+    }
+}
+
+/// A network of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Its address; an IPv4 address in its IPv6-mapped form, as in [`Ends`](crate::wire::Ends).
+    pub address: crate::wire::Addr,
+    /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
+    pub prefix: u8,
+}
+
+impl Network {
+    /// Whether this address is in it.
+    pub fn covers(&self, address: &crate::wire::Addr) -> bool {
         let bits = |n: usize| u32::from(self.prefix).saturating_sub(32 * n as u32).min(32);
         let alike = |n: usize| (self.address[n] ^ address[n]).checked_shr(32 - bits(n)).unwrap_or(0) == 0;
-        self.port.is_none_or(|own| own == port) && (0..4).all(alike)
+        (0..4).all(alike)
     }
 }
 

@@ -32,6 +32,35 @@ pub enum State {
     Reset,
 }
 
+impl State {
+    /// Every state a connection can be in.
+    pub const ALL: [State; 8] = [
+        State::HalfOpen,
+        State::Dialling,
+        State::OpeningSent,
+        State::OpeningAnswered,
+        State::Established,
+        State::Closing,
+        State::TimeWait,
+        State::Reset,
+    ];
+
+    /// The name operators use.
+    pub const fn label(self) -> &'static str {
+        match self {
+            State::Free => "free",
+            State::HalfOpen => "half-open",
+            State::Dialling => "dialling",
+            State::OpeningSent => "opening-sent",
+            State::OpeningAnswered => "opening-answered",
+            State::Established => "established",
+            State::Closing => "closing",
+            State::TimeWait => "time-wait",
+            State::Reset => "reset",
+        }
+    }
+}
+
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]

@@ -91,6 +91,12 @@ impl Pen {
         reach
     }
 
+    /// How many frames `flow` has held.
+    pub fn count(&self, flow: &Flow) -> usize {
+        let next = |at: &u16| Some(self.slots[usize::from(*at) - 1].next).filter(|&next| next != 0);
+        core::iter::successors(Some(flow.held).filter(|&first| first != 0), next).count()
+    }
+
     /// Releases what `flow` has held up to the first segment that reaches beyond `edge`.
     pub fn release(&mut self, flow: &mut Flow, edge: SeqNum) {
         while flow.held != 0 && !self.slots[usize::from(flow.held) - 1].end.after(edge) {

@@ -7,6 +7,7 @@ mod direct;
 mod errors;
 mod handshake;
 mod joined;
+mod listing;
 mod room;
 mod standing;
 mod unknown;
@@ -26,6 +27,7 @@ use crate::table::{Guess, Id, Table};
 use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
+pub use listing::{Connection, End, Filter};
 use room::Queue;
 pub use standing::Standing;
 

@@ -308,6 +308,15 @@ impl Table {
         self.len -= 1;
     }
 
+    /// The flows among the `count` records from the place `from` on, and the place to go on from; none when these were the last.
+    pub fn slice(&self, from: u32, count: u32) -> (impl Iterator<Item = (Id, &Flow)>, Option<u32>) {
+        let len = self.flows.len() as u32;
+        let (begin, end) = (from.min(len), from.saturating_add(count).min(len));
+        let records = (begin..end).zip(&self.flows[begin as usize..end as usize]);
+        let flows = records.filter(|(_, flow)| flow.state != State::Free).map(|(place, flow)| (Id(place), flow));
+        (flows, Some(end).filter(|&end| end < len))
+    }
+
     /// The ends of a flow.
     pub fn ends(&self, id: Id) -> Ends {
         self.flows[id.0 as usize].ends(&self.upper[id.0 as usize])

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::{Look, Proxy};
-use crate::flow::{Marks, State};
+use crate::flow::{Flow, Marks, State};
 use crate::wire::Parsed;
 use crate::{PerSide, Side};
 
@@ -34,20 +34,22 @@ impl Proxy {
             Parsed::Error(quote) => &quote.ends,
             _ => return None,
         };
-        let flow = &self.table[self.table.find(ends, look.hash)?];
-        let mut finished = PerSide::default();
-        for side in Side::BOTH {
-            finished[side] = flow.has_finished(side);
-        }
-        Some(Standing {
+        Some(Standing::of(&self.table[self.table.find(ends, look.hash)?]))
+    }
+}
+
+impl Standing {
+    /// How the connection of this record stands.
+    pub(super) fn of(flow: &Flow) -> Self {
+        Self {
             state: flow.state,
             proxied: flow.is(Marks::PROXIED),
             tentative: flow.is(Marks::TENTATIVE),
             acknowledgement_owed: flow.is(Marks::ACK_OWED),
             holds: flow.held != 0,
             reopening: flow.is(Marks::REOPENING),
-            finished,
-        })
+            finished: PerSide::new(flow.has_finished(Side::Lan), flow.has_finished(Side::Wan)),
+        }
     }
 }
 
