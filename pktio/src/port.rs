@@ -204,18 +204,20 @@ impl fmt::Debug for Pair {
 ///
 /// Those of `ppoll(2)`.
 pub fn wait(ports: [&dyn Port; 2], timeout: Option<Duration>) -> io::Result<()> {
-    wait_or_bell(ports, None, timeout)
+    wait_or_bell(ports, [None; 2], timeout)
 }
 
-/// As [`wait`], but `bell` too ends the sleep when it is readable.
+/// As [`wait`], but each of `bells` too ends the sleep when it is readable.
 ///
 /// # Errors
 ///
 /// Those of `ppoll(2)`.
-pub fn wait_or_bell(ports: [&dyn Port; 2], bell: Option<RawFd>, timeout: Option<Duration>) -> io::Result<()> {
+pub fn wait_or_bell(ports: [&dyn Port; 2], bells: [Option<RawFd>; 2], timeout: Option<Duration>) -> io::Result<()> {
     // A negative descriptor is skipped by poll(2).
-    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 3];
-    fds[2].fd = bell.unwrap_or(-1);
+    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 4];
+    for (entry, bell) in fds[2..].iter_mut().zip(bells) {
+        entry.fd = bell.unwrap_or(-1);
+    }
     let mut waiting = false;
     for (port, entry) in ports.iter().zip(&mut fds) {
         match port.poll_fd() {
@@ -341,10 +343,11 @@ mod tests {
         let quiet = Fake { fd: Some(quiet.as_raw_fd()), exhausted: false };
         let bell = Some(bell.as_raw_fd());
         let begin = Instant::now();
-        wait_or_bell([&quiet, &quiet], bell, Some(Duration::from_millis(20))).unwrap();
+        wait_or_bell([&quiet, &quiet], [bell, None], Some(Duration::from_millis(20))).unwrap();
         assert!(begin.elapsed() >= Duration::from_millis(20));
         ringer.send(b"x").unwrap();
-        wait_or_bell([&quiet, &quiet], bell, None).unwrap();
+        wait_or_bell([&quiet, &quiet], [bell, None], None).unwrap();
+        wait_or_bell([&quiet, &quiet], [None, bell], None).unwrap();
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use clap::{Parser, ValueEnum};
 use pktio::Mode;
 use std::path::PathBuf;
-use tracing::level_filters::LevelFilter;
 
 /// Shown above the arguments in `--help`, and below every complaint.
 const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE";
@@ -41,7 +40,7 @@ pub struct Arguments {
     pub config: Option<PathBuf>,
 
     /// Checks FILE, prints what is wrong with it, and ends
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control"])]
     pub check_config: Option<PathBuf>,
 
     /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
@@ -55,6 +54,10 @@ pub struct Arguments {
     /// Least severe messages that are logged to stderr; the statistics are `info`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
+
+    /// Where the operator's socket is to be, or `none`; /run/synproxy/LAN-WAN.sock if not given
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 
     /// Forwards every frame without looking at it: no protection, but the rate the ports alone reach
     #[arg(long)]
@@ -124,14 +127,14 @@ pub enum LogLevel {
     Trace,
 }
 
-impl From<LogLevel> for LevelFilter {
+impl From<LogLevel> for control::LogLevel {
     fn from(level: LogLevel) -> Self {
         match level {
-            LogLevel::Error => LevelFilter::ERROR,
-            LogLevel::Warn => LevelFilter::WARN,
-            LogLevel::Info => LevelFilter::INFO,
-            LogLevel::Debug => LevelFilter::DEBUG,
-            LogLevel::Trace => LevelFilter::TRACE,
+            LogLevel::Error => control::LogLevel::Error,
+            LogLevel::Warn => control::LogLevel::Warn,
+            LogLevel::Info => control::LogLevel::Info,
+            LogLevel::Debug => control::LogLevel::Debug,
+            LogLevel::Trace => control::LogLevel::Trace,
         }
     }
 }

@@ -5,6 +5,7 @@
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::identity;
+use crate::mail::{Mailbox, Post};
 use crate::pace::Pace;
 use crate::report::{Line, Table};
 use crate::stats::{Board, Snapshot};
@@ -52,6 +53,7 @@ pub struct Manner {
 pub struct Crew {
     threads: Vec<JoinHandle<()>>,
     board: Arc<Board>,
+    post: Post,
     stop: Arc<AtomicBool>,
     inbox: Receiver<Message>,
     /// Workers that have not ended.
@@ -67,7 +69,7 @@ impl Crew {
     /// core, so that the tables lie near it.
     ///
     /// # Errors
-    /// When a thread cannot be made; those already made have ended then.
+    /// When a thread or a mailbox cannot be made; threads already made have ended then.
     pub fn start<E: Engine>(
         pairs: Vec<Pair>,
         crossings: Vec<Crossing>,
@@ -79,18 +81,21 @@ impl Crew {
     ) -> Result<Self, Failure> {
         let board = Arc::new(Board::new(pairs.len()));
         let workers = pairs.len();
+        let post = Post::open(workers).map_err(Failure::Spawn)?;
         let mut crew =
-            Self { threads: Vec::new(), board, stop, inbox, at_work: workers, to_come: workers, failure: None };
+            Self { threads: Vec::new(), board, post, stop, inbox, at_work: workers, to_come: workers, failure: None };
         let mut crossings = crossings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
             let crossing = crossings.next();
             let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
             let core = cores.get(number).copied();
+            let mailbox: Arc<Mailbox> = crew.post.mailbox(number);
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
-                    let mut worker =
-                        Worker::new(pair, engine(), crossing).paced(Pace::new(manner.poll), core.is_some());
+                    let mut worker = Worker::new(pair, engine(), crossing)
+                        .paced(Pace::new(manner.poll), core.is_some())
+                        .reading(mailbox);
                     if manner.shed {
                         worker = worker.relieved();
                     }
@@ -109,6 +114,16 @@ impl Crew {
             crew.threads.push(thread);
         }
         Ok(crew)
+    }
+
+    /// Where the workers show their counters.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
+    }
+
+    /// The way to the workers.
+    pub fn post(&self) -> Post {
+        self.post.clone()
     }
 
     /// Waits until all workers have ended, calls `ready` once all have begun, reports, and looks after the interfaces.

@@ -1,5 +1,6 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
+use crate::mail::{Answer, Order};
 use tcpstate::{
     Counters, DropReason, Egress, Event, Head, Instant, Look, Population, Proxy, Side, Source, Ticket, Verdict,
 };
@@ -62,6 +63,13 @@ pub trait Engine {
             + counters.happened(Event::ClosedPort)
             + counters.dropped(DropReason::RateLimited)
             + counters.dropped(DropReason::BadAddress)
+    }
+
+    /// Does what the operator asks, in a turn's time.
+    fn obey(&mut self, order: Order) -> Answer {
+        match order {
+            Order::Hello => Answer::Done,
+        }
     }
 
     /// What has been counted.

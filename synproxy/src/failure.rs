@@ -1,6 +1,7 @@
 //! Why the process ends badly, and the status it ends with.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Why the process ends badly. Displayed, it is what the operator reads last.
@@ -29,6 +30,15 @@ pub enum Failure {
     /// A worker's thread could not be made.
     #[error("cannot start a worker: {0}")]
     Spawn(#[source] io::Error),
+
+    /// The operator's socket could not be made where he wants it.
+    #[error("no control socket, {path}: {error}", path = .path.display())]
+    Socket {
+        /// Where it was to be.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
 
     /// A port failed while frames flowed.
     #[error("worker {worker} cannot wait for frames: {error}")]

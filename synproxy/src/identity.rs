@@ -40,6 +40,11 @@ impl Identity {
         Ok(Self { user, group })
     }
 
+    /// The numbers of the user and the group this process will have, where they are not those it has.
+    pub fn numbers(self) -> (Option<u32>, Option<u32>) {
+        if geteuid().is_root() { (self.user.map(Uid::as_raw), self.group.map(Gid::as_raw)) } else { (None, None) }
+    }
+
     /// Becomes them, if the process is root; a process that is not has nothing to give up.
     ///
     /// # Errors
@@ -88,6 +93,14 @@ pub fn renounce() {
         if let Err(error) = caps::clear(None, set) {
             debug!("cannot give up the {set:?} capabilities: {error}");
         }
+    }
+}
+
+/// Makes the calling thread one that serves the operator: without capabilities, and not before the workers.
+pub fn become_servant() {
+    renounce();
+    if let Err(error) = rustix::process::setpriority_process(None, 0) {
+        debug!("the operator is served at the workers' priority: {error}");
     }
 }
 

@@ -1,22 +1,60 @@
-//! Where the log goes: stderr, one line a message, in colour on a terminal.
+//! Where the log goes: stderr, one line a message, in colour on a terminal. How much of it, can be changed while the process runs.
 
+use control::LogLevel;
 use std::io::{IsTerminal, stderr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{panic, thread};
 use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, reload};
+
+/// What sets how much is logged.
+#[derive(Clone)]
+pub struct Dial {
+    turn: Arc<dyn Fn(LevelFilter) + Send + Sync>,
+    level: Arc<AtomicUsize>,
+}
+
+impl Dial {
+    /// Logs messages of at least this severity from now on.
+    pub fn set(&self, level: LogLevel) {
+        self.level.store(level as usize, Ordering::Relaxed);
+        (self.turn)(filter(level));
+    }
+
+    /// The least severe level that is logged.
+    pub fn level(&self) -> LogLevel {
+        LogLevel::ALL[self.level.load(Ordering::Relaxed)]
+    }
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
 
 /// Starts logging messages of at least this severity. A panic is one of them, and also takes one line.
-pub fn init(level: LevelFilter) {
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        .init();
+pub fn init(level: LogLevel) -> Dial {
+    let (filter_layer, handle) = reload::Layer::new(filter(level));
+    let lines = fmt::layer().with_target(false).with_ansi(stderr().is_terminal()).with_writer(stderr);
+    tracing_subscriber::registry().with(filter_layer).with(lines).init();
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let place = panic.location().map_or("an unknown place".to_owned(), ToString::to_string);
         let message = panic.payload_as_str().unwrap_or("no message");
         error!("{} panicked at {place}: {message}", thread.name().unwrap_or("a thread"));
     }));
+    let turn = move |level| {
+        // It fails only where the subscriber is gone, which lives as long as the process.
+        let _ = handle.reload(level);
+    };
+    Dial { turn: Arc::new(turn), level: Arc::new(AtomicUsize::new(level as usize)) }
 }

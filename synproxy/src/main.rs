@@ -11,6 +11,8 @@ mod failure;
 mod handoff;
 mod identity;
 mod log;
+mod mail;
+mod operator;
 mod pace;
 mod pen;
 mod pressure;
@@ -18,6 +20,7 @@ mod relief;
 mod report;
 mod settings;
 mod signals;
+mod socket;
 mod stats;
 mod steer;
 mod watch;
@@ -31,13 +34,18 @@ use crossbeam::channel;
 use engine::Bypass;
 use failure::Failure;
 use identity::Identity;
+use log::Dial;
+use operator::{Facts, Operator};
 use pktio::rss::Twin;
 use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
+use socket::Socket;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use steer::{Crossing, Strategy};
 use tcpstate::{Proxy, Secrets};
 use tracing::{info, warn};
@@ -49,10 +57,10 @@ static ALLOCATOR: Roomy = Roomy;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    log::init(arguments.log_level.into());
+    let dial = log::init(arguments.log_level.into());
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
-        Task::Protect { lan, wan } => protect(lan, wan, &arguments),
+        Task::Protect { lan, wan } => protect(lan, wan, &arguments, dial),
     };
     match end {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,7 +74,8 @@ fn main() -> ExitCode {
 }
 
 /// Stands between the two interfaces until a signal, the end of the frames, or a failure.
-fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
+fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<(), Failure> {
+    let begin = Instant::now();
     let config = settings::load(arguments.config.as_deref())?;
     let identity = Identity::of(&config)?;
     let workers = arguments.workers.map_or(config.workers, usize::from);
@@ -93,6 +102,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
         info!("no --config, so every key has its default");
     }
     crew::prioritise(arguments.nice);
+    let socket = socket(lan, wan, arguments, &identity)?;
     identity.take()?;
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");
@@ -102,6 +112,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
     let crossings = if arguments.bypass { Vec::new() } else { crossings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Vec::new() } else { crew::cores(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
+    let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
         Crew::start(pairs, crossings, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
@@ -117,11 +128,42 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments) -> Result<(), Failure> {
             channel,
         )
     }?;
+    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), dial));
+    let serving = socket.map(|socket| socket.serve(operator)).transpose()?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
+    drop(serving);
     if guard.strays() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
     }
     end
+}
+
+/// The operator's socket, if there is to be one. Without the one he has named, the box does not start; without the usual one, it does.
+fn socket(lan: &str, wan: &str, arguments: &Arguments, identity: &Identity) -> Result<Option<Socket>, Failure> {
+    let named = arguments.control.as_deref();
+    if named == Some(Path::new("none")) {
+        return Ok(None);
+    }
+    let usual = control::default_path(lan, wan);
+    let path = named.unwrap_or(&usual);
+    match (Socket::bind(path, identity.numbers()), named) {
+        (Ok(socket), _) => Ok(Some(socket)),
+        (Err(error), Some(_)) => Err(Failure::Socket { path: path.to_owned(), error }),
+        (Err(error), None) => {
+            warn!("no control socket, {}: {error}", path.display());
+            Ok(None)
+        }
+    }
+}
+
+/// What the operator is told of the box.
+fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) -> Facts {
+    let interface = |name: &str, port: Option<&dyn Port>| control::Interface {
+        name: name.to_owned(),
+        backend: port.map(|port| describe(&port.capabilities())).unwrap_or_default(),
+    };
+    let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
+    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass }
 }
 
 /// How the workers reach each other; one alone has nobody to reach.

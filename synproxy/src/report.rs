@@ -159,8 +159,13 @@ const CROSSED_COLUMNS: [CrossedColumn; 6] = [
 /// What was lost, and under which name: by the engine's decision, or for want of room on the way.
 fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
     let decided = DropReason::ALL.iter().map(|&reason| (change.dropped(reason), reason.label()));
+    decided.chain(lost_on_the_way(change)).filter(|(count, _)| *count > 0)
+}
+
+/// What was lost for want of room, and the name of the place; what is zero too.
+pub fn lost_on_the_way(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
     let sum = |of: fn(&PortStatistics) -> u64| Side::BOTH.into_iter().map(|side| of(&change.port(side))).sum();
-    let on_the_way = [
+    [
         (change.unkept(), "too-few-to-hold"),
         (Side::BOTH.into_iter().map(|side| change.unsent(side)).sum(), "transmit-ring-full"),
         (change.crossed().full, "lane-full"),
@@ -172,8 +177,8 @@ fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
         (sum(|port| port.kernel_drops), "kernel"),
         (sum(|port| port.shed_fresh), "shed-fresh"),
         (sum(|port| port.shed_repeated), "shed-repeated"),
-    ];
-    decided.chain(on_the_way).filter(|(count, _)| *count > 0)
+    ]
+    .into_iter()
 }
 
 /// Millions of frames and billions of bits a second that a port received, a frame counted without preamble and FCS.

@@ -33,6 +33,11 @@ macro_rules! port_cells {
             [$(statistics.$field),+]
         }
 
+        /// The statistics of a port, each with its name.
+        pub fn named(statistics: &PortStatistics) -> [(&'static str, u64); PORT_CELLS] {
+            [$((stringify!($field), statistics.$field)),+]
+        }
+
         fn from_cells([$($field),+]: [u64; PORT_CELLS]) -> PortStatistics {
             PortStatistics { $($field),+ }
         }

@@ -94,6 +94,11 @@ macro_rules! crossed {
                 [$(self.$field),+]
             }
 
+            /// The counters, each with its name.
+            pub fn named(self) -> [(&'static str, u64); Self::COUNT] {
+                [$((stringify!($field), self.$field)),+]
+            }
+
             /// The counters, from [`Crossed::to_cells`].
             pub fn from_cells([$($field),+]: [u64; Self::COUNT]) -> Self {
                 Self { $($field),+ }

@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::engine::Engine;
+use crate::mail::Mailbox;
 use crate::pace::Pace;
 use crate::pen::Pen;
 use crate::pressure::{Pressure, Seen};
@@ -13,6 +14,8 @@ use crate::stats::{Slot, Snapshot, Stage, Tally};
 use crate::steer::Crossing;
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -54,6 +57,8 @@ pub struct Worker<E> {
     is_alone: bool,
     /// The way to and from the other workers; none where there are none.
     crossing: Option<Crossing>,
+    /// What the operator asks of it.
+    mailbox: Option<Arc<Mailbox>>,
 }
 
 /// What a turn came to.
@@ -101,6 +106,7 @@ impl<E: Engine> Worker<E> {
             pace: Pace::new(confparse::Poll::default()),
             is_alone: false,
             crossing,
+            mailbox: None,
         }
     }
 
@@ -116,6 +122,11 @@ impl<E: Engine> Worker<E> {
         Self { pace, is_alone, ..self }
     }
 
+    /// The same worker, which obeys what comes to this mailbox.
+    pub fn reading(self, mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox: Some(mailbox), ..self }
+    }
+
     /// Works until `stop` is set, or until neither port will ever deliver a frame again.
     ///
     /// # Errors
@@ -127,6 +138,9 @@ impl<E: Engine> Worker<E> {
             let turn = self.turn(now);
             self.pace.note(turn.received, now);
             self.relieve(turn, now);
+            if let Some(mailbox) = &self.mailbox {
+                mailbox.read(|order| self.engine.obey(order));
+            }
             if now >= publish_at {
                 slot.publish(&self.snapshot());
                 publish_at = now + PUBLISH_EVERY;
@@ -289,7 +303,10 @@ impl<E: Engine> Worker<E> {
     /// Sleeps until a frame arrives, another worker hands one over, or the engine has something to do.
     fn sleep(&self, now: Instant) -> io::Result<()> {
         let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
-        let sleep = |bell| pktio::wait_or_bell([&self.ports[Side::Lan], &self.ports[Side::Wan]], bell, Some(due));
+        // It is rung before anybody can find it empty, so a letter that comes from now on ends the sleep at once.
+        let mail = self.mailbox.as_ref().map(|mailbox| mailbox.bell().as_raw_fd());
+        let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];
+        let sleep = |bell| pktio::wait_or_bell(ports, [bell, mail], Some(due));
         match &self.crossing {
             None => sleep(None),
             Some(crossing) => crossing.asleep(sleep),

@@ -147,6 +147,10 @@ impl Appliance {
         {
             command.args(["--steer", &steer]);
         }
+        // Rigs have interfaces of the same names, and one file system.
+        if !says("--control") {
+            command.arg("--control=none");
+        }
         command.args(arguments);
         let config = (!config.is_empty()).then(|| {
             let path = std::env::temp_dir().join(format!("spx{}-{number}.conf", process::id()));

@@ -1,0 +1,39 @@
+//! What is said on the control socket: a request is a line of JSON, and so is its reply. Here are both as types, the lines as bytes, and the
+//! client. Who answers is `synproxy`; who asks is `synctl`, or anything that can write a line.
+//!
+//! Requests are answered in their order. `docs/control.md` has an example of each.
+//!
+//! ```
+//! use control::Request;
+//! let request: Request = serde_json::from_str(r#"{"command":"status"}"#).unwrap();
+//! assert_eq!(request, Request::Status);
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod line;
+mod reply;
+mod request;
+
+pub use client::{Client, Complaint};
+pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
+pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};
+pub use request::{LogLevel, Request};
+
+/// Where the sockets of running boxes lie, one each.
+pub const DIRECTORY: &str = "/run/synproxy";
+
+/// Where the socket of the box between these two interfaces lies, unless it was told otherwise.
+///
+/// ```
+/// assert_eq!(control::default_path("xdp:eth0", "eth1").to_str(), Some("/run/synproxy/eth0-eth1.sock"));
+/// ```
+pub fn default_path(lan: &str, wan: &str) -> std::path::PathBuf {
+    let plain = |name: &str| -> String {
+        let name = ["xdp:", "packet:"].iter().find_map(|backend| name.strip_prefix(backend)).unwrap_or(name);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        name.chars().take(80).map(|c| if is_plain(c) { c } else { '_' }).collect()
+    };
+    std::path::Path::new(DIRECTORY).join(format!("{}-{}.sock", plain(lan), plain(wan)))
+}

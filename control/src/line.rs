@@ -1,0 +1,95 @@
+//! Lines: one value a line, of bounded length.
+
+use serde::Serialize;
+use std::io::{self, BufRead, ErrorKind, Write};
+
+/// The longest request, in bytes: a jumbo frame in hexadecimal digits, twice.
+pub const MAX_REQUEST: usize = 65_536;
+
+/// The longest reply, in bytes.
+pub const MAX_REPLY: usize = 16 << 20;
+
+/// What came of reading a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// One is there, without its end.
+    Whole,
+    /// It is longer than allowed, and has been read in part only.
+    TooLong,
+    /// There are no more; one that was begun is dropped.
+    End,
+}
+
+/// Reads up to the next line feed into `line`, which is emptied first, and never holds more than `most` bytes.
+///
+/// # Errors
+/// When reading fails.
+pub fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io::Result<Line> {
+    line.clear();
+    loop {
+        let bytes = match from.fill_buf() {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if bytes.is_empty() {
+            return Ok(Line::End);
+        }
+        let end = bytes.iter().position(|&byte| byte == b'\n');
+        let piece = &bytes[..end.unwrap_or(bytes.len())];
+        if line.len() + piece.len() > most {
+            return Ok(Line::TooLong);
+        }
+        line.extend_from_slice(piece);
+        let used = piece.len() + usize::from(end.is_some());
+        from.consume(used);
+        if end.is_some() {
+            return Ok(Line::Whole);
+        }
+    }
+}
+
+/// Writes `value` as a line, at once.
+///
+/// # Errors
+/// When writing fails.
+pub fn write_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    to.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str, most: usize, buffer: usize) -> Vec<(Line, String)> {
+        let mut from = io::BufReader::with_capacity(buffer, text.as_bytes());
+        let (mut line, mut lines) = (Vec::new(), Vec::new());
+        loop {
+            let came = read_line(&mut from, &mut line, most).unwrap();
+            lines.push((came, String::from_utf8(line.clone()).unwrap()));
+            if came != Line::Whole {
+                return lines;
+            }
+        }
+    }
+
+    #[test]
+    fn lines_come_one_by_one_however_they_arrive() {
+        for buffer in 1..12 {
+            let came = lines("ab\n\ncdefg\nh", 5, buffer);
+            let whole = |text: &str| (Line::Whole, text.to_owned());
+            assert_eq!(came, [whole("ab"), whole(""), whole("cdefg"), (Line::End, "h".to_owned())]);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_never_kept() {
+        for buffer in 1..12 {
+            let (came, kept) = lines("abcdefghijkl\n", 5, buffer).remove(0);
+            assert_eq!(came, Line::TooLong);
+            assert!(kept.len() <= 5);
+        }
+    }
+}

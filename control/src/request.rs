@@ -1,0 +1,59 @@
+//! What a client can ask.
+
+use serde::{Deserialize, Serialize};
+
+/// A request: an object whose `command` says which.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What the box is and how it is: [`Status`](crate::Status).
+    Status,
+    /// Everything counted since the start: [`Stats`](crate::Stats).
+    Stats,
+    /// Log messages of at least this severity from now on.
+    SetLogLevel {
+        /// The least severe level that is logged.
+        level: LogLevel,
+    },
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Only what goes wrong.
+    Error,
+    /// And what may go wrong.
+    Warn,
+    /// And what happens.
+    Info,
+    /// And how it came to that.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Every level, the most severe first.
+    pub const ALL: [LogLevel; 5] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+
+    /// Its name, as it is written in a request.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+impl std::str::FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = LogLevel::ALL.into_iter().find(|level| level.name() == text);
+        named.ok_or_else(|| format!("expected one of {}", LogLevel::ALL.map(LogLevel::name).join(", ")))
+    }
+}

@@ -1,0 +1,155 @@
+//! The box's answers in words and columns.
+
+use control::{Counts, Interface, Port, Stats, Status};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use tcpstate::{DropReason, Event};
+
+/// A box and its state, a line each.
+pub fn status(status: &Status) -> String {
+    let mut out = String::new();
+    let interface = |interface: &Interface| format!("{} ({})", interface.name, interface.backend);
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<12}{value}");
+    };
+    line("synproxy", format!("{}, process {}, up {}", status.version, status.pid, span(status.uptime)));
+    line("lan", interface(&status.lan));
+    line("wan", interface(&status.wan));
+    line("workers", workers(&status.workers));
+    if status.bypass {
+        line("bypass", "everything is forwarded unseen, and nothing is protected".to_owned());
+    }
+    if let Some(drain) = &status.drain {
+        let left = if drain.left == 0 { "done".to_owned() } else { format!("{} connections left", drain.left) };
+        line("draining", format!("for {}: {left}", span(drain.since)));
+    }
+    let flows = status.flows;
+    line("flows", format!("{} proxied, {} direct, {} half-open", flows.proxied, flows.direct, flows.half_open));
+    line("log level", status.log_level.name().to_owned());
+    out
+}
+
+/// How many workers there are, and which of them do not answer.
+fn workers(answered: &[bool]) -> String {
+    let silent: Vec<String> =
+        answered.iter().enumerate().filter(|(_, answers)| !**answers).map(|(n, _)| n.to_string()).collect();
+    match silent.as_slice() {
+        [] => format!("{}, all answer", answered.len()),
+        silent => format!("{}, of which {} do not answer", answered.len(), silent.join(", ")),
+    }
+}
+
+/// Seconds in the units a person would take.
+fn span(seconds: f64) -> String {
+    let whole = seconds as u64;
+    let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds:.1} s"),
+        (0, 0, _) => format!("{minutes} min {} s", whole % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+/// Everything counted, in a table; what is zero is left out.
+pub fn stats(stats: &Stats) -> String {
+    let mut out = String::new();
+    let total = &stats.total;
+    let _ = writeln!(out, "{:<34}{:>18}{:>18}", format!("after {}", span(stats.uptime)), "lan", "wan");
+    for name in total.lan.keys() {
+        let of = |port: &Port| port.get(name).copied().unwrap_or_default();
+        let (lan, wan) = (of(&total.lan), of(&total.wan));
+        if lan + wan > 0 {
+            let _ = writeln!(out, "{name:<34}{lan:>18}{wan:>18}");
+        }
+    }
+    let flows = total.flows;
+    section(&mut out, "flows", [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)]);
+    section(&mut out, "frames held", [("held", total.held)]);
+    let event = |name: &str| Event::ALL.iter().find(|event| event.label() == name).map(|event| event.meaning());
+    let reason =
+        |name: &str| DropReason::ALL.iter().find(|reason| reason.label() == name).map(|reason| reason.meaning());
+    explained(&mut out, "events", &total.events, event);
+    explained(&mut out, "drops", &total.drops, reason);
+    explained(&mut out, "losses", &total.losses, |_| None);
+    if let [_, _, ..] = stats.workers.as_slice() {
+        crowd(&mut out, &stats.workers);
+    }
+    if total.timed_frames > 0 {
+        let each = total.timed_nanoseconds as f64 / total.timed_frames as f64;
+        let _ = writeln!(out, "{:<34}{each:>18.1}", "ns a frame, without ports");
+    }
+    out
+}
+
+fn section<'a>(out: &mut String, title: &str, rows: impl IntoIterator<Item = (&'a str, u64)>) {
+    let _ = writeln!(out, "{title}");
+    for (name, count) in rows {
+        let _ = writeln!(out, "  {name:<32}{count:>18}");
+    }
+}
+
+/// What is not zero, each with what it means.
+fn explained<'a>(
+    out: &mut String,
+    title: &str,
+    counts: &BTreeMap<String, u64>,
+    meaning: impl Fn(&str) -> Option<&'a str>,
+) {
+    let mut counts = counts.iter().filter(|(_, count)| **count > 0).peekable();
+    if counts.peek().is_some() {
+        let _ = writeln!(out, "{title}");
+    }
+    for (name, count) in counts {
+        let meaning = meaning(name).map(|meaning| format!("  {}", meaning.trim())).unwrap_or_default();
+        let _ = writeln!(out, "  {name:<32}{count:>18}{meaning}");
+    }
+}
+
+/// A row for each worker: what it received, its flows, and what it handed over and took over.
+fn crowd(out: &mut String, workers: &[Counts]) {
+    const COLUMNS: [&str; 5] = ["lan received", "wan received", "flows", "handed over", "taken over"];
+    let _ = writeln!(out, "{:<16}{}", "workers", COLUMNS.map(|column| format!("{column:>14}")).concat());
+    for (number, worker) in workers.iter().enumerate() {
+        let of = |counts: &BTreeMap<String, u64>, name: &str| counts.get(name).copied().unwrap_or_default();
+        let flows = worker.flows;
+        let row = [
+            of(&worker.lan, "received"),
+            of(&worker.wan, "received"),
+            flows.proxied + flows.direct + flows.half_open,
+            of(&worker.crossed, "handed-over"),
+            of(&worker.crossed, "taken-over"),
+        ];
+        let _ = writeln!(out, "  {number:<14}{}", row.map(|count| format!("{count:>14}")).concat());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_is_told_as_a_person_would() {
+        let told = [0.26, 59.9, 61.0, 3600.0, 90_061.0].map(span);
+        assert_eq!(told, ["0.3 s", "59.9 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn a_silent_worker_is_named() {
+        assert_eq!(workers(&[true, true]), "2, all answer");
+        assert_eq!(workers(&[true, false, false]), "3, of which 1, 2 do not answer");
+    }
+
+    #[test]
+    fn what_has_been_counted_is_shown_with_its_meaning_and_nothing_else_is() {
+        let mut total = Counts::default();
+        total.lan.insert("received".to_owned(), 12);
+        total.wan.insert("received".to_owned(), 0);
+        total.drops.insert("bad-cookie".to_owned(), 7);
+        total.drops.insert("malformed".to_owned(), 0);
+        let text = stats(&Stats { uptime: 1.0, workers: vec![total.clone()], total });
+        assert!(text.contains("received                                          12                 0\n"), "{text}");
+        let meaning = DropReason::BadCookie.meaning().trim();
+        assert!(text.contains(&format!("7  {meaning}\n")) && !text.contains("malformed"), "{text}");
+    }
+}
