@@ -61,10 +61,22 @@ impl Answered {
         Self { lines: vec![Line::default(); 1 << LINES_BITS], blind_until: now + FOREIGN }
     }
 
+    /// What it knows of these ends alone, in a filter of one line.
+    pub fn excerpt(&self, hash: u64) -> Self {
+        Self { lines: vec![self.lines[self.place(hash)]], ..*self }
+    }
+
+    /// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
+    #[inline(always)]
+    fn place(&self, hash: u64) -> usize {
+        (hash >> 28) as usize & (self.lines.len() - 1)
+    }
+
     /// Takes note that a SYN was answered; `hash` is the flow table's keyed hash of its ends.
     #[inline]
     pub fn note(&mut self, hash: u64, now: Instant) {
-        let line = &mut self.lines[place(hash)];
+        let place = self.place(hash);
+        let line = &mut self.lines[place];
         let slice = slice_of(now);
         if slice > line.last {
             line.begin(slice);
@@ -78,7 +90,7 @@ impl Answered {
         if now < self.blind_until {
             return true;
         }
-        let line = &self.lines[place(hash)];
+        let line = &self.lines[self.place(hash)];
         let bits = bits(hash);
         // Slices that have begun since the line was written took the place of its oldest.
         let begun = slice_of(now).saturating_sub(line.last);
@@ -91,7 +103,7 @@ impl Answered {
 
     /// Asks for the line of these ends.
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.lines[place(hash)]);
+        prefetch(&self.lines[self.place(hash)]);
     }
 }
 
@@ -101,11 +113,6 @@ fn slice_of(now: Instant) -> u64 {
 
 fn word(slice: u64) -> usize {
     (slice % SLICES as u64) as usize
-}
-
-/// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
-fn place(hash: u64) -> usize {
-    (hash >> 28) as usize & ((1 << LINES_BITS) - 1)
 }
 
 /// Four bits of a word, which may coincide. The top bits of a product depend on all bits of the hash.
@@ -226,14 +233,14 @@ mod tests {
                 if note {
                     filter.note(hash, now);
                     noted.insert(hash, now);
-                    *words.entry((place(hash), slice_of(now))).or_default() |= bits(hash);
+                    *words.entry((filter.place(hash), slice_of(now))).or_default() |= bits(hash);
                 }
                 let found = filter.may_have(hash, now);
                 if let Some(&at) = noted.get(&hash) {
                     prop_assert!(found || now.since(at) > Duration::from_secs(100));
                 }
                 let bits = bits(hash);
-                let in_slice = |slice| words.get(&(place(hash), slice)).is_some_and(|word| word & bits == bits);
+                let in_slice = |slice| words.get(&(filter.place(hash), slice)).is_some_and(|word| word & bits == bits);
                 prop_assert_eq!(found, (slice_of(now).saturating_sub(6)..=slice_of(now)).any(in_slice));
             }
         }

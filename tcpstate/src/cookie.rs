@@ -45,6 +45,7 @@ impl Minted {
 }
 
 /// Mints cookies and opens them.
+#[derive(Clone)]
 pub struct Jar {
     master: Keys,
     epoch: u64,
@@ -138,6 +139,32 @@ impl Jar {
         Some((self.terms(isn, ts_echo)?, client_isn))
     }
 
+    /// What there is to say of a number as a cookie, for an operator: how its signature fares under each of the ISNs, and what it speaks of.
+    pub fn describe<const N: usize>(
+        &self,
+        ends: u64,
+        client_isns: [SeqNum; N],
+        isn: SeqNum,
+        ts_echo: Option<u32>,
+        now: Instant,
+    ) -> String {
+        let wrong = client_isns.map(|client_isn| self.wrong_bits(ends, client_isn, isn, ts_echo).count_ones());
+        let kind = if ts_echo.is_some() { "with timestamps" } else { "without timestamps" };
+        let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.book.bits };
+        let slot = isn.get() >> 31;
+        let epoch = if u64::from(slot) == self.epoch & 1 { "this" } else { "the last" };
+        let age = ts_echo.map_or(String::new(), |echo| format!(", {} ms old", age(echo, now) / 1000));
+        let signature = match wrong.iter().min() {
+            Some(0) => format!("all {width} bits of its signature are right"),
+            _ => format!("{wrong:?} of {width} bits of its signature are wrong, for each number its SYN may have had"),
+        };
+        let terms = match self.terms(isn, ts_echo) {
+            Some(terms) => format!("it speaks of {terms}"),
+            None => "it speaks of nothing".into(),
+        };
+        format!("cookie {:#010x} {kind}, of {epoch} epoch (key {slot}){age}: {signature}; {terms}", isn.get())
+    }
+
     /// The terms a cookie speaks of.
     #[inline(never)]
     fn terms(&self, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
@@ -211,6 +238,7 @@ fn floor_index<T: PartialOrd + Copy>(table: &[T], value: T) -> usize {
 }
 
 /// The rising MSS values of a cookie with timestamps: up to 32, the rest filled up.
+#[derive(Clone)]
 struct Ladder {
     rungs: [u16; 32],
     len: usize,
@@ -241,6 +269,7 @@ impl Ladder {
 }
 
 /// The mixed-radix code of a cookie without timestamps.
+#[derive(Clone)]
 struct Book {
     mss: Vec<u16>,
     scales: Vec<u8>,

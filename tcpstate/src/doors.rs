@@ -68,6 +68,22 @@ impl Doors {
         Self { sets: vec![Set::default(); SETS], keys, memory, until: Instant::default() }
     }
 
+    /// What is remembered of one port, in a memory of one set. `client` has another name there, and those who are neither it nor everybody none.
+    pub fn excerpt(&self, ends: &Ends, client: Client, renamed: Client) -> Self {
+        let mut set = self.sets[self.place(ends)];
+        for door in &mut set.0 {
+            door.client = match door.client {
+                own if own == client => renamed,
+                Client::EVERYBODY => Client::EVERYBODY,
+                _ => {
+                    *door = Door::default();
+                    continue;
+                }
+            };
+        }
+        Self { sets: vec![set], ..*self }
+    }
+
     /// Whether the port on the LAN is remembered to have refused this client.
     #[inline]
     pub fn closed(&self, ends: &Ends, client: Client, now: Instant) -> bool {
@@ -105,7 +121,7 @@ impl Doors {
     fn place(&self, ends: &Ends) -> usize {
         let [a, b, c, d] = ends.lan.map(u64::from);
         let words = [a << 32 | b, c << 32 | d, u64::from(ends.vlan.0) << 16 | u64::from(ends.lan_port)];
-        keyed::place(self.keys, words) as usize & (SETS - 1)
+        keyed::place(self.keys, words) as usize & (self.sets.len() - 1)
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Kind {
     Other = 1,
 }
 
-/// Lines of each kind: 128 KiB.
+/// Lines of each kind, a power of two: 128 KiB.
 const LINES: usize = 2048;
 const WAYS: usize = 16;
 /// Bits of the time a packet was noted at, in units of 2^22 µs: they go round in 4.8 hours.
@@ -39,19 +39,26 @@ impl Fragments {
         Self(vec![Line::default(); 2 * LINES])
     }
 
-    fn line(kind: Kind, hash: u64) -> usize {
-        kind as usize * LINES + hash as usize % LINES
+    fn line(&self, kind: Kind, hash: u64) -> usize {
+        let lines = self.0.len() / 2;
+        kind as usize * lines + (hash as usize & (lines - 1))
+    }
+
+    /// What it remembers of one packet, in a line of each kind.
+    pub fn excerpt(&self, hash: u64) -> Self {
+        Self([Kind::Tcp, Kind::Other].map(|kind| self.0[self.line(kind, hash)].clone()).into())
     }
 
     /// Asks for the line a packet of TCP would be in.
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.0[Self::line(Kind::Tcp, hash)]);
+        prefetch(&self.0[self.line(Kind::Tcp, hash)]);
     }
 
     /// Notes that a packet has begun.
     pub fn note(&mut self, kind: Kind, hash: u64, now: Instant) {
         let (tag, time) = (tag(hash), time(now));
-        let line = &mut self.0[Self::line(kind, hash)].0;
+        let place = self.line(kind, hash);
+        let line = &mut self.0[place].0;
         let age = |way: u32| match way {
             // The packet's own place, else the oldest's.
             _ if way != 0 && way >> TIME_BITS == tag => u32::MAX,
@@ -67,7 +74,7 @@ impl Fragments {
     pub fn has_begun(&self, kind: Kind, hash: u64, now: Instant) -> bool {
         let (tag, time) = (tag(hash), time(now));
         let is_it = |way: &u32| way >> TIME_BITS == tag && time.wrapping_sub(*way) & TIME_MASK <= LIFETIME;
-        self.0[Self::line(kind, hash)].0.iter().any(is_it)
+        self.0[self.line(kind, hash)].0.iter().any(is_it)
     }
 }
 

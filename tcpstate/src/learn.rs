@@ -135,6 +135,7 @@ pub struct Learned {
 }
 
 /// Where each attribute comes from.
+#[derive(Clone, Copy)]
 struct Sources {
     mss: Source,
     sack: Source,
@@ -162,6 +163,15 @@ impl Learned {
             },
             clamp: config.mss_clamp.unwrap_or(u16::MAX),
         }
+    }
+
+    /// What is known of one server, in a cache of one set.
+    pub fn excerpt(&self, ends: &Ends) -> Self {
+        let mut set = Set::default();
+        for (place, entry) in set.0.iter_mut().zip([self.find(ends, ends.lan_port), self.find(ends, 0)]) {
+            *place = entry.copied().unwrap_or_default();
+        }
+        Self { sets: vec![set], ..*self }
     }
 
     /// What a client that calls this server is offered.

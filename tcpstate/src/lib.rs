@@ -34,7 +34,10 @@ pub use config::Config;
 pub use flow::State;
 pub use head::Head;
 pub use owner::Owners;
-pub use proxy::{Call, Connection, Egress, End, Filter, Look, Population, Proxy, Secrets, Source, Standing};
+pub use proxy::{
+    Call, Connection, Egress, End, Excerpt, Explanation, Field, Filter, Look, Population, Proxy, Secrets, Source,
+    Standing, fields,
+};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{Counters, DropReason, Event, Ticket, Verdict};

@@ -62,6 +62,17 @@ impl Admission {
     }
 }
 
+/// What a prefix has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// SYNs it may yet send.
+    pub fresh: u32,
+    /// Repeated SYNs it may yet send.
+    pub repeated: u32,
+    /// Cookie tests it may yet fail.
+    pub failures: u32,
+}
+
 /// The token buckets of all prefixes.
 pub struct Limiter {
     buckets: Vec<Bucket>,
@@ -119,6 +130,18 @@ impl Limiter {
         product as u64 ^ (product >> 64) as u64
     }
 
+    /// What it knows of the prefix at `place`, which is 0 there, and of the SYN with this keyed hash and number.
+    pub fn excerpt(&self, place: u32, hash: u64, isn: SeqNum) -> Self {
+        let refused = self.refused.excerpt(syn(hash, isn));
+        Self { buckets: vec![self.buckets[place as usize]], refused, ..*self }
+    }
+
+    /// What the prefix at `place` had left when it was last asked for.
+    pub fn left(&self, place: u32) -> Left {
+        let Bucket { fresh, repeated, failures, .. } = self.buckets[place as usize];
+        Left { fresh, repeated, failures }
+    }
+
     /// Asks for a bucket's line.
     pub fn prefetch(&self, place: u32) {
         prefetch(&self.buckets[place as usize]);
@@ -139,8 +162,7 @@ impl Limiter {
     #[inline(never)]
     fn admit_repeated(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
         let may_repeat = self.bucket(place, now).repeated > 0;
-        let syn = hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        if self.refused.seen_before(syn, now) && may_repeat {
+        if self.refused.seen_before(syn(hash, isn), now) && may_repeat {
             self.bucket(place, now).repeated -= 1;
             return Admission::SecondChance;
         }
@@ -186,10 +208,16 @@ impl Limiter {
     }
 }
 
+/// What names a SYN, by the keyed hash of its ends and its number.
+fn syn(hash: u64, isn: SeqNum) -> u64 {
+    hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// A [`Meter`]'s token in the unit of its credit: what a rate of one earns in a second.
 const TOKEN: u64 = 1_000_000;
 
 /// One token bucket, for what all sources share: so many a second, and after a second's rest so many at once.
+#[derive(Clone)]
 pub struct Meter {
     rate: u32,
     /// Millionths of tokens.
@@ -250,11 +278,11 @@ impl Sightings {
         self.turn(now.as_micros() >> 20);
         let mut found = [true; SLICES];
         let current = self.second as usize % SLICES;
-        for probe in 0..4 {
-            let bit = hash.rotate_left(probe * 16) as u32 >> (32 - SLICE_BITS);
-            let (word, mask) = ((bit >> 6) as usize, 1u64 << (bit & 63));
+        let words = self.slices.len() / SLICES;
+        for (bit, word) in Self::probes(hash) {
+            let (word, mask) = (word & (words - 1), 1u64 << bit);
             for (slice, found) in found.iter_mut().enumerate() {
-                let cell = &mut self.slices[slice * Self::WORDS + word];
+                let cell = &mut self.slices[slice * words + word];
                 *found &= *cell & mask != 0;
                 if slice == current {
                     *cell |= mask;
@@ -264,12 +292,34 @@ impl Sightings {
         (0..SLICES).any(|slice| slice != current && found[slice])
     }
 
+    /// The bits that stand for a hash in each slice: which one, and of which word.
+    fn probes(hash: u64) -> [(u32, usize); 4] {
+        [0, 16, 32, 48].map(|turn| {
+            let bit = hash.rotate_left(turn) as u32 >> (32 - SLICE_BITS);
+            (bit & 63, (bit >> 6) as usize)
+        })
+    }
+
+    /// What it knows of one hash, in slices of one word: where two of its bits fall together there, both stand for one that is set if both are.
+    fn excerpt(&self, hash: u64) -> Self {
+        let probes = Self::probes(hash);
+        let is_set = |slice: usize, (bit, word): (u32, usize)| self.slices[slice * Self::WORDS + word] >> bit & 1 == 1;
+        let word = |slice: usize| {
+            probes.iter().fold(0, |all, &(bit, _)| {
+                let set = probes.iter().filter(|other| other.0 == bit).all(|&probe| is_set(slice, probe));
+                all | u64::from(set) << bit
+            })
+        };
+        Self { slices: (0..SLICES).map(word).collect(), second: self.second }
+    }
+
     fn turn(&mut self, second: u64) {
         let passed = second.saturating_sub(self.second).min(SLICES as u64);
         self.second = second.max(self.second);
         for back in 0..passed {
             let slice = (self.second - back) as usize % SLICES;
-            self.slices[slice * Self::WORDS..][..Self::WORDS].fill(0);
+            let words = self.slices.len() / SLICES;
+            self.slices[slice * words..][..words].fill(0);
         }
     }
 }

@@ -34,6 +34,7 @@ struct Slot {
 }
 
 /// See the module.
+#[derive(Clone)]
 pub struct Pen {
     slots: Vec<Slot>,
     /// The first free place, as [`Slot::next`].

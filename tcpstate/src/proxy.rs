@@ -5,6 +5,7 @@
 mod calling;
 mod direct;
 mod errors;
+mod explain;
 mod handshake;
 mod joined;
 mod listing;
@@ -27,6 +28,7 @@ use crate::table::{Guess, Id, Table};
 use crate::wheel::{Ticks, Wheel, tick, ticks};
 use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
+pub use explain::{Excerpt, Explanation, Field, fields};
 pub use listing::{Connection, End, Filter};
 use room::Queue;
 pub use standing::Standing;
@@ -58,6 +60,11 @@ pub trait Egress {
     /// Takes a spare frame, lets `write` fill its buffer (of at least 128 bytes) and sends as many bytes as it returns out of
     /// port `to`. Returns false, without calling `write`, when no frame is spare.
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
+
+    /// Is told why something is decided, in the words and with the numbers of the decision. Those are made up only for an egress that
+    /// wants to know; a worker's does not.
+    #[inline(always)]
+    fn note(&mut self, _why: impl FnOnce() -> String) {}
 }
 
 /// What the first pass found out about a frame.
@@ -147,6 +154,7 @@ impl Population {
 }
 
 /// [`Timeouts`] in ticks.
+#[derive(Clone, Copy)]
 struct Lifetimes {
     connected: Ticks,
     one_fin: Ticks,
@@ -434,7 +442,12 @@ impl Proxy {
                     self.table.find(&segment.ends, look.hash)
                 };
                 let verdict = match found {
-                    Some(id) if self.pass_usual(side, segment, id, head, now) => Verdict::Forward,
+                    Some(id) if self.pass_usual(side, segment, id, head, now) => {
+                        egress.note(|| {
+                            "established, in sequence, nothing owed or in doubt: passed and translated".into()
+                        });
+                        Verdict::Forward
+                    }
                     _ => self.on_any_segment(side, segment, look, found, head, now, egress),
                 };
                 self.conclude(side, verdict)
@@ -682,6 +695,7 @@ impl Proxy {
     fn challenge(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
         if flow.challenged == half_second(turn.now) {
+            turn.egress.note(|| "challenged within this half-second already".into());
             return Verdict::Drop(DropReason::Challenged);
         }
         flow.challenged = half_second(turn.now);

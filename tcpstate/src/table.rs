@@ -308,6 +308,31 @@ impl Table {
         self.len -= 1;
     }
 
+    /// An entry, and a generation it does not have, of an excerpt: a record that stands for flows that are gone.
+    pub const GONE: (Id, u16) = (Id(0), 1);
+
+    /// Where the `n`th flow of an excerpt is.
+    pub fn place_in_excerpt(n: usize) -> Id {
+        Id(n as u32 + 1)
+    }
+
+    /// A small table of these flows, which differ, with as much room as this one has, or some; its first record stands for none.
+    pub fn excerpt(&self, ids: &[Id]) -> Table {
+        let room = (self.capacity - self.len).min(8);
+        let mut table = Table::new(2 + ids.len(), ids.len() + 1 + room);
+        table.flows.push(Flow::default());
+        table.len = 1;
+        for &id in ids {
+            let (ends, flow) = (self.ends(id), self[id]);
+            let taken = table.insert(&ends, flow.hash);
+            debug_assert!(taken.is_some(), "a bucket has ways for all of them");
+            if let Some(copy) = taken {
+                table[copy] = flow;
+            }
+        }
+        table
+    }
+
     /// The flows among the `count` records from the place `from` on, and the place to go on from; none when these were the last.
     pub fn slice(&self, from: u32, count: u32) -> (impl Iterator<Item = (Id, &Flow)>, Option<u32>) {
         let len = self.flows.len() as u32;

@@ -1,5 +1,7 @@
 //! What a client and a server agree on in their SYNs.
 
+use core::fmt;
+
 use crate::seq::{RawWindow, WindowScale};
 
 /// What we answer a client on a server's behalf: what the server is known or presumed to offer.
@@ -21,6 +23,47 @@ pub struct Offer {
     pub window: Option<RawWindow>,
     /// Whether anything is known of the server's port.
     pub known: bool,
+}
+
+/// In words, for an operator.
+impl fmt::Display for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MSS {}, {}", self.mss, scale(self.scale))?;
+        let timestamps = match (self.timestamps, self.timestamps_known) {
+            (false, _) => "no timestamps",
+            (true, true) => "timestamps",
+            (true, false) => "timestamps (presumed)",
+        };
+        write!(f, "{}, {timestamps}{}", sack(self.sack), if self.ecn { ", ECN" } else { "" })?;
+        match self.window {
+            Some(RawWindow(window)) => write!(f, ", window {window}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// In words, for an operator.
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MSS {}, {}", self.mss, scale(self.scale))?;
+        if let Some(promised) = self.promised {
+            write!(f, "promised {} in return, ", promised.get())?;
+        }
+        let ecn = match self.ecn {
+            Ecn::Silent => "",
+            Ecn::Asked => ", ECN asked for and not promised",
+            Ecn::Agreed => ", ECN",
+        };
+        write!(f, "{}, {}{ecn}", sack(self.sack), if self.timestamps { "timestamps" } else { "no timestamps" })
+    }
+}
+
+fn scale(scale: Option<WindowScale>) -> String {
+    scale.map_or("no window scale, ".into(), |scale| format!("window scale {}, ", scale.get()))
+}
+
+fn sack(sack: bool) -> &'static str {
+    if sack { "SACK" } else { "no SACK" }
 }
 
 /// What a client asked of ECN and was told.

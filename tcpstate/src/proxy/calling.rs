@@ -36,6 +36,7 @@ impl Proxy {
             self.give_way(former, turn.egress);
         }
         if self.doors.closed(&ends, Client::of(self.limiter.place(&ends)), now) {
+            turn.egress.note(|| "the port refused this client lately: it is refused at once".into());
             // The same proof may come again and again: the server need not hear of each.
             return Self::refuse_in_place(&mut turn, proof.outer_isn + 1, None);
         }
@@ -43,6 +44,14 @@ impl Proxy {
         self.make_room(now, turn.egress);
         let presumed = proof.terms.timestamps && !self.learned.offer(&ends, now).timestamps_known;
         let early = self.handshake_of(&ends) == Handshake::Early;
+        turn.egress.note(|| {
+            let handshake = if early { "early" } else { "honest" };
+            let distance = u32::from(proof.distance) * 1024 / 1000;
+            format!(
+                "proved; the server is called: {}; handshake {handshake}, the client {distance} ms away (0: not known)",
+                proof.terms
+            )
+        });
         let filled = self.admit(&ends, hash, now, |flow| {
             begin_dialling(flow, &turn, proof, shown);
             flow.mark(Marks::TIMESTAMPS_PRESUMED, presumed);
@@ -182,6 +191,14 @@ impl Proxy {
             return if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) };
         }
         let knocks = seq == next || seq == next - 1;
+        turn.egress.note(|| {
+            let expected = flow.outer_isn + 1;
+            format!(
+                "the server is being called; the client's next is seq {} (or one less), ack {}",
+                next.get(),
+                expected.get()
+            )
+        });
         let brings = flow.is(Marks::EARLY) && turn.segment.seq_len() > 0;
         if ack == flow.outer_isn + 1 && (knocks || brings) {
             if is_damaged(&turn) {
@@ -199,7 +216,12 @@ impl Proxy {
 
     fn on_server_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         let Segment { ack, flags, .. } = *turn.segment;
-        let answers = flags.has(Flags::ACK) && ack == self.table[id].half(Side::Wan).next;
+        let next = self.table[id].half(Side::Wan).next;
+        let answers = flags.has(Flags::ACK) && ack == next;
+        turn.egress.note(|| {
+            let answers = if answers { "this does" } else { "this does not" };
+            format!("the server is being called; an answer acknowledges {}: {answers}", next.get())
+        });
         if flags.has(Flags::RST) && !answers {
             return Verdict::Drop(DropReason::BadReset);
         }
@@ -263,6 +285,12 @@ impl Proxy {
         join(flow, turn.segment, &answered, ttl, now);
         flow.mss_lan = answered.mss.unwrap_or(default_mss(turn.ends()));
         flow.mark(Marks::MSS_BROKEN, flow.mss_lan < told_mss);
+        turn.egress.note(|| {
+            let delta = flow.seq_delta.shift(0);
+            format!(
+                "the server has answered: {delta:#010x} is added to its numbers from now on; what it offers is learned"
+            )
+        });
         self.learned.learn(turn.ends(), &lesson, now);
         self.doors.opened(turn.ends());
         self.set_state(id, State::Established, now);
@@ -282,6 +310,12 @@ impl Proxy {
             distance => distance,
         };
         let wait = if withheld > 0 { withheld.into() } else { SECOND };
+        turn.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
+            0 => "the server gets its acknowledgement at once".into(),
+            withheld => {
+                format!("the server's acknowledgement is withheld for {withheld} ms at most, the client's distance")
+            }
+        });
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
         let flow = &mut self.table[id];
         if withheld > 0 {

@@ -122,6 +122,7 @@ impl Proxy {
         }
         let flow = &self.table[id];
         let Segment { seq, flags, .. } = *turn.segment;
+        turn.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.caller()));
         let acceptable = match (turn.side == flow.caller(), flow.state) {
             (true, _) => true,
             // RFC 9293 section 3.10.7.3: before it is synchronised the caller believes a reset that acknowledges its SYN.

@@ -7,7 +7,7 @@ use crate::cookie::{self, Minted, ts_after};
 use crate::doors::Client;
 use crate::flow::{Flow, Marks, State};
 use crate::learn::default_mss;
-use crate::limit::Admission;
+use crate::limit::{Admission, Left};
 use crate::seq::SeqNum;
 use crate::table::Id;
 use crate::terms::{Ecn, Offer, Terms};
@@ -50,6 +50,15 @@ impl Proxy {
         }
         let (now, isn) = (turn.now, turn.segment.seq);
         let admission = self.limiter.admit(turn.tokens, turn.hash, isn, now);
+        turn.egress.note(|| {
+            let Left { fresh, repeated, .. } = self.limiter.left(turn.tokens);
+            let granted = match admission {
+                Admission::Granted => "granted",
+                Admission::SecondChance => "granted as a repeated SYN",
+                Admission::Refused => "refused",
+            };
+            format!("limit of the source's network: {granted}; left are {fresh} SYNs and {repeated} repeated ones")
+        });
         if admission == Admission::Refused {
             return Verdict::Drop(DropReason::RateLimited);
         }
@@ -65,6 +74,10 @@ impl Proxy {
         }
         let offered = Options::read(turn.options());
         let offer = self.learned.offer(&ends, now);
+        turn.egress.note(|| {
+            let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
+            format!("the server {known} {offer}")
+        });
         if let Some(event) = self.passes(&offered, &offer, former, now) {
             return self.pass_call(turn, former, event);
         }
@@ -73,10 +86,12 @@ impl Proxy {
         let smallest = self.jar.smallest_mss(terms.timestamps);
         match former {
             Some(id) if self.may_rewrite(id, isn, now) => {
+                turn.egress.note(|| "the entry of the SYN cache is written anew".into());
                 minted = self.repeat_half_open(&turn, id, &mut terms, minted);
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
+                turn.egress.note(|| "the old connection lives on until the new one is proved".into());
                 let flow = &mut self.table[id];
                 flow.mark(Marks::REOPENING, true);
                 if !terms.timestamps {
@@ -97,6 +112,10 @@ impl Proxy {
                 let number = if expressed { minted } else { minted.disguised() };
                 let stored =
                     self.admit_half_open(&ends, hash, now, |flow| keep_half_open(flow, &turn, &offered, &kept, number));
+                turn.egress.note(|| match stored {
+                    Some(_) => "the SYN cache keeps the terms".into(),
+                    None => "the SYN cache has no place, or is off: the cookie alone carries the terms".into(),
+                });
                 match stored {
                     Some(_) => (terms, minted) = (kept, number),
                     None if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
@@ -107,6 +126,11 @@ impl Proxy {
             }
         }
         self.answered.note(hash, now);
+        turn.egress.note(|| format!("agreed: {terms}"));
+        turn.egress.note(|| {
+            let clock = minted.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
+            format!("answered with sequence number {:#010x}{clock}", minted.isn.get())
+        });
         self.write_syn_ack(&mut turn, &offered, &offer, &terms, minted)
     }
 
@@ -221,8 +245,8 @@ impl Proxy {
     }
 
     /// A segment from the WAN that may prove its sender by a cookie; a `former` flow of these ends gives way to it.
-    pub(super) fn try_cookie(&mut self, turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
-        match self.open_cookie(&turn) {
+    pub(super) fn try_cookie(&mut self, mut turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
+        match self.open_cookie(&mut turn) {
             Ok(proof) => self.accept_cookie(turn, &proof, former),
             // It may be as good as any, so it must not be taken for something else.
             Err(Unproved::Untested) => Verdict::Drop(DropReason::RateLimited),
@@ -232,15 +256,19 @@ impl Proxy {
     }
 
     /// What a segment from the WAN proves, if it acknowledges a cookie.
-    pub(super) fn open_cookie(&mut self, turn: &Turn<impl Egress>) -> Result<Proof, Unproved> {
+    pub(super) fn open_cookie(&mut self, turn: &mut Turn<impl Egress>) -> Result<Proof, Unproved> {
         let now = turn.now;
         // Nothing can be forged where nothing was asked.
         if !self.answered.may_have(turn.hash, now) {
             self.counters.count(Event::Unasked);
+            turn.egress.note(|| {
+                "no SYN between these ends was answered in the last 100 seconds: no cookie is looked for".into()
+            });
             return Err(Unproved::Unasked);
         }
         let place = self.limiter.place(turn.ends());
         if !self.limiter.may_test(place, now) {
+            turn.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
             return Err(Unproved::Untested);
         }
         self.jar.turn(now);
@@ -249,6 +277,7 @@ impl Proxy {
         let echo = Options::timestamps(turn.options()).map(|timestamps| timestamps.echo);
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
         let opened = self.jar.open(turn.hash, [seq - 1, seq], outer_isn, echo);
+        turn.egress.note(|| self.jar.describe(turn.hash, [seq - 1, seq], outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.adopt_until {
@@ -289,6 +318,11 @@ impl Proxy {
             }
             Side::Wan => {
                 let ours = ack == flow.outer_isn + 1 && (seq == next || seq == next - 1);
+                turn.egress.note(|| {
+                    let (isn, next) = (flow.outer_isn + 1, next.get());
+                    let fits = if ours { "it is that" } else { "it is not that" };
+                    format!("the SYN cache expects seq {next} (or one less) and ack {}: {fits}", isn.get())
+                });
                 if !ours {
                     return self.try_cookie(turn, Some(id));
                 }

@@ -105,7 +105,7 @@ impl Proxy {
     }
 
     /// Segments of a flow whose ends have met.
-    pub(super) fn on_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_joined(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         let flags = turn.segment.flags;
         if self.table[id].is(Marks::TENTATIVE) {
             return self.on_tentative(turn, id);
@@ -120,7 +120,7 @@ impl Proxy {
             && self.table[id].is(Marks::REOPENING)
             // The connection's own cookie still opens; it proves nothing new.
             && turn.segment.ack != self.table[id].outer_isn + 1
-            && let Ok(proof) = self.open_cookie(&turn)
+            && let Ok(proof) = self.open_cookie(&mut turn)
         {
             return self.accept_cookie(turn, &proof, Some(id));
         }
@@ -184,6 +184,10 @@ impl Proxy {
         // What the receiver expects next lies between what it has acknowledged and what was sent to it; of which it may know more than we, if
         // fragments came.
         let sent = SeqNum::new(SeqNum::later(receiver.acked.get(), sender.next.get()));
+        turn.egress.note(|| {
+            let (from, to) = (receiver.acked.get(), sent.get());
+            format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
+        });
         if seq.within(receiver.acked, sent) {
             if flow.state != State::Reset {
                 self.set_state(id, State::Reset, turn.now);
@@ -220,7 +224,19 @@ impl Proxy {
         if !turn.segment.flags.has(Flags::ACK) {
             return Verdict::Drop(DropReason::BadFlags);
         }
-        if self.is_in_sequence(&turn, id) {
+        let in_sequence = self.is_in_sequence(&turn, id);
+        turn.egress.note(|| {
+            let flow = &self.table[id];
+            let (seq, receiver) = (turn.segment.seq + flow.outward(turn.side), flow.half(turn.side.other()));
+            let (acked, next, granted) = (receiver.acked.get(), receiver.next.get(), flow.granted(turn.side.other()).0);
+            let judged = if in_sequence { "in sequence" } else { "out of sequence" };
+            format!(
+                "{judged}: seq {} (as the WAN counts), of which {acked} is acknowledged and {granted} more granted; ack {}, where {next} is next",
+                seq.get(),
+                turn.segment.ack.get()
+            )
+        });
+        if in_sequence {
             if turn.side == Side::Wan && self.table[id].is(Marks::MSS_BROKEN) {
                 self.tell_too_big(&mut turn, id);
             }

@@ -106,7 +106,7 @@ impl Proxy {
         next
     }
 
-    fn connection(&self, ends: Ends, flow: &Flow, now: Instant) -> Connection {
+    pub(super) fn connection(&self, ends: Ends, flow: &Flow, now: Instant) -> Connection {
         let end = |side| End {
             scale: flow.half(side).scale().map(|scale| scale.get()),
             told: flow.half(side).told().map(|scale| scale.get()),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::Proxy;
 use super::calling::bare_reset;
 use crate::flow::{Marks, State};
-use crate::table::Id;
+use crate::table::{Id, Table};
 use crate::wheel::{Ticks, tick};
 use crate::wire::{Ends, OptionList};
 use crate::{Egress, Event, Instant, Side};
@@ -36,7 +36,32 @@ impl Queue {
             self.entries.push_back((id, generation));
         }
     }
+
+    /// A queue of `known` alone, which is so many entries from the front; if the queue is full, with as many others, all of a flow that is `gone`.
+    fn excerpt(&self, known: Option<(usize, (Id, u16))>, gone: (Id, u16)) -> Self {
+        let is_full = self.entries.len() == self.capacity;
+        let mut entries: VecDeque<_> = core::iter::repeat_n(gone, if is_full { self.capacity } else { 0 }).collect();
+        match known {
+            Some((at, entry)) if is_full => entries[at] = entry,
+            Some((_, entry)) => entries.push_back(entry),
+            None => {}
+        }
+        Self { entries, capacity: self.capacity }
+    }
 }
+
+/// Those that may have to make room, by the queue they are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Closing,
+    Silent,
+    HalfOpen,
+    Dialling,
+    Opening,
+}
+
+/// How many entries of a queue an excerpt looks at for one that may go.
+const SEARCHED: usize = 4096;
 
 impl Proxy {
     /// A record for new ends, on the wheel and counted; `None` when the table is full.
@@ -103,7 +128,7 @@ impl Proxy {
     fn half_open_has_place(&mut self, now: Instant) -> bool {
         while self.half_open.entries.len() == self.half_open.capacity {
             let Some(&(id, generation)) = self.half_open.entries.front() else { return false };
-            if self.is_still(id, generation, State::HalfOpen) {
+            if self.may_go(Kind::HalfOpen, id, generation) {
                 if self.is_young(id, now) {
                     return false;
                 }
@@ -134,14 +159,13 @@ impl Proxy {
             return;
         }
         while let Some((id, generation)) = self.closing.entries.pop_front() {
-            let flow = &self.table[id];
-            if flow.generation == generation && matches!(flow.state, State::TimeWait | State::Reset) {
+            if self.may_go(Kind::Closing, id, generation) {
                 self.counters.count(Event::EvictedClosing);
                 return self.forget(id);
             }
         }
         while let Some(&(id, generation)) = self.silent.entries.front() {
-            if self.is_still(id, generation, State::Established) && !self.table[id].is(Marks::CARRIED) {
+            if self.may_go(Kind::Silent, id, generation) {
                 if self.is_young(id, now) {
                     break;
                 }
@@ -152,13 +176,13 @@ impl Proxy {
             self.silent.entries.pop_front();
         }
         while let Some((id, generation)) = self.half_open.entries.pop_front() {
-            if self.is_still(id, generation, State::HalfOpen) {
+            if self.may_go(Kind::HalfOpen, id, generation) {
                 self.counters.count(Event::EvictedHalfOpen);
                 return self.forget(id);
             }
         }
         while let Some((id, generation)) = self.dialling.entries.pop_front() {
-            if self.is_still(id, generation, State::Dialling) {
+            if self.may_go(Kind::Dialling, id, generation) {
                 // One that was called only just now may answer yet.
                 if self.is_young(id, now) {
                     self.dialling.entries.push_front((id, generation));
@@ -169,9 +193,7 @@ impl Proxy {
             }
         }
         while let Some((id, generation)) = self.openings.entries.pop_front() {
-            let flow = &self.table[id];
-            let opens = matches!(flow.state, State::OpeningSent | State::OpeningAnswered) || flow.is(Marks::TENTATIVE);
-            if flow.generation == generation && opens {
+            if self.may_go(Kind::Opening, id, generation) {
                 if self.is_young(id, now) {
                     return self.openings.entries.push_front((id, generation));
                 }
@@ -196,9 +218,48 @@ impl Proxy {
         self.forget(id);
     }
 
-    fn is_still(&self, id: Id, generation: u16, state: State) -> bool {
+    /// Whether an entry of the queue of this kind still stands for such a flow.
+    fn may_go(&self, kind: Kind, id: Id, generation: u16) -> bool {
         let flow = &self.table[id];
-        flow.generation == generation && flow.state == state
+        flow.generation == generation
+            && match kind {
+                Kind::Closing => matches!(flow.state, State::TimeWait | State::Reset),
+                Kind::Silent => flow.state == State::Established && !flow.is(Marks::CARRIED),
+                Kind::HalfOpen => flow.state == State::HalfOpen,
+                Kind::Dialling => flow.state == State::Dialling,
+                Kind::Opening => {
+                    matches!(flow.state, State::OpeningSent | State::OpeningAnswered) || flow.is(Marks::TENTATIVE)
+                }
+            }
+    }
+
+    /// The table with the flow at `id` alone, if there is one, and those that would have to make room; and the queues of the latter.
+    pub(super) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, [Queue; 5]) {
+        let kinds = [Kind::Closing, Kind::Silent, Kind::HalfOpen, Kind::Dialling, Kind::Opening];
+        let queues = [&self.closing, &self.silent, &self.half_open, &self.dialling, &self.openings];
+        let must_go = |kind, queue: &Queue| match kind {
+            Kind::HalfOpen => self.table.is_full() || queue.entries.len() == queue.capacity,
+            _ => self.table.is_full(),
+        };
+        let mut ids: Vec<Id> = id.into_iter().collect();
+        let known = kinds.map(|kind| {
+            let queue = queues[kind as usize];
+            let mut entries = queue.entries.iter().take(if must_go(kind, queue) { SEARCHED } else { 0 }).enumerate();
+            let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+            Some((at, id, generation))
+        });
+        let table = self.table.excerpt(&ids);
+        let mut at = 0;
+        let queues = queues.map(|queue| {
+            let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
+            let entry = known[at].map(|(at, id, generation)| (at, (place(id), generation)));
+            at += 1;
+            queue.excerpt(entry, Table::GONE)
+        });
+        (table, queues)
     }
 
     /// Removes a flow without a word to anyone.

@@ -15,6 +15,12 @@ impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
     pub(super) fn on_unknown(&mut self, mut turn: Turn<impl Egress>) -> Verdict {
         let resets = turn.segment.flags.has(Flags::RST);
+        turn.egress.note(|| {
+            let left = self.adopt_until.since(turn.now).as_secs();
+            let adopted =
+                if left > 0 { format!("are adopted for {left} s yet") } else { "are not adopted any more".into() };
+            format!("nobody knows this connection; such as run already {adopted}")
+        });
         if turn.now < self.adopt_until {
             return match turn.side {
                 // It answers a segment that was passed without a trace; one that acknowledges answers a SYN, and that was ours.
@@ -61,7 +67,7 @@ impl Proxy {
     }
 
     /// Segments of a connection of which one direction has been seen.
-    pub(super) fn on_tentative(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_tentative(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
         let Segment { seq, ack, flags, .. } = *turn.segment;
         if flags.has(Flags::SYN) {
             return match (turn.side, flags.has(Flags::ACK)) {
@@ -72,7 +78,7 @@ impl Proxy {
         }
         if turn.side == Side::Wan
             && self.table[id].is(Marks::REOPENING)
-            && let Ok(proof) = self.open_cookie(&turn)
+            && let Ok(proof) = self.open_cookie(&mut turn)
         {
             return self.accept_cookie(turn, &proof, Some(id));
         }
@@ -84,6 +90,11 @@ impl Proxy {
         let lan = flow.half(Side::Lan);
         let agrees = lan.next.beyond(ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
             && lan.acked.beyond(seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE;
+        turn.egress.note(|| {
+            let (seq, ack) = (lan.acked.get(), lan.next.get());
+            let agrees = if agrees { "agrees" } else { "does not agree" };
+            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take 64 MiB: this {agrees}")
+        });
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);
         }

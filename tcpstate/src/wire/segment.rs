@@ -1,5 +1,8 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+
 use super::icmp::{self, Quote};
 use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
@@ -36,6 +39,11 @@ impl Vlan {
         (TAG_PROTOCOLS[(self.0 >> (26 + 2 * n) & 3) as usize], (self.0 >> (12 * n) & 0xfff) as u16)
     }
 
+    /// The identifiers of the tags, the outer first.
+    pub fn identifiers(self) -> impl Iterator<Item = u16> {
+        (0..self.count()).map(move |n| self.tag(n).1)
+    }
+
     fn push(&mut self, protocol: usize, identifier: u16) {
         let n = self.count();
         self.0 += 1 << 24;
@@ -61,6 +69,17 @@ pub struct Ends {
 }
 
 impl Ends {
+    /// The end on this side.
+    pub fn socket(&self, side: Side) -> SocketAddr {
+        let (address, port) = match side {
+            Side::Lan => (&self.lan, self.lan_port),
+            Side::Wan => (&self.wan, self.wan_port),
+        };
+        let bits = address.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
+        let ip = if self.v6 { IpAddr::V6(bits.into()) } else { IpAddr::V4((bits as u32).into()) };
+        SocketAddr::new(ip, port)
+    }
+
     /// The keyed hash that names the flow's place in the table, and stands for the ends in a cookie's MAC: that no two ends can be found which
     /// share it is what keeps a cookie from opening for others.
     #[inline]
@@ -79,6 +98,20 @@ impl Ends {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Flags(pub u8);
+
+/// The names of the flags that are set, in the order of their bits from the lowest.
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (bit, name) in ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"].iter().enumerate() {
+            if self.0 >> bit & 1 == 1 {
+                write!(f, "{separator}{name}")?;
+                separator = " ";
+            }
+        }
+        f.write_str(if separator.is_empty() { "no flags" } else { "" })
+    }
+}
 
 impl Flags {
     /// No more data from the sender.

@@ -18,8 +18,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpstate::{
-    Config, DropReason, Egress, Event, Head, Instant, Look, PerSide, Population, Proxy, Secrets, Side, Standing,
-    Ticket, Verdict,
+    Config, Counters, DropReason, Egress, Event, Explanation, Head, Instant, Look, PerSide, Population, Proxy, Secrets,
+    Side, Standing, Ticket, Verdict,
 };
 
 pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
@@ -252,6 +252,17 @@ impl Buffered {
     }
 }
 
+/// A frame's beginning in its buffer, its bytes in sight, and its length.
+type Edited = (usize, Vec<u8>, usize);
+
+/// What the engine told of a frame before it decided on it.
+struct Foretold {
+    explanation: Explanation,
+    edited: Edited,
+    /// What had been counted by then.
+    counters: Counters,
+}
+
 impl Core {
     fn deliver(&mut self, side: Side, frame: &[u8]) -> Verdict {
         self.frames += 1;
@@ -280,6 +291,7 @@ impl Core {
     /// Lets the engine decide on a frame, which has just come in or was held for a ticket, and does as it says.
     fn decide(&mut self, side: Side, mut frame: Buffered, ticket: Option<Ticket>) -> Verdict {
         let asked = frame.bytes();
+        let foretold = ticket.is_none().then(|| self.foretell(side, &frame));
         let mut head = Head::new(&mut frame.buffer, frame.start, frame.len, frame.len + frame.beyond.len());
         let dropped_before = self.dropped();
         let mut spare = Spare { frames: &mut self.spare, emitted: Vec::new() };
@@ -288,6 +300,10 @@ impl Core {
             Some(ticket) => self.proxy.on_release(ticket, &mut head, self.now, &mut spare),
         };
         let emitted = spare.emitted;
+        if let Some(foretold) = foretold {
+            let edited = (head.start(), head.bytes().to_vec(), head.total());
+            self.compare(&foretold, verdict, edited, &emitted);
+        }
         if head.is_whole() {
             frame.beyond.clear();
         }
@@ -318,6 +334,35 @@ impl Core {
             self.come_out(to, bytes);
         }
         verdict
+    }
+
+    /// What the engine says it would do with a frame, and the frame as it would leave.
+    fn foretell(&self, side: Side, frame: &Buffered) -> Foretold {
+        let mut buffer = frame.buffer.clone();
+        let mut head = Head::new(&mut buffer, frame.start, frame.len, frame.len + frame.beyond.len());
+        let explanation = self.proxy.excerpt(side, &head).explain(&mut head, self.now);
+        let edited = (head.start(), head.bytes().to_vec(), head.total());
+        Foretold { explanation, edited, counters: self.proxy.counters().clone() }
+    }
+
+    /// What is told and what is done are the same, whatever the frame; when no frame is spare the engine cannot do all that it tells.
+    fn compare(&self, foretold: &Foretold, verdict: Verdict, edited: Edited, emitted: &[(Side, Vec<u8>)]) {
+        if self.spare < 8 {
+            return;
+        }
+        let Explanation { steps, verdict: told, events, sent, .. } = &foretold.explanation;
+        let happened =
+            |event: &Event| (*event, self.proxy.counters().happened(*event) - foretold.counters.happened(*event));
+        let happened: Vec<_> = Event::ALL.iter().map(happened).filter(|(_, count)| *count > 0).collect();
+        let is_so = *told == verdict && *sent == emitted && *events == happened;
+        // Of a frame that goes nowhere the bytes do not matter.
+        if !is_so || !matches!(verdict, Verdict::Drop(_)) && foretold.edited != edited {
+            self.fail(&format!(
+                "explained as {told:?} with {events:?} and {} segments sent, but {verdict:?} with {happened:?} and {}; {steps:#?}",
+                sent.len(),
+                emitted.len()
+            ));
+        }
     }
 
     /// Brings back the held frames the engine asks for.

@@ -1,0 +1,321 @@
+//! What the engine would do with a frame, step by step, without its doing it.
+//!
+//! It is the engine itself that is asked: an excerpt of it, with copies of all that the fate of this one frame depends on (its connection,
+//! what is known of its source and its server, whoever would have to make room), decides on a copy of the frame. So what
+//! is told cannot drift from what is done; and as the excerpt is taken from `&self`, nothing is changed by being told. Tests ask before
+//! every frame of every script, and hold the answer against what happens.
+
+use core::fmt::Write;
+
+use super::{Connection, Proxy};
+use crate::doors::Client;
+use crate::table::{Id, Table};
+use crate::wheel::Wheel;
+use crate::wire::{Ends, Flags, Mac, Options, Parsed, Segment, Walk, kind};
+use crate::{Counters, Egress, Event, Head, Instant, Look, Side, Verdict};
+
+/// Of an engine, whatever one frame's fate depends on.
+pub struct Excerpt {
+    proxy: Proxy,
+    look: Look,
+    side: Side,
+}
+
+/// What would become of a frame, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What the engine saw and found, in its order, in words.
+    pub steps: Vec<String>,
+    /// What would become of the frame.
+    pub verdict: Verdict,
+    /// What would be counted besides a drop, and how often.
+    pub events: Vec<(Event, u64)>,
+    /// The connection before and after, where there is one.
+    pub before: Option<Connection>,
+    /// See `before`.
+    pub after: Option<Connection>,
+    /// The segments the engine would send of its own accord, each out of this port.
+    pub sent: Vec<(Side, Vec<u8>)>,
+    /// Held frames that would be decided on next.
+    pub released: usize,
+}
+
+/// One field of a frame, by its name in the RFCs.
+pub type Field = (&'static str, String);
+
+impl Proxy {
+    /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be asked anywhere, at any later time.
+    pub fn excerpt(&self, side: Side, head: &Head) -> Excerpt {
+        let mut look = Look::default();
+        self.look(side, head, &mut look);
+        let ends = look.ends().copied().unwrap_or_default();
+        let isn = match &look.parsed {
+            Parsed::Tcp(segment) => segment.seq,
+            _ => Default::default(),
+        };
+        let hash = look.hash;
+        let found = look.ends().and_then(|ends| self.table.find(ends, hash));
+        let (table, [closing, silent, half_open, dialling, openings]) = self.excerpt_of_flows(found);
+        let place = self.limiter.place(&ends);
+        let proxy = Proxy {
+            hash_keys: self.hash_keys,
+            table,
+            wheel: Wheel::new(Instant::default()),
+            jar: self.jar.clone(),
+            learned: self.learned.excerpt(&ends),
+            limiter: self.limiter.excerpt(place, hash, isn),
+            half_open,
+            closing,
+            dialling,
+            silent,
+            openings,
+            pen: self.pen.clone(),
+            fragments: self.fragments.excerpt(hash),
+            stray_fragments: self.stray_fragments,
+            icmp_errors: self.icmp_errors,
+            answered: self.answered.excerpt(hash),
+            doors: self.doors.excerpt(&ends, Client::of(place), Client::of(0)),
+            passed: self.passed.clone(),
+            introductions: self.introductions.clone(),
+            lifetimes: self.lifetimes,
+            handshake: self.handshake,
+            destinations: self.destinations.clone(),
+            early_window: self.early_window,
+            multipath: self.multipath,
+            fast_open: self.fast_open,
+            signed: self.signed,
+            stray: self.stray,
+            adopt_until: self.adopt_until,
+            sack_conflict: self.sack_conflict,
+            mss_clamp: self.mss_clamp,
+            counters: Counters::default(),
+            population: self.population,
+            proved: Vec::new(),
+        };
+        // Its own tables have other places.
+        let look = Look { tokens: 0, place: Id::NOWHERE, ..look };
+        Excerpt { proxy, look, side }
+    }
+}
+
+impl Look {
+    /// The ends of the connection the frame belongs to, if it belongs to one.
+    pub fn ends(&self) -> Option<&Ends> {
+        match &self.parsed {
+            Parsed::Tcp(segment) => Some(&segment.ends),
+            Parsed::Error(quote) => Some(&quote.ends),
+            _ => None,
+        }
+    }
+}
+
+/// Takes down what is said.
+#[derive(Default)]
+struct Listener {
+    steps: Vec<String>,
+    sent: Vec<(Side, Vec<u8>)>,
+}
+
+/// Bytes of a spare frame: as many as any segment of ours, and the beginning of any frame one is made from.
+const SPARE: usize = 2048;
+
+impl Egress for Listener {
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let mut buffer = vec![0; SPARE];
+        let len = write(&mut buffer);
+        buffer.truncate(len);
+        self.steps.push(format!(
+            "a segment of our own leaves by the {} port: {}",
+            name(to),
+            summary(to.other(), &buffer)
+        ));
+        self.sent.push((to, buffer));
+        true
+    }
+
+    fn note(&mut self, why: impl FnOnce() -> String) {
+        self.steps.push(why());
+    }
+}
+
+impl Excerpt {
+    /// Whether the engine knows the connection the frame belongs to.
+    pub fn knows_connection(&self) -> bool {
+        self.look.ends().is_some_and(|ends| self.proxy.table.find(ends, self.look.hash).is_some())
+    }
+
+    /// The keyed hash of the connection or packet the frame belongs to; 0 if it belongs to none.
+    pub fn hash(&self) -> u64 {
+        self.look.hash
+    }
+
+    /// Decides on the frame the excerpt was taken for, a copy of which is edited where it lies, as of `now`.
+    pub fn explain(mut self, head: &mut Head, now: Instant) -> Explanation {
+        let (side, look, proxy) = (self.side, self.look, &mut self.proxy);
+        proxy.wheel = Wheel::new(now);
+        proxy.file_excerpt();
+        let mut listener = Listener::default();
+        listener.steps.push(format!("from the {}: {}", name(side), what(side, head, &look)));
+        let before = proxy.look_up(&look, now);
+        if let Some(ends) = look.ends() {
+            listener.steps.push(match &before {
+                Some(connection) => format!("connection: {}", connection.standing),
+                None => {
+                    format!("no connection between {} and {} is known", ends.socket(Side::Wan), ends.socket(Side::Lan))
+                }
+            });
+        }
+        let verdict = proxy.on_frame(side, &look, head, now, &mut listener);
+        let after = proxy.look_up(&look, now);
+        let released = core::iter::from_fn(|| proxy.next_release()).count();
+        let happened = |&event: &Event| (event, proxy.counters.happened(event));
+        let events = Event::ALL.iter().map(happened).filter(|(_, count)| *count > 0).collect();
+        Explanation { steps: listener.steps, verdict, events, before, after, sent: listener.sent, released }
+    }
+}
+
+impl Proxy {
+    /// Files the connections of an excerpt, which were copied, on its own wheel.
+    fn file_excerpt(&mut self) {
+        for n in 0..self.table.flows_mut().len() - 1 {
+            let id = Table::place_in_excerpt(n);
+            let deadline = self.table[id].deadline;
+            self.wheel.enter(self.table.flows_mut(), id, deadline);
+        }
+    }
+
+    fn look_up(&self, look: &Look, now: Instant) -> Option<Connection> {
+        let ends = look.ends()?;
+        let id = self.table.find(ends, look.hash)?;
+        Some(self.connection(*ends, &self.table[id], now))
+    }
+}
+
+fn name(side: Side) -> &'static str {
+    match side {
+        Side::Lan => "LAN",
+        Side::Wan => "WAN",
+    }
+}
+
+/// What a frame is, in words.
+fn what(side: Side, head: &Head, look: &Look) -> String {
+    match &look.parsed {
+        Parsed::Tcp(segment) => {
+            let sums = match segment.checksums_hold(head) {
+                true => "",
+                false if head.is_whole() && !segment.fragmented => "; its checksums are WRONG",
+                false => "; not whole in sight, so that its checksums are not judged",
+            };
+            let piece = if segment.fragmented { " (the first of several fragments)" } else { "" };
+            format!("TCP{piece} {}{sums}", segment_in_words(side, segment, head.bytes()))
+        }
+        Parsed::Error(quote) => {
+            let (from, to) = (quote.ends.socket(side), quote.ends.socket(side.other()));
+            format!(
+                "an ICMP error ({:?}) about a segment from {to} to {from}, seq {}",
+                quote.trouble(head.bytes()),
+                quote.seq.get()
+            )
+        }
+        Parsed::StrayError => {
+            "an ICMP error about a segment that cannot be told, or that its receiver did not send".into()
+        }
+        Parsed::Fragment(fragment) => {
+            format!(
+                "a {} fragment of packet {:#x}",
+                if fragment.first { "first" } else { "later" },
+                fragment.identification
+            )
+        }
+        Parsed::Pass(_) => "no TCP, which is none of the proxy's business".into(),
+        Parsed::Bad(_) => "nothing any frame may be".into(),
+    }
+}
+
+/// A segment that comes from `side`, in a line.
+fn summary(side: Side, frame: &[u8]) -> String {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    match Parsed::parse(side, &Head::whole(&mut copy, len)) {
+        Parsed::Tcp(segment) => segment_in_words(side, &segment, frame),
+        _ => format!("{len} bytes that are no segment"),
+    }
+}
+
+fn segment_in_words(side: Side, segment: &Segment, frame: &[u8]) -> String {
+    let Segment { seq, ack, window, flags, .. } = segment;
+    let (from, to) = (segment.ends.socket(side), segment.ends.socket(side.other()));
+    let mut words = format!("{from} > {to} {flags}, seq {}", seq.get());
+    // Writing to a string cannot fail.
+    if flags.has(Flags::ACK) {
+        let _ = write!(words, ", ack {}", ack.get());
+    }
+    let _ = write!(words, ", window {}", window.0);
+    if segment.payload_len() > 0 {
+        let _ = write!(words, ", {} bytes", segment.payload_len());
+    }
+    for option in options_in_words(segment.options(frame)) {
+        let _ = write!(words, ", {} {}", option.0, option.1);
+    }
+    words.trim_end().to_owned()
+}
+
+/// The options of a segment, each in words.
+fn options_in_words(options: &[u8]) -> Vec<Field> {
+    let said = Options::read(options);
+    let mut words = Vec::new();
+    if let Some(mss) = said.mss {
+        words.push(("MSS", mss.to_string()));
+    }
+    if let Some(scale) = said.scale {
+        words.push(("window scale", scale.get().to_string()));
+    }
+    if said.sack_permitted {
+        words.push(("SACK", "permitted".into()));
+    }
+    if let Some(timestamps) = Options::timestamps(options) {
+        words.push(("timestamps", format!("{} echo {}", timestamps.value, timestamps.echo)));
+    }
+    for (_, at, len) in Walk::new(options).filter(|(kind, ..)| *kind == kind::SACK) {
+        let edges = options[at + 2..at + len].as_chunks().0.iter().map(|edge| u32::from_be_bytes(*edge));
+        let edges: Vec<_> = edges.map(|edge| edge.to_string()).collect();
+        words.push(("SACK blocks", edges.chunks(2).map(|block| block.join("-")).collect::<Vec<_>>().join(" ")));
+    }
+    words
+}
+
+/// The fields of a frame from `side`, those of a segment where it is one, as a reader of traces expects them.
+pub fn fields(side: Side, frame: &[u8]) -> Vec<Field> {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    let head = Head::whole(&mut copy, len);
+    let mac = |at: usize| {
+        let mac: Option<&Mac> = frame.get(at..).and_then(|rest| rest.first_chunk());
+        mac.map_or(String::new(), |mac| mac.map(|byte| format!("{byte:02x}")).join(":"))
+    };
+    let mut fields: Vec<Field> =
+        vec![("length", len.to_string()), ("Ethernet source", mac(6)), ("Ethernet destination", mac(0))];
+    let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { return fields };
+    let ends = &segment.ends;
+    let Segment { seq, ack, window, flags, .. } = segment;
+    let ip = usize::from(segment.ip);
+    let tags = match ends.vlan.count() {
+        0 => "none".into(),
+        _ => ends.vlan.identifiers().map(|tag| tag.to_string()).collect::<Vec<_>>().join(" "),
+    };
+    fields.extend([
+        ("VLAN tags", tags),
+        ("source", ends.socket(side).to_string()),
+        ("destination", ends.socket(side.other()).to_string()),
+        ("hop limit", frame[ip + if ends.v6 { 7 } else { 8 }].to_string()),
+        ("flags", flags.to_string()),
+        ("sequence number", seq.get().to_string()),
+        ("acknowledgement", ack.get().to_string()),
+        ("window", window.0.to_string()),
+    ]);
+    fields.extend(options_in_words(segment.options(frame)));
+    fields.push(("payload", format!("{} bytes", segment.payload_len())));
+    fields.push(("checksums", if segment.checksums_hold(&head) { "right" } else { "wrong, or not judged" }.into()));
+    fields
+}
