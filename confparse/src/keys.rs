@@ -132,7 +132,7 @@ impl Key {
 pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("ratehash", "token buckets that limit unanswered SYNs per source prefix"),
     ("timeouts", "lifetimes of a flow in each state"),
-    ("ldp", "sizes for other drivers' rings and sockets"),
+    ("ldp", "sizes of some drivers' rings and sockets"),
 ];
 
 /// A key whose value is a number in a field of an integer type.
@@ -448,10 +448,10 @@ pub(crate) const KEYS: &[Key] = &[
     timeout!(dl_syn_sent, "our SYN went to the server, no SYN-ACK yet"),
     timeout!(syn_retx, "first interval after which our SYN to the server is repeated; it doubles each time"),
     timeout!(syn_retx_max, "the longest such interval"),
-    number!(LDP, "netmap_nr_rx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_rx_slots: u32, OWN_RINGS,
-        "receive slots of a netmap ring"),
-    number!(LDP, "netmap_nr_tx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_tx_slots: u32, OWN_RINGS,
-        "transmit slots of a netmap ring"),
+    number!(LDP, "netmap_nr_rx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_rx_slots: u32, None,
+        "receive slots asked of netmap for each ring of a switch's port or a pipe; a card has what it has"),
+    number!(LDP, "netmap_nr_tx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_tx_slots: u32, None,
+        "transmit slots asked of netmap, likewise"),
     number!(LDP, "socket_num_bufs", Takes::Number { min: 1, max: 1 << 20 }, "buffers", ldp.socket_num_bufs: u32, OWN_RINGS,
         "buffers of a socket port"),
     number!(LDP, "socket_rcvbuf", Takes::Number { min: 0, max: INT_MAX }, "bytes", ldp.socket_rcvbuf: u32, OWN_RINGS,

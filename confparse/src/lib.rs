@@ -75,7 +75,7 @@ pub struct Config {
     pub group: Option<Account>,
     /// TCP port of the control plane (`port`).
     pub port: u16,
-    /// Sizes for other drivers' rings (`ldp`). Nothing here depends on them.
+    /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
     pub ts_wscale_table: Vec<u8>,

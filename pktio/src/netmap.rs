@@ -122,7 +122,9 @@ fn open_pair(
     notes: &mut Vec<String>,
 ) -> Result<Pair, OpenError> {
     let [workers, queue] = [options.workers, queue].map(|n| u16::try_from(n).expect("at most 1024 workers"));
-    let wish = Wish { queue, queues: workers, memory: 0, extra: options.frames_per_port as u32 };
+    // One slot always stays the kernel's.
+    let slots = options.netmap_slots.map(|slots| slots.max(2));
+    let wish = Wish { queue, queues: workers, memory: 0, slots, extra: options.frames_per_port as u32 };
     let lan = register(names[0], wish)?;
     // A switch's port lies in memory of its own unless it is told where.
     let beside = Wish { memory: lan.memory, extra: 0, ..wish };
@@ -143,6 +145,7 @@ fn open_pair(
     if lan.memory == wan.memory {
         let (memory, rings) = Memory::map(vec![lan, wan]).map_err(io)?;
         let [one, other]: [Rings; 2] = rings.try_into().expect("two ports, two ring pairs");
+        tell_slots(names, queue, [&one, &other], notes);
         if one.buffers.base == other.buffers.base && one.buffers.size == other.buffers.size {
             return swapping(memory, [one, other], capabilities, options, notes);
         }
@@ -151,6 +154,7 @@ fn open_pair(
     notes.push("netmap: the ports lie in different memories, so frames are copied from one to the other".into());
     let [(lan, lan_rings), (wan, wan_rings)] =
         [Memory::map(vec![lan]).map_err(io)?, Memory::map(vec![wan]).map_err(io)?];
+    tell_slots(names, queue, [&lan_rings[0], &wan_rings[0]], notes);
     let longest = capabilities.iter().map(|c| c.max_frame).max().unwrap_or(0);
     let buffer = (HEADROOM + longest.min(lan_rings[0].buffers.size) + 128).next_power_of_two().max(2048);
     let mut pool = Pool::heap(2 * options.frames_per_port, buffer, HEADROOM);
@@ -166,6 +170,19 @@ fn open_pair(
         Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) })
     };
     Ok(Pair { lan: boxed(lan_port, lan_can), wan: boxed(wan_port, wan_can), pool })
+}
+
+/// The log is to say how long the rings are; those of all queues are the same.
+fn tell_slots(names: [(&str, Name<'_>); 2], queue: u16, rings: [&Rings; 2], notes: &mut Vec<String>) {
+    if queue == 0 {
+        notes.extend(names.iter().zip(rings).map(|((name, _), Rings { receive, transmit, .. })| {
+            format!(
+                "{name}: rings of {} and {} slots, for receiving and for sending",
+                receive.slots(),
+                transmit.slots()
+            )
+        }));
+    }
 }
 
 /// Ports in one memory: the pool is made of the extra buffers there.
@@ -222,8 +239,8 @@ fn register((written, name): (&str, Name<'_>), wish: Wish) -> Result<Registered,
         },
         Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: written.into() },
         Some(libc::ENXIO | libc::EINVAL) => OpenError::Unsupported {
-            what: format!("{written}: netmap knows no such port, or no such ring of it ({source})"),
-            hint: "`ip link` lists the interfaces; as many workers need as many rings".into(),
+            what: format!("{written}: netmap knows no such port, no such ring of it, or has buffers shorter than its MTU ({source})"),
+            hint: "`ip link` lists the interfaces; as many workers need as many rings; the module's parameter buf_size is the buffers' length".into(),
         },
         Some(libc::EBUSY) => OpenError::Busy {
             what: format!("{written} is in use by another netmap program"),

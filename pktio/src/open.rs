@@ -34,6 +34,8 @@ pub struct Options {
     pub busy_poll: bool,
     /// Whether the port to everybody else is to be able to leave out calls ([`Port::shed`]); costs the kernel 36 MiB.
     pub shed: bool,
+    /// Slots that netmap is asked to give a receive and a transmit ring. It does for switches and pipes; a card has what it has.
+    pub netmap_slots: [u32; 2],
     /// Random bytes for the key by which the interfaces spread connections over their queues, the same way on both; without, they
     /// spread as they did.
     pub spread: Option<[u8; 64]>,
@@ -49,6 +51,7 @@ impl Default for Options {
             fallback: Fallback::Drop,
             busy_poll: false,
             shed: false,
+            netmap_slots: [256, 64],
             spread: None,
         }
     }

@@ -94,6 +94,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
         mode: arguments.xdp_mode.into(),
         busy_poll: poll == Poll::Busy,
         shed: config.shed && !arguments.bypass,
+        netmap_slots: [config.ldp.netmap_nr_rx_slots, config.ldp.netmap_nr_tx_slots],
         spread,
         ..Options::default()
     };

@@ -1,7 +1,7 @@
 //! `/dev/netmap`: registering a port, mapping its memory, and giving it back.
 //!
-//! Registration uses the request of version 11 of the ABI (`NIOCREGIF`), which every later kernel module still takes; its structures are
-//! those of `netmap_sys`.
+//! Registration uses the request that netmap has had since version 11 of the ABI (`NIOCREGIF`, `net/netmap_legacy.h`); its structures are
+//! those of `netmap_sys`. A module of version 14 takes it only from whoever says that version; earlier ones take both.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use netmap_sys::netmap::{
-    IFNAMSIZ, NETMAP_API, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_REG_ONE_NIC,
+    IFNAMSIZ, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_REG_ONE_NIC,
     NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE, netmap_if, netmap_ring, nmreq,
 };
 
@@ -19,6 +19,10 @@ use super::Name;
 use super::port::{Buffers, Kernel};
 use super::ring::Ring;
 use crate::frame::Keeper;
+
+/// The version of the ABI in which ports are asked for, and the one that modules know which do not know that.
+const VERSION: u32 = 14;
+const EARLIER_VERSION: u32 = 11;
 
 const DEVICE: &CStr = c"/dev/netmap";
 
@@ -39,6 +43,8 @@ pub(super) struct Wish {
     pub queues: u16,
     /// The memory the port is to lie in; 0 leaves that to the kernel.
     pub memory: u16,
+    /// Slots a receive and a transmit ring are to have; only those of switches and pipes can be made to one's wishes.
+    pub slots: [u32; 2],
     /// Buffers beyond those in the rings.
     pub extra: u32,
 }
@@ -87,17 +93,24 @@ impl Registered {
         for (to, from) in request.nr_name.iter_mut().zip(port.bytes()) {
             *to = from as libc::c_char;
         }
-        request.nr_version = NETMAP_API as u32;
+        [request.nr_rx_slots, request.nr_tx_slots] = wish.slots;
         // Sleeping for frames is not to send any: that is what `flush` is for.
         request.nr_ringid = ring & NETMAP_RING_MASK as u16 | NETMAP_NO_TX_POLL as u16;
         request.nr_flags = mode;
         request.nr_arg2 = wish.memory;
         request.nr_arg3 = wish.extra;
-        // SAFETY: the request is a whole structure of ours, which the kernel reads and writes.
-        let result = unsafe { libc::ioctl(device.as_raw_fd(), NIOCREGIF as _, &raw mut request) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let register = |version| {
+            let mut request = request;
+            request.nr_version = version;
+            // SAFETY: the request is a whole structure of ours, which the kernel reads and writes.
+            let result = unsafe { libc::ioctl(device.as_raw_fd(), NIOCREGIF as _, &raw mut request) };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
+        };
+        // A version that the module does not know is an invalid argument to it, and so is much else.
+        let request = match register(VERSION) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => register(EARLIER_VERSION)?,
+            answer => answer?,
+        };
         Ok(Registered {
             device,
             interface: request.nr_offset as usize,

@@ -422,6 +422,40 @@ fn a_stalled_kernel_is_counted_and_not_waited_for() {
 }
 
 #[test]
+fn a_batch_longer_than_the_ring_passes_a_switch_that_takes_it_at_once() {
+    for mut bench in [Bench::swapping(8, 96), Bench::copying(8, 96)] {
+        let mut batch = Vec::new();
+        for i in 0..20 {
+            let mut one = bench.pool.take().unwrap();
+            one.fill(&frame(i, 64));
+            batch.push(one);
+        }
+        assert_eq!(bench.ports[0].transmit(&mut batch, &mut bench.pool), 20);
+        bench.ports[0].flush(&mut bench.pool);
+        assert_eq!(bench.sent(0), (0..20).map(|i| frame(i, 64)).collect::<Vec<_>>(), "in their order");
+        assert_eq!(bench.ports[0].statistics().transmit_full, 0);
+        bench.nics[0].lock().unwrap().calls = 0;
+
+        // One that takes a frame a call is asked twice and no more.
+        bench.nics[0].lock().unwrap().budget = 1;
+        for i in 0..20 {
+            let mut one = bench.pool.take().unwrap();
+            one.fill(&frame(i, 64));
+            batch.push(one);
+        }
+        assert_eq!(
+            bench.ports[0].transmit(&mut batch, &mut bench.pool),
+            8,
+            "a ring of seven, and the one that was taken"
+        );
+        assert_eq!(bench.ports[0].statistics().transmit_full, 1);
+        assert_eq!(bench.nics[0].lock().unwrap().calls, 2);
+        batch.drain(..).for_each(|frame| bench.pool.put(frame));
+        assert_eq!(bench.pool.idle() + bench.pool.lent(), bench.pool.total());
+    }
+}
+
+#[test]
 fn an_empty_pool_loses_the_frame_and_not_the_slot() {
     let mut bench = Bench::swapping(8, 1);
     let held = bench.pool.take().unwrap();

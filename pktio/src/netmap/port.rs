@@ -219,6 +219,42 @@ impl<K: Kernel> NetmapPort<K> {
         (ahead..ahead + slots).all(|at| self.buffers.allow(Slot { len: 0, ..self.transmit.slot(at) }))
     }
 
+    /// Puts as many frames from the front of `batch` as fit into the slots that are ours, and returns how many.
+    fn fill(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        let room = self.transmit.available();
+        let (mut ahead, mut fits) = (0, 0);
+        for frame in batch.iter() {
+            let slots = self.need(frame).unwrap_or(0);
+            if ahead + slots > room || !self.is_sound(ahead, slots) {
+                break;
+            }
+            ahead += slots;
+            fits += 1;
+        }
+        ahead = 0;
+        for frame in batch.drain(..fits) {
+            let Some(slots) = self.need(&frame) else {
+                self.statistics.transmit_errors += 1;
+                pool.put(frame);
+                continue;
+            };
+            self.statistics.sent += 1;
+            self.statistics.sent_bytes += frame.total() as u64;
+            if self.swaps {
+                self.swap_out(ahead, frame, pool);
+            } else {
+                self.copy_out(ahead, slots, &frame);
+                pool.put(frame);
+            }
+            ahead += slots;
+        }
+        if ahead > 0 {
+            self.transmit.advance(ahead);
+            self.unflushed = true;
+        }
+        fits
+    }
+
     fn synchronise_transmission(&mut self) {
         self.unflushed = false;
         if self.kernel.transmit().is_err() {
@@ -275,39 +311,19 @@ impl<K: Kernel> Port for NetmapPort<K> {
         if (self.transmit.available() as usize) < batch.len() {
             self.synchronise_transmission();
         }
-        let room = self.transmit.available();
-        let (mut ahead, mut fits) = (0, 0);
-        for frame in batch.iter() {
-            let slots = self.need(frame).unwrap_or(0);
-            if ahead + slots > room || !self.is_sound(ahead, slots) {
-                self.statistics.transmit_full += 1;
-                break;
-            }
-            ahead += slots;
-            fits += 1;
+        let mut sent = self.fill(batch, pool);
+        // A switch or a pipe takes at once what it is given, and its rings may be shorter than a batch. Who does not is asked once.
+        let (mut last, mut taken) = (sent, true);
+        while last > 0 && taken && !batch.is_empty() {
+            self.synchronise_transmission();
+            taken = self.transmit.kept() == 0;
+            last = self.fill(batch, pool);
+            sent += last;
         }
-        ahead = 0;
-        for frame in batch.drain(..fits) {
-            let Some(slots) = self.need(&frame) else {
-                self.statistics.transmit_errors += 1;
-                pool.put(frame);
-                continue;
-            };
-            self.statistics.sent += 1;
-            self.statistics.sent_bytes += frame.total() as u64;
-            if self.swaps {
-                self.swap_out(ahead, frame, pool);
-            } else {
-                self.copy_out(ahead, slots, &frame);
-                pool.put(frame);
-            }
-            ahead += slots;
+        if !batch.is_empty() {
+            self.statistics.transmit_full += 1;
         }
-        if ahead > 0 {
-            self.transmit.advance(ahead);
-            self.unflushed = true;
-        }
-        fits
+        sent
     }
 
     fn flush(&mut self, _: &mut Pool) {
