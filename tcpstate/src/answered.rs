@@ -87,9 +87,12 @@ impl Answered {
     /// Whether a SYN of these ends may have been answered in the last 100 s. Never false if one was.
     #[inline]
     pub fn may_have(&self, hash: u64, now: Instant) -> bool {
-        if now < self.blind_until {
-            return true;
-        }
+        now < self.blind_until || self.has_noted(hash, now)
+    }
+
+    /// The same, of SYNs that this filter has seen.
+    #[inline]
+    pub fn has_noted(&self, hash: u64, now: Instant) -> bool {
         let line = &self.lines[self.place(hash)];
         let bits = bits(hash);
         // Slices that have begun since the line was written took the place of its oldest.

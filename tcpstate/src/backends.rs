@@ -41,8 +41,8 @@ impl Backends {
             let at = table.place(&backend.address, backend.port);
             table.len += usize::from(table.places[at].mss == 0);
             table.places[at] = *backend;
-            table.most_mss = table.most_mss.max(backend.mss);
         }
+        table.most_mss = table.places.iter().map(|place| place.mss).max().unwrap_or(0);
         table
     }
 

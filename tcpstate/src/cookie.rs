@@ -21,6 +21,7 @@ use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
 use crate::terms::{Ecn, Terms};
 use crate::{Config, Instant};
+use core::time::Duration;
 
 /// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch
 /// and the next.
@@ -44,10 +45,43 @@ impl Minted {
     }
 }
 
+/// A change of the secret that cookies are signed with: it takes effect when an epoch begins, on every worker at the same moment, so that
+/// what was minted before opens for as long as it would have.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    master: Keys,
+    from: u64,
+}
+
+impl Rotation {
+    /// Time for all workers to hear of it.
+    const NOTICE: Duration = Duration::from_secs(5);
+
+    /// A change to a secret of 16 random bytes, which is asked for `now`.
+    pub fn new(random: [u8; 16], now: Instant) -> Self {
+        let (high, low) = random.split_at(8);
+        let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        Self { master: (word(high), word(low)), from: epoch_of(now + Self::NOTICE) + 1 }
+    }
+
+    /// From when on cookies are signed with it, 5 to 72 s after it was asked for.
+    pub fn begins(&self) -> Instant {
+        Instant::from_micros(self.from << EPOCH_BITS)
+    }
+
+    /// When the last cookie signed with the former secret stops to open. Another change before that would end cookies early.
+    pub fn ends(&self) -> Instant {
+        Instant::from_micros((self.from + 1) << EPOCH_BITS)
+    }
+}
+
 /// Mints cookies and opens them.
 #[derive(Clone)]
 pub struct Jar {
-    master: Keys,
+    /// The secret, and since which epoch it is.
+    master: (u64, Keys),
+    /// The one before.
+    former: Keys,
     epoch: u64,
     /// Keys of the even and of the odd one among the current and the previous epoch.
     keys: [Keys; 2],
@@ -60,7 +94,8 @@ impl Jar {
     /// A jar of this configuration's tables.
     pub fn new(config: &Config, master: Keys, now: Instant) -> Self {
         let mut jar = Self {
-            master,
+            master: (0, master),
+            former: master,
             epoch: epoch_of(now),
             keys: [(0, 0); 2],
             book: Book::new(&config.mss_table, &config.wscale_table),
@@ -80,6 +115,13 @@ impl Jar {
         }
     }
 
+    /// Changes the secret when its time comes. One change has to have ended before the next.
+    pub fn rotate(&mut self, rotation: &Rotation) {
+        (self.former, self.master) = (self.master.1, (rotation.from, rotation.master));
+        // A worker that hears of it too late agrees with the others from now on.
+        self.keys = self.keys_at(self.epoch);
+    }
+
     fn keys_at(&self, epoch: u64) -> [Keys; 2] {
         let mut keys = [self.key_of(epoch); 2];
         let previous = epoch.wrapping_sub(1);
@@ -89,7 +131,9 @@ impl Jar {
 
     /// Keys follow from the master secret and the epoch's number, so that all workers have the same without a word.
     fn key_of(&self, epoch: u64) -> Keys {
-        let half = |n: u64| keyed::signature(self.master, [epoch, n]);
+        let (from, master) = self.master;
+        let master = if epoch < from { self.former } else { master };
+        let half = |n: u64| keyed::signature(master, [epoch, n]);
         (half(0), half(1))
     }
 
@@ -350,6 +394,39 @@ mod tests {
             }
         }
         all
+    }
+
+    #[test]
+    fn a_change_of_the_secret_ends_no_cookie_early_and_makes_others() {
+        let config = Config::default();
+        let begin = Instant::from_secs(1000);
+        let rotation = Rotation::new([9; 16], begin);
+        let notice = rotation.begins().since(begin);
+        assert!(notice >= Rotation::NOTICE && notice <= Rotation::NOTICE + Duration::from_micros(1 << EPOCH_BITS));
+        let mut jars = [jar(begin), jar(begin), jar(begin)];
+        jars[0].rotate(&rotation);
+        let (hash, isn, terms) = (hash(&ends()), SeqNum::new(77), every_terms(&config)[0]);
+        let opens = |jar: &Jar, minted: Minted| jar.open(hash, [isn], minted.isn, minted.ts_value).is_some();
+        let mut old = Vec::new();
+        for second in 0..300 {
+            let now = begin + Duration::from_secs(second);
+            jars.iter_mut().for_each(|jar| jar.turn(now));
+            // One worker hears of it at once, one a little later, one never.
+            if second == 4 {
+                jars[1].rotate(&rotation);
+            }
+            let minted = jars.each_ref().map(|jar| jar.mint(hash, isn, &terms, now));
+            assert_eq!(minted[0], minted[1], "workers agree at any time");
+            assert_eq!(minted[0] == minted[2], now < rotation.begins());
+            assert!(opens(&jars[0], minted[1]) && opens(&jars[1], minted[0]));
+            if now < rotation.begins() {
+                old.push((minted[2], now));
+            }
+            for &(minted, then) in &old {
+                assert_eq!(opens(&jars[0], minted), opens(&jars[2], minted), "minted at {then:?}, tried at {now:?}");
+            }
+        }
+        assert!(!opens(&jars[0], old[old.len() - 1].0) && Instant::from_secs(1300) > rotation.ends());
     }
 
     #[test]

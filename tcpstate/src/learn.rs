@@ -1,6 +1,7 @@
 //! What servers have shown of themselves: the options and the window of their SYN-ACKs, kept per address and port, and
 //! per address where the configuration asks for that.
 
+use crate::backends::Backends;
 use crate::config::Source;
 use crate::flow::{Flow, Marks};
 use crate::keyed::Keys;
@@ -8,6 +9,7 @@ use crate::seq::{RawWindow, WindowScale};
 use crate::terms::Offer;
 use crate::wire::{Addr, Ends, Options, Segment, Vlan};
 use crate::{Config, Instant, Side};
+use std::sync::Arc;
 
 /// Time is kept in units of 2^24 µs, 16.8 s. Sixteen bits of them go round in 12.7 days: a server that is silent for
 /// just so long may pass for one seen lately, which costs a client an option at most.
@@ -132,6 +134,11 @@ pub struct Learned {
     by_address: bool,
     own: Offer,
     clamp: u16,
+    /// Whether any attribute is commanded.
+    is_commanded: bool,
+    commanded: Arc<Backends>,
+    /// The largest MSS ever commanded.
+    most_commanded: u16,
 }
 
 /// Where each attribute comes from.
@@ -162,6 +169,9 @@ impl Learned {
                 known: false,
             },
             clamp: config.mss_clamp.unwrap_or(u16::MAX),
+            is_commanded: [config.mss, config.sack, config.wscale].contains(&Source::Commanded),
+            commanded: Arc::default(),
+            most_commanded: 0,
         }
     }
 
@@ -171,7 +181,16 @@ impl Learned {
         for (place, entry) in set.0.iter_mut().zip([self.find(ends, ends.lan_port), self.find(ends, 0)]) {
             *place = entry.copied().unwrap_or_default();
         }
-        Self { sets: vec![set], ..*self }
+        Self { sets: vec![set], commanded: Arc::clone(&self.commanded), ..*self }
+    }
+
+    /// From now on this is what the operator says; returns what he had said before. What clients were told before stays true of their
+    /// connections: their cookies hold it.
+    pub fn command(&mut self, backends: Arc<Backends>) -> Arc<Backends> {
+        if self.sources.mss == Source::Commanded {
+            self.most_commanded = self.most_commanded.max(backends.most_mss());
+        }
+        core::mem::replace(&mut self.commanded, backends)
     }
 
     /// What a client that calls this server is offered.
@@ -184,6 +203,19 @@ impl Learned {
             Source::Default | Source::Commanded => None,
         };
         let mut offer = Offer { mss: self.own_mss(ends), ..self.own };
+        if self.is_commanded
+            && let Some(backend) = self.commanded.find(&ends.lan, ends.lan_port)
+        {
+            if self.sources.mss == Source::Commanded {
+                offer.mss = backend.mss;
+            }
+            if self.sources.scale == Source::Commanded {
+                offer.scale = Some(backend.scale);
+            }
+            if self.sources.sack == Source::Commanded {
+                offer.sack = backend.sack;
+            }
+        }
         if let Some(entry) = entry(self.sources.mss) {
             offer.mss = entry.mss;
         }
@@ -217,9 +249,9 @@ impl Learned {
         offer
     }
 
-    /// The largest MSS a client of this server can have been told.
+    /// The largest MSS a client of this server can have been told, whatever the operator has said of the server since.
     pub fn most_told(&self, ends: &Ends, now: Instant) -> u16 {
-        self.offer(ends, now).mss.max(self.own_mss(ends)).min(self.clamp)
+        self.offer(ends, now).mss.max(self.own_mss(ends)).max(self.most_commanded).min(self.clamp)
     }
 
     /// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.

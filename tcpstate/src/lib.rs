@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod answered;
+mod backends;
 pub mod config;
 mod cookie;
 mod doors;
@@ -30,7 +31,9 @@ mod verdict;
 mod wheel;
 pub mod wire;
 
+pub use backends::{Backend, Backends};
 pub use config::Config;
+pub use cookie::Rotation;
 pub use flow::State;
 pub use head::Head;
 pub use owner::Owners;

@@ -14,8 +14,9 @@ mod standing;
 mod unknown;
 
 use crate::answered::Answered;
+use crate::backends::Backends;
 use crate::config::{Destination, Extension, Handshake, Policy, SackConflict, Stray, Timeouts};
-use crate::cookie::Jar;
+use crate::cookie::{Jar, Rotation};
 use crate::doors::Doors;
 use crate::flow::{Flow, Marks, State};
 use crate::fragments::Fragments;
@@ -32,6 +33,7 @@ pub use explain::{Excerpt, Explanation, Field, fields};
 pub use listing::{Connection, End, Filter};
 use room::Queue;
 pub use standing::Standing;
+use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
 #[derive(Clone)]
@@ -295,6 +297,7 @@ pub struct Proxy {
     /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
     passed: Meter,
     introductions: Meter,
+    draining: bool,
     lifetimes: Lifetimes,
     handshake: Handshake,
     /// The most particular first.
@@ -342,6 +345,7 @@ impl Proxy {
             doors: Doors::new(config.closed_memory, secrets.pair(2)),
             passed: Meter::new(config.passed_rate),
             introductions: Meter::new(config.introductions),
+            draining: false,
             lifetimes: Lifetimes::new(&config.timeouts),
             handshake: config.handshake,
             destinations,
@@ -361,6 +365,24 @@ impl Proxy {
             proxy.make_test_connections(now);
         }
         proxy
+    }
+
+    /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
+    /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
+    pub fn command(&mut self, backends: Arc<Backends>) -> Arc<Backends> {
+        self.learned.command(backends)
+    }
+
+    /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
+    /// from now on do not depend on this process. Clients that were answered lately may still prove themselves.
+    pub fn drain(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    /// Changes the secret that cookies are signed with, when its time comes.
+    pub fn rotate(&mut self, rotation: &Rotation, now: Instant) {
+        self.jar.turn(now);
+        self.jar.rotate(rotation);
     }
 
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `look`.

@@ -166,6 +166,8 @@ labelled! {
         Passed = "passed",
         /// Connections from the WAN passed unanswered to a port nothing was known of.
         Introduced = "introduced",
+        /// Connections from the WAN passed unanswered because the box is drained.
+        Drained = "drained",
         /// Running connections adopted.
         Adopted = "adopted",
         /// Segments of unknown connections answered with a reset.

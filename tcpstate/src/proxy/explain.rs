@@ -77,6 +77,7 @@ impl Proxy {
             doors: self.doors.excerpt(&ends, Client::of(place), Client::of(0)),
             passed: self.passed.clone(),
             introductions: self.introductions.clone(),
+            draining: self.draining,
             lifetimes: self.lifetimes,
             handshake: self.handshake,
             destinations: self.destinations.clone(),

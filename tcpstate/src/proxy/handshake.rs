@@ -78,7 +78,7 @@ impl Proxy {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
         });
-        if let Some(event) = self.passes(&offered, &offer, former, now) {
+        if let Some(event) = self.passes(&offered, &offer, former, hash, now) {
             return self.pass_call(turn, former, event);
         }
         let mut terms = self.agree(turn.segment, &offered, &offer);
@@ -136,13 +136,29 @@ impl Proxy {
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
     #[inline(always)]
-    fn passes(&mut self, offered: &Options, offer: &Offer, former: Option<Id>, now: Instant) -> Option<Event> {
+    fn passes(
+        &mut self,
+        offered: &Options,
+        offer: &Offer,
+        former: Option<Id>,
+        hash: u64,
+        now: Instant,
+    ) -> Option<Event> {
         let extends = offered.multipath && self.multipath == Extension::Pass
             || offered.fast_open && self.fast_open == Extension::Pass;
         if offered.signed || extends {
             return Some(Event::Passed);
         }
+        if self.draining && self.is_new(former, hash, now) {
+            return Some(Event::Drained);
+        }
         (!offer.known && former.is_none() && self.introductions.take(now)).then_some(Event::Introduced)
+    }
+
+    /// Whether a call has nothing to do with an answer of ours, which its client may be about to acknowledge, nor with a living connection.
+    fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
+        let is_over = |id: Id| self.table[id].state != State::HalfOpen && self.table[id].is_over();
+        former.is_none_or(is_over) && !self.answered.has_noted(hash, now)
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.

@@ -591,6 +591,13 @@ impl World {
         self.0.borrow_mut().tight = true;
     }
 
+    /// The operator does something to the engine.
+    pub fn operate<T>(&self, what: impl FnOnce(&mut Proxy, Instant) -> T) -> T {
+        let mut core = self.0.borrow_mut();
+        let now = core.now;
+        what(&mut core.proxy, now)
+    }
+
     /// How often this was counted.
     pub fn happened(&self, event: Event) -> u64 {
         self.0.borrow().proxy.counters().happened(event)
