@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: setup build test demo e2e-zc bench bench-check fuzz fmt lint clean
+.PHONY: setup build papers test demo e2e-zc bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
+papers: build  ; @for program in synproxy synctl synflood honest ctrlperf; do target/release/$$program --papers target/papers || exit 1; done; echo target/papers
 test: setup   ; cargo build --workspace --bins && cargo test --workspace
 demo: setup   ; @unit/demo.sh
 e2e-zc: setup ; @unit/zc/run.sh

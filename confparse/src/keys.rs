@@ -6,6 +6,7 @@
 use crate::servers::Servers;
 use crate::{Account, Config, Poll};
 use core::fmt::Write;
+use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
 use tcpstate::config::{Extension, Handshake, Policy, SackConflict, Source, Stray};
@@ -43,6 +44,8 @@ pub enum Takes {
     },
     /// A name in quotes, or a number; 0 for no change.
     Account,
+    /// An address in quotes.
+    Address,
     /// A list of addresses and networks in quotes, each with a port or without.
     Servers {
         /// The greatest length.
@@ -63,6 +66,8 @@ pub enum Value {
     List(Vec<u64>),
     /// A user or group, if any.
     Account(Option<Account>),
+    /// An address.
+    Address(IpAddr),
     /// Servers.
     Servers(Vec<Servers>),
 }
@@ -111,6 +116,7 @@ impl Key {
                 let most = if most < usize::MAX { format!(", {most} of them at most") } else { String::new() };
                 format!("a list of rising numbers up to {max}{unit}{first}{most}")
             }
+            Takes::Address => "an address in quotes".to_owned(),
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
             Takes::Servers { most } => {
                 format!(
@@ -407,6 +413,20 @@ pub(crate) const KEYS: &[Key] = &[
         "TCP port of the control plane, open only if a mode is `commanded`"),
     Key {
         section: None,
+        name: "listen",
+        takes: Takes::Address,
+        unit: "",
+        help: "address at which the control port is open: whoever reaches it may command",
+        idle: None,
+        set: |config, value| {
+            if let Value::Address(address) = value {
+                config.listen = address;
+            }
+        },
+        get: |config| Some(Value::Address(config.listen)),
+    },
+    Key {
+        section: None,
         name: "test_connections",
         takes: Takes::Flag,
         unit: "",
@@ -495,6 +515,7 @@ fn text(value: &Value) -> String {
             let list: Vec<_> = list.iter().map(u64::to_string).collect();
             format!("{{ {} }}", list.join(", "))
         }
+        Value::Address(address) => format!("\"{address}\""),
         Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
         Value::Servers(servers) => {
             let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();

@@ -25,6 +25,7 @@ mod keys;
 mod read;
 mod servers;
 
+use core::net::{IpAddr, Ipv4Addr};
 use core::num::NonZeroU32;
 
 pub use complaint::{Complaint, Errors, Level};
@@ -75,6 +76,8 @@ pub struct Config {
     pub group: Option<Account>,
     /// TCP port of the control plane (`port`).
     pub port: u16,
+    /// The address it is opened at (`listen`).
+    pub listen: IpAddr,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
@@ -114,6 +117,7 @@ impl Default for Config {
             user: None,
             group: None,
             port: 12345,
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ldp: Ldp::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,

@@ -252,6 +252,7 @@ impl Reader<'_> {
             }
             (Takes::Account, Rule::number) => self.number(key, &value, ACCOUNTS.0, ACCOUNTS.1).map(account),
             (Takes::Account, Rule::string) => self.account_name(key, &value),
+            (Takes::Address, Rule::string) => self.address(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
             (takes, rule) => {
                 self.mismatch(key, takes, rule, &value);
@@ -421,6 +422,18 @@ impl Reader<'_> {
         }
         let own = self.servers.iter().filter(|(name, ..)| *name == key.name);
         good.then(|| Value::Servers(own.map(|(.., servers)| *servers).collect()))
+    }
+
+    /// An address in quotes.
+    fn address(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        let address = text.parse().ok();
+        if address.is_none() {
+            self.report.error(place(string), || {
+                (format!("{} is no address", quote(&text)), format!("expected {}, as `\"127.0.0.1\"`", key.range()))
+            });
+        }
+        address.map(Value::Address)
     }
 
     /// The servers an item names.

@@ -1,5 +1,7 @@
 //! Whatever the text, there is an answer; and what is described is read back as it was.
 
+use core::net::IpAddr;
+
 use confparse::{Account, Complaint, Config, Errors, Ldp, Level, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -194,6 +196,7 @@ prop_compose! {
         poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
+        listen in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         ts_wscale_table in rising(0..=14u8, true, 20),
@@ -206,7 +209,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, user, group, port, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, user, group, port, listen, ldp, ts_wscale_table, ts_bits }
     }
 }
 

@@ -46,6 +46,7 @@ fn the_sample_sets_what_it_shows() {
             }
             (Takes::List { .. }, _) => "{ 0, 3 }".to_owned(),
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
+            (Takes::Address, _) => "\"192.0.2.1\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
             _ => "3".to_owned(),
@@ -148,6 +149,16 @@ fn of_a_key_given_twice_the_last_counts() {
     assert_eq!((parsed.config.port, parsed.config.engine.mss_table), (2, vec![3, 4]));
     assert_eq!(parsed.warnings.len(), 2);
     assert!(parsed.warnings.iter().all(|warning| warning.level == Level::Warning));
+}
+
+#[test]
+fn the_control_port_is_opened_at_an_address() {
+    assert_eq!(accepted(&framed("listen = \"::1\";")).listen.to_string(), "::1");
+    for wrong in ["\"localhost\"", "\"\"", "\"127.0.0.1:80\"", "127", "any", "{ }"] {
+        let errors = parse(&framed(&format!("listen = {wrong};")), "c").unwrap_err();
+        assert_eq!(errors.complaints.len(), 1, "{errors}");
+        assert!(errors.complaints[0].expected.contains("an address in quotes"), "{errors}");
+    }
 }
 
 #[test]

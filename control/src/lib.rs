@@ -1,5 +1,5 @@
 //! What is said on the control socket: a request is a line of JSON, and so is its reply. Here are both as types, the lines as bytes, and the
-//! client. Who answers is `synproxy`; who asks is `synctl`, or anything that can write a line.
+//! client; beside it, as [`wire`], the binary protocol of the control port, which can only change what is said of servers. Who answers is `synproxy`; who asks is `synctl`, or anything that can write a line.
 //!
 //! Requests are answered in their order. `docs/control.md` has an example of each.
 //!
@@ -12,11 +12,14 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod entry;
 mod line;
 mod reply;
 mod request;
+pub mod wire;
 
 pub use client::{Client, Complaint};
+pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};

@@ -11,6 +11,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::Stats`](crate::Request::Stats).
     Stats(Box<Stats>),
+    /// To [`Request::Backends`](crate::Request::Backends): what is said of servers, in their order.
+    Backends(Vec<crate::Entry>),
     /// What was asked has been done, and this is to be said of it.
     Done(String),
     /// What was asked has not been done.
@@ -65,6 +67,8 @@ pub struct Status {
     pub wan: Interface,
     /// For each worker, whether it has answered within a second.
     pub workers: Vec<bool>,
+    /// How many servers the operator has spoken of; none where no mode is `commanded`.
+    pub backends: Option<usize>,
     /// Whether everything is forwarded unseen.
     pub bypass: bool,
     /// Whether new connections are kept from the proxy, and how far that has led.

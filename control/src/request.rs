@@ -1,6 +1,8 @@
 //! What a client can ask.
 
+use crate::entry::{Entry, Key};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// A request: an object whose `command` says which.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +12,27 @@ pub enum Request {
     Status,
     /// Everything counted since the start: [`Stats`](crate::Stats).
     Stats,
+    /// What is said of servers: [`Reply::Backends`](crate::Reply::Backends).
+    Backends,
+    /// One more is spoken of; refused if it is already.
+    AddBackend(Entry),
+    /// Something else, or something at all, is said of one.
+    ModifyBackend(Entry),
+    /// Nothing is said of this one any more; refused if nothing was.
+    DeleteBackend(Key),
+    /// Nothing is said any more of any server, or of those at this address.
+    FlushBackends {
+        /// The address, if not all are meant.
+        #[serde(default)]
+        address: Option<IpAddr>,
+    },
+    /// Keep new connections from the proxy from now on, or no more.
+    Drain {
+        /// Whether to begin.
+        on: bool,
+    },
+    /// Sign cookies with another secret from the next epoch on.
+    RotateSecrets,
     /// Log messages of at least this severity from now on.
     SetLogLevel {
         /// The least severe level that is logged.

@@ -66,10 +66,8 @@ pub trait Engine {
     }
 
     /// Does what the operator asks, in a turn's time.
-    fn obey(&mut self, order: Order) -> Answer {
-        match order {
-            Order::Hello => Answer::Done,
-        }
+    fn obey(&mut self, _: Order, _: Instant) -> Answer {
+        Answer::Done
     }
 
     /// What has been counted.
@@ -130,6 +128,16 @@ impl Engine for Proxy {
 
     fn next_deadline(&self) -> Option<Instant> {
         Proxy::next_deadline(self)
+    }
+
+    fn obey(&mut self, order: Order, now: Instant) -> Answer {
+        match order {
+            Order::Hello => {}
+            Order::Backends(backends) => return Answer::Former(self.command(backends)),
+            Order::Drain(draining) => self.drain(draining),
+            Order::Rotate(rotation) => self.rotate(&rotation, now),
+        }
+        Answer::Done
     }
 
     fn counters(&self) -> &Counters {

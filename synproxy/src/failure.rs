@@ -1,6 +1,7 @@
 //! Why the process ends badly, and the status it ends with.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,6 +37,15 @@ pub enum Failure {
     Socket {
         /// Where it was to be.
         path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+
+    /// The control port could not be opened.
+    #[error("no control port at {address}: {error}")]
+    Listen {
+        /// Where it was to be.
+        address: SocketAddr,
         /// What the system said.
         error: io::Error,
     },

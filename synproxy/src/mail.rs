@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tcpstate::{Backends, Rotation};
 
 /// Letters a mailbox holds.
 const PLACES: usize = 64;
@@ -24,13 +25,21 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub enum Order {
     /// To answer.
     Hello,
+    /// To go by this, whatever was said of servers before.
+    Backends(Arc<Backends>),
+    /// To keep new connections from the proxy, or not to any more.
+    Drain(bool),
+    /// To sign cookies with another secret when its time comes.
+    Rotate(Rotation),
 }
 
 /// What it says to that.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Answer {
     /// It is done.
     Done,
+    /// It is done, and this is what was said of servers before, to be freed by whoever has the time.
+    Former(Arc<Backends>),
 }
 
 /// An order, and where the answer goes.
@@ -153,7 +162,8 @@ mod tests {
     fn serve(mailbox: &Mailbox, letters: usize) -> usize {
         let (mut read, mut in_vain) = (0, 0);
         while read < letters {
-            mailbox.read(|Order::Hello| {
+            mailbox.read(|order| {
+                assert!(matches!(order, Order::Hello));
                 read += 1;
                 Answer::Done
             });
@@ -177,7 +187,8 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..EACH {
-                        assert_eq!(post.ask(&Order::Hello), vec![Some(Answer::Done); 3]);
+                        let answers = post.ask(&Order::Hello);
+                        assert!(answers.len() == 3 && answers.iter().all(Option::is_some), "{answers:?}");
                     }
                 });
             }
@@ -193,7 +204,7 @@ mod tests {
         let mailbox = post.mailbox(1);
         thread::scope(|scope| {
             scope.spawn(|| serve(&mailbox, 1));
-            assert_eq!(post.ask(&Order::Hello), [None, Some(Answer::Done)]);
+            assert!(matches!(post.ask(&Order::Hello)[..], [None, Some(Answer::Done)]));
         });
     }
 

@@ -3,8 +3,10 @@
 //! `main` reads as a table of contents. What becomes of a frame is decided in `tcpstate`; how frames get in and out is
 //! `pktio`'s matter; here they are brought together: [`worker`] is the loop, [`crew`] the threads around it.
 
+mod backends;
 mod cli;
 mod clock;
+mod commander;
 mod crew;
 mod engine;
 mod failure;
@@ -26,9 +28,11 @@ mod steer;
 mod watch;
 mod worker;
 
+use backends::Registry;
 use clap::Parser;
 use cli::{Arguments, Steer, Task};
-use confparse::Poll;
+use commander::Commander;
+use confparse::{Config, Poll};
 use crew::{Crew, Manner};
 use crossbeam::channel;
 use engine::Bypass;
@@ -41,6 +45,7 @@ use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use socket::Socket;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,6 +61,9 @@ use watch::Watch;
 static ALLOCATOR: Roomy = Roomy;
 
 fn main() -> ExitCode {
+    if let Some(status) = papers::serve::<Arguments>() {
+        return status;
+    }
     let arguments = Arguments::parse();
     let dial = log::init(arguments.log_level.into());
     let end = match arguments.task() {
@@ -104,6 +112,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     }
     crew::prioritise(arguments.nice);
     let socket = socket(lan, wan, arguments, &identity)?;
+    let commander = commander(&config)?;
     identity.take()?;
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");
@@ -113,7 +122,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     let crossings = if arguments.bypass { Vec::new() } else { crossings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Vec::new() } else { crew::cores(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
-    let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
+    let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
         Crew::start(pairs, crossings, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
@@ -129,7 +138,11 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
             channel,
         )
     }?;
-    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), dial));
+    let registry = Arc::new(Registry::new(crew.post(), [word()?, word()?]));
+    if let Some(commander) = commander {
+        commander.serve(registry.clone())?;
+    }
+    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), registry, dial));
     let serving = socket.map(|socket| socket.serve(operator)).transpose()?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
@@ -157,6 +170,13 @@ fn socket(lan: &str, wan: &str, arguments: &Arguments, identity: &Identity) -> R
     }
 }
 
+/// The control port, if any mode is `commanded`.
+fn commander(config: &Config) -> Result<Option<Commander>, Failure> {
+    let address = SocketAddr::new(config.listen, config.port);
+    let listen = || Commander::listen(address).map_err(|error| Failure::Listen { address, error });
+    config.commanded().then(listen).transpose()
+}
+
 /// What the operator is told of the box.
 fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) -> Facts {
     let interface = |name: &str, port: Option<&dyn Port>| control::Interface {
@@ -164,7 +184,7 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
         backend: port.map(|port| describe(&port.capabilities())).unwrap_or_default(),
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
-    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass }
+    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }
 }
 
 /// How the workers reach each other; one alone has nobody to reach.
@@ -200,6 +220,11 @@ fn crossings(
 /// 48 bytes from the operating system, the same for every worker, so that a cookie minted by one opens at another.
 fn secrets() -> Result<Secrets, Failure> {
     random().map(Secrets::new)
+}
+
+/// A number from the operating system.
+fn word() -> Result<u64, Failure> {
+    random().map(u64::from_ne_bytes)
 }
 
 /// Bytes from the operating system.

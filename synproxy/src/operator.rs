@@ -1,15 +1,20 @@
 //! What the operator asks, answered: from the counters that everybody may read, or by the workers themselves.
 
+use crate::backends::{MOST, Refused, Registry};
+use crate::clock;
 use crate::log::Dial;
 use crate::mail::{Order, Post};
 use crate::report::lost_on_the_way;
 use crate::stats::{self, Board, Snapshot};
-use control::{Counts, Flows, Interface, Port, Reply, Request, Stats, Status};
+use control::wire::Operation;
+use control::{Counts, Drain, Flows, Interface, Port, Reply, Request, Stats, Status, Why};
 use pktio::PortStatistics;
-use std::sync::Arc;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use tcpstate::{DropReason, Event, Side};
-use tracing::info;
+use tcpstate::{DropReason, Event, Rotation, Side};
+use tracing::{info, warn};
 
 /// What does not change while the box runs.
 #[derive(Clone, Debug)]
@@ -22,6 +27,8 @@ pub struct Facts {
     pub wan: Interface,
     /// Whether everything is forwarded unseen.
     pub bypass: bool,
+    /// Whether what the operator says of servers counts.
+    pub commanded: bool,
 }
 
 /// Whoever answers the operator.
@@ -30,12 +37,23 @@ pub struct Operator {
     board: Arc<Board>,
     post: Post,
     dial: Dial,
+    registry: Arc<Registry>,
+    progress: Mutex<Progress>,
+}
+
+/// What has been begun. Locked while workers are told, so that they are told in order.
+#[derive(Default)]
+struct Progress {
+    /// Since when new connections are kept from the proxy.
+    draining: Option<Instant>,
+    /// When the last change of the secret will have ended.
+    rotation: tcpstate::Instant,
 }
 
 impl Operator {
     /// An operator of the box of which this is true, with these workers.
-    pub fn new(facts: Facts, board: Arc<Board>, post: Post, dial: Dial) -> Self {
-        Self { facts, board, post, dial }
+    pub fn new(facts: Facts, board: Arc<Board>, post: Post, registry: Arc<Registry>, dial: Dial) -> Self {
+        Self { facts, board, post, dial, registry, progress: Mutex::default() }
     }
 
     /// The answer to a request.
@@ -43,6 +61,13 @@ impl Operator {
         match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
+            Request::Backends => Reply::Backends(self.registry.list()),
+            Request::AddBackend(entry) => self.command(&Operation::Add(entry)),
+            Request::ModifyBackend(entry) => self.command(&Operation::Modify(entry)),
+            Request::DeleteBackend(key) => self.command(&Operation::Delete(key)),
+            Request::FlushBackends { address } => self.command(&Operation::Flush(address)),
+            Request::Drain { on } => self.drain(on),
+            Request::RotateSecrets => self.rotate(),
             Request::SetLogLevel { level } => {
                 info!("the operator has messages logged from `{}` on", level.name());
                 self.dial.set(level);
@@ -51,11 +76,96 @@ impl Operator {
         }
     }
 
+    /// Changes what is said of servers.
+    fn command(&self, operation: &Operation) -> Reply {
+        if !self.facts.commanded {
+            return Reply::refuse(
+                Why::Refused,
+                "none of sackmode, mssmode and wscalemode is `commanded`, so nothing would come of it",
+            );
+        }
+        let refusal = match self.registry.apply(std::slice::from_ref(operation))[0] {
+            Ok(()) => return Reply::Done("done".to_owned()),
+            Err(Refused::Exists) => "there is such an entry already".to_owned(),
+            Err(Refused::Absent) => "there is no such entry".to_owned(),
+            Err(Refused::Full) => format!("there are {MOST} entries already"),
+            Err(Refused::Unknown) => "there is no such operation".to_owned(),
+            Err(Refused::Wrong(why)) => why.to_owned(),
+        };
+        Reply::refuse(Why::Refused, refusal)
+    }
+
+    /// Begins or ends to keep new connections from the proxy.
+    fn drain(&self, on: bool) -> Reply {
+        if self.facts.bypass {
+            return Reply::refuse(Why::Refused, "everything is forwarded unseen: there is nothing to drain");
+        }
+        let mut progress = self.progress();
+        progress.draining = on.then(|| progress.draining.unwrap_or_else(Instant::now));
+        if let Some(refusal) = self.tell(&Order::Drain(on)) {
+            return refusal;
+        }
+        let said = if on {
+            "draining: connections from now on pass to their servers unanswered, and unprotected"
+        } else {
+            "new connections are answered again"
+        };
+        info!("{said}");
+        Reply::Done(said.to_owned())
+    }
+
+    /// Changes the secret that cookies are signed with.
+    fn rotate(&self) -> Reply {
+        if self.facts.bypass {
+            return Reply::refuse(Why::Refused, "everything is forwarded unseen: there are no secrets");
+        }
+        let mut progress = self.progress();
+        let now = clock::now();
+        if now < progress.rotation {
+            let wait = progress.rotation.since(now).as_secs() + 1;
+            let message = format!("the last change has not ended; another is possible in {wait} s");
+            return Reply::refuse(Why::Refused, message);
+        }
+        let mut random = [0; 16];
+        if let Err(error) = SysRng.try_fill_bytes(&mut random) {
+            return Reply::refuse(Why::Refused, format!("the operating system gives no random numbers: {error}"));
+        }
+        let rotation = Rotation::new(random, now);
+        progress.rotation = rotation.ends();
+        if let Some(refusal) = self.tell(&Order::Rotate(rotation.clone())) {
+            return refusal;
+        }
+        let [begins, ends] = [rotation.begins(), rotation.ends()].map(|then| then.since(now).as_secs() + 1);
+        let said =
+            format!("cookies are signed with a new secret in {begins} s, and those of the old one open for {ends} s");
+        info!("{said}");
+        Reply::Done(said)
+    }
+
+    /// Tells every worker; what is to be answered when one of them is silent.
+    fn tell(&self, order: &Order) -> Option<Reply> {
+        let answers = self.post.ask(order);
+        let silent: Vec<String> =
+            answers.iter().enumerate().filter(|(_, answer)| answer.is_none()).map(|(n, _)| n.to_string()).collect();
+        (!silent.is_empty()).then(|| {
+            let message = format!("worker {} has not answered within a second, and may still obey", silent.join(", "));
+            warn!("{message}");
+            Reply::refuse(Why::Silent, message)
+        })
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn uptime(&self) -> f64 {
         self.facts.begin.elapsed().as_secs_f64()
     }
 
     fn status(&self) -> Status {
+        let flows = flows(&self.board.total());
+        let left = flows.proxied + flows.half_open;
+        let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -64,9 +174,10 @@ impl Operator {
             wan: self.facts.wan.clone(),
             workers: self.post.ask(&Order::Hello).iter().map(Option::is_some).collect(),
             bypass: self.facts.bypass,
-            drain: None,
+            backends: self.facts.commanded.then(|| self.registry.len()),
+            drain,
             log_level: self.dial.level(),
-            flows: flows(&self.board.total()),
+            flows,
         }
     }
 

@@ -19,9 +19,6 @@ pub fn load(file: Option<&Path>) -> Result<Config, Failure> {
             _ => warn!("{complaint}"),
         }
     }
-    if config.commanded() {
-        warn!("{}: nothing commands this version, so a `commanded` mode takes its `own_` value", file.display());
-    }
     Ok(config)
 }
 

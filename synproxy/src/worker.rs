@@ -139,7 +139,7 @@ impl<E: Engine> Worker<E> {
             self.pace.note(turn.received, now);
             self.relieve(turn, now);
             if let Some(mailbox) = &self.mailbox {
-                mailbox.read(|order| self.engine.obey(order));
+                mailbox.read(|order| self.engine.obey(order, now));
             }
             if now >= publish_at {
                 slot.publish(&self.snapshot());

@@ -1,6 +1,6 @@
 //! The box's answers in words and columns.
 
-use control::{Counts, Interface, Port, Stats, Status};
+use control::{Counts, Entry, Interface, Port, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::{DropReason, Event};
@@ -23,9 +23,28 @@ pub fn status(status: &Status) -> String {
         let left = if drain.left == 0 { "done".to_owned() } else { format!("{} connections left", drain.left) };
         line("draining", format!("for {}: {left}", span(drain.since)));
     }
+    if let Some(backends) = status.backends {
+        line("backends", backends.to_string());
+    }
     let flows = status.flows;
     line("flows", format!("{} proxied, {} direct, {} half-open", flows.proxied, flows.direct, flows.half_open));
     line("log level", status.log_level.name().to_owned());
+    out
+}
+
+/// What is said of servers, a line each.
+pub fn backends(entries: &[Entry]) -> String {
+    let mut out = String::new();
+    for entry in entries {
+        let sack = if entry.sack { "on" } else { "off" };
+        let _ = writeln!(
+            out,
+            "{:<48} mss {:<6} sack {sack:<4} wscale {}",
+            entry.key().to_string(),
+            entry.mss,
+            entry.wscale
+        );
+    }
     out
 }
 

@@ -14,7 +14,7 @@ const WORD: &[u8] = b"honest\n";
 
 /// Honest clients, and the server they talk to.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "honest", version)]
 struct Arguments {
     #[command(subcommand)]
     role: Role,
@@ -44,6 +44,9 @@ enum Role {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = papers::serve::<Arguments>() {
+        return status;
+    }
     let done = match Arguments::parse().role {
         Role::Serve { address } => serve(address).map(|()| true),
         Role::Connect { address, count, over, patience } => {

@@ -1,17 +1,20 @@
 //! `synctl`: the operator's hand at a running box. Asks over the control socket, and prints the answer for people, or as JSON for programs.
 
-use clap::{Parser, Subcommand};
-use control::{Client, Complaint, LogLevel, Reply, Request};
+use clap::{Args, Parser, Subcommand};
+use control::{Client, Complaint, Entry, Key, LogLevel, Reply, Request};
 use std::io::{self, ErrorKind, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 use tools::show;
 
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
 Exit status:
   0  done
-  1  the box refuses, or answers something else
+  1  the box refuses, or answers something else; or what was waited for has not come
   2  the command line is wrong
   4  there is no box to be reached, or several and none was named
   5  not permitted: run as root, or as the user the box runs as";
@@ -43,11 +46,93 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What clients are told of servers, where a mode is `commanded`
+    Backends {
+        #[command(subcommand)]
+        operation: Backends,
+    },
+    /// Lets connections from now on pass unanswered, so that the box can be taken out when those it translates have ended
+    Drain {
+        /// Answers new connections again
+        #[arg(long, conflicts_with = "wait")]
+        off: bool,
+        /// Returns when no connection depends on the box any more, or after SECONDS, with status 1
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u64>,
+    },
+    /// Signs cookies with another secret from the next epoch on; those already given stay good for as long as they would
+    RotateSecrets,
     /// Changes a setting until the box ends
     Set {
         #[command(subcommand)]
         setting: Setting,
     },
+}
+
+/// What is said of servers.
+#[derive(Debug, Subcommand)]
+enum Backends {
+    /// Everything that is said
+    List {
+        /// Prints the reply as it came
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says something of a server nothing is said of
+    Add(Said),
+    /// Says something else of a server, or something at all
+    Mod(Said),
+    /// Says nothing of this server any more
+    Del(Server),
+    /// Says nothing any more of any server, or of those at ADDRESS
+    Flush {
+        /// An IPv4 or IPv6 address
+        address: Option<IpAddr>,
+    },
+}
+
+/// A server.
+#[derive(Args, Clone, Copy, Debug)]
+struct Server {
+    /// Its IPv4 or IPv6 address
+    address: IpAddr,
+    /// Its port; 0 is every port
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// The protocol's number; 0 is every protocol
+    #[arg(long, default_value_t = 6)]
+    protocol: u8,
+}
+
+/// A server and what its clients are offered.
+#[derive(Args, Clone, Copy, Debug)]
+struct Said {
+    #[command(flatten)]
+    server: Server,
+    /// The MSS announced to its clients, in bytes
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    mss: u16,
+    /// Whether SACK is announced
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch)]
+    sack: bool,
+    /// The window scale announced
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=14))]
+    wscale: u8,
+}
+
+impl Said {
+    fn entry(self) -> Entry {
+        let Server { address, port, protocol } = self.server;
+        Entry { address, port, protocol, mss: self.mss, sack: self.sack, wscale: self.wscale }
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "1" => Ok(true),
+        "off" | "0" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
+    }
 }
 
 /// What can be set.
@@ -64,6 +149,8 @@ enum Setting {
 #[derive(Debug)]
 enum Failure {
     Box(Complaint),
+    /// What was waited for has not come.
+    Undone(&'static str),
     Output(io::Error),
 }
 
@@ -80,12 +167,19 @@ impl From<io::Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = papers::serve::<Arguments>() {
+        return status;
+    }
     match run(&Arguments::parse()) {
         // Whoever reads has heard enough.
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(Failure::Output(error)) => {
             eprintln!("synctl: {error}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Undone(why)) => {
+            eprintln!("synctl: {why}");
             ExitCode::FAILURE
         }
         Err(Failure::Box(complaint)) => {
@@ -113,6 +207,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (request, json) = request(&arguments.command);
     let reply = client.ask(&request)?;
     let mut out = io::stdout().lock();
+    if let Command::Drain { wait: Some(seconds), .. } = arguments.command {
+        return wait_for_the_last(&mut client, &mut out, Duration::from_secs(seconds));
+    }
     if json {
         control::write_line(&mut out, &reply)?;
     } else {
@@ -121,11 +218,44 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Waits until no connection depends on the box.
+fn wait_for_the_last(client: &mut Client, out: &mut impl Write, patience: Duration) -> Result<(), Failure> {
+    let begin = Instant::now();
+    let mut told = None;
+    loop {
+        let Reply::Status(status) = client.ask(&Request::Status)? else { continue };
+        let Some(drain) = status.drain else { return Err(Failure::Undone("draining was ended by somebody else")) };
+        if drain.left == 0 {
+            writeln!(out, "drained")?;
+            return Ok(());
+        }
+        if told != Some(drain.left) {
+            writeln!(out, "{} connections left", drain.left)?;
+            told = Some(drain.left);
+        }
+        if begin.elapsed() >= patience {
+            return Err(Failure::Undone("not drained yet"));
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// The request, and whether its answer is to be printed as it came.
 fn request(command: &Command) -> (Request, bool) {
     match command {
         Command::Status { json } => (Request::Status, *json),
         Command::Stats { json } => (Request::Stats, *json),
+        Command::Backends { operation } => match operation {
+            Backends::List { json } => (Request::Backends, *json),
+            Backends::Add(said) => (Request::AddBackend(said.entry()), false),
+            Backends::Mod(said) => (Request::ModifyBackend(said.entry()), false),
+            Backends::Del(Server { address, port, protocol }) => {
+                (Request::DeleteBackend(Key { address: *address, port: *port, protocol: *protocol }), false)
+            }
+            Backends::Flush { address } => (Request::FlushBackends { address: *address }, false),
+        },
+        Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
+        Command::RotateSecrets => (Request::RotateSecrets, false),
         Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
     }
 }
@@ -135,6 +265,7 @@ fn text(reply: &Reply) -> String {
     match reply {
         Reply::Status(status) => show::status(status),
         Reply::Stats(stats) => show::stats(stats),
+        Reply::Backends(entries) => show::backends(entries),
         Reply::Done(message) => format!("{message}\n"),
         Reply::Error(refusal) => format!("{}\n", refusal.message),
     }
@@ -159,7 +290,26 @@ mod tests {
         assert_eq!(asked("synctl status"), Ok((Request::Status, false)));
         assert_eq!(asked("synctl stats --json --socket x"), Ok((Request::Stats, true)));
         assert_eq!(asked("synctl set log-level debug"), Ok((Request::SetLogLevel { level: LogLevel::Debug }, false)));
-        for wrong in ["synctl", "synctl set log-level loud", "synctl stat"] {
+        let entry =
+            Entry { address: "10.0.0.1".parse().unwrap(), port: 80, protocol: 6, mss: 1460, sack: false, wscale: 7 };
+        let said = "10.0.0.1 --port 80 --mss 1460 --sack off --wscale 7";
+        assert_eq!(asked(&format!("synctl backends add {said}")), Ok((Request::AddBackend(entry), false)));
+        assert_eq!(asked(&format!("synctl backends mod {said}")), Ok((Request::ModifyBackend(entry), false)));
+        assert_eq!(asked("synctl backends del 10.0.0.1 --port 80"), Ok((Request::DeleteBackend(entry.key()), false)));
+        let flush = |address| Ok((Request::FlushBackends { address }, false));
+        assert_eq!(asked("synctl backends flush"), flush(None));
+        assert_eq!(asked("synctl backends flush 10.0.0.1"), flush(Some(entry.address)));
+        assert_eq!(asked("synctl drain --wait 5"), Ok((Request::Drain { on: true }, false)));
+        assert_eq!(asked("synctl drain --off"), Ok((Request::Drain { on: false }, false)));
+        for wrong in [
+            "synctl backends add 10.0.0.1 --mss 0 --wscale 7",
+            "synctl backends add 10.0.0.1 --mss 1460 --wscale 15",
+            "synctl drain --off --wait 1",
+            "synctl backends flush somewhere",
+            "synctl",
+            "synctl set log-level loud",
+            "synctl stat",
+        ] {
             assert_eq!(asked(wrong), Err(2), "{wrong}");
         }
     }

@@ -21,7 +21,7 @@ const BATCH: u64 = 64;
 
 /// Floods a server with TCP segments from random sources that do not exist. For laboratories: the answers go to strangers.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "synflood", version)]
 struct Arguments {
     /// The interface the flood leaves by; never guessed.
     #[arg(short, long)]
@@ -70,6 +70,9 @@ struct Tally {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = papers::serve::<Arguments>() {
+        return status;
+    }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(complaint) => {
