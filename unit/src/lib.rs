@@ -2,6 +2,7 @@
 //! read like a trace; network namespaces for the whole appliance.
 
 pub mod fuzzing;
+pub mod guest;
 pub mod netns;
 pub mod oracle;
 pub mod script;

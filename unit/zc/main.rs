@@ -9,8 +9,6 @@
 //!
 //! The guest's processor is emulated, so no time taken here says how fast anything is; ratios and counters do.
 
-mod guest;
-
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -21,11 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, Image};
 use nix::sys::signal::{self, Signal};
 use nix::sys::socket;
 use nix::unistd::Pid;
-use unit::netns::{self, Namespace, Rig, program, traffic};
+use unit::guest::{self, Card, Image, Lab, row, rows, step};
+use unit::netns::{self, Rig, program, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -33,7 +31,7 @@ const MB: u64 = 1 << 20;
 const ZERO_COPY: &str = "AF_XDP, driver mode, zero copy";
 
 /// The arguments that ask for zero copy and nothing less.
-const STRICT: &str = "--xdp-mode zero-copy";
+const STRICT: &str = "--xdp-mode zero-copy xdp:lan0 xdp:wan0";
 
 /// Honest connections in a row, under the flood.
 const HONEST: u32 = 100;
@@ -51,177 +49,65 @@ const OFFERED: u32 = 200_000;
 /// How often everything is measured.
 const ROUNDS: u32 = 3;
 
-/// A guest between two hosts.
-struct Lab {
-    guest: Guest,
-    client: Namespace,
-    server: Namespace,
-}
+/// Honest clients under a flood of `kind` from sources that do not exist, and a connection that was there before.
+fn endure(lab: &Lab, kind: &str) {
+    let server = lab.server.serve(netns::SERVER_V4, 80, traffic::echo);
+    let address = server.address;
+    lab.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
+    let established = lab.client.connect(address).expect("connecting in peace");
+    let before = lab.server.counters();
+    let mut flood = lab.client.command(program("synflood"));
+    flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
+    flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", kind, "--seconds", "120", "--rate", &FLOOD.to_string()]);
+    let mut flood = flood.stdout(Stdio::piped()).spawn().expect("starting the flood");
+    thread::sleep(Duration::from_millis(300));
 
-impl Lab {
-    fn new(image: &Image, queues: usize, mtu: u32) -> Lab {
-        let (client, server) = (Namespace::new("client"), Namespace::new("server"));
-        let guest = Guest::boot(image, &client, &server, queues);
-        let ends = [
-            (&client, "c0", netns::CLIENT_MAC, netns::CLIENT_V4, netns::CLIENT_V6),
-            (&server, "s0", netns::SERVER_MAC, netns::SERVER_V4, netns::SERVER_V6),
-        ];
-        for (host, interface, mac, v4, v6) in ends {
-            host.sh(&format!(
-                "ip link set {interface} address {mac} up
-                 ip addr add {v4}/24 dev {interface}
-                 ip addr add {v6}/64 dev {interface} nodad"
-            ));
-            host.sysctl("net.ipv4.tcp_congestion_control", "reno");
-            host.sysctl("net.ipv4.tcp_no_metrics_save", "1");
-            // An emulated card is slow to take what a window of megabytes holds.
-            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 262144");
-        }
-        let mut lab = Lab { guest, client, server };
-        lab.set_mtu(mtu);
-        lab
-    }
-
-    /// Gives all four ends of the two cables this MTU.
-    fn set_mtu(&mut self, mtu: u32) {
-        for port in [Rig::LAN, Rig::WAN] {
-            self.guest.sh(&format!("ip link set {port} mtu {mtu} up"));
-        }
-        self.client.sh(&format!("ip link set c0 mtu {mtu}"));
-        self.server.sh(&format!("ip link set s0 mtu {mtu}"));
-    }
-
-    /// The four ways a connection can run: who calls whom, over what.
-    fn ways(&self) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
-        [
-            ("from the WAN, IPv4", &self.client, &self.server, netns::SERVER_V4),
-            ("from the WAN, IPv6", &self.client, &self.server, netns::SERVER_V6),
-            ("from the LAN, IPv4", &self.server, &self.client, netns::CLIENT_V4),
-            ("from the LAN, IPv6", &self.server, &self.client, netns::CLIENT_V6),
-        ]
-    }
-
-    /// `count` connections at once every way, `bytes` up and as many down in each, every byte looked at, both kernels
-    /// asked. Returns how each way went.
-    fn exchange(&self, count: usize, bytes: u64) -> Vec<(String, String)> {
-        let ways = self.ways().into_iter();
-        ways.map(|(way, caller, called, ip)| {
-            let server = called.serve(ip, 0, traffic::exchanged);
-            let took = netns::judge([&self.client, &self.server], [0, 0], || {
-                let begin = Instant::now();
-                let connect = |_| traffic::connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
-                let streams: Vec<TcpStream> = caller.run(|| (0..count).map(connect).collect());
-                thread::scope(|scope| {
-                    for stream in &streams {
-                        scope.spawn(move || {
-                            traffic::exchange(stream, bytes, bytes).unwrap_or_else(|e| panic!("{way}: {e}"));
-                        });
-                    }
-                });
-                begin.elapsed()
-            });
-            let all = 2 * bytes * count as u64;
-            let what = format!("{count} x {} KiB up and down, {way}", bytes >> 10);
-            (what, format!("every byte as sent, {:.0} Mbit/s", traffic::megabits(all, took)))
-        })
-        .collect()
-    }
-
-    fn ping(&self) {
-        for (host, address) in [
-            (&self.client, netns::SERVER_V4),
-            (&self.client, netns::SERVER_V6),
-            (&self.server, netns::CLIENT_V4),
-            (&self.server, netns::CLIENT_V6),
-        ] {
-            let said = host.sh(&format!("ping -n -q -c 30 -i 0.05 -W 2 {address}"));
-            let told = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
-            assert!(told.contains(" 30 received"), "ping {address}: {said}");
-            row(&format!("ping {address}"), told.rsplit_once(',').map_or(told, |(told, _)| told));
-        }
-    }
-
-    /// Honest clients under a flood of `kind` from sources that do not exist, and a connection that was there before.
-    fn endure(&self, kind: &str) {
-        let server = self.server.serve(netns::SERVER_V4, 80, traffic::echo);
-        let address = server.address;
-        self.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
-        let established = self.client.connect(address).expect("connecting in peace");
-        let before = self.server.counters();
-        let mut flood = self.client.command(program("synflood"));
-        flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-        flood.args([
-            "--from-mac",
-            "02:00:00:00:00:66",
-            "--kind",
-            kind,
-            "--seconds",
-            "120",
-            "--rate",
-            &FLOOD.to_string(),
-        ]);
-        let mut flood = flood.stdout(Stdio::piped()).spawn().expect("starting the flood");
-        thread::sleep(Duration::from_millis(300));
-
-        let over = AtomicBool::new(false);
-        let (mut times, moved) = thread::scope(|scope| {
-            let going_on = scope.spawn(|| {
-                let mut stream = &established;
-                let (question, mut answer, mut moved) = ([7; 1000], [0; 1000], 0);
-                while !over.load(Ordering::Relaxed) {
-                    stream.write_all(&question).expect("the established connection, sending");
-                    stream.read_exact(&mut answer).expect("the established connection, receiving");
-                    moved += answer.len();
-                }
-                moved
-            });
-            let times: Vec<Duration> = self.client.run(|| {
-                (0..HONEST)
-                    .map(|number| {
-                        // Spread over more than a second of flood.
-                        thread::sleep(Duration::from_millis(10));
-                        let start = Instant::now();
-                        let mut stream = traffic::connect(address).unwrap_or_else(|e| panic!("client {number}: {e}"));
-                        stream.write_all(&number.to_be_bytes()).expect("asking");
-                        let mut answer = [0; 4];
-                        stream.read_exact(&mut answer).unwrap_or_else(|e| panic!("client {number}: {e}"));
-                        assert_eq!(answer, number.to_be_bytes());
-                        start.elapsed()
-                    })
-                    .collect()
-            });
-            over.store(true, Ordering::Relaxed);
-            (times, going_on.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    let over = AtomicBool::new(false);
+    let (mut times, moved) = thread::scope(|scope| {
+        let going_on = scope.spawn(|| {
+            let mut stream = &established;
+            let (question, mut answer, mut moved) = ([7; 1000], [0; 1000], 0);
+            while !over.load(Ordering::Relaxed) {
+                stream.write_all(&question).expect("the established connection, sending");
+                stream.read_exact(&mut answer).expect("the established connection, receiving");
+                moved += answer.len();
+            }
+            moved
         });
-        signal::kill(Pid::from_raw(flood.id() as i32), Signal::SIGTERM).expect("the flood outlasts the honest");
-        let mut said = String::new();
-        flood.stdout.take().expect("piped").read_to_string(&mut said).expect("reading what the flood achieved");
-        flood.wait().expect("waiting for the flood");
-        times.sort();
-        let again = times.iter().filter(|time| **time >= Duration::from_secs(1)).count();
-        row(&format!("{kind} flood"), said.trim());
-        row(
-            &format!("{HONEST} honest clients meanwhile"),
-            &format!("all connected, {again} had to ask twice, median {:.1?}", times[times.len() / 2]),
-        );
-        row("one established connection meanwhile", &format!("{moved} bytes there and back"));
-        let opened = self.server.counters().since(&before).get("TcpPassiveOpens");
-        // The one that was there before may have reached it only since.
-        assert!(opened <= i64::from(HONEST) + 1, "the flood reached the server: {opened} connections");
-        assert!(moved > 20_000, "the established connection moved only {moved} bytes");
-    }
-}
-
-fn step(what: &str) {
-    println!("\n{what}");
-}
-
-fn row(what: &str, came: &str) {
-    println!("  {what:<52} {came}");
-}
-
-fn rows(rows: Vec<(String, String)>) {
-    rows.iter().for_each(|(what, came)| row(what, came));
+        let times: Vec<Duration> = lab.client.run(|| {
+            (0..HONEST)
+                .map(|number| {
+                    // Spread over more than a second of flood.
+                    thread::sleep(Duration::from_millis(10));
+                    let start = Instant::now();
+                    let mut stream = traffic::connect(address).unwrap_or_else(|e| panic!("client {number}: {e}"));
+                    stream.write_all(&number.to_be_bytes()).expect("asking");
+                    let mut answer = [0; 4];
+                    stream.read_exact(&mut answer).unwrap_or_else(|e| panic!("client {number}: {e}"));
+                    assert_eq!(answer, number.to_be_bytes());
+                    start.elapsed()
+                })
+                .collect()
+        });
+        over.store(true, Ordering::Relaxed);
+        (times, going_on.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    signal::kill(Pid::from_raw(flood.id() as i32), Signal::SIGTERM).expect("the flood outlasts the honest");
+    let mut said = String::new();
+    flood.stdout.take().expect("piped").read_to_string(&mut said).expect("reading what the flood achieved");
+    flood.wait().expect("waiting for the flood");
+    times.sort();
+    let again = times.iter().filter(|time| **time >= Duration::from_secs(1)).count();
+    row(&format!("{kind} flood"), said.trim());
+    row(
+        &format!("{HONEST} honest clients meanwhile"),
+        &format!("all connected, {again} had to ask twice, median {:.1?}", times[times.len() / 2]),
+    );
+    row("one established connection meanwhile", &format!("{moved} bytes there and back"));
+    let opened = lab.server.counters().since(&before).get("TcpPassiveOpens");
+    // The one that was there before may have reached it only since.
+    assert!(opened <= i64::from(HONEST) + 1, "the flood reached the server: {opened} connections");
+    assert!(moved > 20_000, "the established connection moved only {moved} bytes");
 }
 
 /// Asserts that both ports work as they should, and shows what was said of them.
@@ -246,7 +132,7 @@ fn one_queue(image: &Image) {
         rows(lab.exchange(1, 8 * MB));
         rows(lab.exchange(32, MB / 8));
         for kind in ["syn", "ack"] {
-            lab.endure(kind);
+            endure(&lab, kind);
         }
         let log = lab.guest.stop();
         print_losses(&log);
@@ -257,7 +143,7 @@ fn one_queue(image: &Image) {
         lab.guest.start(&format!("{STRICT} --poll {poll}"), netns::CACHE_ON);
         lab.ping();
         rows(lab.exchange(1, 4 * MB));
-        lab.endure("syn");
+        endure(&lab, "syn");
         print_losses(&lab.guest.stop());
     }
 
@@ -293,7 +179,7 @@ fn two_queues(image: &Image) {
     lab.ping();
     rows(lab.exchange(1, 4 * MB));
     rows(lab.exchange(32, MB / 8));
-    lab.endure("syn");
+    endure(&lab, "syn");
     for port in [Rig::LAN, Rig::WAN] {
         let said = lab.guest.sh(&format!("ethtool -S {port}"));
         let frames = |queue: usize| {
@@ -318,7 +204,7 @@ fn large_frames(image: &Image) {
     print_losses(&lab.guest.stop());
     lab.set_mtu(9000);
     step("An MTU of 9000: this driver has no zero copy for frames in several buffers, and the next best way is taken");
-    let log = lab.guest.start("", netns::CACHE_ON);
+    let log = lab.guest.start("xdp:lan0 xdp:wan0", netns::CACHE_ON);
     let why = log.lines().filter(|line| line.contains("no zero copy") || line.contains("AF_XDP"));
     why.for_each(|line| row("the log says", line.split_once("INFO").map_or(line, |(_, told)| told.trim())));
     rows(lab.exchange(1, 4 * MB));
@@ -473,7 +359,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
-    let image = Image { kernel: &kernel, initramfs: &initramfs };
+    let image = Image { kernel: &kernel, initramfs: &initramfs, card: Card::Virtio };
     ctrlc::set_handler(|| {
         guest::abandon();
         std::process::exit(130);

@@ -1,8 +1,9 @@
-//! The guest: a machine emulated by QEMU whose two virtio cards end in taps of the client's and the server's namespace.
+//! The guest: a machine emulated by QEMU whose two cards end in taps of the client's and the server's namespace.
 //! It obeys shell lines on a port of its own; what its kernel says goes to a file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, Command, Stdio};
@@ -11,14 +12,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::netns::{self, Namespace, Rig, traffic};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use unit::netns::{self, Namespace, Rig};
 
 /// How long the guest may take to start.
 const BOOT: Duration = Duration::from_secs(90);
 
 /// How long any one shell line may take in it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What ends the answer to a line, before its exit status.
 const END: &str = "@@ ";
@@ -46,9 +47,21 @@ pub struct Image<'a> {
     pub kernel: &'a Path,
     /// Everything else: a shell, the driver, the program.
     pub initramfs: &'a Path,
+    /// What its network cards are.
+    pub card: Card,
+}
+
+/// The network cards of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Card {
+    /// virtio, with as many queues as one likes, whose driver can do AF_XDP without copies.
+    Virtio,
+    /// Intel's 82540EM, with one queue, whose driver netmap can patch.
+    E1000,
 }
 
 /// A running guest; ended when dropped, and then, after a panic, its console is printed.
+#[derive(Debug)]
 pub struct Guest {
     qemu: Child,
     line: ChildStdin,
@@ -72,7 +85,7 @@ impl Guest {
         let mut command = Command::new("setpriv");
         command.stderr(File::create(&complaints).expect("a file of one's own"));
         command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
-        command.args(["-display", "none", "-no-reboot", "-machine", "q35", "-m", "768", "-smp", "2"]);
+        command.args(["-display", "none", "-no-reboot", "-machine", "q35", "-m", "1280", "-smp", "2"]);
         // An x86 kernel on a machine that is itself a guest may not get hardware virtualisation that works.
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         command.arg("-kernel").arg(image.kernel).arg("-initrd").arg(image.initramfs);
@@ -86,12 +99,15 @@ impl Guest {
             let numbers: Vec<String> = opened.iter().map(|tap| tap.as_raw_fd().to_string()).collect();
             let key = if queues > 1 { "fds" } else { "fd" };
             command.arg("-netdev").arg(format!("tap,id={port},{key}={},vhost=off", numbers.join(":")));
-            // The driver lends out its memory only where the device goes through the platform's DMA.
             let several = if queues > 1 { format!(",mq=on,rss=on,vectors={}", 2 * queues + 2) } else { String::new() };
-            command.arg("-device").arg(format!(
-                "virtio-net-pci,netdev={port},mac=02:00:00:00:00:{last},iommu_platform=on,disable-legacy=on,\
-                 host_mtu=9000{several}"
-            ));
+            let card = match image.card {
+                // The driver lends out its memory only where the device goes through the platform's DMA.
+                Card::Virtio => {
+                    format!("virtio-net-pci,iommu_platform=on,disable-legacy=on,host_mtu=9000{several}")
+                }
+                Card::E1000 => "e1000".to_owned(),
+            };
+            command.arg("-device").arg(format!("{card},netdev={port},mac=02:00:00:00:00:{last}"));
             taps.extend(opened);
         }
         let mut qemu = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starting QEMU");
@@ -129,10 +145,18 @@ impl Guest {
     /// # Panics
     /// If it does not end.
     pub fn run(&mut self, line: &str) -> (i32, String) {
+        self.run_for(line, PATIENCE)
+    }
+
+    /// As [`Guest::run`], with as much time as `patience`.
+    ///
+    /// # Panics
+    /// If it does not end by then.
+    pub fn run_for(&mut self, line: &str, patience: Duration) -> (i32, String) {
         writeln!(self.line, "{{ {line}\n}} </dev/null 2>&1; echo \"{END}$?\"").expect("QEMU listens");
         let (begin, mut said) = (Instant::now(), String::new());
         loop {
-            let left = PATIENCE.saturating_sub(begin.elapsed());
+            let left = patience.saturating_sub(begin.elapsed());
             let answer = self.answers.recv_timeout(left).unwrap_or_else(|_| panic!("`{line}` does not end:\n{said}"));
             // A program may leave its last line open.
             if let Some((rest, status)) = answer.split_once(END) {
@@ -154,16 +178,15 @@ impl Guest {
         said
     }
 
-    /// Starts the proxy with these arguments before its interfaces and these entries of its configuration, and returns
+    /// Starts the proxy with these arguments, its two ports among them, and these entries of its configuration, and returns
     /// what it has said when frames flow.
     ///
     /// # Panics
     /// If it does not become ready; the message has all it said.
     pub fn start(&mut self, arguments: &str, config: &str) -> String {
         self.sh(&format!("printf '%s\\n' 'synproxyconf = {{ {config} }};' >/tmp/conf"));
-        let (lan, wan) = (Rig::LAN, Rig::WAN);
         let (status, said) = self.run(&format!(
-            ": >/tmp/log; synproxy --config /tmp/conf {arguments} xdp:{lan} xdp:{wan} >/tmp/log 2>&1 & pid=$!; n=0
+            ": >/tmp/log; synproxy --config /tmp/conf {arguments} >/tmp/log 2>&1 & pid=$!; n=0
              until grep -q ^ready /tmp/log; do
                  n=$((n + 1)); [ $n -lt 300 ] && kill -0 $pid || break; sleep 0.1
              done
@@ -218,6 +241,130 @@ impl Drop for Guest {
             let _ = fs::remove_file(file);
         }
     }
+}
+
+/// A guest between two hosts.
+#[derive(Debug)]
+pub struct Lab {
+    /// The guest.
+    pub guest: Guest,
+    /// Where the clients live, at the guest's WAN port.
+    pub client: Namespace,
+    /// Where the servers live, at its LAN port.
+    pub server: Namespace,
+}
+
+impl Lab {
+    /// Boots a guest whose ports have so many queues, over cables of this MTU.
+    ///
+    /// # Panics
+    /// As [`Guest::boot`].
+    pub fn new(image: &Image, queues: usize, mtu: u32) -> Lab {
+        let (client, server) = (Namespace::new("client"), Namespace::new("server"));
+        let guest = Guest::boot(image, &client, &server, queues);
+        let ends = [
+            (&client, "c0", netns::CLIENT_MAC, netns::CLIENT_V4, netns::CLIENT_V6),
+            (&server, "s0", netns::SERVER_MAC, netns::SERVER_V4, netns::SERVER_V6),
+        ];
+        for (host, interface, mac, v4, v6) in ends {
+            host.sh(&format!(
+                "ip link set {interface} address {mac} up
+                 ip addr add {v4}/24 dev {interface}
+                 ip addr add {v6}/64 dev {interface} nodad"
+            ));
+            host.sysctl("net.ipv4.tcp_congestion_control", "reno");
+            host.sysctl("net.ipv4.tcp_no_metrics_save", "1");
+            // An emulated card is slow to take what a window of megabytes holds.
+            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 262144");
+        }
+        let mut lab = Lab { guest, client, server };
+        lab.set_mtu(mtu);
+        lab
+    }
+
+    /// Gives all four ends of the two cables this MTU.
+    ///
+    /// # Panics
+    /// If they cannot have it.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        for port in [Rig::LAN, Rig::WAN] {
+            self.guest.sh(&format!("ip link set {port} mtu {mtu} up"));
+        }
+        self.client.sh(&format!("ip link set c0 mtu {mtu}"));
+        self.server.sh(&format!("ip link set s0 mtu {mtu}"));
+    }
+
+    /// The four ways a connection can run: who calls whom, over what.
+    fn ways(&self) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
+        [
+            ("from the WAN, IPv4", &self.client, &self.server, netns::SERVER_V4),
+            ("from the WAN, IPv6", &self.client, &self.server, netns::SERVER_V6),
+            ("from the LAN, IPv4", &self.server, &self.client, netns::CLIENT_V4),
+            ("from the LAN, IPv6", &self.server, &self.client, netns::CLIENT_V6),
+        ]
+    }
+
+    /// `count` connections at once every way, `bytes` up and as many down in each, every byte looked at, both kernels
+    /// asked. Returns how each way went.
+    ///
+    /// # Panics
+    /// If a connection or a kernel complains.
+    pub fn exchange(&self, count: usize, bytes: u64) -> Vec<(String, String)> {
+        let ways = self.ways().into_iter();
+        ways.map(|(way, caller, called, ip)| {
+            let server = called.serve(ip, 0, traffic::exchanged);
+            let took = netns::judge([&self.client, &self.server], [0, 0], || {
+                let begin = Instant::now();
+                let connect = |_| traffic::connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
+                let streams: Vec<TcpStream> = caller.run(|| (0..count).map(connect).collect());
+                thread::scope(|scope| {
+                    for stream in &streams {
+                        scope.spawn(move || {
+                            traffic::exchange(stream, bytes, bytes).unwrap_or_else(|e| panic!("{way}: {e}"));
+                        });
+                    }
+                });
+                begin.elapsed()
+            });
+            let all = 2 * bytes * count as u64;
+            let what = format!("{count} x {} KiB up and down, {way}", bytes >> 10);
+            (what, format!("every byte as sent, {:.0} Mbit/s", traffic::megabits(all, took)))
+        })
+        .collect()
+    }
+
+    /// Thirty pings every way, all answered.
+    ///
+    /// # Panics
+    /// If one is not.
+    pub fn ping(&self) {
+        for (host, address) in [
+            (&self.client, netns::SERVER_V4),
+            (&self.client, netns::SERVER_V6),
+            (&self.server, netns::CLIENT_V4),
+            (&self.server, netns::CLIENT_V6),
+        ] {
+            let said = host.sh(&format!("ping -n -q -c 30 -i 0.05 -W 2 {address}"));
+            let told = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
+            assert!(told.contains(" 30 received"), "ping {address}: {said}");
+            row(&format!("ping {address}"), told.rsplit_once(',').map_or(told, |(told, _)| told));
+        }
+    }
+}
+
+/// Says what is tried next.
+pub fn step(what: &str) {
+    println!("\n{what}");
+}
+
+/// Says what came of something.
+pub fn row(what: &str, came: &str) {
+    println!("  {what:<52} {came}");
+}
+
+/// Says what came of several things.
+pub fn rows(rows: Vec<(String, String)>) {
+    rows.iter().for_each(|(what, came)| row(what, came));
 }
 
 /// A tap in `host`, or one more queue of it; it is gone when nobody has it open any more.
