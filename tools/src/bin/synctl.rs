@@ -1,6 +1,6 @@
 //! `synctl`: the operator's hand at a running box. Asks over the control socket, and prints the answer for people, or as JSON for programs.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use control::{Client, Complaint, Entry, Key, LogLevel, Reply, Request};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
@@ -113,7 +113,7 @@ struct Said {
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     mss: u16,
     /// Whether SACK is announced
-    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch)]
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = ArgAction::Set)]
     sack: bool,
     /// The window scale announced
     #[arg(long, value_parser = clap::value_parser!(u8).range(..=14))]
