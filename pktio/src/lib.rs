@@ -12,7 +12,7 @@
 //! | `pcap` | a capture file in, a capture file out |
 //! | [`memory`] | both ends in memory, for tests |
 //!
-//! [`impair`] and [`capture`] wrap any port. This is the only crate with `unsafe`: every block says why it holds.
+//! [`impair`] wraps any port; [`capture`] copies frames aside into a file. This is the only crate with `unsafe`: every block says why it holds.
 
 pub mod capture;
 pub mod frame;

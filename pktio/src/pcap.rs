@@ -18,7 +18,7 @@ use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption
 use pcap_file::pcapng::{PcapNgParser, blocks};
 use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 
-use crate::frame::{Batch, Pool};
+use crate::frame::{Batch, Frame, Pool};
 use crate::memory::{MAX_FRAME, Refused, gather};
 use crate::port::{Capabilities, Port, PortStatistics};
 
@@ -44,7 +44,7 @@ pub enum PcapFileError {
         what: String,
     },
     /// The text behind `pcap:` does not say which files.
-    #[error("`{0}` names no capture file; write FILE, in=FILE, out=FILE or in=FILE:out=FILE")]
+    #[error("`{0}` names no capture file; write FILE, or in=FILE, out=FILE or outng=FILE with colons between them")]
     Syntax(String),
 }
 
@@ -57,6 +57,10 @@ pub struct Record {
     pub bytes: Vec<u8>,
     /// How long it was on the wire, in bytes; more than `bytes` holds when the capture cut it.
     pub original_len: u32,
+    /// The interface it was captured at, as an index; 0 in a pcap, which has but one.
+    pub interface: u32,
+    /// Which way it went, where the file says so.
+    pub direction: Option<Direction>,
 }
 
 /// Reads the frames of a pcap or pcapng file, one after the other.
@@ -134,6 +138,7 @@ impl PcapReader {
                     let fraction = Duration::from_nanos(u64::from(raw.ts_frac) * scale);
                     record.time = Duration::from_secs(raw.ts_sec.into()) + fraction;
                     record.original_len = raw.orig_len;
+                    (record.interface, record.direction) = (0, None);
                     record.bytes.clear();
                     record.bytes.extend_from_slice(&raw.data);
                     Ok((bytes.len() - rest.len(), true))
@@ -163,6 +168,17 @@ impl PcapReader {
     /// Frames passed over because their interface is not Ethernet.
     pub fn skipped(&self) -> u64 {
         self.skipped
+    }
+
+    /// The name of an interface, as the file has it; empty when it has none.
+    pub fn interface_name(&self, index: u32) -> &str {
+        let Format::PcapNg(parser) = &self.format else { return "" };
+        let Some(interface) = parser.interfaces().get(index as usize) else { return "" };
+        let names = interface.options.iter().filter_map(|option| match option {
+            InterfaceDescriptionOption::IfName(name) => Some(name.as_ref()),
+            _ => None,
+        });
+        names.last().unwrap_or_default()
     }
 }
 
@@ -196,6 +212,8 @@ fn read_packet(parser: &PcapNgParser, kind: u32, body: &[u8], record: &mut Recor
     }
     record.original_len = if simple { word(0)? } else { word(16)? };
     record.time = Duration::ZERO;
+    record.interface = index;
+    record.direction = None;
     if !simple {
         let (mut resolution, mut offset) = (6, 0);
         for option in &interface.options {
@@ -206,10 +224,35 @@ fn read_packet(parser: &PcapNgParser, kind: u32, body: &[u8], record: &mut Recor
             }
         }
         record.time = time_of(u64::from(word(4)?) << 32 | u64::from(word(8)?), resolution, offset);
+        let options = (at + captured as usize).next_multiple_of(4);
+        record.direction = direction_of(body.get(options..).unwrap_or_default(), little);
     }
     record.bytes.clear();
     record.bytes.extend_from_slice(data);
     Ok(true)
+}
+
+/// Which way the options of a packet block say it went. Options that make no sense say nothing.
+fn direction_of(mut options: &[u8], little: bool) -> Option<Direction> {
+    let half = |bytes: [u8; 2]| if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) };
+    while let Some((&[a, b, c, d], rest)) = options.split_first_chunk() {
+        let (code, length) = (half([a, b]), usize::from(half([c, d])));
+        let value = rest.get(..length)?;
+        if code == OPT_END {
+            return None;
+        }
+        if code == EPB_FLAGS {
+            let flags = *value.first_chunk()?;
+            let flags = if little { u32::from_le_bytes(flags) } else { u32::from_be_bytes(flags) };
+            return match flags & 3 {
+                1 => Some(Direction::Inbound),
+                2 => Some(Direction::Outbound),
+                _ => None,
+            };
+        }
+        options = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// The time of a pcapng stamp of `ticks`. A resolution finer than 64 bits can count is of no use: such a time is the offset.
@@ -313,6 +356,164 @@ pub enum Direction {
     Outbound,
 }
 
+/// Codes of pcapng options (draft-ietf-opsawg-pcapng, sections 3.5, 4.2, 4.3 and 4.6).
+const OPT_END: u16 = 0;
+const OPT_COMMENT: u16 = 1;
+const IF_NAME: u16 = 2;
+const IF_DESCRIPTION: u16 = 3;
+const IF_TSRESOL: u16 = 9;
+const EPB_FLAGS: u16 = 2;
+const EPB_QUEUE: u16 = 6;
+const ISB_IFRECV: u16 = 4;
+const ISB_IFDROP: u16 = 5;
+
+/// What a file says of an interface.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct InterfaceDescription {
+    /// Its name.
+    pub name: String,
+    /// What it is; nothing is written if this is empty.
+    pub description: String,
+    /// Bytes kept of each frame; 0 is all.
+    pub snap_len: u32,
+}
+
+impl From<&str> for InterfaceDescription {
+    fn from(name: &str) -> Self {
+        InterfaceDescription { name: name.to_owned(), ..InterfaceDescription::default() }
+    }
+}
+
+/// What a file says of a frame, beside its bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Label<'a> {
+    /// The index of its interface.
+    pub interface: u32,
+    /// When it was seen, since 1970 in UTC.
+    pub time: Duration,
+    /// Which way it went.
+    pub direction: Option<Direction>,
+    /// Which queue of the interface it came by.
+    pub queue: Option<u32>,
+    /// What there is to say; nothing is written if this is empty.
+    pub comment: &'a str,
+}
+
+/// The most bytes a frame's block takes beside the frame, with a comment of [`MAX_COMMENT`] bytes.
+pub(crate) const FRAME_OVERHEAD: usize = 28 + 8 + 8 + (4 + MAX_COMMENT) + 4 + 4 + 3;
+
+/// The longest comment, in bytes; the rest is cut off.
+pub const MAX_COMMENT: usize = 256;
+
+/// The length of the block that [`put_statistics`] writes, in bytes.
+pub(crate) const STATISTICS_LEN: usize = 20 + 12 + 12 + 4 + 4;
+
+/// Appends the beginning of a file.
+pub(crate) fn put_header(out: &mut Vec<u8>, interfaces: &[InterfaceDescription]) {
+    block(out, blocks::SECTION_HEADER_BLOCK, |out| {
+        // The magic of the byte order, version 1.0, and a section of unknown length.
+        out.extend(0x1a2b_3c4d_u32.to_le_bytes());
+        out.extend([1, 0, 0, 0]);
+        out.extend([0xff; 8]);
+    });
+    for interface in interfaces {
+        block(out, blocks::INTERFACE_DESCRIPTION_BLOCK, |out| {
+            // Link type Ethernet.
+            out.extend([1, 0, 0, 0]);
+            out.extend(interface.snap_len.to_le_bytes());
+            for (code, text) in [(IF_NAME, &interface.name), (IF_DESCRIPTION, &interface.description)] {
+                if code == IF_NAME || !text.is_empty() {
+                    option(out, code, cut(text, MAX_COMMENT).as_bytes());
+                }
+            }
+            // Nanoseconds.
+            option(out, IF_TSRESOL, &[9]);
+            option(out, OPT_END, &[]);
+        });
+    }
+}
+
+/// Appends the block of a frame of `original_len` bytes, of which `parts` hold all or the beginning.
+pub(crate) fn put_frame<'a>(
+    out: &mut Vec<u8>,
+    label: &Label<'_>,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    original_len: usize,
+) {
+    block(out, blocks::ENHANCED_PACKET_BLOCK, |out| {
+        out.extend_from_slice(&label.interface.to_le_bytes());
+        // 64 bits of nanoseconds last until the year 2554.
+        let ticks = u64::try_from(label.time.as_nanos()).unwrap_or(u64::MAX);
+        out.extend_from_slice(&((ticks >> 32) as u32).to_le_bytes());
+        out.extend_from_slice(&(ticks as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&u32::try_from(original_len).unwrap_or(u32::MAX).to_le_bytes());
+        let from = out.len();
+        parts.into_iter().for_each(|part| out.extend_from_slice(part));
+        let captured = out.len() - from;
+        out[from - 8..from - 4].copy_from_slice(&(captured as u32).to_le_bytes());
+        pad(out, captured);
+        let has_options = label.direction.is_some() || label.queue.is_some() || !label.comment.is_empty();
+        if !label.comment.is_empty() {
+            option(out, OPT_COMMENT, cut(label.comment, MAX_COMMENT).as_bytes());
+        }
+        if let Some(direction) = label.direction {
+            let flags: u32 = match direction {
+                Direction::Inbound => 1,
+                Direction::Outbound => 2,
+            };
+            option(out, EPB_FLAGS, &flags.to_le_bytes());
+        }
+        if let Some(queue) = label.queue {
+            option(out, EPB_QUEUE, &queue.to_le_bytes());
+        }
+        if has_options {
+            option(out, OPT_END, &[]);
+        }
+    });
+}
+
+/// Appends the statistics of an interface: frames that were there to be captured, and those of them that were missed.
+pub(crate) fn put_statistics(out: &mut Vec<u8>, interface: u32, time: Duration, received: u64, dropped: u64) {
+    block(out, blocks::INTERFACE_STATISTIC_BLOCK, |out| {
+        let ticks = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        out.extend(interface.to_le_bytes());
+        out.extend(((ticks >> 32) as u32).to_le_bytes());
+        out.extend((ticks as u32).to_le_bytes());
+        option(out, ISB_IFRECV, &received.to_le_bytes());
+        option(out, ISB_IFDROP, &dropped.to_le_bytes());
+        option(out, OPT_END, &[]);
+    });
+}
+
+/// Appends a block around what `body` appends.
+fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    let begin = out.len();
+    out.extend_from_slice(&kind.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    let length = ((out.len() - begin + 4) as u32).to_le_bytes();
+    out[begin + 4..begin + 8].copy_from_slice(&length);
+    out.extend_from_slice(&length);
+}
+
+fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
+    out.extend_from_slice(&code.to_le_bytes());
+    out.extend_from_slice(&(value.len() as u16).to_le_bytes());
+    out.extend_from_slice(value);
+    pad(out, value.len());
+}
+
+/// Pads what is `len` bytes long to a multiple of four.
+fn pad(out: &mut Vec<u8>, len: usize) {
+    out.resize(out.len() + len.next_multiple_of(4) - len, 0);
+}
+
+/// As much of a text as fits.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
 /// Writes frames as pcapng, little-endian, with times in nanoseconds.
 pub struct PcapNgWriter<W: Write> {
     output: W,
@@ -322,41 +523,16 @@ pub struct PcapNgWriter<W: Write> {
 }
 
 impl<W: Write> PcapNgWriter<W> {
-    /// Begins a file with one Ethernet interface for each name; frames are written by the index of theirs.
+    /// Begins a file with these Ethernet interfaces; frames are written by the index of theirs.
     ///
     /// # Errors
     ///
     /// Those of `output`.
-    pub fn new(output: W, interfaces: &[&str]) -> io::Result<PcapNgWriter<W>> {
-        let mut writer = PcapNgWriter::headless(output);
-        writer.begin(blocks::SECTION_HEADER_BLOCK);
-        // The magic of the byte order, version 1.0, and a section of unknown length.
-        writer.put(&0x1a2b_3c4d_u32.to_le_bytes());
-        writer.put(&[1, 0, 0, 0]);
-        writer.put(&[0xff; 8]);
-        writer.end()?;
-        for name in interfaces {
-            writer.begin(blocks::INTERFACE_DESCRIPTION_BLOCK);
-            // Link type Ethernet, and no snap length.
-            writer.put(&[1, 0, 0, 0, 0, 0, 0, 0]);
-            // No interface has a name near the limit of an option.
-            let name = &name.as_bytes()[..name.len().min(255)];
-            writer.option(2, name);
-            writer.option(9, &[9]);
-            writer.option(0, &[]);
-            writer.end()?;
-        }
+    pub fn new(output: W, interfaces: &[InterfaceDescription]) -> io::Result<PcapNgWriter<W>> {
+        let mut writer = PcapNgWriter { output, block: Vec::new(), written: 0 };
+        put_header(&mut writer.block, interfaces);
+        writer.put()?;
         Ok(writer)
-    }
-
-    /// Goes on with a file whose header was written before, or elsewhere.
-    pub(crate) fn headless(output: W) -> PcapNgWriter<W> {
-        PcapNgWriter { output, block: Vec::new(), written: 0 }
-    }
-
-    /// The output, to be looked after: whole blocks are appended to it.
-    pub(crate) fn output(&mut self) -> &mut W {
-        &mut self.output
     }
 
     /// Writes a frame of `original_len` bytes, of which `parts` hold all or the beginning.
@@ -366,34 +542,12 @@ impl<W: Write> PcapNgWriter<W> {
     /// Those of the output. The file is whole up to the last frame that was written without one.
     pub fn write<'a>(
         &mut self,
-        interface: u32,
-        time: Duration,
-        direction: Option<Direction>,
+        label: &Label<'_>,
         parts: impl IntoIterator<Item = &'a [u8]>,
         original_len: usize,
     ) -> io::Result<()> {
-        self.begin(blocks::ENHANCED_PACKET_BLOCK);
-        self.put(&interface.to_le_bytes());
-        // 64 bits of nanoseconds last until the year 2554.
-        let ticks = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.put(&((ticks >> 32) as u32).to_le_bytes());
-        self.put(&(ticks as u32).to_le_bytes());
-        self.put(&[0; 4]);
-        self.put(&u32::try_from(original_len).unwrap_or(u32::MAX).to_le_bytes());
-        let from = self.block.len();
-        parts.into_iter().for_each(|part| self.put(part));
-        let captured = (self.block.len() - from) as u32;
-        self.block[from - 8..from - 4].copy_from_slice(&captured.to_le_bytes());
-        self.pad();
-        if let Some(direction) = direction {
-            let flags: u32 = match direction {
-                Direction::Inbound => 1,
-                Direction::Outbound => 2,
-            };
-            self.option(2, &flags.to_le_bytes());
-            self.option(0, &[]);
-        }
-        self.end()
+        put_frame(&mut self.block, label, parts, original_len);
+        self.put()
     }
 
     /// Bytes written so far.
@@ -415,34 +569,72 @@ impl<W: Write> PcapNgWriter<W> {
         &self.output
     }
 
-    fn begin(&mut self, kind: u32) {
+    fn put(&mut self) -> io::Result<()> {
+        let written = self.output.write_all(&self.block);
+        self.written += self.block.len() as u64;
         self.block.clear();
-        self.put(&kind.to_le_bytes());
-        self.put(&[0; 4]);
+        written
+    }
+}
+
+/// Writes frames as pcap with times in nanoseconds.
+struct PcapWriter<W: Write>(W);
+
+impl<W: Write> PcapWriter<W> {
+    fn new(mut output: W) -> io::Result<PcapWriter<W>> {
+        let mut header = Vec::with_capacity(24);
+        header.extend(0xa1b2_3c4d_u32.to_le_bytes());
+        // Version 2.4, times in UTC, no snap length worth the name, Ethernet.
+        header.extend([2, 0, 4, 0]);
+        header.extend([0; 8]);
+        header.extend(262_144_u32.to_le_bytes());
+        header.extend(1_u32.to_le_bytes());
+        output.write_all(&header)?;
+        Ok(PcapWriter(output))
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        self.block.extend_from_slice(bytes);
+    fn write(&mut self, time: Duration, frame: &Frame) -> io::Result<()> {
+        let length = frame.total() as u32;
+        // 32 bits of seconds last until the year 2106.
+        for value in [time.as_secs() as u32, time.subsec_nanos(), length, length] {
+            self.0.write_all(&value.to_le_bytes())?;
+        }
+        frame.segments().try_for_each(|segment| self.0.write_all(segment))
+    }
+}
+
+/// Where a port writes to: `out=` is a pcap, as it is elsewhere, and `outng=` a pcapng.
+enum Output {
+    Pcap(PcapWriter<BufWriter<File>>),
+    PcapNg(PcapNgWriter<BufWriter<File>>),
+}
+
+impl Output {
+    fn create(spec: &Spec<'_>) -> io::Result<Option<Output>> {
+        let Some(path) = spec.output else { return Ok(None) };
+        let file = BufWriter::new(File::create(path)?);
+        Ok(Some(if spec.is_ng {
+            Output::PcapNg(PcapNgWriter::new(file, &[spec.output_name.unwrap_or("transmitted").into()])?)
+        } else {
+            Output::Pcap(PcapWriter::new(file)?)
+        }))
     }
 
-    fn option(&mut self, code: u16, value: &[u8]) {
-        self.put(&code.to_le_bytes());
-        self.put(&(value.len() as u16).to_le_bytes());
-        self.put(value);
-        self.pad();
+    fn write(&mut self, time: Duration, frame: &Frame) -> io::Result<()> {
+        match self {
+            Output::Pcap(writer) => writer.write(time, frame),
+            Output::PcapNg(writer) => {
+                let label = Label { time, direction: Some(Direction::Outbound), ..Label::default() };
+                writer.write(&label, frame.segments(), frame.total())
+            }
+        }
     }
 
-    fn pad(&mut self) {
-        self.block.resize(self.block.len().next_multiple_of(4), 0);
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        let length = (self.block.len() + 4) as u32;
-        self.block[4..8].copy_from_slice(&length.to_le_bytes());
-        self.put(&length.to_le_bytes());
-        self.output.write_all(&self.block)?;
-        self.written += u64::from(length);
-        Ok(())
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Output::Pcap(writer) => writer.0.flush(),
+            Output::PcapNg(writer) => writer.flush(),
+        }
     }
 }
 
@@ -454,7 +646,9 @@ pub struct PcapPort {
     /// The frame to be received next, and whether there is one.
     next: Record,
     loaded: bool,
-    writer: Option<PcapNgWriter<BufWriter<File>>>,
+    /// Only frames of the interface of this name are received.
+    only: Option<String>,
+    writer: Option<Output>,
     output: PathBuf,
     /// Something was written since the last flush.
     dirty: bool,
@@ -464,29 +658,32 @@ pub struct PcapPort {
 }
 
 impl PcapPort {
-    /// Opens the files that `spec` names: `FILE` or `in=FILE` to read, `out=FILE` to write, or both with a colon between;
-    /// `pcap:` may stand in front. A file to be written is created, or emptied.
+    /// Opens the files that `spec` names: `FILE`, or options with colons between them; `pcap:` may stand in front.
+    /// A file to be written is created, or emptied.
+    ///
+    /// | option | |
+    /// |---|---|
+    /// | `in=FILE` | received from, pcap or pcapng |
+    /// | `inifname=NAME` | only frames of the interface of this name are received (pcapng) |
+    /// | `out=FILE` | transmitted to, as pcap |
+    /// | `outng=FILE` | transmitted to, as pcapng |
+    /// | `outifname=NAME` | the name of the interface in there |
     ///
     /// # Errors
     ///
     /// [`PcapFileError`] with the file, and the place in it.
     pub fn open(spec: &str) -> Result<PcapPort, PcapFileError> {
-        let (input, output) = parse_spec(spec)?;
-        let reader = input.map(PcapReader::open).transpose()?;
-        let writer = match output {
-            None => None,
-            Some(path) => Some(
-                File::create(path)
-                    .and_then(|file| PcapNgWriter::new(BufWriter::new(file), &["transmitted"]))
-                    .map_err(|source| PcapFileError::Io { path: path.into(), source })?,
-            ),
-        };
+        let spec = Spec::parse(spec)?;
+        let reader = spec.input.map(PcapReader::open).transpose()?;
+        let output = spec.output.unwrap_or_default();
+        let writer = Output::create(&spec).map_err(|source| PcapFileError::Io { path: output.into(), source })?;
         let mut port = PcapPort {
             reader,
             next: Record::default(),
             loaded: false,
+            only: spec.input_name.map(str::to_owned),
             writer,
-            output: output.unwrap_or_default().into(),
+            output: output.into(),
             dirty: false,
             clock: Box::new(|| SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()),
             error: None,
@@ -517,10 +714,9 @@ impl PcapPort {
 
     /// Reads the next frame.
     fn load(&mut self) {
-        self.loaded = match self.reader.as_mut().map(|reader| reader.read(&mut self.next)) {
-            None => false,
-            Some(Ok(found)) => found,
-            Some(Err(error)) => {
+        self.loaded = match self.read() {
+            Ok(found) => found,
+            Err(error) => {
                 self.fail(error);
                 false
             }
@@ -528,6 +724,17 @@ impl PcapPort {
         if !self.loaded {
             self.reader = None;
         }
+    }
+
+    /// Reads on to the next frame that is to be received.
+    fn read(&mut self) -> Result<bool, PcapFileError> {
+        let Some(reader) = &mut self.reader else { return Ok(false) };
+        while reader.read(&mut self.next)? {
+            if self.only.as_ref().is_none_or(|only| reader.interface_name(self.next.interface) == only) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn fail(&mut self, error: PcapFileError) {
@@ -571,7 +778,7 @@ impl Port for PcapPort {
         let time = if count > 0 && self.writer.is_some() { (self.clock)() } else { Duration::ZERO };
         for frame in batch.drain(..) {
             let result = match &mut self.writer {
-                Some(writer) => writer.write(0, time, Some(Direction::Outbound), frame.segments(), frame.total()),
+                Some(writer) => writer.write(time, &frame),
                 None => Ok(()),
             };
             self.dirty |= self.writer.is_some();
@@ -591,7 +798,7 @@ impl Port for PcapPort {
 
     fn flush(&mut self, _: &mut Pool) {
         if std::mem::take(&mut self.dirty)
-            && let Some(Err(error)) = self.writer.as_mut().map(PcapNgWriter::flush)
+            && let Some(Err(error)) = self.writer.as_mut().map(Output::flush)
         {
             self.fail_output(error);
         }
@@ -615,26 +822,51 @@ impl Port for PcapPort {
     }
 }
 
-/// The file to read and the file to write.
-fn parse_spec(spec: &str) -> Result<(Option<&str>, Option<&str>), PcapFileError> {
-    let text = spec.strip_prefix("pcap:").unwrap_or(spec);
-    let (input, output) = if let Some(rest) = text.strip_prefix("in=") {
-        match rest.split_once(":out=") {
-            Some((input, output)) => (Some(input), Some(output)),
-            None => (Some(rest), None),
+/// What stands behind `pcap:`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Spec<'a> {
+    input: Option<&'a str>,
+    input_name: Option<&'a str>,
+    output: Option<&'a str>,
+    /// Whether the output is a pcapng.
+    is_ng: bool,
+    output_name: Option<&'a str>,
+}
+
+impl<'a> Spec<'a> {
+    fn parse(spec: &'a str) -> Result<Spec<'a>, PcapFileError> {
+        const KEYS: [&str; 5] = ["in=", "out=", "outng=", "inifname=", "outifname="];
+        let refuse = || PcapFileError::Syntax(spec.to_owned());
+        let text = spec.strip_prefix("pcap:").unwrap_or(spec);
+        let key_of = |text: &str| KEYS.into_iter().find(|key| text.starts_with(key));
+        let mut found = Spec::default();
+        if key_of(text).is_none() {
+            found.input = Some(text);
         }
-    } else if let Some(rest) = text.strip_prefix("out=") {
-        match rest.split_once(":in=") {
-            Some((output, input)) => (Some(input), Some(output)),
-            None => (None, Some(rest)),
+        let mut rest = if found.input.is_some() { "" } else { text };
+        while let Some(key) = key_of(rest) {
+            let value = &rest[key.len()..];
+            // A colon belongs to the name of a file unless an option stands behind it.
+            let end = value.match_indices(':').map(|(at, _)| at).find(|at| key_of(&value[at + 1..]).is_some());
+            let (value, next) = end.map_or((value, ""), |at| (&value[..at], &value[at + 1..]));
+            let place = match key {
+                "in=" => &mut found.input,
+                "inifname=" => &mut found.input_name,
+                "outifname=" => &mut found.output_name,
+                _ => &mut found.output,
+            };
+            if value.is_empty() || place.replace(value).is_some() {
+                return Err(refuse());
+            }
+            found.is_ng |= key == "outng=";
+            rest = next;
         }
-    } else {
-        (Some(text), None)
-    };
-    if input == Some("") || output == Some("") {
-        return Err(PcapFileError::Syntax(spec.to_owned()));
+        let is_whole = found.input != Some("")
+            && (found.input.is_some() || found.output.is_some())
+            && (found.input_name.is_none() || found.input.is_some())
+            && (found.output_name.is_none() || found.is_ng);
+        if is_whole { Ok(found) } else { Err(refuse()) }
     }
-    Ok((input, output))
 }
 
 #[cfg(test)]
@@ -659,11 +891,13 @@ mod tests {
 
     fn written(frames: &[(Duration, Vec<u8>)]) -> Vec<u8> {
         let sink = Sink::default();
-        let mut writer = PcapNgWriter::new(sink.clone(), &["lan", "wan"]).unwrap();
+        let mut writer = PcapNgWriter::new(sink.clone(), &["lan".into(), "wan".into()]).unwrap();
         for (i, (time, bytes)) in frames.iter().enumerate() {
             let direction = [None, Some(Direction::Inbound), Some(Direction::Outbound)][i % 3];
             let (one, other) = bytes.split_at(bytes.len() / 2);
-            writer.write(i as u32 % 2, *time, direction, [one, other], bytes.len()).unwrap();
+            let comment = ["", "a comment", "another, with \u{e4}"][i / 2 % 3];
+            let label = Label { interface: i as u32 % 2, time: *time, direction, comment, ..Label::default() };
+            writer.write(&label, [one, other], bytes.len()).unwrap();
         }
         let bytes = sink.0.lock().unwrap().clone();
         assert_eq!(writer.written(), bytes.len() as u64);
@@ -717,13 +951,27 @@ mod tests {
 
     #[test]
     fn the_spec_names_what_to_read_and_what_to_write() {
-        assert_eq!(parse_spec("pcap:a.pcap").unwrap(), (Some("a.pcap"), None));
-        assert_eq!(parse_spec("in=a:b").unwrap(), (Some("a:b"), None));
-        assert_eq!(parse_spec("pcap:in=a:out=b").unwrap(), (Some("a"), Some("b")));
-        assert_eq!(parse_spec("out=b:in=a").unwrap(), (Some("a"), Some("b")));
-        assert_eq!(parse_spec("out=b").unwrap(), (None, Some("b")));
-        for wrong in ["", "pcap:", "in=", "in=a:out=", "out=:in=a"] {
-            assert!(matches!(parse_spec(wrong), Err(PcapFileError::Syntax(_))), "{wrong}");
+        let named = |input, output, is_ng| Spec { input, output, is_ng, ..Spec::default() };
+        let parse = |spec| Spec::parse(spec).unwrap();
+        assert_eq!(parse("pcap:a.pcap"), named(Some("a.pcap"), None, false));
+        assert_eq!(parse("in=a:b"), named(Some("a:b"), None, false));
+        assert_eq!(parse("pcap:in=a:out=b"), named(Some("a"), Some("b"), false));
+        assert_eq!(parse("out=b:in=a"), named(Some("a"), Some("b"), false));
+        assert_eq!(parse("outng=b"), named(None, Some("b"), true));
+        let full = Spec { input_name: Some("in"), output_name: Some("x:y"), ..named(Some("a"), Some("b"), true) };
+        assert_eq!(parse("pcap:in=a:inifname=in:outng=b:outifname=x:y"), full);
+        for wrong in [
+            "",
+            "pcap:",
+            "in=",
+            "in=a:out=",
+            "out=:in=a",
+            "in=a:in=b",
+            "out=a:outng=b",
+            "inifname=x",
+            "out=a:outifname=x",
+        ] {
+            assert!(matches!(Spec::parse(wrong), Err(PcapFileError::Syntax(_))), "{wrong}");
         }
     }
 
@@ -786,6 +1034,10 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(frames in frames()) {
             let records = read_all(&written(&frames)).unwrap();
+            for (i, record) in records.iter().enumerate() {
+                let direction = [None, Some(Direction::Inbound), Some(Direction::Outbound)][i % 3];
+                prop_assert_eq!((record.interface, record.direction), (i as u32 % 2, direction));
+            }
             let read: Vec<_> = records.into_iter().map(|record| (record.time, record.bytes)).collect();
             prop_assert_eq!(read, frames);
         }
