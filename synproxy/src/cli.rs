@@ -1,8 +1,9 @@
 //! The command line: what the operator can ask for, and what the process answers with when it ends.
 
-use clap::{Parser, ValueEnum};
+use crate::recorder::{Kind, Limits};
+use clap::{Args, Parser, ValueEnum};
 use pktio::Mode;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Shown above the arguments in `--help`, and below every complaint.
 const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE";
@@ -16,7 +17,14 @@ Interfaces:
   packet:NAME    AF_PACKET, works on every interface
   netmap:NAME    netmap on a NIC; netmap:NAME{1 and netmap:NAME}1 are the ends of a pipe
   valeX:Y        netmap: port Y of the software switch valeX
-  pcap:FILE      a capture file, read to its end; pcap:in=FILE:out=FILE also writes what leaves (for tests and replay)
+  pcap:FILE      a capture file, read to its end; pcap:in=FILE:out=FILE also writes what leaves, as pcap, and
+                 outng=FILE as pcapng; inifname=NAME takes one interface of a pcapng, outifname=NAME names the one written
+
+Capture files:
+  They are pcapng with two interfaces, lan and wan, each frame with its direction, its worker as its queue and a time in
+  nanoseconds. Frames received are as they came, frames sent as they left, forwarded ones included. At its limit a file is closed
+  to further frames, never cut; what a slow disk or the limit left out is counted, in the log and in the statistics at the end of
+  the file. Traffic never waits for a capture.
 
 Signals:
   SIGINT, SIGTERM and SIGHUP end the process cleanly: the interfaces get their settings back.
@@ -79,6 +87,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = -20, allow_hyphen_values = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
     pub nice: i8,
 
+    /// What is captured.
+    #[command(flatten)]
+    pub captures: Captures,
+
     /// The protected side: the interface toward the servers
     #[arg(value_name = "LAN", required_unless_present = "check_config")]
     pub lan: Option<String>,
@@ -97,6 +109,74 @@ impl Arguments {
             _ => unreachable!("clap asks for LAN and WAN unless --check-config is given"),
         }
     }
+}
+
+/// What is captured.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Captures")]
+pub struct Captures {
+    /// Captures every frame received, on either port, before it is edited
+    #[arg(short = 'i', long, value_name = "FILE")]
+    capture_received: Option<PathBuf>,
+
+    /// Captures every frame sent, by either port, after it was edited
+    #[arg(short = 'o', long, value_name = "FILE")]
+    capture_sent: Option<PathBuf>,
+
+    /// Captures what the LAN port receives and sends
+    #[arg(short = 'l', long, value_name = "FILE")]
+    capture_lan: Option<PathBuf>,
+
+    /// Captures what the WAN port receives and sends
+    #[arg(short = 'w', long, value_name = "FILE")]
+    capture_wan: Option<PathBuf>,
+
+    /// Captures samples of the frames dropped, each with the reason as its comment
+    #[arg(long, value_name = "FILE")]
+    drops: Option<PathBuf>,
+
+    /// Frames captured of each reason in a second
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    drops_rate: u32,
+
+    /// How large each file may grow; k, M or G may follow. The first frames are kept, later ones left out and counted
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = bytes)]
+    capture_limit: u64,
+
+    /// Bytes kept of each frame
+    #[arg(long, value_name = "BYTES", default_value_t = 65535, value_parser = clap::value_parser!(u16).range(14..))]
+    capture_snap: u16,
+}
+
+impl Captures {
+    /// The files that are wanted.
+    pub fn files(&self) -> impl Iterator<Item = (Kind, &Path)> {
+        let of = |kind| match kind {
+            Kind::Received => &self.capture_received,
+            Kind::Sent => &self.capture_sent,
+            Kind::Lan => &self.capture_lan,
+            Kind::Wan => &self.capture_wan,
+            Kind::Drops => &self.drops,
+        };
+        Kind::ALL.into_iter().filter_map(move |kind| Some((kind, of(kind).as_deref()?)))
+    }
+
+    /// How much goes there.
+    pub fn limits(&self) -> Limits {
+        Limits { max_bytes: self.capture_limit, snap_len: self.capture_snap.into(), drops_a_second: self.drops_rate }
+    }
+}
+
+/// A number of bytes, as `4096`, `64k`, `100M` or `2G`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number of bytes, as 65536, 64k, 100M or 2G".to_owned())?;
+    number.checked_mul(1 << shift).filter(|&bytes| bytes >= 4096).ok_or("take between 4k and what 64 bits hold".into())
 }
 
 /// What the process is to do.
@@ -224,6 +304,15 @@ mod tests {
     }
 
     #[test]
+    fn captures_have_the_letters_they_always_had() {
+        let arguments = parse("synproxy -i a -o b -l c -w d --drops e --capture-limit 64k eth0 eth1").unwrap();
+        let files: Vec<_> = arguments.captures.files().map(|(_, path)| path.to_str().unwrap()).collect();
+        assert_eq!(files, ["a", "b", "c", "d", "e"]);
+        assert_eq!(arguments.captures.limits(), Limits { max_bytes: 65_536, ..Limits::default() });
+        assert_eq!(parse("synproxy eth0 eth1").unwrap().captures.limits(), Limits::default());
+    }
+
+    #[test]
     fn a_wrong_line_is_a_usage_error() {
         for line in [
             "synproxy",
@@ -234,6 +323,10 @@ mod tests {
             "synproxy --log-level loud eth0 eth1",
             "synproxy --poll sometimes eth0 eth1",
             "synproxy --check-config a --config b",
+            "synproxy --capture-limit 17T eth0 eth1",
+            "synproxy --capture-limit 99999999999G eth0 eth1",
+            "synproxy --capture-snap 70000 eth0 eth1",
+            "synproxy -i a -i b eth0 eth1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

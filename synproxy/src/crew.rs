@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::identity;
 use crate::mail::{Mailbox, Post};
 use crate::pace::Pace;
+use crate::recorder::Recorder;
 use crate::report::{Line, Table};
 use crate::stats::{Board, Snapshot};
 use crate::steer::Crossing;
@@ -41,12 +42,14 @@ pub enum Message {
 }
 
 /// How workers go about their work.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Manner {
     /// How they wait for frames.
     pub poll: Poll,
     /// Whether they leave calls out under pressure.
     pub shed: bool,
+    /// What captures their frames.
+    pub recorder: Recorder,
 }
 
 /// The workers' threads.
@@ -90,13 +93,15 @@ impl Crew {
             let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
             let core = cores.get(number).copied();
             let mailbox: Arc<Mailbox> = crew.post.mailbox(number);
+            let (poll, shed, witness) = (manner.poll, manner.shed, manner.recorder.witness(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
                     let mut worker = Worker::new(pair, engine(), crossing)
-                        .paced(Pace::new(manner.poll), core.is_some())
-                        .reading(mailbox);
-                    if manner.shed {
+                        .paced(Pace::new(poll), core.is_some())
+                        .reading(mailbox)
+                        .witnessed(witness);
+                    if shed {
                         worker = worker.relieved();
                     }
                     // Whoever does not listen any more does not need to know.

@@ -20,6 +20,15 @@ pub enum Failure {
     #[error("cannot become the user and group of the configuration: {0}")]
     Identity(#[source] io::Error),
 
+    /// A capture could not begin.
+    #[error("cannot capture into {path}: {error}")]
+    Capture {
+        /// The file.
+        path: String,
+        /// What the system said.
+        error: io::Error,
+    },
+
     /// No signal can be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[from] ctrlc::Error),

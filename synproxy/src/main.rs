@@ -18,6 +18,7 @@ mod operator;
 mod pace;
 mod pen;
 mod pressure;
+mod recorder;
 mod relief;
 mod report;
 mod settings;
@@ -30,7 +31,7 @@ mod worker;
 
 use backends::Registry;
 use clap::Parser;
-use cli::{Arguments, Steer, Task};
+use cli::{Arguments, Captures, Steer, Task};
 use commander::Commander;
 use confparse::{Config, Poll};
 use crew::{Crew, Manner};
@@ -44,6 +45,7 @@ use pktio::rss::Twin;
 use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
+use recorder::Recorder;
 use socket::Socket;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -110,6 +112,8 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
     }
+    let recorder = Recorder::new(workers, lan, wan);
+    captures(&recorder, &arguments.captures)?;
     crew::prioritise(arguments.nice);
     let socket = socket(lan, wan, arguments, &identity)?;
     let commander = commander(&config)?;
@@ -125,7 +129,15 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
     let channel = (boss, inbox);
     let crew = if arguments.bypass {
-        Crew::start(pairs, crossings, Bypass::default, &cores, Manner { poll, shed: false }, stop, channel)
+        Crew::start(
+            pairs,
+            crossings,
+            Bypass::default,
+            &cores,
+            Manner { poll, shed: false, recorder: recorder.clone() },
+            stop,
+            channel,
+        )
     } else {
         let share = config.engine.share(workers);
         Crew::start(
@@ -133,7 +145,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
             crossings,
             move || Proxy::new(&share, &secrets, clock::now()),
             &cores,
-            Manner { poll, shed: config.shed },
+            Manner { poll, shed: config.shed, recorder: recorder.clone() },
             stop,
             channel,
         )
@@ -146,6 +158,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     let serving = socket.map(|socket| socket.serve(operator)).transpose()?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
+    recorder.finish();
     if guard.strays() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
     }
@@ -185,6 +198,17 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
     Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }
+}
+
+/// Begins the captures the command line asks for.
+fn captures(recorder: &Recorder, wanted: &Captures) -> Result<(), Failure> {
+    let limits = wanted.limits();
+    for (kind, path) in wanted.files() {
+        recorder
+            .start(kind, path, limits)
+            .map_err(|error| Failure::Capture { path: path.display().to_string(), error })?;
+    }
+    Ok(())
 }
 
 /// How the workers reach each other; one alone has nobody to reach.

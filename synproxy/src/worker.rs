@@ -9,6 +9,7 @@ use crate::mail::Mailbox;
 use crate::pace::Pace;
 use crate::pen::Pen;
 use crate::pressure::{Pressure, Seen};
+use crate::recorder::{Mourner, Nobody, Witness};
 use crate::relief::Relief;
 use crate::stats::{Slot, Snapshot, Stage, Tally};
 use crate::steer::Crossing;
@@ -59,6 +60,8 @@ pub struct Worker<E> {
     crossing: Option<Crossing>,
     /// What the operator asks of it.
     mailbox: Option<Arc<Mailbox>>,
+    /// What is captured of its frames.
+    witness: Witness,
 }
 
 /// What a turn came to.
@@ -107,6 +110,7 @@ impl<E: Engine> Worker<E> {
             is_alone: false,
             crossing,
             mailbox: None,
+            witness: Witness::default(),
         }
     }
 
@@ -125,6 +129,11 @@ impl<E: Engine> Worker<E> {
     /// The same worker, which obeys what comes to this mailbox.
     pub fn reading(self, mailbox: Arc<Mailbox>) -> Self {
         Self { mailbox: Some(mailbox), ..self }
+    }
+
+    /// The same worker, whose frames are captured as its witness is told.
+    pub fn witnessed(self, witness: Witness) -> Self {
+        Self { witness, ..self }
     }
 
     /// Works until `stop` is set, or until neither port will ever deliver a frame again.
@@ -164,8 +173,12 @@ impl<E: Engine> Worker<E> {
     pub fn turn(&mut self, now: Instant) -> Turn {
         let begin = std::time::Instant::now();
         let mut turn = Turn::default();
+        self.witness.attend();
         for side in Side::BOTH {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
+            if let Some(taps) = self.witness.taps() {
+                taps.received(side, &self.incoming);
+            }
             turn.received += received;
             turn.is_full |= side == Side::Wan && received == BATCH;
             turn.received += self.look(side, now);
@@ -179,6 +192,7 @@ impl<E: Engine> Worker<E> {
         for side in Side::BOTH {
             turn.sent += self.transmit(side);
         }
+        self.witness.hand_over();
         turn
     }
 
@@ -249,7 +263,19 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the engine decide on the whole batch.
     fn step(&mut self, side: Side, now: Instant) {
-        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing };
+        match self.witness.take_drops() {
+            None => self.step_mourned(side, now, &mut Nobody),
+            Some(mut drops) => {
+                drops.set_now(now);
+                self.step_mourned(side, now, &mut *drops);
+                self.witness.put_back(drops);
+            }
+        }
+    }
+
+    /// As [`Worker::step`]; compiled once more for when drops are captured, so that they cost nothing when they are not.
+    fn step_mourned(&mut self, side: Side, now: Instant, mourner: &mut impl Mourner) {
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, mourner };
         for (mut frame, look) in self.incoming.drain(..).zip(&self.looks) {
             let mut head = head(&mut frame);
             let verdict = self.engine.on_frame(side, look, &mut head, now, &mut outlet);
@@ -265,7 +291,19 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the engine do what is due; true when more is.
     fn expire(&mut self, now: Instant) -> bool {
-        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing };
+        match self.witness.take_drops() {
+            None => self.expire_mourned(now, &mut Nobody),
+            Some(mut drops) => {
+                let more = self.expire_mourned(now, &mut *drops);
+                self.witness.put_back(drops);
+                more
+            }
+        }
+    }
+
+    /// As [`Worker::expire`]; compiled as [`Worker::step_mourned`] is.
+    fn expire_mourned(&mut self, now: Instant, mourner: &mut impl Mourner) -> bool {
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, mourner };
         let more = self.engine.on_timeout(now, &mut outlet);
         bring_back(&mut self.engine, &mut self.pen, now, &mut outlet);
         more
@@ -274,7 +312,13 @@ impl<E: Engine> Worker<E> {
     /// Hands the port what is to leave by it, and kicks it once. What finds no place is lost, as on any full link.
     fn transmit(&mut self, side: Side) -> usize {
         let (port, outgoing) = (&mut self.ports[side], &mut self.outgoing[side]);
+        if let Some(taps) = self.witness.taps() {
+            taps.about_to_send(side, outgoing);
+        }
         let sent = port.transmit(outgoing, &mut self.pool);
+        if let Some(taps) = self.witness.taps() {
+            taps.sent(side, sent);
+        }
         self.unsent[side] += outgoing.len() as u64;
         for frame in outgoing.drain(..) {
             self.pool.put(frame);
@@ -322,7 +366,7 @@ fn head(frame: &mut Frame) -> Head<'_> {
 
 /// Brings back the held frames the engine asks for, of which there are never more than places in the pen.
 #[inline]
-fn bring_back<E: Engine>(engine: &mut E, pen: &mut Pen, now: Instant, outlet: &mut Outlet) {
+fn bring_back<E: Engine, M: Mourner>(engine: &mut E, pen: &mut Pen, now: Instant, outlet: &mut Outlet<M>) {
     while let Some(ticket) = engine.next_release() {
         let Some(mut frame) = pen.give_up(ticket) else {
             engine.void(ticket);
@@ -349,12 +393,13 @@ impl Extent {
 }
 
 /// Where frames go when they are decided on, and the engine's own segments: those into spare frames.
-struct Outlet<'a> {
+struct Outlet<'a, M> {
     pool: &'a mut Pool,
     outgoing: &'a mut PerSide<Batch>,
+    mourner: &'a mut M,
 }
 
-impl Outlet<'_> {
+impl<M: Mourner> Outlet<'_, M> {
     /// Does with a frame that came in by `side` as the verdict says.
     #[inline]
     fn dispose(&mut self, side: Side, mut frame: Frame, extent: Extent, verdict: Verdict) {
@@ -366,12 +411,15 @@ impl Outlet<'_> {
             Verdict::Forward => self.outgoing[side.other()].push(frame),
             Verdict::Reflect => self.outgoing[side].push(frame),
             Verdict::Hold(_) => unreachable!("a frame that was held is not held again"),
-            Verdict::Drop(_) => self.pool.put(frame),
+            Verdict::Drop(reason) => {
+                self.mourner.mourn(side, &frame, reason);
+                self.pool.put(frame);
+            }
         }
     }
 }
 
-impl Egress for Outlet<'_> {
+impl<M> Egress for Outlet<'_, M> {
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let Some(mut frame) = self.pool.take() else { return false };
         let start = frame.start();
