@@ -155,6 +155,7 @@ fn a_drained_box_can_be_taken_out_and_nobody_notices() {
     assert_eq!(the_box.synctl("drain").1, 0);
     let new: Vec<TcpStream> = servers.iter().map(connect).collect();
     old.iter().chain(&new).for_each(|stream| talk(stream, 100_000));
+    await_published();
     let drain = the_box.status().drain.expect("it drains");
     let flows = the_box.status().flows;
     assert_eq!((drain.left, flows.proxied, flows.direct), (2, 2, 2), "two are translated, two pass");
