@@ -107,11 +107,11 @@ impl Jar {
     }
 
     /// Changes keys when an epoch has ended. Call it once a turn, and before minting or opening.
+    #[inline(always)]
     pub fn turn(&mut self, now: Instant) {
         let epoch = epoch_of(now);
         if epoch != self.epoch {
-            self.epoch = epoch;
-            self.keys = self.keys_at(epoch);
+            self.begin(epoch);
         }
     }
 
@@ -120,6 +120,12 @@ impl Jar {
         (self.former, self.master) = (self.master.1, (rotation.from, rotation.master));
         // A worker that hears of it too late agrees with the others from now on.
         self.keys = self.keys_at(self.epoch);
+    }
+
+    #[inline(never)]
+    fn begin(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.keys = self.keys_at(epoch);
     }
 
     fn keys_at(&self, epoch: u64) -> [Keys; 2] {

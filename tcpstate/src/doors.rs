@@ -87,7 +87,13 @@ impl Doors {
     /// Whether the port on the LAN is remembered to have refused this client.
     #[inline]
     pub fn closed(&self, ends: &Ends, client: Client, now: Instant) -> bool {
-        now < self.until && self.is_remembered(ends, client, now)
+        self.any_closed(now) && self.is_remembered(ends, client, now)
+    }
+
+    /// Whether any port may be remembered to have refused anybody.
+    #[inline(always)]
+    pub fn any_closed(&self, now: Instant) -> bool {
+        now < self.until
     }
 
     #[inline(never)]

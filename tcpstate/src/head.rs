@@ -51,11 +51,13 @@ impl<'a> Head<'a> {
     }
 
     /// The visible bytes.
+    #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.len]
     }
 
     /// The visible bytes, to edit.
+    #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.start + self.len]
     }

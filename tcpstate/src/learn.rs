@@ -37,7 +37,7 @@ enum Trait {
 }
 
 /// What is known of each trait, in two bits: whether it is taken, whether it is refused.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct Traits(u8);
 
 impl Traits {
@@ -66,7 +66,7 @@ impl Traits {
 }
 
 /// What is known of one server, or of all at one address.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct Entry {
     address: Addr,
     vlan: Vlan,
@@ -125,6 +125,21 @@ impl Lesson {
     }
 }
 
+/// What was offered in a server's name, while that holds.
+#[derive(Clone, Copy)]
+struct Said {
+    lan: Addr,
+    vlan: Vlan,
+    lan_port: u16,
+    /// When, and before what was learned next.
+    unit: u16,
+    lessons: u32,
+    offer: Offer,
+}
+
+/// Servers whose last offers are remembered: a flood calls few.
+const SAID: usize = 64;
+
 /// The learning cache: set-associative, the entry longest unseen gives way.
 pub struct Learned {
     sets: Vec<Set>,
@@ -139,6 +154,9 @@ pub struct Learned {
     commanded: Arc<Backends>,
     /// The largest MSS ever commanded.
     most_commanded: u16,
+    said: Box<[Option<Said>; SAID]>,
+    /// How often something new was learned, on a circle.
+    lessons: u32,
 }
 
 /// Where each attribute comes from.
@@ -172,6 +190,8 @@ impl Learned {
             is_commanded: [config.mss, config.sack, config.wscale].contains(&Source::Commanded),
             commanded: Arc::default(),
             most_commanded: 0,
+            said: Box::new([None; SAID]),
+            lessons: 0,
         }
     }
 
@@ -181,7 +201,7 @@ impl Learned {
         for (place, entry) in set.0.iter_mut().zip([self.find(ends, ends.lan_port), self.find(ends, 0)]) {
             *place = entry.copied().unwrap_or_default();
         }
-        Self { sets: vec![set], commanded: Arc::clone(&self.commanded), ..*self }
+        Self { sets: vec![set], commanded: Arc::clone(&self.commanded), said: Box::new([None; SAID]), ..*self }
     }
 
     /// From now on this is what the operator says; returns what he had said before. What clients were told before stays true of their
@@ -190,7 +210,40 @@ impl Learned {
         if self.sources.mss == Source::Commanded {
             self.most_commanded = self.most_commanded.max(backends.most_mss());
         }
+        self.lessons = self.lessons.wrapping_add(1);
         core::mem::replace(&mut self.commanded, backends)
+    }
+
+    /// As [`Learned::offer`], and sooner said if it was said lately.
+    #[inline(always)]
+    pub fn offer_again(&mut self, ends: &Ends, now: Instant) -> Offer {
+        match &self.said[Self::said_at(ends)] {
+            Some(said)
+                if said.lan == ends.lan
+                    && said.lan_port == ends.lan_port
+                    && said.vlan == ends.vlan
+                    && said.unit == unit(now)
+                    && said.lessons == self.lessons =>
+            {
+                said.offer
+            }
+            _ => self.offer_anew(ends, now),
+        }
+    }
+
+    #[inline(never)]
+    fn offer_anew(&mut self, ends: &Ends, now: Instant) -> Offer {
+        let Ends { lan, lan_port, vlan, .. } = *ends;
+        let offer = self.offer(ends, now);
+        self.said[Self::said_at(ends)] =
+            Some(Said { lan, vlan, lan_port, unit: unit(now), lessons: self.lessons, offer });
+        offer
+    }
+
+    /// Where the offer for a server is remembered. Whoever chooses targets to displace others gains nothing but a look at the cache itself.
+    #[inline(always)]
+    fn said_at(ends: &Ends) -> usize {
+        (ends.lan[3] ^ u32::from(ends.lan_port)) as usize % SAID
     }
 
     /// What a client that calls this server is offered.
@@ -291,6 +344,7 @@ impl Learned {
             oldest
         });
         let entry = &mut set[at];
+        let before = *entry;
         let answered = &lesson.answered;
         // RFC 9293 section 3.7.1: without the option 536 is assumed, for IPv6 1220.
         entry.mss = answered.mss.unwrap_or(default_mss(ends));
@@ -306,6 +360,9 @@ impl Learned {
         entry.tell(Trait::Sack, lesson.offered_sack, answered.sack_permitted, now);
         entry.tell(Trait::Timestamps, lesson.offered_timestamps, answered.timestamps.is_some(), now);
         entry.tell(Trait::Ecn, lesson.offered_ecn, lesson.answered_ecn, now);
+        if before != (Entry { seen: before.seen, ..*entry }) {
+            self.lessons = self.lessons.wrapping_add(1);
+        }
     }
 }
 

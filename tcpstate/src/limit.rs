@@ -150,12 +150,16 @@ impl Limiter {
     /// Charges a SYN to the bucket at `place`. `hash` is the keyed hash of its ends.
     #[inline]
     pub fn admit(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
+        if self.spend(place, now) { Admission::Granted } else { self.admit_repeated(place, hash, isn, now) }
+    }
+
+    /// Takes a token for a SYN of the prefix at `place`, if there is one.
+    #[inline(always)]
+    pub fn spend(&mut self, place: u32, now: Instant) -> bool {
         let bucket = self.bucket(place, now);
-        if bucket.fresh > 0 {
-            bucket.fresh -= 1;
-            return Admission::Granted;
-        }
-        self.admit_repeated(place, hash, isn, now)
+        let granted = bucket.fresh > 0;
+        bucket.fresh -= u32::from(granted);
+        granted
     }
 
     /// The same, when only a SYN that has been refused before may be answered.
@@ -230,6 +234,12 @@ impl Meter {
     /// A full bucket of `rate` tokens, to which as many are added a second; with zero there never is one.
     pub fn new(rate: u32) -> Self {
         Self { rate, credit: u64::from(rate) * TOKEN, reckoned: Instant::default() }
+    }
+
+    /// Whether no token is ever granted.
+    #[inline]
+    pub fn is_shut(&self) -> bool {
+        self.rate == 0
     }
 
     /// Takes a token, if there is one.

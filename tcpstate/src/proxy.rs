@@ -63,6 +63,9 @@ pub trait Egress {
     /// port `to`. Returns false, without calling `write`, when no frame is spare.
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
 
+    /// Whether it wants to be told why something is decided.
+    const LISTENS: bool = false;
+
     /// Is told why something is decided, in the words and with the numbers of the decision. Those are made up only for an egress that
     /// wants to know; a worker's does not.
     #[inline(always)]
@@ -78,6 +81,8 @@ pub struct Look {
     tokens: u32,
     /// Where in the table its flow probably is, or nowhere.
     place: Id,
+    /// If there is none, as of which flow that was entered.
+    entered: u32,
 }
 
 impl Look {
@@ -94,7 +99,7 @@ impl Look {
 
 impl Default for Look {
     fn default() -> Self {
-        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE }
+        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
     }
 }
 
@@ -388,9 +393,12 @@ impl Proxy {
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `look`.
     #[inline]
     pub fn look(&self, side: Side, head: &Head, look: &mut Look) {
-        match Segment::usual(side, head) {
-            Some(segment) => self.look_at_segment(side, segment, look),
-            None => self.look_closer(side, head, look),
+        if let Some(segment) = Segment::usual_ipv4(side, head) {
+            self.look_at_segment(side, segment, look);
+        } else if let Some(segment) = Segment::usual_ipv6(side, head) {
+            self.look_at_segment(side, segment, look);
+        } else {
+            self.look_closer(side, head, look);
         }
     }
 
@@ -405,7 +413,7 @@ impl Proxy {
             tokens = self.limiter.place(&ends);
             self.limiter.prefetch(tokens);
         }
-        *look = Look { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE };
+        *look = Look { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
 
     /// Looks at a frame that is no usual segment.
@@ -441,27 +449,30 @@ impl Proxy {
             match self.table.prefetch_flow(look.hash, segment.ends.v6) {
                 Guess::Perhaps(id) => look.place = id,
                 Guess::Elsewhere => {}
-                Guess::Nowhere => self.answered.prefetch(look.hash),
+                Guess::Nowhere => {
+                    (look.place, look.entered) = (Id::ABSENT, self.table.entered());
+                    self.answered.prefetch(look.hash);
+                }
             }
         }
     }
 
     /// Second pass: decides what becomes of the frame, which has not changed since `look`.
-    pub fn on_frame(
+    pub fn on_frame<E: Egress>(
         &mut self,
         side: Side,
         look: &Look,
         head: &mut Head,
         now: Instant,
-        egress: &mut impl Egress,
+        egress: &mut E,
     ) -> Verdict {
         match &look.parsed {
             Parsed::Tcp(segment) => {
                 // Frames that went before in the batch may have changed what is where.
-                let found = if self.table.is_at(look.place, &segment.ends) {
-                    Some(look.place)
-                } else {
-                    self.table.find(&segment.ends, look.hash)
+                let found = match look.place {
+                    Id::ABSENT if look.entered == self.table.entered() => None,
+                    place if self.table.is_at(place, &segment.ends) => Some(place),
+                    _ => self.table.find(&segment.ends, look.hash),
                 };
                 let verdict = match found {
                     Some(id) if self.pass_usual(side, segment, id, head, now) => {
@@ -470,6 +481,8 @@ impl Proxy {
                         });
                         Verdict::Forward
                     }
+                    // Whoever wants to know why is told step by step, which leads to the same.
+                    None if !E::LISTENS && self.answer_usual(side, segment, look, head, now) => Verdict::Reflect,
                     _ => self.on_any_segment(side, segment, look, found, head, now, egress),
                 };
                 self.conclude(side, verdict)
@@ -825,6 +838,36 @@ mod tests {
             proxy.admit(&ends, hash, now, |flow| flow.state = State::Established).unwrap();
         }
         proxy
+    }
+
+    #[test]
+    fn what_was_absent_in_the_first_pass_may_have_come_by_the_second() {
+        let now = Instant::from_secs(1000);
+        let mut proxy = resting(0, now);
+        let call = joined::tests::Said {
+            side: Side::Lan,
+            v6: false,
+            client: 0x0b00_0001,
+            seq: 1,
+            ack: 0,
+            flags: Flags::SYN.0,
+            window: 64_240,
+            ecn: 0,
+            options: vec![],
+            payload: 0,
+            damaged: false,
+        };
+        let (mut frames, mut looks) = ([call.frame(), call.frame()], [Look::default(); 2]);
+        for (frame, look) in frames.iter_mut().zip(&mut looks) {
+            let len = frame.len();
+            proxy.look(Side::Lan, &Head::whole(frame, len), look);
+        }
+        looks.iter_mut().for_each(|look| proxy.reach(look));
+        for (frame, look) in frames.iter_mut().zip(&looks) {
+            let len = frame.len();
+            let verdict = proxy.on_frame(Side::Lan, look, &mut Head::whole(frame, len), now, &mut Nobody);
+            assert_eq!((verdict, proxy.population().direct), (Verdict::Forward, 1));
+        }
     }
 
     #[test]

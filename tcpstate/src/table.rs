@@ -17,8 +17,10 @@ use crate::wire::Ends;
 pub struct Id(pub(crate) u32);
 
 impl Id {
-    /// No flow's place.
+    /// No flow's place: it is not known.
     pub(crate) const NOWHERE: Id = Id(NIL);
+    /// No flow's place: there is none.
+    pub(crate) const ABSENT: Id = Id(NIL - 1);
 }
 
 /// No place: the end of a list.
@@ -76,6 +78,8 @@ pub struct Table {
     /// The first of the records that were used and are free again.
     free: u32,
     len: usize,
+    /// How many flows were ever entered, on a circle: what was found absent is so while this stands still.
+    entered: u32,
 }
 
 impl Table {
@@ -92,6 +96,7 @@ impl Table {
             buckets: vec![Bucket::default(); buckets],
             free: NIL,
             len: 0,
+            entered: 0,
         }
     }
 
@@ -99,6 +104,12 @@ impl Table {
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// A number that changes with each flow that is entered.
+    #[inline(always)]
+    pub fn entered(&self) -> u32 {
+        self.entered
     }
 
     /// Whether every record is in use.
@@ -237,6 +248,7 @@ impl Table {
             self.upper[place as usize] = upper(ends);
         }
         self.len += 1;
+        self.entered = self.entered.wrapping_add(1);
         Some(Id(place))
     }
 

@@ -121,6 +121,8 @@ struct Listener {
 const SPARE: usize = 2048;
 
 impl Egress for Listener {
+    const LISTENS: bool = true;
+
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let mut buffer = vec![0; SPARE];
         let len = write(&mut buffer);

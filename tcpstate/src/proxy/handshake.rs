@@ -1,7 +1,7 @@
 //! A client calls: its SYN is answered with a cookie, and its proof examined. Calling the server is `calling`'s story.
 
 use super::calling::WITHHELD_MOST;
-use super::{Proxy, Turn, label};
+use super::{Look, Proxy, Turn, label};
 use crate::config::{Extension, Policy};
 use crate::cookie::{self, Minted, ts_after};
 use crate::doors::Client;
@@ -12,8 +12,11 @@ use crate::seq::SeqNum;
 use crate::table::Id;
 use crate::terms::{Ecn, Offer, Terms};
 use crate::wheel::tick;
-use crate::wire::{Addr, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
-use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
+use crate::wire::{
+    Addr, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps, UsualSyn,
+    UsualSynAck,
+};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
 pub(super) struct Proof {
@@ -40,6 +43,62 @@ fn distance(ticks: u32) -> u16 {
 }
 
 impl Proxy {
+    /// Answers the SYN that nearly all are, with a cookie: of ends that have no flow, with the usual options, to a server that takes them all,
+    /// while no SYN cache is kept and no door remembered to be closed. It does what [`Proxy::answer_syn`] would do, with as little as that
+    /// takes; of any other segment it says false, and nothing has changed.
+    #[inline(always)]
+    pub(super) fn answer_usual(
+        &mut self,
+        side: Side,
+        segment: &Segment,
+        look: &Look,
+        head: &mut Head,
+        now: Instant,
+    ) -> bool {
+        let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
+        if side != Side::Wan
+            || !opening
+            || !self.half_open.is_shut()
+            || !self.introductions.is_shut()
+            || self.doors.any_closed(now)
+        {
+            return false;
+        }
+        let Some(syn) = UsualSyn::read(segment, head) else { return false };
+        if !are_possible(&segment.ends) || is_to_or_from_group(head.bytes()) {
+            return false;
+        }
+        let offered = Options {
+            mss: Some(syn.mss),
+            scale: Some(syn.scale),
+            sack_permitted: true,
+            timestamps: Some(syn.timestamps),
+            ..Options::default()
+        };
+        let offer = self.learned.offer_again(&segment.ends, now);
+        let terms = self.agree(segment, &offered, &offer);
+        let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
+        if terms.mss < self.jar.smallest_mss(true) || !self.limiter.spend(look.tokens, now) {
+            return false;
+        }
+        self.jar.turn(now);
+        let Minted { isn, ts_value } = self.jar.mint(look.hash, segment.seq, &terms, now);
+        self.answered.note(look.hash, now);
+        let answer = UsualSynAck {
+            seq: isn,
+            ack: segment.seq + 1,
+            flags: syn_ack_flags(&terms),
+            window: self.early_window(&segment.ends, offer.window),
+            mss: offer.mss,
+            timestamps: Timestamps { value: ts_value.unwrap_or_default(), echo: syn.timestamps.value },
+            scale,
+            label: label(look.hash),
+        };
+        answer.write_over(segment, head.bytes_mut());
+        self.counters.count(Event::SynAnswered);
+        true
+    }
+
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
     pub(super) fn answer_syn(&mut self, mut turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
         if !turn.is_sound() {
@@ -249,7 +308,7 @@ impl Proxy {
             envelope: &envelope,
             seq: minted.isn,
             ack: turn.segment.seq + 1,
-            flags: Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed)),
+            flags: syn_ack_flags(terms),
             window: self.early_window(turn.ends(), offer.window),
             options: &options,
         };
@@ -362,6 +421,11 @@ impl Proxy {
     }
 }
 
+/// The flags of our SYN-ACK (RFC 3168 section 6.1.1).
+fn syn_ack_flags(terms: &Terms) -> Flags {
+    Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed))
+}
+
 /// Whether a segment that is whole in sight fails its checksums. One that is not is judged by its cookie alone.
 pub(super) fn is_damaged<E>(turn: &Turn<E>) -> bool {
     !turn.segment.fragmented && turn.head.is_whole() && !turn.is_sound()
@@ -426,5 +490,177 @@ fn terms_of(flow: &Flow) -> Terms {
             (true, false) => Ecn::Asked,
             (true, true) => Ecn::Agreed,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::config::RateLimit;
+    use crate::learn::Lesson;
+    use crate::proxy::Secrets;
+    use crate::proxy::joined::tests::{Said, ends};
+    use crate::proxy::tests::Nobody;
+    use crate::seq::{RawWindow, WindowScale};
+    use crate::wire::{Parsed, put32};
+    use core::cell::Cell;
+    use core::time::Duration;
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    const START: Instant = Instant::from_secs(1000);
+
+    /// Engines in which nearly every SYN is a usual one, and some in which none is.
+    fn config() -> impl Strategy<Value = Config> {
+        let rare = || prop::bool::weighted(0.1);
+        let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
+        let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
+        (rare(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
+            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
+                table_buckets: 4,
+                learn_capacity: 64,
+                half_open_max: if cache { 4 } else { 0 },
+                introductions: u32::from(introductions),
+                own_sack: !no_sack,
+                rate: RateLimit { size: 64, burst: if few_tokens { 3 } else { 1000 }, ..RateLimit::default() },
+                mss_clamp,
+                handshake,
+                ..Config::default()
+            },
+        )
+    }
+
+    /// What the server is known to have said, if anything.
+    fn lesson() -> impl Strategy<Value = Option<Lesson>> {
+        let takes = || prop::bool::weighted(0.9);
+        let answer = (500u16..9000, prop::option::of(0u8..15), takes(), takes(), takes(), any::<u16>());
+        prop::option::of(answer.prop_map(|(mss, scale, sack, timestamps, ecn, window)| Lesson {
+            answered: Options {
+                mss: Some(mss),
+                scale: scale.map(WindowScale::clamped),
+                sack_permitted: sack,
+                timestamps: timestamps.then(Timestamps::default),
+                ..Options::default()
+            },
+            offered_scale: true,
+            offered_sack: true,
+            offered_timestamps: true,
+            offered_ecn: true,
+            answered_ecn: ecn,
+            window: RawWindow(window),
+        }))
+    }
+
+    /// A SYN, how long after the last it comes, and whether its frame has a tag.
+    fn syn() -> impl Strategy<Value = (Said, u32, bool)> {
+        let mss = prop_oneof![4 => Just(1460u16), 1 => 0u16..3000];
+        let options = (mss, 0u8..18, any::<[u32; 2]>(), prop_oneof![12 => Just(0), 1 => 1..5usize]).prop_map(
+            |(mss, scale, [value, echo], twist)| {
+                let mut options = vec![2, 4, 0, 0, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, scale];
+                options[2..4].copy_from_slice(&mss.to_be_bytes());
+                put32(&mut options, 8, value);
+                put32(&mut options, 12, echo);
+                match twist {
+                    0 => {}
+                    1 => options[4..6].copy_from_slice(&[1, 1]),
+                    2 => options.rotate_left(4),
+                    3 => options.truncate(16),
+                    _ => options.extend([34, 2, 1, 1]),
+                }
+                options
+            },
+        );
+        let flags = prop_oneof![6 => Just(0x02u8), 3 => Just(0xc2u8), 1 => any::<u8>()];
+        let client = prop_oneof![8 => 0x0b00_0000u32..0x0b00_0008, 1 => any::<u32>()];
+        let shape = (prop_oneof![9 => Just(0usize), 1 => 1usize..20], prop::bool::weighted(0.1));
+        let side = prop_oneof![9 => Just(Side::Wan), 1 => Just(Side::Lan)];
+        (side, any::<bool>(), client, any::<[u32; 2]>(), flags, options, shape, (0u32..3000, any::<bool>())).prop_map(
+            |(side, v6, client, [seq, ack], flags, options, (payload, damaged), (later, tagged))| {
+                let said =
+                    Said { side, v6, client, seq, ack, flags, window: 64_240, ecn: 0, options, payload, damaged };
+                (said, later, tagged)
+            },
+        )
+    }
+
+    fn frame((said, _, tagged): &(Said, u32, bool)) -> Vec<u8> {
+        let mut frame = said.frame();
+        if *tagged {
+            frame.splice(12..12, [0x81, 0x00, 0xa1, 0x23]);
+        }
+        // From the last eighth of all stations a frame claims to come from a group.
+        frame[6] = u8::from(said.seq >> 29 == 7);
+        frame[11] = 7;
+        frame
+    }
+
+    /// Takes a segment through an engine, by the usual way if that takes it; the verdict, and the hash of its ends.
+    fn hear(
+        proxy: &mut Proxy,
+        side: Side,
+        head: &mut Head,
+        now: Instant,
+        usual: impl FnOnce(&mut Proxy, &Segment, &Look, &mut Head) -> bool,
+    ) -> (Verdict, u64) {
+        let mut look = Look::default();
+        proxy.look(side, head, &mut look);
+        let Parsed::Tcp(segment) = look.parsed else { panic!("it is a segment") };
+        let found = proxy.table.find(&segment.ends, look.hash);
+        let verdict = if found.is_none() && usual(proxy, &segment, &look, head) {
+            Verdict::Reflect
+        } else {
+            proxy.on_any_segment(side, &segment, &look, found, head, now, &mut Nobody)
+        };
+        (proxy.conclude(side, verdict), look.hash)
+    }
+
+    #[test]
+    fn the_usual_way_of_a_syn_leads_where_the_general_one_does() {
+        let taken = Cell::new(0u32);
+        let strategy =
+            (config(), lesson(), prop::bool::weighted(0.1), prop::collection::vec(syn(), 1..8), any::<u16>());
+        let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
+            &strategy,
+            |(config, lesson, closed, syns, taught)| {
+                let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
+                // By then the filter of what was answered believes itself.
+                let mut now = START + Duration::from_secs(200);
+                for (n, syn) in syns.iter().enumerate() {
+                    now = now + Duration::from_millis(syn.1.into());
+                    for engine in &mut engines {
+                        for v6 in [false, true] {
+                            if let Some(lesson) = lesson.filter(|_| taught >> n & 1 == 1) {
+                                engine.learned.learn(&ends(v6), &lesson, now);
+                            }
+                            if closed && n == 2 {
+                                engine.doors.refused(&ends(v6), Client::EVERYBODY, now);
+                            }
+                        }
+                    }
+                    let (side, frame) = (syn.0.side, frame(syn));
+                    let mut buffers = [(); 2].map(|()| [&[0; 64], &frame[..], &[0; 192]].concat());
+                    let [mut one, mut other] =
+                        buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
+                    let answered = engines[0].counters.happened(Event::SynAnswered);
+                    let (usual, hash) = hear(&mut engines[0], side, &mut one, now, |engine, segment, look, head| {
+                        let usual = engine.answer_usual(side, segment, look, head, now);
+                        taken.set(taken.get() + u32::from(usual));
+                        assert!(usual || head.bytes() == frame, "what is refused has not changed");
+                        usual
+                    });
+                    let (general, _) = hear(&mut engines[1], side, &mut other, now, |_, _, _, _| false);
+                    prop_assert_eq!(usual, general, "{:?}", syn);
+                    prop_assert_eq!(one.bytes(), other.bytes(), "{:?}", syn);
+                    prop_assert_eq!(&engines[0].counters, &engines[1].counters);
+                    let noted = engines.each_ref().map(|engine| engine.answered.may_have(hash, now));
+                    prop_assert_eq!(noted[0], noted[1]);
+                    prop_assert!(noted[0] || engines[0].counters.happened(Event::SynAnswered) == answered);
+                }
+                Ok(())
+            },
+        );
+        run.unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(taken.get() > 1000, "the usual way is hardly ever taken: {}", taken.get());
     }
 }

@@ -350,7 +350,7 @@ impl Proxy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::flow::{Flow, Half};
     use crate::proxy::tests::Nobody;
@@ -367,7 +367,7 @@ mod tests {
         Proxy::new(&config, &Secrets::new([7; 48]), now)
     }
 
-    fn ends(v6: bool) -> Ends {
+    pub fn ends(v6: bool) -> Ends {
         let upper = if v6 { [0x2001_0db8, 0, 0] } else { [0, 0, 0xffff] };
         let address = |low| [upper[0], upper[1], upper[2], low];
         Ends {
@@ -382,23 +382,26 @@ mod tests {
 
     /// What a segment of the test says.
     #[derive(Clone, Debug)]
-    struct Said {
-        side: Side,
-        v6: bool,
-        seq: u32,
-        ack: u32,
-        flags: u8,
-        window: u16,
-        ecn: u8,
-        options: Vec<u8>,
-        payload: usize,
-        damaged: bool,
+    pub struct Said {
+        pub side: Side,
+        pub v6: bool,
+        /// The last word of the client's address.
+        pub client: u32,
+        pub seq: u32,
+        pub ack: u32,
+        pub flags: u8,
+        pub window: u16,
+        pub ecn: u8,
+        pub options: Vec<u8>,
+        pub payload: usize,
+        pub damaged: bool,
     }
 
     impl Said {
         /// The frame, untagged, its checksums right unless it is to be damaged.
-        fn frame(&self) -> Vec<u8> {
-            let ends = ends(self.v6);
+        pub fn frame(&self) -> Vec<u8> {
+            let mut ends = ends(self.v6);
+            ends.wan[3] = self.client;
             let (from, to) = if self.side == Side::Lan { (ends.lan, ends.wan) } else { (ends.wan, ends.lan) };
             let (from_port, to_port) =
                 if self.side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };
@@ -543,7 +546,7 @@ mod tests {
         let seq = (SeqNum::new(receiver.acked.get().wrapping_add(from.0)) - outward).get();
         let ack = receiver.next.get().wrapping_add(from.1);
         let (flags, window, ecn, damaged) = kind;
-        Said { side, v6, seq, ack, flags, window, ecn, options, payload: shape.1, damaged }
+        Said { side, v6, client: ends(v6).wan[3], seq, ack, flags, window, ecn, options, payload: shape.1, damaged }
     }
 
     /// The engine with this flow alone, and its place.

@@ -28,6 +28,11 @@ impl Queue {
         Self { entries: VecDeque::with_capacity(capacity), capacity }
     }
 
+    /// Whether nothing is ever kept.
+    pub(super) fn is_shut(&self) -> bool {
+        self.capacity == 0
+    }
+
     pub(super) fn push(&mut self, id: Id, generation: u16) {
         if self.entries.len() == self.capacity {
             self.entries.pop_front();
@@ -97,7 +102,7 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        if self.half_open.capacity == 0 { None } else { self.admit_half_open_if_there_is_place(ends, hash, now, fill) }
+        if self.half_open.is_shut() { None } else { self.admit_half_open_if_there_is_place(ends, hash, now, fill) }
     }
 
     #[inline(never)]

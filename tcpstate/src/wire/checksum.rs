@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), in full and by differences (RFC 1624).
 
 /// The one's complement sum of `bytes` as 16-bit words in network order, a last odd byte padded with zero; folded, not complemented.
-#[inline]
+#[inline(always)]
 pub fn sum(bytes: &[u8]) -> u16 {
     // Words are summed in the machine's order, eight bytes at a time: the sum of swapped words is the swapped sum (RFC 1071 section 2.B), and
     // what is carried out at one end comes in at the other.

@@ -76,11 +76,11 @@ pub struct Timestamps {
 }
 
 /// The words common stacks lay their options out in, from Linux and Windows to Apple's.
-const MSS: u32 = 0x0204;
-const NOP_SCALE: u32 = 0x01_0303;
+pub(super) const MSS: u32 = 0x0204;
+pub(super) const NOP_SCALE: u32 = 0x01_0303;
 const NOPS_SACK_PERMITTED: u32 = 0x0101_0402;
 const NOPS_TIMESTAMPS: u32 = 0x0101_080a;
-const SACK_PERMITTED_TIMESTAMPS: u32 = 0x0402_080a;
+pub(super) const SACK_PERMITTED_TIMESTAMPS: u32 = 0x0402_080a;
 const SACK_PERMITTED_END: u32 = 0x0402_0000;
 
 /// What a segment's options say. Of an option that occurs twice the last counts, as in kernels.

@@ -82,8 +82,9 @@ impl Ends {
 
     /// The keyed hash that names the flow's place in the table, and stands for the ends in a cookie's MAC: that no two ends can be found which
     /// share it is what keeps a cookie from opening for others.
-    #[inline]
-    pub fn hash(&self, keys: Keys) -> u64 {
+    // By value, lest what is parsed have to lie in memory to be hashed.
+    #[inline(always)]
+    pub fn hash(self, keys: Keys) -> u64 {
         let both = |i: usize| u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]);
         let ports = u64::from(self.lan_port) << 48 | u64::from(self.wan_port) << 32 | u64::from(self.vlan.0);
         if self.v6 {
@@ -187,23 +188,29 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The segment in a frame that came in on `side`, if it lies there as nearly all do: in one packet, and directly behind its IP header. Of any
-    /// other frame [`Parsed::parse`] tells what it is.
+    /// The segment in a frame of IPv4 that came in on `side`, if it lies there as nearly all do: in one packet, and directly behind its IP
+    /// header. Of any other frame [`Parsed::parse`] tells what it is.
     #[inline(always)]
-    pub fn usual(side: Side, head: &Head) -> Option<Segment> {
-        let (ip, vlan, ether_type) = untag(head.bytes())?;
-        let layout = match ether_type {
-            ETHER_IPV4 => match Layout::ipv4(head, ip, vlan)? {
-                (layout, TCP, false) => layout,
-                _ => return None,
+    pub fn usual_ipv4(side: Side, head: &Head) -> Option<Segment> {
+        match untag(head.bytes())? {
+            (ip, vlan, ETHER_IPV4) => match Layout::ipv4(head, ip, vlan)? {
+                (layout, TCP, false) => Self::at(side, head, &layout).ok(),
+                _ => None,
             },
-            ETHER_IPV6 => match Layout::ipv6(head, ip, vlan)? {
-                (layout, TCP) => layout,
-                _ => return None,
+            _ => None,
+        }
+    }
+
+    /// The same of IPv6: what they find stays in registers if they do not meet.
+    #[inline(always)]
+    pub fn usual_ipv6(side: Side, head: &Head) -> Option<Segment> {
+        match untag(head.bytes())? {
+            (ip, vlan, ETHER_IPV6) => match Layout::ipv6(head, ip, vlan)? {
+                (layout, TCP) => Self::at(side, head, &layout).ok(),
+                _ => None,
             },
-            _ => return None,
-        };
-        Self::at(side, head, &layout).ok()
+            _ => None,
+        }
     }
 
     #[inline(always)]
@@ -274,7 +281,7 @@ impl Segment {
 
 /// The sum, not folded, of the pseudo header in front of a TCP segment of `len` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1).
 #[inline(always)]
-fn pseudo_header_sum(ends: &Ends, len: usize) -> u64 {
+pub(super) fn pseudo_header_sum(ends: &Ends, len: usize) -> u64 {
     let both = |i: usize| u64::from(ends.lan[i]) + u64::from(ends.wan[i]);
     let upper = if ends.v6 { both(0) + both(1) + both(2) } else { 0 };
     u64::from(TCP) + len as u64 + upper + both(3)
@@ -657,7 +664,7 @@ mod tests {
                 Parsed::Tcp(segment) if !segment.fragmented && segment.tcp - segment.ip <= 60 => Some(segment),
                 _ => None,
             };
-            let usual = Segment::usual(side, &head);
+            let usual = Segment::usual_ipv4(side, &head).or_else(|| Segment::usual_ipv6(side, &head));
             // Behind extension headers a segment is not where the usual one is.
             prop_assert!(usual == whole || usual.is_none() && v6 && protocol != TCP);
         }
