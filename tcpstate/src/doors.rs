@@ -116,7 +116,10 @@ impl Doors {
     }
 
     /// The port on the LAN has answered a SYN after all.
-    pub fn opened(&mut self, ends: &Ends) {
+    pub fn opened(&mut self, ends: &Ends, now: Instant) {
+        if !self.any_closed(now) {
+            return;
+        }
         let place = self.place(ends);
         for door in self.sets[place].0.iter_mut().filter(|door| door.is_of(ends)) {
             *door = Door::default();
@@ -193,7 +196,7 @@ mod tests {
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(81), Client::EVERYBODY, now);
         doors.refused(&port(82), Client::EVERYBODY, now);
-        doors.opened(&port(81));
+        doors.opened(&port(81), Instant::from_secs(100));
         assert!(!doors.closed(&port(81), Client::of(7), now));
         assert!(doors.closed(&port(82), Client::of(7), now));
     }
@@ -255,7 +258,7 @@ mod tests {
                         model.insert(n, now);
                     }
                     Act::Open => {
-                        doors.opened(&port(n));
+                        doors.opened(&port(n), now);
                         model.remove(&n);
                     }
                     Act::Ask => {

@@ -84,3 +84,33 @@ fn set_flags(segment: &Segment, head: &mut Head, flags: Flags) {
     let sum = patch.apply(be16(frame, tcp + 16));
     put16(frame, tcp + 16, sum);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::said::Said;
+    use crate::wire::Parsed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn where_nothing_is_to_be_lent_nothing_is(
+            marks in any::<[bool; 3]>(),
+            side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
+            (v6, flags, ecn) in (any::<bool>(), any::<u8>(), 0u8..4),
+        ) {
+            let mut flow = Flow::default();
+            for (mark, set) in [Marks::ECN, Marks::ECN_LAN, Marks::ECHO_OWED].into_iter().zip(marks) {
+                flow.mark(mark, set);
+            }
+            let mut frame = Said { side, v6, flags, ecn, ..Said::default() }.frame();
+            let before = (flow, frame.clone());
+            let mut head = Head::whole(&mut frame, before.1.len());
+            let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { panic!("it is a segment") };
+            if has_nothing_to_lend(&flow, &segment, traffic_class(&segment, head.bytes())) {
+                prop_assert!(!lend(&mut flow, side, &segment, &mut head));
+                prop_assert_eq!(before, (flow, frame));
+            }
+        }
+    }
+}

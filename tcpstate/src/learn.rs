@@ -303,8 +303,8 @@ impl Learned {
     }
 
     /// The largest MSS a client of this server can have been told, whatever the operator has said of the server since.
-    pub fn most_told(&self, ends: &Ends, now: Instant) -> u16 {
-        self.offer(ends, now).mss.max(self.own_mss(ends)).max(self.most_commanded).min(self.clamp)
+    pub fn most_told(&mut self, ends: &Ends, now: Instant) -> u16 {
+        self.offer_again(ends, now).mss.max(self.own_mss(ends)).max(self.most_commanded).min(self.clamp)
     }
 
     /// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.

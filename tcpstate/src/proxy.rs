@@ -10,6 +10,8 @@ mod handshake;
 mod joined;
 mod listing;
 mod room;
+#[cfg(test)]
+pub(crate) mod said;
 mod standing;
 mod unknown;
 
@@ -844,19 +846,7 @@ mod tests {
     fn what_was_absent_in_the_first_pass_may_have_come_by_the_second() {
         let now = Instant::from_secs(1000);
         let mut proxy = resting(0, now);
-        let call = joined::tests::Said {
-            side: Side::Lan,
-            v6: false,
-            client: 0x0b00_0001,
-            seq: 1,
-            ack: 0,
-            flags: Flags::SYN.0,
-            window: 64_240,
-            ecn: 0,
-            options: vec![],
-            payload: 0,
-            damaged: false,
-        };
+        let call = said::Said { flags: Flags::SYN.0, ..said::Said::default() };
         let (mut frames, mut looks) = ([call.frame(), call.frame()], [Look::default(); 2]);
         for (frame, look) in frames.iter_mut().zip(&mut looks) {
             let len = frame.len();

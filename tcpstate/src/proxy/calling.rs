@@ -42,7 +42,7 @@ impl Proxy {
         }
         self.limiter.refund(&ends, now);
         self.make_room(now, turn.egress);
-        let presumed = proof.terms.timestamps && !self.learned.offer(&ends, now).timestamps_known;
+        let presumed = proof.terms.timestamps && !self.learned.offer_again(&ends, now).timestamps_known;
         let early = self.handshake_of(&ends) == Handshake::Early;
         turn.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
@@ -292,7 +292,7 @@ impl Proxy {
             )
         });
         self.learned.learn(turn.ends(), &lesson, now);
-        self.doors.opened(turn.ends());
+        self.doors.opened(turn.ends(), now);
         self.set_state(id, State::Established, now);
         self.silent.push(id, self.table[id].generation);
         self.counters.count(Event::Spliced);

@@ -96,7 +96,7 @@ impl Proxy {
         self.set_state(id, State::OpeningAnswered, turn.now);
         if turn.side == Side::Lan {
             self.learned.learn(turn.ends(), &lesson, turn.now);
-            self.doors.opened(turn.ends());
+            self.doors.opened(turn.ends(), turn.now);
         }
     }
 

@@ -132,7 +132,7 @@ impl Proxy {
             return Self::reset_in_place(&mut turn);
         }
         let offered = Options::read(turn.options());
-        let offer = self.learned.offer(&ends, now);
+        let offer = self.learned.offer_again(&ends, now);
         turn.egress.note(|| {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
@@ -500,7 +500,7 @@ mod tests {
     use crate::config::RateLimit;
     use crate::learn::Lesson;
     use crate::proxy::Secrets;
-    use crate::proxy::joined::tests::{Said, ends};
+    use crate::proxy::said::{Said, ends};
     use crate::proxy::tests::Nobody;
     use crate::seq::{RawWindow, WindowScale};
     use crate::wire::{Parsed, put32};
