@@ -58,6 +58,7 @@ impl Proxy {
         let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
         if side != Side::Wan
             || !opening
+            || self.draining
             || !self.half_open.is_shut()
             || !self.introductions.is_shut()
             || self.doors.any_closed(now)
@@ -618,17 +619,23 @@ mod tests {
     #[test]
     fn the_usual_way_of_a_syn_leads_where_the_general_one_does() {
         let taken = Cell::new(0u32);
-        let strategy =
-            (config(), lesson(), prop::bool::weighted(0.1), prop::collection::vec(syn(), 1..8), any::<u16>());
+        let strategy = (
+            config(),
+            lesson(),
+            [prop::bool::weighted(0.1), prop::bool::weighted(0.1)],
+            prop::collection::vec(syn(), 1..8),
+            any::<u16>(),
+        );
         let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
             &strategy,
-            |(config, lesson, closed, syns, taught)| {
+            |(config, lesson, [closed, draining], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
                 // By then the filter of what was answered believes itself.
                 let mut now = START + Duration::from_secs(200);
                 for (n, syn) in syns.iter().enumerate() {
                     now = now + Duration::from_millis(syn.1.into());
                     for engine in &mut engines {
+                        engine.drain(draining && n == 3);
                         for v6 in [false, true] {
                             if let Some(lesson) = lesson.filter(|_| taught >> n & 1 == 1) {
                                 engine.learned.learn(&ends(v6), &lesson, now);
