@@ -67,16 +67,15 @@ impl Mailbox {
         self.bell.as_fd()
     }
 
-    /// Reads one letter, if there is one, and sends the answer back.
+    /// Whether there may be letters.
     #[inline]
-    pub fn read(&self, obey: impl FnOnce(Order) -> Answer) {
-        if self.has_mail.load(Ordering::Relaxed) {
-            self.read_one(obey);
-        }
+    pub fn has_mail(&self) -> bool {
+        self.has_mail.load(Ordering::Relaxed)
     }
 
+    /// Reads one letter, if there is one, and sends the answer back.
     #[cold]
-    fn read_one(&self, obey: impl FnOnce(Order) -> Answer) {
+    pub fn read(&self, obey: impl FnOnce(Order) -> Answer) {
         // The signs go before the letter is looked for, so that one put there meanwhile puts them up again.
         self.has_mail.store(false, Ordering::SeqCst);
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);

@@ -163,6 +163,8 @@ impl Operator {
     }
 
     fn status(&self) -> Status {
+        // Who has answered has shown what he has counted until then.
+        let workers = self.post.ask(&Order::Hello).iter().map(Option::is_some).collect();
         let flows = flows(&self.board.total());
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
@@ -172,7 +174,7 @@ impl Operator {
             uptime: self.uptime(),
             lan: self.facts.lan.clone(),
             wan: self.facts.wan.clone(),
-            workers: self.post.ask(&Order::Hello).iter().map(Option::is_some).collect(),
+            workers,
             bypass: self.facts.bypass,
             backends: self.facts.commanded.then(|| self.registry.len()),
             drain,

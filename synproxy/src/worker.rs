@@ -147,7 +147,9 @@ impl<E: Engine> Worker<E> {
             let turn = self.turn(now);
             self.pace.note(turn.received, now);
             self.relieve(turn, now);
-            if let Some(mailbox) = &self.mailbox {
+            if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.has_mail()) {
+                // Whoever is answered finds counters as new as the answer.
+                slot.publish(&self.snapshot());
                 mailbox.read(|order| self.engine.obey(order, now));
             }
             if now >= publish_at {
