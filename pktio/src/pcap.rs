@@ -174,11 +174,11 @@ impl PcapReader {
     pub fn interface_name(&self, index: u32) -> &str {
         let Format::PcapNg(parser) = &self.format else { return "" };
         let Some(interface) = parser.interfaces().get(index as usize) else { return "" };
-        let names = interface.options.iter().filter_map(|option| match option {
+        let mut names = interface.options.iter().filter_map(|option| match option {
             InterfaceDescriptionOption::IfName(name) => Some(name.as_ref()),
             _ => None,
         });
-        names.last().unwrap_or_default()
+        names.next().unwrap_or_default()
     }
 }
 
