@@ -16,6 +16,7 @@ mod entry;
 mod line;
 mod reply;
 mod request;
+mod view;
 pub mod wire;
 
 pub use client::{Client, Complaint};
@@ -23,6 +24,7 @@ pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};
+pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 
 /// Where the sockets of running boxes lie, one each.
 pub const DIRECTORY: &str = "/run/synproxy";

@@ -1,5 +1,6 @@
 //! What a client is answered.
 
+use crate::{Explained, FlowList, Top};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -13,6 +14,12 @@ pub enum Reply {
     Stats(Box<Stats>),
     /// To [`Request::Backends`](crate::Request::Backends): what is said of servers, in their order.
     Backends(Vec<crate::Entry>),
+    /// To [`Request::Flows`](crate::Request::Flows).
+    Flows(FlowList),
+    /// To [`Request::Top`](crate::Request::Top).
+    Top(Box<Top>),
+    /// To [`Request::Explain`](crate::Request::Explain).
+    Explained(Box<Explained>),
     /// What was asked has been done, and this is to be said of it.
     Done(String),
     /// What was asked has not been done.

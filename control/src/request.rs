@@ -1,6 +1,7 @@
 //! What a client can ask.
 
 use crate::entry::{Entry, Key};
+use crate::{Cursor, FlowFilter, Side};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -33,6 +34,30 @@ pub enum Request {
     },
     /// Sign cookies with another secret from the next epoch on.
     RotateSecrets,
+    /// Connections, some at a time: [`FlowList`](crate::FlowList).
+    Flows {
+        /// Which are meant; all, if it is left out.
+        #[serde(default)]
+        filter: FlowFilter,
+        /// Where to go on; at the beginning, if it is left out.
+        #[serde(default)]
+        from: Option<Cursor>,
+        /// How many to tell of at most; the box tells of fewer if it likes.
+        #[serde(default)]
+        limit: Option<usize>,
+    },
+    /// Who talks most, and everything counted: [`Top`](crate::Top).
+    Top,
+    /// What would become of a frame: [`Explained`](crate::Explained). Nothing is changed by it.
+    Explain {
+        /// The port it would come in by.
+        side: Side,
+        /// The frame, from its Ethernet header on, in hexadecimal digits.
+        frame: String,
+        /// The worker to ask; the one it belongs to, if it is left out.
+        #[serde(default)]
+        worker: Option<usize>,
+    },
     /// Log messages of at least this severity from now on.
     SetLogLevel {
         /// The least severe level that is logged.

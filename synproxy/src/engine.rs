@@ -1,6 +1,7 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
-use crate::mail::{Answer, Order};
+use crate::mail::{Answer, Foretold, Order};
+use crate::view::Held;
 use tcpstate::{
     Counters, DropReason, Egress, Event, Head, Instant, Look, Population, Proxy, Side, Source, Ticket, Verdict,
 };
@@ -132,7 +133,20 @@ impl Engine for Proxy {
 
     fn obey(&mut self, order: Order, now: Instant) -> Answer {
         match order {
-            Order::Hello => {}
+            Order::Hello | Order::Talk => {}
+            Order::List { from, filter } => {
+                let mut connections = Vec::new();
+                let next = self.list(from, &filter, now, |connection| connections.push(connection));
+                return Answer::Listed(connections, next);
+            }
+            Order::Explain { side, frame } => {
+                let mut held = Held::new(&frame);
+                let mut head = held.head();
+                let excerpt = self.excerpt(side, &head);
+                let hash = excerpt.hash();
+                let explanation = excerpt.explain(&mut head, now);
+                return Answer::Explained(Box::new(Foretold { explanation, left: head.bytes().to_vec(), hash }));
+            }
             Order::Backends(backends) => return Answer::Former(self.command(backends)),
             Order::Drain(draining) => self.drain(draining),
             Order::Rotate(rotation) => self.rotate(&rotation, now),

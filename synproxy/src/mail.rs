@@ -3,6 +3,7 @@
 //! Each worker has a mailbox, which it looks into between two turns: while it is empty that is one relaxed load. A letter ends
 //! its sleep. It reads one letter a turn, so that no number of them keeps it from its frames for longer than one.
 
+use crate::talkers::Talk;
 use crossbeam::channel::{self, Sender};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Backends, Rotation};
+use tcpstate::{Backends, Connection, Explanation, Filter, Rotation, Side};
 
 /// Letters a mailbox holds.
 const PLACES: usize = 64;
@@ -31,6 +32,33 @@ pub enum Order {
     Drain(bool),
     /// To sign cookies with another secret when its time comes.
     Rotate(Rotation),
+    /// To tell of a slice of its connections.
+    List {
+        /// Where the slice begins.
+        from: u32,
+        /// Which are meant.
+        filter: Filter,
+    },
+    /// To tell what would become of a frame.
+    Explain {
+        /// The port it would come in by.
+        side: Side,
+        /// The frame.
+        frame: Arc<[u8]>,
+    },
+    /// To tell who talks most.
+    Talk,
+}
+
+/// What would become of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foretold {
+    /// What the engine tells.
+    pub explanation: Explanation,
+    /// The frame as it would leave.
+    pub left: Vec<u8>,
+    /// The keyed hash by which it has an owner; 0 if it has none.
+    pub hash: u64,
 }
 
 /// What it says to that.
@@ -40,6 +68,12 @@ pub enum Answer {
     Done,
     /// It is done, and this is what was said of servers before, to be freed by whoever has the time.
     Former(Arc<Backends>),
+    /// To [`Order::List`]: connections, and where the next slice begins.
+    Listed(Vec<Connection>, Option<u32>),
+    /// To [`Order::Explain`].
+    Explained(Box<Foretold>),
+    /// To [`Order::Talk`].
+    Talk(Talk),
 }
 
 /// An order, and where the answer goes.

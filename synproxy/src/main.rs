@@ -26,6 +26,8 @@ mod signals;
 mod socket;
 mod stats;
 mod steer;
+mod talkers;
+mod view;
 mod watch;
 mod worker;
 

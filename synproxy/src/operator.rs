@@ -3,18 +3,27 @@
 use crate::backends::{MOST, Refused, Registry};
 use crate::clock;
 use crate::log::Dial;
-use crate::mail::{Order, Post};
+use crate::mail::{Answer, Order, Post};
 use crate::report::lost_on_the_way;
 use crate::stats::{self, Board, Snapshot};
+use crate::{talkers, view};
 use control::wire::Operation;
-use control::{Counts, Drain, Flows, Interface, Port, Reply, Request, Stats, Status, Why};
+use control::{
+    Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Port, Reply, Request, Stats, Status, Top, Why,
+};
 use pktio::PortStatistics;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-use tcpstate::{DropReason, Event, Rotation, Side};
+use std::time::{Duration, Instant};
+use tcpstate::{DropReason, Event, Rotation, Side, owner};
 use tracing::{info, warn};
+
+/// Connections in one reply, about: a slice is not cut in two.
+const MOST_FLOWS: usize = 1024;
+
+/// How long one reply's connections are looked for.
+const LISTING: Duration = Duration::from_millis(200);
 
 /// What does not change while the box runs.
 #[derive(Clone, Debug)]
@@ -68,6 +77,9 @@ impl Operator {
             Request::FlushBackends { address } => self.command(&Operation::Flush(address)),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
+            Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit),
+            Request::Top => Reply::Top(Box::new(self.top())),
+            Request::Explain { side, frame, worker } => self.explain(side, &frame, worker),
             Request::SetLogLevel { level } => {
                 info!("the operator has messages logged from `{}` on", level.name());
                 self.dial.set(level);
@@ -183,6 +195,76 @@ impl Operator {
         }
     }
 
+    /// A part of the listing of connections: as much as comes in a short while, and fits a reply.
+    fn flows(&self, asked: &FlowFilter, from: Cursor, limit: Option<usize>) -> Reply {
+        let filter = match view::filter(asked) {
+            Ok(filter) => filter,
+            Err(wrong) => return view::malformed(wrong),
+        };
+        let most = limit.unwrap_or(MOST_FLOWS).min(MOST_FLOWS);
+        let deadline = Instant::now() + LISTING;
+        let (mut flows, mut next) = (Vec::new(), Some(from));
+        while let Some(Cursor { worker, place }) = next {
+            if worker >= self.post.workers() {
+                next = None;
+                break;
+            }
+            if flows.len() >= most || Instant::now() >= deadline {
+                break;
+            }
+            let answer = self.post.ask_some(worker..worker + 1, &Order::List { from: place, filter }).remove(0);
+            match answer {
+                Some(Answer::Listed(connections, on)) => {
+                    flows.extend(connections.iter().map(|connection| view::flow(connection, worker)));
+                    next = Some(on.map_or(Cursor { worker: worker + 1, place: 0 }, |place| Cursor { worker, place }));
+                }
+                // One without connections to tell of.
+                Some(_) => next = Some(Cursor { worker: worker + 1, place: 0 }),
+                None => return silent(worker),
+            }
+        }
+        Reply::Flows(FlowList { flows, next })
+    }
+
+    fn top(&self) -> Top {
+        let answers = self.post.ask(&Order::Talk).into_iter().flatten();
+        let talk = talkers::merged(answers.filter_map(|answer| match answer {
+            Answer::Talk(talk) => Some(talk),
+            _ => None,
+        }));
+        let [sources, targets] = view::talk(&talk);
+        Top { stats: self.stats(), period: talk.period.as_secs_f64(), sources, targets }
+    }
+
+    /// What would become of a frame, as the worker tells that knows its connection, or else the one it would belong to.
+    fn explain(&self, from: control::Side, text: &str, worker: Option<usize>) -> Reply {
+        let frame: Arc<[u8]> = match view::frame(text) {
+            Ok(frame) => frame.into(),
+            Err(wrong) => return view::malformed(wrong),
+        };
+        let workers = match worker {
+            Some(worker) if worker >= self.post.workers() => {
+                return view::malformed(format!("there are {} workers, from 0 on", self.post.workers()));
+            }
+            Some(worker) => worker..worker + 1,
+            None => 0..self.post.workers(),
+        };
+        let side = view::engine_side(from);
+        let answers = self.post.ask_some(workers.clone(), &Order::Explain { side, frame: frame.clone() });
+        let mut told = Vec::new();
+        for (answer, worker) in answers.into_iter().zip(workers) {
+            match answer {
+                Some(Answer::Explained(foretold)) => told.push((worker, *foretold)),
+                Some(_) => return Reply::refuse(Why::Refused, "everything is forwarded unseen here (--bypass)"),
+                None => return silent(worker),
+            }
+        }
+        let knows = told.iter().position(|(_, foretold)| foretold.explanation.before.is_some());
+        let owner = told.first().map_or(0, |(_, foretold)| owner::share(foretold.hash, told.len()));
+        let (worker, foretold) = told.swap_remove(knows.unwrap_or(owner));
+        Reply::Explained(Box::new(view::explained(worker, side, &frame, &foretold.left, foretold.explanation)))
+    }
+
     fn stats(&self) -> Stats {
         let workers: Vec<Snapshot> = self.board.workers().collect();
         Stats {
@@ -191,6 +273,10 @@ impl Operator {
             total: counts(&workers.into_iter().sum()),
         }
     }
+}
+
+fn silent(worker: usize) -> Reply {
+    Reply::refuse(Why::Silent, format!("worker {worker} does not answer"))
 }
 
 fn flows(snapshot: &Snapshot) -> Flows {

@@ -5,7 +5,7 @@
 
 use crate::clock;
 use crate::engine::Engine;
-use crate::mail::Mailbox;
+use crate::mail::{Answer, Mailbox, Order};
 use crate::pace::Pace;
 use crate::pen::Pen;
 use crate::pressure::{Pressure, Seen};
@@ -13,6 +13,7 @@ use crate::recorder::{Mourner, Nobody, Witness};
 use crate::relief::Relief;
 use crate::stats::{Slot, Snapshot, Stage, Tally};
 use crate::steer::Crossing;
+use crate::talkers::Talkers;
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -62,6 +63,8 @@ pub struct Worker<E> {
     mailbox: Option<Arc<Mailbox>>,
     /// What is captured of its frames.
     witness: Witness,
+    /// Who talks most.
+    talkers: Talkers,
 }
 
 /// What a turn came to.
@@ -111,6 +114,7 @@ impl<E: Engine> Worker<E> {
             crossing,
             mailbox: None,
             witness: Witness::default(),
+            talkers: Talkers::new(clock::now()),
         }
     }
 
@@ -150,10 +154,14 @@ impl<E: Engine> Worker<E> {
             if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.has_mail()) {
                 // Whoever is answered finds counters as new as the answer.
                 slot.publish(&self.snapshot());
-                mailbox.read(|order| self.engine.obey(order, now));
+                mailbox.read(|order| match order {
+                    Order::Talk => Answer::Talk(self.talkers.last().clone()),
+                    order => self.engine.obey(order, now),
+                });
             }
             if now >= publish_at {
                 slot.publish(&self.snapshot());
+                self.talkers.turn(now);
                 publish_at = now + PUBLISH_EVERY;
             }
             if stop.load(Ordering::Relaxed) || (turn.is_idle() && self.is_exhausted()) {
@@ -265,6 +273,12 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the engine decide on the whole batch.
     fn step(&mut self, side: Side, now: Instant) {
+        let batch = self.incoming.len();
+        if let Some(at) = self.talkers.choose(batch)
+            && let Some(frame) = self.incoming.iter_mut().nth(at)
+        {
+            self.talkers.sample(side, &self.looks[at], frame.total(), batch);
+        }
         match self.witness.take_drops() {
             None => self.step_mourned(side, now, &mut Nobody),
             Some(mut drops) => {

@@ -6,3 +6,6 @@ pub mod raw;
 pub mod replay;
 pub mod show;
 pub mod spray;
+pub mod top;
+pub mod views;
+pub mod watch;

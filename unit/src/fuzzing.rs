@@ -561,6 +561,13 @@ impl Bench {
     fn decide(&mut self, side: Side, mut frame: Frame, ticket: Option<Ticket>) {
         let (seen, total, room) = (frame.seen, frame.total, frame.buffer.len());
         let before = frame.buffer[frame.start..][..seen].to_vec();
+        // What is explained is what is done, where a frame is spare for all of it.
+        let asks = ticket.is_none() && self.spare == usize::MAX;
+        let foretold = asks.then(|| {
+            let mut copy = Frame { buffer: frame.buffer.clone(), ..frame };
+            let mut head = copy.head();
+            self.proxy.excerpt(side, &head).explain(&mut head, self.now).verdict
+        });
         let mut head = frame.head();
         let mut sent = Sent { frames: Vec::new(), spare: self.spare };
         let question = Question::of(side, &head);
@@ -573,6 +580,9 @@ impl Bench {
                 self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent)
             }
         };
+        if let Some(foretold) = foretold {
+            assert_eq!(foretold, verdict, "what is explained and what is done differ");
+        }
         self.spare = if self.spare == usize::MAX { usize::MAX } else { sent.spare };
         assert!(head.start() + head.len() <= room && head.total() >= head.len());
 

@@ -1,14 +1,16 @@
 //! `synctl`: the operator's hand at a running box. Asks over the control socket, and prints the answer for people, or as JSON for programs.
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use control::{Client, Complaint, Entry, Key, LogLevel, Reply, Request};
-use std::io::{self, ErrorKind, Write};
+use control::{Client, Complaint, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side};
+use pktio::pcap::{PcapReader, Record};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
-use tools::show;
+use tools::watch::{self, Trouble};
+use tools::{show, views};
 
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
@@ -18,6 +20,16 @@ Exit status:
   2  the command line is wrong
   4  there is no box to be reached, or several and none was named
   5  not permitted: run as root, or as the user the box runs as";
+
+/// Shown below the options of `top`.
+const TOP_HELP: &str = "\
+Keys:
+  q  end          s  sort talkers by frames, SYNs or bytes
+  p  freeze       t  what happens in a second, or since the start";
+
+/// Shown below the options of `explain`.
+const EXPLAIN_HELP: &str = "\
+The box's own engine decides on a copy of the frame, with copies of whatever its fate depends on.";
 
 /// Asks a running synproxy how it is, and tells it what to do
 #[derive(Debug, Parser)]
@@ -62,6 +74,33 @@ enum Command {
     },
     /// Signs cookies with another secret from the next epoch on; those already given stay good for as long as they would
     RotateSecrets,
+    /// The connections there are, in columns
+    Flows(Flows),
+    /// What the box does right now: rates, connections, who talks most, what is dropped
+    #[command(after_help = TOP_HELP)]
+    Top {
+        /// Prints two seconds' worth once, and ends; so it is where there is no terminal
+        #[arg(long)]
+        once: bool,
+        /// Prints the reply as it came, and ends
+        #[arg(long)]
+        json: bool,
+    },
+    /// What would become of a frame, step by step; nothing is changed by asking
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain {
+        /// The frame from its Ethernet header on, in hexadecimal digits; or pcap:FILE:N, the Nth frame of a capture
+        frame: String,
+        /// The port it would come in by: lan or wan
+        #[arg(long, default_value = "wan")]
+        side: Side,
+        /// The worker to ask, instead of the one the frame belongs to
+        #[arg(long, value_name = "N")]
+        worker: Option<usize>,
+        /// Prints the reply as it came
+        #[arg(long)]
+        json: bool,
+    },
     /// Changes a setting until the box ends
     Set {
         #[command(subcommand)]
@@ -135,6 +174,32 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Which connections, and how many.
+#[derive(Debug, clap::Args)]
+struct Flows {
+    /// Only those whose end on the LAN is this address, or in this network (192.0.2.0/24)
+    #[arg(long, value_name = "NETWORK")]
+    lan: Option<String>,
+    /// Only those whose end on the WAN is
+    #[arg(long, value_name = "NETWORK")]
+    wan: Option<String>,
+    /// Only those of this port on the LAN
+    #[arg(long, value_name = "PORT")]
+    lan_port: Option<u16>,
+    /// Only those of this port on the WAN
+    #[arg(long, value_name = "PORT")]
+    wan_port: Option<u16>,
+    /// Only those in this state: half-open, dialling, opening-sent, opening-answered, established, closing, time-wait or reset
+    #[arg(long)]
+    state: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Prints each as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// What can be set.
 #[derive(Debug, Subcommand)]
 enum Setting {
@@ -152,6 +217,7 @@ enum Failure {
     /// What was waited for has not come.
     Undone(&'static str),
     Output(io::Error),
+    Input(String),
 }
 
 impl From<Complaint> for Failure {
@@ -182,6 +248,10 @@ fn main() -> ExitCode {
             eprintln!("synctl: {why}");
             ExitCode::FAILURE
         }
+        Err(Failure::Input(wrong)) => {
+            eprintln!("synctl: {wrong}");
+            ExitCode::from(2)
+        }
         Err(Failure::Box(complaint)) => {
             eprintln!("synctl: {complaint}");
             status(&complaint)
@@ -204,7 +274,12 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => Client::connect(path)?,
         None => Client::connect_to_the_only_one()?,
     };
-    let (request, json) = request(&arguments.command);
+    match &arguments.command {
+        Command::Flows(flows) => return list(&mut client, flows),
+        Command::Top { once, json: false } => return top(&mut client, *once),
+        _ => {}
+    }
+    let (request, json) = request(&arguments.command)?;
     let reply = client.ask(&request)?;
     let mut out = io::stdout().lock();
     if let Command::Drain { wait: Some(seconds), .. } = arguments.command {
@@ -241,8 +316,8 @@ fn wait_for_the_last(client: &mut Client, out: &mut impl Write, patience: Durati
 }
 
 /// The request, and whether its answer is to be printed as it came.
-fn request(command: &Command) -> (Request, bool) {
-    match command {
+fn request(command: &Command) -> Result<(Request, bool), Failure> {
+    Ok(match command {
         Command::Status { json } => (Request::Status, *json),
         Command::Stats { json } => (Request::Stats, *json),
         Command::Backends { operation } => match operation {
@@ -257,7 +332,85 @@ fn request(command: &Command) -> (Request, bool) {
         Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
         Command::RotateSecrets => (Request::RotateSecrets, false),
         Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
+        Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
+        Command::Top { json, .. } => (Request::Top, *json),
+        Command::Explain { frame, side, worker, json } => {
+            (Request::Explain { side: *side, frame: digits(frame)?, worker: *worker }, *json)
+        }
+    })
+}
+
+/// The request for some of the connections, from here on.
+fn page(flows: &Flows, from: Option<Cursor>, limit: Option<usize>) -> Request {
+    let filter = FlowFilter {
+        lan: flows.lan.clone(),
+        wan: flows.wan.clone(),
+        lan_port: flows.lan_port,
+        wan_port: flows.wan_port,
+        state: flows.state.clone(),
+    };
+    Request::Flows { filter, from, limit }
+}
+
+/// Prints connections as they are told, page by page.
+fn list(client: &mut Client, flows: &Flows) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let (mut from, mut columns, mut left) = (None, None, flows.limit.unwrap_or(usize::MAX));
+    loop {
+        let reply = client.ask(&page(flows, from, Some(left)))?;
+        let Reply::Flows(page) = reply else { return Err(Complaint::Strange(format!("{reply:?}")).into()) };
+        let told = &page.flows[..page.flows.len().min(left)];
+        left -= told.len();
+        if flows.json {
+            for flow in told {
+                control::write_line(&mut out, flow)?;
+            }
+        } else if !told.is_empty() {
+            let is_first = columns.is_none();
+            let columns = columns.get_or_insert_with(|| views::Columns::of(told));
+            if is_first {
+                write!(out, "{}", columns.head())?;
+            }
+            for flow in told {
+                write!(out, "{}", columns.row(flow))?;
+            }
+        }
+        from = page.next;
+        if from.is_none() || left == 0 {
+            return Ok(out.flush()?);
+        }
     }
+}
+
+/// Shows what happens, until a key is pressed where there is a terminal.
+fn top(client: &mut Client, once: bool) -> Result<(), Failure> {
+    if once || !io::stdout().is_terminal() {
+        write!(io::stdout(), "{}", watch::once(client)?)?;
+        return Ok(());
+    }
+    watch::watch(client).map_err(|trouble| match trouble {
+        Trouble::Box(complaint) => Failure::Box(complaint),
+        Trouble::Terminal(error) => Failure::Output(error),
+        Trouble::Signals(error) => Failure::Output(io::Error::other(error)),
+    })
+}
+
+/// The digits of a frame that is named: written out, or by its number in a capture, which counts from 1 as others do.
+fn digits(frame: &str) -> Result<String, Failure> {
+    let Some(place) = frame.strip_prefix("pcap:") else { return Ok(frame.to_owned()) };
+    let parsed = place.rsplit_once(':').and_then(|(file, number)| Some((file, number.parse::<u64>().ok()?)));
+    let Some((file, number @ 1..)) = parsed else {
+        return Err(Failure::Input(format!("expected pcap:FILE:N, with N from 1 on, but this is {frame:?}")));
+    };
+    let unread = |error| Failure::Input(format!("{file}: {error}"));
+    let mut reader = PcapReader::open(file).map_err(unread)?;
+    let mut record = Record::default();
+    for _ in 0..number {
+        if !reader.read(&mut record).map_err(unread)? {
+            return Err(Failure::Input(format!("{file} has fewer than {number} frames")));
+        }
+    }
+    Ok(record.bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// An answer for people.
@@ -266,6 +419,8 @@ fn text(reply: &Reply) -> String {
         Reply::Status(status) => show::status(status),
         Reply::Stats(stats) => show::stats(stats),
         Reply::Backends(entries) => show::backends(entries),
+        Reply::Explained(explained) => views::explained(explained),
+        Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
         Reply::Done(message) => format!("{message}\n"),
         Reply::Error(refusal) => format!("{}\n", refusal.message),
     }
@@ -285,7 +440,7 @@ mod tests {
     fn what_is_said_is_what_is_asked() {
         let asked = |line: &str| {
             let arguments = Arguments::try_parse_from(line.split_whitespace()).map_err(|error| error.exit_code());
-            arguments.map(|arguments| request(&arguments.command))
+            arguments.map(|arguments| request(&arguments.command).expect("no file is named"))
         };
         assert_eq!(asked("synctl status"), Ok((Request::Status, false)));
         assert_eq!(asked("synctl stats --json --socket x"), Ok((Request::Stats, true)));
@@ -301,6 +456,11 @@ mod tests {
         assert_eq!(asked("synctl backends flush 10.0.0.1"), flush(Some(entry.address)));
         assert_eq!(asked("synctl drain --wait 5"), Ok((Request::Drain { on: true }, false)));
         assert_eq!(asked("synctl drain --off"), Ok((Request::Drain { on: false }, false)));
+        let explain = Request::Explain { side: Side::Lan, frame: "00ff".into(), worker: None };
+        assert_eq!(asked("synctl explain --side lan 00ff"), Ok((explain, false)));
+        let filter = FlowFilter { wan: Some("198.51.100.0/24".into()), lan_port: Some(80), ..FlowFilter::default() };
+        let flows = Request::Flows { filter, from: None, limit: Some(5) };
+        assert_eq!(asked("synctl flows --wan 198.51.100.0/24 --lan-port 80 --limit 5 --json"), Ok((flows, true)));
         for wrong in [
             "synctl backends add 10.0.0.1 --mss 0 --wscale 7",
             "synctl backends add 10.0.0.1 --mss 1460 --wscale 15",

@@ -1,0 +1,274 @@
+//! Who talks most, as far as one frame in some hundred tells.
+//!
+//! A worker samples at most one frame of a batch, so that what this costs is counted by the batch; a quiet one samples more. Each sample stands
+//! for as many frames as were let pass since the one before. Who has been seen is kept in a sketch of fixed size (Space-Saving: Metwally, Agrawal
+//! and El Abbadi, 2005): whoever has more than its share of the frames is in it, whatever else comes, and its count is too large by at most
+//! what is told beside it.
+
+use std::mem;
+use std::time::Duration;
+use tcpstate::wire::{Addr, Flags, Parsed};
+use tcpstate::{Instant, Look, Side};
+
+/// Talkers kept of each kind: whoever has a sixty-fourth of all frames is among them.
+const KEPT: usize = 64;
+
+/// Frames between two samples, on average, of a loaded worker and of a quiet one; those of the loaded one span a batch at least.
+const LOADED: u32 = 256;
+const QUIET: u32 = 8;
+
+/// A batch of so few frames is a quiet worker's.
+const FEW: usize = 8;
+
+/// For how long talkers are counted before the count begins anew.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// A host, or a service of one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Name {
+    /// Its address.
+    pub address: Addr,
+    /// Whether that is IPv6.
+    pub v6: bool,
+    /// Its port; 0 for a host as a whole.
+    pub port: u16,
+}
+
+/// What somebody is reckoned to have sent or been sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Talker {
+    /// Who.
+    pub name: Name,
+    /// Frames, too many by at most `surplus`.
+    pub frames: u64,
+    /// See `frames`.
+    pub surplus: u64,
+    /// Of these, SYNs without ACK from the WAN.
+    pub calls: u64,
+    /// Bytes of the frames.
+    pub bytes: u64,
+}
+
+/// The most talkative of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Sketch(Vec<Talker>);
+
+impl Sketch {
+    /// Adds a sample that stands for `frames` frames like it.
+    fn add(&mut self, name: Name, frames: u64, bytes: u64, calls: bool) {
+        let at = match self.0.iter().position(|talker| talker.name == name) {
+            Some(own) => own,
+            None if self.0.len() < KEPT => {
+                self.0.push(Talker { name, ..Talker::default() });
+                self.0.len() - 1
+            }
+            None => {
+                let least = (0..KEPT).min_by_key(|&at| self.0[at].frames).unwrap_or_default();
+                let surplus = self.0[least].frames;
+                self.0[least] = Talker { name, frames: surplus, surplus, ..Talker::default() };
+                least
+            }
+        };
+        let talker = &mut self.0[at];
+        talker.frames += frames;
+        talker.bytes += bytes * frames;
+        talker.calls += if calls { frames } else { 0 };
+    }
+}
+
+/// Who talked most in some seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Talk {
+    /// In how much time.
+    pub period: Duration,
+    /// Hosts on the WAN, by the frames between them and the LAN.
+    pub sources: Vec<Talker>,
+    /// Services on the LAN, likewise.
+    pub targets: Vec<Talker>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Talkers {
+    sources: Sketch,
+    targets: Sketch,
+    /// Since when they are counted.
+    since: Instant,
+    /// What came of the window before.
+    last: Talk,
+    /// Frames to let pass before the next sample, and how many that were in all.
+    left: u32,
+    gap: u32,
+    chance: u32,
+}
+
+impl Talkers {
+    /// Nobody has talked yet.
+    pub fn new(now: Instant) -> Self {
+        let sketch = || Sketch(Vec::with_capacity(KEPT));
+        let last = Talk::default();
+        Self { sources: sketch(), targets: sketch(), since: now, last, left: 0, gap: 1, chance: 0x9e37_79b9 }
+    }
+
+    /// Which frame of a batch of this length is to be sampled, if one is.
+    #[inline]
+    pub fn choose(&mut self, batch: usize) -> Option<usize> {
+        let at = self.left as usize;
+        if at >= batch {
+            self.left -= batch as u32;
+            return None;
+        }
+        Some(at)
+    }
+
+    /// Takes down the frame that was chosen from a batch of so many: `bytes` long, from `side`.
+    #[cold]
+    pub fn sample(&mut self, side: Side, look: &Look, bytes: usize, batch: usize) {
+        if let Parsed::Tcp(segment) = look.parsed() {
+            let calls = side == Side::Wan && segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK);
+            let ends = &segment.ends;
+            let (frames, bytes) = (self.gap.into(), bytes as u64);
+            self.sources.add(Name { address: ends.wan, v6: ends.v6, port: 0 }, frames, bytes, calls);
+            let target = Name { address: ends.lan, v6: ends.v6, port: ends.lan_port };
+            self.targets.add(target, frames, bytes, calls);
+        }
+        // xorshift32: no rhythm of the traffic's may hide from the samples, nor fill them.
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 17;
+        self.chance ^= self.chance << 5;
+        let mean = if batch < FEW { QUIET } else { LOADED };
+        let rest = batch as u32 - self.left - 1;
+        // As often one more as one less than the mean, to half of it.
+        self.gap = mean / 2 + 1 + self.chance % mean;
+        // The rest of the batch is let pass in any case; what that is too much is taken off the next gap.
+        self.left = (self.gap - 1).saturating_sub(rest);
+        self.gap = self.left + rest + 1;
+    }
+
+    /// Begins to count anew, if it is time.
+    pub fn turn(&mut self, now: Instant) {
+        let period = now.since(self.since);
+        if period >= WINDOW {
+            let begin = |sketch: &mut Sketch| mem::replace(sketch, Sketch(Vec::with_capacity(KEPT))).0;
+            self.last = Talk { period, sources: begin(&mut self.sources), targets: begin(&mut self.targets) };
+            self.since = now;
+        }
+    }
+
+    /// Who talked most in the last window that is complete.
+    pub fn last(&self) -> &Talk {
+        &self.last
+    }
+}
+
+/// What several workers tell, as one.
+pub fn merged(talks: impl IntoIterator<Item = Talk>) -> Talk {
+    let mut all = Talk::default();
+    for talk in talks {
+        all.period = all.period.max(talk.period);
+        for (sum, part) in [(&mut all.sources, talk.sources), (&mut all.targets, talk.targets)] {
+            for talker in part {
+                match sum.iter_mut().find(|own| own.name == talker.name) {
+                    Some(own) => {
+                        own.frames += talker.frames;
+                        own.surplus += talker.surplus;
+                        own.calls += talker.calls;
+                        own.bytes += talker.bytes;
+                    }
+                    None => sum.push(talker),
+                }
+            }
+        }
+    }
+    for list in [&mut all.sources, &mut all.targets] {
+        list.sort_by_key(|talker| std::cmp::Reverse((talker.frames - talker.surplus, talker.frames)));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u32) -> Name {
+        Name { address: [0, 0, 0xffff, n], v6: false, port: 0 }
+    }
+
+    #[test]
+    fn whoever_has_more_than_its_share_is_found_among_any_number_of_strangers() {
+        let mut sketch = Sketch::default();
+        let mut true_count = 0;
+        for n in 0..100_000_u32 {
+            let own = n.is_multiple_of(20);
+            true_count += u64::from(own);
+            sketch.add(if own { host(1) } else { host(1000 + n) }, 1, 60, true);
+        }
+        assert_eq!(sketch.0.len(), KEPT);
+        let found = sketch.0.iter().find(|talker| talker.name == host(1)).expect("one frame in twenty is its own");
+        assert!(found.frames >= true_count && found.frames - found.surplus <= true_count);
+        let all: u64 = sketch.0.iter().map(|talker| talker.frames).sum();
+        assert_eq!(all, 100_000, "every frame is counted for somebody");
+    }
+
+    #[test]
+    fn samples_stand_for_all_frames_whatever_the_batches() {
+        for batch in [1, 3, 7, 8, 33, 64] {
+            let mut talkers = Talkers::new(Instant::default());
+            let (mut frames, mut reckoned, mut samples) = (0_u64, 0_u64, 0_u64);
+            while frames < 1_000_000 {
+                if talkers.choose(batch).is_some() {
+                    reckoned += u64::from(talkers.gap);
+                    samples += 1;
+                    talkers.sample(Side::Wan, &Look::default(), 60, batch);
+                }
+                frames += batch as u64;
+            }
+            assert!(reckoned.abs_diff(frames) <= 1024, "{reckoned} of {frames} in batches of {batch}");
+            let each = frames / samples;
+            let expected = if batch < FEW { 4..16 } else { 200..320 };
+            assert!(expected.contains(&each), "one in {each} in batches of {batch}");
+        }
+    }
+
+    #[test]
+    fn a_talker_is_reckoned_by_its_share_when_batches_differ() {
+        let mut talkers = Talkers::new(Instant::default());
+        let (mut reckoned, mut own, mut chance) = (0_u64, 0_u64, 1_u32);
+        for turn in 0..200_000_u32 {
+            chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let batch = (chance >> 24) as usize % 65;
+            // The first third of every batch is its own.
+            let is_own = |at: usize| 3 * at < batch && !turn.is_multiple_of(3);
+            own += (0..batch).filter(|&at| is_own(at)).count() as u64;
+            if let Some(at) = talkers.choose(batch) {
+                reckoned += if is_own(at) { u64::from(talkers.gap) } else { 0 };
+                talkers.sample(Side::Wan, &Look::default(), 60, batch);
+            }
+        }
+        assert!(reckoned.abs_diff(own) < own / 20, "{reckoned} of {own}");
+    }
+
+    #[test]
+    fn a_window_is_told_when_it_is_over_and_then_counted_anew() {
+        let mut talkers = Talkers::new(Instant::default());
+        talkers.sources.add(host(7), 10, 100, false);
+        talkers.turn(Instant::from_micros(1_900_000));
+        assert_eq!(talkers.last(), &Talk::default());
+        talkers.turn(Instant::from_micros(2_100_000));
+        assert_eq!(talkers.last().period, Duration::from_micros(2_100_000));
+        assert_eq!(talkers.last().sources, [Talker { name: host(7), frames: 10, bytes: 1000, ..Talker::default() }]);
+        talkers.turn(Instant::from_micros(4_200_000));
+        assert_eq!(talkers.last().sources, []);
+    }
+
+    #[test]
+    fn what_workers_tell_is_added_up_and_sorted() {
+        let talker = |n, frames, surplus| Talker { name: host(n), frames, surplus, calls: 1, bytes: 10 };
+        let talk = |sources: Vec<Talker>| Talk { period: WINDOW, sources, targets: Vec::new() };
+        let sum =
+            merged([talk(vec![talker(1, 5, 0), talker(2, 50, 48)]), talk(vec![talker(3, 9, 0), talker(1, 6, 1)])]);
+        let order: Vec<_> = sum.sources.iter().map(|talker| (talker.name.address[3], talker.frames)).collect();
+        assert_eq!(order, [(1, 11), (3, 9), (2, 50)]);
+        assert_eq!((sum.period, sum.sources[0].calls, sum.sources[0].bytes), (WINDOW, 2, 20));
+    }
+}
