@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: setup build papers test demo e2e-zc bench bench-check fuzz fmt lint clean
+.PHONY: setup build papers test demo e2e-zc e2e-netmap bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -10,6 +10,7 @@ papers: build  ; @for program in synproxy synctl synflood honest ctrlperf replay
 test: setup   ; cargo build --workspace --bins && cargo test --workspace
 demo: setup   ; @unit/demo.sh
 e2e-zc: setup ; @unit/zc/run.sh
+e2e-netmap: setup ; @unit/netmap/run.sh
 bench: setup  ; cargo bench -p unit --bench engine && cargo bench -p unit --bench scaling && cargo bench -p unit --bench wire -- $(BENCH)
 bench-check: setup ; cargo bench -p unit --bench engine -- --check
 fuzz:         ; @unit/fuzz/run.sh

@@ -132,6 +132,14 @@ impl Appliance {
     /// # Panics
     /// As [`Appliance::start`].
     pub fn start_with(rig: &Rig, backend: Backend, config: &str, arguments: &[&str]) -> Appliance {
+        Appliance::start_on(rig, &backend.arguments(), config, arguments)
+    }
+
+    /// As [`Appliance::start_with`], with these words for the two ports.
+    ///
+    /// # Panics
+    /// As [`Appliance::start`].
+    pub fn start_on(rig: &Rig, ports: &[String], config: &str, arguments: &[&str]) -> Appliance {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut command = rig.middle.command(program("synproxy"));
@@ -158,7 +166,7 @@ impl Appliance {
             command.arg("--config").arg(&path);
             path
         });
-        command.args(backend.arguments());
+        command.args(ports);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starting ip netns exec");
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(Vec::new()));

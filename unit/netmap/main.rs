@@ -1,0 +1,178 @@
+//! netmap against its kernel module, in a guest: `tests/e2e_netmap.rs` runs inside it; then the proxy stands between two
+//! kernels outside, on network cards whose driver netmap has patched. Run by `make e2e-netmap`, which builds the module and
+//! the guest; no part of a plain `cargo test`.
+//!
+//! ```text
+//!   client namespace              guest                 server namespace
+//!   c0 10.77.0.1 ──tap── wan0 [ synproxy ] lan0 ──tap── s0 10.77.0.2
+//!      fd77::1                                             fd77::2
+//! ```
+//!
+//! The guest's processor is emulated, so no time taken here says how fast anything is.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use unit::guest::{self, Card, Image, Lab, row, rows, step};
+use unit::netns;
+
+const MB: u64 = 1 << 20;
+
+/// How long the tests inside may take.
+const INSIDE: Duration = Duration::from_secs(300);
+
+/// What the log says of a port whose frames are not copied.
+const SWAPPING: &str = "netmap, frames change places";
+
+/// What of the log tells how the ports were opened.
+fn show_ports(log: &str) {
+    for line in
+        log.lines().filter(|line| [": netmap, ", " slots, ", " memories, "].iter().any(|word| line.contains(word)))
+    {
+        let told = line.split_once("INFO").map_or(line, |(_, told)| told);
+        row("the log says", told.trim_start_matches(|c: char| !c.is_alphanumeric()));
+    }
+}
+
+/// How the module opens interfaces from now on.
+fn adapter(lab: &mut Lab, mode: u8) {
+    lab.guest.sh(&format!("echo {mode} >/sys/module/netmap/parameters/admode"));
+}
+
+/// The tests that need nothing but the module: veth, switches, pipes.
+fn inside(lab: &mut Lab) {
+    step("In the guest, between namespaces of its own (unit/tests/e2e_netmap.rs)");
+    let line = "SYNPROXY_BIN_DIR=/bin NETMAP_BRIDGE=/bin/netmap-bridge e2e_netmap --nocapture --test-threads 1";
+    let (status, said) = lab.guest.run_for(line, INSIDE);
+    print!("{said}");
+    assert_eq!(status, 0, "the tests inside failed");
+}
+
+/// Cards whose driver knows netmap: frames change places between their rings.
+fn cards(lab: &mut Lab) {
+    for (mode, what) in [(0, "whose driver netmap has patched"), (2, "through the network stack")] {
+        adapter(lab, mode);
+        for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
+            step(&format!("Cards (e1000) {what}, {cache}"));
+            let log = lab.guest.start("netmap:lan0 netmap:wan0", cache);
+            show_ports(&log);
+            assert_eq!(log.matches(SWAPPING).count(), 2, "frames are copied:\n{log}");
+            lab.ping();
+            rows(lab.exchange(1, MB));
+            rows(lab.exchange(8, MB / 16));
+            lab.guest.stop();
+        }
+    }
+    step("Ended: the card is the kernel's again");
+    lab.guest.sh("ip addr add 10.77.0.77/24 dev wan0");
+    let said = lab.client.sh("ping -n -q -c 5 -i 0.2 -W 2 10.77.0.77");
+    row("ping the guest itself", said.lines().find(|line| line.contains("transmitted")).unwrap_or_default());
+    lab.guest.sh("ip addr flush dev wan0");
+    lab.guest.expect_calm();
+}
+
+/// Cards as ports of two switches, put there by netmap's own program, and the proxy between the switches.
+fn switches(lab: &mut Lab) {
+    adapter(lab, 0);
+    step(
+        "Switches with the cards as further ports: `vale-ctl -a vale0:lan0`, `vale-ctl -a vale1:wan0`, `synproxy vale0:1 vale1:1`",
+    );
+    for port in ["vale0:lan0", "vale1:wan0"] {
+        lab.guest.sh(&format!("vale-ctl -a {port}; ip link set {} promisc on", &port[6..]));
+    }
+    let log = lab.guest.start("vale0:1 vale1:1", netns::CACHE_ON);
+    show_ports(&log);
+    lab.ping();
+    rows(lab.exchange(1, MB));
+    rows(lab.exchange(8, MB / 16));
+    lab.guest.stop();
+    for port in ["vale0:lan0", "vale1:wan0"] {
+        lab.guest.sh(&format!("vale-ctl -d {port}; ip link set {} promisc off", &port[6..]));
+    }
+    lab.guest.expect_calm();
+}
+
+/// Frames counted by netmap's own generator and sink at both ends.
+fn counted(lab: &mut Lab) {
+    const SENT: u64 = 20_000;
+    // What waits while an emulated processor is elsewhere has to lie somewhere.
+    const LONG_RINGS: &str = "ldp = { netmap_nr_rx_slots = 1024; netmap_nr_tx_slots = 1024; };";
+    step("netmap's own pkt-gen at both ends, the proxy forwarding (--bypass)");
+    let ways = [
+        ("two switches", "vale0:1 vale1:1", "vale0:2", "vale1:2", 1),
+        ("two pipes", "netmap:p{1 netmap:q{1", "netmap:p}1", "netmap:q}1", 0),
+    ];
+    // What the proxy says of its own accord so that a switch may learn, is sent as well.
+    for (what, ports, from, to, own) in ways {
+        let log = lab.guest.start(&format!("--bypass {ports}"), LONG_RINGS);
+        show_ports(&log);
+        let said = lab.guest.sh(&format!(
+            "pkt-gen -i '{to}' -f rx -w 1 >/tmp/rx 2>&1 & sink=$!; sleep 4
+             pkt-gen -i '{from}' -f tx -n {SENT} -R 10000 -l 60 -w 2 >/tmp/tx 2>&1; status=$?
+             sleep 2; kill -INT $sink; wait $sink; grep -h '^Received' /tmp/rx; grep -h '^Sent' /tmp/tx || cat /tmp/tx /tmp/rx"
+        ));
+        said.lines().for_each(|line| row(what, line));
+        let arrived = said.lines().find_map(|line| line.strip_prefix("Received ")?.split(' ').next()?.parse().ok());
+        let arrived: u64 = arrived.unwrap_or_else(|| panic!("nothing arrived:\n{said}"));
+        let log = lab.guest.stop();
+        let figures = |label: &str| -> [u64; 2] {
+            let line = log.lines().rev().find_map(|line| line.strip_prefix(label)).unwrap_or_default();
+            let mut numbers = line.split_whitespace().map(|number| number.parse().expect("a number of the table"));
+            std::array::from_fn(|_| numbers.next().unwrap_or(0))
+        };
+        let ([taken, _], [_, given], [_, lost]) =
+            (figures("received, frames"), figures("sent, frames"), figures("lost, transmit ring full"));
+        row(what, &format!("the proxy received {taken}, passed {given} on, and found no room for {lost}"));
+        // A switch drops what finds a ring full, and tells nobody; the proxy answers for what it was given.
+        assert_eq!(taken + own, given + lost, "{log}");
+        assert!(arrived <= given && 2 * arrived > SENT, "{arrived} of {SENT} arrived:\n{log}");
+    }
+    lab.guest.expect_calm();
+}
+
+/// A part of the run, by name.
+type Part = (&'static str, fn(&mut Lab));
+
+const PARTS: [Part; 4] = [("inside", inside), ("cards", cards), ("switches", switches), ("counted", counted)];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let (Some(kernel), Some(initramfs)) = (arguments.next(), arguments.next()) else {
+        eprintln!("this needs a guest: run `make e2e-netmap`");
+        return ExitCode::FAILURE;
+    };
+    let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
+    let image = Image { kernel: &kernel, initramfs: &initramfs, card: Card::E1000 };
+    ctrlc::set_handler(|| {
+        guest::abandon();
+        std::process::exit(130);
+    })
+    .expect("nobody else handles signals here");
+
+    let mut failed = Vec::new();
+    for (name, part) in PARTS {
+        if !wanted.is_empty() && !wanted.iter().any(|part| part == name) {
+            continue;
+        }
+        // A guest each: what one leaves behind is not the next one's trouble.
+        let run = || {
+            let mut lab = Lab::new(&image, 1, 1500);
+            if name == PARTS[0].0 {
+                row("kernel", lab.guest.sh("uname -rm").trim());
+            }
+            part(&mut lab);
+        };
+        if catch_unwind(AssertUnwindSafe(run)).is_err() {
+            failed.push(name);
+        }
+    }
+    match failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => {
+            println!("\nfailed: {}", failed.join(", "));
+            ExitCode::FAILURE
+        }
+    }
+}
