@@ -293,6 +293,8 @@ macro_rules! timeout {
 const MOST_SERVERS: usize = 128;
 
 const POWER: Takes = Takes::PowerOfTwo { max: 1 << 30 };
+/// The flow table's places are numbers of 31 bits.
+const BUCKETS: Takes = Takes::Number { min: 1, max: (1 << 31) / tcpstate::Config::FLOWS_PER_BUCKET as u64 - 1 };
 const POSITIVE: Takes = Takes::Number { min: 1, max: INT_MAX };
 const MSS_LIST: Takes = Takes::List { max: 65535, from_zero: false, most: usize::MAX };
 const SCALE_LIST: Takes = Takes::List { max: 14, from_zero: true, most: usize::MAX };
@@ -368,7 +370,7 @@ pub(crate) const KEYS: &[Key] = &[
         "what becomes of an ICMP error that quotes a TCP connection nobody knows"),
     word!("stray_fragments", stray_fragments: { "pass" => Policy::Pass, "drop" => Policy::Drop },
         "what becomes of a later fragment from the WAN whose first one was not seen"),
-    number!(None, "conntablesize", POWER, "buckets", engine.table_buckets: usize, None,
+    number!(None, "conntablesize", BUCKETS, "buckets", engine.table_buckets: usize, None,
         "size of the flow table, which holds 8 flows a bucket"),
     number!(None, "halfopen_cache_max", Takes::Number { min: 0, max: INT_MAX }, "entries", engine.half_open_max: usize, None,
         "most entries of the SYN cache; beyond it cookies alone answer, and 0 turns it off"),

@@ -167,7 +167,7 @@ prop_compose! {
     fn engines()(
         (sack, mss, wscale) in (sources(), sources(), sources()),
         sack_conflict in select(&[SackConflict::Remove, SackConflict::Retain][..]),
-        (learn_capacity, table_buckets) in (powers(), powers()),
+        (learn_capacity, table_buckets) in (powers(), 1..1usize << 28),
         half_open_max in 0..=2_147_483_647usize,
         // 2 * (14 + 1) * 128 stays below 4096.
         mss_table in rising(any::<u16>(), false, 128),

@@ -470,11 +470,20 @@ refused! {
 
 refused! {
     no_power_of_two,
-    "synproxyconf = {\n  conntablesize = 131000;\n};\n",
-    "conf.txt:2:19: `conntablesize` must be a power of two, and 131000 is none",
-    " 2 |   conntablesize = 131000;",
+    "synproxyconf = {\n  learnhashsize = 131000;\n};\n",
+    "conf.txt:2:19: `learnhashsize` must be a power of two, and 131000 is none",
+    " 2 |   learnhashsize = 131000;",
     "   |                   ^^^^^^",
     "   = expected 65536 or 131072, for example"
+}
+
+refused! {
+    a_table_of_more_places_than_there_are_numbers_for,
+    "synproxyconf = {\n  conntablesize = 268435456;\n};\n",
+    "conf.txt:2:19: `268435456` is too much for `conntablesize`",
+    " 2 |   conntablesize = 268435456;",
+    "   |                   ^^^^^^^^^",
+    "   = expected a number from 1 to 268435455 (buckets)"
 }
 
 refused! {
@@ -532,7 +541,7 @@ refused! {
     "conf.txt:2:19: `4k` is no plain number",
     " 2 |   conntablesize = 4k; halfopen_cache_max = 4k;",
     "   |                   ^^",
-    "   = expected digits alone, in buckets; write `4096`",
+    "   = expected digits alone, in buckets; write `4000`",
     "conf.txt:2:44: `4k` is no plain number",
     " 2 |   conntablesize = 4k; halfopen_cache_max = 4k;",
     "   |                                            ^^",
@@ -904,11 +913,11 @@ warned! {
 
 warned! {
     a_huge_table,
-    "synproxyconf = {\n  conntablesize = 1073741824;\n};\n",
-    "conf.txt:2:3: warning: the flow table takes 1024 GiB of memory",
-    " 2 |   conntablesize = 1073741824;",
+    "synproxyconf = {\n  conntablesize = 268435455;\n};\n",
+    "conf.txt:2:3: warning: the flow table takes 255 GiB of memory",
+    " 2 |   conntablesize = 268435455;",
     "   |   ^^^^^^^^^^^^^",
-    "   = it holds 8589934592 flows"
+    "   = it holds 2147483640 flows"
 }
 
 warned! {
