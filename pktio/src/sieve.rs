@@ -73,8 +73,9 @@ impl<W: Deref<Target = [AtomicU64]>> Favoured<W> {
         &self.0[2 * (hash as usize & (FAVOURED_LINES - 1)) + (generation & 1) as usize]
     }
 
-    /// Remembers the source of this hash. Two that write the same word at once may lose one of them, until it next proves itself.
-    pub(crate) fn note(&self, hash: u64, nanos: u64) {
+    /// Remembers the source of this hash; returns whether this generation had not. Two that write the same word at once may lose one
+    /// of them, until it next proves itself.
+    pub(crate) fn note(&self, hash: u64, nanos: u64) -> bool {
         let generation = nanos >> GENERATION_BITS;
         let word = self.word(hash, generation);
         let (was, stamp) = (word.load(Ordering::Relaxed), (generation & 0xff) << GENERATION_SHIFT);
@@ -83,6 +84,7 @@ impl<W: Deref<Target = [AtomicU64]>> Favoured<W> {
         if is != was {
             word.store(is, Ordering::Relaxed);
         }
+        is != was
     }
 
     /// Whether the source of this hash may have proved itself in this generation or the one before.
@@ -133,9 +135,10 @@ impl Default for Sieve {
 }
 
 impl Sieve {
-    /// Remembers that a source has proved itself. `source` is a keyed hash of its address, `nanos` a time that never goes back.
-    pub fn favour(&mut self, source: u64, nanos: u64) {
-        self.favoured.note(source, nanos);
+    /// Remembers that a source has proved itself; returns whether it did so for the first time in a while. `source` is a keyed hash
+    /// of its address, `nanos` a time that never goes back.
+    pub fn favour(&mut self, source: u64, nanos: u64) -> bool {
+        self.favoured.note(source, nanos)
     }
 
     /// What becomes of a call of this source; `call` is a keyed hash of everything that tells it from others and is the same

@@ -2,8 +2,9 @@
 
 use crate::mail::{Answer, Foretold, Order};
 use crate::view::Held;
+use std::iter;
 use tcpstate::{
-    Counters, DropReason, Egress, Event, Head, Instant, Look, Population, Proxy, Side, Source, Ticket, Verdict,
+    Counters, DropReason, Egress, Event, Head, Instant, Look, News, Population, Proxy, Side, Source, Ticket, Verdict,
 };
 
 /// What a worker asks about its frames; see [`Proxy`], whose methods these are.
@@ -56,6 +57,15 @@ pub trait Engine {
     fn next_proved(&mut self) -> Option<Source> {
         None
     }
+
+    /// What it has learned that others want to know; to be asked for once a turn.
+    #[inline]
+    fn news(&mut self) -> impl Iterator<Item = News> {
+        iter::empty()
+    }
+
+    /// Takes what another engine has learned for its own.
+    fn hear(&mut self, _: &News, _: Instant) {}
 
     /// Calls from the WAN that it dealt with, however.
     fn calls(&self) -> u64 {
@@ -121,6 +131,15 @@ impl Engine for Proxy {
     #[inline]
     fn next_proved(&mut self) -> Option<Source> {
         Proxy::next_proved(self)
+    }
+
+    #[inline]
+    fn news(&mut self) -> impl Iterator<Item = News> {
+        Proxy::news(self)
+    }
+
+    fn hear(&mut self, news: &News, now: Instant) {
+        Proxy::hear(self, news, now);
     }
 
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {

@@ -2,20 +2,27 @@
 //! workers and each side. A frame's buffer never leaves the memory of its worker; its bytes are copied into a slot of the lane, and out
 //! of it. Whose a frame is, is `steer`'s matter.
 //!
+//! What a worker has learned gets to all others in the same way, over one lane to each of them: it is written only when there is
+//! something to tell, and read between batches.
+//!
 //! Nothing waits: a full lane refuses. A worker that sleeps says so first, looks at its lanes once more, and is woken by its bell,
-//! which is rung only then.
+//! which is rung only then, and for frames only: what is told is of use when the next frame comes.
 
+mod bell;
+
+use bell::{Bell, published};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use pktio::{Batch, Frame, Pool};
 use rustix::event::{EventfdFlags, eventfd};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use tcpstate::Side;
+use tcpstate::{News, Side, Source};
 
-/// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there.
+/// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there. And as many words.
 const INBOX: usize = 1024;
 
 /// The fewest and the most frames of a lane.
@@ -63,10 +70,18 @@ impl Lane {
     }
 }
 
+/// What workers tell each other.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {
+    /// An engine has learned something.
+    News(News),
+    /// A source has proved itself, for workers that keep their own account of them.
+    Proved(Source),
+}
+
 /// What wakes a worker.
-struct Bell {
-    /// Its owner has found nothing to do, and will look at its lanes once more and sleep.
-    asleep: AtomicBool,
+struct Alarm {
+    bell: Bell,
     event: OwnedFd,
 }
 
@@ -75,7 +90,9 @@ struct Exchange {
     workers: usize,
     /// By receiver, then side, then sender.
     lanes: Vec<Lane>,
-    bells: Vec<CachePadded<Bell>>,
+    /// What others tell, by receiver.
+    words: Vec<ArrayQueue<Word>>,
+    alarms: Vec<CachePadded<Alarm>>,
 }
 
 impl Exchange {
@@ -90,6 +107,8 @@ pub struct Desk {
     number: usize,
     /// Workers to be woken, a bit each.
     owed: u64,
+    /// Rings announced to this worker and not yet heard.
+    due: Cell<u64>,
     /// Whose lane is looked at first, so that none starves.
     first: usize,
 }
@@ -111,16 +130,17 @@ impl Desk {
     pub fn open(workers: usize, longest: usize) -> io::Result<Vec<Desk>> {
         assert!(workers <= 64, "one bit a worker");
         let slots = (INBOX / workers.max(1)).clamp(*LANE.start(), *LANE.end());
-        let bell = || {
+        let alarm = || {
             let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            Ok(CachePadded::new(Bell { asleep: AtomicBool::new(false), event }))
+            Ok(CachePadded::new(Alarm { bell: Bell::new(), event }))
         };
         let exchange = Arc::new(Exchange {
             workers,
             lanes: (0..2 * workers * workers).map(|_| Lane::new(slots, longest)).collect(),
-            bells: (0..workers).map(|_| bell()).collect::<io::Result<_>>()?,
+            words: (0..workers).map(|_| ArrayQueue::new(INBOX)).collect(),
+            alarms: (0..workers).map(|_| alarm()).collect::<io::Result<_>>()?,
         });
-        let desk = |number| Desk { exchange: Arc::clone(&exchange), number, owed: 0, first: 0 };
+        let desk = |number| Desk { exchange: Arc::clone(&exchange), number, owed: 0, due: Cell::new(0), first: 0 };
         Ok((0..workers).map(desk).collect())
     }
 
@@ -146,14 +166,13 @@ impl Desk {
         if self.owed == 0 {
             return;
         }
-        // Either the sleeper sees what was pushed before this fence when it looks once more, or we see that it sleeps.
-        fence(Ordering::SeqCst);
+        published();
         while self.owed != 0 {
-            let bell = &self.exchange.bells[self.owed.trailing_zeros() as usize];
+            let alarm = &self.exchange.alarms[self.owed.trailing_zeros() as usize];
             self.owed &= self.owed - 1;
-            if bell.asleep.load(Ordering::Relaxed) && bell.asleep.swap(false, Ordering::Relaxed) {
+            if alarm.bell.is_to_be_rung() {
                 // It counts to 2^64, and whoever sleeps there empties it: the write cannot fail for want of room.
-                let _ = rustix::io::write(&bell.event, &1_u64.to_ne_bytes());
+                let _ = rustix::io::write(&alarm.event, &1_u64.to_ne_bytes());
             }
         }
     }
@@ -179,27 +198,35 @@ impl Desk {
         taken
     }
 
+    /// Tells all others. Returns to how many it was told and how many had no room for it.
+    pub fn tell(&self, word: Word) -> (usize, usize) {
+        let others = self.exchange.words.iter().enumerate().filter(|(to, _)| *to != self.number);
+        let told = others.filter(|(_, lane)| lane.push(word).is_ok()).count();
+        (told, self.workers() - 1 - told)
+    }
+
+    /// The next word that another has told.
+    pub fn hear(&self) -> Option<Word> {
+        self.exchange.words[self.number].pop()
+    }
+
     /// Says that this worker is about to sleep, and returns what is to wake it; `None` when there is something to do already.
     /// To be followed by [`Desk::wake`].
     pub fn doze(&self) -> Option<BorrowedFd<'_>> {
-        let bell = &self.exchange.bells[self.number];
-        bell.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        let alarm = &self.exchange.alarms[self.number];
         let waits =
             |side| (0..self.exchange.workers).any(|from| !self.exchange.lane(from, self.number, side).full.is_empty());
-        if Side::BOTH.into_iter().any(waits) {
-            return None;
-        }
-        Some(bell.event.as_fd())
+        alarm.bell.doze(|| Side::BOTH.into_iter().any(waits)).then(|| alarm.event.as_fd())
     }
 
     /// Says that this worker is awake.
     pub fn wake(&self) {
-        let bell = &self.exchange.bells[self.number];
-        if !bell.asleep.swap(false, Ordering::Relaxed) {
-            // Somebody has rung, or is about to: what is rung later ends the next sleep at once, which does no harm.
-            let _ = rustix::io::read(&bell.event, &mut [0; 8]);
-        }
+        let alarm = &self.exchange.alarms[self.number];
+        alarm.bell.wake(&self.due, || {
+            let mut rings = [0; 8];
+            // It fails while nobody has rung yet.
+            rustix::io::read(&alarm.event, &mut rings).map_or(0, |_| u64::from_ne_bytes(rings))
+        });
     }
 }
 
@@ -275,6 +302,30 @@ mod tests {
         assert_eq!(desks[1].take(Side::Lan, &mut batch, 64, &mut few), Taken { frames: 3, lost: 2 });
         assert!(send(&mut desks[0], 1, Side::Lan, &mut pool, b"x"), "their slots are not lost");
         batch.drain(..).for_each(|frame| few.put(frame));
+    }
+
+    #[test]
+    fn a_word_reaches_all_others_in_order_and_who_does_not_listen_misses_some() {
+        let mut source = Source::default();
+        let mut word = |n: usize| {
+            source[0] = n as u8;
+            Word::Proved(source)
+        };
+        let desks = Desk::open(3, 100).unwrap();
+        assert_eq!(desks[0].tell(word(1)), (2, 0));
+        assert_eq!(desks[1].tell(word(2)), (2, 0));
+        let heard = |desk: &Desk| -> Vec<u8> {
+            let first = |word| if let Word::Proved(source) = word { source[0] } else { 0 };
+            std::iter::from_fn(|| desk.hear()).map(first).collect()
+        };
+        assert_eq!(desks.iter().map(heard).collect::<Vec<_>>(), [vec![2], vec![1], vec![1, 2]]);
+        for n in 0..INBOX {
+            assert_eq!(desks[0].tell(word(n)), (2, 0));
+        }
+        assert_eq!(heard(&desks[1]).len(), INBOX);
+        assert_eq!(desks[0].tell(word(0)), (1, 1), "one has room again, the other not");
+        assert!(desks[2].doze().is_some(), "nobody stays awake for words");
+        desks[2].wake();
     }
 
     #[test]

@@ -37,11 +37,14 @@ impl Relief {
         port.shed(level);
     }
 
-    /// Remembers that this source has proved itself.
-    pub fn favour(&mut self, port: &mut impl Port, source: Source) {
+    /// Remembers that this source has proved itself. Returns whether that is news to this worker's own account, which no other has.
+    pub fn favour(&mut self, port: &mut impl Port, source: Source) -> bool {
         match &mut self.own {
             Some(own) => own.sieve.favour(own.key.hash_one(source), nanos()),
-            None => port.favour(source),
+            None => {
+                port.favour(source);
+                false
+            }
         }
     }
 

@@ -147,13 +147,16 @@ const PORT_ROWS: &[PortRow] = &[
 type CrossedColumn = (&'static str, fn(&Crossed) -> u64);
 
 /// What a worker hands over to others and takes over from them.
-const CROSSED_COLUMNS: [CrossedColumn; 6] = [
+const CROSSED_COLUMNS: [CrossedColumn; 9] = [
     ("handed over", |crossed| crossed.handed_over),
     ("taken over", |crossed| crossed.taken_over),
     ("lost, lane full", |crossed| crossed.full),
     ("lost, no buffer", |crossed| crossed.lost),
     ("queues sampled", |crossed| crossed.sampled),
     ("of these wrong", |crossed| crossed.misfits),
+    ("words told", |crossed| crossed.told),
+    ("words heard", |crossed| crossed.heard),
+    ("words lost", |crossed| crossed.unheard),
 ];
 
 /// What was lost, and under which name: by the engine's decision, or for want of room on the way.
@@ -200,7 +203,8 @@ mod tests {
         );
         let population = Population { half_open: 1, proxied: 2, direct: 3 };
         let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
-        let crossed = Crossed { handed_over: 7, taken_over: 8, full: 9, lost: 0, sampled: 3, misfits: 1 };
+        let crossed =
+            Crossed { handed_over: 7, taken_over: 8, full: 9, sampled: 3, misfits: 1, told: 2, ..Crossed::default() };
         let own = Tally { held: 4, unkept: 6, wakes: 0, unsent: PerSide::new(0, 5), stage, crossed };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
@@ -243,7 +247,7 @@ mod tests {
             .take(3)
             .map(|line| line.split_whitespace().collect())
             .collect();
-        assert_eq!(rows[1], ["0", "7", "8", "9", "0", "3", "1"], "{table}");
-        assert_eq!(rows[2], ["1", "0", "0", "0", "0", "0", "0"], "{table}");
+        assert_eq!(rows[1], ["0", "7", "8", "9", "0", "3", "1", "2", "0", "0"], "{table}");
+        assert_eq!(rows[2], ["1", "0", "0", "0", "0", "0", "0", "0", "0", "0"], "{table}");
     }
 }

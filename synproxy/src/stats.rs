@@ -271,7 +271,17 @@ mod tests {
         );
         let population = Population { half_open: 4, proxied: 5, direct: 6 };
         let board = Board::new(2);
-        let crossed = Crossed { handed_over: 11, taken_over: 12, full: 13, lost: 14, sampled: 15, misfits: 16 };
+        let crossed = Crossed {
+            handed_over: 11,
+            taken_over: 12,
+            full: 13,
+            lost: 14,
+            sampled: 15,
+            misfits: 16,
+            told: 17,
+            heard: 18,
+            unheard: 19,
+        };
         let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
         let own = Tally { held: 9, unkept: 10, wakes: 13, unsent: PerSide::new(7, 8), stage, crossed };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));

@@ -7,7 +7,7 @@
 //! many do not fit, the cards are trusted no more, and the twin names the owner of every frame, so that whatever did fit stays where it
 //! is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
 
-use crate::handoff::Desk;
+use crate::handoff::{Desk, Word};
 use pktio::rss::Twin;
 use pktio::{Batch, Pool};
 use std::io;
@@ -120,6 +120,12 @@ crossed! {
     sampled,
     /// Those that had arrived elsewhere.
     misfits,
+    /// Words told to other workers, each counted once: what was learned of servers, and who has proved itself.
+    told,
+    /// Words heard from others.
+    heard,
+    /// Words lost because the lane to a worker was full.
+    unheard,
 }
 
 /// How one worker tells whose a frame is.
@@ -217,6 +223,21 @@ impl Crossing {
         self.counted.taken_over += taken.frames as u64;
         self.counted.lost += taken.lost as u64;
         taken.frames
+    }
+
+    /// Tells all other workers. Nobody passes on what was told.
+    pub fn tell(&mut self, word: Word) {
+        let (told, unheard) = self.desk.tell(word);
+        self.counted.told += told as u64;
+        self.counted.unheard += unheard as u64;
+    }
+
+    /// The next word that another worker has told.
+    #[inline]
+    pub fn hear(&mut self) -> Option<Word> {
+        let word = self.desk.hear();
+        self.counted.heard += u64::from(word.is_some());
+        word
     }
 
     /// Lets the worker sleep, unless something has been handed over. `sleep` ends when what it is given becomes readable.

@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::engine::Engine;
+use crate::handoff::Word;
 use crate::mail::{Answer, Mailbox, Order};
 use crate::pace::Pace;
 use crate::pen::Pen;
@@ -26,6 +27,9 @@ use tcpstate::{Egress, Head, Instant, Look, PerSide, Side, Verdict};
 /// Frames taken from a port at once: enough to hide the latency of memory behind each other, few enough that the
 /// heads of a batch stay in the first-level cache.
 pub const BATCH: usize = 64;
+
+/// Words of other workers taken to heart between two batches, at most: as many as frames.
+const WORDS_A_BATCH: usize = BATCH;
 
 /// The longest sleep, and so how late a worker notices that it is to stop.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
@@ -198,6 +202,7 @@ impl<E: Engine> Worker<E> {
             self.step(side, now);
         }
         turn.more = self.expire(now);
+        self.tell();
         self.stage.add(turn.received, begin.elapsed());
         for side in Side::BOTH {
             turn.sent += self.transmit(side);
@@ -211,7 +216,12 @@ impl<E: Engine> Worker<E> {
         let Some(pressure) = &mut self.pressure else { return };
         let port = &mut self.ports[Side::Wan];
         while let Some(source) = self.engine.next_proved() {
-            self.relief.favour(port, source);
+            // Ports with a program have one account for all workers.
+            if self.relief.favour(port, source)
+                && let Some(crossing) = &mut self.crossing
+            {
+                crossing.tell(Word::Proved(source));
+            }
         }
         if pressure.note(turn.received, turn.is_full, now) {
             let statistics = port.statistics();
@@ -253,11 +263,35 @@ impl<E: Engine> Worker<E> {
             crossing.hand_over(side, now, &mut self.incoming, &mut self.looks, &mut self.pool);
             taken = crossing.take_over(side, &mut self.incoming, BATCH, &mut self.pool);
             self.parse(side, self.incoming.len() - taken);
+            self.hear(now);
         }
         for look in &mut self.looks[..self.incoming.len()] {
             self.engine.reach(look);
         }
         taken
+    }
+
+    /// Takes to heart what other workers have told: after a batch was received and before it is decided on, so that whoever comes
+    /// because of what another worker said is met by one who knows.
+    fn hear(&mut self, now: Instant) {
+        let Some(crossing) = &mut self.crossing else { return };
+        for _ in 0..WORDS_A_BATCH {
+            match crossing.hear() {
+                None => break,
+                Some(Word::News(news)) => self.engine.hear(&news, now),
+                Some(Word::Proved(source)) => {
+                    self.relief.favour(&mut self.ports[Side::Wan], source);
+                }
+            }
+        }
+    }
+
+    /// Tells the other workers what was learned in this turn, before anything of it leaves by a port.
+    fn tell(&mut self) {
+        let Some(crossing) = &mut self.crossing else { return };
+        for news in self.engine.news() {
+            crossing.tell(Word::News(news));
+        }
     }
 
     /// Parses and hashes the batch from this frame on.
@@ -905,6 +939,7 @@ mod tests {
 
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
+    const RST: u8 = 0x04;
 
     /// Walks a client through the handshake, with a pool of this many frames, up to the server's answer. Returns what the
     /// server and the client got for it, and how often the engine found no spare frame.

@@ -115,15 +115,18 @@ impl Doors {
             Door { address: ends.lan, vlan: ends.vlan, port: ends.lan_port, client, until };
     }
 
-    /// The port on the LAN has answered a SYN after all.
-    pub fn opened(&mut self, ends: &Ends, now: Instant) {
+    /// The port on the LAN has answered a SYN after all. Returns whether anybody had been refused there.
+    pub fn opened(&mut self, ends: &Ends, now: Instant) -> bool {
         if !self.any_closed(now) {
-            return;
+            return false;
         }
         let place = self.place(ends);
+        let mut was_closed = false;
         for door in self.sets[place].0.iter_mut().filter(|door| door.is_of(ends)) {
             *door = Door::default();
+            was_closed = true;
         }
+        was_closed
     }
 
     /// The set of a door. Who scans chooses what is written, so the hash has a secret.

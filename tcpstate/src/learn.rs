@@ -312,12 +312,12 @@ impl Learned {
         if ends.v6 { self.own.mss.saturating_sub(20).max(1) } else { self.own.mss }
     }
 
-    /// Takes note of a server's SYN-ACK.
-    pub fn learn(&mut self, ends: &Ends, lesson: &Lesson, now: Instant) {
-        self.store(ends, ends.lan_port, lesson, now);
-        if self.by_address {
-            self.store(ends, 0, lesson, now);
-        }
+    /// Takes note of a server's SYN-ACK. Returns whether that is news: something not known before, or the first sign of life for a
+    /// while, which keeps its place in a cache wherever it is told.
+    pub fn learn(&mut self, ends: &Ends, lesson: &Lesson, now: Instant) -> bool {
+        let of_port = self.store(ends, ends.lan_port, lesson, now);
+        let of_address = self.by_address && self.store(ends, 0, lesson, now);
+        of_port || of_address
     }
 
     fn set(&self, ends: &Ends, port: u16) -> usize {
@@ -333,7 +333,8 @@ impl Learned {
         self.sets[self.set(ends, port)].0.iter().find(|entry| entry.is_for(ends, port))
     }
 
-    fn store(&mut self, ends: &Ends, port: u16, lesson: &Lesson, now: Instant) {
+    /// Returns whether the entry has changed.
+    fn store(&mut self, ends: &Ends, port: u16, lesson: &Lesson, now: Instant) -> bool {
         let set = self.set(ends, port);
         let set = &mut self.sets[set].0;
         let at = set.iter().position(|entry| entry.is_for(ends, port)).unwrap_or_else(|| {
@@ -360,9 +361,11 @@ impl Learned {
         entry.tell(Trait::Sack, lesson.offered_sack, answered.sack_permitted, now);
         entry.tell(Trait::Timestamps, lesson.offered_timestamps, answered.timestamps.is_some(), now);
         entry.tell(Trait::Ecn, lesson.offered_ecn, lesson.answered_ecn, now);
+        let is_news = *entry != before;
         if before != (Entry { seen: before.seen, ..*entry }) {
             self.lessons = self.lessons.wrapping_add(1);
         }
+        is_news
     }
 }
 

@@ -17,6 +17,7 @@ mod head;
 mod keyed;
 mod learn;
 mod limit;
+mod news;
 pub mod owner;
 mod pen;
 mod prefetch;
@@ -36,6 +37,7 @@ pub use config::Config;
 pub use cookie::Rotation;
 pub use flow::State;
 pub use head::Head;
+pub use news::News;
 pub use owner::Owners;
 pub use proxy::{
     Call, Connection, Egress, End, Excerpt, Explanation, Field, Filter, Look, Population, Proxy, Secrets, Source,

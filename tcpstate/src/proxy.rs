@@ -23,8 +23,9 @@ use crate::doors::Doors;
 use crate::flow::{Flow, Marks, State};
 use crate::fragments::Fragments;
 use crate::keyed::Keys;
-use crate::learn::Learned;
+use crate::learn::{Learned, Lesson};
 use crate::limit::{Limiter, Meter};
+use crate::news::News;
 use crate::pen::Pen;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
 use crate::table::{Guess, Id, Table};
@@ -139,6 +140,9 @@ fn source(ends: &Ends) -> Source {
 
 /// Proved sources remembered until they are asked for: more than a turn brings.
 const PROVED_KEPT: usize = 256;
+
+/// News kept until they are asked for: more than a turn brings.
+const NEWS_KEPT: usize = 512;
 
 /// How many flows there are of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -321,6 +325,8 @@ pub struct Proxy {
     population: Population,
     /// Who has proved himself since [`Proxy::next_proved`] was last asked.
     proved: Vec<Source>,
+    /// What was learned since [`Proxy::news`] was last asked.
+    news: Vec<News>,
 }
 
 impl Proxy {
@@ -367,6 +373,7 @@ impl Proxy {
             counters: Counters::default(),
             population: Population::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
+            news: Vec::with_capacity(NEWS_KEPT),
         };
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -618,6 +625,39 @@ impl Proxy {
         self.counters.count(event);
         if self.proved.len() < PROVED_KEPT {
             self.proved.push(source(ends));
+        }
+    }
+
+    /// What this worker has learned of servers, for the others to [hear](Proxy::hear), oldest first. To be asked for once a turn; of what
+    /// nobody asks for only the first few are kept.
+    #[inline]
+    pub fn news(&mut self) -> impl Iterator<Item = News> {
+        self.news.drain(..)
+    }
+
+    /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
+    pub fn hear(&mut self, news: &News, now: Instant) {
+        match news {
+            News::Answered(ends, lesson) => {
+                self.learned.learn(ends, lesson, now);
+                self.doors.opened(ends, now);
+            }
+            News::Refused(ends, client) => self.doors.refused(ends, *client, now),
+        }
+    }
+
+    /// Takes note of a server's SYN-ACK.
+    fn learn(&mut self, ends: &Ends, lesson: &Lesson, now: Instant) {
+        let is_new = self.learned.learn(ends, lesson, now);
+        let was_closed = self.doors.opened(ends, now);
+        if is_new || was_closed {
+            self.tell(News::Answered(*ends, *lesson));
+        }
+    }
+
+    fn tell(&mut self, news: News) {
+        if self.news.len() < NEWS_KEPT {
+            self.news.push(news);
         }
     }
 

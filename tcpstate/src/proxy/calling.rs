@@ -7,6 +7,7 @@ use crate::cookie::{ts_after, ts_clock};
 use crate::doors::Client;
 use crate::flow::{Flow, Marks, State};
 use crate::learn::{Lesson, default_mss};
+use crate::news::News;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::table::Id;
 use crate::translate::TIMESTAMPS_ROOM;
@@ -260,6 +261,7 @@ impl Proxy {
         let known = self.learned.offer(ends, now).known;
         let client = if known { Client::of(self.limiter.place(ends)) } else { Client::EVERYBODY };
         self.doors.refused(ends, client, now);
+        self.tell(News::Refused(*ends, client));
     }
 
     /// A SYN-ACK from the LAN nobody waits for any more.
@@ -291,8 +293,7 @@ impl Proxy {
                 "the server has answered: {delta:#010x} is added to its numbers from now on; what it offers is learned"
             )
         });
-        self.learned.learn(turn.ends(), &lesson, now);
-        self.doors.opened(turn.ends(), now);
+        self.learn(turn.ends(), &lesson, now);
         self.set_state(id, State::Established, now);
         self.silent.push(id, self.table[id].generation);
         self.counters.count(Event::Spliced);

@@ -95,8 +95,7 @@ impl Proxy {
         flow.half_mut(turn.side.other()).acked = synchronised;
         self.set_state(id, State::OpeningAnswered, turn.now);
         if turn.side == Side::Lan {
-            self.learned.learn(turn.ends(), &lesson, turn.now);
-            self.doors.opened(turn.ends(), turn.now);
+            self.learn(turn.ends(), &lesson, turn.now);
         }
     }
 

@@ -92,6 +92,7 @@ impl Proxy {
             counters: Counters::default(),
             population: self.population,
             proved: Vec::new(),
+            news: Vec::new(),
         };
         // Its own tables have other places.
         let look = Look { tokens: 0, place: Id::NOWHERE, ..look };

@@ -85,13 +85,27 @@ pub struct Report {
 impl Report {
     /// What each worker handed over to others and took over from them; empty if it was the only one.
     pub fn crossed(&self) -> Vec<[u64; 2]> {
+        self.workers().map(|row| [row[0], row[1]]).collect()
+    }
+
+    /// Frames that were lost between workers.
+    pub fn lost_between(&self) -> u64 {
+        self.workers().map(|row| row[2] + row[3]).sum()
+    }
+
+    /// What each worker told the others, heard from them, and told in vain.
+    pub fn words(&self) -> Vec<[u64; 3]> {
+        self.workers().map(|row| [row[6], row[7], row[8]]).collect()
+    }
+
+    /// The rows of the workers in the table at the end.
+    fn workers(&self) -> impl Iterator<Item = [u64; 9]> {
         let rows = self.log.iter().skip_while(|line| !line.starts_with("workers ")).skip(1);
-        let numbers = |line: &String| {
-            let mut cells = line.strip_prefix("  ")?.split_whitespace().map(str::parse);
-            cells.next()?.ok()?;
-            Some([cells.next()?.ok()?, cells.next()?.ok()?])
-        };
-        rows.map_while(numbers).collect()
+        rows.map_while(|line| {
+            let cells = line.strip_prefix("  ")?.split_whitespace().map(str::parse);
+            let cells: Vec<u64> = cells.collect::<Result<_, _>>().ok()?;
+            cells.get(1..)?.try_into().ok()
+        })
     }
 
     /// The last number given under `name` in the log, as `name=17` or `name 17`.

@@ -529,6 +529,15 @@ impl World {
         self.pair(0, 1, port)
     }
 
+    /// Has another engine hear what this one has learned since it was last asked, as workers of one box do. Returns how many words that took.
+    pub fn tells(&self, other: &World) -> usize {
+        let (mut core, mut other) = (self.0.borrow_mut(), other.0.borrow_mut());
+        let now = other.now;
+        let news: Vec<_> = core.proxy.news().collect();
+        news.iter().for_each(|news| other.proxy.hear(news, now));
+        news.len()
+    }
+
     /// Lets time pass, and everything happen that falls due meanwhile, when it falls due.
     pub fn after(&self, time: Duration) {
         let mut core = self.0.borrow_mut();

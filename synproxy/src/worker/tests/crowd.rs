@@ -135,6 +135,92 @@ fn connections_are_joined_whatever_queues_their_frames_arrive_on() {
 }
 
 #[test]
+fn what_one_worker_learns_of_a_server_all_know_when_the_next_client_comes() {
+    let mut crowd = Crowd::new(4, Strategy::HandOff, &config());
+    // A port that refuses: only the first who knocks is answered in its name.
+    for (at, port) in (40_000..40_032).enumerate() {
+        crowd.arrives(Side::Wan, &segment_of(port, Side::Wan, 1000, 0, SYN));
+        let (isn, ack, flags) = numbers(&crowd.left(Side::Wan));
+        if at > 0 {
+            assert_eq!((isn, ack, flags), (0, 1001, RST | ACK), "caller {at}");
+            continue;
+        }
+        crowd.arrives(Side::Wan, &segment_of(port, Side::Wan, 1001, isn.wrapping_add(1), ACK));
+        crowd.left(Side::Lan);
+        crowd.arrives(Side::Lan, &segment_of(port, Side::Lan, 0, 1001, RST | ACK));
+        assert_eq!(numbers(&crowd.left(Side::Wan)).2, RST);
+    }
+    let shut: Vec<u64> = crowd.workers.iter().map(|worker| worker.snapshot().happened(Event::ClosedPort)).collect();
+    assert!(shut.iter().all(|&shut| shut > 0), "each has been asked: {shut:?}");
+    let crossed = crowd.crossed();
+    assert_eq!(crossed.iter().map(|crossed| crossed.told).sum::<u64>(), 3, "nobody passes it on");
+    assert_eq!(crossed.iter().map(|crossed| crossed.heard).sum::<u64>(), 3);
+}
+
+#[test]
+fn who_does_not_listen_misses_some_which_is_counted() {
+    let mut crowd = Crowd::new(2, Strategy::HandOff, &Config { table_buckets: 1024, ..config() });
+    // What a server offers changes with every connection; the other worker never has a turn.
+    let own = |port: &u16| owner_of(Side::Wan, &segment_of(*port, Side::Wan, 0, 0, SYN), 2) == 0;
+    let mut ports = (1000..).filter(own);
+    let mut connections = 0;
+    while crowd.crossed()[0].unheard == 0 {
+        let port = ports.next().expect("half of the ports");
+        let (wires, worker) = (&mut crowd.wires[0], &mut crowd.workers[0]);
+        let mut says = |side, seq, ack, flags, window: u16| {
+            let mut frame = segment_of(port, side, seq, ack, flags);
+            let sum = u16::from_be_bytes([frame[50], frame[51]]);
+            // The window was 0xffff, which is zero to the sum.
+            let (sum, over) = sum.overflowing_sub(window);
+            frame[48..50].copy_from_slice(&window.to_be_bytes());
+            frame[50..52].copy_from_slice(&sum.wrapping_sub(u16::from(over)).to_be_bytes());
+            assert!(wires[side].push(&frame));
+            worker.turn(now());
+            let [lan, wan] = Side::BOTH.map(|side| drain(&mut wires[side]));
+            [lan, wan].concat().first().map_or(0, |frame| numbers(frame).0)
+        };
+        let isn = says(Side::Wan, 1000, 0, SYN, 1000);
+        says(Side::Wan, 1001, isn.wrapping_add(1), ACK, 1000);
+        says(Side::Lan, 5000, 1001, SYN | ACK, 1000 + connections);
+        connections += 1;
+        assert!(connections < 5000, "no lane is so long");
+    }
+    let crossed = crowd.crossed()[0];
+    assert_eq!(crossed.told + crossed.unheard, u64::from(connections));
+    // So many words in a turn, and no more.
+    let turns = crossed.told.div_ceil(2 * WORDS_A_BATCH as u64);
+    for turn in 0..turns {
+        assert_eq!(crowd.crossed()[1].heard, turn * 2 * WORDS_A_BATCH as u64);
+        crowd.workers[1].turn(now());
+    }
+    assert_eq!(crowd.crossed()[1].heard, crossed.told);
+}
+
+#[test]
+fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
+    let mut crowd = Crowd::new(2, Strategy::HandOff, &config());
+    crowd.workers = crowd.workers.drain(..).map(Worker::relieved).collect();
+    let owned = |owner| (1000..).find(|&port| owner_of(Side::Wan, &segment_of(port, Side::Wan, 0, 0, SYN), 2) == owner);
+    let [first, second] = [0, 1].map(|owner| owned(owner).unwrap());
+    crowd.arrives(Side::Wan, &segment_of(first, Side::Wan, 1000, 0, SYN));
+    let (isn, ..) = numbers(&crowd.left(Side::Wan));
+    crowd.arrives(Side::Wan, &segment_of(first, Side::Wan, 1001, isn.wrapping_add(1), ACK));
+    crowd.left(Side::Lan);
+    crowd.workers[0].relieve(Turn::default(), now());
+    crowd.settle();
+    for worker in &mut crowd.workers {
+        worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh);
+    }
+    crowd.arrives(Side::Wan, &segment_of(second, Side::Wan, 1000, 0, SYN));
+    assert_eq!(numbers(&crowd.left(Side::Wan)).2, SYN | ACK, "the other worker lets it in");
+    assert_eq!(crowd.workers[1].relief.shed(), (0, 0));
+    // Once is enough for a while.
+    let told = crowd.crossed()[0].told;
+    crowd.workers[0].relieve(Turn::default(), now());
+    assert_eq!(crowd.crossed()[0].told, told);
+}
+
+#[test]
 fn a_cookie_minted_by_one_worker_opens_at_another() {
     // The client's SYN is answered here, its repetition there, and it acknowledges the first answer.
     let cookies = Config { half_open_max: 0, ..config() };
