@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 papers: build  ; @for program in synproxy synctl synflood honest ctrlperf replay; do target/release/$$program --papers target/papers || exit 1; done; echo target/papers
-test: setup   ; cargo build --workspace --bins && cargo test --workspace
+test: setup   ; cargo build --workspace --bins && cargo test --workspace && cargo test --manifest-path unit/loom/Cargo.toml --target-dir target/loom
 demo: setup   ; @unit/demo.sh
 e2e-zc: setup ; @unit/zc/run.sh
 e2e-netmap: setup ; @unit/netmap/run.sh
