@@ -12,7 +12,7 @@ use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
 /// Honest connections in a row.
 const HONEST: u32 = 200;
 
-/// Frames of the flood and of the honest that a crowded machine may lose before the worker sees them, and with them a second of an
+/// Frames of the flood and of the honest that a crowded machine may lose before the worker that owns them sees them, and with them a second of an
 /// honest client's time, say nothing of the proxy: such a run is repeated, twice at the most.
 fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
     for again in [true, true, false] {
@@ -21,8 +21,8 @@ fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
             return;
         }
         let said = format!("{kind} {config}: {} of {HONEST} failed or took a second: {slow:?}", slow.len());
-        assert!(again && lost > 0, "{said}; the kernel lost {lost} frames");
-        println!("{said}; but the kernel lost {lost} frames before the worker: once more");
+        assert!(again && lost > 0, "{said}; {lost} frames were lost before the worker");
+        println!("{said}; but {lost} frames were lost before the worker: once more");
     }
 }
 
@@ -36,10 +36,11 @@ fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
     let address = server.address;
     // Both ends know the other's Ethernet address before the noise begins.
     rig.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
+    // The server hears of the end of the first handshake perhaps later than the client.
+    let before = rig.counters();
     let established = rig.client.connect(address).expect("connecting in peace");
     let memory = proxy.resident().expect("it runs");
 
-    let before = rig.counters();
     let mut flood = rig.client.command(program("synflood"));
     flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
     // The answers go to an address nobody here has, or this kernel would have to route them to nowhere.
@@ -109,9 +110,10 @@ fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
     assert!(grown < 64 << 10, "{name}: grew by {grown} KiB");
     let server = rig.counters()[1].since(&before[1]);
     let opened = server.get("TcpPassiveOpens");
-    assert!(opened <= i64::from(HONEST), "{name}: the flood reached the server: {opened} connections");
+    assert!(opened <= i64::from(HONEST) + 1, "{name}: the flood reached the server: {opened} connections");
     let lost = report.log.iter().filter_map(|line| line.strip_prefix("lost, elsewhere in the kernel"));
-    (slow, lost.flat_map(str::split_whitespace).filter_map(|count| count.parse::<u64>().ok()).sum())
+    let before_all = lost.flat_map(str::split_whitespace).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>();
+    (slow, before_all + report.lost_between())
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use pktio::{Batch, Opened, Options, Port};
 
-use super::{Namespace, Rig};
+use super::{Namespace, Rig, queue_counts};
 
 /// What is made of a frame.
 pub type Mangle = fn(&[u8]) -> Vec<Vec<u8>>;
@@ -31,10 +31,10 @@ impl Rig {
     pub fn mangle(&self, port: &str, mangle: Mangle) -> Mangler {
         let namespace = Namespace::new("mangler");
         namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
-        let name = namespace.name();
+        let (name, several) = (namespace.name(), queue_counts(self.queues));
         self.middle.sh(&format!(
             "ip link set {port} netns {name} name near0
-             ip link add {port} type veth peer name far0 netns {name}; ip link set {port} up"
+             ip link add {port} {several} type veth peer name far0 {several} netns {name}; ip link set {port} up"
         ));
         namespace.sh("ip link set near0 up; ip link set far0 up");
         let handle = namespace.handle.try_clone().expect("duplicating a descriptor");

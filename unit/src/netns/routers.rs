@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{CLIENT_MAC, Namespace, Rig, SERVER_MAC};
+use super::{CLIENT_MAC, Namespace, Rig, SERVER_MAC, queue_counts};
 
 /// The host's addresses behind the routers.
 pub const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1));
@@ -44,9 +44,10 @@ impl Rig {
             router.sysctl("net.ipv4.icmp_ratelimit", "0");
             router.sysctl("net.ipv6.icmp.ratelimit", "0");
         }
+        let several = queue_counts(self.queues);
         let cable = |at: &Namespace, nic: &str, mtu: u32, other: &Namespace, other_nic: &str| {
             at.sh(&format!(
-                "ip link add {nic} mtu {mtu} type veth peer name {other_nic} mtu {mtu} netns {}
+                "ip link add {nic} {several} mtu {mtu} type veth peer name {other_nic} {several} mtu {mtu} netns {}
                  ethtool -K {nic} tx off txvlan off >/dev/null; ip link set {nic} up",
                 other.name()
             ));
