@@ -95,6 +95,8 @@ pub struct Service {
     pub bulk: [f64; 2],
     /// Our own time a frame while nothing but bulk was on the wire, in nanoseconds.
     pub stage: Option<f64>,
+    /// CPU time of the candidate while there was nothing to do, milliseconds a second.
+    pub idle: Option<f64>,
     /// Microseconds a question of one connection waits for its answer: half of them, 99 of 100, 999 of 1000.
     pub answer: [f64; 3],
     /// Connections of clients whose address has connected before.
@@ -127,9 +129,10 @@ pub fn in_peace(middle: Middle, span: Duration) -> Service {
     let rig = Rig::alone();
     let stood = Stood::stand(&rig, middle, false);
     let server = Server::start(&rig);
+    let idle = idle(&stood, span);
     let service = serve(&rig, span);
     drop((stood.leave(), server));
-    Service { bulk, stage, ..service }
+    Service { bulk, stage, idle, ..service }
 }
 
 /// The same under a flood of SYNs from strangers, as many as the generator can make beside the hosts. What it brings about at the
@@ -153,7 +156,15 @@ pub fn under_flood(middle: Middle, span: Duration) -> Service {
     flood.stop();
     drop((open, streams));
     drop((stood.leave(), server));
-    Service { bulk, stage: None, answer, proved, strangers, flood: mpps }
+    Service { bulk, stage: None, idle: None, answer, proved, strangers, flood: mpps }
+}
+
+/// What the candidate costs while nothing is on the wire; not known of those that have no threads of their own.
+fn idle(stood: &Stood, span: Duration) -> Option<f64> {
+    let (begin, before) = (Instant::now(), stood.time());
+    thread::sleep(span);
+    let (spent, passed) = (stood.time() - before, begin.elapsed());
+    stood.middle.is_ours().then(|| spent.as_secs_f64() * 1e3 / passed.as_secs_f64())
 }
 
 fn serve(rig: &Rig, span: Duration) -> Service {

@@ -39,7 +39,11 @@ fn main() {
         None if quick => (1, Duration::from_millis(500), Duration::from_millis(350)),
         None => (ROUNDS, WINDOW, SPAN),
     };
-    let middles: Vec<Middle> = chosen(&Middle::ALL, &wanted, |middle| middle.name());
+    let everybody = [&Middle::ALL[..], &Middle::MORE].concat();
+    let middles: Vec<Middle> = match chosen(&everybody, &wanted, |middle| middle.name()) {
+        all if all.len() == everybody.len() => Middle::ALL.to_vec(),
+        some => some,
+    };
     let parts: Vec<Part> = chosen(&Part::ALL, &wanted, |part| part.name());
     let mut book = Book::default();
     let [ceiling, frame_cost] = load::ceiling(window);
@@ -159,6 +163,9 @@ impl Book {
         }
         if let Some(stage) = service.stage {
             self.note(middle, format!("{when}: bulk, own stage, ns"), Good::Less, 1, false, stage);
+        }
+        if let Some(idle) = service.idle {
+            self.note(middle, format!("{when}: CPU while idle, ms/s"), Good::Less, 2, false, idle);
         }
         for (share, wait) in ["p50", "p99", "p99.9"].iter().zip(service.answer) {
             self.note(middle, format!("{when}: ping-pong {share}, us"), Good::Less, 1, true, wait);

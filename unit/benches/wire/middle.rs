@@ -24,10 +24,17 @@ pub enum Middle {
     Bridge,
     /// The kernel's SYNPROXY in a router, by nftables.
     Nftables,
+    /// As [`Middle::Cookies`], asleep whenever there is nothing to do.
+    Interrupt,
+    /// As [`Middle::Cookies`], never asleep.
+    Busy,
 }
 
 impl Middle {
     pub const ALL: [Middle; 5] = [Middle::Bypass, Middle::Cookies, Middle::Cache, Middle::Bridge, Middle::Nftables];
+
+    /// Those that are measured only when asked for.
+    pub const MORE: [Middle; 2] = [Middle::Interrupt, Middle::Busy];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -36,7 +43,14 @@ impl Middle {
             Middle::Cache => "cache",
             Middle::Bridge => "bridge",
             Middle::Nftables => "nftables",
+            Middle::Interrupt => "interrupt",
+            Middle::Busy => "busy",
         }
+    }
+
+    /// Whether it is our program.
+    pub fn is_ours(self) -> bool {
+        !matches!(self, Middle::Bridge | Middle::Nftables)
     }
 
     /// Whether a SYN that is not proved reaches the server.
@@ -75,6 +89,8 @@ impl<'a> Stood<'a> {
             Middle::Bypass => stood.appliance = start("", &["--bypass"]),
             Middle::Cookies => stood.appliance = start(CACHE_OFF, &[]),
             Middle::Cache => stood.appliance = start(CACHE_ON, &[]),
+            Middle::Interrupt => stood.appliance = start(CACHE_OFF, &["--poll=interrupt"]),
+            Middle::Busy => stood.appliance = start(CACHE_OFF, &["--poll=busy"]),
             Middle::Bridge => rig.bridge(),
             Middle::Nftables => route(rig, strangers),
         }
