@@ -98,7 +98,7 @@ impl Crew {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
                     let mut worker = Worker::new(pair, engine(), crossing)
-                        .paced(Pace::new(poll), core.is_some())
+                        .paced(Pace::new(poll, core.is_some()))
                         .reading(mailbox)
                         .witnessed(witness);
                     if shed {

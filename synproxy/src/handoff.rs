@@ -50,8 +50,12 @@ impl Lane {
         lane
     }
 
-    /// Copies a frame into the lane; false when the lane is full, or the frame longer than a slot.
-    fn push(&self, frame: &Frame) -> bool {
+    /// Copies a frame into the lane; false when the lane is full, or the frame longer than a slot. A call may not take the last quarter
+    /// of the places: a flood of them leaves room for what belongs to connections.
+    fn push(&self, frame: &Frame, is_call: bool) -> bool {
+        if is_call && self.spare.len() <= self.spare.capacity() / 4 {
+            return false;
+        }
         let Some(mut slot) = self.spare.pop() else { return false };
         let fits = frame.total() <= slot.bytes.len();
         if fits {
@@ -154,11 +158,11 @@ impl Desk {
         self.exchange.workers
     }
 
-    /// Copies a frame that came in on `side` into the lane to worker `to`. False when it found no place there. To be followed by
+    /// Copies a frame that came in on `side`, and may be a client's call, into the lane to worker `to`. False when it found no place there. To be followed by
     /// [`Desk::ring`], once for many.
-    pub fn hand_over(&mut self, to: usize, side: Side, frame: &Frame) -> bool {
+    pub fn hand_over(&mut self, to: usize, side: Side, frame: &Frame, is_call: bool) -> bool {
         self.owed |= 1 << to;
-        self.exchange.lane(self.number, to, side).push(frame)
+        self.exchange.lane(self.number, to, side).push(frame, is_call)
     }
 
     /// Wakes those that sleep while they have been handed something.
@@ -243,7 +247,7 @@ mod tests {
 
     fn send(desk: &mut Desk, to: usize, side: Side, pool: &mut Pool, bytes: &[u8]) -> bool {
         let frame = frame(pool, bytes);
-        let sent = desk.hand_over(to, side, &frame);
+        let sent = desk.hand_over(to, side, &frame, false);
         pool.put(frame);
         sent
     }
@@ -289,6 +293,16 @@ mod tests {
         assert!(!send(&mut desks[0], 1, Side::Wan, &mut pool, &[0; 101]), "longer than any frame can be");
         assert_eq!(bytes(&mut batch, &mut pool).len(), 7);
         assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
+    fn a_flood_of_calls_leaves_room_for_connections() {
+        let mut pool = Pool::heap(8, 256, 64);
+        let mut desks = Desk::open(2, 100).unwrap();
+        let frame = frame(&mut pool, b"x");
+        let mut push = |is_call| (0..1000).take_while(|_| desks[0].hand_over(1, Side::Wan, &frame, is_call)).count();
+        assert_eq!((push(true), push(false), push(true)), (LANE.end() * 3 / 4, LANE.end() / 4, 0));
+        pool.put(frame);
     }
 
     #[test]
@@ -359,7 +373,7 @@ mod tests {
                 desk.wake();
             }
             let ball = batch.pop().expect("just taken");
-            assert!(desk.hand_over(other, Side::Lan, &ball));
+            assert!(desk.hand_over(other, Side::Lan, &ball, false));
             pool.put(ball);
             desk.ring();
         }

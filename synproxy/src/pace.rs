@@ -3,6 +3,9 @@
 //! Sleeping costs nothing while it lasts, but a sleep and its end take some five microseconds of the core; where frames
 //! come closer together than that, it saves nothing and delays them. So the rate decides, with a wide gap between the
 //! two thresholds. There is no short spin before a sleep: at low rates it burns the core and is over when the frame comes.
+//!
+//! A worker that shares its core with others sleeps at any rate. Looking again at once it would take the core from those who bring its
+//! frames; giving the core away instead, it would stand in line behind them for a scheduler's whole slice, as only one who is woken goes first.
 
 use confparse::Poll;
 use std::time::Duration;
@@ -24,6 +27,8 @@ const PATIENCE: u32 = 25;
 #[derive(Debug)]
 pub struct Pace {
     poll: Poll,
+    /// Whether the worker has its core for itself.
+    is_alone: bool,
     /// Whether an adaptive worker polls now.
     awake: bool,
     /// When the present window began; `None` before the first turn.
@@ -37,9 +42,9 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A worker that has seen nothing yet.
-    pub fn new(poll: Poll) -> Self {
-        Self { poll, awake: false, begin: None, frames: 0, quiet: 0, wakes: 0 }
+    /// A worker that has seen nothing yet, on a core it has for itself or shares with others.
+    pub fn new(poll: Poll, is_alone: bool) -> Self {
+        Self { poll, is_alone, awake: false, begin: None, frames: 0, quiet: 0, wakes: 0 }
     }
 
     /// Takes note of a turn that began at `now` and brought so many frames.
@@ -58,10 +63,16 @@ impl Pace {
     #[inline]
     pub fn may_sleep(&self) -> bool {
         match self.poll {
-            Poll::Adaptive => !self.awake,
+            Poll::Adaptive => !self.awake || !self.is_alone,
             Poll::Busy => false,
             Poll::Interrupt => true,
         }
+    }
+
+    /// Whether a worker that does not sleep is to give its core away for a moment.
+    #[inline]
+    pub fn yields(&self) -> bool {
+        !self.is_alone
     }
 
     /// How often the load made the worker poll.
@@ -74,7 +85,7 @@ impl Pace {
         let earned = |rate: u64| u128::from(rate) * passed.as_micros() / 1_000_000;
         let frames = u128::from(std::mem::take(&mut self.frames));
         if frames >= earned(BUSY) {
-            self.wakes += u64::from(!self.awake && self.poll == Poll::Adaptive);
+            self.wakes += u64::from(!self.awake && self.poll == Poll::Adaptive && self.is_alone);
             self.awake = true;
         }
         self.quiet = if frames < earned(QUIET) { self.quiet + 1 } else { 0 };
@@ -100,7 +111,7 @@ mod tests {
 
     impl Bench {
         fn new(poll: Poll) -> Self {
-            Self { pace: Pace::new(poll), now: 1_000_000, burnt: 0, slept: 0 }
+            Self { pace: Pace::new(poll, true), now: 1_000_000, burnt: 0, slept: 0 }
         }
 
         /// So many frames a second for so long, evenly; a turn takes a microsecond and as much again for every four frames.
@@ -198,6 +209,15 @@ mod tests {
         bench.pace.note(128, Instant::from_micros(bench.now));
         bench.load(0, SECOND);
         assert_eq!((bench.burnt, bench.pace.wakes()), (0, 0));
+    }
+
+    #[test]
+    fn a_worker_that_shares_its_core_sleeps_under_any_load() {
+        let mut bench = Bench::new(Poll::Adaptive);
+        bench.pace = Pace::new(Poll::Adaptive, false);
+        bench.load(1_000_000, SECOND);
+        assert_eq!((bench.burnt, bench.pace.wakes()), (0, 0));
+        assert!(bench.slept > 0 && bench.pace.yields());
     }
 
     #[test]

@@ -29,7 +29,7 @@ const GOOD_PART: u64 = 8;
 pub struct Seen {
     /// Calls from the WAN that the engine dealt with.
     pub calls: u64,
-    /// Frames that were lost before the WAN port for want of room in its rings.
+    /// Frames that were lost for want of room in the rings before the WAN port, or on the way to other workers.
     pub lost: u64,
     /// Fresh and repeated calls that were left out.
     pub shed: [u64; 2],

@@ -97,6 +97,8 @@ impl Display for Table<'_> {
         }
 
         writeln!(f, "{:<34}{:>18}", "frames held at the end", self.total.held())?;
+        writeln!(f, "{:<34}{:>18}", "turns", self.total.turns())?;
+        writeln!(f, "{:<34}{:>18}", "sleeps between them", self.total.sleeps())?;
         if self.total.wakes() > 0 {
             writeln!(f, "{:<34}{:>18}", "times load ended the sleep", self.total.wakes())?;
         }
@@ -205,7 +207,7 @@ mod tests {
         let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
         let crossed =
             Crossed { handed_over: 7, taken_over: 8, full: 9, sampled: 3, misfits: 1, told: 2, ..Crossed::default() };
-        let own = Tally { held: 4, unkept: 6, wakes: 0, unsent: PerSide::new(0, 5), stage, crossed };
+        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage, crossed, ..Tally::default() };
         Snapshot::of(&Counters::default(), population, &ports, &own)
     }
 

@@ -18,7 +18,9 @@ const POPULATION: usize = EVENTS + Event::COUNT;
 const HELD: usize = POPULATION + 3;
 const UNKEPT: usize = HELD + 1;
 const WAKES: usize = UNKEPT + 1;
-const UNSENT: usize = WAKES + 1;
+const TURNS: usize = WAKES + 1;
+const SLEEPS: usize = TURNS + 1;
+const UNSENT: usize = SLEEPS + 1;
 const STAGE: usize = UNSENT + 2;
 const CROSSED: usize = STAGE + 2;
 const PORTS: usize = CROSSED + Crossed::COUNT;
@@ -59,6 +61,10 @@ pub struct Tally {
     pub unkept: u64,
     /// How often the load made the worker poll.
     pub wakes: u64,
+    /// How often it has served its ports, and how often it went to sleep in between.
+    pub turns: u64,
+    /// See `turns`.
+    pub sleeps: u64,
     /// Frames that found the transmit ring of a port full.
     pub unsent: PerSide<u64>,
     /// What its turns cost.
@@ -120,6 +126,7 @@ impl Snapshot {
         }
         cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
         (cells[HELD], cells[UNKEPT], cells[WAKES]) = (own.held, own.unkept, own.wakes);
+        (cells[TURNS], cells[SLEEPS]) = (own.turns, own.sleeps);
         (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
         cells[CROSSED..][..Crossed::COUNT].copy_from_slice(&own.crossed.to_cells());
         for side in Side::BOTH {
@@ -158,6 +165,16 @@ impl Snapshot {
     /// How often the load made workers poll.
     pub fn wakes(&self) -> u64 {
         self.cells[WAKES]
+    }
+
+    /// How often workers have served their ports.
+    pub fn turns(&self) -> u64 {
+        self.cells[TURNS]
+    }
+
+    /// How often they went to sleep in between.
+    pub fn sleeps(&self) -> u64 {
+        self.cells[SLEEPS]
     }
 
     /// Frames that found the transmit ring of this port full.
@@ -283,7 +300,8 @@ mod tests {
             unheard: 19,
         };
         let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
-        let own = Tally { held: 9, unkept: 10, wakes: 13, unsent: PerSide::new(7, 8), stage, crossed };
+        let own =
+            Tally { held: 9, unkept: 10, wakes: 13, turns: 20, sleeps: 21, unsent: PerSide::new(7, 8), stage, crossed };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
@@ -294,6 +312,7 @@ mod tests {
             (seen.held(), seen.unkept(), seen.wakes(), seen.stage(), seen.crossed()),
             (9, 10, 13, stage, crossed)
         );
+        assert_eq!((seen.turns(), seen.sleeps()), (20, 21));
     }
 
     #[test]

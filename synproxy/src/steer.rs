@@ -140,6 +140,8 @@ pub struct Crossing {
     owners: Owners,
     naming: Naming,
     counted: Crossed,
+    /// Calls from the WAN that were for others.
+    calls: u64,
 }
 
 impl Crossing {
@@ -157,8 +159,13 @@ impl Crossing {
             Some(cards) => Naming::ByCards { cards: Arc::clone(cards), samples: Samples::default() },
             None => Naming::ByHash { everything },
         };
-        let crossing =
-            |desk| Crossing { desk, owners: Owners::new(secrets), naming: naming(), counted: Crossed::default() };
+        let crossing = |desk| Crossing {
+            desk,
+            owners: Owners::new(secrets),
+            naming: naming(),
+            counted: Crossed::default(),
+            calls: 0,
+        };
         Ok(Desk::open(workers, longest)?.into_iter().map(crossing).collect())
     }
 
@@ -174,7 +181,9 @@ impl Crossing {
                 kept += 1;
                 continue;
             };
-            let has_place = self.desk.hand_over(owner, side, &batch[i]);
+            let is_call = side == Side::Wan && looks[i].call().is_some();
+            self.calls += u64::from(is_call);
+            let has_place = self.desk.hand_over(owner, side, &batch[i], is_call);
             *if has_place { &mut self.counted.handed_over } else { &mut self.counted.full } += 1;
         }
         for stray in batch.drain(kept..) {
@@ -245,6 +254,11 @@ impl Crossing {
         let slept = self.desk.doze().map_or(Ok(()), |bell| sleep(Some(bell.as_raw_fd())));
         self.desk.wake();
         slept
+    }
+
+    /// Calls from the WAN that were for others, whether there was room for them or not.
+    pub fn calls(&self) -> u64 {
+        self.calls
     }
 
     /// What has been counted so far.

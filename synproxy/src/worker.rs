@@ -16,6 +16,7 @@ use crate::stats::{Slot, Snapshot, Stage, Tally};
 use crate::steer::Crossing;
 use crate::talkers::Talkers;
 use pktio::{Batch, Frame, Pair, Pool, Port};
+use std::hint;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -59,8 +60,9 @@ pub struct Worker<E> {
     relief: Relief,
     /// Whether it may sleep.
     pace: Pace,
-    /// Whether it has its core for itself.
-    is_alone: bool,
+    /// Turns so far, and sleeps in between.
+    turns: u64,
+    sleeps: u64,
     /// The way to and from the other workers; none where there are none.
     crossing: Option<Crossing>,
     /// What the operator asks of it.
@@ -78,7 +80,7 @@ pub struct Turn {
     pub received: usize,
     /// Frames taken by the transmit rings of either port.
     pub sent: usize,
-    /// Whether the WAN had a full batch, and so perhaps more.
+    /// Whether the WAN, or other workers for it, had a full batch, and so perhaps more.
     pub is_full: bool,
     /// Whether the engine has more to do at once.
     pub more: bool,
@@ -113,8 +115,9 @@ impl<E: Engine> Worker<E> {
             stage: Stage::default(),
             pressure: None,
             relief: Relief::default(),
-            pace: Pace::new(confparse::Poll::default()),
-            is_alone: false,
+            pace: Pace::new(confparse::Poll::default(), false),
+            turns: 0,
+            sleeps: 0,
             crossing,
             mailbox: None,
             witness: Witness::default(),
@@ -129,9 +132,9 @@ impl<E: Engine> Worker<E> {
         self
     }
 
-    /// The same worker, at this pace, on a core it has for itself or shares with others.
-    pub fn paced(self, pace: Pace, is_alone: bool) -> Self {
-        Self { pace, is_alone, ..self }
+    /// The same worker, at this pace.
+    pub fn paced(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 
     /// The same worker, which obeys what comes to this mailbox.
@@ -186,6 +189,7 @@ impl<E: Engine> Worker<E> {
     /// Serves both ports once.
     pub fn turn(&mut self, now: Instant) -> Turn {
         let begin = std::time::Instant::now();
+        self.turns += 1;
         let mut turn = Turn::default();
         self.witness.attend();
         for side in Side::BOTH {
@@ -193,9 +197,9 @@ impl<E: Engine> Worker<E> {
             if let Some(taps) = self.witness.taps() {
                 taps.received(side, &self.incoming);
             }
-            turn.received += received;
-            turn.is_full |= side == Side::Wan && received == BATCH;
-            turn.received += self.look(side, now);
+            let taken = self.look(side, now);
+            turn.received += received + taken;
+            turn.is_full |= side == Side::Wan && (received == BATCH || taken == BATCH);
             if side == Side::Wan && self.relief.sifts() {
                 self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
             }
@@ -226,9 +230,11 @@ impl<E: Engine> Worker<E> {
         if pressure.note(turn.received, turn.is_full, now) {
             let statistics = port.statistics();
             let (fresh, repeated) = self.relief.shed();
+            let crossing = self.crossing.as_ref();
+            let lost_between = crossing.map(Crossing::counted).map_or(0, |crossed| crossed.full + crossed.lost);
             let seen = Seen {
-                calls: self.engine.calls(),
-                lost: statistics.receive_full + statistics.fill_empty + statistics.kernel_drops,
+                calls: self.engine.calls() + crossing.map_or(0, Crossing::calls),
+                lost: statistics.receive_full + statistics.fill_empty + statistics.kernel_drops + lost_between,
                 shed: [statistics.shed_fresh + fresh, statistics.shed_repeated + repeated],
             };
             if let Some(level) = pressure.judge(seen, now) {
@@ -247,6 +253,8 @@ impl<E: Engine> Worker<E> {
             held: self.pen.held(),
             unkept: self.pen.unkept(),
             wakes: self.pace.wakes(),
+            turns: self.turns,
+            sleeps: self.sleeps,
             unsent: self.unsent,
             stage: self.stage,
             crossed: self.crossing.as_ref().map(Crossing::counted).unwrap_or_default(),
@@ -383,13 +391,16 @@ impl<E: Engine> Worker<E> {
     }
 
     /// What is done between a turn that found nothing to do and the next.
-    fn rest(&self, now: Instant) -> io::Result<()> {
+    fn rest(&mut self, now: Instant) -> io::Result<()> {
         if self.pace.may_sleep() {
+            self.sleeps += 1;
             return self.sleep(now);
         }
-        if !self.is_alone {
+        if self.pace.yields() {
             // Whoever fills or empties our rings may be waiting for this core.
             thread::yield_now();
+        } else {
+            hint::spin_loop();
         }
         Ok(())
     }

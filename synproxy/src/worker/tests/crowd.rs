@@ -221,6 +221,29 @@ fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
 }
 
 #[test]
+fn a_flood_presses_who_receives_it_for_others_and_whom_it_is_handed_over_to() {
+    let mut crowd = Crowd::new(2, Strategy::HandOff, &config());
+    crowd.workers = crowd.workers.drain(..).map(Worker::relieved).collect();
+    // Everything arrives at the first, and belongs to the second.
+    let owned = |port: &u16| owner_of(Side::Wan, &segment_of(*port, Side::Wan, 0, 0, SYN), 2) == 1;
+    let calls: Vec<Vec<u8>> =
+        (1..u16::MAX).filter(owned).take(2 * BATCH).map(|port| segment_of(port, Side::Wan, 1000, 0, SYN)).collect();
+    for millisecond in 0..40 {
+        let later = now() + Duration::from_millis(millisecond);
+        for call in &calls {
+            crowd.wires[0][Side::Wan].push(call);
+        }
+        for worker in &mut crowd.workers {
+            let turn = worker.turn(later);
+            worker.relieve(turn, later);
+        }
+        crowd.all_left(Side::Wan);
+    }
+    assert!(crowd.workers.iter().all(|worker| worker.relief.sifts()), "calls are left out at both");
+    assert!(crowd.workers[1].relief.shed().0 > 0);
+}
+
+#[test]
 fn a_cookie_minted_by_one_worker_opens_at_another() {
     // The client's SYN is answered here, its repetition there, and it acknowledges the first answer.
     let cookies = Config { half_open_max: 0, ..config() };
