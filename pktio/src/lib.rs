@@ -2,7 +2,7 @@
 //!
 //! [`open()`] prepares two interfaces and returns one [`Pair`] of ports per worker. A worker receives a batch from one
 //! port, works on the frames where they lie and transmits them on the other; no byte is copied on the way where the
-//! backend can help it. This crate knows nothing of TCP.
+//! backend can help it. [`open_alone`] does it with one interface, for load generators. This crate knows nothing of TCP.
 //!
 //! | backend | what it is |
 //! |---|---|
@@ -32,7 +32,7 @@ mod xdp;
 
 pub use frame::{Batch, Frame, Pool};
 pub use netdev::Guard;
-pub use open::{Mode, OpenError, Opened, Options, open};
+pub use open::{Alone, Mode, OpenError, Opened, Options, Queue, open, open_alone};
 pub use port::{Capabilities, Pair, Port, PortStatistics, wait, wait_or_bell};
 pub use roomy::Roomy;
 pub use sieve::Level;

@@ -218,7 +218,7 @@ impl Guard {
     }
 
     /// Keeps the XDP programs until the guard is dropped.
-    pub(crate) fn keep(&mut self, programs: [Attached; 2]) {
+    pub(crate) fn keep(&mut self, programs: Vec<Attached>) {
         self.programs.extend(programs);
     }
 

@@ -100,6 +100,33 @@ pub(crate) fn open(
     Ok(pairs)
 }
 
+/// Opens a port by itself, `workers` ring pairs of it. Frames are copied in and out.
+///
+/// # Errors
+///
+/// Without the module, or when it refuses.
+pub(crate) fn open_alone(name: (&str, Name<'_>), options: &Options) -> Result<Vec<Box<dyn Port>>, OpenError> {
+    let queues = u16::try_from(options.workers).expect("at most 1024 workers");
+    let open = |queue: u16| -> Result<Box<dyn Port>, OpenError> {
+        let registered = register(name, Wish { queue, queues, memory: 0, extra: 0 })?;
+        if registered.queues <= queue {
+            return Err(OpenError::Unsupported {
+                what: format!("{} has {} ring pair(s), not {queues}", name.0, registered.queues),
+                hint: "use as many queues as it has ring pairs".into(),
+            });
+        }
+        let io = |source| OpenError::Io { what: format!("{}: netmap", name.0), source };
+        let (memory, mut rings) = Memory::map(vec![registered]).map_err(io)?;
+        let Rings { receive, transmit, buffers } = rings.remove(0);
+        let can = capabilities(&name.1, queue.into());
+        let can = Capabilities { max_frame: can.max_frame.max(buffers.size), ..can };
+        let module = Module::new(&Arc::new(memory), 0);
+        // SAFETY: the rings and their buffers are this port's alone, and the module keeps their memory mapped.
+        Ok(Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) }))
+    };
+    (0..queues).map(open).collect()
+}
+
 /// Has a switch learn that `station` is reached by this port: until it has learned one, some of its versions pass it nothing.
 fn introduce(port: &mut dyn Port, station: [u8; 6], pool: &mut Pool) {
     let Some(mut frame) = pool.take() else { return };

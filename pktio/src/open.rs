@@ -3,6 +3,7 @@
 //!
 //! What the backends do, and how an interface is prepared, is told in their own modules.
 
+use std::fmt;
 use std::io;
 
 use tracing::{debug, info, warn};
@@ -57,6 +58,9 @@ impl Default for Options {
     }
 }
 
+/// What one worker owns of the interfaces it serves: a port of each, and the frames they share.
+pub(crate) type Ports = (Vec<Box<dyn Port>>, Pool);
+
 /// Which way of AF_XDP to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -84,6 +88,33 @@ pub struct Opened {
     pub guard: Guard,
     /// What was taken, and why nothing better; one sentence each.
     pub notes: Vec<String>,
+}
+
+/// One interface, open without another: for what only makes frames or only counts them.
+///
+/// The ports must be dropped before the guard; the order of the fields sees to it where they stay together.
+#[derive(Debug)]
+pub struct Alone {
+    /// One a worker, by queue.
+    pub queues: Vec<Queue>,
+    /// Puts the interface back as it was.
+    pub guard: Guard,
+    /// What was taken, and why nothing better; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// One queue of an interface that is open alone, and its frames.
+pub struct Queue {
+    /// The port.
+    pub port: Box<dyn Port>,
+    /// The frames.
+    pub pool: Pool,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("port", &self.port.capabilities()).field("pool", &self.pool).finish()
+    }
 }
 
 /// Why the ports could not be opened, and what to do.
@@ -204,7 +235,12 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
                 hint: "name netmap ports on both sides (`netmap:NAME` or `valeX:Y`)".into(),
             });
         }
-        (Name::Pcap(lan), Name::Pcap(wan)) => return open_captures([*lan, *wan], options),
+        (Name::Pcap(lan), Name::Pcap(wan)) => {
+            let (sets, note) = open_captures(&[*lan, *wan], options)?;
+            let spread = Err("a capture file has one queue".into());
+            let pairs = sets.into_iter().map(pair).collect();
+            return Ok(Opened { pairs, spread, guard: Guard::empty(), notes: vec![note] });
+        }
         (Name::Pcap(_), _) | (_, Name::Pcap(_)) => {
             return Err(OpenError::Unsupported {
                 what: "a capture file and an interface cannot be bridged".into(),
@@ -229,7 +265,6 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     if lan.index() == wan.index() {
         return Err(OpenError::SameInterface { interface: lan.name().into() });
     }
-    let interfaces = [&lan, &wan];
     let mut notes = Vec::new();
     if lan.mtu() != wan.mtu() {
         let text = format!(
@@ -242,18 +277,73 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         warn!("{text}");
         notes.push(text);
     }
+    let wish = if wants_packet { Some(Wish::Packet) } else { wants_xdp.then_some(Wish::Xdp) };
+    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], wish, options, &mut notes)?;
+    Ok(Opened { pairs: sets.into_iter().map(pair).collect(), spread, guard, notes })
+}
+
+/// Opens one interface, with a queue for each of `options.workers` workers, and prepares it.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
+    check(options)?;
+    let (device, wish) = match Name::parse(name)? {
+        Name::Any(device) => (device, None),
+        Name::Xdp(device) => (device, Some(Wish::Xdp)),
+        Name::Packet(device) => (device, Some(Wish::Packet)),
+        Name::Netmap(netmap) => return open_netmap_alone((name, netmap), options),
+        Name::Pcap(spec) => {
+            return open_captures(&[spec], options).map(|(sets, note)| Alone::of(sets, Guard::empty(), vec![note]));
+        }
+    };
+    let (interface, mut notes) = (Interface::find(device)?, Vec::new());
+    let (sets, _, guard) = open_interfaces(&[&interface], wish, options, &mut notes)?;
+    Ok(Alone::of(sets, guard, notes))
+}
+
+impl Alone {
+    fn of(sets: Vec<Ports>, guard: Guard, notes: Vec<String>) -> Alone {
+        let queues = sets.into_iter().map(|(mut ports, pool)| Queue { port: ports.remove(0), pool });
+        Alone { queues: queues.collect(), guard, notes }
+    }
+}
+
+/// The ports of two interfaces, LAN first.
+fn pair((ports, pool): Ports) -> Pair {
+    let Ok([lan, wan]) = <[Box<dyn Port>; 2]>::try_from(ports) else {
+        unreachable!("a port for each of two interfaces")
+    };
+    Pair { lan, wan, pool }
+}
+
+/// A backend that was asked for by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Xdp,
+    Packet,
+}
+
+/// Opens interfaces of the kernel's in the best way that works, or as it is wished.
+fn open_interfaces(
+    interfaces: &[&Interface],
+    wish: Option<Wish>,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<Ports>, Result<Twin, String>, Guard), OpenError> {
     raise_memory_limit();
     let random = options.spread.as_ref();
-    let (mut guard, spread) = Guard::prepare(&interfaces, options.workers, random, &mut notes)?;
+    let (mut guard, spread) = Guard::prepare(interfaces, options.workers, random, notes)?;
 
-    let pairs = if wants_packet {
-        open_packet(interfaces, options, &mut notes)?
+    let sets = if wish == Some(Wish::Packet) {
+        open_packet(interfaces, options, notes)?
     } else {
-        match open_xdp(interfaces, options, &mut guard, &mut notes) {
-            Ok(pairs) => pairs,
+        match open_xdp(interfaces, options, &mut guard, notes) {
+            Ok(sets) => sets,
             // AF_PACKET beside somebody's XDP program would see only what that leaves over.
             Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
-            Err(reason) if wants_xdp || options.mode != Mode::Auto => {
+            Err(reason) if wish == Some(Wish::Xdp) || options.mode != Mode::Auto => {
                 return Err(OpenError::Unsupported {
                     what: format!("AF_XDP does not work: {reason}"),
                     hint: "name the interfaces without `xdp:` and without a mode to take what works".into(),
@@ -261,16 +351,15 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
             }
             Err(reason) => {
                 notes.push(format!("AF_XDP was not taken: {reason}"));
-                open_packet(interfaces, options, &mut notes)?
+                open_packet(interfaces, options, notes)?
             }
         }
     };
     // Attaching a program makes the link of some devices flap, so this comes last.
-    guard.await_links(&interfaces, &mut notes);
+    guard.await_links(interfaces, notes);
     for (side, interface) in interfaces.iter().enumerate() {
-        let Some(pair) = pairs.first() else { continue };
-        let port = if side == 0 { &pair.lan } else { &pair.wan };
-        let taken = port.capabilities();
+        let Some((ports, _)) = sets.first() else { continue };
+        let taken = ports[side].capabilities();
         let way = match (taken.backend, taken.driver_mode, taken.zero_copy) {
             ("xdp", true, true) => "AF_XDP, driver mode, zero copy",
             ("xdp", true, false) => "AF_XDP, driver mode, copying",
@@ -278,12 +367,12 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
             _ => "AF_PACKET",
         };
         let buffers = if taken.multi_buffer { ", frames in several buffers" } else { "" };
-        notes.push(format!("{}: {way}{buffers}, {} queue(s)", interface.name(), pairs.len()));
+        notes.push(format!("{}: {way}{buffers}, {} queue(s)", interface.name(), sets.len()));
     }
-    for note in &notes {
+    for note in notes.iter() {
         info!("{note}");
     }
-    Ok(Opened { pairs, spread, guard, notes })
+    Ok((sets, spread, guard))
 }
 
 /// Refuses options that make no sense.
@@ -303,29 +392,30 @@ fn check(options: &Options) -> Result<(), OpenError> {
 
 /// AF_XDP in the best way that works.
 fn open_xdp(
-    interfaces: [&Interface; 2],
+    interfaces: &[&Interface],
     options: &Options,
     guard: &mut Guard,
     notes: &mut Vec<String>,
-) -> Result<Vec<Pair>, Refusal> {
-    let mtu = interfaces[0].mtu().max(interfaces[1].mtu());
+) -> Result<Vec<Ports>, Refusal> {
+    let mtu = interfaces.iter().map(|interface| interface.mtu()).max().unwrap_or(0);
     let layout = Layout {
         busy_poll: options.busy_poll,
         ..Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?
     };
-    let mut attached =
-        [attach(interfaces, 0, options, &layout, notes)?, attach(interfaces, 1, options, &layout, notes)?];
+    let mut attached = (0..interfaces.len())
+        .map(|side| attach(interfaces, side, options, &layout, notes))
+        .collect::<Result<Vec<_>, _>>()?;
     if attached.iter().all(|a| a.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
-        let parked = guard.hardware_rings(&interfaces);
+        let parked = guard.hardware_rings(interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
         let roomy = Layout { frames_per_port: frames, ..layout.clone() };
         match xdp::open(interfaces, &mut attached, true, &roomy) {
-            Ok(pairs) => {
+            Ok(sets) => {
                 if frames > layout.frames_per_port {
                     notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
                 }
                 guard.keep(attached);
-                return Ok(pairs);
+                return Ok(sets);
             }
             Err(Refusal::Unsupported(reason)) if options.mode == Mode::Auto => {
                 notes.push(format!("no zero copy: {reason}"));
@@ -334,20 +424,20 @@ fn open_xdp(
             Err(refusal) => return Err(refusal),
         }
     }
-    let pairs = xdp::open(interfaces, &mut attached, false, &layout)?;
+    let sets = xdp::open(interfaces, &mut attached, false, &layout)?;
     guard.keep(attached);
-    Ok(pairs)
+    Ok(sets)
 }
 
 /// The XDP program on one of the interfaces, in the driver if that is wanted and works.
 fn attach(
-    interfaces: [&Interface; 2],
+    interfaces: &[&Interface],
     side: usize,
     options: &Options,
     layout: &Layout,
     notes: &mut Vec<String>,
 ) -> Result<Attached, Refusal> {
-    let (interface, other) = (interfaces[side], interfaces[1 - side]);
+    let (interface, other) = (interfaces[side], interfaces[interfaces.len() - 1 - side]);
     let name = interface.name();
     // The LAN is not who floods us.
     let sheds = options.shed && side == 1;
@@ -366,11 +456,7 @@ fn attach(
 }
 
 /// AF_PACKET, which works everywhere.
-fn open_packet(
-    interfaces: [&Interface; 2],
-    options: &Options,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Pair>, OpenError> {
+fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<String>) -> Result<Vec<Ports>, OpenError> {
     // A packet socket sends four bytes beyond the MTU and the Ethernet header, and those only for an outer 0x8100. The MTU is
     // the operator's: changing it makes many links flap, and one that a killed process left raised would rise at each start.
     for interface in interfaces {
@@ -382,19 +468,22 @@ fn open_packet(
         ));
     }
     let packet = PacketOptions { ring_frames: options.frames_per_port / 2, ..PacketOptions::default() };
-    let open = |interface: &Interface| {
+    let open = |interface: &&Interface| {
         let name = interface.name();
         PacketPort::open_queues(name, options.workers, &packet).map_err(|source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
             _ => OpenError::Io { what: format!("{name}: AF_PACKET"), source },
         })
     };
-    let longest = interfaces[0].max_frame().max(interfaces[1].max_frame());
-    let pairs = open(interfaces[0])?.into_iter().zip(open(interfaces[1])?).map(|(lan, wan)| {
-        let pool = heap_pool(longest, options);
-        Pair { lan: Box::new(lan), wan: Box::new(wan), pool }
-    });
-    Ok(pairs.collect())
+    let longest = interfaces.iter().map(|interface| interface.max_frame()).max().unwrap_or(0);
+    let mut sets: Vec<Ports> =
+        (0..options.workers).map(|_| (Vec::new(), heap_pool(interfaces.len(), longest, options))).collect();
+    for interface in interfaces {
+        for ((ports, _), port) in sets.iter_mut().zip(open(interface)?) {
+            ports.push(Box::new(port));
+        }
+    }
+    Ok(sets)
 }
 
 /// netmap, on NICs, switches and pipes.
@@ -426,28 +515,49 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     Ok(Opened { pairs, spread, guard, notes })
 }
 
-/// A pool in ordinary memory whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
-fn heap_pool(longest: usize, options: &Options) -> Pool {
+/// One netmap port, with frames that are copied to and from it.
+fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Options) -> Result<Alone, OpenError> {
+    let mut notes = Vec::new();
+    let nic = name.interface().map(Interface::find).transpose()?;
+    let nics: Vec<&Interface> = nic.iter().collect();
+    let (guard, _) = if nics.is_empty() {
+        (Guard::empty(), Err(String::new()))
+    } else {
+        Guard::prepare(&nics, options.workers, None, &mut notes)?
+    };
+    let ports = netmap::open_alone((written, name), options)?;
+    guard.await_links(&nics, &mut notes);
+    notes.push(format!("{written}: netmap, copying, {} ring pair(s)", ports.len()));
+    let longest = |port: &dyn Port| port.capabilities().max_frame;
+    let sets = ports.into_iter().map(|port| {
+        let pool = heap_pool(1, longest(&*port), options);
+        (vec![port], pool)
+    });
+    Ok(Alone::of(sets.collect(), guard, notes))
+}
+
+/// A pool in ordinary memory for so many ports, whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
+fn heap_pool(ports: usize, longest: usize, options: &Options) -> Pool {
     let buffer = (HEADROOM + longest + 128).next_power_of_two().max(2048);
-    let mut pool = Pool::heap(2 * options.frames_per_port, buffer, HEADROOM);
+    let mut pool = Pool::heap(ports * options.frames_per_port, buffer, HEADROOM);
     pool.set_reserve(2 * options.batch);
     pool
 }
 
-/// A capture file for either port.
-fn open_captures(specs: [&str; 2], options: &Options) -> Result<Opened, OpenError> {
+/// A capture file for each port, and what to say of it.
+fn open_captures(specs: &[&str], options: &Options) -> Result<(Vec<Ports>, String), OpenError> {
     if options.workers != 1 {
         return Err(OpenError::Unsupported {
             what: format!("a capture file has one queue, not {}", options.workers),
             hint: "set the number of workers to 1".into(),
         });
     }
-    let open = |spec: &str| PcapPort::open(spec).map_err(OpenError::from);
-    let (lan, wan) = (Box::new(open(specs[0])?), Box::new(open(specs[1])?));
-    let longest = lan.capabilities().max_frame.max(wan.capabilities().max_frame);
-    let pair = Pair { lan, wan, pool: heap_pool(longest, options) };
-    let notes = vec!["both ports are capture files".into()];
-    Ok(Opened { pairs: vec![pair], spread: Err("a capture file has one queue".into()), guard: Guard::empty(), notes })
+    let open = |spec: &&str| PcapPort::open(spec).map(|port| Box::new(port) as Box<dyn Port>);
+    let ports = specs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let longest = ports.iter().map(|port| port.capabilities().max_frame).max().unwrap_or(0);
+    let pool = heap_pool(specs.len(), longest, options);
+    let note = if specs.len() == 1 { "the port is a capture file" } else { "both ports are capture files" };
+    Ok((vec![(ports, pool)], note.into()))
 }
 
 /// Lets the process lock as much memory as it may; AF_XDP's buffers count.

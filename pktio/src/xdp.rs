@@ -30,7 +30,8 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 use crate::frame::{Batch, Frame, HEADROOM, Keeper, Pool, Region};
 use crate::mapped::Mapped;
 use crate::netdev::Interface;
-use crate::port::{Capabilities, Pair, Port, PortStatistics};
+use crate::open::Ports;
+use crate::port::{Capabilities, Port, PortStatistics};
 use crate::sieve::{FAVOURED_LINES, Favoured, Level};
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -335,30 +336,30 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Opens the sockets of every worker and steers the frames of both interfaces to them.
+/// Opens the sockets of every worker and steers the frames of its interfaces to them.
 ///
 /// # Errors
 ///
 /// When a socket cannot be bound, with the reason; everything opened before is closed again.
 pub(crate) fn open(
-    interfaces: [&Interface; 2],
-    attached: &mut [Attached; 2],
+    interfaces: &[&Interface],
+    attached: &mut [Attached],
     zero_copy: bool,
     layout: &Layout,
-) -> Result<Vec<Pair>, Refusal> {
+) -> Result<Vec<Ports>, Refusal> {
     (0..layout.workers).map(|queue| open_queue(interfaces, attached, zero_copy, layout, queue as u32)).collect()
 }
 
-/// Opens one queue of both interfaces over one UMEM.
+/// Opens one queue of every interface over one UMEM.
 fn open_queue(
-    interfaces: [&Interface; 2],
-    attached: &mut [Attached; 2],
+    interfaces: &[&Interface],
+    attached: &mut [Attached],
     zero_copy: bool,
     layout: &Layout,
     queue: u32,
-) -> Result<Pair, Refusal> {
+) -> Result<Ports, Refusal> {
     let failed = Refusal::Failed;
-    let frames = 2 * layout.frames_per_port;
+    let frames = interfaces.len() * layout.frames_per_port;
     let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
     let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
     // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is: room for every
@@ -378,23 +379,21 @@ fn open_queue(
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
 
-    let mut open_port = |side: usize, pool: &mut Pool| -> Result<XdpPort, Refusal> {
-        let interface = interfaces[side];
+    let mut open_port = |(interface, attached): (&&Interface, &mut Attached)| -> Result<Box<dyn Port>, Refusal> {
         let rings = bind(&umem, interface, zero_copy, layout, queue)?;
         let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout);
-        port.capabilities.driver_mode = attached[side].driver;
+        port.capabilities.driver_mode = attached.driver;
         port.capabilities.max_frame = interface.max_frame();
         port.capabilities.queue = queue;
-        port.valve = attached[side].valve.clone();
+        port.valve = attached.valve.clone();
         // The ring is full before the first frame is steered to it.
-        port.refill(pool);
-        attached[side].steer(queue, port.fd).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
+        port.refill(&mut pool);
+        attached.steer(queue, port.fd).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
         port.wake_receiver();
-        Ok(port)
+        Ok(Box::new(port))
     };
-    let lan = open_port(0, &mut pool)?;
-    let wan = open_port(1, &mut pool)?;
-    Ok(Pair { lan: Box::new(lan), wan: Box::new(wan), pool })
+    let ports = interfaces.iter().zip(attached).map(&mut open_port).collect::<Result<_, _>>()?;
+    Ok((ports, pool))
 }
 
 /// A pool of all buffers of a fresh UMEM.

@@ -3,34 +3,10 @@
 // Both ends of a load: `live` writes one frame of a list, with random words where the list's frames are to differ, and sends
 // it out of a port; `sink` swallows and counts what such frames have become. `live` is run by the kernel's own test loop on
 // frames that are real (BPF_F_TEST_XDP_LIVE_FRAMES), several million times a second on one core.
-//
-// Only the few declarations this needs are written here, so that clang alone can compile it.
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "../../pktio/bpf/kernel.h"
 
-#define SEC(name) __attribute__((section(name), used))
-// The loader reads a map's attributes out of the types of these members (BTF).
-#define ATTRIBUTE(name, value) int(*name)[value]
-
-enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14 };
-enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2 };
 enum { LONGEST = 128, STAMPS = 12 };
-
-// The program's context, as the kernel lays it out.
-struct xdp_md {
-    u32 data;
-    u32 data_end;
-    u32 data_meta;
-    u32 ingress_ifindex;
-    u32 rx_queue_index;
-    u32 egress_ifindex;
-};
-
-static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
-static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 
 // A frame to send, as long as the one the loop is started with.
 struct frame {
@@ -86,14 +62,14 @@ volatile const u64 seed = 1;
 static u64 state;
 static u32 next;
 
-static inline __attribute__((always_inline)) u16 fold(u32 sum)
+INLINE u16 fold(u32 sum)
 {
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     return sum;
 }
 
-static inline __attribute__((always_inline)) u64 random(void)
+INLINE u64 random(void)
 {
     u64 x = state ? state : seed;
     x ^= x << 13;

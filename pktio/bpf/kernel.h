@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// What every XDP program here needs of the kernel's declarations, so that clang alone can compile it.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
+// The loader reads a map's attributes out of the types of these members (BTF).
+#define ATTRIBUTE(name, value) int(*name)[value]
+
+enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14, MAP_TYPE_XSKMAP = 17 };
+enum { MAP_MMAPABLE = 1 << 10 };
+enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
+
+// The program's context, as the kernel lays it out.
+struct xdp_md {
+    u32 data;
+    u32 data_end;
+    u32 data_meta;
+    u32 ingress_ifindex;
+    u32 rx_queue_index;
+    u32 egress_ifindex;
+};
+
+static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static u64 (*const ktime_get_boot_ns)(void) = (void *)125;
