@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, DevMap, PerCpuArray};
 use aya::programs::{Xdp, XdpMode};
@@ -16,6 +18,8 @@ static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/l
 
 /// The longest frame, in bytes.
 pub const LONGEST: usize = 128;
+/// Frames one call makes at most.
+const MOST_A_CALL: u64 = 10_000_000;
 /// Frames a load repeats at most.
 pub const MOST: usize = 4096;
 /// The sender of every flood: [`Sink`] knows it by this Ethernet address, and so whatever is answered to it.
@@ -68,16 +72,16 @@ pub struct Live {
 }
 
 impl Live {
-    /// A flood of this kind: random sources all over the Internet, ports and numbers, one frame after the other.
+    /// A flood of this kind: random sources out of these, ports and numbers, one frame after the other. Of IPv6 addresses
+    /// four words of 16 bits at most are random; [`Sources::ANY_V4`] keeps to an eighth of the Internet in which nothing is special.
     ///
     /// # Errors
     /// The loader's: no permission, a kernel that does not take the program.
-    pub fn flood(kind: Kind, target: Target, seed: u64) -> io::Result<Live> {
-        let sources = if target.address.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
+    pub fn flood(kind: Kind, target: Target, sources: Sources, seed: u64) -> io::Result<Live> {
         let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(seed));
         let mut frame = vec![0; spray.frame_len()];
         spray.stamp(&mut frame);
-        let stamps = Stamps::of(&mut frame, kind);
+        let stamps = Stamps::of(&frame, kind, sources, &spray);
         Live::load(&[(frame, 0)], &stamps, seed)
     }
 
@@ -134,6 +138,27 @@ impl Live {
         counted(&self.ebpf, "made")
     }
 
+    /// Sends frames on the calling core until `end` has passed, `count` have left or `stop` is set.
+    ///
+    /// # Errors
+    /// As [`Live::run`].
+    pub fn run_until(&self, end: Instant, count: u64, stop: &AtomicBool) -> io::Result<()> {
+        // As many as the kernel makes in a quarter of a second: few enough to be on time.
+        let (mut stride, first) = (200_000, self.count()?);
+        loop {
+            let begin = Instant::now();
+            let left = count.saturating_sub(self.count()? - first);
+            if left == 0 || begin >= end || stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let before = self.count()?;
+            self.run(left.min(stride) as u32)?;
+            let rate = (self.count()? - before) as f64 / begin.elapsed().as_secs_f64();
+            let next = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(250));
+            stride = ((rate * next.as_secs_f64()) as u64).clamp(64, MOST_A_CALL);
+        }
+    }
+
     /// Sends `count` frames on the calling core and returns when they have left, or when a signal has come. Getting started costs
     /// the kernel some 20 ms.
     ///
@@ -184,43 +209,40 @@ impl Live {
 
 impl Stamps {
     /// Those of a flood's frame, which has right checksums.
-    fn of(frame: &mut [u8], kind: Kind) -> Stamps {
-        let v4 = frame[12..14] == [0x08, 0x00];
-        let (source, tcp) = if v4 { (26, 34) } else { (22, 54) };
-        let mut stamps = Stamps { tcp_sum_at: tcp as u32 + 16, ..Stamps::default() };
-        // IPv4: 64.0.0.0/3 without what is special there, so that no limit by prefix is met. IPv6: 2000::/3, the rest random.
+    fn of(frame: &[u8], kind: Kind, sources: Sources, spray: &Spray) -> Stamps {
+        let (network, tcp) = spray.headers();
+        let v4 = frame[network - 2..network] == [0x08, 0x00];
+        let source = network + if v4 { 12 } else { 8 };
+        let sum_at = spray.checksum_at();
+        let mut stamps = Stamps { tcp_sum_at: sum_at as u32, ..Stamps::default() };
         let mut add = |at: usize, mask: u16, set: u16| {
             let in_ip = u16::from(v4 && at < tcp);
             let (mask, set) = (mask.to_be(), set.to_be());
             stamps.words[stamps.count as usize] = Stamp { at: at as u16, mask, set, in_ip };
             stamps.count += 1;
         };
-        if v4 {
-            add(source, 0x1fff, 0x4000);
-            add(source + 2, 0xffff, 0);
-        } else {
-            add(source, 0x1fff, 0x2000);
-            add(source + 2, 0xffff, 0);
-            add(source + 4, 0xffff, 0);
-            add(source + 14, 0xffff, 0);
+        for (word, mask, set) in sources.words() {
+            add(source + 2 * word, mask, set);
         }
         add(tcp, 0x7fff, 0x8000);
-        add(tcp + 4, 0xffff, 0);
-        add(tcp + 6, 0xffff, 0);
+        // A datagram's header has a length there, and then the payload.
+        let numbers = if kind == Kind::Udp { tcp + 8 } else { tcp + 4 };
+        add(numbers, 0xffff, 0);
+        add(numbers + 2, 0xffff, 0);
         if kind != Kind::Syn {
-            add(tcp + 8, 0xffff, 0);
-            add(tcp + 10, 0xffff, 0);
+            add(numbers + 4, 0xffff, 0);
+            add(numbers + 6, 0xffff, 0);
         }
         let sum_of_rest = |frame: &[u8], at: usize, stamps: &[Stamp]| {
             let stamped = stamps.iter().map(|stamp| !word(frame, stamp.at.into()));
             stamped.fold(!word(frame, at), |sum, word| fold(u32::from(sum) + u32::from(word)))
         };
         let (tcp_stamps, count) = (stamps.words, stamps.count as usize);
-        stamps.tcp_sum = sum_of_rest(frame, tcp + 16, &tcp_stamps[..count]).into();
+        stamps.tcp_sum = sum_of_rest(frame, sum_at, &tcp_stamps[..count]).into();
         if v4 {
             let ip: Vec<Stamp> = tcp_stamps[..count].iter().copied().filter(|stamp| stamp.in_ip != 0).collect();
-            stamps.ip_sum_at = 24;
-            stamps.ip_sum = sum_of_rest(frame, 24, &ip).into();
+            stamps.ip_sum_at = network as u32 + 10;
+            stamps.ip_sum = sum_of_rest(frame, network + 10, &ip).into();
         }
         stamps
     }
@@ -292,14 +314,16 @@ mod tests {
     /// The program's arithmetic, with all random words zero, on a frame of every kind.
     #[test]
     fn what_is_not_stamped_is_summed_up_beforehand() {
-        for kind in [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst] {
+        let kinds = [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst, Kind::Udp];
+        for (kind, vlan) in kinds.into_iter().flat_map(|kind| [(kind, None), (kind, Some(7))]) {
             for address in ["10.0.0.1", "fd00::1"] {
-                let target = Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: ATTACKER };
+                let target =
+                    Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: ATTACKER, vlan };
                 let sources = if target.address.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
                 let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(3));
                 let mut frame = vec![0; spray.frame_len()];
                 spray.stamp(&mut frame);
-                let stamps = Stamps::of(&mut frame, kind);
+                let stamps = Stamps::of(&frame, kind, sources, &spray);
                 for (sum, at) in [(stamps.tcp_sum, stamps.tcp_sum_at), (stamps.ip_sum, stamps.ip_sum_at)] {
                     if at == 0 {
                         continue;

@@ -14,6 +14,10 @@ const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const TCP: usize = 20;
+const UDP: usize = 8;
+
+/// What a datagram of a flood holds, in bytes: with it, it fills the shortest frame.
+const DATAGRAM: usize = 18;
 
 /// The shortest frame Ethernet carries, without its checksum.
 const MIN_FRAME: usize = 60;
@@ -34,6 +38,8 @@ pub enum Kind {
     Fin,
     /// Resets of connections nobody opened.
     Rst,
+    /// Datagrams, which are none of the proxy's business.
+    Udp,
 }
 
 impl Kind {
@@ -44,6 +50,7 @@ impl Kind {
             Kind::Ack => 0x10,
             Kind::Fin => 0x11,
             Kind::Rst => 0x04,
+            Kind::Udp => 0,
         }
     }
 
@@ -52,7 +59,7 @@ impl Kind {
     }
 }
 
-/// The addresses a flood claims to come from.
+/// The addresses a load claims to come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources {
     network: IpAddr,
@@ -68,6 +75,70 @@ impl Sources {
     /// Whether these are IPv4 addresses.
     pub fn is_ipv4(&self) -> bool {
         self.network.is_ipv4()
+    }
+
+    /// The network they are in.
+    pub fn network(&self) -> IpAddr {
+        self.network
+    }
+
+    /// How many there are, less those that mean the network itself and all of it; 2^32 at most.
+    pub fn count(&self) -> u64 {
+        let longest = if self.is_ipv4() { 32 } else { 128 };
+        let all = 1 << (longest - u32::from(self.length)).min(32);
+        if all > 2 { all - 2 } else { all }
+    }
+
+    /// Number `n` of them, from 0.
+    pub fn nth(&self, n: u64) -> IpAddr {
+        let n = (n % self.count()) + u64::from(self.count() > 2);
+        match self.network {
+            IpAddr::V4(network) => {
+                let host = u32::MAX.checked_shr(self.length.into()).unwrap_or(0);
+                Ipv4Addr::from_bits((network.to_bits() & !host) | n as u32).into()
+            }
+            IpAddr::V6(network) => {
+                let host = u128::MAX.checked_shr(self.length.into()).unwrap_or(0);
+                Ipv6Addr::from_bits((network.to_bits() & !host) | u128::from(n)).into()
+            }
+        }
+    }
+
+    /// Whether `address` is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.network, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let host = u32::MAX.checked_shr(self.length.into()).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & !host == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let host = u128::MAX.checked_shr(self.length.into()).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & !host == 0
+            }
+            _ => false,
+        }
+    }
+
+    /// The words of 16 bits of such an address that are not always the same, in host order: which, the bits that vary, and the others.
+    /// Of IPv6 addresses four at most, the last one among them. Of all IPv4 addresses an eighth in which nothing is special.
+    pub(crate) fn words(&self) -> Vec<(usize, u16, u16)> {
+        let (network, host, count) = match self.network {
+            IpAddr::V4(_) if self.length == 0 => (0x4000_0000, 0x1fff_ffff, 2),
+            IpAddr::V4(network) => {
+                (network.to_bits().into(), u32::MAX.checked_shr(self.length.into()).unwrap_or(0).into(), 2)
+            }
+            IpAddr::V6(network) => (network.to_bits(), u128::MAX.checked_shr(self.length.into()).unwrap_or(0), 8),
+        };
+        let word = |word: usize| {
+            let shift = 16 * (count - 1 - word);
+            let mask = (host >> shift) as u16;
+            (word, mask, (network >> shift) as u16 & !mask)
+        };
+        let varying: Vec<_> = (0..count).map(word).filter(|(_, mask, _)| *mask != 0).collect();
+        match varying.as_slice() {
+            [first @ .., last] if first.len() > 3 => [&first[..3], &[*last]].concat(),
+            _ => varying,
+        }
     }
 
     fn v4(&self, network: Ipv4Addr, rng: &mut SmallRng) -> Ipv4Addr {
@@ -124,6 +195,8 @@ pub struct Target {
     pub mac: Mac,
     /// The Ethernet source.
     pub from_mac: Mac,
+    /// The 802.1Q tag of every frame.
+    pub vlan: Option<u16>,
 }
 
 /// A segment laid out once; [`Spray::stamp`] makes the next one of it.
@@ -132,7 +205,9 @@ pub struct Spray {
     frame: Vec<u8>,
     kind: Kind,
     sources: Sources,
-    /// Where TCP begins.
+    /// Where the IP header begins.
+    ip: usize,
+    /// Where TCP or UDP begins.
     tcp: usize,
     /// Where the segment ends and the padding begins.
     end: usize,
@@ -149,16 +224,22 @@ impl Spray {
     pub fn new(kind: Kind, target: Target, sources: Sources, bare: bool, rng: SmallRng) -> Spray {
         assert_eq!(target.address.is_ipv4(), sources.network.is_ipv4(), "one flood, one address family");
         let options: &[u8] = if matches!(kind, Kind::Syn | Kind::SynAck) && !bare { &SYN_OPTIONS } else { &[] };
-        let length = (TCP + options.len()) as u16;
-        let mut frame = Vec::with_capacity(ETHERNET + IPV6 + TCP + SYN_OPTIONS.len());
+        let (header, protocol) = if kind == Kind::Udp { (UDP + DATAGRAM, 17) } else { (TCP, 6) };
+        let length = (header + options.len()) as u16;
+        let mut frame = Vec::with_capacity(ETHERNET + 4 + IPV6 + TCP + SYN_OPTIONS.len());
         frame.extend_from_slice(&target.mac);
         frame.extend_from_slice(&target.from_mac);
-        let mut constant = u64::from(length) + 6;
+        if let Some(vlan) = target.vlan {
+            frame.extend_from_slice(&[0x81, 0x00]);
+            frame.extend_from_slice(&vlan.to_be_bytes());
+        }
+        let ip = frame.len() + 2;
+        let mut constant = u64::from(length) + u64::from(protocol);
         match target.address {
             IpAddr::V4(address) => {
                 frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
                 frame.extend_from_slice(&(IPV4 as u16 + length).to_be_bytes());
-                frame.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0]);
+                frame.extend_from_slice(&[0, 0, 0x40, 0, 64, protocol, 0, 0]);
                 frame.extend_from_slice(&[0; 4]);
                 frame.extend_from_slice(&address.octets());
                 constant += sum(&address.octets());
@@ -166,7 +247,7 @@ impl Spray {
             IpAddr::V6(address) => {
                 frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
                 frame.extend_from_slice(&length.to_be_bytes());
-                frame.extend_from_slice(&[6, 64]);
+                frame.extend_from_slice(&[protocol, 64]);
                 frame.extend_from_slice(&[0; 16]);
                 frame.extend_from_slice(&address.octets());
                 constant += sum(&address.octets());
@@ -175,21 +256,36 @@ impl Spray {
         let tcp = frame.len();
         frame.extend_from_slice(&[0; 2]);
         frame.extend_from_slice(&target.port.to_be_bytes());
-        frame.extend_from_slice(&[0; 8]);
-        frame.extend_from_slice(&[((TCP + options.len()) as u8 / 4) << 4, kind.flags()]);
-        // A reset advertises nothing; the others, Linux's first window.
-        frame.extend_from_slice(&if kind == Kind::Rst { 0 } else { 64240u16 }.to_be_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(options);
+        if kind == Kind::Udp {
+            frame.extend_from_slice(&length.to_be_bytes());
+            frame.extend_from_slice(&[0; 2 + DATAGRAM]);
+        } else {
+            frame.extend_from_slice(&[0; 8]);
+            frame.extend_from_slice(&[((TCP + options.len()) as u8 / 4) << 4, kind.flags()]);
+            // A reset advertises nothing; the others, Linux's first window.
+            frame.extend_from_slice(&if kind == Kind::Rst { 0 } else { 64240u16 }.to_be_bytes());
+            frame.extend_from_slice(&[0; 4]);
+            frame.extend_from_slice(options);
+        }
         constant += sum(&frame[tcp..]);
         let end = frame.len();
         frame.resize(end.max(MIN_FRAME), 0);
-        Spray { frame, kind, sources, tcp, end, constant, rng }
+        Spray { frame, kind, sources, ip, tcp, end, constant, rng }
     }
 
     /// The length of every frame, in bytes.
     pub fn frame_len(&self) -> usize {
         self.frame.len()
+    }
+
+    /// Where the IP header begins, and what follows it.
+    pub(crate) fn headers(&self) -> (usize, usize) {
+        (self.ip, self.tcp)
+    }
+
+    /// Where the checksum over addresses and payload is.
+    pub(crate) fn checksum_at(&self) -> usize {
+        self.tcp + if self.kind == Kind::Udp { 6 } else { 16 }
     }
 
     /// Writes the next segment into `out`, whose length is [`Spray::frame_len`]: a new source address and port, new
@@ -200,31 +296,41 @@ impl Spray {
         let numbers: u64 = self.rng.random();
         let tcp = self.tcp;
         out[tcp..tcp + 2].copy_from_slice(&port.to_be_bytes());
-        out[tcp + 4..tcp + 8].copy_from_slice(&(numbers as u32).to_be_bytes());
-        if self.kind.has_ack() {
-            out[tcp + 8..tcp + 12].copy_from_slice(&((numbers >> 32) as u32).to_be_bytes());
+        let mut changing = u64::from(port);
+        let (sequence, acknowledged) =
+            if self.kind == Kind::Udp { (tcp + UDP, tcp + UDP + 4) } else { (tcp + 4, tcp + 8) };
+        out[sequence..sequence + 4].copy_from_slice(&(numbers as u32).to_be_bytes());
+        if self.kind.has_ack() || self.kind == Kind::Udp {
+            out[acknowledged..acknowledged + 4].copy_from_slice(&((numbers >> 32) as u32).to_be_bytes());
         }
-        let mut changing = u64::from(port) + sum(&out[tcp + 4..tcp + 12]);
-        if self.end - tcp == TCP + SYN_OPTIONS.len() {
+        changing += sum(&out[sequence..sequence + 8]);
+        if self.kind != Kind::Udp && self.end - tcp == TCP + SYN_OPTIONS.len() {
             let ticks: u32 = self.rng.random();
             out[tcp + 28..tcp + 32].copy_from_slice(&ticks.to_be_bytes());
             changing += sum(&out[tcp + 28..tcp + 32]);
         }
+        let ip = self.ip;
         match self.sources.network {
             IpAddr::V4(network) => {
                 let source = self.sources.v4(network, &mut self.rng).octets();
-                out[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&source);
+                out[ip + 12..ip + 16].copy_from_slice(&source);
                 changing += sum(&source);
-                let header = fold(sum(&out[ETHERNET..ETHERNET + IPV4]));
-                out[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.to_be_bytes());
+                let header = fold(sum(&out[ip..ip + IPV4]));
+                out[ip + 10..ip + 12].copy_from_slice(&header.to_be_bytes());
             }
             IpAddr::V6(network) => {
                 let source = self.sources.v6(network, &mut self.rng).octets();
-                out[ETHERNET + 8..ETHERNET + 24].copy_from_slice(&source);
+                out[ip + 8..ip + 24].copy_from_slice(&source);
                 changing += sum(&source);
             }
         }
-        out[tcp + 16..tcp + 18].copy_from_slice(&fold(self.constant + changing).to_be_bytes());
+        let at = self.checksum_at();
+        let checksum = match fold(self.constant + changing) {
+            // RFC 768: zero would say that there is none.
+            0 if self.kind == Kind::Udp => u16::MAX,
+            checksum => checksum,
+        };
+        out[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 }
 
@@ -250,7 +356,7 @@ mod tests {
     use super::*;
 
     fn target(address: &str) -> Target {
-        Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: [4; 6] }
+        Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: [4; 6], vlan: None }
     }
 
     fn spray(kind: Kind, to: &str, sources: Sources, bare: bool) -> Spray {
@@ -258,37 +364,61 @@ mod tests {
     }
 
     /// Sums header and pseudo-header the slow way; a right checksum makes zero.
-    fn residue(frame: &[u8]) -> (u16, u16) {
-        let (ip, tcp) = match frame[12] {
+    fn residue(frame: &[u8], ip: usize) -> (u16, u16) {
+        match frame[ip - 2] {
             0x08 => {
-                let total = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
-                let segment = &frame[34..14 + total];
-                (fold(sum(&frame[14..34])), fold(sum(&frame[26..34]) + 6 + segment.len() as u64 + sum(segment)))
+                let total = usize::from(u16::from_be_bytes([frame[ip + 2], frame[ip + 3]]));
+                let (segment, protocol) = (&frame[ip + 20..ip + total], u64::from(frame[ip + 9]));
+                let pseudo = sum(&frame[ip + 12..ip + 20]) + protocol + segment.len() as u64;
+                (fold(sum(&frame[ip..ip + 20])), fold(pseudo + sum(segment)))
             }
             _ => {
-                let length = usize::from(u16::from_be_bytes([frame[18], frame[19]]));
-                let segment = &frame[54..54 + length];
-                (0, fold(sum(&frame[22..54]) + 6 + length as u64 + sum(segment)))
+                let length = usize::from(u16::from_be_bytes([frame[ip + 4], frame[ip + 5]]));
+                let (segment, protocol) = (&frame[ip + 40..ip + 40 + length], u64::from(frame[ip + 6]));
+                (0, fold(sum(&frame[ip + 8..ip + 40]) + protocol + length as u64 + sum(segment)))
             }
-        };
-        (ip, tcp)
+        }
     }
 
     #[test]
     fn every_kind_of_segment_carries_right_checksums() {
-        for kind in [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst] {
+        for kind in [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst, Kind::Udp] {
             for (to, sources) in [("10.0.0.1", Sources::ANY_V4), ("fd00::1", Sources::ANY_V6)] {
-                for bare in [false, true] {
-                    let mut spray = spray(kind, to, sources, bare);
+                for (bare, vlan) in [(false, None), (true, None), (false, Some(7))] {
+                    let target = Target { vlan, ..target(to) };
+                    let mut spray = Spray::new(kind, target, sources, bare, SmallRng::seed_from_u64(7));
                     let mut frame = vec![0xee; spray.frame_len()];
                     for _ in 0..100 {
                         spray.stamp(&mut frame);
-                        assert_eq!(residue(&frame), (0, 0), "{kind:?} to {to}, bare {bare}");
+                        let ip = if vlan.is_some() { 18 } else { 14 };
+                        assert_eq!(residue(&frame, ip), (0, 0), "{kind:?} to {to}, bare {bare}, tag {vlan:?}");
                         assert!(frame.len() >= MIN_FRAME);
+                        assert!(vlan.is_none() || frame[12..16] == [0x81, 0, 0, 7]);
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn words_of_an_address_vary_where_the_network_leaves_them_to() {
+        assert_eq!(Sources::ANY_V4.words(), [(0, 0x1fff, 0x4000), (1, 0xffff, 0)]);
+        let all = |n| (n, 0xffff, 0);
+        assert_eq!(Sources::ANY_V6.words(), [(0, 0x1fff, 0x2000), all(1), all(2), all(7)]);
+        assert_eq!("10.9.8.0/24".parse::<Sources>().unwrap().words(), [(1, 0x00ff, 0x0800)]);
+        assert_eq!("10.9.8.7".parse::<Sources>().unwrap().words(), []);
+        assert_eq!("2001:db8:0:5::/60".parse::<Sources>().unwrap().words()[0], (3, 0x000f, 0));
+    }
+
+    #[test]
+    fn the_addresses_of_a_network_are_numbered_and_its_own() {
+        let clients: Sources = "10.9.8.0/24".parse().unwrap();
+        assert_eq!(clients.count(), 254);
+        assert_eq!([0, 253, 254].map(|n| clients.nth(n).to_string()), ["10.9.8.1", "10.9.8.254", "10.9.8.1"]);
+        let one: Sources = "fd00::7".parse().unwrap();
+        assert_eq!((one.count(), one.nth(5).to_string().as_str()), (1, "fd00::7"));
+        assert!(clients.contains(clients.nth(17)) && !clients.contains("10.9.9.1".parse().unwrap()));
+        assert!(one.contains(one.nth(0)) && !one.contains(clients.nth(0)));
     }
 
     #[test]

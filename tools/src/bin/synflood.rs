@@ -1,7 +1,6 @@
 //! `synflood`: attacks a server from sources that do not exist, for a bounded time, to see what the proxy does.
 //! For one's own laboratory; it refuses to guess an interface.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tools::interface::{neighbour, parse_mac};
 use tools::raw::Sender;
 use tools::spray::{Kind, Mac, Sources, Spray, Target};
 
@@ -100,6 +100,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             format!("no neighbour entry for {} on {interface}; ping it first or give --to-mac", arguments.to)
         })?,
         from_mac: arguments.from_mac.unwrap_or(own_mac),
+        vlan: None,
     };
     let senders = (0..arguments.threads).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
 
@@ -180,21 +181,4 @@ fn complaint(interface: &str, error: &io::Error) -> String {
         Some(libc::ENETDOWN) => format!("`{interface}` is down; ip link set {interface} up"),
         _ => format!("{interface}: {error}"),
     }
-}
-
-/// The Ethernet address of an IPv4 neighbour, as the kernel's ARP table has it.
-fn neighbour(address: IpAddr, interface: &str) -> Option<Mac> {
-    let table = fs::read_to_string("/proc/net/arp").ok()?;
-    table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let &[ip, _, _, mac, _, device] = fields.as_slice() else { return None };
-        let known = ip.parse() == Ok(address) && device == interface;
-        parse_mac(mac).ok().filter(|mac| known && *mac != [0; 6])
-    })
-}
-
-fn parse_mac(text: &str) -> Result<Mac, String> {
-    let wrong = || format!("`{text}` is no Ethernet address like 02:00:00:00:00:01");
-    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>();
-    bytes.map_err(|_| wrong())?.try_into().map_err(|_| wrong())
 }

@@ -14,7 +14,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use nix::unistd::Pid;
 use tools::live::{ATTACKER, Live, Sink};
-use tools::spray::{Kind, Target};
+use tools::spray::{Kind, Sources, Target};
 use unit::netns::{self, Namespace, Rig};
 
 use crate::machine;
@@ -137,8 +137,9 @@ fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: 
 
 /// The attack on the server's door.
 pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr) -> Live {
-    let target = Target { address: server, port: PORT, mac: door, from_mac: ATTACKER };
-    let mut live = Live::flood(kind, target, 0x5eed).expect("the generator, as root, on Linux 5.18 or later");
+    let target = Target { address: server, port: PORT, mac: door, from_mac: ATTACKER, vlan: None };
+    let sources = if server.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
+    let mut live = Live::flood(kind, target, sources, 0x5eed).expect("the generator, as root, on Linux 5.18 or later");
     rig.client.run(|| live.port(0, index("c0"))).expect("an interface of the rig");
     live
 }

@@ -1,0 +1,11 @@
+//! `tcpsendrecv`: plays both ends of connections through a box. See the library's module of that name.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tools::tcpsendrecv::{Arguments, run};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tools::finish("tcpsendrecv", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
+}

@@ -1,0 +1,206 @@
+//! `tcpsendrecv`: plays both ends of many connections through a box, and checks every byte and every number. What it says of itself on the
+//! command line; how it goes about it is told in `exchange`.
+
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use pktio::{Opened, Options, Pair};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use serde::Serialize;
+use tcpstate::wire::Vlan;
+use tcpstate::{PerSide, Side};
+
+use crate::exchange::{Exchange, Exchanged, Plan};
+use crate::segment;
+use crate::station::Station;
+use crate::tcp::Terms;
+
+/// How long connections may take to close once the time is over.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Plays the server behind a box's LAN port and the client behind its WAN port, on many connections at once, and checks every byte and every
+/// sequence number on the way. It ends by itself. For test networks: the interfaces are taken from whoever uses them.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "tcpsendrecv", version)]
+pub struct Arguments {
+    /// The interface at the box's LAN port: [xdp:|netmap:|packet:]NAME or valeX:Y; a bare name takes the best that works.
+    pub lan: String,
+    /// The interface at the box's WAN port.
+    pub wan: String,
+
+    /// Connections; 24 without.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub flows: Option<u32>,
+    /// Bytes that each sender sends on each connection; without, as many as there is time for.
+    #[arg(long)]
+    pub bytes: Option<u64>,
+    /// How long, in seconds; then connections are closed, which may take five more.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Who calls; the WAN without.
+    #[arg(long, value_enum)]
+    pub open: Option<Who>,
+    /// Who sends; both without.
+    #[arg(long, value_enum)]
+    pub send: Option<Who>,
+    /// Bytes on the way in each direction of each connection; 65536 without.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub in_flight: Option<u64>,
+    /// As nmsynproxy's programs do it: connections opened from the LAN, which alone sends. `tcpsendrecv`: two connections, two segments on
+    /// the way. `tcpsendrecv1`: 24 connections, 64 KiB on the way.
+    #[arg(long, value_enum)]
+    pub like: Option<Like>,
+
+    /// Connections begun a second.
+    #[arg(long, default_value_t = 1_000.0)]
+    pub rate: f64,
+    /// The MSS that both ends offer.
+    #[arg(long, default_value_t = 1460, value_parser = clap::value_parser!(u16).range(88..=9000))]
+    pub mss: u16,
+    /// No options but the MSS.
+    #[arg(long)]
+    pub bare: bool,
+    /// IPv6 instead of IPv4.
+    #[arg(long)]
+    pub ipv6: bool,
+    /// The 802.1Q tag of every frame.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4094))]
+    pub vlan: Option<u16>,
+    /// Where chance begins: the same seed makes the same sequence numbers.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// One line of JSON instead of words.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One side or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Who {
+    /// The protected side.
+    Lan,
+    /// The other.
+    Wan,
+    /// Both.
+    Both,
+}
+
+/// A program of the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Like {
+    /// Two connections, two segments on the way.
+    Tcpsendrecv,
+    /// 24 connections, 64 KiB on the way.
+    Tcpsendrecv1,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "between 0.001 and 3600 seconds".into())
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// By which way frames left and came in.
+    pub way: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Frames sent and received.
+    pub sent: u64,
+    /// Likewise.
+    pub received: u64,
+    /// Frames that came in and could not be taken.
+    pub missed: u64,
+    /// What became of the connections.
+    #[serde(flatten)]
+    pub exchanged: Exchanged,
+}
+
+impl Report {
+    /// Whether every connection did what it should, and nothing else was heard.
+    pub fn is_good(&self) -> bool {
+        let Exchanged { opened, finished, failed, wrong, .. } = self.exchanged;
+        opened == finished && failed == 0 && wrong == 0
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for way in &self.way {
+            writeln!(f, "# {way}")?;
+        }
+        let Exchanged { opened, finished, failed, bytes_to_lan, bytes_to_wan, wrong, sent_again, .. } = self.exchanged;
+        let gbps = |bytes: u64| bytes as f64 * 8e-9 / self.seconds;
+        writeln!(
+            f,
+            "seconds={:.3} sent={} received={} missed={}",
+            self.seconds, self.sent, self.received, self.missed
+        )?;
+        writeln!(f, "opened={opened} finished={finished} failed={failed} wrong={wrong} sent-again={sent_again}")?;
+        writeln!(f, "bytes-to-lan={bytes_to_lan} gbps={:.3}", gbps(bytes_to_lan))?;
+        writeln!(f, "bytes-to-wan={bytes_to_wan} gbps={:.3}", gbps(bytes_to_wan))?;
+        writeln!(f, "handshake: {}", self.exchanged.handshake)?;
+        writeln!(f, "opening: {}", self.exchanged.opening)
+    }
+}
+
+/// Does what the arguments say, until it is done, the time is over or `stop` is set.
+///
+/// # Errors
+/// One line that says what is wrong and what to do.
+pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
+    let until = Duration::from_secs_f64(arguments.seconds);
+    let plan = arguments.plan(until)?;
+    let options = Options { frames_per_port: 4096, ..Options::default() };
+    let opened = pktio::open(&arguments.lan, &arguments.wan, &options).map_err(|error| error.to_string())?;
+    let Opened { pairs, guard, notes: way, .. } = opened;
+    let Some(Pair { lan, wan, pool }) = pairs.into_iter().next() else { return Err("no port was opened".into()) };
+    let mut station = Station { ports: vec![lan, wan], pool };
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let mut exchange = Exchange::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
+    let begin = Instant::now();
+    let ran = station.run(&mut exchange, begin, until + CLOSING, stop);
+    ran.map_err(|error| format!("waiting for frames: {error}"))?;
+    let (seconds, passed) = (begin.elapsed().as_secs_f64(), station.statistics());
+    drop(station);
+    drop(guard);
+    let missed = passed.no_buffer + passed.truncated + passed.receive_full + passed.fill_empty + passed.kernel_drops;
+    let (sent, received) = (passed.sent, passed.received);
+    Ok(Report { way, seconds, sent, received, missed, exchanged: exchange.outcome() })
+}
+
+impl Arguments {
+    fn plan(&self, until: Duration) -> Result<Plan, String> {
+        let (flows, open, send, in_flight) = match self.like {
+            None => (24, Who::Wan, Who::Both, 64 << 10),
+            Some(Like::Tcpsendrecv) => (2, Who::Lan, Who::Lan, 2 * u64::from(self.mss)),
+            Some(Like::Tcpsendrecv1) => (24, Who::Lan, Who::Lan, 64 << 10),
+        };
+        let opener = match self.open.unwrap_or(open) {
+            Who::Lan => Side::Lan,
+            Who::Wan => Side::Wan,
+            Who::Both => return Err("a connection is opened by one side: --open lan or --open wan".into()),
+        };
+        let send = self.send.unwrap_or(send);
+        let in_flight = self.in_flight.unwrap_or(in_flight);
+        let linux = Terms::linux(self.mss);
+        let window = u32::try_from(in_flight.max(64 << 10)).map_err(|_| "too many bytes on the way")?;
+        let terms = Terms { in_flight, window, ..linux };
+        let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
+        Ok(Plan {
+            flows: self.flows.unwrap_or(flows),
+            opener,
+            sends: PerSide::new(send != Who::Wan, send != Who::Lan),
+            bytes: self.bytes,
+            until,
+            terms: if self.bare { bare } else { terms },
+            macs: PerSide::new([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 4]),
+            v6: self.ipv6,
+            vlan: self.vlan.map_or(Vlan::default(), segment::tag),
+        })
+    }
+}
