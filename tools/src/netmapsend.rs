@@ -105,9 +105,9 @@ pub struct Arguments {
     /// SYNs of a flood without options, or clients that offer nothing but an MSS.
     #[arg(long)]
     pub bare: bool,
-    /// The MSS that clients offer.
-    #[arg(long, default_value_t = 1460, value_parser = clap::value_parser!(u16).range(88..=9000))]
-    pub mss: u16,
+    /// The MSS that clients offer; 1460 without, in IPv6 1440.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=9000))]
+    pub mss: Option<u16>,
     /// Bytes a client says and wants to hear again from a server that echoes; 0 only opens and closes.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub word: u64,
@@ -469,7 +469,7 @@ fn connect(
     stop: &AtomicBool,
 ) -> Result<Report, String> {
     let patience = Duration::from_secs_f64(arguments.patience);
-    let terms = Terms::linux(arguments.mss);
+    let terms = Terms::linux(arguments.mss.unwrap_or(if target.address.is_ipv4() { 1460 } else { 1440 }));
     let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
     let manner = Manner {
         target,

@@ -57,9 +57,9 @@ pub struct Arguments {
     /// Connections begun a second.
     #[arg(long, default_value_t = 1_000.0)]
     pub rate: f64,
-    /// The MSS that both ends offer.
-    #[arg(long, default_value_t = 1460, value_parser = clap::value_parser!(u16).range(88..=9000))]
-    pub mss: u16,
+    /// The MSS that both ends offer; 1460 without, in IPv6 1440.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=9000))]
+    pub mss: Option<u16>,
     /// No options but the MSS.
     #[arg(long)]
     pub bare: bool,
@@ -113,6 +113,8 @@ pub struct Report {
     pub sent: u64,
     /// Likewise.
     pub received: u64,
+    /// Frames that the interfaces would not send.
+    pub unsent: u64,
     /// Frames that came in and could not be taken.
     pub missed: u64,
     /// What became of the connections.
@@ -170,14 +172,15 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     drop(guard);
     let missed = passed.no_buffer + passed.truncated + passed.receive_full + passed.fill_empty + passed.kernel_drops;
     let (sent, received) = (passed.sent, passed.received);
-    Ok(Report { way, seconds, sent, received, missed, exchanged: exchange.outcome() })
+    Ok(Report { way, seconds, sent, received, unsent: passed.transmit_errors, missed, exchanged: exchange.outcome() })
 }
 
 impl Arguments {
     fn plan(&self, until: Duration) -> Result<Plan, String> {
+        let mss = self.mss.unwrap_or(if self.ipv6 { 1440 } else { 1460 });
         let (flows, open, send, in_flight) = match self.like {
             None => (24, Who::Wan, Who::Both, 64 << 10),
-            Some(Like::Tcpsendrecv) => (2, Who::Lan, Who::Lan, 2 * u64::from(self.mss)),
+            Some(Like::Tcpsendrecv) => (2, Who::Lan, Who::Lan, 2 * u64::from(mss)),
             Some(Like::Tcpsendrecv1) => (24, Who::Lan, Who::Lan, 64 << 10),
         };
         let opener = match self.open.unwrap_or(open) {
@@ -187,7 +190,7 @@ impl Arguments {
         };
         let send = self.send.unwrap_or(send);
         let in_flight = self.in_flight.unwrap_or(in_flight);
-        let linux = Terms::linux(self.mss);
+        let linux = Terms::linux(mss);
         let window = u32::try_from(in_flight.max(64 << 10)).map_err(|_| "too many bytes on the way")?;
         let terms = Terms { in_flight, window, ..linux };
         let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
