@@ -61,6 +61,9 @@ impl Default for Options {
 /// What one worker owns of the interfaces it serves: a port of each, and the frames they share.
 pub(crate) type Ports = (Vec<Box<dyn Port>>, Pool);
 
+/// The ports of every worker, the hash by which their interfaces spread connections (or why there is none), and what puts all back.
+type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
+
 /// Which way of AF_XDP to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -331,7 +334,7 @@ fn open_interfaces(
     wish: Option<Wish>,
     options: &Options,
     notes: &mut Vec<String>,
-) -> Result<(Vec<Ports>, Result<Twin, String>, Guard), OpenError> {
+) -> Result<Prepared, OpenError> {
     raise_memory_limit();
     let random = options.spread.as_ref();
     let (mut guard, spread) = Guard::prepare(interfaces, options.workers, random, notes)?;

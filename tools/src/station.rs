@@ -78,7 +78,7 @@ impl Outbox<'_> {
 }
 
 impl Station {
-    /// Runs `load` until it is over, `end` has come or `stop` is set.
+    /// Runs `load` until it is over, until it only waits and nothing can come any more (files end), until `end`, or until `stop` is set.
     ///
     /// # Errors
     /// Those of `ppoll(2)`.
@@ -109,6 +109,10 @@ impl Station {
                 }
                 port.flush(pool);
                 waiting |= !batch.is_empty();
+            }
+            let silent = received == 0 && ports.iter().all(|port| port.is_exhausted());
+            if silent && !waiting && load.next().is_none() {
+                break;
             }
             if waiting {
                 // The device is full: it may be this very core that is to empty it.

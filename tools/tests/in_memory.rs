@@ -17,7 +17,7 @@ use tools::spray::{Kind, Sources, Spray, Target};
 use tools::station::{Load, Outbox, Station};
 use tools::tcp::Terms;
 
-const NEVER: AtomicBool = AtomicBool::new(false);
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// A port with a wire that is not looked at before the load is over.
 fn station() -> (Station, MemoryWire) {

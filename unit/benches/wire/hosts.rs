@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 use nix::sys::time::TimeVal;
+use tools::latency::Latencies;
 use tools::live::Sink;
 use tools::spray::Kind;
 use unit::netns::{self, Rig};
@@ -176,17 +177,16 @@ fn serve(rig: &Rig, span: Duration) -> Service {
 
 /// Questions and answers of 64 bytes on one connection, one after the other: p50, p99 and p99.9 in microseconds.
 fn answers(stream: &TcpStream, span: Duration) -> [f64; 3] {
-    let mut times = Vec::with_capacity(1 << 20);
+    let mut times = Latencies::default();
     let begin = Instant::now();
     while begin.elapsed() < span {
         let asked = Instant::now();
         if ask(stream, &mut [0; 64], &[7; 64]).is_err() {
             return [f64::INFINITY; 3];
         }
-        times.push(asked.elapsed());
+        times.record(asked.elapsed());
     }
-    times.sort();
-    [0.5, 0.99, 0.999].map(|share| times[(times.len() as f64 * share) as usize].as_secs_f64() * 1e6)
+    [0.5, 0.99, 0.999].map(|share| times.at(share).as_secs_f64() * 1e6)
 }
 
 fn transfer(rig: &Rig, port: u16, span: Duration) -> f64 {
