@@ -107,8 +107,10 @@ pub(crate) fn open(
 /// Without the module, or when it refuses.
 pub(crate) fn open_alone(name: (&str, Name<'_>), options: &Options) -> Result<Vec<Box<dyn Port>>, OpenError> {
     let queues = u16::try_from(options.workers).expect("at most 1024 workers");
+    // One slot always stays the kernel's.
+    let slots = options.netmap_slots.map(|slots| slots.max(2));
     let open = |queue: u16| -> Result<Box<dyn Port>, OpenError> {
-        let registered = register(name, Wish { queue, queues, memory: 0, extra: 0 })?;
+        let registered = register(name, Wish { queue, queues, memory: 0, slots, extra: 0 })?;
         if registered.queues <= queue {
             return Err(OpenError::Unsupported {
                 what: format!("{} has {} ring pair(s), not {queues}", name.0, registered.queues),

@@ -361,13 +361,12 @@ fn report(load: &'static str, stations: &[Station], seconds: f64, kinds: Option<
         kinds,
         clients: None,
     };
-    for passed in stations.iter().map(Station::statistics) {
+    for passed in stations.iter().map(Station::passed) {
         report.sent += passed.sent;
         report.sent_bytes += passed.sent_bytes;
-        report.unsent += passed.transmit_errors;
+        report.unsent += passed.unsent;
         report.received += passed.received;
-        let in_the_port = passed.no_buffer + passed.truncated;
-        report.missed += in_the_port + passed.receive_full + passed.fill_empty + passed.kernel_drops;
+        report.missed += passed.missed;
     }
     report
 }

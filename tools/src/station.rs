@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pktio::{Batch, Pool, Port, PortStatistics};
+use pktio::{Batch, Pool, Port};
 use tcpstate::Head;
 
 /// Frames received or sent in one go.
@@ -145,22 +145,33 @@ impl Station {
     }
 
     /// What has passed the ports, all together.
-    pub fn statistics(&self) -> PortStatistics {
-        let mut sum = PortStatistics::default();
+    pub fn passed(&self) -> Passed {
+        let mut sum = Passed::default();
         for one in self.ports.iter().map(|port| port.statistics()) {
             sum.received += one.received;
-            sum.received_bytes += one.received_bytes;
             sum.sent += one.sent;
             sum.sent_bytes += one.sent_bytes;
-            sum.transmit_errors += one.transmit_errors;
-            sum.no_buffer += one.no_buffer;
-            sum.truncated += one.truncated;
-            sum.receive_full += one.receive_full;
-            sum.fill_empty += one.fill_empty;
-            sum.kernel_drops += one.kernel_drops;
+            sum.unsent += one.transmit_errors;
+            // That the kernel found no buffer is one of the reasons for its drops, and no other frame.
+            sum.missed += one.no_buffer + one.truncated + one.receive_full + one.kernel_drops;
         }
         sum
     }
+}
+
+/// Frames that have passed ports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Passed {
+    /// Those sent.
+    pub sent: u64,
+    /// Their bytes, without check sequences.
+    pub sent_bytes: u64,
+    /// Those that the interfaces would not send.
+    pub unsent: u64,
+    /// Those received.
+    pub received: u64,
+    /// Those that came in and could not be taken.
+    pub missed: u64,
 }
 
 /// Sleeps for so long, or until something comes in.

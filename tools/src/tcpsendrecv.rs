@@ -15,7 +15,7 @@ use tcpstate::{PerSide, Side};
 
 use crate::exchange::{Exchange, Exchanged, Plan};
 use crate::segment;
-use crate::station::Station;
+use crate::station::{Passed, Station};
 use crate::tcp::Terms;
 
 /// How long connections may take to close once the time is over.
@@ -167,12 +167,11 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let begin = Instant::now();
     let ran = station.run(&mut exchange, begin, until + CLOSING, stop);
     ran.map_err(|error| format!("waiting for frames: {error}"))?;
-    let (seconds, passed) = (begin.elapsed().as_secs_f64(), station.statistics());
+    let (seconds, passed) = (begin.elapsed().as_secs_f64(), station.passed());
     drop(station);
     drop(guard);
-    let missed = passed.no_buffer + passed.truncated + passed.receive_full + passed.fill_empty + passed.kernel_drops;
-    let (sent, received) = (passed.sent, passed.received);
-    Ok(Report { way, seconds, sent, received, unsent: passed.transmit_errors, missed, exchanged: exchange.outcome() })
+    let Passed { sent, received, unsent, missed, .. } = passed;
+    Ok(Report { way, seconds, sent, received, unsent, missed, exchanged: exchange.outcome() })
 }
 
 impl Arguments {

@@ -6,6 +6,9 @@ use clap::Parser;
 use tools::tcpsendrecv::{Arguments, run};
 
 fn main() -> ExitCode {
+    if let Some(status) = papers::serve::<Arguments>() {
+        return status;
+    }
     let arguments = Arguments::parse();
     tools::finish("tcpsendrecv", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
 }
