@@ -396,6 +396,8 @@ fn receive(arguments: &Arguments, duration: Duration, stop: &AtomicBool) -> Resu
     let (mut stations, guard, way) = open(&arguments.interface, threads)?;
     let sinks =
         (0..threads).map(|index| Sink::new(duration, arguments.count.map(|count| share(count, index, threads))));
+    // What is sent before this is missed.
+    eprintln!("netmapsend: ready");
     let (sinks, seconds) = run_all(&mut stations, sinks.collect(), duration, stop)?;
     let report = report("sink", &stations, seconds, Some(sum(sinks.iter().map(Sink::received))));
     drop(stations);

@@ -2,6 +2,7 @@
 //! is what the kernels count.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, process, thread};
@@ -62,9 +63,10 @@ fn the_pattern_passes_over_test_connections() {
         quiet(&rig.client, "c0");
         quiet(&rig.server, "s0");
         let _proxy = Appliance::start(&rig, backend, "test_connections;");
-        let sink = send(&rig.client, &[&named(backend, "c0"), "--sink", "--count", &count, "--seconds", "10"]);
-        // Until the sink stands; what it misses it would wait for in vain.
-        thread::sleep(Duration::from_millis(500));
+        let mut sink = send(&rig.client, &[&named(backend, "c0"), "--sink", "--count", &count, "--seconds", "10"]);
+        let mut ready = String::new();
+        BufReader::new(sink.stderr.take().expect("piped")).read_line(&mut ready).expect("what the sink says");
+        assert_eq!(ready, "netmapsend: ready\n");
         let sent = [&named(backend, "s0"), "--flows", "540", "--count", &count, "--rate", "8000"];
         let sent = Said::of(send(&rig.server, &sent));
         assert!(sent.good, "{backend:?}: {}", sent.text);
