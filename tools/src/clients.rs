@@ -10,7 +10,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 use tcpstate::seq::{RawWindow, SeqNum};
-use tcpstate::wire::{Addr, Ends, Flags, OptionList, Options, Segment, Vlan};
+use tcpstate::wire::{Addr, Ends, Flags, OptionList, Options, Parsed, Segment, Vlan};
 use tcpstate::{Head, Side};
 
 use crate::latency::Latencies;
@@ -259,7 +259,7 @@ impl Clients {
 
 impl Load for Clients {
     fn receive(&mut self, _: usize, head: &mut Head<'_>, now: Duration, out: &mut Outbox<'_>) {
-        if let Some(segment) = Segment::usual(Side::Lan, head) {
+        if let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, head) {
             return self.hear(&segment, head, now, out);
         }
         if let Some(News::Asks { asker, target }) = neighbours::read(head.bytes())

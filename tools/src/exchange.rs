@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use serde::Serialize;
-use tcpstate::wire::{Ends, Flags, Mac, Options, Segment, Vlan};
+use tcpstate::wire::{Ends, Flags, Mac, Options, Parsed, Segment, Vlan};
 use tcpstate::{Head, PerSide, Side};
 
 use crate::latency::Latencies;
@@ -259,7 +259,7 @@ impl Load for Exchange {
     fn receive(&mut self, port: usize, head: &mut Head<'_>, now: Duration, _: &mut Outbox<'_>) {
         let side = Side::BOTH[port];
         // It was sent by the other side's end. What is no TCP is somebody else's.
-        if let Some(segment) = Segment::usual(side.other(), head) {
+        if let Parsed::Tcp(segment) = Parsed::parse(side.other(), head) {
             self.hear(side, &segment, head, now);
         }
     }

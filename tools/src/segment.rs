@@ -139,7 +139,7 @@ impl Content {
 mod tests {
     use proptest::prelude::*;
     use tcpstate::Head;
-    use tcpstate::wire::{Options, Segment, Timestamps};
+    use tcpstate::wire::{Options, Parsed, Timestamps};
 
     use super::*;
 
@@ -165,7 +165,7 @@ mod tests {
             let total = say.write(&way, &mut buffer, |payload| payload.copy_from_slice(content.bytes(3, from, len)));
             prop_assert!(total >= 60);
             let head = Head::whole(&mut buffer, total);
-            let read = Segment::usual(Side::Wan, &head).expect("a segment");
+            let Parsed::Tcp(read) = Parsed::parse(Side::Wan, &head) else { panic!("a segment") };
             prop_assert!(read.checksums_hold(&head));
             prop_assert_eq!((read.ends, read.seq.get(), read.ack.get()), (ends, seq, ack));
             let (start, end) = (usize::from(read.payload), read.end as usize);

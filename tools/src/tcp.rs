@@ -496,7 +496,7 @@ mod tests {
     use proptest::prelude::*;
     use rand::rngs::SmallRng;
     use rand::{RngExt, SeedableRng};
-    use tcpstate::wire::Vlan;
+    use tcpstate::wire::{Parsed, Vlan};
     use tcpstate::{Head, Side};
 
     use super::*;
@@ -538,7 +538,7 @@ mod tests {
                 while let Some((_, mut frame)) = self.on_the_way[own].pop_front_if(|(at, _)| *at <= self.now) {
                     let len = frame.len();
                     let head = Head::whole(&mut frame, len);
-                    let segment = Segment::usual(side.other(), &head).expect("a segment");
+                    let Parsed::Tcp(segment) = Parsed::parse(side.other(), &head) else { panic!("a segment") };
                     assert!(segment.checksums_hold(&head));
                     let options = Options::read(segment.options(head.bytes()));
                     match &mut self.ends[own] {
