@@ -26,12 +26,12 @@ pub mod replay;
 pub mod segment;
 pub mod show;
 pub mod spray;
-pub mod top;
-pub mod views;
-pub mod watch;
 pub mod station;
 pub mod tcp;
 pub mod tcpsendrecv;
+pub mod top;
+pub mod views;
+pub mod watch;
 
 use std::fmt::Display;
 use std::process::ExitCode;
