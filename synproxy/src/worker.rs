@@ -317,7 +317,7 @@ impl<E: Engine> Worker<E> {
     fn step(&mut self, side: Side, now: Instant) {
         let batch = self.incoming.len();
         if let Some(at) = self.talkers.choose(batch)
-            && let Some(frame) = self.incoming.iter_mut().nth(at)
+            && let Some(frame) = self.incoming.get_mut(at)
         {
             self.talkers.sample(side, &self.looks[at], frame.total(), batch);
         }

@@ -217,7 +217,7 @@ impl Screen {
                 worker.flows.half_open.to_string(),
                 whole(self.shown(dropped(worker), dropped(past))),
                 whole(self.shown(handed(worker), handed(past))),
-                if frames > 0 { (time / frames).to_string() } else { "-".into() },
+                time.checked_div(frames).map_or("-".into(), |time| time.to_string()),
             ];
             lines.push(Line::from(format!("{number:<8}{}", cells.map(|cell| format!("{cell:>12}")).concat())));
         }

@@ -47,7 +47,7 @@ fn talkers(of: impl Fn(u64) -> String) -> Vec<Talker> {
         name: of(n),
         frames: 40_000 / (n + 1),
         surplus: 0,
-        calls: if n % 2 == 0 { 2 * n } else { 900 / n },
+        calls: if n.is_multiple_of(2) { 2 * n } else { 900 / n },
         bytes: 3_000_000 * n,
     };
     (0..20).map(talker).collect()
