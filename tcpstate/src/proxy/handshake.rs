@@ -44,7 +44,7 @@ fn distance(ticks: u32) -> u16 {
 
 impl Proxy {
     /// Answers the SYN that nearly all are, with a cookie: of ends that have no flow, with the usual options, to a server that takes them all,
-    /// while no SYN cache is kept and no door remembered to be closed. It does what [`Proxy::answer_syn`] would do, with as little as that
+    /// while the SYN cache has no place and no door is remembered to be closed. It does what [`Proxy::answer_syn`] would do, with as little as that
     /// takes; of any other segment it says false, and nothing has changed.
     #[inline(always)]
     pub(super) fn answer_usual(
@@ -56,12 +56,7 @@ impl Proxy {
         now: Instant,
     ) -> bool {
         let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
-        if side != Side::Wan
-            || !opening
-            || self.draining
-            || !self.half_open.is_shut()
-            || !self.introductions.is_shut()
-            || self.doors.any_closed(now)
+        if side != Side::Wan || !opening || self.draining || !self.introductions.is_shut() || self.doors.any_closed(now)
         {
             return false;
         }
@@ -79,8 +74,15 @@ impl Proxy {
         let offer = self.learned.offer_again(&segment.ends, now);
         let terms = self.agree(segment, &offered, &offer);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
-        if terms.mss < self.jar.smallest_mss(true) || !self.limiter.spend(look.tokens, now) {
+        let cached = !self.half_open.is_shut();
+        if terms.mss < self.jar.smallest_mss(true)
+            || cached && !self.is_cache_full(now)
+            || !self.limiter.spend(look.tokens, now)
+        {
             return false;
+        }
+        if cached {
+            self.counters.count(Event::CacheFull);
         }
         self.jar.turn(now);
         let Minted { isn, ts_value } = self.jar.mint(look.hash, segment.seq, &terms, now);
@@ -517,11 +519,11 @@ mod tests {
         let rare = || prop::bool::weighted(0.1);
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
         let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
-        (rare(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
+        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
             |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
                 table_buckets: 4,
                 learn_capacity: 64,
-                half_open_max: if cache { 4 } else { 0 },
+                half_open_max: if cache { 2 } else { 0 },
                 introductions: u32::from(introductions),
                 own_sack: !no_sack,
                 rate: RateLimit { size: 64, burst: if few_tokens { 3 } else { 1000 }, ..RateLimit::default() },
@@ -660,6 +662,7 @@ mod tests {
                     prop_assert_eq!(usual, general, "{:?}", syn);
                     prop_assert_eq!(one.bytes(), other.bytes(), "{:?}", syn);
                     prop_assert_eq!(&engines[0].counters, &engines[1].counters);
+                    prop_assert_eq!(engines[0].population, engines[1].population);
                     let noted = engines.each_ref().map(|engine| engine.answered.may_have(hash, now));
                     prop_assert_eq!(noted[0], noted[1]);
                     prop_assert!(noted[0] || engines[0].counters.happened(Event::SynAnswered) == answered);

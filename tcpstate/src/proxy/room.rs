@@ -129,6 +129,18 @@ impl Proxy {
         2 * self.population.half_open > self.half_open.capacity as u64
     }
 
+    /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
+    #[inline(always)]
+    pub(super) fn is_cache_full(&self, now: Instant) -> bool {
+        let is_full = self.half_open.entries.len() == self.half_open.capacity;
+        is_full
+            && self
+                .half_open
+                .entries
+                .front()
+                .is_some_and(|&(id, generation)| self.may_go(Kind::HalfOpen, id, generation) && self.is_young(id, now))
+    }
+
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
     fn half_open_has_place(&mut self, now: Instant) -> bool {
         while self.half_open.entries.len() == self.half_open.capacity {
