@@ -251,9 +251,10 @@ fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     assert!(answer.is_empty() || answer.contains("malformed"), "{answer}");
 
     // More clients than there are places: those too many are told so, and there is room again when they have left.
-    let crowd: Vec<_> = (0..40).map(|_| the_box.client()).collect();
-    let told = crowd.into_iter().map(|mut client| client.ask(&Request::Status)).filter(Result::is_err).count();
+    let mut crowd: Vec<_> = (0..40).map(|_| the_box.client()).collect();
+    let told = crowd.iter_mut().map(|client| client.ask(&Request::Status)).filter(Result::is_err).count();
     assert!(told >= 8, "{told} were told that there is no room");
+    drop(crowd);
     let begin = Instant::now();
     while let Err(complaint) = the_box.client().ask(&Request::Status) {
         assert!(matches!(complaint, Complaint::Refused(_) | Complaint::Broken(_)), "{complaint}");
