@@ -55,8 +55,14 @@ impl Proxy {
         head: &mut Head,
         now: Instant,
     ) -> bool {
+        let is_cached = !self.half_open.is_shut();
         let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
-        if side != Side::Wan || !opening || self.draining || !self.introductions.is_shut() || self.doors.any_closed(now)
+        if side != Side::Wan
+            || !opening
+            || self.draining
+            || !self.introductions.is_shut()
+            || self.doors.any_closed(now)
+            || is_cached && !self.is_cache_full(now)
         {
             return false;
         }
@@ -74,14 +80,10 @@ impl Proxy {
         let offer = self.learned.offer_again(&segment.ends, now);
         let terms = self.agree(segment, &offered, &offer);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
-        let cached = !self.half_open.is_shut();
-        if terms.mss < self.jar.smallest_mss(true)
-            || cached && !self.is_cache_full(now)
-            || !self.limiter.spend(look.tokens, now)
-        {
+        if terms.mss < self.jar.smallest_mss(true) || !self.limiter.spend(look.tokens, now) {
             return false;
         }
-        if cached {
+        if is_cached {
             self.counters.count(Event::CacheFull);
         }
         self.jar.turn(now);
