@@ -1,7 +1,9 @@
 //! The command line: what the operator can ask for, and what the process answers with when it ends.
 
 use crate::recorder::{Kind, Limits};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
+use control::LogLevel;
 use pktio::Mode;
 use std::path::{Path, PathBuf};
 
@@ -60,7 +62,7 @@ pub struct Arguments {
     pub poll: Option<Poll>,
 
     /// Least severe messages that are logged to stderr; the statistics are `info`
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = levels())]
     pub log_level: LogLevel,
 
     /// Where the operator's socket is to be, or `none`; /run/synproxy/LAN-WAN.sock if not given
@@ -192,31 +194,10 @@ pub enum Task<'a> {
     },
 }
 
-/// How much is logged.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum LogLevel {
-    /// Only what goes wrong.
-    Error,
-    /// And what may go wrong.
-    Warn,
-    /// And what happens: start, statistics, end.
-    Info,
-    /// And how start-up arrived at it.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl From<LogLevel> for control::LogLevel {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => control::LogLevel::Error,
-            LogLevel::Warn => control::LogLevel::Warn,
-            LogLevel::Info => control::LogLevel::Info,
-            LogLevel::Debug => control::LogLevel::Debug,
-            LogLevel::Trace => control::LogLevel::Trace,
-        }
-    }
+/// The levels, by name.
+fn levels() -> impl TypedValueParser<Value = LogLevel> {
+    let known = |name: String| name.parse().expect("it is one of the names");
+    PossibleValuesParser::new(LogLevel::ALL.map(LogLevel::name)).map(known)
 }
 
 /// How a worker waits for frames.

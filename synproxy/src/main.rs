@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         return status;
     }
     let arguments = Arguments::parse();
-    let dial = log::init(arguments.log_level.into());
+    let dial = log::init(arguments.log_level);
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
         Task::Protect { lan, wan } => protect(lan, wan, &arguments, dial),

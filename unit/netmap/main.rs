@@ -10,8 +10,6 @@
 //!
 //! The guest's processor is emulated, so no time taken here says how fast anything is.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -132,47 +130,22 @@ fn counted(lab: &mut Lab) {
     lab.guest.expect_calm();
 }
 
-/// A part of the run, by name.
-type Part = (&'static str, fn(&mut Lab));
-
-const PARTS: [Part; 4] = [("inside", inside), ("cards", cards), ("switches", switches), ("counted", counted)];
+/// Runs a part in a guest of its own: what one leaves behind is not the next one's trouble.
+fn in_a_guest(image: &Image, part: fn(&mut Lab)) {
+    let mut lab = Lab::new(image, 1, 1500);
+    row("kernel", lab.guest.sh("uname -rm").trim());
+    part(&mut lab);
+}
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(kernel), Some(initramfs)) = (arguments.next(), arguments.next()) else {
-        eprintln!("this needs a guest: run `make e2e-netmap`");
-        return ExitCode::FAILURE;
-    };
-    let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
-    let image = Image { kernel: &kernel, initramfs: &initramfs, card: Card::E1000 };
-    ctrlc::set_handler(|| {
-        guest::abandon();
-        std::process::exit(130);
-    })
-    .expect("nobody else handles signals here");
-
-    let mut failed = Vec::new();
-    for (name, part) in PARTS {
-        if !wanted.is_empty() && !wanted.iter().any(|part| part == name) {
-            continue;
-        }
-        // A guest each: what one leaves behind is not the next one's trouble.
-        let run = || {
-            let mut lab = Lab::new(&image, 1, 1500);
-            if name == PARTS[0].0 {
-                row("kernel", lab.guest.sh("uname -rm").trim());
-            }
-            part(&mut lab);
-        };
-        if catch_unwind(AssertUnwindSafe(run)).is_err() {
-            failed.push(name);
-        }
-    }
-    match failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => {
-            println!("\nfailed: {}", failed.join(", "));
-            ExitCode::FAILURE
-        }
-    }
+    guest::run(
+        "e2e-netmap",
+        Card::E1000,
+        &[
+            ("inside", &|image| in_a_guest(image, inside)),
+            ("cards", &|image| in_a_guest(image, cards)),
+            ("switches", &|image| in_a_guest(image, switches)),
+            ("counted", &|image| in_a_guest(image, counted)),
+        ],
+    )
 }

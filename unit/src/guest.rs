@@ -5,8 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, ChildStdin, Command, Stdio};
+use std::process::{self, Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -387,8 +388,44 @@ fn tap(host: &Namespace, interface: &str, multi_queue: bool) -> OwnedFd {
     })
 }
 
+/// The parts of a run that needs a guest, by name.
+pub type Parts<'a> = &'a [(&'a str, &'a dyn Fn(&Image))];
+
+/// The `main` of such a run, `make goal`: `KERNEL INITRAMFS [PART...]` on its command line, all parts if none is named. One that panics has
+/// failed, and the others go on.
+///
+/// # Panics
+/// If somebody else handles signals.
+pub fn run(goal: &str, card: Card, parts: Parts) -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let (Some(kernel), Some(initramfs)) = (arguments.next(), arguments.next()) else {
+        eprintln!("this needs a guest: run `make {goal}`");
+        return ExitCode::FAILURE;
+    };
+    let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
+    let image = Image { kernel: &kernel, initramfs: &initramfs, card };
+    ctrlc::set_handler(|| {
+        abandon();
+        process::exit(130);
+    })
+    .expect("nobody else handles signals here");
+
+    let mut failed = Vec::new();
+    for &(name, part) in parts {
+        let is_wanted = wanted.is_empty() || wanted.iter().any(|part| part == name);
+        if is_wanted && catch_unwind(AssertUnwindSafe(|| part(&image))).is_err() {
+            failed.push(name);
+        }
+    }
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("\nfailed: {}", failed.join(", "));
+    ExitCode::FAILURE
+}
+
 /// Ends the guest and removes what this process has made, without ceremony.
-pub fn abandon() {
+fn abandon() {
     let pid = RUNNING.load(Ordering::Relaxed);
     if pid != 0 {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);

@@ -682,17 +682,7 @@ fn every_state_there_is_has_a_table() {
         | State::TimeWait
         | State::Reset => Some(state),
     };
-    let all = [
-        State::HalfOpen,
-        State::Dialling,
-        State::OpeningSent,
-        State::OpeningAnswered,
-        State::Established,
-        State::Closing,
-        State::TimeWait,
-        State::Reset,
-    ];
-    for state in all.into_iter().filter_map(name) {
+    for state in State::ALL.into_iter().filter_map(name) {
         assert!(seen.contains(&state), "{state:?} has no table");
     }
 }

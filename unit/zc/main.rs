@@ -12,8 +12,6 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -342,44 +340,15 @@ fn print_losses(log: &str) {
     }
 }
 
-/// A part of the run, by name.
-type Part = (&'static str, fn(&Image));
-
-const PARTS: [Part; 4] = [
-    ("one-queue", one_queue),
-    ("two-queues", two_queues),
-    ("large-frames", large_frames),
-    ("forwarder", beside_the_forwarder),
-];
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(kernel), Some(initramfs)) = (arguments.next(), arguments.next()) else {
-        eprintln!("this needs a guest: run `make e2e-zc`");
-        return ExitCode::FAILURE;
-    };
-    let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
-    let image = Image { kernel: &kernel, initramfs: &initramfs, card: Card::Virtio };
-    ctrlc::set_handler(|| {
-        guest::abandon();
-        std::process::exit(130);
-    })
-    .expect("nobody else handles signals here");
-
-    let mut failed = Vec::new();
-    for (name, part) in PARTS {
-        if !wanted.is_empty() && !wanted.iter().any(|part| part == name) {
-            continue;
-        }
-        if catch_unwind(AssertUnwindSafe(|| part(&image))).is_err() {
-            failed.push(name);
-        }
-    }
-    match failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => {
-            println!("\nfailed: {}", failed.join(", "));
-            ExitCode::FAILURE
-        }
-    }
+    guest::run(
+        "e2e-zc",
+        Card::Virtio,
+        &[
+            ("one-queue", &one_queue),
+            ("two-queues", &two_queues),
+            ("large-frames", &large_frames),
+            ("forwarder", &beside_the_forwarder),
+        ],
+    )
 }
