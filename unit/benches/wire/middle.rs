@@ -69,8 +69,8 @@ pub struct Stood<'a> {
 }
 
 impl<'a> Stood<'a> {
-    /// Puts it there. `apart`: what the kernel receives for the box is received by threads of its own on [`CORE`], as a worker of ours is
-    /// on it, and not by whoever sends; without, as the kernel does by default.
+    /// Puts it there. `apart`, for rates: what the kernel receives for the box is received by threads of its own on [`CORE`], as a worker of
+    /// ours is on it, and not by whoever sends, and nothing is left out under pressure; without, as the kernel and we do by default.
     pub fn stand(rig: &'a Rig, middle: Middle, apart: bool) -> Stood<'a> {
         // The strangers live behind the client.
         let strangers = "10.78.0.0/16";
@@ -78,7 +78,8 @@ impl<'a> Stood<'a> {
         rig.server.sh(&format!("ip route add {strangers} via {}", netns::CLIENT_V4));
         let mut stood = Stood { middle, rig, appliance: None, threads: Vec::new() };
         let start = |config: &str, arguments: &[&str]| {
-            let config = format!("adopt_grace = 0;\n{config}");
+            let shed = if apart { "shed = off;\n" } else { "" };
+            let config = format!("adopt_grace = 0;\n{shed}{config}");
             let appliance = Appliance::start_with(rig, Backend::Driver, &config, arguments);
             for task in tasks(appliance.pid()).filter(|task| name(*task).starts_with("worker")) {
                 pin(task);
