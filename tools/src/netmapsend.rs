@@ -230,9 +230,11 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let own = arguments.from_mac.or_else(|| interface::mac(kernel?)).unwrap_or(OWN_MAC);
     let known = arguments.to_mac.or_else(|| interface::neighbour(to, kernel?));
     let target = |mac| Target { address: to, port: arguments.port, mac, from_mac: own, vlan: arguments.vlan };
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let job = |mac| Job { arguments, target: target(mac), sources, seed, duration, stop };
     let mut way = Vec::new();
     if let (Some(kind), Some(mac)) = (arguments.flood, known) {
-        match flood_by_the_kernel(arguments, kind, target(mac), sources, duration, stop) {
+        match job(mac).flood_by_the_kernel(kind) {
             Ok(report) => return Ok(report),
             Err(reason) => way.extend(reason),
         }
@@ -244,10 +246,9 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
         Some(mac) => mac,
         None => ask(&mut stations[0], arguments, (to, own), stop)?,
     };
-    let seed = arguments.seed.unwrap_or_else(rand::random);
     let report = match arguments.flood {
-        Some(kind) => flood(arguments, kind, target(mac), sources, seed, &mut stations, duration, stop),
-        None => connect(arguments, target(mac), sources, seed, &mut stations, duration, stop),
+        Some(kind) => job(mac).flood(kind, &mut stations),
+        None => job(mac).connect(&mut stations),
     };
     drop(stations);
     drop(guard);
@@ -259,60 +260,6 @@ fn one_thread(arguments: &Arguments) -> Result<usize, String> {
         None | Some(1) => Ok(1),
         Some(_) => Err("a client's answers come in by one queue or another: --connect has one thread".into()),
     }
-}
-
-/// A flood made by an XDP program in the kernel's own test loop: several times faster than any port. `Err` says why it is not so.
-fn flood_by_the_kernel(
-    arguments: &Arguments,
-    kind: Kind,
-    target: Target,
-    sources: Sources,
-    duration: Duration,
-    stop: &AtomicBool,
-) -> Result<Report, Option<String>> {
-    let name = &arguments.interface;
-    // One that is asked for by its backend is sent by that; and the loop knows no rate, no threads and no SYNs without options.
-    if name.contains(':') || arguments.rate.is_some() || arguments.threads.is_some() || arguments.bare {
-        return Err(None);
-    }
-    let not_so = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
-    let index = pktio::netdev::Interface::find(name).map_err(|error| not_so(io::Error::other(error)))?.index();
-    let seed = arguments.seed.unwrap_or_else(rand::random);
-    let mut live = Live::flood(kind, target, sources, seed).map_err(not_so)?;
-    live.port(0, index).map_err(not_so)?;
-    let before = interface::packets(name).ok_or_else(|| Some(format!("{name}: its counters cannot be read")))?;
-    let begin = Instant::now();
-    live.run(PROBE).map_err(not_so)?;
-    let taken = || interface::packets(name).is_some_and(|now| now[0] > before[0]);
-    while !taken() {
-        if begin.elapsed() > PROBE_WAIT * 2 {
-            return Err(Some(format!(
-                "{name}: not by the kernel's test loop: the interface takes no redirected frames"
-            )));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    let count = arguments.count.unwrap_or(u64::MAX).saturating_sub(PROBE.into());
-    live.run_until(begin + duration, count, stop).map_err(not_so)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    thread::sleep(LINGER);
-    let made = live.count().map_err(not_so)?;
-    let after = interface::packets(name).unwrap_or(before);
-    let [sent, received] = [after[0] - before[0], after[1] - before[1]];
-    Ok(Report {
-        load: "flood",
-        way: vec![format!("{name}: an XDP program in the kernel's test loop; counted by the interface")],
-        seconds,
-        sent: sent.min(made),
-        sent_bytes: 0,
-        unsent: made.saturating_sub(sent),
-        received,
-        missed: 0,
-        answered: received,
-        lost: 0,
-        kinds: None,
-        clients: None,
-    })
 }
 
 type Opened = (Vec<Station>, pktio::Guard, Vec<String>);
@@ -435,58 +382,102 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
     Ok(Report { way, ..report })
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is named in `run`")]
-fn flood(
-    arguments: &Arguments,
-    kind: Kind,
+/// What is to be sent to whom, in whose name, how long.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    arguments: &'a Arguments,
     target: Target,
     sources: Sources,
     seed: u64,
-    stations: &mut [Station],
     duration: Duration,
-    stop: &AtomicBool,
-) -> Result<Report, String> {
-    let threads = stations.len();
-    let load = |index: usize| {
-        let rng = SmallRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let spray = Spray::new(kind, target, sources, arguments.bare, rng);
-        Flood::new(spray, arguments.pace(duration, index, threads), LINGER)
-    };
-    let (loads, _) = run_all(stations, (0..threads).map(load).collect(), duration + 2 * LINGER, stop)?;
-    let seconds = loads.iter().filter_map(Flood::ended).max().unwrap_or(duration).as_secs_f64();
-    let kinds = sum(loads.iter().map(Flood::received));
-    // What a SYN is answered with; everything else would be answered with a reset, if at all.
-    let answered = if kind == Kind::Syn { kinds.syn_ack } else { kinds.rst };
-    Ok(Report { answered, ..report("flood", stations, seconds.max(1e-6), Some(kinds)) })
+    stop: &'a AtomicBool,
 }
 
-fn connect(
-    arguments: &Arguments,
-    target: Target,
-    sources: Sources,
-    seed: u64,
-    stations: &mut [Station],
-    duration: Duration,
-    stop: &AtomicBool,
-) -> Result<Report, String> {
-    let patience = Duration::from_secs_f64(arguments.patience);
-    let terms = Terms::linux(arguments.mss.unwrap_or(if target.address.is_ipv4() { 1460 } else { 1440 }));
-    let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
-    let manner = Manner {
-        target,
-        sources,
-        terms: if arguments.bare { bare } else { terms },
-        word: arguments.word,
-        abrupt: arguments.abrupt,
-        most: arguments.flows.unwrap_or(100_000) as usize,
-        patience,
-    };
-    let pace = Pace::new(Some(arguments.rate.unwrap_or(1_000.0)), arguments.count, duration);
-    let clients = Clients::new(manner, pace, SmallRng::seed_from_u64(seed));
-    let (mut clients, seconds) = run_all(stations, vec![clients], duration + patience, stop)?;
-    let outcome = clients.remove(0).outcome();
-    let (answered, lost) = (outcome.answered, outcome.lost);
-    Ok(Report { answered, lost, clients: Some(outcome), ..report("connect", stations, seconds, None) })
+impl Job<'_> {
+    /// A flood made by an XDP program in the kernel's own test loop: several times faster than any port. `Err` says why it is not so.
+    fn flood_by_the_kernel(&self, kind: Kind) -> Result<Report, Option<String>> {
+        let Job { arguments, target, sources, seed, duration, stop } = *self;
+        let name = &arguments.interface;
+        // One that is asked for by its backend is sent by that; and the loop knows no rate, no threads and no SYNs without options.
+        if name.contains(':') || arguments.rate.is_some() || arguments.threads.is_some() || arguments.bare {
+            return Err(None);
+        }
+        let not_so = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
+        let index = pktio::netdev::Interface::find(name).map_err(|error| not_so(io::Error::other(error)))?.index();
+        let mut live = Live::flood(kind, target, sources, seed).map_err(not_so)?;
+        live.port(0, index).map_err(not_so)?;
+        let before = interface::packets(name).ok_or_else(|| Some(format!("{name}: its counters cannot be read")))?;
+        let begin = Instant::now();
+        live.run(PROBE).map_err(not_so)?;
+        let taken = || interface::packets(name).is_some_and(|now| now[0] > before[0]);
+        while !taken() {
+            if begin.elapsed() > PROBE_WAIT * 2 {
+                return Err(Some(format!(
+                    "{name}: not by the kernel's test loop: the interface takes no redirected frames"
+                )));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        let count = arguments.count.unwrap_or(u64::MAX).saturating_sub(PROBE.into());
+        live.run_until(begin + duration, count, stop).map_err(not_so)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        thread::sleep(LINGER);
+        let made = live.count().map_err(not_so)?;
+        let after = interface::packets(name).unwrap_or(before);
+        let [sent, received] = [after[0] - before[0], after[1] - before[1]];
+        Ok(Report {
+            load: "flood",
+            way: vec![format!("{name}: an XDP program in the kernel's test loop; counted by the interface")],
+            seconds,
+            sent: sent.min(made),
+            sent_bytes: 0,
+            unsent: made.saturating_sub(sent),
+            received,
+            missed: 0,
+            answered: received,
+            lost: 0,
+            kinds: None,
+            clients: None,
+        })
+    }
+
+    fn flood(&self, kind: Kind, stations: &mut [Station]) -> Result<Report, String> {
+        let Job { arguments, target, sources, seed, duration, stop } = *self;
+        let threads = stations.len();
+        let load = |index: usize| {
+            let rng = SmallRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let spray = Spray::new(kind, target, sources, arguments.bare, rng);
+            Flood::new(spray, arguments.pace(duration, index, threads), LINGER)
+        };
+        let (loads, _) = run_all(stations, (0..threads).map(load).collect(), duration + 2 * LINGER, stop)?;
+        let seconds = loads.iter().filter_map(Flood::ended).max().unwrap_or(duration).as_secs_f64();
+        let kinds = sum(loads.iter().map(Flood::received));
+        // What a SYN is answered with; everything else would be answered with a reset, if at all.
+        let answered = if kind == Kind::Syn { kinds.syn_ack } else { kinds.rst };
+        Ok(Report { answered, ..report("flood", stations, seconds.max(1e-6), Some(kinds)) })
+    }
+
+    fn connect(&self, stations: &mut [Station]) -> Result<Report, String> {
+        let Job { arguments, target, sources, seed, duration, stop } = *self;
+        let patience = Duration::from_secs_f64(arguments.patience);
+        let terms = Terms::linux(arguments.mss.unwrap_or(if target.address.is_ipv4() { 1460 } else { 1440 }));
+        let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
+        let manner = Manner {
+            target,
+            sources,
+            terms: if arguments.bare { bare } else { terms },
+            word: arguments.word,
+            abrupt: arguments.abrupt,
+            most: arguments.flows.unwrap_or(100_000) as usize,
+            patience,
+        };
+        let pace = Pace::new(Some(arguments.rate.unwrap_or(1_000.0)), arguments.count, duration);
+        let clients = Clients::new(manner, pace, SmallRng::seed_from_u64(seed));
+        let (mut clients, seconds) = run_all(stations, vec![clients], duration + patience, stop)?;
+        let outcome = clients.remove(0).outcome();
+        let (answered, lost) = (outcome.answered, outcome.lost);
+        Ok(Report { answered, lost, clients: Some(outcome), ..report("connect", stations, seconds, None) })
+    }
 }
 
 /// Asks the wire where `to` is.
