@@ -258,7 +258,14 @@ impl Segment {
     }
 
     /// Whether the IPv4 header's and the segment's checksums are right. A segment that is not whole in sight cannot be judged and is not.
+    #[inline(never)]
     pub fn checksums_hold(&self, head: &Head) -> bool {
+        self.checksums_hold_inline(head)
+    }
+
+    /// The same, grown into the caller: for what a flood is answered with.
+    #[inline(always)]
+    pub(super) fn checksums_hold_inline(&self, head: &Head) -> bool {
         let frame = head.bytes();
         let (ip, tcp, end) = (usize::from(self.ip), usize::from(self.tcp), self.end as usize);
         if self.fragmented || end > frame.len() {

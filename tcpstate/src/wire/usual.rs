@@ -62,13 +62,8 @@ impl UsualSyn {
             && be32(bytes, TCP_LEN + 4) == SACK_PERMITTED_TIMESTAMPS
             && scale >> 8 == NOP_SCALE
             && mss as u16 != 0;
-        let ip_holds = if segment.ends.v6 {
-            tcp == ip + IPV6_LEN
-        } else {
-            tcp == ip + IPV4_LEN && checksum::sum(chunk::<IPV4_LEN>(frame, ip)?) == u16::MAX
-        };
-        let sum = pseudo_header_sum(&segment.ends, SEGMENT_LEN) + u64::from(checksum::sum(bytes));
-        if !has_layout || !ip_holds || checksum::fold(sum) != u16::MAX {
+        let ip_len = if segment.ends.v6 { IPV6_LEN } else { IPV4_LEN };
+        if !has_layout || tcp != ip + ip_len || !segment.checksums_hold_inline(head) {
             return None;
         }
         Some(Self {
