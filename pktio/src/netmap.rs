@@ -19,11 +19,15 @@ use device::{Memory, Module, Registered, Rings, Wish};
 use port::NetmapPort;
 
 use crate::frame::{HEADROOM, Pool, Region};
+use crate::netdev::Interface;
 use crate::open::{OpenError, Options};
 use crate::port::{Capabilities, Pair, Port};
 
 /// Room in front of an idle frame, in bytes: for the header of a further buffer. Received frames begin where their buffer does.
 const ROOM: usize = 64;
+
+/// The longest frame that is passed in several slots to a switch or a pipe, which have no MTU, in bytes: an MTU of 9000, and two tags.
+const LONGEST: usize = 9022;
 
 /// Locally administered addresses that a switch is to find behind the ports.
 const LAN_STATION: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -118,10 +122,10 @@ pub(crate) fn open_alone(name: (&str, Name<'_>), options: &Options) -> Result<Ve
             });
         }
         let io = |source| OpenError::Io { what: format!("{}: netmap", name.0), source };
+        let judges = registered.judges_mtu;
         let (memory, mut rings) = Memory::map(vec![registered]).map_err(io)?;
         let Rings { receive, transmit, buffers } = rings.remove(0);
-        let can = capabilities(&name.1, queue.into());
-        let can = Capabilities { max_frame: can.max_frame.max(buffers.size), ..can };
+        let can = capabilities(&name.1, judges, queue, buffers.size)?;
         let module = Module::new(&Arc::new(memory), 0);
         // SAFETY: the rings and their buffers are this port's alone, and the module keeps their memory mapped.
         Ok(Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) }))
@@ -170,13 +174,18 @@ fn open_pair(
         }
     }
     let io = |source| OpenError::Io { what: format!("{} and {}: netmap", names[0].0, names[1].0), source };
-    let capabilities = names.map(|(_, name)| capabilities(&name, queue.into()));
+    let judges = lan.judges_mtu && wan.judges_mtu;
+    let capable = |buffers: [usize; 2]| -> Result<[Capabilities; 2], OpenError> {
+        let [lan, wan] = [0, 1].map(|i| capabilities(&names[i].1, judges, queue, buffers[i]));
+        Ok([lan?, wan?])
+    };
     if lan.memory == wan.memory {
         let (memory, rings) = Memory::map(vec![lan, wan]).map_err(io)?;
         let [one, other]: [Rings; 2] = rings.try_into().expect("two ports, two ring pairs");
         tell_slots(names, queue, [&one, &other], notes);
         if one.buffers.base == other.buffers.base && one.buffers.size == other.buffers.size {
-            return swapping(memory, [one, other], capabilities, options, notes);
+            let can = capable([one.buffers.size; 2])?;
+            return swapping(memory, [one, other], can, options, notes);
         }
         return Err(io(io::Error::new(io::ErrorKind::InvalidData, "one memory, but not the same buffers")));
     }
@@ -184,7 +193,8 @@ fn open_pair(
     let [(lan, lan_rings), (wan, wan_rings)] =
         [Memory::map(vec![lan]).map_err(io)?, Memory::map(vec![wan]).map_err(io)?];
     tell_slots(names, queue, [&lan_rings[0], &wan_rings[0]], notes);
-    let longest = capabilities.iter().map(|c| c.max_frame).max().unwrap_or(0);
+    let can = capable([&lan_rings, &wan_rings].map(|rings| rings[0].buffers.size))?;
+    let longest = can.iter().map(|can| can.max_frame).max().unwrap_or(0);
     let buffer = (HEADROOM + longest.min(lan_rings[0].buffers.size) + 128).next_power_of_two().max(2048);
     let mut pool = Pool::heap(2 * options.frames_per_port, buffer, HEADROOM);
     pool.set_reserve(2 * options.batch);
@@ -192,9 +202,8 @@ fn open_pair(
         let (memory, rings) = (Arc::new(memory), rings.remove(0));
         (Module::new(&memory, 0), rings)
     });
-    let [lan_can, wan_can] = capabilities;
+    let [lan_can, wan_can] = can;
     let boxed = |(module, Rings { receive, transmit, buffers }), can: Capabilities| -> Box<dyn Port> {
-        let can = Capabilities { max_frame: can.max_frame.max(buffers.size), ..can };
         // SAFETY: the rings and their buffers are this port's alone, and the module keeps their memory mapped.
         Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) })
     };
@@ -245,7 +254,6 @@ fn swapping(
     let [lan, wan] = rings;
     let [lan_can, wan_can] = capabilities;
     let boxed = |port, Rings { receive, transmit, buffers }: Rings, can: Capabilities| -> Box<dyn Port> {
-        let can = Capabilities { max_frame: can.max_frame.max(buffers.size), ..can };
         // SAFETY: as above; the pool lies over these buffers.
         Box::new(unsafe { NetmapPort::new(Module::new(&memory, port), [receive, transmit], buffers, true, can) })
     };
@@ -253,11 +261,30 @@ fn swapping(
     Ok(Pair { lan, wan, pool })
 }
 
-/// What a port of this kind can do. How long a frame may be that lies in one slot, its memory says.
-fn capabilities(name: &Name<'_>, queue: u32) -> Capabilities {
-    // Some drivers spread frames over slots; only of switches and pipes it is certain.
-    let multi_buffer = !matches!(name, Name::Interface(_));
-    Capabilities { multi_buffer, max_frame: if multi_buffer { 9022 } else { 0 }, queue, ..Capabilities::default() }
+/// What a port can do whose buffers have `buffer` bytes.
+///
+/// Switches and pipes pass frames in several slots on as they are. Of NICs it depends on the driver, the network stack sends each slot as
+/// a frame of its own, and no request tells which it is. But a module that `judges` has refused a NIC whose MTU no buffer holds, unless
+/// its driver takes several: one that is open all the same does.
+///
+/// # Errors
+///
+/// When the NIC is gone.
+fn capabilities(name: &Name<'_>, judges: bool, queue: u16, buffer: usize) -> Result<Capabilities, OpenError> {
+    let several = match *name {
+        Name::Switch(_) | Name::Pipe { .. } => Some(LONGEST),
+        Name::Interface(name) => {
+            let nic = Interface::find(name)?;
+            (judges && nic.mtu() > buffer).then(|| nic.max_frame())
+        }
+    };
+    let longest = several.unwrap_or(0).max(buffer);
+    Ok(Capabilities {
+        multi_buffer: several.is_some(),
+        max_frame: longest,
+        queue: queue.into(),
+        ..Capabilities::default()
+    })
 }
 
 fn register((written, name): (&str, Name<'_>), wish: Wish) -> Result<Registered, OpenError> {
@@ -297,5 +324,26 @@ mod tests {
         for name in ["", "eth 0", "a/b", "p{", "p{x", "p{4096", "{1", "vale0:", "vale0", "vale/:1", "eth0:1"] {
             assert_eq!(Name::parse(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_nic_takes_frames_in_several_slots_where_the_module_has_judged_its_mtu() {
+        let nic = Interface::find("lo").expect("every namespace has one");
+        let of = |name, judges, buffer| {
+            let can = capabilities(&name, judges, 3, buffer).expect("it is there");
+            assert_eq!(can.queue, 3);
+            (can.multi_buffer, can.max_frame)
+        };
+        let (lo, switch) = (Name::Interface("lo"), Name::Switch("vale0:1"));
+        assert_eq!(
+            of(lo, true, 2048),
+            (true, nic.max_frame()),
+            "no buffer holds its frames, and it was taken all the same"
+        );
+        assert_eq!(of(lo, false, 2048), (false, 2048), "nobody has asked its driver");
+        assert_eq!(of(lo, true, nic.mtu()), (false, nic.mtu()), "that it spreads frames was not asked");
+        assert_eq!(of(switch, false, 2048), (true, LONGEST));
+        assert_eq!(of(switch, false, 16_384), (true, 16_384));
+        assert!(capabilities(&Name::Interface("nowhere0"), true, 0, 2048).is_err());
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Registered {
     queue: u16,
     /// Buffers beyond those in the rings that were granted.
     pub extra: u32,
+    /// The module is one that refuses an interface whose frames fit neither a buffer nor, by its driver's word, several.
+    pub judges_mtu: bool,
 }
 
 impl Registered {
@@ -104,10 +106,10 @@ impl Registered {
             request.nr_version = version;
             // SAFETY: the request is a whole structure of ours, which the kernel reads and writes.
             let result = unsafe { libc::ioctl(device.as_raw_fd(), NIOCREGIF as _, &raw mut request) };
-            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok((request, version)) }
         };
         // A version that the module does not know is an invalid argument to it, and so is much else.
-        let request = match register(VERSION) {
+        let (request, version) = match register(VERSION) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => register(EARLIER_VERSION)?,
             answer => answer?,
         };
@@ -119,6 +121,7 @@ impl Registered {
             queues: request.nr_rx_rings.min(request.nr_tx_rings),
             queue: if mode == NR_REG_ONE_NIC { wish.queue } else { 0 },
             extra: request.nr_arg3,
+            judges_mtu: version == VERSION,
         })
     }
 }
