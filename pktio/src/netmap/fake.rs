@@ -110,16 +110,22 @@ struct Half {
 unsafe impl Send for Half {}
 
 impl Half {
-    /// What user space says is done up to; panics where the module would reset the ring.
-    fn head(&self) -> u32 {
+    /// What user space says is done up to. A pointer outside the ring, which only a test writes, has the module reset the ring; panics
+    /// where it would for another reason.
+    fn head(&self) -> io::Result<u32> {
         // SAFETY: inside the memory.
         let (head, cur) = unsafe { ((*self.ring.as_ptr()).head, (*self.ring.as_ptr()).cur) };
         let n = self.slots;
-        assert!(head < n && cur < n, "a pointer outside the ring");
+        if head >= n || cur >= n {
+            // SAFETY: as above.
+            unsafe { ((*self.ring.as_ptr()).head, (*self.ring.as_ptr()).cur) = (self.current, self.current) };
+            self.publish();
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let ours = (head + n - self.current) % n;
         assert!(ours <= (self.tail + n - self.current) % n, "slots taken that were the kernel's");
         assert!((cur + n - head) % n <= (self.tail + n - head) % n, "a wake-up point that is the kernel's");
-        head
+        Ok(head)
     }
 
     fn publish(&self) {
@@ -143,10 +149,10 @@ pub(super) struct Nic {
 }
 
 impl Nic {
-    fn receive(&mut self) {
+    fn receive(&mut self) -> io::Result<()> {
         self.calls += 1;
         let (buffers, n) = (self.shared.buffers(), self.receive.slots);
-        self.receive.current = self.receive.head();
+        self.receive.current = self.receive.head()?;
         while let Some(frame) = self.inbox.front() {
             let room = (self.receive.current + n - 1 - self.receive.tail) % n;
             let parts: Vec<&[u8]> = frame.chunks(BUFFER).collect();
@@ -170,12 +176,13 @@ impl Nic {
             self.inbox.pop_front();
         }
         self.receive.publish();
+        Ok(())
     }
 
-    fn transmit(&mut self) {
+    fn transmit(&mut self) -> io::Result<()> {
         self.calls += 1;
         let (buffers, n) = (self.shared.buffers(), self.transmit.slots);
-        let head = self.transmit.head();
+        let head = self.transmit.head()?;
         let mut sent = 0;
         while self.transmit.current != head && sent < self.budget {
             let mut frame = Vec::new();
@@ -203,6 +210,7 @@ impl Nic {
         }
         self.transmit.tail = (self.transmit.current + n - 1) % n;
         self.transmit.publish();
+        Ok(())
     }
 }
 
@@ -211,13 +219,11 @@ pub(super) struct Ask(Arc<Mutex<Nic>>);
 
 impl Kernel for Ask {
     fn receive(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap().receive();
-        Ok(())
+        self.0.lock().unwrap().receive()
     }
 
     fn transmit(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap().transmit();
-        Ok(())
+        self.0.lock().unwrap().transmit()
     }
 
     fn descriptor(&self) -> Option<RawFd> {
@@ -504,6 +510,35 @@ fn what_a_hostile_peer_writes_into_the_rings_goes_nowhere() {
             assert_eq!(bench.ports[0].receivable(), 0, "tail {tail}");
         }
     }
+}
+
+#[test]
+fn a_ring_that_the_module_has_reset_goes_on_where_we_were() {
+    let mut bench = Bench::swapping(8, 32);
+    let scribble = |bench: &Bench, at: usize| {
+        // SAFETY: inside the memory; nobody looks while the test writes.
+        unsafe { (*bench.shared.ring(at).as_ptr()).head = 100 };
+    };
+    for i in 0..14 {
+        bench.push(0, &frame(i, 64));
+    }
+    assert_eq!(bench.forward(0, 7), 7, "the whole ring, given back, and the module has not looked since");
+    scribble(&bench, 0);
+    assert_eq!(bench.forward(0, 7), 0, "the module refuses");
+    assert_eq!(bench.forward(0, 7), 7, "and has its slots back");
+    assert_eq!(bench.sent(1), (0..14).map(|i| frame(i, 64)).collect::<Vec<_>>());
+
+    bench.nics[1].lock().unwrap().budget = 0;
+    bench.push(0, &frame(14, 64));
+    assert_eq!(bench.forward(0, 7), 1);
+    bench.nics[1].lock().unwrap().budget = usize::MAX;
+    scribble(&bench, 3);
+    for sent in [0, 1] {
+        bench.ports[1].flush(&mut bench.pool);
+        assert_eq!(bench.sent(1).len(), sent, "what was handed over before is sent at the next call");
+    }
+    assert_eq!(bench.ports[1].statistics().transmit_errors, 1);
+    bench.assert_conserved();
 }
 
 #[test]

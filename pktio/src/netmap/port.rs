@@ -259,6 +259,7 @@ impl<K: Kernel> NetmapPort<K> {
         self.unflushed = false;
         if self.kernel.transmit().is_err() {
             self.statistics.transmit_errors += 1;
+            self.transmit.tell();
         }
     }
 }
@@ -266,6 +267,7 @@ impl<K: Kernel> NetmapPort<K> {
 impl<K: Kernel> Port for NetmapPort<K> {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         if (self.receive.available() as usize) < max && self.kernel.receive().is_err() {
+            self.receive.tell();
             return 0;
         }
         let available = self.receive.available();

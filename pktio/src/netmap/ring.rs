@@ -115,6 +115,12 @@ impl Ring {
     pub fn advance(&mut self, count: u32) {
         debug_assert!(count <= self.available());
         self.head = (self.head + count) % self.slots;
+        self.tell();
+    }
+
+    /// Tells the kernel once more which slots are its own. One that has found a pointer in the ring which makes no sense (whoever shares the
+    /// memory can write one) takes both back to where it last looked (`netmap_ring_reinit`), and would wait for the slots we gave back since.
+    pub fn tell(&mut self) {
         // What we have written to the slots is there before the kernel learns of it.
         fence(Ordering::Release);
         // SAFETY: these two fields are user space's to write.
