@@ -24,6 +24,9 @@ const INSIDE: Duration = Duration::from_secs(300);
 /// What the log says of a port whose frames are not copied.
 const SWAPPING: &str = "netmap, frames change places";
 
+/// The cards, as ports of switches.
+const SWITCHED: [&str; 2] = ["vale0:lan0", "vale1:wan0"];
+
 /// What of the log tells how the ports were opened.
 fn show_ports(log: &str) {
     for line in
@@ -71,24 +74,94 @@ fn cards(lab: &mut Lab) {
     lab.guest.expect_calm();
 }
 
+/// A row of the table at the end: LAN, WAN.
+fn figures(log: &str, label: &str) -> [u64; 2] {
+    let line = log.lines().rev().find_map(|line| line.strip_prefix(label)).unwrap_or_default();
+    let mut numbers = line.split_whitespace().map(|number| number.parse().expect("a number of the table"));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
+}
+
+/// Frames of 9000 bytes in buffers of 2048: those of a driver that spreads them over slots, and of switches and pipes.
+fn jumbo(lab: &mut Lab) {
+    lab.set_mtu(9000);
+    step("MTU 9000, buffers of 2048 bytes, cards (e1000) through the network stack");
+    adapter(lab, 2);
+    let (status, said) = lab.guest.run("synproxy --control=none netmap:lan0 netmap:wan0");
+    let complaint = said.lines().last().unwrap_or_default();
+    assert!(status != 0 && complaint.contains("buffers shorter than its MTU"), "{said}");
+    row("refused", complaint);
+    adapter(lab, 0);
+    for (what, ports) in [
+        ("cards whose driver netmap has patched", "netmap:lan0 netmap:wan0"),
+        ("a card and a pipe in its memory, and another proxy (--bypass) from there", "netmap:lan0 netmap:lan0{1"),
+        ("switches with the cards as further ports", "vale0:1 vale1:1"),
+    ] {
+        step(&format!("MTU 9000, buffers of 2048 bytes, {what}"));
+        if ports.starts_with("vale") {
+            plug(lab);
+        }
+        let log = lab.guest.start(ports, netns::CACHE_ON);
+        show_ports(&log);
+        if ports.contains('{') {
+            lab.guest.sh(
+                "synproxy --control=none --bypass 'netmap:lan0}1' netmap:wan0 >/tmp/beyond 2>&1 & beyond=$!; n=0
+                 until grep -q ^ready /tmp/beyond; do
+                     n=$((n + 1)); [ $n -lt 300 ] && kill -0 $beyond || { cat /tmp/beyond; false; break; }; sleep 0.1
+                 done",
+            );
+        }
+        for (host, address) in [(&lab.client, netns::SERVER_V4), (&lab.server, netns::CLIENT_V6)] {
+            let said = host.sh(&format!("ping -n -q -c 5 -i 0.2 -W 2 -M do -s 8900 {address}"));
+            let told = said.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
+            assert!(told.contains(" 5 received"), "ping {address}: {said}");
+            row(&format!("ping {address} with 8900 bytes"), told.rsplit_once(',').map_or(told, |(told, _)| told));
+        }
+        rows(lab.exchange(1, MB));
+        rows(lab.exchange(8, MB / 16));
+        if ports.contains('{') {
+            lab.guest.sh("kill -TERM $beyond && wait $beyond");
+        }
+        let log = lab.guest.stop();
+        let [frames, bytes] = ["received, frames", "received, bytes"].map(|label| figures(&log, label));
+        let [lan, wan] = [0, 1].map(|side| bytes[side] / frames[side].max(1));
+        row("received, bytes a frame", &format!("{lan} from the LAN, {wan} from the WAN"));
+        // Acknowledgements are short.
+        assert!(lan.max(wan) > 2048, "{log}");
+        if ports.starts_with("vale") {
+            unplug(lab);
+        }
+    }
+    lab.guest.expect_calm();
+}
+
+/// The cards become ports of two switches.
+fn plug(lab: &mut Lab) {
+    for port in SWITCHED {
+        lab.guest.sh(&format!("vale-ctl -a {port}; ip link set {} promisc on", &port[6..]));
+    }
+}
+
+/// The cards are cards again.
+fn unplug(lab: &mut Lab) {
+    for port in SWITCHED {
+        lab.guest.sh(&format!("vale-ctl -d {port}; ip link set {} promisc off", &port[6..]));
+    }
+}
+
 /// Cards as ports of two switches, put there by netmap's own program, and the proxy between the switches.
 fn switches(lab: &mut Lab) {
     adapter(lab, 0);
     step(
         "Switches with the cards as further ports: `vale-ctl -a vale0:lan0`, `vale-ctl -a vale1:wan0`, `synproxy vale0:1 vale1:1`",
     );
-    for port in ["vale0:lan0", "vale1:wan0"] {
-        lab.guest.sh(&format!("vale-ctl -a {port}; ip link set {} promisc on", &port[6..]));
-    }
+    plug(lab);
     let log = lab.guest.start("vale0:1 vale1:1", netns::CACHE_ON);
     show_ports(&log);
     lab.ping();
     rows(lab.exchange(1, MB));
     rows(lab.exchange(8, MB / 16));
     lab.guest.stop();
-    for port in ["vale0:lan0", "vale1:wan0"] {
-        lab.guest.sh(&format!("vale-ctl -d {port}; ip link set {} promisc off", &port[6..]));
-    }
+    unplug(lab);
     lab.guest.expect_calm();
 }
 
@@ -115,13 +188,8 @@ fn counted(lab: &mut Lab) {
         let arrived = said.lines().find_map(|line| line.strip_prefix("Received ")?.split(' ').next()?.parse().ok());
         let arrived: u64 = arrived.unwrap_or_else(|| panic!("nothing arrived:\n{said}"));
         let log = lab.guest.stop();
-        let figures = |label: &str| -> [u64; 2] {
-            let line = log.lines().rev().find_map(|line| line.strip_prefix(label)).unwrap_or_default();
-            let mut numbers = line.split_whitespace().map(|number| number.parse().expect("a number of the table"));
-            std::array::from_fn(|_| numbers.next().unwrap_or(0))
-        };
-        let ([taken, _], [_, given], [_, lost]) =
-            (figures("received, frames"), figures("sent, frames"), figures("lost, transmit ring full"));
+        let [[taken, _], [_, given], [_, lost]] =
+            ["received, frames", "sent, frames", "lost, transmit ring full"].map(|label| figures(&log, label));
         row(what, &format!("the proxy received {taken}, passed {given} on, and found no room for {lost}"));
         // A switch drops what finds a ring full, and tells nobody; the proxy answers for what it was given.
         assert_eq!(taken + own, given + lost, "{log}");
@@ -145,6 +213,7 @@ fn main() -> ExitCode {
             ("inside", &|image| in_a_guest(image, inside)),
             ("cards", &|image| in_a_guest(image, cards)),
             ("switches", &|image| in_a_guest(image, switches)),
+            ("jumbo", &|image| in_a_guest(image, jumbo)),
             ("counted", &|image| in_a_guest(image, counted)),
         ],
     )

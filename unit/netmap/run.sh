@@ -86,7 +86,7 @@ for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev vir
     add_module "$(find "$work/package/lib/modules" -name "$module.ko*")"
 done
 for module in netmap veth e1000; do add_module "$built/$module.ko"; done
-for program in synproxy synflood honest; do add_program "$programs/$program"; done
+for program in synproxy netmapsend tcpsendrecv; do add_program "$programs/$program"; done
 for program in ip ethtool ping setpriv; do add_program "$(command -v $program)"; done
 # busybox's shell takes its own `ip` for the one that is there.
 add_program "$(readlink -f /bin/sh)" sh

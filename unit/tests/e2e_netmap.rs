@@ -5,6 +5,7 @@
 //! namespaces: the tests take turns.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -15,8 +16,10 @@ use std::time::Duration;
 
 use netmap_sys::netmap::{IFNAMSIZ, NETMAP_BDG_ATTACH, NETMAP_BDG_DETACH, NIOCREGIF, nmreq};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use unit::netns::{self, Appliance, Namespace, Rig, traffic};
+use serde_json::Value;
+use unit::netns::{self, Appliance, Namespace, Rig, program, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -152,6 +155,70 @@ fn veth_cables_between_two_kernels_through_their_network_stacks() {
 }
 
 #[test]
+fn killed_it_leaves_its_ports_to_the_kernel_and_to_the_next_one() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    let rig = Rig::alone();
+    let killed = start(&rig, "netmap:lan0", "netmap:wan0", netns::CACHE_ON, &[]).end(Signal::SIGKILL);
+    assert!(!killed.status.success(), "{:?}", killed.status);
+    rig.middle.sh("ip addr add 10.77.0.77/24 dev wan0");
+    ping(&rig.client, "10.77.0.77".parse().expect("an address"));
+    rig.middle.sh("ip addr flush dev wan0");
+    let proxy = start(&rig, "netmap:lan0", "netmap:wan0", netns::CACHE_ON, &[]);
+    ping(&rig.client, netns::SERVER_V4);
+    stop(proxy);
+}
+
+/// Parameters of the module that are put back when this is dropped. Its memory has them from the next time that nobody uses it.
+struct Parameters(Vec<(&'static str, String)>);
+
+impl Parameters {
+    fn set(values: &[(&'static str, u32)]) -> Parameters {
+        let mut before = Parameters(Vec::new());
+        for &(name, value) in values {
+            let path = format!("{PARAMETERS}/{name}");
+            before.0.push((name, fs::read_to_string(&path).expect("a parameter of the module")));
+            fs::write(&path, value.to_string()).expect("setting a parameter of the module");
+        }
+        before
+    }
+}
+
+impl Drop for Parameters {
+    fn drop(&mut self) {
+        for (name, before) in &self.0 {
+            let _ = fs::write(format!("{PARAMETERS}/{name}"), before);
+        }
+    }
+}
+
+#[test]
+fn frames_of_9000_bytes_cross_a_veth_in_buffers_that_hold_them_and_else_the_module_refuses() {
+    for adapter in [Adapter::Native, Adapter::Generic] {
+        let Some(_module) = module(adapter) else { return };
+        let rig = Rig::with_mtu(9000);
+        let mut proxy = rig.middle.command(program("synproxy"));
+        let said =
+            proxy.args(["--no-pin", "--control=none", "netmap:lan0", "netmap:wan0"]).output().expect("running it");
+        let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(
+            !said.status.success() && complaint.contains("buffers shorter than its MTU"),
+            "{adapter:?}: {complaint}"
+        );
+        println!("  {adapter:?}, MTU 9000, buffers of 2048 bytes: {}", complaint.lines().last().unwrap_or_default());
+    }
+    let Some(_module) = module(Adapter::Generic) else { return };
+    // As much memory as there was with buffers of 2048 bytes would be too much for a small machine.
+    let _buffers = Parameters::set(&[("buf_size", 10_240), ("buf_num", 24_000)]);
+    let rig = Rig::with_mtu(9000);
+    let proxy = start(&rig, "netmap:lan0", "netmap:wan0", netns::CACHE_ON, &[]);
+    exchange_every_way(&rig, "MTU 9000, buffers of 10240 bytes", MB);
+    let log = stop(proxy);
+    let [frames, bytes] = ["received, frames", "received, bytes"].map(|label| row(&log, label));
+    // Acknowledgements are short.
+    assert!((0..2).any(|side| bytes[side] > 2048 * frames[side].max(1)), "{}", log.join("\n"));
+}
+
+#[test]
 fn several_ring_pairs_with_a_worker_each() {
     let Some(_module) = module(Adapter::Generic) else { return };
     let rig = Rig::queued(4);
@@ -179,6 +246,198 @@ fn switches_with_hosts_behind_them() {
         stop(proxy);
         plugged.into_iter().for_each(|plugged| plugged.unplug(&rig.middle));
     }
+}
+
+/// Two ways to stand between load generators, none of which is a kernel.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// The proxy's ports.
+    lan: &'static str,
+    wan: &'static str,
+    /// Where the generators are.
+    beyond_lan: &'static str,
+    beyond_wan: &'static str,
+    /// Frames that the proxy sends out of each port at the start, so that a switch may learn what is behind it.
+    introductions: u64,
+}
+
+const WAYS: [Way; 2] = [
+    Way { lan: "vale0:1", wan: "vale1:1", beyond_lan: "vale0:0", beyond_wan: "vale1:0", introductions: 1 },
+    Way { lan: "netmap:l{1", wan: "netmap:w{1", beyond_lan: "netmap:l}1", beyond_wan: "netmap:w}1", introductions: 0 },
+];
+
+/// What waits while an emulated processor is elsewhere has to lie somewhere.
+const LONG_RINGS: &str = "ldp = { netmap_nr_rx_slots = 1024; netmap_nr_tx_slots = 1024; };";
+
+/// Frames of a load, and how many a second: a generator's rings hold those of a quarter of a second.
+const FRAMES: u64 = 1080;
+const RATE: &str = "1000";
+
+/// Starts a load generator beside the proxy.
+fn generate(rig: &Rig, generator: &str, arguments: &[&str]) -> Child {
+    let mut command = rig.middle.command(program(generator));
+    command.args(arguments).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("starting a generator")
+}
+
+/// What a generator says when it is done, or has to be because it is told so.
+fn told(child: Child) -> Value {
+    let output = child.wait_with_output().expect("waiting for a generator");
+    let [said, complained] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{said}{complained}");
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{complained}"))
+}
+
+fn number(told: &Value, name: &str) -> u64 {
+    told.pointer(name).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {name} in {told}"))
+}
+
+/// A sink that swallows from now on until it is told to stop.
+struct Sink(Child);
+
+impl Sink {
+    fn start(rig: &Rig, port: &str) -> Sink {
+        let mut child = generate(rig, "netmapsend", &[port, "--sink", "--seconds", "60"]);
+        let (mut ready, mut complaints) = (String::new(), BufReader::new(child.stderr.take().expect("piped")));
+        complaints.read_line(&mut ready).expect("what the sink says");
+        assert_eq!(ready, "netmapsend: ready\n", "{port}");
+        Sink(child)
+    }
+
+    /// Lets what is on its way arrive, and says what came.
+    fn stop(self) -> Value {
+        thread::sleep(Duration::from_millis(500));
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).expect("a child of one's own");
+        told(self.0)
+    }
+}
+
+/// A row of the table at the end: LAN, WAN.
+fn row(log: &[String], label: &str) -> [u64; 2] {
+    let line = log.iter().rev().find_map(|line| line.strip_prefix(label)).unwrap_or_default();
+    let mut numbers = line.split_whitespace().map(|number| number.parse().expect("a number of the table"));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
+}
+
+/// A number of the table at the end.
+fn of(log: &[String], label: &str) -> u64 {
+    let number = |line: &String| line.trim().strip_prefix(label)?.split_whitespace().next()?.parse().ok();
+    log.iter().rev().find_map(number).unwrap_or_else(|| panic!("no {label} in\n{}", log.join("\n")))
+}
+
+#[test]
+fn the_pattern_passes_over_test_connections() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    for way in WAYS {
+        let rig = Rig::alone();
+        let sink = Sink::start(&rig, way.beyond_wan);
+        let proxy = start(&rig, way.lan, way.wan, &format!("{LONG_RINGS} test_connections;"), &[]);
+        let count = FRAMES.to_string();
+        let sent = told(generate(&rig, "netmapsend", &[way.beyond_lan, "--count", &count, "--rate", RATE]));
+        let sunk = sink.stop();
+        let log = stop(proxy);
+        println!(
+            "  {}: {} frames of the pattern sent, {} arrived, {} bytes; the box took {:?} and gave {:?}",
+            way.lan,
+            number(&sent, "/sent"),
+            number(&sunk, "/kinds/ack"),
+            number(&sunk, "/kinds/bytes"),
+            row(&log, "received, frames"),
+            row(&log, "sent, frames")
+        );
+        let name = format!("{way:?}: {sent}\n{sunk}\n{}", log.join("\n"));
+        assert_eq!(["/sent", "/unsent"].map(|count| number(&sent, count)), [FRAMES, 0], "{name}");
+        // What a switch is to learn goes everywhere, and is the first thing that comes.
+        let came = ["/received", "/kinds/ack", "/kinds/other", "/kinds/wrong"].map(|count| number(&sunk, count));
+        assert_eq!(came, [FRAMES + way.introductions, FRAMES, way.introductions, 0], "{name}");
+        assert_eq!(number(&sunk, "/kinds/bytes"), FRAMES / 3 * (1514 + 1514 + 64) + 60 * way.introductions, "{name}");
+        assert_eq!(row(&log, "received, frames"), [FRAMES, 0], "{name}");
+        assert_eq!(row(&log, "sent, frames"), [way.introductions, FRAMES + way.introductions], "{name}");
+    }
+}
+
+#[test]
+fn a_flood_is_answered_and_nobody_behind_sees_it() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    for way in WAYS {
+        let rig = Rig::alone();
+        let sink = Sink::start(&rig, way.beyond_lan);
+        let proxy = start(&rig, way.lan, way.wan, &format!("{LONG_RINGS} {}", netns::CACHE_OFF), &[]);
+        let count = FRAMES.to_string();
+        let arguments = [way.beyond_wan, "--flood", "syn", "--to", "10.77.0.2", "--to-mac", "02:00:00:00:00:aa"];
+        let how = ["--from", "198.18.0.0/15", "--count", &count, "--rate", RATE];
+        let flood = told(generate(&rig, "netmapsend", &[arguments.as_slice(), &how].concat()));
+        let sunk = sink.stop();
+        let log = stop(proxy);
+        println!(
+            "  {}: {} SYNs sent, {} answered; behind the box {} frames",
+            way.lan,
+            number(&flood, "/sent"),
+            number(&flood, "/answered"),
+            number(&sunk, "/received")
+        );
+        let name = format!("{way:?}: {flood}\n{sunk}\n{}", log.join("\n"));
+        let counts = ["/sent", "/answered", "/kinds/syn_ack", "/kinds/wrong"].map(|count| number(&flood, count));
+        assert_eq!(counts, [FRAMES, FRAMES, FRAMES, 0], "{name}");
+        assert_eq!(number(&sunk, "/received"), way.introductions, "{name}");
+        assert_eq!(row(&log, "received, frames"), [0, FRAMES], "{name}");
+        assert_eq!(row(&log, "sent, frames"), [way.introductions, FRAMES + way.introductions], "{name}");
+        assert_eq!(of(&log, "syn-answered"), FRAMES, "{name}");
+    }
+}
+
+#[test]
+fn connections_between_generators_are_translated_byte_by_byte() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    const FLOWS: u64 = 24;
+    const BYTES: u64 = 20_000;
+    for way in WAYS {
+        let rig = Rig::alone();
+        let proxy = start(&rig, way.lan, way.wan, &format!("{LONG_RINGS} {}", netns::CACHE_OFF), &[]);
+        let (flows, bytes) = (FLOWS.to_string(), BYTES.to_string());
+        let load = ["--flows", &flows, "--bytes", &bytes, "--in-flight", "8192", "--rate", "50", "--seconds", "20"];
+        let ends = [way.beyond_lan, way.beyond_wan];
+        let said = told(generate(&rig, "tcpsendrecv", &[ends.as_slice(), &load].concat()));
+        let log = stop(proxy);
+        println!(
+            "  {}: {} connections, {} bytes to the LAN and {} to the WAN, none of them wrong",
+            way.lan,
+            number(&said, "/finished"),
+            number(&said, "/bytes_to_lan"),
+            number(&said, "/bytes_to_wan")
+        );
+        let name = format!("{way:?}: {said}\n{}", log.join("\n"));
+        let counts = ["/opened", "/finished", "/failed", "/wrong"].map(|count| number(&said, count));
+        assert_eq!(counts, [FLOWS, FLOWS, 0, 0], "{name}");
+        let heard = ["/bytes_to_lan", "/bytes_to_wan"].map(|count| number(&said, count));
+        assert_eq!(heard, [FLOWS * BYTES; 2], "{name}");
+        assert_eq!(of(&log, "cookie-good"), FLOWS, "{name}");
+    }
+}
+
+#[test]
+fn honest_clients_on_a_switch_are_served_by_a_kernel_on_the_other() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    const CLIENTS: u64 = 100;
+    let rig = Rig::alone();
+    let plugged = Plugged::new(&rig.middle, "vale0", Rig::LAN);
+    let proxy = start(&rig, "vale0:1", "vale1:1", &format!("{LONG_RINGS} {}", netns::CACHE_OFF), &[]);
+    let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
+    let before = rig.server.counters();
+    let (to, count) = (netns::SERVER_V4.to_string(), CLIENTS.to_string());
+    let clients = ["vale1:0", "--connect", "--to", &to, "--from", "10.77.0.128/25", "--count", &count];
+    let said = told(generate(&rig, "netmapsend", &[clients.as_slice(), &["--rate", "50", "--word", "1000"]].concat()));
+    let risen = rig.server.counters().since(&before);
+    let log = stop(proxy);
+    println!("  {} of {CLIENTS} clients served", number(&said, "/clients/served"));
+    let name = format!("{said}\n{}", log.join("\n"));
+    let counts = ["attempted", "answered", "served", "refused", "lost", "wrong"];
+    let counts = counts.map(|count| number(&said, &format!("/clients/{count}")));
+    assert_eq!(counts, [CLIENTS, CLIENTS, CLIENTS, 0, 0, 0], "{name}");
+    assert_eq!(["TcpPassiveOpens", "TcpInErrs"].map(|count| risen.get(count)), [CLIENTS as i64, 0], "{name}");
+    assert_eq!(of(&log, "cookie-good"), CLIENTS, "{name}");
+    drop(server);
+    plugged.unplug(&rig.middle);
 }
 
 #[test]
