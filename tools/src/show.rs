@@ -59,7 +59,7 @@ fn workers(answered: &[bool]) -> String {
 }
 
 /// Seconds in the units a person would take.
-fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
     match (days, hours, minutes) {

@@ -1,15 +1,18 @@
 //! `synctl top`: what the box does right now, on a screen. Here are what is shown and how it is drawn; asking the box and the terminal are
 //! `watch`'s matter.
 
+use crate::show::span;
 use control::{Counts, Talker, Top};
 use ratatui::Frame;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::layout::Rect;
 use ratatui::style::{Style, Stylize};
-use ratatui::text::{Line, Span};
+use ratatui::text::Line;
 use ratatui::widgets::Paragraph;
 use std::collections::BTreeMap;
+use std::iter;
+use std::time::Duration;
 use tcpstate::DropReason;
 
 /// What talkers are sorted by.
@@ -68,14 +71,26 @@ pub struct Screen {
     sort: Sort,
     totals: bool,
     frozen: bool,
+    /// For how many seconds the box has been owing an answer; none as long as that is nothing to speak of.
+    silent: Option<u64>,
 }
+
+/// An answer that is late by so much is missed.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Screen {
     /// A new answer of the box, which is not looked at while the screen is frozen.
     pub fn hear(&mut self, top: Top) {
+        self.silent = None;
         if !self.frozen {
             self.before = self.now.replace(top);
         }
+    }
+
+    /// An answer has been owing for so long; returns whether that shows.
+    pub fn wait(&mut self, owing: Duration) -> bool {
+        let silent = (owing >= PATIENCE).then_some(owing.as_secs());
+        std::mem::replace(&mut self.silent, silent) != silent
     }
 
     /// A key was pressed.
@@ -133,25 +148,29 @@ impl Screen {
         }
         lines.push(Line::default());
         let left = usize::from(area.height).saturating_sub(lines.len());
-        let drops = self.drops(total, past);
-        let talkers = 2 + top.sources.len().max(top.targets.len()).max(1);
+        let width = area.width.into();
+        let drops = self.drops(total, past, width);
+        let talkers = 1 + self.talkers(top, width, usize::MAX).len();
         // Whichever has less to say leaves the rest to the other.
         let for_drops = left.saturating_sub(talkers).max(left.saturating_sub(1) / 2).max(2);
         lines.extend(drops.into_iter().take(for_drops));
         lines.push(Line::default());
         let left = usize::from(area.height).saturating_sub(lines.len());
-        lines.extend(self.talkers(top, area.width.into(), left));
+        lines.extend(self.talkers(top, width, left));
         lines
     }
 
     fn title(&self, width: usize) -> Line<'static> {
-        let up = self.now.as_ref().map_or(String::new(), |top| format!(" up {:.0} s", top.stats.uptime));
-        let left = format!("synproxy{up}");
+        let up = self.now.as_ref().map_or("synproxy".to_owned(), |top| format!("up {}", span(top.stats.uptime)));
         let manner = if self.totals { "since the start" } else { "a second" };
-        let state = if self.frozen { format!("{manner}, FROZEN") } else { manner.to_owned() };
+        let state = match self.silent {
+            Some(seconds) => format!("NO ANSWER FOR {seconds} s"),
+            None if self.frozen => format!("{manner}, FROZEN"),
+            None => manner.to_owned(),
+        };
         let keys = "q quit  s sort  t totals  p freeze";
-        let gap = width.saturating_sub(left.len() + 2 + state.len() + keys.len()).max(1);
-        Line::from(format!("{left}, {state}{}{keys}", " ".repeat(gap))).style(Style::new().reversed())
+        let gap = width.saturating_sub(up.len() + 2 + state.len() + keys.len()).max(1);
+        Line::from(format!("{up}, {state}{}{keys}", " ".repeat(gap))).style(Style::new().reversed())
     }
 
     fn ports(&self, total: &Counts, past: &Counts) -> Vec<Line<'static>> {
@@ -177,25 +196,25 @@ impl Screen {
     }
 
     fn flows(&self, total: &Counts, past: &Counts) -> Vec<Line<'static>> {
-        let flows = total.flows;
+        const SEEN: [(&str, &str); 5] = [
+            ("answered", "syn-answered"),
+            ("by cookie", "cookie-good"),
+            ("by cache", "cache-hit"),
+            ("joined", "spliced"),
+            ("refused", "refused"),
+        ];
+        let line = |name: &str, cells: &[String]| {
+            let cells: String = cells.iter().map(|cell| format!("{cell:>13}")).collect();
+            Line::from(format!("{name:<12}{cells}"))
+        };
+        let per = if self.totals { "" } else { "/s" };
         let event = |key: &str| whole(self.shown(get(&total.events, key), get(&past.events, key)));
-        let opened = format!(
-            "SYNs answered {}, proved by cookie {} by cache {}, joined {}, refused {}",
-            event("syn-answered"),
-            event("cookie-good"),
-            event("cache-hit"),
-            event("spliced"),
-            event("refused")
-        );
+        let flows = total.flows;
         vec![
-            Line::from(vec![
-                Span::from("flows       ").bold(),
-                Span::from(format!(
-                    "{} proxied, {} direct, {} half-open, {} frames held",
-                    flows.proxied, flows.direct, flows.half_open, total.held
-                )),
-            ]),
-            Line::from(vec![Span::from("handshakes  ").bold(), Span::from(opened)]),
+            line("flows", &["proxied", "direct", "half-open", "frames held"].map(str::to_owned)).bold(),
+            line("", &[flows.proxied, flows.direct, flows.half_open, total.held].map(|count| count.to_string())),
+            line("handshakes", &SEEN.map(|(name, _)| format!("{name}{per}"))).bold(),
+            line("", &SEEN.map(|(_, key)| event(key))),
         ]
     }
 
@@ -225,7 +244,7 @@ impl Screen {
     }
 
     /// What was dropped or lost, most first, with its meaning.
-    fn drops(&self, total: &Counts, past: &Counts) -> Vec<Line<'static>> {
+    fn drops(&self, total: &Counts, past: &Counts, width: usize) -> Vec<Line<'static>> {
         let pairs = [(&total.drops, &past.drops), (&total.losses, &past.losses)];
         let counted = pairs.into_iter().flat_map(|(now, past)| {
             now.iter().map(|(name, &count)| (name.clone(), self.shown(count, get(past, name)).unwrap_or_default()))
@@ -233,42 +252,72 @@ impl Screen {
         let mut counted: Vec<(String, f64)> = counted.filter(|(_, count)| *count > 0.0).collect();
         counted.sort_by(|a, b| b.1.total_cmp(&a.1));
         let mut lines =
-            vec![Line::from(format!("{:<24}{:>15}", "dropped", if self.totals { "" } else { "a second" })).bold()];
+            vec![Line::from(format!("{:<23}{:>10}", "dropped", if self.totals { "" } else { "a second" })).bold()];
         if counted.is_empty() {
             let known = self.totals || self.period().is_some();
             lines.push(Line::from(if known { "nothing" } else { "-" }));
         }
         for (name, count) in counted {
-            let meaning = meaning(&name);
-            lines.push(Line::from(format!("{name:<24}{:>15}  {meaning}", whole(Some(count)))));
+            let line = format!("{name:<23}{:>10}  {}", whole(Some(count)), meaning(&name));
+            lines.push(Line::from(cut(line.trim_end(), width)));
         }
         lines
     }
 
-    /// Sources and targets side by side.
+    /// Sources and targets, side by side where their names have room for it.
     fn talkers(&self, top: &Top, width: usize, height: usize) -> Vec<Line<'static>> {
-        let column = width / 2;
         let sorted = |talkers: &[Talker]| {
             let mut talkers: Vec<Talker> = talkers.to_vec();
             talkers.sort_by_key(|talker| std::cmp::Reverse((self.sort.of(talker), talker.frames)));
             talkers
         };
-        let head = |what: &str| row(column, what, ["frames/s", "SYNs/s", "Mbit/s"].map(str::to_owned));
-        let cell = |talker: Option<&Talker>| {
-            let Some(talker) = talker else { return " ".repeat(column) };
+        let list = |what: &str, talkers: &[Talker], room: usize| -> Vec<String> {
             let rate = |count: u64| (top.period > 0.0).then(|| count as f64 / top.period);
-            let bits = rate(talker.bytes).map(|bytes| bytes * 8.0 / 1e6);
-            row(column, &talker.name, [whole(rate(talker.frames)), whole(rate(talker.calls)), tenth(bits)])
+            let head = row(
+                room,
+                &format!("{what}, by {}", self.sort.name()),
+                ["frames/s", "SYN/s", "Mbit/s"].map(str::to_owned),
+            );
+            let cells = |talker: &Talker| {
+                let bits = rate(talker.bytes).map(|bytes| bytes * 8.0 / 1e6);
+                [short(rate(talker.frames)), short(rate(talker.calls)), tenth(bits)]
+            };
+            let rows = sorted(talkers).into_iter().map(|talker| row(room, &talker.name, cells(&talker)));
+            iter::once(head).chain(rows).collect()
         };
-        let (sources, targets) = (sorted(&top.sources), sorted(&top.targets));
-        let by = self.sort.name();
-        let mut lines =
-            vec![Line::from(format!("{}{}", head(&format!("WAN, by {by}")), head(&format!("LAN, by {by}")))).bold()];
-        let rows = sources.len().max(targets.len());
-        let rows = (0..rows).map(|n| Line::from(format!("{}{}", cell(sources.get(n)), cell(targets.get(n)))));
-        lines.extend(rows.take(height.saturating_sub(1)));
+        // Of those for whom there is room at all.
+        let fit = |talkers: &[Talker], room: usize| {
+            sorted(talkers).iter().take(height.saturating_sub(1)).all(|talker| talker.name.chars().count() <= room)
+        };
+        let spare = width.saturating_sub(2 * CELLS + GAP);
+        // An IPv4 address on the left, one with a port on the right, and on a wider screen more of both.
+        let more = spare.saturating_sub(15 + 21);
+        let (left, right) = (15 + more / 2, 21 + more.div_ceil(2));
+        let is_wide = left + right <= spare;
+        if is_wide && (height < TWO_LISTS || fit(&top.sources, left) && fit(&top.targets, right)) {
+            let (sources, targets) = (list("WAN", &top.sources, left), list("LAN", &top.targets, right));
+            let rows = (0..sources.len().max(targets.len()).min(height)).map(|n| {
+                let [source, target] = [sources.get(n), targets.get(n)].map(|row| row.map_or("", String::as_str));
+                format!("{source:<0$}{target}", left + CELLS + GAP)
+            });
+            return headed(rows);
+        }
+        let room = width.saturating_sub(CELLS).min(47);
+        let [sources, targets] = [("WAN", &top.sources), ("LAN", &top.targets)].map(|(what, of)| list(what, of, room));
+        // Whichever is shorter leaves the rest to the other.
+        let half = height / 2;
+        let for_sources = sources.len().min(half.max(height.saturating_sub(targets.len())));
+        let for_targets = height.saturating_sub(for_sources);
+        let mut lines = headed(sources.into_iter().take(for_sources));
+        lines.extend(headed(targets.into_iter().take(for_targets)));
         lines
     }
+}
+
+/// The first of these lines in bold.
+fn headed(lines: impl IntoIterator<Item = String>) -> Vec<Line<'static>> {
+    let line = |(n, line)| if n == 0 { Line::from(line).bold() } else { Line::from(line) };
+    lines.into_iter().enumerate().map(line).collect()
 }
 
 /// What a drop reason means; nothing for what was lost on the way.
@@ -277,16 +326,31 @@ fn meaning(name: &str) -> &'static str {
     reason.map_or("", |reason| reason.meaning().trim())
 }
 
-/// A talker's row, as wide as its column.
-fn row(width: usize, name: &str, cells: [String; 3]) -> String {
-    let cells = format!("{:>8}{:>8}{:>7}", cells[0], cells[1], cells[2]);
-    let room = width.saturating_sub(cells.len() + 1);
+/// The columns of a talker's numbers, and the space between two lists.
+const CELLS: usize = 8 + 6 + 7;
+const GAP: usize = 2;
+
+/// Lines that two lists one below the other are worth: with fewer, long names are cut instead.
+const TWO_LISTS: usize = 10;
+
+/// A talker's row, with so much room for the name.
+fn row(room: usize, name: &str, cells: [String; 3]) -> String {
     // The end of an address tells more than its beginning.
     let name = match name.chars().count() {
         long if long > room => format!("…{}", name.chars().skip(long + 1 - room.max(1)).collect::<String>()),
         _ => name.to_owned(),
     };
-    format!("{name:<room$}{cells} ")
+    format!("{name:<room$}{:>8}{:>6}{:>7}", cells[0], cells[1], cells[2])
+}
+
+/// A line that fits, by leaving out whole words at its end, and saying so.
+fn cut(line: &str, width: usize) -> String {
+    if line.chars().count() <= width {
+        return line.to_owned();
+    }
+    let fits: String = line.chars().take(width).collect();
+    let words = fits.rfind(' ').map_or("", |end| fits[..end].trim_end());
+    format!("{}…", words.trim_end_matches([',', ':']))
 }
 
 fn get(counts: &BTreeMap<String, u64>, key: &str) -> u64 {
@@ -306,6 +370,16 @@ fn whole(number: Option<f64>) -> String {
     }
 }
 
+/// As [`whole`], in five places.
+fn short(number: Option<f64>) -> String {
+    match number {
+        Some(number) if (99_999.5..999_999.5).contains(&number) => format!("{:.0}k", number / 1e3),
+        Some(number) if (999_999.5..1e7).contains(&number) => format!("{:.1}M", number / 1e6),
+        _ => whole(number),
+    }
+}
+
+/// A number with one digit of its fraction, as long as that is of interest.
 fn tenth(number: Option<f64>) -> String {
-    number.map_or("-".into(), |number| format!("{number:.1}"))
+    number.map_or("-".into(), |number| if number < 9999.95 { format!("{number:.1}") } else { format!("{number:.0}") })
 }

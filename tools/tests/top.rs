@@ -4,6 +4,7 @@
 use control::{Counts, Flows, Stats, Talker, Top};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use std::{env, fs};
 use tools::top::{Next, Screen};
 
@@ -126,7 +127,36 @@ fn a_frozen_screen_stays_as_it_is_until_it_thaws() {
     assert!(frozen.contains("FROZEN"));
     let _ = screen.press(' ');
     screen.hear(answer(101, 1));
-    assert!(screen.text(80, 24).contains("up 101 s"));
+    assert!(screen.text(80, 24).contains("up 1 min 41 s"));
+}
+
+#[test]
+fn long_names_and_large_numbers_have_their_room() {
+    let mut screen = Screen::default();
+    for seconds in [400_000, 400_001] {
+        let mut top = answer(seconds, 1);
+        top.stats.total.flows = Flows { proxied: 12_345_678, direct: 12_345_678, half_open: 12_345_678 };
+        for n in 0..4 {
+            top.sources[n].name = format!("2001:db8:aaaa:bbbb:cccc:dddd:eeee:{:x}", 0xfff0 + n);
+            top.targets[n].name = format!("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:{:x}]:{}", 0xfff0 + n, 50_000 + n);
+            top.sources[n].frames *= 4000;
+            top.sources[n].calls *= 4000;
+            top.sources[n].bytes *= 4000;
+        }
+        screen.hear(top);
+    }
+    shows("long-80x24", &screen, (80, 24));
+    shows("long-132x50", &screen, (132, 50));
+}
+
+#[test]
+fn a_box_that_owes_an_answer_is_told() {
+    let mut screen = after_ten_seconds(1);
+    assert!(!screen.wait(Duration::from_millis(1999)));
+    assert!(screen.wait(Duration::from_millis(2000)) && !screen.wait(Duration::from_millis(2900)));
+    assert!(screen.text(80, 24).lines().next().is_some_and(|title| title.contains("NO ANSWER FOR 2 s")));
+    screen.hear(answer(14, 1));
+    assert!(!screen.text(80, 24).contains("NO ANSWER"));
 }
 
 #[test]

@@ -1,17 +1,23 @@
 //! What the operator sees of a box at work: the connections there are, who talks most, and what would become of a frame.
 
-use std::path::PathBuf;
-use std::process;
-use std::thread;
-use std::time::{Duration, Instant};
+mod terminal;
 
+use std::path::PathBuf;
+use std::process::{self, Command};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use terminal::Terminal;
+use tools::watch;
 use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
 use unit::script::{self, Ends};
 
 /// A box with a control socket.
 struct Watched {
     rig: Rig,
-    _proxy: Appliance,
+    proxy: Option<Appliance>,
     socket: PathBuf,
 }
 
@@ -21,13 +27,27 @@ impl Watched {
         let socket = std::env::temp_dir().join(format!("spx{}-{name}.sock", process::id()));
         let control = format!("--control={}", socket.display());
         let proxy = Appliance::start_with(&rig, Backend::Driver, netns::CACHE_ON, &[&control]);
-        Watched { rig, _proxy: proxy, socket }
+        Watched { rig, proxy: Some(proxy), socket }
+    }
+
+    /// `synctl` with these arguments.
+    fn asks(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("synctl"));
+        command.arg("--socket").arg(&self.socket).args(arguments);
+        command
+    }
+
+    /// `synctl top` on a terminal of 80 columns and 24 rows.
+    fn top(&self) -> Terminal {
+        let mut terminal = Terminal::start(&self.asks(&["top"]), (80, 24));
+        terminal.shows("the second screen", |lines| lines.iter().any(|line| line == "nothing"));
+        assert!(terminal.is_taken());
+        terminal
     }
 
     /// What `synctl` prints to these arguments.
     fn says(&self, arguments: &[&str]) -> String {
-        let mut command = process::Command::new(program("synctl"));
-        let output = command.arg("--socket").arg(&self.socket).args(arguments).output().expect("synctl runs");
+        let output = self.asks(arguments).output().expect("synctl runs");
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "synctl {arguments:?}: {}: {err}", output.status);
         out.into_owned()
@@ -131,5 +151,116 @@ fn who_talks_most_is_told() {
     assert!(top.contains(&format!("\"name\":\"{}\"", netns::CLIENT_V4)), "{top}");
     assert!(top.contains(&format!("\"name\":\"{}\"", server.address)), "{top}");
     let screen = it.says(&["top", "--once"]);
-    assert!(screen.contains(" proxied, ") && screen.contains("WAN, by frames"), "{screen}");
+    assert!(screen.contains("half-open  frames held") && screen.contains("WAN, by frames"), "{screen}");
+}
+
+/// Keys and signals that end it.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Key(&'static [u8]),
+    Signal(Signal),
+}
+
+#[test]
+fn whatever_ends_the_screen_gives_the_terminal_back() {
+    const INTERRUPT: u8 = 3;
+    const ESCAPE: u8 = 27;
+    let mut it = Watched::new("terminal");
+    for end in [
+        End::Key(b"q"),
+        End::Key(&[INTERRUPT]),
+        End::Key(&[ESCAPE]),
+        End::Signal(Signal::SIGINT),
+        End::Signal(Signal::SIGTERM),
+        End::Signal(Signal::SIGHUP),
+    ] {
+        let mut terminal = it.top();
+        match end {
+            End::Key(keys) => terminal.press(keys),
+            End::Signal(signal) => signal::kill(Pid::from_raw(terminal.pid() as i32), signal).expect("it runs"),
+        }
+        let status = terminal.ends();
+        assert!(status.success(), "{end:?}: {status}");
+        terminal.is_given_back();
+    }
+    // The window is closed: there is nothing left to give back, and nobody to run for.
+    let mut terminal = it.top();
+    terminal.cut();
+    let _ = terminal.ends();
+
+    // One that does not answer keeps nobody at the screen.
+    let mut terminal = it.top();
+    let proxy = it.proxy.take().expect("it runs");
+    proxy.signal(Signal::SIGSTOP);
+    terminal.shows("that no answer comes", |lines| lines[0].contains("NO ANSWER FOR"));
+    terminal.press(b"q");
+    let status = terminal.ends();
+    proxy.signal(Signal::SIGCONT);
+    assert!(status.success(), "{status}");
+    terminal.is_given_back();
+
+    let mut terminal = it.top();
+    drop(proxy);
+    let status = terminal.ends();
+    assert_eq!(status.code(), Some(4));
+    terminal.is_given_back();
+    let said = terminal.lines().join("\n");
+    assert!(said.contains("synctl: the box does not answer"), "{said}");
+}
+
+/// In whose environment this is, is the program on the terminal.
+const DRAWS: &str = "E2E_TOP_DRAWS";
+
+#[test]
+fn a_panic_while_drawing_gives_the_terminal_back() {
+    if env::var_os(DRAWS).is_some() {
+        let drawn = watch::on_screen(|terminal| {
+            terminal.draw(|frame| frame.render_widget("drawn", frame.area())).expect("a terminal");
+            thread::sleep(Duration::from_millis(500));
+            terminal.draw(|_| panic!("while drawing")).map(drop)
+        });
+        unreachable!("{drawn:?}");
+    }
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.args(["--exact", "a_panic_while_drawing_gives_the_terminal_back", "--nocapture"]).env(DRAWS, "yes");
+    let mut terminal = Terminal::start(&command, (80, 24));
+    terminal.shows("what is drawn", |lines| lines[0] == "drawn");
+    assert!(terminal.is_taken());
+    assert!(!terminal.ends().success());
+    terminal.is_given_back();
+    let said = terminal.lines().join("\n");
+    assert!(said.contains("while drawing"), "{said}");
+}
+
+#[test]
+fn the_screen_is_readable_in_a_small_window_and_follows_its_size() {
+    let it = Watched::new("screen");
+    let server = it.rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
+    let mut terminal = Terminal::start(&it.asks(&["top"]), (80, 24));
+    let target = server.address.to_string();
+    let deadline = Instant::now() + Duration::from_secs(8);
+    while !terminal.lines().iter().any(|line| line.contains(&target)) && Instant::now() < deadline {
+        let stream = it.rig.client.connect(server.address).expect("a connection through the box");
+        traffic::exchange(&stream, 1 << 20, 1 << 20).expect("bytes through the box");
+        terminal.shows("a screen", |lines| lines[0].contains("q quit"));
+    }
+    let source = netns::CLIENT_V4.to_string();
+    terminal.shows("who talks", |lines| lines.iter().any(|line| line.starts_with(&source) && line.contains(&target)));
+    let lines = terminal.lines();
+    assert!(lines[0].ends_with("freeze") && lines[1].ends_with("Mbit/s out"), "{lines:#?}");
+    if env::var_os("SHOW").is_some() {
+        println!("{}", lines.join("\n"));
+    }
+    terminal.resize((120, 40));
+    terminal.shows("a wider title", |lines| lines[0].chars().count() == 120 && lines[0].ends_with("freeze"));
+    terminal.resize((40, 10));
+    terminal.shows("a narrower title", |lines| lines.len() == 10 && lines[0].starts_with("up "));
+    terminal.resize((80, 24));
+    terminal.press(b"tps");
+    terminal.shows("that it is frozen", |lines| {
+        lines[0].contains("since the start, FROZEN") && lines.iter().any(|line| line.starts_with("WAN, by SYNs"))
+    });
+    terminal.press(b"q");
+    assert!(terminal.ends().success());
+    terminal.is_given_back();
 }

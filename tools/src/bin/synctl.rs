@@ -276,7 +276,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     match &arguments.command {
         Command::Flows(flows) => return list(&mut client, flows),
-        Command::Top { once, json: false } => return top(&mut client, *once),
+        Command::Top { once, json: false } => return top(client, *once),
         _ => {}
     }
     let (request, json) = request(&arguments.command)?;
@@ -383,9 +383,9 @@ fn list(client: &mut Client, flows: &Flows) -> Result<(), Failure> {
 }
 
 /// Shows what happens, until a key is pressed where there is a terminal.
-fn top(client: &mut Client, once: bool) -> Result<(), Failure> {
+fn top(mut client: Client, once: bool) -> Result<(), Failure> {
     if once || !io::stdout().is_terminal() {
-        write!(io::stdout(), "{}", watch::once(client)?)?;
+        write!(io::stdout(), "{}", watch::once(&mut client)?)?;
         return Ok(());
     }
     watch::watch(client).map_err(|trouble| match trouble {
