@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod capture;
 mod client;
 mod entry;
 mod line;
@@ -19,6 +20,7 @@ mod request;
 mod view;
 pub mod wire;
 
+pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, Complaint};
 pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};

@@ -1,6 +1,6 @@
 //! What a client is answered.
 
-use crate::{Explained, FlowList, Top};
+use crate::{Capture, Explained, FlowList, Top};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -20,6 +20,8 @@ pub enum Reply {
     Top(Box<Top>),
     /// To [`Request::Explain`](crate::Request::Explain).
     Explained(Box<Explained>),
+    /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).
+    Captures(Vec<Capture>),
     /// What was asked has been done, and this is to be said of it.
     Done(String),
     /// What was asked has not been done.
@@ -48,7 +50,7 @@ pub struct Refusal {
 pub enum Why {
     /// The line is no request. The connection is closed after this reply if the line was too long, and goes on otherwise.
     Malformed,
-    /// Who asks may not. The connection is closed after this reply.
+    /// Who asks may not. The connection is closed after this reply, unless only what was asked for is meant.
     Forbidden,
     /// Too many clients are connected. The connection is closed after this reply.
     Busy,

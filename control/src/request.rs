@@ -1,9 +1,10 @@
 //! What a client can ask.
 
 use crate::entry::{Entry, Key};
-use crate::{Cursor, FlowFilter, Side};
+use crate::{CaptureKind, CaptureLimits, Cursor, FlowFilter, Side};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// A request: an object whose `command` says which.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,25 @@ pub enum Request {
         /// The worker to ask; the one it belongs to, if it is left out.
         #[serde(default)]
         worker: Option<usize>,
+    },
+    /// The captures that are going on: [`Reply::Captures`](crate::Reply::Captures).
+    Captures,
+    /// Frames of a kind go into a file from now on; refused if they do already, and if there is such a file. Only root and the user the
+    /// box runs as may ask for it.
+    StartCapture {
+        /// Which frames.
+        kind: CaptureKind,
+        /// The file, with its whole path. It is made by the box, with the rights of the box, and readable by its user alone.
+        path: PathBuf,
+        /// How much.
+        #[serde(default)]
+        limits: CaptureLimits,
+    },
+    /// The capture of frames of a kind ends, or every one: [`Reply::Captures`](crate::Reply::Captures), as they ended.
+    StopCapture {
+        /// Which frames, if not all are meant.
+        #[serde(default)]
+        kind: Option<CaptureKind>,
     },
     /// Log messages of at least this severity from now on.
     SetLogLevel {

@@ -133,6 +133,26 @@ impl CaptureFile {
         CaptureFile::new(path, file, interfaces, options, taps, settle)
     }
 
+    /// As [`create`](Self::create), where nothing is yet: neither a file nor a link to one.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create), and when something is there.
+    ///
+    /// # Panics
+    ///
+    /// As [`create`](Self::create).
+    pub fn create_new(
+        path: impl AsRef<Path>,
+        interfaces: &[InterfaceDescription],
+        options: CaptureOptions,
+        taps: usize,
+        settle: impl FnOnce() + Send + 'static,
+    ) -> io::Result<(CaptureFile, Vec<Tap>)> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        CaptureFile::new(path, file, interfaces, options, taps, settle)
+    }
+
     /// As [`create`](Self::create), to any output; `path` is what it is called.
     ///
     /// # Errors

@@ -1,9 +1,8 @@
 //! The command line: what the operator can ask for, and what the process answers with when it ends.
 
-use crate::recorder::{Kind, Limits};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
-use control::LogLevel;
+use control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use pktio::Mode;
 use std::path::{Path, PathBuf};
 
@@ -142,7 +141,7 @@ pub struct Captures {
     drops_rate: u32,
 
     /// How large each file may grow; k, M or G may follow. The first frames are kept, later ones left out and counted
-    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = control::file_bytes)]
     capture_limit: u64,
 
     /// Bytes kept of each frame
@@ -165,20 +164,8 @@ impl Captures {
 
     /// How much goes there.
     pub fn limits(&self) -> Limits {
-        Limits { max_bytes: self.capture_limit, snap_len: self.capture_snap.into(), drops_a_second: self.drops_rate }
+        Limits { file_bytes: self.capture_limit, frame_bytes: self.capture_snap, drops_a_second: self.drops_rate }
     }
-}
-
-/// A number of bytes, as `4096`, `64k`, `100M` or `2G`.
-fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
-        Some(b'M') => (&text[..text.len() - 1], 20),
-        Some(b'G') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| "write a number of bytes, as 65536, 64k, 100M or 2G".to_owned())?;
-    number.checked_mul(1 << shift).filter(|&bytes| bytes >= 4096).ok_or("take between 4k and what 64 bits hold".into())
 }
 
 /// What the process is to do.
@@ -289,7 +276,7 @@ mod tests {
         let arguments = parse("synproxy -i a -o b -l c -w d --drops e --capture-limit 64k eth0 eth1").unwrap();
         let files: Vec<_> = arguments.captures.files().map(|(_, path)| path.to_str().unwrap()).collect();
         assert_eq!(files, ["a", "b", "c", "d", "e"]);
-        assert_eq!(arguments.captures.limits(), Limits { max_bytes: 65_536, ..Limits::default() });
+        assert_eq!(arguments.captures.limits(), Limits { file_bytes: 65_536, ..Limits::default() });
         assert_eq!(parse("synproxy eth0 eth1").unwrap().captures.limits(), Limits::default());
     }
 

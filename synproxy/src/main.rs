@@ -47,7 +47,7 @@ use pktio::rss::Twin;
 use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use recorder::Recorder;
+use recorder::{Former, Recorder};
 use socket::Socket;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -156,7 +156,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     if let Some(commander) = commander {
         commander.serve(registry.clone())?;
     }
-    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), registry, dial));
+    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), registry, recorder.clone(), dial));
     let serving = socket.map(|socket| socket.serve(operator)).transpose()?;
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
@@ -207,7 +207,7 @@ fn captures(recorder: &Recorder, wanted: &Captures) -> Result<(), Failure> {
     let limits = wanted.limits();
     for (kind, path) in wanted.files() {
         recorder
-            .start(kind, path, limits)
+            .start(kind, path, limits, Former::Emptied)
             .map_err(|error| Failure::Capture { path: path.display().to_string(), error })?;
     }
     Ok(())

@@ -4,16 +4,19 @@ use crate::backends::{MOST, Refused, Registry};
 use crate::clock;
 use crate::log::Dial;
 use crate::mail::{Answer, Order, Post};
+use crate::recorder::{Former, Recorder};
 use crate::report::lost_on_the_way;
 use crate::stats::{self, Board, Snapshot};
 use crate::{talkers, view};
 use control::wire::Operation;
 use control::{
-    Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Port, Reply, Request, Stats, Status, Top, Why,
+    CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Port, Reply, Request,
+    Stats, Status, Top, Why,
 };
 use pktio::PortStatistics;
 use rand::TryRng;
 use rand::rngs::SysRng;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tcpstate::{DropReason, Event, Rotation, Side, owner};
@@ -40,6 +43,15 @@ pub struct Facts {
     pub commanded: bool,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Root, or the user this process runs as: whoever could do with files what it can.
+    Own,
+    /// Somebody else, who was let in.
+    Guest,
+}
+
 /// Whoever answers the operator.
 pub struct Operator {
     facts: Facts,
@@ -47,6 +59,7 @@ pub struct Operator {
     post: Post,
     dial: Dial,
     registry: Arc<Registry>,
+    recorder: Recorder,
     progress: Mutex<Progress>,
 }
 
@@ -61,13 +74,27 @@ struct Progress {
 
 impl Operator {
     /// An operator of the box of which this is true, with these workers.
-    pub fn new(facts: Facts, board: Arc<Board>, post: Post, registry: Arc<Registry>, dial: Dial) -> Self {
-        Self { facts, board, post, dial, registry, progress: Mutex::default() }
+    pub fn new(
+        facts: Facts,
+        board: Arc<Board>,
+        post: Post,
+        registry: Arc<Registry>,
+        recorder: Recorder,
+        dial: Dial,
+    ) -> Self {
+        Self { facts, board, post, dial, registry, recorder, progress: Mutex::default() }
     }
 
     /// The answer to a request.
-    pub fn answer(&self, request: Request) -> Reply {
+    pub fn answer(&self, request: Request, who: Who) -> Reply {
         match request {
+            Request::Captures => Reply::Captures(self.recorder.running()),
+            Request::StartCapture { .. } | Request::StopCapture { .. } if who != Who::Own => Reply::refuse(
+                Why::Forbidden,
+                "captures are written with the rights of the box, so only root and the box's own user start and stop them",
+            ),
+            Request::StartCapture { kind, path, limits } => self.capture(kind, &path, limits),
+            Request::StopCapture { kind } => self.end_capture(kind),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
             Request::Backends => Reply::Backends(self.registry.list()),
@@ -105,6 +132,33 @@ impl Operator {
             Err(Refused::Wrong(why)) => why.to_owned(),
         };
         Reply::refuse(Why::Refused, refusal)
+    }
+
+    /// Begins a capture.
+    fn capture(&self, kind: CaptureKind, path: &Path, limits: CaptureLimits) -> Reply {
+        if let Err(why) = limits.check() {
+            return view::malformed(why.to_owned());
+        }
+        if !path.is_absolute() {
+            return view::malformed(format!("{} is not a whole path, from / on", path.display()));
+        }
+        match self.recorder.start(kind, path, limits, Former::Kept) {
+            Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
+            Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
+        }
+    }
+
+    /// Ends the captures of this kind, or all.
+    fn end_capture(&self, kind: Option<CaptureKind>) -> Reply {
+        let ended = match kind {
+            Some(kind) => self.recorder.stop(kind).into_iter().collect(),
+            None => self.recorder.finish(),
+        };
+        match (ended.is_empty(), kind) {
+            (false, _) => Reply::Captures(ended),
+            (true, Some(kind)) => Reply::refuse(Why::Refused, format!("no {} frames are being captured", kind.name())),
+            (true, None) => Reply::refuse(Why::Refused, "nothing is being captured"),
+        }
     }
 
     /// Begins or ends to keep new connections from the proxy.

@@ -5,11 +5,12 @@
 //! get to the disk is `pktio::capture`'s story.
 
 use crate::identity;
+use control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
 use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
 use pktio::{Batch, Frame};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,72 +20,30 @@ use tracing::info;
 /// How long the end of a capture waits for workers to let go of it: longer than they ever sleep.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which frames a file is to hold.
+/// Whether frames that went this way at this port are of this kind.
+fn covers(kind: Kind, side: Side, direction: Direction) -> bool {
+    match kind {
+        Kind::Received => direction == Direction::Inbound,
+        Kind::Sent => direction == Direction::Outbound,
+        Kind::Lan => side == Side::Lan,
+        Kind::Wan => side == Side::Wan,
+        Kind::Drops => false,
+    }
+}
+
+/// What becomes of a file that is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Those received by either port, as they came.
-    Received,
-    /// Those sent by either port, as they left.
-    Sent,
-    /// Those received and sent by the LAN port.
-    Lan,
-    /// Those received and sent by the WAN port.
-    Wan,
-    /// Samples of those dropped, each with its reason.
-    Drops,
+pub enum Former {
+    /// It is emptied.
+    Emptied,
+    /// It stays, and nothing is captured.
+    Kept,
 }
 
-impl Kind {
-    /// Every one.
-    pub const ALL: [Kind; 5] = [Kind::Received, Kind::Sent, Kind::Lan, Kind::Wan, Kind::Drops];
-
-    /// The name in logs and commands.
-    pub fn label(self) -> &'static str {
-        match self {
-            Kind::Received => "received",
-            Kind::Sent => "sent",
-            Kind::Lan => "lan",
-            Kind::Wan => "wan",
-            Kind::Drops => "drops",
-        }
-    }
-
-    /// Whether frames that went this way at this port are among them.
-    fn covers(self, side: Side, direction: Direction) -> bool {
-        match self {
-            Kind::Received => direction == Direction::Inbound,
-            Kind::Sent => direction == Direction::Outbound,
-            Kind::Lan => side == Side::Lan,
-            Kind::Wan => side == Side::Wan,
-            Kind::Drops => false,
-        }
-    }
-}
-
-/// How much is captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes a file may grow to.
-    pub max_bytes: u64,
-    /// Bytes kept of each frame.
-    pub snap_len: usize,
-    /// Dropped frames captured of each reason in a second.
-    pub drops_a_second: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { max_bytes: 1 << 30, snap_len: pktio::capture::LONGEST, drops_a_second: 10 }
-    }
-}
-
-/// What came of a capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// The file.
-    pub path: PathBuf,
-    /// What is in it, and what is not.
-    pub statistics: CaptureStatistics,
+/// A capture as the operator is told of it.
+fn told(kind: Kind, path: &Path, statistics: CaptureStatistics) -> Capture {
+    let CaptureStatistics { captured, missed, beyond } = statistics;
+    Capture { kind, path: path.to_owned(), captured, missed, beyond }
 }
 
 /// The operator's end. The captures end, and are whole, when the last clone and the workers are gone, or by [`Recorder::finish`].
@@ -148,20 +107,27 @@ impl Recorder {
         Self { shared: Arc::new(Shared { change: AtomicU32::new(0), desk: Mutex::new(desk) }) }
     }
 
-    /// Begins to capture frames of a kind into `path`, which is created, or emptied.
+    /// Begins to capture frames of a kind into `path`, which is created.
     ///
     /// # Errors
-    /// When the file cannot be created, or frames of the kind are being captured already.
-    pub fn start(&self, kind: Kind, path: &Path, limits: Limits) -> io::Result<()> {
+    /// When the file cannot be created, or is there and to be kept, or frames of the kind are being captured already.
+    pub fn start(&self, kind: Kind, path: &Path, limits: Limits, former: Former) -> io::Result<()> {
         let mut desk = self.shared.desk();
         if let Some(running) = &desk.files[kind as usize] {
-            let told = format!("{} frames are being captured already, into {}", kind.label(), running.path().display());
+            let told = format!("{} frames are being captured already, into {}", kind.name(), running.path().display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, told));
         }
-        let options =
-            CaptureOptions { snap_len: limits.snap_len, max_bytes: limits.max_bytes, ..CaptureOptions::default() };
-        let (file, taps) = CaptureFile::create(path, &desk.interfaces, options, desk.offers.len(), settle)?;
-        info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.label(), limits.max_bytes);
+        let options = CaptureOptions {
+            snap_len: limits.frame_bytes.into(),
+            max_bytes: limits.file_bytes,
+            ..CaptureOptions::default()
+        };
+        let workers = desk.offers.len();
+        let (file, taps) = match former {
+            Former::Emptied => CaptureFile::create(path, &desk.interfaces, options, workers, settle),
+            Former::Kept => CaptureFile::create_new(path, &desk.interfaces, options, workers, settle),
+        }?;
+        info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.name(), limits.file_bytes);
         // Together the workers keep to the rate.
         let share = limits.drops_a_second.div_ceil(desk.offers.len().max(1) as u32);
         for (offers, tap) in desk.offers.iter_mut().zip(taps) {
@@ -174,7 +140,7 @@ impl Recorder {
 
     /// Ends the capture of frames of a kind, and says what came of it; `None` if there was none. Waits for the workers to let go,
     /// which takes as long as the longest sleep of a worker.
-    pub fn stop(&self, kind: Kind) -> Option<Summary> {
+    pub fn stop(&self, kind: Kind) -> Option<Capture> {
         let file = {
             let mut desk = self.shared.desk();
             let file = desk.files[kind as usize].take()?;
@@ -191,24 +157,21 @@ impl Recorder {
         info!(
             "{}: {captured} {} frames captured, {missed} missed while the disk was busy, {beyond} beyond what it may hold",
             path.display(),
-            kind.label()
+            kind.name()
         );
-        Some(Summary { path, statistics })
+        Some(told(kind, &path, statistics))
     }
 
     /// The captures there are, with what they hold so far.
-    pub fn running(&self) -> Vec<(Kind, Summary)> {
+    pub fn running(&self) -> Vec<Capture> {
         let desk = self.shared.desk();
-        let summary = |file: &CaptureFile| Summary { path: file.path().to_path_buf(), statistics: file.statistics() };
-        let files = desk.files.iter().zip(Kind::ALL);
-        files.filter_map(|(file, kind)| Some((kind, summary(file.as_ref()?)))).collect()
+        let files = desk.files.iter().zip(Kind::ALL).filter_map(|(file, kind)| Some((file.as_ref()?, kind)));
+        files.map(|(file, kind)| told(kind, file.path(), file.statistics())).collect()
     }
 
-    /// Ends all captures.
-    pub fn finish(&self) {
-        for (kind, _) in self.running() {
-            self.stop(kind);
-        }
+    /// Ends all captures, and says what came of them.
+    pub fn finish(&self) -> Vec<Capture> {
+        Kind::ALL.into_iter().filter_map(|kind| self.stop(kind)).collect()
     }
 
     /// What worker `number` is to hold.
@@ -307,8 +270,8 @@ pub struct Taps([Option<Tap>; Kind::ALL.len()]);
 
 impl Taps {
     fn concerned(&mut self, side: Side, direction: Direction) -> impl Iterator<Item = &mut Tap> {
-        let covers = move |kind: Kind| kind.covers(side, direction);
-        self.0.iter_mut().zip(Kind::ALL).filter_map(move |(tap, kind)| tap.as_mut().filter(|_| covers(kind)))
+        let taps = self.0.iter_mut().zip(Kind::ALL);
+        taps.filter_map(move |(tap, kind)| tap.as_mut().filter(|_| covers(kind, side, direction)))
     }
 
     /// Copies what was just received.
@@ -406,6 +369,7 @@ mod tests {
     use super::*;
     use pktio::Pool;
     use pktio::pcap::{PcapReader, Record};
+    use std::path::PathBuf;
 
     struct Scratch(PathBuf);
 
@@ -449,8 +413,8 @@ mod tests {
             witness.hand_over();
         };
         turn(&mut witness);
-        recorder.start(Kind::Wan, &file.0, Limits::default()).unwrap();
-        let again = recorder.start(Kind::Wan, &file.0, Limits::default()).unwrap_err();
+        recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap();
+        let again = recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         turn(&mut witness);
         assert_eq!(recorder.running().len(), 1);
@@ -464,7 +428,7 @@ mod tests {
         });
         assert!(witness.taps().is_none() && recorder.running().is_empty() && recorder.stop(Kind::Wan).is_none());
         turn(&mut witness);
-        assert_eq!(summary.statistics, CaptureStatistics { captured: 2, missed: 0, beyond: 0 });
+        assert_eq!(summary, Capture { kind: Kind::Wan, path: file.0.clone(), captured: 2, missed: 0, beyond: 0 });
         let seen: Vec<_> = file.records().iter().map(|r| (r.interface, r.direction.unwrap())).collect();
         assert_eq!(seen, [(1, Direction::Inbound), (1, Direction::Outbound)]);
         frames.into_iter().for_each(|frame| pool.put(frame));
@@ -475,7 +439,7 @@ mod tests {
         let file = Scratch::new("drops");
         let recorder = Recorder::new(2, "eth0", "eth1");
         let mut witness = recorder.witness(1);
-        recorder.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }).unwrap();
+        recorder.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, Former::Kept).unwrap();
         witness.attend();
         let mut pool = Pool::heap(4, 256, 64);
         let frame = pool.adopt(&[7; 60]).unwrap();
@@ -501,8 +465,25 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_made_is_refused() {
         let recorder = Recorder::new(1, "eth0", "eth1");
-        let error = recorder.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default()).unwrap_err();
+        let error =
+            recorder.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), Former::Emptied).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(recorder.running().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_to_be_kept_is() {
+        let (file, link) = (Scratch::new("kept"), Scratch::new("link"));
+        std::fs::write(&file.0, "kept").unwrap();
+        std::os::unix::fs::symlink("nothing", &link.0).unwrap();
+        let recorder = Recorder::new(1, "eth0", "eth1");
+        for path in [&file.0, &link.0] {
+            let error = recorder.start(Kind::Sent, path, Limits::default(), Former::Kept).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        }
+        assert_eq!(std::fs::read_to_string(&file.0).unwrap(), "kept");
+        recorder.start(Kind::Sent, &file.0, Limits::default(), Former::Emptied).unwrap();
+        assert_eq!(recorder.finish().len(), 1);
+        assert!(file.records().is_empty());
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::failure::Failure;
 use crate::identity;
-use crate::operator::Operator;
+use crate::operator::{Operator, Who};
 use control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
 use rustix::fs::Mode;
 use std::fs;
@@ -164,7 +164,7 @@ fn serve(mut client: UnixStream, place: Option<Place>, operator: &Operator) -> i
                 return write_line(&mut client, &Reply::refuse(Why::Malformed, message));
             }
             Line::Whole => match serde_json::from_slice(&line) {
-                Ok(request) => write_line(&mut client, &operator.answer(request))?,
+                Ok(request) => write_line(&mut client, &operator.answer(request, Who::Own))?,
                 Err(error) => write_line(&mut client, &Reply::refuse(Why::Malformed, error.to_string()))?,
             },
         }

@@ -1,6 +1,6 @@
 //! The box's answers in words and columns.
 
-use control::{Counts, Entry, Interface, Port, Stats, Status};
+use control::{Capture, Counts, Entry, Interface, Port, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::{DropReason, Event};
@@ -44,6 +44,18 @@ pub fn backends(entries: &[Entry]) -> String {
             entry.mss,
             entry.wscale
         );
+    }
+    out
+}
+
+/// Captures, a line each.
+pub fn captures(captures: &[Capture]) -> String {
+    if captures.is_empty() {
+        return "nothing is being captured\n".to_owned();
+    }
+    let mut out = format!("{:<10}{:>12}{:>12}{:>12}  FILE\n", "FRAMES", "CAPTURED", "MISSED", "BEYOND");
+    for Capture { kind, path, captured, missed, beyond } in captures {
+        let _ = writeln!(out, "{:<10}{captured:>12}{missed:>12}{beyond:>12}  {}", kind.name(), path.display());
     }
     out
 }

@@ -2,8 +2,12 @@
 //! with its reason, and traffic goes on whatever becomes of a capture. Read back by a reader that is not ours.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use etherparse::{SlicedPacket, TransportSlice};
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
@@ -264,6 +268,67 @@ fn a_capture_that_is_full_is_whole_and_the_traffic_goes_on() {
     assert!(capture.frames.iter().all(|frame| frame.bytes.len() <= 96));
     let [there, dropped] = [0, 1].map(|i| capture.statistics.iter().map(|counts| counts[i]).sum::<u64>());
     assert!(dropped > 0 && there - dropped == capture.frames.len() as u64, "{:?}", capture.statistics);
+}
+
+#[test]
+fn a_running_box_captures_from_when_it_is_told_to_until_it_is_told_not_to() {
+    let rig = Rig::new();
+    let (socket, file, rest) = (Scratch::new(), Scratch::new(), Scratch::new());
+    let control = format!("--control={}", socket.path());
+    let proxy = Appliance::start_with(&rig, Backend::Driver, netns::CACHE_ON, &[&control]);
+    let synctl = |line: &str| {
+        let mut command = Command::new(program("synctl"));
+        let output = command.args(["--socket", socket.path()]).args(line.split_whitespace()).output().expect("synctl");
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
+        (output.status.code().expect("an end"), said)
+    };
+    let server = rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
+    let exchange = || {
+        let stream = rig.client.connect(server.address).expect("connecting");
+        traffic::exchange(&stream, 100_000, 100_000).expect("a transfer");
+        stream.local_addr().expect("an address").port()
+    };
+    let before = exchange();
+    assert_eq!(synctl("capture list"), (0, "nothing is being captured\n".to_owned()));
+    let start = format!("capture start received {} --limit 16M", file.path());
+    let (status, said) = synctl(&start);
+    assert!(status == 0 && said.contains(file.path()), "{said}");
+    assert_eq!(fs::metadata(&file.0).expect("the file").permissions().mode() & 0o777, 0o600);
+    // The worker takes the tap with its next turn.
+    thread::sleep(Duration::from_millis(300));
+    let during = exchange();
+    let (_, listed) = synctl("capture list");
+    let cells: Vec<&str> = listed.lines().last().expect("a line").split_whitespace().collect();
+    assert!(listed.lines().count() == 2 && cells[0] == "received" && cells[4] == file.path(), "{listed}");
+    let (status, said) = synctl("capture stop received");
+    assert!(status == 0 && said.contains(file.path()), "{said}");
+    let after = exchange();
+
+    let capture = Capture::read(&file);
+    assert!(capture.is_complete(), "{:?}", capture.statistics);
+    let said_frames: u64 = said.split_whitespace().nth(6).and_then(|word| word.parse().ok()).expect("a number");
+    assert_eq!(said_frames, capture.frames.len() as u64, "{said}");
+    let of = |port: u16| {
+        let there = |frame: &Caught| frame.bytes.windows(2).skip(34).take(3).any(|two| two == port.to_be_bytes());
+        capture.frames.iter().filter(|frame| there(frame)).count()
+    };
+    assert!(of(during) > 10 && of(after) == 0 && of(before) < 10, "{} {} {}", of(before), of(during), of(after));
+
+    let length = fs::metadata(&file.0).expect("the file").len();
+    let (status, said) = synctl(&start);
+    assert!(status == 1 && said.contains("File exists"), "{said}");
+    assert_eq!(fs::metadata(&file.0).expect("the file").len(), length);
+    let (status, said) = synctl("capture stop");
+    assert!(status == 1 && said.contains("nothing is being captured"), "{said}");
+    // What goes on at the end is whole as well.
+    assert_eq!(synctl(&format!("capture start wan {}", rest.path())).0, 0);
+    let (status, said) = synctl(&format!("capture start wan {}2", rest.path()));
+    assert!(status == 1 && said.contains("captured already"), "{said}");
+    thread::sleep(Duration::from_millis(300));
+    exchange();
+    assert!(proxy.stop().status.success());
+    let capture = Capture::read(&rest);
+    assert!(!capture.frames.is_empty() && capture.is_complete(), "{:?}", capture.statistics);
 }
 
 #[test]

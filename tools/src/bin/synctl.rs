@@ -1,7 +1,10 @@
 //! `synctl`: the operator's hand at a running box. Asks over the control socket, and prints the answer for people, or as JSON for programs.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
-use control::{Client, Complaint, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side};
+use control::{
+    CaptureKind, CaptureLimits, Client, Complaint, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
+};
 use pktio::pcap::{PcapReader, Record};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
@@ -30,6 +33,17 @@ Keys:
 /// Shown below the options of `explain`.
 const EXPLAIN_HELP: &str = "\
 The box's own engine decides on a copy of the frame, with copies of whatever its fate depends on.";
+
+/// Shown below the options of `capture start`.
+const CAPTURE_HELP: &str = "\
+Frames:
+  received  every frame received, on either port, before it is edited
+  sent      every frame sent, by either port, after it was edited
+  lan       what the LAN port receives and sends
+  wan       what the WAN port receives and sends
+  drops     samples of the frames dropped, each with the reason as its comment
+
+Of each kind one capture goes on at a time. It ends by `synctl capture stop`, or with the box.";
 
 /// Asks a running synproxy how it is, and tells it what to do
 #[derive(Debug, Parser)]
@@ -101,6 +115,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Frames of the running box, into pcapng files
+    Capture {
+        #[command(subcommand)]
+        operation: Captures,
+    },
     /// Changes a setting until the box ends
     Set {
         #[command(subcommand)]
@@ -128,6 +147,54 @@ enum Backends {
         /// An IPv4 or IPv6 address
         address: Option<IpAddr>,
     },
+}
+
+/// What is captured.
+#[derive(Debug, Subcommand)]
+enum Captures {
+    /// The captures that are going on, with what they hold so far
+    List {
+        /// Prints the reply as it came
+        #[arg(long)]
+        json: bool,
+    },
+    /// Begins to capture frames of a kind; the box writes the file, with its own rights
+    #[command(after_help = CAPTURE_HELP)]
+    Start(Capture),
+    /// Ends the capture of frames of a kind, or every capture, and says what came of it
+    Stop {
+        /// received, sent, lan, wan or drops; all, if it is left out
+        #[arg(value_parser = kinds())]
+        frames: Option<CaptureKind>,
+        /// Prints the reply as it came
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A capture that is to begin.
+#[derive(Args, Clone, Debug)]
+struct Capture {
+    /// Which frames
+    #[arg(value_parser = kinds())]
+    frames: CaptureKind,
+    /// The file, which must not be there yet
+    file: PathBuf,
+    /// How large the file may grow; k, M or G may follow
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = control::file_bytes)]
+    limit: u64,
+    /// Bytes kept of each frame
+    #[arg(long, value_name = "BYTES", default_value_t = 65535, value_parser = clap::value_parser!(u16).range(14..))]
+    snap: u16,
+    /// Of `drops`: frames captured of each reason in a second
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+}
+
+/// The kinds of frames, by name.
+fn kinds() -> impl TypedValueParser<Value = CaptureKind> {
+    let known = |name: String| name.parse().expect("it is one of the names");
+    PossibleValuesParser::new(CaptureKind::ALL.map(CaptureKind::name)).map(known)
 }
 
 /// A server.
@@ -332,6 +399,17 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
         Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
         Command::RotateSecrets => (Request::RotateSecrets, false),
         Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
+        Command::Capture { operation } => match operation {
+            Captures::List { json } => (Request::Captures, *json),
+            Captures::Start(Capture { frames, file, limit, snap, rate }) => {
+                let limits = CaptureLimits { file_bytes: *limit, frame_bytes: *snap, drops_a_second: *rate };
+                // The box stands in another directory.
+                let path = std::path::absolute(file)
+                    .map_err(|error| Failure::Input(format!("{}: {error}", file.display())))?;
+                (Request::StartCapture { kind: *frames, path, limits }, false)
+            }
+            Captures::Stop { frames, json } => (Request::StopCapture { kind: *frames }, *json),
+        },
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
         Command::Explain { frame, side, worker, json } => {
@@ -419,6 +497,7 @@ fn text(reply: &Reply) -> String {
         Reply::Status(status) => show::status(status),
         Reply::Stats(stats) => show::stats(stats),
         Reply::Backends(entries) => show::backends(entries),
+        Reply::Captures(captures) => show::captures(captures),
         Reply::Explained(explained) => views::explained(explained),
         Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
         Reply::Done(message) => format!("{message}\n"),
@@ -461,7 +540,24 @@ mod tests {
         let filter = FlowFilter { wan: Some("198.51.100.0/24".into()), lan_port: Some(80), ..FlowFilter::default() };
         let flows = Request::Flows { filter, from: None, limit: Some(5) };
         assert_eq!(asked("synctl flows --wan 198.51.100.0/24 --lan-port 80 --limit 5 --json"), Ok((flows, true)));
+        let start = |path: &str, limits| Request::StartCapture { kind: CaptureKind::Drops, path: path.into(), limits };
+        let limits = CaptureLimits::default();
+        assert_eq!(asked("synctl capture start drops /a/b"), Ok((start("/a/b", limits), false)));
+        let limits = CaptureLimits { file_bytes: 65_536, frame_bytes: 96, drops_a_second: 3 };
+        let said = "synctl capture start drops /a --limit 64k --snap 96 --rate 3";
+        assert_eq!(asked(said), Ok((start("/a", limits), false)));
+        let here = std::env::current_dir().expect("a directory").join("b");
+        assert_eq!(
+            asked("synctl capture start drops b"),
+            Ok((start(here.to_str().unwrap(), CaptureLimits::default()), false))
+        );
+        assert_eq!(asked("synctl capture stop"), Ok((Request::StopCapture { kind: None }, false)));
+        let wan = Request::StopCapture { kind: Some(CaptureKind::Wan) };
+        assert_eq!(asked("synctl capture stop wan --json"), Ok((wan, true)));
         for wrong in [
+            "synctl capture start nothing /a",
+            "synctl capture start drops",
+            "synctl capture start drops /a --limit 1",
             "synctl backends add 10.0.0.1 --mss 0 --wscale 7",
             "synctl backends add 10.0.0.1 --mss 1460 --wscale 15",
             "synctl drain --off --wait 1",
