@@ -151,6 +151,9 @@ pub struct Counts {
     pub crossed: BTreeMap<String, u64>,
     /// How often the load made workers poll.
     pub wakes: u64,
+    /// The longest a worker was kept from its frames by a command, in nanoseconds of its own time, by the command's name. In the total
+    /// it is that of the worker it took longest.
+    pub orders: BTreeMap<String, u64>,
     /// Frames whose way through the program was timed.
     pub timed_frames: u64,
     /// The time they took, without the kernel's share, in nanoseconds.

@@ -13,6 +13,15 @@ pub fn now() -> Instant {
     Instant::from_micros(0) + Duration::from(reading)
 }
 
+/// What the calling thread has computed so far: whatever else the machine does meanwhile is left out.
+///
+/// # Panics
+/// If the kernel lacks `CLOCK_THREAD_CPUTIME_ID` (it came with Linux 2.6.12).
+pub fn own_time() -> Duration {
+    let reading = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    reading.expect("CLOCK_THREAD_CPUTIME_ID is there since Linux 2.6.12").into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
-use crate::mail::{Answer, Foretold, Order};
+use crate::mail::{Answer, Order};
 use crate::view::Held;
 use std::iter;
 use tcpstate::{
@@ -159,12 +159,7 @@ impl Engine for Proxy {
                 return Answer::Listed(connections, next);
             }
             Order::Explain { side, frame } => {
-                let mut held = Held::new(&frame);
-                let mut head = held.head();
-                let excerpt = self.excerpt(side, &head);
-                let hash = excerpt.hash();
-                let explanation = excerpt.explain(&mut head, now);
-                return Answer::Explained(Box::new(Foretold { explanation, left: head.bytes().to_vec(), hash }));
+                return Answer::Excerpt(Box::new(self.excerpt(side, &Held::new(&frame).head())));
             }
             Order::Backends(backends) => return Answer::Former(self.command(backends)),
             Order::Drain(draining) => self.drain(draining),

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Backends, Connection, Explanation, Filter, Rotation, Side};
+use tcpstate::{Backends, Connection, Excerpt, Filter, Rotation, Side};
 
 /// Letters a mailbox holds.
 const PLACES: usize = 64;
@@ -39,7 +39,7 @@ pub enum Order {
         /// Which are meant.
         filter: Filter,
     },
-    /// To tell what would become of a frame.
+    /// To give what is needed to tell what would become of a frame.
     Explain {
         /// The port it would come in by.
         side: Side,
@@ -50,19 +50,30 @@ pub enum Order {
     Talk,
 }
 
-/// What would become of a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foretold {
-    /// What the engine tells.
-    pub explanation: Explanation,
-    /// The frame as it would leave.
-    pub left: Vec<u8>,
-    /// The keyed hash by which it has an owner; 0 if it has none.
-    pub hash: u64,
+impl Order {
+    /// How many kinds there are.
+    pub const KINDS: usize = 7;
+
+    /// The commands of the operator that give each kind, in their order.
+    pub const COMMANDS: [&str; Order::KINDS] =
+        ["status", "backends", "drain", "rotate-secrets", "flows", "explain", "top"];
+
+    /// Its kind: the place of its command.
+    pub fn kind(&self) -> usize {
+        match self {
+            Order::Hello => 0,
+            Order::Backends(_) => 1,
+            Order::Drain(_) => 2,
+            Order::Rotate(_) => 3,
+            Order::List { .. } => 4,
+            Order::Explain { .. } => 5,
+            Order::Talk => 6,
+        }
+    }
 }
 
 /// What it says to that.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Answer {
     /// It is done.
     Done,
@@ -70,8 +81,8 @@ pub enum Answer {
     Former(Arc<Backends>),
     /// To [`Order::List`]: connections, and where the next slice begins.
     Listed(Vec<Connection>, Option<u32>),
-    /// To [`Order::Explain`].
-    Explained(Box<Foretold>),
+    /// To [`Order::Explain`]: whatever the frame's fate depends on, for who asks to have it told.
+    Excerpt(Box<Excerpt>),
     /// To [`Order::Talk`].
     Talk(Talk),
 }

@@ -7,6 +7,7 @@ use crate::mail::{Answer, Order, Post};
 use crate::recorder::{Former, Recorder};
 use crate::report::lost_on_the_way;
 use crate::stats::{self, Board, Snapshot};
+use crate::view::Held;
 use crate::{talkers, view};
 use control::wire::Operation;
 use control::{
@@ -308,15 +309,18 @@ impl Operator {
         let mut told = Vec::new();
         for (answer, worker) in answers.into_iter().zip(workers) {
             match answer {
-                Some(Answer::Explained(foretold)) => told.push((worker, *foretold)),
+                Some(Answer::Excerpt(excerpt)) => told.push((worker, *excerpt)),
                 Some(_) => return Reply::refuse(Why::Refused, "everything is forwarded unseen here (--bypass)"),
                 None => return silent(worker),
             }
         }
-        let knows = told.iter().position(|(_, foretold)| foretold.explanation.before.is_some());
-        let owner = told.first().map_or(0, |(_, foretold)| owner::share(foretold.hash, told.len()));
-        let (worker, foretold) = told.swap_remove(knows.unwrap_or(owner));
-        Reply::Explained(Box::new(view::explained(worker, side, &frame, &foretold.left, foretold.explanation)))
+        let knows = told.iter().position(|(_, excerpt)| excerpt.knows_connection());
+        let owner = told.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), told.len()));
+        let (worker, excerpt) = told.swap_remove(knows.unwrap_or(owner));
+        let mut held = Held::new(&frame);
+        let mut head = held.head();
+        let explanation = excerpt.explain(&mut head, clock::now());
+        Reply::Explained(Box::new(view::explained(worker, side, &frame, head.bytes(), explanation)))
     }
 
     fn stats(&self) -> Stats {
@@ -354,6 +358,9 @@ fn counts(snapshot: &Snapshot) -> Counts {
         losses: lost_on_the_way(snapshot).map(|(count, place)| (place.to_owned(), count)).collect(),
         crossed: snapshot.crossed().named().into_iter().map(|(name, count)| (name.replace('_', "-"), count)).collect(),
         wakes: snapshot.wakes(),
+        orders: (Order::COMMANDS.iter().zip(snapshot.orders()))
+            .map(|(command, longest)| ((*command).to_owned(), longest.as_nanos() as u64))
+            .collect(),
         timed_frames: stage.frames,
         timed_nanoseconds: u64::try_from(stage.time.as_nanos()).unwrap_or(u64::MAX),
     }

@@ -3,6 +3,7 @@
 //! Each worker has a slot of its own, on cache lines of its own, and is its only writer. A reader may see one counter
 //! a moment older than the next; none is ever torn or lost.
 
+use crate::mail::Order;
 use crate::steer::Crossed;
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
@@ -23,7 +24,8 @@ const SLEEPS: usize = TURNS + 1;
 const UNSENT: usize = SLEEPS + 1;
 const STAGE: usize = UNSENT + 2;
 const CROSSED: usize = STAGE + 2;
-const PORTS: usize = CROSSED + Crossed::COUNT;
+const ORDERS: usize = CROSSED + Crossed::COUNT;
+const PORTS: usize = ORDERS + Order::KINDS;
 const CELLS: usize = PORTS + 2 * PORT_CELLS;
 
 /// Declares the order in which the statistics of a port lie in its cells.
@@ -71,6 +73,8 @@ pub struct Tally {
     pub stage: Stage,
     /// What passed between this worker and the others.
     pub crossed: Crossed,
+    /// The most time an order of each kind has taken it.
+    pub orders: [Duration; Order::KINDS],
 }
 
 /// The time of turns that received frames, from reception to transmission: what the program itself costs, without the kernel's
@@ -129,6 +133,9 @@ impl Snapshot {
         (cells[TURNS], cells[SLEEPS]) = (own.turns, own.sleeps);
         (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
         cells[CROSSED..][..Crossed::COUNT].copy_from_slice(&own.crossed.to_cells());
+        for (cell, longest) in cells[ORDERS..PORTS].iter_mut().zip(own.orders) {
+            *cell = longest.as_nanos() as u64;
+        }
         for side in Side::BOTH {
             cells[UNSENT + side as usize] = own.unsent[side];
             cells[port_range(side)].copy_from_slice(&to_cells(&ports[side]));
@@ -192,6 +199,11 @@ impl Snapshot {
         Crossed::from_cells(self.cells[CROSSED..][..Crossed::COUNT].try_into().expect("the cells of the crossing"))
     }
 
+    /// The longest a worker was kept from its frames by an order of each kind.
+    pub fn orders(&self) -> [Duration; Order::KINDS] {
+        std::array::from_fn(|kind| Duration::from_nanos(self.cells[ORDERS + kind]))
+    }
+
     /// What has passed this port.
     pub fn port(&self, side: Side) -> PortStatistics {
         from_cells(self.cells[port_range(side)].try_into().expect("the cells of one port"))
@@ -211,8 +223,9 @@ impl Snapshot {
 impl Sum for Snapshot {
     fn sum<I: Iterator<Item = Snapshot>>(snapshots: I) -> Self {
         snapshots.fold(Snapshot::default(), |mut sum, snapshot| {
-            for (cell, more) in sum.cells.iter_mut().zip(snapshot.cells) {
-                *cell += more;
+            for (n, (cell, more)) in sum.cells.iter_mut().zip(snapshot.cells).enumerate() {
+                // The longest of all, where it is not a count.
+                *cell = if (ORDERS..PORTS).contains(&n) { more.max(*cell) } else { *cell + more };
             }
             sum
         })
@@ -300,8 +313,9 @@ mod tests {
             unheard: 19,
         };
         let stage = Stage { frames: 11, time: Duration::from_nanos(12) };
-        let own =
-            Tally { held: 9, unkept: 10, wakes: 13, turns: 20, sleeps: 21, unsent: PerSide::new(7, 8), stage, crossed };
+        let orders = std::array::from_fn(|kind| Duration::from_nanos(30 + kind as u64));
+        let unsent = PerSide::new(7, 8);
+        let own = Tally { held: 9, unkept: 10, wakes: 13, turns: 20, sleeps: 21, unsent, stage, crossed, orders };
         board.slot(1).publish(&Snapshot::of(&Counters::default(), population, &ports, &own));
         let seen = board.total();
         assert_eq!(seen.port(Side::Lan), ports[Side::Lan]);
@@ -312,7 +326,7 @@ mod tests {
             (seen.held(), seen.unkept(), seen.wakes(), seen.stage(), seen.crossed()),
             (9, 10, 13, stage, crossed)
         );
-        assert_eq!((seen.turns(), seen.sleeps()), (20, 21));
+        assert_eq!((seen.turns(), seen.sleeps(), seen.orders()), (20, 21, orders));
     }
 
     #[test]
@@ -323,7 +337,8 @@ mod tests {
         }
         let total = board.total();
         for (i, cell) in total.cells.iter().enumerate() {
-            assert_eq!(*cell, 3 * (1 + i as u64));
+            let times = if (ORDERS..PORTS).contains(&i) { 1 } else { 3 };
+            assert_eq!(*cell, times * (1 + i as u64));
         }
         assert_eq!(total.since(&numbered()).dropped(DropReason::ALL[0]), 2);
     }

@@ -71,6 +71,8 @@ pub struct Worker<E> {
     witness: Witness,
     /// Who talks most.
     talkers: Talkers,
+    /// The most time an order of each kind has taken.
+    orders: [Duration; Order::KINDS],
 }
 
 /// What a turn came to.
@@ -122,6 +124,7 @@ impl<E: Engine> Worker<E> {
             mailbox: None,
             witness: Witness::default(),
             talkers: Talkers::new(clock::now()),
+            orders: Default::default(),
         }
     }
 
@@ -160,11 +163,19 @@ impl<E: Engine> Worker<E> {
             self.relieve(turn, now);
             if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.has_mail()) {
                 // Whoever is answered finds counters as new as the answer.
+                let begin = clock::own_time();
                 slot.publish(&self.snapshot());
-                mailbox.read(|order| match order {
-                    Order::Talk => Answer::Talk(self.talkers.last().clone()),
-                    order => self.engine.obey(order, now),
+                let mut kind = None;
+                mailbox.read(|order| {
+                    kind = Some(order.kind());
+                    match order {
+                        Order::Talk => Answer::Talk(self.talkers.last().clone()),
+                        order => self.engine.obey(order, now),
+                    }
                 });
+                if let Some(longest) = kind.and_then(|kind| self.orders.get_mut(kind)) {
+                    *longest = clock::own_time().saturating_sub(begin).max(*longest);
+                }
             }
             if now >= publish_at {
                 slot.publish(&self.snapshot());
@@ -258,6 +269,7 @@ impl<E: Engine> Worker<E> {
             unsent: self.unsent,
             stage: self.stage,
             crossed: self.crossing.as_ref().map(Crossing::counted).unwrap_or_default(),
+            orders: self.orders,
         };
         Snapshot::of(self.engine.counters(), self.engine.population(), &statistics, &own)
     }

@@ -103,6 +103,13 @@ pub fn stats(stats: &Stats) -> String {
     explained(&mut out, "events", &total.events, event);
     explained(&mut out, "drops", &total.drops, reason);
     explained(&mut out, "losses", &total.losses, |_| None);
+    let mut orders = total.orders.iter().filter(|(_, longest)| **longest > 0).peekable();
+    if orders.peek().is_some() {
+        let _ = writeln!(out, "longest turn for a command, µs");
+    }
+    for (command, &longest) in orders {
+        let _ = writeln!(out, "  {command:<32}{:>18.1}", longest as f64 / 1e3);
+    }
     if let [_, _, ..] = stats.workers.as_slice() {
         crowd(&mut out, &stats.workers);
     }
@@ -178,8 +185,14 @@ mod tests {
         total.wan.insert("received".to_owned(), 0);
         total.drops.insert("bad-cookie".to_owned(), 7);
         total.drops.insert("malformed".to_owned(), 0);
+        total.orders.insert("flows".to_owned(), 42_120);
+        total.orders.insert("drain".to_owned(), 0);
         let text = stats(&Stats { uptime: 1.0, workers: vec![total.clone()], total });
         assert!(text.contains("received                                          12                 0\n"), "{text}");
+        assert!(
+            text.contains("  flows                                         42.1\n") && !text.contains("drain"),
+            "{text}"
+        );
         let meaning = DropReason::BadCookie.meaning().trim();
         assert!(text.contains(&format!("7  {meaning}\n")) && !text.contains("malformed"), "{text}");
     }

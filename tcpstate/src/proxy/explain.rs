@@ -5,7 +5,7 @@
 //! is told cannot drift from what is done; and as the excerpt is taken from `&self`, nothing is changed by being told. Tests ask before
 //! every frame of every script, and hold the answer against what happens.
 
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use super::{Connection, Proxy};
 use crate::doors::Client;
@@ -139,6 +139,12 @@ impl Egress for Listener {
 
     fn note(&mut self, why: impl FnOnce() -> String) {
         self.steps.push(why());
+    }
+}
+
+impl fmt::Debug for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Excerpt").field("side", &self.side).field("hash", &self.look.hash).finish_non_exhaustive()
     }
 }
 
