@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Poll};
+use crate::{Account, Config, Control, Poll};
 use core::fmt::Write;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
@@ -46,6 +46,8 @@ pub enum Takes {
     Account,
     /// An address in quotes.
     Address,
+    /// The place of a socket in quotes: `auto`, `none`, or a path from `/` on.
+    Socket,
     /// A list of addresses and networks in quotes, each with a port or without.
     Servers {
         /// The greatest length.
@@ -68,6 +70,8 @@ pub enum Value {
     Account(Option<Account>),
     /// An address.
     Address(IpAddr),
+    /// The place of a socket.
+    Socket(Control),
     /// Servers.
     Servers(Vec<Servers>),
 }
@@ -117,6 +121,9 @@ impl Key {
                 format!("a list of rising numbers up to {max}{unit}{first}{most}")
             }
             Takes::Address => "an address in quotes".to_owned(),
+            Takes::Socket => {
+                format!("`\"auto\"`, `\"none\"`, or a path from / on in quotes, {LONGEST_SOCKET} bytes at most")
+            }
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
             Takes::Servers { most } => {
                 format!(
@@ -289,6 +296,9 @@ macro_rules! timeout {
     };
 }
 
+/// The longest path of a socket, in bytes: what the kernel's address of one holds, with a zero behind it.
+pub(crate) const LONGEST_SOCKET: usize = 107;
+
 /// The most servers a key takes: all are looked through for every connection.
 const MOST_SERVERS: usize = 128;
 
@@ -429,6 +439,21 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         section: None,
+        name: "control",
+        takes: Takes::Socket,
+        unit: "",
+        help: "the operator's socket; `auto` is /run/synproxy/LAN-WAN.sock",
+        idle: None,
+        set: |config, value| {
+            if let Value::Socket(control) = value {
+                config.control = control;
+            }
+        },
+        get: |config| Some(Value::Socket(config.control.clone())),
+    },
+    account!(control_group, "whose members may use that socket, besides root and the box's own user"),
+    Key {
+        section: None,
         name: "test_connections",
         takes: Takes::Flag,
         unit: "",
@@ -518,6 +543,9 @@ fn text(value: &Value) -> String {
             format!("{{ {} }}", list.join(", "))
         }
         Value::Address(address) => format!("\"{address}\""),
+        Value::Socket(Control::Auto) => quoted("auto"),
+        Value::Socket(Control::None) => quoted("none"),
+        Value::Socket(Control::At(path)) => quoted(&path.to_string_lossy()),
         Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
         Value::Servers(servers) => {
             let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
@@ -525,10 +553,13 @@ fn text(value: &Value) -> String {
         }
         Value::Account(None) => "0".to_owned(),
         Value::Account(Some(Account::Id(id))) => id.to_string(),
-        Value::Account(Some(Account::Name(name))) => {
-            format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
-        }
+        Value::Account(Some(Account::Name(name))) => quoted(name),
     }
+}
+
+/// A string as it stands in a file.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// The account of a number in the file.

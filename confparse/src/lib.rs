@@ -27,6 +27,7 @@ mod servers;
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::num::NonZeroU32;
+use std::path::PathBuf;
 
 pub use complaint::{Complaint, Errors, Level};
 pub use keys::{Key, Takes, Value};
@@ -78,6 +79,10 @@ pub struct Config {
     pub port: u16,
     /// The address it is opened at (`listen`).
     pub listen: IpAddr,
+    /// Where the operator's socket is (`control`).
+    pub control: Control,
+    /// Whose members may use it besides root and the box's user; `None` is nobody (`control_group`; 0 in the file).
+    pub control_group: Option<Account>,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
@@ -118,6 +123,8 @@ impl Default for Config {
             group: None,
             port: 12345,
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            control: Control::default(),
+            control_group: None,
             ldp: Ldp::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,
@@ -135,6 +142,29 @@ pub enum Poll {
     Busy,
     /// It sleeps whenever there is nothing to do.
     Interrupt,
+}
+
+/// Where the operator's socket is.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Control {
+    /// In the usual place, by the names of the interfaces.
+    #[default]
+    Auto,
+    /// Nowhere.
+    None,
+    /// Here.
+    At(PathBuf),
+}
+
+impl From<&str> for Control {
+    /// As it is written: `auto`, `none`, or a path.
+    fn from(text: &str) -> Self {
+        match text {
+            "auto" => Control::Auto,
+            "none" => Control::None,
+            path => Control::At(path.into()),
+        }
+    }
 }
 
 /// A user or a group.

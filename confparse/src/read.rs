@@ -4,9 +4,9 @@
 //! shows all there is to mend.
 
 use crate::complaint::{Complaint, Level, Report, quote};
-use crate::keys::{ACCOUNTS, KEYS, Key, SECTIONS, Takes, Value, account};
+use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account};
 use crate::servers::Servers;
-use crate::{Account, Config, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
+use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 use std::collections::BTreeMap;
@@ -253,6 +253,7 @@ impl Reader<'_> {
             (Takes::Account, Rule::number) => self.number(key, &value, ACCOUNTS.0, ACCOUNTS.1).map(account),
             (Takes::Account, Rule::string) => self.account_name(key, &value),
             (Takes::Address, Rule::string) => self.address(key, &value),
+            (Takes::Socket, Rule::string) => self.socket(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
             (takes, rule) => {
                 self.mismatch(key, takes, rule, &value);
@@ -277,7 +278,7 @@ impl Reader<'_> {
             let hint = match (takes, rule) {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
-                (Takes::Account, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
+                (Takes::Account | Takes::Socket, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -434,6 +435,20 @@ impl Reader<'_> {
             });
         }
         address.map(Value::Address)
+    }
+
+    /// The place of a socket.
+    fn socket(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        let control = Control::from(text.as_str());
+        let fits = text.starts_with('/') && text.len() <= LONGEST_SOCKET && !text.contains(char::is_control);
+        if matches!(control, Control::At(_)) && !fits {
+            self.report.error(place(string), || {
+                (format!("{} is no place for a socket", quote(&text)), format!("expected {}", key.range()))
+            });
+            return None;
+        }
+        Some(Value::Socket(control))
     }
 
     /// The servers an item names.

@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use confparse::{Account, Complaint, Config, Errors, Ldp, Level, Parsed, Poll, parse};
+use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
@@ -197,6 +197,12 @@ prop_compose! {
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
         listen in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
+        control in prop_oneof![
+            Just(Control::Auto),
+            Just(Control::None),
+            "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Control::At(path.into())),
+        ],
+        control_group in accounts(),
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         ts_wscale_table in rising(0..=14u8, true, 20),
@@ -209,7 +215,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, user, group, port, listen, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, user, group, port, listen, control, control_group, ldp, ts_wscale_table, ts_bits }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What files say: the sample beside the workspace, those of older installations, and every way to write the same thing.
 
-use confparse::{Account, Config, Level, Parsed, Takes, Value, parse};
+use confparse::{Account, Config, Control, Level, Parsed, Takes, Value, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use tcpstate::config::{Handshake, SackConflict, Source};
@@ -47,6 +47,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::List { .. }, _) => "{ 0, 3 }".to_owned(),
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
             (Takes::Address, _) => "\"192.0.2.1\"".to_owned(),
+            (Takes::Socket, _) => "\"/a\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
             _ => "3".to_owned(),
@@ -158,6 +159,25 @@ fn the_control_port_is_opened_at_an_address() {
         let errors = parse(&framed(&format!("listen = {wrong};")), "c").unwrap_err();
         assert_eq!(errors.complaints.len(), 1, "{errors}");
         assert!(errors.complaints[0].expected.contains("an address in quotes"), "{errors}");
+    }
+}
+
+#[test]
+fn the_socket_is_somewhere_or_nowhere() {
+    let place = |text: &str| parse(&framed(&format!("control = {text};")), "c").map(|parsed| parsed.config.control);
+    assert_eq!(place("\"auto\""), Ok(Control::Auto));
+    assert_eq!(place("\"none\""), Ok(Control::None));
+    let long = format!("/{}", "x".repeat(106));
+    for path in ["/run/x.sock", r"/a \\ b", long.as_str()] {
+        let config = accepted(&framed(&format!("control = \"{path}\"; control_group = \"adm\";")));
+        assert_eq!(config.control, Control::At(path.replace(r"\\", r"\").into()));
+        assert_eq!(config.control_group, Some(Account::Name("adm".to_owned())));
+        assert_eq!(accepted(&config.describe()), config);
+    }
+    for wrong in ["auto", "1", "{ }", "\"\"", "\"run/x\"", &format!("\"{long}x\""), "\"/a\nb\""] {
+        let errors = place(wrong).expect_err(wrong);
+        assert_eq!(errors.complaints.len(), 1, "{errors}");
+        assert!(errors.complaints[0].expected.contains("a path from / on"), "{errors}");
     }
 }
 

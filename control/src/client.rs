@@ -31,7 +31,7 @@ pub enum Complaint {
     },
 
     /// Which box is meant is not clear.
-    #[error("several boxes run here, so say which with --socket: {}", .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error("several boxes run here; say which with --socket:{}", .0.iter().map(|path| format!("\n  {}", path.display())).collect::<String>())]
     Ambiguous(Vec<PathBuf>),
 
     /// The connection broke, or nothing came.
@@ -58,7 +58,9 @@ impl Client {
             let what = match error.kind() {
                 ErrorKind::NotFound => "there is no such socket; is synproxy running?".to_owned(),
                 ErrorKind::ConnectionRefused => "a socket, but nobody listens; synproxy has ended".to_owned(),
-                ErrorKind::PermissionDenied => "not permitted: run as root, or as the box's own user".to_owned(),
+                ErrorKind::PermissionDenied => {
+                    "not permitted: run as root, as the box's own user, or as one of its `control_group`".to_owned()
+                }
                 _ => error.to_string(),
             };
             Complaint::Unreachable { path: path.to_owned(), what, forbidden }

@@ -31,16 +31,20 @@ pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, F
 /// Where the sockets of running boxes lie, one each.
 pub const DIRECTORY: &str = "/run/synproxy";
 
-/// Where the socket of the box between these two interfaces lies, unless it was told otherwise.
+/// Where the socket of the box between these two interfaces lies, unless it was told otherwise. `namespace` is the number of the network
+/// namespace they are in, where it is not the machine's own: names of interfaces are unique in one only.
 ///
 /// ```
-/// assert_eq!(control::default_path("xdp:eth0", "eth1").to_str(), Some("/run/synproxy/eth0-eth1.sock"));
+/// use control::default_path;
+/// assert_eq!(default_path("xdp:eth0", "eth1", None).to_str(), Some("/run/synproxy/eth0-eth1.sock"));
+/// assert_eq!(default_path("eth0", "eth1", Some(4026532561)).to_str(), Some("/run/synproxy/eth0-eth1@4026532561.sock"));
 /// ```
-pub fn default_path(lan: &str, wan: &str) -> std::path::PathBuf {
+pub fn default_path(lan: &str, wan: &str, namespace: Option<u64>) -> std::path::PathBuf {
     let plain = |name: &str| -> String {
-        let name = ["xdp:", "packet:"].iter().find_map(|backend| name.strip_prefix(backend)).unwrap_or(name);
+        let name = ["xdp:", "packet:", "netmap:"].iter().find_map(|backend| name.strip_prefix(backend)).unwrap_or(name);
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         name.chars().take(80).map(|c| if is_plain(c) { c } else { '_' }).collect()
     };
-    std::path::Path::new(DIRECTORY).join(format!("{}-{}.sock", plain(lan), plain(wan)))
+    let namespace = namespace.map_or(String::new(), |number| format!("@{number}"));
+    std::path::Path::new(DIRECTORY).join(format!("{}-{}{namespace}.sock", plain(lan), plain(wan)))
 }

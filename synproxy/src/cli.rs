@@ -2,8 +2,10 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
+use confparse::Control;
 use control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use pktio::Mode;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 /// Shown above the arguments in `--help`, and below every complaint.
@@ -64,9 +66,9 @@ pub struct Arguments {
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = levels())]
     pub log_level: LogLevel,
 
-    /// Where the operator's socket is to be, or `none`; /run/synproxy/LAN-WAN.sock if not given
-    #[arg(long, value_name = "PATH")]
-    pub control: Option<PathBuf>,
+    /// Where the operator's socket is to be; or `auto`, which is /run/synproxy/LAN-WAN.sock, or `none`; overrides `control`
+    #[arg(long, value_name = "PATH", value_parser = |text: &str| Ok::<_, Infallible>(Control::from(text)))]
+    pub control: Option<Control>,
 
     /// Forwards every frame without looking at it: no protection, but the rate the ports alone reach
     #[arg(long)]

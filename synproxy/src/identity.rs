@@ -40,7 +40,7 @@ impl Identity {
         Ok(Self { user, group })
     }
 
-    /// The numbers of the user and the group this process will have, where they are not those it has.
+    /// The user and the group this process will have, where they are not those it has.
     pub fn numbers(self) -> (Option<u32>, Option<u32>) {
         if geteuid().is_root() { (self.user.map(Uid::as_raw), self.group.map(Gid::as_raw)) } else { (None, None) }
     }
@@ -102,6 +102,14 @@ pub fn become_servant() {
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
         debug!("the operator is served at the workers' priority: {error}");
     }
+}
+
+/// The number of the group whose members may use the operator's socket, if any.
+///
+/// # Errors
+/// When it does not exist.
+pub fn operators(config: &Config) -> Result<Option<u32>, Failure> {
+    config.control_group.as_ref().map(|account| find_group(account).map(Gid::as_raw)).transpose()
 }
 
 /// A user's number and primary group.

@@ -35,7 +35,7 @@ use backends::Registry;
 use clap::Parser;
 use cli::{Arguments, Captures, Steer, Task};
 use commander::Commander;
-use confparse::{Config, Poll};
+use confparse::{Config, Control, Poll};
 use crew::{Crew, Manner};
 use crossbeam::channel;
 use engine::Bypass;
@@ -48,9 +48,8 @@ use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use recorder::{Former, Recorder};
-use socket::Socket;
+use socket::{Doors, Socket};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,7 +116,8 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     let recorder = Recorder::new(workers, lan, wan);
     captures(&recorder, &arguments.captures)?;
     crew::prioritise(arguments.nice);
-    let socket = socket(lan, wan, arguments, &identity)?;
+    let place = arguments.control.as_ref().unwrap_or(&config.control);
+    let socket = socket([lan, wan], place, Doors { owner: identity.numbers(), group: identity::operators(&config)? })?;
     let commander = commander(&config)?;
     identity.take()?;
     if stop.load(Ordering::Relaxed) {
@@ -168,19 +168,17 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
 }
 
 /// The operator's socket, if there is to be one. Without the one he has named, the box does not start; without the usual one, it does.
-fn socket(lan: &str, wan: &str, arguments: &Arguments, identity: &Identity) -> Result<Option<Socket>, Failure> {
-    let named = arguments.control.as_deref();
-    if named == Some(Path::new("none")) {
-        return Ok(None);
-    }
-    let usual = control::default_path(lan, wan);
-    let path = named.unwrap_or(&usual);
-    match (Socket::bind(path, identity.numbers()), named) {
-        (Ok(socket), _) => Ok(Some(socket)),
-        (Err(error), Some(_)) => Err(Failure::Socket { path: path.to_owned(), error }),
-        (Err(error), None) => {
-            warn!("no control socket, {}: {error}", path.display());
-            Ok(None)
+fn socket([lan, wan]: [&str; 2], place: &Control, doors: Doors) -> Result<Option<Socket>, Failure> {
+    match place {
+        Control::None => Ok(None),
+        Control::At(path) => match Socket::bind(path, doors) {
+            Ok(socket) => Ok(Some(socket)),
+            Err(error) => Err(Failure::Socket { path: path.clone(), error }),
+        },
+        Control::Auto => {
+            let path = control::default_path(lan, wan, socket::namespace());
+            let bound = Socket::bind(&path, doors);
+            Ok(bound.map_err(|error| warn!("no control socket, {}: {error}", path.display())).ok())
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The control socket: who may come in, and a line in for a line out. What is answered is `operator`'s matter.
 //!
-//! Root may ask, the user the process runs as may, and nobody else: the file's mode says so, and the peer's credentials are looked at
-//! besides. Clients are served side by side, each by a thread of its own, and each waits for its own answers only.
+//! Root may ask, the user the process runs as may, and the group the configuration names, but not for everything: the file's mode says so, and
+//! the peer's credentials are looked at besides. Clients are served side by side, each by a thread of its own, and each waits for its own answers only.
 
 use crate::failure::Failure;
 use crate::identity;
@@ -10,7 +10,7 @@ use control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
 use rustix::fs::Mode;
 use std::fs;
 use std::io::{self, BufReader, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,26 +30,49 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    doors: Doors,
+}
+
+/// Who may come in, besides root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doors {
+    /// The user and the group this process will have, where they are not those it has.
+    pub owner: (Option<u32>, Option<u32>),
+    /// A group whose members may come in as guests.
+    pub group: Option<u32>,
+}
+
+/// The number of the machine's own network namespace: `NET_NS_INIT_INO` of newer kernels.
+const FIRST: u64 = 0xefff_fff9;
+
+/// The number of the network namespace this process is in, unless it is the machine's own, or that of the container's first process.
+pub fn namespace() -> Option<u64> {
+    let number = |process: &str| Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino());
+    // Not everybody may look at the first process.
+    number("self").filter(|own| *own != FIRST && Some(*own) != number("1"))
 }
 
 impl Socket {
-    /// Makes the socket at `path`, in place of one that an ended process has left there; it belongs to `owner` and may be used by
-    /// nobody else (but root).
+    /// Makes the socket at `path`, in place of one that an ended process has left there.
     ///
     /// # Errors
     /// When something else is there, or somebody listens there, or the system refuses.
-    pub fn bind(path: &Path, owner: (Option<u32>, Option<u32>)) -> io::Result<Self> {
+    pub fn bind(path: &Path, doors: Doors) -> io::Result<Self> {
+        let (user, group) = doors.owner;
         if path.parent() == Some(Path::new(control::DIRECTORY)) && fs::create_dir(control::DIRECTORY).is_ok() {
             // Whoever this process becomes has to remove the socket again.
-            std::os::unix::fs::chown(control::DIRECTORY, owner.0, owner.1)?;
+            std::os::unix::fs::chown(control::DIRECTORY, user, group)?;
         }
         clear(path)?;
         // The file has its mode from the first moment on. No other thread makes files now.
         let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
-        let socket = Self { listener: listener?, path: path.to_owned() };
-        std::os::unix::fs::lchown(path, owner.0, owner.1)?;
+        let socket = Self { listener: listener?, path: path.to_owned(), doors };
+        std::os::unix::fs::lchown(path, user, doors.group.or(group))?;
+        if doors.group.is_some() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+        }
         Ok(socket)
     }
 
@@ -59,10 +82,10 @@ impl Socket {
     /// When no thread can be made.
     pub fn serve(self, operator: Arc<Operator>) -> Result<Serving, Failure> {
         let serving = Serving { path: self.path };
-        let listener = self.listener;
+        let (listener, doors) = (self.listener, self.doors);
         let accept = move || {
             identity::become_servant();
-            accept(&listener, &operator);
+            accept(&listener, doors, &operator);
         };
         thread::Builder::new().name("control".to_owned()).spawn(accept).map_err(Failure::Spawn)?;
         info!("control socket: {}", serving.path.display());
@@ -98,7 +121,7 @@ fn clear(path: &Path) -> io::Result<()> {
 }
 
 /// Serves whoever comes.
-fn accept(listener: &UnixListener, operator: &Arc<Operator>) {
+fn accept(listener: &UnixListener, doors: Doors, operator: &Arc<Operator>) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let client = match listener.accept() {
@@ -113,7 +136,7 @@ fn accept(listener: &UnixListener, operator: &Arc<Operator>) {
         let place = Place::take(&clients);
         let operator = Arc::clone(operator);
         let serve = move || {
-            if let Err(error) = serve(client, place, &operator) {
+            if let Err(error) = serve(client, doors, place, &operator) {
                 debug!("control socket: a client is gone: {error}");
             }
         };
@@ -141,16 +164,16 @@ impl Drop for Place {
 }
 
 /// Answers a client's lines until it leaves.
-fn serve(mut client: UnixStream, place: Option<Place>, operator: &Operator) -> io::Result<()> {
+fn serve(mut client: UnixStream, doors: Doors, place: Option<Place>, operator: &Operator) -> io::Result<()> {
     client.set_write_timeout(Some(PATIENCE))?;
     let peer = rustix::net::sockopt::socket_peercred(&client)?;
-    if !may_ask(peer.uid.as_raw()) {
+    let Some(who) = doors.admit(peer.uid.as_raw()) else {
         warn!("control socket: user {} may not ask here", peer.uid.as_raw());
         return write_line(
             &mut client,
             &Reply::refuse(Why::Forbidden, "not permitted: run as root, or as the box's own user"),
         );
-    }
+    };
     if place.is_none() {
         return write_line(&mut client, &Reply::refuse(Why::Busy, format!("{CLIENTS} clients are connected already")));
     }
@@ -164,16 +187,22 @@ fn serve(mut client: UnixStream, place: Option<Place>, operator: &Operator) -> i
                 return write_line(&mut client, &Reply::refuse(Why::Malformed, message));
             }
             Line::Whole => match serde_json::from_slice(&line) {
-                Ok(request) => write_line(&mut client, &operator.answer(request, Who::Own))?,
+                Ok(request) => write_line(&mut client, &operator.answer(request, who))?,
                 Err(error) => write_line(&mut client, &Reply::refuse(Why::Malformed, error.to_string()))?,
             },
         }
     }
 }
 
-/// Whether a client of this user may ask.
-fn may_ask(user: u32) -> bool {
-    user == 0 || user == rustix::process::geteuid().as_raw()
+impl Doors {
+    /// As whom a client of this user is let in, if at all.
+    fn admit(self, user: u32) -> Option<Who> {
+        if user == 0 || user == rustix::process::geteuid().as_raw() {
+            return Some(Who::Own);
+        }
+        // The kernel has let it use the file, which only members of the group may.
+        self.group.map(|_| Who::Guest)
+    }
 }
 
 #[cfg(test)]
@@ -188,19 +217,34 @@ mod tests {
     fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
         let path = path("left");
         let left = UnixListener::bind(&path).unwrap();
-        let listened = Socket::bind(&path, (None, None)).unwrap_err();
+        let listened = Socket::bind(&path, Doors::default()).unwrap_err();
         assert!(listened.to_string().contains("another process"), "{listened}");
         drop(left);
-        let socket = Socket::bind(&path, (None, None)).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        let socket = Socket::bind(&path, Doors::default()).unwrap();
+        let mode = fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);
         fs::remove_file(&path).unwrap();
 
         fs::write(&path, "a file").unwrap();
-        assert!(Socket::bind(&path, (None, None)).unwrap_err().to_string().contains("no socket"));
+        assert!(Socket::bind(&path, Doors::default()).unwrap_err().to_string().contains("no socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_group_may_come_in_as_a_guest_and_nobody_else() {
+        let path = path("group");
+        // A group that this process may give a file to: its own.
+        let own = rustix::process::getegid().as_raw();
+        let doors = Doors { group: Some(own), ..Doors::default() };
+        let socket = Socket::bind(&path, doors).unwrap();
+        let file = fs::metadata(&path).unwrap();
+        assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
+        drop(socket);
+        fs::remove_file(&path).unwrap();
+        assert_eq!([doors, Doors::default()].map(|doors| doors.admit(0)), [Some(Who::Own); 2]);
+        assert_eq!([doors, Doors::default()].map(|doors| doors.admit(65_533)), [Some(Who::Guest), None]);
     }
 
     #[test]

@@ -265,9 +265,83 @@ fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     let (said, status) = the_box.synctl("set log-level debug");
     assert!(status == 0 && said.contains("debug"), "{said}");
     assert_eq!(the_box.status().log_level, control::LogLevel::Debug);
+    assert_eq!(the_box.synctl("flows").1, 0);
+    await_published();
     let (said, status) = the_box.synctl("stats --json");
-    let stats: Reply = serde_json::from_str(&said).expect("a reply");
-    assert!(status == 0 && matches!(stats, Reply::Stats(_)));
+    let Ok(Reply::Stats(stats)) = serde_json::from_str(&said) else { panic!("{said}") };
+    // What has been asked has taken its time, and nothing else has.
+    let orders = &stats.total.orders;
+    assert!(status == 0 && orders["flows"] > 0 && orders["status"] > 0 && orders["rotate-secrets"] == 0, "{orders:?}");
+}
+
+/// `synctl`, as a user who is nobody but for these groups.
+fn stranger(socket: &Path, groups: &str, line: &str) -> (i32, String) {
+    let own = synctl(socket, line);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", groups]).arg(own.get_program()).args(own.get_args());
+    let output = command.output().expect("running setpriv");
+    (output.status.code().expect("an end"), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_group_may_ask_but_have_no_files_written() {
+    let rig = Rig::new();
+    let socket = std::env::temp_dir().join(format!("spx-control-{}-group.sock", process::id()));
+    let file = socket.with_extension("pcapng");
+    let config = format!("control = \"{}\"; control_group = 65533;", socket.display());
+    let proxy = Appliance::start(&rig, Backend::Packet, &config);
+    assert_eq!(stranger(&socket, "--clear-groups", "status").0, 5);
+    for line in ["status", "stats", "flows", "capture list", "drain", "drain --off"] {
+        assert_eq!(stranger(&socket, "--groups=65533", line), (0, String::new()), "{line}");
+    }
+    for line in [format!("capture start wan {}", file.display()), "capture stop".to_owned()] {
+        let (status, said) = stranger(&socket, "--groups=65533", &line);
+        assert!(status == 5 && said.contains("only root"), "{line}: {said}");
+    }
+    assert!(!file.exists());
+    assert!(proxy.stop().status.success() && !socket.exists());
+}
+
+#[test]
+fn a_box_is_found_where_it_is_the_only_one_and_several_are_told() {
+    let (rig, names) = (Rig::new(), Rig::new());
+    let mut proxy = Appliance::start_with(&names, Backend::Packet, "", &["--control=auto"]);
+    let number = names.middle.sh("stat -Lc %i /proc/self/ns/net");
+    let usual = PathBuf::from(format!("/run/synproxy/lan0-wan0@{}.sock", number.trim()));
+    assert!(usual.exists(), "{:?}", proxy.log());
+    proxy.stop();
+    assert!(!usual.exists());
+
+    // Sockets of other boxes of this machine are kept out of sight.
+    let directory = std::env::temp_dir().join(format!("spx-control-{}", process::id()));
+    fs::create_dir(&directory).expect("a directory");
+    let find = || {
+        let program = netns::program("synctl");
+        let line = format!(
+            "mkdir -p {0} && mount --bind {1} {0} && exec {2} status",
+            control::DIRECTORY,
+            directory.display(),
+            program.display()
+        );
+        let output = Command::new("unshare").args(["--mount", "sh", "-ec", &line]).output().expect("unshare runs");
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text")).concat();
+        (output.status.code().expect("an end"), said)
+    };
+    let (status, said) = find();
+    assert!(status == 4 && said.contains("is synproxy running?"), "{said}");
+    let sockets = ["a.sock", "b.sock"].map(|name| directory.join(name));
+    let boxes = [(&rig, &sockets[0]), (&names, &sockets[1])].map(|(rig, socket)| start(rig, "", socket));
+    let (status, said) = find();
+    let both = ["a", "b"].map(|name| format!("\n  {}/{name}.sock", control::DIRECTORY)).concat();
+    assert!(status == 4 && said.contains("several boxes run here") && said.contains(&both), "{said}");
+    let [first, second] = boxes;
+    // One that was killed is no box any more.
+    first.end(Signal::SIGKILL);
+    let (status, said) = find();
+    assert!(status == 0 && said.contains(&format!("process {}", second.pid())), "{said}");
+    proxy = second;
+    proxy.stop();
+    fs::remove_dir_all(&directory).expect("it is ours");
 }
 
 #[test]

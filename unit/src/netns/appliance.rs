@@ -170,7 +170,7 @@ impl Appliance {
             command.args(["--steer", &steer]);
         }
         // Rigs have interfaces of the same names, and one file system.
-        if !says("--control") {
+        if !says("--control") && !config.contains("control = ") {
             command.arg("--control=none");
         }
         command.args(arguments);
