@@ -4,8 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use unit::netns::sockets::Making;
 use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
@@ -20,10 +20,21 @@ fn confine(pid: u32, core: usize) {
     assert!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// The niceness of this process, and so of the flood it starts.
+fn niceness() -> u32 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("a process may read of itself");
+    // The nineteenth field (proc_pid_stat(5)), the seventeenth behind the name, which may hold anything.
+    let field = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(16));
+    let nice: i32 = field.and_then(|field| field.parse().ok()).expect("a number");
+    nice.max(0) as u32
+}
+
 fn the_flood_is_what_is_left_out(backend: Backend) {
     let rig = Rig::alone();
-    // Behind the flood's generator on the same core, the worker cannot keep up however fast it is.
-    let proxy = Appliance::start_with(&rig, backend, netns::CACHE_OFF, &["--nice", "5"]);
+    // Behind the flood's generator on the same core, the workers cannot keep up however fast they are. Five steps leave one of them a
+    // quarter of the core, and every three more half as much: several have together what one would have.
+    let nice = (niceness() + 5 + 3 * rig.queues().ilog2()).min(19);
+    let proxy = Appliance::start_with(&rig, backend, netns::CACHE_OFF, &["--nice", &nice.to_string()]);
     confine(proxy.pid(), 0);
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
     let address = server.address;
@@ -58,6 +69,8 @@ fn the_flood_is_what_is_left_out(backend: Backend) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(flood.id() as i32), nix::sys::signal::Signal::SIGTERM)
         .expect("the flood outlasts the honest");
     flood.wait().expect("waiting for the flood");
+    // Their ends pass the box before it goes.
+    drop((established, server));
     let report = proxy.stop();
     println!("{}", report.log.join("\n"));
     assert!(report.status.success());
