@@ -211,9 +211,6 @@ impl<E: Engine> Worker<E> {
             let taken = self.look(side, now);
             turn.received += received + taken;
             turn.is_full |= side == Side::Wan && (received == BATCH || taken == BATCH);
-            if side == Side::Wan && self.relief.sifts() {
-                self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
-            }
             self.step(side, now);
         }
         turn.more = self.expire(now);
@@ -276,8 +273,15 @@ impl<E: Engine> Worker<E> {
 
     /// Parses and hashes the whole batch and asks for the memory it will touch, so that one wait serves all. What other workers own
     /// leaves the batch for them, and what they have sent joins it; returns how much that was.
+    ///
+    /// Calls are sifted where they arrive, whoever owns them: a flood of them would fill the lanes, where a call of a proved source is as
+    /// good as any other. A repeated one arrives on the queue of the first, as ports without a program of their own spread by flow.
     fn look(&mut self, side: Side, now: Instant) -> usize {
         self.parse(side, 0);
+        if side == Side::Wan && self.relief.sifts() {
+            self.hear(now);
+            self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
+        }
         let mut taken = 0;
         if let Some(crossing) = &mut self.crossing {
             crossing.hand_over(side, now, &mut self.incoming, &mut self.looks, &mut self.pool);

@@ -221,26 +221,39 @@ fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
 }
 
 #[test]
-fn a_flood_presses_who_receives_it_for_others_and_whom_it_is_handed_over_to() {
-    let mut crowd = Crowd::new(2, Strategy::HandOff, &config());
-    crowd.workers = crowd.workers.drain(..).map(Worker::relieved).collect();
-    // Everything arrives at the first, and belongs to the second.
-    let owned = |port: &u16| owner_of(Side::Wan, &segment_of(*port, Side::Wan, 0, 0, SYN), 2) == 1;
-    let calls: Vec<Vec<u8>> =
-        (1..u16::MAX).filter(owned).take(2 * BATCH).map(|port| segment_of(port, Side::Wan, 1000, 0, SYN)).collect();
-    for millisecond in 0..40 {
-        let later = now() + Duration::from_millis(millisecond);
-        for call in &calls {
-            crowd.wires[0][Side::Wan].push(call);
-        }
-        for worker in &mut crowd.workers {
-            let turn = worker.turn(later);
-            worker.relieve(turn, later);
-        }
-        crowd.all_left(Side::Wan);
+fn a_flood_presses_who_receives_it_and_whom_it_is_for_and_is_left_out_before_it_is_handed_over() {
+    for (workers, strategy) in [(2, Strategy::HandOff), (4, Strategy::HandOff), (4, Strategy::Everything)] {
+        let what = format!("{workers} workers, {strategy:?}");
+        let mut crowd = Crowd::new(workers, strategy, &config());
+        crowd.workers = crowd.workers.drain(..).map(Worker::relieved).collect();
+        // Everything arrives at the first, and belongs to the last.
+        let owned = |port: &u16| owner_of(Side::Wan, &segment_of(*port, Side::Wan, 0, 0, SYN), workers) == workers - 1;
+        let calls = (1..u16::MAX).filter(owned).map(|port| segment_of(port, Side::Wan, 1000, 0, SYN));
+        let flood: Vec<_> = calls.take(4 * BATCH).collect();
+        let flood_for = |crowd: &mut Crowd, milliseconds: std::ops::Range<u64>| {
+            for millisecond in milliseconds {
+                let later = now() + Duration::from_millis(millisecond);
+                for call in &flood {
+                    crowd.wires[0][Side::Wan].push(call);
+                }
+                // The one who hands over has several turns while the other, perhaps on the same core, has none.
+                for who in [0, 0, 0, 0, workers - 1] {
+                    let turn = crowd.workers[who].turn(later);
+                    crowd.workers[who].relieve(turn, later);
+                }
+                crowd.all_left(Side::Wan);
+            }
+        };
+        flood_for(&mut crowd, 0..60);
+        let [first, last] = [0, workers - 1].map(|who| &crowd.workers[who]);
+        assert!(first.relief.sifts() && last.relief.sifts(), "{what}: both are pressed");
+        let (shed, full) = (first.relief.shed().0, crowd.crossed()[0].full);
+        assert!(shed > 0 && full > 0, "{what}: {shed} left out, {full} lost until then");
+        // From now on the lane is there for those who get in.
+        flood_for(&mut crowd, 60..80);
+        assert_eq!((crowd.crossed()[0].full, crowd.workers[workers - 1].relief.shed()), (full, (0, 0)), "{what}");
+        assert!(crowd.workers[0].relief.shed().0 > shed, "{what}");
     }
-    assert!(crowd.workers.iter().all(|worker| worker.relief.sifts()), "calls are left out at both");
-    assert!(crowd.workers[1].relief.shed().0 > 0);
 }
 
 #[test]
