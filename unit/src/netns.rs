@@ -358,12 +358,16 @@ pub fn judge<T>(ends: [&Namespace; 2], resets: [i64; 2], work: impl FnOnce() -> 
     // The last acknowledgements are still on their way.
     thread::sleep(Duration::from_millis(100));
     let after = ends.map(Namespace::counters);
-    for (((end, after), before), resets) in ["client", "server"].iter().zip(after).zip(before).zip(resets) {
-        let risen = after.since(&before);
-        let faults = risen.faults(resets);
-        assert!(faults.is_empty(), "the {end}'s kernel noticed {}; in all {}", faults.join(", "), risen.tell());
-        let (sent, again) = (risen.get("TcpOutSegs"), risen.get("TcpRetransSegs"));
-        // On a crowded machine even a plain wire makes a sender impatient; many times that is another matter.
+    let risen = [after[0].since(&before[0]), after[1].since(&before[1])];
+    // On a crowded machine even a plain wire makes a sender impatient, and what is sent again is acknowledged again: to one who has
+    // closed meanwhile, and whose kernel then knows of no connection.
+    let sent_again: i64 = risen.iter().map(|end| end.get("TcpRetransSegs")).sum();
+    for (at, (end, resets)) in ["client", "server"].iter().zip(resets).enumerate() {
+        let (own, other) = (&risen[at], &risen[1 - at]);
+        let faults = own.excused(other).faults(resets + sent_again);
+        assert!(faults.is_empty(), "the {end}'s kernel noticed {}; in all {}", faults.join(", "), own.tell());
+        let (sent, again) = (own.get("TcpOutSegs"), own.get("TcpRetransSegs"));
+        // Many times that is another matter.
         assert!(again <= 50 + sent / 5, "the {end} sent {again} of {sent} segments again");
     }
     result

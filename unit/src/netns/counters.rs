@@ -61,6 +61,21 @@ impl Counters {
         Counters(self.0.iter().map(|(name, now)| (name.clone(), now - before.get(name))).collect())
     }
 
+    /// The same, without the SACK blocks discarded that were told twice: a D-SACK (RFC 2883) in a segment that the other end's kernel
+    /// cuts into many is in each of them. The first is believed; all others are dubious, and may be discarded as blocks that are none.
+    #[must_use]
+    pub fn excused(&self, other: &Counters) -> Counters {
+        /// Segments that are cut out of one, at most.
+        const CUT: i64 = 64;
+        let mut excused = self.clone();
+        let told = other.get("TcpExtTCPDSACKOldSent") + other.get("TcpExtTCPDSACKOfoSent");
+        let dubious = self.get("TcpExtTCPDSACKIgnoredDubious").min(CUT * told);
+        if let Some(discarded) = excused.0.get_mut("TcpExtTCPSACKDiscard").filter(|count| **count <= dubious) {
+            *discarded = 0;
+        }
+        excused
+    }
+
     /// All TCP counters that are not zero, for whoever must find out why.
     pub fn tell(&self) -> String {
         let risen = self.0.iter().filter(|(name, count)| name.starts_with("Tcp") && **count != 0);
@@ -72,5 +87,32 @@ impl Counters {
         let faults = FAULTS.iter().filter(|name| self.get(name) != 0);
         let unexpected = (self.get("TcpOutRsts") > resets).then_some(&"TcpOutRsts");
         faults.chain(unexpected).map(|name| format!("{name} = {}", self.get(name))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters<const N: usize>(counts: [(&str, i64); N]) -> Counters {
+        Counters(counts.map(|(name, count)| (name.into(), count)).into())
+    }
+
+    #[test]
+    fn a_block_discarded_is_a_fault_unless_it_is_a_d_sack_that_was_told_and_told_again() {
+        let blocks = |discarded, dubious| {
+            counters([("TcpExtTCPSACKDiscard", discarded), ("TcpExtTCPDSACKIgnoredDubious", dubious)])
+        };
+        let told = counters([("TcpExtTCPDSACKOldSent", 1)]);
+        assert!(blocks(2, 43).excused(&told).faults(0).is_empty());
+        for (counters, other) in [(blocks(2, 0), told.clone()), (blocks(2, 43), counters([])), (blocks(65, 99), told)] {
+            assert_eq!(counters.excused(&other).faults(0).len(), 1, "{counters:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn resets_are_faults_beyond_those_that_are_due() {
+        let two = counters([("TcpOutRsts", 2)]);
+        assert_eq!((two.faults(2).len(), two.faults(1).len()), (0, 1));
     }
 }
