@@ -57,10 +57,14 @@ volatile const u32 tcp_sum_at = 0;
 volatile const u32 ip_sum = 0;
 volatile const u32 tcp_sum = 0;
 volatile const u64 seed = 1;
+// Time a frame takes, in 1024ths of a nanosecond; 0 for as many frames as the loop makes.
+volatile const u64 gap = 0;
 
 // One program runs at a time.
 static u64 state;
 static u32 next;
+// When the next frame may be made, in 1024ths of a nanosecond.
+static u64 due;
 
 INLINE u16 fold(u32 sum)
 {
@@ -79,9 +83,23 @@ INLINE u64 random(void)
     return x * 0x2545f4914f6cdd1dULL;
 }
 
+// Whether it is time for a frame. One that is late by more than a batch of the loop is not made up for.
+INLINE int is_due(void)
+{
+    u64 now = ktime_get_boot_ns() << 10;
+    if (now < due)
+        return 0;
+    u64 earliest = now - 64 * gap;
+    due = (due < earliest ? earliest : due) + gap;
+    return 1;
+}
+
 SEC("xdp")
 int live(struct xdp_md *ctx)
 {
+    if (gap && !is_due())
+        return XDP_DROP;
+
     u8 *data = (u8 *)(u64)ctx->data;
     u8 *end = (u8 *)(u64)ctx->data_end;
     u32 index = next + 1 < frame_count ? next + 1 : 0;

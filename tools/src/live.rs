@@ -72,17 +72,18 @@ pub struct Live {
 }
 
 impl Live {
-    /// A flood of this kind: random sources out of these, ports and numbers, one frame after the other. Of IPv6 addresses
-    /// four words of 16 bits at most are random; [`Sources::ANY_V4`] keeps to an eighth of the Internet in which nothing is special.
+    /// A flood of this kind: random sources out of these, ports and numbers, one frame after the other, so many a second or as many as
+    /// the loop makes. Of IPv6 addresses four words of 16 bits at most are random; [`Sources::ANY_V4`] keeps to an eighth of
+    /// the Internet in which nothing is special. A rate is kept by waiting in the loop: the core is busy whatever it is.
     ///
     /// # Errors
     /// The loader's: no permission, a kernel that does not take the program.
-    pub fn flood(kind: Kind, target: Target, sources: Sources, seed: u64) -> io::Result<Live> {
+    pub fn flood(kind: Kind, target: Target, sources: Sources, rate: Option<f64>, seed: u64) -> io::Result<Live> {
         let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(seed));
         let mut frame = vec![0; spray.frame_len()];
         spray.stamp(&mut frame);
         let stamps = Stamps::of(&frame, kind, sources, &spray);
-        Live::load(&[(frame, 0)], &stamps, seed)
+        Live::load(&[(frame, 0)], &stamps, rate, seed)
     }
 
     /// These frames, each out of the port of its index, again and again, word for word. They are all of one length.
@@ -90,16 +91,17 @@ impl Live {
     /// # Errors
     /// The loader's, and `InvalidInput` for frames that are none, too many, too long or not of one length.
     pub fn replay(frames: &[(Vec<u8>, u32)]) -> io::Result<Live> {
-        Live::load(frames, &Stamps::default(), 1)
+        Live::load(frames, &Stamps::default(), None, 1)
     }
 
-    fn load(frames: &[(Vec<u8>, u32)], stamps: &Stamps, seed: u64) -> io::Result<Live> {
+    fn load(frames: &[(Vec<u8>, u32)], stamps: &Stamps, rate: Option<f64>, seed: u64) -> io::Result<Live> {
         let length = frames.first().map_or(0, |(frame, _)| frame.len());
         if !(34..=LONGEST).contains(&length) || frames.len() > MOST || frames.iter().any(|(f, _)| f.len() != length) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too many, too long or of several lengths"));
         }
         let count = frames.len() as u32;
         let seed = seed | 1;
+        let gap = rate.map_or(0, |rate| (1024e9 / rate).max(1.0) as u64);
         let mut ebpf = EbpfLoader::new()
             .override_global("frame_count", &count, true)
             .override_global("stamp_count", &stamps.count, true)
@@ -109,6 +111,7 @@ impl Live {
             .override_global("ip_sum", &stamps.ip_sum, true)
             .override_global("tcp_sum", &stamps.tcp_sum, true)
             .override_global("seed", &seed, true)
+            .override_global("gap", &gap, true)
             .load(PROGRAM)
             .map_err(io::Error::other)?;
         let mut table: Array<_, Frame> = Array::try_from(map(&mut ebpf, "frames")?).map_err(io::Error::other)?;

@@ -404,7 +404,7 @@ impl Job<'_> {
         }
         let not_so = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
         let index = pktio::netdev::Interface::find(name).map_err(|error| not_so(io::Error::other(error)))?.index();
-        let mut live = Live::flood(kind, target, sources, seed).map_err(not_so)?;
+        let mut live = Live::flood(kind, target, sources, None, seed).map_err(not_so)?;
         live.port(0, index).map_err(not_so)?;
         let before = interface::packets(name).ok_or_else(|| Some(format!("{name}: its counters cannot be read")))?;
         let begin = Instant::now();

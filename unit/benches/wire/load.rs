@@ -46,7 +46,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it on the last core: before all others, or after them if it is to be `gentle`, so that hosts on the same core come first.
+    /// Starts it on the last core: before all others, or, if it is to be `gentle`, in what time they leave, so that hosts on the same
+    /// core, and the kernel's reception there, come first.
     pub fn start(live: Live, gentle: bool) -> Running {
         extern "C" fn nothing(_: libc::c_int) {}
         let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
@@ -58,8 +59,13 @@ impl Running {
             let mut core = CpuSet::new();
             core.set(thread::available_parallelism().map_or(1, usize::from) - 1).expect("there is a last core");
             sched_setaffinity(Pid::from_raw(0), &core).map_err(io::Error::from)?;
-            // SAFETY: no pointers. Zero is the calling thread alone.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, if gentle { 19 } else { -20 }) };
+            let none = libc::sched_param { sched_priority: 0 };
+            // SAFETY: the structure outlives the call. Zero is the calling thread alone.
+            let done = match gentle {
+                true => unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) },
+                false => unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) },
+            };
+            nix::errno::Errno::result(done)?;
             who.store(machine::own_thread(), Ordering::Release);
             while !told.load(Ordering::Relaxed) {
                 at_work.run(MOST)?;
@@ -136,10 +142,11 @@ fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: 
 }
 
 /// The attack on the server's door.
-pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr) -> Live {
+pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr, rate: Option<f64>) -> Live {
     let target = Target { address: server, port: PORT, mac: door, from_mac: ATTACKER, vlan: None };
     let sources = if server.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
-    let mut live = Live::flood(kind, target, sources, 0x5eed).expect("the generator, as root, on Linux 5.18 or later");
+    let mut live =
+        Live::flood(kind, target, sources, rate, 0x5eed).expect("the generator, as root, on Linux 5.18 or later");
     rig.client.run(|| live.port(0, index("c0"))).expect("an interface of the rig");
     live
 }
@@ -154,7 +161,7 @@ pub fn sink(namespace: &Namespace, port: &str) -> Sink {
 pub fn ceiling(window: Duration) -> [f64; 2] {
     let rig = Rig::alone();
     let wall = sink(&rig.middle, Rig::WAN);
-    let load = Running::start(attack(&rig, [2; 6], Kind::Syn, netns::SERVER_V4), false);
+    let load = Running::start(attack(&rig, [2; 6], Kind::Syn, netns::SERVER_V4, None), false);
     let window = watch(None, &load, &|| wall.count().expect("reading a counter"), window);
     load.stop();
     [window.done as f64 / window.seconds / 1e6, window.generator.as_nanos() as f64 / window.done.max(1) as f64]
@@ -165,7 +172,7 @@ pub fn flood(middle: Middle, kind: Kind, server: IpAddr, window: Duration, frame
     let rig = Rig::alone();
     let stood = Stood::stand(&rig, middle, true);
     let sinks = [sink(&rig.client, "c0"), sink(&rig.server, "s0")];
-    let load = Running::start(attack(&rig, stood.door(), kind, server), false);
+    let load = Running::start(attack(&rig, stood.door(), kind, server, None), false);
     let answers = kind == Kind::Syn && middle.protects();
     let done = || match middle {
         // What is not answered is counted by who drops it; ours tells at the end.

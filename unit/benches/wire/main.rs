@@ -75,25 +75,26 @@ enum Part {
     Flood(&'static str, Kind, IpAddr),
     Segments,
     Peace,
-    UnderFlood,
+    /// With so many SYNs a second.
+    UnderFlood(&'static str, f64),
 }
 
 impl Part {
-    const ALL: [Part; 6] = [
+    const ALL: [Part; 7] = [
         Part::Flood("SYN -> SYN-ACK", Kind::Syn, netns::SERVER_V4),
         Part::Flood("SYN -> SYN-ACK, IPv6", Kind::Syn, netns::SERVER_V6),
         Part::Flood("bogus ACK", Kind::Ack, netns::SERVER_V4),
         Part::Segments,
         Part::Peace,
-        Part::UnderFlood,
+        Part::UnderFlood("under 0.5 Mpps", 0.5e6),
+        Part::UnderFlood("under 2 Mpps", 2e6),
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Part::Flood(name, ..) => name,
+            Part::Flood(name, ..) | Part::UnderFlood(name, _) => name,
             Part::Segments => "established, 98 B both ways",
             Part::Peace => "in peace",
-            Part::UnderFlood => "under flood",
         }
     }
 
@@ -110,7 +111,7 @@ impl Part {
                 book.rate(middle, self.name(), &rate);
             }
             Part::Peace => book.service(middle, self.name(), &hosts::in_peace(middle, span)),
-            Part::UnderFlood => book.service(middle, self.name(), &hosts::under_flood(middle, span)),
+            Part::UnderFlood(name, rate) => book.service(middle, name, &hosts::under_flood(middle, rate, span)),
         }
     }
 }
