@@ -87,7 +87,7 @@ impl Part {
         Part::Segments,
         Part::Peace,
         Part::UnderFlood("under 0.5 Mpps", 0.5e6),
-        Part::UnderFlood("under 2 Mpps", 2e6),
+        Part::UnderFlood("under 1 Mpps", 1e6),
     ];
 
     fn name(self) -> &'static str {
