@@ -457,7 +457,7 @@ impl Proxy {
         if let Parsed::Tcp(segment) = &look.parsed {
             match self.table.prefetch_flow(look.hash, segment.ends.v6) {
                 Guess::Perhaps(id) => look.place = id,
-                Guess::Elsewhere => {}
+                Guess::Elsewhere => self.answered.prefetch(look.hash),
                 Guess::Nowhere => {
                     (look.place, look.entered) = (Id::ABSENT, self.table.entered());
                     self.answered.prefetch(look.hash);
