@@ -430,12 +430,17 @@ fn a_ring_that_overflows_counts_every_frame_it_lost() {
 
 #[test]
 fn both_directions_of_a_flow_come_to_the_same_queue() {
+    [2, 4].into_iter().for_each(both_directions_come_to_the_same_of);
+}
+
+/// As many queues.
+fn both_directions_come_to_the_same_of(queues: usize) {
     let Some(world) = World::new(1500) else { return };
     let open = |role: &str, name: &'static str, queues| {
         let port = move || PacketPort::open_queues(name, queues, &PacketOptions::default()).unwrap();
         world.within(role, port).join().unwrap()
     };
-    let (mut lan, mut wan) = (open("bridge", "l1", 3), open("bridge", "w1", 3));
+    let (mut lan, mut wan) = (open("bridge", "l1", queues), open("bridge", "w1", queues));
     let (mut server, mut client) = (open("lan", "l0", 1), open("wan", "w0", 1));
     let mut pool = Pool::heap(1024, 2048, 64);
     let flows: Vec<_> =
@@ -448,14 +453,14 @@ fn both_directions_of_a_flow_come_to_the_same_queue() {
     send(&mut server[0], &mut pool, &backwards);
     let is_ours = |bytes: &[u8]| bytes.starts_with(&[2, 0, 0, 0, 0, 1]);
     let mut total = 0;
-    for queue in 0..3 {
+    for queue in 0..queues {
         let from_wan = collect(&mut wan[queue], &mut pool, 97, is_ours);
         let from_lan = collect(&mut lan[queue], &mut pool, 97, is_ours);
         let place = |all: &[Vec<u8>], bytes: &Vec<u8>| all.iter().position(|b| b == bytes).unwrap();
         let a: Vec<_> = from_wan.iter().map(|bytes| place(&outward, bytes)).collect();
         let b: Vec<_> = from_lan.iter().rev().map(|bytes| place(&inward, bytes)).collect();
-        assert_eq!(a, b, "queue {queue}");
-        assert!(a.len() > 8, "queue {queue} has {} of 96 flows", a.len());
+        assert_eq!(a, b, "queue {queue} of {queues}");
+        assert!(a.len() > 8, "queue {queue} of {queues} has {} of 96 flows", a.len());
         assert_eq!((wan[queue].capabilities().queue, lan[queue].capabilities().queue), (queue as u32, queue as u32));
         total += a.len();
     }

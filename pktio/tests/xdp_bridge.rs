@@ -87,11 +87,13 @@ fn a_frame_between_one_small_and_one_large_buffer_passes() {
 
 #[test]
 fn every_queue_has_its_worker() {
-    if is_root() {
-        carries_ping_and_tcp(
-            Links { queues: 2, ..Links::default() },
-            Options { mode: Mode::Driver, workers: 2, ..Options::default() },
-        );
+    for queues in [2, 4] {
+        if is_root() {
+            carries_ping_and_tcp(
+                Links { queues, ..Links::default() },
+                Options { mode: Mode::Driver, workers: queues as usize, ..Options::default() },
+            );
+        }
     }
 }
 
