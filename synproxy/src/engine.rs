@@ -154,7 +154,7 @@ impl Engine for Proxy {
         match order {
             Order::Hello | Order::Talk => {}
             Order::List { from, filter } => {
-                let mut connections = Vec::new();
+                let mut connections = Vec::with_capacity(Proxy::LISTED);
                 let next = self.list(from, &filter, now, |connection| connections.push(connection));
                 return Answer::Listed(connections, next);
             }

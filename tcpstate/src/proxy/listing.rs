@@ -12,10 +12,10 @@ use crate::wheel::{Ticks, tick};
 use crate::wire::Ends;
 use crate::{Instant, PerSide, Side};
 
-/// Records a slice looks at: 256 KiB in a row, some tens of microseconds.
-const LOOKED_AT: u32 = 2048;
-/// Connections a slice tells of, before it stops at the next record.
-const TOLD: usize = 256;
+/// Records a slice looks at: 128 KiB in a row, some tens of microseconds.
+const LOOKED_AT: u32 = 1024;
+/// Connections a slice tells of at most, before it stops at the next record.
+const TOLD: usize = 128;
 
 /// Which connections are meant: those that fit in every point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +88,9 @@ pub struct Connection {
 }
 
 impl Proxy {
+    /// Connections a call of [`Proxy::list`] tells of, at most.
+    pub const LISTED: usize = TOLD;
+
     /// Tells of connections that fit `filter`, from the place `cursor` on (0 to begin with), as many as cost some tens of microseconds at
     /// most; returns the place to go on from, `None` at the end.
     pub fn list(&self, cursor: u32, filter: &Filter, now: Instant, mut tell: impl FnMut(Connection)) -> Option<u32> {

@@ -21,11 +21,13 @@ const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
 pub(super) struct Queue {
     entries: VecDeque<(Id, u16)>,
     capacity: usize,
+    /// Entries behind the last that an excerpt leaves out: they stand for flows that are gone.
+    left_out: usize,
 }
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { entries: VecDeque::with_capacity(capacity), capacity }
+        Self { entries: VecDeque::with_capacity(capacity), capacity, left_out: 0 }
     }
 
     /// Whether nothing is ever kept.
@@ -33,8 +35,13 @@ impl Queue {
         self.capacity == 0
     }
 
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.entries.len() + self.left_out == self.capacity
+    }
+
     pub(super) fn push(&mut self, id: Id, generation: u16) {
-        if self.entries.len() == self.capacity {
+        if self.is_full() {
             self.entries.pop_front();
         }
         if self.capacity > 0 {
@@ -42,16 +49,19 @@ impl Queue {
         }
     }
 
-    /// A queue of `known` alone, which is so many entries from the front; if the queue is full, with as many others, all of a flow that is `gone`.
+    /// A queue of `known` alone, which is so many entries from the front; if the queue is full, with as many others, all of a flow that is
+    /// `gone`, of which those are there that a frame may put out.
     fn excerpt(&self, known: Option<(usize, (Id, u16))>, gone: (Id, u16)) -> Self {
-        let is_full = self.entries.len() == self.capacity;
-        let mut entries: VecDeque<_> = core::iter::repeat_n(gone, if is_full { self.capacity } else { 0 }).collect();
-        match known {
-            Some((at, entry)) if is_full => entries[at] = entry,
-            Some((_, entry)) => entries.push_back(entry),
-            None => {}
+        if !self.is_full() {
+            let entries = known.into_iter().map(|(_, entry)| entry).collect();
+            return Self { entries, capacity: self.capacity, left_out: 0 };
         }
-        Self { entries, capacity: self.capacity }
+        let there = self.capacity.min(known.map_or(0, |(at, _)| at + 1) + PUT_OUT);
+        let mut entries: VecDeque<_> = core::iter::repeat_n(gone, there).collect();
+        if let Some((at, entry)) = known {
+            entries[at] = entry;
+        }
+        Self { entries, capacity: self.capacity, left_out: self.capacity - there }
     }
 }
 
@@ -65,8 +75,11 @@ enum Kind {
     Opening,
 }
 
-/// How many entries of a queue an excerpt looks at for one that may go.
-const SEARCHED: usize = 4096;
+/// How many entries of a queue an excerpt looks at for one that may go: each is a flow somewhere in the table.
+const SEARCHED: usize = 256;
+
+/// Entries one frame may put out of a queue, at most.
+const PUT_OUT: usize = 16;
 
 impl Proxy {
     /// A record for new ends, on the wheel and counted; `None` when the table is full.
@@ -132,8 +145,7 @@ impl Proxy {
     /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
     #[inline(always)]
     pub(super) fn is_cache_full(&self, now: Instant) -> bool {
-        let is_full = self.half_open.entries.len() == self.half_open.capacity;
-        is_full
+        self.half_open.is_full()
             && self
                 .half_open
                 .entries
@@ -143,7 +155,7 @@ impl Proxy {
 
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
     fn half_open_has_place(&mut self, now: Instant) -> bool {
-        while self.half_open.entries.len() == self.half_open.capacity {
+        while self.half_open.is_full() {
             let Some(&(id, generation)) = self.half_open.entries.front() else { return false };
             if self.may_go(Kind::HalfOpen, id, generation) {
                 if self.is_young(id, now) {
@@ -255,7 +267,7 @@ impl Proxy {
         let kinds = [Kind::Closing, Kind::Silent, Kind::HalfOpen, Kind::Dialling, Kind::Opening];
         let queues = [&self.closing, &self.silent, &self.half_open, &self.dialling, &self.openings];
         let must_go = |kind, queue: &Queue| match kind {
-            Kind::HalfOpen => self.table.is_full() || queue.entries.len() == queue.capacity,
+            Kind::HalfOpen => self.table.is_full() || queue.is_full(),
             _ => self.table.is_full(),
         };
         let mut ids: Vec<Id> = id.into_iter().collect();
