@@ -299,7 +299,8 @@ impl Operator {
         };
         let workers = match worker {
             Some(worker) if worker >= self.post.workers() => {
-                return view::malformed(format!("there are {} workers, from 0 on", self.post.workers()));
+                let last = self.post.workers().saturating_sub(1);
+                return view::malformed(format!("there is no worker {worker}; the last is {last}"));
             }
             Some(worker) => worker..worker + 1,
             None => 0..self.post.workers(),

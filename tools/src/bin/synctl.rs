@@ -5,7 +5,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use control::{
     CaptureKind, CaptureLimits, Client, Complaint, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
 };
-use pktio::pcap::{PcapReader, Record};
+use pktio::pcap::{PcapFileError, PcapReader, Record};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ Exit status:
   1  the box refuses, or answers something else; or what was waited for has not come
   2  the command line is wrong
   4  there is no box to be reached, or several and none was named
-  5  not permitted: run as root, or as the user the box runs as";
+  5  not permitted: run as root, as the user the box runs as, or as one of its `control_group`";
 
 /// Shown below the options of `top`.
 const TOP_HELP: &str = "\
@@ -50,7 +50,7 @@ Of each kind one capture goes on at a time. It ends by `synctl capture stop`, or
 #[command(name = "synctl", version, after_help = AFTER_HELP)]
 struct Arguments {
     /// The box's control socket; not needed where only one box runs
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH", global = true, display_order = 100)]
     socket: Option<PathBuf>,
 
     #[command(subcommand)]
@@ -247,7 +247,7 @@ struct Flows {
     /// Only those whose end on the LAN is this address, or in this network (192.0.2.0/24)
     #[arg(long, value_name = "NETWORK")]
     lan: Option<String>,
-    /// Only those whose end on the WAN is
+    /// Only those whose end on the WAN is this address, or in this network
     #[arg(long, value_name = "NETWORK")]
     wan: Option<String>,
     /// Only those of this port on the LAN
@@ -480,7 +480,7 @@ fn digits(frame: &str) -> Result<String, Failure> {
     let Some((file, number @ 1..)) = parsed else {
         return Err(Failure::Input(format!("expected pcap:FILE:N, with N from 1 on, but this is {frame:?}")));
     };
-    let unread = |error| Failure::Input(format!("{file}: {error}"));
+    let unread = |error: PcapFileError| Failure::Input(error.to_string());
     let mut reader = PcapReader::open(file).map_err(unread)?;
     let mut record = Record::default();
     for _ in 0..number {
