@@ -158,13 +158,7 @@ fn open_pair(
     // One slot always stays the kernel's.
     let slots = options.netmap_slots.map(|slots| slots.max(2));
     let wish = Wish { queue, queues: workers, memory: 0, slots, extra: options.frames_per_port as u32 };
-    let lan = register(names[0], wish)?;
-    // A switch's port lies in memory of its own unless it is told where.
-    let beside = Wish { memory: lan.memory, extra: 0, ..wish };
-    let wan = match names[1].1 {
-        Name::Switch(_) => register(names[1], beside).or_else(|_| register(names[1], Wish { memory: 0, ..beside }))?,
-        Name::Interface(_) | Name::Pipe { .. } => register(names[1], Wish { memory: 0, ..beside })?,
-    };
+    let (lan, wan) = register_both(names, wish)?;
     for (port, (name, _)) in [(&lan, names[0]), (&wan, names[1])] {
         if port.queues <= queue {
             return Err(OpenError::Unsupported {
@@ -208,6 +202,34 @@ fn open_pair(
         Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) })
     };
     Ok(Pair { lan: boxed(lan_port, lan_can), wan: boxed(wan_port, wan_can), pool })
+}
+
+/// Registers both ports, the first one with the extra buffers.
+fn register_both(names: [(&str, Name<'_>); 2], wish: Wish) -> Result<(Registered, Registered), OpenError> {
+    let lan = register(names[0], wish)?;
+    let alone = Wish { extra: 0, ..wish };
+    let wan = match names[1].1 {
+        // A switch's port lies in memory of its own unless it is told where.
+        Name::Switch(_) => {
+            register(names[1], Wish { memory: lan.memory, ..alone }).or_else(|_| register(names[1], alone))
+        }
+        Name::Interface(_) | Name::Pipe { .. } => register(names[1], alone),
+    };
+    let (lan, wan) = match wan {
+        // The extra buffers may be all there were, and none be left for rings: those of both come first then.
+        Err(_) if lan.extra < wish.extra => {
+            drop(lan);
+            let wan = register(names[1], alone)?;
+            (register(names[0], wish)?, wan)
+        }
+        wan => (lan, wan?),
+    };
+    if lan.memory == wan.memory {
+        return Ok((lan, wan));
+    }
+    // Extra buffers are for frames that change places, and here they cannot.
+    drop(lan);
+    Ok((register(names[0], alone)?, wan))
 }
 
 /// The log is to say how long the rings are; those of all queues are the same.

@@ -11,7 +11,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use netmap_sys::netmap::{
-    IFNAMSIZ, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_REG_ONE_NIC,
+    IFNAMSIZ, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_EXCLUSIVE, NR_REG_ONE_NIC,
     NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE, netmap_if, netmap_ring, nmreq,
 };
 
@@ -98,7 +98,8 @@ impl Registered {
         [request.nr_rx_slots, request.nr_tx_slots] = wish.slots;
         // Sleeping for frames is not to send any: that is what `flush` is for.
         request.nr_ringid = ring & NETMAP_RING_MASK as u16 | NETMAP_NO_TX_POLL as u16;
-        request.nr_flags = mode;
+        // Without this the module gives the same rings to whoever asks, and two would move one head.
+        request.nr_flags = mode | NR_EXCLUSIVE;
         request.nr_arg2 = wish.memory;
         request.nr_arg3 = wish.extra;
         let register = |version| {
@@ -135,9 +136,10 @@ pub(super) struct Memory {
     buffer: usize,
     /// Where the buffer with number 0 lies, in bytes from the memory's beginning.
     buffers: usize,
-    /// Where the list of extra buffers begins that goes back to the kernel.
-    extra: NonNull<u32>,
-    /// Kept open as long as the memory is used; closing them ends the ports.
+    /// Where the list of extra buffers begins that goes back to the kernel; in the first port's structure, once that is found.
+    extra: Option<NonNull<u32>>,
+    /// Kept open as long as the memory is used; closing them ends the ports. It is mapped by the descriptor of the last one, so that the
+    /// others can be closed before.
     ports: Vec<Registered>,
 }
 
@@ -166,7 +168,7 @@ impl Memory {
     ///
     /// The kernel's; `InvalidData` when what it says of the memory cannot be.
     pub fn map(ports: Vec<Registered>) -> io::Result<(Memory, Vec<Rings>)> {
-        let (size, fd) = (ports[0].size, ports[0].device.as_raw_fd());
+        let (size, fd) = (ports[0].size, ports[ports.len() - 1].device.as_raw_fd());
         // SAFETY: a new mapping anywhere; its length is what the kernel said.
         let base =
             unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) };
@@ -174,12 +176,12 @@ impl Memory {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| broken("the mapping"))?;
-        let mut memory = Memory { base, size, buffer: 0, buffers: 0, extra: base.cast(), ports };
+        let mut memory = Memory { base, size, buffer: 0, buffers: 0, extra: None, ports };
         let rings = (0..memory.ports.len()).map(|i| memory.rings(i)).collect::<io::Result<Vec<_>>>()?;
         let Buffers { base: first, size: buffer, .. } = rings[0].buffers;
         memory.buffer = buffer;
         memory.buffers = first.as_ptr() as usize - base.as_ptr() as usize;
-        memory.extra = memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?;
+        memory.extra = Some(memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?);
         Ok((memory, rings))
     }
 
@@ -236,8 +238,9 @@ impl Memory {
     /// Takes the list of extra buffers: their offsets from the first buffer.
     pub fn take_extra(&self, buffers: Buffers) -> Vec<usize> {
         let mut taken = Vec::new();
+        let Some(extra) = self.extra else { return taken };
         // SAFETY: the field lies inside the mapping; nobody else reads or writes it while the port is ours.
-        let mut next = unsafe { self.extra.read() };
+        let mut next = unsafe { extra.read() };
         while (2..buffers.count).contains(&next) && taken.len() < self.ports[0].extra as usize {
             let offset = next as usize * buffers.size;
             taken.push(offset);
@@ -245,7 +248,7 @@ impl Memory {
             next = unsafe { buffers.base.add(offset).cast::<u32>().read() };
         }
         // SAFETY: as above.
-        unsafe { self.extra.write(0) };
+        unsafe { extra.write(0) };
         taken
     }
 }
@@ -253,6 +256,7 @@ impl Memory {
 impl Keeper for Memory {
     /// The kernel takes buffers beyond those in the rings back by a list, each saying which is the next.
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
+        let Some(extra) = self.extra else { return };
         let mut next = 0;
         for offset in idle {
             // SAFETY: the buffer lies in the mapping and is nobody's any more.
@@ -260,12 +264,25 @@ impl Keeper for Memory {
             next = (offset / self.buffer) as u32;
         }
         // SAFETY: the field lies inside the mapping; the kernel reads it when the port is closed.
-        unsafe { self.extra.write(next) };
+        unsafe { extra.write(next) };
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if let (Some(extra), 2..) = (self.extra, self.ports.len()) {
+            // SAFETY: the field lies inside the mapping, which outlives this port.
+            let list = unsafe { extra.read_volatile() };
+            drop(self.ports.remove(0));
+            // The module has taken the list back and leaves it written where it was: an interface that is plugged into a switch next, and
+            // gets this structure, would give back at its end what may be somebody else's by then.
+            // SAFETY: as above.
+            unsafe {
+                if extra.read_volatile() == list {
+                    extra.write_volatile(0);
+                }
+            }
+        }
         // SAFETY: mapped with this length in `map`; whoever uses the memory keeps this alive.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
     }
@@ -303,5 +320,122 @@ impl Kernel for Module {
 
     fn descriptor(&self) -> Option<RawFd> {
         Some(self.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::FromRawFd;
+
+    /// A memory as the module lays it out, and where its parts are: one ring pair of four slots, and one to the host.
+    const SIZE: usize = 1 << 16;
+    const INTERFACE: usize = 256;
+    const RINGS: usize = INTERFACE + size_of::<netmap_if>();
+    const TRANSMIT: usize = 1024;
+    const RECEIVE: usize = 2048;
+    const BUFFERS: usize = 8192;
+    const BUFFER: usize = 512;
+
+    fn put<T: Copy>(memory: &mut [u8], at: usize, value: T) {
+        // SAFETY: plain numbers, of which all bytes are written; the slice is as long as they need.
+        unsafe { memory[at..at + size_of::<T>()].as_mut_ptr().cast::<T>().write_unaligned(value) };
+    }
+
+    /// What the module answers, and the memory behind its descriptor, with something changed.
+    fn registered(extra: u32, change: impl FnOnce(&mut [u8])) -> Registered {
+        use std::mem::offset_of;
+        let mut memory = vec![0; SIZE];
+        put(&mut memory, INTERFACE + offset_of!(netmap_if, ni_tx_rings), 1u32);
+        put(&mut memory, INTERFACE + offset_of!(netmap_if, ni_spare1), 1u32);
+        for (place, ring) in [(0, TRANSMIT), (2, RECEIVE)] {
+            put(&mut memory, RINGS + 8 * place, (ring - INTERFACE) as i64);
+            put(&mut memory, ring + offset_of!(netmap_ring, buf_ofs), (BUFFERS - ring) as i64);
+            put(&mut memory, ring + offset_of!(netmap_ring, num_slots), 4u32);
+            put(&mut memory, ring + offset_of!(netmap_ring, nr_buf_size), BUFFER as u32);
+        }
+        // Three extra buffers, each of which says which is the next.
+        put(&mut memory, INTERFACE + offset_of!(netmap_if, ni_bufs_head), 20u32);
+        for (buffer, next) in [(20, 22u32), (22, 21), (21, 0)] {
+            put(&mut memory, BUFFERS + buffer * BUFFER, next);
+        }
+        change(&mut memory);
+        // SAFETY: the name ends with a zero; the descriptor is new, and nobody else's.
+        let mut device = unsafe { File::from_raw_fd(libc::memfd_create(c"netmap".as_ptr(), 0)) };
+        device.write_all(&memory).expect("memory");
+        Registered { device, interface: INTERFACE, size: SIZE, memory: 1, queues: 1, queue: 0, extra, judges_mtu: true }
+    }
+
+    #[test]
+    fn extra_buffers_are_taken_from_the_list_and_go_back_by_one() {
+        let number = |at: &[usize]| at.iter().map(|at| at / BUFFER).collect::<Vec<_>>();
+        let (memory, rings) = Memory::map(vec![registered(3, |_| ())]).expect("a memory");
+        let buffers = rings[0].buffers;
+        assert_eq!((buffers.size, buffers.count as usize), (BUFFER, (SIZE - BUFFERS) / BUFFER));
+        let taken = memory.take_extra(buffers);
+        assert_eq!(number(&taken), [20, 22, 21]);
+        assert_eq!(memory.take_extra(buffers), [], "they are ours now");
+        // Others lie in the rings meanwhile.
+        memory.regain(&mut [40, 21, 30].map(|number| number * BUFFER).into_iter());
+        assert_eq!(number(&memory.take_extra(buffers)), [30, 21, 40]);
+
+        let (memory, rings) = Memory::map(vec![registered(2, |_| ())]).expect("a memory");
+        assert_eq!(number(&memory.take_extra(rings[0].buffers)), [20, 22], "no more than were granted");
+    }
+
+    #[test]
+    fn the_list_that_was_given_back_is_not_left_for_whoever_comes_next() {
+        use std::os::unix::fs::FileExt;
+        let (first, mut second) = (registered(3, |_| ()), registered(0, |_| ()));
+        // One memory, two ports: the second one's descriptor is another way to it.
+        second.device = first.device.try_clone().expect("a descriptor");
+        let look = first.device.try_clone().expect("a descriptor");
+        let list = || {
+            let mut head = [0; 4];
+            let at = INTERFACE + std::mem::offset_of!(netmap_if, ni_bufs_head);
+            look.read_exact_at(&mut head, at as u64).expect("memory");
+            u32::from_ne_bytes(head)
+        };
+        let (memory, _) = Memory::map(vec![first, second]).expect("a memory");
+        memory.regain(&mut [40, 21].map(|number| number * BUFFER).into_iter());
+        assert_eq!(list(), 21, "the module reads it when the port is closed");
+        drop(memory);
+        assert_eq!(list(), 0);
+    }
+
+    #[test]
+    fn what_would_lie_outside_the_memory_is_refused() {
+        use std::mem::offset_of;
+        let map = |change: &dyn Fn(&mut [u8])| Memory::map(vec![registered(0, change)]).map(drop);
+        assert!(map(&|_| ()).is_ok());
+        let offsets = [0, 1, -1, i64::MIN, i64::MAX, SIZE as i64, (SIZE - INTERFACE - 64) as i64];
+        for (place, offset) in [0, 2].into_iter().flat_map(|place| offsets.map(|offset| (place, offset))) {
+            let refused = map(&|memory| put(memory, RINGS + 8 * place, offset)).expect_err("a ring outside");
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "ring {place} at {offset}");
+        }
+        for offset in [-(RECEIVE as i64) - 64, SIZE as i64, i64::MAX, 7] {
+            let refused = map(&|memory| put(memory, RECEIVE + offset_of!(netmap_ring, buf_ofs), offset));
+            assert_eq!(refused.expect_err("buffers outside").kind(), io::ErrorKind::InvalidData, "at {offset}");
+        }
+        for (field, values) in [
+            (offset_of!(netmap_ring, nr_buf_size), [0, 63, 100, u32::MAX]),
+            (offset_of!(netmap_ring, num_slots), [0, 1, u32::MAX, 1 << 16]),
+        ] {
+            for value in values {
+                let refused = map(&|memory| put(memory, TRANSMIT + field, value)).expect_err("such a ring");
+                assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{value} at {field}");
+            }
+        }
+        for rings in [5, 1 << 20, u32::MAX] {
+            let of_many = |memory: &mut [u8]| put(memory, INTERFACE + offset_of!(netmap_if, ni_tx_rings), rings);
+            assert!(map(&of_many).is_err(), "a list of {rings} rings");
+        }
+        let mut outside = registered(0, |_| ());
+        outside.interface = SIZE - 8;
+        assert_eq!(
+            Memory::map(vec![outside]).map(drop).expect_err("a list outside").kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }
