@@ -49,6 +49,7 @@ fn inside(lab: &mut Lab) {
     let (status, said) = lab.guest.run_for(line, INSIDE);
     print!("{said}");
     assert_eq!(status, 0, "the tests inside failed");
+    lab.guest.expect_calm();
 }
 
 /// Cards whose driver knows netmap: frames change places between their rings.

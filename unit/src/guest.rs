@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const END: &str = "@@ ";
 
 /// What a kernel prints when something is wrong with it.
-const ALARMS: [&str; 9] = [
+const ALARMS: [&str; 10] = [
     "BUG",
     "WARNING:",
     "Out of memory",
@@ -36,6 +36,7 @@ const ALARMS: [&str; 9] = [
     "soft lockup",
     "stall",
     "allocation failure",
+    "double free",
 ];
 
 /// The process id of the guest that runs, for whoever has to end in a hurry; 0 if none does.

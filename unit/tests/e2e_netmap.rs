@@ -168,6 +168,49 @@ fn killed_it_leaves_its_ports_to_the_kernel_and_to_the_next_one() {
     stop(proxy);
 }
 
+/// Why the proxy does not start on these ports.
+fn refused(rig: &Rig, ports: [&str; 2]) -> String {
+    let mut proxy = rig.middle.command(program("synproxy"));
+    let said = proxy.args(["--no-pin", "--control=none"]).args(ports).output().expect("running it");
+    let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success(), "{ports:?}: {complaint}");
+    complaint.lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_port_that_somebody_has_is_nobody_elses() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    let rig = Rig::alone();
+    for Way { lan, wan, .. } in WAYS {
+        let proxy = start(&rig, lan, wan, "", &[]);
+        for ports in [[lan, "vale7:1"], ["vale7:1", wan]] {
+            let complaint = refused(&rig, ports);
+            assert!(complaint.contains("in use by another netmap program"), "{ports:?}: {complaint}");
+            println!("  {complaint}");
+        }
+        stop(proxy);
+    }
+}
+
+#[test]
+fn with_few_buffers_it_says_how_many_and_with_too_few_what_to_raise() {
+    let Some(_module) = module(Adapter::Generic) else { return };
+    let rig = Rig::alone();
+    {
+        let _few = Parameters::set(&[("buf_num", 9_000)]);
+        let proxy = start(&rig, "netmap:lan0", "netmap:wan0", netns::CACHE_ON, &[]);
+        let told = proxy.log().into_iter().find(|line| line.contains("spare buffers instead of 8192"));
+        let told = told.unwrap_or_else(|| panic!("{}", proxy.log().join("\n")));
+        println!("  the log says: {}", told.split_once("INFO").map_or(told.as_str(), |(_, told)| told.trim()));
+        exchange_every_way(&rig, "few buffers", MB / 4);
+        stop(proxy);
+    }
+    let _too_few = Parameters::set(&[("buf_num", 4_200)]);
+    let complaint = refused(&rig, ["netmap:lan0", "netmap:wan0"]);
+    println!("  {complaint}");
+    assert!(complaint.contains("buf_num"), "{complaint}");
+}
+
 /// Parameters of the module that are put back when this is dropped. Its memory has them from the next time that nobody uses it.
 struct Parameters(Vec<(&'static str, String)>);
 
@@ -196,15 +239,9 @@ fn frames_of_9000_bytes_cross_a_veth_in_buffers_that_hold_them_and_else_the_modu
     for adapter in [Adapter::Native, Adapter::Generic] {
         let Some(_module) = module(adapter) else { return };
         let rig = Rig::with_mtu(9000);
-        let mut proxy = rig.middle.command(program("synproxy"));
-        let said =
-            proxy.args(["--no-pin", "--control=none", "netmap:lan0", "netmap:wan0"]).output().expect("running it");
-        let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
-        assert!(
-            !said.status.success() && complaint.contains("buffers shorter than its MTU"),
-            "{adapter:?}: {complaint}"
-        );
-        println!("  {adapter:?}, MTU 9000, buffers of 2048 bytes: {}", complaint.lines().last().unwrap_or_default());
+        let complaint = refused(&rig, ["netmap:lan0", "netmap:wan0"]);
+        assert!(complaint.contains("buffers shorter than its MTU"), "{adapter:?}: {complaint}");
+        println!("  {adapter:?}, MTU 9000, buffers of 2048 bytes: {complaint}");
     }
     let Some(_module) = module(Adapter::Generic) else { return };
     // As much memory as there was with buffers of 2048 bytes would be too much for a small machine.
