@@ -140,6 +140,8 @@ fn plug(lab: &mut Lab) {
     for port in SWITCHED {
         lab.guest.sh(&format!("vale-ctl -a {port}; ip link set {} promisc on", &port[6..]));
     }
+    // A card that changes to netmap loses its link for a while.
+    lab.guest.sh("until grep -q 1 /sys/class/net/lan0/carrier && grep -q 1 /sys/class/net/wan0/carrier; do sleep 0.1; done; sleep 1");
 }
 
 /// The cards are cards again.
