@@ -251,8 +251,10 @@ impl Tcp {
         let acknowledges_syn = flags.has(Flags::ACK) && segment.ack == self.iss + 1;
         match self.phase {
             Phase::Over(end) => {
-                // The peer did not hear that its end of the connection was (RFC 9293 section 3.10.7.4, TIME-WAIT).
-                self.owes |= end == End::Finished && segment.flags.has(Flags::FIN);
+                // The peer did not hear that all of it has come, and repeats what may be far from its end
+                // (RFC 9293 section 3.10.7.4, TIME-WAIT).
+                let repeats = flags.has(Flags::FIN) || segment.payload_len() > 0;
+                self.owes |= end == End::Finished && repeats;
                 return heard;
             }
             Phase::SynSent => {
