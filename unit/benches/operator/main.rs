@@ -33,7 +33,7 @@ fn main() {
     let mut client = Client::connect(&socket).expect("a box listens");
     fill(&rig, &mut client, flows);
 
-    println!("{:<52}{:>10}{:>12}{:>16}", "", "answers", "seconds", "longest turn, µs");
+    println!("{:<52}{:>10}{:>12}{:>20}", "", "answers", "seconds", "longest turn, µs");
     let everything = FlowFilter::default();
     let nothing = FlowFilter { lan_port: Some(1), ..FlowFilter::default() };
     let few = FlowFilter { lan: Some("203.0.0.0/12".into()), ..FlowFilter::default() };
@@ -121,7 +121,7 @@ fn tell(client: &mut Client, what: &str, command: &str, ask: impl FnOnce(&mut Cl
     // Workers show their counters ten times a second.
     std::thread::sleep(Duration::from_millis(300));
     let longest = stats(client).total.orders[command] as f64 / 1e3;
-    println!("{what:<52}{answers:>10}{seconds:>12.3}{longest:>16.1}");
+    println!("{what:<52}{answers:>10}{seconds:>12.3}{longest:>20.1}");
 }
 
 fn stats(client: &mut Client) -> Stats {
