@@ -16,7 +16,8 @@ volatile const u32 sheds = 0;
 volatile const u64 key0 = 0;
 volatile const u64 key1 = 0;
 
-// Per receive queue: the level its worker has set, and what was dropped by it. A cache line each.
+// Per receive queue: the level its worker has set, with the share of fresh calls that pass all the same (256ths) eight bits
+// further up, and what was dropped by it. A cache line each.
 struct control {
     u64 level;
     u64 fresh;
@@ -241,7 +242,8 @@ INLINE int is_shed(struct xdp_md *ctx)
     struct control *own = map_lookup_elem(&control, &queue);
     if (!own)
         return 0;
-    u64 level = *(volatile u64 *)&own->level;
+    u64 word = *(volatile u64 *)&own->level;
+    u64 level = word & 0xff;
     if (!level)
         return 0;
     struct call call;
@@ -252,7 +254,11 @@ INLINE int is_shed(struct xdp_md *ctx)
     if (is_favoured(source, now))
         return 0;
     call.whole[0] = source;
-    if (!is_repeated(siphash(call.whole, 4), now)) {
+    u64 hash = siphash(call.whole, 4);
+    if (!is_repeated(hash, now)) {
+        // The top bits of the hash, which are used for nothing else.
+        if (hash >> 56 < word >> 8)
+            return 0;
         __sync_fetch_and_add(&own->fresh, 1);
         return 1;
     }

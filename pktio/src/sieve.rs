@@ -1,7 +1,7 @@
 //! What is left out while a worker cannot keep up: the rule, and the two memories it needs.
 //!
-//! A call of a source that has never proved itself is dropped when it is seen for the first time, and at the second level
-//! also when it is repeated. Nothing else ever is. An AF_XDP port follows this rule in its program, before a frame takes a
+//! A call of a source that has never proved itself is dropped when it is seen for the first time, but for a share that the worker has time
+//! for, and at the second level also when it is repeated. Nothing else ever is. An AF_XDP port follows this rule in its program, before a frame takes a
 //! buffer (`bpf/shed.h`, which has the constants of this file); for ports without a program the worker does, with a [`Sieve`].
 //! What a call is, and who has proved itself, others know.
 
@@ -9,16 +9,26 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How much of what opens connections is left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
     /// Nothing.
     #[default]
     Nothing,
-    /// Calls of unproved sources, when they are seen for the first time.
-    Fresh,
-    /// Those that are repeated, too.
+    /// Calls of unproved sources, when they are seen for the first time; so many 256ths of them pass all the same.
+    Fresh(u8),
+    /// All of these, and those that are repeated, too.
     Repeated,
+}
+
+impl Level {
+    /// The word by which a program is told.
+    pub(crate) fn word(self) -> u64 {
+        match self {
+            Level::Nothing => 0,
+            Level::Fresh(share) => 1 | u64::from(share) << 8,
+            Level::Repeated => 2,
+        }
+    }
 }
 
 /// What becomes of a call.
@@ -148,6 +158,8 @@ impl Sieve {
             return Sifted::Passed;
         }
         match (self.recent.again(call, nanos), level) {
+            // The top bits of the hash, which are used for nothing else.
+            (false, Level::Fresh(share)) if call >> 56 < u64::from(share) => Sifted::Passed,
             (false, _) => Sifted::Fresh,
             (true, Level::Repeated) => Sifted::Repeated,
             (true, _) => Sifted::Passed,
@@ -181,26 +193,26 @@ mod tests {
     fn a_stranger_passes_when_it_repeats_itself_after_a_second_and_not_at_once() {
         let mut sieve = Sieve::default();
         let mut sift = |level, after| sieve.sift(level, hash(1), hash(2), START + after);
-        assert_eq!(sift(Level::Fresh, 0), Sifted::Fresh);
-        assert_eq!(sift(Level::Fresh, 1_000_000), Sifted::Fresh, "a copy sent at once is no sign of life");
-        assert_eq!(sift(Level::Fresh, SECOND), Sifted::Passed);
-        assert_eq!(sift(Level::Fresh, 3 * SECOND), Sifted::Passed, "and two seconds later");
+        assert_eq!(sift(Level::Fresh(0), 0), Sifted::Fresh);
+        assert_eq!(sift(Level::Fresh(0), 1_000_000), Sifted::Fresh, "a copy sent at once is no sign of life");
+        assert_eq!(sift(Level::Fresh(0), SECOND), Sifted::Passed);
+        assert_eq!(sift(Level::Fresh(0), 3 * SECOND), Sifted::Passed, "and two seconds later");
         assert_eq!(sift(Level::Repeated, 5 * SECOND), Sifted::Repeated);
-        assert_eq!(sift(Level::Fresh, 60 * SECOND), Sifted::Fresh, "that is another call");
+        assert_eq!(sift(Level::Fresh(0), 60 * SECOND), Sifted::Fresh, "that is another call");
     }
 
     #[test]
     fn a_source_that_has_proved_itself_passes_at_every_level_for_two_generations() {
         let mut sieve = Sieve::default();
         sieve.favour(hash(1), START);
-        for level in [Level::Fresh, Level::Repeated] {
+        for level in [Level::Fresh(0), Level::Repeated] {
             assert_eq!(sieve.sift(level, hash(1), hash(2), START + 500 * SECOND), Sifted::Passed);
             assert_eq!(sieve.sift(level, hash(3), hash(4), START), Sifted::Fresh);
         }
-        assert_eq!(sieve.sift(Level::Fresh, hash(1), hash(2), START + 1200 * SECOND), Sifted::Fresh);
+        assert_eq!(sieve.sift(Level::Fresh(0), hash(1), hash(2), START + 1200 * SECOND), Sifted::Fresh);
         let later = START + 1200 * SECOND;
         sieve.favour(hash(1), later);
-        assert_eq!(sieve.sift(Level::Fresh, hash(1), hash(5), later), Sifted::Passed);
+        assert_eq!(sieve.sift(Level::Fresh(0), hash(1), hash(5), later), Sifted::Passed);
     }
 
     #[test]
@@ -214,9 +226,20 @@ mod tests {
         for n in 0..3_000_000u64 {
             let n = n + (1 << 40);
             let now = START + (n & 0xff_ffff) * 1000;
-            passed += u64::from(sieve.sift(Level::Fresh, hash(n), hash(!n), now) == Sifted::Passed);
+            passed += u64::from(sieve.sift(Level::Fresh(0), hash(n), hash(!n), now) == Sifted::Passed);
         }
         assert!(passed < 30_000, "{passed} of three million");
+    }
+
+    #[test]
+    fn so_large_a_share_of_fresh_calls_passes() {
+        for share in [1, 64, 255] {
+            let mut sieve = Sieve::default();
+            let sift = |n| sieve.sift(Level::Fresh(share), hash(n), hash(!n), START);
+            let passed = (0..64_000).map(sift).filter(|sifted| *sifted == Sifted::Passed).count();
+            let due = 250 * usize::from(share);
+            assert!(passed.abs_diff(due) < 40 + due / 20, "{passed} of 64000, where {due} were due");
+        }
     }
 
     #[test]
@@ -224,13 +247,13 @@ mod tests {
         let mut sieve = Sieve::default();
         let mut now = START;
         for client in 0..200 {
-            assert_eq!(sieve.sift(Level::Fresh, hash(client), hash(client), now + client), Sifted::Fresh);
+            assert_eq!(sieve.sift(Level::Fresh(0), hash(client), hash(client), now + client), Sifted::Fresh);
         }
         for n in 0..1_000_000u64 {
             let n = n + (1 << 40);
-            sieve.sift(Level::Fresh, hash(n), hash(!n), now);
+            sieve.sift(Level::Fresh(0), hash(n), hash(!n), now);
             now += 1000;
         }
-        assert!((0..200).all(|client| sieve.sift(Level::Fresh, hash(client), hash(client), now) == Sifted::Passed));
+        assert!((0..200).all(|client| sieve.sift(Level::Fresh(0), hash(client), hash(client), now) == Sifted::Passed));
     }
 }

@@ -869,7 +869,7 @@ impl Port for XdpPort {
 
     fn shed(&mut self, level: Level) -> bool {
         let Some(valve) = &self.valve else { return false };
-        valve.control(self.capabilities.queue, 0).store(level as u64, Ordering::Relaxed);
+        valve.control(self.capabilities.queue, 0).store(level.word(), Ordering::Relaxed);
         true
     }
 
@@ -1032,7 +1032,7 @@ mod tests {
     }
 
     fn set(valve: &Valve, level: Level) {
-        valve.control(0, 0).store(level as u64, Ordering::Relaxed);
+        valve.control(0, 0).store(level.word(), Ordering::Relaxed);
     }
 
     #[test]
@@ -1049,7 +1049,7 @@ mod tests {
             v6(&[0, 60, 43], 1, 7, SYN),
         ];
         assert_eq!(left_out(&ebpf, &valve, &calls), (0, 0), "there is no pressure");
-        set(&valve, Level::Fresh);
+        set(&valve, Level::Fresh(0));
         assert_eq!(left_out(&ebpf, &valve, &calls), (calls.len() as u64, 0));
 
         let mut others: Vec<Vec<u8>> =
@@ -1072,7 +1072,7 @@ mod tests {
     #[test]
     fn the_program_passes_every_call_that_is_cut_off() {
         let Some((ebpf, valve)) = program() else { return };
-        set(&valve, Level::Fresh);
+        set(&valve, Level::Fresh(0));
         for whole in [v4(&[0x8100], 8, [192, 0, 2, 1], 1, SYN), v6(&[0, 60], 1, 1, SYN)] {
             let cut: Vec<Vec<u8>> = (14..whole.len()).map(|len| whole[..len].to_vec()).collect();
             assert_eq!(left_out(&ebpf, &valve, &cut), (0, 0));
@@ -1083,7 +1083,7 @@ mod tests {
     #[test]
     fn the_program_passes_repeated_calls_and_proved_sources() {
         let Some((ebpf, valve)) = program() else { return };
-        set(&valve, Level::Fresh);
+        set(&valve, Level::Fresh(0));
         let call = [v4(&[], 0, [192, 0, 2, 1], 1, SYN), v6(&[], 1, 1, SYN)];
         assert_eq!(left_out(&ebpf, &valve, &call), (2, 0));
         thread::sleep(Duration::from_millis(1000));
@@ -1092,6 +1092,13 @@ mod tests {
             left_out(&ebpf, &valve, &[v4(&[], 0, [192, 0, 2, 1], 2, SYN)]),
             (1, 0),
             "another number, another call"
+        );
+        let many: Vec<Vec<u8>> = (0..2560).map(|n| v4(&[], 0, [192, 0, 2, 1], 100 + n, SYN)).collect();
+        set(&valve, Level::Fresh(64));
+        let left_out_of_many = left_out(&ebpf, &valve, &many).0;
+        assert!(
+            (1800..2040).contains(&left_out_of_many),
+            "{left_out_of_many} of 2560 were left out, not three in four"
         );
         set(&valve, Level::Repeated);
         thread::sleep(Duration::from_millis(1000));

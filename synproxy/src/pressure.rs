@@ -1,9 +1,9 @@
 //! How hard a worker is pressed, and how much of what opens connections is left out for it.
 //!
 //! A worker that finds a full batch at the WAN turn after turn, or whose rings overflow, has no time for everything. If
-//! calls are a good part of what it is given, they are what is left out (`pktio::sieve` says which). Whether they may
-//! come back is told by reckoning, not by trying: only when what is left out now, together with what comes in, would
-//! be less than the worker could last do.
+//! calls are a good part of what it is given, they are what is left out (`pktio::sieve` says which), but for as many fresh
+//! ones as leave it three quarters of its time. Whether all may come back is told by reckoning, not by trying: only when what is left out
+//! now, together with what comes in, would be less than the worker could last do.
 
 use pktio::Level;
 use std::time::Duration;
@@ -23,6 +23,10 @@ const CALM: Duration = Duration::from_millis(200);
 
 /// Calls are a good part of the load from one frame in so many; below that leaving them out would not help.
 const GOOD_PART: u64 = 8;
+
+/// Fresh calls pass until this fraction (one in so many) of what a worker can do is taken, whatever by. The rest is for those who came before: with
+/// half of it, connections next to the flood were a third slower.
+const TAKEN: u64 = 4;
 
 /// What has been counted by the end of a window, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,8 +96,8 @@ impl Pressure {
         }
         self.pressed = if behind && change.calls * GOOD_PART >= frames { self.pressed + 1 } else { 0 };
         let raised = match self.level {
-            Level::Nothing if self.pressed >= ALARM => Level::Fresh,
-            Level::Fresh if self.pressed >= DESPAIR => Level::Repeated,
+            Level::Nothing if self.pressed >= ALARM => Level::Fresh(0),
+            Level::Fresh(0) if self.pressed >= DESPAIR => Level::Repeated,
             level => level,
         };
         if raised != self.level {
@@ -102,8 +106,8 @@ impl Pressure {
 
         let (left_out, lower) = match self.level {
             Level::Nothing => return None,
-            Level::Fresh => (change.shed[0], Level::Nothing),
-            Level::Repeated => (change.shed[1], Level::Fresh),
+            Level::Fresh(_) => (change.shed[0], Level::Nothing),
+            Level::Repeated => (change.shed[1], Level::Fresh(0)),
         };
         // A worker that was interrupted has underrated itself; a hundredth more a second lets it find out.
         self.capacity += self.capacity / 16_384;
@@ -111,10 +115,16 @@ impl Pressure {
         let bearable = a_second(frames + left_out) < self.capacity / 4 * 3;
         if behind || !(few || bearable) {
             self.calm_since = None;
-            return None;
+        } else if now.since(*self.calm_since.get_or_insert(now)) >= CALM {
+            return self.change(lower);
         }
-        let calm_since = *self.calm_since.get_or_insert(now);
-        if now.since(calm_since) >= CALM { self.change(lower) } else { None }
+        let Level::Fresh(share) = self.level else { return None };
+        let due = match behind {
+            true => share / 2,
+            false => share_due(share, left_out, frames, self.capacity * passed / 1_000_000 / TAKEN),
+        };
+        self.level = Level::Fresh(due);
+        (due != share).then_some(self.level)
     }
 
     fn change(&mut self, level: Level) -> Option<Level> {
@@ -123,6 +133,16 @@ impl Pressure {
         self.calm_since = None;
         Some(level)
     }
+}
+
+/// The share of fresh calls to let through next, in 256ths, if it was `share` in a window in which so many were left out and `frames` came in,
+/// where `bearable` frames would have been right.
+fn share_due(share: u8, left_out: u64, frames: u64, bearable: u64) -> u8 {
+    let fresh = left_out * 256 / (256 - u64::from(share));
+    let others = frames.saturating_sub(fresh - left_out);
+    let due = bearable.saturating_sub(others) * 256 / fresh.max(1);
+    // Less at once, more by and by.
+    due.min(255).min(u64::from(share) + (due.saturating_sub(share.into())).div_ceil(8)) as u8
 }
 
 #[cfg(test)]
@@ -138,7 +158,7 @@ mod tests {
         seen: Seen,
         /// Frames that come a second: fresh calls, repeated ones, others.
         load: [u64; 3],
-        /// Every level there was, in order.
+        /// Every level there was, in order, whatever its share.
         levels: Vec<Level>,
     }
 
@@ -154,12 +174,13 @@ mod tests {
             let end = self.now + time.as_micros() as u64;
             while self.now < end {
                 let [mut fresh, mut repeated, others] = self.load.map(|rate| rate / 10_000);
-                if self.pressure.level >= Level::Fresh {
-                    self.seen.shed[0] += std::mem::take(&mut fresh);
-                }
-                if self.pressure.level >= Level::Repeated {
-                    self.seen.shed[1] += std::mem::take(&mut repeated);
-                }
+                let (left_out, left_out_again) = match self.pressure.level {
+                    Level::Nothing => (0, 0),
+                    Level::Fresh(share) => (fresh - fresh * u64::from(share) / 256, 0),
+                    Level::Repeated => (fresh, repeated),
+                };
+                (fresh, repeated) = (fresh - left_out, repeated - left_out_again);
+                self.seen.shed = [self.seen.shed[0] + left_out, self.seen.shed[1] + left_out_again];
                 let come = fresh + repeated + others;
                 let waiting = self.ring + come;
                 let done = waiting.min(self.capacity / 10_000);
@@ -170,7 +191,9 @@ mod tests {
                 if self.pressure.note(done as usize, self.ring > 0, now)
                     && let Some(level) = self.pressure.judge(self.seen, now)
                 {
+                    let level = if let Level::Fresh(_) = level { Level::Fresh(0) } else { level };
                     self.levels.push(level);
+                    self.levels.dedup();
                 }
                 self.now += 100;
             }
@@ -209,11 +232,27 @@ mod tests {
     fn a_flood_is_left_out_within_a_few_windows_for_as_long_as_it_lasts_and_no_longer() {
         let mut bench = Bench::new(1_000_000);
         bench.run([3_000_000, 0, 300_000], Duration::from_millis(50));
-        assert_eq!(bench.levels, [Level::Fresh]);
+        assert_eq!(bench.levels, [Level::Fresh(0)]);
         bench.run([3_000_000, 0, 300_000], 10 * SECOND);
-        assert_eq!(bench.levels, [Level::Fresh], "it does not flap");
+        assert_eq!(bench.levels, [Level::Fresh(0)], "it does not flap");
         bench.run([0, 0, 300_000], Duration::from_millis(250));
-        assert_eq!(bench.levels, [Level::Fresh, Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+    }
+
+    #[test]
+    fn of_a_flood_so_much_passes_as_leaves_most_of_the_worker_free() {
+        let mut bench = Bench::new(1_000_000);
+        bench.run([3_000_000, 0, 100_000], 2 * SECOND);
+        let before = bench.seen;
+        bench.run([3_000_000, 0, 100_000], SECOND);
+        let since = bench.seen.since(before);
+        assert!((120_000..180_000).contains(&since.calls), "{since:?}");
+        assert!(since.lost == 0 && bench.levels == [Level::Fresh(0)], "{:?}", bench.levels);
+        // What is no call comes first.
+        bench.run([3_000_000, 0, 300_000], SECOND);
+        let before = bench.seen;
+        bench.run([3_000_000, 0, 300_000], SECOND);
+        assert_eq!(bench.seen.since(before).calls, 0);
     }
 
     #[test]
@@ -221,7 +260,7 @@ mod tests {
         let mut bench = Bench::new(1_000_000);
         bench.run([3_000_000, 0, 100_000], SECOND);
         bench.run([400_000, 0, 100_000], SECOND);
-        assert_eq!(bench.levels, [Level::Fresh, Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
     }
 
     #[test]
@@ -231,16 +270,16 @@ mod tests {
             let fresh = if swing % 2 == 0 { 850_000 } else { 1_000_000 };
             bench.run([fresh, 0, 100_000], Duration::from_millis(20 + swing % 7 * 50));
         }
-        assert_eq!(bench.levels, [Level::Fresh]);
+        assert_eq!(bench.levels, [Level::Fresh(0)]);
     }
 
     #[test]
     fn a_flood_of_repeated_calls_is_left_out_when_nothing_else_helps() {
         let mut bench = Bench::new(1_000_000);
         bench.run([500_000, 3_000_000, 100_000], SECOND);
-        assert_eq!(bench.levels, [Level::Fresh, Level::Repeated]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Repeated]);
         bench.run([3_000_000, 1000, 100_000], SECOND);
-        assert_eq!(bench.levels[2..], [Level::Fresh], "strangers get in again");
+        assert_eq!(bench.levels[2..], [Level::Fresh(0)], "strangers get in again");
         bench.run([0, 0, 100_000], SECOND);
         assert_eq!(bench.levels[3..], [Level::Nothing]);
     }
@@ -251,6 +290,6 @@ mod tests {
         bench.run([500_000, 0, 0], SECOND);
         bench.capacity = 2_000_000;
         bench.run([500_000, 0, 0], 100 * SECOND);
-        assert_eq!(bench.levels, [Level::Fresh, Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
     }
 }

@@ -1016,7 +1016,7 @@ mod tests {
         worker.relieve(turn, now());
         drain(&mut wires[Side::Lan]);
 
-        worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh);
+        worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh(0));
         let mut stranger = segment(Side::Wan, 5000, 0, SYN);
         // Another source; the sum of the header and of the segment is as if the identification and the urgent pointer made up for it.
         stranger[29] = 10;
