@@ -60,10 +60,12 @@ impl Running {
             core.set(thread::available_parallelism().map_or(1, usize::from) - 1).expect("there is a last core");
             sched_setaffinity(Pid::from_raw(0), &core).map_err(io::Error::from)?;
             let none = libc::sched_param { sched_priority: 0 };
-            // SAFETY: the structure outlives the call. Zero is the calling thread alone.
-            let done = match gentle {
-                true => unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) },
-                false => unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) },
+            let done = if gentle {
+                // SAFETY: the structure outlives the call. Zero is the calling thread alone.
+                unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) }
+            } else {
+                // SAFETY: no pointers. Zero is the calling thread alone.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) }
             };
             nix::errno::Errno::result(done)?;
             who.store(machine::own_thread(), Ordering::Release);
