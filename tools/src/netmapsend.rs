@@ -105,8 +105,8 @@ pub struct Arguments {
     /// SYNs of a flood without options, or clients that offer nothing but an MSS.
     #[arg(long)]
     pub bare: bool,
-    /// The MSS that clients offer; 1460 without, in IPv6 1440.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=9000))]
+    /// The MSS that clients offer, 1460 at the most; 1460 without, in IPv6 1440.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=1460))]
     pub mss: Option<u16>,
     /// Bytes a client says and wants to hear again from a server that echoes; 0 only opens and closes.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]

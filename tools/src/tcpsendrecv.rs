@@ -57,8 +57,8 @@ pub struct Arguments {
     /// Connections begun a second.
     #[arg(long, default_value_t = 1_000.0)]
     pub rate: f64,
-    /// The MSS that both ends offer; 1460 without, in IPv6 1440.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=9000))]
+    /// The MSS that both ends offer, 1460 at the most; 1460 without, in IPv6 1440.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(88..=1460))]
     pub mss: Option<u16>,
     /// No options but the MSS.
     #[arg(long)]
