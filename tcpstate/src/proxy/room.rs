@@ -40,6 +40,16 @@ impl Queue {
         self.entries.len() + self.left_out == self.capacity
     }
 
+    /// The oldest entries were last touched long ago: asks for the lines of those that will soon have to go.
+    fn prefetch_next_victims(&self, table: &Table) {
+        if let Some(&(id, _)) = self.entries.get(16) {
+            table.prefetch(id);
+        }
+        if let Some(&(id, _)) = self.entries.get(8) {
+            table.prefetch_neighbours(id);
+        }
+    }
+
     pub(super) fn push(&mut self, id: Id, generation: u16) {
         if self.is_full() {
             self.entries.pop_front();
@@ -165,19 +175,9 @@ impl Proxy {
                 self.forget(id);
             }
             self.half_open.entries.pop_front();
-            self.prefetch_next_victims();
+            self.half_open.prefetch_next_victims(&self.table);
         }
         true
-    }
-
-    /// The oldest entries were last touched seconds ago: asks for the lines of those that will soon have to go.
-    fn prefetch_next_victims(&self) {
-        if let Some(&(id, _)) = self.half_open.entries.get(16) {
-            self.table.prefetch(id);
-        }
-        if let Some(&(id, _)) = self.half_open.entries.get(8) {
-            self.table.prefetch_neighbours(id);
-        }
     }
 
     /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest half-open
@@ -188,6 +188,7 @@ impl Proxy {
             return;
         }
         while let Some((id, generation)) = self.closing.entries.pop_front() {
+            self.closing.prefetch_next_victims(&self.table);
             if self.may_go(Kind::Closing, id, generation) {
                 self.counters.count(Event::EvictedClosing);
                 return self.forget(id);
