@@ -27,6 +27,20 @@ tidy() {
     }'
 }
 
+# Whether the worker has computed for seven tenths of the last second.
+busy() {
+    local before after
+    before=$(computed)
+    sleep 1
+    after=$(computed)
+    ((after - before > 70))
+}
+
+# What the worker has computed so far, in hundredths of a second.
+computed() {
+    { grep -sh '(worker 0)' /proc/[0-9]*/task/[0-9]*/stat || true; } | awk '{ sub(/^.*\) /, ""); sum += $12 + $13 } END { print sum + 0 }'
+}
+
 draw() {
     local name=$1 title=$2
     shift 2
@@ -37,7 +51,8 @@ draw() {
         kill -0 $load || exit 1
         sleep 0.2
     done
-    sleep 4
+    # And then until the worker is at work: for more than it takes to start; to take down the first rig can take the kernel ten seconds.
+    until busy && busy; do kill -0 $load || exit 1; done
     perf record -q -e cpu-clock -F 1499 -m 8192 --call-graph dwarf,2048 -C 0 -a -o "$work/$name" -- sleep 6 >/dev/null
     wait $load
     load=
