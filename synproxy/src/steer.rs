@@ -19,7 +19,8 @@ use tcpstate::wire::Ends;
 use tcpstate::{Instant, Look, Owners, Secrets, Side};
 use tracing::warn;
 
-/// Frames of every worker that are compared with the twin from the start; after them one in [`SAMPLE`] is.
+/// Calls of every worker until which all its frames are compared with the twin, and handed over where they do not fit: what was opened by
+/// a card that is found out is then where the twin says, and stays there. After them one frame in [`SAMPLE`] is compared.
 const PROBATION: u64 = 64;
 const SAMPLE: u64 = 256;
 
@@ -58,15 +59,23 @@ impl Cards {
 struct Samples {
     /// Frames that could have been one.
     seen: u64,
+    /// Calls among these.
+    calls: u64,
     /// The last of them, a bit each, set in those that did not fit.
     last: u64,
 }
 
 impl Samples {
     /// Whether the next frame is one.
-    fn is_due(&mut self) -> bool {
+    fn is_due(&mut self, is_call: bool) -> bool {
         self.seen += 1;
-        self.seen <= PROBATION || self.seen.is_multiple_of(SAMPLE)
+        self.calls += u64::from(is_call);
+        self.is_probation() || self.seen.is_multiple_of(SAMPLE)
+    }
+
+    /// Whether the cards have yet to show that they do as they were told.
+    fn is_probation(&self) -> bool {
+        self.calls <= PROBATION
     }
 
     /// Notes one; returns whether too many did not fit.
@@ -201,7 +210,7 @@ impl Crossing {
                 if cards.trusted.load(Ordering::Relaxed)
                     && let Some(ends) = plain(look)
                 {
-                    if samples.is_due() {
+                    if samples.is_due(look.call().is_some()) {
                         let fits = cards.owner(ends) == own;
                         self.counted.sampled += 1;
                         self.counted.misfits += u64::from(!fits);
@@ -211,7 +220,9 @@ impl Crossing {
                             );
                         }
                     }
-                    return None;
+                    if !samples.is_probation() {
+                        return None;
+                    }
                 }
                 self.owners.owner(side, look, frame, now, |ends, _| cards.owner(ends))
             }

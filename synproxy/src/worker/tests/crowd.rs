@@ -333,7 +333,9 @@ fn cards_that_do_not_do_as_they_were_told_are_trusted_no_more() {
     let twin = Twin::with_key(&[0x6d, 0x5a].repeat(20), (0..128).map(|i| i % 2).collect(), false);
     let mut crowd = Crowd::new(2, Strategy::Rss(twin.clone()), &config());
     for port in 40_000..40_100 {
-        crowd.arrives(Side::Wan, &call(port, &twin).0[0].1);
+        let (frames, queue) = call(port, &twin);
+        crowd.arrives(Side::Wan, &frames[0].1);
+        assert_eq!(drain(&mut crowd.wires[queue][Side::Wan]).len(), 1, "also before it is noticed");
     }
     let before = crowd.crossed();
     assert!(before.iter().any(|crossed| crossed.misfits > 8), "{before:?}");
