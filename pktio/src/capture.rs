@@ -94,12 +94,22 @@ struct Shared {
     error: Mutex<Option<io::Error>>,
 }
 
+/// What becomes of a file that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// It is emptied.
+    Emptied,
+    /// It stays, and nothing is captured.
+    Kept,
+}
+
 /// A capture file that several workers write to. Dropping it does not wait for taps that are still there; [`finish`](Self::finish) does.
 ///
 /// ```no_run
-/// # use pktio::capture::{CaptureFile, CaptureOptions};
+/// # use pktio::capture::{CaptureFile, CaptureOptions, Former};
 /// # use std::time::Duration;
-/// let (file, taps) = CaptureFile::create("all.pcapng", &["lan".into(), "wan".into()], CaptureOptions::default(), 2, || ())?;
+/// let interfaces = ["lan".into(), "wan".into()];
+/// let (file, taps) = CaptureFile::create("all.pcapng", Former::Emptied, &interfaces, CaptureOptions::default(), 2, || ())?;
 /// // Each worker takes a tap; when they are dropped:
 /// # drop(taps);
 /// let statistics = file.finish(Duration::from_secs(1));
@@ -112,44 +122,31 @@ pub struct CaptureFile {
 }
 
 impl CaptureFile {
-    /// Creates the file, or empties it, with these interfaces and a tap for each worker, and starts its thread, which calls
-    /// `settle` first. Only its owner may read a file that is new: it holds what others said.
+    /// Creates the file with these interfaces and a tap for each worker, and starts its thread, which calls `settle` first. Only its owner
+    /// may read a file that is new: it holds what others said.
     ///
     /// # Errors
     ///
-    /// When the file cannot be created or written, or the thread not started.
+    /// When the file cannot be created or written, or the thread not started; or when a file, or a link to one, is there and to be
+    /// [`Kept`](Former::Kept).
     ///
     /// # Panics
     ///
     /// With more than [`INTERFACES`] interfaces.
     pub fn create(
         path: impl AsRef<Path>,
+        former: Former,
         interfaces: &[InterfaceDescription],
         options: CaptureOptions,
         taps: usize,
         settle: impl FnOnce() + Send + 'static,
     ) -> io::Result<(CaptureFile, Vec<Tap>)> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        CaptureFile::new(path, file, interfaces, options, taps, settle)
-    }
-
-    /// As [`create`](Self::create), where nothing is yet: neither a file nor a link to one.
-    ///
-    /// # Errors
-    ///
-    /// As [`create`](Self::create), and when something is there.
-    ///
-    /// # Panics
-    ///
-    /// As [`create`](Self::create).
-    pub fn create_new(
-        path: impl AsRef<Path>,
-        interfaces: &[InterfaceDescription],
-        options: CaptureOptions,
-        taps: usize,
-        settle: impl FnOnce() + Send + 'static,
-    ) -> io::Result<(CaptureFile, Vec<Tap>)> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut open = OpenOptions::new();
+        match former {
+            Former::Emptied => open.create(true).truncate(true),
+            Former::Kept => open.create_new(true),
+        };
+        let file = open.write(true).mode(0o600).open(&path)?;
         CaptureFile::new(path, file, interfaces, options, taps, settle)
     }
 

@@ -4,7 +4,7 @@ use crate::backends::{MOST, Refused, Registry};
 use crate::clock;
 use crate::log::Dial;
 use crate::mail::{Answer, Order, Post};
-use crate::recorder::{Former, Recorder};
+use crate::recorder::Recorder;
 use crate::report::lost_on_the_way;
 use crate::stats::{self, Board, Snapshot};
 use crate::view::Held;
@@ -15,6 +15,7 @@ use control::{
     Stats, Status, Top, Why,
 };
 use pktio::PortStatistics;
+use pktio::capture::Former;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::path::Path;

@@ -6,7 +6,7 @@
 
 use crate::identity;
 use control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
-use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Tap};
+use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Former, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
 use pktio::{Batch, Frame};
 use std::io;
@@ -29,15 +29,6 @@ fn covers(kind: Kind, side: Side, direction: Direction) -> bool {
         Kind::Wan => side == Side::Wan,
         Kind::Drops => false,
     }
-}
-
-/// What becomes of a file that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Former {
-    /// It is emptied.
-    Emptied,
-    /// It stays, and nothing is captured.
-    Kept,
 }
 
 /// A capture as the operator is told of it.
@@ -123,10 +114,7 @@ impl Recorder {
             ..CaptureOptions::default()
         };
         let workers = desk.offers.len();
-        let (file, taps) = match former {
-            Former::Emptied => CaptureFile::create(path, &desk.interfaces, options, workers, settle),
-            Former::Kept => CaptureFile::create_new(path, &desk.interfaces, options, workers, settle),
-        }?;
+        let (file, taps) = CaptureFile::create(path, former, &desk.interfaces, options, workers, settle)?;
         info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.name(), limits.file_bytes);
         // Together the workers keep to the rate.
         let share = limits.drops_a_second.div_ceil(desk.offers.len().max(1) as u32);

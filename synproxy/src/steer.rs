@@ -3,9 +3,9 @@
 //!
 //! Where both network cards spread connections over their queues by the same symmetric hash, the queue a frame arrives on is its owner,
 //! and only what a card cannot parse (fragments, ICMP errors, several tags, extension headers) is looked at: the software twin of the
-//! hash says where the card would have sent the rest of the connection. Samples of all others are compared with the twin; where too
-//! many do not fit, the cards are trusted no more, and the twin names the owner of every frame, so that whatever did fit stays where it
-//! is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
+//! hash says where the card would have sent the rest of the connection. Everything is, until the cards have shown that they do as
+//! they were told; from then on samples of all others are compared with the twin. Where too many do not fit, the cards are trusted no
+//! more, and the twin names the owner of every frame, so that whatever did fit stays where it is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
 
 use crate::handoff::{Desk, Word};
 use pktio::rss::Twin;
