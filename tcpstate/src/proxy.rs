@@ -701,6 +701,7 @@ impl Proxy {
     }
 
     /// Sets a flow's deadline to what its state allows from now on.
+    #[inline(always)]
     fn rest(&mut self, id: Id, now: Instant) {
         let lifetime = self.lifetimes.of(&self.table[id]);
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
@@ -745,6 +746,7 @@ impl Proxy {
 
     /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
     /// update, and as challenge (RFC 5961).
+    #[inline(always)]
     fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
         let flow = &self.table[id];
         let (sender, receiver) = (flow.half(to.other()), flow.half(to));
@@ -786,7 +788,7 @@ impl Proxy {
         envelope.ttl = self.table[id].half(turn.side.other()).ttl.max(1);
         envelope.label = label(turn.hash);
         let acknowledgement = self.acknowledgement(id, turn.side, turn.now);
-        if turn.overwrite(&acknowledgement.outgoing(&envelope)) {
+        if turn.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect
         } else {
             Verdict::Drop(DropReason::NoRoom)

@@ -7,16 +7,33 @@ use crate::flow::{Flow, Marks};
 use crate::seq::SeqNum;
 use crate::wheel::Ticks;
 use crate::wire::checksum::{self, Patch};
-use crate::wire::{Flags, Segment, TCP_LEN, Timestamps, Walk, be16, be32, kind, put16, put32};
+use crate::wire::{Flags, Segment, TCP_LEN, TIMESTAMPS_ROOM, Timestamps, Walk, be16, be32, kind, put16, put32};
 use crate::{Head, Side};
 
-/// Bytes of a timestamps option with the two no-operations that align it.
-pub const TIMESTAMPS_ROOM: usize = 12;
 /// Bytes of options a header holds at the most.
 const MAX_OPTIONS: usize = 40;
 
 /// Rewrites a segment of a proxied flow that came from `side` for the other side.
 pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, conflict: SackConflict, tick: Ticks) {
+    let acknowledges = segment.flags.has(Flags::ACK) && !segment.flags.has(Flags::SYN.and(Flags::RST));
+    let agreed = flow.is(Marks::TIMESTAMPS);
+    match segment.usual_options(head.bytes()) {
+        Some(timestamps) if acknowledges && agreed == flow.is(Marks::TIMESTAMPS_LAN) => {
+            translate_usual(flow, side, segment, head.bytes_mut(), timestamps.filter(|_| agreed));
+        }
+        _ => translate_any(flow, side, segment, head, conflict, tick),
+    }
+}
+
+/// The same, whatever the segment.
+pub(crate) fn translate_any(
+    flow: &Flow,
+    side: Side,
+    segment: &Segment,
+    head: &mut Head,
+    conflict: SackConflict,
+    tick: Ticks,
+) {
     let tcp = usize::from(segment.tcp);
     let options = tcp + TCP_LEN..usize::from(segment.payload);
     let frame = head.bytes_mut();
@@ -47,8 +64,8 @@ pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, co
     }
 }
 
-/// The same for a segment whose options are `timestamps` alone, in the usual layout, or none, neither of SYN nor RST, and of a flow both of whose
-/// ends use timestamps or neither.
+/// The same for an acknowledgement, neither SYN nor RST, whose options are `timestamps` alone, in the usual layout, or none, of a flow both of
+/// whose ends use timestamps or neither.
 #[inline(always)]
 pub fn translate_usual(flow: &Flow, side: Side, segment: &Segment, frame: &mut [u8], timestamps: Option<Timestamps>) {
     let segment_bytes = &mut frame[usize::from(segment.tcp)..];

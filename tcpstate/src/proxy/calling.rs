@@ -10,9 +10,10 @@ use crate::learn::{Lesson, default_mss};
 use crate::news::News;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::table::Id;
-use crate::translate::TIMESTAMPS_ROOM;
 use crate::wheel::{Ticks, tick};
-use crate::wire::{DEFAULT_TTL, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps};
+use crate::wire::{
+    DEFAULT_TTL, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
+};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
 /// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
@@ -140,7 +141,7 @@ impl Proxy {
     fn dial_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
         let envelope = turn.envelope();
         let options = call_options(&self.table[id]);
-        if !turn.overwrite(&call(&self.table[id], &envelope, &options)) {
+        if !turn.overwrite_inline(&call(&self.table[id], &envelope, &options)) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.count(Event::Dialled);
@@ -280,7 +281,7 @@ impl Proxy {
     fn splice(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
         let now = turn.now;
         let answered = Options::read(turn.options());
-        let ttl = turn.envelope().ttl;
+        let ttl = turn.segment.ttl(turn.head.bytes());
         let told_mss = self.learned.most_told(turn.ends(), now);
         let flow = &mut self.table[id];
         let lesson = Lesson::of(turn.segment, answered, flow);

@@ -7,11 +7,11 @@ use crate::flow::{Flow, Marks, State};
 use crate::fragments::Kind;
 use crate::seq::{RawWindow, SeqNum};
 use crate::table::Id;
-use crate::translate::{TIMESTAMPS_ROOM, replace32, rewrite_options};
+use crate::translate::{replace32, rewrite_options};
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, Trouble, be16, be32,
-    become_too_big, is_too_big, put16,
+    Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Trouble, be16,
+    be32, become_too_big, is_too_big, put16,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 

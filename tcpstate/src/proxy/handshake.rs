@@ -336,6 +336,7 @@ impl Proxy {
     }
 
     /// What a segment from the WAN proves, if it acknowledges a cookie.
+    #[inline(always)]
     pub(super) fn open_cookie(&mut self, turn: &mut Turn<impl Egress>) -> Result<Proof, Unproved> {
         let now = turn.now;
         // Nothing can be forged where nothing was asked.

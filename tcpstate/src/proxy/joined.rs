@@ -9,9 +9,9 @@ use crate::ecn;
 use crate::flow::{Marks, State};
 use crate::seq::SeqNum;
 use crate::table::Id;
-use crate::translate::{TIMESTAMPS_ROOM, translate, translate_usual};
+use crate::translate::{translate, translate_usual};
 use crate::wheel::tick;
-use crate::wire::{Flags, Options, Segment, TCP_LEN, chunk};
+use crate::wire::{Flags, Options, Segment};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
@@ -20,9 +20,6 @@ const SLACK: u32 = 65_535;
 const SMALL_STEP: u32 = 16;
 /// How far behind the latest number an old segment is believed: as far as a large window reaches.
 const FAR_BEHIND: u32 = 1 << 26;
-
-/// A header that holds the usual timestamps and no other option.
-const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 
 /// Whether a number lies on the way from `origin` to what is `ahead` of it (less than 2^31), or not far behind.
 #[inline(always)]
@@ -50,15 +47,8 @@ impl Proxy {
             return false;
         }
         let frame = head.bytes();
-        let timestamps = match usize::from(segment.payload - segment.tcp) {
-            TCP_LEN => None,
-            LEN_WITH_TIMESTAMPS => {
-                let options = chunk::<TIMESTAMPS_ROOM>(frame, usize::from(segment.tcp) + TCP_LEN);
-                let Some(timestamps) = options.and_then(Options::usual_timestamps) else { return false };
-                Some(timestamps).filter(|_| agreed)
-            }
-            _ => return false,
-        };
+        let Some(timestamps) = segment.usual_options(frame) else { return false };
+        let timestamps = timestamps.filter(|_| agreed);
         let proxied = flow.is(Marks::PROXIED);
         if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
             return false;
@@ -259,8 +249,14 @@ impl Proxy {
     fn track(&mut self, turn: &Turn<impl Egress>, id: Id) {
         let (side, segment) = (turn.side, turn.segment);
         let flow = &mut self.table[id];
-        // While we are about to speak for an end, only what it certainly said counts.
-        if (flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED)) && is_damaged(turn) {
+        // Nothing comes after a FIN, whatever a damaged segment may claim.
+        let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
+        // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
+        let ends = segment.flags.has(Flags::FIN) && !finished;
+        // And while we are about to speak for an end, only what it certainly said counts.
+        let speaks = flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED);
+        let damaged = (speaks || ends || other_finished) && is_damaged(turn);
+        if speaks && damaged {
             return;
         }
         let was_over = flow.is_over();
@@ -271,9 +267,7 @@ impl Proxy {
         let lends = flow.is(Marks::TIMESTAMPS) && !flow.is(Marks::TIMESTAMPS_LAN);
         let timestamps = if flow.is(Marks::TIMESTAMPS) { Options::timestamps(turn.options()) } else { None };
         let ts_delta = flow.ts_delta;
-        // Nothing comes after a FIN, whatever a damaged segment may claim.
-        let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
-        // But where a FIN is, fragments hide.
+        // Where a FIN is, fragments hide.
         let settled = !flow.is(Marks::FRAGMENTED);
         let other = flow.half_mut(side.other());
         if segment.ack.after(other.next) && !(other_finished && settled) {
@@ -297,9 +291,7 @@ impl Proxy {
                 half.ts_value = value;
             }
         }
-        // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
-        let ends = segment.flags.has(Flags::FIN) && !finished;
-        if (ends || other_finished) && !is_damaged(turn) {
+        if (ends || other_finished) && !damaged {
             if ends {
                 flow.finish(side, end);
             }
@@ -360,6 +352,7 @@ mod tests {
     use crate::proxy::tests::Nobody;
     use crate::proxy::{Look, Secrets};
     use crate::seq::{RawWindow, SeqDelta, WindowScale};
+    use crate::translate::translate_any;
     use crate::wire::put32;
     use crate::{Config, PerSide};
     use core::cell::RefCell;
@@ -519,12 +512,20 @@ mod tests {
             let moment = now + core::time::Duration::from_millis(later.into());
             let (frame, mut looks) = (said.frame(), [Look::default(); 2]);
             // Room in front and behind, as a port leaves it.
-            let mut buffers = [(); 2].map(|()| [&[0; 64], &frame[..], &[0; 192]].concat());
+            let roomy = || [&[0; 64], &frame[..], &[0; 192]].concat();
+            let mut buffers = [roomy(), roomy()];
             let mut heads = buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
             one.look(side, &heads[0], &mut looks[0]);
             one.reach(&mut looks[0]);
             let crate::wire::Parsed::Tcp(segment) = looks[0].parsed else { panic!("{said:?} is a segment") };
             looks[1] = looks[0];
+
+            // The short way of a translation leads where the long one does too, whatever the flow's state.
+            let mut copies = [roomy(), roomy()];
+            let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
+            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
+            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let usual = one.on_frame(side, &looks[0], &mut heads[0], moment, &mut Nobody);
             let found = other.table.find(&segment.ends, looks[1].hash);

@@ -121,19 +121,16 @@ pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {
     /// The envelope of a segment that came in on `side`, to send another like it.
-    #[inline]
+    #[inline(always)]
     pub fn of(frame: &[u8], segment: &Segment, side: Side) -> Self {
         let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
         let ip = usize::from(segment.ip);
-        let (ttl, id, label) = if segment.ends.v6 {
-            (frame[ip + 7], 0, be32(frame, ip) & 0xf_ffff)
-        } else {
-            (frame[ip + 8], be16(frame, ip + 4), 0)
-        };
+        let (id, label) = if segment.ends.v6 { (0, be32(frame, ip) & 0xf_ffff) } else { (be16(frame, ip + 4), 0) };
         let priority = |n: usize| {
             if n < segment.ends.vlan.count() { be16(frame, ETHERNET_LEN + 4 * n) & 0xf000 } else { 0 }
         };
         let priorities = [priority(0), priority(1)];
+        let ttl = segment.ttl(frame);
         Self { from: mac(6), to: mac(0), ends: segment.ends, sender: side, ttl, id, label, priorities }
     }
 

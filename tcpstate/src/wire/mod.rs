@@ -9,7 +9,7 @@ mod usual;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
-pub use options::{Options, Timestamps, Walk, kind};
+pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use segment::{Addr, Ends, Flags, Fragment, Parsed, Segment, Vlan};
 pub use usual::{UsualSyn, UsualSynAck};
 

@@ -66,6 +66,9 @@ impl Iterator for Walk<'_> {
     }
 }
 
+/// Bytes of a timestamps option with the two no-operations that align it (RFC 7323 appendix A).
+pub const TIMESTAMPS_ROOM: usize = 12;
+
 /// The value and the echo of a timestamps option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Timestamps {
@@ -158,13 +161,14 @@ impl Options {
 
     /// Reads timestamps that are alone, in the layout every stack uses (RFC 7323 appendix A).
     #[inline(always)]
-    pub fn usual_timestamps(options: &[u8; 12]) -> Option<Timestamps> {
+    pub fn usual_timestamps(options: &[u8; TIMESTAMPS_ROOM]) -> Option<Timestamps> {
         let [a, b, c, d, ..] = *options;
         let usual = [a, b, c, d] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
         usual.then(|| Timestamps { value: be32(options, 4), echo: be32(options, 8) })
     }
 
     /// Reads only the timestamps: what an established segment carries.
+    #[inline(always)]
     pub fn timestamps(options: &[u8]) -> Option<Timestamps> {
         // The usual layout needs no walk.
         if let Ok(options) = options.try_into()

@@ -4,6 +4,7 @@ use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
 use super::icmp::{self, Quote};
+use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
 use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
@@ -13,6 +14,9 @@ use crate::{DropReason, Event, Head, Side};
 pub type Addr = [u32; 4];
 
 const MAPPED: u32 = 0xffff;
+
+/// A header that holds the usual timestamps and no other option.
+const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 
 /// The VLAN tags of a frame: up to two identifiers and the tag protocols, packed; zero means untagged.
 ///
@@ -257,6 +261,25 @@ impl Segment {
         &frame[usize::from(self.tcp) + TCP_LEN..usize::from(self.payload)]
     }
 
+    /// What the options say if they are timestamps alone, in the usual layout, or none; `None` if they are anything else.
+    #[inline(always)]
+    pub fn usual_options(&self, frame: &[u8]) -> Option<Option<Timestamps>> {
+        match usize::from(self.payload - self.tcp) {
+            TCP_LEN => Some(None),
+            LEN_WITH_TIMESTAMPS => {
+                let options = chunk::<TIMESTAMPS_ROOM>(frame, usize::from(self.tcp) + TCP_LEN)?;
+                Options::usual_timestamps(options).map(Some)
+            }
+            _ => None,
+        }
+    }
+
+    /// The hop limit the packet came with (in IPv4: time to live).
+    #[inline(always)]
+    pub fn ttl(&self, frame: &[u8]) -> u8 {
+        frame[usize::from(self.ip) + if self.ends.v6 { 7 } else { 8 }]
+    }
+
     /// Whether the IPv4 header's and the segment's checksums are right. A segment that is not whole in sight cannot be judged and is not.
     #[inline(never)]
     pub fn checksums_hold(&self, head: &Head) -> bool {
@@ -283,7 +306,7 @@ impl Segment {
         }
         let segment = &frame[tcp..end];
         // Of those that most segments without payload have, the compiler knows the length.
-        let sum = if let Ok(with_timestamps) = <&[u8; TCP_LEN + 12]>::try_from(segment) {
+        let sum = if let Ok(with_timestamps) = <&[u8; LEN_WITH_TIMESTAMPS]>::try_from(segment) {
             checksum::sum(with_timestamps)
         } else if let Ok(usual_syn) = <&[u8; TCP_LEN + 20]>::try_from(segment) {
             checksum::sum(usual_syn)
