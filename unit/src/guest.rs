@@ -19,6 +19,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 /// How long the guest may take to start.
 const BOOT: Duration = Duration::from_secs(90);
 
+/// How often it may fail to.
+const BOOTS: u32 = 3;
+
 /// How long any one shell line may take in it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -80,6 +83,27 @@ impl Guest {
     /// # Panics
     /// If it cannot be started; its console is printed.
     pub fn boot(image: &Image, client: &Namespace, server: &Namespace, queues: usize) -> Guest {
+        let mut attempt = 1;
+        loop {
+            let mut guest = Self::launch(image, client, server, queues);
+            match guest.await_shell() {
+                Ok(()) => return guest,
+                // Two emulated processors may run code that one of them is rewriting, which a kernel does while it boots.
+                Err(why) if attempt < BOOTS => row("the guest did not boot, once more", &guest.last_words(&why)),
+                Err(why) => panic!("the guest does not boot: {why}"),
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Why the guest is gone, as its kernel says or, if it says nothing, as QEMU does.
+    fn last_words(&self, why: &str) -> String {
+        let said = fs::read_to_string(&self.console).unwrap_or_default();
+        let alarm = said.lines().find(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
+        alarm.map_or(why, str::trim).to_owned()
+    }
+
+    fn launch(image: &Image, client: &Namespace, server: &Namespace, queues: usize) -> Guest {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let console = std::env::temp_dir().join(format!("spx{}-{number}.console", process::id()));
@@ -120,24 +144,24 @@ impl Guest {
         let said = BufReader::new(qemu.stdout.take().expect("piped"));
         let (sender, answers) = mpsc::channel();
         thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut guest = Guest { qemu, line, answers, console, complaints };
-        guest.await_shell();
-        guest
+        Guest { qemu, line, answers, console, complaints }
     }
 
-    /// Asks until somebody answers: what is written before the shell is there is lost.
-    fn await_shell(&mut self) {
+    /// Asks until somebody answers: what is written before the shell is there is lost. Says why if nobody will.
+    fn await_shell(&mut self) -> Result<(), String> {
         let begin = Instant::now();
         loop {
-            assert!(begin.elapsed() < BOOT, "the guest does not start");
-            if let Some(status) = self.qemu.try_wait().expect("waiting for a child of one's own") {
-                panic!("QEMU ended: {status}");
+            if begin.elapsed() > BOOT {
+                return Err("its shell says nothing".into());
             }
-            writeln!(self.line, "echo hello").expect("QEMU listens");
+            if let Some(status) = self.qemu.try_wait().expect("waiting for a child of one's own") {
+                return Err(format!("QEMU ended: {status}"));
+            }
+            writeln!(self.line, "echo hello").map_err(|error| format!("QEMU listens no more: {error}"))?;
             if self.answers.recv_timeout(Duration::from_secs(1)).is_ok_and(|answer| answer.ends_with("hello")) {
                 // The shell may have been greeted more than once.
                 while self.answers.recv_timeout(Duration::from_millis(500)).is_ok() {}
-                return;
+                return Ok(());
             }
         }
     }

@@ -232,7 +232,7 @@ const MIDDLES: [(&str, &str, &str); 3] = [
 /// What a middle achieved under a load.
 #[derive(Clone, Copy, Default)]
 struct Figure {
-    /// Frames a second that its cards received and it did something with.
+    /// Frames a second that its cards received and it did with what it is there for: passed, answered, rejected.
     rate: f64,
     /// What it says a frame costs it.
     cost: f64,
@@ -279,11 +279,12 @@ fn measure(lab: &mut Lab, load: Load, (name, arguments, config): (&str, &str, &s
         (Load::Established, _) => ("sent, frames", figures::<2>(&log, "sent, frames").iter().sum()),
         (_, "forwarder") => ("sent, frames", figures::<2>(&log, "sent, frames")[0]),
         (Load::Syn, _) => ("syn-answered", figures::<1>(&log, "syn-answered")[0]),
-        // Those beyond the rate at which strangers are looked at go under other names.
+        // All are rejected; those beyond the rate at which strangers are looked at go under other names.
         (Load::Ack, _) => ("received, frames", wan),
     };
-    assert!(done >= 0.9 * (lan + wan), "{name}: {what} only {done} of {lan} and {wan}:\n{log}");
-    Figure { rate: (lan + wan) / LOADED.as_secs_f64(), cost }
+    // The card's own rings are emulated too: what it received and could not send in time is no frame moved.
+    assert!(done >= 0.7 * (lan + wan), "{name}: {what} only {done} of {lan} and {wan}:\n{log}");
+    Figure { rate: done / LOADED.as_secs_f64(), cost }
 }
 
 /// The last numbers of the line of the table that begins so.
