@@ -2,6 +2,7 @@
 //!
 //! A box in which one worker is dead would pass some flows and swallow others, so the first worker to end badly ends all.
 
+use crate::cpu::Cores;
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::identity;
@@ -77,7 +78,7 @@ impl Crew {
         pairs: Vec<Pair>,
         crossings: Vec<Crossing>,
         engine: impl Fn() -> E + Send + Clone + 'static,
-        cores: &[CoreId],
+        cores: &Cores,
         manner: Manner,
         stop: Arc<AtomicBool>,
         (boss, inbox): (Sender<Message>, Receiver<Message>),
@@ -91,14 +92,14 @@ impl Crew {
         for (number, pair) in pairs.into_iter().enumerate() {
             let crossing = crossings.next();
             let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
-            let core = cores.get(number).copied();
+            let (core, is_alone) = cores.of(number);
             let mailbox: Arc<Mailbox> = crew.post.mailbox(number);
             let (poll, shed, witness) = (manner.poll, manner.shed, manner.recorder.witness(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     settle(number, core);
                     let mut worker = Worker::new(pair, engine(), crossing)
-                        .paced(Pace::new(poll, core.is_some()))
+                        .paced(Pace::new(poll, is_alone))
                         .reading(mailbox)
                         .witnessed(witness);
                     if shed {
@@ -202,21 +203,6 @@ impl Drop for Crew {
     }
 }
 
-/// The cores to pin this many workers to, in order; empty when that would leave none for anything else.
-pub fn cores(workers: usize) -> Vec<CoreId> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    if cores.len() <= workers { Vec::new() } else { cores }
-}
-
-/// Gives the calling thread, and every thread it starts from now on, this priority (nice value, -20 to 19). A worker that waits behind others
-/// for a few milliseconds finds its rings full. Where it is not permitted the worker goes on as it is.
-pub fn prioritise(nice: i8) {
-    match rustix::process::setpriority_process(None, nice.into()) {
-        Ok(()) => debug!("priority {nice}"),
-        Err(error) => info!("the workers keep their ordinary priority: {error}"),
-    }
-}
-
 /// Makes the calling thread a worker's: on its core, without capabilities.
 fn settle(number: usize, core: Option<CoreId>) {
     if let Some(core) = core {
@@ -283,9 +269,16 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew =
-            Crew::start(vec![two, one], Vec::new(), Fragile::default, &[], Manner::default(), stop, (boss, inbox))
-                .unwrap();
+        let crew = Crew::start(
+            vec![two, one],
+            Vec::new(),
+            Fragile::default,
+            &Cores::default(),
+            Manner::default(),
+            stop,
+            (boss, inbox),
+        )
+        .unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
@@ -295,9 +288,16 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let operator = boss.clone();
-        let crew =
-            Crew::start(vec![pair], Vec::new(), Bypass::default, &[], Manner::default(), stop.clone(), (boss, inbox))
-                .unwrap();
+        let crew = Crew::start(
+            vec![pair],
+            Vec::new(),
+            Bypass::default,
+            &Cores::default(),
+            Manner::default(),
+            stop.clone(),
+            (boss, inbox),
+        )
+        .unwrap();
         let ready = Cell::new(false);
         crew.supervise(Watch::default(), || {
             ready.set(true);
@@ -314,15 +314,16 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew =
-            Crew::start(vec![pair], Vec::new(), Bypass::default, &[], Manner::default(), stop, (boss, inbox)).unwrap();
+        let crew = Crew::start(
+            vec![pair],
+            Vec::new(),
+            Bypass::default,
+            &Cores::default(),
+            Manner::default(),
+            stop,
+            (boss, inbox),
+        )
+        .unwrap();
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
-    }
-
-    #[test]
-    fn a_core_is_left_for_everything_else() {
-        let all = core_affinity::get_core_ids().unwrap().len();
-        assert!(cores(all).is_empty());
-        assert_eq!(cores(all - 1).len(), if all > 1 { all } else { 0 });
     }
 }

@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use tcpstate::{News, Side, Source};
 
-/// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there. And as many words.
-const INBOX: usize = 1024;
+/// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there. And as many words. Two hundred thousand
+/// a second come to so many while a worker is kept from its work for ten milliseconds.
+const INBOX: usize = 2048;
 
 /// The fewest and the most frames of a lane.
-const LANE: std::ops::RangeInclusive<usize> = 32..=256;
+const LANE: std::ops::RangeInclusive<usize> = 32..=1024;
 
 /// A frame on its way, or room for one.
 struct Slot {
@@ -282,14 +283,14 @@ mod tests {
 
     #[test]
     fn a_full_lane_refuses_and_takes_again_when_there_is_room() {
-        let mut pool = Pool::heap(1024, 256, 64);
+        let mut pool = Pool::heap(64, 256, 64);
         let mut batch = Batch::new();
         let mut desks = Desk::open(2, 100).unwrap();
-        let sent = (0..1000).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count();
+        let sent = (0..INBOX).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count();
         assert_eq!(sent, *LANE.end());
         assert!(send(&mut desks[1], 1, Side::Lan, &mut pool, b"own"), "every sender has a lane of its own");
         assert_eq!(desks[1].take(Side::Lan, &mut batch, 7, &mut pool).frames, 7);
-        assert_eq!((0..1000).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count(), 7);
+        assert_eq!((0..INBOX).take_while(|_| send(&mut desks[0], 1, Side::Lan, &mut pool, b"x")).count(), 7);
         assert!(!send(&mut desks[0], 1, Side::Wan, &mut pool, &[0; 101]), "longer than any frame can be");
         assert_eq!(bytes(&mut batch, &mut pool).len(), 7);
         assert_eq!(pool.idle(), pool.total());

@@ -7,6 +7,7 @@ mod backends;
 mod cli;
 mod clock;
 mod commander;
+mod cpu;
 mod crew;
 mod engine;
 mod failure;
@@ -36,6 +37,7 @@ use clap::Parser;
 use cli::{Arguments, Captures, Steer, Task};
 use commander::Commander;
 use confparse::{Config, Control, Poll};
+use cpu::Cores;
 use crew::{Crew, Manner};
 use crossbeam::channel;
 use engine::Bypass;
@@ -116,7 +118,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     }
     let recorder = Recorder::new(workers, lan, wan);
     captures(&recorder, &arguments.captures)?;
-    crew::prioritise(arguments.nice);
+    cpu::prioritise(arguments.nice);
     let place = arguments.control.as_ref().unwrap_or(&config.control);
     let socket = socket([lan, wan], place, Doors { owner: identity.numbers(), group: identity::operators(&config)? })?;
     let commander = commander(&config)?;
@@ -127,7 +129,7 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     }
 
     let crossings = if arguments.bypass { Vec::new() } else { crossings(&pairs, arguments.steer, spread, &secrets)? };
-    let cores = if arguments.no_pin { Vec::new() } else { crew::cores(workers) };
+    let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
     let channel = (boss, inbox);

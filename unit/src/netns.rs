@@ -214,6 +214,11 @@ impl Rig {
         Rig::build(1500, queues, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
     }
 
+    /// Whether no other rig is up.
+    pub(crate) fn is_alone(&self) -> bool {
+        matches!(self._turn, Turn::Alone { .. })
+    }
+
     /// Another rig that shares this one's turn, to be compared with it at the same time.
     #[must_use]
     pub fn beside(&self) -> Rig {

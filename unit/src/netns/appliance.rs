@@ -157,8 +157,10 @@ impl Appliance {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut command = rig.middle.command(program("synproxy"));
-        // Rigs stand side by side on few cores: pinned, they would all take the first one.
-        command.arg("--no-pin");
+        // Rigs stand side by side on few cores: pinned, their first workers would all take the first one.
+        if rig.queues() == 1 || !rig.is_alone() {
+            command.arg("--no-pin");
+        }
         let says = |option: &str| arguments.iter().any(|argument| argument.starts_with(option));
         if rig.queues() > 1 && !says("--workers") {
             command.args(["--workers", &rig.queues().to_string()]);

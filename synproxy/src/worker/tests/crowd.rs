@@ -417,12 +417,12 @@ fn a_full_lane_drops_and_counts_and_the_buffers_come_back() {
             crowd.assert_conserved();
             pushed += 1;
         }
-        if pushed == 400 {
+        if pushed == 1000 {
             break;
         }
     }
     let crossed = crowd.crossed()[0];
-    assert_eq!(crossed.handed_over + crossed.full, 400);
+    assert_eq!(crossed.handed_over + crossed.full, 1000);
     assert!(crossed.full > 0, "the owner has not looked once");
     assert_eq!(crowd.workers[0].pool.idle(), FRAMES, "a stray's buffer is free at once");
     crowd.settle();
@@ -450,8 +450,8 @@ fn no_frame_is_lost_between_workers_without_a_counter() {
         let turns = crowd.draw(3);
         for _ in 0..turns {
             let who = crowd.draw(3);
-            // One of them is away half of the time.
-            if who != 1 || round / 500 % 2 == 0 {
+            // One of them is away for a third of the time.
+            if who != 1 || round / 1000 % 2 == 0 {
                 crowd.workers[who].turn(now());
             }
         }
