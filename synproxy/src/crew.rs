@@ -263,22 +263,22 @@ mod tests {
         }
     }
 
+    /// Workers that share nothing and run where the scheduler puts them.
+    fn start<E: Engine + Default + 'static>(
+        pairs: Vec<Pair>,
+        stop: Arc<AtomicBool>,
+        channel: (Sender<Message>, Receiver<Message>),
+    ) -> Crew {
+        Crew::start(pairs, Vec::new(), E::default, &Cores::default(), Manner::default(), stop, channel).unwrap()
+    }
+
     #[test]
     fn a_worker_that_panics_ends_all_of_them() {
         let ((one, mut wires), (two, _keep)) = (pair(), pair());
         let (boss, inbox) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(
-            vec![two, one],
-            Vec::new(),
-            Fragile::default,
-            &Cores::default(),
-            Manner::default(),
-            stop,
-            (boss, inbox),
-        )
-        .unwrap();
+        let crew = start::<Fragile>(vec![two, one], stop, (boss, inbox));
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
@@ -288,16 +288,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let operator = boss.clone();
-        let crew = Crew::start(
-            vec![pair],
-            Vec::new(),
-            Bypass::default,
-            &Cores::default(),
-            Manner::default(),
-            stop.clone(),
-            (boss, inbox),
-        )
-        .unwrap();
+        let crew = start::<Bypass>(vec![pair], stop.clone(), (boss, inbox));
         let ready = Cell::new(false);
         crew.supervise(Watch::default(), || {
             ready.set(true);
@@ -314,16 +305,7 @@ mod tests {
         let (boss, inbox) = channel::unbounded();
         boss.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = Crew::start(
-            vec![pair],
-            Vec::new(),
-            Bypass::default,
-            &Cores::default(),
-            Manner::default(),
-            stop,
-            (boss, inbox),
-        )
-        .unwrap();
+        let crew = start::<Bypass>(vec![pair], stop, (boss, inbox));
         assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
     }
 }

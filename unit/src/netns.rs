@@ -177,7 +177,7 @@ pub struct Rig {
     pub middle: Namespace,
     /// The queues of every interface, and so the workers of the appliance.
     queues: u32,
-    _turn: Turn,
+    turn: Turn,
 }
 
 impl Rig {
@@ -216,7 +216,7 @@ impl Rig {
 
     /// Whether no other rig is up.
     pub(crate) fn is_alone(&self) -> bool {
-        matches!(self._turn, Turn::Alone { .. })
+        matches!(self.turn, Turn::Alone { .. })
     }
 
     /// Another rig that shares this one's turn, to be compared with it at the same time.
@@ -233,7 +233,7 @@ impl Rig {
             server: Namespace::new("server"),
             middle: Namespace::new("box"),
             queues,
-            _turn: turn,
+            turn,
         };
         let several = queue_counts(queues);
         // The box owns no address, not even a link-local one.
