@@ -45,9 +45,9 @@ use failure::Failure;
 use identity::Identity;
 use log::Dial;
 use operator::{Facts, Operator};
-use pktio::capture::Former;
+use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
-use pktio::{Capabilities, Opened, Options, Pair, Port, Roomy};
+use pktio::{Capabilities, HugePageAllocator, Opened, Options, Pair, Port};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use recorder::Recorder;
@@ -64,7 +64,7 @@ use watch::Watch;
 
 /// Tables of millions of flows are looked up at random: they lie on huge pages.
 #[global_allocator]
-static ALLOCATOR: Roomy = Roomy;
+static ALLOCATOR: HugePageAllocator = HugePageAllocator;
 
 fn main() -> ExitCode {
     if let Some(status) = papers::serve::<Arguments>() {
@@ -164,8 +164,8 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
     recorder.finish();
-    if guard.strays() > 0 {
-        warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
+    if guard.unclaimed() > 0 {
+        warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());
     }
     end
 }
@@ -208,7 +208,7 @@ fn captures(recorder: &Recorder, wanted: &Captures) -> Result<(), Failure> {
     let limits = wanted.limits();
     for (kind, path) in wanted.files() {
         recorder
-            .start(kind, path, limits, Former::Emptied)
+            .start(kind, path, limits, ExistingFile::Truncate)
             .map_err(|error| Failure::Capture { path: path.display().to_string(), error })?;
     }
     Ok(())
@@ -228,7 +228,7 @@ fn crossings(
     let longest = pairs.iter().map(longest).max().unwrap_or_default();
     let strategy = match (spread, steer) {
         (Ok(twin), _) => {
-            let way = if twin.is_joined() { "symmetric-xor with a secret key" } else { "a symmetric key" };
+            let way = if twin.is_symmetric_xor() { "symmetric-xor with a secret key" } else { "a symmetric key" };
             info!("steering: both interfaces spread connections over {} queues by {way}", pairs.len());
             Strategy::Rss(twin)
         }

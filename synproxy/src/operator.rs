@@ -15,7 +15,7 @@ use control::{
     Stats, Status, Top, Why,
 };
 use pktio::PortStatistics;
-use pktio::capture::Former;
+use pktio::capture::ExistingFile;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::path::Path;
@@ -144,7 +144,7 @@ impl Operator {
         if !path.is_absolute() {
             return view::malformed(format!("{} is not a whole path, from / on", path.display()));
         }
-        match self.recorder.start(kind, path, limits, Former::Kept) {
+        match self.recorder.start(kind, path, limits, ExistingFile::Refuse) {
             Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
             Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
         }

@@ -1,11 +1,11 @@
 //! How hard a worker is pressed, and how much of what opens connections is left out for it.
 //!
 //! A worker that finds a full batch at the WAN turn after turn, or whose rings overflow, has no time for everything. If
-//! calls are a good part of what it is given, they are what is left out (`pktio::sieve` says which), but for as many fresh
+//! calls are a good part of what it is given, they are what is left out (`pktio::shed` says which), but for as many fresh
 //! ones as leave it three quarters of its time. Whether all may come back is told by reckoning, not by trying: only when what is left out
 //! now, together with what comes in, would be less than the worker could last do.
 
-use pktio::Level;
+use pktio::ShedLevel as Level;
 use std::time::Duration;
 use tcpstate::Instant;
 
@@ -96,7 +96,7 @@ impl Pressure {
         }
         self.pressed = if behind && change.calls * GOOD_PART >= frames { self.pressed + 1 } else { 0 };
         let raised = match self.level {
-            Level::Nothing if self.pressed >= ALARM => Level::Fresh(0),
+            Level::Off if self.pressed >= ALARM => Level::Fresh(0),
             Level::Fresh(0) if self.pressed >= DESPAIR => Level::Repeated,
             level => level,
         };
@@ -105,8 +105,8 @@ impl Pressure {
         }
 
         let (left_out, lower) = match self.level {
-            Level::Nothing => return None,
-            Level::Fresh(_) => (change.shed[0], Level::Nothing),
+            Level::Off => return None,
+            Level::Fresh(_) => (change.shed[0], Level::Off),
             Level::Repeated => (change.shed[1], Level::Fresh(0)),
         };
         // A worker that was interrupted has underrated itself; a hundredth more a second lets it find out.
@@ -175,7 +175,7 @@ mod tests {
             while self.now < end {
                 let [mut fresh, mut repeated, others] = self.load.map(|rate| rate / 10_000);
                 let (left_out, left_out_again) = match self.pressure.level {
-                    Level::Nothing => (0, 0),
+                    Level::Off => (0, 0),
                     Level::Fresh(share) => (fresh - fresh * u64::from(share) / 256, 0),
                     Level::Repeated => (fresh, repeated),
                 };
@@ -236,7 +236,7 @@ mod tests {
         bench.run([3_000_000, 0, 300_000], 10 * SECOND);
         assert_eq!(bench.levels, [Level::Fresh(0)], "it does not flap");
         bench.run([0, 0, 300_000], Duration::from_millis(250));
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 
     #[test]
@@ -260,7 +260,7 @@ mod tests {
         let mut bench = Bench::new(1_000_000);
         bench.run([3_000_000, 0, 100_000], SECOND);
         bench.run([400_000, 0, 100_000], SECOND);
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
         bench.run([3_000_000, 1000, 100_000], SECOND);
         assert_eq!(bench.levels[2..], [Level::Fresh(0)], "strangers get in again");
         bench.run([0, 0, 100_000], SECOND);
-        assert_eq!(bench.levels[3..], [Level::Nothing]);
+        assert_eq!(bench.levels[3..], [Level::Off]);
     }
 
     #[test]
@@ -290,6 +290,6 @@ mod tests {
         bench.run([500_000, 0, 0], SECOND);
         bench.capacity = 2_000_000;
         bench.run([500_000, 0, 0], 100 * SECOND);
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::identity;
 use control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
-use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Former, Tap};
+use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, ExistingFile, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
 use pktio::{Batch, Frame};
 use std::io;
@@ -102,7 +102,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When the file cannot be created, or is there and to be kept, or frames of the kind are being captured already.
-    pub fn start(&self, kind: Kind, path: &Path, limits: Limits, former: Former) -> io::Result<()> {
+    pub fn start(&self, kind: Kind, path: &Path, limits: Limits, existing: ExistingFile) -> io::Result<()> {
         let mut desk = self.shared.desk();
         if let Some(running) = &desk.files[kind as usize] {
             let told = format!("{} frames are being captured already, into {}", kind.name(), running.path().display());
@@ -114,7 +114,7 @@ impl Recorder {
             ..CaptureOptions::default()
         };
         let workers = desk.offers.len();
-        let (file, taps) = CaptureFile::create(path, former, &desk.interfaces, options, workers, settle)?;
+        let (file, taps) = CaptureFile::create(path, existing, &desk.interfaces, options, workers, settle)?;
         info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.name(), limits.file_bytes);
         // Together the workers keep to the rate.
         let share = limits.drops_a_second.div_ceil(desk.offers.len().max(1) as u32);
@@ -401,8 +401,8 @@ mod tests {
             witness.hand_over();
         };
         turn(&mut witness);
-        recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap();
-        let again = recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap_err();
+        recorder.start(Kind::Wan, &file.0, Limits::default(), ExistingFile::Truncate).unwrap();
+        let again = recorder.start(Kind::Wan, &file.0, Limits::default(), ExistingFile::Truncate).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         turn(&mut witness);
         assert_eq!(recorder.running().len(), 1);
@@ -427,7 +427,9 @@ mod tests {
         let file = Scratch::new("drops");
         let recorder = Recorder::new(2, "eth0", "eth1");
         let mut witness = recorder.witness(1);
-        recorder.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, Former::Kept).unwrap();
+        recorder
+            .start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, ExistingFile::Refuse)
+            .unwrap();
         witness.attend();
         let mut pool = Pool::heap(4, 256, 64);
         let frame = pool.adopt(&[7; 60]).unwrap();
@@ -453,8 +455,9 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_made_is_refused() {
         let recorder = Recorder::new(1, "eth0", "eth1");
-        let error =
-            recorder.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), Former::Emptied).unwrap_err();
+        let error = recorder
+            .start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), ExistingFile::Truncate)
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(recorder.running().is_empty());
     }
@@ -466,11 +469,11 @@ mod tests {
         std::os::unix::fs::symlink("nothing", &link.0).unwrap();
         let recorder = Recorder::new(1, "eth0", "eth1");
         for path in [&file.0, &link.0] {
-            let error = recorder.start(Kind::Sent, path, Limits::default(), Former::Kept).unwrap_err();
+            let error = recorder.start(Kind::Sent, path, Limits::default(), ExistingFile::Refuse).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         }
         assert_eq!(std::fs::read_to_string(&file.0).unwrap(), "kept");
-        recorder.start(Kind::Sent, &file.0, Limits::default(), Former::Emptied).unwrap();
+        recorder.start(Kind::Sent, &file.0, Limits::default(), ExistingFile::Truncate).unwrap();
         assert_eq!(recorder.finish().len(), 1);
         assert!(file.records().is_empty());
     }

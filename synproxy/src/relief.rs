@@ -1,9 +1,9 @@
 //! Relief for a worker that is pressed: calls from the WAN are left out, by the port itself where it can, else right after the
-//! first pass. How hard it is pressed `pressure` says; the rule is `pktio::sieve`'s.
+//! first pass. How hard it is pressed `pressure` says; the rule is `pktio::shed`'s.
 
 use crate::clock;
-use pktio::sieve::{Sieve, Sifted};
-use pktio::{Batch, Level, Pool, Port};
+use pktio::shed::{ShedVerdict, SoftwareShedFilter};
+use pktio::{Batch, Pool, Port, ShedLevel as Level};
 use std::hash::{BuildHasher, RandomState};
 use tcpstate::{Look, Source};
 
@@ -11,13 +11,13 @@ use tcpstate::{Look, Source};
 #[derive(Default)]
 pub struct Relief {
     level: Level,
-    /// The sieve of a worker whose port has none.
+    /// The filter of a worker whose port has none.
     own: Option<Own>,
 }
 
-/// A sieve, the key of its hashes, and what it has left out.
+/// A filter, the key of its hashes, and what it has left out.
 struct Own {
-    sieve: Sieve,
+    filter: SoftwareShedFilter,
     key: RandomState,
     fresh: u64,
     repeated: u64,
@@ -26,23 +26,32 @@ struct Own {
 impl Relief {
     /// Relief by this port; takes memory if it cannot give any.
     pub fn new(port: &mut impl Port) -> Self {
-        let own = || Own { sieve: Sieve::default(), key: RandomState::new(), fresh: 0, repeated: 0 };
-        let can = port.shed(Level::Nothing);
-        Self { level: Level::Nothing, own: (!can).then(own) }
+        let own = || Own { filter: SoftwareShedFilter::default(), key: RandomState::new(), fresh: 0, repeated: 0 };
+        match port.shed_filter() {
+            Some(filter) => {
+                filter.set_level(Level::Off);
+                Self { level: Level::Off, own: None }
+            }
+            None => Self { level: Level::Off, own: Some(own()) },
+        }
     }
 
     /// Has so much left out from now on.
     pub fn set(&mut self, port: &mut impl Port, level: Level) {
         self.level = level;
-        port.shed(level);
+        if let Some(filter) = port.shed_filter() {
+            filter.set_level(level);
+        }
     }
 
     /// Remembers that this source has proved itself. Returns whether that is news to this worker's own account, which no other has.
     pub fn favour(&mut self, port: &mut impl Port, source: Source) -> bool {
         match &mut self.own {
-            Some(own) => own.sieve.favour(own.key.hash_one(source), nanos()),
+            Some(own) => own.filter.add_proved_source(own.key.hash_one(source), nanos()),
             None => {
-                port.favour(source);
+                if let Some(filter) = port.shed_filter() {
+                    filter.add_proved_source(source);
+                }
                 false
             }
         }
@@ -56,7 +65,7 @@ impl Relief {
     /// Whether what comes from the WAN has to be sifted here.
     #[inline]
     pub fn sifts(&self) -> bool {
-        self.level != Level::Nothing && self.own.is_some()
+        self.level != Level::Off && self.own.is_some()
     }
 
     /// Puts the calls that are to be left out back into the pool, and their looks away.
@@ -65,17 +74,17 @@ impl Relief {
         let now = nanos();
         let mut kept = 0;
         for at in 0..frames.len() {
-            let sifted = looks[at].call().map_or(Sifted::Passed, |call| {
-                own.sieve.sift(self.level, own.key.hash_one(call.source), call.hash, now)
+            let sifted = looks[at].call().map_or(ShedVerdict::Pass, |call| {
+                own.filter.check(self.level, own.key.hash_one(call.source), call.hash, now)
             });
             match sifted {
-                Sifted::Passed => {
+                ShedVerdict::Pass => {
                     frames.swap(kept, at);
                     looks.swap(kept, at);
                     kept += 1;
                 }
-                Sifted::Fresh => own.fresh += 1,
-                Sifted::Repeated => own.repeated += 1,
+                ShedVerdict::Fresh => own.fresh += 1,
+                ShedVerdict::Repeated => own.repeated += 1,
             }
         }
         looks.truncate(kept);
@@ -83,7 +92,7 @@ impl Relief {
     }
 }
 
-/// The time the sieve reckons by.
+/// The filter's clock.
 fn nanos() -> u64 {
     clock::now().as_micros() * 1000
 }

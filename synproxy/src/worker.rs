@@ -427,7 +427,7 @@ impl<E: Engine> Worker<E> {
         // It is rung before anybody can find it empty, so a letter that comes from now on ends the sleep at once.
         let mail = self.mailbox.as_ref().map(|mailbox| mailbox.bell().as_raw_fd());
         let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];
-        let sleep = |bell| pktio::wait_or_bell(ports, [bell, mail], Some(due));
+        let sleep = |bell| pktio::wait_or_wake(ports, [bell, mail], Some(due));
         match &self.crossing {
             None => sleep(None),
             Some(crossing) => crossing.asleep(sleep),
@@ -1016,7 +1016,7 @@ mod tests {
         worker.relieve(turn, now());
         drain(&mut wires[Side::Lan]);
 
-        worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh(0));
+        worker.relief.set(&mut worker.ports[Side::Wan], pktio::ShedLevel::Fresh(0));
         let mut stranger = segment(Side::Wan, 5000, 0, SYN);
         // Another source; the sum of the header and of the segment is as if the identification and the urgent pointer made up for it.
         stranger[29] = 10;

@@ -6,8 +6,8 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use netmap_sys::netmap::{
@@ -15,10 +15,11 @@ use netmap_sys::netmap::{
     NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE, netmap_if, netmap_ring, nmreq,
 };
 
-use super::Name;
+use super::name::Name;
 use super::port::{Buffers, Kernel};
 use super::ring::Ring;
-use crate::frame::Keeper;
+use crate::mapping::Mapping;
+use crate::pool::MemoryOwner;
 
 /// The version of the ABI in which ports are asked for, and the one that modules know which do not know that.
 const VERSION: u32 = 14;
@@ -36,7 +37,7 @@ const _: () = {
 
 /// What is asked of a port.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wish {
+pub(super) struct Request {
     /// The ring pair, from 0.
     pub queue: u16,
     /// Ring pairs the port is to have; only a switch's port can be made with as many as one likes.
@@ -65,7 +66,7 @@ pub(super) struct Registered {
     /// Buffers beyond those in the rings that were granted.
     pub extra: u32,
     /// The module is one that refuses an interface whose frames fit neither a buffer nor, by its driver's word, several.
-    pub judges_mtu: bool,
+    pub checks_mtu: bool,
 }
 
 impl Registered {
@@ -74,16 +75,16 @@ impl Registered {
     /// # Errors
     ///
     /// The kernel's; `NotFound` without the device.
-    pub fn new(name: &Name<'_>, wish: Wish) -> io::Result<Registered> {
+    pub fn new(name: &Name<'_>, wanted: Request) -> io::Result<Registered> {
         let path = DEVICE.to_str().expect("ASCII");
         let device = OpenOptions::new().read(true).write(true).open(path)?;
         // SAFETY: plain numbers, for all of which zero is a value.
         let mut request: nmreq = unsafe { std::mem::zeroed() };
         let (port, mode, ring) = match *name {
-            Name::Interface(port) => (port, NR_REG_ONE_NIC, wish.queue),
+            Name::Interface(port) => (port, NR_REG_ONE_NIC, wanted.queue),
             Name::Switch(port) => {
-                (request.nr_tx_rings, request.nr_rx_rings) = (wish.queues, wish.queues);
-                (port, NR_REG_ONE_NIC, wish.queue)
+                (request.nr_tx_rings, request.nr_rx_rings) = (wanted.queues, wanted.queues);
+                (port, NR_REG_ONE_NIC, wanted.queue)
             }
             Name::Pipe { parent, number, master } => {
                 (parent, if master { NR_REG_PIPE_MASTER } else { NR_REG_PIPE_SLAVE }, number)
@@ -95,13 +96,13 @@ impl Registered {
         for (to, from) in request.nr_name.iter_mut().zip(port.bytes()) {
             *to = from as libc::c_char;
         }
-        [request.nr_rx_slots, request.nr_tx_slots] = wish.slots;
+        [request.nr_rx_slots, request.nr_tx_slots] = wanted.slots;
         // Sleeping for frames is not to send any: that is what `flush` is for.
         request.nr_ringid = ring & NETMAP_RING_MASK as u16 | NETMAP_NO_TX_POLL as u16;
         // Without this the module gives the same rings to whoever asks, and two would move one head.
         request.nr_flags = mode | NR_EXCLUSIVE;
-        request.nr_arg2 = wish.memory;
-        request.nr_arg3 = wish.extra;
+        request.nr_arg2 = wanted.memory;
+        request.nr_arg3 = wanted.extra;
         let register = |version| {
             let mut request = request;
             request.nr_version = version;
@@ -120,9 +121,9 @@ impl Registered {
             size: request.nr_memsize as usize,
             memory: request.nr_arg2,
             queues: request.nr_rx_rings.min(request.nr_tx_rings),
-            queue: if mode == NR_REG_ONE_NIC { wish.queue } else { 0 },
+            queue: if mode == NR_REG_ONE_NIC { wanted.queue } else { 0 },
             extra: request.nr_arg3,
-            judges_mtu: version == VERSION,
+            checks_mtu: version == VERSION,
         })
     }
 }
@@ -130,8 +131,7 @@ impl Registered {
 /// The memory of one or two ports, mapped, with the ports that lie in it.
 #[derive(Debug)]
 pub(super) struct Memory {
-    base: NonNull<u8>,
-    size: usize,
+    mapping: Mapping,
     /// Bytes of a buffer.
     buffer: usize,
     /// Where the buffer with number 0 lies, in bytes from the memory's beginning.
@@ -168,31 +168,24 @@ impl Memory {
     ///
     /// The kernel's; `InvalidData` when what it says of the memory cannot be.
     pub fn map(ports: Vec<Registered>) -> io::Result<(Memory, Vec<Rings>)> {
-        let (size, fd) = (ports[0].size, ports[ports.len() - 1].device.as_raw_fd());
-        // SAFETY: a new mapping anywhere; its length is what the kernel said.
-        let base =
-            unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| broken("the mapping"))?;
-        let mut memory = Memory { base, size, buffer: 0, buffers: 0, extra: None, ports };
+        let mapping = Mapping::shared(ports[ports.len() - 1].device.as_fd(), ports[0].size)?;
+        let mut memory = Memory { mapping, buffer: 0, buffers: 0, extra: None, ports };
         let rings = (0..memory.ports.len()).map(|i| memory.rings(i)).collect::<io::Result<Vec<_>>>()?;
         let Buffers { base: first, size: buffer, .. } = rings[0].buffers;
         memory.buffer = buffer;
-        memory.buffers = first.as_ptr() as usize - base.as_ptr() as usize;
+        memory.buffers = first.as_ptr() as usize - memory.mapping.base().as_ptr() as usize;
         memory.extra = Some(memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?);
         Ok((memory, rings))
     }
 
     /// What lies at `offset`.
     fn field<T>(&self, offset: usize) -> io::Result<NonNull<T>> {
-        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.size);
+        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.mapping.bytes());
         if !fits || !offset.is_multiple_of(align_of::<T>()) {
             return Err(broken("a structure"));
         }
         // SAFETY: inside the mapping, as just seen.
-        Ok(unsafe { self.base.add(offset) }.cast())
+        Ok(unsafe { self.mapping.base().add(offset) }.cast())
     }
 
     /// The rings of the port with this number.
@@ -223,15 +216,15 @@ impl Memory {
         // SAFETY: inside the mapping; these fields are written by the kernel, and before we got here.
         let (to_buffers, size) = unsafe { ((*ring.as_ptr()).buf_ofs, (*ring.as_ptr()).nr_buf_size as usize) };
         let first = (place as i64).checked_add(to_buffers).and_then(|first| usize::try_from(first).ok());
-        let first = first.filter(|&first| first < self.size).ok_or_else(|| broken("the buffers"))?;
+        let first = first.filter(|&first| first < self.mapping.bytes()).ok_or_else(|| broken("the buffers"))?;
         if !(64..=65_472).contains(&size) || !size.is_multiple_of(64) || !first.is_multiple_of(64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("buffers of {size} bytes")));
         }
         // SAFETY: inside the mapping, as just seen.
-        let base = unsafe { self.base.add(first) };
-        let count = u32::try_from((self.size - first) / size).unwrap_or(u32::MAX);
+        let base = unsafe { self.mapping.base().add(first) };
+        let count = u32::try_from((self.mapping.bytes() - first) / size).unwrap_or(u32::MAX);
         // SAFETY: mapped as long as this lives, which the ports' kernels keep; each ring of a port of ours is found once.
-        let ring = unsafe { Ring::new(ring, self.size - place) }.ok_or_else(|| broken("a ring"))?;
+        let ring = unsafe { Ring::new(ring, self.mapping.bytes() - place) }.ok_or_else(|| broken("a ring"))?;
         Ok((ring, Buffers { base, size, count }))
     }
 
@@ -253,14 +246,14 @@ impl Memory {
     }
 }
 
-impl Keeper for Memory {
+impl MemoryOwner for Memory {
     /// The kernel takes buffers beyond those in the rings back by a list, each saying which is the next.
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
         let Some(extra) = self.extra else { return };
         let mut next = 0;
         for offset in idle {
             // SAFETY: the buffer lies in the mapping and is nobody's any more.
-            unsafe { self.base.add(self.buffers + offset).cast::<u32>().write(next) };
+            unsafe { self.mapping.base().add(self.buffers + offset).cast::<u32>().write(next) };
             next = (offset / self.buffer) as u32;
         }
         // SAFETY: the field lies inside the mapping; the kernel reads it when the port is closed.
@@ -283,8 +276,6 @@ impl Drop for Memory {
                 }
             }
         }
-        // SAFETY: mapped with this length in `map`; whoever uses the memory keeps this alive.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
     }
 }
 
@@ -364,7 +355,7 @@ mod tests {
         // SAFETY: the name ends with a zero; the descriptor is new, and nobody else's.
         let mut device = unsafe { File::from_raw_fd(libc::memfd_create(c"netmap".as_ptr(), 0)) };
         device.write_all(&memory).expect("memory");
-        Registered { device, interface: INTERFACE, size: SIZE, memory: 1, queues: 1, queue: 0, extra, judges_mtu: true }
+        Registered { device, interface: INTERFACE, size: SIZE, memory: 1, queues: 1, queue: 0, extra, checks_mtu: true }
     }
 
     #[test]

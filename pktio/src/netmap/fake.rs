@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG, netmap_ring, netmap_slot};
 
-use super::port::{Buffers, Kernel, NetmapPort};
+use super::port::{Buffers, Kernel, NETMAP_HEADROOM, NetmapPort};
 use super::ring::Ring;
-use super::{ROOM, port};
-use crate::frame::{Keeper, Pool, Region};
+use crate::pool::{BufferMemory, MemoryOwner, Pool};
 use crate::port::{Capabilities, Port};
 
 const BUFFER: usize = 512;
@@ -33,7 +32,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-impl Keeper for Shared {
+impl MemoryOwner for Shared {
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
         self.regained.lock().unwrap().extend(idle);
     }
@@ -254,7 +253,7 @@ fn plug(shared: &Arc<Shared>, at: usize, swaps: bool) -> (NetmapPort<Ask>, Arc<M
     let rings = [receive, transmit].map(|ring| unsafe { Ring::new(ring, room) }.unwrap());
     let can = Capabilities { multi_buffer: true, max_frame: 4 * BUFFER, ..Capabilities::default() };
     // SAFETY: the rings' buffers are this port's, and the pool is one over them where it swaps.
-    (unsafe { port::NetmapPort::new(Ask(nic.clone()), rings, shared.buffers(), swaps, can) }, nic)
+    (unsafe { NetmapPort::new(Ask(nic.clone()), rings, shared.buffers(), swaps, can) }, nic)
 }
 
 /// Two ports in one memory, with the pool of its extra buffers.
@@ -271,17 +270,23 @@ impl Bench {
         let ((lan, lan_nic), (wan, wan_nic)) = (plug(&shared, 0, true), plug(&shared, 2, true));
         let buffers = shared.buffers();
         // SAFETY: the memory is kept by its owner.
-        let region = unsafe { Region::new(buffers.base, buffers.count as usize, BUFFER, shared.clone()) };
+        let memory = unsafe { BufferMemory::new(buffers.base, buffers.count as usize, BUFFER, shared.clone()) };
         let first = 2 + 4 * slots;
         // SAFETY: the extra buffers are nobody's.
-        let pool = unsafe { Pool::partly(region, ROOM, (first..first + extra).map(|i| i * BUFFER), 4 * slots) };
+        let pool =
+            unsafe { Pool::partly(memory, NETMAP_HEADROOM, (first..first + extra).map(|i| i * BUFFER), 4 * slots) };
         Bench { shared, ports: [lan, wan], nics: [lan_nic, wan_nic], pool }
     }
 
     fn copying(slots: usize, frames: usize) -> Bench {
         let (one, other) = (Shared::new(2, slots, 0), Shared::new(2, slots, 0));
         let ((lan, lan_nic), (wan, wan_nic)) = (plug(&one, 0, false), plug(&other, 0, false));
-        Bench { shared: one, ports: [lan, wan], nics: [lan_nic, wan_nic], pool: Pool::heap(frames, 768, ROOM) }
+        Bench {
+            shared: one,
+            ports: [lan, wan],
+            nics: [lan_nic, wan_nic],
+            pool: Pool::heap(frames, 768, NETMAP_HEADROOM),
+        }
     }
 
     fn push(&self, port: usize, frame: &[u8]) {

@@ -7,9 +7,12 @@ use std::ptr::NonNull;
 use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG};
 
 use super::ring::{Ring, Slot};
-use crate::frame::{Batch, Frame, Pool};
-use crate::memory::{Refused, gather};
+use crate::frame::{Batch, Frame};
+use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
+
+/// The headroom of an idle frame, in bytes: for the header of a further buffer. Received frames begin where their buffer does.
+pub(super) const NETMAP_HEADROOM: usize = 64;
 
 /// The most slots a frame may lie in (`NETMAP_MAX_FRAGS`).
 const MAX_SLOTS: usize = 64;
@@ -156,7 +159,7 @@ impl<K: Kernel> NetmapPort<K> {
             // SAFETY: the slot is ours until the head moves, and was just allowed.
             *part = unsafe { self.buffers.bytes(slot) };
         }
-        gather(pool, &parts[..slots as usize], self.capabilities.max_frame)
+        pool.gather(&parts[..slots as usize], self.capabilities.max_frame)
     }
 
     /// How many slots `frame` needs to be sent; `None` when it cannot be.

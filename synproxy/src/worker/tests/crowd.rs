@@ -214,7 +214,7 @@ fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
         crowd.workers[0].relieve(Turn::default(), now());
         crowd.settle();
         for worker in &mut crowd.workers {
-            worker.relief.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh(0));
+            worker.relief.set(&mut worker.ports[Side::Wan], pktio::ShedLevel::Fresh(0));
         }
         for owner in 1..workers {
             crowd.arrives(Side::Wan, &segment_of(owned(owner), Side::Wan, 1000, 0, SYN));
