@@ -13,7 +13,7 @@
 //! | [`memory`] | both ends in memory, for tests |
 //!
 //! Every backend is a [`Port`]. What only some can do is a trait of its own, which a port may offer: [`ShedFilter`]. [`impair`] wraps
-//! any port; [`capture`] copies frames into a file.
+//! any port; [`capture`] copies frames into a file; [`region`] maps memory that is handed to the engine.
 //!
 //! # Unsafe code
 //!
@@ -36,6 +36,7 @@ pub mod packet;
 pub mod pcap;
 mod pool;
 mod port;
+pub mod region;
 pub mod rss;
 pub mod shed;
 mod wait;
