@@ -5,7 +5,7 @@ use crate::clock;
 use pktio::shed::{ShedVerdict, SoftwareShedFilter};
 use pktio::{Batch, Pool, Port, ShedLevel as Level};
 use std::hash::{BuildHasher, RandomState};
-use tcpstate::{Look, Source};
+use tcpstate::{Metadata, Source};
 
 /// What is left out, and by whom.
 #[derive(Default)]
@@ -69,25 +69,25 @@ impl Relief {
     }
 
     /// Puts the calls that are to be left out back into the pool, and their looks away.
-    pub fn sift(&mut self, frames: &mut Batch, looks: &mut Vec<Look>, pool: &mut Pool) {
+    pub fn sift(&mut self, frames: &mut Batch, metas: &mut Vec<Metadata>, pool: &mut Pool) {
         let Some(own) = &mut self.own else { return };
         let now = nanos();
         let mut kept = 0;
         for at in 0..frames.len() {
-            let sifted = looks[at].call().map_or(ShedVerdict::Pass, |call| {
-                own.filter.check(self.level, own.key.hash_one(call.source), call.hash, now)
+            let sifted = metas[at].attempt().map_or(ShedVerdict::Pass, |attempt| {
+                own.filter.check(self.level, own.key.hash_one(attempt.source), attempt.hash, now)
             });
             match sifted {
                 ShedVerdict::Pass => {
                     frames.swap(kept, at);
-                    looks.swap(kept, at);
+                    metas.swap(kept, at);
                     kept += 1;
                 }
                 ShedVerdict::Fresh => own.fresh += 1,
                 ShedVerdict::Repeated => own.repeated += 1,
             }
         }
-        looks.truncate(kept);
+        metas.truncate(kept);
         frames.drain(kept..).for_each(|frame| pool.put(frame));
     }
 }

@@ -20,16 +20,18 @@ pub const LONGEST_FRAME: usize = 10_240;
 /// # Errors
 /// What is wrong with a network or a state.
 pub fn filter(asked: &FlowFilter) -> Result<Filter, String> {
-    let state = asked.state.as_deref().map(|name| {
-        let found = State::ALL.into_iter().find(|state| state.label() == name);
-        found.ok_or_else(|| format!("{name:?} is no state; these are: {}", State::ALL.map(State::label).join(", ")))
-    });
+    let states = asked.state.as_deref().map_or(&[][..], State::named);
+    if let Some(name) = &asked.state
+        && states.is_empty()
+    {
+        return Err(format!("{name:?} is no state; these are: {}", State::ALL.map(State::label).join(", ")));
+    }
     Ok(Filter {
         lan: asked.lan.as_deref().map(network).transpose()?,
         wan: asked.wan.as_deref().map(network).transpose()?,
         lan_port: asked.lan_port,
         wan_port: asked.wan_port,
-        state: state.transpose()?,
+        states,
     })
 }
 
@@ -76,18 +78,18 @@ pub fn flow(connection: &Connection, worker: usize) -> Flow {
     let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
     let end = |End { scale, told, window, ttl }: End| FlowEnd { scale, told, window, hop_limit: ttl };
     Flow {
-        wan: connection.ends.socket(Side::Wan).to_string(),
-        lan: connection.ends.socket(Side::Lan).to_string(),
-        vlan: connection.ends.vlan.identifiers().collect(),
-        state: connection.standing.state.label().to_owned(),
-        standing: connection.standing.to_string(),
-        proxied: connection.standing.proxied,
+        wan: connection.key.socket(Side::Wan).to_string(),
+        lan: connection.key.socket(Side::Lan).to_string(),
+        vlan: connection.key.vlan.identifiers().collect(),
+        state: connection.status.state.label().to_owned(),
+        status: connection.status.to_string(),
+        proxied: connection.status.proxied,
         opened_by: connection.opened_by.map(side),
         age: seconds(connection.age),
         idle: connection.idle.map(seconds),
         due: seconds(connection.due),
-        wan_end: end(connection.half[Side::Wan]),
-        lan_end: end(connection.half[Side::Lan]),
+        wan_end: end(connection.endpoint[Side::Wan]),
+        lan_end: end(connection.endpoint[Side::Lan]),
         mss: connection.mss,
         sack: connection.sack,
         timestamps: connection.timestamps,
@@ -244,10 +246,10 @@ mod tests {
     fn a_state_is_named_as_it_is_told() {
         for state in State::ALL {
             let asked = FlowFilter { state: Some(state.label().to_owned()), ..FlowFilter::default() };
-            assert_eq!(filter(&asked).map(|filter| filter.state), Ok(Some(state)));
+            assert_eq!(filter(&asked).map(|filter| filter.states), Ok(&[state][..]));
         }
         let asked = FlowFilter { state: Some("free".to_owned()), ..FlowFilter::default() };
-        assert!(filter(&asked).unwrap_err().contains("half-open"));
+        assert!(filter(&asked).unwrap_err().contains("syn-cached"));
     }
 
     #[test]

@@ -1,0 +1,116 @@
+//! Explicit congestion notification between two ends of which one speaks it alone, because a guess about the server was wrong.
+//!
+//! The one that speaks it must not have its marks lost, nor the other be handed segments it would not answer for: its
+//! segments are sent on as not ECN-capable, and where one went through congestion before it came here, it hears of that
+//! in the other's name (RFC 3168 section 6.1).
+
+use crate::Side;
+use crate::flow::{Flow, FlowFlags};
+use crate::head::Head;
+use crate::wire::checksum::Patch;
+use crate::wire::{Flags, Segment, be16, put16};
+
+/// The field's value for "congestion experienced" (RFC 3168 section 5).
+const CONGESTED: u8 = 3;
+
+/// Whether [`lend`] would leave a segment with this traffic class alone and note nothing, whatever end sent it.
+#[inline(always)]
+pub fn has_nothing_to_lend(flow: &Flow, segment: &Segment, traffic_class: u8) -> bool {
+    let both = flow.is(FlowFlags::ECN) && flow.is(FlowFlags::ECN_LAN);
+    both || traffic_class & 3 == 0 && !segment.flags.has(Flags::CWR) && !flow.is(FlowFlags::ECHO_OWED)
+}
+
+/// The ECN field of a packet is the two low bits of this.
+#[inline(always)]
+pub fn traffic_class(segment: &Segment, frame: &[u8]) -> u8 {
+    let byte = frame[usize::from(segment.ip) + 1];
+    if segment.key.v6 { byte >> 4 } else { byte }
+}
+
+/// Edits a segment from `side` where the ends do not both speak ECN. True if a mark of congestion was taken over.
+pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
+    let (client, server) = (flow.is(FlowFlags::ECN), flow.is(FlowFlags::ECN_LAN));
+    if client && server {
+        return false;
+    }
+    let (sender_speaks, receiver_speaks) = if side == Side::Wan { (client, server) } else { (server, client) };
+    let field = traffic_class(segment, head.bytes()) & 3;
+    let (marked, owed_before) = (field == CONGESTED, flow.is(FlowFlags::ECHO_OWED));
+    let mut flags = segment.flags;
+    if !receiver_speaks {
+        if flags.has(Flags::CWR) && (sender_speaks || owed_before) {
+            // It has heard of the last one.
+            flow.set(FlowFlags::ECHO_OWED, false);
+            flags = flags.without(Flags::CWR);
+        }
+        if field != 0 {
+            flow.set_if(FlowFlags::ECHO_OWED, marked);
+            clear_field(segment, head);
+        }
+    }
+    // What goes to the end that speaks alone; one that speaks although it was never told so can only be a client.
+    let owed = if side == Side::Wan { server && !client } else { !server };
+    if owed && flow.is(FlowFlags::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
+        flags = flags.and(Flags::ECE);
+    }
+    if flags != segment.flags {
+        set_flags(segment, head, flags);
+    }
+    !receiver_speaks && marked && !owed_before
+}
+
+/// Makes the packet one that is not ECN-capable.
+fn clear_field(segment: &Segment, head: &mut Head) {
+    let at = usize::from(segment.ip);
+    let frame = head.bytes_mut();
+    if segment.key.v6 {
+        frame[at + 1] &= !0x30;
+        return;
+    }
+    let mut patch = Patch::default();
+    patch.replace8(1, frame[at + 1], frame[at + 1] & !3);
+    frame[at + 1] &= !3;
+    let sum = patch.apply(be16(frame, at + 10));
+    put16(frame, at + 10, sum);
+}
+
+fn set_flags(segment: &Segment, head: &mut Head, flags: Flags) {
+    const OFFSET: usize = 13;
+    let tcp = usize::from(segment.tcp);
+    let frame = head.bytes_mut();
+    let mut patch = Patch::default();
+    patch.replace8(OFFSET, frame[tcp + OFFSET], flags.0);
+    frame[tcp + OFFSET] = flags.0;
+    let sum = patch.apply(be16(frame, tcp + 16));
+    put16(frame, tcp + 16, sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::test_segments::TestSegment;
+    use crate::wire::Parsed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn where_nothing_is_to_be_lent_nothing_is(
+            flags in any::<[bool; 3]>(),
+            side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
+            (v6, tcp_flags, ecn) in (any::<bool>(), any::<u8>(), 0u8..4),
+        ) {
+            let mut flow = Flow::default();
+            for (flag, on) in [FlowFlags::ECN, FlowFlags::ECN_LAN, FlowFlags::ECHO_OWED].into_iter().zip(flags) {
+                flow.set(flag, on);
+            }
+            let mut frame = TestSegment { side, v6, flags: tcp_flags, ecn, ..TestSegment::default() }.frame();
+            let before = (flow, frame.clone());
+            let mut head = Head::whole(&mut frame, before.1.len());
+            let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { panic!("it is a segment") };
+            if has_nothing_to_lend(&flow, &segment, traffic_class(&segment, head.bytes())) {
+                prop_assert!(!lend(&mut flow, side, &segment, &mut head));
+                prop_assert_eq!(before, (flow, frame));
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! One connection: its record, the states it can be in, how a segment is translated for its other side, and the table of all of them.
+
+pub mod ecn;
+mod record;
+mod state;
+pub mod table;
+pub mod translate;
+
+pub use record::{Endpoint, Flow, FlowFlags, LAYOUT};
+pub use state::State;

@@ -1,0 +1,446 @@
+//! The record of one connection: two cache lines of integers, without a pointer or an enumeration, so that any bytes are a record and a foreign
+//! byte breaks nothing. States, sides and scales are parsed from it. Only [`Table`](super::table::Table) writes records.
+//!
+//! Sequence numbers and timestamps in a record are the *outer* ones, as seen on the WAN; `seq_delta` and `ts_delta` lead to what the server uses.
+//! For a connection that is passed through both are zero.
+//!
+//! Each word that a segment of an established connection changes is valid alone: a process that is killed between two stores leaves a record that
+//! was true a segment ago in some fields and is true now in the others. What must change together changes with the state, for which the table keeps
+//! a copy to go back to.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::State;
+use crate::keyed::Keys;
+use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
+use crate::wire::{Envelope, FlowKey, Mac, Vlan};
+use crate::{PerSide, Side};
+
+/// The version of the record's layout, for whoever finds records of another process.
+pub const LAYOUT: u32 = 1;
+
+/// What is known of a flow besides its state, one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FlowFlags(u32);
+
+impl FlowFlags {
+    /// The box answered for the server: numbers differ between the sides.
+    pub const PROXIED: FlowFlags = FlowFlags(1);
+    /// The addresses are IPv6 and continue in the table's side array.
+    pub const V6: FlowFlags = FlowFlags(1 << 1);
+    /// The client was told that SACK may be used.
+    pub const SACK: FlowFlags = FlowFlags(1 << 2);
+    /// The server takes SACK.
+    pub const SACK_LAN: FlowFlags = FlowFlags(1 << 3);
+    /// The client was told that timestamps are used.
+    pub const TIMESTAMPS: FlowFlags = FlowFlags(1 << 4);
+    /// The server uses timestamps.
+    pub const TIMESTAMPS_LAN: FlowFlags = FlowFlags(1 << 5);
+    /// A new SYN was answered over the remains of this flow: a cookie may come for it.
+    pub const REOPENING: FlowFlags = FlowFlags(1 << 6);
+    /// The LAN has sent FIN.
+    pub const FIN_LAN: FlowFlags = FlowFlags(1 << 7);
+    /// The WAN has sent FIN.
+    pub const FIN_WAN: FlowFlags = FlowFlags(1 << 8);
+    /// The LAN's FIN is acknowledged.
+    pub const FIN_LAN_ACKED: FlowFlags = FlowFlags(1 << 9);
+    /// The WAN's FIN is acknowledged.
+    pub const FIN_WAN_ACKED: FlowFlags = FlowFlags(1 << 10);
+    /// Fragments have come, which hide how long a segment truly is.
+    pub const FRAGMENTED: FlowFlags = FlowFlags(1 << 11);
+    /// Timestamps were promised to the client on the presumption that the server takes them.
+    pub const TIMESTAMPS_PRESUMED: FlowFlags = FlowFlags(1 << 12);
+    /// The LAN's window field is still that of its SYN-ACK, which is not scaled.
+    pub const WINDOW_UNSCALED: FlowFlags = FlowFlags(1 << 13);
+    /// The numbers were not followed from the beginning, so segments cannot be judged by them.
+    pub const UNJUDGED: FlowFlags = FlowFlags(1 << 14);
+    /// The client speaks ECN and believes that the server does.
+    pub const ECN: FlowFlags = FlowFlags(1 << 15);
+    /// The server speaks ECN and believes that the client does.
+    pub const ECN_LAN: FlowFlags = FlowFlags(1 << 16);
+    /// The box's SYN to the server asks for ECN, because the client's did.
+    pub const ECN_ASKED: FlowFlags = FlowFlags(1 << 17);
+    /// An end that speaks ECN alone sent a segment through congestion, and has not been told to its satisfaction.
+    pub const ECHO_OWED: FlowFlags = FlowFlags(1 << 18);
+    /// The client's data is held until the server answers.
+    pub const EARLY: FlowFlags = FlowFlags(1 << 19);
+    /// The client has sent data or acknowledged some.
+    pub const CARRIED: FlowFlags = FlowFlags(1 << 20);
+    /// A SYN was answered with a challenge ACK, and nothing has come from the client on this connection since.
+    pub const SYN_CHALLENGED: FlowFlags = FlowFlags(1 << 21);
+    /// The server announced a smaller MSS than its client was told.
+    pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);
+    /// The server is reached under a second key, which lies in the table's side array.
+    pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
+
+    /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
+    pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
+        .and(FlowFlags::FIN_LAN)
+        .and(FlowFlags::FIN_WAN)
+        .and(FlowFlags::FRAGMENTED)
+        .and(FlowFlags::WINDOW_UNSCALED)
+        .and(FlowFlags::ECHO_OWED)
+        .and(FlowFlags::SYN_CHALLENGED)
+        .and(FlowFlags::MSS_BROKEN)
+        .and(FlowFlags::REDIRECTED);
+
+    pub(crate) const fn and(self, flags: FlowFlags) -> FlowFlags {
+        FlowFlags(self.0 | flags.0)
+    }
+
+    const fn fin(side: Side) -> FlowFlags {
+        match side {
+            Side::Lan => FlowFlags::FIN_LAN,
+            Side::Wan => FlowFlags::FIN_WAN,
+        }
+    }
+
+    const fn fin_acked(side: Side) -> FlowFlags {
+        match side {
+            Side::Lan => FlowFlags::FIN_LAN_ACKED,
+            Side::Wan => FlowFlags::FIN_WAN_ACKED,
+        }
+    }
+}
+
+/// What is known of one end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The number after the highest this end has sent; after its FIN, once it has sent one.
+    pub next: SeqNum,
+    /// The highest number this end has acknowledged.
+    pub acked: SeqNum,
+    /// The last TSval of this end.
+    pub ts_value: u32,
+    /// This end's last window field.
+    pub window: RawWindow,
+    /// This end's scale (low four bits) and the one the other end was told (high); 15 is "none".
+    scales: u8,
+    /// The hop limit this end's frames arrive with.
+    pub ttl: u8,
+}
+
+const NO_SCALE: u8 = 15;
+
+impl Endpoint {
+    /// Sets the scale by which this end's fields are to be read, and the one the other end reads them by.
+    pub fn set_scales(&mut self, own: Option<WindowScale>, told: Option<WindowScale>) {
+        let code = |scale: Option<WindowScale>| scale.map_or(NO_SCALE, WindowScale::get);
+        self.scales = code(own) | code(told) << 4;
+    }
+
+    /// The scale by which this end's fields are to be read.
+    pub fn scale(&self) -> Option<WindowScale> {
+        decode_scale(self.scales & 15)
+    }
+
+    /// The scale by which the other end reads this end's fields.
+    pub fn told(&self) -> Option<WindowScale> {
+        decode_scale(self.scales >> 4)
+    }
+
+    /// A field of this end, rewritten for the scale the other end reads it by.
+    #[inline(always)]
+    pub fn rescale(&self, field: RawWindow) -> RawWindow {
+        if self.scales & 15 == self.scales >> 4 {
+            return field;
+        }
+        (field << self.scale().unwrap_or_default()).field(self.told().unwrap_or_default())
+    }
+}
+
+fn decode_scale(code: u8) -> Option<WindowScale> {
+    (code != NO_SCALE).then(|| WindowScale::clamped(code))
+}
+
+/// The record of a connection. Fields that only the table and its timer wheel may set, or that are parsed, are private.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub struct Flow {
+    // First line: which connection, its state and timer, and how far apart the numberings are.
+    /// The keyed hash of the key.
+    pub(super) hash: u64,
+    lan: u32,
+    wan: u32,
+    lan_port: u16,
+    wan_port: u16,
+    vlan: Vlan,
+    flags: FlowFlags,
+    /// The [`State`].
+    pub(super) state: u8,
+    /// How often a timer has repeated what it repeats.
+    pub attempts: u8,
+    /// Where the wheel has filed it.
+    pub(super) slot: u16,
+    /// Ticks at which something is due; the wheel looks again when the slot it filed this under comes up.
+    pub(super) deadline: u32,
+    pub(super) link_next: u32,
+    pub(super) link_prev: u32,
+    /// From the server's sequence numbers to the ones the client knows.
+    pub seq_delta: SeqDelta,
+    /// From the server's timestamps (or, if it has none, from the box's ticks) to the ones the client knows.
+    pub ts_delta: SeqDelta,
+    macs: [Mac; 2],
+    // Second line: the two ends.
+    endpoints: PerSide<Endpoint>,
+    /// The number the client's SYN was answered with.
+    pub outer_isn: SeqNum,
+    /// The first TSval the client can have seen of the server itself.
+    pub ts_base: u32,
+    /// The tick at which the server's SYN was first sent.
+    pub born: u32,
+    /// The MSS the client announced.
+    pub mss: u16,
+    /// The MSS the server announced, if its client was told a larger one.
+    pub mss_lan: u16,
+    /// The half-second in which this flow was last sent a challenge.
+    pub challenged: u16,
+    /// Counts the uses of this record.
+    pub(super) generation: u16,
+    /// Ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known.
+    pub distance: u16,
+    /// The first held frame: its place in the hold queue plus one, zero for none.
+    pub held: u16,
+    /// Which set of timeouts holds for it.
+    pub profile: u16,
+    /// The priorities of the client's VLAN tags, outer in the low four bits.
+    pub priorities: u8,
+    /// The client's side in bit 0 and the server's in bit 1: 0 the LAN, 1 the WAN.
+    sides: u8,
+    spare: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");
+
+impl Flow {
+    /// A record that is not in use yet, of a connection whose client is on `client`.
+    pub(super) fn new(key: &FlowKey, hash: u64, generation: u16, client: Side) -> Self {
+        let flags = if key.v6 { FlowFlags::V6 } else { FlowFlags::default() };
+        let (lan, wan) = (key.lan[3], key.wan[3]);
+        let FlowKey { lan_port, wan_port, vlan, .. } = *key;
+        let sides = client as u8 | (client.other() as u8) << 1;
+        Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, sides, ..Self::default() }
+    }
+
+    /// Whether a record that another process left can be one of a living connection: its state and sides parse, and its hash is that of its key.
+    pub(super) fn is_plausible(&self, upper: &[[u32; 3]; 2], keys: Keys) -> bool {
+        State::parse(self.state).is_some_and(|state| state != State::Free)
+            && self.sides < 4
+            && self.sides != 0b00
+            && self.sides != 0b11
+            && self.key(upper).hash(keys) == self.hash
+    }
+
+    /// Brings flags and state of a record that another process left in line, should a foreign hand have parted them: the FINs tell the state of a
+    /// connection, and the state whether the box answered for the server.
+    pub(super) fn settle(&mut self) {
+        match self.state() {
+            State::Established | State::FinWait | State::LastAck | State::TimeWait => {
+                self.state = self.state_by_fins() as u8
+            }
+            State::AckWithheld | State::WindowPending if self.state_by_fins() != State::Established => {
+                self.state = self.state_by_fins() as u8;
+            }
+            State::SynCached | State::ServerSynSent | State::AckWithheld | State::WindowPending => {
+                self.set(FlowFlags::PROXIED, true);
+            }
+            State::SynSent | State::SynReceived | State::Unconfirmed => self.set(FlowFlags::PROXIED, false),
+            State::Free | State::Reset => {}
+        }
+    }
+
+    /// The state.
+    #[inline(always)]
+    pub fn state(&self) -> State {
+        State::parse(self.state).unwrap_or_default()
+    }
+
+    /// Whether this is the state.
+    #[inline(always)]
+    pub fn is_in(&self, state: State) -> bool {
+        self.state == state as u8
+    }
+
+    /// How often this record has been used, on a circle.
+    pub fn generation(&self) -> u16 {
+        self.generation
+    }
+
+    /// The keyed hash of the key.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The tick at which its timer is due.
+    pub fn deadline(&self) -> u32 {
+        self.deadline
+    }
+
+    /// The side the client is on, who sent the first SYN.
+    pub fn client(&self) -> Side {
+        if self.sides & 1 == 0 { Side::Lan } else { Side::Wan }
+    }
+
+    /// The side the server is on.
+    pub fn server(&self) -> Side {
+        if self.sides & 2 == 0 { Side::Lan } else { Side::Wan }
+    }
+
+    /// Sets the side the client is on; the server is on the other one.
+    pub fn set_client(&mut self, client: Side) {
+        self.sides = client as u8 | (client.other() as u8) << 1;
+    }
+
+    /// Whether the part of the ends that is held here is theirs.
+    #[inline(always)]
+    pub(super) fn fits(&self, key: &FlowKey) -> bool {
+        // One branch instead of six.
+        let ports = u32::from((self.lan_port ^ key.lan_port) | (self.wan_port ^ key.wan_port));
+        let version = self.flags.0 & FlowFlags::V6.0 ^ if key.v6 { FlowFlags::V6.0 } else { 0 };
+        (self.lan ^ key.lan[3]) | (self.wan ^ key.wan[3]) | (self.vlan.0 ^ key.vlan.0) | ports | version == 0
+    }
+
+    /// The ends, with `upper` the words of the addresses that are not held here.
+    pub(super) fn key(&self, upper: &[[u32; 3]; 2]) -> FlowKey {
+        let join = |upper: [u32; 3], low| [upper[0], upper[1], upper[2], low];
+        let v6 = self.is(FlowFlags::V6);
+        let upper = if v6 { *upper } else { [[0, 0, 0xffff]; 2] };
+        FlowKey {
+            lan: join(upper[0], self.lan),
+            wan: join(upper[1], self.wan),
+            lan_port: self.lan_port,
+            wan_port: self.wan_port,
+            vlan: self.vlan,
+            v6,
+        }
+    }
+
+    /// Whether any of these flags is set.
+    #[inline(always)]
+    pub fn is(&self, set: FlowFlags) -> bool {
+        self.flags.0 & set.0 != 0
+    }
+
+    /// Whether all of these flags are set.
+    pub fn is_all(&self, flags: &[FlowFlags]) -> bool {
+        flags.iter().all(|&set| self.is(set))
+    }
+
+    /// Sets or clears a flag.
+    pub fn set(&mut self, flag: FlowFlags, on: bool) {
+        if on {
+            self.flags.0 |= flag.0;
+        } else {
+            self.flags.0 &= !flag.0;
+        }
+    }
+
+    /// Clears these flags.
+    pub fn clear(&mut self, flags: &[FlowFlags]) {
+        for set in flags {
+            self.flags.0 &= !set.0;
+        }
+    }
+
+    /// Sets a flag if `on` says so, and never clears it.
+    pub fn set_if(&mut self, flag: FlowFlags, on: bool) {
+        self.flags.0 |= if on { flag.0 } else { 0 };
+    }
+
+    /// The end on this side.
+    pub fn endpoint(&self, side: Side) -> &Endpoint {
+        &self.endpoints[side]
+    }
+
+    /// The end on this side, to change.
+    pub fn endpoint_mut(&mut self, side: Side) -> &mut Endpoint {
+        &mut self.endpoints[side]
+    }
+
+    /// The Ethernet address by which the end on this side is reached.
+    pub fn mac(&self, side: Side) -> Mac {
+        self.macs[side as usize]
+    }
+
+    fn set_macs(&mut self, side: Side, from: Mac, to: Mac) {
+        self.macs[side as usize] = from;
+        self.macs[side.other() as usize] = to;
+    }
+
+    /// Remembers the way a frame from `side` took.
+    pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
+        self.set_macs(side, envelope.from, envelope.to);
+        self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;
+    }
+
+    /// The priorities of the VLAN tags, as [`Envelope`] has them.
+    pub fn tag_priorities(&self) -> [u16; 2] {
+        [u16::from(self.priorities & 0x0f) << 12, u16::from(self.priorities & 0xf0) << 8]
+    }
+
+    /// The latest TSval that the client was shown, if it was shown any.
+    pub fn shown_ts_value(&self) -> Option<u32> {
+        self.is(FlowFlags::TIMESTAMPS).then_some(self.endpoints[Side::Lan].ts_value)
+    }
+
+    /// Whether this end has sent FIN.
+    pub fn has_finished(&self, side: Side) -> bool {
+        self.is(FlowFlags::fin(side))
+    }
+
+    /// Notes that this end's FIN ends before `fin`.
+    pub fn finish(&mut self, side: Side, fin: SeqNum) {
+        self.set(FlowFlags::fin(side), true);
+        // Nothing comes after it, whatever a damaged segment may have claimed before; but fragments hide how much came before it.
+        if !self.is(FlowFlags::FRAGMENTED) {
+            self.endpoints[side].next = fin;
+        }
+    }
+
+    /// Notes what `side` has acknowledged of the other end's FIN.
+    pub fn note_fin_acked(&mut self, side: Side) {
+        let other = side.other();
+        if self.has_finished(other) && !self.endpoints[side].acked.before(self.endpoints[other].next) {
+            self.set(FlowFlags::fin_acked(other), true);
+        }
+    }
+
+    /// The state the FINs lead to.
+    pub fn state_by_fins(&self) -> State {
+        match (self.has_finished(Side::Lan), self.has_finished(Side::Wan)) {
+            _ if self.is_all(&[FlowFlags::FIN_LAN_ACKED, FlowFlags::FIN_WAN_ACKED]) => State::TimeWait,
+            (true, true) => State::LastAck,
+            (false, false) => State::Established,
+            _ => State::FinWait,
+        }
+    }
+
+    /// Whether nothing more is to be expected of the flow, so that a new connection may take its key.
+    pub fn is_over(&self) -> bool {
+        self.state().is_over()
+    }
+
+    /// The window the end on this side grants.
+    pub fn granted(&self, side: Side) -> Window {
+        let endpoint = &self.endpoints[side];
+        if side == Side::Lan && self.is(FlowFlags::WINDOW_UNSCALED) {
+            return Window(endpoint.window.0.into());
+        }
+        endpoint.window << endpoint.scale().unwrap_or_default()
+    }
+
+    /// The window field that tells the other end what the end on this side grants.
+    pub fn told_window(&self, side: Side) -> RawWindow {
+        self.granted(side).field(self.endpoints[side].told().unwrap_or_default())
+    }
+
+    /// How far `side`'s numbers must be moved to stand among the outer ones: nothing for the WAN's.
+    pub fn outward(&self, side: Side) -> SeqDelta {
+        match side {
+            Side::Lan => self.seq_delta,
+            Side::Wan => SeqDelta::default(),
+        }
+    }
+}

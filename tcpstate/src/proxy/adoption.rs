@@ -1,0 +1,112 @@
+//! Segments of connections nobody knows. For a while after the start they may belong to some that run already, which are adopted: the LAN's
+//! word makes a record, the WAN's agreement makes it last. Later they are strays.
+
+use super::{Context, Proxy};
+use crate::config::Stray;
+use crate::flow::table::Id;
+use crate::flow::{Flow, FlowFlags, State};
+use crate::wire::{Flags, Segment};
+use crate::{DropReason, Egress, Event, Side, Verdict};
+
+/// How far a segment's numbers may lie from what the other direction last said of them.
+const TOLERANCE: u32 = 1 << 26;
+
+impl Proxy {
+    /// A segment without SYN that belongs to no flow and proves nothing.
+    pub(super) fn on_unknown_connection(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+        let resets = ctx.segment.flags.has(Flags::RST);
+        ctx.egress.note(|| {
+            let left = self.adopt_until.since(ctx.now).as_secs();
+            let adopted =
+                if left > 0 { format!("are adopted for {left} s yet") } else { "are not adopted any more".into() };
+            format!("nobody knows this connection; such as run already {adopted}")
+        });
+        if ctx.now < self.adopt_until {
+            return match ctx.side {
+                // It answers a segment that was passed without a trace; one that acknowledges answers a SYN, and that was ours.
+                Side::Lan if resets && !ctx.segment.flags.has(Flags::ACK) => Verdict::Forward,
+                Side::Lan if resets => Verdict::Drop(DropReason::NoFlow),
+                Side::Lan => self.adopt(ctx),
+                // Passed without a trace, and not many: what the server answers will tell whether it knows the connection.
+                Side::Wan if self.passed.take(ctx.now) => Verdict::Forward,
+                Side::Wan => Verdict::Drop(DropReason::NoFlow),
+            };
+        }
+        if self.stray == Stray::Reset && !resets && ctx.is_sound() && self.passed.take(ctx.now) {
+            self.counters.count(Event::StrayReset);
+            return Self::reset_in_place(&mut ctx);
+        }
+        Verdict::Drop(if ctx.side == Side::Lan || resets { DropReason::NoFlow } else { DropReason::BadCookie })
+    }
+
+    /// The LAN speaks of a connection: it is one of its own, but whether the other end sees the same numbers is open.
+    fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
+        if !ctx.segment.flags.has(Flags::ACK) {
+            return Verdict::Drop(DropReason::BadFlags);
+        }
+        self.evict_one(ctx.now, ctx.egress);
+        let (key, hash) = (*ctx.key(), ctx.hash);
+        let envelope = ctx.envelope();
+        let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {
+            flow.set(FlowFlags::UNJUDGED, true);
+            flow.keep_path(Side::Lan, &envelope);
+            flow.endpoint_mut(Side::Lan).ttl = envelope.ttl;
+            note(flow, Side::Lan, ctx.segment);
+            let client = flow.endpoint_mut(Side::Wan);
+            (client.next, client.acked) = (ctx.segment.ack, ctx.segment.seq);
+        });
+        match admitted {
+            Some(id) => {
+                self.remember_candidate(id);
+                Verdict::Forward
+            }
+            None => Verdict::Drop(DropReason::TableFull),
+        }
+    }
+
+    /// Segments of a connection of which one direction has been seen.
+    pub(super) fn on_unconfirmed(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
+        if flags.has(Flags::SYN) {
+            return match (ctx.side, flags.has(Flags::ACK)) {
+                (Side::Wan, false) => self.answer_syn(ctx, Some(id)),
+                (Side::Lan, false) => self.open_passthrough(ctx, Some(id)),
+                (_, true) => Verdict::Drop(DropReason::WrongState),
+            };
+        }
+        if ctx.side == Side::Wan
+            && self.table[id].is(FlowFlags::REOPENING)
+            && let Ok(proof) = self.open_cookie(&mut ctx)
+        {
+            return self.accept_cookie(ctx, &proof, Some(id));
+        }
+        if ctx.side == Side::Lan {
+            self.table.update(id, |flow| note(flow, Side::Lan, ctx.segment));
+            return Verdict::Forward;
+        }
+        let lan = self.table[id].endpoint(Side::Lan);
+        let agrees = lan.next.beyond(ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
+            && lan.acked.beyond(seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE;
+        ctx.egress.note(|| {
+            let (seq, ack) = (lan.acked.get(), lan.next.get());
+            let agrees = if agrees { "agrees" } else { "does not agree" };
+            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take 64 MiB: this {agrees}")
+        });
+        if !agrees {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        if flags.has(Flags::RST) {
+            self.table.update(id, |flow| note(flow, Side::Wan, ctx.segment));
+        } else {
+            self.set_state(id, State::Established, ctx.now, |flow| note(flow, Side::Wan, ctx.segment));
+            self.counters.count(Event::Adopted);
+        }
+        Verdict::Forward
+    }
+}
+
+/// Notes where a direction stands.
+fn note(flow: &mut Flow, side: Side, segment: &Segment) {
+    let endpoint = flow.endpoint_mut(side);
+    (endpoint.next, endpoint.acked, endpoint.window) = (segment.seq + segment.seq_len(), segment.ack, segment.window);
+}

@@ -1,0 +1,609 @@
+//! Both ends talk: their segments are followed, translated and passed.
+//!
+//! The ends judge for themselves what they accept; the proxy only refuses to be fooled in its own bookkeeping,
+//! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
+
+use super::client_handshake::is_damaged;
+use super::{Context, Proxy, half_second};
+use crate::flow::ecn;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::tick;
+use crate::flow::translate::{translate, translate_common};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::seq::SeqNum;
+use crate::wire::{Flags, Options, Segment};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
+
+/// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
+const SLACK: u32 = 65_535;
+/// Ticks by which a timestamp clock may advance from one segment to the next and be believed without a sum over the payload.
+const SMALL_STEP: u32 = 16;
+/// How far behind the latest number an old segment is believed: as far as a large window reaches.
+const FAR_BEHIND: u32 = 1 << 26;
+
+/// Whether a number lies on the way from `origin` to what is `ahead` of it (less than 2^31), or not far behind.
+#[inline(always)]
+fn is_near(number: SeqNum, origin: SeqNum, ahead: u32) -> bool {
+    number.within(origin - FAR_BEHIND, origin + ahead)
+}
+
+impl Proxy {
+    /// Passes the segment that nearly all are: an acknowledgement, with data or without, whose options are the usual timestamps or none, in
+    /// sequence, of an established flow of which nothing is owed, pending or in doubt. It does what [`Proxy::on_established`] would do, with as
+    /// little as that takes; of any other segment it says false, and nothing has changed.
+    #[inline(always)]
+    pub(super) fn forward_fast(
+        &mut self,
+        side: Side,
+        segment: &Segment,
+        id: Id,
+        head: &mut Head,
+        now: Instant,
+    ) -> bool {
+        let flow = &self.table[id];
+        let agreed = flow.is(FlowFlags::TIMESTAMPS);
+        let acknowledges =
+            Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & segment.flags.0 == Flags::ACK.0;
+        if !acknowledges
+            || segment.fragmented
+            || !flow.is_in(State::Established)
+            || flow.is(FlowFlags::SLOW_PATH)
+            || flow.held != 0
+            || agreed && !flow.is(FlowFlags::TIMESTAMPS_LAN)
+        {
+            return false;
+        }
+        let frame = head.bytes();
+        let Some(timestamps) = segment.common_options(frame) else { return false };
+        let timestamps = timestamps.filter(|_| agreed);
+        let proxied = flow.is(FlowFlags::PROXIED);
+        if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
+            return false;
+        }
+
+        let (payload, other) = (segment.payload_len(), side.other());
+        let end = segment.seq + flow.outward(side) + payload;
+        let granted = flow.granted(other).0;
+        let (slack, hidden) = if flow.is(FlowFlags::UNJUDGED) { (FAR_BEHIND, FAR_BEHIND) } else { (SLACK, 0) };
+        let receiver = flow.endpoint(other);
+        if !is_near(end, receiver.acked, granted + slack) || !is_near(segment.ack, receiver.next, hidden) {
+            return false;
+        }
+
+        // Each of these words is valid alone.
+        self.table.update(id, |flow| {
+            let receiver = flow.endpoint_mut(other);
+            if segment.ack.after(receiver.next) {
+                receiver.next = segment.ack;
+            }
+            let ts_delta = flow.ts_delta;
+            let sender = flow.endpoint_mut(side);
+            if end.after(sender.next) && payload > 0 {
+                sender.next = end;
+            }
+            if !segment.ack.before(sender.acked) {
+                sender.acked = segment.ack;
+                sender.window = segment.window;
+            }
+            if let Some(timestamps) = timestamps {
+                let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
+                let step = value.wrapping_sub(sender.ts_value);
+                if step != 0 && step < 1 << 31 && (step <= SMALL_STEP || segment.checksums_hold(head)) {
+                    sender.ts_value = value;
+                }
+            }
+            if side == Side::Wan {
+                let answers = proxied && segment.ack.after(flow.outer_isn + 1);
+                flow.set_if(FlowFlags::CARRIED, answers || payload > 0);
+            }
+        });
+        if proxied {
+            translate_common(&self.table[id], side, segment, head.bytes_mut(), timestamps);
+        }
+        self.table.schedule(id, tick(now).wrapping_add(self.lifetimes.of(State::Established)));
+        true
+    }
+
+    /// Segments of a flow whose ends have met.
+    pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flags = ctx.segment.flags;
+        if flags.has(Flags::SYN) {
+            return self.on_syn_while_established(ctx, id);
+        }
+        if flags.has(Flags::RST) {
+            return self.on_reset(ctx, id);
+        }
+        if ctx.side == Side::Wan
+            && self.table[id].is(FlowFlags::REOPENING)
+            // The connection's own cookie still opens; it proves nothing new.
+            && ctx.segment.ack != self.table[id].outer_isn + 1
+            && let Ok(proof) = self.open_cookie(&mut ctx)
+        {
+            return self.accept_cookie(ctx, &proof, Some(id));
+        }
+        self.track_and_pass(ctx, id)
+    }
+
+    fn on_syn_while_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flow = &self.table[id];
+        let proxied = flow.is(FlowFlags::PROXIED);
+        match (ctx.side, ctx.segment.flags.has(Flags::ACK)) {
+            (Side::Wan, false) if flow.is_over() => self.answer_syn(ctx, Some(id)),
+            (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
+            (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
+            (Side::Lan, false) if flow.is_over() || !proxied => self.open_passthrough(ctx, Some(id)),
+            (Side::Lan, false) if ctx.is_sound() => self.challenge(ctx, id),
+            (Side::Lan, false) => Verdict::Drop(DropReason::BadChecksum),
+            (Side::Lan, true) if proxied => {
+                if !ctx.is_sound() {
+                    return Verdict::Drop(DropReason::BadChecksum);
+                }
+                let repeated = ctx.segment.seq + flow.seq_delta == flow.outer_isn && !flow.is_in(State::Reset);
+                // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
+                // stray copy of our SYN is told to forget it.
+                if repeated {
+                    self.counters.count(Event::AnswerRepeated);
+                    self.answer_repeated_syn_ack(id);
+                    self.acknowledge_in_place(&mut ctx, id)
+                } else {
+                    Self::reset_in_place(&mut ctx)
+                }
+            }
+            _ => Verdict::Forward,
+        }
+    }
+
+    /// A client calls although its ends have a connection. RFC 5961 section 4: it is told so, and if it has forgotten the connection will reset
+    /// it. One that calls again, without a word on the old connection in between, cannot be told: then its call is answered, and
+    /// the old connection lives until the new one is proved.
+    fn on_client_syn_while_established(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let flow = &self.table[id];
+        if flow.is(FlowFlags::SYN_CHALLENGED) && flow.challenged != half_second(ctx.now) {
+            return self.answer_syn(ctx, Some(id));
+        }
+        self.table.update(id, |flow| flow.set(FlowFlags::SYN_CHALLENGED, true));
+        self.challenge(ctx, id)
+    }
+
+    /// RFC 5961 section 3: a reset that hits the next expected number ends the connection, one that only falls into the window is
+    /// answered with a challenge, any other is nothing.
+    fn on_reset(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let flow = &self.table[id];
+        let seq = ctx.segment.seq + flow.outward(ctx.side);
+        let (sender, receiver) = (flow.endpoint(ctx.side), flow.endpoint(ctx.side.other()));
+        let granted = flow.granted(ctx.side.other()).0;
+        // What the receiver expects next lies between what it has acknowledged and what was sent to it; of which it may know more than we, if
+        // fragments came.
+        let sent = SeqNum::new(SeqNum::later(receiver.acked.get(), sender.next.get()));
+        ctx.egress.note(|| {
+            let (from, to) = (receiver.acked.get(), sent.get());
+            format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
+        });
+        if seq.within(receiver.acked, sent) {
+            if !flow.is_in(State::Reset) {
+                self.set_state(id, State::Reset, ctx.now, |_| ());
+            }
+            return self.pass(ctx, id);
+        }
+        if flow.is(FlowFlags::UNJUDGED) {
+            return self.pass(ctx, id);
+        }
+        if seq.beyond(receiver.acked) < granted {
+            return self.challenge(ctx, id);
+        }
+        Verdict::Drop(DropReason::BadReset)
+    }
+
+    /// Whether both numbers of a segment can belong to the connection as it stands.
+    fn is_in_sequence(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
+        let flow = &self.table[id];
+        let receiver = flow.endpoint(ctx.side.other());
+        let granted = flow.granted(ctx.side.other()).0;
+        let end = ctx.segment.seq + flow.outward(ctx.side) + ctx.segment.seq_len();
+        // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
+        let (slack, hidden) = match (flow.is(FlowFlags::UNJUDGED), flow.is(FlowFlags::FRAGMENTED)) {
+            // Nobody has told us its scales.
+            (true, _) => (FAR_BEHIND, FAR_BEHIND),
+            (false, true) => (SLACK, SLACK),
+            (false, false) => (SLACK, 0),
+        };
+        is_near(end, receiver.acked, granted + slack) && is_near(ctx.segment.ack, receiver.next, hidden)
+    }
+
+    /// Follows a segment and passes it.
+    pub(super) fn track_and_pass(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.segment.flags.has(Flags::ACK) {
+            return Verdict::Drop(DropReason::BadFlags);
+        }
+        let in_sequence = self.is_in_sequence(&ctx, id);
+        ctx.egress.note(|| {
+            let flow = &self.table[id];
+            let (seq, receiver) = (ctx.segment.seq + flow.outward(ctx.side), flow.endpoint(ctx.side.other()));
+            let (acked, next, granted) = (receiver.acked.get(), receiver.next.get(), flow.granted(ctx.side.other()).0);
+            let judged = if in_sequence { "in sequence" } else { "out of sequence" };
+            format!(
+                "{judged}: seq {} (as the WAN counts), of which {acked} is acknowledged and {granted} more granted; ack {}, where {next} is next",
+                seq.get(),
+                ctx.segment.ack.get()
+            )
+        });
+        if in_sequence {
+            if ctx.side == Side::Wan && self.table[id].is(FlowFlags::MSS_BROKEN) {
+                self.tell_too_big(&mut ctx, id);
+            }
+            self.track(&ctx, id);
+        } else if ctx.side == Side::Wan
+            && self.table[id].is(FlowFlags::PROXIED)
+            && !self.table[id].is(FlowFlags::UNJUDGED)
+        {
+            if is_damaged(&ctx) {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
+            // It may belong to the new connection that these ends are opening.
+            if self.table[id].is(FlowFlags::REOPENING) {
+                return Verdict::Drop(DropReason::BadCookie);
+            }
+            // RFC 5961 section 5: blind data. What the server would answer, the client is answered.
+            return self.challenge(ctx, id);
+        }
+        self.pass(ctx, id)
+    }
+
+    /// Notes what a believable segment says.
+    fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let (side, segment) = (ctx.side, ctx.segment);
+        let flow = &self.table[id];
+        let state = flow.state();
+        // Nothing comes after a FIN, whatever a damaged segment may claim.
+        let other_finished = flow.has_finished(side.other());
+        // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
+        let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
+        // And while the box is about to speak for an end, only what that end certainly said counts.
+        let speaks = matches!(state, State::AckWithheld | State::WindowPending);
+        let damaged = (speaks || ends || other_finished) && is_damaged(ctx);
+        if speaks && damaged {
+            return;
+        }
+        let believed = (ends || other_finished) && !damaged;
+        if ends || other_finished || speaks && side == Side::Wan {
+            self.follow_state(id, ctx.now, |flow| {
+                follow(flow, ctx, ends, believed);
+                match flow.state_by_fins() {
+                    // It ends by itself; and a handshake by the client's acknowledgement.
+                    _ if matches!(state, State::Reset | State::SynReceived) => state,
+                    State::Established if speaks && side == Side::Lan => state,
+                    next => next,
+                }
+            });
+        } else {
+            self.table.update(id, |flow| follow(flow, ctx, false, false));
+        }
+        // While the box speaks for an end, its timer is about to do so; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
+        let now_in = self.table[id].state();
+        let speaks = matches!(now_in, State::AckWithheld | State::WindowPending);
+        if now_in == state && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
+            self.restart_timer(id, ctx.now);
+        }
+        if side == Side::Lan && self.table[id].held != 0 {
+            self.release_held(id);
+        }
+    }
+
+    /// Translates a segment, if its flow is one of ours, and passes it.
+    fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].is(FlowFlags::PROXIED) {
+            let traffic_class = ecn::traffic_class(ctx.segment, ctx.head.bytes());
+            if !ecn::has_nothing_to_lend(&self.table[id], ctx.segment, traffic_class)
+                && self.table.update(id, |flow| ecn::lend(flow, ctx.side, ctx.segment, ctx.head))
+            {
+                self.counters.count(Event::EcnLent);
+            }
+            translate(&self.table[id], ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
+        }
+        Verdict::Forward
+    }
+}
+
+/// Writes what a segment says into its flow's record: how far its sender has got, what it has acknowledged, its window and its clock. `ends` says that
+/// it brings its sender's FIN, `fins` that FINs and their acknowledgements are to be believed.
+#[inline(always)]
+fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
+    let (side, segment) = (ctx.side, ctx.segment);
+    let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
+    let was_over = flow.is_over();
+    let end = segment.seq + flow.outward(side) + segment.seq_len();
+    flow.set_if(FlowFlags::FRAGMENTED, segment.fragmented);
+    // The box's own segments bear and echo these clocks, which therefore must neither lag nor come from a damaged segment: small steps
+    // are believed, others examined, and all where each segment bears our echo.
+    let lends = flow.is(FlowFlags::TIMESTAMPS) && !flow.is(FlowFlags::TIMESTAMPS_LAN);
+    let timestamps = if flow.is(FlowFlags::TIMESTAMPS) { Options::timestamps(ctx.options()) } else { None };
+    let ts_delta = flow.ts_delta;
+    // Where a FIN is, fragments hide.
+    let settled = !flow.is(FlowFlags::FRAGMENTED);
+    let other = flow.endpoint_mut(side.other());
+    if segment.ack.after(other.next) && !(other_finished && settled) {
+        // What fragments hid has been sent all the same.
+        other.next = segment.ack;
+    }
+    let endpoint = flow.endpoint_mut(side);
+    if end.after(endpoint.next) && segment.seq_len() > 0 && !(finished && settled) {
+        endpoint.next = end;
+    }
+    if !segment.ack.before(endpoint.acked) {
+        endpoint.acked = segment.ack;
+        endpoint.window = segment.window;
+        flow.set(FlowFlags::WINDOW_UNSCALED, flow.is(FlowFlags::WINDOW_UNSCALED) && side == Side::Wan);
+    }
+    let endpoint = flow.endpoint_mut(side);
+    if let Some(timestamps) = timestamps {
+        let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
+        let step = value.wrapping_sub(endpoint.ts_value);
+        if step != 0 && step < 1 << 31 && ((step <= SMALL_STEP && !lends) || ctx.is_sound()) {
+            endpoint.ts_value = value;
+        }
+    }
+    if fins {
+        if ends {
+            flow.finish(side, end);
+        }
+        flow.note_fin_acked(side);
+    }
+    if side == Side::Wan {
+        let answers = flow.is(FlowFlags::PROXIED) && segment.ack.after(flow.outer_isn + 1);
+        flow.set_if(FlowFlags::CARRIED, answers || segment.payload_len() > 0);
+        flow.set(FlowFlags::SYN_CHALLENGED, false);
+        if !was_over {
+            flow.set(FlowFlags::REOPENING, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::translate::translate_any;
+    use crate::flow::{Endpoint, Flow};
+    use crate::proxy::test_segments::{TestSegment, key};
+    use crate::proxy::tests::NoEgress;
+    use crate::proxy::{Metadata, Secrets};
+    use crate::seq::{RawWindow, SeqDelta, WindowScale};
+    use crate::wire::put32;
+    use crate::{Config, PerSide};
+    use core::cell::RefCell;
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
+    fn proxy(now: Instant) -> Proxy {
+        let config = Config { table_buckets: 4, learn_capacity: 64, syn_cache_max: 4, ..Config::default() };
+        Proxy::new(&config, &Secrets::new([7; 48]), now)
+    }
+
+    /// The flags that are drawn; half of the cases have none that asks for the slow path.
+    const FLAGS_DRAWN: [FlowFlags; 18] = [
+        FlowFlags::PROXIED,
+        FlowFlags::TIMESTAMPS,
+        FlowFlags::TIMESTAMPS_LAN,
+        FlowFlags::SACK,
+        FlowFlags::SACK_LAN,
+        FlowFlags::ECN,
+        FlowFlags::ECN_LAN,
+        FlowFlags::CARRIED,
+        FlowFlags::UNJUDGED,
+        FlowFlags::EARLY,
+        FlowFlags::TIMESTAMPS_PRESUMED,
+        FlowFlags::ECN_ASKED,
+        // Of the slow path.
+        FlowFlags::REOPENING,
+        FlowFlags::FRAGMENTED,
+        FlowFlags::WINDOW_UNSCALED,
+        FlowFlags::ECHO_OWED,
+        FlowFlags::SYN_CHALLENGED,
+        FlowFlags::MSS_BROKEN,
+    ];
+    fn scale() -> impl Strategy<Value = Option<WindowScale>> {
+        prop::option::of((0u8..=14).prop_map(WindowScale::clamped))
+    }
+
+    fn side() -> impl Strategy<Value = Side> {
+        prop_oneof![Just(Side::Lan), Just(Side::Wan)]
+    }
+
+    /// How far a number is from where it should be.
+    fn offset() -> impl Strategy<Value = u32> {
+        prop_oneof![4 => Just(0u32), 4 => (0u32..3000).prop_map(u32::wrapping_neg), 2 => 0u32..3000, 1 => any::<u32>()]
+    }
+
+    fn endpoint() -> impl Strategy<Value = Endpoint> {
+        let endpoint = (any::<u32>(), offset(), any::<u32>(), any::<u16>(), scale(), scale());
+        endpoint.prop_map(|(next, behind, ts_value, window, own, told)| {
+            let mut endpoint = Endpoint::default();
+            (endpoint.ts_value, endpoint.window, endpoint.ttl) = (ts_value, RawWindow(window), 60);
+            (endpoint.next, endpoint.acked) = (SeqNum::new(next), SeqNum::new(next) + behind);
+            endpoint.set_scales(own, told);
+            endpoint
+        })
+    }
+
+    const FINS: [FlowFlags; 4] =
+        [FlowFlags::FIN_LAN, FlowFlags::FIN_WAN, FlowFlags::FIN_LAN_ACKED, FlowFlags::FIN_WAN_ACKED];
+
+    /// A flow and the state it is in.
+    fn flow() -> impl Strategy<Value = (Flow, State)> {
+        let common = prop::array::uniform12(any::<bool>());
+        let unusual = prop_oneof![Just([false; 6]), prop::array::uniform6(prop::bool::weighted(0.1))];
+        let state = prop_oneof![
+            12 => Just(State::Established), 1 => Just(State::AckWithheld), 1 => Just(State::WindowPending),
+            1 => Just(State::FinWait), 1 => Just(State::LastAck), 2 => Just(State::TimeWait), 2 => Just(State::Reset)
+        ];
+        let rest = (any::<u32>(), prop_oneof![Just(0), any::<u32>()], any::<u32>(), offset(), state);
+        ([endpoint(), endpoint()], common, unusual, rest).prop_map(
+            |([lan, wan], common, unusual, rest): ([Endpoint; 2], _, _, _)| {
+                let mut flow = Flow::default();
+                for (flag, on) in FLAGS_DRAWN.into_iter().zip(common.into_iter().chain(unusual)) {
+                    flow.set(flag, on);
+                }
+                (*flow.endpoint_mut(Side::Lan), *flow.endpoint_mut(Side::Wan)) = (lan, wan);
+                // Each end has acknowledged about what the other has sent.
+                flow.endpoint_mut(Side::Lan).acked = wan.next;
+                flow.endpoint_mut(Side::Wan).acked = lan.next;
+                flow.seq_delta = SeqDelta::between(0, rest.0);
+                flow.ts_delta = SeqDelta::between(0, rest.1);
+                (flow.outer_isn, flow.mss) = (SeqNum::new(rest.2), 1460);
+                flow.ts_base = lan.ts_value.wrapping_add(rest.3);
+                // The FINs are those of the state.
+                let finished: &[FlowFlags] = match rest.4 {
+                    State::FinWait if rest.0 & 1 == 0 => &[FlowFlags::FIN_LAN],
+                    State::FinWait => &[FlowFlags::FIN_WAN],
+                    State::LastAck => &[FlowFlags::FIN_LAN, FlowFlags::FIN_WAN],
+                    State::TimeWait => &FINS,
+                    State::AckWithheld | State::WindowPending => &[FlowFlags::PROXIED],
+                    _ => &[],
+                };
+                finished.iter().for_each(|&flag| flow.set(flag, true));
+                (flow, rest.4)
+            },
+        )
+    }
+
+    fn said(
+        flow: &Flow,
+        from: (u32, u32, u32),
+        side: Side,
+        v6: bool,
+        kind: (u8, u16, u8, bool),
+        shape: (u8, usize),
+    ) -> TestSegment {
+        let (sender, receiver) = (flow.endpoint(side), flow.endpoint(side.other()));
+        let outward = if flow.is(FlowFlags::PROXIED) { flow.outward(side) } else { SeqDelta::default() };
+        let clock = sender.ts_value.wrapping_add(from.2);
+        let clock = if side == Side::Lan { (-flow.ts_delta).shift(clock) } else { clock };
+        let mut timestamps = vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+        put32(&mut timestamps, 4, clock);
+        put32(&mut timestamps, 8, if from.2.is_multiple_of(3) { 0 } else { receiver.ts_value });
+        let options = match shape.0 {
+            0..=5 => timestamps,
+            6 | 7 => vec![],
+            8 => [vec![1; 12], timestamps].concat(),
+            9 => [timestamps, vec![1, 1, 5, 10, 1, 2, 3, 4, 5, 6, 7, 8]].concat(),
+            10 => [&timestamps[2..], &[1, 1]].concat(),
+            _ => vec![1; 12],
+        };
+        let seq = (SeqNum::new(receiver.acked.get().wrapping_add(from.0)) - outward).get();
+        let ack = receiver.next.get().wrapping_add(from.1);
+        let (flags, window, ecn, damaged) = kind;
+        TestSegment {
+            side,
+            v6,
+            client: key(v6).wan[3],
+            seq,
+            ack,
+            flags,
+            window,
+            ecn,
+            options,
+            payload: shape.1,
+            damaged,
+        }
+    }
+
+    /// The engine with this flow alone, and its place.
+    fn enter(proxy: &mut Proxy, (flow, state): &(Flow, State), v6: bool, now: Instant) -> Id {
+        let key = key(v6);
+        let hash = key.hash(proxy.hash_keys);
+        let id = proxy.admit(&key, hash, Side::Wan, State::Established, now, |_| ()).expect("an empty table has room");
+        proxy.table.overwrite(id, *state, |entered| {
+            entered.mss = flow.mss;
+            (entered.seq_delta, entered.ts_delta) = (flow.seq_delta, flow.ts_delta);
+            (entered.outer_isn, entered.ts_base) = (flow.outer_isn, flow.ts_base);
+            for flag in FLAGS_DRAWN.into_iter().chain(FINS) {
+                entered.set(flag, flow.is(flag));
+            }
+            for side in Side::BOTH {
+                *entered.endpoint_mut(side) = *flow.endpoint(side);
+            }
+        });
+        id
+    }
+
+    #[test]
+    fn the_usual_way_of_a_segment_leads_where_the_general_one_does() {
+        let now = Instant::from_secs(1000);
+        let (one, other) = (RefCell::new(proxy(now)), RefCell::new(proxy(now)));
+        let taken = RefCell::new(PerSide::<u32>::default());
+        let flags = prop_oneof![6 => Just(0x10u8), 3 => Just(0x18u8), 1 => any::<u8>()];
+        let ecn = prop_oneof![4 => Just(0u8), 1 => 0u8..4];
+        let strategy = (
+            flow(),
+            (offset(), offset(), prop_oneof![4 => 0u32..20, 1 => any::<u32>()]),
+            side(),
+            any::<bool>(),
+            (flags, any::<u16>(), ecn, prop::bool::weighted(0.1)),
+            (0u8..12, prop_oneof![Just(0usize), 1usize..300]),
+            0u32..100_000,
+        );
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(4000));
+        let run = runner.run(&strategy, |(flow, from, side, v6, kind, shape, later)| {
+            let (mut one, mut other) = (one.borrow_mut(), other.borrow_mut());
+            let said = said(&flow.0, from, side, v6, kind, shape);
+            let ids = (enter(&mut one, &flow, v6, now), enter(&mut other, &flow, v6, now));
+            prop_assert_eq!(one.table[ids.0], other.table[ids.1]);
+            let moment = now + core::time::Duration::from_millis(later.into());
+            let (frame, mut metas) = (said.frame(), [Metadata::default(); 2]);
+            // Room in front and behind, as a port leaves it.
+            let roomy = || [&[0; 64], &frame[..], &[0; 192]].concat();
+            let mut buffers = [roomy(), roomy()];
+            let mut heads = buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
+            one.parse(side, &heads[0], &mut metas[0]);
+            one.prefetch(&mut metas[0]);
+            let crate::wire::Parsed::Tcp(segment) = metas[0].parsed else { panic!("{said:?} is a segment") };
+            metas[1] = metas[0];
+
+            // The short way of a translation leads where the long one does too, whatever the flow's state.
+            let mut copies = [roomy(), roomy()];
+            let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
+            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
+            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
+
+            let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
+            let found = other.table.find(&segment.key, metas[1].hash);
+            let general = other.on_segment_slow(side, &segment, &metas[1], found, &mut heads[1], moment, &mut NoEgress);
+            let general = other.conclude(side, general);
+            prop_assert_eq!(common, general, "{:?}", said);
+            prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);
+            prop_assert_eq!(&one.counters, &other.counters);
+            prop_assert_eq!(one.population(), other.population());
+            prop_assert_eq!(one.next_deadline(), other.next_deadline());
+            let remains = (one.table.find(&segment.key, metas[0].hash), other.table.find(&segment.key, metas[0].hash));
+            prop_assert_eq!(remains.0.map(|id| one.table[id]), remains.1.map(|id| other.table[id]));
+            if let (Some(a), Some(b)) = remains {
+                one.forget(a);
+                other.forget(b);
+            }
+
+            // How often the usual way is taken at all.
+            let id = enter(&mut one, &flow, v6, now);
+            let mut buffer = frame.clone();
+            let passed = one.forward_fast(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
+            taken.borrow_mut()[side] += u32::from(passed);
+            if !passed {
+                prop_assert_eq!(&buffer, &frame, "what is refused has not changed");
+            }
+            one.forget(id);
+            // Both have seen the same number of flows.
+            let id = enter(&mut other, &flow, v6, now);
+            other.forget(id);
+            Ok(())
+        });
+        run.unwrap_or_else(|failure| panic!("{failure}"));
+        for side in Side::BOTH {
+            assert!(taken.borrow()[side] > 100, "the usual way is hardly ever taken: {:?}", taken.borrow());
+        }
+    }
+}

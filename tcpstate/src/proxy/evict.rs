@@ -1,0 +1,313 @@
+//! Making room: who goes when every place is taken.
+
+use std::collections::VecDeque;
+
+use super::Proxy;
+use super::server_handshake::bare_reset;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::{Id, Table};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::wire::{FlowKey, OptionList};
+use crate::{Egress, Event, Instant, Side};
+
+/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
+pub(crate) const CANDIDATES_REMEMBERED: usize = 65_536;
+
+/// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
+/// no place is answered all the same, with a cookie alone. In ticks: three seconds.
+const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
+
+/// Flows in the order in which they came to a state; they may have left it since.
+pub(crate) struct Queue {
+    entries: VecDeque<(Id, u16)>,
+    capacity: usize,
+    /// Entries behind the last that an excerpt leaves out: they stand for flows that are gone.
+    left_out: usize,
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { entries: VecDeque::with_capacity(capacity), capacity, left_out: 0 }
+    }
+
+    /// Whether nothing is ever kept.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.capacity == 0
+    }
+
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.entries.len() + self.left_out == self.capacity
+    }
+
+    /// The oldest entries were last touched long ago: asks for the lines of those that will soon have to go.
+    fn prefetch_next_victims(&self, table: &Table) {
+        if let Some(&(id, _)) = self.entries.get(16) {
+            table.prefetch(id);
+        }
+        if let Some(&(id, _)) = self.entries.get(8) {
+            table.prefetch_neighbours(id);
+        }
+    }
+
+    pub(crate) fn push(&mut self, id: Id, generation: u16) {
+        if self.is_full() {
+            self.entries.pop_front();
+        }
+        if self.capacity > 0 {
+            self.entries.push_back((id, generation));
+        }
+    }
+
+    /// A queue of `known` alone, which is so many entries from the front; if the queue is full, with as many others, all of a flow that is
+    /// `gone`, of which those are there that a frame may put out.
+    fn excerpt(&self, known: Option<(usize, (Id, u16))>, gone: (Id, u16)) -> Self {
+        if !self.is_full() {
+            let entries = known.into_iter().map(|(_, entry)| entry).collect();
+            return Self { entries, capacity: self.capacity, left_out: 0 };
+        }
+        let there = self.capacity.min(known.map_or(0, |(at, _)| at + 1) + PUT_OUT);
+        let mut entries: VecDeque<_> = core::iter::repeat_n(gone, there).collect();
+        if let Some((at, entry)) = known {
+            entries[at] = entry;
+        }
+        Self { entries, capacity: self.capacity, left_out: self.capacity - there }
+    }
+}
+
+/// Those that may have to make room, by the queue they are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Closing,
+    Silent,
+    SynCached,
+    ServerSynSent,
+    Opening,
+}
+
+/// How many entries of a queue an excerpt looks at for one that may go: each is a flow somewhere in the table.
+const SEARCHED: usize = 256;
+
+/// Entries one frame may put out of a queue, at most.
+const PUT_OUT: usize = 16;
+
+impl Proxy {
+    /// A record for a new key, in `state`, on its timer and counted; `client` is the side of who sent the first SYN. `None` when the table is full.
+    pub(crate) fn admit(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        client: Side,
+        state: State,
+        now: Instant,
+        fill: impl FnOnce(&mut Flow),
+    ) -> Option<Id> {
+        let id = self.table.insert(key, hash, client, state, |flow| {
+            flow.born = tick(now);
+            // No half-second equals its successor, so that the first challenge is never withheld.
+            flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
+            fill(flow);
+        })?;
+        self.table.enter(id, tick(now).wrapping_add(self.lifetimes.of(state)));
+        Some(id)
+    }
+
+    /// A record in the SYN cache; `None` when it has no place.
+    #[inline(always)]
+    pub(crate) fn admit_syn_cached(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut Flow),
+    ) -> Option<Id> {
+        if self.syn_cached.is_shut() { None } else { self.admit_syn_cached_if_room(key, hash, now, fill) }
+    }
+
+    #[inline(never)]
+    fn admit_syn_cached_if_room(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        now: Instant,
+        fill: impl FnOnce(&mut Flow),
+    ) -> Option<Id> {
+        let has_room = self.syn_cache_has_room(now);
+        let id = has_room.then(|| self.admit(key, hash, Side::Wan, State::SynCached, now, fill)).flatten();
+        let Some(id) = id else {
+            self.counters.count(Event::CacheFull);
+            return None;
+        };
+        self.remember_candidate(id);
+        self.counters.count(Event::CacheStored);
+        Some(id)
+    }
+
+    /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
+    pub(crate) fn is_cache_pressed(&self) -> bool {
+        2 * self.table.population().syn_cached > self.syn_cached.capacity as u64
+    }
+
+    /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
+    #[inline(always)]
+    pub(crate) fn is_cache_full(&self, now: Instant) -> bool {
+        self.syn_cached.is_full()
+            && self
+                .syn_cached
+                .entries
+                .front()
+                .is_some_and(|&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now))
+    }
+
+    /// Whether the SYN cache has a place, if need be that of its oldest entry.
+    fn syn_cache_has_room(&mut self, now: Instant) -> bool {
+        while self.syn_cached.is_full() {
+            let Some(&(id, generation)) = self.syn_cached.entries.front() else { return false };
+            if self.may_go(Kind::SynCached, id, generation) {
+                if self.is_young(id, now) {
+                    return false;
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                self.forget(id);
+            }
+            self.syn_cached.entries.pop_front();
+            self.syn_cached.prefetch_next_victims(&self.table);
+        }
+        true
+    }
+
+    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest half-open
+    /// one's, else that of the client whose server has been silent longest, else of the oldest opening that is passed through. A flow that still
+    /// carries anything, be it an unacknowledged FIN, is never given up.
+    pub(crate) fn evict_one(&mut self, now: Instant, egress: &mut impl Egress) {
+        if !self.table.is_full() {
+            return;
+        }
+        while let Some((id, generation)) = self.closing.entries.pop_front() {
+            self.closing.prefetch_next_victims(&self.table);
+            if self.may_go(Kind::Closing, id, generation) {
+                self.counters.count(Event::EvictedClosing);
+                return self.forget(id);
+            }
+        }
+        while let Some(&(id, generation)) = self.silent.entries.front() {
+            if self.may_go(Kind::Silent, id, generation) {
+                if self.is_young(id, now) {
+                    break;
+                }
+                self.silent.entries.pop_front();
+                self.counters.count(Event::EvictedSilent);
+                return self.reset_both(id, egress);
+            }
+            self.silent.entries.pop_front();
+        }
+        while let Some((id, generation)) = self.syn_cached.entries.pop_front() {
+            if self.may_go(Kind::SynCached, id, generation) {
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.forget(id);
+            }
+        }
+        while let Some((id, generation)) = self.server_syn_sent.entries.pop_front() {
+            if self.may_go(Kind::ServerSynSent, id, generation) {
+                // One that was called only just now may answer yet.
+                if self.is_young(id, now) {
+                    self.server_syn_sent.entries.push_front((id, generation));
+                    break;
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.abort(id, egress);
+            }
+        }
+        while let Some((id, generation)) = self.openings.entries.pop_front() {
+            if self.may_go(Kind::Opening, id, generation) {
+                if self.is_young(id, now) {
+                    return self.openings.entries.push_front((id, generation));
+                }
+                self.counters.count(Event::EvictedHalfOpen);
+                return self.forget(id);
+            }
+        }
+    }
+
+    /// Whether a flow began so lately that what it waits for may be on its way.
+    pub(crate) fn is_young(&self, id: Id, now: Instant) -> bool {
+        tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
+    }
+
+    /// Ends a connection in the name of each end to the other.
+    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
+        for to in Side::BOTH {
+            let seq = self.table[id].endpoint(to.other()).next;
+            let envelope = self.envelope(id, to.other());
+            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
+        }
+        self.forget(id);
+    }
+
+    /// Remembers a flow that may be evicted in the queue of its kind.
+    pub(crate) fn remember_candidate(&mut self, id: Id) {
+        let flow = &self.table[id];
+        let queue = match flow.state() {
+            State::SynCached => &mut self.syn_cached,
+            State::ServerSynSent => &mut self.server_syn_sent,
+            State::TimeWait | State::Reset => &mut self.closing,
+            State::SynSent | State::SynReceived | State::Unconfirmed => &mut self.openings,
+            State::AckWithheld | State::WindowPending | State::Established => &mut self.silent,
+            State::Free | State::FinWait | State::LastAck => return,
+        };
+        queue.push(id, flow.generation());
+    }
+
+    /// Whether an entry of the queue of this kind still stands for such a flow.
+    fn may_go(&self, kind: Kind, id: Id, generation: u16) -> bool {
+        let flow = &self.table[id];
+        flow.generation() == generation
+            && match (kind, flow.state()) {
+                (Kind::Closing, State::TimeWait | State::Reset)
+                | (Kind::SynCached, State::SynCached)
+                | (Kind::ServerSynSent, State::ServerSynSent)
+                | (Kind::Opening, State::SynSent | State::SynReceived | State::Unconfirmed) => true,
+                (Kind::Silent, State::AckWithheld | State::WindowPending | State::Established) => {
+                    !flow.is(FlowFlags::CARRIED)
+                }
+                _ => false,
+            }
+    }
+
+    /// The table with the flow at `id` alone, if there is one, and those that would have to make room; and the queues of the latter.
+    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, [Queue; 5]) {
+        let kinds = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
+        let queues = [&self.closing, &self.silent, &self.syn_cached, &self.server_syn_sent, &self.openings];
+        let must_go = |kind, queue: &Queue| match kind {
+            Kind::SynCached => self.table.is_full() || queue.is_full(),
+            _ => self.table.is_full(),
+        };
+        let mut ids: Vec<Id> = id.into_iter().collect();
+        let known = kinds.map(|kind| {
+            let queue = queues[kind as usize];
+            let mut entries = queue.entries.iter().take(if must_go(kind, queue) { SEARCHED } else { 0 }).enumerate();
+            let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+            Some((at, id, generation))
+        });
+        let table = self.table.excerpt(&ids);
+        let mut at = 0;
+        let queues = queues.map(|queue| {
+            let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
+            let entry = known[at].map(|(at, id, generation)| (at, (place(id), generation)));
+            at += 1;
+            queue.excerpt(entry, Table::GONE)
+        });
+        (table, queues)
+    }
+
+    /// Removes a flow; neither end is told.
+    pub(crate) fn forget(&mut self, id: Id) {
+        if self.table[id].held != 0 {
+            self.table.update(id, |flow| self.hold_queue.forget(flow));
+        }
+        self.table.remove(id);
+    }
+}

@@ -1,0 +1,295 @@
+//! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
+//! be judged by themselves, pass behind the first of their packet.
+
+use super::{Context, Proxy, half_second};
+use crate::cache::fragments::Kind;
+use crate::config::{Action, SackConflict};
+use crate::flow::table::Id;
+use crate::flow::translate::{replace32, rewrite_options};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::seq::{RawWindow, SeqNum};
+use crate::wire::checksum::Patch;
+use crate::wire::{
+    Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Trouble, be16,
+    be32, become_too_big, is_too_big, put16,
+};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
+
+/// How far beyond what is known to be sent a quoted segment may lie when fragments have hidden how long one truly is; and how far below
+/// the next number when a connection is being opened, whose SYN may have carried data.
+const HIDDEN: u32 = 65_535;
+
+impl Proxy {
+    /// An ICMP error from `side` about a segment that went there.
+    #[inline(never)]
+    pub(super) fn on_icmp_error(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        hash: u64,
+        head: &mut Head,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        let Some(id) = self.table.find(&quote.key, hash) else { return self.on_unmatched_icmp() };
+        if head.is_whole() && !quote.checksums_hold(head) {
+            return self.counters.drop(DropReason::BadChecksum);
+        }
+        let verdict = match self.table[id].state() {
+            // Nothing of the client's has been passed; what was sent to it was ours.
+            State::SynCached => Verdict::Drop(DropReason::IcmpUnmatched),
+            State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
+            _ => self.on_icmp_while_established(side, quote, id, head),
+        };
+        match verdict {
+            Verdict::Drop(reason) => self.counters.drop(reason),
+            passed => {
+                self.counters.count(Event::IcmpTranslated);
+                passed
+            }
+        }
+    }
+
+    /// An ICMP error about a segment of no connection we know.
+    pub(super) fn on_unmatched_icmp(&mut self) -> Verdict {
+        match self.icmp_errors {
+            Action::Pass => {
+                self.counters.count(Event::IcmpUnmatched);
+                Verdict::Forward
+            }
+            Action::Drop => self.counters.drop(DropReason::IcmpUnmatched),
+        }
+    }
+
+    /// Our SYN did not reach the server: the client, which takes itself for connected, is told so, and by a reset too, as the error
+    /// alone no longer ends a connection (RFC 5461 section 2).
+    fn on_icmp_while_server_syn_sent(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        id: Id,
+        head: &mut Head,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        if side == Side::Wan || quote.trouble(head.bytes()) != Trouble::Unreachable {
+            return Verdict::Drop(DropReason::IcmpUnmatched);
+        }
+        let next = self.table[id].endpoint(Side::Wan).next;
+        if quote.seq != next - 1 {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        // To the client the SYN is acknowledged; what it has in flight begins behind it.
+        let mut edit = Edit::begin(quote, head);
+        edit.replace32(4, next.get());
+        edit.finish();
+        self.abort(id, egress);
+        Verdict::Forward
+    }
+
+    fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
+        let flow = &self.table[id];
+        let trouble = quote.trouble(head.bytes());
+        let proxied = flow.is(FlowFlags::PROXIED);
+        if proxied && trouble == Trouble::Quench {
+            return Verdict::Drop(DropReason::SourceQuench);
+        }
+        if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        if proxied && let Some(mss) = translate_error(flow, side, quote, trouble, head, self.sack_conflict) {
+            self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
+        }
+        Verdict::Forward
+    }
+
+    /// A segment from a client that was told of a larger MSS than the server's: if it is longer than the server takes, the client is told
+    /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
+    #[inline(never)]
+    pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
+        let flow = &self.table[id];
+        let (mss, ttl) = (flow.mss_lan, flow.endpoint(Side::Lan).ttl.max(1));
+        if flow.challenged == half_second(ctx.now) || !is_too_big(ctx.segment, ctx.head, mss) {
+            return;
+        }
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
+        let (segment, question) = (ctx.segment, ctx.head.bytes());
+        let told = ctx.egress.emit(Side::Wan, |buffer| {
+            let copied = question.len().min(buffer.len());
+            buffer[..copied].copy_from_slice(&question[..copied]);
+            let mut error = Head::whole(buffer, copied);
+            become_too_big(segment, &mut error, mss, ttl);
+            error.len()
+        });
+        self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
+    }
+
+    /// A first fragment has passed as a segment of its connection: so may those that follow.
+    #[inline(never)]
+    pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
+        // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
+        if let Some(fragment) = Fragment::first_of(head.bytes(), segment, side) {
+            self.fragments.note(Kind::Tcp, fragment.hash(self.hash_keys), now);
+        }
+    }
+
+    /// A fragment without TCP header, of a packet whose keyed hash this is.
+    ///
+    /// It cannot reach into a TCP header, so that alone it harms nobody; but it may fill the receiver's memory for fragments.
+    #[inline(never)]
+    pub(super) fn on_fragment(&mut self, side: Side, first: bool, hash: u64, now: Instant) -> Verdict {
+        if first {
+            self.fragments.note(Kind::Other, hash, now);
+            self.counters.count(Event::Bridged);
+        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
+            self.counters.count(Event::Fragment);
+        } else if side == Side::Wan && self.stray_fragments == Action::Drop {
+            return self.counters.drop(DropReason::StrayFragment);
+        } else {
+            self.counters.count(Event::StrayFragment);
+        }
+        Verdict::Forward
+    }
+}
+
+/// Whether a number, as it stood on the wire of `side`, can be that of a segment in flight there (RFC 5927 section 4.1).
+fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
+    let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
+    // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
+    match flow.state() {
+        State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
+        _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
+    }
+}
+
+/// Rewrites an error from `side` so that the other end finds its own segment quoted in it. Returns the MSS to which the flow's is limited from now on,
+/// if the error tells of one and timestamps are added to the server's segments.
+fn translate_error(
+    flow: &Flow,
+    side: Side,
+    quote: &Quote,
+    trouble: Trouble,
+    head: &mut Head,
+    conflict: SackConflict,
+) -> Option<u16> {
+    let mut edit = Edit::begin(quote, head);
+    // Whoever sent it was on the other side, and it was translated on its way.
+    let sender = side.other();
+    let mirror = mirrored(flow);
+    match sender {
+        Side::Lan => edit.replace32(4, (quote.seq + mirror.seq_delta).get()),
+        // Flags that are not in sight are an acknowledgement's: a SYN is not in flight any more.
+        Side::Wan if edit.shows(12) && edit.flags().is_none_or(|flags| flags.has(Flags::ACK)) => {
+            let ack = SeqNum::new(be32(edit.frame, edit.tcp + 8));
+            edit.replace32(8, (ack - mirror.seq_delta).get());
+        }
+        Side::Wan => {}
+    }
+    edit.rescale_window(&mirror, sender);
+    if let Some(options) = edit.options() {
+        rewrite_options(&mirror, sender, edit.frame, edit.tcp, options, conflict, &mut edit.quoted);
+    }
+    let is_lent = sender == Side::Lan && flow.is(FlowFlags::TIMESTAMPS) && !flow.is(FlowFlags::TIMESTAMPS_LAN);
+    let mss = (is_lent && trouble == Trouble::TooBig).then(|| edit.make_room_for_timestamps(quote));
+    edit.finish();
+    mss
+}
+
+/// The flow with everything that leads from the one side's numbers to the other's leading back.
+fn mirrored(flow: &Flow) -> Flow {
+    let mut mirror = *flow;
+    mirror.seq_delta = -flow.seq_delta;
+    mirror.ts_delta = -flow.ts_delta;
+    // An echo that is led back is of the server's clock already: none is from before its time.
+    mirror.ts_base = flow.endpoint(Side::Lan).ts_value.wrapping_sub(1 << 31);
+    for side in Side::BOTH {
+        let endpoint = *flow.endpoint(side);
+        mirror.endpoint_mut(side).set_scales(endpoint.told(), endpoint.scale());
+    }
+    mirror
+}
+
+/// An edit of what an error quotes, and of the error itself, with the checksums of both.
+struct Edit<'a> {
+    frame: &'a mut [u8],
+    icmp: usize,
+    tcp: usize,
+    seen: usize,
+    /// What has changed in the quoted segment.
+    quoted: Patch,
+    /// What has changed in the error besides.
+    own: Patch,
+}
+
+impl<'a> Edit<'a> {
+    fn begin(quote: &Quote, head: &'a mut Head) -> Self {
+        let (icmp, tcp, seen) = (quote.icmp.into(), quote.tcp.into(), quote.seen.into());
+        Self { frame: head.bytes_mut(), icmp, tcp, seen, quoted: Patch::default(), own: Patch::default() }
+    }
+
+    /// Whether the first `len` bytes of the quoted TCP header are in sight.
+    fn shows(&self, len: usize) -> bool {
+        self.tcp + len <= self.seen
+    }
+
+    /// The quoted flags, if they are in sight.
+    fn flags(&self) -> Option<Flags> {
+        self.shows(14).then(|| Flags(self.frame[self.tcp + 13]))
+    }
+
+    /// Replaces the 32-bit field `offset` bytes into the quoted TCP header.
+    fn replace32(&mut self, offset: usize, new: u32) {
+        replace32(self.frame, self.tcp, offset, new, &mut self.quoted);
+    }
+
+    /// Where the quoted options in sight are.
+    fn options(&self) -> Option<core::ops::Range<usize>> {
+        if !self.shows(TCP_LEN) {
+            return None;
+        }
+        let header = usize::from(self.frame[self.tcp + 12] >> 4) * 4;
+        let options = self.tcp + TCP_LEN..(self.tcp + header).min(self.seen);
+        (!options.is_empty()).then_some(options)
+    }
+
+    /// Rewrites the quoted window for the scale its sender, on `side`, used itself.
+    fn rescale_window(&mut self, mirror: &Flow, side: Side) {
+        if !self.shows(16) || self.flags().is_none_or(|flags| flags.has(Flags::SYN.and(Flags::RST))) {
+            return;
+        }
+        let told = RawWindow(be16(self.frame, self.tcp + 14));
+        let own = mirror.endpoint(side).rescale(told);
+        self.quoted.replace16(told.0, own.0);
+        put16(self.frame, self.tcp + 14, own.0);
+    }
+
+    /// Lowers the MTU told to a server by what is added to its segments; returns the MSS that fits the true one. A server that cannot
+    /// go lower will find its segments passed without the timestamps.
+    fn make_room_for_timestamps(&mut self, quote: &Quote) -> u16 {
+        // Of the 32 bits that ICMPv6 has for it the upper 16 are zero where TCP is concerned.
+        let (least, header) = if quote.key.v6 { (IPV6_MTU as u16, IPV6_LEN) } else { (IPV4_MTU as u16, IPV4_LEN) };
+        let mtu = be16(self.frame, self.icmp + 6);
+        let is_wide = quote.key.v6 && be16(self.frame, self.icmp + 4) != 0;
+        // RFC 1191 section 5: a zero is an old router's way of saying nothing.
+        if mtu == 0 || is_wide {
+            return u16::MAX;
+        }
+        let told = mtu.saturating_sub(TIMESTAMPS_ROOM as u16).max(least).min(mtu);
+        self.own.replace16(mtu, told);
+        put16(self.frame, self.icmp + 6, told);
+        mtu.max(least) - (header + TCP_LEN) as u16
+    }
+
+    /// Patches the checksums: the quoted one, if it is in sight, and the error's, which covers both.
+    fn finish(mut self) {
+        if self.shows(18) {
+            let at = self.tcp + 16;
+            let old = be16(self.frame, at);
+            let new = self.quoted.apply(old);
+            put16(self.frame, at, new);
+            self.own.replace16(old, new);
+        }
+        self.own.include(self.quoted);
+        let at = self.icmp + 2;
+        let sum = self.own.apply(be16(self.frame, at));
+        put16(self.frame, at, sum);
+    }
+}

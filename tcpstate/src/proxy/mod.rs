@@ -1,0 +1,933 @@
+//! The engine: one worker's share of the proxy. What a frame is and whose it is gets decided here; the rest of the story is told in
+//! `handshake` (a client calls), `calling` (its server is called), `direct` (the LAN calls, and whatever else is passed through),
+//! `joined` (both ends talk), `errors` (somebody on the way complains) and `unknown` (nobody knows the connection).
+
+mod adoption;
+mod client_handshake;
+mod established;
+pub(crate) mod evict;
+mod icmp;
+mod passthrough;
+mod server_handshake;
+#[cfg(test)]
+pub(crate) mod test_segments;
+
+use crate::cache::fragments::Fragments;
+use crate::cache::held::HoldQueue;
+use crate::cache::recent_syns::RecentSyns;
+use crate::cache::refused::RefusedPorts;
+use crate::cache::servers::{Observation, ServerOptions};
+use crate::cache::updates::ServerUpdate;
+use crate::config::{Action, Destination, Extension, Handshake, SackConflict, Stray, Timeouts};
+use crate::cookie::{Cookies, Rotation};
+use crate::flow::table::wheel::{Ticks, tick, ticks};
+use crate::flow::table::{Guess, Id, Population, Slab, Table};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::keyed::Keys;
+use crate::policy::limit::{Limiter, Meter};
+use crate::policy::servers::ServerTable;
+use crate::seq::{RawWindow, SeqDelta, SeqNum};
+use crate::wire::{Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
+use evict::Queue;
+use std::sync::Arc;
+
+/// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
+#[derive(Clone)]
+pub struct Secrets([u8; 48]);
+
+impl Secrets {
+    /// Secrets made of these bytes, which must come from a good source.
+    pub const fn new(random: [u8; 48]) -> Self {
+        Self(random)
+    }
+
+    /// The keys of the hash that names flows and packets.
+    pub(crate) fn hash_keys(&self) -> Keys {
+        self.pair(0)
+    }
+
+    /// The `n`th of three pairs of SipHash keys.
+    fn pair(&self, n: usize) -> Keys {
+        let word = |at: usize| self.0[at..at + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        (word(16 * n), word(16 * n + 8))
+    }
+}
+
+/// Where the engine's own segments go: the worker, which fills a spare frame.
+pub trait Egress {
+    /// Takes a spare frame, lets `write` fill its buffer (of at least 128 bytes) and sends as many bytes as it returns out of
+    /// port `to`. Returns false, without calling `write`, when no frame is spare.
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
+
+    /// Whether it wants to be told why something is decided.
+    const TRACES: bool = false;
+
+    /// Is told why something is decided, in the words and with the numbers of the decision. Those are made up only for an egress that
+    /// wants to know; a worker's does not.
+    #[inline(always)]
+    fn note(&mut self, _why: impl FnOnce() -> String) {}
+}
+
+/// What the first pass found out about a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Metadata {
+    pub(crate) parsed: Parsed,
+    pub(crate) hash: u64,
+    /// Where the limiter keeps the tokens of a SYN's source.
+    pub(crate) tokens: u32,
+    /// Where in the table its flow probably is, or nowhere.
+    pub(crate) place: Id,
+    /// If there is none, as of which flow that was entered.
+    pub(crate) entered: u32,
+}
+
+impl Metadata {
+    /// What the frame turned out to be.
+    pub fn parsed(&self) -> &Parsed {
+        &self.parsed
+    }
+
+    /// The keyed hash of the connection or the packet the frame belongs to; 0 if it belongs to none.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
+    }
+}
+
+/// An IP address of 16 bytes in network order, an IPv4 one mapped into IPv6 (RFC 4291 section 2.5.5.2).
+pub type Source = [u8; 16];
+
+/// A client's attempt to open a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectAttempt {
+    /// Who calls.
+    pub source: Source,
+    /// A keyed hash of the ends and the number: the same when the call is repeated.
+    pub hash: u64,
+}
+
+impl Metadata {
+    /// The call that a frame from the WAN is, if it is one: a SYN without ACK.
+    pub fn attempt(&self) -> Option<ConnectAttempt> {
+        let Parsed::Tcp(segment) = &self.parsed else { return None };
+        let flags = segment.flags;
+        let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
+        let hash = self.hash ^ u64::from(segment.seq.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        opens.then(|| ConnectAttempt { source: source(&segment.key), hash })
+    }
+}
+
+/// The address at the WAN's end.
+fn source(key: &FlowKey) -> Source {
+    let mut source = [0; 16];
+    for (bytes, word) in source.as_chunks_mut().0.iter_mut().zip(key.wan) {
+        *bytes = word.to_be_bytes();
+    }
+    source
+}
+
+/// Proved sources remembered until they are asked for: more than a turn brings.
+const PROVED_KEPT: usize = 256;
+
+/// News kept until they are asked for: more than a turn brings.
+const UPDATES_KEPT: usize = 512;
+
+/// [`Timeouts`] in ticks.
+#[derive(Clone, Copy)]
+pub(crate) struct Lifetimes {
+    connected: Ticks,
+    one_fin: Ticks,
+    both_fin: Ticks,
+    time_wait: Ticks,
+    reset: Ticks,
+    syn_sent: Ticks,
+    syn_received: Ticks,
+    syn_cached: Ticks,
+    server_syn_sent: Ticks,
+    retransmit_syn: Ticks,
+    retransmit_max: Ticks,
+}
+
+impl Lifetimes {
+    fn new(timeouts: &Timeouts) -> Self {
+        Self {
+            connected: ticks(timeouts.connected),
+            one_fin: ticks(timeouts.one_fin),
+            both_fin: ticks(timeouts.both_fin),
+            time_wait: ticks(timeouts.time_wait),
+            reset: ticks(timeouts.reseted),
+            syn_sent: ticks(timeouts.ul_syn_sent),
+            syn_received: ticks(timeouts.ul_syn_rcvd),
+            syn_cached: ticks(timeouts.dl_half_open),
+            server_syn_sent: ticks(timeouts.dl_syn_sent),
+            retransmit_syn: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
+            retransmit_max: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
+        }
+    }
+
+    /// How long a flow may stay in its state without a segment.
+    pub(crate) fn of(&self, state: State) -> Ticks {
+        match state {
+            State::Free => 0,
+            State::SynCached | State::Unconfirmed => self.syn_cached,
+            State::ServerSynSent => self.retransmit_syn,
+            State::SynSent => self.syn_sent,
+            State::SynReceived => self.syn_received,
+            State::AckWithheld | State::WindowPending | State::Established => self.connected,
+            State::FinWait => self.one_fin,
+            State::LastAck => self.both_fin,
+            State::TimeWait => self.time_wait,
+            State::Reset => self.reset,
+        }
+    }
+}
+
+/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up: as many as frames in a batch,
+/// each of which costs about as much.
+const STEPS_A_TURN: usize = 64;
+
+/// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
+/// one for each flow cannot be read by others as a common one could).
+const HALF_SECOND: u32 = 9;
+
+/// The flow label of our own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
+fn label(hash: u64) -> u32 {
+    ((hash >> 20) as u32 & 0xf_ffff) | 1
+}
+
+/// The half-second a time falls in, on a circle of nine hours.
+fn half_second(now: Instant) -> u16 {
+    (tick(now) >> HALF_SECOND) as u16
+}
+
+/// A frame at hand: everything a decision is made from.
+struct Context<'a, 'b, E> {
+    side: Side,
+    segment: &'a Segment,
+    hash: u64,
+    tokens: u32,
+    now: Instant,
+    head: &'a mut Head<'b>,
+    egress: &'a mut E,
+}
+
+impl<E> Context<'_, '_, E> {
+    fn key(&self) -> &FlowKey {
+        &self.segment.key
+    }
+
+    /// The bytes of the segment's options.
+    fn options(&self) -> &[u8] {
+        self.segment.options(self.head.bytes())
+    }
+
+    /// Whether the whole segment is in sight and its checksums hold.
+    fn is_sound(&self) -> bool {
+        self.segment.checksums_hold(self.head)
+    }
+
+    /// The envelope of the frame itself.
+    #[inline(always)]
+    fn envelope(&self) -> Envelope {
+        Envelope::of(self.head.bytes(), self.segment, self.side)
+    }
+
+    /// Writes a segment of ours over the frame.
+    #[inline(never)]
+    fn overwrite(&mut self, outgoing: &Outgoing) -> bool {
+        self.overwrite_inline(outgoing)
+    }
+
+    /// The same, grown into the caller: for what a flood is answered with.
+    #[inline(always)]
+    fn overwrite_inline(&mut self, outgoing: &Outgoing) -> bool {
+        if !self.head.resize(outgoing.frame_len()) {
+            return false;
+        }
+        outgoing.write(self.head.bytes_mut());
+        true
+    }
+}
+
+/// One worker's share of the proxy.
+pub struct Proxy {
+    pub(crate) hash_keys: Keys,
+    pub(crate) table: Table,
+    pub(crate) cookies: Cookies,
+    pub(crate) server_options: ServerOptions,
+    pub(crate) limiter: Limiter,
+    pub(crate) syn_cached: Queue,
+    pub(crate) closing: Queue,
+    pub(crate) server_syn_sent: Queue,
+    /// Joined connections that may not have carried data yet.
+    pub(crate) silent: Queue,
+    /// Connections that are passed through and not established yet.
+    pub(crate) openings: Queue,
+    pub(crate) hold_queue: HoldQueue,
+    pub(crate) fragments: Fragments,
+    pub(crate) stray_fragments: Action,
+    pub(crate) icmp_errors: Action,
+    pub(crate) recent_syns: RecentSyns,
+    pub(crate) refused_ports: RefusedPorts,
+    /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
+    pub(crate) passed: Meter,
+    pub(crate) introductions: Meter,
+    pub(crate) draining: bool,
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) handshake: Handshake,
+    /// The most particular first.
+    pub(crate) destinations: Vec<Destination>,
+    pub(crate) early_window: u16,
+    pub(crate) multipath: Extension,
+    pub(crate) fast_open: Extension,
+    pub(crate) signed: Action,
+    pub(crate) stray: Stray,
+    pub(crate) adopt_until: Instant,
+    pub(crate) sack_conflict: SackConflict,
+    pub(crate) mss_clamp: u16,
+    pub(crate) counters: Counters,
+    /// Who has proved himself since [`Proxy::next_proved`] was last asked.
+    pub(crate) proved: Vec<Source>,
+    /// What was learned since [`Proxy::updates`] was last asked.
+    pub(crate) updates: Vec<ServerUpdate>,
+}
+
+impl Proxy {
+    /// A proxy with empty tables, in memory of its own.
+    ///
+    /// # Panics
+    /// If the flow table or the cache of server options is empty.
+    pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
+        Self::with_slab(config, secrets, Slab::anonymous(config.flow_capacity(), false), now)
+    }
+
+    /// A proxy whose flow table lies in this memory. The flows that a former process left there go on, if its secrets were the same; frames that it
+    /// held are lost, as on the way.
+    ///
+    /// # Panics
+    /// If the flow table or the cache of server options is empty.
+    pub fn with_slab(config: &Config, secrets: &Secrets, slab: Slab, now: Instant) -> Self {
+        let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
+        let mut destinations = config.destinations.clone();
+        destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
+        let mut proxy = Self {
+            hash_keys: secrets.hash_keys(),
+            table: Table::of(config.table_buckets, slab, secrets.hash_keys(), now),
+            cookies: Cookies::new(config, secrets.pair(1), now),
+            server_options: ServerOptions::new(config, secrets.pair(2)),
+            limiter: Limiter::new(&config.rate, secrets.pair(2)),
+            syn_cached: Queue::new(config.syn_cache_max.min(config.flow_capacity())),
+            closing: candidates(),
+            server_syn_sent: candidates(),
+            silent: candidates(),
+            openings: candidates(),
+            hold_queue: HoldQueue::new(config.held_frames),
+            fragments: Fragments::new(),
+            stray_fragments: config.stray_fragments,
+            icmp_errors: config.icmp_errors,
+            recent_syns: RecentSyns::new(now),
+            refused_ports: RefusedPorts::new(config.closed_memory, secrets.pair(2)),
+            passed: Meter::new(config.passed_rate),
+            introductions: Meter::new(config.introductions),
+            draining: false,
+            lifetimes: Lifetimes::new(&config.timeouts),
+            handshake: config.handshake,
+            destinations,
+            early_window: config.early_window,
+            multipath: config.multipath,
+            fast_open: config.fast_open,
+            signed: config.signed,
+            stray: config.stray,
+            adopt_until: now + config.adopt_grace,
+            sack_conflict: config.sack_conflict,
+            mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
+            counters: Counters::default(),
+            proved: Vec::with_capacity(PROVED_KEPT),
+            updates: Vec::with_capacity(UPDATES_KEPT),
+        };
+        proxy.resume(now);
+        if config.test_connections {
+            proxy.make_test_connections(now);
+        }
+        proxy
+    }
+
+    /// Puts flows of a former process on their timers and into the queues of those that may be evicted, the oldest first.
+    fn resume(&mut self, now: Instant) {
+        let (flows, _) = self.table.slice(0, u32::MAX);
+        let age = |flow: &Flow| tick(now).wrapping_sub(flow.born);
+        let mut flows: Vec<_> = flows.map(|(id, flow)| (age(flow), id)).collect();
+        flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
+        for (_, id) in flows {
+            let flow = &self.table[id];
+            let lifetime = self.lifetimes.of(flow.state());
+            // No timer waits longer than its state may last; what is overdue is due now.
+            let left = flow.deadline().wrapping_sub(tick(now)) as i32;
+            self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
+            self.remember_candidate(id);
+        }
+    }
+
+    /// Gives the flow table's memory back, as another process would find it.
+    pub fn into_slab(self) -> Slab {
+        self.table.into_slab()
+    }
+
+    /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
+    /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
+    pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
+        self.server_options.command(entries)
+    }
+
+    /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
+    /// from now on do not depend on this process. Clients that were answered lately may still prove themselves.
+    pub fn drain(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    /// Changes the secret that cookies are signed with, when its time comes.
+    pub fn rotate(&mut self, rotation: &Rotation, now: Instant) {
+        self.cookies.advance(now);
+        self.cookies.rotate(rotation);
+    }
+
+    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `parse`.
+    #[inline]
+    pub fn parse(&self, side: Side, head: &Head, meta: &mut Metadata) {
+        if let Some(segment) = Segment::common_ipv4(side, head) {
+            self.parse_segment(side, segment, meta);
+        } else if let Some(segment) = Segment::common_ipv6(side, head) {
+            self.parse_segment(side, segment, meta);
+        } else {
+            self.parse_slow(side, head, meta);
+        }
+    }
+
+    #[inline(always)]
+    fn parse_segment(&self, side: Side, segment: Segment, meta: &mut Metadata) {
+        let hash = segment.key.hash(self.hash_keys);
+        self.table.prefetch_bucket(hash);
+        let mut tokens = 0;
+        if segment.flags.has(Flags::SYN) && side == Side::Wan {
+            // A copy, lest the segment itself have to lie in memory.
+            let key = segment.key;
+            tokens = self.limiter.place(&key);
+            self.limiter.prefetch(tokens);
+        }
+        *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
+    }
+
+    /// Looks at a frame that is no usual segment.
+    #[inline(never)]
+    fn parse_slow(&self, side: Side, head: &Head, meta: &mut Metadata) {
+        match Parsed::parse(side, head) {
+            Parsed::Tcp(segment) => self.parse_segment(side, segment, meta),
+            parsed => *meta = Metadata { parsed, hash: self.owner_hash(&parsed), ..Metadata::default() },
+        }
+    }
+
+    /// The hash of what is no segment, but may belong to one.
+    fn owner_hash(&self, parsed: &Parsed) -> u64 {
+        match parsed {
+            Parsed::Error(quote) => {
+                let hash = quote.key.hash(self.hash_keys);
+                self.table.prefetch_bucket(hash);
+                hash
+            }
+            Parsed::Fragment(fragment) => {
+                let hash = fragment.hash(self.hash_keys);
+                self.fragments.prefetch(hash);
+                hash
+            }
+            _ => 0,
+        }
+    }
+
+    /// Between the passes: asks for the flow's own lines, now that the table's line is here, and notes whose they are.
+    #[inline]
+    pub fn prefetch(&self, meta: &mut Metadata) {
+        if let Parsed::Tcp(segment) = &meta.parsed {
+            match self.table.prefetch_flow(meta.hash, segment.key.v6) {
+                Guess::Perhaps(id) => meta.place = id,
+                Guess::Elsewhere => self.recent_syns.prefetch(meta.hash),
+                Guess::Nowhere => {
+                    (meta.place, meta.entered) = (Id::ABSENT, self.table.entered());
+                    self.recent_syns.prefetch(meta.hash);
+                }
+            }
+        }
+    }
+
+    /// Second pass: decides what becomes of the frame, which has not changed since `parse`.
+    pub fn on_frame<E: Egress>(
+        &mut self,
+        side: Side,
+        meta: &Metadata,
+        head: &mut Head,
+        now: Instant,
+        egress: &mut E,
+    ) -> Verdict {
+        match &meta.parsed {
+            Parsed::Tcp(segment) => {
+                // Frames that went before in the batch may have changed what is where.
+                let found = match meta.place {
+                    Id::ABSENT if meta.entered == self.table.entered() => None,
+                    place if self.table.is_at(place, &segment.key) => Some(place),
+                    _ => self.table.find(&segment.key, meta.hash),
+                };
+                let verdict = match found {
+                    Some(id) if self.forward_fast(side, segment, id, head, now) => {
+                        egress.note(|| {
+                            "established, in sequence, nothing owed or in doubt: passed and translated".into()
+                        });
+                        Verdict::Forward
+                    }
+                    // Whoever wants to know why is told step by step, which leads to the same.
+                    None if !E::TRACES && self.answer_syn_fast(side, segment, meta, head, now) => Verdict::Reflect,
+                    _ => self.on_segment_slow(side, segment, meta, found, head, now, egress),
+                };
+                self.conclude(side, verdict)
+            }
+            Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
+            Parsed::StrayError => self.on_unmatched_icmp(),
+            Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, meta.hash, now),
+            Parsed::Pass(event) => {
+                self.counters.count(*event);
+                Verdict::Forward
+            }
+            Parsed::Bad(reason) => self.counters.drop(*reason),
+        }
+    }
+
+    /// All passes for a single frame.
+    pub fn on_single(&mut self, side: Side, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
+        let mut meta = Metadata::default();
+        self.parse(side, head, &mut meta);
+        self.on_frame(side, &meta, head, now, egress)
+    }
+
+    /// Counts what becomes of a segment.
+    #[inline(always)]
+    fn conclude(&mut self, side: Side, verdict: Verdict) -> Verdict {
+        if let Verdict::Drop(reason) = verdict {
+            return self.counters.drop(reason);
+        }
+        self.counters.count(match side {
+            Side::Lan => Event::LanSegment,
+            Side::Wan => Event::WanSegment,
+        });
+        verdict
+    }
+
+    /// A segment of the flow that was found, or of none.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "what a turn is made of, in registers")]
+    fn on_segment_slow(
+        &mut self,
+        side: Side,
+        segment: &Segment,
+        meta: &Metadata,
+        found: Option<Id>,
+        head: &mut Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        let ctx = Context { side, segment, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
+        let verdict = self.on_segment(ctx, found);
+        if segment.fragmented && verdict == Verdict::Forward {
+            self.note_first_fragment(side, segment, head, now);
+        }
+        verdict
+    }
+
+    fn on_segment(&mut self, ctx: Context<impl Egress>, found: Option<Id>) -> Verdict {
+        let flags = ctx.segment.flags;
+        let opens_and_ends = flags.has(Flags::SYN) && flags.has(Flags::FIN.and(Flags::RST));
+        if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
+            return Verdict::Drop(DropReason::BadFlags);
+        }
+        match found.map(|id| (id, self.table[id].state())) {
+            None => self.on_no_flow(ctx),
+            Some((id, State::SynCached)) => self.on_syn_cached(ctx, id),
+            Some((id, State::ServerSynSent)) => self.on_server_syn_sent(ctx, id),
+            Some((id, State::SynSent | State::SynReceived)) => self.on_opening(ctx, id),
+            Some((id, State::Unconfirmed)) => self.on_unconfirmed(ctx, id),
+            Some((id, _)) => self.on_established(ctx, id),
+        }
+    }
+
+    /// A segment whose ends no flow has.
+    fn on_no_flow(&mut self, ctx: Context<impl Egress>) -> Verdict {
+        let flags = ctx.segment.flags;
+        match ctx.side {
+            _ if flags.has(Flags::RST) => self.on_unknown_connection(ctx),
+            Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(ctx, None),
+            Side::Wan if flags.has(Flags::ACK) => Verdict::Drop(DropReason::NoFlow),
+            Side::Wan => self.answer_syn(ctx, None),
+            Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(ctx),
+            Side::Lan if flags.has(Flags::SYN) => self.open_passthrough(ctx, None),
+            Side::Lan => self.on_unknown_connection(ctx),
+        }
+    }
+
+    /// Does what is due: repeats SYNs, removes what has expired, changes keys. Works off a bounded share;
+    /// returns true when more is due already.
+    pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
+        self.cookies.advance(now);
+        for _ in 0..STEPS_A_TURN {
+            match self.table.step(now) {
+                None => return false,
+                Some(None) => {}
+                Some(Some(id)) => {
+                    self.table.prefetch_next_bucket(id);
+                    self.expire(id, now, egress);
+                }
+            }
+        }
+        true
+    }
+
+    /// The next held frame to bring back with [`Proxy::on_release`], if any. Ask after every frame and every timeout, until none is left.
+    #[inline]
+    pub fn next_release(&mut self) -> Option<Ticket> {
+        self.hold_queue.next_release()
+    }
+
+    /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
+    /// [`Verdict::Hold`] again.
+    pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
+        if !self.hold_queue.redeem(ticket) {
+            return self.counters.drop(DropReason::NotHeld);
+        }
+        self.counters.count(Event::Released);
+        match self.on_single(Side::Wan, head, now, egress) {
+            Verdict::Hold(_) => self.counters.drop(DropReason::NotHeld),
+            verdict => verdict,
+        }
+    }
+
+    /// A source that has proved itself by a cookie or an entry of the SYN cache, each time it does, until none is left. To be asked
+    /// for once a turn; of those nobody asks for only the first few are kept.
+    #[inline]
+    pub fn next_proved(&mut self) -> Option<Source> {
+        self.proved.pop()
+    }
+
+    /// Takes note that the client of a segment has proved itself.
+    fn note_proof(&mut self, event: Event, key: &FlowKey) {
+        self.counters.count(event);
+        if self.proved.len() < PROVED_KEPT {
+            self.proved.push(source(key));
+        }
+    }
+
+    /// What this worker has learned of servers, for the others to [hear](Proxy::receive_update), oldest first. To be asked for once a turn; of what
+    /// nobody asks for only the first few are kept.
+    #[inline]
+    pub fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        self.updates.drain(..)
+    }
+
+    /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
+    pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
+        match updates {
+            ServerUpdate::RecentSyns(key, observation) => {
+                self.server_options.learn(key, observation, now);
+                self.refused_ports.opened(key, now);
+            }
+            ServerUpdate::Refused(key, client) => self.refused_ports.refused(key, *client, now),
+        }
+    }
+
+    /// Takes note of a server's SYN-ACK.
+    fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) {
+        let is_new = self.server_options.learn(key, observation, now);
+        let was_closed = self.refused_ports.opened(key, now);
+        if is_new || was_closed {
+            self.publish(ServerUpdate::RecentSyns(*key, *observation));
+        }
+    }
+
+    fn publish(&mut self, updates: ServerUpdate) {
+        if self.updates.len() < UPDATES_KEPT {
+            self.updates.push(updates);
+        }
+    }
+
+    /// Ends a ticket in whose name no frame was kept.
+    pub fn void(&mut self, ticket: Ticket) {
+        self.hold_queue.redeem(ticket);
+    }
+
+    /// Frames held at most; every ticket's index is below.
+    pub fn held_frames(&self) -> usize {
+        self.hold_queue.places()
+    }
+
+    /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.table.next_deadline()
+    }
+
+    /// What has been counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many flows there are of each kind.
+    pub fn population(&self) -> Population {
+        self.table.population()
+    }
+
+    /// A flow's time has come; it is on no timer.
+    fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        match self.table[id].state() {
+            State::ServerSynSent => self.retransmit_syn(id, now, egress),
+            State::AckWithheld => self.send_withheld_ack(id, now, egress),
+            State::WindowPending => self.repeat_update(id, now, egress),
+            _ => {
+                self.counters.count(Event::Expired);
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Makes a flow due when its state has lasted as long as it may from now on.
+    #[inline(always)]
+    fn restart_timer(&mut self, id: Id, now: Instant) {
+        let lifetime = self.lifetimes.of(self.table[id].state());
+        self.table.schedule(id, tick(now).wrapping_add(lifetime));
+    }
+
+    /// Changes a flow's state, with what must not change without it, and its timer.
+    fn set_state(&mut self, id: Id, state: State, now: Instant, change: impl FnOnce(&mut Flow)) {
+        self.follow_state(id, now, |flow| {
+            change(flow);
+            state
+        });
+    }
+
+    /// Changes a flow in a way that may lead to another state, which `change` returns. A new state restarts the timer.
+    fn follow_state(&mut self, id: Id, now: Instant, change: impl FnOnce(&mut Flow) -> State) {
+        let former = self.table[id].state();
+        let state = self.table.follow_state(id, change);
+        if state == former {
+            return;
+        }
+        if matches!(state, State::TimeWait | State::Reset) {
+            self.remember_candidate(id);
+        }
+        self.restart_timer(id, now);
+    }
+
+    /// The way a segment takes that we send in the name of the end on `sender`.
+    fn envelope(&self, id: Id, sender: Side) -> Envelope {
+        let flow = &self.table[id];
+        let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
+        Envelope {
+            from,
+            to,
+            key: self.table.key(id),
+            sender,
+            ttl: flow.endpoint(sender).ttl.max(1),
+            id: 0,
+            label: label(flow.hash()),
+            priorities: flow.tag_priorities(),
+        }
+    }
+
+    /// Sends a segment of our own accord.
+    fn emit(&mut self, to: Side, outgoing: &Outgoing, egress: &mut impl Egress) -> bool {
+        let sent = egress.emit(to, |buffer| outgoing.write(buffer));
+        if !sent {
+            self.counters.count(Event::NoSpareFrame);
+        }
+        sent
+    }
+
+    /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
+    /// update, and as challenge (RFC 5961).
+    #[inline(always)]
+    fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
+        let flow = &self.table[id];
+        let (sender, receiver) = (flow.endpoint(to.other()), flow.endpoint(to));
+        let timestamps = match to {
+            Side::Wan => flow.is(FlowFlags::TIMESTAMPS).then(|| Timestamps {
+                value: if flow.is(FlowFlags::TIMESTAMPS_LAN) {
+                    sender.ts_value
+                } else {
+                    flow.ts_delta.shift(tick(now))
+                },
+                echo: receiver.ts_value,
+            }),
+            Side::Lan => flow.is(FlowFlags::TIMESTAMPS_LAN).then(|| {
+                // A server that must not take the LAN for the client's distance gets no echo to measure it by.
+                let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
+                let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
+                Timestamps { value: sender.ts_value, echo }
+            }),
+        };
+        Acknowledgement {
+            seq: sender.next,
+            ack: sender.acked - flow.outward(to),
+            window: flow.told_window(to.other()),
+            options: OptionList::plain(timestamps),
+        }
+    }
+
+    /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
+    fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].challenged == half_second(ctx.now) {
+            ctx.egress.note(|| "challenged within this half-second already".into());
+            return Verdict::Drop(DropReason::Challenged);
+        }
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
+        self.counters.count(Event::Challenge);
+        self.acknowledge_in_place(&mut ctx, id)
+    }
+
+    /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
+    fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        let mut envelope = ctx.envelope().reversed();
+        envelope.ttl = self.table[id].endpoint(ctx.side.other()).ttl.max(1);
+        envelope.label = label(ctx.hash);
+        let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
+        if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
+            Verdict::Reflect
+        } else {
+            Verdict::Drop(DropReason::NoRoom)
+        }
+    }
+
+    /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
+    fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
+        if flags.has(Flags::ACK) {
+            return Self::refuse_in_place(ctx, ack, None);
+        }
+        Self::refuse_in_place(ctx, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
+    }
+
+    /// Answers a segment with a reset that bears this number, and acknowledges that one.
+    fn refuse_in_place(ctx: &mut Context<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
+        let envelope = ctx.envelope().reversed();
+        let reset = Outgoing {
+            envelope: &envelope,
+            seq,
+            ack: ack.unwrap_or_default(),
+            flags: Flags::RST.and(Flags::ACK.when(ack.is_some())),
+            window: RawWindow(0),
+            options: &OptionList::none(),
+        };
+        if ctx.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
+    }
+
+    /// The established flows load generators count on: 540 pairs of a LAN end 10.0.0.0 + 2(j + 1), port 12345, and a WAN end
+    /// 11.0.0.0 + 2j + 1, port 54321.
+    fn make_test_connections(&mut self, now: Instant) {
+        for j in 0..540 {
+            let mapped = |address| [0, 0, 0xffff, address];
+            let key = FlowKey {
+                lan: mapped(0x0a00_0000 + 2 * j + 2),
+                wan: mapped(0x0b00_0000 + 2 * j + 1),
+                lan_port: 12345,
+                wan_port: 54321,
+                ..FlowKey::default()
+            };
+            let hash = key.hash(self.hash_keys);
+            let filled = self.table.insert(&key, hash, Side::Wan, State::Established, |flow| {
+                flow.set(FlowFlags::PROXIED, true);
+                flow.set(FlowFlags::UNJUDGED, true);
+                flow.seq_delta = SeqDelta::between(0, hash as u32);
+            });
+            let Some(id) = filled else { return };
+            self.table.enter(id, tick(now).wrapping_add(self.lifetimes.connected));
+        }
+    }
+}
+
+/// An acknowledgement without data, but for its envelope.
+struct Acknowledgement {
+    seq: SeqNum,
+    ack: SeqNum,
+    window: RawWindow,
+    options: OptionList,
+}
+
+impl Acknowledgement {
+    fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
+        let Self { seq, ack, window, ref options } = *self;
+        Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An egress without a frame to spare.
+    pub(crate) struct NoEgress;
+
+    impl Egress for NoEgress {
+        fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {
+            false
+        }
+    }
+
+    /// An engine with this many connections that rest from `now` on.
+    fn resting(count: u32, now: Instant) -> Proxy {
+        let config = Config { table_buckets: 1000, syn_cache_max: 4, ..Config::default() };
+        let mut proxy = Proxy::new(&config, &Secrets::new([1; 48]), now);
+        for n in 0..count {
+            let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
+            let hash = key.hash(proxy.hash_keys);
+            proxy.admit(&key, hash, Side::Lan, State::Established, now, |_| ()).unwrap();
+        }
+        proxy
+    }
+
+    #[test]
+    fn what_was_absent_in_the_first_pass_may_have_come_by_the_second() {
+        let now = Instant::from_secs(1000);
+        let mut proxy = resting(0, now);
+        let call = test_segments::TestSegment { flags: Flags::SYN.0, ..test_segments::TestSegment::default() };
+        let (mut frames, mut metas) = ([call.frame(), call.frame()], [Metadata::default(); 2]);
+        for (frame, meta) in frames.iter_mut().zip(&mut metas) {
+            let len = frame.len();
+            proxy.parse(Side::Lan, &Head::whole(frame, len), meta);
+        }
+        metas.iter_mut().for_each(|meta| proxy.prefetch(meta));
+        for (frame, meta) in frames.iter_mut().zip(&metas) {
+            let len = frame.len();
+            let verdict = proxy.on_frame(Side::Lan, meta, &mut Head::whole(frame, len), now, &mut NoEgress);
+            assert_eq!((verdict, proxy.population().passthrough), (Verdict::Forward, 1));
+        }
+    }
+
+    #[test]
+    fn flows_that_fall_due_together_are_removed_a_share_a_turn_and_none_is_forgotten() {
+        let now = Instant::from_secs(1000);
+        let mut proxy = resting(5000, now);
+        let due = now + Timeouts::default().connected + core::time::Duration::from_secs(1);
+        let (mut left, mut turns) = (5000, 0);
+        loop {
+            let more = proxy.on_timeout(due, &mut NoEgress);
+            turns += 1;
+            let still = proxy.population().passthrough;
+            assert!(left - still <= STEPS_A_TURN as u64, "{} in one turn", left - still);
+            left = still;
+            if !more {
+                break;
+            }
+        }
+        assert_eq!((left, proxy.next_deadline()), (0, None));
+        // Besides its removal a flow costs the turns of the wheel's four levels at most.
+        assert!(turns <= 5 * 5000 / STEPS_A_TURN + 1, "{turns} turns");
+    }
+}
