@@ -402,7 +402,7 @@ mod tests {
         taps[0].record(&inbound(0, 0), &frames[0]);
         taps[0].hand_over();
         assert_eq!(file.finish(Duration::from_millis(20)).captured, 1);
-        // What comes later goes nowhere.
+        // Later frames are discarded.
         taps[0].record(&inbound(0, 0), &frames[0]);
         taps[0].hand_over();
         drop(taps);

@@ -1,11 +1,11 @@
 //! A frame: the owner of one buffer of a pool, or of a chain of them.
 //!
 //! A [`Frame`] is not cloned and has no destructor: it is always in exactly one place (a ring, a batch, the pool),
-//! and whoever is done with it puts it back with [`Pool::put`](crate::Pool::put). A test that counts
+//! and its last user puts it back with [`Pool::put`](crate::Pool::put). A test that counts
 //! [`Pool::idle`](crate::Pool::idle) proves that none is lost.
 //!
-//! A jumbo frame on AF_XDP lies in several buffers. The first holds all headers; the others hang behind it, each
-//! described by a header of ours in the headroom of its own buffer, so that a chain costs no allocation.
+//! A jumbo frame on AF_XDP lies in several buffers. The first holds all headers; the others are chained to it, each
+//! described by a `Frame` in the headroom of its own buffer, so that a chain needs no allocation.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -27,10 +27,10 @@ pub const MAX_FRAME: usize = 9022;
 /// Buffers begin at a multiple of this, in bytes: a cache line, and enough for the header of a further buffer.
 pub(crate) const ALIGNMENT: usize = 64;
 
-/// One buffer of a region, owned, with what lies in it; the head of a chain when the frame needs more than one.
+/// One buffer of a pool, owned, and the extent of the frame in it; the head of a chain when the frame needs more than one buffer.
 ///
 /// It owns its bytes as a `Box` does, but not their memory: that belongs to the [`Pool`](crate::Pool), which frees it only when
-/// every frame has come home.
+/// every frame has been put back.
 pub struct Frame {
     base: NonNull<u8>,
     /// The next buffer of the chain, by the base of its buffer; its `Frame` is written there.
@@ -47,7 +47,7 @@ const _: () = assert!(size_of::<Frame>() <= HEADROOM, "the header of a further b
 const _: () = assert!(align_of::<Frame>() <= ALIGNMENT, "the header of a further buffer is aligned");
 
 // SAFETY: a frame is the only handle to its buffer (it is neither Clone nor Copy, and the pool and the ports hand out
-// each buffer once), so moving it to another thread moves the buffer; the region itself is plain memory.
+// each buffer once), so moving it to another thread moves the buffer; the memory itself is plain.
 unsafe impl Send for Frame {}
 // SAFETY: through `&Frame` bytes can only be read, and only the holder of `&mut Frame` can write them.
 unsafe impl Sync for Frame {}
@@ -57,7 +57,7 @@ impl Frame {
     ///
     /// # Safety
     ///
-    /// The buffer is aligned to [`ALIGNMENT`], stays readable and writable as long as the frame exists, and nobody else uses it.
+    /// The buffer is aligned to [`ALIGNMENT`], stays readable and writable as long as the frame exists, and nothing else uses it.
     #[inline]
     pub(crate) unsafe fn over(base: NonNull<u8>, capacity: u32, start: u32, len: u32) -> Frame {
         debug_assert!(start + len <= capacity);
@@ -80,11 +80,11 @@ impl Frame {
     /// The visible bytes: those of the first buffer, which holds all headers.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: start + len <= capacity is kept by `set` and the constructors; the buffer is ours alone.
+        // SAFETY: start + len <= capacity is kept by `set` and the constructors; the buffer belongs to this frame alone.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(self.start as usize), self.len as usize) }
     }
 
-    /// The visible bytes, to be changed where they lie.
+    /// The visible bytes, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; `&mut self` excludes every other access.
@@ -94,7 +94,7 @@ impl Frame {
     /// The whole first buffer, headroom and tailroom included.
     #[inline]
     pub fn buffer_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the buffer of `capacity` bytes at `base` is ours alone.
+        // SAFETY: the buffer of `capacity` bytes at `base` belongs to this frame alone.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.capacity as usize) }
     }
 
@@ -151,7 +151,7 @@ impl Frame {
         self.len = len as u32;
     }
 
-    /// Replaces the visible bytes of the first buffer by `bytes`, at the present start.
+    /// Replaces the visible bytes of the first buffer by `bytes`, at the current start.
     ///
     /// # Panics
     ///
@@ -179,12 +179,12 @@ impl Frame {
         copied
     }
 
-    /// How many buffers the frame lies in, its first included.
+    /// How many buffers the frame has, its first included.
     pub fn buffers(&self) -> usize {
         self.segments().count()
     }
 
-    /// Hangs `further` (one buffer, or a chain) behind the last buffer of this frame.
+    /// Chains `further` (one buffer, or a chain) to the last buffer of this frame.
     ///
     /// # Panics
     ///
@@ -193,7 +193,7 @@ impl Frame {
         assert!(further.start as usize >= size_of::<Frame>(), "a further buffer keeps its header in its headroom");
         let bytes = further.len + further.beyond;
         let base = further.base;
-        // SAFETY: `base` is the aligned start of a buffer that `further` owns and whose bytes before `start` nobody uses;
+        // SAFETY: `base` is the aligned start of a buffer that `further` owns and whose bytes before `start` are unused;
         // with the write the buffer passes to this chain.
         unsafe { base.cast::<Frame>().write(further) };
         self.beyond += bytes;

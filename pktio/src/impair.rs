@@ -408,7 +408,7 @@ impl Clock {
     fn new(port: Option<RawFd>, now: Duration) -> io::Result<Clock> {
         let own = |fd: i32| match fd {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: the descriptor was just made and is nobody else's.
+            // SAFETY: the descriptor was just made and belongs to nothing else.
             fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         };
         // SAFETY: calls without pointers.
@@ -431,13 +431,13 @@ impl Clock {
         self.origin.elapsed()
     }
 
-    /// Sets the timer to `due`, or stops it. Setting it also makes it unreadable until it goes off again.
+    /// Sets the timer to `due`, or stops it. Setting it also makes it unreadable until it expires again.
     fn arm(&mut self, due: Option<Duration>) {
         if due == self.armed && due.is_none_or(|due| due > self.now()) {
             return;
         }
         self.armed = due;
-        // Zero would stop the timer; what is due already goes off in a moment.
+        // Zero would stop the timer; for a frame that is due already it expires at once.
         let left = due.map_or(Duration::ZERO, |due| due.saturating_sub(self.now()).max(Duration::from_micros(1)));
         let value = libc::timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };

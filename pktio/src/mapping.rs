@@ -30,7 +30,7 @@ impl Mapping {
         Mapping::new(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
     }
 
-    /// The first `bytes` bytes of what `file` refers to (a file, a socket's ring, a BPF map), shared with whoever else maps it.
+    /// The first `bytes` bytes of what `file` refers to (a file, a socket's ring, a BPF map), shared with everything else that maps it.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl Mapping {
     /// Nothing accesses the mapping through [`base`](Mapping::base) but by whole, aligned words.
     #[inline]
     pub(crate) unsafe fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping holds so many words, is aligned to a page, and lives as long as `self`; every value is a valid word, and
+        // SAFETY: the mapping holds this many words, is aligned to a page, and lives as long as `self`; every value is a valid word, and
         // the caller excludes other accesses than those atomics allow.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes / 8) }
     }
@@ -83,7 +83,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; whoever uses its address keeps the mapping alive.
+        // SAFETY: mapped by `new` with this length; those who use its address keep the mapping alive.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }

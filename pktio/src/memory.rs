@@ -160,7 +160,7 @@ impl MemoryWire {
         lock(&self.shared).outward.pop_front()
     }
 
-    /// Like [`pop`](Self::pop), into a buffer of the caller's, replacing its content. False when there is no frame. Does not allocate
+    /// Like [`pop`](Self::pop), into a buffer of the caller, replacing its content. False when there is no frame. Does not allocate
     /// once the buffers have grown to the size of the traffic.
     pub fn pop_into(&mut self, bytes: &mut Vec<u8>) -> bool {
         let mut shared = lock(&self.shared);

@@ -421,7 +421,7 @@ fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Option
     Ok(Alone::of(sets.collect(), guard, notes))
 }
 
-/// A pool in ordinary memory for so many ports, whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
+/// A pool in ordinary memory for `ports` ports, whose buffers hold a frame of `longest` bytes and the growth of its headers.
 fn heap_pool(ports: usize, longest: usize, options: &Options) -> Pool {
     let buffer = (HEADROOM + longest + 128).next_power_of_two().max(2048);
     let mut pool = Pool::heap(ports * options.frames_per_port, buffer, HEADROOM);

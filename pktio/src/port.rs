@@ -153,7 +153,7 @@ pub struct PortStatistics {
     pub fill_empty: u64,
     /// Frames the kernel dropped on the way to the port for other reasons.
     pub kernel_drops: u64,
-    /// System calls that told the kernel to send, or that there are buffers to receive into.
+    /// System calls that made the kernel send, or look for buffers to receive into.
     pub kicks: u64,
     /// SYNs of unproved sources that the port dropped because they were seen for the first time ([`Port::shed_filter`]).
     pub shed_fresh: u64,

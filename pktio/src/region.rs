@@ -151,7 +151,7 @@ impl Region {
             Ok((mapping, is_new)) => Ok(Region { mapping, _lock: Some(file), is_new }),
             Err(error) => {
                 if is_created && !matches!(error, RegionError::Held { .. }) {
-                    // Of no use to anybody; the lock is held until the file is closed.
+                    // It holds nothing. The lock is held until the file is closed.
                     let _ = std::fs::remove_file(path);
                 }
                 Err(error)
@@ -188,7 +188,7 @@ impl Region {
     }
 }
 
-/// The size of so many words, in bytes.
+/// The size of `words` words, in bytes.
 fn bytes_of(words: usize) -> Result<usize, RegionError> {
     match words.checked_mul(WORD).filter(|&bytes| isize::try_from(bytes).is_ok()) {
         None => Err(RegionError::TooLarge { words }),

@@ -75,7 +75,7 @@ pub fn wait_or_wake(ports: [&dyn Port; 2], wakers: [Option<RawFd>; 2], timeout: 
 fn take_error(socket: RawFd) -> io::Error {
     let mut error: libc::c_int = 0;
     let mut length = size_of_val(&error) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to an integer of ours.
+    // SAFETY: the kernel writes at most `length` bytes to a local integer.
     let result =
         unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut error).cast(), &raw mut length) };
     if result == 0 { io::Error::from_raw_os_error(error) } else { io::Error::last_os_error() }
@@ -132,8 +132,8 @@ mod tests {
     fn an_error_at_a_socket_ends_one_wait_and_not_the_next() {
         // A datagram to a closed port brings an error back.
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        sender.connect(nobody).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        sender.connect(closed).unwrap();
         sender.send(b"x").unwrap();
         let port = Fake { fd: Some(sender.as_raw_fd()), exhausted: false };
         let begin = Instant::now();

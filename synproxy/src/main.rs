@@ -3,6 +3,8 @@
 //! `main` reads as a table of contents. What becomes of a frame is decided in `tcpstate`; how frames get in and out is
 //! `pktio`'s matter; here they are brought together: [`worker`] is the loop, [`crew`] the threads around it.
 
+#![forbid(unsafe_code)]
+
 mod backends;
 mod cli;
 mod clock;

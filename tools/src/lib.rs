@@ -12,6 +12,8 @@
 //!
 //! All loads are bounded in time. They are for test networks.
 
+#![deny(unsafe_code)]
+
 pub mod clients;
 pub mod exchange;
 pub mod interface;

@@ -1,6 +1,9 @@
 //! The fastest load there is without hardware: an XDP program makes the frames, and the kernel's own test loop runs it on
 //! real ones, several million times a second on one core. [`Sink`] is the other end, which swallows what became of them.
 
+// System calls about an XDP program, and memory that it shares.
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};

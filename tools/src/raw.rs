@@ -1,5 +1,8 @@
 //! A packet socket that only sends: many frames a system call, past the queueing discipline.
 
+// System calls of a raw socket.
+#![allow(unsafe_code)]
+
 use std::ffi::CString;
 use std::io;
 use std::mem;

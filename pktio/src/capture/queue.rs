@@ -70,7 +70,7 @@ pub(super) fn add(counts: &[AtomicU64; INTERFACES], more: Counts) {
 }
 
 impl TapQueue {
-    /// A queue of so many chunks.
+    /// A queue of this many chunks.
     pub(super) fn new(chunks: usize) -> TapQueue {
         let queue = TapQueue {
             full: ArrayQueue::new(chunks),

@@ -46,7 +46,7 @@ impl Ethtool {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        // SAFETY: the descriptor was just opened and belongs to nothing else.
         Ok(Ethtool(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

@@ -166,7 +166,7 @@ fn promiscuous(interface: &Interface) -> Result<Undo, OpenError> {
     if fd < 0 {
         return Err(fail(io::Error::last_os_error()));
     }
-    // SAFETY: the descriptor was just opened and belongs to nobody else.
+    // SAFETY: the descriptor was just opened and belongs to nothing else.
     let membership = unsafe { OwnedFd::from_raw_fd(fd) };
     let request = libc::packet_mreq {
         mr_ifindex: interface.index() as libc::c_int,
@@ -308,7 +308,7 @@ fn warn_of_addresses(name: &str) {
 fn addresses(name: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut list: *mut libc::ifaddrs = ptr::null_mut();
-    // SAFETY: the list is written to a pointer of ours.
+    // SAFETY: the list is written to a local pointer.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
         return found;
     }
@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_of_the_loopback_is_seen_and_nobody_elses() {
+    fn the_address_of_the_loopback_is_seen_and_no_other() {
         if Interface::find("lo").is_ok() {
             assert!(addresses("lo").contains("127.0.0.1"));
         }

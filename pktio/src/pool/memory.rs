@@ -82,7 +82,7 @@ impl BufferMemory {
     pub(crate) unsafe fn frame(&self, offset: usize, start: usize, len: usize) -> Frame {
         debug_assert!(offset.is_multiple_of(self.buffer));
         assert!(offset < self.count * self.buffer && start + len <= self.buffer);
-        // SAFETY: the buffer lies inside the memory, as just asserted, and is free by the caller's word; a pool whose frames are not
+        // SAFETY: the buffer lies inside the memory, as just asserted, and is free, as the caller guarantees; a pool whose frames are not
         // all back when it is dropped leaves the memory mapped.
         unsafe { Frame::over(self.base.add(offset), self.buffer as u32, start as u32, len as u32) }
     }

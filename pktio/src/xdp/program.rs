@@ -166,7 +166,7 @@ mod tests {
         Some((ebpf, maps))
     }
 
-    /// A frame's first bytes: addresses, tags, and an IPv4 segment with so many bytes of IP options.
+    /// A frame's first bytes: addresses, tags, and an IPv4 segment with `options` bytes of IP options.
     fn v4(tags: &[u16], options: usize, source: [u8; 4], seq: u32, flags: u8) -> Vec<u8> {
         let mut frame = vec![2; 12];
         tags.iter().for_each(|tag| frame.extend([(tag >> 8) as u8, *tag as u8, 0, 7]));
