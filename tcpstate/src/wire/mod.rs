@@ -3,15 +3,17 @@
 mod build;
 pub mod checksum;
 mod common;
+mod flags;
 mod icmp;
 mod options;
 mod segment;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
+pub use flags::{Flags, Kind};
 pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
-pub use segment::{Addr, Flags, FlowKey, Fragment, Parsed, Segment, Vlan};
+pub use segment::{Addr, FlowKey, Fragment, Parsed, Segment, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

@@ -1,11 +1,10 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
-use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
 use super::icmp::{self, Quote};
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
-use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum, chunk};
+use super::{ETHERNET_LEN, Flags, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{DropReason, Event, Head, Side};
@@ -99,73 +98,6 @@ impl FlowKey {
     }
 }
 
-/// The flag bits of a TCP header, with the accurate-ECN bit left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(transparent)]
-pub struct Flags(pub u8);
-
-/// The names of the flags that are set, in the order of their bits from the lowest.
-impl fmt::Display for Flags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (bit, name) in ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"].iter().enumerate() {
-            if self.0 >> bit & 1 == 1 {
-                write!(f, "{separator}{name}")?;
-                separator = " ";
-            }
-        }
-        f.write_str(if separator.is_empty() { "no flags" } else { "" })
-    }
-}
-
-impl Flags {
-    /// No more data from the sender.
-    pub const FIN: Flags = Flags(1);
-    /// Synchronise sequence numbers.
-    pub const SYN: Flags = Flags(2);
-    /// Reset the connection.
-    pub const RST: Flags = Flags(4);
-    /// The acknowledgement field is significant.
-    pub const ACK: Flags = Flags(16);
-    /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender speaks ECN.
-    pub const ECE: Flags = Flags(64);
-    /// The sender has reduced its congestion window (RFC 3168 section 6.1.2).
-    pub const CWR: Flags = Flags(128);
-
-    /// Whether any of these flags is set.
-    pub const fn has(self, flags: Flags) -> bool {
-        self.0 & flags.0 != 0
-    }
-
-    /// Both sets.
-    #[must_use]
-    pub const fn and(self, flags: Flags) -> Flags {
-        Flags(self.0 | flags.0)
-    }
-
-    /// This set less those flags.
-    #[must_use]
-    pub const fn without(self, flags: Flags) -> Flags {
-        Flags(self.0 & !flags.0)
-    }
-
-    /// These flags if `wanted`, else none.
-    #[must_use]
-    pub const fn when(self, wanted: bool) -> Flags {
-        if wanted { self } else { Flags(0) }
-    }
-
-    /// Whether a SYN with these flags asks for ECN (RFC 3168 section 6.1.1); one that asks for accurate ECN does too (RFC 9768 section 3.1.1).
-    pub const fn ask_for_ecn(self) -> bool {
-        self.has(Flags::ECE) && self.has(Flags::CWR)
-    }
-
-    /// Whether a SYN-ACK with these flags agrees to ECN (RFC 3168 section 6.1.1).
-    pub const fn agree_to_ecn(self) -> bool {
-        self.has(Flags::ECE) && !self.has(Flags::CWR)
-    }
-}
-
 /// A TCP segment in a frame: where its parts lie and what its fixed header says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
@@ -243,6 +175,12 @@ impl Segment {
             end: end as u32,
             fragmented: more,
         })
+    }
+
+    /// What the segment does, by its flags.
+    #[inline(always)]
+    pub fn kind(&self) -> Kind {
+        self.flags.kind()
     }
 
     /// Bytes of payload.
