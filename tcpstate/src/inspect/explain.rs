@@ -239,7 +239,7 @@ fn what(side: Side, head: &Head, meta: &Metadata) -> String {
                 fragment.identification
             )
         }
-        Parsed::Pass(_) => "no TCP, which is none of the proxy's business".into(),
+        Parsed::Other => "no TCP, which is none of the proxy's business".into(),
         Parsed::Bad(_) => "nothing any frame may be".into(),
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
 };
 use crate::seq::SeqNum;
-use crate::{Event, Head, Side};
+use crate::{Head, Side};
 
 /// Bytes of an ICMP error in front of what it quotes.
 pub const ICMP_LEN: usize = 8;
@@ -150,21 +150,20 @@ const DONT_FRAGMENT: u16 = 0x4000;
 /// Parses the ICMP message in front of which `layout` ends.
 #[inline(never)]
 pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
-    const BRIDGED: Parsed = Parsed::Pass(Event::Bridged);
     let frame = head.bytes();
     let Layout { ip, payload: icmp, end, vlan, v6, addresses: (_, receiver), .. } = *layout;
     let seen = end.min(frame.len()).min(usize::from(u16::MAX));
     let quoted = icmp + ICMP_LEN;
     if quoted > seen {
-        return BRIDGED;
+        return Parsed::Other;
     }
     let is_error = if v6 { matches!(frame[icmp], 1..=4) } else { matches!(frame[icmp], 3 | 4 | 11 | 12) };
     if !is_error {
-        return BRIDGED;
+        return Parsed::Other;
     }
     let seen = seen.min(quoted + original_len(&frame[icmp..quoted], v6).unwrap_or(usize::MAX - quoted));
     let Some(packet) = (if v6 { quoted_ipv6(frame, quoted, seen) } else { quoted_ipv4(frame, quoted, seen) }) else {
-        return BRIDGED;
+        return Parsed::Other;
     };
     let Quoted { tcp, end: quoted_end, addresses } = packet;
     let seen = seen.min(quoted_end);

@@ -1,8 +1,16 @@
-//! The wire formats: bytes become meaning here, once, at the door.
+//! The wire formats: Ethernet, VLAN tags, IPv4, IPv6, TCP and ICMP errors, from bytes to meaning and back.
+//!
+//! [`Parsed::parse`] takes any bytes: it checks every length and offset once, never panics, and says what a frame is or what is wrong
+//! with it ([`Error`]). What it returns ([`Segment`], [`Quote`]) keeps offsets into the frame, not the frame itself; accessors and edits
+//! take the bytes beside it. With the bytes that were parsed they do not panic; with others, or fewer, they may. Functions that panic
+//! in any other case say so.
+//!
+//! Nothing here knows the engine: neither its flows nor its counters.
 
 mod build;
 pub mod checksum;
 mod common;
+mod error;
 mod flags;
 mod icmp;
 mod options;
@@ -10,6 +18,7 @@ mod segment;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
+pub use error::Error;
 pub use flags::{Flags, Kind};
 pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};

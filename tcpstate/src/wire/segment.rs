@@ -4,10 +4,12 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::icmp::{self, Quote};
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
-use super::{ETHERNET_LEN, Flags, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk};
+use super::{
+    ETHERNET_LEN, Error, Flags, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk,
+};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
-use crate::{DropReason, Event, Head, Side};
+use crate::{Head, Side};
 
 /// An IP address as four words in the order of the wire; an IPv4 address is held in its IPv6-mapped form (RFC 4291 section 2.5.5.2).
 pub type Addr = [u32; 4];
@@ -150,14 +152,14 @@ impl Segment {
     }
 
     #[inline(always)]
-    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, DropReason> {
+    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
         let frame = head.bytes();
         let Layout { ip, payload: tcp, end, more, .. } = *layout;
-        let short = if more { DropReason::BadFragment } else { DropReason::Malformed };
+        let short = if more { Error::BadFragment } else { Error::Malformed };
         let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
         let header = usize::from(fixed[12] >> 4) * 4;
         if header < TCP_LEN {
-            return Err(DropReason::Malformed);
+            return Err(Error::Malformed);
         }
         if tcp + header > end || tcp + header > frame.len().min(usize::from(u16::MAX)) {
             return Err(short);
@@ -274,10 +276,10 @@ pub enum Parsed {
     StrayError,
     /// A fragment that holds no TCP header.
     Fragment(Fragment),
-    /// Something the proxy has no business with; passed on and counted.
-    Pass(Event),
+    /// No TCP and no ICMP error about it: ARP, UDP, other ICMP and the rest.
+    Other,
     /// Something no frame may be.
-    Bad(DropReason),
+    Bad(Error),
 }
 
 /// What the fragments of one packet have in common.
@@ -337,7 +339,7 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
 
-const MALFORMED: Parsed = Parsed::Bad(DropReason::Malformed);
+const MALFORMED: Parsed = Parsed::Bad(Error::Malformed);
 
 impl Parsed {
     /// Parses a frame that came in on `side`.
@@ -346,7 +348,7 @@ impl Parsed {
         match ether_type {
             ETHER_IPV4 => Self::ipv4(side, head, ip, vlan),
             ETHER_IPV6 => Self::ipv6(side, head, ip, vlan),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
@@ -356,7 +358,7 @@ impl Parsed {
             (TCP, false) => Self::tcp(side, head, &layout),
             (TCP, true) => Self::ipv4_fragment(side, head, layout),
             (ICMP, false) => icmp::parse(side, head, &layout),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
@@ -365,13 +367,13 @@ impl Parsed {
         let (frame, ip) = (head.bytes(), layout.ip);
         // A bit that was flipped on the way must not make a fragment, much of which is believed unseen, of a packet in one piece.
         if checksum::sum(&frame[ip..layout.payload]) != u16::MAX {
-            return Parsed::Bad(DropReason::BadChecksum);
+            return Parsed::Bad(Error::BadChecksum);
         }
         let field = be16(frame, ip + 6);
         match usize::from(field & FRAGMENT_OFFSET) * 8 {
             0 => Self::tcp(side, head, &Layout { more: true, ..layout }),
             // RFC 1858, RFC 3128: what may lie over the TCP header of the first fragment.
-            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(DropReason::BadFragment),
+            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(Error::BadFragment),
             _ => layout.fragment(be16(frame, ip + 4).into(), false),
         }
     }
@@ -394,7 +396,7 @@ impl Parsed {
             // Whatever a later fragment says is behind it: the first one's word is taken for it (RFC 8200 section 4.5).
             (_, Some(piece)) if piece.offset > 0 => {
                 if piece.offset < IPV6_FRAGMENT_FLOOR {
-                    return Parsed::Bad(DropReason::BadFragment);
+                    return Parsed::Bad(Error::BadFragment);
                 }
                 layout.fragment(piece.identification, false)
             }
@@ -402,13 +404,13 @@ impl Parsed {
                 (Parsed::Tcp(segment), Some(piece))
                     if usize::from(segment.payload) > piece.from + IPV6_FRAGMENT_FLOOR =>
                 {
-                    Parsed::Bad(DropReason::BadFragment)
+                    Parsed::Bad(Error::BadFragment)
                 }
                 (parsed, _) => parsed,
             },
             (_, Some(piece)) => layout.fragment(piece.identification, true),
             (ICMPV6, None) => icmp::parse(side, head, &layout),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
@@ -538,13 +540,13 @@ pub(super) struct Piece {
 ///
 /// All are walked that have one shape (RFC 6564) or one of their own that is known, lest a host that walks them find a segment where we
 /// saw none. Behind whatever else may stand here, no host finds TCP unless it has been told to unwrap a tunnel (ESP, IP in IP).
-pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, DropReason> {
+pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, Error> {
     let mut next = frame[ip + 6];
     let mut at = ip + IPV6_LEN;
     let mut piece = None;
     loop {
         // RFC 7112: the first fragment must hold the whole chain.
-        let cut = if piece.is_some() { DropReason::BadFragment } else { DropReason::Malformed };
+        let cut = if piece.is_some() { Error::BadFragment } else { Error::Malformed };
         if at > end || at > frame.len() {
             return Err(cut);
         }
@@ -562,7 +564,7 @@ pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<C
         };
         if next == FRAGMENT {
             if piece.is_some() {
-                return Err(DropReason::BadFragment);
+                return Err(Error::BadFragment);
             }
             let field = be16(frame, header + 2);
             let offset = usize::from(field & 0xfff8);
