@@ -8,7 +8,7 @@ use super::{Context, Proxy, half_second};
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
-use crate::flow::translate::{translate, translate_common};
+use crate::flow::translate::Projection;
 use crate::flow::{FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::{Flags, Options, Segment};
@@ -95,7 +95,8 @@ impl Proxy {
             flow.set_if(FlowFlags::CARRIED, answers || payload > 0);
         }
         if proxied {
-            translate_common(flow, side, segment, head.bytes_mut(), timestamps);
+            let projection = Projection::of(flow, self.sack_conflict);
+            projection.apply_common(side, segment, head.bytes_mut(), timestamps);
         }
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(self.lifetimes.connected));
         true
@@ -348,7 +349,8 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            translate(flow, ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
+            let projection = Projection::of(flow, self.sack_conflict);
+            projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
     }
@@ -357,7 +359,6 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::translate::translate_any;
     use crate::flow::{Endpoint, Flow};
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -547,8 +548,9 @@ mod tests {
             // The short way of a translation leads where the long one does too, whatever the flow's state.
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
-            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
-            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            let projection = Projection::of(&one.table[ids.0], one.sack_conflict);
+            projection.apply(side, &segment, &mut short, tick(moment));
+            projection.apply_any(side, &segment, &mut long, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
