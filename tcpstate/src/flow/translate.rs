@@ -418,3 +418,187 @@ pub fn clamp_mss(segment: &Segment, head: &mut Head, clamp: u16) {
     let sum = patch.apply(be16(frame, tcp + 16));
     put16(frame, tcp + 16, sum);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::test_segments::TestSegment;
+    use crate::wire::{Options, Parsed};
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+    use std::collections::BTreeMap;
+
+    const NOW: Ticks = 77_777;
+
+    fn delta() -> impl Strategy<Value = SeqDelta> {
+        prop_oneof![1 => Just(0), 3 => any::<u32>()].prop_map(|delta| SeqDelta::between(0, delta))
+    }
+
+    fn pair<T: Copy + core::fmt::Debug>(one: impl Strategy<Value = [T; 2]>) -> impl Strategy<Value = PerSide<T>> {
+        one.prop_map(|[lan, wan]| PerSide::new(lan, wan))
+    }
+
+    /// Any projection, with a small MSS.
+    fn projection() -> impl Strategy<Value = Projection> {
+        let elapsed = prop_oneof![0u32..1 << 30, any::<u32>()];
+        let deltas = (pair([delta(), delta()]), pair([delta(), delta()]));
+        let agreed = (pair(any::<[u8; 2]>()), pair(any::<[bool; 2]>()), any::<bool>());
+        (deltas, (any::<u32>(), elapsed), agreed, 12u16..400, any::<u32>()).prop_map(
+            |((seq, ts), (ts_base, ts_elapsed), (scales, timestamps, removes_sack), mss, client_ts_value)| Projection {
+                seq,
+                ts,
+                ts_base,
+                ts_elapsed,
+                scales,
+                timestamps,
+                removes_sack,
+                mss,
+                client_ts_value,
+            },
+        )
+    }
+
+    /// Options in whole words: timestamps or none, aligned or not, and SACK blocks or none, in either order.
+    fn options() -> impl Strategy<Value = Vec<u8>> {
+        let timestamps = prop_oneof![1 => Just(vec![]), 3 => any::<[u32; 2]>().prop_map(|[value, echo]| {
+            let echo = if echo.is_multiple_of(8) { 0 } else { echo };
+            [&[kind::TIMESTAMPS, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
+        })];
+        let sack = prop_oneof![
+            Just(vec![]),
+            prop::collection::vec(any::<[u8; 8]>(), 1..=2)
+                .prop_map(|blocks| { [&[kind::SACK, 2 + 8 * blocks.len() as u8], blocks.as_flattened()].concat() })
+        ];
+        (timestamps, sack, 0usize..3, any::<bool>()).prop_map(|(timestamps, sack, before, swapped)| {
+            let (one, other) = if swapped { (sack, timestamps) } else { (timestamps, sack) };
+            let mut options = [&vec![kind::NOP; before], &one[..], &other].concat();
+            options.resize(options.len().next_multiple_of(4), kind::NOP);
+            options
+        })
+    }
+
+    fn segment() -> impl Strategy<Value = TestSegment> {
+        let flags = prop_oneof![4 => Just(0x10u8), 1 => any::<u8>()];
+        let window = prop_oneof![0u16..200, any::<u16>()];
+        let side = prop_oneof![Just(Side::Lan), Just(Side::Wan)];
+        let shape = (options(), prop_oneof![Just(0usize), 1usize..300]);
+        (side, any::<bool>(), any::<[u32; 2]>(), flags, window, shape).prop_map(
+            |(side, v6, [seq, ack], flags, window, (options, payload))| TestSegment {
+                side,
+                v6,
+                seq,
+                ack,
+                flags,
+                window,
+                options,
+                payload,
+                ..TestSegment::default()
+            },
+        )
+    }
+
+    /// What becomes of a frame that holds a segment from `side`, with room in front and behind.
+    fn applied(projection: &Projection, side: Side, frame: &[u8]) -> Vec<u8> {
+        let mut buffer = [&[0; 64], frame, &[0; 64]].concat();
+        let mut head = Head::new(&mut buffer, 64, frame.len(), frame.len());
+        let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { panic!("it is a segment") };
+        projection.apply(side, &segment, &mut head, NOW);
+        head.bytes().to_vec()
+    }
+
+    /// The segment's TCP header.
+    fn header(said: &TestSegment, frame: &[u8]) -> Vec<u8> {
+        frame[if said.v6 { 54 } else { 34 }..][..TCP_LEN + said.options.len()].to_vec()
+    }
+
+    /// The projection, with nothing in it by which this segment would lose or gain something.
+    fn without_loss(mut projection: Projection, said: &TestSegment) -> Projection {
+        projection.removes_sack = false;
+        if projection.inserts_timestamps() {
+            projection.timestamps[Side::Lan] = true;
+        }
+        let (scales, window) = (projection.scales[said.side], RawWindow(said.window));
+        if rescale(scales.rotate_left(4), rescale(scales, window)) != window {
+            projection.scales[said.side] = scales & 15 | scales << 4;
+        }
+        let echo = Options::timestamps(&said.options).map_or(0, |timestamps| timestamps.echo);
+        if projection.floor(said.side.other(), echo) != echo {
+            projection.ts_elapsed = u32::MAX;
+        }
+        projection
+    }
+
+    /// The projection with one of its fields taken from another, for each field.
+    fn with_each_field(projection: Projection, other: Projection) -> Vec<(&'static str, Projection)> {
+        // Named in full, lest a new one be forgotten.
+        let Projection { seq, ts, ts_base, ts_elapsed, scales, timestamps, removes_sack, mss, client_ts_value } = other;
+        let own = projection;
+        vec![
+            ("seq, LAN", Projection { seq: PerSide::new(seq[Side::Lan], own.seq[Side::Wan]), ..own }),
+            ("seq, WAN", Projection { seq: PerSide::new(own.seq[Side::Lan], seq[Side::Wan]), ..own }),
+            ("ts, LAN", Projection { ts: PerSide::new(ts[Side::Lan], own.ts[Side::Wan]), ..own }),
+            ("ts, WAN", Projection { ts: PerSide::new(own.ts[Side::Lan], ts[Side::Wan]), ..own }),
+            ("ts_base", Projection { ts_base, ..own }),
+            ("ts_elapsed", Projection { ts_elapsed, ..own }),
+            ("scales, LAN", Projection { scales: PerSide::new(scales[Side::Lan], own.scales[Side::Wan]), ..own }),
+            ("scales, WAN", Projection { scales: PerSide::new(own.scales[Side::Lan], scales[Side::Wan]), ..own }),
+            (
+                "timestamps, LAN",
+                Projection { timestamps: PerSide::new(timestamps[Side::Lan], own.timestamps[Side::Wan]), ..own },
+            ),
+            (
+                "timestamps, WAN",
+                Projection { timestamps: PerSide::new(own.timestamps[Side::Lan], timestamps[Side::Wan]), ..own },
+            ),
+            ("removes_sack", Projection { removes_sack, ..own }),
+            ("mss", Projection { mss, ..own }),
+            ("client_ts_value", Projection { client_ts_value, ..own }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn the_inverse_leads_back(projection in projection(), said in segment()) {
+            let (projection, frame) = (without_loss(projection, &said), said.frame());
+            let there = applied(&projection, said.side, &frame);
+            let back = applied(&projection.inverse(), said.side, &there);
+            prop_assert_eq!(back, &frame[..]);
+        }
+
+        /// A quote shows the beginning of a header: what it shows is rewritten as in the whole.
+        #[test]
+        fn what_is_in_sight_of_a_header_is_rewritten_as_in_the_whole(projection in projection(), said in segment()) {
+            let mut whole = header(&said, &said.frame());
+            let seen = whole.clone();
+            projection.apply_to_header(said.side, &mut whole);
+            // The shortest shows the flags.
+            for len in [WINDOW, WINDOW + 2, CHECKSUM + 2, TCP_LEN, seen.len()] {
+                let mut part = seen[..len].to_vec();
+                let patch = projection.apply_to_header(said.side, &mut part);
+                prop_assert_eq!(&part[..], &whole[..len]);
+                let sums = [&seen[..len], &part].map(|bytes| !checksum::sum(bytes));
+                prop_assert_eq!(patch.apply(sums[0]), sums[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_matters() {
+        let differences = std::cell::RefCell::new(BTreeMap::<&str, u32>::new());
+        let strategy = (projection(), projection(), segment());
+        let run = TestRunner::new(ProptestConfig::with_cases(2000)).run(&strategy, |(projection, other, said)| {
+            let frame = said.frame();
+            let before = applied(&projection, said.side, &frame);
+            for (field, changed) in with_each_field(projection, other) {
+                let differs = applied(&changed, said.side, &frame) != before;
+                *differences.borrow_mut().entry(field).or_default() += u32::from(differs);
+            }
+            Ok(())
+        });
+        run.unwrap_or_else(|failure| panic!("{failure}"));
+        let differences = differences.into_inner();
+        assert!(differences.values().all(|&count| count > 10), "{differences:?}");
+    }
+}
