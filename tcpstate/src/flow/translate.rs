@@ -121,8 +121,9 @@ impl Projection {
     }
 
     /// The same, in the general way, which takes any segment.
-    #[inline(always)]
-    pub(crate) fn apply_any(&self, side: Side, segment: &Segment, head: &mut Head, tick: Ticks) {
+    // By value and not inlined, so that the short way computes only the fields it uses.
+    #[inline(never)]
+    pub(crate) fn apply_any(self, side: Side, segment: &Segment, head: &mut Head, tick: Ticks) {
         let header = &mut head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
         let patch = self.apply_to_header(side, header);
         let sum = patch.apply(be16(header, CHECKSUM));
@@ -144,8 +145,8 @@ impl Projection {
         let tcp = &mut frame[usize::from(segment.tcp)..];
         let (header, options) = tcp.split_first_chunk_mut::<TCP_LEN>().expect("a parsed segment has a header");
         let mut patch = Patch::default();
-        self.renumber_all(side, header, true, &mut patch);
-        self.rescale_window(side, header, &mut patch);
+        self.renumber_all(side, header, segment.seq, Some(segment.ack), &mut patch);
+        self.rescale_window(side, header, segment.window, &mut patch);
         if let Some(timestamps) = timestamps
             && let Some(options) = options.first_chunk_mut::<TIMESTAMPS_ROOM>()
         {
@@ -167,9 +168,11 @@ impl Projection {
         let mut patch = Patch::default();
         let flags = header.get(FLAGS).map(|&bits| Flags(bits));
         let acknowledges = header.len() >= ACK + 4 && flags.is_none_or(|flags| flags.has(Flags::ACK));
-        self.renumber_all(side, header, acknowledges, &mut patch);
+        let number = |at| SeqNum::new(be32(header, at));
+        let (seq, ack) = (number(SEQ), acknowledges.then(|| number(ACK)));
+        self.renumber_all(side, header, seq, ack, &mut patch);
         if header.len() >= WINDOW + 2 && flags.is_some_and(|flags| !flags.has(Flags::SYN.and(Flags::RST))) {
-            self.rescale_window(side, header, &mut patch);
+            self.rescale_window(side, header, RawWindow(be16(header, WINDOW)), &mut patch);
         }
         if header.len() > TCP_LEN {
             let len = usize::from(header[DATA_OFFSET] >> 4) * 4;
@@ -181,34 +184,46 @@ impl Projection {
         patch
     }
 
-    /// Rewrites the sequence number of a header from `side`, and its acknowledgement number if it `acknowledges`.
+    /// Rewrites the numbers of a header from `side`, which are these; `ack` is `None` if it acknowledges nothing.
     #[inline(always)]
-    fn renumber_all(&self, side: Side, header: &mut [u8], acknowledges: bool, patch: &mut Patch) {
-        self.renumber(Side::Lan, side, header, acknowledges, patch);
+    fn renumber_all(&self, side: Side, header: &mut [u8], seq: SeqNum, ack: Option<SeqNum>, patch: &mut Patch) {
+        self.renumber(Side::Lan, side, header, seq, ack, patch);
         // The client's numbers nearly always are the server's too.
         if self.seq[Side::Wan] != SeqDelta::default() {
-            self.renumber(Side::Wan, side, header, acknowledges, patch);
+            self.renumber(Side::Wan, side, header, seq, ack, patch);
         }
     }
 
-    /// Rewrites the field of a header from `side` that counts the bytes of the end on the `counted` side.
+    /// Rewrites the one of the numbers of a header from `side` that counts the bytes of the end on the `counted` side.
     #[inline(always)]
-    fn renumber(&self, counted: Side, side: Side, header: &mut [u8], acknowledges: bool, patch: &mut Patch) {
+    fn renumber(
+        &self,
+        counted: Side,
+        side: Side,
+        header: &mut [u8],
+        seq: SeqNum,
+        ack: Option<SeqNum>,
+        patch: &mut Patch,
+    ) {
         let delta = self.seq[counted];
-        let (at, delta) = if side == counted { (SEQ, delta) } else { (ACK, -delta) };
-        if side == counted || acknowledges {
-            replace32(header, at, delta.shift(be32(header, at)), patch);
-        }
+        let (at, old, new) = if side == counted {
+            (SEQ, seq, seq + delta)
+        } else if let Some(ack) = ack {
+            (ACK, ack, ack - delta)
+        } else {
+            return;
+        };
+        patch.replace32(at, old.get(), new.get());
+        put32(header, at, new.get());
     }
 
-    /// Rewrites the window field of a header from `side`.
+    /// Rewrites the window field of a header from `side`, which is `field`.
     #[inline(always)]
-    fn rescale_window(&self, side: Side, header: &mut [u8], patch: &mut Patch) {
+    fn rescale_window(&self, side: Side, header: &mut [u8], field: RawWindow, patch: &mut Patch) {
         let scales = match side {
             Side::Lan => self.scales[Side::Lan],
             Side::Wan => self.scales[Side::Wan],
         };
-        let field = RawWindow(be16(header, WINDOW));
         let rescaled = rescale(scales, field);
         if rescaled != field {
             patch.replace16(field.0, rescaled.0);

@@ -225,7 +225,7 @@ fn what(side: Side, head: &Head, meta: &Metadata) -> String {
             let (from, to) = (quote.key.socket(side), quote.key.socket(side.other()));
             format!(
                 "an ICMP error ({:?}) about a segment from {to} to {from}, seq {}",
-                quote.trouble(head.bytes()),
+                quote.kind(head.bytes()),
                 quote.seq.get()
             )
         }

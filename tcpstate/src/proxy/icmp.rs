@@ -10,7 +10,7 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Trouble, be16,
+    Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, be16,
     become_too_big, is_too_big, put16,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
@@ -70,7 +70,7 @@ impl Proxy {
         head: &mut Head,
         egress: &mut impl Egress,
     ) -> Verdict {
-        if side == Side::Wan || quote.trouble(head.bytes()) != Trouble::Unreachable {
+        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
         let next = self.table[id].endpoint(Side::Wan).next;
@@ -87,16 +87,16 @@ impl Proxy {
 
     fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
         let flow = &mut self.table[id];
-        let trouble = quote.trouble(head.bytes());
+        let kind = quote.kind(head.bytes());
         let proxied = flow.is(FlowFlags::PROXIED);
-        if proxied && trouble == Trouble::Quench {
+        if proxied && kind == IcmpKind::SourceQuench {
             return Verdict::Drop(DropReason::SourceQuench);
         }
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
         if proxied {
-            translate_error(flow, side, quote, trouble, head, self.sack_conflict);
+            translate_error(flow, side, quote, kind, head, self.sack_conflict);
         }
         Verdict::Forward
     }
@@ -165,7 +165,7 @@ fn translate_error(
     flow: &mut Flow,
     side: Side,
     quote: &Quote,
-    trouble: Trouble,
+    kind: IcmpKind,
     head: &mut Head,
     conflict: SackConflict,
 ) {
@@ -174,7 +174,7 @@ fn translate_error(
     // The sender of the quoted segment is on the other side, and the segment was translated on its way.
     let sender = side.other();
     edit.apply(&projection.inverse(), sender);
-    if sender == Side::Lan && trouble == Trouble::TooBig && projection.inserts_timestamps() {
+    if sender == Side::Lan && kind == IcmpKind::TooBig && projection.inserts_timestamps() {
         let told = edit.make_room_for_timestamps(quote);
         flow.mss = flow.mss.min(told);
     }

@@ -7,7 +7,7 @@ use core::fmt;
 #[repr(transparent)]
 pub struct Flags(pub u8);
 
-/// The names of the flags that are set, in the order of their bits from the lowest.
+/// Writes the names of the flags that are set, the lowest bit first.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
@@ -30,7 +30,7 @@ impl Flags {
     pub const RST: Flags = Flags(4);
     /// The acknowledgement field is significant.
     pub const ACK: Flags = Flags(16);
-    /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender speaks ECN.
+    /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender is ECN-capable.
     pub const ECE: Flags = Flags(64);
     /// The sender has reduced its congestion window (RFC 3168 section 6.1.2).
     pub const CWR: Flags = Flags(128);
@@ -40,19 +40,19 @@ impl Flags {
         self.0 & flags.0 != 0
     }
 
-    /// Both sets.
+    /// The union of both sets.
     #[must_use]
     pub const fn and(self, flags: Flags) -> Flags {
         Flags(self.0 | flags.0)
     }
 
-    /// This set less those flags.
+    /// This set without those flags.
     #[must_use]
     pub const fn without(self, flags: Flags) -> Flags {
         Flags(self.0 & !flags.0)
     }
 
-    /// These flags if `wanted`, else none.
+    /// This set if `wanted`, else none.
     #[must_use]
     pub const fn when(self, wanted: bool) -> Flags {
         if wanted { self } else { Flags(0) }

@@ -20,7 +20,7 @@ pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
 pub use error::Error;
 pub use flags::{Flags, Kind};
-pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
+pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use segment::{Addr, FlowKey, Fragment, Parsed, Segment, Vlan};
 
@@ -29,7 +29,7 @@ pub type Mac = [u8; 6];
 
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
-/// Bytes of an Ethernet frame at least, without the frame check sequence (IEEE 802.3).
+/// The least bytes of an Ethernet frame, without the frame check sequence (IEEE 802.3).
 pub const ETHERNET_MIN: usize = 60;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LEN: usize = 20;
@@ -44,7 +44,7 @@ pub const TCP: u8 = 6;
 /// The protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 
-/// The `N` bytes at this offset, if they are there: past this, their length is known to the compiler.
+/// The `N` bytes at this offset, if they are there; as an array, so that the compiler knows their length.
 #[inline(always)]
 pub(crate) fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<&[u8; N]> {
     bytes.get(at..)?.first_chunk()
