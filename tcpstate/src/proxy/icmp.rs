@@ -34,7 +34,7 @@ impl Proxy {
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
         }
-        let verdict = match self.table[id].state {
+        let verdict = match self.table[id].state() {
             // Nothing of the client's has been passed; what was sent to it was ours.
             State::SynCached => Verdict::Drop(DropReason::IcmpUnmatched),
             State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
@@ -86,7 +86,7 @@ impl Proxy {
     }
 
     fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let kind = quote.kind(head.bytes());
         let proxied = flow.is(FlowFlags::PROXIED);
         if proxied && kind == IcmpKind::SourceQuench {
@@ -95,8 +95,8 @@ impl Proxy {
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        if proxied {
-            translate_error(flow, side, quote, kind, head, self.sack_conflict);
+        if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, self.sack_conflict) {
+            self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
         Verdict::Forward
     }
@@ -105,12 +105,12 @@ impl Proxy {
     /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
     #[inline(never)]
     pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let (mss, ttl) = (flow.mss_lan, flow.endpoint(Side::Lan).ttl.max(1));
         if flow.challenged == half_second(ctx.now) || !is_too_big(ctx.segment, ctx.head, mss) {
             return;
         }
-        flow.challenged = half_second(ctx.now);
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
         let (segment, question) = (ctx.segment, ctx.head.bytes());
         let told = ctx.egress.emit(Side::Wan, |buffer| {
             let copied = question.len().min(buffer.len());
@@ -154,31 +154,31 @@ impl Proxy {
 fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
     let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
     // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
-    match flow.state {
+    match flow.state() {
         State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
         _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
     }
 }
 
-/// Rewrites an error from `side` so that the other end finds its own segment quoted in it.
+/// Rewrites an error from `side` so that the other end finds its own segment quoted in it. Returns the MSS to which the flow's is limited from now on,
+/// if the error tells of one and timestamps are added to the server's segments.
 fn translate_error(
-    flow: &mut Flow,
+    flow: &Flow,
     side: Side,
     quote: &Quote,
     kind: IcmpKind,
     head: &mut Head,
     conflict: SackConflict,
-) {
+) -> Option<u16> {
     let projection = Projection::of(flow, conflict);
     let mut edit = Edit::begin(quote, head);
     // The sender of the quoted segment is on the other side, and the segment was translated on its way.
     let sender = side.other();
     edit.apply(&projection.inverse(), sender);
-    if sender == Side::Lan && kind == IcmpKind::TooBig && projection.inserts_timestamps() {
-        let told = edit.make_room_for_timestamps(quote);
-        flow.mss = flow.mss.min(told);
-    }
+    let is_larger = sender == Side::Lan && projection.inserts_timestamps();
+    let mss = (is_larger && kind == IcmpKind::TooBig).then(|| edit.make_room_for_timestamps(quote));
     edit.finish();
+    mss
 }
 
 /// An edit of what an error quotes, and of the error itself, with the checksums of both.
