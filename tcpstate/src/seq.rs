@@ -113,7 +113,7 @@ pub struct Window(pub u32);
 
 /// A window scale option's shift count, 0 to 14. That the option is absent is `Option<WindowScale>`'s `None`, which is not shift 0:
 /// a peer told "none" must not scale either (RFC 7323 section 2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct WindowScale(u8);
 

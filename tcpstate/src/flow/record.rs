@@ -255,6 +255,8 @@ pub struct Flow {
     pub held: u16,
     /// The priorities of the client's VLAN tags, outer in the low four bits.
     pub priorities: u8,
+    /// What the flow was told when it began, by its number among the worker's [`Profiles`](crate::policy::profiles::Profiles).
+    pub profile: u16,
 }
 
 const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");

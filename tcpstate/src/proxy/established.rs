@@ -97,7 +97,8 @@ impl Proxy {
         if proxied {
             translate_common(flow, side, segment, head.bytes_mut(), timestamps);
         }
-        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(self.lifetimes.connected));
+        let lifetime = self.profiles.connected(flow.profile);
+        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
         true
     }
 
@@ -348,7 +349,8 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            translate(flow, ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
+            let sack_conflict = self.profiles.get(flow.profile).sack_conflict;
+            translate(flow, ctx.side, ctx.segment, ctx.head, sack_conflict, tick(ctx.now));
         }
         Verdict::Forward
     }
@@ -545,10 +547,11 @@ mod tests {
             metas[1] = metas[0];
 
             // The short way of a translation leads where the long one does too, whatever the flow's state.
+            let sack_conflict = one.policy.profiles()[0].sack_conflict;
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
-            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
-            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            translate(&one.table[ids.0], side, &segment, &mut short, sack_conflict, tick(moment));
+            translate_any(&one.table[ids.0], side, &segment, &mut long, sack_conflict, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);

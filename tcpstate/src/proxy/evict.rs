@@ -101,18 +101,19 @@ impl Proxy {
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
         let id = self.table.insert(key, hash)?;
-        self.settle(id, now, fill);
+        self.settle(key, id, now, fill);
         Some(id)
     }
 
-    fn settle(&mut self, id: Id, now: Instant, fill: impl FnOnce(&mut crate::flow::Flow)) {
+    fn settle(&mut self, key: &FlowKey, id: Id, now: Instant, fill: impl FnOnce(&mut crate::flow::Flow)) {
         let flow = &mut self.table[id];
         flow.born = tick(now);
+        flow.profile = self.profiles.present(self.policy.rule(key).profile);
         // No half-second equals its successor, so that the first challenge is never withheld.
         flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
         fill(flow);
         *self.population.of(flow) += 1;
-        let deadline = tick(now).wrapping_add(self.lifetimes.of(&self.table[id]));
+        let deadline = tick(now).wrapping_add(self.profiles.of(flow.profile).of(flow));
         self.wheel.enter(self.table.flows_mut(), id, deadline);
     }
 
@@ -141,7 +142,7 @@ impl Proxy {
             self.counters.count(Event::CacheFull);
             return None;
         };
-        self.settle(id, now, fill);
+        self.settle(key, id, now, fill);
         self.syn_cached.push(id, self.table[id].generation);
         self.counters.count(Event::CacheStored);
         Some(id)
