@@ -31,9 +31,7 @@ enum Store {
 impl Words {
     /// So many words of this process's own memory, all zero. Their pages are not touched before they are used.
     pub fn zeroed(len: usize) -> Self {
-        // The compiler turns the conversion of a zeroed allocation into nothing at all.
-        let words: Vec<AtomicU64> = vec![0u64; len + LINE - 1].into_iter().map(AtomicU64::new).collect();
-        let store = words.into_boxed_slice();
+        let store: Box<[AtomicU64]> = bytemuck::zeroed_slice_box(len + LINE - 1);
         let first = store.as_ptr().align_offset(align_of::<u64>() * LINE).min(LINE - 1);
         Self { store: Store::Owned(store), first, len }
     }

@@ -118,7 +118,8 @@ impl RecentSyns {
             return line[..SLICES].iter().fold(false, |any, word| any | (word.get() & bits == bits));
         }
         // Slices that have begun since the line was written took the place of its oldest. None is read of a line from the future.
-        last < slice && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
+        last < slice
+            && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
     }
 
     /// Asks for the line of this connection.

@@ -29,8 +29,8 @@ use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
 pub use codec::OptionTables;
-use keys::{Secret, epoch_of};
 pub use keys::{EPOCH_BITS, Rotation, beginning_of, next_epoch};
+use keys::{Secret, epoch_of};
 
 const SCALE_NONE: u32 = 15;
 const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
@@ -379,12 +379,14 @@ mod tests {
         let rising = |most, len| {
             prop::collection::btree_set(1u16..most, 1..len).prop_map(|set| set.into_iter().collect::<Vec<_>>())
         };
-        (rising(9000, 20), rising(15, 8), rising(9000, 33), 0u8..15).prop_map(|(mss, scales, ts_mss, own_wscale)| Config {
-            mss_table: mss,
-            wscale_table: [0].into_iter().chain(scales.into_iter().map(|scale| scale as u8)).collect(),
-            ts_mss_table: ts_mss,
-            own_wscale,
-            ..Config::default()
+        (rising(9000, 20), rising(15, 8), rising(9000, 33), 0u8..15).prop_map(|(mss, scales, ts_mss, own_wscale)| {
+            Config {
+                mss_table: mss,
+                wscale_table: [0].into_iter().chain(scales.into_iter().map(|scale| scale as u8)).collect(),
+                ts_mss_table: ts_mss,
+                own_wscale,
+                ..Config::default()
+            }
         })
     }
 

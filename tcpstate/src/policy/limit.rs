@@ -42,7 +42,12 @@ type Bucket = [AtomicU64; 2];
 impl Spent {
     fn of(bucket: &Bucket) -> Self {
         let [tokens, rest] = bucket.each_ref().map(Word::get);
-        Self { fresh: tokens as u32, repeated: (tokens >> 32) as u32, failures: rest as u32, period: (rest >> 32) as u32 }
+        Self {
+            fresh: tokens as u32,
+            repeated: (tokens >> 32) as u32,
+            failures: rest as u32,
+            period: (rest >> 32) as u32,
+        }
     }
 
     fn store(self, bucket: &Bucket) {

@@ -104,9 +104,10 @@ impl Policy {
             let settings = if listed.handshake == Handshake::Early { &early } else { &honest };
             (Place::new(None, &listed.address, listed.prefix, listed.port), settings)
         });
-        let ruled = config.rules.iter().map(|rule| {
-            (Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port), &rule.settings)
-        });
+        let ruled = config
+            .rules
+            .iter()
+            .map(|rule| (Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port), &rule.settings));
         let mut all: Vec<_> = listed.chain(ruled).collect();
         // Stable: of two that say something about the same destination the later counts.
         all.sort_by_key(|(place, _)| place.precedence());
@@ -309,4 +310,178 @@ fn number<T: Copy + Eq + Hash>(numbers: &mut HashMap<T, u32>, values: &mut Vec<T
         values.push(value);
         values.len() as u32 - 1
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DestinationRule, Network, TimeoutSettings};
+    use crate::proxy::test_segments::{TestSegment, key};
+    use crate::proxy::{Proxy, Secrets};
+    use crate::wire::{Addr, Flags, Vlan};
+    use crate::{Head, inspect::Filter};
+    use proptest::prelude::*;
+
+    const START: Instant = Instant::from_secs(1000);
+
+    fn rule(vlan: Option<u16>, address: Addr, prefix: u8, port: Option<u16>, settings: Settings) -> DestinationRule {
+        DestinationRule { vlan, network: Network { address, prefix }, port, settings: Arc::new(settings) }
+    }
+
+    fn mapped(low: u32) -> Addr {
+        [0, 0, 0xffff, 0x0a00_0000 | low]
+    }
+
+    fn rules() -> impl Strategy<Value = DestinationRule> {
+        let settings = (prop::option::of(1u16..9), prop::option::of(1u16..9), prop::option::of(1u64..5)).prop_map(
+            |(early_window, mss_clamp, connected)| Settings {
+                early_window,
+                mss_clamp,
+                timeouts: TimeoutSettings { connected: connected.map(Duration::from_secs), ..Default::default() },
+                ..Settings::default()
+            },
+        );
+        (prop::option::of(0u16..3), 0u32..8, 124u8..=128, prop::option::of(80u16..82), settings)
+            .prop_map(|(vlan, low, prefix, port, settings)| rule(vlan, mapped(low), prefix, port, settings))
+    }
+
+    /// A rule's precedence: of two of the same the later has the greater.
+    fn precedence((n, rule): (usize, &DestinationRule)) -> (u8, bool, bool, usize) {
+        (rule.network.prefix, rule.vlan.is_some(), rule.port.is_some(), n)
+    }
+
+    fn is_same_or_open<T: PartialEq>(own: Option<T>, other: Option<T>) -> bool {
+        own.is_none() || own == other
+    }
+
+    /// What is settled for a destination by the rules below a precedence, by looking through them all.
+    fn settled(rules: &[DestinationRule], asked: &DestinationRule, below: (u8, bool, bool, usize)) -> (u16, u16, u64) {
+        let covering = rules.iter().enumerate().filter(|(n, rule)| {
+            precedence((*n, rule)) < below
+                && rule.network.covers(&asked.network.address)
+                && rule.network.prefix <= asked.network.prefix
+                && is_same_or_open(rule.vlan, asked.vlan)
+                && is_same_or_open(rule.port, asked.port)
+        });
+        let Some((n, best)) = covering.max_by_key(|&found| precedence(found)) else {
+            return (16_384, u16::MAX, 86_400);
+        };
+        let (early, clamp, connected) = settled(rules, best, precedence((n, best)));
+        let own = &best.settings;
+        (
+            own.early_window.unwrap_or(early),
+            own.mss_clamp.unwrap_or(clamp),
+            own.timeouts.connected.map_or(connected, |time| time.as_secs()),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_rule_takes_what_it_leaves_open_from_the_one_that_would_count_without_it(
+            rules in prop::collection::vec(rules(), 0..30),
+            asked in prop::collection::vec((0u16..4, 0u32..8, 79u16..83), 1..30),
+        ) {
+            let config = Config { rules: rules.clone(), ..Config::default() };
+            let policy = Policy::new(&config, START);
+            for (vlan, low, port) in asked {
+                let tags = if vlan == 0 { Vlan::default() } else { Vlan(1 << 24 | u32::from(vlan)) };
+                let key = FlowKey { lan: mapped(low), lan_port: port, vlan: tags, ..FlowKey::default() };
+                let found = policy.rule(&key);
+                let asked = rule(Some(vlan), mapped(low), 128, Some(port), Settings::default());
+                let (early, clamp, connected) = settled(&rules, &asked, (129, true, true, 0));
+                let lifetimes = policy.profiles()[found.profile as usize].lifetimes;
+                let expected = Lifetimes::new(&crate::config::Timeouts {
+                    connected: Duration::from_secs(connected),
+                    ..Default::default()
+                });
+                prop_assert_eq!((found.early_window, found.mss_clamp, lifetimes), (early, clamp, expected));
+            }
+        }
+    }
+
+    #[test]
+    fn without_rules_there_is_nothing_to_look_for() {
+        let policy = Policy::new(&Config::default(), START);
+        assert!(policy.destinations.is_none() && policy.len() == 1);
+    }
+
+    #[test]
+    fn a_list_and_a_rule_may_speak_of_the_same_servers() {
+        let listed =
+            crate::config::Destination { address: mapped(1), prefix: 128, port: None, handshake: Handshake::Early };
+        let settings = Settings { mss_clamp: Some(1000), ..Settings::default() };
+        let rules = vec![rule(None, mapped(1), 128, None, settings)];
+        let policy = Policy::new(&Config { destinations: vec![listed], rules, ..Config::default() }, START);
+        let found = policy.rule(&FlowKey { lan: mapped(1), ..FlowKey::default() });
+        assert_eq!((found.handshake, found.mss_clamp), (Handshake::Early, 1000));
+    }
+
+    #[test]
+    fn a_fragment_follows_the_rule_for_every_port() {
+        let says = |action| Settings { stray_fragments: Some(action), ..Settings::default() };
+        let rules = vec![
+            rule(None, mapped(1), 128, None, says(Action::Drop)),
+            rule(None, mapped(1), 128, Some(80), says(Action::Pass)),
+        ];
+        let policy = Policy::new(&Config { rules, ..Config::default() }, START);
+        let fragment = |destination| Fragment {
+            source: mapped(9),
+            destination,
+            identification: 0,
+            vlan: Vlan::default(),
+            v6: false,
+            first: false,
+        };
+        let action = |last| policy.rule_of_fragment(Side::Wan, &fragment(mapped(last))).stray_fragments;
+        assert_eq!([action(1), action(2)], [Action::Drop, Action::Pass]);
+    }
+
+    /// When the timer of the connection with this client is due, in seconds.
+    fn due(proxy: &Proxy, client: u32, now: Instant) -> u64 {
+        let mut due = None;
+        proxy.list(0, &Filter::default(), now, |connection| {
+            if connection.key.wan[3] == client {
+                due = Some(connection.due.as_secs());
+            }
+        });
+        due.expect("it is known")
+    }
+
+    #[test]
+    fn connections_keep_the_lifetimes_they_began_with() {
+        let server = key(false).lan;
+        let with = |seconds, ruled: Option<u64>| {
+            let wait = |seconds| Duration::from_secs(seconds);
+            let timeouts = TimeoutSettings { ul_syn_sent: ruled.map(wait), ..TimeoutSettings::default() };
+            let timeouts_of_all = crate::config::Timeouts { ul_syn_sent: wait(seconds), ..Default::default() };
+            let settings = Settings { timeouts, ..Settings::default() };
+            let rules = if ruled.is_some() { vec![rule(None, server, 128, None, settings)] } else { Vec::new() };
+            Config { timeouts: timeouts_of_all, rules, table_buckets: 4, learn_capacity: 64, ..Config::default() }
+        };
+        let mut proxy = Proxy::new(&with(100, None), &Secrets::new([3; 48]), START);
+        let open = |proxy: &mut Proxy, client| {
+            let mut frame = TestSegment { flags: Flags::SYN.0, client, ..TestSegment::default() }.frame();
+            let len = frame.len();
+            let mut head = Head::whole(&mut frame, len);
+            let _ = proxy.on_single(Side::Lan, &mut head, START, &mut crate::proxy::tests::NoEgress);
+        };
+        open(&mut proxy, 0x0b00_0001);
+        let former = proxy.set_policy(Arc::new(Policy::new(&with(200, Some(300)), START)));
+        open(&mut proxy, 0x0b00_0002);
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(400, None), START))));
+        open(&mut proxy, 0x0b00_0003);
+        // Each SYN is repeated, which begins its flow's time anew.
+        for (client, seconds) in [(1, 100), (2, 300), (3, 400)] {
+            let client = 0x0b00_0000 | client;
+            assert!((seconds - 1..=seconds).contains(&due(&proxy, client, START)));
+            let seq = 77;
+            let mut frame = TestSegment { flags: Flags::SYN.0, client, seq, ..TestSegment::default() }.frame();
+            let len = frame.len();
+            let mut head = Head::whole(&mut frame, len);
+            let later = START + Duration::from_secs(50);
+            let _ = proxy.on_single(Side::Lan, &mut head, later, &mut crate::proxy::tests::NoEgress);
+            assert!((seconds - 1..=seconds).contains(&due(&proxy, client, later)));
+        }
+        assert_eq!(Arc::strong_count(&former), 1, "nobody else has it any more");
+    }
 }

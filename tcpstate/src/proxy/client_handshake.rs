@@ -5,12 +5,12 @@ use super::{Context, Metadata, Proxy, label};
 use crate::cache::refused::Client;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension};
-use crate::policy::Rule;
 use crate::cookie::terms::{Ecn, Offer, Terms};
 use crate::cookie::{self, SynAckNumbers, ts_after};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{

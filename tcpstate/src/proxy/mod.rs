@@ -822,7 +822,7 @@ impl Acknowledgement {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::Timeouts;
 
