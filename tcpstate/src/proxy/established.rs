@@ -5,10 +5,11 @@
 
 use super::client_handshake::is_damaged;
 use super::{Context, Proxy, half_second};
+use crate::config::SackConflict;
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
-use crate::flow::translate::{translate, translate_common};
+use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::{Flags, Options, Segment};
@@ -98,9 +99,12 @@ impl Proxy {
             }
         });
         if proxied {
-            translate_common(&self.table[id], side, segment, head.bytes_mut(), timestamps);
+            // A common segment has no SACK blocks to be in conflict about.
+            let projection = Projection::of(&self.table[id], SackConflict::Remove);
+            projection.apply_common(side, segment, head.bytes_mut(), timestamps);
         }
-        self.table.schedule(id, tick(now).wrapping_add(self.lifetimes.of(State::Established)));
+        let lifetime = self.profiles.connected(self.table[id].profile);
+        self.table.schedule(id, tick(now).wrapping_add(lifetime));
         true
     }
 
@@ -304,7 +308,9 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            translate(&self.table[id], ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
+            let sack_conflict = self.profiles.get(self.table[id].profile).sack_conflict;
+            let projection = Projection::of(&self.table[id], sack_conflict);
+            projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
     }
@@ -367,7 +373,6 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::translate::translate_any;
     use crate::flow::{Endpoint, Flow};
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -565,10 +570,12 @@ mod tests {
             metas[1] = metas[0];
 
             // The short way of a translation leads where the long one does too, whatever the flow's state.
+            let sack_conflict = one.policy.profiles()[0].sack_conflict;
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
-            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
-            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            let projection = Projection::of(&one.table[ids.0], sack_conflict);
+            projection.apply(side, &segment, &mut short, tick(moment));
+            projection.apply_any(side, &segment, &mut long, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
