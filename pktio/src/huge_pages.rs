@@ -5,8 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// The size of a huge page, in bytes: smaller allocations have no use for one.
-const HUGE: usize = 2 << 20;
+use crate::mapping::HUGE_PAGE;
 
 /// The system's allocator, which asks for huge pages where they help (`madvise(2)`, `MADV_HUGEPAGE`).
 ///
@@ -39,7 +38,7 @@ unsafe impl GlobalAlloc for HugePageAllocator {
 
 /// The same memory, with the advice given if it is large.
 fn advised(memory: *mut u8, size: usize) -> *mut u8 {
-    if size >= HUGE && !memory.is_null() {
+    if size >= HUGE_PAGE && !memory.is_null() {
         // The advice is for whole pages, of which the first begins at or behind the memory's beginning.
         let skipped = memory.align_offset(4096);
         // SAFETY: the pages lie inside the memory just allocated, and advice does not change what it holds.

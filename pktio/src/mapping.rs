@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-/// The size of a huge page, in bytes: smaller mappings have no use for one.
-const HUGE_PAGE: usize = 2 << 20;
+/// The size of a huge page, in bytes: less memory has no use for one.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Readable and writable memory from `mmap(2)`, zeroed or of a file; it begins at a page.
 #[derive(Debug)]

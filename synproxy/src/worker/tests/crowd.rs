@@ -241,7 +241,7 @@ fn a_flood_presses_who_receives_it_and_whom_it_is_for_and_is_left_out_before_it_
             for millisecond in milliseconds {
                 let later = now() + Duration::from_millis(millisecond);
                 for &port in &ports {
-                    // Never the same call twice: the sieve has a clock of its own, and a repeated one passes.
+                    // Never the same call twice: the shed filter has a clock of its own, and a repeated one passes.
                     crowd.wires[0][Side::Wan].push(&segment_of(port, Side::Wan, 1000 + millisecond as u32, 0, SYN));
                 }
                 // The one who hands over has several turns while the other, perhaps on the same core, has none.
