@@ -31,7 +31,7 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let Some(id) = self.table.find(&quote.key, hash) else {
-            return self.on_unmatched_icmp(self.policy.rule(&quote.key).icmp_errors);
+            return self.on_unmatched_icmp(self.settings.policy.rule(&quote.key).icmp_errors);
         };
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
@@ -97,7 +97,7 @@ impl Proxy {
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        let sack_conflict = self.profiles.get(flow.profile).sack_conflict;
+        let sack_conflict = self.settings.profiles.get(flow.profile).sack_conflict;
         if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, sack_conflict) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
@@ -130,7 +130,7 @@ impl Proxy {
     pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
         // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
         if let Some(fragment) = Fragment::first_of(head.bytes(), segment, side) {
-            self.fragments.note(Kind::Tcp, fragment.hash(self.hash_keys), now);
+            self.caches.fragments.note(Kind::Tcp, fragment.hash(self.settings.hash_keys), now);
         }
     }
 
@@ -140,11 +140,13 @@ impl Proxy {
     #[inline(never)]
     pub(super) fn on_fragment(&mut self, side: Side, fragment: &Fragment, hash: u64, now: Instant) -> Verdict {
         if fragment.first {
-            self.fragments.note(Kind::Other, hash, now);
+            self.caches.fragments.note(Kind::Other, hash, now);
             self.counters.count(Event::Bridged);
-        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
+        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.caches.fragments.has_begun(kind, hash, now)) {
             self.counters.count(Event::Fragment);
-        } else if side == Side::Wan && self.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop {
+        } else if side == Side::Wan
+            && self.settings.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop
+        {
             return self.counters.drop(DropReason::StrayFragment);
         } else {
             self.counters.count(Event::StrayFragment);
