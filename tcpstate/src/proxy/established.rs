@@ -56,7 +56,7 @@ impl Proxy {
         let Some(timestamps) = segment.common_options(frame) else { return false };
         let timestamps = timestamps.filter(|_| agreed);
         let proxied = flow.is(FlowFlags::PROXIED);
-        if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
+        if proxied && !ecn::needs_no_change(flow, segment, ecn::traffic_class(segment, frame)) {
             return false;
         }
 
@@ -296,8 +296,8 @@ impl Proxy {
     fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::PROXIED) {
             let traffic_class = ecn::traffic_class(ctx.segment, ctx.head.bytes());
-            if !ecn::has_nothing_to_lend(&self.table[id], ctx.segment, traffic_class)
-                && self.table.update(id, |flow| ecn::lend(flow, ctx.side, ctx.segment, ctx.head))
+            if !ecn::needs_no_change(&self.table[id], ctx.segment, traffic_class)
+                && self.table.update(id, |flow| ecn::adapt(flow, ctx.side, ctx.segment, ctx.head))
             {
                 self.counters.count(Event::EcnLent);
             }
