@@ -7,9 +7,12 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::FromZeros;
+
 use crate::Config;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
+use crate::flow::table::Slab;
 use crate::policy::limit::{Limiter, Sightings};
 
 /// Words of a cache line.
@@ -31,7 +34,7 @@ enum Store {
 impl Words {
     /// So many words of this process's own memory, all zero. Their pages are not touched before they are used.
     pub fn zeroed(len: usize) -> Self {
-        let store: Box<[AtomicU64]> = bytemuck::zeroed_slice_box(len + LINE - 1);
+        let store = <[AtomicU64]>::new_box_zeroed_with_elems(len + LINE - 1).expect("memory for the tables");
         let first = store.as_ptr().align_offset(align_of::<u64>() * LINE).min(LINE - 1);
         Self { store: Store::Owned(store), first, len }
     }
@@ -101,6 +104,8 @@ impl Word for AtomicU64 {
 
 /// The regions of one worker's [`Proxy`](crate::Proxy).
 pub struct Memory {
+    /// The flow table's records.
+    pub slab: Slab,
     /// The recent-SYN filter.
     pub recent_syns: Words,
     /// The token buckets of source prefixes.
@@ -114,16 +119,20 @@ pub struct Memory {
 impl Memory {
     /// The version of the layouts of all regions together: it changes when that of one does. Memory of another version must not be
     /// handed in.
-    pub const LAYOUT: u64 =
-        RecentSyns::LAYOUT | Limiter::LAYOUT << 8 | Sightings::LAYOUT << 16 | RefusedPorts::LAYOUT << 24;
+    pub const LAYOUT: u64 = (crate::RECORD_LAYOUT as u64) << 32
+        | RecentSyns::LAYOUT
+        | Limiter::LAYOUT << 8
+        | Sightings::LAYOUT << 16
+        | RefusedPorts::LAYOUT << 24;
 
     /// Memory of this process alone, all zero, of the sizes this configuration needs.
     pub fn anonymous(config: &Config) -> Self {
         let [recent_syns, limits, refused_syns, refused_ports] = Self::words_needed(config).map(Words::zeroed);
-        Self { recent_syns, limits, refused_syns, refused_ports }
+        let slab = Slab::anonymous(config.flow_capacity(), false);
+        Self { slab, recent_syns, limits, refused_syns, refused_ports }
     }
 
-    /// How many words each region has at least, in the order of the fields.
+    /// How many words each region of atomic words has at least, in the order of the fields; for the slab see [`Slab::words`].
     pub fn words_needed(config: &Config) -> [usize; 4] {
         [
             RecentSyns::words_needed(config),

@@ -1,8 +1,8 @@
 //! What a flow is told when it begins and keeps until it ends, whatever the operator wants by then. A flow remembers it by a number of 16 bits.
 
 use crate::config::{SackConflict, Timeouts};
+use crate::flow::State;
 use crate::flow::table::wheel::{Ticks, ticks};
-use crate::flow::{Flow, FlowFlags, State};
 use std::collections::HashMap;
 
 /// [`Timeouts`] in ticks.
@@ -38,18 +38,17 @@ impl Lifetimes {
         }
     }
 
-    /// How long a flow may rest in its state.
-    pub(crate) fn of(&self, flow: &Flow) -> Ticks {
-        match flow.state {
+    /// How long a flow may stay in its state without a segment.
+    pub(crate) fn of(&self, state: State) -> Ticks {
+        match state {
             State::Free => 0,
-            State::SynCached => self.syn_cached,
+            State::SynCached | State::Unconfirmed => self.syn_cached,
             State::ServerSynSent => self.retransmit_syn,
             State::SynSent => self.syn_sent,
             State::SynReceived => self.syn_received,
-            State::Established if flow.is(FlowFlags::TENTATIVE) => self.syn_cached,
-            State::Established => self.connected,
-            State::Closing if flow.is_over() => self.both_fin,
-            State::Closing => self.one_fin,
+            State::AckWithheld | State::WindowPending | State::Established => self.connected,
+            State::FinWait => self.one_fin,
+            State::LastAck => self.both_fin,
             State::TimeWait => self.time_wait,
             State::Reset => self.reset,
         }

@@ -19,8 +19,8 @@ use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::updates::ServerUpdate;
 use crate::cookie::{Cookies, Rotation};
-use crate::flow::table::wheel::{Wheel, tick};
-use crate::flow::table::{Guess, Id, Table};
+use crate::flow::table::wheel::tick;
+use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::memory::Memory;
@@ -29,7 +29,7 @@ use crate::policy::limit::{Limiter, Meter};
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::wire::{Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::wire::{self, Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use evict::Queue;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl Metadata {
 
 impl Default for Metadata {
     fn default() -> Self {
-        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
+        Self { parsed: Parsed::Bad(wire::Error::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
     }
 }
 
@@ -125,6 +125,15 @@ impl Metadata {
     }
 }
 
+/// The reason for which a frame with this error is dropped.
+const fn drop_reason(error: wire::Error) -> DropReason {
+    match error {
+        wire::Error::Malformed => DropReason::Malformed,
+        wire::Error::BadChecksum => DropReason::BadChecksum,
+        wire::Error::BadFragment => DropReason::BadFragment,
+    }
+}
+
 /// The address at the WAN's end.
 fn source(key: &FlowKey) -> Source {
     let mut source = [0; 16];
@@ -139,28 +148,6 @@ const PROVED_KEPT: usize = 256;
 
 /// News kept until they are asked for: more than a turn brings.
 const UPDATES_KEPT: usize = 512;
-
-/// How many flows there are of each kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Population {
-    /// Entries of the SYN cache.
-    pub syn_cached: u64,
-    /// Connections from the WAN, from the dialled server to the last timer.
-    pub proxied: u64,
-    /// Connections passed through.
-    pub passthrough: u64,
-}
-
-impl Population {
-    /// The count a flow belongs to.
-    fn of(&mut self, flow: &Flow) -> &mut u64 {
-        match flow.state {
-            State::SynCached => &mut self.syn_cached,
-            _ if flow.is(FlowFlags::PROXIED) => &mut self.proxied,
-            _ => &mut self.passthrough,
-        }
-    }
-}
 
 /// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up: as many as frames in a batch,
 /// each of which costs about as much.
@@ -233,7 +220,6 @@ impl<E> Context<'_, '_, E> {
 pub struct Proxy {
     pub(crate) hash_keys: Keys,
     pub(crate) table: Table,
-    pub(crate) wheel: Wheel,
     pub(crate) cookies: Cookies,
     pub(crate) server_options: ServerOptions,
     pub(crate) limiter: Limiter,
@@ -257,7 +243,6 @@ pub struct Proxy {
     pub(crate) profiles: Profiles,
     pub(crate) adopt_until: Instant,
     pub(crate) counters: Counters,
-    pub(crate) population: Population,
     /// Who has proved himself since [`Proxy::next_proved`] was last asked.
     pub(crate) proved: Vec<Source>,
     /// What was learned since [`Proxy::updates`] was last asked.
@@ -265,16 +250,16 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy with empty tables. All memory is taken here.
+    /// A proxy with empty tables, in memory of its own.
     ///
     /// # Panics
-    /// If the flow table or the learning cache is empty, or the latter's size no power of two.
+    /// If the flow table or the cache of server options is empty.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
         Self::with_memory(config, secrets, now, Memory::anonymous(config))
     }
 
-    /// The same, with the memory that may outlive the process or be shared with the kernel handed in. What such a region holds is used if it
-    /// makes sense.
+    /// The same, with the memory that may outlive the process or be shared with the kernel handed in. What such a region holds is parsed, and used
+    /// if it makes sense: flows that a former process with the same secrets left go on. Frames that it held are lost, as on the way.
     ///
     /// # Panics
     /// As [`Proxy::new`], and if a region has fewer words than [`Memory::words_needed`].
@@ -288,11 +273,10 @@ impl Proxy {
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
         let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
-        let Memory { recent_syns, limits, refused_syns, refused_ports } = memory;
+        let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
         let mut proxy = Self {
             hash_keys: secrets.hash_keys(),
-            table: Table::new(config.table_buckets, config.flow_capacity()),
-            wheel: Wheel::new(now),
+            table: Table::of(config.table_buckets, slab, secrets.hash_keys(), now),
             cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
             server_options: ServerOptions::new(config.learn_capacity, &policy, secrets.pair(2)),
             limiter: Limiter::new(&config.rate, secrets.pair(2), limits, refused_syns),
@@ -312,14 +296,35 @@ impl Proxy {
             policy,
             adopt_until: now + config.adopt_grace,
             counters: Counters::default(),
-            population: Population::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
         };
+        proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
         }
         proxy
+    }
+
+    /// Puts flows of a former process on their timers and into the queues of those that may be evicted, the oldest first.
+    fn resume(&mut self, now: Instant) {
+        let (flows, _) = self.table.slice(0, u32::MAX);
+        let age = |flow: &Flow| tick(now).wrapping_sub(flow.born);
+        let mut flows: Vec<_> = flows.map(|(id, flow)| (age(flow), id)).collect();
+        flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
+        for (_, id) in flows {
+            let flow = &self.table[id];
+            let lifetime = self.profiles.of(flow.profile).of(flow.state());
+            // No timer waits longer than its state may last; what is overdue is due now.
+            let left = flow.deadline().wrapping_sub(tick(now)) as i32;
+            self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
+            self.remember_candidate(id);
+        }
+    }
+
+    /// Gives the flow table's memory back, as another process would find it.
+    pub fn into_slab(self) -> Slab {
+        self.table.into_slab()
     }
 
     /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
@@ -451,11 +456,11 @@ impl Proxy {
             Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
             Parsed::StrayError => self.on_unmatched_icmp(self.policy.everybody().icmp_errors),
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
-            Parsed::Pass(event) => {
-                self.counters.count(*event);
+            Parsed::Other => {
+                self.counters.count(Event::Bridged);
                 Verdict::Forward
             }
-            Parsed::Bad(reason) => self.counters.drop(*reason),
+            Parsed::Bad(error) => self.counters.drop(drop_reason(*error)),
         }
     }
 
@@ -506,11 +511,12 @@ impl Proxy {
         if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
             return Verdict::Drop(DropReason::BadFlags);
         }
-        match found.map(|id| (id, self.table[id].state)) {
+        match found.map(|id| (id, self.table[id].state())) {
             None => self.on_no_flow(ctx),
             Some((id, State::SynCached)) => self.on_syn_cached(ctx, id),
             Some((id, State::ServerSynSent)) => self.on_server_syn_sent(ctx, id),
             Some((id, State::SynSent | State::SynReceived)) => self.on_opening(ctx, id),
+            Some((id, State::Unconfirmed)) => self.on_unconfirmed(ctx, id),
             Some((id, _)) => self.on_established(ctx, id),
         }
     }
@@ -534,7 +540,7 @@ impl Proxy {
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.cookies.advance(now);
         for _ in 0..STEPS_A_TURN {
-            match self.wheel.step(self.table.flows_mut(), now) {
+            match self.table.step(now) {
                 None => return false,
                 Some(None) => {}
                 Some(Some(id)) => {
@@ -628,7 +634,7 @@ impl Proxy {
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        self.table.next_deadline()
     }
 
     /// What has been counted since the start.
@@ -638,16 +644,15 @@ impl Proxy {
 
     /// How many flows there are of each kind.
     pub fn population(&self) -> Population {
-        self.population
+        self.table.population()
     }
 
-    /// A flow's time has come; it is on no list.
+    /// A flow's time has come; it is on no timer.
     fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let flow = &self.table[id];
-        match flow.state {
+        match self.table[id].state() {
             State::ServerSynSent => self.retransmit_syn(id, now, egress),
-            State::Established if flow.is(FlowFlags::ACK_OWED) => self.settle_acknowledgement(id, now, egress),
-            State::Established if flow.is(FlowFlags::UPDATE_PENDING) => self.repeat_update(id, now, egress),
+            State::AckWithheld => self.send_withheld_ack(id, now, egress),
+            State::WindowPending => self.repeat_update(id, now, egress),
             _ => {
                 self.counters.count(Event::Expired);
                 self.forget(id);
@@ -655,22 +660,31 @@ impl Proxy {
         }
     }
 
-    /// Sets a flow's deadline to what its state allows from now on.
+    /// Makes a flow due when its state has lasted as long as it may from now on.
     #[inline(always)]
     fn restart_timer(&mut self, id: Id, now: Instant) {
         let flow = &self.table[id];
-        let lifetime = self.profiles.of(flow.profile).of(flow);
-        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
+        let lifetime = self.profiles.of(flow.profile).of(flow.state());
+        self.table.schedule(id, tick(now).wrapping_add(lifetime));
     }
 
-    /// Changes a flow's state, with what hangs on it: the population, the queue of those that may be evicted, the deadline.
-    fn set_state(&mut self, id: Id, state: State, now: Instant) {
-        let flow = &mut self.table[id];
-        *self.population.of(flow) -= 1;
-        flow.state = state;
-        *self.population.of(flow) += 1;
+    /// Changes a flow's state, with what must not change without it, and its timer.
+    fn set_state(&mut self, id: Id, state: State, now: Instant, change: impl FnOnce(&mut Flow)) {
+        self.follow_state(id, now, |flow| {
+            change(flow);
+            state
+        });
+    }
+
+    /// Changes a flow in a way that may lead to another state, which `change` returns. A new state restarts the timer.
+    fn follow_state(&mut self, id: Id, now: Instant, change: impl FnOnce(&mut Flow) -> State) {
+        let former = self.table[id].state();
+        let state = self.table.follow_state(id, change);
+        if state == former {
+            return;
+        }
         if matches!(state, State::TimeWait | State::Reset) {
-            self.closing.push(id, flow.generation);
+            self.remember_candidate(id);
         }
         self.restart_timer(id, now);
     }
@@ -686,7 +700,7 @@ impl Proxy {
             sender,
             ttl: flow.endpoint(sender).ttl.max(1),
             id: 0,
-            label: label(flow.hash),
+            label: label(flow.hash()),
             priorities: flow.tag_priorities(),
         }
     }
@@ -732,12 +746,11 @@ impl Proxy {
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
     fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let flow = &mut self.table[id];
-        if flow.challenged == half_second(ctx.now) {
+        if self.table[id].challenged == half_second(ctx.now) {
             ctx.egress.note(|| "challenged within this half-second already".into());
             return Verdict::Drop(DropReason::Challenged);
         }
-        flow.challenged = half_second(ctx.now);
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
         self.counters.count(Event::Challenge);
         self.acknowledge_in_place(&mut ctx, id)
     }
@@ -791,17 +804,15 @@ impl Proxy {
                 ..FlowKey::default()
             };
             let hash = key.hash(self.hash_keys);
-            let Some(id) = self.table.insert(&key, hash) else { return };
-            let flow = &mut self.table[id];
-            flow.state = State::Established;
-            flow.set(FlowFlags::PROXIED, true);
-            flow.set(FlowFlags::UNJUDGED, true);
-            flow.seq_delta = SeqDelta::between(0, hash as u32);
-            flow.profile = self.profiles.present(self.policy.rule(&key).profile);
-            let lifetime = self.profiles.connected(flow.profile);
-            *self.population.of(flow) += 1;
-            let deadline = tick(now).wrapping_add(lifetime);
-            self.wheel.enter(self.table.flows_mut(), id, deadline);
+            let profile = self.profiles.present(self.policy.rule(&key).profile);
+            let filled = self.table.insert(&key, hash, Side::Wan, State::Established, |flow| {
+                flow.set(FlowFlags::PROXIED, true);
+                flow.set(FlowFlags::UNJUDGED, true);
+                flow.seq_delta = SeqDelta::between(0, hash as u32);
+                flow.profile = profile;
+            });
+            let Some(id) = filled else { return };
+            self.table.enter(id, tick(now).wrapping_add(self.profiles.connected(profile)));
         }
     }
 }
@@ -842,7 +853,7 @@ pub(crate) mod tests {
         for n in 0..count {
             let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
             let hash = key.hash(proxy.hash_keys);
-            proxy.admit(&key, hash, now, |flow| flow.state = State::Established).unwrap();
+            proxy.admit(&key, hash, Side::Lan, State::Established, now, |_| ()).unwrap();
         }
         proxy
     }
