@@ -67,9 +67,6 @@ use watch::Watch;
 static ALLOCATOR: Roomy = Roomy;
 
 fn main() -> ExitCode {
-    if let Some(status) = papers::serve::<Arguments>() {
-        return status;
-    }
     let arguments = Arguments::parse();
     let dial = log::init(arguments.log_level);
     let end = match arguments.task() {

@@ -99,11 +99,12 @@ impl Operator {
             Request::StopCapture { kind } => self.end_capture(kind),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
+            Request::Servers => Reply::Servers(self.registry.list()),
             Request::Backends => Reply::Backends(self.registry.list()),
-            Request::AddBackend(entry) => self.command(&Operation::Add(entry)),
-            Request::ModifyBackend(entry) => self.command(&Operation::Modify(entry)),
-            Request::DeleteBackend(key) => self.command(&Operation::Delete(key)),
-            Request::FlushBackends { address } => self.command(&Operation::Flush(address)),
+            Request::AddServer(entry) => self.command(&Operation::Add(entry)),
+            Request::ModifyServer(entry) => self.command(&Operation::Modify(entry)),
+            Request::DeleteServer(key) => self.command(&Operation::Delete(key)),
+            Request::FlushServers { address } => self.command(&Operation::Flush(address)),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit),
@@ -236,6 +237,7 @@ impl Operator {
         let flows = flows(&self.board.total());
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
+        let servers = self.facts.commanded.then(|| self.registry.len());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -244,7 +246,8 @@ impl Operator {
             wan: self.facts.wan.clone(),
             workers,
             bypass: self.facts.bypass,
-            backends: self.facts.commanded.then(|| self.registry.len()),
+            servers,
+            backends: servers,
             drain,
             log_level: self.dial.level(),
             flows,

@@ -206,7 +206,7 @@ fn talker(Talker { name, frames, surplus, calls, bytes }: &Talker) -> control::T
     let bits = address.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
     let ip = if v6 { IpAddr::V6(bits.into()) } else { IpAddr::V4((bits as u32).into()) };
     let name = if port == 0 { ip.to_string() } else { SocketAddr::new(ip, port).to_string() };
-    control::Talker { name, frames: *frames, surplus: *surplus, calls: *calls, bytes: *bytes }
+    control::Talker { name, frames: *frames, surplus: *surplus, syns: *calls, bytes: *bytes }
 }
 
 /// A refusal of something a client wrote.

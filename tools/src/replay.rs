@@ -85,7 +85,7 @@ pub struct Replay {
     now: Instant,
     /// The capture's clock at `now`; nothing before the first frame.
     clock: Option<Duration>,
-    pen: Vec<Option<Held>>,
+    held: Vec<Option<Held>>,
     emitted: Vec<(Side, Vec<u8>)>,
     buffer: Vec<u8>,
     comment: String,
@@ -134,7 +134,7 @@ impl Replay {
     pub fn new(config: &Config, seed: u64) -> Self {
         let proxy = Proxy::new(config, &secrets(seed), ORIGIN);
         Self {
-            pen: (0..proxy.held_frames()).map(|_| None).collect(),
+            held: (0..proxy.held_frames()).map(|_| None).collect(),
             proxy,
             now: ORIGIN,
             clock: None,
@@ -150,7 +150,7 @@ impl Replay {
     pub fn frame(&mut self, side: Side, record: &Record, out: &mut impl FnMut(&Outcome)) {
         let clock = *self.clock.get_or_insert(record.time);
         // A capture of several queues may step back a little.
-        self.pass(record.time.saturating_sub(clock), out);
+        self.advance(record.time.saturating_sub(clock), out);
         self.summary.frames[side] += 1;
         let number = self.summary.frames[Side::Lan] + self.summary.frames[Side::Wan];
         let total = record.bytes.len().max(record.original_len as usize);
@@ -166,26 +166,35 @@ impl Replay {
         let verdict = self.proxy.on_single(side, &mut head, self.now, &mut Emitted(&mut self.emitted));
         let extent = Extent::of(&head);
         let events = events(&before, self.proxy.counters());
-        self.tell_emitted(&format!("on frame {number}"), "", out);
-        let said = said(side, &mut buffer, extent);
+        self.report_emitted(&format!("on frame {number}"), "", out);
+        let frame_text = describe(side, &mut buffer, extent);
         match verdict {
             Verdict::Hold(ticket) => {
                 self.summary.held += 1;
-                self.tell(side, Fate::Held, extent, &buffer, &format!("hold: {said}{events}, frame {number}"), out);
+                self.report(
+                    side,
+                    Fate::Held,
+                    extent,
+                    &buffer,
+                    &format!("hold: {frame_text}{events}, frame {number}"),
+                    out,
+                );
                 let held = Held { number, buffer: std::mem::take(&mut buffer), extent };
-                if let Some(place) = self.pen.get_mut(usize::from(ticket.index)) {
+                if let Some(place) = self.held.get_mut(usize::from(ticket.index)) {
                     *place = Some(held);
                 }
             }
-            verdict => self.dispose(side, verdict, extent, &buffer, &format!("{said}{events}, frame {number}"), out),
+            verdict => {
+                self.dispose(side, verdict, extent, &buffer, &format!("{frame_text}{events}, frame {number}"), out)
+            }
         }
         self.buffer = buffer;
-        self.bring_back(out);
+        self.release_held(out);
     }
 
     /// Lets time pass after the last frame.
     pub fn wait(&mut self, time: Duration, out: &mut impl FnMut(&Outcome)) {
-        self.pass(time, out);
+        self.advance(time, out);
     }
 
     /// What it has come to so far.
@@ -194,7 +203,7 @@ impl Replay {
     }
 
     /// Lets time pass, and what is due happen when it is due.
-    fn pass(&mut self, time: Duration, out: &mut impl FnMut(&Outcome)) {
+    fn advance(&mut self, time: Duration, out: &mut impl FnMut(&Outcome)) {
         let begin = (self.now, self.clock.unwrap_or_default());
         let end = self.now + time.min(LONGEST_PAUSE);
         while let Some(deadline) = self.proxy.next_deadline().filter(|&deadline| deadline <= end) {
@@ -205,8 +214,8 @@ impl Replay {
                 let before = self.proxy.counters().clone();
                 let more = self.proxy.on_timeout(self.now, &mut Emitted(&mut self.emitted));
                 let events = events(&before, self.proxy.counters());
-                self.tell_emitted("by timer", &events, out);
-                self.bring_back(out);
+                self.report_emitted("by timer", &events, out);
+                self.release_held(out);
                 if !more {
                     break;
                 }
@@ -220,9 +229,9 @@ impl Replay {
     }
 
     /// Brings back the held frames the engine asks for.
-    fn bring_back(&mut self, out: &mut impl FnMut(&Outcome)) {
+    fn release_held(&mut self, out: &mut impl FnMut(&Outcome)) {
         while let Some(ticket) = self.proxy.next_release() {
-            let Some(mut held) = self.give_up(ticket) else {
+            let Some(mut held) = self.take_held(ticket) else {
                 self.proxy.void(ticket);
                 continue;
             };
@@ -232,16 +241,16 @@ impl Replay {
             let verdict = self.proxy.on_release(ticket, &mut head, self.now, &mut Emitted(&mut self.emitted));
             let extent = Extent::of(&head);
             let events = events(&before, self.proxy.counters());
-            self.tell_emitted(&format!("on frame {}", held.number), "", out);
-            let said = said(Side::Wan, &mut held.buffer, extent);
+            self.report_emitted(&format!("on frame {}", held.number), "", out);
+            let frame_text = describe(Side::Wan, &mut held.buffer, extent);
             self.summary.released += u64::from(!matches!(verdict, Verdict::Drop(_)));
-            let words = format!("{said}{events}, frame {}, held until now", held.number);
+            let words = format!("{frame_text}{events}, frame {}, held until now", held.number);
             self.dispose(Side::Wan, verdict, extent, &held.buffer, &words, out);
         }
     }
 
-    fn give_up(&mut self, ticket: Ticket) -> Option<Held> {
-        self.pen.get_mut(usize::from(ticket.index))?.take()
+    fn take_held(&mut self, ticket: Ticket) -> Option<Held> {
+        self.held.get_mut(usize::from(ticket.index))?.take()
     }
 
     /// Does with a frame that came in by `side` as the verdict says.
@@ -263,20 +272,20 @@ impl Replay {
             Verdict::Hold(_) => unreachable!("a frame that was held is not held again"),
         };
         *count += 1;
-        self.tell(to, fate, extent, buffer, &format!("{verb}: {words}"), out);
+        self.report(to, fate, extent, buffer, &format!("{verb}: {words}"), out);
     }
 
     /// Tells of the engine's own segments.
-    fn tell_emitted(&mut self, why: &str, events: &str, out: &mut impl FnMut(&Outcome)) {
+    fn report_emitted(&mut self, why: &str, events: &str, out: &mut impl FnMut(&Outcome)) {
         for (to, mut bytes) in std::mem::take(&mut self.emitted) {
             self.summary.emitted += 1;
             let extent = Extent { start: 0, len: bytes.len(), total: bytes.len() };
-            let said = said(to.other(), &mut bytes, extent);
-            self.tell(to, Fate::Sent, extent, &bytes, &format!("emit: {said}{events}, {why}"), out);
+            let frame_text = describe(to.other(), &mut bytes, extent);
+            self.report(to, Fate::Sent, extent, &bytes, &format!("emit: {frame_text}{events}, {why}"), out);
         }
     }
 
-    fn tell(
+    fn report(
         &mut self,
         side: Side,
         fate: Fate,
@@ -323,7 +332,7 @@ fn events(before: &Counters, after: &Counters) -> String {
 }
 
 /// What a frame that came in by `side` says, in a few words.
-fn said(side: Side, buffer: &mut [u8], extent: Extent) -> String {
+fn describe(side: Side, buffer: &mut [u8], extent: Extent) -> String {
     let Extent { start, len, total } = extent;
     match Parsed::parse(side, &Head::new(buffer, start, len, total)) {
         Parsed::Tcp(segment) => {
@@ -375,7 +384,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// How the frames of a file tell which port they came in by.
+/// How the frames of a file report which port they came in by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// All of them by this one.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,16 +17,16 @@ use serde::Serialize;
 use tcpstate::Head;
 use tcpstate::wire::Vlan;
 
-use crate::clients::{Clients, Manner, Outcome};
+use crate::clients::{ClientProfile, Clients, Outcome};
+use crate::flood_template::{FloodTemplate, Kind, Mac, Sources, Target};
 use crate::interface;
-use crate::live::Live;
-use crate::neighbours::{self, ServerUpdate};
+use crate::load_runner::{Load, LoadRunner, Outbox};
+use crate::neighbours::{self, Message};
 use crate::pace::Pace;
 use crate::pattern::{Counted, Flood, Pattern, SHORTEST, Sink, TEST_CONNECTIONS};
 use crate::segment;
-use crate::spray::{Kind, Mac, Sources, Spray, Target};
-use crate::station::{Load, Outbox, Station};
 use crate::tcp::Terms;
+use crate::xdp_generator::XdpGenerator;
 
 /// The Ethernet addresses of the pattern, and of whatever has none of its own: those that nmsynproxy's generator uses.
 const OWN_MAC: Mac = [0x02, 0, 0, 0, 0, 0x04];
@@ -38,8 +39,8 @@ const LINGER: Duration = Duration::from_millis(200);
 const PROBE: u32 = 64;
 const PROBE_WAIT: Duration = Duration::from_millis(20);
 
-/// How long a question for a neighbour is repeated.
-const ASKING: Duration = Duration::from_millis(1_500);
+/// How long a query for a neighbour is repeated.
+const RESOLVE_TIME: Duration = Duration::from_millis(1_500);
 
 /// Sends traffic by one interface, or swallows it.
 ///
@@ -124,6 +125,12 @@ pub struct Arguments {
     /// One line of JSON instead of words.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Parses the command line and runs the program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    crate::run_and_report("netmapsend", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -234,23 +241,23 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let job = |mac| Job { arguments, target: target(mac), sources, seed, duration, stop };
     let mut way = Vec::new();
     if let (Some(kind), Some(mac)) = (arguments.flood, known) {
-        match job(mac).flood_by_the_kernel(kind) {
+        match job(mac).flood_from_kernel(kind) {
             Ok(report) => return Ok(report),
             Err(reason) => way.extend(reason),
         }
     }
     let threads = if arguments.connect { one_thread(arguments)? } else { arguments.threads.unwrap_or(1) as usize };
-    let (mut stations, guard, notes) = open(&arguments.interface, threads)?;
+    let (mut runners, guard, notes) = open(&arguments.interface, threads)?;
     way.extend(notes);
     let mac = match known {
         Some(mac) => mac,
-        None => ask(&mut stations[0], arguments, (to, own), stop)?,
+        None => resolve(&mut runners[0], arguments, (to, own), stop)?,
     };
     let report = match arguments.flood {
-        Some(kind) => job(mac).flood(kind, &mut stations),
-        None => job(mac).connect(&mut stations),
+        Some(kind) => job(mac).flood(kind, &mut runners),
+        None => job(mac).connect(&mut runners),
     };
-    drop(stations);
+    drop(runners);
     drop(guard);
     report.map(|report| Report { way, ..report })
 }
@@ -262,29 +269,29 @@ fn one_thread(arguments: &Arguments) -> Result<usize, String> {
     }
 }
 
-type Opened = (Vec<Station>, pktio::Guard, Vec<String>);
+type Opened = (Vec<LoadRunner>, pktio::Guard, Vec<String>);
 
 fn open(name: &str, threads: usize) -> Result<Opened, String> {
     let options = Options { workers: threads, frames_per_port: 4096, ..Options::default() };
     let opened = pktio::open_alone(name, &options).map_err(|error: OpenError| error.to_string())?;
     let Alone { queues, guard, notes } = opened;
-    let stations = queues.into_iter().map(|Queue { port, pool }| Station { ports: vec![port], pool });
-    Ok((stations.collect(), guard, notes))
+    let runners = queues.into_iter().map(|Queue { port, pool }| LoadRunner { ports: vec![port], pool });
+    Ok((runners.collect(), guard, notes))
 }
 
-/// Runs a load on each station, and returns them when all are over.
+/// Runs a load on each runner, and returns them when all are over.
 fn run_all<L: Load + Send>(
-    stations: &mut [Station],
+    runners: &mut [LoadRunner],
     loads: Vec<L>,
     end: Duration,
     stop: &AtomicBool,
 ) -> Result<(Vec<L>, f64), String> {
     let begin = Instant::now();
     let loads = thread::scope(|scope| {
-        let threads: Vec<_> = stations
+        let threads: Vec<_> = runners
             .iter_mut()
             .zip(loads)
-            .map(|(station, mut load)| scope.spawn(move || station.run(&mut load, begin, end, stop).map(|()| load)))
+            .map(|(runner, mut load)| scope.spawn(move || runner.run(&mut load, begin, end, stop).map(|()| load)))
             .collect();
         let join = |thread: thread::ScopedJoinHandle<'_, io::Result<L>>| thread.join().expect("a load does not panic");
         threads.into_iter().map(join).collect::<io::Result<Vec<_>>>()
@@ -293,7 +300,7 @@ fn run_all<L: Load + Send>(
 }
 
 /// What the ports say of it.
-fn report(load: &'static str, stations: &[Station], seconds: f64, kinds: Option<Counted>) -> Report {
+fn report(load: &'static str, runners: &[LoadRunner], seconds: f64, kinds: Option<Counted>) -> Report {
     let mut report = Report {
         load,
         way: Vec::new(),
@@ -308,7 +315,7 @@ fn report(load: &'static str, stations: &[Station], seconds: f64, kinds: Option<
         kinds,
         clients: None,
     };
-    for passed in stations.iter().map(Station::passed) {
+    for passed in runners.iter().map(LoadRunner::passed) {
         report.sent += passed.sent;
         report.sent_bytes += passed.sent_bytes;
         report.unsent += passed.unsent;
@@ -340,14 +347,14 @@ impl Arguments {
 
 fn receive(arguments: &Arguments, duration: Duration, stop: &AtomicBool) -> Result<Report, String> {
     let threads = arguments.threads.unwrap_or(1) as usize;
-    let (mut stations, guard, way) = open(&arguments.interface, threads)?;
+    let (mut runners, guard, way) = open(&arguments.interface, threads)?;
     let sinks =
         (0..threads).map(|index| Sink::new(duration, arguments.count.map(|count| share(count, index, threads))));
     // What is sent before this is missed.
     eprintln!("netmapsend: ready");
-    let (sinks, seconds) = run_all(&mut stations, sinks.collect(), duration, stop)?;
-    let report = report("sink", &stations, seconds, Some(sum(sinks.iter().map(Sink::received))));
-    drop(stations);
+    let (sinks, seconds) = run_all(&mut runners, sinks.collect(), duration, stop)?;
+    let report = report("sink", &runners, seconds, Some(sum(sinks.iter().map(Sink::received))));
+    drop(runners);
     drop(guard);
     Ok(Report { way, ..report })
 }
@@ -364,7 +371,7 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
     if flows > TEST_CONNECTIONS.into() {
         return Err(format!("`test_connections` makes {TEST_CONNECTIONS} flows, and --flows asks for {flows}"));
     }
-    let (mut stations, guard, way) = open(name, threads)?;
+    let (mut runners, guard, way) = open(name, threads)?;
     let macs = [arguments.from_mac.unwrap_or(OWN_MAC), arguments.to_mac.unwrap_or(PEER_MAC)];
     let sizes: Vec<usize> = arguments.sizes.iter().map(|&size| size as usize).collect();
     let vlan = arguments.vlan.map_or(Vlan::default(), segment::tag);
@@ -375,9 +382,9 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
         first = last;
         Pattern::new(own, &sizes, macs, vlan, arguments.pace(duration, index, threads))
     });
-    let (loads, seconds) = run_all(&mut stations, loads.collect(), duration, stop)?;
-    let report = report("pattern", &stations, seconds, Some(sum(loads.iter().map(Pattern::received))));
-    drop(stations);
+    let (loads, seconds) = run_all(&mut runners, loads.collect(), duration, stop)?;
+    let report = report("pattern", &runners, seconds, Some(sum(loads.iter().map(Pattern::received))));
+    drop(runners);
     drop(guard);
     Ok(Report { way, ..report })
 }
@@ -395,20 +402,20 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// A flood made by an XDP program in the kernel's own test loop: several times faster than any port. `Err` says why it is not so.
-    fn flood_by_the_kernel(&self, kind: Kind) -> Result<Report, Option<String>> {
+    fn flood_from_kernel(&self, kind: Kind) -> Result<Report, Option<String>> {
         let Job { arguments, target, sources, seed, duration, stop } = *self;
         let name = &arguments.interface;
         // One that is asked for by its backend is sent by that; and the loop knows no rate, no threads and no SYNs without options.
         if name.contains(':') || arguments.rate.is_some() || arguments.threads.is_some() || arguments.bare {
             return Err(None);
         }
-        let not_so = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
-        let index = pktio::netdev::Interface::find(name).map_err(|error| not_so(io::Error::other(error)))?.index();
-        let mut live = Live::flood(kind, target, sources, None, seed).map_err(not_so)?;
-        live.port(0, index).map_err(not_so)?;
+        let unusable = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
+        let index = pktio::netdev::Interface::find(name).map_err(|error| unusable(io::Error::other(error)))?.index();
+        let mut generator = XdpGenerator::flood(kind, target, sources, None, seed).map_err(unusable)?;
+        generator.port(0, index).map_err(unusable)?;
         let before = interface::packets(name).ok_or_else(|| Some(format!("{name}: its counters cannot be read")))?;
         let begin = Instant::now();
-        live.run(PROBE).map_err(not_so)?;
+        generator.run(PROBE).map_err(unusable)?;
         let taken = || interface::packets(name).is_some_and(|now| now[0] > before[0]);
         while !taken() {
             if begin.elapsed() > PROBE_WAIT * 2 {
@@ -419,10 +426,10 @@ impl Job<'_> {
             thread::sleep(Duration::from_millis(1));
         }
         let count = arguments.count.unwrap_or(u64::MAX).saturating_sub(PROBE.into());
-        live.run_until(begin + duration, count, stop).map_err(not_so)?;
+        generator.run_until(begin + duration, count, stop).map_err(unusable)?;
         let seconds = begin.elapsed().as_secs_f64();
         thread::sleep(LINGER);
-        let made = live.count().map_err(not_so)?;
+        let made = generator.count().map_err(unusable)?;
         let after = interface::packets(name).unwrap_or(before);
         let [sent, received] = [after[0] - before[0], after[1] - before[1]];
         Ok(Report {
@@ -441,48 +448,48 @@ impl Job<'_> {
         })
     }
 
-    fn flood(&self, kind: Kind, stations: &mut [Station]) -> Result<Report, String> {
+    fn flood(&self, kind: Kind, runners: &mut [LoadRunner]) -> Result<Report, String> {
         let Job { arguments, target, sources, seed, duration, stop } = *self;
-        let threads = stations.len();
+        let threads = runners.len();
         let load = |index: usize| {
             let rng = SmallRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let spray = Spray::new(kind, target, sources, arguments.bare, rng);
-            Flood::new(spray, arguments.pace(duration, index, threads), LINGER)
+            let template = FloodTemplate::new(kind, target, sources, arguments.bare, rng);
+            Flood::new(template, arguments.pace(duration, index, threads), LINGER)
         };
-        let (loads, _) = run_all(stations, (0..threads).map(load).collect(), duration + 2 * LINGER, stop)?;
+        let (loads, _) = run_all(runners, (0..threads).map(load).collect(), duration + 2 * LINGER, stop)?;
         let seconds = loads.iter().filter_map(Flood::ended).max().unwrap_or(duration).as_secs_f64();
         let kinds = sum(loads.iter().map(Flood::received));
         // What a SYN is answered with; everything else would be answered with a reset, if at all.
         let answered = if kind == Kind::Syn { kinds.syn_ack } else { kinds.rst };
-        Ok(Report { answered, ..report("flood", stations, seconds.max(1e-6), Some(kinds)) })
+        Ok(Report { answered, ..report("flood", runners, seconds.max(1e-6), Some(kinds)) })
     }
 
-    fn connect(&self, stations: &mut [Station]) -> Result<Report, String> {
+    fn connect(&self, runners: &mut [LoadRunner]) -> Result<Report, String> {
         let Job { arguments, target, sources, seed, duration, stop } = *self;
         let patience = Duration::from_secs_f64(arguments.patience);
         let terms = Terms::linux(arguments.mss.unwrap_or(if target.address.is_ipv4() { 1460 } else { 1440 }));
         let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
-        let manner = Manner {
+        let profile = ClientProfile {
             target,
             sources,
             terms: if arguments.bare { bare } else { terms },
-            word: arguments.word,
+            message: arguments.word,
             abrupt: arguments.abrupt,
             most: arguments.flows.unwrap_or(100_000) as usize,
             patience,
         };
         let pace = Pace::new(Some(arguments.rate.unwrap_or(1_000.0)), arguments.count, duration);
-        let clients = Clients::new(manner, pace, SmallRng::seed_from_u64(seed));
-        let (mut clients, seconds) = run_all(stations, vec![clients], duration + patience, stop)?;
+        let clients = Clients::new(profile, pace, SmallRng::seed_from_u64(seed));
+        let (mut clients, seconds) = run_all(runners, vec![clients], duration + patience, stop)?;
         let outcome = clients.remove(0).outcome();
         let (answered, lost) = (outcome.answered, outcome.lost);
-        Ok(Report { answered, lost, clients: Some(outcome), ..report("connect", stations, seconds, None) })
+        Ok(Report { answered, lost, clients: Some(outcome), ..report("connect", runners, seconds, None) })
     }
 }
 
-/// Asks the wire where `to` is.
-fn ask(
-    station: &mut Station,
+/// Request the wire where `to` is.
+fn resolve(
+    runner: &mut LoadRunner,
     arguments: &Arguments,
     (to, own): (IpAddr, Mac),
     stop: &AtomicBool,
@@ -491,29 +498,29 @@ fn ask(
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let asker = arguments.from.map_or(nobody, |sources| sources.nth(0));
-    let mut question =
-        Question { asker: (asker, own), target: to, vlan: arguments.vlan, again: Duration::ZERO, found: None };
-    let asked = station.run(&mut question, Instant::now(), ASKING, stop);
+    let sender = arguments.from.map_or(nobody, |sources| sources.nth(0));
+    let mut query =
+        AddressQuery { sender: (sender, own), target: to, vlan: arguments.vlan, again: Duration::ZERO, found: None };
+    let asked = runner.run(&mut query, Instant::now(), RESOLVE_TIME, stop);
     asked.map_err(|error| format!("waiting for frames: {error}"))?;
-    question.found.ok_or_else(|| {
+    query.found.ok_or_else(|| {
         let at = if stop.load(Ordering::Relaxed) { "interrupted" } else { "nobody says where it is" };
         format!("{to}: {at}; give its Ethernet address, or its router's, with --to-mac")
     })
 }
 
 /// Who has an address?
-struct Question {
-    asker: (IpAddr, Mac),
+struct AddressQuery {
+    sender: (IpAddr, Mac),
     target: IpAddr,
     vlan: Option<u16>,
     again: Duration,
     found: Option<Mac>,
 }
 
-impl Load for Question {
+impl Load for AddressQuery {
     fn receive(&mut self, _: usize, head: &mut Head<'_>, _: Duration, _: &mut Outbox<'_>) {
-        if let Some(ServerUpdate::Tells { address, mac }) = neighbours::read(head.bytes())
+        if let Some(Message::Reply { address, mac }) = neighbours::parse(head.bytes())
             && address == self.target
         {
             self.found = Some(mac);
@@ -523,9 +530,9 @@ impl Load for Question {
     fn send(&mut self, now: Duration, out: &mut Outbox<'_>) {
         if now >= self.again {
             let mut frame = [0; 96];
-            let len = neighbours::ask(&mut frame, self.vlan, self.asker, self.target);
+            let len = neighbours::write_request(&mut frame, self.vlan, self.sender, self.target);
             out.copy(0, &frame[..len]);
-            self.again = now + ASKING / 5;
+            self.again = now + RESOLVE_TIME / 5;
         }
     }
 

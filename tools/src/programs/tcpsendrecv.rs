@@ -2,6 +2,7 @@
 //! command line; how it goes about it is told in `exchange`.
 
 use std::fmt;
+use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use serde::Serialize;
 use tcpstate::wire::Vlan;
 use tcpstate::{PerSide, Side};
 
-use crate::exchange::{Exchange, Exchanged, Plan};
+use crate::load_runner::{LoadRunner, Passed};
 use crate::segment;
-use crate::station::{Passed, Station};
 use crate::tcp::Terms;
+use crate::transfer_check::{Plan, TransferCheck, TransferReport};
 
 /// How long connections may take to close once the time is over.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -97,6 +98,12 @@ pub enum Like {
     Tcpsendrecv1,
 }
 
+/// Parses the command line and runs the program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    crate::run_and_report("tcpsendrecv", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
     seconds.ok_or_else(|| "between 0.001 and 3600 seconds".into())
@@ -119,13 +126,13 @@ pub struct Report {
     pub missed: u64,
     /// What became of the connections.
     #[serde(flatten)]
-    pub exchanged: Exchanged,
+    pub exchanged: TransferReport,
 }
 
 impl Report {
     /// Whether every connection did what it should, and nothing else was heard.
     pub fn is_good(&self) -> bool {
-        let Exchanged { opened, finished, failed, wrong, .. } = self.exchanged;
+        let TransferReport { opened, finished, failed, wrong, .. } = self.exchanged;
         opened == finished && failed == 0 && wrong == 0
     }
 }
@@ -135,7 +142,8 @@ impl fmt::Display for Report {
         for way in &self.way {
             writeln!(f, "# {way}")?;
         }
-        let Exchanged { opened, finished, failed, bytes_to_lan, bytes_to_wan, wrong, sent_again, .. } = self.exchanged;
+        let TransferReport { opened, finished, failed, bytes_to_lan, bytes_to_wan, wrong, sent_again, .. } =
+            self.exchanged;
         let gbps = |bytes: u64| bytes as f64 * 8e-9 / self.seconds;
         writeln!(
             f,
@@ -161,14 +169,14 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let opened = pktio::open(&arguments.lan, &arguments.wan, &options).map_err(|error| error.to_string())?;
     let Opened { pairs, guard, notes: way, .. } = opened;
     let Some(Pair { lan, wan, pool }) = pairs.into_iter().next() else { return Err("no port was opened".into()) };
-    let mut station = Station { ports: vec![lan, wan], pool };
+    let mut runner = LoadRunner { ports: vec![lan, wan], pool };
     let seed = arguments.seed.unwrap_or_else(rand::random);
-    let mut exchange = Exchange::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
+    let mut exchange = TransferCheck::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
     let begin = Instant::now();
-    let ran = station.run(&mut exchange, begin, until + CLOSING, stop);
+    let ran = runner.run(&mut exchange, begin, until + CLOSING, stop);
     ran.map_err(|error| format!("waiting for frames: {error}"))?;
-    let (seconds, passed) = (begin.elapsed().as_secs_f64(), station.passed());
-    drop(station);
+    let (seconds, passed) = (begin.elapsed().as_secs_f64(), runner.passed());
+    drop(runner);
     drop(guard);
     let Passed { sent, received, unsent, missed, .. } = passed;
     Ok(Report { way, seconds, sent, received, unsent, missed, exchanged: exchange.outcome() })

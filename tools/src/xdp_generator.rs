@@ -1,5 +1,5 @@
-//! The fastest load there is without hardware: an XDP program makes the frames, and the kernel's own test loop runs it on
-//! real ones, several million times a second on one core. [`Sink`] is the other end, which swallows what became of them.
+//! The XDP generator, the fastest load without special hardware: an XDP program writes the frames, and the kernel's test loop runs it on real
+//! frames, several million times per second on one core. [`Sink`], at the other end, drops and counts them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,23 +12,23 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::spray::{Kind, Sources, Spray, Target};
+use crate::flood_template::{FloodTemplate, Kind, Sources, Target};
 
-static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/live.o"));
+static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o"));
 
 /// The longest frame, in bytes.
 pub const LONGEST: usize = 128;
-/// Frames one call makes at most.
-const MOST_A_CALL: u64 = 10_000_000;
-/// Frames a load repeats at most.
-pub const MOST: usize = 4096;
-/// The sender of every flood: [`Sink`] knows it by this Ethernet address, and so whatever is answered to it.
+/// The most frames per system call.
+const MOST_PER_CALL: u64 = 10_000_000;
+/// The most frames of a replay.
+pub const MAX_FRAMES: usize = 4096;
+/// The Ethernet source of every flood. [`Sink`] recognizes the flood, and the replies to it, by this address.
 pub const ATTACKER: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
 
-/// Random words a frame has at most.
+/// The most random words of a frame.
 const STAMPS: usize = 12;
 
-/// A frame as the program reads it.
+/// A frame, laid out as the XDP program reads it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Frame {
@@ -37,10 +37,10 @@ struct Frame {
     length: u32,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: `repr(C)`, 128 bytes and two aligned u32: integers without padding, valid for any bit pattern.
 unsafe impl Pod for Frame {}
 
-/// A random word, as the program reads it.
+/// A random word of a frame, laid out as the XDP program reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Stamp {
@@ -50,7 +50,7 @@ struct Stamp {
     in_ip: u16,
 }
 
-/// Which words of a frame are random, and the sums of the rest.
+/// The random words of a frame, and the checksums over the rest.
 #[derive(Default)]
 struct Stamps {
     words: [Stamp; STAMPS],
@@ -61,43 +61,55 @@ struct Stamps {
     tcp_sum: u32,
 }
 
-// SAFETY: plain integers without padding.
+// SAFETY: `repr(C)` with four u16: integers without padding, valid for any bit pattern.
 unsafe impl Pod for Stamp {}
 
-/// A load, loaded into the kernel and ready to run.
-pub struct Live {
+/// A generator, loaded into the kernel and ready to run.
+pub struct XdpGenerator {
     ebpf: Ebpf,
-    /// What the loop is started with.
+    /// The frame the test loop starts with.
     template: Vec<u8>,
 }
 
-impl Live {
-    /// A flood of this kind: random sources out of these, ports and numbers, one frame after the other, so many a second or as many as
-    /// the loop makes. Of IPv6 addresses four words of 16 bits at most are random; [`Sources::ANY_V4`] keeps to an eighth of
-    /// the Internet in which nothing is special. A rate is kept by waiting in the loop: the core is busy whatever it is.
+impl XdpGenerator {
+    /// A flood with random sources, ports and numbers, at `rate` frames per second or, without one, as fast as the loop runs. At most
+    /// four 16-bit words of an IPv6 source are random; [`Sources::ANY_V4`] means 64.0.0.0/3, which has no special ranges. The program
+    /// waits actively to keep a rate, so the core is always busy.
     ///
     /// # Errors
-    /// The loader's: no permission, a kernel that does not take the program.
-    pub fn flood(kind: Kind, target: Target, sources: Sources, rate: Option<f64>, seed: u64) -> io::Result<Live> {
-        let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(seed));
-        let mut frame = vec![0; spray.frame_len()];
-        spray.stamp(&mut frame);
-        let stamps = Stamps::of(&frame, kind, sources, &spray);
-        Live::load(&[(frame, 0)], &stamps, rate, seed)
+    /// The loader's: no permission, or the kernel rejects the program.
+    pub fn flood(
+        kind: Kind,
+        target: Target,
+        sources: Sources,
+        rate: Option<f64>,
+        seed: u64,
+    ) -> io::Result<XdpGenerator> {
+        let mut template = FloodTemplate::new(kind, target, sources, false, SmallRng::seed_from_u64(seed));
+        let mut frame = vec![0; template.frame_len()];
+        template.stamp(&mut frame);
+        let stamps = Stamps::of(&frame, kind, sources, &template);
+        XdpGenerator::load(&[(frame, 0)], &stamps, rate, seed)
     }
 
-    /// These frames, each out of the port of its index, again and again, word for word. They are all of one length.
+    /// Sends these frames unchanged in a loop, each by the port of its index (0 or 1). All frames must have the same length.
     ///
     /// # Errors
-    /// The loader's, and `InvalidInput` for frames that are none, too many, too long or not of one length.
-    pub fn replay(frames: &[(Vec<u8>, u32)]) -> io::Result<Live> {
-        Live::load(frames, &Stamps::default(), None, 1)
+    /// The loader's; `InvalidInput` for no frames, more than [`MAX_FRAMES`], longer than [`LONGEST`], or of different lengths.
+    pub fn replay(frames: &[(Vec<u8>, u32)]) -> io::Result<XdpGenerator> {
+        XdpGenerator::load(frames, &Stamps::default(), None, 1)
     }
 
-    fn load(frames: &[(Vec<u8>, u32)], stamps: &Stamps, rate: Option<f64>, seed: u64) -> io::Result<Live> {
+    fn load(frames: &[(Vec<u8>, u32)], stamps: &Stamps, rate: Option<f64>, seed: u64) -> io::Result<XdpGenerator> {
         let length = frames.first().map_or(0, |(frame, _)| frame.len());
-        if !(34..=LONGEST).contains(&length) || frames.len() > MOST || frames.iter().any(|(f, _)| f.len() != length) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "frames too many, too long or of several lengths"));
+        if !(34..=LONGEST).contains(&length)
+            || frames.len() > MAX_FRAMES
+            || frames.iter().any(|(f, _)| f.len() != length)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no frames, too many, too long, or of different lengths",
+            ));
         }
         let count = frames.len() as u32;
         let seed = seed | 1;
@@ -120,11 +132,11 @@ impl Live {
             bytes[..length].copy_from_slice(frame);
             table.set(index, Frame { bytes, port: *port, length: length as u32 }, 0).map_err(io::Error::other)?;
         }
-        program(&mut ebpf, "live")?.load().map_err(io::Error::other)?;
-        Ok(Live { ebpf, template: frames[0].0.clone() })
+        program(&mut ebpf, "generate")?.load().map_err(io::Error::other)?;
+        Ok(XdpGenerator { ebpf, template: frames[0].0.clone() })
     }
 
-    /// Lets port `index`, 0 or 1, be the interface of this number in the calling thread's network namespace.
+    /// Assigns port `index` (0 or 1) to the interface with this index in the network namespace of the calling thread.
     ///
     /// # Errors
     /// The kernel's: no such interface.
@@ -133,20 +145,20 @@ impl Live {
         ports.set(index, interface, None, 0).map_err(io::Error::other)
     }
 
-    /// Frames made so far.
+    /// The number of frames generated so far.
     ///
     /// # Errors
     /// The kernel's.
     pub fn count(&self) -> io::Result<u64> {
-        counted(&self.ebpf, "made")
+        count_of(&self.ebpf, "generated")
     }
 
-    /// Sends frames on the calling core until `end` has passed, `count` have left or `stop` is set.
+    /// Sends frames on the calling core until `end`, until `count` have been sent, or until `stop` is set.
     ///
     /// # Errors
-    /// As [`Live::run`].
+    /// As [`XdpGenerator::run`].
     pub fn run_until(&self, end: Instant, count: u64, stop: &AtomicBool) -> io::Result<()> {
-        // As many as the kernel makes in a quarter of a second: few enough to be on time.
+        // Adapted to a quarter of a second per call, so that the end is met in time.
         let (mut stride, first) = (200_000, self.count()?);
         loop {
             let begin = Instant::now();
@@ -158,15 +170,15 @@ impl Live {
             self.run(left.min(stride) as u32)?;
             let rate = (self.count()? - before) as f64 / begin.elapsed().as_secs_f64();
             let next = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(250));
-            stride = ((rate * next.as_secs_f64()) as u64).clamp(64, MOST_A_CALL);
+            stride = ((rate * next.as_secs_f64()) as u64).clamp(64, MOST_PER_CALL);
         }
     }
 
-    /// Sends `count` frames on the calling core and returns when they have left, or when a signal has come. Getting started costs
-    /// the kernel some 20 ms.
+    /// Sends `count` frames on the calling core. Returns when they have been sent or a signal has arrived. The kernel needs some 20 ms to
+    /// start.
     ///
     /// # Errors
-    /// The kernel's: no permission, or older than Linux 5.18.
+    /// The kernel's: no permission, or Linux before 5.18.
     pub fn run(&self, count: u32) -> io::Result<()> {
         /// `union bpf_attr` of `BPF_PROG_TEST_RUN`.
         #[repr(C)]
@@ -191,7 +203,8 @@ impl Live {
         }
         const BPF_PROG_TEST_RUN: libc::c_long = 10;
         const LIVE_FRAMES: u32 = 2;
-        let program: &Xdp = self.ebpf.program("live").and_then(|p| p.try_into().ok()).ok_or(io::ErrorKind::NotFound)?;
+        let program: &Xdp =
+            self.ebpf.program("generate").and_then(|p| p.try_into().ok()).ok_or(io::ErrorKind::NotFound)?;
         let run = TestRun {
             program: program.fd().map_err(io::Error::other)?.as_fd().as_raw_fd() as u32,
             data_size_in: self.template.len() as u32,
@@ -200,7 +213,7 @@ impl Live {
             flags: LIVE_FRAMES,
             ..TestRun::default()
         };
-        // SAFETY: the kernel reads `run` and the template it points at, both of which outlive the call.
+        // SAFETY: the kernel reads `run`, laid out as `union bpf_attr`, and the template it points at; both outlive the call.
         let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw const run, size_of::<TestRun>()) };
         match io::Error::last_os_error() {
             _ if done == 0 => Ok(()),
@@ -211,12 +224,12 @@ impl Live {
 }
 
 impl Stamps {
-    /// Those of a flood's frame, which has right checksums.
-    fn of(frame: &[u8], kind: Kind, sources: Sources, spray: &Spray) -> Stamps {
-        let (network, tcp) = spray.headers();
+    /// The random words of a flood's frame, whose checksums are correct.
+    fn of(frame: &[u8], kind: Kind, sources: Sources, template: &FloodTemplate) -> Stamps {
+        let (network, tcp) = template.headers();
         let v4 = frame[network - 2..network] == [0x08, 0x00];
         let source = network + if v4 { 12 } else { 8 };
-        let sum_at = spray.checksum_at();
+        let sum_at = template.checksum_at();
         let mut stamps = Stamps { tcp_sum_at: sum_at as u32, ..Stamps::default() };
         let mut add = |at: usize, mask: u16, set: u16| {
             let in_ip = u16::from(v4 && at < tcp);
@@ -228,7 +241,7 @@ impl Stamps {
             add(source + 2 * word, mask, set);
         }
         add(tcp, 0x7fff, 0x8000);
-        // A datagram's header has a length there, and then the payload.
+        // UDP has a length there; the payload follows its header.
         let numbers = if kind == Kind::Udp { tcp + 8 } else { tcp + 4 };
         add(numbers, 0xffff, 0);
         add(numbers + 2, 0xffff, 0);
@@ -259,13 +272,13 @@ fn fold(sum: u32) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Swallows what comes to an interface from [`ATTACKER`] or for it, and counts it.
+/// Drops and counts the frames an interface receives from or for [`ATTACKER`].
 pub struct Sink {
     ebpf: Ebpf,
 }
 
 impl Sink {
-    /// Attaches it to the interface of this number in the calling thread's network namespace, in the driver; it goes when dropped.
+    /// Attaches to the interface with this index in the network namespace of the calling thread, in driver mode, until dropped.
     ///
     /// # Errors
     /// The loader's: no permission, no such interface.
@@ -277,25 +290,25 @@ impl Sink {
         Ok(Sink { ebpf })
     }
 
-    /// Whether to swallow every other TCP segment too.
+    /// Whether to drop all other TCP segments too.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn swallow_all(&mut self, all: bool) -> io::Result<()> {
-        let mut greedy: Array<_, u32> = Array::try_from(map(&mut self.ebpf, "greedy")?).map_err(io::Error::other)?;
-        greedy.set(0, u32::from(all), 0).map_err(io::Error::other)
+    pub fn drop_all(&mut self, all: bool) -> io::Result<()> {
+        let mut setting: Array<_, u32> = Array::try_from(map(&mut self.ebpf, "drop_all")?).map_err(io::Error::other)?;
+        setting.set(0, u32::from(all), 0).map_err(io::Error::other)
     }
 
-    /// Frames swallowed so far.
+    /// The number of frames dropped so far.
     ///
     /// # Errors
     /// The kernel's.
     pub fn count(&self) -> io::Result<u64> {
-        counted(&self.ebpf, "swallowed")
+        count_of(&self.ebpf, "dropped")
     }
 }
 
-fn counted(ebpf: &Ebpf, name: &str) -> io::Result<u64> {
+fn count_of(ebpf: &Ebpf, name: &str) -> io::Result<u64> {
     let map = ebpf.map(name).ok_or(io::ErrorKind::NotFound)?;
     let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(io::Error::other)?;
     Ok(counts.get(&0, 0).map_err(io::Error::other)?.iter().sum())
@@ -314,19 +327,19 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> io::Result<&'a mut Xdp> {
 mod tests {
     use super::*;
 
-    /// The program's arithmetic, with all random words zero, on a frame of every kind.
+    /// The checksum arithmetic of the XDP program, with all random words zero, on a frame of every kind.
     #[test]
-    fn what_is_not_stamped_is_summed_up_beforehand() {
+    fn precomputed_sums_complete_the_checksums() {
         let kinds = [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst, Kind::Udp];
         for (kind, vlan) in kinds.into_iter().flat_map(|kind| [(kind, None), (kind, Some(7))]) {
             for address in ["10.0.0.1", "fd00::1"] {
                 let target =
                     Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: ATTACKER, vlan };
                 let sources = if target.address.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
-                let mut spray = Spray::new(kind, target, sources, false, SmallRng::seed_from_u64(3));
-                let mut frame = vec![0; spray.frame_len()];
-                spray.stamp(&mut frame);
-                let stamps = Stamps::of(&frame, kind, sources, &spray);
+                let mut template = FloodTemplate::new(kind, target, sources, false, SmallRng::seed_from_u64(3));
+                let mut frame = vec![0; template.frame_len()];
+                template.stamp(&mut frame);
+                let stamps = Stamps::of(&frame, kind, sources, &template);
                 for (sum, at) in [(stamps.tcp_sum, stamps.tcp_sum_at), (stamps.ip_sum, stamps.ip_sum_at)] {
                     if at == 0 {
                         continue;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// Both ends of a load: `live` writes one frame of a list, with random words where the list's frames are to differ, and sends
-// it out of a port; `sink` swallows and counts what such frames have become. `live` is run by the kernel's own test loop on
-// frames that are real (BPF_F_TEST_XDP_LIVE_FRAMES), several million times a second on one core.
+// Both ends of a load. `generate` writes the next frame of a list, with random words where frames are to differ, and
+// redirects it to a port; `sink` drops and counts such frames and the answers to them. The kernel's test loop runs `generate`
+// on real frames (BPF_F_TEST_XDP_LIVE_FRAMES), several million times per second on one core.
 
 #include "../../pktio/bpf/kernel.h"
 
@@ -31,15 +31,15 @@ struct {
     u32 *value;
 } ports SEC(".maps");
 
-// Frames made, counted by the one program that runs at a time.
+// Frames generated. Only one program runs at a time.
 struct {
     ATTRIBUTE(type, MAP_TYPE_PERCPU_ARRAY);
     ATTRIBUTE(max_entries, 1);
     u32 *key;
     u64 *value;
-} made SEC(".maps");
+} generated SEC(".maps");
 
-// Where a random 16-bit word goes, its bits in the order of the wire.
+// Where a random 16-bit word goes. `mask` and `set` are in network byte order.
 struct stamp {
     u16 at;
     u16 mask;
@@ -48,7 +48,7 @@ struct stamp {
     u16 in_ip;
 };
 
-// Set by the loader. The sums are those of all that is not stamped, not complemented.
+// Set by the loader. The sums cover every word that is not random, and are not complemented.
 volatile const u32 frame_count = 1;
 volatile const u32 stamp_count = 0;
 volatile const struct stamp stamps[STAMPS] = {};
@@ -57,13 +57,13 @@ volatile const u32 tcp_sum_at = 0;
 volatile const u32 ip_sum = 0;
 volatile const u32 tcp_sum = 0;
 volatile const u64 seed = 1;
-// Time a frame takes, in 1024ths of a nanosecond; 0 for as many frames as the loop makes.
+// Interval between frames, in 1024ths of a nanosecond; 0 for no limit.
 volatile const u64 gap = 0;
 
-// One program runs at a time.
+// Only one program runs at a time, so these need no lock.
 static u64 state;
 static u32 next;
-// When the next frame may be made, in 1024ths of a nanosecond.
+// When the next frame is due, in 1024ths of a nanosecond.
 static u64 due;
 
 INLINE u16 fold(u32 sum)
@@ -83,7 +83,7 @@ INLINE u64 random(void)
     return x * 0x2545f4914f6cdd1dULL;
 }
 
-// Whether it is time for a frame. One that is late by more than a batch of the loop is not made up for.
+// Whether a frame is due. Frames late by more than one batch of the loop (64) are skipped.
 INLINE int is_due(void)
 {
     u64 now = ktime_get_boot_ns() << 10;
@@ -95,7 +95,7 @@ INLINE int is_due(void)
 }
 
 SEC("xdp")
-int live(struct xdp_md *ctx)
+int generate(struct xdp_md *ctx)
 {
     if (gap && !is_due())
         return XDP_DROP;
@@ -108,7 +108,7 @@ int live(struct xdp_md *ctx)
     if (!frame)
         return XDP_ABORTED;
 
-    // A frame comes back as its last receiver left it: all of it is written again.
+    // The kernel recycles the frame as its last receiver left it, so all of it is written again.
 #pragma unroll
     for (int i = 0; i < LONGEST / 8; i++) {
         if (data + 8 * i + 8 <= end) {
@@ -126,13 +126,13 @@ int live(struct xdp_md *ctx)
 
     if (stamp_count) {
         u32 ip = ip_sum, tcp = tcp_sum;
-        u64 chance = 0;
+        u64 bits = 0;
 #pragma unroll
         for (u32 i = 0; i < STAMPS; i++) {
             if (i >= stamp_count)
                 break;
-            chance = i % 4 ? chance >> 16 : random();
-            u16 word = ((u16)chance & stamps[i].mask) | stamps[i].set;
+            bits = i % 4 ? bits >> 16 : random();
+            u16 word = ((u16)bits & stamps[i].mask) | stamps[i].set;
             u8 *at = data + (stamps[i].at & (LONGEST - 1));
             if (at + 2 > end)
                 return XDP_ABORTED;
@@ -153,27 +153,27 @@ int live(struct xdp_md *ctx)
         }
     }
     u32 zero = 0;
-    u64 *count = map_lookup_elem(&made, &zero);
+    u64 *count = map_lookup_elem(&generated, &zero);
     if (count)
         ++*count;
     return redirect_map(&ports, frame->port, XDP_DROP);
 }
 
-// What was swallowed, in frames.
+// Frames dropped by `sink`.
 struct {
     ATTRIBUTE(type, MAP_TYPE_PERCPU_ARRAY);
     ATTRIBUTE(max_entries, 1);
     u32 *key;
     u64 *value;
-} swallowed SEC(".maps");
+} dropped SEC(".maps");
 
-// Not zero to swallow all TCP over IP, not only what comes from or goes to the attacker.
+// Not zero to drop all TCP over IP, not only frames from or to the generator.
 struct {
     ATTRIBUTE(type, MAP_TYPE_ARRAY);
     ATTRIBUTE(max_entries, 1);
     u32 *key;
     u32 *value;
-} greedy SEC(".maps");
+} drop_all SEC(".maps");
 
 SEC("xdp")
 int sink(struct xdp_md *ctx)
@@ -182,18 +182,18 @@ int sink(struct xdp_md *ctx)
     u8 *end = (u8 *)(u64)ctx->data_end;
     if (data + 34 > end)
         return XDP_PASS;
-    // 02:00:00:00:00:66, as receiver or as sender.
+    // 02:00:00:00:00:66, the generator's address, as receiver or as sender.
     u64 receiver = *(u64 *)data & 0xffffffffffffULL;
     u64 sender = *(u64 *)(data + 4) >> 16;
     u32 zero = 0;
     if (receiver != 0x660000000002ULL && sender != 0x660000000002ULL) {
-        u32 *all = map_lookup_elem(&greedy, &zero);
+        u32 *all = map_lookup_elem(&drop_all, &zero);
         u16 type = *(u16 *)(data + 12);
         u8 protocol = type == 0x0008 ? data[23] : type == 0xdd86 ? data[20] : 0;
         if (!all || !*all || protocol != 6)
             return XDP_PASS;
     }
-    u64 *count = map_lookup_elem(&swallowed, &zero);
+    u64 *count = map_lookup_elem(&dropped, &zero);
     if (count)
         ++*count;
     return XDP_DROP;

@@ -1,5 +1,5 @@
-//! Segments of a flood: one frame laid out once, then stamped with a new random source for every copy.
-//! How they leave is `raw`'s business.
+//! The frames of a flood: a template is built once, and every copy gets a random source and numbers. `raw`, `pattern` and `xdp_generator` send
+//! them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -16,29 +16,29 @@ const IPV6: usize = 40;
 const TCP: usize = 20;
 const UDP: usize = 8;
 
-/// What a datagram of a flood holds, in bytes: with it, it fills the shortest frame.
+/// The payload of a UDP datagram, in bytes: it fills the shortest frame.
 const DATAGRAM: usize = 18;
 
-/// The shortest frame Ethernet carries, without its checksum.
+/// The shortest Ethernet frame, in bytes, without FCS.
 const MIN_FRAME: usize = 60;
 
-/// MSS 1460, SACK permitted, timestamps, window scale 7: what Linux puts into a SYN, in its order.
+/// The options of a Linux SYN, in its order: MSS 1460, SACK permitted, timestamps, window scale 7.
 const SYN_OPTIONS: [u8; 20] = [2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7];
 
-/// What a flood consists of.
+/// The kind of segments of a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// Connection attempts.
+    /// SYNs: connection attempts.
     Syn,
-    /// Answers nobody asked for.
+    /// SYN-ACKs without a SYN.
     SynAck,
-    /// Random acknowledgements: guesses at a cookie.
+    /// ACKs with random numbers: guesses at a cookie.
     Ack,
-    /// Closings of connections nobody opened.
+    /// FINs without a connection.
     Fin,
-    /// Resets of connections nobody opened.
+    /// RSTs without a connection.
     Rst,
-    /// Datagrams, which are none of the proxy's business.
+    /// UDP datagrams, which the proxy only forwards.
     Udp,
 }
 
@@ -59,7 +59,7 @@ impl Kind {
     }
 }
 
-/// The addresses a load claims to come from.
+/// The source addresses of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources {
     network: IpAddr,
@@ -67,9 +67,9 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Every IPv4 address a stranger could have: unicast, and neither loopback, private nor link-local.
+    /// All public IPv4 unicast addresses: neither loopback, private nor link-local.
     pub const ANY_V4: Sources = Sources { network: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 };
-    /// IPv6's global unicast, `2000::/3`.
+    /// IPv6 global unicast, `2000::/3`.
     pub const ANY_V6: Sources = Sources { network: IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0)), length: 3 };
 
     /// Whether these are IPv4 addresses.
@@ -77,19 +77,19 @@ impl Sources {
         self.network.is_ipv4()
     }
 
-    /// The network they are in.
+    /// The network's address.
     pub fn network(&self) -> IpAddr {
         self.network
     }
 
-    /// How many there are, less those that mean the network itself and all of it; 2^32 at most.
+    /// The number of addresses, without the network and broadcast address; at most 2^32.
     pub fn count(&self) -> u64 {
         let longest = if self.is_ipv4() { 32 } else { 128 };
         let all = 1 << (longest - u32::from(self.length)).min(32);
         if all > 2 { all - 2 } else { all }
     }
 
-    /// Number `n` of them, from 0.
+    /// Address number `n`, from 0; counting wraps around.
     pub fn nth(&self, n: u64) -> IpAddr {
         let n = (n % self.count()) + u64::from(self.count() > 2);
         match self.network {
@@ -104,7 +104,7 @@ impl Sources {
         }
     }
 
-    /// Whether `address` is one of them.
+    /// Whether `address` is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.network, address) {
             (IpAddr::V4(network), IpAddr::V4(address)) => {
@@ -119,8 +119,8 @@ impl Sources {
         }
     }
 
-    /// The words of 16 bits of such an address that are not always the same, in host order: which, the bits that vary, and the others.
-    /// Of IPv6 addresses four at most, the last one among them. Of all IPv4 addresses an eighth in which nothing is special.
+    /// The 16-bit words of the address that vary, in host byte order: index, mask of the varying bits, value of the others.
+    /// At most four words of an IPv6 address, including the last. For [`Sources::ANY_V4`], 64.0.0.0/3, which has no special ranges.
     pub(crate) fn words(&self) -> Vec<(usize, u16, u16)> {
         let (network, host, count) = match self.network {
             IpAddr::V4(_) if self.length == 0 => (0x4000_0000, 0x1fff_ffff, 2),
@@ -146,13 +146,13 @@ impl Sources {
         loop {
             let address = Ipv4Addr::from_bits((network.to_bits() & !host) | (rng.random::<u32>() & host));
             let first = address.octets()[0];
-            let stranger = first != 0
+            let is_public = first != 0
                 && first < 224
                 && !address.is_loopback()
                 && !address.is_private()
                 && !address.is_link_local();
-            // A named network is taken at its word.
-            if self.length > 0 || stranger {
+            // In a network given by the user every address is used.
+            if self.length > 0 || is_public {
                 return address;
             }
         }
@@ -167,10 +167,10 @@ impl Sources {
 impl FromStr for Sources {
     type Err = String;
 
-    /// Reads `192.0.2.0/24` or `2001:db8::/32`; an address without a length is that address alone.
+    /// Parses `192.0.2.0/24` or `2001:db8::/32`; an address without a length is a single host.
     fn from_str(text: &str) -> Result<Self, String> {
         let (network, length) = text.split_once('/').map_or((text, None), |(network, length)| (network, Some(length)));
-        let network: IpAddr = network.parse().map_err(|_| format!("`{network}` is no address"))?;
+        let network: IpAddr = network.parse().map_err(|_| format!("`{network}` is not an IP address"))?;
         let longest = if network.is_ipv4() { 32 } else { 128 };
         let length = match length {
             None => longest,
@@ -178,20 +178,20 @@ impl FromStr for Sources {
                 .parse()
                 .ok()
                 .filter(|length| (1..=longest).contains(length))
-                .ok_or_else(|| format!("a prefix length lies between 1 and {longest}, not `{length}`"))?,
+                .ok_or_else(|| format!("the prefix length must be between 1 and {longest}, found `{length}`"))?,
         };
         Ok(Sources { network, length })
     }
 }
 
-/// Where a flood goes.
+/// The target of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// The address attacked.
+    /// The IP address.
     pub address: IpAddr,
-    /// The port attacked.
+    /// The TCP or UDP port.
     pub port: u16,
-    /// The Ethernet destination: the server's, or the router's in front of it.
+    /// The Ethernet destination: the server's, or that of the router before it.
     pub mac: Mac,
     /// The Ethernet source.
     pub from_mac: Mac,
@@ -199,30 +199,34 @@ pub struct Target {
     pub vlan: Option<u16>,
 }
 
-/// A segment laid out once; [`Spray::stamp`] makes the next one of it.
+/// A frame built once, of which [`FloodTemplate::stamp`] makes the next one.
 #[derive(Clone, Debug)]
-pub struct Spray {
+pub struct FloodTemplate {
     frame: Vec<u8>,
     kind: Kind,
     sources: Sources,
-    /// Where the IP header begins.
+    /// Offset of the IP header.
     ip: usize,
-    /// Where TCP or UDP begins.
+    /// Offset of the TCP or UDP header.
     tcp: usize,
-    /// Where the segment ends and the padding begins.
+    /// Offset of the padding.
     end: usize,
-    /// The sum of what stays the same in the pseudo-header and the segment.
+    /// The checksum over the constant part of pseudo-header and segment.
     constant: u64,
     rng: SmallRng,
 }
 
-impl Spray {
-    /// Lays out a segment of `kind`; a SYN carries Linux's options unless it is `bare`.
+impl FloodTemplate {
+    /// Builds a segment of `kind`; SYNs and SYN-ACKs have Linux's options unless `bare`.
     ///
     /// # Panics
     /// If `sources` and the target's address are of different families.
-    pub fn new(kind: Kind, target: Target, sources: Sources, bare: bool, rng: SmallRng) -> Spray {
-        assert_eq!(target.address.is_ipv4(), sources.network.is_ipv4(), "one flood, one address family");
+    pub fn new(kind: Kind, target: Target, sources: Sources, bare: bool, rng: SmallRng) -> FloodTemplate {
+        assert_eq!(
+            target.address.is_ipv4(),
+            sources.network.is_ipv4(),
+            "sources and target must be of one address family"
+        );
         let options: &[u8] = if matches!(kind, Kind::Syn | Kind::SynAck) && !bare { &SYN_OPTIONS } else { &[] };
         let (header, protocol) = if kind == Kind::Udp { (UDP + DATAGRAM, 17) } else { (TCP, 6) };
         let length = (header + options.len()) as u16;
@@ -262,7 +266,7 @@ impl Spray {
         } else {
             frame.extend_from_slice(&[0; 8]);
             frame.extend_from_slice(&[((TCP + options.len()) as u8 / 4) << 4, kind.flags()]);
-            // A reset advertises nothing; the others, Linux's first window.
+            // An RST announces no window; the others, the initial window of Linux.
             frame.extend_from_slice(&if kind == Kind::Rst { 0 } else { 64240u16 }.to_be_bytes());
             frame.extend_from_slice(&[0; 4]);
             frame.extend_from_slice(options);
@@ -270,7 +274,7 @@ impl Spray {
         constant += sum(&frame[tcp..]);
         let end = frame.len();
         frame.resize(end.max(MIN_FRAME), 0);
-        Spray { frame, kind, sources, ip, tcp, end, constant, rng }
+        FloodTemplate { frame, kind, sources, ip, tcp, end, constant, rng }
     }
 
     /// The length of every frame, in bytes.
@@ -278,18 +282,20 @@ impl Spray {
         self.frame.len()
     }
 
-    /// Where the IP header begins, and what follows it.
+    /// The offsets of the IP header and of the TCP or UDP header.
     pub(crate) fn headers(&self) -> (usize, usize) {
         (self.ip, self.tcp)
     }
 
-    /// Where the checksum over addresses and payload is.
+    /// The offset of the TCP or UDP checksum.
     pub(crate) fn checksum_at(&self) -> usize {
         self.tcp + if self.kind == Kind::Udp { 6 } else { 16 }
     }
 
-    /// Writes the next segment into `out`, whose length is [`Spray::frame_len`]: a new source address and port, new
-    /// numbers, right checksums.
+    /// Writes the next frame into `out`, with random source address, port and numbers, and correct checksums.
+    ///
+    /// # Panics
+    /// If the length of `out` is not [`FloodTemplate::frame_len`].
     pub fn stamp(&mut self, out: &mut [u8]) {
         out.copy_from_slice(&self.frame);
         let port: u16 = self.rng.random_range(1024..=u16::MAX);
@@ -326,7 +332,7 @@ impl Spray {
         }
         let at = self.checksum_at();
         let checksum = match fold(self.constant + changing) {
-            // RFC 768: zero would say that there is none.
+            // RFC 768: a checksum of zero means that there is none.
             0 if self.kind == Kind::Udp => u16::MAX,
             checksum => checksum,
         };
@@ -359,11 +365,11 @@ mod tests {
         Target { address: address.parse().unwrap(), port: 80, mac: [2; 6], from_mac: [4; 6], vlan: None }
     }
 
-    fn spray(kind: Kind, to: &str, sources: Sources, bare: bool) -> Spray {
-        Spray::new(kind, target(to), sources, bare, SmallRng::seed_from_u64(7))
+    fn template(kind: Kind, to: &str, sources: Sources, bare: bool) -> FloodTemplate {
+        FloodTemplate::new(kind, target(to), sources, bare, SmallRng::seed_from_u64(7))
     }
 
-    /// Sums header and pseudo-header the slow way; a right checksum makes zero.
+    /// The checksums over IP header, and over pseudo-header and segment; zero if those in the frame are correct.
     fn residue(frame: &[u8], ip: usize) -> (u16, u16) {
         match frame[ip - 2] {
             0x08 => {
@@ -381,15 +387,15 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_segment_carries_right_checksums() {
+    fn every_kind_of_segment_has_correct_checksums() {
         for kind in [Kind::Syn, Kind::SynAck, Kind::Ack, Kind::Fin, Kind::Rst, Kind::Udp] {
             for (to, sources) in [("10.0.0.1", Sources::ANY_V4), ("fd00::1", Sources::ANY_V6)] {
                 for (bare, vlan) in [(false, None), (true, None), (false, Some(7))] {
                     let target = Target { vlan, ..target(to) };
-                    let mut spray = Spray::new(kind, target, sources, bare, SmallRng::seed_from_u64(7));
-                    let mut frame = vec![0xee; spray.frame_len()];
+                    let mut template = FloodTemplate::new(kind, target, sources, bare, SmallRng::seed_from_u64(7));
+                    let mut frame = vec![0xee; template.frame_len()];
                     for _ in 0..100 {
-                        spray.stamp(&mut frame);
+                        template.stamp(&mut frame);
                         let ip = if vlan.is_some() { 18 } else { 14 };
                         assert_eq!(residue(&frame, ip), (0, 0), "{kind:?} to {to}, bare {bare}, tag {vlan:?}");
                         assert!(frame.len() >= MIN_FRAME);
@@ -401,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_an_address_vary_where_the_network_leaves_them_to() {
+    fn the_words_of_an_address_vary_within_the_network() {
         assert_eq!(Sources::ANY_V4.words(), [(0, 0x1fff, 0x4000), (1, 0xffff, 0)]);
         let all = |n| (n, 0xffff, 0);
         assert_eq!(Sources::ANY_V6.words(), [(0, 0x1fff, 0x2000), all(1), all(2), all(7)]);
@@ -411,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_network_are_numbered_and_its_own() {
+    fn the_addresses_of_a_network_are_numbered() {
         let clients: Sources = "10.9.8.0/24".parse().unwrap();
         assert_eq!(clients.count(), 254);
         assert_eq!([0, 253, 254].map(|n| clients.nth(n).to_string()), ["10.9.8.1", "10.9.8.254", "10.9.8.1"]);
@@ -422,12 +428,12 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_many_and_never_ones_own() {
-        let mut spray = spray(Kind::Syn, "10.0.0.1", Sources::ANY_V4, true);
-        let mut frame = vec![0; spray.frame_len()];
+    fn sources_are_many_and_public() {
+        let mut template = template(Kind::Syn, "10.0.0.1", Sources::ANY_V4, true);
+        let mut frame = vec![0; template.frame_len()];
         let mut seen = HashSet::new();
         for _ in 0..10_000 {
-            spray.stamp(&mut frame);
+            template.stamp(&mut frame);
             let source = Ipv4Addr::from_octets(frame[26..30].try_into().unwrap());
             assert!(!source.is_private() && !source.is_loopback() && source.octets()[0] < 224, "{source}");
             seen.insert(source);
@@ -436,17 +442,17 @@ mod tests {
     }
 
     #[test]
-    fn a_named_network_is_kept_to() {
-        let mut spray = spray(Kind::Syn, "10.0.0.1", "10.9.8.0/24".parse().unwrap(), false);
-        let mut frame = vec![0; spray.frame_len()];
+    fn sources_stay_in_the_given_network() {
+        let mut template = template(Kind::Syn, "10.0.0.1", "10.9.8.0/24".parse().unwrap(), false);
+        let mut frame = vec![0; template.frame_len()];
         for _ in 0..1000 {
-            spray.stamp(&mut frame);
+            template.stamp(&mut frame);
             assert_eq!(frame[26..29], [10, 9, 8]);
         }
     }
 
     #[test]
-    fn networks_are_read_and_nonsense_is_refused() {
+    fn networks_are_parsed_and_anything_else_is_refused() {
         assert_eq!("192.0.2.1".parse::<Sources>().unwrap().length, 32);
         assert_eq!("2001:db8::/32".parse::<Sources>().unwrap().length, 32);
         for nonsense in ["", "x", "10.0.0.0/33", "10.0.0.0/0", "::/129", "10.0.0.0/"] {

@@ -1,5 +1,5 @@
-//! A load at work on ports: what comes in is shown to it, what it wants to say goes out, and in between one sleeps.
-//! What the load consists of is told elsewhere.
+//! Runs a load on ports: hands it every frame received, transmits what it sends, and sleeps in between. The loads are in
+//! `pattern`, `clients` and `transfer_check`.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,52 +9,52 @@ use std::time::{Duration, Instant};
 use pktio::{Batch, Pool, Port};
 use tcpstate::Head;
 
-/// Frames received or sent in one go.
+/// The most frames received or sent per iteration.
 const BATCH: usize = 64;
 
-/// How long a load is left asleep, so that a signal is noticed.
+/// The longest sleep, so that a signal is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 
-/// How long frames may take to leave once a load is over.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long the last frames may take to leave.
+const DRAIN_TIME: Duration = Duration::from_millis(200);
 
-/// Something that is sent, and what it makes of the answers. Time is counted from its beginning.
+/// A load: sends frames, and handles those received. Times count from its start.
 pub trait Load {
-    /// A frame has come in by a port.
+    /// Handles a frame received on `port`.
     fn receive(&mut self, port: usize, head: &mut Head<'_>, now: Duration, out: &mut Outbox<'_>);
 
-    /// Makes what is due, as long as `out` takes it.
+    /// Sends the frames that are due, as long as `out` has room.
     fn send(&mut self, now: Duration, out: &mut Outbox<'_>);
 
-    /// When there is something to send next, if nothing comes in before.
+    /// When to call [`Load::send`] next if nothing is received before; `None` for never.
     fn next(&self) -> Option<Duration>;
 
-    /// Whether it has nothing more to send and nothing to wait for.
+    /// Whether the load has ended: nothing to send, and nothing to wait for.
     fn is_over(&self, now: Duration) -> bool;
 }
 
-/// Ports that a load is sent and received by, and their frames.
-pub struct Station {
+/// The ports a load runs on, and their buffers.
+pub struct LoadRunner {
     /// The ports.
     pub ports: Vec<Box<dyn Port>>,
-    /// The frames of all of them.
+    /// The buffers of all ports.
     pub pool: Pool,
 }
 
-/// Where a load puts what it sends in one turn.
+/// Takes the frames a load sends in one iteration.
 pub struct Outbox<'a> {
     batches: &'a mut [Batch],
     pool: &'a mut Pool,
 }
 
 impl Outbox<'_> {
-    /// Whether a frame of ordinary length would be taken at this port.
+    /// Whether this port has room for a frame of one buffer.
     pub fn has_room(&self, port: usize) -> bool {
         self.batches[port].len() < BATCH && self.pool.idle() > self.pool.reserve()
     }
 
-    /// Sends the frame that `make` writes to the buffer it is given; it returns the frame's length. False, and `make` is not
-    /// called, when there is no buffer: what is sent in answer is then lost, as on a wire.
+    /// Sends the frame that `make` writes into the buffer it is given; `make` returns the frame's length. Returns false without
+    /// calling `make` if there is no buffer; a reply is then lost as on a wire.
     pub fn push(&mut self, port: usize, make: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let Some(mut frame) = self.pool.take() else { return false };
         let start = frame.start();
@@ -65,7 +65,7 @@ impl Outbox<'_> {
         true
     }
 
-    /// Sends these bytes, in as many buffers as they need. False when there are not enough.
+    /// Sends a frame of these bytes, in as many buffers as it needs. Returns false if there are not enough.
     pub fn copy(&mut self, port: usize, bytes: &[u8]) -> bool {
         let buffers = bytes.len().div_ceil(self.pool.buffer() - self.pool.headroom());
         if self.pool.idle() < self.pool.reserve() + buffers {
@@ -77,13 +77,13 @@ impl Outbox<'_> {
     }
 }
 
-impl Station {
-    /// Runs `load` until it is over, until it only waits and nothing can come any more (files end), until `end`, or until `stop` is set.
+impl LoadRunner {
+    /// Runs `load` until it has ended, until `end`, until `stop` is set, or until all ports are exhausted (files) and it has nothing to send.
     ///
     /// # Errors
     /// Those of `ppoll(2)`.
     pub fn run(&mut self, load: &mut impl Load, begin: Instant, end: Duration, stop: &AtomicBool) -> io::Result<()> {
-        let Station { ports, pool } = self;
+        let LoadRunner { ports, pool } = self;
         let mut batches: Vec<Batch> = ports.iter().map(|_| Batch::with_capacity(2 * BATCH)).collect();
         let mut inbox = Batch::with_capacity(BATCH);
         loop {
@@ -115,19 +115,19 @@ impl Station {
                 break;
             }
             if waiting {
-                // The device is full: it may be this very core that is to empty it.
+                // The device is full, and emptying it may need this core.
                 thread::yield_now();
             } else if received == 0 {
                 let asleep = load.next().map_or(LONGEST_SLEEP, |next| next.saturating_sub(begin.elapsed()));
                 rest(ports, asleep.min(LONGEST_SLEEP).min(end.saturating_sub(now)))?;
             }
         }
-        self.leave(batches);
+        self.drain(batches);
         Ok(())
     }
 
-    /// Lets the last frames leave.
-    fn leave(&mut self, mut batches: Vec<Batch>) {
+    /// Transmits the last frames.
+    fn drain(&mut self, mut batches: Vec<Batch>) {
         let begin = Instant::now();
         loop {
             let mut waiting = false;
@@ -136,7 +136,7 @@ impl Station {
                 port.flush(&mut self.pool);
                 waiting |= !batch.is_empty() || port.is_backlogged();
             }
-            if !waiting || begin.elapsed() > LAST_WORDS {
+            if !waiting || begin.elapsed() > DRAIN_TIME {
                 break;
             }
             thread::sleep(Duration::from_micros(100));
@@ -144,7 +144,7 @@ impl Station {
         batches.into_iter().flatten().for_each(|frame| self.pool.put(frame));
     }
 
-    /// What has passed the ports, all together.
+    /// The sum of the counters of all ports.
     pub fn passed(&self) -> Passed {
         let mut sum = Passed::default();
         for one in self.ports.iter().map(|port| port.statistics()) {
@@ -152,29 +152,29 @@ impl Station {
             sum.sent += one.sent;
             sum.sent_bytes += one.sent_bytes;
             sum.unsent += one.transmit_errors;
-            // That the kernel found no buffer is one of the reasons for its drops, and no other frame.
+            // `fill_empty` is not added: the kernel counts those frames as drops too.
             sum.missed += one.no_buffer + one.truncated + one.receive_full + one.kernel_drops;
         }
         sum
     }
 }
 
-/// Frames that have passed ports.
+/// Frames sent and received.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Passed {
-    /// Those sent.
+    /// Frames sent.
     pub sent: u64,
-    /// Their bytes, without check sequences.
+    /// Their bytes, without FCS.
     pub sent_bytes: u64,
-    /// Those that the interfaces would not send.
+    /// Frames the interfaces refused to send.
     pub unsent: u64,
-    /// Those received.
+    /// Frames received.
     pub received: u64,
-    /// Those that came in and could not be taken.
+    /// Frames lost on reception.
     pub missed: u64,
 }
 
-/// Sleeps for so long, or until something comes in.
+/// Sleeps for `asleep`, or until a frame arrives.
 fn rest(ports: &[Box<dyn Port>], asleep: Duration) -> io::Result<()> {
     if asleep.is_zero() {
         return Ok(());

