@@ -1,5 +1,5 @@
-//! The frames of a flood: a template is built once, and every copy gets a random source and numbers. `raw`, `pattern` and `xdp_generator` send
-//! them.
+//! The frames of a flood: a template is built once, and every copy gets a random source and numbers. `raw`, `pattern` and
+//! `xdp_generator` send them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;

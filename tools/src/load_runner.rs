@@ -78,7 +78,8 @@ impl Outbox<'_> {
 }
 
 impl LoadRunner {
-    /// Runs `load` until it has ended, until `end`, until `stop` is set, or until all ports are exhausted (files) and it has nothing to send.
+    /// Runs `load` until it has ended, until `end`, until `stop` is set, or until all ports are exhausted (files) and it has
+    /// nothing to send.
     ///
     /// # Errors
     /// Those of `ppoll(2)`.

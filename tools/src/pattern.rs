@@ -32,8 +32,8 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Frames from the LAN endpoints of the test connections in `flows`: for each flow, one of each size (in bytes, without FCS). `macs` are
-    /// source and destination.
+    /// Frames from the LAN endpoints of the test connections in `flows`: for each flow, one of each size (in bytes, without FCS).
+    /// `macs` are source and destination.
     ///
     /// # Panics
     /// If a size is too small for the headers.

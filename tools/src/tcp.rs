@@ -1,7 +1,8 @@
 //! One endpoint of a TCP connection that opens, transfers and closes as a kernel would, small enough for hundreds of thousands of them.
 //! It counts the bytes of its streams without storing them; the caller writes and parses segments.
 //!
-//! Loss recovery is go-back-N, and out-of-order segments are dropped. It respects windows, timestamps, the peer's MSS and a congestion window.
+//! Loss recovery is go-back-N, and out-of-order segments are dropped. It respects windows, timestamps, the peer's MSS and a
+//! congestion window.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -378,7 +379,7 @@ impl Tcp {
         (self.phase, self.timer, self.ack_pending) = (Phase::Over(end), None, false);
     }
 
-    /// What it has to say at `now`; to be asked until it has nothing more to segment.
+    /// The next segment to send at `now`; to be called until it returns `None`.
     pub fn next_segment(&mut self, now: Duration) -> Option<OutgoingSegment> {
         let due = self.timer.is_some_and(|timer| timer <= now);
         match self.phase {

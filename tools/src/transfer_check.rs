@@ -1,5 +1,5 @@
-//! The transfer check: a load that plays both endpoints of connections through a box, and checks that each receives what the other sent, byte
-//! by byte and number by number.
+//! The transfer check: a load that plays both endpoints of connections through a box, and checks that each receives what the other
+//! sent, byte by byte and number by number.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,7 +25,7 @@ const WAN_V4: u32 = 0x0b64_0001;
 const LAN_V6: u128 = 0x2001_0db8_0100_0000_0000_0000_0000_0002;
 const WAN_V6: u128 = 0x2001_0db8_0111_0000_0000_0000_0000_0001;
 
-/// What is transferred.
+/// The parameters of a transfer check.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// The number of connections.
@@ -116,7 +116,7 @@ impl TransferCheck {
         }
     }
 
-    /// Results of a transfer check. What is not over has failed.
+    /// The results. Connections that are still open count as failed.
     pub fn outcome(mut self) -> TransferReport {
         for number in 0..self.flows.len() {
             self.count(number, true);

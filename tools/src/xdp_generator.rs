@@ -1,5 +1,5 @@
-//! The XDP generator, the fastest load without special hardware: an XDP program writes the frames, and the kernel's test loop runs it on real
-//! frames, several million times per second on one core. [`Sink`], at the other end, drops and counts them.
+//! The XDP generator, the fastest load without special hardware: an XDP program writes the frames, and the kernel's test loop runs
+//! it on real frames, several million times per second on one core. [`Sink`], at the other end, drops and counts them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,5 +1,5 @@
-//! The screens of `synctl top`, compared with those in `screens/`. `SCREENS=accept cargo test -p tools --test top` rewrites them: review the
-//! difference, and commit it with the change.
+//! The screens of `synctl top`, compared with those in `screens/`. `SCREENS=accept cargo test -p tools --test top` rewrites them:
+//! review the difference, and commit it with the change.
 
 use control::{Counts, Flows, Stats, Talker, Top};
 use std::collections::BTreeMap;

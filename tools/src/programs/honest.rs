@@ -1,5 +1,5 @@
-//! `honest`: clients who mean it. Connects again and again, says a word, waits for it to come back, and tells how many
-//! got through and how long the slowest took; `honest serve` is the other end.
+//! `honest`: clients and an echo server that use the kernel's TCP. Each client connects, sends a message and waits for the echo; the report
+//! has the number of successes and the latencies.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
-/// What a client says.
-const WORD: &[u8] = b"honest\n";
+/// The message of a client.
+const MESSAGE: &[u8] = b"honest\n";
 
-/// Honest clients, and the server they talk to.
+/// Runs honest TCP clients, or the echo server they connect to
 #[derive(Parser, Debug)]
 #[command(name = "honest", version)]
 pub(crate) struct Arguments {
@@ -22,22 +22,22 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Role {
-    /// Answers everything with itself, until it is stopped.
+    /// Runs the echo server until it is stopped
     Serve {
-        /// Where to listen, as 10.0.0.1:80 or [fd00::1]:80.
+        /// The address and port to listen on, such as 10.0.0.1:80 or [fd00::1]:80
         address: SocketAddr,
     },
-    /// Connects, one client after the other; fails if one of them does.
+    /// Runs clients one after the other; the exit status is 1 if one of them fails
     Connect {
-        /// Where to.
+        /// The address and port of the server
         address: SocketAddr,
-        /// How many.
+        /// Number of clients
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
         count: u32,
-        /// The seconds over which their beginnings are spread; 0 is one right after the other.
+        /// Seconds over which the clients are spread; with 0 each starts when the one before has ended
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=600))]
         over: u64,
-        /// The seconds a client waits before it gives up.
+        /// Seconds a client waits before it gives up
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
         patience: u64,
     },
@@ -65,17 +65,17 @@ fn serve(address: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     loop {
         let (stream, _) = listener.accept()?;
-        // A client that goes away is its own business.
+        // A connection that fails matters to its client only.
         thread::spawn(move || io::copy(&mut &stream, &mut &stream));
     }
 }
 
-/// Connects `count` times and prints what came of it; true if all got through.
+/// Runs `count` clients and prints the result; true if all succeeded.
 fn connect_all(address: SocketAddr, count: u32, pause: Duration, patience: Duration) -> bool {
     let mut times = Vec::new();
     for number in 1..=count {
         let start = Instant::now();
-        match visit(address, patience) {
+        match run_client(address, patience) {
             Ok(connected) => times.push(connected),
             Err(error) => println!("client {number}: {error} after {:.3} s", start.elapsed().as_secs_f64()),
         }
@@ -93,16 +93,16 @@ fn connect_all(address: SocketAddr, count: u32, pause: Duration, patience: Durat
     times.len() == count as usize
 }
 
-/// One client: connects, says its word, hears it again, goes. Returns the time until it was heard.
-fn visit(address: SocketAddr, patience: Duration) -> io::Result<Duration> {
+/// Runs one client: connects, sends the message, receives the echo. Returns the time until the echo.
+fn run_client(address: SocketAddr, patience: Duration) -> io::Result<Duration> {
     let start = Instant::now();
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    stream.write_all(WORD)?;
-    let mut heard = [0; WORD.len()];
-    stream.read_exact(&mut heard)?;
-    if heard != WORD {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "heard another word than was said"));
+    stream.write_all(MESSAGE)?;
+    let mut echo = [0; MESSAGE.len()];
+    stream.read_exact(&mut echo)?;
+    if echo != MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the echo differs from the message"));
     }
     Ok(start.elapsed())
 }

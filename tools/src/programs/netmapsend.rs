@@ -1,5 +1,4 @@
-//! `netmapsend`: one interface as a source of traffic, or as its end. What it says of itself on the command line, and how it goes about it;
-//! the loads themselves are told in `pattern` and `clients`.
+//! `netmapsend`: one interface as a traffic source or sink. Command line, set-up and report; the loads are in `pattern` and `clients`.
 
 use std::fmt;
 use std::io;
@@ -28,101 +27,102 @@ use crate::segment;
 use crate::tcp::Terms;
 use crate::xdp_generator::XdpGenerator;
 
-/// The Ethernet addresses of the pattern, and of whatever has none of its own: those that nmsynproxy's generator uses.
+/// The Ethernet addresses of the pattern, and of ports without an address: those of nmsynproxy's generator.
 const OWN_MAC: Mac = [0x02, 0, 0, 0, 0, 0x04];
 const PEER_MAC: Mac = [0x3c, 0xfd, 0xfe, 0xa5, 0x41, 0x49];
 
-/// How long answers to a flood are listened for after its end.
+/// How long replies to a flood are received after its end.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// Frames a load makes to see whether an interface takes them, and how long that may take.
+/// Frames sent to test whether an interface accepts redirected frames, and how long that may take.
 const PROBE: u32 = 64;
 const PROBE_WAIT: Duration = Duration::from_millis(20);
 
-/// How long a query for a neighbour is repeated.
+/// How long address resolution is tried.
 const RESOLVE_TIME: Duration = Duration::from_millis(1_500);
 
-/// Sends traffic by one interface, or swallows it.
+/// Sends test traffic by one interface, or receives it
 ///
-/// Without --flood, --connect or --sink: acknowledgements of 180 flows of 1514, 1514 and 64 bytes, from 10.0.0.x:12345 to 11.0.0.y:54321, for a
-/// box whose configuration says `test_connections`. It ends by itself after --seconds. For test networks: floods are answered to strangers, and
-/// the interface is taken from whoever uses it.
+/// Without --flood, --connect or --sink, sends acknowledgements of 180 flows, of 1514, 1514 and 64 bytes in turn, from 10.0.0.x:12345 to
+/// 11.0.0.y:54321, for a synproxy configured with `test_connections`. Ends after --seconds. For test networks only: replies to a
+/// flood go to other hosts, and the interface is taken away from its other users.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "netmapsend", version)]
 pub struct Arguments {
-    /// The interface: [xdp:|netmap:|packet:]NAME, valeX:Y, netmap:NAME{N, pcap:out=FILE; a bare name takes the best that works.
+    /// The interface: [xdp:|netmap:|packet:]NAME, valeX:Y, netmap:NAME{N or pcap:out=FILE; a bare name selects the best I/O backend
+    /// that works
     pub interface: String,
 
-    /// Segments or datagrams of this kind from sources that do not exist.
+    /// Sends a flood of this kind from random source addresses
     #[arg(long, value_enum, requires = "to", conflicts_with_all = ["connect", "sink"])]
     pub flood: Option<Kind>,
-    /// Honest clients: handshakes at a rate, used for a word and closed, without help of the kernel's TCP.
+    /// Simulates honest clients: each connects, exchanges a message and closes, without the kernel's TCP
     #[arg(long, requires = "to", conflicts_with = "sink")]
     pub connect: bool,
-    /// Counts what comes in and answers nothing.
+    /// Counts received frames and answers none
     #[arg(long)]
     pub sink: bool,
 
-    /// How long, in seconds.
+    /// Duration, in seconds
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Frames in all, or connections; without, as many as there is time for.
+    /// Total number of frames, or of connections with --connect; without it, limited only by --seconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Frames a second, all threads together, or connections; without, as many as will go (of connections 1000).
+    /// Frames per second of all threads, or connections per second (default 1000) with --connect; without it, as fast as possible
     #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
-    /// Threads, each with a queue of the interface; for the pattern two if it has them, else one.
+    /// Number of threads, each with a queue of the interface; the default is 1, for the pattern 2 if there are two queues
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,
 
-    /// Flows of the pattern, or connections there may be at the same time.
+    /// Number of flows of the pattern, or of concurrent connections with --connect
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub flows: Option<u64>,
-    /// Bytes of the pattern's frames, in turn, without check sequences.
+    /// Frame lengths of the pattern, used in turn, in bytes without FCS
     #[arg(long, value_delimiter = ',', default_values_t = [1514, 1514, 64], value_parser = clap::value_parser!(u64).range(SHORTEST as u64..=9216))]
     pub sizes: Vec<u64>,
 
-    /// The address that is called or flooded.
+    /// The target address
     #[arg(long)]
     pub to: Option<IpAddr>,
-    /// Its port.
+    /// The target port
     #[arg(long, default_value_t = 80)]
     pub port: u16,
-    /// The network that the sources are in, as 192.0.2.0/24; a flood without one comes from the whole Internet. Honest clients need
-    /// addresses to which answers find their way: they tell who asks where they are.
+    /// The network of the source addresses, such as 192.0.2.0/24; without it, a flood uses all public addresses. Replies to honest clients
+    /// must be routed to this interface; ARP and neighbour discovery for the addresses are answered
     #[arg(long, required_if_eq("connect", "true"))]
     pub from: Option<Sources>,
-    /// The Ethernet destination; without, the kernel is asked, and then the wire.
+    /// The Ethernet destination; without it, it is taken from the ARP table or resolved by ARP or neighbour discovery
     #[arg(long, value_parser = interface::parse_mac)]
     pub to_mac: Option<Mac>,
-    /// The Ethernet source; without, the interface's own.
+    /// The Ethernet source; without it, the interface's own address
     #[arg(long, value_parser = interface::parse_mac)]
     pub from_mac: Option<Mac>,
-    /// The 802.1Q tag of every frame.
+    /// The 802.1Q VLAN identifier of all frames
     #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4094))]
     pub vlan: Option<u16>,
 
-    /// SYNs of a flood without options, or clients that offer nothing but an MSS.
+    /// Flood SYNs without options, or clients that offer only an MSS
     #[arg(long)]
     pub bare: bool,
-    /// The MSS that clients offer, 1460 at the most; 1460 without, in IPv6 1440.
+    /// The MSS that clients offer; the default is 1460, for IPv6 1440
     #[arg(long, value_parser = clap::value_parser!(u16).range(88..=1460))]
     pub mss: Option<u16>,
-    /// Bytes a client says and wants to hear again from a server that echoes; 0 only opens and closes.
+    /// Bytes each client sends and expects back from an echo server; with 0 it only connects and closes
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
     pub word: u64,
-    /// Clients go by a reset instead of a FIN.
+    /// Clients close with an RST instead of a FIN
     #[arg(long)]
     pub abrupt: bool,
-    /// Seconds a client waits before it counts as lost.
+    /// Seconds each client waits before it counts as lost
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     pub patience: f64,
 
-    /// Where chance begins: the same seed makes the same load.
+    /// The seed of all random choices: the same seed makes the same load
     #[arg(long)]
     pub seed: Option<u64>,
-    /// One line of JSON instead of words.
+    /// Prints the report as one line of JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -135,45 +135,45 @@ pub fn main() -> ExitCode {
 
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
-    seconds.ok_or_else(|| "between 0.001 and 3600 seconds".into())
+    seconds.ok_or_else(|| "expected between 0.001 and 3600 seconds".into())
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=1e9).contains(rate));
-    rate.ok_or_else(|| "between 0.001 and 1000000000 a second".into())
+    rate.ok_or_else(|| "expected between 0.001 and 1000000000 per second".into())
 }
 
-/// What came of it.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// `pattern`, `flood`, `connect` or `sink`.
     pub load: &'static str,
-    /// By which way frames left and came in.
+    /// Notes on the I/O backend in use.
     pub way: Vec<String>,
-    /// How long it took.
+    /// The duration, in seconds.
     pub seconds: f64,
     /// Frames sent.
     pub sent: u64,
-    /// Their bytes, without check sequences; not known where the kernel made them.
+    /// Their bytes, without FCS; 0 if the kernel generated the frames.
     pub sent_bytes: u64,
-    /// Frames that the interface would not send.
+    /// Frames the interface refused to send.
     pub unsent: u64,
     /// Frames received.
     pub received: u64,
-    /// Frames that came in and could not be taken.
+    /// Frames lost on reception.
     pub missed: u64,
-    /// Connections that were answered; answers to a flood.
+    /// Connections whose SYN was answered, or replies to a flood.
     pub answered: u64,
-    /// Connections that were not.
+    /// Connections that timed out.
     pub lost: u64,
-    /// What was received, by kind.
+    /// Received frames, by kind.
     pub kinds: Option<Counted>,
-    /// What became of clients.
+    /// Results of the clients.
     pub clients: Option<Outcome>,
 }
 
 impl Report {
-    /// Whether nothing happened that should not have.
+    /// Whether no client was lost, refused, or received wrong data.
     pub fn is_good(&self) -> bool {
         self.clients.as_ref().is_none_or(|clients| clients.lost + clients.refused + clients.wrong == 0)
     }
@@ -219,10 +219,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// Does what the arguments say, until it is done, the time is over or `stop` is set.
+/// Runs the load until it ends, its time is over, or `stop` is set.
 ///
 /// # Errors
-/// One line that says what is wrong and what to do.
+/// A line that says what is wrong and what to do.
 pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let duration = Duration::from_secs_f64(arguments.seconds);
     if arguments.sink {
@@ -265,7 +265,7 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
 fn one_thread(arguments: &Arguments) -> Result<usize, String> {
     match arguments.threads {
         None | Some(1) => Ok(1),
-        Some(_) => Err("a client's answers come in by one queue or another: --connect has one thread".into()),
+        Some(_) => Err("--connect supports one thread only: a client's replies may arrive on any queue".into()),
     }
 }
 
@@ -279,7 +279,7 @@ fn open(name: &str, threads: usize) -> Result<Opened, String> {
     Ok((runners.collect(), guard, notes))
 }
 
-/// Runs a load on each runner, and returns them when all are over.
+/// Runs a load on each runner. Returns the loads and the duration in seconds when all have ended.
 fn run_all<L: Load + Send>(
     runners: &mut [LoadRunner],
     loads: Vec<L>,
@@ -299,7 +299,7 @@ fn run_all<L: Load + Send>(
     Ok((loads.map_err(|error| format!("waiting for frames: {error}"))?, begin.elapsed().as_secs_f64()))
 }
 
-/// What the ports say of it.
+/// A report with the counters of the ports.
 fn report(load: &'static str, runners: &[LoadRunner], seconds: f64, kinds: Option<Counted>) -> Report {
     let mut report = Report {
         load,
@@ -332,7 +332,7 @@ fn sum<'a>(counts: impl Iterator<Item = &'a Counted>) -> Counted {
     })
 }
 
-/// The share of `all` that falls to thread `index` of `threads`.
+/// The share of `all` of thread `index` of `threads`.
 fn share(all: u64, index: usize, threads: usize) -> u64 {
     let (index, threads) = (index as u64, threads as u64);
     all / threads + u64::from(index < all % threads)
@@ -350,7 +350,7 @@ fn receive(arguments: &Arguments, duration: Duration, stop: &AtomicBool) -> Resu
     let (mut runners, guard, way) = open(&arguments.interface, threads)?;
     let sinks =
         (0..threads).map(|index| Sink::new(duration, arguments.count.map(|count| share(count, index, threads))));
-    // What is sent before this is missed.
+    // Frames sent before this line are missed.
     eprintln!("netmapsend: ready");
     let (sinks, seconds) = run_all(&mut runners, sinks.collect(), duration, stop)?;
     let report = report("sink", &runners, seconds, Some(sum(sinks.iter().map(Sink::received))));
@@ -369,7 +369,7 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
     let threads = arguments.threads.map_or_else(queues, |threads| threads as usize);
     let flows = arguments.flows.unwrap_or(180);
     if flows > TEST_CONNECTIONS.into() {
-        return Err(format!("`test_connections` makes {TEST_CONNECTIONS} flows, and --flows asks for {flows}"));
+        return Err(format!("--flows is at most {TEST_CONNECTIONS}, the number of test connections, found {flows}"));
     }
     let (mut runners, guard, way) = open(name, threads)?;
     let macs = [arguments.from_mac.unwrap_or(OWN_MAC), arguments.to_mac.unwrap_or(PEER_MAC)];
@@ -389,7 +389,7 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
     Ok(Report { way, ..report })
 }
 
-/// What is to be sent to whom, in whose name, how long.
+/// A flood or clients: target, sources and duration.
 #[derive(Clone, Copy)]
 struct Job<'a> {
     arguments: &'a Arguments,
@@ -401,26 +401,28 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// A flood made by an XDP program in the kernel's own test loop: several times faster than any port. `Err` says why it is not so.
+    /// A flood from an XDP program in the kernel's test loop, several times faster than a port. `Err` says why that is not
+    /// possible, if there is anything to say.
     fn flood_from_kernel(&self, kind: Kind) -> Result<Report, Option<String>> {
         let Job { arguments, target, sources, seed, duration, stop } = *self;
         let name = &arguments.interface;
-        // One that is asked for by its backend is sent by that; and the loop knows no rate, no threads and no SYNs without options.
+        // A named backend is used as asked; and here the test loop supports neither a rate nor threads nor bare SYNs.
         if name.contains(':') || arguments.rate.is_some() || arguments.threads.is_some() || arguments.bare {
             return Err(None);
         }
-        let unusable = |error: io::Error| Some(format!("{name}: not by the kernel's test loop: {error}"));
+        let unusable = |error: io::Error| Some(format!("{name}: not using the kernel's test loop: {error}"));
         let index = pktio::netdev::Interface::find(name).map_err(|error| unusable(io::Error::other(error)))?.index();
         let mut generator = XdpGenerator::flood(kind, target, sources, None, seed).map_err(unusable)?;
         generator.port(0, index).map_err(unusable)?;
-        let before = interface::packets(name).ok_or_else(|| Some(format!("{name}: its counters cannot be read")))?;
+        let before =
+            interface::packets(name).ok_or_else(|| Some(format!("{name}: cannot read the interface counters")))?;
         let begin = Instant::now();
         generator.run(PROBE).map_err(unusable)?;
         let taken = || interface::packets(name).is_some_and(|now| now[0] > before[0]);
         while !taken() {
             if begin.elapsed() > PROBE_WAIT * 2 {
                 return Err(Some(format!(
-                    "{name}: not by the kernel's test loop: the interface takes no redirected frames"
+                    "{name}: not using the kernel's test loop: the interface accepts no redirected frames"
                 )));
             }
             thread::sleep(Duration::from_millis(1));
@@ -459,7 +461,7 @@ impl Job<'_> {
         let (loads, _) = run_all(runners, (0..threads).map(load).collect(), duration + 2 * LINGER, stop)?;
         let seconds = loads.iter().filter_map(Flood::ended).max().unwrap_or(duration).as_secs_f64();
         let kinds = sum(loads.iter().map(Flood::received));
-        // What a SYN is answered with; everything else would be answered with a reset, if at all.
+        // A SYN is answered with a SYN-ACK; any other kind with an RST, if at all.
         let answered = if kind == Kind::Syn { kinds.syn_ack } else { kinds.rst };
         Ok(Report { answered, ..report("flood", runners, seconds.max(1e-6), Some(kinds)) })
     }
@@ -487,29 +489,29 @@ impl Job<'_> {
     }
 }
 
-/// Request the wire where `to` is.
+/// Resolves the Ethernet address of `to` by ARP or neighbour discovery.
 fn resolve(
     runner: &mut LoadRunner,
     arguments: &Arguments,
     (to, own): (IpAddr, Mac),
     stop: &AtomicBool,
 ) -> Result<Mac, String> {
-    let nobody = match to {
+    let unspecified = match to {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let sender = arguments.from.map_or(nobody, |sources| sources.nth(0));
+    let sender = arguments.from.map_or(unspecified, |sources| sources.nth(0));
     let mut query =
         AddressQuery { sender: (sender, own), target: to, vlan: arguments.vlan, again: Duration::ZERO, found: None };
     let asked = runner.run(&mut query, Instant::now(), RESOLVE_TIME, stop);
     asked.map_err(|error| format!("waiting for frames: {error}"))?;
     query.found.ok_or_else(|| {
-        let at = if stop.load(Ordering::Relaxed) { "interrupted" } else { "nobody says where it is" };
-        format!("{to}: {at}; give its Ethernet address, or its router's, with --to-mac")
+        let at = if stop.load(Ordering::Relaxed) { "interrupted" } else { "its Ethernet address cannot be resolved" };
+        format!("{to}: {at}; give the Ethernet address, or the router's, with --to-mac")
     })
 }
 
-/// Who has an address?
+/// Address resolution, as a load.
 struct AddressQuery {
     sender: (IpAddr, Mac),
     target: IpAddr,

@@ -1,5 +1,4 @@
-//! `replay`: what would the box have done? Reads captures, shows the frames to the engine, and writes what it would send out, each
-//! frame with its verdict and reason.
+//! `replay`: runs captures through the engine and writes what the box would have sent, each frame with verdict and reason.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
@@ -14,63 +13,63 @@ use pktio::pcap::{Direction, Label, PcapFileError, PcapNgWriter, PcapReader, Rec
 use tcpstate::{Config, PerSide, Side};
 
 const AFTER_HELP: &str = "\
-Which port a frame came in by:
-  one FILE        its interface says so by its name, lan or wan (or out and in, as older captures have it; more names by --lan-interface
-                  and --wan-interface), or its addresses do, with --lan
-  two FILEs       the first was captured at the LAN port, the second at the WAN port
-Frames that a capture marks as sent by the box are left out, so that what `synproxy -i`, `-l` and `-w` write can be replayed.
+How the receiving port of a frame is found:
+  one FILE   by the name of its capture interface: lan or wan (in older captures out or in), or a name given by --lan-interface or
+             --wan-interface; with --lan by its addresses
+  two FILEs  the first was captured at the LAN port, the second at the WAN port
+Frames marked as sent by the box are left out, so the files written by `synproxy -i`, `-l` and `-w` can be replayed.
 
-Cookies are made with secrets that come from the seed: the acknowledgement of a handshake that another box answered is a bad cookie
-here. Frames that a capture has cut are replayed by their heads, as the first buffer of a frame in several.
+SYN cookies are signed with secrets derived from the seed, so a handshake answered by a real box ends in a bad cookie here. Truncated
+frames are replayed as the first buffer of a longer frame.
 
 Exit status:
-  0  done
-  1  a file cannot be read or written, or is damaged; what came before the damage has been replayed
+  0  success
+  1  a file cannot be read or written, or is damaged; everything before the damage was replayed
   2  the command line is wrong
   3  the configuration is wrong";
 
-/// Replays captures (pcap or pcapng, Ethernet) through the engine, and writes what the box would send out.
+/// Replays captures (pcap or pcapng, Ethernet) through the proxy engine and writes the frames it would send
 #[derive(Parser, Debug)]
 #[command(version, after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// One capture of both ports, or one of the LAN port and one of the WAN port
     #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
     files: Vec<PathBuf>,
-    /// Writes the frames sent to FILE, as pcapng with the interfaces lan and wan, verdict and reason as each frame's comment
+    /// Writes the frames sent to FILE, a pcapng file with interfaces lan and wan; each frame's comment is its verdict and reason
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Writes frames dropped and held too, as received
+    /// Also writes dropped and held frames, as received
     #[arg(long, requires = "output")]
     all: bool,
-    /// Hosts of NETWORK (as 10.0.0.0/8) are in the LAN; may be given several times
+    /// Addresses in NETWORK (such as 10.0.0.0/8) are on the LAN; can be repeated
     #[arg(long, value_name = "NETWORK")]
     lan: Vec<Network>,
-    /// An interface of this name is the LAN port
+    /// The capture interface of this name is the LAN port; can be repeated
     #[arg(long, value_name = "NAME", conflicts_with = "lan")]
     lan_interface: Vec<String>,
-    /// An interface of this name is the WAN port
+    /// The capture interface of this name is the WAN port; can be repeated
     #[arg(long, value_name = "NAME", conflicts_with = "lan")]
     wan_interface: Vec<String>,
-    /// Reads the configuration from FILE; without it every key has its default
+    /// Reads the configuration from FILE; without it all keys have their defaults
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What the secrets are made of
+    /// The seed of the secrets
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// How fast
+    /// The speed
     #[arg(long, value_name = "PACE", default_value = "fast")]
     pace: Pace,
-    /// Lets the clock run on so long after the last frame
+    /// Runs the clock for SECONDS after the last frame
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     after: u64,
 }
 
-/// How fast.
+/// The speed of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Pace {
-    /// As it was captured
+    /// As captured
     Original,
-    /// As fast as possible; times are the capture's all the same
+    /// As fast as possible; the engine's clock is still that of the capture
     Fast,
 }
 
@@ -79,21 +78,21 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let config = match arguments.config.as_deref().map_or(Ok(Config::default()), load) {
         Ok(config) => config,
-        Err(complaint) => {
-            eprintln!("{complaint}");
+        Err(error) => {
+            eprintln!("{error}");
             return ExitCode::from(3);
         }
     };
     match replay(&arguments, &config) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(complaint) => {
-            eprintln!("replay: {complaint}");
+        Err(error) => {
+            eprintln!("replay: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The engine's part of a configuration.
+/// Loads the engine's part of a configuration file.
 fn load(path: &Path) -> Result<Config, String> {
     let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let text = String::from_utf8_lossy(&text);
@@ -101,16 +100,16 @@ fn load(path: &Path) -> Result<Config, String> {
     Ok(parsed.config.engine)
 }
 
-/// A capture, read frame by frame.
+/// A capture file, read frame by frame.
 struct Source {
     reader: PcapReader,
     origin: Origin,
     next: Record,
-    /// By which port the next frame came in; `None` at the end.
+    /// The receiving port of the next frame; `None` at the end.
     side: Option<Side>,
     outbound: u64,
     unknown: u64,
-    /// Why it ended before its end.
+    /// The error that ended it early.
     damage: Option<PcapFileError>,
 }
 
@@ -123,7 +122,7 @@ impl Source {
         Ok(source)
     }
 
-    /// Reads on to the next frame that came in by one of the ports.
+    /// Reads up to the next frame with a receiving port.
     fn advance(&mut self) {
         self.side = None;
         loop {
@@ -147,7 +146,7 @@ impl Source {
     }
 }
 
-/// Where outcomes go.
+/// Writes outcomes to the output file.
 struct Sink {
     writer: Option<PcapNgWriter<BufWriter<File>>>,
     all: bool,
@@ -155,7 +154,7 @@ struct Sink {
 }
 
 impl Sink {
-    fn take(&mut self, outcome: &Outcome) {
+    fn write(&mut self, outcome: &Outcome) {
         let Some(writer) = &mut self.writer else { return };
         let direction = match outcome.fate {
             Fate::Sent => Direction::Outbound,
@@ -195,7 +194,7 @@ fn replay(arguments: &Arguments, config: &Config) -> Result<(), String> {
     let mut sink = Sink { writer: writer.transpose()?, all: arguments.all, error: None };
     let mut replay = Replay::new(config, arguments.seed);
     let (begin, mut first) = (Instant::now(), None);
-    // Of two captures the earlier frame goes first.
+    // With two captures, the earlier frame goes first.
     while let Some(source) =
         sources.iter_mut().filter(|source| source.side.is_some()).min_by_key(|source| source.next.time)
         && let Some(side) = source.side
@@ -205,30 +204,30 @@ fn replay(arguments: &Arguments, config: &Config) -> Result<(), String> {
             let since = source.next.time.saturating_sub(*first.get_or_insert(source.next.time));
             thread::sleep(since.saturating_sub(begin.elapsed()));
         }
-        replay.frame(side, &source.next, &mut |outcome| sink.take(outcome));
+        replay.frame(side, &source.next, &mut |outcome| sink.write(outcome));
         source.advance();
     }
-    replay.wait(Duration::from_secs(arguments.after), &mut |outcome| sink.take(outcome));
+    replay.wait(Duration::from_secs(arguments.after), &mut |outcome| sink.write(outcome));
     sink.flush();
 
     print!("{}", replay.summary());
-    let mut complaints = Vec::new();
+    let mut errors = Vec::new();
     for (source, path) in sources.iter_mut().zip(&arguments.files) {
         let path = name(path);
         let left_out = [
-            (source.outbound, "had been sent by the box"),
+            (source.outbound, "were sent by the box"),
             (source.unknown, "do not tell which port they came in by; see --help"),
-            (source.reader.skipped(), "were captured on a link that is no Ethernet"),
+            (source.reader.skipped(), "were captured on a link other than Ethernet"),
         ];
         for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {
             println!("{path}: {count} frames left out, which {why}");
         }
-        complaints.extend(source.damage.take().map(|damage| damage.to_string()));
+        errors.extend(source.damage.take().map(|damage| damage.to_string()));
     }
     if let (Some(error), Some(path)) = (sink.error, &arguments.output) {
-        complaints.push(format!("{}: {error}", name(path)));
+        errors.push(format!("{}: {error}", name(path)));
     }
-    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\nreplay: ")) }
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("\nreplay: ")) }
 }
 
 fn open(arguments: &Arguments) -> Result<Vec<Source>, PcapFileError> {

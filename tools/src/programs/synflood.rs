@@ -1,5 +1,5 @@
-//! `synflood`: attacks a server from sources that do not exist, for a bounded time, to see what the proxy does.
-//! For one's own laboratory; it refuses to guess an interface.
+//! `synflood`: floods a server from random source addresses for a bounded time, through a packet socket that leaves the interface to the
+//! kernel. The interface must be named.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,56 +16,58 @@ use clap::Parser;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-/// Frames a system call; more gains nothing.
+/// Frames per system call; more gains nothing.
 const BATCH: u64 = 64;
 
-/// Floods a server with TCP segments from random sources that do not exist. For laboratories: the answers go to strangers.
+/// Floods a server with segments from random source addresses
+///
+/// For test networks only: replies go to other hosts. Needs CAP_NET_RAW.
 #[derive(Parser, Debug)]
 #[command(name = "synflood", version)]
 pub(crate) struct Arguments {
-    /// The interface the flood leaves by; never guessed.
+    /// The interface to send by
     #[arg(short, long)]
     interface: String,
-    /// The address attacked; its family is the flood's.
+    /// The target address, IPv4 or IPv6
     #[arg(long)]
     to: IpAddr,
-    /// The port attacked.
+    /// The target port
     #[arg(long, default_value_t = 80)]
     port: u16,
-    /// The Ethernet destination; for an IPv4 neighbour the ARP table knows it.
+    /// The Ethernet destination; without it, that of an IPv4 neighbour is taken from the ARP table
     #[arg(long, value_parser = parse_mac)]
     to_mac: Option<Mac>,
-    /// The Ethernet source, to which the answers go; without it, the interface's own.
+    /// The Ethernet source, to which replies go; without it, the interface's own address
     #[arg(long, value_parser = parse_mac)]
     from_mac: Option<Mac>,
-    /// What the flood consists of.
+    /// The kind of segments
     #[arg(long, value_enum, default_value_t = Kind::Syn)]
     kind: Kind,
-    /// The network the sources claim to be in, as 192.0.2.0/24; without it, the whole Internet.
+    /// The network of the source addresses, such as 192.0.2.0/24; without it, all public addresses
     #[arg(long)]
     from: Option<Sources>,
-    /// SYNs without options, 60 bytes on the wire.
+    /// Sends SYNs without options, 60 bytes on the wire
     #[arg(long)]
     bare: bool,
-    /// Segments a second, all threads together; without it, as fast as the kernel takes them.
+    /// Segments per second of all threads; without it, as fast as the kernel accepts them
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
-    /// How long.
+    /// Duration, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Threads that send.
+    /// Number of sending threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     threads: u64,
-    /// Where chance begins: the same seed makes the same flood.
+    /// The seed of all random choices: the same seed makes the same flood
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// What one thread achieved.
+/// The counts of a thread.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     sent: u64,
-    /// Times the device had no room.
+    /// How often the device was full.
     full: u64,
 }
 
@@ -73,8 +75,8 @@ struct Tally {
 pub fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(complaint) => {
-            eprintln!("synflood: {complaint}");
+        Err(error) => {
+            eprintln!("synflood: {error}");
             ExitCode::FAILURE
         }
     }
@@ -89,13 +91,13 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     if sources.is_ipv4() != arguments.to.is_ipv4() {
         return Err("--from and --to are of different address families".into());
     }
-    let open = || Sender::open(interface).map_err(|error| complaint(interface, &error));
-    let own_mac = open()?.mac(interface).map_err(|error| complaint(interface, &error))?;
+    let open = || Sender::open(interface).map_err(|error| explain(interface, &error));
+    let own_mac = open()?.mac(interface).map_err(|error| explain(interface, &error))?;
     let target = Target {
         address: arguments.to,
         port: arguments.port,
         mac: arguments.to_mac.or_else(|| neighbour(arguments.to, interface)).ok_or_else(|| {
-            format!("no neighbour entry for {} on {interface}; ping it first or give --to-mac", arguments.to)
+            format!("no ARP entry for {} on {interface}; ping it first, or give --to-mac", arguments.to)
         })?,
         from_mac: arguments.from_mac.unwrap_or(own_mac),
         vlan: None,
@@ -125,7 +127,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             .map(|thread| thread.join().expect("a sender does not panic"))
             .collect::<io::Result<Vec<_>>>()
     })
-    .map_err(|error| complaint(interface, &error))?;
+    .map_err(|error| explain(interface, &error))?;
 
     let sent: u64 = tallies.iter().map(|tally| tally.sent).sum();
     let full: u64 = tallies.iter().map(|tally| tally.full).sum();
@@ -134,7 +136,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends until `end`, a signal or an error; at `rate` segments a second if there is one.
+/// Sends until `end` or a signal, at `rate` segments per second if given.
 fn flood(
     sender: &Sender,
     mut template: FloodTemplate,
@@ -171,12 +173,12 @@ fn flood(
     }
 }
 
-/// One line that says what is wrong and what to do.
-fn complaint(interface: &str, error: &io::Error) -> String {
+/// A line that says what is wrong and what to do.
+fn explain(interface: &str, error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => "raw sockets need root or CAP_NET_RAW".into(),
+        Some(libc::EPERM | libc::EACCES) => "permission denied: packet sockets need root or CAP_NET_RAW".into(),
         Some(libc::ENODEV | libc::ENXIO) => format!("there is no interface `{interface}`"),
-        Some(libc::ENETDOWN) => format!("`{interface}` is down; ip link set {interface} up"),
+        Some(libc::ENETDOWN) => format!("`{interface}` is down; run: ip link set {interface} up"),
         _ => format!("{interface}: {error}"),
     }
 }

@@ -1,5 +1,5 @@
-//! `tcpsendrecv`: plays both ends of many connections through a box, and checks every byte and every number. What it says of itself on the
-//! command line; how it goes about it is told in `exchange`.
+//! `tcpsendrecv`: plays both endpoints of many connections through a box, and checks every byte and every sequence number. Command line,
+//! set-up and report; the load is in `transfer_check`.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -19,82 +19,85 @@ use crate::segment;
 use crate::tcp::Terms;
 use crate::transfer_check::{Plan, TransferCheck, TransferReport};
 
-/// How long connections may take to close once the time is over.
+/// How long connections may take to close after the end of the transfer.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Plays the server behind a box's LAN port and the client behind its WAN port, on many connections at once, and checks every byte and every
-/// sequence number on the way. It ends by itself. For test networks: the interfaces are taken from whoever uses them.
+/// Plays both endpoints of TCP connections through synproxy and checks every byte
+///
+/// Plays the server behind the LAN port and the client behind the WAN port, on many connections at once, and checks every byte and every
+/// sequence number. Ends after --seconds. For test networks only: the interfaces are taken away from their other users.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "tcpsendrecv", version)]
 pub struct Arguments {
-    /// The interface at the box's LAN port: [xdp:|netmap:|packet:]NAME or valeX:Y; a bare name takes the best that works.
+    /// The interface connected to synproxy's LAN port: [xdp:|netmap:|packet:]NAME or valeX:Y; a bare name selects the best I/O
+    /// backend that works
     pub lan: String,
-    /// The interface at the box's WAN port.
+    /// The interface connected to synproxy's WAN port
     pub wan: String,
 
-    /// Connections; 24 without.
+    /// Number of connections; the default is 24
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub flows: Option<u32>,
-    /// Bytes that each sender sends on each connection; without, as many as there is time for.
+    /// Bytes each sender sends on each connection; without it, limited only by --seconds
     #[arg(long)]
     pub bytes: Option<u64>,
-    /// How long, in seconds; then connections are closed, which may take five more.
+    /// Duration, in seconds; then connections are closed, which may take five more seconds
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Who calls; the WAN without.
+    /// The side that opens the connections; the default is wan
     #[arg(long, value_enum)]
     pub open: Option<Who>,
-    /// Who sends; both without.
+    /// The side that sends; the default is both
     #[arg(long, value_enum)]
     pub send: Option<Who>,
-    /// Bytes on the way in each direction of each connection; 65536 without.
+    /// The largest number of unacknowledged bytes in each direction of each connection; the default is 65536
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub in_flight: Option<u64>,
-    /// As nmsynproxy's programs do it: connections opened from the LAN, which alone sends. `tcpsendrecv`: two connections, two segments on
-    /// the way. `tcpsendrecv1`: 24 connections, 64 KiB on the way.
+    /// Transfers like a program of nmsynproxy: the LAN opens the connections, and only the LAN sends. `tcpsendrecv`: 2 connections with 2
+    /// segments in flight. `tcpsendrecv1`: 24 connections with 64 KiB in flight
     #[arg(long, value_enum)]
     pub like: Option<Like>,
 
-    /// Connections begun a second.
+    /// Connections opened per second
     #[arg(long, default_value_t = 1_000.0)]
     pub rate: f64,
-    /// The MSS that both ends offer, 1460 at the most; 1460 without, in IPv6 1440.
+    /// The MSS both endpoints offer; the default is 1460, for IPv6 1440
     #[arg(long, value_parser = clap::value_parser!(u16).range(88..=1460))]
     pub mss: Option<u16>,
-    /// No options but the MSS.
+    /// Offers no options but the MSS
     #[arg(long)]
     pub bare: bool,
-    /// IPv6 instead of IPv4.
+    /// Uses IPv6 instead of IPv4
     #[arg(long)]
     pub ipv6: bool,
-    /// The 802.1Q tag of every frame.
+    /// The 802.1Q VLAN identifier of all frames
     #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4094))]
     pub vlan: Option<u16>,
-    /// Where chance begins: the same seed makes the same sequence numbers.
+    /// The seed of all random choices: the same seed makes the same sequence numbers
     #[arg(long)]
     pub seed: Option<u64>,
-    /// One line of JSON instead of words.
+    /// Prints the report as one line of JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// One side or both.
+/// One side, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Who {
-    /// The protected side.
+    /// The LAN side
     Lan,
-    /// The other.
+    /// The WAN side
     Wan,
-    /// Both.
+    /// Both sides
     Both,
 }
 
-/// A program of the reference.
+/// A program of nmsynproxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Like {
-    /// Two connections, two segments on the way.
+    /// 2 connections, 2 segments in flight
     Tcpsendrecv,
-    /// 24 connections, 64 KiB on the way.
+    /// 24 connections, 64 KiB in flight
     Tcpsendrecv1,
 }
 
@@ -106,33 +109,33 @@ pub fn main() -> ExitCode {
 
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
-    seconds.ok_or_else(|| "between 0.001 and 3600 seconds".into())
+    seconds.ok_or_else(|| "expected between 0.001 and 3600 seconds".into())
 }
 
-/// What came of it.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// By which way frames left and came in.
+    /// Notes on the I/O backend in use.
     pub way: Vec<String>,
-    /// How long it took.
+    /// The duration, in seconds.
     pub seconds: f64,
-    /// Frames sent and received.
+    /// Frames sent.
     pub sent: u64,
-    /// Likewise.
+    /// Frames received.
     pub received: u64,
-    /// Frames that the interfaces would not send.
+    /// Frames the interfaces refused to send.
     pub unsent: u64,
-    /// Frames that came in and could not be taken.
+    /// Frames lost on reception.
     pub missed: u64,
-    /// What became of the connections.
+    /// Results of the connections.
     #[serde(flatten)]
-    pub exchanged: TransferReport,
+    pub transfer: TransferReport,
 }
 
 impl Report {
-    /// Whether every connection did what it should, and nothing else was heard.
+    /// Whether every connection finished and nothing wrong was received.
     pub fn is_good(&self) -> bool {
-        let TransferReport { opened, finished, failed, wrong, .. } = self.exchanged;
+        let TransferReport { opened, finished, failed, wrong, .. } = self.transfer;
         opened == finished && failed == 0 && wrong == 0
     }
 }
@@ -143,7 +146,7 @@ impl fmt::Display for Report {
             writeln!(f, "# {way}")?;
         }
         let TransferReport { opened, finished, failed, bytes_to_lan, bytes_to_wan, wrong, sent_again, .. } =
-            self.exchanged;
+            self.transfer;
         let gbps = |bytes: u64| bytes as f64 * 8e-9 / self.seconds;
         writeln!(
             f,
@@ -153,15 +156,15 @@ impl fmt::Display for Report {
         writeln!(f, "opened={opened} finished={finished} failed={failed} wrong={wrong} sent-again={sent_again}")?;
         writeln!(f, "bytes-to-lan={bytes_to_lan} gbps={:.3}", gbps(bytes_to_lan))?;
         writeln!(f, "bytes-to-wan={bytes_to_wan} gbps={:.3}", gbps(bytes_to_wan))?;
-        writeln!(f, "handshake: {}", self.exchanged.handshake)?;
-        writeln!(f, "opening: {}", self.exchanged.opening)
+        writeln!(f, "handshake: {}", self.transfer.handshake)?;
+        writeln!(f, "opening: {}", self.transfer.opening)
     }
 }
 
-/// Does what the arguments say, until it is done, the time is over or `stop` is set.
+/// Runs the transfer until it ends, its time is over, or `stop` is set.
 ///
 /// # Errors
-/// One line that says what is wrong and what to do.
+/// A line that says what is wrong and what to do.
 pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let until = Duration::from_secs_f64(arguments.seconds);
     let plan = arguments.plan(until)?;
@@ -171,15 +174,15 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let Some(Pair { lan, wan, pool }) = pairs.into_iter().next() else { return Err("no port was opened".into()) };
     let mut runner = LoadRunner { ports: vec![lan, wan], pool };
     let seed = arguments.seed.unwrap_or_else(rand::random);
-    let mut exchange = TransferCheck::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
+    let mut load = TransferCheck::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
     let begin = Instant::now();
-    let ran = runner.run(&mut exchange, begin, until + CLOSING, stop);
+    let ran = runner.run(&mut load, begin, until + CLOSING, stop);
     ran.map_err(|error| format!("waiting for frames: {error}"))?;
     let (seconds, passed) = (begin.elapsed().as_secs_f64(), runner.passed());
     drop(runner);
     drop(guard);
     let Passed { sent, received, unsent, missed, .. } = passed;
-    Ok(Report { way, seconds, sent, received, unsent, missed, exchanged: exchange.outcome() })
+    Ok(Report { way, seconds, sent, received, unsent, missed, transfer: load.outcome() })
 }
 
 impl Arguments {
@@ -193,12 +196,12 @@ impl Arguments {
         let opener = match self.open.unwrap_or(open) {
             Who::Lan => Side::Lan,
             Who::Wan => Side::Wan,
-            Who::Both => return Err("a connection is opened by one side: --open lan or --open wan".into()),
+            Who::Both => return Err("a connection is opened by one side: use --open lan or --open wan".into()),
         };
         let send = self.send.unwrap_or(send);
         let in_flight = self.in_flight.unwrap_or(in_flight);
         let linux = Terms::linux(mss);
-        let window = u32::try_from(in_flight.max(64 << 10)).map_err(|_| "too many bytes on the way")?;
+        let window = u32::try_from(in_flight.max(64 << 10)).map_err(|_| "--in-flight is too large")?;
         let terms = Terms { in_flight, window, ..linux };
         let bare = Terms { sack: false, timestamps: false, scale: None, ..terms };
         Ok(Plan {
