@@ -173,10 +173,7 @@ impl Clients {
         }
         let options = Options::read(segment.options(head.bytes()));
         let delivery = client.tcp.on_segment(segment, &options, now);
-        let (from, len) = (delivery.fresh.start, (delivery.fresh.end - delivery.fresh.start) as usize);
-        let start = usize::from(segment.payload) + delivery.skip;
-        let content_matches =
-            !head.is_whole() || head.bytes()[start..start + len] == *self.content.bytes(client.stream, from, len);
+        let content_matches = !head.is_whole() || delivery.matches(&self.content, client.stream, segment, head.bytes());
         self.outcome.wrong += u64::from(delivery.wrong || !content_matches);
         if client.tcp.is_open() && !client.answered {
             client.answered = true;

@@ -4,8 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use rand::RngExt;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::network::Network;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -106,17 +108,7 @@ impl Sources {
 
     /// Whether `address` is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.network, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let host = u32::MAX.checked_shr(self.length.into()).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & !host == 0
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let host = u128::MAX.checked_shr(self.length.into()).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & !host == 0
-            }
-            _ => false,
-        }
+        Network { address: self.network, length: self.length.into() }.contains(address)
     }
 
     /// The 16-bit words of the address that vary, in host byte order: index, mask of the varying bits, value of the others.
@@ -169,19 +161,17 @@ impl FromStr for Sources {
 
     /// Parses `192.0.2.0/24` or `2001:db8::/32`; an address without a length is a single host.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (network, length) = text.split_once('/').map_or((text, None), |(network, length)| (network, Some(length)));
-        let network: IpAddr = network.parse().map_err(|_| format!("`{network}` is not an IP address"))?;
-        let longest = if network.is_ipv4() { 32 } else { 128 };
-        let length = match length {
-            None => longest,
-            Some(length) => length
-                .parse()
-                .ok()
-                .filter(|length| (1..=longest).contains(length))
-                .ok_or_else(|| format!("the prefix length must be between 1 and {longest}, found `{length}`"))?,
-        };
-        Ok(Sources { network, length })
+        let Network { address, length } = text.parse()?;
+        if length == 0 {
+            return Err(format!("the prefix length of `{text}` must be at least 1"));
+        }
+        Ok(Sources { network: address, length: length as u8 })
     }
+}
+
+/// The random numbers of thread `number` of a flood with this seed.
+pub fn thread_rng(seed: u64, number: u64) -> SmallRng {
+    SmallRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The target of a load.
@@ -356,8 +346,6 @@ fn fold(mut sum: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-
-    use rand::SeedableRng;
 
     use super::*;
 

@@ -12,7 +12,7 @@
 //! | [`tcp`], [`segment`], [`neighbours`] | simulated hosts: their connections, segments, and ARP and neighbour discovery |
 //! | [`flood_template`], [`xdp_generator`], [`raw`] | floods: their frames, an XDP program that generates them, a packet socket that sends them |
 //! | [`pace`], [`latency`] | schedules, and latency histograms |
-//! | [`interface`] | what the kernel knows of an interface |
+//! | [`interface`], [`network`] | what the kernel knows of an interface; networks on command lines |
 //!
 //! All loads are bounded in time. They are for test networks.
 
@@ -23,6 +23,7 @@ pub mod latency;
 pub mod load_runner;
 pub mod man_pages;
 pub mod neighbours;
+pub mod network;
 pub mod pace;
 pub mod pattern;
 pub mod programs;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tcpstate::seq::{RawWindow, SeqNum, Window, WindowScale};
 use tcpstate::wire::{Flags, OptionList, Options, Segment, Timestamps};
 
-use crate::segment::{OutgoingSegment, PSH};
+use crate::segment::{Content, OutgoingSegment, PSH};
 
 /// The first retransmission timeout of a SYN (RFC 6298 section 2), doubled each time.
 const SYN_WAIT: Duration = Duration::from_secs(1);
@@ -78,6 +78,24 @@ pub struct Delivery {
     pub skip: usize,
     /// Whether the segment is impossible: it acknowledges data never sent, or has data far beyond the window.
     pub wrong: bool,
+}
+
+impl Delivery {
+    /// The number of new bytes.
+    pub fn len(&self) -> usize {
+        (self.fresh.end - self.fresh.start) as usize
+    }
+
+    /// Whether there are no new bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the new bytes are those of this stream. `segment` is the one that was received, `frame` its frame.
+    pub fn matches(&self, content: &Content, stream: u64, segment: &Segment, frame: &[u8]) -> bool {
+        let start = usize::from(segment.payload) + self.skip;
+        frame[start..start + self.len()] == *content.bytes(stream, self.fresh.start, self.len())
+    }
 }
 
 /// One endpoint of a connection. Positions in streams are in bytes and count from 0 at the byte after the SYN.
@@ -503,7 +521,7 @@ mod tests {
     use tcpstate::{Head, Side};
 
     use super::*;
-    use crate::segment::{Content, envelope, key};
+    use crate::segment::{envelope, key};
 
     /// Two endpoints, and a lossy link between them.
     struct Wire {
@@ -551,11 +569,7 @@ mod tests {
                         }
                         Some(tcp) => {
                             let delivery = tcp.on_segment(&segment, &options, self.now);
-                            let (from, len) =
-                                (delivery.fresh.start, (delivery.fresh.end - delivery.fresh.start) as usize);
-                            let start = usize::from(segment.payload) + delivery.skip;
-                            let right =
-                                head.bytes()[start..start + len] == *self.content.bytes(other as u64, from, len);
+                            let right = delivery.matches(&self.content, other as u64, &segment, head.bytes());
                             self.wrong += u32::from(delivery.wrong) + u32::from(!right);
                         }
                     }

@@ -167,14 +167,12 @@ impl TransferCheck {
         }
         let Some(end) = &mut flow.ends[side as usize] else { return };
         let delivery = end.tcp.on_segment(segment, &options, now);
-        let (from, len) = (delivery.fresh.start, (delivery.fresh.end - delivery.fresh.start) as usize);
-        let start = usize::from(segment.payload) + delivery.skip;
-        let expected = self.content.bytes(Self::stream(number, side.other()), from, len);
-        let content_matches = head.is_whole() && head.bytes()[start..start + len] == *expected;
+        let stream = Self::stream(number, side.other());
+        let content_matches = head.is_whole() && delivery.matches(&self.content, stream, segment, head.bytes());
         self.outcome.wrong += u64::from(delivery.wrong || !content_matches);
         if content_matches {
             let bytes = if side == Side::Lan { &mut self.outcome.bytes_to_lan } else { &mut self.outcome.bytes_to_wan };
-            *bytes += len as u64;
+            *bytes += delivery.len() as u64;
         }
         if end.tcp.is_open() && !end.was_open {
             end.was_open = true;

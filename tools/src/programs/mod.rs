@@ -24,6 +24,12 @@ pub fn commands() -> Vec<Command> {
     ]
 }
 
+/// Parses a duration in seconds of a command line.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected between 0.001 and 3600 seconds".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use tcpstate::Head;
 use tcpstate::wire::Vlan;
 
 use crate::clients::{ClientProfile, Clients, Outcome};
-use crate::flood_template::{FloodTemplate, Kind, Mac, Sources, Target};
+use crate::flood_template::{self, FloodTemplate, Kind, Mac, Sources, Target};
 use crate::interface;
 use crate::load_runner::{Load, LoadRunner, Outbox};
 use crate::neighbours::{self, Message};
@@ -64,7 +64,7 @@ pub struct Arguments {
     pub sink: bool,
 
     /// Duration, in seconds
-    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 10.0, value_parser = super::seconds)]
     pub seconds: f64,
     /// Total number of frames, or of connections with --connect; without it, limited only by --seconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
@@ -116,7 +116,7 @@ pub struct Arguments {
     #[arg(long)]
     pub abrupt: bool,
     /// Seconds each client waits before it counts as lost
-    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 5.0, value_parser = super::seconds)]
     pub patience: f64,
 
     /// The seed of all random choices: the same seed makes the same load
@@ -131,11 +131,6 @@ pub struct Arguments {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     crate::run_and_report("netmapsend", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
-    seconds.ok_or_else(|| "expected between 0.001 and 3600 seconds".into())
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -454,7 +449,7 @@ impl Job<'_> {
         let Job { arguments, target, sources, seed, duration, stop } = *self;
         let threads = runners.len();
         let load = |index: usize| {
-            let rng = SmallRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let rng = flood_template::thread_rng(seed, index as u64);
             let template = FloodTemplate::new(kind, target, sources, arguments.bare, rng);
             Flood::new(template, arguments.pace(duration, index, threads), LINGER)
         };

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::replay::{Fate, Network, Origin, Outcome, Replay, Skipped};
+use crate::network::Network;
+use crate::replay::{Fate, Origin, Outcome, Replay, Skipped};
 use clap::{Parser, ValueEnum};
 use pktio::pcap::{Direction, Label, PcapFileError, PcapNgWriter, PcapReader, Record};
 use tcpstate::{Config, PerSide, Side};

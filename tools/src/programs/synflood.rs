@@ -9,12 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::flood_template::{FloodTemplate, Kind, Mac, Sources, Target};
+use crate::flood_template::{self, FloodTemplate, Kind, Mac, Sources, Target};
 use crate::interface::{neighbour, parse_mac};
 use crate::raw::Sender;
 use clap::Parser;
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 
 /// Frames per system call; more gains nothing.
 const BATCH: u64 = 64;
@@ -116,7 +114,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         let threads: Vec<_> = (0u64..)
             .zip(&senders)
             .map(|(number, sender)| {
-                let rng = SmallRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let rng = flood_template::thread_rng(seed, number);
                 let template = FloodTemplate::new(arguments.kind, target, sources, arguments.bare, rng);
                 let stop = &stop;
                 scope.spawn(move || flood(sender, template, rate, start, end, stop))

@@ -42,7 +42,7 @@ pub struct Arguments {
     #[arg(long)]
     pub bytes: Option<u64>,
     /// Duration, in seconds; then connections are closed, which may take five more seconds
-    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 10.0, value_parser = super::seconds)]
     pub seconds: f64,
     /// The side that opens the connections; the default is wan
     #[arg(long, value_enum)]
@@ -105,11 +105,6 @@ pub enum Like {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     crate::run_and_report("tcpsendrecv", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.001..=3600.0).contains(seconds));
-    seconds.ok_or_else(|| "expected between 0.001 and 3600 seconds".into())
 }
 
 /// The report of a run.
