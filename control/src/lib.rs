@@ -27,9 +27,7 @@ pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};
-pub use view::{
-    Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top, state_names,
-};
+pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 
 /// The directory of the control sockets, one for each running box.
 pub const DIRECTORY: &str = "/run/synproxy";

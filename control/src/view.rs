@@ -41,28 +41,9 @@ pub struct FlowFilter {
     /// The TCP port on the WAN side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wan_port: Option<u16>,
-    /// The state, by its name in [`Flow::state`]; names of former versions are understood, see [`state_names`].
+    /// The state, by its name in [`Flow::state`]; the box understands the names of former versions too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-}
-
-/// The current names of the state that a filter names: the successors of a name of a former version, otherwise `name` itself.
-///
-/// ```
-/// use control::state_names;
-/// assert_eq!(state_names("half-open"), ["syn-cached"]);
-/// assert_eq!(state_names("closing"), ["fin-wait", "last-ack"]);
-/// assert_eq!(state_names("established"), ["established"]);
-/// ```
-pub fn state_names(name: &str) -> Vec<&str> {
-    match name {
-        "half-open" => vec!["syn-cached"],
-        "dialling" => vec!["server-syn-sent"],
-        "opening-sent" => vec!["syn-sent"],
-        "opening-answered" => vec!["syn-received"],
-        "closing" => vec!["fin-wait", "last-ack"],
-        name => vec![name],
-    }
 }
 
 /// A position in a listing of connections.

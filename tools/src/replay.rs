@@ -347,7 +347,7 @@ fn describe(side: Side, buffer: &mut [u8], extent: Extent) -> String {
         }
         Parsed::Error(_) | Parsed::StrayError => "ICMP error".into(),
         Parsed::Fragment(_) => "fragment".into(),
-        Parsed::Pass(_) => "not TCP".into(),
+        Parsed::Other => "not TCP".into(),
         Parsed::Bad(_) => "malformed frame".into(),
     }
 }
