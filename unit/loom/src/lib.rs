@@ -9,7 +9,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::cell::Cell;
 
-#[path = "../../../synproxy/src/handoff/bell.rs"]
+#[path = "../../../synproxy/src/dataplane/handoff/waker.rs"]
 mod bell;
 
 use bell::{Bell, published};

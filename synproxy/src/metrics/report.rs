@@ -1,7 +1,7 @@
 //! What the operator is told: a line every two seconds, and a table at the end.
 
-use crate::stats::Snapshot;
-use crate::steer::Crossed;
+use crate::dataplane::steering::Crossed;
+use crate::metrics::snapshot::Snapshot;
 use pktio::PortStatistics;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -197,7 +197,7 @@ fn rates(port: &PortStatistics, period: Duration) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Stage, Tally};
+    use crate::metrics::snapshot::{Stage, Tally};
     use tcpstate::{Counters, PerSide, Population};
 
     fn sample() -> Snapshot {

@@ -1,6 +1,6 @@
 //! The configuration as a file: found, read, parsed, complained about.
 
-use crate::failure::Failure;
+use crate::process::exit::Failure;
 use confparse::{Config, Level, Parsed};
 use std::path::Path;
 use std::{fs, io};

@@ -3,7 +3,7 @@
 //! Putting the interfaces back at the end needs CAP_NET_ADMIN, so the main thread keeps that one capability, and nothing
 //! else. The workers, who touch what strangers send, keep none.
 
-use crate::failure::Failure;
+use crate::process::exit::Failure;
 use caps::{CapSet, Capability, CapsHashSet};
 use confparse::{Account, Config};
 use nix::sys::prctl;

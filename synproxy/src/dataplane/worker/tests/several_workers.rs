@@ -1,7 +1,7 @@
 //! Several workers on queues of the same ports: whatever queue a frame arrives on, its connection is in one pair of hands.
 
 use super::*;
-use crate::steer::{Crossed, Strategy};
+use crate::dataplane::steering::{Crossed, Strategy};
 use pktio::PortStatistics;
 use pktio::memory::MemoryPort;
 use pktio::rss::Twin;

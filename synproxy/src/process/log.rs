@@ -1,6 +1,6 @@
 //! Where the log goes: stderr, one line a message, in colour on a terminal. How much of it, can be changed while the process runs.
 
-use control::LogLevel;
+use ::control::LogLevel;
 use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,18 +2,18 @@
 //!
 //! A box in which one worker is dead would pass some flows and swallow others, so the first worker to end badly ends all.
 
-use crate::cpu::Cores;
-use crate::engine::Engine;
-use crate::failure::Failure;
-use crate::identity;
-use crate::mail::{Mailbox, Post};
-use crate::pace::Pace;
-use crate::recorder::Recorder;
-use crate::report::{Line, Table};
-use crate::stats::{Board, Snapshot};
-use crate::steer::Crossing;
-use crate::watch::Watch;
-use crate::worker::Worker;
+use crate::control::commands::{Mailbox, Post};
+use crate::dataplane::engine::Engine;
+use crate::dataplane::polling::Pace;
+use crate::dataplane::steering::Crossing;
+use crate::dataplane::worker::Worker;
+use crate::metrics::capture::Recorder;
+use crate::metrics::report::{Line, Table};
+use crate::metrics::snapshot::{Board, Snapshot};
+use crate::process::cpu::Cores;
+use crate::process::exit::Failure;
+use crate::process::link_monitor::Watch;
+use crate::process::privileges as identity;
 use confparse::Poll;
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
@@ -218,7 +218,7 @@ fn settle(number: usize, core: Option<CoreId>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Bypass;
+    use crate::dataplane::engine::Bypass;
     use crossbeam::channel;
     use pktio::Pool;
     use pktio::memory::{self, MemoryWire};

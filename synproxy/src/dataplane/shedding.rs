@@ -1,7 +1,7 @@
 //! Relief for a worker that is pressed: calls from the WAN are left out, by the port itself where it can, else right after the
 //! first pass. How hard it is pressed `pressure` says; the rule is `pktio::sieve`'s.
 
-use crate::clock;
+use crate::process::clock;
 use pktio::sieve::{Sieve, Sifted};
 use pktio::{Batch, Level, Pool, Port};
 use std::hash::{BuildHasher, RandomState};

@@ -1,9 +1,9 @@
 //! What the operator says of servers, as he says it: entries by address, port and protocol. Whenever that has changed, every worker gets
 //! a table of its own to look things up in, which never changes; connections that were answered before keep what they were told.
 
-use crate::mail::{Answer, Order, Post};
-use control::wire::Operation;
-use control::{Entry, Key};
+use crate::control::commands::{Answer, Order, Post};
+use ::control::wire::Operation;
+use ::control::{Entry, Key};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};

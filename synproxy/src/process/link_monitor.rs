@@ -1,6 +1,6 @@
 //! Whether the interfaces are still there: looked at now and then, since a port just falls silent.
 
-use crate::failure::Failure;
+use crate::process::exit::Failure;
 use pktio::OpenError;
 use pktio::netdev::Interface;
 use tracing::{debug, info, warn};

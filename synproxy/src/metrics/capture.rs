@@ -4,8 +4,8 @@
 //! something has changed, and holds the taps of the files that are open; without any it is one branch a batch. How frames
 //! get to the disk is `pktio::capture`'s story.
 
-use crate::identity;
-use control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
+use crate::process::privileges as identity;
+use ::control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
 use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Former, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
 use pktio::{Batch, Frame};

@@ -3,8 +3,8 @@
 //! Each worker has a slot of its own, on cache lines of its own, and is its only writer. A reader may see one counter
 //! a moment older than the next; none is ever torn or lost.
 
-use crate::mail::Order;
-use crate::steer::Crossed;
+use crate::control::commands::Order;
+use crate::dataplane::steering::Crossed;
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;

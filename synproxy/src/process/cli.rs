@@ -1,9 +1,9 @@
 //! The command line: what the operator can ask for, and what the process answers with when it ends.
 
+use ::control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, ValueEnum};
 use confparse::Control;
-use control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use pktio::Mode;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! What stands between the ports: the proxy, or nothing at all.
 
-use crate::mail::{Answer, Order};
-use crate::view::Held;
+use crate::control::commands::{Answer, Order};
+use crate::control::views::Held;
 use std::iter;
 use tcpstate::{
     Counters, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,

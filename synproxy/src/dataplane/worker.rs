@@ -3,18 +3,18 @@
 //! One worker owns one queue of both ports, the frames they share and one engine. It decides nothing itself, and it
 //! loses no frame: what it receives ends up in a transmit ring or back in the pool.
 
-use crate::clock;
-use crate::engine::Engine;
-use crate::handoff::Word;
-use crate::mail::{Answer, Mailbox, Order};
-use crate::pace::Pace;
-use crate::pen::Pen;
-use crate::pressure::{Pressure, Seen};
-use crate::recorder::{Mourner, Nobody, Witness};
-use crate::relief::Relief;
-use crate::stats::{Slot, Snapshot, Stage, Tally};
-use crate::steer::Crossing;
-use crate::talkers::Talkers;
+use crate::control::commands::{Answer, Mailbox, Order};
+use crate::dataplane::engine::Engine;
+use crate::dataplane::handoff::Word;
+use crate::dataplane::hold_buffer::Pen;
+use crate::dataplane::load::{Pressure, Seen};
+use crate::dataplane::polling::Pace;
+use crate::dataplane::shedding::Relief;
+use crate::dataplane::steering::Crossing;
+use crate::metrics::capture::{Mourner, Nobody, Witness};
+use crate::metrics::snapshot::{Slot, Snapshot, Stage, Tally};
+use crate::metrics::top_talkers::Talkers;
+use crate::process::clock;
 use pktio::{Batch, Frame, Pair, Pool, Port};
 use std::hint;
 use std::io;
@@ -509,11 +509,11 @@ impl<M> Egress for Outlet<'_, M> {
 
 #[cfg(test)]
 mod tests {
-    mod crowd;
+    mod several_workers;
 
     use super::*;
-    use crate::engine::Bypass;
-    use crate::stats::Board;
+    use crate::dataplane::engine::Bypass;
+    use crate::metrics::snapshot::Board;
     use pktio::memory::{self, MemoryWire};
     use std::collections::VecDeque;
     use tcpstate::{Counters, DropReason, Population, Ticket};

@@ -7,7 +7,7 @@
 //! they were told; from then on samples of all others are compared with the twin. Where too many do not fit, the cards are trusted no
 //! more, and the twin names the owner of every frame, so that whatever did fit stays where it is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
 
-use crate::handoff::{Desk, Word};
+use crate::dataplane::handoff::{Desk, Word};
 use pktio::rss::Twin;
 use pktio::{Batch, Pool};
 use std::io;

@@ -8,9 +8,8 @@
 //! Nothing waits: a full lane refuses. A worker that sleeps says so first, looks at its lanes once more, and is woken by its bell,
 //! which is rung only then, and for frames only: what is told is of use when the next frame comes.
 
-mod bell;
+mod waker;
 
-use bell::{Bell, published};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use pktio::{Batch, Frame, Pool};
@@ -21,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use tcpstate::{ServerUpdate, Side, Source};
+use waker::{Bell, published};
 
 /// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there. And as many words. Two hundred thousand
 /// a second come to so many while a worker is kept from its work for ten milliseconds.

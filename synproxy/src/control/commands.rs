@@ -3,7 +3,7 @@
 //! Each worker has a mailbox, which it looks into between two turns: while it is empty that is one relaxed load. A letter ends
 //! its sleep. It reads one letter a turn, so that no number of them keeps it from its frames for longer than one.
 
-use crate::talkers::Talk;
+use crate::metrics::top_talkers::Talk;
 use crossbeam::channel::{self, Sender};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;

@@ -1,16 +1,17 @@
 //! What the operator asks, answered: from the counters that everybody may read, or by the workers themselves.
 
-use crate::backends::{MOST, Refused, Registry};
-use crate::clock;
-use crate::log::Dial;
-use crate::mail::{Answer, Order, Post};
-use crate::recorder::Recorder;
-use crate::report::lost_on_the_way;
-use crate::stats::{self, Board, Snapshot};
-use crate::view::Held;
-use crate::{talkers, view};
-use control::wire::Operation;
-use control::{
+use crate::control::commands::{Answer, Order, Post};
+use crate::control::servers::{MOST, Refused, Registry};
+use crate::control::views as view;
+use crate::control::views::Held;
+use crate::metrics::capture::Recorder;
+use crate::metrics::report::lost_on_the_way;
+use crate::metrics::snapshot::{self as stats, Board, Snapshot};
+use crate::metrics::top_talkers as talkers;
+use crate::process::clock;
+use crate::process::log::Dial;
+use ::control::wire::Operation;
+use ::control::{
     CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Port, Reply, Request,
     Stats, Status, Top, Why,
 };

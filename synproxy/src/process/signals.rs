@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first ends the process cleanly, the second without waiting for the workers.
 
-use crate::crew::Message;
-use crate::failure::Failure;
+use crate::dataplane::pool::Message;
+use crate::process::exit::Failure;
 use crossbeam::channel::Sender;
 use std::process;
 use std::sync::Arc;

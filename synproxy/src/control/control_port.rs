@@ -4,10 +4,10 @@
 //! does not fetch his answers is not listened to. Requests that have come by the same time are done together, so that many of them cost the
 //! workers one change.
 
-use crate::backends::Registry;
-use crate::failure::Failure;
-use crate::identity;
-use control::wire::{self, DONE, Operation, REFUSED};
+use crate::control::servers::Registry;
+use crate::process::exit::Failure;
+use crate::process::privileges as identity;
+use ::control::wire::{self, DONE, Operation, REFUSED};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -214,8 +214,8 @@ impl Crowd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::Post;
-    use control::Entry;
+    use crate::control::commands::Post;
+    use ::control::Entry;
     use std::net::Shutdown;
     use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -3,10 +3,10 @@
 //! Root may ask, the user the process runs as may, and the group the configuration names, but not for everything: the file's mode says so, and
 //! the peer's credentials are looked at besides. Clients are served side by side, each by a thread of its own, and each waits for its own answers only.
 
-use crate::failure::Failure;
-use crate::identity;
-use crate::operator::{Operator, Who};
-use control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
+use crate::control::api::{Operator, Who};
+use crate::process::exit::Failure;
+use crate::process::privileges as identity;
+use ::control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
 use rustix::fs::Mode;
 use std::fs;
 use std::io::{self, BufReader, ErrorKind};

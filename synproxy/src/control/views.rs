@@ -1,7 +1,7 @@
 //! What the engine tells of itself, in the words of the control socket: connections, an explanation, who talks most.
 
-use crate::talkers::{Name, Talk, Talker};
-use control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
+use crate::metrics::top_talkers::{Name, Talk, Talker};
+use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tcpstate::config::Network;

@@ -1,0 +1,6 @@
+//! What is counted and recorded: statistics, the reports made of them, top talkers and captures.
+
+pub mod capture;
+pub mod report;
+pub mod snapshot;
+pub mod top_talkers;
