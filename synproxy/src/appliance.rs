@@ -1,26 +1,21 @@
-//! The appliance: stands between a LAN and a WAN interface, and lets a server see only clients that have proved themselves.
-//!
-//! `main` reads as a table of contents. What becomes of a frame is decided in `tcpstate`; how frames get in and out is
-//! `pktio`'s matter; here they are brought together: `dataplane` is the loop and the threads around it.
+//! The assembly: reads the configuration, opens the ports, starts the workers and what serves the operator, and waits for the end.
 
-use crate::control::api::{Facts, Operator};
-use crate::control::control_port::Commander;
-use crate::control::servers::Registry;
-use crate::control::socket;
-use crate::control::socket::{Doors, Socket};
+use crate::control::api::{ControlApi, Facts};
+use crate::control::control_port::ControlPort;
+use crate::control::servers::ServerRegistry;
+use crate::control::socket::{self, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
-use crate::dataplane::pool::{Crew, Manner};
-use crate::dataplane::steering::{Crossing, Strategy};
+use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
+use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::worker;
-use crate::metrics::capture::Recorder;
-use crate::process::cli::{Arguments, Captures, Steer, Task};
-use crate::process::cpu::Cores;
+use crate::metrics::capture::Captures;
+use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
+use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
-use crate::process::link_monitor::Watch;
-use crate::process::log::{self, Dial};
-use crate::process::privileges as identity;
-use crate::process::privileges::Identity;
-use crate::process::{clock, cpu, settings, signals};
+use crate::process::link_monitor::LinkMonitor;
+use crate::process::log::{self, LogControl};
+use crate::process::privileges::{self, Credentials};
+use crate::process::{clock, settings, signals};
 use clap::Parser;
 use confparse::{Config, Control, Poll};
 use crossbeam::channel;
@@ -40,36 +35,40 @@ use tracing::{info, warn};
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let dial = log::init(arguments.log_level);
+    let log = log::init(arguments.log_level);
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
-        Task::Protect { lan, wan } => protect(lan, wan, &arguments, dial),
+        Task::Run { lan, wan } => bridge(lan, wan, &arguments, log),
     };
     match end {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // A complaint about a file opens with its own place, where editors look for it.
-            let who = if matches!(failure, Failure::Configuration(_)) { "" } else { "synproxy: " };
-            eprintln!("{who}{failure}");
+            // An error in a file begins with its position, where editors look for it.
+            let program = if matches!(failure, Failure::Configuration(_)) { "" } else { "synproxy: " };
+            eprintln!("{program}{failure}");
             failure.exit_code()
         }
     }
 }
 
-/// Stands between the two interfaces until a signal, the end of the frames, or a failure.
-fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<(), Failure> {
+/// Runs between the two interfaces until a signal, the end of the frames, or a failure.
+fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Result<(), Failure> {
     let begin = Instant::now();
     let config = settings::load(arguments.config.as_deref())?;
-    let identity = Identity::of(&config)?;
+    let credentials = Credentials::of(&config)?;
     let workers = arguments.workers.map_or(config.workers, usize::from);
     let poll = arguments.poll.map_or(config.poll, Into::into);
-    let secrets = secrets()?;
+    let secrets = random().map(Secrets::new)?;
 
-    let (boss, inbox) = channel::unbounded();
+    let (supervisor, messages) = channel::unbounded();
     let stop = Arc::new(AtomicBool::new(false));
-    signals::listen(stop.clone(), boss.clone())?;
+    let signalled = supervisor.clone();
+    signals::listen(stop.clone(), move |again| {
+        // At the very end of the process nobody receives it any more, or needs to.
+        let _ = signalled.send(Message::Signal { again });
+    })?;
 
-    // The ports go before the guard, which gives the interfaces their settings back: bindings are dropped last to first.
+    // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
     let spread = (workers > 1 && arguments.steer == Steer::Auto).then(random).transpose()?;
     let options = Options {
         workers,
@@ -85,86 +84,80 @@ fn protect(lan: &str, wan: &str, arguments: &Arguments, dial: Dial) -> Result<()
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
     }
-    let recorder = Recorder::new(workers, lan, wan);
-    captures(&recorder, &arguments.captures)?;
+    let captures = Captures::new(workers, lan, wan);
+    start_captures(&captures, &arguments.captures)?;
     cpu::prioritise(arguments.nice);
     let place = arguments.control.as_ref().unwrap_or(&config.control);
-    let socket = socket([lan, wan], place, Doors { owner: identity.numbers(), group: identity::operators(&config)? })?;
-    let commander = commander(&config)?;
-    identity.take()?;
+    let permissions = SocketPermissions { owner: credentials.ids(), group: privileges::control_group(&config)? };
+    let socket = control_socket([lan, wan], place, permissions)?;
+    let control_port = control_port(&config)?;
+    credentials.assume()?;
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");
         return Ok(());
     }
 
-    let crossings = if arguments.bypass { Vec::new() } else { crossings(&pairs, arguments.steer, spread, &secrets)? };
+    let steerings = if arguments.bypass { Vec::new() } else { steerings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
-    let channel = (boss, inbox);
-    let crew = if arguments.bypass {
-        Crew::start(
-            pairs,
-            crossings,
-            Bypass::default,
-            &cores,
-            Manner { poll, shed: false, recorder: recorder.clone() },
-            stop,
-            channel,
-        )
+    let channel = (supervisor, messages);
+    let pool = if arguments.bypass {
+        let options = WorkerOptions { poll, shed: false, captures: captures.clone() };
+        WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        Crew::start(
-            pairs,
-            crossings,
-            move || Proxy::new(&share, &secrets, clock::now()),
-            &cores,
-            Manner { poll, shed: config.shed, recorder: recorder.clone() },
-            stop,
-            channel,
-        )
+        let engine = move || Proxy::new(&share, &secrets, clock::now());
+        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
+        WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
-    let registry = Arc::new(Registry::new(crew.post(), [word()?, word()?]));
-    if let Some(commander) = commander {
-        commander.serve(registry.clone())?;
+    let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
+    let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
+    if let Some(control_port) = control_port {
+        control_port.serve(servers.clone())?;
     }
-    let operator = Arc::new(Operator::new(facts, crew.board(), crew.post(), registry, recorder.clone(), dial));
-    let serving = socket.map(|socket| socket.serve(operator)).transpose()?;
-    let end = crew.supervise(Watch::new([lan, wan]), || eprintln!("{ready}"));
+    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
+    let serving = socket.map(|socket| socket.serve(api)).transpose()?;
+    let end = pool.supervise(LinkMonitor::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
-    recorder.finish();
+    captures.finish();
     if guard.strays() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
     }
     end
 }
 
-/// The operator's socket, if there is to be one. Without the one he has named, the box does not start; without the usual one, it does.
-fn socket([lan, wan]: [&str; 2], place: &Control, doors: Doors) -> Result<Option<Socket>, Failure> {
+/// The control socket, unless it is off. The process does not start without a socket at the configured path, but it does without the
+/// one at the default path.
+fn control_socket(
+    [lan, wan]: [&str; 2],
+    place: &Control,
+    permissions: SocketPermissions,
+) -> Result<Option<Socket>, Failure> {
     match place {
         Control::None => Ok(None),
-        Control::At(path) => match Socket::bind(path, doors) {
+        Control::At(path) => match Socket::bind(path, permissions) {
             Ok(socket) => Ok(Some(socket)),
             Err(error) => Err(Failure::Socket { path: path.clone(), error }),
         },
         Control::Auto => {
-            let path = control::default_path(lan, wan, socket::namespace());
-            let bound = Socket::bind(&path, doors);
+            let path = ::control::default_path(lan, wan, socket::namespace());
+            let bound = Socket::bind(&path, permissions);
             Ok(bound.map_err(|error| warn!("no control socket, {}: {error}", path.display())).ok())
         }
     }
 }
 
 /// The control port, if any mode is `commanded`.
-fn commander(config: &Config) -> Result<Option<Commander>, Failure> {
+fn control_port(config: &Config) -> Result<Option<ControlPort>, Failure> {
     let address = SocketAddr::new(config.listen, config.port);
-    let listen = || Commander::listen(address).map_err(|error| Failure::Listen { address, error });
+    let listen = || ControlPort::listen(address).map_err(|error| Failure::Listen { address, error });
     config.commanded().then(listen).transpose()
 }
 
-/// What the operator is told of the box.
+/// What the control API says of the box.
 fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) -> Facts {
-    let interface = |name: &str, port: Option<&dyn Port>| control::Interface {
+    let interface = |name: &str, port: Option<&dyn Port>| ::control::Interface {
         name: name.to_owned(),
         backend: port.map(|port| describe(&port.capabilities())).unwrap_or_default(),
     };
@@ -172,24 +165,24 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
     Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }
 }
 
-/// Begins the captures the command line asks for.
-fn captures(recorder: &Recorder, wanted: &Captures) -> Result<(), Failure> {
+/// Starts the captures of the command line.
+fn start_captures(captures: &Captures, wanted: &CaptureFiles) -> Result<(), Failure> {
     let limits = wanted.limits();
     for (kind, path) in wanted.files() {
-        recorder
+        captures
             .start(kind, path, limits, Former::Emptied)
             .map_err(|error| Failure::Capture { path: path.display().to_string(), error })?;
     }
     Ok(())
 }
 
-/// How the workers reach each other; one alone has nobody to reach.
-fn crossings(
+/// How the workers steer frames to each other; a single worker has no steering.
+fn steerings(
     pairs: &[Pair],
     steer: Steer,
     spread: Result<Twin, String>,
     secrets: &Secrets,
-) -> Result<Vec<Crossing>, Failure> {
+) -> Result<Vec<Steering>, Failure> {
     if pairs.len() < 2 {
         return Ok(Vec::new());
     }
@@ -197,30 +190,22 @@ fn crossings(
     let longest = pairs.iter().map(longest).max().unwrap_or_default();
     let strategy = match (spread, steer) {
         (Ok(twin), _) => {
-            let way = if twin.is_joined() { "symmetric-xor with a secret key" } else { "a symmetric key" };
-            info!("steering: both interfaces spread connections over {} queues by {way}", pairs.len());
+            let hash = if twin.is_joined() { "symmetric-xor with a secret key" } else { "a symmetric key" };
+            info!("steering: both interfaces distribute connections over {} queues by {hash}", pairs.len());
             Strategy::Rss(twin)
         }
         (Err(reason), Steer::Auto | Steer::Handoff) => {
-            info!("steering: workers hand over what is not theirs; no symmetric spreading by the interfaces: {reason}");
+            info!(
+                "steering: workers hand over misdirected frames; the interfaces have no symmetric distribution: {reason}"
+            );
             Strategy::HandOff
         }
         (Err(_), Steer::Everything) => {
-            info!("steering: workers hand over everything, for tests");
+            info!("steering: workers hand over every frame, for tests");
             Strategy::Everything
         }
     };
-    Crossing::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)
-}
-
-/// 48 bytes from the operating system, the same for every worker, so that a cookie minted by one opens at another.
-fn secrets() -> Result<Secrets, Failure> {
-    random().map(Secrets::new)
-}
-
-/// A number from the operating system.
-fn word() -> Result<u64, Failure> {
-    random().map(u64::from_ne_bytes)
+    Steering::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)
 }
 
 /// Bytes from the operating system.
@@ -230,7 +215,7 @@ fn random<const N: usize>() -> Result<[u8; N], Failure> {
     Ok(bytes)
 }
 
-/// What is said when frames flow.
+/// The line that is printed when frames flow.
 fn ready_line(lan: &str, wan: &str, pairs: &[Pair], bypass: bool) -> String {
     let port = |name: &str, port: &dyn Port| format!("{name} ({})", describe(&port.capabilities()));
     let ports = pairs
@@ -244,7 +229,7 @@ fn ready_line(lan: &str, wan: &str, pairs: &[Pair], bypass: bool) -> String {
     format!("ready{ports}, {workers}{bypass}")
 }
 
-/// A backend and how well it works here.
+/// An I/O backend and the mode it works in.
 fn describe(capabilities: &Capabilities) -> String {
     let mut words = vec![capabilities.backend];
     if capabilities.backend == "xdp" {

@@ -1,161 +1,159 @@
-//! What the operator asks, answered: from the counters that everybody may read, or by the workers themselves.
+//! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
 
-use crate::control::commands::{Answer, Order, Post};
-use crate::control::servers::{MOST, Refused, Registry};
-use crate::control::views as view;
-use crate::control::views::Held;
-use crate::metrics::capture::Recorder;
-use crate::metrics::report::lost_on_the_way;
-use crate::metrics::snapshot::{self as stats, Board, Snapshot};
-use crate::metrics::top_talkers as talkers;
+use super::commands::{Answer, Command, CommandSender};
+use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
+use super::views::{self, FrameBuffer};
+use crate::metrics::capture::Captures;
+use crate::metrics::descriptors::{Family, FlowGauge, WorkerMetric};
+use crate::metrics::snapshot::{Board, Snapshot};
+use crate::metrics::top_talkers;
 use crate::process::clock;
-use crate::process::log::Dial;
+use crate::process::log::LogControl;
 use ::control::wire::Operation;
 use ::control::{
-    CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Port, Reply, Request,
-    Stats, Status, Top, Why,
+    CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Reply, Request, Stats,
+    Status, Top, Why,
 };
-use pktio::PortStatistics;
 use pktio::capture::Former;
 use rand::TryRng;
 use rand::rngs::SysRng;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tcpstate::{DropReason, Event, Rotation, Side, owner};
+use tcpstate::{Rotation, owner};
 use tracing::{info, warn};
 
-/// Connections in one reply, about: a slice is not cut in two.
-const MOST_FLOWS: usize = 1024;
+/// Connections in one reply, about: the part of one worker's answer is not cut.
+const MAX_FLOWS: usize = 1024;
 
-/// How long one reply's connections are looked for.
-const LISTING: Duration = Duration::from_millis(200);
+/// How long connections are collected for one reply.
+const LISTING_TIME: Duration = Duration::from_millis(200);
 
-/// What does not change while the box runs.
+/// What does not change while the process runs.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// When it began.
+    /// When it started.
     pub begin: Instant,
     /// The interface toward the servers.
     pub lan: Interface,
     /// The interface toward everybody else.
     pub wan: Interface,
-    /// Whether everything is forwarded unseen.
+    /// Whether frames are forwarded without the engine (`--bypass`).
     pub bypass: bool,
-    /// Whether what the operator says of servers counts.
+    /// Whether any mode of the configuration is `commanded`, so that the server table has an effect.
     pub commanded: bool,
 }
 
-/// Who asks.
+/// What a client of the control socket may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// Root, or the user this process runs as: whoever could do with files what it can.
-    Own,
-    /// Somebody else, who was let in.
+pub enum Role {
+    /// Root, or the user this process runs as: everything.
+    Owner,
+    /// A member of the configured group: everything but writing files.
     Guest,
 }
 
-/// Whoever answers the operator.
-pub struct Operator {
+/// Answers requests.
+pub struct ControlApi {
     facts: Facts,
     board: Arc<Board>,
-    post: Post,
-    dial: Dial,
-    registry: Arc<Registry>,
-    recorder: Recorder,
+    workers: CommandSender,
+    log: LogControl,
+    servers: Arc<ServerRegistry>,
+    captures: Captures,
     progress: Mutex<Progress>,
 }
 
-/// What has been begun. Locked while workers are told, so that they are told in order.
+/// Operations in progress. Locked while the workers get a command, so that they get all commands in order.
 #[derive(Default)]
 struct Progress {
-    /// Since when new connections are kept from the proxy.
+    /// Since when the box drains.
     draining: Option<Instant>,
-    /// When the last change of the secret will have ended.
+    /// When the last rotation of the secret is complete.
     rotation: tcpstate::Instant,
 }
 
-impl Operator {
-    /// An operator of the box of which this is true, with these workers.
+impl ControlApi {
+    /// The API of the box with these facts and workers.
     pub fn new(
         facts: Facts,
         board: Arc<Board>,
-        post: Post,
-        registry: Arc<Registry>,
-        recorder: Recorder,
-        dial: Dial,
+        workers: CommandSender,
+        servers: Arc<ServerRegistry>,
+        captures: Captures,
+        log: LogControl,
     ) -> Self {
-        Self { facts, board, post, dial, registry, recorder, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
     }
 
-    /// The answer to a request.
-    pub fn answer(&self, request: Request, who: Who) -> Reply {
+    /// The answer to a request of a client with this role.
+    pub fn answer(&self, request: Request, role: Role) -> Reply {
         match request {
-            Request::Captures => Reply::Captures(self.recorder.running()),
-            Request::StartCapture { .. } | Request::StopCapture { .. } if who != Who::Own => Reply::refuse(
+            Request::Captures => Reply::Captures(self.captures.running()),
+            Request::StartCapture { .. } | Request::StopCapture { .. } if role != Role::Owner => Reply::refuse(
                 Why::Forbidden,
                 "captures are written with the rights of the box, so only root and the box's own user start and stop them",
             ),
-            Request::StartCapture { kind, path, limits } => self.capture(kind, &path, limits),
-            Request::StopCapture { kind } => self.end_capture(kind),
+            Request::StartCapture { kind, path, limits } => self.start_capture(kind, &path, limits),
+            Request::StopCapture { kind } => self.stop_capture(kind),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Stats => Reply::Stats(Box::new(self.stats())),
-            Request::Backends => Reply::Backends(self.registry.list()),
-            Request::AddBackend(entry) => self.command(&Operation::Add(entry)),
-            Request::ModifyBackend(entry) => self.command(&Operation::Modify(entry)),
-            Request::DeleteBackend(key) => self.command(&Operation::Delete(key)),
-            Request::FlushBackends { address } => self.command(&Operation::Flush(address)),
+            Request::Backends => Reply::Backends(self.servers.list()),
+            Request::AddBackend(entry) => self.change_servers(&Operation::Add(entry)),
+            Request::ModifyBackend(entry) => self.change_servers(&Operation::Modify(entry)),
+            Request::DeleteBackend(key) => self.change_servers(&Operation::Delete(key)),
+            Request::FlushBackends { address } => self.change_servers(&Operation::Flush(address)),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker),
             Request::SetLogLevel { level } => {
-                info!("the operator has messages logged from `{}` on", level.name());
-                self.dial.set(level);
-                Reply::Done(format!("messages are logged from `{}` on", level.name()))
+                info!("the operator sets the log level to `{}`", level.name());
+                self.log.set(level);
+                Reply::Done(format!("the log level is `{}`", level.name()))
             }
         }
     }
 
-    /// Changes what is said of servers.
-    fn command(&self, operation: &Operation) -> Reply {
+    /// Changes the server table.
+    fn change_servers(&self, operation: &Operation) -> Reply {
         if !self.facts.commanded {
             return Reply::refuse(
                 Why::Refused,
-                "none of sackmode, mssmode and wscalemode is `commanded`, so nothing would come of it",
+                "none of sackmode, mssmode and wscalemode is `commanded`, so this would have no effect",
             );
         }
-        let refusal = match self.registry.apply(std::slice::from_ref(operation))[0] {
+        let refusal = match self.servers.apply(std::slice::from_ref(operation))[0] {
             Ok(()) => return Reply::Done("done".to_owned()),
             Err(Refused::Exists) => "there is such an entry already".to_owned(),
             Err(Refused::Absent) => "there is no such entry".to_owned(),
-            Err(Refused::Full) => format!("there are {MOST} entries already"),
+            Err(Refused::Full) => format!("there are {MAX_ENTRIES} entries already"),
             Err(Refused::Unknown) => "there is no such operation".to_owned(),
-            Err(Refused::Wrong(why)) => why.to_owned(),
+            Err(Refused::Invalid(why)) => why.to_owned(),
         };
         Reply::refuse(Why::Refused, refusal)
     }
 
-    /// Begins a capture.
-    fn capture(&self, kind: CaptureKind, path: &Path, limits: CaptureLimits) -> Reply {
+    fn start_capture(&self, kind: CaptureKind, path: &Path, limits: CaptureLimits) -> Reply {
         if let Err(why) = limits.check() {
-            return view::malformed(why.to_owned());
+            return views::malformed(why.to_owned());
         }
         if !path.is_absolute() {
-            return view::malformed(format!("{} is not a whole path, from / on", path.display()));
+            return views::malformed(format!("{} is not an absolute path", path.display()));
         }
-        match self.recorder.start(kind, path, limits, Former::Kept) {
+        match self.captures.start(kind, path, limits, Former::Kept) {
             Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
             Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
         }
     }
 
-    /// Ends the captures of this kind, or all.
-    fn end_capture(&self, kind: Option<CaptureKind>) -> Reply {
+    /// Ends the capture of this kind, or all captures.
+    fn stop_capture(&self, kind: Option<CaptureKind>) -> Reply {
         let ended = match kind {
-            Some(kind) => self.recorder.stop(kind).into_iter().collect(),
-            None => self.recorder.finish(),
+            Some(kind) => self.captures.stop(kind).into_iter().collect(),
+            None => self.captures.finish(),
         };
         match (ended.is_empty(), kind) {
             (false, _) => Reply::Captures(ended),
@@ -164,35 +162,35 @@ impl Operator {
         }
     }
 
-    /// Begins or ends to keep new connections from the proxy.
+    /// Starts or stops passing new connections through.
     fn drain(&self, on: bool) -> Reply {
         if self.facts.bypass {
-            return Reply::refuse(Why::Refused, "everything is forwarded unseen: there is nothing to drain");
+            return Reply::refuse(Why::Refused, "the box bypasses the engine: there is nothing to drain");
         }
         let mut progress = self.progress();
         progress.draining = on.then(|| progress.draining.unwrap_or_else(Instant::now));
-        if let Some(refusal) = self.tell(&Order::Drain(on)) {
+        if let Some(refusal) = self.command_all(&Command::Drain(on)) {
             return refusal;
         }
-        let said = if on {
-            "draining: connections from now on pass to their servers unanswered, and unprotected"
+        let message = if on {
+            "draining: new connections pass through to their servers, unprotected"
         } else {
             "new connections are answered again"
         };
-        info!("{said}");
-        Reply::Done(said.to_owned())
+        info!("{message}");
+        Reply::Done(message.to_owned())
     }
 
-    /// Changes the secret that cookies are signed with.
+    /// Changes the secret of the cookies.
     fn rotate(&self) -> Reply {
         if self.facts.bypass {
-            return Reply::refuse(Why::Refused, "everything is forwarded unseen: there are no secrets");
+            return Reply::refuse(Why::Refused, "the box bypasses the engine: there are no secrets");
         }
         let mut progress = self.progress();
         let now = clock::now();
         if now < progress.rotation {
             let wait = progress.rotation.since(now).as_secs() + 1;
-            let message = format!("the last change has not ended; another is possible in {wait} s");
+            let message = format!("the last change is not complete; another is possible in {wait} s");
             return Reply::refuse(Why::Refused, message);
         }
         let mut random = [0; 16];
@@ -201,23 +199,24 @@ impl Operator {
         }
         let rotation = Rotation::new(random, now);
         progress.rotation = rotation.ends();
-        if let Some(refusal) = self.tell(&Order::Rotate(rotation.clone())) {
+        if let Some(refusal) = self.command_all(&Command::Rotate(rotation.clone())) {
             return refusal;
         }
         let [begins, ends] = [rotation.begins(), rotation.ends()].map(|then| then.since(now).as_secs() + 1);
-        let said =
-            format!("cookies are signed with a new secret in {begins} s, and those of the old one open for {ends} s");
-        info!("{said}");
-        Reply::Done(said)
+        let message =
+            format!("cookies use a new secret in {begins} s, and those of the old secret are accepted for {ends} s");
+        info!("{message}");
+        Reply::Done(message)
     }
 
-    /// Tells every worker; what is to be answered when one of them is silent.
-    fn tell(&self, order: &Order) -> Option<Reply> {
-        let answers = self.post.ask(order);
+    /// Sends a command to every worker; returns the refusal if one of them does not answer.
+    fn command_all(&self, command: &Command) -> Option<Reply> {
+        let answers = self.workers.send(command);
         let silent: Vec<String> =
             answers.iter().enumerate().filter(|(_, answer)| answer.is_none()).map(|(n, _)| n.to_string()).collect();
         (!silent.is_empty()).then(|| {
-            let message = format!("worker {} has not answered within a second, and may still obey", silent.join(", "));
+            let message =
+                format!("worker {} has not answered within a second, and may still execute it", silent.join(", "));
             warn!("{message}");
             Reply::refuse(Why::Silent, message)
         })
@@ -232,8 +231,8 @@ impl Operator {
     }
 
     fn status(&self) -> Status {
-        // Who has answered has shown what he has counted until then.
-        let workers = self.post.ask(&Order::Hello).iter().map(Option::is_some).collect();
+        // A worker publishes its statistics before it answers, so they are as new as the answer.
+        let workers = self.workers.send(&Command::Ping).iter().map(Option::is_some).collect();
         let flows = flows(&self.board.total());
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
@@ -245,37 +244,37 @@ impl Operator {
             wan: self.facts.wan.clone(),
             workers,
             bypass: self.facts.bypass,
-            backends: self.facts.commanded.then(|| self.registry.len()),
+            backends: self.facts.commanded.then(|| self.servers.len()),
             drain,
-            log_level: self.dial.level(),
+            log_level: self.log.level(),
             flows,
         }
     }
 
-    /// A part of the listing of connections: as much as comes in a short while, and fits a reply.
-    fn flows(&self, asked: &FlowFilter, from: Cursor, limit: Option<usize>) -> Reply {
-        let filter = match view::filter(asked) {
+    /// A part of the listing of connections: as much as is collected in a short time and fits a reply.
+    fn flows(&self, filter: &FlowFilter, from: Cursor, limit: Option<usize>) -> Reply {
+        let filter = match views::filter(filter) {
             Ok(filter) => filter,
-            Err(wrong) => return view::malformed(wrong),
+            Err(wrong) => return views::malformed(wrong),
         };
-        let most = limit.unwrap_or(MOST_FLOWS).min(MOST_FLOWS);
-        let deadline = Instant::now() + LISTING;
+        let most = limit.unwrap_or(MAX_FLOWS).min(MAX_FLOWS);
+        let deadline = Instant::now() + LISTING_TIME;
         let (mut flows, mut next) = (Vec::new(), Some(from));
         while let Some(Cursor { worker, place }) = next {
-            if worker >= self.post.workers() {
+            if worker >= self.workers.workers() {
                 next = None;
                 break;
             }
             if flows.len() >= most || Instant::now() >= deadline {
                 break;
             }
-            let answer = self.post.ask_some(worker..worker + 1, &Order::List { from: place, filter }).remove(0);
-            match answer {
+            let command = Command::List { from: place, filter };
+            match self.workers.send_to(worker..worker + 1, &command).remove(0) {
                 Some(Answer::Listed(connections, on)) => {
-                    flows.extend(connections.iter().map(|connection| view::flow(connection, worker)));
+                    flows.extend(connections.iter().map(|connection| views::flow(connection, worker)));
                     next = Some(on.map_or(Cursor { worker: worker + 1, place: 0 }, |place| Cursor { worker, place }));
                 }
-                // One without connections to tell of.
+                // An engine without connections.
                 Some(_) => next = Some(Cursor { worker: worker + 1, place: 0 }),
                 None => return silent(worker),
             }
@@ -284,46 +283,46 @@ impl Operator {
     }
 
     fn top(&self) -> Top {
-        let answers = self.post.ask(&Order::Talk).into_iter().flatten();
-        let talk = talkers::merged(answers.filter_map(|answer| match answer {
-            Answer::Talk(talk) => Some(talk),
+        let answers = self.workers.send(&Command::Top).into_iter().flatten();
+        let report = top_talkers::merged(answers.filter_map(|answer| match answer {
+            Answer::Top(report) => Some(report),
             _ => None,
         }));
-        let [sources, targets] = view::talk(&talk);
-        Top { stats: self.stats(), period: talk.period.as_secs_f64(), sources, targets }
+        let [sources, targets] = views::talkers(&report);
+        Top { stats: self.stats(), period: report.period.as_secs_f64(), sources, targets }
     }
 
-    /// What would become of a frame, as the worker tells that knows its connection, or else the one it would belong to.
-    fn explain(&self, from: control::Side, text: &str, worker: Option<usize>) -> Reply {
-        let frame: Arc<[u8]> = match view::frame(text) {
+    /// What would happen to a frame: the answer of the worker that has its connection, or else of the one that would own it.
+    fn explain(&self, from: ::control::Side, text: &str, worker: Option<usize>) -> Reply {
+        let frame: Arc<[u8]> = match views::frame(text) {
             Ok(frame) => frame.into(),
-            Err(wrong) => return view::malformed(wrong),
+            Err(wrong) => return views::malformed(wrong),
         };
         let workers = match worker {
-            Some(worker) if worker >= self.post.workers() => {
-                let last = self.post.workers().saturating_sub(1);
-                return view::malformed(format!("there is no worker {worker}; the last is {last}"));
+            Some(worker) if worker >= self.workers.workers() => {
+                let last = self.workers.workers().saturating_sub(1);
+                return views::malformed(format!("there is no worker {worker}; the last is {last}"));
             }
             Some(worker) => worker..worker + 1,
-            None => 0..self.post.workers(),
+            None => 0..self.workers.workers(),
         };
-        let side = view::engine_side(from);
-        let answers = self.post.ask_some(workers.clone(), &Order::Explain { side, frame: frame.clone() });
-        let mut told = Vec::new();
+        let side = views::engine_side(from);
+        let answers = self.workers.send_to(workers.clone(), &Command::Explain { side, frame: frame.clone() });
+        let mut excerpts = Vec::new();
         for (answer, worker) in answers.into_iter().zip(workers) {
             match answer {
-                Some(Answer::Excerpt(excerpt)) => told.push((worker, *excerpt)),
-                Some(_) => return Reply::refuse(Why::Refused, "everything is forwarded unseen here (--bypass)"),
+                Some(Answer::Excerpt(excerpt)) => excerpts.push((worker, *excerpt)),
+                Some(_) => return Reply::refuse(Why::Refused, "the box bypasses the engine (--bypass)"),
                 None => return silent(worker),
             }
         }
-        let knows = told.iter().position(|(_, excerpt)| excerpt.knows_connection());
-        let owner = told.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), told.len()));
-        let (worker, excerpt) = told.swap_remove(knows.unwrap_or(owner));
-        let mut held = Held::new(&frame);
-        let mut head = held.head();
+        let knows = excerpts.iter().position(|(_, excerpt)| excerpt.knows_connection());
+        let owner = excerpts.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), excerpts.len()));
+        let (worker, excerpt) = excerpts.swap_remove(knows.unwrap_or(owner));
+        let mut buffer = FrameBuffer::new(&frame);
+        let mut head = buffer.head();
         let explanation = excerpt.explain(&mut head, clock::now());
-        Reply::Explained(Box::new(view::explained(worker, side, &frame, head.bytes(), explanation)))
+        Reply::Explained(Box::new(views::explained(worker, side, &frame, head.bytes(), explanation)))
     }
 
     fn stats(&self) -> Stats {
@@ -341,30 +340,30 @@ fn silent(worker: usize) -> Reply {
 }
 
 fn flows(snapshot: &Snapshot) -> Flows {
-    let population = snapshot.population();
-    Flows { proxied: population.proxied, direct: population.passthrough, half_open: population.syn_cached }
+    Flows {
+        proxied: snapshot.get(FlowGauge::Proxied),
+        direct: snapshot.get(FlowGauge::Direct),
+        half_open: snapshot.get(FlowGauge::HalfOpen),
+    }
 }
 
-/// A snapshot with a name for every number.
+/// A snapshot as the control protocol gives it: every value under its name in the table of descriptors.
 fn counts(snapshot: &Snapshot) -> Counts {
-    let port = |statistics: &PortStatistics| -> Port {
-        stats::named(statistics).into_iter().map(|(name, count)| (name.replace('_', "-"), count)).collect()
+    let named = |family| -> BTreeMap<String, u64> {
+        snapshot.named(family).map(|(name, count)| (name.to_owned(), count)).collect()
     };
-    let stage = snapshot.stage();
     Counts {
-        lan: port(&snapshot.port(Side::Lan)),
-        wan: port(&snapshot.port(Side::Wan)),
+        lan: named(Family::Lan),
+        wan: named(Family::Wan),
         flows: flows(snapshot),
-        held: snapshot.held(),
-        events: Event::ALL.iter().map(|&event| (event.label().to_owned(), snapshot.happened(event))).collect(),
-        drops: DropReason::ALL.iter().map(|&reason| (reason.label().to_owned(), snapshot.dropped(reason))).collect(),
-        losses: lost_on_the_way(snapshot).map(|(count, place)| (place.to_owned(), count)).collect(),
-        crossed: snapshot.crossed().named().into_iter().map(|(name, count)| (name.replace('_', "-"), count)).collect(),
-        wakes: snapshot.wakes(),
-        orders: (Order::COMMANDS.iter().zip(snapshot.orders()))
-            .map(|(command, longest)| ((*command).to_owned(), longest.as_nanos() as u64))
-            .collect(),
-        timed_frames: stage.frames,
-        timed_nanoseconds: u64::try_from(stage.time.as_nanos()).unwrap_or(u64::MAX),
+        held: snapshot.get(WorkerMetric::Held),
+        events: named(Family::Event),
+        drops: named(Family::Drop),
+        losses: snapshot.losses().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        crossed: named(Family::Handoff),
+        wakes: snapshot.get(WorkerMetric::Wakes),
+        orders: named(Family::Command),
+        timed_frames: snapshot.get(WorkerMetric::TimedFrames),
+        timed_nanoseconds: snapshot.get(WorkerMetric::TimedNanoseconds),
     }
 }

@@ -1,9 +1,10 @@
-//! Orders on their way to the workers, and answers on their way back.
+//! The command channel: commands to the workers, and their answers.
 //!
-//! Each worker has a mailbox, which it looks into between two turns: while it is empty that is one relaxed load. A letter ends
-//! its sleep. It reads one letter a turn, so that no number of them keeps it from its frames for longer than one.
+//! Each worker has a queue that it checks between two poll iterations; an empty queue costs one relaxed load. A command ends the
+//! worker's sleep. A worker executes one command an iteration, so that no number of them delays its frames by more than one.
 
-use crate::metrics::top_talkers::Talk;
+use crate::metrics::descriptors::CommandKind;
+use crate::metrics::top_talkers::TalkerReport;
 use crossbeam::channel::{self, Sender};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -15,180 +16,178 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tcpstate::{Connection, Excerpt, Filter, Rotation, ServerTable, Side};
 
-/// Letters a mailbox holds.
-const PLACES: usize = 64;
+/// Commands that a queue holds.
+const CAPACITY: usize = 64;
 
-/// How long a worker is given to answer: it looks into its mailbox every few microseconds, or is woken.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a worker has to answer: it checks its queue every few microseconds, or is woken.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a worker is asked to do.
+/// What a worker is to do.
 #[derive(Clone, Debug)]
-pub enum Order {
-    /// To answer.
-    Hello,
-    /// To go by this, whatever was said of servers before.
+pub enum Command {
+    /// Answer, and publish the statistics first.
+    Ping,
+    /// Use this server table instead of the present one.
     ServerTable(Arc<ServerTable>),
-    /// To keep new connections from the proxy, or not to any more.
+    /// Pass new connections through to their servers, or stop doing so.
     Drain(bool),
-    /// To sign cookies with another secret when its time comes.
+    /// Change the cookie secret at the time the rotation gives.
     Rotate(Rotation),
-    /// To tell of a slice of its connections.
+    /// List a part of the connections.
     List {
-        /// Where the slice begins.
+        /// Where the part begins.
         from: u32,
-        /// Which are meant.
+        /// Which connections are listed.
         filter: Filter,
     },
-    /// To give what is needed to tell what would become of a frame.
+    /// Copy the state that decides what happens to a frame.
     Explain {
         /// The port it would come in by.
         side: Side,
         /// The frame.
         frame: Arc<[u8]>,
     },
-    /// To tell who talks most.
-    Talk,
+    /// Report the top talkers.
+    Top,
 }
 
-impl Order {
-    /// How many kinds there are.
-    pub const KINDS: usize = 7;
-
-    /// The commands of the operator that give each kind, in their order.
-    pub const COMMANDS: [&str; Order::KINDS] =
-        ["status", "backends", "drain", "rotate-secrets", "flows", "explain", "top"];
-
-    /// Its kind: the place of its command.
-    pub fn kind(&self) -> usize {
+impl Command {
+    /// The metric that keeps its time.
+    pub fn kind(&self) -> CommandKind {
         match self {
-            Order::Hello => 0,
-            Order::ServerTable(_) => 1,
-            Order::Drain(_) => 2,
-            Order::Rotate(_) => 3,
-            Order::List { .. } => 4,
-            Order::Explain { .. } => 5,
-            Order::Talk => 6,
+            Command::Ping => CommandKind::Status,
+            Command::ServerTable(_) => CommandKind::Backends,
+            Command::Drain(_) => CommandKind::Drain,
+            Command::Rotate(_) => CommandKind::RotateSecrets,
+            Command::List { .. } => CommandKind::Flows,
+            Command::Explain { .. } => CommandKind::Explain,
+            Command::Top => CommandKind::Top,
         }
     }
 }
 
-/// What it says to that.
+/// The answer of a worker.
 #[derive(Debug)]
 pub enum Answer {
     /// It is done.
     Done,
-    /// It is done, and this is what was said of servers before, to be freed by whoever has the time.
+    /// To [`Command::ServerTable`]: the table used before, which the caller frees because the worker has no time for it.
     Former(Arc<ServerTable>),
-    /// To [`Order::List`]: connections, and where the next slice begins.
+    /// To [`Command::List`]: connections, and where the next part begins.
     Listed(Vec<Connection>, Option<u32>),
-    /// To [`Order::Explain`]: whatever the frame's fate depends on, for who asks to have it told.
+    /// To [`Command::Explain`]: a copy of all the state that decides what happens to the frame.
     Excerpt(Box<Excerpt>),
-    /// To [`Order::Talk`].
-    Talk(Talk),
+    /// To [`Command::Top`].
+    Top(TalkerReport),
 }
 
-/// An order, and where the answer goes.
-struct Letter {
-    order: Order,
+/// A command, and where its answer goes.
+struct Request {
+    command: Command,
     number: usize,
     reply: Sender<(usize, Answer)>,
 }
 
-/// Where a worker's letters lie until it reads them.
-pub struct Mailbox {
-    has_mail: CachePadded<AtomicBool>,
-    letters: ArrayQueue<Letter>,
-    bell: OwnedFd,
+/// The commands of one worker that it has not executed yet.
+pub struct CommandQueue {
+    has_commands: CachePadded<AtomicBool>,
+    requests: ArrayQueue<Request>,
+    event: OwnedFd,
 }
 
-impl Mailbox {
+impl CommandQueue {
     fn new() -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { has_mail: CachePadded::default(), letters: ArrayQueue::new(PLACES), bell })
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { has_commands: CachePadded::default(), requests: ArrayQueue::new(CAPACITY), event })
     }
 
-    /// What is readable while there are letters.
-    pub fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    /// A descriptor that is readable while there are commands.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 
-    /// Whether there may be letters.
+    /// Whether there may be commands.
     #[inline]
-    pub fn has_mail(&self) -> bool {
-        self.has_mail.load(Ordering::Relaxed)
+    pub fn has_commands(&self) -> bool {
+        self.has_commands.load(Ordering::Relaxed)
     }
 
-    /// Reads one letter, if there is one, and sends the answer back.
+    /// Executes one command, if there is one, and sends its answer.
     #[cold]
-    pub fn read(&self, obey: impl FnOnce(Order) -> Answer) {
-        // The signs go before the letter is looked for, so that one put there meanwhile puts them up again.
-        self.has_mail.store(false, Ordering::SeqCst);
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-        let Some(letter) = self.letters.pop() else { return };
-        if !self.letters.is_empty() {
-            self.show();
+    pub fn execute_next(&self, execute: impl FnOnce(Command) -> Answer) {
+        // Both signals are cleared before the queue is read, so that a command queued meanwhile sets them again.
+        self.has_commands.store(false, Ordering::SeqCst);
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        let Some(request) = self.requests.pop() else { return };
+        if !self.requests.is_empty() {
+            self.signal();
         }
-        // Whoever does not wait any more does not need to know.
-        let _ = letter.reply.try_send((letter.number, obey(letter.order)));
+        // A caller whose time is over has gone, and nobody reads the answer.
+        let _ = request.reply.try_send((request.number, execute(request.command)));
     }
 
-    /// Says that there are letters.
-    fn show(&self) {
-        self.has_mail.store(true, Ordering::SeqCst);
-        // It counts to 2^64, and is emptied with every letter: the write cannot fail for want of room.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    /// Signals that there are commands.
+    fn signal(&self) {
+        self.has_commands.store(true, Ordering::SeqCst);
+        // The counter of the eventfd holds up to 2^64 and is cleared with every command, so the write does not fail.
+        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
-    fn put(&self, letter: Letter) -> bool {
-        let put = self.letters.push(letter).is_ok();
-        self.show();
-        put
+    fn push(&self, request: Request) -> bool {
+        let pushed = self.requests.push(request).is_ok();
+        self.signal();
+        pushed
     }
 }
 
-/// The way to all workers.
+/// The sending side of the command channels of all workers.
 #[derive(Clone)]
-pub struct Post {
-    boxes: Arc<[Arc<Mailbox>]>,
+pub struct CommandSender {
+    queues: Arc<[Arc<CommandQueue>]>,
 }
 
-impl Post {
-    /// Empty mailboxes for this many workers.
+impl CommandSender {
+    /// Empty queues for this many workers.
     ///
     /// # Errors
-    /// When the system gives no descriptors for the bells.
+    /// When the system has no descriptors left.
     pub fn open(workers: usize) -> io::Result<Self> {
-        let boxes = (0..workers).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<_>>()?;
-        Ok(Self { boxes })
+        let queues = (0..workers).map(|_| CommandQueue::new().map(Arc::new)).collect::<io::Result<_>>()?;
+        Ok(Self { queues })
     }
 
-    /// This worker's mailbox.
-    pub fn mailbox(&self, worker: usize) -> Arc<Mailbox> {
-        Arc::clone(&self.boxes[worker])
+    /// The queue of this worker.
+    ///
+    /// # Panics
+    /// If there is no such worker.
+    pub fn queue(&self, worker: usize) -> Arc<CommandQueue> {
+        Arc::clone(&self.queues[worker])
     }
 
     /// How many workers there are.
     pub fn workers(&self) -> usize {
-        self.boxes.len()
+        self.queues.len()
     }
 
-    /// Gives every worker this order, and waits for what each says: `None` of one that has not answered within a second.
+    /// Sends a command to every worker and waits for the answers: `None` for one that has not answered within a second, which may
+    /// still execute the command later.
+    pub fn send(&self, command: &Command) -> Vec<Option<Answer>> {
+        self.send_to(0..self.workers(), command)
+    }
+
+    /// As [`CommandSender::send`], to these workers only; the answers come in their order.
     ///
-    /// A worker that has not answered may still obey later.
-    pub fn ask(&self, order: &Order) -> Vec<Option<Answer>> {
-        self.ask_some(0..self.workers(), order)
-    }
-
-    /// As [`Post::ask`], of these workers only; the answers come in their order.
-    pub fn ask_some(&self, workers: std::ops::Range<usize>, order: &Order) -> Vec<Option<Answer>> {
+    /// # Panics
+    /// If there is no such worker.
+    pub fn send_to(&self, workers: std::ops::Range<usize>, command: &Command) -> Vec<Option<Answer>> {
         let mut answers: Vec<Option<Answer>> = workers.clone().map(|_| None).collect();
         let (reply, replies) = channel::bounded(answers.len().max(1));
         for (number, worker) in workers.enumerate() {
-            self.boxes[worker].put(Letter { order: order.clone(), number, reply: reply.clone() });
+            self.queues[worker].push(Request { command: command.clone(), number, reply: reply.clone() });
         }
         drop(reply);
-        let deadline = Instant::now() + PATIENCE;
-        // It ends early when every letter has been read, or has found no place.
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        // It ends early when every command has been executed, or did not fit its queue.
         while let Ok((number, answer)) = replies.recv_deadline(deadline) {
             answers[number] = Some(answer);
         }
@@ -202,65 +201,65 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use std::thread;
 
-    /// Reads this mailbox as a worker does, asleep in between, until it has read so many letters; returns how often it slept in vain.
-    fn serve(mailbox: &Mailbox, letters: usize) -> usize {
-        let (mut read, mut in_vain) = (0, 0);
-        while read < letters {
-            mailbox.read(|order| {
-                assert!(matches!(order, Order::Hello));
-                read += 1;
+    /// Executes commands as a worker does, asleep in between, until there have been so many; returns how often a sleep timed out.
+    fn serve(queue: &CommandQueue, commands: usize) -> usize {
+        let (mut executed, mut timeouts) = (0, 0);
+        while executed < commands {
+            queue.execute_next(|command| {
+                assert!(matches!(command, Command::Ping));
+                executed += 1;
                 Answer::Done
             });
-            if read == letters {
+            if executed == commands {
                 break;
             }
-            let bell = mailbox.bell();
-            let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
-            in_vain += usize::from(poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&patience)).unwrap() == 0);
+            let event = queue.event();
+            let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+            timeouts += usize::from(poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&timeout)).unwrap() == 0);
         }
-        in_vain
+        timeouts
     }
 
     #[test]
-    fn every_worker_is_asked_and_each_answers_for_itself() {
+    fn every_worker_gets_the_command_and_answers_for_itself() {
         const EACH: usize = 2000;
-        let post = Post::open(3).unwrap();
-        let workers: Vec<_> = (0..3).map(|n| post.mailbox(n)).collect();
+        let sender = CommandSender::open(3).unwrap();
+        let workers: Vec<_> = (0..3).map(|n| sender.queue(n)).collect();
         thread::scope(|scope| {
-            let served: Vec<_> = workers.iter().map(|mailbox| scope.spawn(|| serve(mailbox, 2 * EACH))).collect();
+            let served: Vec<_> = workers.iter().map(|queue| scope.spawn(|| serve(queue, 2 * EACH))).collect();
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..EACH {
-                        let answers = post.ask(&Order::Hello);
+                        let answers = sender.send(&Command::Ping);
                         assert!(answers.len() == 3 && answers.iter().all(Option::is_some), "{answers:?}");
                     }
                 });
             }
             for served in served {
-                assert_eq!(served.join().unwrap(), 0, "a letter has not ended the sleep");
+                assert_eq!(served.join().unwrap(), 0, "a command has not ended the sleep");
             }
         });
     }
 
     #[test]
-    fn a_worker_that_is_silent_keeps_nobody_from_the_others_answers() {
-        let post = Post::open(2).unwrap();
-        let mailbox = post.mailbox(1);
+    fn a_worker_that_does_not_answer_delays_no_other_answer() {
+        let sender = CommandSender::open(2).unwrap();
+        let queue = sender.queue(1);
         thread::scope(|scope| {
-            scope.spawn(|| serve(&mailbox, 1));
-            assert!(matches!(post.ask(&Order::Hello)[..], [None, Some(Answer::Done)]));
+            scope.spawn(|| serve(&queue, 1));
+            assert!(matches!(sender.send(&Command::Ping)[..], [None, Some(Answer::Done)]));
         });
     }
 
     #[test]
-    fn a_full_mailbox_takes_no_more_and_what_it_holds_is_still_read() {
-        let post = Post::open(1).unwrap();
-        let mailbox = post.mailbox(0);
-        let (reply, replies) = channel::bounded(2 * PLACES);
-        let letter = || Letter { order: Order::Hello, number: 0, reply: reply.clone() };
-        assert_eq!((0..2 * PLACES).filter(|_| mailbox.put(letter())).count(), PLACES);
-        assert_eq!(serve(&mailbox, PLACES), 0);
-        assert_eq!(replies.len(), PLACES);
-        mailbox.read(|_| unreachable!("it is empty"));
+    fn a_full_queue_takes_no_more_and_what_it_holds_is_still_executed() {
+        let sender = CommandSender::open(1).unwrap();
+        let queue = sender.queue(0);
+        let (reply, replies) = channel::bounded(2 * CAPACITY);
+        let request = || Request { command: Command::Ping, number: 0, reply: reply.clone() };
+        assert_eq!((0..2 * CAPACITY).filter(|_| queue.push(request())).count(), CAPACITY);
+        assert_eq!(serve(&queue, CAPACITY), 0);
+        assert_eq!(replies.len(), CAPACITY);
+        queue.execute_next(|_| unreachable!("it is empty"));
     }
 }

@@ -1,12 +1,12 @@
-//! The control port: the binary protocol of `control::wire` over TCP, in a thread of its own. What requests do is `backends`' matter.
+//! The control port: the binary protocol of nmsynproxy (`control::wire`) over TCP, in a thread of its own. `servers` executes the requests.
 //!
-//! Nothing a client sends or leaves out concerns another: each has bounded room for what has come and for what has not been fetched, and who
-//! does not fetch his answers is not listened to. Requests that have come by the same time are done together, so that many of them cost the
-//! workers one change.
+//! Clients do not affect each other: each has bounded buffers for its requests and for its unread answers, and a client that does not read
+//! its answers is not read from. Requests that arrive at the same time are executed together, so that many of them cost the workers one
+//! change.
 
-use crate::control::servers::Registry;
+use super::servers::ServerRegistry;
 use crate::process::exit::Failure;
-use crate::process::privileges as identity;
+use crate::process::privileges;
 use ::control::wire::{self, DONE, Operation, REFUSED};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,25 +16,25 @@ use std::thread;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-/// Clients connected at once. One more takes the place of the one that has been silent for longest.
-const CLIENTS: usize = 256;
+/// Clients connected at once. One more replaces the one that has been idle for longest.
+const MAX_CLIENTS: usize = 256;
 
-/// Bytes of requests taken from a client at once, some five thousand.
-const ROOM: usize = 65_536;
+/// Bytes of requests read from a client at once, about five thousand requests.
+const INPUT_BUFFER: usize = 65_536;
 
-/// Bytes of answers a client may leave unfetched.
-const UNFETCHED: usize = 65_536;
+/// Bytes of answers that a client may leave unread.
+const MAX_UNREAD: usize = 65_536;
 
-/// How long the port rests when the system has no descriptor for another client.
-const REST: Duration = Duration::from_millis(100);
+/// How long the port waits when the system has no descriptor for another client.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The port, which nobody is served at yet.
+/// The bound port, before it is served.
 #[derive(Debug)]
-pub struct Commander {
+pub struct ControlPort {
     listener: TcpListener,
 }
 
-impl Commander {
+impl ControlPort {
     /// Listens at this address.
     ///
     /// # Errors
@@ -45,24 +45,22 @@ impl Commander {
         Ok(Self { listener })
     }
 
-    /// Serves everybody who comes, in a thread that ends with the process.
+    /// Serves clients in a thread that ends with the process.
     ///
     /// # Errors
-    /// When no thread can be made.
-    pub fn serve(self, registry: Arc<Registry>) -> Result<(), Failure> {
+    /// When no thread can be created.
+    pub fn serve(self, registry: Arc<ServerRegistry>) -> Result<(), Failure> {
         if let Ok(address) = self.listener.local_addr() {
             info!("control port: {address}");
             if !address.ip().is_loopback() {
-                warn!(
-                    "whoever reaches {address} can change what clients are told of servers: the protocol knows no passwords"
-                );
+                warn!("whoever reaches {address} can change the server table: the protocol has no authentication");
             }
         }
         let work = move || {
-            identity::become_servant();
-            let mut crowd = Crowd { listener: self.listener, clients: Vec::new(), round: 0 };
+            privileges::enter_control_thread();
+            let mut server = Server { listener: self.listener, clients: Vec::new(), round: 0 };
             loop {
-                crowd.round(&registry, None);
+                server.serve_once(&registry, None);
             }
         };
         thread::Builder::new().name("control port".to_owned()).spawn(work).map(drop).map_err(Failure::Spawn)
@@ -72,46 +70,46 @@ impl Commander {
 /// A client.
 struct Client {
     stream: TcpStream,
-    /// What has come and is not a whole request yet.
+    /// Received bytes that are not a whole request yet.
     input: Vec<u8>,
-    /// What it has not fetched yet.
+    /// Answers that it has not read yet.
     output: Vec<u8>,
-    /// The round it last sent something in.
-    heard: u64,
-    /// Whether nothing more will come.
+    /// The round in which it last sent something.
+    last_active: u64,
+    /// Whether it will send nothing more.
     has_ended: bool,
-    /// Whether it is gone.
+    /// Whether the connection is lost.
     is_gone: bool,
 }
 
 impl Client {
-    /// What to wait for: more requests, unless there are too many answers; and room for answers, if there are any.
-    fn awaits(&self) -> PollFlags {
+    /// The events to wait for: requests, unless too many answers are unread; and space for answers, if there are any.
+    fn interest(&self) -> PollFlags {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, !self.has_ended && self.output.len() < UNFETCHED);
+        flags.set(PollFlags::IN, !self.has_ended && self.output.len() < MAX_UNREAD);
         flags.set(PollFlags::OUT, !self.output.is_empty());
         flags
     }
 
-    /// Takes what has come, at most [`ROOM`] of it, and appends the requests to `operations`; returns how many.
-    fn receive_update(&mut self, round: u64, operations: &mut Vec<Operation>) -> usize {
+    /// Reads at most [`INPUT_BUFFER`] bytes and appends the requests to `operations`; returns how many.
+    fn read(&mut self, round: u64, operations: &mut Vec<Operation>) -> usize {
         let before = self.input.len();
-        self.input.resize(ROOM, 0);
-        let came = match self.stream.read(&mut self.input[before..]) {
+        self.input.resize(INPUT_BUFFER, 0);
+        let read = match self.stream.read(&mut self.input[before..]) {
             Ok(0) => {
                 self.has_ended = true;
                 0
             }
-            Ok(came) => came,
+            Ok(read) => read,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             Err(_) => {
                 self.is_gone = true;
                 0
             }
         };
-        self.input.truncate(before + came);
-        if came > 0 {
-            self.heard = round;
+        self.input.truncate(before + read);
+        if read > 0 {
+            self.last_active = round;
         }
         let (mut used, mut count) = (0, 0);
         while let Some((operation, length)) = wire::read(&self.input[used..]) {
@@ -123,8 +121,8 @@ impl Client {
         count
     }
 
-    /// Sends what it will take.
-    fn tell(&mut self) {
+    /// Writes as many answers as the socket takes.
+    fn write(&mut self) {
         match self.stream.write(&self.output) {
             Ok(sent) => drop(self.output.drain(..sent)),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -132,28 +130,28 @@ impl Client {
         }
     }
 
-    /// Whether there is nothing more to do for it: half a request that nothing follows is not answered.
+    /// Whether there is nothing more to do for it: an incomplete request at the end is not answered.
     fn is_done(&self) -> bool {
         self.is_gone || self.has_ended && self.output.is_empty()
     }
 }
 
-/// Everybody at the port.
-struct Crowd {
+/// The port and its clients.
+struct Server {
     listener: TcpListener,
     clients: Vec<Client>,
     round: u64,
 }
 
-impl Crowd {
-    /// Waits until something comes, or as long as `patience`, and does what there is to do.
-    fn round(&mut self, registry: &Registry, patience: Option<Duration>) {
+impl Server {
+    /// Waits for events, at most for `timeout`, and handles them.
+    fn serve_once(&mut self, registry: &ServerRegistry, timeout: Option<Duration>) {
         self.round += 1;
         let mut waiting: Vec<PollFd<'_>> = vec![PollFd::new(&self.listener, PollFlags::IN)];
-        waiting.extend(self.clients.iter().map(|client| PollFd::new(&client.stream, client.awaits())));
-        let patience = patience
-            .map(|patience| Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() });
-        if poll(&mut waiting, patience.as_ref()).is_err() {
+        waiting.extend(self.clients.iter().map(|client| PollFd::new(&client.stream, client.interest())));
+        let timeout = timeout
+            .map(|timeout| Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() });
+        if poll(&mut waiting, timeout.as_ref()).is_err() {
             return;
         }
         let ready: Vec<PollFlags> = waiting.iter().map(PollFd::revents).collect();
@@ -162,11 +160,11 @@ impl Crowd {
         let mut operations = Vec::new();
         let mut shares = Vec::new();
         for (client, ready) in self.clients.iter_mut().zip(&ready[1..]) {
-            let awaited = client.awaits();
-            // An error is found by reading, or by writing where nothing is to be read.
+            let interest = client.interest();
+            // Reading reports the error, or writing where nothing is to be read.
             let trouble = ready.intersects(PollFlags::ERR | PollFlags::HUP);
-            let may_read = awaited.contains(PollFlags::IN) && (trouble || ready.contains(PollFlags::IN));
-            shares.push(if may_read { client.receive_update(self.round, &mut operations) } else { 0 });
+            let may_read = interest.contains(PollFlags::IN) && (trouble || ready.contains(PollFlags::IN));
+            shares.push(if may_read { client.read(self.round, &mut operations) } else { 0 });
             client.is_gone |= trouble && !may_read;
         }
         let outcomes = if operations.is_empty() { Vec::new() } else { registry.apply(&operations) };
@@ -176,57 +174,64 @@ impl Crowd {
                 client.output.extend(if outcome.is_ok() { DONE } else { REFUSED });
             }
             if !client.output.is_empty() {
-                client.tell();
+                client.write();
             }
         }
         self.clients.retain(|client| !client.is_done());
         if ready[0].contains(PollFlags::IN) {
-            self.admit();
+            self.accept();
         }
     }
 
-    /// Lets those in who wait, a few at a time.
-    fn admit(&mut self) {
+    /// Accepts waiting clients, a limited number at a time.
+    fn accept(&mut self) {
         for _ in 0..64 {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
                     debug!("control port: {error}");
-                    return thread::sleep(REST);
+                    return thread::sleep(ACCEPT_BACKOFF);
                 }
             };
             if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
                 continue;
             }
-            if self.clients.len() >= CLIENTS
-                && let Some(at) = (0..self.clients.len()).min_by_key(|&at| self.clients[at].heard)
+            if self.clients.len() >= MAX_CLIENTS
+                && let Some(at) = (0..self.clients.len()).min_by_key(|&at| self.clients[at].last_active)
             {
-                debug!("control port: the client that has been silent for longest makes room for another");
+                debug!("control port: the client that has been idle for longest is replaced by a new one");
                 self.clients.remove(at);
             }
             let (input, output) = (Vec::new(), Vec::new());
-            self.clients.push(Client { stream, input, output, heard: self.round, has_ended: false, is_gone: false });
+            self.clients.push(Client {
+                stream,
+                input,
+                output,
+                last_active: self.round,
+                has_ended: false,
+                is_gone: false,
+            });
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::commands::CommandSender;
     use super::*;
-    use crate::control::commands::Post;
     use ::control::Entry;
     use std::net::Shutdown;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Serves a port in a thread while `test` runs.
-    fn with_port(test: impl FnOnce(SocketAddr, &Registry)) {
-        let registry = Registry::new(Post::open(0).unwrap(), [1, 2]);
-        let commander = Commander::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = commander.listener.local_addr().unwrap();
+    fn with_port(test: impl FnOnce(SocketAddr, &ServerRegistry)) {
+        let registry = ServerRegistry::new(CommandSender::open(0).unwrap(), [1, 2]);
+        let port = ControlPort::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = port.listener.local_addr().unwrap();
         let stop = AtomicBool::new(false);
-        let mut crowd = Crowd { listener: commander.listener, clients: Vec::new(), round: 0 };
-        /// Stops the port also when the test panics.
+        let mut server = Server { listener: port.listener, clients: Vec::new(), round: 0 };
+        /// Stops the port even when the test panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -237,9 +242,10 @@ mod tests {
             let _stop = Stop(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    crowd.round(&registry, Some(Duration::from_millis(20)));
-                    let room = crowd.clients.iter().map(|client| client.input.capacity() + client.output.capacity());
-                    assert!(crowd.clients.len() <= CLIENTS && room.max().unwrap_or(0) <= 8 * ROOM);
+                    server.serve_once(&registry, Some(Duration::from_millis(20)));
+                    let buffered =
+                        server.clients.iter().map(|client| client.input.capacity() + client.output.capacity());
+                    assert!(server.clients.len() <= MAX_CLIENTS && buffered.max().unwrap_or(0) <= 8 * INPUT_BUFFER);
                 }
             });
             test(address, &registry);
@@ -272,7 +278,7 @@ mod tests {
     fn requests_are_answered_in_their_order_however_they_arrive() {
         with_port(|address, registry| {
             let six = Entry { address: "2001:db8::1".parse().unwrap(), ..entry(0) };
-            let said = bytes(&[
+            let sent = bytes(&[
                 Operation::Add(entry(1)),
                 Operation::Add(entry(1)),
                 Operation::Add(six),
@@ -281,10 +287,10 @@ mod tests {
                 Operation::Modify(entry(2)),
                 Operation::Flush(Some(entry(1).address)),
             ]);
-            for step in [1, 5, 13, said.len()] {
+            for step in [1, 5, 13, sent.len()] {
                 let mut client = connect(address);
                 client.write_all(&bytes(&[Operation::Flush(None)])).unwrap();
-                for piece in said.chunks(step) {
+                for piece in sent.chunks(step) {
                     client.write_all(piece).unwrap();
                     thread::sleep(Duration::from_micros(200));
                 }
@@ -295,12 +301,12 @@ mod tests {
     }
 
     #[test]
-    fn who_hangs_up_after_the_last_word_gets_every_answer_and_half_a_request_gets_none() {
+    fn a_client_that_closes_after_its_last_request_gets_every_answer_and_half_a_request_gets_none() {
         with_port(|address, registry| {
             let mut client = connect(address);
-            let mut said = bytes(&[Operation::Add(entry(1)), Operation::Add(entry(2)), Operation::Add(entry(3))]);
-            said.truncate(said.len() - 1);
-            client.write_all(&said).unwrap();
+            let mut sent = bytes(&[Operation::Add(entry(1)), Operation::Add(entry(2)), Operation::Add(entry(3))]);
+            sent.truncate(sent.len() - 1);
+            client.write_all(&sent).unwrap();
             client.shutdown(Shutdown::Write).unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).unwrap();
@@ -309,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_never_listens_and_one_that_never_ends_its_word_keep_nobody_else_waiting() {
+    fn a_client_that_never_reads_and_one_that_never_ends_its_request_delay_no_other() {
         with_port(|address, _| {
-            let mut deaf = connect(address);
-            deaf.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+            let mut unread = connect(address);
+            unread.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             let flood = bytes(&vec![Operation::Flush(None); 20_000]);
-            // It is not listened to any more when it has left enough unfetched.
-            let stuck = (0..200).any(|_| deaf.write_all(&flood).is_err());
-            assert!(stuck, "48 MB of requests were taken while no answer was fetched");
+            // It is no longer read from once enough of its answers are unread.
+            let stuck = (0..200).any(|_| unread.write_all(&flood).is_err());
+            assert!(stuck, "48 MB of requests were read while no answer was");
             let mut slow = connect(address);
             slow.write_all(&[10]).unwrap();
             let mut client = connect(address);
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_connections_and_a_thousand_more_keep_nobody_out() {
+    fn a_thousand_connections_and_a_thousand_more_keep_no_client_out() {
         with_port(|address, _| {
             let mut held = Vec::new();
             for round in 0..2 {
@@ -344,22 +350,22 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_at_all_are_answered_or_waited_with() {
+    fn any_bytes_at_all_are_answered_or_kept_as_an_incomplete_request() {
         with_port(|address, registry| {
-            let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
             let mut draw = || {
-                chance ^= chance << 13;
-                chance ^= chance >> 7;
-                chance ^= chance << 17;
-                chance
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random
             };
             for _ in 0..20 {
                 let mut client = connect(address);
-                let said: Vec<u8> = (0..4096).map(|_| draw() as u8).collect();
-                client.write_all(&said).unwrap();
+                let sent: Vec<u8> = (0..4096).map(|_| draw() as u8).collect();
+                client.write_all(&sent).unwrap();
                 client.shutdown(Shutdown::Write).unwrap();
                 let (mut expected, mut used) = (0, 0);
-                while let Some((_, length)) = wire::read(&said[used..]) {
+                while let Some((_, length)) = wire::read(&sent[used..]) {
                     used += length;
                     expected += 1;
                 }

@@ -1,7 +1,7 @@
-//! What the operator says of servers, as he says it: entries by address, port and protocol. Whenever that has changed, every worker gets
-//! a table of its own to look things up in, which never changes; connections that were answered before keep what they were told.
+//! The server table as the operator sets it: TCP options of servers by address, port and protocol. After every change each worker gets
+//! an immutable table to look servers up in; connections answered before keep the options they were offered.
 
-use crate::control::commands::{Answer, Order, Post};
+use super::commands::{Answer, Command, CommandSender};
 use ::control::wire::Operation;
 use ::control::{Entry, Key};
 use std::collections::BTreeMap;
@@ -11,25 +11,25 @@ use tcpstate::seq::WindowScale;
 use tcpstate::{ServerEntry, ServerTable};
 use tracing::{debug, warn};
 
-/// The most entries there may be: a change of one makes the tables anew, in a few milliseconds for so many.
-pub const MOST: usize = 65_536;
+/// The most entries there may be: a change of one rebuilds the table, which takes a few milliseconds for this many.
+pub const MAX_ENTRIES: usize = 65_536;
 
-/// The number of TCP among the protocols.
+/// The protocol number of TCP.
 const TCP: u8 = 6;
 
-/// Why an operation was not done.
+/// Why an operation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Something is said of this server already.
+    /// There is an entry for this server already.
     Exists,
-    /// Nothing was said of it.
+    /// There is no entry for this server.
     Absent,
-    /// There are [`MOST`] entries already.
+    /// There are [`MAX_ENTRIES`] entries already.
     Full,
     /// There is no such operation.
     Unknown,
-    /// The entry cannot be, for this reason.
-    Wrong(&'static str),
+    /// The entry is not valid, for this reason.
+    Invalid(&'static str),
 }
 
 /// The entries.
@@ -39,7 +39,7 @@ struct Table {
 }
 
 impl Table {
-    /// Does it; true if anything has changed.
+    /// Executes the operation; true if anything has changed.
     fn apply(&mut self, operation: &Operation) -> Result<bool, Refused> {
         match *operation {
             Operation::Flush(None) => {
@@ -53,14 +53,14 @@ impl Table {
                 Ok(self.entries.len() < before)
             }
             Operation::Add(entry) => {
-                entry.check().map_err(Refused::Wrong)?;
+                entry.check().map_err(Refused::Invalid)?;
                 if self.entries.contains_key(&entry.key()) {
                     return Err(Refused::Exists);
                 }
                 self.insert(entry)
             }
             Operation::Modify(entry) => {
-                entry.check().map_err(Refused::Wrong)?;
+                entry.check().map_err(Refused::Invalid)?;
                 self.insert(entry)
             }
             Operation::Delete(key) => self.entries.remove(&key).map(|_| true).ok_or(Refused::Absent),
@@ -69,15 +69,15 @@ impl Table {
     }
 
     fn insert(&mut self, entry: Entry) -> Result<bool, Refused> {
-        if self.entries.len() >= MOST && !self.entries.contains_key(&entry.key()) {
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&entry.key()) {
             return Err(Refused::Full);
         }
         Ok(self.entries.insert(entry.key(), entry) != Some(entry))
     }
 
-    /// What workers look up, who ask for TCP only: of two entries for the same address and port, the one that names it.
+    /// The entries for the workers, which look up TCP only: of two entries for the same address and port, the one that names TCP.
     fn compile(&self) -> Vec<ServerEntry> {
-        // In their order, protocol 0 comes before 6, and the last one counts.
+        // In this order protocol 0 comes before 6, and the last one counts.
         let entries = self.entries.values().filter(|entry| entry.protocol == 0 || entry.protocol == TCP);
         entries
             .map(|entry| ServerEntry {
@@ -91,7 +91,7 @@ impl Table {
     }
 }
 
-/// An address as the engine has it.
+/// An address as the engine represents it.
 fn words(address: IpAddr) -> [u32; 4] {
     let bits = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -101,44 +101,44 @@ fn words(address: IpAddr) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
 }
 
-/// The entries, and the way to the workers who go by them.
-pub struct Registry {
-    /// Locked until the workers have heard of a change, so that they hear of changes in order.
+/// The entries, and the workers that use them.
+pub struct ServerRegistry {
+    /// Locked until the workers have a change, so that they get changes in order.
     table: Mutex<Table>,
-    post: Post,
-    /// What spreads the entries in the workers' tables.
+    workers: CommandSender,
+    /// The key of the hash in the workers' tables.
     random: [u64; 2],
 }
 
-impl Registry {
-    /// No entries, for these workers; `random` from a good source.
-    pub fn new(post: Post, random: [u64; 2]) -> Self {
-        Self { table: Mutex::default(), post, random }
+impl ServerRegistry {
+    /// No entries, for these workers; `random` must be unpredictable.
+    pub fn new(workers: CommandSender, random: [u64; 2]) -> Self {
+        Self { table: Mutex::default(), workers, random }
     }
 
-    /// Does all of this in order, and returns what became of each when every worker goes by the result.
+    /// Executes the operations in order, and returns the outcome of each once every worker uses the result.
     pub fn apply(&self, operations: &[Operation]) -> Vec<Result<(), Refused>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = false;
         let outcomes = operations.iter().map(|operation| {
             let outcome = table.apply(operation);
-            debug!("said of servers: {operation:?}: {outcome:?}");
+            debug!("server table: {operation:?}: {outcome:?}");
             changed |= outcome == Ok(true);
             outcome.map(drop)
         });
         let outcomes = outcomes.collect();
         if changed {
-            let backends = Arc::new(ServerTable::new(&table.compile(), self.random));
-            let mut silent = 0;
-            for answer in self.post.ask(&Order::ServerTable(backends)) {
+            let servers = Arc::new(ServerTable::new(&table.compile(), self.random));
+            let mut missing = 0;
+            for answer in self.workers.send(&Command::ServerTable(servers)) {
                 match answer {
-                    // The worker has sent it back to be freed here.
+                    // The worker has sent its former table back to be freed here.
                     Some(Answer::Former(former)) => drop(former),
-                    _ => silent += 1,
+                    _ => missing += 1,
                 }
             }
-            if silent > 0 {
-                warn!("{silent} workers have not heard yet what is said of servers");
+            if missing > 0 {
+                warn!("{missing} workers have not confirmed the change of the server table yet");
             }
         }
         outcomes
@@ -163,38 +163,38 @@ mod tests {
         Entry { address: address.parse().unwrap(), port, protocol, mss, sack: true, wscale: 7 }
     }
 
-    fn registry() -> Registry {
-        Registry::new(Post::open(0).unwrap(), [1, 2])
+    fn registry() -> ServerRegistry {
+        ServerRegistry::new(CommandSender::open(0).unwrap(), [1, 2])
     }
 
-    /// What workers are told of a server.
-    fn told(registry: &Registry, address: &str, port: u16) -> Option<u16> {
+    /// The MSS that workers find for a server.
+    fn found(registry: &ServerRegistry, address: &str, port: u16) -> Option<u16> {
         let table = registry.table.lock().unwrap();
-        let backends = ServerTable::new(&table.compile(), registry.random);
-        backends.find(&words(address.parse().unwrap()), port).map(|backend| backend.mss)
+        let servers = ServerTable::new(&table.compile(), registry.random);
+        servers.find(&words(address.parse().unwrap()), port).map(|server| server.mss)
     }
 
     #[test]
-    fn operations_do_what_they_say_and_say_what_they_do() {
+    fn operations_do_what_they_are_named_after_and_return_the_outcome() {
         let registry = registry();
-        let say = |operation: Operation| registry.apply(&[operation])[0];
+        let apply = |operation: Operation| registry.apply(&[operation])[0];
         let first = entry("10.0.0.1", 80, 6, 1000);
         let key = first.key();
-        assert_eq!(say(Operation::Delete(key)), Err(Refused::Absent));
-        assert_eq!(say(Operation::Add(first)), Ok(()));
-        assert_eq!(say(Operation::Add(entry("10.0.0.1", 80, 6, 1001))), Err(Refused::Exists));
-        assert_eq!(told(&registry, "10.0.0.1", 80), Some(1000));
-        assert_eq!(say(Operation::Modify(entry("10.0.0.1", 80, 6, 1002))), Ok(()));
-        assert_eq!(told(&registry, "10.0.0.1", 80), Some(1002));
-        assert_eq!(say(Operation::Modify(entry("10.0.0.2", 0, 0, 1003))), Ok(()), "modify brings what is not there");
-        assert_eq!(say(Operation::Delete(Key { port: 0, ..key })), Err(Refused::Absent), "only exactly this key");
-        assert_eq!(say(Operation::Delete(key)), Ok(()));
+        assert_eq!(apply(Operation::Delete(key)), Err(Refused::Absent));
+        assert_eq!(apply(Operation::Add(first)), Ok(()));
+        assert_eq!(apply(Operation::Add(entry("10.0.0.1", 80, 6, 1001))), Err(Refused::Exists));
+        assert_eq!(found(&registry, "10.0.0.1", 80), Some(1000));
+        assert_eq!(apply(Operation::Modify(entry("10.0.0.1", 80, 6, 1002))), Ok(()));
+        assert_eq!(found(&registry, "10.0.0.1", 80), Some(1002));
+        assert_eq!(apply(Operation::Modify(entry("10.0.0.2", 0, 0, 1003))), Ok(()), "modify adds what is not there");
+        assert_eq!(apply(Operation::Delete(Key { port: 0, ..key })), Err(Refused::Absent), "only exactly this key");
+        assert_eq!(apply(Operation::Delete(key)), Ok(()));
         assert_eq!(registry.list(), [entry("10.0.0.2", 0, 0, 1003)]);
-        assert_eq!(say(Operation::Unknown(3)), Err(Refused::Unknown));
+        assert_eq!(apply(Operation::Unknown(3)), Err(Refused::Unknown));
     }
 
     #[test]
-    fn the_more_particular_entry_counts_whatever_the_order() {
+    fn the_more_specific_entry_counts_whatever_the_order() {
         let entries = [
             entry("10.0.0.1", 0, 0, 1),
             entry("10.0.0.1", 0, 6, 2),
@@ -209,10 +209,10 @@ mod tests {
             for operations in [entries.map(Operation::Add), entries.map(Operation::Modify)] {
                 let registry = registry();
                 registry.apply(&operations);
-                let seen = [80, 81, 53].map(|port| told(&registry, "10.0.0.1", port));
+                let seen = [80, 81, 53].map(|port| found(&registry, "10.0.0.1", port));
                 assert_eq!(seen, [Some(4), Some(2), Some(2)]);
                 registry.apply(&[Operation::Delete(entry("10.0.0.1", 80, 6, 0).key())]);
-                assert_eq!(told(&registry, "10.0.0.1", 80), Some(3), "the port counts more than the protocol");
+                assert_eq!(found(&registry, "10.0.0.1", 80), Some(3), "the port counts more than the protocol");
             }
         }
     }
@@ -232,26 +232,26 @@ mod tests {
     }
 
     #[test]
-    fn what_could_do_harm_is_refused() {
+    fn invalid_entries_are_refused() {
         let registry = registry();
         let good = entry("10.0.0.1", 80, 6, 1460);
         let mapped = entry("::ffff:10.0.0.1", 80, 6, 1460);
         for wrong in [Entry { wscale: 15, ..good }, Entry { mss: 0, ..good }, mapped] {
             for operation in [Operation::Add(wrong), Operation::Modify(wrong)] {
-                assert!(matches!(registry.apply(&[operation])[0], Err(Refused::Wrong(_))), "{wrong:?}");
+                assert!(matches!(registry.apply(&[operation])[0], Err(Refused::Invalid(_))), "{wrong:?}");
             }
         }
         assert_eq!(registry.len(), 0);
     }
 
     #[test]
-    fn there_is_an_end_to_it() {
+    fn the_number_of_entries_is_limited() {
         let registry = registry();
         let of = |n: u32| Entry { address: std::net::Ipv4Addr::from_bits(n).into(), ..entry("0.0.0.0", 80, 6, 1460) };
-        let many: Vec<_> = (0..=MOST as u32).map(|n| Operation::Add(of(n))).collect();
+        let many: Vec<_> = (0..=MAX_ENTRIES as u32).map(|n| Operation::Add(of(n))).collect();
         let outcomes = registry.apply(&many);
-        assert!(outcomes[..MOST].iter().all(Result::is_ok));
-        assert_eq!(outcomes[MOST], Err(Refused::Full));
+        assert!(outcomes[..MAX_ENTRIES].iter().all(Result::is_ok));
+        assert_eq!(outcomes[MAX_ENTRIES], Err(Refused::Full));
         let changed = Entry { mss: 1, ..of(7) };
         assert_eq!(registry.apply(&[Operation::Modify(changed)]), [Ok(())], "what is there can still be changed");
     }
@@ -261,7 +261,7 @@ mod tests {
         use proptest::prelude::*;
 
         fn operation() -> impl Strategy<Value = Operation> {
-            // Few of each, so that they meet; some that cannot be.
+            // Few of each, so that they collide; some that are not valid.
             let address = prop_oneof![
                 (0..3_u8).prop_map(|n| IpAddr::from([10, 0, 0, n])),
                 (0..2_u16).prop_map(|n| IpAddr::from([0x2001, 0, 0, 0, 0, 0, 0, n])),
@@ -340,7 +340,7 @@ mod tests {
                 prop_assert_eq!(registry.len(), model.0.len());
                 for address in ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "2001::", "2001::1"] {
                     for port in 1..4 {
-                        prop_assert_eq!(told(&registry, address, port), model.find(address.parse().unwrap(), port));
+                        prop_assert_eq!(found(&registry, address, port), model.find(address.parse().unwrap(), port));
                     }
                 }
             }

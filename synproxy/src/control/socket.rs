@@ -1,11 +1,11 @@
-//! The control socket: who may come in, and a line in for a line out. What is answered is `operator`'s matter.
+//! The control socket: access control, and one line of answer for each line of request. `api` answers the requests.
 //!
-//! Root may ask, the user the process runs as may, and the group the configuration names, but not for everything: the file's mode says so, and
-//! the peer's credentials are looked at besides. Clients are served side by side, each by a thread of its own, and each waits for its own answers only.
+//! Root and the user the process runs as may send every request, members of the configured group most of them. The file's mode enforces
+//! that, and the peer's credentials are checked besides. Each client is served by a thread of its own and waits for its own answers only.
 
-use crate::control::api::{Operator, Who};
+use super::api::{ControlApi, Role};
 use crate::process::exit::Failure;
-use crate::process::privileges as identity;
+use crate::process::privileges;
 use ::control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
 use rustix::fs::Mode;
 use std::fs;
@@ -20,72 +20,72 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 /// Clients served at once.
-const CLIENTS: usize = 32;
+const MAX_CLIENTS: usize = 32;
 
 /// How long a client may leave an answer unread.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A socket nobody is served at yet; its file is removed when this is dropped.
+/// The bound socket, before it is served.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    doors: Doors,
+    permissions: SocketPermissions,
 }
 
-/// Who may come in, besides root.
+/// Who may use the socket, besides root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Doors {
-    /// The user and the group this process will have, where they are not those it has.
+pub struct SocketPermissions {
+    /// The user and the group this process will have, where they differ from its present ones.
     pub owner: (Option<u32>, Option<u32>),
-    /// A group whose members may come in as guests.
+    /// A group whose members may connect as [`Role::Guest`].
     pub group: Option<u32>,
 }
 
-/// The number of the machine's own network namespace: `NET_NS_INIT_INO` of newer kernels.
-const FIRST: u64 = 0xefff_fff9;
+/// The inode of the machine's initial network namespace: `NET_NS_INIT_INO` of newer kernels.
+const INITIAL_NAMESPACE: u64 = 0xefff_fff9;
 
-/// The number of the network namespace this process is in, unless it is the machine's own, or that of the container's first process.
+/// The inode of the network namespace of this process, unless it is the machine's initial one, or that of the container's first process.
 pub fn namespace() -> Option<u64> {
     let number = |process: &str| Some(fs::metadata(format!("/proc/{process}/ns/net")).ok()?.ino());
-    // Not everybody may look at the first process.
-    number("self").filter(|own| *own != FIRST && Some(*own) != number("1"))
+    // An unprivileged process may not read the namespace of the first one.
+    number("self").filter(|own| *own != INITIAL_NAMESPACE && Some(*own) != number("1"))
 }
 
 impl Socket {
-    /// Makes the socket at `path`, in place of one that an ended process has left there.
+    /// Creates the socket at `path`, and replaces one that a former process has left there.
     ///
     /// # Errors
-    /// When something else is there, or somebody listens there, or the system refuses.
-    pub fn bind(path: &Path, doors: Doors) -> io::Result<Self> {
-        let (user, group) = doors.owner;
+    /// When another file is there, or a process listens there, or the system refuses.
+    pub fn bind(path: &Path, permissions: SocketPermissions) -> io::Result<Self> {
+        let (user, group) = permissions.owner;
         if path.parent() == Some(Path::new(control::DIRECTORY)) && fs::create_dir(control::DIRECTORY).is_ok() {
-            // Whoever this process becomes has to remove the socket again.
+            // The process removes the socket as the user it changes to.
             std::os::unix::fs::chown(control::DIRECTORY, user, group)?;
         }
-        clear(path)?;
-        // The file has its mode from the first moment on. No other thread makes files now.
+        remove_stale(path)?;
+        // The file has its mode from its creation on. No other thread creates files now.
         let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
-        let socket = Self { listener: listener?, path: path.to_owned(), doors };
-        std::os::unix::fs::lchown(path, user, doors.group.or(group))?;
-        if doors.group.is_some() {
+        let socket = Self { listener: listener?, path: path.to_owned(), permissions };
+        std::os::unix::fs::lchown(path, user, permissions.group.or(group))?;
+        if permissions.group.is_some() {
             fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
         }
         Ok(socket)
     }
 
-    /// Serves everybody who may come, in threads that end with the process. The socket stays until what is returned is dropped.
+    /// Serves clients in threads that end with the process. The socket stays until the returned value is dropped.
     ///
     /// # Errors
-    /// When no thread can be made.
-    pub fn serve(self, operator: Arc<Operator>) -> Result<Serving, Failure> {
+    /// When no thread can be created.
+    pub fn serve(self, api: Arc<ControlApi>) -> Result<Serving, Failure> {
         let serving = Serving { path: self.path };
-        let (listener, doors) = (self.listener, self.doors);
+        let (listener, permissions) = (self.listener, self.permissions);
         let accept = move || {
-            identity::become_servant();
-            accept(&listener, doors, &operator);
+            privileges::enter_control_thread();
+            accept(&listener, permissions, &api);
         };
         thread::Builder::new().name("control".to_owned()).spawn(accept).map_err(Failure::Spawn)?;
         info!("control socket: {}", serving.path.display());
@@ -93,7 +93,7 @@ impl Socket {
     }
 }
 
-/// A socket at which clients are served; its file is removed when this is dropped.
+/// A socket that is being served; its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Serving {
     path: PathBuf,
@@ -107,8 +107,8 @@ impl Drop for Serving {
     }
 }
 
-/// Removes a socket that nobody listens at.
-fn clear(path: &Path) -> io::Result<()> {
+/// Removes a socket on which no process listens.
+fn remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -120,24 +120,24 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Serves whoever comes.
-fn accept(listener: &UnixListener, doors: Doors, operator: &Arc<Operator>) {
+/// Accepts clients, each into a thread of its own.
+fn accept(listener: &UnixListener, permissions: SocketPermissions, api: &Arc<ControlApi>) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let client = match listener.accept() {
             Ok((client, _)) => client,
             Err(error) => {
-                // Descriptors may be spare again later.
+                // Descriptors may become free later.
                 debug!("control socket: {error}");
                 thread::sleep(Duration::from_millis(100));
                 continue;
             }
         };
         let place = Place::take(&clients);
-        let operator = Arc::clone(operator);
+        let api = Arc::clone(api);
         let serve = move || {
-            if let Err(error) = serve(client, doors, place, &operator) {
-                debug!("control socket: a client is gone: {error}");
+            if let Err(error) = serve(client, permissions, place, &api) {
+                debug!("control socket: the connection to a client failed: {error}");
             }
         };
         if let Err(error) = thread::Builder::new().name("control client".to_owned()).spawn(serve) {
@@ -146,14 +146,14 @@ fn accept(listener: &UnixListener, doors: Doors, operator: &Arc<Operator>) {
     }
 }
 
-/// One of the places for clients; given back when dropped.
+/// One of the places for clients; freed when dropped.
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
     /// A place, if one is free.
     fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
         let place = Place(Arc::clone(taken));
-        (taken.fetch_add(1, Ordering::Relaxed) < CLIENTS).then_some(place)
+        (taken.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS).then_some(place)
     }
 }
 
@@ -163,19 +163,27 @@ impl Drop for Place {
     }
 }
 
-/// Answers a client's lines until it leaves.
-fn serve(mut client: UnixStream, doors: Doors, place: Option<Place>, operator: &Operator) -> io::Result<()> {
-    client.set_write_timeout(Some(PATIENCE))?;
+/// Answers the requests of a client until it disconnects.
+fn serve(
+    mut client: UnixStream,
+    permissions: SocketPermissions,
+    place: Option<Place>,
+    api: &ControlApi,
+) -> io::Result<()> {
+    client.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let peer = rustix::net::sockopt::socket_peercred(&client)?;
-    let Some(who) = doors.admit(peer.uid.as_raw()) else {
-        warn!("control socket: user {} may not ask here", peer.uid.as_raw());
+    let Some(role) = permissions.role(peer.uid.as_raw()) else {
+        warn!("control socket: user {} is not permitted", peer.uid.as_raw());
         return write_line(
             &mut client,
             &Reply::refuse(Why::Forbidden, "not permitted: run as root, or as the box's own user"),
         );
     };
     if place.is_none() {
-        return write_line(&mut client, &Reply::refuse(Why::Busy, format!("{CLIENTS} clients are connected already")));
+        return write_line(
+            &mut client,
+            &Reply::refuse(Why::Busy, format!("{MAX_CLIENTS} clients are connected already")),
+        );
     }
     let mut lines = BufReader::new(client.try_clone()?);
     let mut line = Vec::new();
@@ -187,21 +195,21 @@ fn serve(mut client: UnixStream, doors: Doors, place: Option<Place>, operator: &
                 return write_line(&mut client, &Reply::refuse(Why::Malformed, message));
             }
             Line::Whole => match serde_json::from_slice(&line) {
-                Ok(request) => write_line(&mut client, &operator.answer(request, who))?,
+                Ok(request) => write_line(&mut client, &api.answer(request, role))?,
                 Err(error) => write_line(&mut client, &Reply::refuse(Why::Malformed, error.to_string()))?,
             },
         }
     }
 }
 
-impl Doors {
-    /// As whom a client of this user is let in, if at all.
-    fn admit(self, user: u32) -> Option<Who> {
+impl SocketPermissions {
+    /// The role of a client of this user; `None` if it may not connect.
+    fn role(self, user: u32) -> Option<Role> {
         if user == 0 || user == rustix::process::geteuid().as_raw() {
-            return Some(Who::Own);
+            return Some(Role::Owner);
         }
-        // The kernel has let it use the file, which only members of the group may.
-        self.group.map(|_| Who::Guest)
+        // The kernel has checked the mode of the file, which admits only members of the group.
+        self.group.map(|_| Role::Guest)
     }
 }
 
@@ -217,40 +225,46 @@ mod tests {
     fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
         let path = path("left");
         let left = UnixListener::bind(&path).unwrap();
-        let listened = Socket::bind(&path, Doors::default()).unwrap_err();
+        let listened = Socket::bind(&path, SocketPermissions::default()).unwrap_err();
         assert!(listened.to_string().contains("another process"), "{listened}");
         drop(left);
-        let socket = Socket::bind(&path, Doors::default()).unwrap();
+        let socket = Socket::bind(&path, SocketPermissions::default()).unwrap();
         let mode = fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);
         fs::remove_file(&path).unwrap();
 
         fs::write(&path, "a file").unwrap();
-        assert!(Socket::bind(&path, Doors::default()).unwrap_err().to_string().contains("no socket"));
+        assert!(Socket::bind(&path, SocketPermissions::default()).unwrap_err().to_string().contains("no socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
         fs::remove_file(&path).unwrap();
     }
 
     #[test]
-    fn a_group_may_come_in_as_a_guest_and_nobody_else() {
+    fn members_of_the_group_connect_as_guests_and_no_other_user_does() {
         let path = path("group");
         // A group that this process may give a file to: its own.
         let own = rustix::process::getegid().as_raw();
-        let doors = Doors { group: Some(own), ..Doors::default() };
-        let socket = Socket::bind(&path, doors).unwrap();
+        let permissions = SocketPermissions { group: Some(own), ..SocketPermissions::default() };
+        let socket = Socket::bind(&path, permissions).unwrap();
         let file = fs::metadata(&path).unwrap();
         assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
         drop(socket);
         fs::remove_file(&path).unwrap();
-        assert_eq!([doors, Doors::default()].map(|doors| doors.admit(0)), [Some(Who::Own); 2]);
-        assert_eq!([doors, Doors::default()].map(|doors| doors.admit(65_533)), [Some(Who::Guest), None]);
+        assert_eq!(
+            [permissions, SocketPermissions::default()].map(|permissions| permissions.role(0)),
+            [Some(Role::Owner); 2]
+        );
+        assert_eq!(
+            [permissions, SocketPermissions::default()].map(|permissions| permissions.role(65_533)),
+            [Some(Role::Guest), None]
+        );
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn places_are_freed_when_clients_disconnect() {
         let taken = Arc::default();
-        let places: Vec<_> = (0..CLIENTS).map(|_| Place::take(&taken)).collect();
+        let places: Vec<_> = (0..MAX_CLIENTS).map(|_| Place::take(&taken)).collect();
         assert!(places.iter().all(Option::is_some) && Place::take(&taken).is_none());
         drop(places);
         assert!(Place::take(&taken).is_some());

@@ -1,6 +1,6 @@
-//! What the engine tells of itself, in the words of the control socket: connections, an explanation, who talks most.
+//! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
-use crate::metrics::top_talkers::{Name, Talk, Talker};
+use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
 use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,14 +8,16 @@ use tcpstate::config::Network;
 use tcpstate::wire::Addr;
 use tcpstate::{Connection, End, Event, Explanation, Field, Filter, Head, Side, State, Verdict};
 
-/// Bytes before and behind a frame that is explained, as much as a frame of a pool has at least.
+/// Bytes before a frame that is explained, as many as a frame of a pool has at least.
 const HEADROOM: usize = 256;
+
+/// The buffer around it, likewise.
 const BUFFER: usize = 2048;
 
-/// The longest frame that is explained: what fits a request.
-pub const LONGEST_FRAME: usize = 10_240;
+/// The longest frame that is explained, in bytes: what fits a request.
+pub const MAX_FRAME: usize = 10_240;
 
-/// Which connections a client means.
+/// The engine's filter for the connections that a client asks for.
 ///
 /// # Errors
 /// What is wrong with a network or a state.
@@ -33,7 +35,7 @@ pub fn filter(asked: &FlowFilter) -> Result<Filter, String> {
     })
 }
 
-/// An address, or an address with a length behind a slash.
+/// Parses an address, or an address with a prefix length behind a slash.
 fn network(text: &str) -> Result<Network, String> {
     let wrong = || format!("{text:?} is neither an address nor a network like 192.0.2.0/24");
     let (address, prefix) = match text.split_once('/') {
@@ -56,22 +58,22 @@ fn words(bits: u128) -> Addr {
     [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
 }
 
-fn side(side: Side) -> control::Side {
+fn side(side: Side) -> ::control::Side {
     match side {
-        Side::Lan => control::Side::Lan,
-        Side::Wan => control::Side::Wan,
+        Side::Lan => ::control::Side::Lan,
+        Side::Wan => ::control::Side::Wan,
     }
 }
 
-/// The engine's name for a side.
-pub fn engine_side(side: control::Side) -> Side {
+/// The engine's type for a side.
+pub fn engine_side(side: ::control::Side) -> Side {
     match side {
-        control::Side::Lan => Side::Lan,
-        control::Side::Wan => Side::Wan,
+        ::control::Side::Lan => Side::Lan,
+        ::control::Side::Wan => Side::Wan,
     }
 }
 
-/// A connection of this worker.
+/// Describes a connection of this worker.
 pub fn flow(connection: &Connection, worker: usize) -> Flow {
     let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
     let end = |End { scale, told, window, ttl }: End| FlowEnd { scale, told, window, hop_limit: ttl };
@@ -98,7 +100,7 @@ pub fn flow(connection: &Connection, worker: usize) -> Flow {
     }
 }
 
-/// The bytes a client wrote in hexadecimal digits, with blanks and colons between them as it likes.
+/// Parses a frame in hexadecimal digits, with blanks and colons anywhere between bytes.
 ///
 /// # Errors
 /// What is wrong with them.
@@ -113,19 +115,19 @@ pub fn frame(text: &str) -> Result<Vec<u8>, String> {
     let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
     match bytes.ok_or_else(wrong)? {
         bytes if bytes.is_empty() => Err("a frame has at least one byte".to_owned()),
-        bytes if bytes.len() > LONGEST_FRAME => Err(format!("a frame of more than {LONGEST_FRAME} bytes")),
+        bytes if bytes.len() > MAX_FRAME => Err(format!("a frame of more than {MAX_FRAME} bytes")),
         bytes => Ok(bytes),
     }
 }
 
-/// A buffer with a frame in it, as a worker holds it.
-pub struct Held {
+/// A frame in a buffer with headroom and tailroom, as a worker has it.
+pub struct FrameBuffer {
     buffer: Vec<u8>,
     len: usize,
 }
 
-impl Held {
-    /// A copy of this frame, with room at both ends.
+impl FrameBuffer {
+    /// A copy of this frame.
     pub fn new(frame: &[u8]) -> Self {
         let mut buffer = vec![0; (HEADROOM + frame.len()).max(BUFFER)];
         buffer[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
@@ -138,28 +140,34 @@ impl Held {
     }
 }
 
-/// What this worker's engine says of a frame that came in from `from`, and which it would have left as `left`.
-pub fn explained(worker: usize, from: Side, came: &[u8], left: &[u8], explanation: Explanation) -> Explained {
+/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`.
+pub fn explained(
+    worker: usize,
+    from: Side,
+    before_engine: &[u8],
+    after_engine: &[u8],
+    explanation: Explanation,
+) -> Explained {
     let Explanation { steps, verdict, events, before, after, sent, released } = explanation;
-    let goes = match verdict {
+    let leaves_by = match verdict {
         Verdict::Forward | Verdict::Hold(_) => from,
         Verdict::Reflect | Verdict::Drop(_) => from.other(),
     };
     let (name, reason, meaning) = match verdict {
         Verdict::Forward => ("forward", None, format!("it leaves by the {} port", port(from.other()))),
         Verdict::Reflect => ("reflect", None, format!("the answer goes back out of the {} port", port(from))),
-        Verdict::Hold(_) => ("hold", None, "it is kept until its server answers".to_owned()),
-        Verdict::Drop(reason) => ("drop", Some(reason.label().to_owned()), reason.meaning().trim().to_owned()),
+        Verdict::Hold(_) => ("hold", None, "it is held until its server answers".to_owned()),
+        Verdict::Drop(reason) => ("drop", Some(reason.label().to_owned()), reason.meaning().to_owned()),
     };
     let counted = |&(event, count): &(Event, u64)| Counted {
         name: event.label().to_owned(),
         count,
-        meaning: event.meaning().trim().to_owned(),
+        meaning: event.meaning().to_owned(),
     };
-    let came = tcpstate::fields(from, came);
+    let received = tcpstate::fields(from, before_engine);
     let fields = match verdict {
-        Verdict::Drop(_) => compared(&came, &came),
-        _ => compared(&came, &tcpstate::fields(goes, left)),
+        Verdict::Drop(_) => compared(&received, &received),
+        _ => compared(&received, &tcpstate::fields(leaves_by, after_engine)),
     };
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     Explained {
@@ -184,34 +192,34 @@ fn port(side: Side) -> &'static str {
     }
 }
 
-/// The fields of a frame before and after, each in one row.
+/// The fields of a frame before and after the engine, one row each.
 fn compared(before: &[Field], after: &[Field]) -> Vec<Changed> {
     let find =
         |fields: &[Field], name: &str| fields.iter().find(|(own, _)| *own == name).map(|(_, value)| value.clone());
-    let gone = after.iter().filter(|(name, _)| before.iter().all(|(own, _)| own != name));
-    let names = before.iter().chain(gone).map(|(name, _)| *name);
+    let added = after.iter().filter(|(name, _)| before.iter().all(|(own, _)| own != name));
+    let names = before.iter().chain(added).map(|(name, _)| *name);
     names.map(|name| Changed { name: name.to_owned(), before: find(before, name), after: find(after, name) }).collect()
 }
 
-/// The first few talkers of either list.
-pub fn talk(talk: &Talk) -> [Vec<control::Talker>; 2] {
-    [&talk.sources, &talk.targets].map(|talkers| talkers.iter().take(TOLD).map(talker).collect())
+/// The first talkers of either list.
+pub fn talkers(report: &TalkerReport) -> [Vec<::control::Talker>; 2] {
+    [&report.sources, &report.targets].map(|talkers| talkers.iter().take(LISTED).map(talker).collect())
 }
 
-/// How many talkers a client is told of, of each kind.
-const TOLD: usize = 32;
+/// How many talkers a client gets, of each kind.
+const LISTED: usize = 32;
 
-fn talker(Talker { name, frames, surplus, calls, bytes }: &Talker) -> control::Talker {
+fn talker(Talker { name, frames, surplus, syns, bytes }: &Talker) -> ::control::Talker {
     let Name { address, v6, port } = *name;
     let bits = address.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
     let ip = if v6 { IpAddr::V6(bits.into()) } else { IpAddr::V4((bits as u32).into()) };
     let name = if port == 0 { ip.to_string() } else { SocketAddr::new(ip, port).to_string() };
-    control::Talker { name, frames: *frames, surplus: *surplus, calls: *calls, bytes: *bytes }
+    ::control::Talker { name, frames: *frames, surplus: *surplus, calls: *syns, bytes: *bytes }
 }
 
-/// A refusal of something a client wrote.
-pub fn malformed(what: String) -> control::Reply {
-    control::Reply::refuse(Why::Malformed, what)
+/// The refusal of a request that is not well-formed.
+pub fn malformed(what: String) -> ::control::Reply {
+    ::control::Reply::refuse(Why::Malformed, what)
 }
 
 #[cfg(test)]
@@ -236,12 +244,12 @@ mod tests {
         for wrong in ["", "0", "0g", "+1", "00 é0"] {
             assert!(frame(wrong).is_err(), "{wrong:?}");
         }
-        assert!(frame(&"00".repeat(LONGEST_FRAME)).is_ok());
-        assert!(frame(&"00".repeat(LONGEST_FRAME + 1)).is_err());
+        assert!(frame(&"00".repeat(MAX_FRAME)).is_ok());
+        assert!(frame(&"00".repeat(MAX_FRAME + 1)).is_err());
     }
 
     #[test]
-    fn a_state_is_named_as_it_is_told() {
+    fn a_state_is_named_as_it_is_listed() {
         for state in State::ALL {
             let asked = FlowFilter { state: Some(state.label().to_owned()), ..FlowFilter::default() };
             assert_eq!(filter(&asked).map(|filter| filter.state), Ok(Some(state)));
@@ -251,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_goes_and_one_that_comes_have_a_row_each() {
+    fn a_field_that_is_removed_and_one_that_is_added_have_a_row_each() {
         let field = |name, value: &str| (name, value.to_owned());
         let rows = compared(&[field("ack", "1"), field("MSS", "1460")], &[field("ack", "2"), field("window", "3")]);
         let rows: Vec<_> =

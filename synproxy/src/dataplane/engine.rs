@@ -1,24 +1,28 @@
-//! What stands between the ports: the proxy, or nothing at all.
+//! The engine between the ports: the proxy, or a bypass.
 
-use crate::control::commands::{Answer, Order};
-use crate::control::views::Held;
+use crate::control::commands::{Answer, Command};
+use crate::control::views::FrameBuffer;
 use std::iter;
 use tcpstate::{
     Counters, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,
     Ticket, Verdict,
 };
 
-/// What a worker asks about its frames; see [`Proxy`], whose methods these are.
+/// What a worker calls for its frames; see [`Proxy`], whose methods these are.
+///
+/// For each batch the worker calls [`parse`](Engine::parse) for every frame, then [`prefetch`](Engine::prefetch) for every frame, then
+/// [`on_frame`](Engine::on_frame) for every frame, and after each of these [`next_release`](Engine::next_release) until it returns `None`.
+/// Once an iteration it calls [`on_timeout`](Engine::on_timeout), [`updates`](Engine::updates) and [`next_proved`](Engine::next_proved).
 ///
 /// A worker is compiled for its engine, so the choice costs nothing per frame.
 pub trait Engine {
-    /// First pass over a batch: parse, hash, ask for the line of the table.
+    /// First pass over a batch: parses and hashes a frame, and prefetches the line of the index.
     fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata);
 
-    /// Between the passes: ask for the flow's lines.
+    /// Between the passes: prefetches the lines of the flow.
     fn prefetch(&self, meta: &mut Metadata);
 
-    /// Second pass: what becomes of the frame.
+    /// Second pass: decides what happens to the frame.
     fn on_frame(
         &mut self,
         side: Side,
@@ -28,48 +32,48 @@ pub trait Engine {
         egress: &mut impl Egress,
     ) -> Verdict;
 
-    /// Frames held at most; every ticket's index is below. The other three are for an engine that ever holds one.
+    /// Frames held at most; the index of every ticket is smaller. The three methods below serve an engine that holds frames.
     fn held_frames(&self) -> usize {
         0
     }
 
-    /// The next held frame to bring back; to be asked for after every frame and every time-out, until none is left.
+    /// The next held frame to release; to be called after every frame and every time-out, until none is left.
     #[inline]
     fn next_release(&mut self) -> Option<Ticket> {
         None
     }
 
-    /// Ends a ticket: what becomes of the frame that was held, which came from the WAN. Never [`Verdict::Hold`].
+    /// Ends a ticket: decides what happens to the frame that was held, which came from the WAN. Never [`Verdict::Hold`].
     fn on_release(&mut self, _: Ticket, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
         Verdict::Forward
     }
 
-    /// Ends a ticket in whose name no frame was kept.
+    /// Ends a ticket whose frame was not held.
     fn void(&mut self, _: Ticket) {}
 
-    /// Does a bounded share of what is due; true when more is.
+    /// Does a bounded part of the work that is due; true when more is.
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool;
 
-    /// When [`Engine::on_timeout`] may next have something to do.
+    /// When [`Engine::on_timeout`] may next have work to do.
     fn next_deadline(&self) -> Option<Instant>;
 
-    /// A source that has proved itself, each time it does; to be asked for once a turn, until none is left.
+    /// A source that has proved itself, each time it does; to be called once an iteration, until none is left.
     #[inline]
     fn next_proved(&mut self) -> Option<Source> {
         None
     }
 
-    /// What it has learned that others want to know; to be asked for once a turn.
+    /// What it has learned that other engines need; to be called once an iteration.
     #[inline]
     fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
         iter::empty()
     }
 
-    /// Takes what another engine has learned for its own.
+    /// Applies what another engine has learned.
     fn receive_update(&mut self, _: &ServerUpdate, _: Instant) {}
 
-    /// Calls from the WAN that it dealt with, however.
-    fn calls(&self) -> u64 {
+    /// SYNs from the WAN that it has processed, whatever the verdict.
+    fn syns(&self) -> u64 {
         let counters = self.counters();
         counters.happened(Event::SynAnswered)
             + counters.happened(Event::ClosedPort)
@@ -77,8 +81,8 @@ pub trait Engine {
             + counters.dropped(DropReason::BadAddress)
     }
 
-    /// Does what the operator asks, in a turn's time.
-    fn obey(&mut self, _: Order, _: Instant) -> Answer {
+    /// Executes a command, in the time of an iteration.
+    fn execute(&mut self, _: Command, _: Instant) -> Answer {
         Answer::Done
     }
 
@@ -139,8 +143,8 @@ impl Engine for Proxy {
         Proxy::updates(self)
     }
 
-    fn receive_update(&mut self, news: &ServerUpdate, now: Instant) {
-        Proxy::receive_update(self, news, now);
+    fn receive_update(&mut self, update: &ServerUpdate, now: Instant) {
+        Proxy::receive_update(self, update, now);
     }
 
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
@@ -151,20 +155,20 @@ impl Engine for Proxy {
         Proxy::next_deadline(self)
     }
 
-    fn obey(&mut self, order: Order, now: Instant) -> Answer {
-        match order {
-            Order::Hello | Order::Talk => {}
-            Order::List { from, filter } => {
+    fn execute(&mut self, command: Command, now: Instant) -> Answer {
+        match command {
+            Command::Ping | Command::Top => {}
+            Command::List { from, filter } => {
                 let mut connections = Vec::with_capacity(Proxy::LISTED);
                 let next = self.list(from, &filter, now, |connection| connections.push(connection));
                 return Answer::Listed(connections, next);
             }
-            Order::Explain { side, frame } => {
-                return Answer::Excerpt(Box::new(self.excerpt(side, &Held::new(&frame).head())));
+            Command::Explain { side, frame } => {
+                return Answer::Excerpt(Box::new(self.excerpt(side, &FrameBuffer::new(&frame).head())));
             }
-            Order::ServerTable(backends) => return Answer::Former(self.command(backends)),
-            Order::Drain(draining) => self.drain(draining),
-            Order::Rotate(rotation) => self.rotate(&rotation, now),
+            Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
+            Command::Drain(draining) => self.drain(draining),
+            Command::Rotate(rotation) => self.rotate(&rotation, now),
         }
         Answer::Done
     }
@@ -178,7 +182,7 @@ impl Engine for Proxy {
     }
 }
 
-/// Forwards everything unseen: a wire, and the measure of what ports and worker cost without the proxy.
+/// Forwards every frame without parsing it: a wire, and the measure of what ports and worker cost without the proxy.
 #[derive(Default)]
 pub struct Bypass {
     counters: Counters,

@@ -1,47 +1,50 @@
-//! The pen: frames kept aside until the engine asks for them. Which are kept, and for how long, is the engine's matter.
+//! The hold buffer: stores the frames that wait for their server. The engine decides which are held, and for how long.
 
 use pktio::{Frame, Pool};
 use tcpstate::Ticket;
 
-/// The frames held, each at the place its ticket names.
-pub struct Pen {
-    places: Box<[Option<Frame>]>,
+/// The held frames, each in the slot that its ticket names.
+pub struct HoldBuffer {
+    slots: Box<[Option<Frame>]>,
     held: u64,
-    unkept: u64,
+    not_held: u64,
 }
 
-impl Pen {
-    /// An empty pen for so many frames. All memory is taken here.
+impl HoldBuffer {
+    /// An empty buffer for this many frames. All memory is taken here.
     pub fn new(frames: usize) -> Self {
-        Self { places: (0..frames).map(|_| None).collect(), held: 0, unkept: 0 }
+        Self { slots: (0..frames).map(|_| None).collect(), held: 0, not_held: 0 }
     }
 
-    /// Keeps a frame. When only the ports' reserve is left in the pool it goes back there instead: frames that are held must not
-    /// starve those that arrive.
+    /// Holds a frame. When only the ports' reserve is left in the pool the frame goes back there instead: held frames must not starve
+    /// reception.
     ///
     /// # Panics
-    /// If another frame is held for this place.
-    pub fn keep(&mut self, ticket: Ticket, frame: Frame, pool: &mut Pool) {
-        let place = &mut self.places[usize::from(ticket.index)];
-        assert!(place.is_none(), "two frames are held in place {}", ticket.index);
+    /// If another frame is held in this slot.
+    pub fn hold(&mut self, ticket: Ticket, frame: Frame, pool: &mut Pool) {
+        let slot = &mut self.slots[usize::from(ticket.index)];
+        assert!(slot.is_none(), "two frames are held in slot {}", ticket.index);
         if pool.is_low() {
-            self.unkept += 1;
+            self.not_held += 1;
             return pool.put(frame);
         }
-        *place = Some(frame);
+        *slot = Some(frame);
         self.held += 1;
     }
 
-    /// Gives a frame up; `None` when it was not kept.
-    pub fn give_up(&mut self, ticket: Ticket) -> Option<Frame> {
-        let frame = self.places[usize::from(ticket.index)].take();
+    /// Takes a frame out; `None` when it was not held.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Frame> {
+        let frame = self.slots[usize::from(ticket.index)].take();
         self.held -= u64::from(frame.is_some());
         frame
     }
 
-    /// Gives every frame back to the pool.
+    /// Returns every frame to the pool.
     pub fn clear(&mut self, pool: &mut Pool) {
-        for frame in self.places.iter_mut().filter_map(Option::take) {
+        for frame in self.slots.iter_mut().filter_map(Option::take) {
             pool.put(frame);
         }
         self.held = 0;
@@ -52,14 +55,14 @@ impl Pen {
         self.held
     }
 
-    /// Buffers the held frames lie in.
+    /// The pool's buffers that the held frames occupy.
     #[cfg(test)]
     pub fn buffers(&self) -> usize {
-        self.places.iter().flatten().map(Frame::buffers).sum()
+        self.slots.iter().flatten().map(Frame::buffers).sum()
     }
 
     /// Frames that were to be held and went back to the pool instead.
-    pub fn unkept(&self) -> u64 {
-        self.unkept
+    pub fn not_held(&self) -> u64 {
+        self.not_held
     }
 }

@@ -5,6 +5,7 @@
 //! decides when a worker may sleep, [`load`] and [`shedding`] which SYNs it drops under overload, and [`hold_buffer`] stores
 //! the frames that wait for a server.
 
+pub mod egress;
 pub mod engine;
 pub mod handoff;
 pub mod hold_buffer;

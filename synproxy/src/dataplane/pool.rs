@@ -1,19 +1,19 @@
-//! The workers' threads: started, pinned, watched, and ended together.
+//! The worker pool: starts the worker threads, pins them, supervises them, and ends them together.
 //!
-//! A box in which one worker is dead would pass some flows and swallow others, so the first worker to end badly ends all.
+//! A box in which one worker has failed would forward some flows and lose others, so the first failure ends all workers.
 
-use crate::control::commands::{Mailbox, Post};
-use crate::dataplane::engine::Engine;
-use crate::dataplane::polling::Pace;
-use crate::dataplane::steering::Crossing;
-use crate::dataplane::worker::Worker;
-use crate::metrics::capture::Recorder;
+use super::engine::Engine;
+use super::polling::PollPolicy;
+use super::steering::Steering;
+use super::worker::Worker;
+use crate::control::commands::{CommandQueue, CommandSender};
+use crate::metrics::capture::Captures;
 use crate::metrics::report::{Line, Table};
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::process::cpu::Cores;
 use crate::process::exit::Failure;
-use crate::process::link_monitor::Watch;
-use crate::process::privileges as identity;
+use crate::process::link_monitor::LinkMonitor;
+use crate::process::privileges;
 use confparse::Poll;
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
@@ -29,84 +29,93 @@ use tracing::{Level, debug, enabled, info, warn};
 /// How often a line of statistics is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
-/// What the main thread is told.
+/// What the supervising thread receives.
 pub enum Message {
-    /// This worker is at work.
+    /// A worker runs.
     Running,
-    /// A worker has ended: because it was told to, because its ports are exhausted, or badly.
+    /// A worker has ended: because it was to stop, because its ports are exhausted, or by a failure.
     Ended(Result<(), Failure>),
-    /// The operator wants an end, once or `again`.
+    /// A signal asks the process to end.
     Signal {
-        /// Whether it is not the first signal.
+        /// Whether it is not the first one.
         again: bool,
     },
 }
 
-/// How workers go about their work.
+/// What all workers have in common.
 #[derive(Clone, Default)]
-pub struct Manner {
+pub struct WorkerOptions {
     /// How they wait for frames.
     pub poll: Poll,
-    /// Whether they leave calls out under pressure.
+    /// Whether they shed SYNs under overload.
     pub shed: bool,
     /// What captures their frames.
-    pub recorder: Recorder,
+    pub captures: Captures,
 }
 
-/// The workers' threads.
-pub struct Crew {
+/// The worker threads.
+pub struct WorkerPool {
     threads: Vec<JoinHandle<()>>,
     board: Arc<Board>,
-    post: Post,
+    commands: CommandSender,
     stop: Arc<AtomicBool>,
-    inbox: Receiver<Message>,
+    messages: Receiver<Message>,
     /// Workers that have not ended.
-    at_work: usize,
+    running: usize,
     /// Workers that have not started.
-    to_come: usize,
-    /// The first bad end.
+    starting: usize,
+    /// The first failure.
     failure: Option<Failure>,
 }
 
-impl Crew {
-    /// Starts one worker for each pair, with the crossing of its number if there are any. Each makes its engine itself, on its own
-    /// core, so that the tables lie near it.
+impl WorkerPool {
+    /// Starts one worker for each pair of ports, with the steering of its number if there are several. Each worker makes its engine
+    /// itself, on its own core, so that the tables lie in memory near it.
     ///
     /// # Errors
-    /// When a thread or a mailbox cannot be made; threads already made have ended then.
+    /// When a thread or a command queue cannot be created; threads already started have ended then.
     pub fn start<E: Engine>(
         pairs: Vec<Pair>,
-        crossings: Vec<Crossing>,
+        steerings: Vec<Steering>,
         engine: impl Fn() -> E + Send + Clone + 'static,
         cores: &Cores,
-        manner: Manner,
+        options: WorkerOptions,
         stop: Arc<AtomicBool>,
-        (boss, inbox): (Sender<Message>, Receiver<Message>),
+        (supervisor, messages): (Sender<Message>, Receiver<Message>),
     ) -> Result<Self, Failure> {
-        let board = Arc::new(Board::new(pairs.len()));
         let workers = pairs.len();
-        let post = Post::open(workers).map_err(Failure::Spawn)?;
-        let mut crew =
-            Self { threads: Vec::new(), board, post, stop, inbox, at_work: workers, to_come: workers, failure: None };
-        let mut crossings = crossings.into_iter();
+        let board = Arc::new(Board::new(workers));
+        let commands = CommandSender::open(workers).map_err(Failure::Spawn)?;
+        let mut pool = Self {
+            threads: Vec::new(),
+            board,
+            commands,
+            stop,
+            messages,
+            running: workers,
+            starting: workers,
+            failure: None,
+        };
+        let mut steerings = steerings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
-            let crossing = crossings.next();
-            let (boss, stop, board, engine) = (boss.clone(), crew.stop.clone(), crew.board.clone(), engine.clone());
+            let steering = steerings.next();
+            let (supervisor, stop) = (supervisor.clone(), pool.stop.clone());
+            let (board, engine) = (pool.board.clone(), engine.clone());
             let (core, is_alone) = cores.of(number);
-            let mailbox: Arc<Mailbox> = crew.post.mailbox(number);
-            let (poll, shed, witness) = (manner.poll, manner.shed, manner.recorder.witness(number));
+            let commands: Arc<CommandQueue> = pool.commands.queue(number);
+            let (poll, shed, captures) = (options.poll, options.shed, options.captures.tap(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
-                    settle(number, core);
-                    let mut worker = Worker::new(pair, engine(), crossing)
-                        .paced(Pace::new(poll, is_alone))
-                        .reading(mailbox)
-                        .witnessed(witness);
+                    prepare_thread(number, core);
+                    let mut worker = Worker::new(pair, engine(), steering)
+                        .with_poll_policy(PollPolicy::new(poll, is_alone))
+                        .with_commands(commands)
+                        .with_captures(captures);
                     if shed {
-                        worker = worker.relieved();
+                        worker = worker.with_shedding();
                     }
-                    // Whoever does not listen any more does not need to know.
-                    let _ = boss.send(Message::Running);
+                    // Sending fails only when the supervisor has ended, which then needs no message.
+                    let _ = supervisor.send(Message::Running);
                     worker.run(&stop, board.slot(number))
                 });
                 let end = match catch_unwind(work) {
@@ -114,42 +123,45 @@ impl Crew {
                     Ok(Err(error)) => Err(Failure::Port { worker: number, error }),
                     Err(_) => Err(Failure::Panic { worker: number }),
                 };
-                let _ = boss.send(Message::Ended(end));
+                let _ = supervisor.send(Message::Ended(end));
             };
             let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
-            crew.threads.push(thread);
+            pool.threads.push(thread);
         }
-        Ok(crew)
+        Ok(pool)
     }
 
-    /// Where the workers show their counters.
+    /// Where the workers publish their statistics.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
     }
 
-    /// The way to the workers.
-    pub fn post(&self) -> Post {
-        self.post.clone()
+    /// Sends commands to the workers.
+    pub fn commands(&self) -> CommandSender {
+        self.commands.clone()
     }
 
-    /// Waits until all workers have ended, calls `ready` once all have begun, reports, and looks after the interfaces.
+    /// Waits until all workers have ended, calls `ready` once all have started, logs the statistics, and monitors the links.
     ///
     /// # Errors
-    /// The first bad end, or the operator's impatience.
-    pub fn supervise(mut self, mut watch: Watch, ready: impl FnOnce()) -> Result<(), Failure> {
+    /// The first failure, or [`Failure::Interrupted`] at a second signal.
+    ///
+    /// # Panics
+    /// If every sender of messages is gone, which the signal handler prevents.
+    pub fn supervise(mut self, mut links: LinkMonitor, ready: impl FnOnce()) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut ready = Some(ready);
         let mut reported = (begin, Snapshot::default());
-        while self.at_work > 0 {
-            match self.inbox.recv_deadline(reported.0 + REPORT_EVERY) {
-                Ok(message) => self.receive_update(message)?,
+        while self.running > 0 {
+            match self.messages.recv_deadline(reported.0 + REPORT_EVERY) {
+                Ok(message) => self.handle(message)?,
                 Err(RecvTimeoutError::Timeout) => {
                     reported = self.report(&reported);
-                    watch.parse().unwrap_or_else(|failure| self.give_up(failure));
+                    links.check().unwrap_or_else(|failure| self.fail(failure));
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
             }
-            if self.to_come == 0
+            if self.starting == 0
                 && let Some(ready) = ready.take()
             {
                 ready();
@@ -163,25 +175,25 @@ impl Crew {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    fn receive_update(&mut self, message: Message) -> Result<(), Failure> {
+    fn handle(&mut self, message: Message) -> Result<(), Failure> {
         match message {
-            Message::Running => self.to_come -= 1,
+            Message::Running => self.starting -= 1,
             Message::Ended(end) => {
-                self.at_work -= 1;
-                end.unwrap_or_else(|failure| self.give_up(failure));
+                self.running -= 1;
+                end.unwrap_or_else(|failure| self.fail(failure));
             }
             Message::Signal { again: false } => info!("ending; a second signal ends at once"),
             Message::Signal { again: true } => {
-                // Threads that are not waited for end with the process.
+                // Threads that are not joined end with the process.
                 drop(mem::take(&mut self.threads));
-                return Err(Failure::Impatience);
+                return Err(Failure::Interrupted);
             }
         }
         Ok(())
     }
 
-    /// Tells all workers to end, and remembers why.
-    fn give_up(&mut self, failure: Failure) {
+    /// Stops all workers, and keeps the first failure.
+    fn fail(&mut self, failure: Failure) {
         self.stop.store(true, Ordering::Relaxed);
         self.failure.get_or_insert(failure);
     }
@@ -193,18 +205,18 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
+impl Drop for WorkerPool {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A worker's panic was caught and reported inside.
+            // A panic of a worker was caught and reported inside.
             let _ = thread.join();
         }
     }
 }
 
-/// Makes the calling thread a worker's: on its core, without capabilities.
-fn settle(number: usize, core: Option<CoreId>) {
+/// Prepares the calling thread for a worker: pins it to its core, and gives up all capabilities.
+fn prepare_thread(number: usize, core: Option<CoreId>) {
     if let Some(core) = core {
         if core_affinity::set_for_current(core) {
             debug!("worker {number} stays on core {}", core.id);
@@ -212,7 +224,7 @@ fn settle(number: usize, core: Option<CoreId>) {
             warn!("worker {number} cannot be pinned to core {}", core.id);
         }
     }
-    identity::renounce();
+    privileges::drop_capabilities();
 }
 
 #[cfg(test)]
@@ -236,7 +248,7 @@ mod tests {
 
     impl Engine for Fragile {
         fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {
-            panic!("a bug, for the test's sake");
+            panic!("a bug, made for this test");
         }
         fn prefetch(&self, _: &mut Metadata) {}
         fn on_frame(
@@ -268,29 +280,30 @@ mod tests {
         pairs: Vec<Pair>,
         stop: Arc<AtomicBool>,
         channel: (Sender<Message>, Receiver<Message>),
-    ) -> Crew {
-        Crew::start(pairs, Vec::new(), E::default, &Cores::default(), Manner::default(), stop, channel).unwrap()
+    ) -> WorkerPool {
+        WorkerPool::start(pairs, Vec::new(), E::default, &Cores::default(), WorkerOptions::default(), stop, channel)
+            .unwrap()
     }
 
     #[test]
     fn a_worker_that_panics_ends_all_of_them() {
         let ((one, mut wires), (two, _keep)) = (pair(), pair());
-        let (boss, inbox) = channel::unbounded();
+        let (supervisor, messages) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = start::<Fragile>(vec![two, one], stop, (boss, inbox));
-        assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Panic { worker: 1 })));
+        let pool = start::<Fragile>(vec![two, one], stop, (supervisor, messages));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
     #[test]
     fn the_first_signal_ends_cleanly_once_all_are_ready() {
         let (pair, _wires) = pair();
-        let (boss, inbox) = channel::unbounded();
+        let (supervisor, messages) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
-        let operator = boss.clone();
-        let crew = start::<Bypass>(vec![pair], stop.clone(), (boss, inbox));
+        let operator = supervisor.clone();
+        let pool = start::<Bypass>(vec![pair], stop.clone(), (supervisor, messages));
         let ready = Cell::new(false);
-        crew.supervise(Watch::default(), || {
+        pool.supervise(LinkMonitor::default(), || {
             ready.set(true);
             stop.store(true, Ordering::Relaxed);
             operator.send(Message::Signal { again: false }).unwrap();
@@ -302,10 +315,10 @@ mod tests {
     #[test]
     fn the_second_signal_does_not_wait() {
         let (pair, _wires) = pair();
-        let (boss, inbox) = channel::unbounded();
-        boss.send(Message::Signal { again: true }).unwrap();
+        let (supervisor, messages) = channel::unbounded();
+        supervisor.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let crew = start::<Bypass>(vec![pair], stop, (boss, inbox));
-        assert!(matches!(crew.supervise(Watch::default(), || ()), Err(Failure::Impatience)));
+        let pool = start::<Bypass>(vec![pair], stop, (supervisor, messages));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Interrupted)));
     }
 }

@@ -1,16 +1,20 @@
-//! Whose a frame is where several workers share the work, and what a worker does with one that is not its own. How it gets to the
-//! other is `handoff`'s matter.
+//! Steering: names the owner of each frame where several workers share the traffic, and hands over the frames that arrived at another
+//! worker. `handoff` carries them.
 //!
-//! Where both network cards spread connections over their queues by the same symmetric hash, the queue a frame arrives on is its owner,
-//! and only what a card cannot parse (fragments, ICMP errors, several tags, extension headers) is looked at: the software twin of the
-//! hash says where the card would have sent the rest of the connection. Everything is, until the cards have shown that they do as
-//! they were told; from then on samples of all others are compared with the twin. Where too many do not fit, the cards are trusted no
-//! more, and the twin names the owner of every frame, so that whatever did fit stays where it is. Where the cards cannot, a keyed hash, the same in both directions, names the owner.
+//! Where both interfaces distribute connections over their queues by the same symmetric hash, a frame's queue is its owner's, and only what an
+//! interface cannot parse (fragments, ICMP errors, several tags, extension headers) is steered: the software twin of the hash
+//! says where the rest of the connection arrives. At first every frame is steered, until the interfaces have shown that they
+//! hash as configured; from then on samples of all others are compared with the twin. If too many do not match, the interfaces are no longer
+//! trusted, and the twin names the owner of every frame, so that the connections that did match stay where they are. Where the
+//! interfaces cannot do it, a keyed hash, the same in both directions, names the owner.
 
-use crate::dataplane::handoff::{Desk, Word};
+use super::handoff::{Endpoint, Update};
+use crate::metrics::descriptors::HandoffMetric;
+use crate::metrics::snapshot::Snapshot;
 use pktio::rss::Twin;
 use pktio::{Batch, Pool};
 use std::io;
+use std::ops::{Index, IndexMut};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,34 +23,36 @@ use tcpstate::wire::FlowKey;
 use tcpstate::{Instant, Metadata, Owners, Secrets, Side};
 use tracing::warn;
 
-/// Calls of every worker until which all its frames are compared with the twin, and handed over where they do not fit: what was opened by
-/// a card that is found out is then where the twin says, and stays there. After them one frame in [`SAMPLE`] is compared.
+/// SYNs of every worker until which all its frames are compared with the twin, and handed over where they do not match: connections opened
+/// while an interface hashes wrongly are then where the twin says, and stay there.
 const PROBATION: u64 = 64;
+
+/// After the probation one frame in this many is compared.
 const SAMPLE: u64 = 256;
 
-/// How many of the last 64 samples may not fit before the cards are trusted no more: a single frame may have been on its way while
-/// the queues were set.
-const MISFITS_ALLOWED: u32 = 8;
+/// How many of the last 64 samples may mismatch before the interfaces are no longer trusted: a few frames may have been on their way while
+/// the queues were set up.
+const MISMATCHES_ALLOWED: u32 = 8;
 
 /// How frames find their owners.
 #[derive(Clone, Debug)]
 pub enum Strategy {
-    /// The cards choose the owner's queue.
+    /// The interfaces choose the owner's queue.
     Rss(Twin),
-    /// A keyed hash names the owner, and strays are handed over.
+    /// A keyed hash names the owner, and misdirected frames are handed over.
     HandOff,
-    /// As [`Strategy::HandOff`], and nothing is left where it arrived, were it its owner: for tests.
+    /// As [`Strategy::HandOff`], and every frame is handed over, even to the worker itself: for tests.
     Everything,
 }
 
-/// What the workers know of the cards together.
-struct Cards {
+/// What all workers know of the interfaces.
+struct Nics {
     twin: Twin,
     /// Read by every worker for every batch, and written once at most.
     trusted: AtomicBool,
 }
 
-impl Cards {
+impl Nics {
     fn owner(&self, key: &FlowKey) -> usize {
         // IPv4 addresses are in the last word.
         let words = if key.v6 { 0..4 } else { 3..4 };
@@ -54,131 +60,106 @@ impl Cards {
     }
 }
 
-/// One worker's samples.
+/// The samples of one worker.
 #[derive(Default)]
 struct Samples {
-    /// Frames that could have been one.
+    /// Frames that could have been sampled.
     seen: u64,
-    /// Calls among these.
-    calls: u64,
-    /// The last of them, a bit each, set in those that did not fit.
+    /// SYNs among them.
+    syns: u64,
+    /// The last 64 samples, a bit each, set for a mismatch.
     last: u64,
 }
 
 impl Samples {
-    /// Whether the next frame is one.
-    fn is_due(&mut self, is_call: bool) -> bool {
+    /// Whether the next frame is sampled.
+    fn is_due(&mut self, is_syn: bool) -> bool {
         self.seen += 1;
-        self.calls += u64::from(is_call);
+        self.syns += u64::from(is_syn);
         self.is_probation() || self.seen.is_multiple_of(SAMPLE)
     }
 
-    /// Whether the cards have yet to show that they do as they were told.
+    /// Whether the interfaces have yet to show that they hash as configured.
     fn is_probation(&self) -> bool {
-        self.calls <= PROBATION
+        self.syns <= PROBATION
     }
 
-    /// Notes one; returns whether too many did not fit.
-    fn note(&mut self, fits: bool) -> bool {
-        self.last = self.last << 1 | u64::from(!fits);
-        self.last.count_ones() > MISFITS_ALLOWED
+    /// Records one; returns whether too many did not match.
+    fn record(&mut self, matches: bool) -> bool {
+        self.last = self.last << 1 | u64::from(!matches);
+        self.last.count_ones() > MISMATCHES_ALLOWED
     }
 }
 
-/// Declares what is counted at the crossing, in the order of its cells.
-macro_rules! crossed {
-    ($($(#[doc = $doc:literal])+ $field:ident,)+) => {
-        /// What passed between a worker and the others.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Crossed {
-            $($(#[doc = $doc])+ pub $field: u64,)+
-        }
+/// What a worker has exchanged with the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandoffCounters([u64; HandoffMetric::COUNT]);
 
-        impl Crossed {
-            /// How many counters there are.
-            pub const COUNT: usize = [$(stringify!($field)),+].len();
+impl Index<HandoffMetric> for HandoffCounters {
+    type Output = u64;
 
-            /// The counters, in order.
-            pub fn to_cells(self) -> [u64; Self::COUNT] {
-                [$(self.$field),+]
-            }
-
-            /// The counters, each with its name.
-            pub fn named(self) -> [(&'static str, u64); Self::COUNT] {
-                [$((stringify!($field), self.$field)),+]
-            }
-
-            /// The counters, from [`Crossed::to_cells`].
-            pub fn from_cells([$($field),+]: [u64; Self::COUNT]) -> Self {
-                Self { $($field),+ }
-            }
-        }
-    };
+    fn index(&self, metric: HandoffMetric) -> &u64 {
+        &self.0[metric as usize]
+    }
 }
 
-crossed! {
-    /// Frames handed over to their owners.
-    handed_over,
-    /// Frames taken over from those that received them.
-    taken_over,
-    /// Frames lost because the lane to their owner was full.
-    full,
-    /// Frames lost because their owner had no buffer for them.
-    lost,
-    /// Frames compared with where the cards' hash should have brought them.
-    sampled,
-    /// Those that had arrived elsewhere.
-    misfits,
-    /// Words told to other workers, each counted once: what was learned of servers, and who has proved itself.
-    told,
-    /// Words heard from others.
-    heard,
-    /// Words lost because the lane to a worker was full.
-    unheard,
+impl IndexMut<HandoffMetric> for HandoffCounters {
+    fn index_mut(&mut self, metric: HandoffMetric) -> &mut u64 {
+        &mut self.0[metric as usize]
+    }
 }
 
-/// How one worker tells whose a frame is.
-enum Naming {
-    ByCards { cards: Arc<Cards>, samples: Samples },
+impl HandoffCounters {
+    /// Writes the counters into a snapshot.
+    pub fn write(&self, snapshot: &mut Snapshot) {
+        for &metric in HandoffMetric::ALL {
+            snapshot.set(metric, self[metric]);
+        }
+    }
+}
+
+/// How one worker finds the owner of a frame.
+enum OwnerLookup {
+    ByNics { nics: Arc<Nics>, samples: Samples },
     ByHash { everything: bool },
 }
 
-/// One worker's way to and from the others.
-pub struct Crossing {
-    desk: Desk,
+/// The steering of one worker: its way to and from the others.
+pub struct Steering {
+    endpoint: Endpoint,
     owners: Owners,
-    naming: Naming,
-    counted: Crossed,
-    /// Calls from the WAN that were for others.
-    calls: u64,
+    lookup: OwnerLookup,
+    counters: HandoffCounters,
+    /// SYNs from the WAN that other workers own.
+    syns: u64,
 }
 
-impl Crossing {
-    /// A crossing for each of `workers`, for frames of up to `longest` bytes. `secrets` are the proxy's.
+impl Steering {
+    /// The steering of each of `workers`, for frames of up to `longest` bytes. `secrets` are those of the engine.
     ///
     /// # Errors
-    /// When the system gives no descriptors.
-    pub fn open(workers: usize, longest: usize, strategy: Strategy, secrets: &Secrets) -> io::Result<Vec<Crossing>> {
+    /// When the system has no descriptors left.
+    pub fn open(workers: usize, longest: usize, strategy: Strategy, secrets: &Secrets) -> io::Result<Vec<Steering>> {
         let everything = matches!(strategy, Strategy::Everything);
-        let cards = match strategy {
-            Strategy::Rss(twin) => Some(Arc::new(Cards { twin, trusted: AtomicBool::new(true) })),
+        let nics = match strategy {
+            Strategy::Rss(twin) => Some(Arc::new(Nics { twin, trusted: AtomicBool::new(true) })),
             _ => None,
         };
-        let naming = || match &cards {
-            Some(cards) => Naming::ByCards { cards: Arc::clone(cards), samples: Samples::default() },
-            None => Naming::ByHash { everything },
+        let lookup = || match &nics {
+            Some(nics) => OwnerLookup::ByNics { nics: Arc::clone(nics), samples: Samples::default() },
+            None => OwnerLookup::ByHash { everything },
         };
-        let crossing = |desk| Crossing {
-            desk,
+        let steering = |endpoint| Steering {
+            endpoint,
             owners: Owners::new(secrets),
-            naming: naming(),
-            counted: Crossed::default(),
-            calls: 0,
+            lookup: lookup(),
+            counters: HandoffCounters::default(),
+            syns: 0,
         };
-        Ok(Desk::open(workers, longest)?.into_iter().map(crossing).collect())
+        Ok(Endpoint::open(workers, longest)?.into_iter().map(steering).collect())
     }
 
-    /// Takes what others own out of a batch that came in on `side`, and hands it over to them.
+    /// Takes the frames of other owners out of a batch that came in on `side`, and hands them over.
     pub fn hand_over(&mut self, side: Side, now: Instant, batch: &mut Batch, metas: &mut [Metadata], pool: &mut Pool) {
         let mut kept = 0;
         for i in 0..batch.len() {
@@ -190,33 +171,33 @@ impl Crossing {
                 kept += 1;
                 continue;
             };
-            let is_call = side == Side::Wan && metas[i].attempt().is_some();
-            self.calls += u64::from(is_call);
-            let has_place = self.desk.hand_over(owner, side, &batch[i], is_call);
-            *if has_place { &mut self.counted.handed_over } else { &mut self.counted.full } += 1;
+            let is_syn = side == Side::Wan && metas[i].attempt().is_some();
+            self.syns += u64::from(is_syn);
+            let fits = self.endpoint.hand_over(owner, side, &batch[i], is_syn);
+            self.counters[if fits { HandoffMetric::HandedOver } else { HandoffMetric::QueueFull }] += 1;
         }
-        for stray in batch.drain(kept..) {
-            pool.put(stray);
+        for misdirected in batch.drain(kept..) {
+            pool.put(misdirected);
         }
-        self.desk.ring();
+        self.endpoint.wake_receivers();
     }
 
-    /// To whom a frame is to be handed over; `None` if it stays.
+    /// The worker to which a frame is to be handed over; `None` if it stays.
     #[inline]
     fn receiver(&mut self, side: Side, meta: &Metadata, frame: &[u8], now: Instant) -> Option<usize> {
-        let (own, workers) = (self.desk.number(), self.desk.workers());
-        let owner = match &mut self.naming {
-            Naming::ByCards { cards, samples } => {
-                if cards.trusted.load(Ordering::Relaxed)
+        let (own, workers) = (self.endpoint.number(), self.endpoint.workers());
+        let owner = match &mut self.lookup {
+            OwnerLookup::ByNics { nics, samples } => {
+                if nics.trusted.load(Ordering::Relaxed)
                     && let Some(key) = plain(meta)
                 {
                     if samples.is_due(meta.attempt().is_some()) {
-                        let fits = cards.owner(key) == own;
-                        self.counted.sampled += 1;
-                        self.counted.misfits += u64::from(!fits);
-                        if samples.note(fits) && cards.trusted.swap(false, Ordering::Relaxed) {
+                        let matches = nics.owner(key) == own;
+                        self.counters[HandoffMetric::Sampled] += 1;
+                        self.counters[HandoffMetric::WrongQueue] += u64::from(!matches);
+                        if samples.record(matches) && nics.trusted.swap(false, Ordering::Relaxed) {
                             warn!(
-                                "the network cards do not spread frames as they were told: from now on every frame is looked at, and handed over to its owner"
+                                "the interfaces do not distribute frames as configured: from now on the workers steer every frame to its owner"
                             );
                         }
                     }
@@ -224,9 +205,9 @@ impl Crossing {
                         return None;
                     }
                 }
-                self.owners.owner(side, meta, frame, now, |key, _| cards.owner(key))
+                self.owners.owner(side, meta, frame, now, |key, _| nics.owner(key))
             }
-            Naming::ByHash { everything } => {
+            OwnerLookup::ByHash { everything } => {
                 let owner = self.owners.owner(side, meta, frame, now, |_, hash| share(hash, workers));
                 if *everything {
                     return Some(owner.unwrap_or(own));
@@ -239,41 +220,49 @@ impl Crossing {
 
     /// Appends up to `max` frames of `side` that others have handed over, and returns how many.
     pub fn take_over(&mut self, side: Side, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
-        let taken = self.desk.take(side, batch, max, pool);
-        self.counted.taken_over += taken.frames as u64;
-        self.counted.lost += taken.lost as u64;
+        let taken = self.endpoint.take(side, batch, max, pool);
+        self.counters[HandoffMetric::TakenOver] += taken.frames as u64;
+        self.counters[HandoffMetric::NoBuffer] += taken.lost as u64;
         taken.frames
     }
 
-    /// Tells all other workers. Nobody passes on what was told.
-    pub fn tell(&mut self, word: Word) {
-        let (told, unheard) = self.desk.tell(word);
-        self.counted.told += told as u64;
-        self.counted.unheard += unheard as u64;
+    /// Sends an update to all other workers, which do not pass it on.
+    pub fn publish(&mut self, update: Update) {
+        let (sent, lost) = self.endpoint.publish(update);
+        self.counters[HandoffMetric::UpdatesSent] += sent as u64;
+        self.counters[HandoffMetric::UpdatesLost] += lost as u64;
     }
 
-    /// The next word that another worker has told.
+    /// The next update of another worker.
     #[inline]
-    pub fn receive_update(&mut self) -> Option<Word> {
-        let word = self.desk.receive_update();
-        self.counted.heard += u64::from(word.is_some());
-        word
+    pub fn receive_update(&mut self) -> Option<Update> {
+        let update = self.endpoint.receive_update();
+        self.counters[HandoffMetric::UpdatesReceived] += u64::from(update.is_some());
+        update
     }
 
-    /// Lets the worker sleep, unless something has been handed over. `sleep` ends when what it is given becomes readable.
-    pub fn asleep(&self, sleep: impl FnOnce(Option<RawFd>) -> io::Result<()>) -> io::Result<()> {
-        let slept = self.desk.doze().map_or(Ok(()), |bell| sleep(Some(bell.as_raw_fd())));
-        self.desk.wake();
+    /// Calls `sleep`, unless frames have been handed over. `sleep` must end when the descriptor it gets becomes readable.
+    ///
+    /// # Errors
+    /// Those of `sleep`.
+    pub fn sleep_with(&self, sleep: impl FnOnce(Option<RawFd>) -> io::Result<()>) -> io::Result<()> {
+        let slept = self.endpoint.begin_sleep().map_or(Ok(()), |event| sleep(Some(event.as_raw_fd())));
+        self.endpoint.end_sleep();
         slept
     }
 
-    /// Calls from the WAN that were for others, whether there was room for them or not.
-    pub fn calls(&self) -> u64 {
-        self.calls
+    /// SYNs from the WAN that other workers own, whether they fitted the queue or not.
+    pub fn syns(&self) -> u64 {
+        self.syns
+    }
+
+    /// Frames that were lost on the way between workers.
+    pub fn lost(&self) -> u64 {
+        self.counters[HandoffMetric::QueueFull] + self.counters[HandoffMetric::NoBuffer]
     }
 
     /// What has been counted so far.
-    pub fn counted(&self) -> Crossed {
-        self.counted
+    pub fn counters(&self) -> &HandoffCounters {
+        &self.counters
     }
 }

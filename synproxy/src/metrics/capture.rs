@@ -1,10 +1,10 @@
-//! Captures while running: which frames go to which file, switched on and off while workers are at work.
+//! Captures while running: which frames go to which file, started and stopped while the workers run.
 //!
-//! The [`Recorder`] is the operator's end, shared and cheap to clone. Each worker has a [`Witness`], which looks once a turn whether
-//! something has changed, and holds the taps of the files that are open; without any it is one branch a batch. How frames
-//! get to the disk is `pktio::capture`'s story.
+//! [`Captures`] is the control side, shared and cheap to clone. Each worker has a [`CaptureTap`], which checks once an iteration whether
+//! something has changed and holds the taps of the open files; without any it costs one branch a batch. `pktio::capture` writes
+//! the frames to disk.
 
-use crate::process::privileges as identity;
+use crate::process::privileges;
 use ::control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
 use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Former, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
@@ -17,11 +17,11 @@ use std::time::{Duration, SystemTime};
 use tcpstate::{DropReason, Instant, Side};
 use tracing::info;
 
-/// How long the end of a capture waits for workers to let go of it: longer than they ever sleep.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the end of a capture waits for workers to release it: longer than they ever sleep.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether frames that went this way at this port are of this kind.
-fn covers(kind: Kind, side: Side, direction: Direction) -> bool {
+/// Whether a capture of this kind includes frames that went in this direction at this port.
+fn includes(kind: Kind, side: Side, direction: Direction) -> bool {
     match kind {
         Kind::Received => direction == Direction::Inbound,
         Kind::Sent => direction == Direction::Outbound,
@@ -31,50 +31,51 @@ fn covers(kind: Kind, side: Side, direction: Direction) -> bool {
     }
 }
 
-/// A capture as the operator is told of it.
-fn told(kind: Kind, path: &Path, statistics: CaptureStatistics) -> Capture {
+/// A capture as the control protocol describes it.
+fn described(kind: Kind, path: &Path, statistics: CaptureStatistics) -> Capture {
     let CaptureStatistics { captured, missed, beyond } = statistics;
     Capture { kind, path: path.to_owned(), captured, missed, beyond }
 }
 
-/// The operator's end. The captures end, and are whole, when the last clone and the workers are gone, or by [`Recorder::finish`].
+/// The control side of all captures. Their files are complete when the last clone and the workers are gone, or after
+/// [`Captures::finish`].
 #[derive(Clone, Default)]
-pub struct Recorder {
+pub struct Captures {
     shared: Arc<Shared>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// Grows with every change.
+    /// Incremented with every change.
     change: AtomicU32,
-    desk: Mutex<Desk>,
+    plan: Mutex<Plan>,
 }
 
 #[derive(Default)]
-struct Desk {
-    /// What the file's interfaces are: LAN and WAN.
+struct Plan {
+    /// The interfaces of every file: LAN and WAN.
     interfaces: [InterfaceDescription; 2],
     files: [Option<CaptureFile>; Kind::ALL.len()],
-    /// By worker and kind: a tap it is to take.
-    offers: Vec<[Offer; Kind::ALL.len()]>,
+    /// By worker and kind: what the worker is to do next.
+    changes: Vec<[Change; Kind::ALL.len()]>,
 }
 
 /// What a worker is to do about a kind of capture.
 #[derive(Default)]
-enum Offer {
+enum Change {
     /// Go on.
     #[default]
     Nothing,
-    /// Let go of the tap it has.
+    /// Release its tap.
     Stop,
-    /// Take this one.
+    /// Take this tap.
     Start(Tap, Limits),
 }
 
 impl Shared {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        // The desk is whole at any time.
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        // The plan is consistent at any time, so a panic under the lock does no harm.
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn changed(&self) {
@@ -82,169 +83,170 @@ impl Shared {
     }
 }
 
-impl Recorder {
-    /// A recorder for so many workers between these two ports, named as on the command line.
+impl Captures {
+    /// No captures yet, for this many workers between these two ports, named as on the command line.
     pub fn new(workers: usize, lan: &str, wan: &str) -> Self {
         let describe = |name: &str, port| InterfaceDescription {
             name: name.to_owned(),
             description: format!("{name} port {port}"),
             snap_len: 0,
         };
-        let desk = Desk {
+        let plan = Plan {
             interfaces: [describe("lan", lan), describe("wan", wan)],
             files: Default::default(),
-            offers: (0..workers).map(|_| Default::default()).collect(),
+            changes: (0..workers).map(|_| Default::default()).collect(),
         };
-        Self { shared: Arc::new(Shared { change: AtomicU32::new(0), desk: Mutex::new(desk) }) }
+        Self { shared: Arc::new(Shared { change: AtomicU32::new(0), plan: Mutex::new(plan) }) }
     }
 
-    /// Begins to capture frames of a kind into `path`, which is created.
+    /// Starts to capture frames of a kind into `path`, which is created.
     ///
     /// # Errors
-    /// When the file cannot be created, or is there and to be kept, or frames of the kind are being captured already.
+    /// When the file cannot be created, or exists and must not be overwritten, or a capture of the kind runs already.
     pub fn start(&self, kind: Kind, path: &Path, limits: Limits, former: Former) -> io::Result<()> {
-        let mut desk = self.shared.desk();
-        if let Some(running) = &desk.files[kind as usize] {
-            let told = format!("{} frames are being captured already, into {}", kind.name(), running.path().display());
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, told));
+        let mut plan = self.shared.plan();
+        if let Some(running) = &plan.files[kind as usize] {
+            let text = format!("{} frames are being captured already, into {}", kind.name(), running.path().display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         let options = CaptureOptions {
             snap_len: limits.frame_bytes.into(),
             max_bytes: limits.file_bytes,
             ..CaptureOptions::default()
         };
-        let workers = desk.offers.len();
-        let (file, taps) = CaptureFile::create(path, former, &desk.interfaces, options, workers, settle)?;
+        let workers = plan.changes.len();
+        let (file, taps) =
+            CaptureFile::create(path, former, &plan.interfaces, options, workers, prepare_writer_thread)?;
         info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.name(), limits.file_bytes);
         // Together the workers keep to the rate.
-        let share = limits.drops_a_second.div_ceil(desk.offers.len().max(1) as u32);
-        for (offers, tap) in desk.offers.iter_mut().zip(taps) {
-            offers[kind as usize] = Offer::Start(tap, Limits { drops_a_second: share, ..limits });
+        let share = limits.drops_a_second.div_ceil(plan.changes.len().max(1) as u32);
+        for (changes, tap) in plan.changes.iter_mut().zip(taps) {
+            changes[kind as usize] = Change::Start(tap, Limits { drops_a_second: share, ..limits });
         }
-        desk.files[kind as usize] = Some(file);
+        plan.files[kind as usize] = Some(file);
         self.shared.changed();
         Ok(())
     }
 
-    /// Ends the capture of frames of a kind, and says what came of it; `None` if there was none. Waits for the workers to let go,
-    /// which takes as long as the longest sleep of a worker.
+    /// Ends the capture of frames of a kind and returns its result; `None` if there was none. Waits until the workers have released
+    /// their taps, which takes as long as the longest sleep of a worker.
     pub fn stop(&self, kind: Kind) -> Option<Capture> {
         let file = {
-            let mut desk = self.shared.desk();
-            let file = desk.files[kind as usize].take()?;
-            for offers in &mut desk.offers {
-                // A tap that nobody has taken goes here.
-                offers[kind as usize] = Offer::Stop;
+            let mut plan = self.shared.plan();
+            let file = plan.files[kind as usize].take()?;
+            for changes in &mut plan.changes {
+                // A tap that its worker has not taken yet is dropped here.
+                changes[kind as usize] = Change::Stop;
             }
             self.shared.changed();
             file
         };
         let path = file.path().to_path_buf();
-        let statistics = file.finish(PATIENCE);
+        let statistics = file.finish(RELEASE_TIMEOUT);
         let CaptureStatistics { captured, missed, beyond } = statistics;
         info!(
-            "{}: {captured} {} frames captured, {missed} missed while the disk was busy, {beyond} beyond what it may hold",
+            "{}: {captured} {} frames captured, {missed} missed while the disk was busy, {beyond} beyond the size limit",
             path.display(),
             kind.name()
         );
-        Some(told(kind, &path, statistics))
+        Some(described(kind, &path, statistics))
     }
 
-    /// The captures there are, with what they hold so far.
+    /// The running captures, with what they hold so far.
     pub fn running(&self) -> Vec<Capture> {
-        let desk = self.shared.desk();
-        let files = desk.files.iter().zip(Kind::ALL).filter_map(|(file, kind)| Some((file.as_ref()?, kind)));
-        files.map(|(file, kind)| told(kind, file.path(), file.statistics())).collect()
+        let plan = self.shared.plan();
+        let files = plan.files.iter().zip(Kind::ALL).filter_map(|(file, kind)| Some((file.as_ref()?, kind)));
+        files.map(|(file, kind)| described(kind, file.path(), file.statistics())).collect()
     }
 
-    /// Ends all captures, and says what came of them.
+    /// Ends all captures and returns their results.
     pub fn finish(&self) -> Vec<Capture> {
         Kind::ALL.into_iter().filter_map(|kind| self.stop(kind)).collect()
     }
 
-    /// What worker `number` is to hold.
-    pub fn witness(&self, number: usize) -> Witness {
-        Witness { shared: Arc::clone(&self.shared), number, seen: 0, taps: None, drops: None }
+    /// The tap of worker `number`.
+    pub fn tap(&self, number: usize) -> CaptureTap {
+        CaptureTap { shared: Arc::clone(&self.shared), number, seen: 0, frames: None, drops: None }
     }
 }
 
-/// Makes the calling thread that of a file: it writes, and nothing more.
-fn settle() {
-    // A worker's priority is not for a disk.
+/// Prepares the calling thread to write a capture file and do nothing else.
+fn prepare_writer_thread() {
+    // The raised priority of the workers is not for disk writes.
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < 0) {
         let _ = rustix::process::setpriority_process(None, 0);
     }
-    identity::renounce();
+    privileges::drop_capabilities();
 }
 
-/// A worker's end.
+/// The side of one worker.
 #[derive(Default)]
-pub struct Witness {
+pub struct CaptureTap {
     shared: Arc<Shared>,
     number: usize,
-    /// The last change that was looked at.
+    /// The last change that was applied.
     seen: u32,
-    taps: Option<Box<Taps>>,
-    drops: Option<Box<Drops>>,
+    frames: Option<Box<FrameTaps>>,
+    drops: Option<Box<DropTap>>,
 }
 
-impl Witness {
-    /// Looks whether something has changed. To be called once a turn.
+impl CaptureTap {
+    /// Applies what has changed. To be called once an iteration.
     #[inline]
-    pub fn attend(&mut self) {
+    pub fn update(&mut self) {
         if self.shared.change.load(Ordering::Relaxed) != self.seen {
-            self.catch_up();
+            self.apply_changes();
         }
     }
 
     #[cold]
-    fn catch_up(&mut self) {
+    fn apply_changes(&mut self) {
         let shared = Arc::clone(&self.shared);
-        // Whoever holds it makes files; the next turn is early enough.
-        let Ok(mut desk) = shared.desk.try_lock() else { return };
+        // The holder of the lock creates files; the next iteration is early enough.
+        let Ok(mut plan) = shared.plan.try_lock() else { return };
         self.seen = shared.change.load(Ordering::Relaxed);
-        let Some(offers) = desk.offers.get_mut(self.number) else { return };
-        for (offer, kind) in offers.iter_mut().zip(Kind::ALL) {
-            match (std::mem::take(offer), kind) {
-                (Offer::Nothing, _) => {}
-                (Offer::Stop, Kind::Drops) => self.drops = None,
-                (Offer::Start(tap, limits), Kind::Drops) => self.drops = Some(Box::new(Drops::new(tap, limits))),
-                (Offer::Stop, _) => self.set(kind, None),
-                (Offer::Start(tap, _), _) => self.set(kind, Some(tap)),
+        let Some(changes) = plan.changes.get_mut(self.number) else { return };
+        for (change, kind) in changes.iter_mut().zip(Kind::ALL) {
+            match (std::mem::take(change), kind) {
+                (Change::Nothing, _) => {}
+                (Change::Stop, Kind::Drops) => self.drops = None,
+                (Change::Start(tap, limits), Kind::Drops) => self.drops = Some(Box::new(DropTap::new(tap, limits))),
+                (Change::Stop, _) => self.set(kind, None),
+                (Change::Start(tap, _), _) => self.set(kind, Some(tap)),
             }
         }
     }
 
     fn set(&mut self, kind: Kind, tap: Option<Tap>) {
-        let taps = self.taps.get_or_insert_default();
-        taps.0[kind as usize] = tap;
-        if taps.0.iter().all(Option::is_none) {
-            self.taps = None;
+        let frames = self.frames.get_or_insert_default();
+        frames.0[kind as usize] = tap;
+        if frames.0.iter().all(Option::is_none) {
+            self.frames = None;
         }
     }
 
     /// The taps of frames received and sent; `None` when no such frames are captured.
     #[inline]
-    pub fn taps(&mut self) -> Option<&mut Taps> {
-        self.taps.as_deref_mut()
+    pub fn frames(&mut self) -> Option<&mut FrameTaps> {
+        self.frames.as_deref_mut()
     }
 
-    /// Takes the tap of dropped frames away, to be brought back; `None` when none are captured.
+    /// Takes the tap of dropped frames out, to be returned by [`CaptureTap::return_drops`]; `None` when none are captured.
     #[inline]
-    pub fn take_drops(&mut self) -> Option<Box<Drops>> {
+    pub fn take_drops(&mut self) -> Option<Box<DropTap>> {
         self.drops.take()
     }
 
-    /// Brings it back.
-    pub fn put_back(&mut self, drops: Box<Drops>) {
+    /// Puts the tap of dropped frames back.
+    pub fn return_drops(&mut self, drops: Box<DropTap>) {
         self.drops = Some(drops);
     }
 
-    /// Hands over what was captured. To be called once a turn.
+    /// Hands what was captured to the writing thread. To be called once an iteration.
     #[inline]
     pub fn hand_over(&mut self) {
-        if let Some(taps) = &mut self.taps {
-            taps.0.iter_mut().flatten().for_each(Tap::hand_over);
+        if let Some(frames) = &mut self.frames {
+            frames.0.iter_mut().flatten().for_each(Tap::hand_over);
         }
         if let Some(drops) = &mut self.drops {
             drops.tap.hand_over();
@@ -254,12 +256,12 @@ impl Witness {
 
 /// The taps of frames received and sent.
 #[derive(Default)]
-pub struct Taps([Option<Tap>; Kind::ALL.len()]);
+pub struct FrameTaps([Option<Tap>; Kind::ALL.len()]);
 
-impl Taps {
-    fn concerned(&mut self, side: Side, direction: Direction) -> impl Iterator<Item = &mut Tap> {
+impl FrameTaps {
+    fn including(&mut self, side: Side, direction: Direction) -> impl Iterator<Item = &mut Tap> {
         let taps = self.0.iter_mut().zip(Kind::ALL);
-        taps.filter_map(move |(tap, kind)| tap.as_mut().filter(|_| covers(kind, side, direction)))
+        taps.filter_map(move |(tap, kind)| tap.as_mut().filter(|_| includes(kind, side, direction)))
     }
 
     /// Copies what was just received.
@@ -268,61 +270,61 @@ impl Taps {
             return;
         }
         let label = label(side, Some(Direction::Inbound));
-        for tap in self.concerned(side, Direction::Inbound) {
+        for tap in self.including(side, Direction::Inbound) {
             frames.iter().for_each(|frame| tap.record(&label, frame));
         }
     }
 
-    /// Copies what is about to be sent. To be followed by [`Taps::sent`].
+    /// Copies what is about to be sent. To be followed by [`FrameTaps::sent`].
     pub fn about_to_send(&mut self, side: Side, frames: &Batch) {
         if frames.is_empty() {
             return;
         }
         let label = label(side, Some(Direction::Outbound));
-        for tap in self.concerned(side, Direction::Outbound) {
+        for tap in self.including(side, Direction::Outbound) {
             tap.prepare(&label, frames);
         }
     }
 
     /// How many of these were sent.
     pub fn sent(&mut self, side: Side, count: usize) {
-        for tap in self.concerned(side, Direction::Outbound) {
+        for tap in self.including(side, Direction::Outbound) {
             tap.settle(count);
         }
     }
 }
 
-/// Says what every frame of a batch has in common.
+/// What every frame of a batch has in common.
 fn label(side: Side, direction: Option<Direction>) -> Label<'static> {
     let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     Label { interface: side as u32, time, direction, ..Label::default() }
 }
 
-/// What is done about a frame that is dropped, beyond counting it.
-pub trait Mourner {
+/// Sees every frame that is dropped, before it goes back into the pool.
+pub trait DropObserver {
     /// A frame that came in by `side` is about to be dropped.
-    fn mourn(&mut self, side: Side, frame: &Frame, reason: DropReason);
+    fn dropped(&mut self, side: Side, frame: &Frame, reason: DropReason);
 }
 
-/// Nothing.
-pub struct Nobody;
+/// An observer that does nothing.
+pub struct NoObserver;
 
-impl Mourner for Nobody {
+impl DropObserver for NoObserver {
     #[inline]
-    fn mourn(&mut self, _: Side, _: &Frame, _: DropReason) {}
+    fn dropped(&mut self, _: Side, _: &Frame, _: DropReason) {}
 }
 
-/// The tap of dropped frames.
-pub struct Drops {
+/// The tap of dropped frames, which records a limited number of each reason in a second.
+pub struct DropTap {
     tap: Tap,
     a_second: u32,
-    /// What is left of this second, by reason.
+    /// How many more are recorded in this second, by reason.
     left: [u32; DropReason::COUNT],
     /// When that second began.
     since: Instant,
 }
 
-impl Drops {
+impl DropTap {
     fn new(tap: Tap, limits: Limits) -> Self {
         Self {
             tap,
@@ -332,7 +334,7 @@ impl Drops {
         }
     }
 
-    /// Says what time it is. To be called once a batch.
+    /// Sets the time. To be called once a batch.
     pub fn set_now(&mut self, now: Instant) {
         if now.since(self.since) >= Duration::from_secs(1) {
             self.since = now;
@@ -341,8 +343,8 @@ impl Drops {
     }
 }
 
-impl Mourner for Drops {
-    fn mourn(&mut self, side: Side, frame: &Frame, reason: DropReason) {
+impl DropObserver for DropTap {
+    fn dropped(&mut self, side: Side, frame: &Frame, reason: DropReason) {
         let left = &mut self.left[reason as usize];
         if *left > 0 {
             *left -= 1;
@@ -363,7 +365,7 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            Self(std::env::temp_dir().join(format!("recorder-{}-{name}.pcapng", std::process::id())))
+            Self(std::env::temp_dir().join(format!("captures-{}-{name}.pcapng", std::process::id())))
         }
 
         fn records(&self) -> Vec<Record> {
@@ -383,39 +385,39 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_is_switched_on_and_off_while_a_worker_is_at_work() {
+    fn a_capture_is_switched_on_and_off_while_a_worker_runs() {
         let file = Scratch::new("switched");
-        let recorder = Recorder::new(1, "eth0", "eth1");
-        let mut witness = recorder.witness(0);
+        let captures = Captures::new(1, "eth0", "eth1");
+        let mut tap = captures.tap(0);
         let mut pool = Pool::heap(4, 256, 64);
         let frames = vec![pool.adopt(&[7; 60]).unwrap()];
-        let turn = |witness: &mut Witness| {
-            witness.attend();
+        let iterate = |tap: &mut CaptureTap| {
+            tap.update();
             for side in Side::BOTH {
-                if let Some(taps) = witness.taps() {
+                if let Some(taps) = tap.frames() {
                     taps.received(side, &frames);
                     taps.about_to_send(side, &frames);
                     taps.sent(side, 1);
                 }
             }
-            witness.hand_over();
+            tap.hand_over();
         };
-        turn(&mut witness);
-        recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap();
-        let again = recorder.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap_err();
+        iterate(&mut tap);
+        captures.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap();
+        let again = captures.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
-        turn(&mut witness);
-        assert_eq!(recorder.running().len(), 1);
+        iterate(&mut tap);
+        assert_eq!(captures.running().len(), 1);
         let summary = std::thread::scope(|scope| {
-            let end = scope.spawn(|| recorder.stop(Kind::Wan).expect("it is running"));
+            let end = scope.spawn(|| captures.stop(Kind::Wan).expect("it is running"));
             while !end.is_finished() {
-                witness.attend();
+                tap.update();
                 std::thread::yield_now();
             }
             end.join().unwrap()
         });
-        assert!(witness.taps().is_none() && recorder.running().is_empty() && recorder.stop(Kind::Wan).is_none());
-        turn(&mut witness);
+        assert!(tap.frames().is_none() && captures.running().is_empty() && captures.stop(Kind::Wan).is_none());
+        iterate(&mut tap);
         assert_eq!(summary, Capture { kind: Kind::Wan, path: file.0.clone(), captured: 2, missed: 0, beyond: 0 });
         let seen: Vec<_> = file.records().iter().map(|r| (r.interface, r.direction.unwrap())).collect();
         assert_eq!(seen, [(1, Direction::Inbound), (1, Direction::Outbound)]);
@@ -425,24 +427,24 @@ mod tests {
     #[test]
     fn drops_are_sampled_by_reason_and_second() {
         let file = Scratch::new("drops");
-        let recorder = Recorder::new(2, "eth0", "eth1");
-        let mut witness = recorder.witness(1);
-        recorder.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, Former::Kept).unwrap();
-        witness.attend();
+        let captures = Captures::new(2, "eth0", "eth1");
+        let mut tap = captures.tap(1);
+        captures.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, Former::Kept).unwrap();
+        tap.update();
         let mut pool = Pool::heap(4, 256, 64);
         let frame = pool.adopt(&[7; 60]).unwrap();
         for second in 1..3 {
-            let mut drops = witness.take_drops().expect("drops are captured");
+            let mut drops = tap.take_drops().expect("drops are captured");
             drops.set_now(Instant::from_secs(second));
             for _ in 0..10 {
-                drops.mourn(Side::Wan, &frame, DropReason::BadCookie);
-                drops.mourn(Side::Wan, &frame, DropReason::NoFlow);
+                drops.dropped(Side::Wan, &frame, DropReason::BadCookie);
+                drops.dropped(Side::Wan, &frame, DropReason::NoFlow);
             }
-            witness.put_back(drops);
+            tap.return_drops(drops);
         }
         pool.put(frame);
-        drop(witness);
-        recorder.finish();
+        drop(tap);
+        captures.finish();
         // Three a second and reason are this worker's share.
         assert_eq!(file.records().len(), 2 * 2 * 3);
         let bytes = std::fs::read(&file.0).unwrap();
@@ -452,11 +454,11 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_made_is_refused() {
-        let recorder = Recorder::new(1, "eth0", "eth1");
+        let captures = Captures::new(1, "eth0", "eth1");
         let error =
-            recorder.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), Former::Emptied).unwrap_err();
+            captures.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), Former::Emptied).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(recorder.running().is_empty());
+        assert!(captures.running().is_empty());
     }
 
     #[test]
@@ -464,14 +466,14 @@ mod tests {
         let (file, link) = (Scratch::new("kept"), Scratch::new("link"));
         std::fs::write(&file.0, "kept").unwrap();
         std::os::unix::fs::symlink("nothing", &link.0).unwrap();
-        let recorder = Recorder::new(1, "eth0", "eth1");
+        let captures = Captures::new(1, "eth0", "eth1");
         for path in [&file.0, &link.0] {
-            let error = recorder.start(Kind::Sent, path, Limits::default(), Former::Kept).unwrap_err();
+            let error = captures.start(Kind::Sent, path, Limits::default(), Former::Kept).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         }
         assert_eq!(std::fs::read_to_string(&file.0).unwrap(), "kept");
-        recorder.start(Kind::Sent, &file.0, Limits::default(), Former::Emptied).unwrap();
-        assert_eq!(recorder.finish().len(), 1);
+        captures.start(Kind::Sent, &file.0, Limits::default(), Former::Emptied).unwrap();
+        assert_eq!(captures.finish().len(), 1);
         assert!(file.records().is_empty());
     }
 }

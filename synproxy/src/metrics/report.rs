@@ -1,15 +1,14 @@
-//! What the operator is told: a line every two seconds, and a table at the end.
+//! What the log says of the statistics: a line every two seconds, and a table at exit.
 
-use crate::dataplane::steering::Crossed;
-use crate::metrics::snapshot::Snapshot;
-use pktio::PortStatistics;
+use super::descriptors::{Family, FlowGauge, HandoffMetric, Metric, PortMetric, UnsentMetric, WorkerMetric};
+use super::snapshot::Snapshot;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 use tcpstate::{DropReason, Event, Side};
 
-/// One line on the last few seconds: rates and events of that time, and the flows there are now.
+/// One line on the last few seconds: the rates and events of that time, and the flows there are now.
 pub struct Line<'a> {
-    /// The counters now.
+    /// The statistics now.
     pub total: &'a Snapshot,
     /// What they grew by.
     pub change: &'a Snapshot,
@@ -17,28 +16,32 @@ pub struct Line<'a> {
     pub period: Duration,
 }
 
+/// What the line says of new connections, each with its words.
+const NEW: [(Metric, &str); 4] = [
+    (Metric::Event(Event::SynAnswered), "SYNs answered"),
+    (Metric::Event(Event::CookieGood), "cookies good"),
+    (Metric::Drop(DropReason::BadCookie), "bad"),
+    (Metric::Event(Event::CacheHit), "cache hits"),
+];
+
 impl Display for Line<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for (side, name) in [(Side::Lan, "lan->wan"), (Side::Wan, "wan->lan")] {
-            let (mpps, gbps) = rates(&self.change.port(side), self.period);
+            let (mpps, gbps) = rates(self.change, side, self.period);
             write!(f, "{name} {mpps:.6} Mpps {gbps:.6} Gbit/s, ")?;
         }
-        let flows = self.total.population();
-        write!(
-            f,
-            "flows: {} proxied {} direct {} half-open, held: {}, new: {} SYNs answered {} cookies good {} bad {} cache hits",
-            flows.proxied,
-            flows.passthrough,
-            flows.syn_cached,
-            self.total.held(),
-            self.change.happened(Event::SynAnswered),
-            self.change.happened(Event::CookieGood),
-            self.change.dropped(DropReason::BadCookie),
-            self.change.happened(Event::CacheHit),
-        )?;
+        f.write_str("flows:")?;
+        for &gauge in FlowGauge::ALL {
+            write!(f, " {} {}", self.total.get(gauge), gauge.label())?;
+        }
+        write!(f, ", held: {}, new:", self.total.get(WorkerMetric::Held))?;
+        for (metric, words) in NEW {
+            write!(f, " {} {words}", self.change.get(metric))?;
+        }
         let mut lead = ", drops: ";
-        for (count, label) in losses(self.change) {
-            write!(f, "{lead}{count} {label}")?;
+        let dropped = DropReason::ALL.iter().map(|&reason| (reason.label(), self.change.get(reason)));
+        for (name, count) in dropped.chain(self.change.losses()).filter(|(_, count)| *count > 0) {
+            write!(f, "{lead}{count} {name}")?;
             lead = " ";
         }
         Ok(())
@@ -47,7 +50,7 @@ impl Display for Line<'_> {
 
 /// The whole run in a table.
 pub struct Table<'a> {
-    /// The counters at the end.
+    /// The statistics at the end.
     pub total: &'a Snapshot,
     /// Those of each worker.
     pub workers: &'a [Snapshot],
@@ -55,162 +58,137 @@ pub struct Table<'a> {
     pub period: Duration,
 }
 
-impl Display for Table<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let ports = Side::BOTH.map(|side| self.total.port(side));
-        let rates = ports.map(|port| rates(&port, self.period));
+/// The metrics that the table shows even when they are zero, since their absence is an answer too.
+const ALWAYS_SHOWN: [Metric; 4] = [
+    Metric::Event(Event::SynAnswered),
+    Metric::Event(Event::CookieGood),
+    Metric::Event(Event::CacheHit),
+    Metric::Drop(DropReason::BadCookie),
+];
+
+/// Likewise, of each port.
+const ALWAYS_SHOWN_OF_PORTS: [PortMetric; 4] =
+    [PortMetric::Received, PortMetric::ReceivedBytes, PortMetric::Sent, PortMetric::SentBytes];
+
+impl Table<'_> {
+    /// A row with a value for each port.
+    fn port_row(f: &mut Formatter<'_>, title: &str, [lan, wan]: [u64; 2]) -> fmt::Result {
+        writeln!(f, "{title:<34}{lan:>18}{wan:>18}")
+    }
+
+    /// What the ports have done.
+    fn ports(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let rates = Side::BOTH.map(|side| rates(self.total, side, self.period));
         writeln!(f, "{:<34}{:>18}{:>18}", format!("after {:.1} s", self.period.as_secs_f64()), "lan", "wan")?;
         writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Mpps", rates[0].0, rates[1].0)?;
         writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Gbit/s", rates[0].1, rates[1].1)?;
-        for (label, of, always) in PORT_ROWS {
-            let [lan, wan] = ports.map(|port| of(&port));
-            if *always || lan + wan > 0 {
-                writeln!(f, "{label:<34}{lan:>18}{wan:>18}")?;
+        for &metric in PortMetric::ALL {
+            let counts = Side::BOTH.map(|side| self.total.get(Metric::port(side, metric)));
+            if ALWAYS_SHOWN_OF_PORTS.contains(&metric) || counts != [0, 0] {
+                Self::port_row(f, metric.description().title, counts)?;
             }
         }
-        if self.total.unkept() > 0 {
-            // Only what comes from the WAN is ever held.
-            writeln!(f, "{:<34}{:>18}{:>18}", "lost, too few spare to hold it", 0, self.total.unkept())?;
-        }
-        let unsent = Side::BOTH.map(|side| self.total.unsent(side));
-        if unsent != [0, 0] {
-            writeln!(f, "{:<34}{:>18}{:>18}", "lost, transmit ring full", unsent[0], unsent[1])?;
-        }
-
-        if let Some(each) = self.total.stage().each() {
-            writeln!(f, "{:<34}{each:>18.1}", "ns a frame, without ports")?;
-        }
-
-        if self.workers.len() > 1 {
-            writeln!(f, "{:<34}{}", "workers", CROSSED_COLUMNS.map(|(label, _)| format!("{label:>18}")).concat())?;
-            for (number, worker) in self.workers.iter().enumerate() {
-                let crossed = worker.crossed();
-                let row = CROSSED_COLUMNS.map(|(_, of)| format!("{:>18}", of(&crossed))).concat();
-                writeln!(f, "  {number:<32}{row}")?;
+        // Only frames from the WAN are held.
+        let not_held = [0, self.total.get(WorkerMetric::TooFewToHold)];
+        let unsent = Side::BOTH.map(|side| self.total.get(UnsentMetric::of(side)));
+        for (title, counts) in [
+            (WorkerMetric::TooFewToHold.description().title, not_held),
+            (UnsentMetric::Lan.description().title, unsent),
+        ] {
+            if counts != [0, 0] {
+                Self::port_row(f, title, counts)?;
             }
         }
+        Ok(())
+    }
 
-        let flows = self.total.population();
-        writeln!(f, "flows at the end")?;
-        for (label, count) in
-            [("proxied", flows.proxied), ("direct", flows.passthrough), ("half-open", flows.syn_cached)]
-        {
-            writeln!(f, "  {label:<32}{count:>18}")?;
+    /// A row for each worker, where there are several.
+    fn workers(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.workers.len() < 2 {
+            return Ok(());
         }
-
-        writeln!(f, "{:<34}{:>18}", "frames held at the end", self.total.held())?;
-        writeln!(f, "{:<34}{:>18}", "turns", self.total.turns())?;
-        writeln!(f, "{:<34}{:>18}", "sleeps between them", self.total.sleeps())?;
-        if self.total.wakes() > 0 {
-            writeln!(f, "{:<34}{:>18}", "times load ended the sleep", self.total.wakes())?;
+        let columns = HandoffMetric::ALL;
+        let cells = |of: &dyn Fn(&HandoffMetric) -> String| columns.iter().map(|metric| of(metric)).collect::<String>();
+        writeln!(f, "{:<34}{}", "workers", cells(&|metric| format!("{:>18}", metric.description().title)))?;
+        for (number, worker) in self.workers.iter().enumerate() {
+            writeln!(f, "  {number:<32}{}", cells(&|&metric| format!("{:>18}", worker.get(metric))))?;
         }
+        Ok(())
+    }
 
-        writeln!(f, "events")?;
-        for &event in Event::ALL {
-            let count = self.total.happened(event);
-            if count > 0 || ALWAYS_SHOWN.contains(&event) {
-                writeln!(f, "  {:<32}{count:>18}  {}", event.label(), event.meaning().trim())?;
-            }
-        }
-
-        writeln!(f, "drops")?;
-        for &reason in DropReason::ALL {
-            let count = self.total.dropped(reason);
-            if count > 0 || reason == DropReason::BadCookie {
-                writeln!(f, "  {:<32}{count:>18}  {}", reason.label(), reason.meaning().trim())?;
+    /// The metrics of a family under this heading, each with its meaning.
+    fn explained(&self, f: &mut Formatter<'_>, heading: &str, family: Family) -> fmt::Result {
+        writeln!(f, "{heading}")?;
+        for row in family.descriptors() {
+            let count = self.total.get(row.metric);
+            if count > 0 || ALWAYS_SHOWN.contains(&row.metric) {
+                writeln!(f, "  {:<32}{count:>18}  {}", row.title, row.meaning)?;
             }
         }
         Ok(())
     }
 }
 
-/// The events an operator looks for first; their absence is an answer too.
-const ALWAYS_SHOWN: [Event; 3] = [Event::SynAnswered, Event::CookieGood, Event::CacheHit];
-
-/// A row of the table: its label, where it is read, and whether it is shown when both ports have zero.
-type PortRow = (&'static str, fn(&PortStatistics) -> u64, bool);
-
-const PORT_ROWS: &[PortRow] = &[
-    ("received, frames", |port| port.received, true),
-    ("received, bytes", |port| port.received_bytes, true),
-    ("sent, frames", |port| port.sent, true),
-    ("sent, bytes", |port| port.sent_bytes, true),
-    ("transmit ring found full, times", |port| port.transmit_full, false),
-    ("lost, refused for transmission", |port| port.transmit_errors, false),
-    ("lost, no spare buffer", |port| port.no_buffer, false),
-    ("lost, too long", |port| port.truncated, false),
-    ("lost, receive ring full", |port| port.receive_full, false),
-    ("lost, elsewhere in the kernel", |port| port.kernel_drops, false),
-    ("fill ring found empty, times", |port| port.fill_empty, false),
-    ("kernel woken up, times", |port| port.kicks, false),
-    ("shed-fresh", |port| port.shed_fresh, false),
-    ("shed-repeated", |port| port.shed_repeated, false),
-];
-
-/// A column of the workers' rows: its label, and where it is read.
-type CrossedColumn = (&'static str, fn(&Crossed) -> u64);
-
-/// What a worker hands over to others and takes over from them.
-const CROSSED_COLUMNS: [CrossedColumn; 9] = [
-    ("handed over", |crossed| crossed.handed_over),
-    ("taken over", |crossed| crossed.taken_over),
-    ("lost, lane full", |crossed| crossed.full),
-    ("lost, no buffer", |crossed| crossed.lost),
-    ("queues sampled", |crossed| crossed.sampled),
-    ("of these wrong", |crossed| crossed.misfits),
-    ("words told", |crossed| crossed.told),
-    ("words heard", |crossed| crossed.heard),
-    ("words lost", |crossed| crossed.unheard),
-];
-
-/// What was lost, and under which name: by the engine's decision, or for want of room on the way.
-fn losses(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
-    let decided = DropReason::ALL.iter().map(|&reason| (change.dropped(reason), reason.label()));
-    decided.chain(lost_on_the_way(change)).filter(|(count, _)| *count > 0)
-}
-
-/// What was lost for want of room, and the name of the place; what is zero too.
-pub fn lost_on_the_way(change: &Snapshot) -> impl Iterator<Item = (u64, &'static str)> {
-    let sum = |of: fn(&PortStatistics) -> u64| Side::BOTH.into_iter().map(|side| of(&change.port(side))).sum();
-    [
-        (change.unkept(), "too-few-to-hold"),
-        (Side::BOTH.into_iter().map(|side| change.unsent(side)).sum(), "transmit-ring-full"),
-        (change.crossed().full, "lane-full"),
-        (change.crossed().lost, "no-buffer-to-take-over"),
-        (sum(|port| port.transmit_errors), "transmit-refused"),
-        (sum(|port| port.no_buffer), "no-buffer"),
-        (sum(|port| port.truncated), "too-long"),
-        (sum(|port| port.receive_full), "receive-ring-full"),
-        (sum(|port| port.kernel_drops), "kernel"),
-        (sum(|port| port.shed_fresh), "shed-fresh"),
-        (sum(|port| port.shed_repeated), "shed-repeated"),
-    ]
-    .into_iter()
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        use WorkerMetric::{Held, PollIterations, Sleeps, Wakes};
+        self.ports(f)?;
+        if let Some(each) = self.total.frame_cost().each() {
+            writeln!(f, "{:<34}{each:>18.1}", "ns a frame, without ports")?;
+        }
+        self.workers(f)?;
+        writeln!(f, "flows at the end")?;
+        for &gauge in FlowGauge::ALL {
+            writeln!(f, "  {:<32}{:>18}", gauge.label(), self.total.get(gauge))?;
+        }
+        for metric in [Held, PollIterations, Sleeps, Wakes] {
+            let count = self.total.get(metric);
+            if count > 0 || metric != Wakes {
+                writeln!(f, "{:<34}{count:>18}", metric.description().title)?;
+            }
+        }
+        self.explained(f, "events", Family::Event)?;
+        self.explained(f, "drops", Family::Drop)
+    }
 }
 
 /// Millions of frames and billions of bits a second that a port received, a frame counted without preamble and FCS.
-fn rates(port: &PortStatistics, period: Duration) -> (f64, f64) {
+fn rates(snapshot: &Snapshot, side: Side, period: Duration) -> (f64, f64) {
     let seconds = period.as_secs_f64().max(1e-9);
-    (port.received as f64 / seconds / 1e6, port.received_bytes as f64 * 8.0 / seconds / 1e9)
+    let [frames, bytes] =
+        [PortMetric::Received, PortMetric::ReceivedBytes].map(|metric| snapshot.get(Metric::port(side, metric)) as f64);
+    (frames / seconds / 1e6, bytes * 8.0 / seconds / 1e9)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::snapshot::{Stage, Tally};
-    use tcpstate::{Counters, PerSide, Population};
+    use crate::metrics::snapshot::FrameCost;
+    use pktio::PortStatistics;
+    use tcpstate::{Counters, Population};
 
     fn sample() -> Snapshot {
-        let ports = PerSide::new(
-            PortStatistics { received: 4_000_000, received_bytes: 500_000_000, ..PortStatistics::default() },
-            PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
-        );
         let population = Population { syn_cached: 1, proxied: 2, passthrough: 3 };
-        let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
-        let crossed =
-            Crossed { handed_over: 7, taken_over: 8, full: 9, sampled: 3, misfits: 1, told: 2, ..Crossed::default() };
-        let own = Tally { held: 4, unkept: 6, unsent: PerSide::new(0, 5), stage, crossed, ..Tally::default() };
-        Snapshot::of(&Counters::default(), population, &ports, &own)
+        let mut sample = Snapshot::of_engine(&Counters::default(), &population);
+        let lan = PortStatistics { received: 4_000_000, received_bytes: 500_000_000, ..PortStatistics::default() };
+        let wan = PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() };
+        sample.set_port(Side::Lan, &lan);
+        sample.set_port(Side::Wan, &wan);
+        sample.set_frame_cost(FrameCost { frames: 64, time: Duration::from_nanos(3200) });
+        for (metric, value) in [
+            (HandoffMetric::HandedOver, 7),
+            (HandoffMetric::TakenOver, 8),
+            (HandoffMetric::QueueFull, 9),
+            (HandoffMetric::Sampled, 3),
+            (HandoffMetric::WrongQueue, 1),
+            (HandoffMetric::UpdatesSent, 2),
+        ] {
+            sample.set(metric, value);
+        }
+        sample.set(WorkerMetric::Held, 4);
+        sample.set(WorkerMetric::TooFewToHold, 6);
+        sample.set(UnsentMetric::Wan, 5);
+        sample
     }
 
     #[test]
@@ -237,7 +215,7 @@ mod tests {
         assert!(table.contains("frames held at the end                             4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");
         assert!(table.contains("  bad-cookie"), "{table}");
-        assert!(!table.contains("handed over"), "one worker has nobody to hand anything to: {table}");
+        assert!(!table.contains("handed over"), "one worker has no other to hand anything over to: {table}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The command line: what the operator can ask for, and what the process answers with when it ends.
+//! The command line of the program, and its `--help`.
 
 use ::control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, CommandFactory, Parser, ValueEnum};
 use confparse::Control;
 use pktio::Mode;
 use std::convert::Infallible;
@@ -25,12 +25,12 @@ Interfaces:
 
 Capture files:
   They are pcapng with two interfaces, lan and wan, each frame with its direction, its worker as its queue and a time in
-  nanoseconds. Frames received are as they came, frames sent as they left, forwarded ones included. At its limit a file is closed
-  to further frames, never cut; what a slow disk or the limit left out is counted, in the log and in the statistics at the end of
-  the file. Traffic never waits for a capture.
+  nanoseconds. Received frames are written as they arrived, sent frames as they left, forwarded ones included. At its size limit a
+  file takes no further frames and is never cut; frames missed because of a slow disk or the limit are counted in the log and in the
+  statistics at the end of the file. Traffic never waits for a capture.
 
 Signals:
-  SIGINT, SIGTERM and SIGHUP end the process cleanly: the interfaces get their settings back.
+  SIGINT, SIGTERM and SIGHUP end the process cleanly: it restores the settings of the interfaces.
   A second signal does so without waiting for the workers.
 
 Exit status:
@@ -42,15 +42,15 @@ Exit status:
   5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK";
 
 /// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies,
-/// and lets the servers behind the LAN port see only clients that have proved themselves.
+/// and lets the servers behind the LAN port see only clients that have completed the handshake.
 #[derive(Debug, Parser)]
 #[command(name = "synproxy", version, override_usage = USAGE, after_help = AFTER_HELP, verbatim_doc_comment)]
 pub struct Arguments {
-    /// Reads the configuration from FILE; without it every key has its default
+    /// Reads the configuration from FILE; without it, every key has its default
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Checks FILE, prints what is wrong with it, and ends
+    /// Checks FILE, prints what is wrong with it, and exits
     #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control"])]
     pub check_config: Option<PathBuf>,
 
@@ -62,23 +62,23 @@ pub struct Arguments {
     #[arg(long, value_name = "HOW")]
     pub poll: Option<Poll>,
 
-    /// Least severe messages that are logged to stderr; the statistics are `info`
+    /// Least severe level that is logged to stderr; the statistics are `info`
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = levels())]
     pub log_level: LogLevel,
 
-    /// Where the operator's socket is to be; or `auto`, which is /run/synproxy/LAN-WAN.sock, or `none`; overrides `control`
+    /// Path of the control socket; or `auto`, which is /run/synproxy/LAN-WAN.sock, or `none`; overrides `control`
     #[arg(long, value_name = "PATH", value_parser = |text: &str| Ok::<_, Infallible>(Control::from(text)))]
     pub control: Option<Control>,
 
-    /// Forwards every frame without looking at it: no protection, but the rate the ports alone reach
+    /// Forwards every frame without parsing it: no protection, and the rate that the ports alone reach
     #[arg(long)]
     pub bypass: bool,
 
-    /// The way AF_XDP is to work, for drivers whose best is not good
+    /// Mode of AF_XDP, for drivers whose best mode has faults
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub xdp_mode: XdpMode,
 
-    /// How several workers share the connections
+    /// How connections are distributed over several workers
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub steer: Steer,
 
@@ -86,38 +86,46 @@ pub struct Arguments {
     #[arg(long)]
     pub no_pin: bool,
 
-    /// Priority of the workers, from -20, before all others, to 19; a worker without frames sleeps and takes nothing
+    /// Priority of the workers, from -20, before all others, to 19; a worker without frames sleeps and takes no time
     #[arg(long, value_name = "N", default_value_t = -20, allow_hyphen_values = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
     pub nice: i8,
 
-    /// What is captured.
+    /// The capture files
     #[command(flatten)]
-    pub captures: Captures,
+    pub captures: CaptureFiles,
 
-    /// The protected side: the interface toward the servers
+    /// The protected interface, toward the servers
     #[arg(value_name = "LAN", required_unless_present = "check_config")]
     pub lan: Option<String>,
 
-    /// The other side: the interface toward everybody else
+    /// The other interface, toward the clients
     #[arg(value_name = "WAN", required_unless_present = "check_config")]
     pub wan: Option<String>,
 }
 
 impl Arguments {
     /// What the process is to do.
+    ///
+    /// # Panics
+    /// If clap accepted a line without interfaces, which it does not.
     pub fn task(&self) -> Task<'_> {
         match (&self.check_config, &self.lan, &self.wan) {
             (Some(file), ..) => Task::CheckConfig(file),
-            (None, Some(lan), Some(wan)) => Task::Protect { lan, wan },
+            (None, Some(lan), Some(wan)) => Task::Run { lan, wan },
             _ => unreachable!("clap asks for LAN and WAN unless --check-config is given"),
         }
     }
 }
 
-/// What is captured.
+/// The command line as clap knows it: for `--help`, man pages and shell completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// The capture files of the command line.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Captures")]
-pub struct Captures {
+pub struct CaptureFiles {
     /// Captures every frame received, on either port, before it is edited
     #[arg(short = 'i', long, value_name = "FILE")]
     capture_received: Option<PathBuf>,
@@ -134,25 +142,25 @@ pub struct Captures {
     #[arg(short = 'w', long, value_name = "FILE")]
     capture_wan: Option<PathBuf>,
 
-    /// Captures samples of the frames dropped, each with the reason as its comment
+    /// Captures samples of the dropped frames, each with the drop reason as its comment
     #[arg(long, value_name = "FILE")]
     drops: Option<PathBuf>,
 
-    /// Frames captured of each reason in a second
+    /// Dropped frames captured of each reason in a second
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     drops_rate: u32,
 
-    /// How large each file may grow; k, M or G may follow. The first frames are kept, later ones left out and counted
+    /// Size limit of each file; k, M or G may follow. Frames beyond it are counted and not written
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = control::file_bytes)]
     capture_limit: u64,
 
-    /// Bytes kept of each frame
+    /// Bytes written of each frame
     #[arg(long, value_name = "BYTES", default_value_t = 65535, value_parser = clap::value_parser!(u16).range(14..))]
     capture_snap: u16,
 }
 
-impl Captures {
-    /// The files that are wanted.
+impl CaptureFiles {
+    /// The files, by kind.
     pub fn files(&self) -> impl Iterator<Item = (Kind, &Path)> {
         let of = |kind| match kind {
             Kind::Received => &self.capture_received,
@@ -164,7 +172,7 @@ impl Captures {
         Kind::ALL.into_iter().filter_map(move |kind| Some((kind, of(kind).as_deref()?)))
     }
 
-    /// How much goes there.
+    /// The limits of each file.
     pub fn limits(&self) -> Limits {
         Limits { file_bytes: self.capture_limit, frame_bytes: self.capture_snap, drops_a_second: self.drops_rate }
     }
@@ -172,10 +180,10 @@ impl Captures {
 
 /// What the process is to do.
 pub enum Task<'a> {
-    /// Read this file, complain, and end.
-    CheckConfig(&'a std::path::Path),
-    /// Stand between these two interfaces.
-    Protect {
+    /// Check this file and exit.
+    CheckConfig(&'a Path),
+    /// Run between these two interfaces.
+    Run {
         /// The interface toward the servers.
         lan: &'a str,
         /// The interface toward everybody else.
@@ -183,7 +191,7 @@ pub enum Task<'a> {
     },
 }
 
-/// The levels, by name.
+/// Parses a log level by its name.
 fn levels() -> impl TypedValueParser<Value = LogLevel> {
     let known = |name: String| name.parse().expect("it is one of the names");
     PossibleValuesParser::new(LogLevel::ALL.map(LogLevel::name)).map(known)
@@ -192,11 +200,11 @@ fn levels() -> impl TypedValueParser<Value = LogLevel> {
 /// How a worker waits for frames.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Poll {
-    /// Asleep, and under load not.
+    /// Sleeps between frames, and polls under load.
     Adaptive,
-    /// Never asleep.
+    /// Polls without sleeping.
     Busy,
-    /// Always asleep when there is nothing to do.
+    /// Sleeps whenever there is nothing to do.
     Interrupt,
 }
 
@@ -210,12 +218,12 @@ impl From<Poll> for confparse::Poll {
     }
 }
 
-/// The way AF_XDP is to work.
+/// Mode of AF_XDP.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum XdpMode {
     /// The best that works.
     Auto,
-    /// In the driver, without copying, or not at all.
+    /// In the driver with zero copy; fails otherwise.
     ZeroCopy,
     /// In the driver, copying.
     Driver,
@@ -234,14 +242,14 @@ impl From<XdpMode> for Mode {
     }
 }
 
-/// How several workers share the connections.
+/// How connections are distributed over several workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Steer {
-    /// By the network cards' own spreading over queues, if both can be told to do it symmetrically; else as handoff.
+    /// By the interfaces' receive-side scaling, if both can be set to a symmetric hash; otherwise as handoff.
     Auto,
-    /// A keyed hash names the owner of a connection, and workers hand over what is not theirs.
+    /// A keyed hash names the owner of a connection, and workers hand over the frames of other owners.
     Handoff,
-    /// As handoff, and every frame is handed over, were it to oneself: for tests.
+    /// As handoff, and every frame is handed over, even to the worker itself: for tests.
     #[value(hide = true)]
     Everything,
 }
@@ -249,7 +257,6 @@ pub enum Steer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Arguments, clap::Error> {
         Arguments::try_parse_from(line.split_whitespace())
@@ -257,13 +264,13 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
     fn two_interfaces_are_all_it_needs() {
         let arguments = parse("synproxy eth0 xdp:eth1").unwrap();
-        assert!(matches!(arguments.task(), Task::Protect { lan: "eth0", wan: "xdp:eth1" }));
+        assert!(matches!(arguments.task(), Task::Run { lan: "eth0", wan: "xdp:eth1" }));
         assert!(!arguments.bypass && arguments.workers.is_none() && arguments.config.is_none());
     }
 

@@ -1,4 +1,4 @@
-//! The worker's clock: monotonic, and running on while the machine sleeps.
+//! The clocks of a worker: monotonic time, which goes on while the machine sleeps, and the thread's own computing time.
 
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
@@ -7,17 +7,17 @@ use tcpstate::Instant;
 /// Microseconds since the machine started.
 ///
 /// # Panics
-/// If the kernel lacks `CLOCK_BOOTTIME` (it came with Linux 2.6.39).
+/// If the kernel lacks `CLOCK_BOOTTIME`, which Linux has had since 2.6.39.
 pub fn now() -> Instant {
     let reading = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME is there since Linux 2.6.39");
     Instant::from_micros(0) + Duration::from(reading)
 }
 
-/// What the calling thread has computed so far: whatever else the machine does meanwhile is left out.
+/// The processor time of the calling thread so far, without that of other threads.
 ///
 /// # Panics
-/// If the kernel lacks `CLOCK_THREAD_CPUTIME_ID` (it came with Linux 2.6.12).
-pub fn own_time() -> Duration {
+/// If the kernel lacks `CLOCK_THREAD_CPUTIME_ID`, which Linux has had since 2.6.12.
+pub fn thread_time() -> Duration {
     let reading = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
     reading.expect("CLOCK_THREAD_CPUTIME_ID is there since Linux 2.6.12").into()
 }

@@ -1,34 +1,34 @@
-//! Which core a worker runs on, and before whom.
+//! The cores the workers run on, and their scheduling priority.
 
 use core_affinity::CoreId;
 use tracing::{debug, info};
 
-/// Where workers run. By default wherever the scheduler puts them.
+/// The cores for the workers. The default leaves placement to the scheduler.
 #[derive(Clone, Debug, Default)]
 pub struct Cores {
-    /// Those there are, which workers take in turn.
+    /// Those of the machine, which workers take in order.
     all: Vec<CoreId>,
-    /// Whether one is left for everything else.
+    /// Whether a core is left for everything else.
     spare: bool,
 }
 
 impl Cores {
-    /// A core of its own for each of this many workers or, where they are more than the cores, the same share of one: left to the scheduler,
-    /// several would wait for one core while another is idle.
+    /// A core for each of this many workers or, where there are more workers than cores, an equal share of one: the scheduler
+    /// would let several wait for one core while another is idle.
     pub fn for_each(workers: usize) -> Self {
         let all = core_affinity::get_core_ids().unwrap_or_default();
         let spare = all.len() > workers;
         Self { all, spare }
     }
 
-    /// The core of one worker, and whether it has that for itself.
+    /// The core of one worker, and whether it has that core for itself.
     pub fn of(&self, number: usize) -> (Option<CoreId>, bool) {
         (self.all.iter().cycle().nth(number).copied(), self.spare)
     }
 }
 
-/// Gives the calling thread, and every thread it starts from now on, this priority (nice value, -20 to 19). A worker that waits behind others
-/// for a few milliseconds finds its rings full. Where it is not permitted the worker goes on as it is.
+/// Sets the priority (nice value, -20 to 19) of the calling thread and of every thread it starts from now on. A worker that waits for
+/// its core for a few milliseconds finds its rings full. Without the permission the worker keeps its ordinary priority.
 pub fn prioritise(nice: i8) {
     match rustix::process::setpriority_process(None, nice.into()) {
         Ok(()) => debug!("priority {nice}"),
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_take_the_cores_in_turn_and_have_them_for_themselves_while_one_is_left() {
+    fn workers_take_the_cores_in_order_and_have_them_for_themselves_while_one_is_left() {
         let all = core_affinity::get_core_ids().unwrap();
         let (first, last) = (all.first().copied(), all.last().copied());
         let many = Cores::for_each(all.len() + 1);

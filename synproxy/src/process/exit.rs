@@ -1,14 +1,14 @@
-//! Why the process ends badly, and the status it ends with.
+//! Why the process ends with an error, and its exit status.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Why the process ends badly. Displayed, it is what the operator reads last.
+/// Why the process ends with an error. Its text is the last line the operator reads.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The configuration is wrong; says all there is to say.
+    /// The configuration is wrong; the text is complete.
     #[error("{0}")]
     Configuration(String),
 
@@ -16,16 +16,16 @@ pub enum Failure {
     #[error(transparent)]
     Open(#[from] pktio::OpenError),
 
-    /// The user and group of the configuration could not be taken.
+    /// The process could not change to the user and group of the configuration.
     #[error("cannot become the user and group of the configuration: {0}")]
-    Identity(#[source] io::Error),
+    Privileges(#[source] io::Error),
 
-    /// A capture could not begin.
+    /// A capture could not start.
     #[error("cannot capture into {path}: {error}")]
     Capture {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 
@@ -37,25 +37,25 @@ pub enum Failure {
     #[error("the operating system gives no random numbers: {0}")]
     Random(#[from] rand::rngs::SysError),
 
-    /// A worker's thread could not be made.
+    /// A thread, or what it needs, could not be created.
     #[error("cannot start a worker: {0}")]
     Spawn(#[source] io::Error),
 
-    /// The operator's socket could not be made where he wants it.
+    /// The control socket could not be created at the configured path.
     #[error("no control socket, {path}: {error}", path = .path.display())]
     Socket {
-        /// Where it was to be.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 
     /// The control port could not be opened.
     #[error("no control port at {address}: {error}")]
     Listen {
-        /// Where it was to be.
+        /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 
@@ -64,11 +64,11 @@ pub enum Failure {
     Port {
         /// Which worker, from 0.
         worker: usize,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 
-    /// An interface was removed, or renamed, while frames flowed.
+    /// An interface was removed or renamed while frames flowed.
     #[error("{interface} is gone, so the box stops")]
     Gone {
         /// Its name.
@@ -84,11 +84,11 @@ pub enum Failure {
 
     /// A second signal came before the workers had ended.
     #[error("ended by a second signal, without waiting for the workers")]
-    Impatience,
+    Interrupted,
 }
 
 impl Failure {
-    /// The status the process ends with; `--help` lists them.
+    /// The exit status of the process; `--help` lists them.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status())
     }
@@ -98,7 +98,7 @@ impl Failure {
         match self {
             Failure::Open(OpenError::Syntax { .. }) => 2,
             Failure::Configuration(_) => 3,
-            Failure::Open(OpenError::Permission { .. }) | Failure::Identity(_) => 5,
+            Failure::Open(OpenError::Permission { .. }) | Failure::Privileges(_) => 5,
             Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } => 4,
             _ => 1,
         }

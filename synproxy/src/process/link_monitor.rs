@@ -1,13 +1,14 @@
-//! Whether the interfaces are still there: looked at now and then, since a port just falls silent.
+//! The link monitor: checks from time to time whether the interfaces exist and are up, since a port without its interface just
+//! receives nothing.
 
-use crate::process::exit::Failure;
+use super::exit::Failure;
 use pktio::OpenError;
 use pktio::netdev::Interface;
 use tracing::{debug, info, warn};
 
-/// The interfaces the box stands between.
+/// The interfaces of the box.
 #[derive(Default)]
-pub struct Watch {
+pub struct LinkMonitor {
     links: Vec<Link>,
 }
 
@@ -17,8 +18,8 @@ struct Link {
     is_up: bool,
 }
 
-impl Watch {
-    /// Watches the interfaces behind the names of these ports. A capture file is none.
+impl LinkMonitor {
+    /// Monitors the interfaces behind the names of these ports; a capture file has none.
     pub fn new(ports: [&str; 2]) -> Self {
         let links = ports.into_iter().filter(|port| !port.starts_with("pcap:")).filter_map(|port| {
             let name = port.split_once(':').map_or(port, |(_, name)| name);
@@ -28,11 +29,11 @@ impl Watch {
         Self { links: links.collect() }
     }
 
-    /// Looks once, and says what has changed.
+    /// Checks once, and logs what has changed.
     ///
     /// # Errors
-    /// When an interface is gone. One of the same name that comes later is another one.
-    pub fn parse(&mut self) -> Result<(), Failure> {
+    /// When an interface is gone. A later interface of the same name is another one.
+    pub fn check(&mut self) -> Result<(), Failure> {
         for link in &mut self.links {
             let name = link.name.as_str();
             match Interface::find(name) {
@@ -61,17 +62,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_are_watched_under_any_name_and_files_are_not() {
-        let mut watch = Watch::new(["xdp:lo", "lo"]);
-        assert_eq!(watch.links.len(), 2);
-        watch.parse().unwrap();
-        assert!(Watch::new(["pcap:lo", "pcap:in=lo:out=lo"]).links.is_empty());
+    fn interfaces_are_monitored_under_any_name_and_files_are_not() {
+        let mut monitor = LinkMonitor::new(["xdp:lo", "lo"]);
+        assert_eq!(monitor.links.len(), 2);
+        monitor.check().unwrap();
+        assert!(LinkMonitor::new(["pcap:lo", "pcap:in=lo:out=lo"]).links.is_empty());
     }
 
     #[test]
     fn another_interface_of_the_same_name_is_another_one() {
-        let mut watch = Watch::new(["lo", "pcap:none"]);
-        watch.links[0].index += 1;
-        assert!(matches!(watch.parse(), Err(Failure::Gone { interface }) if interface == "lo"));
+        let mut monitor = LinkMonitor::new(["lo", "pcap:none"]);
+        monitor.links[0].index += 1;
+        assert!(matches!(monitor.check(), Err(Failure::Gone { interface }) if interface == "lo"));
     }
 }

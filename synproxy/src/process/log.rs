@@ -1,4 +1,4 @@
-//! Where the log goes: stderr, one line a message, in colour on a terminal. How much of it, can be changed while the process runs.
+//! The log: one line a message on stderr, in colour on a terminal. Its level can be changed while the process runs.
 
 use ::control::LogLevel;
 use std::io::{IsTerminal, stderr};
@@ -11,18 +11,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, reload};
 
-/// What sets how much is logged.
+/// Reads and changes the log level.
 #[derive(Clone)]
-pub struct Dial {
-    turn: Arc<dyn Fn(LevelFilter) + Send + Sync>,
+pub struct LogControl {
+    apply: Arc<dyn Fn(LevelFilter) + Send + Sync>,
     level: Arc<AtomicUsize>,
 }
 
-impl Dial {
+impl LogControl {
     /// Logs messages of at least this severity from now on.
     pub fn set(&self, level: LogLevel) {
         self.level.store(level as usize, Ordering::Relaxed);
-        (self.turn)(filter(level));
+        (self.apply)(filter(level));
     }
 
     /// The least severe level that is logged.
@@ -41,8 +41,11 @@ fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Starts logging messages of at least this severity. A panic is one of them, and also takes one line.
-pub fn init(level: LogLevel) -> Dial {
+/// Starts logging messages of at least this severity. A panic is logged too, in one line.
+///
+/// # Panics
+/// If it is called twice.
+pub fn init(level: LogLevel) -> LogControl {
     let (filter_layer, handle) = reload::Layer::new(filter(level));
     let lines = fmt::layer().with_target(false).with_ansi(stderr().is_terminal()).with_writer(stderr);
     tracing_subscriber::registry().with(filter_layer).with(lines).init();
@@ -52,9 +55,9 @@ pub fn init(level: LogLevel) -> Dial {
         let message = panic.payload_as_str().unwrap_or("no message");
         error!("{} panicked at {place}: {message}", thread.name().unwrap_or("a thread"));
     }));
-    let turn = move |level| {
-        // It fails only where the subscriber is gone, which lives as long as the process.
+    let apply = move |level| {
+        // It fails only when the subscriber is gone, and that lives as long as the process.
         let _ = handle.reload(level);
     };
-    Dial { turn: Arc::new(turn), level: Arc::new(AtomicUsize::new(level as usize)) }
+    LogControl { apply: Arc::new(apply), level: Arc::new(AtomicUsize::new(level as usize)) }
 }

@@ -1,9 +1,9 @@
-//! Who the process is once the interfaces are open: `user` and `group` of the configuration.
+//! The user, group and capabilities of the process once the interfaces are open: `user` and `group` of the configuration.
 //!
-//! Putting the interfaces back at the end needs CAP_NET_ADMIN, so the main thread keeps that one capability, and nothing
-//! else. The workers, who touch what strangers send, keep none.
+//! Restoring the interfaces at the end needs CAP_NET_ADMIN, so the main thread keeps that one capability and no other. The workers,
+//! which parse what the network sends, keep none.
 
-use crate::process::exit::Failure;
+use super::exit::Failure;
 use caps::{CapSet, Capability, CapsHashSet};
 use confparse::{Account, Config};
 use nix::sys::prctl;
@@ -11,15 +11,15 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresui
 use std::io;
 use tracing::{debug, info, warn};
 
-/// A user and a group to become; `None` stays.
+/// The user and the group to change to; `None` means no change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
+pub struct Credentials {
     user: Option<Uid>,
     group: Option<Gid>,
 }
 
-impl Identity {
-    /// Looks up the names of the configuration. A user without a `group` brings its primary one.
+impl Credentials {
+    /// Looks up the names of the configuration. A user without a `group` gets its primary one.
     ///
     /// # Errors
     /// When a user or a group does not exist.
@@ -40,16 +40,16 @@ impl Identity {
         Ok(Self { user, group })
     }
 
-    /// The user and the group this process will have, where they are not those it has.
-    pub fn numbers(self) -> (Option<u32>, Option<u32>) {
+    /// The numbers of the user and the group this process will have, where they differ from its present ones.
+    pub fn ids(self) -> (Option<u32>, Option<u32>) {
         if geteuid().is_root() { (self.user.map(Uid::as_raw), self.group.map(Gid::as_raw)) } else { (None, None) }
     }
 
-    /// Becomes them, if the process is root; a process that is not has nothing to give up.
+    /// Changes to them and gives up all capabilities but CAP_NET_ADMIN, if the process is root; another has nothing to give up.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn take(self) -> Result<(), Failure> {
+    pub fn assume(self) -> Result<(), Failure> {
         if self == Self::default() {
             return Ok(());
         }
@@ -57,7 +57,7 @@ impl Identity {
             warn!("not started by root, so `user` and `group` of the configuration have no effect");
             return Ok(());
         }
-        self.change().map_err(Failure::Identity)
+        self.change().map_err(Failure::Privileges)
     }
 
     fn change(self) -> io::Result<()> {
@@ -79,7 +79,7 @@ impl Identity {
         prctl::set_no_new_privs()?;
         let number = |id: Option<u32>| id.map_or("unchanged".to_owned(), |id| id.to_string());
         info!(
-            "now user {}, group {}, with no capability but CAP_NET_ADMIN to put the interfaces back",
+            "now user {}, group {}, with no capability but CAP_NET_ADMIN, which restores the interfaces at the end",
             number(self.user.map(Uid::as_raw)),
             number(self.group.map(Gid::as_raw)),
         );
@@ -87,8 +87,8 @@ impl Identity {
     }
 }
 
-/// Gives up every capability of this thread: for the workers, who need open descriptors and nothing more.
-pub fn renounce() {
+/// Gives up every capability of the calling thread: open descriptors are all that a worker needs.
+pub fn drop_capabilities() {
     for set in [CapSet::Ambient, CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {
         if let Err(error) = caps::clear(None, set) {
             debug!("cannot give up the {set:?} capabilities: {error}");
@@ -96,23 +96,23 @@ pub fn renounce() {
     }
 }
 
-/// Makes the calling thread one that serves the operator: without capabilities, and not before the workers.
-pub fn become_servant() {
-    renounce();
+/// Prepares the calling thread to serve the operator: without capabilities, and at ordinary priority, behind the workers.
+pub fn enter_control_thread() {
+    drop_capabilities();
     if let Err(error) = rustix::process::setpriority_process(None, 0) {
-        debug!("the operator is served at the workers' priority: {error}");
+        debug!("a control thread keeps the priority of the workers: {error}");
     }
 }
 
-/// The number of the group whose members may use the operator's socket, if any.
+/// The number of the group whose members may use the control socket, if there is one.
 ///
 /// # Errors
-/// When it does not exist.
-pub fn operators(config: &Config) -> Result<Option<u32>, Failure> {
+/// When the configured group does not exist.
+pub fn control_group(config: &Config) -> Result<Option<u32>, Failure> {
     config.control_group.as_ref().map(|account| find_group(account).map(Gid::as_raw)).transpose()
 }
 
-/// A user's number and primary group.
+/// The number and primary group of a user.
 fn find_user(account: &Account) -> Result<(Uid, Option<Gid>), Failure> {
     match account {
         Account::Id(id) => {
@@ -128,7 +128,7 @@ fn find_user(account: &Account) -> Result<(Uid, Option<Gid>), Failure> {
     }
 }
 
-/// A group's number.
+/// The number of a group.
 fn find_group(account: &Account) -> Result<Gid, Failure> {
     match account {
         Account::Id(id) => Ok(Gid::from_raw(id.get())),
@@ -159,26 +159,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_nothing_to_do() {
-        assert_eq!(Identity::of(&Config::default()).unwrap(), Identity::default());
+    fn without_user_and_group_nothing_changes() {
+        assert_eq!(Credentials::of(&Config::default()).unwrap(), Credentials::default());
     }
 
     #[test]
     fn root_by_name_is_no_change() {
-        assert_eq!(Identity::of(&named(Some("root"), None)).unwrap(), Identity::default());
+        assert_eq!(Credentials::of(&named(Some("root"), None)).unwrap(), Credentials::default());
     }
 
     #[test]
     fn a_user_brings_its_primary_group() {
         let expected = User::from_name("nobody").unwrap().expect("every machine has a nobody");
-        let identity = Identity::of(&named(Some("nobody"), None)).unwrap();
-        assert_eq!(identity, Identity { user: Some(expected.uid), group: Some(expected.gid) });
+        let credentials = Credentials::of(&named(Some("nobody"), None)).unwrap();
+        assert_eq!(credentials, Credentials { user: Some(expected.uid), group: Some(expected.gid) });
     }
 
     #[test]
     fn an_unknown_name_is_a_configuration_error() {
         for config in [named(Some("no-such-user"), None), named(None, Some("no-such-group"))] {
-            let failure = Identity::of(&config).unwrap_err();
+            let failure = Credentials::of(&config).unwrap_err();
             assert!(matches!(&failure, Failure::Configuration(text) if text.contains("no such")), "{failure}");
         }
     }
@@ -186,6 +186,6 @@ mod tests {
     #[test]
     fn a_bare_number_needs_a_group() {
         let user = Some(Account::Id(NonZeroU32::new(3_999_999_999).unwrap()));
-        assert!(Identity::of(&Config { user, ..Config::default() }).is_err());
+        assert!(Credentials::of(&Config { user, ..Config::default() }).is_err());
     }
 }

@@ -1,35 +1,35 @@
-//! The configuration as a file: found, read, parsed, complained about.
+//! The configuration file: reads it, parses it, and reports what is wrong with it.
 
-use crate::process::exit::Failure;
+use super::exit::Failure;
 use confparse::{Config, Level, Parsed};
 use std::path::Path;
 use std::{fs, io};
 use tracing::{info, warn};
 
-/// The configuration in `file`, or the defaults. No file is read that was not named.
+/// The configuration in `file`, or the defaults. Only the named file is read; warnings go to the log.
 ///
 /// # Errors
-/// When the file cannot be read, or says something wrong.
+/// When the file cannot be read or is not valid.
 pub fn load(file: Option<&Path>) -> Result<Config, Failure> {
     let Some(file) = file else { return Ok(Config::default()) };
     let Parsed { config, warnings } = parse(file)?;
-    for complaint in &warnings {
-        match complaint.level {
-            Level::Note => info!("{complaint}"),
-            _ => warn!("{complaint}"),
+    for warning in &warnings {
+        match warning.level {
+            Level::Note => info!("{warning}"),
+            _ => warn!("{warning}"),
         }
     }
     Ok(config)
 }
 
-/// Reads `file` and prints what there is to say about it.
+/// Checks `file` and prints the result.
 ///
 /// # Errors
-/// When the file cannot be read, or says something wrong.
+/// When the file cannot be read or is not valid.
 pub fn check(file: &Path) -> Result<(), Failure> {
     let parsed = parse(file)?;
-    for complaint in &parsed.warnings {
-        eprintln!("{complaint}");
+    for warning in &parsed.warnings {
+        eprintln!("{warning}");
     }
     println!("{}: the configuration is valid", file.display());
     Ok(())
@@ -40,7 +40,7 @@ fn parse(file: &Path) -> Result<Parsed, Failure> {
     confparse::parse(&text, &file.display().to_string()).map_err(|errors| Failure::Configuration(errors.to_string()))
 }
 
-/// The text of `file`. Stray bytes of an old encoding, as comments may hold, do not make it unreadable.
+/// The text of `file`. Bytes that are not UTF-8, as comments in an old encoding have, do not make it unreadable.
 fn read(file: &Path) -> io::Result<String> {
     let longest = confparse::MAX_TEXT as u64;
     if fs::metadata(file)?.len() > longest {
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_has_as_many_frames_as_the_configuration_is_judged_by() {
+    fn a_worker_has_as_many_frames_as_the_configuration_is_checked_against() {
         assert_eq!(2 * pktio::Options::default().frames_per_port, confparse::FRAMES_OF_A_WORKER);
     }
 

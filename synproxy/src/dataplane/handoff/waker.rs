@@ -1,48 +1,48 @@
-//! The word by which a worker says that it sleeps, and others that they have rung for it. No wake-up is lost: either the sleeper, when
-//! it looks once more, sees what was put there for it, or whoever put it there sees that it sleeps.
+//! How a worker announces that it sleeps, and how others claim to wake it. No wake-up is lost: either the sleeper finds the new item
+//! when it checks its queues once more, or the sender sees that it sleeps.
 //!
-//! `unit/loom` takes this very file through every order in which memory may let it happen; the atomics come from its parent.
+//! `unit/loom` runs this file through every order of memory operations; the atomics come from its parent.
 
 use super::{AtomicBool, Ordering, fence};
 use std::cell::Cell;
 
 /// Whether a worker sleeps.
-pub struct Bell {
-    /// Its owner has found nothing to do, and will look once more and sleep.
+pub struct Waker {
+    /// The owner has found nothing to do, and checks its queues once more before it sleeps.
     asleep: AtomicBool,
 }
 
-impl Bell {
+impl Waker {
     /// One whose owner is awake.
     pub fn new() -> Self {
         Self { asleep: AtomicBool::new(false) }
     }
 
-    /// The owner is about to sleep, and asks once more whether something `waits` for it. True when it may sleep. To be followed by
-    /// [`Bell::wake`] in any case.
-    pub fn doze(&self, waits: impl FnOnce() -> bool) -> bool {
-        // A swap comes behind every claim on the sleep before, for whoever looks.
+    /// The owner is about to sleep and checks with `is_pending` once more whether something waits for it. True when it may sleep. To be
+    /// followed by [`Waker::end_sleep`] in any case.
+    pub fn begin_sleep(&self, is_pending: impl FnOnce() -> bool) -> bool {
+        // A swap is ordered behind every earlier claim, also for the threads that look at the flag.
         self.asleep.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        !waits()
+        !is_pending()
     }
 
-    /// The owner is awake. If somebody has rung it takes the rings away with `take`, which returns how many there were, lest they end the
-    /// next sleep; `due` is the owner's account of those that were announced, as one may be heard only later.
-    pub fn wake(&self, due: &Cell<u64>, take: impl FnOnce() -> u64) {
+    /// The owner is awake. If wake-ups were claimed it removes their signals with `take`, which returns how many there were, so that they
+    /// do not end the next sleep. `due` is the owner's count of claimed signals that have not arrived yet.
+    pub fn end_sleep(&self, due: &Cell<u64>, take: impl FnOnce() -> u64) {
         let was_claimed = !self.asleep.swap(false, Ordering::Relaxed);
-        let announced = due.get() + u64::from(was_claimed);
-        due.set(if announced > 0 { announced - take() } else { 0 });
+        let claimed = due.get() + u64::from(was_claimed);
+        due.set(if claimed > 0 { claimed - take() } else { 0 });
     }
 
-    /// Whether the owner sleeps and is to be woken; of several who ask, one is told so, and has to ring. What the owner is to find has
-    /// been put there before [`published`].
-    pub fn is_to_be_rung(&self) -> bool {
+    /// Whether the owner sleeps and the caller has to send the signal; of several callers one is told so. The item for the owner
+    /// must be queued before, and [`published`] called in between.
+    pub fn claim(&self) -> bool {
         self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed)
     }
 }
 
-/// Between what is put there for sleepers and the look at their bells, once for many.
+/// The barrier between queueing items for other workers and [`Waker::claim`]; one serves many items.
 pub fn published() {
     fence(Ordering::SeqCst);
 }
