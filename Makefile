@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: setup build papers test test-queues demo e2e-zc e2e-netmap bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues demo e2e-zc e2e-netmap bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
-papers: build  ; @for program in synproxy synctl netmapsend tcpsendrecv synflood honest ctrlperf replay; do target/release/$$program --papers target/papers || exit 1; done; echo target/papers
+man: setup    ; @cargo run -q -p tools --bin mkman -- target/man-pages
+papers: man   # the former name
 test: setup   ; cargo build --workspace --bins && cargo test --workspace && cargo test --manifest-path unit/loom/Cargo.toml --target-dir target/loom
 test-queues: setup ; for queues in 2 4; do for steer in handoff everything; do QUEUES=$$queues STEER=$$steer cargo test -p unit --test 'e2e_*' || exit; done; done
 demo: setup   ; @unit/demo.sh
