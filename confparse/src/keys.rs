@@ -9,7 +9,7 @@ use core::fmt::Write;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{Extension, Handshake, Policy, SackConflict, Source, Stray};
+use tcpstate::config::{Action, Extension, Handshake, SackConflict, Source, Stray};
 
 /// The largest number the language has.
 const INT_MAX: u64 = 2_147_483_647;
@@ -354,13 +354,13 @@ pub(crate) const KEYS: &[Key] = &[
     servers!("honest", Handshake::Honest, "servers that hear of the handshake's end as late as the client is far"),
     number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
         "what a client may send at most before its server has answered, where the handshake is early"),
-    number!(None, "pen_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.pen_frames: usize, None,
+    number!(None, "pen_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.held_frames: usize, None,
         "frames held at most until their servers have answered; beyond it they are dropped, to be sent again"),
     word!("mptcp", multipath: { "strip" => Extension::Strip, "pass" => Extension::Pass },
         "what becomes of a SYN that offers Multipath TCP"),
     word!("fastopen", fast_open: { "strip" => Extension::Strip, "pass" => Extension::Pass },
         "what becomes of a SYN that offers TCP Fast Open"),
-    word!("signed", signed: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+    word!("signed", signed: { "pass" => Action::Pass, "drop" => Action::Drop },
         "what becomes of a SYN with a TCP-MD5 or TCP-AO signature"),
     number!(None, "passed_rate", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.passed_rate: u32, None,
         "SYNs from the WAN that are passed to their servers unanswered"),
@@ -376,13 +376,13 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     word!("stray", stray: { "drop" => Stray::Drop, "reset" => Stray::Reset },
         "what becomes of a segment of a connection nobody knows"),
-    word!("icmp_errors", icmp_errors: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+    word!("icmp_errors", icmp_errors: { "pass" => Action::Pass, "drop" => Action::Drop },
         "what becomes of an ICMP error that quotes a TCP connection nobody knows"),
-    word!("stray_fragments", stray_fragments: { "pass" => Policy::Pass, "drop" => Policy::Drop },
+    word!("stray_fragments", stray_fragments: { "pass" => Action::Pass, "drop" => Action::Drop },
         "what becomes of a later fragment from the WAN whose first one was not seen"),
     number!(None, "conntablesize", BUCKETS, "buckets", engine.table_buckets: usize, None,
         "size of the flow table, which holds 8 flows a bucket"),
-    number!(None, "halfopen_cache_max", Takes::Number { min: 0, max: INT_MAX }, "entries", engine.half_open_max: usize, None,
+    number!(None, "halfopen_cache_max", Takes::Number { min: 0, max: INT_MAX }, "entries", engine.syn_cache_max: usize, None,
         "most entries of the SYN cache; beyond it cookies alone answer, and 0 turns it off"),
     number!(None, "learnhashsize", POWER, "entries", engine.learn_capacity: usize, None,
         "servers whose MSS, SACK and window scale are remembered"),

@@ -577,7 +577,7 @@ impl Reader<'_> {
     fn weigh_pen(&mut self) {
         let Some(at) = self.given(None, "pen_frames") else { return };
         let engine = &self.config.engine;
-        let (frames, workers) = (engine.pen_frames, self.config.workers);
+        let (frames, workers) = (engine.held_frames, self.config.workers);
         let is_early = engine.handshake == Handshake::Early
             || engine.destinations.iter().any(|destination| destination.handshake == Handshake::Early);
         let (share, quarter) = (frames.div_ceil(workers), FRAMES_OF_A_WORKER / 4);

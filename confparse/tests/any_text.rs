@@ -8,7 +8,7 @@ use core::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use tcpstate::config::{Destination, Extension, Handshake, Policy, RateLimit, SackConflict, Source, Stray, Timeouts};
+use tcpstate::config::{Action, Destination, Extension, Handshake, RateLimit, SackConflict, Source, Stray, Timeouts};
 
 const SAMPLE: &str = include_str!("../../conf.txt");
 const OLDER: &str = include_str!("../corpus/older.conf");
@@ -141,7 +141,7 @@ prop_compose! {
         handshake in select(&[Handshake::Honest, Handshake::Early][..]),
         destinations in destinations(),
         early_window in 1..=u16::MAX,
-        pen_frames in 0..=65535usize,
+        held_frames in 0..=65535usize,
         (multipath, fast_open) in (extensions(), extensions()),
         (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
         (passed_rate, introductions) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
@@ -149,7 +149,7 @@ prop_compose! {
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
     ) -> tcpstate::Config {
         tcpstate::Config {
-            handshake, destinations, early_window, pen_frames, multipath, fast_open, signed, passed_rate, introductions,
+            handshake, destinations, early_window, held_frames, multipath, fast_open, signed, passed_rate, introductions,
             adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
@@ -159,8 +159,8 @@ fn extensions() -> impl Strategy<Value = Extension> {
     select(&[Extension::Strip, Extension::Pass][..])
 }
 
-fn policies() -> impl Strategy<Value = Policy> {
-    select(&[Policy::Pass, Policy::Drop][..])
+fn policies() -> impl Strategy<Value = Action> {
+    select(&[Action::Pass, Action::Drop][..])
 }
 
 prop_compose! {
@@ -168,7 +168,7 @@ prop_compose! {
         (sack, mss, wscale) in (sources(), sources(), sources()),
         sack_conflict in select(&[SackConflict::Remove, SackConflict::Retain][..]),
         (learn_capacity, table_buckets) in (powers(), 1..1usize << 28),
-        half_open_max in 0..=2_147_483_647usize,
+        syn_cache_max in 0..=2_147_483_647usize,
         // 2 * (14 + 1) * 128 stays below 4096.
         mss_table in rising(any::<u16>(), false, 128),
         wscale_table in rising(0..=14u8, true, 14),
@@ -181,7 +181,7 @@ prop_compose! {
         treatment in treatments(),
     ) -> tcpstate::Config {
         tcpstate::Config {
-            sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, half_open_max, mss_table, wscale_table,
+            sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, syn_cache_max, mss_table, wscale_table,
             ts_mss_table, own_mss, own_wscale, own_sack, mss_clamp, timeouts, rate, test_connections,
             ..treatment
         }

@@ -84,7 +84,7 @@ fn a_file_of_an_older_installation_is_read_unchanged() {
     let engine = &config.engine;
     assert_eq!((engine.sack, engine.mss, engine.wscale), (Source::HashIpPort, Source::HashIpPort, Source::HashIpPort));
     assert_eq!(engine.sack_conflict, SackConflict::Remove);
-    assert_eq!((engine.table_buckets, engine.learn_capacity, engine.half_open_max), (131_072, 131_072, 0));
+    assert_eq!((engine.table_buckets, engine.learn_capacity, engine.syn_cache_max), (131_072, 131_072, 0));
     assert_eq!(engine.mss_table, [216, 1200, 1400, 1460]);
     assert_eq!(engine.wscale_table, [0, 2, 4, 7]);
     assert_eq!(engine.ts_mss_table, [216, 344, 536, 712, 940, 1360, 1440, 1452]);

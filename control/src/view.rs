@@ -79,7 +79,7 @@ pub struct Flow {
     /// `half-open`, `dialling`, `opening-sent`, `opening-answered`, `established`, `closing`, `time-wait` or `reset`.
     pub state: String,
     /// How it stands, in words.
-    pub standing: String,
+    pub status: String,
     /// Whether numbers are translated; else it is passed through.
     pub proxied: bool,
     /// Who opened it; not known of one that ran when it was adopted.

@@ -465,7 +465,7 @@ mod tests {
         let (mut port, mut wire) = impaired(receive, Impairment::default(), seed);
         let (mut pool, mut batch, mut seen) = (Pool::heap(4096, 256, 64), Batch::new(), Vec::new());
         let mut now = Duration::ZERO;
-        let mut look = |port: &mut Impair<MemoryPort>, now| {
+        let mut meta = |port: &mut Impair<MemoryPort>, now| {
             port.set_now(now);
             port.receive(&mut batch, 4096, &mut pool);
             for frame in batch.drain(..) {
@@ -475,12 +475,12 @@ mod tests {
         };
         for i in 0..count {
             wire.push(&[&i.to_be_bytes()[..], &[0; 56]].concat());
-            look(&mut port, now);
+            meta(&mut port, now);
             now += step;
         }
         while let Some(due) = port.next_due() {
             now = now.max(due);
-            look(&mut port, now);
+            meta(&mut port, now);
         }
         assert_eq!(port.held(), 0);
         assert_eq!(pool.idle(), pool.total());

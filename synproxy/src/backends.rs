@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tcpstate::seq::WindowScale;
-use tcpstate::{Backend, Backends};
+use tcpstate::{ServerEntry, ServerTable};
 use tracing::{debug, warn};
 
 /// The most entries there may be: a change of one makes the tables anew, in a few milliseconds for so many.
@@ -76,11 +76,11 @@ impl Table {
     }
 
     /// What workers look up, who ask for TCP only: of two entries for the same address and port, the one that names it.
-    fn compile(&self) -> Vec<Backend> {
+    fn compile(&self) -> Vec<ServerEntry> {
         // In their order, protocol 0 comes before 6, and the last one counts.
         let entries = self.entries.values().filter(|entry| entry.protocol == 0 || entry.protocol == TCP);
         entries
-            .map(|entry| Backend {
+            .map(|entry| ServerEntry {
                 address: words(entry.address),
                 port: entry.port,
                 mss: entry.mss,
@@ -128,9 +128,9 @@ impl Registry {
         });
         let outcomes = outcomes.collect();
         if changed {
-            let backends = Arc::new(Backends::new(&table.compile(), self.random));
+            let backends = Arc::new(ServerTable::new(&table.compile(), self.random));
             let mut silent = 0;
-            for answer in self.post.ask(&Order::Backends(backends)) {
+            for answer in self.post.ask(&Order::ServerTable(backends)) {
                 match answer {
                     // The worker has sent it back to be freed here.
                     Some(Answer::Former(former)) => drop(former),
@@ -170,7 +170,7 @@ mod tests {
     /// What workers are told of a server.
     fn told(registry: &Registry, address: &str, port: u16) -> Option<u16> {
         let table = registry.table.lock().unwrap();
-        let backends = Backends::new(&table.compile(), registry.random);
+        let backends = ServerTable::new(&table.compile(), registry.random);
         backends.find(&words(address.parse().unwrap()), port).map(|backend| backend.mss)
     }
 

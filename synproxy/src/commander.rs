@@ -94,7 +94,7 @@ impl Client {
     }
 
     /// Takes what has come, at most [`ROOM`] of it, and appends the requests to `operations`; returns how many.
-    fn hear(&mut self, round: u64, operations: &mut Vec<Operation>) -> usize {
+    fn receive_update(&mut self, round: u64, operations: &mut Vec<Operation>) -> usize {
         let before = self.input.len();
         self.input.resize(ROOM, 0);
         let came = match self.stream.read(&mut self.input[before..]) {
@@ -166,7 +166,7 @@ impl Crowd {
             // An error is found by reading, or by writing where nothing is to be read.
             let trouble = ready.intersects(PollFlags::ERR | PollFlags::HUP);
             let may_read = awaited.contains(PollFlags::IN) && (trouble || ready.contains(PollFlags::IN));
-            shares.push(if may_read { client.hear(self.round, &mut operations) } else { 0 });
+            shares.push(if may_read { client.receive_update(self.round, &mut operations) } else { 0 });
             client.is_gone |= trouble && !may_read;
         }
         let outcomes = if operations.is_empty() { Vec::new() } else { registry.apply(&operations) };

@@ -142,10 +142,10 @@ impl Crew {
         let mut reported = (begin, Snapshot::default());
         while self.at_work > 0 {
             match self.inbox.recv_deadline(reported.0 + REPORT_EVERY) {
-                Ok(message) => self.hear(message)?,
+                Ok(message) => self.receive_update(message)?,
                 Err(RecvTimeoutError::Timeout) => {
                     reported = self.report(&reported);
-                    watch.look().unwrap_or_else(|failure| self.give_up(failure));
+                    watch.parse().unwrap_or_else(|failure| self.give_up(failure));
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
             }
@@ -163,7 +163,7 @@ impl Crew {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    fn hear(&mut self, message: Message) -> Result<(), Failure> {
+    fn receive_update(&mut self, message: Message) -> Result<(), Failure> {
         match message {
             Message::Running => self.to_come -= 1,
             Message::Ended(end) => {
@@ -223,7 +223,7 @@ mod tests {
     use pktio::Pool;
     use pktio::memory::{self, MemoryWire};
     use std::cell::Cell;
-    use tcpstate::{Counters, Egress, Head, Look, Population, Side, Verdict};
+    use tcpstate::{Counters, Egress, Head, Metadata, Population, Side, Verdict};
 
     fn pair() -> (Pair, [MemoryWire; 2]) {
         let ((lan, lan_wire), (wan, wan_wire)) = (memory::pair(8), memory::pair(8));
@@ -235,14 +235,14 @@ mod tests {
     struct Fragile(Bypass);
 
     impl Engine for Fragile {
-        fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {
+        fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {
             panic!("a bug, for the test's sake");
         }
-        fn reach(&self, _: &mut Look) {}
+        fn prefetch(&self, _: &mut Metadata) {}
         fn on_frame(
             &mut self,
             _: Side,
-            _: &Look,
+            _: &Metadata,
             _: &mut Head<'_>,
             _: tcpstate::Instant,
             _: &mut impl Egress,

@@ -4,7 +4,8 @@ use crate::mail::{Answer, Order};
 use crate::view::Held;
 use std::iter;
 use tcpstate::{
-    Counters, DropReason, Egress, Event, Head, Instant, Look, News, Population, Proxy, Side, Source, Ticket, Verdict,
+    Counters, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,
+    Ticket, Verdict,
 };
 
 /// What a worker asks about its frames; see [`Proxy`], whose methods these are.
@@ -12,23 +13,23 @@ use tcpstate::{
 /// A worker is compiled for its engine, so the choice costs nothing per frame.
 pub trait Engine {
     /// First pass over a batch: parse, hash, ask for the line of the table.
-    fn look(&self, side: Side, head: &Head<'_>, look: &mut Look);
+    fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata);
 
     /// Between the passes: ask for the flow's lines.
-    fn reach(&self, look: &mut Look);
+    fn prefetch(&self, meta: &mut Metadata);
 
     /// Second pass: what becomes of the frame.
     fn on_frame(
         &mut self,
         side: Side,
-        look: &Look,
+        meta: &Metadata,
         head: &mut Head<'_>,
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict;
 
     /// Frames held at most; every ticket's index is below. The other three are for an engine that ever holds one.
-    fn pen_frames(&self) -> usize {
+    fn held_frames(&self) -> usize {
         0
     }
 
@@ -60,12 +61,12 @@ pub trait Engine {
 
     /// What it has learned that others want to know; to be asked for once a turn.
     #[inline]
-    fn news(&mut self) -> impl Iterator<Item = News> {
+    fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
         iter::empty()
     }
 
     /// Takes what another engine has learned for its own.
-    fn hear(&mut self, _: &News, _: Instant) {}
+    fn receive_update(&mut self, _: &ServerUpdate, _: Instant) {}
 
     /// Calls from the WAN that it dealt with, however.
     fn calls(&self) -> u64 {
@@ -90,29 +91,29 @@ pub trait Engine {
 
 impl Engine for Proxy {
     #[inline]
-    fn look(&self, side: Side, head: &Head<'_>, look: &mut Look) {
-        Proxy::look(self, side, head, look);
+    fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata) {
+        Proxy::parse(self, side, head, meta);
     }
 
     #[inline]
-    fn reach(&self, look: &mut Look) {
-        Proxy::reach(self, look);
+    fn prefetch(&self, meta: &mut Metadata) {
+        Proxy::prefetch(self, meta);
     }
 
     #[inline]
     fn on_frame(
         &mut self,
         side: Side,
-        look: &Look,
+        meta: &Metadata,
         head: &mut Head<'_>,
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        Proxy::on_frame(self, side, look, head, now, egress)
+        Proxy::on_frame(self, side, meta, head, now, egress)
     }
 
-    fn pen_frames(&self) -> usize {
-        Proxy::pen_frames(self)
+    fn held_frames(&self) -> usize {
+        Proxy::held_frames(self)
     }
 
     #[inline]
@@ -134,12 +135,12 @@ impl Engine for Proxy {
     }
 
     #[inline]
-    fn news(&mut self) -> impl Iterator<Item = News> {
-        Proxy::news(self)
+    fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        Proxy::updates(self)
     }
 
-    fn hear(&mut self, news: &News, now: Instant) {
-        Proxy::hear(self, news, now);
+    fn receive_update(&mut self, news: &ServerUpdate, now: Instant) {
+        Proxy::receive_update(self, news, now);
     }
 
     fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
@@ -161,7 +162,7 @@ impl Engine for Proxy {
             Order::Explain { side, frame } => {
                 return Answer::Excerpt(Box::new(self.excerpt(side, &Held::new(&frame).head())));
             }
-            Order::Backends(backends) => return Answer::Former(self.command(backends)),
+            Order::ServerTable(backends) => return Answer::Former(self.command(backends)),
             Order::Drain(draining) => self.drain(draining),
             Order::Rotate(rotation) => self.rotate(&rotation, now),
         }
@@ -185,13 +186,13 @@ pub struct Bypass {
 
 impl Engine for Bypass {
     #[inline]
-    fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {}
+    fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {}
 
     #[inline]
-    fn reach(&self, _: &mut Look) {}
+    fn prefetch(&self, _: &mut Metadata) {}
 
     #[inline]
-    fn on_frame(&mut self, _: Side, _: &Look, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
+    fn on_frame(&mut self, _: Side, _: &Metadata, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
         Verdict::Forward
     }
 

@@ -20,7 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use tcpstate::{News, Side, Source};
+use tcpstate::{ServerUpdate, Side, Source};
 
 /// Frames on their way to one worker at most, those of one side: shared out among the lanes that lead there. And as many words. Two hundred thousand
 /// a second come to so many while a worker is kept from its work for ten milliseconds.
@@ -79,7 +79,7 @@ impl Lane {
 #[derive(Clone, Copy, Debug)]
 pub enum Word {
     /// An engine has learned something.
-    News(News),
+    ServerUpdate(ServerUpdate),
     /// A source has proved itself, for workers that keep their own account of them.
     Proved(Source),
 }
@@ -211,7 +211,7 @@ impl Desk {
     }
 
     /// The next word that another has told.
-    pub fn hear(&self) -> Option<Word> {
+    pub fn receive_update(&self) -> Option<Word> {
         self.exchange.words[self.number].pop()
     }
 
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(desks[1].tell(word(2)), (2, 0));
         let heard = |desk: &Desk| -> Vec<u8> {
             let first = |word| if let Word::Proved(source) = word { source[0] } else { 0 };
-            std::iter::from_fn(|| desk.hear()).map(first).collect()
+            std::iter::from_fn(|| desk.receive_update()).map(first).collect()
         };
         assert_eq!(desks.iter().map(heard).collect::<Vec<_>>(), [vec![2], vec![1], vec![1, 2]]);
         for n in 0..INBOX {

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Backends, Connection, Excerpt, Filter, Rotation, Side};
+use tcpstate::{Connection, Excerpt, Filter, Rotation, ServerTable, Side};
 
 /// Letters a mailbox holds.
 const PLACES: usize = 64;
@@ -27,7 +27,7 @@ pub enum Order {
     /// To answer.
     Hello,
     /// To go by this, whatever was said of servers before.
-    Backends(Arc<Backends>),
+    ServerTable(Arc<ServerTable>),
     /// To keep new connections from the proxy, or not to any more.
     Drain(bool),
     /// To sign cookies with another secret when its time comes.
@@ -62,7 +62,7 @@ impl Order {
     pub fn kind(&self) -> usize {
         match self {
             Order::Hello => 0,
-            Order::Backends(_) => 1,
+            Order::ServerTable(_) => 1,
             Order::Drain(_) => 2,
             Order::Rotate(_) => 3,
             Order::List { .. } => 4,
@@ -78,7 +78,7 @@ pub enum Answer {
     /// It is done.
     Done,
     /// It is done, and this is what was said of servers before, to be freed by whoever has the time.
-    Former(Arc<Backends>),
+    Former(Arc<ServerTable>),
     /// To [`Order::List`]: connections, and where the next slice begins.
     Listed(Vec<Connection>, Option<u32>),
     /// To [`Order::Explain`]: whatever the frame's fate depends on, for who asks to have it told.

@@ -341,7 +341,7 @@ fn silent(worker: usize) -> Reply {
 
 fn flows(snapshot: &Snapshot) -> Flows {
     let population = snapshot.population();
-    Flows { proxied: population.proxied, direct: population.direct, half_open: population.half_open }
+    Flows { proxied: population.proxied, direct: population.passthrough, half_open: population.syn_cached }
 }
 
 /// A snapshot with a name for every number.

@@ -5,7 +5,7 @@ use crate::clock;
 use pktio::sieve::{Sieve, Sifted};
 use pktio::{Batch, Level, Pool, Port};
 use std::hash::{BuildHasher, RandomState};
-use tcpstate::{Look, Source};
+use tcpstate::{Metadata, Source};
 
 /// What is left out, and by whom.
 #[derive(Default)]
@@ -60,25 +60,25 @@ impl Relief {
     }
 
     /// Puts the calls that are to be left out back into the pool, and their looks away.
-    pub fn sift(&mut self, frames: &mut Batch, looks: &mut Vec<Look>, pool: &mut Pool) {
+    pub fn sift(&mut self, frames: &mut Batch, metas: &mut Vec<Metadata>, pool: &mut Pool) {
         let Some(own) = &mut self.own else { return };
         let now = nanos();
         let mut kept = 0;
         for at in 0..frames.len() {
-            let sifted = looks[at].call().map_or(Sifted::Passed, |call| {
+            let sifted = metas[at].attempt().map_or(Sifted::Passed, |call| {
                 own.sieve.sift(self.level, own.key.hash_one(call.source), call.hash, now)
             });
             match sifted {
                 Sifted::Passed => {
                     frames.swap(kept, at);
-                    looks.swap(kept, at);
+                    metas.swap(kept, at);
                     kept += 1;
                 }
                 Sifted::Fresh => own.fresh += 1,
                 Sifted::Repeated => own.repeated += 1,
             }
         }
-        looks.truncate(kept);
+        metas.truncate(kept);
         frames.drain(kept..).for_each(|frame| pool.put(frame));
     }
 }

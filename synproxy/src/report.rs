@@ -28,8 +28,8 @@ impl Display for Line<'_> {
             f,
             "flows: {} proxied {} direct {} half-open, held: {}, new: {} SYNs answered {} cookies good {} bad {} cache hits",
             flows.proxied,
-            flows.direct,
-            flows.half_open,
+            flows.passthrough,
+            flows.syn_cached,
             self.total.held(),
             self.change.happened(Event::SynAnswered),
             self.change.happened(Event::CookieGood),
@@ -92,7 +92,9 @@ impl Display for Table<'_> {
 
         let flows = self.total.population();
         writeln!(f, "flows at the end")?;
-        for (label, count) in [("proxied", flows.proxied), ("direct", flows.direct), ("half-open", flows.half_open)] {
+        for (label, count) in
+            [("proxied", flows.proxied), ("direct", flows.passthrough), ("half-open", flows.syn_cached)]
+        {
             writeln!(f, "  {label:<32}{count:>18}")?;
         }
 
@@ -203,7 +205,7 @@ mod tests {
             PortStatistics { received: 4_000_000, received_bytes: 500_000_000, ..PortStatistics::default() },
             PortStatistics { received: 2, received_bytes: 120, no_buffer: 9, ..PortStatistics::default() },
         );
-        let population = Population { half_open: 1, proxied: 2, direct: 3 };
+        let population = Population { syn_cached: 1, proxied: 2, passthrough: 3 };
         let stage = Stage { frames: 64, time: Duration::from_nanos(3200) };
         let crossed =
             Crossed { handed_over: 7, taken_over: 8, full: 9, sampled: 3, misfits: 1, told: 2, ..Crossed::default() };

@@ -128,7 +128,7 @@ impl Snapshot {
         for &event in Event::ALL {
             cells[EVENTS + event as usize] = counters.happened(event);
         }
-        cells[POPULATION..][..3].copy_from_slice(&[population.half_open, population.proxied, population.direct]);
+        cells[POPULATION..][..3].copy_from_slice(&[population.syn_cached, population.proxied, population.passthrough]);
         (cells[HELD], cells[UNKEPT], cells[WAKES]) = (own.held, own.unkept, own.wakes);
         (cells[TURNS], cells[SLEEPS]) = (own.turns, own.sleeps);
         (cells[STAGE], cells[STAGE + 1]) = (own.stage.frames, own.stage.time.as_nanos() as u64);
@@ -155,8 +155,8 @@ impl Snapshot {
 
     /// How many flows there are.
     pub fn population(&self) -> Population {
-        let [half_open, proxied, direct] = self.cells[POPULATION..][..3].try_into().expect("three cells");
-        Population { half_open, proxied, direct }
+        let [syn_cached, proxied, passthrough] = self.cells[POPULATION..][..3].try_into().expect("three cells");
+        Population { syn_cached, proxied, passthrough }
     }
 
     /// Frames that are held until their server answers.
@@ -299,7 +299,7 @@ mod tests {
             PortStatistics { received: 1, received_bytes: 2, ..PortStatistics::default() },
             PortStatistics { kernel_drops: 3, ..PortStatistics::default() },
         );
-        let population = Population { half_open: 4, proxied: 5, direct: 6 };
+        let population = Population { syn_cached: 4, proxied: 5, passthrough: 6 };
         let board = Board::new(2);
         let crossed = Crossed {
             handed_over: 11,

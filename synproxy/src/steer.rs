@@ -15,8 +15,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tcpstate::owner::{plain, share};
-use tcpstate::wire::Ends;
-use tcpstate::{Instant, Look, Owners, Secrets, Side};
+use tcpstate::wire::FlowKey;
+use tcpstate::{Instant, Metadata, Owners, Secrets, Side};
 use tracing::warn;
 
 /// Calls of every worker until which all its frames are compared with the twin, and handed over where they do not fit: what was opened by
@@ -47,10 +47,10 @@ struct Cards {
 }
 
 impl Cards {
-    fn owner(&self, ends: &Ends) -> usize {
+    fn owner(&self, key: &FlowKey) -> usize {
         // IPv4 addresses are in the last word.
-        let words = if ends.v6 { 0..4 } else { 3..4 };
-        self.twin.queue(&ends.lan[words.clone()], &ends.wan[words], Some([ends.lan_port, ends.wan_port]))
+        let words = if key.v6 { 0..4 } else { 3..4 };
+        self.twin.queue(&key.lan[words.clone()], &key.wan[words], Some([key.lan_port, key.wan_port]))
     }
 }
 
@@ -179,18 +179,18 @@ impl Crossing {
     }
 
     /// Takes what others own out of a batch that came in on `side`, and hands it over to them.
-    pub fn hand_over(&mut self, side: Side, now: Instant, batch: &mut Batch, looks: &mut [Look], pool: &mut Pool) {
+    pub fn hand_over(&mut self, side: Side, now: Instant, batch: &mut Batch, metas: &mut [Metadata], pool: &mut Pool) {
         let mut kept = 0;
         for i in 0..batch.len() {
-            let Some(owner) = self.receiver(side, &looks[i], batch[i].bytes(), now) else {
+            let Some(owner) = self.receiver(side, &metas[i], batch[i].bytes(), now) else {
                 if kept < i {
                     batch.swap(kept, i);
-                    looks.swap(kept, i);
+                    metas.swap(kept, i);
                 }
                 kept += 1;
                 continue;
             };
-            let is_call = side == Side::Wan && looks[i].call().is_some();
+            let is_call = side == Side::Wan && metas[i].attempt().is_some();
             self.calls += u64::from(is_call);
             let has_place = self.desk.hand_over(owner, side, &batch[i], is_call);
             *if has_place { &mut self.counted.handed_over } else { &mut self.counted.full } += 1;
@@ -203,15 +203,15 @@ impl Crossing {
 
     /// To whom a frame is to be handed over; `None` if it stays.
     #[inline]
-    fn receiver(&mut self, side: Side, look: &Look, frame: &[u8], now: Instant) -> Option<usize> {
+    fn receiver(&mut self, side: Side, meta: &Metadata, frame: &[u8], now: Instant) -> Option<usize> {
         let (own, workers) = (self.desk.number(), self.desk.workers());
         let owner = match &mut self.naming {
             Naming::ByCards { cards, samples } => {
                 if cards.trusted.load(Ordering::Relaxed)
-                    && let Some(ends) = plain(look)
+                    && let Some(key) = plain(meta)
                 {
-                    if samples.is_due(look.call().is_some()) {
-                        let fits = cards.owner(ends) == own;
+                    if samples.is_due(meta.attempt().is_some()) {
+                        let fits = cards.owner(key) == own;
                         self.counted.sampled += 1;
                         self.counted.misfits += u64::from(!fits);
                         if samples.note(fits) && cards.trusted.swap(false, Ordering::Relaxed) {
@@ -224,10 +224,10 @@ impl Crossing {
                         return None;
                     }
                 }
-                self.owners.owner(side, look, frame, now, |ends, _| cards.owner(ends))
+                self.owners.owner(side, meta, frame, now, |key, _| cards.owner(key))
             }
             Naming::ByHash { everything } => {
-                let owner = self.owners.owner(side, look, frame, now, |_, hash| share(hash, workers));
+                let owner = self.owners.owner(side, meta, frame, now, |_, hash| share(hash, workers));
                 if *everything {
                     return Some(owner.unwrap_or(own));
                 }
@@ -254,8 +254,8 @@ impl Crossing {
 
     /// The next word that another worker has told.
     #[inline]
-    pub fn hear(&mut self) -> Option<Word> {
-        let word = self.desk.hear();
+    pub fn receive_update(&mut self) -> Option<Word> {
+        let word = self.desk.receive_update();
         self.counted.heard += u64::from(word.is_some());
         word
     }

@@ -8,7 +8,7 @@
 use std::mem;
 use std::time::Duration;
 use tcpstate::wire::{Addr, Flags, Parsed};
-use tcpstate::{Instant, Look, Side};
+use tcpstate::{Instant, Metadata, Side};
 
 /// Talkers kept of each kind: whoever has a sixty-fourth of all frames is among them.
 const KEPT: usize = 64;
@@ -123,13 +123,13 @@ impl Talkers {
 
     /// Takes down the frame that was chosen from a batch of so many: `bytes` long, from `side`.
     #[cold]
-    pub fn sample(&mut self, side: Side, look: &Look, bytes: usize, batch: usize) {
-        if let Parsed::Tcp(segment) = look.parsed() {
+    pub fn sample(&mut self, side: Side, meta: &Metadata, bytes: usize, batch: usize) {
+        if let Parsed::Tcp(segment) = meta.parsed() {
             let calls = side == Side::Wan && segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK);
-            let ends = &segment.ends;
+            let key = &segment.key;
             let (frames, bytes) = (self.gap.into(), bytes as u64);
-            self.sources.add(Name { address: ends.wan, v6: ends.v6, port: 0 }, frames, bytes, calls);
-            let target = Name { address: ends.lan, v6: ends.v6, port: ends.lan_port };
+            self.sources.add(Name { address: key.wan, v6: key.v6, port: 0 }, frames, bytes, calls);
+            let target = Name { address: key.lan, v6: key.v6, port: key.lan_port };
             self.targets.add(target, frames, bytes, calls);
         }
         // xorshift32: no rhythm of the traffic's may hide from the samples, nor fill them.
@@ -219,7 +219,7 @@ mod tests {
                 if talkers.choose(batch).is_some() {
                     reckoned += u64::from(talkers.gap);
                     samples += 1;
-                    talkers.sample(Side::Wan, &Look::default(), 60, batch);
+                    talkers.sample(Side::Wan, &Metadata::default(), 60, batch);
                 }
                 frames += batch as u64;
             }
@@ -242,7 +242,7 @@ mod tests {
             own += (0..batch).filter(|&at| is_own(at)).count() as u64;
             if let Some(at) = talkers.choose(batch) {
                 reckoned += if is_own(at) { u64::from(talkers.gap) } else { 0 };
-                talkers.sample(Side::Wan, &Look::default(), 60, batch);
+                talkers.sample(Side::Wan, &Metadata::default(), 60, batch);
             }
         }
         assert!(reckoned.abs_diff(own) < own / 20, "{reckoned} of {own}");

@@ -32,7 +32,7 @@ impl Watch {
     ///
     /// # Errors
     /// When an interface is gone. One of the same name that comes later is another one.
-    pub fn look(&mut self) -> Result<(), Failure> {
+    pub fn parse(&mut self) -> Result<(), Failure> {
         for link in &mut self.links {
             let name = link.name.as_str();
             match Interface::find(name) {
@@ -64,7 +64,7 @@ mod tests {
     fn interfaces_are_watched_under_any_name_and_files_are_not() {
         let mut watch = Watch::new(["xdp:lo", "lo"]);
         assert_eq!(watch.links.len(), 2);
-        watch.look().unwrap();
+        watch.parse().unwrap();
         assert!(Watch::new(["pcap:lo", "pcap:in=lo:out=lo"]).links.is_empty());
     }
 
@@ -72,6 +72,6 @@ mod tests {
     fn another_interface_of_the_same_name_is_another_one() {
         let mut watch = Watch::new(["lo", "pcap:none"]);
         watch.links[0].index += 1;
-        assert!(matches!(watch.look(), Err(Failure::Gone { interface }) if interface == "lo"));
+        assert!(matches!(watch.parse(), Err(Failure::Gone { interface }) if interface == "lo"));
     }
 }

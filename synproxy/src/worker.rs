@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use tcpstate::{Egress, Head, Instant, Look, PerSide, Side, Verdict};
+use tcpstate::{Egress, Head, Instant, Metadata, PerSide, Side, Verdict};
 
 /// Frames taken from a port at once: enough to hide the latency of memory behind each other, few enough that the
 /// heads of a batch stay in the first-level cache.
@@ -46,7 +46,7 @@ pub struct Worker<E> {
     /// What was just received. Empty between two halves of a turn.
     incoming: Batch,
     /// What the first pass found out about it, frame by frame.
-    looks: Vec<Look>,
+    metas: Vec<Metadata>,
     /// What the engine has us keep aside.
     pen: Pen,
     /// What is to leave by each port. Empty between turns.
@@ -108,10 +108,10 @@ impl<E: Engine> Worker<E> {
         Self {
             ports: PerSide::new(pair.lan, pair.wan),
             pool: pair.pool,
-            pen: Pen::new(engine.pen_frames()),
+            pen: Pen::new(engine.held_frames()),
             engine,
             incoming: Batch::with_capacity(batches * BATCH),
-            looks: Vec::with_capacity(batches * BATCH),
+            metas: Vec::with_capacity(batches * BATCH),
             outgoing: PerSide::new(room(), room()),
             unsent: PerSide::default(),
             stage: Stage::default(),
@@ -208,7 +208,7 @@ impl<E: Engine> Worker<E> {
             if let Some(taps) = self.witness.taps() {
                 taps.received(side, &self.incoming);
             }
-            let taken = self.look(side, now);
+            let taken = self.parse_batch(side, now);
             turn.received += received + taken;
             turn.is_full |= side == Side::Wan && (received == BATCH || taken == BATCH);
             self.step(side, now);
@@ -276,33 +276,33 @@ impl<E: Engine> Worker<E> {
     ///
     /// Calls are sifted where they arrive, whoever owns them: a flood of them would fill the lanes, where a call of a proved source is as
     /// good as any other. A repeated one arrives on the queue of the first, as ports without a program of their own spread by flow.
-    fn look(&mut self, side: Side, now: Instant) -> usize {
+    fn parse_batch(&mut self, side: Side, now: Instant) -> usize {
         self.parse(side, 0);
         if side == Side::Wan && self.relief.sifts() {
-            self.hear(now);
-            self.relief.sift(&mut self.incoming, &mut self.looks, &mut self.pool);
+            self.receive_update(now);
+            self.relief.sift(&mut self.incoming, &mut self.metas, &mut self.pool);
         }
         let mut taken = 0;
         if let Some(crossing) = &mut self.crossing {
-            crossing.hand_over(side, now, &mut self.incoming, &mut self.looks, &mut self.pool);
+            crossing.hand_over(side, now, &mut self.incoming, &mut self.metas, &mut self.pool);
             taken = crossing.take_over(side, &mut self.incoming, BATCH, &mut self.pool);
             self.parse(side, self.incoming.len() - taken);
-            self.hear(now);
+            self.receive_update(now);
         }
-        for look in &mut self.looks[..self.incoming.len()] {
-            self.engine.reach(look);
+        for meta in &mut self.metas[..self.incoming.len()] {
+            self.engine.prefetch(meta);
         }
         taken
     }
 
     /// Takes to heart what other workers have told: after a batch was received and before it is decided on, so that whoever comes
     /// because of what another worker said is met by one who knows.
-    fn hear(&mut self, now: Instant) {
+    fn receive_update(&mut self, now: Instant) {
         let Some(crossing) = &mut self.crossing else { return };
         for _ in 0..WORDS_A_BATCH {
-            match crossing.hear() {
+            match crossing.receive_update() {
                 None => break,
-                Some(Word::News(news)) => self.engine.hear(&news, now),
+                Some(Word::ServerUpdate(news)) => self.engine.receive_update(&news, now),
                 Some(Word::Proved(source)) => {
                     self.relief.favour(&mut self.ports[Side::Wan], source);
                 }
@@ -313,19 +313,19 @@ impl<E: Engine> Worker<E> {
     /// Tells the other workers what was learned in this turn, before anything of it leaves by a port.
     fn tell(&mut self) {
         let Some(crossing) = &mut self.crossing else { return };
-        for news in self.engine.news() {
-            crossing.tell(Word::News(news));
+        for news in self.engine.updates() {
+            crossing.tell(Word::ServerUpdate(news));
         }
     }
 
     /// Parses and hashes the batch from this frame on.
     fn parse(&mut self, side: Side, from: usize) {
         // Written where they stay: a copy of what was only just written in smaller pieces would wait for it.
-        if self.looks.len() < self.incoming.len() {
-            self.looks.resize(self.incoming.len(), Look::default());
+        if self.metas.len() < self.incoming.len() {
+            self.metas.resize(self.incoming.len(), Metadata::default());
         }
-        for (frame, look) in self.incoming.iter_mut().zip(&mut self.looks).skip(from) {
-            self.engine.look(side, &head(frame), look);
+        for (frame, meta) in self.incoming.iter_mut().zip(&mut self.metas).skip(from) {
+            self.engine.parse(side, &head(frame), meta);
         }
     }
 
@@ -335,7 +335,7 @@ impl<E: Engine> Worker<E> {
         if let Some(at) = self.talkers.choose(batch)
             && let Some(frame) = self.incoming.get_mut(at)
         {
-            self.talkers.sample(side, &self.looks[at], frame.total(), batch);
+            self.talkers.sample(side, &self.metas[at], frame.total(), batch);
         }
         match self.witness.take_drops() {
             None => self.step_mourned(side, now, &mut Nobody),
@@ -350,9 +350,9 @@ impl<E: Engine> Worker<E> {
     /// As [`Worker::step`]; compiled once more for when drops are captured, so that they cost nothing when they are not.
     fn step_mourned(&mut self, side: Side, now: Instant, mourner: &mut impl Mourner) {
         let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, mourner };
-        for (mut frame, look) in self.incoming.drain(..).zip(&self.looks) {
+        for (mut frame, meta) in self.incoming.drain(..).zip(&self.metas) {
             let mut head = head(&mut frame);
-            let verdict = self.engine.on_frame(side, look, &mut head, now, &mut outlet);
+            let verdict = self.engine.on_frame(side, meta, &mut head, now, &mut outlet);
             let extent = Extent::of(&head);
             match verdict {
                 Verdict::Hold(ticket) => self.pen.keep(ticket, frame, outlet.pool),
@@ -579,16 +579,16 @@ mod tests {
     }
 
     impl Engine for Obedient {
-        fn look(&self, _: Side, _: &Head<'_>, _: &mut Look) {
+        fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {
             self.looked.update(|looked| looked + 1);
         }
 
-        fn reach(&self, _: &mut Look) {}
+        fn prefetch(&self, _: &mut Metadata) {}
 
         fn on_frame(
             &mut self,
             side: Side,
-            _: &Look,
+            _: &Metadata,
             head: &mut Head<'_>,
             _: Instant,
             egress: &mut impl Egress,
@@ -624,7 +624,7 @@ mod tests {
             }
         }
 
-        fn pen_frames(&self) -> usize {
+        fn held_frames(&self) -> usize {
             self.places.into()
         }
 
@@ -973,7 +973,7 @@ mod tests {
     fn handshake(frames: usize) -> ([Vec<Vec<u8>>; 2], u64) {
         let secrets = tcpstate::Secrets::new([7; 48]);
         let config =
-            tcpstate::Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Default::default() };
+            tcpstate::Config { table_buckets: 64, learn_capacity: 64, syn_cache_max: 64, ..Default::default() };
         let (mut worker, mut wires) = world(tcpstate::Proxy::new(&config, &secrets, now()), frames, 8);
         wires[Side::Wan].push(&segment(Side::Wan, 1000, 0, SYN));
         worker.turn(now());
@@ -1004,7 +1004,7 @@ mod tests {
     fn under_pressure_strangers_are_left_out_and_proved_sources_are_not() {
         let secrets = tcpstate::Secrets::new([7; 48]);
         let config =
-            tcpstate::Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Default::default() };
+            tcpstate::Config { table_buckets: 64, learn_capacity: 64, syn_cache_max: 64, ..Default::default() };
         let (worker, mut wires) = world(tcpstate::Proxy::new(&config, &secrets, now()), 64, 64);
         let mut worker = worker.relieved();
         // One client proves itself before there is any pressure.

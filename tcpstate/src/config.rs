@@ -37,7 +37,7 @@ pub enum Handshake {
 
 /// What becomes of frames of a kind the proxy cannot vouch for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Policy {
+pub enum Action {
     /// They are passed on.
     #[default]
     Pass,
@@ -68,7 +68,7 @@ pub enum Stray {
 /// Servers that are treated in a way of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// Their network's address; an IPv4 address in its IPv6-mapped form, as in [`Ends`](crate::wire::Ends).
+    /// Their network's address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::Ends).
     pub address: crate::wire::Addr,
     /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
     pub prefix: u8,
@@ -89,7 +89,7 @@ impl Destination {
 /// A network of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Its address; an IPv4 address in its IPv6-mapped form, as in [`Ends`](crate::wire::Ends).
+    /// Its address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::Ends).
     pub address: crate::wire::Addr,
     /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
     pub prefix: u8,
@@ -189,7 +189,7 @@ pub struct Config {
     /// Buckets of the flow table, of any number; the table holds [`Config::FLOWS_PER_BUCKET`] times as many flows.
     pub table_buckets: usize,
     /// Most entries of the SYN cache; zero turns it off.
-    pub half_open_max: usize,
+    pub syn_cache_max: usize,
     /// The MSS values a cookie without timestamps can express, rising.
     pub mss_table: Vec<u16>,
     /// The window scales a cookie without timestamps can express, rising from 0 ("none" is always expressible besides).
@@ -215,13 +215,13 @@ pub struct Config {
     /// Bytes a client may at most send before its server has answered ([`Handshake::Early`]).
     pub early_window: u16,
     /// Frames held at most until their servers have answered; at most 65535.
-    pub pen_frames: usize,
+    pub held_frames: usize,
     /// What becomes of a SYN that offers Multipath TCP (RFC 8684).
     pub multipath: Extension,
     /// What becomes of a SYN that offers TCP Fast Open (RFC 7413).
     pub fast_open: Extension,
     /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): nobody but its sender could sign another.
-    pub signed: Policy,
+    pub signed: Action,
     /// Segments a second that are passed from the WAN although nobody vouches for them (signed SYNs, those with an extension, segments of connections
     /// that may be running), or answered with a reset ([`Stray::Reset`]).
     pub passed_rate: u32,
@@ -232,9 +232,9 @@ pub struct Config {
     /// What becomes of segments of unknown connections then.
     pub stray: Stray,
     /// What becomes of ICMP errors that quote TCP of no connection we know.
-    pub icmp_errors: Policy,
+    pub icmp_errors: Action,
     /// What becomes of later fragments from the WAN whose first fragment was not seen to pass.
-    pub stray_fragments: Policy,
+    pub stray_fragments: Action,
     /// How long a port that refused is remembered to be closed.
     pub closed_memory: Duration,
     /// Whether 540 established flows are made at the start (for load generators).
@@ -260,8 +260,8 @@ impl Config {
         let split = |n: usize| n.div_ceil(workers);
         Config {
             table_buckets: split(self.table_buckets),
-            half_open_max: split(self.half_open_max),
-            pen_frames: split(self.pen_frames),
+            syn_cache_max: split(self.syn_cache_max),
+            held_frames: split(self.held_frames),
             ..self.clone()
         }
     }
@@ -276,7 +276,7 @@ impl Default for Config {
             sack_conflict: SackConflict::Remove,
             learn_capacity: 131_072,
             table_buckets: 131_072,
-            half_open_max: 65_536,
+            syn_cache_max: 65_536,
             mss_table: vec![216, 536, 1220, 1360, 1400, 1440, 1460, 8940],
             wscale_table: vec![0, 2, 4, 6, 7, 8, 10],
             ts_mss_table: vec![
@@ -292,16 +292,16 @@ impl Default for Config {
             handshake: Handshake::default(),
             destinations: Vec::new(),
             early_window: 16_384,
-            pen_frames: 4096,
+            held_frames: 4096,
             multipath: Extension::default(),
             fast_open: Extension::default(),
-            signed: Policy::default(),
+            signed: Action::default(),
             passed_rate: 1000,
             introductions: 0,
             adopt_grace: Duration::from_secs(60),
             stray: Stray::default(),
-            icmp_errors: Policy::default(),
-            stray_fragments: Policy::default(),
+            icmp_errors: Action::default(),
+            stray_fragments: Action::default(),
             closed_memory: Duration::from_secs(10),
             test_connections: false,
         }

@@ -5,44 +5,32 @@
 
 #![deny(unsafe_code)]
 
-mod answered;
-mod backends;
+mod cache;
 pub mod config;
 mod cookie;
-mod doors;
-mod ecn;
 mod flow;
-mod fragments;
 mod head;
+mod inspect;
 mod keyed;
-mod learn;
-mod limit;
-mod news;
 pub mod owner;
-mod pen;
+mod policy;
 mod prefetch;
 mod proxy;
 pub mod seq;
 mod side;
-mod table;
-mod terms;
 mod time;
-mod translate;
 mod verdict;
-mod wheel;
 pub mod wire;
 
-pub use backends::{Backend, Backends};
+pub use cache::updates::ServerUpdate;
 pub use config::Config;
 pub use cookie::Rotation;
 pub use flow::State;
 pub use head::Head;
-pub use news::News;
+pub use inspect::{Connection, ConnectionStatus, End, Excerpt, Explanation, Field, Filter, fields};
 pub use owner::Owners;
-pub use proxy::{
-    Call, Connection, Egress, End, Excerpt, Explanation, Field, Filter, Look, Population, Proxy, Secrets, Source,
-    Standing, fields,
-};
+pub use policy::servers::{ServerEntry, ServerTable};
+pub use proxy::{ConnectAttempt, Egress, Metadata, Population, Proxy, Secrets, Source};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{Counters, DropReason, Event, Ticket, Verdict};

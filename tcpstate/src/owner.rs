@@ -7,8 +7,8 @@
 //! belongs to whoever received it.
 
 use crate::keyed::Keys;
-use crate::proxy::{Look, Secrets};
-use crate::wire::{Ends, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment};
+use crate::proxy::{Metadata, Secrets};
+use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment};
 use crate::{Instant, Side};
 
 /// Lines of the memory of first fragments: 64 KiB.
@@ -40,27 +40,27 @@ impl Owners {
         Self { keys: secrets.hash_keys(), begun: vec![Line::default(); LINES] }
     }
 
-    /// The owner of a frame from `side`, the bytes in sight of which `look` was taken from; `None` when that is whoever received it. `name` says which worker
+    /// The owner of a frame from `side`, the bytes in sight of which `parse` was taken from; `None` when that is whoever received it. `name` says which worker
     /// owns a connection, by its ends and their keyed hash; [`share`] does where nothing else names one.
     #[inline]
     pub fn owner(
         &mut self,
         side: Side,
-        look: &Look,
+        meta: &Metadata,
         frame: &[u8],
         now: Instant,
-        name: impl FnOnce(&Ends, u64) -> usize,
+        name: impl FnOnce(&FlowKey, u64) -> usize,
     ) -> Option<usize> {
-        match look.parsed() {
+        match meta.parsed() {
             Parsed::Tcp(segment) => {
-                let owner = name(&segment.ends, look.hash());
+                let owner = name(&segment.key, meta.hash());
                 if segment.fragmented {
                     self.note(side, segment, frame, owner, now);
                 }
                 Some(owner)
             }
-            Parsed::Error(quote) => Some(name(&quote.ends, look.hash())),
-            Parsed::Fragment(fragment) if !fragment.first => self.owner_of_first(look.hash(), now),
+            Parsed::Error(quote) => Some(name(&quote.key, meta.hash())),
+            Parsed::Fragment(fragment) if !fragment.first => self.owner_of_first(meta.hash(), now),
             _ => None,
         }
     }
@@ -96,11 +96,11 @@ impl Owners {
 /// The ends of a segment, if any network card that hashes ports finds them: with at most one tag of 802.1Q, without options of IP or
 /// extension headers, and no fragment.
 #[inline]
-pub fn plain(look: &Look) -> Option<&Ends> {
-    let Parsed::Tcp(segment) = look.parsed() else { return None };
-    let header = if segment.ends.v6 { IPV6_LEN } else { IPV4_LEN };
+pub fn plain(meta: &Metadata) -> Option<&FlowKey> {
+    let Parsed::Tcp(segment) = meta.parsed() else { return None };
+    let header = if segment.key.v6 { IPV6_LEN } else { IPV4_LEN };
     let is_bare = usize::from(segment.tcp - segment.ip) == header && !segment.fragmented;
-    (is_bare && segment.ends.vlan.is_common()).then_some(&segment.ends)
+    (is_bare && segment.key.vlan.is_common()).then_some(&segment.key)
 }
 
 /// The share a keyed hash falls to among `workers`, evenly; independent of the places it names in a worker's tables.

@@ -17,7 +17,7 @@ pub enum Verdict {
 /// Names a held frame. An index is used again only after its frame was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
-    /// The place in the worker's pen, below [`Config::pen_frames`](crate::Config::pen_frames).
+    /// The place in the worker's pen, below [`Config::held_frames`](crate::Config::pen_frames).
     pub index: u16,
     /// Which use of the place this is.
     pub generation: u16,

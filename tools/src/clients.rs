@@ -10,11 +10,11 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 use tcpstate::seq::{RawWindow, SeqNum};
-use tcpstate::wire::{Addr, Ends, Flags, OptionList, Options, Parsed, Segment, Vlan};
+use tcpstate::wire::{Addr, Flags, FlowKey, OptionList, Options, Parsed, Segment, Vlan};
 use tcpstate::{Head, Side};
 
 use crate::latency::Latencies;
-use crate::neighbours::{self, News};
+use crate::neighbours::{self, ServerUpdate};
 use crate::pace::Pace;
 use crate::segment::{self, Content, Say};
 use crate::spray::{Mac, Sources, Target};
@@ -70,7 +70,7 @@ pub struct Outcome {
 /// One client.
 struct Client {
     tcp: Tcp,
-    ends: Ends,
+    key: FlowKey,
     begun: Duration,
     answered: bool,
     served: bool,
@@ -139,7 +139,7 @@ impl Clients {
         let target = (self.manner.target.address, self.manner.target.port);
         let client = Client {
             tcp: Tcp::call(self.manner.terms, self.rng.random(), now),
-            ends: segment::ends(target, (address, port), self.vlan),
+            key: segment::key(target, (address, port), self.vlan),
             begun: now,
             answered: false,
             served: false,
@@ -157,8 +157,8 @@ impl Clients {
         true
     }
 
-    fn hear(&mut self, segment: &Segment, head: &Head<'_>, now: Duration, out: &mut Outbox<'_>) {
-        let Ends { lan, lan_port, wan, wan_port, vlan, .. } = segment.ends;
+    fn receive_update(&mut self, segment: &Segment, head: &Head<'_>, now: Duration, out: &mut Outbox<'_>) {
+        let FlowKey { lan, lan_port, wan, wan_port, vlan, .. } = segment.key;
         if lan != self.target || lan_port != self.manner.target.port || vlan != self.vlan {
             return;
         }
@@ -170,7 +170,7 @@ impl Clients {
             return;
         }
         let options = Options::read(segment.options(head.bytes()));
-        let heard = client.tcp.hear(segment, &options, now);
+        let heard = client.tcp.receive_update(segment, &options, now);
         let (from, len) = (heard.fresh.start, (heard.fresh.end - heard.fresh.start) as usize);
         let start = usize::from(segment.payload) + heard.skip;
         let as_expected =
@@ -191,7 +191,7 @@ impl Clients {
             return;
         }
         let Target { mac, from_mac, .. } = self.manner.target;
-        let envelope = segment::envelope(segment.ends, Side::Wan, from_mac, mac);
+        let envelope = segment::envelope(segment.key, Side::Wan, from_mac, mac);
         // RFC 9293 section 3.10.7.1: it has the number that the other end expects.
         let (seq, ack, flags) = (segment.ack, SeqNum::default(), Flags::RST);
         let say = Say { seq, ack, flags, window: RawWindow(0), options: OptionList::none(), from: 0, len: 0 };
@@ -212,7 +212,7 @@ impl Clients {
                 if self.manner.abrupt { client.tcp.reset() } else { client.tcp.finish() }
             }
         }
-        let envelope = segment::envelope(client.ends, Side::Wan, self.manner.target.from_mac, self.manner.target.mac);
+        let envelope = segment::envelope(client.key, Side::Wan, self.manner.target.from_mac, self.manner.target.mac);
         let (content, whose) = (&self.content, client.whose);
         while out.has_room(0) {
             let Some(say) = client.tcp.say(now) else { break };
@@ -247,7 +247,7 @@ impl Clients {
 
     fn forget(&mut self, place: usize) {
         if let Some(client) = self.clients[place].take() {
-            self.names.remove(&(client.ends.wan, client.ends.wan_port));
+            self.names.remove(&(client.key.wan, client.key.wan_port));
             self.free.push(place);
         }
     }
@@ -260,9 +260,9 @@ impl Clients {
 impl Load for Clients {
     fn receive(&mut self, _: usize, head: &mut Head<'_>, now: Duration, out: &mut Outbox<'_>) {
         if let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, head) {
-            return self.hear(&segment, head, now, out);
+            return self.receive_update(&segment, head, now, out);
         }
-        if let Some(News::Asks { asker, target }) = neighbours::read(head.bytes())
+        if let Some(ServerUpdate::Asks { asker, target }) = neighbours::read(head.bytes())
             && self.manner.sources.contains(target)
         {
             answer(out, self.manner.target.vlan, asker, target, self.manner.target.from_mac);

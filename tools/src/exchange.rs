@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use serde::Serialize;
-use tcpstate::wire::{Ends, Flags, Mac, Options, Parsed, Segment, Vlan};
+use tcpstate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Vlan};
 use tcpstate::{Head, PerSide, Side};
 
 use crate::latency::Latencies;
@@ -123,21 +123,21 @@ impl Exchange {
         self.outcome
     }
 
-    fn ends(&self, number: usize) -> Ends {
+    fn ends(&self, number: usize) -> FlowKey {
         let n = number as u32;
         let [lan, wan]: [IpAddr; 2] = if self.plan.v6 {
             [LAN_V6, WAN_V6].map(|first| Ipv6Addr::from_bits(first + u128::from(2 * n)).into())
         } else {
             [LAN_V4, WAN_V4].map(|first| Ipv4Addr::from_bits(first + 2 * n).into())
         };
-        segment::ends((lan, PORTS[0]), (wan, PORTS[1]), self.plan.vlan)
+        segment::key((lan, PORTS[0]), (wan, PORTS[1]), self.plan.vlan)
     }
 
     /// The connection that a segment belongs to.
     fn number(&self, segment: &Segment) -> Option<usize> {
         let first = if self.plan.v6 { WAN_V6 as u32 } else { WAN_V4 };
-        let number = (segment.ends.wan[3].wrapping_sub(first) / 2) as usize;
-        (number < self.flows.len() && self.ends(number) == segment.ends).then_some(number)
+        let number = (segment.key.wan[3].wrapping_sub(first) / 2) as usize;
+        (number < self.flows.len() && self.ends(number) == segment.key).then_some(number)
     }
 
     /// Which stream it is that an end sends.
@@ -145,7 +145,7 @@ impl Exchange {
         2 * number as u64 + sender as u64
     }
 
-    fn hear(&mut self, side: Side, segment: &Segment, head: &Head<'_>, now: Duration) {
+    fn receive_update(&mut self, side: Side, segment: &Segment, head: &Head<'_>, now: Duration) {
         let known = self.number(segment).filter(|_| !head.is_whole() || segment.checksums_hold(head));
         let Some(number) = known else {
             self.outcome.wrong += 1;
@@ -165,7 +165,7 @@ impl Exchange {
             return;
         }
         let Some(end) = &mut flow.ends[side as usize] else { return };
-        let heard = end.tcp.hear(segment, &options, now);
+        let heard = end.tcp.receive_update(segment, &options, now);
         let (from, len) = (heard.fresh.start, (heard.fresh.end - heard.fresh.start) as usize);
         let start = usize::from(segment.payload) + heard.skip;
         let said = self.content.bytes(Self::whose(number, side.other()), from, len);
@@ -260,7 +260,7 @@ impl Load for Exchange {
         let side = Side::BOTH[port];
         // It was sent by the other side's end. What is no TCP is somebody else's.
         if let Parsed::Tcp(segment) = Parsed::parse(side.other(), head) {
-            self.hear(side, &segment, head, now);
+            self.receive_update(side, &segment, head, now);
         }
     }
 

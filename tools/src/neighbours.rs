@@ -23,7 +23,7 @@ const DISCOVERY_LEN: usize = 32;
 
 /// What a frame says about neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum ServerUpdate {
     /// Somebody asks who has `target`.
     Asks {
         /// Who asks.
@@ -41,7 +41,7 @@ pub enum News {
 }
 
 /// Reads a frame; `None` if it is about something else.
-pub fn read(frame: &[u8]) -> Option<News> {
+pub fn read(frame: &[u8]) -> Option<ServerUpdate> {
     let network = network(frame)?;
     let packet = &frame[network..];
     if frame[network - 2..network] == ARP {
@@ -52,8 +52,8 @@ pub fn read(frame: &[u8]) -> Option<News> {
         let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(arp[at], arp[at + 1], arp[at + 2], arp[at + 3]));
         let mac: Mac = arp[8..14].try_into().expect("six bytes");
         return match arp[7] {
-            REQUEST => Some(News::Asks { asker: (ip(14), mac), target: ip(24) }),
-            REPLY => Some(News::Tells { address: ip(14), mac }),
+            REQUEST => Some(ServerUpdate::Asks { asker: (ip(14), mac), target: ip(24) }),
+            REPLY => Some(ServerUpdate::Tells { address: ip(14), mac }),
             _ => None,
         };
     }
@@ -70,8 +70,8 @@ pub fn read(frame: &[u8]) -> Option<News> {
     let linked = icmp.get(26..32).and_then(|mac| Mac::try_from(mac).ok());
     let sender: Mac = frame[6..12].try_into().expect("six bytes");
     match icmp[0] {
-        SOLICITATION => Some(News::Asks { asker: (ip(&header[8..24])?, linked.unwrap_or(sender)), target }),
-        ADVERTISEMENT => Some(News::Tells { address: target, mac: linked.unwrap_or(sender) }),
+        SOLICITATION => Some(ServerUpdate::Asks { asker: (ip(&header[8..24])?, linked.unwrap_or(sender)), target }),
+        ADVERTISEMENT => Some(ServerUpdate::Tells { address: target, mac: linked.unwrap_or(sender) }),
         _ => None,
     }
 }
@@ -194,10 +194,10 @@ mod tests {
             for vlan in [None, Some(7)] {
                 let mut frame = [0xee; 100];
                 let len = ask(&mut frame, vlan, (own, OURS), target);
-                assert_eq!(read(&frame[..len]), Some(News::Asks { asker: (own, OURS), target }), "{target}");
+                assert_eq!(read(&frame[..len]), Some(ServerUpdate::Asks { asker: (own, OURS), target }), "{target}");
                 let len = tell(&mut frame, vlan, (own, OURS), target, THEIRS).unwrap();
                 assert_eq!(frame[..6], OURS);
-                assert_eq!(read(&frame[..len]), Some(News::Tells { address: target, mac: THEIRS }), "{target}");
+                assert_eq!(read(&frame[..len]), Some(ServerUpdate::Tells { address: target, mac: THEIRS }), "{target}");
             }
         }
     }

@@ -19,7 +19,7 @@ use tcpstate::wire::Vlan;
 use crate::clients::{Clients, Manner, Outcome};
 use crate::interface;
 use crate::live::Live;
-use crate::neighbours::{self, News};
+use crate::neighbours::{self, ServerUpdate};
 use crate::pace::Pace;
 use crate::pattern::{Counted, Flood, Pattern, SHORTEST, Sink, TEST_CONNECTIONS};
 use crate::segment;
@@ -513,7 +513,7 @@ struct Question {
 
 impl Load for Question {
     fn receive(&mut self, _: usize, head: &mut Head<'_>, _: Duration, _: &mut Outbox<'_>) {
-        if let Some(News::Tells { address, mac }) = neighbours::read(head.bytes())
+        if let Some(ServerUpdate::Tells { address, mac }) = neighbours::read(head.bytes())
             && address == self.target
         {
             self.found = Some(mac);

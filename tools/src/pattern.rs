@@ -41,7 +41,7 @@ impl Pattern {
         let mut frames = Vec::new();
         for flow in flows {
             let [lan, wan] = test_connection(flow);
-            let envelope = segment::envelope(segment::ends(lan, wan, vlan), Side::Lan, macs[0], macs[1]);
+            let envelope = segment::envelope(segment::key(lan, wan, vlan), Side::Lan, macs[0], macs[1]);
             for &size in sizes {
                 let options = OptionList::none();
                 let headers = envelope.frame_len(&options);

@@ -134,7 +134,7 @@ impl Replay {
     pub fn new(config: &Config, seed: u64) -> Self {
         let proxy = Proxy::new(config, &secrets(seed), ORIGIN);
         Self {
-            pen: (0..proxy.pen_frames()).map(|_| None).collect(),
+            pen: (0..proxy.held_frames()).map(|_| None).collect(),
             proxy,
             now: ORIGIN,
             clock: None,

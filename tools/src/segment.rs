@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use tcpstate::seq::{RawWindow, SeqNum};
-use tcpstate::wire::{Addr, Ends, Envelope, Flags, OptionList, Outgoing, Vlan, checksum};
+use tcpstate::wire::{Addr, Envelope, Flags, FlowKey, OptionList, Outgoing, Vlan, checksum};
 use tcpstate::{Side, wire};
 
 /// The receiver should hand on what it has (RFC 9293 section 3.9.1.2).
@@ -43,13 +43,12 @@ impl Say {
         let payload = &mut buffer[data..data + self.len];
         fill(payload);
         let sum = checksum::sum(payload);
-        let ip = wire::ETHERNET_LEN + 4 * envelope.ends.vlan.count();
+        let ip = wire::ETHERNET_LEN + 4 * envelope.key.vlan.count();
         // The lengths that stand in the headers grow by the payload's.
-        let (length, tcp) =
-            if envelope.ends.v6 { (ip + 4, ip + wire::IPV6_LEN) } else { (ip + 2, ip + wire::IPV4_LEN) };
+        let (length, tcp) = if envelope.key.v6 { (ip + 4, ip + wire::IPV6_LEN) } else { (ip + 2, ip + wire::IPV4_LEN) };
         let old = get16(buffer, length);
         put16(buffer, length, old + self.len as u16);
-        if !envelope.ends.v6 {
+        if !envelope.key.v6 {
             let mut patch = checksum::Patch::default();
             patch.replace16(old, old + self.len as u16);
             put16(buffer, ip + 10, patch.apply(get16(buffer, ip + 10)));
@@ -87,14 +86,14 @@ pub fn tag(identifier: u16) -> Vlan {
 }
 
 /// The ends of a connection between these.
-pub fn ends(lan: (IpAddr, u16), wan: (IpAddr, u16), vlan: Vlan) -> Ends {
+pub fn key(lan: (IpAddr, u16), wan: (IpAddr, u16), vlan: Vlan) -> FlowKey {
     let v6 = lan.0.is_ipv6();
-    Ends { lan: address(lan.0), wan: address(wan.0), lan_port: lan.1, wan_port: wan.1, vlan, v6 }
+    FlowKey { lan: address(lan.0), wan: address(wan.0), lan_port: lan.1, wan_port: wan.1, vlan, v6 }
 }
 
 /// The way from the end on the side `sender` to the other.
-pub fn envelope(ends: Ends, sender: Side, from: wire::Mac, to: wire::Mac) -> Envelope {
-    Envelope { from, to, ends, sender, ttl: wire::DEFAULT_TTL, id: 0, label: 0, priorities: [0; 2] }
+pub fn envelope(key: FlowKey, sender: Side, from: wire::Mac, to: wire::Mac) -> Envelope {
+    Envelope { from, to, key, sender, ttl: wire::DEFAULT_TTL, id: 0, label: 0, priorities: [0; 2] }
 }
 
 /// Bytes of which every stream is a piece, repeated: a prime number of them, so that a byte in a wrong place is a wrong byte.
@@ -154,8 +153,8 @@ mod tests {
             } else {
                 ("10.0.0.2".parse().unwrap(), "11.0.0.1".parse().unwrap())
             };
-            let ends = ends((lan, 12345), (wan, 54321), vlan.map_or(Vlan::default(), tag));
-            let way = envelope(ends, Side::Wan, [2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 1]);
+            let key = key((lan, 12345), (wan, 54321), vlan.map_or(Vlan::default(), tag));
+            let way = envelope(key, Side::Wan, [2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 1]);
             let options = OptionList::plain(stamped.then_some(Timestamps { value: 7, echo: 9 }));
             let say = Say {
                 seq: SeqNum::new(seq), ack: SeqNum::new(ack), flags: Flags::ACK.and(PSH), window: RawWindow(500), options, from, len,
@@ -167,7 +166,7 @@ mod tests {
             let head = Head::whole(&mut buffer, total);
             let Parsed::Tcp(read) = Parsed::parse(Side::Wan, &head) else { panic!("a segment") };
             prop_assert!(read.checksums_hold(&head));
-            prop_assert_eq!((read.ends, read.seq.get(), read.ack.get()), (ends, seq, ack));
+            prop_assert_eq!((read.key, read.seq.get(), read.ack.get()), (key, seq, ack));
             let (start, end) = (usize::from(read.payload), read.end as usize);
             prop_assert_eq!(&head.bytes()[start..end], content.bytes(3, from, len));
             prop_assert_eq!(Options::read(read.options(head.bytes())).timestamps.is_some(), stamped);

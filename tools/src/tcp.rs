@@ -245,7 +245,7 @@ impl Tcp {
     }
 
     /// Hears a segment whose checksums hold.
-    pub fn hear(&mut self, segment: &Segment, options: &Options, now: Duration) -> Heard {
+    pub fn receive_update(&mut self, segment: &Segment, options: &Options, now: Duration) -> Heard {
         let mut heard = Heard { fresh: self.got..self.got, skip: 0, wrong: false };
         let flags = segment.flags;
         let acknowledges_syn = flags.has(Flags::ACK) && segment.ack == self.iss + 1;
@@ -502,7 +502,7 @@ mod tests {
     use tcpstate::{Head, Side};
 
     use super::*;
-    use crate::segment::{Content, ends, envelope};
+    use crate::segment::{Content, envelope, key};
 
     /// Two ends and the way between them, on which frames are lost.
     struct Wire {
@@ -534,7 +534,7 @@ mod tests {
         /// A millisecond passes.
         fn step(&mut self) {
             self.now += Duration::from_millis(1);
-            let both = ends(("10.0.0.2".parse().unwrap(), 80), ("11.0.0.1".parse().unwrap(), 1025), Vlan::default());
+            let both = key(("10.0.0.2".parse().unwrap(), 80), ("11.0.0.1".parse().unwrap(), 1025), Vlan::default());
             for side in Side::BOTH {
                 let (own, other) = (side as usize, side.other() as usize);
                 while let Some((_, mut frame)) = self.on_the_way[own].pop_front_if(|(at, _)| *at <= self.now) {
@@ -549,7 +549,7 @@ mod tests {
                             self.ends[own] = Some(Tcp::answer(self.terms, iss, &segment, &options, self.now));
                         }
                         Some(tcp) => {
-                            let heard = tcp.hear(&segment, &options, self.now);
+                            let heard = tcp.receive_update(&segment, &options, self.now);
                             let (from, len) = (heard.fresh.start, (heard.fresh.end - heard.fresh.start) as usize);
                             let start = usize::from(segment.payload) + heard.skip;
                             let right =

@@ -80,7 +80,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Screen {
     /// A new answer of the box, which is not looked at while the screen is frozen.
-    pub fn hear(&mut self, top: Top) {
+    pub fn receive_update(&mut self, top: Top) {
         self.silent = None;
         if !self.frozen {
             self.before = self.now.replace(top);

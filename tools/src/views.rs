@@ -101,13 +101,13 @@ pub fn explained(explained: &Explained) -> String {
     match (&explained.before, &explained.after) {
         (None, None) => {}
         (Some(before), None) => {
-            let _ = writeln!(out, "connection: {}, then none", before.standing);
+            let _ = writeln!(out, "connection: {}, then none", before.status);
         }
         (None, Some(after)) => {
-            let _ = writeln!(out, "connection: none, then {}", after.standing);
+            let _ = writeln!(out, "connection: none, then {}", after.status);
         }
         (Some(before), Some(after)) => {
-            let _ = writeln!(out, "connection: {}, then {}", before.standing, after.standing);
+            let _ = writeln!(out, "connection: {}, then {}", before.status, after.status);
         }
     }
     let _ = writeln!(out, "\n{:<22}{:<34}as it would leave", "field", "as it came");
@@ -140,7 +140,7 @@ mod tests {
             lan: "192.0.2.1:80".into(),
             vlan: vec![7],
             state: "established".into(),
-            standing: "Established (proxied)".into(),
+            status: "Established (proxied)".into(),
             proxied: true,
             opened_by: Some(Side::Wan),
             age: 3725.0,

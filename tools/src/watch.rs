@@ -52,9 +52,9 @@ pub fn ask(client: &mut Client) -> Result<Top, Complaint> {
 /// When the box does not answer.
 pub fn once(client: &mut Client) -> Result<String, Complaint> {
     let mut screen = Screen::default();
-    screen.hear(ask(client)?);
+    screen.receive_update(ask(client)?);
     thread::sleep(EVERY);
-    screen.hear(ask(client)?);
+    screen.receive_update(ask(client)?);
     Ok(screen.text(100, 60))
 }
 
@@ -65,7 +65,7 @@ pub fn once(client: &mut Client) -> Result<String, Complaint> {
 pub fn watch(mut client: Client) -> Result<(), Trouble> {
     // The first answer comes before the screen is taken, so that a complaint is not wiped away with it.
     let mut screen = Screen::default();
-    screen.hear(ask(&mut client)?);
+    screen.receive_update(ask(&mut client)?);
     let stop = Arc::new(AtomicBool::new(false));
     let signalled = stop.clone();
     ctrlc::set_handler(move || {
@@ -137,7 +137,7 @@ fn draw(
             }
         }
         if let Ok(answer) = answers.try_recv() {
-            screen.hear(answer?);
+            screen.receive_update(answer?);
             heard = Instant::now();
             is_new = true;
         }

@@ -83,8 +83,8 @@ fn shows(name: &str, screen: &Screen, (width, height): (u16, u16)) {
 
 fn after_ten_seconds(workers: usize) -> Screen {
     let mut screen = Screen::default();
-    screen.hear(answer(10, workers));
-    screen.hear(answer(12, workers));
+    screen.receive_update(answer(10, workers));
+    screen.receive_update(answer(12, workers));
     screen
 }
 
@@ -113,7 +113,7 @@ fn totals_by_syns() {
 #[test]
 fn before_the_second_answer_there_are_no_rates() {
     let mut screen = Screen::default();
-    screen.hear(answer(10, 1));
+    screen.receive_update(answer(10, 1));
     shows("first-80x24", &screen, (80, 24));
 }
 
@@ -122,11 +122,11 @@ fn a_frozen_screen_stays_as_it_is_until_it_thaws() {
     let mut screen = after_ten_seconds(1);
     let _ = screen.press('p');
     let frozen = screen.text(80, 24);
-    screen.hear(answer(100, 1));
+    screen.receive_update(answer(100, 1));
     assert_eq!(screen.text(80, 24), frozen);
     assert!(frozen.contains("FROZEN"));
     let _ = screen.press(' ');
-    screen.hear(answer(101, 1));
+    screen.receive_update(answer(101, 1));
     assert!(screen.text(80, 24).contains("up 1 min 41 s"));
 }
 
@@ -143,7 +143,7 @@ fn long_names_and_large_numbers_have_their_room() {
             top.sources[n].calls *= 4000;
             top.sources[n].bytes *= 4000;
         }
-        screen.hear(top);
+        screen.receive_update(top);
     }
     shows("long-80x24", &screen, (80, 24));
     shows("long-132x50", &screen, (132, 50));
@@ -155,7 +155,7 @@ fn a_box_that_owes_an_answer_is_told() {
     assert!(!screen.wait(Duration::from_millis(1999)));
     assert!(screen.wait(Duration::from_millis(2000)) && !screen.wait(Duration::from_millis(2900)));
     assert!(screen.text(80, 24).lines().next().is_some_and(|title| title.contains("NO ANSWER FOR 2 s")));
-    screen.hear(answer(14, 1));
+    screen.receive_update(answer(14, 1));
     assert!(!screen.text(80, 24).contains("NO ANSWER"));
 }
 

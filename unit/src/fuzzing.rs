@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{Extension, Handshake, RateLimit, SackConflict, Stray};
-use tcpstate::wire::{Ends, Flags, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
-use tcpstate::{Config, Egress, Head, Instant, Look, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::wire::{Flags, FlowKey, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
+use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
 pub fn parser(data: &[u8]) {
@@ -48,7 +48,7 @@ pub fn parser(data: &[u8]) {
         }
         NetSlice::Arp(_) => unreachable!("TCP over ARP"),
     };
-    let ends = segment.ends;
+    let ends = segment.key;
     let (lan, wan) = if side == Side::Lan { (source, destination) } else { (destination, source) };
     assert_eq!([address(&ends, Side::Lan), address(&ends, Side::Wan)], [lan, wan]);
     let (from, to) = if side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };
@@ -93,7 +93,7 @@ fn same(one: u16, other: u16) -> bool {
     plain(one) == plain(other)
 }
 
-fn address(ends: &Ends, side: Side) -> IpAddr {
+fn address(ends: &FlowKey, side: Side) -> IpAddr {
     let words = if side == Side::Lan { ends.lan } else { ends.wan };
     if ends.v6 {
         let mut bytes = [0; 16];
@@ -194,12 +194,12 @@ fn config(shape: u8, variant: u8) -> Config {
     let extension = if shaped(6) { Extension::Pass } else { Extension::Strip };
     Config {
         table_buckets: if shape & 1 == 1 { 1 } else { 16 },
-        half_open_max: [0, 2, 64, 1][usize::from(shape >> 1 & 3)],
+        syn_cache_max: [0, 2, 64, 1][usize::from(shape >> 1 & 3)],
         learn_capacity: 4,
         sack_conflict: if bit(7) { SackConflict::Retain } else { SackConflict::Remove },
         own_wscale: if bit(6) { 14 } else { 7 },
         mss_clamp: bit(5).then_some(1000),
-        pen_frames: [64, 0, 1, 3][usize::from(shape >> 3 & 3)],
+        held_frames: [64, 0, 1, 3][usize::from(shape >> 3 & 3)],
         handshake: if shaped(5) { Handshake::Early } else { Handshake::Honest },
         multipath: extension,
         fast_open: extension,
@@ -260,16 +260,16 @@ fn repair(side: Side, frame: &mut [u8]) {
     let Parsed::Tcp(segment) = Parsed::parse(side, &Head::whole(frame, len)) else { return };
     let (ip, tcp, end) = (usize::from(segment.ip), usize::from(segment.tcp), segment.end as usize);
     let mut put = |at: usize, sum: u16| frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    if !segment.ends.v6 {
+    if !segment.key.v6 {
         put(ip + 10, 0);
     }
     put(tcp + 16, 0);
-    if !segment.ends.v6 {
+    if !segment.key.v6 {
         let header = usize::from(frame[ip] & 15) * 4;
         let sum = !checksum::sum(&frame[ip..ip + header]);
         frame[ip + 10..ip + 12].copy_from_slice(&sum.to_be_bytes());
     }
-    let addresses = if segment.ends.v6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
+    let addresses = if segment.key.v6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
     let pseudo = u64::from(checksum::sum(&frame[addresses])) + 6 + (end - tcp) as u64;
     let sum = !checksum::fold(pseudo + u64::from(checksum::sum(&frame[tcp..end])));
     frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
@@ -352,9 +352,9 @@ struct Bench {
     spare: usize,
     headroom: usize,
     tailroom: usize,
-    half_open_max: u64,
+    syn_cache_max: u64,
     capacity: u64,
-    pen_frames: usize,
+    held_frames: usize,
     /// Frames held, by their place in the pen.
     held: BTreeMap<u16, (Ticket, Frame)>,
     /// How many of the frames to be held are lost first, as when few frames are spare.
@@ -379,9 +379,9 @@ impl Bench {
             spare: usize::MAX,
             headroom: 64,
             tailroom: 128,
-            half_open_max: config.half_open_max as u64,
+            syn_cache_max: config.syn_cache_max as u64,
             capacity: config.flow_capacity() as u64,
-            pen_frames: config.pen_frames,
+            held_frames: config.held_frames,
             held: BTreeMap::new(),
             unkept: 0,
             last: (Side::Wan, vec![0; 60]),
@@ -574,10 +574,10 @@ impl Bench {
         let verdict = match ticket {
             Some(ticket) => self.proxy.on_release(ticket, &mut head, self.now, &mut sent),
             None => {
-                let mut look = Look::default();
-                self.proxy.look(side, &head, &mut look);
-                self.proxy.reach(&mut look);
-                self.proxy.on_frame(side, &look, &mut head, self.now, &mut sent)
+                let mut meta = Metadata::default();
+                self.proxy.parse(side, &head, &mut meta);
+                self.proxy.prefetch(&mut meta);
+                self.proxy.on_frame(side, &meta, &mut head, self.now, &mut sent)
             }
         };
         if let Some(foretold) = foretold {
@@ -610,7 +610,7 @@ impl Bench {
             if to == side {
                 to_asker += frame.len();
             }
-            self.hear(to, &frame);
+            self.receive_update(to, &frame);
             self.left = frame;
         }
         // On the WAN nobody is answered with more than he asked: a forged source would be sent it. Only the acknowledgement
@@ -618,7 +618,7 @@ impl Bench {
         let allowance = if is_acknowledgement(head.bytes(), side) { 12 } else { 0 };
         assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");
         if let Verdict::Hold(ticket) = verdict {
-            assert!(usize::from(ticket.index) < self.pen_frames, "{ticket:?} names no place");
+            assert!(usize::from(ticket.index) < self.held_frames, "{ticket:?} names no place");
             // A frame that is lost leaves its place taken all the same.
             let total = if self.unkept > 0 { 0 } else { total };
             self.unkept = self.unkept.saturating_sub(1);
@@ -642,19 +642,19 @@ impl Bench {
 
     fn learn(&mut self, side: Side, verdict: Verdict, frame: Vec<u8>) {
         match verdict {
-            Verdict::Forward => self.hear(side.other(), &frame),
-            Verdict::Reflect => self.hear(side, &frame),
+            Verdict::Forward => self.receive_update(side.other(), &frame),
+            Verdict::Reflect => self.receive_update(side, &frame),
             Verdict::Hold(_) | Verdict::Drop(_) => return,
         }
         self.left = frame;
     }
 
     /// The end on `side` receives a frame.
-    fn hear(&mut self, side: Side, frame: &[u8]) {
+    fn receive_update(&mut self, side: Side, frame: &[u8]) {
         let mut copy = frame.to_vec();
         let len = copy.len();
         let Parsed::Tcp(segment) = Parsed::parse(side.other(), &Head::whole(&mut copy, len)) else { return };
-        let Some(slot) = usize::from(segment.ends.wan_port).checked_sub(40_000).and_then(|n| self.slots.get_mut(n))
+        let Some(slot) = usize::from(segment.key.wan_port).checked_sub(40_000).and_then(|n| self.slots.get_mut(n))
         else {
             return;
         };
@@ -680,7 +680,7 @@ impl Bench {
             let more = self.proxy.on_timeout(self.now, &mut sent);
             for (to, frame) in sent.frames {
                 check_own(to.other(), &frame);
-                self.hear(to, &frame);
+                self.receive_update(to, &frame);
                 self.left = frame;
             }
             self.bring_back();
@@ -704,8 +704,8 @@ impl Bench {
 
     fn check_population(&self) {
         let population = self.proxy.population();
-        assert!(population.half_open <= self.half_open_max, "{population:?}");
-        assert!(population.half_open + population.proxied + population.direct <= self.capacity, "{population:?}");
+        assert!(population.syn_cached <= self.syn_cache_max, "{population:?}");
+        assert!(population.syn_cached + population.proxied + population.passthrough <= self.capacity, "{population:?}");
         assert_eq!(
             population == tcpstate::Population::default(),
             self.proxy.next_deadline().is_none(),
@@ -732,7 +732,8 @@ fn complaint(side: Side, frame: &[u8], choice: u8, quoted: usize) -> Option<Vec<
         4 => <[u8; 4]>::try_from(&packet[12..16]).ok()?.into(),
         _ => <[u8; 16]>::try_from(&packet[8..24]).ok()?.into(),
     };
-    let ends = script::Ends { src: source, dst: source, sport: 0, dport: 0, src_mac: [2; 6], dst_mac: [4; 6], ttl: 60 };
+    let ends =
+        script::FlowKey { src: source, dst: source, sport: 0, dport: 0, src_mac: [2; 6], dst_mac: [4; 6], ttl: 60 };
     let complaint = match choice & 3 {
         0 => TooBig(u16::from(choice) * 8),
         1 => HostUnreachable,

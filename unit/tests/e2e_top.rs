@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use terminal::Terminal;
 use tools::watch;
 use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
-use unit::script::{self, Ends};
+use unit::script::{self, FlowKey};
 
 /// A box with a control socket.
 struct Watched {
@@ -106,7 +106,7 @@ fn a_connection_is_listed_and_told_apart_from_others() {
 fn a_frame_is_explained_and_nothing_is_changed_by_asking() {
     let it = Watched::new("explain");
     let server = it.rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
-    let ends = Ends {
+    let ends = FlowKey {
         src: netns::CLIENT_V4,
         dst: netns::SERVER_V4,
         sport: 40_000,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use tcpstate::config::{Handshake, Policy};
+use tcpstate::config::{Action, Handshake};
 use tcpstate::{DropReason, Event, Side, Verdict};
 use unit::in_every_mode;
 use unit::script::*;
@@ -16,12 +16,12 @@ fn unlike(world: &World, client: &Host, server: &Host) -> Joined {
 }
 
 /// The ends of what a router on `host`'s side sends across the box.
-fn router(host: &Host) -> Ends {
+fn router(host: &Host) -> FlowKey {
     let address: IpAddr = match host.ends().src {
         IpAddr::V4(_) => "198.51.100.77".parse().unwrap(),
         IpAddr::V6(_) => "2001:db8:77::1".parse().unwrap(),
     };
-    Ends { src: address, ttl: 200, ..host.ends() }
+    FlowKey { src: address, ttl: 200, ..host.ends() }
 }
 
 /// The error a router on `host`'s side sends about a frame that came out there, quoting so many bytes of TCP.
@@ -444,9 +444,9 @@ fn call(world: &World, client: &Host, server: &Host) -> (Got, Got) {
 
 /// A frame of ten bytes as `host`'s peer would have sent it to `host`, numbers as on `host`'s side.
 fn reversed(host: &Host, seq: u32, ack_no: u32) -> Vec<u8> {
-    let Ends { src, dst, sport, dport, src_mac, dst_mac, .. } = host.ends();
+    let FlowKey { src, dst, sport, dport, src_mac, dst_mac, .. } = host.ends();
     let ends =
-        Ends { src: dst, dst: src, sport: dport, dport: sport, src_mac: dst_mac, dst_mac: src_mac, ttl: SERVER_TTL };
+        FlowKey { src: dst, dst: src, sport: dport, dport: sport, src_mac: dst_mac, dst_mac: src_mac, ttl: SERVER_TTL };
     build(&ends, 0, &data(seq, ack_no, 10))
 }
 
@@ -486,7 +486,7 @@ fn what_was_held_for_a_server_that_cannot_be_reached_goes_with_the_call() {
 #[test]
 fn errors_about_nothing_we_know_are_dropped_where_the_operator_wants_it() {
     for mode in Mode::ALL {
-        let (world, client, server) = mode.world_with(|config| config.icmp_errors = Policy::Drop);
+        let (world, client, server) = mode.world_with(|config| config.icmp_errors = Action::Drop);
         for host in [&client, &server] {
             let error = about(&world, host, Complaint::HostUnreachable, &reversed(host, 1, 2), 20);
             host.sends_in_vain(error, DropReason::IcmpUnmatched);
@@ -517,8 +517,8 @@ proptest! {
         if sack {
             seg = seg.sack(&[(ack_no.wrapping_add(9), ack_no.wrapping_add(19))]);
         }
-        let Ends { src, dst, sport, dport, .. } = host.ends();
-        let ends = Ends { src: dst, dst: src, sport: dport, dport: sport, ..host.ends() };
+        let FlowKey { src, dst, sport, dport, .. } = host.ends();
+        let ends = FlowKey { src: dst, dst: src, sport: dport, dport: sport, ..host.ends() };
         let whole = build(&ends, 0, &seg.raw(&options));
         let mut error = about(&world, host, Complaint::TooFar, &whole, quoted);
         let icmp = 14 + 4 * world.mode().tags + if world.mode().family == Family::V4 { 20 } else { 40 };
@@ -590,7 +590,7 @@ fn in_three(world: &World, host: &Host, seg: &Seg, identification: u16) -> [Vec<
 
 /// A world that drops fragments without beginning.
 fn strict(mode: Mode) -> (World, Host, Host) {
-    mode.world_with(|config| config.stray_fragments = Policy::Drop)
+    mode.world_with(|config| config.stray_fragments = Action::Drop)
 }
 
 #[test]
@@ -623,19 +623,19 @@ fn fragments_pass_behind_their_first() {
 #[test]
 fn fragments_without_beginning_pass_from_the_lan_and_from_the_wan_by_policy() {
     for mode in Mode::ALL {
-        for policy in [Policy::Pass, Policy::Drop] {
+        for policy in [Action::Pass, Action::Drop] {
             let (world, client, server) = mode.world_with(|config| config.stray_fragments = policy);
             let [_, second, third] = in_three(&world, &client, &data(1, 2, 999), 1);
             for later in [second, third] {
                 match policy {
-                    Policy::Pass => client.passes(later),
-                    Policy::Drop => client.sends_in_vain(later, DropReason::StrayFragment),
+                    Action::Pass => client.passes(later),
+                    Action::Drop => client.sends_in_vain(later, DropReason::StrayFragment),
                 }
             }
             let [_, second, _] = in_three(&world, &server, &data(1, 2, 999), 1);
             server.passes(second);
             assert_eq!(world.happened(Event::Fragment), 0);
-            assert_eq!(world.happened(Event::StrayFragment), if policy == Policy::Pass { 3 } else { 1 });
+            assert_eq!(world.happened(Event::StrayFragment), if policy == Action::Pass { 3 } else { 1 });
         }
     }
 }

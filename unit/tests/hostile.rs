@@ -156,7 +156,7 @@ in_every_mode! {
         client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         server.gets(nothing());
-        assert_eq!(world.population().half_open, u64::from(world.mode().cache));
+        assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
         assert_eq!(world.happened(Event::CacheStored), u64::from(world.mode().cache));
     }
 }
@@ -167,7 +167,7 @@ fn w7_no_place_and_no_spare_frame_are_survived() {
         let (world, _, _) = mode.world_with(|config| {
             config.table_buckets = 1;
             config.learn_capacity = 1;
-            config.half_open_max = config.half_open_max.min(1);
+            config.syn_cache_max = config.syn_cache_max.min(1);
         });
         world.spare_frames(0);
         let theirs = Terms::linux(mode.mss());
@@ -189,7 +189,7 @@ fn w7_no_place_and_no_spare_frame_are_survived() {
             world.discard();
         }
         let there = world.population();
-        assert!(there.proxied + there.direct <= 8, "{there:?}");
+        assert!(there.proxied + there.passthrough <= 8, "{there:?}");
     }
 }
 
@@ -224,7 +224,7 @@ in_every_mode! {
         Talk::new(&client, &server, j).closes_from_the_client();
         world.after_secs(300);
         world.has_flows(0, 0);
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
     }
 
     fn w10_a_frame_of_any_size_is_survived(world, client, server) {
@@ -343,7 +343,7 @@ in_every_mode! {
         for seg in [syn(1).mss(1400), ack(1, 2), rst(1)] {
             for frame in impossible_sources(&world, &server, seg) {
                 server.sends(frame);
-                if !world.discard().is_empty() || world.population().direct > 0 {
+                if !world.discard().is_empty() || world.population().passthrough > 0 {
                     world.fail("a segment from an address nobody can have was passed on");
                 }
             }
@@ -584,14 +584,14 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
     let (world, _, _) = mode.world_with(|config| {
         config.table_buckets = 1;
         config.learn_capacity = 2;
-        config.half_open_max = config.half_open_max.min(2);
+        config.syn_cache_max = config.syn_cache_max.min(2);
         config.rate.size = 2;
         config.rate.burst = 50;
     });
     let capacity = 8;
     let mut seen = [Seen::default(); 3];
     let isn = |port: u16| CLIENT_ISN + u32::from(port) * 1000;
-    let look = |seen: &mut [Seen; 3], sound: bool| {
+    let meta = |seen: &mut [Seen; 3], sound: bool| {
         let out = world.discard();
         assert!(out.len() <= 4, "one frame in, {} out", out.len());
         for (side, frame) in out {
@@ -614,7 +614,7 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
         match act {
             Act::Noise(side, bytes) => {
                 let _ = world.inject(side, &bytes);
-                look(&mut seen, false);
+                meta(&mut seen, false);
             }
             Act::Shaped(s) => {
                 let (client, server) = world.on_port(1000 + s.port);
@@ -643,25 +643,25 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
                 world.first_buffer_holds(s.sight);
                 let verdict = world.inject(s.side, &frame);
                 world.first_buffer_holds(usize::MAX);
-                look(&mut seen, !matches!(verdict, Verdict::Forward));
+                meta(&mut seen, !matches!(verdict, Verdict::Forward));
             }
             Act::Proof(port, ts) => {
                 let (client, _) = world.on_port(1000 + port);
                 let terms = Terms { ts, ..Terms::linux(mode.mss()) };
                 let _ = world.inject(Side::Wan, &client.frame(&terms.on(syn(isn(port)), (CLIENT_TS, 0))));
-                look(&mut seen, true);
+                meta(&mut seen, true);
                 let known = seen[usize::from(port)];
                 let stamps = known.stamp.map(|value| (CLIENT_TS + 1, value));
                 let proof = ack(isn(port) + 1, known.cookie.wrapping_add(1)).maybe_ts(stamps);
                 let _ = world.inject(Side::Wan, &client.frame(&proof));
-                look(&mut seen, true);
+                meta(&mut seen, true);
             }
             Act::Answer(port) => {
                 let (_, server) = world.on_port(1000 + port);
                 if let Some(seq) = seen[usize::from(port)].dialled {
                     let answer = Terms::linux(mode.mss()).on(syn_ack(SERVER_ISN, seq.wrapping_add(1)), (SERVER_TS, 1));
                     let _ = world.inject(Side::Lan, &server.frame(&answer));
-                    look(&mut seen, true);
+                    meta(&mut seen, true);
                 }
             }
             Act::Tick(millis) => {
@@ -674,7 +674,7 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
             Act::Spare(frames) => world.spare_frames(frames),
         }
         let there = world.population();
-        assert!(there.proxied + there.direct <= capacity && there.half_open <= 2, "{there:?}");
+        assert!(there.proxied + there.passthrough <= capacity && there.syn_cached <= 2, "{there:?}");
     }
     // Whatever came, it all ends: a day and a bit later nothing is left.
     world.spare_frames(usize::MAX);
@@ -683,7 +683,7 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
         world.discard();
     }
     let there = world.population();
-    assert_eq!((there.proxied, there.direct, there.half_open), (0, 0, 0), "something outlived its timers");
+    assert_eq!((there.proxied, there.passthrough, there.syn_cached), (0, 0, 0), "something outlived its timers");
     // And an honest client gets in.
     let (client, server) = world.pair(9, 9, 9);
     let terms = Terms::linux(mode.mss());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tcpstate::config::Source;
 use tcpstate::seq::WindowScale;
-use tcpstate::{Backend, Backends, Event, Rotation};
+use tcpstate::{Event, Rotation, ServerEntry, ServerTable};
 use unit::in_every_mode;
 use unit::script::*;
 
@@ -18,8 +18,9 @@ fn commanded(world: &World) -> (World, Host, Host) {
 
 /// The operator says this of the server, and nothing of any other.
 fn command(world: &World, server: &Host, port: u16, (mss, sack, scale): (u16, bool, u8)) {
-    let backend = Backend { address: words(server.ends().src), port, mss, sack, scale: WindowScale::clamped(scale) };
-    world.operate(|proxy, _| proxy.command(Arc::new(Backends::new(&[backend], [3, 4]))));
+    let backend =
+        ServerEntry { address: words(server.ends().src), port, mss, sack, scale: WindowScale::clamped(scale) };
+    world.operate(|proxy, _| proxy.command(Arc::new(ServerTable::new(&[backend], [3, 4]))));
 }
 
 /// An address as the engine has it.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::{Destination, Extension as Policed, Handshake, Policy, RateLimit, Stray};
+use tcpstate::config::{Action, Destination, Extension as Policed, Handshake, RateLimit, Stray};
 use tcpstate::{DropReason, Event, Side};
 use unit::in_every_mode;
 use unit::script::*;
@@ -372,7 +372,7 @@ in_every_mode! {
         let _ = (client, server);
         let (world, client, _) = early(&world);
         acquaint(&world, Terms::linux(world.mss()));
-        let elsewhere = world.host(Side::Wan, Ends { dport: SERVER_PORT + 1, ..client.ends() });
+        let elsewhere = world.host(Side::Wan, FlowKey { dport: SERVER_PORT + 1, ..client.ends() });
         assert_eq!(call(&elsewhere, Terms::linux(world.mss()), CLIENT_ISN).window, 0);
         assert_eq!(call(&client, Terms::linux(world.mss()), CLIENT_ISN).window, 16_384);
     }
@@ -637,7 +637,7 @@ in_every_mode! {
         for (places, spare) in [(1, usize::MAX), (0, usize::MAX), (4096, 0), (4096, 1)] {
             let (world, client, server) = world.mode().world_with(|config| {
                 config.handshake = Handshake::Early;
-                config.pen_frames = places;
+                config.held_frames = places;
             });
             let terms = Terms::linux(world.mss());
             acquaint(&world, terms);
@@ -924,7 +924,7 @@ in_every_mode! {
         let plain = call(&other, Terms { wscale: None, ..Terms::windows(mss) }, CLIENT_ISN);
         let offered = call(&client, Terms::windows(mss), CLIENT_ISN);
         world.after_secs(65);
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
         other.sends(ack(CLIENT_ISN + 1, plain.seq + 1));
         other_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         if world.mode().cache {
@@ -1170,7 +1170,7 @@ in_every_mode! {
         }
         assert_eq!(world.happened(Event::ClosedPort), 8);
         // The next port, and the next host, are others.
-        let neighbour = world.host(Side::Wan, Ends { dport: SERVER_PORT + 1, ..client.ends() });
+        let neighbour = world.host(Side::Wan, FlowKey { dport: SERVER_PORT + 1, ..client.ends() });
         call(&neighbour, Terms::linux(world.mss()), CLIENT_ISN);
         call(&world.pair_to(0, 1, CLIENT_PORT, 11).0, Terms::linux(world.mss()), CLIENT_ISN);
         world.after_ms(9900);
@@ -1273,7 +1273,7 @@ in_every_mode! {
 
     fn a_signed_call_is_dropped_where_policy_drops_it_and_the_lans_own_is_not(world, client, server) {
         let _ = (client, server);
-        let (_, client, server) = world.mode().world_with(|config| config.signed = Policy::Drop);
+        let (_, client, server) = world.mode().world_with(|config| config.signed = Action::Drop);
         for signature in SIGNATURES {
             client.sends_in_vain(syn(1000).mss(1460).raw(signature), DropReason::NotPassed);
         }
@@ -1332,7 +1332,7 @@ in_every_mode! {
         let terms = Terms::linux(world.mss());
         client.passes(terms.on(syn(1000), (CLIENT_TS, 0)));
         // One a second: the next stranger is answered by the box.
-        let elsewhere = world.host(Side::Wan, Ends { dport: 999, ..world.on_port(5).0.ends() });
+        let elsewhere = world.host(Side::Wan, FlowKey { dport: 999, ..world.on_port(5).0.ends() });
         call(&elsewhere, terms, CLIENT_ISN);
         server.passes(Terms { wscale: Some(12), ..Terms::linux(1111) }.on(syn_ack(2000, 1001), (SERVER_TS, CLIENT_TS)));
         client.passes(ack(1001, 2001).nop().nop().ts(CLIENT_TS, SERVER_TS));

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use tcpstate::{Config, PerSide, Side};
 use tools::replay::{Fate, Origin, Replay};
 use unit::netns::program;
-use unit::script::{Ends, Seg, ack, build, data, syn, syn_ack};
+use unit::script::{FlowKey, Seg, ack, build, data, syn, syn_ack};
 
 const LAN: u32 = Side::Lan as u32;
 const WAN: u32 = Side::Wan as u32;
@@ -69,8 +69,8 @@ impl Drop for Scratch {
     }
 }
 
-fn client() -> Ends {
-    Ends {
+fn client() -> FlowKey {
+    FlowKey {
         src: Ipv4Addr::new(192, 0, 2, 1).into(),
         dst: Ipv4Addr::new(10, 0, 0, 1).into(),
         sport: 40_000,
@@ -81,9 +81,9 @@ fn client() -> Ends {
     }
 }
 
-fn server() -> Ends {
-    let Ends { src, dst, sport, dport, src_mac, dst_mac, .. } = client();
-    Ends { src: dst, dst: src, sport: dport, dport: sport, src_mac: dst_mac, dst_mac: src_mac, ttl: 64 }
+fn server() -> FlowKey {
+    let FlowKey { src, dst, sport, dport, src_mac, dst_mac, .. } = client();
+    FlowKey { src: dst, dst: src, sport: dport, dport: sport, src_mac: dst_mac, dst_mac: src_mac, ttl: 64 }
 }
 
 fn from_client(seg: Seg) -> Vec<u8> {
@@ -123,7 +123,7 @@ fn cookie(seed: u64) -> u32 {
 /// A connection that begins well, and something nobody asked for.
 fn conversation() -> Vec<(u32, u64, Vec<u8>)> {
     let isn = cookie(SEED);
-    let stranger = Ends { sport: 50_000, ..client() };
+    let stranger = FlowKey { sport: 50_000, ..client() };
     vec![
         (WAN, 0, from_client(syn(1000).mss(1460))),
         (WAN, 40, from_client(ack(1001, isn.wrapping_add(1)))),
@@ -337,7 +337,7 @@ fn frames() -> impl Strategy<Value = Vec<(bool, Record)>> {
 
 /// A configuration whose tables are made in no time.
 fn small() -> Config {
-    Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Config::default() }
+    Config { table_buckets: 64, learn_capacity: 64, syn_cache_max: 64, ..Config::default() }
 }
 
 proptest! {

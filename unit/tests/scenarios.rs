@@ -108,7 +108,7 @@ in_every_mode! {
         let offered = client.gets(syn_ack(ANY, isn + 1).window(0).mss(mss).sack_ok().ts(ANY, CLIENT_TS).wscale(7));
         server.gets(nothing());
         world.has_flows(0, 0);
-        assert_eq!(world.population().half_open, u64::from(world.mode().cache));
+        assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
         let (cookie, stamp) = (offered.seq, offered.ts().expect("timestamps were offered").0);
 
         // The cookie comes back: now the server hears of it, in the client's own words.
@@ -120,7 +120,7 @@ in_every_mode! {
         // The client has room for 502 << 7 bytes; the window of a SYN is not scaled (RFC 7323 section 2.2).
         assert!((1..=502 << 7).contains(&u32::from(dialled.window)), "a SYN window of {}", dialled.window);
         world.has_flows(1, 0);
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
         let proof = if world.mode().cache { Event::CacheHit } else { Event::CookieGood };
         assert_eq!((world.happened(proof), world.happened(Event::Dialled)), (1, 1));
 

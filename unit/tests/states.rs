@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tcpstate::config::Handshake;
-use tcpstate::{Config, Event, Side, Standing, State, Verdict};
+use tcpstate::{Config, ConnectionStatus, Event, Side, State, Verdict};
 use unit::script::{
     ACK, CLIENT_ISN, Complaint, ECE, FIN, Host, Mode, PSH, RST, SERVER_ISN, SYN, Seg, Terms, URG, World, ack, data,
     fin, fragment, icmp_error_raw, packet_of, read, rst, rst_ack, segment, syn, syn_ack, tcp_at,
@@ -56,7 +56,7 @@ const STAGES: &[Stage] = &[
     ("No connection", "Nothing has come from these ends; the SYN cache is on.", || fresh(|_| ())),
     ("No connection, and the time of adoption", "Nothing has come; the box has just started.", || fresh(adopting)),
     ("No connection, a cookie outstanding", "The client's SYN was answered with the SYN cache off.", || {
-        answered(|config| config.half_open_max = 0)
+        answered(|config| config.syn_cache_max = 0)
     }),
     ("HalfOpen", "The client's SYN was answered and is in the SYN cache.", || answered(|_| ())),
     ("Dialling", "The client has proved itself, our SYN went to the server.", || dialling(|_| ())),
@@ -150,8 +150,8 @@ impl Scene {
         self.ours.map_or(0, |ours| ours.wrapping_sub(SERVER_ISN))
     }
 
-    fn standing(&self) -> Option<Standing> {
-        self.world.standing(Side::Wan, &self.client.frame(&ack(0, 0)))
+    fn status(&self) -> Option<ConnectionStatus> {
+        self.world.status(Side::Wan, &self.client.frame(&ack(0, 0)))
     }
 
     /// A number as the distance from the first one of whoever chose it.
@@ -212,7 +212,7 @@ fn held() -> Scene {
 
 fn owed() -> Scene {
     // Without cookie's clock or an entry of the cache, the distance is not known.
-    let scene = dialling(|config| config.half_open_max = 0);
+    let scene = dialling(|config| config.syn_cache_max = 0);
     scene.goes(Side::Lan, &offer(syn_ack(SERVER_ISN, scene.lan.expected)));
     scene
 }
@@ -480,16 +480,16 @@ fn counted(world: &World, before: &[u64]) -> String {
     names.map(|(event, _)| event.label()).collect::<Vec<_>>().join(", ")
 }
 
-fn label(standing: Option<Standing>) -> String {
-    standing.map_or("no connection".to_owned(), |standing| standing.to_string())
+fn label(status: Option<ConnectionStatus>) -> String {
+    status.map_or("no connection".to_owned(), |status| status.to_string())
 }
 
 /// The name of a state in the diagram.
-fn node(standing: Option<Standing>) -> String {
-    match standing {
+fn node(status: Option<ConnectionStatus>) -> String {
+    match status {
         None => "[*]".to_owned(),
-        Some(Standing { tentative: true, .. }) => "Tentative".to_owned(),
-        Some(Standing { state, .. }) => format!("{state:?}"),
+        Some(ConnectionStatus { tentative: true, .. }) => "Tentative".to_owned(),
+        Some(ConnectionStatus { state, .. }) => format!("{state:?}"),
     }
 }
 
@@ -497,9 +497,9 @@ fn node(standing: Option<Standing>) -> String {
 type Transitions = BTreeMap<(String, String), BTreeSet<String>>;
 
 fn observe(scene: &Scene, side: Side, (_, word, frame): &Arrival, transitions: &mut Transitions) -> Outcome {
-    let (before, stood) = (counters(&scene.world), scene.standing());
+    let (before, stood) = (counters(&scene.world), scene.status());
     let verdict = scene.world.inject(side, frame);
-    let stands = scene.standing();
+    let stands = scene.status();
     let mut what = Vec::new();
     for (to, out) in scene.world.discard() {
         let passes = verdict == Verdict::Forward && to == side.other();
@@ -528,7 +528,7 @@ fn observe(scene: &Scene, side: Side, (_, word, frame): &Arrival, transitions: &
 /// What time alone does, until it does nothing more.
 fn wait(scene: &Scene, transitions: &mut Transitions) -> Vec<String> {
     let (mut said, mut waited) = (Vec::<(String, u32, Duration)>::new(), Duration::ZERO);
-    let mut stood = scene.standing();
+    let mut stood = scene.status();
     while stood.is_some() && waited < Duration::from_secs(100_000) {
         let step = Duration::from_millis(if waited.as_secs() < 10 { 100 } else { 1000 });
         waited += step;
@@ -540,7 +540,7 @@ fn wait(scene: &Scene, transitions: &mut Transitions) -> Vec<String> {
                 None => said.push((what, 1, waited)),
             }
         }
-        let stands = scene.standing();
+        let stands = scene.status();
         if stands != stood {
             said.push((format!("**{}**", label(stands)), 1, waited));
             if node(stood) != node(stands) {
@@ -559,8 +559,8 @@ fn wait(scene: &Scene, transitions: &mut Transitions) -> Vec<String> {
 fn table(transitions: &mut Transitions) -> String {
     let mut text = INTRODUCTION.to_owned();
     for (name, story, stage) in STAGES {
-        let standing = label(stage().standing());
-        let _ = write!(text, "\n## {name}\n\n{story} The engine says: {standing}.\n");
+        let status = label(stage().status());
+        let _ = write!(text, "\n## {name}\n\n{story} The engine says: {status}.\n");
         for side in [Side::Wan, Side::Lan] {
             let mut rows: Vec<(Vec<&str>, Outcome)> = Vec::new();
             for n in 0..arrivals(&stage(), side).len() {
@@ -669,14 +669,14 @@ fn every_state_meets_every_segment_as_it_is_written() {
 
 #[test]
 fn every_state_there_is_has_a_table() {
-    let seen: Vec<State> = STAGES.iter().filter_map(|(_, _, stage)| Some(stage().standing()?.state)).collect();
+    let seen: Vec<State> = STAGES.iter().filter_map(|(_, _, stage)| Some(stage().status()?.state)).collect();
     // A state added to the engine does not compile here until it has a name, and fails until it has a table.
     let name = |state| match state {
         State::Free => None,
-        State::HalfOpen
-        | State::Dialling
-        | State::OpeningSent
-        | State::OpeningAnswered
+        State::SynCached
+        | State::ServerSynSent
+        | State::SynSent
+        | State::SynReceived
         | State::Established
         | State::Closing
         | State::TimeWait

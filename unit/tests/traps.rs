@@ -670,7 +670,7 @@ in_every_mode! {
         world.after_secs(300);
         client.gets(nothing());
         server.gets(nothing());
-        assert_eq!(world.population().half_open, 0, "a half-open entry goes after its time");
+        assert_eq!(world.population().syn_cached, 0, "a half-open entry goes after its time");
         assert_eq!(world.emitted(), 0);
     }
 
@@ -1426,7 +1426,7 @@ in_every_mode! {
         client.sends_unheard(frame);
         server.gets(nothing());
         world.has_flows(0, 0);
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
     }
 
     fn a_first_fragment_without_a_whole_header_is_dropped(world, client, server) {
@@ -1595,7 +1595,7 @@ fn a_flood_of_syns_grows_nothing() {
         }
         world.has_flows(0, 0);
         let most = if mode.cache { 64 } else { 0 };
-        assert!(world.population().half_open <= most, "{mode}: {:?}", world.population());
+        assert!(world.population().syn_cached <= most, "{mode}: {:?}", world.population());
         // Beyond the cache cookies serve: an honest client still gets in.
         let (client, server) = world.pair(60_000, 1, CLIENT_PORT);
         open(&client, &server, theirs, theirs);
@@ -1765,11 +1765,11 @@ fn a_full_table_gives_up_a_half_open_entry_before_anything_established() {
         let (half, half_server) = world.on_port(1);
         half.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = half.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
-        assert_eq!(world.population().half_open, 1);
+        assert_eq!(world.population().syn_cached, 1);
         let (client, server) = world.on_port(9);
         let mut late = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
         late.client(PSH, 10);
-        assert_eq!((world.population().half_open, world.happened(Event::EvictedHalfOpen)), (0, 1));
+        assert_eq!((world.population().syn_cached, world.happened(Event::EvictedHalfOpen)), (0, 1));
         for talk in &mut talks {
             talk.server(PSH, 10);
         }
@@ -1797,10 +1797,10 @@ fn timers_are_the_configured_ones() {
         let lasts = |secs: u64| {
             world.after(Duration::from_secs(secs) - Duration::from_millis(200));
             let before = world.population();
-            assert_eq!(before.proxied + before.direct, 1, "{mode}: gone before {secs} s");
+            assert_eq!(before.proxied + before.passthrough, 1, "{mode}: gone before {secs} s");
             world.after(Duration::from_millis(1700));
             let after = world.population();
-            assert_eq!(after.proxied + after.direct, 0, "{mode}: still there after {secs} s");
+            assert_eq!(after.proxied + after.passthrough, 0, "{mode}: still there after {secs} s");
         };
         // Established; closing by stages; reset.
         let talk = || {
@@ -1843,11 +1843,11 @@ fn a_half_open_entry_lasts_as_long_as_configured() {
         let (world, client, _server) = mode.world_with(|config| config.timeouts.dl_half_open = Duration::from_secs(5));
         client.sends(Terms::linux(mode.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         client.gets(anything());
-        assert_eq!(world.population().half_open, 1);
+        assert_eq!(world.population().syn_cached, 1);
         world.after_ms(4800);
-        assert_eq!(world.population().half_open, 1);
+        assert_eq!(world.population().syn_cached, 1);
         world.after_ms(1700);
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
     }
 }
 
@@ -2016,10 +2016,10 @@ in_every_mode! {
         client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         client.sends_unheard(rst(CLIENT_ISN + 1000));
-        assert_eq!(world.population().half_open, u64::from(world.mode().cache));
+        assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
         // Whoever did not call answers our SYN-ACK so.
         client.sends_unheard(rst(CLIENT_ISN + 1));
-        assert_eq!(world.population().half_open, 0);
+        assert_eq!(world.population().syn_cached, 0);
         server.gets(nothing());
     }
 
@@ -2031,7 +2031,7 @@ in_every_mode! {
         }
         server.gets(nothing());
         let cached = world.mode().cache;
-        assert_eq!(world.population().half_open, u64::from(cached));
+        assert_eq!(world.population().syn_cached, u64::from(cached));
         assert_eq!(world.happened(Event::SynRepeated), if cached { 4 } else { 0 });
         assert_eq!(world.happened(Event::SynAnswered), 5);
     }
@@ -2109,7 +2109,7 @@ fn what_is_known_of_a_server_by_address_holds_for_all_its_ports() {
         let theirs = Terms::linux(mode.mss());
         open(&client, &server, theirs, Terms { mss: Some(1300), wscale: Some(9), sack: false, ..theirs });
         let (there, _) = world.on_port(7);
-        let other_port = world.host(Side::Wan, Ends { dport: 443, ..there.ends() });
+        let other_port = world.host(Side::Wan, FlowKey { dport: 443, ..there.ends() });
         other_port.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = other_port.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         assert_eq!((offered.mss(), offered.wscale(), offered.sack_ok()), (Some(1300), Some(9), false), "{mode}");
@@ -2126,14 +2126,14 @@ fn test_connections_carry_traffic_both_ways() {
     for j in [0_u32, 1, 255, 539] {
         let ip = |base: u32, n: u32| std::net::IpAddr::from((base + n).to_be_bytes());
         let (client, _) = world.on_port(1);
-        let there = Ends {
+        let there = FlowKey {
             src: ip(0x0B00_0000, 2 * j + 1),
             dst: ip(0x0A00_0000, 2 * j + 2),
             sport: 54321,
             dport: 12345,
             ..client.ends()
         };
-        let back = Ends { src: there.dst, dst: there.src, sport: 12345, dport: 54321, ..there };
+        let back = FlowKey { src: there.dst, dst: there.src, sport: 12345, dport: 54321, ..there };
         for i in 0..10 {
             // The WAN's numbers must fit what is known, which is nothing but zero.
             let frame = build(&there, 0, &data(i * 100, 0, 100));

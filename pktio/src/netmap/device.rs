@@ -390,11 +390,11 @@ mod tests {
         let (first, mut second) = (registered(3, |_| ()), registered(0, |_| ()));
         // One memory, two ports: the second one's descriptor is another way to it.
         second.device = first.device.try_clone().expect("a descriptor");
-        let look = first.device.try_clone().expect("a descriptor");
+        let meta = first.device.try_clone().expect("a descriptor");
         let list = || {
             let mut head = [0; 4];
             let at = INTERFACE + std::mem::offset_of!(netmap_if, ni_bufs_head);
-            look.read_exact_at(&mut head, at as u64).expect("memory");
+            meta.read_exact_at(&mut head, at as u64).expect("memory");
             u32::from_ne_bytes(head)
         };
         let (memory, _) = Memory::map(vec![first, second]).expect("a memory");

@@ -99,7 +99,7 @@ fn slot(ring: NonNull<netmap_ring>, at: usize) -> *mut netmap_slot {
 }
 
 /// The kernel's half of a ring.
-struct Half {
+struct Endpoint {
     ring: NonNull<netmap_ring>,
     slots: u32,
     current: u32,
@@ -107,9 +107,9 @@ struct Half {
 }
 
 // SAFETY: as `Shared`.
-unsafe impl Send for Half {}
+unsafe impl Send for Endpoint {}
 
-impl Half {
+impl Endpoint {
     /// What user space says is done up to. A pointer outside the ring, which only a test writes, has the module reset the ring; panics
     /// where it would for another reason.
     fn head(&self) -> io::Result<u32> {
@@ -137,8 +137,8 @@ impl Half {
 /// A NIC: what is pushed is received, what is sent can be popped.
 pub(super) struct Nic {
     shared: Arc<Shared>,
-    receive: Half,
-    transmit: Half,
+    receive: Endpoint,
+    transmit: Endpoint,
     pub inbox: VecDeque<Vec<u8>>,
     pub outbox: Vec<Vec<u8>>,
     /// Frames it will send at one synchronisation.
@@ -235,7 +235,7 @@ impl Kernel for Ask {
 fn plug(shared: &Arc<Shared>, at: usize, swaps: bool) -> (NetmapPort<Ask>, Arc<Mutex<Nic>>) {
     let slots = shared.slots as u32;
     let [receive, transmit] = [0, 1].map(|i| shared.ring(at + i));
-    let half = |ring, tail| Half { ring, slots, current: 0, tail };
+    let half = |ring, tail| Endpoint { ring, slots, current: 0, tail };
     let nic = Nic {
         shared: shared.clone(),
         receive: half(receive, 0),

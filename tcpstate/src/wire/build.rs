@@ -1,7 +1,7 @@
 //! From meaning to bytes: the segments the proxy itself sends, headers and all.
 
 use super::{
-    Addr, ETHERNET_LEN, ETHERNET_MIN, Ends, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan,
+    Addr, ETHERNET_LEN, ETHERNET_MIN, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan,
     be16, be32, checksum, kind, put16, put32,
 };
 use crate::Side;
@@ -103,7 +103,7 @@ pub struct Envelope {
     /// The receiver's Ethernet address.
     pub to: Mac,
     /// The ends of the connection.
-    pub ends: Ends,
+    pub key: FlowKey,
     /// The side the sender is on.
     pub sender: Side,
     /// Time to live or hop limit.
@@ -125,13 +125,13 @@ impl Envelope {
     pub fn of(frame: &[u8], segment: &Segment, side: Side) -> Self {
         let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
         let ip = usize::from(segment.ip);
-        let (id, label) = if segment.ends.v6 { (0, be32(frame, ip) & 0xf_ffff) } else { (be16(frame, ip + 4), 0) };
+        let (id, label) = if segment.key.v6 { (0, be32(frame, ip) & 0xf_ffff) } else { (be16(frame, ip + 4), 0) };
         let priority = |n: usize| {
-            if n < segment.ends.vlan.count() { be16(frame, ETHERNET_LEN + 4 * n) & 0xf000 } else { 0 }
+            if n < segment.key.vlan.count() { be16(frame, ETHERNET_LEN + 4 * n) & 0xf000 } else { 0 }
         };
         let priorities = [priority(0), priority(1)];
         let ttl = segment.ttl(frame);
-        Self { from: mac(6), to: mac(0), ends: segment.ends, sender: side, ttl, id, label, priorities }
+        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, id, label, priorities }
     }
 
     /// The envelope of an answer.
@@ -144,14 +144,14 @@ impl Envelope {
     /// Bytes of the frame that holds `options`, before padding.
     #[inline]
     pub fn frame_len(&self, options: &OptionList) -> usize {
-        let ip = if self.ends.v6 { IPV6_LEN } else { IPV4_LEN };
-        ETHERNET_LEN + 4 * self.ends.vlan.count() + ip + TCP_LEN + options.len()
+        let ip = if self.key.v6 { IPV6_LEN } else { IPV4_LEN };
+        ETHERNET_LEN + 4 * self.key.vlan.count() + ip + TCP_LEN + options.len()
     }
 
     /// The addresses and ports of the sender and the receiver.
     #[inline(always)]
     fn source_and_destination(&self) -> [(&Addr, u16); 2] {
-        let Ends { lan, wan, lan_port, wan_port, .. } = &self.ends;
+        let FlowKey { lan, wan, lan_port, wan_port, .. } = &self.key;
         match self.sender {
             Side::Lan => [(lan, *lan_port), (wan, *wan_port)],
             Side::Wan => [(wan, *wan_port), (lan, *lan_port)],
@@ -193,10 +193,10 @@ impl Outgoing<'_> {
         let frame = &mut buffer[..self.frame_len()];
         frame[..6].copy_from_slice(&envelope.to);
         frame[6..12].copy_from_slice(&envelope.from);
-        let ip = self.write_tags(frame, envelope.ends.vlan);
+        let ip = self.write_tags(frame, envelope.key.vlan);
         let tcp_len = TCP_LEN + self.options.len();
         let (tcp, addresses) =
-            if envelope.ends.v6 { self.write_ipv6(frame, ip, tcp_len) } else { self.write_ipv4(frame, ip, tcp_len) };
+            if envelope.key.v6 { self.write_ipv6(frame, ip, tcp_len) } else { self.write_ipv4(frame, ip, tcp_len) };
         self.write_tcp(&mut frame[tcp..tcp + tcp_len], addresses);
         if tcp + tcp_len < ETHERNET_MIN {
             frame[tcp + tcp_len..].fill(0);
@@ -213,7 +213,7 @@ impl Outgoing<'_> {
             put16(frame, at + 2, identifier | self.envelope.priorities[n]);
             at += 4;
         }
-        put16(frame, at, if self.envelope.ends.v6 { 0x86dd } else { 0x0800 });
+        put16(frame, at, if self.envelope.key.v6 { 0x86dd } else { 0x0800 });
         at + 2
     }
 

@@ -6,7 +6,7 @@
 
 use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
 use super::{
-    Addr, Ends, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
+    Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
 };
 use crate::seq::SeqNum;
 use crate::{Event, Head, Side};
@@ -31,7 +31,7 @@ pub enum Trouble {
 #[derive(Clone, Copy, Debug)]
 pub struct Quote {
     /// The ends of the quoted segment's connection, by side. Its sender is on the side the error travels to.
-    pub ends: Ends,
+    pub key: FlowKey,
     /// The quoted sequence number.
     pub seq: SeqNum,
     /// Offset of the IP header in the frame.
@@ -50,7 +50,7 @@ impl Quote {
     /// What the error complains of.
     pub fn trouble(&self, frame: &[u8]) -> Trouble {
         let icmp = usize::from(self.icmp);
-        match (self.ends.v6, frame[icmp], frame[icmp + 1]) {
+        match (self.key.v6, frame[icmp], frame[icmp + 1]) {
             (true, 2, _) | (false, 3, 4) => Trouble::TooBig,
             (false, 4, _) => Trouble::Quench,
             _ => Trouble::Unreachable,
@@ -64,7 +64,7 @@ impl Quote {
         if end > frame.len() {
             return false;
         }
-        let pseudo = if self.ends.v6 {
+        let pseudo = if self.key.v6 {
             pseudo_header_sum(&frame[ip + 8..ip + IPV6_LEN], end - icmp)
         } else {
             let header = usize::from(frame[ip] & 15) * 4;
@@ -84,21 +84,21 @@ fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
 
 /// The MTU of a path that carries segments of `mss` bytes, options included (RFC 6691), and no longer ones.
 fn mtu(segment: &Segment, mss: u16) -> usize {
-    let (header, least) = if segment.ends.v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU) };
+    let (header, least) = if segment.key.v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU) };
     (usize::from(mss) + header + TCP_LEN).max(least)
 }
 
 /// Whether a segment is longer than one of `mss` bytes, options included, and may not be fragmented on its way.
 pub fn is_too_big(segment: &Segment, head: &Head, mss: u16) -> bool {
     let ip = usize::from(segment.ip);
-    let may_not_be_cut = segment.ends.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
+    let may_not_be_cut = segment.key.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
     segment.end as usize - ip > mtu(segment, mss) && !segment.fragmented && may_not_be_cut
 }
 
 /// Turns a segment that [is too big](is_too_big), in a frame that need not hold all of its payload, into the error by which the server's host
 /// would tell the client so (RFC 1191, RFC 8201). `ttl` is the error's. It quotes what finds room, and is never longer than the frame.
 pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
-    let v6 = segment.ends.v6;
+    let v6 = segment.key.v6;
     let (ip, end) = (usize::from(segment.ip), segment.end as usize);
     let (header, longest) = if v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_ERROR) };
     let mtu = mtu(segment, mss);
@@ -173,7 +173,7 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     }
     let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6 };
     Parsed::Error(Quote {
-        ends: inner.ends(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
+        key: inner.key(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),
         // None is cut short: `seen` is below 64 KiB.
         ip: ip as u16,
@@ -406,7 +406,7 @@ mod tests {
         if let Parsed::Error(quote) = Parsed::parse(side, &head) {
             prop_assert!(quote.tcp + 8 <= quote.seen && usize::from(quote.seen) <= seen);
             prop_assert!(quote.end as usize == total && (seen < total || quote.checksums_hold(&head)));
-            let sender = if side == Side::Lan { quote.ends.wan } else { quote.ends.lan };
+            let sender = if side == Side::Lan { quote.key.wan } else { quote.key.lan };
             prop_assert_eq!(sender[3], 0x0707_0707);
         }
     }

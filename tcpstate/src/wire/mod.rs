@@ -2,16 +2,16 @@
 
 mod build;
 pub mod checksum;
+mod common;
 mod icmp;
 mod options;
 mod segment;
-mod usual;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
+pub use common::{CommonSyn, CommonSynAck};
 pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
-pub use segment::{Addr, Ends, Flags, Fragment, Parsed, Segment, Vlan};
-pub use usual::{UsualSyn, UsualSynAck};
+pub use segment::{Addr, Flags, FlowKey, Fragment, Parsed, Segment, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

@@ -163,8 +163,8 @@ impl Options {
     #[inline(always)]
     pub fn usual_timestamps(options: &[u8; TIMESTAMPS_ROOM]) -> Option<Timestamps> {
         let [a, b, c, d, ..] = *options;
-        let usual = [a, b, c, d] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
-        usual.then(|| Timestamps { value: be32(options, 4), echo: be32(options, 8) })
+        let common = [a, b, c, d] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
+        common.then(|| Timestamps { value: be32(options, 4), echo: be32(options, 8) })
     }
 
     /// Reads only the timestamps: what an established segment carries.

@@ -57,7 +57,7 @@ impl Vlan {
 
 /// The two ends of a connection, by the side of the box they are on. The identity of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Ends {
+pub struct FlowKey {
     /// Address on the LAN.
     pub lan: Addr,
     /// Address on the WAN.
@@ -72,7 +72,7 @@ pub struct Ends {
     pub v6: bool,
 }
 
-impl Ends {
+impl FlowKey {
     /// The end on this side.
     pub fn socket(&self, side: Side) -> SocketAddr {
         let (address, port) = match side {
@@ -170,7 +170,7 @@ impl Flags {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// The ends, by side.
-    pub ends: Ends,
+    pub key: FlowKey,
     /// Sequence number.
     pub seq: SeqNum,
     /// Acknowledgement number; meaningful with [`Flags::ACK`].
@@ -195,7 +195,7 @@ impl Segment {
     /// The segment in a frame of IPv4 that came in on `side`, if it lies there as nearly all do: in one packet, and directly behind its IP
     /// header. Of any other frame [`Parsed::parse`] tells what it is.
     #[inline(always)]
-    pub fn usual_ipv4(side: Side, head: &Head) -> Option<Segment> {
+    pub fn common_ipv4(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
             (ip, vlan, ETHER_IPV4) => match Layout::ipv4(head, ip, vlan)? {
                 (layout, TCP, false) => Self::at(side, head, &layout).ok(),
@@ -207,7 +207,7 @@ impl Segment {
 
     /// The same of IPv6: what they find stays in registers if they do not meet.
     #[inline(always)]
-    pub fn usual_ipv6(side: Side, head: &Head) -> Option<Segment> {
+    pub fn common_ipv6(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
             (ip, vlan, ETHER_IPV6) => match Layout::ipv6(head, ip, vlan)? {
                 (layout, TCP) => Self::at(side, head, &layout).ok(),
@@ -231,7 +231,7 @@ impl Segment {
             return Err(short);
         }
         Ok(Segment {
-            ends: layout.ends(side, be16(fixed, 0), be16(fixed, 2)),
+            key: layout.key(side, be16(fixed, 0), be16(fixed, 2)),
             seq: SeqNum::new(be32(fixed, 4)),
             ack: SeqNum::new(be32(fixed, 8)),
             flags: Flags(fixed[13]),
@@ -263,7 +263,7 @@ impl Segment {
 
     /// What the options say if they are timestamps alone, in the usual layout, or none; `None` if they are anything else.
     #[inline(always)]
-    pub fn usual_options(&self, frame: &[u8]) -> Option<Option<Timestamps>> {
+    pub fn common_options(&self, frame: &[u8]) -> Option<Option<Timestamps>> {
         match usize::from(self.payload - self.tcp) {
             TCP_LEN => Some(None),
             LEN_WITH_TIMESTAMPS => {
@@ -277,7 +277,7 @@ impl Segment {
     /// The hop limit the packet came with (in IPv4: time to live).
     #[inline(always)]
     pub fn ttl(&self, frame: &[u8]) -> u8 {
-        frame[usize::from(self.ip) + if self.ends.v6 { 7 } else { 8 }]
+        frame[usize::from(self.ip) + if self.key.v6 { 7 } else { 8 }]
     }
 
     /// Whether the IPv4 header's and the segment's checksums are right. A segment that is not whole in sight cannot be judged and is not.
@@ -294,10 +294,10 @@ impl Segment {
         if self.fragmented || end > frame.len() {
             return false;
         }
-        if !self.ends.v6 {
+        if !self.key.v6 {
             let header = usize::from(frame[ip] & 15) * 4;
             let sum = match frame[ip..].first_chunk::<IPV4_LEN>() {
-                Some(usual) if header == IPV4_LEN => checksum::sum(usual),
+                Some(common) if header == IPV4_LEN => checksum::sum(common),
                 _ => checksum::sum(&frame[ip..ip + header]),
             };
             if sum != u16::MAX {
@@ -313,15 +313,15 @@ impl Segment {
         } else {
             checksum::sum(segment)
         };
-        checksum::fold(pseudo_header_sum(&self.ends, segment.len()) + u64::from(sum)) == u16::MAX
+        checksum::fold(pseudo_header_sum(&self.key, segment.len()) + u64::from(sum)) == u16::MAX
     }
 }
 
 /// The sum, not folded, of the pseudo header in front of a TCP segment of `len` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1).
 #[inline(always)]
-pub(super) fn pseudo_header_sum(ends: &Ends, len: usize) -> u64 {
-    let both = |i: usize| u64::from(ends.lan[i]) + u64::from(ends.wan[i]);
-    let upper = if ends.v6 { both(0) + both(1) + both(2) } else { 0 };
+pub(super) fn pseudo_header_sum(key: &FlowKey, len: usize) -> u64 {
+    let both = |i: usize| u64::from(key.lan[i]) + u64::from(key.wan[i]);
+    let upper = if key.v6 { both(0) + both(1) + both(2) } else { 0 };
     u64::from(TCP) + len as u64 + upper + both(3)
 }
 
@@ -363,14 +363,14 @@ impl Fragment {
     /// The packet whose first fragment `frame` holds as a segment from `side`; `None` if it is, or has become, a packet in one piece.
     pub fn first_of(frame: &[u8], segment: &Segment, side: Side) -> Option<Fragment> {
         let ip = usize::from(segment.ip);
-        let identification = if segment.ends.v6 {
+        let identification = if segment.key.v6 {
             extension_headers(frame, ip, frame.len()).ok()?.piece?.identification
         } else if be16(frame, ip + 6) & MORE_FRAGMENTS != 0 {
             u32::from(be16(frame, ip + 4))
         } else {
             return None;
         };
-        let Ends { lan, wan, vlan, v6, .. } = segment.ends;
+        let FlowKey { lan, wan, vlan, v6, .. } = segment.key;
         let (source, destination) = if side == Side::Lan { (lan, wan) } else { (wan, lan) };
         Some(Fragment { source, destination, identification, vlan, v6, first: true })
     }
@@ -549,11 +549,11 @@ impl Layout {
 
     /// The ends of a segment whose sender, on `side`, sent it from one port to another.
     #[inline(always)]
-    pub fn ends(&self, side: Side, from: u16, to: u16) -> Ends {
+    pub fn key(&self, side: Side, from: u16, to: u16) -> FlowKey {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
         match side {
-            Side::Lan => Ends { lan: source, wan: destination, lan_port: from, wan_port: to, vlan, v6 },
-            Side::Wan => Ends { lan: destination, wan: source, lan_port: to, wan_port: from, vlan, v6 },
+            Side::Lan => FlowKey { lan: source, wan: destination, lan_port: from, wan_port: to, vlan, v6 },
+            Side::Wan => FlowKey { lan: destination, wan: source, lan_port: to, wan_port: from, vlan, v6 },
         }
     }
 
@@ -702,9 +702,9 @@ mod tests {
                 Parsed::Tcp(segment) if !segment.fragmented && segment.tcp - segment.ip <= 60 => Some(segment),
                 _ => None,
             };
-            let usual = Segment::usual_ipv4(side, &head).or_else(|| Segment::usual_ipv6(side, &head));
+            let common = Segment::common_ipv4(side, &head).or_else(|| Segment::common_ipv6(side, &head));
             // Behind extension headers a segment is not where the usual one is.
-            prop_assert!(usual == whole || usual.is_none() && v6 && protocol != TCP);
+            prop_assert!(common == whole || common.is_none() && v6 && protocol != TCP);
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::frames::{Pair, Tcp, write};
 use std::hint::black_box;
 use std::mem;
 use std::time::Duration;
-use tcpstate::{Egress, Head, Instant, Look, Proxy, Side, Verdict};
+use tcpstate::{Egress, Head, Instant, Metadata, Proxy, Side, Verdict};
 
 /// Frames of a batch, as in the worker.
 pub const BATCH: usize = 64;
@@ -27,7 +27,7 @@ struct Place {
 pub struct Lane {
     buffers: Vec<Vec<u8>>,
     places: Vec<Place>,
-    looks: Vec<Look>,
+    metas: Vec<Metadata>,
     verdicts: Vec<Verdict>,
     /// Frames that are held, by their places in the pen, and buffers to take theirs' place.
     pen: Vec<Option<(Vec<u8>, Place)>>,
@@ -65,7 +65,7 @@ impl Lane {
         Self {
             buffers: vec![vec![0; BUFFER]; BATCH],
             places: vec![Place { start: HEADROOM, len: 0 }; BATCH],
-            looks: vec![Look::default(); BATCH],
+            metas: vec![Metadata::default(); BATCH],
             verdicts: Vec::with_capacity(BATCH),
             pen: Vec::new(),
             idle: Vec::new(),
@@ -114,17 +114,17 @@ impl Lane {
         self.released.clear();
         self.spares.used = 0;
         if self.pen.is_empty() {
-            self.pen.resize_with(proxy.pen_frames(), || None);
+            self.pen.resize_with(proxy.held_frames(), || None);
         }
-        for ((buffer, place), look) in self.buffers.iter_mut().zip(&self.places).zip(&mut self.looks) {
-            proxy.look(side, &Head::new(&mut buffer[..], place.start, place.len, place.len), look);
+        for ((buffer, place), meta) in self.buffers.iter_mut().zip(&self.places).zip(&mut self.metas) {
+            proxy.parse(side, &Head::new(&mut buffer[..], place.start, place.len, place.len), meta);
         }
-        for look in &mut self.looks {
-            proxy.reach(look);
+        for meta in &mut self.metas {
+            proxy.prefetch(meta);
         }
-        for ((buffer, place), look) in self.buffers.iter_mut().zip(&mut self.places).zip(&self.looks) {
+        for ((buffer, place), meta) in self.buffers.iter_mut().zip(&mut self.places).zip(&self.metas) {
             let mut head = Head::new(&mut buffer[..], place.start, place.len, place.len);
-            let verdict = proxy.on_frame(side, look, &mut head, self.now, &mut self.spares);
+            let verdict = proxy.on_frame(side, meta, &mut head, self.now, &mut self.spares);
             *place = Place { start: head.start(), len: head.len() };
             if let Verdict::Hold(ticket) = verdict {
                 let other = self.idle.pop().unwrap_or_else(|| vec![0; BUFFER]);

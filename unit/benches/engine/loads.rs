@@ -34,7 +34,7 @@ impl Chance {
 /// The default configuration, but no prefix is ever limited, and nothing is adopted.
 pub fn config(cache: usize, table_buckets: usize) -> Config {
     let rate = RateLimit { burst: u32::MAX / 8, ..RateLimit::default() };
-    Config { half_open_max: cache, table_buckets, rate, adopt_grace: Duration::ZERO, ..Config::default() }
+    Config { syn_cache_max: cache, table_buckets, rate, adopt_grace: Duration::ZERO, ..Config::default() }
 }
 
 /// The same, with handshakes that end early.

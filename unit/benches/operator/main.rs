@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use control::{Client, Entry, FlowFilter, FlowList, Key, Reply, Request, Side, Stats};
 use unit::netns::{self, Appliance, Backend, Rig, program};
-use unit::script::{self, Ends};
+use unit::script::{self, FlowKey};
 
 /// Servers the operator speaks of.
 const SERVERS: u32 = 1000;
@@ -163,7 +163,7 @@ fn frames(client: &mut Client) -> Vec<String> {
     let flows = list(client, &FlowFilter::default(), None).flows;
     let frame = |flow: &control::Flow| {
         let [lan, wan]: [std::net::SocketAddr; 2] = [&flow.lan, &flow.wan].map(|end| end.parse().expect("an end"));
-        let ends = Ends {
+        let ends = FlowKey {
             src: lan.ip(),
             dst: wan.ip(),
             sport: lan.port(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use super::wire::{be16, be32, sum, v4, v6};
-use super::{Ends, Expect, Family, Host, reverse, vlan_tags};
+use super::{Expect, Family, FlowKey, Host, reverse, vlan_tags};
 
 /// What an ICMP error says, in whatever family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +65,14 @@ pub fn tcp_at(packet: &[u8]) -> usize {
 
 /// An ICMP error from the router `ends` starts at to the host it leads to, quoting the first `quoted` bytes of the TCP segment in
 /// `frame`, or as many as there are.
-pub fn icmp_error(ends: &Ends, tags: usize, complaint: Complaint, frame: &[u8], quoted: usize) -> Vec<u8> {
+pub fn icmp_error(ends: &FlowKey, tags: usize, complaint: Complaint, frame: &[u8], quoted: usize) -> Vec<u8> {
     let packet = packet_of(frame);
     let quote = &packet[..(tcp_at(packet) + quoted).min(packet.len())];
     icmp_error_raw(ends, tags, complaint, quote, &[])
 }
 
 /// Like [`icmp_error`], quoting any bytes, behind these IPv4 options or this IPv6 destination options header, if there are any.
-pub fn icmp_error_raw(ends: &Ends, tags: usize, complaint: Complaint, quote: &[u8], options: &[u8]) -> Vec<u8> {
+pub fn icmp_error_raw(ends: &FlowKey, tags: usize, complaint: Complaint, quote: &[u8], options: &[u8]) -> Vec<u8> {
     let family = if ends.src.is_ipv4() { Family::V4 } else { Family::V6 };
     let (kind, code, rest) = complaint.header(family);
     let mut message = vec![kind, code, 0, 0];
@@ -286,9 +286,9 @@ mod tests {
     use crate::script::{data, wire};
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
-    fn ends(v6: bool) -> Ends {
+    fn ends(v6: bool) -> FlowKey {
         let (src, dst) = if v6 { ("2001:db8::1", "2001:db8::2") } else { ("192.0.2.1", "192.0.2.2") };
-        Ends {
+        FlowKey {
             src: src.parse().unwrap(),
             dst: dst.parse().unwrap(),
             sport: 1,

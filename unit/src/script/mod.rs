@@ -18,13 +18,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpstate::{
-    Config, Counters, DropReason, Egress, Event, Explanation, Head, Instant, Look, PerSide, Population, Proxy, Secrets,
-    Side, Standing, Ticket, Verdict,
+    Config, ConnectionStatus, Counters, DropReason, Egress, Event, Explanation, Head, Instant, Metadata, PerSide,
+    Population, Proxy, Secrets, Side, Ticket, Verdict,
 };
 
 pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
 pub use wire::{
-    ACK, AE, ANY, CWR, ECE, Ends, Extension, FIN, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data,
+    ACK, AE, ANY, CWR, ECE, Extension, FIN, FlowKey, Got, Num, Opt, PSH, RST, SYN, Seg, URG, WINDOW, ack, build, data,
     fin, read, rst, rst_ack, seal, segment, syn, syn_ack, vlan_tags,
 };
 
@@ -96,7 +96,7 @@ impl Mode {
         Config {
             table_buckets: 64,
             learn_capacity: 64,
-            half_open_max: if self.cache { 64 } else { 0 },
+            syn_cache_max: if self.cache { 64 } else { 0 },
             adopt_grace: Duration::ZERO,
             closed_memory: Duration::ZERO,
             rate,
@@ -214,7 +214,7 @@ pub struct World(Rc<RefCell<Core>>);
 pub struct Host {
     core: Rc<RefCell<Core>>,
     side: Side,
-    ends: Ends,
+    ends: FlowKey,
 }
 
 /// Gives the engine spare frames and remembers what it fills them with.
@@ -502,7 +502,7 @@ impl World {
                 Ipv6Addr::new(0x2600, 0xDB8, 0xFFFF, 1, 0, 0, 0, u16::from(server)).into(),
             ),
         };
-        let there = Ends {
+        let there = FlowKey {
             src: client,
             dst: server,
             sport: port,
@@ -520,7 +520,7 @@ impl World {
     }
 
     /// One end of any connection: the host on `side` that has these ends.
-    pub fn host(&self, side: Side, ends: Ends) -> Host {
+    pub fn host(&self, side: Side, ends: FlowKey) -> Host {
         Host { core: self.0.clone(), side, ends }
     }
 
@@ -533,8 +533,8 @@ impl World {
     pub fn tells(&self, other: &World) -> usize {
         let (mut core, mut other) = (self.0.borrow_mut(), other.0.borrow_mut());
         let now = other.now;
-        let news: Vec<_> = core.proxy.news().collect();
-        news.iter().for_each(|news| other.proxy.hear(news, now));
+        let news: Vec<_> = core.proxy.updates().collect();
+        news.iter().for_each(|news| other.proxy.receive_update(news, now));
         news.len()
     }
 
@@ -633,20 +633,20 @@ impl World {
     }
 
     /// How the connection stands that a frame from `side` belongs to.
-    pub fn standing(&self, side: Side, frame: &[u8]) -> Option<Standing> {
+    pub fn status(&self, side: Side, frame: &[u8]) -> Option<ConnectionStatus> {
         let mut bytes = frame.to_vec();
         let head = Head::new(&mut bytes, 0, frame.len(), frame.len());
         let core = self.0.borrow();
-        let mut look = Look::default();
-        core.proxy.look(side, &head, &mut look);
-        core.proxy.standing(&look)
+        let mut meta = Metadata::default();
+        core.proxy.parse(side, &head, &mut meta);
+        core.proxy.status(&meta)
     }
 
     /// Fails unless there are so many flows: proxied, passed through.
     #[track_caller]
     pub fn has_flows(&self, proxied: u64, direct: u64) {
         let there = self.population();
-        if (there.proxied, there.direct) != (proxied, direct) {
+        if (there.proxied, there.passthrough) != (proxied, direct) {
             self.0.borrow().fail(&format!("{proxied} proxied and {direct} direct flows expected, there are {there:?}"));
         }
     }
@@ -680,8 +680,8 @@ impl World {
     }
 }
 
-fn reverse(ends: &Ends, ttl: u8) -> Ends {
-    Ends {
+fn reverse(ends: &FlowKey, ttl: u8) -> FlowKey {
+    FlowKey {
         src: ends.dst,
         dst: ends.src,
         sport: ends.dport,
@@ -895,7 +895,7 @@ impl Host {
     }
 
     /// The ends as this host sees them.
-    pub fn ends(&self) -> Ends {
+    pub fn ends(&self) -> FlowKey {
         self.ends
     }
 

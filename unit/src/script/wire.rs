@@ -564,7 +564,7 @@ impl fmt::Display for Got {
 
 /// The two ends of a connection as one of them sees it, down to the MAC addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct FlowKey {
     /// Source address.
     pub src: IpAddr,
     /// Destination address.
@@ -592,7 +592,7 @@ pub fn vlan_tags(tags: usize) -> &'static [(u16, u16)] {
 }
 
 /// The frame that carries `seg` from one end to the other.
-pub fn build(ends: &Ends, tags: usize, seg: &Seg) -> Vec<u8> {
+pub fn build(ends: &FlowKey, tags: usize, seg: &Seg) -> Vec<u8> {
     let mut options = Vec::new();
     for option in &seg.options {
         option.write(&mut options);
@@ -844,9 +844,9 @@ pub(super) fn v6(bytes: &[u8]) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn ends(v6: bool) -> Ends {
+    fn ends(v6: bool) -> FlowKey {
         let (src, dst) = if v6 { ("2001:db8::1", "2001:db8::2") } else { ("192.0.2.1", "192.0.2.2") };
-        Ends {
+        FlowKey {
             src: src.parse().unwrap(),
             dst: dst.parse().unwrap(),
             sport: 1,

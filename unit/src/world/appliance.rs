@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tcpstate::{Config, Egress, Head, Instant, Look, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
 use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
@@ -209,17 +209,17 @@ impl Appliance {
                 out.extend(batch.drain(..).map(|frame| (side.other(), frame)));
                 continue;
             }
-            let mut looks = vec![Look::default(); batch.len()];
-            for (frame, look) in batch.iter_mut().zip(&mut looks) {
-                self.proxy.look(side, &frame.head(), look);
+            let mut metas = vec![Metadata::default(); batch.len()];
+            for (frame, meta) in batch.iter_mut().zip(&mut metas) {
+                self.proxy.parse(side, &frame.head(), meta);
             }
-            for look in &mut looks {
-                self.proxy.reach(look);
+            for meta in &mut metas {
+                self.proxy.prefetch(meta);
             }
-            for (mut frame, look) in batch.into_iter().zip(&looks) {
+            for (mut frame, meta) in batch.into_iter().zip(&metas) {
                 let mut head = frame.head();
                 let mut spare = Spare { pool: &mut self.pool, out: &mut out };
-                let verdict = self.proxy.on_frame(side, look, &mut head, time, &mut spare);
+                let verdict = self.proxy.on_frame(side, meta, &mut head, time, &mut spare);
                 let left = (head.start(), head.len(), head.total());
                 frame.settle(left);
                 match verdict {

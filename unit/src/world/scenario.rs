@@ -254,7 +254,7 @@ impl Scenario {
         build.config = Config {
             table_buckets: 64,
             learn_capacity: 64,
-            half_open_max: if cell.cache { 64 } else { 0 },
+            syn_cache_max: if cell.cache { 64 } else { 0 },
             rate: tcpstate::config::RateLimit { size: 1024, ..Default::default() },
             ..Config::default()
         };
@@ -318,13 +318,13 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     let mut config = Config {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
-        half_open_max: *chance.pick(&[0, 0, 1, 4, 256]),
+        syn_cache_max: *chance.pick(&[0, 0, 1, 4, 256]),
         // Nothing is running when a world begins, so whatever is passed to be adopted would be a stranger's.
         adopt_grace: Duration::ZERO,
         closed_memory: Duration::from_secs(*chance.pick(&[0, 1, 10])),
         handshake: if chance.one_in(1, 2) { Handshake::Early } else { Handshake::Honest },
         early_window: *chance.pick(&[1, 600, 16_384, u16::MAX]),
-        pen_frames: *chance.pick(&[0, 1, 4, 256]),
+        held_frames: *chance.pick(&[0, 1, 4, 256]),
         ..Config::default()
     };
     config.rate.size = 1024;
@@ -432,7 +432,7 @@ fn draw_plan(
     let pause = [pause(down), pause(up)];
     let mut dialect = Dialect::draw(chance);
     dialect.draw_isn(chance);
-    if build.config.half_open_max == 0 && chance.one_in(1, 16) {
+    if build.config.syn_cache_max == 0 && chance.one_in(1, 16) {
         // Smaller than every MSS a cookie can express, or the smallest.
         dialect.mss = Announced::Below(64);
     }

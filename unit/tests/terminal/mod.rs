@@ -86,7 +86,7 @@ impl Terminal {
         let deadline = Instant::now() + PATIENCE;
         while !is_there(&self.lines()) {
             assert!(Instant::now() < deadline, "{what} is not shown:\n{}", self.lines().join("\n"));
-            self.look();
+            self.parse();
         }
     }
 
@@ -104,13 +104,13 @@ impl Terminal {
     pub fn ends(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
-            self.look();
+            self.parse();
             if let Some(status) = self.child.try_wait().expect("it is ours") {
                 break status;
             }
             assert!(Instant::now() < deadline, "it does not end:\n{}", self.lines().join("\n"));
         };
-        while self.look() {}
+        while self.parse() {}
         status
     }
 
@@ -132,7 +132,7 @@ impl Terminal {
     }
 
     /// Draws what has come, or waits a moment for something; returns whether anything came.
-    fn look(&mut self) -> bool {
+    fn parse(&mut self) -> bool {
         let Some(own) = &self.own else {
             std::thread::sleep(Duration::from_millis(10));
             return false;

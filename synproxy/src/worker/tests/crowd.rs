@@ -8,7 +8,7 @@ use pktio::rss::Twin;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::time;
-use tcpstate::{Config, Event, Look, Owners, Proxy, Secrets, owner};
+use tcpstate::{Config, Event, Metadata, Owners, Proxy, Secrets, owner};
 
 const FRAMES: usize = 1024;
 
@@ -17,7 +17,7 @@ fn secrets() -> Secrets {
 }
 
 fn config() -> Config {
-    Config { table_buckets: 64, learn_capacity: 64, half_open_max: 64, ..Config::default() }
+    Config { table_buckets: 64, learn_capacity: 64, syn_cache_max: 64, ..Config::default() }
 }
 
 /// Workers with one queue of both ports each.
@@ -82,26 +82,26 @@ impl Crowd {
 }
 
 /// What the first pass finds out about a frame.
-fn look(side: Side, frame: &[u8]) -> Look {
+fn parse(side: Side, frame: &[u8]) -> Metadata {
     let mut bytes = frame.to_vec();
     let len = bytes.len();
-    let mut look = Look::default();
-    Proxy::new(&config(), &secrets(), now()).look(side, &Head::whole(&mut bytes, len), &mut look);
-    look
+    let mut meta = Metadata::default();
+    Proxy::new(&config(), &secrets(), now()).parse(side, &Head::whole(&mut bytes, len), &mut meta);
+    meta
 }
 
 /// Whose a frame is.
 fn owner_of(side: Side, frame: &[u8], workers: usize) -> usize {
     let by_hash = |_: &_, hash| owner::share(hash, workers);
-    Owners::new(&secrets()).owner(side, &look(side, frame), frame, now(), by_hash).expect("a segment has an owner")
+    Owners::new(&secrets()).owner(side, &parse(side, frame), frame, now(), by_hash).expect("a segment has an owner")
 }
 
 #[test]
 fn connections_are_joined_whatever_queues_their_frames_arrive_on() {
     for (workers, everything) in [(2, false), (2, true), (3, true), (4, false), (4, true)] {
-        for half_open_max in [0, 64] {
+        for syn_cache_max in [0, 64] {
             let strategy = if everything { Strategy::Everything } else { Strategy::HandOff };
-            let mut crowd = Crowd::new(workers, strategy, &Config { half_open_max, ..config() });
+            let mut crowd = Crowd::new(workers, strategy, &Config { syn_cache_max, ..config() });
             for port in 40_000..40_064 {
                 let segment = |side, seq, ack, flags| segment_of(port, side, seq, ack, flags);
                 crowd.arrives(Side::Wan, &segment(Side::Wan, 1000, 0, SYN));
@@ -267,7 +267,7 @@ fn a_flood_presses_who_receives_it_and_whom_it_is_for_and_is_left_out_before_it_
 #[test]
 fn a_cookie_minted_by_one_worker_opens_at_another() {
     // The client's SYN is answered here, its repetition there, and it acknowledges the first answer.
-    let cookies = Config { half_open_max: 0, ..config() };
+    let cookies = Config { syn_cache_max: 0, ..config() };
     let mut workers: Vec<_> = (0..2).map(|_| world(Proxy::new(&cookies, &secrets(), now()), 16, 16)).collect();
     let isns: Vec<u32> = workers
         .iter_mut()
@@ -366,10 +366,10 @@ fn fragments(segment: &[u8], identification: u16) -> [Vec<u8>; 2] {
 
 #[test]
 fn fragments_follow_their_first_one_wherever_its_connection_is() {
-    use tcpstate::config::Policy;
+    use tcpstate::config::Action;
     for strategy in [Strategy::HandOff, Strategy::Everything] {
         // What comes without its first one is dropped.
-        let config = Config { stray_fragments: Policy::Drop, adopt_grace: Duration::ZERO, ..config() };
+        let config = Config { stray_fragments: Action::Drop, adopt_grace: Duration::ZERO, ..config() };
         let mut crowd = Crowd::new(4, strategy, &config);
         for port in 40_000..40_040 {
             // A connection from the LAN.

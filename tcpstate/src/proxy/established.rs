@@ -3,14 +3,14 @@
 //! The ends judge for themselves what they accept; the proxy only refuses to be fooled in its own bookkeeping,
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
-use super::handshake::is_damaged;
-use super::{Proxy, Turn, half_second};
-use crate::ecn;
-use crate::flow::{Marks, State};
+use super::client_handshake::is_damaged;
+use super::{Context, Proxy, half_second};
+use crate::flow::ecn;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::tick;
+use crate::flow::translate::{translate, translate_common};
+use crate::flow::{FlowFlags, State};
 use crate::seq::SeqNum;
-use crate::table::Id;
-use crate::translate::{translate, translate_usual};
-use crate::wheel::tick;
 use crate::wire::{Flags, Options, Segment};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -29,27 +29,34 @@ fn is_near(number: SeqNum, origin: SeqNum, ahead: u32) -> bool {
 
 impl Proxy {
     /// Passes the segment that nearly all are: an acknowledgement, with data or without, whose options are the usual timestamps or none, in
-    /// sequence, of an established flow of which nothing is owed, pending or in doubt. It does what [`Proxy::on_joined`] would do, with as
+    /// sequence, of an established flow of which nothing is owed, pending or in doubt. It does what [`Proxy::on_established`] would do, with as
     /// little as that takes; of any other segment it says false, and nothing has changed.
     #[inline(always)]
-    pub(super) fn pass_usual(&mut self, side: Side, segment: &Segment, id: Id, head: &mut Head, now: Instant) -> bool {
+    pub(super) fn forward_fast(
+        &mut self,
+        side: Side,
+        segment: &Segment,
+        id: Id,
+        head: &mut Head,
+        now: Instant,
+    ) -> bool {
         let flow = &mut self.table[id];
-        let agreed = flow.is(Marks::TIMESTAMPS);
+        let agreed = flow.is(FlowFlags::TIMESTAMPS);
         let acknowledges =
             Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & segment.flags.0 == Flags::ACK.0;
         if !acknowledges
             || segment.fragmented
             || flow.state != State::Established
-            || flow.is(Marks::UNUSUAL)
+            || flow.is(FlowFlags::UNUSUAL)
             || flow.held != 0
-            || agreed && !flow.is(Marks::TIMESTAMPS_LAN)
+            || agreed && !flow.is(FlowFlags::TIMESTAMPS_LAN)
         {
             return false;
         }
         let frame = head.bytes();
-        let Some(timestamps) = segment.usual_options(frame) else { return false };
+        let Some(timestamps) = segment.common_options(frame) else { return false };
         let timestamps = timestamps.filter(|_| agreed);
-        let proxied = flow.is(Marks::PROXIED);
+        let proxied = flow.is(FlowFlags::PROXIED);
         if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
             return false;
         }
@@ -57,18 +64,18 @@ impl Proxy {
         let (payload, other) = (segment.payload_len(), side.other());
         let end = segment.seq + flow.outward(side) + payload;
         let granted = flow.granted(other).0;
-        let (slack, hidden) = if flow.is(Marks::UNJUDGED) { (FAR_BEHIND, FAR_BEHIND) } else { (SLACK, 0) };
-        let receiver = flow.half(other);
+        let (slack, hidden) = if flow.is(FlowFlags::UNJUDGED) { (FAR_BEHIND, FAR_BEHIND) } else { (SLACK, 0) };
+        let receiver = flow.endpoint(other);
         if !is_near(end, receiver.acked, granted + slack) || !is_near(segment.ack, receiver.next, hidden) {
             return false;
         }
 
-        let receiver = flow.half_mut(other);
+        let receiver = flow.endpoint_mut(other);
         if segment.ack.after(receiver.next) {
             receiver.next = segment.ack;
         }
         let ts_delta = flow.ts_delta;
-        let sender = flow.half_mut(side);
+        let sender = flow.endpoint_mut(side);
         if end.after(sender.next) && payload > 0 {
             sender.next = end;
         }
@@ -85,61 +92,61 @@ impl Proxy {
         }
         if side == Side::Wan {
             let answers = proxied && segment.ack.after(flow.outer_isn + 1);
-            flow.mark_if(Marks::CARRIED, answers || payload > 0);
+            flow.set_if(FlowFlags::CARRIED, answers || payload > 0);
         }
         if proxied {
-            translate_usual(flow, side, segment, head.bytes_mut(), timestamps);
+            translate_common(flow, side, segment, head.bytes_mut(), timestamps);
         }
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(self.lifetimes.connected));
         true
     }
 
     /// Segments of a flow whose ends have met.
-    pub(super) fn on_joined(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let flags = turn.segment.flags;
-        if self.table[id].is(Marks::TENTATIVE) {
-            return self.on_tentative(turn, id);
+    pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flags = ctx.segment.flags;
+        if self.table[id].is(FlowFlags::TENTATIVE) {
+            return self.on_tentative(ctx, id);
         }
         if flags.has(Flags::SYN) {
-            return self.on_syn_while_joined(turn, id);
+            return self.on_syn_while_established(ctx, id);
         }
         if flags.has(Flags::RST) {
-            return self.on_reset(turn, id);
+            return self.on_reset(ctx, id);
         }
-        if turn.side == Side::Wan
-            && self.table[id].is(Marks::REOPENING)
+        if ctx.side == Side::Wan
+            && self.table[id].is(FlowFlags::REOPENING)
             // The connection's own cookie still opens; it proves nothing new.
-            && turn.segment.ack != self.table[id].outer_isn + 1
-            && let Ok(proof) = self.open_cookie(&mut turn)
+            && ctx.segment.ack != self.table[id].outer_isn + 1
+            && let Ok(proof) = self.open_cookie(&mut ctx)
         {
-            return self.accept_cookie(turn, &proof, Some(id));
+            return self.accept_cookie(ctx, &proof, Some(id));
         }
-        self.track_and_pass(turn, id)
+        self.track_and_pass(ctx, id)
     }
 
-    fn on_syn_while_joined(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+    fn on_syn_while_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
-        let proxied = flow.is(Marks::PROXIED);
-        match (turn.side, turn.segment.flags.has(Flags::ACK)) {
-            (Side::Wan, false) if flow.is_over() => self.answer_syn(turn, Some(id)),
-            (Side::Wan, false) if proxied => self.on_call_while_joined(turn, id),
+        let proxied = flow.is(FlowFlags::PROXIED);
+        match (ctx.side, ctx.segment.flags.has(Flags::ACK)) {
+            (Side::Wan, false) if flow.is_over() => self.answer_syn(ctx, Some(id)),
+            (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
-            (Side::Lan, false) if flow.is_over() || !proxied => self.open_direct(turn, Some(id)),
-            (Side::Lan, false) if turn.is_sound() => self.challenge(turn, id),
+            (Side::Lan, false) if flow.is_over() || !proxied => self.open_passthrough(ctx, Some(id)),
+            (Side::Lan, false) if ctx.is_sound() => self.challenge(ctx, id),
             (Side::Lan, false) => Verdict::Drop(DropReason::BadChecksum),
             (Side::Lan, true) if proxied => {
-                if !turn.is_sound() {
+                if !ctx.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
-                let repeated = turn.segment.seq + flow.seq_delta == flow.outer_isn && flow.state != State::Reset;
+                let repeated = ctx.segment.seq + flow.seq_delta == flow.outer_isn && flow.state != State::Reset;
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
                 // stray copy of our SYN is told to forget it.
                 if repeated {
                     self.counters.count(Event::AnswerRepeated);
                     self.settle_early(id);
-                    self.acknowledge_in_place(&mut turn, id)
+                    self.acknowledge_in_place(&mut ctx, id)
                 } else {
-                    Self::reset_in_place(&mut turn)
+                    Self::reset_in_place(&mut ctx)
                 }
             }
             _ => Verdict::Forward,
@@ -149,196 +156,199 @@ impl Proxy {
     /// A client calls although its ends have a connection. RFC 5961 section 4: it is told so, and if it has forgotten the connection will reset
     /// it. One that calls again, without a word on the old connection in between, cannot be told: then its call is answered, and
     /// the old connection lives until the new one is proved.
-    fn on_call_while_joined(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        if !turn.is_sound() {
+    fn on_client_syn_while_established(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let flow = &mut self.table[id];
-        if flow.is(Marks::SYN_CHALLENGED) && flow.challenged != half_second(turn.now) {
-            return self.answer_syn(turn, Some(id));
+        if flow.is(FlowFlags::SYN_CHALLENGED) && flow.challenged != half_second(ctx.now) {
+            return self.answer_syn(ctx, Some(id));
         }
-        flow.mark(Marks::SYN_CHALLENGED, true);
-        self.challenge(turn, id)
+        flow.set(FlowFlags::SYN_CHALLENGED, true);
+        self.challenge(ctx, id)
     }
 
     /// RFC 5961 section 3: a reset that hits the next expected number ends the connection, one that only falls into the window is
     /// answered with a challenge, any other is nothing.
-    fn on_reset(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        if !turn.is_sound() {
+    fn on_reset(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let flow = &self.table[id];
-        let seq = turn.segment.seq + flow.outward(turn.side);
-        let (sender, receiver) = (flow.half(turn.side), flow.half(turn.side.other()));
-        let granted = flow.granted(turn.side.other()).0;
+        let seq = ctx.segment.seq + flow.outward(ctx.side);
+        let (sender, receiver) = (flow.endpoint(ctx.side), flow.endpoint(ctx.side.other()));
+        let granted = flow.granted(ctx.side.other()).0;
         // What the receiver expects next lies between what it has acknowledged and what was sent to it; of which it may know more than we, if
         // fragments came.
         let sent = SeqNum::new(SeqNum::later(receiver.acked.get(), sender.next.get()));
-        turn.egress.note(|| {
+        ctx.egress.note(|| {
             let (from, to) = (receiver.acked.get(), sent.get());
             format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
         });
         if seq.within(receiver.acked, sent) {
             if flow.state != State::Reset {
-                self.set_state(id, State::Reset, turn.now);
+                self.set_state(id, State::Reset, ctx.now);
             }
-            return self.pass(turn, id);
+            return self.pass(ctx, id);
         }
-        if flow.is(Marks::UNJUDGED) {
-            return self.pass(turn, id);
+        if flow.is(FlowFlags::UNJUDGED) {
+            return self.pass(ctx, id);
         }
         if seq.beyond(receiver.acked) < granted {
-            return self.challenge(turn, id);
+            return self.challenge(ctx, id);
         }
         Verdict::Drop(DropReason::BadReset)
     }
 
     /// Whether both numbers of a segment can belong to the connection as it stands.
-    fn is_in_sequence(&self, turn: &Turn<impl Egress>, id: Id) -> bool {
+    fn is_in_sequence(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
-        let receiver = flow.half(turn.side.other());
-        let granted = flow.granted(turn.side.other()).0;
-        let end = turn.segment.seq + flow.outward(turn.side) + turn.segment.seq_len();
+        let receiver = flow.endpoint(ctx.side.other());
+        let granted = flow.granted(ctx.side.other()).0;
+        let end = ctx.segment.seq + flow.outward(ctx.side) + ctx.segment.seq_len();
         // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
-        let (slack, hidden) = match (flow.is(Marks::UNJUDGED), flow.is(Marks::FRAGMENTED)) {
+        let (slack, hidden) = match (flow.is(FlowFlags::UNJUDGED), flow.is(FlowFlags::FRAGMENTED)) {
             // Nobody has told us its scales.
             (true, _) => (FAR_BEHIND, FAR_BEHIND),
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
-        is_near(end, receiver.acked, granted + slack) && is_near(turn.segment.ack, receiver.next, hidden)
+        is_near(end, receiver.acked, granted + slack) && is_near(ctx.segment.ack, receiver.next, hidden)
     }
 
     /// Follows a segment and passes it.
-    pub(super) fn track_and_pass(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        if !turn.segment.flags.has(Flags::ACK) {
+    pub(super) fn track_and_pass(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.segment.flags.has(Flags::ACK) {
             return Verdict::Drop(DropReason::BadFlags);
         }
-        let in_sequence = self.is_in_sequence(&turn, id);
-        turn.egress.note(|| {
+        let in_sequence = self.is_in_sequence(&ctx, id);
+        ctx.egress.note(|| {
             let flow = &self.table[id];
-            let (seq, receiver) = (turn.segment.seq + flow.outward(turn.side), flow.half(turn.side.other()));
-            let (acked, next, granted) = (receiver.acked.get(), receiver.next.get(), flow.granted(turn.side.other()).0);
+            let (seq, receiver) = (ctx.segment.seq + flow.outward(ctx.side), flow.endpoint(ctx.side.other()));
+            let (acked, next, granted) = (receiver.acked.get(), receiver.next.get(), flow.granted(ctx.side.other()).0);
             let judged = if in_sequence { "in sequence" } else { "out of sequence" };
             format!(
                 "{judged}: seq {} (as the WAN counts), of which {acked} is acknowledged and {granted} more granted; ack {}, where {next} is next",
                 seq.get(),
-                turn.segment.ack.get()
+                ctx.segment.ack.get()
             )
         });
         if in_sequence {
-            if turn.side == Side::Wan && self.table[id].is(Marks::MSS_BROKEN) {
-                self.tell_too_big(&mut turn, id);
+            if ctx.side == Side::Wan && self.table[id].is(FlowFlags::MSS_BROKEN) {
+                self.tell_too_big(&mut ctx, id);
             }
-            self.track(&turn, id);
-        } else if turn.side == Side::Wan && self.table[id].is(Marks::PROXIED) && !self.table[id].is(Marks::UNJUDGED) {
-            if is_damaged(&turn) {
+            self.track(&ctx, id);
+        } else if ctx.side == Side::Wan
+            && self.table[id].is(FlowFlags::PROXIED)
+            && !self.table[id].is(FlowFlags::UNJUDGED)
+        {
+            if is_damaged(&ctx) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
             // It may belong to the new connection that these ends are opening.
-            if self.table[id].is(Marks::REOPENING) {
+            if self.table[id].is(FlowFlags::REOPENING) {
                 return Verdict::Drop(DropReason::BadCookie);
             }
             // RFC 5961 section 5: blind data. What the server would answer, the client is answered.
-            return self.challenge(turn, id);
+            return self.challenge(ctx, id);
         }
-        self.pass(turn, id)
+        self.pass(ctx, id)
     }
 
     /// Notes what a believable segment says.
-    fn track(&mut self, turn: &Turn<impl Egress>, id: Id) {
-        let (side, segment) = (turn.side, turn.segment);
+    fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let (side, segment) = (ctx.side, ctx.segment);
         let flow = &mut self.table[id];
         // Nothing comes after a FIN, whatever a damaged segment may claim.
         let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
         // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
-        let ends = segment.flags.has(Flags::FIN) && !finished;
+        let key = segment.flags.has(Flags::FIN) && !finished;
         // And while we are about to speak for an end, only what it certainly said counts.
-        let speaks = flow.is(Marks::UPDATE_PENDING) || flow.is(Marks::ACK_OWED);
-        let damaged = (speaks || ends || other_finished) && is_damaged(turn);
+        let speaks = flow.is(FlowFlags::UPDATE_PENDING) || flow.is(FlowFlags::ACK_OWED);
+        let damaged = (speaks || key || other_finished) && is_damaged(ctx);
         if speaks && damaged {
             return;
         }
         let was_over = flow.is_over();
         let end = segment.seq + flow.outward(side) + segment.seq_len();
-        flow.mark_if(Marks::FRAGMENTED, segment.fragmented);
+        flow.set_if(FlowFlags::FRAGMENTED, segment.fragmented);
         // Our own segments bear and echo these clocks, which therefore must neither lag nor come from a damaged segment: small steps
         // are believed, others examined, and all where each segment bears our echo.
-        let lends = flow.is(Marks::TIMESTAMPS) && !flow.is(Marks::TIMESTAMPS_LAN);
-        let timestamps = if flow.is(Marks::TIMESTAMPS) { Options::timestamps(turn.options()) } else { None };
+        let lends = flow.is(FlowFlags::TIMESTAMPS) && !flow.is(FlowFlags::TIMESTAMPS_LAN);
+        let timestamps = if flow.is(FlowFlags::TIMESTAMPS) { Options::timestamps(ctx.options()) } else { None };
         let ts_delta = flow.ts_delta;
         // Where a FIN is, fragments hide.
-        let settled = !flow.is(Marks::FRAGMENTED);
-        let other = flow.half_mut(side.other());
+        let settled = !flow.is(FlowFlags::FRAGMENTED);
+        let other = flow.endpoint_mut(side.other());
         if segment.ack.after(other.next) && !(other_finished && settled) {
             // What fragments hid has been sent all the same.
             other.next = segment.ack;
         }
-        let half = flow.half_mut(side);
-        if end.after(half.next) && segment.seq_len() > 0 && !(finished && settled) {
-            half.next = end;
+        let endpoint = flow.endpoint_mut(side);
+        if end.after(endpoint.next) && segment.seq_len() > 0 && !(finished && settled) {
+            endpoint.next = end;
         }
-        if !segment.ack.before(half.acked) {
-            half.acked = segment.ack;
-            half.window = segment.window;
-            flow.mark(Marks::WINDOW_UNSCALED, flow.is(Marks::WINDOW_UNSCALED) && side == Side::Wan);
+        if !segment.ack.before(endpoint.acked) {
+            endpoint.acked = segment.ack;
+            endpoint.window = segment.window;
+            flow.set(FlowFlags::WINDOW_UNSCALED, flow.is(FlowFlags::WINDOW_UNSCALED) && side == Side::Wan);
         }
-        let half = flow.half_mut(side);
+        let endpoint = flow.endpoint_mut(side);
         if let Some(timestamps) = timestamps {
             let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
-            let step = value.wrapping_sub(half.ts_value);
-            if step != 0 && step < 1 << 31 && ((step <= SMALL_STEP && !lends) || turn.is_sound()) {
-                half.ts_value = value;
+            let step = value.wrapping_sub(endpoint.ts_value);
+            if step != 0 && step < 1 << 31 && ((step <= SMALL_STEP && !lends) || ctx.is_sound()) {
+                endpoint.ts_value = value;
             }
         }
-        if (ends || other_finished) && !damaged {
-            if ends {
+        if (key || other_finished) && !damaged {
+            if key {
                 flow.finish(side, end);
             }
             flow.note_fin_acked(side);
         }
         match side {
             Side::Wan => {
-                let answers = flow.is(Marks::PROXIED) && segment.ack.after(flow.outer_isn + 1);
-                flow.mark_if(Marks::CARRIED, answers || segment.payload_len() > 0);
-                flow.unmark(&[Marks::UPDATE_PENDING, Marks::ACK_OWED, Marks::SYN_CHALLENGED]);
+                let answers = flow.is(FlowFlags::PROXIED) && segment.ack.after(flow.outer_isn + 1);
+                flow.set_if(FlowFlags::CARRIED, answers || segment.payload_len() > 0);
+                flow.clear(&[FlowFlags::UPDATE_PENDING, FlowFlags::ACK_OWED, FlowFlags::SYN_CHALLENGED]);
                 if !was_over {
-                    flow.mark(Marks::REOPENING, false);
+                    flow.set(FlowFlags::REOPENING, false);
                 }
             }
             Side::Lan if flow.held != 0 => {
-                let edge = flow.half(Side::Lan).acked + flow.granted(Side::Lan).0;
-                self.pen.release(flow, edge);
+                let edge = flow.endpoint(Side::Lan).acked + flow.granted(Side::Lan).0;
+                self.hold_queue.release(flow, edge);
             }
             Side::Lan => {}
         }
         let state = match flow.state {
             // It ends by itself; and a handshake by its caller's word.
-            state @ (State::Reset | State::OpeningAnswered) => state,
+            state @ (State::Reset | State::SynReceived) => state,
             _ => flow.state_by_fins(),
         };
         if state != flow.state || flow.is_over() != was_over {
             // Whoever sends FIN repeats it, and with it the window.
-            flow.mark(Marks::UPDATE_PENDING, false);
-            self.set_state(id, state, turn.now);
-        } else if flow.is(Marks::UPDATE_PENDING) {
+            flow.set(FlowFlags::UPDATE_PENDING, false);
+            self.set_state(id, state, ctx.now);
+        } else if flow.is(FlowFlags::UPDATE_PENDING) {
             // Its timer is about to repeat the update.
         } else if state != State::TimeWait || segment.flags.has(Flags::FIN) {
-            self.rest(id, turn.now);
+            self.restart_timer(id, ctx.now);
         }
     }
 
     /// Translates a segment, if its flow is one of ours, and passes it.
-    fn pass(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
+    fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
-        if flow.is(Marks::PROXIED) {
-            let traffic_class = ecn::traffic_class(turn.segment, turn.head.bytes());
-            if !ecn::has_nothing_to_lend(flow, turn.segment, traffic_class)
-                && ecn::lend(flow, turn.side, turn.segment, turn.head)
+        if flow.is(FlowFlags::PROXIED) {
+            let traffic_class = ecn::traffic_class(ctx.segment, ctx.head.bytes());
+            if !ecn::has_nothing_to_lend(flow, ctx.segment, traffic_class)
+                && ecn::lend(flow, ctx.side, ctx.segment, ctx.head)
             {
                 self.counters.count(Event::EcnLent);
             }
-            translate(flow, turn.side, turn.segment, turn.head, self.sack_conflict, tick(turn.now));
+            translate(flow, ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
         }
         Verdict::Forward
     }
@@ -347,12 +357,12 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{Flow, Half};
-    use crate::proxy::said::{Said, ends};
-    use crate::proxy::tests::Nobody;
-    use crate::proxy::{Look, Secrets};
+    use crate::flow::translate::translate_any;
+    use crate::flow::{Endpoint, Flow};
+    use crate::proxy::test_segments::{TestSegment, key};
+    use crate::proxy::tests::NoEgress;
+    use crate::proxy::{Metadata, Secrets};
     use crate::seq::{RawWindow, SeqDelta, WindowScale};
-    use crate::translate::translate_any;
     use crate::wire::put32;
     use crate::{Config, PerSide};
     use core::cell::RefCell;
@@ -360,37 +370,37 @@ mod tests {
     use proptest::test_runner::TestRunner;
 
     fn proxy(now: Instant) -> Proxy {
-        let config = Config { table_buckets: 4, learn_capacity: 64, half_open_max: 4, ..Config::default() };
+        let config = Config { table_buckets: 4, learn_capacity: 64, syn_cache_max: 4, ..Config::default() };
         Proxy::new(&config, &Secrets::new([7; 48]), now)
     }
 
     /// The marks that are drawn; half of the cases have none that is unusual.
-    const MARKS: [Marks; 24] = [
-        Marks::PROXIED,
-        Marks::TIMESTAMPS,
-        Marks::TIMESTAMPS_LAN,
-        Marks::SACK,
-        Marks::SACK_LAN,
-        Marks::ECN,
-        Marks::ECN_LAN,
-        Marks::CARRIED,
-        Marks::UNJUDGED,
-        Marks::EARLY,
-        Marks::TIMESTAMPS_PRESUMED,
-        Marks::OPENED_BY_WAN,
-        Marks::ECN_ASKED,
+    const FLAGS_DRAWN: [FlowFlags; 24] = [
+        FlowFlags::PROXIED,
+        FlowFlags::TIMESTAMPS,
+        FlowFlags::TIMESTAMPS_LAN,
+        FlowFlags::SACK,
+        FlowFlags::SACK_LAN,
+        FlowFlags::ECN,
+        FlowFlags::ECN_LAN,
+        FlowFlags::CARRIED,
+        FlowFlags::UNJUDGED,
+        FlowFlags::EARLY,
+        FlowFlags::TIMESTAMPS_PRESUMED,
+        FlowFlags::OPENED_BY_WAN,
+        FlowFlags::ECN_ASKED,
         // The unusual.
-        Marks::UPDATE_PENDING,
-        Marks::REOPENING,
-        Marks::FIN_LAN,
-        Marks::FIN_WAN,
-        Marks::FRAGMENTED,
-        Marks::WINDOW_UNSCALED,
-        Marks::ECHO_OWED,
-        Marks::ACK_OWED,
-        Marks::SYN_CHALLENGED,
-        Marks::MSS_BROKEN,
-        Marks::TENTATIVE,
+        FlowFlags::UPDATE_PENDING,
+        FlowFlags::REOPENING,
+        FlowFlags::FIN_LAN,
+        FlowFlags::FIN_WAN,
+        FlowFlags::FRAGMENTED,
+        FlowFlags::WINDOW_UNSCALED,
+        FlowFlags::ECHO_OWED,
+        FlowFlags::ACK_OWED,
+        FlowFlags::SYN_CHALLENGED,
+        FlowFlags::MSS_BROKEN,
+        FlowFlags::TENTATIVE,
     ];
     fn scale() -> impl Strategy<Value = Option<WindowScale>> {
         prop::option::of((0u8..=14).prop_map(WindowScale::clamped))
@@ -405,39 +415,41 @@ mod tests {
         prop_oneof![4 => Just(0u32), 4 => (0u32..3000).prop_map(u32::wrapping_neg), 2 => 0u32..3000, 1 => any::<u32>()]
     }
 
-    fn half() -> impl Strategy<Value = Half> {
-        let half = (any::<u32>(), offset(), any::<u32>(), any::<u16>(), scale(), scale());
-        half.prop_map(|(next, behind, ts_value, window, own, told)| {
-            let mut half = Half::default();
-            (half.ts_value, half.window, half.ttl) = (ts_value, RawWindow(window), 60);
-            (half.next, half.acked) = (SeqNum::new(next), SeqNum::new(next) + behind);
-            half.set_scales(own, told);
-            half
+    fn endpoint() -> impl Strategy<Value = Endpoint> {
+        let endpoint = (any::<u32>(), offset(), any::<u32>(), any::<u16>(), scale(), scale());
+        endpoint.prop_map(|(next, behind, ts_value, window, own, told)| {
+            let mut endpoint = Endpoint::default();
+            (endpoint.ts_value, endpoint.window, endpoint.ttl) = (ts_value, RawWindow(window), 60);
+            (endpoint.next, endpoint.acked) = (SeqNum::new(next), SeqNum::new(next) + behind);
+            endpoint.set_scales(own, told);
+            endpoint
         })
     }
 
     fn flow() -> impl Strategy<Value = Flow> {
-        let usual = prop::array::uniform13(any::<bool>());
+        let common = prop::array::uniform13(any::<bool>());
         let unusual = prop_oneof![Just([false; 11]), prop::array::uniform11(prop::bool::weighted(0.1))];
         let state = prop_oneof![
             6 => Just(State::Established), 1 => Just(State::Closing), 1 => Just(State::TimeWait), 1 => Just(State::Reset)
         ];
         let rest = (any::<u32>(), prop_oneof![Just(0), any::<u32>()], any::<u32>(), offset(), state);
-        ([half(), half()], usual, unusual, rest).prop_map(|([lan, wan], usual, unusual, rest): ([Half; 2], _, _, _)| {
-            let mut flow = Flow::default();
-            for (mark, set) in MARKS.into_iter().zip(usual.into_iter().chain(unusual)) {
-                flow.mark(mark, set);
-            }
-            (*flow.half_mut(Side::Lan), *flow.half_mut(Side::Wan)) = (lan, wan);
-            // Each end has acknowledged about what the other has sent.
-            flow.half_mut(Side::Lan).acked = wan.next;
-            flow.half_mut(Side::Wan).acked = lan.next;
-            flow.seq_delta = SeqDelta::between(0, rest.0);
-            flow.ts_delta = SeqDelta::between(0, rest.1);
-            (flow.outer_isn, flow.mss, flow.state) = (SeqNum::new(rest.2), 1460, rest.4);
-            flow.ts_base = lan.ts_value.wrapping_add(rest.3);
-            flow
-        })
+        ([endpoint(), endpoint()], common, unusual, rest).prop_map(
+            |([lan, wan], common, unusual, rest): ([Endpoint; 2], _, _, _)| {
+                let mut flow = Flow::default();
+                for (flag, on) in FLAGS_DRAWN.into_iter().zip(common.into_iter().chain(unusual)) {
+                    flow.set(flag, on);
+                }
+                (*flow.endpoint_mut(Side::Lan), *flow.endpoint_mut(Side::Wan)) = (lan, wan);
+                // Each end has acknowledged about what the other has sent.
+                flow.endpoint_mut(Side::Lan).acked = wan.next;
+                flow.endpoint_mut(Side::Wan).acked = lan.next;
+                flow.seq_delta = SeqDelta::between(0, rest.0);
+                flow.ts_delta = SeqDelta::between(0, rest.1);
+                (flow.outer_isn, flow.mss, flow.state) = (SeqNum::new(rest.2), 1460, rest.4);
+                flow.ts_base = lan.ts_value.wrapping_add(rest.3);
+                flow
+            },
+        )
     }
 
     fn said(
@@ -447,9 +459,9 @@ mod tests {
         v6: bool,
         kind: (u8, u16, u8, bool),
         shape: (u8, usize),
-    ) -> Said {
-        let (sender, receiver) = (flow.half(side), flow.half(side.other()));
-        let outward = if flow.is(Marks::PROXIED) { flow.outward(side) } else { SeqDelta::default() };
+    ) -> TestSegment {
+        let (sender, receiver) = (flow.endpoint(side), flow.endpoint(side.other()));
+        let outward = if flow.is(FlowFlags::PROXIED) { flow.outward(side) } else { SeqDelta::default() };
         let clock = sender.ts_value.wrapping_add(from.2);
         let clock = if side == Side::Lan { (-flow.ts_delta).shift(clock) } else { clock };
         let mut timestamps = vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -466,22 +478,34 @@ mod tests {
         let seq = (SeqNum::new(receiver.acked.get().wrapping_add(from.0)) - outward).get();
         let ack = receiver.next.get().wrapping_add(from.1);
         let (flags, window, ecn, damaged) = kind;
-        Said { side, v6, client: ends(v6).wan[3], seq, ack, flags, window, ecn, options, payload: shape.1, damaged }
+        TestSegment {
+            side,
+            v6,
+            client: key(v6).wan[3],
+            seq,
+            ack,
+            flags,
+            window,
+            ecn,
+            options,
+            payload: shape.1,
+            damaged,
+        }
     }
 
     /// The engine with this flow alone, and its place.
     fn enter(proxy: &mut Proxy, flow: &Flow, v6: bool, now: Instant) -> Id {
-        let ends = ends(v6);
-        let hash = ends.hash(proxy.hash_keys);
-        let id = proxy.admit(&ends, hash, now, |entered| {
+        let key = key(v6);
+        let hash = key.hash(proxy.hash_keys);
+        let id = proxy.admit(&key, hash, now, |entered| {
             (entered.state, entered.mss) = (flow.state, flow.mss);
             (entered.seq_delta, entered.ts_delta) = (flow.seq_delta, flow.ts_delta);
             (entered.outer_isn, entered.ts_base) = (flow.outer_isn, flow.ts_base);
-            for mark in MARKS {
-                entered.mark(mark, flow.is(mark));
+            for flag in FLAGS_DRAWN {
+                entered.set(flag, flow.is(flag));
             }
             for side in Side::BOTH {
-                *entered.half_mut(side) = *flow.half(side);
+                *entered.endpoint_mut(side) = *flow.endpoint(side);
             }
         });
         id.expect("an empty table has room")
@@ -510,15 +534,15 @@ mod tests {
             let ids = (enter(&mut one, &flow, v6, now), enter(&mut other, &flow, v6, now));
             prop_assert_eq!(one.table[ids.0], other.table[ids.1]);
             let moment = now + core::time::Duration::from_millis(later.into());
-            let (frame, mut looks) = (said.frame(), [Look::default(); 2]);
+            let (frame, mut metas) = (said.frame(), [Metadata::default(); 2]);
             // Room in front and behind, as a port leaves it.
             let roomy = || [&[0; 64], &frame[..], &[0; 192]].concat();
             let mut buffers = [roomy(), roomy()];
             let mut heads = buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
-            one.look(side, &heads[0], &mut looks[0]);
-            one.reach(&mut looks[0]);
-            let crate::wire::Parsed::Tcp(segment) = looks[0].parsed else { panic!("{said:?} is a segment") };
-            looks[1] = looks[0];
+            one.parse(side, &heads[0], &mut metas[0]);
+            one.prefetch(&mut metas[0]);
+            let crate::wire::Parsed::Tcp(segment) = metas[0].parsed else { panic!("{said:?} is a segment") };
+            metas[1] = metas[0];
 
             // The short way of a translation leads where the long one does too, whatever the flow's state.
             let mut copies = [roomy(), roomy()];
@@ -527,17 +551,16 @@ mod tests {
             translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
-            let usual = one.on_frame(side, &looks[0], &mut heads[0], moment, &mut Nobody);
-            let found = other.table.find(&segment.ends, looks[1].hash);
-            let general = other.on_any_segment(side, &segment, &looks[1], found, &mut heads[1], moment, &mut Nobody);
+            let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
+            let found = other.table.find(&segment.key, metas[1].hash);
+            let general = other.on_segment_slow(side, &segment, &metas[1], found, &mut heads[1], moment, &mut NoEgress);
             let general = other.conclude(side, general);
-            prop_assert_eq!(usual, general, "{:?}", said);
+            prop_assert_eq!(common, general, "{:?}", said);
             prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);
             prop_assert_eq!(&one.counters, &other.counters);
             prop_assert_eq!(one.population, other.population);
             prop_assert_eq!(one.next_deadline(), other.next_deadline());
-            let remains =
-                (one.table.find(&segment.ends, looks[0].hash), other.table.find(&segment.ends, looks[0].hash));
+            let remains = (one.table.find(&segment.key, metas[0].hash), other.table.find(&segment.key, metas[0].hash));
             prop_assert_eq!(remains.0.map(|id| one.table[id]), remains.1.map(|id| other.table[id]));
             if let (Some(a), Some(b)) = remains {
                 one.forget(a);
@@ -547,7 +570,7 @@ mod tests {
             // How often the usual way is taken at all.
             let id = enter(&mut one, &flow, v6, now);
             let mut buffer = frame.clone();
-            let passed = one.pass_usual(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
+            let passed = one.forward_fast(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
             taken.borrow_mut()[side] += u32::from(passed);
             if !passed {
                 prop_assert_eq!(&buffer, &frame, "what is refused has not changed");

@@ -1,20 +1,20 @@
 //! A client calls: its SYN is answered with a cookie, and its proof examined. Calling the server is `calling`'s story.
 
-use super::calling::WITHHELD_MOST;
-use super::{Look, Proxy, Turn, label};
-use crate::config::{Extension, Policy};
-use crate::cookie::{self, Minted, ts_after};
-use crate::doors::Client;
-use crate::flow::{Flow, Marks, State};
-use crate::learn::default_mss;
-use crate::limit::{Admission, Left};
+use super::server_handshake::WITHHELD_MOST;
+use super::{Context, Metadata, Proxy, label};
+use crate::cache::refused::Client;
+use crate::cache::servers::default_mss;
+use crate::config::{Action, Extension};
+use crate::cookie::terms::{Ecn, Offer, Terms};
+use crate::cookie::{self, SynAckNumbers, ts_after};
+use crate::flow::table::Id;
+use crate::flow::table::wheel::tick;
+use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::limit::{Admission, Left};
 use crate::seq::SeqNum;
-use crate::table::Id;
-use crate::terms::{Ecn, Offer, Terms};
-use crate::wheel::tick;
 use crate::wire::{
-    Addr, ETHERNET_MIN, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, Timestamps, UsualSyn,
-    UsualSynAck,
+    Addr, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, OptionList, Options, Outgoing, Segment,
+    Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -47,27 +47,27 @@ impl Proxy {
     /// while the SYN cache has no place and no door is remembered to be closed. It does what [`Proxy::answer_syn`] would do, with as little as that
     /// takes; of any other segment it says false, and nothing has changed.
     #[inline(always)]
-    pub(super) fn answer_usual(
+    pub(super) fn answer_syn_fast(
         &mut self,
         side: Side,
         segment: &Segment,
-        look: &Look,
+        meta: &Metadata,
         head: &mut Head,
         now: Instant,
     ) -> bool {
-        let is_cached = !self.half_open.is_shut();
+        let is_cached = !self.syn_cached.is_shut();
         let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
         if side != Side::Wan
             || !opening
             || self.draining
             || !self.introductions.is_shut()
-            || self.doors.any_closed(now)
+            || self.refused_ports.any_refused(now)
             || is_cached && !self.is_cache_full(now)
         {
             return false;
         }
-        let Some(syn) = UsualSyn::read(segment, head) else { return false };
-        if !are_possible(&segment.ends) || is_to_or_from_group(head.bytes()) {
+        let Some(syn) = CommonSyn::read(segment, head) else { return false };
+        if !are_possible(&segment.key) || is_to_or_from_group(head.bytes()) {
             return false;
         }
         let offered = Options {
@@ -77,27 +77,27 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        let offer = self.learned.offer_again(&segment.ends, now);
+        let offer = self.server_options.offer_cached(&segment.key, now);
         let terms = self.agree(segment, &offered, &offer);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
-        if terms.mss < self.jar.smallest_mss(true) || !self.limiter.spend(look.tokens, now) {
+        if terms.mss < self.cookies.smallest_mss(true) || !self.limiter.spend(meta.tokens, now) {
             return false;
         }
         if is_cached {
             self.counters.count(Event::CacheFull);
         }
-        self.jar.turn(now);
-        let Minted { isn, ts_value } = self.jar.mint(look.hash, segment.seq, &terms, now);
-        self.answered.note(look.hash, now);
-        let answer = UsualSynAck {
+        self.cookies.advance(now);
+        let SynAckNumbers { isn, ts_value } = self.cookies.mint(meta.hash, segment.seq, &terms, now);
+        self.recent_syns.note(meta.hash, now);
+        let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
             flags: syn_ack_flags(&terms),
-            window: self.early_window(&segment.ends, offer.window),
+            window: self.early_window(&segment.key, offer.window),
             mss: offer.mss,
             timestamps: Timestamps { value: ts_value.unwrap_or_default(), echo: syn.timestamps.value },
             scale,
-            label: label(look.hash),
+            label: label(meta.hash),
         };
         answer.write_over(segment, head.bytes_mut());
         self.counters.count(Event::SynAnswered);
@@ -105,17 +105,17 @@ impl Proxy {
     }
 
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
-    pub(super) fn answer_syn(&mut self, mut turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
-        if !turn.is_sound() {
+    pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !are_possible(turn.ends()) || is_to_or_from_group(turn.head.bytes()) {
+        if !are_possible(ctx.key()) || is_to_or_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
-        let (now, isn) = (turn.now, turn.segment.seq);
-        let admission = self.limiter.admit(turn.tokens, turn.hash, isn, now);
-        turn.egress.note(|| {
-            let Left { fresh, repeated, .. } = self.limiter.left(turn.tokens);
+        let (now, isn) = (ctx.now, ctx.segment.seq);
+        let admission = self.limiter.admit(ctx.tokens, ctx.hash, isn, now);
+        ctx.egress.note(|| {
+            let Left { fresh, repeated, .. } = self.limiter.left(ctx.tokens);
             let granted = match admission {
                 Admission::Granted => "granted",
                 Admission::SecondChance => "granted as a repeated SYN",
@@ -129,40 +129,40 @@ impl Proxy {
         if let Some(event) = admission.event() {
             self.counters.count(event);
         }
-        self.jar.turn(now);
-        let (ends, hash) = (*turn.ends(), turn.hash);
-        if self.doors.closed(&ends, Client::of(turn.tokens), now) {
+        self.cookies.advance(now);
+        let (key, hash) = (*ctx.key(), ctx.hash);
+        if self.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
-            return Self::reset_in_place(&mut turn);
+            return Self::reset_in_place(&mut ctx);
         }
-        let offered = Options::read(turn.options());
-        let offer = self.learned.offer_again(&ends, now);
-        turn.egress.note(|| {
+        let offered = Options::read(ctx.options());
+        let offer = self.server_options.offer_cached(&key, now);
+        ctx.egress.note(|| {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
         });
         if let Some(event) = self.passes(&offered, &offer, former, hash, now) {
-            return self.pass_call(turn, former, event);
+            return self.pass_syn_unanswered(ctx, former, event);
         }
-        let mut terms = self.agree(turn.segment, &offered, &offer);
-        let mut minted = self.jar.mint(hash, isn, &terms, now);
-        let smallest = self.jar.smallest_mss(terms.timestamps);
+        let mut terms = self.agree(ctx.segment, &offered, &offer);
+        let mut numbers = self.cookies.mint(hash, isn, &terms, now);
+        let smallest = self.cookies.smallest_mss(terms.timestamps);
         match former {
             Some(id) if self.may_rewrite(id, isn, now) => {
-                turn.egress.note(|| "the entry of the SYN cache is written anew".into());
-                minted = self.repeat_half_open(&turn, id, &mut terms, minted);
+                ctx.egress.note(|| "the entry of the SYN cache is written anew".into());
+                numbers = self.repeat_syn_cached(&ctx, id, &mut terms, numbers);
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
-                turn.egress.note(|| "the old connection lives on until the new one is proved".into());
+                ctx.egress.note(|| "the old connection lives on until the new one is proved".into());
                 let flow = &mut self.table[id];
-                flow.mark(Marks::REOPENING, true);
+                flow.set(FlowFlags::REOPENING, true);
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
                 }
-                if let Some(shown) = flow.clock_shown() {
-                    minted.ts_value = minted.ts_value.map(|value| not_before(value, shown));
+                if let Some(shown) = flow.shown_ts_value() {
+                    numbers.ts_value = numbers.ts_value.map(|value| not_before(value, shown));
                 }
             }
             None => {
@@ -173,15 +173,15 @@ impl Proxy {
                 }
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
                 let expressed = kept.promised == terms.promised && terms.mss >= smallest;
-                let number = if expressed { minted } else { minted.disguised() };
+                let number = if expressed { numbers } else { numbers.disguised() };
                 let stored =
-                    self.admit_half_open(&ends, hash, now, |flow| keep_half_open(flow, &turn, &offered, &kept, number));
-                turn.egress.note(|| match stored {
+                    self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));
+                ctx.egress.note(|| match stored {
                     Some(_) => "the SYN cache keeps the terms".into(),
                     None => "the SYN cache has no place, or is off: the cookie alone carries the terms".into(),
                 });
                 match stored {
-                    Some(_) => (terms, minted) = (kept, number),
+                    Some(_) => (terms, numbers) = (kept, number),
                     None if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
                     // Such a cookie has no place for it.
                     None if !terms.timestamps => terms.ecn = Ecn::Silent,
@@ -189,13 +189,13 @@ impl Proxy {
                 }
             }
         }
-        self.answered.note(hash, now);
-        turn.egress.note(|| format!("agreed: {terms}"));
-        turn.egress.note(|| {
-            let clock = minted.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
-            format!("answered with sequence number {:#010x}{clock}", minted.isn.get())
+        self.recent_syns.note(hash, now);
+        ctx.egress.note(|| format!("agreed: {terms}"));
+        ctx.egress.note(|| {
+            let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
+            format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
-        self.write_syn_ack(&mut turn, &offered, &offer, &terms, minted)
+        self.write_syn_ack(&mut ctx, &offered, &offer, &terms, numbers)
     }
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
@@ -221,32 +221,32 @@ impl Proxy {
 
     /// Whether a call has nothing to do with an answer of ours, which its client may be about to acknowledge, nor with a living connection.
     fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
-        let is_over = |id: Id| self.table[id].state != State::HalfOpen && self.table[id].is_over();
-        former.is_none_or(is_over) && !self.answered.has_noted(hash, now)
+        let is_over = |id: Id| self.table[id].state != State::SynCached && self.table[id].is_over();
+        former.is_none_or(is_over) && !self.recent_syns.has_noted(hash, now)
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     #[inline(never)]
-    fn pass_call(&mut self, turn: Turn<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+    fn pass_syn_unanswered(&mut self, ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
         if event == Event::Passed {
-            let signed = Options::read(turn.options()).signed;
+            let signed = Options::read(ctx.options()).signed;
             // Nobody's word alone ends a connection.
-            let lives = former.is_some_and(|id| self.table[id].state != State::HalfOpen && !self.table[id].is_over());
-            if lives || signed && self.signed == Policy::Drop || !self.passed.take(turn.now) {
+            let lives = former.is_some_and(|id| self.table[id].state != State::SynCached && !self.table[id].is_over());
+            if lives || signed && self.signed == Action::Drop || !self.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
         self.counters.count(event);
-        self.open_direct(turn, former)
+        self.open_passthrough(ctx, former)
     }
 
     /// What holds between a client that offered this and a server of which we say that.
     fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer) -> Terms {
-        let ends = &syn.ends;
+        let key = &syn.key;
         let timestamps = offered.timestamps.is_some() && offer.timestamps;
-        let promised = if offered.scale.is_some() { self.jar.promise(offer.scale, timestamps) } else { None };
+        let promised = if offered.scale.is_some() { self.cookies.promise(offer.scale, timestamps) } else { None };
         Terms {
-            mss: offered.mss.unwrap_or(default_mss(ends)).min(self.mss_clamp),
+            mss: offered.mss.unwrap_or(default_mss(key)).min(self.mss_clamp),
             scale: offered.scale.filter(|_| promised.is_some()),
             promised,
             sack: offered.sack_permitted && offer.sack,
@@ -263,61 +263,67 @@ impl Proxy {
     /// client may be about to answer.
     fn may_rewrite(&self, id: Id, isn: SeqNum, now: Instant) -> bool {
         let flow = &self.table[id];
-        flow.state == State::HalfOpen && (flow.half(Side::Wan).next == isn + 1 || !self.is_young(id, now))
+        flow.state == State::SynCached && (flow.endpoint(Side::Wan).next == isn + 1 || !self.is_young(id, now))
     }
 
     /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.
     #[inline(never)]
-    fn repeat_half_open(&mut self, turn: &Turn<impl Egress>, id: Id, terms: &mut Terms, minted: Minted) -> Minted {
+    fn repeat_syn_cached(
+        &mut self,
+        ctx: &Context<impl Egress>,
+        id: Id,
+        terms: &mut Terms,
+        numbers: SynAckNumbers,
+    ) -> SynAckNumbers {
         let flow = &mut self.table[id];
-        let offered = Options::read(turn.options());
-        let isn = if flow.half(Side::Wan).next == turn.segment.seq + 1 {
+        let offered = Options::read(ctx.options());
+        let isn = if flow.endpoint(Side::Wan).next == ctx.segment.seq + 1 {
             self.counters.count(Event::SynRepeated);
             // It may have had our first answer.
-            terms.promised = flow.half(Side::Lan).told().filter(|_| terms.scale.is_some());
+            terms.promised = flow.endpoint(Side::Lan).told().filter(|_| terms.scale.is_some());
             flow.outer_isn
         } else {
-            minted.isn
+            numbers.isn
         };
-        let ts_value = match (minted.ts_value, flow.clock_shown()) {
+        let ts_value = match (numbers.ts_value, flow.shown_ts_value()) {
             (Some(value), Some(shown)) => Some(not_before(value, shown)),
             (value, _) => value,
         };
-        let minted = Minted { isn, ts_value };
-        keep_half_open(flow, turn, &offered, terms, minted);
+        let numbers = SynAckNumbers { isn, ts_value };
+        fill_syn_cached(flow, ctx, &offered, terms, numbers);
         // Which of our SYN-ACKs it will acknowledge only a timestamp can tell (RFC 6298 section 3).
         flow.attempts = 1;
-        self.rest(id, turn.now);
-        minted
+        self.restart_timer(id, ctx.now);
+        numbers
     }
 
     #[inline(always)]
     fn write_syn_ack(
         &mut self,
-        turn: &mut Turn<impl Egress>,
+        ctx: &mut Context<impl Egress>,
         offered: &Options,
         offer: &Offer,
         terms: &Terms,
-        minted: Minted,
+        numbers: SynAckNumbers,
     ) -> Verdict {
-        let envelope = Envelope { label: label(turn.hash), ..turn.envelope().reversed() };
+        let envelope = Envelope { label: label(ctx.hash), ..ctx.envelope().reversed() };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
-        let timestamps = minted.ts_value.map(|value| Timestamps { value, echo });
+        let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });
         let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
         // An answer longer than the question would make us an amplifier: then it goes without MSS, or not at all.
-        let room = turn.head.total().max(ETHERNET_MIN);
+        let room = ctx.head.total().max(ETHERNET_MIN);
         if envelope.frame_len(&options) > room {
             options = OptionList::syn(None, terms.sack, timestamps, terms.promised);
         }
         let answer = Outgoing {
             envelope: &envelope,
-            seq: minted.isn,
-            ack: turn.segment.seq + 1,
+            seq: numbers.isn,
+            ack: ctx.segment.seq + 1,
             flags: syn_ack_flags(terms),
-            window: self.early_window(turn.ends(), offer.window),
+            window: self.early_window(ctx.key(), offer.window),
             options: &options,
         };
-        if answer.frame_len() > room || !turn.overwrite_inline(&answer) {
+        if answer.frame_len() > room || !ctx.overwrite_inline(&answer) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.count(Event::SynAnswered);
@@ -325,40 +331,40 @@ impl Proxy {
     }
 
     /// A segment from the WAN that may prove its sender by a cookie; a `former` flow of these ends gives way to it.
-    pub(super) fn try_cookie(&mut self, mut turn: Turn<impl Egress>, former: Option<Id>) -> Verdict {
-        match self.open_cookie(&mut turn) {
-            Ok(proof) => self.accept_cookie(turn, &proof, former),
+    pub(super) fn try_cookie(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        match self.open_cookie(&mut ctx) {
+            Ok(proof) => self.accept_cookie(ctx, &proof, former),
             // It may be as good as any, so it must not be taken for something else.
             Err(Unproved::Untested) => Verdict::Drop(DropReason::RateLimited),
-            Err(_) if former.is_none() => self.on_unknown(turn),
+            Err(_) if former.is_none() => self.on_unknown_connection(ctx),
             Err(_) => Verdict::Drop(DropReason::BadCookie),
         }
     }
 
     /// What a segment from the WAN proves, if it acknowledges a cookie.
     #[inline(always)]
-    pub(super) fn open_cookie(&mut self, turn: &mut Turn<impl Egress>) -> Result<Proof, Unproved> {
-        let now = turn.now;
+    pub(super) fn open_cookie(&mut self, ctx: &mut Context<impl Egress>) -> Result<Proof, Unproved> {
+        let now = ctx.now;
         // Nothing can be forged where nothing was asked.
-        if !self.answered.may_have(turn.hash, now) {
+        if !self.recent_syns.may_have(ctx.hash, now) {
             self.counters.count(Event::Unasked);
-            turn.egress.note(|| {
+            ctx.egress.note(|| {
                 "no SYN between these ends was answered in the last 100 seconds: no cookie is looked for".into()
             });
             return Err(Unproved::Unasked);
         }
-        let place = self.limiter.place(turn.ends());
+        let place = self.limiter.place(ctx.key());
         if !self.limiter.may_test(place, now) {
-            turn.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
+            ctx.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
             return Err(Unproved::Untested);
         }
-        self.jar.turn(now);
-        let Segment { seq, ack, .. } = *turn.segment;
+        self.cookies.advance(now);
+        let Segment { seq, ack, .. } = *ctx.segment;
         let outer_isn = ack - 1;
-        let echo = Options::timestamps(turn.options()).map(|timestamps| timestamps.echo);
+        let echo = Options::timestamps(ctx.options()).map(|timestamps| timestamps.echo);
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        let opened = self.jar.open(turn.hash, [seq - 1, seq], outer_isn, echo);
-        turn.egress.note(|| self.jar.describe(turn.hash, [seq - 1, seq], outer_isn, echo, now));
+        let opened = self.cookies.open(ctx.hash, [seq - 1, seq], outer_isn, echo);
+        ctx.egress.note(|| self.cookies.describe(ctx.hash, [seq - 1, seq], outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.adopt_until {
@@ -370,28 +376,28 @@ impl Proxy {
         Ok(Proof { terms, client_isn, outer_isn, distance })
     }
 
-    pub(super) fn accept_cookie(&mut self, turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
-        if is_damaged(&turn) {
+    pub(super) fn accept_cookie(&mut self, ctx: Context<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
+        if is_damaged(&ctx) {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        self.note_proof(Event::CookieGood, turn.ends());
-        self.dial(turn, proof, former)
+        self.note_proof(Event::CookieGood, ctx.key());
+        self.connect_server(ctx, proof, former)
     }
 
     /// Segments for an entry of the SYN cache.
-    pub(super) fn on_half_open(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, .. } = *turn.segment;
+    pub(super) fn on_syn_cached(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
         let flow = &self.table[id];
-        let next = flow.half(Side::Wan).next;
-        match turn.side {
+        let next = flow.endpoint(Side::Wan).next;
+        match ctx.side {
             Side::Wan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => Verdict::Drop(DropReason::WrongState),
-            Side::Wan if flags.has(Flags::SYN) => self.answer_syn(turn, Some(id)),
+            Side::Wan if flags.has(Flags::SYN) => self.answer_syn(ctx, Some(id)),
             Side::Wan if flags.has(Flags::RST) => {
                 // The owner of a forged source did not call and says so; a client may also think better of it.
                 if seq != next {
                     return Verdict::Drop(DropReason::BadReset);
                 }
-                if !turn.is_sound() {
+                if !ctx.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
                 self.forget(id);
@@ -399,29 +405,29 @@ impl Proxy {
             }
             Side::Wan => {
                 let ours = ack == flow.outer_isn + 1 && (seq == next || seq == next - 1);
-                turn.egress.note(|| {
+                ctx.egress.note(|| {
                     let (isn, next) = (flow.outer_isn + 1, next.get());
                     let fits = if ours { "it is that" } else { "it is not that" };
                     format!("the SYN cache expects seq {next} (or one less) and ack {}: {fits}", isn.get())
                 });
                 if !ours {
-                    return self.try_cookie(turn, Some(id));
+                    return self.try_cookie(ctx, Some(id));
                 }
-                if is_damaged(&turn) {
+                if is_damaged(&ctx) {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
-                let distance = match Options::timestamps(turn.options()).filter(|_| flow.attempts > 0) {
-                    Some(timestamps) => distance(cookie::age(timestamps.echo, turn.now) >> 10),
+                let distance = match Options::timestamps(ctx.options()).filter(|_| flow.attempts > 0) {
+                    Some(timestamps) => distance(cookie::age(timestamps.echo, ctx.now) >> 10),
                     None if flow.attempts > 0 => 0,
-                    None => distance(tick(turn.now).wrapping_sub(flow.born)),
+                    None => distance(tick(ctx.now).wrapping_sub(flow.born)),
                 };
                 let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
                 let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
-                self.note_proof(Event::CacheHit, turn.ends());
-                self.dial(turn, &proof, Some(id))
+                self.note_proof(Event::CacheHit, ctx.key());
+                self.connect_server(ctx, &proof, Some(id))
             }
             // The LAN has called the same ends at the same time.
-            Side::Lan if flags.has(Flags::SYN) && !flags.has(Flags::ACK) => self.open_direct(turn, Some(id)),
+            Side::Lan if flags.has(Flags::SYN) && !flags.has(Flags::ACK) => self.open_passthrough(ctx, Some(id)),
             Side::Lan => Verdict::Drop(DropReason::WrongState),
         }
     }
@@ -433,8 +439,8 @@ fn syn_ack_flags(terms: &Terms) -> Flags {
 }
 
 /// Whether a segment that is whole in sight fails its checksums. One that is not is judged by its cookie alone.
-pub(super) fn is_damaged<E>(turn: &Turn<E>) -> bool {
-    !turn.segment.fragmented && turn.head.is_whole() && !turn.is_sound()
+pub(super) fn is_damaged<E>(ctx: &Context<E>) -> bool {
+    !ctx.segment.fragmented && ctx.head.is_whole() && !ctx.is_sound()
 }
 
 /// Whether a frame is sent to, or claims to come from, a group of Ethernet stations: no connection can be opened so (RFC 1122 section
@@ -445,26 +451,26 @@ fn is_to_or_from_group(frame: &[u8]) -> bool {
 
 /// Whether hosts can have these addresses and call each other: none is multicast, broadcast, loopback or unspecified
 /// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5), and they differ.
-pub(super) fn are_possible(ends: &Ends) -> bool {
-    let possible = |address: &Addr| match (ends.v6, address) {
+pub(super) fn are_possible(key: &FlowKey) -> bool {
+    let possible = |address: &Addr| match (key.v6, address) {
         (true, [0, 0, 0, 0 | 1]) => false,
         (true, [first, ..]) => first >> 24 != 0xff,
         // The first eighth from 224 on: multicast, and the reserved block with the limited broadcast.
         (false, [.., last]) => !matches!(last >> 24, 0 | 127 | 224..),
     };
-    ends.lan != ends.wan && possible(&ends.lan) && possible(&ends.wan)
+    key.lan != key.wan && possible(&key.lan) && possible(&key.wan)
 }
 
 /// Writes what a SYN said into its entry of the SYN cache.
-fn keep_half_open<E>(flow: &mut Flow, turn: &Turn<E>, offered: &Options, terms: &Terms, minted: Minted) {
-    let envelope = turn.envelope();
-    flow.state = State::HalfOpen;
-    flow.outer_isn = minted.isn;
+fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
+    let envelope = ctx.envelope();
+    flow.state = State::SynCached;
+    flow.outer_isn = numbers.isn;
     keep_terms(flow, terms);
-    flow.keep_way(Side::Wan, &envelope);
-    flow.half_mut(Side::Lan).ts_value = minted.ts_value.unwrap_or_default();
-    let client = flow.half_mut(Side::Wan);
-    client.next = turn.segment.seq + 1;
+    flow.keep_path(Side::Wan, &envelope);
+    flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
+    let client = flow.endpoint_mut(Side::Wan);
+    client.next = ctx.segment.seq + 1;
     client.ts_value = offered.timestamps.map_or(0, |timestamps| timestamps.value);
 }
 
@@ -474,24 +480,24 @@ fn not_before(ts_value: u32, shown: u32) -> u32 {
 }
 
 pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
-    flow.mark(Marks::PROXIED, true);
-    flow.mark(Marks::SACK, terms.sack);
-    flow.mark(Marks::TIMESTAMPS, terms.timestamps);
-    flow.mark(Marks::ECN_ASKED, terms.ecn != Ecn::Silent);
-    flow.mark(Marks::ECN, terms.ecn == Ecn::Agreed);
+    flow.set(FlowFlags::PROXIED, true);
+    flow.set(FlowFlags::SACK, terms.sack);
+    flow.set(FlowFlags::TIMESTAMPS, terms.timestamps);
+    flow.set(FlowFlags::ECN_ASKED, terms.ecn != Ecn::Silent);
+    flow.set(FlowFlags::ECN, terms.ecn == Ecn::Agreed);
     flow.mss = terms.mss;
-    flow.half_mut(Side::Wan).set_scales(terms.scale, None);
-    flow.half_mut(Side::Lan).set_scales(None, terms.promised);
+    flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
+    flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
 }
 
 fn terms_of(flow: &Flow) -> Terms {
     Terms {
         mss: flow.mss,
-        scale: flow.half(Side::Wan).scale(),
-        promised: flow.half(Side::Lan).told(),
-        sack: flow.is(Marks::SACK),
-        timestamps: flow.is(Marks::TIMESTAMPS),
-        ecn: match (flow.is(Marks::ECN_ASKED), flow.is(Marks::ECN)) {
+        scale: flow.endpoint(Side::Wan).scale(),
+        promised: flow.endpoint(Side::Lan).told(),
+        sack: flow.is(FlowFlags::SACK),
+        timestamps: flow.is(FlowFlags::TIMESTAMPS),
+        ecn: match (flow.is(FlowFlags::ECN_ASKED), flow.is(FlowFlags::ECN)) {
             (false, _) => Ecn::Silent,
             (true, false) => Ecn::Asked,
             (true, true) => Ecn::Agreed,
@@ -503,11 +509,11 @@ fn terms_of(flow: &Flow) -> Terms {
 mod tests {
     use super::*;
     use crate::Config;
+    use crate::cache::servers::Observation;
     use crate::config::RateLimit;
-    use crate::learn::Lesson;
     use crate::proxy::Secrets;
-    use crate::proxy::said::{Said, ends};
-    use crate::proxy::tests::Nobody;
+    use crate::proxy::test_segments::{TestSegment, key};
+    use crate::proxy::tests::NoEgress;
     use crate::seq::{RawWindow, WindowScale};
     use crate::wire::{Parsed, put32};
     use core::cell::Cell;
@@ -526,7 +532,7 @@ mod tests {
             |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
                 table_buckets: 4,
                 learn_capacity: 64,
-                half_open_max: if cache { 2 } else { 0 },
+                syn_cache_max: if cache { 2 } else { 0 },
                 introductions: u32::from(introductions),
                 own_sack: !no_sack,
                 rate: RateLimit { size: 64, burst: if few_tokens { 3 } else { 1000 }, ..RateLimit::default() },
@@ -538,10 +544,10 @@ mod tests {
     }
 
     /// What the server is known to have said, if anything.
-    fn lesson() -> impl Strategy<Value = Option<Lesson>> {
+    fn observation() -> impl Strategy<Value = Option<Observation>> {
         let takes = || prop::bool::weighted(0.9);
         let answer = (500u16..9000, prop::option::of(0u8..15), takes(), takes(), takes(), any::<u16>());
-        prop::option::of(answer.prop_map(|(mss, scale, sack, timestamps, ecn, window)| Lesson {
+        prop::option::of(answer.prop_map(|(mss, scale, sack, timestamps, ecn, window)| Observation {
             answered: Options {
                 mss: Some(mss),
                 scale: scale.map(WindowScale::clamped),
@@ -559,7 +565,7 @@ mod tests {
     }
 
     /// A SYN, how long after the last it comes, and whether its frame has a tag.
-    fn syn() -> impl Strategy<Value = (Said, u32, bool)> {
+    fn syn() -> impl Strategy<Value = (TestSegment, u32, bool)> {
         let mss = prop_oneof![4 => Just(1460u16), 1 => 0u16..3000];
         let options = (mss, 0u8..18, any::<[u32; 2]>(), prop_oneof![12 => Just(0), 1 => 1..5usize]).prop_map(
             |(mss, scale, [value, echo], twist)| {
@@ -583,14 +589,25 @@ mod tests {
         let side = prop_oneof![9 => Just(Side::Wan), 1 => Just(Side::Lan)];
         (side, any::<bool>(), client, any::<[u32; 2]>(), flags, options, shape, (0u32..3000, any::<bool>())).prop_map(
             |(side, v6, client, [seq, ack], flags, options, (payload, damaged), (later, tagged))| {
-                let said =
-                    Said { side, v6, client, seq, ack, flags, window: 64_240, ecn: 0, options, payload, damaged };
+                let said = TestSegment {
+                    side,
+                    v6,
+                    client,
+                    seq,
+                    ack,
+                    flags,
+                    window: 64_240,
+                    ecn: 0,
+                    options,
+                    payload,
+                    damaged,
+                };
                 (said, later, tagged)
             },
         )
     }
 
-    fn frame((said, _, tagged): &(Said, u32, bool)) -> Vec<u8> {
+    fn frame((said, _, tagged): &(TestSegment, u32, bool)) -> Vec<u8> {
         let mut frame = said.frame();
         if *tagged {
             frame.splice(12..12, [0x81, 0x00, 0xa1, 0x23]);
@@ -602,23 +619,23 @@ mod tests {
     }
 
     /// Takes a segment through an engine, by the usual way if that takes it; the verdict, and the hash of its ends.
-    fn hear(
+    fn receive_update(
         proxy: &mut Proxy,
         side: Side,
         head: &mut Head,
         now: Instant,
-        usual: impl FnOnce(&mut Proxy, &Segment, &Look, &mut Head) -> bool,
+        common: impl FnOnce(&mut Proxy, &Segment, &Metadata, &mut Head) -> bool,
     ) -> (Verdict, u64) {
-        let mut look = Look::default();
-        proxy.look(side, head, &mut look);
-        let Parsed::Tcp(segment) = look.parsed else { panic!("it is a segment") };
-        let found = proxy.table.find(&segment.ends, look.hash);
-        let verdict = if found.is_none() && usual(proxy, &segment, &look, head) {
+        let mut meta = Metadata::default();
+        proxy.parse(side, head, &mut meta);
+        let Parsed::Tcp(segment) = meta.parsed else { panic!("it is a segment") };
+        let found = proxy.table.find(&segment.key, meta.hash);
+        let verdict = if found.is_none() && common(proxy, &segment, &meta, head) {
             Verdict::Reflect
         } else {
-            proxy.on_any_segment(side, &segment, &look, found, head, now, &mut Nobody)
+            proxy.on_segment_slow(side, &segment, &meta, found, head, now, &mut NoEgress)
         };
-        (proxy.conclude(side, verdict), look.hash)
+        (proxy.conclude(side, verdict), meta.hash)
     }
 
     #[test]
@@ -626,14 +643,14 @@ mod tests {
         let taken = Cell::new(0u32);
         let strategy = (
             config(),
-            lesson(),
+            observation(),
             [prop::bool::weighted(0.1), prop::bool::weighted(0.1)],
             prop::collection::vec(syn(), 1..8),
             any::<u16>(),
         );
         let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
             &strategy,
-            |(config, lesson, [closed, draining], syns, taught)| {
+            |(config, observation, [is_refused, draining], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
                 // By then the filter of what was answered believes itself.
                 let mut now = START + Duration::from_secs(200);
@@ -642,11 +659,11 @@ mod tests {
                     for engine in &mut engines {
                         engine.drain(draining && n == 3);
                         for v6 in [false, true] {
-                            if let Some(lesson) = lesson.filter(|_| taught >> n & 1 == 1) {
-                                engine.learned.learn(&ends(v6), &lesson, now);
+                            if let Some(observation) = observation.filter(|_| taught >> n & 1 == 1) {
+                                engine.server_options.learn(&key(v6), &observation, now);
                             }
-                            if closed && n == 2 {
-                                engine.doors.refused(&ends(v6), Client::EVERYBODY, now);
+                            if is_refused && n == 2 {
+                                engine.refused_ports.refused(&key(v6), Client::EVERYBODY, now);
                             }
                         }
                     }
@@ -655,18 +672,19 @@ mod tests {
                     let [mut one, mut other] =
                         buffers.each_mut().map(|buffer| Head::new(buffer, 64, frame.len(), frame.len()));
                     let answered = engines[0].counters.happened(Event::SynAnswered);
-                    let (usual, hash) = hear(&mut engines[0], side, &mut one, now, |engine, segment, look, head| {
-                        let usual = engine.answer_usual(side, segment, look, head, now);
-                        taken.set(taken.get() + u32::from(usual));
-                        assert!(usual || head.bytes() == frame, "what is refused has not changed");
-                        usual
-                    });
-                    let (general, _) = hear(&mut engines[1], side, &mut other, now, |_, _, _, _| false);
-                    prop_assert_eq!(usual, general, "{:?}", syn);
+                    let (common, hash) =
+                        receive_update(&mut engines[0], side, &mut one, now, |engine, segment, meta, head| {
+                            let common = engine.answer_syn_fast(side, segment, meta, head, now);
+                            taken.set(taken.get() + u32::from(common));
+                            assert!(common || head.bytes() == frame, "what is refused has not changed");
+                            common
+                        });
+                    let (general, _) = receive_update(&mut engines[1], side, &mut other, now, |_, _, _, _| false);
+                    prop_assert_eq!(common, general, "{:?}", syn);
                     prop_assert_eq!(one.bytes(), other.bytes(), "{:?}", syn);
                     prop_assert_eq!(&engines[0].counters, &engines[1].counters);
                     prop_assert_eq!(engines[0].population, engines[1].population);
-                    let noted = engines.each_ref().map(|engine| engine.answered.may_have(hash, now));
+                    let noted = engines.each_ref().map(|engine| engine.recent_syns.may_have(hash, now));
                     prop_assert_eq!(noted[0], noted[1]);
                     prop_assert!(noted[0] || engines[0].counters.happened(Event::SynAnswered) == answered);
                 }

@@ -12,7 +12,7 @@ use crate::config::RateLimit;
 use crate::keyed::Keys;
 use crate::prefetch::prefetch;
 use crate::seq::SeqNum;
-use crate::wire::Ends;
+use crate::wire::FlowKey;
 use crate::{Event, Instant};
 
 /// Tokens for repeated SYNs, as a multiple of those for fresh ones.
@@ -111,9 +111,9 @@ impl Limiter {
     /// The place of a source prefix's bucket.
     // Whoever wants to spend another prefix's tokens may forge its very addresses, so the hash need not be a strong one.
     #[inline]
-    pub fn place(&self, ends: &Ends) -> u32 {
-        let [a, b, c, d] = ends.wan;
-        let hash = if ends.v6 {
+    pub fn place(&self, key: &FlowKey) -> u32 {
+        let [a, b, c, d] = key.wan;
+        let hash = if key.v6 {
             let m = &self.mask6;
             let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
             self.mix(self.mix(pair(a & m[0], b & m[1])) ^ pair(c & m[2], d & m[3]))
@@ -174,9 +174,9 @@ impl Limiter {
     }
 
     /// Gives a token back: the client has proved itself.
-    pub fn refund(&mut self, ends: &Ends, now: Instant) {
+    pub fn refund(&mut self, key: &FlowKey, now: Instant) {
         let burst = self.burst;
-        let bucket = self.bucket(self.place(ends), now);
+        let bucket = self.bucket(self.place(key), now);
         bucket.fresh = (bucket.fresh + 1).min(burst);
     }
 
@@ -285,7 +285,7 @@ impl Sightings {
 
     /// Whether this hash was noted in an earlier second; notes it in the current one.
     fn seen_before(&mut self, hash: u64, now: Instant) -> bool {
-        self.turn(now.as_micros() >> 20);
+        self.advance(now.as_micros() >> 20);
         let mut found = [true; SLICES];
         let current = self.second as usize % SLICES;
         let words = self.slices.len() / SLICES;
@@ -304,8 +304,8 @@ impl Sightings {
 
     /// The bits that stand for a hash in each slice: which one, and of which word.
     fn probes(hash: u64) -> [(u32, usize); 4] {
-        [0, 16, 32, 48].map(|turn| {
-            let bit = hash.rotate_left(turn) as u32 >> (32 - SLICE_BITS);
+        [0, 16, 32, 48].map(|rotation| {
+            let bit = hash.rotate_left(rotation) as u32 >> (32 - SLICE_BITS);
             (bit & 63, (bit >> 6) as usize)
         })
     }
@@ -323,7 +323,7 @@ impl Sightings {
         Self { slices: (0..SLICES).map(word).collect(), second: self.second }
     }
 
-    fn turn(&mut self, second: u64) {
+    fn advance(&mut self, second: u64) {
         let passed = second.saturating_sub(self.second).min(SLICES as u64);
         self.second = second.max(self.second);
         for back in 0..passed {
@@ -340,8 +340,8 @@ mod tests {
     use core::time::Duration;
     use proptest::prelude::*;
 
-    fn from(source: u32) -> Ends {
-        Ends { wan: [0, 0, 0xffff, source], ..Ends::default() }
+    fn from(source: u32) -> FlowKey {
+        FlowKey { wan: [0, 0, 0xffff, source], ..FlowKey::default() }
     }
 
     impl Limiter {

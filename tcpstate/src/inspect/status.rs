@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-use super::{Look, Proxy};
-use crate::flow::{Flow, Marks, State};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::proxy::{Metadata, Proxy};
 use crate::wire::Parsed;
 use crate::{PerSide, Side};
 
 /// How a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ConnectionStatus {
     /// Its state.
     pub state: State,
     /// Whether its server was dialled by us, so that numbers differ between the sides; else it is passed through.
@@ -28,35 +28,35 @@ pub struct Standing {
 
 impl Proxy {
     /// How the connection stands that a frame belongs to (or the segment it quotes); `None` if there is none.
-    pub fn standing(&self, look: &Look) -> Option<Standing> {
-        let ends = match &look.parsed {
-            Parsed::Tcp(segment) => &segment.ends,
-            Parsed::Error(quote) => &quote.ends,
+    pub fn status(&self, meta: &Metadata) -> Option<ConnectionStatus> {
+        let key = match &meta.parsed {
+            Parsed::Tcp(segment) => &segment.key,
+            Parsed::Error(quote) => &quote.key,
             _ => return None,
         };
-        Some(Standing::of(&self.table[self.table.find(ends, look.hash)?]))
+        Some(ConnectionStatus::of(&self.table[self.table.find(key, meta.hash)?]))
     }
 }
 
-impl Standing {
+impl ConnectionStatus {
     /// How the connection of this record stands.
-    pub(super) fn of(flow: &Flow) -> Self {
+    pub(crate) fn of(flow: &Flow) -> Self {
         Self {
             state: flow.state,
-            proxied: flow.is(Marks::PROXIED),
-            tentative: flow.is(Marks::TENTATIVE),
-            acknowledgement_owed: flow.is(Marks::ACK_OWED),
+            proxied: flow.is(FlowFlags::PROXIED),
+            tentative: flow.is(FlowFlags::TENTATIVE),
+            acknowledgement_owed: flow.is(FlowFlags::ACK_OWED),
             holds: flow.held != 0,
-            reopening: flow.is(Marks::REOPENING),
+            reopening: flow.is(FlowFlags::REOPENING),
             finished: PerSide::new(flow.has_finished(Side::Lan), flow.has_finished(Side::Wan)),
         }
     }
 }
 
 /// The state, and in brackets whatever distinguishes it.
-impl fmt::Display for Standing {
+impl fmt::Display for ConnectionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let begun = self.state == State::HalfOpen || self.state == State::Dialling;
+        let begun = self.state == State::SynCached || self.state == State::ServerSynSent;
         let notes = [
             (self.tentative, "one direction seen"),
             (!self.proxied && !self.tentative, "passed through"),

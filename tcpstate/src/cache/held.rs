@@ -35,14 +35,14 @@ struct Slot {
 
 /// See the module.
 #[derive(Clone)]
-pub struct Pen {
+pub struct HoldQueue {
     slots: Vec<Slot>,
     /// The first free place, as [`Slot::next`].
     free: u16,
     released: VecDeque<Ticket>,
 }
 
-impl Pen {
+impl HoldQueue {
     /// An empty pen for so many frames, at most 65535.
     pub fn new(frames: usize) -> Self {
         let frames = frames.min(usize::from(u16::MAX));
@@ -143,55 +143,56 @@ impl Pen {
 mod tests {
     use super::*;
 
-    fn ends(pen: &mut Pen) -> Vec<(u16, bool)> {
-        std::iter::from_fn(|| pen.next_release().map(|ticket| (ticket.index, pen.redeem(ticket)))).collect()
+    fn key(hold_queue: &mut HoldQueue) -> Vec<(u16, bool)> {
+        std::iter::from_fn(|| hold_queue.next_release().map(|ticket| (ticket.index, hold_queue.redeem(ticket))))
+            .collect()
     }
 
     #[test]
     fn what_is_held_comes_out_in_order_and_no_further_than_the_window() {
-        let (mut pen, mut flow) = (Pen::new(3), Flow::default());
-        let tickets: Vec<_> = [10, 20, 30].map(|end| pen.hold(&mut flow, SeqNum::new(end)).unwrap()).into();
-        assert_eq!(pen.hold(&mut flow, SeqNum::new(40)), None, "the pen is full");
-        pen.release(&mut flow, SeqNum::new(25));
-        assert_eq!(ends(&mut pen), [(tickets[0].index, true), (tickets[1].index, true)]);
-        pen.release(&mut flow, SeqNum::new(30));
-        assert_eq!(ends(&mut pen), [(tickets[2].index, true)]);
+        let (mut hold_queue, mut flow) = (HoldQueue::new(3), Flow::default());
+        let tickets: Vec<_> = [10, 20, 30].map(|end| hold_queue.hold(&mut flow, SeqNum::new(end)).unwrap()).into();
+        assert_eq!(hold_queue.hold(&mut flow, SeqNum::new(40)), None, "the pen is full");
+        hold_queue.release(&mut flow, SeqNum::new(25));
+        assert_eq!(key(&mut hold_queue), [(tickets[0].index, true), (tickets[1].index, true)]);
+        hold_queue.release(&mut flow, SeqNum::new(30));
+        assert_eq!(key(&mut hold_queue), [(tickets[2].index, true)]);
         assert_eq!(flow.held, 0);
     }
 
     #[test]
     fn a_repeated_segment_is_held_once_and_a_used_ticket_is_worth_nothing() {
-        let (mut pen, mut flow) = (Pen::new(2), Flow::default());
-        let ticket = pen.hold(&mut flow, SeqNum::new(10)).unwrap();
-        assert_eq!(pen.hold(&mut flow, SeqNum::new(10)), None);
-        pen.forget(&mut flow);
-        assert_eq!(ends(&mut pen), [(ticket.index, false)]);
-        assert!(!pen.redeem(ticket));
-        let again = pen.hold(&mut flow, SeqNum::new(10)).unwrap();
+        let (mut hold_queue, mut flow) = (HoldQueue::new(2), Flow::default());
+        let ticket = hold_queue.hold(&mut flow, SeqNum::new(10)).unwrap();
+        assert_eq!(hold_queue.hold(&mut flow, SeqNum::new(10)), None);
+        hold_queue.forget(&mut flow);
+        assert_eq!(key(&mut hold_queue), [(ticket.index, false)]);
+        assert!(!hold_queue.redeem(ticket));
+        let again = hold_queue.hold(&mut flow, SeqNum::new(10)).unwrap();
         assert_eq!((again.index, again.generation), (ticket.index, ticket.generation + 1));
     }
 
     #[test]
     fn one_flow_does_not_take_every_place() {
-        let (mut pen, mut flow) = (Pen::new(100), Flow::default());
-        let held = (1..=100).filter(|&end| pen.hold(&mut flow, SeqNum::new(end)).is_some()).count();
+        let (mut hold_queue, mut flow) = (HoldQueue::new(100), Flow::default());
+        let held = (1..=100).filter(|&end| hold_queue.hold(&mut flow, SeqNum::new(end)).is_some()).count();
         assert_eq!(held, MOST_OF_A_FLOW);
     }
 
     #[test]
     fn no_place_is_lost() {
-        let mut pen = Pen::new(5);
+        let mut hold_queue = HoldQueue::new(5);
         for round in 0..1000u32 {
             let mut flow = Flow::default();
             for end in 0..round % 7 {
-                pen.hold(&mut flow, SeqNum::new(end));
+                hold_queue.hold(&mut flow, SeqNum::new(end));
             }
             if round % 2 == 0 {
-                pen.forget(&mut flow)
+                hold_queue.forget(&mut flow)
             } else {
-                pen.release(&mut flow, SeqNum::new(6))
+                hold_queue.release(&mut flow, SeqNum::new(6))
             }
-            assert_eq!(ends(&mut pen).len(), (round as usize % 7).min(5));
+            assert_eq!(key(&mut hold_queue).len(), (round as usize % 7).min(5));
         }
     }
 }

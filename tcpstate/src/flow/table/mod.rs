@@ -5,11 +5,13 @@
 //! that looking for what is not there touches one line. Records are taken one after the other: memory that no flow has needed yet is
 //! never touched.
 
+pub mod wheel;
+
 use core::ops::{Index, IndexMut};
 
 use crate::flow::{Flow, State};
 use crate::prefetch::prefetch;
-use crate::wire::Ends;
+use crate::wire::FlowKey;
 
 /// The place of a flow in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +36,7 @@ struct Bucket {
     /// Zero marks a free place.
     tags: [u16; WAYS],
     /// How many flows whose first choice is this bucket live in their second.
-    strays: u16,
+    overflowed: u16,
     _pad: u16,
     places: [u32; WAYS],
 }
@@ -164,7 +166,7 @@ impl Table {
                 prefetch(&self.upper[place as usize]);
             }
             Guess::Perhaps(Id(place))
-        } else if bucket.strays > 0 {
+        } else if bucket.overflowed > 0 {
             prefetch(&self.buckets[self.other_choice(first, tag)]);
             Guess::Elsewhere
         } else {
@@ -174,21 +176,21 @@ impl Table {
 
     /// Whether the flow between these ends is at this place.
     #[inline(always)]
-    pub fn is_at(&self, id: Id, ends: &Ends) -> bool {
+    pub fn is_at(&self, id: Id, key: &FlowKey) -> bool {
         let Some(flow) = self.flows.get(id.0 as usize) else { return false };
-        flow.state != State::Free && self.is_between(id.0, flow, ends)
+        flow.state != State::Free && self.is_between(id.0, flow, key)
     }
 
     #[inline(always)]
-    fn is_between(&self, place: u32, flow: &Flow, ends: &Ends) -> bool {
-        flow.fits(ends) && (!ends.v6 || self.upper[place as usize] == upper(ends))
+    fn is_between(&self, place: u32, flow: &Flow, key: &FlowKey) -> bool {
+        flow.fits(key) && (!key.v6 || self.upper[place as usize] == upper(key))
     }
 
     /// Asks for the lines of a record.
     pub fn prefetch(&self, id: Id) {
         let flow = &self.flows[id.0 as usize];
         prefetch(flow);
-        prefetch(flow.half(crate::Side::Wan));
+        prefetch(flow.endpoint(crate::Side::Wan));
     }
 
     /// Asks for what the removal of a record, whose own lines are here, will touch.
@@ -210,20 +212,22 @@ impl Table {
     }
 
     /// The flow between these ends.
-    pub fn find(&self, ends: &Ends, hash: u64) -> Option<Id> {
+    pub fn find(&self, key: &FlowKey, hash: u64) -> Option<Id> {
         let first = self.first_choice(hash);
         let tag = Self::tag(hash);
-        self.find_in(first, tag, ends).or_else(|| {
-            (self.buckets[first].strays > 0).then(|| self.find_in(self.other_choice(first, tag), tag, ends)).flatten()
+        self.find_in(first, tag, key).or_else(|| {
+            (self.buckets[first].overflowed > 0)
+                .then(|| self.find_in(self.other_choice(first, tag), tag, key))
+                .flatten()
         })
     }
 
-    fn find_in(&self, bucket: usize, tag: u16, ends: &Ends) -> Option<Id> {
+    fn find_in(&self, bucket: usize, tag: u16, key: &FlowKey) -> Option<Id> {
         let bucket = &self.buckets[bucket];
         let mut matches = bucket.matches(tag);
         while matches != 0 {
             let place = bucket.places[matches.trailing_zeros() as usize];
-            if self.is_between(place, &self.flows[place as usize], ends) {
+            if self.is_between(place, &self.flows[place as usize], key) {
                 return Some(Id(place));
             }
             matches &= matches - 1;
@@ -232,20 +236,20 @@ impl Table {
     }
 
     /// A new record for these ends, which must not be in the table; `None` when it is full.
-    pub fn insert(&mut self, ends: &Ends, hash: u64) -> Option<Id> {
+    pub fn insert(&mut self, key: &FlowKey, hash: u64) -> Option<Id> {
         let place = if self.free == NIL { self.flows.len() as u32 } else { self.free };
         if place as usize >= self.capacity || !self.link(hash, place) {
             return None;
         }
         if self.free == NIL {
-            self.flows.push(Flow::new(ends, hash, 0));
+            self.flows.push(Flow::new(key, hash, 0));
         } else {
             let flow = &mut self.flows[place as usize];
             self.free = flow.link_next;
-            *flow = Flow::new(ends, hash, flow.generation);
+            *flow = Flow::new(key, hash, flow.generation);
         }
-        if ends.v6 {
-            self.upper[place as usize] = upper(ends);
+        if key.v6 {
+            self.upper[place as usize] = upper(key);
         }
         self.len += 1;
         self.entered = self.entered.wrapping_add(1);
@@ -263,7 +267,7 @@ impl Table {
         let second = self.other_choice(first, tag);
         if let Some(way) = self.buckets[second].free_way().or_else(|| self.displace(second)) {
             self.put(second, way, tag, place);
-            self.buckets[first].strays += u16::from(second != first);
+            self.buckets[first].overflowed += u16::from(second != first);
             return true;
         }
         false
@@ -287,9 +291,9 @@ impl Table {
                 self.buckets[bucket].tags[way] = 0;
                 let first = self.first_choice(self.flows[place as usize].hash);
                 if first == bucket {
-                    self.buckets[first].strays += 1;
+                    self.buckets[first].overflowed += 1;
                 } else {
-                    self.buckets[first].strays -= 1;
+                    self.buckets[first].overflowed -= 1;
                 }
                 return Some(way);
             }
@@ -307,7 +311,7 @@ impl Table {
             let Some(way) = (0..WAYS).find(|&way| cell.tags[way] != 0 && cell.places[way] == id.0) else { continue };
             cell.tags[way] = 0;
             if bucket != first {
-                self.buckets[first].strays -= 1;
+                self.buckets[first].overflowed -= 1;
             }
             break;
         }
@@ -335,8 +339,8 @@ impl Table {
         table.flows.push(Flow::default());
         table.len = 1;
         for &id in ids {
-            let (ends, flow) = (self.ends(id), self[id]);
-            let taken = table.insert(&ends, flow.hash);
+            let (key, flow) = (self.key(id), self[id]);
+            let taken = table.insert(&key, flow.hash);
             debug_assert!(taken.is_some(), "a bucket has ways for all of them");
             if let Some(copy) = taken {
                 table[copy] = flow;
@@ -355,14 +359,14 @@ impl Table {
     }
 
     /// The ends of a flow.
-    pub fn ends(&self, id: Id) -> Ends {
-        self.flows[id.0 as usize].ends(&self.upper[id.0 as usize])
+    pub fn key(&self, id: Id) -> FlowKey {
+        self.flows[id.0 as usize].key(&self.upper[id.0 as usize])
     }
 }
 
 #[inline(always)]
-fn upper(ends: &Ends) -> [[u32; 3]; 2] {
-    [ends.lan, ends.wan].map(|address| [address[0], address[1], address[2]])
+fn upper(key: &FlowKey) -> [[u32; 3]; 2] {
+    [key.lan, key.wan].map(|address| [address[0], address[1], address[2]])
 }
 
 impl Index<Id> for Table {
@@ -385,26 +389,26 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    fn ends(n: u32) -> Ends {
+    fn key(n: u32) -> FlowKey {
         let v6 = n.is_multiple_of(3);
         let lan = if v6 { [n, 0, 0, 1] } else { [0, 0, 0xffff, 1] };
-        Ends { lan, wan: [0, 0, 0xffff, n], lan_port: 80, wan_port: n as u16, v6, ..Ends::default() }
+        FlowKey { lan, wan: [0, 0, 0xffff, n], lan_port: 80, wan_port: n as u16, v6, ..FlowKey::default() }
     }
 
     fn hash(n: u32) -> u64 {
-        ends(n).hash((1, 2))
+        key(n).hash((1, 2))
     }
 
     #[test]
     fn a_table_takes_as_many_as_it_says_and_no_more() {
         let mut table = Table::new(1024, 8192);
         for n in 0..8192 {
-            assert!(table.insert(&ends(n), hash(n)).is_some(), "{n} of 8192");
+            assert!(table.insert(&key(n), hash(n)).is_some(), "{n} of 8192");
         }
-        assert!(table.insert(&ends(9000), hash(9000)).is_none());
+        assert!(table.insert(&key(9000), hash(9000)).is_none());
         for n in 0..8192 {
-            let id = table.find(&ends(n), hash(n)).unwrap();
-            assert_eq!(table.ends(id), ends(n));
+            let id = table.find(&key(n), hash(n)).unwrap();
+            assert_eq!(table.key(id), key(n));
         }
     }
 
@@ -415,15 +419,15 @@ mod tests {
             let mut table = Table::new(buckets, capacity);
             assert_eq!(table.flows.len(), 0);
             for n in 0..capacity as u32 {
-                let id = table.insert(&ends(n), hash(n)).unwrap_or_else(|| panic!("{n} of {capacity}"));
+                let id = table.insert(&key(n), hash(n)).unwrap_or_else(|| panic!("{n} of {capacity}"));
                 assert_eq!((id.0, table.flows.len()), (n, n as usize + 1));
             }
             assert!(table.is_full());
             for n in 0..capacity as u32 {
-                assert_eq!(table.find(&ends(n), hash(n)), Some(Id(n)));
+                assert_eq!(table.find(&key(n), hash(n)), Some(Id(n)));
                 table.remove(Id(n));
             }
-            assert!(table.insert(&ends(1), hash(1)).is_some());
+            assert!(table.insert(&key(1), hash(1)).is_some());
             assert_eq!(table.flows.len(), capacity, "a record is used again");
         }
         let table = Table::new(1001, 8008);
@@ -435,12 +439,12 @@ mod tests {
     #[test]
     fn equal_hashes_of_different_ends_are_kept_apart() {
         let mut table = Table::new(4, 32);
-        let ids: Vec<_> = (0..10).map(|n| table.insert(&ends(n), 42).unwrap()).collect();
+        let ids: Vec<_> = (0..10).map(|n| table.insert(&key(n), 42).unwrap()).collect();
         for (n, id) in ids.iter().enumerate() {
-            assert_eq!(table.find(&ends(n as u32), 42), Some(*id));
+            assert_eq!(table.find(&key(n as u32), 42), Some(*id));
         }
         table.remove(ids[3]);
-        assert_eq!(table.find(&ends(3), 42), None);
+        assert_eq!(table.find(&key(3), 42), None);
     }
 
     proptest! {
@@ -449,10 +453,10 @@ mod tests {
             let mut table = Table::new(16, 128);
             let mut model = HashMap::new();
             for (insert, n) in steps {
-                prop_assert_eq!(table.find(&ends(n), hash(n)), model.get(&n).copied());
+                prop_assert_eq!(table.find(&key(n), hash(n)), model.get(&n).copied());
                 match (insert, model.contains_key(&n)) {
                     (true, false) => {
-                        if let Some(id) = table.insert(&ends(n), hash(n)) {
+                        if let Some(id) = table.insert(&key(n), hash(n)) {
                             model.insert(n, id);
                         }
                     }
@@ -462,12 +466,12 @@ mod tests {
                 prop_assert_eq!(table.len(), model.len());
             }
             for (n, id) in &model {
-                prop_assert_eq!(table.find(&ends(*n), hash(*n)), Some(*id));
+                prop_assert_eq!(table.find(&key(*n), hash(*n)), Some(*id));
             }
             for id in model.into_values() {
                 table.remove(id);
             }
-            prop_assert!(table.buckets.iter().all(|bucket| bucket.strays == 0 && bucket.tags == [0; WAYS]));
+            prop_assert!(table.buckets.iter().all(|bucket| bucket.overflowed == 0 && bucket.tags == [0; WAYS]));
         }
     }
 }

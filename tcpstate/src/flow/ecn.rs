@@ -5,7 +5,7 @@
 //! in the other's name (RFC 3168 section 6.1).
 
 use crate::Side;
-use crate::flow::{Flow, Marks};
+use crate::flow::{Flow, FlowFlags};
 use crate::head::Head;
 use crate::wire::checksum::Patch;
 use crate::wire::{Flags, Segment, be16, put16};
@@ -16,41 +16,41 @@ const CONGESTED: u8 = 3;
 /// Whether [`lend`] would leave a segment with this traffic class alone and note nothing, whatever end sent it.
 #[inline(always)]
 pub fn has_nothing_to_lend(flow: &Flow, segment: &Segment, traffic_class: u8) -> bool {
-    let both = flow.is(Marks::ECN) && flow.is(Marks::ECN_LAN);
-    both || traffic_class & 3 == 0 && !segment.flags.has(Flags::CWR) && !flow.is(Marks::ECHO_OWED)
+    let both = flow.is(FlowFlags::ECN) && flow.is(FlowFlags::ECN_LAN);
+    both || traffic_class & 3 == 0 && !segment.flags.has(Flags::CWR) && !flow.is(FlowFlags::ECHO_OWED)
 }
 
 /// The ECN field of a packet is the two low bits of this.
 #[inline(always)]
 pub fn traffic_class(segment: &Segment, frame: &[u8]) -> u8 {
     let byte = frame[usize::from(segment.ip) + 1];
-    if segment.ends.v6 { byte >> 4 } else { byte }
+    if segment.key.v6 { byte >> 4 } else { byte }
 }
 
 /// Edits a segment from `side` where the ends do not both speak ECN. True if a mark of congestion was taken over.
 pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
-    let (client, server) = (flow.is(Marks::ECN), flow.is(Marks::ECN_LAN));
+    let (client, server) = (flow.is(FlowFlags::ECN), flow.is(FlowFlags::ECN_LAN));
     if client && server {
         return false;
     }
     let (sender_speaks, receiver_speaks) = if side == Side::Wan { (client, server) } else { (server, client) };
     let field = traffic_class(segment, head.bytes()) & 3;
-    let (marked, owed_before) = (field == CONGESTED, flow.is(Marks::ECHO_OWED));
+    let (marked, owed_before) = (field == CONGESTED, flow.is(FlowFlags::ECHO_OWED));
     let mut flags = segment.flags;
     if !receiver_speaks {
         if flags.has(Flags::CWR) && (sender_speaks || owed_before) {
             // It has heard of the last one.
-            flow.mark(Marks::ECHO_OWED, false);
+            flow.set(FlowFlags::ECHO_OWED, false);
             flags = flags.without(Flags::CWR);
         }
         if field != 0 {
-            flow.mark_if(Marks::ECHO_OWED, marked);
+            flow.set_if(FlowFlags::ECHO_OWED, marked);
             clear_field(segment, head);
         }
     }
     // What goes to the end that speaks alone; one that speaks although it was never told so can only be a client.
     let owed = if side == Side::Wan { server && !client } else { !server };
-    if owed && flow.is(Marks::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
+    if owed && flow.is(FlowFlags::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
         flags = flags.and(Flags::ECE);
     }
     if flags != segment.flags {
@@ -63,7 +63,7 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
 fn clear_field(segment: &Segment, head: &mut Head) {
     let at = usize::from(segment.ip);
     let frame = head.bytes_mut();
-    if segment.ends.v6 {
+    if segment.key.v6 {
         frame[at + 1] &= !0x30;
         return;
     }
@@ -88,22 +88,22 @@ fn set_flags(segment: &Segment, head: &mut Head, flags: Flags) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::said::Said;
+    use crate::proxy::test_segments::TestSegment;
     use crate::wire::Parsed;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn where_nothing_is_to_be_lent_nothing_is(
-            marks in any::<[bool; 3]>(),
+            flags in any::<[bool; 3]>(),
             side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
-            (v6, flags, ecn) in (any::<bool>(), any::<u8>(), 0u8..4),
+            (v6, tcp_flags, ecn) in (any::<bool>(), any::<u8>(), 0u8..4),
         ) {
             let mut flow = Flow::default();
-            for (mark, set) in [Marks::ECN, Marks::ECN_LAN, Marks::ECHO_OWED].into_iter().zip(marks) {
-                flow.mark(mark, set);
+            for (flag, on) in [FlowFlags::ECN, FlowFlags::ECN_LAN, FlowFlags::ECHO_OWED].into_iter().zip(flags) {
+                flow.set(flag, on);
             }
-            let mut frame = Said { side, v6, flags, ecn, ..Said::default() }.frame();
+            let mut frame = TestSegment { side, v6, flags: tcp_flags, ecn, ..TestSegment::default() }.frame();
             let before = (flow, frame.clone());
             let mut head = Head::whole(&mut frame, before.1.len());
             let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { panic!("it is a segment") };

@@ -1,13 +1,13 @@
 //! What servers have shown of themselves: the options and the window of their SYN-ACKs, kept per address and port, and
 //! per address where the configuration asks for that.
 
-use crate::backends::Backends;
 use crate::config::Source;
-use crate::flow::{Flow, Marks};
+use crate::cookie::terms::Offer;
+use crate::flow::{Flow, FlowFlags};
 use crate::keyed::Keys;
+use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, WindowScale};
-use crate::terms::Offer;
-use crate::wire::{Addr, Ends, Options, Segment, Vlan};
+use crate::wire::{Addr, FlowKey, Options, Segment, Vlan};
 use crate::{Config, Instant, Side};
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ const _: () = assert!(size_of::<Set>() == 128, "a look touches two cache lines")
 
 /// What a server's SYN-ACK teaches, given what our SYN had offered.
 #[derive(Clone, Copy, Debug)]
-pub struct Lesson {
+pub struct Observation {
     /// The SYN-ACK's options.
     pub answered: Options,
     /// Whether our SYN offered a window scale, SACK, timestamps, ECN: to what was not offered, silence says nothing.
@@ -109,16 +109,16 @@ pub struct Lesson {
     pub window: RawWindow,
 }
 
-impl Lesson {
+impl Observation {
     /// What the SYN-ACK `segment`, with the options `answered`, says to a SYN with what `flow` noted of it.
-    pub fn of(segment: &Segment, answered: Options, flow: &Flow) -> Lesson {
-        Lesson {
+    pub fn of(segment: &Segment, answered: Options, flow: &Flow) -> Observation {
+        Observation {
             answered,
-            offered_scale: flow.half(Side::Wan).scale().is_some(),
-            offered_sack: flow.is(Marks::SACK),
-            offered_timestamps: flow.is(Marks::TIMESTAMPS),
+            offered_scale: flow.endpoint(Side::Wan).scale().is_some(),
+            offered_sack: flow.is(FlowFlags::SACK),
+            offered_timestamps: flow.is(FlowFlags::TIMESTAMPS),
             // From the first repetition on a SYN asks for ECN no more (RFC 3168 section 6.1.1.1).
-            offered_ecn: flow.is(Marks::ECN_ASKED) && flow.attempts == 0,
+            offered_ecn: flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0,
             answered_ecn: segment.flags.agree_to_ecn(),
             window: segment.window,
         }
@@ -127,21 +127,21 @@ impl Lesson {
 
 /// What was offered in a server's name, while that holds.
 #[derive(Clone, Copy)]
-struct Said {
+struct CachedOffer {
     lan: Addr,
     vlan: Vlan,
     lan_port: u16,
     /// When, and before what was learned next.
     unit: u16,
-    lessons: u32,
+    observations: u32,
     offer: Offer,
 }
 
 /// Servers whose last offers are remembered: a flood calls few.
-const SAID: usize = 64;
+const CACHED_OFFERS: usize = 64;
 
 /// The learning cache: set-associative, the entry longest unseen gives way.
-pub struct Learned {
+pub struct ServerOptions {
     sets: Vec<Set>,
     keys: Keys,
     sources: Sources,
@@ -151,12 +151,12 @@ pub struct Learned {
     clamp: u16,
     /// Whether any attribute is commanded.
     is_commanded: bool,
-    commanded: Arc<Backends>,
+    commanded: Arc<ServerTable>,
     /// The largest MSS ever commanded.
     most_commanded: u16,
-    said: Box<[Option<Said>; SAID]>,
+    cached_offers: Box<[Option<CachedOffer>; CACHED_OFFERS]>,
     /// How often something new was learned, on a circle.
-    lessons: u32,
+    observations: u32,
 }
 
 /// Where each attribute comes from.
@@ -167,7 +167,7 @@ struct Sources {
     scale: Source,
 }
 
-impl Learned {
+impl ServerOptions {
     /// An empty cache of this configuration's size.
     pub fn new(config: &Config, keys: Keys) -> Self {
         let sets = config.learn_capacity.div_ceil(WAYS).next_power_of_two();
@@ -190,83 +190,88 @@ impl Learned {
             is_commanded: [config.mss, config.sack, config.wscale].contains(&Source::Commanded),
             commanded: Arc::default(),
             most_commanded: 0,
-            said: Box::new([None; SAID]),
-            lessons: 0,
+            cached_offers: Box::new([None; CACHED_OFFERS]),
+            observations: 0,
         }
     }
 
     /// What is known of one server, in a cache of one set.
-    pub fn excerpt(&self, ends: &Ends) -> Self {
+    pub fn excerpt(&self, key: &FlowKey) -> Self {
         let mut set = Set::default();
-        for (place, entry) in set.0.iter_mut().zip([self.find(ends, ends.lan_port), self.find(ends, 0)]) {
+        for (place, entry) in set.0.iter_mut().zip([self.find(key, key.lan_port), self.find(key, 0)]) {
             *place = entry.copied().unwrap_or_default();
         }
-        Self { sets: vec![set], commanded: Arc::clone(&self.commanded), said: Box::new([None; SAID]), ..*self }
+        Self {
+            sets: vec![set],
+            commanded: Arc::clone(&self.commanded),
+            cached_offers: Box::new([None; CACHED_OFFERS]),
+            ..*self
+        }
     }
 
     /// From now on this is what the operator says; returns what he had said before. What clients were told before stays true of their
     /// connections: their cookies hold it.
-    pub fn command(&mut self, backends: Arc<Backends>) -> Arc<Backends> {
+    pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
         if self.sources.mss == Source::Commanded {
-            self.most_commanded = self.most_commanded.max(backends.most_mss());
+            self.most_commanded = self.most_commanded.max(entries.most_mss());
         }
-        self.lessons = self.lessons.wrapping_add(1);
-        core::mem::replace(&mut self.commanded, backends)
+        self.observations = self.observations.wrapping_add(1);
+        core::mem::replace(&mut self.commanded, entries)
     }
 
-    /// As [`Learned::offer`], and sooner said if it was said lately.
+    /// As [`ServerOptions::offer`], and sooner said if it was said lately.
     #[inline(always)]
-    pub fn offer_again(&mut self, ends: &Ends, now: Instant) -> Offer {
-        match &self.said[Self::said_at(ends)] {
-            Some(said)
-                if said.lan == ends.lan
-                    && said.lan_port == ends.lan_port
-                    && said.vlan == ends.vlan
-                    && said.unit == unit(now)
-                    && said.lessons == self.lessons =>
+    pub fn offer_cached(&mut self, key: &FlowKey, now: Instant) -> Offer {
+        match &self.cached_offers[Self::cached_offer_at(key)] {
+            Some(cached_offers)
+                if cached_offers.lan == key.lan
+                    && cached_offers.lan_port == key.lan_port
+                    && cached_offers.vlan == key.vlan
+                    && cached_offers.unit == unit(now)
+                    && cached_offers.observations == self.observations =>
             {
-                said.offer
+                cached_offers.offer
             }
-            _ => self.offer_anew(ends, now),
+            _ => self.offer_uncached(key, now),
         }
     }
 
     #[inline(never)]
-    fn offer_anew(&mut self, ends: &Ends, now: Instant) -> Offer {
-        let Ends { lan, lan_port, vlan, .. } = *ends;
-        let offer = self.offer(ends, now);
-        self.said[Self::said_at(ends)] =
-            Some(Said { lan, vlan, lan_port, unit: unit(now), lessons: self.lessons, offer });
+    fn offer_uncached(&mut self, key: &FlowKey, now: Instant) -> Offer {
+        let FlowKey { lan, lan_port, vlan, .. } = *key;
+        let offer = self.offer(key, now);
+        self.cached_offers[Self::cached_offer_at(key)] =
+            Some(CachedOffer { lan, vlan, lan_port, unit: unit(now), observations: self.observations, offer });
         offer
     }
 
     /// Where the offer for a server is remembered. Whoever chooses targets to displace others gains nothing but a look at the cache itself.
     #[inline(always)]
-    fn said_at(ends: &Ends) -> usize {
-        (ends.lan[3] ^ u32::from(ends.lan_port)) as usize % SAID
+    fn cached_offer_at(key: &FlowKey) -> usize {
+        (key.lan[3] ^ u32::from(key.lan_port)) as usize % CACHED_OFFERS
     }
 
     /// What a client that calls this server is offered.
-    pub fn offer(&self, ends: &Ends, now: Instant) -> Offer {
-        let by_port = self.find(ends, ends.lan_port);
-        let by_address = if self.by_address { self.find(ends, 0) } else { None };
+    pub fn offer(&self, key: &FlowKey, now: Instant) -> Offer {
+        let by_port = self.find(key, key.lan_port);
+        let by_address = if self.by_address { self.find(key, 0) } else { None };
         let entry = |source: Source| match source {
             Source::HashIpPort => by_port,
             Source::HashIp => by_address,
             Source::Default | Source::Commanded => None,
         };
-        let mut offer = Offer { mss: self.own_mss(ends), ..self.own };
+        let mut offer = Offer { mss: self.own_mss(key), ..self.own };
         if self.is_commanded
-            && let Some(backend) = self.commanded.find(&ends.lan, ends.lan_port)
+            && let Some(entry) = self.commanded.find(&key.lan, key.lan_port)
         {
             if self.sources.mss == Source::Commanded {
-                offer.mss = backend.mss;
+                offer.mss = entry.mss;
             }
             if self.sources.scale == Source::Commanded {
-                offer.scale = Some(backend.scale);
+                offer.scale = Some(entry.scale);
             }
             if self.sources.sack == Source::Commanded {
-                offer.sack = backend.sack;
+                offer.sack = entry.sack;
             }
         }
         if let Some(entry) = entry(self.sources.mss) {
@@ -303,53 +308,53 @@ impl Learned {
     }
 
     /// The largest MSS a client of this server can have been told, whatever the operator has said of the server since.
-    pub fn most_told(&mut self, ends: &Ends, now: Instant) -> u16 {
-        self.offer_again(ends, now).mss.max(self.own_mss(ends)).max(self.most_commanded).min(self.clamp)
+    pub fn most_told(&mut self, key: &FlowKey, now: Instant) -> u16 {
+        self.offer_cached(key, now).mss.max(self.own_mss(key)).max(self.most_commanded).min(self.clamp)
     }
 
     /// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.
-    fn own_mss(&self, ends: &Ends) -> u16 {
-        if ends.v6 { self.own.mss.saturating_sub(20).max(1) } else { self.own.mss }
+    fn own_mss(&self, key: &FlowKey) -> u16 {
+        if key.v6 { self.own.mss.saturating_sub(20).max(1) } else { self.own.mss }
     }
 
     /// Takes note of a server's SYN-ACK. Returns whether that is news: something not known before, or the first sign of life for a
     /// while, which keeps its place in a cache wherever it is told.
-    pub fn learn(&mut self, ends: &Ends, lesson: &Lesson, now: Instant) -> bool {
-        let of_port = self.store(ends, ends.lan_port, lesson, now);
-        let of_address = self.by_address && self.store(ends, 0, lesson, now);
+    pub fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) -> bool {
+        let of_port = self.store(key, key.lan_port, observation, now);
+        let of_address = self.by_address && self.store(key, 0, observation, now);
         of_port || of_address
     }
 
-    fn set(&self, ends: &Ends, port: u16) -> usize {
+    fn set(&self, key: &FlowKey, port: u16) -> usize {
         // The LAN's own addresses, and only those that have answered, are written here: nobody can choose them, so a
         // product with a secret spreads them well enough.
-        let [a, b, c, d] = ends.lan.map(u64::from);
-        let words = [a << 32 | b, c << 32 | d, u64::from(ends.vlan.0) << 16 | u64::from(port)];
+        let [a, b, c, d] = key.lan.map(u64::from);
+        let words = [a << 32 | b, c << 32 | d, u64::from(key.vlan.0) << 16 | u64::from(port)];
         let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(self.keys.1 | 1).rotate_left(29);
         words.into_iter().fold(self.keys.0, mix) as usize & (self.sets.len() - 1)
     }
 
-    fn find(&self, ends: &Ends, port: u16) -> Option<&Entry> {
-        self.sets[self.set(ends, port)].0.iter().find(|entry| entry.is_for(ends, port))
+    fn find(&self, key: &FlowKey, port: u16) -> Option<&Entry> {
+        self.sets[self.set(key, port)].0.iter().find(|entry| entry.is_for(key, port))
     }
 
     /// Returns whether the entry has changed.
-    fn store(&mut self, ends: &Ends, port: u16, lesson: &Lesson, now: Instant) -> bool {
-        let set = self.set(ends, port);
+    fn store(&mut self, key: &FlowKey, port: u16, observation: &Observation, now: Instant) -> bool {
+        let set = self.set(key, port);
         let set = &mut self.sets[set].0;
-        let at = set.iter().position(|entry| entry.is_for(ends, port)).unwrap_or_else(|| {
+        let at = set.iter().position(|entry| entry.is_for(key, port)).unwrap_or_else(|| {
             let longest_unseen =
                 |n: &usize| if set[*n].mss == 0 { u16::MAX } else { unit(now).wrapping_sub(set[*n].seen) };
             let oldest = (0..WAYS).max_by_key(longest_unseen).unwrap_or(0);
-            set[oldest] = Entry { address: ends.lan, vlan: ends.vlan, port, ..Entry::default() };
+            set[oldest] = Entry { address: key.lan, vlan: key.vlan, port, ..Entry::default() };
             oldest
         });
         let entry = &mut set[at];
         let before = *entry;
-        let answered = &lesson.answered;
+        let answered = &observation.answered;
         // RFC 9293 section 3.7.1: without the option 536 is assumed, for IPv6 1220.
-        entry.mss = answered.mss.unwrap_or(default_mss(ends));
-        entry.window = lesson.window;
+        entry.mss = answered.mss.unwrap_or(default_mss(key));
+        entry.window = observation.window;
         entry.seen = unit(now);
         if let Some(scale) = answered.scale {
             entry.scale = scale;
@@ -357,21 +362,21 @@ impl Learned {
         if !entry.refusals_stand(now) {
             entry.traits.forget_refusals();
         }
-        entry.tell(Trait::Scale, lesson.offered_scale, answered.scale.is_some(), now);
-        entry.tell(Trait::Sack, lesson.offered_sack, answered.sack_permitted, now);
-        entry.tell(Trait::Timestamps, lesson.offered_timestamps, answered.timestamps.is_some(), now);
-        entry.tell(Trait::Ecn, lesson.offered_ecn, lesson.answered_ecn, now);
+        entry.note(Trait::Scale, observation.offered_scale, answered.scale.is_some(), now);
+        entry.note(Trait::Sack, observation.offered_sack, answered.sack_permitted, now);
+        entry.note(Trait::Timestamps, observation.offered_timestamps, answered.timestamps.is_some(), now);
+        entry.note(Trait::Ecn, observation.offered_ecn, observation.answered_ecn, now);
         let is_news = *entry != before;
         if before != (Entry { seen: before.seen, ..*entry }) {
-            self.lessons = self.lessons.wrapping_add(1);
+            self.observations = self.observations.wrapping_add(1);
         }
         is_news
     }
 }
 
 impl Entry {
-    fn is_for(&self, ends: &Ends, port: u16) -> bool {
-        self.mss != 0 && self.address == ends.lan && self.port == port && self.vlan == ends.vlan
+    fn is_for(&self, key: &FlowKey, port: u16) -> bool {
+        self.mss != 0 && self.address == key.lan && self.port == port && self.vlan == key.vlan
     }
 
     /// What is known of a trait now.
@@ -382,7 +387,7 @@ impl Entry {
         }
     }
 
-    fn tell(&mut self, which: Trait, offered: bool, taken: bool, now: Instant) {
+    fn note(&mut self, which: Trait, offered: bool, taken: bool, now: Instant) {
         if !offered {
             return;
         }
@@ -398,8 +403,8 @@ impl Entry {
 }
 
 /// The MSS of a peer that names none (RFC 9293 section 3.7.1).
-pub fn default_mss(ends: &Ends) -> u16 {
-    if ends.v6 { 1220 } else { 536 }
+pub fn default_mss(key: &FlowKey) -> u16 {
+    if key.v6 { 1220 } else { 536 }
 }
 
 fn unit(now: Instant) -> u16 {
@@ -411,11 +416,11 @@ mod tests {
     use super::*;
     use crate::wire::Timestamps;
 
-    fn ends(host: u32, port: u16) -> Ends {
-        Ends { lan: [0, 0, 0xffff, host], lan_port: port, ..Ends::default() }
+    fn key(host: u32, port: u16) -> FlowKey {
+        FlowKey { lan: [0, 0, 0xffff, host], lan_port: port, ..FlowKey::default() }
     }
 
-    fn lesson(mss: u16, scale: Option<u8>, sack: bool, timestamps: bool) -> Lesson {
+    fn observation(mss: u16, scale: Option<u8>, sack: bool, timestamps: bool) -> Observation {
         let answered = Options {
             mss: Some(mss),
             scale: scale.map(WindowScale::clamped),
@@ -423,7 +428,7 @@ mod tests {
             timestamps: timestamps.then(Timestamps::default),
             ..Options::default()
         };
-        Lesson {
+        Observation {
             answered,
             offered_scale: true,
             offered_sack: true,
@@ -436,55 +441,55 @@ mod tests {
 
     #[test]
     fn an_unknown_server_is_presumed_to_be_as_configured() {
-        let learned = Learned::new(&Config::default(), (1, 1));
-        let offer = learned.offer(&ends(1, 80), Instant::default());
+        let server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let offer = server_options.offer(&key(1, 80), Instant::default());
         assert_eq!((offer.mss, offer.scale, offer.sack), (1460, Some(WindowScale::clamped(7)), true));
-        let v6 = Ends { v6: true, ..ends(1, 80) };
-        assert_eq!(learned.offer(&v6, Instant::default()).mss, 1440);
+        let v6 = FlowKey { v6: true, ..key(1, 80) };
+        assert_eq!(server_options.offer(&v6, Instant::default()).mss, 1440);
     }
 
     #[test]
     fn a_server_is_known_by_its_last_answer_and_by_its_port() {
-        let mut learned = Learned::new(&Config::default(), (1, 1));
+        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
         let now = Instant::from_secs(5);
-        learned.learn(&ends(1, 80), &lesson(8960, Some(9), false, true), now);
-        let offer = learned.offer(&ends(1, 80), now);
+        server_options.learn(&key(1, 80), &observation(8960, Some(9), false, true), now);
+        let offer = server_options.offer(&key(1, 80), now);
         assert_eq!(
             (offer.mss, offer.scale, offer.sack, offer.timestamps_known),
             (8960, Some(WindowScale::clamped(9)), false, true)
         );
-        assert!(learned.offer(&ends(1, 81), now).sack);
+        assert!(server_options.offer(&key(1, 81), now).sack);
     }
 
     #[test]
     fn a_refusal_is_forgotten_so_that_the_server_may_change_its_mind() {
-        let mut learned = Learned::new(&Config::default(), (1, 1));
+        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
         let now = Instant::from_secs(5);
-        learned.learn(&ends(1, 80), &lesson(1460, None, false, false), now);
-        let offer = learned.offer(&ends(1, 80), now);
+        server_options.learn(&key(1, 80), &observation(1460, None, false, false), now);
+        let offer = server_options.offer(&key(1, 80), now);
         assert_eq!((offer.scale, offer.sack, offer.timestamps), (None, false, false));
-        let offer = learned.offer(&ends(1, 80), Instant::from_secs(5 + 601));
+        let offer = server_options.offer(&key(1, 80), Instant::from_secs(5 + 601));
         assert_eq!((offer.scale, offer.sack, offer.timestamps), (Some(WindowScale::clamped(7)), true, true));
     }
 
     #[test]
     fn what_was_not_offered_teaches_nothing() {
-        let mut learned = Learned::new(&Config::default(), (1, 1));
-        let silent = Lesson {
+        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let silent = Observation {
             offered_scale: false,
             offered_sack: false,
             offered_timestamps: false,
             offered_ecn: false,
-            ..lesson(1400, None, false, false)
+            ..observation(1400, None, false, false)
         };
-        learned.learn(&ends(1, 80), &silent, Instant::default());
-        let offer = learned.offer(&ends(1, 80), Instant::default());
+        server_options.learn(&key(1, 80), &silent, Instant::default());
+        let offer = server_options.offer(&key(1, 80), Instant::default());
         assert_eq!((offer.mss, offer.sack, offer.timestamps), (1400, true, true));
         // What was known of it before still holds.
-        let agrees = Lesson { answered_ecn: true, ..lesson(1400, Some(9), true, true) };
-        learned.learn(&ends(1, 80), &agrees, Instant::default());
-        learned.learn(&ends(1, 80), &silent, Instant::default());
-        let offer = learned.offer(&ends(1, 80), Instant::default());
+        let agrees = Observation { answered_ecn: true, ..observation(1400, Some(9), true, true) };
+        server_options.learn(&key(1, 80), &agrees, Instant::default());
+        server_options.learn(&key(1, 80), &silent, Instant::default());
+        let offer = server_options.offer(&key(1, 80), Instant::default());
         assert_eq!((offer.scale, offer.timestamps_known, offer.ecn), (Some(WindowScale::clamped(9)), true, true));
     }
 
@@ -492,18 +497,18 @@ mod tests {
     /// refusal.
     #[test]
     fn a_busy_server_too_may_change_its_mind() {
-        let mut learned = Learned::new(&Config::default(), (1, 1));
-        let refuses = lesson(1460, Some(7), false, true);
-        let silent = Lesson { offered_sack: false, ..lesson(1460, Some(7), true, true) };
-        learned.learn(&ends(1, 80), &refuses, Instant::from_secs(5));
+        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let refuses = observation(1460, Some(7), false, true);
+        let silent = Observation { offered_sack: false, ..observation(1460, Some(7), true, true) };
+        server_options.learn(&key(1, 80), &refuses, Instant::from_secs(5));
         let mut asked_anew = Vec::new();
         for second in 6..3000 {
             let now = Instant::from_secs(second);
-            if learned.offer(&ends(1, 80), now).sack {
+            if server_options.offer(&key(1, 80), now).sack {
                 asked_anew.push(second);
-                learned.learn(&ends(1, 80), &refuses, now);
+                server_options.learn(&key(1, 80), &refuses, now);
             } else {
-                learned.learn(&ends(1, 80), &silent, now);
+                server_options.learn(&key(1, 80), &silent, now);
             }
         }
         let intervals: Vec<u64> = asked_anew.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -513,12 +518,12 @@ mod tests {
 
     #[test]
     fn the_last_answer_counts() {
-        let mut learned = Learned::new(&Config::default(), (1, 1));
+        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
         let now = Instant::from_secs(5);
         for taken in [false, true, false] {
-            let answer = lesson(1460, taken.then_some(9), taken, taken);
-            learned.learn(&ends(1, 80), &Lesson { answered_ecn: taken, ..answer }, now);
-            let offer = learned.offer(&ends(1, 80), now);
+            let answer = observation(1460, taken.then_some(9), taken, taken);
+            server_options.learn(&key(1, 80), &Observation { answered_ecn: taken, ..answer }, now);
+            let offer = server_options.offer(&key(1, 80), now);
             assert_eq!((offer.scale.is_some(), offer.sack, offer.timestamps, offer.ecn), (taken, taken, taken, taken));
         }
     }
@@ -526,57 +531,61 @@ mod tests {
     #[test]
     fn a_refusal_repeated_all_the_time_keeps_no_other_alive() {
         let config = Config { wscale: Source::Default, ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
-        learned.learn(&ends(1, 80), &lesson(1460, None, false, true), Instant::from_secs(5));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
+        server_options.learn(&key(1, 80), &observation(1460, None, false, true), Instant::from_secs(5));
         // The scale comes from the configuration, so it is offered, and refused, every time.
-        let unscaled = Lesson { offered_sack: false, ..lesson(1460, None, false, true) };
+        let unscaled = Observation { offered_sack: false, ..observation(1460, None, false, true) };
         for second in 6..625 {
-            learned.learn(&ends(1, 80), &unscaled, Instant::from_secs(second));
+            server_options.learn(&key(1, 80), &unscaled, Instant::from_secs(second));
         }
-        assert!(learned.offer(&ends(1, 80), Instant::from_secs(625)).sack);
+        assert!(server_options.offer(&key(1, 80), Instant::from_secs(625)).sack);
     }
 
     #[test]
     fn ecn_is_claimed_only_of_a_port_that_has_agreed_to_it() {
         let config = Config { mss: Source::HashIp, ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
         let now = Instant::from_secs(5);
-        let agrees = Lesson { answered_ecn: true, ..lesson(1460, None, true, true) };
-        learned.learn(&ends(1, 80), &agrees, now);
-        assert!(learned.offer(&ends(1, 80), now).ecn);
-        assert!(!learned.offer(&ends(1, 81), now).ecn);
-        learned.learn(&ends(1, 80), &lesson(1460, None, true, true), now);
-        assert!(!learned.offer(&ends(1, 80), now).ecn, "it has changed its mind");
-        assert!(!learned.offer(&ends(1, 80), Instant::from_secs(5000)).ecn, "nor is it presumed when that is long ago");
+        let agrees = Observation { answered_ecn: true, ..observation(1460, None, true, true) };
+        server_options.learn(&key(1, 80), &agrees, now);
+        assert!(server_options.offer(&key(1, 80), now).ecn);
+        assert!(!server_options.offer(&key(1, 81), now).ecn);
+        server_options.learn(&key(1, 80), &observation(1460, None, true, true), now);
+        assert!(!server_options.offer(&key(1, 80), now).ecn, "it has changed its mind");
+        assert!(
+            !server_options.offer(&key(1, 80), Instant::from_secs(5000)).ecn,
+            "nor is it presumed when that is long ago"
+        );
     }
 
     #[test]
     fn what_has_no_mode_is_learned_by_port_even_if_everything_else_is_configured() {
         let config =
             Config { mss: Source::Default, sack: Source::Default, wscale: Source::Commanded, ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
         let now = Instant::from_secs(5);
-        let nothing = learned.offer(&ends(1, 80), now);
+        let nothing = server_options.offer(&key(1, 80), now);
         assert_eq!((nothing.known, nothing.window, nothing.ecn), (false, None, false));
-        let agrees = Lesson { answered_ecn: true, window: RawWindow(4321), ..lesson(1300, Some(3), false, false) };
-        learned.learn(&ends(1, 80), &agrees, now);
-        let offer = learned.offer(&ends(1, 80), now);
+        let agrees =
+            Observation { answered_ecn: true, window: RawWindow(4321), ..observation(1300, Some(3), false, false) };
+        server_options.learn(&key(1, 80), &agrees, now);
+        let offer = server_options.offer(&key(1, 80), now);
         assert_eq!((offer.mss, offer.scale, offer.sack), (nothing.mss, nothing.scale, nothing.sack));
         assert_eq!((offer.known, offer.window, offer.ecn), (true, Some(RawWindow(4321)), true));
         assert!(!offer.timestamps);
-        learned.learn(&ends(1, 80), &Lesson { window: RawWindow(8), ..agrees }, now);
-        assert_eq!(learned.offer(&ends(1, 80), now).window, Some(RawWindow(8)), "the last answer counts");
-        assert_eq!(learned.offer(&ends(1, 81), now), nothing, "and another port is another server");
+        server_options.learn(&key(1, 80), &Observation { window: RawWindow(8), ..agrees }, now);
+        assert_eq!(server_options.offer(&key(1, 80), now).window, Some(RawWindow(8)), "the last answer counts");
+        assert_eq!(server_options.offer(&key(1, 81), now), nothing, "and another port is another server");
     }
 
     #[test]
     fn what_is_known_by_address_holds_for_every_port() {
         let config =
             Config { mss: Source::HashIp, sack: Source::HashIp, wscale: Source::HashIpPort, ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
         let now = Instant::from_secs(5);
-        learned.learn(&ends(1, 80), &lesson(1300, Some(3), false, false), now);
-        let offer = learned.offer(&ends(1, 81), now);
+        server_options.learn(&key(1, 80), &observation(1300, Some(3), false, false), now);
+        let offer = server_options.offer(&key(1, 81), now);
         assert_eq!((offer.mss, offer.sack, offer.scale), (1300, false, Some(WindowScale::clamped(7))));
         assert_eq!((offer.timestamps, offer.known, offer.window), (false, false, None));
     }
@@ -584,27 +593,27 @@ mod tests {
     #[test]
     fn no_client_was_told_more_than_this() {
         let config = Config { mss_clamp: Some(1450), ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
-        let (v4, v6, now) = (ends(1, 80), Ends { v6: true, ..ends(2, 80) }, Instant::default());
-        assert_eq!((learned.most_told(&v4, now), learned.most_told(&v6, now)), (1450, 1440));
-        learned.learn(&v4, &lesson(1300, None, true, true), now);
-        learned.learn(&v6, &lesson(8940, None, true, true), now);
-        assert_eq!((learned.most_told(&v4, now), learned.most_told(&v6, now)), (1450, 1450));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let (v4, v6, now) = (key(1, 80), FlowKey { v6: true, ..key(2, 80) }, Instant::default());
+        assert_eq!((server_options.most_told(&v4, now), server_options.most_told(&v6, now)), (1450, 1440));
+        server_options.learn(&v4, &observation(1300, None, true, true), now);
+        server_options.learn(&v6, &observation(8940, None, true, true), now);
+        assert_eq!((server_options.most_told(&v4, now), server_options.most_told(&v6, now)), (1450, 1450));
     }
 
     #[test]
     fn the_cache_keeps_its_size_and_whom_it_sees_often() {
         let config = Config { learn_capacity: 8, ..Config::default() };
-        let mut learned = Learned::new(&config, (1, 1));
+        let mut server_options = ServerOptions::new(&config, (1, 1));
         for host in 1..1000 {
             let now = Instant::from_secs(20 * u64::from(host));
-            learned.learn(&ends(host, 80), &lesson(1300, None, true, true), now);
-            learned.learn(&ends(0, 80), &lesson(1200, None, true, true), now);
+            server_options.learn(&key(host, 80), &observation(1300, None, true, true), now);
+            server_options.learn(&key(0, 80), &observation(1200, None, true, true), now);
         }
-        assert_eq!(learned.sets.len() * WAYS, 8);
-        let known = (0..1000).filter(|&host| learned.offer(&ends(host, 80), Instant::from_secs(20_000)).known);
+        assert_eq!(server_options.sets.len() * WAYS, 8);
+        let known = (0..1000).filter(|&host| server_options.offer(&key(host, 80), Instant::from_secs(20_000)).known);
         assert_eq!(known.count(), 8);
-        assert_eq!(learned.offer(&ends(999, 80), Instant::from_secs(20_000)).mss, 1300);
-        assert_eq!(learned.offer(&ends(0, 80), Instant::from_secs(20_000)).mss, 1200, "who is seen often stays");
+        assert_eq!(server_options.offer(&key(999, 80), Instant::from_secs(20_000)).mss, 1300);
+        assert_eq!(server_options.offer(&key(0, 80), Instant::from_secs(20_000)).mss, 1200, "who is seen often stays");
     }
 }

@@ -1,18 +1,25 @@
 //! Segments for tests: from what they say to their frames.
 
 use crate::Side;
-use crate::wire::{Ends, TCP_LEN, checksum, put16, put32};
+use crate::wire::{FlowKey, TCP_LEN, checksum, put16, put32};
 
 /// The ends of the segments of tests.
-pub fn ends(v6: bool) -> Ends {
+pub fn key(v6: bool) -> FlowKey {
     let upper = if v6 { [0x2001_0db8, 0, 0] } else { [0, 0, 0xffff] };
     let address = |low| [upper[0], upper[1], upper[2], low];
-    Ends { lan: address(0x0a00_0001), wan: address(0x0b00_0001), lan_port: 80, wan_port: 4321, v6, ..Ends::default() }
+    FlowKey {
+        lan: address(0x0a00_0001),
+        wan: address(0x0b00_0001),
+        lan_port: 80,
+        wan_port: 4321,
+        v6,
+        ..FlowKey::default()
+    }
 }
 
 /// What a segment of the test says.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct TestSegment {
     pub side: Side,
     pub v6: bool,
     /// The last word of the client's address.
@@ -27,14 +34,14 @@ pub struct Said {
     pub damaged: bool,
 }
 
-impl Said {
+impl TestSegment {
     /// The frame, untagged, its checksums right unless it is to be damaged.
     pub fn frame(&self) -> Vec<u8> {
-        let mut ends = ends(self.v6);
-        ends.wan[3] = self.client;
-        let (from, to) = if self.side == Side::Lan { (ends.lan, ends.wan) } else { (ends.wan, ends.lan) };
+        let mut key = key(self.v6);
+        key.wan[3] = self.client;
+        let (from, to) = if self.side == Side::Lan { (key.lan, key.wan) } else { (key.wan, key.lan) };
         let (from_port, to_port) =
-            if self.side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };
+            if self.side == Side::Lan { (key.lan_port, key.wan_port) } else { (key.wan_port, key.lan_port) };
         let mut tcp = vec![0; TCP_LEN];
         put16(&mut tcp, 0, from_port);
         put16(&mut tcp, 2, to_port);
@@ -75,12 +82,12 @@ impl Said {
 }
 
 /// A bare segment of no flags.
-impl Default for Said {
+impl Default for TestSegment {
     fn default() -> Self {
         Self {
             side: Side::Lan,
             v6: false,
-            client: ends(false).wan[3],
+            client: key(false).wan[3],
             seq: 1,
             ack: 0,
             flags: 0,

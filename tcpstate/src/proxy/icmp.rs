@@ -1,13 +1,13 @@
 //! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
 //! be judged by themselves, pass behind the first of their packet.
 
-use super::{Proxy, Turn, half_second};
-use crate::config::{Policy, SackConflict};
-use crate::flow::{Flow, Marks, State};
-use crate::fragments::Kind;
+use super::{Context, Proxy, half_second};
+use crate::cache::fragments::Kind;
+use crate::config::{Action, SackConflict};
+use crate::flow::table::Id;
+use crate::flow::translate::{replace32, rewrite_options};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::{RawWindow, SeqNum};
-use crate::table::Id;
-use crate::translate::{replace32, rewrite_options};
 use crate::wire::checksum::Patch;
 use crate::wire::{
     Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Trouble, be16,
@@ -22,7 +22,7 @@ const HIDDEN: u32 = 65_535;
 impl Proxy {
     /// An ICMP error from `side` about a segment that went there.
     #[inline(never)]
-    pub(super) fn on_error(
+    pub(super) fn on_icmp_error(
         &mut self,
         side: Side,
         quote: &Quote,
@@ -30,15 +30,15 @@ impl Proxy {
         head: &mut Head,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let Some(id) = self.table.find(&quote.ends, hash) else { return self.on_stray_error() };
+        let Some(id) = self.table.find(&quote.key, hash) else { return self.on_unmatched_icmp() };
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
         }
         let verdict = match self.table[id].state {
             // Nothing of the client's has been passed; what was sent to it was ours.
-            State::HalfOpen => Verdict::Drop(DropReason::IcmpUnmatched),
-            State::Dialling => self.on_error_while_dialling(side, quote, id, head, egress),
-            _ => self.on_error_while_joined(side, quote, id, head),
+            State::SynCached => Verdict::Drop(DropReason::IcmpUnmatched),
+            State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
+            _ => self.on_icmp_while_established(side, quote, id, head),
         };
         match verdict {
             Verdict::Drop(reason) => self.counters.drop(reason),
@@ -50,19 +50,19 @@ impl Proxy {
     }
 
     /// An ICMP error about a segment of no connection we know.
-    pub(super) fn on_stray_error(&mut self) -> Verdict {
+    pub(super) fn on_unmatched_icmp(&mut self) -> Verdict {
         match self.icmp_errors {
-            Policy::Pass => {
+            Action::Pass => {
                 self.counters.count(Event::IcmpUnmatched);
                 Verdict::Forward
             }
-            Policy::Drop => self.counters.drop(DropReason::IcmpUnmatched),
+            Action::Drop => self.counters.drop(DropReason::IcmpUnmatched),
         }
     }
 
     /// Our SYN did not reach the server: the client, which takes itself for connected, is told so, and by a reset too, as the error
     /// alone no longer ends a connection (RFC 5461 section 2).
-    fn on_error_while_dialling(
+    fn on_icmp_while_server_syn_sent(
         &mut self,
         side: Side,
         quote: &Quote,
@@ -73,7 +73,7 @@ impl Proxy {
         if side == Side::Wan || quote.trouble(head.bytes()) != Trouble::Unreachable {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
-        let next = self.table[id].half(Side::Wan).next;
+        let next = self.table[id].endpoint(Side::Wan).next;
         if quote.seq != next - 1 {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
@@ -81,18 +81,18 @@ impl Proxy {
         let mut edit = Edit::begin(quote, head);
         edit.replace32(4, next.get());
         edit.finish();
-        self.give_up(id, egress);
+        self.abort(id, egress);
         Verdict::Forward
     }
 
-    fn on_error_while_joined(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
+    fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
         let flow = &mut self.table[id];
         let trouble = quote.trouble(head.bytes());
-        let proxied = flow.is(Marks::PROXIED);
+        let proxied = flow.is(FlowFlags::PROXIED);
         if proxied && trouble == Trouble::Quench {
             return Verdict::Drop(DropReason::SourceQuench);
         }
-        if !flow.is(Marks::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
+        if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
         if proxied {
@@ -104,15 +104,15 @@ impl Proxy {
     /// A segment from a client that was told of a larger MSS than the server's: if it is longer than the server takes, the client is told
     /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
     #[inline(never)]
-    pub(super) fn tell_too_big(&mut self, turn: &mut Turn<impl Egress>, id: Id) {
+    pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
         let flow = &mut self.table[id];
-        let (mss, ttl) = (flow.mss_lan, flow.half(Side::Lan).ttl.max(1));
-        if flow.challenged == half_second(turn.now) || !is_too_big(turn.segment, turn.head, mss) {
+        let (mss, ttl) = (flow.mss_lan, flow.endpoint(Side::Lan).ttl.max(1));
+        if flow.challenged == half_second(ctx.now) || !is_too_big(ctx.segment, ctx.head, mss) {
             return;
         }
-        flow.challenged = half_second(turn.now);
-        let (segment, question) = (turn.segment, turn.head.bytes());
-        let told = turn.egress.emit(Side::Wan, |buffer| {
+        flow.challenged = half_second(ctx.now);
+        let (segment, question) = (ctx.segment, ctx.head.bytes());
+        let told = ctx.egress.emit(Side::Wan, |buffer| {
             let copied = question.len().min(buffer.len());
             buffer[..copied].copy_from_slice(&question[..copied]);
             let mut error = Head::whole(buffer, copied);
@@ -141,7 +141,7 @@ impl Proxy {
             self.counters.count(Event::Bridged);
         } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
             self.counters.count(Event::Fragment);
-        } else if side == Side::Wan && self.stray_fragments == Policy::Drop {
+        } else if side == Side::Wan && self.stray_fragments == Action::Drop {
             return self.counters.drop(DropReason::StrayFragment);
         } else {
             self.counters.count(Event::StrayFragment);
@@ -152,11 +152,11 @@ impl Proxy {
 
 /// Whether a number, as it stood on the wire of `side`, can be that of a segment in flight there (RFC 5927 section 4.1).
 fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
-    let (sender, receiver) = (flow.half(side.other()), flow.half(side));
+    let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
     // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
     match flow.state {
-        State::OpeningSent | State::OpeningAnswered => sender.next.beyond(seq) <= HIDDEN,
-        _ => seq.within(receiver.acked, sender.next + if flow.is(Marks::FRAGMENTED) { HIDDEN } else { 0 }),
+        State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
+        _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
     }
 }
 
@@ -188,8 +188,8 @@ fn translate_error(
     }
     if sender == Side::Lan
         && trouble == Trouble::TooBig
-        && flow.is(Marks::TIMESTAMPS)
-        && !flow.is(Marks::TIMESTAMPS_LAN)
+        && flow.is(FlowFlags::TIMESTAMPS)
+        && !flow.is(FlowFlags::TIMESTAMPS_LAN)
     {
         let told = edit.make_room_for_timestamps(quote);
         flow.mss = flow.mss.min(told);
@@ -203,10 +203,10 @@ fn mirrored(flow: &Flow) -> Flow {
     mirror.seq_delta = -flow.seq_delta;
     mirror.ts_delta = -flow.ts_delta;
     // An echo that is led back is of the server's clock already: none is from before its time.
-    mirror.ts_base = flow.half(Side::Lan).ts_value.wrapping_sub(1 << 31);
+    mirror.ts_base = flow.endpoint(Side::Lan).ts_value.wrapping_sub(1 << 31);
     for side in Side::BOTH {
-        let half = *flow.half(side);
-        mirror.half_mut(side).set_scales(half.told(), half.scale());
+        let endpoint = *flow.endpoint(side);
+        mirror.endpoint_mut(side).set_scales(endpoint.told(), endpoint.scale());
     }
     mirror
 }
@@ -260,7 +260,7 @@ impl<'a> Edit<'a> {
             return;
         }
         let told = RawWindow(be16(self.frame, self.tcp + 14));
-        let own = mirror.half(side).retell(told);
+        let own = mirror.endpoint(side).rescale(told);
         self.quoted.replace16(told.0, own.0);
         put16(self.frame, self.tcp + 14, own.0);
     }
@@ -269,9 +269,9 @@ impl<'a> Edit<'a> {
     /// go lower will find its segments passed without the timestamps.
     fn make_room_for_timestamps(&mut self, quote: &Quote) -> u16 {
         // Of the 32 bits that ICMPv6 has for it the upper 16 are zero where TCP is concerned.
-        let (least, header) = if quote.ends.v6 { (IPV6_MTU as u16, IPV6_LEN) } else { (IPV4_MTU as u16, IPV4_LEN) };
+        let (least, header) = if quote.key.v6 { (IPV6_MTU as u16, IPV6_LEN) } else { (IPV4_MTU as u16, IPV4_LEN) };
         let mtu = be16(self.frame, self.icmp + 6);
-        let is_wide = quote.ends.v6 && be16(self.frame, self.icmp + 4) != 0;
+        let is_wide = quote.key.v6 && be16(self.frame, self.icmp + 4) != 0;
         // RFC 1191 section 5: a zero is an old router's way of saying nothing.
         if mtu == 0 || is_wide {
             return u16::MAX;

@@ -1,18 +1,18 @@
 //! The server is called: our SYN in the client's name, what comes back, and the joining of the two halves.
 
-use super::handshake::{Proof, is_damaged, keep_terms};
-use super::{Proxy, Turn};
+use super::client_handshake::{Proof, is_damaged, keep_terms};
+use super::{Context, Proxy};
+use crate::cache::refused::Client;
+use crate::cache::servers::{Observation, default_mss};
+use crate::cache::updates::ServerUpdate;
 use crate::config::Handshake;
 use crate::cookie::{ts_after, ts_clock};
-use crate::doors::Client;
-use crate::flow::{Flow, Marks, State};
-use crate::learn::{Lesson, default_mss};
-use crate::news::News;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
-use crate::table::Id;
-use crate::wheel::{Ticks, tick};
 use crate::wire::{
-    DEFAULT_TTL, Ends, Envelope, Flags, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
+    DEFAULT_TTL, Envelope, Flags, FlowKey, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
@@ -30,23 +30,28 @@ const NEAR: u16 = 2;
 
 impl Proxy {
     /// The client is real: calls the server in its name, by a SYN written over the segment that proved it.
-    pub(super) fn dial(&mut self, mut turn: Turn<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
-        let now = turn.now;
-        let (ends, hash) = (*turn.ends(), turn.hash);
-        let shown = former.and_then(|id| self.table[id].clock_shown());
+    pub(super) fn connect_server(
+        &mut self,
+        mut ctx: Context<impl Egress>,
+        proof: &Proof,
+        former: Option<Id>,
+    ) -> Verdict {
+        let now = ctx.now;
+        let (key, hash) = (*ctx.key(), ctx.hash);
+        let shown = former.and_then(|id| self.table[id].shown_ts_value());
         if let Some(former) = former {
-            self.give_way(former, turn.egress);
+            self.replace_former(former, ctx.egress);
         }
-        if self.doors.closed(&ends, Client::of(self.limiter.place(&ends)), now) {
-            turn.egress.note(|| "the port refused this client lately: it is refused at once".into());
+        if self.refused_ports.is_refused(&key, Client::of(self.limiter.place(&key)), now) {
+            ctx.egress.note(|| "the port refused this client lately: it is refused at once".into());
             // The same proof may come again and again: the server need not hear of each.
-            return Self::refuse_in_place(&mut turn, proof.outer_isn + 1, None);
+            return Self::refuse_in_place(&mut ctx, proof.outer_isn + 1, None);
         }
-        self.limiter.refund(&ends, now);
-        self.make_room(now, turn.egress);
-        let presumed = proof.terms.timestamps && !self.learned.offer_again(&ends, now).timestamps_known;
-        let early = self.handshake_of(&ends) == Handshake::Early;
-        turn.egress.note(|| {
+        self.limiter.refund(&key, now);
+        self.evict_one(now, ctx.egress);
+        let presumed = proof.terms.timestamps && !self.server_options.offer_cached(&key, now).timestamps_known;
+        let early = self.handshake_of(&key) == Handshake::Early;
+        ctx.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
             let distance = u32::from(proof.distance) * 1024 / 1000;
             format!(
@@ -54,37 +59,37 @@ impl Proxy {
                 proof.terms
             )
         });
-        let filled = self.admit(&ends, hash, now, |flow| {
-            begin_dialling(flow, &turn, proof, shown);
-            flow.mark(Marks::TIMESTAMPS_PRESUMED, presumed);
-            flow.mark(Marks::EARLY, early);
+        let filled = self.admit(&key, hash, now, |flow| {
+            fill_server_syn_sent(flow, &ctx, proof, shown);
+            flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
+            flow.set(FlowFlags::EARLY, early);
         });
         let Some(id) = filled else {
             return Verdict::Drop(DropReason::TableFull);
         };
-        self.dialling.push(id, self.table[id].generation);
+        self.server_syn_sent.push(id, self.table[id].generation);
         if !early {
-            return self.dial_in_place(&mut turn, id);
+            return self.connect_in_place(&mut ctx, id);
         }
         // A server that has had to repeat its SYN-ACK takes no round-trip sample from the handshake (RFC 6298 section 3, Karn's
         // algorithm), which here would be that of the LAN alone. So it is asked twice.
-        let called = self.emit_call(id, turn.egress);
-        if called && turn.segment.payload_len() > 0 && self.emit_call(id, turn.egress) {
-            return self.hold(&turn, id);
+        let called = self.emit_server_syn(id, ctx.egress);
+        if called && ctx.segment.payload_len() > 0 && self.emit_server_syn(id, ctx.egress) {
+            return self.hold(&ctx, id);
         }
-        self.dial_in_place(&mut turn, id)
+        self.connect_in_place(&mut ctx, id)
     }
 
     /// How the server at the LAN's end shall hear of a handshake's end.
-    fn handshake_of(&self, ends: &Ends) -> Handshake {
-        let own = self.destinations.iter().find(|destination| destination.covers(&ends.lan, ends.lan_port));
+    fn handshake_of(&self, key: &FlowKey) -> Handshake {
+        let own = self.destinations.iter().find(|destination| destination.covers(&key.lan, key.lan_port));
         own.map_or(self.handshake, |destination| destination.handshake)
     }
 
     /// The window a client is granted before its server has answered: no more than the server granted the last time.
-    pub(super) fn early_window(&self, ends: &Ends, known: Option<RawWindow>) -> RawWindow {
+    pub(super) fn early_window(&self, key: &FlowKey, known: Option<RawWindow>) -> RawWindow {
         match known {
-            Some(RawWindow(window)) if self.handshake_of(ends) == Handshake::Early => {
+            Some(RawWindow(window)) if self.handshake_of(key) == Handshake::Early => {
                 RawWindow(window.min(self.early_window))
             }
             // What came we should have to keep.
@@ -93,14 +98,14 @@ impl Proxy {
     }
 
     /// Keeps a client's segment until its server answers.
-    fn hold(&mut self, turn: &Turn<impl Egress>, id: Id) -> Verdict {
+    fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
-        let (first, end) = (flow.half(Side::Wan).next, turn.segment.seq + turn.segment.seq_len());
+        let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
         // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
         let fits = flow.attempts == 0
-            && turn.segment.seq.beyond(first) <= end.beyond(first)
+            && ctx.segment.seq.beyond(first) <= end.beyond(first)
             && end.beyond(first) <= self.early_window.into();
-        match fits.then(|| self.pen.hold(flow, end)).flatten() {
+        match fits.then(|| self.hold_queue.hold(flow, end)).flatten() {
             Some(ticket) => {
                 self.counters.count(Event::Held);
                 Verdict::Hold(ticket)
@@ -110,23 +115,23 @@ impl Proxy {
     }
 
     /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
-    fn give_way(&mut self, id: Id, egress: &mut impl Egress) {
-        if self.table[id].state == State::Dialling {
-            self.call_off(id, egress);
+    fn replace_former(&mut self, id: Id, egress: &mut impl Egress) {
+        if self.table[id].state == State::ServerSynSent {
+            self.abort_server(id, egress);
         }
         self.forget(id);
     }
 
     /// Tells a server that is being called to forget the call.
-    fn call_off(&mut self, id: Id, egress: &mut impl Egress) {
-        let seq = self.table[id].half(Side::Wan).next;
+    fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
+        let seq = self.table[id].endpoint(Side::Wan).next;
         let envelope = self.envelope(id, Side::Wan);
         self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }
 
     /// Gives up calling a server: both ends are told, and the flow is forgotten.
-    pub(super) fn give_up(&mut self, id: Id, egress: &mut impl Egress) {
-        self.call_off(id, egress);
+    pub(super) fn abort(&mut self, id: Id, egress: &mut impl Egress) {
+        self.abort_server(id, egress);
         self.reset_client(id, egress);
         self.forget(id);
     }
@@ -138,21 +143,21 @@ impl Proxy {
         self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }
 
-    fn dial_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
-        let envelope = turn.envelope();
-        let options = call_options(&self.table[id]);
-        if !turn.overwrite_inline(&call(&self.table[id], &envelope, &options)) {
+    fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        let envelope = ctx.envelope();
+        let options = server_syn_options(&self.table[id]);
+        if !ctx.overwrite_inline(&server_syn(&self.table[id], &envelope, &options)) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.count(Event::Dialled);
         Verdict::Forward
     }
 
-    fn emit_call(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+    fn emit_server_syn(&mut self, id: Id, egress: &mut impl Egress) -> bool {
         let envelope = self.envelope(id, Side::Wan);
         let flow = self.table[id];
-        let options = call_options(&flow);
-        let sent = self.emit(Side::Lan, &call(&flow, &envelope, &options), egress);
+        let options = server_syn_options(&flow);
+        let sent = self.emit(Side::Lan, &server_syn(&flow, &envelope, &options), egress);
         if sent {
             self.counters.count(Event::Dialled);
         }
@@ -160,40 +165,40 @@ impl Proxy {
     }
 
     /// Segments while the server is being called.
-    pub(super) fn on_dialling(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        match turn.side {
-            Side::Wan => self.on_client_while_dialling(turn, id),
-            Side::Lan => self.on_server_while_dialling(turn, id),
+    pub(super) fn on_server_syn_sent(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        match ctx.side {
+            Side::Wan => self.on_client_while_server_syn_sent(ctx, id),
+            Side::Lan => self.on_server_while_server_syn_sent(ctx, id),
         }
     }
 
-    fn on_client_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, window, .. } = *turn.segment;
+    fn on_client_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, flags, window, .. } = *ctx.segment;
         let flow = &mut self.table[id];
-        let next = flow.half(Side::Wan).next;
+        let next = flow.endpoint(Side::Wan).next;
         if flags.has(Flags::SYN) {
             return if flags.has(Flags::ACK) {
                 Verdict::Drop(DropReason::WrongState)
             } else {
-                self.answer_syn(turn, Some(id))
+                self.answer_syn(ctx, Some(id))
             };
         }
         if flags.has(Flags::RST) {
             // One that has sent early data resets behind it.
-            if !seq.within(next, self.pen.reach(flow, next)) {
+            if !seq.within(next, self.hold_queue.reach(flow, next)) {
                 return Verdict::Drop(DropReason::BadReset);
             }
-            if !turn.is_sound() {
+            if !ctx.is_sound() {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
             // The client has changed its mind; the server, if it has heard of it already, must too.
-            let envelope = turn.envelope();
-            let overwritten = turn.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
+            let envelope = ctx.envelope();
+            let overwritten = ctx.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
             self.forget(id);
             return if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) };
         }
-        let knocks = seq == next || seq == next - 1;
-        turn.egress.note(|| {
+        let proves_again = seq == next || seq == next - 1;
+        ctx.egress.note(|| {
             let expected = flow.outer_isn + 1;
             format!(
                 "the server is being called; the client's next is seq {} (or one less), ack {}",
@@ -201,76 +206,76 @@ impl Proxy {
                 expected.get()
             )
         });
-        let brings = flow.is(Marks::EARLY) && turn.segment.seq_len() > 0;
-        if ack == flow.outer_isn + 1 && (knocks || brings) {
-            if is_damaged(&turn) {
+        let brings = flow.is(FlowFlags::EARLY) && ctx.segment.seq_len() > 0;
+        if ack == flow.outer_isn + 1 && (proves_again || brings) {
+            if is_damaged(&ctx) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
-            flow.half_mut(Side::Wan).window = window;
+            flow.endpoint_mut(Side::Wan).window = window;
             // It knocks again; so do we. Whatever data it brings while the window is shut it will bring again.
-            return if brings { self.hold(&turn, id) } else { self.dial_in_place(&mut turn, id) };
+            return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
         }
-        if flow.is(Marks::REOPENING) {
-            return self.try_cookie(turn, Some(id));
+        if flow.is(FlowFlags::REOPENING) {
+            return self.try_cookie(ctx, Some(id));
         }
         Verdict::Drop(DropReason::WrongState)
     }
 
-    fn on_server_while_dialling(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let Segment { ack, flags, .. } = *turn.segment;
-        let next = self.table[id].half(Side::Wan).next;
+    fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { ack, flags, .. } = *ctx.segment;
+        let next = self.table[id].endpoint(Side::Wan).next;
         let answers = flags.has(Flags::ACK) && ack == next;
-        turn.egress.note(|| {
+        ctx.egress.note(|| {
             let answers = if answers { "this does" } else { "this does not" };
             format!("the server is being called; an answer acknowledges {}: {answers}", next.get())
         });
         if flags.has(Flags::RST) && !answers {
             return Verdict::Drop(DropReason::BadReset);
         }
-        if !turn.is_sound() {
+        if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         if flags.has(Flags::RST) {
-            return self.pass_refusal(turn, id);
+            return self.forward_refusal(ctx, id);
         }
         if flags.has(Flags::SYN) && answers {
-            return self.splice(turn, id);
+            return self.splice(ctx, id);
         }
         if flags.has(Flags::ACK) {
             // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
-            let soon = tick(turn.now).wrapping_add(AFTER_RESET);
+            let soon = tick(ctx.now).wrapping_add(AFTER_RESET);
             self.wheel.schedule(self.table.flows_mut(), id, soon);
-            return Self::reset_in_place(&mut turn);
+            return Self::reset_in_place(&mut ctx);
         }
         Verdict::Drop(DropReason::WrongState)
     }
 
     /// The server refuses: the client, which takes itself for connected, gets a reset it must accept.
-    fn pass_refusal(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let envelope = turn.envelope();
+    fn forward_refusal(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let envelope = ctx.envelope();
         let seq = self.table[id].outer_isn + 1;
-        let overwritten = turn.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
+        let overwritten = ctx.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
         self.counters.count(Event::Refused);
-        self.remember_refusal(turn.ends(), turn.now);
+        self.remember_refusal(ctx.key(), ctx.now);
         // Should the reset be lost, the client's next segment opens its cookie again and asks again.
         self.forget(id);
         if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
     }
 
     /// A port has refused: one that nobody is known to have reached is taken for closed, another for barring this client's network.
-    pub(super) fn remember_refusal(&mut self, ends: &Ends, now: Instant) {
-        let known = self.learned.offer(ends, now).known;
-        let client = if known { Client::of(self.limiter.place(ends)) } else { Client::EVERYBODY };
-        self.doors.refused(ends, client, now);
-        self.tell(News::Refused(*ends, client));
+    pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
+        let known = self.server_options.offer(key, now).known;
+        let client = if known { Client::of(self.limiter.place(key)) } else { Client::EVERYBODY };
+        self.refused_ports.refused(key, client, now);
+        self.publish(ServerUpdate::Refused(*key, client));
     }
 
     /// A SYN-ACK from the LAN nobody waits for any more.
-    pub(super) fn refuse_late_answer(&mut self, mut turn: Turn<impl Egress>) -> Verdict {
-        if !turn.is_sound() {
+    pub(super) fn refuse_late_answer(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+        if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        Self::reset_in_place(&mut turn)
+        Self::reset_in_place(&mut ctx)
     }
 
     /// The server has answered: from here on we only translate.
@@ -278,41 +283,41 @@ impl Proxy {
     /// Its SYN-ACK becomes, for the client, the news that the window is open. What the server gets depends on the handshake: held data,
     /// which acknowledges on its way; an acknowledgement at once; or none before the client's distance has passed, or the client itself
     /// has sent something.
-    fn splice(&mut self, turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let now = turn.now;
-        let answered = Options::read(turn.options());
-        let ttl = turn.segment.ttl(turn.head.bytes());
-        let told_mss = self.learned.most_told(turn.ends(), now);
+    fn splice(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let now = ctx.now;
+        let answered = Options::read(ctx.options());
+        let ttl = ctx.segment.ttl(ctx.head.bytes());
+        let told_mss = self.server_options.most_told(ctx.key(), now);
         let flow = &mut self.table[id];
-        let lesson = Lesson::of(turn.segment, answered, flow);
-        join(flow, turn.segment, &answered, ttl, now);
-        flow.mss_lan = answered.mss.unwrap_or(default_mss(turn.ends()));
-        flow.mark(Marks::MSS_BROKEN, flow.mss_lan < told_mss);
-        turn.egress.note(|| {
+        let observation = Observation::of(ctx.segment, answered, flow);
+        join(flow, ctx.segment, &answered, ttl, now);
+        flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
+        flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
+        ctx.egress.note(|| {
             let delta = flow.seq_delta.shift(0);
             format!(
                 "the server has answered: {delta:#010x} is added to its numbers from now on; what it offers is learned"
             )
         });
-        self.learn(turn.ends(), &lesson, now);
+        self.learn(ctx.key(), &observation, now);
         self.set_state(id, State::Established, now);
         self.silent.push(id, self.table[id].generation);
         self.counters.count(Event::Spliced);
-        self.acknowledge_or_withhold(turn, id)
+        self.acknowledge_or_withhold(ctx, id)
     }
 
-    fn acknowledge_or_withhold(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
-        let now = turn.now;
+    fn acknowledge_or_withhold(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let now = ctx.now;
         let flow = &mut self.table[id];
         let withheld = match flow.distance {
-            _ if flow.is(Marks::EARLY) => 0,
+            _ if flow.is(FlowFlags::EARLY) => 0,
             // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
             0 => WITHHELD_MOST,
             near if near <= NEAR => 0,
             distance => distance,
         };
         let wait = if withheld > 0 { withheld.into() } else { SECOND };
-        turn.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
+        ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
             0 => "the server gets its acknowledgement at once".into(),
             withheld => {
                 format!("the server's acknowledgement is withheld for {withheld} ms at most, the client's distance")
@@ -321,23 +326,23 @@ impl Proxy {
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
         let flow = &mut self.table[id];
         if withheld > 0 {
-            flow.mark(Marks::ACK_OWED, true);
+            flow.set(FlowFlags::ACK_OWED, true);
             self.counters.count(Event::AckWithheld);
             if withheld == WITHHELD_MOST {
-                self.probe_client(id, now, turn.egress);
+                self.probe_client(id, now, ctx.egress);
             }
-            return self.update_in_place(&mut turn, id);
+            return self.update_in_place(&mut ctx, id);
         }
-        if flow.is(Marks::EARLY) {
+        if flow.is(FlowFlags::EARLY) {
             // RFC 7323 section 2.2: the window of a SYN-ACK is not scaled. What reaches beyond it stays held.
-            let edge = flow.half(Side::Lan).acked + flow.granted(Side::Lan).0;
-            self.pen.release(flow, edge);
+            let edge = flow.endpoint(Side::Lan).acked + flow.granted(Side::Lan).0;
+            self.hold_queue.release(flow, edge);
             // The acknowledgement goes before the data, which bears echoes the server would measure the LAN by.
-            self.send_acknowledgement(id, now, turn.egress);
-            return self.update_in_place(&mut turn, id);
+            self.send_acknowledgement(id, now, ctx.egress);
+            return self.update_in_place(&mut ctx, id);
         }
-        self.send_update(id, now, turn.egress);
-        self.acknowledge_in_place(&mut turn, id)
+        self.send_update(id, now, ctx.egress);
+        self.acknowledge_in_place(&mut ctx, id)
     }
 
     /// Sends the server its handshake's last acknowledgement. Should no frame be spare, it repeats its SYN-ACK.
@@ -356,7 +361,7 @@ impl Proxy {
 
     /// A server whose acknowledgement is withheld has asked again, and is answered.
     pub(super) fn settle_early(&mut self, id: Id) {
-        if self.table[id].is(Marks::ACK_OWED) {
+        if self.table[id].is(FlowFlags::ACK_OWED) {
             let due = self.table[id].deadline;
             let wait = self.acknowledged(id);
             self.wheel.schedule(self.table.flows_mut(), id, due.wrapping_add(wait));
@@ -366,7 +371,7 @@ impl Proxy {
     /// Notes that the server has its acknowledgement; how long it is until the client's window update is due to be repeated.
     fn acknowledged(&mut self, id: Id) -> Ticks {
         let flow = &mut self.table[id];
-        flow.mark(Marks::ACK_OWED, false);
+        flow.set(FlowFlags::ACK_OWED, false);
         let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
         SECOND.saturating_sub(waited.into()).max(1)
     }
@@ -388,10 +393,10 @@ impl Proxy {
     }
 
     /// Tells the client the server's window, in the frame of the server's SYN-ACK.
-    fn update_in_place(&mut self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
-        let envelope = turn.envelope();
-        let acknowledgement = self.acknowledgement(id, Side::Wan, turn.now);
-        if turn.overwrite(&acknowledgement.outgoing(&envelope)) {
+    fn update_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        let envelope = ctx.envelope();
+        let acknowledgement = self.acknowledgement(id, Side::Wan, ctx.now);
+        if ctx.overwrite(&acknowledgement.outgoing(&envelope)) {
             Verdict::Forward
         } else {
             Verdict::Drop(DropReason::NoRoom)
@@ -404,7 +409,7 @@ impl Proxy {
         flow.attempts += 1;
         let (attempts, passed) = (flow.attempts, tick(now).wrapping_sub(flow.born));
         let wait = if attempts > UPDATES_REPEATED {
-            flow.mark(Marks::UPDATE_PENDING, false);
+            flow.set(FlowFlags::UPDATE_PENDING, false);
             self.lifetimes.connected.saturating_sub(passed)
         } else {
             self.counters.count(Event::UpdateRepeated);
@@ -415,18 +420,19 @@ impl Proxy {
     }
 
     /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
-    pub(super) fn redial(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let passed = tick(now).wrapping_sub(self.table[id].born);
-        if passed >= self.lifetimes.dialling {
+        if passed >= self.lifetimes.server_syn_sent {
             self.counters.count(Event::DialTimeout);
-            return self.give_up(id, egress);
+            return self.abort(id, egress);
         }
         let flow = &mut self.table[id];
-        self.pen.forget(flow);
+        self.hold_queue.forget(flow);
         flow.attempts = flow.attempts.saturating_add(1);
-        let doubled = self.lifetimes.redial.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
-        let wait = doubled.min(self.lifetimes.redial_most).min(self.lifetimes.dialling - passed);
-        if self.emit_call(id, egress) {
+        let doubled =
+            self.lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
+        let wait = doubled.min(self.lifetimes.retransmit_max).min(self.lifetimes.server_syn_sent - passed);
+        if self.emit_server_syn(id, egress) {
             self.counters.count(Event::DialRepeated);
         }
         self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
@@ -434,44 +440,44 @@ impl Proxy {
 }
 
 /// Fills the record of a client that has proved itself. `shown` is the latest TSval these ends have been shown on an earlier connection.
-fn begin_dialling<E>(flow: &mut Flow, turn: &Turn<E>, proof: &Proof, shown: Option<u32>) {
-    let envelope = turn.envelope();
-    let timestamps = Options::timestamps(turn.options()).unwrap_or_default();
-    flow.state = State::Dialling;
+fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, shown: Option<u32>) {
+    let envelope = ctx.envelope();
+    let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
+    flow.state = State::ServerSynSent;
     keep_terms(flow, &proof.terms);
     flow.outer_isn = proof.outer_isn;
     flow.distance = proof.distance;
-    flow.keep_way(Side::Wan, &envelope);
-    let client = flow.half_mut(Side::Wan);
+    flow.keep_path(Side::Wan, &envelope);
+    let client = flow.endpoint_mut(Side::Wan);
     client.next = proof.client_isn + 1;
     client.acked = proof.outer_isn + 1;
-    client.window = turn.segment.window;
+    client.window = ctx.segment.window;
     client.ttl = envelope.ttl;
     client.ts_value = timestamps.value;
-    let server = flow.half_mut(Side::Lan);
+    let server = flow.endpoint_mut(Side::Lan);
     server.next = proof.outer_isn + 1;
     server.ttl = DEFAULT_TTL;
     server.ts_value = shown.map_or(timestamps.echo, |shown| SeqNum::later(shown, timestamps.echo));
 }
 
 /// The options of our SYN to the server: what the client offered and was not denied.
-fn call_options(flow: &Flow) -> OptionList {
-    let client = flow.half(Side::Wan);
+fn server_syn_options(flow: &Flow) -> OptionList {
+    let client = flow.endpoint(Side::Wan);
     // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
-    let timestamps = flow.is(Marks::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
+    let timestamps = flow.is(FlowFlags::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
     // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
-    let reserve = if flow.is(Marks::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
-    OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(Marks::SACK), timestamps, client.scale())
+    let reserve = if flow.is(FlowFlags::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
+    OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(FlowFlags::SACK), timestamps, client.scale())
 }
 
 /// Our SYN to the server, in the client's name and with its own number.
-fn call<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
-    let client = flow.half(Side::Wan);
+fn server_syn<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
+    let client = flow.endpoint(Side::Wan);
     // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
     let window = flow.granted(Side::Wan).field(WindowScale::default());
     let (seq, ack) = (client.next - 1, SeqNum::default());
     // RFC 3168 section 6.1.1.1: a repeated SYN goes without, lest the bits be what is in the way.
-    let asks = flow.is(Marks::ECN_ASKED) && flow.attempts == 0;
+    let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
     let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
     Outgoing { envelope, seq, ack, flags, window, options }
 }
@@ -483,42 +489,42 @@ pub(super) fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a O
 /// Joins the two halves by the server's SYN-ACK.
 fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Instant) {
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
-    flow.mark(Marks::ECN_LAN, flow.is(Marks::ECN_ASKED) && answer.flags.agree_to_ecn());
+    flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
     flow.attempts = 0;
-    flow.mark(Marks::UPDATE_PENDING, true);
-    flow.mark(Marks::REOPENING, false);
-    flow.mark(Marks::SACK_LAN, flow.is(Marks::SACK) && answered.sack_permitted);
+    flow.set(FlowFlags::UPDATE_PENDING, true);
+    flow.set(FlowFlags::REOPENING, false);
+    flow.set(FlowFlags::SACK_LAN, flow.is(FlowFlags::SACK) && answered.sack_permitted);
     join_scales(flow, answered.scale);
     join_timestamps(flow, answered, now);
     let outer_isn = flow.outer_isn;
-    let server = flow.half_mut(Side::Lan);
+    let server = flow.endpoint_mut(Side::Lan);
     server.next = outer_isn + 1;
     server.acked = answer.ack;
     server.ttl = ttl;
     // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
     server.window = answer.window;
-    flow.mark(Marks::WINDOW_UNSCALED, true);
+    flow.set(FlowFlags::WINDOW_UNSCALED, true);
 }
 
 /// Scaling is on between us and the server only if both said so (RFC 7323 section 2.2); towards the client it is what we promised.
 fn join_scales(flow: &mut Flow, server: Option<WindowScale>) {
-    let client = flow.half(Side::Wan).scale();
-    let promised = flow.half(Side::Lan).told();
+    let client = flow.endpoint(Side::Wan).scale();
+    let promised = flow.endpoint(Side::Lan).told();
     let agreed = client.is_some() && server.is_some();
-    flow.half_mut(Side::Wan).set_scales(client, client.filter(|_| agreed));
-    flow.half_mut(Side::Lan).set_scales(server.filter(|_| agreed), promised);
+    flow.endpoint_mut(Side::Wan).set_scales(client, client.filter(|_| agreed));
+    flow.endpoint_mut(Side::Lan).set_scales(server.filter(|_| agreed), promised);
 }
 
 /// The server's clock goes on, for the client, from where ours is: beyond every TSval our SYN-ACKs can have borne.
 fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
-    if !flow.is(Marks::TIMESTAMPS) {
+    if !flow.is(FlowFlags::TIMESTAMPS) {
         return;
     }
-    let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.half(Side::Lan).ts_value));
-    flow.mark(Marks::TIMESTAMPS_LAN, answered.timestamps.is_some());
+    let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.endpoint(Side::Lan).ts_value));
+    flow.set(FlowFlags::TIMESTAMPS_LAN, answered.timestamps.is_some());
     // A server without a clock is lent one of ours, of about a millisecond, which like any other must not wrap within days.
     let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
     flow.ts_delta = SeqDelta::between(clock, base);
     flow.ts_base = base;
-    flow.half_mut(Side::Lan).ts_value = base;
+    flow.endpoint_mut(Side::Lan).ts_value = base;
 }

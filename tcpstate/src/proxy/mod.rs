@@ -2,40 +2,34 @@
 //! `handshake` (a client calls), `calling` (its server is called), `direct` (the LAN calls, and whatever else is passed through),
 //! `joined` (both ends talk), `errors` (somebody on the way complains) and `unknown` (nobody knows the connection).
 
-mod calling;
-mod direct;
-mod errors;
-mod explain;
-mod handshake;
-mod joined;
-mod listing;
-mod room;
+mod adoption;
+mod client_handshake;
+mod established;
+pub(crate) mod evict;
+mod icmp;
+mod passthrough;
+mod server_handshake;
 #[cfg(test)]
-pub(crate) mod said;
-mod standing;
-mod unknown;
+pub(crate) mod test_segments;
 
-use crate::answered::Answered;
-use crate::backends::Backends;
-use crate::config::{Destination, Extension, Handshake, Policy, SackConflict, Stray, Timeouts};
-use crate::cookie::{Jar, Rotation};
-use crate::doors::Doors;
-use crate::flow::{Flow, Marks, State};
-use crate::fragments::Fragments;
+use crate::cache::fragments::Fragments;
+use crate::cache::held::HoldQueue;
+use crate::cache::recent_syns::RecentSyns;
+use crate::cache::refused::RefusedPorts;
+use crate::cache::servers::{Observation, ServerOptions};
+use crate::cache::updates::ServerUpdate;
+use crate::config::{Action, Destination, Extension, Handshake, SackConflict, Stray, Timeouts};
+use crate::cookie::{Cookies, Rotation};
+use crate::flow::table::wheel::{Ticks, Wheel, tick, ticks};
+use crate::flow::table::{Guess, Id, Table};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
-use crate::learn::{Learned, Lesson};
-use crate::limit::{Limiter, Meter};
-use crate::news::News;
-use crate::pen::Pen;
+use crate::policy::limit::{Limiter, Meter};
+use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::table::{Guess, Id, Table};
-use crate::wheel::{Ticks, Wheel, tick, ticks};
-use crate::wire::{Ends, Envelope, Flags, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::wire::{Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
-pub use explain::{Excerpt, Explanation, Field, fields};
-pub use listing::{Connection, End, Filter};
-use room::Queue;
-pub use standing::Standing;
+use evict::Queue;
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -67,7 +61,7 @@ pub trait Egress {
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
 
     /// Whether it wants to be told why something is decided.
-    const LISTENS: bool = false;
+    const TRACES: bool = false;
 
     /// Is told why something is decided, in the words and with the numbers of the decision. Those are made up only for an egress that
     /// wants to know; a worker's does not.
@@ -77,18 +71,18 @@ pub trait Egress {
 
 /// What the first pass found out about a frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
-    parsed: Parsed,
-    hash: u64,
+pub struct Metadata {
+    pub(crate) parsed: Parsed,
+    pub(crate) hash: u64,
     /// Where the limiter keeps the tokens of a SYN's source.
-    tokens: u32,
+    pub(crate) tokens: u32,
     /// Where in the table its flow probably is, or nowhere.
-    place: Id,
+    pub(crate) place: Id,
     /// If there is none, as of which flow that was entered.
-    entered: u32,
+    pub(crate) entered: u32,
 }
 
-impl Look {
+impl Metadata {
     /// What the frame turned out to be.
     pub fn parsed(&self) -> &Parsed {
         &self.parsed
@@ -100,7 +94,7 @@ impl Look {
     }
 }
 
-impl Default for Look {
+impl Default for Metadata {
     fn default() -> Self {
         Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
     }
@@ -111,28 +105,28 @@ pub type Source = [u8; 16];
 
 /// A client's attempt to open a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct ConnectAttempt {
     /// Who calls.
     pub source: Source,
     /// A keyed hash of the ends and the number: the same when the call is repeated.
     pub hash: u64,
 }
 
-impl Look {
+impl Metadata {
     /// The call that a frame from the WAN is, if it is one: a SYN without ACK.
-    pub fn call(&self) -> Option<Call> {
+    pub fn attempt(&self) -> Option<ConnectAttempt> {
         let Parsed::Tcp(segment) = &self.parsed else { return None };
         let flags = segment.flags;
         let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
         let hash = self.hash ^ u64::from(segment.seq.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        opens.then(|| Call { source: source(&segment.ends), hash })
+        opens.then(|| ConnectAttempt { source: source(&segment.key), hash })
     }
 }
 
 /// The address at the WAN's end.
-fn source(ends: &Ends) -> Source {
+fn source(key: &FlowKey) -> Source {
     let mut source = [0; 16];
-    for (bytes, word) in source.as_chunks_mut().0.iter_mut().zip(ends.wan) {
+    for (bytes, word) in source.as_chunks_mut().0.iter_mut().zip(key.wan) {
         *bytes = word.to_be_bytes();
     }
     source
@@ -142,44 +136,44 @@ fn source(ends: &Ends) -> Source {
 const PROVED_KEPT: usize = 256;
 
 /// News kept until they are asked for: more than a turn brings.
-const NEWS_KEPT: usize = 512;
+const UPDATES_KEPT: usize = 512;
 
 /// How many flows there are of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Population {
     /// Entries of the SYN cache.
-    pub half_open: u64,
+    pub syn_cached: u64,
     /// Connections from the WAN, from the dialled server to the last timer.
     pub proxied: u64,
     /// Connections passed through.
-    pub direct: u64,
+    pub passthrough: u64,
 }
 
 impl Population {
     /// The count a flow belongs to.
     fn of(&mut self, flow: &Flow) -> &mut u64 {
         match flow.state {
-            State::HalfOpen => &mut self.half_open,
-            _ if flow.is(Marks::PROXIED) => &mut self.proxied,
-            _ => &mut self.direct,
+            State::SynCached => &mut self.syn_cached,
+            _ if flow.is(FlowFlags::PROXIED) => &mut self.proxied,
+            _ => &mut self.passthrough,
         }
     }
 }
 
 /// [`Timeouts`] in ticks.
 #[derive(Clone, Copy)]
-struct Lifetimes {
+pub(crate) struct Lifetimes {
     connected: Ticks,
     one_fin: Ticks,
     both_fin: Ticks,
     time_wait: Ticks,
     reset: Ticks,
-    opening_sent: Ticks,
-    opening_answered: Ticks,
-    half_open: Ticks,
-    dialling: Ticks,
-    redial: Ticks,
-    redial_most: Ticks,
+    syn_sent: Ticks,
+    syn_received: Ticks,
+    syn_cached: Ticks,
+    server_syn_sent: Ticks,
+    retransmit_syn: Ticks,
+    retransmit_max: Ticks,
 }
 
 impl Lifetimes {
@@ -190,24 +184,24 @@ impl Lifetimes {
             both_fin: ticks(timeouts.both_fin),
             time_wait: ticks(timeouts.time_wait),
             reset: ticks(timeouts.reseted),
-            opening_sent: ticks(timeouts.ul_syn_sent),
-            opening_answered: ticks(timeouts.ul_syn_rcvd),
-            half_open: ticks(timeouts.dl_half_open),
-            dialling: ticks(timeouts.dl_syn_sent),
-            redial: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
-            redial_most: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
+            syn_sent: ticks(timeouts.ul_syn_sent),
+            syn_received: ticks(timeouts.ul_syn_rcvd),
+            syn_cached: ticks(timeouts.dl_half_open),
+            server_syn_sent: ticks(timeouts.dl_syn_sent),
+            retransmit_syn: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
+            retransmit_max: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
         }
     }
 
     /// How long a flow may rest in its state.
-    fn of(&self, flow: &Flow) -> Ticks {
+    pub(crate) fn of(&self, flow: &Flow) -> Ticks {
         match flow.state {
             State::Free => 0,
-            State::HalfOpen => self.half_open,
-            State::Dialling => self.redial,
-            State::OpeningSent => self.opening_sent,
-            State::OpeningAnswered => self.opening_answered,
-            State::Established if flow.is(Marks::TENTATIVE) => self.half_open,
+            State::SynCached => self.syn_cached,
+            State::ServerSynSent => self.retransmit_syn,
+            State::SynSent => self.syn_sent,
+            State::SynReceived => self.syn_received,
+            State::Established if flow.is(FlowFlags::TENTATIVE) => self.syn_cached,
             State::Established => self.connected,
             State::Closing if flow.is_over() => self.both_fin,
             State::Closing => self.one_fin,
@@ -236,7 +230,7 @@ fn half_second(now: Instant) -> u16 {
 }
 
 /// A frame at hand: everything a decision is made from.
-struct Turn<'a, 'b, E> {
+struct Context<'a, 'b, E> {
     side: Side,
     segment: &'a Segment,
     hash: u64,
@@ -246,9 +240,9 @@ struct Turn<'a, 'b, E> {
     egress: &'a mut E,
 }
 
-impl<E> Turn<'_, '_, E> {
-    fn ends(&self) -> &Ends {
-        &self.segment.ends
+impl<E> Context<'_, '_, E> {
+    fn key(&self) -> &FlowKey {
+        &self.segment.key
     }
 
     /// The bytes of the segment's options.
@@ -286,47 +280,47 @@ impl<E> Turn<'_, '_, E> {
 
 /// One worker's share of the proxy.
 pub struct Proxy {
-    hash_keys: Keys,
-    table: Table,
-    wheel: Wheel,
-    jar: Jar,
-    learned: Learned,
-    limiter: Limiter,
-    half_open: Queue,
-    closing: Queue,
-    dialling: Queue,
+    pub(crate) hash_keys: Keys,
+    pub(crate) table: Table,
+    pub(crate) wheel: Wheel,
+    pub(crate) cookies: Cookies,
+    pub(crate) server_options: ServerOptions,
+    pub(crate) limiter: Limiter,
+    pub(crate) syn_cached: Queue,
+    pub(crate) closing: Queue,
+    pub(crate) server_syn_sent: Queue,
     /// Joined connections that may not have carried data yet.
-    silent: Queue,
+    pub(crate) silent: Queue,
     /// Connections that are passed through and not established yet.
-    openings: Queue,
-    pen: Pen,
-    fragments: Fragments,
-    stray_fragments: Policy,
-    icmp_errors: Policy,
-    answered: Answered,
-    doors: Doors,
+    pub(crate) openings: Queue,
+    pub(crate) hold_queue: HoldQueue,
+    pub(crate) fragments: Fragments,
+    pub(crate) stray_fragments: Action,
+    pub(crate) icmp_errors: Action,
+    pub(crate) recent_syns: RecentSyns,
+    pub(crate) refused_ports: RefusedPorts,
     /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
-    passed: Meter,
-    introductions: Meter,
-    draining: bool,
-    lifetimes: Lifetimes,
-    handshake: Handshake,
+    pub(crate) passed: Meter,
+    pub(crate) introductions: Meter,
+    pub(crate) draining: bool,
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) handshake: Handshake,
     /// The most particular first.
-    destinations: Vec<Destination>,
-    early_window: u16,
-    multipath: Extension,
-    fast_open: Extension,
-    signed: Policy,
-    stray: Stray,
-    adopt_until: Instant,
-    sack_conflict: SackConflict,
-    mss_clamp: u16,
-    counters: Counters,
-    population: Population,
+    pub(crate) destinations: Vec<Destination>,
+    pub(crate) early_window: u16,
+    pub(crate) multipath: Extension,
+    pub(crate) fast_open: Extension,
+    pub(crate) signed: Action,
+    pub(crate) stray: Stray,
+    pub(crate) adopt_until: Instant,
+    pub(crate) sack_conflict: SackConflict,
+    pub(crate) mss_clamp: u16,
+    pub(crate) counters: Counters,
+    pub(crate) population: Population,
     /// Who has proved himself since [`Proxy::next_proved`] was last asked.
-    proved: Vec<Source>,
-    /// What was learned since [`Proxy::news`] was last asked.
-    news: Vec<News>,
+    pub(crate) proved: Vec<Source>,
+    /// What was learned since [`Proxy::updates`] was last asked.
+    pub(crate) updates: Vec<ServerUpdate>,
 }
 
 impl Proxy {
@@ -335,27 +329,27 @@ impl Proxy {
     /// # Panics
     /// If the flow table or the learning cache is empty, or the latter's size no power of two.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
-        let candidates = || Queue::new(config.flow_capacity().min(room::CANDIDATES_REMEMBERED));
+        let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
         let mut destinations = config.destinations.clone();
         destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
         let mut proxy = Self {
             hash_keys: secrets.hash_keys(),
             table: Table::new(config.table_buckets, config.flow_capacity()),
             wheel: Wheel::new(now),
-            jar: Jar::new(config, secrets.pair(1), now),
-            learned: Learned::new(config, secrets.pair(2)),
+            cookies: Cookies::new(config, secrets.pair(1), now),
+            server_options: ServerOptions::new(config, secrets.pair(2)),
             limiter: Limiter::new(&config.rate, secrets.pair(2)),
-            half_open: Queue::new(config.half_open_max.min(config.flow_capacity())),
+            syn_cached: Queue::new(config.syn_cache_max.min(config.flow_capacity())),
             closing: candidates(),
-            dialling: candidates(),
+            server_syn_sent: candidates(),
             silent: candidates(),
             openings: candidates(),
-            pen: Pen::new(config.pen_frames),
+            hold_queue: HoldQueue::new(config.held_frames),
             fragments: Fragments::new(),
             stray_fragments: config.stray_fragments,
             icmp_errors: config.icmp_errors,
-            answered: Answered::new(now),
-            doors: Doors::new(config.closed_memory, secrets.pair(2)),
+            recent_syns: RecentSyns::new(now),
+            refused_ports: RefusedPorts::new(config.closed_memory, secrets.pair(2)),
             passed: Meter::new(config.passed_rate),
             introductions: Meter::new(config.introductions),
             draining: false,
@@ -373,7 +367,7 @@ impl Proxy {
             counters: Counters::default(),
             population: Population::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
-            news: Vec::with_capacity(NEWS_KEPT),
+            updates: Vec::with_capacity(UPDATES_KEPT),
         };
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -383,8 +377,8 @@ impl Proxy {
 
     /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
     /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
-    pub fn command(&mut self, backends: Arc<Backends>) -> Arc<Backends> {
-        self.learned.command(backends)
+    pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
+        self.server_options.command(entries)
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
@@ -395,50 +389,50 @@ impl Proxy {
 
     /// Changes the secret that cookies are signed with, when its time comes.
     pub fn rotate(&mut self, rotation: &Rotation, now: Instant) {
-        self.jar.turn(now);
-        self.jar.rotate(rotation);
+        self.cookies.advance(now);
+        self.cookies.rotate(rotation);
     }
 
-    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `look`.
+    /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `parse`.
     #[inline]
-    pub fn look(&self, side: Side, head: &Head, look: &mut Look) {
-        if let Some(segment) = Segment::usual_ipv4(side, head) {
-            self.look_at_segment(side, segment, look);
-        } else if let Some(segment) = Segment::usual_ipv6(side, head) {
-            self.look_at_segment(side, segment, look);
+    pub fn parse(&self, side: Side, head: &Head, meta: &mut Metadata) {
+        if let Some(segment) = Segment::common_ipv4(side, head) {
+            self.parse_segment(side, segment, meta);
+        } else if let Some(segment) = Segment::common_ipv6(side, head) {
+            self.parse_segment(side, segment, meta);
         } else {
-            self.look_closer(side, head, look);
+            self.parse_slow(side, head, meta);
         }
     }
 
     #[inline(always)]
-    fn look_at_segment(&self, side: Side, segment: Segment, look: &mut Look) {
-        let hash = segment.ends.hash(self.hash_keys);
+    fn parse_segment(&self, side: Side, segment: Segment, meta: &mut Metadata) {
+        let hash = segment.key.hash(self.hash_keys);
         self.table.prefetch_bucket(hash);
         let mut tokens = 0;
         if segment.flags.has(Flags::SYN) && side == Side::Wan {
             // A copy, lest the segment itself have to lie in memory.
-            let ends = segment.ends;
-            tokens = self.limiter.place(&ends);
+            let key = segment.key;
+            tokens = self.limiter.place(&key);
             self.limiter.prefetch(tokens);
         }
-        *look = Look { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
+        *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
 
     /// Looks at a frame that is no usual segment.
     #[inline(never)]
-    fn look_closer(&self, side: Side, head: &Head, look: &mut Look) {
+    fn parse_slow(&self, side: Side, head: &Head, meta: &mut Metadata) {
         match Parsed::parse(side, head) {
-            Parsed::Tcp(segment) => self.look_at_segment(side, segment, look),
-            parsed => *look = Look { parsed, hash: self.look_for_owner(&parsed), ..Look::default() },
+            Parsed::Tcp(segment) => self.parse_segment(side, segment, meta),
+            parsed => *meta = Metadata { parsed, hash: self.owner_hash(&parsed), ..Metadata::default() },
         }
     }
 
     /// The hash of what is no segment, but may belong to one.
-    fn look_for_owner(&self, parsed: &Parsed) -> u64 {
+    fn owner_hash(&self, parsed: &Parsed) -> u64 {
         match parsed {
             Parsed::Error(quote) => {
-                let hash = quote.ends.hash(self.hash_keys);
+                let hash = quote.key.hash(self.hash_keys);
                 self.table.prefetch_bucket(hash);
                 hash
             }
@@ -453,52 +447,52 @@ impl Proxy {
 
     /// Between the passes: asks for the flow's own lines, now that the table's line is here, and notes whose they are.
     #[inline]
-    pub fn reach(&self, look: &mut Look) {
-        if let Parsed::Tcp(segment) = &look.parsed {
-            match self.table.prefetch_flow(look.hash, segment.ends.v6) {
-                Guess::Perhaps(id) => look.place = id,
-                Guess::Elsewhere => self.answered.prefetch(look.hash),
+    pub fn prefetch(&self, meta: &mut Metadata) {
+        if let Parsed::Tcp(segment) = &meta.parsed {
+            match self.table.prefetch_flow(meta.hash, segment.key.v6) {
+                Guess::Perhaps(id) => meta.place = id,
+                Guess::Elsewhere => self.recent_syns.prefetch(meta.hash),
                 Guess::Nowhere => {
-                    (look.place, look.entered) = (Id::ABSENT, self.table.entered());
-                    self.answered.prefetch(look.hash);
+                    (meta.place, meta.entered) = (Id::ABSENT, self.table.entered());
+                    self.recent_syns.prefetch(meta.hash);
                 }
             }
         }
     }
 
-    /// Second pass: decides what becomes of the frame, which has not changed since `look`.
+    /// Second pass: decides what becomes of the frame, which has not changed since `parse`.
     pub fn on_frame<E: Egress>(
         &mut self,
         side: Side,
-        look: &Look,
+        meta: &Metadata,
         head: &mut Head,
         now: Instant,
         egress: &mut E,
     ) -> Verdict {
-        match &look.parsed {
+        match &meta.parsed {
             Parsed::Tcp(segment) => {
                 // Frames that went before in the batch may have changed what is where.
-                let found = match look.place {
-                    Id::ABSENT if look.entered == self.table.entered() => None,
-                    place if self.table.is_at(place, &segment.ends) => Some(place),
-                    _ => self.table.find(&segment.ends, look.hash),
+                let found = match meta.place {
+                    Id::ABSENT if meta.entered == self.table.entered() => None,
+                    place if self.table.is_at(place, &segment.key) => Some(place),
+                    _ => self.table.find(&segment.key, meta.hash),
                 };
                 let verdict = match found {
-                    Some(id) if self.pass_usual(side, segment, id, head, now) => {
+                    Some(id) if self.forward_fast(side, segment, id, head, now) => {
                         egress.note(|| {
                             "established, in sequence, nothing owed or in doubt: passed and translated".into()
                         });
                         Verdict::Forward
                     }
                     // Whoever wants to know why is told step by step, which leads to the same.
-                    None if !E::LISTENS && self.answer_usual(side, segment, look, head, now) => Verdict::Reflect,
-                    _ => self.on_any_segment(side, segment, look, found, head, now, egress),
+                    None if !E::TRACES && self.answer_syn_fast(side, segment, meta, head, now) => Verdict::Reflect,
+                    _ => self.on_segment_slow(side, segment, meta, found, head, now, egress),
                 };
                 self.conclude(side, verdict)
             }
-            Parsed::Error(quote) => self.on_error(side, quote, look.hash, head, egress),
-            Parsed::StrayError => self.on_stray_error(),
-            Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, look.hash, now),
+            Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
+            Parsed::StrayError => self.on_unmatched_icmp(),
+            Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, meta.hash, now),
             Parsed::Pass(event) => {
                 self.counters.count(*event);
                 Verdict::Forward
@@ -509,9 +503,9 @@ impl Proxy {
 
     /// All passes for a single frame.
     pub fn on_single(&mut self, side: Side, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        let mut look = Look::default();
-        self.look(side, head, &mut look);
-        self.on_frame(side, &look, head, now, egress)
+        let mut meta = Metadata::default();
+        self.parse(side, head, &mut meta);
+        self.on_frame(side, &meta, head, now, egress)
     }
 
     /// Counts what becomes of a segment.
@@ -530,57 +524,57 @@ impl Proxy {
     /// A segment of the flow that was found, or of none.
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "what a turn is made of, in registers")]
-    fn on_any_segment(
+    fn on_segment_slow(
         &mut self,
         side: Side,
         segment: &Segment,
-        look: &Look,
+        meta: &Metadata,
         found: Option<Id>,
         head: &mut Head,
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let turn = Turn { side, segment, hash: look.hash, tokens: look.tokens, now, head: &mut *head, egress };
-        let verdict = self.on_segment(turn, found);
+        let ctx = Context { side, segment, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
+        let verdict = self.on_segment(ctx, found);
         if segment.fragmented && verdict == Verdict::Forward {
             self.note_first_fragment(side, segment, head, now);
         }
         verdict
     }
 
-    fn on_segment(&mut self, turn: Turn<impl Egress>, found: Option<Id>) -> Verdict {
-        let flags = turn.segment.flags;
+    fn on_segment(&mut self, ctx: Context<impl Egress>, found: Option<Id>) -> Verdict {
+        let flags = ctx.segment.flags;
         let opens_and_ends = flags.has(Flags::SYN) && flags.has(Flags::FIN.and(Flags::RST));
         if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
             return Verdict::Drop(DropReason::BadFlags);
         }
         match found.map(|id| (id, self.table[id].state)) {
-            None => self.on_stranger(turn),
-            Some((id, State::HalfOpen)) => self.on_half_open(turn, id),
-            Some((id, State::Dialling)) => self.on_dialling(turn, id),
-            Some((id, State::OpeningSent | State::OpeningAnswered)) => self.on_opening(turn, id),
-            Some((id, _)) => self.on_joined(turn, id),
+            None => self.on_no_flow(ctx),
+            Some((id, State::SynCached)) => self.on_syn_cached(ctx, id),
+            Some((id, State::ServerSynSent)) => self.on_server_syn_sent(ctx, id),
+            Some((id, State::SynSent | State::SynReceived)) => self.on_opening(ctx, id),
+            Some((id, _)) => self.on_established(ctx, id),
         }
     }
 
     /// A segment whose ends no flow has.
-    fn on_stranger(&mut self, turn: Turn<impl Egress>) -> Verdict {
-        let flags = turn.segment.flags;
-        match turn.side {
-            _ if flags.has(Flags::RST) => self.on_unknown(turn),
-            Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(turn, None),
+    fn on_no_flow(&mut self, ctx: Context<impl Egress>) -> Verdict {
+        let flags = ctx.segment.flags;
+        match ctx.side {
+            _ if flags.has(Flags::RST) => self.on_unknown_connection(ctx),
+            Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(ctx, None),
             Side::Wan if flags.has(Flags::ACK) => Verdict::Drop(DropReason::NoFlow),
-            Side::Wan => self.answer_syn(turn, None),
-            Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(turn),
-            Side::Lan if flags.has(Flags::SYN) => self.open_direct(turn, None),
-            Side::Lan => self.on_unknown(turn),
+            Side::Wan => self.answer_syn(ctx, None),
+            Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(ctx),
+            Side::Lan if flags.has(Flags::SYN) => self.open_passthrough(ctx, None),
+            Side::Lan => self.on_unknown_connection(ctx),
         }
     }
 
     /// Does what is due: repeats SYNs, removes what has expired, changes keys. Works off a bounded share;
     /// returns true when more is due already.
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
-        self.jar.turn(now);
+        self.cookies.advance(now);
         for _ in 0..STEPS_A_TURN {
             match self.wheel.step(self.table.flows_mut(), now) {
                 None => return false,
@@ -597,13 +591,13 @@ impl Proxy {
     /// The next held frame to bring back with [`Proxy::on_release`], if any. Ask after every frame and every timeout, until none is left.
     #[inline]
     pub fn next_release(&mut self) -> Option<Ticket> {
-        self.pen.next_release()
+        self.hold_queue.next_release()
     }
 
     /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
     /// [`Verdict::Hold`] again.
     pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        if !self.pen.redeem(ticket) {
+        if !self.hold_queue.redeem(ticket) {
             return self.counters.drop(DropReason::NotHeld);
         }
         self.counters.count(Event::Released);
@@ -621,54 +615,54 @@ impl Proxy {
     }
 
     /// Takes note that the client of a segment has proved itself.
-    fn note_proof(&mut self, event: Event, ends: &Ends) {
+    fn note_proof(&mut self, event: Event, key: &FlowKey) {
         self.counters.count(event);
         if self.proved.len() < PROVED_KEPT {
-            self.proved.push(source(ends));
+            self.proved.push(source(key));
         }
     }
 
-    /// What this worker has learned of servers, for the others to [hear](Proxy::hear), oldest first. To be asked for once a turn; of what
+    /// What this worker has learned of servers, for the others to [hear](Proxy::receive_update), oldest first. To be asked for once a turn; of what
     /// nobody asks for only the first few are kept.
     #[inline]
-    pub fn news(&mut self) -> impl Iterator<Item = News> {
-        self.news.drain(..)
+    pub fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        self.updates.drain(..)
     }
 
     /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
-    pub fn hear(&mut self, news: &News, now: Instant) {
-        match news {
-            News::Answered(ends, lesson) => {
-                self.learned.learn(ends, lesson, now);
-                self.doors.opened(ends, now);
+    pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
+        match updates {
+            ServerUpdate::RecentSyns(key, observation) => {
+                self.server_options.learn(key, observation, now);
+                self.refused_ports.opened(key, now);
             }
-            News::Refused(ends, client) => self.doors.refused(ends, *client, now),
+            ServerUpdate::Refused(key, client) => self.refused_ports.refused(key, *client, now),
         }
     }
 
     /// Takes note of a server's SYN-ACK.
-    fn learn(&mut self, ends: &Ends, lesson: &Lesson, now: Instant) {
-        let is_new = self.learned.learn(ends, lesson, now);
-        let was_closed = self.doors.opened(ends, now);
+    fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) {
+        let is_new = self.server_options.learn(key, observation, now);
+        let was_closed = self.refused_ports.opened(key, now);
         if is_new || was_closed {
-            self.tell(News::Answered(*ends, *lesson));
+            self.publish(ServerUpdate::RecentSyns(*key, *observation));
         }
     }
 
-    fn tell(&mut self, news: News) {
-        if self.news.len() < NEWS_KEPT {
-            self.news.push(news);
+    fn publish(&mut self, updates: ServerUpdate) {
+        if self.updates.len() < UPDATES_KEPT {
+            self.updates.push(updates);
         }
     }
 
     /// Ends a ticket in whose name no frame was kept.
     pub fn void(&mut self, ticket: Ticket) {
-        self.pen.redeem(ticket);
+        self.hold_queue.redeem(ticket);
     }
 
     /// Frames held at most; every ticket's index is below.
-    pub fn pen_frames(&self) -> usize {
-        self.pen.places()
+    pub fn held_frames(&self) -> usize {
+        self.hold_queue.places()
     }
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
@@ -690,9 +684,9 @@ impl Proxy {
     fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let flow = &self.table[id];
         match flow.state {
-            State::Dialling => self.redial(id, now, egress),
-            State::Established if flow.is(Marks::ACK_OWED) => self.settle_acknowledgement(id, now, egress),
-            State::Established if flow.is(Marks::UPDATE_PENDING) => self.repeat_update(id, now, egress),
+            State::ServerSynSent => self.retransmit_syn(id, now, egress),
+            State::Established if flow.is(FlowFlags::ACK_OWED) => self.settle_acknowledgement(id, now, egress),
+            State::Established if flow.is(FlowFlags::UPDATE_PENDING) => self.repeat_update(id, now, egress),
             _ => {
                 self.counters.count(Event::Expired);
                 self.forget(id);
@@ -702,7 +696,7 @@ impl Proxy {
 
     /// Sets a flow's deadline to what its state allows from now on.
     #[inline(always)]
-    fn rest(&mut self, id: Id, now: Instant) {
+    fn restart_timer(&mut self, id: Id, now: Instant) {
         let lifetime = self.lifetimes.of(&self.table[id]);
         self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
     }
@@ -716,7 +710,7 @@ impl Proxy {
         if matches!(state, State::TimeWait | State::Reset) {
             self.closing.push(id, flow.generation);
         }
-        self.rest(id, now);
+        self.restart_timer(id, now);
     }
 
     /// The way a segment takes that we send in the name of the end on `sender`.
@@ -726,9 +720,9 @@ impl Proxy {
         Envelope {
             from,
             to,
-            ends: self.table.ends(id),
+            key: self.table.key(id),
             sender,
-            ttl: flow.half(sender).ttl.max(1),
+            ttl: flow.endpoint(sender).ttl.max(1),
             id: 0,
             label: label(flow.hash),
             priorities: flow.tag_priorities(),
@@ -749,15 +743,19 @@ impl Proxy {
     #[inline(always)]
     fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
         let flow = &self.table[id];
-        let (sender, receiver) = (flow.half(to.other()), flow.half(to));
+        let (sender, receiver) = (flow.endpoint(to.other()), flow.endpoint(to));
         let timestamps = match to {
-            Side::Wan => flow.is(Marks::TIMESTAMPS).then(|| Timestamps {
-                value: if flow.is(Marks::TIMESTAMPS_LAN) { sender.ts_value } else { flow.ts_delta.shift(tick(now)) },
+            Side::Wan => flow.is(FlowFlags::TIMESTAMPS).then(|| Timestamps {
+                value: if flow.is(FlowFlags::TIMESTAMPS_LAN) {
+                    sender.ts_value
+                } else {
+                    flow.ts_delta.shift(tick(now))
+                },
                 echo: receiver.ts_value,
             }),
-            Side::Lan => flow.is(Marks::TIMESTAMPS_LAN).then(|| {
+            Side::Lan => flow.is(FlowFlags::TIMESTAMPS_LAN).then(|| {
                 // A server that must not take the LAN for the client's distance gets no echo to measure it by.
-                let measures = !flow.is(Marks::EARLY) || flow.is(Marks::CARRIED);
+                let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
                 let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
                 Timestamps { value: sender.ts_value, echo }
             }),
@@ -771,24 +769,24 @@ impl Proxy {
     }
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
-    fn challenge(&mut self, mut turn: Turn<impl Egress>, id: Id) -> Verdict {
+    fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &mut self.table[id];
-        if flow.challenged == half_second(turn.now) {
-            turn.egress.note(|| "challenged within this half-second already".into());
+        if flow.challenged == half_second(ctx.now) {
+            ctx.egress.note(|| "challenged within this half-second already".into());
             return Verdict::Drop(DropReason::Challenged);
         }
-        flow.challenged = half_second(turn.now);
+        flow.challenged = half_second(ctx.now);
         self.counters.count(Event::Challenge);
-        self.acknowledge_in_place(&mut turn, id)
+        self.acknowledge_in_place(&mut ctx, id)
     }
 
     /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
-    fn acknowledge_in_place(&self, turn: &mut Turn<impl Egress>, id: Id) -> Verdict {
-        let mut envelope = turn.envelope().reversed();
-        envelope.ttl = self.table[id].half(turn.side.other()).ttl.max(1);
-        envelope.label = label(turn.hash);
-        let acknowledgement = self.acknowledgement(id, turn.side, turn.now);
-        if turn.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
+    fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        let mut envelope = ctx.envelope().reversed();
+        envelope.ttl = self.table[id].endpoint(ctx.side.other()).ttl.max(1);
+        envelope.label = label(ctx.hash);
+        let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
+        if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect
         } else {
             Verdict::Drop(DropReason::NoRoom)
@@ -796,17 +794,17 @@ impl Proxy {
     }
 
     /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
-    fn reset_in_place(turn: &mut Turn<impl Egress>) -> Verdict {
-        let Segment { seq, ack, flags, .. } = *turn.segment;
+    fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
         if flags.has(Flags::ACK) {
-            return Self::refuse_in_place(turn, ack, None);
+            return Self::refuse_in_place(ctx, ack, None);
         }
-        Self::refuse_in_place(turn, SeqNum::default(), Some(seq + turn.segment.seq_len()))
+        Self::refuse_in_place(ctx, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
     }
 
     /// Answers a segment with a reset that bears this number, and acknowledges that one.
-    fn refuse_in_place(turn: &mut Turn<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
-        let envelope = turn.envelope().reversed();
+    fn refuse_in_place(ctx: &mut Context<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
+        let envelope = ctx.envelope().reversed();
         let reset = Outgoing {
             envelope: &envelope,
             seq,
@@ -815,7 +813,7 @@ impl Proxy {
             window: RawWindow(0),
             options: &OptionList::none(),
         };
-        if turn.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
+        if ctx.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
     }
 
     /// The established flows load generators count on: 540 pairs of a LAN end 10.0.0.0 + 2(j + 1), port 12345, and a WAN end
@@ -823,19 +821,19 @@ impl Proxy {
     fn make_test_connections(&mut self, now: Instant) {
         for j in 0..540 {
             let mapped = |address| [0, 0, 0xffff, address];
-            let ends = Ends {
+            let key = FlowKey {
                 lan: mapped(0x0a00_0000 + 2 * j + 2),
                 wan: mapped(0x0b00_0000 + 2 * j + 1),
                 lan_port: 12345,
                 wan_port: 54321,
-                ..Ends::default()
+                ..FlowKey::default()
             };
-            let hash = ends.hash(self.hash_keys);
-            let Some(id) = self.table.insert(&ends, hash) else { return };
+            let hash = key.hash(self.hash_keys);
+            let Some(id) = self.table.insert(&key, hash) else { return };
             let flow = &mut self.table[id];
             flow.state = State::Established;
-            flow.mark(Marks::PROXIED, true);
-            flow.mark(Marks::UNJUDGED, true);
+            flow.set(FlowFlags::PROXIED, true);
+            flow.set(FlowFlags::UNJUDGED, true);
             flow.seq_delta = SeqDelta::between(0, hash as u32);
             *self.population.of(flow) += 1;
             let deadline = tick(now).wrapping_add(self.lifetimes.connected);
@@ -864,9 +862,9 @@ mod tests {
     use super::*;
 
     /// An egress without a frame to spare.
-    pub(super) struct Nobody;
+    pub(crate) struct NoEgress;
 
-    impl Egress for Nobody {
+    impl Egress for NoEgress {
         fn emit(&mut self, _: Side, _: impl FnOnce(&mut [u8]) -> usize) -> bool {
             false
         }
@@ -874,12 +872,12 @@ mod tests {
 
     /// An engine with this many connections that rest from `now` on.
     fn resting(count: u32, now: Instant) -> Proxy {
-        let config = Config { table_buckets: 1000, half_open_max: 4, ..Config::default() };
+        let config = Config { table_buckets: 1000, syn_cache_max: 4, ..Config::default() };
         let mut proxy = Proxy::new(&config, &Secrets::new([1; 48]), now);
         for n in 0..count {
-            let ends = Ends { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..Ends::default() };
-            let hash = ends.hash(proxy.hash_keys);
-            proxy.admit(&ends, hash, now, |flow| flow.state = State::Established).unwrap();
+            let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
+            let hash = key.hash(proxy.hash_keys);
+            proxy.admit(&key, hash, now, |flow| flow.state = State::Established).unwrap();
         }
         proxy
     }
@@ -888,17 +886,17 @@ mod tests {
     fn what_was_absent_in_the_first_pass_may_have_come_by_the_second() {
         let now = Instant::from_secs(1000);
         let mut proxy = resting(0, now);
-        let call = said::Said { flags: Flags::SYN.0, ..said::Said::default() };
-        let (mut frames, mut looks) = ([call.frame(), call.frame()], [Look::default(); 2]);
-        for (frame, look) in frames.iter_mut().zip(&mut looks) {
+        let call = test_segments::TestSegment { flags: Flags::SYN.0, ..test_segments::TestSegment::default() };
+        let (mut frames, mut metas) = ([call.frame(), call.frame()], [Metadata::default(); 2]);
+        for (frame, meta) in frames.iter_mut().zip(&mut metas) {
             let len = frame.len();
-            proxy.look(Side::Lan, &Head::whole(frame, len), look);
+            proxy.parse(Side::Lan, &Head::whole(frame, len), meta);
         }
-        looks.iter_mut().for_each(|look| proxy.reach(look));
-        for (frame, look) in frames.iter_mut().zip(&looks) {
+        metas.iter_mut().for_each(|meta| proxy.prefetch(meta));
+        for (frame, meta) in frames.iter_mut().zip(&metas) {
             let len = frame.len();
-            let verdict = proxy.on_frame(Side::Lan, look, &mut Head::whole(frame, len), now, &mut Nobody);
-            assert_eq!((verdict, proxy.population().direct), (Verdict::Forward, 1));
+            let verdict = proxy.on_frame(Side::Lan, meta, &mut Head::whole(frame, len), now, &mut NoEgress);
+            assert_eq!((verdict, proxy.population().passthrough), (Verdict::Forward, 1));
         }
     }
 
@@ -909,9 +907,9 @@ mod tests {
         let due = now + Timeouts::default().connected + core::time::Duration::from_secs(1);
         let (mut left, mut turns) = (5000, 0);
         loop {
-            let more = proxy.on_timeout(due, &mut Nobody);
+            let more = proxy.on_timeout(due, &mut NoEgress);
             turns += 1;
-            let still = proxy.population().direct;
+            let still = proxy.population().passthrough;
             assert!(left - still <= STEPS_A_TURN as u64, "{} in one turn", left - still);
             left = still;
             if !more {

@@ -3,22 +3,22 @@
 use std::collections::VecDeque;
 
 use super::Proxy;
-use super::calling::bare_reset;
-use crate::flow::{Marks, State};
-use crate::table::{Id, Table};
-use crate::wheel::{Ticks, tick};
-use crate::wire::{Ends, OptionList};
+use super::server_handshake::bare_reset;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::{Id, Table};
+use crate::flow::{FlowFlags, State};
+use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
 /// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
-pub(super) const CANDIDATES_REMEMBERED: usize = 65_536;
+pub(crate) const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
 /// no place is answered all the same, with a cookie alone. In ticks: three seconds.
 const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
 
 /// Flows in the order in which they came to a state; they may have left it since.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     entries: VecDeque<(Id, u16)>,
     capacity: usize,
     /// Entries behind the last that an excerpt leaves out: they stand for flows that are gone.
@@ -26,12 +26,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self { entries: VecDeque::with_capacity(capacity), capacity, left_out: 0 }
     }
 
     /// Whether nothing is ever kept.
-    pub(super) fn is_shut(&self) -> bool {
+    pub(crate) fn is_shut(&self) -> bool {
         self.capacity == 0
     }
 
@@ -50,7 +50,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn push(&mut self, id: Id, generation: u16) {
+    pub(crate) fn push(&mut self, id: Id, generation: u16) {
         if self.is_full() {
             self.entries.pop_front();
         }
@@ -80,8 +80,8 @@ impl Queue {
 enum Kind {
     Closing,
     Silent,
-    HalfOpen,
-    Dialling,
+    SynCached,
+    ServerSynSent,
     Opening,
 }
 
@@ -93,14 +93,14 @@ const PUT_OUT: usize = 16;
 
 impl Proxy {
     /// A record for new ends, on the wheel and counted; `None` when the table is full.
-    pub(super) fn admit(
+    pub(crate) fn admit(
         &mut self,
-        ends: &Ends,
+        key: &FlowKey,
         hash: u64,
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        let id = self.table.insert(ends, hash)?;
+        let id = self.table.insert(key, hash)?;
         self.settle(id, now, fill);
         Some(id)
     }
@@ -118,64 +118,64 @@ impl Proxy {
 
     /// A record in the SYN cache; `None` when it has no place.
     #[inline(always)]
-    pub(super) fn admit_half_open(
+    pub(crate) fn admit_syn_cached(
         &mut self,
-        ends: &Ends,
+        key: &FlowKey,
         hash: u64,
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        if self.half_open.is_shut() { None } else { self.admit_half_open_if_there_is_place(ends, hash, now, fill) }
+        if self.syn_cached.is_shut() { None } else { self.admit_syn_cached_if_room(key, hash, now, fill) }
     }
 
     #[inline(never)]
-    fn admit_half_open_if_there_is_place(
+    fn admit_syn_cached_if_room(
         &mut self,
-        ends: &Ends,
+        key: &FlowKey,
         hash: u64,
         now: Instant,
         fill: impl FnOnce(&mut crate::flow::Flow),
     ) -> Option<Id> {
-        let id = if self.half_open_has_place(now) { self.table.insert(ends, hash) } else { None };
+        let id = if self.syn_cache_has_room(now) { self.table.insert(key, hash) } else { None };
         let Some(id) = id else {
             self.counters.count(Event::CacheFull);
             return None;
         };
         self.settle(id, now, fill);
-        self.half_open.push(id, self.table[id].generation);
+        self.syn_cached.push(id, self.table[id].generation);
         self.counters.count(Event::CacheStored);
         Some(id)
     }
 
     /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
-    pub(super) fn is_cache_pressed(&self) -> bool {
-        2 * self.population.half_open > self.half_open.capacity as u64
+    pub(crate) fn is_cache_pressed(&self) -> bool {
+        2 * self.population.syn_cached > self.syn_cached.capacity as u64
     }
 
     /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
     #[inline(always)]
-    pub(super) fn is_cache_full(&self, now: Instant) -> bool {
-        self.half_open.is_full()
+    pub(crate) fn is_cache_full(&self, now: Instant) -> bool {
+        self.syn_cached.is_full()
             && self
-                .half_open
+                .syn_cached
                 .entries
                 .front()
-                .is_some_and(|&(id, generation)| self.may_go(Kind::HalfOpen, id, generation) && self.is_young(id, now))
+                .is_some_and(|&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now))
     }
 
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
-    fn half_open_has_place(&mut self, now: Instant) -> bool {
-        while self.half_open.is_full() {
-            let Some(&(id, generation)) = self.half_open.entries.front() else { return false };
-            if self.may_go(Kind::HalfOpen, id, generation) {
+    fn syn_cache_has_room(&mut self, now: Instant) -> bool {
+        while self.syn_cached.is_full() {
+            let Some(&(id, generation)) = self.syn_cached.entries.front() else { return false };
+            if self.may_go(Kind::SynCached, id, generation) {
                 if self.is_young(id, now) {
                     return false;
                 }
                 self.counters.count(Event::EvictedHalfOpen);
                 self.forget(id);
             }
-            self.half_open.entries.pop_front();
-            self.half_open.prefetch_next_victims(&self.table);
+            self.syn_cached.entries.pop_front();
+            self.syn_cached.prefetch_next_victims(&self.table);
         }
         true
     }
@@ -183,7 +183,7 @@ impl Proxy {
     /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest half-open
     /// one's, else that of the client whose server has been silent longest, else of the oldest opening that is passed through. A flow that still
     /// carries anything, be it an unacknowledged FIN, is never given up.
-    pub(super) fn make_room(&mut self, now: Instant, egress: &mut impl Egress) {
+    pub(crate) fn evict_one(&mut self, now: Instant, egress: &mut impl Egress) {
         if !self.table.is_full() {
             return;
         }
@@ -201,25 +201,25 @@ impl Proxy {
                 }
                 self.silent.entries.pop_front();
                 self.counters.count(Event::EvictedSilent);
-                return self.hang_up(id, egress);
+                return self.reset_both(id, egress);
             }
             self.silent.entries.pop_front();
         }
-        while let Some((id, generation)) = self.half_open.entries.pop_front() {
-            if self.may_go(Kind::HalfOpen, id, generation) {
+        while let Some((id, generation)) = self.syn_cached.entries.pop_front() {
+            if self.may_go(Kind::SynCached, id, generation) {
                 self.counters.count(Event::EvictedHalfOpen);
                 return self.forget(id);
             }
         }
-        while let Some((id, generation)) = self.dialling.entries.pop_front() {
-            if self.may_go(Kind::Dialling, id, generation) {
+        while let Some((id, generation)) = self.server_syn_sent.entries.pop_front() {
+            if self.may_go(Kind::ServerSynSent, id, generation) {
                 // One that was called only just now may answer yet.
                 if self.is_young(id, now) {
-                    self.dialling.entries.push_front((id, generation));
+                    self.server_syn_sent.entries.push_front((id, generation));
                     break;
                 }
                 self.counters.count(Event::EvictedHalfOpen);
-                return self.give_up(id, egress);
+                return self.abort(id, egress);
             }
         }
         while let Some((id, generation)) = self.openings.entries.pop_front() {
@@ -234,14 +234,14 @@ impl Proxy {
     }
 
     /// Whether a flow began so lately that what it waits for may be on its way.
-    pub(super) fn is_young(&self, id: Id, now: Instant) -> bool {
+    pub(crate) fn is_young(&self, id: Id, now: Instant) -> bool {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
 
     /// Ends a connection in the name of each end to the other.
-    fn hang_up(&mut self, id: Id, egress: &mut impl Egress) {
+    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
         for to in Side::BOTH {
-            let seq = self.table[id].half(to.other()).next;
+            let seq = self.table[id].endpoint(to.other()).next;
             let envelope = self.envelope(id, to.other());
             self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
         }
@@ -254,21 +254,21 @@ impl Proxy {
         flow.generation == generation
             && match kind {
                 Kind::Closing => matches!(flow.state, State::TimeWait | State::Reset),
-                Kind::Silent => flow.state == State::Established && !flow.is(Marks::CARRIED),
-                Kind::HalfOpen => flow.state == State::HalfOpen,
-                Kind::Dialling => flow.state == State::Dialling,
+                Kind::Silent => flow.state == State::Established && !flow.is(FlowFlags::CARRIED),
+                Kind::SynCached => flow.state == State::SynCached,
+                Kind::ServerSynSent => flow.state == State::ServerSynSent,
                 Kind::Opening => {
-                    matches!(flow.state, State::OpeningSent | State::OpeningAnswered) || flow.is(Marks::TENTATIVE)
+                    matches!(flow.state, State::SynSent | State::SynReceived) || flow.is(FlowFlags::TENTATIVE)
                 }
             }
     }
 
     /// The table with the flow at `id` alone, if there is one, and those that would have to make room; and the queues of the latter.
-    pub(super) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, [Queue; 5]) {
-        let kinds = [Kind::Closing, Kind::Silent, Kind::HalfOpen, Kind::Dialling, Kind::Opening];
-        let queues = [&self.closing, &self.silent, &self.half_open, &self.dialling, &self.openings];
+    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, [Queue; 5]) {
+        let kinds = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
+        let queues = [&self.closing, &self.silent, &self.syn_cached, &self.server_syn_sent, &self.openings];
         let must_go = |kind, queue: &Queue| match kind {
-            Kind::HalfOpen => self.table.is_full() || queue.is_full(),
+            Kind::SynCached => self.table.is_full() || queue.is_full(),
             _ => self.table.is_full(),
         };
         let mut ids: Vec<Id> = id.into_iter().collect();
@@ -293,8 +293,8 @@ impl Proxy {
     }
 
     /// Removes a flow without a word to anyone.
-    pub(super) fn forget(&mut self, id: Id) {
-        self.pen.forget(&mut self.table[id]);
+    pub(crate) fn forget(&mut self, id: Id) {
+        self.hold_queue.forget(&mut self.table[id]);
         self.wheel.unfile(self.table.flows_mut(), id);
         *self.population.of(&self.table[id]) -= 1;
         self.table.remove(id);

@@ -7,17 +7,18 @@
 
 use core::fmt::{self, Write};
 
-use super::{Connection, Proxy};
-use crate::doors::Client;
-use crate::table::{Id, Table};
-use crate::wheel::Wheel;
-use crate::wire::{Ends, Flags, Mac, Options, Parsed, Segment, Walk, kind};
-use crate::{Counters, Egress, Event, Head, Instant, Look, Side, Verdict};
+use super::Connection;
+use crate::cache::refused::Client;
+use crate::flow::table::wheel::Wheel;
+use crate::flow::table::{Id, Table};
+use crate::proxy::Proxy;
+use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Walk, kind};
+use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
 /// Of an engine, whatever one frame's fate depends on.
 pub struct Excerpt {
     proxy: Proxy,
-    look: Look,
+    meta: Metadata,
     side: Side,
 }
 
@@ -46,35 +47,35 @@ pub type Field = (&'static str, String);
 impl Proxy {
     /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be asked anywhere, at any later time.
     pub fn excerpt(&self, side: Side, head: &Head) -> Excerpt {
-        let mut look = Look::default();
-        self.look(side, head, &mut look);
-        let ends = look.ends().copied().unwrap_or_default();
-        let isn = match &look.parsed {
+        let mut meta = Metadata::default();
+        self.parse(side, head, &mut meta);
+        let key = meta.key().copied().unwrap_or_default();
+        let isn = match &meta.parsed {
             Parsed::Tcp(segment) => segment.seq,
             _ => Default::default(),
         };
-        let hash = look.hash;
-        let found = look.ends().and_then(|ends| self.table.find(ends, hash));
-        let (table, [closing, silent, half_open, dialling, openings]) = self.excerpt_of_flows(found);
-        let place = self.limiter.place(&ends);
+        let hash = meta.hash;
+        let found = meta.key().and_then(|key| self.table.find(key, hash));
+        let (table, [closing, silent, syn_cached, server_syn_sent, openings]) = self.excerpt_of_flows(found);
+        let place = self.limiter.place(&key);
         let proxy = Proxy {
             hash_keys: self.hash_keys,
             table,
             wheel: Wheel::new(Instant::default()),
-            jar: self.jar.clone(),
-            learned: self.learned.excerpt(&ends),
+            cookies: self.cookies.clone(),
+            server_options: self.server_options.excerpt(&key),
             limiter: self.limiter.excerpt(place, hash, isn),
-            half_open,
+            syn_cached,
             closing,
-            dialling,
+            server_syn_sent,
             silent,
             openings,
-            pen: self.pen.clone(),
+            hold_queue: self.hold_queue.clone(),
             fragments: self.fragments.excerpt(hash),
             stray_fragments: self.stray_fragments,
             icmp_errors: self.icmp_errors,
-            answered: self.answered.excerpt(hash),
-            doors: self.doors.excerpt(&ends, Client::of(place), Client::of(0)),
+            recent_syns: self.recent_syns.excerpt(hash),
+            refused_ports: self.refused_ports.excerpt(&key, Client::of(place), Client::of(0)),
             passed: self.passed.clone(),
             introductions: self.introductions.clone(),
             draining: self.draining,
@@ -92,20 +93,20 @@ impl Proxy {
             counters: Counters::default(),
             population: self.population,
             proved: Vec::new(),
-            news: Vec::new(),
+            updates: Vec::new(),
         };
         // Its own tables have other places.
-        let look = Look { tokens: 0, place: Id::NOWHERE, ..look };
-        Excerpt { proxy, look, side }
+        let meta = Metadata { tokens: 0, place: Id::NOWHERE, ..meta };
+        Excerpt { proxy, meta, side }
     }
 }
 
-impl Look {
+impl Metadata {
     /// The ends of the connection the frame belongs to, if it belongs to one.
-    pub fn ends(&self) -> Option<&Ends> {
+    pub fn key(&self) -> Option<&FlowKey> {
         match &self.parsed {
-            Parsed::Tcp(segment) => Some(&segment.ends),
-            Parsed::Error(quote) => Some(&quote.ends),
+            Parsed::Tcp(segment) => Some(&segment.key),
+            Parsed::Error(quote) => Some(&quote.key),
             _ => None,
         }
     }
@@ -113,7 +114,7 @@ impl Look {
 
 /// Takes down what is said.
 #[derive(Default)]
-struct Listener {
+struct Trace {
     steps: Vec<String>,
     sent: Vec<(Side, Vec<u8>)>,
 }
@@ -121,8 +122,8 @@ struct Listener {
 /// Bytes of a spare frame: as many as any segment of ours, and the beginning of any frame one is made from.
 const SPARE: usize = 2048;
 
-impl Egress for Listener {
-    const LISTENS: bool = true;
+impl Egress for Trace {
+    const TRACES: bool = true;
 
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let mut buffer = vec![0; SPARE];
@@ -144,43 +145,43 @@ impl Egress for Listener {
 
 impl fmt::Debug for Excerpt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Excerpt").field("side", &self.side).field("hash", &self.look.hash).finish_non_exhaustive()
+        f.debug_struct("Excerpt").field("side", &self.side).field("hash", &self.meta.hash).finish_non_exhaustive()
     }
 }
 
 impl Excerpt {
     /// Whether the engine knows the connection the frame belongs to.
     pub fn knows_connection(&self) -> bool {
-        self.look.ends().is_some_and(|ends| self.proxy.table.find(ends, self.look.hash).is_some())
+        self.meta.key().is_some_and(|key| self.proxy.table.find(key, self.meta.hash).is_some())
     }
 
     /// The keyed hash of the connection or packet the frame belongs to; 0 if it belongs to none.
     pub fn hash(&self) -> u64 {
-        self.look.hash
+        self.meta.hash
     }
 
     /// Decides on the frame the excerpt was taken for, a copy of which is edited where it lies, as of `now`.
     pub fn explain(mut self, head: &mut Head, now: Instant) -> Explanation {
-        let (side, look, proxy) = (self.side, self.look, &mut self.proxy);
+        let (side, meta, proxy) = (self.side, self.meta, &mut self.proxy);
         proxy.wheel = Wheel::new(now);
         proxy.file_excerpt();
-        let mut listener = Listener::default();
-        listener.steps.push(format!("from the {}: {}", name(side), what(side, head, &look)));
-        let before = proxy.look_up(&look, now);
-        if let Some(ends) = look.ends() {
-            listener.steps.push(match &before {
-                Some(connection) => format!("connection: {}", connection.standing),
+        let mut trace = Trace::default();
+        trace.steps.push(format!("from the {}: {}", name(side), what(side, head, &meta)));
+        let before = proxy.look_up(&meta, now);
+        if let Some(key) = meta.key() {
+            trace.steps.push(match &before {
+                Some(connection) => format!("connection: {}", connection.status),
                 None => {
-                    format!("no connection between {} and {} is known", ends.socket(Side::Wan), ends.socket(Side::Lan))
+                    format!("no connection between {} and {} is known", key.socket(Side::Wan), key.socket(Side::Lan))
                 }
             });
         }
-        let verdict = proxy.on_frame(side, &look, head, now, &mut listener);
-        let after = proxy.look_up(&look, now);
+        let verdict = proxy.on_frame(side, &meta, head, now, &mut trace);
+        let after = proxy.look_up(&meta, now);
         let released = core::iter::from_fn(|| proxy.next_release()).count();
         let happened = |&event: &Event| (event, proxy.counters.happened(event));
         let events = Event::ALL.iter().map(happened).filter(|(_, count)| *count > 0).collect();
-        Explanation { steps: listener.steps, verdict, events, before, after, sent: listener.sent, released }
+        Explanation { steps: trace.steps, verdict, events, before, after, sent: trace.sent, released }
     }
 }
 
@@ -194,10 +195,10 @@ impl Proxy {
         }
     }
 
-    fn look_up(&self, look: &Look, now: Instant) -> Option<Connection> {
-        let ends = look.ends()?;
-        let id = self.table.find(ends, look.hash)?;
-        Some(self.connection(*ends, &self.table[id], now))
+    fn look_up(&self, meta: &Metadata, now: Instant) -> Option<Connection> {
+        let key = meta.key()?;
+        let id = self.table.find(key, meta.hash)?;
+        Some(self.connection(*key, &self.table[id], now))
     }
 }
 
@@ -209,8 +210,8 @@ fn name(side: Side) -> &'static str {
 }
 
 /// What a frame is, in words.
-fn what(side: Side, head: &Head, look: &Look) -> String {
-    match &look.parsed {
+fn what(side: Side, head: &Head, meta: &Metadata) -> String {
+    match &meta.parsed {
         Parsed::Tcp(segment) => {
             let sums = match segment.checksums_hold(head) {
                 true => "",
@@ -221,7 +222,7 @@ fn what(side: Side, head: &Head, look: &Look) -> String {
             format!("TCP{piece} {}{sums}", segment_in_words(side, segment, head.bytes()))
         }
         Parsed::Error(quote) => {
-            let (from, to) = (quote.ends.socket(side), quote.ends.socket(side.other()));
+            let (from, to) = (quote.key.socket(side), quote.key.socket(side.other()));
             format!(
                 "an ICMP error ({:?}) about a segment from {to} to {from}, seq {}",
                 quote.trouble(head.bytes()),
@@ -255,7 +256,7 @@ fn summary(side: Side, frame: &[u8]) -> String {
 
 fn segment_in_words(side: Side, segment: &Segment, frame: &[u8]) -> String {
     let Segment { seq, ack, window, flags, .. } = segment;
-    let (from, to) = (segment.ends.socket(side), segment.ends.socket(side.other()));
+    let (from, to) = (segment.key.socket(side), segment.key.socket(side.other()));
     let mut words = format!("{from} > {to} {flags}, seq {}", seq.get());
     // Writing to a string cannot fail.
     if flags.has(Flags::ACK) {
@@ -307,18 +308,18 @@ pub fn fields(side: Side, frame: &[u8]) -> Vec<Field> {
     let mut fields: Vec<Field> =
         vec![("length", len.to_string()), ("Ethernet source", mac(6)), ("Ethernet destination", mac(0))];
     let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { return fields };
-    let ends = &segment.ends;
+    let key = &segment.key;
     let Segment { seq, ack, window, flags, .. } = segment;
     let ip = usize::from(segment.ip);
-    let tags = match ends.vlan.count() {
+    let tags = match key.vlan.count() {
         0 => "none".into(),
-        _ => ends.vlan.identifiers().map(|tag| tag.to_string()).collect::<Vec<_>>().join(" "),
+        _ => key.vlan.identifiers().map(|tag| tag.to_string()).collect::<Vec<_>>().join(" "),
     };
     fields.extend([
         ("VLAN tags", tags),
-        ("source", ends.socket(side).to_string()),
-        ("destination", ends.socket(side.other()).to_string()),
-        ("hop limit", frame[ip + if ends.v6 { 7 } else { 8 }].to_string()),
+        ("source", key.socket(side).to_string()),
+        ("destination", key.socket(side.other()).to_string()),
+        ("hop limit", frame[ip + if key.v6 { 7 } else { 8 }].to_string()),
         ("flags", flags.to_string()),
         ("sequence number", seq.get().to_string()),
         ("acknowledgement", ack.get().to_string()),

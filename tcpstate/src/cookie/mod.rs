@@ -17,9 +17,11 @@
 //! used, but not the time, so that a repeated SYN is answered with the same ISN. Scale code 15 means "none". Without timestamps there is no room for
 //! ECN.
 
+pub mod terms;
+
+use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
-use crate::terms::{Ecn, Terms};
 use crate::{Config, Instant};
 use core::time::Duration;
 
@@ -31,14 +33,14 @@ const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
 
 /// A SYN-ACK's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Minted {
+pub struct SynAckNumbers {
     /// The initial sequence number.
     pub isn: SeqNum,
     /// The TSval, if timestamps are used.
     pub ts_value: Option<u32>,
 }
 
-impl Minted {
+impl SynAckNumbers {
     /// A number as good, but that of no cookie.
     pub fn disguised(self) -> Self {
         Self { isn: SeqNum::new(self.isn.get() ^ 1), ..self }
@@ -77,7 +79,7 @@ impl Rotation {
 
 /// Mints cookies and opens them.
 #[derive(Clone)]
-pub struct Jar {
+pub struct Cookies {
     /// The secret, and since which epoch it is.
     master: (u64, Keys),
     /// The one before.
@@ -85,30 +87,30 @@ pub struct Jar {
     epoch: u64,
     /// Keys of the even and of the odd one among the current and the previous epoch.
     keys: [Keys; 2],
-    book: Book,
-    ts_mss: Ladder,
+    option_table: OptionTable,
+    ts_mss: MssTable,
     constant_scale: WindowScale,
 }
 
-impl Jar {
+impl Cookies {
     /// A jar of this configuration's tables.
     pub fn new(config: &Config, master: Keys, now: Instant) -> Self {
-        let mut jar = Self {
+        let mut cookies = Self {
             master: (0, master),
             former: master,
             epoch: epoch_of(now),
             keys: [(0, 0); 2],
-            book: Book::new(&config.mss_table, &config.wscale_table),
-            ts_mss: Ladder::new(&config.ts_mss_table),
+            option_table: OptionTable::new(&config.mss_table, &config.wscale_table),
+            ts_mss: MssTable::new(&config.ts_mss_table),
             constant_scale: WindowScale::clamped(config.own_wscale),
         };
-        jar.keys = jar.keys_at(jar.epoch);
-        jar
+        cookies.keys = cookies.keys_at(cookies.epoch);
+        cookies
     }
 
     /// Changes keys when an epoch has ended. Call it once a turn, and before minting or opening.
     #[inline(always)]
-    pub fn turn(&mut self, now: Instant) {
+    pub fn advance(&mut self, now: Instant) {
         let epoch = epoch_of(now);
         if epoch != self.epoch {
             self.begin(epoch);
@@ -145,7 +147,7 @@ impl Jar {
 
     /// The smallest MSS a cookie can express, with or without timestamps: a smaller one would be rounded up.
     pub fn smallest_mss(&self, timestamps: bool) -> u16 {
-        if timestamps { self.ts_mss.rungs[0] } else { self.book.mss[0] }
+        if timestamps { self.ts_mss.values[0] } else { self.option_table.mss[0] }
     }
 
     /// The scale a client is promised: `wanted` if the cookie can carry it, else the configured constant.
@@ -155,7 +157,7 @@ impl Jar {
 
     /// The cookie for a SYN with this ISN on these terms; `ends` is the flow table's keyed hash of its ends.
     #[inline]
-    pub fn mint(&self, ends: u64, client_isn: SeqNum, terms: &Terms, now: Instant) -> Minted {
+    pub fn mint(&self, key: u64, client_isn: SeqNum, terms: &Terms, now: Instant) -> SynAckNumbers {
         let slot = (self.epoch & 1) as u32;
         if terms.timestamps {
             let code = scale_code(terms.scale) << 8
@@ -163,14 +165,14 @@ impl Jar {
                 | u32::from(terms.sack) << 2
                 | terms.ecn as u32;
             let promised = scale_code(terms.promised);
-            let mac = self.mac(slot, ends, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
+            let mac = self.mac(slot, key, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
             let isn = slot << 31 | promised << MAC_BITS_WITH_TIMESTAMPS | mac as u32;
-            Minted { isn: SeqNum::new(isn), ts_value: Some(ts_clock(now) | code) }
+            SynAckNumbers { isn: SeqNum::new(isn), ts_value: Some(ts_clock(now) | code) }
         } else {
-            let code = self.book.encode(terms);
-            let mac_bits = 31 - self.book.bits;
-            let mac = self.mac(slot, ends, client_isn, code, false) >> (64 - mac_bits);
-            Minted { isn: SeqNum::new(slot << 31 | code << mac_bits | mac as u32), ts_value: None }
+            let code = self.option_table.encode(terms);
+            let mac_bits = 31 - self.option_table.bits;
+            let mac = self.mac(slot, key, client_isn, code, false) >> (64 - mac_bits);
+            SynAckNumbers { isn: SeqNum::new(slot << 31 | code << mac_bits | mac as u32), ts_value: None }
         }
     }
 
@@ -179,12 +181,12 @@ impl Jar {
     #[inline]
     pub fn open<const N: usize>(
         &self,
-        ends: u64,
+        key: u64,
         client_isns: [SeqNum; N],
         isn: SeqNum,
         ts_echo: Option<u32>,
     ) -> Option<(Terms, SeqNum)> {
-        let is_right = |&client_isn: &SeqNum| self.wrong_bits(ends, client_isn, isn, ts_echo) == 0;
+        let is_right = |&client_isn: &SeqNum| self.wrong_bits(key, client_isn, isn, ts_echo) == 0;
         let client_isn = client_isns.into_iter().find(is_right)?;
         Some((self.terms(isn, ts_echo)?, client_isn))
     }
@@ -192,15 +194,15 @@ impl Jar {
     /// What there is to say of a number as a cookie, for an operator: how its signature fares under each of the ISNs, and what it speaks of.
     pub fn describe<const N: usize>(
         &self,
-        ends: u64,
+        key: u64,
         client_isns: [SeqNum; N],
         isn: SeqNum,
         ts_echo: Option<u32>,
         now: Instant,
     ) -> String {
-        let wrong = client_isns.map(|client_isn| self.wrong_bits(ends, client_isn, isn, ts_echo).count_ones());
+        let wrong = client_isns.map(|client_isn| self.wrong_bits(key, client_isn, isn, ts_echo).count_ones());
         let kind = if ts_echo.is_some() { "with timestamps" } else { "without timestamps" };
-        let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.book.bits };
+        let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.option_table.bits };
         let slot = isn.get() >> 31;
         let epoch = if u64::from(slot) == self.epoch & 1 { "this" } else { "the last" };
         let age = ts_echo.map_or(String::new(), |echo| format!(", {} ms old", age(echo, now) / 1000));
@@ -228,7 +230,7 @@ impl Jar {
                 ecn: [Ecn::Silent, Ecn::Asked, Ecn::Asked, Ecn::Agreed][(echo & 3) as usize],
             }),
             None => {
-                let terms = self.book.decode(self.book.code(isn))?;
+                let terms = self.option_table.decode(self.option_table.code(isn))?;
                 Some(Terms { promised: self.promise(terms.scale, false), ..terms })
             }
         }
@@ -237,21 +239,21 @@ impl Jar {
     /// The bits in which `isn` differs from the cookie these ends would have got with the same epoch and code: none, if
     /// it is that cookie.
     #[inline(always)]
-    fn wrong_bits(&self, ends: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
+    fn wrong_bits(&self, key: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
         let number = isn.get();
         let (width, code) = match ts_echo {
             Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
-            None => (31 - self.book.bits, self.book.code(isn)),
+            None => (31 - self.option_table.bits, self.option_table.code(isn)),
         };
-        let mac = self.mac(number >> 31, ends, client_isn, code, ts_echo.is_some()) >> (64 - width);
+        let mac = self.mac(number >> 31, key, client_isn, code, ts_echo.is_some()) >> (64 - width);
         (number ^ mac as u32) & ((1 << width) - 1)
     }
 
     // The ends come first, so that what they make of the keys serves both ISNs a segment is tried with.
     #[inline(always)]
-    fn mac(&self, slot: u32, ends: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
+    fn mac(&self, slot: u32, key: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
         let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
-        keyed::signature(self.keys[slot as usize & 1], [ends, word])
+        keyed::signature(self.keys[slot as usize & 1], [key, word])
     }
 }
 
@@ -289,22 +291,22 @@ fn floor_index<T: PartialOrd + Copy>(table: &[T], value: T) -> usize {
 
 /// The rising MSS values of a cookie with timestamps: up to 32, the rest filled up.
 #[derive(Clone)]
-struct Ladder {
-    rungs: [u16; 32],
+struct MssTable {
+    values: [u16; 32],
     len: usize,
 }
 
-impl Ladder {
+impl MssTable {
     /// A ladder of the first 32 of these.
     fn new(mss: &[u16]) -> Self {
-        let mut rungs = [u16::MAX; 32];
+        let mut values = [u16::MAX; 32];
         let len = mss.len().min(32);
-        rungs[..len].copy_from_slice(&mss[..len]);
-        Self { rungs, len }
+        values[..len].copy_from_slice(&mss[..len]);
+        Self { values, len }
     }
 
     fn get(&self, index: usize) -> Option<u16> {
-        self.rungs[..self.len].get(index).copied()
+        self.values[..self.len].get(index).copied()
     }
 
     /// As [`floor_index`], in five steps without a branch.
@@ -312,7 +314,7 @@ impl Ladder {
     fn floor(&self, mss: u16) -> usize {
         let mut at = 0;
         for step in [16, 8, 4, 2, 1] {
-            at += if self.rungs[(at + step) & 31] <= mss { step } else { 0 };
+            at += if self.values[(at + step) & 31] <= mss { step } else { 0 };
         }
         at.min(self.len - 1)
     }
@@ -320,16 +322,16 @@ impl Ladder {
 
 /// The mixed-radix code of a cookie without timestamps.
 #[derive(Clone)]
-struct Book {
+struct OptionTable {
     mss: Vec<u16>,
     scales: Vec<u8>,
     bits: u32,
 }
 
-impl Book {
+impl OptionTable {
     fn new(mss: &[u16], scales: &[u8]) -> Self {
-        let book = Self { mss: mss.to_vec(), scales: scales.to_vec(), bits: 0 };
-        Self { bits: (book.radix() - 1).checked_ilog2().map_or(1, |log| log + 1), ..book }
+        let option_table = Self { mss: mss.to_vec(), scales: scales.to_vec(), bits: 0 };
+        Self { bits: (option_table.radix() - 1).checked_ilog2().map_or(1, |log| log + 1), ..option_table }
     }
 
     fn radix(&self) -> u32 {
@@ -369,19 +371,19 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Ends, Vlan};
+    use crate::wire::{FlowKey, Vlan};
 
-    fn ends() -> Ends {
-        Ends { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, 2], lan_port: 80, wan_port: 40000, ..Ends::default() }
+    fn key() -> FlowKey {
+        FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, 2], lan_port: 80, wan_port: 40000, ..FlowKey::default() }
     }
 
     /// The hash of these ends that the flow table would make.
-    fn hash(ends: &Ends) -> u64 {
-        ends.hash((5, 6))
+    fn hash(key: &FlowKey) -> u64 {
+        key.hash((5, 6))
     }
 
-    fn jar(now: Instant) -> Jar {
-        Jar::new(&Config::default(), (1, 2), now)
+    fn cookies(now: Instant) -> Cookies {
+        Cookies::new(&Config::default(), (1, 2), now)
     }
 
     fn every_terms(config: &Config) -> Vec<Terms> {
@@ -409,41 +411,47 @@ mod tests {
         let rotation = Rotation::new([9; 16], begin);
         let notice = rotation.begins().since(begin);
         assert!(notice >= Rotation::NOTICE && notice <= Rotation::NOTICE + Duration::from_micros(1 << EPOCH_BITS));
-        let mut jars = [jar(begin), jar(begin), jar(begin)];
-        jars[0].rotate(&rotation);
-        let (hash, isn, terms) = (hash(&ends()), SeqNum::new(77), every_terms(&config)[0]);
-        let opens = |jar: &Jar, minted: Minted| jar.open(hash, [isn], minted.isn, minted.ts_value).is_some();
+        let mut cookie_sets = [cookies(begin), cookies(begin), cookies(begin)];
+        cookie_sets[0].rotate(&rotation);
+        let (hash, isn, terms) = (hash(&key()), SeqNum::new(77), every_terms(&config)[0]);
+        let opens = |cookies: &Cookies, numbers: SynAckNumbers| {
+            cookies.open(hash, [isn], numbers.isn, numbers.ts_value).is_some()
+        };
         let mut old = Vec::new();
         for second in 0..300 {
             let now = begin + Duration::from_secs(second);
-            jars.iter_mut().for_each(|jar| jar.turn(now));
+            cookie_sets.iter_mut().for_each(|cookies| cookies.advance(now));
             // One worker hears of it at once, one a little later, one never.
             if second == 4 {
-                jars[1].rotate(&rotation);
+                cookie_sets[1].rotate(&rotation);
             }
-            let minted = jars.each_ref().map(|jar| jar.mint(hash, isn, &terms, now));
-            assert_eq!(minted[0], minted[1], "workers agree at any time");
-            assert_eq!(minted[0] == minted[2], now < rotation.begins());
-            assert!(opens(&jars[0], minted[1]) && opens(&jars[1], minted[0]));
+            let numbers = cookie_sets.each_ref().map(|cookies| cookies.mint(hash, isn, &terms, now));
+            assert_eq!(numbers[0], numbers[1], "workers agree at any time");
+            assert_eq!(numbers[0] == numbers[2], now < rotation.begins());
+            assert!(opens(&cookie_sets[0], numbers[1]) && opens(&cookie_sets[1], numbers[0]));
             if now < rotation.begins() {
-                old.push((minted[2], now));
+                old.push((numbers[2], now));
             }
-            for &(minted, then) in &old {
-                assert_eq!(opens(&jars[0], minted), opens(&jars[2], minted), "minted at {then:?}, tried at {now:?}");
+            for &(numbers, then) in &old {
+                assert_eq!(
+                    opens(&cookie_sets[0], numbers),
+                    opens(&cookie_sets[2], numbers),
+                    "minted at {then:?}, tried at {now:?}"
+                );
             }
         }
-        assert!(!opens(&jars[0], old[old.len() - 1].0) && Instant::from_secs(1300) > rotation.ends());
+        assert!(!opens(&cookie_sets[0], old[old.len() - 1].0) && Instant::from_secs(1300) > rotation.ends());
     }
 
     #[test]
     fn every_entry_of_every_table_survives_the_round_trip() {
         let config = Config::default();
         let now = Instant::from_secs(1000);
-        let jar = jar(now);
+        let cookies = cookies(now);
         for terms in every_terms(&config) {
-            let minted = jar.mint(hash(&ends()), SeqNum::new(77), &terms, now);
+            let numbers = cookies.mint(hash(&key()), SeqNum::new(77), &terms, now);
             assert_eq!(
-                jar.open(hash(&ends()), [SeqNum::new(77)], minted.isn, minted.ts_value),
+                cookies.open(hash(&key()), [SeqNum::new(77)], numbers.isn, numbers.ts_value),
                 Some((terms, SeqNum::new(77)))
             );
         }
@@ -453,22 +461,22 @@ mod tests {
     fn a_ladder_is_climbed_as_far_as_its_table_is_long() {
         for len in 1..=40u16 {
             let table: Vec<u16> = (0..len).map(|n| 64 + 200 * n).collect();
-            let ladder = Ladder::new(&table);
+            let mss_values = MssTable::new(&table);
             let held = &table[..table.len().min(32)];
             for mss in (0..9000).chain([u16::MAX - 1, u16::MAX]) {
-                assert_eq!(ladder.floor(mss), floor_index(held, mss), "{mss} of {len}");
+                assert_eq!(mss_values.floor(mss), floor_index(held, mss), "{mss} of {len}");
             }
-            assert_eq!((0..40).map_while(|n| ladder.get(n)).collect::<Vec<_>>(), held);
+            assert_eq!((0..40).map_while(|n| mss_values.get(n)).collect::<Vec<_>>(), held);
         }
     }
 
     #[test]
     fn values_between_entries_are_rounded_down() {
-        let jar = jar(Instant::default());
+        let cookies = cookies(Instant::default());
         let scale = Some(WindowScale::clamped(5));
         let terms = Terms { mss: 1459, scale, promised: scale, sack: true, timestamps: false, ecn: Ecn::Silent };
-        let minted = jar.mint(hash(&ends()), SeqNum::new(1), &terms, Instant::default());
-        let (opened, _) = jar.open(hash(&ends()), [SeqNum::new(1)], minted.isn, None).unwrap();
+        let numbers = cookies.mint(hash(&key()), SeqNum::new(1), &terms, Instant::default());
+        let (opened, _) = cookies.open(hash(&key()), [SeqNum::new(1)], numbers.isn, None).unwrap();
         assert_eq!((opened.mss, opened.scale), (1440, Some(WindowScale::clamped(4))));
     }
 
@@ -476,12 +484,12 @@ mod tests {
     fn a_cookie_lives_in_its_epoch_and_the_next() {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: false, ecn: Ecn::Silent };
         let start = Instant::from_micros((5 << EPOCH_BITS) + 10);
-        let mut jar = jar(start);
-        let minted = jar.mint(hash(&ends()), SeqNum::new(9), &terms, start);
+        let mut cookies = cookies(start);
+        let numbers = cookies.mint(hash(&key()), SeqNum::new(9), &terms, start);
         for (later, opens) in [(0, true), (1, true), (2, false), (3, false)] {
-            jar.turn(Instant::from_micros((5 + later) << EPOCH_BITS));
+            cookies.advance(Instant::from_micros((5 + later) << EPOCH_BITS));
             assert_eq!(
-                jar.open(hash(&ends()), [SeqNum::new(9)], minted.isn, None).is_some(),
+                cookies.open(hash(&key()), [SeqNum::new(9)], numbers.isn, None).is_some(),
                 opens,
                 "{later} epochs later"
             );
@@ -491,42 +499,42 @@ mod tests {
     #[test]
     fn a_repeated_syn_gets_the_same_number_and_a_later_clock() {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
-        let jar = jar(Instant::from_secs(70));
-        let first = jar.mint(hash(&ends()), SeqNum::new(9), &terms, Instant::from_secs(70));
-        let again = jar.mint(hash(&ends()), SeqNum::new(9), &terms, Instant::from_secs(71));
+        let cookies = cookies(Instant::from_secs(70));
+        let first = cookies.mint(hash(&key()), SeqNum::new(9), &terms, Instant::from_secs(70));
+        let again = cookies.mint(hash(&key()), SeqNum::new(9), &terms, Instant::from_secs(71));
         assert_eq!(first.isn, again.isn);
         assert!(SeqNum::new(again.ts_value.unwrap()).after(SeqNum::new(first.ts_value.unwrap())));
-        assert!(jar.open(hash(&ends()), [SeqNum::new(9)], first.isn, again.ts_value).is_some());
+        assert!(cookies.open(hash(&key()), [SeqNum::new(9)], first.isn, again.ts_value).is_some());
     }
 
     #[test]
     fn nothing_else_opens_it() {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let now = Instant::from_secs(70);
-        let jar = jar(now);
-        let Minted { isn, ts_value } = jar.mint(hash(&ends()), SeqNum::new(9), &terms, now);
+        let cookies = cookies(now);
+        let SynAckNumbers { isn, ts_value } = cookies.mint(hash(&key()), SeqNum::new(9), &terms, now);
         for bit in 0..32 {
-            assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9 ^ 1 << bit)], isn, ts_value), None);
+            assert_eq!(cookies.open(hash(&key()), [SeqNum::new(9 ^ 1 << bit)], isn, ts_value), None);
         }
-        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn + 1, ts_value), None);
-        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn, None), None);
-        assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], isn, ts_value.map(|value| value ^ 4)), None);
+        assert_eq!(cookies.open(hash(&key()), [SeqNum::new(9)], isn + 1, ts_value), None);
+        assert_eq!(cookies.open(hash(&key()), [SeqNum::new(9)], isn, None), None);
+        assert_eq!(cookies.open(hash(&key()), [SeqNum::new(9)], isn, ts_value.map(|value| value ^ 4)), None);
         let [lan, wan] = [[0, 0, 0xffff, 3]; 2];
         for other in [
-            Ends { lan, ..ends() },
-            Ends { wan, ..ends() },
-            Ends { lan_port: 81, ..ends() },
-            Ends { wan_port: 40001, ..ends() },
-            Ends { vlan: Vlan(1 << 24 | 5), ..ends() },
-            Ends { v6: true, ..ends() },
+            FlowKey { lan, ..key() },
+            FlowKey { wan, ..key() },
+            FlowKey { lan_port: 81, ..key() },
+            FlowKey { wan_port: 40001, ..key() },
+            FlowKey { vlan: Vlan(1 << 24 | 5), ..key() },
+            FlowKey { v6: true, ..key() },
         ] {
-            assert_eq!(jar.open(hash(&other), [SeqNum::new(9)], isn, ts_value), None, "{other:?}");
+            assert_eq!(cookies.open(hash(&other), [SeqNum::new(9)], isn, ts_value), None, "{other:?}");
         }
     }
 
     #[test]
     fn the_default_book_leaves_24_bits_of_mac_without_timestamps() {
-        assert_eq!(jar(Instant::default()).book.bits, 7);
+        assert_eq!(cookies(Instant::default()).option_table.bits, 7);
     }
 
     /// A good hash of a number (the finaliser of SplitMix64): the random numbers of the experiments.
@@ -552,11 +560,11 @@ mod tests {
             wscale_table: (0..11).collect(),
             ..Config::default()
         };
-        let jar = Jar::new(&config, (3, 4), Instant::default());
-        assert_eq!((jar.book.radix(), jar.book.bits), (24_576, 15));
+        let cookies = Cookies::new(&config, (3, 4), Instant::default());
+        assert_eq!((cookies.option_table.radix(), cookies.option_table.bits), (24_576, 15));
         let opens = |n: &u32| {
             let (seq, isn) = (SeqNum::new(random(*n) as u32), SeqNum::new((random(*n) >> 32) as u32));
-            jar.open(hash(&ends()), [seq - 1, seq], isn, None).is_some()
+            cookies.open(hash(&key()), [seq - 1, seq], isn, None).is_some()
         };
         let tries = 1 << 22;
         let forged = (0..tries).filter(opens).count() as u32;
@@ -570,7 +578,7 @@ mod tests {
     /// layout knows where that is.
     #[test]
     fn near_misses_halve_with_every_bit() {
-        let jar = jar(Instant::default());
+        let cookies = cookies(Instant::default());
         for timestamps in [false, true] {
             let width = if timestamps { 27 } else { 24 };
             let tries = 1u32 << 20;
@@ -579,7 +587,7 @@ mod tests {
                 let (random, echo) = (random(2 * n), random(2 * n + 1) as u32);
                 let (seq, isn) = (SeqNum::new(random as u32), SeqNum::new((random >> 32) as u32));
                 for client_isn in [seq - 1, seq] {
-                    let wrong = jar.wrong_bits(hash(&ends()), client_isn, isn, timestamps.then_some(echo));
+                    let wrong = cookies.wrong_bits(hash(&key()), client_isn, isn, timestamps.then_some(echo));
                     assert!(wrong >> width == 0);
                     agreeing[wrong.trailing_zeros() as usize] += 1;
                 }
@@ -596,14 +604,14 @@ mod tests {
     #[test]
     fn one_wrong_bit_is_enough() {
         let now = Instant::from_secs(70);
-        let jar = jar(now);
+        let cookies = cookies(now);
         for terms in every_terms(&Config::default()) {
-            let Minted { isn, ts_value } = jar.mint(hash(&ends()), SeqNum::new(9), &terms, now);
-            assert_eq!(jar.wrong_bits(hash(&ends()), SeqNum::new(9), isn, ts_value), 0);
+            let SynAckNumbers { isn, ts_value } = cookies.mint(hash(&key()), SeqNum::new(9), &terms, now);
+            assert_eq!(cookies.wrong_bits(hash(&key()), SeqNum::new(9), isn, ts_value), 0);
             for bit in 0..if terms.timestamps { 27 } else { 24 } {
                 let near = SeqNum::new(isn.get() ^ 1 << bit);
-                assert_eq!(jar.wrong_bits(hash(&ends()), SeqNum::new(9), near, ts_value), 1 << bit);
-                assert_eq!(jar.open(hash(&ends()), [SeqNum::new(9)], near, ts_value), None);
+                assert_eq!(cookies.wrong_bits(hash(&key()), SeqNum::new(9), near, ts_value), 1 << bit);
+                assert_eq!(cookies.open(hash(&key()), [SeqNum::new(9)], near, ts_value), None);
             }
         }
     }

@@ -15,7 +15,7 @@ const SEGMENT_LEN: usize = TCP_LEN + OPTIONS_LEN;
 
 /// What such a SYN says in its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UsualSyn {
+pub struct CommonSyn {
     /// Maximum segment size, not zero.
     pub mss: u16,
     /// Timestamps.
@@ -26,7 +26,7 @@ pub struct UsualSyn {
 
 /// What its SYN-ACK says.
 #[derive(Clone, Copy, Debug)]
-pub struct UsualSynAck {
+pub struct CommonSynAck {
     /// Sequence number.
     pub seq: SeqNum,
     /// Acknowledgement number.
@@ -45,7 +45,7 @@ pub struct UsualSynAck {
     pub label: u32,
 }
 
-impl UsualSyn {
+impl CommonSyn {
     /// Reads the SYN `segment`, which came from the WAN, if it is one of these, whole, in sight, without payload or padding, and its checksums
     /// hold. Nothing is said of its flags.
     #[inline(always)]
@@ -62,7 +62,7 @@ impl UsualSyn {
             && be32(bytes, TCP_LEN + 4) == SACK_PERMITTED_TIMESTAMPS
             && scale >> 8 == NOP_SCALE
             && mss as u16 != 0;
-        let ip_len = if segment.ends.v6 { IPV6_LEN } else { IPV4_LEN };
+        let ip_len = if segment.key.v6 { IPV6_LEN } else { IPV4_LEN };
         if !has_layout || tcp != ip + ip_len || !segment.checksums_hold_inline(head) {
             return None;
         }
@@ -74,8 +74,8 @@ impl UsualSyn {
     }
 }
 
-impl UsualSynAck {
-    /// Writes it over the frame of the [`UsualSyn`] `segment`: as [`super::Outgoing`] would write it, tags and all.
+impl CommonSynAck {
+    /// Writes it over the frame of the [`CommonSyn`] `segment`: as [`super::Outgoing`] would write it, tags and all.
     ///
     /// # Panics
     /// If the segment is not in the frame.
@@ -87,7 +87,7 @@ impl UsualSynAck {
         macs[..6].copy_from_slice(&from);
         macs[6..].copy_from_slice(&to);
         let ip = &mut frame[usize::from(segment.ip)..];
-        let tcp = if segment.ends.v6 {
+        let tcp = if segment.key.v6 {
             let (header, tcp) = ip.split_first_chunk_mut().expect("a segment has an IP header");
             self.write_ipv6(header);
             tcp
@@ -126,9 +126,9 @@ impl UsualSynAck {
 
     #[inline(always)]
     fn write_tcp(&self, segment: &Segment, tcp: &mut [u8; SEGMENT_LEN]) {
-        let ends = &segment.ends;
+        let key = &segment.key;
         let header = [
-            u32::from(ends.lan_port) << 16 | u32::from(ends.wan_port),
+            u32::from(key.lan_port) << 16 | u32::from(key.wan_port),
             self.seq.get(),
             self.ack.get(),
             (SEGMENT_LEN as u32 / 4) << 28 | u32::from(self.flags.0) << 16 | u32::from(self.window.0),
@@ -140,7 +140,7 @@ impl UsualSynAck {
             self.timestamps.echo,
             NOP_SCALE << 8 | u32::from(self.scale.get()),
         ];
-        let mut sum = pseudo_header_sum(ends, SEGMENT_LEN);
+        let mut sum = pseudo_header_sum(key, SEGMENT_LEN);
         for (n, &word) in header.iter().enumerate() {
             put32(tcp, 4 * n, word);
             sum += u64::from(word);

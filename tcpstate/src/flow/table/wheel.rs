@@ -5,8 +5,8 @@
 //! so that the caller can stop at any point.
 
 use crate::flow::Flow;
+use crate::flow::table::{Id, NIL};
 use crate::prefetch::prefetch;
-use crate::table::{Id, NIL};
 use crate::{Instant, Side};
 
 /// Ticks: 1024 µs, on a circle of 50 days.
@@ -142,7 +142,7 @@ impl Wheel {
         let next = |flow: &Flow| flows.get(flow.link_next as usize);
         if let Some(after) = next(&flows[id.0 as usize]).and_then(next) {
             prefetch(after);
-            prefetch(after.half(Side::Wan));
+            prefetch(after.endpoint(Side::Wan));
         }
     }
 

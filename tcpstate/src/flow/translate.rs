@@ -3,9 +3,9 @@
 //! Everything is patched by difference, so that the payload need not be in sight and a segment that came damaged stays so.
 
 use crate::config::SackConflict;
-use crate::flow::{Flow, Marks};
+use crate::flow::table::wheel::Ticks;
+use crate::flow::{Flow, FlowFlags};
 use crate::seq::SeqNum;
-use crate::wheel::Ticks;
 use crate::wire::checksum::{self, Patch};
 use crate::wire::{Flags, Segment, TCP_LEN, TIMESTAMPS_ROOM, Timestamps, Walk, be16, be32, kind, put16, put32};
 use crate::{Head, Side};
@@ -16,10 +16,10 @@ const MAX_OPTIONS: usize = 40;
 /// Rewrites a segment of a proxied flow that came from `side` for the other side.
 pub fn translate(flow: &Flow, side: Side, segment: &Segment, head: &mut Head, conflict: SackConflict, tick: Ticks) {
     let acknowledges = segment.flags.has(Flags::ACK) && !segment.flags.has(Flags::SYN.and(Flags::RST));
-    let agreed = flow.is(Marks::TIMESTAMPS);
-    match segment.usual_options(head.bytes()) {
-        Some(timestamps) if acknowledges && agreed == flow.is(Marks::TIMESTAMPS_LAN) => {
-            translate_usual(flow, side, segment, head.bytes_mut(), timestamps.filter(|_| agreed));
+    let agreed = flow.is(FlowFlags::TIMESTAMPS);
+    match segment.common_options(head.bytes()) {
+        Some(timestamps) if acknowledges && agreed == flow.is(FlowFlags::TIMESTAMPS_LAN) => {
+            translate_common(flow, side, segment, head.bytes_mut(), timestamps.filter(|_| agreed));
         }
         _ => translate_any(flow, side, segment, head, conflict, tick),
     }
@@ -45,7 +45,7 @@ pub(crate) fn translate_any(
         }
         Side::Wan => {}
     }
-    let field = flow.half(side).retell(segment.window);
+    let field = flow.endpoint(side).rescale(segment.window);
     if field != segment.window && !segment.flags.has(Flags::RST) {
         patch.replace16(segment.window.0, field.0);
         put16(frame, tcp + 14, field.0);
@@ -56,8 +56,8 @@ pub(crate) fn translate_any(
     let sum = patch.apply(be16(frame, tcp + 16));
     put16(frame, tcp + 16, sum);
     if side == Side::Lan
-        && flow.is(Marks::TIMESTAMPS)
-        && !flow.is(Marks::TIMESTAMPS_LAN)
+        && flow.is(FlowFlags::TIMESTAMPS)
+        && !flow.is(FlowFlags::TIMESTAMPS_LAN)
         && !segment.flags.has(Flags::RST)
     {
         insert_timestamps(flow, segment, head, tick);
@@ -67,7 +67,7 @@ pub(crate) fn translate_any(
 /// The same for an acknowledgement, neither SYN nor RST, whose options are `timestamps` alone, in the usual layout, or none, of a flow both of
 /// whose ends use timestamps or neither.
 #[inline(always)]
-pub fn translate_usual(flow: &Flow, side: Side, segment: &Segment, frame: &mut [u8], timestamps: Option<Timestamps>) {
+pub fn translate_common(flow: &Flow, side: Side, segment: &Segment, frame: &mut [u8], timestamps: Option<Timestamps>) {
     let segment_bytes = &mut frame[usize::from(segment.tcp)..];
     let (header, options) = segment_bytes.split_first_chunk_mut::<TCP_LEN>().expect("a parsed segment has a header");
     let mut patch = Patch::default();
@@ -77,7 +77,7 @@ pub fn translate_usual(flow: &Flow, side: Side, segment: &Segment, frame: &mut [
     };
     patch.replace32(0, old.get(), new.get());
     put32(header, at, new.get());
-    let field = flow.half(side).retell(segment.window);
+    let field = flow.endpoint(side).rescale(segment.window);
     if field != segment.window {
         patch.replace16(segment.window.0, field.0);
         put16(header, 14, field.0);
@@ -102,7 +102,7 @@ pub fn translate_usual(flow: &Flow, side: Side, segment: &Segment, frame: &mut [
 fn echo_of_server(flow: &Flow, mut echo: u32) -> u32 {
     // Until the client has heard of the server it echoes our SYN-ACK, which the server never sent. (Once the server's
     // clock has gone halfway round since, before and after mean nothing any more.)
-    let gone = flow.half(Side::Lan).ts_value.wrapping_sub(flow.ts_base);
+    let gone = flow.endpoint(Side::Lan).ts_value.wrapping_sub(flow.ts_base);
     if gone < 1 << 30 && SeqNum::new(echo).before(SeqNum::new(flow.ts_base)) {
         echo = flow.ts_base;
     }
@@ -142,7 +142,7 @@ pub(crate) fn rewrite_options(
             (kind::TIMESTAMPS, _) if len == 10 => rewrite_timestamps(flow, side, frame, tcp, at, patch),
             // The LAN's blocks are in the client's numbers, which are the same on both sides.
             (kind::SACK, Side::Wan) => {
-                if !flow.is(Marks::SACK_LAN) && conflict == SackConflict::Remove {
+                if !flow.is(FlowFlags::SACK_LAN) && conflict == SackConflict::Remove {
                     blank(frame, tcp, at, len, patch);
                     continue;
                 }
@@ -158,10 +158,10 @@ pub(crate) fn rewrite_options(
 
 /// Rewrites the timestamps option `at` bytes into the segment.
 fn rewrite_timestamps(flow: &Flow, side: Side, frame: &mut [u8], tcp: usize, at: usize, patch: &mut Patch) {
-    if !flow.is(Marks::TIMESTAMPS) {
+    if !flow.is(FlowFlags::TIMESTAMPS) {
         return;
     }
-    if !flow.is(Marks::TIMESTAMPS_LAN) {
+    if !flow.is(FlowFlags::TIMESTAMPS_LAN) {
         // The server has not agreed to timestamps (RFC 7323 section 3.2).
         if side == Side::Wan {
             blank(frame, tcp, at, 10, patch);
@@ -215,7 +215,7 @@ fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Tick
     list.copy_within(grown..grown + options - surplus, TIMESTAMPS_ROOM);
     list[..4].copy_from_slice(&[kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
     put32(list, 4, flow.ts_delta.shift(tick));
-    put32(list, 8, flow.half(Side::Wan).ts_value);
+    put32(list, 8, flow.endpoint(Side::Wan).ts_value);
     if let Some((at, len)) = shortened {
         list[TIMESTAMPS_ROOM + at + 1] = len;
         list[TIMESTAMPS_ROOM + at + usize::from(len)..].fill(kind::END);
@@ -231,10 +231,10 @@ fn insert_timestamps(flow: &Flow, segment: &Segment, head: &mut Head, tick: Tick
     let sum = patch.apply(be16(frame, tcp + 16));
     put16(frame, tcp + 16, sum);
 
-    let length_at = ip + if segment.ends.v6 { 4 } else { 2 };
+    let length_at = ip + if segment.key.v6 { 4 } else { 2 };
     let length = be16(frame, length_at);
     put16(frame, length_at, length + grown as u16);
-    if !segment.ends.v6 {
+    if !segment.key.v6 {
         let mut patch = Patch::default();
         patch.replace16(length, length + grown as u16);
         let sum = patch.apply(be16(frame, ip + 10));

@@ -8,8 +8,8 @@ use crate::wire::Addr;
 
 /// What the clients of one server, or of all at one address, are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Backend {
-    /// The server's address; an IPv4 one mapped into IPv6, as in [`Ends`](crate::wire::Ends).
+pub struct ServerEntry {
+    /// The server's address; an IPv4 one mapped into IPv6, as in [`FlowKey`](crate::wire::Ends).
     pub address: Addr,
     /// Its port, or 0 for every port.
     pub port: u16,
@@ -23,31 +23,31 @@ pub struct Backend {
 
 /// The entries, found by address and port in two looks.
 #[derive(Clone, Debug)]
-pub struct Backends {
+pub struct ServerTable {
     /// A power of two, at least twice as many as there are entries: every search ends at a free place.
-    places: Box<[Backend]>,
+    places: Box<[ServerEntry]>,
     keys: Keys,
     len: usize,
     most_mss: u16,
 }
 
-impl Backends {
+impl ServerTable {
     /// A table of these entries; of several with the same address and port the last one counts. `random` spreads them, so that
     /// nobody who can choose addresses can choose which of them meet.
-    pub fn new(backends: &[Backend], random: [u64; 2]) -> Self {
-        let places = vec![Backend::default(); (2 * backends.len()).next_power_of_two().max(2)].into_boxed_slice();
+    pub fn new(entries: &[ServerEntry], random: [u64; 2]) -> Self {
+        let places = vec![ServerEntry::default(); (2 * entries.len()).next_power_of_two().max(2)].into_boxed_slice();
         let mut table = Self { places, keys: (random[0], random[1]), len: 0, most_mss: 0 };
-        for backend in backends.iter().filter(|backend| backend.mss > 0) {
-            let at = table.place(&backend.address, backend.port);
+        for entry in entries.iter().filter(|entry| entry.mss > 0) {
+            let at = table.place(&entry.address, entry.port);
             table.len += usize::from(table.places[at].mss == 0);
-            table.places[at] = *backend;
+            table.places[at] = *entry;
         }
         table.most_mss = table.places.iter().map(|place| place.mss).max().unwrap_or(0);
         table
     }
 
     /// What is said of the server at this address and port: of this port, or else of every port.
-    pub fn find(&self, address: &Addr, port: u16) -> Option<&Backend> {
+    pub fn find(&self, address: &Addr, port: u16) -> Option<&ServerEntry> {
         let at = |port| Some(&self.places[self.place(address, port)]).filter(|place| place.mss > 0);
         at(port).or_else(|| at(0))
     }
@@ -80,7 +80,7 @@ impl Backends {
     }
 }
 
-impl Default for Backends {
+impl Default for ServerTable {
     fn default() -> Self {
         Self::new(&[], [0, 0])
     }
@@ -92,24 +92,20 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn backend() -> impl Strategy<Value = Backend> {
+    fn entry() -> impl Strategy<Value = ServerEntry> {
         // Few addresses and ports, so that entries meet.
-        (0..6_u32, 0..4_u16, 1..9000_u16, any::<bool>(), 0..=14_u8).prop_map(|(host, port, mss, sack, scale)| Backend {
-            address: [0, 0, 0xffff, host],
-            port,
-            mss,
-            sack,
-            scale: WindowScale::clamped(scale),
+        (0..6_u32, 0..4_u16, 1..9000_u16, any::<bool>(), 0..=14_u8).prop_map(|(host, port, mss, sack, scale)| {
+            ServerEntry { address: [0, 0, 0xffff, host], port, mss, sack, scale: WindowScale::clamped(scale) }
         })
     }
 
     proptest! {
         #[test]
         fn the_port_counts_more_than_every_port_and_the_last_word_counts(
-            backends in proptest::collection::vec(backend(), 0..40), random in any::<[u64; 2]>()
+            entries in proptest::collection::vec(entry(), 0..40), random in any::<[u64; 2]>()
         ) {
-            let table = Backends::new(&backends, random);
-            let model: BTreeMap<_, _> = backends.iter().map(|entry| ((entry.address, entry.port), *entry)).collect();
+            let table = ServerTable::new(&entries, random);
+            let model: BTreeMap<_, _> = entries.iter().map(|entry| ((entry.address, entry.port), *entry)).collect();
             prop_assert_eq!(table.len(), model.len());
             prop_assert_eq!(table.most_mss(), model.values().map(|entry| entry.mss).max().unwrap_or(0));
             for host in 0..7 {
@@ -124,8 +120,8 @@ mod tests {
 
     #[test]
     fn nothing_is_found_where_nothing_was_said() {
-        assert_eq!(Backends::default().find(&[0, 0, 0xffff, 1], 80), None);
-        let unusable = Backend { port: 80, ..Backend::default() };
-        assert!(Backends::new(&[unusable], [1, 2]).is_empty());
+        assert_eq!(ServerTable::default().find(&[0, 0, 0xffff, 1], 80), None);
+        let unusable = ServerEntry { port: 80, ..ServerEntry::default() };
+        assert!(ServerTable::new(&[unusable], [1, 2]).is_empty());
     }
 }

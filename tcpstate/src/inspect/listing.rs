@@ -5,11 +5,12 @@
 
 use core::time::Duration;
 
-use super::{Proxy, Standing};
+use super::ConnectionStatus;
 use crate::config::Network;
-use crate::flow::{Flow, Marks, State};
-use crate::wheel::{Ticks, tick};
-use crate::wire::Ends;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::proxy::Proxy;
+use crate::wire::FlowKey;
 use crate::{Instant, PerSide, Side};
 
 /// Records a slice looks at: 128 KiB in a row, some tens of microseconds.
@@ -33,13 +34,13 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn fits(&self, ends: &Ends, flow: &Flow) -> bool {
+    fn fits(&self, key: &FlowKey, flow: &Flow) -> bool {
         let within = |network: Option<Network>, address| network.is_none_or(|network| network.covers(address));
         self.state.is_none_or(|state| flow.state == state)
-            && self.lan_port.is_none_or(|port| ends.lan_port == port)
-            && self.wan_port.is_none_or(|port| ends.wan_port == port)
-            && within(self.lan, &ends.lan)
-            && within(self.wan, &ends.wan)
+            && self.lan_port.is_none_or(|port| key.lan_port == port)
+            && self.wan_port.is_none_or(|port| key.wan_port == port)
+            && within(self.lan, &key.lan)
+            && within(self.wan, &key.wan)
     }
 }
 
@@ -60,9 +61,9 @@ pub struct End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Its ends.
-    pub ends: Ends,
+    pub key: FlowKey,
     /// How it stands.
-    pub standing: Standing,
+    pub status: ConnectionStatus,
     /// Who opened it; `None` for one that was running when it was adopted.
     pub opened_by: Option<Side>,
     /// Since when it is known.
@@ -72,7 +73,7 @@ pub struct Connection {
     /// When its timer is due.
     pub due: Duration,
     /// The ends, each for itself.
-    pub half: PerSide<End>,
+    pub endpoint: PerSide<End>,
     /// The MSS the client announced; 0 where nobody needed to know.
     pub mss: u16,
     /// Whether the client was told that SACK may be used, and timestamps are.
@@ -93,54 +94,54 @@ impl Proxy {
 
     /// Tells of connections that fit `filter`, from the place `cursor` on (0 to begin with), as many as cost some tens of microseconds at
     /// most; returns the place to go on from, `None` at the end.
-    pub fn list(&self, cursor: u32, filter: &Filter, now: Instant, mut tell: impl FnMut(Connection)) -> Option<u32> {
+    pub fn list(&self, cursor: u32, filter: &Filter, now: Instant, mut publish: impl FnMut(Connection)) -> Option<u32> {
         let (flows, next) = self.table.slice(cursor, LOOKED_AT);
         let mut told = 0;
         for (id, flow) in flows {
-            let ends = self.table.ends(id);
-            if filter.fits(&ends, flow) {
+            let key = self.table.key(id);
+            if filter.fits(&key, flow) {
                 if told == TOLD {
                     return Some(id.0);
                 }
                 told += 1;
-                tell(self.connection(ends, flow, now));
+                publish(self.connection(key, flow, now));
             }
         }
         next
     }
 
-    pub(super) fn connection(&self, ends: Ends, flow: &Flow, now: Instant) -> Connection {
+    pub(crate) fn connection(&self, key: FlowKey, flow: &Flow, now: Instant) -> Connection {
         let end = |side| End {
-            scale: flow.half(side).scale().map(|scale| scale.get()),
-            told: flow.half(side).told().map(|scale| scale.get()),
+            scale: flow.endpoint(side).scale().map(|scale| scale.get()),
+            told: flow.endpoint(side).told().map(|scale| scale.get()),
             window: flow.granted(side).0,
-            ttl: flow.half(side).ttl,
+            ttl: flow.endpoint(side).ttl,
         };
         let left = (flow.deadline.wrapping_sub(tick(now)) as i32).max(0) as Ticks;
         // Where the timer waits for something else than the connection's end it does not tell when the last segment came.
         let rests = match flow.state {
-            State::HalfOpen | State::Dialling => false,
-            _ => !flow.is(Marks::UPDATE_PENDING) && !flow.is(Marks::ACK_OWED),
+            State::SynCached | State::ServerSynSent => false,
+            _ => !flow.is(FlowFlags::UPDATE_PENDING) && !flow.is(FlowFlags::ACK_OWED),
         };
-        let opened_by = match flow.is(Marks::UNJUDGED) {
-            _ if flow.is(Marks::PROXIED) || flow.is(Marks::OPENED_BY_WAN) => Some(Side::Wan),
+        let opened_by = match flow.is(FlowFlags::UNJUDGED) {
+            _ if flow.is(FlowFlags::PROXIED) || flow.is(FlowFlags::OPENED_BY_WAN) => Some(Side::Wan),
             true => None,
             false => Some(Side::Lan),
         };
         Connection {
-            ends,
-            standing: Standing::of(flow),
+            key,
+            status: ConnectionStatus::of(flow),
             opened_by,
             age: duration(tick(now).wrapping_sub(flow.born)),
             idle: rests.then(|| duration(self.lifetimes.of(flow).saturating_sub(left))),
             due: duration(left),
-            half: PerSide::new(end(Side::Lan), end(Side::Wan)),
+            endpoint: PerSide::new(end(Side::Lan), end(Side::Wan)),
             mss: flow.mss,
-            sack: flow.is(Marks::SACK),
-            timestamps: flow.is(Marks::TIMESTAMPS),
+            sack: flow.is(FlowFlags::SACK),
+            timestamps: flow.is(FlowFlags::TIMESTAMPS),
             seq_delta: flow.seq_delta.shift(0),
             ts_delta: flow.ts_delta.shift(0),
-            held: self.pen.count(flow),
+            held: self.hold_queue.count(flow),
         }
     }
 }
@@ -160,35 +161,42 @@ mod tests {
     const NOW: Instant = Instant::from_secs(1000);
 
     fn proxy() -> Proxy {
-        let config = Config { table_buckets: 2048, learn_capacity: 64, half_open_max: 4, ..Config::default() };
+        let config = Config { table_buckets: 2048, learn_capacity: 64, syn_cache_max: 4, ..Config::default() };
         Proxy::new(&config, &Secrets::new([1; 48]), NOW)
     }
 
-    fn ends(n: u32) -> Ends {
+    fn key(n: u32) -> FlowKey {
         let v6 = n.is_multiple_of(3);
         let upper = if v6 { [0x2001_0db8, 0, 0] } else { [0, 0, 0xffff] };
         let address = |low| -> Addr { [upper[0], upper[1], upper[2], low] };
         let (lan, wan) = (address(0x0a00_0000 + n % 7), address(0xc633_6400 + n));
-        Ends { lan, wan, lan_port: 80 + (n % 5) as u16, wan_port: 40000 + (n % 1000) as u16, v6, ..Ends::default() }
+        FlowKey {
+            lan,
+            wan,
+            lan_port: 80 + (n % 5) as u16,
+            wan_port: 40000 + (n % 1000) as u16,
+            v6,
+            ..FlowKey::default()
+        }
     }
 
     fn enter(proxy: &mut Proxy, n: u32) {
-        let (ends, state) = (ends(n), State::ALL[n as usize % State::ALL.len()]);
-        let hash = ends.hash(proxy.hash_keys);
-        proxy.admit(&ends, hash, NOW, |flow| flow.state = state).unwrap();
+        let (key, state) = (key(n), State::ALL[n as usize % State::ALL.len()]);
+        let hash = key.hash(proxy.hash_keys);
+        proxy.admit(&key, hash, NOW, |flow| flow.state = state).unwrap();
     }
 
     fn remove(proxy: &mut Proxy, n: u32) {
-        let id = proxy.table.find(&ends(n), ends(n).hash(proxy.hash_keys)).unwrap();
+        let id = proxy.table.find(&key(n), key(n).hash(proxy.hash_keys)).unwrap();
         proxy.forget(id);
     }
 
     /// A listing to its end, with something done between its slices; and how many slices it took.
-    fn listed(proxy: &mut Proxy, filter: &Filter, mut between: impl FnMut(&mut Proxy, usize)) -> (Vec<Ends>, usize) {
+    fn listed(proxy: &mut Proxy, filter: &Filter, mut between: impl FnMut(&mut Proxy, usize)) -> (Vec<FlowKey>, usize) {
         let (mut told, mut cursor, mut slices) = (Vec::new(), Some(0), 0);
         while let Some(from) = cursor {
             let before = told.len();
-            cursor = proxy.list(from, filter, NOW, |connection| told.push(connection.ends));
+            cursor = proxy.list(from, filter, NOW, |connection| told.push(connection.key));
             assert!(told.len() - before <= TOLD);
             assert!(cursor.is_none_or(|next| next > from), "every slice goes on");
             slices += 1;
@@ -197,8 +205,8 @@ mod tests {
         (told, slices)
     }
 
-    fn key(ends: &Ends) -> (Addr, u16) {
-        (ends.wan, ends.wan_port)
+    fn name(key: &FlowKey) -> (Addr, u16) {
+        (key.wan, key.wan_port)
     }
 
     #[test]
@@ -214,10 +222,10 @@ mod tests {
         });
         assert!(slices > 20, "{slices}");
         let mut times = BTreeMap::new();
-        told.iter().for_each(|ends| *times.entry(key(ends)).or_insert(0) += 1);
+        told.iter().for_each(|key| *times.entry(name(key)).or_insert(0) += 1);
         assert!(times.values().all(|&times| times == 1));
         let stays = |n: &u32| !(100..2100).contains(n) || n % 100 >= 50;
-        assert!((0..6000).filter(stays).all(|n| times.contains_key(&key(&ends(n)))));
+        assert!((0..6000).filter(stays).all(|n| times.contains_key(&name(&key(n)))));
     }
 
     #[test]
@@ -227,7 +235,7 @@ mod tests {
         let seconds = |connection: &Connection| (connection.age.as_secs(), connection.idle.map(|idle| idle.as_secs()));
         let mut told = Vec::new();
         proxy.list(0, &Filter::default(), NOW + Duration::from_millis(100_100), |connection| told.push(connection));
-        assert_eq!(told[0].standing.state, State::Established);
+        assert_eq!(told[0].status.state, State::Established);
         assert_eq!(told.iter().map(seconds).collect::<Vec<_>>(), [(100, Some(100))]);
     }
 
@@ -243,7 +251,7 @@ mod tests {
         ) {
             let mut proxy = proxy();
             (0..3000).for_each(|n| enter(&mut proxy, n));
-            let base = |low| ends(if v6 { low - low % 3 } else { low - low % 3 + 1 });
+            let base = |low| key(if v6 { low - low % 3 } else { low - low % 3 + 1 });
             let lan = lan.map(|(low, prefix)| Network { address: base(low).lan, prefix });
             let wan = wan.map(|(low, prefix)| Network { address: base(low).wan, prefix });
             let filter = Filter { lan, wan, lan_port, wan_port, state };
@@ -254,15 +262,15 @@ mod tests {
                 high(&network.address).checked_shr(shift) == high(address).checked_shr(shift)
             });
             let expected: BTreeSet<_> = (0..3000u32).filter(|&n| {
-                let ends = ends(n);
-                inside(lan, &ends.lan)
-                    && inside(wan, &ends.wan)
-                    && lan_port.is_none_or(|port| port == ends.lan_port)
-                    && wan_port.is_none_or(|port| port == ends.wan_port)
+                let key = key(n);
+                inside(lan, &key.lan)
+                    && inside(wan, &key.wan)
+                    && lan_port.is_none_or(|port| port == key.lan_port)
+                    && wan_port.is_none_or(|port| port == key.wan_port)
                     && state.is_none_or(|state| state == State::ALL[n as usize % State::ALL.len()])
-            }).map(|n| key(&ends(n))).collect();
+            }).map(|n| name(&key(n))).collect();
             prop_assert_eq!(told.len(), expected.len());
-            prop_assert_eq!(told.iter().map(key).collect::<BTreeSet<_>>(), expected);
+            prop_assert_eq!(told.iter().map(name).collect::<BTreeSet<_>>(), expected);
         }
     }
 }

@@ -49,13 +49,13 @@ impl Line {
 }
 
 /// See the module.
-pub struct Answered {
+pub struct RecentSyns {
     lines: Vec<Line>,
     /// Until then there may be cookies whose SYNs this filter has not seen.
     blind_until: Instant,
 }
 
-impl Answered {
+impl RecentSyns {
     /// A filter that knows nothing, and says so for two epochs: cookies of a former process must open.
     pub fn new(now: Instant) -> Self {
         Self { lines: vec![Line::default(); 1 << LINES_BITS], blind_until: now + FOREIGN }
@@ -134,8 +134,8 @@ mod tests {
     const YEAR: u64 = 365 * 86_400 * 1_000_000;
 
     /// A filter that has seen enough of its own life to trust itself.
-    fn seasoned() -> Answered {
-        Answered { blind_until: Instant::default(), ..Answered::new(Instant::default()) }
+    fn seasoned() -> RecentSyns {
+        RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(Instant::default()) }
     }
 
     /// A good hash of a number (the finaliser of SplitMix64).
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_cookie_of_a_former_process_is_never_turned_away() {
         let start = Instant::from_secs(1000);
-        let filter = Answered::new(start);
+        let filter = RecentSyns::new(start);
         let epochs = |n: u64| start + Duration::from_micros(n << EPOCH_BITS);
         assert!((0..10_000).all(|n| filter.may_have(hash(n), start)));
         assert!((0..10_000).all(|n| filter.may_have(hash(n), Instant::from_micros(epochs(2).as_micros() - 1))));

@@ -1,0 +1,9 @@
+//! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered lately,
+//! frames that wait for their server, and packets whose fragments may pass.
+
+pub mod fragments;
+pub mod held;
+pub mod recent_syns;
+pub mod refused;
+pub mod servers;
+pub mod updates;

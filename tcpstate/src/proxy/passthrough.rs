@@ -1,0 +1,189 @@
+//! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
+//! the WAN that nobody but the server can answer.
+
+use super::client_handshake::are_possible;
+use super::{Context, Proxy};
+use crate::cache::servers::Observation;
+use crate::flow::table::Id;
+use crate::flow::translate::clamp_mss;
+use crate::flow::{Endpoint, Flow, FlowFlags, State};
+use crate::seq::{Window, WindowScale};
+use crate::wire::{Flags, Options, Segment};
+use crate::{DropReason, Egress, Event, Side, Verdict};
+
+impl Proxy {
+    /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
+    pub(super) fn open_passthrough(&mut self, ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if !are_possible(ctx.key()) {
+            return Verdict::Drop(DropReason::BadAddress);
+        }
+        if let Some(former) = former {
+            self.forget(former);
+        }
+        self.evict_one(ctx.now, ctx.egress);
+        let (key, hash) = (*ctx.key(), ctx.hash);
+        let Some(id) = self.admit(&key, hash, ctx.now, |flow| fill_syn_sent(flow, &ctx)) else {
+            return Verdict::Drop(DropReason::TableFull);
+        };
+        self.openings.push(id, self.table[id].generation);
+        if ctx.side == Side::Lan {
+            self.counters.count(Event::Direct);
+        }
+        self.forward_syn(ctx)
+    }
+
+    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed.
+    fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
+        if self.mss_clamp < u16::MAX && !Options::read(ctx.options()).signed {
+            clamp_mss(ctx.segment, ctx.head, self.mss_clamp);
+        }
+        Verdict::Forward
+    }
+
+    /// Segments of a connection passed through that is not established yet.
+    pub(super) fn on_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flags = ctx.segment.flags;
+        if flags.has(Flags::RST) {
+            return self.reset_opening(ctx, id);
+        }
+        if !flags.has(Flags::SYN) {
+            return self.on_opening_acknowledged(ctx, id);
+        }
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let flow = &mut self.table[id];
+        let calls = ctx.side == flow.opener();
+        match (calls, flags.has(Flags::ACK)) {
+            (true, false) if flow.endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() => {
+                // The caller has given up its first number, or the data it brought with it, and begun again.
+                fill_syn_sent(flow, &ctx);
+                self.restart_timer(id, ctx.now);
+            }
+            (false, _) if flow.state == State::SynSent => {
+                // Its answer, or, without ACK, its own call at the same time (RFC 9293 section 3.5, figure 7).
+                let answers = flags.has(Flags::ACK) && flow.answers_syn(ctx.segment);
+                if !flags.has(Flags::ACK) || answers {
+                    let options = Options::read(ctx.options());
+                    note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options);
+                    if answers {
+                        self.settle_opening(&ctx, id, options);
+                    }
+                }
+            }
+            // A repetition, or a stranger's: the ends know which.
+            _ => {}
+        }
+        self.forward_syn(ctx)
+    }
+
+    /// The caller has its answer: what both offered holds from now on; what a server offers is learned.
+    fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
+        let flow = &mut self.table[id];
+        let observation = Observation::of(ctx.segment, answered, flow);
+        settle_scales(flow);
+        // What we may have to say to either end must bear timestamps if its segments do.
+        let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
+        flow.set(FlowFlags::TIMESTAMPS, agreed);
+        flow.set(FlowFlags::TIMESTAMPS_LAN, agreed);
+        flow.endpoint_mut(ctx.side).acked = ctx.segment.ack;
+        // What it will acknowledge at the least, which only one that has seen the answer knows.
+        let synchronised = flow.endpoint(ctx.side).next;
+        flow.endpoint_mut(ctx.side.other()).acked = synchronised;
+        self.set_state(id, State::SynReceived, ctx.now);
+        if ctx.side == Side::Lan {
+            self.learn(ctx.key(), &observation, ctx.now);
+        }
+    }
+
+    /// An acknowledgement without SYN: from the caller it ends the handshake; from the called it is early data or an
+    /// older connection's protest, which the caller must see either way.
+    fn on_opening_acknowledged(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flow = &mut self.table[id];
+        let opener = flow.opener();
+        let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
+        if flow.state != State::SynReceived || !acknowledges && ctx.side == opener {
+            return Verdict::Forward;
+        }
+        if ctx.side == opener {
+            self.set_state(id, State::Established, ctx.now);
+            self.silent.push(id, self.table[id].generation);
+        }
+        self.track_and_pass(ctx, id)
+    }
+
+    fn reset_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let flow = &self.table[id];
+        let Segment { seq, flags, .. } = *ctx.segment;
+        ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.opener()));
+        let acceptable = match (ctx.side == flow.opener(), flow.state) {
+            (true, _) => true,
+            // RFC 9293 section 3.10.7.3: before it is synchronised the caller believes a reset that acknowledges its SYN.
+            (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
+            (false, _) => seq == flow.endpoint(ctx.side).next,
+        };
+        if !acceptable {
+            return Verdict::Drop(DropReason::BadReset);
+        }
+        if ctx.side == Side::Lan && flow.state == State::SynSent && flow.opener() == Side::Wan {
+            self.remember_refusal(ctx.key(), ctx.now);
+        }
+        self.set_state(id, State::Reset, ctx.now);
+        Verdict::Forward
+    }
+}
+
+impl Flow {
+    /// The side that opened a connection which is passed through.
+    fn opener(&self) -> Side {
+        if self.is(FlowFlags::OPENED_BY_WAN) { Side::Wan } else { Side::Lan }
+    }
+
+    /// Whether a segment of the called acknowledges the caller's SYN: with the data it brought, or without (RFC 7413 section 3).
+    fn answers_syn(&self, answer: &Segment) -> bool {
+        answer.ack.within(self.outer_isn + 1, self.endpoint(self.opener()).next)
+    }
+}
+
+/// Fills the record of a connection that is passed through by its SYN.
+fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
+    let options = Options::read(ctx.options());
+    flow.state = State::SynSent;
+    flow.outer_isn = ctx.segment.seq;
+    flow.keep_path(ctx.side, &ctx.envelope());
+    flow.set(FlowFlags::OPENED_BY_WAN, ctx.side == Side::Wan);
+    *flow.endpoint_mut(ctx.side.other()) = Endpoint::default();
+    // Offered, for now.
+    flow.set(FlowFlags::SACK, options.sack_permitted);
+    flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
+    flow.set(FlowFlags::ECN_ASKED, ctx.segment.flags.ask_for_ecn());
+    note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options);
+}
+
+/// Notes an end's SYN.
+fn note_syn(endpoint: &mut Endpoint, segment: &Segment, options: &Options) {
+    endpoint.next = segment.seq + segment.seq_len();
+    endpoint.ts_value = options.timestamps.map_or(0, |timestamps| timestamps.value);
+    endpoint.set_scales(options.scale, options.scale);
+    // RFC 7323 section 2.2: the window of a SYN is not scaled.
+    endpoint.window = Window(segment.window.0.into()).field(options.scale.unwrap_or_default());
+}
+
+/// Scaling is on only if both SYNs had the option.
+fn settle_scales(flow: &mut Flow) {
+    if flow.endpoint(Side::Lan).scale().is_some() && flow.endpoint(Side::Wan).scale().is_some() {
+        return;
+    }
+    for side in Side::BOTH {
+        let window = flow.granted(side).field(WindowScale::default());
+        let endpoint = flow.endpoint_mut(side);
+        endpoint.window = window;
+        endpoint.set_scales(None, None);
+    }
+}
