@@ -3,7 +3,7 @@
 //!
 //! * A test that finds that it cannot run says so with [`ignore`], and is reported as ignored with the reason.
 //! * `#[test(alone)]`: no other test of the program runs beside it. The others run first, several at a time.
-//! * What a test prints with [`note!`] is shown if the test fails, or with `--nocapture`.
+//! * What a test prints with [`note!`], and what a panic says, is shown if the test fails, or with `--nocapture`.
 //! * Namespaces, processes and temporary files that carry [`leftovers::name`] are removed however the program ends, see [`leftovers`].
 //!
 //! ```ignore
@@ -20,13 +20,14 @@
 pub mod leftovers;
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
-use std::fmt;
+use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::OnceLock;
-use std::sync::RwLock;
-use std::thread;
+use std::sync::{Mutex, OnceLock, RwLock};
+use std::time::Instant;
+use std::{fmt, thread};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -54,8 +55,14 @@ struct Ignored(String);
 /// Held shared by every test that runs, and exclusively by one that must be alone.
 static TURNS: RwLock<()> = RwLock::new(());
 
-/// Whether notes are printed at once, once [`main`] runs.
-static NOCAPTURE: OnceLock<bool> = OnceLock::new();
+/// Whether notes are kept until a test fails, once [`main`] runs.
+static CAPTURES: OnceLock<bool> = OnceLock::new();
+
+/// Notes of threads that are not a test's own, with the time: whose they are is not known, so the tests that fail then show them.
+static OTHER_NOTES: Mutex<VecDeque<(Instant, String)>> = Mutex::new(VecDeque::new());
+
+/// How many of them are kept.
+const OTHER_NOTES_KEPT: usize = 1000;
 
 thread_local! {
     /// What the test of this thread has noted.
@@ -81,10 +88,10 @@ pub fn needs_root() {
 /// Whether the caller may take the machine for itself: always outside of a test, and in a test that is marked `alone`.
 #[must_use]
 pub fn may_be_alone() -> bool {
-    NOCAPTURE.get().is_none() || ALONE.get()
+    CAPTURES.get().is_none() || ALONE.get()
 }
 
-/// Prints a line about a test: at once with `--nocapture` or from a thread that is no test's, otherwise only if the test fails.
+/// Prints a line about a test: at once with `--nocapture` or outside of a test program, otherwise only if the test fails.
 #[macro_export]
 macro_rules! note {
     ($($argument:tt)*) => { $crate::take_note(::std::format_args!($($argument)*)) };
@@ -93,13 +100,27 @@ macro_rules! note {
 /// What [`note!`] calls.
 #[doc(hidden)]
 pub fn take_note(line: fmt::Arguments) {
-    NOTES.with_borrow_mut(|notes| match notes {
-        Some(notes) => {
-            notes.push_str(&line.to_string());
-            notes.push('\n');
-        }
-        None => println!("{line}"),
+    if CAPTURES.get() != Some(&true) {
+        return println!("{line}");
+    }
+    // A thread that ends may have no notes any more.
+    let taken = NOTES.try_with(|notes| {
+        let mut notes = notes.borrow_mut();
+        notes.as_mut().map(|notes| *notes += &format!("{line}\n")).is_some()
     });
+    if !taken.unwrap_or_default() {
+        let mut others = OTHER_NOTES.lock().unwrap_or_else(|poison| poison.into_inner());
+        others.push_back((Instant::now(), line.to_string()));
+        if others.len() > OTHER_NOTES_KEPT {
+            others.pop_front();
+        }
+    }
+}
+
+/// What threads that are not a test's own have noted since then.
+fn other_notes(since: Instant) -> String {
+    let others = OTHER_NOTES.lock().unwrap_or_else(|poison| poison.into_inner());
+    others.iter().filter(|(when, _)| *when >= since).map(|(_, line)| format!("another thread: {line}\n")).collect()
 }
 
 /// The `main` of a test program: runs what is registered, as the arguments say.
@@ -111,7 +132,17 @@ pub fn main() -> ExitCode {
     leftovers::guard();
     let mut arguments = Arguments::from_args();
     let captures = !arguments.nocapture && std::env::var_os("RUST_TEST_NOCAPTURE").is_none();
-    NOCAPTURE.set(!captures).expect("a program has one main");
+    CAPTURES.set(captures).expect("a program has one main");
+    if captures {
+        panic::set_hook(Box::new(|panic| {
+            let backtrace = Backtrace::capture();
+            let thread = thread::current();
+            note!("thread {} {panic}", thread.name().unwrap_or("without a name"));
+            if backtrace.status() == BacktraceStatus::Captured {
+                note!("{backtrace}");
+            }
+        }));
+    }
     if arguments.test_threads.is_none() {
         let threads = std::env::var("RUST_TEST_THREADS").ok().and_then(|threads| threads.parse().ok());
         arguments.test_threads = Some(threads.unwrap_or_else(threads_by_default));
@@ -143,13 +174,14 @@ fn run(test: &Test, captures: bool) -> Result<Completion, Failed> {
     }
     ALONE.set(test.alone);
     NOTES.set(captures.then(String::new));
+    let begin = Instant::now();
     let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
     let notes = NOTES.take().unwrap_or_default();
     match outcome {
         Ok(()) => Ok(Completion::Completed),
         Err(payload) => match payload.downcast::<Ignored>() {
             Ok(ignored) => Ok(Completion::ignored_with(ignored.0)),
-            Err(payload) => Err(Failed::from(format!("{notes}panicked: {}", message(&*payload)))),
+            Err(payload) => Err(Failed::from(format!("{}\n{notes}{}", message(&*payload), other_notes(begin)))),
         },
     }
 }

@@ -221,7 +221,7 @@ fn a_panic_while_drawing_gives_the_terminal_back() {
         unreachable!("{drawn:?}");
     }
     let mut command = Command::new(env::current_exe().expect("this program"));
-    command.args(["--exact", "a_panic_while_drawing_gives_the_terminal_back", "--nocapture"]).env(DRAWS, "yes");
+    command.args(["--exact", "top::a_panic_while_drawing_gives_the_terminal_back", "--nocapture"]).env(DRAWS, "yes");
     // Whatever it is told here: a backtrace is longer than the screen.
     command.env("RUST_BACKTRACE", "0");
     let mut terminal = Terminal::start(&command, (80, 24));

@@ -1,7 +1,7 @@
 //! Every state against every kind of segment, from both sides: the table a reviewer reads (`docs/states.md`), and the diagram of states
 //! in the README, both written by what the engine did.
 //!
-//! `STATES=accept cargo test -p unit --test engine states` writes them; without it a difference fails the test. They are compared byte by byte
+//! `STATES=accept cargo test -p unit --test engine states::` writes them; without it a difference fails the test. They are compared byte by byte
 //! here, because what they are compared with is a document people read as it is, not a file of a test's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -596,7 +596,7 @@ const INTRODUCTION: &str = "\
 # Every state, and whatever may come
 
 Written by `unit/tests/engine/states.rs` from what the engine did (IPv4, defaults but where a state's story says otherwise, hosts without timestamps,
-window scale 8, the server's SYN-ACK included); a test fails when it does otherwise. `STATES=accept cargo test -p unit --test engine states` writes it anew: read the
+window scale 8, the server's SYN-ACK included); a test fails when it does otherwise. `STATES=accept cargo test -p unit --test engine states::` writes it anew: read the
 difference.
 
 Numbers are counted from the first of whoever chose it: the client's *c*, the server's *s*, ours in the server's place *b*; with a dash, of a
@@ -649,7 +649,7 @@ fn settle(path: &str, wanted: &str) {
     let line = differs.unwrap_or(found.lines().count().min(wanted.lines().count()));
     panic!(
         "{path}:{}: the engine behaves otherwise than is written\n  written: {}\n  now:     {}\nIf that is meant, write it anew: \
-         STATES=accept cargo test -p unit --test engine states",
+         STATES=accept cargo test -p unit --test engine states::",
         line + 1,
         found.lines().nth(line).unwrap_or("(the end)"),
         wanted.lines().nth(line).unwrap_or("(the end)"),
