@@ -10,6 +10,7 @@ mod capture;
 mod control;
 mod errors;
 mod flood;
+mod interrupted;
 mod kicks;
 mod loss;
 mod matrix;
