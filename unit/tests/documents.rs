@@ -1,4 +1,4 @@
-//! What the documents say of the tests is true: every test that `docs/traps.md` names is there.
+//! What the documents say is there is there: every test that `docs/traps.md` names, and what every link leads to.
 
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn has_test(text: &str, name: &str) -> bool {
     let declared = format!("fn {name}(");
     text.match_indices(&declared).any(|(at, _)| {
         let paragraph = text[..at].rsplit("\n\n").next().unwrap_or_default();
-        text[at + declared.len()..].starts_with("world, ") || paragraph.contains("#[test]")
+        text[at + declared.len()..].starts_with("world, ") || paragraph.contains("#[test")
     })
 }
 
@@ -36,21 +36,22 @@ fn has_test(text: &str, name: &str) -> bool {
 fn every_trap_names_a_test_and_every_test_it_names_is_there() {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/traps.md");
     let document = read_to_string(document).expect("there is a list of traps");
-    let sources: Vec<(String, String)> = sources()
-        .into_iter()
-        .map(|path| {
-            let stem = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
-            (stem, read_to_string(&path).expect("a source can be read"))
-        })
-        .collect();
+    let read = |path: PathBuf| {
+        let text = read_to_string(&path).expect("a source can be read");
+        (path, text)
+    };
+    let sources: Vec<(PathBuf, String)> = sources().into_iter().map(read).collect();
     let (mut traps, mut wrong) = (0, Vec::new());
     for (number, line) in document.lines().enumerate().filter(|(_, line)| line.starts_with("* ")) {
         traps += 1;
         let mut named = 0;
         for name in line.split('`').skip(1).step_by(2) {
-            let Some((file, test)) = name.split_once("::") else { continue };
+            let Some((module, test)) = name.rsplit_once("::") else { continue };
             named += 1;
-            if !sources.iter().any(|(stem, text)| stem == file && has_test(text, test)) {
+            let module = Path::new(&module.replace("::", "/")).to_owned();
+            let files = [module.with_extension("rs"), module.join("mod.rs")];
+            if !sources.iter().any(|(path, text)| files.iter().any(|file| path.ends_with(file)) && has_test(text, test))
+            {
                 wrong.push(format!("docs/traps.md:{}: there is no test {name}", number + 1));
             }
         }
@@ -60,4 +61,61 @@ fn every_trap_names_a_test_and_every_test_it_names_is_there() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(traps >= 40, "only {traps} traps");
+}
+
+/// The documents people read, as paths from the root of the tree.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let pages = |folder: &Path| -> Vec<PathBuf> {
+        let entries = read_dir(folder).expect("a folder can be read");
+        entries.map(|entry| entry.expect("an entry can be read").path()).collect()
+    };
+    let mut all = pages(&root);
+    all.extend(pages(&root.join("docs")));
+    all.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    all
+}
+
+/// The part of an address that names a heading: lower case, without punctuation, spaces as hyphens.
+fn slug(heading: &str) -> String {
+    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+    kept.trim().replace(' ', "-")
+}
+
+/// The targets of a document's links, with the numbers of their lines. Code is left out.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let (mut found, mut in_code) = (Vec::new(), false);
+    for (number, line) in text.lines().enumerate() {
+        in_code ^= line.trim_start().starts_with("```");
+        if in_code {
+            continue;
+        }
+        for rest in line.split("](").skip(1) {
+            found.push((number + 1, rest.split(')').next().unwrap_or_default().to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_link_in_a_document_leads_to_a_file_and_a_heading() {
+    let mut wrong = Vec::new();
+    for path in documents() {
+        let text = read_to_string(&path).expect("a document can be read");
+        for (line, target) in links(&text).into_iter().filter(|(_, target)| !target.contains("://")) {
+            let (file, heading) = target.split_once('#').unwrap_or((&target, ""));
+            let linked =
+                if file.is_empty() { path.clone() } else { path.parent().expect("it is in a folder").join(file) };
+            let has_heading = || {
+                let linked = read_to_string(&linked).unwrap_or_default();
+                linked.lines().any(|line| line.starts_with('#') && slug(line.trim_start_matches('#')) == heading)
+            };
+            if !linked.exists() {
+                wrong.push(format!("{}:{line}: there is no file {target}", path.display()));
+            } else if !heading.is_empty() && !has_heading() {
+                wrong.push(format!("{}:{line}: there is no heading {target}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
