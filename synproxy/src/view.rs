@@ -20,16 +20,18 @@ pub const LONGEST_FRAME: usize = 10_240;
 /// # Errors
 /// What is wrong with a network or a state.
 pub fn filter(asked: &FlowFilter) -> Result<Filter, String> {
-    let state = asked.state.as_deref().map(|name| {
-        let found = State::ALL.into_iter().find(|state| state.label() == name);
-        found.ok_or_else(|| format!("{name:?} is no state; these are: {}", State::ALL.map(State::label).join(", ")))
-    });
+    let states = asked.state.as_deref().map_or(&[][..], State::named);
+    if let Some(name) = &asked.state
+        && states.is_empty()
+    {
+        return Err(format!("{name:?} is no state; these are: {}", State::ALL.map(State::label).join(", ")));
+    }
     Ok(Filter {
         lan: asked.lan.as_deref().map(network).transpose()?,
         wan: asked.wan.as_deref().map(network).transpose()?,
         lan_port: asked.lan_port,
         wan_port: asked.wan_port,
-        state: state.transpose()?,
+        states,
     })
 }
 
@@ -244,10 +246,10 @@ mod tests {
     fn a_state_is_named_as_it_is_told() {
         for state in State::ALL {
             let asked = FlowFilter { state: Some(state.label().to_owned()), ..FlowFilter::default() };
-            assert_eq!(filter(&asked).map(|filter| filter.state), Ok(Some(state)));
+            assert_eq!(filter(&asked).map(|filter| filter.states), Ok(&[state][..]));
         }
         let asked = FlowFilter { state: Some("free".to_owned()), ..FlowFilter::default() };
-        assert!(filter(&asked).unwrap_err().contains("half-open"));
+        assert!(filter(&asked).unwrap_err().contains("syn-cached"));
     }
 
     #[test]

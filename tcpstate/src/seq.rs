@@ -1,9 +1,11 @@
 //! Sequence numbers, windows and scales as types, because the bugs of this trade are numbers read on the wrong side or in the wrong unit.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use core::ops::{Add, Neg, Shl, Sub};
 
 /// A sequence number: a point on a circle of 2^32 (RFC 9293 section 3.4). Points on a circle have distances, not an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SeqNum(u32);
 
@@ -61,7 +63,7 @@ impl Sub<u32> for SeqNum {
 }
 
 /// A distance between two numberings of the same bytes; also serves between two timestamp clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SeqDelta(u32);
 
@@ -102,7 +104,7 @@ impl Sub<SeqDelta> for SeqNum {
 }
 
 /// A window field as it stands on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct RawWindow(pub u16);
 
@@ -113,7 +115,7 @@ pub struct Window(pub u32);
 
 /// A window scale option's shift count, 0 to 14. That the option is absent is `Option<WindowScale>`'s `None`, which is not shift 0:
 /// a peer told "none" must not scale either (RFC 7323 section 2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct WindowScale(u8);
 

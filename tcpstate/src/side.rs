@@ -1,5 +1,7 @@
 //! The two sides of the box, and things of which there is one a side.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use core::ops::{Index, IndexMut};
 
 /// One of the two ports: the protected one or the hostile one.
@@ -27,7 +29,7 @@ impl Side {
 }
 
 /// A pair indexed by [`Side`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct PerSide<T>([T; 2]);
 

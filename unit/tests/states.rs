@@ -58,35 +58,36 @@ const STAGES: &[Stage] = &[
     ("No connection, a cookie outstanding", "The client's SYN was answered with the SYN cache off.", || {
         answered(|config| config.syn_cache_max = 0)
     }),
-    ("HalfOpen", "The client's SYN was answered and is in the SYN cache.", || answered(|_| ())),
-    ("Dialling", "The client has proved itself, our SYN went to the server.", || dialling(|_| ())),
-    ("Dialling, data held", "So, with early handshakes, and the client has sent 100 bytes.", held),
-    ("Established, acknowledgement owed", "The server has answered; how far away the client is nobody knows.", owed),
+    ("SynCached", "The client's SYN was answered and is in the SYN cache.", || answered(|_| ())),
+    ("ServerSynSent", "The client has proved itself, our SYN went to the server.", || dialling(|_| ())),
+    ("ServerSynSent, data held", "So, with early handshakes, and the client has sent 100 bytes.", held),
+    ("AckWithheld", "The server has answered; how far away the client is nobody knows.", owed),
+    ("WindowPending", "The server has had its ACK from the box; nothing has come from the client since.", window_pending),
     ("Established", "Either end has sent 200 bytes, 100 of which are acknowledged.", established),
     (
         "Established, a new SYN answered",
         "A SYN of another number came, was challenged, and came again.",
         reopened_alive,
     ),
-    ("Closing, the client first", "The client has sent FIN.", || closing(&[Side::Wan])),
-    ("Closing, the server first", "The server has sent FIN.", || closing(&[Side::Lan])),
-    ("Closing, both", "Both have sent FIN, none is acknowledged.", || closing(&Side::BOTH)),
+    ("FinWait, the client first", "The client has sent FIN.", || closing(&[Side::Wan])),
+    ("FinWait, the server first", "The server has sent FIN.", || closing(&[Side::Lan])),
+    ("LastAck", "Both have sent FIN, none is acknowledged.", || closing(&Side::BOTH)),
     (
-        "Closing, one acknowledgement missing",
+        "LastAck, one acknowledgement missing",
         "Both have sent FIN, the server has acknowledged the client's.",
         last_owed,
     ),
     ("TimeWait", "Both FINs are acknowledged.", time_wait),
     ("TimeWait, a new SYN answered", "And the client has called again.", reopened_over),
     ("Reset", "The client has reset the connection.", was_reset),
-    ("OpeningSent, from the LAN", "The LAN has called.", || opening(Side::Lan)),
-    ("OpeningSent, from the WAN", "The WAN has called with a signed SYN.", || opening(Side::Wan)),
-    ("OpeningAnswered, from the LAN", "The WAN has answered the LAN's call.", || opening_answered(Side::Lan)),
-    ("OpeningAnswered, from the WAN", "The LAN has answered the WAN's signed call.", || opening_answered(Side::Wan)),
+    ("SynSent, from the LAN", "The LAN has called.", || opening(Side::Lan)),
+    ("SynSent, from the WAN", "The WAN has called with a signed SYN.", || opening(Side::Wan)),
+    ("SynReceived, from the LAN", "The WAN has answered the LAN's call.", || opening_answered(Side::Lan)),
+    ("SynReceived, from the WAN", "The LAN has answered the WAN's signed call.", || opening_answered(Side::Wan)),
     ("Established, passed through, from the LAN", "Either end has sent 200 bytes.", || passed(Side::Lan)),
     ("Established, passed through, from the WAN", "Either end has sent 200 bytes.", || passed(Side::Wan)),
-    ("Established, one direction seen", "The LAN has spoken of a connection within the time of adoption.", tentative),
-    ("Established, one direction seen, a new SYN answered", "And a client has called.", reopened_tentative),
+    ("Unconfirmed", "The LAN has spoken of a connection within the time of adoption.", tentative),
+    ("Unconfirmed, a new SYN answered", "And a client has called.", reopened_tentative),
     ("Established, adopted", "And the WAN has agreed.", adopted),
 ];
 
@@ -214,6 +215,14 @@ fn owed() -> Scene {
     // Without cookie's clock or an entry of the cache, the distance is not known.
     let scene = dialling(|config| config.syn_cache_max = 0);
     scene.goes(Side::Lan, &offer(syn_ack(SERVER_ISN, scene.lan.expected)));
+    scene
+}
+
+/// The longest time for which the ACK is withheld has passed; the next timer is a second later.
+fn window_pending() -> Scene {
+    let scene = owed();
+    scene.world.after_ms(720);
+    scene.world.discard();
     scene
 }
 
@@ -488,7 +497,6 @@ fn label(status: Option<ConnectionStatus>) -> String {
 fn node(status: Option<ConnectionStatus>) -> String {
     match status {
         None => "[*]".to_owned(),
-        Some(ConnectionStatus { tentative: true, .. }) => "Tentative".to_owned(),
         Some(ConnectionStatus { state, .. }) => format!("{state:?}"),
     }
 }
@@ -670,8 +678,12 @@ fn every_state_there_is_has_a_table() {
         | State::ServerSynSent
         | State::SynSent
         | State::SynReceived
+        | State::AckWithheld
+        | State::WindowPending
+        | State::Unconfirmed
         | State::Established
-        | State::Closing
+        | State::FinWait
+        | State::LastAck
         | State::TimeWait
         | State::Reset => Some(state),
     };

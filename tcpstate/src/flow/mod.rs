@@ -2,7 +2,9 @@
 
 pub mod ecn;
 mod record;
+mod state;
 pub mod table;
 pub mod translate;
 
-pub use record::{Endpoint, Flow, FlowFlags, State};
+pub use record::{Endpoint, Flow, FlowFlags, LAYOUT};
+pub use state::State;

@@ -1,73 +1,31 @@
-//! One connection: a record of two cache lines, plain data, and the states it can be in.
+//! The record of one connection: two cache lines of integers, without a pointer or an enumeration, so that any bytes are a record and a foreign
+//! byte breaks nothing. States, sides and scales are parsed from it. Only [`Table`](super::table::Table) writes records.
 //!
-//! All sequence numbers and timestamps in a record are *outer* ones, as seen on the WAN; `seq_delta` and
-//! `ts_delta` lead to what the server uses. For a connection that is passed through both are zero.
+//! Sequence numbers and timestamps in a record are the *outer* ones, as seen on the WAN; `seq_delta` and `ts_delta` lead to what the server uses.
+//! For a connection that is passed through both are zero.
+//!
+//! Each word that a segment of an established connection changes is valid alone: a process that is killed between two stores leaves a record that
+//! was true a segment ago in some fields and is true now in the others. What must change together changes with the state, for which the table keeps
+//! a copy to go back to.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::State;
+use crate::keyed::Keys;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
 use crate::wire::{Envelope, FlowKey, Mac, Vlan};
 use crate::{PerSide, Side};
 
-/// What state a flow is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[repr(u8)]
-pub enum State {
-    /// The record is not in use.
-    #[default]
-    Free,
-    /// An entry of the SYN cache: we have answered a client's SYN.
-    SynCached,
-    /// The client has proved itself; our SYN is on its way to the server.
-    ServerSynSent,
-    /// The LAN has sent a SYN to the WAN.
-    SynSent,
-    /// The WAN has answered it.
-    SynReceived,
-    /// Both ends may send.
-    Established,
-    /// At least one end has sent FIN.
-    Closing,
-    /// Both FINs are acknowledged.
-    TimeWait,
-    /// A reset was accepted; what still comes is passed on for a while, lest a forged one kill the path.
-    Reset,
-}
-
-impl State {
-    /// Every state a connection can be in.
-    pub const ALL: [State; 8] = [
-        State::SynCached,
-        State::ServerSynSent,
-        State::SynSent,
-        State::SynReceived,
-        State::Established,
-        State::Closing,
-        State::TimeWait,
-        State::Reset,
-    ];
-
-    /// The name operators use.
-    pub const fn label(self) -> &'static str {
-        match self {
-            State::Free => "free",
-            State::SynCached => "half-open",
-            State::ServerSynSent => "dialling",
-            State::SynSent => "opening-sent",
-            State::SynReceived => "opening-answered",
-            State::Established => "established",
-            State::Closing => "closing",
-            State::TimeWait => "time-wait",
-            State::Reset => "reset",
-        }
-    }
-}
+/// The version of the record's layout, for whoever finds records of another process.
+pub const LAYOUT: u32 = 1;
 
 /// What is known of a flow besides its state, one bit each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct FlowFlags(u32);
 
 impl FlowFlags {
-    /// We answered for the server: numbers differ between the sides.
+    /// The box answered for the server: numbers differ between the sides.
     pub const PROXIED: FlowFlags = FlowFlags(1);
     /// The addresses are IPv6 and continue in the table's side array.
     pub const V6: FlowFlags = FlowFlags(1 << 1);
@@ -79,64 +37,55 @@ impl FlowFlags {
     pub const TIMESTAMPS: FlowFlags = FlowFlags(1 << 4);
     /// The server uses timestamps.
     pub const TIMESTAMPS_LAN: FlowFlags = FlowFlags(1 << 5);
-    /// The client has not yet shown that it knows the server's window.
-    pub const UPDATE_PENDING: FlowFlags = FlowFlags(1 << 6);
     /// A new SYN was answered over the remains of this flow: a cookie may come for it.
-    pub const REOPENING: FlowFlags = FlowFlags(1 << 7);
+    pub const REOPENING: FlowFlags = FlowFlags(1 << 6);
     /// The LAN has sent FIN.
-    pub const FIN_LAN: FlowFlags = FlowFlags(1 << 8);
+    pub const FIN_LAN: FlowFlags = FlowFlags(1 << 7);
     /// The WAN has sent FIN.
-    pub const FIN_WAN: FlowFlags = FlowFlags(1 << 9);
+    pub const FIN_WAN: FlowFlags = FlowFlags(1 << 8);
     /// The LAN's FIN is acknowledged.
-    pub const FIN_LAN_ACKED: FlowFlags = FlowFlags(1 << 10);
+    pub const FIN_LAN_ACKED: FlowFlags = FlowFlags(1 << 9);
     /// The WAN's FIN is acknowledged.
-    pub const FIN_WAN_ACKED: FlowFlags = FlowFlags(1 << 11);
+    pub const FIN_WAN_ACKED: FlowFlags = FlowFlags(1 << 10);
     /// Fragments have come, which hide how long a segment truly is.
-    pub const FRAGMENTED: FlowFlags = FlowFlags(1 << 12);
-
+    pub const FRAGMENTED: FlowFlags = FlowFlags(1 << 11);
     /// Timestamps were promised to the client on the presumption that the server takes them.
-    pub const TIMESTAMPS_PRESUMED: FlowFlags = FlowFlags(1 << 13);
+    pub const TIMESTAMPS_PRESUMED: FlowFlags = FlowFlags(1 << 12);
     /// The LAN's window field is still that of its SYN-ACK, which is not scaled.
-    pub const WINDOW_UNSCALED: FlowFlags = FlowFlags(1 << 14);
+    pub const WINDOW_UNSCALED: FlowFlags = FlowFlags(1 << 13);
     /// The numbers were not followed from the beginning, so segments cannot be judged by them.
-    pub const UNJUDGED: FlowFlags = FlowFlags(1 << 15);
-    /// The WAN opened this connection, which is passed through.
-    pub const OPENED_BY_WAN: FlowFlags = FlowFlags(1 << 16);
+    pub const UNJUDGED: FlowFlags = FlowFlags(1 << 14);
     /// The client speaks ECN and believes that the server does.
-    pub const ECN: FlowFlags = FlowFlags(1 << 17);
+    pub const ECN: FlowFlags = FlowFlags(1 << 15);
     /// The server speaks ECN and believes that the client does.
-    pub const ECN_LAN: FlowFlags = FlowFlags(1 << 18);
-    /// Our SYN to the server asks for ECN, because the client's did.
-    pub const ECN_ASKED: FlowFlags = FlowFlags(1 << 19);
+    pub const ECN_LAN: FlowFlags = FlowFlags(1 << 16);
+    /// The box's SYN to the server asks for ECN, because the client's did.
+    pub const ECN_ASKED: FlowFlags = FlowFlags(1 << 17);
     /// An end that speaks ECN alone sent a segment through congestion, and has not been told to its satisfaction.
-    pub const ECHO_OWED: FlowFlags = FlowFlags(1 << 20);
-    /// The server has not had the handshake's last acknowledgement yet.
-    pub const ACK_OWED: FlowFlags = FlowFlags(1 << 21);
+    pub const ECHO_OWED: FlowFlags = FlowFlags(1 << 18);
     /// The client's data is held until the server answers.
-    pub const EARLY: FlowFlags = FlowFlags(1 << 22);
+    pub const EARLY: FlowFlags = FlowFlags(1 << 19);
     /// The client has sent data or acknowledged some.
-    pub const CARRIED: FlowFlags = FlowFlags(1 << 23);
-    /// A SYN was answered with a challenge, and the client has not been heard of on this connection since.
-    pub const SYN_CHALLENGED: FlowFlags = FlowFlags(1 << 24);
+    pub const CARRIED: FlowFlags = FlowFlags(1 << 20);
+    /// A SYN was answered with a challenge ACK, and nothing has come from the client on this connection since.
+    pub const SYN_CHALLENGED: FlowFlags = FlowFlags(1 << 21);
     /// The server announced a smaller MSS than its client was told.
-    pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 25);
-    /// One direction of a connection that may be running has been seen; the other has not agreed yet.
-    pub const TENTATIVE: FlowFlags = FlowFlags(1 << 26);
+    pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);
+    /// The server is reached under a second key, which lies in the table's side array.
+    pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
 
-    /// Whatever asks for more of a segment of an established connection than to follow its numbers and translate them.
-    pub const UNUSUAL: FlowFlags = FlowFlags::UPDATE_PENDING
-        .and(FlowFlags::REOPENING)
+    /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
+    pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
         .and(FlowFlags::FIN_LAN)
         .and(FlowFlags::FIN_WAN)
         .and(FlowFlags::FRAGMENTED)
         .and(FlowFlags::WINDOW_UNSCALED)
         .and(FlowFlags::ECHO_OWED)
-        .and(FlowFlags::ACK_OWED)
         .and(FlowFlags::SYN_CHALLENGED)
         .and(FlowFlags::MSS_BROKEN)
-        .and(FlowFlags::TENTATIVE);
+        .and(FlowFlags::REDIRECTED);
 
-    const fn and(self, flags: FlowFlags) -> FlowFlags {
+    pub(crate) const fn and(self, flags: FlowFlags) -> FlowFlags {
         FlowFlags(self.0 | flags.0)
     }
 
@@ -156,7 +105,7 @@ impl FlowFlags {
 }
 
 /// What is known of one end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Endpoint {
     /// The number after the highest this end has sent; after its FIN, once it has sent one.
@@ -206,40 +155,41 @@ fn decode_scale(code: u8) -> Option<WindowScale> {
     (code != NO_SCALE).then(|| WindowScale::clamped(code))
 }
 
-/// The record of a connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The record of a connection. Fields that only the table and its timer wheel may set, or that are parsed, are private.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub struct Flow {
-    // First line: who, when, and how far apart the numberings are.
-    pub(crate) hash: u64,
+    // First line: which connection, its state and timer, and how far apart the numberings are.
+    /// The keyed hash of the key.
+    pub(super) hash: u64,
     lan: u32,
     wan: u32,
     lan_port: u16,
     wan_port: u16,
     vlan: Vlan,
     flags: FlowFlags,
-    /// The state.
-    pub state: State,
+    /// The [`State`].
+    pub(super) state: u8,
     /// How often a timer has repeated what it repeats.
     pub attempts: u8,
     /// Where the wheel has filed it.
-    pub(crate) slot: u16,
+    pub(super) slot: u16,
     /// Ticks at which something is due; the wheel looks again when the slot it filed this under comes up.
-    pub(crate) deadline: u32,
-    pub(crate) link_next: u32,
-    pub(crate) link_prev: u32,
+    pub(super) deadline: u32,
+    pub(super) link_next: u32,
+    pub(super) link_prev: u32,
     /// From the server's sequence numbers to the ones the client knows.
     pub seq_delta: SeqDelta,
-    /// From the server's timestamps (or, if it has none, from our ticks) to the ones the client knows.
+    /// From the server's timestamps (or, if it has none, from the box's ticks) to the ones the client knows.
     pub ts_delta: SeqDelta,
     macs: [Mac; 2],
     // Second line: the two ends.
     endpoints: PerSide<Endpoint>,
-    /// The number we answered the client's SYN with.
+    /// The number the client's SYN was answered with.
     pub outer_isn: SeqNum,
     /// The first TSval the client can have seen of the server itself.
     pub ts_base: u32,
-    /// The tick at which the server was first called.
+    /// The tick at which the server's SYN was first sent.
     pub born: u32,
     /// The MSS the client announced.
     pub mss: u16,
@@ -248,28 +198,104 @@ pub struct Flow {
     /// The half-second in which this flow was last sent a challenge.
     pub challenged: u16,
     /// Counts the uses of this record.
-    pub generation: u16,
-    /// Ticks from our SYN-ACK to the client's acknowledgement; zero if not known.
+    pub(super) generation: u16,
+    /// Ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known.
     pub distance: u16,
-    /// The first held frame: its place in the pen plus one, zero for none.
+    /// The first held frame: its place in the hold queue plus one, zero for none.
     pub held: u16,
+    /// Which set of timeouts holds for it.
+    pub profile: u16,
     /// The priorities of the client's VLAN tags, outer in the low four bits.
     pub priorities: u8,
+    /// The client's side in bit 0 and the server's in bit 1: 0 the LAN, 1 the WAN.
+    sides: u8,
+    spare: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");
 
 impl Flow {
-    pub(crate) fn new(key: &FlowKey, hash: u64, generation: u16) -> Self {
+    /// A record that is not in use yet, of a connection whose client is on `client`.
+    pub(super) fn new(key: &FlowKey, hash: u64, generation: u16, client: Side) -> Self {
         let flags = if key.v6 { FlowFlags::V6 } else { FlowFlags::default() };
         let (lan, wan) = (key.lan[3], key.wan[3]);
         let FlowKey { lan_port, wan_port, vlan, .. } = *key;
-        Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, ..Self::default() }
+        let sides = client as u8 | (client.other() as u8) << 1;
+        Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, sides, ..Self::default() }
+    }
+
+    /// Whether a record that another process left can be one of a living connection: its state and sides parse, and its hash is that of its key.
+    pub(super) fn is_plausible(&self, upper: &[[u32; 3]; 2], keys: Keys) -> bool {
+        State::parse(self.state).is_some_and(|state| state != State::Free)
+            && self.sides < 4
+            && self.sides != 0b00
+            && self.sides != 0b11
+            && self.key(upper).hash(keys) == self.hash
+    }
+
+    /// Brings flags and state of a record that another process left in line, should a foreign hand have parted them: the FINs tell the state of a
+    /// connection, and the state whether the box answered for the server.
+    pub(super) fn settle(&mut self) {
+        match self.state() {
+            State::Established | State::FinWait | State::LastAck | State::TimeWait => {
+                self.state = self.state_by_fins() as u8
+            }
+            State::AckWithheld | State::WindowPending if self.state_by_fins() != State::Established => {
+                self.state = self.state_by_fins() as u8;
+            }
+            State::SynCached | State::ServerSynSent | State::AckWithheld | State::WindowPending => {
+                self.set(FlowFlags::PROXIED, true);
+            }
+            State::SynSent | State::SynReceived | State::Unconfirmed => self.set(FlowFlags::PROXIED, false),
+            State::Free | State::Reset => {}
+        }
+    }
+
+    /// The state.
+    #[inline(always)]
+    pub fn state(&self) -> State {
+        State::parse(self.state).unwrap_or_default()
+    }
+
+    /// Whether this is the state.
+    #[inline(always)]
+    pub fn is_in(&self, state: State) -> bool {
+        self.state == state as u8
+    }
+
+    /// How often this record has been used, on a circle.
+    pub fn generation(&self) -> u16 {
+        self.generation
+    }
+
+    /// The keyed hash of the key.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The tick at which its timer is due.
+    pub fn deadline(&self) -> u32 {
+        self.deadline
+    }
+
+    /// The side the client is on, who sent the first SYN.
+    pub fn client(&self) -> Side {
+        if self.sides & 1 == 0 { Side::Lan } else { Side::Wan }
+    }
+
+    /// The side the server is on.
+    pub fn server(&self) -> Side {
+        if self.sides & 2 == 0 { Side::Lan } else { Side::Wan }
+    }
+
+    /// Sets the side the client is on; the server is on the other one.
+    pub fn set_client(&mut self, client: Side) {
+        self.sides = client as u8 | (client.other() as u8) << 1;
     }
 
     /// Whether the part of the ends that is held here is theirs.
     #[inline(always)]
-    pub(crate) fn fits(&self, key: &FlowKey) -> bool {
+    pub(super) fn fits(&self, key: &FlowKey) -> bool {
         // One branch instead of six.
         let ports = u32::from((self.lan_port ^ key.lan_port) | (self.wan_port ^ key.wan_port));
         let version = self.flags.0 & FlowFlags::V6.0 ^ if key.v6 { FlowFlags::V6.0 } else { 0 };
@@ -277,7 +303,7 @@ impl Flow {
     }
 
     /// The ends, with `upper` the words of the addresses that are not held here.
-    pub(crate) fn key(&self, upper: &[[u32; 3]; 2]) -> FlowKey {
+    pub(super) fn key(&self, upper: &[[u32; 3]; 2]) -> FlowKey {
         let join = |upper: [u32; 3], low| [upper[0], upper[1], upper[2], low];
         let v6 = self.is(FlowFlags::V6);
         let upper = if v6 { *upper } else { [[0, 0, 0xffff]; 2] };
@@ -291,18 +317,18 @@ impl Flow {
         }
     }
 
-    /// Whether any of these marks is set.
+    /// Whether any of these flags is set.
     #[inline(always)]
     pub fn is(&self, set: FlowFlags) -> bool {
         self.flags.0 & set.0 != 0
     }
 
-    /// Whether these marks are set in full.
+    /// Whether all of these flags are set.
     pub fn is_all(&self, flags: &[FlowFlags]) -> bool {
         flags.iter().all(|&set| self.is(set))
     }
 
-    /// Sets or clears a mark.
+    /// Sets or clears a flag.
     pub fn set(&mut self, flag: FlowFlags, on: bool) {
         if on {
             self.flags.0 |= flag.0;
@@ -311,14 +337,14 @@ impl Flow {
         }
     }
 
-    /// Clears these marks.
+    /// Clears these flags.
     pub fn clear(&mut self, flags: &[FlowFlags]) {
         for set in flags {
             self.flags.0 &= !set.0;
         }
     }
 
-    /// Sets a mark if `set` says so, and never clears it.
+    /// Sets a flag if `on` says so, and never clears it.
     pub fn set_if(&mut self, flag: FlowFlags, on: bool) {
         self.flags.0 |= if on { flag.0 } else { 0 };
     }
@@ -383,22 +409,17 @@ impl Flow {
 
     /// The state the FINs lead to.
     pub fn state_by_fins(&self) -> State {
-        if self.is_all(&[FlowFlags::FIN_LAN_ACKED, FlowFlags::FIN_WAN_ACKED]) {
-            State::TimeWait
-        } else if self.has_finished(Side::Lan) || self.has_finished(Side::Wan) {
-            State::Closing
-        } else {
-            State::Established
+        match (self.has_finished(Side::Lan), self.has_finished(Side::Wan)) {
+            _ if self.is_all(&[FlowFlags::FIN_LAN_ACKED, FlowFlags::FIN_WAN_ACKED]) => State::TimeWait,
+            (true, true) => State::LastAck,
+            (false, false) => State::Established,
+            _ => State::FinWait,
         }
     }
 
-    /// Whether nothing more is to be expected of the flow, so that a new connection may take its ends.
+    /// Whether nothing more is to be expected of the flow, so that a new connection may take its key.
     pub fn is_over(&self) -> bool {
-        match self.state {
-            State::TimeWait | State::Reset => true,
-            State::Closing => self.is_all(&[FlowFlags::FIN_LAN, FlowFlags::FIN_WAN]),
-            _ => false,
-        }
+        self.state().is_over()
     }
 
     /// The window the end on this side grants.

@@ -9,8 +9,7 @@ use core::fmt::{self, Write};
 
 use super::Connection;
 use crate::cache::refused::Client;
-use crate::flow::table::wheel::Wheel;
-use crate::flow::table::{Id, Table};
+use crate::flow::table::Id;
 use crate::proxy::Proxy;
 use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Walk, kind};
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
@@ -61,7 +60,6 @@ impl Proxy {
         let proxy = Proxy {
             hash_keys: self.hash_keys,
             table,
-            wheel: Wheel::new(Instant::default()),
             cookies: self.cookies.clone(),
             server_options: self.server_options.excerpt(&key),
             limiter: self.limiter.excerpt(place, hash, isn),
@@ -91,7 +89,6 @@ impl Proxy {
             sack_conflict: self.sack_conflict,
             mss_clamp: self.mss_clamp,
             counters: Counters::default(),
-            population: self.population,
             proved: Vec::new(),
             updates: Vec::new(),
         };
@@ -163,8 +160,7 @@ impl Excerpt {
     /// Decides on the frame the excerpt was taken for, a copy of which is edited where it lies, as of `now`.
     pub fn explain(mut self, head: &mut Head, now: Instant) -> Explanation {
         let (side, meta, proxy) = (self.side, self.meta, &mut self.proxy);
-        proxy.wheel = Wheel::new(now);
-        proxy.file_excerpt();
+        proxy.table.file_excerpt(now);
         let mut trace = Trace::default();
         trace.steps.push(format!("from the {}: {}", name(side), what(side, head, &meta)));
         let before = proxy.look_up(&meta, now);
@@ -186,15 +182,6 @@ impl Excerpt {
 }
 
 impl Proxy {
-    /// Files the connections of an excerpt, which were copied, on its own wheel.
-    fn file_excerpt(&mut self) {
-        for n in 0..self.table.flows_mut().len() - 1 {
-            let id = Table::place_in_excerpt(n);
-            let deadline = self.table[id].deadline;
-            self.wheel.enter(self.table.flows_mut(), id, deadline);
-        }
-    }
-
     fn look_up(&self, meta: &Metadata, now: Instant) -> Option<Connection> {
         let key = meta.key()?;
         let id = self.table.find(key, meta.hash)?;

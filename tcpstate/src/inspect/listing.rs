@@ -29,14 +29,14 @@ pub struct Filter {
     pub lan_port: Option<u16>,
     /// The port on the WAN.
     pub wan_port: Option<u16>,
-    /// The state.
-    pub state: Option<State>,
+    /// The states; empty for every state.
+    pub states: &'static [State],
 }
 
 impl Filter {
     fn fits(&self, key: &FlowKey, flow: &Flow) -> bool {
         let within = |network: Option<Network>, address| network.is_none_or(|network| network.covers(address));
-        self.state.is_none_or(|state| flow.state == state)
+        (self.states.is_empty() || self.states.contains(&flow.state()))
             && self.lan_port.is_none_or(|port| key.lan_port == port)
             && self.wan_port.is_none_or(|port| key.wan_port == port)
             && within(self.lan, &key.lan)
@@ -117,23 +117,20 @@ impl Proxy {
             window: flow.granted(side).0,
             ttl: flow.endpoint(side).ttl,
         };
-        let left = (flow.deadline.wrapping_sub(tick(now)) as i32).max(0) as Ticks;
+        let left = (flow.deadline().wrapping_sub(tick(now)) as i32).max(0) as Ticks;
         // Where the timer waits for something else than the connection's end it does not tell when the last segment came.
-        let rests = match flow.state {
-            State::SynCached | State::ServerSynSent => false,
-            _ => !flow.is(FlowFlags::UPDATE_PENDING) && !flow.is(FlowFlags::ACK_OWED),
-        };
-        let opened_by = match flow.is(FlowFlags::UNJUDGED) {
-            _ if flow.is(FlowFlags::PROXIED) || flow.is(FlowFlags::OPENED_BY_WAN) => Some(Side::Wan),
-            true => None,
-            false => Some(Side::Lan),
-        };
+        let rests = !matches!(
+            flow.state(),
+            State::SynCached | State::ServerSynSent | State::AckWithheld | State::WindowPending
+        );
+        let is_known = flow.is(FlowFlags::PROXIED) || !flow.is(FlowFlags::UNJUDGED);
+        let opened_by = is_known.then(|| flow.client());
         Connection {
             key,
             status: ConnectionStatus::of(flow),
             opened_by,
             age: duration(tick(now).wrapping_sub(flow.born)),
-            idle: rests.then(|| duration(self.lifetimes.of(flow).saturating_sub(left))),
+            idle: rests.then(|| duration(self.lifetimes.of(flow.state()).saturating_sub(left))),
             due: duration(left),
             endpoint: PerSide::new(end(Side::Lan), end(Side::Wan)),
             mss: flow.mss,
@@ -183,7 +180,8 @@ mod tests {
     fn enter(proxy: &mut Proxy, n: u32) {
         let (key, state) = (key(n), State::ALL[n as usize % State::ALL.len()]);
         let hash = key.hash(proxy.hash_keys);
-        proxy.admit(&key, hash, NOW, |flow| flow.state = state).unwrap();
+        let id = proxy.admit(&key, hash, Side::Lan, State::Established, NOW, |_| ()).unwrap();
+        proxy.table.overwrite(id, state, |_| ());
     }
 
     fn remove(proxy: &mut Proxy, n: u32) {
@@ -231,7 +229,7 @@ mod tests {
     #[test]
     fn ages_and_idle_times_are_the_timers() {
         let mut proxy = proxy();
-        enter(&mut proxy, 4);
+        enter(&mut proxy, 7);
         let seconds = |connection: &Connection| (connection.age.as_secs(), connection.idle.map(|idle| idle.as_secs()));
         let mut told = Vec::new();
         proxy.list(0, &Filter::default(), NOW + Duration::from_millis(100_100), |connection| told.push(connection));
@@ -254,7 +252,8 @@ mod tests {
             let base = |low| key(if v6 { low - low % 3 } else { low - low % 3 + 1 });
             let lan = lan.map(|(low, prefix)| Network { address: base(low).lan, prefix });
             let wan = wan.map(|(low, prefix)| Network { address: base(low).wan, prefix });
-            let filter = Filter { lan, wan, lan_port, wan_port, state };
+            let states = state.map_or(&[][..], |state| State::named(state.label()));
+            let filter = Filter { lan, wan, lan_port, wan_port, states };
             let (told, _) = listed(&mut proxy, &filter, |_, _| ());
             let high = |address: &Addr| address.iter().fold(0u128, |all, &word| all << 32 | u128::from(word));
             let inside = |network: Option<Network>, address: &Addr| network.is_none_or(|network| {

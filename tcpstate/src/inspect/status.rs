@@ -14,10 +14,6 @@ pub struct ConnectionStatus {
     pub state: State,
     /// Whether its server was dialled by us, so that numbers differ between the sides; else it is passed through.
     pub proxied: bool,
-    /// Whether only one direction of it has been seen (it may be adopted).
-    pub tentative: bool,
-    /// Whether the server has not had the handshake's last acknowledgement yet.
-    pub acknowledgement_owed: bool,
     /// Whether segments are held for it.
     pub holds: bool,
     /// Whether a new SYN was answered over it, which may be proved.
@@ -42,10 +38,8 @@ impl ConnectionStatus {
     /// How the connection of this record stands.
     pub(crate) fn of(flow: &Flow) -> Self {
         Self {
-            state: flow.state,
+            state: flow.state(),
             proxied: flow.is(FlowFlags::PROXIED),
-            tentative: flow.is(FlowFlags::TENTATIVE),
-            acknowledgement_owed: flow.is(FlowFlags::ACK_OWED),
             holds: flow.held != 0,
             reopening: flow.is(FlowFlags::REOPENING),
             finished: PerSide::new(flow.has_finished(Side::Lan), flow.has_finished(Side::Wan)),
@@ -58,10 +52,8 @@ impl fmt::Display for ConnectionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let begun = self.state == State::SynCached || self.state == State::ServerSynSent;
         let notes = [
-            (self.tentative, "one direction seen"),
-            (!self.proxied && !self.tentative, "passed through"),
+            (!self.proxied && self.state != State::Unconfirmed, "passed through"),
             (self.proxied && !begun, "proxied"),
-            (self.acknowledgement_owed, "acknowledgement owed"),
             (self.holds, "data held"),
             (self.finished[Side::Wan], "WAN finished"),
             (self.finished[Side::Lan], "LAN finished"),

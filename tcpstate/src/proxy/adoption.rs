@@ -47,10 +47,8 @@ impl Proxy {
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
-        let admitted = self.admit(&key, hash, ctx.now, |flow| {
-            flow.state = State::Established;
+        let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {
             flow.set(FlowFlags::UNJUDGED, true);
-            flow.set(FlowFlags::TENTATIVE, true);
             flow.keep_path(Side::Lan, &envelope);
             flow.endpoint_mut(Side::Lan).ttl = envelope.ttl;
             note(flow, Side::Lan, ctx.segment);
@@ -59,7 +57,7 @@ impl Proxy {
         });
         match admitted {
             Some(id) => {
-                self.openings.push(id, self.table[id].generation);
+                self.remember_candidate(id);
                 Verdict::Forward
             }
             None => Verdict::Drop(DropReason::TableFull),
@@ -67,7 +65,7 @@ impl Proxy {
     }
 
     /// Segments of a connection of which one direction has been seen.
-    pub(super) fn on_tentative(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_unconfirmed(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let Segment { seq, ack, flags, .. } = *ctx.segment;
         if flags.has(Flags::SYN) {
             return match (ctx.side, flags.has(Flags::ACK)) {
@@ -82,12 +80,11 @@ impl Proxy {
         {
             return self.accept_cookie(ctx, &proof, Some(id));
         }
-        let flow = &mut self.table[id];
         if ctx.side == Side::Lan {
-            note(flow, Side::Lan, ctx.segment);
+            self.table.update(id, |flow| note(flow, Side::Lan, ctx.segment));
             return Verdict::Forward;
         }
-        let lan = flow.endpoint(Side::Lan);
+        let lan = self.table[id].endpoint(Side::Lan);
         let agrees = lan.next.beyond(ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
             && lan.acked.beyond(seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE;
         ctx.egress.note(|| {
@@ -98,11 +95,11 @@ impl Proxy {
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);
         }
-        note(flow, Side::Wan, ctx.segment);
-        if !flags.has(Flags::RST) {
-            flow.set(FlowFlags::TENTATIVE, false);
+        if flags.has(Flags::RST) {
+            self.table.update(id, |flow| note(flow, Side::Wan, ctx.segment));
+        } else {
+            self.set_state(id, State::Established, ctx.now, |flow| note(flow, Side::Wan, ctx.segment));
             self.counters.count(Event::Adopted);
-            self.restart_timer(id, ctx.now);
         }
         Verdict::Forward
     }

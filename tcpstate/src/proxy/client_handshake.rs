@@ -156,12 +156,11 @@ impl Proxy {
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
                 ctx.egress.note(|| "the old connection lives on until the new one is proved".into());
-                let flow = &mut self.table[id];
-                flow.set(FlowFlags::REOPENING, true);
+                self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
                 }
-                if let Some(shown) = flow.shown_ts_value() {
+                if let Some(shown) = self.table[id].shown_ts_value() {
                     numbers.ts_value = numbers.ts_value.map(|value| not_before(value, shown));
                 }
             }
@@ -221,7 +220,7 @@ impl Proxy {
 
     /// Whether a call has nothing to do with an answer of ours, which its client may be about to acknowledge, nor with a living connection.
     fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
-        let is_over = |id: Id| self.table[id].state != State::SynCached && self.table[id].is_over();
+        let is_over = |id: Id| self.table[id].is_over();
         former.is_none_or(is_over) && !self.recent_syns.has_noted(hash, now)
     }
 
@@ -231,7 +230,7 @@ impl Proxy {
         if event == Event::Passed {
             let signed = Options::read(ctx.options()).signed;
             // Nobody's word alone ends a connection.
-            let lives = former.is_some_and(|id| self.table[id].state != State::SynCached && !self.table[id].is_over());
+            let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
             if lives || signed && self.signed == Action::Drop || !self.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
@@ -263,7 +262,7 @@ impl Proxy {
     /// client may be about to answer.
     fn may_rewrite(&self, id: Id, isn: SeqNum, now: Instant) -> bool {
         let flow = &self.table[id];
-        flow.state == State::SynCached && (flow.endpoint(Side::Wan).next == isn + 1 || !self.is_young(id, now))
+        flow.is_in(State::SynCached) && (flow.endpoint(Side::Wan).next == isn + 1 || !self.is_young(id, now))
     }
 
     /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.
@@ -275,8 +274,8 @@ impl Proxy {
         terms: &mut Terms,
         numbers: SynAckNumbers,
     ) -> SynAckNumbers {
-        let flow = &mut self.table[id];
         let offered = Options::read(ctx.options());
+        let flow = &self.table[id];
         let isn = if flow.endpoint(Side::Wan).next == ctx.segment.seq + 1 {
             self.counters.count(Event::SynRepeated);
             // It may have had our first answer.
@@ -290,9 +289,11 @@ impl Proxy {
             (value, _) => value,
         };
         let numbers = SynAckNumbers { isn, ts_value };
-        fill_syn_cached(flow, ctx, &offered, terms, numbers);
-        // Which of our SYN-ACKs it will acknowledge only a timestamp can tell (RFC 6298 section 3).
-        flow.attempts = 1;
+        self.table.update(id, |flow| {
+            fill_syn_cached(flow, ctx, &offered, terms, numbers);
+            // Which of our SYN-ACKs it will acknowledge only a timestamp can tell (RFC 6298 section 3).
+            flow.attempts = 1;
+        });
         self.restart_timer(id, ctx.now);
         numbers
     }
@@ -464,7 +465,6 @@ pub(super) fn are_possible(key: &FlowKey) -> bool {
 /// Writes what a SYN said into its entry of the SYN cache.
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
-    flow.state = State::SynCached;
     flow.outer_isn = numbers.isn;
     keep_terms(flow, terms);
     flow.keep_path(Side::Wan, &envelope);
@@ -683,7 +683,7 @@ mod tests {
                     prop_assert_eq!(common, general, "{:?}", syn);
                     prop_assert_eq!(one.bytes(), other.bytes(), "{:?}", syn);
                     prop_assert_eq!(&engines[0].counters, &engines[1].counters);
-                    prop_assert_eq!(engines[0].population, engines[1].population);
+                    prop_assert_eq!(engines[0].population(), engines[1].population());
                     let noted = engines.each_ref().map(|engine| engine.recent_syns.may_have(hash, now));
                     prop_assert_eq!(noted[0], noted[1]);
                     prop_assert!(noted[0] || engines[0].counters.happened(Event::SynAnswered) == answered);

@@ -6,7 +6,7 @@ use super::Proxy;
 use super::server_handshake::bare_reset;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
-use crate::flow::{FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
@@ -92,28 +92,24 @@ const SEARCHED: usize = 256;
 const PUT_OUT: usize = 16;
 
 impl Proxy {
-    /// A record for new ends, on the wheel and counted; `None` when the table is full.
+    /// A record for a new key, in `state`, on its timer and counted; `client` is the side of who sent the first SYN. `None` when the table is full.
     pub(crate) fn admit(
         &mut self,
         key: &FlowKey,
         hash: u64,
+        client: Side,
+        state: State,
         now: Instant,
-        fill: impl FnOnce(&mut crate::flow::Flow),
+        fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
-        let id = self.table.insert(key, hash)?;
-        self.settle(id, now, fill);
+        let id = self.table.insert(key, hash, client, state, |flow| {
+            flow.born = tick(now);
+            // No half-second equals its successor, so that the first challenge is never withheld.
+            flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
+            fill(flow);
+        })?;
+        self.table.enter(id, tick(now).wrapping_add(self.lifetimes.of(state)));
         Some(id)
-    }
-
-    fn settle(&mut self, id: Id, now: Instant, fill: impl FnOnce(&mut crate::flow::Flow)) {
-        let flow = &mut self.table[id];
-        flow.born = tick(now);
-        // No half-second equals its successor, so that the first challenge is never withheld.
-        flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
-        fill(flow);
-        *self.population.of(flow) += 1;
-        let deadline = tick(now).wrapping_add(self.lifetimes.of(&self.table[id]));
-        self.wheel.enter(self.table.flows_mut(), id, deadline);
     }
 
     /// A record in the SYN cache; `None` when it has no place.
@@ -123,7 +119,7 @@ impl Proxy {
         key: &FlowKey,
         hash: u64,
         now: Instant,
-        fill: impl FnOnce(&mut crate::flow::Flow),
+        fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
         if self.syn_cached.is_shut() { None } else { self.admit_syn_cached_if_room(key, hash, now, fill) }
     }
@@ -134,22 +130,22 @@ impl Proxy {
         key: &FlowKey,
         hash: u64,
         now: Instant,
-        fill: impl FnOnce(&mut crate::flow::Flow),
+        fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
-        let id = if self.syn_cache_has_room(now) { self.table.insert(key, hash) } else { None };
+        let has_room = self.syn_cache_has_room(now);
+        let id = has_room.then(|| self.admit(key, hash, Side::Wan, State::SynCached, now, fill)).flatten();
         let Some(id) = id else {
             self.counters.count(Event::CacheFull);
             return None;
         };
-        self.settle(id, now, fill);
-        self.syn_cached.push(id, self.table[id].generation);
+        self.remember_candidate(id);
         self.counters.count(Event::CacheStored);
         Some(id)
     }
 
     /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
     pub(crate) fn is_cache_pressed(&self) -> bool {
-        2 * self.population.syn_cached > self.syn_cached.capacity as u64
+        2 * self.table.population().syn_cached > self.syn_cached.capacity as u64
     }
 
     /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
@@ -248,18 +244,33 @@ impl Proxy {
         self.forget(id);
     }
 
+    /// Remembers a flow that may be evicted in the queue of its kind.
+    pub(crate) fn remember_candidate(&mut self, id: Id) {
+        let flow = &self.table[id];
+        let queue = match flow.state() {
+            State::SynCached => &mut self.syn_cached,
+            State::ServerSynSent => &mut self.server_syn_sent,
+            State::TimeWait | State::Reset => &mut self.closing,
+            State::SynSent | State::SynReceived | State::Unconfirmed => &mut self.openings,
+            State::AckWithheld | State::WindowPending | State::Established => &mut self.silent,
+            State::Free | State::FinWait | State::LastAck => return,
+        };
+        queue.push(id, flow.generation());
+    }
+
     /// Whether an entry of the queue of this kind still stands for such a flow.
     fn may_go(&self, kind: Kind, id: Id, generation: u16) -> bool {
         let flow = &self.table[id];
-        flow.generation == generation
-            && match kind {
-                Kind::Closing => matches!(flow.state, State::TimeWait | State::Reset),
-                Kind::Silent => flow.state == State::Established && !flow.is(FlowFlags::CARRIED),
-                Kind::SynCached => flow.state == State::SynCached,
-                Kind::ServerSynSent => flow.state == State::ServerSynSent,
-                Kind::Opening => {
-                    matches!(flow.state, State::SynSent | State::SynReceived) || flow.is(FlowFlags::TENTATIVE)
+        flow.generation() == generation
+            && match (kind, flow.state()) {
+                (Kind::Closing, State::TimeWait | State::Reset)
+                | (Kind::SynCached, State::SynCached)
+                | (Kind::ServerSynSent, State::ServerSynSent)
+                | (Kind::Opening, State::SynSent | State::SynReceived | State::Unconfirmed) => true,
+                (Kind::Silent, State::AckWithheld | State::WindowPending | State::Established) => {
+                    !flow.is(FlowFlags::CARRIED)
                 }
+                _ => false,
             }
     }
 
@@ -292,11 +303,11 @@ impl Proxy {
         (table, queues)
     }
 
-    /// Removes a flow without a word to anyone.
+    /// Removes a flow; neither end is told.
     pub(crate) fn forget(&mut self, id: Id) {
-        self.hold_queue.forget(&mut self.table[id]);
-        self.wheel.unfile(self.table.flows_mut(), id);
-        *self.population.of(&self.table[id]) -= 1;
+        if self.table[id].held != 0 {
+            self.table.update(id, |flow| self.hold_queue.forget(flow));
+        }
         self.table.remove(id);
     }
 }

@@ -34,7 +34,7 @@ impl Proxy {
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
         }
-        let verdict = match self.table[id].state {
+        let verdict = match self.table[id].state() {
             // Nothing of the client's has been passed; what was sent to it was ours.
             State::SynCached => Verdict::Drop(DropReason::IcmpUnmatched),
             State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
@@ -86,7 +86,7 @@ impl Proxy {
     }
 
     fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let trouble = quote.trouble(head.bytes());
         let proxied = flow.is(FlowFlags::PROXIED);
         if proxied && trouble == Trouble::Quench {
@@ -95,8 +95,8 @@ impl Proxy {
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        if proxied {
-            translate_error(flow, side, quote, trouble, head, self.sack_conflict);
+        if proxied && let Some(mss) = translate_error(flow, side, quote, trouble, head, self.sack_conflict) {
+            self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
         Verdict::Forward
     }
@@ -105,12 +105,12 @@ impl Proxy {
     /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
     #[inline(never)]
     pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let (mss, ttl) = (flow.mss_lan, flow.endpoint(Side::Lan).ttl.max(1));
         if flow.challenged == half_second(ctx.now) || !is_too_big(ctx.segment, ctx.head, mss) {
             return;
         }
-        flow.challenged = half_second(ctx.now);
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
         let (segment, question) = (ctx.segment, ctx.head.bytes());
         let told = ctx.egress.emit(Side::Wan, |buffer| {
             let copied = question.len().min(buffer.len());
@@ -154,21 +154,22 @@ impl Proxy {
 fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
     let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
     // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
-    match flow.state {
+    match flow.state() {
         State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
         _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
     }
 }
 
-/// Rewrites an error from `side` so that the other end finds its own segment quoted in it.
+/// Rewrites an error from `side` so that the other end finds its own segment quoted in it. Returns the MSS to which the flow's is limited from now on,
+/// if the error tells of one and timestamps are added to the server's segments.
 fn translate_error(
-    flow: &mut Flow,
+    flow: &Flow,
     side: Side,
     quote: &Quote,
     trouble: Trouble,
     head: &mut Head,
     conflict: SackConflict,
-) {
+) -> Option<u16> {
     let mut edit = Edit::begin(quote, head);
     // Whoever sent it was on the other side, and it was translated on its way.
     let sender = side.other();
@@ -186,15 +187,10 @@ fn translate_error(
     if let Some(options) = edit.options() {
         rewrite_options(&mirror, sender, edit.frame, edit.tcp, options, conflict, &mut edit.quoted);
     }
-    if sender == Side::Lan
-        && trouble == Trouble::TooBig
-        && flow.is(FlowFlags::TIMESTAMPS)
-        && !flow.is(FlowFlags::TIMESTAMPS_LAN)
-    {
-        let told = edit.make_room_for_timestamps(quote);
-        flow.mss = flow.mss.min(told);
-    }
+    let is_lent = sender == Side::Lan && flow.is(FlowFlags::TIMESTAMPS) && !flow.is(FlowFlags::TIMESTAMPS_LAN);
+    let mss = (is_lent && trouble == Trouble::TooBig).then(|| edit.make_room_for_timestamps(quote));
     edit.finish();
+    mss
 }
 
 /// The flow with everything that leads from the one side's numbers to the other's leading back.

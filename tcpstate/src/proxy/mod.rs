@@ -20,8 +20,8 @@ use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::updates::ServerUpdate;
 use crate::config::{Action, Destination, Extension, Handshake, SackConflict, Stray, Timeouts};
 use crate::cookie::{Cookies, Rotation};
-use crate::flow::table::wheel::{Ticks, Wheel, tick, ticks};
-use crate::flow::table::{Guess, Id, Table};
+use crate::flow::table::wheel::{Ticks, tick, ticks};
+use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::policy::limit::{Limiter, Meter};
@@ -138,28 +138,6 @@ const PROVED_KEPT: usize = 256;
 /// News kept until they are asked for: more than a turn brings.
 const UPDATES_KEPT: usize = 512;
 
-/// How many flows there are of each kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Population {
-    /// Entries of the SYN cache.
-    pub syn_cached: u64,
-    /// Connections from the WAN, from the dialled server to the last timer.
-    pub proxied: u64,
-    /// Connections passed through.
-    pub passthrough: u64,
-}
-
-impl Population {
-    /// The count a flow belongs to.
-    fn of(&mut self, flow: &Flow) -> &mut u64 {
-        match flow.state {
-            State::SynCached => &mut self.syn_cached,
-            _ if flow.is(FlowFlags::PROXIED) => &mut self.proxied,
-            _ => &mut self.passthrough,
-        }
-    }
-}
-
 /// [`Timeouts`] in ticks.
 #[derive(Clone, Copy)]
 pub(crate) struct Lifetimes {
@@ -193,18 +171,17 @@ impl Lifetimes {
         }
     }
 
-    /// How long a flow may rest in its state.
-    pub(crate) fn of(&self, flow: &Flow) -> Ticks {
-        match flow.state {
+    /// How long a flow may stay in its state without a segment.
+    pub(crate) fn of(&self, state: State) -> Ticks {
+        match state {
             State::Free => 0,
-            State::SynCached => self.syn_cached,
+            State::SynCached | State::Unconfirmed => self.syn_cached,
             State::ServerSynSent => self.retransmit_syn,
             State::SynSent => self.syn_sent,
             State::SynReceived => self.syn_received,
-            State::Established if flow.is(FlowFlags::TENTATIVE) => self.syn_cached,
-            State::Established => self.connected,
-            State::Closing if flow.is_over() => self.both_fin,
-            State::Closing => self.one_fin,
+            State::AckWithheld | State::WindowPending | State::Established => self.connected,
+            State::FinWait => self.one_fin,
+            State::LastAck => self.both_fin,
             State::TimeWait => self.time_wait,
             State::Reset => self.reset,
         }
@@ -282,7 +259,6 @@ impl<E> Context<'_, '_, E> {
 pub struct Proxy {
     pub(crate) hash_keys: Keys,
     pub(crate) table: Table,
-    pub(crate) wheel: Wheel,
     pub(crate) cookies: Cookies,
     pub(crate) server_options: ServerOptions,
     pub(crate) limiter: Limiter,
@@ -316,7 +292,6 @@ pub struct Proxy {
     pub(crate) sack_conflict: SackConflict,
     pub(crate) mss_clamp: u16,
     pub(crate) counters: Counters,
-    pub(crate) population: Population,
     /// Who has proved himself since [`Proxy::next_proved`] was last asked.
     pub(crate) proved: Vec<Source>,
     /// What was learned since [`Proxy::updates`] was last asked.
@@ -324,18 +299,26 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy with empty tables. All memory is taken here.
+    /// A proxy with empty tables, in memory of its own.
     ///
     /// # Panics
-    /// If the flow table or the learning cache is empty, or the latter's size no power of two.
+    /// If the flow table or the cache of server options is empty.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
+        Self::with_slab(config, secrets, Slab::anonymous(config.flow_capacity(), false), now)
+    }
+
+    /// A proxy whose flow table lies in this memory. The flows that a former process left there go on, if its secrets were the same; frames that it
+    /// held are lost, as on the way.
+    ///
+    /// # Panics
+    /// If the flow table or the cache of server options is empty.
+    pub fn with_slab(config: &Config, secrets: &Secrets, slab: Slab, now: Instant) -> Self {
         let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
         let mut destinations = config.destinations.clone();
         destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
         let mut proxy = Self {
             hash_keys: secrets.hash_keys(),
-            table: Table::new(config.table_buckets, config.flow_capacity()),
-            wheel: Wheel::new(now),
+            table: Table::of(config.table_buckets, slab, secrets.hash_keys(), now),
             cookies: Cookies::new(config, secrets.pair(1), now),
             server_options: ServerOptions::new(config, secrets.pair(2)),
             limiter: Limiter::new(&config.rate, secrets.pair(2)),
@@ -365,14 +348,35 @@ impl Proxy {
             sack_conflict: config.sack_conflict,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
             counters: Counters::default(),
-            population: Population::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
         };
+        proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
         }
         proxy
+    }
+
+    /// Puts flows of a former process on their timers and into the queues of those that may be evicted, the oldest first.
+    fn resume(&mut self, now: Instant) {
+        let (flows, _) = self.table.slice(0, u32::MAX);
+        let age = |flow: &Flow| tick(now).wrapping_sub(flow.born);
+        let mut flows: Vec<_> = flows.map(|(id, flow)| (age(flow), id)).collect();
+        flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
+        for (_, id) in flows {
+            let flow = &self.table[id];
+            let lifetime = self.lifetimes.of(flow.state());
+            // No timer waits longer than its state may last; what is overdue is due now.
+            let left = flow.deadline().wrapping_sub(tick(now)) as i32;
+            self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
+            self.remember_candidate(id);
+        }
+    }
+
+    /// Gives the flow table's memory back, as another process would find it.
+    pub fn into_slab(self) -> Slab {
+        self.table.into_slab()
     }
 
     /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
@@ -548,11 +552,12 @@ impl Proxy {
         if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
             return Verdict::Drop(DropReason::BadFlags);
         }
-        match found.map(|id| (id, self.table[id].state)) {
+        match found.map(|id| (id, self.table[id].state())) {
             None => self.on_no_flow(ctx),
             Some((id, State::SynCached)) => self.on_syn_cached(ctx, id),
             Some((id, State::ServerSynSent)) => self.on_server_syn_sent(ctx, id),
             Some((id, State::SynSent | State::SynReceived)) => self.on_opening(ctx, id),
+            Some((id, State::Unconfirmed)) => self.on_unconfirmed(ctx, id),
             Some((id, _)) => self.on_established(ctx, id),
         }
     }
@@ -576,7 +581,7 @@ impl Proxy {
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.cookies.advance(now);
         for _ in 0..STEPS_A_TURN {
-            match self.wheel.step(self.table.flows_mut(), now) {
+            match self.table.step(now) {
                 None => return false,
                 Some(None) => {}
                 Some(Some(id)) => {
@@ -667,7 +672,7 @@ impl Proxy {
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        self.table.next_deadline()
     }
 
     /// What has been counted since the start.
@@ -677,16 +682,15 @@ impl Proxy {
 
     /// How many flows there are of each kind.
     pub fn population(&self) -> Population {
-        self.population
+        self.table.population()
     }
 
-    /// A flow's time has come; it is on no list.
+    /// A flow's time has come; it is on no timer.
     fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let flow = &self.table[id];
-        match flow.state {
+        match self.table[id].state() {
             State::ServerSynSent => self.retransmit_syn(id, now, egress),
-            State::Established if flow.is(FlowFlags::ACK_OWED) => self.settle_acknowledgement(id, now, egress),
-            State::Established if flow.is(FlowFlags::UPDATE_PENDING) => self.repeat_update(id, now, egress),
+            State::AckWithheld => self.send_withheld_ack(id, now, egress),
+            State::WindowPending => self.repeat_update(id, now, egress),
             _ => {
                 self.counters.count(Event::Expired);
                 self.forget(id);
@@ -694,21 +698,30 @@ impl Proxy {
         }
     }
 
-    /// Sets a flow's deadline to what its state allows from now on.
+    /// Makes a flow due when its state has lasted as long as it may from now on.
     #[inline(always)]
     fn restart_timer(&mut self, id: Id, now: Instant) {
-        let lifetime = self.lifetimes.of(&self.table[id]);
-        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(lifetime));
+        let lifetime = self.lifetimes.of(self.table[id].state());
+        self.table.schedule(id, tick(now).wrapping_add(lifetime));
     }
 
-    /// Changes a flow's state, with what hangs on it: the population, the queue of those that may be evicted, the deadline.
-    fn set_state(&mut self, id: Id, state: State, now: Instant) {
-        let flow = &mut self.table[id];
-        *self.population.of(flow) -= 1;
-        flow.state = state;
-        *self.population.of(flow) += 1;
+    /// Changes a flow's state, with what must not change without it, and its timer.
+    fn set_state(&mut self, id: Id, state: State, now: Instant, change: impl FnOnce(&mut Flow)) {
+        self.follow_state(id, now, |flow| {
+            change(flow);
+            state
+        });
+    }
+
+    /// Changes a flow in a way that may lead to another state, which `change` returns. A new state restarts the timer.
+    fn follow_state(&mut self, id: Id, now: Instant, change: impl FnOnce(&mut Flow) -> State) {
+        let former = self.table[id].state();
+        let state = self.table.follow_state(id, change);
+        if state == former {
+            return;
+        }
         if matches!(state, State::TimeWait | State::Reset) {
-            self.closing.push(id, flow.generation);
+            self.remember_candidate(id);
         }
         self.restart_timer(id, now);
     }
@@ -724,7 +737,7 @@ impl Proxy {
             sender,
             ttl: flow.endpoint(sender).ttl.max(1),
             id: 0,
-            label: label(flow.hash),
+            label: label(flow.hash()),
             priorities: flow.tag_priorities(),
         }
     }
@@ -770,12 +783,11 @@ impl Proxy {
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
     fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let flow = &mut self.table[id];
-        if flow.challenged == half_second(ctx.now) {
+        if self.table[id].challenged == half_second(ctx.now) {
             ctx.egress.note(|| "challenged within this half-second already".into());
             return Verdict::Drop(DropReason::Challenged);
         }
-        flow.challenged = half_second(ctx.now);
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
         self.counters.count(Event::Challenge);
         self.acknowledge_in_place(&mut ctx, id)
     }
@@ -829,15 +841,13 @@ impl Proxy {
                 ..FlowKey::default()
             };
             let hash = key.hash(self.hash_keys);
-            let Some(id) = self.table.insert(&key, hash) else { return };
-            let flow = &mut self.table[id];
-            flow.state = State::Established;
-            flow.set(FlowFlags::PROXIED, true);
-            flow.set(FlowFlags::UNJUDGED, true);
-            flow.seq_delta = SeqDelta::between(0, hash as u32);
-            *self.population.of(flow) += 1;
-            let deadline = tick(now).wrapping_add(self.lifetimes.connected);
-            self.wheel.enter(self.table.flows_mut(), id, deadline);
+            let filled = self.table.insert(&key, hash, Side::Wan, State::Established, |flow| {
+                flow.set(FlowFlags::PROXIED, true);
+                flow.set(FlowFlags::UNJUDGED, true);
+                flow.seq_delta = SeqDelta::between(0, hash as u32);
+            });
+            let Some(id) = filled else { return };
+            self.table.enter(id, tick(now).wrapping_add(self.lifetimes.connected));
         }
     }
 }
@@ -877,7 +887,7 @@ mod tests {
         for n in 0..count {
             let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
             let hash = key.hash(proxy.hash_keys);
-            proxy.admit(&key, hash, now, |flow| flow.state = State::Established).unwrap();
+            proxy.admit(&key, hash, Side::Lan, State::Established, now, |_| ()).unwrap();
         }
         proxy
     }

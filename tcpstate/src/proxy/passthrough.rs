@@ -25,10 +25,11 @@ impl Proxy {
         }
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
-        let Some(id) = self.admit(&key, hash, ctx.now, |flow| fill_syn_sent(flow, &ctx)) else {
+        let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
+        else {
             return Verdict::Drop(DropReason::TableFull);
         };
-        self.openings.push(id, self.table[id].generation);
+        self.remember_candidate(id);
         if ctx.side == Side::Lan {
             self.counters.count(Event::Direct);
         }
@@ -55,23 +56,21 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        let flow = &mut self.table[id];
-        let calls = ctx.side == flow.opener();
-        match (calls, flags.has(Flags::ACK)) {
+        let flow = &self.table[id];
+        let opens = ctx.side == flow.client();
+        match (opens, flags.has(Flags::ACK)) {
             (true, false) if flow.endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() => {
-                // The caller has given up its first number, or the data it brought with it, and begun again.
-                fill_syn_sent(flow, &ctx);
-                self.restart_timer(id, ctx.now);
+                // The client has given up its first number, or the data it brought with it, and begun again.
+                self.begin_again(&ctx, id);
             }
-            (false, _) if flow.state == State::SynSent => {
-                // Its answer, or, without ACK, its own call at the same time (RFC 9293 section 3.5, figure 7).
+            (false, _) if flow.is_in(State::SynSent) => {
+                // Its answer, or, without ACK, its own SYN at the same time (RFC 9293 section 3.5, figure 7).
                 let answers = flags.has(Flags::ACK) && flow.answers_syn(ctx.segment);
-                if !flags.has(Flags::ACK) || answers {
-                    let options = Options::read(ctx.options());
-                    note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options);
-                    if answers {
-                        self.settle_opening(&ctx, id, options);
-                    }
+                let options = Options::read(ctx.options());
+                if answers {
+                    self.settle_opening(&ctx, id, options);
+                } else if !flags.has(Flags::ACK) {
+                    self.table.update(id, |flow| note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options));
                 }
             }
             // A repetition, or a stranger's: the ends know which.
@@ -80,20 +79,31 @@ impl Proxy {
         self.forward_syn(ctx)
     }
 
-    /// The caller has its answer: what both offered holds from now on; what a server offers is learned.
+    /// The client begins anew with another SYN: so does the record, which was told of the first one alone, or of its answer too.
+    fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        if self.table[id].is_in(State::SynSent) {
+            self.table.update(id, |flow| fill_syn_sent(flow, ctx));
+        } else {
+            self.table.set_state(id, State::SynSent, |flow| fill_syn_sent(flow, ctx));
+        }
+        self.restart_timer(id, ctx.now);
+    }
+
+    /// The client has its answer: what both offered holds from now on; what a server offers is learned.
     fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
-        let flow = &mut self.table[id];
-        let observation = Observation::of(ctx.segment, answered, flow);
-        settle_scales(flow);
-        // What we may have to say to either end must bear timestamps if its segments do.
-        let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
-        flow.set(FlowFlags::TIMESTAMPS, agreed);
-        flow.set(FlowFlags::TIMESTAMPS_LAN, agreed);
-        flow.endpoint_mut(ctx.side).acked = ctx.segment.ack;
-        // What it will acknowledge at the least, which only one that has seen the answer knows.
-        let synchronised = flow.endpoint(ctx.side).next;
-        flow.endpoint_mut(ctx.side.other()).acked = synchronised;
-        self.set_state(id, State::SynReceived, ctx.now);
+        let observation = Observation::of(ctx.segment, answered, &self.table[id]);
+        self.set_state(id, State::SynReceived, ctx.now, |flow| {
+            note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &answered);
+            settle_scales(flow);
+            // What we may have to say to either end must bear timestamps if its segments do.
+            let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
+            flow.set(FlowFlags::TIMESTAMPS, agreed);
+            flow.set(FlowFlags::TIMESTAMPS_LAN, agreed);
+            flow.endpoint_mut(ctx.side).acked = ctx.segment.ack;
+            // What it will acknowledge at the least, which only one that has seen the answer knows.
+            let synchronised = flow.endpoint(ctx.side).next;
+            flow.endpoint_mut(ctx.side.other()).acked = synchronised;
+        });
         if ctx.side == Side::Lan {
             self.learn(ctx.key(), &observation, ctx.now);
         }
@@ -102,15 +112,15 @@ impl Proxy {
     /// An acknowledgement without SYN: from the caller it ends the handshake; from the called it is early data or an
     /// older connection's protest, which the caller must see either way.
     fn on_opening_acknowledged(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let flow = &mut self.table[id];
-        let opener = flow.opener();
+        let flow = &self.table[id];
+        let opener = flow.client();
         let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
-        if flow.state != State::SynReceived || !acknowledges && ctx.side == opener {
+        if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
             return Verdict::Forward;
         }
         if ctx.side == opener {
-            self.set_state(id, State::Established, ctx.now);
-            self.silent.push(id, self.table[id].generation);
+            self.set_state(id, State::Established, ctx.now, |_| ());
+            self.remember_candidate(id);
         }
         self.track_and_pass(ctx, id)
     }
@@ -121,8 +131,8 @@ impl Proxy {
         }
         let flow = &self.table[id];
         let Segment { seq, flags, .. } = *ctx.segment;
-        ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.opener()));
-        let acceptable = match (ctx.side == flow.opener(), flow.state) {
+        ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.client()));
+        let acceptable = match (ctx.side == flow.client(), flow.state()) {
             (true, _) => true,
             // RFC 9293 section 3.10.7.3: before it is synchronised the caller believes a reset that acknowledges its SYN.
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
@@ -131,33 +141,27 @@ impl Proxy {
         if !acceptable {
             return Verdict::Drop(DropReason::BadReset);
         }
-        if ctx.side == Side::Lan && flow.state == State::SynSent && flow.opener() == Side::Wan {
+        if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan {
             self.remember_refusal(ctx.key(), ctx.now);
         }
-        self.set_state(id, State::Reset, ctx.now);
+        self.set_state(id, State::Reset, ctx.now, |_| ());
         Verdict::Forward
     }
 }
 
 impl Flow {
-    /// The side that opened a connection which is passed through.
-    fn opener(&self) -> Side {
-        if self.is(FlowFlags::OPENED_BY_WAN) { Side::Wan } else { Side::Lan }
-    }
-
     /// Whether a segment of the called acknowledges the caller's SYN: with the data it brought, or without (RFC 7413 section 3).
     fn answers_syn(&self, answer: &Segment) -> bool {
-        answer.ack.within(self.outer_isn + 1, self.endpoint(self.opener()).next)
+        answer.ack.within(self.outer_isn + 1, self.endpoint(self.client()).next)
     }
 }
 
 /// Fills the record of a connection that is passed through by its SYN.
 fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     let options = Options::read(ctx.options());
-    flow.state = State::SynSent;
     flow.outer_isn = ctx.segment.seq;
     flow.keep_path(ctx.side, &ctx.envelope());
-    flow.set(FlowFlags::OPENED_BY_WAN, ctx.side == Side::Wan);
+    flow.set_client(ctx.side);
     *flow.endpoint_mut(ctx.side.other()) = Endpoint::default();
     // Offered, for now.
     flow.set(FlowFlags::SACK, options.sack_permitted);

@@ -59,7 +59,7 @@ impl Proxy {
                 proof.terms
             )
         });
-        let filled = self.admit(&key, hash, now, |flow| {
+        let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
             flow.set(FlowFlags::EARLY, early);
@@ -67,7 +67,7 @@ impl Proxy {
         let Some(id) = filled else {
             return Verdict::Drop(DropReason::TableFull);
         };
-        self.server_syn_sent.push(id, self.table[id].generation);
+        self.remember_candidate(id);
         if !early {
             return self.connect_in_place(&mut ctx, id);
         }
@@ -99,13 +99,13 @@ impl Proxy {
 
     /// Keeps a client's segment until its server answers.
     fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
         // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
         let fits = flow.attempts == 0
             && ctx.segment.seq.beyond(first) <= end.beyond(first)
             && end.beyond(first) <= self.early_window.into();
-        match fits.then(|| self.hold_queue.hold(flow, end)).flatten() {
+        match fits.then(|| self.table.update(id, |flow| self.hold_queue.hold(flow, end))).flatten() {
             Some(ticket) => {
                 self.counters.count(Event::Held);
                 Verdict::Hold(ticket)
@@ -116,7 +116,7 @@ impl Proxy {
 
     /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
     fn replace_former(&mut self, id: Id, egress: &mut impl Egress) {
-        if self.table[id].state == State::ServerSynSent {
+        if self.table[id].is_in(State::ServerSynSent) {
             self.abort_server(id, egress);
         }
         self.forget(id);
@@ -174,7 +174,7 @@ impl Proxy {
 
     fn on_client_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let Segment { seq, ack, flags, window, .. } = *ctx.segment;
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
         if flags.has(Flags::SYN) {
             return if flags.has(Flags::ACK) {
@@ -211,8 +211,8 @@ impl Proxy {
             if is_damaged(&ctx) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
-            flow.endpoint_mut(Side::Wan).window = window;
-            // It knocks again; so do we. Whatever data it brings while the window is shut it will bring again.
+            self.table.update(id, |flow| flow.endpoint_mut(Side::Wan).window = window);
+            // It proves itself again, so the server's SYN is sent again. Whatever data it brings while the window is shut it will bring again.
             return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
         }
         if flow.is(FlowFlags::REOPENING) {
@@ -244,7 +244,7 @@ impl Proxy {
         if flags.has(Flags::ACK) {
             // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
             let soon = tick(ctx.now).wrapping_add(AFTER_RESET);
-            self.wheel.schedule(self.table.flows_mut(), id, soon);
+            self.table.schedule(id, soon);
             return Self::reset_in_place(&mut ctx);
         }
         Verdict::Drop(DropReason::WrongState)
@@ -278,71 +278,66 @@ impl Proxy {
         Self::reset_in_place(&mut ctx)
     }
 
-    /// The server has answered: from here on we only translate.
+    /// The server has answered: from here on segments are only translated.
     ///
-    /// Its SYN-ACK becomes, for the client, the news that the window is open. What the server gets depends on the handshake: held data,
-    /// which acknowledges on its way; an acknowledgement at once; or none before the client's distance has passed, or the client itself
+    /// Its SYN-ACK becomes, for the client, the update that opens the window. What the server gets depends on the handshake: held data,
+    /// which acknowledges on its way; an acknowledgement at once; or none before the client's round-trip time has passed, or the client itself
     /// has sent something.
-    fn splice(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+    fn splice(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
         let ttl = ctx.segment.ttl(ctx.head.bytes());
         let told_mss = self.server_options.most_told(ctx.key(), now);
-        let flow = &mut self.table[id];
+        let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, answered, flow);
-        join(flow, ctx.segment, &answered, ttl, now);
-        flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
-        flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
+        let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
+        let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
+        self.set_state(id, state, now, |flow| {
+            join(flow, ctx.segment, &answered, ttl, now);
+            flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
+            flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
+        });
         ctx.egress.note(|| {
-            let delta = flow.seq_delta.shift(0);
+            let delta = self.table[id].seq_delta.shift(0);
             format!(
                 "the server has answered: {delta:#010x} is added to its numbers from now on; what it offers is learned"
             )
         });
         self.learn(ctx.key(), &observation, now);
-        self.set_state(id, State::Established, now);
-        self.silent.push(id, self.table[id].generation);
+        self.remember_candidate(id);
         self.counters.count(Event::Spliced);
-        self.acknowledge_or_withhold(ctx, id)
-    }
-
-    fn acknowledge_or_withhold(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let now = ctx.now;
-        let flow = &mut self.table[id];
-        let withheld = match flow.distance {
-            _ if flow.is(FlowFlags::EARLY) => 0,
-            // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
-            0 => WITHHELD_MOST,
-            near if near <= NEAR => 0,
-            distance => distance,
-        };
-        let wait = if withheld > 0 { withheld.into() } else { SECOND };
         ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
             0 => "the server gets its acknowledgement at once".into(),
             withheld => {
                 format!("the server's acknowledgement is withheld for {withheld} ms at most, the client's distance")
             }
         });
-        self.wheel.schedule(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
-        let flow = &mut self.table[id];
+        let wait = if withheld > 0 { withheld.into() } else { SECOND };
+        self.table.schedule(id, tick(now).wrapping_add(wait));
         if withheld > 0 {
-            flow.set(FlowFlags::ACK_OWED, true);
             self.counters.count(Event::AckWithheld);
             if withheld == WITHHELD_MOST {
                 self.probe_client(id, now, ctx.egress);
             }
             return self.update_in_place(&mut ctx, id);
         }
-        if flow.is(FlowFlags::EARLY) {
+        if is_early {
             // RFC 7323 section 2.2: the window of a SYN-ACK is not scaled. What reaches beyond it stays held.
-            let edge = flow.endpoint(Side::Lan).acked + flow.granted(Side::Lan).0;
-            self.hold_queue.release(flow, edge);
+            self.release_held(id);
             // The acknowledgement goes before the data, which bears echoes the server would measure the LAN by.
             self.send_acknowledgement(id, now, ctx.egress);
             return self.update_in_place(&mut ctx, id);
         }
         self.send_update(id, now, ctx.egress);
         self.acknowledge_in_place(&mut ctx, id)
+    }
+
+    /// Releases what is held of a flow's client as far as the server's window reaches.
+    pub(super) fn release_held(&mut self, id: Id) {
+        self.table.update(id, |flow| {
+            let edge = flow.endpoint(Side::Lan).acked + flow.granted(Side::Lan).0;
+            self.hold_queue.release(flow, edge);
+        });
     }
 
     /// Sends the server its handshake's last acknowledgement. Should no frame be spare, it repeats its SYN-ACK.
@@ -352,28 +347,28 @@ impl Proxy {
         self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
     }
 
-    /// The client's distance has passed without a word from it: the server gets its handshake's last acknowledgement from us.
-    pub(super) fn settle_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    /// The client's round-trip time has passed and nothing came from it: the server gets its handshake's last acknowledgement from the box.
+    pub(super) fn send_withheld_ack(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         self.send_acknowledgement(id, now, egress);
         let wait = self.acknowledged(id);
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+        self.table.enter(id, tick(now).wrapping_add(wait));
     }
 
-    /// A server whose acknowledgement is withheld has asked again, and is answered.
-    pub(super) fn settle_early(&mut self, id: Id) {
-        if self.table[id].is(FlowFlags::ACK_OWED) {
-            let due = self.table[id].deadline;
+    /// A server whose acknowledgement is withheld has repeated its SYN-ACK, and is answered.
+    pub(super) fn answer_repeated_syn_ack(&mut self, id: Id) {
+        if self.table[id].is_in(State::AckWithheld) {
+            let due = self.table[id].deadline();
             let wait = self.acknowledged(id);
-            self.wheel.schedule(self.table.flows_mut(), id, due.wrapping_add(wait));
+            self.table.schedule(id, due.wrapping_add(wait));
         }
     }
 
     /// Notes that the server has its acknowledgement; how long it is until the client's window update is due to be repeated.
     fn acknowledged(&mut self, id: Id) -> Ticks {
-        let flow = &mut self.table[id];
-        flow.set(FlowFlags::ACK_OWED, false);
-        let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
-        SECOND.saturating_sub(waited.into()).max(1)
+        self.table.set_state(id, State::WindowPending, |flow| {
+            let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
+            SECOND.saturating_sub(waited.into()).max(1)
+        })
     }
 
     /// Has the client say something: a segment just below what it expects must be answered with an acknowledgement
@@ -405,18 +400,20 @@ impl Proxy {
 
     /// The client has shown no sign of the window update, which may be lost: its persist timer must not be what saves it.
     pub(super) fn repeat_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        let flow = &mut self.table[id];
-        flow.attempts += 1;
-        let (attempts, passed) = (flow.attempts, tick(now).wrapping_sub(flow.born));
+        let attempts = self.table.update(id, |flow| {
+            flow.attempts = flow.attempts.saturating_add(1);
+            flow.attempts
+        });
         let wait = if attempts > UPDATES_REPEATED {
-            flow.set(FlowFlags::UPDATE_PENDING, false);
-            self.lifetimes.connected.saturating_sub(passed)
+            self.table.set_state(id, State::Established, |_| ());
+            let passed = tick(now).wrapping_sub(self.table[id].born);
+            self.lifetimes.of(State::Established).saturating_sub(passed)
         } else {
             self.counters.count(Event::UpdateRepeated);
             self.send_update(id, now, egress);
             SECOND << attempts
         };
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+        self.table.enter(id, tick(now).wrapping_add(wait));
     }
 
     /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
@@ -426,16 +423,30 @@ impl Proxy {
             self.counters.count(Event::DialTimeout);
             return self.abort(id, egress);
         }
-        let flow = &mut self.table[id];
-        self.hold_queue.forget(flow);
-        flow.attempts = flow.attempts.saturating_add(1);
+        let attempts = self.table.update(id, |flow| {
+            self.hold_queue.forget(flow);
+            flow.attempts = flow.attempts.saturating_add(1);
+            flow.attempts
+        });
         let doubled =
-            self.lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
+            self.lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(attempts.into()).unwrap_or(u32::MAX));
         let wait = doubled.min(self.lifetimes.retransmit_max).min(self.lifetimes.server_syn_sent - passed);
         if self.emit_server_syn(id, egress) {
             self.counters.count(Event::DialRepeated);
         }
-        self.wheel.enter(self.table.flows_mut(), id, tick(now).wrapping_add(wait));
+        self.table.enter(id, tick(now).wrapping_add(wait));
+    }
+}
+
+/// For how many ticks the server's SYN-ACK goes without its acknowledgement: as long as the client's round trip takes, so that the server measures
+/// that.
+fn time_withheld(flow: &Flow) -> u16 {
+    match flow.distance {
+        _ if flow.is(FlowFlags::EARLY) => 0,
+        // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
+        0 => WITHHELD_MOST,
+        near if near <= NEAR => 0,
+        distance => distance,
     }
 }
 
@@ -443,7 +454,6 @@ impl Proxy {
 fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, shown: Option<u32>) {
     let envelope = ctx.envelope();
     let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
-    flow.state = State::ServerSynSent;
     keep_terms(flow, &proof.terms);
     flow.outer_isn = proof.outer_isn;
     flow.distance = proof.distance;
@@ -491,7 +501,6 @@ fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Ins
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
     flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
     flow.attempts = 0;
-    flow.set(FlowFlags::UPDATE_PENDING, true);
     flow.set(FlowFlags::REOPENING, false);
     flow.set(FlowFlags::SACK_LAN, flow.is(FlowFlags::SACK) && answered.sack_permitted);
     join_scales(flow, answered.scale);

@@ -1,5 +1,7 @@
 //! From a frame's bytes to a TCP segment between two ends, or to what else it is.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
@@ -21,7 +23,7 @@ const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 /// The VLAN tags of a frame: up to two identifiers and the tag protocols, packed; zero means untagged.
 ///
 /// Bits 0-11 the outer identifier, 12-23 the inner, 24-25 the number of tags, 26-27 and 28-29 the outer and inner tag protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Vlan(pub u32);
 

@@ -1,17 +1,28 @@
-//! The flow table: a fixed number of records, found through buckets of one cache line.
+//! The flow table: a fixed number of records, the index that finds them and the timer wheel that is threaded through them.
 //!
-//! A bucket holds ten tags of 16 bits and the places they stand for. A flow lives in the bucket its hash names or, if that
-//! is full, in a second one that follows from bucket and tag; a bucket knows how many of its own live elsewhere, so
-//! that looking for what is not there touches one line. Records are taken one after the other: memory that no flow has needed yet is
-//! never touched.
+//! Everybody reads records; they are written through two methods. [`Table::update`] changes words that are each valid alone.
+//! [`Table::follow_state`] changes what belongs together and ends with the state: it first copies the record to the undo slot, and a process that finds
+//! the slot in use puts the copy back. A kill keeps program order, so compiler fences suffice between the steps. These two methods are also where a
+//! journal or a mirror of the table has to hook in.
+//!
+//! Index, wheel and links follow from the records and are made anew for records that another process has left ([`Table::adopt`]).
+//! Records are taken one after the other: memory that no flow has needed yet is never touched.
 
+mod index;
+mod slab;
 pub mod wheel;
 
-use core::ops::{Index, IndexMut};
+use core::ops::Index as Indexed;
+use core::sync::atomic::{Ordering, compiler_fence};
 
-use crate::flow::{Flow, State};
+use crate::flow::{Flow, FlowFlags, State};
+use crate::keyed::Keys;
 use crate::prefetch::prefetch;
 use crate::wire::FlowKey;
+use crate::{Instant, Side};
+use index::{Guess as Place, Index};
+pub use slab::{Redirect, Slab};
+use wheel::{Ticks, Wheel};
 
 /// The place of a flow in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,37 +39,10 @@ impl Id {
 /// No place: the end of a list.
 pub(crate) const NIL: u32 = u32::MAX;
 
-const WAYS: usize = 10;
+/// Marks the undo slot, in its `slot` word, as the copy of a record that is being changed.
+const UNDO: u16 = 1;
 
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-struct Bucket {
-    /// Zero marks a free place.
-    tags: [u16; WAYS],
-    /// How many flows whose first choice is this bucket live in their second.
-    overflowed: u16,
-    _pad: u16,
-    places: [u32; WAYS],
-}
-
-const _: () = assert!(size_of::<Bucket>() == 64, "a probe touches one cache line");
-
-impl Bucket {
-    fn free_way(&self) -> Option<usize> {
-        self.tags.iter().position(|&tag| tag == 0)
-    }
-
-    /// One bit for each way that has this tag.
-    #[inline(always)]
-    fn matches(&self, tag: u16) -> u32 {
-        // Eight at once, as processors have it.
-        let (wide, rest) = self.tags.split_at(8);
-        let wide: u16 = wide.iter().enumerate().map(|(way, &t)| if t == tag { 1 << way } else { 0 }).sum();
-        rest.iter().enumerate().fold(wide.into(), |bits, (way, &t)| bits | u32::from(t == tag) << (8 + way))
-    }
-}
-
-/// What a bucket says about where a flow may be.
+/// What the first bucket says about where a flow may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guess {
     /// A flow of the same tag is here.
@@ -69,43 +53,126 @@ pub enum Guess {
     Nowhere,
 }
 
+/// How many flows there are of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Population {
+    /// Entries of the SYN cache.
+    pub syn_cached: u64,
+    /// Connections from the WAN, from the SYN to the server to the last timer.
+    pub proxied: u64,
+    /// Connections passed through.
+    pub passthrough: u64,
+}
+
+impl Population {
+    /// The count a flow in this state belongs to.
+    fn of(&mut self, state: State, flags: &Flow) -> &mut u64 {
+        match state {
+            State::SynCached => &mut self.syn_cached,
+            _ if flags.is(FlowFlags::PROXIED) => &mut self.proxied,
+            _ => &mut self.passthrough,
+        }
+    }
+}
+
 /// The flow table.
 pub struct Table {
-    /// Those that are or were in use, at most `capacity`.
-    flows: Vec<Flow>,
+    slab: Slab,
     capacity: usize,
-    /// The upper words of IPv6 addresses, beside the flows; untouched, and so not resident, where flows are IPv4.
-    upper: Vec<[[u32; 3]; 2]>,
-    buckets: Vec<Bucket>,
+    index: Index,
+    wheel: Wheel,
     /// The first of the records that were used and are free again.
     free: u32,
+    /// Records from this place on were never used.
+    used: u32,
     len: usize,
     /// How many flows were ever entered, on a circle: what was found absent is so while this stands still.
     entered: u32,
+    population: Population,
 }
 
 impl Table {
-    /// An empty table for `capacity` flows, all memory taken.
+    /// An empty table in memory that no process has used.
     ///
     /// # Panics
     /// If there are no buckets, or those or the capacity reach 2^31.
-    pub fn new(buckets: usize, capacity: usize) -> Self {
-        assert!(buckets > 0 && buckets < 1 << 31 && capacity < 1 << 31);
+    pub fn new(buckets: usize, slab: Slab, now: Instant) -> Self {
+        let capacity = slab.capacity();
+        assert!(capacity < 1 << 31);
         Self {
-            flows: Vec::with_capacity(capacity),
+            slab,
             capacity,
-            upper: vec![[[0; 3]; 2]; capacity],
-            buckets: vec![Bucket::default(); buckets],
+            index: Index::new(buckets),
+            wheel: Wheel::new(now),
             free: NIL,
+            used: 0,
             len: 0,
             entered: 0,
+            population: Population::default(),
         }
+    }
+
+    /// A table in this memory: of the flows that another process has left there, if one may have; else empty.
+    pub fn of(buckets: usize, slab: Slab, keys: Keys, now: Instant) -> Self {
+        if slab.is_used() { Self::adopt(buckets, slab, keys, now) } else { Self::new(buckets, slab, now) }
+    }
+
+    /// A table of the flows in memory that another process has used. A record is taken only if its state and sides parse, the keyed hash stored in it
+    /// fits its key, and no other record has the same key; every other record is free. No flow is on a timer yet: see [`Table::enter`].
+    pub fn adopt(buckets: usize, slab: Slab, keys: Keys, now: Instant) -> Self {
+        let mut table = Self::new(buckets, slab, now);
+        table.undo();
+        for place in (0..table.capacity).rev() {
+            table.adopt_record(place, keys);
+        }
+        table.used = table.capacity as u32;
+        table
+    }
+
+    /// Takes back a change that was not finished.
+    fn undo(&mut self) {
+        let copy = self.slab.records[self.capacity];
+        let place = copy.link_next as usize;
+        if copy.slot == UNDO && place < self.capacity {
+            self.slab.records[place] = copy;
+        }
+        self.slab.records[self.capacity] = Flow::default();
+    }
+
+    fn adopt_record(&mut self, place: usize, keys: Keys) {
+        let upper = self.slab.upper[place];
+        let record = &mut self.slab.records[place];
+        (record.slot, record.link_prev, record.held) = (wheel::UNFILED, NIL, 0);
+        record.set(FlowFlags::REDIRECTED, false);
+        record.settle();
+        let (key, hash) = (record.key(&upper), record.hash);
+        let is_taken =
+            record.is_plausible(&upper, keys) && self.find(&key, hash).is_none() && self.link(hash, place as u32);
+        let record = &mut self.slab.records[place];
+        if is_taken {
+            self.len += 1;
+            *self.population.of(record.state(), record) += 1;
+        } else {
+            record.state = State::Free as u8;
+            record.link_next = self.free;
+            self.free = place as u32;
+        }
+    }
+
+    /// Gives the memory back, as another process would find it.
+    pub fn into_slab(self) -> Slab {
+        Slab { is_used: true, ..self.slab }
     }
 
     /// How many flows there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many flows there are of each kind.
+    pub fn population(&self) -> Population {
+        self.population
     }
 
     /// A number that changes with each flow that is entered.
@@ -119,85 +186,53 @@ impl Table {
         self.len == self.capacity
     }
 
-    /// All records, for the wheel that is threaded through them.
-    pub(crate) fn flows_mut(&mut self) -> &mut [Flow] {
-        &mut self.flows
-    }
-
-    /// The bucket that is as far among the buckets as `fraction` is among the numbers of 32 bits.
-    #[inline(always)]
-    fn bucket_at(&self, fraction: u32) -> usize {
-        ((u64::from(fraction) * self.buckets.len() as u64) >> 32) as usize
-    }
-
-    #[inline(always)]
-    fn first_choice(&self, hash: u64) -> usize {
-        // The bits that matter most are the 28 that name nothing else.
-        self.bucket_at((hash as u32).rotate_left(4))
-    }
-
-    /// The other bucket a tag may live in: both together make up a number that follows from the tag alone, so that either leads to the other.
-    fn other_choice(&self, bucket: usize, tag: u16) -> usize {
-        let both = self.bucket_at(u32::from(tag).wrapping_mul(0x5bd1_e995));
-        if both >= bucket { both - bucket } else { both + self.buckets.len() - bucket }
-    }
-
-    #[inline(always)]
-    fn tag(hash: u64) -> u16 {
-        ((hash >> 48) as u16).max(1)
-    }
-
-    /// Asks for the line a lookup of this hash touches first.
+    /// Asks for the line a look-up of this hash touches first.
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) {
-        prefetch(&self.buckets[self.first_choice(hash)]);
+        self.index.prefetch(hash);
     }
 
     /// Asks for the lines of the flow this hash probably names; which that is, if that can be told yet, or that there is certainly none.
     #[inline(always)]
     pub fn prefetch_flow(&self, hash: u64, v6: bool) -> Guess {
-        let (first, tag) = (self.first_choice(hash), Self::tag(hash));
-        let bucket = &self.buckets[first];
-        let matches = bucket.matches(tag);
-        if matches != 0 {
-            let place = bucket.places[matches.trailing_zeros() as usize];
-            self.prefetch(Id(place));
-            if v6 {
-                prefetch(&self.upper[place as usize]);
+        match self.index.guess(hash) {
+            Place::Perhaps(place) => {
+                self.prefetch(Id(place));
+                if v6 {
+                    prefetch(&self.slab.upper[place as usize]);
+                }
+                Guess::Perhaps(Id(place))
             }
-            Guess::Perhaps(Id(place))
-        } else if bucket.overflowed > 0 {
-            prefetch(&self.buckets[self.other_choice(first, tag)]);
-            Guess::Elsewhere
-        } else {
-            Guess::Nowhere
+            Place::Elsewhere => Guess::Elsewhere,
+            Place::Nowhere => Guess::Nowhere,
         }
     }
 
-    /// Whether the flow between these ends is at this place.
+    /// Whether the flow with this key is at this place.
     #[inline(always)]
     pub fn is_at(&self, id: Id, key: &FlowKey) -> bool {
-        let Some(flow) = self.flows.get(id.0 as usize) else { return false };
-        flow.state != State::Free && self.is_between(id.0, flow, key)
+        let Some(flow) = self.slab.records.get(id.0 as usize) else { return false };
+        !flow.is_in(State::Free) && self.is_of(id.0, flow, key)
     }
 
     #[inline(always)]
-    fn is_between(&self, place: u32, flow: &Flow, key: &FlowKey) -> bool {
-        flow.fits(key) && (!key.v6 || self.upper[place as usize] == upper(key))
+    fn is_of(&self, place: u32, flow: &Flow, key: &FlowKey) -> bool {
+        flow.fits(key) && (!key.v6 || self.slab.upper[place as usize] == upper(key))
+            || flow.is(FlowFlags::REDIRECTED) && self.slab.redirects[place as usize].key() == *key
     }
 
     /// Asks for the lines of a record.
     pub fn prefetch(&self, id: Id) {
-        let flow = &self.flows[id.0 as usize];
+        let flow = &self.slab.records[id.0 as usize];
         prefetch(flow);
-        prefetch(flow.endpoint(crate::Side::Wan));
+        prefetch(flow.endpoint(Side::Wan));
     }
 
     /// Asks for what the removal of a record, whose own lines are here, will touch.
     pub fn prefetch_neighbours(&self, id: Id) {
-        let flow = &self.flows[id.0 as usize];
+        let flow = &self.slab.records[id.0 as usize];
         for link in [flow.link_next, flow.link_prev] {
-            if let Some(neighbour) = self.flows.get(link as usize) {
+            if let Some(neighbour) = self.slab.records.get(link as usize) {
                 prefetch(neighbour);
             }
         }
@@ -206,50 +241,51 @@ impl Table {
 
     /// Asks for the bucket of the flow that follows this one on its list, whose own lines are here.
     pub fn prefetch_next_bucket(&self, id: Id) {
-        if let Some(next) = self.flows.get(self.flows[id.0 as usize].link_next as usize) {
+        if let Some(next) = self.slab.records.get(self.slab.records[id.0 as usize].link_next as usize) {
             self.prefetch_bucket(next.hash);
         }
     }
 
-    /// The flow between these ends.
+    /// The flow with this key.
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<Id> {
-        let first = self.first_choice(hash);
-        let tag = Self::tag(hash);
-        self.find_in(first, tag, key).or_else(|| {
-            (self.buckets[first].overflowed > 0)
-                .then(|| self.find_in(self.other_choice(first, tag), tag, key))
-                .flatten()
-        })
+        self.index.find(hash, |place| self.is_of(place, &self.slab.records[place as usize], key)).map(Id)
     }
 
-    fn find_in(&self, bucket: usize, tag: u16, key: &FlowKey) -> Option<Id> {
-        let bucket = &self.buckets[bucket];
-        let mut matches = bucket.matches(tag);
-        while matches != 0 {
-            let place = bucket.places[matches.trailing_zeros() as usize];
-            if self.is_between(place, &self.flows[place as usize], key) {
-                return Some(Id(place));
-            }
-            matches &= matches - 1;
-        }
-        None
+    /// A new record for this key, which must not be in the table, of a client on the side `client`: filled, and then in `state`. `None` when the table
+    /// is full. It is on no timer yet: see [`Table::enter`].
+    #[inline]
+    pub fn insert(
+        &mut self,
+        key: &FlowKey,
+        hash: u64,
+        client: Side,
+        state: State,
+        fill: impl FnOnce(&mut Flow),
+    ) -> Option<Id> {
+        let id = self.claim(key, hash, client)?;
+        fill(&mut self.slab.records[id.0 as usize]);
+        self.write_state(id, state);
+        Some(id)
     }
 
-    /// A new record for these ends, which must not be in the table; `None` when it is full.
-    pub fn insert(&mut self, key: &FlowKey, hash: u64) -> Option<Id> {
-        let place = if self.free == NIL { self.flows.len() as u32 } else { self.free };
+    /// A free record with this key that can be found.
+    #[inline]
+    fn claim(&mut self, key: &FlowKey, hash: u64, client: Side) -> Option<Id> {
+        let is_new = self.free == NIL;
+        let place = if is_new { self.used } else { self.free };
         if place as usize >= self.capacity || !self.link(hash, place) {
             return None;
         }
-        if self.free == NIL {
-            self.flows.push(Flow::new(key, hash, 0));
+        let record = &mut self.slab.records[place as usize];
+        if is_new {
+            self.used += 1;
         } else {
-            let flow = &mut self.flows[place as usize];
-            self.free = flow.link_next;
-            *flow = Flow::new(key, hash, flow.generation);
+            self.free = record.link_next;
         }
+        *record = Flow::new(key, hash, record.generation, client);
+        record.slot = wheel::UNFILED;
         if key.v6 {
-            self.upper[place as usize] = upper(key);
+            self.slab.upper[place as usize] = upper(key);
         }
         self.len += 1;
         self.entered = self.entered.wrapping_add(1);
@@ -258,70 +294,129 @@ impl Table {
 
     /// Enters a place under a hash.
     fn link(&mut self, hash: u64, place: u32) -> bool {
-        let tag = Self::tag(hash);
-        let first = self.first_choice(hash);
-        if let Some(way) = self.buckets[first].free_way().or_else(|| self.displace(first)) {
-            self.put(first, way, tag, place);
-            return true;
-        }
-        let second = self.other_choice(first, tag);
-        if let Some(way) = self.buckets[second].free_way().or_else(|| self.displace(second)) {
-            self.put(second, way, tag, place);
-            self.buckets[first].overflowed += u16::from(second != first);
-            return true;
-        }
-        false
+        let slab = &self.slab;
+        self.index.enter(hash, place, |place, tag| match slab.records[place as usize].hash {
+            hash if Index::tag(hash) == tag || slab.redirects.is_empty() => hash,
+            _ => slab.redirects[place as usize].hash(),
+        })
     }
 
-    fn put(&mut self, bucket: usize, way: usize, tag: u16, place: u32) {
-        self.buckets[bucket].tags[way] = tag;
-        self.buckets[bucket].places[way] = place;
-    }
-
-    /// Moves one of a full bucket's flows to its other bucket; the way that became free.
-    fn displace(&mut self, bucket: usize) -> Option<usize> {
-        for way in 0..WAYS {
-            let (tag, place) = (self.buckets[bucket].tags[way], self.buckets[bucket].places[way]);
-            let other = self.other_choice(bucket, tag);
-            if other == bucket {
-                continue;
-            }
-            if let Some(free) = self.buckets[other].free_way() {
-                self.put(other, free, tag, place);
-                self.buckets[bucket].tags[way] = 0;
-                let first = self.first_choice(self.flows[place as usize].hash);
-                if first == bucket {
-                    self.buckets[first].overflowed += 1;
-                } else {
-                    self.buckets[first].overflowed -= 1;
-                }
-                return Some(way);
-            }
+    /// Lets a flow be found under a second key too. False, changing nothing, if the table has no side array, the index has no room, or cannot tell
+    /// the two hashes apart.
+    pub fn redirect(&mut self, id: Id, redirect: Redirect) -> bool {
+        let Some(own) = self.slab.redirects.get_mut(id.0 as usize) else { return false };
+        let hash = redirect.hash();
+        if Index::tag(hash) == Index::tag(self.slab.records[id.0 as usize].hash) {
+            return false;
         }
-        None
+        *own = redirect;
+        let is_linked = self.link(hash, id.0);
+        self.slab.records[id.0 as usize].set(FlowFlags::REDIRECTED, is_linked);
+        is_linked
     }
 
-    /// Removes a flow. The caller has taken it off the wheel.
+    /// The second key of a flow and what goes with it, if it has one.
+    pub fn redirected(&self, id: Id) -> Option<&Redirect> {
+        self[id].is(FlowFlags::REDIRECTED).then(|| &self.slab.redirects[id.0 as usize])
+    }
+
+    /// Changes words of a record that are each valid alone, whatever becomes of this process between two of them.
+    #[inline(always)]
+    pub fn update<R>(&mut self, id: Id, change: impl FnOnce(&mut Flow) -> R) -> R {
+        change(&mut self.slab.records[id.0 as usize])
+    }
+
+    /// Changes a flow's state and, with it, what must not change without it.
+    #[inline(always)]
+    pub fn set_state<R>(&mut self, id: Id, state: State, change: impl FnOnce(&mut Flow) -> R) -> R {
+        let mut result = None;
+        self.follow_state(id, |flow| {
+            result = Some(change(flow));
+            state
+        });
+        result.expect("the change was made")
+    }
+
+    /// Changes a record in a way that may lead to another state, which `change` returns. The record goes to the undo slot first, and the state is
+    /// written last.
+    #[inline]
+    pub fn follow_state(&mut self, id: Id, change: impl FnOnce(&mut Flow) -> State) -> State {
+        let undo = self.capacity;
+        let mut copy = self.slab.records[id.0 as usize];
+        *self.population.of(copy.state(), &copy) -= 1;
+        (copy.slot, copy.link_next) = (0, id.0);
+        self.slab.records[undo] = copy;
+        compiler_fence(Ordering::SeqCst);
+        self.slab.records[undo].slot = UNDO;
+        compiler_fence(Ordering::SeqCst);
+        let record = &mut self.slab.records[id.0 as usize];
+        let state = change(record);
+        self.write_state(id, state);
+        compiler_fence(Ordering::SeqCst);
+        self.slab.records[undo].slot = 0;
+        state
+    }
+
+    /// Writes a state: the only place where one is written, but for a record that is freed.
+    #[inline(always)]
+    fn write_state(&mut self, id: Id, state: State) {
+        let record = &mut self.slab.records[id.0 as usize];
+        let former = record.state();
+        debug_assert!(former == state || former.may_become(state), "{former:?} must not become {state:?}");
+        *self.population.of(state, record) += 1;
+        compiler_fence(Ordering::SeqCst);
+        record.state = state as u8;
+    }
+
+    /// Puts a flow into any state, for tests.
+    #[cfg(test)]
+    pub fn overwrite(&mut self, id: Id, state: State, change: impl FnOnce(&mut Flow)) {
+        let record = &mut self.slab.records[id.0 as usize];
+        *self.population.of(record.state(), record) -= 1;
+        change(record);
+        record.state = state as u8;
+        *self.population.of(state, record) += 1;
+    }
+
+    /// Removes a flow.
     pub fn remove(&mut self, id: Id) {
-        let hash = self.flows[id.0 as usize].hash;
-        let first = self.first_choice(hash);
-        let second = self.other_choice(first, Self::tag(hash));
-        for bucket in [first, second] {
-            let cell = &mut self.buckets[bucket];
-            let Some(way) = (0..WAYS).find(|&way| cell.tags[way] != 0 && cell.places[way] == id.0) else { continue };
-            cell.tags[way] = 0;
-            if bucket != first {
-                self.buckets[first].overflowed -= 1;
-            }
-            break;
+        self.wheel.unfile(&mut self.slab.records, id);
+        if let Some(redirect) = self.redirected(id) {
+            let hash = redirect.hash();
+            self.index.remove(hash, id.0);
         }
-        let free = self.free;
-        let flow = &mut self.flows[id.0 as usize];
-        flow.state = State::Free;
-        flow.generation = flow.generation.wrapping_add(1);
-        flow.link_next = free;
+        let record = &mut self.slab.records[id.0 as usize];
+        *self.population.of(record.state(), record) -= 1;
+        record.state = State::Free as u8;
+        compiler_fence(Ordering::SeqCst);
+        record.generation = record.generation.wrapping_add(1);
+        record.link_next = self.free;
+        self.index.remove(record.hash, id.0);
         self.free = id.0;
         self.len -= 1;
+    }
+
+    /// Puts a flow that is on no timer on one that is due at `deadline`.
+    #[inline]
+    pub fn enter(&mut self, id: Id, deadline: Ticks) {
+        self.wheel.enter(&mut self.slab.records, id, deadline);
+    }
+
+    /// Makes a flow due at `deadline`, whatever it was due at.
+    #[inline(always)]
+    pub fn schedule(&mut self, id: Id, deadline: Ticks) {
+        self.wheel.schedule(&mut self.slab.records, id, deadline);
+    }
+
+    /// One piece of the timers' work: see [`Wheel::step`].
+    #[inline]
+    pub fn step(&mut self, now: Instant) -> Option<Option<Id>> {
+        self.wheel.step(&mut self.slab.records, now)
+    }
+
+    /// The earliest time at which a timer may be due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
     }
 
     /// An entry, and a generation it does not have, of an excerpt: a record that stands for flows that are gone.
@@ -335,51 +430,60 @@ impl Table {
     /// A small table of these flows, which differ, with as much room as this one has, or some; its first record stands for none.
     pub fn excerpt(&self, ids: &[Id]) -> Table {
         let room = (self.capacity - self.len).min(8);
-        let mut table = Table::new(2 + ids.len(), ids.len() + 1 + room);
-        table.flows.push(Flow::default());
-        table.len = 1;
+        let redirects = !self.slab.redirects.is_empty();
+        let mut table = Table::new(2 + ids.len(), Slab::anonymous(ids.len() + 1 + room, redirects), Instant::default());
+        (table.used, table.len) = (1, 1);
         for &id in ids {
-            let (key, flow) = (self.key(id), self[id]);
-            let taken = table.insert(&key, flow.hash);
+            let (key, flow) = (self.key(id), &self[id]);
+            let taken = table.claim(&key, flow.hash, flow.client());
             debug_assert!(taken.is_some(), "a bucket has ways for all of them");
-            if let Some(copy) = taken {
-                table[copy] = flow;
+            let Some(copy) = taken else { continue };
+            table.slab.records[copy.0 as usize] = *flow;
+            if let Some(redirect) = self.redirected(id) {
+                table.redirect(copy, *redirect);
             }
         }
+        // Of flows that are not in it the excerpt knows how many there are.
+        table.population = self.population;
         table
+    }
+
+    /// Puts the flows of an excerpt on its own timers, as of `now`.
+    pub fn file_excerpt(&mut self, now: Instant) {
+        self.wheel = Wheel::new(now);
+        for n in 1..self.used {
+            let record = &mut self.slab.records[n as usize];
+            record.slot = wheel::UNFILED;
+            let deadline = record.deadline;
+            self.enter(Id(n), deadline);
+        }
     }
 
     /// The flows among the `count` records from the place `from` on, and the place to go on from; none when these were the last.
     pub fn slice(&self, from: u32, count: u32) -> (impl Iterator<Item = (Id, &Flow)>, Option<u32>) {
-        let len = self.flows.len() as u32;
-        let (begin, end) = (from.min(len), from.saturating_add(count).min(len));
-        let records = (begin..end).zip(&self.flows[begin as usize..end as usize]);
-        let flows = records.filter(|(_, flow)| flow.state != State::Free).map(|(place, flow)| (Id(place), flow));
-        (flows, Some(end).filter(|&end| end < len))
+        let (begin, end) = (from.min(self.used), from.saturating_add(count).min(self.used));
+        let records = (begin..end).zip(&self.slab.records[begin as usize..end as usize]);
+        let flows = records.filter(|(_, flow)| !flow.is_in(State::Free)).map(|(place, flow)| (Id(place), flow));
+        (flows, Some(end).filter(|&end| end < self.used))
     }
 
-    /// The ends of a flow.
+    /// The key of a flow, as its client knows it.
     pub fn key(&self, id: Id) -> FlowKey {
-        self.flows[id.0 as usize].key(&self.upper[id.0 as usize])
+        self.slab.records[id.0 as usize].key(&self.slab.upper[id.0 as usize])
     }
 }
 
 #[inline(always)]
-fn upper(key: &FlowKey) -> [[u32; 3]; 2] {
+fn upper(key: &FlowKey) -> slab::UpperWords {
     [key.lan, key.wan].map(|address| [address[0], address[1], address[2]])
 }
 
-impl Index<Id> for Table {
+impl Indexed<Id> for Table {
     type Output = Flow;
 
+    #[inline(always)]
     fn index(&self, id: Id) -> &Flow {
-        &self.flows[id.0 as usize]
-    }
-}
-
-impl IndexMut<Id> for Table {
-    fn index_mut(&mut self, id: Id) -> &mut Flow {
-        &mut self.flows[id.0 as usize]
+        &self.slab.records[id.0 as usize]
     }
 }
 
@@ -395,17 +499,28 @@ mod tests {
         FlowKey { lan, wan: [0, 0, 0xffff, n], lan_port: 80, wan_port: n as u16, v6, ..FlowKey::default() }
     }
 
+    const KEYS: Keys = (1, 2);
+    const NOW: Instant = Instant::from_secs(1000);
+
+    fn table(buckets: usize, capacity: usize) -> Table {
+        Table::new(buckets, Slab::anonymous(capacity, false), NOW)
+    }
+
+    fn insert(table: &mut Table, n: u32) -> Option<Id> {
+        table.insert(&key(n), hash(n), Side::Wan, State::SynCached, |_| ())
+    }
+
     fn hash(n: u32) -> u64 {
-        key(n).hash((1, 2))
+        key(n).hash(KEYS)
     }
 
     #[test]
     fn a_table_takes_as_many_as_it_says_and_no_more() {
-        let mut table = Table::new(1024, 8192);
+        let mut table = table(1024, 8192);
         for n in 0..8192 {
-            assert!(table.insert(&key(n), hash(n)).is_some(), "{n} of 8192");
+            assert!(insert(&mut table, n).is_some(), "{n} of 8192");
         }
-        assert!(table.insert(&key(9000), hash(9000)).is_none());
+        assert!(insert(&mut table, 9000).is_none());
         for n in 0..8192 {
             let id = table.find(&key(n), hash(n)).unwrap();
             assert_eq!(table.key(id), key(n));
@@ -416,30 +531,27 @@ mod tests {
     fn any_number_of_buckets_will_do_and_no_record_is_touched_before_its_time() {
         for buckets in [1, 3, 100, 1001] {
             let capacity = buckets * 8;
-            let mut table = Table::new(buckets, capacity);
-            assert_eq!(table.flows.len(), 0);
+            let mut table = table(buckets, capacity);
+            assert_eq!(table.used as usize, 0);
             for n in 0..capacity as u32 {
-                let id = table.insert(&key(n), hash(n)).unwrap_or_else(|| panic!("{n} of {capacity}"));
-                assert_eq!((id.0, table.flows.len()), (n, n as usize + 1));
+                let id = insert(&mut table, n).unwrap_or_else(|| panic!("{n} of {capacity}"));
+                assert_eq!((id.0, table.used as usize), (n, n as usize + 1));
             }
             assert!(table.is_full());
             for n in 0..capacity as u32 {
                 assert_eq!(table.find(&key(n), hash(n)), Some(Id(n)));
                 table.remove(Id(n));
             }
-            assert!(table.insert(&key(1), hash(1)).is_some());
-            assert_eq!(table.flows.len(), capacity, "a record is used again");
-        }
-        let table = Table::new(1001, 8008);
-        for (bucket, tag) in (0..1001).flat_map(|bucket| [1, 77, u16::MAX].map(|tag| (bucket, tag))) {
-            assert_eq!(table.other_choice(table.other_choice(bucket, tag), tag), bucket);
+            assert!(insert(&mut table, 1).is_some());
+            assert_eq!(table.used as usize, capacity, "a record is used again");
         }
     }
 
     #[test]
     fn equal_hashes_of_different_ends_are_kept_apart() {
-        let mut table = Table::new(4, 32);
-        let ids: Vec<_> = (0..10).map(|n| table.insert(&key(n), 42).unwrap()).collect();
+        let mut table = table(4, 32);
+        let ids: Vec<_> =
+            (0..10).map(|n| table.insert(&key(n), 42, Side::Wan, State::SynCached, |_| ()).unwrap()).collect();
         for (n, id) in ids.iter().enumerate() {
             assert_eq!(table.find(&key(n as u32), 42), Some(*id));
         }
@@ -450,13 +562,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_table_is_a_map(steps in prop::collection::vec((any::<bool>(), 0u32..200), 0..2000)) {
-            let mut table = Table::new(16, 128);
+            let mut table = table(16, 128);
             let mut model = HashMap::new();
-            for (insert, n) in steps {
+            for (enter, n) in steps {
                 prop_assert_eq!(table.find(&key(n), hash(n)), model.get(&n).copied());
-                match (insert, model.contains_key(&n)) {
+                match (enter, model.contains_key(&n)) {
                     (true, false) => {
-                        if let Some(id) = table.insert(&key(n), hash(n)) {
+                        if let Some(id) = insert(&mut table, n) {
                             model.insert(n, id);
                         }
                     }
@@ -471,7 +583,135 @@ mod tests {
             for id in model.into_values() {
                 table.remove(id);
             }
-            prop_assert!(table.buckets.iter().all(|bucket| bucket.overflowed == 0 && bucket.tags == [0; WAYS]));
+            prop_assert!(table.index.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_flow_is_found_under_both_its_keys_and_goes_from_both() {
+        let mut table = Table::new(16, Slab::anonymous(128, true), NOW);
+        let redirect = |n: u32| Redirect::new(&key(n), hash(n), Side::Wan, Side::Lan);
+        for n in 0..50 {
+            let id = insert(&mut table, n).unwrap();
+            assert!(table.redirect(id, redirect(1000 + n)), "{n}");
+            assert_eq!(table.redirected(id), Some(&redirect(1000 + n)));
+        }
+        for n in 0..50 {
+            let id = table.find(&key(n), hash(n)).unwrap();
+            assert_eq!(table.find(&key(1000 + n), hash(1000 + n)), Some(id));
+            assert!(table.is_at(id, &key(1000 + n)) && !table.is_at(id, &key(2000 + n)));
+            table.remove(id);
+            assert_eq!((table.find(&key(n), hash(n)), table.find(&key(1000 + n), hash(1000 + n))), (None, None));
+        }
+        assert!(table.index.is_empty());
+        let mut without = self::table(16, 128);
+        let id = insert(&mut without, 1).unwrap();
+        assert!(!without.redirect(id, redirect(2)), "a table without the side array");
+    }
+
+    /// What is in a table, by key.
+    fn contents(table: &Table) -> HashMap<(u32, u16), (State, u32)> {
+        let name = |id| (table.key(id).wan[3], table.key(id).wan_port);
+        table.slice(0, u32::MAX).0.map(|(id, flow)| (name(id), (flow.state(), flow.born))).collect()
+    }
+
+    /// A table with flows in several states, as another process leaves it.
+    fn lived() -> Table {
+        let mut table = table(16, 128);
+        for n in 0..100 {
+            let state = if n % 2 == 0 { State::SynSent } else { State::Established };
+            let id = table.insert(&key(n), hash(n), Side::Wan, state, |flow| flow.born = n).unwrap();
+            table.enter(id, 5 * n);
+        }
+        (0..100).step_by(7).for_each(|n| table.remove(table.find(&key(n), hash(n)).unwrap()));
+        table
+    }
+
+    #[test]
+    fn what_another_process_left_is_found_again() {
+        let before = lived();
+        let (known, population) = (contents(&before), before.population());
+        let mut after = Table::adopt(16, before.into_slab(), KEYS, NOW);
+        assert_eq!((contents(&after), after.population()), (known.clone(), population));
+        for n in 100..400 {
+            insert(&mut after, n);
+        }
+        assert!(after.is_full());
+        let ids: Vec<_> = after.slice(0, u32::MAX).0.map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| after.remove(id));
+        assert!(after.index.is_empty() && after.population() == Population::default());
+    }
+
+    #[test]
+    fn a_change_that_was_not_finished_is_taken_back() {
+        let mut table = lived();
+        let id = table.find(&key(1), hash(1)).unwrap();
+        let known = contents(&table);
+        // Killed with the change half done: the copy still stands in the undo slot.
+        table.set_state(id, State::FinWait, |flow| {
+            flow.set(FlowFlags::FIN_WAN, true);
+            flow.born = 77;
+        });
+        let mut slab = table.into_slab();
+        slab.records[128].slot = UNDO;
+        let after = Table::adopt(16, slab.clone(), KEYS, NOW);
+        assert_eq!(contents(&after), known);
+        // And one that was finished is not.
+        slab.records[128].slot = 0;
+        let after = Table::adopt(16, slab, KEYS, NOW);
+        assert_eq!(contents(&after).get(&(1, 1)), Some(&(State::FinWait, 77)));
+    }
+
+    #[test]
+    fn of_two_records_with_one_key_one_is_taken() {
+        let table = lived();
+        let (id, used) = (table.find(&key(1), hash(1)).unwrap(), table.used as usize);
+        let count = contents(&table).len();
+        let mut slab = table.into_slab();
+        slab.records[used] = slab.records[id.0 as usize];
+        slab.upper[used] = slab.upper[id.0 as usize];
+        let after = Table::adopt(16, slab, KEYS, NOW);
+        assert_eq!((after.len(), contents(&after).len()), (count, count));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+        /// Whatever lies in the memory: what is taken is whole, everything can be removed, and a free record is a free record.
+        #[test]
+        fn any_memory_makes_a_table(
+            noise in prop::collection::vec(any::<u64>(), 1..64),
+            places in prop::collection::vec((0usize..17 * 128, any::<u8>()), 0..200),
+            random in any::<bool>(),
+        ) {
+            let mut table = table(2, 16);
+            (0..12).for_each(|n| { insert(&mut table, n); });
+            let mut slab = table.into_slab();
+            if random {
+                for (byte, noise) in slab.bytes_mut().iter_mut().zip(noise.iter().flat_map(|word| word.to_le_bytes()).cycle()) {
+                    *byte = noise;
+                }
+            }
+            for (at, byte) in places {
+                slab.bytes_mut()[at] = byte;
+            }
+            let mut table = Table::adopt(2, slab, KEYS, NOW);
+            let ids: Vec<_> = table.slice(0, u32::MAX).0.map(|(id, _)| id).collect();
+            prop_assert_eq!(ids.len(), table.len());
+            for &id in &ids {
+                let key = table.key(id);
+                prop_assert_eq!(table.find(&key, key.hash(KEYS)), Some(id));
+                table.enter(id, table[id].deadline());
+            }
+            prop_assert!(!random || ids.len() <= 12);
+            let mut steps = 0;
+            while table.step(NOW + core::time::Duration::from_secs(10)).is_some() {
+                steps += 1;
+                prop_assert!(steps < 1000);
+            }
+            ids.into_iter().for_each(|id| table.remove(id));
+            prop_assert!(table.index.is_empty());
+            (100..116).for_each(|n| { insert(&mut table, n); });
+            prop_assert!(table.is_full() || table.len() > 10);
         }
     }
 }

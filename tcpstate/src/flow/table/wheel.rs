@@ -16,7 +16,7 @@ const TICK_SHIFT: u32 = 10;
 const LEVELS: usize = 4;
 const SLOTS: usize = 256;
 /// Marks a flow that is on no list.
-const UNFILED: u16 = u16::MAX;
+pub(super) const UNFILED: u16 = u16::MAX;
 
 /// The tick a time falls in.
 #[inline(always)]

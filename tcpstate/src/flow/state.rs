@@ -1,0 +1,180 @@
+//! The states a connection can be in, and which state may follow which. A record keeps a state as a byte, from which it is parsed.
+
+/// What state a connection is in. The names are those of RFC 9293 and of the kernel's connection tracking where they have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum State {
+    /// The record is not in use.
+    #[default]
+    Free = 0,
+    /// An entry of the SYN cache: the box has answered a client's SYN.
+    SynCached = 1,
+    /// The client has proved itself; the box has sent its SYN to the server.
+    ServerSynSent = 2,
+    /// The server has answered. The box withholds the handshake's last ACK until the client's round-trip time has passed.
+    AckWithheld = 3,
+    /// The server has answered and has its ACK. The client has not yet shown that it knows the server's window.
+    WindowPending = 4,
+    /// Passed through: a SYN has passed.
+    SynSent = 5,
+    /// Passed through: the SYN-ACK has passed too.
+    SynReceived = 6,
+    /// One direction of a connection that may have been running before the box started has been seen.
+    Unconfirmed = 7,
+    /// Both ends may send.
+    Established = 8,
+    /// One end has sent FIN.
+    FinWait = 9,
+    /// Both ends have sent FIN; not both FINs are acknowledged.
+    LastAck = 10,
+    /// Both FINs are acknowledged.
+    TimeWait = 11,
+    /// An RST was accepted. What still comes is passed for a while, so that a forged RST does not cut the path.
+    Reset = 12,
+}
+
+impl State {
+    /// Every state a connection can be in.
+    pub const ALL: [State; 12] = [
+        State::SynCached,
+        State::ServerSynSent,
+        State::AckWithheld,
+        State::WindowPending,
+        State::SynSent,
+        State::SynReceived,
+        State::Unconfirmed,
+        State::Established,
+        State::FinWait,
+        State::LastAck,
+        State::TimeWait,
+        State::Reset,
+    ];
+
+    /// The state a byte of a record stands for; `None` for a byte that stands for none.
+    pub const fn parse(byte: u8) -> Option<State> {
+        if byte == 0 {
+            return Some(State::Free);
+        }
+        if byte as usize <= Self::ALL.len() { Some(Self::ALL[byte as usize - 1]) } else { None }
+    }
+
+    /// The name operators use.
+    pub const fn label(self) -> &'static str {
+        match self {
+            State::Free => "free",
+            State::SynCached => "syn-cached",
+            State::ServerSynSent => "server-syn-sent",
+            State::AckWithheld => "ack-withheld",
+            State::WindowPending => "window-pending",
+            State::SynSent => "syn-sent",
+            State::SynReceived => "syn-received",
+            State::Unconfirmed => "unconfirmed",
+            State::Established => "established",
+            State::FinWait => "fin-wait",
+            State::LastAck => "last-ack",
+            State::TimeWait => "time-wait",
+            State::Reset => "reset",
+        }
+    }
+
+    /// The states a name stands for: a label, or one of the names operators used before, some of which covered several states. Empty for any
+    /// other word.
+    pub fn named(name: &str) -> &'static [State] {
+        match name {
+            "half-open" => &[State::SynCached],
+            "dialling" => &[State::ServerSynSent],
+            "opening-sent" => &[State::SynSent],
+            "opening-answered" => &[State::SynReceived],
+            "closing" => &[State::FinWait, State::LastAck],
+            _ => Self::ALL.iter().position(|state| state.label() == name).map_or(&[], |at| &Self::ALL[at..=at]),
+        }
+    }
+
+    /// Whether a connection in this state may come to be in `next`. What is not listed here must not happen: the one function that changes
+    /// states asserts it, and `docs/states.md` shows it.
+    pub const fn may_become(self, next: State) -> bool {
+        use State::*;
+        matches!(
+            (self, next),
+            // A record is filled.
+            (Free, SynCached | ServerSynSent | SynSent | Unconfirmed | Established)
+                // The server has answered.
+                | (ServerSynSent, AckWithheld | WindowPending)
+                | (AckWithheld, WindowPending)
+                // The client, or the direction that was missing, has been heard.
+                | (AckWithheld | WindowPending | SynReceived | Unconfirmed, Established)
+                | (SynSent, SynReceived)
+                // The client begins anew with another SYN.
+                | (SynReceived, SynSent)
+                // The ends finish.
+                | (AckWithheld | WindowPending | Established, FinWait)
+                | (FinWait, LastAck)
+                // The client's first ACK brings its FIN, behind early data and FIN of the server.
+                | (Established, LastAck)
+                | (LastAck, TimeWait)
+                | (AckWithheld | WindowPending | SynSent | SynReceived | Established | FinWait | LastAck | TimeWait, Reset)
+                // Every record is freed in the end.
+                | (_, Free)
+        )
+    }
+
+    /// Whether both ends have met: what comes is followed by its numbers and passed.
+    pub const fn is_connected(self) -> bool {
+        matches!(
+            self,
+            State::AckWithheld
+                | State::WindowPending
+                | State::Established
+                | State::FinWait
+                | State::LastAck
+                | State::TimeWait
+                | State::Reset
+        )
+    }
+
+    /// Whether nothing more is to be expected of the connection, so that a new one may take its key.
+    pub const fn is_over(self) -> bool {
+        matches!(self, State::LastAck | State::TimeWait | State::Reset)
+    }
+}
+
+const _: () = {
+    let mut at = 0;
+    while at < State::ALL.len() {
+        assert!(State::ALL[at] as usize == at + 1, "a state's byte is its place in the list plus one");
+        at += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_parsed_from_its_own_byte_and_from_no_other() {
+        for byte in 0..=u8::MAX {
+            match State::parse(byte) {
+                Some(state) => assert_eq!(state as u8, byte),
+                None => assert!(usize::from(byte) > State::ALL.len()),
+            }
+        }
+    }
+
+    #[test]
+    fn every_label_names_its_state_and_former_names_still_work() {
+        for state in State::ALL {
+            assert_eq!(State::named(state.label()), [state]);
+        }
+        assert_eq!(State::named("closing"), [State::FinWait, State::LastAck]);
+        assert_eq!(State::named("half-open"), [State::SynCached]);
+        assert!(State::named("shut").is_empty());
+    }
+
+    #[test]
+    fn every_state_can_be_reached_and_left() {
+        for state in State::ALL {
+            assert!([State::Free].iter().chain(&State::ALL).any(|from| *from != state && from.may_become(state)));
+            assert!(state.may_become(State::Free));
+        }
+    }
+}
