@@ -1,9 +1,9 @@
-//! The engine's view of a frame: the bytes of its first buffer, with room to grow at both ends.
+//! The engine's view of a frame: the bytes of its first buffer, with headroom and tailroom.
 
-/// The head of a frame, edited where it lies.
+/// The first bytes of a frame, edited in place.
 ///
-/// `total` exceeds `len` when the frame lies in several buffers (a jumbo frame): then only the
-/// first holds headers, the payload behind them is out of sight, and checksums can only be patched.
+/// A jumbo frame may take several buffers: then `total` exceeds `len`, only the bytes of the first buffer, with all headers, are visible,
+/// and checksums can only be patched.
 pub struct Head<'a> {
     buffer: &'a mut [u8],
     start: usize,
@@ -45,7 +45,7 @@ impl<'a> Head<'a> {
         self.total
     }
 
-    /// Whether the whole frame is in sight.
+    /// Whether the whole frame is visible.
     pub fn is_whole(&self) -> bool {
         self.total == self.len
     }
@@ -62,7 +62,7 @@ impl<'a> Head<'a> {
         &mut self.buffer[self.start..self.start + self.len]
     }
 
-    /// Makes the frame `len` bytes long in one piece: cuts its tail, or grows it into the buffer's spare room.
+    /// Makes the frame `len` bytes long in one buffer: truncates it, or grows it into the tailroom.
     /// New bytes hold whatever the buffer held. Returns false, changing nothing, if the buffer is too small.
     #[must_use]
     pub fn resize(&mut self, len: usize) -> bool {
@@ -74,9 +74,9 @@ impl<'a> Head<'a> {
         true
     }
 
-    /// Opens a gap of `gap` bytes at offset `at` by moving the bytes before it toward the buffer's beginning
-    /// (the payload stays where it is); without the headroom for that, by moving those behind it toward the buffer's end, which
-    /// only a frame in one piece can. Returns false, changing nothing, if there is room at neither end.
+    /// Opens a gap of `gap` bytes at offset `at`. Moves the bytes before it into the headroom, so that the payload stays in place; without
+    /// enough headroom, and if the whole frame is visible, moves those behind it into the tailroom. Returns false, changing nothing, if
+    /// there is room at neither end. The gap holds whatever the buffer held.
     #[must_use]
     pub fn open_gap(&mut self, at: usize, gap: usize) -> bool {
         if at > self.len {

@@ -1,18 +1,18 @@
-//! Keyed hashes over a few words: what names a place in a table, or signs a cookie, must not be foreseen by those who send.
+//! Keyed hashes over a few words. Senders must not be able to predict places in tables, nor forge cookies.
 //!
-//! SipHash (Aumasson and Bernstein, 2012) over whole words, whose number is known to the compiler, which unrolls the whole: half the instructions
-//! of a hasher that takes bytes of any number. Tests hold it against one.
+//! SipHash (Aumasson and Bernstein, 2012) over whole words. The compiler knows their number and unrolls everything: half the instructions of a
+//! hasher for any number of bytes. Tests compare it with such a hasher.
 
 /// A pair of SipHash keys.
 pub type Keys = (u64, u64);
 
-/// SipHash-1-3: for tables.
+/// SipHash-1-3 of `words` in little-endian order: for places in tables.
 #[inline(always)]
 pub fn place<const N: usize>(keys: Keys, words: [u64; N]) -> u64 {
     sip::<1, 3, N>(keys, words)
 }
 
-/// SipHash-2-4: for signatures.
+/// SipHash-2-4 of `words` in little-endian order: for MACs.
 #[inline(always)]
 pub fn signature<const N: usize>(keys: Keys, words: [u64; N]) -> u64 {
     sip::<2, 4, N>(keys, words)
@@ -30,7 +30,7 @@ fn sip<const C: usize, const D: usize, const N: usize>((k0, k1): Keys, words: [u
     for word in words {
         absorb::<C>(&mut state, word);
     }
-    // The last word is what is left over of the bytes, which is nothing, below their number.
+    // The last word holds the remaining bytes, of which there are none, and the number of all bytes modulo 256 in its highest byte.
     absorb::<C>(&mut state, (8 * N as u64) << 56);
     state[2] ^= 0xff;
     for _ in 0..D {
@@ -69,7 +69,7 @@ mod tests {
     use siphasher::sip::{SipHasher13, SipHasher24};
 
     #[test]
-    fn the_vector_of_its_authors() {
+    fn the_test_vector_of_the_authors() {
         // Of the key 00 to 0f and the bytes 00 to 07.
         let keys = (0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908);
         assert_eq!(signature(keys, [0x0706_0504_0302_0100]), 0x93f5_f579_9a93_2462);

@@ -1,47 +1,47 @@
-//! Who owns a frame where several workers share the work: the one that keeps the state of what the frame belongs to. Its queue may be
-//! another's; how it gets to its owner is the workers' own affair.
+//! Which of several workers owns a frame: the one that keeps the state that the frame belongs to. Another worker may receive it, and hands it
+//! over to the owner.
 //!
-//! A segment and an ICMP error about it belong to their connection, and a connection to a share of its keyed hash, which is the same in
-//! both directions. A later fragment belongs with the first of its packet, which alone says whose it is: whoever received that one
-//! remembers, so that both take the same way and stay in order. What is no TCP, and a fragment whose beginning nobody saw,
-//! belongs to whoever received it.
+//! A segment, and an ICMP error about it, belong to their connection; the connection's keyed hash, the same in both directions, names its
+//! owner. A later fragment belongs to the owner of its packet's first fragment, the only one with ports: the worker that received that one
+//! remembers the owner, so that all fragments go the same way and stay in order. Frames that are not TCP, and fragments whose first one was
+//! not seen, belong to the worker that received them.
 
 use crate::keyed::Keys;
 use crate::proxy::{Metadata, Secrets};
 use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment};
 use crate::{Instant, Side};
 
-/// Lines of the memory of first fragments: 64 KiB.
+/// Cache lines of the table of first fragments: 64 KiB.
 const LINES: usize = 1024;
 const WAYS: usize = 8;
 
-/// Microseconds, as a power of two, that the clock of this memory ticks in; and for how many ticks a packet is remembered, no
-/// less than its first fragment is to whoever decides on it.
+/// The table's clock tick, as a power of two in microseconds (about 4 s), and how many ticks a packet is remembered: at least as long as the
+/// engine remembers first fragments.
 const TICK: u32 = 22;
 const LIFETIME: u64 = 8;
 const TIME_MASK: u64 = 0xffff;
 
-/// A way is a tag of 32 bits, the owner and one above it in 16, and the time in as many. Zero is nothing.
+/// Each way holds the upper 32 bits of the packet's hash, 16 bits of the owner's number plus one, and 16 bits of time. Zero is an empty way.
 #[derive(Clone, Default)]
 #[repr(align(64))]
 struct Line([u64; WAYS]);
 
 const _: () = assert!(size_of::<Line>() == 64, "a packet is remembered in one cache line");
 
-/// Names the owners of what one worker receives. Takes all its memory when it is made.
+/// Finds the owners of the frames that one worker receives. Allocates all memory when it is made.
 pub struct Owners {
     keys: Keys,
-    begun: Vec<Line>,
+    first_fragments: Vec<Line>,
 }
 
 impl Owners {
-    /// One that has seen no frame yet. `secrets` are the proxy's.
+    /// A finder that has seen no frame yet. `secrets` are the proxy's.
     pub fn new(secrets: &Secrets) -> Self {
-        Self { keys: secrets.hash_keys(), begun: vec![Line::default(); LINES] }
+        Self { keys: secrets.hash_keys(), first_fragments: vec![Line::default(); LINES] }
     }
 
-    /// The owner of a frame from `side`, the bytes in sight of which `parse` was taken from; `None` when that is whoever received it. `name` says which worker
-    /// owns a connection, by its ends and their keyed hash; [`share`] does where nothing else names one.
+    /// The owner of a frame from `side`; `None` if that is the worker that received it. `frame` holds the visible bytes from which `meta` was parsed.
+    /// `owner_of` says which worker owns a connection, by its key and keyed hash: [`share`], unless the network card distributes connections.
     #[inline]
     pub fn owner(
         &mut self,
@@ -49,43 +49,43 @@ impl Owners {
         meta: &Metadata,
         frame: &[u8],
         now: Instant,
-        name: impl FnOnce(&FlowKey, u64) -> usize,
+        owner_of: impl FnOnce(&FlowKey, u64) -> usize,
     ) -> Option<usize> {
         match meta.parsed() {
             Parsed::Tcp(segment) => {
-                let owner = name(&segment.key, meta.hash());
+                let owner = owner_of(&segment.key, meta.hash());
                 if segment.fragmented {
                     self.note(side, segment, frame, owner, now);
                 }
                 Some(owner)
             }
-            Parsed::Error(quote) => Some(name(&quote.key, meta.hash())),
+            Parsed::Error(quote) => Some(owner_of(&quote.key, meta.hash())),
             Parsed::Fragment(fragment) if !fragment.first => self.owner_of_first(meta.hash(), now),
             _ => None,
         }
     }
 
-    /// Remembers whose the first fragment of a packet is.
+    /// Remembers the owner of a packet by its first fragment.
     #[inline(never)]
     fn note(&mut self, side: Side, segment: &Segment, frame: &[u8], owner: usize, now: Instant) {
         let Some(fragment) = Fragment::first_of(frame, segment, side) else { return };
         let hash = fragment.hash(self.keys);
         let time = time(now);
         let age = |way: u64| match way {
-            // The packet's own place, else the oldest's.
+            // The packet's own way is taken first, then an empty one, then the oldest.
             _ if way != 0 && way >> 32 == hash >> 32 => u64::MAX,
             0 => u64::MAX - 1,
             way => time.wrapping_sub(way) & TIME_MASK,
         };
-        if let Some(oldest) = self.begun[line(hash)].0.iter_mut().max_by_key(|way| age(**way)) {
+        if let Some(oldest) = self.first_fragments[line(hash)].0.iter_mut().max_by_key(|way| age(**way)) {
             *oldest = hash >> 32 << 32 | (owner as u64 + 1) << 16 | time;
         }
     }
 
-    /// Who owns the packet of this hash, if its first fragment came lately.
+    /// The owner of the packet with this hash, if its first fragment came recently.
     #[inline(never)]
     fn owner_of_first(&self, hash: u64, now: Instant) -> Option<usize> {
-        let line = &self.begun[line(hash)];
+        let line = &self.first_fragments[line(hash)];
         let is_it = |way: &&u64| {
             **way >> 32 == hash >> 32 && time(now).wrapping_sub(**way) & TIME_MASK <= LIFETIME && **way != 0
         };
@@ -93,8 +93,8 @@ impl Owners {
     }
 }
 
-/// The ends of a segment, if any network card that hashes ports finds them: with at most one tag of 802.1Q, without options of IP or
-/// extension headers, and no fragment.
+/// The key of a segment whose ports any network card that hashes ports finds: at most one 802.1Q tag, no IP options or extension headers,
+/// and not a fragment.
 #[inline]
 pub fn plain(meta: &Metadata) -> Option<&FlowKey> {
     let Parsed::Tcp(segment) = meta.parsed() else { return None };
@@ -103,7 +103,7 @@ pub fn plain(meta: &Metadata) -> Option<&FlowKey> {
     (is_bare && segment.key.vlan.is_common()).then_some(&segment.key)
 }
 
-/// The share a keyed hash falls to among `workers`, evenly; independent of the places it names in a worker's tables.
+/// The worker, out of `workers`, that a keyed hash names: evenly, and independent of the hash's places in a worker's tables.
 #[inline]
 pub fn share(hash: u64, workers: usize) -> usize {
     // The upper half of the product depends on all bits of the hash.

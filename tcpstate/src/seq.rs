@@ -1,46 +1,46 @@
-//! Sequence numbers, windows and scales as types, because the bugs of this trade are numbers read on the wrong side or in the wrong unit.
+//! Sequence numbers, windows and scales as types of their own, so that none is read on the wrong side or in the wrong unit.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use core::ops::{Add, Neg, Shl, Sub};
 
-/// A sequence number: a point on a circle of 2^32 (RFC 9293 section 3.4). Points on a circle have distances, not an order.
+/// A sequence number (RFC 9293 section 3.4): a point on a circle of 2^32, with distances but no total order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SeqNum(u32);
 
 impl SeqNum {
-    /// The point with this number.
+    /// The sequence number of this value.
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number, as it stands on the wire.
+    /// The value, as on the wire.
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// How far one walks forward from `origin` to reach this point.
+    /// The distance forward from `origin` to this number.
     pub const fn beyond(self, origin: SeqNum) -> u32 {
         self.0.wrapping_sub(origin.0)
     }
 
-    /// Whether the shorter way from this point to `other` leads forward.
+    /// Whether `other` is less than 2^31 ahead: the order of RFC 9293 section 3.4, `<`.
     pub const fn before(self, other: SeqNum) -> bool {
         (self.0.wrapping_sub(other.0) as i32) < 0
     }
 
-    /// Whether the shorter way from `other` to this point leads forward.
+    /// Whether this number is less than 2^31 ahead of `other`.
     pub const fn after(self, other: SeqNum) -> bool {
         other.before(self)
     }
 
-    /// The later of two bare 32-bit numbers: what follows is ahead of both.
+    /// The later of two bare 32-bit numbers.
     pub const fn later(one: u32, other: u32) -> u32 {
         if SeqNum(one).before(SeqNum(other)) { other } else { one }
     }
 
-    /// Whether this point lies on the way from `first` forward to `last`, both included.
+    /// Whether this number is in the range from `first` forward to `last`, both included.
     pub const fn within(self, first: SeqNum, last: SeqNum) -> bool {
         self.beyond(first) <= last.beyond(first)
     }
@@ -62,7 +62,7 @@ impl Sub<u32> for SeqNum {
     }
 }
 
-/// A distance between two numberings of the same bytes; also serves between two timestamp clocks.
+/// The difference between two numberings of the same bytes, or between two timestamp clocks, modulo 2^32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SeqDelta(u32);
@@ -73,7 +73,7 @@ impl SeqDelta {
         Self(to.wrapping_sub(from))
     }
 
-    /// A bare 32-bit number, moved by this distance.
+    /// A bare 32-bit number plus this difference.
     pub const fn shift(self, number: u32) -> u32 {
         number.wrapping_add(self.0)
     }
@@ -103,7 +103,7 @@ impl Sub<SeqDelta> for SeqNum {
     }
 }
 
-/// A window field as it stands on the wire.
+/// A window field as on the wire, not scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct RawWindow(pub u16);
@@ -113,8 +113,8 @@ pub struct RawWindow(pub u16);
 #[repr(transparent)]
 pub struct Window(pub u32);
 
-/// A window scale option's shift count, 0 to 14. That the option is absent is `Option<WindowScale>`'s `None`, which is not shift 0:
-/// a peer told "none" must not scale either (RFC 7323 section 2.2).
+/// A window scale option's shift count, 0 to 14. `Option<WindowScale>` tells an absent option from shift 0: without the option from one end
+/// neither end scales (RFC 7323 section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct WindowScale(u8);
@@ -143,8 +143,8 @@ impl Shl<WindowScale> for RawWindow {
 }
 
 impl Window {
-    /// The field that says this under `scale`: rounded down, so that nothing is promised that was not granted; saturating;
-    /// but never zero for a window that is open, because a sender stopped for good is worse than one scale unit too many.
+    /// The field for this window under `scale`: rounded down, so that no more is granted; saturating; but never zero for a window that is
+    /// open, because a sender stopped for good is worse than one scale unit too many.
     pub fn field(self, scale: WindowScale) -> RawWindow {
         let shifted = u16::try_from(self.0 >> scale.0).unwrap_or(u16::MAX);
         RawWindow(if shifted == 0 && self.0 != 0 { 1 } else { shifted })
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_on_the_circle_is_by_the_shorter_way() {
+    fn order_is_by_the_shorter_way_round_the_circle() {
         let near_wrap = SeqNum::new(u32::MAX - 5);
         let wrapped = near_wrap + 10;
         assert!(near_wrap.before(wrapped) && wrapped.after(near_wrap));

@@ -338,7 +338,7 @@ fn said(side: Side, buffer: &mut [u8], extent: Extent) -> String {
         }
         Parsed::Error(_) | Parsed::StrayError => "ICMP error".into(),
         Parsed::Fragment(_) => "fragment".into(),
-        Parsed::Pass(_) => "no TCP".into(),
+        Parsed::Other => "no TCP".into(),
         Parsed::Bad(_) => "no sound frame".into(),
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{Extension, Handshake, RateLimit, SackConflict, Stray};
-use tcpstate::wire::{Flags, FlowKey, OptionList, Options, Parsed, Quote, Trouble, Walk, checksum};
+use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
@@ -772,7 +772,7 @@ fn check_own(sender: Side, frame: &[u8]) {
         }
         Parsed::Error(quote) => {
             assert!(quote.checksums_hold(&head), "what we send has wrong checksums: {frame:02x?}");
-            assert_eq!((sender, quote.trouble(frame)), (Side::Lan, Trouble::TooBig));
+            assert_eq!((sender, quote.kind(frame)), (Side::Lan, IcmpKind::TooBig));
             assert!(len <= 14 + 8 + 1280, "an error of {len} bytes");
         }
         other => panic!("what we send is neither TCP nor about it: {other:?} {frame:02x?}"),

@@ -62,7 +62,11 @@ const STAGES: &[Stage] = &[
     ("ServerSynSent", "The client has proved itself, our SYN went to the server.", || dialling(|_| ())),
     ("ServerSynSent, data held", "So, with early handshakes, and the client has sent 100 bytes.", held),
     ("AckWithheld", "The server has answered; how far away the client is nobody knows.", owed),
-    ("WindowPending", "The server has had its ACK from the box; nothing has come from the client since.", window_pending),
+    (
+        "WindowPending",
+        "The server has had its ACK from the box; nothing has come from the client since.",
+        window_pending,
+    ),
     ("Established", "Either end has sent 200 bytes, 100 of which are acknowledged.", established),
     (
         "Established, a new SYN answered",

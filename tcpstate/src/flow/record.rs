@@ -141,13 +141,10 @@ impl Endpoint {
         decode_scale(self.scales >> 4)
     }
 
-    /// A field of this end, rewritten for the scale the other end reads it by.
+    /// Both scales: this end's in the low four bits, the one the other end was told in the high four; 15 is "none".
     #[inline(always)]
-    pub fn rescale(&self, field: RawWindow) -> RawWindow {
-        if self.scales & 15 == self.scales >> 4 {
-            return field;
-        }
-        (field << self.scale().unwrap_or_default()).field(self.told().unwrap_or_default())
+    pub fn scales(&self) -> u8 {
+        self.scales
     }
 }
 

@@ -212,7 +212,7 @@ fn what(side: Side, head: &Head, meta: &Metadata) -> String {
             let (from, to) = (quote.key.socket(side), quote.key.socket(side.other()));
             format!(
                 "an ICMP error ({:?}) about a segment from {to} to {from}, seq {}",
-                quote.trouble(head.bytes()),
+                quote.kind(head.bytes()),
                 quote.seq.get()
             )
         }
@@ -226,7 +226,7 @@ fn what(side: Side, head: &Head, meta: &Metadata) -> String {
                 fragment.identification
             )
         }
-        Parsed::Pass(_) => "no TCP, which is none of the proxy's business".into(),
+        Parsed::Other => "no TCP, which is none of the proxy's business".into(),
         Parsed::Bad(_) => "nothing any frame may be".into(),
     }
 }

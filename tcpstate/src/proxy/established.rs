@@ -8,7 +8,7 @@ use super::{Context, Proxy, half_second};
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
-use crate::flow::translate::{translate, translate_common};
+use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::{Flags, Options, Segment};
@@ -98,7 +98,8 @@ impl Proxy {
             }
         });
         if proxied {
-            translate_common(&self.table[id], side, segment, head.bytes_mut(), timestamps);
+            let projection = Projection::of(&self.table[id], self.sack_conflict);
+            projection.apply_common(side, segment, head.bytes_mut(), timestamps);
         }
         self.table.schedule(id, tick(now).wrapping_add(self.lifetimes.of(State::Established)));
         true
@@ -304,7 +305,8 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            translate(&self.table[id], ctx.side, ctx.segment, ctx.head, self.sack_conflict, tick(ctx.now));
+            let projection = Projection::of(&self.table[id], self.sack_conflict);
+            projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
     }
@@ -367,7 +369,6 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::translate::translate_any;
     use crate::flow::{Endpoint, Flow};
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -567,8 +568,9 @@ mod tests {
             // The short way of a translation leads where the long one does too, whatever the flow's state.
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
-            translate(&one.table[ids.0], side, &segment, &mut short, one.sack_conflict, tick(moment));
-            translate_any(&one.table[ids.0], side, &segment, &mut long, one.sack_conflict, tick(moment));
+            let projection = Projection::of(&one.table[ids.0], one.sack_conflict);
+            projection.apply(side, &segment, &mut short, tick(moment));
+            projection.apply_any(side, &segment, &mut long, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);

@@ -5,13 +5,13 @@ use super::{Context, Proxy, half_second};
 use crate::cache::fragments::Kind;
 use crate::config::{Action, SackConflict};
 use crate::flow::table::Id;
-use crate::flow::translate::{replace32, rewrite_options};
+use crate::flow::translate::{Projection, replace32};
 use crate::flow::{Flow, FlowFlags, State};
-use crate::seq::{RawWindow, SeqNum};
+use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Trouble, be16,
-    be32, become_too_big, is_too_big, put16,
+    Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, be16,
+    become_too_big, is_too_big, put16,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -70,7 +70,7 @@ impl Proxy {
         head: &mut Head,
         egress: &mut impl Egress,
     ) -> Verdict {
-        if side == Side::Wan || quote.trouble(head.bytes()) != Trouble::Unreachable {
+        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
         let next = self.table[id].endpoint(Side::Wan).next;
@@ -87,15 +87,15 @@ impl Proxy {
 
     fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
         let flow = &self.table[id];
-        let trouble = quote.trouble(head.bytes());
+        let kind = quote.kind(head.bytes());
         let proxied = flow.is(FlowFlags::PROXIED);
-        if proxied && trouble == Trouble::Quench {
+        if proxied && kind == IcmpKind::SourceQuench {
             return Verdict::Drop(DropReason::SourceQuench);
         }
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        if proxied && let Some(mss) = translate_error(flow, side, quote, trouble, head, self.sack_conflict) {
+        if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, self.sack_conflict) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
         Verdict::Forward
@@ -166,45 +166,19 @@ fn translate_error(
     flow: &Flow,
     side: Side,
     quote: &Quote,
-    trouble: Trouble,
+    kind: IcmpKind,
     head: &mut Head,
     conflict: SackConflict,
 ) -> Option<u16> {
+    let projection = Projection::of(flow, conflict);
     let mut edit = Edit::begin(quote, head);
-    // Whoever sent it was on the other side, and it was translated on its way.
+    // The sender of the quoted segment is on the other side, and the segment was translated on its way.
     let sender = side.other();
-    let mirror = mirrored(flow);
-    match sender {
-        Side::Lan => edit.replace32(4, (quote.seq + mirror.seq_delta).get()),
-        // Flags that are not in sight are an acknowledgement's: a SYN is not in flight any more.
-        Side::Wan if edit.shows(12) && edit.flags().is_none_or(|flags| flags.has(Flags::ACK)) => {
-            let ack = SeqNum::new(be32(edit.frame, edit.tcp + 8));
-            edit.replace32(8, (ack - mirror.seq_delta).get());
-        }
-        Side::Wan => {}
-    }
-    edit.rescale_window(&mirror, sender);
-    if let Some(options) = edit.options() {
-        rewrite_options(&mirror, sender, edit.frame, edit.tcp, options, conflict, &mut edit.quoted);
-    }
-    let is_lent = sender == Side::Lan && flow.is(FlowFlags::TIMESTAMPS) && !flow.is(FlowFlags::TIMESTAMPS_LAN);
-    let mss = (is_lent && trouble == Trouble::TooBig).then(|| edit.make_room_for_timestamps(quote));
+    edit.apply(&projection.inverse(), sender);
+    let is_larger = sender == Side::Lan && projection.inserts_timestamps();
+    let mss = (is_larger && kind == IcmpKind::TooBig).then(|| edit.make_room_for_timestamps(quote));
     edit.finish();
     mss
-}
-
-/// The flow with everything that leads from the one side's numbers to the other's leading back.
-fn mirrored(flow: &Flow) -> Flow {
-    let mut mirror = *flow;
-    mirror.seq_delta = -flow.seq_delta;
-    mirror.ts_delta = -flow.ts_delta;
-    // An echo that is led back is of the server's clock already: none is from before its time.
-    mirror.ts_base = flow.endpoint(Side::Lan).ts_value.wrapping_sub(1 << 31);
-    for side in Side::BOTH {
-        let endpoint = *flow.endpoint(side);
-        mirror.endpoint_mut(side).set_scales(endpoint.told(), endpoint.scale());
-    }
-    mirror
 }
 
 /// An edit of what an error quotes, and of the error itself, with the checksums of both.
@@ -230,35 +204,15 @@ impl<'a> Edit<'a> {
         self.tcp + len <= self.seen
     }
 
-    /// The quoted flags, if they are in sight.
-    fn flags(&self) -> Option<Flags> {
-        self.shows(14).then(|| Flags(self.frame[self.tcp + 13]))
-    }
-
     /// Replaces the 32-bit field `offset` bytes into the quoted TCP header.
     fn replace32(&mut self, offset: usize, new: u32) {
-        replace32(self.frame, self.tcp, offset, new, &mut self.quoted);
+        replace32(&mut self.frame[self.tcp..], offset, new, &mut self.quoted);
     }
 
-    /// Where the quoted options in sight are.
-    fn options(&self) -> Option<core::ops::Range<usize>> {
-        if !self.shows(TCP_LEN) {
-            return None;
-        }
-        let header = usize::from(self.frame[self.tcp + 12] >> 4) * 4;
-        let options = self.tcp + TCP_LEN..(self.tcp + header).min(self.seen);
-        (!options.is_empty()).then_some(options)
-    }
-
-    /// Rewrites the quoted window for the scale its sender, on `side`, used itself.
-    fn rescale_window(&mut self, mirror: &Flow, side: Side) {
-        if !self.shows(16) || self.flags().is_none_or(|flags| flags.has(Flags::SYN.and(Flags::RST))) {
-            return;
-        }
-        let told = RawWindow(be16(self.frame, self.tcp + 14));
-        let own = mirror.endpoint(side).rescale(told);
-        self.quoted.replace16(told.0, own.0);
-        put16(self.frame, self.tcp + 14, own.0);
+    /// Rewrites the quoted TCP header, which the end on the `sender` side has sent.
+    fn apply(&mut self, projection: &Projection, sender: Side) {
+        let patch = projection.apply_to_header(sender, &mut self.frame[self.tcp..self.seen]);
+        self.quoted.include(patch);
     }
 
     /// Lowers the MTU told to a server by what is added to its segments; returns the MSS that fits the true one. A server that cannot

@@ -27,7 +27,7 @@ use crate::keyed::Keys;
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::wire::{Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::wire::{self, Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use evict::Queue;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ impl Metadata {
 
 impl Default for Metadata {
     fn default() -> Self {
-        Self { parsed: Parsed::Bad(DropReason::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
+        Self { parsed: Parsed::Bad(wire::Error::Malformed), hash: 0, tokens: 0, place: Id::NOWHERE, entered: 0 }
     }
 }
 
@@ -120,6 +120,15 @@ impl Metadata {
         let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
         let hash = self.hash ^ u64::from(segment.seq.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         opens.then(|| ConnectAttempt { source: source(&segment.key), hash })
+    }
+}
+
+/// The reason for which a frame with this error is dropped.
+const fn drop_reason(error: wire::Error) -> DropReason {
+    match error {
+        wire::Error::Malformed => DropReason::Malformed,
+        wire::Error::BadChecksum => DropReason::BadChecksum,
+        wire::Error::BadFragment => DropReason::BadFragment,
     }
 }
 
@@ -497,11 +506,11 @@ impl Proxy {
             Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
             Parsed::StrayError => self.on_unmatched_icmp(),
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, meta.hash, now),
-            Parsed::Pass(event) => {
-                self.counters.count(*event);
+            Parsed::Other => {
+                self.counters.count(Event::Bridged);
                 Verdict::Forward
             }
-            Parsed::Bad(reason) => self.counters.drop(*reason),
+            Parsed::Bad(error) => self.counters.drop(drop_reason(*error)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! From meaning to bytes: the segments the proxy itself sends, headers and all.
+//! Writes the segments that the proxy itself sends, with all headers.
 
 use super::{
     Addr, ETHERNET_LEN, ETHERNET_MIN, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan,
@@ -7,7 +7,7 @@ use super::{
 use crate::Side;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 
-/// The options of an outgoing segment, laid out as common stacks do: in whole words, without gaps.
+/// The options of an outgoing segment, in the layout of common stacks: whole 32-bit words.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionList {
     words: [[u8; 4]; 5],
@@ -72,7 +72,7 @@ impl OptionList {
         self.count += 1;
     }
 
-    /// Timestamps behind the two bytes that fill their first word.
+    /// Timestamps, behind two other bytes that align them.
     #[inline(always)]
     fn push_timestamps(&mut self, [a, b]: [u8; 2], timestamps: Timestamps) {
         self.push([a, b, kind::TIMESTAMPS, 10]);
@@ -80,7 +80,7 @@ impl OptionList {
         self.push(timestamps.echo.to_be_bytes());
     }
 
-    /// Writes them to `space`, which has their length, and returns the sum of their words.
+    /// Writes them to `space`, which is as long as they are, and returns the sum of their words.
     #[inline(always)]
     fn write(&self, space: &mut [u8]) -> u64 {
         let mut sum = 0;
@@ -95,14 +95,14 @@ impl OptionList {
     }
 }
 
-/// Everything around a TCP header: from whom, to whom, by which way.
+/// Everything in front of a TCP header: the addresses and fields of Ethernet, VLAN tags and IP, and the ports.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope {
     /// The sender's Ethernet address.
     pub from: Mac,
     /// The receiver's Ethernet address.
     pub to: Mac,
-    /// The ends of the connection.
+    /// The connection.
     pub key: FlowKey,
     /// The side the sender is on.
     pub sender: Side,
@@ -116,11 +116,11 @@ pub struct Envelope {
     pub priorities: [u16; 2],
 }
 
-/// The hop limit of what we send when the sender's own is not known.
+/// The hop limit of the proxy's own segments where that of the host they speak for is not known.
 pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {
-    /// The envelope of a segment that came in on `side`, to send another like it.
+    /// The envelope of a segment that came in on `side`.
     #[inline(always)]
     pub fn of(frame: &[u8], segment: &Segment, side: Side) -> Self {
         let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
@@ -134,7 +134,7 @@ impl Envelope {
         Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, id, label, priorities }
     }
 
-    /// The envelope of an answer.
+    /// The envelope of an answer: source and destination exchanged.
     #[must_use]
     #[inline]
     pub fn reversed(self) -> Self {
@@ -159,10 +159,10 @@ impl Envelope {
     }
 }
 
-/// A segment of the proxy's own: it carries no payload.
+/// A segment that the proxy itself sends. It has no payload.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
-    /// The way it takes.
+    /// Addresses and fields below TCP.
     pub envelope: &'a Envelope,
     /// Sequence number.
     pub seq: SeqNum,
@@ -186,7 +186,7 @@ impl Outgoing<'_> {
     ///
     /// # Panics
     /// If `buffer` is shorter than [`Outgoing::frame_len`].
-    // Checksums are made of the values while they are written: a sum of 32-bit words folds to that of their halves (RFC 1071 section 2.C).
+    // Checksums are summed from the values as they are written: a sum of 32-bit words folds to that of their halves (RFC 1071 section 2.C).
     #[inline(always)]
     pub fn write(&self, buffer: &mut [u8]) -> usize {
         let envelope = self.envelope;
@@ -217,7 +217,7 @@ impl Outgoing<'_> {
         at + 2
     }
 
-    /// Where the TCP header begins, and the sum of the addresses.
+    /// Writes the header; returns the offset of the TCP header and the sum of the addresses.
     #[inline(always)]
     fn write_ipv4(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
         let Envelope { ttl, id, .. } = *self.envelope;
@@ -238,7 +238,7 @@ impl Outgoing<'_> {
         (ip + IPV4_LEN, addresses)
     }
 
-    /// Where the TCP header begins, and the sum of the addresses.
+    /// Writes the header; returns the offset of the TCP header and the sum of the addresses.
     #[inline(always)]
     fn write_ipv6(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
         let Envelope { ttl, label, .. } = *self.envelope;
@@ -270,7 +270,7 @@ impl Outgoing<'_> {
         for (n, &word) in words.iter().enumerate() {
             put32(header, 4 * n, word);
         }
-        // Behind the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1), the header and the options.
+        // The checksum covers pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1), header and options.
         let pseudo = addresses + u64::from(TCP) + u64::from(len);
         let sum = words.iter().fold(pseudo + self.options.write(options), |sum, &word| sum + u64::from(word));
         put32(header, 16, u32::from(!checksum::fold(sum)) << 16);

@@ -4,7 +4,7 @@
 #[inline(always)]
 pub fn sum(bytes: &[u8]) -> u16 {
     // Words are summed in the machine's order, eight bytes at a time: the sum of swapped words is the swapped sum (RFC 1071 section 2.B), and
-    // what is carried out at one end comes in at the other.
+    // end-around carry makes up for what overflows.
     let (words, rest) = bytes.as_chunks::<8>();
     let mut total = 0u64;
     for word in words {
@@ -14,7 +14,7 @@ pub fn sum(bytes: &[u8]) -> u16 {
     fold((total & 0xffff_ffff) + (total >> 32) + sum_of_rest(rest)).swap_bytes()
 }
 
-/// The last seven bytes at most, which lie at an even offset.
+/// The sum of the last bytes, at most seven, which begin at an even offset.
 #[inline(always)]
 fn sum_of_rest(bytes: &[u8]) -> u64 {
     let (word, rest) = bytes.split_first_chunk::<4>().unwrap_or((&[0; 4], bytes));
@@ -30,14 +30,15 @@ fn sum_of_rest(bytes: &[u8]) -> u64 {
 pub const fn fold(total: u64) -> u16 {
     let (sum, carry) = (total as u32).overflowing_add((total >> 32) as u32);
     let sum = sum + carry as u32;
-    // The lower half's carry reaches the upper half, where it belongs.
+    // Adding the rotated sum adds both halves, and the carry of the lower half into the upper one.
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
-/// The differences of an edit, to be applied to the checksum that covers it.
+/// The differences that edits make to the checksum that covers them.
 ///
 /// Fields are named by their offset from the start of the sum, because a field at an odd offset lies
-/// byte-swapped in it. The result is bit for bit that of a full sum.
+/// byte-swapped in it. The result is bit for bit that of a full sum, unless the old checksum was 0xffff, which a sum over bytes that are
+/// not all zero never gives.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Patch(u64);
 
@@ -63,7 +64,7 @@ impl Patch {
         self.replace16(u16::from(old) << shift, u16::from(new) << shift);
     }
 
-    /// The fields of `other`, which count from an even offset of this sum, changed too.
+    /// The edits of `other`, whose offsets count from an even offset of this sum, were made too.
     pub fn include(&mut self, other: Patch) {
         self.0 += other.0;
     }

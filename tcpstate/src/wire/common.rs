@@ -1,5 +1,5 @@
-//! The SYN most stacks send that know timestamps, Linux first among them, read and answered where it lies: its SYN-ACK has the same layout, so
-//! that nothing moves. What a flood is made of should cost no more than its bytes.
+//! The SYN in the option layout of Linux and most other stacks that use timestamps, parsed and answered in place: its SYN-ACK has the same
+//! layout, so that no byte moves. This keeps the cost of a SYN flood down.
 
 use super::options::{MSS, NOP_SCALE, SACK_PERMITTED_TIMESTAMPS};
 use super::segment::pseudo_header_sum;
@@ -13,7 +13,7 @@ const OPTIONS_LEN: usize = 20;
 /// Bytes of the TCP header.
 const SEGMENT_LEN: usize = TCP_LEN + OPTIONS_LEN;
 
-/// What such a SYN says in its options.
+/// The options of a SYN in the common layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommonSyn {
     /// Maximum segment size, not zero.
@@ -24,7 +24,7 @@ pub struct CommonSyn {
     pub scale: WindowScale,
 }
 
-/// What its SYN-ACK says.
+/// The SYN-ACK that answers it.
 #[derive(Clone, Copy, Debug)]
 pub struct CommonSynAck {
     /// Sequence number.
@@ -46,8 +46,8 @@ pub struct CommonSynAck {
 }
 
 impl CommonSyn {
-    /// Reads the SYN `segment`, which came from the WAN, if it is one of these, whole, in sight, without payload or padding, and its checksums
-    /// hold. Nothing is said of its flags.
+    /// Reads the SYN `segment`, which came from the WAN, if it has the common layout, all of it is visible, it has neither payload nor padding,
+    /// and its checksums are right. The flags are left to the caller.
     #[inline(always)]
     pub fn read(segment: &Segment, head: &Head) -> Option<Self> {
         let frame = head.bytes();
@@ -75,7 +75,7 @@ impl CommonSyn {
 }
 
 impl CommonSynAck {
-    /// Writes it over the frame of the [`CommonSyn`] `segment`: as [`super::Outgoing`] would write it, tags and all.
+    /// Overwrites the frame of the [`CommonSyn`] `segment` with the bytes that [`super::Outgoing`] would write, VLAN tags included.
     ///
     /// # Panics
     /// If the segment is not in the frame.

@@ -1,36 +1,34 @@
-//! ICMP errors about TCP segments: what they quote is found and named here, and the one error we send ourselves is written. What is
-//! made of them is `proxy::errors`' story.
+//! ICMP errors about TCP segments: parses what they quote, and writes the one error that the proxy itself sends.
 //!
-//! ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ in the numbers of their types and in what the checksum covers, and in nothing else
-//! that matters here.
+//! As far as errors go, ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ only in the numbers of their types and in what the checksum covers.
 
 use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
 use super::{
     Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
 };
 use crate::seq::SeqNum;
-use crate::{Event, Head, Side};
+use crate::{Head, Side};
 
 /// Bytes of an ICMP error in front of what it quotes.
 pub const ICMP_LEN: usize = 8;
-/// Bytes of a quoted segment without which nothing can be done: its ports and its sequence number. RFC 792 promises no more.
+/// The least bytes of a quoted segment: its ports and its sequence number. RFC 792 requires no more.
 const QUOTED_LEN: usize = 8;
 
-/// What an ICMP error complains of.
+/// What an ICMP error reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The packet did not arrive, and a packet like it would not: unreachable, too far, not understood.
+pub enum IcmpKind {
+    /// The packet cannot be delivered: destination unreachable, time exceeded, or parameter problem.
     Unreachable,
-    /// The packet was larger than the next link takes.
+    /// The packet is larger than the MTU of the next link.
     TooBig,
-    /// Source quench, which no host heeds any more (RFC 6633).
-    Quench,
+    /// Source quench, which hosts ignore (RFC 6633).
+    SourceQuench,
 }
 
-/// An ICMP error about a TCP segment: whose segment it was, and where the parts lie.
+/// An ICMP error about a TCP segment: whose segment it was, and where the parts are.
 #[derive(Clone, Copy, Debug)]
 pub struct Quote {
-    /// The ends of the quoted segment's connection, by side. Its sender is on the side the error travels to.
+    /// The quoted segment's connection. Its sender is on the side the error travels to.
     pub key: FlowKey,
     /// The quoted sequence number.
     pub seq: SeqNum,
@@ -38,26 +36,26 @@ pub struct Quote {
     pub ip: u16,
     /// Offset of the ICMP header.
     pub icmp: u16,
-    /// Offset of the quoted TCP header, of which eight bytes at least are there.
+    /// Offset of the quoted TCP header, of which at least eight bytes are there.
     pub tcp: u16,
-    /// Offset of the end of what is quoted and in sight.
+    /// Offset of the end of the visible part of the quote.
     pub seen: u16,
     /// Offset of the IP packet's end, which may lie beyond the head's visible bytes.
     pub end: u32,
 }
 
 impl Quote {
-    /// What the error complains of.
-    pub fn trouble(&self, frame: &[u8]) -> Trouble {
+    /// What the error reports.
+    pub fn kind(&self, frame: &[u8]) -> IcmpKind {
         let icmp = usize::from(self.icmp);
         match (self.key.v6, frame[icmp], frame[icmp + 1]) {
-            (true, 2, _) | (false, 3, 4) => Trouble::TooBig,
-            (false, 4, _) => Trouble::Quench,
-            _ => Trouble::Unreachable,
+            (true, 2, _) | (false, 3, 4) => IcmpKind::TooBig,
+            (false, 4, _) => IcmpKind::SourceQuench,
+            _ => IcmpKind::Unreachable,
         }
     }
 
-    /// Whether the IPv4 header's and the error's checksums are right. An error that is not whole in sight cannot be judged and is not.
+    /// Whether the IPv4 header's and the error's checksums are right. False if not all of the error is visible: it cannot be checked.
     pub fn checksums_hold(&self, head: &Head) -> bool {
         let frame = head.bytes();
         let (ip, icmp, end) = (usize::from(self.ip), usize::from(self.icmp), self.end as usize);
@@ -82,21 +80,21 @@ fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
     checksum::fold(u64::from(checksum::sum(addresses)) + u64::from(ICMPV6) + len as u64)
 }
 
-/// The MTU of a path that carries segments of `mss` bytes, options included (RFC 6691), and no longer ones.
+/// The MTU of a path that carries segments of at most `mss` bytes, options included (RFC 6691).
 fn mtu(segment: &Segment, mss: u16) -> usize {
     let (header, least) = if segment.key.v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU) };
     (usize::from(mss) + header + TCP_LEN).max(least)
 }
 
-/// Whether a segment is longer than one of `mss` bytes, options included, and may not be fragmented on its way.
+/// Whether a segment is longer than one of `mss` bytes, options included, and must not be fragmented on its way.
 pub fn is_too_big(segment: &Segment, head: &Head, mss: u16) -> bool {
     let ip = usize::from(segment.ip);
-    let may_not_be_cut = segment.key.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
-    segment.end as usize - ip > mtu(segment, mss) && !segment.fragmented && may_not_be_cut
+    let must_not_be_fragmented = segment.key.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
+    segment.end as usize - ip > mtu(segment, mss) && !segment.fragmented && must_not_be_fragmented
 }
 
-/// Turns a segment that [is too big](is_too_big), in a frame that need not hold all of its payload, into the error by which the server's host
-/// would tell the client so (RFC 1191, RFC 8201). `ttl` is the error's. It quotes what finds room, and is never longer than the frame.
+/// Turns a segment that [is too big](is_too_big) into the error by which a router in front of the server would report it (RFC 1191, RFC 8201).
+/// The frame need not hold all of the payload. `ttl` is the error's hop limit. The error is never longer than the frame and quotes what fits.
 pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
     let v6 = segment.key.v6;
     let (ip, end) = (usize::from(segment.ip), segment.end as usize);
@@ -104,38 +102,46 @@ pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
     let mtu = mtu(segment, mss);
     let frame = head.bytes_mut();
     let overhead = header + ICMP_LEN;
-    let room = end.min(frame.len()).saturating_sub(ip + overhead);
-    let quoted = room.min(longest - overhead);
+    let quoted = end.min(frame.len()).saturating_sub(ip + overhead).min(longest - overhead);
+    let len = overhead + quoted;
     frame.copy_within(ip..ip + quoted, ip + overhead);
     let (to, from) = frame[..12].split_at_mut(6);
     to.swap_with_slice(from);
-    let packet = &mut frame[ip..ip + overhead + quoted];
-    // The addresses change places; they are found in the quote.
-    let len = packet.len();
-    if v6 {
-        packet.copy_within(overhead + 24..overhead + 40, 8);
-        packet.copy_within(overhead + 8..overhead + 24, 24);
-        put32(packet, 0, 6 << 28);
-        put16(packet, 4, (len - IPV6_LEN) as u16);
-        packet[6..8].copy_from_slice(&[ICMPV6, ttl]);
-        packet[header..header + 4].copy_from_slice(&[2, 0, 0, 0]);
-    } else {
-        packet.copy_within(overhead + 16..overhead + 20, 12);
-        packet.copy_within(overhead + 12..overhead + 16, 16);
-        // RFC 1812 section 4.3.2.5: errors go as internetwork control.
-        put32(packet, 0, 0x45c0_0000 | len as u32);
-        // A packet that is never fragmented needs no number (RFC 6864 section 4.1).
-        put32(packet, 4, DONT_FRAGMENT.into());
-        packet[8..12].copy_from_slice(&[ttl, ICMP, 0, 0]);
-        let sum = !checksum::sum(&packet[..IPV4_LEN]);
-        put16(packet, 10, sum);
-        packet[header..header + 4].copy_from_slice(&[3, 4, 0, 0]);
-    }
-    put32(packet, header + 4, mtu as u32);
-    let pseudo = if v6 { pseudo_header_sum(&packet[8..IPV6_LEN], len - IPV6_LEN) } else { 0 };
-    let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(&packet[header..])));
-    put16(packet, header + 2, sum);
+    let packet = &mut frame[ip..ip + len];
+    let pseudo = if v6 { write_ipv6_header(packet, ttl) } else { write_ipv4_header(packet, ttl) };
+    let message = &mut packet[header..];
+    message[..4].copy_from_slice(if v6 { &[2, 0, 0, 0] } else { &[3, 4, 0, 0] });
+    put32(message, 4, mtu as u32);
+    let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(message)));
+    put16(message, 2, sum);
     let _ = head.resize(ip + len);
+}
+
+/// Writes the header of an error that quotes an IPv4 packet, back to that packet's sender; returns the sum of its pseudo header: none.
+fn write_ipv4_header(packet: &mut [u8], ttl: u8) -> u16 {
+    const QUOTE: usize = IPV4_LEN + ICMP_LEN;
+    packet.copy_within(QUOTE + 16..QUOTE + 20, 12);
+    packet.copy_within(QUOTE + 12..QUOTE + 16, 16);
+    // RFC 1812 section 4.3.2.5: precedence of errors is internetwork control.
+    put32(packet, 0, 0x45c0_0000 | packet.len() as u32);
+    // A packet that is never fragmented needs no identification (RFC 6864 section 4.1).
+    put32(packet, 4, DONT_FRAGMENT.into());
+    packet[8..12].copy_from_slice(&[ttl, ICMP, 0, 0]);
+    let sum = !checksum::sum(&packet[..IPV4_LEN]);
+    put16(packet, 10, sum);
+    0
+}
+
+/// Writes the header of an error that quotes an IPv6 packet, back to that packet's sender; returns the sum of its pseudo header.
+fn write_ipv6_header(packet: &mut [u8], ttl: u8) -> u16 {
+    const QUOTE: usize = IPV6_LEN + ICMP_LEN;
+    let len = packet.len() - IPV6_LEN;
+    packet.copy_within(QUOTE + 24..QUOTE + 40, 8);
+    packet.copy_within(QUOTE + 8..QUOTE + 24, 24);
+    put32(packet, 0, 6 << 28);
+    put16(packet, 4, len as u16);
+    packet[6..8].copy_from_slice(&[ICMPV6, ttl]);
+    pseudo_header_sum(&packet[8..IPV6_LEN], len)
 }
 
 /// The least MTU of IPv4 (RFC 791 section 3.2).
@@ -144,27 +150,26 @@ pub const IPV4_MTU: usize = 68;
 pub const IPV6_MTU: usize = 1280;
 /// The greatest length of an ICMPv4 error (RFC 1812 section 4.3.2.3).
 const IPV4_ERROR: usize = 576;
-/// The bit beside an IPv4 fragment's offset that forbids fragments.
+/// The flag beside an IPv4 fragment's offset that forbids fragmentation.
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// Parses the ICMP message in front of which `layout` ends.
+/// Parses the ICMP message that is the payload of `layout`.
 #[inline(never)]
 pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
-    const BRIDGED: Parsed = Parsed::Pass(Event::Bridged);
     let frame = head.bytes();
     let Layout { ip, payload: icmp, end, vlan, v6, addresses: (_, receiver), .. } = *layout;
     let seen = end.min(frame.len()).min(usize::from(u16::MAX));
     let quoted = icmp + ICMP_LEN;
     if quoted > seen {
-        return BRIDGED;
+        return Parsed::Other;
     }
     let is_error = if v6 { matches!(frame[icmp], 1..=4) } else { matches!(frame[icmp], 3 | 4 | 11 | 12) };
     if !is_error {
-        return BRIDGED;
+        return Parsed::Other;
     }
     let seen = seen.min(quoted + original_len(&frame[icmp..quoted], v6).unwrap_or(usize::MAX - quoted));
     let Some(packet) = (if v6 { quoted_ipv6(frame, quoted, seen) } else { quoted_ipv4(frame, quoted, seen) }) else {
-        return BRIDGED;
+        return Parsed::Other;
     };
     let Quoted { tcp, end: quoted_end, addresses } = packet;
     let seen = seen.min(quoted_end);
@@ -175,7 +180,7 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     Parsed::Error(Quote {
         key: inner.key(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),
-        // None is cut short: `seen` is below 64 KiB.
+        // No cast truncates: `seen` is below 64 KiB.
         ip: ip as u16,
         icmp: icmp as u16,
         tcp: tcp as u16,
@@ -184,7 +189,7 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
     })
 }
 
-/// How many bytes behind the ICMP header are the quoted packet's, if something else follows them (RFC 4884 section 4).
+/// The bytes of the quoted packet behind the ICMP header, if extensions follow it (RFC 4884 section 4).
 fn original_len(header: &[u8], v6: bool) -> Option<usize> {
     let len = match (v6, header[0]) {
         (false, 3 | 11 | 12) => usize::from(header[5]) * 4,
@@ -196,7 +201,7 @@ fn original_len(header: &[u8], v6: bool) -> Option<usize> {
 
 /// A packet found in an error.
 struct Quoted {
-    /// Where its TCP header would be: past every end if it is in another fragment.
+    /// The offset of its TCP header; [`ELSEWHERE`], past any frame, if that is in another fragment.
     tcp: usize,
     end: usize,
     /// Source and destination.
@@ -215,7 +220,7 @@ fn quoted_ipv4(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
     let is_later = be16(frame, ip + 6) & 0x1fff != 0;
     let tcp = if is_later || header < IPV4_LEN { ELSEWHERE } else { ip + header };
     let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
-    // Some write their own idea of the length into what they quote.
+    // Some routers change the length field of what they quote.
     let end = if total < header + QUOTED_LEN { usize::MAX } else { ip + total };
     Some(Quoted { tcp, end, addresses })
 }

@@ -1,24 +1,35 @@
-//! The wire formats: bytes become meaning here, once, at the door.
+//! The wire formats: Ethernet, VLAN tags, IPv4, IPv6, TCP and ICMP errors, from bytes to meaning and back.
+//!
+//! [`Parsed::parse`] takes any bytes: it checks every length and offset once, never panics, and says what a frame is or what is wrong
+//! with it ([`Error`]). What it returns ([`Segment`], [`Quote`]) keeps offsets into the frame, not the frame itself; accessors and edits
+//! take the bytes beside it. With the bytes that were parsed they do not panic; with others, or fewer, they may. Functions that panic
+//! in any other case say so.
+//!
+//! Nothing here knows the engine: neither its flows nor its counters.
 
 mod build;
 pub mod checksum;
 mod common;
+mod error;
+mod flags;
 mod icmp;
 mod options;
 mod segment;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
-pub use icmp::{IPV4_MTU, IPV6_MTU, Quote, Trouble, become_too_big, is_too_big};
+pub use error::Error;
+pub use flags::{Flags, Kind};
+pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
-pub use segment::{Addr, Flags, FlowKey, Fragment, Parsed, Segment, Vlan};
+pub use segment::{Addr, FlowKey, Fragment, Parsed, Segment, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
-/// Bytes of an Ethernet frame at least, without the frame check sequence (IEEE 802.3).
+/// The least bytes of an Ethernet frame, without the frame check sequence (IEEE 802.3).
 pub const ETHERNET_MIN: usize = 60;
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LEN: usize = 20;
@@ -33,7 +44,7 @@ pub const TCP: u8 = 6;
 /// The protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 
-/// The `N` bytes at this offset, if they are there: past this, their length is known to the compiler.
+/// The `N` bytes at this offset, if they are there; as an array, so that the compiler knows their length.
 #[inline(always)]
 pub(crate) fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<&[u8; N]> {
     bytes.get(at..)?.first_chunk()

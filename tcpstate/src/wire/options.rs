@@ -1,4 +1,4 @@
-//! TCP options (RFC 9293 section 3.1, RFC 7323, RFC 2018): walked where they lie, and read into a summary.
+//! TCP options (RFC 9293 section 3.1, RFC 7323, RFC 2018): an iterator over them in place, and a summary of what they say.
 
 use super::{be16, be32};
 use crate::seq::WindowScale;
@@ -29,7 +29,7 @@ pub mod kind {
     pub const FAST_OPEN: u8 = 34;
 }
 
-/// Walks the options of a header: yields kind, offset and length of each that is whole, no-operations left out.
+/// An iterator over the options of a header: yields kind, offset and length of each, without the no-operations.
 ///
 /// Ends at the end-of-list option and, as kernels do, at the first option whose length is below two or reaches past the header.
 pub struct Walk<'a> {
@@ -38,7 +38,7 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk over the bytes behind the fixed header.
+    /// Iterates over the bytes behind the fixed header.
     pub fn new(options: &'a [u8]) -> Self {
         Self { options, at: 0 }
     }
@@ -78,7 +78,7 @@ pub struct Timestamps {
     pub echo: u32,
 }
 
-/// The words common stacks lay their options out in, from Linux and Windows to Apple's.
+/// The 32-bit words that make up the options of common stacks: Linux, Windows, Apple's.
 pub(super) const MSS: u32 = 0x0204;
 pub(super) const NOP_SCALE: u32 = 0x01_0303;
 const NOPS_SACK_PERMITTED: u32 = 0x0101_0402;
@@ -112,7 +112,7 @@ impl Options {
         Self::read_words(options).unwrap_or_else(|| Self::read_any(options))
     }
 
-    /// Reads what is laid out as all common stacks do, in whole words of known content; `None` if it is not.
+    /// Reads options in the layouts of common stacks, word by word; `None` if there is an unknown word.
     fn read_words(options: &[u8]) -> Option<Self> {
         let mut summary = Self::default();
         let (mut words, []) = options.as_chunks::<4>() else { return None };
@@ -140,7 +140,7 @@ impl Options {
         Some(summary)
     }
 
-    /// Reads whatever there is, option by option.
+    /// Reads options in any layout, one by one.
     #[inline(never)]
     fn read_any(options: &[u8]) -> Self {
         let mut summary = Self::default();
@@ -159,20 +159,20 @@ impl Options {
         summary
     }
 
-    /// Reads timestamps that are alone, in the layout every stack uses (RFC 7323 appendix A).
+    /// Reads timestamps as the only option, in the layout every stack uses (RFC 7323 appendix A).
     #[inline(always)]
-    pub fn usual_timestamps(options: &[u8; TIMESTAMPS_ROOM]) -> Option<Timestamps> {
+    pub fn common_timestamps(options: &[u8; TIMESTAMPS_ROOM]) -> Option<Timestamps> {
         let [a, b, c, d, ..] = *options;
         let common = [a, b, c, d] == [kind::NOP, kind::NOP, kind::TIMESTAMPS, 10];
         common.then(|| Timestamps { value: be32(options, 4), echo: be32(options, 8) })
     }
 
-    /// Reads only the timestamps: what an established segment carries.
+    /// Reads only the timestamps.
     #[inline(always)]
     pub fn timestamps(options: &[u8]) -> Option<Timestamps> {
-        // The usual layout needs no walk.
+        // The common layout needs no walk.
         if let Ok(options) = options.try_into()
-            && let Some(timestamps) = Self::usual_timestamps(options)
+            && let Some(timestamps) = Self::common_timestamps(options)
         {
             return Some(timestamps);
         }
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(Options::read(&[1, 1, 1, 1]).scale, None);
     }
 
-    /// Words as stacks lay them out, and a few that are nearly so.
+    /// Words of common stacks, and a few that differ a little.
     fn word() -> impl Strategy<Value = [u8; 4]> {
         let known = prop::sample::select(vec![
             [2, 4, 5, 0xb4],

@@ -1,23 +1,24 @@
-//! From a frame's bytes to a TCP segment between two ends, or to what else it is.
+//! Parses a frame: into a TCP segment and the connection it belongs to, or into whatever else it is.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
 use super::icmp::{self, Quote};
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
-use super::{ETHERNET_LEN, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, TCP, TCP_LEN, be16, be32, checksum, chunk};
+use super::{
+    ETHERNET_LEN, Error, Flags, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk,
+};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
-use crate::{DropReason, Event, Head, Side};
+use crate::{Head, Side};
 
-/// An IP address as four words in the order of the wire; an IPv4 address is held in its IPv6-mapped form (RFC 4291 section 2.5.5.2).
+/// An IP address as four 32-bit words, the most significant first; an IPv4 address is held in its IPv6-mapped form (RFC 4291 section 2.5.5.2).
 pub type Addr = [u32; 4];
 
 const MAPPED: u32 = 0xffff;
 
-/// A header that holds the usual timestamps and no other option.
+/// Bytes of a TCP header that holds timestamps in the common layout and no other option.
 const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 
 /// The VLAN tags of a frame: up to two identifiers and the tag protocols, packed; zero means untagged.
@@ -57,7 +58,7 @@ impl Vlan {
     }
 }
 
-/// The two ends of a connection, by the side of the box they are on. The identity of a flow.
+/// The 4-tuple of a connection, sorted by the side of the box, and its VLAN tags: the identity of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FlowKey {
     /// Address on the LAN.
@@ -68,14 +69,14 @@ pub struct FlowKey {
     pub lan_port: u16,
     /// Port on the WAN.
     pub wan_port: u16,
-    /// The tags the frames carry.
+    /// The VLAN tags of its frames.
     pub vlan: Vlan,
     /// Whether the addresses are IPv6.
     pub v6: bool,
 }
 
 impl FlowKey {
-    /// The end on this side.
+    /// The address and port on this side.
     pub fn socket(&self, side: Side) -> SocketAddr {
         let (address, port) = match side {
             Side::Lan => (&self.lan, self.lan_port),
@@ -86,9 +87,9 @@ impl FlowKey {
         SocketAddr::new(ip, port)
     }
 
-    /// The keyed hash that names the flow's place in the table, and stands for the ends in a cookie's MAC: that no two ends can be found which
-    /// share it is what keeps a cookie from opening for others.
-    // By value, lest what is parsed have to lie in memory to be hashed.
+    /// The keyed hash of the key. The flow table finds flows by it, and a cookie's MAC covers it instead of the key: a cookie cannot be used by
+    /// another connection because nobody without the secret can find two keys of one hash.
+    // By value, so that a parsed key can be hashed in registers.
     #[inline(always)]
     pub fn hash(self, keys: Keys) -> u64 {
         let both = |i: usize| u64::from(self.lan[i]) << 32 | u64::from(self.wan[i]);
@@ -101,77 +102,10 @@ impl FlowKey {
     }
 }
 
-/// The flag bits of a TCP header, with the accurate-ECN bit left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(transparent)]
-pub struct Flags(pub u8);
-
-/// The names of the flags that are set, in the order of their bits from the lowest.
-impl fmt::Display for Flags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (bit, name) in ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"].iter().enumerate() {
-            if self.0 >> bit & 1 == 1 {
-                write!(f, "{separator}{name}")?;
-                separator = " ";
-            }
-        }
-        f.write_str(if separator.is_empty() { "no flags" } else { "" })
-    }
-}
-
-impl Flags {
-    /// No more data from the sender.
-    pub const FIN: Flags = Flags(1);
-    /// Synchronise sequence numbers.
-    pub const SYN: Flags = Flags(2);
-    /// Reset the connection.
-    pub const RST: Flags = Flags(4);
-    /// The acknowledgement field is significant.
-    pub const ACK: Flags = Flags(16);
-    /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender speaks ECN.
-    pub const ECE: Flags = Flags(64);
-    /// The sender has reduced its congestion window (RFC 3168 section 6.1.2).
-    pub const CWR: Flags = Flags(128);
-
-    /// Whether any of these flags is set.
-    pub const fn has(self, flags: Flags) -> bool {
-        self.0 & flags.0 != 0
-    }
-
-    /// Both sets.
-    #[must_use]
-    pub const fn and(self, flags: Flags) -> Flags {
-        Flags(self.0 | flags.0)
-    }
-
-    /// This set less those flags.
-    #[must_use]
-    pub const fn without(self, flags: Flags) -> Flags {
-        Flags(self.0 & !flags.0)
-    }
-
-    /// These flags if `wanted`, else none.
-    #[must_use]
-    pub const fn when(self, wanted: bool) -> Flags {
-        if wanted { self } else { Flags(0) }
-    }
-
-    /// Whether a SYN with these flags asks for ECN (RFC 3168 section 6.1.1); one that asks for accurate ECN does too (RFC 9768 section 3.1.1).
-    pub const fn ask_for_ecn(self) -> bool {
-        self.has(Flags::ECE) && self.has(Flags::CWR)
-    }
-
-    /// Whether a SYN-ACK with these flags agrees to ECN (RFC 3168 section 6.1.1).
-    pub const fn agree_to_ecn(self) -> bool {
-        self.has(Flags::ECE) && !self.has(Flags::CWR)
-    }
-}
-
-/// A TCP segment in a frame: where its parts lie and what its fixed header says.
+/// A TCP segment in a frame: where its parts are and what its fixed header says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
-    /// The ends, by side.
+    /// The connection it belongs to.
     pub key: FlowKey,
     /// Sequence number.
     pub seq: SeqNum,
@@ -194,8 +128,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The segment in a frame of IPv4 that came in on `side`, if it lies there as nearly all do: in one packet, and directly behind its IP
-    /// header. Of any other frame [`Parsed::parse`] tells what it is.
+    /// The segment in an IPv4 frame that came in on `side`, if it is in the common place: not fragmented, and directly behind an IP header.
+    /// `None` says nothing about the frame; [`Parsed::parse`] parses any.
     #[inline(always)]
     pub fn common_ipv4(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
@@ -207,7 +141,7 @@ impl Segment {
         }
     }
 
-    /// The same of IPv6: what they find stays in registers if they do not meet.
+    /// The same for IPv6. A function of its own keeps what it finds in registers.
     #[inline(always)]
     pub fn common_ipv6(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
@@ -220,14 +154,14 @@ impl Segment {
     }
 
     #[inline(always)]
-    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, DropReason> {
+    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
         let frame = head.bytes();
         let Layout { ip, payload: tcp, end, more, .. } = *layout;
-        let short = if more { DropReason::BadFragment } else { DropReason::Malformed };
+        let short = if more { Error::BadFragment } else { Error::Malformed };
         let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
         let header = usize::from(fixed[12] >> 4) * 4;
         if header < TCP_LEN {
-            return Err(DropReason::Malformed);
+            return Err(Error::Malformed);
         }
         if tcp + header > end || tcp + header > frame.len().min(usize::from(u16::MAX)) {
             return Err(short);
@@ -238,7 +172,7 @@ impl Segment {
             ack: SeqNum::new(be32(fixed, 8)),
             flags: Flags(fixed[13]),
             window: RawWindow(be16(fixed, 14)),
-            // None is cut short: the headers end below 64 KiB, as just seen.
+            // No cast truncates: the headers end below 64 KiB, as checked above.
             ip: ip as u16,
             tcp: tcp as u16,
             payload: (tcp + header) as u16,
@@ -247,30 +181,37 @@ impl Segment {
         })
     }
 
+    /// What the segment does, by its flags.
+    #[inline(always)]
+    pub fn kind(&self) -> Kind {
+        self.flags.kind()
+    }
+
     /// Bytes of payload.
     #[inline(always)]
     pub fn payload_len(&self) -> u32 {
         self.end - u32::from(self.payload)
     }
 
-    /// What the segment takes in sequence space: payload, SYN and FIN.
+    /// SEG.LEN (RFC 9293 section 3.3.1): the bytes of payload, and one each for SYN and FIN.
     pub fn seq_len(&self) -> u32 {
         self.payload_len() + u32::from(self.flags.has(Flags::SYN)) + u32::from(self.flags.has(Flags::FIN))
     }
 
-    /// The bytes of the options, in the frame's.
+    /// The bytes of the options.
     pub fn options<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         &frame[usize::from(self.tcp) + TCP_LEN..usize::from(self.payload)]
     }
 
-    /// What the options say if they are timestamps alone, in the usual layout, or none; `None` if they are anything else.
+    /// The timestamps if they are the only option, in the layout every stack uses (RFC 7323 appendix A); `Some(None)` if there is no option;
+    /// `None` if there is any other.
     #[inline(always)]
     pub fn common_options(&self, frame: &[u8]) -> Option<Option<Timestamps>> {
         match usize::from(self.payload - self.tcp) {
             TCP_LEN => Some(None),
             LEN_WITH_TIMESTAMPS => {
                 let options = chunk::<TIMESTAMPS_ROOM>(frame, usize::from(self.tcp) + TCP_LEN)?;
-                Options::usual_timestamps(options).map(Some)
+                Options::common_timestamps(options).map(Some)
             }
             _ => None,
         }
@@ -282,13 +223,13 @@ impl Segment {
         frame[usize::from(self.ip) + if self.key.v6 { 7 } else { 8 }]
     }
 
-    /// Whether the IPv4 header's and the segment's checksums are right. A segment that is not whole in sight cannot be judged and is not.
+    /// Whether the IPv4 header's and the segment's checksums are right. False if not all of the segment is visible: it cannot be checked.
     #[inline(never)]
     pub fn checksums_hold(&self, head: &Head) -> bool {
         self.checksums_hold_inline(head)
     }
 
-    /// The same, grown into the caller: for what a flood is answered with.
+    /// The same, inlined: for the path that answers a flood.
     #[inline(always)]
     pub(super) fn checksums_hold_inline(&self, head: &Head) -> bool {
         let frame = head.bytes();
@@ -307,11 +248,11 @@ impl Segment {
             }
         }
         let segment = &frame[tcp..end];
-        // Of those that most segments without payload have, the compiler knows the length.
+        // Two lengths of most segments without payload, written out so that the compiler unrolls the sum.
         let sum = if let Ok(with_timestamps) = <&[u8; LEN_WITH_TIMESTAMPS]>::try_from(segment) {
             checksum::sum(with_timestamps)
-        } else if let Ok(usual_syn) = <&[u8; TCP_LEN + 20]>::try_from(segment) {
-            checksum::sum(usual_syn)
+        } else if let Ok(common_syn) = <&[u8; TCP_LEN + 20]>::try_from(segment) {
+            checksum::sum(common_syn)
         } else {
             checksum::sum(segment)
         };
@@ -334,35 +275,35 @@ pub enum Parsed {
     Tcp(Segment),
     /// An ICMP error about a TCP segment.
     Error(Quote),
-    /// An ICMP error about a TCP segment that cannot be told, or that its receiver did not send.
+    /// An ICMP error about a TCP segment whose connection the quote does not show, or that does not go to the segment's sender.
     StrayError,
     /// A fragment that holds no TCP header.
     Fragment(Fragment),
-    /// Something the proxy has no business with; passed on and counted.
-    Pass(Event),
-    /// Something no frame may be.
-    Bad(DropReason),
+    /// No TCP and no ICMP error about it: ARP, UDP, other ICMP and the rest.
+    Other,
+    /// Invalid.
+    Bad(Error),
 }
 
 /// What the fragments of one packet have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Who sent it.
+    /// The sender's address.
     pub source: Addr,
-    /// To whom.
+    /// The receiver's address.
     pub destination: Addr,
-    /// The number its sender gave the packet; 16 bits in IPv4.
+    /// The identification field of the packet; 16 bits in IPv4.
     pub identification: u32,
-    /// The tags of the frame.
+    /// The VLAN tags of the frame.
     pub vlan: Vlan,
     /// Whether the addresses are IPv6.
     pub v6: bool,
-    /// Whether it begins the packet, so that no TCP header follows in the others.
+    /// Whether it is the first, so that the others hold no TCP header either.
     pub first: bool,
 }
 
 impl Fragment {
-    /// The packet whose first fragment `frame` holds as a segment from `side`; `None` if it is, or has become, a packet in one piece.
+    /// The packet of which `segment` in `frame`, from `side`, is the first fragment; `None` if it is not fragmented, or no longer.
     pub fn first_of(frame: &[u8], segment: &Segment, side: Side) -> Option<Fragment> {
         let ip = usize::from(segment.ip);
         let identification = if segment.key.v6 {
@@ -377,7 +318,7 @@ impl Fragment {
         Some(Fragment { source, destination, identification, vlan, v6, first: true })
     }
 
-    /// A keyed hash of everything but whether it is the first.
+    /// A keyed hash of the packet: the same for each of its fragments.
     pub fn hash(&self, keys: Keys) -> u64 {
         let both = |i: usize| u64::from(self.source[i]) << 32 | u64::from(self.destination[i]);
         let packet = u64::from(self.identification) << 32 | u64::from(self.vlan.0);
@@ -389,19 +330,19 @@ impl Fragment {
     }
 }
 
-/// A later IPv4 fragment that starts at least this many bytes into the packet cannot overlap the TCP header (RFC 3128).
+/// A later IPv4 fragment at this offset in bytes, or beyond, cannot overlap the TCP header (RFC 3128).
 const IPV4_FRAGMENT_FLOOR: usize = 60;
-/// The same for IPv6, whose first fragment must hold the TCP header within as many bytes.
+/// The same for IPv6, where the TCP header must end within as many bytes of the first fragment.
 const IPV6_FRAGMENT_FLOOR: usize = 512;
 /// The bits of an IPv4 fragment's offset, in units of eight bytes.
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-/// The bit beside an IPv4 fragment's offset that says that others follow.
+/// The flag beside an IPv4 fragment's offset that says that more fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
 
-const MALFORMED: Parsed = Parsed::Bad(DropReason::Malformed);
+const MALFORMED: Parsed = Parsed::Bad(Error::Malformed);
 
 impl Parsed {
     /// Parses a frame that came in on `side`.
@@ -410,7 +351,7 @@ impl Parsed {
         match ether_type {
             ETHER_IPV4 => Self::ipv4(side, head, ip, vlan),
             ETHER_IPV6 => Self::ipv6(side, head, ip, vlan),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
@@ -420,22 +361,22 @@ impl Parsed {
             (TCP, false) => Self::tcp(side, head, &layout),
             (TCP, true) => Self::ipv4_fragment(side, head, layout),
             (ICMP, false) => icmp::parse(side, head, &layout),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
-    /// Fragments of different protocols are never put together (RFC 791 section 2.3), so that this one is of TCP, as it says.
+    /// A fragment whose protocol field says TCP. Reassembly never mixes protocols (RFC 791 section 2.3), so it is a part of a TCP segment.
     fn ipv4_fragment(side: Side, head: &Head, layout: Layout) -> Parsed {
         let (frame, ip) = (head.bytes(), layout.ip);
-        // A bit that was flipped on the way must not make a fragment, much of which is believed unseen, of a packet in one piece.
+        // A flipped bit must not turn a whole packet into a fragment, of which less is checked.
         if checksum::sum(&frame[ip..layout.payload]) != u16::MAX {
-            return Parsed::Bad(DropReason::BadChecksum);
+            return Parsed::Bad(Error::BadChecksum);
         }
         let field = be16(frame, ip + 6);
         match usize::from(field & FRAGMENT_OFFSET) * 8 {
             0 => Self::tcp(side, head, &Layout { more: true, ..layout }),
-            // RFC 1858, RFC 3128: what may lie over the TCP header of the first fragment.
-            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(DropReason::BadFragment),
+            // RFC 1858, RFC 3128: it could overlap the TCP header in the first fragment.
+            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(Error::BadFragment),
             _ => layout.fragment(be16(frame, ip + 4).into(), false),
         }
     }
@@ -455,10 +396,10 @@ impl Parsed {
         };
         let layout = Layout { payload: at, more: piece.is_some(), ..layout };
         match (next, piece) {
-            // Whatever a later fragment says is behind it: the first one's word is taken for it (RFC 8200 section 4.5).
+            // Only the first fragment's next-header field counts (RFC 8200 section 4.5), so a later one may be of TCP whatever it says.
             (_, Some(piece)) if piece.offset > 0 => {
                 if piece.offset < IPV6_FRAGMENT_FLOOR {
-                    return Parsed::Bad(DropReason::BadFragment);
+                    return Parsed::Bad(Error::BadFragment);
                 }
                 layout.fragment(piece.identification, false)
             }
@@ -466,13 +407,13 @@ impl Parsed {
                 (Parsed::Tcp(segment), Some(piece))
                     if usize::from(segment.payload) > piece.from + IPV6_FRAGMENT_FLOOR =>
                 {
-                    Parsed::Bad(DropReason::BadFragment)
+                    Parsed::Bad(Error::BadFragment)
                 }
                 (parsed, _) => parsed,
             },
             (_, Some(piece)) => layout.fragment(piece.identification, true),
             (ICMPV6, None) => icmp::parse(side, head, &layout),
-            _ => Parsed::Pass(Event::Bridged),
+            _ => Parsed::Other,
         }
     }
 
@@ -481,7 +422,7 @@ impl Parsed {
     }
 }
 
-/// Where what stands behind the tags of a frame begins, the tags, and what type they say it is; `None` if the frame is too short.
+/// The offset of the payload behind Ethernet header and VLAN tags, the tags, and its EtherType; `None` if the frame is too short.
 #[inline(always)]
 fn untag(frame: &[u8]) -> Option<(usize, Vlan, u16)> {
     let ether_type = be16(frame.first_chunk::<ETHERNET_LEN>()?, 12);
@@ -505,10 +446,10 @@ fn untag_slowly(frame: &[u8], mut ether_type: u16) -> Option<(usize, Vlan, u16)>
     Some((at, vlan, ether_type))
 }
 
-/// Where the IP layer found the parts.
+/// Where the parts of an IP packet are, as offsets in the frame.
 pub(super) struct Layout {
     pub ip: usize,
-    /// Where what IP carries begins.
+    /// Of the payload of IP.
     pub payload: usize,
     pub end: usize,
     /// Whether this is the first of several fragments.
@@ -520,7 +461,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The parts of the IPv4 packet at `ip`, its protocol and whether it is a fragment; `None` if it is malformed.
+    /// The layout of the IPv4 packet at `ip`, its protocol and whether it is a fragment; `None` if it is malformed.
     #[inline(always)]
     fn ipv4(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8, bool)> {
         let frame = head.bytes();
@@ -536,7 +477,7 @@ impl Layout {
         Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: false }, fixed[9], is_fragment))
     }
 
-    /// The parts of the IPv6 packet at `ip` as if it had no extension header, and what its header says comes next; `None` if it is malformed.
+    /// The layout of the IPv6 packet at `ip` as if it had no extension header, and its next-header field; `None` if it is malformed.
     #[inline(always)]
     fn ipv6(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8)> {
         let fixed = chunk::<IPV6_LEN>(head.bytes(), ip)?;
@@ -549,7 +490,7 @@ impl Layout {
         Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: true }, fixed[6]))
     }
 
-    /// The ends of a segment whose sender, on `side`, sent it from one port to another.
+    /// The key of a segment that came in on `side`, with these source and destination ports.
     #[inline(always)]
     pub fn key(&self, side: Side, from: u16, to: u16) -> FlowKey {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
@@ -577,22 +518,22 @@ pub(super) fn ipv6_address(frame: &[u8], at: usize) -> Addr {
     [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)]
 }
 
-/// What an IPv6 header's extension headers lead to.
+/// What follows the extension headers of an IPv6 packet.
 pub(super) struct Chain {
-    /// The protocol behind the last of them, or, in a later fragment, what its own header claims.
+    /// The next-header field of the last of them; in a later fragment, of its fragment header.
     pub next: u8,
-    /// Where that begins.
+    /// The offset behind them.
     pub at: usize,
-    /// Which piece of the packet this is, unless it is the whole.
+    /// What the fragment header says, if the packet is a fragment.
     pub piece: Option<Piece>,
 }
 
 /// What an IPv6 fragment header says.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
-    /// Where the fragmented part begins.
+    /// The offset of the fragmented part in the frame.
     from: usize,
-    /// Where in the packet it belongs, in bytes.
+    /// Its offset in the original packet, in bytes.
     pub offset: usize,
     identification: u32,
 }
@@ -600,15 +541,15 @@ pub(super) struct Piece {
 /// Walks the extension headers of the IPv6 packet at `ip`, which ends at `end`, in whatever order they come: RFC 8200 section 4.1
 /// recommends one and demands that any be accepted.
 ///
-/// All are walked that have one shape (RFC 6564) or one of their own that is known, lest a host that walks them find a segment where we
-/// saw none. Behind whatever else may stand here, no host finds TCP unless it has been told to unwrap a tunnel (ESP, IP in IP).
-pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, DropReason> {
+/// It walks all headers of the common format (RFC 6564), and the older ones of their own format, because a host that walks them would
+/// otherwise find a segment that the proxy missed. Behind any other protocol a host finds TCP only if it unwraps a tunnel (ESP, IP in IP).
+pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, Error> {
     let mut next = frame[ip + 6];
     let mut at = ip + IPV6_LEN;
     let mut piece = None;
     loop {
         // RFC 7112: the first fragment must hold the whole chain.
-        let cut = if piece.is_some() { DropReason::BadFragment } else { DropReason::Malformed };
+        let cut = if piece.is_some() { Error::BadFragment } else { Error::Malformed };
         if at > end || at > frame.len() {
             return Err(cut);
         }
@@ -626,11 +567,11 @@ pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<C
         };
         if next == FRAGMENT {
             if piece.is_some() {
-                return Err(DropReason::BadFragment);
+                return Err(Error::BadFragment);
             }
             let field = be16(frame, header + 2);
             let offset = usize::from(field & 0xfff8);
-            // RFC 6946: a fragment header on a packet in one piece is no fragment.
+            // RFC 6946: an atomic fragment, offset zero and no more fragments, is a whole packet.
             if field & 0xfff9 != 0 {
                 piece = Some(Piece { from: at, offset, identification: be32(frame, header + 4) });
             }
@@ -657,14 +598,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_look_at_something_else_is_no_larger_than_a_segment() {
+    fn a_parsed_frame_is_no_larger_than_a_segment() {
         assert_eq!(size_of::<Parsed>(), size_of::<Segment>(), "it is copied for every frame");
     }
 
     proptest! {
         /// Frames of every shape, most of them segments: tags, versions, header lengths, fragments and extension headers are drawn as well.
         #[test]
-        fn a_usual_segment_is_what_every_frame_is_parsed_to(
+        fn the_common_parsers_agree_with_the_general_one(
             tags in prop::collection::vec((0usize..3, any::<u16>()), 0..4),
             v6: bool,
             (words, protocol) in (0u8..=15, prop_oneof![4 => Just(TCP), 1 => any::<u8>()]),
@@ -705,7 +646,7 @@ mod tests {
                 _ => None,
             };
             let common = Segment::common_ipv4(side, &head).or_else(|| Segment::common_ipv6(side, &head));
-            // Behind extension headers a segment is not where the usual one is.
+            // Behind extension headers a segment is not in the common place.
             prop_assert!(common == whole || common.is_none() && v6 && protocol != TCP);
         }
     }
