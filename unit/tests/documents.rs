@@ -1,4 +1,4 @@
-//! What the documents say is there is there: every test that `docs/traps.md` names, and what every link leads to.
+//! What the documents say is there is there: every test that `docs/traps.md` names, every source, and what every link leads to.
 
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
@@ -114,6 +114,26 @@ fn every_link_in_a_document_leads_to_a_file_and_a_heading() {
                 wrong.push(format!("{}:{line}: there is no file {target}", path.display()));
             } else if !heading.is_empty() && !has_heading() {
                 wrong.push(format!("{}:{line}: there is no heading {target}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_source_that_a_document_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let crates = ["tcpstate/", "pktio/", "confparse/", "control/", "synproxy/", "tools/", "unit/"];
+    let mut wrong = Vec::new();
+    for path in documents() {
+        let text = read_to_string(&path).expect("a document can be read");
+        for (number, line) in text.lines().enumerate() {
+            let named = line.split('`').skip(1).step_by(2);
+            for name in named.filter(|name| crates.iter().any(|folder| name.starts_with(folder))) {
+                let is_path = name.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+                if is_path && !root.join(name).exists() {
+                    wrong.push(format!("{}:{}: there is no {name}", path.display(), number + 1));
+                }
             }
         }
     }
