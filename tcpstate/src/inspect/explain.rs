@@ -6,6 +6,7 @@
 //! every frame of every script, and hold the answer against what happens.
 
 use core::fmt::{self, Write};
+use std::sync::Arc;
 
 use super::Connection;
 use crate::cache::refused::Client;
@@ -70,24 +71,14 @@ impl Proxy {
             openings,
             hold_queue: self.hold_queue.clone(),
             fragments: self.fragments.excerpt(hash),
-            stray_fragments: self.stray_fragments,
-            icmp_errors: self.icmp_errors,
             recent_syns: self.recent_syns.excerpt(hash),
             refused_ports: self.refused_ports.excerpt(&key, Client::of(place), Client::of(0)),
             passed: self.passed.clone(),
             introductions: self.introductions.clone(),
             draining: self.draining,
-            lifetimes: self.lifetimes,
-            handshake: self.handshake,
-            destinations: self.destinations.clone(),
-            early_window: self.early_window,
-            multipath: self.multipath,
-            fast_open: self.fast_open,
-            signed: self.signed,
-            stray: self.stray,
+            policy: Arc::clone(&self.policy),
+            profiles: self.profiles.clone(),
             adopt_until: self.adopt_until,
-            sack_conflict: self.sack_conflict,
-            mss_clamp: self.mss_clamp,
             counters: Counters::default(),
             proved: Vec::new(),
             updates: Vec::new(),

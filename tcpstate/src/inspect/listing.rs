@@ -130,7 +130,7 @@ impl Proxy {
             status: ConnectionStatus::of(flow),
             opened_by,
             age: duration(tick(now).wrapping_sub(flow.born)),
-            idle: rests.then(|| duration(self.lifetimes.of(flow.state()).saturating_sub(left))),
+            idle: rests.then(|| duration(self.profiles.of(flow.profile).of(flow.state()).saturating_sub(left))),
             due: duration(left),
             endpoint: PerSide::new(end(Side::Lan), end(Side::Wan)),
             mss: flow.mss,

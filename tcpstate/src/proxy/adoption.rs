@@ -32,7 +32,7 @@ impl Proxy {
                 Side::Wan => Verdict::Drop(DropReason::NoFlow),
             };
         }
-        if self.stray == Stray::Reset && !resets && ctx.is_sound() && self.passed.take(ctx.now) {
+        if !resets && self.policy.rule(ctx.key()).stray == Stray::Reset && ctx.is_sound() && self.passed.take(ctx.now) {
             self.counters.count(Event::StrayReset);
             return Self::reset_in_place(&mut ctx);
         }

@@ -10,8 +10,9 @@ use crate::cookie::{self, SynAckNumbers, ts_after};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
-use crate::seq::SeqNum;
+use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{
     Addr, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, OptionList, Options, Outgoing, Segment,
     Timestamps,
@@ -77,8 +78,10 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        let offer = self.server_options.offer_cached(&segment.key, now);
-        let terms = self.agree(segment, &offered, &offer);
+        let rule = self.policy.rule(&segment.key);
+        let offer = self.server_options.offer_cached(&segment.key, rule, now);
+        let window = rule.early_window(offer.window);
+        let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
         if terms.mss < self.cookies.smallest_mss(true) || !self.limiter.spend(meta.tokens, now) {
             return false;
@@ -93,7 +96,7 @@ impl Proxy {
             seq: isn,
             ack: segment.seq + 1,
             flags: syn_ack_flags(&terms),
-            window: self.early_window(&segment.key, offer.window),
+            window,
             mss: offer.mss,
             timestamps: Timestamps { value: ts_value.unwrap_or_default(), echo: syn.timestamps.value },
             scale,
@@ -137,15 +140,16 @@ impl Proxy {
             return Self::reset_in_place(&mut ctx);
         }
         let offered = Options::read(ctx.options());
-        let offer = self.server_options.offer_cached(&key, now);
+        let rule = *self.policy.rule(&key);
+        let offer = self.server_options.offer_cached(&key, &rule, now);
         ctx.egress.note(|| {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
         });
-        if let Some(event) = self.passes(&offered, &offer, former, hash, now) {
-            return self.pass_syn_unanswered(ctx, former, event);
+        if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
+            return self.pass_syn_unanswered(ctx, &rule, former, event);
         }
-        let mut terms = self.agree(ctx.segment, &offered, &offer);
+        let mut terms = self.agree(ctx.segment, &offered, &offer, rule.mss_clamp);
         let mut numbers = self.cookies.mint(hash, isn, &terms, now);
         let smallest = self.cookies.smallest_mss(terms.timestamps);
         match former {
@@ -194,21 +198,23 @@ impl Proxy {
             let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
             format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
-        self.write_syn_ack(&mut ctx, &offered, &offer, &terms, numbers)
+        let window = rule.early_window(offer.window);
+        self.write_syn_ack(&mut ctx, &offered, offer.mss, window, &terms, numbers)
     }
 
     /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
     #[inline(always)]
     fn passes(
         &mut self,
+        rule: &Rule,
         offered: &Options,
         offer: &Offer,
         former: Option<Id>,
         hash: u64,
         now: Instant,
     ) -> Option<Event> {
-        let extends = offered.multipath && self.multipath == Extension::Pass
-            || offered.fast_open && self.fast_open == Extension::Pass;
+        let extends = offered.multipath && rule.multipath == Extension::Pass
+            || offered.fast_open && rule.fast_open == Extension::Pass;
         if offered.signed || extends {
             return Some(Event::Passed);
         }
@@ -226,12 +232,18 @@ impl Proxy {
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     #[inline(never)]
-    fn pass_syn_unanswered(&mut self, ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+    fn pass_syn_unanswered(
+        &mut self,
+        ctx: Context<impl Egress>,
+        rule: &Rule,
+        former: Option<Id>,
+        event: Event,
+    ) -> Verdict {
         if event == Event::Passed {
             let signed = Options::read(ctx.options()).signed;
             // Nobody's word alone ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
-            if lives || signed && self.signed == Action::Drop || !self.passed.take(ctx.now) {
+            if lives || signed && rule.signed == Action::Drop || !self.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
@@ -240,12 +252,12 @@ impl Proxy {
     }
 
     /// What holds between a client that offered this and a server of which we say that.
-    fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer) -> Terms {
+    fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer, mss_clamp: u16) -> Terms {
         let key = &syn.key;
         let timestamps = offered.timestamps.is_some() && offer.timestamps;
         let promised = if offered.scale.is_some() { self.cookies.promise(offer.scale, timestamps) } else { None };
         Terms {
-            mss: offered.mss.unwrap_or(default_mss(key)).min(self.mss_clamp),
+            mss: offered.mss.unwrap_or(default_mss(key)).min(mss_clamp),
             scale: offered.scale.filter(|_| promised.is_some()),
             promised,
             sack: offered.sack_permitted && offer.sack,
@@ -303,14 +315,15 @@ impl Proxy {
         &mut self,
         ctx: &mut Context<impl Egress>,
         offered: &Options,
-        offer: &Offer,
+        mss: u16,
+        window: RawWindow,
         terms: &Terms,
         numbers: SynAckNumbers,
     ) -> Verdict {
         let envelope = Envelope { label: label(ctx.hash), ..ctx.envelope().reversed() };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });
-        let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
+        let mut options = OptionList::syn(Some(mss), terms.sack, timestamps, terms.promised);
         // An answer longer than the question would make us an amplifier: then it goes without MSS, or not at all.
         let room = ctx.head.total().max(ETHERNET_MIN);
         if envelope.frame_len(&options) > room {
@@ -321,7 +334,7 @@ impl Proxy {
             seq: numbers.isn,
             ack: ctx.segment.seq + 1,
             flags: syn_ack_flags(terms),
-            window: self.early_window(ctx.key(), offer.window),
+            window,
             options: &options,
         };
         if answer.frame_len() > room || !ctx.overwrite_inline(&answer) {
@@ -514,7 +527,7 @@ mod tests {
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
-    use crate::seq::{RawWindow, WindowScale};
+    use crate::seq::WindowScale;
     use crate::wire::{Parsed, put32};
     use core::cell::Cell;
     use core::time::Duration;
@@ -663,7 +676,7 @@ mod tests {
                                 engine.server_options.learn(&key(v6), &observation, now);
                             }
                             if is_refused && n == 2 {
-                                engine.refused_ports.refused(&key(v6), Client::EVERYBODY, now);
+                                engine.refused_ports.refused(&key(v6), Client::EVERYBODY, Duration::from_secs(10), now);
                             }
                         }
                     }

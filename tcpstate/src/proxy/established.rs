@@ -5,6 +5,7 @@
 
 use super::client_handshake::is_damaged;
 use super::{Context, Proxy, half_second};
+use crate::config::SackConflict;
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
@@ -98,10 +99,12 @@ impl Proxy {
             }
         });
         if proxied {
-            let projection = Projection::of(&self.table[id], self.sack_conflict);
+            // A common segment has no SACK blocks to be in conflict about.
+            let projection = Projection::of(&self.table[id], SackConflict::Remove);
             projection.apply_common(side, segment, head.bytes_mut(), timestamps);
         }
-        self.table.schedule(id, tick(now).wrapping_add(self.lifetimes.of(State::Established)));
+        let lifetime = self.profiles.connected(self.table[id].profile);
+        self.table.schedule(id, tick(now).wrapping_add(lifetime));
         true
     }
 
@@ -305,7 +308,8 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            let projection = Projection::of(&self.table[id], self.sack_conflict);
+            let sack_conflict = self.profiles.get(self.table[id].profile).sack_conflict;
+            let projection = Projection::of(&self.table[id], sack_conflict);
             projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
@@ -566,9 +570,10 @@ mod tests {
             metas[1] = metas[0];
 
             // The short way of a translation leads where the long one does too, whatever the flow's state.
+            let sack_conflict = one.policy.profiles()[0].sack_conflict;
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
-            let projection = Projection::of(&one.table[ids.0], one.sack_conflict);
+            let projection = Projection::of(&one.table[ids.0], sack_conflict);
             projection.apply(side, &segment, &mut short, tick(moment));
             projection.apply_any(side, &segment, &mut long, tick(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);

@@ -102,13 +102,15 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
+        let profile = self.profiles.present(self.policy.rule(key).profile);
         let id = self.table.insert(key, hash, client, state, |flow| {
             flow.born = tick(now);
+            flow.profile = profile;
             // No half-second equals its successor, so that the first challenge is never withheld.
             flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
             fill(flow);
         })?;
-        self.table.enter(id, tick(now).wrapping_add(self.lifetimes.of(state)));
+        self.table.enter(id, tick(now).wrapping_add(self.profiles.of(profile).of(state)));
         Some(id)
     }
 

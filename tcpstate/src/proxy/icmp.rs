@@ -30,7 +30,9 @@ impl Proxy {
         head: &mut Head,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let Some(id) = self.table.find(&quote.key, hash) else { return self.on_unmatched_icmp() };
+        let Some(id) = self.table.find(&quote.key, hash) else {
+            return self.on_unmatched_icmp(self.policy.rule(&quote.key).icmp_errors);
+        };
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
         }
@@ -50,8 +52,8 @@ impl Proxy {
     }
 
     /// An ICMP error about a segment of no connection we know.
-    pub(super) fn on_unmatched_icmp(&mut self) -> Verdict {
-        match self.icmp_errors {
+    pub(super) fn on_unmatched_icmp(&mut self, action: Action) -> Verdict {
+        match action {
             Action::Pass => {
                 self.counters.count(Event::IcmpUnmatched);
                 Verdict::Forward
@@ -95,7 +97,8 @@ impl Proxy {
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, self.sack_conflict) {
+        let sack_conflict = self.profiles.get(flow.profile).sack_conflict;
+        if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, sack_conflict) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
         Verdict::Forward
@@ -135,13 +138,13 @@ impl Proxy {
     ///
     /// It cannot reach into a TCP header, so that alone it harms nobody; but it may fill the receiver's memory for fragments.
     #[inline(never)]
-    pub(super) fn on_fragment(&mut self, side: Side, first: bool, hash: u64, now: Instant) -> Verdict {
-        if first {
+    pub(super) fn on_fragment(&mut self, side: Side, fragment: &Fragment, hash: u64, now: Instant) -> Verdict {
+        if fragment.first {
             self.fragments.note(Kind::Other, hash, now);
             self.counters.count(Event::Bridged);
         } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
             self.counters.count(Event::Fragment);
-        } else if side == Side::Wan && self.stray_fragments == Action::Drop {
+        } else if side == Side::Wan && self.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop {
             return self.counters.drop(DropReason::StrayFragment);
         } else {
             self.counters.count(Event::StrayFragment);

@@ -18,13 +18,15 @@ use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::updates::ServerUpdate;
-use crate::config::{Action, Destination, Extension, Handshake, SackConflict, Stray, Timeouts};
 use crate::cookie::{Cookies, Rotation};
-use crate::flow::table::wheel::{Ticks, tick, ticks};
+use crate::flow::table::wheel::tick;
 use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
+use crate::memory::Memory;
+use crate::policy::Policy;
 use crate::policy::limit::{Limiter, Meter};
+use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
 use crate::wire::{self, Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
@@ -147,56 +149,6 @@ const PROVED_KEPT: usize = 256;
 /// News kept until they are asked for: more than a turn brings.
 const UPDATES_KEPT: usize = 512;
 
-/// [`Timeouts`] in ticks.
-#[derive(Clone, Copy)]
-pub(crate) struct Lifetimes {
-    connected: Ticks,
-    one_fin: Ticks,
-    both_fin: Ticks,
-    time_wait: Ticks,
-    reset: Ticks,
-    syn_sent: Ticks,
-    syn_received: Ticks,
-    syn_cached: Ticks,
-    server_syn_sent: Ticks,
-    retransmit_syn: Ticks,
-    retransmit_max: Ticks,
-}
-
-impl Lifetimes {
-    fn new(timeouts: &Timeouts) -> Self {
-        Self {
-            connected: ticks(timeouts.connected),
-            one_fin: ticks(timeouts.one_fin),
-            both_fin: ticks(timeouts.both_fin),
-            time_wait: ticks(timeouts.time_wait),
-            reset: ticks(timeouts.reseted),
-            syn_sent: ticks(timeouts.ul_syn_sent),
-            syn_received: ticks(timeouts.ul_syn_rcvd),
-            syn_cached: ticks(timeouts.dl_half_open),
-            server_syn_sent: ticks(timeouts.dl_syn_sent),
-            retransmit_syn: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
-            retransmit_max: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
-        }
-    }
-
-    /// How long a flow may stay in its state without a segment.
-    pub(crate) fn of(&self, state: State) -> Ticks {
-        match state {
-            State::Free => 0,
-            State::SynCached | State::Unconfirmed => self.syn_cached,
-            State::ServerSynSent => self.retransmit_syn,
-            State::SynSent => self.syn_sent,
-            State::SynReceived => self.syn_received,
-            State::AckWithheld | State::WindowPending | State::Established => self.connected,
-            State::FinWait => self.one_fin,
-            State::LastAck => self.both_fin,
-            State::TimeWait => self.time_wait,
-            State::Reset => self.reset,
-        }
-    }
-}
-
 /// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up: as many as frames in a batch,
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
@@ -280,26 +232,16 @@ pub struct Proxy {
     pub(crate) openings: Queue,
     pub(crate) hold_queue: HoldQueue,
     pub(crate) fragments: Fragments,
-    pub(crate) stray_fragments: Action,
-    pub(crate) icmp_errors: Action,
     pub(crate) recent_syns: RecentSyns,
     pub(crate) refused_ports: RefusedPorts,
     /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
     pub(crate) passed: Meter,
     pub(crate) introductions: Meter,
     pub(crate) draining: bool,
-    pub(crate) lifetimes: Lifetimes,
-    pub(crate) handshake: Handshake,
-    /// The most particular first.
-    pub(crate) destinations: Vec<Destination>,
-    pub(crate) early_window: u16,
-    pub(crate) multipath: Extension,
-    pub(crate) fast_open: Extension,
-    pub(crate) signed: Action,
-    pub(crate) stray: Stray,
+    pub(crate) policy: Arc<Policy>,
+    /// What flows were told when they began.
+    pub(crate) profiles: Profiles,
     pub(crate) adopt_until: Instant,
-    pub(crate) sack_conflict: SackConflict,
-    pub(crate) mss_clamp: u16,
     pub(crate) counters: Counters,
     /// Who has proved himself since [`Proxy::next_proved`] was last asked.
     pub(crate) proved: Vec<Source>,
@@ -313,24 +255,31 @@ impl Proxy {
     /// # Panics
     /// If the flow table or the cache of server options is empty.
     pub fn new(config: &Config, secrets: &Secrets, now: Instant) -> Self {
-        Self::with_slab(config, secrets, Slab::anonymous(config.flow_capacity(), false), now)
+        Self::with_memory(config, secrets, now, Memory::anonymous(config))
     }
 
-    /// A proxy whose flow table lies in this memory. The flows that a former process left there go on, if its secrets were the same; frames that it
-    /// held are lost, as on the way.
+    /// The same, with the memory that may outlive the process or be shared with the kernel handed in. What such a region holds is parsed, and used
+    /// if it makes sense: flows that a former process with the same secrets left go on. Frames that it held are lost, as on the way.
     ///
     /// # Panics
-    /// If the flow table or the cache of server options is empty.
-    pub fn with_slab(config: &Config, secrets: &Secrets, slab: Slab, now: Instant) -> Self {
+    /// As [`Proxy::new`], and if a region has fewer words than [`Memory::words_needed`].
+    pub fn with_memory(config: &Config, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
+        Self::with_policy(config, Arc::new(Policy::new(config, now)), secrets, now, memory)
+    }
+
+    /// The same under a policy that several workers share, made of the same configuration.
+    ///
+    /// # Panics
+    /// As [`Proxy::with_memory`].
+    pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
         let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
-        let mut destinations = config.destinations.clone();
-        destinations.sort_by_key(|destination| core::cmp::Reverse((destination.prefix, destination.port.is_some())));
+        let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
         let mut proxy = Self {
             hash_keys: secrets.hash_keys(),
             table: Table::of(config.table_buckets, slab, secrets.hash_keys(), now),
-            cookies: Cookies::new(config, secrets.pair(1), now),
-            server_options: ServerOptions::new(config, secrets.pair(2)),
-            limiter: Limiter::new(&config.rate, secrets.pair(2)),
+            cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
+            server_options: ServerOptions::new(config.learn_capacity, &policy, secrets.pair(2)),
+            limiter: Limiter::new(&config.rate, secrets.pair(2), limits, refused_syns),
             syn_cached: Queue::new(config.syn_cache_max.min(config.flow_capacity())),
             closing: candidates(),
             server_syn_sent: candidates(),
@@ -338,24 +287,14 @@ impl Proxy {
             openings: candidates(),
             hold_queue: HoldQueue::new(config.held_frames),
             fragments: Fragments::new(),
-            stray_fragments: config.stray_fragments,
-            icmp_errors: config.icmp_errors,
-            recent_syns: RecentSyns::new(now),
-            refused_ports: RefusedPorts::new(config.closed_memory, secrets.pair(2)),
+            recent_syns: RecentSyns::new(recent_syns, now),
+            refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), secrets.pair(2), now),
             passed: Meter::new(config.passed_rate),
             introductions: Meter::new(config.introductions),
             draining: false,
-            lifetimes: Lifetimes::new(&config.timeouts),
-            handshake: config.handshake,
-            destinations,
-            early_window: config.early_window,
-            multipath: config.multipath,
-            fast_open: config.fast_open,
-            signed: config.signed,
-            stray: config.stray,
+            profiles: Profiles::new(policy.profiles()),
+            policy,
             adopt_until: now + config.adopt_grace,
-            sack_conflict: config.sack_conflict,
-            mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
@@ -375,7 +314,7 @@ impl Proxy {
         flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
         for (_, id) in flows {
             let flow = &self.table[id];
-            let lifetime = self.lifetimes.of(flow.state());
+            let lifetime = self.profiles.of(flow.profile).of(flow.state());
             // No timer waits longer than its state may last; what is overdue is due now.
             let left = flow.deadline().wrapping_sub(tick(now)) as i32;
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
@@ -392,6 +331,17 @@ impl Proxy {
     /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
     pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
         self.server_options.command(entries)
+    }
+
+    /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
+    /// keep what they were told. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
+    /// with the tables they were made with. To be called between two batches.
+    pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
+        self.cookies.retable(&policy.tables, policy.from);
+        self.server_options.set_policy(&policy, &self.policy);
+        self.refused_ports.may_last(policy.longest_closed());
+        self.profiles.adopt(policy.profiles());
+        core::mem::replace(&mut self.policy, policy)
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
@@ -504,8 +454,8 @@ impl Proxy {
                 self.conclude(side, verdict)
             }
             Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
-            Parsed::StrayError => self.on_unmatched_icmp(),
-            Parsed::Fragment(fragment) => self.on_fragment(side, fragment.first, meta.hash, now),
+            Parsed::StrayError => self.on_unmatched_icmp(self.policy.everybody().icmp_errors),
+            Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
                 self.counters.count(Event::Bridged);
                 Verdict::Forward
@@ -650,7 +600,10 @@ impl Proxy {
                 self.server_options.learn(key, observation, now);
                 self.refused_ports.opened(key, now);
             }
-            ServerUpdate::Refused(key, client) => self.refused_ports.refused(key, *client, now),
+            ServerUpdate::Refused(key, client) => {
+                let memory = self.policy.rule(key).closed_memory;
+                self.refused_ports.refused(key, *client, memory, now);
+            }
         }
     }
 
@@ -710,7 +663,8 @@ impl Proxy {
     /// Makes a flow due when its state has lasted as long as it may from now on.
     #[inline(always)]
     fn restart_timer(&mut self, id: Id, now: Instant) {
-        let lifetime = self.lifetimes.of(self.table[id].state());
+        let flow = &self.table[id];
+        let lifetime = self.profiles.of(flow.profile).of(flow.state());
         self.table.schedule(id, tick(now).wrapping_add(lifetime));
     }
 
@@ -850,13 +804,15 @@ impl Proxy {
                 ..FlowKey::default()
             };
             let hash = key.hash(self.hash_keys);
+            let profile = self.profiles.present(self.policy.rule(&key).profile);
             let filled = self.table.insert(&key, hash, Side::Wan, State::Established, |flow| {
                 flow.set(FlowFlags::PROXIED, true);
                 flow.set(FlowFlags::UNJUDGED, true);
                 flow.seq_delta = SeqDelta::between(0, hash as u32);
+                flow.profile = profile;
             });
             let Some(id) = filled else { return };
-            self.table.enter(id, tick(now).wrapping_add(self.lifetimes.connected));
+            self.table.enter(id, tick(now).wrapping_add(self.profiles.connected(profile)));
         }
     }
 }
@@ -877,8 +833,9 @@ impl Acknowledgement {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::config::Timeouts;
 
     /// An egress without a frame to spare.
     pub(crate) struct NoEgress;

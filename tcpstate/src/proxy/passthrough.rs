@@ -38,8 +38,9 @@ impl Proxy {
 
     /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed.
     fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
-        if self.mss_clamp < u16::MAX && !Options::read(ctx.options()).signed {
-            clamp_mss(ctx.segment, ctx.head, self.mss_clamp);
+        let mss_clamp = self.policy.rule(ctx.key()).mss_clamp;
+        if mss_clamp < u16::MAX && !Options::read(ctx.options()).signed {
+            clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
     }

@@ -49,8 +49,9 @@ impl Proxy {
         }
         self.limiter.refund(&key, now);
         self.evict_one(now, ctx.egress);
-        let presumed = proof.terms.timestamps && !self.server_options.offer_cached(&key, now).timestamps_known;
-        let early = self.handshake_of(&key) == Handshake::Early;
+        let rule = self.policy.rule(&key);
+        let presumed = proof.terms.timestamps && !self.server_options.offer_cached(&key, rule, now).timestamps_known;
+        let early = rule.handshake == Handshake::Early;
         ctx.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
             let distance = u32::from(proof.distance) * 1024 / 1000;
@@ -80,31 +81,15 @@ impl Proxy {
         self.connect_in_place(&mut ctx, id)
     }
 
-    /// How the server at the LAN's end shall hear of a handshake's end.
-    fn handshake_of(&self, key: &FlowKey) -> Handshake {
-        let own = self.destinations.iter().find(|destination| destination.covers(&key.lan, key.lan_port));
-        own.map_or(self.handshake, |destination| destination.handshake)
-    }
-
-    /// The window a client is granted before its server has answered: no more than the server granted the last time.
-    pub(super) fn early_window(&self, key: &FlowKey, known: Option<RawWindow>) -> RawWindow {
-        match known {
-            Some(RawWindow(window)) if self.handshake_of(key) == Handshake::Early => {
-                RawWindow(window.min(self.early_window))
-            }
-            // What came we should have to keep.
-            _ => RawWindow(0),
-        }
-    }
-
     /// Keeps a client's segment until its server answers.
     fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
+        let early_window = self.profiles.get(flow.profile).early_window;
         let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
         // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
         let fits = flow.attempts == 0
             && ctx.segment.seq.beyond(first) <= end.beyond(first)
-            && end.beyond(first) <= self.early_window.into();
+            && end.beyond(first) <= early_window.into();
         match fits.then(|| self.table.update(id, |flow| self.hold_queue.hold(flow, end))).flatten() {
             Some(ticket) => {
                 self.counters.count(Event::Held);
@@ -264,9 +249,10 @@ impl Proxy {
 
     /// A port has refused: one that nobody is known to have reached is taken for closed, another for barring this client's network.
     pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
-        let known = self.server_options.offer(key, now).known;
+        let rule = self.policy.rule(key);
+        let known = self.server_options.offer(key, rule, now).known;
         let client = if known { Client::of(self.limiter.place(key)) } else { Client::EVERYBODY };
-        self.refused_ports.refused(key, client, now);
+        self.refused_ports.refused(key, client, rule.closed_memory, now);
         self.publish(ServerUpdate::Refused(*key, client));
     }
 
@@ -287,7 +273,7 @@ impl Proxy {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
         let ttl = ctx.segment.ttl(ctx.head.bytes());
-        let told_mss = self.server_options.most_told(ctx.key(), now);
+        let told_mss = self.server_options.most_told(ctx.key(), self.policy.rule(ctx.key()), now);
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, answered, flow);
         let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
@@ -406,8 +392,9 @@ impl Proxy {
         });
         let wait = if attempts > UPDATES_REPEATED {
             self.table.set_state(id, State::Established, |_| ());
-            let passed = tick(now).wrapping_sub(self.table[id].born);
-            self.lifetimes.of(State::Established).saturating_sub(passed)
+            let flow = &self.table[id];
+            let passed = tick(now).wrapping_sub(flow.born);
+            self.profiles.connected(flow.profile).saturating_sub(passed)
         } else {
             self.counters.count(Event::UpdateRepeated);
             self.send_update(id, now, egress);
@@ -419,7 +406,8 @@ impl Proxy {
     /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let passed = tick(now).wrapping_sub(self.table[id].born);
-        if passed >= self.lifetimes.server_syn_sent {
+        let lifetimes = *self.profiles.of(self.table[id].profile);
+        if passed >= lifetimes.server_syn_sent {
             self.counters.count(Event::DialTimeout);
             return self.abort(id, egress);
         }
@@ -428,9 +416,8 @@ impl Proxy {
             flow.attempts = flow.attempts.saturating_add(1);
             flow.attempts
         });
-        let doubled =
-            self.lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(attempts.into()).unwrap_or(u32::MAX));
-        let wait = doubled.min(self.lifetimes.retransmit_max).min(self.lifetimes.server_syn_sent - passed);
+        let doubled = lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(attempts.into()).unwrap_or(u32::MAX));
+        let wait = doubled.min(lifetimes.retransmit_max).min(lifetimes.server_syn_sent - passed);
         if self.emit_server_syn(id, egress) {
             self.counters.count(Event::DialRepeated);
         }
