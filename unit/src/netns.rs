@@ -388,7 +388,10 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Where the programs lie; they are brought up to date first, once a process.
-fn programs() -> PathBuf {
+///
+/// # Panics
+/// If they cannot be built.
+pub fn programs() -> PathBuf {
     static BUILD: Once = Once::new();
     std::env::var_os("SYNPROXY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
         // target/debug/deps/this_test: programs lie one directory up.
@@ -399,8 +402,8 @@ fn programs() -> PathBuf {
     })
 }
 
-/// Brings the programs up to date, with the features the whole workspace has: chosen alone they would be built once more
-/// than `make test` has built them. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
+/// Brings the programs up to date, which `cargo test -p unit` does not. `cargo test --workspace` has built these very ones already, with the
+/// same features: then there is nothing to do. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
 fn build(profile: &Path) {
     let (Some(cargo), Some(target)) = (std::env::var_os("CARGO"), profile.parent()) else { return };
     let name = match profile.file_name().and_then(|name| name.to_str()) {
@@ -409,9 +412,11 @@ fn build(profile: &Path) {
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins", "--profile", name]);
-    command.arg("--target-dir").arg(target).current_dir(root);
-    output(command, "cargo build --workspace --bins");
+    command.args(["build", "--workspace", "--bins", "--profile", name]);
+    command.arg("--target-dir").arg(target).current_dir(root).stdin(Stdio::null());
+    // What it says is shown: it may take minutes.
+    let status = command.status().expect("cargo can be started");
+    assert!(status.success(), "cargo build --workspace --bins: {status}");
 }
 
 /// Runs a shell line in this very namespace.

@@ -345,7 +345,7 @@ fn print_losses(log: &str) {
 
 fn main() -> ExitCode {
     guest::run(
-        "e2e-zc",
+        "test-zero-copy",
         Card::Virtio,
         &[
             ("one-queue", &one_queue),

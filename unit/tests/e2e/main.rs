@@ -28,5 +28,7 @@ mod top;
 mod untouched;
 
 fn main() -> std::process::ExitCode {
+    // A compiler at work between two steps of a test would be a pause of seconds in it.
+    unit::netns::programs();
     harness::main()
 }
