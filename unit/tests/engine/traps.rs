@@ -2352,7 +2352,7 @@ fn a_thousand_flows_may_end_at_once() {
 fn nothing_on_a_packets_way_writes_a_line() {
     // One line a packet is an attack on the log; what happens to packets is counted.
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files = vec![root.join("synproxy/src/worker.rs"), root.join("synproxy/src/engine.rs")];
+    let mut files = vec![root.join("synproxy/src/dataplane/worker.rs"), root.join("synproxy/src/dataplane/engine.rs")];
     files.extend(["xdp.rs", "packet.rs", "memory.rs", "frame.rs"].map(|name| root.join("pktio/src").join(name)));
     let mut rooms = vec![root.join("tcpstate/src")];
     while let Some(room) = rooms.pop() {
