@@ -3,13 +3,14 @@
 //! The reader, `describe` and the sample file's test all go by this table, so a key cannot be read but not printed, or be there
 //! but not explained.
 
+use crate::rules;
 use crate::servers::Servers;
 use crate::{Account, Config, Control, Poll};
 use core::fmt::Write;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{Action, Extension, Handshake, SackConflict, Source, Stray};
+use tcpstate::config::{Action, DestinationRule, Extension, Handshake, SackConflict, Source, Stray};
 
 /// The largest number the language has.
 const INT_MAX: u64 = 2_147_483_647;
@@ -53,6 +54,10 @@ pub enum Takes {
         /// The greatest length.
         most: usize,
     },
+    /// An address or a network in quotes, without a port.
+    Network,
+    /// A list of blocks, each for the servers of one network: `{ network = "192.0.2.0/24"; … }`.
+    Destinations,
 }
 
 /// The value of a key.
@@ -74,6 +79,8 @@ pub enum Value {
     Socket(Control),
     /// Servers.
     Servers(Vec<Servers>),
+    /// What is settled for the servers of some networks.
+    Destinations(Vec<DestinationRule>),
 }
 
 /// A key of the configuration.
@@ -92,7 +99,7 @@ pub struct Key {
     /// Why it is read and checked, yet changes nothing; `None` for a key that does something.
     pub idle: Option<&'static str>,
     pub(crate) set: fn(&mut Config, Value),
-    get: fn(&Config) -> Option<Value>,
+    pub(crate) get: fn(&Config) -> Option<Value>,
 }
 
 impl Key {
@@ -125,6 +132,8 @@ impl Key {
                 format!("`\"auto\"`, `\"none\"`, or a path from / on in quotes, {LONGEST_SOCKET} bytes at most")
             }
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
+            Takes::Network => "an address or a network in quotes, without a port".to_owned(),
+            Takes::Destinations => "a list of blocks `{ network = \"192.0.2.0/24\"; … }`".to_owned(),
             Takes::Servers { most } => {
                 format!(
                     "a list of addresses or networks in quotes, each with a port or without, {most} of them at most"
@@ -299,7 +308,7 @@ macro_rules! timeout {
 /// The longest path of a socket, in bytes: what the kernel's address of one holds, with a zero behind it.
 pub(crate) const LONGEST_SOCKET: usize = 107;
 
-/// The most servers a key takes: all are looked through for every connection.
+/// The most servers such a list takes; `destinations` has no such bound.
 const MOST_SERVERS: usize = 128;
 
 const POWER: Takes = Takes::PowerOfTwo { max: 1 << 30 };
@@ -349,12 +358,26 @@ pub(crate) const KEYS: &[Key] = &[
     number!(None, "ts_bits", Takes::Number { min: 0, max: 12 }, "bits", ts_bits: u8,
         Some("the time in a timestamp cookie has 20 bits of its own"), "coarse time in a timestamp cookie"),
     word!("handshake", handshake: { "honest" => Handshake::Honest, "early" => Handshake::Early },
-        "when a client may send and when its server hears of the handshake's end; for servers in neither list below"),
+        "when a client may send and when its server gets the handshake's last acknowledgement; for servers in neither list below"),
     servers!("early", Handshake::Early, "servers whose clients may send at once"),
-    servers!("honest", Handshake::Honest, "servers that hear of the handshake's end as late as the client is far"),
+    servers!("honest", Handshake::Honest, "servers that get the last acknowledgement as late as the client is far"),
+    Key {
+        section: None,
+        name: "destinations",
+        takes: Takes::Destinations,
+        unit: "",
+        help: "servers for which some of these keys are settled apart, by network, port and VLAN",
+        idle: None,
+        set: |config, value| {
+            if let Value::Destinations(rules) = value {
+                config.engine.rules = rules;
+            }
+        },
+        get: |config| Some(Value::Destinations(config.engine.rules.clone())),
+    },
     number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
         "what a client may send at most before its server has answered, where the handshake is early"),
-    number!(None, "pen_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.held_frames: usize, None,
+    number!(None, "held_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.held_frames: usize, None,
         "frames held at most until their servers have answered; beyond it they are dropped, to be sent again"),
     word!("mptcp", multipath: { "strip" => Extension::Strip, "pass" => Extension::Pass },
         "what becomes of a SYN that offers Multipath TCP"),
@@ -532,8 +555,16 @@ pub(crate) fn describe(config: &Config) -> String {
     out
 }
 
+/// Former names of keys, which are read as their present ones.
+const FORMER_NAMES: &[(&str, &str)] = &[("pen_frames", "held_frames")];
+
+/// The present name of a key.
+pub(crate) fn present_name(name: &str) -> &str {
+    FORMER_NAMES.iter().find(|(former, _)| *former == name).map_or(name, |(_, present)| present)
+}
+
 /// A value as it stands in a file.
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::Flag(_) => String::new(),
         Value::Word(word) => (*word).to_owned(),
@@ -550,6 +581,11 @@ fn text(value: &Value) -> String {
         Value::Servers(servers) => {
             let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
             format!("{{ {} }}", servers.join(", "))
+        }
+        Value::Destinations(rules) if rules.is_empty() => "{ }".to_owned(),
+        Value::Destinations(rules) => {
+            let blocks: Vec<_> = rules.iter().map(|rule| format!("        {{ {} }}", rules::describe(rule))).collect();
+            format!("{{\n{},\n    }}", blocks.join(",\n"))
         }
         Value::Account(None) => "0".to_owned(),
         Value::Account(Some(Account::Id(id))) => id.to_string(),

@@ -1,7 +1,7 @@
 //! Text to [`Config`]: the grammar, every key with its range, and complaints that say where and how to mend it.
 //!
 //! A file is `synproxyconf = { key = value; … };`. A value is a number (decimal, no sign, no unit), a string in quotes, a word,
-//! a list `{ 1, 2 }` or a section `{ key = 1; }`. `#` and `//` comment to the end of the line, `/* */` across lines; lines end
+//! a list `{ 1, 2 }`, a section `{ key = 1; }` or a list of blocks `{ { key = 1; }, { key = 2; } }`. `#` and `//` comment to the end of the line, `/* */` across lines; lines end
 //! in LF or CRLF. Keys come in any order. Of a key given twice the last one counts, lists and sections' keys included, and the
 //! repeat is warned of. A key that is absent keeps the default of [`Config::default`].
 //!
@@ -23,6 +23,7 @@
 mod complaint;
 mod keys;
 mod read;
+mod rules;
 mod servers;
 
 use core::net::{IpAddr, Ipv4Addr};
@@ -69,7 +70,7 @@ pub struct Config {
     pub workers: usize,
     /// How a worker waits for frames (`poll`).
     pub poll: Poll,
-    /// Whether calls of unproved sources are left out while a worker cannot keep up (`shed`).
+    /// Whether SYNs of unproved sources are left out while a worker cannot keep up (`shed`).
     pub shed: bool,
     /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
     pub user: Option<Account>,
@@ -100,7 +101,13 @@ impl Config {
 
     /// Whether any attribute of our SYN-ACKs is commanded, so that the control plane has to listen.
     pub fn commanded(&self) -> bool {
-        [self.engine.sack, self.engine.mss, self.engine.wscale].contains(&tcpstate::config::Source::Commanded)
+        let commanded = Some(tcpstate::config::Source::Commanded);
+        let engine = &self.engine;
+        [Some(engine.sack), Some(engine.mss), Some(engine.wscale)].contains(&commanded)
+            || engine
+                .rules
+                .iter()
+                .any(|rule| [rule.settings.sack, rule.settings.mss, rule.settings.wscale].contains(&commanded))
     }
 
     /// The effective configuration as a text that [`parse`] reads back to the same value.

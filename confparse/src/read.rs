@@ -4,13 +4,15 @@
 //! shows all there is to mend.
 
 use crate::complaint::{Complaint, Level, Report, quote};
-use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account};
+use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
+use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, VLAN};
 use crate::servers::Servers;
 use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 use std::collections::BTreeMap;
-use tcpstate::config::Handshake;
+use std::sync::Arc;
+use tcpstate::config::{DestinationRule, Handshake, Network, Settings};
 
 /// The most bits of a cookie that the tables may take. With the epoch bit they leave 19 for the proof.
 const MOST_CODE_BITS: u32 = 12;
@@ -45,6 +47,7 @@ pub(crate) fn read(text: &str, name: &str) -> Result<Parsed, Errors> {
         config: Config::default(),
         given: [None; KEYS.len()],
         servers: Vec::new(),
+        ruled: Vec::new(),
     };
     if text.len() > MAX_TEXT {
         let mut report = Report::new("", name);
@@ -77,6 +80,29 @@ struct Reader<'t> {
     given: [Option<Place>; KEYS.len()],
     /// The servers that count: in which key they stand, and where.
     servers: Vec<(&'static str, Place, Servers)>,
+    /// The blocks of `destinations` that count.
+    ruled: Vec<Ruled>,
+}
+
+/// A block of `destinations`: where it stands, which servers it is for, and how it settles their handshake.
+struct Ruled {
+    at: Place,
+    servers: Servers,
+    vlan: Option<u16>,
+    handshake: Option<Handshake>,
+}
+
+/// A block as it is read.
+#[derive(Default)]
+struct Block {
+    network: Option<Servers>,
+    port: Option<u16>,
+    vlan: Option<u16>,
+    settings: Settings,
+    /// The keys that were given, and where.
+    given: Vec<(Option<&'static str>, &'static str, Place)>,
+    /// Whether anything was wrong with it.
+    bad: bool,
 }
 
 impl Reader<'_> {
@@ -99,7 +125,8 @@ impl Reader<'_> {
         self.weigh_table();
         self.weigh_tokens();
         self.weigh_servers();
-        self.weigh_pen();
+        self.weigh_blocks();
+        self.weigh_held_frames();
         self.weigh_intervals();
     }
 
@@ -108,8 +135,8 @@ impl Reader<'_> {
         self.given[KEYS.iter().position(|key| key.section == section && key.name == name)?]
     }
 
-    /// `key;`, `key = value;`, at the top level or in a section.
-    fn entry(&mut self, section: Option<&'static str>, entry: Pair<'_>) {
+    /// The key and the value of `key;` or `key = value;`.
+    fn parts<'t>(&mut self, entry: Pair<'t>) -> Option<(Pair<'t>, Option<Pair<'t>>)> {
         let (mut word, mut value, mut ended, mut end) = (None, None, false, 0);
         for part in entry.into_inner() {
             match part.as_rule() {
@@ -125,15 +152,22 @@ impl Reader<'_> {
                 }
             }
         }
-        let Some(word) = word else { return };
+        let word = word?;
         if !ended {
             self.report
                 .error((end, end), || (format!("a `;` is missing after {}", quote(word.as_str())), String::new()));
         }
+        Some((word, value))
+    }
+
+    /// An entry at the top level or in a section.
+    fn entry(&mut self, section: Option<&'static str>, entry: Pair<'_>) {
+        let Some((word, value)) = self.parts(entry) else { return };
         if section.is_none() && SECTIONS.iter().any(|(name, _)| *name == word.as_str()) {
             return self.section(&word, value);
         }
-        let Some(index) = KEYS.iter().position(|key| key.section == section && key.name == word.as_str()) else {
+        let Some(index) = KEYS.iter().position(|key| key.section == section && key.name == present_name(word.as_str()))
+        else {
             return self.unknown_key(section, &word);
         };
         let key = &KEYS[index];
@@ -255,6 +289,24 @@ impl Reader<'_> {
             (Takes::Address, Rule::string) => self.address(key, &value),
             (Takes::Socket, Rule::string) => self.socket(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
+            (Takes::Network, _) => {
+                let servers = self.server(key, &value)?;
+                if servers.port.is_some() {
+                    self.report.error(place(&value), || {
+                        let (Servers { port, .. }, network) = (servers, Servers { port: None, ..servers });
+                        let port = port.unwrap_or_default();
+                        let expected = format!("expected `network = \"{network}\"; port = {port};`");
+                        (format!("`{}` has a port", key.name), expected)
+                    });
+                    return None;
+                }
+                Some(Value::Servers(vec![servers]))
+            }
+            (Takes::Destinations, Rule::blocks) => self.blocks(key, &value),
+            (Takes::Destinations, Rule::list) if !value.clone().into_inner().any(|part| is_item(&part)) => {
+                self.ruled.clear();
+                Some(Value::Destinations(Vec::new()))
+            }
             (takes, rule) => {
                 self.mismatch(key, takes, rule, &value);
                 None
@@ -270,6 +322,7 @@ impl Reader<'_> {
                 Rule::string => "a string",
                 Rule::word => "a word",
                 Rule::section => "a section",
+                Rule::blocks => "a list of blocks",
                 _ => "a list",
             };
             if takes == Takes::Flag {
@@ -279,6 +332,7 @@ impl Reader<'_> {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Account | Takes::Socket, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
+                (Takes::Destinations, Rule::section) => "; each block has braces of its own".to_owned(),
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -417,12 +471,151 @@ impl Reader<'_> {
         if items.len() > most {
             self.report.error(place(list), || {
                 let message = format!("`{}` has {} entries, and {most} is the most", key.name, items.len());
-                (message, "all of them are looked through for every connection".to_owned())
+                (message, "`destinations` takes any number".to_owned())
             });
             return None;
         }
         let own = self.servers.iter().filter(|(name, ..)| *name == key.name);
         good.then(|| Value::Servers(own.map(|(.., servers)| *servers).collect()))
+    }
+
+    /// The blocks of `destinations`.
+    fn blocks(&mut self, key: &'static Key, blocks: &Pair<'_>) -> Option<Value> {
+        self.ruled.clear();
+        let (mut rules, mut good) = (Vec::new(), true);
+        // The block before, if no comma followed it.
+        let mut loose: Option<Place> = None;
+        for part in blocks.clone().into_inner() {
+            match part.as_rule() {
+                Rule::comma => loose = None,
+                Rule::block => {
+                    if let Some((_, end)) = loose.replace(place(&part)) {
+                        self.report
+                            .error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
+                        good = false;
+                    }
+                    let rule = self.block(&part);
+                    good &= rule.is_some();
+                    rules.extend(rule);
+                }
+                _ => {}
+            }
+        }
+        good.then_some(Value::Destinations(rules))
+    }
+
+    /// One block of `destinations`.
+    fn block(&mut self, pair: &Pair<'_>) -> Option<DestinationRule> {
+        let mut block = Block::default();
+        for member in pair.clone().into_inner().filter(|part| part.as_rule() == Rule::member) {
+            self.member(&mut block, None, member);
+        }
+        // A long block is not worth a long underline.
+        let at = (place(pair).0, place(pair).0 + 1);
+        let Some(network) = block.network else {
+            if !block.bad {
+                self.report.error(at, || {
+                    let expected =
+                        "expected `network = \"192.0.2.0/24\";`, for example; `0.0.0.0/0` and `::/0` are all servers";
+                    ("this block does not say which servers it is for".to_owned(), expected.to_owned())
+                });
+            }
+            return None;
+        };
+        if block.bad {
+            return None;
+        }
+        if block.settings == Settings::default() {
+            self.report.warn(at, || ("this block settles nothing".to_owned(), String::new()));
+        }
+        let servers = Servers { port: block.port, ..network };
+        self.ruled.push(Ruled { at, servers, vlan: block.vlan, handshake: block.settings.handshake });
+        let destination = servers.destination(Handshake::default());
+        Some(DestinationRule {
+            vlan: block.vlan,
+            network: Network { address: destination.address, prefix: destination.prefix },
+            port: block.port,
+            settings: Arc::new(block.settings),
+        })
+    }
+
+    /// A key of a block, or of a section in one.
+    fn member(&mut self, block: &mut Block, section: Option<&'static str>, member: Pair<'_>) {
+        let Some((word, value)) = self.parts(member) else { return };
+        let name = word.as_str();
+        if section.is_none() && name == "timeouts" {
+            return self.block_section(block, &word, value);
+        }
+        let ruled = RULE_KEYS.iter().find(|key| key.section == section && key.name == name);
+        let own = PLACE_KEYS.iter().find(|key| section.is_none() && key.name == name);
+        let Some(key) = ruled.map(RuleKey::key).or(own.copied()) else {
+            block.bad = true;
+            return self.unknown_in_block(section, &word);
+        };
+        if let Some((.., before)) = block.given.iter().rfind(|given| (given.0, given.1) == (section, key.name)) {
+            let line = self.report.line(before.0);
+            self.report.warn(place(&word), || {
+                let message = format!("`{}` was given on line {line} already", key.name);
+                (message, "the last one counts".to_owned())
+            });
+        }
+        block.given.push((section, key.name, place(&word)));
+        let Some(value) = self.value(key, &word, value) else {
+            block.bad = true;
+            return;
+        };
+        match (ruled, &value) {
+            (Some(ruled), _) => ruled.set(&mut block.settings, value),
+            (None, Value::Servers(servers)) => block.network = servers.first().copied(),
+            // Their ranges are those of 16 bits, or less.
+            (None, Value::Number(n)) if key.name == PORT.name => block.port = u16::try_from(*n).ok(),
+            (None, Value::Number(n)) if key.name == VLAN.name => block.vlan = u16::try_from(*n).ok(),
+            _ => {}
+        }
+    }
+
+    /// `timeouts` in a block.
+    fn block_section(&mut self, block: &mut Block, word: &Pair<'_>, value: Option<Pair<'_>>) {
+        match value {
+            Some(value) if value.as_rule() == Rule::section => {
+                let settings = value.into_inner().filter(|part| part.as_rule() == Rule::setting);
+                settings.for_each(|setting| self.member(block, Some("timeouts"), setting));
+            }
+            Some(value) if value.as_rule() == Rule::list && !value.clone().into_inner().any(|part| is_item(&part)) => {}
+            value => {
+                block.bad = true;
+                let place = value.as_ref().map_or(place(word), place);
+                self.report.error(place, || {
+                    ("`timeouts` is a section".to_owned(), "expected `timeouts = { connected = …; };`".to_owned())
+                });
+            }
+        }
+    }
+
+    fn unknown_in_block(&mut self, section: Option<&'static str>, word: &Pair<'_>) {
+        self.report.error(place(word), || {
+            let text = word.as_str();
+            let here = RULE_KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
+            let own = PLACE_KEYS.iter().map(|key| key.name).chain(["timeouts"]).filter(|_| section.is_none());
+            let known =
+                |name: &str| KEYS.iter().any(|key| key.name == name) || SECTIONS.iter().any(|(own, _)| *own == name);
+            let expected = match (section, nearest(text, here.chain(own))) {
+                (None, _) if RULE_KEYS.iter().any(|key| key.section == Some("timeouts") && key.name == text) => {
+                    format!("`{text}` belongs in `timeouts = {{ … }};`")
+                }
+                (Some(_), _) if RULE_KEYS.iter().any(|key| key.section.is_none() && key.name == text) => {
+                    format!("`{text}` belongs outside `timeouts`")
+                }
+                (None, _) if known(present_name(text)) => format!("`{text}` is the same for all servers"),
+                (_, Some(near)) => format!("did you mean `{near}`?"),
+                (None, None) => {
+                    "expected `network`, `port`, `vlan`, or a key that may differ from server to server".to_owned()
+                }
+                (Some(section), None) => format!("expected a key of `{section}`"),
+            };
+            let place = section.map_or("a block of `destinations`".to_owned(), |section| format!("`{section}`"));
+            (format!("unknown key {} in {place}", quote(text)), expected)
+        });
     }
 
     /// An address in quotes.
@@ -573,24 +766,56 @@ impl Reader<'_> {
         }
     }
 
-    /// Warns of a pen that takes the frames arrivals need, or that is wanted and has no place.
-    fn weigh_pen(&mut self) {
-        let Some(at) = self.given(None, "pen_frames") else { return };
+    /// Complains of blocks for the same servers, and of those that contradict a list.
+    fn weigh_blocks(&mut self) {
+        let mut seen: BTreeMap<(Servers, Option<u16>), Place> = BTreeMap::new();
+        for Ruled { at, servers, vlan, handshake } in &self.ruled {
+            if let Some(before) = seen.insert((*servers, *vlan), *at) {
+                let line = self.report.line(before.0);
+                self.report.error(*at, || {
+                    let vlan = vlan.map_or(String::new(), |vlan| format!(" on VLAN {vlan}"));
+                    let message = format!("`{servers}`{vlan} has a block on line {line} already");
+                    (message, "expected all of it in one block".to_owned())
+                });
+            }
+            let listed = self.servers.iter().find(|(.., listed)| vlan.is_none() && listed == servers);
+            let list = match handshake {
+                Some(Handshake::Early) => "early",
+                Some(Handshake::Honest) => "honest",
+                None => continue,
+            };
+            if let Some((name, place, _)) = listed
+                && *name != list
+            {
+                let line = self.report.line(place.0);
+                self.report.error(*at, || {
+                    let message =
+                        format!("this block says `handshake = {list}`, and `{servers}` is in `{name}` on line {line}");
+                    (message, "expected one of the two".to_owned())
+                });
+            }
+        }
+    }
+
+    /// Warns of a hold queue that takes the frames arrivals need, or that is wanted and has no place.
+    fn weigh_held_frames(&mut self) {
+        let Some(at) = self.given(None, "held_frames") else { return };
         let engine = &self.config.engine;
         let (frames, workers) = (engine.held_frames, self.config.workers);
         let is_early = engine.handshake == Handshake::Early
-            || engine.destinations.iter().any(|destination| destination.handshake == Handshake::Early);
+            || engine.destinations.iter().any(|destination| destination.handshake == Handshake::Early)
+            || engine.rules.iter().any(|rule| rule.settings.handshake == Some(Handshake::Early));
         let (share, quarter) = (frames.div_ceil(workers), FRAMES_OF_A_WORKER / 4);
         if share > quarter {
             self.report.warn(at, || {
                 let message = format!("each worker may hold {share} of its {FRAMES_OF_A_WORKER} frames");
                 let most = quarter * workers;
-                (message, format!("expected `pen_frames` up to {most}, a quarter, so that enough are spare"))
+                (message, format!("expected `held_frames` up to {most}, a quarter, so that enough are spare"))
             });
         }
         if frames == 0 && is_early {
             self.report.warn(at, || {
-                let message = "with `pen_frames = 0` an early handshake has no place for what clients send".to_owned();
+                let message = "with `held_frames = 0` an early handshake has no place for what clients send".to_owned();
                 (message, "all of it is dropped, to be sent again".to_owned())
             });
         }
@@ -688,7 +913,8 @@ fn expectation(rules: &[Rule]) -> String {
     add(has(Rule::number) && !value, "a number");
     add(has(Rule::word) && !has(Rule::number), "a key");
     add(has(Rule::open) && !value, "`{`");
-    add(has(Rule::close), "`}`");
+    add(has(Rule::begin) && !has(Rule::number), "`{`");
+    add(has(Rule::close) || has(Rule::end), "`}`");
     add(has(Rule::EOI), "the end of the file");
     match words.split_last() {
         None => String::new(),

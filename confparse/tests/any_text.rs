@@ -6,9 +6,14 @@ use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, Parsed,
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use tcpstate::config::{Action, Destination, Extension, Handshake, RateLimit, SackConflict, Source, Stray, Timeouts};
+use std::sync::Arc;
+use tcpstate::config::{
+    Action, Destination, DestinationRule, Extension, Handshake, Network, RateLimit, SackConflict, Settings, Source,
+    Stray, TimeoutSettings, Timeouts,
+};
 
 const SAMPLE: &str = include_str!("../../conf.txt");
 const OLDER: &str = include_str!("../corpus/older.conf");
@@ -135,11 +140,66 @@ fn destinations() -> impl Strategy<Value = Vec<Destination>> {
     })
 }
 
+/// Rules as a text can say them, no two for the same servers, and none that contradicts a list.
+fn rules() -> impl Strategy<Value = Vec<DestinationRule>> {
+    let network = prop_oneof![any::<u128>(), any::<u32>().prop_map(|address| 0xffff << 32 | u128::from(address))];
+    let place = (proptest::option::of(0..=4094u16), network, 0..=128u8, proptest::option::of(1..=u16::MAX));
+    let one = (place, settings()).prop_map(|((vlan, bits, prefix, port), settings)| {
+        let bits = bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        let address = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+        DestinationRule { vlan, network: Network { address, prefix }, port, settings: Arc::new(settings) }
+    });
+    vec(one, 0..6).prop_map(|list| {
+        let mut kept: Vec<DestinationRule> = Vec::new();
+        for new in list {
+            let name = |rule: &DestinationRule| (rule.vlan, rule.network, rule.port);
+            if !kept.iter().any(|rule| name(rule) == name(&new)) {
+                kept.push(new);
+            }
+        }
+        kept
+    })
+}
+
+prop_compose! {
+    fn settings()(
+        (sack, mss, wscale) in (option::of(sources()), option::of(sources()), option::of(sources())),
+        (multipath, fast_open) in (option::of(extensions()), option::of(extensions())),
+        (signed, icmp_errors, stray_fragments) in (option::of(policies()), option::of(policies()), option::of(policies())),
+        stray in option::of(select(&[Stray::Drop, Stray::Reset][..])),
+        handshake in option::of(select(&[Handshake::Honest, Handshake::Early][..])),
+        sack_conflict in option::of(select(&[SackConflict::Remove, SackConflict::Retain][..])),
+        (own_mss, mss_clamp, early_window) in (option::of(1..=u16::MAX), option::of(1..=u16::MAX), option::of(1..=u16::MAX)),
+        (own_wscale, own_sack) in (option::of(0..=14u8), option::of(any::<bool>())),
+        closed_memory in option::of(prop_oneof![Just(Duration::ZERO), seconds()]),
+        t in vec(option::of(seconds()), 11),
+    ) -> Settings {
+        let timeouts = TimeoutSettings {
+            connected: t[0],
+            one_fin: t[1],
+            both_fin: t[2],
+            time_wait: t[3],
+            reseted: t[4],
+            ul_syn_sent: t[5],
+            ul_syn_rcvd: t[6],
+            dl_half_open: t[7],
+            dl_syn_sent: t[8],
+            syn_retx: t[9],
+            syn_retx_max: t[10],
+        };
+        Settings {
+            sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, mss_clamp, timeouts, handshake, early_window,
+            multipath, fast_open, signed, stray, icmp_errors, stray_fragments, closed_memory,
+        }
+    }
+}
+
 prop_compose! {
     /// What says how connections are treated, in an engine that is otherwise the default.
     fn treatments()(
         handshake in select(&[Handshake::Honest, Handshake::Early][..]),
         destinations in destinations(),
+        rules in rules(),
         early_window in 1..=u16::MAX,
         held_frames in 0..=65535usize,
         (multipath, fast_open) in (extensions(), extensions()),
@@ -148,8 +208,14 @@ prop_compose! {
         stray in select(&[Stray::Drop, Stray::Reset][..]),
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
     ) -> tcpstate::Config {
+        let contradicts = |rule: &DestinationRule| {
+            let Network { address, prefix } = rule.network;
+            let alike = |d: &Destination| (d.address, d.prefix, d.port) == (address, prefix, rule.port);
+            rule.vlan.is_none() && destinations.iter().any(alike)
+        };
+        let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
-            handshake, destinations, early_window, held_frames, multipath, fast_open, signed, passed_rate, introductions,
+            handshake, destinations, rules, early_window, held_frames, multipath, fast_open, signed, passed_rate, introductions,
             adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
@@ -251,6 +317,13 @@ const PIECES: &[&str] = &[
     "early",
     "honest",
     "pen_frames",
+    "held_frames",
+    "destinations",
+    "network",
+    "port",
+    "vlan",
+    "destinations = { { network = \"192.0.2.0/24\"; handshake = early; } };",
+    "{ network = \"::/0\"; port = 1; timeouts = { connected = 9; }; }",
     "\"192.0.2.10:80\"",
     "\"192.0.2.0/24\"",
     "\"[2001:db8::/32]:1\"",
@@ -332,6 +405,8 @@ fn deep_nesting_and_giant_files_have_an_answer() {
     }
     answers(&format!("synproxyconf={{mss={{{}}};}};", "9,".repeat(n / 2 - 30)));
     answers(&format!("synproxyconf={{early={{{}}};}};", "\"1.2.3.4/9\",".repeat(n / 12 - 30)));
+    answers(&format!("synproxyconf={{destinations={{{}}};}};", "{network=\"1.2.3.4/9\";a=1;},".repeat(n / 27 - 30)));
+    answers(&format!("synproxyconf={{destinations={{{}", "{".repeat(n - 60)));
     for value in ["\"x", "x", "9", "1s", "{9,"] {
         for key in ["user", "early", "port", "mss", "sackmode", "ldp", "test_connections", "quux", "conntablesize"] {
             answers(&format!("synproxyconf={{{key}={value}{}\";}};", "x".repeat(n - 60)));

@@ -820,6 +820,81 @@ refused! {
 }
 
 refused! {
+    a_block_for_nobody_and_one_with_a_port_in_its_network,
+    "synproxyconf = {\n  destinations = {\n    { handshake = early; },\n    { network = \"192.0.2.1:80\"; }\n  };\n};\n",
+    "conf.txt:3:5: this block does not say which servers it is for",
+    " 3 |     { handshake = early; },",
+    "   |     ^",
+    "   = expected `network = \"192.0.2.0/24\";`, for example; `0.0.0.0/0` and `::/0` are all servers",
+    "conf.txt:4:17: `network` has a port",
+    " 4 |     { network = \"192.0.2.1:80\"; }",
+    "   |                 ^^^^^^^^^^^^^^",
+    "   = expected `network = \"192.0.2.1\"; port = 80;`"
+}
+
+refused! {
+    keys_that_do_not_belong_in_a_block,
+    "synproxyconf = {\n  destinations = {\n    { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }\n  };\n};\n",
+    "conf.txt:3:25: unknown key `conntablesize` in a block of `destinations`",
+    " 3 |     { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }",
+    "   |                         ^^^^^^^^^^^^^",
+    "   = `conntablesize` is the same for all servers",
+    "conf.txt:3:44: unknown key `conected` in a block of `destinations`",
+    " 3 |     { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }",
+    "   |                                            ^^^^^^^^",
+    "   = expected `network`, `port`, `vlan`, or a key that may differ from server to server",
+    "conf.txt:3:58: unknown key `connected` in a block of `destinations`",
+    " 3 |     { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }",
+    "   |                                                          ^^^^^^^^^",
+    "   = `connected` belongs in `timeouts = { … };`",
+    "conf.txt:3:84: `timeouts` is a section",
+    " 3 |     { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }",
+    "   |                                                                                    ^",
+    "   = expected `timeouts = { connected = …; };`",
+    "conf.txt:3:87: unknown key `prt` in a block of `destinations`",
+    " 3 |     { network = \"::/0\"; conntablesize = 1; conected = 3; connected = 3; timeouts = 3; prt = 3; }",
+    "   |                                                                                       ^^^",
+    "   = did you mean `port`?"
+}
+
+refused! {
+    two_blocks_for_the_same_servers,
+    "synproxyconf = {\n  destinations = {\n    { network = \"192.0.2.0/24\"; port = 80; vlan = 7; own_mss = 1; }\n    { network = \"192.0.2.9/24\"; vlan = 7; port = 80; stray = reset; },\n  };\n};\n",
+    "conf.txt:3:68: a `,` is missing in `destinations`",
+    " 3 |     { network = \"192.0.2.0/24\"; port = 80; vlan = 7; own_mss = 1; }",
+    "   |                                                                    ^",
+    "conf.txt:4:5: `192.0.2.0/24:80` on VLAN 7 has a block on line 3 already",
+    " 4 |     { network = \"192.0.2.9/24\"; vlan = 7; port = 80; stray = reset; },",
+    "   |     ^",
+    "   = expected all of it in one block",
+    "conf.txt:4:17: warning: `192.0.2.9/24` has bits set beyond its prefix",
+    " 4 |     { network = \"192.0.2.9/24\"; vlan = 7; port = 80; stray = reset; },",
+    "   |                 ^^^^^^^^^^^^^^",
+    "   = they do not count; `192.0.2.0/24` is meant"
+}
+
+refused! {
+    destinations_without_blocks,
+    "synproxyconf = {\n  destinations = { network = \"192.0.2.0/24\"; };\n};\n",
+    "conf.txt:2:18: `destinations` does not take a section",
+    " 2 |   destinations = { network = \"192.0.2.0/24\"; };",
+    "   |                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^",
+    "   = expected a list of blocks `{ network = \"192.0.2.0/24\"; … }`; each block has braces of its own"
+}
+
+warned! {
+    a_block_that_settles_nothing,
+    "synproxyconf = {\n  destinations = { { network = \"192.0.2.1\"; port = 1; port = 2; } };\n};\n",
+    "conf.txt:2:20: warning: this block settles nothing",
+    " 2 |   destinations = { { network = \"192.0.2.1\"; port = 1; port = 2; } };",
+    "   |                    ^",
+    "conf.txt:2:55: warning: `port` was given on line 2 already",
+    " 2 |   destinations = { { network = \"192.0.2.1\"; port = 1; port = 2; } };",
+    "   |                                                       ^^^^",
+    "   = the last one counts"
+}
+
+refused! {
     a_colour_in_an_address,
     "synproxyconf = {\n  early = { \"\u{1b}[31m\u{202e}\" };\n};\n",
     "conf.txt:2:13: `�[31m�` is no address",
@@ -829,14 +904,14 @@ refused! {
 
 refused! {
     no_early_window,
-    "synproxyconf = {\n  early_window = 0; pen_frames = 65536;\n};\n",
+    "synproxyconf = {\n  early_window = 0; held_frames = 65536;\n};\n",
     "conf.txt:2:18: `0` is too little for `early_window`",
-    " 2 |   early_window = 0; pen_frames = 65536;",
+    " 2 |   early_window = 0; held_frames = 65536;",
     "   |                  ^",
     "   = expected a number from 1 to 65535 (bytes)",
-    "conf.txt:2:34: `65536` is too much for `pen_frames`",
-    " 2 |   early_window = 0; pen_frames = 65536;",
-    "   |                                  ^^^^^",
+    "conf.txt:2:35: `65536` is too much for `held_frames`",
+    " 2 |   early_window = 0; held_frames = 65536;",
+    "   |                                   ^^^^^",
     "   = expected a number from 0 to 65535 (frames)"
 }
 
@@ -943,20 +1018,20 @@ warned! {
 }
 
 warned! {
-    a_pen_that_takes_most_frames,
-    "synproxyconf = {\n  pen_frames = 10000;\n  threadcount = 2;\n};\n",
+    held_frames_that_take_most_frames,
+    "synproxyconf = {\n  held_frames = 10000;\n  threadcount = 2;\n};\n",
     "conf.txt:2:3: warning: each worker may hold 5000 of its 16384 frames",
-    " 2 |   pen_frames = 10000;",
-    "   |   ^^^^^^^^^^",
-    "   = expected `pen_frames` up to 8192, a quarter, so that enough are spare"
+    " 2 |   held_frames = 10000;",
+    "   |   ^^^^^^^^^^^",
+    "   = expected `held_frames` up to 8192, a quarter, so that enough are spare"
 }
 
 warned! {
-    an_early_handshake_without_a_pen,
-    "synproxyconf = {\n  handshake = early;\n  pen_frames = 0;\n};\n",
-    "conf.txt:3:3: warning: with `pen_frames = 0` an early handshake has no place for what clients send",
-    " 3 |   pen_frames = 0;",
-    "   |   ^^^^^^^^^^",
+    an_early_handshake_without_held_frames,
+    "synproxyconf = {\n  handshake = early;\n  held_frames = 0;\n};\n",
+    "conf.txt:3:3: warning: with `held_frames = 0` an early handshake has no place for what clients send",
+    " 3 |   held_frames = 0;",
+    "   |   ^^^^^^^^^^^",
     "   = all of it is dropped, to be sent again"
 }
 

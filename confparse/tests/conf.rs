@@ -3,7 +3,8 @@
 use confparse::{Account, Config, Control, Level, Parsed, Takes, Value, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{Handshake, SackConflict, Source};
+use std::sync::Arc;
+use tcpstate::config::{DestinationRule, Handshake, Network, SackConflict, Settings, Source, TimeoutSettings};
 
 const SAMPLE: &str = include_str!("../../conf.txt");
 
@@ -50,6 +51,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::Socket, _) => "\"/a\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
+            (Takes::Destinations, _) => "{ { network = \"192.0.2.1\"; own_mss = 1000; } }".to_owned(),
             _ => "3".to_owned(),
         };
         let start = SAMPLE.find(&format!("    {} = ", key.name)).expect("a line of its own");
@@ -321,20 +323,97 @@ fn a_list_of_servers_has_an_end() {
     assert_eq!(list(129).expect_err("refused").complaints[0].message, "`early` has 129 entries, and 128 is the most");
 }
 
+/// The rules a body says, and the warnings it gets.
+fn rules(body: &str) -> (Vec<DestinationRule>, Vec<String>) {
+    let Parsed { config, warnings } = parse(&framed(body), "c").unwrap_or_else(|errors| panic!("{errors}"));
+    (config.engine.rules, warnings.into_iter().map(|warning| warning.message).collect())
+}
+
 #[test]
-fn a_pen_leaves_most_frames_to_those_that_arrive() {
+fn a_block_settles_what_it_says_and_leaves_the_rest_open() {
+    let (rules, warnings) = rules(
+        "destinations = {
+             { network = \"192.0.2.0/24\"; port = 443; vlan = 7; handshake = early; own_sack = disable; mss_clamp = 1300;
+               timeouts = { connected = 3600; syn_retx = 2; }; },
+             { vlan = 0; closed_memory = 0; network = \"2001:db8::1\"; },
+         };",
+    );
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let network = |address, prefix| Network { address, prefix };
+    let seconds = |n| Some(Duration::from_secs(n));
+    let timeouts = TimeoutSettings { connected: seconds(3600), syn_retx: seconds(2), ..TimeoutSettings::default() };
+    let first = Settings {
+        handshake: Some(Handshake::Early),
+        own_sack: Some(false),
+        mss_clamp: Some(1300),
+        timeouts,
+        ..Settings::default()
+    };
+    let second = Settings { closed_memory: seconds(0), ..Settings::default() };
+    let expected = [
+        (Some(7), network([0, 0, 0xffff, 0xc000_0200], 120), Some(443), first),
+        (Some(0), network([0x2001_0db8, 0, 0, 1], 128), None, second),
+    ]
+    .map(|(vlan, network, port, settings)| DestinationRule { vlan, network, port, settings: Arc::new(settings) });
+    assert_eq!(rules, expected);
+}
+
+#[test]
+fn blocks_come_in_any_number_and_the_last_list_counts() {
+    let blocks = |n: u32| {
+        let block = |i: u32| format!("{{ network = \"10.{}.{}.0/24\"; own_mss = {}; }}", i >> 8, i & 255, i % 9 + 1);
+        format!("destinations = {{ {} }};", (0..n).map(block).collect::<Vec<_>>().join(", "))
+    };
+    assert_eq!(rules(&blocks(5000)).0.len(), 5000);
+    let (left, warnings) = rules(&format!("{} destinations = {{ }};", blocks(2)));
+    assert_eq!((left.len(), warnings.len()), (0, 1));
+}
+
+#[test]
+fn a_block_and_a_list_may_name_the_same_servers_unless_they_contradict_each_other() {
+    let with = |block: &str| {
+        let body =
+            format!("early = {{ \"192.0.2.1:80\" }}; destinations = {{ {{ network = \"192.0.2.1\"; {block} }} }};");
+        parse(&framed(&body), "c").map_err(|errors| errors.complaints[0].message.clone())
+    };
+    assert!(with("port = 80; own_mss = 1;").is_ok() && with("port = 80; handshake = early;").is_ok());
+    assert!(with("handshake = honest;").is_ok() && with("port = 80; vlan = 3; handshake = honest;").is_ok());
+    assert_eq!(
+        with("port = 80; handshake = honest;").expect_err("refused"),
+        "this block says `handshake = honest`, and `192.0.2.1:80` is in `early` on line 1"
+    );
+}
+
+#[test]
+fn the_former_name_of_a_key_is_read() {
+    assert_eq!(accepted(&framed("pen_frames = 7;")).engine.held_frames, 7);
+    let twice = parse(&framed("pen_frames = 7; held_frames = 8;"), "c").expect("accepted");
+    assert_eq!((twice.config.engine.held_frames, twice.warnings.len()), (8, 1));
+}
+
+#[test]
+fn a_block_may_want_the_control_plane_and_the_hold_queue() {
+    let block = |settings| framed(&format!("destinations = {{ {{ network = \"::/0\"; {settings} }} }};"));
+    assert!(accepted(&block("mssmode = commanded;")).commanded());
+    assert!(!accepted(&block("mssmode = haship;")).commanded());
+    let text = block("handshake = early;").replacen('{', "{ held_frames = 0;", 1);
+    assert_eq!(parse(&text, "c").expect("accepted").warnings.len(), 1);
+}
+
+#[test]
+fn held_frames_leave_most_frames_to_those_that_arrive() {
     let said = |body: &str| {
         let warnings = parse(&framed(body), "c").expect("accepted").warnings;
         warnings.into_iter().map(|warning| warning.message).collect::<Vec<_>>()
     };
-    assert_eq!(said("pen_frames = 4096;"), [""; 0]);
-    assert_eq!(said("pen_frames = 4097;"), ["each worker may hold 4097 of its 16384 frames"]);
-    assert_eq!(said("pen_frames = 8192; threadcount = 2;"), [""; 0]);
-    assert_eq!(said("threadcount = 2; pen_frames = 8194;"), ["each worker may hold 4097 of its 16384 frames"]);
-    let none = "with `pen_frames = 0` an early handshake has no place for what clients send";
-    assert_eq!(said("pen_frames = 0;"), [""; 0]);
-    assert_eq!(said("pen_frames = 0; handshake = early;"), [none]);
-    assert_eq!(said("pen_frames = 0; early = { \"192.0.2.1\" };"), [none]);
+    assert_eq!(said("held_frames = 4096;"), [""; 0]);
+    assert_eq!(said("held_frames = 4097;"), ["each worker may hold 4097 of its 16384 frames"]);
+    assert_eq!(said("held_frames = 8192; threadcount = 2;"), [""; 0]);
+    assert_eq!(said("threadcount = 2; held_frames = 8194;"), ["each worker may hold 4097 of its 16384 frames"]);
+    let none = "with `held_frames = 0` an early handshake has no place for what clients send";
+    assert_eq!(said("held_frames = 0;"), [""; 0]);
+    assert_eq!(said("held_frames = 0; handshake = early;"), [none]);
+    assert_eq!(said("held_frames = 0; early = { \"192.0.2.1\" };"), [none]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! What the engine can be told. Filled by `confparse`, or by a test; every value is plain.
 
 use core::time::Duration;
+use std::sync::Arc;
 
 /// Where an attribute of our SYN-ACK comes from (`sackmode`, `mssmode`, `wscalemode`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// Always the configured `own_*` value.
     Default,
@@ -16,7 +17,7 @@ pub enum Source {
 }
 
 /// What becomes of a client's SACK blocks when it was promised SACK and the server does not take it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SackConflict {
     /// They are overwritten with NOPs.
     Remove,
@@ -24,8 +25,8 @@ pub enum SackConflict {
     Retain,
 }
 
-/// When a server hears of the handshake's end, and what a client may send before it has answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// When a server gets the handshake's last acknowledgement, and what a client may send before it has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Handshake {
     /// The client may send when the server has answered; the handshake's last acknowledgement reaches the server as late as the
     /// client is far, so that its first round-trip sample is true.
@@ -36,7 +37,7 @@ pub enum Handshake {
 }
 
 /// What becomes of frames of a kind the proxy cannot vouch for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Action {
     /// They are passed on.
     #[default]
@@ -46,7 +47,7 @@ pub enum Action {
 }
 
 /// What becomes of a SYN that offers an extension the proxy cannot answer for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Extension {
     /// It is answered as if the offer were not there: the client falls back to plain TCP.
     #[default]
@@ -55,8 +56,8 @@ pub enum Extension {
     Pass,
 }
 
-/// What becomes of a segment of a connection nobody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+/// What becomes of a segment of an unknown connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Stray {
     /// It is dropped.
     #[default]
@@ -65,16 +66,16 @@ pub enum Stray {
     Reset,
 }
 
-/// Servers that are treated in a way of their own.
+/// Servers whose handshakes end in a way of their own; a [`DestinationRule`] can say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// Their network's address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::Ends).
+    /// Their network's address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::FlowKey).
     pub address: crate::wire::Addr,
     /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
     pub prefix: u8,
     /// Their port, or every port.
     pub port: Option<u16>,
-    /// How they hear of a handshake's end.
+    /// How their clients' handshakes end.
     pub handshake: Handshake,
 }
 
@@ -89,7 +90,7 @@ impl Destination {
 /// A network of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Its address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::Ends).
+    /// Its address; an IPv4 address in its IPv6-mapped form, as in [`FlowKey`](crate::wire::FlowKey).
     pub address: crate::wire::Addr,
     /// Leading bits of `address` that count, 0 to 128; those of an IPv4 network are 96 more than it is written with.
     pub prefix: u8,
@@ -104,31 +105,106 @@ impl Network {
     }
 }
 
-/// Lifetimes of a flow in each state. Each is at least one second.
+/// What is settled for servers of one network: for one port or every port, on one VLAN or any.
+///
+/// Of several rules that cover a connection the longest prefix counts, then the one for its VLAN, then the one for its port. What a rule leaves
+/// open it takes from the rule that would count without it for all it covers, and at last from the rest of the [`Config`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timeouts {
+pub struct DestinationRule {
+    /// The VLAN, by the identifier of the outer tag, 0 without a tag; or any VLAN.
+    pub vlan: Option<u16>,
+    /// The servers' network.
+    pub network: Network,
+    /// Their port, or every port.
+    pub port: Option<u16>,
+    /// What is settled. Many rules may share it.
+    pub settings: Arc<Settings>,
+}
+
+/// What a [`DestinationRule`] settles; each field as the one of the same name in [`Config`], `None` where it is left open.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// See [`Config::sack`].
+    pub sack: Option<Source>,
+    /// See [`Config::mss`].
+    pub mss: Option<Source>,
+    /// See [`Config::wscale`].
+    pub wscale: Option<Source>,
+    /// See [`Config::sack_conflict`].
+    pub sack_conflict: Option<SackConflict>,
+    /// See [`Config::own_mss`].
+    pub own_mss: Option<u16>,
+    /// See [`Config::own_wscale`]; of clients whose cookie does not carry the scale, those without timestamps, the general one holds.
+    pub own_wscale: Option<u8>,
+    /// See [`Config::own_sack`].
+    pub own_sack: Option<bool>,
+    /// See [`Config::mss_clamp`].
+    pub mss_clamp: Option<u16>,
+    /// See [`Config::timeouts`].
+    pub timeouts: TimeoutSettings,
+    /// See [`Config::handshake`].
+    pub handshake: Option<Handshake>,
+    /// See [`Config::early_window`].
+    pub early_window: Option<u16>,
+    /// See [`Config::multipath`].
+    pub multipath: Option<Extension>,
+    /// See [`Config::fast_open`].
+    pub fast_open: Option<Extension>,
+    /// See [`Config::signed`].
+    pub signed: Option<Action>,
+    /// See [`Config::stray`].
+    pub stray: Option<Stray>,
+    /// See [`Config::icmp_errors`].
+    pub icmp_errors: Option<Action>,
+    /// See [`Config::stray_fragments`].
+    pub stray_fragments: Option<Action>,
+    /// See [`Config::closed_memory`].
+    pub closed_memory: Option<Duration>,
+}
+
+/// Declares [`Timeouts`] and what a rule may settle of them.
+macro_rules! timeouts {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Lifetimes of a flow in each state. Each is at least one second.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Timeouts { $($(#[doc = $doc])+ pub $name: Duration,)+ }
+
+        /// [`Timeouts`] of which some are left open.
+        #[derive(Clone, Debug, PartialEq, Eq, Default)]
+        pub struct TimeoutSettings { $($(#[doc = $doc])+ pub $name: Option<Duration>,)+ }
+
+        impl TimeoutSettings {
+            /// These, and `base` where they are left open.
+            pub fn over(&self, base: &Timeouts) -> Timeouts {
+                Timeouts { $($name: self.$name.unwrap_or(base.$name),)+ }
+            }
+        }
+    };
+}
+
+timeouts! {
     /// An established flow without FIN.
-    pub connected: Duration,
+    connected,
     /// One direction has sent FIN.
-    pub one_fin: Duration,
+    one_fin,
     /// Both directions have sent FIN, not both are acknowledged.
-    pub both_fin: Duration,
+    both_fin,
     /// Both FINs are acknowledged.
-    pub time_wait: Duration,
+    time_wait,
     /// A valid RST was seen.
-    pub reseted: Duration,
+    reseted,
     /// A SYN from the LAN was passed, no SYN-ACK yet.
-    pub ul_syn_sent: Duration,
+    ul_syn_sent,
     /// A SYN-ACK from the WAN was passed, no ACK from the LAN yet.
-    pub ul_syn_rcvd: Duration,
+    ul_syn_rcvd,
     /// An entry of the SYN cache.
-    pub dl_half_open: Duration,
+    dl_half_open,
     /// Our SYN went to the server, no SYN-ACK yet.
-    pub dl_syn_sent: Duration,
+    dl_syn_sent,
     /// The first interval after which our SYN to the server is repeated; it doubles each time.
-    pub syn_retx: Duration,
+    syn_retx,
     /// The longest such interval.
-    pub syn_retx_max: Duration,
+    syn_retx_max,
 }
 
 impl Default for Timeouts {
@@ -208,10 +284,13 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Limits on unanswered SYNs.
     pub rate: RateLimit,
-    /// How a server hears of a handshake's end, unless a destination says otherwise.
+    /// How a client's handshake ends, unless a destination says otherwise.
     pub handshake: Handshake,
-    /// Servers treated in a way of their own; of several that cover one, the longest prefix, then the one with a port.
+    /// Servers whose handshakes end in a way of their own; of several that cover one, the longest prefix, then the one with a port.
     pub destinations: Vec<Destination>,
+    /// Servers for which more is settled, a million of them and more. Of two that say something about the same destination the later counts,
+    /// and any of them before `destinations`.
+    pub rules: Vec<DestinationRule>,
     /// Bytes a client may at most send before its server has answered ([`Handshake::Early`]).
     pub early_window: u16,
     /// Frames held at most until their servers have answered; at most 65535.
@@ -225,7 +304,7 @@ pub struct Config {
     /// Segments a second that are passed from the WAN although nobody vouches for them (signed SYNs, those with an extension, segments of connections
     /// that may be running), or answered with a reset ([`Stray::Reset`]).
     pub passed_rate: u32,
-    /// SYNs a second for ports nothing is known of that are passed to them, so that their own answer is the first; 0: none.
+    /// SYNs a second for ports nothing is known of that are passed to their servers, so that their own answer is the first; 0: none.
     pub introductions: u32,
     /// How long after the start connections that run already are adopted.
     pub adopt_grace: Duration,
@@ -291,6 +370,7 @@ impl Default for Config {
             rate: RateLimit::default(),
             handshake: Handshake::default(),
             destinations: Vec::new(),
+            rules: Vec::new(),
             early_window: 16_384,
             held_frames: 4096,
             multipath: Extension::default(),

@@ -115,7 +115,9 @@ pub struct Window(pub u32);
 
 /// A window scale option's shift count, 0 to 14. `Option<WindowScale>` tells an absent option from shift 0: without the option from one end
 /// neither end scales (RFC 7323 section 2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(transparent)]
 pub struct WindowScale(u8);
 

@@ -244,7 +244,7 @@ impl ControlApi {
             wan: self.facts.wan.clone(),
             workers,
             bypass: self.facts.bypass,
-            backends: self.facts.commanded.then(|| self.servers.len()),
+            backends: self.facts.commanded.then(|| self.servers.count()),
             drain,
             log_level: self.log.level(),
             flows,

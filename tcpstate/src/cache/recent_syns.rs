@@ -1,22 +1,29 @@
-//! Which SYNs were answered lately. An acknowledgement between ends to which no SYN was answered acknowledges no cookie
-//! of ours, and is dropped before any signature is computed: where nothing was answered, nothing can be forged. Opening
-//! cookies is `cookie`'s story.
+//! Which SYNs were answered recently. A segment that acknowledges something between two endpoints whose SYN was never answered holds no
+//! cookie of ours; it is dropped before any signature is computed. `cookie` opens cookies.
 //!
 //! A Bloom filter in time slices. All slices of an entry lie in one cache line beside the number of the slice that was
-//! last written there, so what is out of date is told by looking, and cleared when the line is next written: no moment
-//! clears the whole.
+//! last written there. Whatever is out of date is recognised when it is read, and cleared when the line is next written, so that the
+//! whole is never cleared at once.
+//!
+//! Layout 1: 65 536 lines of eight words each. Bits 28 to 43 of the keyed hash of a connection's 4-tuple name its line. Word 7 is the number
+//! of the slice (time in µs, shifted right by 24) that was last written; words 0 to 6 are the slices, slice `n` in word `n % 7`. A line whose
+//! last slice lies in the future holds nothing. The bits of an entry are in `bits`.
 
+use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
-use crate::Instant;
 use crate::cookie::EPOCH_BITS;
+use crate::memory::{LINE, Word, Words};
 use crate::prefetch::prefetch;
+use crate::{Config, Instant};
 
 /// A slice lasts 2^24 µs, 16.8 s.
 const SLICE_BITS: u32 = 24;
 /// An entry is seen in its own slice and the six that follow, for 100 s at least: longer than the 67 s a cookie is sure
 /// to live.
 const SLICES: usize = 7;
+/// The word of a line that says which slice was last written.
+const LAST: usize = 7;
 /// 65 536 lines, 4 MiB.
 const LINES_BITS: u32 = 16;
 /// How long a cookie may open whose SYN another process has answered.
@@ -24,67 +31,78 @@ const FOREIGN: Duration = Duration::from_micros(2 << EPOCH_BITS);
 
 const _: () =
     assert!((SLICES as u64 - 1) << SLICE_BITS > 1 << EPOCH_BITS, "no cookie is forgotten while it is sure to live");
+const _: () = assert!(SLICES == LAST && LAST + 1 == LINE, "a look touches one cache line");
 
-/// The slices `last - 6` to `last` of 1/65536 of all entries; slice `n` in word `n % 7`.
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-struct Line {
-    slices: [u64; SLICES],
-    last: u64,
-}
+type Line = [AtomicU64; LINE];
 
-const _: () = assert!(size_of::<Line>() == 64, "a look touches one cache line");
-
-impl Line {
-    /// Makes this slice the last, and forgets those whose words it and its predecessors take.
-    #[cold]
-    fn begin(&mut self, slice: u64) {
-        if slice - self.last < SLICES as u64 {
-            (self.last + 1..=slice).for_each(|stale| self.slices[word(stale)] = 0);
-        } else {
-            self.slices = [0; SLICES];
-        }
-        self.last = slice;
+/// Makes this slice the last of a line, and clears those whose words it and its predecessors take.
+#[cold]
+fn begin(line: &Line, slice: u64) {
+    let last = line[LAST].get();
+    match slice.checked_sub(last) {
+        Some(passed) if passed < SLICES as u64 => (last + 1..=slice).for_each(|stale| line[word(stale)].set(0)),
+        // All of it is old, or of no time that has been.
+        _ => line[..SLICES].iter().for_each(|word| word.set(0)),
     }
+    line[LAST].set(slice);
 }
 
 /// See the module.
 pub struct RecentSyns {
-    lines: Vec<Line>,
+    words: Words,
+    /// The number of lines, a power of two, less one.
+    mask: usize,
     /// Until then there may be cookies whose SYNs this filter has not seen.
     blind_until: Instant,
 }
 
 impl RecentSyns {
-    /// A filter that knows nothing, and says so for two epochs: cookies of a former process must open.
-    pub fn new(now: Instant) -> Self {
-        Self { lines: vec![Line::default(); 1 << LINES_BITS], blind_until: now + FOREIGN }
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
+    /// The words of the filter, whatever the configuration.
+    pub fn words_needed(_: &Config) -> usize {
+        LINE << LINES_BITS
     }
 
-    /// What it knows of these ends alone, in a filter of one line.
+    /// A filter in these words. For two epochs it answers "perhaps" to everything, because cookies of a former process must open.
+    ///
+    /// # Panics
+    /// If there are too few words.
+    pub fn new(words: Words, now: Instant) -> Self {
+        assert!(words.len() >= LINE << LINES_BITS, "the recent-SYN filter needs more words");
+        Self { words, mask: (1 << LINES_BITS) - 1, blind_until: now + FOREIGN }
+    }
+
+    /// What it knows of one connection alone, in a filter of one line.
     pub fn excerpt(&self, hash: u64) -> Self {
-        Self { lines: vec![self.lines[self.place(hash)]], ..*self }
+        Self { words: Words::of(self.line(hash).iter().map(Word::get)), mask: 0, blind_until: self.blind_until }
     }
 
     /// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
     #[inline(always)]
     fn place(&self, hash: u64) -> usize {
-        (hash >> 28) as usize & (self.lines.len() - 1)
+        (hash >> 28) as usize & self.mask
     }
 
-    /// Takes note that a SYN was answered; `hash` is the flow table's keyed hash of its ends.
+    #[inline(always)]
+    fn line(&self, hash: u64) -> &Line {
+        self.words.piece(self.place(hash))
+    }
+
+    /// Notes that a SYN was answered; `hash` is the flow table's keyed hash of its 4-tuple.
     #[inline]
     pub fn note(&mut self, hash: u64, now: Instant) {
-        let place = self.place(hash);
-        let line = &mut self.lines[place];
+        let line = self.line(hash);
         let slice = slice_of(now);
-        if slice > line.last {
-            line.begin(slice);
+        if line[LAST].get() != slice {
+            begin(line, slice);
         }
-        line.slices[word(line.last)] |= bits(hash);
+        let word = &line[word(slice)];
+        word.set(word.get() | bits(hash));
     }
 
-    /// Whether a SYN of these ends may have been answered in the last 100 s. Never false if one was.
+    /// Whether a SYN of this connection may have been answered in the last 100 s. Never false if one was.
     #[inline]
     pub fn may_have(&self, hash: u64, now: Instant) -> bool {
         now < self.blind_until || self.has_noted(hash, now)
@@ -93,20 +111,20 @@ impl RecentSyns {
     /// The same, of SYNs that this filter has seen.
     #[inline]
     pub fn has_noted(&self, hash: u64, now: Instant) -> bool {
-        let line = &self.lines[self.place(hash)];
+        let line = self.line(hash);
         let bits = bits(hash);
-        // Slices that have begun since the line was written took the place of its oldest.
-        let begun = slice_of(now).saturating_sub(line.last);
-        if begun == 0 {
-            return line.slices.iter().fold(false, |any, slice| any | (slice & bits == bits));
+        let (slice, last) = (slice_of(now), line[LAST].get());
+        if slice == last {
+            return line[..SLICES].iter().fold(false, |any, word| any | (word.get() & bits == bits));
         }
-        let oldest = (line.last + begun).saturating_sub(SLICES as u64 - 1);
-        (oldest..=line.last).any(|slice| line.slices[word(slice)] & bits == bits)
+        // Slices that have begun since the line was written took the place of its oldest. None is read of a line from the future.
+        last < slice
+            && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
     }
 
-    /// Asks for the line of these ends.
+    /// Asks for the line of this connection.
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.lines[self.place(hash)]);
+        prefetch(self.line(hash));
     }
 }
 
@@ -127,15 +145,37 @@ fn bits(hash: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
     const SLICE: u64 = 1 << SLICE_BITS;
     const YEAR: u64 = 365 * 86_400 * 1_000_000;
 
+    fn filter(now: Instant) -> RecentSyns {
+        RecentSyns::new(Words::zeroed(RecentSyns::words_needed(&Config::default())), now)
+    }
+
+    #[test]
+    fn whatever_another_process_left_nothing_panics_and_what_is_noted_is_seen() {
+        let mut random = memory::tests::random(1);
+        let words = memory::tests::shared(RecentSyns::words_needed(&Config::default()), &mut random);
+        // Some lines are of times near the present ones.
+        words.chunks(LINE).take(30_000).for_each(|line| line[LAST].set(random() % 200));
+        let mut filter = RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(words, Instant::default()) };
+        for n in 0..50_000 {
+            let now = Instant::from_micros(n * SLICE / 300);
+            let (hash, other) = (random(), random());
+            filter.has_noted(other, now);
+            filter.note(hash, now);
+            assert!(filter.has_noted(hash, now + Duration::from_secs(60)));
+            assert!(!filter.has_noted(hash, now + Duration::from_secs(120)));
+        }
+    }
+
     /// A filter that has seen enough of its own life to trust itself.
     fn seasoned() -> RecentSyns {
-        RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(Instant::default()) }
+        RecentSyns { blind_until: Instant::default(), ..filter(Instant::default()) }
     }
 
     /// A good hash of a number (the finaliser of SplitMix64).
@@ -148,7 +188,7 @@ mod tests {
     #[test]
     fn a_cookie_of_a_former_process_is_never_turned_away() {
         let start = Instant::from_secs(1000);
-        let filter = RecentSyns::new(start);
+        let filter = filter(start);
         let epochs = |n: u64| start + Duration::from_micros(n << EPOCH_BITS);
         assert!((0..10_000).all(|n| filter.may_have(hash(n), start)));
         assert!((0..10_000).all(|n| filter.may_have(hash(n), Instant::from_micros(epochs(2).as_micros() - 1))));

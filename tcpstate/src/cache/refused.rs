@@ -1,31 +1,31 @@
-//! Closed doors: ports of the LAN that refused a connection lately. Whoever knocks next hears the truth at once, where
-//! we should otherwise have answered for a server that is not there. Only the LAN's own answers are written here.
+//! Ports of the LAN that recently refused a connection: SYNs to them get a RST immediately, where the box would otherwise have answered for a
+//! server that is not there. Only the LAN's own answers are written here.
 //!
-//! A port that is open to some and refuses others (a host that bars an address, with a reset) is remembered as closed to
-//! those alone: one who is barred must not close it to everybody.
+//! A port that is open to some clients and refuses others (a host that rejects an address with a reset) is remembered as closed to
+//! those alone: a rejected client must not close the port to everybody.
 //!
-//! Set-associative, of fixed size; when a set is full the refusal that is forgotten soonest gives way.
+//! Set-associative, of fixed size; when a set is full the refusal that expires first gives way.
+//!
+//! Layout 1: 4096 sets of four entries of four words each. Words 0 and 1 of an entry are the server's address, its first 32 bits in the high half
+//! of word 0. Word 2 is the VLAN tags in the high half, then 16 bits of port, then 16 bits that name the network of clients the port is closed
+//! to, zero for everybody. Word 3 is the time in µs at which the entry expires; an entry whose time is past is free, and one that would last longer
+//! than any refusal is remembered is none.
 
+use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 
-use crate::Instant;
 use crate::keyed::{self, Keys};
-use crate::wire::{Addr, FlowKey, Vlan};
+use crate::memory::{Word, Words};
+use crate::wire::FlowKey;
+use crate::{Config, Instant};
 
-/// 16 384 doors in all, 512 KiB.
+/// 16 384 ports in all, 512 KiB.
 const SETS: usize = 4096;
 const WAYS: usize = 4;
-
-#[derive(Clone, Copy, Default)]
-struct RefusedPort {
-    address: Addr,
-    vlan: Vlan,
-    port: u16,
-    /// To whom it is closed.
-    client: Client,
-    /// When it is forgotten that the port refused; long past in a free place.
-    until: Instant,
-}
+/// Words of an entry.
+const ENTRY: usize = 4;
+/// Words of a set.
+const SET: usize = WAYS * ENTRY;
 
 /// A network of clients, by a keyed hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -41,47 +41,103 @@ impl Client {
     }
 }
 
+/// An entry, as it is read from its words.
+#[derive(Clone, Copy, Default)]
+struct RefusedPort {
+    /// The words that name the port: address, VLAN tags and port, the last with its low 16 bits zero.
+    name: [u64; 3],
+    /// To whom it is closed.
+    client: Client,
+    /// When the entry expires, in µs; long past in a free place.
+    until: u64,
+}
+
 impl RefusedPort {
-    fn is_of(&self, key: &FlowKey) -> bool {
-        self.address == key.lan && self.port == key.lan_port && self.vlan == key.vlan
+    fn read(entry: &[AtomicU64; ENTRY]) -> Self {
+        let [high, low, port, until] = entry.each_ref().map(Word::get);
+        Self { name: [high, low, port & !0xffff], client: Client(port as u16), until }
+    }
+
+    fn write(self, entry: &[AtomicU64; ENTRY]) {
+        let [high, low, port] = self.name;
+        // It is valid only as a whole: until the last word is written it is free.
+        entry[3].set(0);
+        for (word, value) in entry.iter().zip([high, low, port | u64::from(self.client.0), self.until]) {
+            word.set(value);
+        }
     }
 }
 
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-struct Set([RefusedPort; WAYS]);
-
-const _: () = assert!(size_of::<Set>() == 128, "a look touches two cache lines");
+/// The words that name the port a key's LAN endpoint is at.
+fn name(key: &FlowKey) -> [u64; 3] {
+    let [a, b, c, d] = key.lan.map(u64::from);
+    [a << 32 | b, c << 32 | d, u64::from(key.vlan.0) << 32 | u64::from(key.lan_port) << 16]
+}
 
 /// See the module.
 pub struct RefusedPorts {
-    sets: Vec<Set>,
+    words: Words,
+    /// The number of sets, a power of two, less one.
+    mask: usize,
     keys: Keys,
-    memory: Duration,
-    /// When the last refusal is forgotten: from then on there is nothing to look for.
+    /// The longest time a refusal was ever to be remembered for.
+    longest: Duration,
+    /// When the last refusal expires: from then on there is nothing to look for.
     until: Instant,
 }
 
 impl RefusedPorts {
-    /// All doors open. A refusal is remembered for `memory`; if that is zero, never.
-    pub fn new(memory: Duration, keys: Keys) -> Self {
-        Self { sets: vec![Set::default(); SETS], keys, memory, until: Instant::default() }
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
+    /// The words of the table, whatever the configuration.
+    pub fn words_needed(_: &Config) -> usize {
+        SETS * SET
+    }
+
+    /// A table in these words, whose refusals are remembered for `longest` at most.
+    ///
+    /// # Panics
+    /// If there are too few words.
+    pub fn new(words: Words, longest: Duration, keys: Keys, now: Instant) -> Self {
+        assert!(words.len() >= SETS * SET, "the table of refused ports needs more words");
+        let mut table = Self { words, mask: SETS - 1, keys, longest, until: Instant::default() };
+        if table.words.is_shared() {
+            let lasting = (0..SETS * WAYS).map(|n| RefusedPort::read(table.words.piece(n)).until);
+            let last = lasting.filter(|&until| table.lasts(until, now)).max();
+            table.until = Instant::from_micros(last.unwrap_or(0));
+        }
+        table
     }
 
     /// What is remembered of one port, in a memory of one set. `client` has another name there, and those who are neither it nor everybody none.
     pub fn excerpt(&self, key: &FlowKey, client: Client, renamed: Client) -> Self {
-        let mut set = self.sets[self.place(key)];
-        for port in &mut set.0 {
-            port.client = match port.client {
+        let copy = Self { words: Words::zeroed(SET), mask: 0, ..*self };
+        for way in 0..WAYS {
+            let port = RefusedPort::read(self.entry(self.place(key), way));
+            let client = match port.client {
                 own if own == client => renamed,
                 Client::EVERYBODY => Client::EVERYBODY,
-                _ => {
-                    *port = RefusedPort::default();
-                    continue;
-                }
+                _ => continue,
             };
+            RefusedPort { client, ..port }.write(copy.entry(0, way));
         }
-        Self { sets: vec![set], ..*self }
+        copy
+    }
+
+    fn entry(&self, set: usize, way: usize) -> &[AtomicU64; ENTRY] {
+        self.words.piece(set * WAYS + way)
+    }
+
+    /// From now on a refusal may be remembered for this long.
+    pub fn may_last(&mut self, longest: Duration) {
+        self.longest = self.longest.max(longest);
+    }
+
+    /// Whether an entry that expires then is one, and has not expired.
+    fn lasts(&self, until: u64, now: Instant) -> bool {
+        let left = Duration::from_micros(until.saturating_sub(now.as_micros()));
+        !left.is_zero() && left <= self.longest
     }
 
     /// Whether the port on the LAN is remembered to have refused this client.
@@ -98,21 +154,28 @@ impl RefusedPorts {
 
     #[inline(never)]
     fn is_remembered(&self, key: &FlowKey, client: Client, now: Instant) -> bool {
-        let is_meant = |port: &RefusedPort| port.client == Client::EVERYBODY || port.client == client;
-        let closes = |port: &RefusedPort| now < port.until && is_meant(port) && port.is_of(key);
-        self.sets[self.place(key)].0.iter().any(closes)
+        let (place, name) = (self.place(key), name(key));
+        (0..WAYS).map(|way| RefusedPort::read(self.entry(place, way))).any(|port| {
+            let is_meant = port.client == Client::EVERYBODY || port.client == client;
+            is_meant && port.name == name && self.lasts(port.until, now)
+        })
     }
 
-    /// The port on the LAN has refused a connection of `client`.
-    pub fn refused(&mut self, key: &FlowKey, client: Client, now: Instant) {
-        let until = now + self.memory;
+    /// The port on the LAN has refused a connection of `client`, which is remembered for `memory`; if that is zero, not at all.
+    pub fn refused(&mut self, key: &FlowKey, client: Client, memory: Duration, now: Instant) {
+        if memory.is_zero() {
+            return;
+        }
+        self.may_last(memory);
+        let until = now + memory;
         self.until = self.until.max(until);
-        let place = self.place(key);
-        let set = &mut self.sets[place].0;
-        let own = set.iter().position(|port| port.is_of(key) && port.client == client);
-        let soonest = || (0..WAYS).min_by_key(|&way| set[way].until).unwrap_or(0);
-        set[own.unwrap_or_else(soonest)] =
-            RefusedPort { address: key.lan, vlan: key.vlan, port: key.lan_port, client, until };
+        let (place, name) = (self.place(key), name(key));
+        let ports: [_; WAYS] = core::array::from_fn(|way| RefusedPort::read(self.entry(place, way)));
+        let own = ports.iter().position(|port| port.name == name && port.client == client);
+        let expiry = |way: &usize| if self.lasts(ports[*way].until, now) { ports[*way].until } else { 0 };
+        let first = || (0..WAYS).min_by_key(expiry).unwrap_or(0);
+        let entry = self.entry(place, own.unwrap_or_else(first));
+        RefusedPort { name, client, until: until.as_micros() }.write(entry);
     }
 
     /// The port on the LAN has answered a SYN after all. Returns whether anybody had been refused there.
@@ -120,26 +183,31 @@ impl RefusedPorts {
         if !self.any_refused(now) {
             return false;
         }
-        let place = self.place(key);
+        let (place, name) = (self.place(key), name(key));
         let mut was_closed = false;
-        for port in self.sets[place].0.iter_mut().filter(|port| port.is_of(key)) {
-            *port = RefusedPort::default();
-            was_closed = true;
+        for entry in (0..WAYS).map(|way| self.entry(place, way)) {
+            let port = RefusedPort::read(entry);
+            if port.until > 0 && port.name == name {
+                RefusedPort::default().write(entry);
+                was_closed = true;
+            }
         }
         was_closed
     }
 
-    /// The set of a door. Who scans chooses what is written, so the hash has a secret.
+    /// The set of a port. Who scans chooses what is written, so the hash has a secret.
     fn place(&self, key: &FlowKey) -> usize {
         let [a, b, c, d] = key.lan.map(u64::from);
         let words = [a << 32 | b, c << 32 | d, u64::from(key.vlan.0) << 16 | u64::from(key.lan_port)];
-        keyed::place(self.keys, words) as usize & (self.sets.len() - 1)
+        keyed::place(self.keys, words) as usize & self.mask
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
+    use crate::wire::Vlan;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -150,13 +218,42 @@ mod tests {
     }
 
     fn refused_ports(memory: Duration) -> RefusedPorts {
-        RefusedPorts::new(memory, (1, 2))
+        let words = Words::zeroed(RefusedPorts::words_needed(&Config::default()));
+        RefusedPorts::new(words, memory, (1, 2), Instant::default())
+    }
+
+    #[test]
+    fn whatever_another_process_left_nothing_panics_and_what_is_refused_is_refused() {
+        let mut random = memory::tests::random(3);
+        let words = memory::tests::shared(RefusedPorts::words_needed(&Config::default()), &mut random);
+        // Some entries are of ports that are asked for, and expire at times near the present ones.
+        for (n, entry) in words.chunks(ENTRY).enumerate().take(8000) {
+            let name = name(&port(n as u16));
+            let values = [name[0], name[1], name[2] | random() & 3, random() % 40_000_000];
+            entry.iter().zip(values).for_each(|(word, value)| word.set(value));
+        }
+        let mut table = RefusedPorts::new(words, MEMORY, (1, 2), Instant::default());
+        for n in 0..100_000 {
+            let now = Instant::from_micros(n * 200);
+            let (key, client) = (port(random() as u16), Client::of(random() as u32 % 4));
+            table.is_refused(&key, client, now);
+            match random() % 3 {
+                0 => drop(table.opened(&key, now)),
+                1 => {
+                    table.refused(&key, client, MEMORY, now);
+                    assert!(table.is_refused(&key, client, now));
+                }
+                _ => drop(table.excerpt(&key, client, Client::of(0))),
+            }
+        }
+        let later = Instant::from_secs(60);
+        assert!(!table.any_refused(later) && !(0..=u16::MAX).any(|n| table.is_refused(&port(n), Client::of(1), later)));
     }
 
     #[test]
     fn a_port_that_refused_is_closed_to_everybody_until_it_is_forgotten() {
         let mut refused_ports = refused_ports(MEMORY);
-        refused_ports.refused(&port(81), Client::EVERYBODY, Instant::from_secs(100));
+        refused_ports.refused(&port(81), Client::EVERYBODY, MEMORY, Instant::from_secs(100));
         let another_client = FlowKey { wan: [1, 2, 3, 4], wan_port: 5, ..port(81) };
         assert!(refused_ports.is_refused(&another_client, Client::of(7), Instant::from_secs(100)));
         assert!(refused_ports.is_refused(&another_client, Client::of(7), Instant::from_micros(109_999_999)));
@@ -167,7 +264,7 @@ mod tests {
     fn one_who_is_barred_closes_no_door_to_others() {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
-        refused_ports.refused(&port(81), Client::of(7), now);
+        refused_ports.refused(&port(81), Client::of(7), MEMORY, now);
         assert!(refused_ports.is_refused(&port(81), Client::of(7), now));
         assert!(!refused_ports.is_refused(&port(81), Client::of(8), now));
         assert!(!refused_ports.is_refused(&port(81), Client::of(0), now), "no network is everybody");
@@ -177,7 +274,7 @@ mod tests {
     fn its_neighbours_stay_open() {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
-        refused_ports.refused(&port(81), Client::EVERYBODY, now);
+        refused_ports.refused(&port(81), Client::EVERYBODY, MEMORY, now);
         // Those that differ in one thing alone and yet lie in the same set.
         let mut neighbours = [
             &mut (82..).map(port) as &mut dyn Iterator<Item = FlowKey>,
@@ -196,9 +293,9 @@ mod tests {
     fn one_answer_opens_it_again() {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
-        refused_ports.refused(&port(81), Client::EVERYBODY, now);
-        refused_ports.refused(&port(81), Client::EVERYBODY, now);
-        refused_ports.refused(&port(82), Client::EVERYBODY, now);
+        refused_ports.refused(&port(81), Client::EVERYBODY, MEMORY, now);
+        refused_ports.refused(&port(81), Client::EVERYBODY, MEMORY, now);
+        refused_ports.refused(&port(82), Client::EVERYBODY, MEMORY, now);
         refused_ports.opened(&port(81), Instant::from_secs(100));
         assert!(!refused_ports.is_refused(&port(81), Client::of(7), now));
         assert!(refused_ports.is_refused(&port(82), Client::of(7), now));
@@ -212,7 +309,7 @@ mod tests {
                 !refused_ports.is_refused(&FlowKey::default(), Client::of(7), now),
                 "nor is one nobody has touched"
             );
-            refused_ports.refused(&port(81), Client::EVERYBODY, now);
+            refused_ports.refused(&port(81), Client::EVERYBODY, Duration::ZERO, now);
             assert!(!refused_ports.is_refused(&port(81), Client::of(7), now));
         }
     }
@@ -224,7 +321,7 @@ mod tests {
         let crowd: Vec<FlowKey> =
             (1..=u16::MAX).map(port).filter(|key| refused_ports.place(key) == set).take(5).collect();
         for (at, key) in [&crowd[0], &crowd[1], &crowd[2], &crowd[3], &crowd[0], &crowd[4]].into_iter().enumerate() {
-            refused_ports.refused(key, Client::EVERYBODY, Instant::from_secs(100 + at as u64));
+            refused_ports.refused(key, Client::EVERYBODY, MEMORY, Instant::from_secs(100 + at as u64));
         }
         let is_refused: Vec<bool> =
             crowd.iter().map(|key| refused_ports.is_refused(key, Client::of(7), Instant::from_secs(105))).collect();
@@ -236,7 +333,7 @@ mod tests {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
         for n in 1..=u16::MAX {
-            refused_ports.refused(&port(n), Client::EVERYBODY, now);
+            refused_ports.refused(&port(n), Client::EVERYBODY, MEMORY, now);
             assert!(refused_ports.is_refused(&port(n), Client::of(7), now));
         }
         let remembered = (1..=u16::MAX).filter(|&n| refused_ports.is_refused(&port(n), Client::of(7), now)).count();
@@ -261,7 +358,7 @@ mod tests {
                 now = now + Duration::from_micros(step);
                 match act {
                     Act::Refuse => {
-                        refused_ports.refused(&port(n), Client::EVERYBODY, now);
+                        refused_ports.refused(&port(n), Client::EVERYBODY, MEMORY, now);
                         model.insert(n, now);
                     }
                     Act::Open => {

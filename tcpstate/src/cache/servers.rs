@@ -6,9 +6,10 @@ use crate::cookie::terms::Offer;
 use crate::flow::{Flow, FlowFlags};
 use crate::keyed::Keys;
 use crate::policy::servers::ServerTable;
+use crate::policy::{Policy, Rule};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{Addr, FlowKey, Options, Segment, Vlan};
-use crate::{Config, Instant, Side};
+use crate::{Instant, Side};
 use std::sync::Arc;
 
 /// Time is kept in units of 2^24 µs, 16.8 s. Sixteen bits of them go round in 12.7 days: a server that is silent for
@@ -137,21 +138,21 @@ struct CachedOffer {
     offer: Offer,
 }
 
-/// Servers whose last offers are remembered: a flood calls few.
+/// Servers whose last offers are remembered: a flood has few targets.
 const CACHED_OFFERS: usize = 64;
 
 /// The learning cache: set-associative, the entry longest unseen gives way.
 pub struct ServerOptions {
     sets: Vec<Set>,
     keys: Keys,
-    sources: Sources,
-    /// Whether any attribute comes from what is known of an address.
+    /// Whether any rule takes an attribute from what is known of an address.
     by_address: bool,
-    own: Offer,
-    clamp: u16,
-    /// Whether any attribute is commanded.
+    /// Whether any rule takes an attribute from what is commanded, and whether the MSS.
     is_commanded: bool,
+    commands_mss: bool,
     commanded: Arc<ServerTable>,
+    /// Of former policies the largest MSS announced for servers nothing is known of, and the largest clamp; zero if there was none.
+    former_most: (u16, u16),
     /// The largest MSS ever commanded.
     most_commanded: u16,
     cached_offers: Box<[Option<CachedOffer>; CACHED_OFFERS]>,
@@ -159,36 +160,18 @@ pub struct ServerOptions {
     observations: u32,
 }
 
-/// Where each attribute comes from.
-#[derive(Clone, Copy)]
-struct Sources {
-    mss: Source,
-    sack: Source,
-    scale: Source,
-}
-
 impl ServerOptions {
-    /// An empty cache of this configuration's size.
-    pub fn new(config: &Config, keys: Keys) -> Self {
-        let sets = config.learn_capacity.div_ceil(WAYS).next_power_of_two();
+    /// An empty cache for so many servers, under this policy.
+    pub fn new(capacity: usize, policy: &Policy, keys: Keys) -> Self {
+        let sets = capacity.div_ceil(WAYS).next_power_of_two();
         Self {
             sets: vec![Set::default(); sets],
             keys,
-            sources: Sources { mss: config.mss, sack: config.sack, scale: config.wscale },
-            by_address: [config.mss, config.sack, config.wscale].contains(&Source::HashIp),
-            own: Offer {
-                mss: config.own_mss,
-                scale: Some(WindowScale::clamped(config.own_wscale)),
-                sack: config.own_sack,
-                timestamps: true,
-                timestamps_known: false,
-                ecn: false,
-                window: None,
-                known: false,
-            },
-            clamp: config.mss_clamp.unwrap_or(u16::MAX),
-            is_commanded: [config.mss, config.sack, config.wscale].contains(&Source::Commanded),
+            by_address: policy.learns_by_address(),
+            is_commanded: policy.is_commanded(),
+            commands_mss: policy.commands_mss(),
             commanded: Arc::default(),
+            former_most: (0, 0),
             most_commanded: 0,
             cached_offers: Box::new([None; CACHED_OFFERS]),
             observations: 0,
@@ -212,16 +195,29 @@ impl ServerOptions {
     /// From now on this is what the operator says; returns what he had said before. What clients were told before stays true of their
     /// connections: their cookies hold it.
     pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
-        if self.sources.mss == Source::Commanded {
+        if self.commands_mss {
             self.most_commanded = self.most_commanded.max(entries.most_mss());
         }
         self.observations = self.observations.wrapping_add(1);
         core::mem::replace(&mut self.commanded, entries)
     }
 
-    /// As [`ServerOptions::offer`], and sooner said if it was said lately.
+    /// From now on offers follow this policy instead of that one.
+    pub fn set_policy(&mut self, policy: &Policy, former: &Policy) {
+        let (own_mss, clamp) = former.most_told();
+        self.former_most = (self.former_most.0.max(own_mss), self.former_most.1.max(clamp));
+        self.by_address = policy.learns_by_address();
+        self.is_commanded = policy.is_commanded();
+        self.commands_mss = policy.commands_mss();
+        if self.commands_mss {
+            self.most_commanded = self.most_commanded.max(self.commanded.most_mss());
+        }
+        self.observations = self.observations.wrapping_add(1);
+    }
+
+    /// As [`ServerOptions::offer`], and sooner if the same was asked recently.
     #[inline(always)]
-    pub fn offer_cached(&mut self, key: &FlowKey, now: Instant) -> Offer {
+    pub fn offer_cached(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> Offer {
         match &self.cached_offers[Self::cached_offer_at(key)] {
             Some(cached_offers)
                 if cached_offers.lan == key.lan
@@ -232,14 +228,14 @@ impl ServerOptions {
             {
                 cached_offers.offer
             }
-            _ => self.offer_uncached(key, now),
+            _ => self.offer_uncached(key, rule, now),
         }
     }
 
     #[inline(never)]
-    fn offer_uncached(&mut self, key: &FlowKey, now: Instant) -> Offer {
+    fn offer_uncached(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> Offer {
         let FlowKey { lan, lan_port, vlan, .. } = *key;
-        let offer = self.offer(key, now);
+        let offer = self.offer(key, rule, now);
         self.cached_offers[Self::cached_offer_at(key)] =
             Some(CachedOffer { lan, vlan, lan_port, unit: unit(now), observations: self.observations, offer });
         offer
@@ -251,8 +247,8 @@ impl ServerOptions {
         (key.lan[3] ^ u32::from(key.lan_port)) as usize % CACHED_OFFERS
     }
 
-    /// What a client that calls this server is offered.
-    pub fn offer(&self, key: &FlowKey, now: Instant) -> Offer {
+    /// What a client of this server is offered under the rule for it.
+    pub fn offer(&self, key: &FlowKey, rule: &Rule, now: Instant) -> Offer {
         let by_port = self.find(key, key.lan_port);
         let by_address = if self.by_address { self.find(key, 0) } else { None };
         let entry = |source: Source| match source {
@@ -260,31 +256,40 @@ impl ServerOptions {
             Source::HashIp => by_address,
             Source::Default | Source::Commanded => None,
         };
-        let mut offer = Offer { mss: self.own_mss(key), ..self.own };
+        let mut offer = Offer {
+            mss: own_mss(key, rule),
+            scale: Some(rule.own_scale),
+            sack: rule.own_sack,
+            timestamps: true,
+            timestamps_known: false,
+            ecn: false,
+            window: None,
+            known: false,
+        };
         if self.is_commanded
             && let Some(entry) = self.commanded.find(&key.lan, key.lan_port)
         {
-            if self.sources.mss == Source::Commanded {
+            if rule.mss == Source::Commanded {
                 offer.mss = entry.mss;
             }
-            if self.sources.scale == Source::Commanded {
+            if rule.wscale == Source::Commanded {
                 offer.scale = Some(entry.scale);
             }
-            if self.sources.sack == Source::Commanded {
+            if rule.sack == Source::Commanded {
                 offer.sack = entry.sack;
             }
         }
-        if let Some(entry) = entry(self.sources.mss) {
+        if let Some(entry) = entry(rule.mss) {
             offer.mss = entry.mss;
         }
-        if let Some(entry) = entry(self.sources.scale) {
+        if let Some(entry) = entry(rule.wscale) {
             match entry.knows(Trait::Scale, now) {
                 Known::Taken => offer.scale = Some(entry.scale),
                 Known::Refused => offer.scale = None,
                 Known::Nothing => {}
             }
         }
-        if let Some(entry) = entry(self.sources.sack) {
+        if let Some(entry) = entry(rule.sack) {
             match entry.knows(Trait::Sack, now) {
                 Known::Taken => offer.sack = true,
                 Known::Refused => offer.sack = false,
@@ -303,18 +308,21 @@ impl ServerOptions {
             offer.window = Some(entry.window);
             offer.known = true;
         }
-        offer.mss = offer.mss.min(self.clamp);
+        offer.mss = offer.mss.min(rule.mss_clamp);
         offer
     }
 
-    /// The largest MSS a client of this server can have been told, whatever the operator has said of the server since.
-    pub fn most_told(&mut self, key: &FlowKey, now: Instant) -> u16 {
-        self.offer_cached(key, now).mss.max(self.own_mss(key)).max(self.most_commanded).min(self.clamp)
-    }
-
-    /// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.
-    fn own_mss(&self, key: &FlowKey) -> u16 {
-        if key.v6 { self.own.mss.saturating_sub(20).max(1) } else { self.own.mss }
+    /// The largest MSS a client of this server can have been told, whatever the operator has wanted since.
+    pub fn most_told(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> u16 {
+        let present = self.offer_cached(key, rule, now).mss.max(own_mss(key, rule));
+        let (own_mss, clamp) = self.former_most;
+        if clamp == 0 {
+            return present.max(self.most_commanded).min(rule.mss_clamp);
+        }
+        // Another policy may have taken the MSS from elsewhere, and let more of it pass.
+        let known = [key.lan_port, 0].map(|port| self.find(key, port).map_or(0, |entry| entry.mss));
+        let most = known.into_iter().fold(present.max(own_mss), u16::max);
+        most.max(self.most_commanded).min(rule.mss_clamp.max(clamp))
     }
 
     /// Takes note of a server's SYN-ACK. Returns whether that is news: something not known before, or the first sign of life for a
@@ -402,6 +410,11 @@ impl Entry {
     }
 }
 
+/// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.
+fn own_mss(key: &FlowKey, rule: &Rule) -> u16 {
+    if key.v6 { rule.own_mss.saturating_sub(20).max(1) } else { rule.own_mss }
+}
+
 /// The MSS of a peer that names none (RFC 9293 section 3.7.1).
 pub fn default_mss(key: &FlowKey) -> u16 {
     if key.v6 { 1220 } else { 536 }
@@ -414,7 +427,54 @@ fn unit(now: Instant) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Config;
     use crate::wire::Timestamps;
+
+    /// A cache and the rule for everybody.
+    struct Tested {
+        cache: ServerOptions,
+        policy: Policy,
+    }
+
+    fn tested(config: &Config) -> Tested {
+        let policy = Policy::new(config, Instant::default());
+        Tested { cache: ServerOptions::new(config.learn_capacity, &policy, (1, 1)), policy }
+    }
+
+    impl Tested {
+        fn offer(&self, key: &FlowKey, now: Instant) -> Offer {
+            self.cache.offer(key, self.policy.everybody(), now)
+        }
+
+        fn most_told(&mut self, key: &FlowKey, now: Instant) -> u16 {
+            self.cache.most_told(key, self.policy.everybody(), now)
+        }
+
+        fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) -> bool {
+            self.cache.learn(key, observation, now)
+        }
+
+        fn set_policy(&mut self, config: &Config) {
+            let policy = Policy::new(config, Instant::default());
+            self.cache.set_policy(&policy, &self.policy);
+            self.policy = policy;
+        }
+    }
+
+    #[test]
+    fn what_clients_were_told_under_former_policies_is_remembered() {
+        let told = |own_mss, mss_clamp| Config { own_mss, mss_clamp, ..Config::default() };
+        let mut server_options = tested(&told(1460, Some(1400)));
+        let now = Instant::default();
+        assert_eq!(server_options.most_told(&key(1, 80), now), 1400);
+        server_options.set_policy(&told(1200, None));
+        assert_eq!(server_options.offer(&key(1, 80), now).mss, 1200);
+        assert_eq!(server_options.most_told(&key(1, 80), now), 1460);
+        server_options.learn(&key(1, 80), &observation(8940, None, true, true), now);
+        server_options.set_policy(&Config { mss: Source::Default, ..told(1200, Some(600)) });
+        assert_eq!(server_options.offer(&key(1, 80), now).mss, 600);
+        assert_eq!(server_options.most_told(&key(1, 80), now), 8940);
+    }
 
     fn key(host: u32, port: u16) -> FlowKey {
         FlowKey { lan: [0, 0, 0xffff, host], lan_port: port, ..FlowKey::default() }
@@ -441,7 +501,7 @@ mod tests {
 
     #[test]
     fn an_unknown_server_is_presumed_to_be_as_configured() {
-        let server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let server_options = tested(&Config::default());
         let offer = server_options.offer(&key(1, 80), Instant::default());
         assert_eq!((offer.mss, offer.scale, offer.sack), (1460, Some(WindowScale::clamped(7)), true));
         let v6 = FlowKey { v6: true, ..key(1, 80) };
@@ -450,7 +510,7 @@ mod tests {
 
     #[test]
     fn a_server_is_known_by_its_last_answer_and_by_its_port() {
-        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let mut server_options = tested(&Config::default());
         let now = Instant::from_secs(5);
         server_options.learn(&key(1, 80), &observation(8960, Some(9), false, true), now);
         let offer = server_options.offer(&key(1, 80), now);
@@ -463,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_forgotten_so_that_the_server_may_change_its_mind() {
-        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let mut server_options = tested(&Config::default());
         let now = Instant::from_secs(5);
         server_options.learn(&key(1, 80), &observation(1460, None, false, false), now);
         let offer = server_options.offer(&key(1, 80), now);
@@ -474,7 +534,7 @@ mod tests {
 
     #[test]
     fn what_was_not_offered_teaches_nothing() {
-        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let mut server_options = tested(&Config::default());
         let silent = Observation {
             offered_scale: false,
             offered_sack: false,
@@ -497,7 +557,7 @@ mod tests {
     /// refusal.
     #[test]
     fn a_busy_server_too_may_change_its_mind() {
-        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let mut server_options = tested(&Config::default());
         let refuses = observation(1460, Some(7), false, true);
         let silent = Observation { offered_sack: false, ..observation(1460, Some(7), true, true) };
         server_options.learn(&key(1, 80), &refuses, Instant::from_secs(5));
@@ -518,7 +578,7 @@ mod tests {
 
     #[test]
     fn the_last_answer_counts() {
-        let mut server_options = ServerOptions::new(&Config::default(), (1, 1));
+        let mut server_options = tested(&Config::default());
         let now = Instant::from_secs(5);
         for taken in [false, true, false] {
             let answer = observation(1460, taken.then_some(9), taken, taken);
@@ -531,7 +591,7 @@ mod tests {
     #[test]
     fn a_refusal_repeated_all_the_time_keeps_no_other_alive() {
         let config = Config { wscale: Source::Default, ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         server_options.learn(&key(1, 80), &observation(1460, None, false, true), Instant::from_secs(5));
         // The scale comes from the configuration, so it is offered, and refused, every time.
         let unscaled = Observation { offered_sack: false, ..observation(1460, None, false, true) };
@@ -544,7 +604,7 @@ mod tests {
     #[test]
     fn ecn_is_claimed_only_of_a_port_that_has_agreed_to_it() {
         let config = Config { mss: Source::HashIp, ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         let now = Instant::from_secs(5);
         let agrees = Observation { answered_ecn: true, ..observation(1460, None, true, true) };
         server_options.learn(&key(1, 80), &agrees, now);
@@ -562,7 +622,7 @@ mod tests {
     fn what_has_no_mode_is_learned_by_port_even_if_everything_else_is_configured() {
         let config =
             Config { mss: Source::Default, sack: Source::Default, wscale: Source::Commanded, ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         let now = Instant::from_secs(5);
         let nothing = server_options.offer(&key(1, 80), now);
         assert_eq!((nothing.known, nothing.window, nothing.ecn), (false, None, false));
@@ -582,7 +642,7 @@ mod tests {
     fn what_is_known_by_address_holds_for_every_port() {
         let config =
             Config { mss: Source::HashIp, sack: Source::HashIp, wscale: Source::HashIpPort, ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         let now = Instant::from_secs(5);
         server_options.learn(&key(1, 80), &observation(1300, Some(3), false, false), now);
         let offer = server_options.offer(&key(1, 81), now);
@@ -593,7 +653,7 @@ mod tests {
     #[test]
     fn no_client_was_told_more_than_this() {
         let config = Config { mss_clamp: Some(1450), ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         let (v4, v6, now) = (key(1, 80), FlowKey { v6: true, ..key(2, 80) }, Instant::default());
         assert_eq!((server_options.most_told(&v4, now), server_options.most_told(&v6, now)), (1450, 1440));
         server_options.learn(&v4, &observation(1300, None, true, true), now);
@@ -604,13 +664,13 @@ mod tests {
     #[test]
     fn the_cache_keeps_its_size_and_whom_it_sees_often() {
         let config = Config { learn_capacity: 8, ..Config::default() };
-        let mut server_options = ServerOptions::new(&config, (1, 1));
+        let mut server_options = tested(&config);
         for host in 1..1000 {
             let now = Instant::from_secs(20 * u64::from(host));
             server_options.learn(&key(host, 80), &observation(1300, None, true, true), now);
             server_options.learn(&key(0, 80), &observation(1200, None, true, true), now);
         }
-        assert_eq!(server_options.sets.len() * WAYS, 8);
+        assert_eq!(server_options.cache.sets.len() * WAYS, 8);
         let known = (0..1000).filter(|&host| server_options.offer(&key(host, 80), Instant::from_secs(20_000)).known);
         assert_eq!(known.count(), 8);
         assert_eq!(server_options.offer(&key(999, 80), Instant::from_secs(20_000)).mss, 1300);

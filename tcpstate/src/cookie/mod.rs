@@ -13,21 +13,25 @@
 //! ISN    epoch 1 | code k | MAC 31 - k       code = (MSS, client scale or none, SACK) as one mixed-radix number
 //! ```
 //!
-//! The MAC covers the ends (by their keyed hash, which the flow table needs too), the client's ISN, the code bits and whether timestamps are
-//! used, but not the time, so that a repeated SYN is answered with the same ISN. Scale code 15 means "none". Without timestamps there is no room for
+//! The MAC covers the 4-tuple (by its keyed hash, which the flow table needs too), the client's ISN, the code bits and whether timestamps are
+//! used, but not the time, so that a repeated SYN is answered with the same ISN. Its keys are those of the epoch and of the option tables in
+//! use then (`keys`, `codec`). Scale code 15 means "none". Without timestamps there is no room for
 //! ECN.
 
+mod codec;
+mod keys;
 pub mod terms;
 
+use std::sync::Arc;
+
+use crate::Instant;
 use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
-use crate::{Config, Instant};
-use core::time::Duration;
+pub use codec::OptionTables;
+pub use keys::{EPOCH_BITS, Rotation, beginning_of, next_epoch};
+use keys::{Secret, epoch_of};
 
-/// An epoch lasts 2^26 µs, 67 s: longer than the 63 s a client's SYN timer may wait. A cookie opens in its own epoch
-/// and the next.
-pub const EPOCH_BITS: u32 = 26;
 const SCALE_NONE: u32 = 15;
 const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
 
@@ -47,68 +51,57 @@ impl SynAckNumbers {
     }
 }
 
-/// A change of the secret that cookies are signed with: it takes effect when an epoch begins, on every worker at the same moment, so that
-/// what was minted before opens for as long as it would have.
-#[derive(Clone, Debug)]
-pub struct Rotation {
-    master: Keys,
-    from: u64,
-}
+/// The option tables in use now, formerly and soon: each with the epoch from which on cookies are made with it, rising.
+#[derive(Clone)]
+struct Generations(Vec<(u64, Arc<OptionTables>)>);
 
-impl Rotation {
-    /// Time for all workers to hear of it.
-    const NOTICE: Duration = Duration::from_secs(5);
-
-    /// A change to a secret of 16 random bytes, which is asked for `now`.
-    pub fn new(random: [u8; 16], now: Instant) -> Self {
-        let (high, low) = random.split_at(8);
-        let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        Self { master: (word(high), word(low)), from: epoch_of(now + Self::NOTICE) + 1 }
+impl Generations {
+    /// The tables of an epoch.
+    fn at(&self, epoch: u64) -> &Arc<OptionTables> {
+        let begun = self.0.partition_point(|(from, _)| *from <= epoch);
+        &self.0[begun.saturating_sub(1)].1
     }
 
-    /// From when on cookies are signed with it, 5 to 72 s after it was asked for.
-    pub fn begins(&self) -> Instant {
-        Instant::from_micros(self.from << EPOCH_BITS)
-    }
-
-    /// When the last cookie signed with the former secret stops to open. Another change before that would end cookies early.
-    pub fn ends(&self) -> Instant {
-        Instant::from_micros((self.from + 1) << EPOCH_BITS)
+    /// Other tables from an epoch on, of which none before it matters that ended before `oldest`. What was to begin later never does.
+    fn change(&mut self, tables: &OptionTables, from: u64, oldest: u64) {
+        let kept = self.0.partition_point(|(begun, _)| *begun < from).max(1);
+        self.0.truncate(kept);
+        if self.0.last().is_some_and(|(_, last)| **last != *tables) {
+            self.0.push((from, Arc::new(tables.clone())));
+        }
+        let ended = self.0.partition_point(|(from, _)| *from <= oldest).saturating_sub(1);
+        self.0.drain(..ended);
     }
 }
 
 /// Mints cookies and opens them.
 #[derive(Clone)]
 pub struct Cookies {
-    /// The secret, and since which epoch it is.
-    master: (u64, Keys),
-    /// The one before.
-    former: Keys,
+    secret: Secret,
+    generations: Generations,
     epoch: u64,
     /// Keys of the even and of the odd one among the current and the previous epoch.
     keys: [Keys; 2],
-    option_table: OptionTable,
-    ts_mss: MssTable,
-    constant_scale: WindowScale,
+    /// Their option tables.
+    tables: [Arc<OptionTables>; 2],
 }
 
 impl Cookies {
-    /// A jar of this configuration's tables.
-    pub fn new(config: &Config, master: Keys, now: Instant) -> Self {
+    /// Cookies with these option tables and this secret.
+    pub fn new(tables: &OptionTables, master: Keys, now: Instant) -> Self {
+        let tables = Arc::new(tables.clone());
         let mut cookies = Self {
-            master: (0, master),
-            former: master,
+            secret: Secret::new(master),
+            generations: Generations(vec![(0, Arc::clone(&tables))]),
             epoch: epoch_of(now),
             keys: [(0, 0); 2],
-            option_table: OptionTable::new(&config.mss_table, &config.wscale_table),
-            ts_mss: MssTable::new(&config.ts_mss_table),
-            constant_scale: WindowScale::clamped(config.own_wscale),
+            tables: [Arc::clone(&tables), tables],
         };
-        cookies.keys = cookies.keys_at(cookies.epoch);
+        cookies.renew();
         cookies
     }
 
-    /// Changes keys when an epoch has ended. Call it once a turn, and before minting or opening.
+    /// Changes keys and option tables when an epoch has ended. Call it once an iteration, and before minting or opening.
     #[inline(always)]
     pub fn advance(&mut self, now: Instant) {
         let epoch = epoch_of(now);
@@ -119,49 +112,66 @@ impl Cookies {
 
     /// Changes the secret when its time comes. One change has to have ended before the next.
     pub fn rotate(&mut self, rotation: &Rotation) {
-        (self.former, self.master) = (self.master.1, (rotation.from, rotation.master));
-        // A worker that hears of it too late agrees with the others from now on.
-        self.keys = self.keys_at(self.epoch);
+        self.secret.rotate(rotation);
+        // A worker that receives it too late agrees with the others from now on.
+        self.renew();
+    }
+
+    /// Makes cookies with other option tables from the beginning of an epoch on; those made before open with the terms they were made for. A change
+    /// that was to begin then or later is dropped. After a change that comes too late, for an epoch that has begun, the cookies of that
+    /// epoch that were made before open no more.
+    pub fn retable(&mut self, tables: &OptionTables, from: u64) {
+        self.generations.change(tables, from, self.epoch.wrapping_sub(1));
+        self.renew();
     }
 
     #[inline(never)]
     fn begin(&mut self, epoch: u64) {
         self.epoch = epoch;
-        self.keys = self.keys_at(epoch);
+        self.renew();
     }
 
-    fn keys_at(&self, epoch: u64) -> [Keys; 2] {
-        let mut keys = [self.key_of(epoch); 2];
-        let previous = epoch.wrapping_sub(1);
-        keys[(previous & 1) as usize] = self.key_of(previous);
-        keys
+    /// Sets what is in use in the present epoch and the one before.
+    fn renew(&mut self) {
+        for epoch in [self.epoch.wrapping_sub(1), self.epoch] {
+            let slot = (epoch & 1) as usize;
+            self.tables[slot] = Arc::clone(self.generations.at(epoch));
+            self.keys[slot] = self.secret.keys_of(epoch, self.tables[slot].digest);
+        }
     }
 
-    /// Keys follow from the master secret and the epoch's number, so that all workers have the same without a word.
-    fn key_of(&self, epoch: u64) -> Keys {
-        let (from, master) = self.master;
-        let master = if epoch < from { self.former } else { master };
-        let half = |n: u64| keyed::signature(master, [epoch, n]);
-        (half(0), half(1))
+    /// The option tables of the cookies that are made now.
+    #[inline(always)]
+    fn present(&self) -> &OptionTables {
+        &self.tables[(self.epoch & 1) as usize]
+    }
+
+    /// The option tables of this cookie.
+    #[inline(always)]
+    fn tables_of(&self, isn: SeqNum) -> &OptionTables {
+        &self.tables[(isn.get() >> 31) as usize]
     }
 
     /// The smallest MSS a cookie can express, with or without timestamps: a smaller one would be rounded up.
+    #[inline(always)]
     pub fn smallest_mss(&self, timestamps: bool) -> u16 {
-        if timestamps { self.ts_mss.values[0] } else { self.option_table.mss[0] }
+        self.present().smallest_mss(timestamps)
     }
 
-    /// The scale a client is promised: `wanted` if the cookie can carry it, else the configured constant.
+    /// The scale a client is promised: `wanted` if the cookie can carry it, else the one that is the same for all.
+    #[inline(always)]
     pub fn promise(&self, wanted: Option<WindowScale>, timestamps: bool) -> Option<WindowScale> {
-        wanted.map(|scale| if timestamps { scale } else { self.constant_scale })
+        self.present().promise(wanted, timestamps)
     }
 
-    /// The cookie for a SYN with this ISN on these terms; `ends` is the flow table's keyed hash of its ends.
+    /// The cookie for a SYN with this ISN on these terms; `key` is the flow table's keyed hash of its 4-tuple.
     #[inline]
     pub fn mint(&self, key: u64, client_isn: SeqNum, terms: &Terms, now: Instant) -> SynAckNumbers {
         let slot = (self.epoch & 1) as u32;
+        let tables = self.present();
         if terms.timestamps {
             let code = scale_code(terms.scale) << 8
-                | (self.ts_mss.floor(terms.mss) as u32) << 3
+                | (tables.ts_mss.floor(terms.mss) as u32) << 3
                 | u32::from(terms.sack) << 2
                 | terms.ecn as u32;
             let promised = scale_code(terms.promised);
@@ -169,14 +179,14 @@ impl Cookies {
             let isn = slot << 31 | promised << MAC_BITS_WITH_TIMESTAMPS | mac as u32;
             SynAckNumbers { isn: SeqNum::new(isn), ts_value: Some(ts_clock(now) | code) }
         } else {
-            let code = self.option_table.encode(terms);
-            let mac_bits = 31 - self.option_table.bits;
+            let code = tables.plain.encode(terms);
+            let mac_bits = 31 - tables.plain.bits;
             let mac = self.mac(slot, key, client_isn, code, false) >> (64 - mac_bits);
             SynAckNumbers { isn: SeqNum::new(slot << 31 | code << mac_bits | mac as u32), ts_value: None }
         }
     }
 
-    /// The terms of the cookie `isn`, if we gave it to the ends with this hash, for a SYN with one of these ISNs, in this epoch or the last;
+    /// The terms of the cookie `isn`, if it was minted for the 4-tuple with this hash, for a SYN with one of these ISNs, in this epoch or the last;
     /// and which ISN that is. `ts_echo` is the TSecr of the client's segment, if it carries timestamps.
     #[inline]
     pub fn open<const N: usize>(
@@ -202,7 +212,7 @@ impl Cookies {
     ) -> String {
         let wrong = client_isns.map(|client_isn| self.wrong_bits(key, client_isn, isn, ts_echo).count_ones());
         let kind = if ts_echo.is_some() { "with timestamps" } else { "without timestamps" };
-        let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.option_table.bits };
+        let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.tables_of(isn).plain.bits };
         let slot = isn.get() >> 31;
         let epoch = if u64::from(slot) == self.epoch & 1 { "this" } else { "the last" };
         let age = ts_echo.map_or(String::new(), |echo| format!(", {} ms old", age(echo, now) / 1000));
@@ -220,9 +230,10 @@ impl Cookies {
     /// The terms a cookie speaks of.
     #[inline(never)]
     fn terms(&self, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
+        let tables = self.tables_of(isn);
         match ts_echo {
             Some(echo) => Some(Terms {
-                mss: self.ts_mss.get((echo >> 3 & 31) as usize)?,
+                mss: tables.ts_mss.get((echo >> 3 & 31) as usize)?,
                 scale: scale_of(echo >> 8),
                 promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
                 sack: echo & 4 != 0,
@@ -230,35 +241,34 @@ impl Cookies {
                 ecn: [Ecn::Silent, Ecn::Asked, Ecn::Asked, Ecn::Agreed][(echo & 3) as usize],
             }),
             None => {
-                let terms = self.option_table.decode(self.option_table.code(isn))?;
-                Some(Terms { promised: self.promise(terms.scale, false), ..terms })
+                let terms = tables.plain.decode(tables.plain.code(isn))?;
+                Some(Terms { promised: tables.promise(terms.scale, false), ..terms })
             }
         }
     }
 
-    /// The bits in which `isn` differs from the cookie these ends would have got with the same epoch and code: none, if
+    /// The bits in which `isn` differs from the cookie this 4-tuple would have got with the same epoch and code: none, if
     /// it is that cookie.
     #[inline(always)]
     fn wrong_bits(&self, key: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
         let number = isn.get();
         let (width, code) = match ts_echo {
             Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
-            None => (31 - self.option_table.bits, self.option_table.code(isn)),
+            None => {
+                let table = &self.tables_of(isn).plain;
+                (31 - table.bits, table.code(isn))
+            }
         };
         let mac = self.mac(number >> 31, key, client_isn, code, ts_echo.is_some()) >> (64 - width);
         (number ^ mac as u32) & ((1 << width) - 1)
     }
 
-    // The ends come first, so that what they make of the keys serves both ISNs a segment is tried with.
+    // The 4-tuple comes first, so that what it makes of the keys serves both ISNs a segment is tried with.
     #[inline(always)]
     fn mac(&self, slot: u32, key: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
         let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
         keyed::signature(self.keys[slot as usize & 1], [key, word])
     }
-}
-
-fn epoch_of(now: Instant) -> u64 {
-    now.as_micros() >> EPOCH_BITS
 }
 
 /// Microseconds since a SYN-ACK with this TSval was sent, to within 2 ms: the time in it has been rounded down.
@@ -284,94 +294,15 @@ fn scale_of(code: u32) -> Option<WindowScale> {
     (code & 15 != SCALE_NONE).then(|| WindowScale::clamped((code & 15) as u8))
 }
 
-/// The index of the largest entry of a rising table that does not exceed `value`; 0 if all do.
-fn floor_index<T: PartialOrd + Copy>(table: &[T], value: T) -> usize {
-    table.partition_point(|&entry| entry <= value).saturating_sub(1)
-}
-
-/// The rising MSS values of a cookie with timestamps: up to 32, the rest filled up.
-#[derive(Clone)]
-struct MssTable {
-    values: [u16; 32],
-    len: usize,
-}
-
-impl MssTable {
-    /// A ladder of the first 32 of these.
-    fn new(mss: &[u16]) -> Self {
-        let mut values = [u16::MAX; 32];
-        let len = mss.len().min(32);
-        values[..len].copy_from_slice(&mss[..len]);
-        Self { values, len }
-    }
-
-    fn get(&self, index: usize) -> Option<u16> {
-        self.values[..self.len].get(index).copied()
-    }
-
-    /// As [`floor_index`], in five steps without a branch.
-    #[inline(always)]
-    fn floor(&self, mss: u16) -> usize {
-        let mut at = 0;
-        for step in [16, 8, 4, 2, 1] {
-            at += if self.values[(at + step) & 31] <= mss { step } else { 0 };
-        }
-        at.min(self.len - 1)
-    }
-}
-
-/// The mixed-radix code of a cookie without timestamps.
-#[derive(Clone)]
-struct OptionTable {
-    mss: Vec<u16>,
-    scales: Vec<u8>,
-    bits: u32,
-}
-
-impl OptionTable {
-    fn new(mss: &[u16], scales: &[u8]) -> Self {
-        let option_table = Self { mss: mss.to_vec(), scales: scales.to_vec(), bits: 0 };
-        Self { bits: (option_table.radix() - 1).checked_ilog2().map_or(1, |log| log + 1), ..option_table }
-    }
-
-    fn radix(&self) -> u32 {
-        (self.mss.len() * (self.scales.len() + 1) * 2) as u32
-    }
-
-    fn encode(&self, terms: &Terms) -> u32 {
-        let mss = floor_index(&self.mss, terms.mss);
-        // Digit 0 is "none", digit n the table's entry n - 1.
-        let scale = terms.scale.map_or(0, |scale| floor_index(&self.scales, scale.get()) + 1);
-        ((mss * (self.scales.len() + 1) + scale) * 2 + usize::from(terms.sack)) as u32
-    }
-
-    /// The code in a cookie.
-    fn code(&self, isn: SeqNum) -> u32 {
-        (isn.get() & 0x7fff_ffff) >> (31 - self.bits)
-    }
-
-    /// The terms of a code, the promise left out; `None` for a number that is no code.
-    fn decode(&self, code: u32) -> Option<Terms> {
-        if code >= self.radix() {
-            return None;
-        }
-        let (rest, sack) = (code as usize / 2, code & 1 == 1);
-        let digit = rest % (self.scales.len() + 1);
-        Some(Terms {
-            mss: self.mss[rest / (self.scales.len() + 1)],
-            scale: digit.checked_sub(1).map(|n| WindowScale::clamped(self.scales[n])),
-            promised: None,
-            sack,
-            timestamps: false,
-            ecn: Ecn::Silent,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::codec::{MssTable, floor_index};
+    use super::keys::NOTICE;
     use super::*;
+    use crate::Config;
     use crate::wire::{FlowKey, Vlan};
+    use core::time::Duration;
+    use proptest::prelude::*;
 
     fn key() -> FlowKey {
         FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, 2], lan_port: 80, wan_port: 40000, ..FlowKey::default() }
@@ -383,7 +314,7 @@ mod tests {
     }
 
     fn cookies(now: Instant) -> Cookies {
-        Cookies::new(&Config::default(), (1, 2), now)
+        Cookies::new(&OptionTables::new(&Config::default()), (1, 2), now)
     }
 
     fn every_terms(config: &Config) -> Vec<Terms> {
@@ -410,7 +341,7 @@ mod tests {
         let begin = Instant::from_secs(1000);
         let rotation = Rotation::new([9; 16], begin);
         let notice = rotation.begins().since(begin);
-        assert!(notice >= Rotation::NOTICE && notice <= Rotation::NOTICE + Duration::from_micros(1 << EPOCH_BITS));
+        assert!(notice >= NOTICE && notice <= NOTICE + Duration::from_micros(1 << EPOCH_BITS));
         let mut cookie_sets = [cookies(begin), cookies(begin), cookies(begin)];
         cookie_sets[0].rotate(&rotation);
         let (hash, isn, terms) = (hash(&key()), SeqNum::new(77), every_terms(&config)[0]);
@@ -421,7 +352,7 @@ mod tests {
         for second in 0..300 {
             let now = begin + Duration::from_secs(second);
             cookie_sets.iter_mut().for_each(|cookies| cookies.advance(now));
-            // One worker hears of it at once, one a little later, one never.
+            // One worker receives it at once, one a little later, one never.
             if second == 4 {
                 cookie_sets[1].rotate(&rotation);
             }
@@ -443,6 +374,95 @@ mod tests {
         assert!(!opens(&cookie_sets[0], old[old.len() - 1].0) && Instant::from_secs(1300) > rotation.ends());
     }
 
+    /// Tables of any lengths.
+    fn tables() -> impl Strategy<Value = Config> {
+        let rising = |most, len| {
+            prop::collection::btree_set(1u16..most, 1..len).prop_map(|set| set.into_iter().collect::<Vec<_>>())
+        };
+        (rising(9000, 20), rising(15, 8), rising(9000, 33), 0u8..15).prop_map(|(mss, scales, ts_mss, own_wscale)| {
+            Config {
+                mss_table: mss,
+                wscale_table: [0].into_iter().chain(scales.into_iter().map(|scale| scale as u8)).collect(),
+                ts_mss_table: ts_mss,
+                own_wscale,
+                ..Config::default()
+            }
+        })
+    }
+
+    fn terms() -> impl Strategy<Value = Terms> {
+        (1u16..9000, prop::option::of(0u8..15), prop::option::of(0u8..15), any::<bool>(), any::<bool>()).prop_map(
+            |(mss, scale, promised, sack, timestamps)| {
+                let scale = scale.map(WindowScale::clamped);
+                let promised = scale.map(|_| WindowScale::clamped(promised.unwrap_or(3)));
+                Terms { mss, scale, promised, sack, timestamps, ecn: Ecn::Silent }
+            },
+        )
+    }
+
+    proptest! {
+        /// Whoever minted a cookie, before a change of the tables or after it, it opens for as long as any would and with the terms it was minted
+        /// for: as it would where the tables never changed.
+        #[test]
+        fn a_change_of_the_tables_takes_no_cookie_its_terms(
+            generations in prop::collection::vec(tables(), 1..5),
+            start in 100u64..200,
+            changes in prop::collection::vec(0u64..90, 4),
+            mints in prop::collection::vec((terms(), 0u64..3), 400),
+        ) {
+            let begin = Instant::from_secs(start);
+            let mut cookies = Cookies::new(&OptionTables::new(&generations[0]), (1, 2), begin);
+            // For each the same secret and its own tables, for ever.
+            let mut constant: Vec<_> =
+                generations.iter().map(|config| Cookies::new(&OptionTables::new(config), (1, 2), begin)).collect();
+            // Which of them are in use from which time on; what was to begin later than the last change never does.
+            let mut plan = vec![(Instant::default(), 0)];
+            let (mut pending, mut when) = (1, changes[0]);
+            let mut minted = Vec::new();
+            for (second, (terms, _)) in mints.iter().enumerate() {
+                let now = begin + Duration::from_secs(second as u64);
+                cookies.advance(now);
+                constant.iter_mut().for_each(|cookies| cookies.advance(now));
+                if pending < generations.len() && second as u64 == when {
+                    let from = next_epoch(now);
+                    cookies.retable(&OptionTables::new(&generations[pending]), from);
+                    plan.retain(|&(begins, _)| begins < beginning_of(from));
+                    plan.push((beginning_of(from), pending));
+                    (pending, when) = (pending + 1, when + 1 + changes[pending.min(3)]);
+                }
+                prop_assert!(cookies.generations.0.len() <= 4, "no more are kept than matter");
+                let in_use = plan.iter().rfind(|&&(begins, _)| begins <= now).map_or(0, |&(_, n)| n);
+                let promised = constant[in_use].promise(terms.promised, terms.timestamps);
+                prop_assert_eq!(cookies.promise(terms.promised, terms.timestamps), promised);
+                let terms = Terms { promised, ..*terms };
+                let isn = SeqNum::new(second as u32);
+                let numbers = cookies.mint(hash(&key()), isn, &terms, now);
+                prop_assert_eq!(numbers, constant[in_use].mint(hash(&key()), isn, &terms, now));
+                minted.push((in_use, isn, numbers, now));
+                for &(by, isn, numbers, then) in minted.iter().rev().take(150).step_by(7) {
+                    let opened = cookies.open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
+                    let expected = constant[by].open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
+                    prop_assert_eq!(opened, expected, "minted at {:?}, opened at {:?}", then, now);
+                    let lives = epoch_of(now) - epoch_of(then) < 2;
+                    prop_assert_eq!(opened.is_some(), lives);
+                }
+            }
+        }
+
+        /// A cookie minted with one set of tables never opens under another, even where a change came too late.
+        #[test]
+        fn a_late_change_ends_cookies_and_misreads_none(old in tables(), new in tables(), terms in terms()) {
+            let now = Instant::from_secs(100);
+            let mut cookies = Cookies::new(&OptionTables::new(&old), (1, 2), now);
+            let numbers = cookies.mint(hash(&key()), SeqNum::new(7), &terms, now);
+            let opened = cookies.open(hash(&key()), [SeqNum::new(7)], numbers.isn, numbers.ts_value);
+            prop_assert!(opened.is_some());
+            cookies.retable(&OptionTables::new(&new), epoch_of(now));
+            let after = cookies.open(hash(&key()), [SeqNum::new(7)], numbers.isn, numbers.ts_value);
+            prop_assert!(after.is_none() || OptionTables::new(&old) == OptionTables::new(&new));
+        }
+    }
+
     #[test]
     fn every_entry_of_every_table_survives_the_round_trip() {
         let config = Config::default();
@@ -458,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ladder_is_climbed_as_far_as_its_table_is_long() {
+    fn a_table_is_searched_as_far_as_it_is_long() {
         for len in 1..=40u16 {
             let table: Vec<u16> = (0..len).map(|n| 64 + 200 * n).collect();
             let mss_values = MssTable::new(&table);
@@ -533,8 +553,8 @@ mod tests {
     }
 
     #[test]
-    fn the_default_book_leaves_24_bits_of_mac_without_timestamps() {
-        assert_eq!(cookies(Instant::default()).option_table.bits, 7);
+    fn the_default_tables_leave_24_bits_of_mac_without_timestamps() {
+        assert_eq!(cookies(Instant::default()).present().plain.bits, 7);
     }
 
     /// A good hash of a number (the finaliser of SplitMix64): the random numbers of the experiments.
@@ -560,8 +580,8 @@ mod tests {
             wscale_table: (0..11).collect(),
             ..Config::default()
         };
-        let cookies = Cookies::new(&config, (3, 4), Instant::default());
-        assert_eq!((cookies.option_table.radix(), cookies.option_table.bits), (24_576, 15));
+        let cookies = Cookies::new(&OptionTables::new(&config), (3, 4), Instant::default());
+        assert_eq!((cookies.present().plain.radix(), cookies.present().plain.bits), (24_576, 15));
         let opens = |n: &u32| {
             let (seq, isn) = (SeqNum::new(random(*n) as u32), SeqNum::new((random(*n) >> 32) as u32));
             cookies.open(hash(&key()), [seq - 1, seq], isn, None).is_some()

@@ -8,7 +8,6 @@
 use core::fmt::{self, Write};
 
 use super::Connection;
-use crate::cache::refused::Client;
 use crate::flow::table::Id;
 use crate::proxy::Proxy;
 use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Walk, kind};
@@ -55,39 +54,12 @@ impl Proxy {
         };
         let hash = meta.hash;
         let found = meta.key().and_then(|key| self.table.find(key, hash));
-        let (table, [closing, silent, syn_cached, server_syn_sent, openings]) = self.excerpt_of_flows(found);
-        let place = self.limiter.place(&key);
+        let (table, candidates) = self.excerpt_of_flows(found);
         let proxy = Proxy {
-            hash_keys: self.hash_keys,
+            settings: self.settings.clone(),
             table,
-            cookies: self.cookies.clone(),
-            server_options: self.server_options.excerpt(&key),
-            limiter: self.limiter.excerpt(place, hash, isn),
-            syn_cached,
-            closing,
-            server_syn_sent,
-            silent,
-            openings,
-            hold_queue: self.hold_queue.clone(),
-            fragments: self.fragments.excerpt(hash),
-            stray_fragments: self.stray_fragments,
-            icmp_errors: self.icmp_errors,
-            recent_syns: self.recent_syns.excerpt(hash),
-            refused_ports: self.refused_ports.excerpt(&key, Client::of(place), Client::of(0)),
-            passed: self.passed.clone(),
-            introductions: self.introductions.clone(),
-            draining: self.draining,
-            lifetimes: self.lifetimes,
-            handshake: self.handshake,
-            destinations: self.destinations.clone(),
-            early_window: self.early_window,
-            multipath: self.multipath,
-            fast_open: self.fast_open,
-            signed: self.signed,
-            stray: self.stray,
-            adopt_until: self.adopt_until,
-            sack_conflict: self.sack_conflict,
-            mss_clamp: self.mss_clamp,
+            candidates,
+            caches: self.caches.excerpt(&key, hash, isn, self.caches.limiter.place(&key)),
             counters: Counters::default(),
             proved: Vec::new(),
             updates: Vec::new(),

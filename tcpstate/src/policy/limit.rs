@@ -1,48 +1,60 @@
-//! Limits on what comes from those who have proved nothing: a token bucket for each source prefix, and a second chance
-//! for whoever comes back.
+//! Limits on what comes from sources that have proved nothing: a token bucket for each source prefix, and a second chance
+//! for a SYN that is repeated.
 //!
 //! A flood with forged sources spends a prefix's tokens, but it does not come back a second later with the same
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
-//! and one that is seen again after its second of penance draws on tokens of its own.
+//! and one that is seen again a second later draws on tokens of its own.
 //!
 //! Failed cookie tests have a budget of their own: whoever guesses gets no more guesses a second from one prefix than
 //! it has tokens, whatever the rate at which he sends.
+//!
+//! Layout 1 of the buckets: two words each, which hold what is *spent*, so that zero is a full bucket. Word 0: fresh SYNs in the low half,
+//! repeated ones in the high half. Word 1: failed cookie tests in the low half, in the high half the refill period (time over its length)
+//! in which the bucket was last refilled. More than a bucket holds is as much as it holds.
+//!
+//! Layout 1 of the refused SYNs: a line of eight words, of which the first is the second (2^20 µs) that the current slice stands for; then four
+//! slices of 2^17 words, slice `n % 4` of second `n`.
+
+use core::sync::atomic::AtomicU64;
 
 use crate::config::RateLimit;
 use crate::keyed::Keys;
+use crate::memory::{LINE, Word, Words};
 use crate::prefetch::prefetch;
 use crate::seq::SeqNum;
 use crate::wire::FlowKey;
-use crate::{Event, Instant};
+use crate::{Config, Event, Instant};
 
 /// Tokens for repeated SYNs, as a multiple of those for fresh ones.
 const REPEATED_SHARE: u32 = 4;
 
+/// What a prefix has spent, and the refill period of that.
 #[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Bucket {
+struct Spent {
     fresh: u32,
     repeated: u32,
-    /// Cookie tests that may yet fail.
     failures: u32,
-    /// The refill period in which the bucket was last used.
     period: u32,
 }
 
-impl Bucket {
-    /// Adds `add` tokens for each period that has passed until `period`.
-    #[inline(never)]
-    fn refill(&mut self, period: u32, add: u32, burst: u32) {
-        let tokens = add.saturating_mul(period.wrapping_sub(self.period));
-        let most = burst.saturating_mul(REPEATED_SHARE);
-        self.period = period;
-        self.fresh = self.fresh.saturating_add(tokens).min(burst);
-        self.repeated = self.repeated.saturating_add(tokens.saturating_mul(REPEATED_SHARE)).min(most);
-        self.failures = self.failures.saturating_add(tokens).min(burst);
+type Bucket = [AtomicU64; 2];
+
+impl Spent {
+    fn of(bucket: &Bucket) -> Self {
+        let [tokens, rest] = bucket.each_ref().map(Word::get);
+        Self {
+            fresh: tokens as u32,
+            repeated: (tokens >> 32) as u32,
+            failures: rest as u32,
+            period: (rest >> 32) as u32,
+        }
+    }
+
+    fn store(self, bucket: &Bucket) {
+        bucket[0].set(u64::from(self.repeated) << 32 | u64::from(self.fresh));
+        bucket[1].set(u64::from(self.period) << 32 | u64::from(self.failures));
     }
 }
-
-const _: () = assert!(size_of::<Bucket>() == 16, "no bucket straddles two cache lines");
 
 /// Whether a SYN may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +87,9 @@ pub struct Left {
 
 /// The token buckets of all prefixes.
 pub struct Limiter {
-    buckets: Vec<Bucket>,
+    words: Words,
+    /// The number of buckets, a power of two, less one.
+    mask: u32,
     keys: Keys,
     period_micros: u64,
     /// The current refill period, and when the next begins.
@@ -89,13 +103,25 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Full buckets.
-    pub fn new(limit: &RateLimit, keys: Keys) -> Self {
-        let repeated = limit.burst.saturating_mul(REPEATED_SHARE);
-        let full = Bucket { fresh: limit.burst, repeated, failures: limit.burst, period: 0 };
+    /// The version of the layout of the buckets.
+    pub const LAYOUT: u64 = 1;
+
+    /// The words of this configuration's buckets.
+    pub fn words_needed(config: &Config) -> usize {
+        2 * config.rate.size.next_power_of_two()
+    }
+
+    /// Buckets in these words, and the memory of refused SYNs in those of `refused`.
+    ///
+    /// # Panics
+    /// If there are too few words.
+    pub fn new(limit: &RateLimit, keys: Keys, words: Words, refused: Words) -> Self {
+        let size = limit.size.next_power_of_two();
+        assert!(words.len() >= 2 * size, "the token buckets need more words");
         let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
         Self {
-            buckets: vec![full; limit.size.next_power_of_two()],
+            words,
+            mask: (size - 1) as u32,
             keys,
             period_micros: (limit.period.as_micros() as u64).max(1),
             period: 0,
@@ -104,7 +130,7 @@ impl Limiter {
             burst: limit.burst,
             mask4: mask(limit.prefix4.into()),
             mask6: core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32))),
-            refused: Sightings::new(),
+            refused: Sightings::new(refused),
         }
     }
 
@@ -120,7 +146,7 @@ impl Limiter {
         } else {
             self.mix(u64::from(d & self.mask4))
         };
-        hash as u32 & (self.buckets.len() - 1) as u32
+        hash as u32 & self.mask
     }
 
     /// Both halves of the product with a secret.
@@ -130,24 +156,42 @@ impl Limiter {
         product as u64 ^ (product >> 64) as u64
     }
 
+    /// The bucket at `place`, as it was last written.
+    #[inline(always)]
+    fn bucket(&self, place: u32) -> &Bucket {
+        self.words.piece(place as usize)
+    }
+
     /// What it knows of the prefix at `place`, which is 0 there, and of the SYN with this keyed hash and number.
     pub fn excerpt(&self, place: u32, hash: u64, isn: SeqNum) -> Self {
-        let refused = self.refused.excerpt(syn(hash, isn));
-        Self { buckets: vec![self.buckets[place as usize]], refused, ..*self }
+        Self {
+            words: Words::of(self.bucket(place).iter().map(Word::get)),
+            mask: 0,
+            refused: self.refused.excerpt(syn(hash, isn)),
+            ..*self
+        }
     }
 
     /// What the prefix at `place` had left when it was last asked for.
     pub fn left(&self, place: u32) -> Left {
-        let Bucket { fresh, repeated, failures, .. } = self.buckets[place as usize];
-        Left { fresh, repeated, failures }
+        let Spent { fresh, repeated, failures, .. } = Spent::of(self.bucket(place));
+        Left {
+            fresh: self.burst.saturating_sub(fresh),
+            repeated: self.most_repeated().saturating_sub(repeated),
+            failures: self.burst.saturating_sub(failures),
+        }
+    }
+
+    fn most_repeated(&self) -> u32 {
+        self.burst.saturating_mul(REPEATED_SHARE)
     }
 
     /// Asks for a bucket's line.
     pub fn prefetch(&self, place: u32) {
-        prefetch(&self.buckets[place as usize]);
+        prefetch(self.bucket(place));
     }
 
-    /// Charges a SYN to the bucket at `place`. `hash` is the keyed hash of its ends.
+    /// Charges a SYN to the bucket at `place`. `hash` is the keyed hash of its 4-tuple.
     #[inline]
     pub fn admit(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
         if self.spend(place, now) { Admission::Granted } else { self.admit_repeated(place, hash, isn, now) }
@@ -156,18 +200,22 @@ impl Limiter {
     /// Takes a token for a SYN of the prefix at `place`, if there is one.
     #[inline(always)]
     pub fn spend(&mut self, place: u32, now: Instant) -> bool {
-        let bucket = self.bucket(place, now);
-        let granted = bucket.fresh > 0;
-        bucket.fresh -= u32::from(granted);
+        let burst = self.burst;
+        let bucket = &self.refilled(place, now)[0];
+        let tokens = bucket.get();
+        let granted = (tokens as u32) < burst;
+        bucket.set(tokens + u64::from(granted));
         granted
     }
 
     /// The same, when only a SYN that has been refused before may be answered.
     #[inline(never)]
     fn admit_repeated(&mut self, place: u32, hash: u64, isn: SeqNum, now: Instant) -> Admission {
-        let may_repeat = self.bucket(place, now).repeated > 0;
-        if self.refused.seen_before(syn(hash, isn), now) && may_repeat {
-            self.bucket(place, now).repeated -= 1;
+        let most = self.most_repeated();
+        let mut spent = Spent::of(self.refilled(place, now));
+        if self.refused.seen_before(syn(hash, isn), now) && spent.repeated < most {
+            spent.repeated += 1;
+            spent.store(self.bucket(place));
             return Admission::SecondChance;
         }
         Admission::Refused
@@ -175,33 +223,49 @@ impl Limiter {
 
     /// Gives a token back: the client has proved itself.
     pub fn refund(&mut self, key: &FlowKey, now: Instant) {
-        let burst = self.burst;
-        let bucket = self.bucket(self.place(key), now);
-        bucket.fresh = (bucket.fresh + 1).min(burst);
+        let tokens = &self.refilled(self.place(key), now)[0];
+        let spent = tokens.get();
+        tokens.set(spent - u64::from(spent as u32 > 0));
     }
 
     /// Whether the prefix at `place` has failed in few enough cookie tests to be granted another. Charges nothing.
     pub fn may_test(&mut self, place: u32, now: Instant) -> bool {
-        self.bucket(place, now).failures > 0
+        (self.refilled(place, now)[1].get() as u32) < self.burst
     }
 
     /// Charges a failed cookie test to the prefix at `place`.
     pub fn failed(&mut self, place: u32, now: Instant) {
-        let bucket = self.bucket(place, now);
-        bucket.failures = bucket.failures.saturating_sub(1);
+        let burst = self.burst;
+        let failures = &self.refilled(place, now)[1];
+        let spent = failures.get();
+        failures.set(spent + u64::from((spent as u32) < burst));
     }
 
     /// The bucket at `place`, refilled for the periods that have passed.
     #[inline]
-    fn bucket(&mut self, place: u32, now: Instant) -> &mut Bucket {
+    fn refilled(&mut self, place: u32, now: Instant) -> &Bucket {
         if now >= self.next_period {
             self.begin_period(now);
         }
-        let bucket = &mut self.buckets[place as usize];
-        if bucket.period != self.period {
-            bucket.refill(self.period, self.add, self.burst);
+        if (self.bucket(place)[1].get() >> 32) as u32 != self.period {
+            self.refill(place);
         }
-        bucket
+        self.bucket(place)
+    }
+
+    /// Adds the tokens of each period that has passed since the bucket at `place` was last refilled.
+    #[inline(never)]
+    fn refill(&self, place: u32) {
+        let bucket = self.bucket(place);
+        let spent = Spent::of(bucket);
+        let tokens = self.add.saturating_mul(self.period.wrapping_sub(spent.period));
+        Spent {
+            fresh: spent.fresh.min(self.burst).saturating_sub(tokens),
+            repeated: spent.repeated.min(self.most_repeated()).saturating_sub(tokens.saturating_mul(REPEATED_SHARE)),
+            failures: spent.failures.min(self.burst).saturating_sub(tokens),
+            period: self.period,
+        }
+        .store(bucket);
     }
 
     #[cold]
@@ -212,7 +276,7 @@ impl Limiter {
     }
 }
 
-/// What names a SYN, by the keyed hash of its ends and its number.
+/// What names a SYN, by the keyed hash of its 4-tuple and its number.
 fn syn(hash: u64, isn: SeqNum) -> u64 {
     hash ^ u64::from(isn.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -268,34 +332,52 @@ impl Meter {
 const SLICE_BITS: u32 = 23;
 const SLICES: usize = 4;
 
-/// Which SYNs were refused lately: a filter in slices of a second (2^20 µs), of which the last three tell and the
+/// Which SYNs were refused recently: a filter in slices of a second (2^20 µs), of which the last three tell and the
 /// current one is written.
-struct Sightings {
-    slices: Vec<u64>,
-    /// The second the current slice stands for.
-    second: u64,
+pub struct Sightings {
+    words: Words,
+    /// Words of a slice, a power of two.
+    slice_words: usize,
 }
 
 impl Sightings {
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
     const WORDS: usize = 1 << (SLICE_BITS - 6);
 
-    fn new() -> Self {
-        Self { slices: vec![0; Self::WORDS * SLICES], second: 0 }
+    /// The words of the filter, whatever the configuration.
+    pub fn words_needed(_: &Config) -> usize {
+        LINE + SLICES * Self::WORDS
+    }
+
+    fn new(words: Words) -> Self {
+        assert!(words.len() >= LINE + SLICES * Self::WORDS, "the memory of refused SYNs needs more words");
+        Self { words, slice_words: Self::WORDS }
+    }
+
+    /// The second the current slice stands for.
+    fn second(&self) -> u64 {
+        self.words[0].get()
+    }
+
+    fn slice(&self, slice: usize) -> &[AtomicU64] {
+        &self.words[LINE + slice * self.slice_words..][..self.slice_words]
     }
 
     /// Whether this hash was noted in an earlier second; notes it in the current one.
     fn seen_before(&mut self, hash: u64, now: Instant) -> bool {
         self.advance(now.as_micros() >> 20);
         let mut found = [true; SLICES];
-        let current = self.second as usize % SLICES;
-        let words = self.slices.len() / SLICES;
+        let current = self.second() as usize % SLICES;
         for (bit, word) in Self::probes(hash) {
-            let (word, mask) = (word & (words - 1), 1u64 << bit);
+            let (word, mask) = (word & (self.slice_words - 1), 1u64 << bit);
             for (slice, found) in found.iter_mut().enumerate() {
-                let cell = &mut self.slices[slice * words + word];
-                *found &= *cell & mask != 0;
+                let word = &self.slice(slice)[word];
+                let bits = word.get();
+                *found &= bits & mask != 0;
                 if slice == current {
-                    *cell |= mask;
+                    word.set(bits | mask);
                 }
             }
         }
@@ -313,30 +395,38 @@ impl Sightings {
     /// What it knows of one hash, in slices of one word: where two of its bits fall together there, both stand for one that is set if both are.
     fn excerpt(&self, hash: u64) -> Self {
         let probes = Self::probes(hash);
-        let is_set = |slice: usize, (bit, word): (u32, usize)| self.slices[slice * Self::WORDS + word] >> bit & 1 == 1;
+        let is_set = |slice: usize, (bit, word): (u32, usize)| self.slice(slice)[word].get() >> bit & 1 == 1;
         let word = |slice: usize| {
             probes.iter().fold(0, |all, &(bit, _)| {
                 let set = probes.iter().filter(|other| other.0 == bit).all(|&probe| is_set(slice, probe));
                 all | u64::from(set) << bit
             })
         };
-        Self { slices: (0..SLICES).map(word).collect(), second: self.second }
+        let value = |at: usize| match at.checked_sub(LINE) {
+            Some(slice) => word(slice),
+            None => self.words[at].get(),
+        };
+        Self { words: Words::of((0..LINE + SLICES).map(value)), slice_words: 1 }
     }
 
     fn advance(&mut self, second: u64) {
-        let passed = second.saturating_sub(self.second).min(SLICES as u64);
-        self.second = second.max(self.second);
+        let passed = match second.checked_sub(self.second()) {
+            Some(0) => return,
+            Some(passed) => passed.min(SLICES as u64),
+            // Written by nobody whose clock this is.
+            None => SLICES as u64,
+        };
         for back in 0..passed {
-            let slice = (self.second - back) as usize % SLICES;
-            let words = self.slices.len() / SLICES;
-            self.slices[slice * words..][..words].fill(0);
+            self.slice(second.wrapping_sub(back) as usize % SLICES).iter().for_each(|word| word.set(0));
         }
+        self.words[0].set(second);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
     use core::time::Duration;
     use proptest::prelude::*;
 
@@ -352,7 +442,42 @@ mod tests {
 
     fn limiter() -> Limiter {
         let limit = RateLimit { burst: 10, add: 5, period: Duration::from_secs(1), ..RateLimit::default() };
-        Limiter::new(&limit, (1, 2))
+        limiter_of(&limit)
+    }
+
+    fn limiter_of(limit: &RateLimit) -> Limiter {
+        let config = Config { rate: limit.clone(), ..Config::default() };
+        let [words, refused] = [Limiter::words_needed(&config), Sightings::words_needed(&config)].map(Words::zeroed);
+        Limiter::new(limit, (1, 2), words, refused)
+    }
+
+    #[test]
+    fn whatever_another_process_left_nothing_panics_and_buckets_fill_again() {
+        let mut random = memory::tests::random(2);
+        let limit = RateLimit { size: 64, burst: 10, add: 5, ..RateLimit::default() };
+        let config = Config { rate: limit.clone(), ..Config::default() };
+        let [words, refused] = [Limiter::words_needed(&config), Sightings::words_needed(&config)]
+            .map(|len| memory::tests::shared(len, &mut random));
+        let mut limiter = Limiter::new(&limit, (1, 2), words, refused);
+        for n in 0..50_000u64 {
+            let now = Instant::from_micros(n * 1000);
+            let (key, isn) = (from(((random() % 64) << 8) as u32), SeqNum::new(random() as u32));
+            let place = limiter.place(&key);
+            let _ = limiter.admit(place, random(), isn, now);
+            if limiter.may_test(place, now) {
+                limiter.failed(place, now);
+            }
+            limiter.refund(&key, now);
+            limiter.excerpt(place, random(), isn);
+        }
+        let later = Instant::from_secs(60);
+        for place in 0..64 {
+            assert!((0..10).all(|_| limiter.spend(place, later)));
+            assert!(!limiter.spend(place, later));
+        }
+        let (hash, isn) = (random(), SeqNum::new(1));
+        assert_eq!(limiter.admit(0, hash, isn, later), Admission::Refused);
+        assert_eq!(limiter.admit(0, hash, isn, later + Duration::from_millis(2048)), Admission::Granted, "refilled");
     }
 
     #[test]
@@ -414,7 +539,7 @@ mod tests {
     #[test]
     fn prefix_zero_is_one_bucket_for_all() {
         let limit = RateLimit { burst: 3, prefix4: 0, prefix6: 0, ..RateLimit::default() };
-        let mut limiter = Limiter::new(&limit, (1, 2));
+        let mut limiter = limiter_of(&limit);
         let now = Instant::from_secs(1);
         let granted = (0..100u32)
             .filter(|&n| limiter.admit_from(n << 24, u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);

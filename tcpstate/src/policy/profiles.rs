@@ -1,0 +1,155 @@
+//! What a flow is told when it begins and keeps until it ends, whatever the operator wants by then. A flow remembers it by a number of 16 bits.
+
+use crate::config::{SackConflict, Timeouts};
+use crate::flow::State;
+use crate::flow::table::wheel::{Ticks, ticks};
+use std::collections::HashMap;
+
+/// [`Timeouts`] in ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Lifetimes {
+    pub(crate) connected: Ticks,
+    one_fin: Ticks,
+    both_fin: Ticks,
+    time_wait: Ticks,
+    reset: Ticks,
+    syn_sent: Ticks,
+    syn_received: Ticks,
+    syn_cached: Ticks,
+    pub(crate) server_syn_sent: Ticks,
+    pub(crate) retransmit_syn: Ticks,
+    pub(crate) retransmit_max: Ticks,
+}
+
+impl Lifetimes {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        Self {
+            connected: ticks(timeouts.connected),
+            one_fin: ticks(timeouts.one_fin),
+            both_fin: ticks(timeouts.both_fin),
+            time_wait: ticks(timeouts.time_wait),
+            reset: ticks(timeouts.reseted),
+            syn_sent: ticks(timeouts.ul_syn_sent),
+            syn_received: ticks(timeouts.ul_syn_rcvd),
+            syn_cached: ticks(timeouts.dl_half_open),
+            server_syn_sent: ticks(timeouts.dl_syn_sent),
+            retransmit_syn: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
+            retransmit_max: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
+        }
+    }
+
+    /// How long a flow may stay in its state without a segment.
+    pub(crate) fn of(&self, state: State) -> Ticks {
+        match state {
+            State::Free => 0,
+            State::SynCached | State::Unconfirmed => self.syn_cached,
+            State::ServerSynSent => self.retransmit_syn,
+            State::SynSent => self.syn_sent,
+            State::SynReceived => self.syn_received,
+            State::AckWithheld | State::WindowPending | State::Established => self.connected,
+            State::FinWait => self.one_fin,
+            State::LastAck => self.both_fin,
+            State::TimeWait => self.time_wait,
+            State::Reset => self.reset,
+        }
+    }
+}
+
+/// What a flow is told when it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Profile {
+    pub(crate) lifetimes: Lifetimes,
+    /// What becomes of SACK blocks the server does not take.
+    pub(crate) sack_conflict: SackConflict,
+    /// Bytes a client may send before its server has answered.
+    pub(crate) early_window: u16,
+}
+
+/// The profiles that flows of one worker were told: each different one once, and none is ever taken away, so that a flow's number stays
+/// true. Number 0 is the profile for everybody of the first policy. There are 65 536 at most; flows that begin under one more get number 0.
+#[derive(Clone)]
+pub(crate) struct Profiles {
+    all: Vec<Profile>,
+    numbers: HashMap<Profile, u16>,
+    /// The number of each profile of the present policy.
+    present: Vec<u16>,
+    /// The lifetime that is read most: of established flows of profile 0.
+    connected: Ticks,
+}
+
+impl Profiles {
+    /// Those of the first policy, of which the first is for everybody.
+    pub(crate) fn new(profiles: &[Profile]) -> Self {
+        let connected = profiles[0].lifetimes.connected;
+        let mut own = Self { all: Vec::new(), numbers: HashMap::new(), present: Vec::new(), connected };
+        own.adopt(profiles);
+        own
+    }
+
+    /// From now on these are the profiles flows begin with.
+    pub(crate) fn adopt(&mut self, profiles: &[Profile]) {
+        self.present = profiles.iter().map(|profile| self.number(profile)).collect();
+    }
+
+    fn number(&mut self, profile: &Profile) -> u16 {
+        if let Some(number) = self.numbers.get(profile) {
+            return *number;
+        }
+        let Ok(number) = u16::try_from(self.all.len()) else { return 0 };
+        self.all.push(*profile);
+        self.numbers.insert(*profile, number);
+        number
+    }
+
+    /// The number of a profile of the present policy.
+    pub(crate) fn present(&self, profile: u32) -> u16 {
+        self.present.get(profile as usize).copied().unwrap_or(0)
+    }
+
+    /// The profile of this number; of one that was never given, that of number 0.
+    #[inline]
+    pub(crate) fn get(&self, number: u16) -> &Profile {
+        self.all.get(usize::from(number)).unwrap_or(&self.all[0])
+    }
+
+    /// The lifetimes of a flow with this number.
+    #[inline]
+    pub(crate) fn of(&self, number: u16) -> &Lifetimes {
+        &self.get(number).lifetimes
+    }
+
+    /// How long an established flow with this number may rest.
+    #[inline(always)]
+    pub(crate) fn connected(&self, number: u16) -> Ticks {
+        if number == 0 { self.connected } else { self.of(number).connected }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    fn profile(seconds: u64) -> Profile {
+        let timeouts = Timeouts { connected: Duration::from_secs(seconds), ..Timeouts::default() };
+        Profile { lifetimes: Lifetimes::new(&timeouts), sack_conflict: SackConflict::Remove, early_window: 1 }
+    }
+
+    #[test]
+    fn numbers_stay_true_and_a_full_table_falls_back_to_number_0() {
+        let mut profiles = Profiles::new(&[profile(1), profile(2)]);
+        assert_eq!([0, 1, 2].map(|n| profiles.present(n)), [0, 1, 0]);
+        profiles.adopt(&[profile(2), profile(3), profile(1)]);
+        assert_eq!([0, 1, 2].map(|n| profiles.present(n)), [1, 2, 0]);
+        let many: Vec<_> = (1..=70_000).map(profile).collect();
+        profiles.adopt(&many);
+        assert_eq!(profiles.all.len(), 65_536);
+        for n in [0, 1, 2, 65_535] {
+            assert_eq!(profiles.get(profiles.present(n)), &many[n as usize]);
+        }
+        assert_eq!(profiles.present(65_536), 0);
+        assert_eq!(profiles.connected(2), profile(3).lifetimes.connected);
+        assert_eq!(profiles.connected(0), profile(1).lifetimes.connected);
+        assert_eq!(Profiles::new(&[profile(1)]).of(9), &profile(1).lifetimes, "a number that was never given");
+    }
+}
