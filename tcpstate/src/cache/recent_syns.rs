@@ -51,7 +51,7 @@ fn begin(line: &Line, slice: u64) {
 pub struct RecentSyns {
     words: Words,
     /// The number of lines, a power of two, less one.
-    mask: usize,
+    mask: u32,
     /// Until then there may be cookies whose SYNs this filter has not seen.
     blind_until: Instant,
 }
@@ -81,8 +81,8 @@ impl RecentSyns {
 
     /// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
     #[inline(always)]
-    fn place(&self, hash: u64) -> usize {
-        (hash >> 28) as usize & self.mask
+    fn place(&self, hash: u64) -> u32 {
+        (hash >> 28) as u32 & self.mask
     }
 
     #[inline(always)]
@@ -115,7 +115,7 @@ impl RecentSyns {
         let bits = bits(hash);
         let (slice, last) = (slice_of(now), line[LAST].get());
         if slice == last {
-            return line[..SLICES].iter().fold(false, |any, word| any | (word.get() & bits == bits));
+            return line[..SLICES].iter().any(|word| word.get() & bits == bits);
         }
         // Slices that have begun since the line was written took the place of its oldest. None is read of a line from the future.
         last < slice
@@ -268,7 +268,7 @@ mod tests {
             let mut filter = seasoned();
             let mut noted = HashMap::new();
             // Word by word, for ever: what the filter would be with memory without end.
-            let mut words = HashMap::<(usize, u64), u64>::new();
+            let mut words = HashMap::<(u32, u64), u64>::new();
             let mut micros = 0;
             for (step, note, hash) in events {
                 micros += step;
