@@ -138,6 +138,8 @@ impl Policy {
         }
     }
 
+    // Where there are no rules, the packet path is not to make room for this call.
+    #[cold]
     #[inline(never)]
     fn found(&self, destinations: &Destinations, key: &FlowKey) -> &Rule {
         let rule = destinations.find(key.vlan, &key.lan, Some(key.lan_port));

@@ -596,7 +596,7 @@ impl Proxy {
     /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
     pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
         match updates {
-            ServerUpdate::RecentSyns(key, observation) => {
+            ServerUpdate::Answered(key, observation) => {
                 self.server_options.learn(key, observation, now);
                 self.refused_ports.opened(key, now);
             }
@@ -612,7 +612,7 @@ impl Proxy {
         let is_new = self.server_options.learn(key, observation, now);
         let was_closed = self.refused_ports.opened(key, now);
         if is_new || was_closed {
-            self.publish(ServerUpdate::RecentSyns(*key, *observation));
+            self.publish(ServerUpdate::Answered(*key, *observation));
         }
     }
 
