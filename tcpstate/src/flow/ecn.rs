@@ -1,8 +1,8 @@
-//! Explicit congestion notification between two ends of which one speaks it alone, because a guess about the server was wrong.
+//! Explicit congestion notification where only one end negotiated it, because the box's assumption about the server was wrong.
 //!
-//! The one that speaks it must not have its marks lost, nor the other be handed segments it would not answer for: its
-//! segments are sent on as not ECN-capable, and where one went through congestion before it came here, it hears of that
-//! in the other's name (RFC 3168 section 6.1).
+//! The other end ignores congestion marks, so it must not get ECN-capable packets, and the marks on those that come must not be lost. The box
+//! forwards the ECN-capable end's packets as not ECN-capable, and answers marks that they arrive with on behalf of the other end: it sets ECE in
+//! the other end's acknowledgements until CWR comes (RFC 3168 section 6.1).
 
 use crate::Side;
 use crate::flow::{Flow, FlowFlags};
@@ -13,33 +13,33 @@ use crate::wire::{Flags, Segment, be16, put16};
 /// The field's value for "congestion experienced" (RFC 3168 section 5).
 const CONGESTED: u8 = 3;
 
-/// Whether [`lend`] would leave a segment with this traffic class alone and note nothing, whatever end sent it.
+/// Whether [`adapt`] would change neither flow nor segment, for a segment with this traffic class from either end.
 #[inline(always)]
-pub fn has_nothing_to_lend(flow: &Flow, segment: &Segment, traffic_class: u8) -> bool {
+pub fn needs_no_change(flow: &Flow, segment: &Segment, traffic_class: u8) -> bool {
     let both = flow.is(FlowFlags::ECN) && flow.is(FlowFlags::ECN_LAN);
     both || traffic_class & 3 == 0 && !segment.flags.has(Flags::CWR) && !flow.is(FlowFlags::ECHO_OWED)
 }
 
-/// The ECN field of a packet is the two low bits of this.
+/// The low bits of the traffic class (IPv4: type of service), of which the lowest two are the ECN field.
 #[inline(always)]
 pub fn traffic_class(segment: &Segment, frame: &[u8]) -> u8 {
     let byte = frame[usize::from(segment.ip) + 1];
     if segment.key.v6 { byte >> 4 } else { byte }
 }
 
-/// Edits a segment from `side` where the ends do not both speak ECN. True if a mark of congestion was taken over.
-pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
+/// Adapts a segment from `side` where not both ends negotiated ECN. True if the box takes over answering a congestion mark.
+pub fn adapt(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> bool {
     let (client, server) = (flow.is(FlowFlags::ECN), flow.is(FlowFlags::ECN_LAN));
     if client && server {
         return false;
     }
-    let (sender_speaks, receiver_speaks) = if side == Side::Wan { (client, server) } else { (server, client) };
+    let (sender_capable, receiver_capable) = if side == Side::Wan { (client, server) } else { (server, client) };
     let field = traffic_class(segment, head.bytes()) & 3;
     let (marked, owed_before) = (field == CONGESTED, flow.is(FlowFlags::ECHO_OWED));
     let mut flags = segment.flags;
-    if !receiver_speaks {
-        if flags.has(Flags::CWR) && (sender_speaks || owed_before) {
-            // It has heard of the last one.
+    if !receiver_capable {
+        if flags.has(Flags::CWR) && (sender_capable || owed_before) {
+            // The sender has got ECE.
             flow.set(FlowFlags::ECHO_OWED, false);
             flags = flags.without(Flags::CWR);
         }
@@ -48,7 +48,7 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
             clear_field(segment, head);
         }
     }
-    // What goes to the end that speaks alone; one that speaks although it was never told so can only be a client.
+    // Whether the receiver is the end to be told: the one that negotiated ECN alone. One that marks packets without having negotiated is a client.
     let owed = if side == Side::Wan { server && !client } else { !server };
     if owed && flow.is(FlowFlags::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
         flags = flags.and(Flags::ECE);
@@ -56,10 +56,10 @@ pub fn lend(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) -> 
     if flags != segment.flags {
         set_flags(segment, head, flags);
     }
-    !receiver_speaks && marked && !owed_before
+    !receiver_capable && marked && !owed_before
 }
 
-/// Makes the packet one that is not ECN-capable.
+/// Makes the packet not ECN-capable.
 fn clear_field(segment: &Segment, head: &mut Head) {
     let at = usize::from(segment.ip);
     let frame = head.bytes_mut();
@@ -94,7 +94,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_nothing_is_to_be_lent_nothing_is(
+        fn where_no_change_is_needed_none_is_made(
             flags in any::<[bool; 3]>(),
             side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
             (v6, tcp_flags, ecn) in (any::<bool>(), any::<u8>(), 0u8..4),
@@ -107,8 +107,8 @@ mod tests {
             let before = (flow, frame.clone());
             let mut head = Head::whole(&mut frame, before.1.len());
             let Parsed::Tcp(segment) = Parsed::parse(side, &head) else { panic!("it is a segment") };
-            if has_nothing_to_lend(&flow, &segment, traffic_class(&segment, head.bytes())) {
-                prop_assert!(!lend(&mut flow, side, &segment, &mut head));
+            if needs_no_change(&flow, &segment, traffic_class(&segment, head.bytes())) {
+                prop_assert!(!adapt(&mut flow, side, &segment, &mut head));
                 prop_assert_eq!(before, (flow, frame));
             }
         }

@@ -40,7 +40,7 @@ const CHECKSUM: usize = 16;
 ///    where payload and options would then exceed `mss`, or where neither the header nor the frame's buffer has room; the last SACK blocks make
 ///    room, down to one.
 ///
-/// Options are those that [`Walk`] finds. Checksums are patched by the difference (RFC 1624), so that the payload need not be in sight and a
+/// Options are those that [`Walk`] finds. Checksums are patched by the difference (RFC 1624), so that the payload need not be visible and a
 /// segment that came damaged stays so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
@@ -156,13 +156,13 @@ impl Projection {
         put16(header, CHECKSUM, sum);
     }
 
-    /// Rewrites the TCP header at the beginning of `header`, sent by the end on `side`, or as much of it as is in sight: eight bytes at
+    /// Rewrites the TCP header at the beginning of `header`, sent by the end on `side`, or as much of it as is visible: eight bytes at
     /// least, as in an ICMP error. Returns what has changed; the header's checksum is left to the caller.
     ///
-    /// Flags that are not in sight are taken for an acknowledgement's.
+    /// Flags that are not visible are taken for an acknowledgement's.
     ///
     /// # Panics
-    /// If fewer than eight bytes are in sight.
+    /// If fewer than eight bytes are visible.
     #[inline(always)]
     pub fn apply_to_header(&self, side: Side, header: &mut [u8]) -> Patch {
         let mut patch = Patch::default();
@@ -231,7 +231,7 @@ impl Projection {
         }
     }
 
-    /// Rewrites the options of a header from `side`, of which all bytes in sight are in `header`.
+    /// Rewrites the options of a header from `side`, all visible bytes of which are in `header`.
     #[inline(always)]
     fn rewrite_options(&self, side: Side, header: &mut [u8], patch: &mut Patch) {
         // The layout every stack uses (RFC 7323 appendix A) needs no walk.

@@ -6,10 +6,8 @@
 //! every frame of every script, and hold the answer against what happens.
 
 use core::fmt::{self, Write};
-use std::sync::Arc;
 
 use super::Connection;
-use crate::cache::refused::Client;
 use crate::flow::table::Id;
 use crate::proxy::Proxy;
 use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Walk, kind};
@@ -56,29 +54,12 @@ impl Proxy {
         };
         let hash = meta.hash;
         let found = meta.key().and_then(|key| self.table.find(key, hash));
-        let (table, [closing, silent, syn_cached, server_syn_sent, openings]) = self.excerpt_of_flows(found);
-        let place = self.limiter.place(&key);
+        let (table, candidates) = self.excerpt_of_flows(found);
         let proxy = Proxy {
-            hash_keys: self.hash_keys,
+            settings: self.settings.clone(),
             table,
-            cookies: self.cookies.clone(),
-            server_options: self.server_options.excerpt(&key),
-            limiter: self.limiter.excerpt(place, hash, isn),
-            syn_cached,
-            closing,
-            server_syn_sent,
-            silent,
-            openings,
-            hold_queue: self.hold_queue.clone(),
-            fragments: self.fragments.excerpt(hash),
-            recent_syns: self.recent_syns.excerpt(hash),
-            refused_ports: self.refused_ports.excerpt(&key, Client::of(place), Client::of(0)),
-            passed: self.passed.clone(),
-            introductions: self.introductions.clone(),
-            draining: self.draining,
-            policy: Arc::clone(&self.policy),
-            profiles: self.profiles.clone(),
-            adopt_until: self.adopt_until,
+            candidates,
+            caches: self.caches.excerpt(&key, hash, isn, self.caches.limiter.place(&key)),
             counters: Counters::default(),
             proved: Vec::new(),
             updates: Vec::new(),

@@ -130,7 +130,8 @@ impl Proxy {
             status: ConnectionStatus::of(flow),
             opened_by,
             age: duration(tick(now).wrapping_sub(flow.born)),
-            idle: rests.then(|| duration(self.profiles.of(flow.profile).of(flow.state()).saturating_sub(left))),
+            idle: rests
+                .then(|| duration(self.settings.profiles.of(flow.profile).of(flow.state()).saturating_sub(left))),
             due: duration(left),
             endpoint: PerSide::new(end(Side::Lan), end(Side::Wan)),
             mss: flow.mss,
@@ -138,7 +139,7 @@ impl Proxy {
             timestamps: flow.is(FlowFlags::TIMESTAMPS),
             seq_delta: flow.seq_delta.shift(0),
             ts_delta: flow.ts_delta.shift(0),
-            held: self.hold_queue.count(flow),
+            held: self.caches.hold_queue.count(flow),
         }
     }
 }
@@ -179,13 +180,13 @@ mod tests {
 
     fn enter(proxy: &mut Proxy, n: u32) {
         let (key, state) = (key(n), State::ALL[n as usize % State::ALL.len()]);
-        let hash = key.hash(proxy.hash_keys);
+        let hash = key.hash(proxy.settings.hash_keys);
         let id = proxy.admit(&key, hash, Side::Lan, State::Established, NOW, |_| ()).unwrap();
         proxy.table.overwrite(id, state, |_| ());
     }
 
     fn remove(proxy: &mut Proxy, n: u32) {
-        let id = proxy.table.find(&key(n), key(n).hash(proxy.hash_keys)).unwrap();
+        let id = proxy.table.find(&key(n), key(n).hash(proxy.settings.hash_keys)).unwrap();
         proxy.forget(id);
     }
 

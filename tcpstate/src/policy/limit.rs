@@ -462,7 +462,7 @@ mod tests {
         let mut limiter = Limiter::new(&limit, (1, 2), words, refused);
         for n in 0..50_000u64 {
             let now = Instant::from_micros(n * 1000);
-            let (key, isn) = (from((random() % 64 << 8) as u32), SeqNum::new(random() as u32));
+            let (key, isn) = (from(((random() % 64) << 8) as u32), SeqNum::new(random() as u32));
             let place = limiter.place(&key);
             let _ = limiter.admit(place, random(), isn, now);
             if limiter.may_test(place, now) {

@@ -5,7 +5,7 @@ use super::{Context, Proxy};
 use crate::config::Stray;
 use crate::flow::table::Id;
 use crate::flow::{Flow, FlowFlags, State};
-use crate::wire::{Flags, Segment};
+use crate::wire::{Flags, Kind, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
 /// How far a segment's numbers may lie from what the other direction last said of them.
@@ -14,25 +14,29 @@ const TOLERANCE: u32 = 1 << 26;
 impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
     pub(super) fn on_unknown_connection(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
-        let resets = ctx.segment.flags.has(Flags::RST);
+        let resets = ctx.kind == Kind::Rst;
         ctx.egress.note(|| {
-            let left = self.adopt_until.since(ctx.now).as_secs();
+            let left = self.settings.adopt_until.since(ctx.now).as_secs();
             let adopted =
                 if left > 0 { format!("are adopted for {left} s yet") } else { "are not adopted any more".into() };
             format!("nobody knows this connection; such as run already {adopted}")
         });
-        if ctx.now < self.adopt_until {
+        if ctx.now < self.settings.adopt_until {
             return match ctx.side {
                 // It answers a segment that was passed without a trace; one that acknowledges answers a SYN, and that was ours.
                 Side::Lan if resets && !ctx.segment.flags.has(Flags::ACK) => Verdict::Forward,
                 Side::Lan if resets => Verdict::Drop(DropReason::NoFlow),
                 Side::Lan => self.adopt(ctx),
                 // Passed without a trace, and not many: what the server answers will tell whether it knows the connection.
-                Side::Wan if self.passed.take(ctx.now) => Verdict::Forward,
+                Side::Wan if self.settings.passed.take(ctx.now) => Verdict::Forward,
                 Side::Wan => Verdict::Drop(DropReason::NoFlow),
             };
         }
-        if !resets && self.policy.rule(ctx.key()).stray == Stray::Reset && ctx.is_sound() && self.passed.take(ctx.now) {
+        if !resets
+            && self.settings.policy.rule(ctx.key()).stray == Stray::Reset
+            && ctx.is_sound()
+            && self.settings.passed.take(ctx.now)
+        {
             self.counters.count(Event::StrayReset);
             return Self::reset_in_place(&mut ctx);
         }
@@ -41,9 +45,6 @@ impl Proxy {
 
     /// The LAN speaks of a connection: it is one of its own, but whether the other end sees the same numbers is open.
     fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
-        if !ctx.segment.flags.has(Flags::ACK) {
-            return Verdict::Drop(DropReason::BadFlags);
-        }
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
@@ -66,13 +67,12 @@ impl Proxy {
 
     /// Segments of a connection of which one direction has been seen.
     pub(super) fn on_unconfirmed(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, .. } = *ctx.segment;
-        if flags.has(Flags::SYN) {
-            return match (ctx.side, flags.has(Flags::ACK)) {
-                (Side::Wan, false) => self.answer_syn(ctx, Some(id)),
-                (Side::Lan, false) => self.open_passthrough(ctx, Some(id)),
-                (_, true) => Verdict::Drop(DropReason::WrongState),
-            };
+        let Segment { seq, ack, .. } = *ctx.segment;
+        match (ctx.kind, ctx.side) {
+            (Kind::Syn, Side::Wan) => return self.answer_syn(ctx, Some(id)),
+            (Kind::Syn, Side::Lan) => return self.open_passthrough(ctx, Some(id)),
+            (Kind::SynAck, _) => return Verdict::Drop(DropReason::WrongState),
+            _ => {}
         }
         if ctx.side == Side::Wan
             && self.table[id].is(FlowFlags::REOPENING)
@@ -95,7 +95,7 @@ impl Proxy {
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);
         }
-        if flags.has(Flags::RST) {
+        if ctx.kind == Kind::Rst {
             self.table.update(id, |flow| note(flow, Side::Wan, ctx.segment));
         } else {
             self.set_state(id, State::Established, ctx.now, |flow| note(flow, Side::Wan, ctx.segment));

@@ -14,8 +14,8 @@ use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{
-    Addr, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, OptionList, Options, Outgoing, Segment,
-    Timestamps,
+    Addr, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing,
+    Segment, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -56,13 +56,11 @@ impl Proxy {
         head: &mut Head,
         now: Instant,
     ) -> bool {
-        let is_cached = !self.syn_cached.is_shut();
-        let opening = Flags::SYN.and(Flags::ACK).and(Flags::RST).and(Flags::FIN).0 & segment.flags.0 == Flags::SYN.0;
+        let is_cached = !self.has_no_syn_cache();
         if side != Side::Wan
-            || !opening
-            || self.draining
-            || !self.introductions.is_shut()
-            || self.refused_ports.any_refused(now)
+            || self.settings.draining
+            || !self.settings.introductions.is_shut()
+            || self.caches.refused_ports.any_refused(now)
             || is_cached && !self.is_cache_full(now)
         {
             return false;
@@ -78,20 +76,20 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        let rule = self.policy.rule(&segment.key);
-        let offer = self.server_options.offer_cached(&segment.key, rule, now);
+        let rule = self.settings.policy.rule(&segment.key);
+        let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
         let window = rule.early_window(offer.window);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
-        if terms.mss < self.cookies.smallest_mss(true) || !self.limiter.spend(meta.tokens, now) {
+        if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
             return false;
         }
         if is_cached {
             self.counters.count(Event::CacheFull);
         }
-        self.cookies.advance(now);
-        let SynAckNumbers { isn, ts_value } = self.cookies.mint(meta.hash, segment.seq, &terms, now);
-        self.recent_syns.note(meta.hash, now);
+        self.caches.cookies.advance(now);
+        let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
+        self.caches.recent_syns.note(meta.hash, now);
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -116,9 +114,9 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadAddress);
         }
         let (now, isn) = (ctx.now, ctx.segment.seq);
-        let admission = self.limiter.admit(ctx.tokens, ctx.hash, isn, now);
+        let admission = self.caches.limiter.admit(ctx.tokens, ctx.hash, isn, now);
         ctx.egress.note(|| {
-            let Left { fresh, repeated, .. } = self.limiter.left(ctx.tokens);
+            let Left { fresh, repeated, .. } = self.caches.limiter.left(ctx.tokens);
             let granted = match admission {
                 Admission::Granted => "granted",
                 Admission::SecondChance => "granted as a repeated SYN",
@@ -132,16 +130,16 @@ impl Proxy {
         if let Some(event) = admission.event() {
             self.counters.count(event);
         }
-        self.cookies.advance(now);
+        self.caches.cookies.advance(now);
         let (key, hash) = (*ctx.key(), ctx.hash);
-        if self.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
+        if self.caches.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
             return Self::reset_in_place(&mut ctx);
         }
         let offered = Options::read(ctx.options());
-        let rule = *self.policy.rule(&key);
-        let offer = self.server_options.offer_cached(&key, &rule, now);
+        let rule = *self.settings.policy.rule(&key);
+        let offer = self.caches.server_options.offer_cached(&key, &rule, now);
         ctx.egress.note(|| {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
@@ -150,8 +148,8 @@ impl Proxy {
             return self.pass_syn_unanswered(ctx, &rule, former, event);
         }
         let mut terms = self.agree(ctx.segment, &offered, &offer, rule.mss_clamp);
-        let mut numbers = self.cookies.mint(hash, isn, &terms, now);
-        let smallest = self.cookies.smallest_mss(terms.timestamps);
+        let mut numbers = self.caches.cookies.mint(hash, isn, &terms, now);
+        let smallest = self.caches.cookies.smallest_mss(terms.timestamps);
         match former {
             Some(id) if self.may_rewrite(id, isn, now) => {
                 ctx.egress.note(|| "the entry of the SYN cache is written anew".into());
@@ -192,7 +190,7 @@ impl Proxy {
                 }
             }
         }
-        self.recent_syns.note(hash, now);
+        self.caches.recent_syns.note(hash, now);
         ctx.egress.note(|| format!("agreed: {terms}"));
         ctx.egress.note(|| {
             let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
@@ -218,16 +216,16 @@ impl Proxy {
         if offered.signed || extends {
             return Some(Event::Passed);
         }
-        if self.draining && self.is_new(former, hash, now) {
+        if self.settings.draining && self.is_new(former, hash, now) {
             return Some(Event::Drained);
         }
-        (!offer.known && former.is_none() && self.introductions.take(now)).then_some(Event::Introduced)
+        (!offer.known && former.is_none() && self.settings.introductions.take(now)).then_some(Event::Introduced)
     }
 
     /// Whether a call has nothing to do with an answer of ours, which its client may be about to acknowledge, nor with a living connection.
     fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
         let is_over = |id: Id| self.table[id].is_over();
-        former.is_none_or(is_over) && !self.recent_syns.has_noted(hash, now)
+        former.is_none_or(is_over) && !self.caches.recent_syns.has_noted(hash, now)
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
@@ -243,7 +241,7 @@ impl Proxy {
             let signed = Options::read(ctx.options()).signed;
             // Nobody's word alone ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
-            if lives || signed && rule.signed == Action::Drop || !self.passed.take(ctx.now) {
+            if lives || signed && rule.signed == Action::Drop || !self.settings.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
@@ -255,7 +253,8 @@ impl Proxy {
     fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer, mss_clamp: u16) -> Terms {
         let key = &syn.key;
         let timestamps = offered.timestamps.is_some() && offer.timestamps;
-        let promised = if offered.scale.is_some() { self.cookies.promise(offer.scale, timestamps) } else { None };
+        let promised =
+            if offered.scale.is_some() { self.caches.cookies.promise(offer.scale, timestamps) } else { None };
         Terms {
             mss: offered.mss.unwrap_or(default_mss(key)).min(mss_clamp),
             scale: offered.scale.filter(|_| promised.is_some()),
@@ -344,8 +343,9 @@ impl Proxy {
         Verdict::Reflect
     }
 
-    /// A segment from the WAN that may prove its sender by a cookie; a `former` flow of these ends gives way to it.
-    pub(super) fn try_cookie(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+    /// An acknowledgement from the WAN that may prove its sender by a cookie: then its server is connected. A `former` flow of the same key gives way
+    /// to it.
+    pub(super) fn on_cookie_ack(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
         match self.open_cookie(&mut ctx) {
             Ok(proof) => self.accept_cookie(ctx, &proof, former),
             // It may be as good as any, so it must not be taken for something else.
@@ -360,29 +360,29 @@ impl Proxy {
     pub(super) fn open_cookie(&mut self, ctx: &mut Context<impl Egress>) -> Result<Proof, Unproved> {
         let now = ctx.now;
         // Nothing can be forged where nothing was asked.
-        if !self.recent_syns.may_have(ctx.hash, now) {
+        if !self.caches.recent_syns.may_have(ctx.hash, now) {
             self.counters.count(Event::Unasked);
             ctx.egress.note(|| {
                 "no SYN between these ends was answered in the last 100 seconds: no cookie is looked for".into()
             });
             return Err(Unproved::Unasked);
         }
-        let place = self.limiter.place(ctx.key());
-        if !self.limiter.may_test(place, now) {
+        let place = self.caches.limiter.place(ctx.key());
+        if !self.caches.limiter.may_test(place, now) {
             ctx.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
             return Err(Unproved::Untested);
         }
-        self.cookies.advance(now);
+        self.caches.cookies.advance(now);
         let Segment { seq, ack, .. } = *ctx.segment;
         let outer_isn = ack - 1;
         let echo = Options::timestamps(ctx.options()).map(|timestamps| timestamps.echo);
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        let opened = self.cookies.open(ctx.hash, [seq - 1, seq], outer_isn, echo);
-        ctx.egress.note(|| self.cookies.describe(ctx.hash, [seq - 1, seq], outer_isn, echo, now));
+        let opened = self.caches.cookies.open(ctx.hash, [seq - 1, seq], outer_isn, echo);
+        ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, [seq - 1, seq], outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
-            if now >= self.adopt_until {
-                self.limiter.failed(place, now);
+            if now >= self.settings.adopt_until {
+                self.caches.limiter.failed(place, now);
             }
             return Err(Unproved::Wrong);
         };
@@ -400,13 +400,13 @@ impl Proxy {
 
     /// Segments for an entry of the SYN cache.
     pub(super) fn on_syn_cached(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, .. } = *ctx.segment;
+        let Segment { seq, ack, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
-        match ctx.side {
-            Side::Wan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => Verdict::Drop(DropReason::WrongState),
-            Side::Wan if flags.has(Flags::SYN) => self.answer_syn(ctx, Some(id)),
-            Side::Wan if flags.has(Flags::RST) => {
+        match (ctx.side, ctx.kind) {
+            (Side::Wan, Kind::SynAck | Kind::Bad) => Verdict::Drop(DropReason::WrongState),
+            (Side::Wan, Kind::Syn) => self.answer_syn(ctx, Some(id)),
+            (Side::Wan, Kind::Rst) => {
                 // The owner of a forged source did not call and says so; a client may also think better of it.
                 if seq != next {
                     return Verdict::Drop(DropReason::BadReset);
@@ -417,7 +417,7 @@ impl Proxy {
                 self.forget(id);
                 Verdict::Drop(DropReason::Consumed)
             }
-            Side::Wan => {
+            (Side::Wan, Kind::Ack) => {
                 let ours = ack == flow.outer_isn + 1 && (seq == next || seq == next - 1);
                 ctx.egress.note(|| {
                     let (isn, next) = (flow.outer_isn + 1, next.get());
@@ -425,7 +425,7 @@ impl Proxy {
                     format!("the SYN cache expects seq {next} (or one less) and ack {}: {fits}", isn.get())
                 });
                 if !ours {
-                    return self.try_cookie(ctx, Some(id));
+                    return self.on_cookie_ack(ctx, Some(id));
                 }
                 if is_damaged(&ctx) {
                     return Verdict::Drop(DropReason::BadChecksum);
@@ -441,8 +441,8 @@ impl Proxy {
                 self.connect_server(ctx, &proof, Some(id))
             }
             // The LAN has called the same ends at the same time.
-            Side::Lan if flags.has(Flags::SYN) && !flags.has(Flags::ACK) => self.open_passthrough(ctx, Some(id)),
-            Side::Lan => Verdict::Drop(DropReason::WrongState),
+            (Side::Lan, Kind::Syn) => self.open_passthrough(ctx, Some(id)),
+            (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
         }
     }
 }
@@ -643,10 +643,11 @@ mod tests {
         proxy.parse(side, head, &mut meta);
         let Parsed::Tcp(segment) = meta.parsed else { panic!("it is a segment") };
         let found = proxy.table.find(&segment.key, meta.hash);
-        let verdict = if found.is_none() && common(proxy, &segment, &meta, head) {
+        let is_syn = segment.flags.kind() == Kind::Syn;
+        let verdict = if found.is_none() && is_syn && common(proxy, &segment, &meta, head) {
             Verdict::Reflect
         } else {
-            proxy.on_segment_slow(side, &segment, &meta, found, head, now, &mut NoEgress)
+            proxy.on_segment(side, &segment, segment.flags.kind(), &meta, found, head, now, &mut NoEgress)
         };
         (proxy.conclude(side, verdict), meta.hash)
     }
@@ -673,10 +674,15 @@ mod tests {
                         engine.drain(draining && n == 3);
                         for v6 in [false, true] {
                             if let Some(observation) = observation.filter(|_| taught >> n & 1 == 1) {
-                                engine.server_options.learn(&key(v6), &observation, now);
+                                engine.caches.server_options.learn(&key(v6), &observation, now);
                             }
                             if is_refused && n == 2 {
-                                engine.refused_ports.refused(&key(v6), Client::EVERYBODY, Duration::from_secs(10), now);
+                                engine.caches.refused_ports.refused(
+                                    &key(v6),
+                                    Client::EVERYBODY,
+                                    Duration::from_secs(10),
+                                    now,
+                                );
                             }
                         }
                     }
@@ -697,7 +703,7 @@ mod tests {
                     prop_assert_eq!(one.bytes(), other.bytes(), "{:?}", syn);
                     prop_assert_eq!(&engines[0].counters, &engines[1].counters);
                     prop_assert_eq!(engines[0].population(), engines[1].population());
-                    let noted = engines.each_ref().map(|engine| engine.recent_syns.may_have(hash, now));
+                    let noted = engines.each_ref().map(|engine| engine.caches.recent_syns.may_have(hash, now));
                     prop_assert_eq!(noted[0], noted[1]);
                     prop_assert!(noted[0] || engines[0].counters.happened(Event::SynAnswered) == answered);
                 }

@@ -12,7 +12,7 @@ use crate::flow::table::wheel::tick;
 use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
-use crate::wire::{Flags, Options, Segment};
+use crate::wire::{Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
@@ -43,9 +43,7 @@ impl Proxy {
     ) -> bool {
         let flow = &self.table[id];
         let agreed = flow.is(FlowFlags::TIMESTAMPS);
-        let acknowledges =
-            Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & segment.flags.0 == Flags::ACK.0;
-        if !acknowledges
+        if segment.flags.has(Flags::FIN)
             || segment.fragmented
             || !flow.is_in(State::Established)
             || flow.is(FlowFlags::SLOW_PATH)
@@ -58,7 +56,7 @@ impl Proxy {
         let Some(timestamps) = segment.common_options(frame) else { return false };
         let timestamps = timestamps.filter(|_| agreed);
         let proxied = flow.is(FlowFlags::PROXIED);
-        if proxied && !ecn::has_nothing_to_lend(flow, segment, ecn::traffic_class(segment, frame)) {
+        if proxied && !ecn::needs_no_change(flow, segment, ecn::traffic_class(segment, frame)) {
             return false;
         }
 
@@ -103,19 +101,17 @@ impl Proxy {
             let projection = Projection::of(&self.table[id], SackConflict::Remove);
             projection.apply_common(side, segment, head.bytes_mut(), timestamps);
         }
-        let lifetime = self.profiles.connected(self.table[id].profile);
+        let lifetime = self.settings.profiles.connected(self.table[id].profile);
         self.table.schedule(id, tick(now).wrapping_add(lifetime));
         true
     }
 
     /// Segments of a flow whose ends have met.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let flags = ctx.segment.flags;
-        if flags.has(Flags::SYN) {
-            return self.on_syn_while_established(ctx, id);
-        }
-        if flags.has(Flags::RST) {
-            return self.on_reset(ctx, id);
+        match ctx.kind {
+            Kind::Syn | Kind::SynAck => return self.on_syn_while_established(ctx, id),
+            Kind::Rst => return self.on_reset(ctx, id),
+            Kind::Ack | Kind::Bad => {}
         }
         if ctx.side == Side::Wan
             && self.table[id].is(FlowFlags::REOPENING)
@@ -131,7 +127,7 @@ impl Proxy {
     fn on_syn_while_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
         let proxied = flow.is(FlowFlags::PROXIED);
-        match (ctx.side, ctx.segment.flags.has(Flags::ACK)) {
+        match (ctx.side, ctx.kind == Kind::SynAck) {
             (Side::Wan, false) if flow.is_over() => self.answer_syn(ctx, Some(id)),
             (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
@@ -222,9 +218,6 @@ impl Proxy {
 
     /// Follows a segment and passes it.
     pub(super) fn track_and_pass(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if !ctx.segment.flags.has(Flags::ACK) {
-            return Verdict::Drop(DropReason::BadFlags);
-        }
         let in_sequence = self.is_in_sequence(&ctx, id);
         ctx.egress.note(|| {
             let flow = &self.table[id];
@@ -303,12 +296,12 @@ impl Proxy {
     fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::PROXIED) {
             let traffic_class = ecn::traffic_class(ctx.segment, ctx.head.bytes());
-            if !ecn::has_nothing_to_lend(&self.table[id], ctx.segment, traffic_class)
-                && self.table.update(id, |flow| ecn::lend(flow, ctx.side, ctx.segment, ctx.head))
+            if !ecn::needs_no_change(&self.table[id], ctx.segment, traffic_class)
+                && self.table.update(id, |flow| ecn::adapt(flow, ctx.side, ctx.segment, ctx.head))
             {
                 self.counters.count(Event::EcnLent);
             }
-            let sack_conflict = self.profiles.get(self.table[id].profile).sack_conflict;
+            let sack_conflict = self.settings.profiles.get(self.table[id].profile).sack_conflict;
             let projection = Projection::of(&self.table[id], sack_conflict);
             projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
@@ -520,7 +513,7 @@ mod tests {
     /// The engine with this flow alone, and its place.
     fn enter(proxy: &mut Proxy, (flow, state): &(Flow, State), v6: bool, now: Instant) -> Id {
         let key = key(v6);
-        let hash = key.hash(proxy.hash_keys);
+        let hash = key.hash(proxy.settings.hash_keys);
         let id = proxy.admit(&key, hash, Side::Wan, State::Established, now, |_| ()).expect("an empty table has room");
         proxy.table.overwrite(id, *state, |entered| {
             entered.mss = flow.mss;
@@ -570,7 +563,7 @@ mod tests {
             metas[1] = metas[0];
 
             // The short way of a translation leads where the long one does too, whatever the flow's state.
-            let sack_conflict = one.policy.profiles()[0].sack_conflict;
+            let sack_conflict = one.settings.policy.profiles()[0].sack_conflict;
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
             let projection = Projection::of(&one.table[ids.0], sack_conflict);
@@ -580,7 +573,16 @@ mod tests {
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
             let found = other.table.find(&segment.key, metas[1].hash);
-            let general = other.on_segment_slow(side, &segment, &metas[1], found, &mut heads[1], moment, &mut NoEgress);
+            let general = other.on_segment(
+                side,
+                &segment,
+                segment.flags.kind(),
+                &metas[1],
+                found,
+                &mut heads[1],
+                moment,
+                &mut NoEgress,
+            );
             let general = other.conclude(side, general);
             prop_assert_eq!(common, general, "{:?}", said);
             prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);
@@ -597,7 +599,8 @@ mod tests {
             // How often the usual way is taken at all.
             let id = enter(&mut one, &flow, v6, now);
             let mut buffer = frame.clone();
-            let passed = one.forward_fast(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
+            let passed = segment.flags.kind() == Kind::Ack
+                && one.forward_fast(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
             taken.borrow_mut()[side] += u32::from(passed);
             if !passed {
                 prop_assert_eq!(&buffer, &frame, "what is refused has not changed");

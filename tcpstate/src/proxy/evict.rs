@@ -1,5 +1,6 @@
 //! Making room: who goes when every place is taken.
 
+use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
 
 use super::Proxy;
@@ -11,7 +12,7 @@ use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
 /// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
-pub(crate) const CANDIDATES_REMEMBERED: usize = 65_536;
+const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
 /// no place is answered all the same, with a cookie alone. In ticks: three seconds.
@@ -75,14 +76,79 @@ impl Queue {
     }
 }
 
-/// Those that may have to make room, by the queue they are in.
+/// Flows that may be evicted, in the order in which one is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
+    /// Over, and waiting for its last timer.
     Closing,
+    /// Both ends have met, and the client has never sent anything nor acknowledged anything.
     Silent,
+    /// An entry of the SYN cache.
     SynCached,
+    /// The server has not answered yet.
     ServerSynSent,
+    /// Passed through, and not established yet.
     Opening,
+}
+
+impl Kind {
+    const ALL: [Kind; 5] = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
+
+    /// The kind of a flow, if it may be evicted: one that still carries anything, be it an unacknowledged FIN, never is.
+    fn of(flow: &Flow) -> Option<Kind> {
+        match flow.state() {
+            State::TimeWait | State::Reset => Some(Kind::Closing),
+            State::AckWithheld | State::WindowPending | State::Established => {
+                (!flow.is(FlowFlags::CARRIED)).then_some(Kind::Silent)
+            }
+            State::SynCached => Some(Kind::SynCached),
+            State::ServerSynSent => Some(Kind::ServerSynSent),
+            State::SynSent | State::SynReceived | State::Unconfirmed => Some(Kind::Opening),
+            State::Free | State::FinWait | State::LastAck => None,
+        }
+    }
+
+    /// Whether a flow of this kind that is young is kept: what it waits for may be on its way.
+    fn spares_the_young(self) -> bool {
+        matches!(self, Kind::Silent | Kind::ServerSynSent | Kind::Opening)
+    }
+
+    /// Under what name its eviction is counted.
+    fn event(self) -> Event {
+        match self {
+            Kind::Closing => Event::EvictedClosing,
+            Kind::Silent => Event::EvictedSilent,
+            Kind::SynCached | Kind::ServerSynSent | Kind::Opening => Event::EvictedHalfOpen,
+        }
+    }
+}
+
+/// The flows that may be evicted, a queue for each [`Kind`].
+pub(crate) struct Candidates([Queue; 5]);
+
+impl Candidates {
+    /// Empty queues: for so many entries of the SYN cache, and as many of every other kind as are remembered of a table of `flows`.
+    pub(crate) fn new(syn_cached: usize, flows: usize) -> Self {
+        Self(Kind::ALL.map(|kind| {
+            Queue::new(if kind == Kind::SynCached { syn_cached.min(flows) } else { flows.min(CANDIDATES_REMEMBERED) })
+        }))
+    }
+}
+
+impl Index<Kind> for Candidates {
+    type Output = Queue;
+
+    #[inline(always)]
+    fn index(&self, kind: Kind) -> &Queue {
+        &self.0[kind as usize]
+    }
+}
+
+impl IndexMut<Kind> for Candidates {
+    #[inline(always)]
+    fn index_mut(&mut self, kind: Kind) -> &mut Queue {
+        &mut self.0[kind as usize]
+    }
 }
 
 /// How many entries of a queue an excerpt looks at for one that may go: each is a flow somewhere in the table.
@@ -102,7 +168,7 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
-        let profile = self.profiles.present(self.policy.rule(key).profile);
+        let profile = self.settings.profiles.present(self.settings.policy.rule(key).profile);
         let id = self.table.insert(key, hash, client, state, |flow| {
             flow.born = tick(now);
             flow.profile = profile;
@@ -110,7 +176,7 @@ impl Proxy {
             flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
             fill(flow);
         })?;
-        self.table.enter(id, tick(now).wrapping_add(self.profiles.of(profile).of(state)));
+        self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.of(profile).of(state)));
         Some(id)
     }
 
@@ -123,7 +189,7 @@ impl Proxy {
         now: Instant,
         fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
-        if self.syn_cached.is_shut() { None } else { self.admit_syn_cached_if_room(key, hash, now, fill) }
+        if self.has_no_syn_cache() { None } else { self.admit_syn_cached_if_room(key, hash, now, fill) }
     }
 
     #[inline(never)]
@@ -145,89 +211,71 @@ impl Proxy {
         Some(id)
     }
 
+    /// Whether the SYN cache is off.
+    #[inline(always)]
+    pub(crate) fn has_no_syn_cache(&self) -> bool {
+        self.candidates[Kind::SynCached].is_shut()
+    }
+
     /// Whether the SYN cache is more than half full, so that an entry may have to make way before its client answers.
     pub(crate) fn is_cache_pressed(&self) -> bool {
-        2 * self.table.population().syn_cached > self.syn_cached.capacity as u64
+        2 * self.table.population().syn_cached > self.candidates[Kind::SynCached].capacity as u64
     }
 
     /// Whether the SYN cache certainly has no place: its oldest entry may not give way yet.
     #[inline(always)]
     pub(crate) fn is_cache_full(&self, now: Instant) -> bool {
-        self.syn_cached.is_full()
-            && self
-                .syn_cached
-                .entries
-                .front()
-                .is_some_and(|&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now))
+        let queue = &self.candidates[Kind::SynCached];
+        let may_not_go = |&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now);
+        queue.is_full() && queue.entries.front().is_some_and(may_not_go)
     }
 
     /// Whether the SYN cache has a place, if need be that of its oldest entry.
     fn syn_cache_has_room(&mut self, now: Instant) -> bool {
-        while self.syn_cached.is_full() {
-            let Some(&(id, generation)) = self.syn_cached.entries.front() else { return false };
+        while self.candidates[Kind::SynCached].is_full() {
+            let Some(&(id, generation)) = self.candidates[Kind::SynCached].entries.front() else { return false };
             if self.may_go(Kind::SynCached, id, generation) {
                 if self.is_young(id, now) {
                     return false;
                 }
-                self.counters.count(Event::EvictedHalfOpen);
+                self.counters.count(Kind::SynCached.event());
                 self.forget(id);
             }
-            self.syn_cached.entries.pop_front();
-            self.syn_cached.prefetch_next_victims(&self.table);
+            self.pop_candidate(Kind::SynCached);
         }
         true
     }
 
-    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest half-open
-    /// one's, else that of the client whose server has been silent longest, else of the oldest opening that is passed through. A flow that still
-    /// carries anything, be it an unacknowledged FIN, is never given up.
+    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest entry of the SYN
+    /// cache, else that of the client whose server has been silent longest, else of the oldest that is passed through and not established.
     pub(crate) fn evict_one(&mut self, now: Instant, egress: &mut impl Egress) {
         if !self.table.is_full() {
             return;
         }
-        while let Some((id, generation)) = self.closing.entries.pop_front() {
-            self.closing.prefetch_next_victims(&self.table);
-            if self.may_go(Kind::Closing, id, generation) {
-                self.counters.count(Event::EvictedClosing);
-                return self.forget(id);
-            }
-        }
-        while let Some(&(id, generation)) = self.silent.entries.front() {
-            if self.may_go(Kind::Silent, id, generation) {
-                if self.is_young(id, now) {
+        for kind in Kind::ALL {
+            while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
+                let may_go = self.may_go(kind, id, generation);
+                if may_go && kind.spares_the_young() && self.is_young(id, now) {
                     break;
                 }
-                self.silent.entries.pop_front();
-                self.counters.count(Event::EvictedSilent);
-                return self.reset_both(id, egress);
-            }
-            self.silent.entries.pop_front();
-        }
-        while let Some((id, generation)) = self.syn_cached.entries.pop_front() {
-            if self.may_go(Kind::SynCached, id, generation) {
-                self.counters.count(Event::EvictedHalfOpen);
-                return self.forget(id);
-            }
-        }
-        while let Some((id, generation)) = self.server_syn_sent.entries.pop_front() {
-            if self.may_go(Kind::ServerSynSent, id, generation) {
-                // One that was called only just now may answer yet.
-                if self.is_young(id, now) {
-                    self.server_syn_sent.entries.push_front((id, generation));
-                    break;
+                self.pop_candidate(kind);
+                if may_go {
+                    self.counters.count(kind.event());
+                    return match kind {
+                        Kind::Closing | Kind::SynCached | Kind::Opening => self.forget(id),
+                        Kind::Silent => self.reset_both(id, egress),
+                        Kind::ServerSynSent => self.abort(id, egress),
+                    };
                 }
-                self.counters.count(Event::EvictedHalfOpen);
-                return self.abort(id, egress);
             }
         }
-        while let Some((id, generation)) = self.openings.entries.pop_front() {
-            if self.may_go(Kind::Opening, id, generation) {
-                if self.is_young(id, now) {
-                    return self.openings.entries.push_front((id, generation));
-                }
-                self.counters.count(Event::EvictedHalfOpen);
-                return self.forget(id);
-            }
+    }
+
+    fn pop_candidate(&mut self, kind: Kind) {
+        let queue = &mut self.candidates[kind];
+        queue.entries.pop_front();
+        if matches!(kind, Kind::Closing | Kind::SynCached) {
+            queue.prefetch_next_victims(&self.table);
         }
     }
 
@@ -249,66 +297,42 @@ impl Proxy {
     /// Remembers a flow that may be evicted in the queue of its kind.
     pub(crate) fn remember_candidate(&mut self, id: Id) {
         let flow = &self.table[id];
-        let queue = match flow.state() {
-            State::SynCached => &mut self.syn_cached,
-            State::ServerSynSent => &mut self.server_syn_sent,
-            State::TimeWait | State::Reset => &mut self.closing,
-            State::SynSent | State::SynReceived | State::Unconfirmed => &mut self.openings,
-            State::AckWithheld | State::WindowPending | State::Established => &mut self.silent,
-            State::Free | State::FinWait | State::LastAck => return,
-        };
-        queue.push(id, flow.generation());
+        if let Some(kind) = Kind::of(flow) {
+            self.candidates[kind].push(id, flow.generation());
+        }
     }
 
     /// Whether an entry of the queue of this kind still stands for such a flow.
     fn may_go(&self, kind: Kind, id: Id, generation: u16) -> bool {
         let flow = &self.table[id];
-        flow.generation() == generation
-            && match (kind, flow.state()) {
-                (Kind::Closing, State::TimeWait | State::Reset)
-                | (Kind::SynCached, State::SynCached)
-                | (Kind::ServerSynSent, State::ServerSynSent)
-                | (Kind::Opening, State::SynSent | State::SynReceived | State::Unconfirmed) => true,
-                (Kind::Silent, State::AckWithheld | State::WindowPending | State::Established) => {
-                    !flow.is(FlowFlags::CARRIED)
-                }
-                _ => false,
-            }
+        flow.generation() == generation && Kind::of(flow) == Some(kind)
     }
 
-    /// The table with the flow at `id` alone, if there is one, and those that would have to make room; and the queues of the latter.
-    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, [Queue; 5]) {
-        let kinds = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
-        let queues = [&self.closing, &self.silent, &self.syn_cached, &self.server_syn_sent, &self.openings];
-        let must_go = |kind, queue: &Queue| match kind {
-            Kind::SynCached => self.table.is_full() || queue.is_full(),
-            _ => self.table.is_full(),
-        };
+    /// The table with the flow at `id` alone, if there is one, and those that would have to be evicted; and the queues of the latter.
+    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, Candidates) {
         let mut ids: Vec<Id> = id.into_iter().collect();
-        let known = kinds.map(|kind| {
-            let queue = queues[kind as usize];
-            let mut entries = queue.entries.iter().take(if must_go(kind, queue) { SEARCHED } else { 0 }).enumerate();
+        let known = Kind::ALL.map(|kind| {
+            let queue = &self.candidates[kind];
+            let must_go = self.table.is_full() || kind == Kind::SynCached && queue.is_full();
+            let mut entries = queue.entries.iter().take(if must_go { SEARCHED } else { 0 }).enumerate();
             let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
             if !ids.contains(&id) {
                 ids.push(id);
             }
             Some((at, id, generation))
         });
-        let table = self.table.excerpt(&ids);
-        let mut at = 0;
-        let queues = queues.map(|queue| {
-            let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
-            let entry = known[at].map(|(at, id, generation)| (at, (place(id), generation)));
-            at += 1;
-            queue.excerpt(entry, Table::GONE)
-        });
-        (table, queues)
+        let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
+        let candidates = Candidates(Kind::ALL.map(|kind| {
+            let entry = known[kind as usize].map(|(at, id, generation)| (at, (place(id), generation)));
+            self.candidates[kind].excerpt(entry, Table::GONE)
+        }));
+        (self.table.excerpt(&ids), candidates)
     }
 
     /// Removes a flow; neither end is told.
     pub(crate) fn forget(&mut self, id: Id) {
         if self.table[id].held != 0 {
-            self.table.update(id, |flow| self.hold_queue.forget(flow));
+            self.table.update(id, |flow| self.caches.hold_queue.forget(flow));
         }
         self.table.remove(id);
     }

@@ -31,7 +31,7 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let Some(id) = self.table.find(&quote.key, hash) else {
-            return self.on_unmatched_icmp(self.policy.rule(&quote.key).icmp_errors);
+            return self.on_unmatched_icmp(self.settings.policy.rule(&quote.key).icmp_errors);
         };
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
@@ -97,7 +97,7 @@ impl Proxy {
         if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        let sack_conflict = self.profiles.get(flow.profile).sack_conflict;
+        let sack_conflict = self.settings.profiles.get(flow.profile).sack_conflict;
         if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, sack_conflict) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
@@ -130,7 +130,7 @@ impl Proxy {
     pub(super) fn note_first_fragment(&mut self, side: Side, segment: &Segment, head: &Head, now: Instant) {
         // What was answered or became our SYN is no fragment any more; what follows it has no beginning then.
         if let Some(fragment) = Fragment::first_of(head.bytes(), segment, side) {
-            self.fragments.note(Kind::Tcp, fragment.hash(self.hash_keys), now);
+            self.caches.fragments.note(Kind::Tcp, fragment.hash(self.settings.hash_keys), now);
         }
     }
 
@@ -140,11 +140,13 @@ impl Proxy {
     #[inline(never)]
     pub(super) fn on_fragment(&mut self, side: Side, fragment: &Fragment, hash: u64, now: Instant) -> Verdict {
         if fragment.first {
-            self.fragments.note(Kind::Other, hash, now);
+            self.caches.fragments.note(Kind::Other, hash, now);
             self.counters.count(Event::Bridged);
-        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.fragments.has_begun(kind, hash, now)) {
+        } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.caches.fragments.has_begun(kind, hash, now)) {
             self.counters.count(Event::Fragment);
-        } else if side == Side::Wan && self.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop {
+        } else if side == Side::Wan
+            && self.settings.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop
+        {
             return self.counters.drop(DropReason::StrayFragment);
         } else {
             self.counters.count(Event::StrayFragment);
@@ -163,8 +165,8 @@ fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
     }
 }
 
-/// Rewrites an error from `side` so that the other end finds its own segment quoted in it. Returns the MSS to which the flow's is limited from now on,
-/// if the error tells of one and timestamps are added to the server's segments.
+/// Rewrites an error from `side` so that the end that receives it finds its own segment quoted. Returns the MSS that limits the flow's from now
+/// on, if the error reports an MTU and timestamps are inserted into the server's segments.
 fn translate_error(
     flow: &Flow,
     side: Side,
@@ -202,7 +204,7 @@ impl<'a> Edit<'a> {
         Self { frame: head.bytes_mut(), icmp, tcp, seen, quoted: Patch::default(), own: Patch::default() }
     }
 
-    /// Whether the first `len` bytes of the quoted TCP header are in sight.
+    /// Whether the first `len` bytes of the quoted TCP header are visible.
     fn shows(&self, len: usize) -> bool {
         self.tcp + len <= self.seen
     }
@@ -218,14 +220,14 @@ impl<'a> Edit<'a> {
         self.quoted.include(patch);
     }
 
-    /// Lowers the MTU told to a server by what is added to its segments; returns the MSS that fits the true one. A server that cannot
-    /// go lower will find its segments passed without the timestamps.
+    /// Lowers the MTU reported to a server by the length of the timestamps that are inserted into its segments; returns the MSS that fits the
+    /// reported MTU. Where the MTU cannot be lowered, segments that would not fit pass without timestamps.
     fn make_room_for_timestamps(&mut self, quote: &Quote) -> u16 {
         // Of the 32 bits that ICMPv6 has for it the upper 16 are zero where TCP is concerned.
         let (least, header) = if quote.key.v6 { (IPV6_MTU as u16, IPV6_LEN) } else { (IPV4_MTU as u16, IPV4_LEN) };
         let mtu = be16(self.frame, self.icmp + 6);
         let is_wide = quote.key.v6 && be16(self.frame, self.icmp + 4) != 0;
-        // RFC 1191 section 5: a zero is an old router's way of saying nothing.
+        // RFC 1191 section 5: routers older than that RFC leave the field zero.
         if mtu == 0 || is_wide {
             return u16::MAX;
         }
@@ -235,7 +237,7 @@ impl<'a> Edit<'a> {
         mtu.max(least) - (header + TCP_LEN) as u16
     }
 
-    /// Patches the checksums: the quoted one, if it is in sight, and the error's, which covers both.
+    /// Patches the checksums: the quoted one, if it is visible, and the error's, which covers it too.
     fn finish(mut self) {
         if self.shows(18) {
             let at = self.tcp + 16;

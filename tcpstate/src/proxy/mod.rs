@@ -15,7 +15,7 @@ pub(crate) mod test_segments;
 use crate::cache::fragments::Fragments;
 use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
-use crate::cache::refused::RefusedPorts;
+use crate::cache::refused::{Client, RefusedPorts};
 use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::updates::ServerUpdate;
 use crate::cookie::{Cookies, Rotation};
@@ -29,9 +29,9 @@ use crate::policy::limit::{Limiter, Meter};
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::wire::{self, Envelope, Flags, FlowKey, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::wire::{self, Envelope, Flags, FlowKey, Kind, OptionList, Outgoing, Parsed, Segment, Timestamps};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
-use evict::Queue;
+use evict::Candidates;
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -171,6 +171,8 @@ fn half_second(now: Instant) -> u16 {
 struct Context<'a, 'b, E> {
     side: Side,
     segment: &'a Segment,
+    /// What the segment does, by its flags.
+    kind: Kind,
     hash: u64,
     tokens: u32,
     now: Instant,
@@ -216,34 +218,74 @@ impl<E> Context<'_, '_, E> {
     }
 }
 
-/// One worker's share of the proxy.
-pub struct Proxy {
+/// What the operator wants of this worker, and how much it lets pass without proof.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    /// The keys of the hash that names flows and packets.
     pub(crate) hash_keys: Keys,
-    pub(crate) table: Table,
-    pub(crate) cookies: Cookies,
-    pub(crate) server_options: ServerOptions,
-    pub(crate) limiter: Limiter,
-    pub(crate) syn_cached: Queue,
-    pub(crate) closing: Queue,
-    pub(crate) server_syn_sent: Queue,
-    /// Joined connections that may not have carried data yet.
-    pub(crate) silent: Queue,
-    /// Connections that are passed through and not established yet.
-    pub(crate) openings: Queue,
-    pub(crate) hold_queue: HoldQueue,
-    pub(crate) fragments: Fragments,
-    pub(crate) recent_syns: RecentSyns,
-    pub(crate) refused_ports: RefusedPorts,
-    /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
-    pub(crate) passed: Meter,
-    pub(crate) introductions: Meter,
-    pub(crate) draining: bool,
     pub(crate) policy: Arc<Policy>,
     /// What flows were told when they began.
     pub(crate) profiles: Profiles,
+    /// New connections are passed to their servers unanswered.
+    pub(crate) draining: bool,
+    /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
+    /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
+    pub(crate) passed: Meter,
+    /// SYNs that are passed to ports nothing is known of.
+    pub(crate) introductions: Meter,
+}
+
+/// What the engine remembers besides flows, in bounded memory.
+pub(crate) struct Caches {
+    pub(crate) cookies: Cookies,
+    pub(crate) server_options: ServerOptions,
+    pub(crate) refused_ports: RefusedPorts,
+    pub(crate) recent_syns: RecentSyns,
+    pub(crate) limiter: Limiter,
+    pub(crate) fragments: Fragments,
+    pub(crate) hold_queue: HoldQueue,
+}
+
+impl Caches {
+    /// What is remembered that matters to one frame: of this connection, with this keyed hash and number, whose source's tokens are at `place` and
+    /// at 0 in the excerpt.
+    pub(crate) fn excerpt(&self, key: &FlowKey, hash: u64, isn: SeqNum, place: u32) -> Self {
+        Self {
+            cookies: self.cookies.clone(),
+            server_options: self.server_options.excerpt(key),
+            refused_ports: self.refused_ports.excerpt(key, Client::of(place), Client::of(0)),
+            recent_syns: self.recent_syns.excerpt(hash),
+            limiter: self.limiter.excerpt(place, hash, isn),
+            fragments: self.fragments.excerpt(hash),
+            hold_queue: self.hold_queue.clone(),
+        }
+    }
+}
+
+/// One worker's share of the proxy: a state machine without a clock, a thread or a device.
+///
+/// The worker calls, in this order and again for each poll of its ports:
+///
+/// 1. [`parse`](Proxy::parse) for every frame received, then [`prefetch`](Proxy::prefetch) for every frame: neither changes anything.
+/// 2. [`receive_update`](Proxy::receive_update) for what other workers have learned.
+/// 3. [`on_frame`](Proxy::on_frame) for every frame, in the order of arrival: it edits the frame where it lies and returns a [`Verdict`], which the worker
+///    carries out. Segments of the engine's own leave by the [`Egress`].
+/// 4. After each frame and each timeout, [`next_release`](Proxy::next_release) until there is none; each ticket goes back, with its frame, to
+///    [`on_release`](Proxy::on_release), or to [`void`](Proxy::void) if no frame was kept for it.
+/// 5. [`on_timeout`](Proxy::on_timeout), again at once while it returns true, and at the latest at [`next_deadline`](Proxy::next_deadline).
+/// 6. [`updates`](Proxy::updates) and [`next_proved`](Proxy::next_proved), to be published to other workers before anything of this poll leaves by a port.
+///
+/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`command`](Proxy::command), [`drain`](Proxy::drain) and
+/// [`rotate`](Proxy::rotate), and at any time what takes `&self`. Time is an argument and never goes back; chance is the secrets. So a run is a function
+/// of its inputs. Nothing here allocates once the proxy is made, but for policies and listings.
+pub struct Proxy {
+    pub(crate) settings: Settings,
+    pub(crate) table: Table,
+    pub(crate) candidates: Candidates,
+    pub(crate) caches: Caches,
     pub(crate) counters: Counters,
-    /// Who has proved himself since [`Proxy::next_proved`] was last asked.
+    /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
     pub(crate) proved: Vec<Source>,
     /// What was learned since [`Proxy::updates`] was last asked.
     pub(crate) updates: Vec<ServerUpdate>,
@@ -272,29 +314,29 @@ impl Proxy {
     /// # Panics
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
-        let candidates = || Queue::new(config.flow_capacity().min(evict::CANDIDATES_REMEMBERED));
         let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
+        let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let mut proxy = Self {
-            hash_keys: secrets.hash_keys(),
-            table: Table::of(config.table_buckets, slab, secrets.hash_keys(), now),
-            cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
-            server_options: ServerOptions::new(config.learn_capacity, &policy, secrets.pair(2)),
-            limiter: Limiter::new(&config.rate, secrets.pair(2), limits, refused_syns),
-            syn_cached: Queue::new(config.syn_cache_max.min(config.flow_capacity())),
-            closing: candidates(),
-            server_syn_sent: candidates(),
-            silent: candidates(),
-            openings: candidates(),
-            hold_queue: HoldQueue::new(config.held_frames),
-            fragments: Fragments::new(),
-            recent_syns: RecentSyns::new(recent_syns, now),
-            refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), secrets.pair(2), now),
-            passed: Meter::new(config.passed_rate),
-            introductions: Meter::new(config.introductions),
-            draining: false,
-            profiles: Profiles::new(policy.profiles()),
-            policy,
-            adopt_until: now + config.adopt_grace,
+            table: Table::of(config.table_buckets, slab, hash_keys, now),
+            candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
+            caches: Caches {
+                cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
+                server_options: ServerOptions::new(config.learn_capacity, &policy, keys),
+                refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
+                recent_syns: RecentSyns::new(recent_syns, now),
+                limiter: Limiter::new(&config.rate, keys, limits, refused_syns),
+                fragments: Fragments::new(),
+                hold_queue: HoldQueue::new(config.held_frames),
+            },
+            settings: Settings {
+                hash_keys,
+                profiles: Profiles::new(policy.profiles()),
+                policy,
+                draining: false,
+                adopt_until: now + config.adopt_grace,
+                passed: Meter::new(config.passed_rate),
+                introductions: Meter::new(config.introductions),
+            },
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
@@ -314,7 +356,7 @@ impl Proxy {
         flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
         for (_, id) in flows {
             let flow = &self.table[id];
-            let lifetime = self.profiles.of(flow.profile).of(flow.state());
+            let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
             // No timer waits longer than its state may last; what is overdue is due now.
             let left = flow.deadline().wrapping_sub(tick(now)) as i32;
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
@@ -330,30 +372,30 @@ impl Proxy {
     /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
     /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
     pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
-        self.server_options.command(entries)
+        self.caches.server_options.command(entries)
     }
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
     /// keep what they were told. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
     /// with the tables they were made with. To be called between two batches.
     pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
-        self.cookies.retable(&policy.tables, policy.from);
-        self.server_options.set_policy(&policy, &self.policy);
-        self.refused_ports.may_last(policy.longest_closed());
-        self.profiles.adopt(policy.profiles());
-        core::mem::replace(&mut self.policy, policy)
+        self.caches.cookies.retable(&policy.tables, policy.from);
+        self.caches.server_options.set_policy(&policy, &self.settings.policy);
+        self.caches.refused_ports.may_last(policy.longest_closed());
+        self.settings.profiles.adopt(policy.profiles());
+        core::mem::replace(&mut self.settings.policy, policy)
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
     /// from now on do not depend on this process. Clients that were answered lately may still prove themselves.
     pub fn drain(&mut self, draining: bool) {
-        self.draining = draining;
+        self.settings.draining = draining;
     }
 
     /// Changes the secret that cookies are signed with, when its time comes.
     pub fn rotate(&mut self, rotation: &Rotation, now: Instant) {
-        self.cookies.advance(now);
-        self.cookies.rotate(rotation);
+        self.caches.cookies.advance(now);
+        self.caches.cookies.rotate(rotation);
     }
 
     /// First pass: parses the frame, hashes its ends and asks for the line of the flow table they fall in. What it finds out it writes to `parse`.
@@ -370,14 +412,14 @@ impl Proxy {
 
     #[inline(always)]
     fn parse_segment(&self, side: Side, segment: Segment, meta: &mut Metadata) {
-        let hash = segment.key.hash(self.hash_keys);
+        let hash = segment.key.hash(self.settings.hash_keys);
         self.table.prefetch_bucket(hash);
         let mut tokens = 0;
         if segment.flags.has(Flags::SYN) && side == Side::Wan {
             // A copy, lest the segment itself have to lie in memory.
             let key = segment.key;
-            tokens = self.limiter.place(&key);
-            self.limiter.prefetch(tokens);
+            tokens = self.caches.limiter.place(&key);
+            self.caches.limiter.prefetch(tokens);
         }
         *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
@@ -395,13 +437,13 @@ impl Proxy {
     fn owner_hash(&self, parsed: &Parsed) -> u64 {
         match parsed {
             Parsed::Error(quote) => {
-                let hash = quote.key.hash(self.hash_keys);
+                let hash = quote.key.hash(self.settings.hash_keys);
                 self.table.prefetch_bucket(hash);
                 hash
             }
             Parsed::Fragment(fragment) => {
-                let hash = fragment.hash(self.hash_keys);
-                self.fragments.prefetch(hash);
+                let hash = fragment.hash(self.settings.hash_keys);
+                self.caches.fragments.prefetch(hash);
                 hash
             }
             _ => 0,
@@ -414,10 +456,10 @@ impl Proxy {
         if let Parsed::Tcp(segment) = &meta.parsed {
             match self.table.prefetch_flow(meta.hash, segment.key.v6) {
                 Guess::Perhaps(id) => meta.place = id,
-                Guess::Elsewhere => self.recent_syns.prefetch(meta.hash),
+                Guess::Elsewhere => self.caches.recent_syns.prefetch(meta.hash),
                 Guess::Nowhere => {
                     (meta.place, meta.entered) = (Id::ABSENT, self.table.entered());
-                    self.recent_syns.prefetch(meta.hash);
+                    self.caches.recent_syns.prefetch(meta.hash);
                 }
             }
         }
@@ -440,21 +482,24 @@ impl Proxy {
                     place if self.table.is_at(place, &segment.key) => Some(place),
                     _ => self.table.find(&segment.key, meta.hash),
                 };
-                let verdict = match found {
-                    Some(id) if self.forward_fast(side, segment, id, head, now) => {
+                let kind = segment.flags.kind();
+                let verdict = match (found, kind) {
+                    (Some(id), Kind::Ack) if self.forward_fast(side, segment, id, head, now) => {
                         egress.note(|| {
                             "established, in sequence, nothing owed or in doubt: passed and translated".into()
                         });
                         Verdict::Forward
                     }
-                    // Whoever wants to know why is told step by step, which leads to the same.
-                    None if !E::TRACES && self.answer_syn_fast(side, segment, meta, head, now) => Verdict::Reflect,
-                    _ => self.on_segment_slow(side, segment, meta, found, head, now, egress),
+                    // An egress that traces is told step by step, which leads to the same.
+                    (None, Kind::Syn) if !E::TRACES && self.answer_syn_fast(side, segment, meta, head, now) => {
+                        Verdict::Reflect
+                    }
+                    _ => self.on_segment(side, segment, kind, meta, found, head, now, egress),
                 };
                 self.conclude(side, verdict)
             }
             Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
-            Parsed::StrayError => self.on_unmatched_icmp(self.policy.everybody().icmp_errors),
+            Parsed::StrayError => self.on_unmatched_icmp(self.settings.policy.everybody().icmp_errors),
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
                 self.counters.count(Event::Bridged);
@@ -484,61 +529,47 @@ impl Proxy {
         verdict
     }
 
-    /// A segment of the flow that was found, or of none.
+    /// A segment of this kind, of the flow that was found or of none: the general case of both fast paths, which do what is done here.
     #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "what a turn is made of, in registers")]
-    fn on_segment_slow(
+    #[expect(clippy::too_many_arguments, reason = "what a context is made of, in registers")]
+    fn on_segment(
         &mut self,
         side: Side,
         segment: &Segment,
+        kind: Kind,
         meta: &Metadata,
         found: Option<Id>,
         head: &mut Head,
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let ctx = Context { side, segment, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
-        let verdict = self.on_segment(ctx, found);
+        let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
+        let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
+            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
+            (None, _, Kind::Rst) => self.on_unknown_connection(ctx),
+            (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
+            (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
+            (None, Side::Wan, Kind::SynAck) => Verdict::Drop(DropReason::NoFlow),
+            (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
+            (None, Side::Lan, Kind::SynAck) => self.refuse_late_answer(ctx),
+            (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
+            (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
+            (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
+            (Some((id, State::ServerSynSent)), Side::Lan, _) => self.on_server_while_server_syn_sent(ctx, id),
+            (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),
+            (Some((id, State::Unconfirmed)), ..) => self.on_unconfirmed(ctx, id),
+            (Some((id, _)), ..) => self.on_established(ctx, id),
+        };
         if segment.fragmented && verdict == Verdict::Forward {
             self.note_first_fragment(side, segment, head, now);
         }
         verdict
     }
 
-    fn on_segment(&mut self, ctx: Context<impl Egress>, found: Option<Id>) -> Verdict {
-        let flags = ctx.segment.flags;
-        let opens_and_ends = flags.has(Flags::SYN) && flags.has(Flags::FIN.and(Flags::RST));
-        if opens_and_ends || !flags.has(Flags::SYN.and(Flags::ACK).and(Flags::RST)) {
-            return Verdict::Drop(DropReason::BadFlags);
-        }
-        match found.map(|id| (id, self.table[id].state())) {
-            None => self.on_no_flow(ctx),
-            Some((id, State::SynCached)) => self.on_syn_cached(ctx, id),
-            Some((id, State::ServerSynSent)) => self.on_server_syn_sent(ctx, id),
-            Some((id, State::SynSent | State::SynReceived)) => self.on_opening(ctx, id),
-            Some((id, State::Unconfirmed)) => self.on_unconfirmed(ctx, id),
-            Some((id, _)) => self.on_established(ctx, id),
-        }
-    }
-
-    /// A segment whose ends no flow has.
-    fn on_no_flow(&mut self, ctx: Context<impl Egress>) -> Verdict {
-        let flags = ctx.segment.flags;
-        match ctx.side {
-            _ if flags.has(Flags::RST) => self.on_unknown_connection(ctx),
-            Side::Wan if !flags.has(Flags::SYN) => self.try_cookie(ctx, None),
-            Side::Wan if flags.has(Flags::ACK) => Verdict::Drop(DropReason::NoFlow),
-            Side::Wan => self.answer_syn(ctx, None),
-            Side::Lan if flags.has(Flags::SYN) && flags.has(Flags::ACK) => self.refuse_late_answer(ctx),
-            Side::Lan if flags.has(Flags::SYN) => self.open_passthrough(ctx, None),
-            Side::Lan => self.on_unknown_connection(ctx),
-        }
-    }
-
     /// Does what is due: repeats SYNs, removes what has expired, changes keys. Works off a bounded share;
     /// returns true when more is due already.
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
-        self.cookies.advance(now);
+        self.caches.cookies.advance(now);
         for _ in 0..STEPS_A_TURN {
             match self.table.step(now) {
                 None => return false,
@@ -555,13 +586,13 @@ impl Proxy {
     /// The next held frame to bring back with [`Proxy::on_release`], if any. Ask after every frame and every timeout, until none is left.
     #[inline]
     pub fn next_release(&mut self) -> Option<Ticket> {
-        self.hold_queue.next_release()
+        self.caches.hold_queue.next_release()
     }
 
     /// Ends a ticket: what becomes of the frame that was held for it, which came from the WAN and has not changed since. Never
     /// [`Verdict::Hold`] again.
     pub fn on_release(&mut self, ticket: Ticket, head: &mut Head, now: Instant, egress: &mut impl Egress) -> Verdict {
-        if !self.hold_queue.redeem(ticket) {
+        if !self.caches.hold_queue.redeem(ticket) {
             return self.counters.drop(DropReason::NotHeld);
         }
         self.counters.count(Event::Released);
@@ -597,20 +628,20 @@ impl Proxy {
     pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
         match updates {
             ServerUpdate::Answered(key, observation) => {
-                self.server_options.learn(key, observation, now);
-                self.refused_ports.opened(key, now);
+                self.caches.server_options.learn(key, observation, now);
+                self.caches.refused_ports.opened(key, now);
             }
             ServerUpdate::Refused(key, client) => {
-                let memory = self.policy.rule(key).closed_memory;
-                self.refused_ports.refused(key, *client, memory, now);
+                let memory = self.settings.policy.rule(key).closed_memory;
+                self.caches.refused_ports.refused(key, *client, memory, now);
             }
         }
     }
 
     /// Takes note of a server's SYN-ACK.
     fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) {
-        let is_new = self.server_options.learn(key, observation, now);
-        let was_closed = self.refused_ports.opened(key, now);
+        let is_new = self.caches.server_options.learn(key, observation, now);
+        let was_closed = self.caches.refused_ports.opened(key, now);
         if is_new || was_closed {
             self.publish(ServerUpdate::Answered(*key, *observation));
         }
@@ -624,12 +655,12 @@ impl Proxy {
 
     /// Ends a ticket in whose name no frame was kept.
     pub fn void(&mut self, ticket: Ticket) {
-        self.hold_queue.redeem(ticket);
+        self.caches.hold_queue.redeem(ticket);
     }
 
     /// Frames held at most; every ticket's index is below.
     pub fn held_frames(&self) -> usize {
-        self.hold_queue.places()
+        self.caches.hold_queue.places()
     }
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
@@ -664,7 +695,7 @@ impl Proxy {
     #[inline(always)]
     fn restart_timer(&mut self, id: Id, now: Instant) {
         let flow = &self.table[id];
-        let lifetime = self.profiles.of(flow.profile).of(flow.state());
+        let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
         self.table.schedule(id, tick(now).wrapping_add(lifetime));
     }
 
@@ -803,8 +834,8 @@ impl Proxy {
                 wan_port: 54321,
                 ..FlowKey::default()
             };
-            let hash = key.hash(self.hash_keys);
-            let profile = self.profiles.present(self.policy.rule(&key).profile);
+            let hash = key.hash(self.settings.hash_keys);
+            let profile = self.settings.profiles.present(self.settings.policy.rule(&key).profile);
             let filled = self.table.insert(&key, hash, Side::Wan, State::Established, |flow| {
                 flow.set(FlowFlags::PROXIED, true);
                 flow.set(FlowFlags::UNJUDGED, true);
@@ -812,7 +843,7 @@ impl Proxy {
                 flow.profile = profile;
             });
             let Some(id) = filled else { return };
-            self.table.enter(id, tick(now).wrapping_add(self.profiles.connected(profile)));
+            self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.connected(profile)));
         }
     }
 }
@@ -852,7 +883,7 @@ pub(crate) mod tests {
         let mut proxy = Proxy::new(&config, &Secrets::new([1; 48]), now);
         for n in 0..count {
             let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
-            let hash = key.hash(proxy.hash_keys);
+            let hash = key.hash(proxy.settings.hash_keys);
             proxy.admit(&key, hash, Side::Lan, State::Established, now, |_| ()).unwrap();
         }
         proxy

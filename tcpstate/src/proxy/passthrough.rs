@@ -8,7 +8,7 @@ use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
 use crate::seq::{Window, WindowScale};
-use crate::wire::{Flags, Options, Segment};
+use crate::wire::{Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
 impl Proxy {
@@ -38,7 +38,7 @@ impl Proxy {
 
     /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed.
     fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
-        let mss_clamp = self.policy.rule(ctx.key()).mss_clamp;
+        let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
         if mss_clamp < u16::MAX && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
@@ -47,30 +47,29 @@ impl Proxy {
 
     /// Segments of a connection passed through that is not established yet.
     pub(super) fn on_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let flags = ctx.segment.flags;
-        if flags.has(Flags::RST) {
-            return self.reset_opening(ctx, id);
-        }
-        if !flags.has(Flags::SYN) {
-            return self.on_opening_acknowledged(ctx, id);
+        match ctx.kind {
+            Kind::Rst => return self.reset_opening(ctx, id),
+            Kind::Ack | Kind::Bad => return self.on_opening_acknowledged(ctx, id),
+            Kind::Syn | Kind::SynAck => {}
         }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let flow = &self.table[id];
         let opens = ctx.side == flow.client();
-        match (opens, flags.has(Flags::ACK)) {
+        let is_answer = ctx.kind == Kind::SynAck;
+        match (opens, is_answer) {
             (true, false) if flow.endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() => {
                 // The client has given up its first number, or the data it brought with it, and begun again.
                 self.begin_again(&ctx, id);
             }
             (false, _) if flow.is_in(State::SynSent) => {
                 // Its answer, or, without ACK, its own SYN at the same time (RFC 9293 section 3.5, figure 7).
-                let answers = flags.has(Flags::ACK) && flow.answers_syn(ctx.segment);
+                let answers = is_answer && flow.answers_syn(ctx.segment);
                 let options = Options::read(ctx.options());
                 if answers {
                     self.settle_opening(&ctx, id, options);
-                } else if !flags.has(Flags::ACK) {
+                } else if !is_answer {
                     self.table.update(id, |flow| note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options));
                 }
             }

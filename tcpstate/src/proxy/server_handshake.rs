@@ -12,7 +12,7 @@ use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
-    DEFAULT_TTL, Envelope, Flags, FlowKey, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
+    DEFAULT_TTL, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
@@ -42,15 +42,16 @@ impl Proxy {
         if let Some(former) = former {
             self.replace_former(former, ctx.egress);
         }
-        if self.refused_ports.is_refused(&key, Client::of(self.limiter.place(&key)), now) {
+        if self.caches.refused_ports.is_refused(&key, Client::of(self.caches.limiter.place(&key)), now) {
             ctx.egress.note(|| "the port refused this client lately: it is refused at once".into());
             // The same proof may come again and again: the server need not hear of each.
             return Self::refuse_in_place(&mut ctx, proof.outer_isn + 1, None);
         }
-        self.limiter.refund(&key, now);
+        self.caches.limiter.refund(&key, now);
         self.evict_one(now, ctx.egress);
-        let rule = self.policy.rule(&key);
-        let presumed = proof.terms.timestamps && !self.server_options.offer_cached(&key, rule, now).timestamps_known;
+        let rule = self.settings.policy.rule(&key);
+        let presumed =
+            proof.terms.timestamps && !self.caches.server_options.offer_cached(&key, rule, now).timestamps_known;
         let early = rule.handshake == Handshake::Early;
         ctx.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
@@ -84,13 +85,13 @@ impl Proxy {
     /// Keeps a client's segment until its server answers.
     fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
-        let early_window = self.profiles.get(flow.profile).early_window;
+        let early_window = self.settings.profiles.get(flow.profile).early_window;
         let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
         // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
         let fits = flow.attempts == 0
             && ctx.segment.seq.beyond(first) <= end.beyond(first)
             && end.beyond(first) <= early_window.into();
-        match fits.then(|| self.table.update(id, |flow| self.hold_queue.hold(flow, end))).flatten() {
+        match fits.then(|| self.table.update(id, |flow| self.caches.hold_queue.hold(flow, end))).flatten() {
             Some(ticket) => {
                 self.counters.count(Event::Held);
                 Verdict::Hold(ticket)
@@ -149,28 +150,20 @@ impl Proxy {
         sent
     }
 
-    /// Segments while the server is being called.
-    pub(super) fn on_server_syn_sent(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
-        match ctx.side {
-            Side::Wan => self.on_client_while_server_syn_sent(ctx, id),
-            Side::Lan => self.on_server_while_server_syn_sent(ctx, id),
-        }
-    }
-
-    fn on_client_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, flags, window, .. } = *ctx.segment;
+    /// Segments of the client while the server has not answered.
+    pub(super) fn on_client_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, window, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
-        if flags.has(Flags::SYN) {
-            return if flags.has(Flags::ACK) {
-                Verdict::Drop(DropReason::WrongState)
-            } else {
-                self.answer_syn(ctx, Some(id))
-            };
+        if ctx.kind == Kind::SynAck {
+            return Verdict::Drop(DropReason::WrongState);
         }
-        if flags.has(Flags::RST) {
+        if ctx.kind == Kind::Syn {
+            return self.answer_syn(ctx, Some(id));
+        }
+        if ctx.kind == Kind::Rst {
             // One that has sent early data resets behind it.
-            if !seq.within(next, self.hold_queue.reach(flow, next)) {
+            if !seq.within(next, self.caches.hold_queue.reach(flow, next)) {
                 return Verdict::Drop(DropReason::BadReset);
             }
             if !ctx.is_sound() {
@@ -201,12 +194,13 @@ impl Proxy {
             return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
         }
         if flow.is(FlowFlags::REOPENING) {
-            return self.try_cookie(ctx, Some(id));
+            return self.on_cookie_ack(ctx, Some(id));
         }
         Verdict::Drop(DropReason::WrongState)
     }
 
-    fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+    /// Segments of the server while it has not answered.
+    pub(super) fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let Segment { ack, flags, .. } = *ctx.segment;
         let next = self.table[id].endpoint(Side::Wan).next;
         let answers = flags.has(Flags::ACK) && ack == next;
@@ -214,16 +208,16 @@ impl Proxy {
             let answers = if answers { "this does" } else { "this does not" };
             format!("the server is being called; an answer acknowledges {}: {answers}", next.get())
         });
-        if flags.has(Flags::RST) && !answers {
+        if ctx.kind == Kind::Rst && !answers {
             return Verdict::Drop(DropReason::BadReset);
         }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if flags.has(Flags::RST) {
+        if ctx.kind == Kind::Rst {
             return self.forward_refusal(ctx, id);
         }
-        if flags.has(Flags::SYN) && answers {
+        if ctx.kind == Kind::SynAck && answers {
             return self.splice(ctx, id);
         }
         if flags.has(Flags::ACK) {
@@ -249,10 +243,10 @@ impl Proxy {
 
     /// A port has refused: one that nobody is known to have reached is taken for closed, another for barring this client's network.
     pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
-        let rule = self.policy.rule(key);
-        let known = self.server_options.offer(key, rule, now).known;
-        let client = if known { Client::of(self.limiter.place(key)) } else { Client::EVERYBODY };
-        self.refused_ports.refused(key, client, rule.closed_memory, now);
+        let rule = self.settings.policy.rule(key);
+        let known = self.caches.server_options.offer(key, rule, now).known;
+        let client = if known { Client::of(self.caches.limiter.place(key)) } else { Client::EVERYBODY };
+        self.caches.refused_ports.refused(key, client, rule.closed_memory, now);
         self.publish(ServerUpdate::Refused(*key, client));
     }
 
@@ -273,7 +267,7 @@ impl Proxy {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
         let ttl = ctx.segment.ttl(ctx.head.bytes());
-        let told_mss = self.server_options.most_told(ctx.key(), self.policy.rule(ctx.key()), now);
+        let told_mss = self.caches.server_options.most_told(ctx.key(), self.settings.policy.rule(ctx.key()), now);
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, answered, flow);
         let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
@@ -322,7 +316,7 @@ impl Proxy {
     pub(super) fn release_held(&mut self, id: Id) {
         self.table.update(id, |flow| {
             let edge = flow.endpoint(Side::Lan).acked + flow.granted(Side::Lan).0;
-            self.hold_queue.release(flow, edge);
+            self.caches.hold_queue.release(flow, edge);
         });
     }
 
@@ -394,7 +388,7 @@ impl Proxy {
             self.table.set_state(id, State::Established, |_| ());
             let flow = &self.table[id];
             let passed = tick(now).wrapping_sub(flow.born);
-            self.profiles.connected(flow.profile).saturating_sub(passed)
+            self.settings.profiles.connected(flow.profile).saturating_sub(passed)
         } else {
             self.counters.count(Event::UpdateRepeated);
             self.send_update(id, now, egress);
@@ -406,13 +400,13 @@ impl Proxy {
     /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let passed = tick(now).wrapping_sub(self.table[id].born);
-        let lifetimes = *self.profiles.of(self.table[id].profile);
+        let lifetimes = *self.settings.profiles.of(self.table[id].profile);
         if passed >= lifetimes.server_syn_sent {
             self.counters.count(Event::DialTimeout);
             return self.abort(id, egress);
         }
         let attempts = self.table.update(id, |flow| {
-            self.hold_queue.forget(flow);
+            self.caches.hold_queue.forget(flow);
             flow.attempts = flow.attempts.saturating_add(1);
             flow.attempts
         });

@@ -272,7 +272,7 @@ mod tests {
         put16(frame, 18 + 10, sum);
     }
 
-    /// What becomes of a frame of which `seen` bytes are in sight, if anything.
+    /// What becomes of a frame of which `seen` bytes are visible, if anything.
     fn refused(frame: &[u8], seen: usize, mss: u16) -> Option<Vec<u8>> {
         let mut buffer = frame[..seen].to_vec();
         let mut head = Head::new(&mut buffer, 0, seen, frame.len());

@@ -25,7 +25,7 @@ fn main() {
     }
     let flows: u64 = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(1_000_000);
     let rig = Rig::alone();
-    let socket = std::env::temp_dir().join(format!("spx{}-bench.sock", std::process::id()));
+    let socket = harness::leftovers::file("bench.sock");
     let config = "conntablesize = 262144; sackmode = commanded; timeouts = { ul_syn_sent = 3600; reseted = 3600; };";
     let control = format!("--control={}", socket.display());
     rig.middle.sh("ip link set lo up");
@@ -70,11 +70,11 @@ fn main() {
     });
     tell(&mut client, "top", "top", |client| repeat(client, &Request::Top));
     tell(&mut client, "backends, one after the other", "backends", |client| {
-        (0..SERVERS).for_each(|n| done(client, &Request::AddBackend(entry(n))));
+        (0..SERVERS).for_each(|n| done(client, &Request::AddServer(entry(n))));
         SERVERS as usize
     });
     tell(&mut client, "backends, all taken back", "backends", |client| {
-        (0..SERVERS).for_each(|n| done(client, &Request::DeleteBackend(key(n))));
+        (0..SERVERS).for_each(|n| done(client, &Request::DeleteServer(key(n))));
         SERVERS as usize
     });
     tell(&mut client, "rotate-secrets", "rotate-secrets", |client| {
