@@ -2,17 +2,29 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: setup build man papers test test-queues demo e2e-zc e2e-netmap bench bench-check fuzz fmt lint clean
+# What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
+run := exec setpriv --pdeathsig TERM --
+
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 man: setup    ; @cargo run -q -p tools --bin mkman -- target/man-pages
 papers: man   # the former name
-test: setup   ; cargo build --workspace --bins && cargo test --workspace && cargo test --manifest-path unit/loom/Cargo.toml --target-dir target/loom
-test-queues: setup ; for queues in 2 4; do for steer in handoff everything; do QUEUES=$$queues STEER=$$steer cargo test -p unit --test 'e2e_*' || exit; done; done
-demo: setup   ; @unit/demo.sh
-e2e-zc: setup ; @unit/zc/run.sh
-e2e-netmap: setup ; @unit/netmap/run.sh
+
+# `make test TESTS='-p unit --test e2e tcp::'` runs a part.
+test: setup
+	$(run) cargo test $(or $(TESTS),--workspace)
+	$(if $(TESTS),,$(run) cargo test --manifest-path unit/loom/Cargo.toml --target-dir target/loom)
+# What takes longer, or needs a guest or a module: each sets up what it needs.
+test-queues: setup ; $(run) unit/queues.sh
+test-zero-copy: setup ; @$(run) unit/zc/run.sh
+test-netmap: setup ; @$(run) unit/netmap/run.sh
+test-all: test test-queues test-zero-copy test-netmap
+e2e-zc: test-zero-copy
+e2e-netmap: test-netmap
+
+demo: setup   ; @$(run) unit/demo.sh
 bench: setup  ; cargo bench -p unit --bench engine && cargo bench -p unit --bench scaling && cargo bench -p unit --bench wire -- $(BENCH)
 bench-check: setup ; cargo bench -p unit --bench engine -- --check
 fuzz:         ; @unit/fuzz/run.sh

@@ -5,32 +5,62 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
 
-client=spx$$-demo-client box=spx$$-demo-box server=spx$$-demo-server
-work=$(mktemp -d)
-children=()
-
 if [ "$(id -u)" -ne 0 ]; then echo "demo: network namespaces need root" >&2; exit 1; fi
 
+# Names carry this process's id, as those of the tests do.
+client=spx$$-demo-client box=spx$$-demo-box server=spx$$-demo-server
+work=$(mktemp -d -t "spx$$-demo.XXXXXX")
+children=()
+
+# A namespace, and before it the processes inside, which would keep it without a name.
+remove() {
+    local pids
+    pids=$(ip netns pids "$1" 2>/dev/null || true)
+    if [ -n "$pids" ]; then
+        kill $pids 2>/dev/null || true
+        for _ in {1..60}; do
+            [ -n "$(ip netns pids "$1" 2>/dev/null || true)" ] || break
+            sleep 0.05
+        done
+        kill -9 $pids 2>/dev/null || true
+    fi
+    ip netns del "$1" 2>/dev/null || true
+}
 undo() {
-    trap - EXIT INT TERM
+    trap - EXIT
+    trap '' INT TERM
     for child in "${children[@]}"; do kill "$child" 2>/dev/null || true; done
+    for namespace in $client $box $server; do remove $namespace; done
     wait 2>/dev/null || true
-    for namespace in $client $box $server; do ip netns del $namespace 2>/dev/null || true; done
     rm -rf "$work"
 }
 trap undo EXIT
-trap 'echo; echo "interrupted; everything is put away"; exit 130' INT TERM
+trap 'echo; echo "interrupted; everything is put away"; exit 130' INT TERM HUP
+
+# What a demo or a test left behind that was killed: what carries the id of a process that is no more.
+for path in /run/netns/spx*-* "${TMPDIR:-/tmp}"/spx*-*; do
+    name=${path##*/} owner=${path##*/spx} owner=${owner%%-*}
+    if [[ ! $owner =~ ^[0-9]+$ ]] || [ -d "/proc/$owner" ]; then continue; fi
+    case $path in /run/*) remove "$name" ;; *) rm -rf "$path" ;; esac
+done
 
 bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
 step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 row() { printf '  %-38s %s\n' "$@"; }
-# Not for the background: there it would be a shell around the program, and killing it would spare the program.
-at() { local namespace=$1; shift; ip netns exec "$namespace" "$@"; }
+# A command that is waited for so that a signal is heeded at once.
+attend() { "$@" <&0 & children+=($!); wait $!; }
+# A program in a namespace, which ends with whoever started it. `begin` is for the background.
+at() { local namespace=$1; shift; attend ip netns exec "$namespace" setpriv --pdeathsig TERM -- "$@"; }
+begin() { local namespace=$1; shift; exec ip netns exec "$namespace" setpriv --pdeathsig TERM -- "$@"; }
 fail() { echo "demo: $*" >&2; [ -f "$work/log" ] && sed 's/^/  synproxy: /' "$work/log" >&2; exit 1; }
 
-step "Building"
-cargo build --release --quiet --workspace --bins
-bin=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+# `SYNPROXY_BIN_DIR` names a directory with ready programs instead.
+bin=${SYNPROXY_BIN_DIR:-}
+if [ -z "$bin" ]; then
+    step "Building"
+    attend setpriv --pdeathsig TERM -- cargo build --profile demo --workspace --bins
+    bin=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/demo
+fi
 row "programs" "synproxy, synflood, honest (${bin/#$PWD\//})"
 
 step "Three namespaces, two cables"
@@ -54,7 +84,7 @@ cable() { # the host's namespace, its interface, the box's interface, the last p
 cable $client c0 wan0 1
 cable $server s0 lan0 2
 
-ip netns exec $box "$bin/synproxy" lan0 wan0 >"$work/log" 2>&1 &
+begin $box "$bin/synproxy" lan0 wan0 >"$work/log" 2>&1 &
 proxy=$!
 children+=($proxy)
 for _ in {1..200}; do
@@ -82,30 +112,30 @@ step "TCP, 64 MB each"
 head -c 64M /dev/urandom >"$work/sent"
 sum=$(md5sum <"$work/sent")
 transfer() { # a name, who connects, who listens and where, which of them sends
-    local nc listener begin end received=$work/received
+    local listener start end received=$work/received
     if [ "$5" = caller ]; then
-        timeout 30 ip netns exec "$3" nc -d -l "$4" 4000 >"$received" & listener=$!
-        sleep 0.3; begin=$(date +%s%N)
+        begin "$3" timeout 30 nc -d -l "$4" 4000 >"$received" & listener=$!; children+=($listener)
+        sleep 0.3; start=$(date +%s%N)
         at "$2" timeout 20 nc -N "$4" 4000 <"$work/sent" >/dev/null || fail "$1 got stuck"
     else
-        timeout 30 ip netns exec "$3" nc -N -l "$4" 4000 <"$work/sent" >/dev/null & listener=$!
-        sleep 0.3; begin=$(date +%s%N)
+        begin "$3" timeout 30 nc -N -l "$4" 4000 <"$work/sent" >/dev/null & listener=$!; children+=($listener)
+        sleep 0.3; start=$(date +%s%N)
         at "$2" timeout 20 nc -d "$4" 4000 >"$received" || fail "$1 got stuck"
     fi
     wait $listener || true
     end=$(date +%s%N)
     [ "$(md5sum <"$received")" = "$sum" ] || fail "$1: the bytes differ"
-    row "$1" "$((64 * 8388608 / ((end - begin) / 1000))) Mbit/s, every byte as sent"
+    row "$1" "$((64 * 8388608 / ((end - start) / 1000))) Mbit/s, every byte as sent"
 }
 transfer "client calls, client sends, IPv4" $client $server 10.77.0.2 caller
 transfer "client calls, server sends, IPv6" $client $server fd77::2 called
 transfer "server calls, server sends, IPv4" $server $client 10.77.0.1 caller
 
 step "A SYN flood from the whole Internet, and 200 honest clients"
-ip netns exec $server "$bin/honest" serve 10.77.0.2:80 </dev/null >/dev/null & children+=($!)
+begin $server "$bin/honest" serve 10.77.0.2:80 </dev/null >/dev/null & children+=($!)
 sleep 0.3
 mac=$(at $server cat /sys/class/net/s0/address)
-ip netns exec $client "$bin/synflood" --interface c0 --to 10.77.0.2 --to-mac "$mac" --from-mac 02:00:00:00:00:66 --seconds 30 \
+begin $client "$bin/synflood" --interface c0 --to 10.77.0.2 --to-mac "$mac" --from-mac 02:00:00:00:00:66 --seconds 30 \
     >"$work/flood" & flood=$!
 children+=($flood)
 sleep 0.5

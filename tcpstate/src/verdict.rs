@@ -130,7 +130,7 @@ crate::metrics! {
         Held = "held",
         /// Held segments released to their server.
         Released = "released",
-        /// Handshakes whose last ACK to the server was withheld because of the client's hop distance.
+        /// Handshakes whose last ACK to the server was withheld until the client's round-trip time had passed.
         AckWithheld = "ack-withheld" in Connections,
         /// SYNs answered with a reset because the port recently refused.
         ClosedPort = "closed-port",

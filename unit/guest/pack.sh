@@ -1,26 +1,44 @@
 # What runs in a guest have in common: packages, programs, the guest's archive, and an end that leaves nothing behind.
-# Sourced by bash scripts, which call themselves $name; nothing happens before they call one of these.
+# Sourced by bash scripts, which call themselves $name, the verb of the Makefile; nothing happens before they call one of these.
 
 say() { echo "$name: $*"; }
 fail() { echo "$name: $*" >&2; exit 1; }
+# Nothing is tested, and this is why: the line that `.ci/run` looks for. Ends the script, or the subshell, whose caller then ends with
+# the same status.
+ignored() { echo "make $name: ignored, $*"; exit 77; }
 
 # The directory $work, gone at the end as are the children.
 begin() {
-    [ "$(id -u)" -eq 0 ] || fail "network namespaces need root"
-    [ -c /dev/net/tun ] || fail "there is no /dev/net/tun, by which the guest's cards reach the namespaces"
-    work=$(mktemp -d) child=
+    work= child=
     trap undo EXIT
-    trap 'exit 130' INT TERM
+    trap 'exit 130' INT TERM HUP
+    [ "$(id -u)" -eq 0 ] || ignored "network namespaces need root"
+    [ -c /dev/net/tun ] || ignored "there is no /dev/net/tun, by which the guest's cards reach the namespaces"
+    work=$(mktemp -d -t "spx$$-guest.XXXXXX")
 }
 undo() {
-    trap - EXIT INT TERM
+    local status=$?
+    trap - EXIT
+    trap '' INT TERM HUP
     # It puts away its guest and its namespaces itself.
     if [ -n "$child" ]; then kill "$child" 2>/dev/null || true; wait "$child" 2>/dev/null || true; fi
-    rm -rf "$work"
+    [ -z "$work" ] || rm -rf "$work"
+    # Ignored is not failed.
+    if [ "$status" -eq 77 ]; then exit 0; fi
 }
 
+# Runs a command so that a signal to this script is passed on at once.
+attend() {
+    local status=0
+    setpriv --pdeathsig TERM -- "$@" </dev/null & child=$!
+    wait "$child" || status=$?
+    child=
+    return "$status"
+}
 # Runs a command whose output matters only if it fails.
-quietly() { "$@" >"$work/said" 2>&1 </dev/null || { cat "$work/said" >&2; exit 1; }; }
+quietly() { attend "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2; exit 1; }; }
+# The same, for what comes over the network: without it nothing can be tested.
+fetch() { attend "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2; ignored "what it needs cannot be fetched"; }; }
 
 # Installs Debian packages for good, as scripts/setup.sh does; says nothing when none is missing.
 need() {
@@ -34,9 +52,9 @@ need() {
     [ -n "$missing" ] || return 0
     say "installing$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install $patient -y --no-install-recommends $missing >"$work/said" 2>&1 </dev/null && return
-    quietly apt-get update $patient
-    quietly apt-get install $patient -y --no-install-recommends $missing
+    attend apt-get install $patient -y --no-install-recommends $missing >"$work/said" 2>&1 && return
+    fetch apt-get update $patient
+    fetch apt-get install $patient -y --no-install-recommends $missing
 }
 
 # Has apt look at one suite of the mirror this machine uses, beside the machine's own package sources, which stay as
@@ -45,31 +63,30 @@ look_at() {
     local keys=/usr/share/keyrings/debian-archive-keyring.gpg mirror
     mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | grep -v -- -security | head -1)
     mirror=${mirror% *}
-    [ -n "$mirror" ] || fail "apt knows no mirror to fetch a kernel from"
+    [ -n "$mirror" ] || ignored "apt knows no mirror to fetch a kernel from"
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/parts"
     echo "deb [signed-by=$keys] $mirror $1 main" >"$work/sources.list"
     there=(-o "Dir::Etc::SourceList=$work/sources.list" -o "Dir::Etc::SourceParts=$work/parts"
         -o "Dir::Cache=$work/cache" -o "Dir::State::Lists=$work/lists" -o Dir::State::status=/dev/null)
-    quietly apt-get "${there[@]}" update -q
+    fetch apt-get "${there[@]}" update -q
 }
 
 # Builds the programs with profile $1 and the tests called $2: they are in $programs and at $tests; $target is where
 # files may be kept.
 build() {
     case $1 in dev) profile= ;; *) profile="--profile $1" ;; esac
-    cargo build $profile --quiet --workspace --bins
+    attend cargo build $profile --workspace --bins
     target=$(cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
     case $1 in dev) programs=$target/debug ;; *) programs=$target/$1 ;; esac
-    tests=$(executable "$2")
+    executable "$2"
+    tests=$path
 }
 
-# The path of a test's program, built.
+# Builds a test's program: it is at $path.
 executable() {
-    local path
-    path=$(cargo test $profile --quiet -p unit --test "$1" --no-run --message-format=json \
-        | sed -n "s/.*\"name\":\"$1\".*\"executable\":\"\([^\"]*\)\".*/\1/p" | tail -1)
+    attend cargo test $profile -p unit --test "$1" --no-run --message-format=json-render-diagnostics >"$work/built"
+    path=$(sed -n "s/.*\"name\":\"$1\".*\"executable\":\"\([^\"]*\)\".*/\1/p" "$work/built" | tail -1)
     [ -x "$path" ] || fail "the tests were not built"
-    echo "$path"
 }
 
 # The guest's root in $guest: a shell, the first process, and the kernel modules that are piped in by `add_module`.

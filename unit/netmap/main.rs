@@ -1,5 +1,5 @@
-//! netmap against its kernel module, in a guest: `tests/e2e_netmap.rs` runs inside it; then the proxy stands between two
-//! kernels outside, on network cards whose driver netmap has patched. Run by `make e2e-netmap`, which builds the module and
+//! netmap against its kernel module, in a guest: `tests/e2e/netmap.rs` runs inside it; then the proxy stands between two
+//! kernels outside, on network cards whose driver netmap has patched. Run by `make test-netmap`, which builds the module and
 //! the guest; no part of a plain `cargo test`.
 //!
 //! ```text
@@ -44,8 +44,8 @@ fn adapter(lab: &mut Lab, mode: u8) {
 
 /// The tests that need nothing but the module: veth, switches, pipes.
 fn inside(lab: &mut Lab) {
-    step("In the guest, between namespaces of its own (unit/tests/e2e_netmap.rs)");
-    let line = "SYNPROXY_BIN_DIR=/bin NETMAP_BRIDGE=/bin/netmap-bridge e2e_netmap --nocapture --test-threads 1";
+    step("In the guest, between namespaces of its own (unit/tests/e2e/netmap.rs)");
+    let line = "SYNPROXY_BIN_DIR=/bin NETMAP_BRIDGE=/bin/netmap-bridge e2e netmap:: --nocapture --test-threads 1";
     let (status, said) = lab.guest.run_for(line, INSIDE);
     print!("{said}");
     assert_eq!(status, 0, "the tests inside failed");
@@ -210,7 +210,7 @@ fn in_a_guest(image: &Image, part: fn(&mut Lab)) {
 
 fn main() -> ExitCode {
     guest::run(
-        "e2e-netmap",
+        "test-netmap",
         Card::E1000,
         &[
             ("inside", &|image| in_a_guest(image, inside)),

@@ -5,22 +5,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$PATH:$HOME/.cargo/bin"
-name=e2e-netmap
+name=test-netmap
 . unit/guest/pack.sh
 
+begin
 if [ -z "${NETMAP_SRC:-}" ]; then
-    say "skipped: NETMAP_SRC does not name a directory with netmap's sources"
-    exit 0
+    ignored "NETMAP_SRC does not name a directory with netmap's sources"
 fi
 [ -x "$NETMAP_SRC/LINUX/configure" ] || fail "$NETMAP_SRC has no LINUX/configure: those are not netmap's sources"
 sources=$(cd "$NETMAP_SRC" && pwd)
 
-begin
 # The machine to emulate, a shell for the guest, its archive; and what builds a kernel's modules.
 need qemu-system-x86 busybox-static cpio xz-utils binutils gcc make patch iproute2 ethtool iputils-ping util-linux
 # No speed is taken here, and this profile is built much sooner.
 build dev netmap_module
-inside=$(executable e2e_netmap)
+executable e2e
+inside=$path
 
 # The kernel is that of this release of Debian, since its modules want the compiler it was built with. Its packages are
 # only unpacked, and kept for the next time.
@@ -33,11 +33,11 @@ if ! ls "$kept"/linux-image-*.deb >/dev/null 2>&1; then
     image=$(dependency linux-image-amd64 'linux-image-[0-9].*')
     headers=linux-headers-${image#linux-image-}
     series=$(sed -n 's/^linux-image-\([0-9]*\.[0-9]*\).*/\1/p' <<<"$image")
-    [ -n "$image" ] && [ -n "$series" ] || fail "$release has no kernel for this machine"
+    [ -n "$image" ] && [ -n "$series" ] || ignored "$release has no kernel for this machine"
     say "fetching $image"
     rm -rf "$kept/part" && mkdir "$kept/part"
-    (cd "$kept/part" && quietly apt-get "${there[@]}" download -q "$image" "$headers" "linux-source-$series" \
-        "$(dependency "$headers" 'linux-headers-[0-9].*-common')" "$(dependency "$headers" 'linux-kbuild-[0-9].*')")
+    (cd "$kept/part" && fetch apt-get "${there[@]}" download -q "$image" "$headers" "linux-source-$series" \
+        "$(dependency "$headers" 'linux-headers-[0-9].*-common')" "$(dependency "$headers" 'linux-kbuild-[0-9].*')") || exit
     mv "$kept"/part/*.deb "$kept" && rmdir "$kept/part"
 fi
 for package in "$kept"/linux-image-*.deb; do dpkg-deb -x "$package" "$work/package"; done
@@ -90,7 +90,7 @@ for program in synproxy netmapsend tcpsendrecv; do add_program "$programs/$progr
 for program in ip ethtool ping setpriv; do add_program "$(command -v $program)"; done
 # busybox's shell takes its own `ip` for the one that is there.
 add_program "$(readlink -f /bin/sh)" sh
-add_program "$inside" e2e_netmap
+add_program "$inside" e2e
 add_program "$built/bridge" netmap-bridge
 add_program "$built/vale-ctl"
 add_program "$built/pkt-gen"

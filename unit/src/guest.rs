@@ -7,13 +7,13 @@ use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::netns::{self, Namespace, Rig, traffic};
+use harness::leftovers;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// How long the guest may take to start.
@@ -41,9 +41,6 @@ const ALARMS: [&str; 10] = [
     "allocation failure",
     "double free",
 ];
-
-/// The process id of the guest that runs, for whoever has to end in a hurry; 0 if none does.
-static RUNNING: AtomicU32 = AtomicU32::new(0);
 
 /// What the guest is started with.
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +101,7 @@ impl Guest {
     }
 
     fn launch(image: &Image, client: &Namespace, server: &Namespace, queues: usize) -> Guest {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let console = std::env::temp_dir().join(format!("spx{}-{number}.console", process::id()));
+        let console = leftovers::file("console");
         let complaints = console.with_extension("qemu");
         let mut command = Command::new("setpriv");
         command.stderr(File::create(&complaints).expect("a file of one's own"));
@@ -137,7 +132,6 @@ impl Guest {
             taps.extend(opened);
         }
         let mut qemu = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starting QEMU");
-        RUNNING.store(qemu.id(), Ordering::Relaxed);
         // Other children shall not have them.
         drop(taps);
         let line = qemu.stdin.take().expect("piped");
@@ -260,7 +254,6 @@ impl Drop for Guest {
                 String::from_utf8_lossy(&said).lines().for_each(|line| println!("  {line}"));
             }
         }
-        RUNNING.store(0, Ordering::Relaxed);
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
         for file in [&self.console, &self.complaints] {
@@ -429,11 +422,7 @@ pub fn run(goal: &str, card: Card, parts: Parts) -> ExitCode {
     };
     let wanted: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
     let image = Image { kernel: &kernel, initramfs: &initramfs, card };
-    ctrlc::set_handler(|| {
-        abandon();
-        process::exit(130);
-    })
-    .expect("nobody else handles signals here");
+    leftovers::guard();
 
     let mut failed = Vec::new();
     for &(name, part) in parts {
@@ -447,19 +436,4 @@ pub fn run(goal: &str, card: Card, parts: Parts) -> ExitCode {
     }
     println!("\nfailed: {}", failed.join(", "));
     ExitCode::FAILURE
-}
-
-/// Ends the guest and removes what this process has made, without ceremony.
-fn abandon() {
-    let pid = RUNNING.load(Ordering::Relaxed);
-    if pid != 0 {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
-    }
-    netns::remove_own();
-    let own = format!("spx{}-", process::id());
-    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&own) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }

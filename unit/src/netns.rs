@@ -8,7 +8,7 @@
 //!      fd77::1                                            fd77::2
 //! ```
 //!
-//! Needs root. Names carry the process id: whatever a killed test left behind, the next one sweeps.
+//! Needs root. What a killed test leaves behind, the next one removes: see [`harness::leftovers`].
 
 pub mod appliance;
 pub mod counters;
@@ -24,12 +24,12 @@ pub mod traffic;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Once, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
+use harness::leftovers;
 use nix::sched::{CloneFlags, setns};
 use pktio::impair::Impairment;
 
@@ -39,12 +39,6 @@ pub use relay::Relay;
 pub use tags::Tag;
 pub use tap::Tap;
 pub use tcp_info::TcpInfo;
-
-/// The first part of every name, before the process id.
-const PREFIX: &str = "spx";
-
-/// Where `ip netns` keeps its names.
-const NAMES: &str = "/run/netns";
 
 /// The client's addresses.
 pub const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
@@ -76,13 +70,13 @@ impl Namespace {
     /// # Panics
     /// Without root or without `ip`.
     pub fn new(role: &str) -> Namespace {
-        static SWEEP: Once = Once::new();
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        SWEEP.call_once(sweep);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{number}-{role}", process::id());
-        sh(&format!("ip netns add {name}"));
-        let handle = File::open(Path::new(NAMES).join(&name)).expect("a namespace just made can be opened");
+        harness::needs_root();
+        let name = leftovers::name(role);
+        let handle = {
+            let _making = leftovers::making();
+            sh(&format!("ip netns add {name}"));
+            File::open(Path::new(leftovers::NAMES).join(&name)).expect("a namespace just made can be opened")
+        };
         let namespace = Namespace { name, handle };
         namespace.sh("ip link set lo up");
         // Nothing else here: no duplicate address detection to wait for, no routers to ask for.
@@ -150,22 +144,6 @@ impl Drop for Namespace {
     }
 }
 
-/// Whether a test needs the machine to itself.
-#[derive(Debug)]
-enum Turn {
-    Shared {
-        _guard: RwLockReadGuard<'static, ()>,
-    },
-    /// Another rig's, which is kept as long.
-    Borrowed,
-    Alone {
-        _guard: RwLockWriteGuard<'static, ()>,
-    },
-}
-
-/// Tests that load or time the machine take turns with all others of the process.
-static TURNS: RwLock<()> = RwLock::new(());
-
 /// The three namespaces and the two cables between them.
 #[derive(Debug)]
 pub struct Rig {
@@ -177,7 +155,7 @@ pub struct Rig {
     pub middle: Namespace,
     /// The queues of every interface, and so the workers of the appliance.
     queues: u32,
-    turn: Turn,
+    is_alone: bool,
 }
 
 impl Rig {
@@ -199,33 +177,39 @@ impl Rig {
     /// # Panics
     /// As [`Rig::new`].
     pub fn with_mtu(mtu: u32) -> Rig {
-        // A test that failed while it held the lock has nothing to do with the next one.
-        Rig::build(mtu, queues(), Turn::Shared { _guard: TURNS.read().unwrap_or_else(|poison| poison.into_inner()) })
+        Rig::build(mtu, queues(), false)
     }
 
-    /// As [`Rig::new`], once no other rig of this process is up, and with none beside it: for floods and timing.
+    /// As [`Rig::new`], with no other rig beside it: for floods and timing.
+    ///
+    /// # Panics
+    /// As [`Rig::new`], and in a test that is not marked `#[test(alone)]`.
     pub fn alone() -> Rig {
         Rig::queued(queues())
     }
 
     /// As [`Rig::alone`], with interfaces of this many queues. The one a frame arrives on is the one its sender chose, which knows
     /// nothing of connections: their two directions rarely meet. Without, `QUEUES` of the environment says how many, or one.
+    ///
+    /// # Panics
+    /// As [`Rig::alone`].
     pub fn queued(queues: u32) -> Rig {
-        Rig::build(1500, queues, Turn::Alone { _guard: TURNS.write().unwrap_or_else(|poison| poison.into_inner()) })
+        assert!(harness::may_be_alone(), "a test that needs the machine to itself is marked `#[test(alone)]`");
+        Rig::build(1500, queues, true)
     }
 
     /// Whether no other rig is up.
     pub(crate) fn is_alone(&self) -> bool {
-        matches!(self.turn, Turn::Alone { .. })
+        self.is_alone
     }
 
-    /// Another rig that shares this one's turn, to be compared with it at the same time.
+    /// Another rig of the same test, to be compared with this one at the same time.
     #[must_use]
     pub fn beside(&self) -> Rig {
-        Rig::build(1500, self.queues, Turn::Borrowed)
+        Rig::build(1500, self.queues, false)
     }
 
-    fn build(mtu: u32, queues: u32, turn: Turn) -> Rig {
+    fn build(mtu: u32, queues: u32, is_alone: bool) -> Rig {
         // A compiler at work between two steps of a test would be a pause of seconds in it.
         programs();
         let rig = Rig {
@@ -233,7 +217,7 @@ impl Rig {
             server: Namespace::new("server"),
             middle: Namespace::new("box"),
             queues,
-            turn,
+            is_alone,
         };
         let several = queue_counts(queues);
         // The box owns no address, not even a link-local one.
@@ -404,7 +388,10 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Where the programs lie; they are brought up to date first, once a process.
-fn programs() -> PathBuf {
+///
+/// # Panics
+/// If they cannot be built.
+pub fn programs() -> PathBuf {
     static BUILD: Once = Once::new();
     std::env::var_os("SYNPROXY_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
         // target/debug/deps/this_test: programs lie one directory up.
@@ -415,8 +402,8 @@ fn programs() -> PathBuf {
     })
 }
 
-/// Brings the programs up to date, with the features the whole workspace has: chosen alone they would be built once more
-/// than `make test` has built them. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
+/// Brings the programs up to date, which `cargo test -p unit` does not. `cargo test --workspace` has built these very ones already, with the
+/// same features: then there is nothing to do. Cargo sets `CARGO` for the tests it runs; without it, what is there is taken.
 fn build(profile: &Path) {
     let (Some(cargo), Some(target)) = (std::env::var_os("CARGO"), profile.parent()) else { return };
     let name = match profile.file_name().and_then(|name| name.to_str()) {
@@ -425,32 +412,11 @@ fn build(profile: &Path) {
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins", "--profile", name]);
-    command.arg("--target-dir").arg(target).current_dir(root);
-    output(command, "cargo build --workspace --bins");
-}
-
-/// Removes namespaces of processes that are no more.
-fn sweep() {
-    let Ok(names) = fs::read_dir(NAMES) else { return };
-    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(owner, _)| owner);
-        if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
-            let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
-        }
-    }
-}
-
-/// Removes every namespace of this process, whoever still uses it: for one that has to end at once.
-pub fn remove_own() {
-    let own = format!("{PREFIX}{}-", process::id());
-    for name in
-        fs::read_dir(NAMES).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok())
-    {
-        if name.starts_with(&own) {
-            let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
-        }
-    }
+    command.args(["build", "--workspace", "--bins", "--profile", name]);
+    command.arg("--target-dir").arg(target).current_dir(root).stdin(Stdio::null());
+    // What it says is shown: it may take minutes.
+    let status = command.status().expect("cargo can be started");
+    assert!(status.success(), "cargo build --workspace --bins: {status}");
 }
 
 /// Runs a shell line in this very namespace.

@@ -1,5 +1,5 @@
 //! Zero copy, end to end: the proxy in a guest whose virtio cards read and write frames where they lie, between two
-//! kernels in namespaces. Run by `make e2e-zc`, which builds the guest; no part of a plain `cargo test`.
+//! kernels in namespaces. Run by `make test-zero-copy`, which builds the guest; no part of a plain `cargo test`.
 //!
 //! ```text
 //!   client namespace              guest                 server namespace
@@ -345,7 +345,7 @@ fn print_losses(log: &str) {
 
 fn main() -> ExitCode {
     guest::run(
-        "e2e-zc",
+        "test-zero-copy",
         Card::Virtio,
         &[
             ("one-queue", &one_queue),

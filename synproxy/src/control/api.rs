@@ -237,7 +237,7 @@ impl ControlApi {
         let flows = flows(&self.board.total());
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
-        let servers = self.facts.commanded.then(|| self.servers.len());
+        let servers = self.facts.commanded.then(|| self.servers.count());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

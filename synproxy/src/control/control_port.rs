@@ -310,7 +310,7 @@ mod tests {
             client.shutdown(Shutdown::Write).unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).unwrap();
-            assert_eq!((answer.as_str(), registry.len()), ("1\n1\n", 2));
+            assert_eq!((answer.as_str(), registry.count()), ("1\n1\n", 2));
         });
     }
 

@@ -150,7 +150,7 @@ impl ServerRegistry {
     }
 
     /// How many entries there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).entries.len()
     }
 }
@@ -224,11 +224,11 @@ mod tests {
         let all = [four, entry("10.0.0.1", 0, 0, 2), entry("10.0.0.2", 80, 6, 3), entry("2001:db8::1", 80, 6, 4)];
         registry.apply(&all.map(Operation::Add));
         registry.apply(&[Operation::Flush(Some(four.address))]);
-        assert_eq!(registry.len(), 2);
+        assert_eq!(registry.count(), 2);
         registry.apply(&[Operation::Flush(Some("::".parse().unwrap()))]);
-        assert_eq!(registry.len(), 2, "`::` is an address like any other");
+        assert_eq!(registry.count(), 2, "`::` is an address like any other");
         assert_eq!(registry.apply(&[Operation::Flush(None), Operation::Flush(None)]), [Ok(()), Ok(())]);
-        assert_eq!(registry.len(), 0);
+        assert_eq!(registry.count(), 0);
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
                 assert!(matches!(registry.apply(&[operation])[0], Err(Refused::Invalid(_))), "{wrong:?}");
             }
         }
-        assert_eq!(registry.len(), 0);
+        assert_eq!(registry.count(), 0);
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
                 for operation in &operations {
                     prop_assert_eq!(registry.apply(&[*operation])[0].is_ok(), model.apply(operation));
                 }
-                prop_assert_eq!(registry.len(), model.0.len());
+                prop_assert_eq!(registry.count(), model.0.len());
                 for address in ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "2001::", "2001::1"] {
                     for port in 1..4 {
                         prop_assert_eq!(found(&registry, address, port), model.find(address.parse().unwrap(), port));

@@ -171,19 +171,19 @@ impl PortMetric {
 metrics! {
     /// Commands of the control socket that workers execute: the most time one has taken, of the worker's own time.
     pub enum CommandKind: Gauge, Nanoseconds {
-        /// `status`.
+        /// Answering `status`.
         Status = "status",
-        /// `backends`: a change of the server table.
+        /// Exchanging the server table, for `backends`.
         Backends = "backends",
-        /// `drain`.
+        /// Starting or ending `drain`.
         Drain = "drain",
-        /// `rotate-secrets`.
+        /// Preparing a new secret, for `rotate-secrets`.
         RotateSecrets = "rotate-secrets",
-        /// `flows`: one part of the listing.
+        /// Listing one part of the connections, for `flows`.
         Flows = "flows",
-        /// `explain`.
+        /// Copying the state of a connection, for `explain`.
         Explain = "explain",
-        /// `top`.
+        /// Copying the top talkers, for `top`.
         Top = "top",
     }
 }
@@ -223,11 +223,11 @@ pub enum Total {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Naming {
     /// All have this name, and one label with this key, whose value is the metric's own.
-    ByLabel(&'static str, &'static str),
+    Label(&'static str, &'static str),
     /// Each has a name of its own behind this prefix.
-    ByName(&'static str),
+    Name(&'static str),
     /// Likewise, and a label that all of the family share.
-    ByNameOf(&'static str, (&'static str, &'static str)),
+    NameAndLabel(&'static str, (&'static str, &'static str)),
 }
 
 /// What the metrics of a family have in common.
@@ -303,23 +303,23 @@ macro_rules! families {
 
 families! {
     /// Frames the engine dropped, by reason.
-    Drop(DropReason): Engine, Sum, Naming::ByLabel("dropped", "reason");
+    Drop(DropReason): Engine, Sum, Naming::Label("dropped", "reason");
     /// What else the engine did, by event.
-    Event(Event): Engine, Sum, Naming::ByLabel("events", "event");
+    Event(Event): Engine, Sum, Naming::Label("events", "event");
     /// The flows there are, by kind.
-    Flows(FlowGauge): Engine, Sum, Naming::ByLabel("flows", "kind");
+    Flows(FlowGauge): Engine, Sum, Naming::Label("flows", "kind");
     /// A worker's own work.
-    Worker(WorkerMetric): Worker, Sum, Naming::ByName("worker");
+    Worker(WorkerMetric): Worker, Sum, Naming::Name("worker");
     /// Frames that found the transmit ring of a port full.
-    Unsent(UnsentMetric): Worker, Sum, Naming::ByLabel("unsent", "port");
+    Unsent(UnsentMetric): Worker, Sum, Naming::Label("unsent", "port");
     /// What passes between workers.
-    Handoff(HandoffMetric): Worker, Sum, Naming::ByName("handoff");
+    Handoff(HandoffMetric): Worker, Sum, Naming::Name("handoff");
     /// The port to the servers.
-    Lan(PortMetric): Port, Sum, Naming::ByNameOf("port", ("port", "lan"));
+    Lan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "lan"));
     /// The port to everybody else.
-    Wan(PortMetric): Port, Sum, Naming::ByNameOf("port", ("port", "wan"));
+    Wan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "wan"));
     /// The longest that a command kept a worker from its frames.
-    Command(CommandKind): Worker, Largest, Naming::ByLabel("longest_command", "command");
+    Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
 }
 
 /// How many cells a snapshot has: one for each metric.
@@ -441,9 +441,9 @@ impl Descriptor {
         };
         let own = self.name.strip_suffix("-nanoseconds").unwrap_or(self.name).replace('-', "_");
         let (stem, label) = match self.metric.family().traits().naming {
-            Naming::ByLabel(stem, key) => (stem.to_owned(), Some((key, self.name))),
-            Naming::ByName(prefix) => (format!("{prefix}_{own}"), None),
-            Naming::ByNameOf(prefix, label) => (format!("{prefix}_{own}"), Some(label)),
+            Naming::Label(stem, key) => (stem.to_owned(), Some((key, self.name))),
+            Naming::Name(prefix) => (format!("{prefix}_{own}"), None),
+            Naming::NameAndLabel(prefix, label) => (format!("{prefix}_{own}"), Some(label)),
         };
         let mut name = format!("synproxy_{stem}");
         // Metrics that share a name have several units, unless the name says theirs.

@@ -1,4 +1,7 @@
-//! What is counted and recorded: statistics, the reports made of them, top talkers and captures.
+//! What is counted and recorded.
+//!
+//! [`descriptors`] is the one table of all metrics. Workers publish their values as a [`snapshot`], of which [`report`] makes the log's
+//! lines and tables. [`top_talkers`] estimates who sends most, and [`capture`] copies frames into files.
 
 pub mod capture;
 pub mod descriptors;

@@ -108,7 +108,7 @@ impl Table<'_> {
             return Ok(());
         }
         let columns = HandoffMetric::ALL;
-        let cells = |of: &dyn Fn(&HandoffMetric) -> String| columns.iter().map(|metric| of(metric)).collect::<String>();
+        let cells = |of: &dyn Fn(&HandoffMetric) -> String| columns.iter().map(of).collect::<String>();
         writeln!(f, "{:<34}{}", "workers", cells(&|metric| format!("{:>18}", metric.description().title)))?;
         for (number, worker) in self.workers.iter().enumerate() {
             writeln!(f, "  {number:<32}{}", cells(&|&metric| format!("{:>18}", worker.get(metric))))?;

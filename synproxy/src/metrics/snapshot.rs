@@ -1,7 +1,7 @@
 //! Statistics on their way from the workers, which write them, to the threads that report them.
 //!
 //! Each worker has a [`Slot`] on cache lines of its own and is its only writer. A reader may see one value a moment older than
-//! the next; none is ever torn or lost. The cells are those of [`TABLE`](super::descriptors::TABLE).
+//! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
 use super::descriptors::{CELLS, Family, FlowGauge, Metric, PortMetric, TABLE, Total, WorkerMetric};
 use crossbeam::utils::CachePadded;

@@ -25,7 +25,7 @@ fn main() {
     }
     let flows: u64 = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(1_000_000);
     let rig = Rig::alone();
-    let socket = std::env::temp_dir().join(format!("spx{}-bench.sock", std::process::id()));
+    let socket = harness::leftovers::file("bench.sock");
     let config = "conntablesize = 262144; sackmode = commanded; timeouts = { ul_syn_sent = 3600; reseted = 3600; };";
     let control = format!("--control={}", socket.display());
     rig.middle.sh("ip link set lo up");

@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{self, Child, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use harness::{leftovers, note};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
@@ -154,8 +154,6 @@ impl Appliance {
     /// # Panics
     /// As [`Appliance::start`].
     pub fn start_on(rig: &Rig, ports: &[String], config: &str, arguments: &[&str]) -> Appliance {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut command = rig.middle.command(program("synproxy"));
         // Rigs stand side by side on few cores: pinned, their first workers would all take the first one.
         if rig.queues() == 1 || !rig.is_alone() {
@@ -177,7 +175,7 @@ impl Appliance {
         }
         command.args(arguments);
         let config = (!config.is_empty()).then(|| {
-            let path = std::env::temp_dir().join(format!("spx{}-{number}.conf", process::id()));
+            let path = leftovers::file("conf");
             fs::write(&path, format!("synproxyconf = {{\n{config}\n}};\n")).expect("writing a configuration");
             command.arg("--config").arg(&path);
             path
@@ -284,7 +282,7 @@ impl Drop for Appliance {
             let _ = self.child.wait();
         }
         if thread::panicking() {
-            println!("synproxy said:\n{}", self.log().join("\n"));
+            note!("synproxy said:\n{}", self.log().join("\n"));
         }
         if let Some(path) = self.config.take() {
             let _ = fs::remove_file(path);

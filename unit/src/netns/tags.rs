@@ -3,9 +3,10 @@
 //! in the frame.
 
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
 use std::{env, fs};
+
+use harness::leftovers;
 
 use super::{CLIENT_V4, Rig, SERVER_V4, output};
 
@@ -57,9 +58,7 @@ struct Object(PathBuf);
 
 impl Object {
     fn compile(tags: &[Tag]) -> Object {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let object = Object(env::temp_dir().join(format!("spx{}-{number}-tags.o", process::id())));
+        let object = Object(leftovers::file("tags.o"));
         let list: Vec<String> = tags.iter().map(|tag| format!("{{{},{}}}", tag.protocol, tag.id)).collect();
         let mut clang = Command::new(env::var_os("CLANG").unwrap_or_else(|| "clang".into()));
         clang.args(["-target", "bpf", "-mcpu=v3", "-O2", "-Wall", "-Wextra", "-Werror", "-nostdinc"]);

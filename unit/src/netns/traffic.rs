@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use harness::note;
 use nix::sys::socket;
 
 use super::Namespace;
@@ -158,7 +159,7 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 fn report(outcome: thread::Result<io::Result<()>>) {
     match outcome {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => println!("server: {error}"),
+        Ok(Err(error)) => note!("server: {error}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }

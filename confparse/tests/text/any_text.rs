@@ -1,0 +1,417 @@
+//! Whatever the text, there is an answer; and what is described is read back as it was.
+
+use core::net::IpAddr;
+
+use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, Parsed, Poll, parse};
+use core::num::NonZeroU32;
+use core::time::Duration;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use std::sync::Arc;
+use tcpstate::config::{
+    Action, Destination, DestinationRule, Extension, Handshake, Network, RateLimit, SackConflict, Settings, Source,
+    Stray, TimeoutSettings, Timeouts,
+};
+
+const SAMPLE: &str = include_str!("../../../conf.txt");
+const OLDER: &str = include_str!("../../corpus/older.conf");
+
+/// Holds of every answer. The complaints can be printed and point into the text; what is accepted can be described.
+fn answers(text: &str) {
+    let lines = text.split('\n').count();
+    let sound = |complaint: &Complaint| {
+        assert!((1..=lines).contains(&complaint.line), "line {} of {lines}", complaint.line);
+        assert!(complaint.column >= 1);
+        let shown = complaint.to_string();
+        assert!(shown.len() < 4000, "{shown}");
+        assert!(shown.starts_with(&format!("c:{}:{}: ", complaint.line, complaint.column)));
+        assert!(shown.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()), "{shown:?}");
+    };
+    match parse(text, "c") {
+        Ok(Parsed { config, warnings }) => {
+            warnings.iter().for_each(sound);
+            assert!(warnings.iter().all(|warning| warning.level < Level::Error) && warnings.len() <= Complaint::MOST);
+            read_back(&config);
+        }
+        Err(errors) => {
+            let Errors { complaints, .. } = &errors;
+            complaints.iter().for_each(sound);
+            assert!(complaints.iter().any(|complaint| complaint.level == Level::Error));
+            assert!(complaints.len() <= 2 * Complaint::MOST);
+        }
+    }
+}
+
+fn read_back(config: &Config) {
+    let text = config.describe();
+    match parse(&text, "described") {
+        Ok(parsed) => assert_eq!(&parsed.config, config, "{text}"),
+        Err(errors) => panic!("{errors}\n{text}"),
+    }
+}
+
+fn sources() -> impl Strategy<Value = Source> {
+    select(&[Source::Default, Source::HashIp, Source::HashIpPort, Source::Commanded][..])
+}
+
+fn powers() -> impl Strategy<Value = usize> {
+    (0..=30u32).prop_map(|n| 1 << n)
+}
+
+fn rising<T: Ord + std::fmt::Debug + Copy + From<u8>>(
+    entries: impl Strategy<Value = T>,
+    from_zero: bool,
+    most: usize,
+) -> impl Strategy<Value = Vec<T>> {
+    vec(entries, 1..=most).prop_map(move |mut list| {
+        list.sort_unstable();
+        if from_zero {
+            list[0] = T::from(0);
+        }
+        list
+    })
+}
+
+fn accounts() -> impl Strategy<Value = Option<Account>> {
+    prop_oneof![
+        Just(None),
+        (1..=2_147_483_647u32).prop_map(|id| NonZeroU32::new(id).map(Account::Id)),
+        "[^\\p{C}\\p{Z}:]{1,20}".prop_map(|name| Some(Account::Name(name))),
+        r#"["\\/#*a ]{1,8}"#.prop_map(|name| Some(Account::Name(name))),
+    ]
+}
+
+fn seconds() -> impl Strategy<Value = Duration> {
+    (1..=2_147_483_647u64).prop_map(Duration::from_secs)
+}
+
+fn timeouts() -> impl Strategy<Value = Timeouts> {
+    vec(seconds(), 11).prop_map(|t| Timeouts {
+        connected: t[0],
+        one_fin: t[1],
+        both_fin: t[2],
+        time_wait: t[3],
+        reseted: t[4],
+        ul_syn_sent: t[5],
+        ul_syn_rcvd: t[6],
+        dl_half_open: t[7],
+        dl_syn_sent: t[8],
+        syn_retx: t[9],
+        syn_retx_max: t[10],
+    })
+}
+
+fn rates() -> impl Strategy<Value = RateLimit> {
+    let int = 1..=2_147_483_647u32;
+    (powers(), int.clone(), int.clone(), int, 0..=32u8, 0..=128u8).prop_map(
+        |(size, period, add, burst, prefix4, prefix6)| RateLimit {
+            size,
+            period: Duration::from_micros(period.into()),
+            add,
+            burst,
+            prefix4,
+            prefix6,
+        },
+    )
+}
+
+/// Servers as a text can say them, no two alike, in the order the reader gives them.
+fn destinations() -> impl Strategy<Value = Vec<Destination>> {
+    let bits = prop_oneof![any::<u128>(), any::<u32>().prop_map(|address| 0xffff << 32 | u128::from(address))];
+    let port = proptest::option::of(1..=u16::MAX);
+    let one = (bits, 0..=128u8, port, any::<bool>()).prop_map(|(bits, prefix, port, early)| {
+        let bits = bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        let address = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+        let handshake = if early { Handshake::Early } else { Handshake::Honest };
+        Destination { address, prefix, port, handshake }
+    });
+    vec(one, 0..12).prop_map(|list| {
+        let mut kept: Vec<Destination> = Vec::new();
+        for new in list {
+            let alike = |d: &Destination| (d.address, d.prefix, d.port) == (new.address, new.prefix, new.port);
+            if !kept.iter().any(alike) {
+                kept.push(new);
+            }
+        }
+        kept.sort_by_key(|destination| destination.handshake == Handshake::Honest);
+        kept
+    })
+}
+
+/// Rules as a text can say them, no two for the same servers, and none that contradicts a list.
+fn rules() -> impl Strategy<Value = Vec<DestinationRule>> {
+    let network = prop_oneof![any::<u128>(), any::<u32>().prop_map(|address| 0xffff << 32 | u128::from(address))];
+    let place = (proptest::option::of(0..=4094u16), network, 0..=128u8, proptest::option::of(1..=u16::MAX));
+    let one = (place, settings()).prop_map(|((vlan, bits, prefix, port), settings)| {
+        let bits = bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        let address = [96, 64, 32, 0].map(|shift| (bits >> shift) as u32);
+        DestinationRule { vlan, network: Network { address, prefix }, port, settings: Arc::new(settings) }
+    });
+    vec(one, 0..6).prop_map(|list| {
+        let mut kept: Vec<DestinationRule> = Vec::new();
+        for new in list {
+            let name = |rule: &DestinationRule| (rule.vlan, rule.network, rule.port);
+            if !kept.iter().any(|rule| name(rule) == name(&new)) {
+                kept.push(new);
+            }
+        }
+        kept
+    })
+}
+
+prop_compose! {
+    fn settings()(
+        (sack, mss, wscale) in (option::of(sources()), option::of(sources()), option::of(sources())),
+        (multipath, fast_open) in (option::of(extensions()), option::of(extensions())),
+        (signed, icmp_errors, stray_fragments) in (option::of(policies()), option::of(policies()), option::of(policies())),
+        stray in option::of(select(&[Stray::Drop, Stray::Reset][..])),
+        handshake in option::of(select(&[Handshake::Honest, Handshake::Early][..])),
+        sack_conflict in option::of(select(&[SackConflict::Remove, SackConflict::Retain][..])),
+        (own_mss, mss_clamp, early_window) in (option::of(1..=u16::MAX), option::of(1..=u16::MAX), option::of(1..=u16::MAX)),
+        (own_wscale, own_sack) in (option::of(0..=14u8), option::of(any::<bool>())),
+        closed_memory in option::of(prop_oneof![Just(Duration::ZERO), seconds()]),
+        t in vec(option::of(seconds()), 11),
+    ) -> Settings {
+        let timeouts = TimeoutSettings {
+            connected: t[0],
+            one_fin: t[1],
+            both_fin: t[2],
+            time_wait: t[3],
+            reseted: t[4],
+            ul_syn_sent: t[5],
+            ul_syn_rcvd: t[6],
+            dl_half_open: t[7],
+            dl_syn_sent: t[8],
+            syn_retx: t[9],
+            syn_retx_max: t[10],
+        };
+        Settings {
+            sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, mss_clamp, timeouts, handshake, early_window,
+            multipath, fast_open, signed, stray, icmp_errors, stray_fragments, closed_memory,
+        }
+    }
+}
+
+prop_compose! {
+    /// What says how connections are treated, in an engine that is otherwise the default.
+    fn treatments()(
+        handshake in select(&[Handshake::Honest, Handshake::Early][..]),
+        destinations in destinations(),
+        rules in rules(),
+        early_window in 1..=u16::MAX,
+        held_frames in 0..=65535usize,
+        (multipath, fast_open) in (extensions(), extensions()),
+        (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
+        (passed_rate, introductions) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
+        stray in select(&[Stray::Drop, Stray::Reset][..]),
+        (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
+    ) -> tcpstate::Config {
+        let contradicts = |rule: &DestinationRule| {
+            let Network { address, prefix } = rule.network;
+            let alike = |d: &Destination| (d.address, d.prefix, d.port) == (address, prefix, rule.port);
+            rule.vlan.is_none() && destinations.iter().any(alike)
+        };
+        let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
+        tcpstate::Config {
+            handshake, destinations, rules, early_window, held_frames, multipath, fast_open, signed, passed_rate, introductions,
+            adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+        }
+    }
+}
+
+fn extensions() -> impl Strategy<Value = Extension> {
+    select(&[Extension::Strip, Extension::Pass][..])
+}
+
+fn policies() -> impl Strategy<Value = Action> {
+    select(&[Action::Pass, Action::Drop][..])
+}
+
+prop_compose! {
+    fn engines()(
+        (sack, mss, wscale) in (sources(), sources(), sources()),
+        sack_conflict in select(&[SackConflict::Remove, SackConflict::Retain][..]),
+        (learn_capacity, table_buckets) in (powers(), 1..1usize << 28),
+        syn_cache_max in 0..=2_147_483_647usize,
+        // 2 * (14 + 1) * 128 stays below 4096.
+        mss_table in rising(any::<u16>(), false, 128),
+        wscale_table in rising(0..=14u8, true, 14),
+        ts_mss_table in rising(any::<u16>(), false, 32),
+        (own_mss, own_wscale, own_sack) in (1..=u16::MAX, 0..=14u8, any::<bool>()),
+        mss_clamp in proptest::option::of(1..=u16::MAX),
+        timeouts in timeouts(),
+        rate in rates(),
+        test_connections in any::<bool>(),
+        treatment in treatments(),
+    ) -> tcpstate::Config {
+        tcpstate::Config {
+            sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, syn_cache_max, mss_table, wscale_table,
+            ts_mss_table, own_mss, own_wscale, own_sack, mss_clamp, timeouts, rate, test_connections,
+            ..treatment
+        }
+    }
+}
+
+prop_compose! {
+    fn configs()(
+        engine in engines(),
+        workers in 1..=64usize,
+        shed in any::<bool>(),
+        poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
+        (user, group) in (accounts(), accounts()),
+        port in 1..=u16::MAX,
+        listen in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
+        control in prop_oneof![
+            Just(Control::Auto),
+            Just(Control::None),
+            "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Control::At(path.into())),
+        ],
+        control_group in accounts(),
+        (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
+        (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
+        ts_wscale_table in rising(0..=14u8, true, 20),
+        ts_bits in 0..=12u8,
+    ) -> Config {
+        let ldp = Ldp {
+            netmap_nr_rx_slots: rx,
+            netmap_nr_tx_slots: tx,
+            socket_num_bufs: bufs,
+            socket_rcvbuf: rcvbuf,
+            socket_sndbuf: sndbuf,
+        };
+        Config { engine, workers, poll, shed, user, group, port, listen, control, control_group, ldp, ts_wscale_table, ts_bits }
+    }
+}
+
+/// Pieces that texts are made of.
+const PIECES: &[&str] = &[
+    "synproxyconf",
+    "=",
+    "{",
+    "}",
+    ";",
+    ",",
+    "\"",
+    "\\",
+    "/*",
+    "*/",
+    "//",
+    "#",
+    "\n",
+    "\r\n",
+    "\t",
+    " ",
+    "0",
+    "14",
+    "-1",
+    "1s",
+    "99999999999999999999",
+    "mss",
+    "wscale",
+    "tsmss",
+    "tswscale",
+    "own_mss",
+    "user",
+    "early",
+    "honest",
+    "pen_frames",
+    "held_frames",
+    "destinations",
+    "network",
+    "port",
+    "vlan",
+    "destinations = { { network = \"192.0.2.0/24\"; handshake = early; } };",
+    "{ network = \"::/0\"; port = 1; timeouts = { connected = 9; }; }",
+    "\"192.0.2.10:80\"",
+    "\"192.0.2.0/24\"",
+    "\"[2001:db8::/32]:1\"",
+    "\"::ffff:1.2.3.4/97\"",
+    "[",
+    "]",
+    ":",
+    "timeouts",
+    "connected",
+    "ratehash",
+    "size",
+    "ldp",
+    "test_connections",
+    "haship",
+    "enable",
+    "quux",
+    "\u{feff}",
+    "\u{0}",
+    "\u{1b}",
+    "ä",
+    "\u{202e}",
+    "🦀",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn what_is_described_is_read_back(config in configs()) {
+        read_back(&config);
+    }
+
+    #[test]
+    fn any_text_has_an_answer(text in "\\PC*|(?s).{0,200}") {
+        answers(&text);
+        answers(&format!("synproxyconf = {{ {text} }};"));
+    }
+
+    #[test]
+    fn any_pieces_have_an_answer(pieces in vec(select(PIECES), 0..60)) {
+        answers(&pieces.concat());
+        answers(&format!("synproxyconf = {{ {} }};", pieces.join(" ")));
+    }
+
+    #[test]
+    fn a_mutated_file_has_an_answer(
+        older in any::<bool>(),
+        edits in vec((any::<Index>(), 0..12usize, select(PIECES)), 1..6),
+    ) {
+        let mut text: Vec<char> = if older { OLDER } else { SAMPLE }.chars().collect();
+        for (at, cut, piece) in edits {
+            let at = at.index(text.len());
+            let end = (at + cut).min(text.len());
+            text.splice(at..end, piece.chars());
+        }
+        answers(&text.into_iter().collect::<String>());
+    }
+}
+
+#[test]
+fn a_file_cut_off_anywhere_has_an_answer() {
+    for text in [SAMPLE, OLDER] {
+        for (end, _) in text.char_indices() {
+            answers(&text[..end]);
+        }
+    }
+}
+
+#[test]
+fn deep_nesting_and_giant_files_have_an_answer() {
+    let n = confparse::MAX_TEXT;
+    for piece in
+        ["{", "synproxyconf={", "a={", "/*", "(", "\"", "a", "0", "-", "a;", "a=1;", "#", "# \n", "\n", "mss={0,", "🦀"]
+    {
+        let most = n / piece.len() - 8;
+        answers(&piece.repeat(most));
+        answers(&format!("synproxyconf={{{}", piece.repeat(most)));
+        answers(&format!("synproxyconf={{mss={{{}", piece.repeat(most)));
+    }
+    answers(&format!("synproxyconf={{mss={{{}}};}};", "9,".repeat(n / 2 - 30)));
+    answers(&format!("synproxyconf={{early={{{}}};}};", "\"1.2.3.4/9\",".repeat(n / 12 - 30)));
+    answers(&format!("synproxyconf={{destinations={{{}}};}};", "{network=\"1.2.3.4/9\";a=1;},".repeat(n / 27 - 30)));
+    answers(&format!("synproxyconf={{destinations={{{}", "{".repeat(n - 60)));
+    for value in ["\"x", "x", "9", "1s", "{9,"] {
+        for key in ["user", "early", "port", "mss", "sackmode", "ldp", "test_connections", "quux", "conntablesize"] {
+            answers(&format!("synproxyconf={{{key}={value}{}\";}};", "x".repeat(n - 60)));
+            answers(&format!("synproxyconf={{{key}={value}{};}};", "x".repeat(n - 60)));
+            answers(&format!("synproxyconf={{{key}={value}{};}};", "9".repeat(n - 60)));
+        }
+    }
+}

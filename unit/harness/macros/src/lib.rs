@@ -1,0 +1,35 @@
+//! The attribute that registers a test with `harness`. Without `syn`: the function is passed on as it stands, and only its name is read.
+
+use proc_macro::{Ident, TokenStream, TokenTree};
+
+/// Registers a function without arguments as a test of this program. `#[test(alone)]`: while it runs, no other test does.
+#[proc_macro_attribute]
+pub fn test(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    let alone = match arguments.to_string().as_str() {
+        "" => false,
+        "alone" => true,
+        other => return complaint(&format!("`{other}` means nothing here; `alone` does")),
+    };
+    let Some(name) = function(item.clone()) else { return complaint("a test is a function") };
+    let registration = format!(
+        "const _: () = {{ ::harness::inventory::submit! {{
+             ::harness::Test {{ module: ::core::module_path!(), name: \"{name}\", alone: {alone}, body: {name} }}
+         }} }};"
+    );
+    let registration: TokenStream = registration.parse().expect("these are tokens");
+    item.into_iter().chain(registration).collect()
+}
+
+/// The name of the function: what follows the first `fn`, which attributes and visibility stand before.
+fn function(item: TokenStream) -> Option<Ident> {
+    let mut tokens = item.into_iter();
+    tokens.find(|token| matches!(token, TokenTree::Ident(word) if word.to_string() == "fn"))?;
+    match tokens.next()? {
+        TokenTree::Ident(name) => Some(name),
+        _ => None,
+    }
+}
+
+fn complaint(message: &str) -> TokenStream {
+    format!("::core::compile_error!({message:?});").parse().expect("these are tokens")
+}

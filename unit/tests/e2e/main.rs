@@ -1,0 +1,34 @@
+//! The whole program between real kernels, in network namespaces. Needs root. `harness` runs it: what cannot be tested on this machine is
+//! reported as ignored, with the reason.
+//!
+//! `cargo test -p unit --test e2e tcp::` runs one module of it. `QUEUES` and `STEER` of the environment say how many queues the interfaces
+//! have, and how several workers share the connections.
+
+mod adopt;
+mod bridge;
+mod capture;
+mod control;
+mod errors;
+mod flood;
+mod interrupted;
+mod kicks;
+mod loss;
+mod matrix;
+mod netmap;
+mod path;
+mod pmtu;
+mod queues;
+mod rig;
+mod shed;
+mod signals;
+mod tcp;
+mod terminal;
+mod tools;
+mod top;
+mod untouched;
+
+fn main() -> std::process::ExitCode {
+    // A compiler at work between two steps of a test would be a pause of seconds in it.
+    unit::netns::programs();
+    harness::main()
+}

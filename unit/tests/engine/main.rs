@@ -1,0 +1,16 @@
+//! The engine driven directly, without a kernel or a clock: scripts that read like a trace, the simulated world, every state against every
+//! segment, and what fuzzing has found.
+
+mod corpora;
+mod documents;
+mod errors;
+mod hostile;
+mod matrix;
+mod operator;
+mod promise;
+mod replay;
+mod scenarios;
+mod several;
+mod simulation;
+mod states;
+mod traps;
