@@ -4,7 +4,7 @@
 //! instructions. The structures that lie in a region describe their words, name the version of that layout and say how many words they
 //! need. What a region held before is parsed like any other input: whatever the words are, no structure panics or loops without end.
 
-use core::ops::Deref;
+use core::ops::Index;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
@@ -18,69 +18,83 @@ use crate::policy::limit::{Limiter, Sightings};
 /// Words of a cache line.
 pub(crate) const LINE: usize = 8;
 
-/// A region of words. Zero is what every structure begins with.
-pub struct Words {
-    store: Store,
-    /// The first word that begins a cache line.
-    first: u32,
-    len: usize,
+/// A region of words in whole cache lines. Zero is what every structure begins with.
+pub struct Words(Lines);
+
+enum Lines {
+    Owned(Box<[OwnedLine]>),
+    Shared(&'static [[AtomicU64; LINE]]),
 }
 
-enum Store {
-    Owned(Box<[AtomicU64]>),
-    Shared(&'static [AtomicU64]),
-}
+/// A cache line of this process's own memory.
+#[derive(FromZeros)]
+#[repr(C, align(64))]
+struct OwnedLine([AtomicU64; LINE]);
 
 impl Words {
-    /// So many words of this process's own memory, all zero. Their pages are not touched before they are used.
+    /// At least so many words of this process's own memory, all zero. Their pages are not touched before they are used.
     pub fn zeroed(len: usize) -> Self {
-        let store = <[AtomicU64]>::new_box_zeroed_with_elems(len + LINE - 1).expect("memory for the tables");
-        let first = store.as_ptr().align_offset(align_of::<u64>() * LINE).min(LINE - 1);
-        Self { store: Store::Owned(store), first: first as u32, len }
+        let lines = <[OwnedLine]>::new_box_zeroed_with_elems(len.div_ceil(LINE));
+        Self(Lines::Owned(lines.expect("memory for the tables")))
     }
 
     /// Whether the words were handed in, so that they may hold what another process wrote.
     pub fn is_shared(&self) -> bool {
-        matches!(self.store, Store::Shared(_))
+        matches!(self.0, Lines::Shared(_))
+    }
+
+    /// How many words there are.
+    pub fn len(&self) -> usize {
+        let lines = match &self.0 {
+            Lines::Owned(lines) => lines.len(),
+            Lines::Shared(lines) => lines.len(),
+        };
+        lines * LINE
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Words of these values, for a copy of a part of another region.
     pub(crate) fn of(values: impl ExactSizeIterator<Item = u64>) -> Self {
         let words = Self::zeroed(values.len());
-        words.iter().zip(values).for_each(|(word, value)| word.set(value));
+        values.enumerate().for_each(|(n, value)| words[n].set(value));
         words
     }
 
-    /// The `n`th piece of `N` words.
-    // Numbers of 32 bits cannot overflow the sum, so that one comparison is enough.
+    /// The `n`th cache line.
     #[inline(always)]
-    pub(crate) fn piece<const N: usize>(&self, n: u32) -> &[AtomicU64; N] {
-        let words = match &self.store {
-            Store::Owned(words) => words,
-            Store::Shared(words) => *words,
-        };
-        let at = self.first as usize + n as usize * N;
-        words[at..at + N].first_chunk().expect("it is as long as that")
+    pub(crate) fn line(&self, n: usize) -> &[AtomicU64; LINE] {
+        match &self.0 {
+            Lines::Owned(lines) => &lines[n].0,
+            Lines::Shared(lines) => &lines[n],
+        }
+    }
+
+    /// The `n`th piece of `N` words, of which a cache line holds a whole number.
+    #[inline(always)]
+    pub(crate) fn piece<const N: usize>(&self, n: usize) -> &[AtomicU64; N] {
+        const { assert!(LINE.is_multiple_of(N), "no piece straddles two cache lines") };
+        let (pieces, _) = self.line(n / (LINE / N)).as_chunks();
+        &pieces[n % (LINE / N)]
     }
 }
 
-impl Deref for Words {
-    type Target = [AtomicU64];
+impl Index<usize> for Words {
+    type Output = AtomicU64;
 
-    fn deref(&self) -> &[AtomicU64] {
-        let words = match &self.store {
-            Store::Owned(words) => words,
-            Store::Shared(words) => *words,
-        };
-        let first = self.first as usize;
-        &words[first..first + self.len]
+    #[inline(always)]
+    fn index(&self, n: usize) -> &AtomicU64 {
+        &self.line(n / LINE)[n % LINE]
     }
 }
 
-/// A region that was handed in. It should begin at a cache line.
+/// A region that was handed in, as far as its words make up whole lines. It should begin at a cache line.
 impl From<&'static [AtomicU64]> for Words {
     fn from(words: &'static [AtomicU64]) -> Self {
-        Self { store: Store::Shared(words), first: 0, len: words.len() }
+        Self(Lines::Shared(words.as_chunks().0))
     }
 }
 
@@ -169,11 +183,11 @@ pub(crate) mod tests {
     fn words_begin_at_a_cache_line_and_are_as_many_as_were_asked_for() {
         for len in [0, 1, 8, 1000, 1 << 20] {
             let words = Words::zeroed(len);
-            assert_eq!((words.len(), words.iter().any(|word| word.get() != 0)), (len, false));
-            assert!(len == 0 || words.as_ptr().addr().is_multiple_of(64));
+            assert_eq!((words.len(), (0..len).any(|n| words[n].get() != 0)), (len.next_multiple_of(8), false));
+            assert!(len == 0 || core::ptr::from_ref(words.line(0)).addr().is_multiple_of(64));
             if len >= 8 {
                 words[len - 1].set(7);
-                let last: &[AtomicU64; 8] = words.piece((len / 8 - 1) as u32);
+                let last: &[AtomicU64; 8] = words.piece(len / 8 - 1);
                 assert_eq!(last[7].get(), 7);
             }
         }
@@ -197,6 +211,6 @@ pub(crate) mod tests {
     fn what_is_handed_in_is_kept_as_it_was() {
         let words = shared(16, || 9);
         assert!(words.is_shared() && !Words::zeroed(1).is_shared());
-        assert!(words.iter().all(|word| word.get() == 9));
+        assert!((0..16).all(|n| words[n].get() == 9));
     }
 }

@@ -102,7 +102,7 @@ impl RecentSyns {
 
     #[inline(always)]
     fn line(&self, hash: u64) -> &Line {
-        self.words.piece(self.place(hash))
+        self.words.line(self.place(hash) as usize)
     }
 
     /// Notes that a SYN was answered; `hash` is the flow table's keyed hash of its 4-tuple.
@@ -174,7 +174,7 @@ mod tests {
         let mut random = memory::tests::random(1);
         let words = memory::tests::shared(RecentSyns::words_needed(&Config::default()), &mut random);
         // Some lines are of times near the present ones.
-        words.chunks(LINE).take(30_000).for_each(|line| line[LAST].set(random() % 200));
+        (0..30_000).for_each(|line| words.line(line)[LAST].set(random() % 200));
         let mut filter = RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(words, Instant::default()) };
         for n in 0..50_000 {
             let now = Instant::from_micros(n * SLICE / 300);

@@ -103,7 +103,7 @@ impl RefusedPorts {
         assert!(words.len() >= SETS * SET, "the table of refused ports needs more words");
         let mut table = Self { words, mask: SETS - 1, keys, longest, until: Instant::default() };
         if table.words.is_shared() {
-            let lasting = (0..SETS * WAYS).map(|n| RefusedPort::read(table.words.piece(n as u32)).until);
+            let lasting = (0..SETS * WAYS).map(|n| RefusedPort::read(table.words.piece(n)).until);
             let last = lasting.filter(|&until| table.lasts(until, now)).max();
             table.until = Instant::from_micros(last.unwrap_or(0));
         }
@@ -126,7 +126,7 @@ impl RefusedPorts {
     }
 
     fn entry(&self, set: usize, way: usize) -> &[AtomicU64; ENTRY] {
-        self.words.piece((set * WAYS + way) as u32)
+        self.words.piece(set * WAYS + way)
     }
 
     /// From now on a refusal may be remembered for this long.
@@ -227,7 +227,8 @@ mod tests {
         let mut random = memory::tests::random(3);
         let words = memory::tests::shared(RefusedPorts::words_needed(&Config::default()), &mut random);
         // Some entries are of ports that are asked for, and expire at times near the present ones.
-        for (n, entry) in words.chunks(ENTRY).enumerate().take(8000) {
+        for n in 0..8000 {
+            let entry: &[AtomicU64; ENTRY] = words.piece(n);
             let name = name(&port(n as u16));
             let values = [name[0], name[1], name[2] | random() & 3, random() % 40_000_000];
             entry.iter().zip(values).for_each(|(word, value)| word.set(value));

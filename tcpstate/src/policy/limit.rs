@@ -159,7 +159,7 @@ impl Limiter {
     /// The bucket at `place`, as it was last written.
     #[inline(always)]
     fn bucket(&self, place: u32) -> &Bucket {
-        self.words.piece(place)
+        self.words.piece(place as usize)
     }
 
     /// What it knows of the prefix at `place`, which is 0 there, and of the SYN with this keyed hash and number.
@@ -362,8 +362,9 @@ impl Sightings {
         self.words[0].get()
     }
 
-    fn slice(&self, slice: usize) -> &[AtomicU64] {
-        &self.words[LINE + slice * self.slice_words..][..self.slice_words]
+    /// A word of a slice.
+    fn word(&self, slice: usize, word: usize) -> &AtomicU64 {
+        &self.words[LINE + slice * self.slice_words + word]
     }
 
     /// Whether this hash was noted in an earlier second; notes it in the current one.
@@ -374,7 +375,7 @@ impl Sightings {
         for (bit, word) in Self::probes(hash) {
             let (word, mask) = (word & (self.slice_words - 1), 1u64 << bit);
             for (slice, found) in found.iter_mut().enumerate() {
-                let word = &self.slice(slice)[word];
+                let word = self.word(slice, word);
                 let bits = word.get();
                 *found &= bits & mask != 0;
                 if slice == current {
@@ -396,7 +397,7 @@ impl Sightings {
     /// What it knows of one hash, in slices of one word: where two of its bits fall together there, both stand for one that is set if both are.
     fn excerpt(&self, hash: u64) -> Self {
         let probes = Self::probes(hash);
-        let is_set = |slice: usize, (bit, word): (u32, usize)| self.slice(slice)[word].get() >> bit & 1 == 1;
+        let is_set = |slice: usize, (bit, word): (u32, usize)| self.word(slice, word).get() >> bit & 1 == 1;
         let word = |slice: usize| {
             probes.iter().fold(0, |all, &(bit, _)| {
                 let set = probes.iter().filter(|other| other.0 == bit).all(|&probe| is_set(slice, probe));
@@ -418,7 +419,8 @@ impl Sightings {
             None => SLICES as u64,
         };
         for back in 0..passed {
-            self.slice(second.wrapping_sub(back) as usize % SLICES).iter().for_each(|word| word.set(0));
+            let slice = second.wrapping_sub(back) as usize % SLICES;
+            (0..self.slice_words).for_each(|word| self.word(slice, word).set(0));
         }
         self.words[0].set(second);
     }

@@ -70,32 +70,31 @@ impl Proxy {
         }
 
         // Each of these words is valid alone.
-        self.table.update(id, |flow| {
-            let receiver = flow.endpoint_mut(other);
-            if segment.ack.after(receiver.next) {
-                receiver.next = segment.ack;
+        let mut flow = self.table.edit(id);
+        let receiver = flow.endpoint_mut(other);
+        if segment.ack.after(receiver.next) {
+            receiver.next = segment.ack;
+        }
+        let ts_delta = flow.ts_delta;
+        let sender = flow.endpoint_mut(side);
+        if end.after(sender.next) && payload > 0 {
+            sender.next = end;
+        }
+        if !segment.ack.before(sender.acked) {
+            sender.acked = segment.ack;
+            sender.window = segment.window;
+        }
+        if let Some(timestamps) = timestamps {
+            let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
+            let step = value.wrapping_sub(sender.ts_value);
+            if step != 0 && step < 1 << 31 && (step <= SMALL_STEP || segment.checksums_hold(head)) {
+                sender.ts_value = value;
             }
-            let ts_delta = flow.ts_delta;
-            let sender = flow.endpoint_mut(side);
-            if end.after(sender.next) && payload > 0 {
-                sender.next = end;
-            }
-            if !segment.ack.before(sender.acked) {
-                sender.acked = segment.ack;
-                sender.window = segment.window;
-            }
-            if let Some(timestamps) = timestamps {
-                let value = if side == Side::Lan { ts_delta.shift(timestamps.value) } else { timestamps.value };
-                let step = value.wrapping_sub(sender.ts_value);
-                if step != 0 && step < 1 << 31 && (step <= SMALL_STEP || segment.checksums_hold(head)) {
-                    sender.ts_value = value;
-                }
-            }
-            if side == Side::Wan {
-                let answers = proxied && segment.ack.after(flow.outer_isn + 1);
-                flow.set_if(FlowFlags::CARRIED, answers || payload > 0);
-            }
-        });
+        }
+        if side == Side::Wan {
+            let answers = proxied && segment.ack.after(flow.outer_isn + 1);
+            flow.set_if(FlowFlags::CARRIED, answers || payload > 0);
+        }
         if proxied {
             // A common segment has no SACK blocks to be in conflict about.
             let projection = Projection::of(&self.table[id], SackConflict::Remove);

@@ -640,6 +640,21 @@ fn diagram(transitions: &Transitions) -> String {
     text + "```\n"
 }
 
+/// Which state may follow which. The engine asserts that no other does, and only one of its functions writes a state.
+fn successors() -> String {
+    let mut text = "\nWhat may follow a state; that a record is freed may follow each. The engine asserts it where it writes a state.\n\n\
+                    | state | may become | unreachable |\n|---|---|---|\n"
+        .to_owned();
+    for from in [State::Free].into_iter().chain(State::ALL) {
+        let (may, never): (Vec<_>, Vec<_>) =
+            State::ALL.into_iter().filter(|to| *to != from).partition(|to| from.may_become(*to));
+        let names = |states: Vec<State>| states.iter().map(|state| format!("{state:?}")).collect::<Vec<_>>().join(", ");
+        let from = if from == State::Free { "(a free record)".to_owned() } else { format!("{from:?}") };
+        let _ = writeln!(text, "| {from} | {} | {} |", names(may), names(never));
+    }
+    text
+}
+
 fn root(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
@@ -669,7 +684,7 @@ fn settle(path: &str, wanted: &str) {
 fn every_state_meets_every_segment_as_it_is_written() {
     let mut transitions = Transitions::new();
     let table = table(&mut transitions);
-    settle("docs/states.md", &format!("{INTRODUCTION}\n{}{table}", diagram(&transitions)));
+    settle("docs/states.md", &format!("{INTRODUCTION}\n{}{}{table}", diagram(&transitions), successors()));
 }
 
 #[test]

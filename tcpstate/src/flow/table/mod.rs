@@ -1,6 +1,6 @@
 //! The flow table: a fixed number of records, the index that finds them and the timer wheel that is threaded through them.
 //!
-//! Everybody reads records; they are written through two methods. [`Table::update`] changes words that are each valid alone.
+//! Everybody reads records; they are written through two methods. [`Table::update`] (or [`Table::edit`], where a closure costs) changes words that are each valid alone.
 //! [`Table::follow_state`] changes what belongs together and ends with the state: it first copies the record to the undo slot, and a process that finds
 //! the slot in use puts the copy back. A kill keeps program order, so compiler fences suffice between the steps. These two methods are also where a
 //! journal or a mirror of the table has to hook in.
@@ -12,7 +12,7 @@ mod index;
 mod slab;
 pub mod wheel;
 
-use core::ops::Index as Indexed;
+use core::ops::{Deref, DerefMut, Index as Indexed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::flow::{Flow, FlowFlags, State};
@@ -72,6 +72,25 @@ impl Population {
             _ if flags.is(FlowFlags::PROXIED) => &mut self.proxied,
             _ => &mut self.passthrough,
         }
+    }
+}
+
+/// A record that is being changed.
+pub struct Edit<'a>(&'a mut Flow);
+
+impl Deref for Edit<'_> {
+    type Target = Flow;
+
+    #[inline(always)]
+    fn deref(&self) -> &Flow {
+        self.0
+    }
+}
+
+impl DerefMut for Edit<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Flow {
+        self.0
     }
 }
 
@@ -320,10 +339,16 @@ impl Table {
         self[id].is(FlowFlags::REDIRECTED).then(|| &self.slab.redirects[id.0 as usize])
     }
 
-    /// Changes words of a record that are each valid alone, whatever becomes of this process between two of them.
+    /// A record to change in words that are each valid alone, whatever becomes of this process between two of them.
+    #[inline(always)]
+    pub fn edit(&mut self, id: Id) -> Edit<'_> {
+        Edit(&mut self.slab.records[id.0 as usize])
+    }
+
+    /// The same, for a change of its own.
     #[inline(always)]
     pub fn update<R>(&mut self, id: Id, change: impl FnOnce(&mut Flow) -> R) -> R {
-        change(&mut self.slab.records[id.0 as usize])
+        change(&mut self.edit(id))
     }
 
     /// Changes a flow's state and, with it, what must not change without it.
