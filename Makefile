@@ -5,11 +5,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build papers test test-queues test-zero-copy test-netmap test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
-papers: build  ; @for program in synproxy synctl netmapsend tcpsendrecv synflood honest ctrlperf replay; do target/release/$$program --papers target/papers || exit 1; done; echo target/papers
+man: setup    ; @cargo run -q -p tools --bin mkman -- target/man-pages
+papers: man   # the former name
 
 # `make test TESTS='-p unit --test e2e tcp::'` runs a part.
 test: setup

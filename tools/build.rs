@@ -1,7 +1,7 @@
-//! Compiles the XDP programs of `live`.
+//! Compiles the XDP programs of `xdp_generator`.
 
 include!("../pktio/bpf/compile.rs");
 
 fn main() {
-    compile("bpf/live.c", &["../pktio/bpf/kernel.h", "../pktio/bpf/compile.rs"], "live.o");
+    compile("bpf/generator.c", &["../pktio/bpf/kernel.h", "../pktio/bpf/compile.rs"], "generator.o");
 }

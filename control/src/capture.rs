@@ -1,30 +1,30 @@
-//! Captures: which frames go into a file, how many of them and how much of each, and what came of it.
+//! Captures: which frames are written to a file, the limits, and the resulting counts.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Which frames a file is to hold. Of each kind there is one file at most.
+/// Which frames a capture takes. At most one capture of each kind runs at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaptureKind {
-    /// Those received by either port, as they came.
+    /// Frames received by either port, before they are edited.
     Received,
-    /// Those sent by either port, as they left.
+    /// Frames sent by either port, after they were edited.
     Sent,
-    /// Those received and sent by the LAN port.
+    /// Frames received and sent by the LAN port.
     Lan,
-    /// Those received and sent by the WAN port.
+    /// Frames received and sent by the WAN port.
     Wan,
-    /// Samples of those dropped, each with its reason.
+    /// Samples of dropped frames, each with its drop reason.
     Drops,
 }
 
 impl CaptureKind {
-    /// Every one.
+    /// Every kind.
     pub const ALL: [CaptureKind; 5] =
         [CaptureKind::Received, CaptureKind::Sent, CaptureKind::Lan, CaptureKind::Wan, CaptureKind::Drops];
 
-    /// Its name, as it is written in a request.
+    /// The name, as in a request.
     pub const fn name(self) -> &'static str {
         match self {
             CaptureKind::Received => "received",
@@ -45,15 +45,15 @@ impl std::str::FromStr for CaptureKind {
     }
 }
 
-/// How much is captured. What a request leaves out is as by default.
+/// Limits of a capture. Members absent from a request have their defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct CaptureLimits {
-    /// Bytes a file may grow to, from 4096.
+    /// The largest size of the file, in bytes; at least 4096. Default: 1 GiB.
     pub file_bytes: u64,
-    /// Bytes kept of each frame, from 14.
+    /// Bytes captured of each frame; at least 14. Default: 65535.
     pub frame_bytes: u16,
-    /// Dropped frames captured of each reason in a second, from 1.
+    /// Dropped frames captured per drop reason and second; at least 1. Default: 10.
     pub drops_a_second: u32,
 }
 
@@ -64,26 +64,26 @@ impl Default for CaptureLimits {
 }
 
 impl CaptureLimits {
-    /// Why they cannot be, if so.
+    /// Checks the limits.
     ///
     /// # Errors
-    /// What is wrong with them, in words.
+    /// The first limit that is out of range, in words.
     pub fn check(&self) -> Result<(), &'static str> {
         match self {
-            CaptureLimits { file_bytes: ..4096, .. } => Err("a file of less than 4096 bytes has no room for frames"),
+            CaptureLimits { file_bytes: ..4096, .. } => Err("`file-bytes` must be at least 4096"),
             CaptureLimits { frame_bytes: ..14, .. } => {
-                Err("less than 14 bytes of a frame are not even its Ethernet header")
+                Err("`frame-bytes` must be at least 14, the length of an Ethernet header")
             }
-            CaptureLimits { drops_a_second: 0, .. } => Err("no dropped frame in a second is none at all"),
+            CaptureLimits { drops_a_second: 0, .. } => Err("`drops-a-second` must be at least 1"),
             _ => Ok(()),
         }
     }
 }
 
-/// A number of bytes as it is written on a command line: `4096`, `64k`, `100M` or `2G`.
+/// Parses a file size limit from a command line: `4096`, `64k`, `100M` or `2G` (powers of 1024).
 ///
 /// # Errors
-/// When it is none that a file could be limited to.
+/// If it is not such a number, is below 4096, or does not fit into 64 bits.
 pub fn file_bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
@@ -91,22 +91,26 @@ pub fn file_bytes(text: &str) -> Result<u64, String> {
         Some(b'G') => (&text[..text.len() - 1], 30),
         _ => (text, 0),
     };
-    let number: u64 = digits.parse().map_err(|_| "write a number of bytes, as 65536, 64k, 100M or 2G".to_owned())?;
-    number.checked_mul(1 << shift).filter(|&bytes| bytes >= 4096).ok_or("take between 4k and what 64 bits hold".into())
+    let number: u64 =
+        digits.parse().map_err(|_| "expected a number of bytes, such as 65536, 64k, 100M or 2G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|&bytes| bytes >= 4096)
+        .ok_or("expected at least 4k and at most what 64 bits hold".into())
 }
 
-/// A capture, and what came of it so far.
+/// A capture and its counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Capture {
-    /// Which frames.
+    /// Which frames it takes.
     pub kind: CaptureKind,
     /// The file.
     pub path: PathBuf,
-    /// Frames in it.
+    /// Frames written.
     pub captured: u64,
-    /// Frames that found the disk busy, and are not in it.
+    /// Frames left out because the disk was too slow.
     pub missed: u64,
-    /// Frames beyond what the file may hold.
+    /// Frames left out because the file had reached its limit.
     pub beyond: u64,
 }

@@ -1,10 +1,10 @@
-//! What is said of a server: the options its clients are offered in its name.
+//! Server entries: the TCP options the box announces to the clients of a server (modes `commanded`).
 
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 
-/// Whom an entry is about.
+/// The key of a server entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
@@ -13,54 +13,54 @@ pub struct Key {
     /// Its port, or 0 for every port.
     #[serde(default)]
     pub port: u16,
-    /// The protocol's number, or 0 for every protocol. Only TCP is ever looked up, so an entry of another protocol than 0 and 6 is
-    /// kept and told, and has no effect.
+    /// The IP protocol number, or 0 for every protocol. Only TCP is looked up, so an entry of a protocol other than 0 and 6 is
+    /// kept and listed, but has no effect.
     #[serde(default)]
     pub protocol: u8,
 }
 
-/// An entry: a server, and what its clients are offered.
+/// A server entry: a server, and the options announced to its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The server's address.
     pub address: IpAddr,
-    /// As in [`Key`].
+    /// The port, as in [`Key`].
     #[serde(default)]
     pub port: u16,
-    /// As in [`Key`].
+    /// The protocol, as in [`Key`].
     #[serde(default)]
     pub protocol: u8,
-    /// The MSS announced in its name, in bytes, from 1.
+    /// The MSS announced, in bytes; at least 1.
     pub mss: u16,
-    /// Whether SACK is announced.
+    /// Whether SACK permitted is announced (RFC 2018).
     pub sack: bool,
-    /// The window scale announced, 0 to 14.
+    /// The window scale announced, 0 to 14 (RFC 7323).
     pub wscale: u8,
 }
 
 impl Entry {
-    /// Whom it is about.
+    /// The entry's key.
     pub fn key(&self) -> Key {
         Key { address: self.address, port: self.port, protocol: self.protocol }
     }
 
-    /// Why it cannot be, if so.
+    /// Checks the values.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The first value that is out of range, in words.
     pub fn check(&self) -> Result<(), &'static str> {
         let is_mapped = matches!(self.address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
         match self {
-            Entry { mss: 0, .. } => Err("an MSS of 0 leaves no room for data"),
-            Entry { wscale: 15.., .. } => Err("a window scale is 14 at most (RFC 7323 section 2.3)"),
-            _ if is_mapped => Err("an IPv4 address mapped into IPv6 is nobody's; say the IPv4 address"),
+            Entry { mss: 0, .. } => Err("the MSS must be at least 1"),
+            Entry { wscale: 15.., .. } => Err("the window scale must be at most 14 (RFC 7323 section 2.3)"),
+            _ if is_mapped => Err("an IPv4-mapped IPv6 address does not occur in packets; use the IPv4 address"),
             _ => Ok(()),
         }
     }
 }
 
-/// As `10.0.0.1:80`, `[2001:db8::1]:*`, with `/17` behind for a protocol other than TCP.
+/// As `10.0.0.1:80/tcp`, `[2001:db8::1]:*/any` or `10.0.0.1:53/17`.
 impl Display for Key {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.address {

@@ -1,7 +1,8 @@
-//! What is said on the control socket: a request is a line of JSON, and so is its reply. Here are both as types, the lines as bytes, and the
-//! client; beside it, as [`wire`], the binary protocol of the control port, which can only change what is said of servers. Who answers is `synproxy`; who asks is `synctl`, or anything that can write a line.
+//! The protocol of the control socket: a request is a line of JSON, and so is its reply. This crate has both as types, the
+//! reading and writing of lines, and a client. [`wire`] is the binary protocol of the control port, which can only change server
+//! entries. `synproxy` is the server; `synctl`, or anything that can write a line, is the client.
 //!
-//! Requests are answered in their order. `docs/control.md` has an example of each.
+//! Replies come in the order of the requests. `docs/control.md` has an example of each.
 //!
 //! ```
 //! use control::Request;
@@ -21,18 +22,18 @@ mod view;
 pub mod wire;
 
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
-pub use client::{Client, Complaint};
+pub use client::{Client, ClientError};
 pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};
 pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 
-/// Where the sockets of running boxes lie, one each.
+/// The directory of the control sockets, one for each running box.
 pub const DIRECTORY: &str = "/run/synproxy";
 
-/// Where the socket of the box between these two interfaces lies, unless it was told otherwise. `namespace` is the number of the network
-/// namespace they are in, where it is not the machine's own: names of interfaces are unique in one only.
+/// The default path of the control socket of the box between these two interfaces. `namespace` is the inode number of their network
+/// namespace, if it is not the machine's own: interface names are unique only within one.
 ///
 /// ```
 /// use control::default_path;
@@ -41,7 +42,7 @@ pub const DIRECTORY: &str = "/run/synproxy";
 /// ```
 pub fn default_path(lan: &str, wan: &str, namespace: Option<u64>) -> std::path::PathBuf {
     let plain = |name: &str| -> String {
-        let name = ["xdp:", "packet:", "netmap:"].iter().find_map(|backend| name.strip_prefix(backend)).unwrap_or(name);
+        let name = ["xdp:", "packet:", "netmap:"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         name.chars().take(80).map(|c| if is_plain(c) { c } else { '_' }).collect()
     };

@@ -1,29 +1,29 @@
-//! Lines: one value a line, of bounded length.
+//! Reading and writing lines of JSON, one value per line, of bounded length.
 
 use serde::Serialize;
 use std::io::{self, BufRead, ErrorKind, Write};
 
-/// The longest request, in bytes: a jumbo frame in hexadecimal digits, twice.
+/// The longest request, in bytes: a jumbo frame in hexadecimal digits, with room to spare.
 pub const MAX_REQUEST: usize = 65_536;
 
 /// The longest reply, in bytes.
 pub const MAX_REPLY: usize = 16 << 20;
 
-/// What came of reading a line.
+/// The result of reading a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// One is there, without its end.
+    /// A line was read, without its line feed.
     Whole,
-    /// It is longer than allowed, and has been read in part only.
+    /// The line is longer than allowed, and was read only in part.
     TooLong,
-    /// There are no more; one that was begun is dropped.
+    /// The stream has ended; an incomplete line is dropped.
     End,
 }
 
-/// Reads up to the next line feed into `line`, which is emptied first, and never holds more than `most` bytes.
+/// Reads up to the next line feed into `line`, which is cleared first and never holds more than `most` bytes.
 ///
 /// # Errors
-/// When reading fails.
+/// If reading fails.
 pub fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io::Result<Line> {
     line.clear();
     loop {
@@ -49,10 +49,10 @@ pub fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>, most: usize) -> io
     }
 }
 
-/// Writes `value` as a line, at once.
+/// Writes `value` as one line, in one call.
 ///
 /// # Errors
-/// When writing fails.
+/// If writing fails.
 pub fn write_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');

@@ -1,10 +1,10 @@
-//! What a client is answered.
+//! Replies: what the box answers.
 
 use crate::{Capture, Explained, FlowList, Top};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A reply: an object with one member, whose name says what it is.
+/// A reply: a JSON object with one member, whose name is the kind of reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
@@ -12,7 +12,9 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::Stats`](crate::Request::Stats).
     Stats(Box<Stats>),
-    /// To [`Request::Backends`](crate::Request::Backends): what is said of servers, in their order.
+    /// To [`Request::Servers`](crate::Request::Servers): the server entries, sorted by key.
+    Servers(Vec<crate::Entry>),
+    /// To [`Request::Backends`](crate::Request::Backends): the same under its former name.
     Backends(Vec<crate::Entry>),
     /// To [`Request::Flows`](crate::Request::Flows).
     Flows(FlowList),
@@ -22,9 +24,9 @@ pub enum Reply {
     Explained(Box<Explained>),
     /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).
     Captures(Vec<Capture>),
-    /// What was asked has been done, and this is to be said of it.
+    /// The request was carried out; a message for people.
     Done(String),
-    /// What was asked has not been done.
+    /// The request was refused.
     Error(Refusal),
 }
 
@@ -35,130 +37,132 @@ impl Reply {
     }
 }
 
-/// Why a request was not granted.
+/// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// For programs.
+    /// The cause, for programs.
     pub why: Why,
-    /// For people.
+    /// The cause, for people.
     pub message: String,
 }
 
-/// Why a request was not granted.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
-    /// The line is no request. The connection is closed after this reply if the line was too long, and goes on otherwise.
+    /// The line is not a valid request. The box closes the connection only if the line was too long.
     Malformed,
-    /// Who asks may not. The connection is closed after this reply, unless only what was asked for is meant.
+    /// The client lacks permission. The box closes the connection, unless only this request is forbidden.
     Forbidden,
-    /// Too many clients are connected. The connection is closed after this reply.
+    /// Too many clients are connected. The box closes the connection.
     Busy,
-    /// A worker has not answered in time.
+    /// A worker did not answer in time.
     Silent,
-    /// It cannot be done in the present state; the message says why.
+    /// The request cannot be carried out in the present state; the message says why.
     Refused,
 }
 
-/// What the box is and how it is.
+/// The state of the box.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
-    /// The program's version.
+    /// The version of synproxy.
     pub version: String,
-    /// Its process.
+    /// The process id.
     pub pid: u32,
-    /// Seconds since it began.
+    /// Seconds since the start.
     pub uptime: f64,
     /// The interface toward the servers.
     pub lan: Interface,
-    /// The interface toward everybody else.
+    /// The interface toward the clients.
     pub wan: Interface,
-    /// For each worker, whether it has answered within a second.
+    /// For each worker, whether it answered within a second.
     pub workers: Vec<bool>,
-    /// How many servers the operator has spoken of; none where no mode is `commanded`.
+    /// The number of server entries; none if no mode is `commanded`.
+    pub servers: Option<usize>,
+    /// The same under its former name, for programs written for it.
     pub backends: Option<usize>,
-    /// Whether everything is forwarded unseen.
+    /// Whether all frames are forwarded without inspection (`--bypass`).
     pub bypass: bool,
-    /// Whether new connections are kept from the proxy, and how far that has led.
+    /// The progress of draining; none if the box does not drain.
     pub drain: Option<Drain>,
     /// The least severe level that is logged.
     pub log_level: crate::LogLevel,
-    /// The flows there are.
+    /// The number of flows.
     pub flows: Flows,
 }
 
-/// How far draining has led.
+/// The progress of draining.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drain {
-    /// Since how many seconds.
+    /// Seconds since draining began.
     pub since: f64,
-    /// Connections that would be lost with the process: those translated, and those about to be.
+    /// Connections that would be lost if the process ended: translated ones, and handshakes in the SYN cache.
     pub left: u64,
 }
 
 /// One of the two interfaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// Its name, as it was given.
+    /// The name, as given on the command line.
     pub name: String,
-    /// How frames get in and out.
+    /// The I/O backend and its mode, in words.
     pub backend: String,
 }
 
-/// How many flows there are.
+/// Numbers of flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flows {
-    /// Connections from the WAN that are translated.
+    /// Proxied connections: opened from the WAN, with translated numbers.
     pub proxied: u64,
-    /// Connections that are passed through.
+    /// Connections passed through without translation.
     pub direct: u64,
     /// Entries of the SYN cache.
     pub half_open: u64,
 }
 
-/// Everything counted since the start.
+/// All counters since the start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// Seconds since the start.
     pub uptime: f64,
     /// The sum over all workers.
     pub total: Counts,
-    /// What each worker has counted.
+    /// The counters of each worker.
     pub workers: Vec<Counts>,
 }
 
-/// What has been counted. Names are those of the program's own reports; what is zero is there too.
+/// Counters. The names are those of the report that synproxy prints at exit; zero counters are included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Counts {
-    /// The port toward the servers.
+    /// Counters of the LAN port.
     pub lan: Port,
-    /// The port toward everybody else.
+    /// Counters of the WAN port.
     pub wan: Port,
-    /// The flows there are now.
+    /// The present number of flows.
     pub flows: Flows,
-    /// Frames that are held now, until their servers answer.
+    /// Frames held now, until their server answers.
     pub held: u64,
-    /// What has happened, by its name.
+    /// Events, by name.
     pub events: BTreeMap<String, u64>,
-    /// Frames dropped by decision, by the reason's name.
+    /// Frames the proxy dropped, by drop reason.
     pub drops: BTreeMap<String, u64>,
-    /// Frames lost on the way, for want of room, by the place's name.
+    /// Frames lost because a queue or pool was full, by its name.
     pub losses: BTreeMap<String, u64>,
-    /// What workers have handed to each other.
+    /// Hand-off between workers, by name.
     pub crossed: BTreeMap<String, u64>,
-    /// How often the load made workers poll.
+    /// How often workers switched to polling because of load.
     pub wakes: u64,
-    /// The longest a worker was kept from its frames by a command, in nanoseconds of its own time, by the command's name. In the total
-    /// it is that of the worker it took longest.
+    /// The longest time a command kept a worker from its frames, in nanoseconds of the worker's CPU time, by the command's name. In
+    /// the total, the longest of all workers.
     pub orders: BTreeMap<String, u64>,
-    /// Frames whose way through the program was timed.
+    /// Frames whose processing was timed.
     pub timed_frames: u64,
-    /// The time they took, without the kernel's share, in nanoseconds.
+    /// Their processing time without I/O, in nanoseconds.
     pub timed_nanoseconds: u64,
 }
 
-/// What has passed a port: frames, bytes and what befell them, each by its name.
+/// Counters of a port, by name: frames, bytes and errors.
 pub type Port = BTreeMap<String, u64>;

@@ -1,4 +1,4 @@
-//! What a client can ask.
+//! Requests: what a client can ask of a running box.
 
 use crate::entry::{Entry, Key};
 use crate::{CaptureKind, CaptureLimits, Cursor, FlowFilter, Side};
@@ -6,96 +6,102 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// A request: an object whose `command` says which.
+/// A request: a JSON object whose member `command` names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// What the box is and how it is: [`Status`](crate::Status).
+    /// Version, interfaces, workers and modes: [`Status`](crate::Status).
     Status,
-    /// Everything counted since the start: [`Stats`](crate::Stats).
+    /// All counters since the start: [`Stats`](crate::Stats).
     Stats,
-    /// What is said of servers: [`Reply::Backends`](crate::Reply::Backends).
+    /// The server entries: [`Reply::Servers`](crate::Reply::Servers).
+    Servers,
+    /// The former name of [`Request::Servers`], answered under its own former name: [`Reply::Backends`](crate::Reply::Backends).
     Backends,
-    /// One more is spoken of; refused if it is already.
-    AddBackend(Entry),
-    /// Something else, or something at all, is said of one.
-    ModifyBackend(Entry),
-    /// Nothing is said of this one any more; refused if nothing was.
-    DeleteBackend(Key),
-    /// Nothing is said any more of any server, or of those at this address.
-    FlushBackends {
-        /// The address, if not all are meant.
+    /// Adds a server entry; refused if there is one with the same key.
+    #[serde(alias = "add-backend")]
+    AddServer(Entry),
+    /// Adds a server entry, or replaces the one with the same key.
+    #[serde(alias = "modify-backend")]
+    ModifyServer(Entry),
+    /// Deletes the server entry with exactly this key; refused if there is none.
+    #[serde(alias = "delete-backend")]
+    DeleteServer(Key),
+    /// Deletes all server entries, or those of one address.
+    #[serde(alias = "flush-backends")]
+    FlushServers {
+        /// The address; every address if absent.
         #[serde(default)]
         address: Option<IpAddr>,
     },
-    /// Keep new connections from the proxy from now on, or no more.
+    /// Starts or ends draining: while the box drains, new connections pass unproxied.
     Drain {
-        /// Whether to begin.
+        /// True to start, false to end.
         on: bool,
     },
-    /// Sign cookies with another secret from the next epoch on.
+    /// Replaces the secret that signs cookies, from the next epoch on.
     RotateSecrets,
-    /// Connections, some at a time: [`FlowList`](crate::FlowList).
+    /// Lists connections, one page per request: [`FlowList`](crate::FlowList).
     Flows {
-        /// Which are meant; all, if it is left out.
+        /// Which connections; all if absent.
         #[serde(default)]
         filter: FlowFilter,
-        /// Where to go on; at the beginning, if it is left out.
+        /// Where to continue: [`FlowList::next`](crate::FlowList::next) of the page before; at the beginning if absent.
         #[serde(default)]
         from: Option<Cursor>,
-        /// How many to tell of at most; the box tells of fewer if it likes.
+        /// The most connections to return. The box may return fewer.
         #[serde(default)]
         limit: Option<usize>,
     },
-    /// Who talks most, and everything counted: [`Top`](crate::Top).
+    /// Top talkers and all counters: [`Top`](crate::Top).
     Top,
-    /// What would become of a frame: [`Explained`](crate::Explained). Nothing is changed by it.
+    /// What the box would do with a frame: [`Explained`](crate::Explained). Changes nothing.
     Explain {
-        /// The port it would come in by.
+        /// The port the frame would arrive at.
         side: Side,
-        /// The frame, from its Ethernet header on, in hexadecimal digits.
+        /// The frame from its Ethernet header on, in hexadecimal digits.
         frame: String,
-        /// The worker to ask; the one it belongs to, if it is left out.
+        /// The worker to ask; the one the frame's flow belongs to if absent.
         #[serde(default)]
         worker: Option<usize>,
     },
-    /// The captures that are going on: [`Reply::Captures`](crate::Reply::Captures).
+    /// The running captures: [`Reply::Captures`](crate::Reply::Captures).
     Captures,
-    /// Frames of a kind go into a file from now on; refused if they do already, and if there is such a file. Only root and the user the
-    /// box runs as may ask for it.
+    /// Starts a capture; refused if one of this kind is running or the file exists. Only root and the user the box runs as may
+    /// start captures.
     StartCapture {
         /// Which frames.
         kind: CaptureKind,
-        /// The file, with its whole path. It is made by the box, with the rights of the box, and readable by its user alone.
+        /// The file's absolute path. The box creates the file with its own rights, readable by its own user alone.
         path: PathBuf,
-        /// How much.
+        /// Size limits and sampling rate.
         #[serde(default)]
         limits: CaptureLimits,
     },
-    /// The capture of frames of a kind ends, or every one: [`Reply::Captures`](crate::Reply::Captures), as they ended.
+    /// Stops the capture of one kind, or all of them: [`Reply::Captures`](crate::Reply::Captures) with their final counts.
     StopCapture {
-        /// Which frames, if not all are meant.
+        /// Which kind; all if absent.
         #[serde(default)]
         kind: Option<CaptureKind>,
     },
-    /// Log messages of at least this severity from now on.
+    /// Sets the log level until the box ends.
     SetLogLevel {
         /// The least severe level that is logged.
         level: LogLevel,
     },
 }
 
-/// How much is logged.
+/// A log level. Each one includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogLevel {
-    /// Only what goes wrong.
+    /// Errors only.
     Error,
-    /// And what may go wrong.
+    /// Also warnings.
     Warn,
-    /// And what happens.
+    /// Also normal operation.
     Info,
-    /// And how it came to that.
+    /// Also details for debugging.
     Debug,
     /// Everything.
     Trace,
@@ -105,7 +111,7 @@ impl LogLevel {
     /// Every level, the most severe first.
     pub const ALL: [LogLevel; 5] = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
 
-    /// Its name, as it is written in a request.
+    /// The level's name, as in a request.
     pub const fn name(self) -> &'static str {
         match self {
             LogLevel::Error => "error",
@@ -123,5 +129,31 @@ impl std::str::FromStr for LogLevel {
     fn from_str(text: &str) -> Result<Self, String> {
         let named = LogLevel::ALL.into_iter().find(|level| level.name() == text);
         named.ok_or_else(|| format!("expected one of {}", LogLevel::ALL.map(LogLevel::name).join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_of_former_versions_are_understood() {
+        let parse = |line: &str| serde_json::from_str::<Request>(line).map_err(|error| error.to_string());
+        let entry = r#""address":"10.0.0.1","port":80,"mss":1460,"sack":true,"wscale":7"#;
+        for (former, current) in [
+            (format!(r#"{{"command":"add-backend",{entry}}}"#), format!(r#"{{"command":"add-server",{entry}}}"#)),
+            (format!(r#"{{"command":"modify-backend",{entry}}}"#), format!(r#"{{"command":"modify-server",{entry}}}"#)),
+            (
+                r#"{"command":"delete-backend","address":"10.0.0.1"}"#.to_owned(),
+                r#"{"command":"delete-server","address":"10.0.0.1"}"#.to_owned(),
+            ),
+            (r#"{"command":"flush-backends"}"#.to_owned(), r#"{"command":"flush-servers"}"#.to_owned()),
+        ] {
+            let parsed = parse(&current);
+            assert_eq!(parse(&former), parsed);
+            assert_eq!(serde_json::to_value(parsed.unwrap()).unwrap()["command"], current.split('"').nth(3).unwrap());
+        }
+        assert_eq!(parse(r#"{"command":"backends"}"#), Ok(Request::Backends));
+        assert_eq!(parse(r#"{"command":"servers"}"#), Ok(Request::Servers));
     }
 }

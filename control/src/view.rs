@@ -1,4 +1,4 @@
-//! What an operator looks at: connections, who talks most, and what would become of a frame.
+//! What an operator inspects: connections, top talkers, and what the box would do with a frame.
 
 use crate::Stats;
 use serde::{Deserialize, Serialize};
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
-    /// Toward the servers.
+    /// The port toward the servers.
     Lan,
-    /// Toward everybody else.
+    /// The port toward the clients.
     Wan,
 }
 
@@ -25,44 +25,44 @@ impl std::str::FromStr for Side {
     }
 }
 
-/// Which connections are meant: those that fit in every point that is there.
+/// Selects connections: those that match every member present.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct FlowFilter {
-    /// The end on the LAN has this address, or one of this network: `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`.
+    /// The LAN address, or a network that contains it: `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lan: Option<String>,
-    /// The end on the WAN, likewise.
+    /// The WAN address, or a network that contains it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wan: Option<String>,
-    /// The port on the LAN.
+    /// The TCP port on the LAN side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lan_port: Option<u16>,
-    /// The port on the WAN.
+    /// The TCP port on the WAN side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wan_port: Option<u16>,
-    /// The state, by the name [`Flow::state`] has.
+    /// The state, by its name in [`Flow::state`]; the box understands the names of former versions too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
 
-/// Where a listing goes on.
+/// A position in a listing of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// At this worker.
+    /// The worker.
     pub worker: usize,
-    /// From this place of its table on.
+    /// The first slot of its flow table that has not been listed.
     pub place: u32,
 }
 
-/// A part of a listing.
+/// A page of a listing of connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FlowList {
-    /// Connections.
+    /// The connections.
     pub flows: Vec<Flow>,
-    /// What to ask for next; none at the end.
+    /// Where the next page begins; none on the last page.
     pub next: Option<Cursor>,
 }
 
@@ -70,92 +70,93 @@ pub struct FlowList {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Flow {
-    /// Its end on the WAN: address and port.
+    /// Its WAN address and port.
     pub wan: String,
-    /// Its end on the LAN.
+    /// Its LAN address and port.
     pub lan: String,
-    /// The identifiers of its frames' VLAN tags, the outer first.
+    /// VLAN identifiers of its frames, the outer tag first.
     pub vlan: Vec<u16>,
-    /// `half-open`, `dialling`, `opening-sent`, `opening-answered`, `established`, `closing`, `time-wait` or `reset`.
+    /// The state: `syn-cached`, `server-syn-sent`, `syn-sent`, `syn-received`, `unconfirmed`, `ack-withheld`, `window-pending`,
+    /// `established`, `fin-wait`, `last-ack`, `time-wait` or `reset`.
     pub state: String,
-    /// How it stands, in words.
+    /// The state in words.
     pub status: String,
-    /// Whether numbers are translated; else it is passed through.
+    /// Whether the box translates its numbers; otherwise it is passed through.
     pub proxied: bool,
-    /// Who opened it; not known of one that ran when it was adopted.
+    /// The side that opened it; unknown for a connection that was adopted midway.
     pub opened_by: Option<Side>,
-    /// Since how many seconds it is known.
+    /// Seconds since its record was created.
     pub age: f64,
-    /// Since how many seconds nothing of it has come, where that is known.
+    /// Seconds since its last frame, where known.
     pub idle: Option<f64>,
-    /// In how many seconds its timer is due.
+    /// Seconds until its timer expires.
     pub due: f64,
-    /// The end on the WAN.
+    /// The WAN endpoint.
     pub wan_end: FlowEnd,
-    /// The end on the LAN.
+    /// The LAN endpoint.
     pub lan_end: FlowEnd,
-    /// The MSS the client announced; 0 where nobody needed to know.
+    /// The MSS the client announced, in bytes; 0 if it was not recorded.
     pub mss: u16,
-    /// Whether the client was told that SACK may be used.
+    /// Whether SACK was negotiated with the client.
     pub sack: bool,
-    /// Whether the client was told that timestamps are used.
+    /// Whether timestamps were negotiated with the client.
     pub timestamps: bool,
-    /// What is added to the server's sequence numbers on their way out.
+    /// The offset added to the server's sequence numbers toward the client (modulo 2^32).
     pub sequence_shift: u32,
-    /// What is added to the server's timestamps.
+    /// The offset added to the server's timestamps (modulo 2^32).
     pub timestamp_shift: u32,
-    /// Frames held until its server answers.
+    /// Frames held until the server answers.
     pub held: usize,
-    /// The worker it belongs to.
+    /// The worker that owns it.
     pub worker: usize,
 }
 
-/// One end of a connection.
+/// One endpoint of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FlowEnd {
-    /// The scale of its window field; none if it does not scale.
+    /// The scale of its window field; none if its windows are not scaled.
     pub scale: Option<u8>,
-    /// The scale the other end was told for it.
+    /// The scale that was announced to its peer for it.
     pub told: Option<u8>,
-    /// The window it grants, in bytes.
+    /// The window it announced last, in bytes.
     pub window: u32,
-    /// The hop limit its frames arrive with; 0 if not known.
+    /// The TTL or hop limit its frames arrive with; 0 if unknown.
     pub hop_limit: u8,
 }
 
-/// What would become of a frame.
+/// What the box would do with a frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Explained {
-    /// The worker that was asked.
+    /// The worker that answered.
     pub worker: usize,
-    /// What it saw and found, in its order, in words.
+    /// The steps of the decision, in order, in words.
     pub steps: Vec<String>,
     /// `forward`, `reflect`, `hold` or `drop`.
     pub verdict: String,
-    /// Why it would be dropped: the reason's name.
+    /// The drop reason's name, if it would be dropped.
     pub reason: Option<String>,
     /// The verdict in words.
     pub meaning: String,
-    /// What would be counted besides a drop.
+    /// The events that would be counted.
     pub counted: Vec<Counted>,
-    /// The fields of the frame, as it came and as it would leave (the same where it is dropped).
+    /// The fields of the frame as it arrives and as it would leave (the same if it is dropped).
     pub fields: Vec<Changed>,
-    /// The segments the box would send of its own accord.
+    /// Further segments the box would send.
     pub sent: Vec<Sent>,
-    /// The connection before, if there is one.
+    /// The connection before the frame, if there is one.
     pub before: Option<Flow>,
-    /// The connection after.
+    /// The connection after the frame, if there is one.
     pub after: Option<Flow>,
-    /// Held frames that would be decided on next.
+    /// Held frames that would be released.
     pub released: usize,
 }
 
-/// Something that would be counted.
+/// An event that would be counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Its name.
+    /// The event's name.
     pub name: String,
     /// How often.
     pub count: u64,
@@ -163,51 +164,52 @@ pub struct Counted {
     pub meaning: String,
 }
 
-/// A field of a frame.
+/// A field of a frame, before and after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
-    /// Its name.
+    /// The field's name.
     pub name: String,
-    /// As the frame came; none if it had no such field.
+    /// The value on arrival; none if the frame has no such field.
     pub before: Option<String>,
-    /// As it would leave.
+    /// The value on departure; none if the frame would have no such field.
     pub after: Option<String>,
 }
 
-/// A segment of the box's own.
+/// A segment the box would send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
-    /// The port it leaves by.
+    /// The port it would leave by.
     pub to: Side,
     /// The frame, in hexadecimal digits.
     pub frame: String,
 }
 
-/// Who talks most, and everything counted.
+/// Top talkers and all counters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Top {
-    /// Everything counted since the start.
+    /// All counters since the start.
     pub stats: Stats,
-    /// The seconds over which talkers were counted; 0 as long as there is no such count yet.
+    /// The seconds over which talkers were counted; 0 if nothing has been counted yet.
     pub period: f64,
-    /// Hosts on the WAN, those with most frames first.
+    /// WAN addresses, those with most frames first.
     pub sources: Vec<Talker>,
-    /// Services on the LAN, likewise.
+    /// LAN addresses and ports, those with most frames first.
     pub targets: Vec<Talker>,
 }
 
-/// What somebody is reckoned, from samples, to have sent and been sent.
+/// The traffic of one host or service, estimated from samples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Talker {
     /// An address, or an address and a port.
     pub name: String,
-    /// Frames, too many by at most `surplus`.
+    /// Frames in both directions; an overestimate by at most `surplus`.
     pub frames: u64,
-    /// See `frames`.
+    /// The largest possible error of `frames`.
     pub surplus: u64,
-    /// Of these, SYNs that call.
-    pub calls: u64,
-    /// Bytes of the frames.
+    /// Of these, SYNs without ACK. The protocol calls the member `calls`.
+    #[serde(rename = "calls", alias = "syns")]
+    pub syns: u64,
+    /// Bytes of these frames.
     pub bytes: u64,
 }

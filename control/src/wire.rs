@@ -1,24 +1,24 @@
-//! The binary protocol of the control port: requests of 12 bytes, or 28 for IPv6, answered by two bytes each, in their order.
+//! The binary protocol of the control port: requests of 12 bytes, or 28 for IPv6, each answered by two bytes, in order.
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 4 | IPv4 address; of no meaning for IPv6 |
+//! | 0 | 4 | IPv4 address; ignored for IPv6 |
 //! | 4 | 2 | port; 0 is every port |
 //! | 6 | 1 | protocol; 0 is every protocol |
 //! | 7 | 1 | operation: 1 flush, 2 add, 4 modify, 8 delete; 128 more for IPv6 |
 //! | 8 | 2 | MSS |
 //! | 10 | 1 | SACK: 0 is no |
 //! | 11 | 1 | window scale |
-//! | 12 | 16 | IPv6 address, if the operation says so |
+//! | 12 | 16 | IPv6 address, if the operation has bit 7 set |
 //!
-//! Numbers are big-endian.
+//! Numbers are big-endian. Window scales above 14 and an MSS of 0 are refused ([`Entry::check`]).
 
 use crate::entry::{Entry, Key};
 use std::net::{IpAddr, Ipv4Addr};
 
-/// The answer to what has been done.
+/// The reply to an operation that was carried out.
 pub const DONE: [u8; 2] = *b"1\n";
-/// And to what has not.
+/// The reply to an operation that was refused.
 pub const REFUSED: [u8; 2] = *b"0\n";
 
 const FLUSH: u8 = 1;
@@ -30,22 +30,22 @@ const IPV6: u8 = 128;
 const SHORT: usize = 12;
 const LONG: usize = 28;
 
-/// What is to become of the entries.
+/// An operation on the server entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Those of this address go, or all of both families.
+    /// Deletes the entries of this address, or all entries of both families.
     Flush(Option<IpAddr>),
-    /// This one comes, if there is none of its key.
+    /// Adds an entry; refused if there is one with the same key.
     Add(Entry),
-    /// This one comes, in the place of one of its key if there is one.
+    /// Adds an entry, or replaces the one with the same key.
     Modify(Entry),
-    /// The one of exactly this key goes, if there is one.
+    /// Deletes the entry with exactly this key; refused if there is none.
     Delete(Key),
-    /// The operation with this number, which does not exist.
+    /// An operation number that does not exist; always refused.
     Unknown(u8),
 }
 
-/// The first request of `bytes` and its length; `None` while it is not whole.
+/// Parses the first request in `bytes`, and returns it with its length in bytes; `None` while it is incomplete.
 pub fn read(bytes: &[u8]) -> Option<(Operation, usize)> {
     let short: &[u8; SHORT] = bytes.first_chunk()?;
     let long: Option<&[u8; LONG]> = bytes.first_chunk();
@@ -70,7 +70,7 @@ pub fn read(bytes: &[u8]) -> Option<(Operation, usize)> {
     Some((operation, if is_v6 { LONG } else { SHORT }))
 }
 
-/// Appends a request to `bytes`.
+/// Appends the encoding of `operation` to `bytes`.
 pub fn write(operation: &Operation, bytes: &mut Vec<u8>) {
     let everybody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let nobody = Entry { address: everybody, port: 0, protocol: 0, mss: 0, sack: false, wscale: 0 };
@@ -107,7 +107,7 @@ mod tests {
         let mut long = vec![9, 9, 9, 9, 0x12, 0x34, 6, 128 + 4, 5, 0xb4, 1, 7];
         long.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
         let entry = Entry { address: "2001:db8::5".parse().unwrap(), ..entry };
-        assert_eq!(read(&long), Some((Operation::Modify(entry), 28)), "what stands in the IPv4 field has no meaning");
+        assert_eq!(read(&long), Some((Operation::Modify(entry), 28)), "the IPv4 field is ignored");
         assert_eq!(read(&long[..27]), None);
     }
 

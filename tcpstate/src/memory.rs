@@ -22,7 +22,7 @@ pub(crate) const LINE: usize = 8;
 pub struct Words {
     store: Store,
     /// The first word that begins a cache line.
-    first: usize,
+    first: u32,
     len: usize,
 }
 
@@ -36,7 +36,7 @@ impl Words {
     pub fn zeroed(len: usize) -> Self {
         let store = <[AtomicU64]>::new_box_zeroed_with_elems(len + LINE - 1).expect("memory for the tables");
         let first = store.as_ptr().align_offset(align_of::<u64>() * LINE).min(LINE - 1);
-        Self { store: Store::Owned(store), first, len }
+        Self { store: Store::Owned(store), first: first as u32, len }
     }
 
     /// Whether the words were handed in, so that they may hold what another process wrote.
@@ -52,14 +52,15 @@ impl Words {
     }
 
     /// The `n`th piece of `N` words.
+    // Numbers of 32 bits cannot overflow the sum, so that one comparison is enough.
     #[inline(always)]
-    pub(crate) fn piece<const N: usize>(&self, n: usize) -> &[AtomicU64; N] {
+    pub(crate) fn piece<const N: usize>(&self, n: u32) -> &[AtomicU64; N] {
         let words = match &self.store {
             Store::Owned(words) => words,
             Store::Shared(words) => *words,
         };
-        let (_, rest) = words.split_at(self.first + n * N);
-        rest.first_chunk().expect("places are masked or counted by whoever made the region long enough")
+        let at = self.first as usize + n as usize * N;
+        words[at..at + N].first_chunk().expect("it is as long as that")
     }
 }
 
@@ -71,7 +72,8 @@ impl Deref for Words {
             Store::Owned(words) => words,
             Store::Shared(words) => *words,
         };
-        &words[self.first..self.first + self.len]
+        let first = self.first as usize;
+        &words[first..first + self.len]
     }
 }
 
@@ -171,7 +173,7 @@ pub(crate) mod tests {
             assert!(len == 0 || words.as_ptr().addr().is_multiple_of(64));
             if len >= 8 {
                 words[len - 1].set(7);
-                let last: &[AtomicU64; 8] = words.piece(len / 8 - 1);
+                let last: &[AtomicU64; 8] = words.piece((len / 8 - 1) as u32);
                 assert_eq!(last[7].get(), 7);
             }
         }

@@ -1,4 +1,4 @@
-//! What becomes of a frame, and the names under which it is counted.
+//! The verdicts of the engine on a frame, and what it counts.
 
 /// What the worker does with a frame the engine has looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub enum Verdict {
     Forward,
     /// Back out of the port it came in by.
     Reflect,
-    /// Kept aside until the engine releases this ticket ([`Proxy::next_release`](crate::Proxy::next_release)).
+    /// Stored until the engine releases this ticket ([`Proxy::next_release`](crate::Proxy::next_release)).
     Hold(Ticket),
     /// Nowhere: back into the pool.
     Drop(DropReason),
@@ -17,170 +17,142 @@ pub enum Verdict {
 /// Names a held frame. An index is used again only after its frame was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
-    /// The place in the worker's pen, below [`Config::held_frames`](crate::Config::pen_frames).
+    /// The slot in the worker's hold buffer, below [`Config::held_frames`](crate::Config::pen_frames).
     pub index: u16,
-    /// Which use of the place this is.
+    /// Which use of the slot this is.
     pub generation: u16,
 }
 
-/// Declares an enumeration of counted things: a variant, its documentation and its label in logs and metrics.
-macro_rules! labelled {
-    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
-
-        impl $name {
-            /// Every one, in order of declaration.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)+];
-
-            /// How many there are.
-            pub const COUNT: usize = Self::ALL.len();
-
-            /// The name in logs, statistics and metrics.
-            pub const fn label(self) -> &'static str {
-                match self { $($name::$variant => $label,)+ }
-            }
-
-            /// What it means, as one sentence.
-            pub const fn meaning(self) -> &'static str {
-                match self { $($name::$variant => concat!($($doc,)+),)+ }
-            }
-        }
-    };
-}
-
-labelled! {
+crate::metrics! {
     /// Why a frame was dropped.
-    DropReason {
+    pub enum DropReason: Counter, Frames {
         /// Shorter than its headers say, a length or version field that contradicts another, or a header below its minimum.
         Malformed = "malformed",
         /// The IPv4 or TCP checksum of a segment that opens, resets or proves a connection is wrong.
         BadChecksum = "bad-checksum",
         /// A fragment that could overlap or hide a TCP header (RFC 1858, RFC 3128).
         BadFragment = "bad-fragment",
-        /// A call from or to an address no host can have: multicast, broadcast, loopback, unspecified, or both the same.
+        /// A SYN from or to an address no host can have: multicast, broadcast, loopback, unspecified, or source and destination the same.
         BadAddress = "bad-address",
-        /// A combination of flags that no TCP sends (SYN with FIN or RST, none at all).
+        /// A combination of flags that no TCP sends: SYN with FIN or RST, or no flag at all.
         BadFlags = "bad-flags",
-        /// The source prefix has spent its tokens.
+        /// The source prefix has exceeded its rate of SYNs.
         RateLimited = "rate-limited",
-        /// The number acknowledged is no cookie of ours, or an old one.
+        /// The acknowledgement number is not a valid SYN cookie, or the cookie has expired.
         BadCookie = "bad-cookie",
-        /// The segment belongs to no flow we know.
+        /// The segment belongs to no known flow.
         NoFlow = "no-flow",
-        /// The flow's state has no use for this segment.
+        /// The segment is not acceptable in the flow's state.
         WrongState = "wrong-state",
-        /// A reset whose number the receiver would not accept (RFC 5961 section 3).
+        /// A reset whose sequence number the receiver would not accept (RFC 5961 section 3).
         BadReset = "bad-reset",
-        /// Answered on the endpoint's behalf with an acknowledgement that challenges the sender (RFC 5961).
+        /// The box answered on the endpoint's behalf with a challenge ACK (RFC 5961).
         Challenged = "challenged",
-        /// Every place in the flow table is taken by a connection with a better claim.
+        /// Every candidate slot of the flow table holds a flow of higher priority.
         TableFull = "table-full",
-        /// The answer would not fit the frame's buffer.
+        /// The answer does not fit the frame's buffer.
         NoRoom = "no-room",
-        /// A connection whose smallest segment the cookie cannot express.
+        /// The MSS of the client is smaller than any the cookie can express.
         MssTooSmall = "mss-too-small",
-        /// Used up by the engine: the segment did its work and has no receiver.
+        /// Not a loss: the engine consumed the segment, which has no receiver.
         Consumed = "consumed",
-        /// Early data whose connection ended before its server had answered, or for which the pen had no place.
+        /// Early data whose connection ended before its server answered, or that found the hold queue full.
         NotHeld = "not-held",
-        /// An ICMP error whose quoted numbers are not in flight (RFC 5927 section 4.1).
+        /// An ICMP error whose quoted sequence numbers are not in flight (RFC 5927 section 4.1).
         IcmpNotInFlight = "icmp-not-in-flight",
-        /// An ICMP error that quotes a segment of ours, or of no connection while policy drops those.
+        /// An ICMP error that quotes a segment the box sent itself, or of no known connection while policy drops those.
         IcmpUnmatched = "icmp-unmatched",
-        /// A source quench about a proxied connection: no host heeds it any more, nor may it (RFC 6633).
+        /// An ICMP source quench about a proxied connection; hosts must ignore it (RFC 6633).
         SourceQuench = "source-quench",
-        /// A later fragment whose first fragment did not pass, while policy drops those.
+        /// A non-first fragment whose first fragment did not pass, while policy drops those.
         StrayFragment = "stray-fragment",
-        /// A signed SYN while policy drops those, or a SYN to be passed unanswered beyond the rate for those.
+        /// A SYN with an MD5 or AO signature while policy drops those, or a SYN to pass through beyond the rate for those.
         NotPassed = "not-passed",
     }
 }
 
-labelled! {
-    /// An event that is counted, besides the drops.
-    Event {
+crate::metrics! {
+    /// What the engine counts besides the drops.
+    pub enum Event: Counter, Segments {
         /// SYNs from the WAN answered with a SYN-ACK.
         SynAnswered = "syn-answered",
-        /// Repeated SYNs answered from the SYN cache.
+        /// Retransmitted SYNs answered from the SYN cache.
         SynRepeated = "syn-repeated",
-        /// Half-open entries written to the SYN cache.
-        CacheStored = "cache-stored",
-        /// SYNs answered without an entry because the SYN cache had no place.
+        /// Entries written to the SYN cache.
+        CacheStored = "cache-stored" in Connections,
+        /// SYNs answered with a cookie because the SYN cache was full.
         CacheFull = "cache-full",
-        /// Handshakes proved by an entry of the SYN cache.
-        CacheHit = "cache-hit",
-        /// Handshakes proved by a cookie.
-        CookieGood = "cookie-good",
-        /// SYNs admitted on their second appearance although their prefix had spent its tokens.
+        /// Handshakes completed from an entry of the SYN cache.
+        CacheHit = "cache-hit" in Connections,
+        /// Handshakes completed from a valid SYN cookie.
+        CookieGood = "cookie-good" in Connections,
+        /// Retransmitted SYNs admitted although their source prefix had exceeded its rate.
         SecondChance = "second-chance",
-        /// SYNs sent to a server, repetitions included.
+        /// SYNs sent to servers, retransmissions included.
         Dialled = "dialled",
-        /// SYNs to a server repeated by the timer.
+        /// SYNs to servers retransmitted by the timer.
         DialRepeated = "dial-repeated",
-        /// Proxied connections joined: the server has answered.
-        Spliced = "spliced",
-        /// Dialled servers that refused with a reset.
-        Refused = "refused",
-        /// Dialled servers that never answered.
-        DialTimeout = "dial-timeout",
-        /// Connections opened from the LAN.
-        Direct = "direct",
-        /// Window updates repeated because the client had shown no sign of the first.
+        /// Proxied connections established: the server has answered.
+        Spliced = "spliced" in Connections,
+        /// Connections that the server refused with a reset.
+        Refused = "refused" in Connections,
+        /// Connections whose server never answered.
+        DialTimeout = "dial-timeout" in Connections,
+        /// Connections opened from the LAN, which pass through.
+        Direct = "direct" in Connections,
+        /// Window updates retransmitted because the client had not reacted to the first.
         UpdateRepeated = "update-repeated",
-        /// Repeated SYN-ACKs of a server acknowledged again.
+        /// Retransmitted SYN-ACKs of a server that were acknowledged again.
         AnswerRepeated = "answer-repeated",
-        /// Challenge acknowledgements sent (RFC 5961).
+        /// Challenge ACKs sent (RFC 5961).
         Challenge = "challenge",
         /// Flows removed by their timer.
-        Expired = "expired",
-        /// Closing flows removed to make room.
-        EvictedClosing = "evicted-closing",
-        /// Half-open flows, and those whose server has not answered yet, removed to make room.
-        EvictedHalfOpen = "evicted-half-open",
-        /// Segments the engine wanted to send and had no spare frame for.
+        Expired = "expired" in Flows,
+        /// Closing flows evicted for a new one.
+        EvictedClosing = "evicted-closing" in Flows,
+        /// Half-open flows, and those whose server has not answered yet, evicted for a new one.
+        EvictedHalfOpen = "evicted-half-open" in Flows,
+        /// Segments of the engine that were not sent because no frame was free.
         NoSpareFrame = "no-spare-frame",
-        /// Frames passed on because they are no TCP (ARP, ICMP, UDP and the rest).
-        Bridged = "bridged",
-        /// Later fragments passed on behind their first.
-        Fragment = "fragment",
-        /// Later fragments passed on although no first one was seen: they cannot reach a TCP header.
-        StrayFragment = "stray-fragment",
-        /// ICMP errors translated, or found to belong to a connection that is passed through.
-        IcmpTranslated = "icmp-translated",
-        /// ICMP errors passed on that quote TCP of no connection we know.
-        IcmpUnmatched = "icmp-unmatched",
-        /// ICMP errors of our own: the server takes smaller segments than its clients were told.
-        IcmpTooBig = "icmp-too-big",
-        /// Segments held until their server has answered.
+        /// Frames forwarded because they are not TCP: ARP, ICMP, UDP and others.
+        Bridged = "bridged" in Frames,
+        /// Non-first fragments forwarded after their first fragment.
+        Fragment = "fragment" in Frames,
+        /// Non-first fragments forwarded although no first fragment was seen: they cannot overlap a TCP header.
+        StrayFragment = "stray-fragment" in Frames,
+        /// ICMP errors translated, or forwarded because they belong to a connection that passes through.
+        IcmpTranslated = "icmp-translated" in Messages,
+        /// ICMP errors forwarded that quote TCP of no known connection.
+        IcmpUnmatched = "icmp-unmatched" in Messages,
+        /// ICMP errors sent by the box because a server accepts smaller segments than its clients were offered.
+        IcmpTooBig = "icmp-too-big" in Messages,
+        /// Segments held until their server answers.
         Held = "held",
         /// Held segments released to their server.
         Released = "released",
-        /// Handshakes whose last acknowledgement was withheld for the client's distance.
-        AckWithheld = "ack-withheld",
-        /// SYNs to a port remembered as closed, answered with a reset.
+        /// Handshakes whose last ACK to the server was withheld until the client's round-trip time had passed.
+        AckWithheld = "ack-withheld" in Connections,
+        /// SYNs answered with a reset because the port recently refused.
         ClosedPort = "closed-port",
-        /// Connections from the WAN passed unanswered: signed, or with an extension that policy passes.
-        Passed = "passed",
-        /// Connections from the WAN passed unanswered to a port nothing was known of.
-        Introduced = "introduced",
-        /// Connections from the WAN passed unanswered because the box is drained.
-        Drained = "drained",
+        /// Connections from the WAN passed through because of a signature or an extension that policy passes.
+        Passed = "passed" in Connections,
+        /// Connections from the WAN passed through because the server's options were not known yet.
+        Introduced = "introduced" in Connections,
+        /// Connections from the WAN passed through because the box is draining.
+        Drained = "drained" in Connections,
         /// Running connections adopted.
-        Adopted = "adopted",
+        Adopted = "adopted" in Connections,
         /// Segments of unknown connections answered with a reset.
         StrayReset = "stray-reset",
-        /// Acknowledgements dropped untested: no SYN of these ends was answered lately.
+        /// ACKs dropped without a cookie check: no SYN of this 4-tuple was answered recently.
         Unasked = "unasked",
-        /// Connections that had never carried data, removed to make room.
-        EvictedSilent = "evicted-silent",
-        /// Congestion marks answered for an end that does not speak ECN.
+        /// Connections that never carried data, evicted for a new one.
+        EvictedSilent = "evicted-silent" in Flows,
+        /// Congestion marks answered for an endpoint without ECN.
         EcnLent = "ecn-lent",
-        /// TCP segments from the LAN that were passed.
+        /// TCP segments from the LAN that were forwarded.
         LanSegment = "lan-segment",
-        /// TCP segments from the WAN that were passed.
+        /// TCP segments from the WAN that were forwarded.
         WanSegment = "wan-segment",
     }
 }

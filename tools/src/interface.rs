@@ -1,11 +1,11 @@
-//! What the kernel knows of an interface, and where its neighbours are.
+//! What the kernel knows of an interface: address, queues, counters, ARP table.
 
 use std::fs;
 use std::net::IpAddr;
 
-use crate::spray::Mac;
+use crate::flood_template::Mac;
 
-/// The interface behind a port's name, if it is one of the kernel's.
+/// The kernel interface a port name stands for, if there is one.
 pub fn behind(port: &str) -> Option<&str> {
     match port.split_once(':') {
         None => Some(port),
@@ -15,19 +15,19 @@ pub fn behind(port: &str) -> Option<&str> {
     }
 }
 
-/// The Ethernet address of an interface.
+/// The Ethernet address of an interface, from sysfs.
 pub fn mac(interface: &str) -> Option<Mac> {
     parse_mac(fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?.trim()).ok()
 }
 
-/// How many receive queues an interface has now.
+/// The present number of receive queues of an interface.
 pub fn queues(interface: &str) -> Option<usize> {
     let entries = fs::read_dir(format!("/sys/class/net/{interface}/queues")).ok()?;
     let is_receive = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with("rx-"));
     Some(entries.flatten().filter(|entry| is_receive(&entry.file_name())).count())
 }
 
-/// Packets that have left an interface, and that have come in, as the kernel counts them.
+/// The packets an interface has transmitted and received, by its own counters.
 pub fn packets(interface: &str) -> Option<[u64; 2]> {
     let count = |name: &str| {
         let text = fs::read_to_string(format!("/sys/class/net/{interface}/statistics/{name}")).ok()?;
@@ -36,7 +36,7 @@ pub fn packets(interface: &str) -> Option<[u64; 2]> {
     Some([count("tx_packets")?, count("rx_packets")?])
 }
 
-/// The Ethernet address of an IPv4 neighbour, as the kernel's ARP table has it.
+/// The Ethernet address of an IPv4 neighbour, from the kernel's ARP table.
 pub fn neighbour(address: IpAddr, interface: &str) -> Option<Mac> {
     let table = fs::read_to_string("/proc/net/arp").ok()?;
     table.lines().skip(1).find_map(|line| {
@@ -47,12 +47,12 @@ pub fn neighbour(address: IpAddr, interface: &str) -> Option<Mac> {
     })
 }
 
-/// Reads an Ethernet address like 02:00:00:00:00:01.
+/// Parses an Ethernet address like 02:00:00:00:00:01.
 ///
 /// # Errors
-/// A complaint that says what one looks like.
+/// A message with an example, for any other text.
 pub fn parse_mac(text: &str) -> Result<Mac, String> {
-    let wrong = || format!("`{text}` is no Ethernet address like 02:00:00:00:00:01");
+    let wrong = || format!("`{text}` is not an Ethernet address like 02:00:00:00:00:01");
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>();
     bytes.map_err(|_| wrong())?.try_into().map_err(|_| wrong())
 }
@@ -62,14 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_ports_say_whether_the_kernel_knows_them() {
+    fn port_names_map_to_kernel_interfaces() {
         let names = ["eth0", "xdp:eth0", "packet:eth0", "netmap:eth0", "netmap:pipe{1", "vale0:1", "pcap:out=x"];
         let known = names.map(behind);
         assert_eq!(known, [Some("eth0"), Some("eth0"), Some("eth0"), Some("eth0"), None, None, None]);
     }
 
     #[test]
-    fn addresses_are_read_and_nonsense_is_refused() {
+    fn addresses_are_parsed_and_anything_else_is_refused() {
         assert_eq!(parse_mac("02:00:00:00:00:0a"), Ok([2, 0, 0, 0, 0, 10]));
         for nonsense in ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "02:00:00:00:00:xx", "020000000001"] {
             assert!(parse_mac(nonsense).is_err(), "{nonsense}");

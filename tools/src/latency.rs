@@ -1,4 +1,4 @@
-//! Latencies of many answers, and what is said of them.
+//! A histogram of latencies and its summary.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-/// The longest latency that is told from longer ones: an hour, in nanoseconds.
+/// The largest latency recorded as such: an hour, in nanoseconds.
 const LONGEST: u64 = 3_600_000_000_000;
 
-/// The shares of answers that latencies are told for.
+/// The percentiles of a summary.
 const SHARES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// A histogram of latencies, from a nanosecond to an hour with three digits.
+/// A histogram of latencies from a nanosecond to an hour, with three significant digits.
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
@@ -23,33 +23,33 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Takes note of one.
+    /// Records a latency; one above an hour counts as an hour.
     pub fn record(&mut self, latency: Duration) {
         self.0.saturating_record((latency.as_nanos() as u64).max(1));
     }
 
-    /// How many there are.
+    /// The number of latencies recorded.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The latency that this share of all answers did not exceed; zero if there were none.
+    /// The latency at quantile `share` (0 to 1); zero if there are none.
     pub fn at(&self, share: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(share))
     }
 
-    /// The longest.
+    /// The longest latency.
     pub fn longest(&self) -> Duration {
         Duration::from_nanos(self.0.max())
     }
 
-    /// Takes those of another histogram in.
+    /// Adds those of another histogram.
     pub fn add(&mut self, other: &Latencies) {
         self.0.add(&other.0).expect("both have the same bounds");
     }
 
-    /// What is told, in microseconds.
-    fn told(&self) -> impl Iterator<Item = (&'static str, f64)> {
+    /// The percentiles and the maximum, in microseconds.
+    fn summary(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let shares = SHARES.map(|(name, share)| (name, self.at(share)));
         shares.into_iter().chain([("max", self.longest())]).map(|(name, time)| (name, time.as_nanos() as f64 / 1e3))
     }
@@ -60,7 +60,7 @@ impl fmt::Display for Latencies {
         if self.count() == 0 {
             return f.write_str("none");
         }
-        for (name, micros) in self.told() {
+        for (name, micros) in self.summary() {
             let space = if name == SHARES[0].0 { "" } else { " " };
             write!(f, "{space}{name}={micros:.1}us")?;
         }
@@ -69,11 +69,11 @@ impl fmt::Display for Latencies {
 }
 
 impl Serialize for Latencies {
-    /// As an object of microseconds, with their count.
+    /// Serializes as an object with the count and the percentiles in microseconds.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("count", &self.count())?;
-        for (name, micros) in self.told() {
+        for (name, micros) in self.summary() {
             map.serialize_entry(&format!("{name}_us"), &micros)?;
         }
         map.end()
@@ -87,23 +87,23 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Within the three digits that are kept, a share is what sorting says.
+        /// Up to the three digits kept, a quantile equals that of the sorted latencies.
         #[test]
-        fn shares_are_those_of_the_sorted_latencies(mut nanos in prop::collection::vec(1u64..10_000_000_000, 1..300)) {
+        fn quantiles_are_those_of_the_sorted_latencies(mut nanos in prop::collection::vec(1u64..10_000_000_000, 1..300)) {
             let mut latencies = Latencies::default();
             nanos.iter().for_each(|&nanos| latencies.record(Duration::from_nanos(nanos)));
             nanos.sort_unstable();
             prop_assert_eq!(latencies.count(), nanos.len() as u64);
             for (_, share) in SHARES {
                 let place = ((nanos.len() as f64 * share).ceil() as usize).clamp(1, nanos.len()) - 1;
-                let (told, right) = (latencies.at(share).as_nanos() as f64, nanos[place] as f64);
-                prop_assert!((told - right).abs() <= right / 500.0 + 1.0, "{share}: {told} for {right}");
+                let (found, right) = (latencies.at(share).as_nanos() as f64, nanos[place] as f64);
+                prop_assert!((found - right).abs() <= right / 500.0 + 1.0, "{share}: {found} for {right}");
             }
         }
     }
 
     #[test]
-    fn what_never_ends_is_recorded_as_the_longest() {
+    fn a_latency_out_of_range_is_recorded_as_the_longest() {
         let mut latencies = Latencies::default();
         assert_eq!(latencies.to_string(), "none");
         latencies.record(Duration::from_secs(1 << 40));

@@ -1,37 +1,42 @@
-//! What the programs of this room are made of: [`show`] for the operator's client; [`replay`] of captures, for whoever wants to know
-//! what the box would do; and load generators, of which [`netmapsend`] and [`tcpsendrecv`] are programs, and the rest is shared with each other
-//! and with the benchmarks:
+//! The operator's client, capture replay, load generators, and the writer of man pages.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`station`] | a load at work on ports of any backend |
-//! | [`pattern`], [`clients`], [`exchange`] | loads |
-//! | [`tcp`], [`segment`], [`neighbours`] | hosts that exist only in a load: their connections, segments and Ethernet addresses |
-//! | [`spray`], [`live`], [`raw`] | floods: their segments, the kernel's test loop that makes them, a socket that sends them beside a kernel's TCP |
-//! | [`pace`], [`latency`] | how fast, and how long it took |
+//! | [`programs`] | the programs: command lines and what they do |
+//! | [`man_pages`] | man pages and shell completions of all programs |
+//! | [`show`], [`views`] | the box's answers as text, for `synctl` |
+//! | [`top`], [`watch`] | `synctl top`: what the screen shows, and the terminal it is drawn on |
+//! | [`mod@replay`] | the frames of a capture through the engine |
+//! | [`load_runner`] | runs a load on ports of any I/O backend |
+//! | [`pattern`], [`clients`], [`transfer_check`] | loads |
+//! | [`tcp`], [`segment`], [`neighbours`] | simulated hosts: their connections, segments, and ARP and neighbour discovery |
+//! | [`flood_template`], [`xdp_generator`], [`raw`] | floods: their frames, an XDP program that generates them, a packet socket that sends them |
+//! | [`pace`], [`latency`] | schedules, and latency histograms |
+//! | [`interface`], [`network`] | what the kernel knows of an interface; networks on command lines |
 //!
 //! All loads are bounded in time. They are for test networks.
 
 pub mod clients;
-pub mod exchange;
+pub mod flood_template;
 pub mod interface;
 pub mod latency;
-pub mod live;
+pub mod load_runner;
+pub mod man_pages;
 pub mod neighbours;
-pub mod netmapsend;
+pub mod network;
 pub mod pace;
 pub mod pattern;
+pub mod programs;
 pub mod raw;
 pub mod replay;
 pub mod segment;
 pub mod show;
-pub mod spray;
-pub mod station;
 pub mod tcp;
-pub mod tcpsendrecv;
 pub mod top;
+pub mod transfer_check;
 pub mod views;
 pub mod watch;
+pub mod xdp_generator;
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -40,8 +45,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-/// Runs `work`, which a signal asks to stop, and prints its report. The program's exit status: 0 if it is good, 1 if not, 2 if there is none.
-pub fn finish<R: Display + Serialize>(
+/// Runs `work`, which has to stop soon after a signal sets its flag, and prints its report as text or JSON. Returns the exit
+/// status: 0 for a good report, 1 for another, 2 if there is none.
+pub(crate) fn run_and_report<R: Display + Serialize>(
     name: &str,
     json: bool,
     work: impl FnOnce(&AtomicBool) -> Result<R, String>,
@@ -60,8 +66,8 @@ pub fn finish<R: Display + Serialize>(
             }
             if is_good(&report) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(complaint) => {
-            eprintln!("{name}: {complaint}");
+        Err(error) => {
+            eprintln!("{name}: {error}");
             ExitCode::from(2)
         }
     }

@@ -1,5 +1,4 @@
-//! ARP (RFC 826) and neighbour discovery (RFC 4861), as far as hosts need them that exist only in a load: asking for an Ethernet address, and
-//! being asked.
+//! ARP (RFC 826) and neighbour discovery (RFC 4861) for simulated hosts: requests for an Ethernet address, and replies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,37 +10,37 @@ const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
-/// Ethernet, IPv4, and the lengths of their addresses.
+/// Hardware type Ethernet, protocol IPv4, and their address lengths.
 const ARP_HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const SOURCE_LINK: u8 = 1;
 const TARGET_LINK: u8 = 2;
-/// An ICMPv6 header, a target and an option with an Ethernet address.
+/// An ICMPv6 header, a target, and an option with an Ethernet address, in bytes.
 const DISCOVERY_LEN: usize = 32;
 
-/// What a frame says about neighbours.
+/// An ARP or neighbour discovery message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerUpdate {
-    /// Somebody asks who has `target`.
-    Asks {
-        /// Who asks.
-        asker: (IpAddr, Mac),
-        /// What is looked for.
+pub enum Message {
+    /// A request for the Ethernet address of `target`.
+    Request {
+        /// The IP and Ethernet address of the sender.
+        sender: (IpAddr, Mac),
+        /// The address requested.
         target: IpAddr,
     },
-    /// Somebody says where an address is.
-    Tells {
-        /// The address.
+    /// A reply: `address` has the Ethernet address `mac`.
+    Reply {
+        /// The IP address.
         address: IpAddr,
-        /// Where it is.
+        /// Its Ethernet address.
         mac: Mac,
     },
 }
 
-/// Reads a frame; `None` if it is about something else.
-pub fn read(frame: &[u8]) -> Option<ServerUpdate> {
+/// Parses a frame; `None` if it is not such a message.
+pub fn parse(frame: &[u8]) -> Option<Message> {
     let network = network(frame)?;
     let packet = &frame[network..];
     if frame[network - 2..network] == ARP {
@@ -52,8 +51,8 @@ pub fn read(frame: &[u8]) -> Option<ServerUpdate> {
         let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(arp[at], arp[at + 1], arp[at + 2], arp[at + 3]));
         let mac: Mac = arp[8..14].try_into().expect("six bytes");
         return match arp[7] {
-            REQUEST => Some(ServerUpdate::Asks { asker: (ip(14), mac), target: ip(24) }),
-            REPLY => Some(ServerUpdate::Tells { address: ip(14), mac }),
+            REQUEST => Some(Message::Request { sender: (ip(14), mac), target: ip(24) }),
+            REPLY => Some(Message::Reply { address: ip(14), mac }),
             _ => None,
         };
     }
@@ -61,7 +60,7 @@ pub fn read(frame: &[u8]) -> Option<ServerUpdate> {
         return None;
     }
     let (header, icmp) = packet.split_first_chunk::<IPV6_LEN>()?;
-    // A hop limit of 255 says that it comes from this very link.
+    // RFC 4861 section 6.1: a hop limit of 255 proves that the message comes from this link.
     if header[6] != ICMPV6 || header[7] != 255 {
         return None;
     }
@@ -70,13 +69,13 @@ pub fn read(frame: &[u8]) -> Option<ServerUpdate> {
     let linked = icmp.get(26..32).and_then(|mac| Mac::try_from(mac).ok());
     let sender: Mac = frame[6..12].try_into().expect("six bytes");
     match icmp[0] {
-        SOLICITATION => Some(ServerUpdate::Asks { asker: (ip(&header[8..24])?, linked.unwrap_or(sender)), target }),
-        ADVERTISEMENT => Some(ServerUpdate::Tells { address: target, mac: linked.unwrap_or(sender) }),
+        SOLICITATION => Some(Message::Request { sender: (ip(&header[8..24])?, linked.unwrap_or(sender)), target }),
+        ADVERTISEMENT => Some(Message::Reply { address: target, mac: linked.unwrap_or(sender) }),
         _ => None,
     }
 }
 
-/// Where the network layer begins.
+/// The offset of the network header.
 fn network(frame: &[u8]) -> Option<usize> {
     let mut at = ETHERNET_LEN;
     while TAGS.iter().any(|tag| frame.get(at - 2..at) == Some(tag)) {
@@ -85,15 +84,15 @@ fn network(frame: &[u8]) -> Option<usize> {
     (frame.len() >= at).then_some(at)
 }
 
-/// Writes the question who has `target`, of the host `asker`, and returns the frame's length. With one VLAN tag, if there is one.
+/// Writes a request for `target` from the host `sender`, with an optional VLAN tag, and returns the frame's length in bytes.
 ///
 /// # Panics
-/// If `buffer` is shorter than such a frame (90 bytes), or the addresses are of different families.
-pub fn ask(buffer: &mut [u8], vlan: Option<u16>, asker: (IpAddr, Mac), target: IpAddr) -> usize {
-    match (asker.0, target) {
+/// If `buffer` is shorter than such a frame (90 bytes), or the addresses differ in family.
+pub fn write_request(buffer: &mut [u8], vlan: Option<u16>, sender: (IpAddr, Mac), target: IpAddr) -> usize {
+    match (sender.0, target) {
         (IpAddr::V4(own), IpAddr::V4(target)) => {
-            let at = ethernet(buffer, [0xff; 6], asker.1, vlan, ARP);
-            arp(&mut buffer[at..], REQUEST, (own, asker.1), (target, [0; 6]));
+            let at = ethernet(buffer, [0xff; 6], sender.1, vlan, ARP);
+            arp(&mut buffer[at..], REQUEST, (own, sender.1), (target, [0; 6]));
             padded(buffer, at + 28)
         }
         (IpAddr::V6(own), IpAddr::V6(target)) => {
@@ -109,28 +108,35 @@ pub fn ask(buffer: &mut [u8], vlan: Option<u16>, asker: (IpAddr, Mac), target: I
                 u16::from_be_bytes([low[14], low[15]]),
             );
             let to = [0x33, 0x33, 0xff, low[13], low[14], low[15]];
-            let at = ethernet(buffer, to, asker.1, vlan, IPV6);
-            discovery(&mut buffer[at..], SOLICITATION, (own, group), target, asker.1);
+            let at = ethernet(buffer, to, sender.1, vlan, IPV6);
+            discovery(&mut buffer[at..], SOLICITATION, (own, group), target, sender.1);
             at + IPV6_LEN + DISCOVERY_LEN
         }
-        _ => panic!("one question, one address family"),
+        _ => panic!("both addresses must be of one family"),
     }
 }
 
-/// Writes the answer that `target` is at `mac`, and returns the frame's length; `None` if whoever asked cannot be answered.
+/// Writes the reply to `sender` that `target` has the Ethernet address `mac`, and returns the frame's length in bytes; `None` for a request
+/// from the unspecified address (duplicate address detection).
 ///
 /// # Panics
 /// If `buffer` is shorter than such a frame (90 bytes).
-pub fn tell(buffer: &mut [u8], vlan: Option<u16>, asker: (IpAddr, Mac), target: IpAddr, mac: Mac) -> Option<usize> {
-    match (asker.0, target) {
-        (IpAddr::V4(whom), IpAddr::V4(target)) => {
-            let at = ethernet(buffer, asker.1, mac, vlan, ARP);
-            arp(&mut buffer[at..], REPLY, (target, mac), (whom, asker.1));
+pub fn write_reply(
+    buffer: &mut [u8],
+    vlan: Option<u16>,
+    sender: (IpAddr, Mac),
+    target: IpAddr,
+    mac: Mac,
+) -> Option<usize> {
+    match (sender.0, target) {
+        (IpAddr::V4(asker), IpAddr::V4(target)) => {
+            let at = ethernet(buffer, sender.1, mac, vlan, ARP);
+            arp(&mut buffer[at..], REPLY, (target, mac), (asker, sender.1));
             Some(padded(buffer, at + 28))
         }
-        (IpAddr::V6(whom), IpAddr::V6(target)) if !whom.is_unspecified() => {
-            let at = ethernet(buffer, asker.1, mac, vlan, IPV6);
-            discovery(&mut buffer[at..], ADVERTISEMENT, (target, whom), target, mac);
+        (IpAddr::V6(asker), IpAddr::V6(target)) if !asker.is_unspecified() => {
+            let at = ethernet(buffer, sender.1, mac, vlan, IPV6);
+            discovery(&mut buffer[at..], ADVERTISEMENT, (target, asker), target, mac);
             Some(at + IPV6_LEN + DISCOVERY_LEN)
         }
         _ => None,
@@ -165,7 +171,7 @@ fn discovery(packet: &mut [u8], kind: u8, (from, to): (Ipv6Addr, Ipv6Addr), targ
     packet[24..40].copy_from_slice(&to.octets());
     let icmp = &mut packet[IPV6_LEN..IPV6_LEN + DISCOVERY_LEN];
     icmp[..4].copy_from_slice(&[kind, 0, 0, 0]);
-    // An advertisement is solicited, and overrides what was known.
+    // Flags of an advertisement: solicited, override.
     icmp[4..8].copy_from_slice(&[if kind == ADVERTISEMENT { 0x60 } else { 0 }, 0, 0, 0]);
     icmp[8..24].copy_from_slice(&target.octets());
     icmp[24..26].copy_from_slice(&[if kind == ADVERTISEMENT { TARGET_LINK } else { SOURCE_LINK }, 1]);
@@ -188,26 +194,26 @@ mod tests {
     const THEIRS: Mac = [2, 0, 0, 0, 0, 1];
 
     #[test]
-    fn a_question_is_understood_and_so_is_its_answer() {
+    fn requests_and_replies_are_parsed() {
         for (own, target) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::1234:5678")] {
             let (own, target): (IpAddr, IpAddr) = (own.parse().unwrap(), target.parse().unwrap());
             for vlan in [None, Some(7)] {
                 let mut frame = [0xee; 100];
-                let len = ask(&mut frame, vlan, (own, OURS), target);
-                assert_eq!(read(&frame[..len]), Some(ServerUpdate::Asks { asker: (own, OURS), target }), "{target}");
-                let len = tell(&mut frame, vlan, (own, OURS), target, THEIRS).unwrap();
+                let len = write_request(&mut frame, vlan, (own, OURS), target);
+                assert_eq!(parse(&frame[..len]), Some(Message::Request { sender: (own, OURS), target }), "{target}");
+                let len = write_reply(&mut frame, vlan, (own, OURS), target, THEIRS).unwrap();
                 assert_eq!(frame[..6], OURS);
-                assert_eq!(read(&frame[..len]), Some(ServerUpdate::Tells { address: target, mac: THEIRS }), "{target}");
+                assert_eq!(parse(&frame[..len]), Some(Message::Reply { address: target, mac: THEIRS }), "{target}");
             }
         }
     }
 
     #[test]
-    fn no_frame_is_too_short_to_be_read() {
+    fn a_frame_of_any_length_is_parsed() {
         let mut frame = [0xee; 100];
-        let len = ask(&mut frame, None, ("fd00::1".parse().unwrap(), OURS), "fd00::2".parse().unwrap());
+        let len = write_request(&mut frame, None, ("fd00::1".parse().unwrap(), OURS), "fd00::2".parse().unwrap());
         for cut in 0..len {
-            assert!(read(&frame[..cut]).is_none_or(|_| cut >= ETHERNET_LEN + IPV6_LEN + 24));
+            assert!(parse(&frame[..cut]).is_none_or(|_| cut >= ETHERNET_LEN + IPV6_LEN + 24));
         }
     }
 }

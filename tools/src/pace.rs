@@ -1,16 +1,16 @@
-//! How much of a load is due by now: so many a second, so many in all, for so long.
+//! A schedule: how many units of a load are due, given a rate, a count and an end.
 
 use std::time::Duration;
 
-/// The most that falls due at once after a pause, in units of the load: a stall is caught up with, but not in one burst.
+/// The most units due at once: after a stall a load catches up, but not in one burst.
 const BURST: u64 = 256;
 
-/// A schedule. Time is counted from the load's beginning.
+/// A schedule. Times count from the start of the load.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Units a second; without, as many as will go.
+    /// Units per second; no limit if absent.
     rate: Option<f64>,
-    /// Units in all.
+    /// Units in total.
     count: u64,
     /// When it ends.
     until: Duration,
@@ -18,12 +18,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// `rate` units a second (without, as many as will go) until `until`, or until there have been `count` of them.
+    /// `rate` units per second (no limit if absent or zero) until `until`, or until `count` have been made.
     pub fn new(rate: Option<f64>, count: Option<u64>, until: Duration) -> Pace {
         Pace { rate: rate.filter(|rate| *rate > 0.0), count: count.unwrap_or(u64::MAX), until, made: 0 }
     }
 
-    /// How many units may be made at `now`.
+    /// The number of units due at `now`.
     pub fn due(&self, now: Duration) -> u64 {
         if now >= self.until {
             return 0;
@@ -32,17 +32,17 @@ impl Pace {
         scheduled.min(self.count).saturating_sub(self.made).min(BURST)
     }
 
-    /// So many were made.
+    /// Records that `units` were made.
     pub fn made(&mut self, units: u64) {
         self.made += units;
     }
 
-    /// How many were made so far.
+    /// The number of units made so far.
     pub fn total(&self) -> u64 {
         self.made
     }
 
-    /// When the next unit falls due; `None` once there are no more.
+    /// When the next unit is due; `None` if there are no more.
     pub fn next(&self) -> Option<Duration> {
         if self.made >= self.count {
             return None;
@@ -51,7 +51,7 @@ impl Pace {
         (next < self.until).then_some(next)
     }
 
-    /// Whether there is nothing more to make.
+    /// Whether the schedule has ended.
     pub fn is_over(&self, now: Duration) -> bool {
         now >= self.until || self.next().is_none()
     }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However irregularly it is asked, a schedule is kept: never ahead of time, and on time at its end.
+        /// However irregularly it is polled, a schedule is never ahead of time, and is on time at its end.
         #[test]
         fn a_rate_is_kept_and_a_count_is_never_exceeded(
             rate in 1.0f64..1e6,
@@ -85,7 +85,7 @@ mod tests {
                     prop_assert_eq!(pace.total(), ideal.min(count.unwrap_or(u64::MAX)));
                 }
                 if let Some(next) = pace.next() {
-                    // Not due yet, but then it is, give or take what a fraction is rounded by.
+                    // The next unit is due at that time, up to rounding.
                     prop_assert!(next + Duration::from_nanos(2) > now || now >= until);
                     let then = next + Duration::from_nanos(2);
                     prop_assert!(pace.due(then) > 0 || then >= until);

@@ -1,4 +1,4 @@
-//! Loads that expect no answer: the pattern that runs over pre-made connections, a flood, and a sink, which sends nothing.
+//! Loads that expect no reply: the pattern, which sends over the test connections of a box; a flood; and a sink, which only receives.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -8,23 +8,23 @@ use tcpstate::seq::{RawWindow, SeqNum};
 use tcpstate::wire::{Flags, Mac, OptionList, Parsed, TCP_LEN, Vlan};
 use tcpstate::{Head, Side};
 
+use crate::flood_template::FloodTemplate;
+use crate::load_runner::{Load, Outbox};
 use crate::pace::Pace;
-use crate::segment::{self, Say};
-use crate::spray::Spray;
-use crate::station::{Load, Outbox};
+use crate::segment::{self, OutgoingSegment};
 
-/// Connections that the configuration's `test_connections` makes.
+/// The number of connections that the configuration key `test_connections` creates.
 pub const TEST_CONNECTIONS: u32 = 540;
 
-/// The ends of test connection `number`, LAN first.
+/// The endpoints of test connection `number`, LAN first.
 pub fn test_connection(number: u32) -> [(IpAddr, u16); 2] {
     let address = |bits: u32| IpAddr::V4(Ipv4Addr::from_bits(bits));
     [(address(0x0a00_0000 + 2 * number + 2), 12345), (address(0x0b00_0000 + 2 * number + 1), 54321)]
 }
 
-/// Acknowledgements of many flows, of several lengths in turn, again and again, word for word.
+/// Identical acknowledgements of many flows, of several lengths in turn, in a loop.
 pub struct Pattern {
-    /// In the order in which they are sent.
+    /// In the order of sending.
     frames: Vec<Vec<u8>>,
     next: usize,
     pace: Pace,
@@ -32,11 +32,11 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// From the LAN's ends of the test connections in `flows`, a frame of each of `sizes` (in bytes, without check sequence) of one flow
-    /// after the other.
+    /// Frames from the LAN endpoints of the test connections in `flows`: for each flow, one of each size (in bytes, without FCS).
+    /// `macs` are source and destination.
     ///
     /// # Panics
-    /// If a size holds no headers.
+    /// If a size is too small for the headers.
     pub fn new(flows: impl Iterator<Item = u32>, sizes: &[usize], macs: [Mac; 2], vlan: Vlan, pace: Pace) -> Pattern {
         let mut frames = Vec::new();
         for flow in flows {
@@ -45,19 +45,19 @@ impl Pattern {
             for &size in sizes {
                 let options = OptionList::none();
                 let headers = envelope.frame_len(&options);
-                assert!(size >= headers, "a frame of {size} bytes does not hold {headers} bytes of headers");
+                assert!(size >= headers, "a frame of {size} bytes is too short for {headers} bytes of headers");
                 let (flags, window) = (Flags::ACK, RawWindow(0));
                 let (seq, ack) = (SeqNum::default(), SeqNum::default());
-                let say = Say { seq, ack, flags, window, options, from: 0, len: size - headers };
+                let segment = OutgoingSegment { seq, ack, flags, window, options, from: 0, len: size - headers };
                 let mut frame = vec![0; size.max(60)];
-                say.write(&envelope, &mut frame, |payload| payload.fill(0));
+                segment.write(&envelope, &mut frame, |payload| payload.fill(0));
                 frames.push(frame);
             }
         }
         Pattern { frames, next: 0, pace, received: Counted::default() }
     }
 
-    /// What came in meanwhile.
+    /// The frames received.
     pub fn received(&self) -> &Counted {
         &self.received
     }
@@ -87,30 +87,30 @@ impl Load for Pattern {
     }
 }
 
-/// Segments from sources that do not exist, and what is answered to them.
+/// A flood from random sources, and the replies to it.
 pub struct Flood {
-    spray: Spray,
+    template: FloodTemplate,
     pace: Pace,
-    /// How long to listen after the last one.
+    /// How long to receive after the last frame.
     linger: Duration,
-    over: Option<Duration>,
+    ended: Option<Duration>,
     received: Counted,
 }
 
 impl Flood {
-    /// A flood that listens for answers for so long after its last frame.
-    pub fn new(spray: Spray, pace: Pace, linger: Duration) -> Flood {
-        Flood { spray, pace, linger, over: None, received: Counted::default() }
+    /// A flood that receives replies until `linger` after its last frame.
+    pub fn new(template: FloodTemplate, pace: Pace, linger: Duration) -> Flood {
+        Flood { template, pace, linger, ended: None, received: Counted::default() }
     }
 
-    /// What came in meanwhile.
+    /// The frames received.
     pub fn received(&self) -> &Counted {
         &self.received
     }
 
-    /// When its last frame was made.
+    /// When its last frame was sent, if it was.
     pub fn ended(&self) -> Option<Duration> {
-        self.over
+        self.ended
     }
 }
 
@@ -120,10 +120,10 @@ impl Load for Flood {
     }
 
     fn send(&mut self, now: Duration, out: &mut Outbox<'_>) {
-        let len = self.spray.frame_len();
+        let len = self.template.frame_len();
         for _ in 0..self.pace.due(now) {
             let stamp = |buffer: &mut [u8]| {
-                self.spray.stamp(&mut buffer[..len]);
+                self.template.stamp(&mut buffer[..len]);
                 len
             };
             if !out.has_room(0) || !out.push(0, stamp) {
@@ -132,7 +132,7 @@ impl Load for Flood {
             self.pace.made(1);
         }
         if self.pace.is_over(now) {
-            self.over.get_or_insert(now);
+            self.ended.get_or_insert(now);
         }
     }
 
@@ -141,11 +141,11 @@ impl Load for Flood {
     }
 
     fn is_over(&self, now: Duration) -> bool {
-        self.over.is_some_and(|over| now >= over + self.linger)
+        self.ended.is_some_and(|ended| now >= ended + self.linger)
     }
 }
 
-/// Swallows everything and answers nothing.
+/// Counts every frame and answers none.
 pub struct Sink {
     until: Duration,
     count: u64,
@@ -153,12 +153,12 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// A sink that is full after so much time or so many frames.
+    /// A sink that ends at `until` or after `count` frames.
     pub fn new(until: Duration, count: Option<u64>) -> Sink {
         Sink { until, count: count.unwrap_or(u64::MAX), received: Counted::default() }
     }
 
-    /// What it swallowed.
+    /// The frames received.
     pub fn received(&self) -> &Counted {
         &self.received
     }
@@ -180,35 +180,35 @@ impl Load for Sink {
     }
 }
 
-/// Frames that came in, by what they are.
+/// Counts of received frames, by kind.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counted {
-    /// All.
+    /// All frames.
     pub frames: u64,
-    /// Their bytes, without check sequences.
+    /// Their bytes, without FCS.
     pub bytes: u64,
     /// SYNs.
     pub syn: u64,
     /// SYN-ACKs.
     pub syn_ack: u64,
-    /// Resets.
+    /// RSTs.
     pub rst: u64,
     /// FINs.
     pub fin: u64,
     /// Other TCP segments.
     pub ack: u64,
-    /// What is no TCP segment, and later fragments.
+    /// Frames other than TCP segments, and later fragments.
     pub other: u64,
-    /// TCP segments, or their packets, with a wrong checksum.
+    /// TCP segments with a wrong TCP or IP checksum.
     pub wrong: u64,
 }
 
 impl Counted {
-    /// Counts one.
+    /// Counts a frame.
     pub fn count(&mut self, head: &Head<'_>) {
         self.frames += 1;
         self.bytes += head.total() as u64;
-        // On which side it was sent makes no difference here.
+        // The side does not matter for counting.
         let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, head) else {
             self.other += 1;
             return;
@@ -227,7 +227,7 @@ impl Counted {
         }
     }
 
-    /// Takes those of another count in.
+    /// Adds other counts.
     pub fn add(&mut self, other: &Counted) {
         for (to, from) in [
             (&mut self.frames, other.frames),
@@ -245,5 +245,5 @@ impl Counted {
     }
 }
 
-/// The shortest frame that holds a segment without options, in bytes.
+/// The shortest frame with a TCP segment without options, in bytes: Ethernet, IPv4 and TCP headers.
 pub const SHORTEST: usize = 14 + 20 + TCP_LEN;

@@ -1,4 +1,4 @@
-//! Segments as a TCP of ours writes them, payload and all, and the bytes of streams that can be known again.
+//! TCP segments with payload as the loads write them, and the recognizable content of their streams.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,12 @@ use tcpstate::seq::{RawWindow, SeqNum};
 use tcpstate::wire::{Addr, Envelope, Flags, FlowKey, OptionList, Outgoing, Vlan, checksum};
 use tcpstate::{Side, wire};
 
-/// The receiver should hand on what it has (RFC 9293 section 3.9.1.2).
+/// PSH: the receiver should deliver the data at once (RFC 9293 section 3.9.1.2).
 pub const PSH: Flags = Flags(8);
 
-/// What one segment says.
+/// A segment to send.
 #[derive(Clone, Copy, Debug)]
-pub struct Say {
+pub struct OutgoingSegment {
     /// Sequence number.
     pub seq: SeqNum,
     /// Acknowledgement number.
@@ -22,19 +22,19 @@ pub struct Say {
     pub window: RawWindow,
     /// Options.
     pub options: OptionList,
-    /// The position in the sender's stream of the first byte of payload.
+    /// The position of the payload's first byte in the sender's stream.
     pub from: u64,
-    /// Bytes of payload.
+    /// Payload length, in bytes.
     pub len: usize,
 }
 
-impl Say {
-    /// Writes the frame to the beginning of `buffer`, with `fill` making the payload, and returns its length.
+impl OutgoingSegment {
+    /// Writes the frame at the beginning of `buffer`, with the payload written by `fill`, and returns its length in bytes.
     ///
     /// # Panics
     /// If the frame does not fit.
     pub fn write(&self, envelope: &Envelope, buffer: &mut [u8], fill: impl FnOnce(&mut [u8])) -> usize {
-        let Say { seq, ack, flags, window, ref options, .. } = *self;
+        let OutgoingSegment { seq, ack, flags, window, ref options, .. } = *self;
         let bare = Outgoing { envelope, seq, ack, flags, window, options }.write(buffer);
         if self.len == 0 {
             return bare;
@@ -44,7 +44,7 @@ impl Say {
         fill(payload);
         let sum = checksum::sum(payload);
         let ip = wire::ETHERNET_LEN + 4 * envelope.key.vlan.count();
-        // The lengths that stand in the headers grow by the payload's.
+        // Add the payload to the length fields of the headers.
         let (length, tcp) = if envelope.key.v6 { (ip + 4, ip + wire::IPV6_LEN) } else { (ip + 2, ip + wire::IPV4_LEN) };
         let old = get16(buffer, length);
         put16(buffer, length, old + self.len as u16);
@@ -53,7 +53,7 @@ impl Say {
             patch.replace16(old, old + self.len as u16);
             put16(buffer, ip + 10, patch.apply(get16(buffer, ip + 10)));
         }
-        // The pseudo header has the segment's length too.
+        // The pseudo-header includes the segment length.
         let segment = (data - tcp) as u16;
         let mut patch = checksum::Patch::default();
         patch.replace16(segment, segment + self.len as u16);
@@ -71,7 +71,7 @@ fn put16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// An address as the engine's wire formats have it.
+/// An address in the form of `tcpstate::wire`.
 pub fn address(address: IpAddr) -> Addr {
     let bytes = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -80,29 +80,29 @@ pub fn address(address: IpAddr) -> Addr {
     std::array::from_fn(|i| u32::from_be_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
 }
 
-/// One 802.1Q tag with this identifier.
+/// A single 802.1Q tag with this VLAN identifier.
 pub fn tag(identifier: u16) -> Vlan {
     Vlan(1 << 24 | u32::from(identifier & 0xfff))
 }
 
-/// The ends of a connection between these.
+/// The flow key of a connection between these addresses and ports.
 pub fn key(lan: (IpAddr, u16), wan: (IpAddr, u16), vlan: Vlan) -> FlowKey {
     let v6 = lan.0.is_ipv6();
     FlowKey { lan: address(lan.0), wan: address(wan.0), lan_port: lan.1, wan_port: wan.1, vlan, v6 }
 }
 
-/// The way from the end on the side `sender` to the other.
+/// The addressing of a segment from the endpoint on side `sender` to the other.
 pub fn envelope(key: FlowKey, sender: Side, from: wire::Mac, to: wire::Mac) -> Envelope {
     Envelope { from, to, key, sender, ttl: wire::DEFAULT_TTL, id: 0, label: 0, priorities: [0; 2] }
 }
 
-/// Bytes of which every stream is a piece, repeated: a prime number of them, so that a byte in a wrong place is a wrong byte.
+/// The period of the content of streams, in bytes: a prime, so that a byte in a wrong place is a wrong byte.
 const PERIOD: usize = 65_521;
 
-/// The longest payload of one segment.
+/// The longest payload of a segment, in bytes.
 const LONGEST: usize = 9_216;
 
-/// What streams consist of. Where a stream begins in it depends on whose it is.
+/// The content of all streams. Where a stream begins in it depends on its number.
 pub struct Content(Vec<u8>);
 
 impl Default for Content {
@@ -110,7 +110,7 @@ impl Default for Content {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut bytes: Vec<u8> = (0..PERIOD)
             .map(|_| {
-                // Marsaglia's xorshift: whatever looks random will do.
+                // Marsaglia's xorshift.
                 state ^= state << 13;
                 state ^= state >> 7;
                 state ^= state << 17;
@@ -123,12 +123,12 @@ impl Default for Content {
 }
 
 impl Content {
-    /// The `len` bytes of the stream `whose` that begin at `from`.
+    /// The `len` bytes at position `from` of stream number `stream`.
     ///
     /// # Panics
-    /// If `len` is more than a segment holds.
-    pub fn bytes(&self, whose: u64, from: u64, len: usize) -> &[u8] {
-        let start = (whose.wrapping_mul(7_919) % PERIOD as u64 + from % PERIOD as u64) as usize % PERIOD;
+    /// If `len` is longer than the longest payload.
+    pub fn bytes(&self, stream: u64, from: u64, len: usize) -> &[u8] {
+        let start = (stream.wrapping_mul(7_919) % PERIOD as u64 + from % PERIOD as u64) as usize % PERIOD;
         assert!(len <= LONGEST, "{len} bytes in one segment");
         &self.0[start..start + len]
     }
@@ -144,7 +144,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again_and_its_checksums_hold(
+        fn a_written_segment_parses_and_its_checksums_hold(
             v6 in any::<bool>(), vlan in prop::option::of(0u16..4096), seq in any::<u32>(), ack in any::<u32>(),
             len in 0usize..1400, from in any::<u64>(), stamped in any::<bool>(),
         ) {
@@ -156,12 +156,12 @@ mod tests {
             let key = key((lan, 12345), (wan, 54321), vlan.map_or(Vlan::default(), tag));
             let way = envelope(key, Side::Wan, [2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 1]);
             let options = OptionList::plain(stamped.then_some(Timestamps { value: 7, echo: 9 }));
-            let say = Say {
+            let outgoing = OutgoingSegment {
                 seq: SeqNum::new(seq), ack: SeqNum::new(ack), flags: Flags::ACK.and(PSH), window: RawWindow(500), options, from, len,
             };
             let content = Content::default();
             let mut buffer = [0xee; 1600];
-            let total = say.write(&way, &mut buffer, |payload| payload.copy_from_slice(content.bytes(3, from, len)));
+            let total = outgoing.write(&way, &mut buffer, |payload| payload.copy_from_slice(content.bytes(3, from, len)));
             prop_assert!(total >= 60);
             let head = Head::whole(&mut buffer, total);
             let Parsed::Tcp(read) = Parsed::parse(Side::Wan, &head) else { panic!("a segment") };
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_goes_on_where_a_segment_ends_and_no_other_looks_like_it() {
+    fn streams_are_contiguous_and_differ_from_each_other() {
         let content = Content::default();
         let from = PERIOD as u64 - 100;
         assert_eq!(content.bytes(1, from, 300)[150..], *content.bytes(1, from + 150, 150));

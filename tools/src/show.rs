@@ -1,11 +1,11 @@
-//! The box's answers in words and columns.
+//! Replies of the box as text: status, counters, server entries and captures.
 
 use control::{Capture, Counts, Entry, Interface, Port, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use tcpstate::{DropReason, Event};
 
-/// A box and its state, a line each.
+/// The state of the box, one item per line.
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
     let interface = |interface: &Interface| format!("{} ({})", interface.name, interface.backend);
@@ -17,14 +17,15 @@ pub fn status(status: &Status) -> String {
     line("wan", interface(&status.wan));
     line("workers", workers(&status.workers));
     if status.bypass {
-        line("bypass", "everything is forwarded unseen, and nothing is protected".to_owned());
+        line("bypass", "on: all frames are forwarded without inspection, servers are not protected".to_owned());
     }
     if let Some(drain) = &status.drain {
         let left = if drain.left == 0 { "done".to_owned() } else { format!("{} connections left", drain.left) };
         line("draining", format!("for {}: {left}", span(drain.since)));
     }
-    if let Some(backends) = status.backends {
-        line("backends", backends.to_string());
+    // An earlier synproxy sends the number under its former name only.
+    if let Some(servers) = status.servers.or(status.backends) {
+        line("servers", servers.to_string());
     }
     let flows = status.flows;
     line("flows", format!("{} proxied, {} direct, {} half-open", flows.proxied, flows.direct, flows.half_open));
@@ -32,8 +33,8 @@ pub fn status(status: &Status) -> String {
     out
 }
 
-/// What is said of servers, a line each.
-pub fn backends(entries: &[Entry]) -> String {
+/// Server entries, one per line.
+pub fn servers(entries: &[Entry]) -> String {
     let mut out = String::new();
     for entry in entries {
         let sack = if entry.sack { "on" } else { "off" };
@@ -48,7 +49,7 @@ pub fn backends(entries: &[Entry]) -> String {
     out
 }
 
-/// Captures, a line each.
+/// Captures, one per line.
 pub fn captures(captures: &[Capture]) -> String {
     if captures.is_empty() {
         return "nothing is being captured\n".to_owned();
@@ -60,17 +61,17 @@ pub fn captures(captures: &[Capture]) -> String {
     out
 }
 
-/// How many workers there are, and which of them do not answer.
+/// The number of workers, and those that do not answer.
 fn workers(answered: &[bool]) -> String {
-    let silent: Vec<String> =
+    let missing: Vec<String> =
         answered.iter().enumerate().filter(|(_, answers)| !**answers).map(|(n, _)| n.to_string()).collect();
-    match silent.as_slice() {
+    match missing.as_slice() {
         [] => format!("{}, all answer", answered.len()),
-        silent => format!("{}, of which {} do not answer", answered.len(), silent.join(", ")),
+        missing => format!("{}, of which {} do not answer", answered.len(), missing.join(", ")),
     }
 }
 
-/// Seconds in the units a person would take.
+/// A duration in seconds, in readable units.
 pub(crate) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
@@ -82,7 +83,7 @@ pub(crate) fn span(seconds: f64) -> String {
     }
 }
 
-/// Everything counted, in a table; what is zero is left out.
+/// All counters in a table; counters that are zero are left out.
 pub fn stats(stats: &Stats) -> String {
     let mut out = String::new();
     let total = &stats.total;
@@ -105,13 +106,13 @@ pub fn stats(stats: &Stats) -> String {
     explained(&mut out, "losses", &total.losses, |_| None);
     let mut orders = total.orders.iter().filter(|(_, longest)| **longest > 0).peekable();
     if orders.peek().is_some() {
-        let _ = writeln!(out, "longest turn for a command, µs");
+        let _ = writeln!(out, "longest time for a command, µs");
     }
     for (command, &longest) in orders {
         let _ = writeln!(out, "  {command:<32}{:>18.1}", longest as f64 / 1e3);
     }
     if let [_, _, ..] = stats.workers.as_slice() {
-        crowd(&mut out, &stats.workers);
+        worker_table(&mut out, &stats.workers);
     }
     if total.timed_frames > 0 {
         let each = total.timed_nanoseconds as f64 / total.timed_frames as f64;
@@ -127,7 +128,7 @@ fn section<'a>(out: &mut String, title: &str, rows: impl IntoIterator<Item = (&'
     }
 }
 
-/// What is not zero, each with what it means.
+/// The counters that are not zero, each with its meaning.
 fn explained<'a>(
     out: &mut String,
     title: &str,
@@ -144,8 +145,8 @@ fn explained<'a>(
     }
 }
 
-/// A row for each worker: what it received, its flows, and what it handed over and took over.
-fn crowd(out: &mut String, workers: &[Counts]) {
+/// A row for each worker: frames received, flows, and frames handed over and taken over.
+fn worker_table(out: &mut String, workers: &[Counts]) {
     const COLUMNS: [&str; 5] = ["lan received", "wan received", "flows", "handed over", "taken over"];
     let _ = writeln!(out, "{:<16}{}", "workers", COLUMNS.map(|column| format!("{column:>14}")).concat());
     for (number, worker) in workers.iter().enumerate() {
@@ -167,19 +168,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_is_told_as_a_person_would() {
-        let told = [0.26, 59.9, 61.0, 3600.0, 90_061.0].map(span);
-        assert_eq!(told, ["0.3 s", "59.9 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
+    fn durations_have_readable_units() {
+        let texts = [0.26, 59.9, 61.0, 3600.0, 90_061.0].map(span);
+        assert_eq!(texts, ["0.3 s", "59.9 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
     }
 
     #[test]
-    fn a_silent_worker_is_named() {
+    fn a_worker_that_does_not_answer_is_named() {
         assert_eq!(workers(&[true, true]), "2, all answer");
         assert_eq!(workers(&[true, false, false]), "3, of which 1, 2 do not answer");
     }
 
     #[test]
-    fn what_has_been_counted_is_shown_with_its_meaning_and_nothing_else_is() {
+    fn counters_are_shown_with_their_meaning_unless_zero() {
         let mut total = Counts::default();
         total.lan.insert("received".to_owned(), 12);
         total.wan.insert("received".to_owned(), 0);

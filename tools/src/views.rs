@@ -1,9 +1,9 @@
-//! Connections and explanations in columns.
+//! Replies of the box as text: connections in columns, and explanations of frames.
 
 use control::{Explained, Flow, FlowEnd, Side};
 use std::fmt::Write;
 
-/// The columns of a listing, as wide as the first connections need them.
+/// The column widths of a listing, as the first page of connections needs them.
 #[derive(Clone, Debug)]
 pub struct Columns([usize; COLUMNS]);
 
@@ -11,7 +11,7 @@ const COLUMNS: usize = 10;
 const HEAD: [&str; COLUMNS] = ["WAN", "LAN", "STATE", "OPENED BY", "AGE", "IDLE", "MSS", "SCALES", "OPTIONS", "HELD"];
 
 impl Columns {
-    /// Columns for these, and what is like them.
+    /// The widths these connections need.
     pub fn of(flows: &[Flow]) -> Self {
         let mut widths = HEAD.map(str::len);
         for flow in flows {
@@ -22,12 +22,12 @@ impl Columns {
         Self(widths)
     }
 
-    /// The line above the columns.
+    /// The header line.
     pub fn head(&self) -> String {
         self.line(HEAD.map(str::to_owned))
     }
 
-    /// A connection's line.
+    /// The line of a connection.
     pub fn row(&self, flow: &Flow) -> String {
         self.line(cells(flow))
     }
@@ -59,7 +59,11 @@ fn cells(flow: &Flow) -> [String; COLUMNS] {
     [
         flow.wan.clone(),
         format!("{}{tags}", flow.lan),
-        if flow.proxied || flow.state == "half-open" { flow.state.clone() } else { format!("{} (direct)", flow.state) },
+        if flow.proxied || matches!(flow.state.as_str(), "syn-cached" | "half-open") {
+            flow.state.clone()
+        } else {
+            format!("{} (direct)", flow.state)
+        },
         flow.opened_by.map_or("?", |side| if side == Side::Lan { "lan" } else { "wan" }).to_owned(),
         time(flow.age),
         flow.idle.map_or("-".into(), time),
@@ -70,7 +74,7 @@ fn cells(flow: &Flow) -> [String; COLUMNS] {
     ]
 }
 
-/// Seconds, in few characters.
+/// A duration in seconds, in few characters.
 fn time(seconds: f64) -> String {
     match seconds as u64 {
         0..10 => format!("{seconds:.1}s"),
@@ -81,10 +85,10 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// What would become of a frame, step by step.
+/// The explanation of a frame, step by step.
 pub fn explained(explained: &Explained) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "worker {} says", explained.worker);
+    let _ = writeln!(out, "worker {}:", explained.worker);
     for (number, step) in explained.steps.iter().enumerate() {
         let _ = writeln!(out, "{:>4}. {step}", number + 1);
     }
@@ -96,7 +100,7 @@ pub fn explained(explained: &Explained) -> String {
         explained.reason.as_deref().map_or_else(|| explained.verdict.clone(), |reason| format!("drop, {reason}"));
     let _ = writeln!(out, "verdict: {verdict}: {}", explained.meaning);
     if explained.released > 0 {
-        let _ = writeln!(out, "then {} held frames are decided on", explained.released);
+        let _ = writeln!(out, "then {} held frames are released", explained.released);
     }
     match (&explained.before, &explained.after) {
         (None, None) => {}
@@ -110,7 +114,7 @@ pub fn explained(explained: &Explained) -> String {
             let _ = writeln!(out, "connection: {}, then {}", before.status, after.status);
         }
     }
-    let _ = writeln!(out, "\n{:<22}{:<34}as it would leave", "field", "as it came");
+    let _ = writeln!(out, "\n{:<22}{:<34}on departure", "field", "on arrival");
     let leaves = explained.verdict != "drop";
     for field in &explained.fields {
         let before = field.before.as_deref().unwrap_or("-");
@@ -124,7 +128,7 @@ pub fn explained(explained: &Explained) -> String {
     }
     for sent in &explained.sent {
         let port = if sent.to == Side::Lan { "LAN" } else { "WAN" };
-        let _ = writeln!(out, "\nout of the {port} port besides:\n{}", sent.frame);
+        let _ = writeln!(out, "\nalso sent by the {port} port:\n{}", sent.frame);
     }
     out
 }
@@ -159,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_stand_in_columns() {
+    fn connections_are_listed_in_columns() {
         let other = Flow { proxied: false, opened_by: None, idle: None, sack: false, mss: 0, vlan: vec![], ..flow() };
         let columns = Columns::of(&[flow(), other.clone()]);
         assert_eq!(
@@ -175,12 +179,12 @@ WAN                 LAN                  STATE                 OPENED BY  AGE   
 
     #[test]
     fn times_are_short() {
-        let told = [0.26, 11.0, 125.0, 7300.0, 200_000.0].map(time);
-        assert_eq!(told, ["0.3s", "11s", "2m05", "2h01", "2d07"]);
+        let texts = [0.26, 11.0, 125.0, 7300.0, 200_000.0].map(time);
+        assert_eq!(texts, ["0.3s", "11s", "2m05", "2h01", "2d07"]);
     }
 
     #[test]
-    fn an_explanation_reads_from_what_was_seen_to_what_becomes_of_it() {
+    fn an_explanation_lists_steps_verdict_and_fields() {
         let changed = |name: &str, before: Option<&str>, after: Option<&str>| Changed {
             name: name.into(),
             before: before.map(str::to_owned),
@@ -191,7 +195,7 @@ WAN                 LAN                  STATE                 OPENED BY  AGE   
             steps: vec!["from the WAN: a SYN".into(), "the server is known".into()],
             verdict: "reflect".into(),
             reason: None,
-            meaning: "the answer goes back out of the WAN port".into(),
+            meaning: "the reply leaves by the WAN port".into(),
             counted: vec![Counted { name: "syn-answered".into(), count: 1, meaning: "SYNs answered.".into() }],
             fields: vec![
                 changed("flags", Some("SYN"), Some("SYN ACK")),
@@ -206,14 +210,14 @@ WAN                 LAN                  STATE                 OPENED BY  AGE   
         assert_eq!(
             super::explained(&explained),
             "\
-worker 1 says
+worker 1:
    1. from the WAN: a SYN
    2. the server is known
       counted: syn-answered: SYNs answered.
-verdict: reflect: the answer goes back out of the WAN port
+verdict: reflect: the reply leaves by the WAN port
 connection: none, then Established (proxied)
 
-field                 as it came                        as it would leave
+field                 on arrival                        on departure
 flags                 SYN                               SYN ACK
 hop limit             64                                =
 MSS                   -                                 1460

@@ -1,7 +1,7 @@
-//! The terminal `synctl top` draws on: asks the box once a second, reads the keys, and gives the terminal back whatever ends it.
+//! The terminal of `synctl top`: polls the box once per second, reads keys, and always restores the terminal.
 
-use crate::top::{Next, Screen};
-use control::{Client, Complaint, Reply, Request, Top};
+use crate::top::{Action, Screen};
+use control::{Client, ClientError, Reply, Request, Top};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use std::io;
@@ -12,77 +12,77 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often the box is asked.
+/// The interval between requests to the box.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How long the end may take after a signal.
+/// How long an orderly exit may take after a signal.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a key waits at most.
+/// The longest wait for a key before other events are handled.
 const KEYS_EVERY: Duration = Duration::from_millis(100);
 
-/// Why it ended before it was told to.
+/// Why `top` ended by itself.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
-    /// The box does not answer.
+pub enum WatchError {
+    /// A request to the box failed.
     #[error(transparent)]
-    Box(#[from] Complaint),
-    /// The terminal fails.
+    Client(#[from] ClientError),
+    /// The terminal failed.
     #[error(transparent)]
     Terminal(#[from] io::Error),
-    /// Signals cannot be caught.
-    #[error("signals cannot be caught: {0}")]
+    /// The signal handler cannot be installed.
+    #[error("cannot install the signal handler: {0}")]
     Signals(#[from] ctrlc::Error),
 }
 
-/// Asks the box for everything `top` shows.
+/// Requests everything `top` shows.
 ///
 /// # Errors
-/// When it does not answer, or something else.
-pub fn ask(client: &mut Client) -> Result<Top, Complaint> {
+/// If the request fails, or the reply is of another kind.
+pub fn ask(client: &mut Client) -> Result<Top, ClientError> {
     match client.ask(&Request::Top)? {
         Reply::Top(top) => Ok(*top),
-        other => Err(Complaint::Strange(format!("{other:?}"))),
+        other => Err(ClientError::Unexpected(format!("{other:?}"))),
     }
 }
 
-/// Two answers a second apart, as text: for where there is no terminal.
+/// Polls twice, one second apart, and returns the screen as text; for output that is not a terminal.
 ///
 /// # Errors
-/// When the box does not answer.
-pub fn once(client: &mut Client) -> Result<String, Complaint> {
+/// If a request fails.
+pub fn once(client: &mut Client) -> Result<String, ClientError> {
     let mut screen = Screen::default();
-    screen.receive_update(ask(client)?);
+    screen.update(ask(client)?);
     thread::sleep(EVERY);
-    screen.receive_update(ask(client)?);
+    screen.update(ask(client)?);
     Ok(screen.text(100, 60))
 }
 
-/// Draws until a key or a signal ends it.
+/// Draws the screen until a key or a signal ends it. The terminal is restored, also after a panic.
 ///
 /// # Errors
-/// When the box does not answer, or the terminal fails. The terminal is as it was before, also after a panic.
-pub fn watch(mut client: Client) -> Result<(), Trouble> {
-    // The first answer comes before the screen is taken, so that a complaint is not wiped away with it.
+/// If a request or the terminal fails.
+pub fn watch(mut client: Client) -> Result<(), WatchError> {
+    // The first reply comes before the screen is taken, so that an error message stays visible.
     let mut screen = Screen::default();
-    screen.receive_update(ask(&mut client)?);
+    screen.update(ask(&mut client)?);
     let stop = Arc::new(AtomicBool::new(false));
-    let signalled = stop.clone();
+    let on_signal = stop.clone();
     ctrlc::set_handler(move || {
-        signalled.store(true, Ordering::Relaxed);
-        // Where the terminal itself is gone, its keys are read for ever: nobody is left who could see how this ends.
+        on_signal.store(true, Ordering::Relaxed);
+        // If the terminal is gone, the main thread may block reading keys; exit from here.
         thread::sleep(GRACE);
         ratatui::restore();
         process::exit(1);
     })?;
-    let answers = asked(client)?;
+    let answers = poll_box(client)?;
     on_screen(|terminal| draw(&answers, terminal, &mut screen, &stop))?
 }
 
-/// Takes the terminal for as long as `work` lasts. Afterwards, and after a panic, it is as it was before.
+/// Runs `work` on the terminal and restores the terminal afterwards, also after a panic.
 ///
 /// # Errors
-/// When there is no terminal, or it cannot be set.
+/// If there is no terminal, or it cannot be configured.
 pub fn on_screen<T>(work: impl FnOnce(&mut DefaultTerminal) -> T) -> io::Result<T> {
     let mut terminal = ratatui::try_init()?;
     let end = work(&mut terminal);
@@ -90,58 +90,57 @@ pub fn on_screen<T>(work: impl FnOnce(&mut DefaultTerminal) -> T) -> io::Result<
     Ok(end)
 }
 
-/// The box's answers, a second apart, up to the first complaint: asked for by a thread, so that one that takes its time keeps no
-/// key waiting.
-fn asked(mut client: Client) -> io::Result<Receiver<Result<Top, Complaint>>> {
-    let (tell, answers) = mpsc::sync_channel(1);
-    let ask_on = move || {
+/// Polls the box once per second in a thread of its own, up to the first error, so that a slow reply does not delay keys.
+fn poll_box(mut client: Client) -> io::Result<Receiver<Result<Top, ClientError>>> {
+    let (sender, answers) = mpsc::sync_channel(1);
+    let poll = move || {
         loop {
             thread::sleep(EVERY);
             let answer = ask(&mut client);
             let is_last = answer.is_err();
-            if tell.send(answer).is_err() || is_last {
+            if sender.send(answer).is_err() || is_last {
                 return;
             }
         }
     };
-    thread::Builder::new().name("asks".to_owned()).spawn(ask_on)?;
+    thread::Builder::new().name("top-poll".to_owned()).spawn(poll)?;
     Ok(answers)
 }
 
 fn draw(
-    answers: &Receiver<Result<Top, Complaint>>,
+    answers: &Receiver<Result<Top, ClientError>>,
     terminal: &mut DefaultTerminal,
     screen: &mut Screen,
     stop: &AtomicBool,
-) -> Result<(), Trouble> {
-    let mut heard = Instant::now();
-    let mut is_new = true;
+) -> Result<(), WatchError> {
+    let mut last_answer = Instant::now();
+    let mut redraw = true;
     while !stop.load(Ordering::Relaxed) {
-        if is_new {
+        if redraw {
             terminal.draw(|frame| screen.draw(frame))?;
         }
-        is_new = event::poll(KEYS_EVERY)?;
-        if is_new
+        redraw = event::poll(KEYS_EVERY)?;
+        if redraw
             && let Event::Key(key) = event::read()?
             && key.kind == KeyEventKind::Press
         {
             let key = match key.code {
-                // In raw mode this is a key like any other.
+                // In raw mode Ctrl-C is a key, not a signal.
                 KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => 'q',
                 KeyCode::Esc => 'q',
                 KeyCode::Char(key) => key,
                 _ => continue,
             };
-            if screen.press(key) == Next::Leave {
+            if screen.press(key) == Action::Quit {
                 return Ok(());
             }
         }
         if let Ok(answer) = answers.try_recv() {
-            screen.receive_update(answer?);
-            heard = Instant::now();
-            is_new = true;
+            screen.update(answer?);
+            last_answer = Instant::now();
+            redraw = true;
         }
-        is_new |= screen.wait(heard.elapsed().saturating_sub(EVERY));
+        redraw |= screen.wait(last_answer.elapsed().saturating_sub(EVERY));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Which packets have begun: the first fragments that passed lately, so that those that follow can be told from strays.
+//! Which packets have begun: the first fragments that passed recently, so that later fragments of theirs can be told from stray ones.
 //!
-//! A fixed number of lines of one cache line each, sixteen packets a line, the oldest of which gives way. A packet is remembered by a
-//! tag of 20 bits under a keyed hash: of a million strays about fifteen pass for somebody's.
+//! A fixed number of lines of one cache line each, sixteen packets a line, of which the oldest gives way. A packet is remembered by a
+//! tag of 20 bits under a keyed hash: of a million stray fragments about fifteen are taken for another packet's.
 
 use crate::Instant;
 use crate::prefetch::prefetch;

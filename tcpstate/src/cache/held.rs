@@ -1,6 +1,6 @@
-//! The pen: which frames are held, for which flow, in what order. The frames themselves are the worker's.
+//! The hold queue: which frames are held, for which flow, in what order. The worker keeps the frames themselves.
 //!
-//! A flow names its first held frame, each names the next. Memory is taken once; what finds no place is not held, and
+//! A flow names its first held frame, and each names the next. Memory is taken once; a frame that finds no place is not held, and
 //! its sender repeats it.
 
 use std::collections::VecDeque;
@@ -43,7 +43,7 @@ pub struct HoldQueue {
 }
 
 impl HoldQueue {
-    /// An empty pen for so many frames, at most 65535.
+    /// An empty hold queue for so many frames, at most 65535.
     pub fn new(frames: usize) -> Self {
         let frames = frames.min(usize::from(u16::MAX));
         let next = |index: usize| if index + 1 < frames { index as u16 + 2 } else { 0 };
@@ -101,19 +101,19 @@ impl HoldQueue {
     /// Releases what `flow` has held up to the first segment that reaches beyond `edge`.
     pub fn release(&mut self, flow: &mut Flow, edge: SeqNum) {
         while flow.held != 0 && !self.slots[usize::from(flow.held) - 1].end.after(edge) {
-            self.let_go(flow, Stage::Released);
+            self.end_first(flow, Stage::Released);
         }
     }
 
     /// Gives up everything `flow` has held.
     pub fn forget(&mut self, flow: &mut Flow) {
         while flow.held != 0 {
-            self.let_go(flow, Stage::Forgotten);
+            self.end_first(flow, Stage::Forgotten);
         }
     }
 
-    /// Lets the first frame of a flow that has one go.
-    fn let_go(&mut self, flow: &mut Flow, stage: Stage) {
+    /// Releases or drops the first frame of a flow that has one.
+    fn end_first(&mut self, flow: &mut Flow, stage: Stage) {
         let index = flow.held - 1;
         let slot = &mut self.slots[usize::from(index)];
         flow.held = slot.next;
@@ -149,10 +149,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_comes_out_in_order_and_no_further_than_the_window() {
+    fn held_frames_come_out_in_order_and_no_further_than_the_window() {
         let (mut hold_queue, mut flow) = (HoldQueue::new(3), Flow::default());
         let tickets: Vec<_> = [10, 20, 30].map(|end| hold_queue.hold(&mut flow, SeqNum::new(end)).unwrap()).into();
-        assert_eq!(hold_queue.hold(&mut flow, SeqNum::new(40)), None, "the pen is full");
+        assert_eq!(hold_queue.hold(&mut flow, SeqNum::new(40)), None, "every place is taken");
         hold_queue.release(&mut flow, SeqNum::new(25));
         assert_eq!(key(&mut hold_queue), [(tickets[0].index, true), (tickets[1].index, true)]);
         hold_queue.release(&mut flow, SeqNum::new(30));

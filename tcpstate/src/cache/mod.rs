@@ -1,4 +1,4 @@
-//! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered lately,
+//! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
 //! frames that wait for their server, and packets whose fragments may pass.
 
 pub mod fragments;

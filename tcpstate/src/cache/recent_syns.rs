@@ -36,7 +36,6 @@ const _: () = assert!(SLICES == LAST && LAST + 1 == LINE, "a look touches one ca
 type Line = [AtomicU64; LINE];
 
 /// Makes this slice the last of a line, and clears those whose words it and its predecessors take.
-#[cold]
 fn begin(line: &Line, slice: u64) {
     let last = line[LAST].get();
     match slice.checked_sub(last) {
@@ -47,11 +46,27 @@ fn begin(line: &Line, slice: u64) {
     line[LAST].set(slice);
 }
 
+/// Notes the first entry of a slice.
+#[cold]
+#[inline(never)]
+fn note_first(line: &Line, slice: u64, hash: u64) {
+    begin(line, slice);
+    line[word(slice)].set(bits(hash));
+}
+
+/// Whether a line has an entry that was last written before the present slice began.
+#[inline(never)]
+fn was_noted(line: &Line, slice: u64, hash: u64) -> bool {
+    let (last, bits) = (line[LAST].get(), bits(hash));
+    // Slices that have begun since took the place of its oldest. None is read of a line from the future.
+    last < slice && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
+}
+
 /// See the module.
 pub struct RecentSyns {
     words: Words,
     /// The number of lines, a power of two, less one.
-    mask: usize,
+    mask: u32,
     /// Until then there may be cookies whose SYNs this filter has not seen.
     blind_until: Instant,
 }
@@ -81,8 +96,8 @@ impl RecentSyns {
 
     /// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
     #[inline(always)]
-    fn place(&self, hash: u64) -> usize {
-        (hash >> 28) as usize & self.mask
+    fn place(&self, hash: u64) -> u32 {
+        (hash >> 28) as u32 & self.mask
     }
 
     #[inline(always)]
@@ -96,7 +111,7 @@ impl RecentSyns {
         let line = self.line(hash);
         let slice = slice_of(now);
         if line[LAST].get() != slice {
-            begin(line, slice);
+            return note_first(line, slice, hash);
         }
         let word = &line[word(slice)];
         word.set(word.get() | bits(hash));
@@ -112,14 +127,12 @@ impl RecentSyns {
     #[inline]
     pub fn has_noted(&self, hash: u64, now: Instant) -> bool {
         let line = self.line(hash);
-        let bits = bits(hash);
-        let (slice, last) = (slice_of(now), line[LAST].get());
-        if slice == last {
-            return line[..SLICES].iter().fold(false, |any, word| any | (word.get() & bits == bits));
+        let slice = slice_of(now);
+        if slice != line[LAST].get() {
+            return was_noted(line, slice, hash);
         }
-        // Slices that have begun since the line was written took the place of its oldest. None is read of a line from the future.
-        last < slice
-            && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
+        let bits = bits(hash);
+        line[..SLICES].iter().any(|word| word.get() & bits == bits)
     }
 
     /// Asks for the line of this connection.
@@ -268,7 +281,7 @@ mod tests {
             let mut filter = seasoned();
             let mut noted = HashMap::new();
             // Word by word, for ever: what the filter would be with memory without end.
-            let mut words = HashMap::<(usize, u64), u64>::new();
+            let mut words = HashMap::<(u32, u64), u64>::new();
             let mut micros = 0;
             for (step, note, hash) in events {
                 micros += step;

@@ -103,7 +103,7 @@ impl RefusedPorts {
         assert!(words.len() >= SETS * SET, "the table of refused ports needs more words");
         let mut table = Self { words, mask: SETS - 1, keys, longest, until: Instant::default() };
         if table.words.is_shared() {
-            let lasting = (0..SETS * WAYS).map(|n| RefusedPort::read(table.words.piece(n)).until);
+            let lasting = (0..SETS * WAYS).map(|n| RefusedPort::read(table.words.piece(n as u32)).until);
             let last = lasting.filter(|&until| table.lasts(until, now)).max();
             table.until = Instant::from_micros(last.unwrap_or(0));
         }
@@ -126,7 +126,7 @@ impl RefusedPorts {
     }
 
     fn entry(&self, set: usize, way: usize) -> &[AtomicU64; ENTRY] {
-        self.words.piece(set * WAYS + way)
+        self.words.piece((set * WAYS + way) as u32)
     }
 
     /// From now on a refusal may be remembered for this long.

@@ -84,6 +84,10 @@ pub struct Cookies {
     keys: [Keys; 2],
     /// Their option tables.
     tables: [Arc<OptionTables>; 2],
+    /// Bits of their codes without timestamps.
+    code_bits: [u32; 2],
+    /// The smallest MSS of the present tables, without timestamps and with.
+    smallest_mss: [u16; 2],
 }
 
 impl Cookies {
@@ -96,6 +100,8 @@ impl Cookies {
             epoch: epoch_of(now),
             keys: [(0, 0); 2],
             tables: [Arc::clone(&tables), tables],
+            code_bits: [0; 2],
+            smallest_mss: [0; 2],
         };
         cookies.renew();
         cookies
@@ -137,7 +143,9 @@ impl Cookies {
             let slot = (epoch & 1) as usize;
             self.tables[slot] = Arc::clone(self.generations.at(epoch));
             self.keys[slot] = self.secret.keys_of(epoch, self.tables[slot].digest);
+            self.code_bits[slot] = self.tables[slot].plain.bits;
         }
+        self.smallest_mss = [false, true].map(|timestamps| self.present().smallest_mss(timestamps));
     }
 
     /// The option tables of the cookies that are made now.
@@ -155,7 +163,7 @@ impl Cookies {
     /// The smallest MSS a cookie can express, with or without timestamps: a smaller one would be rounded up.
     #[inline(always)]
     pub fn smallest_mss(&self, timestamps: bool) -> u16 {
-        self.present().smallest_mss(timestamps)
+        self.smallest_mss[usize::from(timestamps)]
     }
 
     /// The scale a client is promised: `wanted` if the cookie can carry it, else the one that is the same for all.
@@ -255,8 +263,8 @@ impl Cookies {
         let (width, code) = match ts_echo {
             Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
             None => {
-                let table = &self.tables_of(isn).plain;
-                (31 - table.bits, table.code(isn))
+                let width = 31 - self.code_bits[(number >> 31) as usize];
+                (width, (number & 0x7fff_ffff) >> width)
             }
         };
         let mac = self.mac(number >> 31, key, client_isn, code, ts_echo.is_some()) >> (64 - width);

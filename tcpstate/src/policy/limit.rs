@@ -159,7 +159,7 @@ impl Limiter {
     /// The bucket at `place`, as it was last written.
     #[inline(always)]
     fn bucket(&self, place: u32) -> &Bucket {
-        self.words.piece(place as usize)
+        self.words.piece(place)
     }
 
     /// What it knows of the prefix at `place`, which is 0 there, and of the SYN with this keyed hash and number.
@@ -247,16 +247,16 @@ impl Limiter {
         if now >= self.next_period {
             self.begin_period(now);
         }
-        if (self.bucket(place)[1].get() >> 32) as u32 != self.period {
-            self.refill(place);
+        let bucket = self.bucket(place);
+        if (bucket[1].get() >> 32) as u32 != self.period {
+            self.refill(bucket);
         }
-        self.bucket(place)
+        bucket
     }
 
-    /// Adds the tokens of each period that has passed since the bucket at `place` was last refilled.
+    /// Adds the tokens of each period that has passed since a bucket was last refilled.
     #[inline(never)]
-    fn refill(&self, place: u32) {
-        let bucket = self.bucket(place);
+    fn refill(&self, bucket: &Bucket) {
         let spent = Spent::of(bucket);
         let tokens = self.add.saturating_mul(self.period.wrapping_sub(spent.period));
         Spent {
@@ -269,6 +269,7 @@ impl Limiter {
     }
 
     #[cold]
+    #[inline(never)]
     fn begin_period(&mut self, now: Instant) {
         let period = now.as_micros() / self.period_micros;
         self.period = period as u32;

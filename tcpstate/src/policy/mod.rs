@@ -81,7 +81,9 @@ impl Rule {
 
 /// What the operator wants. Made where there is time, shared by all workers, and looked up by them without a lock.
 pub struct Policy {
-    /// Each different rule once; the first is the one for everybody.
+    /// The rule for everybody.
+    everybody: Rule,
+    /// Each different rule once, that one first.
     rules: Vec<Rule>,
     profiles: Vec<Profile>,
     /// `None` where one rule is for all.
@@ -118,6 +120,7 @@ impl Policy {
             destinations.insert(place, rule);
         }
         Self {
+            everybody: builder.rules[0],
             rules: builder.rules,
             profiles: builder.profiles,
             destinations: (!all.is_empty()).then_some(destinations),
@@ -130,15 +133,17 @@ impl Policy {
     #[inline(always)]
     pub(crate) fn rule(&self, key: &FlowKey) -> &Rule {
         match &self.destinations {
-            None => &self.rules[0],
+            None => &self.everybody,
             Some(destinations) => self.found(destinations, key),
         }
     }
 
+    // Where there are no rules, the packet path is not to make room for this call.
+    #[cold]
     #[inline(never)]
     fn found(&self, destinations: &Destinations, key: &FlowKey) -> &Rule {
         let rule = destinations.find(key.vlan, &key.lan, Some(key.lan_port));
-        &self.rules[rule.unwrap_or(0) as usize]
+        rule.map_or(&self.everybody, |rule| &self.rules[rule as usize])
     }
 
     /// The rule for a fragment from `side`, whose port is not known: of those for every port.
@@ -146,12 +151,12 @@ impl Policy {
         let server = if side == Side::Wan { &fragment.destination } else { &fragment.source };
         let destinations = self.destinations.as_ref();
         let rule = destinations.and_then(|destinations| destinations.find(fragment.vlan, server, None));
-        &self.rules[rule.unwrap_or(0) as usize]
+        rule.map_or(&self.everybody, |rule| &self.rules[rule as usize])
     }
 
     /// The rule for everybody.
     pub(crate) fn everybody(&self) -> &Rule {
-        &self.rules[0]
+        &self.everybody
     }
 
     /// Whether any rule says this.

@@ -1,6 +1,6 @@
-//! What the operator has said of servers: which options their clients are offered. A table that never changes; another takes its place.
+//! What the operator has said of servers: which options their clients are offered. A table that never changes and is replaced as a whole.
 //!
-//! How entries are told and kept is the shell's matter. Here is the look-up, which every SYN makes where a mode is `commanded`.
+//! The appliance receives and keeps the entries. Here is the look-up, which every SYN makes where a mode is `commanded`.
 
 use crate::keyed::{self, Keys};
 use crate::seq::WindowScale;
@@ -9,7 +9,7 @@ use crate::wire::Addr;
 /// What the clients of one server, or of all at one address, are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ServerEntry {
-    /// The server's address; an IPv4 one mapped into IPv6, as in [`FlowKey`](crate::wire::Ends).
+    /// The server's address; an IPv4 one mapped into IPv6, as in [`FlowKey`](crate::wire::FlowKey).
     pub address: Addr,
     /// Its port, or 0 for every port.
     pub port: u16,

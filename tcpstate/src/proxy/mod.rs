@@ -627,7 +627,7 @@ impl Proxy {
     /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
     pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
         match updates {
-            ServerUpdate::RecentSyns(key, observation) => {
+            ServerUpdate::Answered(key, observation) => {
                 self.caches.server_options.learn(key, observation, now);
                 self.caches.refused_ports.opened(key, now);
             }
@@ -643,7 +643,7 @@ impl Proxy {
         let is_new = self.caches.server_options.learn(key, observation, now);
         let was_closed = self.caches.refused_ports.opened(key, now);
         if is_new || was_closed {
-            self.publish(ServerUpdate::RecentSyns(*key, *observation));
+            self.publish(ServerUpdate::Answered(*key, *observation));
         }
     }
 

@@ -1,14 +1,7 @@
-//! `tcpsendrecv`: plays both ends of connections through a box. See the library's module of that name.
+//! `tcpsendrecv`: both ends of connections through the box. The program is [`tools::programs::tcpsendrecv`].
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use tools::tcpsendrecv::{Arguments, run};
-
 fn main() -> ExitCode {
-    if let Some(status) = papers::serve::<Arguments>() {
-        return status;
-    }
-    let arguments = Arguments::parse();
-    tools::finish("tcpsendrecv", arguments.json, |stop| run(&arguments, stop), |report| report.is_good())
+    tools::programs::tcpsendrecv::main()
 }

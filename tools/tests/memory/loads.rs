@@ -1,4 +1,4 @@
-//! Loads over ports in memory, without a box between: what is sent there arrives here, and is counted once.
+//! Loads on ports in memory, without a box in between.
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
@@ -10,44 +10,44 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tcpstate::wire::Vlan;
 use tcpstate::{Head, PerSide, Side};
-use tools::exchange::{Exchange, Plan};
+use tools::flood_template::{FloodTemplate, Kind, Sources, Target};
+use tools::load_runner::{Load, LoadRunner, Outbox};
 use tools::pace::Pace;
 use tools::pattern::{Flood, Pattern, Sink, test_connection};
-use tools::spray::{Kind, Sources, Spray, Target};
-use tools::station::{Load, Outbox, Station};
 use tools::tcp::Terms;
+use tools::transfer_check::{Plan, TransferCheck};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// A port with a wire that is not looked at before the load is over.
-fn station() -> (Station, MemoryWire) {
+/// A runner with one port; the test reads the wire after the load has ended.
+fn runner() -> (LoadRunner, MemoryWire) {
     let (port, wire) = memory::pair(4096);
-    (Station { ports: vec![Box::new(port)], pool: Pool::heap(8192, 2048, 256) }, wire)
+    (LoadRunner { ports: vec![Box::new(port)], pool: Pool::heap(8192, 2048, 256) }, wire)
 }
 
-fn run(station: &mut Station, load: &mut impl Load, seconds: u64) {
-    station.run(load, Instant::now(), Duration::from_secs(seconds), &NEVER).expect("nothing to wait for can fail");
-    assert_eq!(station.pool.idle(), station.pool.total(), "no frame is lost");
+fn run(runner: &mut LoadRunner, load: &mut impl Load, seconds: u64) {
+    runner.run(load, Instant::now(), Duration::from_secs(seconds), &NEVER).expect("nothing to wait for can fail");
+    assert_eq!(runner.pool.idle(), runner.pool.total(), "no frame is lost");
 }
 
-/// Swallows `frames` and returns what they were.
-fn swallowed(frames: Vec<Vec<u8>>) -> tools::pattern::Counted {
-    let (mut station, mut wire) = station();
+/// Runs a sink on `frames`, and returns what it counted.
+fn count(frames: Vec<Vec<u8>>) -> tools::pattern::Counted {
+    let (mut runner, mut wire) = runner();
     let count = frames.len() as u64;
     assert!(frames.iter().all(|frame| wire.push(frame)));
     let mut sink = Sink::new(Duration::from_secs(5), Some(count));
-    run(&mut station, &mut sink, 5);
-    assert_eq!(station.passed().received, count);
+    run(&mut runner, &mut sink, 5);
+    assert_eq!(runner.passed().received, count);
     sink.received().clone()
 }
 
 #[test]
-fn the_pattern_is_the_references() {
-    let (mut station, mut wire) = station();
+fn the_pattern_is_that_of_the_reference() {
+    let (mut runner, mut wire) = runner();
     let macs = [[2, 0, 0, 0, 0, 4], [2, 0, 0, 0, 0, 1]];
     let pace = Pace::new(None, Some(6 * 90), Duration::from_secs(5));
     let mut pattern = Pattern::new(90..180, &[1514, 1514, 64], macs, Vlan::default(), pace);
-    run(&mut station, &mut pattern, 5);
+    run(&mut runner, &mut pattern, 5);
     let frames: Vec<Vec<u8>> = std::iter::from_fn(|| wire.pop()).collect();
     assert_eq!(frames.len(), 540);
     for (n, frame) in frames.iter().enumerate() {
@@ -58,20 +58,20 @@ fn the_pattern_is_the_references() {
         assert_eq!((ip(26), ip(30)), (lan.0, wan.0));
         assert_eq!(frame[34..38], [12345u16.to_be_bytes(), 54321u16.to_be_bytes()].concat());
     }
-    let counted = swallowed(frames);
+    let counted = count(frames);
     assert_eq!((counted.ack, counted.wrong, counted.bytes), (540, 0, 180 * (1514 + 1514 + 64)));
 }
 
 #[test]
-fn a_flood_is_of_its_kind_and_from_its_network_the_same_for_one_seed() {
+fn a_flood_has_its_kind_and_network_and_depends_on_its_seed() {
     for (kind, to, from) in [(Kind::Syn, "10.0.0.1", "192.0.2.0/24"), (Kind::Udp, "fd00::1", "2001:db8::/64")] {
         let flood = || {
-            let (mut station, mut wire) = station();
+            let (mut runner, mut wire) = runner();
             let target =
                 Target { address: to.parse().unwrap(), port: 80, mac: [2; 6], from_mac: [4; 6], vlan: Some(5) };
-            let spray = Spray::new(kind, target, from.parse().unwrap(), false, SmallRng::seed_from_u64(9));
-            let mut flood = Flood::new(spray, Pace::new(None, Some(500), Duration::from_secs(5)), Duration::ZERO);
-            run(&mut station, &mut flood, 5);
+            let template = FloodTemplate::new(kind, target, from.parse().unwrap(), false, SmallRng::seed_from_u64(9));
+            let mut flood = Flood::new(template, Pace::new(None, Some(500), Duration::from_secs(5)), Duration::ZERO);
+            run(&mut runner, &mut flood, 5);
             std::iter::from_fn(|| wire.pop()).collect::<Vec<_>>()
         };
         let frames = flood();
@@ -86,13 +86,13 @@ fn a_flood_is_of_its_kind_and_from_its_network_the_same_for_one_seed() {
             };
             assert!(sources.contains(source), "{source}");
         }
-        let counted = swallowed(frames);
+        let counted = count(frames);
         assert_eq!((counted.syn, counted.other), if kind == Kind::Syn { (500, 0) } else { (0, 500) });
         assert_eq!(counted.wrong, 0);
     }
 }
 
-/// Two ports with a wire between: what one transmits the other receives. Every `spoil`th frame has a byte changed.
+/// Connects two ports. Every `spoil`th frame has its payload changed.
 struct Crossed {
     near: MemoryWire,
     far: MemoryWire,
@@ -107,7 +107,7 @@ impl Crossed {
             while let Some(mut frame) = from.pop() {
                 *passed += 1;
                 if *spoil > 0 && *passed % *spoil == 0 {
-                    // Payload and checksum, so that only who knows the stream can tell.
+                    // The checksum still holds, so only a comparison of the content can find this.
                     spoil_stream(&mut frame);
                 }
                 to.push(&frame);
@@ -118,16 +118,16 @@ impl Crossed {
     }
 }
 
-/// Changes two bytes of the payload so that every checksum still holds.
+/// Swaps two bytes of the payload, which leaves the checksums correct.
 fn spoil_stream(frame: &mut [u8]) {
     if frame.len() > 200 {
         frame.swap(100, 102);
     }
 }
 
-/// A load that has a wire carried between its turns.
+/// A transfer check that moves the frames between its ports after each iteration.
 struct Carried {
-    load: Exchange,
+    load: TransferCheck,
     wire: Crossed,
 }
 
@@ -147,17 +147,17 @@ impl Load for Carried {
     }
 }
 
-fn exchange(plan: Plan, spoil: u64) -> tools::exchange::Exchanged {
+fn transfer(plan: Plan, spoil: u64) -> tools::transfer_check::TransferReport {
     let ((lan, near), (wan, far)) = (memory::pair(1024), memory::pair(1024));
-    let mut station = Station { ports: vec![Box::new(lan), Box::new(wan)], pool: Pool::heap(8192, 2048, 256) };
-    let load = Exchange::new(plan, 10_000.0, SmallRng::seed_from_u64(1));
+    let mut runner = LoadRunner { ports: vec![Box::new(lan), Box::new(wan)], pool: Pool::heap(8192, 2048, 256) };
+    let load = TransferCheck::new(plan, 10_000.0, SmallRng::seed_from_u64(1));
     let mut carried = Carried { load, wire: Crossed { near, far, spoil, passed: 0 } };
-    run(&mut station, &mut carried, 20);
+    run(&mut runner, &mut carried, 20);
     carried.load.outcome()
 }
 
 #[test]
-fn both_ends_hear_all_that_is_said() {
+fn both_endpoints_receive_all_that_is_sent() {
     for (v6, opener, sends) in [(false, Side::Wan, [true, true]), (true, Side::Lan, [true, false])] {
         let plan = Plan {
             flows: 50,
@@ -170,22 +170,22 @@ fn both_ends_hear_all_that_is_said() {
             v6,
             vlan: Vlan::default(),
         };
-        let outcome = exchange(plan, 0);
+        let outcome = transfer(plan, 0);
         assert_eq!((outcome.opened, outcome.finished, outcome.failed, outcome.wrong), (50, 50, 0, 0));
         assert_eq!((outcome.bytes_to_wan, outcome.bytes_to_lan), (5_000_000, if sends[1] { 5_000_000 } else { 0 }));
         assert_eq!((outcome.handshake.count(), outcome.opening.count()), (50, 50));
-        // A byte in the wrong place is noticed, though every checksum holds.
-        assert!(exchange(plan, 97).wrong > 0);
+        // A byte in the wrong place is found, although the checksums hold.
+        assert!(transfer(plan, 97).wrong > 0);
     }
 }
 
-/// A port that takes nothing for a while.
-struct Stubborn {
+/// A port that refuses frames at first.
+struct Refusing {
     refusals: u32,
     port: memory::MemoryPort,
 }
 
-impl Port for Stubborn {
+impl Port for Refusing {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         self.port.receive(batch, max, pool)
     }
@@ -211,12 +211,12 @@ impl Port for Stubborn {
 }
 
 #[test]
-fn what_a_full_device_does_not_take_is_sent_later() {
+fn frames_refused_by_a_full_device_are_sent_later() {
     let (port, mut wire) = memory::pair(4096);
-    let port = Box::new(Stubborn { refusals: 20, port });
-    let mut station = Station { ports: vec![port], pool: Pool::heap(256, 2048, 256) };
+    let port = Box::new(Refusing { refusals: 20, port });
+    let mut runner = LoadRunner { ports: vec![port], pool: Pool::heap(256, 2048, 256) };
     let pace = Pace::new(None, Some(1000), Duration::from_secs(5));
     let mut pattern = Pattern::new(0..10, &[64], [[2; 6], [4; 6]], Vlan::default(), pace);
-    run(&mut station, &mut pattern, 5);
+    run(&mut runner, &mut pattern, 5);
     assert_eq!(std::iter::from_fn(|| wire.pop()).count(), 1000);
 }

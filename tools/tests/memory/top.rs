@@ -1,18 +1,18 @@
-//! What `synctl top` draws, held against screens in `screens/`. `SCREENS=accept cargo test -p tools --test memory top` writes them anew: look at the
-//! difference, and commit it with the change.
+//! The screens of `synctl top`, compared with those in `screens/`. `SCREENS=accept cargo test -p tools --test memory top` rewrites them:
+//! review the difference, and commit it with the change.
 
 use control::{Counts, Flows, Stats, Talker, Top};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use std::{env, fs};
-use tools::top::{Next, Screen};
+use tools::top::{Action, Screen};
 
 fn named(counts: &[(&str, u64)]) -> BTreeMap<String, u64> {
     counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
 }
 
-/// Counts of a worker that has been at it for so many times a second.
+/// Counters of a worker after `times` seconds.
 fn counts(times: u64) -> Counts {
     let port = |frames: u64, bytes: u64| {
         named(&[
@@ -48,7 +48,7 @@ fn talkers(of: impl Fn(u64) -> String) -> Vec<Talker> {
         name: of(n),
         frames: 40_000 / (n + 1),
         surplus: 0,
-        calls: if n.is_multiple_of(2) { 2 * n } else { 900 / n },
+        syns: if n.is_multiple_of(2) { 2 * n } else { 900 / n },
         bytes: 3_000_000 * n,
     };
     (0..20).map(talker).collect()
@@ -68,7 +68,7 @@ fn answer(seconds: u64, workers: usize) -> Top {
     }
 }
 
-/// Compares a screen of this size with the one that is kept under this name.
+/// Compares a screen of this size with the stored one of this name.
 #[track_caller]
 fn shows(name: &str, screen: &Screen, (width, height): (u16, u16)) {
     let text = screen.text(width, height);
@@ -78,13 +78,13 @@ fn shows(name: &str, screen: &Screen, (width, height): (u16, u16)) {
         fs::write(&path, &text).expect("the repository is writable");
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(text == kept, "{name} is not what is kept; now it is:\n{text}");
+    assert!(text == kept, "{name} differs from the stored screen; now it is:\n{text}");
 }
 
 fn after_ten_seconds(workers: usize) -> Screen {
     let mut screen = Screen::default();
-    screen.receive_update(answer(10, workers));
-    screen.receive_update(answer(12, workers));
+    screen.update(answer(10, workers));
+    screen.update(answer(12, workers));
     screen
 }
 
@@ -106,32 +106,32 @@ fn a_large_screen_has_all_talkers() {
 #[test]
 fn totals_by_syns() {
     let mut screen = after_ten_seconds(1);
-    assert_eq!([screen.press('t'), screen.press('s')], [Next::Draw; 2]);
+    assert_eq!([screen.press('t'), screen.press('s')], [Action::Redraw; 2]);
     shows("totals-by-syns-80x24", &screen, (80, 24));
 }
 
 #[test]
-fn before_the_second_answer_there_are_no_rates() {
+fn before_the_second_reply_there_are_no_rates() {
     let mut screen = Screen::default();
-    screen.receive_update(answer(10, 1));
+    screen.update(answer(10, 1));
     shows("first-80x24", &screen, (80, 24));
 }
 
 #[test]
-fn a_frozen_screen_stays_as_it_is_until_it_thaws() {
+fn a_frozen_screen_does_not_change_until_it_is_unfrozen() {
     let mut screen = after_ten_seconds(1);
     let _ = screen.press('p');
     let frozen = screen.text(80, 24);
-    screen.receive_update(answer(100, 1));
+    screen.update(answer(100, 1));
     assert_eq!(screen.text(80, 24), frozen);
     assert!(frozen.contains("FROZEN"));
     let _ = screen.press(' ');
-    screen.receive_update(answer(101, 1));
+    screen.update(answer(101, 1));
     assert!(screen.text(80, 24).contains("up 1 min 41 s"));
 }
 
 #[test]
-fn long_names_and_large_numbers_have_their_room() {
+fn long_names_and_large_numbers_fit() {
     let mut screen = Screen::default();
     for seconds in [400_000, 400_001] {
         let mut top = answer(seconds, 1);
@@ -140,32 +140,32 @@ fn long_names_and_large_numbers_have_their_room() {
             top.sources[n].name = format!("2001:db8:aaaa:bbbb:cccc:dddd:eeee:{:x}", 0xfff0 + n);
             top.targets[n].name = format!("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:{:x}]:{}", 0xfff0 + n, 50_000 + n);
             top.sources[n].frames *= 4000;
-            top.sources[n].calls *= 4000;
+            top.sources[n].syns *= 4000;
             top.sources[n].bytes *= 4000;
         }
-        screen.receive_update(top);
+        screen.update(top);
     }
     shows("long-80x24", &screen, (80, 24));
     shows("long-132x50", &screen, (132, 50));
 }
 
 #[test]
-fn a_box_that_owes_an_answer_is_told() {
+fn a_late_reply_is_reported() {
     let mut screen = after_ten_seconds(1);
     assert!(!screen.wait(Duration::from_millis(1999)));
     assert!(screen.wait(Duration::from_millis(2000)) && !screen.wait(Duration::from_millis(2900)));
     assert!(screen.text(80, 24).lines().next().is_some_and(|title| title.contains("NO ANSWER FOR 2 s")));
-    screen.receive_update(answer(14, 1));
+    screen.update(answer(14, 1));
     assert!(!screen.text(80, 24).contains("NO ANSWER"));
 }
 
 #[test]
-fn keys_end_it_or_mean_nothing() {
+fn q_quits_and_unknown_keys_do_nothing() {
     let mut screen = after_ten_seconds(1);
     let before = screen.text(80, 24);
-    assert_eq!(screen.press('x'), Next::Draw);
+    assert_eq!(screen.press('x'), Action::Redraw);
     assert_eq!(screen.text(80, 24), before);
-    assert_eq!(screen.press('q'), Next::Leave);
+    assert_eq!(screen.press('q'), Action::Quit);
 }
 
 #[test]

@@ -70,11 +70,11 @@ fn main() {
     });
     tell(&mut client, "top", "top", |client| repeat(client, &Request::Top));
     tell(&mut client, "backends, one after the other", "backends", |client| {
-        (0..SERVERS).for_each(|n| done(client, &Request::AddBackend(entry(n))));
+        (0..SERVERS).for_each(|n| done(client, &Request::AddServer(entry(n))));
         SERVERS as usize
     });
     tell(&mut client, "backends, all taken back", "backends", |client| {
-        (0..SERVERS).for_each(|n| done(client, &Request::DeleteBackend(key(n))));
+        (0..SERVERS).for_each(|n| done(client, &Request::DeleteServer(key(n))));
         SERVERS as usize
     });
     tell(&mut client, "rotate-secrets", "rotate-secrets", |client| {

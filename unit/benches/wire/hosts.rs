@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 use nix::sys::time::TimeVal;
+use tools::flood_template::Kind;
 use tools::latency::Latencies;
-use tools::live::Sink;
-use tools::spray::Kind;
+use tools::xdp_generator::Sink;
 use unit::netns::{self, Rig};
 
 use crate::load::{PORT, Running, attack, sink};

@@ -13,8 +13,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use nix::unistd::Pid;
-use tools::live::{ATTACKER, Live, Sink};
-use tools::spray::{Kind, Sources, Target};
+use tools::flood_template::{Kind, Sources, Target};
+use tools::xdp_generator::{ATTACKER, Sink, XdpGenerator};
 use unit::netns::{self, Namespace, Rig};
 
 use crate::machine;
@@ -39,7 +39,7 @@ pub fn index(name: &str) -> u32 {
 
 /// A load that runs until it is stopped.
 pub struct Running {
-    live: Arc<Live>,
+    live: Arc<XdpGenerator>,
     stop: Arc<AtomicBool>,
     task: u32,
     thread: JoinHandle<io::Result<()>>,
@@ -48,7 +48,7 @@ pub struct Running {
 impl Running {
     /// Starts it on the last core: before all others, or, if it is to be `gentle`, in what time they leave, so that hosts on the same
     /// core, and the kernel's reception there, come first.
-    pub fn start(live: Live, gentle: bool) -> Running {
+    pub fn start(live: XdpGenerator, gentle: bool) -> Running {
         extern "C" fn nothing(_: libc::c_int) {}
         let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler does nothing, which is safe at any moment.
@@ -144,11 +144,11 @@ fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: 
 }
 
 /// The attack on the server's door.
-pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr, rate: Option<f64>) -> Live {
+pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr, rate: Option<f64>) -> XdpGenerator {
     let target = Target { address: server, port: PORT, mac: door, from_mac: ATTACKER, vlan: None };
     let sources = if server.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
-    let mut live =
-        Live::flood(kind, target, sources, rate, 0x5eed).expect("the generator, as root, on Linux 5.18 or later");
+    let mut live = XdpGenerator::flood(kind, target, sources, rate, 0x5eed)
+        .expect("the generator, as root, on Linux 5.18 or later");
     rig.client.run(|| live.port(0, index("c0"))).expect("an interface of the rig");
     live
 }
@@ -234,8 +234,8 @@ pub fn segments(middle: Middle, window: Duration, frame_cost: f64) -> Rate {
     let frames: Vec<_> = up.into_iter().zip(down).flat_map(|(up, down)| [(up, 0), (down, 1)]).collect();
 
     let mut sinks = [sink(&rig.client, "c0"), sink(&rig.server, "s0")];
-    sinks.iter_mut().for_each(|sink| sink.swallow_all(true).expect("setting a switch"));
-    let mut live = Live::replay(&frames).expect("the generator, as root, on Linux 5.18 or later");
+    sinks.iter_mut().for_each(|sink| sink.drop_all(true).expect("setting a switch"));
+    let mut live = XdpGenerator::replay(&frames).expect("the generator, as root, on Linux 5.18 or later");
     for (number, namespace, port) in [(0, &rig.client, "c0"), (1, &rig.server, "s0")] {
         namespace.run(|| live.port(number, index(port))).expect("an interface of the rig");
     }

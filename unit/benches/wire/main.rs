@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use middle::Middle;
-use tools::spray::Kind;
+use tools::flood_template::Kind;
 use unit::netns;
 
 /// How often everything is measured, one candidate after the other.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use tools::live::ATTACKER;
+use tools::xdp_generator::ATTACKER;
 use unit::netns::{self, Appliance, Backend, CACHE_OFF, CACHE_ON, Rig};
 
 /// The core of whatever stands in the middle, as far as it can be told; the generator has the last one.

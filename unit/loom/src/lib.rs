@@ -1,6 +1,6 @@
-//! No wake-up is lost, in whatever order the cores see each other's stores, and none is heard for ever: the sleeper's word itself
-//! (`handoff/bell.rs`) with loom's atomics, taken through all orders. A wake-up that was lost would leave the sleeper asleep for ever,
-//! which loom reports as a deadlock.
+//! No wake-up is lost, in whatever order the cores see each other's stores, and no signal stays for ever: `handoff/waker.rs` itself with
+//! loom's atomics, run through all orders. A lost wake-up would leave the sleeper asleep for ever, which loom reports as a
+//! deadlock.
 
 #![cfg(test)]
 
@@ -9,10 +9,10 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::cell::Cell;
 
-#[path = "../../../synproxy/src/handoff/bell.rs"]
-mod bell;
+#[path = "../../../synproxy/src/dataplane/handoff/waker.rs"]
+mod waker;
 
-use bell::{Bell, published};
+use waker::{Waker, published};
 
 /// An eventfd: a count that ends the wait, and is taken as a whole.
 #[derive(Default)]
@@ -39,30 +39,30 @@ impl Event {
     }
 }
 
-/// A worker's place as the others see it: frames pushed to it so far, in a lane that promises less than the real one.
+/// A worker's place as the others see it: frames pushed to it so far, in a queue that guarantees less than the real one.
 struct Place {
     pushed: AtomicUsize,
-    bell: Bell,
+    waker: Waker,
     event: Event,
 }
 
 impl Place {
     fn new() -> Arc<Self> {
-        Arc::new(Self { pushed: AtomicUsize::new(0), bell: Bell::new(), event: Event::default() })
+        Arc::new(Self { pushed: AtomicUsize::new(0), waker: Waker::new(), event: Event::default() })
     }
 
-    /// Hands over so many frames, and rings once; as `Desk::hand_over` and `Desk::ring`.
+    /// Hands over so many frames and wakes once; as `Endpoint::hand_over` and `Endpoint::wake_receivers`.
     fn hand_over(&self, frames: usize) {
         for _ in 0..frames {
             self.pushed.fetch_add(1, Ordering::Relaxed);
         }
         published();
-        if self.bell.is_to_be_rung() {
+        if self.waker.claim() {
             self.event.write();
         }
     }
 
-    /// Takes frames until there have been so many, and sleeps whenever there is none; as a worker does with `Desk::take`, `doze` and `wake`.
+    /// Takes frames until there have been so many, and sleeps whenever there is none; as a worker does with `Endpoint::take`, `begin_sleep` and `end_sleep`.
     fn take(&self, frames: usize, due: &Cell<u64>) {
         let mut taken = 0;
         while taken < frames {
@@ -71,18 +71,18 @@ impl Place {
                 taken = pushed;
                 continue;
             }
-            if self.bell.doze(|| self.pushed.load(Ordering::Relaxed) > taken) {
+            if self.waker.begin_sleep(|| self.pushed.load(Ordering::Relaxed) > taken) {
                 self.event.poll();
             }
-            self.bell.wake(due, || self.event.read());
+            self.waker.end_sleep(due, || self.event.read());
         }
     }
 
-    /// Once all is said, a sleep is not cut short more than once.
+    /// At the end no signal is left that would cut a sleep short.
     fn is_quiet(&self, due: &Cell<u64>) {
-        assert!(self.bell.doze(|| false));
-        self.bell.wake(due, || self.event.read());
-        assert_eq!(*self.event.count.lock().unwrap(), 0, "a ring nobody takes away");
+        assert!(self.waker.begin_sleep(|| false));
+        self.waker.end_sleep(due, || self.event.read());
+        assert_eq!(*self.event.count.lock().unwrap(), 0, "a signal that is never removed");
     }
 }
 
@@ -94,7 +94,7 @@ fn in_every_order(run: impl Fn() + Sync + Send + 'static) {
 }
 
 #[test]
-fn whoever_is_handed_something_while_it_falls_asleep_is_woken() {
+fn a_worker_that_gets_a_frame_while_it_falls_asleep_is_woken() {
     in_every_order(|| {
         let place = Place::new();
         let sender = {
@@ -112,7 +112,7 @@ fn whoever_is_handed_something_while_it_falls_asleep_is_woken() {
 }
 
 #[test]
-fn of_two_who_ring_at_once_both_are_heard() {
+fn of_two_that_wake_at_once_both_frames_are_taken() {
     in_every_order(|| {
         let place = Place::new();
         let senders = [(); 2].map(|()| {

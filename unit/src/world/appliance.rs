@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{Config, Counters, Egress, Head, Instant, Memory, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
 use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
@@ -93,6 +93,8 @@ pub struct Build {
     pub bridge_until: u64,
     /// When frames run out altogether, and until when.
     pub drought: Option<(u64, u64)>,
+    /// When the engine's process ends and another takes over with the memory of its flow table alone.
+    pub restarts: Vec<u64>,
 }
 
 /// The box.
@@ -111,6 +113,8 @@ pub struct Appliance {
     withheld: Vec<Frame>,
     /// Frames that arrived and found no buffer.
     pub missed: u64,
+    /// What the processes before this one counted.
+    former: Vec<Counters>,
 }
 
 /// The engine's own segments take spare frames of the pool.
@@ -150,6 +154,7 @@ impl Appliance {
             taken_over,
             withheld: Vec::new(),
             missed: 0,
+            former: Vec::new(),
         }
     }
 
@@ -200,6 +205,12 @@ impl Appliance {
             self.proxy = Proxy::new(&self.build.config, &Secrets::new(self.build.secrets), time);
         }
         let bridges = self.is_bridge(now);
+        if self.build.restarts.first().is_some_and(|&at| at <= now) {
+            self.build.restarts.remove(0);
+            if !bridges {
+                self.restart(time);
+            }
+        }
         let mut out = Vec::new();
         for side in Side::BOTH {
             let ring = &mut self.rings[side as usize];
@@ -257,6 +268,24 @@ impl Appliance {
             .collect();
         self.transmitting.extend(out.into_iter().map(|(_, frame)| (now + self.build.transmission, frame)));
         sent
+    }
+
+    /// Another process takes over: it finds a copy of the flow table's memory, and makes everything that follows from it anew. Held frames are lost.
+    fn restart(&mut self, now: Instant) {
+        let Build { config, secrets, .. } = &self.build;
+        let population = self.proxy.population();
+        let fresh = Proxy::new(config, &Secrets::new(*secrets), now);
+        let former = std::mem::replace(&mut self.proxy, fresh);
+        self.former.push(former.counters().clone());
+        let memory = Memory { slab: former.into_slab().clone(), ..Memory::anonymous(config) };
+        self.proxy = Proxy::with_memory(config, &Secrets::new(*secrets), now, memory);
+        assert_eq!(self.proxy.population(), population, "a flow was lost, or made up");
+        self.pool.extend(std::mem::take(&mut self.held).into_values().map(|(_, frame)| frame));
+    }
+
+    /// How often something was counted, by this process and those before it.
+    pub fn total(&self, count: impl Fn(&Counters) -> u64) -> u64 {
+        self.former.iter().chain([self.proxy.counters()]).map(count).sum()
     }
 
     /// Brings back the held frames the engine asks for.

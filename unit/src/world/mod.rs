@@ -419,9 +419,12 @@ impl World {
             self.drain()?;
         }
         self.appliance.conserved()?;
-        let counters = self.appliance.proxy().counters();
-        report.events = std::array::from_fn(|event| counters.happened(tcpstate::Event::ALL[event]));
-        report.drops = std::array::from_fn(|reason| counters.dropped(tcpstate::DropReason::ALL[reason]));
+        let appliance = &self.appliance;
+        report.events =
+            std::array::from_fn(|event| appliance.total(|counters| counters.happened(tcpstate::Event::ALL[event])));
+        report.drops = std::array::from_fn(|reason| {
+            appliance.total(|counters| counters.dropped(tcpstate::DropReason::ALL[reason]))
+        });
         report.hash = self.hash;
         report.judged = self.oracle.judged();
         Ok(report)

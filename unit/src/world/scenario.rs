@@ -203,6 +203,9 @@ impl Scenario {
             build.bridge_until = start + chance.within(SECOND..6 * SECOND);
             build.config.adopt_grace = Duration::from_secs(60);
         }
+        if !taken_over {
+            build.restarts = draw_restarts(seed, start);
+        }
         let calm = chance.one_in(1, 8);
         // Kinds of faults that are off altogether.
         let off = chance.word() & chance.word();
@@ -304,6 +307,15 @@ impl Scenario {
     }
 }
 
+/// When the engine's process is replaced: in a quarter of the worlds, up to three times. Drawn apart, so that the rest of a world is the same.
+fn draw_restarts(seed: u64, start: u64) -> Vec<u64> {
+    let mut chance = Chance::new(!seed);
+    let times = if chance.one_in(1, 4) { chance.within(1..4) } else { 0 };
+    let mut restarts: Vec<_> = (0..times).map(|_| start + chance.within(0..10 * SECOND)).collect();
+    restarts.sort_unstable();
+    restarts
+}
+
 /// A time whose key epoch (2^26 microseconds) ends during the handshakes in half of all worlds.
 fn draw_start(chance: &mut Chance) -> u64 {
     let epoch = chance.within(3..1000) << 26;
@@ -355,6 +367,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         bridge,
         bridge_until: 0,
         drought: None,
+        restarts: Vec::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use control::wire::{self, Operation};
-use control::{Client, Complaint, Entry, Reply, Request, Status};
+use control::{Client, ClientError, Entry, Reply, Request, Status};
 use harness::{leftovers, test};
 use nix::sys::signal::Signal;
 use unit::netns::traffic::{self, Server};
@@ -136,7 +136,7 @@ fn what_is_commanded_reaches_new_clients_and_nobody_who_is_connected() {
                 talk(&stream, 200_000);
             }
         }
-        assert_eq!(the_box.status().backends, Some(0));
+        assert_eq!(the_box.status().servers, Some(0));
         let report = the_box.proxy.stop();
         assert!(report.status.success() && !the_box.socket.exists());
     }
@@ -255,7 +255,7 @@ fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     drop(crowd);
     let begin = Instant::now();
     while let Err(complaint) = the_box.client().ask(&Request::Status) {
-        assert!(matches!(complaint, Complaint::Refused(_) | Complaint::Broken(_)), "{complaint}");
+        assert!(matches!(complaint, ClientError::Refused(_) | ClientError::Io(_)), "{complaint}");
         assert!(begin.elapsed() < Duration::from_secs(5), "{complaint}");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -26,7 +26,7 @@ fn a_box_with_nothing_to_do_sleeps_and_wakes_nobody() {
         let proxy = Appliance::start(&rig, backend, CACHE_ON);
         thread::sleep(Duration::from_secs(2));
         let report = proxy.stop();
-        let (turns, sleeps) = (figure(&report, "turns"), figure(&report, "sleeps between them"));
+        let (turns, sleeps) = (figure(&report, "poll iterations"), figure(&report, "sleeps between them"));
         let (received, sent) = (row(&report, "received, frames"), row(&report, "sent, frames"));
         let kicks: u64 = row(&report, "kernel woken up, times").iter().sum();
         note!("{backend:?}: {turns} turns, {sleeps} sleeps, {kicks} kicks, received {received:?}");
@@ -54,7 +54,7 @@ fn the_kernel_is_woken_once_a_turn_and_port_at_most() {
             traffic::exchange(&busy, 4 << 20, 4 << 20).expect("exchanging");
             drop((stream, busy));
             let report = proxy.stop();
-            let (turns, sleeps) = (figure(&report, "turns"), figure(&report, "sleeps between them"));
+            let (turns, sleeps) = (figure(&report, "poll iterations"), figure(&report, "sleeps between them"));
             let (kicks, sent) = (row(&report, "kernel woken up, times"), row(&report, "sent, frames"));
             note!("{backend:?}, {poll}: {turns} turns, {sleeps} sleeps, {kicks:?} kicks for {sent:?} frames");
             let busy = poll == "--poll=busy";

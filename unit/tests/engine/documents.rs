@@ -1,4 +1,4 @@
-//! What the documents say of the tests is true: every test that `docs/traps.md` names is there.
+//! What the documents say is there is there: every test that `docs/traps.md` names, every source, and what every link leads to.
 
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
@@ -48,8 +48,10 @@ fn every_trap_names_a_test_and_every_test_it_names_is_there() {
         for name in line.split('`').skip(1).step_by(2) {
             let Some((module, test)) = name.rsplit_once("::") else { continue };
             named += 1;
-            let file = Path::new(&module.replace("::", "/")).with_extension("rs");
-            if !sources.iter().any(|(path, text)| path.ends_with(&file) && has_test(text, test)) {
+            let module = Path::new(&module.replace("::", "/")).to_owned();
+            let files = [module.with_extension("rs"), module.join("mod.rs")];
+            if !sources.iter().any(|(path, text)| files.iter().any(|file| path.ends_with(file)) && has_test(text, test))
+            {
                 wrong.push(format!("docs/traps.md:{}: there is no test {name}", number + 1));
             }
         }
@@ -59,4 +61,81 @@ fn every_trap_names_a_test_and_every_test_it_names_is_there() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(traps >= 40, "only {traps} traps");
+}
+
+/// The documents people read, as paths from the root of the tree.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let pages = |folder: &Path| -> Vec<PathBuf> {
+        let entries = read_dir(folder).expect("a folder can be read");
+        entries.map(|entry| entry.expect("an entry can be read").path()).collect()
+    };
+    let mut all = pages(&root);
+    all.extend(pages(&root.join("docs")));
+    all.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    all
+}
+
+/// The part of an address that names a heading: lower case, without punctuation, spaces as hyphens.
+fn slug(heading: &str) -> String {
+    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+    kept.trim().replace(' ', "-")
+}
+
+/// The targets of a document's links, with the numbers of their lines. Code is left out.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let (mut found, mut in_code) = (Vec::new(), false);
+    for (number, line) in text.lines().enumerate() {
+        in_code ^= line.trim_start().starts_with("```");
+        if in_code {
+            continue;
+        }
+        for rest in line.split("](").skip(1) {
+            found.push((number + 1, rest.split(')').next().unwrap_or_default().to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_link_in_a_document_leads_to_a_file_and_a_heading() {
+    let mut wrong = Vec::new();
+    for path in documents() {
+        let text = read_to_string(&path).expect("a document can be read");
+        for (line, target) in links(&text).into_iter().filter(|(_, target)| !target.contains("://")) {
+            let (file, heading) = target.split_once('#').unwrap_or((&target, ""));
+            let linked =
+                if file.is_empty() { path.clone() } else { path.parent().expect("it is in a folder").join(file) };
+            let has_heading = || {
+                let linked = read_to_string(&linked).unwrap_or_default();
+                linked.lines().any(|line| line.starts_with('#') && slug(line.trim_start_matches('#')) == heading)
+            };
+            if !linked.exists() {
+                wrong.push(format!("{}:{line}: there is no file {target}", path.display()));
+            } else if !heading.is_empty() && !has_heading() {
+                wrong.push(format!("{}:{line}: there is no heading {target}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_source_that_a_document_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let crates = ["tcpstate/", "pktio/", "confparse/", "control/", "synproxy/", "tools/", "unit/"];
+    let mut wrong = Vec::new();
+    for path in documents() {
+        let text = read_to_string(&path).expect("a document can be read");
+        for (number, line) in text.lines().enumerate() {
+            let named = line.split('`').skip(1).step_by(2);
+            for name in named.filter(|name| crates.iter().any(|folder| name.starts_with(folder))) {
+                let is_path = name.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+                if is_path && !root.join(name).exists() {
+                    wrong.push(format!("{}:{}: there is no {name}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -1,0 +1,372 @@
+//! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
+
+use super::commands::{Answer, Command, CommandSender};
+use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
+use super::views::{self, FrameBuffer};
+use crate::metrics::capture::Captures;
+use crate::metrics::descriptors::{Family, FlowGauge, WorkerMetric};
+use crate::metrics::snapshot::{Board, Snapshot};
+use crate::metrics::top_talkers;
+use crate::process::clock;
+use crate::process::log::LogControl;
+use ::control::wire::Operation;
+use ::control::{
+    CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Reply, Request, Stats,
+    Status, Top, Why,
+};
+use pktio::capture::Former;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tcpstate::{Rotation, owner};
+use tracing::{info, warn};
+
+/// Connections in one reply, about: the part of one worker's answer is not cut.
+const MAX_FLOWS: usize = 1024;
+
+/// How long connections are collected for one reply.
+const LISTING_TIME: Duration = Duration::from_millis(200);
+
+/// What does not change while the process runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// When it started.
+    pub begin: Instant,
+    /// The interface toward the servers.
+    pub lan: Interface,
+    /// The interface toward everybody else.
+    pub wan: Interface,
+    /// Whether frames are forwarded without the engine (`--bypass`).
+    pub bypass: bool,
+    /// Whether any mode of the configuration is `commanded`, so that the server table has an effect.
+    pub commanded: bool,
+}
+
+/// What a client of the control socket may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Root, or the user this process runs as: everything.
+    Owner,
+    /// A member of the configured group: everything but writing files.
+    Guest,
+}
+
+/// Answers requests.
+pub struct ControlApi {
+    facts: Facts,
+    board: Arc<Board>,
+    workers: CommandSender,
+    log: LogControl,
+    servers: Arc<ServerRegistry>,
+    captures: Captures,
+    progress: Mutex<Progress>,
+}
+
+/// Operations in progress. Locked while the workers get a command, so that they get all commands in order.
+#[derive(Default)]
+struct Progress {
+    /// Since when the box drains.
+    draining: Option<Instant>,
+    /// When the last rotation of the secret is complete.
+    rotation: tcpstate::Instant,
+}
+
+impl ControlApi {
+    /// The API of the box with these facts and workers.
+    pub fn new(
+        facts: Facts,
+        board: Arc<Board>,
+        workers: CommandSender,
+        servers: Arc<ServerRegistry>,
+        captures: Captures,
+        log: LogControl,
+    ) -> Self {
+        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
+    }
+
+    /// The answer to a request of a client with this role.
+    pub fn answer(&self, request: Request, role: Role) -> Reply {
+        match request {
+            Request::Captures => Reply::Captures(self.captures.running()),
+            Request::StartCapture { .. } | Request::StopCapture { .. } if role != Role::Owner => Reply::refuse(
+                Why::Forbidden,
+                "captures are written with the rights of the box, so only root and the box's own user start and stop them",
+            ),
+            Request::StartCapture { kind, path, limits } => self.start_capture(kind, &path, limits),
+            Request::StopCapture { kind } => self.stop_capture(kind),
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Stats => Reply::Stats(Box::new(self.stats())),
+            Request::Servers => Reply::Servers(self.servers.list()),
+            Request::Backends => Reply::Backends(self.servers.list()),
+            Request::AddServer(entry) => self.change_servers(&Operation::Add(entry)),
+            Request::ModifyServer(entry) => self.change_servers(&Operation::Modify(entry)),
+            Request::DeleteServer(key) => self.change_servers(&Operation::Delete(key)),
+            Request::FlushServers { address } => self.change_servers(&Operation::Flush(address)),
+            Request::Drain { on } => self.drain(on),
+            Request::RotateSecrets => self.rotate(),
+            Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit),
+            Request::Top => Reply::Top(Box::new(self.top())),
+            Request::Explain { side, frame, worker } => self.explain(side, &frame, worker),
+            Request::SetLogLevel { level } => {
+                info!("the operator sets the log level to `{}`", level.name());
+                self.log.set(level);
+                Reply::Done(format!("the log level is `{}`", level.name()))
+            }
+        }
+    }
+
+    /// Changes the server table.
+    fn change_servers(&self, operation: &Operation) -> Reply {
+        if !self.facts.commanded {
+            return Reply::refuse(
+                Why::Refused,
+                "none of sackmode, mssmode and wscalemode is `commanded`, so this would have no effect",
+            );
+        }
+        let refusal = match self.servers.apply(std::slice::from_ref(operation))[0] {
+            Ok(()) => return Reply::Done("done".to_owned()),
+            Err(Refused::Exists) => "there is such an entry already".to_owned(),
+            Err(Refused::Absent) => "there is no such entry".to_owned(),
+            Err(Refused::Full) => format!("there are {MAX_ENTRIES} entries already"),
+            Err(Refused::Unknown) => "there is no such operation".to_owned(),
+            Err(Refused::Invalid(why)) => why.to_owned(),
+        };
+        Reply::refuse(Why::Refused, refusal)
+    }
+
+    fn start_capture(&self, kind: CaptureKind, path: &Path, limits: CaptureLimits) -> Reply {
+        if let Err(why) = limits.check() {
+            return views::malformed(why.to_owned());
+        }
+        if !path.is_absolute() {
+            return views::malformed(format!("{} is not an absolute path", path.display()));
+        }
+        match self.captures.start(kind, path, limits, Former::Kept) {
+            Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
+            Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
+        }
+    }
+
+    /// Ends the capture of this kind, or all captures.
+    fn stop_capture(&self, kind: Option<CaptureKind>) -> Reply {
+        let ended = match kind {
+            Some(kind) => self.captures.stop(kind).into_iter().collect(),
+            None => self.captures.finish(),
+        };
+        match (ended.is_empty(), kind) {
+            (false, _) => Reply::Captures(ended),
+            (true, Some(kind)) => Reply::refuse(Why::Refused, format!("no {} frames are being captured", kind.name())),
+            (true, None) => Reply::refuse(Why::Refused, "nothing is being captured"),
+        }
+    }
+
+    /// Starts or stops passing new connections through.
+    fn drain(&self, on: bool) -> Reply {
+        if self.facts.bypass {
+            return Reply::refuse(Why::Refused, "the box bypasses the engine: there is nothing to drain");
+        }
+        let mut progress = self.progress();
+        progress.draining = on.then(|| progress.draining.unwrap_or_else(Instant::now));
+        if let Some(refusal) = self.command_all(&Command::Drain(on)) {
+            return refusal;
+        }
+        let message = if on {
+            "draining: new connections pass through to their servers, unprotected"
+        } else {
+            "new connections are answered again"
+        };
+        info!("{message}");
+        Reply::Done(message.to_owned())
+    }
+
+    /// Changes the secret of the cookies.
+    fn rotate(&self) -> Reply {
+        if self.facts.bypass {
+            return Reply::refuse(Why::Refused, "the box bypasses the engine: there are no secrets");
+        }
+        let mut progress = self.progress();
+        let now = clock::now();
+        if now < progress.rotation {
+            let wait = progress.rotation.since(now).as_secs() + 1;
+            let message = format!("the last change is not complete; another is possible in {wait} s");
+            return Reply::refuse(Why::Refused, message);
+        }
+        let mut random = [0; 16];
+        if let Err(error) = SysRng.try_fill_bytes(&mut random) {
+            return Reply::refuse(Why::Refused, format!("the operating system gives no random numbers: {error}"));
+        }
+        let rotation = Rotation::new(random, now);
+        progress.rotation = rotation.ends();
+        if let Some(refusal) = self.command_all(&Command::Rotate(rotation.clone())) {
+            return refusal;
+        }
+        let [begins, ends] = [rotation.begins(), rotation.ends()].map(|then| then.since(now).as_secs() + 1);
+        let message =
+            format!("cookies use a new secret in {begins} s, and those of the old secret are accepted for {ends} s");
+        info!("{message}");
+        Reply::Done(message)
+    }
+
+    /// Sends a command to every worker; returns the refusal if one of them does not answer.
+    fn command_all(&self, command: &Command) -> Option<Reply> {
+        let answers = self.workers.send(command);
+        let silent: Vec<String> =
+            answers.iter().enumerate().filter(|(_, answer)| answer.is_none()).map(|(n, _)| n.to_string()).collect();
+        (!silent.is_empty()).then(|| {
+            let message =
+                format!("worker {} has not answered within a second, and may still execute it", silent.join(", "));
+            warn!("{message}");
+            Reply::refuse(Why::Silent, message)
+        })
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn uptime(&self) -> f64 {
+        self.facts.begin.elapsed().as_secs_f64()
+    }
+
+    fn status(&self) -> Status {
+        // A worker publishes its statistics before it answers, so they are as new as the answer.
+        let workers = self.workers.send(&Command::Ping).iter().map(Option::is_some).collect();
+        let flows = flows(&self.board.total());
+        let left = flows.proxied + flows.half_open;
+        let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
+        let servers = self.facts.commanded.then(|| self.servers.count());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime: self.uptime(),
+            lan: self.facts.lan.clone(),
+            wan: self.facts.wan.clone(),
+            workers,
+            bypass: self.facts.bypass,
+            servers,
+            backends: servers,
+            drain,
+            log_level: self.log.level(),
+            flows,
+        }
+    }
+
+    /// A part of the listing of connections: as much as is collected in a short time and fits a reply.
+    fn flows(&self, filter: &FlowFilter, from: Cursor, limit: Option<usize>) -> Reply {
+        let filter = match views::filter(filter) {
+            Ok(filter) => filter,
+            Err(wrong) => return views::malformed(wrong),
+        };
+        let most = limit.unwrap_or(MAX_FLOWS).min(MAX_FLOWS);
+        let deadline = Instant::now() + LISTING_TIME;
+        let (mut flows, mut next) = (Vec::new(), Some(from));
+        while let Some(Cursor { worker, place }) = next {
+            if worker >= self.workers.workers() {
+                next = None;
+                break;
+            }
+            if flows.len() >= most || Instant::now() >= deadline {
+                break;
+            }
+            let command = Command::List { from: place, filter };
+            match self.workers.send_to(worker..worker + 1, &command).remove(0) {
+                Some(Answer::Listed(connections, on)) => {
+                    flows.extend(connections.iter().map(|connection| views::flow(connection, worker)));
+                    next = Some(on.map_or(Cursor { worker: worker + 1, place: 0 }, |place| Cursor { worker, place }));
+                }
+                // An engine without connections.
+                Some(_) => next = Some(Cursor { worker: worker + 1, place: 0 }),
+                None => return silent(worker),
+            }
+        }
+        Reply::Flows(FlowList { flows, next })
+    }
+
+    fn top(&self) -> Top {
+        let answers = self.workers.send(&Command::Top).into_iter().flatten();
+        let report = top_talkers::merged(answers.filter_map(|answer| match answer {
+            Answer::Top(report) => Some(report),
+            _ => None,
+        }));
+        let [sources, targets] = views::talkers(&report);
+        Top { stats: self.stats(), period: report.period.as_secs_f64(), sources, targets }
+    }
+
+    /// What would happen to a frame: the answer of the worker that has its connection, or else of the one that would own it.
+    fn explain(&self, from: ::control::Side, text: &str, worker: Option<usize>) -> Reply {
+        let frame: Arc<[u8]> = match views::frame(text) {
+            Ok(frame) => frame.into(),
+            Err(wrong) => return views::malformed(wrong),
+        };
+        let workers = match worker {
+            Some(worker) if worker >= self.workers.workers() => {
+                let last = self.workers.workers().saturating_sub(1);
+                return views::malformed(format!("there is no worker {worker}; the last is {last}"));
+            }
+            Some(worker) => worker..worker + 1,
+            None => 0..self.workers.workers(),
+        };
+        let side = views::engine_side(from);
+        let answers = self.workers.send_to(workers.clone(), &Command::Explain { side, frame: frame.clone() });
+        let mut excerpts = Vec::new();
+        for (answer, worker) in answers.into_iter().zip(workers) {
+            match answer {
+                Some(Answer::Excerpt(excerpt)) => excerpts.push((worker, *excerpt)),
+                Some(_) => return Reply::refuse(Why::Refused, "the box bypasses the engine (--bypass)"),
+                None => return silent(worker),
+            }
+        }
+        let knows = excerpts.iter().position(|(_, excerpt)| excerpt.knows_connection());
+        let owner = excerpts.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), excerpts.len()));
+        let (worker, excerpt) = excerpts.swap_remove(knows.unwrap_or(owner));
+        let mut buffer = FrameBuffer::new(&frame);
+        let mut head = buffer.head();
+        let explanation = excerpt.explain(&mut head, clock::now());
+        Reply::Explained(Box::new(views::explained(worker, side, &frame, head.bytes(), explanation)))
+    }
+
+    fn stats(&self) -> Stats {
+        let workers: Vec<Snapshot> = self.board.workers().collect();
+        Stats {
+            uptime: self.uptime(),
+            workers: workers.iter().map(counts).collect(),
+            total: counts(&workers.into_iter().sum()),
+        }
+    }
+}
+
+fn silent(worker: usize) -> Reply {
+    Reply::refuse(Why::Silent, format!("worker {worker} does not answer"))
+}
+
+fn flows(snapshot: &Snapshot) -> Flows {
+    Flows {
+        proxied: snapshot.get(FlowGauge::Proxied),
+        direct: snapshot.get(FlowGauge::Direct),
+        half_open: snapshot.get(FlowGauge::HalfOpen),
+    }
+}
+
+/// A snapshot as the control protocol gives it: every value under its name in the table of descriptors.
+fn counts(snapshot: &Snapshot) -> Counts {
+    let named = |family| -> BTreeMap<String, u64> {
+        snapshot.named(family).map(|(name, count)| (name.to_owned(), count)).collect()
+    };
+    Counts {
+        lan: named(Family::Lan),
+        wan: named(Family::Wan),
+        flows: flows(snapshot),
+        held: snapshot.get(WorkerMetric::Held),
+        events: named(Family::Event),
+        drops: named(Family::Drop),
+        losses: snapshot.losses().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        crossed: named(Family::Handoff),
+        wakes: snapshot.get(WorkerMetric::Wakes),
+        orders: named(Family::Command),
+        timed_frames: snapshot.get(WorkerMetric::TimedFrames),
+        timed_nanoseconds: snapshot.get(WorkerMetric::TimedNanoseconds),
+    }
+}

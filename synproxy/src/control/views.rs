@@ -1,0 +1,271 @@
+//! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
+
+use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
+use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tcpstate::config::Network;
+use tcpstate::wire::Addr;
+use tcpstate::{Connection, End, Event, Explanation, Field, Filter, Head, Side, State, Verdict};
+
+/// Bytes before a frame that is explained, as many as a frame of a pool has at least.
+const HEADROOM: usize = 256;
+
+/// The buffer around it, likewise.
+const BUFFER: usize = 2048;
+
+/// The longest frame that is explained, in bytes: what fits a request.
+pub const MAX_FRAME: usize = 10_240;
+
+/// The engine's filter for the connections that a client asks for.
+///
+/// # Errors
+/// What is wrong with a network or a state.
+pub fn filter(asked: &FlowFilter) -> Result<Filter, String> {
+    let states = asked.state.as_deref().map_or(&[][..], State::named);
+    if let Some(name) = &asked.state
+        && states.is_empty()
+    {
+        return Err(format!("{name:?} is no state; these are: {}", State::ALL.map(State::label).join(", ")));
+    }
+    Ok(Filter {
+        lan: asked.lan.as_deref().map(network).transpose()?,
+        wan: asked.wan.as_deref().map(network).transpose()?,
+        lan_port: asked.lan_port,
+        wan_port: asked.wan_port,
+        states,
+    })
+}
+
+/// Parses an address, or an address with a prefix length behind a slash.
+fn network(text: &str) -> Result<Network, String> {
+    let wrong = || format!("{text:?} is neither an address nor a network like 192.0.2.0/24");
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix.parse::<u8>().map_err(|_| wrong())?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let (bits, mapped, most) = match address {
+        IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 0, 128),
+    };
+    let prefix = prefix.unwrap_or(most);
+    if prefix > most {
+        return Err(format!("{text:?}: such an address has {most} bits"));
+    }
+    Ok(Network { address: words(bits), prefix: mapped + prefix })
+}
+
+fn words(bits: u128) -> Addr {
+    [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
+}
+
+fn side(side: Side) -> ::control::Side {
+    match side {
+        Side::Lan => ::control::Side::Lan,
+        Side::Wan => ::control::Side::Wan,
+    }
+}
+
+/// The engine's type for a side.
+pub fn engine_side(side: ::control::Side) -> Side {
+    match side {
+        ::control::Side::Lan => Side::Lan,
+        ::control::Side::Wan => Side::Wan,
+    }
+}
+
+/// Describes a connection of this worker.
+pub fn flow(connection: &Connection, worker: usize) -> Flow {
+    let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
+    let end = |End { scale, told, window, ttl }: End| FlowEnd { scale, told, window, hop_limit: ttl };
+    Flow {
+        wan: connection.key.socket(Side::Wan).to_string(),
+        lan: connection.key.socket(Side::Lan).to_string(),
+        vlan: connection.key.vlan.identifiers().collect(),
+        state: connection.status.state.label().to_owned(),
+        status: connection.status.to_string(),
+        proxied: connection.status.proxied,
+        opened_by: connection.opened_by.map(side),
+        age: seconds(connection.age),
+        idle: connection.idle.map(seconds),
+        due: seconds(connection.due),
+        wan_end: end(connection.endpoint[Side::Wan]),
+        lan_end: end(connection.endpoint[Side::Lan]),
+        mss: connection.mss,
+        sack: connection.sack,
+        timestamps: connection.timestamps,
+        sequence_shift: connection.seq_delta,
+        timestamp_shift: connection.ts_delta,
+        held: connection.held,
+        worker,
+    }
+}
+
+/// Parses a frame in hexadecimal digits, with blanks and colons anywhere between bytes.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn frame(text: &str) -> Result<Vec<u8>, String> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b':').collect();
+    let wrong = || "a frame is written in pairs of hexadecimal digits".to_owned();
+    let (pairs, []) = digits.as_chunks::<2>() else { return Err(wrong()) };
+    let byte = |pair: &[u8; 2]| {
+        let text = std::str::from_utf8(pair).ok().filter(|text| text.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        u8::from_str_radix(text, 16).ok()
+    };
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    match bytes.ok_or_else(wrong)? {
+        bytes if bytes.is_empty() => Err("a frame has at least one byte".to_owned()),
+        bytes if bytes.len() > MAX_FRAME => Err(format!("a frame of more than {MAX_FRAME} bytes")),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A frame in a buffer with headroom and tailroom, as a worker has it.
+pub struct FrameBuffer {
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl FrameBuffer {
+    /// A copy of this frame.
+    pub fn new(frame: &[u8]) -> Self {
+        let mut buffer = vec![0; (HEADROOM + frame.len()).max(BUFFER)];
+        buffer[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
+        Self { buffer, len: frame.len() }
+    }
+
+    /// The engine's view of it.
+    pub fn head(&mut self) -> Head<'_> {
+        Head::new(&mut self.buffer, HEADROOM, self.len, self.len)
+    }
+}
+
+/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`.
+pub fn explained(
+    worker: usize,
+    from: Side,
+    before_engine: &[u8],
+    after_engine: &[u8],
+    explanation: Explanation,
+) -> Explained {
+    let Explanation { steps, verdict, events, before, after, sent, released } = explanation;
+    let leaves_by = match verdict {
+        Verdict::Forward | Verdict::Hold(_) => from,
+        Verdict::Reflect | Verdict::Drop(_) => from.other(),
+    };
+    let (name, reason, meaning) = match verdict {
+        Verdict::Forward => ("forward", None, format!("it leaves by the {} port", port(from.other()))),
+        Verdict::Reflect => ("reflect", None, format!("the answer goes back out of the {} port", port(from))),
+        Verdict::Hold(_) => ("hold", None, "it is held until its server answers".to_owned()),
+        Verdict::Drop(reason) => ("drop", Some(reason.label().to_owned()), reason.meaning().to_owned()),
+    };
+    let counted = |&(event, count): &(Event, u64)| Counted {
+        name: event.label().to_owned(),
+        count,
+        meaning: event.meaning().to_owned(),
+    };
+    let received = tcpstate::fields(from, before_engine);
+    let fields = match verdict {
+        Verdict::Drop(_) => compared(&received, &received),
+        _ => compared(&received, &tcpstate::fields(leaves_by, after_engine)),
+    };
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Explained {
+        worker,
+        steps,
+        verdict: name.to_owned(),
+        reason,
+        meaning,
+        counted: events.iter().map(counted).collect(),
+        fields,
+        sent: sent.iter().map(|(to, bytes)| Sent { to: side(*to), frame: hex(bytes) }).collect(),
+        before: before.map(|connection| flow(&connection, worker)),
+        after: after.map(|connection| flow(&connection, worker)),
+        released,
+    }
+}
+
+fn port(side: Side) -> &'static str {
+    match side {
+        Side::Lan => "LAN",
+        Side::Wan => "WAN",
+    }
+}
+
+/// The fields of a frame before and after the engine, one row each.
+fn compared(before: &[Field], after: &[Field]) -> Vec<Changed> {
+    let find =
+        |fields: &[Field], name: &str| fields.iter().find(|(own, _)| *own == name).map(|(_, value)| value.clone());
+    let added = after.iter().filter(|(name, _)| before.iter().all(|(own, _)| own != name));
+    let names = before.iter().chain(added).map(|(name, _)| *name);
+    names.map(|name| Changed { name: name.to_owned(), before: find(before, name), after: find(after, name) }).collect()
+}
+
+/// The first talkers of either list.
+pub fn talkers(report: &TalkerReport) -> [Vec<::control::Talker>; 2] {
+    [&report.sources, &report.targets].map(|talkers| talkers.iter().take(LISTED).map(talker).collect())
+}
+
+/// How many talkers a client gets, of each kind.
+const LISTED: usize = 32;
+
+fn talker(Talker { name, frames, surplus, syns, bytes }: &Talker) -> ::control::Talker {
+    let Name { address, v6, port } = *name;
+    let bits = address.iter().fold(0, |bits, &word| bits << 32 | u128::from(word));
+    let ip = if v6 { IpAddr::V6(bits.into()) } else { IpAddr::V4((bits as u32).into()) };
+    let name = if port == 0 { ip.to_string() } else { SocketAddr::new(ip, port).to_string() };
+    ::control::Talker { name, frames: *frames, surplus: *surplus, syns: *syns, bytes: *bytes }
+}
+
+/// The refusal of a request that is not well-formed.
+pub fn malformed(what: String) -> ::control::Reply {
+    ::control::Reply::refuse(Why::Malformed, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_as_they_are_written() {
+        let read = |text| network(text).map(|network| (network.address, network.prefix));
+        assert_eq!(read("192.0.2.1"), Ok(([0, 0, 0xffff, 0xc000_0201], 128)));
+        assert_eq!(read("192.0.2.0/24"), Ok(([0, 0, 0xffff, 0xc000_0200], 120)));
+        assert_eq!(read("0.0.0.0/0").map(|(_, prefix)| prefix), Ok(96));
+        assert_eq!(read("2001:db8::/32"), Ok(([0x2001_0db8, 0, 0, 0], 32)));
+        for wrong in ["", "/", "192.0.2.0/33", "2001:db8::/129", "192.0.2.0/-1", "server", "192.0.2.0/24/1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn frames_are_read_as_tools_print_them() {
+        assert_eq!(frame("00ff Aa:1b\n"), Ok(vec![0, 255, 0xaa, 0x1b]));
+        for wrong in ["", "0", "0g", "+1", "00 é0"] {
+            assert!(frame(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(frame(&"00".repeat(MAX_FRAME)).is_ok());
+        assert!(frame(&"00".repeat(MAX_FRAME + 1)).is_err());
+    }
+
+    #[test]
+    fn a_state_is_named_as_it_is_listed() {
+        for state in State::ALL {
+            let asked = FlowFilter { state: Some(state.label().to_owned()), ..FlowFilter::default() };
+            assert_eq!(filter(&asked).map(|filter| filter.states), Ok(&[state][..]));
+        }
+        let asked = FlowFilter { state: Some("free".to_owned()), ..FlowFilter::default() };
+        assert!(filter(&asked).unwrap_err().contains("syn-cached"));
+    }
+
+    #[test]
+    fn a_field_that_is_removed_and_one_that_is_added_have_a_row_each() {
+        let field = |name, value: &str| (name, value.to_owned());
+        let rows = compared(&[field("ack", "1"), field("MSS", "1460")], &[field("ack", "2"), field("window", "3")]);
+        let rows: Vec<_> =
+            rows.iter().map(|row| (row.name.as_str(), row.before.as_deref(), row.after.as_deref())).collect();
+        assert_eq!(rows, [("ack", Some("1"), Some("2")), ("MSS", Some("1460"), None), ("window", None, Some("3"))]);
+    }
+}

@@ -1,0 +1,218 @@
+//! The engine between the ports: the proxy, or a bypass.
+
+use crate::control::commands::{Answer, Command};
+use crate::control::views::FrameBuffer;
+use std::iter;
+use tcpstate::{
+    Counters, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,
+    Ticket, Verdict,
+};
+
+/// What a worker calls for its frames; see [`Proxy`], whose methods these are.
+///
+/// For each batch the worker calls [`parse`](Engine::parse) for every frame, then [`prefetch`](Engine::prefetch) for every frame, then
+/// [`on_frame`](Engine::on_frame) for every frame, and after each of these [`next_release`](Engine::next_release) until it returns `None`.
+/// Once an iteration it calls [`on_timeout`](Engine::on_timeout), [`updates`](Engine::updates) and [`next_proved`](Engine::next_proved).
+///
+/// A worker is compiled for its engine, so the choice costs nothing per frame.
+pub trait Engine {
+    /// First pass over a batch: parses and hashes a frame, and prefetches the line of the index.
+    fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata);
+
+    /// Between the passes: prefetches the lines of the flow.
+    fn prefetch(&self, meta: &mut Metadata);
+
+    /// Second pass: decides what happens to the frame.
+    fn on_frame(
+        &mut self,
+        side: Side,
+        meta: &Metadata,
+        head: &mut Head<'_>,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict;
+
+    /// Frames held at most; the index of every ticket is smaller. The three methods below serve an engine that holds frames.
+    fn held_frames(&self) -> usize {
+        0
+    }
+
+    /// The next held frame to release; to be called after every frame and every time-out, until none is left.
+    #[inline]
+    fn next_release(&mut self) -> Option<Ticket> {
+        None
+    }
+
+    /// Ends a ticket: decides what happens to the frame that was held, which came from the WAN. Never [`Verdict::Hold`].
+    fn on_release(&mut self, _: Ticket, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
+        Verdict::Forward
+    }
+
+    /// Ends a ticket whose frame was not held.
+    fn void(&mut self, _: Ticket) {}
+
+    /// Does a bounded part of the work that is due; true when more is.
+    fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool;
+
+    /// When [`Engine::on_timeout`] may next have work to do.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// A source that has proved itself, each time it does; to be called once an iteration, until none is left.
+    #[inline]
+    fn next_proved(&mut self) -> Option<Source> {
+        None
+    }
+
+    /// What it has learned that other engines need; to be called once an iteration.
+    #[inline]
+    fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        iter::empty()
+    }
+
+    /// Applies what another engine has learned.
+    fn receive_update(&mut self, _: &ServerUpdate, _: Instant) {}
+
+    /// SYNs from the WAN that it has processed, whatever the verdict.
+    fn syns(&self) -> u64 {
+        let counters = self.counters();
+        counters.happened(Event::SynAnswered)
+            + counters.happened(Event::ClosedPort)
+            + counters.dropped(DropReason::RateLimited)
+            + counters.dropped(DropReason::BadAddress)
+    }
+
+    /// Executes a command, in the time of an iteration.
+    fn execute(&mut self, _: Command, _: Instant) -> Answer {
+        Answer::Done
+    }
+
+    /// What has been counted.
+    fn counters(&self) -> &Counters;
+
+    /// How many flows there are.
+    fn population(&self) -> Population;
+}
+
+impl Engine for Proxy {
+    #[inline]
+    fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata) {
+        Proxy::parse(self, side, head, meta);
+    }
+
+    #[inline]
+    fn prefetch(&self, meta: &mut Metadata) {
+        Proxy::prefetch(self, meta);
+    }
+
+    #[inline]
+    fn on_frame(
+        &mut self,
+        side: Side,
+        meta: &Metadata,
+        head: &mut Head<'_>,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        Proxy::on_frame(self, side, meta, head, now, egress)
+    }
+
+    fn held_frames(&self) -> usize {
+        Proxy::held_frames(self)
+    }
+
+    #[inline]
+    fn next_release(&mut self) -> Option<Ticket> {
+        Proxy::next_release(self)
+    }
+
+    fn on_release(&mut self, ticket: Ticket, head: &mut Head<'_>, now: Instant, egress: &mut impl Egress) -> Verdict {
+        Proxy::on_release(self, ticket, head, now, egress)
+    }
+
+    fn void(&mut self, ticket: Ticket) {
+        Proxy::void(self, ticket);
+    }
+
+    #[inline]
+    fn next_proved(&mut self) -> Option<Source> {
+        Proxy::next_proved(self)
+    }
+
+    #[inline]
+    fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
+        Proxy::updates(self)
+    }
+
+    fn receive_update(&mut self, update: &ServerUpdate, now: Instant) {
+        Proxy::receive_update(self, update, now);
+    }
+
+    fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
+        Proxy::on_timeout(self, now, egress)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        Proxy::next_deadline(self)
+    }
+
+    fn execute(&mut self, command: Command, now: Instant) -> Answer {
+        match command {
+            Command::Ping | Command::Top => {}
+            Command::List { from, filter } => {
+                let mut connections = Vec::with_capacity(Proxy::LISTED);
+                let next = self.list(from, &filter, now, |connection| connections.push(connection));
+                return Answer::Listed(connections, next);
+            }
+            Command::Explain { side, frame } => {
+                return Answer::Excerpt(Box::new(self.excerpt(side, &FrameBuffer::new(&frame).head())));
+            }
+            Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
+            Command::Drain(draining) => self.drain(draining),
+            Command::Rotate(rotation) => self.rotate(&rotation, now),
+        }
+        Answer::Done
+    }
+
+    fn counters(&self) -> &Counters {
+        Proxy::counters(self)
+    }
+
+    fn population(&self) -> Population {
+        Proxy::population(self)
+    }
+}
+
+/// Forwards every frame without parsing it: a wire, and the measure of what ports and worker cost without the proxy.
+#[derive(Default)]
+pub struct Bypass {
+    counters: Counters,
+}
+
+impl Engine for Bypass {
+    #[inline]
+    fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {}
+
+    #[inline]
+    fn prefetch(&self, _: &mut Metadata) {}
+
+    #[inline]
+    fn on_frame(&mut self, _: Side, _: &Metadata, _: &mut Head<'_>, _: Instant, _: &mut impl Egress) -> Verdict {
+        Verdict::Forward
+    }
+
+    fn on_timeout(&mut self, _: Instant, _: &mut impl Egress) -> bool {
+        false
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn population(&self) -> Population {
+        Population::default()
+    }
+}

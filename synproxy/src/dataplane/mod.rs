@@ -1,0 +1,17 @@
+//! The packet path: worker threads, each with one queue of both ports, a frame pool and an engine.
+//!
+//! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
+//! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
+//! decides when a worker may sleep, [`load`] and [`shedding`] which SYNs it drops under overload, and [`hold_buffer`] stores
+//! the frames that wait for a server.
+
+pub mod egress;
+pub mod engine;
+pub mod handoff;
+pub mod hold_buffer;
+pub mod load;
+pub mod polling;
+pub mod pool;
+pub mod shedding;
+pub mod steering;
+pub mod worker;

@@ -1,0 +1,324 @@
+//! The worker pool: starts the worker threads, pins them, supervises them, and ends them together.
+//!
+//! A box in which one worker has failed would forward some flows and lose others, so the first failure ends all workers.
+
+use super::engine::Engine;
+use super::polling::PollPolicy;
+use super::steering::Steering;
+use super::worker::Worker;
+use crate::control::commands::{CommandQueue, CommandSender};
+use crate::metrics::capture::Captures;
+use crate::metrics::report::{Line, Table};
+use crate::metrics::snapshot::{Board, Snapshot};
+use crate::process::cpu::Cores;
+use crate::process::exit::Failure;
+use crate::process::link_monitor::LinkMonitor;
+use crate::process::privileges;
+use confparse::Poll;
+use core_affinity::CoreId;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use pktio::Pair;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tracing::{Level, debug, enabled, info, warn};
+
+/// How often a line of statistics is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+
+/// What the supervising thread receives.
+pub enum Message {
+    /// A worker runs.
+    Running,
+    /// A worker has ended: because it was to stop, because its ports are exhausted, or by a failure.
+    Ended(Result<(), Failure>),
+    /// A signal asks the process to end.
+    Signal {
+        /// Whether it is not the first one.
+        again: bool,
+    },
+}
+
+/// What all workers have in common.
+#[derive(Clone, Default)]
+pub struct WorkerOptions {
+    /// How they wait for frames.
+    pub poll: Poll,
+    /// Whether they shed SYNs under overload.
+    pub shed: bool,
+    /// What captures their frames.
+    pub captures: Captures,
+}
+
+/// The worker threads.
+pub struct WorkerPool {
+    threads: Vec<JoinHandle<()>>,
+    board: Arc<Board>,
+    commands: CommandSender,
+    stop: Arc<AtomicBool>,
+    messages: Receiver<Message>,
+    /// Workers that have not ended.
+    running: usize,
+    /// Workers that have not started.
+    starting: usize,
+    /// The first failure.
+    failure: Option<Failure>,
+}
+
+impl WorkerPool {
+    /// Starts one worker for each pair of ports, with the steering of its number if there are several. Each worker makes its engine
+    /// itself, on its own core, so that the tables lie in memory near it.
+    ///
+    /// # Errors
+    /// When a thread or a command queue cannot be created; threads already started have ended then.
+    pub fn start<E: Engine>(
+        pairs: Vec<Pair>,
+        steerings: Vec<Steering>,
+        engine: impl Fn() -> E + Send + Clone + 'static,
+        cores: &Cores,
+        options: WorkerOptions,
+        stop: Arc<AtomicBool>,
+        (supervisor, messages): (Sender<Message>, Receiver<Message>),
+    ) -> Result<Self, Failure> {
+        let workers = pairs.len();
+        let board = Arc::new(Board::new(workers));
+        let commands = CommandSender::open(workers).map_err(Failure::Spawn)?;
+        let mut pool = Self {
+            threads: Vec::new(),
+            board,
+            commands,
+            stop,
+            messages,
+            running: workers,
+            starting: workers,
+            failure: None,
+        };
+        let mut steerings = steerings.into_iter();
+        for (number, pair) in pairs.into_iter().enumerate() {
+            let steering = steerings.next();
+            let (supervisor, stop) = (supervisor.clone(), pool.stop.clone());
+            let (board, engine) = (pool.board.clone(), engine.clone());
+            let (core, is_alone) = cores.of(number);
+            let commands: Arc<CommandQueue> = pool.commands.queue(number);
+            let (poll, shed, captures) = (options.poll, options.shed, options.captures.tap(number));
+            let work = move || {
+                let work = AssertUnwindSafe(|| {
+                    prepare_thread(number, core);
+                    let mut worker = Worker::new(pair, engine(), steering)
+                        .with_poll_policy(PollPolicy::new(poll, is_alone))
+                        .with_commands(commands)
+                        .with_captures(captures);
+                    if shed {
+                        worker = worker.with_shedding();
+                    }
+                    // Sending fails only when the supervisor has ended, which then needs no message.
+                    let _ = supervisor.send(Message::Running);
+                    worker.run(&stop, board.slot(number))
+                });
+                let end = match catch_unwind(work) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => Err(Failure::Port { worker: number, error }),
+                    Err(_) => Err(Failure::Panic { worker: number }),
+                };
+                let _ = supervisor.send(Message::Ended(end));
+            };
+            let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Where the workers publish their statistics.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
+    }
+
+    /// Sends commands to the workers.
+    pub fn commands(&self) -> CommandSender {
+        self.commands.clone()
+    }
+
+    /// Waits until all workers have ended, calls `ready` once all have started, logs the statistics, and monitors the links.
+    ///
+    /// # Errors
+    /// The first failure, or [`Failure::Interrupted`] at a second signal.
+    ///
+    /// # Panics
+    /// If every sender of messages is gone, which the signal handler prevents.
+    pub fn supervise(mut self, mut links: LinkMonitor, ready: impl FnOnce()) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut ready = Some(ready);
+        let mut reported = (begin, Snapshot::default());
+        while self.running > 0 {
+            match self.messages.recv_deadline(reported.0 + REPORT_EVERY) {
+                Ok(message) => self.handle(message)?,
+                Err(RecvTimeoutError::Timeout) => {
+                    reported = self.report(&reported);
+                    links.check().unwrap_or_else(|failure| self.fail(failure));
+                }
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
+            }
+            if self.starting == 0
+                && let Some(ready) = ready.take()
+            {
+                ready();
+            }
+        }
+        let total = self.board.total();
+        if enabled!(Level::INFO) {
+            let workers: Vec<Snapshot> = self.board.workers().collect();
+            eprint!("{}", Table { total: &total, workers: &workers, period: begin.elapsed() });
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    fn handle(&mut self, message: Message) -> Result<(), Failure> {
+        match message {
+            Message::Running => self.starting -= 1,
+            Message::Ended(end) => {
+                self.running -= 1;
+                end.unwrap_or_else(|failure| self.fail(failure));
+            }
+            Message::Signal { again: false } => info!("ending; a second signal ends at once"),
+            Message::Signal { again: true } => {
+                // Threads that are not joined end with the process.
+                drop(mem::take(&mut self.threads));
+                return Err(Failure::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all workers, and keeps the first failure.
+    fn fail(&mut self, failure: Failure) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.failure.get_or_insert(failure);
+    }
+
+    fn report(&self, (then, before): &(Instant, Snapshot)) -> (Instant, Snapshot) {
+        let (now, total) = (Instant::now(), self.board.total());
+        info!("{}", Line { total: &total, change: &total.since(before), period: now - *then });
+        (now, total)
+    }
+}
+
+impl Drop for WorkerPool {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic of a worker was caught and reported inside.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Prepares the calling thread for a worker: pins it to its core, and gives up all capabilities.
+fn prepare_thread(number: usize, core: Option<CoreId>) {
+    if let Some(core) = core {
+        if core_affinity::set_for_current(core) {
+            debug!("worker {number} stays on core {}", core.id);
+        } else {
+            warn!("worker {number} cannot be pinned to core {}", core.id);
+        }
+    }
+    privileges::drop_capabilities();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::engine::Bypass;
+    use crossbeam::channel;
+    use pktio::Pool;
+    use pktio::memory::{self, MemoryWire};
+    use std::cell::Cell;
+    use tcpstate::{Counters, Egress, Head, Metadata, Population, Side, Verdict};
+
+    fn pair() -> (Pair, [MemoryWire; 2]) {
+        let ((lan, lan_wire), (wan, wan_wire)) = (memory::pair(8), memory::pair(8));
+        (Pair { lan: Box::new(lan), wan: Box::new(wan), pool: Pool::heap(16, 512, 128) }, [lan_wire, wan_wire])
+    }
+
+    /// An engine that a single frame brings down.
+    #[derive(Default)]
+    struct Fragile(Bypass);
+
+    impl Engine for Fragile {
+        fn parse(&self, _: Side, _: &Head<'_>, _: &mut Metadata) {
+            panic!("a bug, made for this test");
+        }
+        fn prefetch(&self, _: &mut Metadata) {}
+        fn on_frame(
+            &mut self,
+            _: Side,
+            _: &Metadata,
+            _: &mut Head<'_>,
+            _: tcpstate::Instant,
+            _: &mut impl Egress,
+        ) -> Verdict {
+            Verdict::Forward
+        }
+        fn on_timeout(&mut self, _: tcpstate::Instant, _: &mut impl Egress) -> bool {
+            false
+        }
+        fn next_deadline(&self) -> Option<tcpstate::Instant> {
+            None
+        }
+        fn counters(&self) -> &Counters {
+            self.0.counters()
+        }
+        fn population(&self) -> Population {
+            self.0.population()
+        }
+    }
+
+    /// Workers that share nothing and run where the scheduler puts them.
+    fn start<E: Engine + Default + 'static>(
+        pairs: Vec<Pair>,
+        stop: Arc<AtomicBool>,
+        channel: (Sender<Message>, Receiver<Message>),
+    ) -> WorkerPool {
+        WorkerPool::start(pairs, Vec::new(), E::default, &Cores::default(), WorkerOptions::default(), stop, channel)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_worker_that_panics_ends_all_of_them() {
+        let ((one, mut wires), (two, _keep)) = (pair(), pair());
+        let (supervisor, messages) = channel::unbounded();
+        wires[0].push(b"the fatal frame");
+        let stop = Arc::new(AtomicBool::new(false));
+        let pool = start::<Fragile>(vec![two, one], stop, (supervisor, messages));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Panic { worker: 1 })));
+    }
+
+    #[test]
+    fn the_first_signal_ends_cleanly_once_all_are_ready() {
+        let (pair, _wires) = pair();
+        let (supervisor, messages) = channel::unbounded();
+        let stop = Arc::new(AtomicBool::new(false));
+        let operator = supervisor.clone();
+        let pool = start::<Bypass>(vec![pair], stop.clone(), (supervisor, messages));
+        let ready = Cell::new(false);
+        pool.supervise(LinkMonitor::default(), || {
+            ready.set(true);
+            stop.store(true, Ordering::Relaxed);
+            operator.send(Message::Signal { again: false }).unwrap();
+        })
+        .unwrap();
+        assert!(ready.get());
+    }
+
+    #[test]
+    fn the_second_signal_does_not_wait() {
+        let (pair, _wires) = pair();
+        let (supervisor, messages) = channel::unbounded();
+        supervisor.send(Message::Signal { again: true }).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let pool = start::<Bypass>(vec![pair], stop, (supervisor, messages));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Interrupted)));
+    }
+}

@@ -1,0 +1,90 @@
+//! Load shedding: drops SYNs from the WAN when a worker is overloaded, in the port itself where it has a program for that, otherwise right
+//! after the parse pass. `load` decides how much is dropped, and the sieve of `pktio` which SYNs.
+
+use crate::process::clock;
+use pktio::sieve::{Sieve, Sifted};
+use pktio::{Batch, Level, Pool, Port};
+use std::hash::{BuildHasher, RandomState};
+use tcpstate::{Metadata, Source};
+
+/// What is shed, and by whom.
+#[derive(Default)]
+pub struct Shedder {
+    level: Level,
+    /// The filter of a worker whose port has none.
+    own: Option<ShedFilter>,
+}
+
+/// A filter, the key of its hashes, and what it has dropped.
+struct ShedFilter {
+    sieve: Sieve,
+    key: RandomState,
+    fresh: u64,
+    repeated: u64,
+}
+
+impl Shedder {
+    /// Sheds at this port; takes memory for a filter if the port has none.
+    pub fn new(port: &mut impl Port) -> Self {
+        let own = || ShedFilter { sieve: Sieve::default(), key: RandomState::new(), fresh: 0, repeated: 0 };
+        let port_can = port.shed(Level::Nothing);
+        Self { level: Level::Nothing, own: (!port_can).then(own) }
+    }
+
+    /// Sets the load level.
+    pub fn set(&mut self, port: &mut impl Port, level: Level) {
+        self.level = level;
+        port.shed(level);
+    }
+
+    /// Records that this source has proved itself. Returns whether the worker's own filter did not know it yet; other workers have to be
+    /// told then.
+    pub fn record_proved(&mut self, port: &mut impl Port, source: Source) -> bool {
+        match &mut self.own {
+            Some(own) => own.sieve.favour(own.key.hash_one(source), nanos()),
+            None => {
+                port.favour(source);
+                false
+            }
+        }
+    }
+
+    /// First-time and retransmitted SYNs that the worker has shed itself, without those of the port.
+    pub fn shed(&self) -> (u64, u64) {
+        self.own.as_ref().map_or((0, 0), |own| (own.fresh, own.repeated))
+    }
+
+    /// Whether the worker has to filter what comes from the WAN.
+    #[inline]
+    pub fn is_filtering(&self) -> bool {
+        self.level != Level::Nothing && self.own.is_some()
+    }
+
+    /// Returns the SYNs that are shed to the pool, and removes their metadata.
+    pub fn filter(&mut self, frames: &mut Batch, metas: &mut Vec<Metadata>, pool: &mut Pool) {
+        let Some(own) = &mut self.own else { return };
+        let now = nanos();
+        let mut kept = 0;
+        for at in 0..frames.len() {
+            let sifted = metas[at]
+                .attempt()
+                .map_or(Sifted::Passed, |syn| own.sieve.sift(self.level, own.key.hash_one(syn.source), syn.hash, now));
+            match sifted {
+                Sifted::Passed => {
+                    frames.swap(kept, at);
+                    metas.swap(kept, at);
+                    kept += 1;
+                }
+                Sifted::Fresh => own.fresh += 1,
+                Sifted::Repeated => own.repeated += 1,
+            }
+        }
+        metas.truncate(kept);
+        frames.drain(kept..).for_each(|frame| pool.put(frame));
+    }
+}
+
+/// The filter's time, in nanoseconds.
+fn nanos() -> u64 {
+    clock::now().as_micros() * 1000
+}

@@ -1,0 +1,472 @@
+//! The worker: receives a batch from each port, lets the engine decide, transmits, and sleeps when nothing is left to do.
+//!
+//! One worker owns one queue of both ports, the frames they share and one engine. It decides nothing itself, and it
+//! loses no frame: what it receives ends up in a transmit ring or back in the pool.
+
+use super::egress::{Extent, Outlet, head};
+use super::engine::Engine;
+use super::handoff::Update;
+use super::hold_buffer::HoldBuffer;
+use super::load::{LoadMonitor, LoadSample};
+use super::polling::PollPolicy;
+use super::shedding::Shedder;
+use super::steering::Steering;
+use crate::control::commands::{Answer, Command, CommandQueue};
+use crate::metrics::capture::{CaptureTap, DropObserver, NoObserver};
+use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric};
+use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
+use crate::metrics::top_talkers::TopTalkers;
+use crate::process::clock;
+use pktio::{Batch, Pair, Pool, Port};
+use std::hint;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+use tcpstate::{Instant, Metadata, PerSide, Side, Verdict};
+
+/// Frames received from a port at once: enough to overlap the memory latency of many lookups, few enough that the heads of a batch stay
+/// in the first-level cache.
+pub const BATCH: usize = 64;
+
+/// Updates of other workers applied between two batches at most: as many as frames.
+const UPDATES_A_BATCH: usize = BATCH;
+
+/// The longest sleep, and so how late a worker notices that it is to stop.
+const LONGEST_SLEEP: Duration = Duration::from_millis(200);
+
+/// How often the statistics are published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// One queue of both ports and the engine between them.
+pub struct Worker<E> {
+    ports: PerSide<Box<dyn Port>>,
+    pool: Pool,
+    engine: E,
+    /// The frames being processed. Empty between the two sides of an iteration.
+    incoming: Batch,
+    /// What the parse pass found out about each of them.
+    metas: Vec<Metadata>,
+    /// The frames that the engine holds.
+    hold_buffer: HoldBuffer,
+    /// What is to leave by each port. Empty between iterations.
+    outgoing: PerSide<Batch>,
+    /// Frames that found the transmit ring of their port full.
+    unsent: PerSide<u64>,
+    /// The time from reception to transmission.
+    cost: FrameCost,
+    /// How overloaded it is; `None` where load shedding is off.
+    load: Option<LoadMonitor>,
+    /// What is shed for that.
+    shedder: Shedder,
+    /// Whether it may sleep.
+    poll_policy: PollPolicy,
+    /// How often it has served its ports.
+    iterations: u64,
+    /// How often it has slept.
+    sleeps: u64,
+    /// The way to and from the other workers; `None` for a single worker.
+    steering: Option<Steering>,
+    /// The operator's commands.
+    commands: Option<Arc<CommandQueue>>,
+    /// What is captured of its frames.
+    captures: CaptureTap,
+    /// Samples of its traffic.
+    top_talkers: TopTalkers,
+    /// The longest time that a command of each kind has taken.
+    longest_command: [Duration; CommandKind::COUNT],
+}
+
+/// What one poll iteration did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Iteration {
+    /// Frames received from either port, or taken over from other workers.
+    pub received: usize,
+    /// Frames taken by the transmit rings of either port.
+    pub sent: usize,
+    /// Whether the WAN, or other workers for it, had a full batch, and so perhaps more.
+    pub is_full: bool,
+    /// Whether the engine has more to do at once.
+    pub more: bool,
+}
+
+impl Iteration {
+    /// Whether the next iteration may find nothing to do.
+    ///
+    /// An iteration that only sent is followed by another one, which takes the completed frames back and repeats a kick that
+    /// the kernel answered only in part.
+    fn is_idle(self) -> bool {
+        self.received == 0 && self.sent == 0 && !self.more
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// A worker for this pair of ports, and its way to the other workers, if there are any.
+    pub fn new(pair: Pair, engine: E, steering: Option<Steering>) -> Self {
+        // A batch from either port and as many answers or segments of the engine's own, and both once more from other
+        // workers; beyond that the batch grows once.
+        let batches = if steering.is_some() { 2 } else { 1 };
+        let outgoing = || Batch::with_capacity(4 * batches * BATCH);
+        Self {
+            ports: PerSide::new(pair.lan, pair.wan),
+            pool: pair.pool,
+            hold_buffer: HoldBuffer::new(engine.held_frames()),
+            engine,
+            incoming: Batch::with_capacity(batches * BATCH),
+            metas: Vec::with_capacity(batches * BATCH),
+            outgoing: PerSide::new(outgoing(), outgoing()),
+            unsent: PerSide::default(),
+            cost: FrameCost::default(),
+            load: None,
+            shedder: Shedder::default(),
+            poll_policy: PollPolicy::new(confparse::Poll::default(), false),
+            iterations: 0,
+            sleeps: 0,
+            steering,
+            commands: None,
+            captures: CaptureTap::default(),
+            top_talkers: TopTalkers::new(clock::now()),
+            longest_command: Default::default(),
+        }
+    }
+
+    /// The same worker, which sheds SYNs from the WAN while it is overloaded.
+    pub fn with_shedding(mut self) -> Self {
+        self.load = Some(LoadMonitor::default());
+        self.shedder = Shedder::new(&mut self.ports[Side::Wan]);
+        self
+    }
+
+    /// The same worker, with this policy for sleep.
+    pub fn with_poll_policy(self, poll_policy: PollPolicy) -> Self {
+        Self { poll_policy, ..self }
+    }
+
+    /// The same worker, which executes the commands of this queue.
+    pub fn with_commands(self, commands: Arc<CommandQueue>) -> Self {
+        Self { commands: Some(commands), ..self }
+    }
+
+    /// The same worker, whose frames this tap captures.
+    pub fn with_captures(self, captures: CaptureTap) -> Self {
+        Self { captures, ..self }
+    }
+
+    /// Runs until `stop` is set, or until neither port will ever deliver a frame again.
+    ///
+    /// # Errors
+    /// When waiting for frames fails, which does not happen to a sound port.
+    pub fn run(&mut self, stop: &AtomicBool, slot: &Slot) -> io::Result<()> {
+        let mut publish_at = Instant::default();
+        let ended = loop {
+            let now = clock::now();
+            let iteration = self.poll(now);
+            self.poll_policy.record(iteration.received, now);
+            self.adjust_shedding(iteration, now);
+            self.execute_command(now, slot);
+            if now >= publish_at {
+                slot.publish(&self.snapshot());
+                self.top_talkers.advance(now);
+                publish_at = now + PUBLISH_EVERY;
+            }
+            if stop.load(Ordering::Relaxed) || (iteration.is_idle() && self.is_exhausted()) {
+                break Ok(());
+            }
+            if iteration.is_idle()
+                && let Err(error) = self.rest(now)
+            {
+                break Err(error);
+            }
+        };
+        slot.publish(&self.snapshot());
+        // The held frames are dropped; their senders retransmit them.
+        self.hold_buffer.clear(&mut self.pool);
+        ended
+    }
+
+    /// Executes a command, if there is one.
+    #[inline]
+    fn execute_command(&mut self, now: Instant, slot: &Slot) {
+        let Some(commands) = self.commands.as_ref().filter(|commands| commands.has_commands()) else { return };
+        // The statistics are published first, so that they are as new as the answer.
+        let begin = clock::thread_time();
+        slot.publish(&self.snapshot());
+        let mut kind = None;
+        commands.execute_next(|command| {
+            kind = Some(command.kind());
+            match command {
+                Command::Top => Answer::Top(self.top_talkers.last().clone()),
+                command => self.engine.execute(command, now),
+            }
+        });
+        if let Some(kind) = kind {
+            let longest = &mut self.longest_command[kind as usize];
+            *longest = clock::thread_time().saturating_sub(begin).max(*longest);
+        }
+    }
+
+    /// Serves both ports once.
+    pub fn poll(&mut self, now: Instant) -> Iteration {
+        let begin = std::time::Instant::now();
+        self.iterations += 1;
+        let mut iteration = Iteration::default();
+        self.captures.update();
+        for side in Side::BOTH {
+            let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
+            if let Some(taps) = self.captures.frames() {
+                taps.received(side, &self.incoming);
+            }
+            let taken_over = self.parse_batch(side, now);
+            iteration.received += received + taken_over;
+            iteration.is_full |= side == Side::Wan && (received == BATCH || taken_over == BATCH);
+            self.process_batch(side, now);
+        }
+        iteration.more = self.expire(now);
+        self.publish_updates();
+        self.cost.add(iteration.received, begin.elapsed());
+        for side in Side::BOTH {
+            iteration.sent += self.transmit(side);
+        }
+        self.captures.hand_over();
+        iteration
+    }
+
+    /// Sets the level of load shedding, and tells the filter and the other workers of sources that have proved themselves.
+    fn adjust_shedding(&mut self, iteration: Iteration, now: Instant) {
+        let Some(load) = &mut self.load else { return };
+        let port = &mut self.ports[Side::Wan];
+        while let Some(source) = self.engine.next_proved() {
+            // Ports with a program have one record for all workers.
+            if self.shedder.record_proved(port, source)
+                && let Some(steering) = &mut self.steering
+            {
+                steering.publish(Update::Proved(source));
+            }
+        }
+        if load.record(iteration.received, iteration.is_full, now) {
+            let statistics = port.statistics();
+            let (fresh, repeated) = self.shedder.shed();
+            let steering = self.steering.as_ref();
+            let lost_between = steering.map_or(0, Steering::lost);
+            let sample = LoadSample {
+                syns: self.engine.syns() + steering.map_or(0, Steering::syns),
+                lost: statistics.receive_full + statistics.fill_empty + statistics.kernel_drops + lost_between,
+                shed: [statistics.shed_fresh + fresh, statistics.shed_repeated + repeated],
+            };
+            if let Some(level) = load.evaluate(sample, now) {
+                self.shedder.set(port, level);
+            }
+        }
+    }
+
+    /// The statistics so far.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::of_engine(self.engine.counters(), &self.engine.population());
+        for side in Side::BOTH {
+            let mut statistics = self.ports[side].statistics();
+            if side == Side::Wan {
+                let (fresh, repeated) = self.shedder.shed();
+                statistics.shed_fresh += fresh;
+                statistics.shed_repeated += repeated;
+            }
+            snapshot.set_port(side, &statistics);
+            snapshot.set(UnsentMetric::of(side), self.unsent[side]);
+        }
+        snapshot.set(WorkerMetric::Held, self.hold_buffer.held());
+        snapshot.set(WorkerMetric::TooFewToHold, self.hold_buffer.not_held());
+        snapshot.set(WorkerMetric::PollIterations, self.iterations);
+        snapshot.set(WorkerMetric::Sleeps, self.sleeps);
+        snapshot.set(WorkerMetric::Wakes, self.poll_policy.wakes());
+        snapshot.set_frame_cost(self.cost);
+        if let Some(steering) = &self.steering {
+            steering.counters().write(&mut snapshot);
+        }
+        for (&kind, longest) in CommandKind::ALL.iter().zip(self.longest_command) {
+            snapshot.set(kind, u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX));
+        }
+        snapshot
+    }
+
+    /// Parses and hashes the whole batch and prefetches the memory it will touch, so that the latencies overlap. Frames of other owners
+    /// leave the batch, and frames that others have handed over join it; returns how many joined.
+    ///
+    /// SYNs are filtered where they arrive, whoever owns them: a flood of them would fill the hand-off queues, where it displaces the
+    /// SYNs of proved sources. A retransmitted SYN arrives on the queue of the first, as ports without a program distribute by flow.
+    fn parse_batch(&mut self, side: Side, now: Instant) -> usize {
+        self.parse(side, 0);
+        if side == Side::Wan && self.shedder.is_filtering() {
+            self.receive_updates(now);
+            self.shedder.filter(&mut self.incoming, &mut self.metas, &mut self.pool);
+        }
+        let mut taken_over = 0;
+        if let Some(steering) = &mut self.steering {
+            steering.hand_over(side, now, &mut self.incoming, &mut self.metas, &mut self.pool);
+            taken_over = steering.take_over(side, &mut self.incoming, BATCH, &mut self.pool);
+            self.parse(side, self.incoming.len() - taken_over);
+            self.receive_updates(now);
+        }
+        for meta in &mut self.metas[..self.incoming.len()] {
+            self.engine.prefetch(meta);
+        }
+        taken_over
+    }
+
+    /// Applies the updates of other workers: after a batch was received and before it is processed, so that a client which reacts to what
+    /// another worker sent finds this worker informed.
+    fn receive_updates(&mut self, now: Instant) {
+        let Some(steering) = &mut self.steering else { return };
+        for _ in 0..UPDATES_A_BATCH {
+            match steering.receive_update() {
+                None => break,
+                Some(Update::Server(update)) => self.engine.receive_update(&update, now),
+                Some(Update::Proved(source)) => {
+                    self.shedder.record_proved(&mut self.ports[Side::Wan], source);
+                }
+            }
+        }
+    }
+
+    /// Publishes to the other workers what the engine learned in this iteration, before any frame of it leaves.
+    fn publish_updates(&mut self) {
+        let Some(steering) = &mut self.steering else { return };
+        for update in self.engine.updates() {
+            steering.publish(Update::Server(update));
+        }
+    }
+
+    /// Parses and hashes the batch from this frame on.
+    fn parse(&mut self, side: Side, from: usize) {
+        // The metadata are written in place: a copy of what was just written in smaller pieces would stall.
+        if self.metas.len() < self.incoming.len() {
+            self.metas.resize(self.incoming.len(), Metadata::default());
+        }
+        for (frame, meta) in self.incoming.iter_mut().zip(&mut self.metas).skip(from) {
+            self.engine.parse(side, &head(frame), meta);
+        }
+    }
+
+    /// Lets the engine decide on the whole batch.
+    fn process_batch(&mut self, side: Side, now: Instant) {
+        let batch = self.incoming.len();
+        if let Some(at) = self.top_talkers.choose(batch)
+            && let Some(frame) = self.incoming.get_mut(at)
+        {
+            self.top_talkers.sample(side, &self.metas[at], frame.total(), batch);
+        }
+        match self.captures.take_drops() {
+            None => self.process_observed(side, now, &mut NoObserver),
+            Some(mut drops) => {
+                drops.set_now(now);
+                self.process_observed(side, now, &mut *drops);
+                self.captures.return_drops(drops);
+            }
+        }
+    }
+
+    /// As [`Worker::process_batch`]; compiled once more for captures of drops, so that they cost nothing when there are none.
+    fn process_observed(&mut self, side: Side, now: Instant, observer: &mut impl DropObserver) {
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, observer };
+        for (mut frame, meta) in self.incoming.drain(..).zip(&self.metas) {
+            let mut head = head(&mut frame);
+            let verdict = self.engine.on_frame(side, meta, &mut head, now, &mut outlet);
+            let extent = Extent::of(&head);
+            match verdict {
+                Verdict::Hold(ticket) => self.hold_buffer.hold(ticket, frame, outlet.pool),
+                verdict => outlet.dispose(side, frame, extent, verdict),
+            }
+            // The held frames that this frame releases leave behind it.
+            release(&mut self.engine, &mut self.hold_buffer, now, &mut outlet);
+        }
+    }
+
+    /// Lets the engine do what is due; true when more is.
+    fn expire(&mut self, now: Instant) -> bool {
+        match self.captures.take_drops() {
+            None => self.expire_observed(now, &mut NoObserver),
+            Some(mut drops) => {
+                let more = self.expire_observed(now, &mut *drops);
+                self.captures.return_drops(drops);
+                more
+            }
+        }
+    }
+
+    /// As [`Worker::expire`]; compiled twice like [`Worker::process_observed`].
+    fn expire_observed(&mut self, now: Instant, observer: &mut impl DropObserver) -> bool {
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, observer };
+        let more = self.engine.on_timeout(now, &mut outlet);
+        release(&mut self.engine, &mut self.hold_buffer, now, &mut outlet);
+        more
+    }
+
+    /// Transmits the frames for a port, and kicks it once. Frames that the ring has no room for are dropped, as on any full link.
+    fn transmit(&mut self, side: Side) -> usize {
+        let (port, outgoing) = (&mut self.ports[side], &mut self.outgoing[side]);
+        if let Some(taps) = self.captures.frames() {
+            taps.about_to_send(side, outgoing);
+        }
+        let sent = port.transmit(outgoing, &mut self.pool);
+        if let Some(taps) = self.captures.frames() {
+            taps.sent(side, sent);
+        }
+        self.unsent[side] += outgoing.len() as u64;
+        for frame in outgoing.drain(..) {
+            self.pool.put(frame);
+        }
+        port.flush(&mut self.pool);
+        sent
+    }
+
+    /// Whether neither port will ever deliver a frame again.
+    fn is_exhausted(&self) -> bool {
+        Side::BOTH.into_iter().all(|side| self.ports[side].is_exhausted())
+    }
+
+    /// Sleeps, yields or spins after an iteration that found nothing to do.
+    fn rest(&mut self, now: Instant) -> io::Result<()> {
+        if self.poll_policy.may_sleep() {
+            self.sleeps += 1;
+            return self.sleep(now);
+        }
+        if self.poll_policy.yields() {
+            // The thread that fills or empties our rings may be waiting for this core.
+            thread::yield_now();
+        } else {
+            hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until a frame arrives, another worker hands one over, a command comes, or the engine has something to do.
+    fn sleep(&self, now: Instant) -> io::Result<()> {
+        let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
+        // The event is readable from the moment a command is queued, so one that comes from now on ends the sleep at once.
+        let command = self.commands.as_ref().map(|commands| commands.event().as_raw_fd());
+        let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];
+        let sleep = |handoff| pktio::wait_or_bell(ports, [handoff, command], Some(due));
+        match &self.steering {
+            None => sleep(None),
+            Some(steering) => steering.sleep_with(sleep),
+        }
+    }
+}
+
+/// Releases the held frames that the engine asks for, of which there are never more than slots in the hold buffer.
+#[inline]
+fn release<E: Engine, O: DropObserver>(engine: &mut E, held: &mut HoldBuffer, now: Instant, outlet: &mut Outlet<O>) {
+    while let Some(ticket) = engine.next_release() {
+        let Some(mut frame) = held.take(ticket) else {
+            engine.void(ticket);
+            continue;
+        };
+        let mut head = head(&mut frame);
+        let verdict = engine.on_release(ticket, &mut head, now, outlet);
+        let extent = Extent::of(&head);
+        outlet.dispose(Side::Wan, frame, extent, verdict);
+    }
+}
+
+#[cfg(test)]
+mod tests;

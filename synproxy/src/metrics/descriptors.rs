@@ -1,0 +1,515 @@
+//! The one table of everything the appliance counts and measures.
+//!
+//! [`Metric`] names every value, and [`TABLE`] describes it: name, kind, unit, meaning, writer. Whatever shows statistics is made from
+//! this table: the cells of a [`Snapshot`](super::snapshot::Snapshot), the line every two seconds, the table at exit,
+//! `synctl stats`, the names in Prometheus, and `docs/metrics.md`. A metric is added by a variant here, or in the
+//! engine by one of [`DropReason`] or [`Event`].
+
+use pktio::PortStatistics;
+use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Unit, metrics};
+
+metrics! {
+    /// How many flows there are.
+    pub enum FlowGauge: Gauge, Flows {
+        /// Connections from the WAN that the box translates, from the SYN to the server on.
+        Proxied = "proxied",
+        /// Connections that pass through.
+        Direct = "direct",
+        /// Entries of the SYN cache.
+        HalfOpen = "half-open",
+    }
+}
+
+impl FlowGauge {
+    /// Its value in the engine's account.
+    pub fn of(self, population: &Population) -> u64 {
+        match self {
+            FlowGauge::Proxied => population.proxied,
+            FlowGauge::Direct => population.passthrough,
+            FlowGauge::HalfOpen => population.syn_cached,
+        }
+    }
+}
+
+metrics! {
+    /// What a worker counts of its own work.
+    pub enum WorkerMetric: Counter, Times {
+        /// Frames held until their server answers.
+        Held = "held" is Gauge in Frames as "frames held at the end",
+        /// Frames dropped instead of held, because only the ports' reserve was left in the pool.
+        TooFewToHold = "too-few-to-hold" in Frames as "lost, too few spare to hold it" lost "too-few-to-hold",
+        /// How often a worker served its ports.
+        PollIterations = "poll-iterations" as "poll iterations",
+        /// How often a worker slept because an iteration found nothing to do.
+        Sleeps = "sleeps" as "sleeps between them",
+        /// How often load made an adaptive worker poll instead of sleep.
+        Wakes = "wakes" as "times load ended the sleep",
+        /// Frames of the iterations that were timed.
+        TimedFrames = "timed-frames" in Frames,
+        /// Time from reception to transmission of these iterations, without the kernel's share.
+        TimedNanoseconds = "timed-nanoseconds" in Nanoseconds,
+    }
+}
+
+metrics! {
+    /// Frames that the transmit ring of a port had no room for, by port.
+    pub enum UnsentMetric: Counter, Frames {
+        /// Frames for the LAN dropped because the transmit ring was full.
+        Lan = "lan" as "lost, transmit ring full" lost "transmit-ring-full",
+        /// Frames for the WAN dropped because the transmit ring was full.
+        Wan = "wan" as "lost, transmit ring full" lost "transmit-ring-full",
+    }
+}
+
+impl UnsentMetric {
+    /// That of this port.
+    pub const fn of(side: Side) -> Self {
+        match side {
+            Side::Lan => UnsentMetric::Lan,
+            Side::Wan => UnsentMetric::Wan,
+        }
+    }
+}
+
+metrics! {
+    /// What a worker exchanges with the other workers.
+    pub enum HandoffMetric: Counter, Frames {
+        /// Frames handed over to the worker that owns their flow.
+        HandedOver = "handed-over" as "handed over",
+        /// Frames taken over from the worker that received them.
+        TakenOver = "taken-over" as "taken over",
+        /// Frames dropped because the queue to their owner was full.
+        QueueFull = "queue-full" as "lost, queue full" lost "lane-full" was "full",
+        /// Frames dropped because their owner had no buffer for them.
+        NoBuffer = "no-buffer" as "lost, no buffer" lost "no-buffer-to-take-over" was "lost",
+        /// Frames whose receive queue was compared with the software twin of the interfaces' hash.
+        Sampled = "sampled" as "queues sampled",
+        /// Sampled frames that had arrived on another queue than the hash names.
+        WrongQueue = "wrong-queue" as "of these wrong" was "misfits",
+        /// Updates on servers and proved sources sent to other workers, one for each receiver.
+        UpdatesSent = "updates-sent" in Updates as "updates sent" was "told",
+        /// Updates received from other workers.
+        UpdatesReceived = "updates-received" in Updates as "updates received" was "heard",
+        /// Updates dropped because the queue to a worker was full.
+        UpdatesLost = "updates-lost" in Updates as "updates lost" was "unheard",
+    }
+}
+
+metrics! {
+    /// What a port counts.
+    pub enum PortMetric: Counter, Frames {
+        /// Frames received.
+        Received = "received" as "received, frames",
+        /// Bytes received.
+        ReceivedBytes = "received-bytes" in Bytes as "received, bytes",
+        /// Frames accepted for transmission.
+        Sent = "sent" as "sent, frames",
+        /// Bytes accepted for transmission.
+        SentBytes = "sent-bytes" in Bytes as "sent, bytes",
+        /// How often the transmit ring had no room for the whole batch.
+        TransmitFull = "transmit-full" in Times as "transmit ring found full, times",
+        /// Frames that cannot be sent: too long, or refused by the kernel.
+        TransmitErrors = "transmit-errors" as "lost, refused for transmission" lost "transmit-refused",
+        /// Frames dropped on reception because no buffer was free to replace theirs.
+        NoBuffer = "no-buffer" as "lost, no spare buffer" lost "no-buffer",
+        /// Frames dropped on reception because they were too long, or arrived cut off.
+        Truncated = "truncated" as "lost, too long" lost "too-long",
+        /// Frames dropped by the kernel because the receive ring was full.
+        ReceiveFull = "receive-full" as "lost, receive ring full" lost "receive-ring-full",
+        /// Frames dropped by the kernel on the way to the port for other reasons.
+        KernelDrops = "kernel-drops" as "lost, elsewhere in the kernel" lost "kernel",
+        /// How often the kernel found no buffer to receive into.
+        FillEmpty = "fill-empty" in Times as "fill ring found empty, times",
+        /// System calls that told the kernel to send, or that there are buffers to receive into.
+        Kicks = "kicks" in Times as "kernel woken up, times",
+        /// First-time SYNs of unproved sources dropped under overload.
+        ShedFresh = "shed-fresh" lost "shed-fresh",
+        /// Retransmitted SYNs of unproved sources dropped under overload.
+        ShedRepeated = "shed-repeated" lost "shed-repeated",
+    }
+}
+
+impl PortMetric {
+    /// Its value in a port's statistics.
+    pub fn of(self, statistics: &PortStatistics) -> u64 {
+        // Every field is named, so that one that is new at the port cannot be left out here.
+        let PortStatistics {
+            received,
+            received_bytes,
+            sent,
+            sent_bytes,
+            transmit_full,
+            transmit_errors,
+            no_buffer,
+            truncated,
+            receive_full,
+            fill_empty,
+            kernel_drops,
+            kicks,
+            shed_fresh,
+            shed_repeated,
+        } = *statistics;
+        match self {
+            PortMetric::Received => received,
+            PortMetric::ReceivedBytes => received_bytes,
+            PortMetric::Sent => sent,
+            PortMetric::SentBytes => sent_bytes,
+            PortMetric::TransmitFull => transmit_full,
+            PortMetric::TransmitErrors => transmit_errors,
+            PortMetric::NoBuffer => no_buffer,
+            PortMetric::Truncated => truncated,
+            PortMetric::ReceiveFull => receive_full,
+            PortMetric::KernelDrops => kernel_drops,
+            PortMetric::FillEmpty => fill_empty,
+            PortMetric::Kicks => kicks,
+            PortMetric::ShedFresh => shed_fresh,
+            PortMetric::ShedRepeated => shed_repeated,
+        }
+    }
+}
+
+metrics! {
+    /// Commands of the control socket that workers execute: the most time one has taken, of the worker's own time.
+    pub enum CommandKind: Gauge, Nanoseconds {
+        /// Answering `status`.
+        Status = "status",
+        /// Exchanging the server table, for `backends`.
+        Backends = "backends",
+        /// Starting or ending `drain`.
+        Drain = "drain",
+        /// Preparing a new secret, for `rotate-secrets`.
+        RotateSecrets = "rotate-secrets",
+        /// Listing one part of the connections, for `flows`.
+        Flows = "flows",
+        /// Copying the state of a connection, for `explain`.
+        Explain = "explain",
+        /// Copying the top talkers, for `top`.
+        Top = "top",
+    }
+}
+
+/// Who writes a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// The engine (`tcpstate`) of a worker.
+    Engine,
+    /// A worker.
+    Worker,
+    /// A port (`pktio`), as it is read by its worker.
+    Port,
+}
+
+impl Writer {
+    /// The name in the documentation.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Writer::Engine => "engine",
+            Writer::Worker => "worker",
+            Writer::Port => "port",
+        }
+    }
+}
+
+/// How the values of several workers become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Total {
+    /// The sum.
+    Sum,
+    /// The largest.
+    Largest,
+}
+
+/// How the metrics of a family are named in Prometheus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// All have this name, and one label with this key, whose value is the metric's own.
+    Label(&'static str, &'static str),
+    /// Each has a name of its own behind this prefix.
+    Name(&'static str),
+    /// Likewise, and a label that all of the family share.
+    NameAndLabel(&'static str, (&'static str, &'static str)),
+}
+
+/// What the metrics of a family have in common.
+#[derive(Clone, Copy, Debug)]
+struct Traits {
+    heading: &'static str,
+    writer: Writer,
+    total: Total,
+    naming: Naming,
+}
+
+/// Declares the families of metrics, in the order of their cells.
+macro_rules! families {
+    ($($(#[doc = $doc:literal])+ $family:ident($metric:ty): $writer:ident, $total:ident, $naming:expr;)+) => {
+        /// A value that is counted or measured.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Metric { $($(#[doc = $doc])+ $family($metric),)+ }
+
+        /// A group of metrics that are reported together.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Family { $($(#[doc = $doc])+ $family,)+ }
+
+        impl Family {
+            /// Every one, in the order of their cells.
+            pub const ALL: &'static [Family] = &[$(Family::$family,)+];
+
+            /// How many metrics each has.
+            const COUNTS: &'static [usize] = &[$(<$metric>::COUNT,)+];
+
+            const fn traits(self) -> Traits {
+                match self {
+                    $(Family::$family => Traits {
+                        heading: concat!($($doc,)+).trim_ascii_start(),
+                        writer: Writer::$writer,
+                        total: Total::$total,
+                        naming: $naming,
+                    },)+
+                }
+            }
+        }
+
+        impl Metric {
+            /// The family it belongs to.
+            pub const fn family(self) -> Family {
+                match self { $(Metric::$family(_) => Family::$family,)+ }
+            }
+
+            /// The place of its cell, and of its row in [`TABLE`].
+            pub const fn cell(self) -> usize {
+                match self { $(Metric::$family(metric) => (const { Family::$family.first_cell() }) + metric as usize,)+ }
+            }
+
+            const fn description(self) -> Description {
+                match self { $(Metric::$family(metric) => metric.description(),)+ }
+            }
+        }
+
+        /// Everything there is to say of every metric, in the order of the cells.
+        pub static TABLE: [Descriptor; CELLS] = {
+            let mut table = [Descriptor::of(Metric::Drop(DropReason::Malformed)); CELLS];
+            $(
+                let mut at = 0;
+                while at < <$metric>::COUNT {
+                    let descriptor = Descriptor::of(Metric::$family(<$metric>::ALL[at]));
+                    table[descriptor.metric.cell()] = descriptor;
+                    at += 1;
+                }
+            )+
+            table
+        };
+    };
+}
+
+families! {
+    /// Frames the engine dropped, by reason.
+    Drop(DropReason): Engine, Sum, Naming::Label("dropped", "reason");
+    /// What else the engine did, by event.
+    Event(Event): Engine, Sum, Naming::Label("events", "event");
+    /// The flows there are, by kind.
+    Flows(FlowGauge): Engine, Sum, Naming::Label("flows", "kind");
+    /// A worker's own work.
+    Worker(WorkerMetric): Worker, Sum, Naming::Name("worker");
+    /// Frames that found the transmit ring of a port full.
+    Unsent(UnsentMetric): Worker, Sum, Naming::Label("unsent", "port");
+    /// What passes between workers.
+    Handoff(HandoffMetric): Worker, Sum, Naming::Name("handoff");
+    /// The port to the servers.
+    Lan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "lan"));
+    /// The port to everybody else.
+    Wan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "wan"));
+    /// The longest that a command kept a worker from its frames.
+    Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
+}
+
+/// How many cells a snapshot has: one for each metric.
+pub const CELLS: usize = Family::first_cell_of(Family::ALL.len());
+
+impl Family {
+    const fn first_cell(self) -> usize {
+        Self::first_cell_of(self as usize)
+    }
+
+    /// The sum of the families before this one.
+    const fn first_cell_of(family: usize) -> usize {
+        let (mut at, mut sum) = (0, 0);
+        while at < family {
+            sum += Self::COUNTS[at];
+            at += 1;
+        }
+        sum
+    }
+
+    /// What it is, as one sentence.
+    pub const fn heading(self) -> &'static str {
+        self.traits().heading
+    }
+
+    /// The rows of its metrics in [`TABLE`].
+    pub fn descriptors(self) -> &'static [Descriptor] {
+        &TABLE[self.first_cell()..][..Self::COUNTS[self as usize]]
+    }
+}
+
+impl Metric {
+    /// One of a port's.
+    pub const fn port(side: Side, metric: PortMetric) -> Self {
+        match side {
+            Side::Lan => Metric::Lan(metric),
+            Side::Wan => Metric::Wan(metric),
+        }
+    }
+
+    /// Its row in [`TABLE`].
+    pub fn descriptor(self) -> &'static Descriptor {
+        &TABLE[self.cell()]
+    }
+}
+
+/// Lets a metric stand for itself where its family is plain.
+macro_rules! plain {
+    ($($family:ident($metric:ty)),+) => {
+        $(impl From<$metric> for Metric {
+            fn from(metric: $metric) -> Self {
+                Metric::$family(metric)
+            }
+        })+
+    };
+}
+
+plain! {
+    Drop(DropReason), Event(Event), Flows(FlowGauge), Worker(WorkerMetric), Unsent(UnsentMetric), Handoff(HandoffMetric),
+    Command(CommandKind)
+}
+
+/// Everything there is to say of one metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor {
+    /// Which one.
+    pub metric: Metric,
+    /// Its name in statistics.
+    pub name: &'static str,
+    /// A former name that the control socket still gives beside the present one.
+    pub alias: Option<&'static str>,
+    /// Its row in the table at exit.
+    pub title: &'static str,
+    /// How its value behaves.
+    pub kind: MetricKind,
+    /// What it counts.
+    pub unit: Unit,
+    /// What it means, as one sentence.
+    pub meaning: &'static str,
+    /// The name of the loss, where it counts frames that were lost for want of room.
+    pub loss: Option<&'static str>,
+    /// Who writes it.
+    pub writer: Writer,
+    /// How the values of several workers become one.
+    pub total: Total,
+}
+
+/// The name of a metric in Prometheus.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// The name.
+    pub name: String,
+    /// The label, if it has one: its key and its value.
+    pub label: Option<(&'static str, &'static str)>,
+    /// What the value is multiplied with, since Prometheus wants seconds.
+    pub scale: f64,
+}
+
+impl std::fmt::Display for Series {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)?;
+        self.label.map_or(Ok(()), |(key, value)| write!(f, "{{{key}=\"{value}\"}}"))
+    }
+}
+
+impl Descriptor {
+    const fn of(metric: Metric) -> Self {
+        let Description { label, title, kind, unit, meaning, loss, alias } = metric.description();
+        let Traits { writer, total, .. } = metric.family().traits();
+        Self { metric, name: label, alias, title, kind, unit, meaning, loss, writer, total }
+    }
+
+    /// Its name in Prometheus, as the conventions there want it: base units, and `_total` behind a counter.
+    pub fn series(&self) -> Series {
+        let (unit, scale) = match self.unit {
+            Unit::Nanoseconds => ("seconds", 1e-9),
+            Unit::Times => ("", 1.0),
+            unit => (unit.label(), 1.0),
+        };
+        let own = self.name.strip_suffix("-nanoseconds").unwrap_or(self.name).replace('-', "_");
+        let (stem, label) = match self.metric.family().traits().naming {
+            Naming::Label(stem, key) => (stem.to_owned(), Some((key, self.name))),
+            Naming::Name(prefix) => (format!("{prefix}_{own}"), None),
+            Naming::NameAndLabel(prefix, label) => (format!("{prefix}_{own}"), Some(label)),
+        };
+        let mut name = format!("synproxy_{stem}");
+        // Metrics that share a name have several units, unless the name says theirs.
+        let shared = matches!(self.metric, Metric::Event(_));
+        if !unit.is_empty() && !shared && !name.contains(unit) {
+            name = format!("{name}_{unit}");
+        }
+        match self.kind {
+            MetricKind::Counter => name.push_str("_total"),
+            MetricKind::Gauge => {}
+            MetricKind::Histogram => name.push_str("_bucket"),
+        }
+        Series { name, label, scale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_metric_has_a_cell_of_its_own_and_the_row_of_that_cell() {
+        for (cell, descriptor) in TABLE.iter().enumerate() {
+            assert_eq!(descriptor.metric.cell(), cell, "{descriptor:?}");
+        }
+        let rows: usize = Family::ALL.iter().map(|family| family.descriptors().len()).sum();
+        assert_eq!(rows, CELLS);
+        for &family in Family::ALL {
+            assert!(family.descriptors().iter().all(|descriptor| descriptor.metric.family() == family));
+        }
+    }
+
+    #[test]
+    fn names_are_plain_and_told_apart() {
+        let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        for &family in Family::ALL {
+            let rows = family.descriptors();
+            let names: BTreeSet<&str> = rows.iter().flat_map(|row| [Some(row.name), row.alias]).flatten().collect();
+            assert_eq!(names.len(), rows.len() + rows.iter().filter(|row| row.alias.is_some()).count(), "{family:?}");
+            assert!(names.into_iter().all(plain), "{family:?}");
+        }
+        for row in &TABLE {
+            assert!(row.meaning.ends_with('.') && !row.meaning.starts_with(' '), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn series_follow_the_conventions_of_prometheus() {
+        let series: BTreeSet<String> = TABLE.iter().map(|row| row.series().to_string()).collect();
+        assert_eq!(series.len(), CELLS, "each is another one");
+        for (metric, expected) in [
+            (DropReason::BadCookie.into(), "synproxy_dropped_frames_total{reason=\"bad-cookie\"}"),
+            (Event::SynAnswered.into(), "synproxy_events_total{event=\"syn-answered\"}"),
+            (FlowGauge::HalfOpen.into(), "synproxy_flows{kind=\"half-open\"}"),
+            (WorkerMetric::Held.into(), "synproxy_worker_held_frames"),
+            (WorkerMetric::TimedNanoseconds.into(), "synproxy_worker_timed_seconds_total"),
+            (UnsentMetric::Wan.into(), "synproxy_unsent_frames_total{port=\"wan\"}"),
+            (HandoffMetric::UpdatesLost.into(), "synproxy_handoff_updates_lost_total"),
+            (Metric::Lan(PortMetric::ReceivedBytes), "synproxy_port_received_bytes_total{port=\"lan\"}"),
+            (Metric::Wan(PortMetric::Kicks), "synproxy_port_kicks_total{port=\"wan\"}"),
+            (CommandKind::Flows.into(), "synproxy_longest_command_seconds{command=\"flows\"}"),
+        ] {
+            let metric: Metric = metric;
+            assert_eq!(metric.descriptor().series().to_string(), expected);
+        }
+        assert_eq!(Metric::from(CommandKind::Top).descriptor().series().scale, 1e-9);
+    }
+}

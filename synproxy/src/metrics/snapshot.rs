@@ -1,0 +1,281 @@
+//! Statistics on their way from the workers, which write them, to the threads that report them.
+//!
+//! Each worker has a [`Slot`] on cache lines of its own and is its only writer. A reader may see one value a moment older than
+//! the next; none is ever torn or lost. The cells are those of [`TABLE`].
+
+use super::descriptors::{CELLS, Family, FlowGauge, Metric, PortMetric, TABLE, Total, WorkerMetric};
+use crossbeam::utils::CachePadded;
+use pktio::PortStatistics;
+use std::iter::Sum;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tcpstate::{Counters, DropReason, Event, Population, Side};
+
+/// The time of poll iterations that received frames, from reception to transmission: what the program itself costs, without the
+/// kernel's share of moving frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameCost {
+    /// Frames of these iterations.
+    pub frames: u64,
+    /// Their time.
+    pub time: Duration,
+}
+
+/// An iteration of two batches takes some microseconds. One that takes so much longer was interrupted, which is no cost of its own.
+const INTERRUPTED: Duration = Duration::from_millis(1);
+
+impl FrameCost {
+    /// Adds an iteration.
+    pub fn add(&mut self, frames: usize, time: Duration) {
+        if frames > 0 && time < INTERRUPTED {
+            self.frames += frames as u64;
+            self.time += time;
+        }
+    }
+
+    /// Nanoseconds a frame; none without frames.
+    pub fn each(self) -> Option<f64> {
+        (self.frames > 0).then(|| self.time.as_nanos() as f64 / self.frames as f64)
+    }
+}
+
+/// The values of all metrics of one worker at some moment, or the total over all workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    cells: [u64; CELLS],
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { cells: [0; CELLS] }
+    }
+}
+
+impl Snapshot {
+    /// What an engine has counted; every other value is zero.
+    pub fn of_engine(counters: &Counters, population: &Population) -> Self {
+        let mut snapshot = Self::default();
+        for &reason in DropReason::ALL {
+            snapshot.set(reason, counters.dropped(reason));
+        }
+        for &event in Event::ALL {
+            snapshot.set(event, counters.happened(event));
+        }
+        for &gauge in FlowGauge::ALL {
+            snapshot.set(gauge, gauge.of(population));
+        }
+        snapshot
+    }
+
+    /// The value of a metric.
+    pub fn get(&self, metric: impl Into<Metric>) -> u64 {
+        self.cells[metric.into().cell()]
+    }
+
+    /// Writes the value of a metric.
+    pub fn set(&mut self, metric: impl Into<Metric>, value: u64) {
+        self.cells[metric.into().cell()] = value;
+    }
+
+    /// Writes the values of a port.
+    pub fn set_port(&mut self, side: Side, statistics: &PortStatistics) {
+        for &metric in PortMetric::ALL {
+            self.set(Metric::port(side, metric), metric.of(statistics));
+        }
+    }
+
+    /// Writes the cost of the iterations.
+    pub fn set_frame_cost(&mut self, cost: FrameCost) {
+        self.set(WorkerMetric::TimedFrames, cost.frames);
+        self.set(WorkerMetric::TimedNanoseconds, u64::try_from(cost.time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// The cost of the iterations.
+    pub fn frame_cost(&self) -> FrameCost {
+        let time = Duration::from_nanos(self.get(WorkerMetric::TimedNanoseconds));
+        FrameCost { frames: self.get(WorkerMetric::TimedFrames), time }
+    }
+
+    /// The values of a family by the names of its metrics, former names included.
+    pub fn named(&self, family: Family) -> impl Iterator<Item = (&'static str, u64)> {
+        let names =
+            family.descriptors().iter().flat_map(|row| [Some((row, row.name)), row.alias.map(|old| (row, old))]);
+        names.flatten().map(|(row, name)| (name, self.get(row.metric)))
+    }
+
+    /// What was lost for want of room, by the name of the loss; losses of zero are there too.
+    pub fn losses(&self) -> Vec<(&'static str, u64)> {
+        let mut losses: Vec<(&'static str, u64)> = Vec::new();
+        for row in &TABLE {
+            let Some(name) = row.loss else { continue };
+            let count = self.get(row.metric);
+            match losses.iter_mut().find(|(own, _)| *own == name) {
+                Some((_, sum)) => *sum += count,
+                None => losses.push((name, count)),
+            }
+        }
+        losses
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Snapshot) -> Snapshot {
+        let mut difference = self.clone();
+        for (cell, before) in difference.cells.iter_mut().zip(earlier.cells) {
+            *cell = cell.saturating_sub(before);
+        }
+        difference
+    }
+}
+
+impl Sum for Snapshot {
+    fn sum<I: Iterator<Item = Snapshot>>(snapshots: I) -> Self {
+        snapshots.fold(Snapshot::default(), |mut sum, snapshot| {
+            for ((cell, more), row) in sum.cells.iter_mut().zip(snapshot.cells).zip(&TABLE) {
+                *cell = match row.total {
+                    Total::Sum => *cell + more,
+                    Total::Largest => more.max(*cell),
+                };
+            }
+            sum
+        })
+    }
+}
+
+/// Where one worker publishes its statistics.
+pub struct Slot {
+    cells: [AtomicU64; CELLS],
+}
+
+impl Slot {
+    /// Shows `snapshot` to the readers. To be called by one worker only.
+    pub fn publish(&self, snapshot: &Snapshot) {
+        for (cell, value) in self.cells.iter().zip(snapshot.cells) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What was published last.
+    pub fn read(&self) -> Snapshot {
+        Snapshot { cells: std::array::from_fn(|i| self.cells[i].load(Ordering::Relaxed)) }
+    }
+}
+
+/// The slots of all workers.
+pub struct Board {
+    slots: Box<[CachePadded<Slot>]>,
+}
+
+impl Board {
+    /// A board for this many workers.
+    pub fn new(workers: usize) -> Self {
+        let slot = |_| CachePadded::new(Slot { cells: std::array::from_fn(|_| AtomicU64::new(0)) });
+        Self { slots: (0..workers).map(slot).collect() }
+    }
+
+    /// Where this worker publishes its statistics.
+    ///
+    /// # Panics
+    /// If there is no such worker.
+    pub fn slot(&self, worker: usize) -> &Slot {
+        &self.slots[worker]
+    }
+
+    /// The statistics of each worker, in their order.
+    pub fn workers(&self) -> impl Iterator<Item = Snapshot> {
+        self.slots.iter().map(|slot| slot.read())
+    }
+
+    /// The total over all workers.
+    pub fn total(&self) -> Snapshot {
+        self.workers().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::descriptors::{CommandKind, HandoffMetric, UnsentMetric};
+    use super::*;
+
+    /// A snapshot in which every cell has another value.
+    fn numbered() -> Snapshot {
+        Snapshot { cells: std::array::from_fn(|i| 1 + i as u64) }
+    }
+
+    #[test]
+    fn what_a_worker_publishes_is_what_readers_see() {
+        let population = Population { syn_cached: 4, proxied: 5, passthrough: 6 };
+        let mut own = Snapshot::of_engine(&Counters::default(), &population);
+        own.set_port(Side::Lan, &PortStatistics { received: 1, received_bytes: 2, ..PortStatistics::default() });
+        own.set_port(Side::Wan, &PortStatistics { kernel_drops: 3, ..PortStatistics::default() });
+        let cost = FrameCost { frames: 11, time: Duration::from_nanos(12) };
+        own.set_frame_cost(cost);
+        own.set(UnsentMetric::of(Side::Wan), 8);
+        own.set(HandoffMetric::UpdatesLost, 19);
+        own.set(CommandKind::Top, 36);
+        let board = Board::new(2);
+        board.slot(1).publish(&own);
+        let seen = board.total();
+        assert_eq!(seen, own);
+        let of_port = |side, metric| seen.get(Metric::port(side, metric));
+        assert_eq!(of_port(Side::Lan, PortMetric::Received), 1);
+        assert_eq!(of_port(Side::Lan, PortMetric::ReceivedBytes), 2);
+        assert_eq!((of_port(Side::Lan, PortMetric::KernelDrops), of_port(Side::Wan, PortMetric::KernelDrops)), (0, 3));
+        assert_eq!(
+            [FlowGauge::HalfOpen, FlowGauge::Proxied, FlowGauge::Direct].map(|flows| seen.get(flows)),
+            [4, 5, 6]
+        );
+        assert_eq!((seen.get(UnsentMetric::Lan), seen.get(UnsentMetric::Wan)), (0, 8));
+        assert_eq!(
+            (seen.frame_cost(), seen.get(HandoffMetric::UpdatesLost), seen.get(CommandKind::Top)),
+            (cost, 19, 36)
+        );
+    }
+
+    #[test]
+    fn the_total_is_the_sum_over_the_workers_or_the_largest_value() {
+        let board = Board::new(3);
+        for worker in 0..3 {
+            board.slot(worker).publish(&numbered());
+        }
+        let total = board.total();
+        for (i, (cell, row)) in total.cells.iter().zip(&TABLE).enumerate() {
+            let times = if row.total == Total::Largest { 1 } else { 3 };
+            assert_eq!(*cell, times * (1 + i as u64));
+        }
+        assert_eq!(total.since(&numbered()).get(DropReason::ALL[0]), 2);
+        assert_eq!(TABLE.iter().filter(|row| row.total == Total::Largest).count(), CommandKind::COUNT);
+    }
+
+    #[test]
+    fn losses_of_one_name_are_added_up_and_former_names_still_stand() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set(UnsentMetric::Lan, 1);
+        snapshot.set(UnsentMetric::Wan, 2);
+        snapshot.set(Metric::Wan(PortMetric::Truncated), 3);
+        snapshot.set(HandoffMetric::QueueFull, 4);
+        let losses: Vec<_> = snapshot.losses().into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(losses, [("transmit-ring-full", 3), ("lane-full", 4), ("too-long", 3)]);
+        let handoff: Vec<_> = snapshot.named(Family::Handoff).filter(|(_, count)| *count > 0).collect();
+        assert_eq!(handoff, [("queue-full", 4), ("full", 4)]);
+    }
+
+    #[test]
+    fn iterations_without_frames_or_interrupted_cost_nothing() {
+        let mut cost = FrameCost::default();
+        assert_eq!(cost.each(), None);
+        cost.add(0, Duration::from_micros(5));
+        cost.add(3, Duration::from_millis(20));
+        assert_eq!(cost.each(), None);
+        cost.add(100, Duration::from_micros(20));
+        cost.add(60, Duration::from_micros(12));
+        assert_eq!(cost.each(), Some(200.0));
+    }
+
+    #[test]
+    fn workers_do_not_share_cache_lines() {
+        let board = Board::new(2);
+        let distance = std::ptr::from_ref(board.slot(1)).addr() - std::ptr::from_ref(board.slot(0)).addr();
+        assert!(distance.is_multiple_of(64) && distance >= size_of::<Slot>());
+    }
+}

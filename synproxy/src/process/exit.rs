@@ -1,0 +1,106 @@
+//! Why the process ends with an error, and its exit status.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Why the process ends with an error. Its text is the last line the operator reads.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The configuration is wrong; the text is complete.
+    #[error("{0}")]
+    Configuration(String),
+
+    /// The interfaces could not be opened.
+    #[error(transparent)]
+    Open(#[from] pktio::OpenError),
+
+    /// The process could not change to the user and group of the configuration.
+    #[error("cannot become the user and group of the configuration: {0}")]
+    Privileges(#[source] io::Error),
+
+    /// A capture could not start.
+    #[error("cannot capture into {path}: {error}")]
+    Capture {
+        /// The file.
+        path: String,
+        /// The system's error.
+        error: io::Error,
+    },
+
+    /// No signal can be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[from] ctrlc::Error),
+
+    /// The operating system has no random numbers for the secrets.
+    #[error("the operating system gives no random numbers: {0}")]
+    Random(#[from] rand::rngs::SysError),
+
+    /// A thread, or what it needs, could not be created.
+    #[error("cannot start a worker: {0}")]
+    Spawn(#[source] io::Error),
+
+    /// The control socket could not be created at the configured path.
+    #[error("no control socket, {path}: {error}", path = .path.display())]
+    Socket {
+        /// The path.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+
+    /// The control port could not be opened.
+    #[error("no control port at {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's error.
+        error: io::Error,
+    },
+
+    /// A port failed while frames flowed.
+    #[error("worker {worker} cannot wait for frames: {error}")]
+    Port {
+        /// Which worker, from 0.
+        worker: usize,
+        /// The system's error.
+        error: io::Error,
+    },
+
+    /// An interface was removed or renamed while frames flowed.
+    #[error("{interface} is gone, so the box stops")]
+    Gone {
+        /// Its name.
+        interface: String,
+    },
+
+    /// A worker panicked; the log says where.
+    #[error("worker {worker} panicked, so the box stops; this is a bug, and the line above says where")]
+    Panic {
+        /// Which worker, from 0.
+        worker: usize,
+    },
+
+    /// A second signal came before the workers had ended.
+    #[error("ended by a second signal, without waiting for the workers")]
+    Interrupted,
+}
+
+impl Failure {
+    /// The exit status of the process; `--help` lists them.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.status())
+    }
+
+    fn status(&self) -> u8 {
+        use pktio::OpenError;
+        match self {
+            Failure::Open(OpenError::Syntax { .. }) => 2,
+            Failure::Configuration(_) => 3,
+            Failure::Open(OpenError::Permission { .. }) | Failure::Privileges(_) => 5,
+            Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } => 4,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The log: one line a message on stderr, in colour on a terminal. Its level can be changed while the process runs.
+
+use ::control::LogLevel;
+use std::io::{IsTerminal, stderr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{panic, thread};
+use tracing::error;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, reload};
+
+/// Reads and changes the log level.
+#[derive(Clone)]
+pub struct LogControl {
+    apply: Arc<dyn Fn(LevelFilter) + Send + Sync>,
+    level: Arc<AtomicUsize>,
+}
+
+impl LogControl {
+    /// Logs messages of at least this severity from now on.
+    pub fn set(&self, level: LogLevel) {
+        self.level.store(level as usize, Ordering::Relaxed);
+        (self.apply)(filter(level));
+    }
+
+    /// The least severe level that is logged.
+    pub fn level(&self) -> LogLevel {
+        LogLevel::ALL[self.level.load(Ordering::Relaxed)]
+    }
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// Starts logging messages of at least this severity. A panic is logged too, in one line.
+///
+/// # Panics
+/// If it is called twice.
+pub fn init(level: LogLevel) -> LogControl {
+    let (filter_layer, handle) = reload::Layer::new(filter(level));
+    let lines = fmt::layer().with_target(false).with_ansi(stderr().is_terminal()).with_writer(stderr);
+    tracing_subscriber::registry().with(filter_layer).with(lines).init();
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let place = panic.location().map_or("an unknown place".to_owned(), ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("no message");
+        error!("{} panicked at {place}: {message}", thread.name().unwrap_or("a thread"));
+    }));
+    let apply = move |level| {
+        // It fails only when the subscriber is gone, and that lives as long as the process.
+        let _ = handle.reload(level);
+    };
+    LogControl { apply: Arc::new(apply), level: Arc::new(AtomicUsize::new(level as usize)) }
+}

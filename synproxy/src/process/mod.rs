@@ -1,0 +1,13 @@
+//! The process and its surroundings: command line, configuration file, privileges, signals, log, clocks, cores and links.
+//!
+//! Nothing here knows of the rest of the crate, which may use all of it.
+
+pub mod cli;
+pub mod clock;
+pub mod cpu;
+pub mod exit;
+pub mod link_monitor;
+pub mod log;
+pub mod privileges;
+pub mod settings;
+pub mod signals;

@@ -1,0 +1,75 @@
+//! `docs/metrics.md` is made from the table of descriptors, and equal to it. `METRICS=accept cargo test -p synproxy --test metrics_document`
+//! writes it anew.
+
+use std::fmt::Write;
+use std::path::Path;
+use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, Total};
+
+/// How the control socket gives the metrics of a family.
+fn in_stats(family: Family) -> &'static str {
+    match family {
+        Family::Drop => "`drops`",
+        Family::Event => "`events`",
+        Family::Flows => "`flows`",
+        Family::Worker => {
+            "`held`, `wakes`, `timed-frames` and `timed-nanoseconds`; the others are in the table at exit"
+        }
+        Family::Unsent => "the sum of both, as a loss",
+        Family::Handoff => "`crossed`, with the former names beside the present ones",
+        Family::Lan => "`lan`",
+        Family::Wan => "`wan`",
+        Family::Command => "`orders`",
+    }
+}
+
+fn row(descriptor: &Descriptor) -> String {
+    let Descriptor { name, alias, kind, unit, meaning, loss, .. } = *descriptor;
+    let alias = alias.map(|alias| format!(", formerly `{alias}`")).unwrap_or_default();
+    let loss = loss.map(|loss| format!(" Loss: `{loss}`.")).unwrap_or_default();
+    let series = descriptor.series().to_string().replace('|', "\\|");
+    format!("| `{name}`{alias} | {} | {} | {meaning}{loss} | `{series}` |\n", kind.label(), unit.label())
+}
+
+fn document() -> String {
+    let mut text = "\
+# Metrics
+
+Everything that the appliance counts and measures. This page is made from the table of descriptors
+(`synproxy/src/metrics/descriptors.rs`, with the drop reasons and events of `tcpstate/src/verdict.rs`) by
+`METRICS=accept cargo test -p synproxy --test metrics_document`; the same test fails when the page and the table differ.
+
+`synctl stats --json` gives every value for each worker and in total. The total of a metric is the sum over the workers, unless
+its section says otherwise. A counter only grows while the process runs; a gauge is a momentary value. The last column is the
+name in Prometheus, where nanoseconds become seconds.
+
+Frames that were lost for want of room are also summed up by the name of the loss, in `losses` and in the line that is logged every
+two seconds.
+"
+    .to_owned();
+    for &family in Family::ALL {
+        let rows = family.descriptors();
+        let _ = writeln!(text, "\n## {}\n", family.heading().trim_end_matches('.'));
+        let largest = if rows[0].total == Total::Largest { " The total is the largest value of a worker." } else { "" };
+        let _ = writeln!(
+            text,
+            "Written by: {}. In `synctl stats --json`: {}.{largest}\n",
+            rows[0].writer.label(),
+            in_stats(family)
+        );
+        text.push_str("| name | kind | unit | meaning | Prometheus |\n|---|---|---|---|---|\n");
+        rows.iter().for_each(|descriptor| text.push_str(&row(descriptor)));
+    }
+    text
+}
+
+#[test]
+fn the_page_on_metrics_is_made_from_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let document = document();
+    assert!(TABLE.iter().all(|descriptor| document.contains(&format!("| `{}`", descriptor.name))));
+    if std::env::var_os("METRICS").is_some_and(|value| value == "accept") {
+        std::fs::write(&path, &document).expect("the page can be written");
+    }
+    let page = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(page == document, "docs/metrics.md differs from the table; METRICS=accept writes it anew");
+}

@@ -1,0 +1,567 @@
+//! `synctl`: queries and controls a running synproxy over its control socket. Prints replies as text, or as JSON for programs.
+
+use crate::watch::{self, WatchError};
+use crate::{show, views};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use control::{
+    CaptureKind, CaptureLimits, Client, ClientError, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
+};
+use pktio::pcap::{PcapFileError, PcapReader, Record};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Shown below the options in `--help`.
+const AFTER_HELP: &str = "\
+Exit status:
+  0  success
+  1  synproxy refused the request or sent an unexpected reply, or --wait timed out
+  2  the command line is wrong
+  4  no synproxy can be reached, or several run and --socket names none
+  5  permission denied: run as root, as the user synproxy runs as, or as a member of its `control_group`";
+
+/// Shown below the options of `top`.
+const TOP_HELP: &str = "\
+Keys:
+  q  quit         s  sort talkers by frames, SYNs or bytes
+  p  freeze       t  switch between rates and totals since the start";
+
+/// Shown below the options of `explain`.
+const EXPLAIN_HELP: &str = "\
+The running proxy decides on a copy of the frame and of all state the decision depends on. Nothing is changed or sent.";
+
+/// Shown below the options of `capture start`.
+const CAPTURE_HELP: &str = "\
+Frames:
+  received  every frame received on either port, before it is edited
+  sent      every frame sent by either port, after it was edited
+  lan       frames the LAN port receives and sends
+  wan       frames the WAN port receives and sends
+  drops     samples of dropped frames, each with its drop reason as a comment
+
+One capture of each kind can run at a time. It ends with `synctl capture stop`, or when synproxy ends.";
+
+/// Queries and controls a running synproxy
+#[derive(Debug, Parser)]
+#[command(name = "synctl", version, after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The control socket of synproxy; not needed if only one runs on this machine
+    #[arg(long, value_name = "PATH", global = true, display_order = 100)]
+    socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows version, interfaces, modes, and whether all workers answer
+    Status {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows all counters since the start
+    Stats {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists and changes the TCP options announced to the clients of servers, for modes set to `commanded`
+    #[command(alias = "backends")]
+    Servers {
+        #[command(subcommand)]
+        operation: Servers,
+    },
+    /// Lets new connections pass unproxied, so that synproxy can be stopped once the connections it translates have ended
+    Drain {
+        /// Ends draining: proxies new connections again
+        #[arg(long, conflicts_with = "wait")]
+        off: bool,
+        /// Waits until no connection depends on synproxy; after SECONDS, gives up with status 1
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u64>,
+    },
+    /// Signs SYN cookies with a new secret from the next epoch on; cookies already sent stay valid for their normal lifetime
+    RotateSecrets,
+    /// Lists connections
+    Flows(Flows),
+    /// Shows live rates, connections, top talkers and drops
+    #[command(after_help = TOP_HELP)]
+    Top {
+        /// Prints one screen after one second, and ends; the default if standard output is not a terminal
+        #[arg(long)]
+        once: bool,
+        /// Prints the reply as JSON, and ends
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows step by step what synproxy would do with a frame, without changing anything
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain {
+        /// The frame from its Ethernet header on, in hexadecimal digits; or pcap:FILE:N for the Nth frame of a capture, from 1
+        frame: String,
+        /// The port the frame would arrive at: lan or wan
+        #[arg(long, default_value = "wan")]
+        side: Side,
+        /// The worker to ask, instead of the one that owns the frame's flow
+        #[arg(long, value_name = "N")]
+        worker: Option<usize>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Starts, stops and lists captures of frames into pcapng files
+    Capture {
+        #[command(subcommand)]
+        operation: Captures,
+    },
+    /// Changes a setting until synproxy ends
+    Set {
+        #[command(subcommand)]
+        setting: Setting,
+    },
+}
+
+/// Operations on server entries.
+#[derive(Debug, Subcommand)]
+enum Servers {
+    /// Lists all entries
+    List {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Adds an entry; fails if there is one for this address, port and protocol
+    Add(ServerOptions),
+    /// Adds an entry, or replaces the one for this address, port and protocol
+    Mod(ServerOptions),
+    /// Deletes the entry for exactly this address, port and protocol
+    Del(Server),
+    /// Deletes all entries, or those of ADDRESS
+    Flush {
+        /// An IPv4 or IPv6 address
+        address: Option<IpAddr>,
+    },
+}
+
+/// Operations on captures.
+#[derive(Debug, Subcommand)]
+enum Captures {
+    /// Lists the running captures and their counts
+    List {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Starts a capture; synproxy writes the file, with its own rights
+    #[command(after_help = CAPTURE_HELP)]
+    Start(Capture),
+    /// Stops the capture of one kind, or all captures, and prints their counts
+    Stop {
+        /// received, sent, lan, wan or drops; all if omitted
+        #[arg(value_parser = kinds())]
+        frames: Option<CaptureKind>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A capture to start.
+#[derive(Args, Clone, Debug)]
+struct Capture {
+    /// Which frames to capture
+    #[arg(value_parser = kinds())]
+    frames: CaptureKind,
+    /// The file, which must not exist yet
+    file: PathBuf,
+    /// The largest size of the file; with suffix k, M or G
+    #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = control::file_bytes)]
+    limit: u64,
+    /// Bytes captured of each frame
+    #[arg(long, value_name = "BYTES", default_value_t = 65535, value_parser = clap::value_parser!(u16).range(14..))]
+    snap: u16,
+    /// For `drops`: frames captured per drop reason and second
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+}
+
+/// Parses a kind of frames by its name.
+fn kinds() -> impl TypedValueParser<Value = CaptureKind> {
+    let known = |name: String| name.parse().expect("it is one of the names");
+    PossibleValuesParser::new(CaptureKind::ALL.map(CaptureKind::name)).map(known)
+}
+
+/// A server.
+#[derive(Args, Clone, Copy, Debug)]
+struct Server {
+    /// Its IPv4 or IPv6 address
+    address: IpAddr,
+    /// Its port; 0 is every port
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// The IP protocol number; 0 is every protocol
+    #[arg(long, default_value_t = 6)]
+    protocol: u8,
+}
+
+/// A server and the options announced to its clients.
+#[derive(Args, Clone, Copy, Debug)]
+struct ServerOptions {
+    #[command(flatten)]
+    server: Server,
+    /// The MSS announced to its clients, in bytes
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    mss: u16,
+    /// Whether SACK is announced
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = switch, action = ArgAction::Set)]
+    sack: bool,
+    /// The window scale announced
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=14))]
+    wscale: u8,
+}
+
+impl ServerOptions {
+    fn entry(self) -> Entry {
+        let Server { address, port, protocol } = self.server;
+        Entry { address, port, protocol, mss: self.mss, sack: self.sack, wscale: self.wscale }
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "1" => Ok(true),
+        "off" | "0" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
+    }
+}
+
+/// Which connections to list.
+#[derive(Debug, clap::Args)]
+struct Flows {
+    /// Only connections with this LAN address, or a LAN address in this network (192.0.2.0/24)
+    #[arg(long, value_name = "NETWORK")]
+    lan: Option<String>,
+    /// Only connections with this WAN address, or a WAN address in this network
+    #[arg(long, value_name = "NETWORK")]
+    wan: Option<String>,
+    /// Only connections with this TCP port on the LAN side
+    #[arg(long, value_name = "PORT")]
+    lan_port: Option<u16>,
+    /// Only connections with this TCP port on the WAN side
+    #[arg(long, value_name = "PORT")]
+    wan_port: Option<u16>,
+    /// Only connections in this state: syn-cached, server-syn-sent, syn-sent, syn-received, unconfirmed, ack-withheld,
+    /// window-pending, established, fin-wait, last-ack, time-wait or reset
+    #[arg(long)]
+    state: Option<String>,
+    /// At most N connections
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Prints each connection as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The settings.
+#[derive(Debug, Subcommand)]
+enum Setting {
+    /// The least severe level that is logged
+    LogLevel {
+        /// error, warn, info, debug or trace
+        level: LogLevel,
+    },
+}
+
+/// Why the program fails.
+#[derive(Debug)]
+enum Failure {
+    Client(ClientError),
+    /// What `--wait` waits for did not happen.
+    Incomplete(&'static str),
+    Output(io::Error),
+    Input(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Failure::Client(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Output(error)
+    }
+}
+
+/// Parses the command line and runs the program.
+pub fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has closed it: `synctl flows | head`.
+        Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) => {
+            eprintln!("synctl: {error}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Incomplete(why)) => {
+            eprintln!("synctl: {why}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Input(message)) => {
+            eprintln!("synctl: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Client(error)) => {
+            eprintln!("synctl: {error}");
+            status(&error)
+        }
+    }
+}
+
+/// The exit status for each error, as `--help` lists them.
+fn status(error: &ClientError) -> ExitCode {
+    ExitCode::from(match error {
+        ClientError::Unreachable { forbidden: true, .. } => 5,
+        ClientError::Refused(refusal) if refusal.why == control::Why::Forbidden => 5,
+        ClientError::Unreachable { .. } | ClientError::Ambiguous(_) | ClientError::Io(_) => 4,
+        ClientError::Unexpected(_) | ClientError::Refused(_) => 1,
+    })
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut client = match &arguments.socket {
+        Some(path) => Client::connect(path)?,
+        None => Client::connect_to_only()?,
+    };
+    match &arguments.command {
+        Command::Flows(flows) => return list(&mut client, flows),
+        Command::Top { once, json: false } => return top(client, *once),
+        _ => {}
+    }
+    let (request, json) = request(&arguments.command)?;
+    let reply = client.ask(&request)?;
+    let mut out = io::stdout().lock();
+    if let Command::Drain { wait: Some(seconds), .. } = arguments.command {
+        return wait_until_drained(&mut client, &mut out, Duration::from_secs(seconds));
+    }
+    if json {
+        control::write_line(&mut out, &reply)?;
+    } else {
+        write!(out, "{}", text(&reply))?;
+    }
+    Ok(())
+}
+
+/// Waits until no connection depends on the box.
+fn wait_until_drained(client: &mut Client, out: &mut impl Write, patience: Duration) -> Result<(), Failure> {
+    let begin = Instant::now();
+    let mut shown = None;
+    loop {
+        let Reply::Status(status) = client.ask(&Request::Status)? else { continue };
+        let Some(drain) = status.drain else { return Err(Failure::Incomplete("draining was ended by another client")) };
+        if drain.left == 0 {
+            writeln!(out, "drained")?;
+            return Ok(());
+        }
+        if shown != Some(drain.left) {
+            writeln!(out, "{} connections left", drain.left)?;
+            shown = Some(drain.left);
+        }
+        if begin.elapsed() >= patience {
+            return Err(Failure::Incomplete("connections are left after the time given by --wait"));
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The request of a subcommand, and whether to print the reply as JSON.
+fn request(command: &Command) -> Result<(Request, bool), Failure> {
+    Ok(match command {
+        Command::Status { json } => (Request::Status, *json),
+        Command::Stats { json } => (Request::Stats, *json),
+        Command::Servers { operation } => match operation {
+            Servers::List { json } => (Request::Servers, *json),
+            Servers::Add(server) => (Request::AddServer(server.entry()), false),
+            Servers::Mod(server) => (Request::ModifyServer(server.entry()), false),
+            Servers::Del(Server { address, port, protocol }) => {
+                (Request::DeleteServer(Key { address: *address, port: *port, protocol: *protocol }), false)
+            }
+            Servers::Flush { address } => (Request::FlushServers { address: *address }, false),
+        },
+        Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
+        Command::RotateSecrets => (Request::RotateSecrets, false),
+        Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
+        Command::Capture { operation } => match operation {
+            Captures::List { json } => (Request::Captures, *json),
+            Captures::Start(Capture { frames, file, limit, snap, rate }) => {
+                let limits = CaptureLimits { file_bytes: *limit, frame_bytes: *snap, drops_a_second: *rate };
+                // The working directory of synproxy is another one.
+                let path = std::path::absolute(file)
+                    .map_err(|error| Failure::Input(format!("{}: {error}", file.display())))?;
+                (Request::StartCapture { kind: *frames, path, limits }, false)
+            }
+            Captures::Stop { frames, json } => (Request::StopCapture { kind: *frames }, *json),
+        },
+        Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
+        Command::Top { json, .. } => (Request::Top, *json),
+        Command::Explain { frame, side, worker, json } => {
+            (Request::Explain { side: *side, frame: frame_digits(frame)?, worker: *worker }, *json)
+        }
+    })
+}
+
+/// The request for a page of connections.
+fn page(flows: &Flows, from: Option<Cursor>, limit: Option<usize>) -> Request {
+    let filter = FlowFilter {
+        lan: flows.lan.clone(),
+        wan: flows.wan.clone(),
+        lan_port: flows.lan_port,
+        wan_port: flows.wan_port,
+        state: flows.state.clone(),
+    };
+    Request::Flows { filter, from, limit }
+}
+
+/// Lists connections, page by page.
+fn list(client: &mut Client, flows: &Flows) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let (mut from, mut columns, mut left) = (None, None, flows.limit.unwrap_or(usize::MAX));
+    loop {
+        let reply = client.ask(&page(flows, from, Some(left)))?;
+        let Reply::Flows(page) = reply else { return Err(ClientError::Unexpected(format!("{reply:?}")).into()) };
+        let shown = &page.flows[..page.flows.len().min(left)];
+        left -= shown.len();
+        if flows.json {
+            for flow in shown {
+                control::write_line(&mut out, flow)?;
+            }
+        } else if !shown.is_empty() {
+            let is_first = columns.is_none();
+            let columns = columns.get_or_insert_with(|| views::Columns::of(shown));
+            if is_first {
+                write!(out, "{}", columns.head())?;
+            }
+            for flow in shown {
+                write!(out, "{}", columns.row(flow))?;
+            }
+        }
+        from = page.next;
+        if from.is_none() || left == 0 {
+            return Ok(out.flush()?);
+        }
+    }
+}
+
+/// Runs `top`: on a terminal until the user quits, otherwise once.
+fn top(mut client: Client, once: bool) -> Result<(), Failure> {
+    if once || !io::stdout().is_terminal() {
+        write!(io::stdout(), "{}", watch::once(&mut client)?)?;
+        return Ok(());
+    }
+    watch::watch(client).map_err(|trouble| match trouble {
+        WatchError::Client(error) => Failure::Client(error),
+        WatchError::Terminal(error) => Failure::Output(error),
+        WatchError::Signals(error) => Failure::Output(io::Error::other(error)),
+    })
+}
+
+/// The hexadecimal digits of a frame argument: the argument itself, or a frame of a capture, counted from 1.
+fn frame_digits(frame: &str) -> Result<String, Failure> {
+    let Some(place) = frame.strip_prefix("pcap:") else { return Ok(frame.to_owned()) };
+    let parsed = place.rsplit_once(':').and_then(|(file, number)| Some((file, number.parse::<u64>().ok()?)));
+    let Some((file, number @ 1..)) = parsed else {
+        return Err(Failure::Input(format!("expected pcap:FILE:N with N at least 1, found {frame:?}")));
+    };
+    let read_error = |error: PcapFileError| Failure::Input(error.to_string());
+    let mut reader = PcapReader::open(file).map_err(read_error)?;
+    let mut record = Record::default();
+    for _ in 0..number {
+        if !reader.read(&mut record).map_err(read_error)? {
+            return Err(Failure::Input(format!("{file} has fewer than {number} frames")));
+        }
+    }
+    Ok(record.bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A reply as text.
+fn text(reply: &Reply) -> String {
+    match reply {
+        Reply::Status(status) => show::status(status),
+        Reply::Stats(stats) => show::stats(stats),
+        Reply::Servers(entries) | Reply::Backends(entries) => show::servers(entries),
+        Reply::Captures(captures) => show::captures(captures),
+        Reply::Explained(explained) => views::explained(explained),
+        Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
+        Reply::Done(message) => format!("{message}\n"),
+        Reply::Error(refusal) => format!("{}\n", refusal.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn a_command_line_becomes_its_request() {
+        let parse = |line: &str| {
+            let arguments = Arguments::try_parse_from(line.split_whitespace()).map_err(|error| error.exit_code());
+            arguments.map(|arguments| request(&arguments.command).expect("no file is named"))
+        };
+        assert_eq!(parse("synctl status"), Ok((Request::Status, false)));
+        assert_eq!(parse("synctl stats --json --socket x"), Ok((Request::Stats, true)));
+        assert_eq!(parse("synctl set log-level debug"), Ok((Request::SetLogLevel { level: LogLevel::Debug }, false)));
+        let entry =
+            Entry { address: "10.0.0.1".parse().unwrap(), port: 80, protocol: 6, mss: 1460, sack: false, wscale: 7 };
+        let server = "10.0.0.1 --port 80 --mss 1460 --sack off --wscale 7";
+        assert_eq!(parse(&format!("synctl servers add {server}")), Ok((Request::AddServer(entry), false)));
+        assert_eq!(parse(&format!("synctl servers mod {server}")), Ok((Request::ModifyServer(entry), false)));
+        assert_eq!(parse("synctl servers del 10.0.0.1 --port 80"), Ok((Request::DeleteServer(entry.key()), false)));
+        let flush = |address| Ok((Request::FlushServers { address }, false));
+        assert_eq!(parse("synctl servers flush"), flush(None));
+        assert_eq!(parse("synctl servers flush 10.0.0.1"), flush(Some(entry.address)));
+        assert_eq!(parse("synctl backends flush"), flush(None), "the former name");
+        assert_eq!(parse("synctl servers list --json"), Ok((Request::Servers, true)));
+        assert_eq!(parse("synctl drain --wait 5"), Ok((Request::Drain { on: true }, false)));
+        assert_eq!(parse("synctl drain --off"), Ok((Request::Drain { on: false }, false)));
+        let explain = Request::Explain { side: Side::Lan, frame: "00ff".into(), worker: None };
+        assert_eq!(parse("synctl explain --side lan 00ff"), Ok((explain, false)));
+        let filter = FlowFilter { wan: Some("198.51.100.0/24".into()), lan_port: Some(80), ..FlowFilter::default() };
+        let flows = Request::Flows { filter, from: None, limit: Some(5) };
+        assert_eq!(parse("synctl flows --wan 198.51.100.0/24 --lan-port 80 --limit 5 --json"), Ok((flows, true)));
+        let start = |path: &str, limits| Request::StartCapture { kind: CaptureKind::Drops, path: path.into(), limits };
+        let limits = CaptureLimits::default();
+        assert_eq!(parse("synctl capture start drops /a/b"), Ok((start("/a/b", limits), false)));
+        let limits = CaptureLimits { file_bytes: 65_536, frame_bytes: 96, drops_a_second: 3 };
+        let line = "synctl capture start drops /a --limit 64k --snap 96 --rate 3";
+        assert_eq!(parse(line), Ok((start("/a", limits), false)));
+        let here = std::env::current_dir().expect("a directory").join("b");
+        assert_eq!(
+            parse("synctl capture start drops b"),
+            Ok((start(here.to_str().unwrap(), CaptureLimits::default()), false))
+        );
+        assert_eq!(parse("synctl capture stop"), Ok((Request::StopCapture { kind: None }, false)));
+        let wan = Request::StopCapture { kind: Some(CaptureKind::Wan) };
+        assert_eq!(parse("synctl capture stop wan --json"), Ok((wan, true)));
+        for wrong in [
+            "synctl capture start nothing /a",
+            "synctl capture start drops",
+            "synctl capture start drops /a --limit 1",
+            "synctl servers add 10.0.0.1 --mss 0 --wscale 7",
+            "synctl servers add 10.0.0.1 --mss 1460 --wscale 15",
+            "synctl drain --off --wait 1",
+            "synctl servers flush somewhere",
+            "synctl",
+            "synctl set log-level loud",
+            "synctl stat",
+        ] {
+            assert_eq!(parse(wrong), Err(2), "{wrong}");
+        }
+    }
+}
