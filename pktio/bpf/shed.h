@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// Which frames are dropped unseen while a worker cannot keep up: calls (SYN without ACK) of sources that have never proved
-// themselves, at level 1 those seen for the first time, at level 2 the repeated ones as well. Everything else passes, and
-// so does whatever is not understood here. `sieve.rs` is the other end of the maps, and the same rule in Rust.
+// Load shedding: which frames are dropped while a worker cannot keep up. SYNs (SYN without ACK) of sources that have never proved
+// themselves: at level 1 those seen for the first time, at level 2 repeated ones as well. Everything else passes, and so does every
+// frame that cannot be parsed here. `src/shed.rs` is the same rule in Rust, `src/xdp/shed.rs` the other side of the maps.
 
-enum { RECENT_LINES = 1 << 19, RECENT_SLICES = 7, FAVOURED_LINES = 1 << 18 };
-// A slice lasts 2^29 ns, half a second; a call is repeated if it was seen in one of the four before the present one. A client repeats
+enum { RECENT_LINES = 1 << 19, RECENT_SLICES = 7, PROVED_LINES = 1 << 18 };
+// A slice lasts 2^29 ns, half a second; a SYN is repeated if it was seen in one of the four before the present one. A client retransmits
 // its SYN after one second, and after two more.
 enum { SLICE_BITS = 29, SLICES_BACK = 4 };
-// A generation lasts 2^39 ns, nine minutes; a source is favoured in its own and in the next.
+// A generation lasts 2^39 ns, nine minutes; a source counts as proved in its own and in the next.
 enum { GENERATION_BITS = 39, GENERATION_SHIFT = 56 };
 
 // Set by the loader: whether this port sheds at all, and the key of the hashes.
@@ -16,8 +16,8 @@ volatile const u32 sheds = 0;
 volatile const u64 key0 = 0;
 volatile const u64 key1 = 0;
 
-// Per receive queue: the level its worker has set, with the share of fresh calls that pass all the same (256ths) eight bits
-// further up, and what was dropped by it. A cache line each.
+// Per receive queue: the level its worker has set, with the share of fresh SYNs that pass nevertheless (256ths) eight bits
+// further up, and the fresh and repeated SYNs dropped. A cache line each.
 struct control {
     u64 level;
     u64 fresh;
@@ -33,21 +33,21 @@ struct {
     struct control *value;
 } control SEC(".maps");
 
-// Sources that have proved themselves: a Bloom filter of two generations. A word bears the generation it was written in, by which
-// a stale one is known.
-struct favoured {
+// Sources that have proved themselves: a Bloom filter of two generations. A word carries the generation it was written in, so
+// that stale words need not be cleared.
+struct proved {
     u64 words[2];
 };
 
 struct {
     ATTRIBUTE(type, MAP_TYPE_ARRAY);
     ATTRIBUTE(map_flags, MAP_MMAPABLE);
-    ATTRIBUTE(max_entries, FAVOURED_LINES);
+    ATTRIBUTE(max_entries, PROVED_LINES);
     u32 *key;
-    struct favoured *value;
-} favoured SEC(".maps");
+    struct proved *value;
+} proved SEC(".maps");
 
-// Calls of the last seconds: a Bloom filter in time slices, each line of which knows when it was last written.
+// SYNs of the last seconds: a Bloom filter in time slices; each line holds the slice that was written last.
 struct recent {
     u64 slices[RECENT_SLICES];
     u64 last;
@@ -73,7 +73,7 @@ INLINE void sip_round(u64 v[4])
     v[2] += v[1], v[1] = rotate(v[1], 17), v[1] ^= v[2], v[2] = rotate(v[2], 32);
 }
 
-// SipHash-1-3 of so many words.
+// SipHash-1-3 of `count` words.
 INLINE u64 siphash(const u64 *words, int count)
 {
     u64 v[4] = {
@@ -96,15 +96,15 @@ INLINE u64 siphash(const u64 *words, int count)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-// A call: its source and what tells it from others.
-struct call {
+// A SYN: its source, and the fields that distinguish it from others.
+struct syn {
     u64 source[2];
     // Hash of the source, destination, ports and sequence number.
     u64 whole[4];
 };
 
-// Reads a call out of a frame; 0 if the frame is none, or is not understood.
-INLINE int read_call(struct xdp_md *ctx, struct call *call)
+// Reads the SYN of a frame; 0 if the frame holds none, or cannot be parsed.
+INLINE int read_syn(struct xdp_md *ctx, struct syn *syn)
 {
     u8 *data = (u8 *)(long)ctx->data;
     u8 *end = (u8 *)(long)ctx->data_end;
@@ -134,16 +134,16 @@ INLINE int read_call(struct xdp_md *ctx, struct call *call)
         u32 source, destination;
         __builtin_memcpy(&source, ip + 12, 4);
         __builtin_memcpy(&destination, ip + 16, 4);
-        call->source[0] = 0;
-        call->source[1] = (u64)source << 32 | 0xffff0000;
-        call->whole[1] = 0;
-        call->whole[2] = (u64)destination << 32 | 0xffff0000;
+        syn->source[0] = 0;
+        syn->source[1] = (u64)source << 32 | 0xffff0000;
+        syn->whole[1] = 0;
+        syn->whole[2] = (u64)destination << 32 | 0xffff0000;
         tcp = ip + length;
     } else if (type == 0x86dd) {
         if (ip + 40 > end || ip[0] >> 4 != 6)
             return 0;
-        __builtin_memcpy(call->source, ip + 8, 16);
-        __builtin_memcpy(&call->whole[1], ip + 24, 16);
+        __builtin_memcpy(syn->source, ip + 8, 16);
+        __builtin_memcpy(&syn->whole[1], ip + 24, 16);
         u8 next = ip[6];
         u32 length = 40;
 #pragma unroll
@@ -168,7 +168,7 @@ INLINE int read_call(struct xdp_md *ctx, struct call *call)
     // SYN, and neither FIN, RST nor ACK.
     if ((tcp[13] & 0x17) != 0x02)
         return 0;
-    __builtin_memcpy(&call->whole[3], tcp, 8);
+    __builtin_memcpy(&syn->whole[3], tcp, 8);
     return 1;
 }
 
@@ -179,11 +179,11 @@ INLINE u64 bits(u64 hash, u64 width)
            1ull << ((hash >> 48 & 0xff) * width >> 8);
 }
 
-INLINE int is_favoured(u64 hash, u64 now)
+INLINE int is_proved(u64 hash, u64 now)
 {
-    u32 line = hash & (FAVOURED_LINES - 1);
+    u32 line = hash & (PROVED_LINES - 1);
     u64 present = now >> GENERATION_BITS;
-    struct favoured *entry = map_lookup_elem(&favoured, &line);
+    struct proved *entry = map_lookup_elem(&proved, &line);
     if (!entry)
         return 0;
     u64 wanted = bits(hash, GENERATION_SHIFT);
@@ -197,7 +197,7 @@ INLINE int is_favoured(u64 hash, u64 now)
     return 0;
 }
 
-// Whether the call was seen before, though not just now. Takes note of it.
+// Whether the SYN was seen before, in an earlier slice. Remembers it.
 INLINE int is_repeated(u64 hash, u64 now)
 {
     u32 line = hash & (RECENT_LINES - 1);
@@ -206,7 +206,7 @@ INLINE int is_repeated(u64 hash, u64 now)
     if (!entry)
         return 0;
     u64 wanted = bits(hash, 64);
-    // On another core it may be a little later.
+    // Another core's clock may be a little ahead.
     u64 last = entry->last;
     if (slice < last)
         slice = last;
@@ -216,7 +216,7 @@ INLINE int is_repeated(u64 hash, u64 now)
     if (passed) {
 #pragma unroll
         for (u64 i = 0; i < RECENT_SLICES; i++) {
-            // How many slices ago this word was the present one, the present one being 0.
+            // How many slices ago this word was the current one; the current one is 0.
             u64 age = (place + RECENT_SLICES - i) % RECENT_SLICES;
             if (age < passed)
                 entry->slices[i] = 0;
@@ -235,7 +235,7 @@ INLINE int is_repeated(u64 hash, u64 now)
     return found;
 }
 
-// Whether the frame is to be dropped unseen.
+// Whether the frame is to be dropped.
 INLINE int is_shed(struct xdp_md *ctx)
 {
     u32 queue = ctx->rx_queue_index;
@@ -246,15 +246,15 @@ INLINE int is_shed(struct xdp_md *ctx)
     u64 level = word & 0xff;
     if (!level)
         return 0;
-    struct call call;
-    if (!read_call(ctx, &call))
+    struct syn syn;
+    if (!read_syn(ctx, &syn))
         return 0;
     u64 now = ktime_get_boot_ns();
-    u64 source = siphash(call.source, 2);
-    if (is_favoured(source, now))
+    u64 source = siphash(syn.source, 2);
+    if (is_proved(source, now))
         return 0;
-    call.whole[0] = source;
-    u64 hash = siphash(call.whole, 4);
+    syn.whole[0] = source;
+    u64 hash = siphash(syn.whole, 4);
     if (!is_repeated(hash, now)) {
         // The top bits of the hash, which are used for nothing else.
         if (hash >> 56 < word >> 8)

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for worker in workers {
         worker.join().map_err(|_| "a worker panicked")?;
     }
-    println!("strays {}", opened.guard.strays());
+    println!("unclaimed {}", opened.guard.unclaimed());
     Ok(())
 }
 

@@ -1,33 +1,36 @@
-//! Frames copied aside into a pcapng file, by workers who never wait for a disk.
+//! Frames copied into a pcapng file, by workers that never wait for a disk.
 //!
-//! Each worker has a [`Tap`]: it copies frames into chunks of memory taken at the start, and hands full ones to the file's own
-//! thread over a bounded queue without locks. When all chunks are on their way the tap misses frames and counts them; the file
-//! ends with what there was to be captured and what was missed. Which frames are captured is the worker's matter.
+//! Each worker has a [`Tap`]: it copies frames into chunks of memory allocated at the start, and passes full ones to the file's own
+//! thread over a bounded queue without locks. When all chunks are in the queue, the tap misses frames and counts them; the file
+//! ends with the number of all frames and of those missed. The worker decides which frames are captured.
+
+mod queue;
+mod tap;
+mod writer;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
-use std::time::{Duration, Instant, SystemTime};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
-use tracing::{info, warn};
-
-use crate::frame::Frame;
-use crate::pcap::{self, InterfaceDescription, Label};
+use crate::pcap::{InterfaceDescription, STATISTICS_LEN, put_header};
+use queue::{CHUNK, Shared, TapQueue, total};
+pub use queue::{INTERFACES, LONGEST};
+pub use tap::Tap;
+use writer::Writer;
 
 /// How much is captured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureOptions {
-    /// Bytes kept of each frame, at most [`LONGEST`]; its real length is noted beside them.
+    /// Bytes kept of each frame, at most [`LONGEST`]; its real length is recorded with them.
     pub snap_len: usize,
-    /// How large the file may grow, in bytes. What comes after is not captured, and counted.
+    /// The largest size of the file, in bytes. Frames after that are not captured, but counted.
     pub max_bytes: u64,
-    /// Memory that one tap may fill while the disk is busy, in bytes; taken at once, in chunks.
+    /// Memory that one tap may fill while the disk is busy, in bytes; allocated at once, in chunks.
     pub buffer: usize,
 }
 
@@ -37,21 +40,7 @@ impl Default for CaptureOptions {
     }
 }
 
-/// The most bytes kept of a frame.
-pub const LONGEST: usize = 65_535;
-
-/// The most interfaces of a file.
-pub const INTERFACES: usize = 2;
-
-/// The size of a chunk, in bytes.
-const CHUNK: usize = 128 << 10;
-
-const _: () = assert!(LONGEST + pcap::FRAME_OVERHEAD <= CHUNK, "every frame fits a chunk");
-
-/// How long the thread sleeps when nobody wakes it.
-const NAP: Duration = Duration::from_millis(100);
-
-/// What a capture file holds.
+/// The counters of a capture.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureStatistics {
     /// Frames written.
@@ -62,54 +51,22 @@ pub struct CaptureStatistics {
     pub beyond: u64,
 }
 
-/// Frames, by interface.
-type Counts = [u64; INTERFACES];
-
-/// Blocks of the file on their way to it, and the frames they are.
-struct Chunk {
-    bytes: Vec<u8>,
-    frames: Counts,
-}
-
-/// The way from one tap to the thread, and back for empty chunks.
-struct Belt {
-    full: ArrayQueue<Chunk>,
-    spare: ArrayQueue<Vec<u8>>,
-    /// Written by the tap alone.
-    missed: [AtomicU64; INTERFACES],
-    beyond: [AtomicU64; INTERFACES],
-    /// The tap is gone, and has handed over all it had.
-    is_over: AtomicBool,
-}
-
-struct Shared {
-    captured: [AtomicU64; INTERFACES],
-    /// What was handed over and not written.
-    beyond: [AtomicU64; INTERFACES],
-    /// The file takes no more frames.
-    is_full: AtomicBool,
-    /// Taps are no longer waited for.
-    ending: AtomicBool,
-    belts: Vec<Arc<Belt>>,
-    error: Mutex<Option<io::Error>>,
-}
-
-/// What becomes of a file that is there already.
+/// What happens to a file that exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Former {
-    /// It is emptied.
-    Emptied,
-    /// It stays, and nothing is captured.
-    Kept,
+pub enum ExistingFile {
+    /// It is truncated.
+    Truncate,
+    /// It stays, and the capture is refused.
+    Refuse,
 }
 
-/// A capture file that several workers write to. Dropping it does not wait for taps that are still there; [`finish`](Self::finish) does.
+/// A capture file that several workers write to. Dropping it does not wait for taps that still exist; [`finish`](Self::finish) does.
 ///
 /// ```no_run
-/// # use pktio::capture::{CaptureFile, CaptureOptions, Former};
+/// # use pktio::capture::{CaptureFile, CaptureOptions, ExistingFile};
 /// # use std::time::Duration;
 /// let interfaces = ["lan".into(), "wan".into()];
-/// let (file, taps) = CaptureFile::create("all.pcapng", Former::Emptied, &interfaces, CaptureOptions::default(), 2, || ())?;
+/// let (file, taps) = CaptureFile::create("all.pcapng", ExistingFile::Truncate, &interfaces, CaptureOptions::default(), 2, || ())?;
 /// // Each worker takes a tap; when they are dropped:
 /// # drop(taps);
 /// let statistics = file.finish(Duration::from_secs(1));
@@ -122,35 +79,35 @@ pub struct CaptureFile {
 }
 
 impl CaptureFile {
-    /// Creates the file with these interfaces and a tap for each worker, and starts its thread, which calls `settle` first. Only its owner
-    /// may read a file that is new: it holds what others said.
+    /// Creates the file with these interfaces and a tap for each worker, and starts its thread, which calls `settle` first. A new file has
+    /// mode 0600, since it holds other people's data.
     ///
     /// # Errors
     ///
-    /// When the file cannot be created or written, or the thread not started; or when a file, or a link to one, is there and to be
-    /// [`Kept`](Former::Kept).
+    /// When the file cannot be created or written, or the thread not started; or when a file, or a link to one, exists and
+    /// [`Refuse`](ExistingFile::Refuse) was given.
     ///
     /// # Panics
     ///
     /// With more than [`INTERFACES`] interfaces.
     pub fn create(
         path: impl AsRef<Path>,
-        former: Former,
+        existing: ExistingFile,
         interfaces: &[InterfaceDescription],
         options: CaptureOptions,
         taps: usize,
         settle: impl FnOnce() + Send + 'static,
     ) -> io::Result<(CaptureFile, Vec<Tap>)> {
         let mut open = OpenOptions::new();
-        match former {
-            Former::Emptied => open.create(true).truncate(true),
-            Former::Kept => open.create_new(true),
+        match existing {
+            ExistingFile::Truncate => open.create(true).truncate(true),
+            ExistingFile::Refuse => open.create_new(true),
         };
         let file = open.write(true).mode(0o600).open(&path)?;
         CaptureFile::new(path, file, interfaces, options, taps, settle)
     }
 
-    /// As [`create`](Self::create), to any output; `path` is what it is called.
+    /// As [`create`](Self::create), to any output; `path` is its name in the log.
     ///
     /// # Errors
     ///
@@ -174,20 +131,20 @@ impl CaptureFile {
             .map(|interface| InterfaceDescription { snap_len: snap_len as u32, ..interface.clone() })
             .collect();
         let mut header = Vec::new();
-        pcap::put_header(&mut header, &described);
+        put_header(&mut header, &described);
         let mut output = output;
         output.write_all(&header)?;
-        let ending = interfaces.len() * pcap::STATISTICS_LEN;
+        let ending = interfaces.len() * STATISTICS_LEN;
         let room = options.max_bytes.saturating_sub((header.len() + ending) as u64);
 
         let chunks = (options.buffer / CHUNK).max(2);
-        let belts: Vec<Arc<Belt>> = (0..taps).map(|_| Arc::new(Belt::new(chunks))).collect();
+        let tap_queues: Vec<Arc<TapQueue>> = (0..taps).map(|_| Arc::new(TapQueue::new(chunks))).collect();
         let shared = Arc::new(Shared {
             captured: Default::default(),
             beyond: Default::default(),
             is_full: AtomicBool::new(room == 0),
             ending: AtomicBool::new(false),
-            belts: belts.clone(),
+            tap_queues: tap_queues.clone(),
             error: Mutex::new(None),
         });
         let path = path.as_ref().to_path_buf();
@@ -197,36 +154,25 @@ impl CaptureFile {
             settle();
             writer.run();
         })?;
-        let tap = |(belt, queue)| Tap {
-            queue,
-            snap_len,
-            // The pages are touched, and so taken, when they are first filled.
-            bytes: Vec::with_capacity(CHUNK),
-            frames: Counts::default(),
-            filled: Vec::with_capacity(chunks),
-            // More than a turn sends by one port.
-            marks: Vec::with_capacity(1024),
-            belt,
-            shared: Arc::clone(&shared),
-            writer: thread.thread().clone(),
-        };
-        let taps = belts.into_iter().zip(0..).map(tap).collect();
+        let tap =
+            |(tap_queue, worker)| Tap::new(worker, snap_len, tap_queue, Arc::clone(&shared), thread.thread().clone());
+        let taps = tap_queues.into_iter().zip(0..).map(tap).collect();
         Ok((CaptureFile { path, shared, thread: Some(thread) }, taps))
     }
 
-    /// What has been captured so far, and what was missed.
+    /// The counters so far.
     pub fn statistics(&self) -> CaptureStatistics {
-        let sum = |of: fn(&Belt) -> &[AtomicU64; INTERFACES]| {
-            self.shared.belts.iter().map(|belt| total(of(belt))).sum::<u64>()
+        let sum = |of: fn(&TapQueue) -> &[AtomicU64; INTERFACES]| {
+            self.shared.tap_queues.iter().map(|tap_queue| total(of(tap_queue))).sum::<u64>()
         };
         CaptureStatistics {
             captured: total(&self.shared.captured),
-            missed: sum(|belt| &belt.missed),
-            beyond: total(&self.shared.beyond) + sum(|belt| &belt.beyond),
+            missed: sum(|tap_queue| &tap_queue.missed),
+            beyond: total(&self.shared.beyond) + sum(|tap_queue| &tap_queue.beyond),
         }
     }
 
-    /// The first error of writing, once; the file holds what came before it.
+    /// The first error of writing, once; the file holds the frames before it.
     pub fn take_error(&self) -> Option<io::Error> {
         self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -236,10 +182,10 @@ impl CaptureFile {
         &self.path
     }
 
-    /// Waits until the taps are gone, but no longer than `patience`, and everything is written.
-    pub fn finish(mut self, patience: Duration) -> CaptureStatistics {
+    /// Waits until the taps are dropped, but no longer than `timeout`, and everything is written.
+    pub fn finish(mut self, timeout: Duration) -> CaptureStatistics {
         let begin = Instant::now();
-        while begin.elapsed() < patience && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        while begin.elapsed() < timeout && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(2));
         }
         self.end();
@@ -261,276 +207,14 @@ impl Drop for CaptureFile {
     }
 }
 
-fn total(counts: &[AtomicU64; INTERFACES]) -> u64 {
-    counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
-}
-
-fn add(counts: &[AtomicU64; INTERFACES], more: Counts) {
-    for (count, more) in counts.iter().zip(more) {
-        if more > 0 {
-            count.fetch_add(more, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Belt {
-    fn new(chunks: usize) -> Belt {
-        let belt = Belt {
-            full: ArrayQueue::new(chunks),
-            spare: ArrayQueue::new(chunks),
-            missed: Default::default(),
-            beyond: Default::default(),
-            is_over: AtomicBool::new(false),
-        };
-        // One more is in the hands of the tap.
-        for _ in 1..chunks {
-            let _ = belt.spare.push(Vec::with_capacity(CHUNK));
-        }
-        belt
-    }
-}
-
-/// The thread of a file.
-struct Writer<W> {
-    output: W,
-    path: PathBuf,
-    /// Bytes of frames that still fit.
-    room: u64,
-    interfaces: usize,
-    shared: Arc<Shared>,
-}
-
-impl<W: Write> Writer<W> {
-    fn run(mut self) {
-        loop {
-            // Asked before the belts are looked at: what was handed over last is then there.
-            let is_over = self.shared.ending.load(Ordering::Acquire)
-                || self.shared.belts.iter().all(|belt| belt.is_over.load(Ordering::Acquire));
-            let mut idle = true;
-            for belt in &self.shared.clone().belts {
-                while let Some(Chunk { mut bytes, frames }) = belt.full.pop() {
-                    idle = false;
-                    self.write(&bytes, frames);
-                    bytes.clear();
-                    // There are no more chunks than places.
-                    let _ = belt.spare.push(bytes);
-                }
-            }
-            if is_over {
-                break;
-            }
-            if idle {
-                thread::park_timeout(NAP);
-            }
-        }
-        self.conclude();
-    }
-
-    fn write(&mut self, bytes: &[u8], frames: Counts) {
-        if self.shared.is_full.load(Ordering::Relaxed) {
-            return add(&self.shared.beyond, frames);
-        }
-        let (mut length, mut fit) = (bytes.len(), frames);
-        if bytes.len() as u64 > self.room {
-            (length, fit) = fitting(bytes, self.room as usize);
-        }
-        match self.output.write_all(&bytes[..length]) {
-            Ok(()) => {
-                self.room -= length as u64;
-                add(&self.shared.captured, fit);
-            }
-            Err(error) => {
-                warn!("{}: {error}; nothing more is captured", self.path.display());
-                self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                // What was written of it ends in the middle of a frame.
-                (self.interfaces, fit) = (0, Counts::default());
-                self.shared.is_full.store(true, Ordering::Relaxed);
-            }
-        }
-        if length < bytes.len() {
-            info!("{}: it is as large as it may grow; nothing more is captured", self.path.display());
-            self.shared.is_full.store(true, Ordering::Relaxed);
-        }
-        add(&self.shared.beyond, std::array::from_fn(|i| frames[i] - fit[i]));
-    }
-
-    /// Ends the file with the statistics of its interfaces.
-    fn conclude(&mut self) {
-        let (shared, mut bytes) = (&self.shared, Vec::new());
-        for i in 0..self.interfaces {
-            let of = |counts: &[AtomicU64; INTERFACES]| counts[i].load(Ordering::Relaxed);
-            let lost: u64 = shared.belts.iter().map(|belt| of(&belt.missed) + of(&belt.beyond)).sum();
-            let dropped = lost + of(&shared.beyond);
-            let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-            pcap::put_statistics(&mut bytes, i as u32, now, of(&shared.captured) + dropped, dropped);
-        }
-        if let Err(error) = self.output.write_all(&bytes).and_then(|()| self.output.flush()) {
-            shared.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    }
-}
-
-/// As many whole blocks of frames as lie in `room` bytes: their length, and the frames they are.
-fn fitting(bytes: &[u8], room: usize) -> (usize, Counts) {
-    let (mut length, mut frames) = (0, Counts::default());
-    while let Some(block) = bytes[length..].first_chunk::<12>() {
-        let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]) as usize;
-        if length + word(4) > room {
-            break;
-        }
-        length += word(4);
-        frames[word(8)] += 1;
-    }
-    (length, frames)
-}
-
-/// A worker's way into a capture file. Dropping it hands over what it has.
-pub struct Tap {
-    /// The worker's number, noted with its frames.
-    queue: u32,
-    snap_len: usize,
-    /// The chunk being filled, and the frames in it.
-    bytes: Vec<u8>,
-    frames: Counts,
-    /// Chunks that are full and not handed over yet, lest frames in them have to be taken back.
-    filled: Vec<Chunk>,
-    /// What was before each frame of a batch that is about to be sent; `None` for one that was missed.
-    marks: Vec<(u32, Option<Mark>)>,
-    belt: Arc<Belt>,
-    shared: Arc<Shared>,
-    writer: Thread,
-}
-
-#[derive(Clone, Copy)]
-struct Mark {
-    filled: usize,
-    length: usize,
-    frames: Counts,
-}
-
-impl Tap {
-    /// Copies a frame. To be followed by [`hand_over`](Self::hand_over), once for many.
-    pub fn record(&mut self, label: &Label<'_>, frame: &Frame) {
-        if self.put(label, frame).is_none() {
-            self.miss(label.interface);
-        }
-    }
-
-    /// Copies frames that are about to be sent: what a port accepts is gone. To be followed by [`settle`](Self::settle).
-    pub fn prepare(&mut self, label: &Label<'_>, frames: &[Frame]) {
-        for frame in frames {
-            let mark = self.put(label, frame);
-            self.marks.push((label.interface, mark));
-        }
-    }
-
-    /// Says how many of the frames that were prepared the port has accepted: those after them are taken back.
-    pub fn settle(&mut self, sent: usize) {
-        let mut marks = mem::take(&mut self.marks);
-        if let Some(mark) = marks.iter().skip(sent).find_map(|(_, mark)| *mark) {
-            self.rewind(mark);
-        }
-        for (interface, _) in marks.iter().take(sent).filter(|(_, mark)| mark.is_none()) {
-            self.miss(*interface);
-        }
-        marks.clear();
-        self.marks = marks;
-    }
-
-    /// Hands full chunks to the thread, and what is in the present one if the thread waits for it. To be called once a turn.
-    pub fn hand_over(&mut self) {
-        if self.filled.is_empty() && self.bytes.is_empty() {
-            return;
-        }
-        if self.filled.is_empty() && !self.belt.full.is_empty() {
-            // While the thread is busy the chunk may as well fill.
-            return;
-        }
-        if !self.bytes.is_empty()
-            && self.belt.full.is_empty()
-            && let Some(next) = self.belt.spare.pop()
-        {
-            self.fill(next);
-        }
-        let mut filled = mem::take(&mut self.filled);
-        for chunk in filled.drain(..) {
-            // There are no more chunks than places.
-            let _ = self.belt.full.push(chunk);
-        }
-        self.filled = filled;
-        self.writer.unpark();
-    }
-
-    /// Copies a frame into the chunk, or the next. Returns what was before, or `None` when it is missed.
-    fn put(&mut self, label: &Label<'_>, frame: &Frame) -> Option<Mark> {
-        if self.shared.is_full.load(Ordering::Relaxed) {
-            return None;
-        }
-        let captured = frame.total().min(self.snap_len);
-        let mark = Mark { filled: self.filled.len(), length: self.bytes.len(), frames: self.frames };
-        if self.bytes.len() + captured + pcap::FRAME_OVERHEAD > CHUNK {
-            let next = self.belt.spare.pop()?;
-            self.fill(next);
-        }
-        let mut left = captured;
-        let parts = frame.segments().map(|segment| {
-            let part = &segment[..segment.len().min(left)];
-            left -= part.len();
-            part
-        });
-        let label = Label { queue: Some(self.queue), ..*label };
-        pcap::put_frame(&mut self.bytes, &label, parts, frame.total());
-        self.frames[label.interface as usize] += 1;
-        Some(mark)
-    }
-
-    /// Puts the present chunk to the full ones, and begins the next.
-    fn fill(&mut self, next: Vec<u8>) {
-        let bytes = mem::replace(&mut self.bytes, next);
-        self.filled.push(Chunk { bytes, frames: mem::take(&mut self.frames) });
-    }
-
-    /// Back to what was before a frame.
-    fn rewind(&mut self, mark: Mark) {
-        while self.filled.len() > mark.filled {
-            let Some(Chunk { bytes, .. }) = self.filled.pop() else { return };
-            let mut later = mem::replace(&mut self.bytes, bytes);
-            later.clear();
-            // There are no more chunks than places.
-            let _ = self.belt.spare.push(later);
-        }
-        self.bytes.truncate(mark.length);
-        self.frames = mark.frames;
-    }
-
-    fn miss(&mut self, interface: u32) {
-        let counts = if self.shared.is_full.load(Ordering::Relaxed) { &self.belt.beyond } else { &self.belt.missed };
-        let count = &counts[interface as usize];
-        // Nobody else writes it.
-        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        if !self.bytes.is_empty() {
-            self.fill(Vec::new());
-        }
-        for chunk in self.filled.drain(..) {
-            let _ = self.belt.full.push(chunk);
-        }
-        self.belt.is_over.store(true, Ordering::Release);
-        self.writer.unpark();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::frame::{Batch, Pool};
-    use crate::pcap::{Direction, PcapReader, Record};
+    use crate::frame::Batch;
+    use crate::pcap::{Direction, Label, PcapReader, Record, put_statistics};
+    use crate::pool::Pool;
 
     /// Keeps what is written; waits for a token before each write when there is a gate.
     #[derive(Clone, Default)]
@@ -575,7 +259,7 @@ mod tests {
     fn last_statistics(disk: &Disk, interface: u32) -> (u64, u64) {
         let bytes = disk.bytes.lock().unwrap().clone();
         let mut expected = Vec::new();
-        pcap::put_statistics(&mut expected, interface, Duration::ZERO, 0, 0);
+        put_statistics(&mut expected, interface, Duration::ZERO, 0, 0);
         let at = bytes.windows(12).rposition(|w| w[..12] == expected[..12]).expect("the file ends with statistics");
         let word = |offset: usize| u64::from_le_bytes(bytes[at + offset..at + offset + 8].try_into().unwrap());
         (word(24), word(36))
@@ -602,7 +286,7 @@ mod tests {
         // A frame in several buffers is among them.
         let frames = batch(&mut pool, [vec![1; 60], vec![2; 500]]);
         taps[1].record(&inbound(1, 7), &frames[0]);
-        let outbound = Label { direction: Some(Direction::Outbound), comment: "said", ..inbound(0, 8) };
+        let outbound = Label { direction: Some(Direction::Outbound), comment: "a comment", ..inbound(0, 8) };
         taps[1].prepare(&outbound, &frames);
         taps[1].settle(2);
         drop(taps);
@@ -664,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_file_stays_within_its_bound_and_ends_with_a_whole_frame() {
-        for turns_together in [1, 50] {
+        for iterations_together in [1, 50] {
             let disk = Disk::default();
             let options = CaptureOptions { max_bytes: 10_000, snap_len: 96, ..CaptureOptions::default() };
             let (file, mut taps) = file(&disk, options, 1);
@@ -672,7 +356,7 @@ mod tests {
             let frames = batch(&mut pool, (0..20).map(|i| vec![i; 1500]));
             for i in 0..50 {
                 frames.iter().for_each(|frame| taps[0].record(&inbound(0, 0), frame));
-                if i % turns_together == 0 {
+                if i % iterations_together == 0 {
                     taps[0].hand_over();
                 }
             }
@@ -718,7 +402,7 @@ mod tests {
         taps[0].record(&inbound(0, 0), &frames[0]);
         taps[0].hand_over();
         assert_eq!(file.finish(Duration::from_millis(20)).captured, 1);
-        // What comes later goes nowhere.
+        // Later frames are discarded.
         taps[0].record(&inbound(0, 0), &frames[0]);
         taps[0].hand_over();
         drop(taps);

@@ -1,7 +1,7 @@
-//! Wraps any port and treats its frames as a bad network would: loses, doubles, delays, reorders and damages them.
+//! Wraps any port and impairs its frames as a bad network does: loses, duplicates, delays, reorders and corrupts them.
 //!
-//! What happens is a function of the seed, the frames and the times the caller gives: no clock is read, unless
-//! [`Impair::real_time`] asks for one. Frames on their way are held here, taken from the worker's pool, up to a limit.
+//! The result is a function of the seed, the frames and the times that the caller gives: no clock is read, unless
+//! [`Impair::real_time`] asks for one. Frames in flight are held here, taken from the worker's pool, up to a limit.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use crate::frame::{Batch, Frame, Pool};
+use crate::frame::{Batch, Frame};
+use crate::pool::Pool;
 use crate::port::{Capabilities, Port, PortStatistics};
 
 /// What one direction of the network does to frames. The default does nothing.
@@ -27,13 +28,13 @@ pub struct Impairment {
     pub reorder: f64,
     /// How long a reordered frame is held back beyond its delay.
     pub reorder_by: Duration,
-    /// How long every frame takes.
+    /// The delay of every frame.
     pub delay: Duration,
-    /// How much longer it may take, evenly distributed. Jitter alone keeps frames in order.
+    /// An additional delay, evenly distributed from zero to this. Jitter alone keeps frames in order.
     pub jitter: Duration,
-    /// What passes, in bits per second; `None` is without bound.
+    /// The rate of the link, in bits per second; `None` is without bound.
     pub rate: Option<u64>,
-    /// Frames on their way at most; what comes while there are so many is lost.
+    /// Frames in flight at most; a frame that enters beyond that is lost.
     pub limit: usize,
 }
 
@@ -53,14 +54,14 @@ impl Default for Impairment {
     }
 }
 
-/// What one direction did so far, in frames.
+/// The counters of one direction, in frames.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ImpairStatistics {
     /// Frames that entered.
     pub entered: u64,
     /// Frames lost by chance.
     pub lost: u64,
-    /// Frames lost because `limit` frames were on their way.
+    /// Frames lost because `limit` frames were in flight.
     pub overflowed: u64,
     /// Copies made.
     pub duplicated: u64,
@@ -91,11 +92,11 @@ pub struct ImpairStatistics {
 /// ```
 pub struct Impair<P: Port> {
     port: P,
-    inward: Lane,
-    outward: Lane,
-    /// What the wrapped port delivered last, on its way into the lane.
+    inward: Link,
+    outward: Link,
+    /// Frames that the wrapped port delivered last, before it enters `inward`.
     arriving: Batch,
-    /// What has left the outward lane and the wrapped port has not taken yet.
+    /// Frames that have left `outward` and that the wrapped port has not taken yet.
     leaving: Batch,
     now: Duration,
     clock: Option<Clock>,
@@ -108,8 +109,8 @@ impl<P: Port> Impair<P> {
         let mut seeds = Random(seed);
         Impair {
             port,
-            inward: Lane::new(seeds.next()),
-            outward: Lane::new(seeds.next()),
+            inward: Link::new(seeds.next()),
+            outward: Link::new(seeds.next()),
             arriving: Batch::new(),
             leaving: Batch::new(),
             now: Duration::ZERO,
@@ -131,8 +132,8 @@ impl<P: Port> Impair<P> {
         self
     }
 
-    /// Takes the time from the system's monotonic clock from now on. [`Port::poll_fd`] then becomes readable also when
-    /// a frame on its way is due.
+    /// Takes the time from the system's monotonic clock from now on. The descriptor of [`Port::poll_fd`] then becomes readable also
+    /// when a frame in flight is due.
     ///
     /// # Errors
     ///
@@ -142,25 +143,25 @@ impl<P: Port> Impair<P> {
         Ok(self)
     }
 
-    /// Moves the time on; the zero is the caller's. Without effect in [`real_time`](Self::real_time).
+    /// Advances the time; the caller chooses its zero. Without effect in [`real_time`](Self::real_time).
     pub fn set_now(&mut self, now: Duration) {
         if self.clock.is_none() {
             self.now = self.now.max(now);
         }
     }
 
-    /// When the next frame on its way is due, by the time of [`set_now`](Self::set_now).
+    /// When the next frame in flight is due, by the time of [`set_now`](Self::set_now).
     pub fn next_due(&self) -> Option<Duration> {
         let blocked = (!self.leaving.is_empty()).then_some(self.now);
         [self.inward.next_due(), self.outward.next_due(), blocked].into_iter().flatten().min()
     }
 
-    /// Frames on their way, in both directions.
+    /// Frames in flight, in both directions.
     pub fn held(&self) -> usize {
         self.inward.held.len() + self.outward.held.len() + self.leaving.len()
     }
 
-    /// What was done to received and to transmitted frames.
+    /// The counters of received and of transmitted frames.
     pub fn impairments(&self) -> [ImpairStatistics; 2] {
         [self.inward.statistics, self.outward.statistics]
     }
@@ -170,7 +171,7 @@ impl<P: Port> Impair<P> {
         &self.port
     }
 
-    /// The wrapped port; the frames on their way go back to `pool`.
+    /// The wrapped port; the frames in flight go back to `pool`.
     pub fn into_inner(mut self, pool: &mut Pool) -> P {
         let held = self.inward.held.drain().chain(self.outward.held.drain()).map(|held| held.frame);
         held.chain(self.leaving.drain(..)).for_each(|frame| pool.put(frame));
@@ -183,7 +184,7 @@ impl<P: Port> Impair<P> {
         }
     }
 
-    /// Hands what is due to the wrapped port.
+    /// Passes frames that are due to the wrapped port.
     fn release(&mut self, pool: &mut Pool) {
         self.outward.leave(self.now, usize::MAX, &mut self.leaving);
         if !self.leaving.is_empty() {
@@ -191,11 +192,11 @@ impl<P: Port> Impair<P> {
         }
     }
 
-    /// Sets the alarm to the next frame due.
-    fn wind(&mut self) {
+    /// Sets the timer to the next frame due.
+    fn arm_timer(&mut self) {
         let due = self.next_due();
         if let Some(clock) = &mut self.clock {
-            clock.wind(due);
+            clock.arm(due);
         }
     }
 }
@@ -209,16 +210,16 @@ impl<P: Port> Port for Impair<P> {
         }
         let received = self.inward.leave(self.now, max, batch);
         self.release(pool);
-        self.wind();
+        self.arm_timer();
         received
     }
 
     fn transmit(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
         self.tick();
-        // The network's queue is in front of the wrapped port's ring: while that is full, the worker is to know.
+        // The network's queue is in front of the wrapped port's ring: while that is full, report it to the worker.
         self.release(pool);
         if !self.leaving.is_empty() {
-            self.wind();
+            self.arm_timer();
             return 0;
         }
         let count = batch.len();
@@ -226,7 +227,7 @@ impl<P: Port> Port for Impair<P> {
             self.outward.enter(frame, self.now, pool);
         }
         self.release(pool);
-        self.wind();
+        self.arm_timer();
         count
     }
 
@@ -234,7 +235,7 @@ impl<P: Port> Port for Impair<P> {
         self.tick();
         self.release(pool);
         self.port.flush(pool);
-        self.wind();
+        self.arm_timer();
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
@@ -252,14 +253,14 @@ impl<P: Port> Port for Impair<P> {
         self.port.capabilities()
     }
 
-    /// Those of the wrapped port; see [`Impair::impairments`] for what happened to its frames.
+    /// Those of the wrapped port; see [`Impair::impairments`] for those of the impairments.
     fn statistics(&self) -> PortStatistics {
         self.port.statistics()
     }
 }
 
-/// One direction.
-struct Lane {
+/// The link in one direction.
+struct Link {
     impairment: Impairment,
     random: Random,
     held: BinaryHeap<Held>,
@@ -299,9 +300,9 @@ impl PartialEq for Held {
 
 impl Eq for Held {}
 
-impl Lane {
-    fn new(seed: u64) -> Lane {
-        Lane {
+impl Link {
+    fn new(seed: u64) -> Link {
+        Link {
             impairment: Impairment::default(),
             random: Random(seed),
             held: BinaryHeap::new(),
@@ -370,7 +371,7 @@ impl Lane {
     }
 }
 
-/// SplitMix64: small, even, and the same everywhere. Not for secrets.
+/// SplitMix64: small, evenly distributed, and the same on every machine. Not for secrets.
 struct Random(u64);
 
 impl Random {
@@ -388,7 +389,7 @@ impl Random {
     }
 
     fn chance(&mut self, probability: f64) -> bool {
-        // Drawn also when the answer is known, so that one setting does not shift the fate of the others.
+        // Drawn also when the answer is known, so that one setting does not change the results of the others.
         self.unit() < probability
     }
 }
@@ -399,7 +400,7 @@ struct Clock {
     epoll: OwnedFd,
     timer: OwnedFd,
     /// What the timer is set to.
-    wound: Option<Duration>,
+    armed: Option<Duration>,
 }
 
 impl Clock {
@@ -407,7 +408,7 @@ impl Clock {
     fn new(port: Option<RawFd>, now: Duration) -> io::Result<Clock> {
         let own = |fd: i32| match fd {
             -1 => Err(io::Error::last_os_error()),
-            // SAFETY: the descriptor was just made and is nobody else's.
+            // SAFETY: the descriptor was just made and belongs to nothing else.
             fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         };
         // SAFETY: calls without pointers.
@@ -423,20 +424,20 @@ impl Clock {
             }
         }
         let origin = Instant::now();
-        Ok(Clock { origin: origin.checked_sub(now).unwrap_or(origin), epoll, timer, wound: None })
+        Ok(Clock { origin: origin.checked_sub(now).unwrap_or(origin), epoll, timer, armed: None })
     }
 
     fn now(&self) -> Duration {
         self.origin.elapsed()
     }
 
-    /// Sets the timer to `due`, or stops it. Setting it also makes it unreadable until it goes off again.
-    fn wind(&mut self, due: Option<Duration>) {
-        if due == self.wound && due.is_none_or(|due| due > self.now()) {
+    /// Sets the timer to `due`, or stops it. Setting it also makes it unreadable until it expires again.
+    fn arm(&mut self, due: Option<Duration>) {
+        if due == self.armed && due.is_none_or(|due| due > self.now()) {
             return;
         }
-        self.wound = due;
-        // Zero would stop the timer; what is due already goes off in a moment.
+        self.armed = due;
+        // Zero would stop the timer; for a frame that is due already it expires at once.
         let left = due.map_or(Duration::ZERO, |due| due.saturating_sub(self.now()).max(Duration::from_micros(1)));
         let value = libc::timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,39 +1,54 @@
 //! Frames in, frames out: the ports of the box, and the frames that pass between them.
 //!
-//! [`open()`] prepares two interfaces and returns one [`Pair`] of ports per worker. A worker receives a batch from one
-//! port, works on the frames where they lie and transmits them on the other; no byte is copied on the way where the
-//! backend can help it. [`open_alone`] does it with one interface, for load generators. This crate knows nothing of TCP.
+//! [`open()`] prepares two interfaces and returns one [`Pair`] of ports for each worker. A worker receives a batch from one
+//! port, works on the frames in place and transmits them on the other; no byte is copied where the I/O backend can avoid it.
+//! [`open_alone`] opens one interface, for load generators. This crate knows nothing of TCP.
 //!
-//! | backend | what it is |
+//! | I/O backend | what it is |
 //! |---|---|
 //! | `xdp` | AF_XDP, in driver mode with or without zero copy, or in generic mode |
 //! | `netmap` | netmap: NICs, VALE switches and pipes |
-//! | `packet` | AF_PACKET: works everywhere, several times slower |
-//! | `pcap` | a capture file in, a capture file out |
+//! | [`packet`] | AF_PACKET: works everywhere, several times slower |
+//! | [`pcap`] | a capture file in, a capture file out |
 //! | [`memory`] | both ends in memory, for tests |
 //!
-//! [`impair`] wraps any port; [`capture`] copies frames aside into a file. This is the only crate with `unsafe`: every block says why it holds.
+//! Every backend is a [`Port`]. What only some can do is a trait of its own, which a port may offer: [`ShedFilter`]. [`impair`] wraps
+//! any port; [`capture`] copies frames into a file; [`region`] maps memory that is handed to the engine.
+//!
+//! # Unsafe code
+//!
+//! This is the crate for `unsafe` code: system calls, mappings, rings and buffers shared with the kernel. Every block says why it is
+//! sound. CONTRIBUTING.md names the few other places of the tree that have any.
 
 pub mod capture;
+mod error;
 pub mod frame;
+mod guard;
+pub mod huge_pages;
 pub mod impair;
-mod mapped;
+mod mapping;
 pub mod memory;
 pub mod netdev;
 mod netmap;
-pub mod open;
+mod open;
+mod options;
 pub mod packet;
 pub mod pcap;
-pub mod port;
-mod roomy;
+mod pool;
+mod port;
+pub mod region;
 pub mod rss;
-pub mod sieve;
+pub mod shed;
+mod wait;
 mod xdp;
 
-pub use frame::{Batch, Frame, Pool};
-pub use netdev::Guard;
-pub use open::{Alone, Mode, OpenError, Opened, Options, Queue, open, open_alone};
-pub use port::{Capabilities, Pair, Port, PortStatistics, wait, wait_or_bell};
-pub use roomy::Roomy;
-pub use sieve::Level;
-pub use xdp::Fallback;
+pub use error::OpenError;
+pub use frame::{Batch, Frame};
+pub use guard::Guard;
+pub use huge_pages::HugePageAllocator;
+pub use open::{Alone, Opened, Queue, open, open_alone};
+pub use options::{Fallback, Mode, Options};
+pub use pool::Pool;
+pub use port::{Capabilities, Pair, Port, PortStatistics};
+pub use shed::{ShedFilter, ShedLevel};
+pub use wait::{wait, wait_or_wake};

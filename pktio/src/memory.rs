@@ -1,16 +1,14 @@
 //! A port with both ends in memory: the worker holds a [`MemoryPort`], a test or a simulated world the [`MemoryWire`].
 //!
-//! Bytes are copied in and out, so that the far end needs no pool. What the far end says, and when, is its own story.
+//! Bytes are copied in and out, so that the far end needs no pool.
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::frame::{Batch, Frame, Pool};
+use crate::frame::{Batch, MAX_FRAME};
+use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
-
-/// The longest frame a memory port passes, in bytes: a jumbo frame of 9000 bytes of payload with its header and two tags.
-pub const MAX_FRAME: usize = 9022;
 
 /// A port and the other end of its wire. Each direction holds up to `capacity` frames.
 ///
@@ -38,18 +36,18 @@ pub fn pair(capacity: usize) -> (MemoryPort, MemoryWire) {
     (MemoryPort { shared: shared.clone(), statistics: PortStatistics::default() }, MemoryWire { shared })
 }
 
-/// What both ends see. The lock is taken once a batch and never held while waiting.
+/// The state that both ends share. The lock is taken once a batch and never held while waiting.
 struct Shared {
-    /// Frames on their way to the port.
+    /// Frames sent to the port.
     inward: VecDeque<Vec<u8>>,
-    /// Frames on their way to the wire.
+    /// Frames sent by the port.
     outward: VecDeque<Vec<u8>>,
     /// Buffers to be used again, so that a steady exchange does not allocate.
     spare: Vec<Vec<u8>>,
     capacity: usize,
     /// Frames the wire pushed while `inward` was full.
     refused: u64,
-    /// The wire has not hung up.
+    /// The wire has not been closed.
     open: bool,
 }
 
@@ -66,7 +64,7 @@ impl Shared {
     }
 }
 
-/// A test that panics while it holds the lock must not make every other end panic too: the queues are whole at any time.
+/// A test that panics while it holds the lock must not make the other end panic too: the queues are consistent at any time.
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -83,7 +81,7 @@ impl Port for MemoryPort {
         let mut received = 0;
         while received < max {
             let Some(bytes) = shared.inward.pop_front() else { break };
-            match gather(pool, &[&bytes], MAX_FRAME) {
+            match pool.gather(&[&bytes], MAX_FRAME) {
                 Ok(frame) => {
                     self.statistics.received += 1;
                     self.statistics.received_bytes += bytes.len() as u64;
@@ -121,7 +119,7 @@ impl Port for MemoryPort {
         None
     }
 
-    /// True once the wire has hung up and what it pushed before has been received.
+    /// True once the wire is closed and everything it pushed before has been received.
     fn is_exhausted(&self) -> bool {
         let shared = lock(&self.shared);
         !shared.open && shared.inward.is_empty()
@@ -138,7 +136,7 @@ impl Port for MemoryPort {
 
 /// The far end of a [`MemoryPort`]: what is pushed here the port receives, what the port transmits is popped here.
 ///
-/// Dropping it hangs up.
+/// Dropping it closes the wire.
 pub struct MemoryWire {
     shared: Arc<Mutex<Shared>>,
 }
@@ -162,8 +160,8 @@ impl MemoryWire {
         lock(&self.shared).outward.pop_front()
     }
 
-    /// Like [`pop`](Self::pop), into a buffer of the caller's, whose old bytes go. False when there is no frame; without
-    /// an allocation once the buffers have grown to the size of the traffic.
+    /// Like [`pop`](Self::pop), into a buffer of the caller, replacing its content. False when there is no frame. Does not allocate
+    /// once the buffers have grown to the size of the traffic.
     pub fn pop_into(&mut self, bytes: &mut Vec<u8>) -> bool {
         let mut shared = lock(&self.shared);
         let Some(mut frame) = shared.outward.pop_front() else { return false };
@@ -182,7 +180,7 @@ impl MemoryWire {
         lock(&self.shared).outward.len()
     }
 
-    /// Sends nothing more: the port is exhausted once it has received what is on the way. Popping goes on.
+    /// Closes the wire: the port is exhausted once it has received what was pushed before. Popping still works.
     pub fn hang_up(&mut self) {
         lock(&self.shared).open = false;
     }
@@ -194,59 +192,8 @@ impl Drop for MemoryWire {
     }
 }
 
-/// Why [`gather`] made no frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// The pool has too few idle buffers.
-    NoBuffer,
-    /// The frame is longer than the port passes, or needs several buffers and the pool's have no room to chain them.
-    TooLong,
-}
-
-/// A frame of `pool` with the bytes of `parts`, one after the other, in as many buffers as they need.
-///
-/// Every backend that copies frames in does it here. The reserve of the pool may be used: this is reception.
-pub(crate) fn gather(pool: &mut Pool, parts: &[&[u8]], max_frame: usize) -> Result<Frame, Refused> {
-    let total: usize = parts.iter().map(|part| part.len()).sum();
-    // A further buffer keeps its link in its headroom.
-    let chainable = pool.headroom() >= size_of::<Frame>() && pool.buffer() > pool.headroom();
-    if total > max_frame || (total > pool.buffer() - pool.headroom() && !chainable) {
-        return Err(Refused::TooLong);
-    }
-    let mut frame = pool.take_reserved().ok_or(Refused::NoBuffer)?;
-    let mut further: Option<Frame> = None;
-    for mut part in parts.iter().copied() {
-        while !part.is_empty() {
-            let last = further.as_mut().unwrap_or(&mut frame);
-            let (start, len) = (last.start(), last.len());
-            let room = (last.capacity() - start - len).min(part.len());
-            if room == 0 {
-                let next = pool.take_reserved();
-                if let Some(full) = further.take() {
-                    frame.append(full);
-                }
-                further = next;
-                if further.is_none() {
-                    pool.put(frame);
-                    return Err(Refused::NoBuffer);
-                }
-                continue;
-            }
-            last.set(start, len + room);
-            last.bytes_mut()[len..].copy_from_slice(&part[..room]);
-            part = &part[room..];
-        }
-    }
-    if let Some(full) = further {
-        frame.append(full);
-    }
-    Ok(frame)
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -307,15 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn a_long_frame_is_refused_where_buffers_cannot_be_chained() {
-        let mut pool = Pool::heap(4, 256, 0);
-        assert!(matches!(gather(&mut pool, &[&[0; 257]], MAX_FRAME), Err(Refused::TooLong)));
-        let frame = gather(&mut pool, &[&[0; 256]], MAX_FRAME).unwrap();
-        pool.put(frame);
-        assert_eq!(pool.idle(), 4);
-    }
-
-    #[test]
     fn the_longest_frame_passes_whole_also_held_and_grown_by_a_header() {
         let mut pool = Pool::heap(8, 2048, 256);
         pool.set_reserve(6);
@@ -340,33 +278,10 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_travel_between_threads() {
+    fn both_ends_can_move_to_another_thread() {
         fn send<T: Send>(_: &T) {}
         let (port, wire) = pair(1);
         send(&port);
         send(&wire);
-    }
-
-    proptest! {
-        #[test]
-        fn gathered_bytes_are_the_parts_joined(
-            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..500), 0..5),
-            buffer in 128usize..600,
-            frames in 1usize..16,
-        ) {
-            let mut pool = Pool::heap(frames, buffer, 64);
-            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-            let need = parts.concat().len().div_ceil(pool.buffer() - 64).max(1);
-            match gather(&mut pool, &slices, MAX_FRAME) {
-                Ok(frame) => {
-                    prop_assert_eq!(frame.segments().collect::<Vec<_>>().concat(), parts.concat());
-                    prop_assert_eq!(frame.total(), parts.concat().len());
-                    prop_assert_eq!(frame.buffers(), need);
-                    pool.put(frame);
-                }
-                Err(refused) => prop_assert!(refused == Refused::NoBuffer && need > frames),
-            }
-            prop_assert_eq!(pool.idle(), frames);
-        }
     }
 }

@@ -1,108 +1,52 @@
-//! From two names to ports: parses the names, prepares the interfaces, takes the best backend that works, and says why
-//! the better ones were not taken.
-//!
-//! What the backends do, and how an interface is prepared, is told in their own modules.
+//! Opens ports: parses their names, prepares the interfaces, takes the best I/O backend that works, and reports why the
+//! better ones were not taken.
 
 use std::fmt;
 use std::io;
 
 use tracing::{debug, info, warn};
 
-use crate::frame::{HEADROOM, Pool};
-use crate::netdev::{Guard, Interface};
+use crate::error::OpenError;
+use crate::frame::HEADROOM;
+use crate::guard::Guard;
+use crate::netdev::{Interface, Settings};
 use crate::netmap;
+use crate::options::{Mode, Options};
 use crate::packet::{PacketOptions, PacketPort};
-use crate::pcap::{PcapFileError, PcapPort};
-use crate::port::{Pair, Port};
+use crate::pcap::PcapPort;
+use crate::pool::Pool;
+use crate::port::{Pair, Port, Ports};
 use crate::rss::Twin;
-use crate::xdp::{self, Attached, Fallback, Layout, Refusal};
+use crate::xdp::{self, AttachedProgram, Layout, Refusal};
 
-/// How to open the ports.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Workers, each with one queue of both ports.
-    pub workers: usize,
-    /// Buffers a port has in each worker. Half of them wait in the receive ring. Raised where a device with zero copy
-    /// parks more in its own rings.
-    pub frames_per_port: usize,
-    /// Frames the worker receives at once.
-    pub batch: usize,
-    /// Which way of AF_XDP to take.
-    pub mode: Mode,
-    /// What the XDP program does with frames that no worker owns.
-    pub fallback: Fallback,
-    /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
-    pub busy_poll: bool,
-    /// Whether the port to everybody else is to be able to leave out calls ([`Port::shed`]); costs the kernel 36 MiB.
-    pub shed: bool,
-    /// Slots that netmap is asked to give a receive and a transmit ring. It does for switches and pipes; a card has what it has.
-    pub netmap_slots: [u32; 2],
-    /// Random bytes for the key by which the interfaces spread connections over their queues, the same way on both; without, they
-    /// spread as they did.
-    pub spread: Option<[u8; 64]>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            workers: 1,
-            frames_per_port: 8192,
-            batch: 64,
-            mode: Mode::Auto,
-            fallback: Fallback::Drop,
-            busy_poll: false,
-            shed: false,
-            netmap_slots: [256, 64],
-            spread: None,
-        }
-    }
-}
-
-/// What one worker owns of the interfaces it serves: a port of each, and the frames they share.
-pub(crate) type Ports = (Vec<Box<dyn Port>>, Pool);
-
-/// The ports of every worker, the hash by which their interfaces spread connections (or why there is none), and what puts all back.
+/// The ports of every worker, the software twin of the interfaces' RSS (or why it is not symmetric), and what restores the interfaces.
 type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
 
-/// Which way of AF_XDP to take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// The best that works.
-    #[default]
-    Auto,
-    /// In the driver, the device reading and writing the frames where they lie; nothing else.
-    ZeroCopy,
-    /// In the driver, copying.
-    Driver,
-    /// In front of the network stack: works on every interface.
-    Generic,
-}
-
-/// Open ports.
+/// Two open interfaces.
 ///
-/// The ports must be dropped before the guard; the order of the fields sees to it where they stay together.
+/// The ports must be dropped before the guard; the order of the fields ensures it as long as they stay together.
 #[derive(Debug)]
 pub struct Opened {
-    /// One pair a worker, by queue.
+    /// One pair for each worker, by queue.
     pub pairs: Vec<Pair>,
-    /// The hash by which both interfaces choose the queue of a connection's frames, the same in both directions; or why there is none.
+    /// The software twin of both interfaces' symmetric RSS; or why it is not symmetric.
     pub spread: Result<Twin, String>,
-    /// Puts the interfaces back as they were.
+    /// Restores the interfaces when it is dropped.
     pub guard: Guard,
-    /// What was taken, and why nothing better; one sentence each.
+    /// Which backend was taken, and why no better one; one sentence each.
     pub notes: Vec<String>,
 }
 
-/// One interface, open without another: for what only makes frames or only counts them.
+/// One interface, open without another: for programs that only send frames or only count them.
 ///
-/// The ports must be dropped before the guard; the order of the fields sees to it where they stay together.
+/// The ports must be dropped before the guard; the order of the fields ensures it as long as they stay together.
 #[derive(Debug)]
 pub struct Alone {
-    /// One a worker, by queue.
+    /// One for each worker, by queue.
     pub queues: Vec<Queue>,
-    /// Puts the interface back as it was.
+    /// Restores the interface when it is dropped.
     pub guard: Guard,
-    /// What was taken, and why nothing better; one sentence each.
+    /// Which backend was taken, and why no better one; one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -120,74 +64,10 @@ impl fmt::Debug for Queue {
     }
 }
 
-/// Why the ports could not be opened, and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// There is no such interface here.
-    #[error("there is no interface {interface:?}; `ip link` lists those there are")]
-    NotFound {
-        /// Its name.
-        interface: String,
-    },
-    /// The process may not do this.
-    #[error(
-        "no permission to open {interface}; run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
-    )]
-    Permission {
-        /// The interface that was tried.
-        interface: String,
-    },
-    /// The interface is there but not up.
-    #[error("{interface} is down; bring it up with `ip link set dev {interface} up`")]
-    Down {
-        /// Its name.
-        interface: String,
-    },
-    /// Both ports are the same interface.
-    #[error("both ports are {interface}; a bridge needs two interfaces")]
-    SameInterface {
-        /// Its name.
-        interface: String,
-    },
-    /// The name of a port makes no sense.
-    #[error("{name:?} names no port; write [xdp:|netmap:|packet:|pcap:]NAME or valeX:Y")]
-    Syntax {
-        /// What was written.
-        name: String,
-    },
-    /// Somebody else uses the interface in a way that leaves no room for us.
-    #[error("{what}; {hint}")]
-    Busy {
-        /// What is in use.
-        what: String,
-        /// How to free it.
-        hint: String,
-    },
-    /// A capture file cannot be read or written.
-    #[error(transparent)]
-    Capture(#[from] PcapFileError),
-    /// The device or this version cannot do what was asked.
-    #[error("{what}; {hint}")]
-    Unsupported {
-        /// What cannot be done.
-        what: String,
-        /// What to do instead.
-        hint: String,
-    },
-    /// The kernel refused something.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-/// The name of a port, taken apart.
+/// The parsed name of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Name<'a> {
-    /// The best that works.
+    /// The best backend that works.
     Any(&'a str),
     Xdp(&'a str),
     Packet(&'a str),
@@ -206,13 +86,13 @@ impl<'a> Name<'a> {
             Some((scheme, _)) if scheme.starts_with("vale") => {
                 return netmap::Name::parse(name).map(Name::Netmap).ok_or_else(syntax);
             }
-            // An alias of old (eth0:1) is no interface, and what else has a colon we do not know.
+            // An old alias (eth0:1) is no interface, and no other name has a colon.
             Some(_) => return Err(syntax()),
             None => Name::Any(name),
         };
         let rest = match parsed {
             Name::Any(rest) | Name::Xdp(rest) | Name::Packet(rest) | Name::Pcap(rest) => rest,
-            Name::Netmap(_) => unreachable!("netmap takes its names apart itself"),
+            Name::Netmap(_) => unreachable!("netmap parses its own names"),
         };
         let printable = rest.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/');
         if rest.is_empty() || (!printable && !matches!(parsed, Name::Pcap(_))) { Err(syntax()) } else { Ok(parsed) }
@@ -223,8 +103,8 @@ impl<'a> Name<'a> {
 ///
 /// # Errors
 ///
-/// When a name makes no sense, an interface is missing, down or the same twice, the process may not, or no backend works.
-/// Everything that was changed is put back.
+/// When a name has the wrong form, an interface is missing, down or given twice, a privilege is missing, or no backend works.
+/// Everything that was changed is restored.
 pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError> {
     check(options)?;
     let names = [Name::parse(lan)?, Name::parse(wan)?];
@@ -280,8 +160,8 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         warn!("{text}");
         notes.push(text);
     }
-    let wish = if wants_packet { Some(Wish::Packet) } else { wants_xdp.then_some(Wish::Xdp) };
-    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], wish, options, &mut notes)?;
+    let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
+    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], wanted, options, &mut notes)?;
     Ok(Opened { pairs: sets.into_iter().map(pair).collect(), spread, guard, notes })
 }
 
@@ -292,17 +172,17 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
 /// As [`open`].
 pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
     check(options)?;
-    let (device, wish) = match Name::parse(name)? {
+    let (device, wanted) = match Name::parse(name)? {
         Name::Any(device) => (device, None),
-        Name::Xdp(device) => (device, Some(Wish::Xdp)),
-        Name::Packet(device) => (device, Some(Wish::Packet)),
+        Name::Xdp(device) => (device, Some(Wanted::Xdp)),
+        Name::Packet(device) => (device, Some(Wanted::Packet)),
         Name::Netmap(netmap) => return open_netmap_alone((name, netmap), options),
         Name::Pcap(spec) => {
             return open_captures(&[spec], options).map(|(sets, note)| Alone::of(sets, Guard::empty(), vec![note]));
         }
     };
     let (interface, mut notes) = (Interface::find(device)?, Vec::new());
-    let (sets, _, guard) = open_interfaces(&[&interface], wish, options, &mut notes)?;
+    let (sets, _, guard) = open_interfaces(&[&interface], wanted, options, &mut notes)?;
     Ok(Alone::of(sets, guard, notes))
 }
 
@@ -321,32 +201,33 @@ fn pair((ports, pool): Ports) -> Pair {
     Pair { lan, wan, pool }
 }
 
-/// A backend that was asked for by name.
+/// A backend that the name of a port asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Wanted {
     Xdp,
     Packet,
 }
 
-/// Opens interfaces of the kernel's in the best way that works, or as it is wished.
+/// Opens interfaces of the kernel with the best backend that works, or the wanted one.
 fn open_interfaces(
     interfaces: &[&Interface],
-    wish: Option<Wish>,
+    wanted: Option<Wanted>,
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Prepared, OpenError> {
     raise_memory_limit();
     let random = options.spread.as_ref();
-    let (mut guard, spread) = Guard::prepare(interfaces, options.workers, random, notes)?;
+    let (settings, spread) = Settings::prepare(interfaces, options.workers, random, notes)?;
+    let mut guard = Guard::of(settings);
 
-    let sets = if wish == Some(Wish::Packet) {
+    let sets = if wanted == Some(Wanted::Packet) {
         open_packet(interfaces, options, notes)?
     } else {
         match open_xdp(interfaces, options, &mut guard, notes) {
             Ok(sets) => sets,
-            // AF_PACKET beside somebody's XDP program would see only what that leaves over.
+            // AF_PACKET behind another XDP program would see only the frames that it passes.
             Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
-            Err(reason) if wish == Some(Wish::Xdp) || options.mode != Mode::Auto => {
+            Err(reason) if wanted == Some(Wanted::Xdp) || options.mode != Mode::Auto => {
                 return Err(OpenError::Unsupported {
                     what: format!("AF_XDP does not work: {reason}"),
                     hint: "name the interfaces without `xdp:` and without a mode to take what works".into(),
@@ -359,7 +240,7 @@ fn open_interfaces(
         }
     };
     // Attaching a program makes the link of some devices flap, so this comes last.
-    guard.await_links(interfaces, notes);
+    guard.settings.await_links(interfaces, notes);
     for (side, interface) in interfaces.iter().enumerate() {
         let Some((ports, _)) = sets.first() else { continue };
         let taken = ports[side].capabilities();
@@ -378,7 +259,7 @@ fn open_interfaces(
     Ok((sets, spread, guard))
 }
 
-/// Refuses options that make no sense.
+/// Refuses options that cannot work.
 fn check(options: &Options) -> Result<(), OpenError> {
     let refuse = |what: String, hint: &str| Err(OpenError::Unsupported { what, hint: hint.into() });
     if options.workers == 0 || options.workers > 1024 {
@@ -393,7 +274,7 @@ fn check(options: &Options) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// AF_XDP in the best way that works.
+/// AF_XDP in the best mode that works.
 fn open_xdp(
     interfaces: &[&Interface],
     options: &Options,
@@ -405,19 +286,19 @@ fn open_xdp(
         busy_poll: options.busy_poll,
         ..Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?
     };
-    let mut attached = (0..interfaces.len())
+    let mut programs = (0..interfaces.len())
         .map(|side| attach(interfaces, side, options, &layout, notes))
         .collect::<Result<Vec<_>, _>>()?;
-    if attached.iter().all(|a| a.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
-        let parked = guard.hardware_rings(interfaces);
+    if programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
+        let parked = guard.settings.hardware_rings(interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
-        let roomy = Layout { frames_per_port: frames, ..layout.clone() };
-        match xdp::open(interfaces, &mut attached, true, &roomy) {
+        let larger = Layout { frames_per_port: frames, ..layout.clone() };
+        match xdp::open(interfaces, &mut programs, true, &larger) {
             Ok(sets) => {
                 if frames > layout.frames_per_port {
                     notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
                 }
-                guard.keep(attached);
+                guard.programs.extend(programs);
                 return Ok(sets);
             }
             Err(Refusal::Unsupported(reason)) if options.mode == Mode::Auto => {
@@ -427,32 +308,32 @@ fn open_xdp(
             Err(refusal) => return Err(refusal),
         }
     }
-    let sets = xdp::open(interfaces, &mut attached, false, &layout)?;
-    guard.keep(attached);
+    let sets = xdp::open(interfaces, &mut programs, false, &layout)?;
+    guard.programs.extend(programs);
     Ok(sets)
 }
 
-/// The XDP program on one of the interfaces, in the driver if that is wanted and works.
+/// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works.
 fn attach(
     interfaces: &[&Interface],
     side: usize,
     options: &Options,
     layout: &Layout,
     notes: &mut Vec<String>,
-) -> Result<Attached, Refusal> {
+) -> Result<AttachedProgram, Refusal> {
     let (interface, other) = (interfaces[side], interfaces[interfaces.len() - 1 - side]);
     let name = interface.name();
-    // The LAN is not who floods us.
+    // Floods come from the WAN.
     let sheds = options.shed && side == 1;
     if options.mode != Mode::Generic {
-        match Attached::new(interface, other, true, layout, options.fallback, sheds) {
-            Ok(attached) => return Ok(attached),
+        match AttachedProgram::new(interface, other, true, layout, options.fallback, sheds) {
+            Ok(program) => return Ok(program),
             Err(refusal @ Refusal::Busy { .. }) => return Err(refusal),
             Err(reason) if options.mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
             Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
         }
     }
-    Attached::new(interface, other, false, layout, options.fallback, sheds).map_err(|refusal| match refusal {
+    AttachedProgram::new(interface, other, false, layout, options.fallback, sheds).map_err(|refusal| match refusal {
         Refusal::Busy { .. } => refusal,
         _ => Refusal::Unsupported(format!("{name}: no generic mode: {refusal}")),
     })
@@ -460,8 +341,8 @@ fn attach(
 
 /// AF_PACKET, which works everywhere.
 fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<String>) -> Result<Vec<Ports>, OpenError> {
-    // A packet socket sends four bytes beyond the MTU and the Ethernet header, and those only for an outer 0x8100. The MTU is
-    // the operator's: changing it makes many links flap, and one that a killed process left raised would rise at each start.
+    // A packet socket sends four bytes beyond the MTU and the Ethernet header, and those only for an outer 0x8100. The MTU stays as
+    // the operator set it: changing it makes many links flap, and after a killed process it would rise with each start.
     for interface in interfaces {
         let (name, mtu) = (interface.name(), interface.mtu());
         notes.push(format!(
@@ -501,11 +382,12 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     let (guard, spread) = if nics.is_empty() {
         (Guard::empty(), Err("no port is a network card".to_owned()))
     } else {
-        Guard::prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?
+        let (settings, spread) = Settings::prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?;
+        (Guard::of(settings), spread)
     };
     let pairs = netmap::open(names, options, &mut notes)?;
     // A NIC that changes to netmap loses its link for a while.
-    guard.await_links(&nics, &mut notes);
+    guard.settings.await_links(&nics, &mut notes);
     if let Some(Pair { lan, wan, .. }) = pairs.first() {
         for ((name, _), port) in names.iter().zip([lan, wan]) {
             let way = if port.capabilities().zero_copy { "frames change places" } else { "copying" };
@@ -523,13 +405,13 @@ fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Option
     let mut notes = Vec::new();
     let nic = name.interface().map(Interface::find).transpose()?;
     let nics: Vec<&Interface> = nic.iter().collect();
-    let (guard, _) = if nics.is_empty() {
-        (Guard::empty(), Err(String::new()))
+    let guard = if nics.is_empty() {
+        Guard::empty()
     } else {
-        Guard::prepare(&nics, options.workers, None, &mut notes)?
+        Guard::of(Settings::prepare(&nics, options.workers, None, &mut notes)?.0)
     };
     let ports = netmap::open_alone((written, name), options)?;
-    guard.await_links(&nics, &mut notes);
+    guard.settings.await_links(&nics, &mut notes);
     notes.push(format!("{written}: netmap, copying, {} ring pair(s)", ports.len()));
     let longest = |port: &dyn Port| port.capabilities().max_frame;
     let sets = ports.into_iter().map(|port| {
@@ -539,7 +421,7 @@ fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Option
     Ok(Alone::of(sets.collect(), guard, notes))
 }
 
-/// A pool in ordinary memory for so many ports, whose buffers hold a frame of `longest` bytes and as much more as a header may grow.
+/// A pool in ordinary memory for `ports` ports, whose buffers hold a frame of `longest` bytes and the growth of its headers.
 fn heap_pool(ports: usize, longest: usize, options: &Options) -> Pool {
     let buffer = (HEADROOM + longest + 128).next_power_of_two().max(2048);
     let mut pool = Pool::heap(ports * options.frames_per_port, buffer, HEADROOM);
@@ -547,7 +429,7 @@ fn heap_pool(ports: usize, longest: usize, options: &Options) -> Pool {
     pool
 }
 
-/// A capture file for each port, and what to say of it.
+/// A capture file for each port, and a note about it.
 fn open_captures(specs: &[&str], options: &Options) -> Result<(Vec<Ports>, String), OpenError> {
     if options.workers != 1 {
         return Err(OpenError::Unsupported {
@@ -563,7 +445,7 @@ fn open_captures(specs: &[&str], options: &Options) -> Result<(Vec<Ports>, Strin
     Ok((vec![(ports, pool)], note.into()))
 }
 
-/// Lets the process lock as much memory as it may; AF_XDP's buffers count.
+/// Raises the limit of locked memory as far as possible: AF_XDP's buffers count against it.
 fn raise_memory_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the limit is a valid structure.
@@ -572,7 +454,7 @@ fn raise_memory_limit() {
     }
     debug!("RLIMIT_MEMLOCK could not be lifted: {}", io::Error::last_os_error());
     let mut limit = unlimited;
-    // SAFETY: the limit is written to a structure of ours, then read back from it.
+    // SAFETY: the limit is written to a local structure, then read back from it.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
@@ -630,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn netmap_shares_frames_with_nobody_else() {
+    fn netmap_shares_frames_with_no_other_backend() {
         for (lan, wan) in [("netmap:eth0", "lo"), ("lo", "vale0:1"), ("netmap:eth0", "xdp:lo")] {
             let error = open(lan, wan, &Options::default()).unwrap_err();
             assert!(error.to_string().contains("netmap ports on both sides"), "{error}");

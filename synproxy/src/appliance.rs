@@ -19,7 +19,7 @@ use crate::process::{clock, settings, signals};
 use clap::Parser;
 use confparse::{Config, Control, Poll};
 use crossbeam::channel;
-use pktio::capture::Former;
+use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
 use pktio::{Capabilities, Opened, Options, Pair, Port};
 use rand::TryRng;
@@ -121,8 +121,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let end = pool.supervise(LinkMonitor::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
     captures.finish();
-    if guard.strays() > 0 {
-        warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.strays());
+    if guard.unclaimed() > 0 {
+        warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());
     }
     end
 }
@@ -170,7 +170,7 @@ fn start_captures(captures: &Captures, wanted: &CaptureFiles) -> Result<(), Fail
     let limits = wanted.limits();
     for (kind, path) in wanted.files() {
         captures
-            .start(kind, path, limits, Former::Emptied)
+            .start(kind, path, limits, ExistingFile::Truncate)
             .map_err(|error| Failure::Capture { path: path.display().to_string(), error })?;
     }
     Ok(())
@@ -190,7 +190,7 @@ fn steerings(
     let longest = pairs.iter().map(longest).max().unwrap_or_default();
     let strategy = match (spread, steer) {
         (Ok(twin), _) => {
-            let hash = if twin.is_joined() { "symmetric-xor with a secret key" } else { "a symmetric key" };
+            let hash = if twin.is_symmetric_xor() { "symmetric-xor with a secret key" } else { "a symmetric key" };
             info!("steering: both interfaces distribute connections over {} queues by {hash}", pairs.len());
             Strategy::Rss(twin)
         }

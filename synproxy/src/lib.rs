@@ -4,6 +4,8 @@
 //! joins the two and adds what an operator needs. Imports point one way: [`dataplane`] uses [`control`], which uses
 //! [`metrics`], which uses [`process`]; [`appliance`] assembles all of them, and `main` calls [`appliance::run`].
 
+#![forbid(unsafe_code)]
+
 pub mod appliance;
 pub mod control;
 pub mod dataplane;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// Flow tables of millions of entries are read at random addresses, so they lie on huge pages.
 #[global_allocator]
-static ALLOCATOR: pktio::Roomy = pktio::Roomy;
+static ALLOCATOR: pktio::HugePageAllocator = pktio::HugePageAllocator;
 
 fn main() -> ExitCode {
     synproxy::appliance::run()

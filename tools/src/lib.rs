@@ -16,6 +16,8 @@
 //!
 //! All loads are bounded in time. They are for test networks.
 
+#![deny(unsafe_code)]
+
 pub mod clients;
 pub mod flood_template;
 pub mod interface;

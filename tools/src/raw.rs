@@ -1,5 +1,8 @@
 //! A packet socket that only sends: many frames per system call, bypassing the queueing discipline.
 
+// System calls of a raw socket that no safe wrapper has.
+#![allow(unsafe_code)]
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 

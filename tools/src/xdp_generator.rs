@@ -1,6 +1,9 @@
 //! The XDP generator, the fastest load without special hardware: an XDP program writes the frames, and the kernel's test loop runs
 //! it on real frames, several million times per second on one core. [`Sink`], at the other end, drops and counts them.
 
+// System calls about an XDP program, and memory that it shares.
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};

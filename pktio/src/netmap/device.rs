@@ -1,13 +1,13 @@
 //! `/dev/netmap`: registering a port, mapping its memory, and giving it back.
 //!
 //! Registration uses the request that netmap has had since version 11 of the ABI (`NIOCREGIF`, `net/netmap_legacy.h`); its structures are
-//! those of `netmap_sys`. A module of version 14 takes it only from whoever says that version; earlier ones take both.
+//! those of `netmap_sys`. A module of version 14 requires that version in the request; earlier ones accept both.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use netmap_sys::netmap::{
@@ -15,12 +15,13 @@ use netmap_sys::netmap::{
     NR_REG_PIPE_MASTER, NR_REG_PIPE_SLAVE, netmap_if, netmap_ring, nmreq,
 };
 
-use super::Name;
+use super::name::Name;
 use super::port::{Buffers, Kernel};
 use super::ring::Ring;
-use crate::frame::Keeper;
+use crate::mapping::Mapping;
+use crate::pool::MemoryOwner;
 
-/// The version of the ABI in which ports are asked for, and the one that modules know which do not know that.
+/// The version of the ABI in a request, and the one for modules that do not know it.
 const VERSION: u32 = 14;
 const EARLIER_VERSION: u32 = 11;
 
@@ -34,22 +35,22 @@ const _: () = {
     assert!(offset_of!(netmap_if, ni_bufs_head) == 32 && offset_of!(netmap_if, ring_ofs) == 56);
 };
 
-/// What is asked of a port.
+/// What is requested of a port.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wish {
+pub(super) struct Request {
     /// The ring pair, from 0.
     pub queue: u16,
-    /// Ring pairs the port is to have; only a switch's port can be made with as many as one likes.
+    /// Ring pairs the port is to have; only a switch's port can be made with any number.
     pub queues: u16,
-    /// The memory the port is to lie in; 0 leaves that to the kernel.
+    /// The memory the port is to lie in; with 0 the kernel chooses.
     pub memory: u16,
-    /// Slots a receive and a transmit ring are to have; only those of switches and pipes can be made to one's wishes.
+    /// Slots a receive and a transmit ring are to have; only switches and pipes honour it.
     pub slots: [u32; 2],
     /// Buffers beyond those in the rings.
     pub extra: u32,
 }
 
-/// A port that is ours until this is dropped.
+/// A port that belongs to this process until this is dropped.
 #[derive(Debug)]
 pub(super) struct Registered {
     device: File,
@@ -64,8 +65,8 @@ pub(super) struct Registered {
     queue: u16,
     /// Buffers beyond those in the rings that were granted.
     pub extra: u32,
-    /// The module is one that refuses an interface whose frames fit neither a buffer nor, by its driver's word, several.
-    pub judges_mtu: bool,
+    /// The module refuses an interface whose frames do not fit a buffer and whose driver does not support several.
+    pub checks_mtu: bool,
 }
 
 impl Registered {
@@ -74,16 +75,16 @@ impl Registered {
     /// # Errors
     ///
     /// The kernel's; `NotFound` without the device.
-    pub fn new(name: &Name<'_>, wish: Wish) -> io::Result<Registered> {
+    pub fn new(name: &Name<'_>, wanted: Request) -> io::Result<Registered> {
         let path = DEVICE.to_str().expect("ASCII");
         let device = OpenOptions::new().read(true).write(true).open(path)?;
-        // SAFETY: plain numbers, for all of which zero is a value.
+        // SAFETY: plain numbers, for which zero is valid.
         let mut request: nmreq = unsafe { std::mem::zeroed() };
         let (port, mode, ring) = match *name {
-            Name::Interface(port) => (port, NR_REG_ONE_NIC, wish.queue),
+            Name::Interface(port) => (port, NR_REG_ONE_NIC, wanted.queue),
             Name::Switch(port) => {
-                (request.nr_tx_rings, request.nr_rx_rings) = (wish.queues, wish.queues);
-                (port, NR_REG_ONE_NIC, wish.queue)
+                (request.nr_tx_rings, request.nr_rx_rings) = (wanted.queues, wanted.queues);
+                (port, NR_REG_ONE_NIC, wanted.queue)
             }
             Name::Pipe { parent, number, master } => {
                 (parent, if master { NR_REG_PIPE_MASTER } else { NR_REG_PIPE_SLAVE }, number)
@@ -95,21 +96,21 @@ impl Registered {
         for (to, from) in request.nr_name.iter_mut().zip(port.bytes()) {
             *to = from as libc::c_char;
         }
-        [request.nr_rx_slots, request.nr_tx_slots] = wish.slots;
-        // Sleeping for frames is not to send any: that is what `flush` is for.
+        [request.nr_rx_slots, request.nr_tx_slots] = wanted.slots;
+        // poll(2) shall not send frames: `flush` does.
         request.nr_ringid = ring & NETMAP_RING_MASK as u16 | NETMAP_NO_TX_POLL as u16;
-        // Without this the module gives the same rings to whoever asks, and two would move one head.
+        // Otherwise the module gives the same rings to several processes, which would move the same head.
         request.nr_flags = mode | NR_EXCLUSIVE;
-        request.nr_arg2 = wish.memory;
-        request.nr_arg3 = wish.extra;
+        request.nr_arg2 = wanted.memory;
+        request.nr_arg3 = wanted.extra;
         let register = |version| {
             let mut request = request;
             request.nr_version = version;
-            // SAFETY: the request is a whole structure of ours, which the kernel reads and writes.
+            // SAFETY: the request is a complete local structure, which the kernel reads and writes.
             let result = unsafe { libc::ioctl(device.as_raw_fd(), NIOCREGIF as _, &raw mut request) };
             if result < 0 { Err(io::Error::last_os_error()) } else { Ok((request, version)) }
         };
-        // A version that the module does not know is an invalid argument to it, and so is much else.
+        // EINVAL means an unknown version, among other things.
         let (request, version) = match register(VERSION) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => register(EARLIER_VERSION)?,
             answer => answer?,
@@ -120,9 +121,9 @@ impl Registered {
             size: request.nr_memsize as usize,
             memory: request.nr_arg2,
             queues: request.nr_rx_rings.min(request.nr_tx_rings),
-            queue: if mode == NR_REG_ONE_NIC { wish.queue } else { 0 },
+            queue: if mode == NR_REG_ONE_NIC { wanted.queue } else { 0 },
             extra: request.nr_arg3,
-            judges_mtu: version == VERSION,
+            checks_mtu: version == VERSION,
         })
     }
 }
@@ -130,20 +131,19 @@ impl Registered {
 /// The memory of one or two ports, mapped, with the ports that lie in it.
 #[derive(Debug)]
 pub(super) struct Memory {
-    base: NonNull<u8>,
-    size: usize,
+    mapping: Mapping,
     /// Bytes of a buffer.
     buffer: usize,
-    /// Where the buffer with number 0 lies, in bytes from the memory's beginning.
+    /// The offset of buffer 0, in bytes from the memory's beginning.
     buffers: usize,
-    /// Where the list of extra buffers begins that goes back to the kernel; in the first port's structure, once that is found.
+    /// The head of the list of extra buffers, which goes back to the kernel; in the first port's structure, once it is found.
     extra: Option<NonNull<u32>>,
-    /// Kept open as long as the memory is used; closing them ends the ports. It is mapped by the descriptor of the last one, so that the
-    /// others can be closed before.
+    /// Kept open as long as the memory is used; closing them ends the ports. The memory is mapped by the descriptor of the last one, so that
+    /// the others can be closed before.
     ports: Vec<Registered>,
 }
 
-// SAFETY: shared memory of the kernel's, which it owns; who may touch what of it is settled by rings and frames.
+// SAFETY: shared memory of the kernel; rings and frames settle who may access which part.
 unsafe impl Send for Memory {}
 // SAFETY: as above; through a shared reference only the list of extra buffers is written, when the only pool over it ends.
 unsafe impl Sync for Memory {}
@@ -156,7 +156,7 @@ pub(super) struct Rings {
     pub buffers: Buffers,
 }
 
-/// The kernel's side is not what it should be.
+/// The kernel reported an invalid layout.
 fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} of the port lies outside its memory"))
 }
@@ -166,33 +166,26 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// The kernel's; `InvalidData` when what it says of the memory cannot be.
+    /// Those of the kernel; `InvalidData` when the layout it reports is invalid.
     pub fn map(ports: Vec<Registered>) -> io::Result<(Memory, Vec<Rings>)> {
-        let (size, fd) = (ports[0].size, ports[ports.len() - 1].device.as_raw_fd());
-        // SAFETY: a new mapping anywhere; its length is what the kernel said.
-        let base =
-            unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| broken("the mapping"))?;
-        let mut memory = Memory { base, size, buffer: 0, buffers: 0, extra: None, ports };
+        let mapping = Mapping::shared(ports[ports.len() - 1].device.as_fd(), ports[0].size)?;
+        let mut memory = Memory { mapping, buffer: 0, buffers: 0, extra: None, ports };
         let rings = (0..memory.ports.len()).map(|i| memory.rings(i)).collect::<io::Result<Vec<_>>>()?;
         let Buffers { base: first, size: buffer, .. } = rings[0].buffers;
         memory.buffer = buffer;
-        memory.buffers = first.as_ptr() as usize - base.as_ptr() as usize;
+        memory.buffers = first.as_ptr() as usize - memory.mapping.base().as_ptr() as usize;
         memory.extra = Some(memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?);
         Ok((memory, rings))
     }
 
-    /// What lies at `offset`.
+    /// The structure at `offset`.
     fn field<T>(&self, offset: usize) -> io::Result<NonNull<T>> {
-        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.size);
+        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.mapping.bytes());
         if !fits || !offset.is_multiple_of(align_of::<T>()) {
             return Err(broken("a structure"));
         }
-        // SAFETY: inside the mapping, as just seen.
-        Ok(unsafe { self.base.add(offset) }.cast())
+        // SAFETY: inside the mapping, as just checked.
+        Ok(unsafe { self.mapping.base().add(offset) }.cast())
     }
 
     /// The rings of the port with this number.
@@ -200,7 +193,7 @@ impl Memory {
         let Registered { interface, queue, .. } = self.ports[port];
         // SAFETY: the structure lies inside the mapping; plain numbers, which only the kernel writes.
         let head = unsafe { self.field::<netmap_if>(interface)?.read() };
-        // Before version 14 there was one ring to the host, and no field that said so.
+        // Before version 14 there was one ring to the host, and no field for it.
         let host = head.ni_spare1[0].max(1);
         let receive = u64::from(head.ni_tx_rings) + u64::from(host) + u64::from(queue);
         let [receive, transmit] = [receive, queue.into()].map(|at| self.ring(interface, at));
@@ -208,7 +201,7 @@ impl Memory {
         Ok(Rings { receive, transmit: transmit?.0, buffers })
     }
 
-    /// The ring whose offset is at place `at` of the port's list, and the buffers its slots name.
+    /// The ring whose offset is at place `at` of the port's list, and the buffers its slots refer to.
     fn ring(&self, interface: usize, at: u64) -> io::Result<(Ring, Buffers)> {
         let list = interface + size_of::<netmap_if>();
         let entry = usize::try_from(at).ok().and_then(|at| at.checked_mul(8)).and_then(|at| list.checked_add(at));
@@ -220,31 +213,31 @@ impl Memory {
             return Err(broken("the queue"));
         }
         let ring = self.field::<netmap_ring>(place)?;
-        // SAFETY: inside the mapping; these fields are written by the kernel, and before we got here.
+        // SAFETY: inside the mapping; the kernel wrote these fields when the port was registered.
         let (to_buffers, size) = unsafe { ((*ring.as_ptr()).buf_ofs, (*ring.as_ptr()).nr_buf_size as usize) };
         let first = (place as i64).checked_add(to_buffers).and_then(|first| usize::try_from(first).ok());
-        let first = first.filter(|&first| first < self.size).ok_or_else(|| broken("the buffers"))?;
+        let first = first.filter(|&first| first < self.mapping.bytes()).ok_or_else(|| broken("the buffers"))?;
         if !(64..=65_472).contains(&size) || !size.is_multiple_of(64) || !first.is_multiple_of(64) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("buffers of {size} bytes")));
         }
-        // SAFETY: inside the mapping, as just seen.
-        let base = unsafe { self.base.add(first) };
-        let count = u32::try_from((self.size - first) / size).unwrap_or(u32::MAX);
-        // SAFETY: mapped as long as this lives, which the ports' kernels keep; each ring of a port of ours is found once.
-        let ring = unsafe { Ring::new(ring, self.size - place) }.ok_or_else(|| broken("a ring"))?;
+        // SAFETY: inside the mapping, as just checked.
+        let base = unsafe { self.mapping.base().add(first) };
+        let count = u32::try_from((self.mapping.bytes() - first) / size).unwrap_or(u32::MAX);
+        // SAFETY: mapped as long as this lives, which `Module` ensures; each ring of a port is found once.
+        let ring = unsafe { Ring::new(ring, self.mapping.bytes() - place) }.ok_or_else(|| broken("a ring"))?;
         Ok((ring, Buffers { base, size, count }))
     }
 
-    /// Takes the list of extra buffers: their offsets from the first buffer.
+    /// Takes the extra buffers off their list; returns their offsets from buffer 0.
     pub fn take_extra(&self, buffers: Buffers) -> Vec<usize> {
         let mut taken = Vec::new();
         let Some(extra) = self.extra else { return taken };
-        // SAFETY: the field lies inside the mapping; nobody else reads or writes it while the port is ours.
+        // SAFETY: the field lies inside the mapping; nothing else reads or writes it while the port is registered.
         let mut next = unsafe { extra.read() };
         while (2..buffers.count).contains(&next) && taken.len() < self.ports[0].extra as usize {
             let offset = next as usize * buffers.size;
             taken.push(offset);
-            // SAFETY: the buffer is one of those there are, ours by the kernel's word, and begins with the number of the next.
+            // SAFETY: the buffer exists, was granted by the kernel, and begins with the number of the next.
             next = unsafe { buffers.base.add(offset).cast::<u32>().read() };
         }
         // SAFETY: as above.
@@ -253,14 +246,14 @@ impl Memory {
     }
 }
 
-impl Keeper for Memory {
-    /// The kernel takes buffers beyond those in the rings back by a list, each saying which is the next.
+impl MemoryOwner for Memory {
+    /// The kernel takes the extra buffers back by a list, in which each buffer holds the number of the next.
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
         let Some(extra) = self.extra else { return };
         let mut next = 0;
         for offset in idle {
-            // SAFETY: the buffer lies in the mapping and is nobody's any more.
-            unsafe { self.base.add(self.buffers + offset).cast::<u32>().write(next) };
+            // SAFETY: the buffer lies in the mapping and is no longer used.
+            unsafe { self.mapping.base().add(self.buffers + offset).cast::<u32>().write(next) };
             next = (offset / self.buffer) as u32;
         }
         // SAFETY: the field lies inside the mapping; the kernel reads it when the port is closed.
@@ -274,8 +267,8 @@ impl Drop for Memory {
             // SAFETY: the field lies inside the mapping, which outlives this port.
             let list = unsafe { extra.read_volatile() };
             drop(self.ports.remove(0));
-            // The module has taken the list back and leaves it written where it was: an interface that is plugged into a switch next, and
-            // gets this structure, would give back at its end what may be somebody else's by then.
+            // The module has taken the list back but leaves its head in place: an interface that is attached to a switch next, and gets
+            // this structure, would release buffers at its end that may belong to another port by then.
             // SAFETY: as above.
             unsafe {
                 if extra.read_volatile() == list {
@@ -283,12 +276,10 @@ impl Drop for Memory {
                 }
             }
         }
-        // SAFETY: mapped with this length in `map`; whoever uses the memory keeps this alive.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
     }
 }
 
-/// The kernel module, asked through the descriptor of one port.
+/// The kernel module, called through the descriptor of one port.
 #[derive(Debug)]
 pub(super) struct Module {
     /// The descriptor of the port, which `memory` keeps open.
@@ -297,7 +288,7 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// The module's side of the port with this number.
+    /// The module, for the port with this number.
     pub fn new(memory: &Arc<Memory>, port: usize) -> Module {
         Module { fd: memory.ports[port].device.as_raw_fd(), _memory: Arc::clone(memory) }
     }
@@ -329,7 +320,7 @@ mod tests {
     use std::io::Write;
     use std::os::fd::FromRawFd;
 
-    /// A memory as the module lays it out, and where its parts are: one ring pair of four slots, and one to the host.
+    /// The layout of a memory made by the module: one ring pair of four slots, and one to the host.
     const SIZE: usize = 1 << 16;
     const INTERFACE: usize = 256;
     const RINGS: usize = INTERFACE + size_of::<netmap_if>();
@@ -343,7 +334,7 @@ mod tests {
         unsafe { memory[at..at + size_of::<T>()].as_mut_ptr().cast::<T>().write_unaligned(value) };
     }
 
-    /// What the module answers, and the memory behind its descriptor, with something changed.
+    /// A registered port with its memory, after `change` has modified it.
     fn registered(extra: u32, change: impl FnOnce(&mut [u8])) -> Registered {
         use std::mem::offset_of;
         let mut memory = vec![0; SIZE];
@@ -355,16 +346,16 @@ mod tests {
             put(&mut memory, ring + offset_of!(netmap_ring, num_slots), 4u32);
             put(&mut memory, ring + offset_of!(netmap_ring, nr_buf_size), BUFFER as u32);
         }
-        // Three extra buffers, each of which says which is the next.
+        // Three extra buffers, each with the number of the next.
         put(&mut memory, INTERFACE + offset_of!(netmap_if, ni_bufs_head), 20u32);
         for (buffer, next) in [(20, 22u32), (22, 21), (21, 0)] {
             put(&mut memory, BUFFERS + buffer * BUFFER, next);
         }
         change(&mut memory);
-        // SAFETY: the name ends with a zero; the descriptor is new, and nobody else's.
+        // SAFETY: the name ends with a zero; the descriptor is new, and belongs to nothing else.
         let mut device = unsafe { File::from_raw_fd(libc::memfd_create(c"netmap".as_ptr(), 0)) };
         device.write_all(&memory).expect("memory");
-        Registered { device, interface: INTERFACE, size: SIZE, memory: 1, queues: 1, queue: 0, extra, judges_mtu: true }
+        Registered { device, interface: INTERFACE, size: SIZE, memory: 1, queues: 1, queue: 0, extra, checks_mtu: true }
     }
 
     #[test]
@@ -375,8 +366,8 @@ mod tests {
         assert_eq!((buffers.size, buffers.count as usize), (BUFFER, (SIZE - BUFFERS) / BUFFER));
         let taken = memory.take_extra(buffers);
         assert_eq!(number(&taken), [20, 22, 21]);
-        assert_eq!(memory.take_extra(buffers), [], "they are ours now");
-        // Others lie in the rings meanwhile.
+        assert_eq!(memory.take_extra(buffers), [], "they were taken already");
+        // Other buffers are in the rings now.
         memory.regain(&mut [40, 21, 30].map(|number| number * BUFFER).into_iter());
         assert_eq!(number(&memory.take_extra(buffers)), [30, 21, 40]);
 
@@ -385,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_that_was_given_back_is_not_left_for_whoever_comes_next() {
+    fn the_list_that_was_given_back_is_not_left_for_the_next_port() {
         use std::os::unix::fs::FileExt;
         let (first, mut second) = (registered(3, |_| ()), registered(0, |_| ()));
         // One memory, two ports: the second one's descriptor is another way to it.

@@ -1,4 +1,4 @@
-//! The kernel module's part, played in ordinary memory: as strict about our pointers as the module is, and as lazy as we like.
+//! A simulated kernel module in ordinary memory: checks user space's pointers as the module does, and synchronises as late as a test wants.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::VecDeque;
@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG, netmap_ring, netmap_slot};
 
-use super::port::{Buffers, Kernel, NetmapPort};
+use super::port::{Buffers, Kernel, NETMAP_HEADROOM, NetmapPort};
 use super::ring::Ring;
-use super::{ROOM, port};
-use crate::frame::{Keeper, Pool, Region};
+use crate::pool::{BufferMemory, MemoryOwner, Pool};
 use crate::port::{Capabilities, Port};
 
 const BUFFER: usize = 512;
@@ -24,7 +23,7 @@ struct Shared {
     rings: usize,
     slots: usize,
     extra: usize,
-    /// What the pool gave back when it ended: the offsets of its idle buffers.
+    /// The offsets of the idle buffers that the pool gave back when it was dropped.
     regained: Mutex<Vec<usize>>,
 }
 
@@ -33,7 +32,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-impl Keeper for Shared {
+impl MemoryOwner for Shared {
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
         self.regained.lock().unwrap().extend(idle);
     }
@@ -47,7 +46,7 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    /// Memory for so many rings of so many slots, each slot with a buffer, and `extra` buffers.
+    /// Memory for `rings` rings of `slots` slots, each slot with a buffer, and `extra` buffers.
     fn new(rings: usize, slots: usize, extra: usize) -> Arc<Shared> {
         let ring = size_of::<netmap_ring>() + slots * size_of::<netmap_slot>();
         let ring = ring.next_multiple_of(256);
@@ -57,7 +56,7 @@ impl Shared {
         // SAFETY: the layout is not empty.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
         for at in 0..rings {
-            // SAFETY: inside the memory just allocated, aligned, and nobody else's yet.
+            // SAFETY: inside the memory just allocated, aligned, and not shared yet.
             unsafe {
                 let place = base.add(at * ring).cast::<netmap_ring>().as_ptr();
                 (*place).buf_ofs = (first - at * ring) as i64;
@@ -74,7 +73,7 @@ impl Shared {
 
     fn ring(&self, at: usize) -> NonNull<netmap_ring> {
         let ring = (size_of::<netmap_ring>() + self.slots * size_of::<netmap_slot>()).next_multiple_of(256);
-        // SAFETY: there are so many rings.
+        // SAFETY: the ring exists.
         unsafe { self.base.add(at * ring) }.cast()
     }
 
@@ -85,7 +84,7 @@ impl Shared {
         Buffers { base, size: BUFFER, count: (2 + self.rings * self.slots + self.extra) as u32 }
     }
 
-    /// The numbers of all buffers that slots name.
+    /// The numbers of all buffers that slots refer to.
     fn in_slots(&self) -> Vec<u32> {
         let slots = (0..self.rings).flat_map(|at| (0..self.slots).map(move |i| (at, i)));
         // SAFETY: inside the memory.
@@ -94,11 +93,11 @@ impl Shared {
 }
 
 fn slot(ring: NonNull<netmap_ring>, at: usize) -> *mut netmap_slot {
-    // SAFETY: whoever asks knows how many slots there are.
+    // SAFETY: the callers pass slots that exist.
     unsafe { (&raw mut (*ring.as_ptr()).slot).cast::<netmap_slot>().add(at) }
 }
 
-/// The kernel's half of a ring.
+/// The kernel's side of a ring.
 struct Endpoint {
     ring: NonNull<netmap_ring>,
     slots: u32,
@@ -110,8 +109,8 @@ struct Endpoint {
 unsafe impl Send for Endpoint {}
 
 impl Endpoint {
-    /// What user space says is done up to. A pointer outside the ring, which only a test writes, has the module reset the ring; panics
-    /// where it would for another reason.
+    /// The head that user space has published. On a pointer outside the ring, which only a test writes, resets the ring as the module does;
+    /// panics where the module would reset it for another reason.
     fn head(&self) -> io::Result<u32> {
         // SAFETY: inside the memory.
         let (head, cur) = unsafe { ((*self.ring.as_ptr()).head, (*self.ring.as_ptr()).cur) };
@@ -123,8 +122,8 @@ impl Endpoint {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let ours = (head + n - self.current) % n;
-        assert!(ours <= (self.tail + n - self.current) % n, "slots taken that were the kernel's");
-        assert!((cur + n - head) % n <= (self.tail + n - head) % n, "a wake-up point that is the kernel's");
+        assert!(ours <= (self.tail + n - self.current) % n, "slots taken that belong to the kernel");
+        assert!((cur + n - head) % n <= (self.tail + n - head) % n, "a wake-up point that belongs to the kernel");
         Ok(head)
     }
 
@@ -134,7 +133,7 @@ impl Endpoint {
     }
 }
 
-/// A NIC: what is pushed is received, what is sent can be popped.
+/// A NIC: pushed frames are received, sent frames can be popped.
 pub(super) struct Nic {
     shared: Arc<Shared>,
     receive: Endpoint,
@@ -191,7 +190,7 @@ impl Nic {
                 let slot = unsafe { &mut *slot(self.transmit.ring, self.transmit.current as usize) };
                 assert!((2..buffers.count).contains(&slot.buf_idx) && slot.len as usize <= BUFFER);
                 self.seen.push(slot.buf_idx);
-                // SAFETY: so many bytes of the buffer were handed over with it.
+                // SAFETY: the slot gave this many bytes of the buffer to the kernel.
                 let bytes = unsafe {
                     let from = buffers.base.add(slot.buf_idx as usize * BUFFER);
                     std::slice::from_raw_parts(from.as_ptr(), slot.len.into())
@@ -254,7 +253,7 @@ fn plug(shared: &Arc<Shared>, at: usize, swaps: bool) -> (NetmapPort<Ask>, Arc<M
     let rings = [receive, transmit].map(|ring| unsafe { Ring::new(ring, room) }.unwrap());
     let can = Capabilities { multi_buffer: true, max_frame: 4 * BUFFER, ..Capabilities::default() };
     // SAFETY: the rings' buffers are this port's, and the pool is one over them where it swaps.
-    (unsafe { port::NetmapPort::new(Ask(nic.clone()), rings, shared.buffers(), swaps, can) }, nic)
+    (unsafe { NetmapPort::new(Ask(nic.clone()), rings, shared.buffers(), swaps, can) }, nic)
 }
 
 /// Two ports in one memory, with the pool of its extra buffers.
@@ -271,17 +270,23 @@ impl Bench {
         let ((lan, lan_nic), (wan, wan_nic)) = (plug(&shared, 0, true), plug(&shared, 2, true));
         let buffers = shared.buffers();
         // SAFETY: the memory is kept by its owner.
-        let region = unsafe { Region::new(buffers.base, buffers.count as usize, BUFFER, shared.clone()) };
+        let memory = unsafe { BufferMemory::new(buffers.base, buffers.count as usize, BUFFER, shared.clone()) };
         let first = 2 + 4 * slots;
-        // SAFETY: the extra buffers are nobody's.
-        let pool = unsafe { Pool::partly(region, ROOM, (first..first + extra).map(|i| i * BUFFER), 4 * slots) };
+        // SAFETY: the extra buffers are in no ring.
+        let pool =
+            unsafe { Pool::partly(memory, NETMAP_HEADROOM, (first..first + extra).map(|i| i * BUFFER), 4 * slots) };
         Bench { shared, ports: [lan, wan], nics: [lan_nic, wan_nic], pool }
     }
 
     fn copying(slots: usize, frames: usize) -> Bench {
         let (one, other) = (Shared::new(2, slots, 0), Shared::new(2, slots, 0));
         let ((lan, lan_nic), (wan, wan_nic)) = (plug(&one, 0, false), plug(&other, 0, false));
-        Bench { shared: one, ports: [lan, wan], nics: [lan_nic, wan_nic], pool: Pool::heap(frames, 768, ROOM) }
+        Bench {
+            shared: one,
+            ports: [lan, wan],
+            nics: [lan_nic, wan_nic],
+            pool: Pool::heap(frames, 768, NETMAP_HEADROOM),
+        }
     }
 
     fn push(&self, port: usize, frame: &[u8]) {
@@ -317,7 +322,7 @@ impl Bench {
     }
 }
 
-/// A frame of `len` bytes that tells frames apart.
+/// A frame of `len` bytes with a content of its own.
 fn frame(number: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| (number * 31 + i) as u8).collect()
 }
@@ -503,7 +508,7 @@ fn what_a_hostile_peer_writes_into_the_rings_goes_nowhere() {
             write(at, 3 + at as u32, 64, NS_MOREFRAG);
         }
         assert_eq!(receive(&mut bench, 4), (0, 6));
-        // A tail that lies outside leaves nothing to take.
+        // A tail outside the ring leaves nothing to receive.
         for tail in [8, u32::MAX] {
             // SAFETY: as above.
             unsafe { (*ring.as_ptr()).tail = tail };
@@ -516,7 +521,7 @@ fn what_a_hostile_peer_writes_into_the_rings_goes_nowhere() {
 fn a_ring_that_the_module_has_reset_goes_on_where_we_were() {
     let mut bench = Bench::swapping(8, 32);
     let scribble = |bench: &Bench, at: usize| {
-        // SAFETY: inside the memory; nobody looks while the test writes.
+        // SAFETY: inside the memory; nothing reads while the test writes.
         unsafe { (*bench.shared.ring(at).as_ptr()).head = 100 };
     };
     for i in 0..14 {
@@ -535,7 +540,7 @@ fn a_ring_that_the_module_has_reset_goes_on_where_we_were() {
     scribble(&bench, 3);
     for sent in [0, 1] {
         bench.ports[1].flush(&mut bench.pool);
-        assert_eq!(bench.sent(1).len(), sent, "what was handed over before is sent at the next call");
+        assert_eq!(bench.sent(1).len(), sent, "frames given to the kernel before are sent at the next call");
     }
     assert_eq!(bench.ports[1].statistics().transmit_errors, 1);
     bench.assert_conserved();

@@ -1,4 +1,4 @@
-//! A netmap port: one ring of received frames, one of frames to be sent, and a kernel that is told when to look at them.
+//! A netmap port: one ring of received frames, one of frames to be sent, and system calls that synchronise them with the kernel.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -7,69 +7,72 @@ use std::ptr::NonNull;
 use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG};
 
 use super::ring::{Ring, Slot};
-use crate::frame::{Batch, Frame, Pool};
-use crate::memory::{Refused, gather};
+use crate::frame::{Batch, Frame};
+use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
+
+/// The headroom of an idle frame, in bytes: for the header of a further buffer. Received frames begin where their buffer does.
+pub(super) const NETMAP_HEADROOM: usize = 64;
 
 /// The most slots a frame may lie in (`NETMAP_MAX_FRAGS`).
 const MAX_SLOTS: usize = 64;
 
-/// The first buffers of a region are the kernel's own.
+/// The first buffers belong to the kernel.
 const FIRST_BUFFER: u32 = 2;
 
-/// What moves the rings on.
+/// Synchronises the rings.
 pub(super) trait Kernel: Send {
-    /// Takes the slots we gave back, and shows what has been received (`NIOCRXSYNC`).
+    /// Takes released receive slots, and makes received frames available (`NIOCRXSYNC`).
     fn receive(&mut self) -> io::Result<()>;
 
-    /// Takes the slots we filled, and gives those back that were sent (`NIOCTXSYNC`).
+    /// Takes filled transmit slots, and releases those that were sent (`NIOCTXSYNC`).
     fn transmit(&mut self) -> io::Result<()>;
 
-    /// What becomes readable when frames have arrived.
+    /// The descriptor that becomes readable when frames have arrived.
     fn descriptor(&self) -> Option<RawFd>;
 }
 
-/// The buffers that the slots of a port name, in shared memory.
+/// The buffers that the slots of a port refer to, in shared memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Buffers {
-    /// Where number 0 lies.
+    /// The address of buffer 0.
     pub base: NonNull<u8>,
     /// Bytes of a buffer.
     pub size: usize,
-    /// How many there are.
+    /// Their number.
     pub count: u32,
 }
 
-// SAFETY: an address and two numbers; who may touch which buffer is settled by the rings and by the ownership of frames.
+// SAFETY: an address and two numbers; the rings and the ownership of frames settle who may access which buffer.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Whether a slot may name this buffer, and say that so much lies in it.
+    /// Whether the slot's buffer and length are valid.
     fn allow(&self, slot: Slot) -> bool {
         (FIRST_BUFFER..self.count).contains(&slot.buffer) && slot.len as usize <= self.size
     }
 
     fn address(&self, buffer: u32) -> *mut u8 {
         debug_assert!(buffer < self.count);
-        // SAFETY: the buffer is one of those there are.
+        // SAFETY: the buffer exists.
         unsafe { self.base.as_ptr().add(buffer as usize * self.size) }
     }
 
-    /// What `slot` says lies in its buffer.
+    /// The bytes of the slot's buffer.
     ///
     /// # Safety
     ///
-    /// The slot is ours, as long as the bytes are used, and [`allow`](Buffers::allow)ed.
+    /// The slot belongs to this process as long as the bytes are used, and is [`allow`](Buffers::allow)ed.
     unsafe fn bytes<'a>(&self, slot: Slot) -> &'a [u8] {
-        // SAFETY: the buffer is one of those there are and holds so many bytes; that it stays ours is the caller's promise.
+        // SAFETY: the buffer exists and holds this many bytes; the caller guarantees that it stays with this process.
         unsafe { std::slice::from_raw_parts(self.address(slot.buffer), slot.len.into()) }
     }
 }
 
 /// One ring pair of a netmap port.
 ///
-/// Where the pool lies in the same memory as the rings, a received frame leaves its slot and an idle one takes its place, and a frame to
-/// be sent changes places with the buffer in its slot: nothing is copied. Elsewhere frames are copied in and out.
+/// When the pool lies in the same memory as the rings, a received frame's buffer is swapped with an idle one, and a frame to be sent is
+/// swapped with the buffer in its slot: nothing is copied. Otherwise frames are copied in and out.
 #[derive(Debug)]
 pub(super) struct NetmapPort<K> {
     kernel: K,
@@ -80,7 +83,7 @@ pub(super) struct NetmapPort<K> {
     swaps: bool,
     capabilities: Capabilities,
     statistics: PortStatistics,
-    /// The kernel has not been told of slots that were filled.
+    /// Slots were filled since the last synchronisation.
     unflushed: bool,
 }
 
@@ -89,7 +92,7 @@ impl<K: Kernel> NetmapPort<K> {
     ///
     /// # Safety
     ///
-    /// The slots of both rings name buffers that nobody else uses, and the memory stays mapped as long as `kernel` lives. With `swaps` the
+    /// The slots of both rings refer to buffers that nothing else uses, and the memory stays mapped as long as `kernel` lives. With `swaps` the
     /// pool that is passed to the methods is one over the region of these `buffers`.
     pub unsafe fn new(
         kernel: K,
@@ -110,13 +113,13 @@ impl<K: Kernel> NetmapPort<K> {
         }
     }
 
-    /// Slots with frames that were not taken yet.
+    /// Slots with frames that were not received yet.
     #[cfg(test)]
     pub fn receivable(&self) -> u32 {
         self.receive.available()
     }
 
-    /// How many slots the frame takes that begins `ahead` behind the head, `available` being ours; `None` while its end is not there.
+    /// How many of the `available` slots the frame takes that begins `ahead` slots after the head; `None` while its last slot is missing.
     fn extent(&self, ahead: u32, available: u32) -> Option<u32> {
         let mut slots = 1;
         while self.receive.slot(ahead + slots - 1).flags & NS_MOREFRAG != 0 {
@@ -133,7 +136,7 @@ impl<K: Kernel> NetmapPort<K> {
         let spare = pool.take_reserved().ok_or(Refused::NoBuffer)?;
         let idle = self.number(pool.lend(spare));
         self.receive.set_slot(ahead, Slot { buffer: idle, len: 0, flags: NS_BUF_CHANGED });
-        // SAFETY: the slot was ours and now names another buffer, so nobody has this one, which counted as lent.
+        // SAFETY: the slot belongs to this process and now refers to another buffer, so nothing holds this one, which counted as lent.
         Ok(unsafe { pool.reclaim(slot.buffer as usize * self.buffers.size, 0, slot.len.into()) })
     }
 
@@ -153,10 +156,10 @@ impl<K: Kernel> NetmapPort<K> {
             if !self.buffers.allow(slot) {
                 return Err(Refused::TooLong);
             }
-            // SAFETY: the slot is ours until the head moves, and was just allowed.
+            // SAFETY: the slot belongs to this process until the head moves, and was just allowed.
             *part = unsafe { self.buffers.bytes(slot) };
         }
-        gather(pool, &parts[..slots as usize], self.capabilities.max_frame)
+        pool.gather(&parts[..slots as usize], self.capabilities.max_frame)
     }
 
     /// How many slots `frame` needs to be sent; `None` when it cannot be.
@@ -166,14 +169,14 @@ impl<K: Kernel> NetmapPort<K> {
         (fits && (slots == 1 || self.capabilities.multi_buffer)).then_some(slots as u32)
     }
 
-    /// Puts the frame's buffers into the slots from `ahead` on, and those that were there into the pool.
+    /// Puts the frame's buffers into the slots from `ahead` on, and the former buffers of these slots into the pool.
     fn swap_out(&mut self, mut ahead: u32, frame: Frame, pool: &mut Pool) {
         let mut rest = Some(frame);
         while let Some(mut frame) = rest {
             rest = frame.split();
             let (start, len) = (frame.start(), frame.len());
             if start > 0 {
-                // A slot cannot say where in its buffer a frame begins.
+                // A slot has no offset: its frame begins where the buffer does.
                 frame.buffer_mut().copy_within(start..start + len, 0);
             }
             let old = self.transmit.slot(ahead);
@@ -181,7 +184,7 @@ impl<K: Kernel> NetmapPort<K> {
             let buffer = self.number(pool.lend(frame));
             // No truncation: a buffer is smaller than 64 KiB where frames are swapped.
             self.transmit.set_slot(ahead, Slot { buffer, len: len as u16, flags: NS_BUF_CHANGED | more });
-            // SAFETY: the slot was ours and now names another buffer, so nobody has this one, which counted as lent.
+            // SAFETY: the slot belongs to this process and now refers to another buffer, so nothing holds this one, which counted as lent.
             let old = unsafe { pool.reclaim(old.buffer as usize * self.buffers.size, 0, 0) };
             pool.put(old);
             ahead += 1;
@@ -194,7 +197,7 @@ impl<K: Kernel> NetmapPort<K> {
         let mut segment: &[u8] = &[];
         for i in 0..slots {
             let Slot { buffer, .. } = self.transmit.slot(ahead + i);
-            // SAFETY: the slot is ours, so is its buffer, which `is_sound` has allowed.
+            // SAFETY: slot and buffer belong to this process, and `is_sound` has allowed the buffer.
             let room = unsafe { std::slice::from_raw_parts_mut(self.buffers.address(buffer), self.buffers.size) };
             let mut len = 0;
             while len < room.len() {
@@ -214,12 +217,12 @@ impl<K: Kernel> NetmapPort<K> {
         }
     }
 
-    /// Whether the slots to be filled name buffers that there are.
+    /// Whether the slots to be filled refer to existing buffers.
     fn is_sound(&self, ahead: u32, slots: u32) -> bool {
         (ahead..ahead + slots).all(|at| self.buffers.allow(Slot { len: 0, ..self.transmit.slot(at) }))
     }
 
-    /// Puts as many frames from the front of `batch` as fit into the slots that are ours, and returns how many.
+    /// Puts as many frames from the front of `batch` into slots as fit, and returns how many.
     fn fill(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
         let room = self.transmit.available();
         let (mut ahead, mut fits) = (0, 0);
@@ -259,7 +262,7 @@ impl<K: Kernel> NetmapPort<K> {
         self.unflushed = false;
         if self.kernel.transmit().is_err() {
             self.statistics.transmit_errors += 1;
-            self.transmit.tell();
+            self.transmit.publish();
         }
     }
 }
@@ -267,7 +270,7 @@ impl<K: Kernel> NetmapPort<K> {
 impl<K: Kernel> Port for NetmapPort<K> {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         if (self.receive.available() as usize) < max && self.kernel.receive().is_err() {
-            self.receive.tell();
+            self.receive.publish();
             return 0;
         }
         let available = self.receive.available();
@@ -277,7 +280,7 @@ impl<K: Kernel> Port for NetmapPort<K> {
                 if available + 1 < self.receive.slots() {
                     break;
                 }
-                // The ring is full of it and its end is not there: there will never be one.
+                // It fills the whole ring without its last slot, so it can never be completed.
                 self.statistics.truncated += 1;
                 ahead = available;
                 break;
@@ -314,7 +317,7 @@ impl<K: Kernel> Port for NetmapPort<K> {
             self.synchronise_transmission();
         }
         let mut sent = self.fill(batch, pool);
-        // A switch or a pipe takes at once what it is given, and its rings may be shorter than a batch. Who does not is asked once.
+        // A switch or a pipe takes filled slots at once, and its rings may be shorter than a batch. Others are synchronised once.
         let (mut last, mut taken) = (sent, true);
         while last > 0 && taken && !batch.is_empty() {
             self.synchronise_transmission();
@@ -329,7 +332,7 @@ impl<K: Kernel> Port for NetmapPort<K> {
     }
 
     fn flush(&mut self, _: &mut Pool) {
-        // A switch or a pipe whose other end was full takes the rest at a later call, and sent buffers come back by none other.
+        // A switch or a pipe whose other end was full takes the rest at a later call, which also returns the sent buffers.
         if self.unflushed || self.transmit.kept() > 0 {
             self.synchronise_transmission();
         }

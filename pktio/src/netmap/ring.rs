@@ -1,7 +1,7 @@
-//! A ring of a netmap port as user space sees it: slots in memory shared with the kernel, and where we are in them.
+//! A ring of a netmap port as user space sees it: slots in memory shared with the kernel, and the position in them.
 //!
-//! Of what lies in shared memory only what is ours to write is taken for granted. The kernel's `tail`, and what a slot says, come from
-//! another process where the port is a pipe or a switch: every number is checked before it is used.
+//! Only fields that this process alone writes are trusted. The kernel's `tail` and the content of slots come from another process where the
+//! port is a pipe or a switch: every number is checked before it is used.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
@@ -17,10 +17,10 @@ const _: () = {
     assert!(offset_of!(netmap_ring, tail) == 28 && offset_of!(netmap_ring, slot) == 256);
 };
 
-/// The most slots a ring may have; what the kernel makes has a few thousand.
+/// The most slots a ring may have; the kernel's have a few thousand.
 const MOST_SLOTS: u32 = 1 << 16;
 
-/// What a slot says.
+/// The content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     /// The number of its buffer.
@@ -33,20 +33,20 @@ pub(super) struct Slot {
 
 /// One ring: of received frames, or of frames to be sent.
 ///
-/// From `head` on, as far as [`available`](Ring::available) says, the slots are ours; the others are the kernel's.
+/// From `head` on, [`available`](Ring::available) slots belong to this process; the others belong to the kernel.
 #[derive(Debug)]
 pub(super) struct Ring {
     ring: NonNull<netmap_ring>,
     slots: u32,
-    /// Where the slots that are ours begin. Our own copy: nobody else may move it.
+    /// The first slot that belongs to this process. A private copy, which no other process can change.
     head: u32,
 }
 
-// SAFETY: the ring is plain shared memory, which whoever made this keeps mapped; only the holder of `&mut Ring` writes what is ours.
+// SAFETY: the ring is plain shared memory, which its maker keeps mapped; only the holder of `&mut Ring` writes the fields of this process.
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// The ring at `ring`, behind which `room` bytes are mapped; `None` when they cannot hold it.
+    /// The ring at `ring`, with `room` mapped bytes from there on; `None` when they cannot hold it.
     ///
     /// # Safety
     ///
@@ -55,7 +55,7 @@ impl Ring {
         if room < size_of::<netmap_ring>() || !ring.is_aligned() {
             return None;
         }
-        // SAFETY: the structure lies in the mapped memory, as just seen.
+        // SAFETY: the structure lies in the mapped memory, as just checked.
         let (slots, head) = unsafe {
             let ring = ring.as_ptr();
             ((&raw const (*ring).num_slots).read_volatile(), (&raw const (*ring).head).read_volatile())
@@ -71,35 +71,35 @@ impl Ring {
         self.slots
     }
 
-    /// How many of them, from `head` on, are ours at this moment. A `tail` that makes no sense leaves us none.
+    /// How many of them, from `head` on, belong to this process now; none if `tail` is invalid.
     pub fn available(&self) -> u32 {
-        // SAFETY: the structure is mapped; the kernel writes `tail` only while it serves a call of ours.
+        // SAFETY: the structure is mapped; the kernel writes `tail` only during a system call of this process.
         let tail = unsafe { (&raw const (*self.ring.as_ptr()).tail).read_volatile() };
-        // What the kernel has written to the slots is read after this.
+        // The kernel's writes to the slots are read after this.
         fence(Ordering::Acquire);
         if tail >= self.slots { 0 } else { self.distance(tail) }
     }
 
-    /// How many slots lie from `head` to `tail`.
+    /// The number of slots from `head` to `tail`.
     fn distance(&self, tail: u32) -> u32 {
         if tail >= self.head { tail - self.head } else { tail + self.slots - self.head }
     }
 
-    /// How many slots are the kernel's, beyond the one that always is.
+    /// How many slots belong to the kernel, besides the one that always does.
     pub fn kept(&self) -> u32 {
         self.slots - 1 - self.available().min(self.slots - 1)
     }
 
-    /// What the slot says that is `ahead` behind `head`.
+    /// The content of the slot `ahead` slots after `head`.
     pub fn slot(&self, ahead: u32) -> Slot {
-        // SAFETY: `place` lies inside the ring, which `new` has measured.
+        // SAFETY: `place` lies inside the ring, whose size `new` has checked.
         let slot = unsafe { self.place(ahead).read_volatile() };
         Slot { buffer: slot.buf_idx, len: slot.len, flags: slot.flags }
     }
 
-    /// Has the slot that is `ahead` behind `head` say this.
+    /// Sets the content of the slot `ahead` slots after `head`.
     pub fn set_slot(&mut self, ahead: u32, Slot { buffer, len, flags }: Slot) {
-        // SAFETY: as in `slot`; the kernel does not look at slots that are ours.
+        // SAFETY: as in `slot`; the kernel does not access slots that belong to this process.
         unsafe { self.place(ahead).write_volatile(netmap_slot { buf_idx: buffer, len, flags, ptr: 0 }) };
     }
 
@@ -107,23 +107,23 @@ impl Ring {
         debug_assert!(ahead < self.slots);
         let at = self.head + ahead;
         let at = if at >= self.slots { at - self.slots } else { at };
-        // SAFETY: the field is inside the mapped structure, and `at < slots` slots follow it, as `new` has measured.
+        // SAFETY: the field is inside the mapped structure, and `at < slots` slots follow it, as `new` has checked.
         unsafe { (&raw mut (*self.ring.as_ptr()).slot).cast::<netmap_slot>().add(at as usize) }
     }
 
-    /// Hands the first `count` of our slots to the kernel, which takes them at the next synchronisation.
+    /// Gives the first `count` slots to the kernel, which takes them at the next synchronisation.
     pub fn advance(&mut self, count: u32) {
         debug_assert!(count <= self.available());
         self.head = (self.head + count) % self.slots;
-        self.tell();
+        self.publish();
     }
 
-    /// Tells the kernel once more which slots are its own. One that has found a pointer in the ring which makes no sense (whoever shares the
-    /// memory can write one) takes both back to where it last looked (`netmap_ring_reinit`), and would wait for the slots we gave back since.
-    pub fn tell(&mut self) {
-        // What we have written to the slots is there before the kernel learns of it.
+    /// Publishes `head` and `cur` to the kernel again. A kernel that finds an invalid pointer in the ring (any process that shares the memory
+    /// can write one) resets both to where it last read them (`netmap_ring_reinit`), and would wait for the slots given back since.
+    pub fn publish(&mut self) {
+        // The writes to the slots are visible before the kernel reads `head`.
         fence(Ordering::Release);
-        // SAFETY: these two fields are user space's to write.
+        // SAFETY: user space writes these two fields.
         unsafe {
             let ring = self.ring.as_ptr();
             (&raw mut (*ring).cur).write_volatile(self.head);

@@ -1,8 +1,8 @@
-//! Undoes what the kernel left for a network card to do: finishes checksums and cuts super-frames into frames.
+//! Does in software what the kernel left to a NIC: completes checksums and cuts super-frames into frames.
 //!
 //! On a veth pair, or behind GRO, a packet socket sees frames whose checksum holds only the pseudo-header's sum, and TCP
-//! or UDP payloads of up to 64 KiB under one header. A wire carries neither. The kernel says in a virtio-net header what
-//! is missing; here it is made good, on bytes alone.
+//! or UDP payloads of up to 64 KiB under one header. A link carries neither. The kernel describes in a virtio-net header what
+//! is missing; this module completes it, on bytes alone.
 
 use std::ops::Range;
 
@@ -17,15 +17,15 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// TCP with ECN: only the first segment keeps CWR, which we honour for every TCP super-frame.
+/// TCP with ECN: only the first segment keeps CWR, here for every TCP super-frame.
 const GSO_ECN: u8 = 0x80;
 
-/// What a virtio-net header asks for.
+/// The offloads that a virtio-net header requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Offload {
-    /// Where the checksum's coverage begins and where in it the field lies, when the checksum is unfinished.
+    /// Where the checksum's coverage begins and where in it the field is, when the checksum is partial.
     pub(crate) checksum: Option<(usize, usize)>,
-    /// What the super-frame is to be cut into, and into how many bytes of payload.
+    /// The kind of segments to cut the super-frame into, and their payload in bytes.
     pub(crate) segmentation: Option<(Kind, usize)>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Kind {
     Tcp,
     /// Independent datagrams of equal size.
     Udp,
-    /// A kind that came after this was written.
+    /// A kind that this version does not know.
     Unknown,
 }
 
@@ -55,7 +55,7 @@ impl Offload {
     }
 }
 
-/// The Internet checksum's running sum over `bytes`, added to `sum`. Several runs may be joined when all but the last have
+/// The Internet checksum's running sum over `bytes`, added to `sum`. Several runs may be combined when all but the last have
 /// an even length.
 fn add(mut sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
@@ -75,8 +75,8 @@ fn fold(mut sum: u64) -> u16 {
     !(sum as u16)
 }
 
-/// Finishes the checksum that covers `bytes[start..]` and whose field lies `offset` bytes behind `start`. False, and
-/// nothing is changed, when the field lies outside the frame.
+/// Completes the checksum that covers `bytes[start..]` and whose field is `offset` bytes behind `start`. False, and
+/// nothing is changed, when the field is outside the frame.
 pub(crate) fn complete_checksum(bytes: &mut [u8], start: usize, offset: usize) -> bool {
     let Some(covered) = bytes.get_mut(start..) else { return false };
     if offset + 2 > covered.len() {
@@ -100,9 +100,9 @@ fn crc32c(bytes: &[u8], field: Range<usize>) -> u32 {
     })
 }
 
-/// Finishes the checksum of a frame, whichever its protocol has.
+/// Completes the checksum of a frame, of the kind that its protocol has.
 pub(crate) fn complete(bytes: &mut [u8], start: usize, offset: usize) -> bool {
-    // The kernel's header cannot tell an SCTP checksum from an Internet checksum, but the protocol number can.
+    // The virtio-net header does not distinguish an SCTP checksum from an Internet checksum; the protocol number does.
     if offset == 8 && locate(bytes).is_some_and(|at| at.protocol == SCTP && at.transport == start) {
         let Some(covered) = bytes.get_mut(start..).filter(|covered| covered.len() >= 12) else { return false };
         let crc = crc32c(covered, 8..12);
@@ -160,7 +160,7 @@ pub(crate) struct Plan {
     at: Headers,
     /// Where the payload begins.
     payload: usize,
-    /// Where it ends; what lies behind is padding.
+    /// Where it ends; the rest is padding.
     end: usize,
     /// Bytes of payload in each segment but the last.
     size: usize,

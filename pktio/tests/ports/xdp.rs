@@ -147,9 +147,9 @@ fn the_host_of_the_box_sees_nothing_of_what_is_bridged() {
     assert_eq!(world.ping_from("lan", inner, 2), 0, "a frame was passed to the host");
     // With the sockets gone the program still stands: closed means closed.
     bridge.stop();
-    let before = guard.strays();
+    let before = guard.unclaimed();
     assert_eq!(world.ping_from("lan", inner, 2), 0);
-    assert!(guard.strays() > before);
+    assert!(guard.unclaimed() > before);
     drop(guard);
     assert_eq!(world.ping_from("lan", inner, 2), 2, "the program is still attached");
 }

@@ -14,7 +14,7 @@ use ::control::{
     CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Reply, Request, Stats,
     Status, Top, Why,
 };
-use pktio::capture::Former;
+use pktio::capture::ExistingFile;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::collections::BTreeMap;
@@ -144,7 +144,7 @@ impl ControlApi {
         if !path.is_absolute() {
             return views::malformed(format!("{} is not an absolute path", path.display()));
         }
-        match self.captures.start(kind, path, limits, Former::Kept) {
+        match self.captures.start(kind, path, limits, ExistingFile::Refuse) {
             Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
             Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
         }

@@ -1,11 +1,11 @@
 //! Measures how overloaded a worker is, and decides how many SYNs it drops for that.
 //!
 //! A worker whose WAN batches are full iteration after iteration, or whose rings overflow, cannot process everything. If SYNs are a large
-//! part of its load it drops SYNs (`pktio::sieve` selects them), except as many first-time ones as leave it three quarters of its
+//! part of its load it drops SYNs (`pktio::shed` selects them), except as many first-time ones as leave it three quarters of its
 //! time. It ends shedding by calculation, not by trial: when what is shed now, together with what comes in, would be less
 //! than the worker was last able to process.
 
-use pktio::Level;
+use pktio::ShedLevel as Level;
 use std::time::Duration;
 use tcpstate::Instant;
 
@@ -98,7 +98,7 @@ impl LoadMonitor {
         }
         self.overloaded = if behind && change.syns * LARGE_PART >= frames { self.overloaded + 1 } else { 0 };
         let raised = match self.level {
-            Level::Nothing if self.overloaded >= WINDOWS_TO_FRESH => Level::Fresh(0),
+            Level::Off if self.overloaded >= WINDOWS_TO_FRESH => Level::Fresh(0),
             Level::Fresh(0) if self.overloaded >= WINDOWS_TO_REPEATED => Level::Repeated,
             level => level,
         };
@@ -107,8 +107,8 @@ impl LoadMonitor {
         }
 
         let (shed, lower) = match self.level {
-            Level::Nothing => return None,
-            Level::Fresh(_) => (change.shed[0], Level::Nothing),
+            Level::Off => return None,
+            Level::Fresh(_) => (change.shed[0], Level::Off),
             Level::Repeated => (change.shed[1], Level::Fresh(0)),
         };
         // A worker that was interrupted has measured too little; a hundredth more a second lets it find out.
@@ -177,7 +177,7 @@ mod tests {
             while self.now < end {
                 let [mut fresh, mut repeated, others] = self.load.map(|rate| rate / 10_000);
                 let (shed_fresh, shed_repeated) = match self.monitor.level {
-                    Level::Nothing => (0, 0),
+                    Level::Off => (0, 0),
                     Level::Fresh(share) => (fresh - fresh * u64::from(share) / 256, 0),
                     Level::Repeated => (fresh, repeated),
                 };
@@ -238,7 +238,7 @@ mod tests {
         bench.run([3_000_000, 0, 300_000], 10 * SECOND);
         assert_eq!(bench.levels, [Level::Fresh(0)], "it does not flap");
         bench.run([0, 0, 300_000], Duration::from_millis(250));
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
         let mut bench = Bench::new(1_000_000);
         bench.run([3_000_000, 0, 100_000], SECOND);
         bench.run([400_000, 0, 100_000], SECOND);
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
         bench.run([3_000_000, 1000, 100_000], SECOND);
         assert_eq!(bench.levels[2..], [Level::Fresh(0)], "first-time SYNs pass again");
         bench.run([0, 0, 100_000], SECOND);
-        assert_eq!(bench.levels[3..], [Level::Nothing]);
+        assert_eq!(bench.levels[3..], [Level::Off]);
     }
 
     #[test]
@@ -292,6 +292,6 @@ mod tests {
         bench.run([500_000, 0, 0], SECOND);
         bench.capacity = 2_000_000;
         bench.run([500_000, 0, 0], 100 * SECOND);
-        assert_eq!(bench.levels, [Level::Fresh(0), Level::Nothing]);
+        assert_eq!(bench.levels, [Level::Fresh(0), Level::Off]);
     }
 }

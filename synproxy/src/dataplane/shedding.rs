@@ -1,9 +1,9 @@
 //! Load shedding: drops SYNs from the WAN when a worker is overloaded, in the port itself where it has a program for that, otherwise right
-//! after the parse pass. `load` decides how much is dropped, and the sieve of `pktio` which SYNs.
+//! after the parse pass. `load` decides how much is dropped, and the rule of `pktio::shed` which SYNs.
 
 use crate::process::clock;
-use pktio::sieve::{Sieve, Sifted};
-use pktio::{Batch, Level, Pool, Port};
+use pktio::shed::{ShedVerdict, SoftwareShedFilter};
+use pktio::{Batch, Pool, Port, ShedLevel as Level};
 use std::hash::{BuildHasher, RandomState};
 use tcpstate::{Metadata, Source};
 
@@ -12,12 +12,12 @@ use tcpstate::{Metadata, Source};
 pub struct Shedder {
     level: Level,
     /// The filter of a worker whose port has none.
-    own: Option<ShedFilter>,
+    own: Option<OwnFilter>,
 }
 
 /// A filter, the key of its hashes, and what it has dropped.
-struct ShedFilter {
-    sieve: Sieve,
+struct OwnFilter {
+    filter: SoftwareShedFilter,
     key: RandomState,
     fresh: u64,
     repeated: u64,
@@ -26,24 +26,38 @@ struct ShedFilter {
 impl Shedder {
     /// Sheds at this port; takes memory for a filter if the port has none.
     pub fn new(port: &mut impl Port) -> Self {
-        let own = || ShedFilter { sieve: Sieve::default(), key: RandomState::new(), fresh: 0, repeated: 0 };
-        let port_can = port.shed(Level::Nothing);
-        Self { level: Level::Nothing, own: (!port_can).then(own) }
+        let own = match port.shed_filter() {
+            Some(filter) => {
+                filter.set_level(Level::Off);
+                None
+            }
+            None => Some(OwnFilter {
+                filter: SoftwareShedFilter::default(),
+                key: RandomState::new(),
+                fresh: 0,
+                repeated: 0,
+            }),
+        };
+        Self { level: Level::Off, own }
     }
 
     /// Sets the load level.
     pub fn set(&mut self, port: &mut impl Port, level: Level) {
         self.level = level;
-        port.shed(level);
+        if let Some(filter) = port.shed_filter() {
+            filter.set_level(level);
+        }
     }
 
     /// Records that this source has proved itself. Returns whether the worker's own filter did not know it yet; other workers have to be
     /// told then.
     pub fn record_proved(&mut self, port: &mut impl Port, source: Source) -> bool {
         match &mut self.own {
-            Some(own) => own.sieve.favour(own.key.hash_one(source), nanos()),
+            Some(own) => own.filter.add_proved_source(own.key.hash_one(source), nanos()),
             None => {
-                port.favour(source);
+                if let Some(filter) = port.shed_filter() {
+                    filter.add_proved_source(source);
+                }
                 false
             }
         }
@@ -57,7 +71,7 @@ impl Shedder {
     /// Whether the worker has to filter what comes from the WAN.
     #[inline]
     pub fn is_filtering(&self) -> bool {
-        self.level != Level::Nothing && self.own.is_some()
+        self.level != Level::Off && self.own.is_some()
     }
 
     /// Returns the SYNs that are shed to the pool, and removes their metadata.
@@ -66,17 +80,17 @@ impl Shedder {
         let now = nanos();
         let mut kept = 0;
         for at in 0..frames.len() {
-            let sifted = metas[at]
-                .attempt()
-                .map_or(Sifted::Passed, |syn| own.sieve.sift(self.level, own.key.hash_one(syn.source), syn.hash, now));
-            match sifted {
-                Sifted::Passed => {
+            let verdict = metas[at].attempt().map_or(ShedVerdict::Pass, |syn| {
+                own.filter.check(self.level, own.key.hash_one(syn.source), syn.hash, now)
+            });
+            match verdict {
+                ShedVerdict::Pass => {
                     frames.swap(kept, at);
                     metas.swap(kept, at);
                     kept += 1;
                 }
-                Sifted::Fresh => own.fresh += 1,
-                Sifted::Repeated => own.repeated += 1,
+                ShedVerdict::Fresh => own.fresh += 1,
+                ShedVerdict::Repeated => own.repeated += 1,
             }
         }
         metas.truncate(kept);

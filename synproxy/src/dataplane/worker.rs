@@ -445,7 +445,7 @@ impl<E: Engine> Worker<E> {
         // The event is readable from the moment a command is queued, so one that comes from now on ends the sleep at once.
         let command = self.commands.as_ref().map(|commands| commands.event().as_raw_fd());
         let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];
-        let sleep = |handoff| pktio::wait_or_bell(ports, [handoff, command], Some(due));
+        let sleep = |handoff| pktio::wait_or_wake(ports, [handoff, command], Some(due));
         match &self.steering {
             None => sleep(None),
             Some(steering) => steering.sleep_with(sleep),

@@ -6,7 +6,7 @@
 
 use crate::process::privileges;
 use ::control::{Capture, CaptureKind as Kind, CaptureLimits as Limits};
-use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, Former, Tap};
+use pktio::capture::{CaptureFile, CaptureOptions, CaptureStatistics, ExistingFile, Tap};
 use pktio::pcap::{Direction, InterfaceDescription, Label};
 use pktio::{Batch, Frame};
 use std::io;
@@ -103,7 +103,7 @@ impl Captures {
     ///
     /// # Errors
     /// When the file cannot be created, or exists and must not be overwritten, or a capture of the kind runs already.
-    pub fn start(&self, kind: Kind, path: &Path, limits: Limits, former: Former) -> io::Result<()> {
+    pub fn start(&self, kind: Kind, path: &Path, limits: Limits, existing: ExistingFile) -> io::Result<()> {
         let mut plan = self.shared.plan();
         if let Some(running) = &plan.files[kind as usize] {
             let text = format!("{} frames are being captured already, into {}", kind.name(), running.path().display());
@@ -116,7 +116,7 @@ impl Captures {
         };
         let workers = plan.changes.len();
         let (file, taps) =
-            CaptureFile::create(path, former, &plan.interfaces, options, workers, prepare_writer_thread)?;
+            CaptureFile::create(path, existing, &plan.interfaces, options, workers, prepare_writer_thread)?;
         info!("{}: capturing {} frames, up to {} bytes", path.display(), kind.name(), limits.file_bytes);
         // Together the workers keep to the rate.
         let share = limits.drops_a_second.div_ceil(plan.changes.len().max(1) as u32);
@@ -403,8 +403,8 @@ mod tests {
             tap.hand_over();
         };
         iterate(&mut tap);
-        captures.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap();
-        let again = captures.start(Kind::Wan, &file.0, Limits::default(), Former::Emptied).unwrap_err();
+        captures.start(Kind::Wan, &file.0, Limits::default(), ExistingFile::Truncate).unwrap();
+        let again = captures.start(Kind::Wan, &file.0, Limits::default(), ExistingFile::Truncate).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         iterate(&mut tap);
         assert_eq!(captures.running().len(), 1);
@@ -429,7 +429,9 @@ mod tests {
         let file = Scratch::new("drops");
         let captures = Captures::new(2, "eth0", "eth1");
         let mut tap = captures.tap(1);
-        captures.start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, Former::Kept).unwrap();
+        captures
+            .start(Kind::Drops, &file.0, Limits { drops_a_second: 6, ..Limits::default() }, ExistingFile::Refuse)
+            .unwrap();
         tap.update();
         let mut pool = Pool::heap(4, 256, 64);
         let frame = pool.adopt(&[7; 60]).unwrap();
@@ -455,8 +457,9 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_made_is_refused() {
         let captures = Captures::new(1, "eth0", "eth1");
-        let error =
-            captures.start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), Former::Emptied).unwrap_err();
+        let error = captures
+            .start(Kind::Sent, Path::new("/nowhere/x.pcapng"), Limits::default(), ExistingFile::Truncate)
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(captures.running().is_empty());
     }
@@ -468,11 +471,11 @@ mod tests {
         std::os::unix::fs::symlink("nothing", &link.0).unwrap();
         let captures = Captures::new(1, "eth0", "eth1");
         for path in [&file.0, &link.0] {
-            let error = captures.start(Kind::Sent, path, Limits::default(), Former::Kept).unwrap_err();
+            let error = captures.start(Kind::Sent, path, Limits::default(), ExistingFile::Refuse).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         }
         assert_eq!(std::fs::read_to_string(&file.0).unwrap(), "kept");
-        captures.start(Kind::Sent, &file.0, Limits::default(), Former::Emptied).unwrap();
+        captures.start(Kind::Sent, &file.0, Limits::default(), ExistingFile::Truncate).unwrap();
         assert_eq!(captures.finish().len(), 1);
         assert!(file.records().is_empty());
     }

@@ -24,7 +24,7 @@ use tcpstate::{Config, Proxy, Side};
 
 /// As the appliance has it.
 #[global_allocator]
-static ALLOCATOR: pktio::Roomy = pktio::Roomy;
+static ALLOCATOR: pktio::HugePageAllocator = pktio::HugePageAllocator;
 
 /// Buckets of the default table (1 048 576 flows), and of one that stays in the caches (1024 flows).
 const LARGE: usize = 131_072;

@@ -511,7 +511,7 @@ fn under_overload_unproved_sources_are_shed_and_proved_ones_are_not() {
     worker.adjust_shedding(iteration, now());
     drain(&mut wires[Side::Lan]);
 
-    worker.shedder.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh(0));
+    worker.shedder.set(&mut worker.ports[Side::Wan], pktio::ShedLevel::Fresh(0));
     let mut unproved = segment(Side::Wan, 5000, 0, SYN);
     // Another source; the sum of the header and of the segment is as if the identification and the urgent pointer made up for it.
     unproved[29] = 10;

@@ -215,7 +215,7 @@ fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
         group.workers[0].adjust_shedding(Iteration::default(), now());
         group.settle();
         for worker in &mut group.workers {
-            worker.shedder.set(&mut worker.ports[Side::Wan], pktio::Level::Fresh(0));
+            worker.shedder.set(&mut worker.ports[Side::Wan], pktio::ShedLevel::Fresh(0));
         }
         for owner in 1..workers {
             group.arrives(Side::Wan, &segment_of(owned(owner), Side::Wan, 1000, 0, SYN));

@@ -1,23 +1,22 @@
-//! Large tables on large pages.
+//! An allocator that puts large tables on huge pages.
 //!
-//! A look-up in a table of a gigabyte misses the caches, and on pages of 4 KiB it misses the translation buffer too. Where the kernel
-//! leaves the choice to the program (`transparent_hugepage/enabled` is `madvise`), somebody has to say so.
+//! A look-up in a table of a gigabyte misses the caches, and on pages of 4 KiB it misses the TLB as well. Where the kernel
+//! leaves the choice to the program (`transparent_hugepage/enabled` is `madvise`), the program has to ask for huge pages.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// The size of a huge page, in bytes: what is smaller has no use for one.
-const HUGE: usize = 2 << 20;
+use crate::mapping::HUGE_PAGE;
 
 /// The system's allocator, which asks for huge pages where they help (`madvise(2)`, `MADV_HUGEPAGE`).
 ///
-/// Whether there are any is the kernel's affair: nothing depends on it.
+/// Nothing depends on whether the kernel has any.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Roomy;
+pub struct HugePageAllocator;
 
-// SAFETY: everything is the system's allocator; the advice changes nothing but how memory is backed.
-unsafe impl GlobalAlloc for Roomy {
+// SAFETY: all methods are the system allocator's; the advice changes nothing but how memory is backed.
+unsafe impl GlobalAlloc for HugePageAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller guarantees what the system allocator requires.
         advised(unsafe { System.alloc(layout) }, layout.size())
     }
 
@@ -37,9 +36,9 @@ unsafe impl GlobalAlloc for Roomy {
     }
 }
 
-/// The same memory, with the advice given where it is large.
+/// The same memory, with the advice given if it is large.
 fn advised(memory: *mut u8, size: usize) -> *mut u8 {
-    if size >= HUGE && !memory.is_null() {
+    if size >= HUGE_PAGE && !memory.is_null() {
         // The advice is for whole pages, of which the first begins at or behind the memory's beginning.
         let skipped = memory.align_offset(4096);
         // SAFETY: the pages lie inside the memory just allocated, and advice does not change what it holds.
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Whether the kernel gives huge pages to whoever asks.
+    /// Whether the kernel gives huge pages to programs that ask.
     fn gives_huge_pages() -> bool {
         fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"))
     }
@@ -86,14 +85,14 @@ mod tests {
             let layout = Layout::from_size_align(size, 64).unwrap();
             // SAFETY: the layout is not empty, and what was allocated is freed with it.
             unsafe {
-                let memory = Roomy.alloc_zeroed(layout);
+                let memory = HugePageAllocator.alloc_zeroed(layout);
                 let middle = memory as usize + size / 2;
                 assert_eq!(flags(middle).split(' ').any(|flag| flag == "hg"), large, "{size} bytes: {}", flags(middle));
-                let memory = Roomy.realloc(memory, layout, 2 * size);
+                let memory = HugePageAllocator.realloc(memory, layout, 2 * size);
                 let layout = Layout::from_size_align(2 * size, 64).unwrap();
                 let middle = memory as usize + size;
                 assert!(flags(middle).split(' ').any(|flag| flag == "hg") || !large);
-                Roomy.dealloc(memory, layout);
+                HugePageAllocator.dealloc(memory, layout);
             }
         }
     }

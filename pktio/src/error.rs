@@ -1,0 +1,94 @@
+//! Why a port cannot be opened. Each error names what was tried and what the operator can do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why ports could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no such interface.
+    #[error("there is no interface {interface:?}; `ip link` lists those there are")]
+    NotFound {
+        /// Its name.
+        interface: String,
+    },
+    /// The process lacks the privilege.
+    #[error(
+        "no permission to open {interface}; run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
+    )]
+    Permission {
+        /// The interface that was tried.
+        interface: String,
+    },
+    /// The interface exists but is not up.
+    #[error("{interface} is down; bring it up with `ip link set dev {interface} up`")]
+    Down {
+        /// Its name.
+        interface: String,
+    },
+    /// Both ports are the same interface.
+    #[error("both ports are {interface}; a bridge needs two interfaces")]
+    SameInterface {
+        /// Its name.
+        interface: String,
+    },
+    /// A port's name has the wrong form.
+    #[error("{name:?} names no port; write [xdp:|netmap:|packet:|pcap:]NAME or valeX:Y")]
+    Syntax {
+        /// What was written.
+        name: String,
+    },
+    /// Another program uses the interface in a way that excludes this one.
+    #[error("{what}; {hint}")]
+    Busy {
+        /// What is in use.
+        what: String,
+        /// How to free it.
+        hint: String,
+    },
+    /// A capture file cannot be read or written.
+    #[error(transparent)]
+    Capture(#[from] PcapFileError),
+    /// The device or this version does not support what was asked.
+    #[error("{what}; {hint}")]
+    Unsupported {
+        /// What is not supported.
+        what: String,
+        /// What to do instead.
+        hint: String,
+    },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// Why a capture file could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PcapFileError {
+    /// The file could not be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The file is no capture file, or is damaged.
+    #[error("{}: at byte {offset}: {what}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where the block or record begins that cannot be parsed, in bytes from the beginning of the file.
+        offset: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The text behind `pcap:` does not say which files.
+    #[error("`{0}` names no capture file; write FILE, or in=FILE, out=FILE or outng=FILE with colons between them")]
+    Syntax(String),
+}

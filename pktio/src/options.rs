@@ -1,0 +1,68 @@
+//! What the caller asks of the ports it opens.
+
+/// How to open the ports.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Number of workers, each with one queue of both ports.
+    pub workers: usize,
+    /// Buffers a port has in each worker. Half of them wait in the receive ring. Raised for a zero-copy device that keeps more in its
+    /// own rings.
+    pub frames_per_port: usize,
+    /// Frames the worker receives at once.
+    pub batch: usize,
+    /// Which mode of AF_XDP to take.
+    pub mode: Mode,
+    /// What the XDP program does with frames of a queue that no worker owns.
+    pub fallback: Fallback,
+    /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
+    pub busy_poll: bool,
+    /// Whether the WAN port shall offer a filter for load shedding ([`Port::shed_filter`](crate::Port::shed_filter)), which takes 36 MiB
+    /// of kernel memory.
+    pub shed: bool,
+    /// Slots that netmap is asked to give a receive and a transmit ring. Only switches and pipes honour it; a NIC's rings have a size
+    /// of their own.
+    pub netmap_slots: [u32; 2],
+    /// Random bytes for the RSS key by which both interfaces spread connections over their queues, the same way on both. `None` leaves
+    /// RSS as it is.
+    pub spread: Option<[u8; 64]>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            workers: 1,
+            frames_per_port: 8192,
+            batch: 64,
+            mode: Mode::Auto,
+            fallback: Fallback::Drop,
+            busy_poll: false,
+            shed: false,
+            netmap_slots: [256, 64],
+            spread: None,
+        }
+    }
+}
+
+/// Which mode of AF_XDP to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// Driver mode with zero copy: the device reads and writes the frames in place. Nothing else.
+    ZeroCopy,
+    /// Driver mode, copying.
+    Driver,
+    /// Generic mode, in front of the network stack: works on every interface.
+    Generic,
+}
+
+/// What the XDP program does with a frame whose queue has no socket, because the process has ended or has not opened it yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// Drops it: without the process there is no traffic.
+    #[default]
+    Drop,
+    /// Sends it out of the other port: without the process there is no protection.
+    Bypass,
+}

@@ -1,0 +1,512 @@
+//! One queue of one interface through an AF_XDP socket.
+
+use std::cmp::min;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+use std::sync::Arc;
+
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
+
+use super::layout::Layout;
+use super::shed::XdpShedFilter;
+use crate::frame::{Batch, Frame, HEADROOM};
+use crate::pool::Pool;
+use crate::port::{Capabilities, Port, PortStatistics};
+use crate::shed::ShedFilter;
+
+/// Descriptors moved from or to a ring at once.
+const STRIDE: usize = 64;
+
+/// The most buffers a frame may lie in: what an skb of the kernel can carry in fragments, less one for safety.
+const MAX_BUFFERS: usize = 16;
+
+/// The shortest possible frame: two addresses and a type.
+const MIN_FRAME: usize = 14;
+
+/// The frames that the kernel sends in one system call in copy mode, unless `XDP_MAX_TX_SKB_BUDGET` raises it.
+const COPY_BUDGET: usize = 32;
+
+/// The option that raises it, at `SOL_XDP`, since Linux 6.18; `libc` does not name it yet.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// How long the kernel looks for frames in one call when a worker drives the receive path, in microseconds; the call
+/// never waits, so any time but zero means one look.
+const BUSY_POLL_MICROS: libc::c_int = 20;
+
+/// Another frame follows in this packet (`XDP_PKT_CONTD`).
+const CONTINUED: u32 = 1;
+
+/// The rings of one socket and of its share of the UMEM.
+pub(super) struct Rings {
+    pub rx: RxQueue,
+    pub tx: TxQueue,
+    pub fill: FillQueue,
+    pub completion: CompQueue,
+}
+
+/// One queue of one interface through an AF_XDP socket.
+pub(super) struct XdpPort {
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    umem: Umem,
+    /// Per buffer, the descriptor of a frame that begins at the headroom.
+    templates: Arc<[FrameDesc]>,
+    /// Where a descriptor keeps the address; see [`address_field`].
+    address: usize,
+    scratch: Box<[FrameDesc; STRIDE]>,
+    /// Bytes of a buffer.
+    chunk: usize,
+    /// Entries of the transmit ring.
+    ring: usize,
+    /// Frames the kernel sends in one system call, in copy mode.
+    budget: usize,
+    /// Whether the worker drives the device's receive path itself.
+    busy_poll: bool,
+    /// Buffers to be kept in fill ring and receive ring together.
+    target: usize,
+    /// So many must remain there, even if received frames are dropped for it.
+    low: usize,
+    /// Buffers that are there now.
+    filled: usize,
+    /// Frames queued for transmission and not completed yet, in buffers.
+    in_flight: usize,
+    /// The kernel has not taken all of the transmit ring, and the last system call made no progress.
+    backlog: bool,
+    /// The first buffers of a frame whose last has not been read yet. Empty between two calls.
+    partial: Option<Frame>,
+    /// The rest of a frame that is too long is being discarded.
+    discarding: bool,
+    capabilities: Capabilities,
+    statistics: PortStatistics,
+    fd: RawFd,
+    /// The program's filter for load shedding, if it has one.
+    shed: Option<XdpShedFilter>,
+}
+
+impl XdpPort {
+    /// A port over these rings. What the socket and the layout determine is added to `capabilities`.
+    pub(super) fn new(
+        rings: Rings,
+        umem: Umem,
+        templates: Arc<[FrameDesc]>,
+        layout: &Layout,
+        capabilities: Capabilities,
+        shed: Option<XdpShedFilter>,
+    ) -> XdpPort {
+        let fd = rings.rx.fd().as_raw_fd();
+        let target = layout.frames_per_port / 2;
+        let ring = target.next_power_of_two();
+        let address = address_field(templates[0]);
+        // In copy mode every queued frame is charged to the socket's send buffer until the device has sent it; the
+        // default holds a few hundred. Refused without CAP_NET_ADMIN; the default then stays.
+        let bytes = libc::c_int::try_from(ring * (layout.chunk + 1024)).unwrap_or(libc::c_int::MAX);
+        let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes);
+        // One system call then sends the whole ring.
+        let budget = libc::c_int::try_from(ring).unwrap_or(libc::c_int::MAX);
+        let raised = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget).is_ok();
+        let busy_poll = layout.busy_poll && prefer_busy_poll(fd, layout.batch).is_ok();
+        // The library leaves its sockets open across exec(2): a child process would keep the queue bound after this one has ended.
+        // SAFETY: the descriptor is open, and no pointer is passed.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        XdpPort {
+            rx: rings.rx,
+            tx: rings.tx,
+            fill: rings.fill,
+            completion: rings.completion,
+            umem,
+            templates,
+            address,
+            scratch: Box::new([FrameDesc::default(); STRIDE]),
+            chunk: layout.chunk,
+            ring,
+            budget: if raised { ring } else { COPY_BUDGET },
+            busy_poll,
+            target,
+            low: target / 4,
+            filled: 0,
+            in_flight: 0,
+            backlog: false,
+            partial: None,
+            discarding: false,
+            capabilities: Capabilities {
+                zero_copy: is_zero_copy(fd),
+                need_wakeup: true,
+                multi_buffer: layout.multi_buffer,
+                ..capabilities
+            },
+            statistics: PortStatistics::default(),
+            fd,
+            shed,
+        }
+    }
+
+    /// The socket.
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Takes the buffer that `desc` describes out of the receive ring, and its frame into `batch` if it is complete.
+    fn accept(&mut self, desc: FrameDesc, batch: &mut Batch, pool: &mut Pool) {
+        let mask = self.chunk - 1;
+        let (offset, start) = (desc.addr() & !mask, desc.addr() & mask);
+        // SAFETY: the descriptor came off the receive ring, so its buffer was lent to this port's fill ring and the kernel
+        // no longer uses it.
+        let buffer = unsafe { pool.reclaim(offset, start, desc.lengths().data()) };
+        let more = desc.has_more_frames();
+        if self.discarding {
+            self.discarding = more;
+            return pool.put(buffer);
+        }
+        let frame = match self.partial.take() {
+            None => buffer,
+            Some(mut frame) => {
+                frame.append(buffer);
+                frame
+            }
+        };
+        if frame.total() > self.capabilities.max_frame {
+            self.statistics.truncated += 1;
+            self.discarding = more;
+            pool.put(frame);
+        } else if more {
+            self.partial = Some(frame);
+        } else {
+            batch.push(frame);
+        }
+    }
+
+    /// Reads up to `max` descriptors off the receive ring; returns how many there were.
+    fn read(&mut self, max: usize, batch: &mut Batch, pool: &mut Pool) -> usize {
+        // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
+        let read = unsafe { self.rx.consume(&mut self.scratch[..min(max, STRIDE)]) };
+        self.filled -= read;
+        for i in 0..read {
+            self.accept(self.scratch[i], batch, pool);
+        }
+        read
+    }
+
+    /// Fills the fill ring to its level, as far as the pool has buffers.
+    pub(super) fn refill(&mut self, pool: &mut Pool) {
+        while self.filled < self.target {
+            let want = min(self.target - self.filled, STRIDE);
+            let mut ready = 0;
+            while ready < want {
+                let Some(frame) = pool.take_reserved() else { break };
+                self.scratch[ready] = self.templates[pool.lend(frame) / self.chunk];
+                ready += 1;
+            }
+            // SAFETY: the frames were just taken out of the pool over this UMEM: nothing else holds them.
+            let done = unsafe { self.fill.produce(&self.scratch[..ready]) };
+            debug_assert_eq!(done, ready, "the fill ring has an entry for every frame");
+            for desc in &self.scratch[done..ready] {
+                // SAFETY: lent a moment ago and not taken by the ring.
+                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
+                pool.put(frame);
+            }
+            self.filled += done;
+            if done < want {
+                break;
+            }
+        }
+    }
+
+    /// Wakes the driver if it waits for buffers.
+    pub(super) fn wake_receiver(&mut self) {
+        if self.fill.needs_wakeup() {
+            self.drive_receiver();
+        }
+    }
+
+    /// Lets the driver receive in this call.
+    fn drive_receiver(&mut self) {
+        self.statistics.kicks += 1;
+        // SAFETY: a receive without a buffer reads nothing; for an AF_XDP socket it wakes the driver.
+        unsafe { libc::recvfrom(self.fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
+    }
+
+    /// Takes the frames whose transmission is complete back into the pool.
+    fn reap(&mut self, pool: &mut Pool) {
+        while self.in_flight > 0 {
+            // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
+            let done = unsafe { self.completion.consume(&mut self.scratch[..]) };
+            for desc in &self.scratch[..done] {
+                // SAFETY: the buffer was lent to the transmit ring and the kernel no longer uses it.
+                let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
+                pool.put(frame);
+            }
+            self.in_flight -= done;
+            if done < STRIDE {
+                break;
+            }
+        }
+    }
+
+    /// Whether the frame can be sent at all. The kernel would never give an invalid one back.
+    ///
+    /// The kernel asks that no descriptor is empty or leaves its chunk, which no extent of a frame does; the frame may begin
+    /// anywhere in the chunk (`xp_aligned_validate_desc`), so that a header may grow into the headroom of a full buffer.
+    fn is_sendable(&self, frame: &Frame) -> bool {
+        (MIN_FRAME..=self.capabilities.max_frame).contains(&frame.total())
+            && if frame.is_chained() {
+                self.capabilities.multi_buffer
+                    && frame.buffers() <= MAX_BUFFERS
+                    && frame.segments().all(|segment| !segment.is_empty())
+            } else {
+                !frame.is_empty()
+            }
+    }
+
+    /// The descriptor that sends one buffer from where its frame begins; the buffer passes to the ring.
+    fn describe(&mut self, buffer: Frame, pool: &mut Pool) -> FrameDesc {
+        let (start, len) = (buffer.start(), buffer.len());
+        let offset = pool.lend(buffer);
+        let mut desc = self.templates[offset / self.chunk];
+        if start != HEADROOM {
+            set_address(&mut desc, self.address, offset + start);
+        }
+        // SAFETY: the buffer was a frame of this process until now and is not in a ring yet, so nothing else accesses it.
+        unsafe { self.umem.data_mut(&mut desc) }.cursor().set_pos(len);
+        desc
+    }
+
+    /// Puts the first `ready` descriptors of the scratch into the transmit ring, which has room for them.
+    fn submit(&mut self, ready: usize) {
+        // SAFETY: the buffers belong to this UMEM, and `lend` gave up their frames.
+        let done = unsafe { self.tx.produce(&self.scratch[..ready]) };
+        assert_eq!(done, ready, "the room of the transmit ring was counted before");
+        self.in_flight += ready;
+    }
+
+    /// One system call that makes the kernel send. `Ok(true)` when it wants another.
+    fn send(&mut self) -> io::Result<bool> {
+        self.statistics.kicks += 1;
+        // SAFETY: a send without a buffer passes no pointer; for an AF_XDP socket it sends what is in the transmit ring.
+        let sent = unsafe { libc::sendto(self.fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+        if sent >= 0 {
+            return Ok(false);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(true),
+            // Busy, or out of memory for the moment: queued frames stay queued.
+            Some(libc::EBUSY | libc::ENOBUFS | libc::EINTR) => Ok(false),
+            _ => Err(error),
+        }
+    }
+
+    /// Wakes the driver's transmit path. For a socket whose worker drives the receive path, `send` runs that path only
+    /// (`xsk_no_wakeup`): enough for drivers that transmit there as well, but virtio-net would never send. The kernel's
+    /// `xsk_poll` wakes either path.
+    fn wake_transmitter(&mut self) {
+        self.statistics.kicks += 1;
+        let mut poll = libc::pollfd { fd: self.fd, events: 0, revents: 0 };
+        // SAFETY: one entry, which outlives the call; with a time-out of zero it returns at once.
+        unsafe { libc::poll(&raw mut poll, 1, 0) };
+    }
+}
+
+impl Port for XdpPort {
+    fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        let before = batch.len();
+        while batch.len() - before < max {
+            let want = min(max - (batch.len() - before), STRIDE);
+            if self.read(want, batch, pool) < want {
+                break;
+            }
+        }
+        // The kernel publishes the buffers of a frame together, so the rest is there.
+        while self.partial.is_some() && self.read(1, batch, pool) > 0 {}
+        self.refill(pool);
+        while self.filled < self.low && batch.len() > before {
+            // So many frames are held elsewhere that the receive ring would run empty: drop the one received last.
+            if let Some(frame) = batch.pop() {
+                pool.put(frame);
+                self.statistics.no_buffer += 1;
+            }
+            self.refill(pool);
+        }
+        if self.busy_poll && batch.len() == before {
+            self.drive_receiver();
+        } else {
+            self.wake_receiver();
+        }
+        let received = &batch[before..];
+        self.statistics.received += received.len() as u64;
+        self.statistics.received_bytes += received.iter().map(Frame::total).sum::<usize>() as u64;
+        received.len()
+    }
+
+    fn transmit(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        self.reap(pool);
+        if batch.is_empty() {
+            return 0;
+        }
+        let mut free = self.tx.nb_free(batch.len() as u32) as usize;
+        let mut fits = 0;
+        for frame in batch.iter() {
+            let buffers = if frame.is_chained() { frame.buffers() } else { 1 };
+            if buffers > free {
+                // A chain that would never fit is taken, to be refused below.
+                if buffers <= MAX_BUFFERS {
+                    break;
+                }
+            } else {
+                free -= buffers;
+            }
+            fits += 1;
+        }
+        let mut ready = 0;
+        for frame in batch.drain(..fits) {
+            if !self.is_sendable(&frame) {
+                self.statistics.transmit_errors += 1;
+                pool.put(frame);
+                continue;
+            }
+            self.statistics.sent += 1;
+            self.statistics.sent_bytes += frame.total() as u64;
+            if ready + MAX_BUFFERS > STRIDE {
+                self.submit(ready);
+                ready = 0;
+            }
+            let mut next = Some(frame);
+            while let Some(mut buffer) = next {
+                next = buffer.split();
+                let mut desc = self.describe(buffer, pool);
+                if next.is_some() {
+                    desc.set_options(CONTINUED);
+                }
+                self.scratch[ready] = desc;
+                ready += 1;
+            }
+        }
+        self.submit(ready);
+        if !batch.is_empty() {
+            self.statistics.transmit_full += 1;
+        }
+        fits
+    }
+
+    fn flush(&mut self, pool: &mut Pool) {
+        if self.in_flight == 0 {
+            return;
+        }
+        self.backlog = false;
+        let mut free = self.tx.nb_free_exact() as usize;
+        // In copy mode nothing is sent without a system call; a zero-copy driver says whether it needs one.
+        let wanted = if self.capabilities.zero_copy { self.tx.needs_wakeup() } else { free < self.ring };
+        if wanted {
+            for _ in 0..self.ring / self.budget + 1 {
+                match self.send() {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        let now = self.tx.nb_free_exact() as usize;
+                        if now == free {
+                            break;
+                        }
+                        free = now;
+                    }
+                    // The interface is down or was removed; the frames stay queued.
+                    Err(_) => break,
+                }
+            }
+            if self.busy_poll && self.capabilities.zero_copy && (self.tx.nb_free_exact() as usize) < self.ring {
+                self.wake_transmitter();
+            }
+            self.backlog = (self.tx.nb_free_exact() as usize) < self.ring;
+        }
+        self.reap(pool);
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.fd)
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.backlog
+    }
+
+    fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
+        self.shed.as_mut().map(|filter| filter as &mut dyn ShedFilter)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn statistics(&self) -> PortStatistics {
+        let mut statistics = self.statistics;
+        if let Some(filter) = &self.shed {
+            [statistics.shed_fresh, statistics.shed_repeated] = filter.dropped();
+        }
+        if let Ok(kernel) = self.rx.fd().xdp_statistics() {
+            statistics.receive_full += kernel.rx_ring_full();
+            statistics.fill_empty += kernel.rx_fill_ring_empty_descs();
+            statistics.kernel_drops += kernel.rx_dropped();
+            statistics.transmit_errors += kernel.tx_invalid_descs();
+        }
+        statistics
+    }
+}
+
+/// Where in a descriptor the library keeps the address, in bytes.
+///
+/// The library makes a descriptor once and has no way to let its frame begin elsewhere; moving the frame instead costs
+/// a copy of all of it for a header that grew by twelve bytes, and a full buffer has no room for that. So the field is
+/// looked for: every field is an integer, and `addr()` shows which word it reads.
+///
+/// # Panics
+///
+/// When no word is the address: another version of the library, which fails the tests.
+fn address_field(template: FrameDesc) -> usize {
+    let moved = template.addr() ^ 1;
+    let is_address = |at: &usize| {
+        let mut probe = template;
+        set_address(&mut probe, *at, moved);
+        probe.addr() == moved
+            && probe.options() == template.options()
+            && probe.lengths().data() == template.lengths().data()
+            && probe.lengths().headroom() == template.lengths().headroom()
+    };
+    (0..size_of::<FrameDesc>()).step_by(size_of::<usize>()).find(is_address).expect("a descriptor has an address")
+}
+
+/// Writes the word at `at` of a descriptor, where [`address_field`] found the address.
+#[inline]
+fn set_address(desc: &mut FrameDesc, at: usize, addr: usize) {
+    assert!(at <= size_of::<FrameDesc>() - size_of::<usize>() && at.is_multiple_of(align_of::<usize>()));
+    // SAFETY: the word lies inside the descriptor, is aligned as the descriptor is (asserted below), and belongs to integers
+    // or padding, for which every value is valid.
+    unsafe { ptr::from_mut(desc).byte_add(at).cast::<usize>().write(addr) };
+}
+
+const _: () = assert!(size_of::<FrameDesc>() == 32, "an address, options and two lengths, and nothing but integers");
+const _: () = assert!(align_of::<FrameDesc>() >= align_of::<usize>());
+
+/// Whether the kernel bound the socket in zero-copy mode.
+fn is_zero_copy(fd: RawFd) -> bool {
+    let mut options = libc::xdp_options { flags: 0 };
+    let mut len = size_of_val(&options) as libc::socklen_t;
+    // SAFETY: the option is written into a structure of the length given.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_OPTIONS, (&raw mut options).cast(), &raw mut len) };
+    result == 0 && options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0
+}
+
+/// Makes the worker's system calls drive the device's receive path in place of its interrupts.
+fn prefer_busy_poll(fd: RawFd, batch: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL_MICROS)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, libc::c_int::try_from(batch).unwrap_or(64))
+}
+
+fn set_option(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value is an integer of the length given.
+    let result = unsafe {
+        libc::setsockopt(fd, level, option, (&raw const value).cast(), size_of_val(&value) as libc::socklen_t)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
