@@ -1,4 +1,6 @@
 //! What the guard changes on the interfaces, and that all of it is put back.
+//!
+//! Alone: a process that another test is about to start has, for a moment, what this one has opened, and keeps it open.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -23,7 +25,7 @@ fn try_open(world: &World, lan: &'static str, wan: &'static str, options: Option
     world.within("box", move || open(lan, wan, &options)).join().unwrap()
 }
 
-#[test]
+#[test(alone)]
 fn everything_is_put_back() {
     let world = World::new(Links { queues: 2, ..Links::default() });
     world.run("box", "ethtool -K lan gro on");
@@ -50,7 +52,7 @@ fn everything_is_put_back() {
     }
 }
 
-#[test]
+#[test(alone)]
 fn everything_is_put_back_after_a_start_that_failed() {
     let world = World::new(Links::default());
     let before = settings(&world);
@@ -65,7 +67,7 @@ fn everything_is_put_back_after_a_start_that_failed() {
     assert_eq!(before, settings(&world));
 }
 
-#[test]
+#[test(alone)]
 fn a_link_that_comes_up_late_is_waited_for() {
     let world = World::new(Links::default());
     world.run("wan", "ip link set e0 down");
@@ -79,7 +81,7 @@ fn a_link_that_comes_up_late_is_waited_for() {
     assert!(!opened.notes.iter().any(|note| note.contains("no link")), "{:?}", opened.notes);
 }
 
-#[test]
+#[test(alone)]
 fn an_error_names_the_interface_and_the_remedy() {
     let world = World::new(Links::default());
     let said = |lan, wan| try_open(&world, lan, wan, Options::default()).unwrap_err().to_string();
@@ -93,7 +95,7 @@ fn an_error_names_the_interface_and_the_remedy() {
     assert_eq!(said("lan", "wan"), "wan is down; bring it up with `ip link set dev wan up`");
 }
 
-#[test]
+#[test(alone)]
 fn another_program_on_the_interface_is_named() {
     let world = World::new(Links::default());
     let first = try_open(&world, "lan", "wan", Options::default()).unwrap();
@@ -104,7 +106,7 @@ fn another_program_on_the_interface_is_named() {
     drop(first);
 }
 
-#[test]
+#[test(alone)]
 fn without_the_right_to_it_the_error_says_which_rights_are_needed() {
     let world = World::new(Links::default());
     let denied = world.within("box", || {

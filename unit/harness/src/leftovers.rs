@@ -43,7 +43,6 @@ pub fn file(role: &str) -> PathBuf {
 
 /// To be held while something with a [`name`] is made, so that [`end`] does not overlook it. Sweeps first, once a process. Never returns
 /// once the process is about to end.
-#[must_use]
 pub fn making() -> RwLockReadGuard<'static, ()> {
     static SWEEP: Once = Once::new();
     SWEEP.call_once(sweep);

@@ -262,7 +262,7 @@ fn start_demo(line: &str) -> (Child, Made) {
     let mut command = Command::new("bash");
     command.args(["-c", line]).current_dir(root).process_group(0);
     command.env("SYNPROXY_BIN_DIR", program("synproxy").parent().expect("a program lies in a directory"));
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starting the demo");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starting the demo");
     let begin = Instant::now();
     loop {
         // The demo is the shell, or a child of it.
@@ -272,7 +272,14 @@ fn start_demo(line: &str) -> (Child, Made) {
         if let Some(made) = made.filter(|made| !made.programs.is_empty()) {
             return (child, made);
         }
-        assert!(begin.elapsed() < START, "the demo does not get there");
+        if let Some(status) = child.try_wait().expect("waiting for a child of one's own") {
+            panic!("the demo ended instead of going on: {status}");
+        }
+        if begin.elapsed() > START {
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            let _ = child.wait();
+            panic!("the demo does not get there");
+        }
         thread::sleep(Duration::from_millis(50));
     }
 }
