@@ -254,7 +254,7 @@ mod tests {
     fn a_state_is_named_as_it_is_listed() {
         for state in State::ALL {
             let asked = FlowFilter { state: Some(state.label().to_owned()), ..FlowFilter::default() };
-            assert_eq!(filter(&asked).map(|filter| filter.states), Ok(&[state][..]));
+            assert_eq!(filter(&asked).map(|filter| filter.states.contains(&state)), Ok(true));
         }
         let asked = FlowFilter { state: Some("free".to_owned()), ..FlowFilter::default() };
         assert!(filter(&asked).unwrap_err().contains("syn-cached"));

@@ -77,7 +77,8 @@ impl State {
         }
     }
 
-    /// The states a name stands for: a label, or one of the names operators used before, some of which covered several states. Empty for any
+    /// The states a name stands for: a label, or one of the names operators used before, some of which covered several states (`established` still
+    /// does). Empty for any
     /// other word.
     pub fn named(name: &str) -> &'static [State] {
         match name {
@@ -85,6 +86,8 @@ impl State {
             "dialling" => &[State::ServerSynSent],
             "opening-sent" => &[State::SynSent],
             "opening-answered" => &[State::SynReceived],
+            // What operators called established, the box has since split by what it still owes to one of the ends.
+            "established" => &[State::AckWithheld, State::WindowPending, State::Unconfirmed, State::Established],
             "closing" => &[State::FinWait, State::LastAck],
             _ => Self::ALL.iter().position(|state| state.label() == name).map_or(&[], |at| &Self::ALL[at..=at]),
         }
@@ -163,7 +166,8 @@ mod tests {
     #[test]
     fn every_label_names_its_state_and_former_names_still_work() {
         for state in State::ALL {
-            assert_eq!(State::named(state.label()), [state]);
+            assert!(State::named(state.label()).contains(&state));
+            assert!(state == State::Established || State::named(state.label()).len() == 1);
         }
         assert_eq!(State::named("closing"), [State::FinWait, State::LastAck]);
         assert_eq!(State::named("half-open"), [State::SynCached]);

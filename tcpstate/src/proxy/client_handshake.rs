@@ -643,11 +643,11 @@ mod tests {
         proxy.parse(side, head, &mut meta);
         let Parsed::Tcp(segment) = meta.parsed else { panic!("it is a segment") };
         let found = proxy.table.find(&segment.key, meta.hash);
-        let is_syn = segment.flags.kind() == Kind::Syn;
+        let is_syn = segment.flags.open();
         let verdict = if found.is_none() && is_syn && common(proxy, &segment, &meta, head) {
             Verdict::Reflect
         } else {
-            proxy.on_segment(side, &segment, segment.flags.kind(), &meta, found, head, now, &mut NoEgress)
+            proxy.on_segment(side, &segment, &meta, found, head, now, &mut NoEgress)
         };
         (proxy.conclude(side, verdict), meta.hash)
     }

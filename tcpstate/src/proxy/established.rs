@@ -43,8 +43,7 @@ impl Proxy {
     ) -> bool {
         let flow = &self.table[id];
         let agreed = flow.is(FlowFlags::TIMESTAMPS);
-        if segment.flags.has(Flags::FIN)
-            || segment.fragmented
+        if segment.fragmented
             || !flow.is_in(State::Established)
             || flow.is(FlowFlags::SLOW_PATH)
             || flow.held != 0
@@ -97,10 +96,9 @@ impl Proxy {
         }
         if proxied {
             // A common segment has no SACK blocks to be in conflict about.
-            let projection = Projection::of(&self.table[id], SackConflict::Remove);
-            projection.apply_common(side, segment, head.bytes_mut(), timestamps);
+            Projection::of(&flow, SackConflict::Remove).apply_common(side, segment, head.bytes_mut(), timestamps);
         }
-        let lifetime = self.settings.profiles.connected(self.table[id].profile);
+        let lifetime = self.settings.profiles.connected(flow.profile);
         self.table.schedule(id, tick(now).wrapping_add(lifetime));
         true
     }
@@ -575,7 +573,6 @@ mod tests {
             let general = other.on_segment(
                 side,
                 &segment,
-                segment.flags.kind(),
                 &metas[1],
                 found,
                 &mut heads[1],
@@ -598,7 +595,7 @@ mod tests {
             // How often the usual way is taken at all.
             let id = enter(&mut one, &flow, v6, now);
             let mut buffer = frame.clone();
-            let passed = segment.flags.kind() == Kind::Ack
+            let passed = segment.flags.go_on()
                 && one.forward_fast(side, &segment, id, &mut Head::whole(&mut buffer, frame.len()), moment);
             taken.borrow_mut()[side] += u32::from(passed);
             if !passed {

@@ -482,19 +482,21 @@ impl Proxy {
                     place if self.table.is_at(place, &segment.key) => Some(place),
                     _ => self.table.find(&segment.key, meta.hash),
                 };
-                let kind = segment.flags.kind();
-                let verdict = match (found, kind) {
-                    (Some(id), Kind::Ack) if self.forward_fast(side, segment, id, head, now) => {
+                let verdict = match found {
+                    Some(id) if segment.flags.go_on() && self.forward_fast(side, segment, id, head, now) => {
                         egress.note(|| {
                             "established, in sequence, nothing owed or in doubt: passed and translated".into()
                         });
                         Verdict::Forward
                     }
                     // An egress that traces is told step by step, which leads to the same.
-                    (None, Kind::Syn) if !E::TRACES && self.answer_syn_fast(side, segment, meta, head, now) => {
+                    None if !E::TRACES
+                        && segment.flags.open()
+                        && self.answer_syn_fast(side, segment, meta, head, now) =>
+                    {
                         Verdict::Reflect
                     }
-                    _ => self.on_segment(side, segment, kind, meta, found, head, now, egress),
+                    _ => self.on_segment(side, segment, meta, found, head, now, egress),
                 };
                 self.conclude(side, verdict)
             }
@@ -529,20 +531,20 @@ impl Proxy {
         verdict
     }
 
-    /// A segment of this kind, of the flow that was found or of none: the general case of both fast paths, which do what is done here.
+    /// A segment of the flow that was found, or of none, sorted by its kind once: the general case of both fast paths, which do what is done here.
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "what a context is made of, in registers")]
     fn on_segment(
         &mut self,
         side: Side,
         segment: &Segment,
-        kind: Kind,
         meta: &Metadata,
         found: Option<Id>,
         head: &mut Head,
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
+        let kind = segment.kind();
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
             (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),

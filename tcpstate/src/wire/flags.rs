@@ -68,6 +68,18 @@ impl Flags {
         self.has(Flags::ECE) && !self.has(Flags::CWR)
     }
 
+    /// Whether a segment with these flags goes on with a connection: ACK without SYN, FIN and RST.
+    #[inline(always)]
+    pub const fn go_on(self) -> bool {
+        Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & self.0 == Flags::ACK.0
+    }
+
+    /// Whether a segment with these flags opens a connection: SYN without ACK, FIN and RST.
+    #[inline(always)]
+    pub const fn open(self) -> bool {
+        Flags::SYN.and(Flags::FIN).and(Flags::RST).and(Flags::ACK).0 & self.0 == Flags::SYN.0
+    }
+
     /// What a segment with these flags does: one look-up in a table of 32 bytes.
     ///
     /// PSH, URG, ECE and CWR do not matter.
@@ -128,6 +140,8 @@ mod tests {
             let opens = flags.has(Flags::SYN) && !flags.has(Flags::ACK.and(Flags::RST).and(Flags::FIN));
             let kind = flags.kind();
             assert_eq!(kind == Kind::Bad, is_bad, "{flags}");
+            assert_eq!(flags.go_on(), kind == Kind::Ack && !flags.has(Flags::FIN), "{flags}");
+            assert_eq!(flags.open(), kind == Kind::Syn, "{flags}");
             assert_eq!(kind == Kind::Syn, opens, "{flags}");
             if is_bad {
                 continue;
