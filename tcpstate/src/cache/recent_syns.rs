@@ -118,13 +118,13 @@ impl RecentSyns {
     }
 
     /// Whether a SYN of this connection may have been answered in the last 100 s. Never false if one was.
-    #[inline]
+    #[inline(always)]
     pub fn may_have(&self, hash: u64, now: Instant) -> bool {
         now < self.blind_until || self.has_noted(hash, now)
     }
 
     /// The same, of SYNs that this filter has seen.
-    #[inline]
+    #[inline(always)]
     pub fn has_noted(&self, hash: u64, now: Instant) -> bool {
         let line = self.line(hash);
         let slice = slice_of(now);

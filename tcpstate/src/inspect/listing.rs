@@ -253,7 +253,7 @@ mod tests {
             let base = |low| key(if v6 { low - low % 3 } else { low - low % 3 + 1 });
             let lan = lan.map(|(low, prefix)| Network { address: base(low).lan, prefix });
             let wan = wan.map(|(low, prefix)| Network { address: base(low).wan, prefix });
-            let states = state.map_or(&[][..], |state| State::named(state.label()));
+            let states = state.map_or(&[][..], |state| &State::ALL[state as usize - 1..state as usize]);
             let filter = Filter { lan, wan, lan_port, wan_port, states };
             let (told, _) = listed(&mut proxy, &filter, |_, _| ());
             let high = |address: &Addr| address.iter().fold(0u128, |all, &word| all << 32 | u128::from(word));

@@ -136,7 +136,7 @@ impl Limiter {
 
     /// The place of a source prefix's bucket.
     // Whoever wants to spend another prefix's tokens may forge its very addresses, so the hash need not be a strong one.
-    #[inline]
+    #[inline(always)]
     pub fn place(&self, key: &FlowKey) -> u32 {
         let [a, b, c, d] = key.wan;
         let hash = if key.v6 {
@@ -187,6 +187,7 @@ impl Limiter {
     }
 
     /// Asks for a bucket's line.
+    #[inline(always)]
     pub fn prefetch(&self, place: u32) {
         prefetch(self.bucket(place));
     }
@@ -242,7 +243,7 @@ impl Limiter {
     }
 
     /// The bucket at `place`, refilled for the periods that have passed.
-    #[inline]
+    #[inline(always)]
     fn refilled(&mut self, place: u32, now: Instant) -> &Bucket {
         if now >= self.next_period {
             self.begin_period(now);

@@ -8,14 +8,9 @@ use std::collections::HashMap;
 /// [`Timeouts`] in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Lifetimes {
+    /// By the state's byte: how long a flow may stay in it without a segment.
+    by_state: [Ticks; State::ALL.len() + 1],
     pub(crate) connected: Ticks,
-    one_fin: Ticks,
-    both_fin: Ticks,
-    time_wait: Ticks,
-    reset: Ticks,
-    syn_sent: Ticks,
-    syn_received: Ticks,
-    syn_cached: Ticks,
     pub(crate) server_syn_sent: Ticks,
     pub(crate) retransmit_syn: Ticks,
     pub(crate) retransmit_max: Ticks,
@@ -23,35 +18,35 @@ pub(crate) struct Lifetimes {
 
 impl Lifetimes {
     pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        let retransmit_syn = timeouts.syn_retx.min(timeouts.dl_syn_sent);
+        let mut by_state = [0; State::ALL.len() + 1];
+        for state in State::ALL {
+            by_state[state as usize] = ticks(match state {
+                State::Free => core::time::Duration::ZERO,
+                State::SynCached | State::Unconfirmed => timeouts.dl_half_open,
+                State::ServerSynSent => retransmit_syn,
+                State::SynSent => timeouts.ul_syn_sent,
+                State::SynReceived => timeouts.ul_syn_rcvd,
+                State::AckWithheld | State::WindowPending | State::Established => timeouts.connected,
+                State::FinWait => timeouts.one_fin,
+                State::LastAck => timeouts.both_fin,
+                State::TimeWait => timeouts.time_wait,
+                State::Reset => timeouts.reseted,
+            });
+        }
         Self {
+            by_state,
             connected: ticks(timeouts.connected),
-            one_fin: ticks(timeouts.one_fin),
-            both_fin: ticks(timeouts.both_fin),
-            time_wait: ticks(timeouts.time_wait),
-            reset: ticks(timeouts.reseted),
-            syn_sent: ticks(timeouts.ul_syn_sent),
-            syn_received: ticks(timeouts.ul_syn_rcvd),
-            syn_cached: ticks(timeouts.dl_half_open),
             server_syn_sent: ticks(timeouts.dl_syn_sent),
-            retransmit_syn: ticks(timeouts.syn_retx.min(timeouts.dl_syn_sent)),
+            retransmit_syn: ticks(retransmit_syn),
             retransmit_max: ticks(timeouts.syn_retx_max.max(timeouts.syn_retx)),
         }
     }
 
     /// How long a flow may stay in its state without a segment.
+    #[inline(always)]
     pub(crate) fn of(&self, state: State) -> Ticks {
-        match state {
-            State::Free => 0,
-            State::SynCached | State::Unconfirmed => self.syn_cached,
-            State::ServerSynSent => self.retransmit_syn,
-            State::SynSent => self.syn_sent,
-            State::SynReceived => self.syn_received,
-            State::AckWithheld | State::WindowPending | State::Established => self.connected,
-            State::FinWait => self.one_fin,
-            State::LastAck => self.both_fin,
-            State::TimeWait => self.time_wait,
-            State::Reset => self.reset,
-        }
+        self.by_state[state as usize]
     }
 }
 

@@ -250,6 +250,7 @@ impl Proxy {
     }
 
     /// What holds between a client that offered this and a server of which we say that.
+    #[inline(always)]
     fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer, mss_clamp: u16) -> Terms {
         let key = &syn.key;
         let timestamps = offered.timestamps.is_some() && offer.timestamps;

@@ -279,9 +279,7 @@ impl Proxy {
             self.table.update(id, |flow| follow(flow, ctx, false, false));
         }
         // While the box speaks for an end, its timer is about to do so; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
-        let now_in = self.table[id].state();
-        let speaks = matches!(now_in, State::AckWithheld | State::WindowPending);
-        if now_in == state && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
+        if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
             self.restart_timer(id, ctx.now);
         }
         if side == Side::Lan && self.table[id].held != 0 {
@@ -570,15 +568,7 @@ mod tests {
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
             let found = other.table.find(&segment.key, metas[1].hash);
-            let general = other.on_segment(
-                side,
-                &segment,
-                &metas[1],
-                found,
-                &mut heads[1],
-                moment,
-                &mut NoEgress,
-            );
+            let general = other.on_segment(side, &segment, &metas[1], found, &mut heads[1], moment, &mut NoEgress);
             let general = other.conclude(side, general);
             prop_assert_eq!(common, general, "{:?}", said);
             prop_assert_eq!(heads[0].bytes(), heads[1].bytes(), "{:?}", said);

@@ -39,8 +39,9 @@ impl Id {
 /// No place: the end of a list.
 pub(crate) const NIL: u32 = u32::MAX;
 
-/// Marks the undo slot, in its `slot` word, as the copy of a record that is being changed.
-const UNDO: u16 = 1;
+/// Marks the undo slot, in its `slot` word, as the copy of a record that is being changed. No record in use has this there.
+const UNDO: u16 = u16::MAX - 1;
+const _: () = assert!(UNDO != wheel::UNFILED && UNDO as usize >= wheel::SLOTS_IN_ALL);
 
 /// What the first bucket says about where a flow may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +65,33 @@ pub struct Population {
     pub passthrough: u64,
 }
 
+/// As what a flow is counted: a change of its state leaves it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    SynCached,
+    Proxied,
+    Passthrough,
+}
+
+impl Kind {
+    #[inline(always)]
+    fn of(flow: &Flow) -> Self {
+        match flow.is_in(State::SynCached) {
+            true => Kind::SynCached,
+            false if flow.is(FlowFlags::PROXIED) => Kind::Proxied,
+            false => Kind::Passthrough,
+        }
+    }
+}
+
 impl Population {
-    /// The count a flow in this state belongs to.
-    fn of(&mut self, state: State, flags: &Flow) -> &mut u64 {
-        match state {
-            State::SynCached => &mut self.syn_cached,
-            _ if flags.is(FlowFlags::PROXIED) => &mut self.proxied,
-            _ => &mut self.passthrough,
+    /// The count a flow belongs to.
+    #[inline(always)]
+    fn of(&mut self, flow: &Flow) -> &mut u64 {
+        match Kind::of(flow) {
+            Kind::SynCached => &mut self.syn_cached,
+            Kind::Proxied => &mut self.proxied,
+            Kind::Passthrough => &mut self.passthrough,
         }
     }
 }
@@ -170,7 +191,7 @@ impl Table {
         let record = &mut self.slab.records[place];
         if is_taken {
             self.len += 1;
-            *self.population.of(record.state(), record) += 1;
+            *self.population.of(record) += 1;
         } else {
             record.state = State::Free as u8;
             record.link_next = self.free;
@@ -282,8 +303,10 @@ impl Table {
         fill: impl FnOnce(&mut Flow),
     ) -> Option<Id> {
         let id = self.claim(key, hash, client)?;
-        fill(&mut self.slab.records[id.0 as usize]);
-        self.write_state(id, state);
+        let record = &mut self.slab.records[id.0 as usize];
+        fill(record);
+        write_state(record, state);
+        *self.population.of(record) += 1;
         Some(id)
     }
 
@@ -366,41 +389,30 @@ impl Table {
     /// written last.
     #[inline]
     pub fn follow_state(&mut self, id: Id, change: impl FnOnce(&mut Flow) -> State) -> State {
-        let undo = self.capacity;
-        let mut copy = self.slab.records[id.0 as usize];
-        *self.population.of(copy.state(), &copy) -= 1;
-        (copy.slot, copy.link_next) = (0, id.0);
-        self.slab.records[undo] = copy;
+        let (records, undo) = self.slab.records.split_at_mut(self.capacity);
+        let (record, undo) = (&mut records[id.0 as usize], &mut undo[0]);
+        *undo = *record;
+        undo.link_next = id.0;
         compiler_fence(Ordering::SeqCst);
-        self.slab.records[undo].slot = UNDO;
+        undo.slot = UNDO;
         compiler_fence(Ordering::SeqCst);
-        let record = &mut self.slab.records[id.0 as usize];
+        let kind = Kind::of(record);
         let state = change(record);
-        self.write_state(id, state);
+        write_state(record, state);
+        debug_assert_eq!(Kind::of(record), kind, "a flow is counted where it began");
         compiler_fence(Ordering::SeqCst);
-        self.slab.records[undo].slot = 0;
+        undo.slot = 0;
         state
-    }
-
-    /// Writes a state: the only place where one is written, but for a record that is freed.
-    #[inline(always)]
-    fn write_state(&mut self, id: Id, state: State) {
-        let record = &mut self.slab.records[id.0 as usize];
-        let former = record.state();
-        debug_assert!(former == state || former.may_become(state), "{former:?} must not become {state:?}");
-        *self.population.of(state, record) += 1;
-        compiler_fence(Ordering::SeqCst);
-        record.state = state as u8;
     }
 
     /// Puts a flow into any state, for tests.
     #[cfg(test)]
     pub fn overwrite(&mut self, id: Id, state: State, change: impl FnOnce(&mut Flow)) {
         let record = &mut self.slab.records[id.0 as usize];
-        *self.population.of(record.state(), record) -= 1;
+        *self.population.of(record) -= 1;
         change(record);
         record.state = state as u8;
-        *self.population.of(state, record) += 1;
+        *self.population.of(record) += 1;
     }
 
     /// Removes a flow.
@@ -411,7 +423,7 @@ impl Table {
             self.index.remove(hash, id.0);
         }
         let record = &mut self.slab.records[id.0 as usize];
-        *self.population.of(record.state(), record) -= 1;
+        *self.population.of(record) -= 1;
         record.state = State::Free as u8;
         compiler_fence(Ordering::SeqCst);
         record.generation = record.generation.wrapping_add(1);
@@ -496,6 +508,15 @@ impl Table {
     pub fn key(&self, id: Id) -> FlowKey {
         self.slab.records[id.0 as usize].key(&self.slab.upper[id.0 as usize])
     }
+}
+
+/// Writes a state, last: the only place where one is written, but for a record that is freed.
+#[inline(always)]
+fn write_state(record: &mut Flow, state: State) {
+    let former = record.state();
+    debug_assert!(former == state || former.may_become(state), "{former:?} must not become {state:?}");
+    compiler_fence(Ordering::SeqCst);
+    record.state = state as u8;
 }
 
 #[inline(always)]

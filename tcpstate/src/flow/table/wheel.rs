@@ -15,6 +15,8 @@ pub type Ticks = u32;
 const TICK_SHIFT: u32 = 10;
 const LEVELS: usize = 4;
 const SLOTS: usize = 256;
+/// Slots of all levels.
+pub(super) const SLOTS_IN_ALL: usize = LEVELS * SLOTS;
 /// Marks a flow that is on no list.
 pub(super) const UNFILED: u16 = u16::MAX;
 
@@ -37,7 +39,7 @@ fn is_due(deadline: Ticks, now: Ticks) -> bool {
 
 /// The wheel.
 pub struct Wheel {
-    heads: Box<[u32; LEVELS * SLOTS]>,
+    heads: Box<[u32; SLOTS_IN_ALL]>,
     /// One bit for each slot that is not empty.
     occupied: [[u64; SLOTS / 64]; LEVELS],
     /// Everything before this tick has been looked at.
@@ -51,7 +53,7 @@ impl Wheel {
     pub fn new(now: Instant) -> Self {
         let current = tick(now);
         Self {
-            heads: Box::new([NIL; LEVELS * SLOTS]),
+            heads: Box::new([NIL; SLOTS_IN_ALL]),
             occupied: [[0; SLOTS / 64]; LEVELS],
             current,
             origin: now.as_micros() >> TICK_SHIFT,
