@@ -112,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_memory_knows_nothing_and_a_full_one_little_of_strangers() {
+    fn an_empty_memory_knows_nothing_and_a_full_one_has_few_false_positives() {
         let mut fragments = Fragments::new();
         let now = Instant::from_secs(100);
         assert!((0..100_000).all(|n| !fragments.has_begun(Kind::Tcp, spread(n), now)));
         (0..100_000).for_each(|n| fragments.note(Kind::Tcp, spread(n), now));
-        let strangers = (100_000..1_100_000).filter(|&n| fragments.has_begun(Kind::Tcp, spread(n), now)).count();
-        assert!(strangers < 60, "{strangers} of a million, 15 expected");
+        let unknown = (100_000..1_100_000).filter(|&n| fragments.has_begun(Kind::Tcp, spread(n), now)).count();
+        assert!(unknown < 60, "{unknown} of a million, 15 expected");
     }
 
     #[test]

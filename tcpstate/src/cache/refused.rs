@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_is_barred_closes_no_door_to_others() {
+    fn a_port_that_bars_one_client_stays_open_to_others() {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
         refused_ports.refused(&port(81), Client::of(7), MEMORY, now);
@@ -303,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn without_memory_no_door_is_closed() {
+    fn without_memory_no_port_is_refused() {
         let mut refused_ports = refused_ports(Duration::ZERO);
         for now in [Instant::default(), Instant::from_secs(100)] {
             assert!(
                 !refused_ports.is_refused(&FlowKey::default(), Client::of(7), now),
-                "nor is one nobody has touched"
+                "nor is one without an entry"
             );
             refused_ports.refused(&port(81), Client::EVERYBODY, Duration::ZERO, now);
             assert!(!refused_ports.is_refused(&port(81), Client::of(7), now));
@@ -350,7 +350,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn doors_are_a_map_that_forgets(
+        fn refused_ports_are_a_map_that_forgets(
             acts in prop::collection::vec(
                 (0u64..4_000_000, 0u16..20, prop_oneof![Just(Act::Refuse), Just(Act::Open), Just(Act::Ask)]), 0..300),
         ) {

@@ -241,7 +241,7 @@ impl ServerOptions {
         offer
     }
 
-    /// Where the offer for a server is remembered. Whoever chooses targets to displace others gains nothing but a look at the cache itself.
+    /// Where the offer for a server is remembered. An attacker who picks targets that displace others only costs a lookup in the cache itself.
     #[inline(always)]
     fn cached_offer_at(key: &FlowKey) -> usize {
         (key.lan[3] ^ u32::from(key.lan_port)) as usize % CACHED_OFFERS

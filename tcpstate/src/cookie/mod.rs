@@ -409,8 +409,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever minted a cookie, before a change of the tables or after it, it opens for as long as any would and with the terms it was minted
-        /// for: as it would where the tables never changed.
+        /// A cookie opens for its whole lifetime with the terms it was minted for, whether it was minted before or after a change of the tables:
+        /// as if the tables never changed.
         #[test]
         fn a_change_of_the_tables_takes_no_cookie_its_terms(
             generations in prop::collection::vec(tables(), 1..5),

@@ -16,7 +16,7 @@ use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
 use crate::wire::{Envelope, FlowKey, Mac, Vlan};
 use crate::{PerSide, Side};
 
-/// The version of the record's layout, for whoever finds records of another process.
+/// The version of the record's layout, for a process that takes over records of another.
 pub const LAYOUT: u32 = 1;
 
 /// What is known of a flow besides its state, one bit each.

@@ -545,7 +545,7 @@ mod tests {
 
     /// The projection with one of its fields taken from another, for each field.
     fn with_each_field(projection: Projection, other: Projection) -> Vec<(&'static str, Projection)> {
-        // Named in full, lest a new one be forgotten.
+        // Named in full, so that the compiler finds a new one.
         let Projection { seq, ts, ts_base, ts_elapsed, scales, timestamps, removes_sack, mss, client_ts_value } = other;
         let own = projection;
         vec![

@@ -1,7 +1,7 @@
 //! What the engine would do with a frame, step by step, without its doing it.
 //!
 //! It is the engine itself that is asked: an excerpt of it, with copies of all that the fate of this one frame depends on (its connection,
-//! what is known of its source and its server, whoever would have to make room), decides on a copy of the frame. So what
+//! what is known of its source and its server, the flow that would be evicted), decides on a copy of the frame. So what
 //! is told cannot drift from what is done; and as the excerpt is taken from `&self`, nothing is changed by being told. Tests ask before
 //! every frame of every script, and hold the answer against what happens.
 

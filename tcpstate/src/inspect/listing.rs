@@ -89,7 +89,7 @@ pub struct Connection {
 }
 
 impl Proxy {
-    /// Connections a call of [`Proxy::list`] tells of, at most.
+    /// Connections that one [`Proxy::list`] returns at most.
     pub const LISTED: usize = TOLD;
 
     /// Tells of connections that fit `filter`, from the place `cursor` on (0 to begin with), as many as cost some tens of microseconds at

@@ -138,7 +138,7 @@ impl Policy {
         }
     }
 
-    // Where there are no rules, the packet path is not to make room for this call.
+    // Not inlined: where there are no rules, the packet path need not carry this code.
     #[cold]
     #[inline(never)]
     fn found(&self, destinations: &Destinations, key: &FlowKey) -> &Rule {

@@ -11,7 +11,7 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
-/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
+/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server has not answered, and so on.
 const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds

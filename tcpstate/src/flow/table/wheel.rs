@@ -278,7 +278,7 @@ mod tests {
             let mut pending: Vec<bool> = (0..delays.len()).map(|n| n != removed).collect();
             let mut dues: Vec<u64> = delays.iter().map(|&delay| begin + u64::from(delay)).collect();
             for (jump, (moved, delay)) in jumps.into_iter().chain([200_000_000]).zip(moves) {
-                // Whoever still waits may be put off or drawn nearer.
+                // A flow that still waits may get a later or an earlier deadline.
                 let moved = moved.index(delays.len());
                 if pending[moved] {
                     dues[moved] = (now.as_micros() >> TICK_SHIFT) + u64::from(delay);
