@@ -1,4 +1,4 @@
-//! Which packets have begun: the first fragments that passed recently, so that later fragments of theirs can be told from stray ones.
+//! Which packets have begun: the first fragments that passed recently, which separates their later fragments from stray ones.
 //!
 //! A fixed number of lines of one cache line each, sixteen packets a line, of which the oldest gives way. A packet is remembered by a
 //! tag of 20 bits under a keyed hash: of a million stray fragments about fifteen are taken for another packet's.
@@ -21,7 +21,7 @@ const WAYS: usize = 16;
 /// Bits of the time a packet was noted at, in units of 2^22 µs: they go round in 4.8 hours.
 const TIME_BITS: u32 = 12;
 const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
-/// Units for which a packet is remembered: 33 s at least, as long as anybody waits for the rest (RFC 791 section 3.2 wants 15 s to begin
+/// Units for which a packet is remembered: 33 s at least, as long as any receiver waits for the rest (RFC 791 section 3.2 wants 15 s to begin
 /// with; RFC 8200 section 4.5, 60 s at most, from the first to arrive).
 const LIFETIME: u32 = 8;
 

@@ -110,7 +110,7 @@ impl RefusedPorts {
         table
     }
 
-    /// What is remembered of one port, in a memory of one set. `client` has another name there, and those who are neither it nor everybody none.
+    /// What is remembered of one port, in a memory of one set. `client` has another name there; clients that are neither it nor everybody have none.
     pub fn excerpt(&self, key: &FlowKey, client: Client, renamed: Client) -> Self {
         let copy = Self { words: Words::zeroed(SET), mask: 0, ..*self };
         for way in 0..WAYS {
@@ -146,7 +146,7 @@ impl RefusedPorts {
         self.any_refused(now) && self.is_remembered(key, client, now)
     }
 
-    /// Whether any port may be remembered to have refused anybody.
+    /// Whether there may be an entry for any port.
     #[inline(always)]
     pub fn any_refused(&self, now: Instant) -> bool {
         now < self.until
@@ -178,7 +178,7 @@ impl RefusedPorts {
         RefusedPort { name, client, until: until.as_micros() }.write(entry);
     }
 
-    /// The port on the LAN has answered a SYN after all. Returns whether anybody had been refused there.
+    /// The port on the LAN has answered a SYN after all. Returns whether it had an entry.
     pub fn opened(&mut self, key: &FlowKey, now: Instant) -> bool {
         if !self.any_refused(now) {
             return false;

@@ -55,7 +55,7 @@ pub struct Projection {
     /// The scale by which the end on each side means its window field (low four bits), and the one by which the other end reads it (high
     /// four). 15 stands for no scaling, which is a shift of zero.
     scales: PerSide<u8>,
-    /// LAN: whether the server uses timestamps. WAN: whether the client was told that they are used.
+    /// LAN: whether the server uses timestamps. WAN: whether the client's SYN-ACK has them.
     timestamps: PerSide<bool>,
     /// Whether the client may send SACK blocks that its server has not agreed to and must not get.
     removes_sack: bool,

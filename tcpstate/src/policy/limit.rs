@@ -172,7 +172,7 @@ impl Limiter {
         }
     }
 
-    /// What the prefix at `place` had left when it was last asked for.
+    /// What the prefix at `place` had left when it was last read.
     pub fn left(&self, place: u32) -> Left {
         let Spent { fresh, repeated, failures, .. } = Spent::of(self.bucket(place));
         Left {
@@ -416,7 +416,7 @@ impl Sightings {
         let passed = match second.checked_sub(self.second()) {
             Some(0) => return,
             Some(passed) => passed.min(SLICES as u64),
-            // Written by nobody whose clock this is.
+            // No process with this clock has written it.
             None => SLICES as u64,
         };
         for back in 0..passed {

@@ -360,7 +360,7 @@ impl Proxy {
     #[inline(always)]
     pub(super) fn open_cookie(&mut self, ctx: &mut Context<impl Egress>) -> Result<Proof, Unproved> {
         let now = ctx.now;
-        // Nothing can be forged where nothing was asked.
+        // Without a recent SYN there is no cookie to check.
         if !self.caches.recent_syns.may_have(ctx.hash, now) {
             self.counters.count(Event::Unasked);
             ctx.egress.note(|| {

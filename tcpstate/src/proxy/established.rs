@@ -1,6 +1,6 @@
 //! Established connections: the box tracks the ends' segments, translates them and passes them.
 //!
-//! The ends judge for themselves what they accept; the proxy only refuses to be fooled in its own bookkeeping,
+//! The ends decide for themselves what they accept; the proxy only keeps forgeries out of its own records,
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
 use super::client_handshake::is_damaged;
@@ -103,7 +103,7 @@ impl Proxy {
         true
     }
 
-    /// Segments of a flow whose ends have met.
+    /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         match ctx.kind {
             Kind::Syn | Kind::SynAck => return self.on_syn_while_established(ctx, id),
@@ -137,7 +137,7 @@ impl Proxy {
                 }
                 let repeated = ctx.segment.seq + flow.seq_delta == flow.outer_isn && !flow.is_in(State::Reset);
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
-                // stray copy of our SYN is told to forget it.
+                // stray copy of our SYN gets a RST.
                 if repeated {
                     self.counters.count(Event::AnswerRepeated);
                     self.answer_repeated_syn_ack(id);
@@ -258,7 +258,7 @@ impl Proxy {
         let other_finished = flow.has_finished(side.other());
         // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
         let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
-        // And while the box is about to speak for an end, only what that end certainly said counts.
+        // And while the box is about to send in an end's name, only what that end certainly sent counts.
         let speaks = matches!(state, State::AckWithheld | State::WindowPending);
         let damaged = (speaks || ends || other_finished) && is_damaged(ctx);
         if speaks && damaged {
@@ -278,7 +278,7 @@ impl Proxy {
         } else {
             self.table.update(id, |flow| follow(flow, ctx, false, false));
         }
-        // While the box speaks for an end, its timer is about to do so; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
+        // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
         if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
             self.restart_timer(id, ctx.now);
         }

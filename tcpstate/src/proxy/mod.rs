@@ -62,7 +62,7 @@ pub trait Egress {
     /// port `to`. Returns false, without calling `write`, when no frame is spare.
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
 
-    /// Whether it wants to be told why something is decided.
+    /// Whether it wants the reasons of decisions.
     const TRACES: bool = false;
 
     /// Gets the reason for a decision, with its numbers. The text is made only for an egress that wants it; a worker's does not.
@@ -223,7 +223,7 @@ pub(crate) struct Settings {
     /// The keys of the hash that names flows and packets.
     pub(crate) hash_keys: Keys,
     pub(crate) policy: Arc<Policy>,
-    /// What flows were told when they began.
+    /// The settings that flows began with.
     pub(crate) profiles: Profiles,
     /// New connections are passed to their servers unanswered.
     pub(crate) draining: bool,
@@ -488,7 +488,7 @@ impl Proxy {
                         });
                         Verdict::Forward
                     }
-                    // An egress that traces is told step by step, which leads to the same.
+                    // An egress that traces gets every step, which leads to the same.
                     None if !E::TRACES
                         && segment.flags.open()
                         && self.answer_syn_fast(side, segment, meta, head, now) =>
@@ -800,7 +800,7 @@ impl Proxy {
         }
     }
 
-    /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
+    /// Answers a segment without a connection with the reset that RFC 9293 section 3.10.7.1 prescribes.
     fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
         let Segment { seq, ack, flags, .. } = *ctx.segment;
         if flags.has(Flags::ACK) {

@@ -512,7 +512,7 @@ fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
     }
     let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.endpoint(Side::Lan).ts_value));
     flow.set(FlowFlags::TIMESTAMPS_LAN, answered.timestamps.is_some());
-    // A server without a clock is lent one of ours, of about a millisecond, which like any other must not wrap within days.
+    // A server without timestamps gets the box's clock, of about a millisecond, which like any other must not wrap within days.
     let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
     flow.ts_delta = SeqDelta::between(clock, base);
     flow.ts_base = base;
