@@ -451,7 +451,7 @@ pub(crate) const KEYS: &[Key] = &[
         name: "listen",
         takes: Takes::Address,
         unit: "",
-        help: "address at which the control port is open: whoever reaches it may command",
+        help: "address at which the control port is open: anyone who reaches it may command",
         idle: None,
         set: |config, value| {
             if let Value::Address(address) = value {

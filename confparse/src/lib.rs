@@ -154,7 +154,7 @@ pub enum Poll {
 /// Where the operator's socket is.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Control {
-    /// In the usual place, by the names of the interfaces.
+    /// In the default place, by the names of the interfaces.
     #[default]
     Auto,
     /// Nowhere.

@@ -1,4 +1,4 @@
-//! What the engine can be told. Filled by `confparse`, or by a test; every value is plain.
+//! The engine's configuration. Filled by `confparse`, or by a test; every value is plain.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub enum Handshake {
     Early,
 }
 
-/// What becomes of frames of a kind the proxy cannot vouch for.
+/// What becomes of frames of a kind the proxy cannot verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Action {
     /// They are passed on.
@@ -249,7 +249,7 @@ impl Default for RateLimit {
     }
 }
 
-/// Everything the engine can be told.
+/// The engine's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where the SACK-permitted bit of our SYN-ACKs comes from.
@@ -272,7 +272,7 @@ pub struct Config {
     pub wscale_table: Vec<u8>,
     /// The MSS values a cookie with timestamps can express, rising, at most 32.
     pub ts_mss_table: Vec<u16>,
-    /// MSS announced for a server nothing is known of (IPv6 clients are told 20 less).
+    /// MSS announced for a server nothing is known of (20 less for IPv6 clients).
     pub own_mss: u16,
     /// Window scale announced for a server nothing is known of, and to every client without timestamps; 0 to 14.
     pub own_wscale: u8,
@@ -299,9 +299,9 @@ pub struct Config {
     pub multipath: Extension,
     /// What becomes of a SYN that offers TCP Fast Open (RFC 7413).
     pub fast_open: Extension,
-    /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): nobody but its sender could sign another.
+    /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): only its sender could sign another.
     pub signed: Action,
-    /// Segments a second that are passed from the WAN although nobody vouches for them (signed SYNs, those with an extension, segments of connections
+    /// Segments a second that pass from the WAN unproved (signed SYNs, those with an extension, segments of connections
     /// that may be running), or answered with a reset ([`Stray::Reset`]).
     pub passed_rate: u32,
     /// SYNs a second for ports nothing is known of that are passed to their servers, so that their own answer is the first; 0: none.

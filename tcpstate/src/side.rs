@@ -10,7 +10,7 @@ use core::ops::{Index, IndexMut};
 pub enum Side {
     /// The first port: the servers.
     Lan = 0,
-    /// The second port: everybody else.
+    /// The second port: all other hosts.
     Wan = 1,
 }
 

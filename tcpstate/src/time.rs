@@ -1,4 +1,4 @@
-//! Time as an argument: the engine never reads a clock, it is handed one reading a turn.
+//! Time as an argument: the engine never reads a clock; it gets one reading a poll.
 
 use core::ops::Add;
 use core::time::Duration;

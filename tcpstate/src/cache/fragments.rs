@@ -1,4 +1,4 @@
-//! Which packets have begun: the first fragments that passed recently, so that later fragments of theirs can be told from stray ones.
+//! Which packets have begun: the first fragments that passed recently, which separates their later fragments from stray ones.
 //!
 //! A fixed number of lines of one cache line each, sixteen packets a line, of which the oldest gives way. A packet is remembered by a
 //! tag of 20 bits under a keyed hash: of a million stray fragments about fifteen are taken for another packet's.
@@ -21,7 +21,7 @@ const WAYS: usize = 16;
 /// Bits of the time a packet was noted at, in units of 2^22 µs: they go round in 4.8 hours.
 const TIME_BITS: u32 = 12;
 const TIME_MASK: u32 = (1 << TIME_BITS) - 1;
-/// Units for which a packet is remembered: 33 s at least, as long as anybody waits for the rest (RFC 791 section 3.2 wants 15 s to begin
+/// Units for which a packet is remembered: 33 s at least, as long as any receiver waits for the rest (RFC 791 section 3.2 wants 15 s to begin
 /// with; RFC 8200 section 4.5, 60 s at most, from the first to arrive).
 const LIFETIME: u32 = 8;
 
@@ -112,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_memory_knows_nothing_and_a_full_one_little_of_strangers() {
+    fn an_empty_memory_knows_nothing_and_a_full_one_has_few_false_positives() {
         let mut fragments = Fragments::new();
         let now = Instant::from_secs(100);
         assert!((0..100_000).all(|n| !fragments.has_begun(Kind::Tcp, spread(n), now)));
         (0..100_000).for_each(|n| fragments.note(Kind::Tcp, spread(n), now));
-        let strangers = (100_000..1_100_000).filter(|&n| fragments.has_begun(Kind::Tcp, spread(n), now)).count();
-        assert!(strangers < 60, "{strangers} of a million, 15 expected");
+        let unknown = (100_000..1_100_000).filter(|&n| fragments.has_begun(Kind::Tcp, spread(n), now)).count();
+        assert!(unknown < 60, "{unknown} of a million, 15 expected");
     }
 
     #[test]

@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    /// The share of strangers who find their four bits set in a word with `mean` entries on average, whose number is
+    /// The share of unknown segments that find their four bits set in a word with `mean` entries on average, whose number is
     /// Poisson's.
     fn expected_in_a_word(mean: f64) -> f64 {
         // That no entry has set any of `n` given bits; and, by inclusion and exclusion, that all of them are set.
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn at_ten_thousand_syns_a_second_one_stranger_in_a_hundred_passes() {
+    fn at_ten_thousand_syns_a_second_one_unknown_segment_in_a_hundred_passes() {
         let mut filter = seasoned();
         // Seven whole slices at 10 000 a second: the most there is to see.
         let notes = 7 * SLICE / 100;

@@ -110,7 +110,7 @@ impl RefusedPorts {
         table
     }
 
-    /// What is remembered of one port, in a memory of one set. `client` has another name there, and those who are neither it nor everybody none.
+    /// What is remembered of one port, in a memory of one set. `client` has another name there; clients that are neither it nor everybody have none.
     pub fn excerpt(&self, key: &FlowKey, client: Client, renamed: Client) -> Self {
         let copy = Self { words: Words::zeroed(SET), mask: 0, ..*self };
         for way in 0..WAYS {
@@ -146,7 +146,7 @@ impl RefusedPorts {
         self.any_refused(now) && self.is_remembered(key, client, now)
     }
 
-    /// Whether any port may be remembered to have refused anybody.
+    /// Whether there may be an entry for any port.
     #[inline(always)]
     pub fn any_refused(&self, now: Instant) -> bool {
         now < self.until
@@ -178,7 +178,7 @@ impl RefusedPorts {
         RefusedPort { name, client, until: until.as_micros() }.write(entry);
     }
 
-    /// The port on the LAN has answered a SYN after all. Returns whether anybody had been refused there.
+    /// The port on the LAN has answered a SYN after all. Returns whether it had an entry.
     pub fn opened(&mut self, key: &FlowKey, now: Instant) -> bool {
         if !self.any_refused(now) {
             return false;
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_is_barred_closes_no_door_to_others() {
+    fn a_port_that_bars_one_client_stays_open_to_others() {
         let mut refused_ports = refused_ports(MEMORY);
         let now = Instant::from_secs(100);
         refused_ports.refused(&port(81), Client::of(7), MEMORY, now);
@@ -303,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn without_memory_no_door_is_closed() {
+    fn without_memory_no_port_is_refused() {
         let mut refused_ports = refused_ports(Duration::ZERO);
         for now in [Instant::default(), Instant::from_secs(100)] {
             assert!(
                 !refused_ports.is_refused(&FlowKey::default(), Client::of(7), now),
-                "nor is one nobody has touched"
+                "nor is one without an entry"
             );
             refused_ports.refused(&port(81), Client::EVERYBODY, Duration::ZERO, now);
             assert!(!refused_ports.is_refused(&port(81), Client::of(7), now));
@@ -350,7 +350,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn doors_are_a_map_that_forgets(
+        fn refused_ports_are_a_map_that_forgets(
             acts in prop::collection::vec(
                 (0u64..4_000_000, 0u16..20, prop_oneof![Just(Act::Refuse), Just(Act::Open), Just(Act::Ask)]), 0..300),
         ) {

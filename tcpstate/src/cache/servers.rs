@@ -71,7 +71,7 @@ impl Traits {
 struct Entry {
     address: Addr,
     vlan: Vlan,
-    /// Zero when the entry speaks for every port.
+    /// Zero when the entry is for every port.
     port: u16,
     /// Zero marks a free place.
     mss: u16,
@@ -192,7 +192,7 @@ impl ServerOptions {
         }
     }
 
-    /// From now on this is what the operator says; returns what he had said before. What clients were told before stays true of their
+    /// From now on these are the operator's statements; returns the former ones. What earlier SYN-ACKs announced stays true of their
     /// connections: their cookies hold it.
     pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
         if self.commands_mss {
@@ -215,7 +215,7 @@ impl ServerOptions {
         self.observations = self.observations.wrapping_add(1);
     }
 
-    /// As [`ServerOptions::offer`], and sooner if the same was asked recently.
+    /// As [`ServerOptions::offer`], and faster if the same was looked up recently.
     #[inline(always)]
     pub fn offer_cached(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> Offer {
         match &self.cached_offers[Self::cached_offer_at(key)] {
@@ -241,7 +241,7 @@ impl ServerOptions {
         offer
     }
 
-    /// Where the offer for a server is remembered. Whoever chooses targets to displace others gains nothing but a look at the cache itself.
+    /// Where the offer for a server is remembered. An attacker who picks targets that displace others only costs a lookup in the cache itself.
     #[inline(always)]
     fn cached_offer_at(key: &FlowKey) -> usize {
         (key.lan[3] ^ u32::from(key.lan_port)) as usize % CACHED_OFFERS
@@ -296,7 +296,7 @@ impl ServerOptions {
                 Known::Nothing => {}
             }
         }
-        // Timestamps have no mode of their own: whatever is known of the server tells.
+        // Timestamps have no mode of their own: they follow from what is known of the server.
         if let Some(entry) = by_port.or(by_address) {
             let timestamps = entry.knows(Trait::Timestamps, now);
             offer.timestamps_known = timestamps == Known::Taken;
@@ -312,7 +312,7 @@ impl ServerOptions {
         offer
     }
 
-    /// The largest MSS a client of this server can have been told, whatever the operator has wanted since.
+    /// The largest MSS that a SYN-ACK in this server's name can have announced, whatever the configuration says now.
     pub fn most_told(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> u16 {
         let present = self.offer_cached(key, rule, now).mss.max(own_mss(key, rule));
         let (own_mss, clamp) = self.former_most;
@@ -334,7 +334,7 @@ impl ServerOptions {
     }
 
     fn set(&self, key: &FlowKey, port: u16) -> usize {
-        // The LAN's own addresses, and only those that have answered, are written here: nobody can choose them, so a
+        // The LAN's own addresses, and only those that have answered, are written here: an attacker cannot choose them, so a
         // product with a secret spreads them well enough.
         let [a, b, c, d] = key.lan.map(u64::from);
         let words = [a << 32 | b, c << 32 | d, u64::from(key.vlan.0) << 16 | u64::from(port)];

@@ -1,7 +1,7 @@
 //! The option tables of cookies: which MSS values and window scales a cookie can express, and the codes it expresses them with.
 //!
 //! A cookie relies on them and does not carry them, so they are the same for all destinations, and change only when an epoch begins: its
-//! bit in the cookie then tells which tables the cookie was made with.
+//! bit in the cookie then names which tables the cookie was made with.
 
 use crate::Config;
 use crate::cookie::terms::{Ecn, Terms};
@@ -15,7 +15,7 @@ pub struct OptionTables {
     pub(super) plain: OptionTable,
     /// For clients with timestamps.
     pub(super) ts_mss: MssTable,
-    /// The window scale that every client without timestamps is told.
+    /// The window scale announced to every client without timestamps.
     pub(super) own_scale: WindowScale,
     /// A hash of all that.
     pub(super) digest: u64,

@@ -17,7 +17,7 @@ pub(super) fn epoch_of(now: Instant) -> u64 {
     now.as_micros() >> EPOCH_BITS
 }
 
-/// The epoch at whose beginning a change takes effect that is asked for `now`: 5 to 72 s later, on every worker at the same moment.
+/// The epoch at whose beginning a change requested `now` takes effect: 5 to 72 s later, on every worker at the same moment.
 pub fn next_epoch(now: Instant) -> u64 {
     epoch_of(now + NOTICE) + 1
 }
@@ -36,14 +36,14 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// A change to a secret of 16 random bytes, which is asked for `now`.
+    /// A change to a secret of 16 random bytes, requested `now`.
     pub fn new(random: [u8; 16], now: Instant) -> Self {
         let (high, low) = random.split_at(8);
         let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
         Self { master: (word(high), word(low)), from: next_epoch(now) }
     }
 
-    /// From when on cookies are signed with it, 5 to 72 s after it was asked for.
+    /// From when on cookies are signed with it, 5 to 72 s after the request.
     pub fn begins(&self) -> Instant {
         beginning_of(self.from)
     }

@@ -209,7 +209,7 @@ impl Cookies {
         Some((self.terms(isn, ts_echo)?, client_isn))
     }
 
-    /// What there is to say of a number as a cookie, for an operator: how its signature fares under each of the ISNs, and what it speaks of.
+    /// Describes a number as a cookie, for an operator: whether its signature holds under each of the ISNs, and the terms it encodes.
     pub fn describe<const N: usize>(
         &self,
         key: u64,
@@ -229,13 +229,13 @@ impl Cookies {
             _ => format!("{wrong:?} of {width} bits of its signature are wrong, for each number its SYN may have had"),
         };
         let terms = match self.terms(isn, ts_echo) {
-            Some(terms) => format!("it speaks of {terms}"),
-            None => "it speaks of nothing".into(),
+            Some(terms) => format!("it encodes {terms}"),
+            None => "it encodes no terms".into(),
         };
         format!("cookie {:#010x} {kind}, of {epoch} epoch (key {slot}){age}: {signature}; {terms}", isn.get())
     }
 
-    /// The terms a cookie speaks of.
+    /// The terms a cookie encodes.
     #[inline(never)]
     fn terms(&self, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
         let tables = self.tables_of(isn);
@@ -409,8 +409,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever minted a cookie, before a change of the tables or after it, it opens for as long as any would and with the terms it was minted
-        /// for: as it would where the tables never changed.
+        /// A cookie opens for its whole lifetime with the terms it was minted for, whether it was minted before or after a change of the tables:
+        /// as if the tables never changed.
         #[test]
         fn a_change_of_the_tables_takes_no_cookie_its_terms(
             generations in prop::collection::vec(tables(), 1..5),

@@ -17,7 +17,7 @@ pub struct Offer {
     pub timestamps: bool,
     /// Whether the server is known to take timestamps; presumed otherwise.
     pub timestamps_known: bool,
-    /// Whether the server speaks ECN; never presumed.
+    /// Whether the server negotiates ECN; never presumed.
     pub ecn: bool,
     /// The window field of the server's last SYN-ACK.
     pub window: Option<RawWindow>,
@@ -66,16 +66,16 @@ fn sack(sack: bool) -> &'static str {
     if sack { "SACK" } else { "no SACK" }
 }
 
-/// What a client asked of ECN and was told.
+/// Whether a client asked for ECN, and the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Ecn {
     /// It did not ask.
     #[default]
     Silent = 0,
-    /// It asked and was told no: the server is not known to speak it, but will be asked.
+    /// It asked and the answer was no: the server is not known to negotiate ECN, but will be asked.
     Asked = 1,
-    /// It asked and was told yes.
+    /// It asked and the answer was yes.
     Agreed = 3,
 }
 
@@ -86,11 +86,11 @@ pub struct Terms {
     pub mss: u16,
     /// The client's window scale, perhaps rounded down; `None` if either side was without.
     pub scale: Option<WindowScale>,
-    /// The scale the client was told in the server's name; `Some` exactly if `scale` is.
+    /// The scale announced to the client in the server's name; `Some` exactly if `scale` is.
     pub promised: Option<WindowScale>,
-    /// Whether both were told that SACK may be used.
+    /// Whether SACK is permitted both ways.
     pub sack: bool,
-    /// Whether both were told that timestamps are used.
+    /// Whether timestamps are used both ways.
     pub timestamps: bool,
     /// What was said of ECN.
     pub ecn: Ecn,

@@ -48,7 +48,7 @@ pub fn adapt(flow: &mut Flow, side: Side, segment: &Segment, head: &mut Head) ->
             clear_field(segment, head);
         }
     }
-    // Whether the receiver is the end to be told: the one that negotiated ECN alone. One that marks packets without having negotiated is a client.
+    // Whether the receiver is the end that gets ECE: the one that negotiated ECN alone. One that marks packets without having negotiated is a client.
     let owed = if side == Side::Wan { server && !client } else { !server };
     if owed && flow.is(FlowFlags::ECHO_OWED) && flags.has(Flags::ACK) && !flags.has(Flags::SYN.and(Flags::RST)) {
         flags = flags.and(Flags::ECE);

@@ -16,7 +16,7 @@ use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
 use crate::wire::{Envelope, FlowKey, Mac, Vlan};
 use crate::{PerSide, Side};
 
-/// The version of the record's layout, for whoever finds records of another process.
+/// The version of the record's layout, for a process that takes over records of another.
 pub const LAYOUT: u32 = 1;
 
 /// What is known of a flow besides its state, one bit each.
@@ -29,11 +29,11 @@ impl FlowFlags {
     pub const PROXIED: FlowFlags = FlowFlags(1);
     /// The addresses are IPv6 and continue in the table's side array.
     pub const V6: FlowFlags = FlowFlags(1 << 1);
-    /// The client was told that SACK may be used.
+    /// The client's SYN-ACK permits SACK.
     pub const SACK: FlowFlags = FlowFlags(1 << 2);
     /// The server takes SACK.
     pub const SACK_LAN: FlowFlags = FlowFlags(1 << 3);
-    /// The client was told that timestamps are used.
+    /// The client's SYN-ACK has timestamps.
     pub const TIMESTAMPS: FlowFlags = FlowFlags(1 << 4);
     /// The server uses timestamps.
     pub const TIMESTAMPS_LAN: FlowFlags = FlowFlags(1 << 5);
@@ -55,13 +55,13 @@ impl FlowFlags {
     pub const WINDOW_UNSCALED: FlowFlags = FlowFlags(1 << 13);
     /// The numbers were not followed from the beginning, so segments cannot be judged by them.
     pub const UNJUDGED: FlowFlags = FlowFlags(1 << 14);
-    /// The client speaks ECN and believes that the server does.
+    /// The client has negotiated ECN.
     pub const ECN: FlowFlags = FlowFlags(1 << 15);
-    /// The server speaks ECN and believes that the client does.
+    /// The server has negotiated ECN.
     pub const ECN_LAN: FlowFlags = FlowFlags(1 << 16);
     /// The box's SYN to the server asks for ECN, because the client's did.
     pub const ECN_ASKED: FlowFlags = FlowFlags(1 << 17);
-    /// An end that speaks ECN alone sent a segment through congestion, and has not been told to its satisfaction.
+    /// A segment of an end that alone negotiated ECN came with a congestion mark, and that end has not answered ECE with CWR yet.
     pub const ECHO_OWED: FlowFlags = FlowFlags(1 << 18);
     /// The client's data is held until the server answers.
     pub const EARLY: FlowFlags = FlowFlags(1 << 19);
@@ -69,7 +69,7 @@ impl FlowFlags {
     pub const CARRIED: FlowFlags = FlowFlags(1 << 20);
     /// A SYN was answered with a challenge ACK, and nothing has come from the client on this connection since.
     pub const SYN_CHALLENGED: FlowFlags = FlowFlags(1 << 21);
-    /// The server announced a smaller MSS than its client was told.
+    /// The server announced a smaller MSS than the client's SYN-ACK.
     pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);
     /// The server is reached under a second key, which lies in the table's side array.
     pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
@@ -116,7 +116,7 @@ pub struct Endpoint {
     pub ts_value: u32,
     /// This end's last window field.
     pub window: RawWindow,
-    /// This end's scale (low four bits) and the one the other end was told (high); 15 is "none".
+    /// This end's scale (low four bits) and the one announced to the other end (high); 15 is "none".
     scales: u8,
     /// The hop limit this end's frames arrive with.
     pub ttl: u8,
@@ -141,7 +141,7 @@ impl Endpoint {
         decode_scale(self.scales >> 4)
     }
 
-    /// Both scales: this end's in the low four bits, the one the other end was told in the high four; 15 is "none".
+    /// Both scales: this end's in the low four bits, the one announced to the other end in the high four; 15 is "none".
     #[inline(always)]
     pub fn scales(&self) -> u8 {
         self.scales
@@ -190,7 +190,7 @@ pub struct Flow {
     pub born: u32,
     /// The MSS the client announced.
     pub mss: u16,
-    /// The MSS the server announced, if its client was told a larger one.
+    /// The MSS the server announced, if the client's SYN-ACK has a larger one.
     pub mss_lan: u16,
     /// The half-second in which this flow was last sent a challenge.
     pub challenged: u16,
@@ -230,7 +230,7 @@ impl Flow {
             && self.key(upper).hash(keys) == self.hash
     }
 
-    /// Brings flags and state of a record that another process left in line, should a foreign hand have parted them: the FINs tell the state of a
+    /// Brings flags and state of a record that another process left in line, should they disagree: the FINs determine the state of a
     /// connection, and the state whether the box answered for the server.
     pub(super) fn settle(&mut self) {
         match self.state() {
@@ -428,7 +428,7 @@ impl Flow {
         endpoint.window << endpoint.scale().unwrap_or_default()
     }
 
-    /// The window field that tells the other end what the end on this side grants.
+    /// The window field, for the other end, that expresses what the end on this side grants.
     pub fn told_window(&self, side: Side) -> RawWindow {
         self.granted(side).field(self.endpoints[side].told().unwrap_or_default())
     }

@@ -100,7 +100,7 @@ impl State {
             "dialling" => &[State::ServerSynSent],
             "opening-sent" => &[State::SynSent],
             "opening-answered" => &[State::SynReceived],
-            // What operators called established, the box has since split by what it still owes to one of the ends.
+            // Operators' name for these, which the box now tells apart by what it still owes to one of the ends.
             "established" => &[State::AckWithheld, State::WindowPending, State::Unconfirmed, State::Established],
             "closing" => &[State::FinWait, State::LastAck],
             _ => Self::ALL.iter().position(|state| state.label() == name).map_or(&[], |at| &Self::ALL[at..=at]),
@@ -118,7 +118,7 @@ impl State {
                 // The server has answered.
                 | (ServerSynSent, AckWithheld | WindowPending)
                 | (AckWithheld, WindowPending)
-                // The client, or the direction that was missing, has been heard.
+                // A segment of the client, or of the direction that was missing, has come.
                 | (AckWithheld | WindowPending | SynReceived | Unconfirmed, Established)
                 | (SynSent, SynReceived)
                 // The client begins anew with another SYN.

@@ -55,7 +55,7 @@ pub struct Projection {
     /// The scale by which the end on each side means its window field (low four bits), and the one by which the other end reads it (high
     /// four). 15 stands for no scaling, which is a shift of zero.
     scales: PerSide<u8>,
-    /// LAN: whether the server uses timestamps. WAN: whether the client was told that they are used.
+    /// LAN: whether the server uses timestamps. WAN: whether the client's SYN-ACK has them.
     timestamps: PerSide<bool>,
     /// Whether the client may send SACK blocks that its server has not agreed to and must not get.
     removes_sack: bool,
@@ -545,7 +545,7 @@ mod tests {
 
     /// The projection with one of its fields taken from another, for each field.
     fn with_each_field(projection: Projection, other: Projection) -> Vec<(&'static str, Projection)> {
-        // Named in full, lest a new one be forgotten.
+        // Named in full, so that the compiler finds a new one.
         let Projection { seq, ts, ts_base, ts_elapsed, scales, timestamps, removes_sack, mss, client_ts_value } = other;
         let own = projection;
         vec![

@@ -1,9 +1,9 @@
 //! What the engine would do with a frame, step by step, without its doing it.
 //!
 //! It is the engine itself that is asked: an excerpt of it, with copies of all that the fate of this one frame depends on (its connection,
-//! what is known of its source and its server, whoever would have to make room), decides on a copy of the frame. So what
-//! is told cannot drift from what is done; and as the excerpt is taken from `&self`, nothing is changed by being told. Tests ask before
-//! every frame of every script, and hold the answer against what happens.
+//! what is known of its source and its server, the flow that would be evicted), decides on a copy of the frame. So what
+//! is explained cannot drift from what is done; and as the excerpt is taken from `&self`, explaining changes nothing. Tests explain
+//! every frame of every script, and compare the answer with what happens.
 
 use core::fmt::{self, Write};
 
@@ -43,7 +43,7 @@ pub struct Explanation {
 pub type Field = (&'static str, String);
 
 impl Proxy {
-    /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be asked anywhere, at any later time.
+    /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be explained on any thread, at any later time.
     pub fn excerpt(&self, side: Side, head: &Head) -> Excerpt {
         let mut meta = Metadata::default();
         self.parse(side, head, &mut meta);

@@ -1,7 +1,7 @@
-//! Which connections there are, told in slices, for an operator to read. Nothing is decided by it.
+//! Lists the connections, in slices, for an operator to read. Decides nothing.
 //!
-//! A record keeps its place while its connection lives, so that a listing which takes many turns tells every connection that lives throughout
-//! exactly once; of those that come and go meanwhile it tells some.
+//! A record keeps its place while its connection lives, so that a listing that takes many polls returns every connection that lives throughout
+//! exactly once; of those that come and go meanwhile it returns some.
 
 use core::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{Instant, PerSide, Side};
 
 /// Records a slice looks at: 128 KiB in a row, some tens of microseconds.
 const LOOKED_AT: u32 = 1024;
-/// Connections a slice tells of at most, before it stops at the next record.
+/// Connections in a slice at most, before it stops at the next record.
 const TOLD: usize = 128;
 
 /// Which connections are meant: those that fit in every point.
@@ -49,7 +49,7 @@ impl Filter {
 pub struct End {
     /// The scale of its window field, as it sends it; `None`: it does not scale.
     pub scale: Option<u8>,
-    /// The scale the other end was told.
+    /// The scale announced to the other end.
     pub told: Option<u8>,
     /// The window it grants, in bytes.
     pub window: u32,
@@ -68,15 +68,15 @@ pub struct Connection {
     pub opened_by: Option<Side>,
     /// Since when it is known.
     pub age: Duration,
-    /// Since when no segment of it has come, where its timer tells.
+    /// Since when no segment of it has come, where its timer shows it.
     pub idle: Option<Duration>,
     /// When its timer is due.
     pub due: Duration,
     /// The ends, each for itself.
     pub endpoint: PerSide<End>,
-    /// The MSS the client announced; 0 where nobody needed to know.
+    /// The MSS the client announced; 0 where it was not needed.
     pub mss: u16,
-    /// Whether the client was told that SACK may be used, and timestamps are.
+    /// Whether the client's SYN-ACK permits SACK, and has timestamps.
     pub sack: bool,
     /// See `sack`.
     pub timestamps: bool,
@@ -89,10 +89,10 @@ pub struct Connection {
 }
 
 impl Proxy {
-    /// Connections a call of [`Proxy::list`] tells of, at most.
+    /// Connections that one [`Proxy::list`] returns at most.
     pub const LISTED: usize = TOLD;
 
-    /// Tells of connections that fit `filter`, from the place `cursor` on (0 to begin with), as many as cost some tens of microseconds at
+    /// Lists connections that fit `filter`, from the place `cursor` on (0 to begin with), as many as cost some tens of microseconds at
     /// most; returns the place to go on from, `None` at the end.
     pub fn list(&self, cursor: u32, filter: &Filter, now: Instant, mut publish: impl FnMut(Connection)) -> Option<u32> {
         let (flows, next) = self.table.slice(cursor, LOOKED_AT);

@@ -1,4 +1,4 @@
-//! Reads the engine for its operator: explains what would become of a frame, lists connections, tells how one stands. Decides nothing.
+//! Reads the engine for its operator: explains what would become of a frame, lists connections, reports the status of one. Decides nothing.
 
 mod explain;
 mod listing;

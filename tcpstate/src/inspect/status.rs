@@ -12,7 +12,7 @@ use crate::{PerSide, Side};
 pub struct ConnectionStatus {
     /// Its state.
     pub state: State,
-    /// Whether its server was dialled by us, so that numbers differ between the sides; else it is passed through.
+    /// Whether the box connected its server, so that numbers differ between the sides; else it is passed through.
     pub proxied: bool,
     /// Whether segments are held for it.
     pub holds: bool,

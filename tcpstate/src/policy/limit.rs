@@ -5,8 +5,8 @@
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
 //! and one that is seen again a second later draws on tokens of its own.
 //!
-//! Failed cookie tests have a budget of their own: whoever guesses gets no more guesses a second from one prefix than
-//! it has tokens, whatever the rate at which he sends.
+//! Failed cookie tests have a budget of their own: a prefix gets no more
+ //! guesses a second than it has tokens, whatever the rate at which it sends.
 //!
 //! Layout 1 of the buckets: two words each, which hold what is *spent*, so that zero is a full bucket. Word 0: fresh SYNs in the low half,
 //! repeated ones in the high half. Word 1: failed cookie tests in the low half, in the high half the refill period (time over its length)
@@ -135,7 +135,7 @@ impl Limiter {
     }
 
     /// The place of a source prefix's bucket.
-    // Whoever wants to spend another prefix's tokens may forge its very addresses, so the hash need not be a strong one.
+    // An attacker who wants to spend another prefix's tokens can forge its addresses, so the hash need not be a strong one.
     #[inline(always)]
     pub fn place(&self, key: &FlowKey) -> u32 {
         let [a, b, c, d] = key.wan;
@@ -172,7 +172,7 @@ impl Limiter {
         }
     }
 
-    /// What the prefix at `place` had left when it was last asked for.
+    /// What the prefix at `place` had left when it was last read.
     pub fn left(&self, place: u32) -> Left {
         let Spent { fresh, repeated, failures, .. } = Spent::of(self.bucket(place));
         Left {
@@ -329,7 +329,7 @@ impl Meter {
     }
 }
 
-/// Bits of one slice, as a power of two: with a million refused SYNs a second one stranger in fifty is mistaken for a
+/// Bits of one slice, as a power of two: with a million refused SYNs a second one new SYN in fifty is mistaken for a
 /// repeated one.
 const SLICE_BITS: u32 = 23;
 const SLICES: usize = 4;
@@ -416,7 +416,7 @@ impl Sightings {
         let passed = match second.checked_sub(self.second()) {
             Some(0) => return,
             Some(passed) => passed.min(SLICES as u64),
-            // Written by nobody whose clock this is.
+            // No process with this clock has written it.
             None => SLICES as u64,
         };
         for back in 0..passed {
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_that_comes_back_a_second_later_gets_in_where_strangers_do_not() {
+    fn a_syn_that_comes_back_a_second_later_gets_in_where_new_ones_do_not() {
         let mut limiter = limiter();
         let hash = |n: u32| {
             u64::from(n).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93)
@@ -534,7 +534,7 @@ mod tests {
             let verdict = limiter.admit_from(n & 0xff, hash(n), SeqNum::new(n), Instant::from_micros(11_060_000));
             admitted += u32::from(verdict != Admission::Refused);
         }
-        assert!(admitted <= 10, "{admitted} strangers of ten thousand got in");
+        assert!(admitted <= 10, "{admitted} new SYNs of ten thousand got in");
         let back =
             limiter.admit_from(99_999 & 0xff, hash(99_999), SeqNum::new(99_999), Instant::from_micros(11_060_000));
         assert_eq!(back, Admission::SecondChance);

@@ -56,7 +56,7 @@ pub struct Rule {
     pub(crate) mss_clamp: u16,
     /// Bytes a client may send before its server has answered.
     pub(crate) early_window: u16,
-    /// What its flows are told when they begin, by its number in the policy.
+    /// The profile of its flows, by its number in the policy.
     pub(crate) profile: u32,
     /// How long a refusal is remembered.
     pub(crate) closed_memory: Duration,
@@ -138,7 +138,7 @@ impl Policy {
         }
     }
 
-    // Where there are no rules, the packet path is not to make room for this call.
+    // Not inlined: where there are no rules, the packet path need not carry this code.
     #[cold]
     #[inline(never)]
     fn found(&self, destinations: &Destinations, key: &FlowKey) -> &Rule {
@@ -164,7 +164,7 @@ impl Policy {
         self.rules.iter().any(says)
     }
 
-    /// What flows are told, each different set once.
+    /// The profiles of flows, each different one once.
     pub(crate) fn profiles(&self) -> &[Profile] {
         &self.profiles
     }
@@ -487,6 +487,6 @@ mod tests {
             let _ = proxy.on_single(Side::Lan, &mut head, later, &mut crate::proxy::tests::NoEgress);
             assert!((seconds - 1..=seconds).contains(&due(&proxy, client, later)));
         }
-        assert_eq!(Arc::strong_count(&former), 1, "nobody else has it any more");
+        assert_eq!(Arc::strong_count(&former), 1, "no other reference is left");
     }
 }

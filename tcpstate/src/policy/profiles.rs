@@ -1,4 +1,4 @@
-//! What a flow is told when it begins and keeps until it ends, whatever the operator wants by then. A flow remembers it by a number of 16 bits.
+//! The settings that a flow takes when it begins and keeps until it ends, even if the policy changes. A flow stores them as a number of 16 bits.
 
 use crate::config::{SackConflict, Timeouts};
 use crate::flow::State;
@@ -50,7 +50,7 @@ impl Lifetimes {
     }
 }
 
-/// What a flow is told when it begins.
+/// The settings that a flow takes when it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Profile {
     pub(crate) lifetimes: Lifetimes,
@@ -60,7 +60,7 @@ pub(crate) struct Profile {
     pub(crate) early_window: u16,
 }
 
-/// The profiles that flows of one worker were told: each different one once, and none is ever taken away, so that a flow's number stays
+/// The profiles that flows of one worker have: each different one once, and none is ever taken away, so that a flow's number stays
 /// true. Number 0 is the profile for everybody of the first policy. There are 65 536 at most; flows that begin under one more get number 0.
 #[derive(Clone)]
 pub(crate) struct Profiles {

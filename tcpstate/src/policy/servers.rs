@@ -33,7 +33,7 @@ pub struct ServerTable {
 
 impl ServerTable {
     /// A table of these entries; of several with the same address and port the last one counts. `random` spreads them, so that
-    /// nobody who can choose addresses can choose which of them meet.
+    /// an attacker who can choose addresses cannot choose which of them collide.
     pub fn new(entries: &[ServerEntry], random: [u64; 2]) -> Self {
         let places = vec![ServerEntry::default(); (2 * entries.len()).next_power_of_two().max(2)].into_boxed_slice();
         let mut table = Self { places, keys: (random[0], random[1]), len: 0, most_mss: 0 };

@@ -1,5 +1,5 @@
-//! Segments of connections nobody knows. For a while after the start they may belong to some that run already, which are adopted: the LAN's
-//! word makes a record, the WAN's agreement makes it last. Later they are strays.
+//! Segments without a flow. For a while after the start they may belong to connections that run already, which the box adopts: a segment of
+//! the LAN makes a record, a matching one of the WAN confirms it. Later the box treats them as strays.
 
 use super::{Context, Proxy};
 use crate::config::Stray;
@@ -19,7 +19,7 @@ impl Proxy {
             let left = self.settings.adopt_until.since(ctx.now).as_secs();
             let adopted =
                 if left > 0 { format!("are adopted for {left} s yet") } else { "are not adopted any more".into() };
-            format!("nobody knows this connection; such as run already {adopted}")
+            format!("no flow has this 4-tuple; connections that run already {adopted}")
         });
         if ctx.now < self.settings.adopt_until {
             return match ctx.side {
@@ -27,7 +27,7 @@ impl Proxy {
                 Side::Lan if resets && !ctx.segment.flags.has(Flags::ACK) => Verdict::Forward,
                 Side::Lan if resets => Verdict::Drop(DropReason::NoFlow),
                 Side::Lan => self.adopt(ctx),
-                // Passed without a trace, and not many: what the server answers will tell whether it knows the connection.
+                // Passed without a record, at a limited rate: the server's answer shows whether it has the connection.
                 Side::Wan if self.settings.passed.take(ctx.now) => Verdict::Forward,
                 Side::Wan => Verdict::Drop(DropReason::NoFlow),
             };
@@ -43,7 +43,7 @@ impl Proxy {
         Verdict::Drop(if ctx.side == Side::Lan || resets { DropReason::NoFlow } else { DropReason::BadCookie })
     }
 
-    /// The LAN speaks of a connection: it is one of its own, but whether the other end sees the same numbers is open.
+    /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open.
     fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);

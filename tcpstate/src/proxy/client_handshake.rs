@@ -1,4 +1,4 @@
-//! A client calls: its SYN is answered with a cookie, and its proof examined. Calling the server is `calling`'s story.
+//! The handshake with the client: the box answers its SYN with a cookie and checks the proof. `server_handshake` then connects the server.
 
 use super::server_handshake::WITHHELD_MOST;
 use super::{Context, Metadata, Proxy, label};
@@ -32,7 +32,7 @@ pub(super) struct Proof {
 pub(super) enum Unproved {
     /// No SYN of its ends was answered lately.
     Unasked,
-    /// Its source's network has spent its failures: nobody has looked.
+    /// Its source's network has spent its failures: the cookie was not checked.
     Untested,
     /// What it acknowledges is no cookie of ours, or an old one.
     Wrong,
@@ -44,9 +44,9 @@ fn distance(ticks: u32) -> u16 {
 }
 
 impl Proxy {
-    /// Answers the SYN that nearly all are, with a cookie: of ends that have no flow, with the usual options, to a server that takes them all,
-    /// while the SYN cache has no place and no door is remembered to be closed. It does what [`Proxy::answer_syn`] would do, with as little as that
-    /// takes; of any other segment it says false, and nothing has changed.
+    /// Fast path of a client's SYN: answers it with a cookie. Takes the common case only: no flow with this 4-tuple, common options, a server
+    /// known to take them all, no place in the SYN cache and no refused port. Does what [`Proxy::answer_syn`] would do, at the least cost. Returns
+    /// false for any other segment, and changes nothing then.
     #[inline(always)]
     pub(super) fn answer_syn_fast(
         &mut self,
@@ -157,7 +157,7 @@ impl Proxy {
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
-                ctx.egress.note(|| "the old connection lives on until the new one is proved".into());
+                ctx.egress.note(|| "the old connection stays until the client proves the new one".into());
                 self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
@@ -179,7 +179,7 @@ impl Proxy {
                     self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));
                 ctx.egress.note(|| match stored {
                     Some(_) => "the SYN cache keeps the terms".into(),
-                    None => "the SYN cache has no place, or is off: the cookie alone carries the terms".into(),
+                    None => "the SYN cache is full or off: the cookie alone carries the terms".into(),
                 });
                 match stored {
                     Some(_) => (terms, numbers) = (kept, number),
@@ -200,7 +200,7 @@ impl Proxy {
         self.write_syn_ack(&mut ctx, &offered, offer.mss, window, &terms, numbers)
     }
 
-    /// Under what name a call is passed to its server unanswered, if it is; it may still come too soon after others.
+    /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
     fn passes(
         &mut self,
@@ -222,7 +222,7 @@ impl Proxy {
         (!offer.known && former.is_none() && self.settings.introductions.take(now)).then_some(Event::Introduced)
     }
 
-    /// Whether a call has nothing to do with an answer of ours, which its client may be about to acknowledge, nor with a living connection.
+    /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.
     fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
         let is_over = |id: Id| self.table[id].is_over();
         former.is_none_or(is_over) && !self.caches.recent_syns.has_noted(hash, now)
@@ -239,7 +239,7 @@ impl Proxy {
     ) -> Verdict {
         if event == Event::Passed {
             let signed = Options::read(ctx.options()).signed;
-            // Nobody's word alone ends a connection.
+            // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
             if lives || signed && rule.signed == Action::Drop || !self.settings.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
@@ -249,7 +249,7 @@ impl Proxy {
         self.open_passthrough(ctx, former)
     }
 
-    /// What holds between a client that offered this and a server of which we say that.
+    /// The terms between a client with these options and a server with that offer.
     #[inline(always)]
     fn agree(&self, syn: &Segment, offered: &Options, offer: &Offer, mss_clamp: u16) -> Terms {
         let key = &syn.key;
@@ -360,7 +360,7 @@ impl Proxy {
     #[inline(always)]
     pub(super) fn open_cookie(&mut self, ctx: &mut Context<impl Egress>) -> Result<Proof, Unproved> {
         let now = ctx.now;
-        // Nothing can be forged where nothing was asked.
+        // Without a recent SYN there is no cookie to check.
         if !self.caches.recent_syns.may_have(ctx.hash, now) {
             self.counters.count(Event::Unasked);
             ctx.egress.note(|| {
@@ -408,7 +408,7 @@ impl Proxy {
             (Side::Wan, Kind::SynAck | Kind::Bad) => Verdict::Drop(DropReason::WrongState),
             (Side::Wan, Kind::Syn) => self.answer_syn(ctx, Some(id)),
             (Side::Wan, Kind::Rst) => {
-                // The owner of a forged source did not call and says so; a client may also think better of it.
+                // The owner of a forged source sent no SYN and resets; a client may also abort.
                 if seq != next {
                     return Verdict::Drop(DropReason::BadReset);
                 }
@@ -441,7 +441,7 @@ impl Proxy {
                 self.note_proof(Event::CacheHit, ctx.key());
                 self.connect_server(ctx, &proof, Some(id))
             }
-            // The LAN has called the same ends at the same time.
+            // The LAN host has sent a SYN on the same 4-tuple at the same time.
             (Side::Lan, Kind::Syn) => self.open_passthrough(ctx, Some(id)),
             (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
         }
@@ -464,7 +464,7 @@ fn is_to_or_from_group(frame: &[u8]) -> bool {
     (frame[0] | frame[6]) & 1 != 0
 }
 
-/// Whether hosts can have these addresses and call each other: none is multicast, broadcast, loopback or unspecified
+/// Whether hosts can have these addresses and connect to each other: none is multicast, broadcast, loopback or unspecified
 /// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5), and they differ.
 pub(super) fn are_possible(key: &FlowKey) -> bool {
     let possible = |address: &Addr| match (key.v6, address) {
@@ -476,7 +476,7 @@ pub(super) fn are_possible(key: &FlowKey) -> bool {
     key.lan != key.wan && possible(&key.lan) && possible(&key.wan)
 }
 
-/// Writes what a SYN said into its entry of the SYN cache.
+/// Writes a SYN's options into its entry of the SYN cache.
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
     flow.outer_isn = numbers.isn;
@@ -537,7 +537,7 @@ mod tests {
 
     const START: Instant = Instant::from_secs(1000);
 
-    /// Engines in which nearly every SYN is a usual one, and some in which none is.
+    /// Engines in which nearly every SYN takes the fast path, and some in which none does.
     fn config() -> impl Strategy<Value = Config> {
         let rare = || prop::bool::weighted(0.1);
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
@@ -557,7 +557,7 @@ mod tests {
         )
     }
 
-    /// What the server is known to have said, if anything.
+    /// The server's learned options, if any.
     fn observation() -> impl Strategy<Value = Option<Observation>> {
         let takes = || prop::bool::weighted(0.9);
         let answer = (500u16..9000, prop::option::of(0u8..15), takes(), takes(), takes(), any::<u16>());
@@ -632,7 +632,7 @@ mod tests {
         frame
     }
 
-    /// Takes a segment through an engine, by the usual way if that takes it; the verdict, and the hash of its ends.
+    /// Takes a segment through an engine, by the fast path if that accepts it; the verdict, and the hash of its 4-tuple.
     fn receive_update(
         proxy: &mut Proxy,
         side: Side,
@@ -654,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_way_of_a_syn_leads_where_the_general_one_does() {
+    fn the_fast_path_of_a_syn_leads_where_the_slow_path_does() {
         let taken = Cell::new(0u32);
         let strategy = (
             config(),
@@ -667,7 +667,7 @@ mod tests {
             &strategy,
             |(config, observation, [is_refused, draining], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
-                // By then the filter of what was answered believes itself.
+                // By then the filter of recent SYNs is full enough to be trusted.
                 let mut now = START + Duration::from_secs(200);
                 for (n, syn) in syns.iter().enumerate() {
                     now = now + Duration::from_millis(syn.1.into());
@@ -712,6 +712,6 @@ mod tests {
             },
         );
         run.unwrap_or_else(|failure| panic!("{failure}"));
-        assert!(taken.get() > 1000, "the usual way is hardly ever taken: {}", taken.get());
+        assert!(taken.get() > 1000, "hardly any SYN takes the fast path: {}", taken.get());
     }
 }

@@ -1,6 +1,6 @@
-//! Both ends talk: their segments are followed, translated and passed.
+//! Established connections: the box tracks the ends' segments, translates them and passes them.
 //!
-//! The ends judge for themselves what they accept; the proxy only refuses to be fooled in its own bookkeeping,
+//! The ends decide for themselves what they accept; the proxy only keeps forgeries out of its own records,
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
 use super::client_handshake::is_damaged;
@@ -29,9 +29,9 @@ fn is_near(number: SeqNum, origin: SeqNum, ahead: u32) -> bool {
 }
 
 impl Proxy {
-    /// Passes the segment that nearly all are: an acknowledgement, with data or without, whose options are the usual timestamps or none, in
-    /// sequence, of an established flow of which nothing is owed, pending or in doubt. It does what [`Proxy::on_established`] would do, with as
-    /// little as that takes; of any other segment it says false, and nothing has changed.
+    /// Fast path of a segment: passes an acknowledgement, with data or without, that has only timestamps or no options and is in sequence, of an
+    /// established flow with nothing owed, pending or in doubt. Does what [`Proxy::on_established`] would do, at the least cost. Returns false for
+    /// any other segment, and changes nothing then.
     #[inline(always)]
     pub(super) fn forward_fast(
         &mut self,
@@ -103,7 +103,7 @@ impl Proxy {
         true
     }
 
-    /// Segments of a flow whose ends have met.
+    /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         match ctx.kind {
             Kind::Syn | Kind::SynAck => return self.on_syn_while_established(ctx, id),
@@ -137,7 +137,7 @@ impl Proxy {
                 }
                 let repeated = ctx.segment.seq + flow.seq_delta == flow.outer_isn && !flow.is_in(State::Reset);
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
-                // stray copy of our SYN is told to forget it.
+                // stray copy of our SYN gets a RST.
                 if repeated {
                     self.counters.count(Event::AnswerRepeated);
                     self.answer_repeated_syn_ack(id);
@@ -150,9 +150,9 @@ impl Proxy {
         }
     }
 
-    /// A client calls although its ends have a connection. RFC 5961 section 4: it is told so, and if it has forgotten the connection will reset
-    /// it. One that calls again, without a word on the old connection in between, cannot be told: then its call is answered, and
-    /// the old connection lives until the new one is proved.
+    /// A client's SYN for a 4-tuple with a connection. RFC 5961 section 4: the box challenges it, and a client that has forgotten the connection
+    /// resets it. A client that repeats its SYN, with no other segment in between, does not react to challenges: the box answers the SYN,
+    /// and the old connection stays until the client proves the new one.
     fn on_client_syn_while_established(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
@@ -205,7 +205,7 @@ impl Proxy {
         let end = ctx.segment.seq + flow.outward(ctx.side) + ctx.segment.seq_len();
         // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
         let (slack, hidden) = match (flow.is(FlowFlags::UNJUDGED), flow.is(FlowFlags::FRAGMENTED)) {
-            // Nobody has told us its scales.
+            // The box has not seen its scales.
             (true, _) => (FAR_BEHIND, FAR_BEHIND),
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
@@ -258,7 +258,7 @@ impl Proxy {
         let other_finished = flow.has_finished(side.other());
         // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
         let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
-        // And while the box is about to speak for an end, only what that end certainly said counts.
+        // And while the box is about to send in an end's name, only what that end certainly sent counts.
         let speaks = matches!(state, State::AckWithheld | State::WindowPending);
         let damaged = (speaks || ends || other_finished) && is_damaged(ctx);
         if speaks && damaged {
@@ -278,7 +278,7 @@ impl Proxy {
         } else {
             self.table.update(id, |flow| follow(flow, ctx, false, false));
         }
-        // While the box speaks for an end, its timer is about to do so; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
+        // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
         if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
             self.restart_timer(id, ctx.now);
         }
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_way_of_a_segment_leads_where_the_general_one_does() {
+    fn the_fast_path_of_a_segment_leads_where_the_slow_path_does() {
         let now = Instant::from_secs(1000);
         let (one, other) = (RefCell::new(proxy(now)), RefCell::new(proxy(now)));
         let taken = RefCell::new(PerSide::<u32>::default());
@@ -582,7 +582,7 @@ mod tests {
                 other.forget(b);
             }
 
-            // How often the usual way is taken at all.
+            // How often a segment takes the fast path at all.
             let id = enter(&mut one, &flow, v6, now);
             let mut buffer = frame.clone();
             let passed = segment.flags.go_on()
@@ -599,7 +599,7 @@ mod tests {
         });
         run.unwrap_or_else(|failure| panic!("{failure}"));
         for side in Side::BOTH {
-            assert!(taken.borrow()[side] > 100, "the usual way is hardly ever taken: {:?}", taken.borrow());
+            assert!(taken.borrow()[side] > 100, "hardly any segment takes the fast path: {:?}", taken.borrow());
         }
     }
 }

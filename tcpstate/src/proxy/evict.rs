@@ -1,4 +1,4 @@
-//! Making room: who goes when every place is taken.
+//! Eviction: which flow goes when the table is full.
 
 use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
-/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server is being called, and so on.
+/// How many flows of each kind that may be evicted are remembered as candidates: closing ones, those whose server has not answered, and so on.
 const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
@@ -41,7 +41,7 @@ impl Queue {
         self.entries.len() + self.left_out == self.capacity
     }
 
-    /// The oldest entries were last touched long ago: asks for the lines of those that will soon have to go.
+    /// The oldest entries are cold: prefetches the lines of those that will soon be evicted.
     fn prefetch_next_victims(&self, table: &Table) {
         if let Some(&(id, _)) = self.entries.get(16) {
             table.prefetch(id);
@@ -81,7 +81,7 @@ impl Queue {
 pub(crate) enum Kind {
     /// Over, and waiting for its last timer.
     Closing,
-    /// Both ends have met, and the client has never sent anything nor acknowledged anything.
+    /// The handshakes are complete, and the client has never sent nor acknowledged data.
     Silent,
     /// An entry of the SYN cache.
     SynCached,
@@ -113,7 +113,7 @@ impl Kind {
         matches!(self, Kind::Silent | Kind::ServerSynSent | Kind::Opening)
     }
 
-    /// Under what name its eviction is counted.
+    /// The event that counts its eviction.
     fn event(self) -> Event {
         match self {
             Kind::Closing => Event::EvictedClosing,
@@ -279,7 +279,7 @@ impl Proxy {
         }
     }
 
-    /// Whether a flow began so lately that what it waits for may be on its way.
+    /// Whether a flow began so recently that what it waits for may be on its way.
     pub(crate) fn is_young(&self, id: Id, now: Instant) -> bool {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
@@ -329,7 +329,7 @@ impl Proxy {
         (self.table.excerpt(&ids), candidates)
     }
 
-    /// Removes a flow; neither end is told.
+    /// Removes a flow; neither end gets a segment.
     pub(crate) fn forget(&mut self, id: Id) {
         if self.table[id].held != 0 {
             self.table.update(id, |flow| self.caches.hold_queue.forget(flow));

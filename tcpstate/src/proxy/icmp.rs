@@ -1,5 +1,5 @@
-//! Somebody on the way complains: ICMP errors are judged by the segment they quote, and translated like one; and fragments, which cannot
-//! be judged by themselves, pass behind the first of their packet.
+//! ICMP errors and fragments. The box checks an ICMP error by the segment it quotes, and translates it like one. Later fragments, which
+//! have no TCP header to check, pass behind the first of their packet.
 
 use super::{Context, Proxy, half_second};
 use crate::cache::fragments::Kind;
@@ -62,7 +62,7 @@ impl Proxy {
         }
     }
 
-    /// Our SYN did not reach the server: the client, which takes itself for connected, is told so, and by a reset too, as the error
+    /// Our SYN did not reach the server: the client, which takes itself for connected, gets the error and a reset, as the error
     /// alone no longer ends a connection (RFC 5461 section 2).
     fn on_icmp_while_server_syn_sent(
         &mut self,
@@ -104,8 +104,8 @@ impl Proxy {
         Verdict::Forward
     }
 
-    /// A segment from a client that was told of a larger MSS than the server's: if it is longer than the server takes, the client is told
-    /// what a smaller link on its way would tell it. The segment passes all the same: where the LAN carries it nothing is lost.
+    /// A segment from a client whose SYN-ACK had a larger MSS than the server's: if it is longer than the server takes, the client gets the
+    /// ICMP error that a smaller link on its way would send. The segment passes all the same: where the LAN carries it nothing is lost.
     #[inline(never)]
     pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
         let flow = &self.table[id];
@@ -136,7 +136,7 @@ impl Proxy {
 
     /// A fragment without TCP header, of a packet whose keyed hash this is.
     ///
-    /// It cannot reach into a TCP header, so that alone it harms nobody; but it may fill the receiver's memory for fragments.
+    /// It cannot reach into a TCP header, so alone it does no harm; but it may fill the receiver's memory for fragments.
     #[inline(never)]
     pub(super) fn on_fragment(&mut self, side: Side, fragment: &Fragment, hash: u64, now: Instant) -> Verdict {
         if fragment.first {

@@ -1,6 +1,6 @@
-//! The engine: one worker's share of the proxy. What a frame is and whose it is gets decided here; the rest of the story is told in
-//! `handshake` (a client calls), `calling` (its server is called), `direct` (the LAN calls, and whatever else is passed through),
-//! `joined` (both ends talk), `errors` (somebody on the way complains) and `unknown` (nobody knows the connection).
+//! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
+//! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `passthrough` (connections
+//! from the LAN, and what else passes unchanged), `established`, `icmp` (errors) and `adoption` (segments without a flow).
 
 mod adoption;
 mod client_handshake;
@@ -62,11 +62,10 @@ pub trait Egress {
     /// port `to`. Returns false, without calling `write`, when no frame is spare.
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool;
 
-    /// Whether it wants to be told why something is decided.
+    /// Whether it wants the reasons of decisions.
     const TRACES: bool = false;
 
-    /// Is told why something is decided, in the words and with the numbers of the decision. Those are made up only for an egress that
-    /// wants to know; a worker's does not.
+    /// Gets the reason for a decision, with its numbers. The text is made only for an egress that wants it; a worker's does not.
     #[inline(always)]
     fn note(&mut self, _why: impl FnOnce() -> String) {}
 }
@@ -108,14 +107,14 @@ pub type Source = [u8; 16];
 /// A client's attempt to open a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectAttempt {
-    /// Who calls.
+    /// The client's address.
     pub source: Source,
-    /// A keyed hash of the ends and the number: the same when the call is repeated.
+    /// A keyed hash of the 4-tuple and the sequence number: the same when the client repeats its SYN.
     pub hash: u64,
 }
 
 impl Metadata {
-    /// The call that a frame from the WAN is, if it is one: a SYN without ACK.
+    /// The connection attempt in a frame from the WAN, if it is one: a SYN without ACK.
     pub fn attempt(&self) -> Option<ConnectAttempt> {
         let Parsed::Tcp(segment) = &self.parsed else { return None };
         let flags = segment.flags;
@@ -143,13 +142,13 @@ fn source(key: &FlowKey) -> Source {
     source
 }
 
-/// Proved sources remembered until they are asked for: more than a turn brings.
+/// Proved sources kept until the worker takes them: more than one poll brings.
 const PROVED_KEPT: usize = 256;
 
-/// News kept until they are asked for: more than a turn brings.
+/// Updates kept until the worker takes them: more than one poll brings.
 const UPDATES_KEPT: usize = 512;
 
-/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once hold nobody up: as many as frames in a batch,
+/// Steps of the timer wheel worked off in one call, so that a million flows that expire at once delay no frame: as many as frames in a batch,
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
 
@@ -207,7 +206,7 @@ impl<E> Context<'_, '_, E> {
         self.overwrite_inline(outgoing)
     }
 
-    /// The same, grown into the caller: for what a flood is answered with.
+    /// The same, inlined: for the answers to a flood.
     #[inline(always)]
     fn overwrite_inline(&mut self, outgoing: &Outgoing) -> bool {
         if !self.head.resize(outgoing.frame_len()) {
@@ -224,15 +223,15 @@ pub(crate) struct Settings {
     /// The keys of the hash that names flows and packets.
     pub(crate) hash_keys: Keys,
     pub(crate) policy: Arc<Policy>,
-    /// What flows were told when they began.
+    /// The settings that flows began with.
     pub(crate) profiles: Profiles,
     /// New connections are passed to their servers unanswered.
     pub(crate) draining: bool,
     /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
-    /// SYNs, and segments of connections that may be running, that are passed although nobody vouches for them.
+    /// SYNs, and segments of connections that may be running, that the box passes unproved.
     pub(crate) passed: Meter,
-    /// SYNs that are passed to ports nothing is known of.
+    /// SYNs that the box passes to unknown servers.
     pub(crate) introductions: Meter,
 }
 
@@ -369,14 +368,14 @@ impl Proxy {
         self.table.into_slab()
     }
 
-    /// From now on this is what the operator says of servers, for attributes that are commanded; returns what he had said before, so that
-    /// the caller can free it elsewhere. Connections that were answered before keep what they were told.
+    /// From now on this is what the operator states of servers, for attributes that are commanded; returns the former statements, so that
+    /// the caller can free it elsewhere. Connections answered before keep their terms.
     pub fn command(&mut self, entries: Arc<ServerTable>) -> Arc<ServerTable> {
         self.caches.server_options.command(entries)
     }
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
-    /// keep what they were told. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
+    /// keep their terms. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
     /// with the tables they were made with. To be called between two batches.
     pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
         self.caches.cookies.retable(&policy.tables, policy.from);
@@ -416,7 +415,7 @@ impl Proxy {
         self.table.prefetch_bucket(hash);
         let mut tokens = 0;
         if segment.flags.has(Flags::SYN) && side == Side::Wan {
-            // A copy, lest the segment itself have to lie in memory.
+            // A copy, so that the segment itself can stay in registers.
             let key = segment.key;
             tokens = self.caches.limiter.place(&key);
             self.caches.limiter.prefetch(tokens);
@@ -424,7 +423,7 @@ impl Proxy {
         *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
 
-    /// Looks at a frame that is no usual segment.
+    /// Parses a frame that the fast path does not take.
     #[inline(never)]
     fn parse_slow(&self, side: Side, head: &Head, meta: &mut Metadata) {
         match Parsed::parse(side, head) {
@@ -489,7 +488,7 @@ impl Proxy {
                         });
                         Verdict::Forward
                     }
-                    // An egress that traces is told step by step, which leads to the same.
+                    // An egress that traces gets every step, which leads to the same.
                     None if !E::TRACES
                         && segment.flags.open()
                         && self.answer_syn_fast(side, segment, meta, head, now) =>
@@ -604,8 +603,8 @@ impl Proxy {
         }
     }
 
-    /// A source that has proved itself by a cookie or an entry of the SYN cache, each time it does, until none is left. To be asked
-    /// for once a turn; of those nobody asks for only the first few are kept.
+    /// The next source that has proved itself by a cookie or an entry of the SYN cache, once for each proof, until none is left. The worker
+    /// takes them once a poll; the engine keeps only the first few.
     #[inline]
     pub fn next_proved(&mut self) -> Option<Source> {
         self.proved.pop()
@@ -619,14 +618,14 @@ impl Proxy {
         }
     }
 
-    /// What this worker has learned of servers, for the others to [hear](Proxy::receive_update), oldest first. To be asked for once a turn; of what
-    /// nobody asks for only the first few are kept.
+    /// What this worker has learned of servers, for the others to [receive](Proxy::receive_update), oldest first. The worker takes the updates
+    /// once a poll; the engine keeps only the first few.
     #[inline]
     pub fn updates(&mut self) -> impl Iterator<Item = ServerUpdate> {
         self.updates.drain(..)
     }
 
-    /// Takes what another worker has learned for learned here; it is told no further. The worker's configuration and secrets are the same.
+    /// Applies what another worker has learned; it is not published again. The worker's configuration and secrets are the same.
     pub fn receive_update(&mut self, updates: &ServerUpdate, now: Instant) {
         match updates {
             ServerUpdate::Answered(key, observation) => {
@@ -780,7 +779,7 @@ impl Proxy {
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
     fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].challenged == half_second(ctx.now) {
-            ctx.egress.note(|| "challenged within this half-second already".into());
+            ctx.egress.note(|| "a challenge went out within this half second already".into());
             return Verdict::Drop(DropReason::Challenged);
         }
         self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
@@ -801,7 +800,7 @@ impl Proxy {
         }
     }
 
-    /// Answers a segment that no connection can have asked for with the reset that RFC 9293 section 3.10.7.1 prescribes.
+    /// Answers a segment without a connection with the reset that RFC 9293 section 3.10.7.1 prescribes.
     fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
         let Segment { seq, ack, flags, .. } = *ctx.segment;
         if flags.has(Flags::ACK) {

@@ -1,5 +1,5 @@
 //! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
-//! the WAN that nobody but the server can answer.
+//! the WAN that only the server can answer.
 
 use super::client_handshake::are_possible;
 use super::{Context, Proxy};
@@ -73,13 +73,13 @@ impl Proxy {
                     self.table.update(id, |flow| note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options));
                 }
             }
-            // A repetition, or a stranger's: the ends know which.
+            // A retransmission, or a forgery: the ends can tell.
             _ => {}
         }
         self.forward_syn(ctx)
     }
 
-    /// The client begins anew with another SYN: so does the record, which was told of the first one alone, or of its answer too.
+    /// The client begins anew with another SYN: so does the record, which holds the first one alone, or its answer too.
     fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
         if self.table[id].is_in(State::SynSent) {
             self.table.update(id, |flow| fill_syn_sent(flow, ctx));
@@ -95,7 +95,7 @@ impl Proxy {
         self.set_state(id, State::SynReceived, ctx.now, |flow| {
             note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &answered);
             settle_scales(flow);
-            // What we may have to say to either end must bear timestamps if its segments do.
+            // The box's own segments to either end must bear timestamps if its segments do.
             let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
             flow.set(FlowFlags::TIMESTAMPS, agreed);
             flow.set(FlowFlags::TIMESTAMPS_LAN, agreed);
@@ -109,8 +109,8 @@ impl Proxy {
         }
     }
 
-    /// An acknowledgement without SYN: from the caller it ends the handshake; from the called it is early data or an
-    /// older connection's protest, which the caller must see either way.
+    /// An acknowledgement without SYN. From the client it ends the handshake. From the server it is early data, or an older connection's
+    /// challenge; the client must get either.
     fn on_opening_acknowledged(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
         let opener = flow.client();
@@ -134,7 +134,7 @@ impl Proxy {
         ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.client()));
         let acceptable = match (ctx.side == flow.client(), flow.state()) {
             (true, _) => true,
-            // RFC 9293 section 3.10.7.3: before it is synchronised the caller believes a reset that acknowledges its SYN.
+            // RFC 9293 section 3.10.7.3: in SYN-SENT the client accepts a reset that acknowledges its SYN.
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,
         };
@@ -150,7 +150,7 @@ impl Proxy {
 }
 
 impl Flow {
-    /// Whether a segment of the called acknowledges the caller's SYN: with the data it brought, or without (RFC 7413 section 3).
+    /// Whether a segment of the server acknowledges the client's SYN: with the data in it, or without (RFC 7413 section 3).
     fn answers_syn(&self, answer: &Segment) -> bool {
         answer.ack.within(self.outer_isn + 1, self.endpoint(self.client()).next)
     }

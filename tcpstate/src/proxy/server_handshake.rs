@@ -1,4 +1,4 @@
-//! The server is called: our SYN in the client's name, what comes back, and the joining of the two halves.
+//! The handshake with the server: the box sends its SYN in the client's name, handles the answer, and splices the two halves of the connection.
 
 use super::client_handshake::{Proof, is_damaged, keep_terms};
 use super::{Context, Proxy};
@@ -20,16 +20,16 @@ use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 const UPDATES_REPEATED: u8 = 4;
 /// One second, in ticks.
 const SECOND: Ticks = 1_000_000 / 1024;
-/// When a server that remembers an older connection is called again after it was told to forget: 20 ms, in ticks.
+/// The time from the RST that makes a server forget an older connection to the next SYN: 20 ms, in ticks.
 const AFTER_RESET: Ticks = 20;
 /// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
 /// repeat it (RFC 6298 section 2).
 pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
-/// A client no further than this many ticks (two milliseconds) is not waited for: no cookie and no timer tells it from one next door.
+/// The box does not wait for a client this near (ticks; two milliseconds): cookies and timers are too coarse to tell it from a neighbour.
 const NEAR: u16 = 2;
 
 impl Proxy {
-    /// The client is real: calls the server in its name, by a SYN written over the segment that proved it.
+    /// The client has proved its address: sends a SYN to the server in its name, written over the segment with the proof.
     pub(super) fn connect_server(
         &mut self,
         mut ctx: Context<impl Egress>,
@@ -43,8 +43,8 @@ impl Proxy {
             self.replace_former(former, ctx.egress);
         }
         if self.caches.refused_ports.is_refused(&key, Client::of(self.caches.limiter.place(&key)), now) {
-            ctx.egress.note(|| "the port refused this client lately: it is refused at once".into());
-            // The same proof may come again and again: the server need not hear of each.
+            ctx.egress.note(|| "the port refused this client recently: the box resets the client at once".into());
+            // The same proof may come again and again; the server need not get a SYN for each.
             return Self::refuse_in_place(&mut ctx, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
@@ -57,7 +57,7 @@ impl Proxy {
             let handshake = if early { "early" } else { "honest" };
             let distance = u32::from(proof.distance) * 1024 / 1000;
             format!(
-                "proved; the server is called: {}; handshake {handshake}, the client {distance} ms away (0: not known)",
+                "proved; the box sends its SYN to the server: {}; handshake {handshake}, client {distance} ms away (0: not known)",
                 proof.terms
             )
         });
@@ -74,9 +74,9 @@ impl Proxy {
             return self.connect_in_place(&mut ctx, id);
         }
         // A server that has had to repeat its SYN-ACK takes no round-trip sample from the handshake (RFC 6298 section 3, Karn's
-        // algorithm), which here would be that of the LAN alone. So it is asked twice.
-        let called = self.emit_server_syn(id, ctx.egress);
-        if called && ctx.segment.payload_len() > 0 && self.emit_server_syn(id, ctx.egress) {
+        // algorithm), which here would be that of the LAN alone. So the box sends two SYNs.
+        let sent = self.emit_server_syn(id, ctx.egress);
+        if sent && ctx.segment.payload_len() > 0 && self.emit_server_syn(id, ctx.egress) {
             return self.hold(&ctx, id);
         }
         self.connect_in_place(&mut ctx, id)
@@ -87,7 +87,7 @@ impl Proxy {
         let flow = &self.table[id];
         let early_window = self.settings.profiles.get(flow.profile).early_window;
         let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
-        // A server that is slow, or not there, must not fill the pen: the client repeats what it sent about as often as we call.
+        // A server that is slow, or not there, must not fill the hold queue. The client repeats its data about as often as the box repeats the SYN.
         let fits = flow.attempts == 0
             && ctx.segment.seq.beyond(first) <= end.beyond(first)
             && end.beyond(first) <= early_window.into();
@@ -100,7 +100,7 @@ impl Proxy {
         }
     }
 
-    /// Removes a flow whose ends a new connection takes. A server that is just being called is told that the old call is off.
+    /// Removes a flow whose 4-tuple a new connection takes. A server that has a SYN of the old one gets a RST.
     fn replace_former(&mut self, id: Id, egress: &mut impl Egress) {
         if self.table[id].is_in(State::ServerSynSent) {
             self.abort_server(id, egress);
@@ -108,21 +108,21 @@ impl Proxy {
         self.forget(id);
     }
 
-    /// Tells a server that is being called to forget the call.
+    /// Sends a RST to a server that has got the box's SYN.
     fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
         let seq = self.table[id].endpoint(Side::Wan).next;
         let envelope = self.envelope(id, Side::Wan);
         self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }
 
-    /// Gives up calling a server: both ends are told, and the flow is forgotten.
+    /// Gives up the connection to a server: sends RSTs to both ends and removes the flow.
     pub(super) fn abort(&mut self, id: Id, egress: &mut impl Egress) {
         self.abort_server(id, egress);
         self.reset_client(id, egress);
         self.forget(id);
     }
 
-    /// Resets a client whose server cannot be had.
+    /// Resets a client whose server cannot be reached.
     pub(super) fn reset_client(&mut self, id: Id, egress: &mut impl Egress) {
         let seq = self.table[id].outer_isn + 1;
         let envelope = self.envelope(id, Side::Lan);
@@ -169,7 +169,7 @@ impl Proxy {
             if !ctx.is_sound() {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
-            // The client has changed its mind; the server, if it has heard of it already, must too.
+            // The client aborts, so the server, which may have got the SYN already, gets the RST too.
             let envelope = ctx.envelope();
             let overwritten = ctx.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
             self.forget(id);
@@ -179,7 +179,7 @@ impl Proxy {
         ctx.egress.note(|| {
             let expected = flow.outer_isn + 1;
             format!(
-                "the server is being called; the client's next is seq {} (or one less), ack {}",
+                "SYN sent to the server; the client's next is seq {} (or one less), ack {}",
                 next.get(),
                 expected.get()
             )
@@ -190,7 +190,7 @@ impl Proxy {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
             self.table.update(id, |flow| flow.endpoint_mut(Side::Wan).window = window);
-            // It proves itself again, so the server's SYN is sent again. Whatever data it brings while the window is shut it will bring again.
+            // The client repeats its proof, so the box repeats its SYN. The client will repeat any data it sent into the zero window.
             return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
         }
         if flow.is(FlowFlags::REOPENING) {
@@ -206,7 +206,7 @@ impl Proxy {
         let answers = flags.has(Flags::ACK) && ack == next;
         ctx.egress.note(|| {
             let answers = if answers { "this does" } else { "this does not" };
-            format!("the server is being called; an answer acknowledges {}: {answers}", next.get())
+            format!("SYN sent to the server; an answer acknowledges {}: {answers}", next.get())
         });
         if ctx.kind == Kind::Rst && !answers {
             return Verdict::Drop(DropReason::BadReset);
@@ -241,7 +241,7 @@ impl Proxy {
         if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
     }
 
-    /// A port has refused: one that nobody is known to have reached is taken for closed, another for barring this client's network.
+    /// A port has refused. If no client is known to have reached it, it counts as closed; else as closed to this client's network.
     pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
         let rule = self.settings.policy.rule(key);
         let known = self.caches.server_options.offer(key, rule, now).known;
@@ -250,7 +250,7 @@ impl Proxy {
         self.publish(ServerUpdate::Refused(*key, client));
     }
 
-    /// A SYN-ACK from the LAN nobody waits for any more.
+    /// A SYN-ACK from the LAN for which no flow waits any more.
     pub(super) fn refuse_late_answer(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
@@ -280,7 +280,7 @@ impl Proxy {
         ctx.egress.note(|| {
             let delta = self.table[id].seq_delta.shift(0);
             format!(
-                "the server has answered: {delta:#010x} is added to its numbers from now on; what it offers is learned"
+                "the server has answered: the box adds {delta:#010x} to its numbers from now on and learns its options"
             )
         });
         self.learn(ctx.key(), &observation, now);
@@ -334,7 +334,7 @@ impl Proxy {
         self.table.enter(id, tick(now).wrapping_add(wait));
     }
 
-    /// A server whose acknowledgement is withheld has repeated its SYN-ACK, and is answered.
+    /// A server whose acknowledgement is withheld has repeated its SYN-ACK, and gets the acknowledgement.
     pub(super) fn answer_repeated_syn_ack(&mut self, id: Id) {
         if self.table[id].is_in(State::AckWithheld) {
             let due = self.table[id].deadline();
@@ -351,7 +351,7 @@ impl Proxy {
         })
     }
 
-    /// Has the client say something: a segment just below what it expects must be answered with an acknowledgement
+    /// Makes the client send an acknowledgement: a segment just below what it expects must be answered with an acknowledgement
     /// (RFC 9293 section 3.10.7.4), and how long that takes is the client's distance.
     fn probe_client(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Lan);
@@ -360,14 +360,14 @@ impl Proxy {
         self.emit(Side::Wan, &probe.outgoing(&envelope), egress);
     }
 
-    /// Tells the client the server's window.
+    /// Sends the client the server's window.
     fn send_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Lan);
         let acknowledgement = self.acknowledgement(id, Side::Wan, now);
         self.emit(Side::Wan, &acknowledgement.outgoing(&envelope), egress);
     }
 
-    /// Tells the client the server's window, in the frame of the server's SYN-ACK.
+    /// Sends the client the server's window, in the frame of the server's SYN-ACK.
     fn update_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
         let envelope = ctx.envelope();
         let acknowledgement = self.acknowledgement(id, Side::Wan, ctx.now);
@@ -397,7 +397,7 @@ impl Proxy {
         self.table.enter(id, tick(now).wrapping_add(wait));
     }
 
-    /// The server has not answered yet: calls it again, at doubling intervals, or gives up and tells the client.
+    /// The server has not answered yet: repeats the SYN, at doubling intervals, or gives up and resets the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let passed = tick(now).wrapping_sub(self.table[id].born);
         let lifetimes = *self.settings.profiles.of(self.table[id].profile);
@@ -467,7 +467,7 @@ fn server_syn<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) 
     // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
     let window = flow.granted(Side::Wan).field(WindowScale::default());
     let (seq, ack) = (client.next - 1, SeqNum::default());
-    // RFC 3168 section 6.1.1.1: a repeated SYN goes without, lest the bits be what is in the way.
+    // RFC 3168 section 6.1.1.1: a repeated SYN goes without ECE and CWR, which a middlebox may drop.
     let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
     let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
     Outgoing { envelope, seq, ack, flags, window, options }
@@ -477,7 +477,7 @@ pub(super) fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a O
     Outgoing { envelope, seq, ack: SeqNum::default(), flags: Flags::RST, window: RawWindow(0), options }
 }
 
-/// Joins the two halves by the server's SYN-ACK.
+/// Splices the two halves of the connection, with the numbers and options of the server's SYN-ACK.
 fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Instant) {
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
     flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
@@ -496,7 +496,7 @@ fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Ins
     flow.set(FlowFlags::WINDOW_UNSCALED, true);
 }
 
-/// Scaling is on between us and the server only if both said so (RFC 7323 section 2.2); towards the client it is what we promised.
+/// Scaling is on between us and the server only if both SYNs had the option (RFC 7323 section 2.2); towards the client it is what our SYN-ACK promised.
 fn join_scales(flow: &mut Flow, server: Option<WindowScale>) {
     let client = flow.endpoint(Side::Wan).scale();
     let promised = flow.endpoint(Side::Lan).told();
@@ -512,7 +512,7 @@ fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
     }
     let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.endpoint(Side::Lan).ts_value));
     flow.set(FlowFlags::TIMESTAMPS_LAN, answered.timestamps.is_some());
-    // A server without a clock is lent one of ours, of about a millisecond, which like any other must not wrap within days.
+    // A server without timestamps gets the box's clock, of about a millisecond, which like any other must not wrap within days.
     let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
     flow.ts_delta = SeqDelta::between(clock, base);
     flow.ts_base = base;

@@ -116,7 +116,7 @@ pub struct Envelope {
     pub priorities: [u16; 2],
 }
 
-/// The hop limit of the proxy's own segments where that of the host they speak for is not known.
+/// The hop limit of the proxy's own segments where that of the host in whose name they go is not known.
 pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {

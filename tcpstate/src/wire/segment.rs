@@ -88,7 +88,7 @@ impl FlowKey {
     }
 
     /// The keyed hash of the key. The flow table finds flows by it, and a cookie's MAC covers it instead of the key: a cookie cannot be used by
-    /// another connection because nobody without the secret can find two keys of one hash.
+    /// another connection because an attacker without the secret cannot find two keys of one hash.
     // By value, so that a parsed key can be hashed in registers.
     #[inline(always)]
     pub fn hash(self, keys: Keys) -> u64 {

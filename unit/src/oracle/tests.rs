@@ -362,7 +362,7 @@ fn window_before_any_server_has_promised_one() {
 }
 
 #[test]
-fn server_dialled_for_nobody() {
+fn server_gets_a_syn_for_an_unproved_client() {
     let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
     let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);

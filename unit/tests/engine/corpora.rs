@@ -46,6 +46,6 @@ fn any_sequence_of_frames_is_survived_and_forgotten() {
 }
 
 #[test]
-fn any_text_is_accepted_or_complained_of() {
+fn any_text_is_accepted_or_rejected_with_an_error() {
     replay("configuration", fuzzing::configuration);
 }

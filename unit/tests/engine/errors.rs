@@ -279,7 +279,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::Bridged), 18);
     }
 
-    fn a_server_that_cannot_be_reached_is_told_of_and_the_call_is_over(world, client, server) {
+    fn the_client_of_an_unreachable_server_gets_the_error_and_a_reset(world, client, server) {
         for (port, complaint) in (2000..).zip([
             Complaint::HostUnreachable,
             Complaint::PortUnreachable,
@@ -310,7 +310,7 @@ in_every_mode! {
         world.discard();
     }
 
-    fn an_error_about_our_own_answer_reaches_nobody(world, client, server) {
+    fn an_error_about_our_own_answer_reaches_neither_end(world, client, server) {
         client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
         let error = about(&world, &client, Complaint::HostUnreachable, &offered.frame, 8);
@@ -355,7 +355,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::IcmpTranslated), 5 + u64::from(world.mode().family == Family::V4));
     }
 
-    fn a_client_that_was_told_too_large_a_segment_size_learns_better(world, client, server) {
+    fn a_client_with_too_large_an_mss_gets_an_icmp_error(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { mss: Some(1200), ..theirs });
         let (header, mtu) = if world.mode().family == Family::V4 { (40, 1240) } else { (60, 1280) };
@@ -398,14 +398,14 @@ in_every_mode! {
         assert_eq!(j.offered.mss(), Some(1200));
     }
 
-    fn a_large_segment_is_nothing_to_speak_of_where_the_server_takes_it(world, client, server) {
+    fn a_large_segment_that_the_server_takes_causes_no_error(world, client, server) {
         let j = unlike(&world, &client, &server);
         client.sends(data(j.c(0), j.o(0), 1380).nop().nop().ts(CLIENT_TS + 2, j.ts_out(SERVER_TS)));
         server.gets(data(j.c(0), j.s(0), 1380).ts(CLIENT_TS + 2, SERVER_TS));
         client.gets(nothing());
     }
 
-    fn a_server_without_clock_is_told_to_leave_room_for_the_one_it_is_lent(world, client, server) {
+    fn an_mtu_for_a_server_without_timestamps_leaves_room_for_them(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });
         let header = if world.mode().family == Family::V4 { 40 } else { 60 };
@@ -463,7 +463,7 @@ fn source_quench_ends_at_the_box() {
 }
 
 #[test]
-fn what_was_held_for_a_server_that_cannot_be_reached_goes_with_the_call() {
+fn data_held_for_an_unreachable_server_is_dropped_with_the_connection() {
     for mode in Mode::ALL {
         let (world, client, server) = mode.world_with(|config| config.handshake = Handshake::Early);
         client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -837,7 +837,7 @@ fn what_a_later_ipv6_fragment_says_of_its_protocol_is_not_believed() {
 }
 
 #[test]
-fn fragments_of_other_protocols_are_none_of_our_business() {
+fn fragments_of_other_protocols_pass() {
     for mode in Mode::ALL {
         let (world, client, server) = strict(mode);
         let protocol = 14 + 4 * mode.tags + if mode.family == Family::V4 { 9 } else { 6 };

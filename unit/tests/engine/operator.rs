@@ -47,7 +47,7 @@ fn is_joined(client: &Host, server: &Host, joined: &Joined) {
 }
 
 in_every_mode! {
-    fn a_client_is_told_what_the_operator_says_of_its_server(world, client, server) {
+    fn a_client_is_offered_what_the_operator_states_of_its_server(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = commanded(&world);
         let terms = Terms::linux(world.mss());
@@ -65,7 +65,7 @@ in_every_mode! {
         }
     }
 
-    fn what_a_client_does_not_offer_it_is_not_told_whatever_is_said(world, client, server) {
+    fn an_option_the_client_lacks_is_not_offered_whatever_the_operator_states(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = commanded(&world);
         command(&world, &server, 0, (1200, true, 5));
@@ -96,7 +96,7 @@ in_every_mode! {
         assert_eq!(seen.window, 32);
     }
 
-    fn a_drained_box_passes_new_calls_and_keeps_what_it_has(world, client, server) {
+    fn a_drained_box_passes_new_connections_and_keeps_its_own(world, client, server) {
         let terms = Terms::linux(world.mss());
         let mut old = Talk::new(&client, &server, open(&client, &server, terms, terms));
         old.client(ACK | PSH, 100);
@@ -138,7 +138,7 @@ in_every_mode! {
         open(&next, &next_server, terms, terms);
     }
 
-    fn a_change_of_the_secret_is_noticed_by_nobody(world, client, server) {
+    fn a_change_of_the_secret_disturbs_no_connection(world, client, server) {
         let _ = (client, server);
         let terms = Terms::linux(world.mss());
         let begins = world.operate(|proxy, now| {
@@ -170,7 +170,7 @@ in_every_mode! {
 }
 
 #[test]
-fn a_larger_mss_that_was_told_is_remembered_when_less_is_said() {
+fn a_larger_mss_once_announced_is_remembered_when_the_operator_states_less() {
     for mode in Mode::ALL {
         let (world, ..) = mode.world();
         let (world, client, server) = commanded(&world);

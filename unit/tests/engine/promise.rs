@@ -109,7 +109,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::AckWithheld), if world.mode().cache { 10 } else { 5 });
     }
 
-    fn a_client_next_door_is_not_waited_for(world, client, server) {
+    fn the_box_does_not_wait_for_a_nearby_client(world, client, server) {
         let (offered, dialled) = dial_from(&world, &client, &server, Terms::linux(world.mss()), 0);
         server.sends(answer_to(&dialled, Terms::linux(world.mss())));
         last_acknowledgement(&server);
@@ -117,7 +117,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::AckWithheld), 0);
     }
 
-    fn a_client_of_whose_distance_nothing_is_known_is_asked_for_a_sign_of_life(world, client, server) {
+    fn a_client_of_unknown_distance_is_probed(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();
         // A cookie alone tells no time, and what took most of a second was no journey.
@@ -266,7 +266,7 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
-    fn a_client_that_hangs_up_before_the_acknowledgement_closes_as_any_other(world, client, server) {
+    fn a_client_that_sends_fin_before_the_acknowledgement_closes_as_any_other(world, client, server) {
         let terms = Terms::linux(world.mss());
         let (offered, dialled) = dial_from(&world, &client, &server, terms, 300);
         server.sends(answer_to(&dialled, terms));
@@ -282,7 +282,7 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
-    fn a_server_may_speak_before_it_is_acknowledged(world, client, server) {
+    fn a_server_may_send_before_it_is_acknowledged(world, client, server) {
         // With TCP_DEFER_ACCEPT or Fast Open a server's data may be under way already.
         let terms = Terms::linux(world.mss());
         let (offered, dialled) = dial_from(&world, &client, &server, terms, 300);
@@ -592,7 +592,7 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
-    fn nothing_is_held_for_a_server_that_had_to_be_called_again(world, client, server) {
+    fn nothing_is_held_once_the_syn_to_the_server_was_repeated(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
@@ -614,7 +614,7 @@ in_every_mode! {
         server.gets(ours_at(&dialled, 100, 100));
     }
 
-    fn a_client_that_resets_behind_its_data_calls_the_server_off(world, client, server) {
+    fn a_client_reset_behind_its_data_resets_the_server(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
@@ -632,7 +632,7 @@ in_every_mode! {
         let _ = offered;
     }
 
-    fn a_full_pen_and_an_empty_pool_cost_a_retransmission(world, client, server) {
+    fn a_full_hold_queue_and_an_empty_pool_cost_a_retransmission(world, client, server) {
         let _ = (client, server);
         for (places, spare) in [(1, usize::MAX), (0, usize::MAX), (4096, 0), (4096, 1)] {
             let (world, client, server) = world.mode().world_with(|config| {
@@ -693,7 +693,7 @@ in_every_mode! {
         server.gets(nothing());
     }
 
-    fn a_client_evicted_while_its_server_is_silent_loses_its_data_and_knows(world, client, server) {
+    fn a_client_evicted_while_its_server_is_silent_loses_its_data_and_is_reset(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
             config.handshake = Handshake::Early;
@@ -779,7 +779,7 @@ in_every_mode! {
         assert_eq!((offered.flags & ECE != 0, dialled.flags & ECE != 0), (kept, kept), "a client without timestamps");
     }
 
-    fn a_call_that_is_repeated_asks_for_no_ecn(world, client, server) {
+    fn a_repeated_syn_asks_for_no_ecn(world, client, server) {
         teach_ecn(&world);
         let (offered, _) = asks_for_ecn(&client, &server, Terms::linux(world.mss()), ECE | CWR);
         assert!(waits(&world, &server, 1500).is_some());
@@ -797,7 +797,7 @@ in_every_mode! {
         assert_eq!(offered.flags, SYN | ACK | ECE);
     }
 
-    fn a_client_that_was_promised_ecn_in_vain_hears_of_congestion_all_the_same(world, client, server) {
+    fn a_client_promised_ecn_in_vain_gets_ece_from_the_box(world, client, server) {
         teach_ecn(&world);
         let terms = Terms::linux(world.mss());
         let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
@@ -833,7 +833,7 @@ in_every_mode! {
         assert_eq!((offered.flags, dialled.flags), (SYN | ACK, SYN | ECE | CWR));
     }
 
-    fn a_server_whose_client_was_promised_no_ecn_hears_of_congestion_all_the_same(world, client, server) {
+    fn a_server_whose_client_was_promised_no_ecn_gets_ece_from_the_box(world, client, server) {
         let terms = Terms::linux(world.mss());
         let j = open_ecn(&client, &server, terms, terms, false);
         let (inner, outer) = (Some((SERVER_TS + 2, CLIENT_TS + 1)), Some((j.ts_out(SERVER_TS + 2), CLIENT_TS + 1)));
@@ -855,7 +855,7 @@ in_every_mode! {
         hears(sends(0x40 | 1, 0), 0);
     }
 
-    fn between_ends_that_both_speak_ecn_every_mark_passes(world, client, server) {
+    fn between_ends_that_both_negotiated_ecn_every_mark_passes(world, client, server) {
         teach_ecn(&world);
         let terms = Terms::linux(world.mss());
         let j = open_ecn(&client, &server, terms, terms, true);
@@ -936,7 +936,7 @@ in_every_mode! {
         }
     }
 
-    fn a_repeated_syn_is_told_what_it_was_told_before(world, client, server) {
+    fn a_repeated_syn_gets_the_same_offer(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();
         for (port, theirs) in [(1, Terms::windows(mss)), (2, Terms::linux(mss))] {
@@ -977,7 +977,7 @@ in_every_mode! {
 }
 
 in_every_mode! {
-    fn a_segment_size_no_cookie_expresses_is_never_rounded_up_not_even_over_a_former_call(world, client, server) {
+    fn a_segment_size_no_cookie_expresses_is_never_rounded_up_not_even_over_a_former_connection(world, client, server) {
         let theirs = Terms { mss: Some(100), ..Terms::windows(world.mss()) };
         let mut talk = linux(&world, &client, &server);
         talk.client(PSH, 10);
@@ -1153,7 +1153,7 @@ fn is_refused(world: &World, client: &Host, server: &Host) -> Got {
 }
 
 in_every_mode! {
-    fn a_port_that_refused_is_shut_to_everybody_until_that_is_forgotten(world, client, server) {
+    fn a_port_that_refused_is_closed_to_all_clients_until_its_entry_expires(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = with_doors(&world);
         is_refused(&world, &client, &server);
@@ -1180,7 +1180,7 @@ in_every_mode! {
         call(&client, Terms::linux(world.mss()), CLIENT_ISN);
     }
 
-    fn a_port_that_others_have_reached_is_shut_to_the_refused_network_alone(world, client, server) {
+    fn a_port_that_others_have_reached_is_closed_to_the_refused_network_alone(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = with_doors(&world);
         let terms = Terms::linux(world.mss());
@@ -1197,7 +1197,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::ClosedPort), 1);
     }
 
-    fn a_refused_proof_that_is_repeated_does_not_call_again(world, client, server) {
+    fn a_repeated_proof_to_a_refused_port_sends_no_syn_to_the_server(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = with_doors(&world);
         let offered = is_refused(&world, &client, &server);
@@ -1229,7 +1229,7 @@ in_every_mode! {
         call(&client, terms, CLIENT_ISN);
     }
 
-    fn only_the_lans_word_shuts_a_port(world, client, server) {
+    fn only_a_reset_from_the_lan_closes_a_port(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = with_doors(&world);
         let terms = Terms::linux(world.mss());
@@ -1271,7 +1271,7 @@ in_every_mode! {
         }
     }
 
-    fn a_signed_call_is_dropped_where_policy_drops_it_and_the_lans_own_is_not(world, client, server) {
+    fn a_signed_syn_is_dropped_where_policy_drops_it_and_the_lans_own_is_not(world, client, server) {
         let _ = (client, server);
         let (_, client, server) = world.mode().world_with(|config| config.signed = Action::Drop);
         for signature in SIGNATURES {
@@ -1326,7 +1326,7 @@ in_every_mode! {
         }
     }
 
-    fn an_unknown_port_introduces_itself(world, client, server) {
+    fn the_first_syn_to_an_unknown_port_passes_as_its_introduction(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| config.introductions = 1);
         let terms = Terms::linux(world.mss());
@@ -1344,7 +1344,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::Introduced), 1);
     }
 
-    fn an_introduction_that_is_refused_shuts_the_port(world, client, server) {
+    fn a_refused_introduction_closes_the_port(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
             config.introductions = 1;
@@ -1434,7 +1434,7 @@ in_every_mode! {
         server.sends_in_vain(rst(9000), DropReason::NoFlow);
     }
 
-    fn a_call_of_the_lan_over_a_connection_that_may_be_running_passes(world, client, server) {
+    fn a_syn_of_the_lan_over_a_connection_that_may_be_running_passes(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = adopting(&world, Stray::Drop);
         server.passes(data(9000, 5100, 200));
@@ -1476,7 +1476,7 @@ in_every_mode! {
 // ---- ports that are used again ----
 
 in_every_mode! {
-    fn a_client_that_cannot_be_told_is_answered_on_its_second_call_and_the_old_connection_lives_until_it_proves_itself(
+    fn a_client_that_ignores_the_challenge_is_answered_on_its_second_syn_and_the_old_connection_stays_until_the_proof(
         world, client, server
     ) {
         let terms = Terms::linux(world.mss());
@@ -1505,7 +1505,7 @@ in_every_mode! {
         world.has_flows(1, 0);
     }
 
-    fn a_connection_survives_calls_in_its_name_that_are_never_proved(world, client, server) {
+    fn a_connection_survives_syns_in_its_name_that_are_never_proved(world, client, server) {
         let terms = Terms::linux(world.mss());
         let mut talk = linux(&world, &client, &server);
         talk.client(PSH, 100);
@@ -1531,7 +1531,7 @@ in_every_mode! {
         talk.closes_from_the_server();
     }
 
-    fn a_proof_of_an_old_call_does_not_unseat_a_connection_that_has_shown_itself(world, client, server) {
+    fn a_proof_of_an_old_syn_does_not_replace_a_connection_that_has_sent_since(world, client, server) {
         let terms = Terms::linux(world.mss());
         let mut talk = linux(&world, &client, &server);
         talk.client(PSH, 100);
@@ -1549,7 +1549,7 @@ in_every_mode! {
         talk.server(PSH, 100);
     }
 
-    fn a_call_of_the_lan_over_a_proxied_connection_is_challenged(world, client, server) {
+    fn a_syn_of_the_lan_over_a_proxied_connection_is_challenged(world, client, server) {
         let mut talk = linux(&world, &client, &server);
         talk.client(PSH, 100);
         talk.server(PSH, 40);
@@ -1618,7 +1618,7 @@ in_every_mode! {
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
     }
 
-    fn a_connection_that_never_carried_data_goes_first_and_both_ends_are_told(world, client, server) {
+    fn a_connection_that_never_carried_data_is_evicted_first_and_both_ends_are_reset(world, client, server) {
         let _ = (client, server);
         // Eight connections fill the table.
         let (world, ..) = world.mode().world_with(|config| config.table_buckets = 1);
@@ -1700,7 +1700,7 @@ in_every_mode! {
         server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 100).maybe_ts(Some((CLIENT_TS + 1, SERVER_TS))));
     }
 
-    fn a_mark_in_the_very_segment_that_reports_the_last_one_is_heard_of(world, client, server) {
+    fn a_congestion_mark_in_the_segment_that_answers_the_last_one_is_echoed(world, client, server) {
         teach_ecn(&world);
         let terms = Terms::linux(world.mss());
         let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
@@ -1715,7 +1715,7 @@ in_every_mode! {
         }
     }
 
-    fn a_call_over_a_connection_that_may_be_running_is_answered_and_opens(world, client, server) {
+    fn a_syn_over_a_connection_that_may_be_running_is_answered_and_opens(world, client, server) {
         let _ = (client, server);
         let (world, client, server) =
             world.mode().world_with(|config| config.adopt_grace = std::time::Duration::from_secs(60));
@@ -1740,7 +1740,7 @@ in_every_mode! {
 }
 
 in_every_mode! {
-    fn early_data_of_the_called_and_a_reset_behind_it_pass(world, client, server) {
+    fn early_data_of_the_responder_and_a_reset_behind_it_pass(world, client, server) {
         let theirs = Terms::linux(world.mss());
         server.passes(theirs.on(syn(0x4000_0000), (1, 0)));
         client.passes(theirs.on(syn_ack(0x4000_0900, 0x4000_0001), (6, 1)));
@@ -1750,7 +1750,7 @@ in_every_mode! {
 }
 
 #[test]
-fn a_blind_acknowledgement_does_not_establish_a_passed_call() {
+fn a_blind_acknowledgement_does_not_establish_a_passed_connection() {
     for guess in [0x4000_0000u32, 0x1000_0000, 5] {
         let (world, client, server) = Mode::V4.world_with(|config| config.introductions = 1000);
         client.passes(syn(CLIENT_ISN).mss(1460));

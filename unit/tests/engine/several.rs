@@ -59,7 +59,7 @@ in_every_mode! {
         assert_eq!((heard.mss(), heard.sack_ok(), heard.ts()), (Some(1300), false, None));
     }
 
-    fn what_was_heard_is_told_no_further(world, client, server) {
+    fn a_received_update_is_not_published_again(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
         let (client, server) = here.on_port(1000);
@@ -69,7 +69,7 @@ in_every_mode! {
         assert_eq!((there.tells(&here), here.tells(&there)), (0, 0));
     }
 
-    fn what_is_known_is_told_again_only_now_and_then(world, client, server) {
+    fn what_is_known_is_published_again_only_now_and_then(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
         // Nothing the server refuses is offered it any more, so its second answer says less.
@@ -89,7 +89,7 @@ in_every_mode! {
         assert_eq!(here.tells(&there), 1, "that it is another");
     }
 
-    fn a_port_that_refused_one_is_shut_by_the_other_until_it_answers(world, client, server) {
+    fn a_port_that_refused_one_worker_is_refused_by_the_other_until_it_answers(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
         let (client, server) = here.on_port(999);

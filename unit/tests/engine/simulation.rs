@@ -121,7 +121,7 @@ fn every_segment_through_the_proxy_can_be_accounted_for() {
 }
 
 #[test]
-fn a_plain_bridge_gives_the_oracle_nothing_to_say() {
+fn the_oracle_finds_nothing_wrong_with_a_plain_bridge() {
     if number("SIM_SEED").is_some() {
         return;
     }

@@ -110,7 +110,7 @@ in_every_mode! {
         }
     }
 
-    fn every_scale_and_usual_mss_survives_with_timestamps(world, client, server) {
+    fn every_scale_and_common_mss_survives_with_timestamps(world, client, server) {
         let _ = (client, server);
         // Once the server is known to take timestamps, no room need be kept for those it might refuse.
         let (first, first_server) = world.on_port(1);
@@ -171,7 +171,7 @@ in_every_mode! {
         }
     }
 
-    fn the_client_is_told_the_mss_of_its_family(world, client, server) {
+    fn the_client_is_offered_the_mss_of_its_family(world, client, server) {
         let (offered, _) = dial(&client, &server, Terms::linux(8960), CLIENT_ISN);
         assert_eq!(offered.mss(), Some(world.mss()), "nothing is known of the server, so own_mss (20 less with IPv6)");
     }
@@ -721,7 +721,7 @@ in_every_mode! {
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(world.mss()));
     }
 
-    fn a_silent_server_is_asked_ever_more_seldom_and_then_the_client_is_told(world, client, server) {
+    fn the_syn_to_a_silent_server_is_repeated_ever_more_seldom_and_then_the_client_is_reset(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let (offered, first) = dial(&client, &server, theirs, CLIENT_ISN);
         let start = first.at;
@@ -773,7 +773,7 @@ in_every_mode! {
         server.gets(nothing());
     }
 
-    fn a_reset_of_another_number_does_not_end_the_dialling(world, client, server) {
+    fn a_reset_of_another_number_does_not_end_the_server_handshake(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
         // RFC 9293 section 3.10.7.3: in SYN-SENT a reset counts only if it acknowledges the SYN.
@@ -814,7 +814,7 @@ in_every_mode! {
         Talk::new(&client, &server, j).closes_from_the_client();
     }
 
-    fn a_client_reset_while_dialling_cancels_the_opening(world, client, server) {
+    fn a_client_reset_during_the_server_handshake_ends_it(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let (offered, _) = dial(&client, &server, theirs, CLIENT_ISN);
         client.sends(rst(CLIENT_ISN + 1));
@@ -834,7 +834,7 @@ in_every_mode! {
         world.has_flows(0, 0);
     }
 
-    fn a_blind_reset_while_dialling_cancels_nothing(world, client, server) {
+    fn a_blind_reset_during_the_server_handshake_ends_nothing(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
         for seq in [CLIENT_ISN + 2, CLIENT_ISN + 100_000, CLIENT_ISN - 5000, 0] {
@@ -870,7 +870,7 @@ in_every_mode! {
         talk.server(0, 0);
     }
 
-    fn a_server_that_speaks_first_ends_the_repetition(world, client, server) {
+    fn a_server_that_sends_first_ends_the_repetition(world, client, server) {
         let mut talk = linux(&world, &client, &server);
         talk.server(PSH, 20);
         talk.client(0, 0);
@@ -879,7 +879,7 @@ in_every_mode! {
         server.gets(nothing());
     }
 
-    fn a_lost_update_is_repeated_although_the_server_has_spoken(world, client, server) {
+    fn a_lost_update_is_repeated_although_the_server_has_sent_data(world, client, server) {
         let mut talk = linux(&world, &client, &server);
         // Suppose this acknowledgement is lost as well: only a sign of the client's ends the repetition.
         talk.server(0, 0);
@@ -892,7 +892,7 @@ in_every_mode! {
         world.after_secs(100);
     }
 
-    fn a_client_never_heard_of_again_is_forgotten_in_time(world, client, server) {
+    fn a_client_that_sends_nothing_more_is_forgotten_in_time(world, client, server) {
         let mut talk = linux(&world, &client, &server);
         talk.server(PSH, 100);
         for wait in [1; 100].into_iter().chain([1000; 87]) {
@@ -1963,7 +1963,7 @@ in_every_mode! {
         server.gets(data(j.c(0), j.s(0), 10).ts(CLIENT_TS + 2, SERVER_TS + 1));
     }
 
-    fn a_client_that_calls_anew_while_the_server_is_silent_gets_its_new_call(world, client, server) {
+    fn a_client_with_a_new_syn_while_the_server_is_silent_gets_its_new_connection(world, client, server) {
         let theirs = Terms::linux(world.mss());
         dial(&client, &server, theirs, CLIENT_ISN);
         world.tick(Duration::from_millis(500));
@@ -2023,7 +2023,7 @@ in_every_mode! {
         server.gets(nothing());
     }
 
-    fn a_syn_repeated_is_counted_as_one_call(world, client, server) {
+    fn a_syn_repeated_is_counted_as_one_connection_attempt(world, client, server) {
         let theirs = Terms::linux(world.mss());
         for _ in 0..5 {
             client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -2183,7 +2183,7 @@ in_every_mode! {
         server.gets(nothing());
     }
 
-    fn blocks_that_leave_no_room_for_lent_timestamps_make_way(world, client, server) {
+    fn blocks_that_leave_no_room_for_inserted_timestamps_make_way(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { ts: false, ..theirs });
         let value = j.update.ts().unwrap().0;

@@ -1,6 +1,6 @@
 //! The flow table: a fixed number of records, the index that finds them and the timer wheel that is threaded through them.
 //!
-//! Everybody reads records; they are written through two methods. [`Table::update`] (or [`Table::edit`], where a closure costs) changes words that are each valid alone.
+//! All code may read records; two methods write them. [`Table::update`] (or [`Table::edit`], where a closure costs) changes words that are each valid alone.
 //! [`Table::follow_state`] changes what belongs together and ends with the state: it first copies the record to the undo slot, and a process that finds
 //! the slot in use puts the copy back. A kill keeps program order, so compiler fences suffice between the steps. These two methods are also where a
 //! journal or a mirror of the table has to hook in.
@@ -739,7 +739,7 @@ mod tests {
             if n % 4 == 0 {
                 bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random().to_le_bytes()));
             } else {
-                // A record of another moment, or another place, up to some byte; and a few bytes of nobody.
+                // A record of another moment, or another place, up to some byte; and a few random bytes.
                 let (from, to, len) = (random() as usize % 17, random() as usize % 17, random() as usize % 129);
                 bytes.copy_within(128 * from..128 * from + len, 128 * to);
                 for _ in 0..random() % 8 {

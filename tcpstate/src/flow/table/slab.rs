@@ -10,12 +10,12 @@ use crate::flow::Flow;
 use crate::seq::SeqDelta;
 use crate::wire::{FlowKey, Vlan};
 
-/// A fixed number of plain records: memory of this process, or memory that somebody else mapped and keeps mapped.
+/// A fixed number of plain records: memory of this process, or memory that the owner of the table mapped and keeps mapped.
 #[derive(Debug)]
 pub enum Region<T: 'static> {
     /// Memory of this process. Pages that nothing was written to are not resident.
     Owned(Box<[T]>),
-    /// Memory that is mapped for as long as the process lives, and that nobody else in this process uses.
+    /// Memory that is mapped for as long as the process lives, and that no other code in this process uses.
     Mapped(&'static mut [T]),
 }
 

@@ -125,7 +125,7 @@ impl Wheel {
         flows[id.0 as usize].slot = UNFILED;
         let slot = usize::from(slot);
         if self.heads[slot] == id.0 {
-            // The next one's link back is never asked for while it comes first, and so is not touched.
+            // The first one's link back is never read, so it is not written.
             self.heads[slot] = link_next;
             if link_next == NIL {
                 let index = slot % SLOTS;
@@ -139,7 +139,7 @@ impl Wheel {
         }
     }
 
-    /// Asks for the lines of the flow after the next, so that a list of flows nobody has looked at for long is not waited for one by one.
+    /// Prefetches the lines of the flow after the next, so that a list of cold flows does not cost one cache miss after another.
     fn prefetch_ahead(flows: &[Flow], id: Id) {
         let next = |flow: &Flow| flows.get(flow.link_next as usize);
         if let Some(after) = next(&flows[id.0 as usize]).and_then(next) {
@@ -278,7 +278,7 @@ mod tests {
             let mut pending: Vec<bool> = (0..delays.len()).map(|n| n != removed).collect();
             let mut dues: Vec<u64> = delays.iter().map(|&delay| begin + u64::from(delay)).collect();
             for (jump, (moved, delay)) in jumps.into_iter().chain([200_000_000]).zip(moves) {
-                // Whoever still waits may be put off or drawn nearer.
+                // A flow that still waits may get a later or an earlier deadline.
                 let moved = moved.index(delays.len());
                 if pending[moved] {
                     dues[moved] = (now.as_micros() >> TICK_SHIFT) + u64::from(delay);
