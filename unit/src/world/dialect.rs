@@ -24,7 +24,7 @@ pub enum Announced {
     Absent,
 }
 
-/// Whether and how a host speaks ECN.
+/// Whether and how a host negotiates ECN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ecn {
     /// Not at all.
@@ -152,7 +152,7 @@ struct Call {
     reported: Vec<(u32, u32)>,
     /// How many SYNs have been sent.
     syns: u32,
-    /// Whether the peer's SYN said that it speaks ECN.
+    /// Whether the peer's SYN negotiated ECN.
     ecn_there: bool,
     /// Both do.
     ecn: bool,
@@ -168,7 +168,7 @@ struct Call {
 #[derive(Debug, Default)]
 pub struct Tongue {
     calls: BTreeMap<(SocketAddr, SocketAddr), Call>,
-    /// What routers have said of the way to these hosts: the largest packet it takes (RFC 1191, RFC 8201).
+    /// The path MTU to these hosts, as routers have reported it (RFC 1191, RFC 8201).
     routes: BTreeMap<IpAddr, usize>,
 }
 
@@ -285,7 +285,7 @@ impl Tongue {
         let most = mtu.saturating_sub(segment.options_len + if segment.source.is_ipv6() { 60 } else { 40 }).max(8);
         let mut frames = Vec::new();
         for piece in pieces(&segment, most) {
-            let call = self.calls.get_mut(&(segment.source, segment.destination)).expect("a call, as just seen");
+            let call = self.calls.get_mut(&(segment.source, segment.destination)).expect("a connection, as just seen");
             let piece = call.signal(piece);
             frames.push(rewrite(&frame, &piece, call.dialect.layout));
         }
@@ -361,7 +361,7 @@ impl Call {
         self.syns += 1;
         let asks = dialect.ecn != Ecn::None;
         if segment.ack.is_none() {
-            // RFC 3168 section 6.1.1.1: whoever is not answered may ask without.
+            // RFC 3168 section 6.1.1.1: a host that gets no answer may ask without.
             segment.ece = asks && self.syns <= 2;
             segment.cwr = segment.ece;
             segment.ae = segment.ece && dialect.ecn == Ecn::Accurate;
@@ -371,7 +371,7 @@ impl Call {
         }
     }
 
-    /// Sets what a segment says of congestion.
+    /// Sets a segment's ECN bits.
     fn signal<'a>(&mut self, mut segment: Segment<'a>) -> Segment<'a> {
         let end = segment.seq.wrapping_add(segment.length());
         let fresh = self.sent.is_none_or(|sent| (end.wrapping_sub(sent) as i32) > 0);
@@ -390,7 +390,7 @@ impl Call {
         segment
     }
 
-    /// Takes note of what a segment says of congestion.
+    /// Takes note of a segment's ECN bits.
     fn heed(&mut self, segment: &Segment) {
         if segment.syn {
             let asks = self.dialect.ecn != Ecn::None;

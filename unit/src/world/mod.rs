@@ -57,7 +57,7 @@ pub struct Report {
     pub finished: u64,
     /// Connections reset, refused or given up where that is as it should be.
     pub others: u64,
-    /// Connections that stand still although their hosts are told all they need ([`Oracle::deadlocked`]).
+    /// Connections that stand still although their hosts get all they need ([`Oracle::deadlocked`]).
     pub stalled: u64,
     /// What the engine counted, in the order of [`Event::ALL`](tcpstate::Event::ALL).
     pub events: [u64; tcpstate::Event::COUNT],
@@ -118,7 +118,7 @@ pub struct Failure {
 pub struct Mode {
     /// The box is a plain bridge: what the oracle says then is about the world and not about the engine.
     pub bridge: bool,
-    /// No stranger interferes.
+    /// No off-path attacker interferes.
     pub quiet: bool,
     /// Every frame is printed as it passes.
     pub verbose: bool,
@@ -151,7 +151,7 @@ pub fn run_scenario(scenario: Scenario, mode: Mode) -> Result<Report, Box<Failur
     Err(Box::new(Failure { seed, what, trace: world.trace() }))
 }
 
-/// Runs the world of this scenario and tells what every host has seen of each connection, by (host's end, peer's end).
+/// Runs the world of this scenario and returns what every host has seen of each connection, by (host's end, peer's end).
 ///
 /// # Errors
 /// As [`run`].
@@ -174,9 +174,9 @@ enum Event {
     Open(usize),
     /// The same ports are used once more, if the first connection is over at both ends.
     Again(usize),
-    /// A server starts again, and speaks otherwise.
+    /// A server starts again, with other options.
     Restart { side: Side, host: usize, port: u16, dialect: dialect::Dialect },
-    /// A stranger sends something.
+    /// An off-path attacker sends something.
     Stranger,
 }
 
@@ -401,7 +401,7 @@ impl World {
             if steps > 5_000_000 {
                 return Err("the world does not come to rest".into());
             }
-            // Whoever answers every answer fills the cables.
+            // A host that answered every answer would fill the cables.
             if self.events.len() > 50_000 {
                 return Err("more and more frames are on the cables".into());
             }
@@ -581,7 +581,7 @@ impl World {
                 Some(_) => (segment.destination, segment.source),
             };
             self.oracle.bridge(opener, opened);
-            // What only half of a handshake was seen of may come to nothing.
+            // A connection of whose handshake the box saw only a part may fail.
             self.oracle.license_reset(opener, opened);
         }
         if self.now < self.scenario.build.bridge_until {
@@ -688,7 +688,7 @@ impl World {
             match self.route(to, true, &bytes) {
                 Routed::Passes => self.approach(to, &bytes, corrupt, ancestor),
                 Routed::InPieces(pieces) => {
-                    // Which piece is corrupt nobody knows; it is lost, as a piece would be.
+                    // Which piece is corrupt is not known; the whole is lost, as a piece would be.
                     for bytes in pieces.iter().filter(|_| !corrupt) {
                         self.approach(to, bytes, false, ancestor);
                     }
@@ -701,7 +701,7 @@ impl World {
         self.appliance.conserved()
     }
 
-    /// Somebody out there throws a segment at the box: at a server, at a connection, with numbers of chance.
+    /// An off-path attacker sends a segment: to a server, or into a connection, with random numbers.
     fn stranger(&mut self) {
         let interval = self.scenario.noise.interval;
         let pause = self.chance.within(1..interval * 2);
@@ -791,9 +791,9 @@ impl World {
             Door::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
             Door::Closed => wrong("a closed port must refuse"),
             Door::Unreachable(_) if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
-            Door::Unreachable(_) => wrong("nobody can have been reached"),
+            Door::Unreachable(_) => wrong("no host can have been reached"),
             Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
-            Door::Silent => wrong("nobody can have answered"),
+            Door::Silent => wrong("no host can have answered"),
             Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(Outcome::Other),
             Door::Late(..) if opener == Some(Ending::Reset) => Ok(Outcome::Other),
             Door::Open(..) | Door::Late(..) if self.oracle.deadlocked(local, remote) => Ok(Outcome::Stalled),

@@ -1,4 +1,4 @@
-//! What a seed means: how the box is built, what the cables do, who talks to whom.
+//! What a seed means: how the box is built, what the cables do, who connects to whom.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl Plan {
         self.close.iter().any(|close| matches!(close, Close::Abort(_)))
     }
 
-    /// Whether the opener announces a smaller MSS than a cookie can express: it may find nobody at home.
+    /// Whether the opener announces a smaller MSS than a cookie can express: it may get no answer.
     pub fn is_tiny(&self) -> bool {
         self.opener == Side::Wan && self.dialect.mss == Announced::Below(64)
     }
@@ -72,13 +72,13 @@ impl Plan {
 /// What is behind a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
-    /// A server in this manner of speaking; after a restart, in that.
+    /// A server with this dialect; after a restart, with that one.
     Open(Dialect, Option<(u64, Dialect)>),
-    /// SYNs are swallowed until this time.
+    /// SYNs are dropped until this time.
     Late(u64, Dialect),
-    /// SYNs are swallowed for ever.
+    /// SYNs are dropped for ever.
     Silent,
-    /// Nobody listens.
+    /// No socket listens: the host answers with RST.
     Closed,
     /// A router answers in the host's place that it cannot be reached, with this code.
     Unreachable(u8),
@@ -94,7 +94,7 @@ pub struct Hop {
 }
 
 impl Door {
-    /// The manners of speaking of whoever answers.
+    /// The dialects of the servers that answer.
     fn dialects(&mut self) -> impl Iterator<Item = &mut Dialect> {
         let (first, second) = match self {
             Door::Open(first, second) => (Some(first), second.as_mut().map(|(_, dialect)| dialect)),
@@ -105,7 +105,7 @@ impl Door {
     }
 }
 
-/// What strangers throw at the box.
+/// What off-path attackers send to the box.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Noise {
     /// Mean interval between their frames in microseconds; none if zero.
@@ -127,7 +127,7 @@ pub struct Scenario {
     pub delays: [u64; 2],
     /// When the cables heal.
     pub heal: u64,
-    /// Doors of every host: `[side][host][port]`, ports from 80 on.
+    /// Listeners of every host: `[side][host][port]`, ports from 80 on.
     pub doors: [[Vec<Door>; HOSTS]; 2],
     /// The routers of the LAN and the WAN.
     pub hops: [Option<Hop>; 2],
@@ -135,7 +135,7 @@ pub struct Scenario {
     pub mtus: [[usize; HOSTS]; 2],
     /// The connections.
     pub plans: Vec<Plan>,
-    /// Strangers.
+    /// Off-path attackers.
     pub noise: Noise,
     /// Whether the tables hold fewer connections than there are.
     pub cramped: bool,
@@ -183,7 +183,7 @@ pub struct Cell {
     pub cache: bool,
 }
 
-/// The first port with a door.
+/// The first port with a [`Listener`].
 pub const FIRST_DOOR: u16 = 80;
 
 impl Scenario {
@@ -234,12 +234,12 @@ impl Scenario {
             plans.iter_mut().for_each(|plan: &mut Plan| coarse(&mut plan.dialect));
             doors.iter_mut().flatten().flatten().flat_map(Door::dialects).for_each(coarse);
         }
-        // What runs while the engine takes over may be anybody's: strangers are believed then.
+        // What runs while the engine takes over may be any host's: the box accepts an attacker's segments then.
         let noise = Noise { interval: if !taken_over && chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
         Self { seed, start, build, faults, delays, heal, doors, hops, mtus, plans, noise, cramped }
     }
 
-    /// A world without faults for one cell of the matrix: a first connection teaches the box what the server is like, the
+    /// A world without faults for one cell of the matrix: in a first connection the box learns the server's options, the
     /// second, from port [`Scenario::JUDGED`] on, is the one to look at.
     pub fn quiet(cell: &Cell, bridge: bool) -> Self {
         let mut chance = Chance::new(1);
@@ -300,7 +300,7 @@ impl Scenario {
     /// The client's port of the connection to look at in a world of the matrix.
     pub const JUDGED: u16 = 20_001;
 
-    /// What is behind the door of this plan.
+    /// What is behind the port of this plan.
     pub fn door(&self, plan: &Plan) -> Door {
         let side = plan.opener.other();
         self.doors[side as usize][plan.hosts[side as usize]][usize::from(plan.to_port - FIRST_DOOR)]
@@ -331,7 +331,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
         syn_cache_max: *chance.pick(&[0, 0, 1, 4, 256]),
-        // Nothing is running when a world begins, so whatever is passed to be adopted would be a stranger's.
+        // Nothing is running when a world begins, so whatever is passed to be adopted would be an attacker's.
         adopt_grace: Duration::ZERO,
         closed_memory: Duration::from_secs(*chance.pick(&[0, 1, 10])),
         handshake: if chance.one_in(1, 2) { Handshake::Early } else { Handshake::Honest },
@@ -420,7 +420,7 @@ fn draw_plan(
     // smoltcp repeats a lost segment whatever the window, and then waits for its timer when half of it was taken.
     let fits = |receiver: usize| if buffers[receiver].0 < 4096 { 5000 } else { u64::MAX };
     let (up, down) = (size(chance).min(most).min(fits(1)), size(chance).min(most).min(fits(0)));
-    // Who waits for whom: nobody, the server for the client's first byte or its last, the client for the server's.
+    // Who waits for whom: neither end, the server for the client's first byte or its last, the client for the server's.
     let speaks_after = match chance.within(0..5) {
         0 => [0, up.min(1)],
         1 => [0, up],

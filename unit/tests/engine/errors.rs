@@ -1,4 +1,4 @@
-//! What belongs to a connection without being a segment of it: ICMP errors, which must speak of numbers their receiver knows, and
+//! What belongs to a connection without being a segment of it: ICMP errors, which must quote numbers their receiver knows, and
 //! fragments, which must not become a way around the box.
 
 use std::net::IpAddr;
@@ -317,12 +317,12 @@ in_every_mode! {
         if world.mode().cache {
             client.sends_in_vain(error, DropReason::IcmpUnmatched);
         } else {
-            // Without a cache nobody remembers; the server has sent no such segment, and knows.
+            // Without a cache the box keeps no record; the server has sent no such segment, and ignores it.
             client.passes(error);
         }
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        // Nor does one about it while the server is called.
+        // Nor does one about it while the server has not answered the SYN.
         let error = about(&world, &client, Complaint::HostUnreachable, &offered.frame, 8);
         client.sends_in_vain(error, DropReason::IcmpUnmatched);
         world.has_flows(1, 0);
@@ -392,7 +392,7 @@ in_every_mode! {
         client.sends(data(j.c(1 << 30), j.o(0), 1380).nop().nop().ts(CLIENT_TS + 3, j.ts_out(SERVER_TS)));
         client.gets(ack(j.o(0), j.c(0)).any_window().any_options());
         assert_eq!(world.happened(Event::IcmpTooBig), 2);
-        // The next one is told the truth from the start.
+        // The next client is offered the true one from the start.
         let (client, server) = world.on_port(4000);
         let j = open(&client, &server, theirs, Terms { mss: Some(1200), ..theirs });
         assert_eq!(j.offered.mss(), Some(1200));
@@ -472,7 +472,7 @@ fn data_held_for_an_unreachable_server_is_dropped_with_the_connection() {
         client.sends(proof);
         let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         assert_eq!(world.happened(Event::Held), 1);
-        // The call may have been repeated at once.
+        // The SYN may have been repeated at once.
         world.discard();
         server.sends(about(&world, &server, Complaint::HostUnreachable, &dialled.frame, 8));
         assert_eq!(client.gets(an_error(Complaint::HostUnreachable)).seq(), CLIENT_ISN + 1);
@@ -676,7 +676,7 @@ fn what_follows_a_fragment_that_did_not_pass_is_a_stray() {
         let (fresh, _) = world.on_port(3000);
         let echo = j.ts_out(SERVER_TS);
         let firsts = [
-            // A SYN, a wrong cookie, a reset, data far outside the window, and a client that calls over its own connection.
+            // A SYN, a wrong cookie, a reset, data far outside the window, and a client that sends a SYN over its own connection.
             (&fresh, Terms::linux(world.mss()).on(syn(1), (1, 0)).payload(999)),
             (&fresh, data(5, 6, 999)),
             (&client, rst(j.c(0)).payload(999)),

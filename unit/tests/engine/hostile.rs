@@ -1,5 +1,5 @@
 //! Nothing that comes in a packet crashes, hangs or grows the engine: the faults by which its forerunner could be
-//! killed from afar (W1 to W11), malformed input of every kind, and sequences of frames nobody thought of.
+//! killed from afar (W1 to W11), malformed input of every kind, and random sequences of frames.
 
 use std::time::Duration;
 
@@ -344,7 +344,7 @@ in_every_mode! {
             for frame in impossible_sources(&world, &server, seg) {
                 server.sends(frame);
                 if !world.discard().is_empty() || world.population().passthrough > 0 {
-                    world.fail("a segment from an address nobody can have was passed on");
+                    world.fail("a segment from an address no host can have was passed on");
                 }
             }
         }
@@ -423,7 +423,7 @@ in_every_mode! {
     }
 }
 
-/// The frame of `seg` from the destination itself, from a group, from everybody and from nobody.
+/// The frame of `seg` from the destination itself, from a group, from the broadcast address and from the unspecified one.
 fn impossible_sources(world: &World, host: &Host, seg: Seg) -> Vec<Vec<u8>> {
     let at = ip_at(world);
     let v4 = world.mode().family == Family::V4;
@@ -449,7 +449,7 @@ fn impossible_sources(world: &World, host: &Host, seg: Seg) -> Vec<Vec<u8>> {
         .collect()
 }
 
-// ---- sequences nobody thought of ----
+// ---- random sequences ----
 
 /// A number a sender may choose: near something that means something in this connection, or anywhere.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! A proxied connection is like a direct one: when the server hears of the handshake's end, what a client may send
+//! A proxied connection is like a direct one: when the server gets the handshake's last ACK, what a client may send
 //! before, what is learned of servers and promised in their name, which ports are closed, what is passed and adopted,
 //! and who may take whose place.
 
@@ -14,14 +14,14 @@ fn echoed(offered: &Got) -> Option<(u32, u32)> {
     offered.ts().map(|(value, _)| (CLIENT_TS + 1, value))
 }
 
-/// A client calls and is answered.
+/// A client sends a SYN and gets the SYN-ACK.
 #[track_caller]
 fn call(client: &Host, theirs: Terms, isn: u32) -> Got {
     client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
     client.gets(syn_ack(ANY, isn.wrapping_add(1)).any_window().any_options())
 }
 
-/// A client calls, is answered, and proves itself so many milliseconds later: the SYN-ACK, and the SYN to the server.
+/// A client sends a SYN, gets the SYN-ACK, and proves itself so many milliseconds later: the SYN-ACK, and the SYN to the server.
 #[track_caller]
 fn dial_from(world: &World, client: &Host, server: &Host, theirs: Terms, distance: u64) -> (Got, Got) {
     let offered = call(client, theirs, CLIENT_ISN);
@@ -81,7 +81,7 @@ fn linux(world: &World, client: &Host, server: &Host) -> Talk {
     Talk::new(client, server, open(client, server, terms, terms))
 }
 
-// ---- honest: the server hears of the handshake's end when the client could have told it ----
+// ---- honest: the server gets the handshake's last ACK when the client's own could have come ----
 
 in_every_mode! {
     fn a_server_is_acknowledged_when_its_clients_distance_has_passed(world, client, server) {
@@ -120,7 +120,7 @@ in_every_mode! {
     fn a_client_of_unknown_distance_is_probed(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();
-        // A cookie alone tells no time, and what took most of a second was no journey.
+        // A cookie alone has no time, and most of a second is no round trip.
         for (port, theirs, distance, known) in [
             (1, Terms::windows(mss), 50, world.mode().cache),
             (2, Terms::linux(mss), 900, false),
@@ -222,7 +222,7 @@ in_every_mode! {
         server.sends(answer);
         last_acknowledgement(&server);
         client.gets(nothing());
-        // The client has not been heard of, so it may be told again; the server is not.
+        // The client has sent nothing, so it may get the update again; the server gets nothing.
         assert_eq!(waits(&world, &server, 0), None);
         world.tick(Duration::from_millis(600));
         server.gets(nothing());
@@ -261,7 +261,7 @@ in_every_mode! {
         world.after_ms(100);
         client.sends(rst(CLIENT_ISN + 1));
         server.gets(rst(CLIENT_ISN + 1));
-        // Neither end hears more of it.
+        // Neither end gets any more.
         world.after_secs(60);
         world.has_flows(0, 0);
     }
@@ -322,7 +322,7 @@ fn acquaint(world: &World, ours: Terms) {
     world.has_flows(0, 0);
 }
 
-/// A server whose clients do not wait is called twice, in the same words.
+/// A server with early handshakes gets two SYNs, which are the same.
 #[track_caller]
 fn called_twice(server: &Host, isn: u32) -> Got {
     let [first, second] = [(); 2].map(|()| server.gets(segment(SYN, isn, 0).any_window().any_options()));
@@ -330,7 +330,7 @@ fn called_twice(server: &Host, isn: u32) -> Got {
     second
 }
 
-/// A client of a known server calls, and proves itself by data: so many bytes.
+/// A client of a known server connects, and proves itself by so many bytes of data.
 #[track_caller]
 fn calls_with_data(client: &Host, server: &Host, theirs: Terms, len: usize) -> (Got, Got) {
     let offered = call(client, theirs, CLIENT_ISN);
@@ -430,7 +430,7 @@ in_every_mode! {
                 assert_eq!(got.ttl, CLIENT_TTL);
             }
             server.gets(nothing());
-            // The second call wakes nobody.
+            // The second SYN opens no further connection.
             server.sends(answer_to(&dialled, Terms::linux(mss)));
             server.gets(ack(CLIENT_ISN + 1802, SERVER_ISN + 1).any_window().any_options());
             client.gets(nothing());
@@ -582,7 +582,7 @@ in_every_mode! {
         acquaint(&world, terms);
         let (offered, _) = calls_with_data(&client, &server, terms, 100);
         for _ in 0..3 {
-            assert!(waits(&world, &server, 8001).is_some(), "the call is repeated");
+            assert!(waits(&world, &server, 8001).is_some(), "the SYN is repeated");
             server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         }
         assert!(waits(&world, &client, 8001).is_some(), "and given up");
@@ -626,7 +626,7 @@ in_every_mode! {
         server.gets(rst(CLIENT_ISN + 1));
         assert_eq!(world.dropped(DropReason::NotHeld), 1);
         world.has_flows(0, 0);
-        // An answer that was under way finds nobody.
+        // An answer that was under way finds no flow.
         server.sends(answer_to(&dialled, terms));
         server.gets(rst(CLIENT_ISN + 1));
         let _ = offered;
@@ -649,7 +649,7 @@ in_every_mode! {
                 server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
             }
             let held = world.happened(Event::Held) == 1;
-            assert_eq!(held, places > 0 && spare > 1, "without a spare frame the data itself becomes the call");
+            assert_eq!(held, places > 0 && spare > 1, "without a spare frame the data's own frame becomes the SYN");
             if places < 2 {
                 client.sends_in_vain(theirs_at(&offered, 100, 100), DropReason::NotHeld);
             }
@@ -725,9 +725,9 @@ in_every_mode! {
     }
 }
 
-// ---- ECN: nothing is claimed for a server, and nothing is lost between ends of which one speaks it ----
+// ---- ECN: nothing is claimed for a server, and nothing is lost between ends of which one negotiated it ----
 
-/// A client that asks for ECN calls: whether it was told that its server speaks it, and whether the server was asked.
+/// A client sends a SYN that asks for ECN: what its SYN-ACK said of ECN, and what the server's SYN asked.
 #[track_caller]
 fn asks_for_ecn(client: &Host, server: &Host, theirs: Terms, flags: u16) -> (Got, Got) {
     client.sends(theirs.on(syn(CLIENT_ISN).flags(flags), (CLIENT_TS, 0)));
@@ -737,7 +737,7 @@ fn asks_for_ecn(client: &Host, server: &Host, theirs: Terms, flags: u16) -> (Got
     (offered, server.gets(anything()))
 }
 
-/// Teaches the box on another port that the server speaks ECN.
+/// Lets the box learn on another port that the server negotiates ECN.
 #[track_caller]
 fn teach_ecn(world: &World) {
     let terms = Terms::linux(world.mss());
@@ -791,7 +791,7 @@ in_every_mode! {
         client.sends(data(CLIENT_ISN + 1, offered.seq + 1, 50).tos(2).maybe_ts(echoed(&offered)));
         let got = server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 50).tos(0).any_options());
         assert!(got.ts().is_some());
-        // A refusal of what was not asked teaches nothing: the next client is still promised it.
+        // From a refusal of what was not asked the box learns nothing: the next client is still promised it.
         let (client, server) = world.on_port(77);
         let (offered, _) = asks_for_ecn(&client, &server, Terms::linux(world.mss()), ECE | CWR);
         assert_eq!(offered.flags, SYN | ACK | ECE);
@@ -807,7 +807,7 @@ in_every_mode! {
         let mut at = 0;
         let mut sends = |tos: u8, flags: u16| {
             client.sends(segment(ACK | PSH | flags, j.c(at), j.o(0)).maybe_ts(outer).payload(10).tos(tos));
-            // The server does not speak it: neither mark nor CWR reaches it, and the rest of the field is as it was.
+            // The server did not negotiate it: neither mark nor CWR reaches it, and the rest of the field is as it was.
             server.gets(segment(ACK | PSH, j.c(at), j.s(0)).maybe_ts(inner).payload(10).tos(tos & !3));
             at += 10;
             at
@@ -877,7 +877,7 @@ const SIGNATURES: [&[u8]; 2] = [
     &[29, 16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 ];
 
-/// A connection from the WAN that only the server can answer, which is passed; what the server says is learned.
+/// A connection from the WAN that only the server can answer, which is passed; the box learns the server's options.
 #[track_caller]
 fn passes_a_signed_call(client: &Host, server: &Host, ours: Terms) {
     client.passes(syn(77).mss(1400).wscale(3).nop().raw(SIGNATURES[0]));
@@ -910,7 +910,7 @@ in_every_mode! {
         server.sends(ack(j.s(0), j.c(0)).window(100));
         client.gets(ack(j.o(0), j.c(0)).window(if cache { 100 } else { 100 << 4 }));
         client.sends(ack(j.c(0), j.o(0)).window(100));
-        // The server reads what the client writes by the scale it was told, so by less than the client meant.
+        // The server reads what the client writes by the scale in its SYN, so by less than the client meant.
         server.gets(ack(j.c(0), j.s(0)).window(100));
     }
 
@@ -940,7 +940,7 @@ in_every_mode! {
         let _ = (client, server);
         let mss = world.mss();
         for (port, theirs) in [(1, Terms::windows(mss)), (2, Terms::linux(mss))] {
-            // What the server shows before the first call, and between the two.
+            // What the server shows before the first connection, and between the two.
             for (n, (before, between)) in [(None, 11), (Some(11), 3), (Some(3), 12)].into_iter().enumerate() {
                 let (world, ..) = world.mode().world();
                 let shows = |scale, port| {
@@ -956,7 +956,7 @@ in_every_mode! {
                 let told = call(&client, theirs, CLIENT_ISN);
                 shows(between, 71);
                 let again = call(&client, theirs, CLIENT_ISN);
-                // A cookie alone remembers nothing, but never says two things with one number.
+                // A cookie alone remembers nothing, but one number never has two meanings.
                 if world.mode().cache || !theirs.ts {
                     assert_eq!((again.seq, again.wscale()), (told.seq, told.wscale()));
                 } else {
@@ -966,7 +966,7 @@ in_every_mode! {
                 let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
                 let ours = Terms { wscale: Some(9), ..Terms::linux(mss) };
                 let j = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, told, dialled);
-                // Windows are told in the scale of the answer that was acknowledged.
+                // Windows are in the scale of the answer that was acknowledged.
                 let stamps = j.dialled.ts().map(|_| (SERVER_TS, CLIENT_TS + 1));
                 server.sends(ack(j.s(0), j.c(0)).window(16).maybe_ts(stamps));
                 let told = j.offered.wscale().expect("the client scales");
@@ -993,7 +993,7 @@ in_every_mode! {
             }
             client.sends(call);
             let offered = client.gets(syn_ack(ANY, 1001).window(0).any_options());
-            // Another's call in the same name does not change that.
+            // Another SYN with the same 4-tuple does not change that.
             client.sends_in_vain(theirs.on(syn(2000), (0, 0)), DropReason::MssTooSmall);
             if gone {
                 world.after_secs(65);
@@ -1136,14 +1136,14 @@ in_every_mode! {
     }
 }
 
-// ---- closed doors ----
+// ---- refused ports ----
 
 /// A world that remembers for ten seconds which ports are closed.
 fn with_doors(world: &World) -> (World, Host, Host) {
     world.mode().world_with(|config| config.closed_memory = Duration::from_secs(10))
 }
 
-/// A client calls a port that refuses: its SYN-ACK.
+/// A client connects to a port that refuses: its SYN-ACK.
 #[track_caller]
 fn is_refused(world: &World, client: &Host, server: &Host) -> Got {
     let (offered, _) = dial_from(world, client, server, Terms::linux(world.mss()), 0);
@@ -1245,7 +1245,7 @@ in_every_mode! {
     }
 }
 
-// ---- what nobody could answer for passes ----
+// ---- what only the server can answer passes ----
 
 in_every_mode! {
     fn a_signed_connection_passes_untouched_in_both_directions(world, client, server) {
@@ -1291,7 +1291,7 @@ in_every_mode! {
             world.on_port(1009 + 10 * second).0.sends_in_vain(syn(1000).raw(SIGNATURES[1]), DropReason::NotPassed);
             world.after_secs(1);
         }
-        // The limit is on what nobody vouches for.
+        // The limit is on unproved segments.
         call(&world.on_port(2).0, Terms::linux(world.mss()), CLIENT_ISN);
     }
 
@@ -1331,7 +1331,7 @@ in_every_mode! {
         let (world, client, server) = world.mode().world_with(|config| config.introductions = 1);
         let terms = Terms::linux(world.mss());
         client.passes(terms.on(syn(1000), (CLIENT_TS, 0)));
-        // One a second: the next stranger is answered by the box.
+        // One a second: the box answers the next SYN to an unknown server.
         let elsewhere = world.host(Side::Wan, FlowKey { dport: 999, ..world.on_port(5).0.ends() });
         call(&elsewhere, terms, CLIENT_ISN);
         server.passes(Terms { wscale: Some(12), ..Terms::linux(1111) }.on(syn_ack(2000, 1001), (SERVER_TS, CLIENT_TS)));
@@ -1422,7 +1422,7 @@ in_every_mode! {
     fn resets_of_running_connections_pass_in_the_grace_time(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = adopting(&world, Stray::Drop);
-        // What a host says of a connection it does not know.
+        // What a host answers where it has no connection.
         client.passes(rst(5100));
         client.passes(data(5000, 9000, 10));
         server.passes(rst(9000));
@@ -1493,7 +1493,7 @@ in_every_mode! {
         client.sends(terms.on(syn(isn), (CLIENT_TS + 1050, 0)));
         let offered = client.gets(syn_ack(ANY, isn + 1).window(0).any_options());
         server.gets(nothing());
-        // The server still speaks on the old connection, and the box still translates.
+        // The server still sends on the old connection, and the box still translates.
         talk.server(PSH, 20);
         world.has_flows(1, 0);
         client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
@@ -1524,7 +1524,7 @@ in_every_mode! {
         talk.server(PSH, 30);
         talk.client(PSH, 30);
         talk.server(0, 0);
-        // It has shown itself: the next call is challenged again.
+        // It has shown itself: the next SYN is challenged again.
         client.sends(terms.on(syn(0xBAD_CAFE), (77, 0)));
         client.gets(ack(j.o(30), j.c(130)).any_window().any_options());
         talk.client(PSH, 1);
@@ -1542,7 +1542,7 @@ in_every_mode! {
         let offered = client.gets(syn_ack(ANY, 0xBAD_0001).any_options().window(0));
         talk.client(PSH, 100);
         talk.server(0, 0);
-        // Numbers of another connection are out of sequence here: the sender hears where this one stands.
+        // Numbers of another connection are out of sequence here: the sender learns where this one stands.
         client.sends(ack(0xBAD_0001, offered.seq + 1).maybe_ts(echoed(&offered)));
         server.gets(nothing());
         client.gets(ack(talk.joined.o(0), talk.joined.c(200)).any_window().any_options());
@@ -1559,7 +1559,7 @@ in_every_mode! {
         client.gets(nothing());
         talk.client(0, 0);
         talk.server(PSH, 1);
-        // Once it has reset the old connection, its call passes.
+        // Once it has reset the old connection, its SYN passes.
         server.sends(rst(j.s(41)));
         client.gets(rst(j.o(41)));
         server.passes(Terms::linux(world.mss()).on(syn(0xBAD_CAFE), (2, 0)));
@@ -1610,7 +1610,7 @@ in_every_mode! {
         }
         stranger.sends(ack(CLIENT_ISN + 1, elsewhere.seq + 1).maybe_ts(echoed(&elsewhere)));
         stranger_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        // The client says it again, by then with data or a keepalive: with the cache there was no need to.
+        // The client repeats its proof, by then with data or a keepalive: with the cache there was no need to.
         let wait = if world.mode().cache { 0 } else { 1000 };
         world.tick(Duration::from_millis(wait));
         world.discard();

@@ -99,7 +99,7 @@ in_every_mode! {
         direct_close(&world, &client, &server, 1, 2);
     }
 
-    /// 9: a client proves itself, the server is dialled, both talk, both close. Said here in full; `open` repeats it.
+    /// 9: a client proves itself, the server gets its SYN, both send data, both close. In full here; `open` repeats it.
     fn syn_proxy_handshake(world, client, server) {
         let (isn, mss) = (CLIENT_ISN, world.mss());
 
@@ -111,7 +111,7 @@ in_every_mode! {
         assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
         let (cookie, stamp) = (offered.seq, offered.ts().expect("timestamps were offered").0);
 
-        // The cookie comes back: now the server hears of it, in the client's own words.
+        // The cookie comes back: now the server gets a SYN, with the client's own options.
         client.sends(ack(isn + 1, cookie + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
         client.gets(nothing());
         let dialled = server.gets(
@@ -167,7 +167,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::Dialled), 1);
     }
 
-    /// 11: the client repeats its acknowledgement before the server has answered; the server is asked again.
+    /// 11: the client repeats its acknowledgement before the server has answered; the server gets the SYN again.
     fn syn_proxy_handshake_1_2_1(world, client, server) {
         let linux = Terms::linux(world.mss());
         client.sends(linux.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -219,7 +219,7 @@ in_every_mode! {
         world.has_flows(1, 0);
     }
 
-    /// 15: the port is closed, and the client hears it in a number it accepts.
+    /// 15: the port is closed, and the client gets a reset with a number it accepts.
     fn syn_proxy_closed_port(world, client, server) {
         let linux = Terms::linux(world.mss());
         client.sends(linux.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -230,7 +230,7 @@ in_every_mode! {
         client.gets(rst(offered.seq + 1).any_window());
         server.gets(nothing());
         assert_eq!(world.happened(Event::Refused), 1);
-        // The server is not asked again.
+        // The server gets no further SYN.
         world.after_secs(49);
         world.has_flows(0, 0);
     }

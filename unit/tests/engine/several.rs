@@ -1,5 +1,5 @@
 //! Two engines of one box, as two workers have: what one has learned of a server the other knows too, so that a client is met
-//! the same by whichever owns its connection. How words get from one to the other is the workers' affair, and tested there.
+//! the same by whichever owns its connection. How updates get from one to the other is up to the workers, and tested there.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn peculiar(world: &World) -> Terms {
     Terms { mss: Some(1300), wscale: Some(3), sack: false, ts: false, ..Terms::linux(world.mss()) }
 }
 
-/// What a client that calls at this engine is offered.
+/// What a client that connects through this engine is offered.
 #[track_caller]
 fn offered(world: &World, port: u16) -> Got {
     let (client, server) = world.on_port(port);
@@ -26,7 +26,7 @@ fn offered(world: &World, port: u16) -> Got {
     client.gets(anything())
 }
 
-/// A client calls and proves itself, so that its server is dialled: what either got.
+/// A client sends a SYN and proves itself, so that its server gets a SYN: what either got.
 #[track_caller]
 fn dialled(world: &World, port: u16) -> (Got, Got) {
     let offered = offered(world, port);
@@ -37,7 +37,7 @@ fn dialled(world: &World, port: u16) -> (Got, Got) {
     (offered, dialled)
 }
 
-/// Calls a server that refuses.
+/// Connects to a server that refuses.
 #[track_caller]
 fn is_refused(world: &World, port: u16) {
     let (offered, _) = dialled(world, port);
@@ -51,7 +51,7 @@ in_every_mode! {
         let _ = (client, server);
         let [here, there] = two(&world);
         let (client, server) = here.on_port(1000);
-        assert!(offered(&there, 999).sack_ok(), "what is presumed of a server nobody knows");
+        assert!(offered(&there, 999).sack_ok(), "what is presumed of an unknown server");
         open(&client, &server, Terms::linux(world.mss()), peculiar(&world));
         assert_eq!(here.tells(&there), 1);
         let (own, heard) = (offered(&here, 1001), offered(&there, 1001));
@@ -72,13 +72,13 @@ in_every_mode! {
     fn what_is_known_is_published_again_only_now_and_then(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
-        // Nothing the server refuses is offered it any more, so its second answer says less.
+        // Nothing the server refuses is offered it any more, so its second answer has fewer options.
         for (port, said) in [(1000, 1), (1001, 0), (1002, 0)] {
             let (client, server) = here.on_port(port);
             open(&client, &server, Terms::linux(world.mss()), Terms::linux(world.mss()));
             assert_eq!(here.tells(&there), said, "port {port}");
         }
-        // The clients say nothing, so what they are told is repeated meanwhile.
+        // The clients send nothing, so their window updates are repeated meanwhile.
         here.tick(Duration::from_secs(20));
         here.discard();
         let (client, server) = here.on_port(1003);
@@ -100,7 +100,7 @@ in_every_mode! {
         other.sends(syn(5000));
         other.gets(rst_ack(0, 5001));
         assert_eq!(there.happened(Event::ClosedPort), 1);
-        // One whose call was on its way meanwhile is answered, and the port is open again, here and there.
+        // One whose SYN was on its way meanwhile is answered, and the port is open again, here and there.
         let terms = Terms::linux(world.mss());
         answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offer, dialled);
         assert_eq!(here.tells(&there), 1);

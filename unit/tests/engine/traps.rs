@@ -9,7 +9,7 @@ use tcpstate::{DropReason, Event, Side, Verdict};
 use unit::in_every_mode;
 use unit::script::*;
 
-/// Opens a connection up to the dialled server, which has not answered: the SYN-ACK and the server's SYN.
+/// Opens a connection up to the SYN to the server, which has not answered: the client's SYN-ACK and the server's SYN.
 fn dial(client: &Host, server: &Host, theirs: Terms, isn: u32) -> (Got, Got) {
     client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
     let offered = client.gets(syn_ack(ANY, isn.wrapping_add(1)).window(0).any_options());
@@ -27,7 +27,7 @@ fn linux(world: &World, client: &Host, server: &Host) -> Talk {
     Talk::new(client, server, open(client, server, terms, terms))
 }
 
-/// A connection between two Linux hosts that both speak ECN, to a server that is known to.
+/// A connection between two Linux hosts that both negotiate ECN, to a server that is known to.
 fn ecn(world: &World, client: &Host, server: &Host) -> Talk {
     let terms = Terms::linux(world.mss());
     let (first_client, first_server) = world.on_port(7);
@@ -69,17 +69,17 @@ in_every_mode! {
             let kinds = |got: &Got| (got.wscale().is_some(), got.sack_ok(), got.ts().is_some());
             let wanted = (theirs.wscale.is_some(), theirs.sack, theirs.ts);
             assert_eq!(kinds(&offered), wanted, "the client was answered {offered}");
-            assert_eq!(kinds(&dialled), wanted, "the server was asked {dialled}");
+            assert_eq!(kinds(&dialled), wanted, "the SYN to the server is {dialled}");
             assert_eq!(dialled.wscale(), theirs.wscale);
             // The segment size is announced, not agreed on: any server announces its own.
             assert!(offered.mss().is_none_or(|mss| mss == world.mss()), "the client was answered {offered}");
             if theirs.mss.is_none() {
                 // RFC 9293 section 3.7.1: without the option 536 bytes, 1220 with IPv6.
                 let default = if world.mode().family == Family::V4 { 536 } else { 1220 };
-                assert!(dialled.mss().is_none_or(|mss| mss <= default), "the server was asked {dialled}");
+                assert!(dialled.mss().is_none_or(|mss| mss <= default), "the SYN to the server is {dialled}");
             } else {
                 let mss = world.mss();
-                assert!(dialled.mss().is_some_and(|got| (mss - 20..=mss).contains(&got)), "the server was asked {dialled}");
+                assert!(dialled.mss().is_some_and(|got| (mss - 20..=mss).contains(&got)), "the SYN to the server is {dialled}");
             }
         }
     }
@@ -155,7 +155,7 @@ in_every_mode! {
                 let offered = read(&answers[0].1, world.now()).unwrap();
                 client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(offered.ts().map(|t| (CLIENT_TS + 1, t.0))));
                 let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-                // A segment size below 64 is nobody's; the engine may take it for 64.
+                // No host has a segment size below 64; the engine may take it for 64.
                 assert!(dialled.mss().is_some_and(|m| m <= mss.max(64)), "mss {mss} became {dialled}");
             }
         }
@@ -205,7 +205,7 @@ in_every_mode! {
 
     fn windows_are_rescaled_between_what_was_offered_and_what_the_server_uses(world, client, server) {
         let _ = (client, server);
-        // The client was told a shift of 7; the server's, its field, and what the client must see.
+        // The client was offered a shift of 7; the server's, its field, and what the client must see.
         let cases = [
             (9, 100, 400),
             (9, 0, 0),
@@ -237,7 +237,7 @@ in_every_mode! {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { wscale: None, window: 60_000, ..theirs });
         assert_eq!(j.update.window, 60_000 >> 7);
-        // RFC 7323 section 2.2: without the option in both SYNs neither end scales, the server believes.
+        // RFC 7323 section 2.2: without the option in both SYNs neither end scales, as far as the server knows.
         server.sends(ack(j.s(0), j.c(0)).window(64_000).ts(SERVER_TS, CLIENT_TS + 1));
         client.gets(ack(j.o(0), j.c(0)).window(500).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1));
         for (field, seen) in [(100, 12_800), (0, 0), (600, 65_535)] {
@@ -315,7 +315,7 @@ in_every_mode! {
         let (client, server) = world.on_port(CLIENT_PORT + 1);
         let j = open(&client, &server, theirs, ours);
         assert_eq!((j.offered.wscale(), j.offered.mss()), (Some(9), Some(1300)));
-        // Both ends scale by what they believe the other does: fields pass as they are.
+        // Both ends scale by the shift in the SYN they got: fields pass as they are.
         server.sends(ack(j.s(0), j.c(0)).window(777).ts(SERVER_TS, CLIENT_TS + 1));
         client.gets(ack(j.o(0), j.c(0)).window(777).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1));
     }
@@ -568,7 +568,7 @@ proptest! {
         let (world, client, server) = mode.world();
         let linux = Terms::linux(mode.mss());
         let j = open_from(&client, &server, linux, Terms { wscale: Some(shift), ..linux }, CLIENT_ISN, server_isn);
-        // Enough has been said that any number of the pieces is within what the ends may say.
+        // Enough has been sent that any number in the pieces is within what the ends may send.
         for i in 0..48 {
             server.sends(ack(j.s(i * 1250), j.c(i * 1250)).ts(SERVER_TS, 1).payload(1250));
             client.gets(anything());
@@ -649,7 +649,7 @@ in_every_mode! {
         world.after_secs(1);
         client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS + 1000, 0)));
         let second = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
-        assert_eq!(second.seq, first.seq, "the client may hear both: they must name one number");
+        assert_eq!(second.seq, first.seq, "the client may get both: they must have one number");
         assert_eq!(second.ts().unwrap().1, CLIENT_TS + 1000);
         client.sends(ack(CLIENT_ISN + 1, second.seq + 1).nop().nop().ts(CLIENT_TS + 1001, second.ts().unwrap().0));
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss_up_to(world.mss()).sack_ok().ts(ANY, 0).wscale(7));
@@ -744,17 +744,17 @@ in_every_mode! {
             if let Some(end) = end {
                 break end;
             }
-            assert!(now.since(start) < Duration::from_secs(300), "the client is never told; asked at {asked:?} ms");
+            assert!(now.since(start) < Duration::from_secs(300), "the client is never reset; SYNs at {asked:?} ms");
         };
         assert_eq!((reset.flags & RST, reset.seq), (RST, offered.seq + 1), "a reset the client accepts");
         let silence = world.now().since(start).as_secs();
-        assert!((235..=245).contains(&silence), "told after {silence} s");
+        assert!((235..=245).contains(&silence), "reset after {silence} s");
         for (asked, wanted) in asked.iter().zip([1000, 3000, 7000, 15_000, 31_000]) {
-            assert!((wanted..=wanted + wanted / 8 + 200).contains(asked), "asked after {asked} ms instead of {wanted}");
+            assert!((wanted..=wanted + wanted / 8 + 200).contains(asked), "SYN after {asked} ms instead of {wanted}");
         }
         // The interval doubles up to a cap.
-        assert!(asked.windows(2).skip(4).all(|pair| pair[1] - pair[0] >= 15_000), "asked at {asked:?}");
-        assert!((7..=20).contains(&asked.len()), "asked at {asked:?}");
+        assert!(asked.windows(2).skip(4).all(|pair| pair[1] - pair[0] >= 15_000), "SYNs at {asked:?}");
+        assert!((7..=20).contains(&asked.len()), "SYNs at {asked:?}");
         assert_eq!(world.happened(Event::DialTimeout), 1);
         assert_eq!(world.happened(Event::DialRepeated), asked.len() as u64);
         world.after_secs(50);
@@ -827,7 +827,7 @@ in_every_mode! {
         client.gets(nothing());
         let late: Vec<Got> = world.discard().iter().map(|(_, f)| read(f, world.now()).unwrap()).collect();
         assert!(late.iter().all(|got| got.flags & RST != 0 && got.seq == CLIENT_ISN + 1), "{late:?}");
-        assert!(told.len() + late.len() >= 1, "the server must learn that nobody is there");
+        assert!(told.len() + late.len() >= 1, "the server must get a reset");
         assert_eq!(world.happened(Event::Spliced), 0);
         let _ = offered;
         world.after_secs(50);
@@ -1689,7 +1689,7 @@ fn a_full_table_gives_up_closing_connections_first() {
     for mode in Mode::ALL {
         let (world, capacity) = small(mode);
         let theirs = Terms::linux(mode.mss());
-        // One whose server is being asked, one closing, the others established.
+        // One whose server has not answered, one closing, the others established.
         let (dialling, dialling_server) = world.on_port(1);
         dial(&dialling, &dialling_server, theirs, CLIENT_ISN);
         let mut talks: Vec<Talk> = (1..capacity as u16)
@@ -1739,10 +1739,10 @@ fn a_full_table_gives_up_the_connection_whose_server_has_been_silent_longest() {
             world.fail(&format!("{mode}: the connection found no place"));
         }
         assert_eq!(world.happened(Event::EvictedHalfOpen), 1);
-        // The one given up hears of it, and so does its server, should it still wake up.
+        // The one given up gets a reset, and so does its server, should it still wake up.
         let (oldest, oldest_server) = world.on_port(1000);
         for ends in [oldest.ends(), oldest_server.ends()] {
-            let told = out.iter().find(|got| got.ports == (ends.dport, ends.sport)).expect("both ends are told");
+            let told = out.iter().find(|got| got.ports == (ends.dport, ends.sport)).expect("both ends get a reset");
             assert!(told.flags & RST != 0, "{told}");
             assert!(told.ports.0 == SERVER_PORT || told.seq == CLIENT_ISN + 1, "{told}");
         }
@@ -1861,7 +1861,7 @@ fn the_syn_cache_keeps_what_no_cookie_could_express() {
     }
 }
 
-// ---- what else a stranger might ask ----
+// ---- further questions ----
 
 in_every_mode! {
     fn an_echo_of_our_own_clock_is_not_sent_to_the_server(world, client, server) {
@@ -1938,7 +1938,7 @@ in_every_mode! {
     }
 
     fn a_segment_the_box_has_not_seen_may_be_acknowledged_again(world, client, server) {
-        // Old acknowledgements and data of up to a large window below: they pass, whatever the box believes.
+        // Old acknowledgements and data of up to a large window below: they pass, whatever the box knows.
         let mut talk = linux(&world, &client, &server);
         for _ in 0..40 {
             talk.server(0, 1400);
@@ -1974,9 +1974,9 @@ in_every_mode! {
         client.sends(ack(isn + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
         client.gets(nothing());
         let told: Vec<Got> = world.discard().iter().map(|(_, frame)| read(frame, world.now()).unwrap()).collect();
-        let dialled = told.iter().find(|got| got.flags == SYN).expect("the server is called").clone();
+        let dialled = told.iter().find(|got| got.flags == SYN).expect("a SYN to the server").clone();
         assert_eq!(dialled.seq, isn);
-        // The old call may be called off, by its own number.
+        // The old SYN may be reset, by its own number.
         assert!(told.iter().all(|got| got.flags == SYN || got.flags & RST != 0 && got.seq == CLIENT_ISN + 1));
         let j = answer(&client, &server, theirs, isn, SERVER_ISN, offered, dialled);
         Talk::new(&client, &server, j).closes_from_the_client();
@@ -2017,7 +2017,7 @@ in_every_mode! {
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         client.sends_unheard(rst(CLIENT_ISN + 1000));
         assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
-        // Whoever did not call answers our SYN-ACK so.
+        // A host that sent no SYN answers our SYN-ACK so.
         client.sends_unheard(rst(CLIENT_ISN + 1));
         assert_eq!(world.population().syn_cached, 0);
         server.gets(nothing());
@@ -2089,7 +2089,7 @@ fn what_is_announced_can_be_configured() {
             let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
             let mss = if mode.family == Family::V4 { 1400 } else { 1380 };
             assert_eq!((offered.mss(), offered.wscale(), offered.sack_ok()), (Some(mss), Some(3), false), "{mode}");
-            assert!(!dialled.sack_ok(), "the server is not asked for what the client was refused");
+            assert!(!dialled.sack_ok(), "the server's SYN lacks what the client was refused");
             let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
             // The server scales by 7, the client reads by 3: all of it but a unit of the server's at most.
             let granted = u32::from(j.update.window) << 3;
@@ -2163,7 +2163,7 @@ in_every_mode! {
             world.tick(Duration::from_millis(100));
             calls.extend(world.discard());
         }
-        assert_eq!(calls.first().expect("the server is called, if late").0, Side::Lan);
+        assert_eq!(calls.first().expect("the server gets a SYN, if late").0, Side::Lan);
         let dialled = read(&calls[0].1, world.now()).unwrap();
         let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
         let mut talk = Talk::new(&client, &server, j);
@@ -2198,7 +2198,7 @@ in_every_mode! {
             assert!(kept.len() >= count.min(3), "{got}");
             assert_eq!(got.ts().map(|t| t.1), Some(CLIENT_TS + 2), "{got}");
         }
-        // Without the usual alignment, and with data.
+        // Without the common alignment, and with data.
         server.sends(data(j.s(0), j.c(10), 101).sack(&blocks[..2]));
         let got = client.gets(data(j.o(0), j.c(10), 101).any_options());
         assert_eq!((got.sack(), got.ts().map(|t| t.1)), (Some(&blocks[..2]), Some(CLIENT_TS + 2)));
