@@ -397,8 +397,8 @@ impl Bench {
             0 => self.client_syn(slot, input.byte()),
             1 => self.client_proves(slot, input.byte(), input.byte()),
             2 => self.server_answers(slot, input.byte()),
-            3 => self.talk(Side::Wan, slot, input),
-            4 => self.talk(Side::Lan, slot, input),
+            3 => self.exchange(Side::Wan, slot, input),
+            4 => self.exchange(Side::Lan, slot, input),
             5 => {
                 let (side, offset) = (Side::BOTH[usize::from(code >> 4 & 1)], input.byte() as i8);
                 let mut tcp =
@@ -505,7 +505,7 @@ impl Bench {
     }
 
     /// A segment of an established connection.
-    fn talk(&mut self, side: Side, slot: usize, input: &mut Input) {
+    fn exchange(&mut self, side: Side, slot: usize, input: &mut Input) {
         let (payload, manner) = (usize::from(input.byte()), input.byte());
         let flags = if manner & 1 == 0 { Flags::ACK } else { Flags::ACK.and(Flags::FIN) };
         let mut tcp = self.slots[slot].next(side, flags);

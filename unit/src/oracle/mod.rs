@@ -153,7 +153,7 @@ struct End {
     /// The highest position of the peer acknowledged; 0 before the first.
     acked: i64,
     /// The highest position of its own whose acknowledgement has come.
-    heard: i64,
+    peer_acked: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
     fin: Option<i64>,
@@ -289,7 +289,7 @@ impl Oracle {
     /// Whether the connection is open in the eyes of both ends.
     pub fn is_open(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
-        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.heard >= 1))
+        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.peer_acked >= 1))
             && self.ends[&(one, other)].isn == self.ends[&(other, one)].peer_isn
     }
 
@@ -582,7 +582,7 @@ impl Oracle {
                 format!("acknowledges position {acked}, but the peer has acknowledged only {}", peer.acked),
             );
         }
-        end.heard = end.heard.max(acked);
+        end.peer_acked = end.peer_acked.max(acked);
         if let Some((_, echo)) = segment.options.stamps
             && echo != 0
             && !end.stamps.contains(&echo)

@@ -66,7 +66,7 @@ fn syn_ack() -> Segment<'static> {
     stamped(opening(from_server(COOKIE, Some(ISN.wrapping_add(1))), 1460, 4), COOKIE_CLOCK, 100)
 }
 
-fn dialled() -> Segment<'static> {
+fn server_syn() -> Segment<'static> {
     windowed(stamped(opening(from_client(ISN, None), 1460, 7), 101, 0), 500)
 }
 
@@ -87,7 +87,7 @@ fn joined() -> Oracle {
     };
     step(Some(syn()), Some((syn_ack(), None)));
     let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
-    step(Some(ack), Some((dialled(), None)));
+    step(Some(ack), Some((server_syn(), None)));
     let final_ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
     step(Some(server_answers()), Some((final_ack, None)));
     // The server's 30000 bytes, in units of the scale 4 announced to the client.
@@ -364,11 +364,11 @@ fn window_before_any_server_has_promised_one() {
 #[test]
 fn server_gets_a_syn_for_an_unproved_client() {
     let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
-    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    let complaint = oracle.delivered(&frame(&server_syn()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);
     // A SYN alone proves nothing yet.
     oracle.sent(&frame(&syn()));
-    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    let complaint = oracle.delivered(&frame(&server_syn()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);
 }
 

@@ -530,7 +530,7 @@ impl World {
     }
 
     /// Passes to another engine what this one has learned since the last time, as workers of one box do. Returns the number of updates.
-    pub fn tells(&self, other: &World) -> usize {
+    pub fn publishes_to(&self, other: &World) -> usize {
         let (mut core, mut other) = (self.0.borrow_mut(), other.0.borrow_mut());
         let now = other.now;
         let news: Vec<_> = core.proxy.updates().collect();
@@ -871,7 +871,7 @@ impl Host {
 
     /// Sends what must be dropped, for whatever reason, with nothing coming out anywhere.
     #[track_caller]
-    pub fn sends_unheard(&self, what: impl Sendable) {
+    pub fn sends_in_vain_for_any_reason(&self, what: impl Sendable) {
         self.sends(what);
         let core = self.core.borrow();
         core.expect_silence("the frame was to be dropped");
@@ -974,7 +974,7 @@ pub struct Joined {
     /// What the client was offered.
     pub offered: Got,
     /// The SYN the server got.
-    pub dialled: Got,
+    pub server_syn: Got,
     /// The window update the client got.
     pub update: Got,
 }
@@ -1003,8 +1003,8 @@ pub fn open_from(client: &Host, server: &Host, theirs: Terms, ours: Terms, isn: 
     let echo = offered.ts().map(|(value, _)| value);
     client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echo.map(|e| (CLIENT_TS + 1, e))));
     client.gets(nothing());
-    let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-    answer(client, server, ours, isn, server_isn, offered, dialled)
+    let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+    answer(client, server, ours, isn, server_isn, offered, server_syn)
 }
 
 /// The rest of [`open`]: the server answers the SYN it got.
@@ -1016,9 +1016,9 @@ pub fn answer(
     isn: u32,
     server_isn: u32,
     offered: Got,
-    dialled: Got,
+    server_syn: Got,
 ) -> Joined {
-    answer_with(client, server, ours, isn, server_isn, offered, dialled, 0)
+    answer_with(client, server, ours, isn, server_isn, offered, server_syn, 0)
 }
 
 /// Like [`answer`], with these flags on the server's SYN-ACK besides.
@@ -1031,18 +1031,18 @@ pub fn answer_with(
     isn: u32,
     server_isn: u32,
     offered: Got,
-    dialled: Got,
+    server_syn: Got,
     flags: u16,
 ) -> Joined {
     // A server answers an option only if the SYN carries it.
     let agreed = Terms {
         mss: ours.mss,
-        wscale: ours.wscale.filter(|_| dialled.wscale().is_some()),
-        sack: ours.sack && dialled.sack_ok(),
-        ts: ours.ts && dialled.ts().is_some(),
+        wscale: ours.wscale.filter(|_| server_syn.wscale().is_some()),
+        sack: ours.sack && server_syn.sack_ok(),
+        ts: ours.ts && server_syn.ts().is_some(),
         window: ours.window,
     };
-    let value = dialled.ts().map_or(0, |(value, _)| value);
+    let value = server_syn.ts().map_or(0, |(value, _)| value);
     server.sends(agreed.on(syn_ack(server_isn, isn + 1).flags(flags), (SERVER_TS, value)));
     let update = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
     if client.has_more() {
@@ -1069,7 +1069,7 @@ pub fn answer_with(
         ts_shift,
         stamps: (CLIENT_TS + 1, SERVER_TS),
         offered,
-        dialled,
+        server_syn,
         update,
     }
 }
@@ -1106,14 +1106,14 @@ pub fn open_ecn(client: &Host, server: &Host, theirs: Terms, ours: Terms, promis
     let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).flags(said).any_window().any_options());
     let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-    let dialled = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
-    answer_with(client, server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled, ECE)
+    let server_syn = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
+    answer_with(client, server, ours, CLIENT_ISN, SERVER_ISN, offered, server_syn, ECE)
 }
 
 /// A proxied connection whose ends send data in turn, every segment's translation checked to the last field.
 ///
 /// Both ends scale their windows alike here, so that window fields pass as they are.
-pub struct Talk {
+pub struct Transfer {
     client: Host,
     server: Host,
     /// The numbers between the halves.
@@ -1125,11 +1125,11 @@ pub struct Talk {
     stamps: Option<(u32, u32)>,
 }
 
-impl Talk {
+impl Transfer {
     /// The transfer that begins where `open` ended.
-    pub fn new(client: &Host, server: &Host, joined: Joined) -> Talk {
-        let stamps = joined.dialled.ts().map(|_| (joined.stamps.0 + 1, joined.stamps.1 + 1));
-        Talk { client: client.clone(), server: server.clone(), joined, client_sent: 0, server_sent: 0, stamps }
+    pub fn new(client: &Host, server: &Host, joined: Joined) -> Transfer {
+        let stamps = joined.server_syn.ts().map(|_| (joined.stamps.0 + 1, joined.stamps.1 + 1));
+        Transfer { client: client.clone(), server: server.clone(), joined, client_sent: 0, server_sent: 0, stamps }
     }
 
     /// The client sends so many bytes (none: an acknowledgement) with these flags besides ACK.

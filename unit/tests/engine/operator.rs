@@ -39,7 +39,7 @@ fn told(offered: &Got) -> (Option<u16>, bool, Option<u8>) {
 
 /// Both ends send data, and the other gets it.
 fn is_joined(client: &Host, server: &Host, joined: &Joined) {
-    let stamps = |value, echo| joined.dialled.ts().map(|_| (value, echo));
+    let stamps = |value, echo| joined.server_syn.ts().map(|_| (value, echo));
     client.sends(ack(joined.c(0), joined.o(0)).maybe_ts(stamps(CLIENT_TS + 1, joined.ts_out(SERVER_TS))));
     server.gets(ack(joined.c(0), joined.s(0)).any_window().any_options());
     server.sends(data(joined.s(0), joined.c(0), 100).maybe_ts(stamps(SERVER_TS, CLIENT_TS + 1)));
@@ -84,13 +84,13 @@ in_every_mode! {
         command(&world, &server, 0, (600, false, 0));
         let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        assert!(dialled.sack_ok() && dialled.wscale().is_some(), "the server's SYN has what the client was offered");
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert!(server_syn.sack_ok() && server_syn.wscale().is_some(), "the server's SYN has what the client was offered");
         command(&world, &server, 0, (700, true, 14));
-        let joined = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let joined = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         is_joined(&client, &server, &joined);
         // A window of the server's comes in the scale announced to the client: 4096 << 2 is 32 << 9.
-        let stamps = |value, echo| joined.dialled.ts().map(|_| (value, echo));
+        let stamps = |value, echo| joined.server_syn.ts().map(|_| (value, echo));
         server.sends(ack(joined.s(100), joined.c(0)).window(4096).maybe_ts(stamps(SERVER_TS + 9, CLIENT_TS + 1)));
         let seen = client.gets(ack(joined.o(100), joined.c(0)).any_window().any_options());
         assert_eq!(seen.window, 32);
@@ -98,7 +98,7 @@ in_every_mode! {
 
     fn a_drained_box_passes_new_connections_and_keeps_its_own(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let mut old = Talk::new(&client, &server, open(&client, &server, terms, terms));
+        let mut old = Transfer::new(&client, &server, open(&client, &server, terms, terms));
         old.client(ACK | PSH, 100);
         old.server(ACK | PSH, 100);
         // One more is answered, and has not proved itself yet.
@@ -121,9 +121,9 @@ in_every_mode! {
         assert_eq!(again.seq, offered.seq);
         let echo = again.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         late.sends(ack(CLIENT_ISN + 1, again.seq + 1).maybe_ts(echo));
-        let dialled = late_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let joined = answer(&late, &late_server, terms, CLIENT_ISN, SERVER_ISN, again, dialled);
-        Talk::new(&late, &late_server, joined).closes_from_the_client();
+        let server_syn = late_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let joined = answer(&late, &late_server, terms, CLIENT_ISN, SERVER_ISN, again, server_syn);
+        Transfer::new(&late, &late_server, joined).closes_from_the_client();
         old.client(ACK | PSH, 100);
         old.server(ACK | PSH, 100);
 
@@ -181,9 +181,9 @@ fn a_larger_mss_once_announced_is_remembered_when_the_operator_states_less() {
         command(&world, &server, 0, (536, true, 7));
         let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let joined = answer(&client, &server, Terms::linux(600), CLIENT_ISN, SERVER_ISN, offered, dialled);
-        let stamps = joined.dialled.ts().map(|_| (CLIENT_TS + 2, joined.ts_out(SERVER_TS)));
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let joined = answer(&client, &server, Terms::linux(600), CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        let stamps = joined.server_syn.ts().map(|_| (CLIENT_TS + 2, joined.ts_out(SERVER_TS)));
         // A segment of the announced MSS is longer than the server takes: it passes, and the client gets an ICMP error.
         client.sends(data(joined.c(0), joined.o(0), 1300).maybe_ts(stamps));
         assert_eq!(world.happened(Event::IcmpTooBig), 1, "{mode}");

@@ -120,14 +120,14 @@ fn cookie(seed: u64) -> u32 {
 /// A connection that begins well, and a stray segment.
 fn conversation() -> Vec<(u32, u64, Vec<u8>)> {
     let isn = cookie(SEED);
-    let stranger = FlowKey { sport: 50_000, ..client() };
+    let stray = FlowKey { sport: 50_000, ..client() };
     vec![
         (WAN, 0, from_client(syn(1000).mss(1460))),
         (WAN, 40, from_client(ack(1001, isn.wrapping_add(1)))),
         (LAN, 41, from_server(syn_ack(5000, 1001).mss(1460))),
         (WAN, 80, from_client(data(1001, isn.wrapping_add(1), 100))),
         (LAN, 81, from_server(ack(5001, 1101))),
-        (WAN, 90, build(&stranger, 0, &ack(1, 2))),
+        (WAN, 90, build(&stray, 0, &ack(1, 2))),
     ]
 }
 

@@ -54,19 +54,21 @@ type Stage = (&'static str, &'static str, fn() -> Scene);
 
 const STAGES: &[Stage] = &[
     ("No connection", "No segment with this 4-tuple has come; the SYN cache is on.", || fresh(|_| ())),
-    ("No connection, and the time of adoption", "No segment with this 4-tuple has come; the box has just started.", || fresh(adopting)),
+    (
+        "No connection, and the time of adoption",
+        "No segment with this 4-tuple has come; the box has just started.",
+        || fresh(adopting),
+    ),
     ("No connection, a cookie outstanding", "The box has answered the client's SYN with the SYN cache off.", || {
         answered(|config| config.syn_cache_max = 0)
     }),
     ("SynCached", "The box has answered the client's SYN and keeps it in the SYN cache.", || answered(|_| ())),
-    ("ServerSynSent", "The client has proved its address; the box has sent its SYN to the server.", || dialling(|_| ())),
+    ("ServerSynSent", "The client has proved its address; the box has sent its SYN to the server.", || {
+        server_syn_sent(|_| ())
+    }),
     ("ServerSynSent, data held", "The same with early handshakes, and the client has sent 100 bytes.", held),
     ("AckWithheld", "The server has sent its SYN-ACK; the client's round-trip time is unknown.", owed),
-    (
-        "WindowPending",
-        "The box has sent the server its ACK; the client has sent nothing since.",
-        window_pending,
-    ),
+    ("WindowPending", "The box has sent the server its ACK; the client has sent nothing since.", window_pending),
     ("Established", "Either end has sent 200 bytes, 100 of which are acknowledged.", established),
     (
         "Established, a new SYN answered",
@@ -82,16 +84,24 @@ const STAGES: &[Stage] = &[
         last_owed,
     ),
     ("TimeWait", "Both FINs are acknowledged.", time_wait),
-    ("TimeWait, a new SYN answered", "As TimeWait, and the client has sent a new SYN, which the box has answered.", reopened_over),
+    (
+        "TimeWait, a new SYN answered",
+        "As TimeWait, and the client has sent a new SYN, which the box has answered.",
+        reopened_over,
+    ),
     ("Reset", "The client has reset the connection.", was_reset),
-    ("SynSent, from the LAN", "The LAN has sent a SYN.", || opening(Side::Lan)),
-    ("SynSent, from the WAN", "The WAN has sent a signed SYN.", || opening(Side::Wan)),
-    ("SynReceived, from the LAN", "The WAN has sent its SYN-ACK.", || opening_answered(Side::Lan)),
-    ("SynReceived, from the WAN", "The LAN has sent its SYN-ACK to the WAN's signed SYN.", || opening_answered(Side::Wan)),
+    ("SynSent, from the LAN", "The LAN has sent a SYN.", || syn_sent(Side::Lan)),
+    ("SynSent, from the WAN", "The WAN has sent a signed SYN.", || syn_sent(Side::Wan)),
+    ("SynReceived, from the LAN", "The WAN has sent its SYN-ACK.", || syn_received(Side::Lan)),
+    ("SynReceived, from the WAN", "The LAN has sent its SYN-ACK to the WAN's signed SYN.", || syn_received(Side::Wan)),
     ("Established, passed through, from the LAN", "Either end has sent 200 bytes.", || passed(Side::Lan)),
     ("Established, passed through, from the WAN", "Either end has sent 200 bytes.", || passed(Side::Wan)),
-    ("Unconfirmed", "The LAN has sent a segment of an unknown connection within the time of adoption.", tentative),
-    ("Unconfirmed, a new SYN answered", "As Unconfirmed, and a client has sent a SYN, which the box has answered.", reopened_tentative),
+    ("Unconfirmed", "The LAN has sent a segment of an unknown connection within the time of adoption.", unconfirmed),
+    (
+        "Unconfirmed, a new SYN answered",
+        "As Unconfirmed, and a client has sent a SYN, which the box has answered.",
+        reopened_unconfirmed,
+    ),
     ("Established, adopted", "As Unconfirmed, and the WAN has sent a matching segment.", adopted),
 ];
 
@@ -129,10 +139,10 @@ impl Scene {
         if side == Side::Wan { &mut self.wan } else { &mut self.lan }
     }
 
-    /// `side` sends so many bytes and acknowledges all but the last `unheard` bytes it has been sent; the peer now expects what follows.
-    fn speaks(&mut self, side: Side, len: usize, unheard: u32) {
+    /// `side` sends so many bytes and acknowledges all but the last `unacked` bytes it has been sent; the peer now expects what follows.
+    fn sends(&mut self, side: Side, len: usize, unacked: u32) {
         let View { next, expected, .. } = self.view(side);
-        self.goes(side, &data(next, expected.wrapping_sub(unheard), len));
+        self.goes(side, &data(next, expected.wrapping_sub(unacked), len));
         self.sent(side, len as u32);
     }
 
@@ -200,7 +210,7 @@ fn answered(change: impl FnOnce(&mut Config)) -> Scene {
     scene
 }
 
-fn dialling(change: impl FnOnce(&mut Config)) -> Scene {
+fn server_syn_sent(change: impl FnOnce(&mut Config)) -> Scene {
     let mut scene = answered(change);
     scene.world.after_ms(50);
     scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
@@ -209,7 +219,7 @@ fn dialling(change: impl FnOnce(&mut Config)) -> Scene {
 }
 
 fn held() -> Scene {
-    let mut scene = dialling(|config| config.handshake = Handshake::Early);
+    let mut scene = server_syn_sent(|config| config.handshake = Handshake::Early);
     scene.goes(Side::Wan, &data(scene.wan.next, scene.wan.expected, 100));
     scene.wan.next = scene.wan.next.wrapping_add(100);
     scene
@@ -217,7 +227,7 @@ fn held() -> Scene {
 
 fn owed() -> Scene {
     // Without cookie's clock or an entry of the cache, the distance is not known.
-    let scene = dialling(|config| config.syn_cache_max = 0);
+    let scene = server_syn_sent(|config| config.syn_cache_max = 0);
     scene.goes(Side::Lan, &offer(syn_ack(SERVER_ISN, scene.lan.expected)));
     scene
 }
@@ -233,20 +243,20 @@ fn window_pending() -> Scene {
 fn established() -> Scene {
     let mut scene = owed();
     scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
-    talk(&mut scene);
+    exchange(&mut scene);
     scene
 }
 
 /// Either end sends 100 bytes twice; the first 100 are acknowledged.
-fn talk(scene: &mut Scene) {
-    for unheard in [0, 100] {
+fn exchange(scene: &mut Scene) {
+    for unacked in [0, 100] {
         for side in [Side::Wan, Side::Lan] {
-            scene.speaks(side, 100, unheard);
+            scene.sends(side, 100, unacked);
         }
     }
 }
 
-fn call_again(scene: &mut Scene) {
+fn syn_again(scene: &mut Scene) {
     let answer = scene.goes(Side::Wan, &offer(syn(NEW_ISN)));
     let answer = read(&answer[0].1, scene.world.now()).expect("an answer");
     scene.ours_again = (answer.flags & SYN != 0).then_some(answer.seq);
@@ -254,9 +264,9 @@ fn call_again(scene: &mut Scene) {
 
 fn reopened_alive() -> Scene {
     let mut scene = established();
-    call_again(&mut scene);
+    syn_again(&mut scene);
     scene.world.after_secs(1);
-    call_again(&mut scene);
+    syn_again(&mut scene);
     assert!(scene.ours_again.is_some(), "the second SYN is answered");
     scene
 }
@@ -265,8 +275,8 @@ fn closing(sides: &[Side]) -> Scene {
     let mut scene = established();
     for &side in sides {
         let View { next, expected, .. } = scene.view(side);
-        let heard = expected.wrapping_sub(u32::from(sides[0] != side));
-        scene.goes(side, &fin(next, heard));
+        let acked = expected.wrapping_sub(u32::from(sides[0] != side));
+        scene.goes(side, &fin(next, acked));
         scene.sent(side, 1);
     }
     scene
@@ -287,7 +297,7 @@ fn time_wait() -> Scene {
 
 fn reopened_over() -> Scene {
     let mut scene = time_wait();
-    call_again(&mut scene);
+    syn_again(&mut scene);
     scene
 }
 
@@ -297,13 +307,13 @@ fn was_reset() -> Scene {
     scene
 }
 
-fn opening(caller: Side) -> Scene {
+fn syn_sent(opener: Side) -> Scene {
     let mut scene = fresh(|_| ());
-    let isn = scene.view(caller).isn;
+    let isn = scene.view(opener).isn;
     // RFC 2385: a signature of sixteen bytes.
     let signature = [&[19, 18][..], &[0x5A; 16]].concat();
-    let call = if caller == Side::Wan { syn(isn).mss(1460).raw(&signature) } else { offer(syn(isn)) };
-    scene.goes(caller, &call);
+    let first = if opener == Side::Wan { syn(isn).mss(1460).raw(&signature) } else { offer(syn(isn)) };
+    scene.goes(opener, &first);
     for (side, other) in [(Side::Wan, scene.lan.isn), (Side::Lan, scene.wan.isn)] {
         let view = scene.view_mut(side);
         (view.expected, view.flying) = (other.wrapping_add(1), other);
@@ -311,22 +321,22 @@ fn opening(caller: Side) -> Scene {
     scene
 }
 
-fn opening_answered(caller: Side) -> Scene {
-    let scene = opening(caller);
-    let View { isn, expected, .. } = scene.view(caller.other());
-    scene.goes(caller.other(), &offer(syn_ack(isn, expected)));
+fn syn_received(opener: Side) -> Scene {
+    let scene = syn_sent(opener);
+    let View { isn, expected, .. } = scene.view(opener.other());
+    scene.goes(opener.other(), &offer(syn_ack(isn, expected)));
     scene
 }
 
-fn passed(caller: Side) -> Scene {
-    let mut scene = opening_answered(caller);
-    let View { next, expected, .. } = scene.view(caller);
-    scene.goes(caller, &ack(next, expected));
-    talk(&mut scene);
+fn passed(opener: Side) -> Scene {
+    let mut scene = syn_received(opener);
+    let View { next, expected, .. } = scene.view(opener);
+    scene.goes(opener, &ack(next, expected));
+    exchange(&mut scene);
     scene
 }
 
-fn tentative() -> Scene {
+fn unconfirmed() -> Scene {
     let mut scene = fresh(adopting);
     scene.wan = View { isn: CLIENT_ISN, next: CLIENT_ISN + 201, expected: SERVER_ISN + 201, flying: SERVER_ISN + 101 };
     scene.lan = View { isn: SERVER_ISN, next: SERVER_ISN + 101, expected: CLIENT_ISN + 201, flying: CLIENT_ISN + 101 };
@@ -335,15 +345,15 @@ fn tentative() -> Scene {
     scene
 }
 
-fn reopened_tentative() -> Scene {
-    let mut scene = tentative();
-    call_again(&mut scene);
+fn reopened_unconfirmed() -> Scene {
+    let mut scene = unconfirmed();
+    syn_again(&mut scene);
     scene
 }
 
 fn adopted() -> Scene {
-    let mut scene = tentative();
-    scene.speaks(Side::Wan, 100, 0);
+    let mut scene = unconfirmed();
+    scene.sends(Side::Wan, 100, 0);
     scene
 }
 
