@@ -150,7 +150,7 @@ pub fn engine(data: &[u8]) {
     bench.drain();
 }
 
-/// Any text: it is accepted or complained of, and what was accepted is described so that it is read back the same.
+/// Any text: it is accepted or rejected, and what was accepted is described so that it is read back the same.
 pub fn configuration(data: &[u8]) {
     let text = String::from_utf8_lossy(&data[..data.len().min(8192)]);
     let lines = text.split('\n').count();
@@ -220,7 +220,7 @@ struct Tcp {
     window: u16,
 }
 
-/// The client's end of slot `slot` is port 40000 + `slot`; odd slots speak IPv6.
+/// The client's end of slot `slot` is port 40000 + `slot`; odd slots use IPv6.
 fn write(side: Side, slot: usize, tcp: &Tcp, options: &[u8], payload: usize) -> Vec<u8> {
     let v6 = slot % 2 == 1;
     let (server, client) = ([10, 0, 0, 1], [192, 0, 2, slot as u8 + 1]);
@@ -355,7 +355,7 @@ struct Bench {
     syn_cache_max: u64,
     capacity: u64,
     held_frames: usize,
-    /// Frames held, by their place in the pen.
+    /// Frames held, by their place in the hold queue.
     held: BTreeMap<u16, (Ticket, Frame)>,
     /// How many of the frames to be held are lost first, as when few frames are spare.
     unkept: usize,
@@ -397,8 +397,8 @@ impl Bench {
             0 => self.client_syn(slot, input.byte()),
             1 => self.client_proves(slot, input.byte(), input.byte()),
             2 => self.server_answers(slot, input.byte()),
-            3 => self.talk(Side::Wan, slot, input),
-            4 => self.talk(Side::Lan, slot, input),
+            3 => self.exchange(Side::Wan, slot, input),
+            4 => self.exchange(Side::Lan, slot, input),
             5 => {
                 let (side, offset) = (Side::BOTH[usize::from(code >> 4 & 1)], input.byte() as i8);
                 let mut tcp =
@@ -445,7 +445,7 @@ impl Bench {
                 self.step(side, frame);
             }
             11 => {
-                // What we send comes back, by either port, or is complained of.
+                // What we send comes back, by either port, or a router answers it with an error.
                 let (side, mut frame) = (Side::BOTH[usize::from(code >> 4 & 1)], self.left.clone());
                 if code & 32 != 0 {
                     let Some(error) = complaint(side, &frame, input.byte(), input.byte().into()) else { return };
@@ -505,7 +505,7 @@ impl Bench {
     }
 
     /// A segment of an established connection.
-    fn talk(&mut self, side: Side, slot: usize, input: &mut Input) {
+    fn exchange(&mut self, side: Side, slot: usize, input: &mut Input) {
         let (payload, manner) = (usize::from(input.byte()), input.byte());
         let flags = if manner & 1 == 0 { Flags::ACK } else { Flags::ACK.and(Flags::FIN) };
         let mut tcp = self.slots[slot].next(side, flags);
@@ -613,7 +613,7 @@ impl Bench {
             self.receive_update(to, &frame);
             self.left = frame;
         }
-        // On the WAN nobody is answered with more than he asked: a forged source would be sent it. Only the acknowledgement
+        // On the WAN no answer is longer than its question: a forged source would get it. Only the acknowledgement
         // that challenges a segment of a living connection bears timestamps whether that has them or not (RFC 7323 section 3.2).
         let allowance = if is_acknowledgement(head.bytes(), side) { 12 } else { 0 };
         assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");

@@ -306,10 +306,7 @@ mod tests {
     fn without_memory_no_port_is_refused() {
         let mut refused_ports = refused_ports(Duration::ZERO);
         for now in [Instant::default(), Instant::from_secs(100)] {
-            assert!(
-                !refused_ports.is_refused(&FlowKey::default(), Client::of(7), now),
-                "nor is one without an entry"
-            );
+            assert!(!refused_ports.is_refused(&FlowKey::default(), Client::of(7), now), "nor is one without an entry");
             refused_ports.refused(&port(81), Client::EVERYBODY, Duration::ZERO, now);
             assert!(!refused_ports.is_refused(&port(81), Client::of(7), now));
         }

@@ -6,7 +6,7 @@
 //! and one that is seen again a second later draws on tokens of its own.
 //!
 //! Failed cookie tests have a budget of their own: a prefix gets no more
- //! guesses a second than it has tokens, whatever the rate at which it sends.
+//! guesses a second than it has tokens, whatever the rate at which it sends.
 //!
 //! Layout 1 of the buckets: two words each, which hold what is *spent*, so that zero is a full bucket. Word 0: fresh SYNs in the low half,
 //! repeated ones in the high half. Word 1: failed cookie tests in the low half, in the high half the refill period (time over its length)

@@ -79,7 +79,7 @@ impl Layers {
                         51 => (length + 2) * 4,
                         _ => (length + 1) * 8,
                     };
-                    // What follows the header of a later fragment is payload, whatever the header calls it.
+                    // What follows the header of a later fragment is payload, whatever protocol the header names.
                     if kind == 44 && fragment.is_some_and(|(offset, ..)| offset > 0) {
                         break;
                     }

@@ -49,7 +49,7 @@ pub enum Rule {
     Checksum,
     /// Options can be read to their end.
     Options,
-    /// A SYN, an answer or a segment comes only where somebody sent one.
+    /// A SYN, an answer or a segment comes only where a host sent one.
     Origin,
     /// Options of a SYN or SYN-ACK are among those offered.
     Offer,
@@ -77,7 +77,7 @@ pub enum Rule {
     Fin,
     /// A reset has a cause, and a number the receiver accepts.
     Reset,
-    /// Nothing is said of congestion, and nobody named capable of saying it, that the peer has not said (RFC 3168).
+    /// No ECN flag or codepoint reaches a host that the peer has not sent (RFC 3168).
     Congestion,
     /// An ICMP error quotes its receiver's own segment, in its receiver's own numbers, and is summed up rightly.
     Quote,
@@ -100,7 +100,7 @@ pub struct Ancestor {
     pub payload: usize,
     /// Sender.
     pub source: SocketAddr,
-    /// Whether a stranger made it, under whatever name.
+    /// Whether an off-path attacker made it, from whatever address.
     pub forged: bool,
     /// Whether it was the first of several fragments.
     pub fragmented: bool,
@@ -130,7 +130,7 @@ impl From<&Segment<'_>> for Ancestor {
     }
 }
 
-/// What one host has said and understood in one connection. Positions are counted from the SYN, which is 0.
+/// What one host has sent and received in one connection. Positions are counted from the SYN, which is 0.
 #[derive(Clone, Debug, Default)]
 struct End {
     isn: Option<u32>,
@@ -139,7 +139,7 @@ struct End {
     syn_len: usize,
     /// Whether the host opened the connection.
     active: bool,
-    /// Whether it said in a SYN or SYN-ACK that it speaks ECN, and whether the peer's did as it arrived here.
+    /// Whether its SYN or SYN-ACK negotiated ECN, and whether the peer's did as it arrived here.
     ecn: bool,
     peer_ecn: bool,
     /// Whether it had another with the same ends before.
@@ -153,7 +153,7 @@ struct End {
     /// The highest position of the peer acknowledged; 0 before the first.
     acked: i64,
     /// The highest position of its own whose acknowledgement has come.
-    heard: i64,
+    peer_acked: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
     fin: Option<i64>,
@@ -172,7 +172,7 @@ struct End {
     said: (u64, u64),
     /// TSval of the SYN-ACK accepted.
     first_stamp: Option<u32>,
-    /// The first number and the end of what it said before it was woken by a SYN, if it was.
+    /// The first number and the end of what it sent before it was woken by a SYN, if it was.
     before: Option<(u32, i64)>,
     /// The latest TSval received, and that of the connection before between the same ends.
     last_stamp: Option<u32>,
@@ -222,13 +222,13 @@ pub struct Oracle {
     lenient_resets: bool,
     /// SACK blocks are taken by hosts that never permitted them: so the box is configured.
     retains_sack: bool,
-    /// Servers that do not always speak alike.
+    /// Servers whose options change.
     changing: BTreeSet<SocketAddr>,
     /// What the box may let clients send before their servers have promised anything.
     early: i64,
     /// Connections, by (opener, opened), whose SYN a bridge has passed before the proxy took over.
     bridged: BTreeSet<(SocketAddr, SocketAddr)>,
-    /// Ends that have spoken in a connection before the present one.
+    /// Ends that have sent in a connection before the present one.
     forgotten: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Whether the box may ask the hosts whether they know a connection.
     adopts: bool,
@@ -270,7 +270,7 @@ impl Oracle {
 
     /// Says that this server gives up or takes up timestamps at some time.
     ///
-    /// A client that was promised them on what the server said before gets them from the box, in segments the server
+    /// A client that was promised them on the server's earlier options gets them from the box, in segments the server
     /// had sized without.
     pub fn changes_mind(&mut self, server: SocketAddr) {
         self.changing.insert(server);
@@ -281,7 +281,7 @@ impl Oracle {
         self.early = window.into();
     }
 
-    /// Says that a bridge has passed this SYN: nobody answers for its receiver.
+    /// Notes that a bridge has passed this SYN: the box does not answer for its receiver.
     pub fn bridge(&mut self, opener: SocketAddr, opened: SocketAddr) {
         self.bridged.insert((opener, opened));
     }
@@ -289,7 +289,7 @@ impl Oracle {
     /// Whether the connection is open in the eyes of both ends.
     pub fn is_open(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
-        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.heard >= 1))
+        ends.iter().all(|end| end.is_some_and(|end| end.peer_isn.is_some() && end.peer_acked >= 1))
             && self.ends[&(one, other)].isn == self.ends[&(other, one)].peer_isn
     }
 
@@ -298,7 +298,7 @@ impl Oracle {
         self.narrow.insert(host, mtu);
     }
 
-    /// Lets segments of connections nobody knows reach a host: the box takes over from a bridge.
+    /// Lets segments of unknown connections reach a host: the box takes over from a bridge.
     pub fn let_adopt(&mut self) {
         self.adopts = true;
     }
@@ -308,14 +308,14 @@ impl Oracle {
         self.retains_sack = true;
     }
 
-    /// Whether a connection stands still although its hosts are told all they need.
+    /// Whether a connection stands still although its hosts get all they need.
     ///
     /// smoltcp falls into this in three ways. When both ends repeat their data at once, each throws away the
     /// acknowledgement in a segment that lies below its window, and for ever receives what it has already. And when
     /// the byte of a window probe is lost, the sender may take it for sent and never repeat it, however often it is
-    /// asked. And one that repeats one segment a time-out, puts its time-out off with whatever it hears, or fills the
+    /// asked. And one that repeats one segment a time-out, restarts its time-out with whatever it receives, or fills the
     /// queue of a narrow cable with a whole window at once, time-out after time-out, does not come to an end in minutes
-    /// although the box passes all it says. Nothing between the two can help them.
+    /// although the box passes all it sends. Nothing between the two can help them.
     pub fn deadlocked(&self, one: SocketAddr, other: SocketAddr) -> bool {
         let ends = [(one, other), (other, one)].map(|ends| self.ends.get(&ends));
         ends.iter().all(|end| end.is_some_and(|end| end.stale >= 4))
@@ -323,7 +323,7 @@ impl Oracle {
             || ends.iter().all(|end| end.is_some_and(|end| end.said.0 >= 8 && end.said.1 + 1 >= end.said.0))
     }
 
-    /// From now on the box is to pass all that is said.
+    /// From now on the box must pass everything.
     pub fn calm(&mut self) {
         for end in self.ends.values_mut() {
             end.said = (0, 0);
@@ -359,7 +359,7 @@ impl Oracle {
             end.and_then(|end| end.isn).is_some_and(|isn| isn != segment.seq)
         };
         if opens_again {
-            // What the peer said in the connection before means nothing in this one.
+            // What the peer sent in the connection before means nothing in this one.
             self.ends.remove(&(segment.destination, segment.source));
             self.forgotten.insert((segment.destination, segment.source));
         }
@@ -452,7 +452,7 @@ impl Oracle {
         let Some(end) = self.ends.get(&(error.source, error.destination)) else {
             return match self.forgotten.contains(&(error.source, error.destination)) {
                 true => Ok(()),
-                false => complain("the host has said nothing there".into()),
+                false => complain("the host has sent nothing there".into()),
             };
         };
         // What is quoted may be of the connection before.
@@ -471,7 +471,7 @@ impl Oracle {
         }
         let stamps = error.tcp.get(12).and_then(|offset| stamps_of(error.tcp.get(20..usize::from(offset >> 4) * 4)?));
         match stamps {
-            // Those a host does not use were lent to its segments by the box.
+            // Those that a host does not use were inserted by the box.
             Some((value, _)) if end.offer.stamps.is_some() && !end.stamps.contains(&value) => {
                 complain(format!("quotes a TSval of {value}"))
             }
@@ -515,7 +515,7 @@ impl Oracle {
         if ancestor.is_some_and(|ancestor| ancestor.forged) {
             // Without the box it would arrive as well, and on connections that the box only watches it may.
             return match from_client && !end.active {
-                true => complain(Rule::Origin, "a stranger's segment reaches a protected host".into()),
+                true => complain(Rule::Origin, "an off-path attacker's segment reaches a protected host".into()),
                 false => Ok(()),
             };
         }
@@ -527,7 +527,7 @@ impl Oracle {
                 return complain(Rule::Origin, "a SYN that its source never sent".into());
             }
             if from_client && peer.acked < 1 {
-                return complain(Rule::Origin, "the server is dialled for a client that has proved nothing".into());
+                return complain(Rule::Origin, "the server gets a SYN for a client that has proved nothing".into());
             }
             judge_offer(&segment, &peer.offer, Some(&peer.offer))?;
             if let Some((_, echo)) = segment.options.stamps
@@ -582,7 +582,7 @@ impl Oracle {
                 format!("acknowledges position {acked}, but the peer has acknowledged only {}", peer.acked),
             );
         }
-        end.heard = end.heard.max(acked);
+        end.peer_acked = end.peer_acked.max(acked);
         if let Some((_, echo)) = segment.options.stamps
             && echo != 0
             && !end.stamps.contains(&echo)
@@ -603,7 +603,7 @@ impl Oracle {
             }
             let promised = if peer.isn.is_some() { peer.granted } else { 1 }.max(1 + early);
             if 1 + i64::from(segment.window) > promised {
-                return complain(Rule::Window, format!("nobody has promised more than {promised}"));
+                return complain(Rule::Window, format!("no host has promised more than {promised}"));
             }
             if end.active && end.peer_isn.is_none() {
                 if segment.options.stamps.is_some_and(|(_, echo)| echo == 0) && !end.stamps.contains(&0) {
@@ -655,7 +655,7 @@ impl Oracle {
         }
 
         let edge = acked + (i64::from(segment.window) << end.peer_shift());
-        // An open window smaller than one unit of the scale can be told as one unit or not at all; and a window that
+        // An open window smaller than one unit of the scale can be announced as one unit or not at all; and a window that
         // looks closed would stop the sender for good.
         let least = segment.window == 1 && acked < peer.granted;
         if edge > peer.granted.max(1 + early) && !least {
@@ -685,7 +685,7 @@ impl Oracle {
         if here < 0 || here + i64::from(segment.length()) > sent {
             return complain(Rule::Sequence, format!("position {here} of what the peer has sent up to {sent}"));
         }
-        // What a client may send is said before anything is known of the server, so only the other direction can be kept.
+        // What a client may send is announced before anything is known of the server, so only the other direction can be kept.
         let size = segment.payload.len() + segment.options_len;
         let slack = if self.changing.contains(&sender) { 12 } else { 0 };
         let most = usize::from(end.offer.mss.unwrap_or(default_mss(&segment))) + slack;
@@ -735,7 +735,7 @@ fn default_mss(segment: &Segment) -> u16 {
     if segment.source.is_ipv6() { 1220 } else { 536 }
 }
 
-/// Judges the options of a SYN, or of a SYN-ACK, by what the client `offer`ed and the sender, if it has spoken, `said`.
+/// Judges the options of a SYN, or of a SYN-ACK, by what the client `offer`ed and the sender, if it has sent one, `said`.
 fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Offer, detail: format!("{why}\n  {segment}") });
     let got = &segment.options;
@@ -772,7 +772,7 @@ fn judge_stamps(
     ancestor: Option<Ancestor>,
 ) -> Result<(), Complaint> {
     let least = default_mss(segment);
-    // The largest segment the path is known to carry, by both ends' word and its routers'.
+    // The largest segment the path is known to carry, by both ends' MSS and its routers' errors.
     let most = usize::from(end.offer.mss.unwrap_or(least).min(peer.peer_offer.mss.unwrap_or(least)));
     let most = most.min(narrow.saturating_sub(if segment.source.is_ipv6() { 60 } else { 40 }));
     let complain = |rule, why: String| Err(Complaint { rule, detail: format!("{why}\n  {segment}") });
@@ -827,11 +827,11 @@ fn judge_congestion(segment: &Segment, end: &End, peer: &End, ancestor: Option<A
     }
     let Some(ancestor) = ancestor.filter(|ancestor| !ancestor.syn && ancestor.source == segment.source) else {
         return match segment.ecn != 0 || segment.ece || segment.cwr {
-            true => complain("the box speaks of congestion".into()),
+            true => complain("the box sets ECN bits".into()),
             false => Ok(()),
         };
     };
-    // A host whose peer was not asked, or has declined, is lent the echo of its own marks.
+    // A host whose peer was not asked, or has declined, gets from the box the echo of its own marks.
     let alone = !(peer.ecn && peer.peer_ecn);
     let lent = alone && !segment.cwr && ancestor.echoes.0 <= segment.ece;
     if end.ecn && end.peer_ecn && ancestor.echoes != (segment.ece, segment.cwr) && !lent {
@@ -847,11 +847,11 @@ fn judge_congestion(segment: &Segment, end: &End, peer: &End, ancestor: Option<A
 fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Reset, detail: format!("{why}\n  {segment}") });
     if end.isn.is_none() && !peer.reset && !licensed {
-        return complain("a reset for a host that has said nothing".into());
+        return complain("a reset for a host that has sent nothing".into());
     }
     let Some(isn) = end.isn else { return Ok(()) };
-    // A host that has reset the connection itself and then takes it up once more is told so.
-    // A late copy of its SYN wakes a server when all is over; the box tells it to forget that.
+    // A host that has reset the connection itself and then sends on it once more gets a reset.
+    // A late copy of its SYN wakes a server when all is over; the box resets it.
     let woken = !end.active && peer.fin.is_some();
     if !peer.reset && !end.reset && !licensed && !woken {
         return complain("a reset that the peer never sent".into());

@@ -10,7 +10,7 @@ const SERVER: &str = "10.0.0.1:80";
 const ISN: u32 = 0xffff_ff00;
 const SERVER_ISN: u32 = 7000;
 const COOKIE: u32 = 0x8000_0000;
-/// The server's clock and what the box told the client instead.
+/// The server's clock and what the box shows the client instead.
 const SERVER_CLOCK: u32 = 500;
 const COOKIE_CLOCK: u32 = 0x4000_0000;
 
@@ -66,7 +66,7 @@ fn syn_ack() -> Segment<'static> {
     stamped(opening(from_server(COOKIE, Some(ISN.wrapping_add(1))), 1460, 4), COOKIE_CLOCK, 100)
 }
 
-fn dialled() -> Segment<'static> {
+fn server_syn() -> Segment<'static> {
     windowed(stamped(opening(from_client(ISN, None), 1460, 7), 101, 0), 500)
 }
 
@@ -74,7 +74,7 @@ fn server_answers() -> Segment<'static> {
     windowed(stamped(opening(from_server(SERVER_ISN, Some(ISN.wrapping_add(1))), 1440, 2), SERVER_CLOCK, 101), 30_000)
 }
 
-/// A connection that a rightly working box has joined: both ends have spoken a little.
+/// A connection that a rightly working box has joined: both ends have sent a little.
 fn joined() -> Oracle {
     let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
     let mut step = |sent: Option<Segment>, delivered: Option<(Segment, Option<Segment>)>| {
@@ -87,10 +87,10 @@ fn joined() -> Oracle {
     };
     step(Some(syn()), Some((syn_ack(), None)));
     let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
-    step(Some(ack), Some((dialled(), None)));
+    step(Some(ack), Some((server_syn(), None)));
     let final_ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
     step(Some(server_answers()), Some((final_ack, None)));
-    // The server's 30000 bytes, in units of the scale 4 that the client was told.
+    // The server's 30000 bytes, in units of the scale 4 announced to the client.
     let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000 >> 4);
     step(None, Some((update, None)));
     oracle
@@ -248,7 +248,7 @@ fn errors_quote_the_receivers_own_numbers() {
         let mut segment = original.clone();
         spoil(&mut segment);
         let mut bytes = quoting(&segment);
-        // Whoever it quotes, it is the server that gets it.
+        // Whatever it quotes, it is the server that gets it.
         if segment.source == client() {
             bytes[30..34].copy_from_slice(&[10, 0, 0, 1]);
             let sum = wire::fold(wire::sum(&bytes[14..24], wire::sum(&bytes[26..34], 0)));
@@ -347,7 +347,7 @@ fn syn_ack_with_what_was_not_offered() {
         oracle.sent(&frame(&syn));
         oracle.delivered(&frame(&syn_ack()), false, None).unwrap_err().rule
     };
-    // The answer is then larger than the question, which is said first; equal sizes show the offer itself.
+    // The answer is then larger than the question, which is reported first; equal sizes show the offer itself.
     assert_eq!(without(|options| options.sack_permitted = false), Rule::Offer);
     assert_eq!(without(|options| options.scale = None), Rule::Amplification);
     assert_eq!(without(|options| options.stamps = None), Rule::TimestampEcho);
@@ -364,11 +364,11 @@ fn window_before_any_server_has_promised_one() {
 #[test]
 fn server_gets_a_syn_for_an_unproved_client() {
     let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
-    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    let complaint = oracle.delivered(&frame(&server_syn()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);
     // A SYN alone proves nothing yet.
     oracle.sent(&frame(&syn()));
-    let complaint = oracle.delivered(&frame(&dialled()), false, None).unwrap_err();
+    let complaint = oracle.delivered(&frame(&server_syn()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);
 }
 

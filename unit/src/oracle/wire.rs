@@ -27,11 +27,11 @@ pub struct Segment<'a> {
     pub rst: bool,
     /// PSH flag.
     pub psh: bool,
-    /// ECE flag: an echo of congestion; with CWR in a SYN, the sender speaks ECN.
+    /// ECE flag: an echo of congestion; with CWR in a SYN, the sender asks for ECN.
     pub ece: bool,
     /// CWR flag: the sender has slowed down.
     pub cwr: bool,
-    /// AE flag, which was the nonce sum: with the two others in a SYN, the sender speaks accurate ECN.
+    /// AE flag, which was the nonce sum: with the two others in a SYN, the sender asks for accurate ECN.
     pub ae: bool,
     /// The congestion field of the IP header: 0, or one of [`ECT0`], [`ECT1`] and [`CE`].
     pub ecn: u8,

@@ -1,11 +1,11 @@
 //! A language in which a test reads like a packet trace.
 //!
-//! A [`World`] holds the very engine that ships, a clock that moves only when told, and two hosts: the client on the WAN,
+//! A [`World`] holds the very engine that ships, a clock that moves only when a test moves it, and two hosts: the client on the WAN,
 //! the server on the LAN. A host [`sends`](Host::sends) a segment, and each side [`gets`](Host::gets) what came out there.
 //! Every frame that comes out is read in full and judged: MAC and IP addresses, tags, ports, flags, numbers, window, options,
-//! payload, checksums. A frame nobody asked for fails the test, as does one that is missing; the failure shows the trace.
+//! payload, checksums. An unexpected frame fails the test, as does one that is missing; the failure shows the trace.
 //!
-//! What the engine thinks of its state is left to its own tests; here only the wire speaks, and the counters.
+//! What the engine thinks of its state is left to its own tests; here only the wire and the counters count.
 
 mod icmp;
 mod wire;
@@ -28,9 +28,9 @@ pub use wire::{
     fin, read, rst, rst_ack, seal, segment, syn, syn_ack, vlan_tags,
 };
 
-/// The port of the server, unless a test says another.
+/// The port of the server, unless a test names another.
 pub const SERVER_PORT: u16 = 12345;
-/// The port of the client, unless a test says another.
+/// The port of the client, unless a test names another.
 pub const CLIENT_PORT: u16 = 54321;
 
 /// TTL of what the client sends; no default of any system, so that a copy is recognised as one.
@@ -255,7 +255,7 @@ impl Buffered {
 /// A frame's beginning in its buffer, its bytes in sight, and its length.
 type Edited = (usize, Vec<u8>, usize);
 
-/// What the engine told of a frame before it decided on it.
+/// What the engine explained of a frame before it decided on it.
 struct Foretold {
     explanation: Explanation,
     edited: Edited,
@@ -288,7 +288,7 @@ impl Core {
         verdict
     }
 
-    /// Lets the engine decide on a frame, which has just come in or was held for a ticket, and does as it says.
+    /// Lets the engine decide on a frame, which has just come in or was held for a ticket, and carries out the verdict.
     fn decide(&mut self, side: Side, mut frame: Buffered, ticket: Option<Ticket>) -> Verdict {
         let asked = frame.bytes();
         // Of a flood, some.
@@ -347,7 +347,7 @@ impl Core {
         Foretold { explanation, edited, counters: self.proxy.counters().clone() }
     }
 
-    /// What is told and what is done are the same, whatever the frame; when no frame is spare the engine cannot do all that it tells.
+    /// What is explained and what is done are the same, whatever the frame; when no frame is spare the engine cannot do all that it explains.
     fn compare(&self, foretold: &Foretold, verdict: Verdict, edited: Edited, emitted: &[(Side, Vec<u8>)]) {
         if self.spare < 8 {
             return;
@@ -434,7 +434,7 @@ impl Core {
         for side in Side::BOTH {
             if let Some((at, frame)) = self.outbox[side].front() {
                 let what = read(frame, *at).map_or_else(|e| e, |got| got.to_string());
-                self.fail(&format!("{when}, but a frame nobody expected came out on the {side:?}: {what}"));
+                self.fail(&format!("{when}, but an unexpected frame came out on the {side:?}: {what}"));
             }
         }
     }
@@ -529,8 +529,8 @@ impl World {
         self.pair(0, 1, port)
     }
 
-    /// Has another engine hear what this one has learned since it was last asked, as workers of one box do. Returns how many words that took.
-    pub fn tells(&self, other: &World) -> usize {
+    /// Passes to another engine what this one has learned since the last time, as workers of one box do. Returns the number of updates.
+    pub fn publishes_to(&self, other: &World) -> usize {
         let (mut core, mut other) = (self.0.borrow_mut(), other.0.borrow_mut());
         let now = other.now;
         let news: Vec<_> = core.proxy.updates().collect();
@@ -580,7 +580,7 @@ impl World {
         self.after(wait.checked_sub(lead).expect("the change is further away"));
     }
 
-    /// What the clock says.
+    /// The time.
     pub fn now(&self) -> Instant {
         self.0.borrow().now
     }
@@ -871,7 +871,7 @@ impl Host {
 
     /// Sends what must be dropped, for whatever reason, with nothing coming out anywhere.
     #[track_caller]
-    pub fn sends_unheard(&self, what: impl Sendable) {
+    pub fn sends_in_vain_for_any_reason(&self, what: impl Sendable) {
         self.sends(what);
         let core = self.core.borrow();
         core.expect_silence("the frame was to be dropped");
@@ -958,7 +958,7 @@ impl Terms {
     }
 }
 
-/// A proxied connection that both ends believe in, and the numbers between its two halves.
+/// A proxied connection that is established at both ends, and the numbers between its two halves.
 #[derive(Clone, Debug)]
 pub struct Joined {
     /// The client's initial sequence number.
@@ -974,7 +974,7 @@ pub struct Joined {
     /// What the client was offered.
     pub offered: Got,
     /// The SYN the server got.
-    pub dialled: Got,
+    pub server_syn: Got,
     /// The window update the client got.
     pub update: Got,
 }
@@ -1003,11 +1003,11 @@ pub fn open_from(client: &Host, server: &Host, theirs: Terms, ours: Terms, isn: 
     let echo = offered.ts().map(|(value, _)| value);
     client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echo.map(|e| (CLIENT_TS + 1, e))));
     client.gets(nothing());
-    let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-    answer(client, server, ours, isn, server_isn, offered, dialled)
+    let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+    answer(client, server, ours, isn, server_isn, offered, server_syn)
 }
 
-/// The second half of [`open`]: the server answers the SYN it got.
+/// The rest of [`open`]: the server answers the SYN it got.
 #[track_caller]
 pub fn answer(
     client: &Host,
@@ -1016,9 +1016,9 @@ pub fn answer(
     isn: u32,
     server_isn: u32,
     offered: Got,
-    dialled: Got,
+    server_syn: Got,
 ) -> Joined {
-    answer_with(client, server, ours, isn, server_isn, offered, dialled, 0)
+    answer_with(client, server, ours, isn, server_isn, offered, server_syn, 0)
 }
 
 /// Like [`answer`], with these flags on the server's SYN-ACK besides.
@@ -1031,27 +1031,27 @@ pub fn answer_with(
     isn: u32,
     server_isn: u32,
     offered: Got,
-    dialled: Got,
+    server_syn: Got,
     flags: u16,
 ) -> Joined {
     // A server answers an option only if the SYN carries it.
     let agreed = Terms {
         mss: ours.mss,
-        wscale: ours.wscale.filter(|_| dialled.wscale().is_some()),
-        sack: ours.sack && dialled.sack_ok(),
-        ts: ours.ts && dialled.ts().is_some(),
+        wscale: ours.wscale.filter(|_| server_syn.wscale().is_some()),
+        sack: ours.sack && server_syn.sack_ok(),
+        ts: ours.ts && server_syn.ts().is_some(),
         window: ours.window,
     };
-    let value = dialled.ts().map_or(0, |(value, _)| value);
+    let value = server_syn.ts().map_or(0, |(value, _)| value);
     server.sends(agreed.on(syn_ack(server_isn, isn + 1).flags(flags), (SERVER_TS, value)));
     let update = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
     if client.has_more() {
-        // How far away the client is nobody knows: it is asked for a sign of life, which is the server's acknowledgement as well.
+        // The client's distance is not known: the box probes it, and its answer is the server's acknowledgement as well.
         server.gets(nothing());
         client.gets(ack(offered.seq, isn + 1).any_window().any_options());
         client.sends(ack(isn + 1, offered.seq + 1));
     }
-    // One that is known to be far away is given the time it would need.
+    // A client known to be far away gets the time it would need.
     for _ in 0..100 {
         if !server.has_more() {
             World(client.core.clone()).after_ms(10);
@@ -1069,7 +1069,7 @@ pub fn answer_with(
         ts_shift,
         stamps: (CLIENT_TS + 1, SERVER_TS),
         offered,
-        dialled,
+        server_syn,
         update,
     }
 }
@@ -1098,7 +1098,7 @@ impl Joined {
 
 /// Opens a proxied connection whose client asks for ECN and whose server agrees to it.
 ///
-/// `promised` says whether the client is told so: it is once the server has been heard to agree.
+/// `promised` says whether the client's SYN-ACK agrees too: it does once the server is known to.
 #[track_caller]
 pub fn open_ecn(client: &Host, server: &Host, theirs: Terms, ours: Terms, promised: bool) -> Joined {
     client.sends(theirs.on(syn(CLIENT_ISN).flags(ECE | CWR), (CLIENT_TS, 0)));
@@ -1106,14 +1106,14 @@ pub fn open_ecn(client: &Host, server: &Host, theirs: Terms, ours: Terms, promis
     let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).flags(said).any_window().any_options());
     let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-    let dialled = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
-    answer_with(client, server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled, ECE)
+    let server_syn = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
+    answer_with(client, server, ours, CLIENT_ISN, SERVER_ISN, offered, server_syn, ECE)
 }
 
-/// A proxied connection in which both ends talk in turn, every segment's translation checked to the last field.
+/// A proxied connection whose ends send data in turn, every segment's translation checked to the last field.
 ///
 /// Both ends scale their windows alike here, so that window fields pass as they are.
-pub struct Talk {
+pub struct Transfer {
     client: Host,
     server: Host,
     /// The numbers between the halves.
@@ -1125,11 +1125,11 @@ pub struct Talk {
     stamps: Option<(u32, u32)>,
 }
 
-impl Talk {
-    /// The talk that begins where `open` ended.
-    pub fn new(client: &Host, server: &Host, joined: Joined) -> Talk {
-        let stamps = joined.dialled.ts().map(|_| (joined.stamps.0 + 1, joined.stamps.1 + 1));
-        Talk { client: client.clone(), server: server.clone(), joined, client_sent: 0, server_sent: 0, stamps }
+impl Transfer {
+    /// The transfer that begins where `open` ended.
+    pub fn new(client: &Host, server: &Host, joined: Joined) -> Transfer {
+        let stamps = joined.server_syn.ts().map(|_| (joined.stamps.0 + 1, joined.stamps.1 + 1));
+        Transfer { client: client.clone(), server: server.clone(), joined, client_sent: 0, server_sent: 0, stamps }
     }
 
     /// The client sends so many bytes (none: an acknowledgement) with these flags besides ACK.

@@ -77,7 +77,7 @@ pub enum Opt {
     End,
     /// Maximum segment size.
     Mss(u16),
-    /// Only when expecting: an MSS of at most this, and at most 20 less. As long as nobody knows whether a server takes
+    /// Only when expecting: an MSS of at most this, and at most 20 less. As long as it is not known whether a server takes
     /// timestamps, room is kept for those it may have to be spared.
     MssUpTo(u16),
     /// Window scale.
@@ -857,7 +857,7 @@ mod tests {
         }
     }
 
-    /// Both halves of this file could err alike; a third opinion says they do not.
+    /// Both halves of this file could err alike; a third implementation shows that they do not.
     #[test]
     fn what_is_built_is_what_etherparse_reads() {
         for v6 in [false, true] {

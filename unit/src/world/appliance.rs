@@ -126,7 +126,7 @@ struct Spare<'a> {
 impl Egress for Spare<'_> {
     fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let Some(mut frame) = self.pool.pop() else { return false };
-        // What a buffer held before is anybody's guess.
+        // What a buffer held before is random.
         frame.buffer.fill(0xa5);
         frame.start = HEADROOM;
         frame.len = write(&mut frame.buffer[HEADROOM..]);

@@ -24,7 +24,7 @@ pub enum Announced {
     Absent,
 }
 
-/// Whether and how a host speaks ECN.
+/// Whether and how a host negotiates ECN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ecn {
     /// Not at all.
@@ -126,7 +126,7 @@ impl Dialect {
 
 /// One connection, as the layer remembers it.
 #[derive(Clone, Debug)]
-struct Call {
+struct Connection {
     dialect: Dialect,
     /// The stack's own initial sequence number and its distance to the one on the cable.
     isn: Option<u32>,
@@ -143,7 +143,7 @@ struct Call {
     /// The right edge of the window promised in a field of this host's own scale.
     told: Option<u32>,
     /// The highest acknowledgement received.
-    heard: Option<u32>,
+    peer_acked: Option<u32>,
     /// The highest acknowledgement sent.
     acked: Option<u32>,
     /// A duplicate segment received and not yet reported.
@@ -152,7 +152,7 @@ struct Call {
     reported: Vec<(u32, u32)>,
     /// How many SYNs have been sent.
     syns: u32,
-    /// Whether the peer's SYN said that it speaks ECN.
+    /// Whether the peer's SYN negotiated ECN.
     ecn_there: bool,
     /// Both do.
     ecn: bool,
@@ -167,17 +167,17 @@ struct Call {
 /// The manners of one host, by connection (local end first).
 #[derive(Debug, Default)]
 pub struct Tongue {
-    calls: BTreeMap<(SocketAddr, SocketAddr), Call>,
-    /// What routers have said of the way to these hosts: the largest packet it takes (RFC 1191, RFC 8201).
+    connections: BTreeMap<(SocketAddr, SocketAddr), Connection>,
+    /// The path MTU to these hosts, as routers have reported it (RFC 1191, RFC 8201).
     routes: BTreeMap<IpAddr, usize>,
 }
 
 impl Tongue {
     /// Settles how the host speaks in this connection.
     pub fn settle(&mut self, local: SocketAddr, remote: SocketAddr, dialect: Dialect) {
-        self.calls.insert(
+        self.connections.insert(
             (local, remote),
-            Call {
+            Connection {
                 dialect,
                 isn: None,
                 shift: 0,
@@ -188,7 +188,7 @@ impl Tongue {
                 scale_there: None,
                 edge: None,
                 told: None,
-                heard: None,
+                peer_acked: None,
                 acked: None,
                 duplicate: None,
                 reported: Vec::new(),
@@ -207,9 +207,9 @@ impl Tongue {
     /// Returns the ends of a connection that is being opened and cannot be.
     pub fn heed_error(&mut self, error: &Error) -> Option<(SocketAddr, SocketAddr)> {
         let ends = (error.source, error.destination);
-        let call = self.calls.get(&ends).filter(|_| error.sums_right)?;
-        let first = call.heard.or(Some(call.isn?.wrapping_add(call.shift)))?;
-        if error.seq().wrapping_sub(first) >= call.sent?.wrapping_sub(first) {
+        let connection = self.connections.get(&ends).filter(|_| error.sums_right)?;
+        let first = connection.peer_acked.or(Some(connection.isn?.wrapping_add(connection.shift)))?;
+        if error.seq().wrapping_sub(first) >= connection.sent?.wrapping_sub(first) {
             return None;
         }
         match error.trouble {
@@ -219,7 +219,7 @@ impl Tongue {
                 *route = (*route).min((mtu as usize).max(least));
                 None
             }
-            Trouble::Unreachable(_) => call.heard.is_none().then_some(ends),
+            Trouble::Unreachable(_) => connection.peer_acked.is_none().then_some(ends),
         }
     }
 
@@ -231,63 +231,64 @@ impl Tongue {
     /// What the cable gets for this frame of the stack, and what it is to be wrapped in.
     pub fn outward(&mut self, frame: Vec<u8>) -> (Vec<Vec<u8>>, Envelope) {
         let Some(mut segment) = Segment::read(&frame) else { return (vec![frame], Envelope::default()) };
-        let Some(call) = self.calls.get_mut(&(segment.source, segment.destination)) else {
+        let Some(connection) = self.connections.get_mut(&(segment.source, segment.destination)) else {
             return (vec![frame], Envelope::default());
         };
-        if segment.syn && call.isn != Some(segment.seq) {
-            call.isn = Some(segment.seq);
-            call.shift = call.dialect.isn.map_or(0, |isn| isn.wrapping_sub(segment.seq));
+        if segment.syn && connection.isn != Some(segment.seq) {
+            connection.isn = Some(segment.seq);
+            connection.shift = connection.dialect.isn.map_or(0, |isn| isn.wrapping_sub(segment.seq));
         }
-        segment.seq = segment.seq.wrapping_add(call.shift);
-        if let (&[byte], Some(isn), Some(heard)) = (segment.payload, call.isn, call.heard) {
+        segment.seq = segment.seq.wrapping_add(connection.shift);
+        if let (&[byte], Some(isn), Some(peer_acked)) = (segment.payload, connection.isn, connection.peer_acked) {
             // The byte of smoltcp's keepalives is none of the stream's. While the true one has not arrived, its own
             // receiver takes it for that.
-            let offset = segment.seq.wrapping_sub(isn.wrapping_add(call.shift)).wrapping_sub(1);
-            let missing = (segment.seq.wrapping_sub(heard) as i32) >= 0;
+            let offset = segment.seq.wrapping_sub(isn.wrapping_add(connection.shift)).wrapping_sub(1);
+            let missing = (segment.seq.wrapping_sub(peer_acked) as i32) >= 0;
             if missing && byte != pattern(segment.source, segment.destination, u64::from(offset)) {
                 segment.payload = &[];
             }
         }
         if segment.syn {
-            call.offer(&mut segment);
+            connection.offer(&mut segment);
         }
         if let Some((value, echo)) = segment.options.stamps {
-            segment.options.stamps = Some((value.wrapping_add(call.dialect.clock), echo));
+            segment.options.stamps = Some((value.wrapping_add(connection.dialect.clock), echo));
         }
         if let Some(ack) = segment.ack
             && !segment.rst
         {
-            if call.acked.is_none_or(|acked| (ack.wrapping_sub(acked) as i32) > 0) {
-                call.acked = Some(ack);
+            if connection.acked.is_none_or(|acked| (ack.wrapping_sub(acked) as i32) > 0) {
+                connection.acked = Some(ack);
             }
             let mut bytes = u32::from(segment.window);
-            if let (Some(shift), Some(_), false) = (call.scale_here, call.scale_there, segment.syn) {
-                bytes <<= call.scale_stack;
+            if let (Some(shift), Some(_), false) = (connection.scale_here, connection.scale_there, segment.syn) {
+                bytes <<= connection.scale_stack;
                 // What was promised is not taken back, though it may be more than there is (RFC 7323 section 2.4).
-                let promised = call.told.map_or(0, |told| told.wrapping_sub(ack));
+                let promised = connection.told.map_or(0, |told| told.wrapping_sub(ack));
                 let units = if (promised as i32) > 0 { promised.div_ceil(1 << shift) } else { 0 };
                 segment.window = (bytes >> shift).max(units).min(u32::from(u16::MAX)) as u16;
                 let told = ack.wrapping_add(u32::from(segment.window) << shift);
-                if call.told.is_none_or(|old| (told.wrapping_sub(old) as i32) > 0) {
-                    call.told = Some(told);
+                if connection.told.is_none_or(|old| (told.wrapping_sub(old) as i32) > 0) {
+                    connection.told = Some(told);
                 }
             }
             let edge = ack.wrapping_add(bytes);
-            if call.edge.is_none_or(|old| (edge.wrapping_sub(old) as i32) > 0) {
-                call.edge = Some(edge);
+            if connection.edge.is_none_or(|old| (edge.wrapping_sub(old) as i32) > 0) {
+                connection.edge = Some(edge);
             }
-            if !segment.syn && segment.payload.is_empty() && call.sack_here && call.sack_there {
-                call.add_blocks(&mut segment, ack);
+            if !segment.syn && segment.payload.is_empty() && connection.sack_here && connection.sack_there {
+                connection.add_blocks(&mut segment, ack);
             }
         }
-        let envelope = call.dialect.envelope;
+        let envelope = connection.dialect.envelope;
         let mtu = self.route(segment.destination.ip());
         let most = mtu.saturating_sub(segment.options_len + if segment.source.is_ipv6() { 60 } else { 40 }).max(8);
         let mut frames = Vec::new();
         for piece in pieces(&segment, most) {
-            let call = self.calls.get_mut(&(segment.source, segment.destination)).expect("a call, as just seen");
-            let piece = call.signal(piece);
-            frames.push(rewrite(&frame, &piece, call.dialect.layout));
+            let connection =
+                self.connections.get_mut(&(segment.source, segment.destination)).expect("a connection, as just seen");
+            let piece = connection.signal(piece);
+            frames.push(rewrite(&frame, &piece, connection.dialect.layout));
         }
         (frames, envelope)
     }
@@ -295,45 +296,45 @@ impl Tongue {
     /// What the stack gets for this frame of the cable.
     pub fn inward(&mut self, frame: Vec<u8>) -> Vec<u8> {
         let Some(mut segment) = Segment::read(&frame) else { return frame };
-        let Some(call) = self.calls.get_mut(&(segment.destination, segment.source)) else { return frame };
+        let Some(connection) = self.connections.get_mut(&(segment.destination, segment.source)) else { return frame };
         if !segment.sums_right() {
             return frame;
         }
         if let Some(ack) = &mut segment.ack {
-            if call.heard.is_none_or(|heard| (ack.wrapping_sub(heard) as i32) > 0) {
-                call.heard = Some(*ack);
+            if connection.peer_acked.is_none_or(|peer_acked| (ack.wrapping_sub(peer_acked) as i32) > 0) {
+                connection.peer_acked = Some(*ack);
             }
-            *ack = ack.wrapping_sub(call.shift);
+            *ack = ack.wrapping_sub(connection.shift);
         }
-        call.heed(&segment);
+        connection.heed(&segment);
         for (left, right) in segment.options.sack.iter_mut().flatten() {
-            *left = left.wrapping_sub(call.shift);
-            *right = right.wrapping_sub(call.shift);
+            *left = left.wrapping_sub(connection.shift);
+            *right = right.wrapping_sub(connection.shift);
         }
         if let Some((_, echo)) = &mut segment.options.stamps
             && *echo != 0
         {
-            *echo = echo.wrapping_sub(call.dialect.clock);
+            *echo = echo.wrapping_sub(connection.dialect.clock);
         }
         if segment.syn {
-            if !call.dialect.scale {
+            if !connection.dialect.scale {
                 segment.options.scale = None;
             }
-            segment.options.sack_permitted &= call.dialect.sack;
-            call.sack_there = segment.options.sack_permitted;
-            call.scale_there = segment.options.scale;
-            if !call.dialect.stamps {
+            segment.options.sack_permitted &= connection.dialect.sack;
+            connection.sack_there = segment.options.sack_permitted;
+            connection.scale_there = segment.options.scale;
+            if !connection.dialect.stamps {
                 segment.options.stamps = None;
             }
-        } else if call.dialect.duplicates && !segment.payload.is_empty() {
+        } else if connection.dialect.duplicates && !segment.payload.is_empty() {
             let end = segment.seq.wrapping_add(segment.payload.len() as u32);
             // The byte of a keepalive lies below the acknowledgement too; it is reported like any duplicate.
-            if call.acked.is_some_and(|acked| (end.wrapping_sub(acked) as i32) <= 0) {
-                call.duplicate = Some((segment.seq, end));
+            if connection.acked.is_some_and(|acked| (end.wrapping_sub(acked) as i32) <= 0) {
+                connection.duplicate = Some((segment.seq, end));
             }
         }
         // smoltcp takes the FIN of a segment whose data it had to cut at its window's edge.
-        if let (Some(edge), true) = (call.edge, segment.fin) {
+        if let (Some(edge), true) = (connection.edge, segment.fin) {
             let end = segment.seq.wrapping_add(segment.payload.len() as u32);
             segment.fin = (end.wrapping_sub(edge) as i32) <= 0;
         }
@@ -344,7 +345,7 @@ impl Tongue {
     }
 }
 
-impl Call {
+impl Connection {
     /// Turns the stack's SYN or SYN-ACK into this host's.
     fn offer(&mut self, segment: &mut Segment) {
         let dialect = &self.dialect;
@@ -361,7 +362,7 @@ impl Call {
         self.syns += 1;
         let asks = dialect.ecn != Ecn::None;
         if segment.ack.is_none() {
-            // RFC 3168 section 6.1.1.1: whoever is not answered may ask without.
+            // RFC 3168 section 6.1.1.1: a host that gets no answer may ask without.
             segment.ece = asks && self.syns <= 2;
             segment.cwr = segment.ece;
             segment.ae = segment.ece && dialect.ecn == Ecn::Accurate;
@@ -371,7 +372,7 @@ impl Call {
         }
     }
 
-    /// Sets what a segment says of congestion.
+    /// Sets a segment's ECN bits.
     fn signal<'a>(&mut self, mut segment: Segment<'a>) -> Segment<'a> {
         let end = segment.seq.wrapping_add(segment.length());
         let fresh = self.sent.is_none_or(|sent| (end.wrapping_sub(sent) as i32) > 0);
@@ -390,7 +391,7 @@ impl Call {
         segment
     }
 
-    /// Takes note of what a segment says of congestion.
+    /// Takes note of a segment's ECN bits.
     fn heed(&mut self, segment: &Segment) {
         if segment.syn {
             let asks = self.dialect.ecn != Ecn::None;

@@ -81,7 +81,7 @@ pub enum Ending {
 
 /// One socket and the application at it.
 #[derive(Debug)]
-pub struct Call {
+pub struct Connection {
     /// This end.
     pub local: SocketAddr,
     /// The other end.
@@ -139,7 +139,7 @@ pub struct Host {
     pub networks: BTreeMap<(SocketAddr, SocketAddr), Tags>,
     chance: Chance,
     /// Its connections, ended ones too.
-    pub calls: Vec<Call>,
+    pub connections: Vec<Connection>,
     /// What its ports do.
     pub services: BTreeMap<u16, Service>,
     /// What will be done at the far end of connections others open, by (local, remote).
@@ -175,7 +175,7 @@ impl Host {
             mtu,
             networks: BTreeMap::new(),
             chance,
-            calls: Vec::new(),
+            connections: Vec::new(),
             services: BTreeMap::new(),
             expected: BTreeMap::new(),
             wrong: None,
@@ -196,13 +196,14 @@ impl Host {
         socket
             .connect(self.interface.context(), IpEndpoint::from(remote), IpEndpoint::from(local))
             .expect("a fresh socket connects");
-        self.calls.push(Call::new(local, remote, handle, behaviour));
+        self.connections.push(Connection::new(local, remote, handle, behaviour));
     }
 
     /// Whether every connection between these two has ended here, its socket and all.
     pub fn is_over(&self, local: SocketAddr, remote: SocketAddr) -> bool {
-        let mut calls = self.calls.iter().filter(|call| call.local == local && call.remote == remote);
-        calls.all(|call| call.handle.is_none())
+        let mut connections =
+            self.connections.iter().filter(|connection| connection.local == local && connection.remote == remote);
+        connections.all(|connection| connection.handle.is_none())
     }
 
     /// Puts a frame off the cable together with others, if it is a fragment; the whole packet when all have come.
@@ -213,10 +214,12 @@ impl Host {
     /// Takes an ICMP error.
     pub fn complain(&mut self, error: &Error) {
         let Some((local, remote)) = self.tongue.heed_error(error) else { return };
-        for call in self.calls.iter_mut().filter(|call| (call.local, call.remote) == (local, remote)) {
-            if let (Some(handle), None) = (call.handle, call.ending) {
+        for connection in
+            self.connections.iter_mut().filter(|connection| (connection.local, connection.remote) == (local, remote))
+        {
+            if let (Some(handle), None) = (connection.handle, connection.ending) {
                 self.sockets.get_mut::<tcp::Socket>(handle).abort();
-                call.ending = Some(Ending::Reset);
+                connection.ending = Some(Ending::Reset);
             }
         }
     }
@@ -231,8 +234,9 @@ impl Host {
             && segment.destination.ip() == self.address(segment.destination.is_ipv6())
         {
             let (local, remote) = (segment.destination, segment.source);
-            let busy =
-                self.calls.iter().any(|call| call.local == local && call.remote == remote && (call.handle.is_some()));
+            let busy = self.connections.iter().any(|connection| {
+                connection.local == local && connection.remote == remote && (connection.handle.is_some())
+            });
             match self.services.get(&local.port()).copied() {
                 Some(Service::Silent(until, _)) if now < until => return,
                 Some(Service::Open(dialect) | Service::Silent(_, dialect)) if !busy => {
@@ -248,7 +252,7 @@ impl Host {
             && self.sockets.get::<tcp::Socket>(handle).state() == tcp::State::Listen
         {
             self.sockets.remove(handle);
-            self.calls.retain(|call| call.handle != Some(handle));
+            self.connections.retain(|connection| connection.handle != Some(handle));
         }
     }
 
@@ -260,7 +264,7 @@ impl Host {
         let mut socket = socket(&behaviour, &dialect);
         socket.listen(IpEndpoint::from(local)).expect("a fresh socket listens");
         let handle = self.sockets.add(socket);
-        self.calls.push(Call::new(local, remote, handle, behaviour));
+        self.connections.push(Connection::new(local, remote, handle, behaviour));
         Some(handle)
     }
 
@@ -295,12 +299,12 @@ impl Host {
             // The stack sometimes says "now" and then has nothing to send.
             .map(|at| (at.total_micros().max(0) as u64).max(now + 1000));
         let applications = self
-            .calls
+            .connections
             .iter()
-            .filter(|call| call.handle.is_some())
-            .flat_map(|call| {
-                let patience = call.ending.is_none().then_some(call.behaviour.patience);
-                [call.paused_until, patience]
+            .filter(|connection| connection.handle.is_some())
+            .flat_map(|connection| {
+                let patience = connection.ending.is_none().then_some(connection.behaviour.patience);
+                [connection.paused_until, patience]
             })
             .flatten()
             .filter(|&at| at > now)
@@ -316,16 +320,16 @@ impl Host {
     /// Lets every application work; returns whether any did.
     fn work(&mut self, now: u64) -> bool {
         let mut worked = false;
-        for call in &mut self.calls {
-            let Some(handle) = call.handle else { continue };
+        for connection in &mut self.connections {
+            let Some(handle) = connection.handle else { continue };
             let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-            match call.work(socket, now) {
+            match connection.work(socket, now) {
                 Ok(any) => worked |= any,
                 Err(why) => self.wrong = self.wrong.take().or(Some(why)),
             }
             if socket.state() == tcp::State::Closed && socket.local_endpoint().is_none() {
                 self.sockets.remove(handle);
-                call.handle = None;
+                connection.handle = None;
             }
         }
         worked
@@ -344,7 +348,7 @@ fn socket(behaviour: &Behaviour, dialect: &Dialect) -> tcp::Socket<'static> {
     socket
 }
 
-impl Call {
+impl Connection {
     fn new(local: SocketAddr, remote: SocketAddr, handle: SocketHandle, behaviour: Behaviour) -> Self {
         Self {
             local,

@@ -128,7 +128,7 @@ impl Link {
         let layers = Layers::read(frame).filter(|layers| layers.protocol == 6)?;
         let plain = layers.payload - layers.ip == if layers.v6 { 40 } else { 20 };
         let start = match layers {
-            // What a fragment's own header says is its own affair.
+            // The ECN bits of a fragment's own header stay its own.
             Layers { fragment: Some(_), .. } => layers.payload,
             Layers { v6: false, .. } => layers.ip,
             // Of the IPv6 header only the addresses enter the checksum.

@@ -32,10 +32,10 @@ use link::{Arrival, Link};
 
 pub use chance::Chance;
 pub use dialect::{Announced, Dialect, Ecn};
-pub use scenario::{Cell, Door, End, Plan, Scenario};
+pub use scenario::{Cell, End, Listener, Plan, Scenario};
 pub use view::View;
 
-use scenario::{FIRST_DOOR, HOSTS, SECOND};
+use scenario::{FIRST_PORT, HOSTS, SECOND};
 
 /// How long after the cables have healed every connection must have ended.
 const BOUND: u64 = 600 * SECOND;
@@ -57,7 +57,7 @@ pub struct Report {
     pub finished: u64,
     /// Connections reset, refused or given up where that is as it should be.
     pub others: u64,
-    /// Connections that stand still although their hosts are told all they need ([`Oracle::deadlocked`]).
+    /// Connections that stand still although their hosts get all they need ([`Oracle::deadlocked`]).
     pub stalled: u64,
     /// What the engine counted, in the order of [`Event::ALL`](tcpstate::Event::ALL).
     pub events: [u64; tcpstate::Event::COUNT],
@@ -118,7 +118,7 @@ pub struct Failure {
 pub struct Mode {
     /// The box is a plain bridge: what the oracle says then is about the world and not about the engine.
     pub bridge: bool,
-    /// No stranger interferes.
+    /// No off-path attacker interferes.
     pub quiet: bool,
     /// Every frame is printed as it passes.
     pub verbose: bool,
@@ -151,7 +151,7 @@ pub fn run_scenario(scenario: Scenario, mode: Mode) -> Result<Report, Box<Failur
     Err(Box::new(Failure { seed, what, trace: world.trace() }))
 }
 
-/// Runs the world of this scenario and tells what every host has seen of each connection, by (host's end, peer's end).
+/// Runs the world of this scenario and returns what every host has seen of each connection, by (host's end, peer's end).
 ///
 /// # Errors
 /// As [`run`].
@@ -174,10 +174,10 @@ enum Event {
     Open(usize),
     /// The same ports are used once more, if the first connection is over at both ends.
     Again(usize),
-    /// A server starts again, and speaks otherwise.
+    /// A server starts again, with other options.
     Restart { side: Side, host: usize, port: u16, dialect: dialect::Dialect },
-    /// A stranger sends something.
-    Stranger,
+    /// An off-path attacker sends something.
+    Attacker,
 }
 
 struct Pending {
@@ -300,18 +300,20 @@ impl World {
                 networks.insert(ends, plan.tags);
                 hosts[side as usize][plan.hosts[side as usize]].networks.insert(ends, plan.tags);
             }
-            if let Door::Unreachable(code) = scenario.door(plan) {
+            if let Listener::Unreachable(code) = scenario.listener(plan) {
                 unreachable.insert(remote, code);
             }
             let behaviour = behaviour(&scenario, plan, 1);
             let side = plan.opener.other();
             hosts[side as usize][plan.hosts[side as usize]].expected.insert((remote, local), behaviour);
-            if matches!(scenario.door(plan), Door::Open(_, Some(_))) {
+            if matches!(scenario.listener(plan), Listener::Open(_, Some(_))) {
                 oracle.changes_mind(remote);
             }
             // A port that has refused is remembered: the box then refuses in its name.
-            let refuses = scenario.door(plan) == Door::Closed && !scenario.build.config.closed_memory.is_zero();
-            if refuses || matches!(scenario.door(plan), Door::Silent | Door::Late(..) | Door::Unreachable(_)) {
+            let refuses = scenario.listener(plan) == Listener::Closed && !scenario.build.config.closed_memory.is_zero();
+            if refuses
+                || matches!(scenario.listener(plan), Listener::Silent | Listener::Late(..) | Listener::Unreachable(_))
+            {
                 oracle.license_reset(local, remote);
             }
         }
@@ -323,24 +325,24 @@ impl World {
                 }
             }
             for (host, here) in hosts[side as usize].iter_mut().enumerate() {
-                for (port, door) in (FIRST_DOOR..).zip(&scenario.doors[side as usize][host]) {
-                    let service = match *door {
-                        Door::Open(dialect, restart) => {
+                for (port, listener) in (FIRST_PORT..).zip(&scenario.listeners[side as usize][host]) {
+                    let service = match *listener {
+                        Listener::Open(dialect, restart) => {
                             if let Some((at, dialect)) = restart {
                                 events.push((at, Event::Restart { side, host, port, dialect }));
                             }
                             Service::Open(dialect)
                         }
-                        Door::Late(until, dialect) => Service::Silent(until, dialect),
-                        Door::Silent => Service::Silent(u64::MAX, dialect::Dialect::draw(&mut Chance::new(0))),
-                        Door::Closed | Door::Unreachable(_) => Service::Closed,
+                        Listener::Late(until, dialect) => Service::Silent(until, dialect),
+                        Listener::Silent => Service::Silent(u64::MAX, dialect::Dialect::draw(&mut Chance::new(0))),
+                        Listener::Closed | Listener::Unreachable(_) => Service::Closed,
                     };
                     here.services.insert(port, service);
                 }
             }
         }
         if scenario.noise.interval > 0 && !mode.bridge && !mode.quiet {
-            events.push((now, Event::Stranger));
+            events.push((now, Event::Attacker));
         }
         let links = [0, 1].map(|side| {
             [0, 1].map(|way| {
@@ -401,7 +403,7 @@ impl World {
             if steps > 5_000_000 {
                 return Err("the world does not come to rest".into());
             }
-            // Whoever answers every answer fills the cables.
+            // A host that answered every answer would fill the cables.
             if self.events.len() > 50_000 {
                 return Err("more and more frames are on the cables".into());
             }
@@ -432,9 +434,9 @@ impl World {
 
     /// What the hosts have seen, with how their connections ended.
     fn views(&mut self) -> BTreeMap<(SocketAddr, SocketAddr), View> {
-        for call in self.hosts.iter().flatten().flat_map(|host| &host.calls) {
-            if let Some(view) = self.views.get_mut(&(call.local, call.remote)) {
-                (view.read, view.ending) = (call.read, call.ending.map(|ending| format!("{ending:?}")));
+        for connection in self.hosts.iter().flatten().flat_map(|host| &host.connections) {
+            if let Some(view) = self.views.get_mut(&(connection.local, connection.remote)) {
+                (view.read, view.ending) = (connection.read, connection.ending.map(|ending| format!("{ending:?}")));
             }
         }
         std::mem::take(&mut self.views)
@@ -448,7 +450,12 @@ impl World {
         });
         opened
             && self.due_again.is_empty()
-            && self.hosts.iter().flatten().flat_map(|host| &host.calls).all(|call| call.ending.is_some())
+            && self
+                .hosts
+                .iter()
+                .flatten()
+                .flat_map(|host| &host.connections)
+                .all(|connection| connection.ending.is_some())
     }
 
     fn next(&self) -> Option<u64> {
@@ -540,8 +547,8 @@ impl World {
                 self.hosts[side as usize][host].services.insert(port, Service::Open(dialect));
                 Ok(())
             }
-            Event::Stranger => {
-                self.stranger();
+            Event::Attacker => {
+                self.attack();
                 Ok(())
             }
         }
@@ -581,7 +588,7 @@ impl World {
                 Some(_) => (segment.destination, segment.source),
             };
             self.oracle.bridge(opener, opened);
-            // What only half of a handshake was seen of may come to nothing.
+            // A connection of whose handshake the box saw only a part may fail.
             self.oracle.license_reset(opener, opened);
         }
         if self.now < self.scenario.build.bridge_until {
@@ -688,7 +695,7 @@ impl World {
             match self.route(to, true, &bytes) {
                 Routed::Passes => self.approach(to, &bytes, corrupt, ancestor),
                 Routed::InPieces(pieces) => {
-                    // Which piece is corrupt nobody knows; it is lost, as a piece would be.
+                    // Which piece is corrupt is not known; the whole is lost, as a piece would be.
                     for bytes in pieces.iter().filter(|_| !corrupt) {
                         self.approach(to, bytes, false, ancestor);
                     }
@@ -701,12 +708,12 @@ impl World {
         self.appliance.conserved()
     }
 
-    /// Somebody out there throws a segment at the box: at a server, at a connection, with numbers of chance.
-    fn stranger(&mut self) {
+    /// An off-path attacker sends a segment: to a server, or into a connection, with random numbers.
+    fn attack(&mut self) {
         let interval = self.scenario.noise.interval;
         let pause = self.chance.within(1..interval * 2);
         if self.now < self.scenario.heal {
-            self.push(self.now + pause, Event::Stranger);
+            self.push(self.now + pause, Event::Attacker);
         }
         let plan = *self.chance.pick(&self.scenario.plans);
         let (local, remote) = ends(&self.hosts, &plan);
@@ -757,14 +764,15 @@ impl World {
     }
 
     fn ending(&self, side: Side, plan: &Plan, local: SocketAddr, remote: SocketAddr) -> Option<Ending> {
-        let calls = &self.hosts[side as usize][plan.hosts[side as usize]].calls;
-        let mut calls = calls.iter().filter(|call| call.local == local && call.remote == remote);
+        let connections = &self.hosts[side as usize][plan.hosts[side as usize]].connections;
+        let mut connections =
+            connections.iter().filter(|connection| connection.local == local && connection.remote == remote);
         if side == plan.opener {
-            return calls.next_back().and_then(|call| call.ending);
+            return connections.next_back().and_then(|connection| connection.ending);
         }
         // A connection that finished stays finished, whatever a late SYN began at its end.
-        let finished = |call: &&host::Call| call.ending == Some(Ending::Finished);
-        calls.clone().find(finished).or_else(|| calls.next_back()).and_then(|call| call.ending)
+        let finished = |connection: &&host::Connection| connection.ending == Some(Ending::Finished);
+        connections.clone().find(finished).or_else(|| connections.next_back()).and_then(|connection| connection.ending)
     }
 
     /// How the connection ended; an error if it must not end so.
@@ -772,8 +780,9 @@ impl World {
         let (local, remote) = ends(&self.hosts, plan);
         let opener = self.ending(plan.opener, plan, local, remote);
         let opened = self.ending(plan.opener.other(), plan, remote, local);
-        let door = self.scenario.door(plan);
-        let wrong = |why: &str| Err(format!("{local} to {remote}: {why}: {opener:?}, {opened:?} ({plan:?}, {door:?})"));
+        let listener = self.scenario.listener(plan);
+        let wrong =
+            |why: &str| Err(format!("{local} to {remote}: {why}: {opener:?}, {opened:?} ({plan:?}, {listener:?})"));
         if opener == Some(Ending::Finished) && opened == Some(Ending::Finished) {
             return Ok(Outcome::Finished);
         }
@@ -783,22 +792,22 @@ impl World {
         if self.scenario.cramped {
             return Ok(Outcome::Other);
         }
-        match door {
+        match listener {
             _ if self.straddling.contains(&(local, remote)) && plan.at <= self.scenario.build.bridge_until => {
                 Ok(Outcome::Other)
             }
             _ if plan.is_tiny() && opener == Some(Ending::GaveUp) => Ok(Outcome::Other),
-            Door::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
-            Door::Closed => wrong("a closed port must refuse"),
-            Door::Unreachable(_) if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
-            Door::Unreachable(_) => wrong("nobody can have been reached"),
-            Door::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
-            Door::Silent => wrong("nobody can have answered"),
-            Door::Open(..) | Door::Late(..) if plan.aborts() => Ok(Outcome::Other),
-            Door::Late(..) if opener == Some(Ending::Reset) => Ok(Outcome::Other),
-            Door::Open(..) | Door::Late(..) if self.oracle.deadlocked(local, remote) => Ok(Outcome::Stalled),
-            Door::Open(..) => wrong("the connection must finish"),
-            Door::Late(..) => wrong("the connection must finish or be refused"),
+            Listener::Closed if opener == Some(Ending::Reset) => Ok(Outcome::Other),
+            Listener::Closed => wrong("a closed port must refuse"),
+            Listener::Unreachable(_) if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
+            Listener::Unreachable(_) => wrong("no host can have been reached"),
+            Listener::Silent if matches!(opener, Some(Ending::Reset | Ending::GaveUp)) => Ok(Outcome::Other),
+            Listener::Silent => wrong("no host can have answered"),
+            Listener::Open(..) | Listener::Late(..) if plan.aborts() => Ok(Outcome::Other),
+            Listener::Late(..) if opener == Some(Ending::Reset) => Ok(Outcome::Other),
+            Listener::Open(..) | Listener::Late(..) if self.oracle.deadlocked(local, remote) => Ok(Outcome::Stalled),
+            Listener::Open(..) => wrong("the connection must finish"),
+            Listener::Late(..) => wrong("the connection must finish or be refused"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a seed means: how the box is built, what the cables do, who talks to whom.
+//! What a seed means: how the box is built, what the cables do, who connects to whom.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ impl Plan {
         self.close.iter().any(|close| matches!(close, Close::Abort(_)))
     }
 
-    /// Whether the opener announces a smaller MSS than a cookie can express: it may find nobody at home.
+    /// Whether the opener announces a smaller MSS than a cookie can express: it may get no answer.
     pub fn is_tiny(&self) -> bool {
         self.opener == Side::Wan && self.dialect.mss == Announced::Below(64)
     }
@@ -71,14 +71,14 @@ impl Plan {
 
 /// What is behind a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
-    /// A server in this manner of speaking; after a restart, in that.
+pub enum Listener {
+    /// A server with this dialect; after a restart, with that one.
     Open(Dialect, Option<(u64, Dialect)>),
-    /// SYNs are swallowed until this time.
+    /// SYNs are dropped until this time.
     Late(u64, Dialect),
-    /// SYNs are swallowed for ever.
+    /// SYNs are dropped for ever.
     Silent,
-    /// Nobody listens.
+    /// No socket listens: the host answers with RST.
     Closed,
     /// A router answers in the host's place that it cannot be reached, with this code.
     Unreachable(u8),
@@ -93,19 +93,19 @@ pub struct Hop {
     pub quote: usize,
 }
 
-impl Door {
-    /// The manners of speaking of whoever answers.
+impl Listener {
+    /// The dialects of the servers that answer.
     fn dialects(&mut self) -> impl Iterator<Item = &mut Dialect> {
         let (first, second) = match self {
-            Door::Open(first, second) => (Some(first), second.as_mut().map(|(_, dialect)| dialect)),
-            Door::Late(_, first) => (Some(first), None),
-            Door::Silent | Door::Closed | Door::Unreachable(_) => (None, None),
+            Listener::Open(first, second) => (Some(first), second.as_mut().map(|(_, dialect)| dialect)),
+            Listener::Late(_, first) => (Some(first), None),
+            Listener::Silent | Listener::Closed | Listener::Unreachable(_) => (None, None),
         };
         first.into_iter().chain(second)
     }
 }
 
-/// What strangers throw at the box.
+/// What off-path attackers send to the box.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Noise {
     /// Mean interval between their frames in microseconds; none if zero.
@@ -127,15 +127,15 @@ pub struct Scenario {
     pub delays: [u64; 2],
     /// When the cables heal.
     pub heal: u64,
-    /// Doors of every host: `[side][host][port]`, ports from 80 on.
-    pub doors: [[Vec<Door>; HOSTS]; 2],
+    /// Listeners of every host: `[side][host][port]`, ports from 80 on.
+    pub listeners: [[Vec<Listener>; HOSTS]; 2],
     /// The routers of the LAN and the WAN.
     pub hops: [Option<Hop>; 2],
     /// MTU of every host.
     pub mtus: [[usize; HOSTS]; 2],
     /// The connections.
     pub plans: Vec<Plan>,
-    /// Strangers.
+    /// Off-path attackers.
     pub noise: Noise,
     /// Whether the tables hold fewer connections than there are.
     pub cramped: bool,
@@ -183,8 +183,8 @@ pub struct Cell {
     pub cache: bool,
 }
 
-/// The first port with a door.
-pub const FIRST_DOOR: u16 = 80;
+/// The first port with a [`Listener`].
+pub const FIRST_PORT: u16 = 80;
 
 impl Scenario {
     /// What this seed means.
@@ -212,7 +212,7 @@ impl Scenario {
         let mut faults = || if calm { Faults::default() } else { Faults::draw(&mut chance).without(off) };
         let faults = [[faults(), faults()], [faults(), faults()]];
         let delays = [chance.within(20..2000), chance.within(200..60_000)];
-        let mut doors = [(); 2].map(|()| [(); HOSTS].map(|()| draw_doors(&mut chance, start)));
+        let mut listeners = [(); 2].map(|()| [(); HOSTS].map(|()| draw_listeners(&mut chance, start)));
         let mtus =
             [(); 2].map(|()| [(); HOSTS].map(|()| *chance.pick(&[1500, 1500, 1500, 1400, 1280, 1492, 9000, 9000])));
         let hops = [(); 2].map(|()| {
@@ -224,7 +224,7 @@ impl Scenario {
         // With a handful of buffers every burst is cut short, and smoltcp has no congestion window to learn from it.
         let most = if build.frames < 64 { build.frames as u64 * 400 } else { u64::MAX };
         let mut plans: Vec<_> =
-            (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &doors, &build, most)).collect();
+            (0..count).map(|number| draw_plan(&mut chance, start, number as u16, &listeners, &build, most)).collect();
         if build.frames < 64 {
             // Nor do all pieces of a packet ever arrive, or all small segments of a burst.
             let coarse = |dialect: &mut Dialect| {
@@ -232,14 +232,14 @@ impl Scenario {
                 dialect.mss = Announced::Own;
             };
             plans.iter_mut().for_each(|plan: &mut Plan| coarse(&mut plan.dialect));
-            doors.iter_mut().flatten().flatten().flat_map(Door::dialects).for_each(coarse);
+            listeners.iter_mut().flatten().flatten().flat_map(Listener::dialects).for_each(coarse);
         }
-        // What runs while the engine takes over may be anybody's: strangers are believed then.
+        // What runs while the engine takes over may be any host's: the box accepts an attacker's segments then.
         let noise = Noise { interval: if !taken_over && chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
-        Self { seed, start, build, faults, delays, heal, doors, hops, mtus, plans, noise, cramped }
+        Self { seed, start, build, faults, delays, heal, listeners, hops, mtus, plans, noise, cramped }
     }
 
-    /// A world without faults for one cell of the matrix: a first connection teaches the box what the server is like, the
+    /// A world without faults for one cell of the matrix: in a first connection the box learns the server's options, the
     /// second, from port [`Scenario::JUDGED`] on, is the one to look at.
     pub fn quiet(cell: &Cell, bridge: bool) -> Self {
         let mut chance = Chance::new(1);
@@ -252,7 +252,7 @@ impl Scenario {
             shift: Some(shift),
             ..Dialect::plain()
         };
-        let server = Door::Open(dialect(&cell.server, 9), None);
+        let server = Listener::Open(dialect(&cell.server, 9), None);
         let mut build = draw_build(&mut chance, bridge, false);
         build.config = Config {
             table_buckets: 64,
@@ -267,7 +267,7 @@ impl Scenario {
             hosts: [0, 0],
             v6: cell.v6,
             from_port,
-            to_port: FIRST_DOOR,
+            to_port: FIRST_PORT,
             at,
             dialect: dialect(&cell.client, 6),
             up: 12_000,
@@ -288,7 +288,7 @@ impl Scenario {
             faults: [[Faults::default(); 2]; 2],
             delays: [100, 5000],
             heal: start,
-            doors: [(); 2].map(|()| [(); HOSTS].map(|()| vec![server])),
+            listeners: [(); 2].map(|()| [(); HOSTS].map(|()| vec![server])),
             hops: [None; 2],
             mtus: [[cell.mtu; HOSTS]; 2],
             plans: vec![plan(Self::JUDGED - 1, start), plan(Self::JUDGED, start + 2 * SECOND)],
@@ -300,10 +300,10 @@ impl Scenario {
     /// The client's port of the connection to look at in a world of the matrix.
     pub const JUDGED: u16 = 20_001;
 
-    /// What is behind the door of this plan.
-    pub fn door(&self, plan: &Plan) -> Door {
+    /// What is behind the port of this plan.
+    pub fn listener(&self, plan: &Plan) -> Listener {
         let side = plan.opener.other();
-        self.doors[side as usize][plan.hosts[side as usize]][usize::from(plan.to_port - FIRST_DOOR)]
+        self.listeners[side as usize][plan.hosts[side as usize]][usize::from(plan.to_port - FIRST_PORT)]
     }
 }
 
@@ -331,7 +331,7 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         table_buckets: if cramped { 1 } else { 64 },
         learn_capacity: *chance.pick(&[1, 64, 1024]),
         syn_cache_max: *chance.pick(&[0, 0, 1, 4, 256]),
-        // Nothing is running when a world begins, so whatever is passed to be adopted would be a stranger's.
+        // Nothing is running when a world begins, so whatever is passed to be adopted would be an attacker's.
         adopt_grace: Duration::ZERO,
         closed_memory: Duration::from_secs(*chance.pick(&[0, 1, 10])),
         handshake: if chance.one_in(1, 2) { Handshake::Early } else { Handshake::Honest },
@@ -371,21 +371,21 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
     }
 }
 
-fn draw_doors(chance: &mut Chance, start: u64) -> Vec<Door> {
+fn draw_listeners(chance: &mut Chance, start: u64) -> Vec<Listener> {
     (0..6)
         .map(|port| {
             let dialect = Dialect::draw(chance);
             match port {
-                2 => Door::Closed,
-                3 => Door::Silent,
-                4 => Door::Late(start + chance.within(SECOND / 10..12 * SECOND), dialect),
+                2 => Listener::Closed,
+                3 => Listener::Silent,
+                4 => Listener::Late(start + chance.within(SECOND / 10..12 * SECOND), dialect),
                 // Host and port unreachable, and forbidden: codes that IPv4 and IPv6 share or have beside each other.
-                5 => Door::Unreachable(*chance.pick(&[0, 1, 3])),
+                5 => Listener::Unreachable(*chance.pick(&[0, 1, 3])),
                 _ if chance.one_in(1, 3) => {
                     let restart = start + chance.within(SECOND..6 * SECOND);
-                    Door::Open(dialect, Some((restart, Dialect::draw(chance))))
+                    Listener::Open(dialect, Some((restart, Dialect::draw(chance))))
                 }
-                _ => Door::Open(dialect, None),
+                _ => Listener::Open(dialect, None),
             }
         })
         .collect()
@@ -395,16 +395,18 @@ fn draw_plan(
     chance: &mut Chance,
     start: u64,
     number: u16,
-    doors: &[[Vec<Door>; HOSTS]; 2],
+    listeners: &[[Vec<Listener>; HOSTS]; 2],
     build: &Build,
     most: u64,
 ) -> Plan {
     let opener = if chance.one_in(3, 4) { Side::Wan } else { Side::Lan };
     let hosts = [0, 1].map(|_| chance.within(0..HOSTS as u64) as usize);
-    let to_port = FIRST_DOOR + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..6) } as u16;
+    let to_port = FIRST_PORT + if chance.one_in(4, 5) { chance.within(0..2) } else { chance.within(2..6) } as u16;
     let served = opener.other() as usize;
-    let open =
-        matches!(doors[served][hosts[served]][usize::from(to_port - FIRST_DOOR)], Door::Open(..) | Door::Late(..));
+    let open = matches!(
+        listeners[served][hosts[served]][usize::from(to_port - FIRST_PORT)],
+        Listener::Open(..) | Listener::Late(..)
+    );
     let size = |chance: &mut Chance| match chance.within(0..8) {
         0 => 0,
         1 => 1,
@@ -420,7 +422,7 @@ fn draw_plan(
     // smoltcp repeats a lost segment whatever the window, and then waits for its timer when half of it was taken.
     let fits = |receiver: usize| if buffers[receiver].0 < 4096 { 5000 } else { u64::MAX };
     let (up, down) = (size(chance).min(most).min(fits(1)), size(chance).min(most).min(fits(0)));
-    // Who waits for whom: nobody, the server for the client's first byte or its last, the client for the server's.
+    // Who waits for whom: neither end, the server for the client's first byte or its last, the client for the server's.
     let speaks_after = match chance.within(0..5) {
         0 => [0, up.min(1)],
         1 => [0, up],

@@ -1,4 +1,4 @@
-//! What belongs to a connection without being a segment of it: ICMP errors, which must speak of numbers their receiver knows, and
+//! What belongs to a connection without being a segment of it: ICMP errors, which must quote numbers their receiver knows, and
 //! fragments, which must not become a way around the box.
 
 use std::net::IpAddr;
@@ -88,8 +88,8 @@ in_every_mode! {
     fn an_echo_in_a_quote_is_led_back_whatever_the_server_s_clock_shows(world, client, server) {
         for (port, clock) in (3000..).zip([1, 0x4000_0000, 0x8000_0000, 0xC000_0000]) {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = call(&world, &client, &server);
-            let answer = Terms::linux(world.mss()).on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, dialled.ts().unwrap().0));
+            let (offered, server_syn) = prove(&world, &client, &server);
+            let answer = Terms::linux(world.mss()).on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, server_syn.ts().unwrap().0));
             server.sends(answer);
             server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
             let update = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
@@ -103,14 +103,14 @@ in_every_mode! {
     }
 
     fn a_whole_quote_of_odd_length_keeps_its_checksum(world, client, server) {
-        let mut talk = Talk::new(&client, &server, unlike(&world, &client, &server));
+        let mut transfer = Transfer::new(&client, &server, unlike(&world, &client, &server));
         for len in 1..12 {
-            let j = talk.joined.clone();
-            let at = talk.server_sent;
+            let j = transfer.joined.clone();
+            let at = transfer.server_sent;
             let sent = server.frame(&data(j.s(at), j.c(0), len).window(4800).nop().nop().ts(SERVER_TS + 2, CLIENT_TS + 2));
             server.sends(sent.clone());
             let seen = client.gets(data(j.o(at), j.c(0), len).any_window().ts(j.ts_out(SERVER_TS + 2), CLIENT_TS + 2)).frame;
-            talk.server_sent += len as u32;
+            transfer.server_sent += len as u32;
             client.sends(about(&world, &client, Complaint::TooBig(1400), &seen, 9999));
             let got = server.gets(an_error(Complaint::TooBig(1400)));
             assert!(got.quoted_checksum_holds());
@@ -226,8 +226,8 @@ in_every_mode! {
 
     fn an_error_about_nothing_we_know_passes_by_default(world, client, server) {
         let j = unlike(&world, &client, &server);
-        let (stranger, _) = world.on_port(999);
-        let strange = about(&world, &client, Complaint::TooBig(600), &reversed(&stranger, 1, 2), 8);
+        let (other, _) = world.on_port(999);
+        let strange = about(&world, &client, Complaint::TooBig(600), &reversed(&other, 1, 2), 8);
         client.passes(strange);
         // Too little of TCP.
         client.passes(about(&world, &client, Complaint::TooBig(600), &reversed(&client, j.o(0), j.c(0)), 7));
@@ -287,13 +287,13 @@ in_every_mode! {
             Complaint::Parameter(1),
         ]) {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = call(&world, &client, &server);
+            let (offered, server_syn) = prove(&world, &client, &server);
             // Somebody guesses; and what a SYN cannot provoke is no answer to it.
             let forged = reversed(&server, CLIENT_ISN + 1, 0);
             server.sends_in_vain(about(&world, &server, complaint, &forged, 8), DropReason::IcmpNotInFlight);
-            server.sends_in_vain(about(&world, &server, Complaint::TooBig(600), &dialled.frame, 8), DropReason::IcmpUnmatched);
+            server.sends_in_vain(about(&world, &server, Complaint::TooBig(600), &server_syn.frame, 8), DropReason::IcmpUnmatched);
             world.has_flows(1, 0);
-            server.sends(about(&world, &server, complaint, &dialled.frame, 8));
+            server.sends(about(&world, &server, complaint, &server_syn.frame, 8));
             let told = client.gets(an_error(complaint));
             assert_eq!(told.seq(), CLIENT_ISN + 1, "a number the client has in flight");
             client.gets(rst(offered.seq + 1));
@@ -304,8 +304,8 @@ in_every_mode! {
     }
 
     fn a_whole_quoted_syn_keeps_its_checksum_too(world, client, server) {
-        let (_, dialled) = call(&world, &client, &server);
-        server.sends(about(&world, &server, Complaint::HostUnreachable, &dialled.frame, 9999));
+        let (_, server_syn) = prove(&world, &client, &server);
+        server.sends(about(&world, &server, Complaint::HostUnreachable, &server_syn.frame, 9999));
         assert!(client.gets(an_error(Complaint::HostUnreachable)).quoted_checksum_holds());
         world.discard();
     }
@@ -317,12 +317,12 @@ in_every_mode! {
         if world.mode().cache {
             client.sends_in_vain(error, DropReason::IcmpUnmatched);
         } else {
-            // Without a cache nobody remembers; the server has sent no such segment, and knows.
+            // Without a cache the box keeps no record; the server has sent no such segment, and ignores it.
             client.passes(error);
         }
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        // Nor does one about it while the server is called.
+        // Nor does one about it while the server has not answered the SYN.
         let error = about(&world, &client, Complaint::HostUnreachable, &offered.frame, 8);
         client.sends_in_vain(error, DropReason::IcmpUnmatched);
         world.has_flows(1, 0);
@@ -392,7 +392,7 @@ in_every_mode! {
         client.sends(data(j.c(1 << 30), j.o(0), 1380).nop().nop().ts(CLIENT_TS + 3, j.ts_out(SERVER_TS)));
         client.gets(ack(j.o(0), j.c(0)).any_window().any_options());
         assert_eq!(world.happened(Event::IcmpTooBig), 2);
-        // The next one is told the truth from the start.
+        // The next client is offered the true one from the start.
         let (client, server) = world.on_port(4000);
         let j = open(&client, &server, theirs, Terms { mss: Some(1200), ..theirs });
         assert_eq!(j.offered.mss(), Some(1200));
@@ -434,12 +434,12 @@ in_every_mode! {
 }
 
 /// A connection that waits for its server's answer: what the client was offered, and the SYN the server got.
-fn call(world: &World, client: &Host, server: &Host) -> (Got, Got) {
+fn prove(world: &World, client: &Host, server: &Host) -> (Got, Got) {
     client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
     let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
-    let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-    (offered, dialled)
+    let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+    (offered, server_syn)
 }
 
 /// A frame of ten bytes as `host`'s peer would have sent it to `host`, numbers as on `host`'s side.
@@ -470,11 +470,11 @@ fn data_held_for_an_unreachable_server_is_dropped_with_the_connection() {
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
         let proof = data(CLIENT_ISN + 1, offered.seq + 1, 100).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
         client.sends(proof);
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         assert_eq!(world.happened(Event::Held), 1);
-        // The call may have been repeated at once.
+        // The SYN may have been repeated at once.
         world.discard();
-        server.sends(about(&world, &server, Complaint::HostUnreachable, &dialled.frame, 8));
+        server.sends(about(&world, &server, Complaint::HostUnreachable, &server_syn.frame, 8));
         assert_eq!(client.gets(an_error(Complaint::HostUnreachable)).seq(), CLIENT_ISN + 1);
         client.gets(rst(offered.seq + 1));
         server.gets(rst(CLIENT_ISN + 1));
@@ -676,7 +676,7 @@ fn what_follows_a_fragment_that_did_not_pass_is_a_stray() {
         let (fresh, _) = world.on_port(3000);
         let echo = j.ts_out(SERVER_TS);
         let firsts = [
-            // A SYN, a wrong cookie, a reset, data far outside the window, and a client that calls over its own connection.
+            // A SYN, a wrong cookie, a reset, data far outside the window, and a client that sends a SYN over its own connection.
             (&fresh, Terms::linux(world.mss()).on(syn(1), (1, 0)).payload(999)),
             (&fresh, data(5, 6, 999)),
             (&client, rst(j.c(0)).payload(999)),

@@ -1,5 +1,5 @@
 //! Nothing that comes in a packet crashes, hangs or grows the engine: the faults by which its forerunner could be
-//! killed from afar (W1 to W11), malformed input of every kind, and sequences of frames nobody thought of.
+//! killed from afar (W1 to W11), malformed input of every kind, and random sequences of frames.
 
 use std::time::Duration;
 
@@ -141,7 +141,7 @@ in_every_mode! {
                 }
             }
         }
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn w5_sack_at_an_odd_offset_does_not_loop(world, client, server) {
@@ -201,7 +201,7 @@ in_every_mode! {
             // In the SYN of a client, and in the answer of its server.
             let (client, server) = world.on_port(1000 + u16::from(shift));
             let j = open(&client, &server, wild, wild);
-            assert_eq!(j.dialled.wscale(), Some(14));
+            assert_eq!(j.server_syn.wscale(), Some(14));
             // In the SYN-ACK that a host of the LAN gets from the WAN.
             let (client, server) = world.on_port(2000 + u16::from(shift));
             server.passes(wild.on(syn(100), (1, 0)));
@@ -216,12 +216,12 @@ in_every_mode! {
         for seq in [0, 1, u32::MAX, CLIENT_ISN] {
             client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
             client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
-            server.sends_unheard(rst(seq));
-            server.sends_unheard(rst_ack(seq, CLIENT_ISN + 1));
+            server.sends_in_vain_for_any_reason(rst(seq));
+            server.sends_in_vain_for_any_reason(rst_ack(seq, CLIENT_ISN + 1));
         }
         world.after_secs(10);
         let j = linux(&world, &client, &server);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
         world.after_secs(300);
         world.has_flows(0, 0);
         assert_eq!(world.population().syn_cached, 0);
@@ -305,7 +305,7 @@ in_every_mode! {
                 }
             }
         }
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn impossible_flags_are_dropped(world, client, server) {
@@ -319,10 +319,10 @@ in_every_mode! {
             }
             // The Christmas tree, and data without acknowledgement.
             for flags in [FIN | PSH | URG, FIN, PSH, URG] {
-                host.sends_unheard(segment(flags, seq, acked).payload(10));
+                host.sends_in_vain_for_any_reason(segment(flags, seq, acked).payload(10));
             }
         }
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn sources_no_host_can_have_are_dropped(world, client, server) {
@@ -333,7 +333,7 @@ in_every_mode! {
         // What is no SYN is dropped for one reason or another.
         for seg in [ack(1, 2), rst(1), fin(1, 2), syn_ack(1, 2)] {
             for frame in impossible_sources(&world, &client, seg) {
-                client.sends_unheard(frame);
+                client.sends_in_vain_for_any_reason(frame);
             }
         }
     }
@@ -344,7 +344,7 @@ in_every_mode! {
             for frame in impossible_sources(&world, &server, seg) {
                 server.sends(frame);
                 if !world.discard().is_empty() || world.population().passthrough > 0 {
-                    world.fail("a segment from an address nobody can have was passed on");
+                    world.fail("a segment from an address no host can have was passed on");
                 }
             }
         }
@@ -419,11 +419,11 @@ in_every_mode! {
             client.gets(nothing());
         }
         world.has_flows(1, 0);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 }
 
-/// The frame of `seg` from the destination itself, from a group, from everybody and from nobody.
+/// The frame of `seg` from the destination itself, from a group, from the broadcast address and from the unspecified one.
 fn impossible_sources(world: &World, host: &Host, seg: Seg) -> Vec<Vec<u8>> {
     let at = ip_at(world);
     let v4 = world.mode().family == Family::V4;
@@ -449,7 +449,7 @@ fn impossible_sources(world: &World, host: &Host, seg: Seg) -> Vec<Vec<u8>> {
         .collect()
 }
 
-// ---- sequences nobody thought of ----
+// ---- random sequences ----
 
 /// A number a sender may choose: near something that means something in this connection, or anywhere.
 #[derive(Clone, Copy, Debug)]
@@ -577,7 +577,7 @@ fn act() -> impl Strategy<Value = Act> {
 struct Seen {
     cookie: u32,
     stamp: Option<u32>,
-    dialled: Option<u32>,
+    server_syn: Option<u32>,
 }
 
 fn live_through(mode: Mode, acts: Vec<Act>) {
@@ -605,7 +605,7 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
             let Some(seen) = port.checked_sub(1000).and_then(|i| seen.get_mut(usize::from(i))) else { continue };
             match (side, got.flags & (SYN | ACK | RST)) {
                 (Side::Wan, f) if f == SYN | ACK => (seen.cookie, seen.stamp) = (got.seq, got.ts().map(|t| t.0)),
-                (Side::Lan, SYN) => seen.dialled = Some(got.seq),
+                (Side::Lan, SYN) => seen.server_syn = Some(got.seq),
                 _ => (),
             }
         }
@@ -658,7 +658,7 @@ fn live_through(mode: Mode, acts: Vec<Act>) {
             }
             Act::Answer(port) => {
                 let (_, server) = world.on_port(1000 + port);
-                if let Some(seq) = seen[usize::from(port)].dialled {
+                if let Some(seq) = seen[usize::from(port)].server_syn {
                     let answer = Terms::linux(mode.mss()).on(syn_ack(SERVER_ISN, seq.wrapping_add(1)), (SERVER_TS, 1));
                     let _ = world.inject(Side::Lan, &server.frame(&answer));
                     meta(&mut seen, true);

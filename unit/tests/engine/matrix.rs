@@ -1,4 +1,4 @@
-//! The differential matrix in full: every combination of what the two ends speak, on every kind of network, with the
+//! The differential matrix in full: every combination of the two ends' options, on every kind of network, with the
 //! box proxying, by cookies alone and from the SYN cache, and with a bridge in its place; what the hosts saw must be the
 //! same, but for a short list.
 //!

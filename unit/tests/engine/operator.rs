@@ -1,4 +1,4 @@
-//! What the operator does to the engine while it runs, as traces: he says of servers what their clients are told, drains the box, and changes
+//! What the operator does to the engine while it runs, as traces: states what servers take, drains the box, and changes
 //! the secret. Nobody who has been answered notices.
 
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ fn commanded(world: &World) -> (World, Host, Host) {
     world.mode().world_with(|config| (config.mss, config.sack, config.wscale) = [Source::Commanded; 3].into())
 }
 
-/// The operator says this of the server, and nothing of any other.
+/// The operator states this of the server, and nothing of any other.
 fn command(world: &World, server: &Host, port: u16, (mss, sack, scale): (u16, bool, u8)) {
     let backend =
         ServerEntry { address: words(server.ends().src), port, mss, sack, scale: WindowScale::clamped(scale) };
@@ -32,14 +32,14 @@ fn words(address: IpAddr) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (address.to_bits() >> shift) as u32)
 }
 
-/// What a client was told.
+/// What a client was offered.
 fn told(offered: &Got) -> (Option<u16>, bool, Option<u8>) {
     (offered.mss(), offered.sack_ok(), offered.wscale())
 }
 
-/// Both ends say something, and the other hears it.
+/// Both ends send data, and the other gets it.
 fn is_joined(client: &Host, server: &Host, joined: &Joined) {
-    let stamps = |value, echo| joined.dialled.ts().map(|_| (value, echo));
+    let stamps = |value, echo| joined.server_syn.ts().map(|_| (value, echo));
     client.sends(ack(joined.c(0), joined.o(0)).maybe_ts(stamps(CLIENT_TS + 1, joined.ts_out(SERVER_TS))));
     server.gets(ack(joined.c(0), joined.s(0)).any_window().any_options());
     server.sends(data(joined.s(0), joined.c(0), 100).maybe_ts(stamps(SERVER_TS, CLIENT_TS + 1)));
@@ -52,14 +52,14 @@ in_every_mode! {
         let (world, client, server) = commanded(&world);
         let terms = Terms::linux(world.mss());
         let joined = open(&client, &server, terms, terms);
-        assert_eq!(told(&joined.offered), (Some(world.mss()), true, Some(7)), "nothing is said: own_*");
+        assert_eq!(told(&joined.offered), (Some(world.mss()), true, Some(7)), "nothing is stated: own_*");
         let port = server.ends().sport;
         for (n, (entry, said)) in [(0, (1000, false, 3)), (port, (1100, true, 11)), (port + 1, (1, false, 0))].into_iter().enumerate() {
             command(&world, &server, entry, said);
             let (client, server) = world.on_port(10 + n as u16);
             let joined = open(&client, &server, terms, terms);
             let (mss, sack, scale) = if entry > port { (world.mss(), true, 7) } else { said };
-            assert_eq!(told(&joined.offered), (Some(mss), sack, Some(scale)), "said of port {entry}");
+            assert_eq!(told(&joined.offered), (Some(mss), sack, Some(scale)), "stated of port {entry}");
             // Whatever the server has answered besides: the connection works.
             is_joined(&client, &server, &joined);
         }
@@ -84,13 +84,13 @@ in_every_mode! {
         command(&world, &server, 0, (600, false, 0));
         let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        assert!(dialled.sack_ok() && dialled.wscale().is_some(), "the server is asked for what the client was told");
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert!(server_syn.sack_ok() && server_syn.wscale().is_some(), "the server's SYN has what the client was offered");
         command(&world, &server, 0, (700, true, 14));
-        let joined = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let joined = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         is_joined(&client, &server, &joined);
-        // A window of the server's comes in the scale the client was told: 4096 << 2 is 32 << 9.
-        let stamps = |value, echo| joined.dialled.ts().map(|_| (value, echo));
+        // A window of the server's comes in the scale announced to the client: 4096 << 2 is 32 << 9.
+        let stamps = |value, echo| joined.server_syn.ts().map(|_| (value, echo));
         server.sends(ack(joined.s(100), joined.c(0)).window(4096).maybe_ts(stamps(SERVER_TS + 9, CLIENT_TS + 1)));
         let seen = client.gets(ack(joined.o(100), joined.c(0)).any_window().any_options());
         assert_eq!(seen.window, 32);
@@ -98,7 +98,7 @@ in_every_mode! {
 
     fn a_drained_box_passes_new_connections_and_keeps_its_own(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let mut old = Talk::new(&client, &server, open(&client, &server, terms, terms));
+        let mut old = Transfer::new(&client, &server, open(&client, &server, terms, terms));
         old.client(ACK | PSH, 100);
         old.server(ACK | PSH, 100);
         // One more is answered, and has not proved itself yet.
@@ -121,13 +121,13 @@ in_every_mode! {
         assert_eq!(again.seq, offered.seq);
         let echo = again.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         late.sends(ack(CLIENT_ISN + 1, again.seq + 1).maybe_ts(echo));
-        let dialled = late_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let joined = answer(&late, &late_server, terms, CLIENT_ISN, SERVER_ISN, again, dialled);
-        Talk::new(&late, &late_server, joined).closes_from_the_client();
+        let server_syn = late_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let joined = answer(&late, &late_server, terms, CLIENT_ISN, SERVER_ISN, again, server_syn);
+        Transfer::new(&late, &late_server, joined).closes_from_the_client();
         old.client(ACK | PSH, 100);
         old.server(ACK | PSH, 100);
 
-        // A call over a living connection is challenged as ever.
+        // A SYN over a live connection is challenged as ever.
         client.sends(terms.on(syn(77), (CLIENT_TS, 0)));
         client.gets(segment(ACK, ANY, ANY).any_window().any_options());
         server.gets(nothing());
@@ -152,7 +152,7 @@ in_every_mode! {
             let now = begins.since(world.now());
             world.after(now.saturating_sub(lead));
             let (client, server) = world.on_port(30 + n as u16);
-            // Servers that were dialled before have not answered, and are dialled again.
+            // Servers that have a SYN of the box have not answered, and get it again.
             world.discard();
             client.sends(terms.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
             let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
@@ -181,10 +181,10 @@ fn a_larger_mss_once_announced_is_remembered_when_the_operator_states_less() {
         command(&world, &server, 0, (536, true, 7));
         let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let joined = answer(&client, &server, Terms::linux(600), CLIENT_ISN, SERVER_ISN, offered, dialled);
-        let stamps = joined.dialled.ts().map(|_| (CLIENT_TS + 2, joined.ts_out(SERVER_TS)));
-        // A segment as long as was told is longer than the server takes: it passes, and the client hears of it.
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let joined = answer(&client, &server, Terms::linux(600), CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        let stamps = joined.server_syn.ts().map(|_| (CLIENT_TS + 2, joined.ts_out(SERVER_TS)));
+        // A segment of the announced MSS is longer than the server takes: it passes, and the client gets an ICMP error.
         client.sends(data(joined.c(0), joined.o(0), 1300).maybe_ts(stamps));
         assert_eq!(world.happened(Event::IcmpTooBig), 1, "{mode}");
         world.discard();

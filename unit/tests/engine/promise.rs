@@ -1,4 +1,4 @@
-//! A proxied connection is like a direct one: when the server hears of the handshake's end, what a client may send
+//! A proxied connection is like a direct one: when the server gets the handshake's last ACK, what a client may send
 //! before, what is learned of servers and promised in their name, which ports are closed, what is passed and adopted,
 //! and who may take whose place.
 
@@ -14,33 +14,33 @@ fn echoed(offered: &Got) -> Option<(u32, u32)> {
     offered.ts().map(|(value, _)| (CLIENT_TS + 1, value))
 }
 
-/// A client calls and is answered.
+/// A client sends a SYN and gets the SYN-ACK.
 #[track_caller]
-fn call(client: &Host, theirs: Terms, isn: u32) -> Got {
+fn connect(client: &Host, theirs: Terms, isn: u32) -> Got {
     client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
     client.gets(syn_ack(ANY, isn.wrapping_add(1)).any_window().any_options())
 }
 
-/// A client calls, is answered, and proves itself so many milliseconds later: the SYN-ACK, and the SYN to the server.
+/// A client sends a SYN, gets the SYN-ACK, and proves itself so many milliseconds later: the SYN-ACK, and the SYN to the server.
 #[track_caller]
-fn dial_from(world: &World, client: &Host, server: &Host, theirs: Terms, distance: u64) -> (Got, Got) {
-    let offered = call(client, theirs, CLIENT_ISN);
+fn prove_from(world: &World, client: &Host, server: &Host, theirs: Terms, distance: u64) -> (Got, Got) {
+    let offered = connect(client, theirs, CLIENT_ISN);
     world.after_ms(distance);
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
     client.gets(nothing());
-    let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-    (offered, dialled)
+    let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+    (offered, server_syn)
 }
 
 /// A server's SYN-ACK for this SYN: of its options those it was asked for.
-fn answer_to(dialled: &Got, ours: Terms) -> Seg {
+fn answer_to(server_syn: &Got, ours: Terms) -> Seg {
     let agreed = Terms {
-        wscale: ours.wscale.filter(|_| dialled.wscale().is_some()),
-        sack: ours.sack && dialled.sack_ok(),
-        ts: ours.ts && dialled.ts().is_some(),
+        wscale: ours.wscale.filter(|_| server_syn.wscale().is_some()),
+        sack: ours.sack && server_syn.sack_ok(),
+        ts: ours.ts && server_syn.ts().is_some(),
         ..ours
     };
-    agreed.on(syn_ack(SERVER_ISN, dialled.seq + 1), (SERVER_TS, dialled.ts().map_or(0, |(value, _)| value)))
+    agreed.on(syn_ack(SERVER_ISN, server_syn.seq + 1), (SERVER_TS, server_syn.ts().map_or(0, |(value, _)| value)))
 }
 
 /// How many milliseconds pass until something comes out at a host; `None` if nothing does for so long.
@@ -70,18 +70,18 @@ fn last_acknowledgement(server: &Host) -> Got {
 /// The client of a connection acknowledges, so that nothing need be repeated to it.
 #[track_caller]
 fn shows_itself(client: &Host, server: &Host, j: &Joined) {
-    let stamps = |echo| j.dialled.ts().map(|_| (CLIENT_TS + 1, echo));
+    let stamps = |echo| j.server_syn.ts().map(|_| (CLIENT_TS + 1, echo));
     client.sends(ack(j.c(0), j.o(0)).maybe_ts(stamps(j.ts_out(SERVER_TS))));
     server.gets(ack(j.c(0), j.s(0)).any_options());
 }
 
 /// A connection two Linux hosts have opened.
-fn linux(world: &World, client: &Host, server: &Host) -> Talk {
+fn linux(world: &World, client: &Host, server: &Host) -> Transfer {
     let terms = Terms::linux(world.mss());
-    Talk::new(client, server, open(client, server, terms, terms))
+    Transfer::new(client, server, open(client, server, terms, terms))
 }
 
-// ---- honest: the server hears of the handshake's end when the client could have told it ----
+// ---- honest: the server gets the handshake's last ACK when the client's own could have come ----
 
 in_every_mode! {
     fn a_server_is_acknowledged_when_its_clients_distance_has_passed(world, client, server) {
@@ -93,8 +93,8 @@ in_every_mode! {
                     continue;
                 }
                 let (client, server) = world.on_port(100 + 10 * n as u16 + m as u16);
-                let (offered, dialled) = dial_from(&world, &client, &server, theirs, distance);
-                server.sends(answer_to(&dialled, Terms::linux(mss)));
+                let (offered, server_syn) = prove_from(&world, &client, &server, theirs, distance);
+                server.sends(answer_to(&server_syn, Terms::linux(mss)));
                 update(&client, &offered);
                 client.gets(nothing());
                 let waited = waits(&world, &server, 2000).expect("the server is acknowledged");
@@ -110,8 +110,8 @@ in_every_mode! {
     }
 
     fn the_box_does_not_wait_for_a_nearby_client(world, client, server) {
-        let (offered, dialled) = dial_from(&world, &client, &server, Terms::linux(world.mss()), 0);
-        server.sends(answer_to(&dialled, Terms::linux(world.mss())));
+        let (offered, server_syn) = prove_from(&world, &client, &server, Terms::linux(world.mss()), 0);
+        server.sends(answer_to(&server_syn, Terms::linux(world.mss())));
         last_acknowledgement(&server);
         update(&client, &offered);
         assert_eq!(world.happened(Event::AckWithheld), 0);
@@ -120,15 +120,15 @@ in_every_mode! {
     fn a_client_of_unknown_distance_is_probed(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();
-        // A cookie alone tells no time, and what took most of a second was no journey.
+        // A cookie alone has no time, and most of a second is no round trip.
         for (port, theirs, distance, known) in [
             (1, Terms::windows(mss), 50, world.mode().cache),
             (2, Terms::linux(mss), 900, false),
             (3, Terms::windows(mss), 900, false),
         ] {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = dial_from(&world, &client, &server, theirs, distance);
-            server.sends(answer_to(&dialled, Terms::linux(mss)));
+            let (offered, server_syn) = prove_from(&world, &client, &server, theirs, distance);
+            server.sends(answer_to(&server_syn, Terms::linux(mss)));
             let told = update(&client, &offered);
             if known {
                 client.gets(nothing());
@@ -155,8 +155,8 @@ in_every_mode! {
         for distance in (0..2000).step_by(150) {
             for (m, theirs) in [Terms::linux(mss), Terms::windows(mss)].into_iter().enumerate() {
                 let (client, server) = world.on_port(100 + distance as u16 + m as u16);
-                let (offered, dialled) = dial_from(&world, &client, &server, theirs, distance);
-                server.sends(answer_to(&dialled, Terms::linux(mss)));
+                let (offered, server_syn) = prove_from(&world, &client, &server, theirs, distance);
+                server.sends(answer_to(&server_syn, Terms::linux(mss)));
                 update(&client, &offered);
                 if client.has_more() {
                     client.gets(ack(offered.seq, CLIENT_ISN + 1).any_window().any_options());
@@ -179,8 +179,8 @@ in_every_mode! {
         for (port, (flags, at, len)) in (1..).zip(kinds) {
             let first = |peer| segment(ACK | flags, CLIENT_ISN + 1 + at, peer).payload(len);
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = dial_from(&world, &client, &server, terms, 200);
-            server.sends(answer_to(&dialled, terms));
+            let (offered, server_syn) = prove_from(&world, &client, &server, terms, 200);
+            server.sends(answer_to(&server_syn, terms));
             update(&client, &offered);
             client.gets(nothing());
             world.after_ms(50);
@@ -194,8 +194,8 @@ in_every_mode! {
 
     fn a_lost_acknowledgement_is_given_again_for_each_syn_ack_the_server_repeats(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 100);
-        let answer = answer_to(&dialled, terms);
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 100);
+        let answer = answer_to(&server_syn, terms);
         server.sends(answer.clone());
         update(&client, &offered);
         assert!(waits(&world, &server, 150).is_some());
@@ -214,15 +214,15 @@ in_every_mode! {
 
     fn a_syn_ack_repeated_too_soon_is_acknowledged_at_once_and_only_once(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 500);
-        let answer = answer_to(&dialled, terms);
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 500);
+        let answer = answer_to(&server_syn, terms);
         server.sends(answer.clone());
         update(&client, &offered);
         world.after_ms(200);
         server.sends(answer);
         last_acknowledgement(&server);
         client.gets(nothing());
-        // The client has not been heard of, so it may be told again; the server is not.
+        // The client has sent nothing, so it may get the update again; the server gets nothing.
         assert_eq!(waits(&world, &server, 0), None);
         world.tick(Duration::from_millis(600));
         server.gets(nothing());
@@ -236,9 +236,9 @@ in_every_mode! {
         let terms = Terms::linux(world.mss());
         for (port, distance) in [(1, 100), (2, 900)] {
             let (client_, server_) = world.on_port(port);
-            let (offered, dialled) = dial_from(&world, &client_, &server_, terms, distance);
+            let (offered, server_syn) = prove_from(&world, &client_, &server_, terms, distance);
             world.spare_frames(0);
-            let answer = answer_to(&dialled, terms);
+            let answer = answer_to(&server_syn, terms);
             server_.sends(answer.clone());
             update(&client_, &offered);
             world.after_ms(999);
@@ -255,21 +255,21 @@ in_every_mode! {
 
     fn a_client_that_resets_before_the_acknowledgement_ends_it(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 300);
-        server.sends(answer_to(&dialled, terms));
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 300);
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         world.after_ms(100);
         client.sends(rst(CLIENT_ISN + 1));
         server.gets(rst(CLIENT_ISN + 1));
-        // Neither end hears more of it.
+        // Neither end gets any more.
         world.after_secs(60);
         world.has_flows(0, 0);
     }
 
     fn a_client_that_sends_fin_before_the_acknowledgement_closes_as_any_other(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 300);
-        server.sends(answer_to(&dialled, terms));
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 300);
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         client.sends(fin(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
         server.gets(fin(CLIENT_ISN + 1, SERVER_ISN + 1).maybe_ts(Some((CLIENT_TS + 1, SERVER_TS))));
@@ -285,8 +285,8 @@ in_every_mode! {
     fn a_server_may_send_before_it_is_acknowledged(world, client, server) {
         // With TCP_DEFER_ACCEPT or Fast Open a server's data may be under way already.
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 300);
-        server.sends(answer_to(&dialled, terms));
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 300);
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         server.sends(data(SERVER_ISN + 1, CLIENT_ISN + 1, 400).maybe_ts(Some((SERVER_TS + 1, CLIENT_TS + 1))));
         let banner = client.gets(data(offered.seq + 1, CLIENT_ISN + 1, 400).any_options());
@@ -308,11 +308,11 @@ fn early(world: &World) -> (World, Host, Host) {
 #[track_caller]
 fn acquaint(world: &World, ours: Terms) {
     let (client, server) = world.on_port(7);
-    let offered = call(&client, Terms::linux(world.mss()), CLIENT_ISN);
+    let offered = connect(&client, Terms::linux(world.mss()), CLIENT_ISN);
     assert_eq!(offered.window, 0, "of a server nothing is known of nothing is promised");
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-    let dialled = called_twice(&server, CLIENT_ISN);
-    server.sends(answer_to(&dialled, ours));
+    let server_syn = gets_two_syns(&server, CLIENT_ISN);
+    server.sends(answer_to(&server_syn, ours));
     update(&client, &offered);
     last_acknowledgement(&server);
     client.sends(rst(CLIENT_ISN + 1));
@@ -322,22 +322,22 @@ fn acquaint(world: &World, ours: Terms) {
     world.has_flows(0, 0);
 }
 
-/// A server whose clients do not wait is called twice, in the same words.
+/// A server with early handshakes gets two SYNs, which are the same.
 #[track_caller]
-fn called_twice(server: &Host, isn: u32) -> Got {
+fn gets_two_syns(server: &Host, isn: u32) -> Got {
     let [first, second] = [(); 2].map(|()| server.gets(segment(SYN, isn, 0).any_window().any_options()));
     assert_eq!((first.ack, first.window, &first.options), (second.ack, second.window, &second.options));
     second
 }
 
-/// A client of a known server calls, and proves itself by data: so many bytes.
+/// A client of a known server connects, and proves itself by so many bytes of data.
 #[track_caller]
-fn calls_with_data(client: &Host, server: &Host, theirs: Terms, len: usize) -> (Got, Got) {
-    let offered = call(client, theirs, CLIENT_ISN);
+fn connects_with_data(client: &Host, server: &Host, theirs: Terms, len: usize) -> (Got, Got) {
+    let offered = connect(client, theirs, CLIENT_ISN);
     client.sends(data(CLIENT_ISN + 1, offered.seq + 1, len).maybe_ts(echoed(&offered)));
     client.gets(nothing());
-    let dialled = called_twice(server, CLIENT_ISN);
-    (offered, dialled)
+    let server_syn = gets_two_syns(server, CLIENT_ISN);
+    (offered, server_syn)
 }
 
 /// `len` bytes of the client's stream from `at` on, as it sends them behind a SYN-ACK.
@@ -346,8 +346,8 @@ fn theirs_at(offered: &Got, at: u32, len: usize) -> Seg {
 }
 
 /// The same as the server must get it, which has stamped its SYN-ACK if that is so.
-fn ours_at(dialled: &Got, at: u32, len: usize) -> Seg {
-    data(CLIENT_ISN + 1 + at, SERVER_ISN + 1, len).maybe_ts(dialled.ts().map(|_| (CLIENT_TS + 1, SERVER_TS)))
+fn ours_at(server_syn: &Got, at: u32, len: usize) -> Seg {
+    data(CLIENT_ISN + 1 + at, SERVER_ISN + 1, len).maybe_ts(server_syn.ts().map(|_| (CLIENT_TS + 1, SERVER_TS)))
 }
 
 in_every_mode! {
@@ -373,8 +373,8 @@ in_every_mode! {
         let (world, client, _) = early(&world);
         acquaint(&world, Terms::linux(world.mss()));
         let elsewhere = world.host(Side::Wan, FlowKey { dport: SERVER_PORT + 1, ..client.ends() });
-        assert_eq!(call(&elsewhere, Terms::linux(world.mss()), CLIENT_ISN).window, 0);
-        assert_eq!(call(&client, Terms::linux(world.mss()), CLIENT_ISN).window, 16_384);
+        assert_eq!(connect(&elsewhere, Terms::linux(world.mss()), CLIENT_ISN).window, 0);
+        assert_eq!(connect(&client, Terms::linux(world.mss()), CLIENT_ISN).window, 16_384);
     }
 
     fn each_destination_has_its_own_handshake(world, client, server) {
@@ -392,16 +392,16 @@ in_every_mode! {
             let (world, client, server) = world.mode().world_with(|config| config.destinations = rules);
             let terms = Terms::linux(world.mss());
             let (first, first_server) = world.on_port(7);
-            let offered = call(&first, terms, CLIENT_ISN);
+            let offered = connect(&first, terms, CLIENT_ISN);
             first.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-            let dialled = first_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+            let server_syn = first_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
             if is_early {
                 first_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
             }
-            first_server.sends(answer_to(&dialled, terms));
+            first_server.sends(answer_to(&server_syn, terms));
             update(&first, &offered);
             last_acknowledgement(&first_server);
-            assert_eq!(call(&client, terms, CLIENT_ISN).window, if is_early { 16_384 } else { 0 });
+            assert_eq!(connect(&client, terms, CLIENT_ISN).window, if is_early { 16_384 } else { 0 });
             server.gets(nothing());
         }
     }
@@ -413,7 +413,7 @@ in_every_mode! {
         acquaint(&world, Terms::linux(mss));
         for (port, theirs) in [(1, Terms::linux(mss)), (2, Terms::windows(mss))] {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = calls_with_data(&client, &server, theirs, 100);
+            let (offered, server_syn) = connects_with_data(&client, &server, theirs, 100);
             for (at, len) in [(100, 1000), (1100, 1), (1101, 700)] {
                 client.sends(theirs_at(&offered, at, len));
                 // Again, as its timer may have it.
@@ -421,20 +421,20 @@ in_every_mode! {
             }
             client.sends_in_vain(theirs_at(&offered, 0, 100), DropReason::NotHeld);
             world.after_ms(5);
-            server.sends(answer_to(&dialled, Terms::linux(mss)));
+            server.sends(answer_to(&server_syn, Terms::linux(mss)));
             update(&client, &offered);
             last_acknowledgement(&server);
             client.gets(nothing());
             for (at, len) in [(0, 100), (100, 1000), (1100, 1), (1101, 700)] {
-                let got = server.gets(ours_at(&dialled, at, len).any_window());
+                let got = server.gets(ours_at(&server_syn, at, len).any_window());
                 assert_eq!(got.ttl, CLIENT_TTL);
             }
             server.gets(nothing());
-            // The second call wakes nobody.
-            server.sends(answer_to(&dialled, Terms::linux(mss)));
+            // The second SYN opens no further connection.
+            server.sends(answer_to(&server_syn, Terms::linux(mss)));
             server.gets(ack(CLIENT_ISN + 1802, SERVER_ISN + 1).any_window().any_options());
             client.gets(nothing());
-            let stamps = dialled.ts().map(|_| (SERVER_TS + 3, CLIENT_TS + 1));
+            let stamps = server_syn.ts().map(|_| (SERVER_TS + 3, CLIENT_TS + 1));
             server.sends(data(SERVER_ISN + 1, CLIENT_ISN + 1802, 50).maybe_ts(stamps));
             client.gets(data(offered.seq + 1, CLIENT_ISN + 1802, 50).any_options().any_window());
         }
@@ -446,15 +446,15 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let offered = call(&client, terms, CLIENT_ISN);
+        let offered = connect(&client, terms, CLIENT_ISN);
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-        let dialled = called_twice(&server, CLIENT_ISN);
+        let server_syn = gets_two_syns(&server, CLIENT_ISN);
         // Out of order, the last with FIN.
         client.sends(theirs_at(&offered, 300, 200).flags(FIN));
         client.sends(theirs_at(&offered, 0, 300));
         server.gets(nothing());
         client.gets(nothing());
-        server.sends(answer_to(&dialled, terms));
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         last_acknowledgement(&server);
         let mut got = [server.gets(anything()), server.gets(anything())];
@@ -482,7 +482,7 @@ in_every_mode! {
         });
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 600);
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 600);
         client.sends_in_vain(theirs_at(&offered, 600, 401), DropReason::NotHeld);
         client.sends_in_vain(theirs_at(&offered, 2000, 1), DropReason::NotHeld);
         client.sends_in_vain(theirs_at(&offered, u32::MAX, 1), DropReason::NotHeld);
@@ -490,14 +490,14 @@ in_every_mode! {
         // One that ends at the edge is; its FIN counts one more.
         client.sends_in_vain(theirs_at(&offered, 600, 400).flags(FIN), DropReason::NotHeld);
         client.sends(theirs_at(&offered, 600, 400));
-        server.sends(answer_to(&dialled, terms));
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         last_acknowledgement(&server);
-        server.gets(ours_at(&dialled, 0, 600));
-        server.gets(ours_at(&dialled, 600, 400));
+        server.gets(ours_at(&server_syn, 0, 600));
+        server.gets(ours_at(&server_syn, 600, 400));
         // What was dropped the client sends again.
         client.sends(theirs_at(&offered, 1000, 1));
-        server.gets(ours_at(&dialled, 1000, 1));
+        server.gets(ours_at(&server_syn, 1000, 1));
     }
 
     fn what_the_servers_window_does_not_take_stays_held_until_it_opens(world, client, server) {
@@ -505,21 +505,21 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 1000);
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 1000);
         client.sends(theirs_at(&offered, 1000, 1000));
         client.sends(theirs_at(&offered, 2000, 1000));
         // It was promised 16384 bytes; the server grants half of what it has sent.
-        server.sends(answer_to(&dialled, Terms { window: 1999, ..terms }));
+        server.sends(answer_to(&server_syn, Terms { window: 1999, ..terms }));
         update(&client, &offered);
         last_acknowledgement(&server);
-        server.gets(ours_at(&dialled, 0, 1000));
+        server.gets(ours_at(&server_syn, 0, 1000));
         server.gets(nothing());
         world.after_ms(500);
         // 8 << 7 bytes from 1000 on are 2024.
         let stamps = Some((SERVER_TS + 1, CLIENT_TS + 1));
         server.sends(ack(SERVER_ISN + 1, CLIENT_ISN + 1001).window(8).maybe_ts(stamps));
         client.gets(ack(offered.seq + 1, CLIENT_ISN + 1001).window(8).any_options());
-        server.gets(ours_at(&dialled, 1000, 1000));
+        server.gets(ours_at(&server_syn, 1000, 1000));
         server.gets(nothing());
         world.after_ms(500);
         server.sends(ack(SERVER_ISN + 1, CLIENT_ISN + 2001).window(0).maybe_ts(stamps));
@@ -528,7 +528,7 @@ in_every_mode! {
         world.after_ms(500);
         server.sends(ack(SERVER_ISN + 1, CLIENT_ISN + 2001).window(8).maybe_ts(stamps));
         client.gets(ack(offered.seq + 1, CLIENT_ISN + 2001).window(8).any_options());
-        server.gets(ours_at(&dialled, 2000, 1000));
+        server.gets(ours_at(&server_syn, 2000, 1000));
         server.gets(nothing());
         assert_eq!((world.happened(Event::Held), world.happened(Event::Released)), (3, 3));
     }
@@ -538,8 +538,8 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 100);
-        server.sends(answer_to(&dialled, Terms { window: 0, ..terms }));
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 100);
+        server.sends(answer_to(&server_syn, Terms { window: 0, ..terms }));
         let told = update(&client, &offered);
         assert_eq!(told.window, 0);
         last_acknowledgement(&server);
@@ -547,7 +547,7 @@ in_every_mode! {
         // The client's timer fires: its data is now a probe that the server, not the box, answers.
         server.sends(ack(SERVER_ISN + 1, CLIENT_ISN + 1).window(100).maybe_ts(Some((SERVER_TS + 1, CLIENT_TS + 1))));
         client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).window(100).any_options());
-        server.gets(ours_at(&dialled, 0, 100));
+        server.gets(ours_at(&server_syn, 0, 100));
     }
 
     fn a_server_that_refuses_after_data_was_taken_resets_its_client(world, client, server) {
@@ -555,7 +555,7 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, _) = calls_with_data(&client, &server, terms, 100);
+        let (offered, _) = connects_with_data(&client, &server, terms, 100);
         client.sends(theirs_at(&offered, 100, 100));
         let dropped = world.dropped(DropReason::NotHeld);
         server.sends(rst_ack(0, CLIENT_ISN + 1));
@@ -565,11 +565,11 @@ in_every_mode! {
         world.after_secs(60);
         world.has_flows(0, 0);
         // The frames are free again.
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 100);
-        server.sends(answer_to(&dialled, terms));
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 100);
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         last_acknowledgement(&server);
-        server.gets(ours_at(&dialled, 0, 100));
+        server.gets(ours_at(&server_syn, 0, 100));
     }
 
     fn a_silent_server_costs_the_client_a_reset_and_the_data_is_given_back(world, client, server) {
@@ -580,9 +580,9 @@ in_every_mode! {
         });
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, _) = calls_with_data(&client, &server, terms, 100);
+        let (offered, _) = connects_with_data(&client, &server, terms, 100);
         for _ in 0..3 {
-            assert!(waits(&world, &server, 8001).is_some(), "the call is repeated");
+            assert!(waits(&world, &server, 8001).is_some(), "the SYN is repeated");
             server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         }
         assert!(waits(&world, &client, 8001).is_some(), "and given up");
@@ -597,21 +597,21 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, _) = calls_with_data(&client, &server, terms, 100);
+        let (offered, _) = connects_with_data(&client, &server, terms, 100);
         assert!(waits(&world, &server, 1100).is_some());
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         // It goes on holding nothing until the server has answered, and the client's own timer delivers the data.
         client.sends_in_vain(theirs_at(&offered, 100, 100), DropReason::NotHeld);
-        server.sends(answer_to(&dialled, terms));
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         while server.has_more() {
             let got = server.gets(anything());
             assert_eq!((got.seq, got.ack), (CLIENT_ISN + 1, SERVER_ISN + 1));
         }
         client.sends(theirs_at(&offered, 0, 100));
-        server.gets(ours_at(&dialled, 0, 100));
+        server.gets(ours_at(&server_syn, 0, 100));
         client.sends(theirs_at(&offered, 100, 100));
-        server.gets(ours_at(&dialled, 100, 100));
+        server.gets(ours_at(&server_syn, 100, 100));
     }
 
     fn a_client_reset_behind_its_data_resets_the_server(world, client, server) {
@@ -619,15 +619,15 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 100);
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 100);
         client.sends_in_vain(rst(CLIENT_ISN), DropReason::BadReset);
         client.sends_in_vain(rst(CLIENT_ISN + 1 + 16_385), DropReason::BadReset);
         client.sends(rst(CLIENT_ISN + 101));
         server.gets(rst(CLIENT_ISN + 1));
         assert_eq!(world.dropped(DropReason::NotHeld), 1);
         world.has_flows(0, 0);
-        // An answer that was under way finds nobody.
-        server.sends(answer_to(&dialled, terms));
+        // An answer that was under way finds no flow.
+        server.sends(answer_to(&server_syn, terms));
         server.gets(rst(CLIENT_ISN + 1));
         let _ = offered;
     }
@@ -641,32 +641,32 @@ in_every_mode! {
             });
             let terms = Terms::linux(world.mss());
             acquaint(&world, terms);
-            let offered = call(&client, terms, CLIENT_ISN);
+            let offered = connect(&client, terms, CLIENT_ISN);
             world.spare_frames(spare);
             client.sends(theirs_at(&offered, 0, 100));
-            let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+            let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
             while server.has_more() {
                 server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
             }
             let held = world.happened(Event::Held) == 1;
-            assert_eq!(held, places > 0 && spare > 1, "without a spare frame the data itself becomes the call");
+            assert_eq!(held, places > 0 && spare > 1, "without a spare frame the data's own frame becomes the SYN");
             if places < 2 {
                 client.sends_in_vain(theirs_at(&offered, 100, 100), DropReason::NotHeld);
             }
             let unsent = world.happened(Event::NoSpareFrame);
-            server.sends(answer_to(&dialled, terms));
+            server.sends(answer_to(&server_syn, terms));
             update(&client, &offered);
             if world.happened(Event::NoSpareFrame) == unsent {
                 last_acknowledgement(&server);
             }
             if held {
-                server.gets(ours_at(&dialled, 0, 100));
+                server.gets(ours_at(&server_syn, 0, 100));
             } else {
                 client.sends(theirs_at(&offered, 0, 100));
-                server.gets(ours_at(&dialled, 0, 100));
+                server.gets(ours_at(&server_syn, 0, 100));
             }
             client.sends(theirs_at(&offered, 100, 100));
-            server.gets(ours_at(&dialled, 100, 100));
+            server.gets(ours_at(&server_syn, 100, 100));
         }
     }
 }
@@ -677,10 +677,10 @@ in_every_mode! {
         let (world, client, server) = early(&world);
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, dialled) = calls_with_data(&client, &server, terms, 100);
-        assert!(dialled.ts().is_some() && offered.sack_ok());
+        let (offered, server_syn) = connects_with_data(&client, &server, terms, 100);
+        assert!(server_syn.ts().is_some() && offered.sack_ok());
         // Neither timestamps nor SACK nor scaling this time.
-        server.sends(answer_to(&dialled, Terms { window: 8192, ..Terms::bare(536) }));
+        server.sends(answer_to(&server_syn, Terms { window: 8192, ..Terms::bare(536) }));
         let told = update(&client, &offered);
         last_acknowledgement(&server);
         assert!(told.ts().is_some() && told.window == 8192 >> 7);
@@ -701,7 +701,7 @@ in_every_mode! {
         });
         let terms = Terms::linux(world.mss());
         acquaint(&world, terms);
-        let (offered, _) = calls_with_data(&client, &server, terms, 100);
+        let (offered, _) = connects_with_data(&client, &server, terms, 100);
         world.tick(Duration::from_secs(4));
         world.discard();
         let mut resets = Vec::new();
@@ -725,9 +725,9 @@ in_every_mode! {
     }
 }
 
-// ---- ECN: nothing is claimed for a server, and nothing is lost between ends of which one speaks it ----
+// ---- ECN: nothing is claimed for a server, and nothing is lost between ends of which one negotiated it ----
 
-/// A client that asks for ECN calls: whether it was told that its server speaks it, and whether the server was asked.
+/// A client sends a SYN that asks for ECN: what its SYN-ACK said of ECN, and what the server's SYN asked.
 #[track_caller]
 fn asks_for_ecn(client: &Host, server: &Host, theirs: Terms, flags: u16) -> (Got, Got) {
     client.sends(theirs.on(syn(CLIENT_ISN).flags(flags), (CLIENT_TS, 0)));
@@ -737,7 +737,7 @@ fn asks_for_ecn(client: &Host, server: &Host, theirs: Terms, flags: u16) -> (Got
     (offered, server.gets(anything()))
 }
 
-/// Teaches the box on another port that the server speaks ECN.
+/// Lets the box learn on another port that the server negotiates ECN.
 #[track_caller]
 fn teach_ecn(world: &World) {
     let terms = Terms::linux(world.mss());
@@ -752,31 +752,31 @@ in_every_mode! {
         let mss = world.mss();
         let asked = SYN | ECE | CWR;
         let (client, server) = world.on_port(1);
-        let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
-        assert_eq!((offered.flags, dialled.flags), (SYN | ACK, asked), "an unknown server");
+        let (offered, server_syn) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
+        assert_eq!((offered.flags, server_syn.flags), (SYN | ACK, asked), "an unknown server");
         let (client, server) = world.on_port(70);
         let j = open(&client, &server, Terms::linux(mss), Terms::linux(mss));
         shows_itself(&client, &server, &j);
         let (client, server) = world.on_port(71);
-        let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
-        assert_eq!((offered.flags, dialled.flags), (SYN | ACK, asked), "one that was never asked");
+        let (offered, server_syn) = asks_for_ecn(&client, &server, Terms::linux(mss), ECE | CWR);
+        assert_eq!((offered.flags, server_syn.flags), (SYN | ACK, asked), "one that was never asked");
         teach_ecn(&world);
         // Accurate ECN (RFC 9768) is answered as classic ECN, which its client must expect.
         for (port, flags) in [(2, ECE | CWR), (3, AE | ECE | CWR)] {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), flags);
-            assert_eq!((offered.flags, dialled.flags), (SYN | ACK | ECE, asked), "a known one");
+            let (offered, server_syn) = asks_for_ecn(&client, &server, Terms::linux(mss), flags);
+            assert_eq!((offered.flags, server_syn.flags), (SYN | ACK | ECE, asked), "a known one");
         }
         for (port, flags) in [(4, 0), (5, ECE), (6, CWR), (8, AE)] {
             let (client, server) = world.on_port(port);
-            let (offered, dialled) = asks_for_ecn(&client, &server, Terms::linux(mss), flags);
-            assert_eq!((offered.flags, dialled.flags), (SYN | ACK, SYN), "a client that does not ask: {flags:#x}");
+            let (offered, server_syn) = asks_for_ecn(&client, &server, Terms::linux(mss), flags);
+            assert_eq!((offered.flags, server_syn.flags), (SYN | ACK, SYN), "a client that does not ask: {flags:#x}");
         }
         // A cookie without timestamps has no place for the promise; the cache has.
         let (client, server) = world.on_port(9);
-        let (offered, dialled) = asks_for_ecn(&client, &server, Terms::windows(mss), ECE | CWR);
+        let (offered, server_syn) = asks_for_ecn(&client, &server, Terms::windows(mss), ECE | CWR);
         let kept = world.mode().cache;
-        assert_eq!((offered.flags & ECE != 0, dialled.flags & ECE != 0), (kept, kept), "a client without timestamps");
+        assert_eq!((offered.flags & ECE != 0, server_syn.flags & ECE != 0), (kept, kept), "a client without timestamps");
     }
 
     fn a_repeated_syn_asks_for_no_ecn(world, client, server) {
@@ -784,14 +784,14 @@ in_every_mode! {
         let (offered, _) = asks_for_ecn(&client, &server, Terms::linux(world.mss()), ECE | CWR);
         assert!(waits(&world, &server, 1500).is_some());
         // RFC 3168 section 6.1.1.1.
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        server.sends(answer_to(&dialled, Terms::linux(world.mss())));
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        server.sends(answer_to(&server_syn, Terms::linux(world.mss())));
         update(&client, &offered);
         last_acknowledgement(&server);
         client.sends(data(CLIENT_ISN + 1, offered.seq + 1, 50).tos(2).maybe_ts(echoed(&offered)));
         let got = server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 50).tos(0).any_options());
         assert!(got.ts().is_some());
-        // A refusal of what was not asked teaches nothing: the next client is still promised it.
+        // From a refusal of what was not asked the box learns nothing: the next client is still promised it.
         let (client, server) = world.on_port(77);
         let (offered, _) = asks_for_ecn(&client, &server, Terms::linux(world.mss()), ECE | CWR);
         assert_eq!(offered.flags, SYN | ACK | ECE);
@@ -800,37 +800,37 @@ in_every_mode! {
     fn a_client_promised_ecn_in_vain_gets_ece_from_the_box(world, client, server) {
         teach_ecn(&world);
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
+        let (offered, server_syn) = asks_for_ecn(&client, &server, terms, ECE | CWR);
         assert_eq!(offered.flags, SYN | ACK | ECE);
-        let j = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let j = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         let (inner, outer) = (Some((CLIENT_TS + 2, SERVER_TS)), Some((CLIENT_TS + 2, j.ts_out(SERVER_TS))));
         let mut at = 0;
         let mut sends = |tos: u8, flags: u16| {
             client.sends(segment(ACK | PSH | flags, j.c(at), j.o(0)).maybe_ts(outer).payload(10).tos(tos));
-            // The server does not speak it: neither mark nor CWR reaches it, and the rest of the field is as it was.
+            // The server did not negotiate it: neither mark nor CWR reaches it, and the rest of the field is as it was.
             server.gets(segment(ACK | PSH, j.c(at), j.s(0)).maybe_ts(inner).payload(10).tos(tos & !3));
             at += 10;
             at
         };
-        let hears = |at: u32, echo: u16| {
+        let receives = |at: u32, echo: u16| {
             let stamps = |value| Some((value, CLIENT_TS + 2));
             server.sends(ack(j.s(0), j.c(at)).maybe_ts(stamps(SERVER_TS + 1)));
             client.gets(ack(j.o(0), j.c(at)).flags(echo).maybe_ts(stamps(j.ts_out(SERVER_TS + 1))));
         };
         for ect in [1, 2, 0xB8 | 2] {
-            hears(sends(ect, 0), 0);
+            receives(sends(ect, 0), 0);
         }
         // Congestion: every acknowledgement says so until the client has reduced its window (RFC 3168 section 6.1.3).
-        hears(sends(0xB8 | 3, 0), ECE);
-        hears(sends(2, 0), ECE);
-        hears(sends(2, CWR), 0);
-        hears(sends(3, 0), ECE);
-        hears(sends(2, CWR), 0);
+        receives(sends(0xB8 | 3, 0), ECE);
+        receives(sends(2, 0), ECE);
+        receives(sends(2, CWR), 0);
+        receives(sends(3, 0), ECE);
+        receives(sends(2, CWR), 0);
         assert_eq!(world.happened(Event::EcnLent), 2);
         // The next one is promised nothing.
         let (client, server) = world.on_port(77);
-        let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
-        assert_eq!((offered.flags, dialled.flags), (SYN | ACK, SYN | ECE | CWR));
+        let (offered, server_syn) = asks_for_ecn(&client, &server, terms, ECE | CWR);
+        assert_eq!((offered.flags, server_syn.flags), (SYN | ACK, SYN | ECE | CWR));
     }
 
     fn a_server_whose_client_was_promised_no_ecn_gets_ece_from_the_box(world, client, server) {
@@ -844,15 +844,15 @@ in_every_mode! {
             at += 10;
             at
         };
-        let hears = |at: u32, echo: u16| {
+        let receives = |at: u32, echo: u16| {
             client.sends(ack(j.c(0), j.o(at)).maybe_ts(Some((CLIENT_TS + 3, j.ts_out(SERVER_TS + 2)))));
             server.gets(ack(j.c(0), j.s(at)).flags(echo).maybe_ts(Some((CLIENT_TS + 3, SERVER_TS + 2))));
         };
-        hears(sends(2, 0), 0);
-        hears(sends(3, 0), ECE);
-        hears(sends(2, 0), ECE);
-        hears(sends(2, CWR), 0);
-        hears(sends(0x40 | 1, 0), 0);
+        receives(sends(2, 0), 0);
+        receives(sends(3, 0), ECE);
+        receives(sends(2, 0), ECE);
+        receives(sends(2, CWR), 0);
+        receives(sends(0x40 | 1, 0), 0);
     }
 
     fn between_ends_that_both_negotiated_ecn_every_mark_passes(world, client, server) {
@@ -877,9 +877,9 @@ const SIGNATURES: [&[u8]; 2] = [
     &[29, 16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 ];
 
-/// A connection from the WAN that only the server can answer, which is passed; what the server says is learned.
+/// A connection from the WAN that only the server can answer, which is passed; the box learns the server's options.
 #[track_caller]
-fn passes_a_signed_call(client: &Host, server: &Host, ours: Terms) {
+fn passes_a_signed_syn(client: &Host, server: &Host, ours: Terms) {
     client.passes(syn(77).mss(1400).wscale(3).nop().raw(SIGNATURES[0]));
     let mss = ours.mss.expect("a size to be learned");
     let scale = ours.wscale.expect("a scale to be learned");
@@ -889,8 +889,8 @@ fn passes_a_signed_call(client: &Host, server: &Host, ours: Terms) {
 in_every_mode! {
     fn the_syn_ack_of_a_passed_connection_teaches_what_the_next_client_is_offered(world, client, server) {
         let (first, first_server) = world.on_port(7);
-        passes_a_signed_call(&first, &first_server, Terms { wscale: Some(11), ..Terms::linux(1234) });
-        let (offered, _) = dial_from(&world, &client, &server, Terms::linux(world.mss()), 0);
+        passes_a_signed_syn(&first, &first_server, Terms { wscale: Some(11), ..Terms::linux(1234) });
+        let (offered, _) = prove_from(&world, &client, &server, Terms::linux(world.mss()), 0);
         assert_eq!((offered.mss(), offered.wscale()), (Some(1234), Some(11)));
     }
 
@@ -900,17 +900,17 @@ in_every_mode! {
         let ours = Terms { wscale: Some(11), ..Terms::linux(mss) };
         open(&first, &first_server, Terms::linux(mss), ours);
         let theirs = Terms { wscale: Some(9), ..Terms::windows(mss) };
-        let (offered, dialled) = dial_from(&world, &client, &server, theirs, 0);
+        let (offered, server_syn) = prove_from(&world, &client, &server, theirs, 0);
         let cache = world.mode().cache;
         // 9 is not in the book of cookies, 8 is.
         let known = if cache { (Some(11), Some(9)) } else { (Some(7), Some(8)) };
-        assert_eq!((offered.wscale(), dialled.wscale()), known);
-        let j = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        assert_eq!((offered.wscale(), server_syn.wscale()), known);
+        let j = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         // Windows are read as they were promised.
         server.sends(ack(j.s(0), j.c(0)).window(100));
         client.gets(ack(j.o(0), j.c(0)).window(if cache { 100 } else { 100 << 4 }));
         client.sends(ack(j.c(0), j.o(0)).window(100));
-        // The server reads what the client writes by the scale it was told, so by less than the client meant.
+        // The server reads what the client writes by the scale in its SYN, so by less than the client meant.
         server.gets(ack(j.c(0), j.s(0)).window(100));
     }
 
@@ -921,8 +921,8 @@ in_every_mode! {
         shows_itself(&first, &first_server, &j);
         // One whose promise a cookie can keep, and one whose it cannot.
         let (other, other_server) = world.on_port(8);
-        let plain = call(&other, Terms { wscale: None, ..Terms::windows(mss) }, CLIENT_ISN);
-        let offered = call(&client, Terms::windows(mss), CLIENT_ISN);
+        let plain = connect(&other, Terms { wscale: None, ..Terms::windows(mss) }, CLIENT_ISN);
+        let offered = connect(&client, Terms::windows(mss), CLIENT_ISN);
         world.after_secs(65);
         assert_eq!(world.population().syn_cached, 0);
         other.sends(ack(CLIENT_ISN + 1, plain.seq + 1));
@@ -940,7 +940,7 @@ in_every_mode! {
         let _ = (client, server);
         let mss = world.mss();
         for (port, theirs) in [(1, Terms::windows(mss)), (2, Terms::linux(mss))] {
-            // What the server shows before the first call, and between the two.
+            // What the server shows before the first connection, and between the two.
             for (n, (before, between)) in [(None, 11), (Some(11), 3), (Some(3), 12)].into_iter().enumerate() {
                 let (world, ..) = world.mode().world();
                 let shows = |scale, port| {
@@ -953,21 +953,21 @@ in_every_mode! {
                     shows(scale, 70);
                 }
                 let (client, server) = world.on_port(port + 10 * n as u16);
-                let told = call(&client, theirs, CLIENT_ISN);
+                let told = connect(&client, theirs, CLIENT_ISN);
                 shows(between, 71);
-                let again = call(&client, theirs, CLIENT_ISN);
-                // A cookie alone remembers nothing, but never says two things with one number.
+                let again = connect(&client, theirs, CLIENT_ISN);
+                // A cookie alone remembers nothing, but one number never has two meanings.
                 if world.mode().cache || !theirs.ts {
                     assert_eq!((again.seq, again.wscale()), (told.seq, told.wscale()));
                 } else {
                     assert_ne!(again.seq, told.seq);
                 }
                 client.sends(ack(CLIENT_ISN + 1, told.seq + 1).maybe_ts(echoed(&told)));
-                let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+                let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
                 let ours = Terms { wscale: Some(9), ..Terms::linux(mss) };
-                let j = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, told, dialled);
-                // Windows are told in the scale of the answer that was acknowledged.
-                let stamps = j.dialled.ts().map(|_| (SERVER_TS, CLIENT_TS + 1));
+                let j = answer(&client, &server, ours, CLIENT_ISN, SERVER_ISN, told, server_syn);
+                // Windows are in the scale of the answer that was acknowledged.
+                let stamps = j.server_syn.ts().map(|_| (SERVER_TS, CLIENT_TS + 1));
                 server.sends(ack(j.s(0), j.c(0)).window(16).maybe_ts(stamps));
                 let told = j.offered.wscale().expect("the client scales");
                 client.gets(ack(j.o(0), j.c(0)).window((16u32 << 9 >> told) as u16).any_options());
@@ -979,21 +979,21 @@ in_every_mode! {
 in_every_mode! {
     fn a_segment_size_no_cookie_expresses_is_never_rounded_up_not_even_over_a_former_connection(world, client, server) {
         let theirs = Terms { mss: Some(100), ..Terms::windows(world.mss()) };
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 10);
-        talk.closes_from_the_client();
-        client.sends_in_vain(theirs.on(syn(talk.joined.c(100_000)), (0, 0)), DropReason::MssTooSmall);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 10);
+        transfer.closes_from_the_client();
+        client.sends_in_vain(theirs.on(syn(transfer.joined.c(100_000)), (0, 0)), DropReason::MssTooSmall);
         // Where the cache remembers it, it is exact; when the entry is gone its number opens nothing.
         for gone in [false, true] {
             let (client, server) = world.on_port(20 + u16::from(gone));
-            let call = theirs.on(syn(1000), (0, 0));
+            let attempt = theirs.on(syn(1000), (0, 0));
             if !world.mode().cache {
-                client.sends_in_vain(call, DropReason::MssTooSmall);
+                client.sends_in_vain(attempt, DropReason::MssTooSmall);
                 continue;
             }
-            client.sends(call);
+            client.sends(attempt);
             let offered = client.gets(syn_ack(ANY, 1001).window(0).any_options());
-            // Another's call in the same name does not change that.
+            // Another SYN with the same 4-tuple does not change that.
             client.sends_in_vain(theirs.on(syn(2000), (0, 0)), DropReason::MssTooSmall);
             if gone {
                 world.after_secs(65);
@@ -1027,21 +1027,21 @@ in_every_mode! {
         for (port, clock) in (1..).zip(clocks) {
             let (client, server) = world.on_port(port);
             let mut shown = world.now().as_micros() as u32 & !0xfff;
-            let mut offered = call(&client, terms, CLIENT_ISN);
+            let mut offered = connect(&client, terms, CLIENT_ISN);
             shown = shown.wrapping_sub(1);
             goes_on(&mut shown, &offered, true);
             for _ in 0..3 {
                 world.after_secs(1);
-                offered = call(&client, terms, CLIENT_ISN);
+                offered = connect(&client, terms, CLIENT_ISN);
                 goes_on(&mut shown, &offered, true);
             }
             world.after_ms(20);
             client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-            let dialled = server.gets(anything());
+            let server_syn = server.gets(anything());
             world.after_ms(1);
             let answer = Terms { ts: false, ..terms }.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (0, 0));
             server.sends(match clock {
-                Some(value) => answer.ts(value, dialled.ts().unwrap().0),
+                Some(value) => answer.ts(value, server_syn.ts().unwrap().0),
                 None => answer,
             });
             goes_on(&mut shown, &update(&client, &offered), true);
@@ -1061,10 +1061,10 @@ in_every_mode! {
 
     fn a_clock_goes_on_from_what_the_old_connection_still_shows_while_a_new_one_opens(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(0, 0);
+        let j = transfer.joined.clone();
         let isn = 0x0BAD_CAFE;
         client.sends(terms.on(syn(isn), (CLIENT_TS + 50, 0)));
         client.gets(ack(j.o(0), j.c(100)).any_window().any_options());
@@ -1075,8 +1075,8 @@ in_every_mode! {
         server.sends(data(j.s(0), j.c(100), 10).maybe_ts(Some((SERVER_TS + (1 << 28), CLIENT_TS + 1))));
         let mut shown = client.gets(data(j.o(0), j.c(100), 10).any_options()).ts().unwrap().0;
         client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-        let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-        let j = answer(&client, &server, terms, isn, 0x4444_4444, offered, dialled);
+        let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+        let j = answer(&client, &server, terms, isn, 0x4444_4444, offered, server_syn);
         goes_on(&mut shown, &j.update, true);
     }
 
@@ -1089,16 +1089,16 @@ in_every_mode! {
             let mut shown = (world.now().as_micros() as u32 & !0xfff).wrapping_sub(1);
             let (mut isn, mut clock) = (CLIENT_ISN, SERVER_TS);
             for round in 0..3 {
-                let mut offered = call(&client, terms, isn);
+                let mut offered = connect(&client, terms, isn);
                 goes_on(&mut shown, &offered, true);
                 world.after_secs(1);
-                offered = call(&client, terms, isn);
+                offered = connect(&client, terms, isn);
                 goes_on(&mut shown, &offered, false);
                 let first = shown;
                 client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-                let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
+                let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
                 let answer = Terms { ts: false, ..terms }.on(syn_ack(SERVER_ISN, isn + 1), (0, 0));
-                server.sends(answer.ts(clock, dialled.ts().unwrap().0));
+                server.sends(answer.ts(clock, server_syn.ts().unwrap().0));
                 let told = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
                 goes_on(&mut shown, &told, true);
                 assert_ne!(first, shown);
@@ -1136,17 +1136,17 @@ in_every_mode! {
     }
 }
 
-// ---- closed doors ----
+// ---- refused ports ----
 
 /// A world that remembers for ten seconds which ports are closed.
-fn with_doors(world: &World) -> (World, Host, Host) {
+fn with_refused_ports(world: &World) -> (World, Host, Host) {
     world.mode().world_with(|config| config.closed_memory = Duration::from_secs(10))
 }
 
-/// A client calls a port that refuses: its SYN-ACK.
+/// A client connects to a port that refuses: its SYN-ACK.
 #[track_caller]
 fn is_refused(world: &World, client: &Host, server: &Host) -> Got {
-    let (offered, _) = dial_from(world, client, server, Terms::linux(world.mss()), 0);
+    let (offered, _) = prove_from(world, client, server, Terms::linux(world.mss()), 0);
     server.sends(rst_ack(0, CLIENT_ISN + 1));
     client.gets(rst(offered.seq + 1));
     offered
@@ -1155,15 +1155,15 @@ fn is_refused(world: &World, client: &Host, server: &Host) -> Got {
 in_every_mode! {
     fn a_port_that_refused_is_closed_to_all_clients_until_its_entry_expires(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = with_doors(&world);
+        let (world, client, server) = with_refused_ports(&world);
         is_refused(&world, &client, &server);
         let (other, _) = world.pair(3, 9, 999);
         for theirs in [Terms::linux(world.mss()), Terms::bare(536)] {
-            for caller in [&client, &other] {
+            for opener in [&client, &other] {
                 for flags in [0, ECE | CWR] {
                     // RFC 9293 section 3.10.7.1.
-                    caller.sends(theirs.on(syn(5000).flags(flags), (CLIENT_TS, 0)));
-                    caller.gets(rst_ack(0, 5001));
+                    opener.sends(theirs.on(syn(5000).flags(flags), (CLIENT_TS, 0)));
+                    opener.gets(rst_ack(0, 5001));
                     server.gets(nothing());
                 }
             }
@@ -1171,18 +1171,18 @@ in_every_mode! {
         assert_eq!(world.happened(Event::ClosedPort), 8);
         // The next port, and the next host, are others.
         let neighbour = world.host(Side::Wan, FlowKey { dport: SERVER_PORT + 1, ..client.ends() });
-        call(&neighbour, Terms::linux(world.mss()), CLIENT_ISN);
-        call(&world.pair_to(0, 1, CLIENT_PORT, 11).0, Terms::linux(world.mss()), CLIENT_ISN);
+        connect(&neighbour, Terms::linux(world.mss()), CLIENT_ISN);
+        connect(&world.pair_to(0, 1, CLIENT_PORT, 11).0, Terms::linux(world.mss()), CLIENT_ISN);
         world.after_ms(9900);
         client.sends(syn(5000));
         client.gets(rst_ack(0, 5001));
         world.after_ms(100);
-        call(&client, Terms::linux(world.mss()), CLIENT_ISN);
+        connect(&client, Terms::linux(world.mss()), CLIENT_ISN);
     }
 
     fn a_port_that_others_have_reached_is_closed_to_the_refused_network_alone(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = with_doors(&world);
+        let (world, client, server) = with_refused_ports(&world);
         let terms = Terms::linux(world.mss());
         let (first, first_server) = world.pair(3, 1, 7);
         open(&first, &first_server, terms, terms);
@@ -1192,14 +1192,14 @@ in_every_mode! {
         neighbour.sends(terms.on(syn(5000), (CLIENT_TS, 0)));
         neighbour.gets(rst_ack(0, 5001));
         let (other, other_server) = world.pair(4, 1, 999);
-        dial_from(&world, &other, &other_server, terms, 0);
+        prove_from(&world, &other, &other_server, terms, 0);
         neighbour_server.gets(nothing());
         assert_eq!(world.happened(Event::ClosedPort), 1);
     }
 
     fn a_repeated_proof_to_a_refused_port_sends_no_syn_to_the_server(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = with_doors(&world);
+        let (world, client, server) = with_refused_ports(&world);
         let offered = is_refused(&world, &client, &server);
         for _ in 0..5 {
             client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
@@ -1214,38 +1214,38 @@ in_every_mode! {
 
     fn a_port_that_answers_is_open_again(world, client, server) {
         let _ = server;
-        let (world, ..) = with_doors(&world);
+        let (world, ..) = with_refused_ports(&world);
         let terms = Terms::linux(world.mss());
         // Two clients are on their way when the port refuses the first; then it answers the second.
         let (client, server) = world.on_port(client.ends().sport);
         let (other, other_server) = world.on_port(2);
-        let (offered, dialled) = dial_from(&world, &other, &other_server, terms, 0);
+        let (offered, server_syn) = prove_from(&world, &other, &other_server, terms, 0);
         is_refused(&world, &client, &server);
         client.sends(syn(5000));
         client.gets(rst_ack(0, 5001));
-        other_server.sends(answer_to(&dialled, terms));
+        other_server.sends(answer_to(&server_syn, terms));
         update(&other, &offered);
         last_acknowledgement(&other_server);
-        call(&client, terms, CLIENT_ISN);
+        connect(&client, terms, CLIENT_ISN);
     }
 
     fn only_a_reset_from_the_lan_closes_a_port(world, client, server) {
         let _ = (client, server);
-        let (world, client, server) = with_doors(&world);
+        let (world, client, server) = with_refused_ports(&world);
         let terms = Terms::linux(world.mss());
-        let (offered, _) = dial_from(&world, &client, &server, terms, 0);
+        let (offered, _) = prove_from(&world, &client, &server, terms, 0);
         // Resets that acknowledge something else, or come from the client.
         server.sends_in_vain(rst_ack(0, CLIENT_ISN + 2), DropReason::BadReset);
         server.sends_in_vain(rst(CLIENT_ISN + 1), DropReason::BadReset);
         client.sends(rst(CLIENT_ISN + 1));
         server.gets(rst(CLIENT_ISN + 1));
         let _ = offered;
-        call(&client, terms, CLIENT_ISN);
+        connect(&client, terms, CLIENT_ISN);
         assert_eq!(world.happened(Event::ClosedPort), 0);
     }
 }
 
-// ---- what nobody could answer for passes ----
+// ---- what only the server can answer passes ----
 
 in_every_mode! {
     fn a_signed_connection_passes_untouched_in_both_directions(world, client, server) {
@@ -1254,16 +1254,16 @@ in_every_mode! {
             let (world, ..) = world.mode().world_with(|config| config.mss_clamp = Some(1000));
             for (m, port) in [(0, 21), (1, 22)] {
                 let (client, server) = world.on_port(port);
-                let (caller, called) = if m == 0 { (&client, &server) } else { (&server, &client) };
-                caller.passes(syn(1000).mss(1460).raw(signature));
-                caller.passes(syn(1000).mss(1460).raw(signature));
-                called.passes(syn_ack(2000, 1001).mss(1460).raw(signature));
-                caller.passes(ack(1001, 2001).raw(signature));
-                caller.passes(data(1001, 2001, 100).raw(signature));
-                called.passes(data(2001, 1101, 100).raw(signature));
-                called.passes(fin(2101, 1101).raw(signature));
-                caller.passes(fin(1101, 2102).raw(signature));
-                called.passes(ack(2102, 1102).raw(signature));
+                let (opener, responder) = if m == 0 { (&client, &server) } else { (&server, &client) };
+                opener.passes(syn(1000).mss(1460).raw(signature));
+                opener.passes(syn(1000).mss(1460).raw(signature));
+                responder.passes(syn_ack(2000, 1001).mss(1460).raw(signature));
+                opener.passes(ack(1001, 2001).raw(signature));
+                opener.passes(data(1001, 2001, 100).raw(signature));
+                responder.passes(data(2001, 1101, 100).raw(signature));
+                responder.passes(fin(2101, 1101).raw(signature));
+                opener.passes(fin(1101, 2102).raw(signature));
+                responder.passes(ack(2102, 1102).raw(signature));
             }
             world.has_flows(0, 2);
             assert_eq!(world.happened(Event::Passed), 1, "signature {n}");
@@ -1291,8 +1291,8 @@ in_every_mode! {
             world.on_port(1009 + 10 * second).0.sends_in_vain(syn(1000).raw(SIGNATURES[1]), DropReason::NotPassed);
             world.after_secs(1);
         }
-        // The limit is on what nobody vouches for.
-        call(&world.on_port(2).0, Terms::linux(world.mss()), CLIENT_ISN);
+        // The limit is on unproved segments.
+        connect(&world.on_port(2).0, Terms::linux(world.mss()), CLIENT_ISN);
     }
 
     fn multipath_and_fast_open_pass_where_policy_passes_them(world, client, server) {
@@ -1306,15 +1306,15 @@ in_every_mode! {
                     (config.multipath, config.fast_open) =
                         if kind == 0 { (policy, Policed::Strip) } else { (Policed::Strip, policy) };
                 });
-                let call = syn(1000).mss(1400).raw(option).payload(len);
+                let attempt = syn(1000).mss(1400).raw(option).payload(len);
                 if passes == 0 {
-                    client.sends(call);
+                    client.sends(attempt);
                     let offered = client.gets(syn_ack(ANY, 1001).window(0).mss(world.mss()));
                     client.sends(ack(1001, offered.seq + 1));
                     server.gets(syn(1000).any_window().mss(1400));
                     continue;
                 }
-                client.passes(call);
+                client.passes(attempt);
                 // The server may take the data, and answer at once with some of its own.
                 server.passes(syn_ack(2000, 1001 + len as u32).mss(1300).raw(option));
                 server.passes(data(2001, 1001 + len as u32, 50));
@@ -1331,15 +1331,15 @@ in_every_mode! {
         let (world, client, server) = world.mode().world_with(|config| config.introductions = 1);
         let terms = Terms::linux(world.mss());
         client.passes(terms.on(syn(1000), (CLIENT_TS, 0)));
-        // One a second: the next stranger is answered by the box.
+        // One a second: the box answers the next SYN to an unknown server.
         let elsewhere = world.host(Side::Wan, FlowKey { dport: 999, ..world.on_port(5).0.ends() });
-        call(&elsewhere, terms, CLIENT_ISN);
+        connect(&elsewhere, terms, CLIENT_ISN);
         server.passes(Terms { wscale: Some(12), ..Terms::linux(1111) }.on(syn_ack(2000, 1001), (SERVER_TS, CLIENT_TS)));
         client.passes(ack(1001, 2001).nop().nop().ts(CLIENT_TS, SERVER_TS));
         // Now it is known.
         world.after_secs(2);
         let (next, next_server) = world.on_port(4);
-        let (offered, _) = dial_from(&world, &next, &next_server, terms, 0);
+        let (offered, _) = prove_from(&world, &next, &next_server, terms, 0);
         assert_eq!((offered.mss(), offered.wscale()), (Some(1111), Some(12)));
         assert_eq!(world.happened(Event::Introduced), 1);
     }
@@ -1422,7 +1422,7 @@ in_every_mode! {
     fn resets_of_running_connections_pass_in_the_grace_time(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = adopting(&world, Stray::Drop);
-        // What a host says of a connection it does not know.
+        // What a host answers where it has no connection.
         client.passes(rst(5100));
         client.passes(data(5000, 9000, 10));
         server.passes(rst(9000));
@@ -1480,11 +1480,11 @@ in_every_mode! {
         world, client, server
     ) {
         let terms = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 50);
-        talk.client(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 50);
+        transfer.client(0, 0);
+        let j = transfer.joined.clone();
         world.after_secs(60);
         let isn = 0x0BAD_CAFE;
         client.sends(terms.on(syn(isn), (CLIENT_TS + 50, 0)));
@@ -1493,24 +1493,24 @@ in_every_mode! {
         client.sends(terms.on(syn(isn), (CLIENT_TS + 1050, 0)));
         let offered = client.gets(syn_ack(ANY, isn + 1).window(0).any_options());
         server.gets(nothing());
-        // The server still speaks on the old connection, and the box still translates.
-        talk.server(PSH, 20);
+        // The server still sends on the old connection, and the box still translates.
+        transfer.server(PSH, 20);
         world.has_flows(1, 0);
         client.sends(ack(isn + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-        let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-        let j = answer(&client, &server, terms, isn, 0x4444_4444, offered, dialled);
-        let mut talk = Talk::new(&client, &server, j);
-        talk.client(PSH, 10);
-        talk.server(PSH, 10);
+        let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+        let j = answer(&client, &server, terms, isn, 0x4444_4444, offered, server_syn);
+        let mut transfer = Transfer::new(&client, &server, j);
+        transfer.client(PSH, 10);
+        transfer.server(PSH, 10);
         world.has_flows(1, 0);
     }
 
     fn a_connection_survives_syns_in_its_name_that_are_never_proved(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(0, 0);
+        let j = transfer.joined.clone();
         for n in 0..5u32 {
             client.sends(terms.on(syn(0xBAD_0000 + n), (n, 0)));
             if n == 0 {
@@ -1521,45 +1521,45 @@ in_every_mode! {
             world.after_secs(1);
         }
         server.gets(nothing());
-        talk.server(PSH, 30);
-        talk.client(PSH, 30);
-        talk.server(0, 0);
-        // It has shown itself: the next call is challenged again.
+        transfer.server(PSH, 30);
+        transfer.client(PSH, 30);
+        transfer.server(0, 0);
+        // It has shown itself: the next SYN is challenged again.
         client.sends(terms.on(syn(0xBAD_CAFE), (77, 0)));
         client.gets(ack(j.o(30), j.c(130)).any_window().any_options());
-        talk.client(PSH, 1);
-        talk.closes_from_the_server();
+        transfer.client(PSH, 1);
+        transfer.closes_from_the_server();
     }
 
     fn a_proof_of_an_old_syn_does_not_replace_a_connection_that_has_sent_since(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
         client.sends(terms.on(syn(0xBAD_0000), (1, 0)));
-        client.gets(ack(talk.joined.o(0), talk.joined.c(0)).any_window().any_options());
+        client.gets(ack(transfer.joined.o(0), transfer.joined.c(0)).any_window().any_options());
         world.after_secs(1);
         client.sends(terms.on(syn(0xBAD_0000), (2, 0)));
         let offered = client.gets(syn_ack(ANY, 0xBAD_0001).any_options().window(0));
-        talk.client(PSH, 100);
-        talk.server(0, 0);
-        // Numbers of another connection are out of sequence here: the sender hears where this one stands.
+        transfer.client(PSH, 100);
+        transfer.server(0, 0);
+        // Numbers of another connection are out of sequence here: the sender learns where this one stands.
         client.sends(ack(0xBAD_0001, offered.seq + 1).maybe_ts(echoed(&offered)));
         server.gets(nothing());
-        client.gets(ack(talk.joined.o(0), talk.joined.c(200)).any_window().any_options());
-        talk.server(PSH, 100);
+        client.gets(ack(transfer.joined.o(0), transfer.joined.c(200)).any_window().any_options());
+        transfer.server(PSH, 100);
     }
 
     fn a_syn_of_the_lan_over_a_proxied_connection_is_challenged(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 40);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 40);
+        let j = transfer.joined.clone();
         server.sends(Terms::linux(world.mss()).on(syn(0xBAD_CAFE), (1, 0)));
         server.gets(ack(j.c(100), j.s(0)).any_window().any_options());
         client.gets(nothing());
-        talk.client(0, 0);
-        talk.server(PSH, 1);
-        // Once it has reset the old connection, its call passes.
+        transfer.client(0, 0);
+        transfer.server(PSH, 1);
+        // Once it has reset the old connection, its SYN passes.
         server.sends(rst(j.s(41)));
         client.gets(rst(j.o(41)));
         server.passes(Terms::linux(world.mss()).on(syn(0xBAD_CAFE), (2, 0)));
@@ -1582,7 +1582,7 @@ in_every_mode! {
         }
         assert_eq!(world.happened(Event::Unasked), 10);
         // Who was answered is tested; who is not, between other ends, is not.
-        let (offered, _) = dial_from(&world, &client, &server, Terms::linux(world.mss()), 60_000);
+        let (offered, _) = prove_from(&world, &client, &server, Terms::linux(world.mss()), 60_000);
         world.on_port(1).0.sends_in_vain(ack(CLIENT_ISN + 1, offered.seq + 1), DropReason::BadCookie);
         assert_eq!(world.happened(Event::Unasked), 11);
     }
@@ -1593,9 +1593,9 @@ in_every_mode! {
             config.rate = RateLimit { add: 2, burst: 5, ..config.rate.clone() };
         });
         // An address of the client's own network, and one of another.
-        let offered = call(&client, Terms::linux(world.mss()), CLIENT_ISN);
-        let (stranger, stranger_server) = world.pair(40, 1, 50);
-        let elsewhere = call(&stranger, Terms::linux(world.mss()), CLIENT_ISN);
+        let offered = connect(&client, Terms::linux(world.mss()), CLIENT_ISN);
+        let (other_client, other_server) = world.pair(40, 1, 50);
+        let elsewhere = connect(&other_client, Terms::linux(world.mss()), CLIENT_ISN);
         for n in 0..8 {
             let (guesser, _) = world.pair(0, 77, 2000 + n);
             let tested = n < 5;
@@ -1608,9 +1608,9 @@ in_every_mode! {
         if !world.mode().cache {
             client.sends_in_vain(proof.clone(), DropReason::RateLimited);
         }
-        stranger.sends(ack(CLIENT_ISN + 1, elsewhere.seq + 1).maybe_ts(echoed(&elsewhere)));
-        stranger_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        // The client says it again, by then with data or a keepalive: with the cache there was no need to.
+        other_client.sends(ack(CLIENT_ISN + 1, elsewhere.seq + 1).maybe_ts(echoed(&elsewhere)));
+        other_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        // The client repeats its proof, by then with data or a keepalive: with the cache there was no need to.
         let wait = if world.mode().cache { 0 } else { 1000 };
         world.tick(Duration::from_millis(wait));
         world.discard();
@@ -1623,25 +1623,25 @@ in_every_mode! {
         // Eight connections fill the table.
         let (world, ..) = world.mode().world_with(|config| config.table_buckets = 1);
         let terms = Terms::linux(world.mss());
-        let mut talks = Vec::new();
+        let mut transfers = Vec::new();
         for port in 0..8 {
             let (client, server) = world.on_port(100 + port);
-            let mut talk = linux(&world, &client, &server);
-            talk.client(0, 0);
+            let mut transfer = linux(&world, &client, &server);
+            transfer.client(0, 0);
             if port % 2 == 0 {
-                talk.client(PSH, 10);
+                transfer.client(PSH, 10);
             }
-            talks.push((talk, client, server));
+            transfers.push((transfer, client, server));
         }
         world.after_secs(4);
         for evicted in [1, 3, 5, 7] {
             let port = 200 + evicted as u16;
             let (client, server) = world.on_port(port);
-            let offered = call(&client, terms, CLIENT_ISN);
+            let offered = connect(&client, terms, CLIENT_ISN);
             client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
             // Exactly the next number each end expects (RFC 5961 section 3).
-            let (talk, old_client, old_server) = &talks[evicted];
-            let j = &talk.joined;
+            let (transfer, old_client, old_server) = &transfers[evicted];
+            let j = &transfer.joined;
             let mut resets = Vec::new();
             for (side, frame) in world.discard() {
                 let got = read(&frame, world.now()).expect("a segment");
@@ -1668,11 +1668,11 @@ in_every_mode! {
         assert_eq!(world.happened(Event::EvictedSilent), 4);
         // All that is left has carried something, and stays.
         let (client, _) = world.on_port(300);
-        let offered = call(&client, terms, CLIENT_ISN);
+        let offered = connect(&client, terms, CLIENT_ISN);
         client.sends_in_vain(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)), DropReason::TableFull);
-        for (talk, ..) in talks.iter_mut().step_by(2) {
-            talk.client(PSH, 10);
-            talk.server(PSH, 10);
+        for (transfer, ..) in transfers.iter_mut().step_by(2) {
+            transfer.client(PSH, 10);
+            transfer.server(PSH, 10);
         }
     }
 }
@@ -1688,8 +1688,8 @@ fn damaged(host: &Host, seg: &Seg) -> Vec<u8> {
 in_every_mode! {
     fn a_damaged_segment_is_no_acknowledgement(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 200);
-        server.sends(answer_to(&dialled, terms));
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 200);
+        server.sends(answer_to(&server_syn, terms));
         update(&client, &offered);
         let seg = data(CLIENT_ISN + 1, offered.seq + 1, 100).maybe_ts(echoed(&offered));
         let _ = world.inject(Side::Wan, &damaged(&client, &seg));
@@ -1703,8 +1703,8 @@ in_every_mode! {
     fn a_congestion_mark_in_the_segment_that_answers_the_last_one_is_echoed(world, client, server) {
         teach_ecn(&world);
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = asks_for_ecn(&client, &server, terms, ECE | CWR);
-        let j = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let (offered, server_syn) = asks_for_ecn(&client, &server, terms, ECE | CWR);
+        let j = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         let (inner, outer) = (Some((CLIENT_TS + 2, SERVER_TS)), Some((CLIENT_TS + 2, j.ts_out(SERVER_TS))));
         for (at, flags) in [(0, 0), (10, CWR)] {
             client.sends(segment(ACK | PSH | flags, j.c(at), j.o(0)).maybe_ts(outer).payload(10).tos(3));
@@ -1721,13 +1721,13 @@ in_every_mode! {
             world.mode().world_with(|config| config.adopt_grace = std::time::Duration::from_secs(60));
         server.passes(data(9000, 5100, 200));
         let j = open(&client, &server, Terms::linux(world.mss()), Terms::linux(world.mss()));
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_syn_ack_repeated_while_its_acknowledgement_is_withheld_does_not_hasten_the_update(world, client, server) {
         let terms = Terms::linux(world.mss());
-        let (offered, dialled) = dial_from(&world, &client, &server, terms, 500);
-        let answer = answer_to(&dialled, terms);
+        let (offered, server_syn) = prove_from(&world, &client, &server, terms, 500);
+        let answer = answer_to(&server_syn, terms);
         server.sends(answer.clone());
         update(&client, &offered);
         world.after_ms(200);

@@ -100,7 +100,7 @@ fn record(milliseconds: u64, bytes: Vec<u8>) -> Record {
     }
 }
 
-/// Cookies alone, and nobody is taken for a connection that runs already.
+/// Cookies alone, and no segment is taken for one of a connection that runs already.
 const CONFIG: &[u8] = b"synproxyconf = { halfopen_cache_max = 0; adopt_grace = 0; };";
 
 /// The number of the SYN-ACK that answers the client's SYN under this seed.
@@ -117,17 +117,17 @@ fn cookie(seed: u64) -> u32 {
     numbers[0]
 }
 
-/// A connection that begins well, and something nobody asked for.
+/// A connection that begins well, and a stray segment.
 fn conversation() -> Vec<(u32, u64, Vec<u8>)> {
     let isn = cookie(SEED);
-    let stranger = FlowKey { sport: 50_000, ..client() };
+    let stray = FlowKey { sport: 50_000, ..client() };
     vec![
         (WAN, 0, from_client(syn(1000).mss(1460))),
         (WAN, 40, from_client(ack(1001, isn.wrapping_add(1)))),
         (LAN, 41, from_server(syn_ack(5000, 1001).mss(1460))),
         (WAN, 80, from_client(data(1001, isn.wrapping_add(1), 100))),
         (LAN, 81, from_server(ack(5001, 1101))),
-        (WAN, 90, build(&stranger, 0, &ack(1, 2))),
+        (WAN, 90, build(&stray, 0, &ack(1, 2))),
     ]
 }
 
@@ -228,7 +228,7 @@ fn the_seed_and_the_frames_decide_everything_however_they_come() {
         fs::write(path, file).unwrap();
     }
     assert!(run("e", "7", &[&lan, &wan]) == first, "two files");
-    // One interface, told apart by address.
+    // One interface, the sides known by address.
     let single = scratch.capture("single.pcapng", &["any"], frames.into_iter().map(|(_, at, bytes)| (0, at, bytes)));
     assert!(run("f", "7", &["--lan", "10.0.0.0/8", &single]) == first, "by address");
     let done = replay(&["--seed", "7", &single]);

@@ -99,7 +99,7 @@ in_every_mode! {
         direct_close(&world, &client, &server, 1, 2);
     }
 
-    /// 9: a client proves itself, the server is dialled, both talk, both close. Said here in full; `open` repeats it.
+    /// 9: a client proves itself, the server gets its SYN, both send data, both close. In full here; `open` repeats it.
     fn syn_proxy_handshake(world, client, server) {
         let (isn, mss) = (CLIENT_ISN, world.mss());
 
@@ -111,14 +111,14 @@ in_every_mode! {
         assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
         let (cookie, stamp) = (offered.seq, offered.ts().expect("timestamps were offered").0);
 
-        // The cookie comes back: now the server hears of it, in the client's own words.
+        // The cookie comes back: now the server gets a SYN, with the client's own options.
         client.sends(ack(isn + 1, cookie + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
         client.gets(nothing());
-        let dialled = server.gets(
+        let server_syn = server.gets(
             segment(SYN, isn, 0).any_window().mss_up_to(mss).sack_ok().ts(CLIENT_TS + 1, 0).wscale(7).ttl(CLIENT_TTL),
         );
         // The client has room for 502 << 7 bytes; the window of a SYN is not scaled (RFC 7323 section 2.2).
-        assert!((1..=502 << 7).contains(&u32::from(dialled.window)), "a SYN window of {}", dialled.window);
+        assert!((1..=502 << 7).contains(&u32::from(server_syn.window)), "a SYN window of {}", server_syn.window);
         world.has_flows(1, 0);
         assert_eq!(world.population().syn_cached, 0);
         let proof = if world.mode().cache { Event::CacheHit } else { Event::CookieGood };
@@ -163,11 +163,11 @@ in_every_mode! {
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         world.after_secs(1);
         let joined = open(&client, &server, linux, linux);
-        Talk::new(&client, &server, joined).closes_from_the_server();
+        Transfer::new(&client, &server, joined).closes_from_the_server();
         assert_eq!(world.happened(Event::Dialled), 1);
     }
 
-    /// 11: the client repeats its acknowledgement before the server has answered; the server is asked again.
+    /// 11: the client repeats its acknowledgement before the server has answered; the server gets the SYN again.
     fn syn_proxy_handshake_1_2_1(world, client, server) {
         let linux = Terms::linux(world.mss());
         client.sends(linux.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -182,7 +182,7 @@ in_every_mode! {
         assert_eq!((first.options, first.window), (again.options.clone(), again.window));
         world.has_flows(1, 0);
         let joined = answer(&client, &server, linux, CLIENT_ISN, SERVER_ISN, offered, again);
-        Talk::new(&client, &server, joined).closes_from_the_client();
+        Transfer::new(&client, &server, joined).closes_from_the_client();
     }
 
     /// 12: the server repeats its SYN-ACK, which means that it has not seen our acknowledgement.
@@ -192,7 +192,7 @@ in_every_mode! {
         server.sends(linux.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
         server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().ts(CLIENT_TS + 1, ANY));
         client.gets(nothing());
-        Talk::new(&client, &server, joined).closes_from_the_server();
+        Transfer::new(&client, &server, joined).closes_from_the_server();
         assert_eq!(world.happened(Event::Spliced), 1);
     }
 
@@ -203,7 +203,7 @@ in_every_mode! {
         server.sends(linux.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
         server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().ts(CLIENT_TS + 1, ANY));
         client.gets(nothing());
-        Talk::new(&client, &server, joined).closes_from_the_server();
+        Transfer::new(&client, &server, joined).closes_from_the_server();
         world.has_flows(1, 0);
     }
 
@@ -211,15 +211,15 @@ in_every_mode! {
     fn syn_proxy_handshake_1_1_1_zerowindowprobe(world, client, server) {
         let linux = Terms::linux(world.mss());
         let joined = open_by(&client, &server, linux, Opening::Probe);
-        let mut talk = Talk::new(&client, &server, joined);
+        let mut transfer = Transfer::new(&client, &server, joined);
         // Nobody has taken the probe's byte, so it comes again.
-        talk.client(PSH, 1);
-        talk.server(0, 0);
-        talk.closes_from_the_server();
+        transfer.client(PSH, 1);
+        transfer.server(0, 0);
+        transfer.closes_from_the_server();
         world.has_flows(1, 0);
     }
 
-    /// 15: the port is closed, and the client hears it in a number it accepts.
+    /// 15: the port is closed, and the client gets a reset with a number it accepts.
     fn syn_proxy_closed_port(world, client, server) {
         let linux = Terms::linux(world.mss());
         client.sends(linux.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
@@ -230,7 +230,7 @@ in_every_mode! {
         client.gets(rst(offered.seq + 1).any_window());
         server.gets(nothing());
         assert_eq!(world.happened(Event::Refused), 1);
-        // The server is not asked again.
+        // The server gets no further SYN.
         world.after_secs(49);
         world.has_flows(0, 0);
     }
@@ -238,10 +238,10 @@ in_every_mode! {
     /// 16: 10000 full segments to the client, each acknowledged, however the connection was opened.
     fn syn_proxy_uplink(world, client, server) {
         let len = usize::from(world.mss()) - 12;
-        three_passes(&world, &client, &server, |talk| {
+        three_passes(&world, &client, &server, |transfer| {
             for _ in 0..10_000 {
-                talk.server(0, len);
-                talk.client(0, 0);
+                transfer.server(0, len);
+                transfer.client(0, 0);
             }
         });
     }
@@ -249,10 +249,10 @@ in_every_mode! {
     /// 17: 10000 full segments to the server.
     fn syn_proxy_downlink(world, client, server) {
         let len = usize::from(world.mss()) - 12;
-        three_passes(&world, &client, &server, |talk| {
+        three_passes(&world, &client, &server, |transfer| {
             for _ in 0..10_000 {
-                talk.client(0, len);
-                talk.server(0, 0);
+                transfer.client(0, len);
+                transfer.server(0, 0);
             }
         });
     }
@@ -261,19 +261,19 @@ in_every_mode! {
     fn syn_proxy_uplink_downlink(world, client, server) {
         let linux = Terms::linux(world.mss());
         let len = usize::from(world.mss()) - 12;
-        let mut talk = Talk::new(&client, &server, open(&client, &server, linux, linux));
+        let mut transfer = Transfer::new(&client, &server, open(&client, &server, linux, linux));
         for _ in 0..100 {
             for _ in 0..100 {
-                talk.server(0, len);
-                talk.client(0, 0);
+                transfer.server(0, len);
+                transfer.client(0, 0);
             }
             for _ in 0..100 {
-                talk.client(0, len);
-                talk.server(0, 0);
+                transfer.client(0, len);
+                transfer.server(0, 0);
             }
             world.after(Duration::from_micros(100));
         }
-        talk.closes_from_the_client();
+        transfer.closes_from_the_client();
         assert_eq!(world.all_dropped(), world.dropped(DropReason::Consumed), "nothing of the traffic is dropped");
     }
 
@@ -321,18 +321,18 @@ fn open_by(client: &Host, server: &Host, terms: Terms, opening: Opening) -> Join
     };
     client.sends(first.nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
     client.gets(nothing());
-    let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options().ttl(CLIENT_TTL));
-    answer(client, server, terms, CLIENT_ISN, SERVER_ISN, offered, dialled)
+    let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options().ttl(CLIENT_TTL));
+    answer(client, server, terms, CLIENT_ISN, SERVER_ISN, offered, server_syn)
 }
 
-fn three_passes(world: &World, client: &Host, server: &Host, traffic: impl Fn(&mut Talk)) {
+fn three_passes(world: &World, client: &Host, server: &Host, traffic: impl Fn(&mut Transfer)) {
     let linux = Terms::linux(world.mss());
     for (i, opening) in [Opening::Plain, Opening::Keepalive, Opening::Probe].into_iter().enumerate() {
         let (client, server) =
             if i == 0 { (client.clone(), server.clone()) } else { world.on_port(CLIENT_PORT + i as u16) };
-        let mut talk = Talk::new(&client, &server, open_by(&client, &server, linux, opening));
-        traffic(&mut talk);
-        talk.closes_from_the_client();
+        let mut transfer = Transfer::new(&client, &server, open_by(&client, &server, linux, opening));
+        traffic(&mut transfer);
+        transfer.closes_from_the_client();
     }
     world.has_flows(3, 0);
     world.after_secs(125);

@@ -1,5 +1,5 @@
 //! Two engines of one box, as two workers have: what one has learned of a server the other knows too, so that a client is met
-//! the same by whichever owns its connection. How words get from one to the other is the workers' affair, and tested there.
+//! the same by whichever owns its connection. How updates get from one to the other is up to the workers, and tested there.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn peculiar(world: &World) -> Terms {
     Terms { mss: Some(1300), wscale: Some(3), sack: false, ts: false, ..Terms::linux(world.mss()) }
 }
 
-/// What a client that calls at this engine is offered.
+/// What a client that connects through this engine is offered.
 #[track_caller]
 fn offered(world: &World, port: u16) -> Got {
     let (client, server) = world.on_port(port);
@@ -26,21 +26,21 @@ fn offered(world: &World, port: u16) -> Got {
     client.gets(anything())
 }
 
-/// A client calls and proves itself, so that its server is dialled: what either got.
+/// A client sends a SYN and proves itself, so that its server gets a SYN: what either got.
 #[track_caller]
-fn dialled(world: &World, port: u16) -> (Got, Got) {
+fn prove(world: &World, port: u16) -> (Got, Got) {
     let offered = offered(world, port);
     let echo = offered.ts().map(|(value, _)| value);
     let (client, server) = world.on_port(port);
     client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo.map(|echo| (CLIENT_TS + 1, echo))));
-    let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-    (offered, dialled)
+    let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+    (offered, server_syn)
 }
 
-/// Calls a server that refuses.
+/// Connects to a server that refuses.
 #[track_caller]
 fn is_refused(world: &World, port: u16) {
-    let (offered, _) = dialled(world, port);
+    let (offered, _) = prove(world, port);
     let (client, server) = world.on_port(port);
     server.sends(rst_ack(0, CLIENT_ISN + 1));
     client.gets(rst(offered.seq + 1));
@@ -51,12 +51,12 @@ in_every_mode! {
         let _ = (client, server);
         let [here, there] = two(&world);
         let (client, server) = here.on_port(1000);
-        assert!(offered(&there, 999).sack_ok(), "what is presumed of a server nobody knows");
+        assert!(offered(&there, 999).sack_ok(), "what is presumed of an unknown server");
         open(&client, &server, Terms::linux(world.mss()), peculiar(&world));
-        assert_eq!(here.tells(&there), 1);
-        let (own, heard) = (offered(&here, 1001), offered(&there, 1001));
-        assert_eq!((heard.mss(), heard.wscale(), heard.sack_ok()), (own.mss(), own.wscale(), own.sack_ok()));
-        assert_eq!((heard.mss(), heard.sack_ok(), heard.ts()), (Some(1300), false, None));
+        assert_eq!(here.publishes_to(&there), 1);
+        let (own, learned) = (offered(&here, 1001), offered(&there, 1001));
+        assert_eq!((learned.mss(), learned.wscale(), learned.sack_ok()), (own.mss(), own.wscale(), own.sack_ok()));
+        assert_eq!((learned.mss(), learned.sack_ok(), learned.ts()), (Some(1300), false, None));
     }
 
     fn a_received_update_is_not_published_again(world, client, server) {
@@ -65,45 +65,45 @@ in_every_mode! {
         let (client, server) = here.on_port(1000);
         open(&client, &server, Terms::linux(world.mss()), peculiar(&world));
         is_refused(&here, 1001);
-        assert_eq!(here.tells(&there), 2);
-        assert_eq!((there.tells(&here), here.tells(&there)), (0, 0));
+        assert_eq!(here.publishes_to(&there), 2);
+        assert_eq!((there.publishes_to(&here), here.publishes_to(&there)), (0, 0));
     }
 
     fn what_is_known_is_published_again_only_now_and_then(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
-        // Nothing the server refuses is offered it any more, so its second answer says less.
+        // Nothing the server refuses is offered it any more, so its second answer has fewer options.
         for (port, said) in [(1000, 1), (1001, 0), (1002, 0)] {
             let (client, server) = here.on_port(port);
             open(&client, &server, Terms::linux(world.mss()), Terms::linux(world.mss()));
-            assert_eq!(here.tells(&there), said, "port {port}");
+            assert_eq!(here.publishes_to(&there), said, "port {port}");
         }
-        // The clients say nothing, so what they are told is repeated meanwhile.
+        // The clients send nothing, so their window updates are repeated meanwhile.
         here.tick(Duration::from_secs(20));
         here.discard();
         let (client, server) = here.on_port(1003);
         open(&client, &server, Terms::linux(world.mss()), Terms::linux(world.mss()));
-        assert_eq!(here.tells(&there), 1, "that it still lives, for a place in the other's cache");
+        assert_eq!(here.publishes_to(&there), 1, "that it still lives, for a place in the other's cache");
         let (client, server) = here.on_port(1004);
         open(&client, &server, Terms::linux(world.mss()), peculiar(&world));
-        assert_eq!(here.tells(&there), 1, "that it is another");
+        assert_eq!(here.publishes_to(&there), 1, "that it is another");
     }
 
     fn a_port_that_refused_one_worker_is_refused_by_the_other_until_it_answers(world, client, server) {
         let _ = (client, server);
         let [here, there] = two(&world);
         let (client, server) = here.on_port(999);
-        let (offer, dialled) = dialled(&here, 999);
+        let (offer, server_syn) = prove(&here, 999);
         is_refused(&here, 1000);
-        here.tells(&there);
+        here.publishes_to(&there);
         let (other, _) = there.on_port(1001);
         other.sends(syn(5000));
         other.gets(rst_ack(0, 5001));
         assert_eq!(there.happened(Event::ClosedPort), 1);
-        // One whose call was on its way meanwhile is answered, and the port is open again, here and there.
+        // One whose SYN was on its way meanwhile is answered, and the port is open again, here and there.
         let terms = Terms::linux(world.mss());
-        answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offer, dialled);
-        assert_eq!(here.tells(&there), 1);
+        answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offer, server_syn);
+        assert_eq!(here.publishes_to(&there), 1);
         for engine in [&here, &there] {
             assert_eq!(offered(engine, 1002).flags & SYN, SYN);
         }

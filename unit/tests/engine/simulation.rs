@@ -2,7 +2,7 @@
 //!
 //! `SIM_SEED=n` replays one world and prints every frame; `SIM_SEEDS=n` runs the first n worlds instead of 256;
 //! `SIM_FIRST=n` begins elsewhere; with `SIM_BRIDGE=1` a replayed world has a plain bridge in the
-//! box's place, with `SIM_QUIET=1` no strangers.
+//! box's place, with `SIM_QUIET=1` no off-path attacker.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,7 +113,7 @@ fn every_segment_through_the_proxy_can_be_accounted_for() {
         Mode { quiet: number("SIM_QUIET") == Some(1), ..Mode::default() },
     );
     if count >= 256 {
-        // A world that never goes somewhere says nothing about it.
+        // A world that never comes to a state does not test it.
         for event in MUST_HAPPEN {
             assert!(total.events[event as usize] > 0, "{} never happened in {count} worlds", event.label());
         }

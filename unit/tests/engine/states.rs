@@ -16,9 +16,9 @@ use unit::script::{
     fin, fragment, icmp_error_raw, packet_of, read, rst, rst_ack, segment, syn, syn_ack, tcp_at,
 };
 
-/// The number of a second call between the same ends.
+/// The initial sequence number of a second SYN of the client with the same 4-tuple.
 const NEW_ISN: u32 = CLIENT_ISN.wrapping_add(0x1000_0000);
-/// What an end acknowledges that has never heard from the other.
+/// What an end acknowledges that has got nothing from the other.
 const NONSENSE: u32 = 0x1357_9BDF;
 
 /// Where one end stands, in its own numbers.
@@ -42,57 +42,67 @@ struct Scene {
     lan: View,
     /// Our number, where we answered for the server.
     ours: Option<u32>,
-    /// Our number for a second call.
+    /// Our number for a second SYN.
     ours_again: Option<u32>,
 }
 
-/// A kind of segment: its name, the word under which the diagram groups it, and the frame.
+/// A kind of segment: its name, the label under which the diagram groups it, and the frame.
 type Arrival = (&'static str, &'static str, Vec<u8>);
 
 /// A state to be in: its name, how it came about, and the way there.
 type Stage = (&'static str, &'static str, fn() -> Scene);
 
 const STAGES: &[Stage] = &[
-    ("No connection", "Nothing has come from these ends; the SYN cache is on.", || fresh(|_| ())),
-    ("No connection, and the time of adoption", "Nothing has come; the box has just started.", || fresh(adopting)),
-    ("No connection, a cookie outstanding", "The client's SYN was answered with the SYN cache off.", || {
+    ("No connection", "No segment with this 4-tuple has come; the SYN cache is on.", || fresh(|_| ())),
+    (
+        "No connection, and the time of adoption",
+        "No segment with this 4-tuple has come; the box has just started.",
+        || fresh(adopting),
+    ),
+    ("No connection, a cookie outstanding", "The box has answered the client's SYN with the SYN cache off.", || {
         answered(|config| config.syn_cache_max = 0)
     }),
-    ("SynCached", "The client's SYN was answered and is in the SYN cache.", || answered(|_| ())),
-    ("ServerSynSent", "The client has proved itself, our SYN went to the server.", || dialling(|_| ())),
-    ("ServerSynSent, data held", "So, with early handshakes, and the client has sent 100 bytes.", held),
-    ("AckWithheld", "The server has answered; how far away the client is nobody knows.", owed),
-    (
-        "WindowPending",
-        "The server has had its ACK from the box; nothing has come from the client since.",
-        window_pending,
-    ),
+    ("SynCached", "The box has answered the client's SYN and keeps it in the SYN cache.", || answered(|_| ())),
+    ("ServerSynSent", "The client has proved its address; the box has sent its SYN to the server.", || {
+        server_syn_sent(|_| ())
+    }),
+    ("ServerSynSent, data held", "The same with early handshakes, and the client has sent 100 bytes.", held),
+    ("AckWithheld", "The server has sent its SYN-ACK; the client's round-trip time is unknown.", owed),
+    ("WindowPending", "The box has sent the server its ACK; the client has sent nothing since.", window_pending),
     ("Established", "Either end has sent 200 bytes, 100 of which are acknowledged.", established),
     (
         "Established, a new SYN answered",
-        "A SYN of another number came, was challenged, and came again.",
+        "A SYN with another number came, got a challenge ACK, and came again.",
         reopened_alive,
     ),
     ("FinWait, the client first", "The client has sent FIN.", || closing(&[Side::Wan])),
     ("FinWait, the server first", "The server has sent FIN.", || closing(&[Side::Lan])),
-    ("LastAck", "Both have sent FIN, none is acknowledged.", || closing(&Side::BOTH)),
+    ("LastAck", "Both ends have sent FIN; neither FIN is acknowledged.", || closing(&Side::BOTH)),
     (
         "LastAck, one acknowledgement missing",
-        "Both have sent FIN, the server has acknowledged the client's.",
+        "Both ends have sent FIN; the server has acknowledged the client's.",
         last_owed,
     ),
     ("TimeWait", "Both FINs are acknowledged.", time_wait),
-    ("TimeWait, a new SYN answered", "And the client has called again.", reopened_over),
+    (
+        "TimeWait, a new SYN answered",
+        "As TimeWait, and the client has sent a new SYN, which the box has answered.",
+        reopened_over,
+    ),
     ("Reset", "The client has reset the connection.", was_reset),
-    ("SynSent, from the LAN", "The LAN has called.", || opening(Side::Lan)),
-    ("SynSent, from the WAN", "The WAN has called with a signed SYN.", || opening(Side::Wan)),
-    ("SynReceived, from the LAN", "The WAN has answered the LAN's call.", || opening_answered(Side::Lan)),
-    ("SynReceived, from the WAN", "The LAN has answered the WAN's signed call.", || opening_answered(Side::Wan)),
+    ("SynSent, from the LAN", "The LAN has sent a SYN.", || syn_sent(Side::Lan)),
+    ("SynSent, from the WAN", "The WAN has sent a signed SYN.", || syn_sent(Side::Wan)),
+    ("SynReceived, from the LAN", "The WAN has sent its SYN-ACK.", || syn_received(Side::Lan)),
+    ("SynReceived, from the WAN", "The LAN has sent its SYN-ACK to the WAN's signed SYN.", || syn_received(Side::Wan)),
     ("Established, passed through, from the LAN", "Either end has sent 200 bytes.", || passed(Side::Lan)),
     ("Established, passed through, from the WAN", "Either end has sent 200 bytes.", || passed(Side::Wan)),
-    ("Unconfirmed", "The LAN has spoken of a connection within the time of adoption.", tentative),
-    ("Unconfirmed, a new SYN answered", "And a client has called.", reopened_tentative),
-    ("Established, adopted", "And the WAN has agreed.", adopted),
+    ("Unconfirmed", "The LAN has sent a segment of an unknown connection within the time of adoption.", unconfirmed),
+    (
+        "Unconfirmed, a new SYN answered",
+        "As Unconfirmed, and a client has sent a SYN, which the box has answered.",
+        reopened_unconfirmed,
+    ),
+    ("Established, adopted", "As Unconfirmed, and the WAN has sent a matching segment.", adopted),
 ];
 
 fn adopting(config: &mut Config) {
@@ -129,10 +139,10 @@ impl Scene {
         if side == Side::Wan { &mut self.wan } else { &mut self.lan }
     }
 
-    /// `side` sends so many bytes and acknowledges all but the last `unheard` bytes it has been sent; the peer now expects what follows.
-    fn speaks(&mut self, side: Side, len: usize, unheard: u32) {
+    /// `side` sends so many bytes and acknowledges all but the last `unacked` bytes it has been sent; the peer now expects what follows.
+    fn sends(&mut self, side: Side, len: usize, unacked: u32) {
         let View { next, expected, .. } = self.view(side);
-        self.goes(side, &data(next, expected.wrapping_sub(unheard), len));
+        self.goes(side, &data(next, expected.wrapping_sub(unacked), len));
         self.sent(side, len as u32);
     }
 
@@ -159,7 +169,7 @@ impl Scene {
         self.world.status(Side::Wan, &self.client.frame(&ack(0, 0)))
     }
 
-    /// A number as the distance from the first one of whoever chose it.
+    /// A number as the distance from the initial sequence number of the host that chose it.
     fn symbol(&self, number: u32) -> String {
         // How far a number may be from whose it is: another cookie may lie anywhere.
         let (near, far) = (200_000, 0x0200_0000);
@@ -200,7 +210,7 @@ fn answered(change: impl FnOnce(&mut Config)) -> Scene {
     scene
 }
 
-fn dialling(change: impl FnOnce(&mut Config)) -> Scene {
+fn server_syn_sent(change: impl FnOnce(&mut Config)) -> Scene {
     let mut scene = answered(change);
     scene.world.after_ms(50);
     scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
@@ -209,7 +219,7 @@ fn dialling(change: impl FnOnce(&mut Config)) -> Scene {
 }
 
 fn held() -> Scene {
-    let mut scene = dialling(|config| config.handshake = Handshake::Early);
+    let mut scene = server_syn_sent(|config| config.handshake = Handshake::Early);
     scene.goes(Side::Wan, &data(scene.wan.next, scene.wan.expected, 100));
     scene.wan.next = scene.wan.next.wrapping_add(100);
     scene
@@ -217,7 +227,7 @@ fn held() -> Scene {
 
 fn owed() -> Scene {
     // Without cookie's clock or an entry of the cache, the distance is not known.
-    let scene = dialling(|config| config.syn_cache_max = 0);
+    let scene = server_syn_sent(|config| config.syn_cache_max = 0);
     scene.goes(Side::Lan, &offer(syn_ack(SERVER_ISN, scene.lan.expected)));
     scene
 }
@@ -233,20 +243,20 @@ fn window_pending() -> Scene {
 fn established() -> Scene {
     let mut scene = owed();
     scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
-    talk(&mut scene);
+    exchange(&mut scene);
     scene
 }
 
-/// Either end sends twice 100 bytes, and has heard of the first.
-fn talk(scene: &mut Scene) {
-    for unheard in [0, 100] {
+/// Either end sends 100 bytes twice; the first 100 are acknowledged.
+fn exchange(scene: &mut Scene) {
+    for unacked in [0, 100] {
         for side in [Side::Wan, Side::Lan] {
-            scene.speaks(side, 100, unheard);
+            scene.sends(side, 100, unacked);
         }
     }
 }
 
-fn call_again(scene: &mut Scene) {
+fn syn_again(scene: &mut Scene) {
     let answer = scene.goes(Side::Wan, &offer(syn(NEW_ISN)));
     let answer = read(&answer[0].1, scene.world.now()).expect("an answer");
     scene.ours_again = (answer.flags & SYN != 0).then_some(answer.seq);
@@ -254,10 +264,10 @@ fn call_again(scene: &mut Scene) {
 
 fn reopened_alive() -> Scene {
     let mut scene = established();
-    call_again(&mut scene);
+    syn_again(&mut scene);
     scene.world.after_secs(1);
-    call_again(&mut scene);
-    assert!(scene.ours_again.is_some(), "the second call is answered");
+    syn_again(&mut scene);
+    assert!(scene.ours_again.is_some(), "the second SYN is answered");
     scene
 }
 
@@ -265,8 +275,8 @@ fn closing(sides: &[Side]) -> Scene {
     let mut scene = established();
     for &side in sides {
         let View { next, expected, .. } = scene.view(side);
-        let heard = expected.wrapping_sub(u32::from(sides[0] != side));
-        scene.goes(side, &fin(next, heard));
+        let acked = expected.wrapping_sub(u32::from(sides[0] != side));
+        scene.goes(side, &fin(next, acked));
         scene.sent(side, 1);
     }
     scene
@@ -287,7 +297,7 @@ fn time_wait() -> Scene {
 
 fn reopened_over() -> Scene {
     let mut scene = time_wait();
-    call_again(&mut scene);
+    syn_again(&mut scene);
     scene
 }
 
@@ -297,13 +307,13 @@ fn was_reset() -> Scene {
     scene
 }
 
-fn opening(caller: Side) -> Scene {
+fn syn_sent(opener: Side) -> Scene {
     let mut scene = fresh(|_| ());
-    let isn = scene.view(caller).isn;
+    let isn = scene.view(opener).isn;
     // RFC 2385: a signature of sixteen bytes.
     let signature = [&[19, 18][..], &[0x5A; 16]].concat();
-    let call = if caller == Side::Wan { syn(isn).mss(1460).raw(&signature) } else { offer(syn(isn)) };
-    scene.goes(caller, &call);
+    let first = if opener == Side::Wan { syn(isn).mss(1460).raw(&signature) } else { offer(syn(isn)) };
+    scene.goes(opener, &first);
     for (side, other) in [(Side::Wan, scene.lan.isn), (Side::Lan, scene.wan.isn)] {
         let view = scene.view_mut(side);
         (view.expected, view.flying) = (other.wrapping_add(1), other);
@@ -311,22 +321,22 @@ fn opening(caller: Side) -> Scene {
     scene
 }
 
-fn opening_answered(caller: Side) -> Scene {
-    let scene = opening(caller);
-    let View { isn, expected, .. } = scene.view(caller.other());
-    scene.goes(caller.other(), &offer(syn_ack(isn, expected)));
+fn syn_received(opener: Side) -> Scene {
+    let scene = syn_sent(opener);
+    let View { isn, expected, .. } = scene.view(opener.other());
+    scene.goes(opener.other(), &offer(syn_ack(isn, expected)));
     scene
 }
 
-fn passed(caller: Side) -> Scene {
-    let mut scene = opening_answered(caller);
-    let View { next, expected, .. } = scene.view(caller);
-    scene.goes(caller, &ack(next, expected));
-    talk(&mut scene);
+fn passed(opener: Side) -> Scene {
+    let mut scene = syn_received(opener);
+    let View { next, expected, .. } = scene.view(opener);
+    scene.goes(opener, &ack(next, expected));
+    exchange(&mut scene);
     scene
 }
 
-fn tentative() -> Scene {
+fn unconfirmed() -> Scene {
     let mut scene = fresh(adopting);
     scene.wan = View { isn: CLIENT_ISN, next: CLIENT_ISN + 201, expected: SERVER_ISN + 201, flying: SERVER_ISN + 101 };
     scene.lan = View { isn: SERVER_ISN, next: SERVER_ISN + 101, expected: CLIENT_ISN + 201, flying: CLIENT_ISN + 101 };
@@ -335,15 +345,15 @@ fn tentative() -> Scene {
     scene
 }
 
-fn reopened_tentative() -> Scene {
-    let mut scene = tentative();
-    call_again(&mut scene);
+fn reopened_unconfirmed() -> Scene {
+    let mut scene = unconfirmed();
+    syn_again(&mut scene);
     scene
 }
 
 fn adopted() -> Scene {
-    let mut scene = tentative();
-    scene.speaks(Side::Wan, 100, 0);
+    let mut scene = unconfirmed();
+    scene.sends(Side::Wan, 100, 0);
     scene
 }
 
@@ -382,7 +392,7 @@ fn arrivals(scene: &Scene, side: Side) -> Vec<Arrival> {
         seg("the handshake's keepalive", "ACK", ack(isn, ours.wrapping_add(1)));
     }
     if let (Side::Wan, Some(again)) = (side, scene.ours_again) {
-        seg("the ACK that proves the new call", "ACK", ack(NEW_ISN.wrapping_add(1), again.wrapping_add(1)));
+        seg("the ACK that proves the new SYN", "ACK", ack(NEW_ISN.wrapping_add(1), again.wrapping_add(1)));
     }
     seg("ACK", "ACK", ack(next, expected));
     seg("ACK of something older", "ACK", ack(next, expected.wrapping_sub(50)));
@@ -448,7 +458,7 @@ fn tcp(frame: &[u8]) -> Option<(u16, u32, u32, u16, usize)> {
     Some((be16(12) & 0x1FF, be32(4), be32(8), be16(14), tcp.len() - usize::from(tcp[12] >> 4) * 4))
 }
 
-/// A frame in words.
+/// Describes a frame.
 fn describe(scene: &Scene, frame: &[u8]) -> String {
     let Some((flags, seq, acked, window, len)) = tcp(frame) else {
         let packet = packet_of(frame);
@@ -605,15 +615,15 @@ fn table(transitions: &mut Transitions) -> String {
 }
 
 const INTRODUCTION: &str = "\
-# Every state, and whatever may come
+# Every state and every segment
 
-Written by `unit/tests/engine/states.rs` from what the engine did (IPv4, defaults but where a state's story says otherwise, hosts without timestamps,
-window scale 8, the server's SYN-ACK included); a test fails when it does otherwise. `STATES=accept cargo test -p unit --test engine states::` writes it anew: read the
-difference.
+`unit/tests/engine/states.rs` writes this document from what the engine does, and fails when the engine does something else. The tests run with IPv4, with the
+defaults unless a state's description names another setting, and with hosts that use no timestamps and window scale 8. After an intended change run
+`STATES=accept cargo test -p unit --test engine states::` and read the difference.
 
-Numbers are counted from the first of whoever chose it: the client's *c*, the server's *s*, ours in the server's place *b*; with a dash, of a
-second call; *another* is none of these. *Translated* means that numbers were led to the other side and nothing else changed; windows are as they were, for both ends
-scale alike. What comes to the same is in one line. An empty *then*: the state stays.
+Sequence numbers are offsets from an initial sequence number: the client's *c*, the server's *s*, the box's own in the SYN-ACK to the client *b*; with a dash,
+those of a second SYN; *another* is none of these. *Translated* means that the box mapped the numbers to the other side's and changed nothing else; both ends use
+the same window scale, so windows stay as they are. Segments with the same result share a line. An empty *then* means that the state stays.
 ";
 
 fn diagram(transitions: &Transitions) -> String {

@@ -9,30 +9,30 @@ use tcpstate::{DropReason, Event, Side, Verdict};
 use unit::in_every_mode;
 use unit::script::*;
 
-/// Opens a connection up to the dialled server, which has not answered: the SYN-ACK and the server's SYN.
-fn dial(client: &Host, server: &Host, theirs: Terms, isn: u32) -> (Got, Got) {
+/// Opens a connection up to the SYN to the server, which has not answered: the client's SYN-ACK and the server's SYN.
+fn prove(client: &Host, server: &Host, theirs: Terms, isn: u32) -> (Got, Got) {
     client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
     let offered = client.gets(syn_ack(ANY, isn.wrapping_add(1)).window(0).any_options());
     server.gets(nothing());
     let stamps = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
     client.sends(ack(isn.wrapping_add(1), offered.seq.wrapping_add(1)).maybe_ts(stamps));
     client.gets(nothing());
-    let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-    (offered, dialled)
+    let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+    (offered, server_syn)
 }
 
 /// A connection between two Linux hosts.
-fn linux(world: &World, client: &Host, server: &Host) -> Talk {
+fn linux(world: &World, client: &Host, server: &Host) -> Transfer {
     let terms = Terms::linux(world.mss());
-    Talk::new(client, server, open(client, server, terms, terms))
+    Transfer::new(client, server, open(client, server, terms, terms))
 }
 
-/// A connection between two Linux hosts that both speak ECN, to a server that is known to.
-fn ecn(world: &World, client: &Host, server: &Host) -> Talk {
+/// A connection between two Linux hosts that both negotiate ECN, to a server that is known to.
+fn ecn(world: &World, client: &Host, server: &Host) -> Transfer {
     let terms = Terms::linux(world.mss());
     let (first_client, first_server) = world.on_port(7);
     open_ecn(&first_client, &first_server, terms, terms, false);
-    Talk::new(client, server, open_ecn(client, server, terms, terms, true))
+    Transfer::new(client, server, open_ecn(client, server, terms, terms, true))
 }
 
 // ---- options and windows ----
@@ -40,16 +40,16 @@ fn ecn(world: &World, client: &Host, server: &Host) -> Talk {
 in_every_mode! {
     fn a_client_without_window_scaling_is_not_offered_it(world, client, server) {
         let theirs = Terms { wscale: None, ..Terms::linux(world.mss()) };
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-        assert_eq!((offered.wscale(), dialled.wscale()), (None, None), "none is not the same as a shift of zero");
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+        assert_eq!((offered.wscale(), server_syn.wscale()), (None, None), "none is not the same as a shift of zero");
     }
 
     fn a_client_that_scales_by_zero_is_not_one_that_does_not_scale(world, client, server) {
         for (port, ts) in [(1, true), (2, false)] {
             let (client, server) = world.on_port(port);
             let theirs = Terms { wscale: Some(0), ts, ..Terms::linux(world.mss()) };
-            let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-            assert_eq!((offered.wscale(), dialled.wscale()), (Some(7), Some(0)));
+            let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+            assert_eq!((offered.wscale(), server_syn.wscale()), (Some(7), Some(0)));
         }
         let _ = (client, server);
     }
@@ -65,29 +65,29 @@ in_every_mode! {
                 window: 64240,
             };
             let (client, server) = world.on_port(1000 + bits);
-            let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+            let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
             let kinds = |got: &Got| (got.wscale().is_some(), got.sack_ok(), got.ts().is_some());
             let wanted = (theirs.wscale.is_some(), theirs.sack, theirs.ts);
             assert_eq!(kinds(&offered), wanted, "the client was answered {offered}");
-            assert_eq!(kinds(&dialled), wanted, "the server was asked {dialled}");
-            assert_eq!(dialled.wscale(), theirs.wscale);
+            assert_eq!(kinds(&server_syn), wanted, "the SYN to the server is {server_syn}");
+            assert_eq!(server_syn.wscale(), theirs.wscale);
             // The segment size is announced, not agreed on: any server announces its own.
             assert!(offered.mss().is_none_or(|mss| mss == world.mss()), "the client was answered {offered}");
             if theirs.mss.is_none() {
                 // RFC 9293 section 3.7.1: without the option 536 bytes, 1220 with IPv6.
                 let default = if world.mode().family == Family::V4 { 536 } else { 1220 };
-                assert!(dialled.mss().is_none_or(|mss| mss <= default), "the server was asked {dialled}");
+                assert!(server_syn.mss().is_none_or(|mss| mss <= default), "the SYN to the server is {server_syn}");
             } else {
                 let mss = world.mss();
-                assert!(dialled.mss().is_some_and(|got| (mss - 20..=mss).contains(&got)), "the server was asked {dialled}");
+                assert!(server_syn.mss().is_some_and(|got| (mss - 20..=mss).contains(&got)), "the SYN to the server is {server_syn}");
             }
         }
     }
 
     fn a_client_without_timestamps_keeps_scale_sack_and_mss_in_the_number_alone(world, client, server) {
-        let (_, dialled) = dial(&client, &server, Terms::windows(world.mss()), CLIENT_ISN);
-        assert_eq!((dialled.wscale(), dialled.sack_ok(), dialled.mss()), (Some(8), true, Some(world.mss())));
-        assert_eq!(dialled.ts(), None);
+        let (_, server_syn) = prove(&client, &server, Terms::windows(world.mss()), CLIENT_ISN);
+        assert_eq!((server_syn.wscale(), server_syn.sack_ok(), server_syn.mss()), (Some(8), true, Some(world.mss())));
+        assert_eq!(server_syn.ts(), None);
     }
 
     fn every_value_of_the_tables_survives_in_the_number_alone(world, client, server) {
@@ -100,8 +100,8 @@ in_every_mode! {
                     port += 1;
                     let (client, server) = world.on_port(port);
                     let theirs = Terms { mss: Some(mss), wscale, sack, ts: false, window: 8192 };
-                    let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN + u32::from(port));
-                    assert_eq!((dialled.mss(), dialled.wscale(), dialled.sack_ok()), (Some(mss), wscale, sack));
+                    let (_, server_syn) = prove(&client, &server, theirs, CLIENT_ISN + u32::from(port));
+                    assert_eq!((server_syn.mss(), server_syn.wscale(), server_syn.sack_ok()), (Some(mss), wscale, sack));
                     // Make room for the next.
                     server.sends(rst_ack(0, CLIENT_ISN + u32::from(port) + 1));
                     client.gets(anything());
@@ -121,8 +121,8 @@ in_every_mode! {
                 let port = 3000 + i as u16 * 20 + u16::from(shift);
                 let (client, server) = world.on_port(port);
                 let theirs = Terms { mss: Some(mss), wscale: Some(shift), ..Terms::linux(mss) };
-                let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-                assert_eq!((dialled.mss(), dialled.wscale()), (Some(mss), Some(shift)));
+                let (_, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+                assert_eq!((server_syn.mss(), server_syn.wscale()), (Some(mss), Some(shift)));
                 server.sends(rst_ack(0, CLIENT_ISN + 1));
                 client.gets(anything());
             }
@@ -134,9 +134,9 @@ in_every_mode! {
         for (port, mss, shift) in [(1, 1459, 5), (2, 1300, 3), (3, 600, 1), (4, 8959, 14)] {
             let (client, server) = world.on_port(port);
             let theirs = Terms { mss: Some(mss), wscale: Some(shift), ts: false, ..Terms::linux(mss) };
-            let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-            assert!(dialled.mss().is_some_and(|m| m <= mss && m >= 536), "mss {mss} became {dialled}");
-            assert!(dialled.wscale().is_some_and(|s| s <= shift), "shift {shift} became {dialled}");
+            let (_, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+            assert!(server_syn.mss().is_some_and(|m| m <= mss && m >= 536), "mss {mss} became {server_syn}");
+            assert!(server_syn.wscale().is_some_and(|s| s <= shift), "shift {shift} became {server_syn}");
         }
     }
 
@@ -154,9 +154,9 @@ in_every_mode! {
                 }
                 let offered = read(&answers[0].1, world.now()).unwrap();
                 client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(offered.ts().map(|t| (CLIENT_TS + 1, t.0))));
-                let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-                // A segment size below 64 is nobody's; the engine may take it for 64.
-                assert!(dialled.mss().is_some_and(|m| m <= mss.max(64)), "mss {mss} became {dialled}");
+                let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+                // No host has a segment size below 64; the engine may take it for 64.
+                assert!(server_syn.mss().is_some_and(|m| m <= mss.max(64)), "mss {mss} became {server_syn}");
             }
         }
     }
@@ -166,13 +166,13 @@ in_every_mode! {
         for shift in [15, 16, 31, 32, 200, 255] {
             let (client, server) = world.on_port(u16::from(shift));
             let theirs = Terms { wscale: Some(shift), ..Terms::linux(world.mss()) };
-            let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-            assert_eq!(dialled.wscale(), Some(14));
+            let (_, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+            assert_eq!(server_syn.wscale(), Some(14));
         }
     }
 
     fn the_client_is_offered_the_mss_of_its_family(world, client, server) {
-        let (offered, _) = dial(&client, &server, Terms::linux(8960), CLIENT_ISN);
+        let (offered, _) = prove(&client, &server, Terms::linux(8960), CLIENT_ISN);
         assert_eq!(offered.mss(), Some(world.mss()), "nothing is known of the server, so own_mss (20 less with IPv6)");
     }
 
@@ -205,7 +205,7 @@ in_every_mode! {
 
     fn windows_are_rescaled_between_what_was_offered_and_what_the_server_uses(world, client, server) {
         let _ = (client, server);
-        // The client was told a shift of 7; the server's, its field, and what the client must see.
+        // The client was offered a shift of 7; the server's, its field, and what the client must see.
         let cases = [
             (9, 100, 400),
             (9, 0, 0),
@@ -237,7 +237,7 @@ in_every_mode! {
         let theirs = Terms::linux(world.mss());
         let j = open(&client, &server, theirs, Terms { wscale: None, window: 60_000, ..theirs });
         assert_eq!(j.update.window, 60_000 >> 7);
-        // RFC 7323 section 2.2: without the option in both SYNs neither end scales, the server believes.
+        // RFC 7323 section 2.2: without the option in both SYNs neither end scales, as far as the server knows.
         server.sends(ack(j.s(0), j.c(0)).window(64_000).ts(SERVER_TS, CLIENT_TS + 1));
         client.gets(ack(j.o(0), j.c(0)).window(500).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1));
         for (field, seen) in [(100, 12_800), (0, 0), (600, 65_535)] {
@@ -302,7 +302,7 @@ in_every_mode! {
         let theirs = Terms::linux(world.mss());
         open(&client, &server, theirs, Terms { wscale: None, sack: false, ts: false, mss: Some(1200), window: 8000 });
         let (client, server) = world.on_port(CLIENT_PORT + 1);
-        let (offered, _) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, _) = prove(&client, &server, theirs, CLIENT_ISN);
         assert_eq!((offered.sack_ok(), offered.ts(), offered.mss()), (false, None, Some(1200)));
         assert_eq!(offered.wscale(), None);
     }
@@ -315,14 +315,14 @@ in_every_mode! {
         let (client, server) = world.on_port(CLIENT_PORT + 1);
         let j = open(&client, &server, theirs, ours);
         assert_eq!((j.offered.wscale(), j.offered.mss()), (Some(9), Some(1300)));
-        // Both ends scale by what they believe the other does: fields pass as they are.
+        // Both ends scale by the shift in the SYN they got: fields pass as they are.
         server.sends(ack(j.s(0), j.c(0)).window(777).ts(SERVER_TS, CLIENT_TS + 1));
         client.gets(ack(j.o(0), j.c(0)).window(777).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1));
     }
 
     fn sack_blocks_of_the_client_are_translated_at_any_offset(world, client, server) {
-        let talk = linux(&world, &client, &server);
-        let j = &talk.joined;
+        let transfer = linux(&world, &client, &server);
+        let j = &transfer.joined;
         let outer = [(j.o(1000), j.o(2000)), (j.o(3000), j.o(4000)), (j.o(5000), j.o(6000))];
         let inner = [(j.s(1000), j.s(2000)), (j.s(3000), j.s(4000)), (j.s(5000), j.s(6000))];
         let stamps = (CLIENT_TS + 2, j.ts_out(SERVER_TS));
@@ -349,8 +349,8 @@ in_every_mode! {
     }
 
     fn sack_blocks_that_straddle_the_wrap_are_translated(world, client, server) {
-        let talk = linux(&world, &client, &server);
-        let j = &talk.joined;
+        let transfer = linux(&world, &client, &server);
+        let j = &transfer.joined;
         // The server's numbers wrap after 0xDCB bytes.
         assert!(j.s(3000) > j.s(4000));
         let blocks = |f: &dyn Fn(u32) -> u32| [(f(3000), f(4000)), (f(5000), f(6000))];
@@ -359,11 +359,11 @@ in_every_mode! {
     }
 
     fn dsack_below_the_acknowledgement_is_translated(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
+        let mut transfer = linux(&world, &client, &server);
         for _ in 0..4 {
-            talk.server(0, 1000);
+            transfer.server(0, 1000);
         }
-        let j = &talk.joined;
+        let j = &transfer.joined;
         // RFC 2883: the first block reports what came twice, below the cumulative acknowledgement.
         let stamps = (CLIENT_TS + 9, j.ts_out(SERVER_TS));
         client.sends(ack(j.c(0), j.o(3000)).ts(stamps.0, stamps.1).sack(&[(j.o(0), j.o(1000)), (j.o(3500), j.o(4000))]));
@@ -371,8 +371,8 @@ in_every_mode! {
     }
 
     fn sack_blocks_of_the_server_are_in_the_clients_numbers_already(world, client, server) {
-        let talk = linux(&world, &client, &server);
-        let j = &talk.joined;
+        let transfer = linux(&world, &client, &server);
+        let j = &transfer.joined;
         let blocks = [(j.c(1000), j.c(2000)), (j.c(4000), j.c(5000))];
         server.sends(ack(j.s(0), j.c(0)).nop().nop().ts(SERVER_TS, CLIENT_TS + 1).nop().nop().sack(&blocks));
         client.gets(ack(j.o(0), j.c(0)).ts(j.ts_out(SERVER_TS), CLIENT_TS + 1).sack(&blocks));
@@ -441,7 +441,7 @@ in_every_mode! {
         client.sends(padded(&client, bare.on(syn(CLIENT_ISN), (0, 0))));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).mss(world.mss()));
         client.sends(padded(&client, ack(CLIENT_ISN + 1, offered.seq + 1)));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(world.mss()));
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(world.mss()));
         server.sends(padded(&server, bare.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (0, 0))));
         let update = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).window(8192));
         if client.has_more() {
@@ -450,7 +450,7 @@ in_every_mode! {
         }
         server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window());
         let (client_isn, server_isn, cookie) = (CLIENT_ISN, SERVER_ISN, offered.seq);
-        let j = Joined { client_isn, server_isn, cookie, ts_shift: 0, stamps: (0, 0), offered, dialled, update };
+        let j = Joined { client_isn, server_isn, cookie, ts_shift: 0, stamps: (0, 0), offered, server_syn, update };
         client.sends(padded(&client, data(j.c(0), j.o(0), 1)));
         server.gets(data(j.c(0), j.s(0), 1));
         server.sends(padded(&server, fin(j.s(0), j.c(1))));
@@ -488,9 +488,9 @@ fn the_mss_clamp_holds_for_every_syn_that_passes() {
     for mode in Mode::ALL {
         let (world, client, server) = mode.world_with(|config| config.mss_clamp = Some(1300));
         let theirs = Terms::linux(mode.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         let clamped = |mss: Option<u16>| mss.is_some_and(|mss| mss <= 1300);
-        assert!(clamped(offered.mss()) && clamped(dialled.mss()), "{offered}; {dialled}");
+        assert!(clamped(offered.mss()) && clamped(server_syn.mss()), "{offered}; {server_syn}");
         // From the LAN, and the repetition as the first.
         let (wan, lan) = world.on_port(7);
         for _ in 0..2 {
@@ -568,7 +568,7 @@ proptest! {
         let (world, client, server) = mode.world();
         let linux = Terms::linux(mode.mss());
         let j = open_from(&client, &server, linux, Terms { wscale: Some(shift), ..linux }, CLIENT_ISN, server_isn);
-        // Enough has been said that any number of the pieces is within what the ends may say.
+        // Enough has been sent that any number in the pieces is within what the ends may send.
         for i in 0..48 {
             server.sends(ack(j.s(i * 1250), j.c(i * 1250)).ts(SERVER_TS, 1).payload(1250));
             client.gets(anything());
@@ -614,11 +614,11 @@ in_every_mode! {
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         let stamp = offered.ts().unwrap().0;
         client.sends(data(CLIENT_ISN + 1, offered.seq + 1, 512).nop().nop().ts(CLIENT_TS + 1, stamp));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        let mut talk = Talk::new(&client, &server, j);
-        talk.client(PSH, 512);
-        talk.closes_from_the_server();
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        let mut transfer = Transfer::new(&client, &server, j);
+        transfer.client(PSH, 512);
+        transfer.closes_from_the_server();
     }
 
     fn the_first_packet_may_carry_fin(world, client, server) {
@@ -629,13 +629,13 @@ in_every_mode! {
             let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
             let stamp = offered.ts().unwrap().0;
             client.sends(fin(CLIENT_ISN + 1, offered.seq + 1).payload(len).nop().nop().ts(CLIENT_TS + 1, stamp));
-            let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-            let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-            let mut talk = Talk::new(&client, &server, j);
-            talk.client(FIN, len);
-            talk.server(0, 0);
-            talk.server(FIN, 0);
-            talk.client(0, 0);
+            let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+            let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+            let mut transfer = Transfer::new(&client, &server, j);
+            transfer.client(FIN, len);
+            transfer.server(0, 0);
+            transfer.server(FIN, 0);
+            transfer.client(0, 0);
         }
         let _ = (client, server);
         world.after_secs(125);
@@ -649,7 +649,7 @@ in_every_mode! {
         world.after_secs(1);
         client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS + 1000, 0)));
         let second = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
-        assert_eq!(second.seq, first.seq, "the client may hear both: they must name one number");
+        assert_eq!(second.seq, first.seq, "the client may get both: they must have one number");
         assert_eq!(second.ts().unwrap().1, CLIENT_TS + 1000);
         client.sends(ack(CLIENT_ISN + 1, second.seq + 1).nop().nop().ts(CLIENT_TS + 1001, second.ts().unwrap().0));
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss_up_to(world.mss()).sack_ok().ts(ANY, 0).wscale(7));
@@ -661,7 +661,7 @@ in_every_mode! {
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         world.after_secs(3);
         let joined = open_from(&client, &server, theirs, theirs, CLIENT_ISN + 777_777, SERVER_ISN);
-        Talk::new(&client, &server, joined).closes_from_the_client();
+        Transfer::new(&client, &server, joined).closes_from_the_client();
     }
 
     fn a_syn_ack_is_repeated_for_a_syn_and_never_by_a_timer(world, client, server) {
@@ -684,10 +684,10 @@ in_every_mode! {
         let stamp = offered.ts().unwrap().0;
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 63_000, stamp));
         client.gets(nothing());
-        let dialled = server.gets(
+        let server_syn = server.gets(
             segment(SYN, CLIENT_ISN, 0).any_window().mss_up_to(world.mss()).sack_ok().wscale(7).ts(CLIENT_TS + 63_000, 0),
         );
-        answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
     }
 
     fn a_cookie_of_two_secrets_ago_opens_nothing(world, client, server) {
@@ -713,9 +713,9 @@ in_every_mode! {
             let (other, _) = world.pair(net, host, port);
             other.sends_in_vain(proof.clone(), DropReason::BadCookie);
         }
-        client.sends_unheard(ack(CLIENT_ISN + 1, offered.seq + 2));
-        client.sends_unheard(ack(CLIENT_ISN + 1, offered.seq));
-        client.sends_unheard(ack(CLIENT_ISN + 3, offered.seq + 1));
+        client.sends_in_vain_for_any_reason(ack(CLIENT_ISN + 1, offered.seq + 2));
+        client.sends_in_vain_for_any_reason(ack(CLIENT_ISN + 1, offered.seq));
+        client.sends_in_vain_for_any_reason(ack(CLIENT_ISN + 3, offered.seq + 1));
         world.has_flows(0, 0);
         client.sends(proof);
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(world.mss()));
@@ -723,7 +723,7 @@ in_every_mode! {
 
     fn the_syn_to_a_silent_server_is_repeated_ever_more_seldom_and_then_the_client_is_reset(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, first) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, first) = prove(&client, &server, theirs, CLIENT_ISN);
         let start = first.at;
         let mut asked = Vec::new();
         let reset = loop {
@@ -744,17 +744,17 @@ in_every_mode! {
             if let Some(end) = end {
                 break end;
             }
-            assert!(now.since(start) < Duration::from_secs(300), "the client is never told; asked at {asked:?} ms");
+            assert!(now.since(start) < Duration::from_secs(300), "the client is never reset; SYNs at {asked:?} ms");
         };
         assert_eq!((reset.flags & RST, reset.seq), (RST, offered.seq + 1), "a reset the client accepts");
         let silence = world.now().since(start).as_secs();
-        assert!((235..=245).contains(&silence), "told after {silence} s");
+        assert!((235..=245).contains(&silence), "reset after {silence} s");
         for (asked, wanted) in asked.iter().zip([1000, 3000, 7000, 15_000, 31_000]) {
-            assert!((wanted..=wanted + wanted / 8 + 200).contains(asked), "asked after {asked} ms instead of {wanted}");
+            assert!((wanted..=wanted + wanted / 8 + 200).contains(asked), "SYN after {asked} ms instead of {wanted}");
         }
         // The interval doubles up to a cap.
-        assert!(asked.windows(2).skip(4).all(|pair| pair[1] - pair[0] >= 15_000), "asked at {asked:?}");
-        assert!((7..=20).contains(&asked.len()), "asked at {asked:?}");
+        assert!(asked.windows(2).skip(4).all(|pair| pair[1] - pair[0] >= 15_000), "SYNs at {asked:?}");
+        assert!((7..=20).contains(&asked.len()), "SYNs at {asked:?}");
         assert_eq!(world.happened(Event::DialTimeout), 1);
         assert_eq!(world.happened(Event::DialRepeated), asked.len() as u64);
         world.after_secs(50);
@@ -763,11 +763,11 @@ in_every_mode! {
 
     fn a_servers_late_answer_is_as_good_as_an_early_one(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         world.tick(Duration::from_millis(1100));
         assert_eq!(world.discard().len(), 1);
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
         // No SYN is repeated any more.
         world.after_secs(100);
         server.gets(nothing());
@@ -775,18 +775,18 @@ in_every_mode! {
 
     fn a_reset_of_another_number_does_not_end_the_server_handshake(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         // RFC 9293 section 3.10.7.3: in SYN-SENT a reset counts only if it acknowledges the SYN.
-        server.sends_unheard(rst(0));
-        server.sends_unheard(rst_ack(0, CLIENT_ISN));
-        server.sends_unheard(rst_ack(0, CLIENT_ISN + 2));
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        server.sends_in_vain_for_any_reason(rst(0));
+        server.sends_in_vain_for_any_reason(rst_ack(0, CLIENT_ISN));
+        server.sends_in_vain_for_any_reason(rst_ack(0, CLIENT_ISN + 2));
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_syn_ack_of_another_number_does_not_join(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         for wrong in [CLIENT_ISN, CLIENT_ISN + 2, 0] {
             server.sends(theirs.on(syn_ack(SERVER_ISN, wrong), (SERVER_TS, CLIENT_TS + 1)));
             client.gets(nothing());
@@ -797,26 +797,26 @@ in_every_mode! {
             }
         }
         assert_eq!(world.happened(Event::Spliced), 0);
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_server_that_remembers_an_older_connection_is_made_to_forget_it(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         // RFC 5961 section 4: the server challenges our SYN with what it remembers; RFC 9293 section 3.10.7.3: reset.
         server.sends(ack(0x1111_1111, 0x2222_2222).nop().nop().ts(SERVER_TS, 9));
         client.gets(nothing());
         server.gets(rst(0x2222_2222).any_window());
         world.tick(Duration::from_millis(1100));
         assert_eq!(world.discard().len(), 1, "the SYN is repeated");
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_client_reset_during_the_server_handshake_ends_it(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, _) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, _) = prove(&client, &server, theirs, CLIENT_ISN);
         client.sends(rst(CLIENT_ISN + 1));
         client.gets(nothing());
         let told: Vec<Got> = world.discard().iter().map(|(_, f)| read(f, world.now()).unwrap()).collect();
@@ -827,7 +827,7 @@ in_every_mode! {
         client.gets(nothing());
         let late: Vec<Got> = world.discard().iter().map(|(_, f)| read(f, world.now()).unwrap()).collect();
         assert!(late.iter().all(|got| got.flags & RST != 0 && got.seq == CLIENT_ISN + 1), "{late:?}");
-        assert!(told.len() + late.len() >= 1, "the server must learn that nobody is there");
+        assert!(told.len() + late.len() >= 1, "the server must get a reset");
         assert_eq!(world.happened(Event::Spliced), 0);
         let _ = offered;
         world.after_secs(50);
@@ -836,19 +836,19 @@ in_every_mode! {
 
     fn a_blind_reset_during_the_server_handshake_ends_nothing(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         for seq in [CLIENT_ISN + 2, CLIENT_ISN + 100_000, CLIENT_ISN - 5000, 0] {
             client.sends(rst(seq));
             server.gets(nothing());
             world.discard();
         }
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_lost_window_update_is_repeated_until_the_client_shows_itself(world, client, server) {
-        let talk = linux(&world, &client, &server);
-        let j = &talk.joined;
+        let transfer = linux(&world, &client, &server);
+        let j = &transfer.joined;
         let mut repeated = 0;
         for _ in 0..100 {
             world.tick(Duration::from_millis(100));
@@ -863,38 +863,38 @@ in_every_mode! {
         }
         assert!((1..=10).contains(&repeated), "repeated {repeated} times in ten seconds");
         assert_eq!(world.happened(Event::UpdateRepeated), repeated);
-        let mut talk = talk;
-        talk.client(PSH, 10);
+        let mut transfer = transfer;
+        transfer.client(PSH, 10);
         world.after_secs(100);
         client.gets(nothing());
-        talk.server(0, 0);
+        transfer.server(0, 0);
     }
 
     fn a_server_that_sends_first_ends_the_repetition(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.server(PSH, 20);
-        talk.client(0, 0);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.server(PSH, 20);
+        transfer.client(0, 0);
         world.after_secs(100);
         client.gets(nothing());
         server.gets(nothing());
     }
 
     fn a_lost_update_is_repeated_although_the_server_has_sent_data(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
+        let mut transfer = linux(&world, &client, &server);
         // Suppose this acknowledgement is lost as well: only a sign of the client's ends the repetition.
-        talk.server(0, 0);
+        transfer.server(0, 0);
         world.tick(Duration::from_secs(3));
         let again = world.discard();
         if again.is_empty() {
             world.fail("the client has shown no sign, yet the window update was not repeated");
         }
-        talk.client(PSH, 1);
+        transfer.client(PSH, 1);
         world.after_secs(100);
     }
 
     fn a_client_that_sends_nothing_more_is_forgotten_in_time(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.server(PSH, 100);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.server(PSH, 100);
         for wait in [1; 100].into_iter().chain([1000; 87]) {
             world.tick(Duration::from_secs(wait));
             world.discard();
@@ -905,7 +905,7 @@ in_every_mode! {
     fn an_empty_pool_is_healed_by_repetition(world, client, server) {
         let theirs = Terms::linux(world.mss());
         world.spare_frames(0);
-        let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+        let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
         server.sends(theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
         // The server's own frame may have served for one of the two answers.
         assert!(world.discard().len() <= 1);
@@ -932,7 +932,7 @@ in_every_mode! {
         }
         world.discard();
         assert!(updates >= 1 && acks >= 1, "{updates} updates, {acks} acknowledgements");
-        let _ = dialled;
+        let _ = server_syn;
     }
 
     fn data_in_a_syn_is_not_delivered_and_its_cookie_not_passed_on(world, client, server) {
@@ -942,10 +942,10 @@ in_every_mode! {
         client.sends(syn(CLIENT_ISN).mss(mss).sack_ok().nop().wscale(7).raw(&tfo).payload(100));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).mss(mss).sack_ok().wscale(7));
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(mss).sack_ok().wscale(7));
-        let j = answer(&client, &server, Terms::linux(mss), CLIENT_ISN, SERVER_ISN, offered, dialled);
-        let mut talk = Talk::new(&client, &server, j);
-        talk.client(PSH, 100);
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().mss(mss).sack_ok().wscale(7));
+        let j = answer(&client, &server, Terms::linux(mss), CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        let mut transfer = Transfer::new(&client, &server, j);
+        transfer.client(PSH, 100);
     }
 
     fn multipath_falls_back_cleanly(world, client, server) {
@@ -969,9 +969,9 @@ in_every_mode! {
             // The server may be asked: what it answers holds for the next.
             let asked = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
             let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, asked);
-            let mut talk = Talk::new(&client, &server, j);
-            talk.client(PSH, 10);
-            talk.server(PSH, 10);
+            let mut transfer = Transfer::new(&client, &server, j);
+            transfer.client(PSH, 10);
+            transfer.server(PSH, 10);
         }
     }
 
@@ -1014,11 +1014,11 @@ in_every_mode! {
 
 in_every_mode! {
     fn a_reset_within_the_window_is_challenged(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        talk.client(0, 0);
-        let j = &talk.joined;
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        transfer.client(0, 0);
+        let j = &transfer.joined;
         client.sends(rst(j.c(100 + 1000)));
         server.gets(nothing());
         client.gets(ack(j.o(200), j.c(100)).any_window().any_options());
@@ -1028,38 +1028,38 @@ in_every_mode! {
         client.gets(nothing());
         server.gets(ack(j.c(100), j.s(200)).any_window().any_options());
         assert_eq!(world.happened(Event::Challenge), 2);
-        talk.client(PSH, 1);
-        talk.server(PSH, 1);
+        transfer.client(PSH, 1);
+        transfer.server(PSH, 1);
     }
 
     fn a_challenge_carries_timestamps_where_they_were_agreed(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        client.sends(rst(talk.joined.c(1100)));
-        let challenge = client.gets(ack(talk.joined.o(200), talk.joined.c(100)).any_window().any_options());
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        client.sends(rst(transfer.joined.c(1100)));
+        let challenge = client.gets(ack(transfer.joined.o(200), transfer.joined.c(100)).any_window().any_options());
         assert!(challenge.ts().is_some(), "RFC 7323 section 3.2: a segment without them may be dropped");
     }
 
     fn a_reset_outside_the_window_is_dropped(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        talk.client(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        transfer.client(0, 0);
+        let j = transfer.joined.clone();
         for seq in [j.c(99), j.c(0).wrapping_sub(100_000), j.c(0).wrapping_add(1 << 31), j.c(10_000_000)] {
             client.sends_in_vain(rst(seq), DropReason::BadReset);
         }
         for seq in [j.s(199), j.s(0).wrapping_sub(100_000), j.s(0).wrapping_add(1 << 31), j.s(10_000_000)] {
             server.sends_in_vain(rst(seq), DropReason::BadReset);
         }
-        talk.client(PSH, 1);
-        talk.server(PSH, 1);
+        transfer.client(PSH, 1);
+        transfer.server(PSH, 1);
     }
 
     fn challenges_are_limited(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        let j = transfer.joined.clone();
         for i in 0..10_000 {
             client.sends(rst(j.c(1 + i % 1000)));
             server.gets(nothing());
@@ -1067,8 +1067,8 @@ in_every_mode! {
         }
         let sent = world.happened(Event::Challenge);
         assert!((1..=1000).contains(&sent), "{sent} challenges");
-        talk.client(PSH, 1);
-        talk.server(PSH, 1);
+        transfer.client(PSH, 1);
+        transfer.server(PSH, 1);
     }
 
     fn a_challenge_does_not_set_the_servers_clock_back(world, client, server) {
@@ -1089,29 +1089,29 @@ in_every_mode! {
     }
 
     fn a_syn_on_an_established_connection_is_challenged(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        talk.client(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        transfer.client(0, 0);
+        let j = transfer.joined.clone();
         // RFC 5961 section 4: whatever its number.
         for seq in [j.client_isn, j.c(100), j.c(5000), 0xDEAD] {
             client.sends(Terms::linux(world.mss()).on(syn(seq), (CLIENT_TS + 99, 0)));
             server.gets(nothing());
             client.gets(ack(j.o(200), j.c(100)).any_window().any_options());
             world.after_secs(1);
-            talk.client(0, 0);
+            transfer.client(0, 0);
         }
-        talk.client(PSH, 1);
-        talk.server(PSH, 1);
+        transfer.client(PSH, 1);
+        transfer.server(PSH, 1);
         assert_eq!(world.happened(Event::SynAnswered), 1);
     }
 
     fn a_port_reused_over_a_stale_connection_is_no_black_hole(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(0, 0);
+        let j = transfer.joined.clone();
         world.after_secs(3600);
         // The client has rebooted and knows nothing of the old connection.
         let theirs = Terms::linux(world.mss());
@@ -1122,29 +1122,29 @@ in_every_mode! {
         client.gets(nothing());
         world.after_secs(1);
         let j = open_from(&client, &server, theirs, theirs, 0x0BAD_CAFE, 0x3333_3333);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_port_may_be_reused_in_time_wait(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.closes_from_the_server();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.closes_from_the_server();
         world.after_secs(2);
         // RFC 6191, RFC 9293 section 3.6.1: a SYN beyond the old numbers opens anew.
         let j = open_from(&client, &server, theirs, theirs, CLIENT_ISN + 1_000_000, SERVER_ISN.wrapping_add(500_000));
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
         world.after_secs(125);
         world.has_flows(0, 0);
     }
 
     fn a_port_may_be_reused_after_a_reset(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let talk = linux(&world, &client, &server);
-        server.sends(rst(talk.joined.s(0)));
-        client.gets(rst(talk.joined.o(0)));
+        let transfer = linux(&world, &client, &server);
+        server.sends(rst(transfer.joined.s(0)));
+        client.gets(rst(transfer.joined.o(0)));
         let j = open_from(&client, &server, theirs, theirs, CLIENT_ISN + 1_000_000, 0x3333_3333);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
     fn a_lan_port_may_be_reused_after_its_close(world, client, server) {
@@ -1161,11 +1161,11 @@ in_every_mode! {
     }
 
     fn a_fin_repeated_in_time_wait_is_answered_by_its_receiver(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.closes_from_the_server();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.closes_from_the_server();
         world.after_secs(1);
         // The last acknowledgement was lost, so the client's FIN comes again, and the server's acknowledgement of it.
-        let j = &talk.joined;
+        let j = &transfer.joined;
         let stamps = (CLIENT_TS + 500, SERVER_TS + 500);
         client.sends(fin(j.c(0), j.o(1)).nop().nop().ts(stamps.0, j.ts_out(stamps.1)));
         server.gets(fin(j.c(0), j.s(1)).ts(stamps.0, stamps.1));
@@ -1178,10 +1178,10 @@ in_every_mode! {
     }
 
     fn keepalives_and_window_probes_pass(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        let j = &talk.joined;
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        let j = &transfer.joined;
         let (ct, st) = (CLIENT_TS + 50, SERVER_TS + 50);
         for len in [0, 1] {
             client.sends(ack(j.c(99), j.o(200)).payload(len).ts(ct, j.ts_out(st)));
@@ -1196,12 +1196,12 @@ in_every_mode! {
     }
 
     fn old_segments_pass_and_change_nothing(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
+        let mut transfer = linux(&world, &client, &server);
         for _ in 0..5 {
-            talk.client(PSH, 100);
-            talk.server(PSH, 200);
+            transfer.client(PSH, 100);
+            transfer.server(PSH, 200);
         }
-        let j = talk.joined.clone();
+        let j = transfer.joined.clone();
         client.sends(data(j.c(100), j.o(200), 100).ts(CLIENT_TS + 2, j.ts_out(SERVER_TS)));
         server.gets(data(j.c(100), j.s(200), 100).ts(CLIENT_TS + 2, SERVER_TS));
         server.sends(data(j.s(200), j.c(100), 200).ts(SERVER_TS, CLIENT_TS + 2));
@@ -1212,11 +1212,11 @@ in_every_mode! {
     }
 
     fn a_segment_far_beyond_the_window_moves_no_number(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
-        talk.server(PSH, 200);
-        talk.client(0, 0);
-        let j = talk.joined.clone();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 200);
+        transfer.client(0, 0);
+        let j = transfer.joined.clone();
         for far in [1 << 20, 1 << 29, 1 << 30, (1 << 31) - 1, 1 << 31] {
             client.sends(data(j.c(far), j.o(200), 100).ts(CLIENT_TS + 9, j.ts_out(SERVER_TS)));
             world.discard();
@@ -1227,56 +1227,56 @@ in_every_mode! {
             world.discard();
             server.sends_in_vain(rst(j.s(far.wrapping_add(100))), DropReason::BadReset);
         }
-        talk.client(PSH, 10);
-        talk.server(PSH, 10);
+        transfer.client(PSH, 10);
+        transfer.server(PSH, 10);
         client.sends(rst(j.c(110)));
         server.gets(rst(j.c(110)));
     }
 
     fn a_half_close_lasts_an_hour(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(FIN, 0);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(FIN, 0);
         for _ in 0..6 {
-            talk.server(PSH, 1000);
-            talk.client(0, 0);
+            transfer.server(PSH, 1000);
+            transfer.client(0, 0);
             world.after_secs(600);
         }
         world.has_flows(1, 0);
-        talk.server(FIN, 0);
-        talk.client(0, 0);
+        transfer.server(FIN, 0);
+        transfer.client(0, 0);
         world.after_secs(125);
         world.has_flows(0, 0);
     }
 
     fn an_idle_connection_lasts_a_day_and_no_longer(world, client, server) {
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 100);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
         world.after_secs(86_000);
-        talk.server(PSH, 100);
+        transfer.server(PSH, 100);
         world.after_secs(86_000);
         world.has_flows(1, 0);
-        talk.client(0, 0);
+        transfer.client(0, 0);
         world.after_secs(86_400 + 200);
         world.has_flows(0, 0);
         assert_eq!(world.happened(Event::Expired), 1);
-        client.sends_unheard(data(talk.joined.c(100), talk.joined.o(100), 5));
+        client.sends_in_vain_for_any_reason(data(transfer.joined.c(100), transfer.joined.o(100), 5));
     }
 
     fn numbers_wrap_in_both_directions(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let j = open_from(&client, &server, theirs, theirs, 0xFFFF_FF00, 0xFFFF_FE00);
-        let mut talk = Talk::new(&client, &server, j);
+        let mut transfer = Transfer::new(&client, &server, j);
         for _ in 0..10 {
-            talk.client(PSH, 100);
-            talk.server(PSH, 100);
+            transfer.client(PSH, 100);
+            transfer.server(PSH, 100);
         }
-        talk.closes_from_the_client();
+        transfer.closes_from_the_client();
     }
 
     fn numbers_that_wrap_within_the_handshake_are_understood(world, client, server) {
         let theirs = Terms::linux(world.mss());
         let isn = u32::MAX;
-        let (offered, _) = dial(&client, &server, theirs, isn);
+        let (offered, _) = prove(&client, &server, theirs, isn);
         server.sends(theirs.on(syn_ack(u32::MAX, 0), (SERVER_TS, CLIENT_TS + 1)));
         server.gets(ack(0, 0).any_window().any_options());
         let update = client.gets(ack(offered.seq.wrapping_add(1), 0).any_window().any_options());
@@ -1286,10 +1286,10 @@ in_every_mode! {
     }
 
     fn a_segment_of_no_connection_is_dropped_and_counted(world, client, server) {
-        client.sends_unheard(data(5, 6, 10));
+        client.sends_in_vain_for_any_reason(data(5, 6, 10));
         client.sends_in_vain(rst(5), DropReason::NoFlow);
-        client.sends_unheard(segment(FIN, 5, 0));
-        client.sends_unheard(fin(5, 6));
+        client.sends_in_vain_for_any_reason(segment(FIN, 5, 0));
+        client.sends_in_vain_for_any_reason(fin(5, 6));
         server.sends_in_vain(rst(5), DropReason::NoFlow);
         server.sends_in_vain(data(5, 6, 10), DropReason::NoFlow);
         client.sends_in_vain(syn_ack(5, 6), DropReason::NoFlow);
@@ -1310,16 +1310,16 @@ in_every_mode! {
 in_every_mode! {
     fn a_jumbo_frame_in_several_buffers_is_translated(world, client, server) {
         let linux_jumbo = Terms::linux(8960);
-        let mut talk = Talk::new(&client, &server, open(&client, &server, linux_jumbo, linux_jumbo));
+        let mut transfer = Transfer::new(&client, &server, open(&client, &server, linux_jumbo, linux_jumbo));
         for sight in [128, 200, 2048, 4096, usize::MAX] {
             world.first_buffer_holds(sight);
             for len in [8948, 8947, 3001, 1] {
-                talk.client(PSH, len);
-                talk.server(PSH, len);
+                transfer.client(PSH, len);
+                transfer.server(PSH, len);
             }
         }
         world.first_buffer_holds(128);
-        talk.closes_from_the_client();
+        transfer.closes_from_the_client();
     }
 
     fn ip_options_and_extension_headers_do_not_hide_a_syn(world, client, server) {
@@ -1334,8 +1334,8 @@ in_every_mode! {
         server.gets(nothing());
         let stamp = offered.ts().unwrap().0;
         client.sends(dress(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, stamp)));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         client.sends(dress(data(j.c(0), j.o(0), 33).ts(CLIENT_TS + 2, j.ts_out(SERVER_TS))));
         let got = server.gets(data(j.c(0), j.s(0), 33).ts(CLIENT_TS + 2, SERVER_TS));
         let plain = server.frame(&data(0, 0, 33).ts(0, 0)).len();
@@ -1423,7 +1423,7 @@ in_every_mode! {
             }
             Family::V6 => client.frame(&seg.behind(&[Extension::Fragment(0, true)])),
         };
-        client.sends_unheard(frame);
+        client.sends_in_vain_for_any_reason(frame);
         server.gets(nothing());
         world.has_flows(0, 0);
         assert_eq!(world.population().syn_cached, 0);
@@ -1632,14 +1632,14 @@ fn a_wrong_checksum_opens_proves_and_resets_nothing() {
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
         client.sends_in_vain(spoil(&client, proof.clone()), DropReason::BadChecksum);
         client.sends(proof);
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         let answer_seg = theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1));
         server.sends_in_vain(spoil(&server, answer_seg), DropReason::BadChecksum);
         server.sends_in_vain(spoil(&server, rst_ack(0, CLIENT_ISN + 1)), DropReason::BadChecksum);
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         client.sends_in_vain(spoil(&client, rst(j.c(0))), DropReason::BadChecksum);
         server.sends_in_vain(spoil(&server, rst(j.s(0))), DropReason::BadChecksum);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        Transfer::new(&client, &server, j).closes_from_the_client();
         if mode.family == Family::V4 {
             let mut frame = client.frame(&theirs.on(syn(9), (CLIENT_TS, 0)));
             frame[14 + 4 * mode.tags + 10] ^= 1;
@@ -1661,12 +1661,12 @@ fn a_full_table_gives_up_no_established_connection() {
     for mode in Mode::ALL {
         let (world, capacity) = small(mode);
         let theirs = Terms::linux(mode.mss());
-        let mut talks: Vec<Talk> = (0..capacity as u16)
+        let mut transfers: Vec<Transfer> = (0..capacity as u16)
             .map(|i| {
                 let (client, server) = world.on_port(1000 + i);
-                let mut talk = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
-                talk.client(PSH, 10);
-                talk
+                let mut transfer = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
+                transfer.client(PSH, 10);
+                transfer
             })
             .collect();
         world.has_flows(capacity as u64, 0);
@@ -1676,9 +1676,9 @@ fn a_full_table_gives_up_no_established_connection() {
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
         client.sends_in_vain(proof, DropReason::TableFull);
         server.gets(nothing());
-        for talk in &mut talks {
-            talk.client(PSH, 10);
-            talk.server(PSH, 10);
+        for transfer in &mut transfers {
+            transfer.client(PSH, 10);
+            transfer.server(PSH, 10);
         }
         assert_eq!(world.happened(Event::EvictedClosing) + world.happened(Event::EvictedHalfOpen), 0);
     }
@@ -1689,24 +1689,24 @@ fn a_full_table_gives_up_closing_connections_first() {
     for mode in Mode::ALL {
         let (world, capacity) = small(mode);
         let theirs = Terms::linux(mode.mss());
-        // One whose server is being asked, one closing, the others established.
-        let (dialling, dialling_server) = world.on_port(1);
-        dial(&dialling, &dialling_server, theirs, CLIENT_ISN);
-        let mut talks: Vec<Talk> = (1..capacity as u16)
+        // One whose server has not answered, one closing, the others established.
+        let (waiting, waiting_server) = world.on_port(1);
+        prove(&waiting, &waiting_server, theirs, CLIENT_ISN);
+        let mut transfers: Vec<Transfer> = (1..capacity as u16)
             .map(|i| {
                 let (client, server) = world.on_port(1000 + i);
-                let mut talk = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
-                talk.client(PSH, 10);
-                talk
+                let mut transfer = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
+                transfer.client(PSH, 10);
+                transfer
             })
             .collect();
-        talks.pop().unwrap().closes_from_the_client();
+        transfers.pop().unwrap().closes_from_the_client();
         let (client, server) = world.on_port(9);
-        let mut late = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
+        let mut late = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
         late.client(PSH, 10);
         assert_eq!((world.happened(Event::EvictedClosing), world.happened(Event::EvictedHalfOpen)), (1, 0), "{mode}");
-        for talk in &mut talks {
-            talk.server(PSH, 10);
+        for transfer in &mut transfers {
+            transfer.server(PSH, 10);
         }
         late.server(PSH, 10);
         world.has_flows(capacity as u64, 0);
@@ -1734,15 +1734,15 @@ fn a_full_table_gives_up_the_connection_whose_server_has_been_silent_longest() {
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
         let out: Vec<Got> = world.discard().iter().map(|(_, frame)| read(frame, world.now()).unwrap()).collect();
         let ends = server.ends();
-        let called = out.iter().any(|got| got.flags == SYN && got.ports == (ends.dport, ends.sport));
-        if !called {
+        let has_syn = out.iter().any(|got| got.flags == SYN && got.ports == (ends.dport, ends.sport));
+        if !has_syn {
             world.fail(&format!("{mode}: the connection found no place"));
         }
         assert_eq!(world.happened(Event::EvictedHalfOpen), 1);
-        // The one given up hears of it, and so does its server, should it still wake up.
+        // The one given up gets a reset, and so does its server, should it still wake up.
         let (oldest, oldest_server) = world.on_port(1000);
         for ends in [oldest.ends(), oldest_server.ends()] {
-            let told = out.iter().find(|got| got.ports == (ends.dport, ends.sport)).expect("both ends are told");
+            let told = out.iter().find(|got| got.ports == (ends.dport, ends.sport)).expect("both ends get a reset");
             assert!(told.flags & RST != 0, "{told}");
             assert!(told.ports.0 == SERVER_PORT || told.seq == CLIENT_ISN + 1, "{told}");
         }
@@ -1754,29 +1754,29 @@ fn a_full_table_gives_up_a_half_open_entry_before_anything_established() {
     for mode in [Mode::V4.cached(), Mode::V6.cached()] {
         let (world, capacity) = small(mode);
         let theirs = Terms::linux(mode.mss());
-        let mut talks: Vec<Talk> = (1..capacity as u16)
+        let mut transfers: Vec<Transfer> = (1..capacity as u16)
             .map(|i| {
                 let (client, server) = world.on_port(1000 + i);
-                let mut talk = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
-                talk.client(PSH, 10);
-                talk
+                let mut transfer = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
+                transfer.client(PSH, 10);
+                transfer
             })
             .collect();
-        let (half, half_server) = world.on_port(1);
-        half.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
-        let offered = half.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        let (cached, cached_server) = world.on_port(1);
+        cached.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let offered = cached.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         assert_eq!(world.population().syn_cached, 1);
         let (client, server) = world.on_port(9);
-        let mut late = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
+        let mut late = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
         late.client(PSH, 10);
         assert_eq!((world.population().syn_cached, world.happened(Event::EvictedHalfOpen)), (0, 1));
-        for talk in &mut talks {
-            talk.server(PSH, 10);
+        for transfer in &mut transfers {
+            transfer.server(PSH, 10);
         }
         // The cookie outlives the entry: with a place free again, its client still gets in.
-        talks.pop().unwrap().closes_from_the_client();
-        half.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
-        half_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        transfers.pop().unwrap().closes_from_the_client();
+        cached.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
+        cached_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
     }
 }
 
@@ -1803,22 +1803,22 @@ fn timers_are_the_configured_ones() {
             assert_eq!(after.proxied + after.passthrough, 0, "{mode}: still there after {secs} s");
         };
         // Established; closing by stages; reset.
-        let talk = || {
-            let mut talk = Talk::new(&client, &server, open(&client, &server, theirs, theirs));
-            talk.client(PSH, 10);
-            talk
+        let transfer = || {
+            let mut transfer = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
+            transfer.client(PSH, 10);
+            transfer
         };
-        talk();
+        transfer();
         lasts(10);
-        talk().client(FIN, 0);
+        transfer().client(FIN, 0);
         lasts(20);
-        let mut t = talk();
+        let mut t = transfer();
         t.client(FIN, 0);
         t.server(FIN, 0);
         lasts(30);
-        talk().closes_from_the_client();
+        transfer().closes_from_the_client();
         lasts(5);
-        let t = talk();
+        let t = transfer();
         client.sends(rst(t.joined.c(10)));
         server.gets(rst(t.joined.c(10)));
         lasts(3);
@@ -1829,7 +1829,7 @@ fn timers_are_the_configured_ones() {
         client.passes(theirs.on(syn_ack(900, 101), (6, 1)));
         lasts(7);
         // A server that does not answer within its time.
-        dial(&client, &server, theirs, CLIENT_ISN);
+        prove(&client, &server, theirs, CLIENT_ISN);
         world.tick(Duration::from_secs(9));
         world.discard();
         world.after_secs(5);
@@ -1856,12 +1856,12 @@ fn the_syn_cache_keeps_what_no_cookie_could_express() {
     for mode in [Mode::V4.cached(), Mode::V6.cached()] {
         let (_world, client, server) = mode.world();
         let theirs = Terms { mss: Some(1333), wscale: Some(5), ts: false, ..Terms::linux(0) };
-        let (_, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
-        assert_eq!((dialled.mss(), dialled.wscale()), (Some(1333), Some(5)));
+        let (_, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
+        assert_eq!((server_syn.mss(), server_syn.wscale()), (Some(1333), Some(5)));
     }
 }
 
-// ---- what else a stranger might ask ----
+// ---- further questions ----
 
 in_every_mode! {
     fn an_echo_of_our_own_clock_is_not_sent_to_the_server(world, client, server) {
@@ -1897,11 +1897,11 @@ in_every_mode! {
 
     fn what_a_fragment_hides_may_be_acknowledged(world, client, server) {
         let tags = 4 * world.mode().tags;
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 10);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 10);
         // The first 80 of 4000 bytes; the other fragments carry no TCP header.
         for host in [&server, &client] {
-            let j = talk.joined.clone();
+            let j = transfer.joined.clone();
             let seg = if host.side() == Side::Lan {
                 data(j.s(0), j.c(10), 80).ts(SERVER_TS + 2, CLIENT_TS + 2)
             } else {
@@ -1930,7 +1930,7 @@ in_every_mode! {
             }
         }
         // And both go on from there.
-        let j = &talk.joined;
+        let j = &transfer.joined;
         client.sends(data(j.c(4010), j.o(4000), 10).ts(CLIENT_TS + 4, j.ts_out(SERVER_TS + 3)));
         server.gets(data(j.c(4010), j.s(4000), 10).ts(CLIENT_TS + 4, SERVER_TS + 3));
         server.sends(data(j.s(4000), j.c(4020), 10).ts(SERVER_TS + 4, CLIENT_TS + 4));
@@ -1938,13 +1938,13 @@ in_every_mode! {
     }
 
     fn a_segment_the_box_has_not_seen_may_be_acknowledged_again(world, client, server) {
-        // Old acknowledgements and data of up to a large window below: they pass, whatever the box believes.
-        let mut talk = linux(&world, &client, &server);
+        // Old acknowledgements and data of up to a large window below: they pass, whatever the box knows.
+        let mut transfer = linux(&world, &client, &server);
         for _ in 0..40 {
-            talk.server(0, 1400);
+            transfer.server(0, 1400);
         }
-        talk.client(0, 0);
-        let j = &talk.joined;
+        transfer.client(0, 0);
+        let j = &transfer.joined;
         for acked in [0, 1400, 28_000] {
             client.sends(ack(j.c(0), j.o(acked)).ts(CLIENT_TS + 2, j.ts_out(SERVER_TS + 2)));
             server.gets(ack(j.c(0), j.s(acked)).ts(CLIENT_TS + 2, SERVER_TS + 2));
@@ -1965,7 +1965,7 @@ in_every_mode! {
 
     fn a_client_with_a_new_syn_while_the_server_is_silent_gets_its_new_connection(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        dial(&client, &server, theirs, CLIENT_ISN);
+        prove(&client, &server, theirs, CLIENT_ISN);
         world.tick(Duration::from_millis(500));
         let isn = CLIENT_ISN + 5_000_000;
         client.sends(theirs.on(syn(isn), (CLIENT_TS, 0)));
@@ -1974,29 +1974,29 @@ in_every_mode! {
         client.sends(ack(isn + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
         client.gets(nothing());
         let told: Vec<Got> = world.discard().iter().map(|(_, frame)| read(frame, world.now()).unwrap()).collect();
-        let dialled = told.iter().find(|got| got.flags == SYN).expect("the server is called").clone();
-        assert_eq!(dialled.seq, isn);
-        // The old call may be called off, by its own number.
+        let server_syn = told.iter().find(|got| got.flags == SYN).expect("a SYN to the server").clone();
+        assert_eq!(server_syn.seq, isn);
+        // The old SYN may be reset, by its own number.
         assert!(told.iter().all(|got| got.flags == SYN || got.flags & RST != 0 && got.seq == CLIENT_ISN + 1));
-        let j = answer(&client, &server, theirs, isn, SERVER_ISN, offered, dialled);
-        Talk::new(&client, &server, j).closes_from_the_client();
+        let j = answer(&client, &server, theirs, isn, SERVER_ISN, offered, server_syn);
+        Transfer::new(&client, &server, j).closes_from_the_client();
         world.has_flows(1, 0);
     }
 
     fn the_old_connection_still_closes_while_a_new_one_is_being_opened(world, client, server) {
         let theirs = Terms::linux(world.mss());
-        let mut talk = linux(&world, &client, &server);
-        talk.closes_from_the_server();
+        let mut transfer = linux(&world, &client, &server);
+        transfer.closes_from_the_server();
         let isn = CLIENT_ISN + 5_000_000;
         client.sends(theirs.on(syn(isn), (CLIENT_TS + 9, 0)));
         let offered = client.gets(syn_ack(ANY, isn + 1).window(0).any_options());
-        let j = &talk.joined;
+        let j = &transfer.joined;
         // A FIN of the old one, late on its way.
         client.sends(fin(j.c(0), j.o(1)).nop().nop().ts(CLIENT_TS + 5, j.ts_out(SERVER_TS + 1)));
         server.gets(fin(j.c(0), j.s(1)).ts(CLIENT_TS + 5, SERVER_TS + 1));
         client.sends(ack(isn + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 10, offered.ts().unwrap().0));
-        let dialled = server.gets(segment(SYN, isn, 0).any_window().any_options());
-        answer(&client, &server, theirs, isn, 0x4444_4444, offered, dialled);
+        let server_syn = server.gets(segment(SYN, isn, 0).any_window().any_options());
+        answer(&client, &server, theirs, isn, 0x4444_4444, offered, server_syn);
     }
 
     fn a_blind_reset_does_not_end_the_opening_from_the_lan(world, client, server) {
@@ -2015,10 +2015,10 @@ in_every_mode! {
     fn a_reset_of_the_client_ends_its_half_open_entry(world, client, server) {
         client.sends(Terms::linux(world.mss()).on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
-        client.sends_unheard(rst(CLIENT_ISN + 1000));
+        client.sends_in_vain_for_any_reason(rst(CLIENT_ISN + 1000));
         assert_eq!(world.population().syn_cached, u64::from(world.mode().cache));
-        // Whoever did not call answers our SYN-ACK so.
-        client.sends_unheard(rst(CLIENT_ISN + 1));
+        // A host that sent no SYN answers our SYN-ACK so.
+        client.sends_in_vain_for_any_reason(rst(CLIENT_ISN + 1));
         assert_eq!(world.population().syn_cached, 0);
         server.gets(nothing());
     }
@@ -2059,7 +2059,7 @@ in_every_mode! {
             return;
         }
         let theirs = Terms::linux(world.mss());
-        dial(&client, &server, theirs, CLIENT_ISN);
+        prove(&client, &server, theirs, CLIENT_ISN);
         let mut stray = server.frame(&theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
         stray[15] ^= 0x40;
         server.sends(stray);
@@ -2086,11 +2086,11 @@ fn what_is_announced_can_be_configured() {
         let theirs = Terms::linux(mode.mss());
         for port in 0..2 {
             let (client, server) = if port == 0 { (client.clone(), server.clone()) } else { _world.on_port(7) };
-            let (offered, dialled) = dial(&client, &server, theirs, CLIENT_ISN);
+            let (offered, server_syn) = prove(&client, &server, theirs, CLIENT_ISN);
             let mss = if mode.family == Family::V4 { 1400 } else { 1380 };
             assert_eq!((offered.mss(), offered.wscale(), offered.sack_ok()), (Some(mss), Some(3), false), "{mode}");
-            assert!(!dialled.sack_ok(), "the server is not asked for what the client was refused");
-            let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+            assert!(!server_syn.sack_ok(), "the server's SYN lacks what the client was refused");
+            let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
             // The server scales by 7, the client reads by 3: all of it but a unit of the server's at most.
             let granted = u32::from(j.update.window) << 3;
             assert!((64240 - 128..=64240).contains(&granted), "{granted} bytes");
@@ -2158,18 +2158,18 @@ in_every_mode! {
         // The server's SYN is longer than the acknowledgement it would be written over.
         let stamp = offered.ts().unwrap().0;
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
-        let mut calls = world.discard();
+        let mut syns = world.discard();
         for _ in 0..20 {
             world.tick(Duration::from_millis(100));
-            calls.extend(world.discard());
+            syns.extend(world.discard());
         }
-        assert_eq!(calls.first().expect("the server is called, if late").0, Side::Lan);
-        let dialled = read(&calls[0].1, world.now()).unwrap();
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
-        let mut talk = Talk::new(&client, &server, j);
-        talk.client(PSH, 10);
-        talk.server(PSH, 10);
-        talk.closes_from_the_client();
+        assert_eq!(syns.first().expect("the server gets a SYN, if late").0, Side::Lan);
+        let server_syn = read(&syns[0].1, world.now()).unwrap();
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        let mut transfer = Transfer::new(&client, &server, j);
+        transfer.client(PSH, 10);
+        transfer.server(PSH, 10);
+        transfer.closes_from_the_client();
     }
 
     fn a_syn_too_short_for_its_answer_is_survived(world, client, server) {
@@ -2198,7 +2198,7 @@ in_every_mode! {
             assert!(kept.len() >= count.min(3), "{got}");
             assert_eq!(got.ts().map(|t| t.1), Some(CLIENT_TS + 2), "{got}");
         }
-        // Without the usual alignment, and with data.
+        // Without the common alignment, and with data.
         server.sends(data(j.s(0), j.c(10), 101).sack(&blocks[..2]));
         let got = client.gets(data(j.o(0), j.c(10), 101).any_options());
         assert_eq!((got.sack(), got.ts().map(|t| t.1)), (Some(&blocks[..2]), Some(CLIENT_TS + 2)));
@@ -2213,7 +2213,7 @@ in_every_mode! {
         open(&client, &server, theirs, poor);
         let (client, server) = world.on_port(CLIENT_PORT + 1);
         let j = open(&client, &server, theirs, poor);
-        assert_eq!((j.dialled.wscale(), j.dialled.sack_ok(), j.dialled.ts()), (None, false, None));
+        assert_eq!((j.server_syn.wscale(), j.server_syn.sack_ok(), j.server_syn.ts()), (None, false, None));
         assert_eq!((j.update.window, j.update.ts()), (8000, None));
         for (window, offset) in [(0, 0), (1, 10), (65_535, 20)] {
             client.sends(data(j.c(offset), j.o(0), 10).window(window));
@@ -2231,7 +2231,7 @@ in_every_mode! {
         let (client, server) = world.on_port(CLIENT_PORT + 1);
         let j = open(&client, &server, theirs, theirs);
         assert!(j.offered.sack_ok() && j.offered.ts().is_some() && j.offered.wscale().is_some());
-        assert!(j.dialled.sack_ok() && j.dialled.ts().is_some() && j.dialled.wscale().is_some());
+        assert!(j.server_syn.sack_ok() && j.server_syn.ts().is_some() && j.server_syn.wscale().is_some());
     }
 
     fn a_reset_on_a_passed_connection_ends_it_only_by_its_exact_number(world, client, server) {
@@ -2297,35 +2297,35 @@ in_every_mode! {
         world.after_ms(300);
         let stamp = offered.ts().unwrap().0;
         client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, stamp));
-        let dialled = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
         world.after_ms(400);
-        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, dialled);
+        let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, server_syn);
         let ahead = j.update.ts().unwrap().0.wrapping_sub(stamp);
         assert!((1..1 << 31).contains(&ahead), "timestamps must not run backward: {stamp}, then {} more", ahead as i32);
         // Sent before the update came, it echoes what the box made up.
         client.sends(data(j.c(0), j.o(0), 5).ts(CLIENT_TS + 2, stamp));
         server.gets(data(j.c(0), j.s(0), 5).ts(CLIENT_TS + 2, SERVER_TS));
-        let mut talk = Talk::new(&client, &server, j);
-        talk.client(PSH, 5);
-        talk.closes_from_the_server();
+        let mut transfer = Transfer::new(&client, &server, j);
+        transfer.client(PSH, 5);
+        transfer.closes_from_the_server();
     }
 
     fn timers_outlive_the_wrap_of_their_ticks(world, client, server) {
         // A tick is 1024 microseconds, 2^32 of them 50 days.
         let wrap = 1_u64 << 42;
         world.after(Duration::from_micros(wrap - world.now().as_micros()) - Duration::from_secs(60));
-        let mut talk = linux(&world, &client, &server);
-        talk.client(PSH, 10);
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 10);
         let (other, other_server) = world.on_port(1);
         linux(&world, &other, &other_server).closes_from_the_client_after(|| world.after_secs(30));
         world.after_secs(119);
         world.has_flows(2, 0);
         world.after_secs(4);
         world.has_flows(1, 0);
-        talk.server(PSH, 10);
-        talk.client(FIN, 0);
-        talk.server(FIN, 0);
-        talk.client(0, 0);
+        transfer.server(PSH, 10);
+        transfer.client(FIN, 0);
+        transfer.server(FIN, 0);
+        transfer.client(0, 0);
         world.after_secs(124);
         world.has_flows(0, 0);
     }
