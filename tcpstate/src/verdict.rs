@@ -17,7 +17,7 @@ pub enum Verdict {
 /// Names a held frame. An index is used again only after its frame was released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
-    /// The slot in the worker's hold buffer, below [`Config::held_frames`](crate::Config::pen_frames).
+    /// The slot in the worker's hold buffer, below [`Config::held_frames`](crate::Config::held_frames).
     pub index: u16,
     /// Which use of the slot this is.
     pub generation: u16,

@@ -79,10 +79,12 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
     }
     if let Some(first) = failures.first() {
         panic!(
-            "{} of {count} worlds failed; the first is SIM_SEED={} (bridge: {})\n{}\n{}",
+            "{} of {count} worlds failed; replay the first with\n\
+             {}{}SIM_SEED={} cargo test -p unit --test engine simulation:: -- --nocapture\n{}\n{}",
             failures.len(),
+            if mode.bridge { "SIM_BRIDGE=1 " } else { "" },
+            if mode.quiet { "SIM_QUIET=1 " } else { "" },
             first.seed,
-            mode.bridge,
             first.trace,
             first.what
         );
