@@ -522,19 +522,6 @@ mod tests {
     }
 
     #[test]
-    fn without_the_netmap_module_one_line_says_so() {
-        if std::path::Path::new("/dev/netmap").exists() {
-            println!("skipped: the netmap module is loaded here");
-            return;
-        }
-        for (lan, wan) in [("vale0:1", "vale1:1"), ("netmap:pipe{1", "netmap:pipe{2")] {
-            let error = open(lan, wan, &Options::default()).unwrap_err().to_string();
-            assert!(error.contains("the netmap module is not loaded") && error.contains("modprobe netmap"), "{error}");
-            assert!(!error.contains('\n'), "{error}");
-        }
-    }
-
-    #[test]
     fn options_that_cannot_work_are_refused_before_anything_is_touched() {
         for options in [
             Options { workers: 0, ..Options::default() },

@@ -2,6 +2,8 @@
 //! it: without root, all that needs it is reported as ignored.
 
 mod guard;
+mod huge_pages;
+mod open;
 mod packet;
 mod pcap;
 mod world;
