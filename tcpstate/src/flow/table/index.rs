@@ -11,7 +11,7 @@ const WAYS: usize = 10;
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
-    /// Zero marks a free place.
+    /// Zero is a free slot.
     tags: [u16; WAYS],
     /// How many flows whose first choice is this bucket lie in their second.
     overflowed: u16,
@@ -86,7 +86,7 @@ impl Index {
         ((hash >> 48) as u16).max(1)
     }
 
-    /// Asks for the line a look-up of this hash touches first.
+    /// Prefetches the line that a lookup of this hash touches first.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
         prefetch(&self.buckets[self.first_choice(hash)]);

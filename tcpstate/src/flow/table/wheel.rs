@@ -17,7 +17,7 @@ const LEVELS: usize = 4;
 const SLOTS: usize = 256;
 /// Slots of all levels.
 pub(super) const SLOTS_IN_ALL: usize = LEVELS * SLOTS;
-/// Marks a flow that is on no list.
+/// A flow that is on no list.
 pub(super) const UNFILED: u16 = u16::MAX;
 
 /// The tick a time falls in.
