@@ -232,7 +232,7 @@ impl Table {
         self.index.prefetch(hash);
     }
 
-    /// Asks for the lines of the flow this hash probably names; which that is, if that can be told yet, or that there is certainly none.
+    /// Prefetches the lines of the flow this hash probably names; returns that flow, if it is known yet, or that there is certainly none.
     #[inline(always)]
     pub fn prefetch_flow(&self, hash: u64, v6: bool) -> Guess {
         match self.index.guess(hash) {

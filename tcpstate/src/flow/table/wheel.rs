@@ -44,7 +44,7 @@ pub struct Wheel {
     occupied: [[u64; SLOTS / 64]; LEVELS],
     /// Everything before this tick has been looked at.
     current: Ticks,
-    /// The time at tick zero of the present circle, to tell callers when to come again.
+    /// The time at tick zero of the present circle, for the time of the next call.
     origin: u64,
 }
 
