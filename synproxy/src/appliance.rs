@@ -7,7 +7,7 @@ use crate::control::socket::{self, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
-use crate::dataplane::worker;
+use crate::dataplane::{memory, worker};
 use crate::metrics::capture::Captures;
 use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
@@ -26,10 +26,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use tcpstate::{Proxy, Secrets};
+use tcpstate::{Policy, Proxy, Secrets};
 use tracing::{info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
@@ -107,7 +107,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        let engine = move || Proxy::new(&share, &secrets, clock::now());
+        let policy = Arc::new(Policy::new(&share, clock::now()));
+        let memories = (0..workers).map(|_| memory::anonymous(&share)).collect::<Result<Vec<_>, _>>()?;
+        let memories = Arc::new(Mutex::new(memories));
+        let engine = move || {
+            let memory = memories.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("one for each worker");
+            Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory)
+        };
         let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod handoff;
 pub mod hold_buffer;
 pub mod load;
+pub mod memory;
 pub mod polling;
 pub mod pool;
 pub mod shedding;

@@ -37,6 +37,10 @@ pub enum Failure {
     #[error("the operating system gives no random numbers: {0}")]
     Random(#[from] rand::rngs::SysError),
 
+    /// There is no memory for the tables.
+    #[error("no memory for the tables: {0}")]
+    Memory(#[from] pktio::region::RegionError),
+
     /// A thread, or what it needs, could not be created.
     #[error("cannot start a worker: {0}")]
     Spawn(#[source] io::Error),

@@ -144,13 +144,13 @@ impl Slab {
         }
     }
 
-    /// Mapped memory for `capacity` flows, which may hold the records of a former process. `None` if it is too small or its beginning not aligned to
-    /// 64 bytes.
-    pub fn mapped(words: &'static mut [u64], capacity: usize, redirects: bool) -> Option<Self> {
+    /// Mapped memory for `capacity` flows: zeroed, or, if it `is_used`, with the records of a former process. `None` if it is too small or its beginning
+    /// not aligned to 64 bytes.
+    pub fn mapped(words: &'static mut [u64], capacity: usize, redirects: bool, is_used: bool) -> Option<Self> {
         let (records, rest) = Region::mapped(words, capacity + 1)?;
         let (upper, rest) = Region::mapped(rest, capacity)?;
         let (redirects, _) = Region::mapped(rest, if redirects { capacity } else { 0 })?;
-        Some(Self { records, upper, redirects, is_used: true })
+        Some(Self { records, upper, redirects, is_used })
     }
 
     /// 64-bit words that mapped memory for `capacity` flows needs.
@@ -191,10 +191,10 @@ mod tests {
                 let skip = memory.as_ptr().align_offset(64);
                 &mut memory[skip..skip + words]
             };
-            let slab = Slab::mapped(memory(), 10, redirects).expect("as much as is needed");
+            let slab = Slab::mapped(memory(), 10, redirects, false).expect("as much as is needed");
             assert_eq!((slab.capacity(), slab.upper.len()), (10, 10));
             assert_eq!(slab.redirects.len(), if redirects { 10 } else { 0 });
-            assert!(Slab::mapped(memory(), 11, redirects).is_none());
+            assert!(Slab::mapped(memory(), 11, redirects, false).is_none());
         }
     }
 

@@ -1,0 +1,24 @@
+//! The memory of a worker's engine: regions that are mapped here and handed in, so that the engine does not know where they lie.
+
+use pktio::region::{Region, RegionError};
+use tcpstate::{Config, Memory, Slab, Words};
+
+/// Zeroed memory of this process for an engine of this configuration. It stays mapped until the process ends; pages that are never used take none.
+///
+/// # Errors
+/// If the system has none.
+pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
+    let capacity = config.flow_capacity();
+    let words = Region::anonymous(Slab::words(capacity, false))?.into_words();
+    let slab =
+        Slab::mapped(words, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
+    let words = |len| Region::anonymous(len).map(|region| Words::from(region.into_atomics()));
+    let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
+    Ok(Memory {
+        slab,
+        recent_syns: words(recent_syns)?,
+        limits: words(limits)?,
+        refused_syns: words(refused_syns)?,
+        refused_ports: words(refused_ports)?,
+    })
+}
