@@ -64,7 +64,7 @@ pub fn parse(text: &str, name: &str) -> Result<Parsed, Errors> {
 /// Everything the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What the engine is told.
+    /// The engine's configuration.
     pub engine: tcpstate::Config,
     /// Worker threads, one a queue pair, 1 to 64 (`threadcount`).
     pub workers: usize,
@@ -82,7 +82,7 @@ pub struct Config {
     pub listen: IpAddr,
     /// Where the operator's socket is (`control`).
     pub control: Control,
-    /// Whose members may use it besides root and the box's user; `None` is nobody (`control_group`; 0 in the file).
+    /// Whose members may use it besides root and the box's user; `None` is no group (`control_group`; 0 in the file).
     pub control_group: Option<Account>,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,

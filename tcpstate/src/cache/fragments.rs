@@ -1,6 +1,6 @@
 //! Which packets have begun: the first fragments that passed recently, which separates their later fragments from stray ones.
 //!
-//! A fixed number of lines of one cache line each, sixteen packets a line, of which the oldest gives way. A packet is remembered by a
+//! A fixed number of lines of one cache line each, sixteen packets a line, of which the oldest is evicted. A packet is remembered by a
 //! tag of 20 bits under a keyed hash: of a million stray fragments about fifteen are taken for another packet's.
 
 use crate::Instant;

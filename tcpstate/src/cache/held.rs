@@ -1,6 +1,6 @@
 //! The hold queue: which frames are held, for which flow, in what order. The worker keeps the frames themselves.
 //!
-//! A flow names its first held frame, and each names the next. Memory is taken once; a frame that finds no place is not held, and
+//! A flow names its first held frame, and each names the next. Memory is taken once; a frame that finds no free slot is not held, and
 //! its sender repeats it.
 
 use std::collections::VecDeque;
@@ -56,7 +56,7 @@ impl HoldQueue {
         self.slots.len()
     }
 
-    /// A ticket for a segment of `flow` that ends before `end`; `None` when it is held already, or there is no place.
+    /// A ticket for a segment of `flow` that ends before `end`; `None` when it is held already, or no slot is free.
     pub fn hold(&mut self, flow: &mut Flow, end: SeqNum) -> Option<Ticket> {
         let (mut last, mut at) = (0, flow.held);
         for count in 1.. {
@@ -105,7 +105,7 @@ impl HoldQueue {
         }
     }
 
-    /// Gives up everything `flow` has held.
+    /// Drops everything held for `flow`.
     pub fn forget(&mut self, flow: &mut Flow) {
         while flow.held != 0 {
             self.end_first(flow, Stage::Forgotten);

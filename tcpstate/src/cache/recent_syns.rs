@@ -31,7 +31,7 @@ const FOREIGN: Duration = Duration::from_micros(2 << EPOCH_BITS);
 
 const _: () =
     assert!((SLICES as u64 - 1) << SLICE_BITS > 1 << EPOCH_BITS, "no cookie is forgotten while it is sure to live");
-const _: () = assert!(SLICES == LAST && LAST + 1 == LINE, "a look touches one cache line");
+const _: () = assert!(SLICES == LAST && LAST + 1 == LINE, "a lookup touches one cache line");
 
 type Line = [AtomicU64; LINE];
 

@@ -4,7 +4,7 @@
 //! A port that is open to some clients and refuses others (a host that rejects an address with a reset) is remembered as closed to
 //! those alone: a rejected client must not close the port to everybody.
 //!
-//! Set-associative, of fixed size; when a set is full the refusal that expires first gives way.
+//! Set-associative, of fixed size; when a set is full the refusal that expires first is evicted.
 //!
 //! Layout 1: 4096 sets of four entries of four words each. Words 0 and 1 of an entry are the server's address, its first 32 bits in the high half
 //! of word 0. Word 2 is the VLAN tags in the high half, then 16 bits of port, then 16 bits that name the network of clients the port is closed
@@ -82,7 +82,7 @@ pub struct RefusedPorts {
     keys: Keys,
     /// The longest time a refusal was ever to be remembered for.
     longest: Duration,
-    /// When the last refusal expires: from then on there is nothing to look for.
+    /// When the last refusal expires: from then on no lookup is needed.
     until: Instant,
 }
 

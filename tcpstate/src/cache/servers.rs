@@ -73,7 +73,7 @@ struct Entry {
     vlan: Vlan,
     /// Zero when the entry is for every port.
     port: u16,
-    /// Zero marks a free place.
+    /// Zero is a free slot.
     mss: u16,
     /// The window field of the last SYN-ACK.
     window: RawWindow,
@@ -89,9 +89,9 @@ struct Entry {
 #[repr(C, align(64))]
 struct Set([Entry; WAYS]);
 
-const _: () = assert!(size_of::<Set>() == 128, "a look touches two cache lines");
+const _: () = assert!(size_of::<Set>() == 128, "a lookup touches two cache lines");
 
-/// What a server's SYN-ACK teaches, given what our SYN had offered.
+/// What a server's SYN-ACK shows of it, given the options of our SYN.
 #[derive(Clone, Copy, Debug)]
 pub struct Observation {
     /// The SYN-ACK's options.
@@ -141,7 +141,7 @@ struct CachedOffer {
 /// Servers whose last offers are remembered: a flood has few targets.
 const CACHED_OFFERS: usize = 64;
 
-/// The learning cache: set-associative, the entry longest unseen gives way.
+/// The learning cache: set-associative, the least recently updated entry is evicted.
 pub struct ServerOptions {
     sets: Vec<Set>,
     keys: Keys,
@@ -325,8 +325,8 @@ impl ServerOptions {
         most.max(self.most_commanded).min(rule.mss_clamp.max(clamp))
     }
 
-    /// Takes note of a server's SYN-ACK. Returns whether that is news: something not known before, or the first sign of life for a
-    /// while, which keeps its place in a cache wherever it is told.
+    /// Takes note of a server's SYN-ACK. Returns whether to publish it: something not known before, or the first SYN-ACK for a
+    /// while, which keeps its entry in other workers' caches.
     pub fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) -> bool {
         let of_port = self.store(key, key.lan_port, observation, now);
         let of_address = self.by_address && self.store(key, 0, observation, now);
@@ -410,7 +410,7 @@ impl Entry {
     }
 }
 
-/// What is announced for a server nothing is known of: to an IPv6 client at most what the larger header leaves.
+/// The MSS announced for an unknown server: to an IPv6 client at most what the larger header leaves.
 fn own_mss(key: &FlowKey, rule: &Rule) -> u16 {
     if key.v6 { rule.own_mss.saturating_sub(20).max(1) } else { rule.own_mss }
 }

@@ -366,7 +366,7 @@ impl Flow {
         self.macs[side.other() as usize] = to;
     }
 
-    /// Remembers the way a frame from `side` took.
+    /// Keeps the link-layer path (addresses, tag priorities) of a frame from `side`.
     pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
         self.set_macs(side, envelope.from, envelope.to);
         self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;

@@ -120,8 +120,8 @@ impl Projection {
         }
     }
 
-    /// The same, in the general way, which takes any segment.
-    // By value and not inlined, so that the short way computes only the fields it uses.
+    /// The same on the slow path, which takes any segment.
+    // By value and not inlined, so that the fast path computes only the fields it uses.
     #[inline(never)]
     pub(crate) fn apply_any(self, side: Side, segment: &Segment, head: &mut Head, tick: Ticks) {
         let header = &mut head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
@@ -134,7 +134,7 @@ impl Projection {
         }
     }
 
-    /// The same, in a shorter way, for an acknowledgement that is neither SYN nor RST, of a connection both of whose ends use timestamps or
+    /// The same on the fast path, for an acknowledgement that is neither SYN nor RST, of a connection both of whose ends use timestamps or
     /// neither. Its options are `timestamps` alone, in the [common layout](Segment::common_options), or none; or, if `timestamps` is
     /// `None`, timestamps that are to be left alone.
     ///

@@ -189,7 +189,7 @@ fn what(side: Side, head: &Head, meta: &Metadata) -> String {
             )
         }
         Parsed::StrayError => {
-            "an ICMP error about a segment that cannot be told, or that its receiver did not send".into()
+            "an ICMP error that quotes no readable segment, or one that its receiver did not send".into()
         }
         Parsed::Fragment(fragment) => {
             format!(

@@ -118,7 +118,7 @@ impl Proxy {
             ttl: flow.endpoint(side).ttl,
         };
         let left = (flow.deadline().wrapping_sub(tick(now)) as i32).max(0) as Ticks;
-        // Where the timer waits for something else than the connection's end it does not tell when the last segment came.
+        // Where the timer waits for something else than the connection's end it does not show when the last segment came.
         let rests = !matches!(
             flow.state(),
             State::SynCached | State::ServerSynSent | State::AckWithheld | State::WindowPending

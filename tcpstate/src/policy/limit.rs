@@ -317,7 +317,7 @@ impl Meter {
     #[inline(never)]
     fn take_of_some(&mut self, now: Instant) -> bool {
         let rate = u64::from(self.rate);
-        // A second fills it, so that a longer time need not be told from one.
+        // A second fills it, so that a longer time has the same effect.
         let micros = now.as_micros().saturating_sub(self.reckoned.as_micros()).min(TOKEN);
         self.credit = (self.credit + rate * micros).min(rate * TOKEN);
         self.reckoned = self.reckoned.max(now);
@@ -334,7 +334,7 @@ impl Meter {
 const SLICE_BITS: u32 = 23;
 const SLICES: usize = 4;
 
-/// Which SYNs were refused recently: a filter in slices of a second (2^20 µs), of which the last three tell and the
+/// Which SYNs were refused recently: a filter in slices of a second (2^20 µs), of which the last three are read and the
 /// current one is written.
 pub struct Sightings {
     words: Words,

@@ -13,7 +13,7 @@ pub struct ServerEntry {
     pub address: Addr,
     /// Its port, or 0 for every port.
     pub port: u16,
-    /// The MSS announced in its name. Zero marks a free place, and is taken for none.
+    /// The MSS announced in its name. Zero is a free slot, and stands for no MSS.
     pub mss: u16,
     /// Whether SACK is announced.
     pub sack: bool,

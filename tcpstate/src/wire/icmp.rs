@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(read(&refused(&v4, v4.len(), 10).unwrap(), &v4).0, 68);
         let v6 = segment(true, 1400);
         assert_eq!(read(&refused(&v6, v6.len(), 536).unwrap(), &v6).0, 1280);
-        // What a client told so sends is passed, or it would never end.
+        // What a client sends after such an error passes, or it would never end.
         for (frame, mss) in [(segment(false, 68 - 52), 10), (segment(true, 1280 - 72), 536)] {
             assert_eq!(refused(&frame, frame.len(), mss), None);
         }

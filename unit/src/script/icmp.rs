@@ -14,7 +14,7 @@ pub enum Complaint {
     TooBig(u16),
     /// No way to the host.
     HostUnreachable,
-    /// Nobody listens.
+    /// No socket listens.
     PortUnreachable,
     /// The hop limit was used up.
     TooFar,

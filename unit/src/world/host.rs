@@ -23,7 +23,7 @@ thread_local! {
     static CLOCK: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Tells this thread's hosts the time.
+/// Sets the time of this thread's hosts.
 pub fn set_clock(micros: u64) {
     CLOCK.set(micros);
 }
@@ -107,7 +107,7 @@ pub enum Service {
     Open(Dialect),
     /// SYNs are swallowed until this time, then accepted.
     Silent(u64, Dialect),
-    /// Nobody listens.
+    /// No socket listens.
     Closed,
 }
 

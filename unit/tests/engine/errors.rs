@@ -35,7 +35,7 @@ fn beginning(frame: &[u8], quoted: usize) -> &[u8] {
     &packet[..(tcp_at(packet) + quoted).min(packet.len())]
 }
 
-/// Lengths of a quote that end between two fields. (A checksum covers more than a short quote shows, and cannot be told from it.)
+/// Lengths of a quote that end between two fields. (A checksum covers more than a short quote shows, and the two cannot be distinguished.)
 const WHOLE_FIELDS: [usize; 7] = [8, 12, 14, 16, 32, 33, 9999];
 /// Lengths that cut one.
 const CUT_FIELDS: [usize; 10] = [9, 11, 13, 15, 17, 18, 20, 25, 29, 31];
@@ -288,7 +288,7 @@ in_every_mode! {
         ]) {
             let (client, server) = world.on_port(port);
             let (offered, server_syn) = prove(&world, &client, &server);
-            // Somebody guesses; and what a SYN cannot provoke is no answer to it.
+            // An attacker guesses; and what a SYN cannot provoke is no answer to it.
             let forged = reversed(&server, CLIENT_ISN + 1, 0);
             server.sends_in_vain(about(&world, &server, complaint, &forged, 8), DropReason::IcmpNotInFlight);
             server.sends_in_vain(about(&world, &server, Complaint::TooBig(600), &server_syn.frame, 8), DropReason::IcmpUnmatched);

@@ -1,5 +1,5 @@
 //! What the operator does to the engine while it runs, as traces: states what servers take, drains the box, and changes
-//! the secret. Nobody who has been answered notices.
+//! the secret. No client that has its SYN-ACK is affected.
 
 use std::net::IpAddr;
 use std::sync::Arc;

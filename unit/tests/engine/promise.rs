@@ -1412,7 +1412,7 @@ in_every_mode! {
         }
         client.sends_in_vain(rst(5100 + FAR), DropReason::NoFlow);
         assert_eq!(world.happened(Event::Adopted), 0);
-        // Nobody agreed: what is not confirmed is soon forgotten.
+        // The other direction sent nothing: an unconfirmed flow is soon forgotten.
         world.after_secs(66);
         world.has_flows(0, 0);
         client.sends_in_vain(ack(5100, 9200), DropReason::BadCookie);

@@ -212,7 +212,7 @@ in_every_mode! {
         let linux = Terms::linux(world.mss());
         let joined = open_by(&client, &server, linux, Opening::Probe);
         let mut transfer = Transfer::new(&client, &server, joined);
-        // Nobody has taken the probe's byte, so it comes again.
+        // No end has taken the probe's byte, so it comes again.
         transfer.client(PSH, 1);
         transfer.server(0, 0);
         transfer.closes_from_the_server();

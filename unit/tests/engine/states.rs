@@ -580,9 +580,9 @@ fn wait(scene: &Scene, transitions: &mut Transitions) -> Vec<String> {
 
 fn table(transitions: &mut Transitions) -> String {
     let mut text = String::new();
-    for (name, story, stage) in STAGES {
+    for (name, description, stage) in STAGES {
         let status = label(stage().status());
-        let _ = write!(text, "\n## {name}\n\n{story} The engine says: {status}.\n");
+        let _ = write!(text, "\n## {name}\n\n{description} Status: {status}.\n");
         for side in [Side::Wan, Side::Lan] {
             let mut rows: Vec<(Vec<&str>, Outcome)> = Vec::new();
             for n in 0..arrivals(&stage(), side).len() {

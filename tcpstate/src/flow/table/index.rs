@@ -11,7 +11,7 @@ const WAYS: usize = 10;
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
-    /// Zero marks a free place.
+    /// Zero is a free slot.
     tags: [u16; WAYS],
     /// How many flows whose first choice is this bucket lie in their second.
     overflowed: u16,
@@ -80,19 +80,19 @@ impl Index {
         if both >= bucket { both - bucket } else { both + self.buckets.len() - bucket }
     }
 
-    /// The tag of a hash: two hashes with the same tag may be told apart only by their keys.
+    /// The tag of a hash: only their keys distinguish two hashes with the same tag.
     #[inline(always)]
     pub fn tag(hash: u64) -> u16 {
         ((hash >> 48) as u16).max(1)
     }
 
-    /// Asks for the line a look-up of this hash touches first.
+    /// Prefetches the line that a lookup of this hash touches first.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
         prefetch(&self.buckets[self.first_choice(hash)]);
     }
 
-    /// Where the flow with this hash probably is, if that can be told by the first bucket.
+    /// Where the flow with this hash probably is, if the first bucket shows it.
     #[inline(always)]
     pub fn guess(&self, hash: u64) -> Guess {
         let (first, tag) = (self.first_choice(hash), Self::tag(hash));
@@ -132,7 +132,7 @@ impl Index {
         None
     }
 
-    /// Enters a place under a hash; `hash_of` tells under which hash another place with this tag was entered. False if there is no room.
+    /// Enters a place under a hash; `hash_of` returns the hash of another place with this tag. False if both buckets are full.
     pub fn enter(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32, u16) -> u64) -> bool {
         let tag = Self::tag(hash);
         let first = self.first_choice(hash);

@@ -39,7 +39,7 @@ impl Id {
 /// No place: the end of a list.
 pub(crate) const NIL: u32 = u32::MAX;
 
-/// Marks the undo slot, in its `slot` word, as the copy of a record that is being changed. No record in use has this there.
+/// Flags the undo slot, in its `slot` word, as the copy of a record that is being changed. No record in use has this there.
 const UNDO: u16 = u16::MAX - 1;
 const _: () = assert!(UNDO != wheel::UNFILED && UNDO as usize >= wheel::SLOTS_IN_ALL);
 
@@ -226,13 +226,13 @@ impl Table {
         self.len == self.capacity
     }
 
-    /// Asks for the line a look-up of this hash touches first.
+    /// Prefetches the line that a lookup of this hash touches first.
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) {
         self.index.prefetch(hash);
     }
 
-    /// Asks for the lines of the flow this hash probably names; which that is, if that can be told yet, or that there is certainly none.
+    /// Prefetches the lines of the flow this hash probably names; returns that flow, if it is known yet, or that there is certainly none.
     #[inline(always)]
     pub fn prefetch_flow(&self, hash: u64, v6: bool) -> Guess {
         match self.index.guess(hash) {

@@ -17,7 +17,7 @@ const LEVELS: usize = 4;
 const SLOTS: usize = 256;
 /// Slots of all levels.
 pub(super) const SLOTS_IN_ALL: usize = LEVELS * SLOTS;
-/// Marks a flow that is on no list.
+/// A flow that is on no list.
 pub(super) const UNFILED: u16 = u16::MAX;
 
 /// The tick a time falls in.
@@ -44,7 +44,7 @@ pub struct Wheel {
     occupied: [[u64; SLOTS / 64]; LEVELS],
     /// Everything before this tick has been looked at.
     current: Ticks,
-    /// The time at tick zero of the present circle, to tell callers when to come again.
+    /// The time at tick zero of the present circle, for the time of the next call.
     origin: u64,
 }
 
