@@ -127,9 +127,9 @@ transfer() { # a name, who connects, who listens and where, which of them sends
     [ "$(md5sum <"$received")" = "$sum" ] || fail "$1: the bytes differ"
     row "$1" "$((64 * 8388608 / ((end - start) / 1000))) Mbit/s, every byte as sent"
 }
-transfer "client calls, client sends, IPv4" $client $server 10.77.0.2 caller
-transfer "client calls, server sends, IPv6" $client $server fd77::2 called
-transfer "server calls, server sends, IPv4" $server $client 10.77.0.1 caller
+transfer "client connects, client sends, IPv4" $client $server 10.77.0.2 caller
+transfer "client connects, server sends, IPv6" $client $server fd77::2 called
+transfer "server connects, server sends, IPv4" $server $client 10.77.0.1 caller
 
 step "A SYN flood from the whole Internet, and 200 honest clients"
 begin $server "$bin/honest" serve 10.77.0.2:80 </dev/null >/dev/null & children+=($!)

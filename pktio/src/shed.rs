@@ -87,7 +87,7 @@ impl<W: Deref<Target = [AtomicU64]>> ProvedSources<W> {
     ///
     /// When their number is not that of [`PROVED_LINES`].
     pub(crate) fn over(words: W) -> Self {
-        assert_eq!(words.len(), 2 * PROVED_LINES);
+        assert_eq!(words.len(), PROVED_WORDS);
         ProvedSources(words)
     }
 
@@ -143,23 +143,29 @@ impl RecentSyns {
     }
 }
 
-/// The rule for a port without a [`ShedFilter`]. Its 36 MiB are allocated at once; most pages are touched when they are first used.
-pub struct SoftwareShedFilter {
-    proved: ProvedSources<Vec<AtomicU64>>,
+/// The rule for a port without a [`ShedFilter`]. The proved sources lie in words that are handed in, zeroed or as another filter left them; the 32 MiB of
+/// the recent SYNs are allocated at once. Most pages are touched when they are first used.
+pub struct SoftwareShedFilter<W> {
+    proved: ProvedSources<W>,
     recent: RecentSyns,
 }
 
-impl Default for SoftwareShedFilter {
-    fn default() -> Self {
-        let words = std::iter::repeat_with(AtomicU64::default).take(2 * PROVED_LINES).collect();
+/// Words that the proved sources of a [`SoftwareShedFilter`] need.
+pub const PROVED_WORDS: usize = 2 * PROVED_LINES;
+
+impl<W: Deref<Target = [AtomicU64]>> SoftwareShedFilter<W> {
+    /// A filter whose proved sources lie in these words.
+    ///
+    /// # Panics
+    ///
+    /// When their number is not [`PROVED_WORDS`].
+    pub fn over(proved: W) -> Self {
         SoftwareShedFilter {
-            proved: ProvedSources::over(words),
+            proved: ProvedSources::over(proved),
             recent: RecentSyns { lines: vec![[0; RECENT_SLICES + 1]; RECENT_LINES] },
         }
     }
-}
 
-impl SoftwareShedFilter {
     /// Exempts a source that has proved itself; returns whether it is new in this generation. `source` is a keyed hash of its address,
     /// `nanos` a time in nanoseconds that never goes back.
     pub fn add_proved_source(&mut self, source: u64, nanos: u64) -> bool {
@@ -187,6 +193,10 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    fn filter() -> SoftwareShedFilter<Vec<AtomicU64>> {
+        SoftwareShedFilter::over(std::iter::repeat_with(AtomicU64::default).take(PROVED_WORDS).collect())
+    }
     /// A day of uptime.
     const START: u64 = 86_400 * SECOND;
 
@@ -200,13 +210,13 @@ mod tests {
 
     #[test]
     fn nothing_is_dropped_while_shedding_is_off() {
-        let mut filter = SoftwareShedFilter::default();
+        let mut filter = filter();
         assert!((0..1000).all(|n| filter.check(ShedLevel::Off, hash(n), hash(n), START) == ShedVerdict::Pass));
     }
 
     #[test]
     fn a_syn_of_an_unproved_source_passes_when_it_is_repeated_after_a_second_and_not_at_once() {
-        let mut filter = SoftwareShedFilter::default();
+        let mut filter = filter();
         let mut check = |level, after| filter.check(level, hash(1), hash(2), START + after);
         assert_eq!(check(ShedLevel::Fresh(0), 0), ShedVerdict::Fresh);
         assert_eq!(
@@ -222,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_proved_source_passes_at_every_level_for_two_generations() {
-        let mut filter = SoftwareShedFilter::default();
+        let mut filter = filter();
         filter.add_proved_source(hash(1), START);
         for level in [ShedLevel::Fresh(0), ShedLevel::Repeated] {
             assert_eq!(filter.check(level, hash(1), hash(2), START + 500 * SECOND), ShedVerdict::Pass);
@@ -236,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_first_syns_hardly_ever_looks_repeated_or_proved() {
-        let mut filter = SoftwareShedFilter::default();
+        let mut filter = filter();
         for n in 0..100_000 {
             filter.add_proved_source(hash(n), START);
         }
@@ -253,7 +263,7 @@ mod tests {
     #[test]
     fn the_given_share_of_first_syns_passes() {
         for share in [1, 64, 255] {
-            let mut filter = SoftwareShedFilter::default();
+            let mut filter = filter();
             let check = |n| filter.check(ShedLevel::Fresh(share), hash(n), hash(!n), START);
             let passed = (0..64_000).map(check).filter(|verdict| *verdict == ShedVerdict::Pass).count();
             let due = 250 * usize::from(share);
@@ -263,7 +273,7 @@ mod tests {
 
     #[test]
     fn honest_clients_that_connect_during_a_flood_are_told_from_it() {
-        let mut filter = SoftwareShedFilter::default();
+        let mut filter = filter();
         let mut now = START;
         for client in 0..200 {
             assert_eq!(filter.check(ShedLevel::Fresh(0), hash(client), hash(client), now + client), ShedVerdict::Fresh);

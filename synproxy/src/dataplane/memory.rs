@@ -1,6 +1,9 @@
 //! The memory of a worker's engine: regions that are mapped here and handed in, so that the engine does not know where they lie.
 
+use std::sync::atomic::AtomicU64;
+
 use pktio::region::{Region, RegionError};
+use pktio::shed::PROVED_WORDS;
 use tcpstate::{Config, Memory, Slab, Words};
 
 /// Zeroed memory of this process for an engine of this configuration. It stays mapped until the process ends; pages that are never used take none.
@@ -21,4 +24,12 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
         refused_syns: words(refused_syns)?,
         refused_ports: words(refused_ports)?,
     })
+}
+
+/// Zeroed memory for the proved sources of a worker whose port does not keep them itself.
+///
+/// # Panics
+/// If the system has none.
+pub fn proved_sources() -> &'static [AtomicU64] {
+    Region::anonymous(PROVED_WORDS).expect("4 MiB for the proved sources").into_atomics()
 }

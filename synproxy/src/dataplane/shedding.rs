@@ -1,10 +1,12 @@
 //! Load shedding: drops SYNs from the WAN when a worker is overloaded, in the port itself where it has a program for that, otherwise right
 //! after the parse pass. `load` decides how much is dropped, and the rule of `pktio::shed` which SYNs.
 
+use crate::dataplane::memory;
 use crate::process::clock;
 use pktio::shed::{ShedVerdict, SoftwareShedFilter};
 use pktio::{Batch, Pool, Port, ShedLevel as Level};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::AtomicU64;
 use tcpstate::{Metadata, Source};
 
 /// What is shed, and by whom.
@@ -17,7 +19,7 @@ pub struct Shedder {
 
 /// A filter, the key of its hashes, and what it has dropped.
 struct OwnFilter {
-    filter: SoftwareShedFilter,
+    filter: SoftwareShedFilter<&'static [AtomicU64]>,
     key: RandomState,
     fresh: u64,
     repeated: u64,
@@ -32,7 +34,7 @@ impl Shedder {
                 None
             }
             None => Some(OwnFilter {
-                filter: SoftwareShedFilter::default(),
+                filter: SoftwareShedFilter::over(memory::proved_sources()),
                 key: RandomState::new(),
                 fresh: 0,
                 repeated: 0,

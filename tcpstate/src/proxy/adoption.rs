@@ -1,7 +1,8 @@
 //! Segments without a flow. For a while after the start they may belong to connections that run already, which the box adopts: a segment of
 //! the LAN makes a record, a matching one of the WAN confirms it. Later the box treats them as strays.
 
-use super::{Context, Proxy};
+use super::Proxy;
+use super::context::Context;
 use crate::config::Stray;
 use crate::flow::table::Id;
 use crate::flow::{Flow, FlowFlags, State};

@@ -1,7 +1,9 @@
 //! The handshake with the client: the box answers its SYN with a cookie and checks the proof. `server_handshake` then connects the server.
 
-use super::server_handshake::WITHHELD_MOST;
-use super::{Context, Metadata, Proxy, label};
+use super::context::{Context, are_possible, is_damaged, is_to_or_from_group};
+use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
+use super::reply::label;
+use super::{Metadata, Proxy};
 use crate::cache::refused::Client;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension};
@@ -14,34 +16,9 @@ use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{
-    Addr, CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing,
-    Segment, Timestamps,
+    CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, Kind, OptionList, Options, Outgoing, Segment, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
-
-/// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
-pub(super) struct Proof {
-    pub(super) terms: Terms,
-    pub(super) client_isn: SeqNum,
-    pub(super) outer_isn: SeqNum,
-    /// Ticks from our SYN-ACK to this segment; zero if not known.
-    pub(super) distance: u16,
-}
-
-/// Why a segment proves nothing.
-pub(super) enum Unproved {
-    /// No SYN of its ends was answered lately.
-    Unasked,
-    /// Its source's network has spent its failures: the cookie was not checked.
-    Untested,
-    /// What it acknowledges is no cookie of ours, or an old one.
-    Wrong,
-}
-
-/// A distance in ticks as a flow keeps it: zero where it is not known, or so long that something else must have happened.
-fn distance(ticks: u32) -> u16 {
-    if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
-}
 
 impl Proxy {
     /// Fast path of a client's SYN: answers it with a cookie. Takes the common case only: no flow with this 4-tuple, common options, a server
@@ -453,29 +430,6 @@ fn syn_ack_flags(terms: &Terms) -> Flags {
     Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed))
 }
 
-/// Whether a segment that is whole in sight fails its checksums. One that is not is judged by its cookie alone.
-pub(super) fn is_damaged<E>(ctx: &Context<E>) -> bool {
-    !ctx.segment.fragmented && ctx.head.is_whole() && !ctx.is_sound()
-}
-
-/// Whether a frame is sent to, or claims to come from, a group of Ethernet stations: no connection can be opened so (RFC 1122 section
-/// 4.2.3.10), and an answer would bear a sender's address no station has.
-fn is_to_or_from_group(frame: &[u8]) -> bool {
-    (frame[0] | frame[6]) & 1 != 0
-}
-
-/// Whether hosts can have these addresses and connect to each other: none is multicast, broadcast, loopback or unspecified
-/// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5), and they differ.
-pub(super) fn are_possible(key: &FlowKey) -> bool {
-    let possible = |address: &Addr| match (key.v6, address) {
-        (true, [0, 0, 0, 0 | 1]) => false,
-        (true, [first, ..]) => first >> 24 != 0xff,
-        // The first eighth from 224 on: multicast, and the reserved block with the limited broadcast.
-        (false, [.., last]) => !matches!(last >> 24, 0 | 127 | 224..),
-    };
-    key.lan != key.wan && possible(&key.lan) && possible(&key.wan)
-}
-
 /// Writes a SYN's options into its entry of the SYN cache.
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
@@ -491,32 +445,6 @@ fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, term
 /// A TSval of ours, if need be moved to where a host that has seen `shown` does not take it for an older one (RFC 7323 section 5.5).
 fn not_before(ts_value: u32, shown: u32) -> u32 {
     if SeqNum::new(ts_value).before(SeqNum::new(shown)) { ts_after(shown) | ts_value & 0xfff } else { ts_value }
-}
-
-pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
-    flow.set(FlowFlags::PROXIED, true);
-    flow.set(FlowFlags::SACK, terms.sack);
-    flow.set(FlowFlags::TIMESTAMPS, terms.timestamps);
-    flow.set(FlowFlags::ECN_ASKED, terms.ecn != Ecn::Silent);
-    flow.set(FlowFlags::ECN, terms.ecn == Ecn::Agreed);
-    flow.mss = terms.mss;
-    flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
-    flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
-}
-
-fn terms_of(flow: &Flow) -> Terms {
-    Terms {
-        mss: flow.mss,
-        scale: flow.endpoint(Side::Wan).scale(),
-        promised: flow.endpoint(Side::Lan).told(),
-        sack: flow.is(FlowFlags::SACK),
-        timestamps: flow.is(FlowFlags::TIMESTAMPS),
-        ecn: match (flow.is(FlowFlags::ECN_ASKED), flow.is(FlowFlags::ECN)) {
-            (false, _) => Ecn::Silent,
-            (true, false) => Ecn::Asked,
-            (true, true) => Ecn::Agreed,
-        },
-    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! The ends decide for themselves what they accept; the proxy only keeps forgeries out of its own records,
 //! and answers for an end where a forged segment could otherwise end a connection (RFC 5961).
 
-use super::client_handshake::is_damaged;
-use super::{Context, Proxy, half_second};
+use super::Proxy;
+use super::context::{Context, is_damaged};
+use super::reply::half_second;
 use crate::config::SackConflict;
 use crate::flow::ecn;
 use crate::flow::table::Id;

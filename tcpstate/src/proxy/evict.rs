@@ -4,7 +4,7 @@ use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
 
 use super::Proxy;
-use super::server_handshake::bare_reset;
+use super::reply::{HALF_SECOND, bare_reset};
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, State};
@@ -173,7 +173,7 @@ impl Proxy {
             flow.born = tick(now);
             flow.profile = profile;
             // No half-second equals its successor, so that the first challenge is never withheld.
-            flow.challenged = ((tick(now) >> super::HALF_SECOND) as u16).wrapping_sub(1);
+            flow.challenged = ((tick(now) >> HALF_SECOND) as u16).wrapping_sub(1);
             fill(flow);
         })?;
         self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.of(profile).of(state)));

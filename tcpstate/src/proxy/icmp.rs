@@ -1,7 +1,9 @@
 //! ICMP errors and fragments. The box checks an ICMP error by the segment it quotes, and translates it like one. Later fragments, which
 //! have no TCP header to check, pass behind the first of their packet.
 
-use super::{Context, Proxy, half_second};
+use super::Proxy;
+use super::context::Context;
+use super::reply::half_second;
 use crate::cache::fragments::Kind;
 use crate::config::{Action, SackConflict};
 use crate::flow::table::Id;

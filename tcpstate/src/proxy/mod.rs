@@ -4,10 +4,14 @@
 
 mod adoption;
 mod client_handshake;
+mod context;
 mod established;
 pub(crate) mod evict;
 mod icmp;
 mod passthrough;
+mod proof;
+mod regions;
+mod reply;
 mod server_handshake;
 #[cfg(test)]
 pub(crate) mod test_segments;
@@ -23,15 +27,16 @@ use crate::flow::table::wheel::tick;
 use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
-use crate::memory::Memory;
 use crate::policy::Policy;
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
-use crate::seq::{RawWindow, SeqDelta, SeqNum};
-use crate::wire::{self, Envelope, Flags, FlowKey, Kind, OptionList, Outgoing, Parsed, Segment, Timestamps};
+use crate::seq::{SeqDelta, SeqNum};
+use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
+use context::Context;
 use evict::Candidates;
+pub use regions::Memory;
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -151,71 +156,6 @@ const UPDATES_KEPT: usize = 512;
 /// Steps of the timer wheel worked off in one call, so that a million flows that expire at once delay no frame: as many as frames in a batch,
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
-
-/// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
-/// one for each flow cannot be read by others as a common one could).
-const HALF_SECOND: u32 = 9;
-
-/// The flow label of our own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
-fn label(hash: u64) -> u32 {
-    ((hash >> 20) as u32 & 0xf_ffff) | 1
-}
-
-/// The half-second a time falls in, on a circle of nine hours.
-fn half_second(now: Instant) -> u16 {
-    (tick(now) >> HALF_SECOND) as u16
-}
-
-/// A frame at hand: everything a decision is made from.
-struct Context<'a, 'b, E> {
-    side: Side,
-    segment: &'a Segment,
-    /// What the segment does, by its flags.
-    kind: Kind,
-    hash: u64,
-    tokens: u32,
-    now: Instant,
-    head: &'a mut Head<'b>,
-    egress: &'a mut E,
-}
-
-impl<E> Context<'_, '_, E> {
-    fn key(&self) -> &FlowKey {
-        &self.segment.key
-    }
-
-    /// The bytes of the segment's options.
-    fn options(&self) -> &[u8] {
-        self.segment.options(self.head.bytes())
-    }
-
-    /// Whether the whole segment is in sight and its checksums hold.
-    fn is_sound(&self) -> bool {
-        self.segment.checksums_hold(self.head)
-    }
-
-    /// The envelope of the frame itself.
-    #[inline(always)]
-    fn envelope(&self) -> Envelope {
-        Envelope::of(self.head.bytes(), self.segment, self.side)
-    }
-
-    /// Writes a segment of ours over the frame.
-    #[inline(never)]
-    fn overwrite(&mut self, outgoing: &Outgoing) -> bool {
-        self.overwrite_inline(outgoing)
-    }
-
-    /// The same, inlined: for the answers to a flood.
-    #[inline(always)]
-    fn overwrite_inline(&mut self, outgoing: &Outgoing) -> bool {
-        if !self.head.resize(outgoing.frame_len()) {
-            return false;
-        }
-        outgoing.write(self.head.bytes_mut());
-        true
-    }
-}
 
 /// What the operator wants of this worker, and how much it lets pass without proof.
 #[derive(Clone)]
@@ -721,108 +661,6 @@ impl Proxy {
         self.restart_timer(id, now);
     }
 
-    /// The way a segment takes that we send in the name of the end on `sender`.
-    fn envelope(&self, id: Id, sender: Side) -> Envelope {
-        let flow = &self.table[id];
-        let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
-        Envelope {
-            from,
-            to,
-            key: self.table.key(id),
-            sender,
-            ttl: flow.endpoint(sender).ttl.max(1),
-            id: 0,
-            label: label(flow.hash()),
-            priorities: flow.tag_priorities(),
-        }
-    }
-
-    /// Sends a segment of our own accord.
-    fn emit(&mut self, to: Side, outgoing: &Outgoing, egress: &mut impl Egress) -> bool {
-        let sent = egress.emit(to, |buffer| outgoing.write(buffer));
-        if !sent {
-            self.counters.count(Event::NoSpareFrame);
-        }
-        sent
-    }
-
-    /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
-    /// update, and as challenge (RFC 5961).
-    #[inline(always)]
-    fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
-        let flow = &self.table[id];
-        let (sender, receiver) = (flow.endpoint(to.other()), flow.endpoint(to));
-        let timestamps = match to {
-            Side::Wan => flow.is(FlowFlags::TIMESTAMPS).then(|| Timestamps {
-                value: if flow.is(FlowFlags::TIMESTAMPS_LAN) {
-                    sender.ts_value
-                } else {
-                    flow.ts_delta.shift(tick(now))
-                },
-                echo: receiver.ts_value,
-            }),
-            Side::Lan => flow.is(FlowFlags::TIMESTAMPS_LAN).then(|| {
-                // A server that must not take the LAN for the client's distance gets no echo to measure it by.
-                let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
-                let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
-                Timestamps { value: sender.ts_value, echo }
-            }),
-        };
-        Acknowledgement {
-            seq: sender.next,
-            ack: sender.acked - flow.outward(to),
-            window: flow.told_window(to.other()),
-            options: OptionList::plain(timestamps),
-        }
-    }
-
-    /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
-    fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if self.table[id].challenged == half_second(ctx.now) {
-            ctx.egress.note(|| "a challenge went out within this half second already".into());
-            return Verdict::Drop(DropReason::Challenged);
-        }
-        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
-        self.counters.count(Event::Challenge);
-        self.acknowledge_in_place(&mut ctx, id)
-    }
-
-    /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
-    fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
-        let mut envelope = ctx.envelope().reversed();
-        envelope.ttl = self.table[id].endpoint(ctx.side.other()).ttl.max(1);
-        envelope.label = label(ctx.hash);
-        let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
-        if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
-            Verdict::Reflect
-        } else {
-            Verdict::Drop(DropReason::NoRoom)
-        }
-    }
-
-    /// Answers a segment without a connection with the reset that RFC 9293 section 3.10.7.1 prescribes.
-    fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
-        let Segment { seq, ack, flags, .. } = *ctx.segment;
-        if flags.has(Flags::ACK) {
-            return Self::refuse_in_place(ctx, ack, None);
-        }
-        Self::refuse_in_place(ctx, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
-    }
-
-    /// Answers a segment with a reset that bears this number, and acknowledges that one.
-    fn refuse_in_place(ctx: &mut Context<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
-        let envelope = ctx.envelope().reversed();
-        let reset = Outgoing {
-            envelope: &envelope,
-            seq,
-            ack: ack.unwrap_or_default(),
-            flags: Flags::RST.and(Flags::ACK.when(ack.is_some())),
-            window: RawWindow(0),
-            options: &OptionList::none(),
-        };
-        if ctx.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
-    }
-
     /// The established flows load generators count on: 540 pairs of a LAN end 10.0.0.0 + 2(j + 1), port 12345, and a WAN end
     /// 11.0.0.0 + 2j + 1, port 54321.
     fn make_test_connections(&mut self, now: Instant) {
@@ -846,21 +684,6 @@ impl Proxy {
             let Some(id) = filled else { return };
             self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.connected(profile)));
         }
-    }
-}
-
-/// An acknowledgement without data, but for its envelope.
-struct Acknowledgement {
-    seq: SeqNum,
-    ack: SeqNum,
-    window: RawWindow,
-    options: OptionList,
-}
-
-impl Acknowledgement {
-    fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
-        let Self { seq, ack, window, ref options } = *self;
-        Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
     }
 }
 

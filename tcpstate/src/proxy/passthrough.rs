@@ -1,8 +1,8 @@
 //! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
 //! the WAN that only the server can answer.
 
-use super::client_handshake::are_possible;
-use super::{Context, Proxy};
+use super::Proxy;
+use super::context::{Context, are_possible};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;

@@ -1,7 +1,9 @@
 //! The handshake with the server: the box sends its SYN in the client's name, handles the answer, and splices the two halves of the connection.
 
-use super::client_handshake::{Proof, is_damaged, keep_terms};
-use super::{Context, Proxy};
+use super::Proxy;
+use super::context::{Context, is_damaged};
+use super::proof::{Proof, WITHHELD_MOST, keep_terms};
+use super::reply::bare_reset;
 use crate::cache::refused::Client;
 use crate::cache::servers::{Observation, default_mss};
 use crate::cache::updates::ServerUpdate;
@@ -10,7 +12,7 @@ use crate::cookie::{ts_after, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
-use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
+use crate::seq::{SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
     DEFAULT_TTL, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
@@ -22,9 +24,6 @@ const UPDATES_REPEATED: u8 = 4;
 const SECOND: Ticks = 1_000_000 / 1024;
 /// The time from the RST that makes a server forget an older connection to the next SYN: 20 ms, in ticks.
 const AFTER_RESET: Ticks = 20;
-/// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
-/// repeat it (RFC 6298 section 2).
-pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
 /// The box does not wait for a client this near (ticks; two milliseconds): cookies and timers are too coarse to tell it from a neighbour.
 const NEAR: u16 = 2;
 
@@ -471,10 +470,6 @@ fn server_syn<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) 
     let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
     let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
     Outgoing { envelope, seq, ack, flags, window, options }
-}
-
-pub(super) fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a OptionList) -> Outgoing<'a> {
-    Outgoing { envelope, seq, ack: SeqNum::default(), flags: Flags::RST, window: RawWindow(0), options }
 }
 
 /// Splices the two halves of the connection, with the numbers and options of the server's SYN-ACK.

@@ -1,0 +1,60 @@
+//! What a client's acknowledgement proves: the terms it has agreed to and the numbers it agreed with. Both handshakes speak of it.
+
+use crate::Side;
+use crate::cookie::terms::{Ecn, Terms};
+use crate::flow::{Flow, FlowFlags};
+use crate::seq::SeqNum;
+
+/// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
+/// repeat it (RFC 6298 section 2).
+pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
+
+/// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
+pub(super) struct Proof {
+    pub(super) terms: Terms,
+    pub(super) client_isn: SeqNum,
+    pub(super) outer_isn: SeqNum,
+    /// Ticks from our SYN-ACK to this segment; zero if not known.
+    pub(super) distance: u16,
+}
+
+/// Why a segment proves nothing.
+pub(super) enum Unproved {
+    /// No SYN of its ends was answered lately.
+    Unasked,
+    /// Its source's network has spent its failures: the cookie was not checked.
+    Untested,
+    /// What it acknowledges is no cookie of ours, or an old one.
+    Wrong,
+}
+
+/// A distance in ticks as a flow keeps it: zero where it is not known, or so long that something else must have happened.
+pub(super) fn distance(ticks: u32) -> u16 {
+    if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
+}
+
+pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
+    flow.set(FlowFlags::PROXIED, true);
+    flow.set(FlowFlags::SACK, terms.sack);
+    flow.set(FlowFlags::TIMESTAMPS, terms.timestamps);
+    flow.set(FlowFlags::ECN_ASKED, terms.ecn != Ecn::Silent);
+    flow.set(FlowFlags::ECN, terms.ecn == Ecn::Agreed);
+    flow.mss = terms.mss;
+    flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
+    flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
+}
+
+pub(super) fn terms_of(flow: &Flow) -> Terms {
+    Terms {
+        mss: flow.mss,
+        scale: flow.endpoint(Side::Wan).scale(),
+        promised: flow.endpoint(Side::Lan).told(),
+        sack: flow.is(FlowFlags::SACK),
+        timestamps: flow.is(FlowFlags::TIMESTAMPS),
+        ecn: match (flow.is(FlowFlags::ECN_ASKED), flow.is(FlowFlags::ECN)) {
+            (false, _) => Ecn::Silent,
+            (true, false) => Ecn::Asked,
+            (true, true) => Ecn::Agreed,
+        },
+    }
+}

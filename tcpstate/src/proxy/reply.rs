@@ -1,0 +1,147 @@
+//! What the engine says itself: acknowledgements, challenges and resets in the name of an end, written over the segment they answer where there is one.
+
+use super::context::Context;
+use super::{Egress, Proxy};
+use crate::flow::FlowFlags;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::tick;
+use crate::seq::{RawWindow, SeqNum};
+use crate::wire::{Envelope, Flags, OptionList, Outgoing, Segment, Timestamps};
+use crate::{DropReason, Event, Instant, Side, Verdict};
+
+/// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
+/// one for each flow cannot be read by others as a common one could).
+pub(super) const HALF_SECOND: u32 = 9;
+
+/// The flow label of our own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
+pub(super) fn label(hash: u64) -> u32 {
+    ((hash >> 20) as u32 & 0xf_ffff) | 1
+}
+
+/// The half-second a time falls in, on a circle of nine hours.
+pub(super) fn half_second(now: Instant) -> u16 {
+    (tick(now) >> HALF_SECOND) as u16
+}
+
+impl Proxy {
+    /// The way a segment takes that we send in the name of the end on `sender`.
+    pub(super) fn envelope(&self, id: Id, sender: Side) -> Envelope {
+        let flow = &self.table[id];
+        let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
+        Envelope {
+            from,
+            to,
+            key: self.table.key(id),
+            sender,
+            ttl: flow.endpoint(sender).ttl.max(1),
+            id: 0,
+            label: label(flow.hash()),
+            priorities: flow.tag_priorities(),
+        }
+    }
+
+    /// Sends a segment of our own accord.
+    pub(super) fn emit(&mut self, to: Side, outgoing: &Outgoing, egress: &mut impl Egress) -> bool {
+        let sent = egress.emit(to, |buffer| outgoing.write(buffer));
+        if !sent {
+            self.counters.count(Event::NoSpareFrame);
+        }
+        sent
+    }
+
+    /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
+    /// update, and as challenge (RFC 5961).
+    #[inline(always)]
+    pub(super) fn acknowledgement(&self, id: Id, to: Side, now: Instant) -> Acknowledgement {
+        let flow = &self.table[id];
+        let (sender, receiver) = (flow.endpoint(to.other()), flow.endpoint(to));
+        let timestamps = match to {
+            Side::Wan => flow.is(FlowFlags::TIMESTAMPS).then(|| Timestamps {
+                value: if flow.is(FlowFlags::TIMESTAMPS_LAN) {
+                    sender.ts_value
+                } else {
+                    flow.ts_delta.shift(tick(now))
+                },
+                echo: receiver.ts_value,
+            }),
+            Side::Lan => flow.is(FlowFlags::TIMESTAMPS_LAN).then(|| {
+                // A server that must not take the LAN for the client's distance gets no echo to measure it by.
+                let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
+                let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
+                Timestamps { value: sender.ts_value, echo }
+            }),
+        };
+        Acknowledgement {
+            seq: sender.next,
+            ack: sender.acked - flow.outward(to),
+            window: flow.told_window(to.other()),
+            options: OptionList::plain(timestamps),
+        }
+    }
+
+    /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
+    pub(super) fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].challenged == half_second(ctx.now) {
+            ctx.egress.note(|| "a challenge went out within this half second already".into());
+            return Verdict::Drop(DropReason::Challenged);
+        }
+        self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
+        self.counters.count(Event::Challenge);
+        self.acknowledge_in_place(&mut ctx, id)
+    }
+
+    /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
+    pub(super) fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        let mut envelope = ctx.envelope().reversed();
+        envelope.ttl = self.table[id].endpoint(ctx.side.other()).ttl.max(1);
+        envelope.label = label(ctx.hash);
+        let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
+        if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
+            Verdict::Reflect
+        } else {
+            Verdict::Drop(DropReason::NoRoom)
+        }
+    }
+
+    /// Answers a segment without a connection with the reset that RFC 9293 section 3.10.7.1 prescribes.
+    pub(super) fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
+        if flags.has(Flags::ACK) {
+            return Self::refuse_in_place(ctx, ack, None);
+        }
+        Self::refuse_in_place(ctx, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
+    }
+
+    /// Answers a segment with a reset that bears this number, and acknowledges that one.
+    pub(super) fn refuse_in_place(ctx: &mut Context<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
+        let envelope = ctx.envelope().reversed();
+        let reset = Outgoing {
+            envelope: &envelope,
+            seq,
+            ack: ack.unwrap_or_default(),
+            flags: Flags::RST.and(Flags::ACK.when(ack.is_some())),
+            window: RawWindow(0),
+            options: &OptionList::none(),
+        };
+        if ctx.overwrite(&reset) { Verdict::Reflect } else { Verdict::Drop(DropReason::NoRoom) }
+    }
+}
+
+/// An acknowledgement without data, but for its envelope.
+pub(super) struct Acknowledgement {
+    pub(super) seq: SeqNum,
+    ack: SeqNum,
+    window: RawWindow,
+    options: OptionList,
+}
+
+impl Acknowledgement {
+    pub(super) fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
+        let Self { seq, ack, window, ref options } = *self;
+        Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
+    }
+}
+
+pub(super) fn bare_reset<'a>(envelope: &'a Envelope, seq: SeqNum, options: &'a OptionList) -> Outgoing<'a> {
+    Outgoing { envelope, seq, ack: SeqNum::default(), flags: Flags::RST, window: RawWindow(0), options }
+}
