@@ -3,10 +3,8 @@
 //! The reader, `describe` and the sample file's test all go by this table, so a key cannot be read but not printed, or be there
 //! but not explained.
 
-use crate::rules;
 use crate::servers::Servers;
 use crate::{Account, Config, Control, Poll};
-use core::fmt::Write;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -139,14 +137,6 @@ impl Key {
                     "a list of addresses or networks in quotes, each with a port or without, {most} of them at most"
                 )
             }
-        }
-    }
-
-    /// Its default as it would stand in a file; `None` if it is off unless given.
-    pub fn default_text(&self) -> Option<String> {
-        match self.value(&Config::default())? {
-            Value::Flag(false) => None,
-            value => Some(text(&value)),
         }
     }
 }
@@ -530,72 +520,12 @@ pub(crate) const KEYS: &[Key] = &[
         "send buffer of a socket; 0 leaves it"),
 ];
 
-/// `config` as a file.
-pub(crate) fn describe(config: &Config) -> String {
-    let mut out = String::from("synproxyconf = {\n");
-    let keys_of = |section| KEYS.iter().filter(move |key| key.section == section);
-    let line = |out: &mut String, indent: &str, key: &Key| {
-        let _ = match key.value(config) {
-            Some(Value::Flag(true)) => writeln!(out, "{indent}{};", key.name),
-            Some(Value::Flag(false)) | None => writeln!(out, "{indent}# {} is off", key.name),
-            Some(value) => writeln!(out, "{indent}{} = {};", key.name, text(&value)),
-        };
-    };
-    for key in keys_of(None) {
-        line(&mut out, "    ", key);
-    }
-    for (section, _) in SECTIONS {
-        let _ = writeln!(out, "    {section} = {{");
-        for key in keys_of(Some(section)) {
-            line(&mut out, "        ", key);
-        }
-        out.push_str("    };\n");
-    }
-    out.push_str("};\n");
-    out
-}
-
 /// Former names of keys, which are read as their present ones.
 const FORMER_NAMES: &[(&str, &str)] = &[("pen_frames", "held_frames")];
 
 /// The present name of a key.
 pub(crate) fn present_name(name: &str) -> &str {
     FORMER_NAMES.iter().find(|(former, _)| *former == name).map_or(name, |(_, present)| present)
-}
-
-/// A value as it stands in a file.
-pub(crate) fn text(value: &Value) -> String {
-    match value {
-        Value::Flag(_) => String::new(),
-        Value::Word(word) => (*word).to_owned(),
-        Value::Number(n) => n.to_string(),
-        Value::List(list) => {
-            let list: Vec<_> = list.iter().map(u64::to_string).collect();
-            format!("{{ {} }}", list.join(", "))
-        }
-        Value::Address(address) => format!("\"{address}\""),
-        Value::Socket(Control::Auto) => quoted("auto"),
-        Value::Socket(Control::None) => quoted("none"),
-        Value::Socket(Control::At(path)) => quoted(&path.to_string_lossy()),
-        Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
-        Value::Servers(servers) => {
-            let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
-            format!("{{ {} }}", servers.join(", "))
-        }
-        Value::Destinations(rules) if rules.is_empty() => "{ }".to_owned(),
-        Value::Destinations(rules) => {
-            let blocks: Vec<_> = rules.iter().map(|rule| format!("        {{ {} }}", rules::describe(rule))).collect();
-            format!("{{\n{},\n    }}", blocks.join(",\n"))
-        }
-        Value::Account(None) => "0".to_owned(),
-        Value::Account(Some(Account::Id(id))) => id.to_string(),
-        Value::Account(Some(Account::Name(name))) => quoted(name),
-    }
-}
-
-/// A string as it stands in a file.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// The account of a number in the file.

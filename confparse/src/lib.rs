@@ -22,6 +22,7 @@
 
 mod complaint;
 mod keys;
+mod print;
 mod read;
 mod rules;
 mod servers;
@@ -115,7 +116,7 @@ impl Config {
     /// True of every value that `parse` can yield; a value made by hand can hold what no text can say (half a second, a scale
     /// of 15).
     pub fn describe(&self) -> String {
-        keys::describe(self)
+        print::describe(self)
     }
 }
 

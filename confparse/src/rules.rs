@@ -1,11 +1,9 @@
 //! What a block of `destinations` may hold: the keys that say which servers it is for, and those of [`KEYS`](crate::Config::KEYS) that may differ
 //! from server to server, each with the same range and words as for everybody.
 
-use crate::keys::{KEYS, Key, Takes, text};
-use crate::servers::Servers;
+use crate::keys::{KEYS, Key, Takes};
 use crate::{Config, Value};
-use core::fmt::Write;
-use tcpstate::config::{Destination, DestinationRule, Handshake, Settings};
+use tcpstate::config::Settings;
 
 /// A key that may stand in a block.
 pub(crate) struct RuleKey {
@@ -16,7 +14,7 @@ pub(crate) struct RuleKey {
     /// Takes what a configuration says for everybody into a block's settings.
     take: fn(&mut Settings, &tcpstate::Config),
     /// Says for everybody what a block settles; false where that is left open.
-    give: fn(&Settings, &mut tcpstate::Config) -> bool,
+    pub give: fn(&Settings, &mut tcpstate::Config) -> bool,
 }
 
 impl RuleKey {
@@ -33,13 +31,6 @@ impl RuleKey {
         (self.key().set)(&mut config, value);
         (self.take)(settings, &config.engine);
     }
-
-    /// The value that is settled, as it stands in a file.
-    fn text(&self, settings: &Settings) -> Option<String> {
-        let mut config = Config::default();
-        let is_settled = (self.give)(settings, &mut config.engine);
-        is_settled.then(|| self.key().value(&config)).flatten().map(|value| text(&value))
-    }
 }
 
 macro_rules! ruled {
@@ -53,7 +44,7 @@ macro_rules! ruled {
     };
 }
 
-const TIMEOUTS: Option<&str> = Some("timeouts");
+pub(crate) const TIMEOUTS: Option<&str> = Some("timeouts");
 
 /// Every key that may differ from server to server, in the order of the table of keys.
 pub(crate) const RULE_KEYS: &[RuleKey] = &[
@@ -108,38 +99,6 @@ pub(crate) static VLAN: Key =
 
 /// The keys that say which servers a block is for.
 pub(crate) static PLACE_KEYS: [&Key; 3] = [&NETWORK, &PORT, &VLAN];
-
-/// The servers of a rule's network, at every port.
-fn network(rule: &DestinationRule) -> Servers {
-    let tcpstate::config::Network { address, prefix } = rule.network;
-    Servers::of(&Destination { address, prefix, port: None, handshake: Handshake::default() })
-}
-
-/// A rule as its block stands in a file, without the braces.
-pub(crate) fn describe(rule: &DestinationRule) -> String {
-    let mut out = format!("network = \"{}\";", network(rule));
-    // Writing to a string cannot fail.
-    if let Some(port) = rule.port {
-        let _ = write!(out, " port = {port};");
-    }
-    if let Some(vlan) = rule.vlan {
-        let _ = write!(out, " vlan = {vlan};");
-    }
-    let settled = |section: Option<&str>| {
-        let keys = RULE_KEYS.iter().filter(move |key| key.section == section);
-        keys.filter_map(|key| Some(format!("{} = {};", key.name, key.text(&rule.settings)?)))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    let (own, timeouts) = (settled(None), settled(TIMEOUTS));
-    if !own.is_empty() {
-        let _ = write!(out, " {own}");
-    }
-    if !timeouts.is_empty() {
-        let _ = write!(out, " timeouts = {{ {timeouts} }};");
-    }
-    out
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,119 @@
+//! A configuration as text: every key with its value, and values as they stand in a file.
+
+use std::fmt::Write as _;
+
+use tcpstate::config::{Destination, DestinationRule, Handshake, Settings};
+
+use crate::keys::{KEYS, Key, SECTIONS};
+use crate::rules::{RULE_KEYS, RuleKey, TIMEOUTS};
+use crate::servers::Servers;
+use crate::{Account, Config, Control, Value};
+
+/// `config` as a file.
+pub(crate) fn describe(config: &Config) -> String {
+    let mut out = String::from("synproxyconf = {\n");
+    let keys_of = |section| KEYS.iter().filter(move |key| key.section == section);
+    let line = |out: &mut String, indent: &str, key: &Key| {
+        let _ = match key.value(config) {
+            Some(Value::Flag(true)) => writeln!(out, "{indent}{};", key.name),
+            Some(Value::Flag(false)) | None => writeln!(out, "{indent}# {} is off", key.name),
+            Some(value) => writeln!(out, "{indent}{} = {};", key.name, text(&value)),
+        };
+    };
+    for key in keys_of(None) {
+        line(&mut out, "    ", key);
+    }
+    for (section, _) in SECTIONS {
+        let _ = writeln!(out, "    {section} = {{");
+        for key in keys_of(Some(section)) {
+            line(&mut out, "        ", key);
+        }
+        out.push_str("    };\n");
+    }
+    out.push_str("};\n");
+    out
+}
+
+impl Key {
+    /// Its default as it would stand in a file; `None` if it is off unless given.
+    pub fn default_text(&self) -> Option<String> {
+        match self.value(&Config::default())? {
+            Value::Flag(false) => None,
+            value => Some(text(&value)),
+        }
+    }
+}
+
+/// A value as it stands in a file.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Flag(_) => String::new(),
+        Value::Word(word) => (*word).to_owned(),
+        Value::Number(n) => n.to_string(),
+        Value::List(list) => {
+            let list: Vec<_> = list.iter().map(u64::to_string).collect();
+            format!("{{ {} }}", list.join(", "))
+        }
+        Value::Address(address) => format!("\"{address}\""),
+        Value::Socket(Control::Auto) => quoted("auto"),
+        Value::Socket(Control::None) => quoted("none"),
+        Value::Socket(Control::At(path)) => quoted(&path.to_string_lossy()),
+        Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
+        Value::Servers(servers) => {
+            let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
+            format!("{{ {} }}", servers.join(", "))
+        }
+        Value::Destinations(rules) if rules.is_empty() => "{ }".to_owned(),
+        Value::Destinations(rules) => {
+            let blocks: Vec<_> = rules.iter().map(|rule| format!("        {{ {} }}", block(rule))).collect();
+            format!("{{\n{},\n    }}", blocks.join(",\n"))
+        }
+        Value::Account(None) => "0".to_owned(),
+        Value::Account(Some(Account::Id(id))) => id.to_string(),
+        Value::Account(Some(Account::Name(name))) => quoted(name),
+    }
+}
+
+/// A string as it stands in a file.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The servers of a rule's network, at every port.
+fn network(rule: &DestinationRule) -> Servers {
+    let tcpstate::config::Network { address, prefix } = rule.network;
+    Servers::of(&Destination { address, prefix, port: None, handshake: Handshake::default() })
+}
+
+/// A rule as its block stands in a file, without the braces.
+fn block(rule: &DestinationRule) -> String {
+    let mut out = format!("network = \"{}\";", network(rule));
+    // Writing to a string cannot fail.
+    if let Some(port) = rule.port {
+        let _ = write!(out, " port = {port};");
+    }
+    if let Some(vlan) = rule.vlan {
+        let _ = write!(out, " vlan = {vlan};");
+    }
+    let all = |section: Option<&str>| {
+        let keys = RULE_KEYS.iter().filter(move |key| key.section == section);
+        keys.filter_map(|key| Some(format!("{} = {};", key.name, settled(key, &rule.settings)?)))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let (own, timeouts) = (all(None), all(TIMEOUTS));
+    if !own.is_empty() {
+        let _ = write!(out, " {own}");
+    }
+    if !timeouts.is_empty() {
+        let _ = write!(out, " timeouts = {{ {timeouts} }};");
+    }
+    out
+}
+
+/// The value that is settled, as it stands in a file.
+fn settled(key: &RuleKey, settings: &Settings) -> Option<String> {
+    let mut config = Config::default();
+    let is_settled = (key.give)(settings, &mut config.engine);
+    is_settled.then(|| key.key().value(&config)).flatten().map(|value| text(&value))
+}
