@@ -20,7 +20,7 @@ pub(super) struct Proof {
 
 /// Why a segment proves nothing.
 pub(super) enum Unproved {
-    /// No SYN of its ends was answered lately.
+    /// No SYN of its connection was answered recently.
     Unasked,
     /// Its source's network has spent its failures: the cookie was not checked.
     Untested,
@@ -33,6 +33,7 @@ pub(super) fn distance(ticks: u32) -> u16 {
     if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
 }
 
+/// Writes the terms a client has been offered into its flow's record.
 pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
     flow.set(FlowFlags::PROXIED, true);
     flow.set(FlowFlags::SACK, terms.sack);
@@ -44,6 +45,7 @@ pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
     flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
 }
 
+/// The terms that an entry of the SYN cache holds.
 pub(super) fn terms_of(flow: &Flow) -> Terms {
     Terms {
         mss: flow.mss,

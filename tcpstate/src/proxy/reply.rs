@@ -9,11 +9,11 @@ use crate::seq::{RawWindow, SeqNum};
 use crate::wire::{Envelope, Flags, OptionList, Outgoing, Segment, Timestamps};
 use crate::{DropReason, Event, Instant, Side, Verdict};
 
-/// The shortest time between two challenges sent on one flow, in half seconds (RFC 5961 section 7 wants a limit;
-/// one for each flow cannot be read by others as a common one could).
+/// Half a second as a power of two of ticks: the shortest time between two challenges sent on one flow. RFC 5961 section 7 wants a limit; one for each
+/// flow cannot be observed by others, as a common one could.
 pub(super) const HALF_SECOND: u32 = 9;
 
-/// The flow label of our own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
+/// The flow label of the box's own segments, where that of the sender is not known: not zero, and the same for all of a flow (RFC 6437 section 3).
 pub(super) fn label(hash: u64) -> u32 {
     ((hash >> 20) as u32 & 0xf_ffff) | 1
 }
@@ -24,7 +24,7 @@ pub(super) fn half_second(now: Instant) -> u16 {
 }
 
 impl Proxy {
-    /// The way a segment takes that we send in the name of the end on `sender`.
+    /// The envelope of a segment that the box sends in the name of the end on `sender`.
     pub(super) fn envelope(&self, id: Id, sender: Side) -> Envelope {
         let flow = &self.table[id];
         let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
