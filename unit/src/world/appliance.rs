@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tcpstate::{Config, Counters, Egress, Head, Instant, Memory, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{
+    Config, Counters, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, Side, Ticket, Verdict,
+};
 
 use crate::oracle::layers::Layers;
 use crate::oracle::{Ancestor, Segment};
@@ -113,6 +115,8 @@ pub struct Appliance {
     withheld: Vec<Frame>,
     /// Frames that arrived and found no buffer.
     pub missed: u64,
+    /// Whether an attacker has guessed a cookie, which one acknowledgement in some millions does.
+    pub guessed: bool,
     /// What the processes before this one counted.
     former: Vec<Counters>,
 }
@@ -154,6 +158,7 @@ impl Appliance {
             taken_over,
             withheld: Vec::new(),
             missed: 0,
+            guessed: false,
             former: Vec::new(),
         }
     }
@@ -228,11 +233,14 @@ impl Appliance {
                 self.proxy.prefetch(meta);
             }
             for (mut frame, meta) in batch.into_iter().zip(&metas) {
+                let proofs = self.proxy.counters().happened(Event::CookieGood);
+                let forged = frame.ancestor.is_some_and(|ancestor| ancestor.forged);
                 let mut head = frame.head();
                 let mut spare = Spare { pool: &mut self.pool, out: &mut out };
                 let verdict = self.proxy.on_frame(side, meta, &mut head, time, &mut spare);
                 let left = (head.start(), head.len(), head.total());
                 frame.settle(left);
+                self.guessed |= forged && self.proxy.counters().happened(Event::CookieGood) > proofs;
                 match verdict {
                     Verdict::Forward => out.push((side.other(), frame)),
                     Verdict::Reflect => {

@@ -68,8 +68,8 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
     }
     let total = total.into_inner().unwrap();
     println!(
-        "{count} worlds from seed {first} (bridge: {}): {} segments judged, {} connections finished, {} ended otherwise, {} stalled",
-        mode.bridge, total.judged, total.finished, total.others, total.stalled
+        "{count} worlds from seed {first} (bridge: {}): {} segments judged, {} connections finished, {} ended otherwise, {} stalled; in {} worlds a cookie was guessed",
+        mode.bridge, total.judged, total.finished, total.others, total.stalled, total.guessed
     );
     for (event, times) in Event::ALL.iter().zip(total.events).filter(|(_, times)| *times > 0) {
         println!("{:>10} {}", times, event.label());
@@ -89,6 +89,8 @@ fn run_all(first: u64, count: u64, mode: Mode) -> Report {
             first.what
         );
     }
+    // A guess hits one time in 2^23 or so.
+    assert!(total.guessed <= 1 + count / 2000, "cookies were guessed in {} of {count} worlds", total.guessed);
     if count >= 24 {
         assert!(total.judged > 0 && total.finished > total.others, "{total:?}");
         // smoltcp's own standstill is rare; were it not, it would hide what the box does.
