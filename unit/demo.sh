@@ -49,7 +49,7 @@ step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 row() { printf '  %-38s %s\n' "$@"; }
 # A command that is waited for so that a signal is heeded at once.
 attend() { "$@" <&0 & children+=($!); wait $!; }
-# A program in a namespace, which ends with whoever started it. `begin` is for the background.
+# A program in a namespace, which ends with the process that started it. `begin` is for the background.
 at() { local namespace=$1; shift; attend ip netns exec "$namespace" setpriv --pdeathsig TERM -- "$@"; }
 begin() { local namespace=$1; shift; exec ip netns exec "$namespace" setpriv --pdeathsig TERM -- "$@"; }
 fail() { echo "demo: $*" >&2; [ -f "$work/log" ] && sed 's/^/  synproxy: /' "$work/log" >&2; exit 1; }

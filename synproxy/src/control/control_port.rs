@@ -53,7 +53,7 @@ impl ControlPort {
         if let Ok(address) = self.listener.local_addr() {
             info!("control port: {address}");
             if !address.ip().is_loopback() {
-                warn!("whoever reaches {address} can change the server table: the protocol has no authentication");
+                warn!("anyone who reaches {address} can change the server table: the protocol has no authentication");
             }
         }
         let work = move || {

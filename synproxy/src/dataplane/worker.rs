@@ -292,7 +292,7 @@ impl<E: Engine> Worker<E> {
     /// Parses and hashes the whole batch and prefetches the memory it will touch, so that the latencies overlap. Frames of other owners
     /// leave the batch, and frames that others have handed over join it; returns how many joined.
     ///
-    /// SYNs are filtered where they arrive, whoever owns them: a flood of them would fill the hand-off queues, where it displaces the
+    /// SYNs are filtered where they arrive, whichever worker owns them: a flood of them would fill the hand-off queues, where it displaces the
     /// SYNs of proved sources. A retransmitted SYN arrives on the queue of the first, as ports without a program distribute by flow.
     fn parse_batch(&mut self, side: Side, now: Instant) -> usize {
         self.parse(side, 0);

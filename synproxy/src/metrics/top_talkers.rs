@@ -2,7 +2,7 @@
 //!
 //! A worker samples at most one frame of a batch, about one in 256 under load, so that the cost is one per batch; a quiet worker samples
 //! more. Each sample counts for all frames since the one before. The counts lie in a sketch of fixed size (Space-Saving: Metwally, Agrawal
-//! and El Abbadi, 2005): whoever has more than its share of the frames is in it, and its count is too large by at most the surplus
+//! and El Abbadi, 2005): what has more than its share of the frames is in it, and its count is too large by at most the surplus
 //! given beside it.
 
 use std::mem;

@@ -1,7 +1,7 @@
 //! What a test makes outside of its process (network namespaces, processes, temporary files), and how it goes when the test is interrupted.
 //!
 //! * All names begin with `spx`, the process id and a hyphen ([`name`]).
-//! * SIGINT, SIGTERM, SIGHUP and the death of whoever started the program end it through [`end`], which ends its descendants and removes
+//! * SIGINT, SIGTERM, SIGHUP and the death of the process that started the program end it through [`end`], which ends its descendants and removes
 //!   what carries its name.
 //! * SIGKILL leaves what it leaves: the programs in the namespaces end by themselves (they are started so that they end with the thread that
 //!   started them), and the next test, demo or benchmark removes the rest ([`sweep`]): what carries the id of a process that is gone.
@@ -67,7 +67,7 @@ pub fn guard() {
     }
 }
 
-/// Ends every descendant of this process and removes every namespace and temporary file with its name, whoever still uses them. Nothing
+/// Ends every descendant of this process and removes every namespace and temporary file with its name, whatever still uses them. Nothing
 /// new can be made afterwards: the caller has to end.
 pub fn end() {
     std::mem::forget(MAKING.write().unwrap_or_else(|poison| poison.into_inner()));

@@ -43,7 +43,7 @@ fn a_box_stands_here_until_it_is_interrupted() {
 struct Made {
     /// The process whose id the names carry.
     owner: u32,
-    /// Its processes, and whoever started them up to the one we started.
+    /// Its processes, and those that started them, up to the one we started.
     processes: BTreeSet<i32>,
     /// The XDP programs at its interfaces.
     programs: BTreeSet<u32>,
