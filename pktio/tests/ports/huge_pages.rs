@@ -49,3 +49,22 @@ fn large_memory_is_advised_and_small_memory_is_not() {
         }
     }
 }
+
+#[test]
+fn large_zeroed_memory_is_not_resident_before_it_is_used() {
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/statm").expect("a process can read its own sizes");
+        status.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("the second number")
+    };
+    let layout = Layout::from_size_align(1 << 30, 64).expect("a layout");
+    let before = resident();
+    // SAFETY: the layout is not empty, what is written lies inside, and what was allocated is freed with it.
+    unsafe {
+        let memory = HugePageAllocator.alloc_zeroed(layout);
+        assert!(memory.addr().is_multiple_of(64) && *std::hint::black_box(memory.add(12_345)) == 0);
+        memory.add(1 << 29).write(1);
+        // Other tests run beside this one and take some memory.
+        assert!(resident().saturating_sub(before) < 1 << 17, "pages of 4 KiB, of a gibibyte");
+        HugePageAllocator.dealloc(memory, layout);
+    }
+}

@@ -13,7 +13,7 @@ use crate::wire::{FlowKey, Vlan};
 /// A fixed number of plain records: memory of this process, or memory that the owner of the table mapped and keeps mapped.
 #[derive(Debug)]
 pub enum Region<T: 'static> {
-    /// Memory of this process. Pages that nothing was written to are not resident.
+    /// Memory of this process. Whether pages that nothing was written to are resident depends on the allocator.
     Owned(Box<[T]>),
     /// Memory that is mapped for as long as the process lives, and that no other code in this process uses.
     Mapped(&'static mut [T]),
