@@ -94,7 +94,7 @@ impl World {
     }
 
     pub fn ping_from(&self, role: &str, target: Ipv4Addr, count: u32) -> u32 {
-        let arguments = format!("netns exec {} ping -n -q -i 0.02 -W 1 -c {count} {target}", self.namespace(role));
+        let arguments = format!("netns exec {} ping -n -q -i 0.02 -W 5 -c {count} {target}", self.namespace(role));
         let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed");
         let text = String::from_utf8_lossy(&output.stdout);
         let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));

@@ -208,7 +208,10 @@ fn without_a_socket_the_fallback_decides() {
         let (guard, bridge) = (opened.guard, Running::start(opened.pairs));
         assert_eq!(world.ping(3), 3);
         bridge.stop();
-        assert_eq!(world.ping(3), answered, "{fallback:?}");
+        // A frame that was on its way into a socket is lost with it, and neighbours may be asked again.
+        let answers: Vec<_> = (0..3).map(|_| world.ping(3)).collect();
+        assert!(answers.contains(&answered), "{fallback:?}: {answers:?}");
+        assert!(answered > 0 || answers == [0; 3], "{fallback:?}: {answers:?}");
         drop(guard);
     }
 }
