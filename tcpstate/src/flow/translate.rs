@@ -4,6 +4,7 @@
 //! quote and the tests all apply it.
 
 use crate::config::SackConflict;
+use crate::flow::table::Redirect;
 use crate::flow::table::wheel::Ticks;
 use crate::flow::{Flow, FlowFlags};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
@@ -84,6 +85,14 @@ impl Projection {
             mss: flow.mss,
             client_ts_value: client.ts_value,
         }
+    }
+
+    /// The same for a flow whose server has a key of its own: with what is added to the client's numbers on their way to it.
+    #[must_use]
+    pub fn redirected(mut self, redirect: &Redirect) -> Self {
+        self.seq[Side::Wan] = redirect.seq_delta;
+        self.ts[Side::Wan] = redirect.ts_delta;
+        self
     }
 
     /// What leads back: applied to a segment from the same side that was translated, it restores what its sender wrote, but for what the

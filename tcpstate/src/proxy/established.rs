@@ -298,7 +298,10 @@ impl Proxy {
                 self.counters.count(Event::EcnLent);
             }
             let sack_conflict = self.settings.profiles.get(self.table[id].profile).sack_conflict;
-            let projection = Projection::of(&self.table[id], sack_conflict);
+            let mut projection = Projection::of(&self.table[id], sack_conflict);
+            if let Some(redirect) = self.table.redirected(id) {
+                projection = projection.redirected(redirect);
+            }
             projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
