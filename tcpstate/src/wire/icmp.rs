@@ -4,7 +4,7 @@
 
 use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
 use super::{
-    Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Parsed, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
+    Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
 };
 use crate::seq::SeqNum;
 use crate::{Head, Side};
@@ -153,31 +153,41 @@ const IPV4_ERROR: usize = 576;
 /// The flag beside an IPv4 fragment's offset that forbids fragmentation.
 const DONT_FRAGMENT: u16 = 0x4000;
 
+/// What an ICMP message is.
+pub(super) enum Message {
+    /// An error about a TCP segment.
+    Error(Quote),
+    /// An error about a TCP segment whose connection the quote does not show, or that does not go to the segment's sender.
+    StrayError,
+    /// No error about TCP.
+    Other,
+}
+
 /// Parses the ICMP message that is the payload of `layout`.
 #[inline(never)]
-pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Parsed {
+pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Message {
     let frame = head.bytes();
     let Layout { ip, payload: icmp, end, vlan, v6, addresses: (_, receiver), .. } = *layout;
     let seen = end.min(frame.len()).min(usize::from(u16::MAX));
     let quoted = icmp + ICMP_LEN;
     if quoted > seen {
-        return Parsed::Other;
+        return Message::Other;
     }
     let is_error = if v6 { matches!(frame[icmp], 1..=4) } else { matches!(frame[icmp], 3 | 4 | 11 | 12) };
     if !is_error {
-        return Parsed::Other;
+        return Message::Other;
     }
     let seen = seen.min(quoted + original_len(&frame[icmp..quoted], v6).unwrap_or(usize::MAX - quoted));
     let Some(packet) = (if v6 { quoted_ipv6(frame, quoted, seen) } else { quoted_ipv4(frame, quoted, seen) }) else {
-        return Parsed::Other;
+        return Message::Other;
     };
     let Quoted { tcp, end: quoted_end, addresses } = packet;
     let seen = seen.min(quoted_end);
     if tcp + QUOTED_LEN > seen || addresses.0 != receiver {
-        return Parsed::StrayError;
+        return Message::StrayError;
     }
     let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6 };
-    Parsed::Error(Quote {
+    Message::Error(Quote {
         key: inner.key(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),
         // No cast truncates: `seen` is below 64 KiB.
@@ -243,6 +253,7 @@ fn quoted_ipv6(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Parsed;
     use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4};
     use proptest::prelude::*;
 

@@ -14,6 +14,7 @@ mod error;
 mod flags;
 mod icmp;
 mod options;
+mod parsed;
 mod segment;
 
 pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
@@ -22,7 +23,8 @@ pub use error::Error;
 pub use flags::{Flags, Kind};
 pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
-pub use segment::{Addr, FlowKey, Fragment, Parsed, Segment, Vlan};
+pub use parsed::Parsed;
+pub use segment::{Addr, FlowKey, Fragment, Segment, Vlan};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

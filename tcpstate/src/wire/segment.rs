@@ -1,14 +1,11 @@
-//! Parses a frame: into a TCP segment and the connection it belongs to, or into whatever else it is.
+//! A TCP segment in a frame and the connection it belongs to, and where the parts of an IP packet are.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use core::net::{IpAddr, SocketAddr};
 
-use super::icmp::{self, Quote};
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
-use super::{
-    ETHERNET_LEN, Error, Flags, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk,
-};
+use super::{ETHERNET_LEN, Error, Flags, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
 use crate::{Head, Side};
@@ -28,7 +25,7 @@ const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 #[repr(transparent)]
 pub struct Vlan(pub u32);
 
-const TAG_PROTOCOLS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+pub(super) const TAG_PROTOCOLS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
 impl Vlan {
     /// How many tags there are, 0 to 2.
@@ -129,7 +126,7 @@ pub struct Segment {
 
 impl Segment {
     /// The segment in an IPv4 frame that came in on `side`, if it is in the common place: not fragmented, and directly behind an IP header.
-    /// `None` says nothing about the frame; [`Parsed::parse`] parses any.
+    /// `None` says nothing about the frame; [`Parsed::parse`](super::Parsed::parse) parses any.
     #[inline(always)]
     pub fn common_ipv4(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
@@ -153,8 +150,12 @@ impl Segment {
         }
     }
 
+    /// The segment that is the payload of `layout`.
+    ///
+    /// # Errors
+    /// If its header is not whole in sight, or says what cannot be.
     #[inline(always)]
-    fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
+    pub(super) fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
         let frame = head.bytes();
         let Layout { ip, payload: tcp, end, more, .. } = *layout;
         let short = if more { Error::BadFragment } else { Error::Malformed };
@@ -268,23 +269,6 @@ pub(super) fn pseudo_header_sum(key: &FlowKey, len: usize) -> u64 {
     u64::from(TCP) + len as u64 + upper + both(3)
 }
 
-/// What a frame turned out to be.
-#[derive(Clone, Copy, Debug)]
-pub enum Parsed {
-    /// A TCP segment, or the first fragment of one with its whole header.
-    Tcp(Segment),
-    /// An ICMP error about a TCP segment.
-    Error(Quote),
-    /// An ICMP error about a TCP segment whose connection the quote does not show, or that does not go to the segment's sender.
-    StrayError,
-    /// A fragment that holds no TCP header.
-    Fragment(Fragment),
-    /// No TCP and no ICMP error about it: ARP, UDP, other ICMP and the rest.
-    Other,
-    /// Invalid.
-    Bad(Error),
-}
-
 /// What the fragments of one packet have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
@@ -330,101 +314,17 @@ impl Fragment {
     }
 }
 
-/// A later IPv4 fragment at this offset in bytes, or beyond, cannot overlap the TCP header (RFC 3128).
-const IPV4_FRAGMENT_FLOOR: usize = 60;
-/// The same for IPv6, where the TCP header must end within as many bytes of the first fragment.
-const IPV6_FRAGMENT_FLOOR: usize = 512;
 /// The bits of an IPv4 fragment's offset, in units of eight bytes.
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The flag beside an IPv4 fragment's offset that says that more fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
-const ETHER_IPV4: u16 = 0x0800;
-const ETHER_IPV6: u16 = 0x86dd;
-
-const MALFORMED: Parsed = Parsed::Bad(Error::Malformed);
-
-impl Parsed {
-    /// Parses a frame that came in on `side`.
-    pub fn parse(side: Side, head: &Head) -> Parsed {
-        let Some((ip, vlan, ether_type)) = untag(head.bytes()) else { return MALFORMED };
-        match ether_type {
-            ETHER_IPV4 => Self::ipv4(side, head, ip, vlan),
-            ETHER_IPV6 => Self::ipv6(side, head, ip, vlan),
-            _ => Parsed::Other,
-        }
-    }
-
-    fn ipv4(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
-        let Some((layout, protocol, is_fragment)) = Layout::ipv4(head, ip, vlan) else { return MALFORMED };
-        match (protocol, is_fragment) {
-            (TCP, false) => Self::tcp(side, head, &layout),
-            (TCP, true) => Self::ipv4_fragment(side, head, layout),
-            (ICMP, false) => icmp::parse(side, head, &layout),
-            _ => Parsed::Other,
-        }
-    }
-
-    /// A fragment whose protocol field says TCP. Reassembly never mixes protocols (RFC 791 section 2.3), so it is a part of a TCP segment.
-    fn ipv4_fragment(side: Side, head: &Head, layout: Layout) -> Parsed {
-        let (frame, ip) = (head.bytes(), layout.ip);
-        // A flipped bit must not turn a whole packet into a fragment, of which less is checked.
-        if checksum::sum(&frame[ip..layout.payload]) != u16::MAX {
-            return Parsed::Bad(Error::BadChecksum);
-        }
-        let field = be16(frame, ip + 6);
-        match usize::from(field & FRAGMENT_OFFSET) * 8 {
-            0 => Self::tcp(side, head, &Layout { more: true, ..layout }),
-            // RFC 1858, RFC 3128: it could overlap the TCP header in the first fragment.
-            offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(Error::BadFragment),
-            _ => layout.fragment(be16(frame, ip + 4).into(), false),
-        }
-    }
-
-    fn ipv6(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
-        match Layout::ipv6(head, ip, vlan) {
-            None => MALFORMED,
-            Some((layout, TCP)) => Self::tcp(side, head, &layout),
-            Some((layout, _)) => Self::ipv6_extended(side, head, layout),
-        }
-    }
-
-    fn ipv6_extended(side: Side, head: &Head, layout: Layout) -> Parsed {
-        let Chain { next, at, piece } = match extension_headers(head.bytes(), layout.ip, layout.end) {
-            Ok(chain) => chain,
-            Err(reason) => return Parsed::Bad(reason),
-        };
-        let layout = Layout { payload: at, more: piece.is_some(), ..layout };
-        match (next, piece) {
-            // Only the first fragment's next-header field counts (RFC 8200 section 4.5), so a later one may be of TCP whatever it says.
-            (_, Some(piece)) if piece.offset > 0 => {
-                if piece.offset < IPV6_FRAGMENT_FLOOR {
-                    return Parsed::Bad(Error::BadFragment);
-                }
-                layout.fragment(piece.identification, false)
-            }
-            (TCP, _) => match (Self::tcp(side, head, &layout), piece) {
-                (Parsed::Tcp(segment), Some(piece))
-                    if usize::from(segment.payload) > piece.from + IPV6_FRAGMENT_FLOOR =>
-                {
-                    Parsed::Bad(Error::BadFragment)
-                }
-                (parsed, _) => parsed,
-            },
-            (_, Some(piece)) => layout.fragment(piece.identification, true),
-            (ICMPV6, None) => icmp::parse(side, head, &layout),
-            _ => Parsed::Other,
-        }
-    }
-
-    fn tcp(side: Side, head: &Head, layout: &Layout) -> Parsed {
-        Segment::at(side, head, layout).map_or_else(Parsed::Bad, Parsed::Tcp)
-    }
-}
+pub(super) const ETHER_IPV4: u16 = 0x0800;
+pub(super) const ETHER_IPV6: u16 = 0x86dd;
 
 /// The offset of the payload behind Ethernet header and VLAN tags, the tags, and its EtherType; `None` if the frame is too short.
 #[inline(always)]
-fn untag(frame: &[u8]) -> Option<(usize, Vlan, u16)> {
+pub(super) fn untag(frame: &[u8]) -> Option<(usize, Vlan, u16)> {
     let ether_type = be16(frame.first_chunk::<ETHERNET_LEN>()?, 12);
     match ether_type {
         ETHER_IPV4 | ETHER_IPV6 => Some((ETHERNET_LEN, Vlan::default(), ether_type)),
@@ -463,7 +363,7 @@ pub(super) struct Layout {
 impl Layout {
     /// The layout of the IPv4 packet at `ip`, its protocol and whether it is a fragment; `None` if it is malformed.
     #[inline(always)]
-    fn ipv4(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8, bool)> {
+    pub fn ipv4(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8, bool)> {
         let frame = head.bytes();
         let fixed = chunk::<IPV4_LEN>(frame, ip)?;
         let header = usize::from(fixed[0] & 15) * 4;
@@ -479,7 +379,7 @@ impl Layout {
 
     /// The layout of the IPv6 packet at `ip` as if it had no extension header, and its next-header field; `None` if it is malformed.
     #[inline(always)]
-    fn ipv6(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8)> {
+    pub fn ipv6(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8)> {
         let fixed = chunk::<IPV6_LEN>(head.bytes(), ip)?;
         let payload = ip + IPV6_LEN;
         let end = payload + usize::from(be16(fixed, 4));
@@ -500,9 +400,10 @@ impl Layout {
         }
     }
 
-    fn fragment(&self, identification: u32, first: bool) -> Parsed {
+    /// The fragment this is of the packet with this identification.
+    pub fn fragment(&self, identification: u32, first: bool) -> Fragment {
         let Layout { vlan, addresses: (source, destination), v6, .. } = *self;
-        Parsed::Fragment(Fragment { source, destination, identification, vlan, v6, first })
+        Fragment { source, destination, identification, vlan, v6, first }
     }
 }
 
@@ -532,10 +433,11 @@ pub(super) struct Chain {
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     /// The offset of the fragmented part in the frame.
-    from: usize,
+    pub from: usize,
     /// Its offset in the original packet, in bytes.
     pub offset: usize,
-    identification: u32,
+    /// Which packet it is of.
+    pub identification: u32,
 }
 
 /// Walks the extension headers of the IPv6 packet at `ip`, which ends at `end`, in whatever order they come: RFC 8200 section 4.1
@@ -591,63 +493,3 @@ const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn a_parsed_frame_is_no_larger_than_a_segment() {
-        assert_eq!(size_of::<Parsed>(), size_of::<Segment>(), "it is copied for every frame");
-    }
-
-    proptest! {
-        /// Frames of every shape, most of them segments: tags, versions, header lengths, fragments and extension headers are drawn as well.
-        #[test]
-        fn the_common_parsers_agree_with_the_general_one(
-            tags in prop::collection::vec((0usize..3, any::<u16>()), 0..4),
-            v6: bool,
-            (words, protocol) in (0u8..=15, prop_oneof![4 => Just(TCP), 1 => any::<u8>()]),
-            fragment in prop_oneof![4 => Just(0u16), 1 => any::<u16>()],
-            (cut, excess) in (0usize..40, -30i32..30),
-            body in prop::collection::vec(any::<u8>(), 0..120),
-            offset in prop_oneof![4 => 5u8..=8, 1 => 0u8..=15],
-            side in prop_oneof![Just(Side::Lan), Just(Side::Wan)],
-        ) {
-            let mut frame = vec![0; 12];
-            for (tpid, identifier) in tags {
-                frame.extend_from_slice(&TAG_PROTOCOLS[tpid].to_be_bytes());
-                frame.extend_from_slice(&identifier.to_be_bytes());
-            }
-            frame.extend_from_slice(&if v6 { ETHER_IPV6 } else { ETHER_IPV4 }.to_be_bytes());
-            let words = if words < 12 { 5 } else { words };
-            let mut header = vec![0; if v6 { IPV6_LEN } else { usize::from(words) * 4 }];
-            let carried = body.len() as i32 + excess.min(0);
-            if v6 {
-                (header[0], header[6]) = (0x60, protocol);
-                header[4..6].copy_from_slice(&(carried as u16).to_be_bytes());
-            } else {
-                (header[0], header[9]) = (0x40 | words, protocol);
-                let total = (header.len() as i32 + carried) as u16;
-                header[2..4].copy_from_slice(&total.to_be_bytes());
-                header[6..8].copy_from_slice(&fragment.to_be_bytes());
-            }
-            frame.extend(header);
-            let tcp = frame.len();
-            frame.extend(body);
-            if let Some(byte) = frame.get_mut(tcp + 12) {
-                *byte = offset << 4;
-            }
-            let len = if cut < 10 { frame.len() - cut } else { frame.len() };
-            let head = Head::new(&mut frame, 0, len, len + if cut == 39 { 9000 } else { 0 });
-            let whole = match Parsed::parse(side, &head) {
-                Parsed::Tcp(segment) if !segment.fragmented && segment.tcp - segment.ip <= 60 => Some(segment),
-                _ => None,
-            };
-            let common = Segment::common_ipv4(side, &head).or_else(|| Segment::common_ipv6(side, &head));
-            // Behind extension headers a segment is not in the common place.
-            prop_assert!(common == whole || common.is_none() && v6 && protocol != TCP);
-        }
-    }
-}
