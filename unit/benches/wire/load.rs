@@ -1,8 +1,7 @@
 //! The generator at work: a thread that sends until it is told to stop, and what is measured meanwhile.
 
 use std::io;
-use std::net::{IpAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::IpAddr;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use nix::unistd::Pid;
 use tools::flood_template::{Kind, Sources, Target};
 use tools::xdp_generator::{ATTACKER, Sink, XdpGenerator};
@@ -25,12 +23,6 @@ pub const PORT: u16 = 80;
 
 /// Frames a load sends if nobody stops it: bounded whatever happens.
 const MOST: u32 = 200_000_000;
-
-/// Connections whose segments are repeated.
-const CONNECTIONS: usize = 64;
-
-/// Bytes of data in each such segment: 98 on the wire with timestamps.
-const WORD: [u8; 32] = [0x77; 32];
 
 /// The number of an interface in the calling thread's namespace.
 pub fn index(name: &str) -> u32 {
@@ -114,7 +106,7 @@ pub struct Rate {
 }
 
 /// What is measured while a load runs.
-struct Window {
+pub struct Window {
     seconds: f64,
     offered: u64,
     done: u64,
@@ -123,7 +115,8 @@ struct Window {
     generator: Duration,
 }
 
-fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: Duration) -> Window {
+/// Watches a load for this long, and counts the frames that are dealt with by `done`.
+pub fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: Duration) -> Window {
     // The first frames find cold caches, and rings to be filled.
     thread::sleep(Duration::from_millis(300));
     let read = || {
@@ -143,9 +136,9 @@ fn watch(stood: Option<&Stood>, load: &Running, done: &dyn Fn() -> u64, window: 
     }
 }
 
-/// The attack on the server's door.
-pub fn attack(rig: &Rig, door: [u8; 6], kind: Kind, server: IpAddr, rate: Option<f64>) -> XdpGenerator {
-    let target = Target { address: server, port: PORT, mac: door, from_mac: ATTACKER, vlan: None };
+/// The attack on the server, whose frames go to the station `mac`.
+pub fn attack(rig: &Rig, mac: [u8; 6], kind: Kind, server: IpAddr, rate: Option<f64>) -> XdpGenerator {
+    let target = Target { address: server, port: PORT, mac, from_mac: ATTACKER, vlan: None };
     let sources = if server.is_ipv4() { Sources::ANY_V4 } else { Sources::ANY_V6 };
     let mut live = XdpGenerator::flood(kind, target, sources, rate, 0x5eed)
         .expect("the generator, as root, on Linux 5.18 or later");
@@ -196,7 +189,8 @@ pub fn flood(middle: Middle, kind: Kind, server: IpAddr, window: Duration, frame
 }
 
 impl Window {
-    fn rate(&self, frame_cost: f64, words: Option<OwnWords>) -> Rate {
+    /// What it came to, if the generator needs so many nanoseconds a frame.
+    pub fn rate(&self, frame_cost: f64, words: Option<OwnWords>) -> Rate {
         if self.done == 0 {
             eprintln!("of {} frames nothing has come of one: this says nothing of the candidate", self.offered);
         }
@@ -209,78 +203,5 @@ impl Window {
             machine: each((self.busy.as_nanos() as f64 - generator).max(0.0)),
             stage: words.map(|words| words.stage),
         }
-    }
-}
-
-/// Small segments of established connections, both ways at once: the last segment with data that each end sent, repeated.
-pub fn segments(middle: Middle, window: Duration, frame_cost: f64) -> Rate {
-    let rig = Rig::alone();
-    let stood = Stood::stand(&rig, middle, true);
-    let server = crate::hosts::Server::start(&rig);
-    let taps = [Tap::open(&rig.client), Tap::open(&rig.server)];
-    let streams: Vec<TcpStream> = (0..CONNECTIONS)
-        .map(|_| rig.client.connect((netns::SERVER_V4, PORT).into()).expect("connecting in peace"))
-        .collect();
-    for stream in &streams {
-        // The second time round neither end has anything else to say.
-        for _ in 0..2 {
-            crate::hosts::ask(stream, &mut [0; WORD.len()], &WORD).expect("an echo");
-        }
-    }
-    thread::sleep(Duration::from_millis(200));
-    let [up, down] = taps;
-    let (up, down) = (up.last_segments(netns::CLIENT_V4), down.last_segments(netns::SERVER_V4));
-    assert_eq!((up.len(), down.len()), (CONNECTIONS, CONNECTIONS), "each end has said a word on each connection");
-    let frames: Vec<_> = up.into_iter().zip(down).flat_map(|(up, down)| [(up, 0), (down, 1)]).collect();
-
-    let mut sinks = [sink(&rig.client, "c0"), sink(&rig.server, "s0")];
-    sinks.iter_mut().for_each(|sink| sink.drop_all(true).expect("setting a switch"));
-    let mut live = XdpGenerator::replay(&frames).expect("the generator, as root, on Linux 5.18 or later");
-    for (number, namespace, port) in [(0, &rig.client, "c0"), (1, &rig.server, "s0")] {
-        namespace.run(|| live.port(number, index(port))).expect("an interface of the rig");
-    }
-    let load = Running::start(live, false);
-    let done = || sinks.iter().map(|sink| sink.count().expect("reading a counter")).sum();
-    let window = watch(Some(&stood), &load, &done, window);
-    load.stop();
-    thread::sleep(Duration::from_millis(50));
-    let words = stood.leave();
-    drop(streams);
-    drop(server);
-    window.rate(frame_cost, words)
-}
-
-/// Hears what leaves an end of the rig.
-struct Tap(OwnedFd);
-
-impl Tap {
-    fn open(namespace: &Namespace) -> Tap {
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let open = || {
-            let tap = socket::socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-            socket::setsockopt(&tap, socket::sockopt::RcvBufForce, &(8 << 20))?;
-            Ok::<_, nix::Error>(tap)
-        };
-        Tap(namespace.run(open).expect("a packet socket"))
-    }
-
-    /// The last segment with a word in it that `sender` sent on each connection, in the order of the clients' ports.
-    fn last_segments(self, sender: IpAddr) -> Vec<Vec<u8>> {
-        let mut last = std::collections::BTreeMap::new();
-        let mut buffer = vec![0; 1 << 16];
-        while let Ok(len) = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            let frame = &buffer[..len];
-            // Ethernet, IPv4 without options, TCP with timestamps, the word.
-            if len != 14 + 20 + 32 + WORD.len() || frame[12..14] != [8, 0] || frame[23] != 6 || !frame.ends_with(&WORD)
-            {
-                continue;
-            }
-            let ports = [34, 36].map(|at| u16::from_be_bytes([frame[at], frame[at + 1]]));
-            let source = IpAddr::from([frame[26], frame[27], frame[28], frame[29]]);
-            if source == sender {
-                last.insert(if ports[1] == PORT { ports[0] } else { ports[1] }, frame.to_vec());
-            }
-        }
-        last.into_values().collect()
     }
 }

@@ -11,6 +11,7 @@ mod hosts;
 mod load;
 mod machine;
 mod middle;
+mod segments;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -107,7 +108,7 @@ impl Part {
                 book.rate(middle, name, &rate);
             }
             Part::Segments => {
-                let rate = load::segments(middle, window, frame_cost);
+                let rate = segments::rate(middle, window, frame_cost);
                 book.rate(middle, self.name(), &rate);
             }
             Part::Peace => book.service(middle, self.name(), &hosts::in_peace(middle, span)),
