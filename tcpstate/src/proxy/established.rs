@@ -204,14 +204,22 @@ impl Proxy {
         let receiver = flow.endpoint(ctx.side.other());
         let granted = flow.granted(ctx.side.other()).0;
         let end = ctx.segment.seq + flow.outward(ctx.side) + ctx.segment.seq_len();
-        // Acknowledgements need no translation here: the client's are outer numbers, the server's are the client's own.
         let (slack, hidden) = match (flow.is(FlowFlags::UNJUDGED), flow.is(FlowFlags::FRAGMENTED)) {
             // The box has not seen its scales.
             (true, _) => (FAR_BEHIND, FAR_BEHIND),
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
-        is_near(end, receiver.acked, granted + slack) && is_near(ctx.segment.ack, receiver.next, hidden)
+        is_near(end, receiver.acked, granted + slack) && is_near(self.outer_ack(ctx.side, ctx.segment, id), receiver.next, hidden)
+    }
+
+    /// The acknowledgement number of a segment as the WAN counts: the client's is that already, and the server's is of the client's own numbers, to
+    /// which nothing is added but where the server has a key of its own.
+    fn outer_ack(&self, side: Side, segment: &Segment, id: Id) -> SeqNum {
+        match side {
+            Side::Lan => segment.ack - self.table.client_deltas(id).0,
+            Side::Wan => segment.ack,
+        }
     }
 
     /// Follows a segment and passes it.
@@ -225,7 +233,7 @@ impl Proxy {
             format!(
                 "{judged}: seq {} (as the WAN counts), of which {acked} is acknowledged and {granted} more granted; ack {}, where {next} is next",
                 seq.get(),
-                ctx.segment.ack.get()
+                self.outer_ack(ctx.side, ctx.segment, id).get()
             )
         });
         if in_sequence {
@@ -253,6 +261,7 @@ impl Proxy {
     /// Notes what a believable segment says.
     fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
         let (side, segment) = (ctx.side, ctx.segment);
+        let ack = self.outer_ack(side, segment, id);
         let flow = &self.table[id];
         let state = flow.state();
         // Nothing comes after a FIN, whatever a damaged segment may claim.
@@ -268,7 +277,7 @@ impl Proxy {
         let believed = (ends || other_finished) && !damaged;
         if ends || other_finished || speaks && side == Side::Wan {
             self.follow_state(id, ctx.now, |flow| {
-                follow(flow, ctx, ends, believed);
+                follow(flow, ctx, ack, ends, believed);
                 match flow.state_by_fins() {
                     // It ends by itself; and a handshake by the client's acknowledgement.
                     _ if matches!(state, State::Reset | State::SynReceived) => state,
@@ -277,7 +286,7 @@ impl Proxy {
                 }
             });
         } else {
-            self.table.update(id, |flow| follow(flow, ctx, false, false));
+            self.table.update(id, |flow| follow(flow, ctx, ack, false, false));
         }
         // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
         if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
@@ -297,21 +306,27 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            let sack_conflict = self.settings.profiles.get(self.table[id].profile).sack_conflict;
-            let mut projection = Projection::of(&self.table[id], sack_conflict);
-            if let Some(redirect) = self.table.redirected(id) {
-                projection = projection.redirected(redirect);
-            }
-            projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
+            self.projection(id).apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
         }
         Verdict::Forward
     }
+
+    /// How segments of a proxied flow are rewritten, as it stands.
+    #[inline(always)]
+    pub(super) fn projection(&self, id: Id) -> Projection {
+        let flow = &self.table[id];
+        let projection = Projection::of(flow, self.settings.profiles.get(flow.profile).sack_conflict);
+        match self.table.redirected(id) {
+            Some(redirect) => projection.redirected(redirect),
+            None => projection,
+        }
+    }
 }
 
-/// Writes what a segment says into its flow's record: how far its sender has got, what it has acknowledged, its window and its clock. `ends` says that
-/// it brings its sender's FIN, `fins` that FINs and their acknowledgements are to be believed.
+/// Writes what a segment says into its flow's record: how far its sender has got, what it has acknowledged, its window and its clock. `ack` is its
+/// acknowledgement number as the WAN counts; `ends` says that it brings its sender's FIN, `fins` that FINs and their acknowledgements are to be believed.
 #[inline(always)]
-fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
+fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ack: SeqNum, ends: bool, fins: bool) {
     let (side, segment) = (ctx.side, ctx.segment);
     let (finished, other_finished) = (flow.has_finished(side), flow.has_finished(side.other()));
     let was_over = flow.is_over();
@@ -325,16 +340,16 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
     // Where a FIN is, fragments hide.
     let settled = !flow.is(FlowFlags::FRAGMENTED);
     let other = flow.endpoint_mut(side.other());
-    if segment.ack.after(other.next) && !(other_finished && settled) {
+    if ack.after(other.next) && !(other_finished && settled) {
         // What fragments hid has been sent all the same.
-        other.next = segment.ack;
+        other.next = ack;
     }
     let endpoint = flow.endpoint_mut(side);
     if end.after(endpoint.next) && segment.seq_len() > 0 && !(finished && settled) {
         endpoint.next = end;
     }
-    if !segment.ack.before(endpoint.acked) {
-        endpoint.acked = segment.ack;
+    if !ack.before(endpoint.acked) {
+        endpoint.acked = ack;
         endpoint.window = segment.window;
         flow.set(FlowFlags::WINDOW_UNSCALED, flow.is(FlowFlags::WINDOW_UNSCALED) && side == Side::Wan);
     }
@@ -353,7 +368,7 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ends: bool, fins: bool) {
         flow.note_fin_acked(side);
     }
     if side == Side::Wan {
-        let answers = flow.is(FlowFlags::PROXIED) && segment.ack.after(flow.outer_isn + 1);
+        let answers = flow.is(FlowFlags::PROXIED) && ack.after(flow.outer_isn + 1);
         flow.set_if(FlowFlags::CARRIED, answers || segment.payload_len() > 0);
         flow.set(FlowFlags::SYN_CHALLENGED, false);
         if !was_over {

@@ -287,7 +287,7 @@ impl Proxy {
     /// Ends a connection in the name of each end to the other.
     fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
         for to in Side::BOTH {
-            let seq = self.table[id].endpoint(to.other()).next;
+            let seq = self.next_number(id, to);
             let envelope = self.envelope(id, to.other());
             self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
         }

@@ -5,7 +5,7 @@ use super::Proxy;
 use super::context::Context;
 use super::reply::half_second;
 use crate::cache::fragments::Kind;
-use crate::config::{Action, SackConflict};
+use crate::config::Action;
 use crate::flow::table::Id;
 use crate::flow::translate::{Projection, replace32};
 use crate::flow::{Flow, FlowFlags, State};
@@ -77,10 +77,10 @@ impl Proxy {
         if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
-        let next = self.table[id].endpoint(Side::Wan).next;
-        if quote.seq != next - 1 {
+        if quote.seq != self.next_number(id, Side::Lan) - 1 {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
+        let next = self.table[id].endpoint(Side::Wan).next;
         // To the client the SYN is acknowledged; what it has in flight begins behind it.
         let mut edit = Edit::begin(quote, head);
         edit.replace32(4, next.get());
@@ -96,11 +96,15 @@ impl Proxy {
         if proxied && kind == IcmpKind::SourceQuench {
             return Verdict::Drop(DropReason::SourceQuench);
         }
-        if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, quote.seq) {
+        // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, as the server knows them.
+        let outer = match side {
+            Side::Lan => quote.seq - self.table.client_deltas(id).0,
+            Side::Wan => quote.seq,
+        };
+        if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, outer) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
-        let sack_conflict = self.settings.profiles.get(flow.profile).sack_conflict;
-        if proxied && let Some(mss) = translate_error(flow, side, quote, kind, head, sack_conflict) {
+        if proxied && let Some(mss) = translate_error(&self.projection(id), side, quote, kind, head) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
         Verdict::Forward
@@ -157,10 +161,9 @@ impl Proxy {
     }
 }
 
-/// Whether a number, as it stood on the wire of `side`, can be that of a segment in flight there (RFC 5927 section 4.1).
+/// Whether an outer number can be that of a segment in flight on `side` (RFC 5927 section 4.1).
 fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
     let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
-    // The errors of a proxied flow quote outer numbers on the WAN, and on the LAN those of the client, which are the same everywhere.
     match flow.state() {
         State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
         _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
@@ -170,14 +173,12 @@ fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
 /// Rewrites an error from `side` so that the end that receives it finds its own segment quoted. Returns the MSS that limits the flow's from now
 /// on, if the error reports an MTU and timestamps are inserted into the server's segments.
 fn translate_error(
-    flow: &Flow,
+    projection: &Projection,
     side: Side,
     quote: &Quote,
     kind: IcmpKind,
     head: &mut Head,
-    conflict: SackConflict,
 ) -> Option<u16> {
-    let projection = Projection::of(flow, conflict);
     let mut edit = Edit::begin(quote, head);
     // The sender of the quoted segment is on the other side, and the segment was translated on its way.
     let sender = side.other();

@@ -10,6 +10,8 @@ pub(crate) mod evict;
 mod icmp;
 mod passthrough;
 mod proof;
+#[cfg(test)]
+mod redirect_tests;
 mod regions;
 mod reply;
 mod server_handshake;

@@ -49,6 +49,15 @@ impl Proxy {
         sent
     }
 
+    /// The number after the highest that the end opposite to `to` has sent, as the end on `to` counts it, where that is not the server's own.
+    pub(super) fn next_number(&self, id: Id, to: Side) -> SeqNum {
+        let next = self.table[id].endpoint(to.other()).next;
+        match to {
+            Side::Lan => next + self.table.client_deltas(id).0,
+            Side::Wan => next,
+        }
+    }
+
     /// The acknowledgement the end opposite to `to` would send now: it serves as the handshake's last one, as window
     /// update, and as challenge (RFC 5961).
     #[inline(always)]
@@ -68,11 +77,11 @@ impl Proxy {
                 // A server that must not take the LAN for the client's distance gets no echo to measure it by.
                 let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
                 let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
-                Timestamps { value: sender.ts_value, echo }
+                Timestamps { value: self.table.client_deltas(id).1.shift(sender.ts_value), echo }
             }),
         };
         Acknowledgement {
-            seq: sender.next,
+            seq: self.next_number(id, to),
             ack: sender.acked - flow.outward(to),
             window: flow.told_window(to.other()),
             options: OptionList::plain(timestamps),

@@ -109,7 +109,7 @@ impl Proxy {
 
     /// Sends a RST to a server that has got the box's SYN.
     fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
-        let seq = self.table[id].endpoint(Side::Wan).next;
+        let seq = self.next_number(id, Side::Lan);
         let envelope = self.envelope(id, Side::Wan);
         self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }
@@ -130,8 +130,9 @@ impl Proxy {
 
     fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
         let envelope = ctx.envelope();
-        let options = server_syn_options(&self.table[id]);
-        if !ctx.overwrite_inline(&server_syn(&self.table[id], &envelope, &options)) {
+        let deltas = self.table.client_deltas(id);
+        let options = server_syn_options(&self.table[id], deltas.1);
+        if !ctx.overwrite_inline(&server_syn(&self.table[id], deltas.0, &envelope, &options)) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.count(Event::Dialled);
@@ -140,9 +141,9 @@ impl Proxy {
 
     fn emit_server_syn(&mut self, id: Id, egress: &mut impl Egress) -> bool {
         let envelope = self.envelope(id, Side::Wan);
-        let flow = self.table[id];
-        let options = server_syn_options(&flow);
-        let sent = self.emit(Side::Lan, &server_syn(&flow, &envelope, &options), egress);
+        let (flow, deltas) = (self.table[id], self.table.client_deltas(id));
+        let options = server_syn_options(&flow, deltas.1);
+        let sent = self.emit(Side::Lan, &server_syn(&flow, deltas.0, &envelope, &options), egress);
         if sent {
             self.counters.count(Event::Dialled);
         }
@@ -169,7 +170,7 @@ impl Proxy {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
             // The client aborts, so the server, which may have got the SYN already, gets the RST too.
-            let envelope = ctx.envelope();
+            let (envelope, next) = (ctx.envelope(), self.next_number(id, Side::Lan));
             let overwritten = ctx.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
             self.forget(id);
             return if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) };
@@ -201,7 +202,7 @@ impl Proxy {
     /// Segments of the server while it has not answered.
     pub(super) fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let Segment { ack, flags, .. } = *ctx.segment;
-        let next = self.table[id].endpoint(Side::Wan).next;
+        let next = self.next_number(id, Side::Lan);
         let answers = flags.has(Flags::ACK) && ack == next;
         ctx.egress.note(|| {
             let answers = if answers { "this does" } else { "this does not" };
@@ -451,21 +452,22 @@ fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, sho
 }
 
 /// The options of our SYN to the server: what the client offered and was not denied.
-fn server_syn_options(flow: &Flow) -> OptionList {
+fn server_syn_options(flow: &Flow, ts_delta: SeqDelta) -> OptionList {
     let client = flow.endpoint(Side::Wan);
     // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
-    let timestamps = flow.is(FlowFlags::TIMESTAMPS).then_some(Timestamps { value: client.ts_value, echo: 0 });
+    let value = ts_delta.shift(client.ts_value);
+    let timestamps = flow.is(FlowFlags::TIMESTAMPS).then_some(Timestamps { value, echo: 0 });
     // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
     let reserve = if flow.is(FlowFlags::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };
     OptionList::syn(Some(flow.mss.saturating_sub(reserve).max(1)), flow.is(FlowFlags::SACK), timestamps, client.scale())
 }
 
-/// Our SYN to the server, in the client's name and with its own number.
-fn server_syn<'a>(flow: &Flow, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
+/// Our SYN to the server, in the client's name and with its own number, to which `delta` is added.
+fn server_syn<'a>(flow: &Flow, delta: SeqDelta, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
     let client = flow.endpoint(Side::Wan);
     // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
     let window = flow.granted(Side::Wan).field(WindowScale::default());
-    let (seq, ack) = (client.next - 1, SeqNum::default());
+    let (seq, ack) = (client.next - 1 + delta, SeqNum::default());
     // RFC 3168 section 6.1.1.1: a repeated SYN goes without ECE and CWR, which a middlebox may drop.
     let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
     let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
@@ -481,10 +483,11 @@ fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Ins
     flow.set(FlowFlags::SACK_LAN, flow.is(FlowFlags::SACK) && answered.sack_permitted);
     join_scales(flow, answered.scale);
     join_timestamps(flow, answered, now);
-    let outer_isn = flow.outer_isn;
+    let (outer_isn, synchronised) = (flow.outer_isn, flow.endpoint(Side::Wan).next);
     let server = flow.endpoint_mut(Side::Lan);
     server.next = outer_isn + 1;
-    server.acked = answer.ack;
+    // The answer acknowledges the client's SYN.
+    server.acked = synchronised;
     server.ttl = ttl;
     // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
     server.window = answer.window;

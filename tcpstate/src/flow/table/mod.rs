@@ -18,6 +18,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::prefetch::prefetch;
+use crate::seq::SeqDelta;
 use crate::wire::FlowKey;
 use crate::{Instant, Side};
 use index::{Guess as Place, Index};
@@ -158,7 +159,8 @@ impl Table {
     }
 
     /// A table of the flows in memory that another process has used. A record is taken only if its state and sides parse, the keyed hash stored in it
-    /// fits its key, and no other record has the same key; every other record is free. No flow is on a timer yet: see [`Table::enter`].
+    /// fits its key, and no other record has the same key; the same holds for its second key, if it has one. Every other record is free. No flow is on a
+    /// timer yet: see [`Table::enter`].
     pub fn adopt(buckets: usize, slab: Slab, keys: Keys, now: Instant) -> Self {
         let mut table = Self::new(buckets, slab, now);
         table.undo();
@@ -183,11 +185,17 @@ impl Table {
         let upper = self.slab.upper[place];
         let record = &mut self.slab.records[place];
         (record.slot, record.link_prev, record.held) = (wheel::UNFILED, NIL, 0);
+        // Until its second key is known to be one.
+        let was_redirected = record.is(FlowFlags::REDIRECTED);
         record.set(FlowFlags::REDIRECTED, false);
         record.settle();
         let (key, hash) = (record.key(&upper), record.hash);
-        let is_taken =
+        let mut is_taken =
             record.is_plausible(&upper, keys) && self.find(&key, hash).is_none() && self.link(hash, place as u32);
+        if is_taken && was_redirected && !self.adopt_redirect(Id(place as u32), keys) {
+            self.index.remove(hash, place as u32);
+            is_taken = false;
+        }
         let record = &mut self.slab.records[place];
         if is_taken {
             self.len += 1;
@@ -197,6 +205,14 @@ impl Table {
             record.link_next = self.free;
             self.free = place as u32;
         }
+    }
+
+    /// Enters a record that another process has left under its second key too, if that can be one.
+    fn adopt_redirect(&mut self, id: Id, keys: Keys) -> bool {
+        let Some(redirect) = self.slab.redirects.get(id.0 as usize).copied() else { return false };
+        redirect.is_plausible(keys)
+            && self.find(&redirect.key(), redirect.hash()).is_none()
+            && self.redirect(id, redirect)
     }
 
     /// Gives the memory back, as another process would find it.
@@ -360,6 +376,13 @@ impl Table {
     /// The second key of a flow and what goes with it, if it has one.
     pub fn redirected(&self, id: Id) -> Option<&Redirect> {
         self[id].is(FlowFlags::REDIRECTED).then(|| &self.slab.redirects[id.0 as usize])
+    }
+
+    /// What is added to the sequence numbers and to the timestamps of a flow's client on their way to the server: nothing, unless the server has a
+    /// key of its own.
+    #[inline]
+    pub fn client_deltas(&self, id: Id) -> (SeqDelta, SeqDelta) {
+        self.redirected(id).map_or_else(Default::default, |redirect| (redirect.seq_delta, redirect.ts_delta))
     }
 
     /// A record to change in words that are each valid alone, whatever becomes of this process between two of them.

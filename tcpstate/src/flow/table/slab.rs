@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::Side;
 use crate::flow::Flow;
+use crate::keyed::Keys;
 use crate::seq::SeqDelta;
 use crate::wire::{FlowKey, Vlan};
 
@@ -111,6 +112,11 @@ impl Redirect {
     pub fn key(&self) -> FlowKey {
         let Self { lan, wan, lan_port, wan_port, vlan, v6, .. } = *self;
         FlowKey { lan, wan, lan_port, wan_port, vlan, v6: v6 == 1 }
+    }
+
+    /// Whether what another process left can be a second key: its sides parse, and its hash is that of its key.
+    pub(super) fn is_plausible(&self, keys: Keys) -> bool {
+        self.sides().is_some() && self.key().hash(keys) == self.hash()
     }
 
     /// The sides of the client and of the server; `None` if the bytes stand for none.
