@@ -113,7 +113,7 @@ head -c 64M /dev/urandom >"$work/sent"
 sum=$(md5sum <"$work/sent")
 transfer() { # a name, who connects, who listens and where, which of them sends
     local listener start end received=$work/received
-    if [ "$5" = caller ]; then
+    if [ "$5" = opener ]; then
         begin "$3" timeout 30 nc -d -l "$4" 4000 >"$received" & listener=$!; children+=($listener)
         sleep 0.3; start=$(date +%s%N)
         at "$2" timeout 20 nc -N "$4" 4000 <"$work/sent" >/dev/null || fail "$1 got stuck"
@@ -127,9 +127,9 @@ transfer() { # a name, who connects, who listens and where, which of them sends
     [ "$(md5sum <"$received")" = "$sum" ] || fail "$1: the bytes differ"
     row "$1" "$((64 * 8388608 / ((end - start) / 1000))) Mbit/s, every byte as sent"
 }
-transfer "client connects, client sends, IPv4" $client $server 10.77.0.2 caller
-transfer "client connects, server sends, IPv6" $client $server fd77::2 called
-transfer "server connects, server sends, IPv4" $server $client 10.77.0.1 caller
+transfer "client connects, client sends, IPv4" $client $server 10.77.0.2 opener
+transfer "client connects, server sends, IPv6" $client $server fd77::2 acceptor
+transfer "server connects, server sends, IPv4" $server $client 10.77.0.1 opener
 
 step "A SYN flood from the whole Internet, and 200 honest clients"
 begin $server "$bin/honest" serve 10.77.0.2:80 </dev/null >/dev/null & children+=($!)

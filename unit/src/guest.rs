@@ -313,7 +313,7 @@ impl Lab {
         self.server.sh(&format!("ip link set s0 mtu {mtu}"));
     }
 
-    /// The four ways a connection can run: who calls whom, over what.
+    /// The four ways a connection can run: who connects to whom, over what.
     fn ways(&self) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
         [
             ("from the WAN, IPv4", &self.client, &self.server, netns::SERVER_V4),
@@ -330,12 +330,12 @@ impl Lab {
     /// If a connection or a kernel complains.
     pub fn exchange(&self, count: usize, bytes: u64) -> Vec<(String, String)> {
         let ways = self.ways().into_iter();
-        ways.map(|(way, caller, called, ip)| {
-            let server = called.serve(ip, 0, traffic::exchanged);
+        ways.map(|(way, opener, acceptor, ip)| {
+            let server = acceptor.serve(ip, 0, traffic::exchanged);
             let took = netns::judge([&self.client, &self.server], [0, 0], || {
                 let begin = Instant::now();
                 let connect = |_| traffic::connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
-                let streams: Vec<TcpStream> = caller.run(|| (0..count).map(connect).collect());
+                let streams: Vec<TcpStream> = opener.run(|| (0..count).map(connect).collect());
                 thread::scope(|scope| {
                     for stream in &streams {
                         scope.spawn(move || {

@@ -3,14 +3,13 @@
 #[path = "../benches/engine/frames.rs"]
 #[allow(dead_code, reason = "the benchmark needs the rest")]
 mod frames;
-#[path = "../benches/engine/lane.rs"]
-#[allow(dead_code, reason = "the benchmark needs the rest")]
-mod lane;
 #[path = "../benches/engine/loads.rs"]
 #[allow(dead_code, reason = "the benchmark needs the rest")]
 mod loads;
+#[path = "../benches/engine/worker.rs"]
+#[allow(dead_code, reason = "the benchmark needs the rest")]
+mod worker;
 
-use lane::{BATCH, Lane};
 use loads::{
     AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
     proxy,
@@ -19,6 +18,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 use tcpstate::Proxy;
+use worker::{BATCH, Worker};
 
 thread_local! {
     /// How often this thread has asked for memory.
@@ -55,16 +55,16 @@ fn sources(count: Option<u32>) -> Sources {
 
 /// Runs a load until whatever is kept has its size; then nothing more may be taken.
 #[track_caller]
-fn takes_nothing(proxy: &mut Proxy, lane: &mut Lane, load: &mut impl Load) {
+fn takes_nothing(proxy: &mut Proxy, worker: &mut Worker, load: &mut impl Load) {
     let mut run = |batches: usize| {
         let (mut taken, mut astray) = (0, 0);
         for _ in 0..batches.next_multiple_of(load.batches_a_unit()) {
-            let side = load.fill(lane);
-            lane.now = lane.now + lane::BEAT;
+            let side = load.fill(worker);
+            worker.now = worker.now + worker::BEAT;
             let before = TAKEN.get();
-            lane.turn(proxy, side);
+            worker.poll(proxy, side);
             taken += TAKEN.get() - before;
-            astray += load.read(lane);
+            astray += load.read(worker);
         }
         (taken, astray)
     };
@@ -84,39 +84,39 @@ fn a_syn_takes_no_memory_however_it_is_answered() {
     for (cache, count, repeats, pause) in
         [(0, None, false, 0), (CACHE, None, false, 0), (CACHE, None, false, 400_000), (CACHE, Some(100), true, 0)]
     {
-        let mut lane = Lane::new();
-        let mut proxy = proxy(&config(cache, BUCKETS), &lane);
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&config(cache, BUCKETS), &worker);
         let mut load = SynFlood { sources: sources(count), repeats, pause: Duration::from_micros(pause) };
-        takes_nothing(&mut proxy, &mut lane, &mut load);
+        takes_nothing(&mut proxy, &mut worker, &mut load);
     }
 }
 
 #[test]
 fn a_forged_acknowledgement_takes_no_memory() {
     for timestamps in [true, false] {
-        let mut lane = Lane::new();
-        let mut proxy = proxy(&config(0, BUCKETS), &lane);
-        lane.now = lane.now + Duration::from_secs(200);
-        answer_all(&mut proxy, &mut lane, 100);
-        takes_nothing(&mut proxy, &mut lane, &mut AckFlood { sources: sources(Some(100)), timestamps });
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&config(0, BUCKETS), &worker);
+        worker.now = worker.now + Duration::from_secs(200);
+        answer_all(&mut proxy, &mut worker, 100);
+        takes_nothing(&mut proxy, &mut worker, &mut AckFlood { sources: sources(Some(100)), timestamps });
     }
 }
 
 #[test]
 fn established_segments_and_errors_about_them_take_no_memory() {
     for v6 in [false, true] {
-        let mut lane = Lane::new();
-        let mut proxy = proxy(&config(0, BUCKETS), &lane);
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&config(0, BUCKETS), &worker);
         let mut connections = connections(2 * BATCH, v6);
-        establish(&mut proxy, &mut lane, &mut connections);
-        takes_nothing(&mut proxy, &mut lane, &mut Data::new(connections, 100));
+        establish(&mut proxy, &mut worker, &mut connections);
+        takes_nothing(&mut proxy, &mut worker, &mut Data::new(connections, 100));
     }
-    let mut lane = Lane::new();
-    let mut proxy = proxy(&config(0, BUCKETS), &lane);
+    let mut worker = Worker::new();
+    let mut proxy = proxy(&config(0, BUCKETS), &worker);
     let mut connections = connections(2 * BATCH, false);
-    establish(&mut proxy, &mut lane, &mut connections);
-    let mut load = Errors::new(&mut proxy, &mut lane, connections);
-    takes_nothing(&mut proxy, &mut lane, &mut load);
+    establish(&mut proxy, &mut worker, &mut connections);
+    let mut load = Errors::new(&mut proxy, &mut worker, connections);
+    takes_nothing(&mut proxy, &mut worker, &mut load);
 }
 
 #[test]
@@ -126,9 +126,9 @@ fn connections_come_and_go_without_taking_memory() {
         (CACHE, None, Visits::new),
         (0, Some(early as fn(tcpstate::Config) -> tcpstate::Config), Visits::early),
     ] {
-        let mut lane = Lane::new();
+        let mut worker = Worker::new();
         let config = config(cache, BUCKETS);
-        let mut proxy = proxy(&manner.map_or(config.clone(), |manner| manner(config)), &lane);
-        takes_nothing(&mut proxy, &mut lane, &mut load());
+        let mut proxy = proxy(&manner.map_or(config.clone(), |manner| manner(config)), &worker);
+        takes_nothing(&mut proxy, &mut worker, &mut load());
     }
 }

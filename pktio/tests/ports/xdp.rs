@@ -417,18 +417,18 @@ fn held_frames_never_starve_the_receive_ring() {
             let _ = socket.send_to(&[0; 100], "10.9.0.50:9");
         }
     });
-    let mut pen = Batch::new();
+    let mut kept = Batch::new();
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end {
-        pair.wan.receive(&mut pen, 32, &mut pair.pool);
+        pair.wan.receive(&mut kept, 32, &mut pair.pool);
         // Half of a port's frames belong to its receive ring, and never fewer than a quarter of that are there.
         assert!(pair.pool.lent() >= 256 + 64, "{:?}", pair.pool);
     }
     sender.join().unwrap();
     let starved = pair.wan.statistics();
     assert!(pair.pool.is_low() && starved.no_buffer > 0, "the pool never ran out: {starved:?}");
-    assert_eq!(pen.len() + pair.pool.idle() + pair.pool.lent(), pair.pool.total());
-    pen.drain(..).for_each(|frame| pair.pool.put(frame));
+    assert_eq!(kept.len() + pair.pool.idle() + pair.pool.lent(), pair.pool.total());
+    kept.drain(..).for_each(|frame| pair.pool.put(frame));
     assert_conserved(&pair);
     let bridge = Running::start(vec![pair]);
     assert_eq!(world.ping(5), 5);

@@ -719,8 +719,8 @@ pub(crate) mod tests {
     fn what_was_absent_in_the_first_pass_may_have_come_by_the_second() {
         let now = Instant::from_secs(1000);
         let mut proxy = resting(0, now);
-        let call = test_segments::TestSegment { flags: Flags::SYN.0, ..test_segments::TestSegment::default() };
-        let (mut frames, mut metas) = ([call.frame(), call.frame()], [Metadata::default(); 2]);
+        let syn = test_segments::TestSegment { flags: Flags::SYN.0, ..test_segments::TestSegment::default() };
+        let (mut frames, mut metas) = ([syn.frame(), syn.frame()], [Metadata::default(); 2]);
         for (frame, meta) in frames.iter_mut().zip(&mut metas) {
             let len = frame.len();
             proxy.parse(Side::Lan, &Head::whole(frame, len), meta);

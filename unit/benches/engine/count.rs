@@ -1,10 +1,10 @@
 //! How many instructions the engine executes: `make bench-check`. Unlike times they repeat exactly, on a busy machine too, so that a
 //! rise is the doing of whoever changed the code.
 //!
-//! Each row is run in a process of its own under callgrind, which collects only while [`counted_turn`] is on the stack: what sets a row up,
+//! Each row is run in a process of its own under callgrind, which collects only while [`counted_poll`] is on the stack: what sets a row up,
 //! writes its frames and reads them is not counted. What is allowed stands in `instructions.txt`.
 
-use crate::lane::Lane;
+use crate::worker::Worker;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::{Command, ExitCode};
@@ -43,8 +43,8 @@ const TOLERANCE: f64 = 0.02;
 
 /// A batch that is counted.
 #[inline(never)]
-pub fn counted_turn(lane: &mut Lane, proxy: &mut Proxy, side: Side) {
-    lane.turn(proxy, side);
+pub fn counted_poll(worker: &mut Worker, proxy: &mut Proxy, side: Side) {
+    worker.poll(proxy, side);
 }
 
 /// Batches that come before those that are counted in the row of this name.
@@ -99,7 +99,7 @@ pub fn check(accept: bool) -> ExitCode {
 fn count(name: &str) -> Result<f64, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_turn*"])
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_poll*"])
         .arg(own)
         .args([ONE_ROW, name])
         .output()

@@ -1,7 +1,7 @@
 //! What the engine is loaded with. A load writes the frames of a batch, and reads afterwards what it needs for the next.
 
 use crate::frames::{Options, Pair, QUOTED, Tcp, be32, write_error};
-use crate::lane::{BATCH, BEAT, Lane};
+use crate::worker::{BATCH, BEAT, Worker};
 use std::time::Duration;
 use tcpstate::config::{Handshake, RateLimit};
 use tcpstate::wire::Flags;
@@ -10,9 +10,9 @@ use tcpstate::{Config, DropReason, Proxy, Secrets, Side, Verdict};
 /// One kind of traffic.
 pub trait Load {
     /// Writes the next batch; the side it comes from.
-    fn fill(&mut self, lane: &mut Lane) -> Side;
+    fn fill(&mut self, worker: &mut Worker) -> Side;
     /// Reads what became of it, and whether each frame's verdict was as it must be; how many were not.
-    fn read(&mut self, lane: &Lane) -> usize;
+    fn read(&mut self, worker: &Worker) -> usize;
     /// Batches that together make up one batch of what is counted.
     fn batches_a_unit(&self) -> usize {
         1
@@ -43,12 +43,12 @@ pub fn early(config: Config) -> Config {
 }
 
 /// An engine with fixed secrets.
-pub fn proxy(config: &Config, lane: &Lane) -> Proxy {
-    Proxy::new(config, &Secrets::new(std::array::from_fn(|n| n as u8 * 5 + 1)), lane.now)
+pub fn proxy(config: &Config, worker: &Worker) -> Proxy {
+    Proxy::new(config, &Secrets::new(std::array::from_fn(|n| n as u8 * 5 + 1)), worker.now)
 }
 
-fn others(lane: &Lane, expected: Verdict) -> usize {
-    lane.verdicts().iter().filter(|&&verdict| verdict != expected).count()
+fn others(worker: &Worker, expected: Verdict) -> usize {
+    worker.verdicts().iter().filter(|&&verdict| verdict != expected).count()
 }
 
 /// Whom a flood seems to come from.
@@ -75,19 +75,19 @@ pub struct SynFlood {
 }
 
 impl Load for SynFlood {
-    fn fill(&mut self, lane: &mut Lane) -> Side {
-        lane.now = lane.now + self.pause;
+    fn fill(&mut self, worker: &mut Worker) -> Side {
+        worker.now = worker.now + self.pause;
         for n in 0..BATCH {
             let pair = self.sources.draw();
             let seq = if self.repeats { pair.client } else { self.sources.chance.word() };
             let options = Options::Syn { value: seq ^ 0x5555, echo: 0 };
-            lane.write(n, Side::Wan, pair, &Tcp { seq, ack: 0, flags: Flags::SYN, options, payload: 0 });
+            worker.write(n, Side::Wan, pair, &Tcp { seq, ack: 0, flags: Flags::SYN, options, payload: 0 });
         }
         Side::Wan
     }
 
-    fn read(&mut self, lane: &Lane) -> usize {
-        others(lane, Verdict::Reflect)
+    fn read(&mut self, worker: &Worker) -> usize {
+        others(worker, Verdict::Reflect)
     }
 }
 
@@ -98,33 +98,33 @@ pub struct AckFlood {
 }
 
 /// Has a SYN of each of the first `count` sources answered.
-pub fn answer_all(proxy: &mut Proxy, lane: &mut Lane, count: u32) {
+pub fn answer_all(proxy: &mut Proxy, worker: &mut Worker, count: u32) {
     let mut clients = (0..count).map(|n| Pair::numbered(n, false)).cycle();
     for _ in 0..count.div_ceil(BATCH as u32) {
         for (n, pair) in clients.by_ref().take(BATCH).enumerate() {
             let options = Options::Syn { value: 1, echo: 0 };
-            lane.write(n, Side::Wan, pair, &Tcp { seq: 1, ack: 0, flags: Flags::SYN, options, payload: 0 });
+            worker.write(n, Side::Wan, pair, &Tcp { seq: 1, ack: 0, flags: Flags::SYN, options, payload: 0 });
         }
-        lane.turn(proxy, Side::Wan);
-        assert_eq!(others(lane, Verdict::Reflect), 0, "a SYN was not answered");
+        worker.poll(proxy, Side::Wan);
+        assert_eq!(others(worker, Verdict::Reflect), 0, "a SYN was not answered");
     }
 }
 
 impl Load for AckFlood {
-    fn fill(&mut self, lane: &mut Lane) -> Side {
+    fn fill(&mut self, worker: &mut Worker) -> Side {
         for n in 0..BATCH {
             let pair = self.sources.draw();
             let mut word = || self.sources.chance.word();
             let (seq, ack) = (word(), word());
             let options =
                 if self.timestamps { Options::Timestamps { value: word(), echo: word() } } else { Options::None };
-            lane.write(n, Side::Wan, pair, &Tcp { seq, ack, flags: Flags::ACK, options, payload: 0 });
+            worker.write(n, Side::Wan, pair, &Tcp { seq, ack, flags: Flags::ACK, options, payload: 0 });
         }
         Side::Wan
     }
 
-    fn read(&mut self, lane: &Lane) -> usize {
-        others(lane, Verdict::Drop(DropReason::BadCookie))
+    fn read(&mut self, worker: &Worker) -> usize {
+        others(worker, Verdict::Drop(DropReason::BadCookie))
     }
 }
 
@@ -168,7 +168,7 @@ impl Connection {
 /// One step of a connection's life, done for a whole batch of connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
-    Call,
+    Syn,
     Prove,
     Answer,
     Acknowledge,
@@ -186,7 +186,7 @@ const QUESTION: usize = 100;
 
 impl Step {
     const SIDES: [(Step, Side); 9] = [
-        (Step::Call, Side::Wan),
+        (Step::Syn, Side::Wan),
         (Step::Prove, Side::Wan),
         (Step::Answer, Side::Lan),
         (Step::Acknowledge, Side::Wan),
@@ -198,12 +198,12 @@ impl Step {
     ];
 
     /// Writes the frames of this step.
-    fn fill(self, connections: &mut [Connection], lane: &mut Lane) -> Side {
+    fn fill(self, connections: &mut [Connection], worker: &mut Worker) -> Side {
         let side = Self::SIDES[self as usize].1;
         let fin = Flags::FIN.and(Flags::ACK);
         for (n, connection) in connections.iter_mut().enumerate() {
             let tcp = match self {
-                Step::Call => {
+                Step::Syn => {
                     let options = Options::Syn { value: CLIENT_CLOCK, echo: 0 };
                     Tcp { seq: connection.client, ack: 0, flags: Flags::SYN, options, payload: 0 }
                 }
@@ -218,11 +218,11 @@ impl Step {
                 _ => connection.segment(side, Flags::ACK, 0),
             };
             if self == Step::Ask {
-                lane.blank(n);
+                worker.blank(n);
             }
-            lane.write(n, side, connection.pair, &tcp);
+            worker.write(n, side, connection.pair, &tcp);
             match self {
-                Step::Call | Step::ClientEnds => connection.client = connection.client.wrapping_add(1),
+                Step::Syn | Step::ClientEnds => connection.client = connection.client.wrapping_add(1),
                 Step::ServerEnds => {
                     connection.server = connection.server.wrapping_add(1);
                     connection.outer = connection.outer.wrapping_add(1);
@@ -236,28 +236,28 @@ impl Step {
     }
 
     /// Notes what the ends learn in this step; how many frames went astray.
-    fn read(self, connections: &mut [Connection], lane: &Lane) -> usize {
+    fn read(self, connections: &mut [Connection], worker: &Worker) -> usize {
         for (n, connection) in connections.iter_mut().enumerate() {
             let tcp = connection.pair.tcp();
             match self {
-                Step::Call => {
-                    let answer = lane.frame(n);
+                Step::Syn => {
+                    let answer = worker.frame(n);
                     connection.outer = be32(answer, tcp + 4).wrapping_add(1);
                     connection.clock = be32(answer, tcp + 28);
                 }
-                Step::Answer => connection.clock = be32(lane.spares.sent(n), tcp + 24),
-                Step::AnswerEarly => connection.clock = be32(lane.frame(n), tcp + 24),
+                Step::Answer => connection.clock = be32(worker.spares.sent(n), tcp + 24),
+                Step::AnswerEarly => connection.clock = be32(worker.frame(n), tcp + 24),
                 _ => {}
             }
         }
         match self {
-            Step::Call | Step::Answer => others(lane, Verdict::Reflect),
-            Step::Ask => lane.verdicts().iter().filter(|verdict| !matches!(verdict, Verdict::Hold(_))).count(),
+            Step::Syn | Step::Answer => others(worker, Verdict::Reflect),
+            Step::Ask => worker.verdicts().iter().filter(|verdict| !matches!(verdict, Verdict::Hold(_))).count(),
             Step::AnswerEarly => {
-                let delivered = lane.released().iter().filter(|&&verdict| verdict == Verdict::Forward).count();
-                others(lane, Verdict::Forward) + BATCH.abs_diff(delivered)
+                let delivered = worker.released().iter().filter(|&&verdict| verdict == Verdict::Forward).count();
+                others(worker, Verdict::Forward) + BATCH.abs_diff(delivered)
             }
-            _ => others(lane, Verdict::Forward),
+            _ => others(worker, Verdict::Forward),
         }
     }
 }
@@ -274,12 +274,12 @@ pub struct Visits {
 impl Visits {
     pub fn new() -> Self {
         // A client's update needs no answer of its own when the client goes on to close.
-        Self::of(&[Step::Call, Step::Prove, Step::Answer, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
+        Self::of(&[Step::Syn, Step::Prove, Step::Answer, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
     }
 
     /// Those whose clients ask with their proof, of servers for which that is held.
     pub fn early() -> Self {
-        Self::of(&[Step::Call, Step::Ask, Step::AnswerEarly, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
+        Self::of(&[Step::Syn, Step::Ask, Step::AnswerEarly, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
     }
 
     fn of(steps: &'static [Step]) -> Self {
@@ -288,7 +288,7 @@ impl Visits {
 }
 
 impl Load for Visits {
-    fn fill(&mut self, lane: &mut Lane) -> Side {
+    fn fill(&mut self, worker: &mut Worker) -> Side {
         if self.at == 0 {
             self.connections.clear();
             for _ in 0..BATCH {
@@ -298,11 +298,11 @@ impl Load for Visits {
                 self.next += 1;
             }
         }
-        self.steps[self.at].fill(&mut self.connections, lane)
+        self.steps[self.at].fill(&mut self.connections, worker)
     }
 
-    fn read(&mut self, lane: &Lane) -> usize {
-        let astray = self.steps[self.at].read(&mut self.connections, lane);
+    fn read(&mut self, worker: &Worker) -> usize {
+        let astray = self.steps[self.at].read(&mut self.connections, worker);
         self.at = (self.at + 1) % self.steps.len();
         astray
     }
@@ -319,24 +319,24 @@ pub fn connections(count: usize, v6: bool) -> Vec<Connection> {
 }
 
 /// Makes `count` connections, a multiple of a batch, leaves them established and keeps nothing of them.
-pub fn establish_unseen(proxy: &mut Proxy, lane: &mut Lane, count: usize, v6: bool) {
+pub fn establish_unseen(proxy: &mut Proxy, worker: &mut Worker, count: usize, v6: bool) {
     let (mut chance, mut batch) = (Chance(9), Vec::with_capacity(BATCH));
     for begin in (0..count as u32).step_by(BATCH) {
         batch.clear();
         batch.extend((begin..begin + BATCH as u32).map(|n| Connection::new(Pair::numbered(n, v6), &mut chance)));
-        establish(proxy, lane, &mut batch);
+        establish(proxy, worker, &mut batch);
     }
 }
 
 /// Makes these connections and leaves them established.
-pub fn establish(proxy: &mut Proxy, lane: &mut Lane, connections: &mut [Connection]) {
+pub fn establish(proxy: &mut Proxy, worker: &mut Worker, connections: &mut [Connection]) {
     for batch in connections.chunks_mut(BATCH) {
         // No client is so far that anybody waits for it: the clock stands still.
-        lane.now = lane.now + BEAT;
-        for step in [Step::Call, Step::Prove, Step::Answer, Step::Acknowledge] {
-            let side = step.fill(batch, lane);
-            lane.turn(proxy, side);
-            assert_eq!(step.read(batch, lane), 0, "a handshake went astray");
+        worker.now = worker.now + BEAT;
+        for step in [Step::Syn, Step::Prove, Step::Answer, Step::Acknowledge] {
+            let side = step.fill(batch, worker);
+            worker.poll(proxy, side);
+            assert_eq!(step.read(batch, worker), 0, "a handshake went astray");
         }
     }
 }
@@ -372,14 +372,14 @@ impl Data {
 }
 
 impl Load for Data {
-    fn fill(&mut self, lane: &mut Lane) -> Side {
+    fn fill(&mut self, worker: &mut Worker) -> Side {
         self.side = self.side.other();
         let side = self.side;
         for n in 0..BATCH {
             let at = &mut self.at[side as usize];
             let connection = &mut self.connections[self.order[*at] as usize];
             *at = (*at + 1) % self.order.len();
-            lane.write(n, side, connection.pair, &connection.segment(side, Flags::ACK, self.payload));
+            worker.write(n, side, connection.pair, &connection.segment(side, Flags::ACK, self.payload));
             let moved = self.payload as u32;
             match side {
                 Side::Wan => connection.client = connection.client.wrapping_add(moved),
@@ -392,8 +392,8 @@ impl Load for Data {
         side
     }
 
-    fn read(&mut self, lane: &Lane) -> usize {
-        others(lane, Verdict::Forward)
+    fn read(&mut self, worker: &Worker) -> usize {
+        others(worker, Verdict::Forward)
     }
 }
 
@@ -407,14 +407,14 @@ pub struct Errors {
 
 impl Errors {
     /// Errors about these connections, whose servers send some data for that.
-    pub fn new(proxy: &mut Proxy, lane: &mut Lane, connections: Vec<Connection>) -> Self {
+    pub fn new(proxy: &mut Proxy, worker: &mut Worker, connections: Vec<Connection>) -> Self {
         for batch in connections.chunks(BATCH) {
             for (n, connection) in batch.iter().enumerate() {
-                lane.blank(n);
-                lane.write(n, Side::Lan, connection.pair, &connection.segment(Side::Lan, Flags::ACK, QUESTION));
+                worker.blank(n);
+                worker.write(n, Side::Lan, connection.pair, &connection.segment(Side::Lan, Flags::ACK, QUESTION));
             }
-            lane.turn(proxy, Side::Lan);
-            assert_eq!(others(lane, Verdict::Forward), 0, "a server's data went astray");
+            worker.poll(proxy, Side::Lan);
+            assert_eq!(others(worker, Verdict::Forward), 0, "a server's data went astray");
         }
         Self { order: shuffled(connections.len()), connections, at: 0 }
     }
@@ -426,20 +426,20 @@ impl Errors {
 }
 
 impl Load for Errors {
-    fn fill(&mut self, lane: &mut Lane) -> Side {
+    fn fill(&mut self, worker: &mut Worker) -> Side {
         for (n, connection) in self.batch(self.at).enumerate() {
             // What is quoted is what the router had: the numbers the client knows.
             let options = Options::Timestamps { value: connection.clock, echo: CLIENT_CLOCK };
             let (seq, ack) = (connection.outer, connection.client);
             let tcp = Tcp { seq, ack, flags: Flags::ACK, options, payload: QUESTION };
-            lane.fill(n, |buffer| write_error(buffer, Side::Wan, connection.pair, &tcp));
+            worker.fill(n, |buffer| write_error(buffer, Side::Wan, connection.pair, &tcp));
         }
         Side::Wan
     }
 
-    fn read(&mut self, lane: &Lane) -> usize {
+    fn read(&mut self, worker: &Worker) -> usize {
         let is_right = |n: usize, connection: &Connection| {
-            lane.verdicts()[n] == Verdict::Forward && be32(lane.frame(n), QUOTED + 4) == connection.server
+            worker.verdicts()[n] == Verdict::Forward && be32(worker.frame(n), QUOTED + 4) == connection.server
         };
         let astray = self.batch(self.at).enumerate().filter(|&(n, connection)| !is_right(n, connection)).count();
         self.at = (self.at + BATCH) % self.order.len();

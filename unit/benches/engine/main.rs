@@ -6,11 +6,10 @@
 
 mod count;
 mod frames;
-mod lane;
 mod loads;
+mod worker;
 
 use frames::{Options, Pair, Tcp};
-use lane::{BATCH, BEAT, Lane};
 use loads::{
     AckFlood, Chance, Data, Errors, Load, Sources, SynFlood, Visits, answer_all, config, connections, early, establish,
     establish_unseen, proxy,
@@ -21,6 +20,7 @@ use std::time::{Duration, Instant};
 use tcpstate::config::Timeouts;
 use tcpstate::wire::Flags;
 use tcpstate::{Config, Proxy, Side};
+use worker::{BATCH, BEAT, Worker};
 
 /// As the appliance has it.
 #[global_allocator]
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
 
 /// What the harness costs, to be subtracted from the rows below if one likes.
 fn harness(table: &mut Table) {
-    let mut lane = Lane::new();
+    let mut worker = Worker::new();
     table.row("harness: clock readings alone", None, 1, || {
         let begin = Instant::now();
         std::hint::black_box(begin.elapsed())
@@ -105,7 +105,7 @@ fn harness(table: &mut Table) {
     let len = frames::write(&mut template, Side::Wan, Pair::numbered(1, false), &tcp);
     table.row("harness: frame copied from its template, MACs swapped", None, 1, || {
         let begin = Instant::now();
-        lane.touch(&template[..len]);
+        worker.touch(&template[..len]);
         begin.elapsed()
     });
 }
@@ -141,15 +141,15 @@ fn bogus_acks(table: &mut Table) {
             if !table.wants(&name) {
                 continue;
             }
-            let mut lane = Lane::new();
-            let mut proxy = proxy(&config(0, LARGE), &lane);
+            let mut worker = Worker::new();
+            let mut proxy = proxy(&config(0, LARGE), &worker);
             // When it has run for a while it knows of every SYN that was answered lately.
-            lane.now = lane.now + Duration::from_secs(200);
+            worker.now = worker.now + Duration::from_secs(200);
             if answered {
-                answer_all(&mut proxy, &mut lane, 100);
+                answer_all(&mut proxy, &mut worker, 100);
             }
             let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps };
-            table.measure(&name, Some(reference::BOGUS_ACK), &mut proxy, &mut lane, &mut load);
+            table.measure(&name, Some(reference::BOGUS_ACK), &mut proxy, &mut worker, &mut load);
         }
     }
 }
@@ -167,12 +167,12 @@ fn data(table: &mut Table) {
                 if !table.wants(&name) || (v6 || count == TEN_MILLION) && payload != 100 {
                     continue;
                 }
-                let mut lane = Lane::new();
-                let mut proxy = proxy(&config(0, buckets), &lane);
+                let mut worker = Worker::new();
+                let mut proxy = proxy(&config(0, buckets), &worker);
                 let mut connections = connections(count, v6);
-                establish(&mut proxy, &mut lane, &mut connections);
+                establish(&mut proxy, &mut worker, &mut connections);
                 let mut load = Data::new(connections, payload);
-                table.measure(&name, Some(reference::ESTABLISHED), &mut proxy, &mut lane, &mut load);
+                table.measure(&name, Some(reference::ESTABLISHED), &mut proxy, &mut worker, &mut load);
             }
         }
     }
@@ -184,12 +184,12 @@ fn errors(table: &mut Table) {
         if !table.wants(&name) {
             continue;
         }
-        let mut lane = Lane::new();
-        let mut proxy = proxy(&config(0, LARGE), &lane);
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&config(0, LARGE), &worker);
         let mut connections = connections(count, false);
-        establish(&mut proxy, &mut lane, &mut connections);
-        let mut load = Errors::new(&mut proxy, &mut lane, connections);
-        table.measure(&name, None, &mut proxy, &mut lane, &mut load);
+        establish(&mut proxy, &mut worker, &mut connections);
+        let mut load = Errors::new(&mut proxy, &mut worker, connections);
+        table.measure(&name, None, &mut proxy, &mut worker, &mut load);
     }
 }
 
@@ -208,15 +208,15 @@ fn visits(table: &mut Table) {
             if !table.wants(&name) {
                 continue;
             }
-            let mut lane = Lane::new();
-            let mut proxy = proxy(&manner(config(cache, buckets)), &lane);
+            let mut worker = Worker::new();
+            let mut proxy = proxy(&manner(config(cache, buckets)), &worker);
             let mut load = load();
             // As in the long run: every place taken, by connections that have just closed.
             let places = 2 * BATCH + buckets * Config::FLOWS_PER_BUCKET;
             for _ in 0..places.div_ceil(BATCH) * load.batches_a_unit() {
-                turn(&mut proxy, &mut lane, &mut load);
+                iterate(&mut proxy, &mut worker, &mut load);
             }
-            table.measure(&name, Some(reference::HANDSHAKE), &mut proxy, &mut lane, &mut load);
+            table.measure(&name, Some(reference::HANDSHAKE), &mut proxy, &mut worker, &mut load);
         }
     }
 }
@@ -229,15 +229,15 @@ fn expiry(table: &mut Table) {
     }
     // The best of three: a hypervisor's interruptions count.
     let runs = (0..if table.quick { 1 } else { 3 }).map(|_| {
-        let mut lane = Lane::new();
-        let mut proxy = proxy(&config(0, LARGE), &lane);
-        establish_unseen(&mut proxy, &mut lane, MILLION, false);
-        lane.now = lane.now + Timeouts::default().connected + Duration::from_secs(1);
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&config(0, LARGE), &worker);
+        establish_unseen(&mut proxy, &mut worker, MILLION, false);
+        worker.now = worker.now + Timeouts::default().connected + Duration::from_secs(1);
         let mut turns = Vec::new();
         while proxy.population().proxied > 0 {
             // Not the wall's clock, which goes on while somebody else has the core.
             let begin = processor_time();
-            proxy.on_timeout(lane.now, &mut lane.spares);
+            proxy.on_timeout(worker.now, &mut worker.spares);
             turns.push(processor_time() - begin);
         }
         turns
@@ -289,20 +289,20 @@ fn measured(switch: &str, version: &str) -> f64 {
 
 /// All that a process has in memory that has an engine and ten million flows in it.
 fn bytes_of_ten_million(v6: bool) -> usize {
-    let mut lane = Lane::new();
-    let mut proxy = proxy(&config(CACHE, HUGE), &lane);
-    establish_unseen(&mut proxy, &mut lane, TEN_MILLION, v6);
+    let mut worker = Worker::new();
+    let mut proxy = proxy(&config(CACHE, HUGE), &worker);
+    establish_unseen(&mut proxy, &mut worker, TEN_MILLION, v6);
     assert_eq!(proxy.population().proxied, TEN_MILLION as u64);
     resident()
 }
 
 /// The growth of the resident memory by an engine and a million flows in it, a flow.
 fn bytes_a_flow(v6: bool) -> f64 {
-    let mut lane = Lane::new();
+    let mut worker = Worker::new();
     let mut connections = connections(MILLION, v6);
     let before = resident();
-    let mut proxy = proxy(&config(CACHE, LARGE), &lane);
-    establish(&mut proxy, &mut lane, &mut connections);
+    let mut proxy = proxy(&config(CACHE, LARGE), &worker);
+    establish(&mut proxy, &mut worker, &mut connections);
     (resident() - before) as f64 / proxy.population().proxied as f64
 }
 
@@ -314,12 +314,12 @@ fn resident() -> usize {
 }
 
 /// One batch: what it took, and how many of its frames did not become what they should.
-fn turn(proxy: &mut Proxy, lane: &mut Lane, load: &mut impl Load) -> (Duration, usize) {
-    let side = load.fill(lane);
-    lane.now = lane.now + BEAT;
+fn iterate(proxy: &mut Proxy, worker: &mut Worker, load: &mut impl Load) -> (Duration, usize) {
+    let side = load.fill(worker);
+    worker.now = worker.now + BEAT;
     let begin = Instant::now();
-    lane.turn(proxy, side);
-    (begin.elapsed(), load.read(lane))
+    worker.poll(proxy, side);
+    (begin.elapsed(), load.read(worker))
 }
 
 /// The table that is printed.
@@ -345,9 +345,9 @@ impl Table {
     /// Measures a load on a new engine.
     fn load(&mut self, name: &str, reference: Option<f64>, config: &Config, load: &mut impl Load) {
         if self.wants(name) {
-            let mut lane = Lane::new();
-            let mut proxy = proxy(config, &lane);
-            self.measure(name, reference, &mut proxy, &mut lane, load);
+            let mut worker = Worker::new();
+            let mut proxy = proxy(config, &worker);
+            self.measure(name, reference, &mut proxy, &mut worker, load);
         }
     }
 
@@ -357,7 +357,7 @@ impl Table {
         name: &str,
         reference: Option<f64>,
         proxy: &mut Proxy,
-        lane: &mut Lane,
+        worker: &mut Worker,
         load: &mut impl Load,
     ) {
         let unit = load.batches_a_unit();
@@ -367,21 +367,21 @@ impl Table {
             (false, false) => WARM_UP,
         };
         for _ in 0..warm_up.next_multiple_of(unit) {
-            turn(proxy, lane, load);
+            iterate(proxy, worker, load);
         }
         let (mut astray, mut count) = (0, 0);
         if self.counts {
             for _ in 0..count::BATCHES.next_multiple_of(unit) {
-                let side = load.fill(lane);
-                lane.now = lane.now + BEAT;
-                count::counted_turn(lane, proxy, side);
-                astray += load.read(lane);
+                let side = load.fill(worker);
+                worker.now = worker.now + BEAT;
+                count::counted_poll(worker, proxy, side);
+                astray += load.read(worker);
                 count += BATCH;
             }
             println!("counted: {}", count / unit);
         } else {
             self.row(name, reference, unit, || {
-                let (took, wrong) = turn(proxy, lane, load);
+                let (took, wrong) = iterate(proxy, worker, load);
                 astray += wrong;
                 count += BATCH;
                 took

@@ -5,14 +5,13 @@
 
 #[path = "../engine/frames.rs"]
 mod frames;
-#[path = "../engine/lane.rs"]
-#[expect(dead_code, reason = "more loads are made of it than are run here")]
-mod lane;
 #[path = "../engine/loads.rs"]
 #[expect(dead_code, reason = "likewise")]
 mod loads;
+#[path = "../engine/worker.rs"]
+#[expect(dead_code, reason = "more loads are made of it than are run here")]
+mod worker;
 
-use lane::{BATCH, BEAT, Lane};
 use loads::{AckFlood, Chance, Data, Load, Sources, SynFlood, config, connections, establish, proxy};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -20,6 +19,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 use tcpstate::Proxy;
+use worker::{BATCH, BEAT, Worker};
 
 /// Buckets of the default table.
 const BUCKETS: usize = 131_072;
@@ -35,7 +35,7 @@ const BATCHES: usize = 480;
 const WARM_UP: usize = 12_000;
 
 /// What one worker runs: its engine, its frames, what it is loaded with.
-type Setup = fn() -> (Proxy, Lane, Box<dyn Load>);
+type Setup = fn() -> (Proxy, Worker, Box<dyn Load>);
 
 fn main() {
     let (switches, wanted): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
@@ -86,16 +86,16 @@ fn measure(setup: Setup, workers: usize, runs: usize, warm_up: usize) -> Vec<f64
         cores.set(core).expect("a core of this machine");
         sched_setaffinity(Pid::from_raw(0), &cores).expect("staying on one core");
         // Made here, so that its memory lies near the core.
-        let (mut proxy, mut lane, mut load) = setup();
+        let (mut proxy, mut worker, mut load) = setup();
         let mut run = |batches| {
             let mut total = Duration::ZERO;
             for _ in 0..batches {
-                let side = load.fill(&mut lane);
-                lane.now = lane.now + BEAT;
+                let side = load.fill(&mut worker);
+                worker.now = worker.now + BEAT;
                 let begin = Instant::now();
-                lane.turn(&mut proxy, side);
+                worker.poll(&mut proxy, side);
                 total += begin.elapsed();
-                load.read(&lane);
+                load.read(&worker);
             }
             (batches * BATCH) as f64 / total.as_secs_f64() / 1e6
         };
@@ -122,35 +122,35 @@ fn any() -> Sources {
     Sources { chance: Chance(1), count: None }
 }
 
-fn syns() -> (Proxy, Lane, Box<dyn Load>) {
-    let lane = Lane::new();
+fn syns() -> (Proxy, Worker, Box<dyn Load>) {
+    let worker = Worker::new();
     (
-        proxy(&config(0, BUCKETS), &lane),
-        lane,
+        proxy(&config(0, BUCKETS), &worker),
+        worker,
         Box::new(SynFlood { sources: any(), repeats: false, pause: Duration::ZERO }),
     )
 }
 
-fn acks() -> (Proxy, Lane, Box<dyn Load>) {
-    let mut lane = Lane::new();
-    let proxy = proxy(&config(0, BUCKETS), &lane);
+fn acks() -> (Proxy, Worker, Box<dyn Load>) {
+    let mut worker = Worker::new();
+    let proxy = proxy(&config(0, BUCKETS), &worker);
     // When it has run for a while it knows of every SYN that was answered lately.
-    lane.now = lane.now + Duration::from_secs(200);
-    (proxy, lane, Box::new(AckFlood { sources: any(), timestamps: true }))
+    worker.now = worker.now + Duration::from_secs(200);
+    (proxy, worker, Box::new(AckFlood { sources: any(), timestamps: true }))
 }
 
-fn hot() -> (Proxy, Lane, Box<dyn Load>) {
+fn hot() -> (Proxy, Worker, Box<dyn Load>) {
     established(HOT)
 }
 
-fn cold() -> (Proxy, Lane, Box<dyn Load>) {
+fn cold() -> (Proxy, Worker, Box<dyn Load>) {
     established(COLD)
 }
 
-fn established(count: usize) -> (Proxy, Lane, Box<dyn Load>) {
-    let mut lane = Lane::new();
-    let mut proxy = proxy(&config(0, BUCKETS), &lane);
+fn established(count: usize) -> (Proxy, Worker, Box<dyn Load>) {
+    let mut worker = Worker::new();
+    let mut proxy = proxy(&config(0, BUCKETS), &worker);
     let mut connections = connections(count, false);
-    establish(&mut proxy, &mut lane, &mut connections);
-    (proxy, lane, Box::new(Data::new(connections, 100)))
+    establish(&mut proxy, &mut worker, &mut connections);
+    (proxy, worker, Box::new(Data::new(connections, 100)))
 }

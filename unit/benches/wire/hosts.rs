@@ -151,7 +151,7 @@ pub fn under_flood(middle: Middle, rate: f64, span: Duration) -> Service {
         stream.set_read_timeout(Some(span)).expect("a timeout that is not zero");
         stream.set_write_timeout(Some(span)).expect("likewise");
     }
-    let flood = Running::start(attack(&rig, stood.door(), Kind::Syn, netns::SERVER_V4, Some(rate)), true);
+    let flood = Running::start(attack(&rig, stood.server_mac(), Kind::Syn, netns::SERVER_V4, Some(rate)), true);
     thread::sleep(Duration::from_millis(300));
     let (begin, made) = (Instant::now(), flood.made());
     let answer = answers(&open, span);

@@ -167,7 +167,7 @@ pub fn flood(middle: Middle, kind: Kind, server: IpAddr, window: Duration, frame
     let rig = Rig::alone();
     let stood = Stood::stand(&rig, middle, true);
     let sinks = [sink(&rig.client, "c0"), sink(&rig.server, "s0")];
-    let load = Running::start(attack(&rig, stood.door(), kind, server, None), false);
+    let load = Running::start(attack(&rig, stood.server_mac(), kind, server, None), false);
     let answers = kind == Kind::Syn && middle.protects();
     let done = || match middle {
         // What is not answered is counted by who drops it; ours tells at the end.

@@ -117,7 +117,7 @@ impl<'a> Stood<'a> {
     }
 
     /// The Ethernet address to which clients send what is for the server.
-    pub fn door(&self) -> [u8; 6] {
+    pub fn server_mac(&self) -> [u8; 6] {
         let text = match self.middle {
             Middle::Nftables => self.rig.middle.sh(&format!("cat /sys/class/net/{}/address", Rig::WAN)),
             _ => netns::SERVER_MAC.to_owned(),

@@ -288,9 +288,9 @@ pub fn accept(listener: &TcpListener, patience: Duration) -> io::Result<TcpStrea
 pub struct Syn {
     /// When it passed.
     pub at: Instant,
-    /// Who calls.
+    /// Who connects.
     pub from: SocketAddr,
-    /// Who is called.
+    /// Who listens.
     pub to: SocketAddr,
 }
 

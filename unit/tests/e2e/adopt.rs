@@ -23,19 +23,19 @@ fn asks(stream: &TcpStream, question: u64) -> io::Result<()> {
 
 /// Connections of both families and both directions that ran over the bridge before the proxy took its place.
 fn running_connections(rig: &Rig) -> Vec<(String, traffic::Server, TcpStream)> {
-    let callers: [(&str, &Namespace, &Namespace, [IpAddr; 2]); 2] = [
+    let openers: [(&str, &Namespace, &Namespace, [IpAddr; 2]); 2] = [
         ("from the WAN", &rig.client, &rig.server, ENDS.map(|(_, server)| server)),
         ("from the LAN", &rig.server, &rig.client, ENDS.map(|(client, _)| client)),
     ];
     let mut running = Vec::new();
-    for (way, caller, called, ips) in callers {
+    for (way, opener, acceptor, ips) in openers {
         for ip in ips {
-            let server = called.serve(ip, 0, |stream| {
+            let server = acceptor.serve(ip, 0, |stream| {
                 // Where nothing arrives any more, nobody is to wait long for the end.
                 stream.set_read_timeout(Some(Duration::from_secs(5)))?;
                 traffic::echo(stream)
             });
-            let stream = caller.connect(server.address).expect("calling over the bridge");
+            let stream = opener.connect(server.address).expect("connecting over the bridge");
             asks(&stream, 1).expect("asking over the bridge");
             running.push((format!("{way}, {ip}"), server, stream));
         }
@@ -51,7 +51,7 @@ fn connections_that_run_already_run_on() {
         let running = running_connections(&rig);
         // One of them is busy while the cable is moved.
         let bulk = rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
-        let busy = rig.client.connect(bulk.address).expect("calling over the bridge");
+        let busy = rig.client.connect(bulk.address).expect("connecting over the bridge");
         thread::scope(|scope| {
             let busy = scope.spawn(|| traffic::exchange(&busy, 64 << 20, 16 << 20));
             thread::sleep(Duration::from_millis(100));

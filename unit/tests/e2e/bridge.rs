@@ -73,8 +73,8 @@ fn typed_text_comes_out_at_the_other_end(listens: (&Namespace, IpAddr), connects
     let mut there = Nc::start(namespace, &format!("-l {ip} 1234"));
     wait_for_listener(namespace, 1234);
     let mut here = Nc::start(connects, &format!("{ip} 1234"));
-    here.types("text typed by the one who called");
-    there.shows("text typed by the one who called");
+    here.types("text typed by the one who connected");
+    there.shows("text typed by the one who connected");
     there.types("text typed by the one who listened");
     here.shows("text typed by the one who listened");
     here.types("and again");

@@ -207,7 +207,7 @@ fn a_change_of_the_secret_harms_nobody_and_is_not_repeated_too_soon() {
 fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     let rig = Rig::new();
     let the_box = Box::start(&rig, "");
-    // Nobody's user finds the door shut.
+    // The user nobody is refused.
     let mut stranger = Command::new("setpriv");
     stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     let own = synctl(&the_box.socket, "status");

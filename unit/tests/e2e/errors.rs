@@ -12,18 +12,18 @@ use harness::{note, test};
 use unit::netns::sockets::{self, Making, Syns};
 use unit::netns::{self, Namespace, Rig, traffic};
 
-/// What becomes of a call that fails.
+/// What becomes of a connection attempt that fails.
 #[derive(Debug)]
 struct Fate {
-    /// Whether the caller believed itself connected for a while.
+    /// Whether the opener believed itself connected for a while.
     connected: bool,
     kind: ErrorKind,
     took: Duration,
 }
 
-fn fate(caller: &Namespace, address: SocketAddr) -> Fate {
+fn fate(opener: &Namespace, address: SocketAddr) -> Fate {
     let start = Instant::now();
-    let (connected, error) = match caller.connect(address) {
+    let (connected, error) = match opener.connect(address) {
         Err(error) => (false, error),
         Ok(mut stream) => match stream.read(&mut [0]) {
             Err(error) => (true, error),
@@ -44,7 +44,7 @@ fn a_host_behind_a_router_that_cannot_reach_it_is_an_error_soon() {
         for gone in ["10.78.0.77", "10.78.0.78", "fd78::77", "fd78::78"] {
             let fate = fate(&rig.client, SocketAddr::new(gone.parse().expect("an address"), 80));
             note!("{gone}, {middle:?}: {fate:?}");
-            // Over the bridge an IPv6 caller hears of it when it asks again, a second later.
+            // Over the bridge an IPv6 opener hears of it when it asks again, a second later.
             assert!(fate.took < Duration::from_millis(2500), "{gone}, {middle:?}: {fate:?}");
             let told = [ErrorKind::HostUnreachable, ErrorKind::PermissionDenied, ErrorKind::NetworkUnreachable];
             let reset = middle.is_some() && fate.kind == ErrorKind::ConnectionReset;
@@ -54,7 +54,7 @@ fn a_host_behind_a_router_that_cannot_reach_it_is_an_error_soon() {
 }
 
 #[test]
-fn a_silent_server_is_called_at_doubling_intervals_and_given_up() {
+fn a_silent_server_gets_syns_at_doubling_intervals_and_is_given_up() {
     let silent = [netns::NOBODY_V4, netns::NOBODY_V6];
     thread::scope(|scope| {
         for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
@@ -79,12 +79,12 @@ fn a_silent_server_is_called_at_doubling_intervals_and_given_up() {
                 });
                 let seen = syns.stop();
                 for ip in silent {
-                    let calls: Vec<Instant> = seen.iter().filter(|syn| syn.to.ip() == ip).map(|syn| syn.at).collect();
-                    let gaps: Vec<f64> = calls.windows(2).map(|two| (two[1] - two[0]).as_secs_f64()).collect();
-                    note!("{ip}, {cache}: called again after {gaps:.2?} s");
-                    assert!(gaps.len() >= 3, "{ip}, {cache}: called again only after {gaps:.2?} s");
+                    let syns: Vec<Instant> = seen.iter().filter(|syn| syn.to.ip() == ip).map(|syn| syn.at).collect();
+                    let gaps: Vec<f64> = syns.windows(2).map(|two| (two[1] - two[0]).as_secs_f64()).collect();
+                    note!("{ip}, {cache}: another SYN after {gaps:.2?} s");
+                    assert!(gaps.len() >= 3, "{ip}, {cache}: another SYN only after {gaps:.2?} s");
                     for (gap, due) in gaps.iter().zip([1.0, 2.0, 4.0]) {
-                        assert!((gap - due).abs() < 0.5, "{ip}, {cache}: called again after {gaps:.2?} s");
+                        assert!((gap - due).abs() < 0.5, "{ip}, {cache}: another SYN after {gaps:.2?} s");
                     }
                 }
             });
@@ -99,8 +99,8 @@ fn nc(namespace: &Namespace, arguments: &str) -> Child {
     command.spawn().expect("starting nc")
 }
 
-/// Calls until somebody listens.
-fn call_until_answered(rig: &Rig, address: SocketAddr, syns: &str) -> TcpStream {
+/// Connects until somebody listens.
+fn connect_until_answered(rig: &Rig, address: SocketAddr, syns: &str) -> TcpStream {
     let start = Instant::now();
     loop {
         let listening = rig.server.sh(&format!("ss -Hltn 'sport = :{}'", address.port()));
@@ -137,7 +137,7 @@ fn a_killed_server_resets_its_client_and_a_killed_client_its_server() {
         let _proxy = netns::stand(&rig, middle);
         for ip in [netns::SERVER_V4, netns::SERVER_V6] {
             let server = nc(&rig.server, &format!("-l {ip} 1234"));
-            let stream = call_until_answered(&rig, SocketAddr::new(ip, 1234), "nc -l");
+            let stream = connect_until_answered(&rig, SocketAddr::new(ip, 1234), "nc -l");
             traffic::send(&stream, 1, UNREAD).expect("sending what nobody reads");
             thread::sleep(Duration::from_millis(200));
             kill(server);
@@ -199,9 +199,9 @@ fn half_closed_lasts_longer_than_what_is_closing() {
 /// How long a FIN may take to be acknowledged on a machine that is busy.
 const FIN_TIME: Duration = Duration::from_millis(500);
 
-/// Calls `times` times from one port, each time as soon as the last connection has ended by `end`, and returns how long
-/// the slowest call took from its SYN to its last byte.
-fn calls_again(
+/// Connects `times` times from one port, each time as soon as the last connection has ended by `end`, and returns how long
+/// the slowest connection took from its SYN to its last byte.
+fn connects_again(
     rig: &Rig,
     ends: (IpAddr, SocketAddr),
     port: u16,
@@ -237,7 +237,7 @@ fn calls_again(
 fn port_is_used_again(what: &str, times: u32, limit: Duration, end: impl Fn(TcpStream) + Sync, finishes_first: bool) {
     for middle in netns::MIDDLES {
         let rig = Rig::new();
-        // A client may leave TIME_WAIT early for a call to the same server.
+        // A client may leave TIME_WAIT early for a connection to the same server.
         rig.sysctl("net.ipv4.tcp_tw_reuse", "1");
         rig.sysctl("net.ipv4.tcp_tw_reuse_delay", "1");
         let _proxy = netns::stand(&rig, middle);
@@ -261,10 +261,10 @@ fn port_is_used_again(what: &str, times: u32, limit: Duration, end: impl Fn(TcpS
                 }
                 Ok(())
             });
-            let slowest = calls_again(&rig, (client, server.address), port, times, &end)
+            let slowest = connects_again(&rig, (client, server.address), port, times, &end)
                 .unwrap_or_else(|e| panic!("{what}, {client}, {middle:?}: {e}"));
             note!("{what}, {client}, {middle:?}: {slowest:?}");
-            assert!(slowest < limit, "{what}, {client}, {middle:?}: a call took {slowest:?}");
+            assert!(slowest < limit, "{what}, {client}, {middle:?}: a connection took {slowest:?}");
         }
     }
 }

@@ -34,7 +34,7 @@ fn honest_clients_connect(backend: Backend, config: &str, kind: &str) {
 /// One run. Returns the honest who were slow or failed, and the frames lost before the worker.
 fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
     let rig = Rig::alone();
-    // Everything is answered: what happens when calls are left out is another file's matter, and a flood that is not answered
+    // Everything is answered: what happens when SYNs are left out is another file's matter, and a flood that is not answered
     // becomes so fast that veth's own queue loses frames, the honest ones' too.
     let proxy = Appliance::start(&rig, backend, &format!("{config} shed = off;"));
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);

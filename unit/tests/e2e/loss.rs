@@ -31,10 +31,10 @@ fn recovers(config: &str) {
         ("from the WAN, IPv6", &rig.client, &rig.server, netns::SERVER_V6),
         ("from the LAN, IPv4", &rig.server, &rig.client, netns::CLIENT_V4),
     ];
-    for (way, caller, called, ip) in ways {
-        let server = called.serve(ip, 0, traffic::exchanged);
+    for (way, opener, acceptor, ip) in ways {
+        let server = acceptor.serve(ip, 0, traffic::exchanged);
         let before = rig.counters();
-        let stream = caller.connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
+        let stream = opener.connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
         let speeds = traffic::exchange(&stream, 4 * MB, 4 * MB).unwrap_or_else(|e| panic!("{way}: {e}"));
         note!("{config} {way}: up {:.1} Mbit/s, down {:.1} Mbit/s", speeds[0], speeds[1]);
         for ((end, after), before) in ["client", "server"].iter().zip(rig.counters()).zip(before) {

@@ -185,7 +185,7 @@ struct Allowance {
 /// bridged connections differ in is not compared, see [`is_chance`].)
 const MAY_DIFFER: [Allowance; 13] = [
     Allowance {
-        because: "a server that is called early must not measure the client's distance by the LAN's",
+        because: "a server that is connected early must not measure the client's distance by the LAN's",
         facts: &[(SERVER, ACK, "options")],
         may: |cell, bridged, proxied| cell.handshake == Early && bridged.strip_suffix(" with an echo") == Some(proxied),
     },
@@ -200,7 +200,7 @@ const MAY_DIFFER: [Allowance; 13] = [
         may: |cell, bridged, proxied| cell.handshake == Early && (1..=number(bridged)).contains(&number(proxied)),
     },
     Allowance {
-        because: "early: the server is called twice, so that it answers twice, and no round trip is measured by that",
+        because: "early: the server gets two SYNs, so that it answers twice, and no round trip is measured by that",
         facts: &[
             (SERVER, BORN, "segs_in"),
             (SERVER, ASKED, "segs_in"),
@@ -516,7 +516,7 @@ fn compare_all(cells: &[(&Cell, &Twist)]) -> BTreeSet<&'static str> {
 
 /// What is unusual about a rig: how it is built, and how the sockets are made.
 struct Twist {
-    /// The host on the LAN calls, not the one on the WAN. Then nothing may differ.
+    /// The host on the LAN connects, not the one on the WAN. Then nothing may differ.
     from_lan: bool,
     /// What must stay as long as the rig.
     arrange: fn(&Rig) -> Vec<Mangler>,
@@ -574,9 +574,9 @@ fn observe(rig: &Rig, cell: &Cell, twist: &Twist, repetitions: i64) -> io::Resul
         hosts.reverse();
         addresses.reverse();
     }
-    let [caller, called] = hosts;
-    let listener = called.run(|| Making::default().listen(addresses[1], twist.socket))?;
-    let connect = |to| caller.run(|| Making::default().connect(addresses[0], to, twist.socket));
+    let [opener, acceptor] = hosts;
+    let listener = acceptor.run(|| Making::default().listen(addresses[1], twist.socket))?;
+    let connect = |to| opener.run(|| Making::default().connect(addresses[0], to, twist.socket));
     converse(hosts, &listener, connect)?;
     for _ in 0..5 {
         let before = hosts.map(Namespace::counters);

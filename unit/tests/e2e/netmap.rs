@@ -109,15 +109,15 @@ fn ping(from: &Namespace, to: IpAddr) {
 fn exchange_every_way(rig: &Rig, what: &str, bytes: u64) {
     ping(&rig.client, netns::SERVER_V4);
     ping(&rig.server, netns::CLIENT_V6);
-    for (way, caller, called, ip) in [
+    for (way, opener, acceptor, ip) in [
         ("from the WAN, IPv4", &rig.client, &rig.server, netns::SERVER_V4),
         ("from the WAN, IPv6", &rig.client, &rig.server, netns::SERVER_V6),
         ("from the LAN, IPv4", &rig.server, &rig.client, netns::CLIENT_V4),
         ("from the LAN, IPv6", &rig.server, &rig.client, netns::CLIENT_V6),
     ] {
-        let server = called.serve(ip, 0, traffic::exchanged);
+        let server = acceptor.serve(ip, 0, traffic::exchanged);
         rig.judge([0, 0], || {
-            let stream = caller.connect(server.address).unwrap_or_else(|e| panic!("{what}, {way}: connect: {e}"));
+            let stream = opener.connect(server.address).unwrap_or_else(|e| panic!("{what}, {way}: connect: {e}"));
             traffic::exchange(&stream, bytes, bytes).unwrap_or_else(|e| panic!("{what}, {way}: {e}"));
         });
         note!("  {what}, {way}: {} KiB up and as many down, every byte as sent", bytes >> 10);

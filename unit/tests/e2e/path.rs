@@ -53,7 +53,7 @@ fn beliefs(stream: &TcpStream) -> Beliefs {
 }
 
 /// One of the rigs that are compared: the same but for what stands in the middle.
-struct Lane {
+struct Candidate {
     name: &'static str,
     /// Speaks first: one byte.
     banner: Server,
@@ -68,9 +68,9 @@ struct Lane {
     rig: Rig,
 }
 
-impl Lane {
+impl Candidate {
     /// `proxy` is the configuration of what stands in the middle; without, that is a bridge.
-    fn new(name: &'static str, rig: Rig, proxy: Option<&str>, congestion: Option<&str>, timestamps: bool) -> Lane {
+    fn new(name: &'static str, rig: Rig, proxy: Option<&str>, congestion: Option<&str>, timestamps: bool) -> Candidate {
         let network = rig.impair(far(), 7);
         // The window is the limit, not what frames cost the server in memory.
         rig.server.sysctl("net.ipv4.tcp_wmem", "4096 4194304 4194304");
@@ -104,7 +104,7 @@ impl Lane {
                 sockets::set_congestion_control(server.listener(), congestion).expect("a congestion control");
             }
         }
-        let lane = Lane {
+        let candidate = Candidate {
             name,
             banner,
             bulk,
@@ -115,13 +115,13 @@ impl Lane {
             rig,
         };
         // Neighbours are looked up, and the proxy learns what its servers offer.
-        for server in [&lane.banner, &lane.bulk] {
-            let stream = lane.rig.client.connect(server.address).expect("the first connection");
+        for server in [&candidate.banner, &candidate.bulk] {
+            let stream = candidate.rig.client.connect(server.address).expect("the first connection");
             (&stream).write_all(b"?").expect("the first question");
             (&stream).read_exact(&mut [0]).unwrap_or_else(|e| panic!("{name}: the first answer: {e}"));
         }
-        lane.forget();
-        lane
+        candidate.forget();
+        candidate
     }
 
     /// Throws away what has been noted so far, once all is quiet.
@@ -131,7 +131,7 @@ impl Lane {
         self.again.lock().expect("nobody panicked").try_iter().for_each(drop);
     }
 
-    /// From the call to the first byte of a server that speaks first, and what the server believed at its birth.
+    /// From the SYN to the first byte of a server that speaks first, and what the server believed at its birth.
     fn first_word(&self) -> (Duration, Beliefs) {
         let took = self.rig.client.run(|| {
             let start = Instant::now();
@@ -149,7 +149,7 @@ impl Lane {
         (median(times), medians(&beliefs))
     }
 
-    /// Bytes that arrive in the first `time` after the call, the server's segments sent again, and its beliefs.
+    /// Bytes that arrive in the first `time` after the SYN, the server's segments sent again, and its beliefs.
     fn first_bytes(&self, time: Duration, ready: &Barrier) -> (u64, u32, Beliefs) {
         let bytes = self.rig.client.run(|| {
             let mut buffer = vec![0; 256 << 10];
@@ -171,15 +171,15 @@ impl Lane {
 }
 
 /// The bridge, the proxy with the SYN cache and the proxy without, in this order.
-fn lanes(mode: &str, congestion: Option<&str>, timestamps: bool) -> [Lane; 3] {
+fn candidates(mode: &str, congestion: Option<&str>, timestamps: bool) -> [Candidate; 3] {
     let rig = Rig::alone();
     let others = [rig.beside(), rig.beside()];
     let [one, other] = others;
     let configs = [netns::CACHE_ON, netns::CACHE_OFF].map(|cache| format!("{cache} {mode}"));
     [
-        Lane::new("bridge", rig, None, congestion, timestamps),
-        Lane::new("cache", one, Some(&configs[0]), congestion, timestamps),
-        Lane::new("cookies", other, Some(&configs[1]), congestion, timestamps),
+        Candidate::new("bridge", rig, None, congestion, timestamps),
+        Candidate::new("cache", one, Some(&configs[0]), congestion, timestamps),
+        Candidate::new("cookies", other, Some(&configs[1]), congestion, timestamps),
     ]
 }
 
@@ -214,43 +214,46 @@ fn is_decided(ratios: &[f64]) -> bool {
 /// the birth of a connection, and how fast it is from there.
 fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool) {
     let early = handshake == "early";
-    let lanes = lanes(&format!("handshake = {handshake};"), Some(congestion), timestamps);
+    let candidates = candidates(&format!("handshake = {handshake};"), Some(congestion), timestamps);
     let what = format!("{handshake}, {congestion}, timestamps {timestamps}");
     let mut complaints = Vec::new();
 
     let births: Vec<(Duration, Beliefs)> = thread::scope(|scope| {
-        lanes
+        candidates
             .each_ref()
-            .map(|lane| scope.spawn(|| lane.first_words()))
-            .map(|births| births.join().expect("a lane"))
+            .map(|candidate| scope.spawn(|| candidate.first_words()))
+            .map(|births| births.join().expect("a candidate"))
             .into()
     });
-    for (lane, (took, beliefs)) in lanes.iter().zip(&births) {
-        note!("{what}, {}: first word after {took:.1?}; {beliefs:.0?}", lane.name);
+    for (candidate, (took, beliefs)) in candidates.iter().zip(&births) {
+        note!("{what}, {}: first word after {took:.1?}; {beliefs:.0?}", candidate.name);
     }
     let (truth, believed) = &births[0];
-    for (lane, (took, beliefs)) in lanes.iter().zip(&births).skip(1) {
+    for (candidate, (took, beliefs)) in candidates.iter().zip(&births).skip(1) {
         if early {
             // A server that is asked early knows nothing yet, which is better than something wrong.
             let sample = beliefs.iter().find(|belief| belief.0 == "rtt").expect("a server tells its rtt").1;
             if sample != 0.0 {
-                complaints.push(format!("{what}, {}: the server believes rtt {sample:.0}", lane.name));
+                complaints.push(format!("{what}, {}: the server believes rtt {sample:.0}", candidate.name));
             }
         } else {
-            same_beliefs(&mut complaints, &format!("{what}, {}", lane.name), believed, beliefs);
+            same_beliefs(&mut complaints, &format!("{what}, {}", candidate.name), believed, beliefs);
         }
         if *took > *truth + ROUND_TRIP + SMALL {
-            complaints.push(format!("{what}, {}: the first word after {took:?}, over the bridge {truth:?}", lane.name));
+            complaints
+                .push(format!("{what}, {}: the first word after {took:?}, over the bridge {truth:?}", candidate.name));
         }
     }
 
     let mut ratios = [Vec::new(), Vec::new()];
     let mut spoilt = 0;
     while !ratios.iter().all(|ratios| is_decided(ratios)) {
-        let ready = Barrier::new(lanes.len());
+        let ready = Barrier::new(candidates.len());
         let runs: Vec<(u64, u32, Beliefs)> = thread::scope(|scope| {
-            let runs = lanes.each_ref().map(|lane| scope.spawn(|| lane.first_bytes(Duration::from_secs(5), &ready)));
-            runs.map(|run| run.join().expect("a lane")).into()
+            let runs = candidates
+                .each_ref()
+                .map(|candidate| scope.spawn(|| candidate.first_bytes(Duration::from_secs(5), &ready)));
+            runs.map(|run| run.join().expect("a candidate")).into()
         });
         let bytes: Vec<u64> = runs.iter().map(|run| run.0).collect();
         let again: Vec<u32> = runs.iter().map(|run| run.1).collect();
@@ -269,9 +272,9 @@ fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool
             ratios.push(*bytes_of as f64 / bytes[0] as f64);
         }
     }
-    for (lane, ratios) in lanes[1..].iter().zip(ratios) {
+    for (candidate, ratios) in candidates[1..].iter().zip(ratios) {
         if (median(ratios.clone()) - 1.0).abs() > NEAR {
-            let name = lane.name;
+            let name = candidate.name;
             complaints.push(format!("{what}, {name}: {ratios:.3?} times the bytes of the bridge"));
         }
     }
@@ -281,14 +284,16 @@ fn starts_as_over_the_bridge(handshake: &str, congestion: &str, timestamps: bool
 #[test(alone)]
 fn the_delayed_bridge_carries_more_than_one_connection_asks_for() {
     let rig = Rig::alone();
-    let lane = Lane::new("bridge", rig, None, Some("reno"), true);
+    let candidate = Candidate::new("bridge", rig, None, Some("reno"), true);
     let time = Duration::from_secs(1);
     // That it can is shown by one success, on however busy a machine.
     let carries = (0..5).any(|_| {
-        let (one, _, _) = lane.first_bytes(time, &Barrier::new(1));
+        let (one, _, _) = candidate.first_bytes(time, &Barrier::new(1));
         let ready = Barrier::new(2);
         let both = thread::scope(|scope| {
-            [(); 2].map(|()| scope.spawn(|| lane.first_bytes(time, &ready).0)).map(|run| run.join().expect("a run"))
+            [(); 2]
+                .map(|()| scope.spawn(|| candidate.first_bytes(time, &ready).0))
+                .map(|run| run.join().expect("a run"))
         });
         note!("alone {one} bytes in a second, two at once {both:?}");
         both.iter().sum::<u64>() * 2 > one * 3
@@ -324,19 +329,23 @@ fn bbr_starts_early_as_over_the_bridge() {
 #[test(alone)]
 fn an_early_server_is_heard_as_early_as_over_the_bridge() {
     for timestamps in [true, false] {
-        let lanes = lanes("handshake = early;", None, timestamps);
+        let candidates = candidates("handshake = early;", None, timestamps);
         let times = thread::scope(|scope| {
-            let words = lanes.each_ref().map(|lane| scope.spawn(|| lane.first_words().0));
-            words.map(|words| words.join().expect("a lane"))
+            let words = candidates.each_ref().map(|candidate| scope.spawn(|| candidate.first_words().0));
+            words.map(|words| words.join().expect("a candidate"))
         });
         note!("early, timestamps {timestamps}: first word after {times:.1?}");
-        for (lane, took) in lanes.iter().zip(times) {
-            assert!(took < times[0] + SMALL, "{}, timestamps {timestamps}: the first word of {times:?}", lane.name);
+        for (candidate, took) in candidates.iter().zip(times) {
+            assert!(
+                took < times[0] + SMALL,
+                "{}, timestamps {timestamps}: the first word of {times:?}",
+                candidate.name
+            );
         }
     }
 }
 
-/// From the call to the one byte that says that `bytes` bytes have arrived, which are sent with the handshake's last
+/// From the SYN to the one byte that says that `bytes` bytes have arrived, which are sent with the handshake's last
 /// acknowledgement if `at_once`.
 fn request(rig: &Rig, server: &Server, bytes: u64, at_once: bool) -> Duration {
     rig.client.run(|| {
@@ -405,7 +414,7 @@ fn times_over_all(requests: &Requests) -> Vec<Times> {
 fn complaints(requests: &Requests, times: &[Times]) -> Vec<String> {
     let mut complaints = Vec::new();
     for (i, (what, later, truth)) in times[0].iter().enumerate() {
-        let [cache, cookies] = [1, 2].map(|lane| times[lane][i].2);
+        let [cache, cookies] = [1, 2].map(|candidate| times[candidate][i].2);
         note!("{} {what}: bridge {truth:.1?}, cache {cache:.1?}, cookies {cookies:.1?}", requests.mode);
         for (name, took) in [("cache", cache), ("cookies", cookies)] {
             if took > *truth + *later {

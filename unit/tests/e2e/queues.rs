@@ -44,16 +44,16 @@ fn with_several_workers(backend: Backend, config: &str, work: impl Fn(&Rig, &str
 fn transfers_every_way() {
     for (backend, config) in [(Backend::Driver, netns::CACHE_ON), (Backend::Packet, netns::CACHE_OFF)] {
         with_several_workers(backend, config, |rig, what| {
-            for (caller, called, ip) in [
+            for (opener, acceptor, ip) in [
                 (&rig.client, &rig.server, netns::SERVER_V4),
                 (&rig.client, &rig.server, netns::SERVER_V6),
                 (&rig.server, &rig.client, netns::CLIENT_V4),
                 (&rig.server, &rig.client, netns::CLIENT_V6),
             ] {
-                let server = called.serve(ip, 0, traffic::exchanged);
+                let server = acceptor.serve(ip, 0, traffic::exchanged);
                 rig.judge([0, 0], || {
                     for _ in 0..4 {
-                        let stream = caller.connect(server.address).unwrap_or_else(|e| panic!("{what}, {ip}: {e}"));
+                        let stream = opener.connect(server.address).unwrap_or_else(|e| panic!("{what}, {ip}: {e}"));
                         traffic::exchange(&stream, 2 * MB, 2 * MB).unwrap_or_else(|e| panic!("{what}, {ip}: {e}"));
                     }
                 });
@@ -68,15 +68,15 @@ fn what_fails_fails_as_it_should() {
         // Pings cross, whole and in pieces.
         for ip in [netns::SERVER_V4, netns::SERVER_V6] {
             rig.client.sh(&format!("ping -n -q -c 5 -i 0.02 {ip} && ping -n -q -c 5 -i 0.02 -s 4000 {ip}"));
-            // A port nobody listens at. What one worker learns the others know before the next caller comes: only the first is
+            // A port nobody listens at. What one worker learns the others know before the next client comes: only the first is
             // ever answered in the server's name.
             for port in 4000..4004 {
-                for caller in 0..8 {
+                for client in 0..8 {
                     let refused =
                         rig.client.connect(SocketAddr::new(ip, port)).and_then(|mut stream| stream.read(&mut [0]));
                     let kind = refused.expect_err("nobody listens").kind();
                     let told = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
-                    assert!(told[..if caller == 0 { 2 } else { 1 }].contains(&kind), "{what}, {ip}, {caller}: {kind}");
+                    assert!(told[..if client == 0 { 2 } else { 1 }].contains(&kind), "{what}, {ip}, {client}: {kind}");
                 }
             }
         }

@@ -30,7 +30,7 @@ fn collapsed(bytes: u64, speed: f64) -> bool {
 /// With the SYN cache, and with nothing but cookies.
 const CACHES: [&str; 2] = [netns::CACHE_ON, netns::CACHE_OFF];
 
-/// The four ways a connection can run: who calls whom, over what.
+/// The four ways a connection can run: who connects to whom, over what.
 fn ways(rig: &Rig) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
     [
         ("from the WAN, IPv4", &rig.client, &rig.server, netns::SERVER_V4),
@@ -42,10 +42,10 @@ fn ways(rig: &Rig) -> [(&'static str, &Namespace, &Namespace, IpAddr); 4] {
 
 /// One connection every way, `bytes` up and down, judged.
 fn exchange_every_way(rig: &Rig, what: &str, bytes: u64) {
-    for (way, caller, called, ip) in ways(rig) {
-        let server = called.serve(ip, 0, traffic::exchanged);
+    for (way, opener, acceptor, ip) in ways(rig) {
+        let server = acceptor.serve(ip, 0, traffic::exchanged);
         let speeds = rig.judge([0, 0], || {
-            let stream = caller.connect(server.address).unwrap_or_else(|e| panic!("{what}, {way}: connect: {e}"));
+            let stream = opener.connect(server.address).unwrap_or_else(|e| panic!("{what}, {way}: connect: {e}"));
             traffic::exchange(&stream, bytes, bytes).unwrap_or_else(|e| panic!("{what}, {way}: {e}"))
         });
         note!("{what}, {way}: up {:.0} Mbit/s, down {:.0} Mbit/s", speeds[0], speeds[1]);
@@ -147,10 +147,10 @@ fn every_option_may_be_off_at_both_ends() {
 fn short_connections(backend: Backend, config: &str) {
     let rig = Rig::alone();
     let proxy = Appliance::start(&rig, backend, config);
-    for (way, caller, called, ip) in ways(&rig) {
-        let server = called.serve(ip, 0, traffic::echo);
+    for (way, opener, acceptor, ip) in ways(&rig) {
+        let server = acceptor.serve(ip, 0, traffic::echo);
         let mut times = rig.judge([0, 0], || {
-            caller.run(|| {
+            opener.run(|| {
                 (0..1000u32)
                     .map(|number| {
                         let start = Instant::now();
@@ -190,39 +190,39 @@ fn a_thousand_short_connections_every_way_on_af_packet() {
     short_connections(Backend::Packet, CACHES[0]);
 }
 
-/// Runs a conversation every way, in driver mode, with the cache and without: what the caller does, what the called does.
+/// Runs a conversation every way, in driver mode, with the cache and without: what the end that opens does, what the other does.
 fn converse(
     resets: [i64; 2],
-    call: impl Fn(&TcpStream) -> io::Result<()>,
+    opens: impl Fn(&TcpStream) -> io::Result<()>,
     answer: impl Fn(&TcpStream) -> io::Result<()> + Clone + Send + Sync + 'static,
 ) {
     for cache in CACHES {
         let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
-        for (way, caller, called, ip) in ways(&rig) {
+        for (way, opener, acceptor, ip) in ways(&rig) {
             let (outcome, answered) = mpsc::channel();
             let answer = answer.clone();
-            let server = called.serve(ip, 0, move |stream| {
+            let server = acceptor.serve(ip, 0, move |stream| {
                 let _ = outcome.send(answer(&stream).map_err(|error| error.to_string()));
                 Ok(())
             });
-            // Resets are named by role; the LAN's calls swap the ends.
-            let by_end = if called.name() == rig.server.name() { resets } else { [resets[1], resets[0]] };
+            // Resets are named by role; the LAN's connections swap the ends.
+            let by_end = if acceptor.name() == rig.server.name() { resets } else { [resets[1], resets[0]] };
             rig.judge(by_end, || {
-                let stream = caller.connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
-                call(&stream).unwrap_or_else(|e| panic!("{way} {cache}: the caller: {e}"));
+                let stream = opener.connect(server.address).unwrap_or_else(|e| panic!("{way}: connect: {e}"));
+                opens(&stream).unwrap_or_else(|e| panic!("{way} {cache}: the opener: {e}"));
                 drop(stream);
                 answered
                     .recv_timeout(traffic::PATIENCE)
-                    .unwrap_or_else(|e| panic!("{way} {cache}: the called never ended: {e}"))
-                    .unwrap_or_else(|e| panic!("{way} {cache}: the called: {e}"));
+                    .unwrap_or_else(|e| panic!("{way} {cache}: the acceptor never ended: {e}"))
+                    .unwrap_or_else(|e| panic!("{way} {cache}: the acceptor: {e}"));
             });
         }
     }
 }
 
 #[test(alone)]
-fn the_caller_may_finish_first_and_listen_on() {
+fn the_opener_may_finish_first_and_listen_on() {
     converse(
         [0, 0],
         |stream| {
@@ -241,7 +241,7 @@ fn the_caller_may_finish_first_and_listen_on() {
 }
 
 #[test(alone)]
-fn the_called_may_finish_first_and_listen_on() {
+fn the_acceptor_may_finish_first_and_listen_on() {
     converse(
         [0, 0],
         |stream| {
@@ -258,7 +258,7 @@ fn the_called_may_finish_first_and_listen_on() {
 }
 
 #[test(alone)]
-fn the_called_may_speak_first() {
+fn the_acceptor_may_speak_first() {
     converse(
         [0, 0],
         |stream| {
@@ -275,7 +275,7 @@ fn the_called_may_speak_first() {
 }
 
 #[test(alone)]
-fn the_caller_may_abort() {
+fn the_opener_may_abort() {
     converse(
         // One, and one for every segment that an impatient peer had sent again meanwhile.
         [4, 0],
@@ -293,7 +293,7 @@ fn the_caller_may_abort() {
 }
 
 #[test(alone)]
-fn the_called_may_abort() {
+fn the_acceptor_may_abort() {
     converse(
         [0, 4],
         |stream| {
@@ -347,10 +347,10 @@ fn expect_reset(mut stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// What becomes of a call to nobody: the error, wherever it surfaces, and when.
-fn fate(caller: &Namespace, address: SocketAddr) -> (ErrorKind, Duration) {
+/// What becomes of an attempt to connect to nobody: the error, wherever it surfaces, and when.
+fn fate(opener: &Namespace, address: SocketAddr) -> (ErrorKind, Duration) {
     let start = Instant::now();
-    let error = match caller.connect(address) {
+    let error = match opener.connect(address) {
         Err(error) => error,
         Ok(mut stream) => match stream.read(&mut [0; 1]) {
             Err(error) => error,
@@ -361,13 +361,13 @@ fn fate(caller: &Namespace, address: SocketAddr) -> (ErrorKind, Duration) {
 }
 
 #[test(alone)]
-fn a_closed_port_resets_the_caller() {
+fn a_closed_port_resets_the_opener() {
     for cache in CACHES {
         let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
-        for (way, caller, called, ip) in ways(&rig) {
-            let resets = if called.name() == rig.server.name() { [0, 1] } else { [1, 0] };
-            let (kind, took) = rig.judge(resets, || fate(caller, SocketAddr::new(ip, 9)));
+        for (way, opener, acceptor, ip) in ways(&rig) {
+            let resets = if acceptor.name() == rig.server.name() { [0, 1] } else { [1, 0] };
+            let (kind, took) = rig.judge(resets, || fate(opener, SocketAddr::new(ip, 9)));
             note!("closed port, {way} {cache}: {kind:?} after {took:?}");
             assert!(matches!(kind, ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused), "{way}: {kind:?}");
             assert!(took < Duration::from_secs(1), "{way}: only after {took:?}");
@@ -376,7 +376,7 @@ fn a_closed_port_resets_the_caller() {
 }
 
 #[test(alone)]
-fn a_server_that_is_down_resets_the_caller_in_the_end() {
+fn a_server_that_is_down_resets_the_opener_in_the_end() {
     for cache in CACHES {
         let rig = Rig::alone();
         let _proxy = Appliance::start(&rig, Backend::Driver, &format!("{cache} timeouts = {{ dl_syn_sent = 2; }};"));
@@ -393,11 +393,11 @@ fn a_server_that_is_down_resets_the_caller_in_the_end() {
 fn many_connections_share_the_way() {
     let rig = Rig::alone();
     let proxy = Appliance::start(&rig, Backend::Driver, netns::CACHE_ON);
-    for (way, caller, called, ip) in ways(&rig) {
-        let server = called.serve(ip, 0, traffic::exchanged);
+    for (way, opener, acceptor, ip) in ways(&rig) {
+        let server = acceptor.serve(ip, 0, traffic::exchanged);
         rig.judge([0, 0], || {
             let streams: Vec<TcpStream> =
-                caller.run(|| (0..64).map(|_| traffic::connect(server.address).expect("connecting")).collect());
+                opener.run(|| (0..64).map(|_| traffic::connect(server.address).expect("connecting")).collect());
             thread::scope(|scope| {
                 for stream in &streams {
                     scope.spawn(|| {

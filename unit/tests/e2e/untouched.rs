@@ -31,7 +31,7 @@ fn a_signed_connection_passes_as_over_the_bridge() {
                 other => other.expect("a listener that wants signatures"),
             };
             let address = listener.local_addr().expect("a bound socket has an address");
-            // Twice: at the second call the server is known.
+            // Twice: at the second connection the server is known.
             for _ in 0..2 {
                 let before = rig.counters();
                 thread::scope(|scope| {
@@ -99,8 +99,8 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// Calls with the first bytes in the SYN, where the server has given a cookie for that, and checks that they arrive once.
-fn calls_with_data(rig: &Rig, ends: (IpAddr, SocketAddr), what: &str) {
+/// Connects with the first bytes in the SYN, where the server has given a cookie for that, and checks that they arrive once.
+fn connects_with_data(rig: &Rig, ends: (IpAddr, SocketAddr), what: &str) {
     const BYTES: u64 = 20_000;
     let outcome = rig.client.run(|| {
         let stream = Making::default().connect(ends.0, ends.1, sockets::connect_with_data)?;
@@ -127,11 +127,11 @@ fn data_in_a_syn_is_delivered_once() {
             sockets::accept_with_data(served.listener()).expect("a listener takes data in a SYN");
             (client, served)
         });
-        let calls = |what: &str| {
+        let connects = |what: &str| {
             let before = rig.counters();
             for (client, server) in &servers {
                 for _ in 0..3 {
-                    calls_with_data(&rig, (*client, server.address), what);
+                    connects_with_data(&rig, (*client, server.address), what);
                 }
             }
             let after = rig.counters();
@@ -140,12 +140,12 @@ fn data_in_a_syn_is_delivered_once() {
             note!("{what}, {config}: of {taken} SYNs the data was acknowledged, of {not} not");
             [taken, not]
         };
-        // The first call of each family asks for a cookie.
-        assert_eq!(calls("bridge"), [4, 0], "the bridge itself");
+        // The first connection of each family asks for a cookie.
+        assert_eq!(connects("bridge"), [4, 0], "the bridge itself");
         // The cookies are good still, and the clients use them.
         rig.unbridge();
         let _proxy = Appliance::start(&rig, Backend::Driver, config);
-        let [taken, not] = calls("proxy, with the bridge's cookies");
+        let [taken, not] = connects("proxy, with the bridge's cookies");
         if config == PASS {
             assert_eq!([taken, not], [6, 0], "data of SYNs that pass was acknowledged, and was not");
         } else {
@@ -167,7 +167,7 @@ fn without_a_cookie_nothing_is_sent_in_a_syn_through_the_proxy() {
             });
             sockets::accept_with_data(served.listener()).expect("a listener takes data in a SYN");
             for _ in 0..3 {
-                calls_with_data(&rig, (client, served.address), cache);
+                connects_with_data(&rig, (client, served.address), cache);
             }
         }
     }

@@ -24,13 +24,13 @@ struct Place {
 }
 
 /// The buffers of a batch and what became of them.
-pub struct Lane {
+pub struct Worker {
     buffers: Vec<Vec<u8>>,
     places: Vec<Place>,
     metas: Vec<Metadata>,
     verdicts: Vec<Verdict>,
-    /// Frames that are held, by their places in the pen, and buffers to take theirs' place.
-    pen: Vec<Option<(Vec<u8>, Place)>>,
+    /// Frames that are held, by the index of their tickets, and buffers to take theirs' place.
+    held: Vec<Option<(Vec<u8>, Place)>>,
     idle: Vec<Vec<u8>>,
     /// What became of the frames that were brought back in the last batch.
     released: Vec<Verdict>,
@@ -60,14 +60,14 @@ impl Egress for Spares {
     }
 }
 
-impl Lane {
+impl Worker {
     pub fn new() -> Self {
         Self {
             buffers: vec![vec![0; BUFFER]; BATCH],
             places: vec![Place { start: HEADROOM, len: 0 }; BATCH],
             metas: vec![Metadata::default(); BATCH],
             verdicts: Vec::with_capacity(BATCH),
-            pen: Vec::new(),
+            held: Vec::new(),
             idle: Vec::new(),
             released: Vec::with_capacity(BATCH),
             spares: Spares { buffers: vec![[0; BUFFER]; BATCH], used: 0 },
@@ -109,12 +109,12 @@ impl Lane {
 
     /// Takes the batch through the engine and lets it do what is due.
     #[inline(never)]
-    pub fn turn(&mut self, proxy: &mut Proxy, side: Side) {
+    pub fn poll(&mut self, proxy: &mut Proxy, side: Side) {
         self.verdicts.clear();
         self.released.clear();
         self.spares.used = 0;
-        if self.pen.is_empty() {
-            self.pen.resize_with(proxy.held_frames(), || None);
+        if self.held.is_empty() {
+            self.held.resize_with(proxy.held_frames(), || None);
         }
         for ((buffer, place), meta) in self.buffers.iter_mut().zip(&self.places).zip(&mut self.metas) {
             proxy.parse(side, &Head::new(&mut buffer[..], place.start, place.len, place.len), meta);
@@ -128,11 +128,11 @@ impl Lane {
             *place = Place { start: head.start(), len: head.len() };
             if let Verdict::Hold(ticket) = verdict {
                 let other = self.idle.pop().unwrap_or_else(|| vec![0; BUFFER]);
-                self.pen[usize::from(ticket.index)] = Some((mem::replace(buffer, other), *place));
+                self.held[usize::from(ticket.index)] = Some((mem::replace(buffer, other), *place));
             }
             self.verdicts.push(verdict);
             while let Some(ticket) = proxy.next_release() {
-                let held = self.pen[usize::from(ticket.index)].take();
+                let held = self.held[usize::from(ticket.index)].take();
                 let (mut buffer, place) = held.expect("a ticket is released once");
                 let mut head = Head::new(&mut buffer[..], place.start, place.len, place.len);
                 self.released.push(proxy.on_release(ticket, &mut head, self.now, &mut self.spares));
