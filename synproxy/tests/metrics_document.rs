@@ -40,7 +40,7 @@ Everything that the appliance counts and measures. This page is made from the ta
 
 `synctl stats --json` gives every value for each worker and in total. The total of a metric is the sum over the workers, unless
 its section says otherwise. A counter only grows while the process runs; a gauge is a momentary value. The last column is the
-name in Prometheus, where nanoseconds become seconds.
+name for an exporter to Prometheus to use, where nanoseconds become seconds; the appliance itself serves no such endpoint.
 
 Frames that were lost for want of room are also summed up by the name of the loss, in `losses` and in the line that is logged every
 two seconds.

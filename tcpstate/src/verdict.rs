@@ -36,7 +36,8 @@ crate::metrics! {
         BadAddress = "bad-address",
         /// A combination of flags that no TCP sends: SYN with FIN or RST, or no flag at all.
         BadFlags = "bad-flags",
-        /// The source prefix has exceeded its rate of SYNs.
+        /// A SYN whose source prefix has exceeded its rate of SYNs, or an ACK whose cookie was not checked because its source prefix has spent its budget
+        /// of failed checks.
         RateLimited = "rate-limited",
         /// The acknowledgement number is not a valid SYN cookie, or the cookie has expired.
         BadCookie = "bad-cookie",
@@ -46,7 +47,7 @@ crate::metrics! {
         WrongState = "wrong-state",
         /// A reset whose sequence number the receiver would not accept (RFC 5961 section 3).
         BadReset = "bad-reset",
-        /// The box answered on the endpoint's behalf with a challenge ACK (RFC 5961).
+        /// A segment that calls for a challenge ACK (RFC 5961) within half a second of the last one for its flow.
         Challenged = "challenged",
         /// Every candidate slot of the flow table holds a flow of higher priority.
         TableFull = "table-full",
@@ -144,15 +145,16 @@ crate::metrics! {
         Adopted = "adopted" in Connections,
         /// Segments of unknown connections answered with a reset.
         StrayReset = "stray-reset",
-        /// ACKs dropped without a cookie check: no SYN of this 4-tuple was answered recently.
+        /// ACKs from the WAN that cannot bear a cookie, because no SYN of this 4-tuple was answered recently: not checked, and treated as segments of
+        /// the connection there is, or of an unknown one.
         Unasked = "unasked",
         /// Connections that never carried data, evicted for a new one.
         EvictedSilent = "evicted-silent" in Flows,
         /// Congestion marks answered for an endpoint without ECN.
         EcnLent = "ecn-lent",
-        /// TCP segments from the LAN that were forwarded.
+        /// TCP segments from the LAN that were not dropped: forwarded, answered or held.
         LanSegment = "lan-segment",
-        /// TCP segments from the WAN that were forwarded.
+        /// TCP segments from the WAN that were not dropped: forwarded, answered or held.
         WanSegment = "wan-segment",
     }
 }
