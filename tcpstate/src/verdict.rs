@@ -107,6 +107,8 @@ crate::metrics! {
         AnswerRepeated = "answer-repeated",
         /// Challenge ACKs sent (RFC 5961).
         Challenge = "challenge",
+        /// Connections that went on after an RST that had been forwarded: their receiver did not accept it, so it was forged.
+        ResetOutlived = "reset-outlived" in Connections,
         /// Flows removed by their timer.
         Expired = "expired" in Flows,
         /// Closing flows evicted for a new one.

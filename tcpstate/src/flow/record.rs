@@ -73,6 +73,10 @@ impl FlowFlags {
     pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);
     /// The server is reached under a second key, which lies in the table's side array.
     pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
+    /// The RST that was passed last came from the LAN.
+    pub const RESET_LAN: FlowFlags = FlowFlags(1 << 24);
+    /// The RST that was passed last came from the WAN.
+    pub const RESET_WAN: FlowFlags = FlowFlags(1 << 25);
 
     /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
     pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
@@ -100,6 +104,13 @@ impl FlowFlags {
         match side {
             Side::Lan => FlowFlags::FIN_LAN_ACKED,
             Side::Wan => FlowFlags::FIN_WAN_ACKED,
+        }
+    }
+
+    const fn reset(side: Side) -> FlowFlags {
+        match side {
+            Side::Lan => FlowFlags::RESET_LAN,
+            Side::Wan => FlowFlags::RESET_WAN,
         }
     }
 }
@@ -206,7 +217,8 @@ pub struct Flow {
     pub priorities: u8,
     /// The client's side in bit 0 and the server's in bit 1: 0 the LAN, 1 the WAN.
     sides: u8,
-    spare: [u8; 4],
+    /// The number of the RST that was passed last, where it came behind the handshakes.
+    reset_at: SeqNum,
 }
 
 const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");
@@ -402,6 +414,33 @@ impl Flow {
         if self.has_finished(other) && !self.endpoints[side].acked.before(self.endpoints[other].next) {
             self.set(FlowFlags::fin_acked(other), true);
         }
+    }
+
+    /// Notes a RST with this number in the name of the end on `side`, which has been passed. Of several the one counts that its receiver would
+    /// have accepted last.
+    pub fn note_reset(&mut self, side: Side, number: SeqNum) {
+        let flag = FlowFlags::reset(side);
+        let is_earlier = self.is(flag) && number.before(self.reset_at);
+        self.reset_at = if is_earlier { self.reset_at } else { number };
+        self.set(FlowFlags::reset(side.other()), false);
+        self.set(flag, true);
+    }
+
+    /// Whether an acknowledgement of `side` proves that this end has not accepted the RST that was passed to it. RFC 9293 section 3.10.7.4 and RFC
+    /// 5961 section 3.2: a RST is accepted with the number that its receiver expects next. The receiver then sends no more, so it never acknowledges
+    /// anything beyond that number.
+    pub fn disproves_reset(&self, side: Side, ack: SeqNum) -> bool {
+        self.is(FlowFlags::reset(side.other())) && ack.after(self.reset_at)
+    }
+
+    /// Whether the RST that was passed has a number in the middle of what its sender has sent. A stack that aborts resets behind all that it has sent.
+    pub fn is_reset_in_doubt(&self) -> bool {
+        Side::BOTH.iter().any(|&side| self.is(FlowFlags::reset(side)) && self.reset_at.before(self.endpoint(side).next))
+    }
+
+    /// Forgets the RST: its receiver goes on.
+    pub fn outlive_reset(&mut self) {
+        self.clear(&[FlowFlags::RESET_LAN, FlowFlags::RESET_WAN]);
     }
 
     /// The state the FINs lead to.

@@ -29,7 +29,8 @@ pub enum State {
     LastAck = 10,
     /// Both FINs are acknowledged.
     TimeWait = 11,
-    /// An RST was accepted. What still comes is passed for a while, so that a forged RST does not cut the path.
+    /// An RST that its receiver may accept was passed. What still comes is passed for a while; if it shows that the receiver did not accept
+    /// the RST, the connection goes on.
     Reset = 12,
 }
 
@@ -130,6 +131,8 @@ impl State {
                 | (Established, LastAck)
                 | (LastAck, TimeWait)
                 | (AckWithheld | WindowPending | SynSent | SynReceived | Established | FinWait | LastAck | TimeWait, Reset)
+                // The RST was forged: its receiver acknowledges more than the RST's number.
+                | (Reset, Established | FinWait | LastAck | TimeWait)
                 // Every record is freed in the end.
                 | (_, Free)
         )

@@ -168,6 +168,9 @@ impl Proxy {
 
     /// RFC 5961 section 3: a reset that hits the next expected number ends the connection, one that only falls into the window is
     /// answered with a challenge, any other is nothing.
+    ///
+    /// While data is in flight only the receiver knows which number it expects next. The box passes every reset that the receiver may accept, and
+    /// the record is in [`State::Reset`] until its timer frees it, or until the receiver [shows](Flow::disproves_reset) that it has not accepted.
     fn on_reset(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
@@ -184,8 +187,15 @@ impl Proxy {
             format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
         });
         if seq.within(receiver.acked, sent) {
-            if !flow.is_in(State::Reset) {
-                self.set_state(id, State::Reset, ctx.now, |_| ());
+            // While the box still speaks for an end, its timers ask both ends whether they are alive. It stops only for a number that a stack
+            // resets with: behind all that it has sent, or where the receiver's last acknowledgement is.
+            let speaks = matches!(flow.state(), State::AckWithheld | State::WindowPending);
+            let is_exact = seq == receiver.acked || seq == sent;
+            if is_exact || !speaks {
+                self.follow_state(id, ctx.now, |flow| {
+                    flow.note_reset(ctx.side, seq);
+                    State::Reset
+                });
             }
             return self.pass(ctx, id);
         }
@@ -210,7 +220,8 @@ impl Proxy {
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
-        is_near(end, receiver.acked, granted + slack) && is_near(self.outer_ack(ctx.side, ctx.segment, id), receiver.next, hidden)
+        is_near(end, receiver.acked, granted + slack)
+            && is_near(self.outer_ack(ctx.side, ctx.segment, id), receiver.next, hidden)
     }
 
     /// The acknowledgement number of a segment as the WAN counts: the client's is that already, and the server's is of the client's own numbers, to
@@ -267,17 +278,23 @@ impl Proxy {
         // Nothing comes after a FIN, whatever a damaged segment may claim.
         let other_finished = flow.has_finished(side.other());
         // A connection does not end by a flipped bit: FINs, and what acknowledges them, are examined.
-        let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side);
+        let ends = segment.flags.has(Flags::FIN) && !flow.has_finished(side) && is_new_fin(flow, side, segment, ack);
         // And while the box is about to send in an end's name, only what that end certainly sent counts.
         let speaks = matches!(state, State::AckWithheld | State::WindowPending);
-        let damaged = (speaks || ends || other_finished) && is_damaged(ctx);
+        let disproves = state == State::Reset && flow.disproves_reset(side, ack);
+        let damaged = (speaks || ends || other_finished || disproves) && is_damaged(ctx);
         if speaks && damaged {
             return;
         }
         let believed = (ends || other_finished) && !damaged;
-        if ends || other_finished || speaks && side == Side::Wan {
+        let outlives = disproves && !damaged;
+        if ends || other_finished || outlives || speaks && side == Side::Wan {
             self.follow_state(id, ctx.now, |flow| {
                 follow(flow, ctx, ack, ends, believed);
+                if outlives {
+                    flow.outlive_reset();
+                    return flow.state_by_fins();
+                }
                 match flow.state_by_fins() {
                     // It ends by itself; and a handshake by the client's acknowledgement.
                     _ if matches!(state, State::Reset | State::SynReceived) => state,
@@ -287,6 +304,9 @@ impl Proxy {
             });
         } else {
             self.table.update(id, |flow| follow(flow, ctx, ack, false, false));
+        }
+        if outlives {
+            self.counters.count(Event::ResetOutlived);
         }
         // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
         if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
@@ -321,6 +341,16 @@ impl Proxy {
             None => projection,
         }
     }
+}
+
+/// Whether a FIN in sequence can be its sender's: behind what the receiver has acknowledged, and acknowledging about what its sender last did. An old
+/// segment may lie much further behind and is still passed, so a forged one need not hit much.
+fn is_new_fin(flow: &Flow, side: Side, segment: &Segment, ack: SeqNum) -> bool {
+    let (sender, receiver) = (flow.endpoint(side), flow.endpoint(side.other()));
+    let end = segment.seq + flow.outward(side) + segment.seq_len();
+    // What its sender acknowledged behind the FIN may have overtaken it: no more than its window.
+    let overtaken = flow.granted(side).0.max(SLACK);
+    flow.is(FlowFlags::UNJUDGED) || end.after(receiver.acked) && !ack.before(sender.acked - overtaken)
 }
 
 /// Writes what a segment says into its flow's record: how far its sender has got, what it has acknowledged, its window and its clock. `ack` is its

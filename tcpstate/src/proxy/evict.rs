@@ -97,7 +97,9 @@ impl Kind {
     /// The kind of a flow, if it may be evicted: one that still carries anything, be it an unacknowledged FIN, never is.
     fn of(flow: &Flow) -> Option<Kind> {
         match flow.state() {
-            State::TimeWait | State::Reset => Some(Kind::Closing),
+            State::TimeWait => Some(Kind::Closing),
+            // A blind RST must not have a connection evicted.
+            State::Reset => (!flow.is_reset_in_doubt()).then_some(Kind::Closing),
             State::AckWithheld | State::WindowPending | State::Established => {
                 (!flow.is(FlowFlags::CARRIED)).then_some(Kind::Silent)
             }

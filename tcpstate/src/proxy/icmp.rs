@@ -172,13 +172,7 @@ fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
 
 /// Rewrites an error from `side` so that the end that receives it finds its own segment quoted. Returns the MSS that limits the flow's from now
 /// on, if the error reports an MTU and timestamps are inserted into the server's segments.
-fn translate_error(
-    projection: &Projection,
-    side: Side,
-    quote: &Quote,
-    kind: IcmpKind,
-    head: &mut Head,
-) -> Option<u16> {
+fn translate_error(projection: &Projection, side: Side, quote: &Quote, kind: IcmpKind, head: &mut Head) -> Option<u16> {
     let mut edit = Edit::begin(quote, head);
     // The sender of the quoted segment is on the other side, and the segment was translated on its way.
     let sender = side.other();

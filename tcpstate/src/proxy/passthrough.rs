@@ -133,7 +133,10 @@ impl Proxy {
         let Segment { seq, flags, .. } = *ctx.segment;
         ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.client()));
         let acceptable = match (ctx.side == flow.client(), flow.state()) {
-            (true, _) => true,
+            (true, _) if seq.within(flow.outer_isn + 1, flow.endpoint(ctx.side).next) => true,
+            // The answer to a server that has an older connection of these ends bears the number of that (RFC 9293 section 3.5.1), and the client
+            // goes on to open its own; so does a client in whose name somebody else sends a reset.
+            (true, _) => return Verdict::Forward,
             // RFC 9293 section 3.10.7.3: in SYN-SENT the client accepts a reset that acknowledges its SYN.
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,

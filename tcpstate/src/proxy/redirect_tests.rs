@@ -179,7 +179,8 @@ impl World {
         let other = from.other();
         // What has come, and how much of it is acknowledged now.
         let unacked = self.ends[other].sent.wrapping_sub(self.ends[from].acked);
-        self.ends[from].acked = self.ends[from].acked.wrapping_add((u64::from(unacked) * u64::from(share) / 100) as u32);
+        self.ends[from].acked =
+            self.ends[from].acked.wrapping_add((u64::from(unacked) * u64::from(share) / 100) as u32);
         // The window takes no more.
         let in_flight = self.ends[from].sent.wrapping_sub(self.ends[other].acked);
         let payload = if in_flight > 60_000 { 0 } else { payload };
@@ -214,7 +215,8 @@ impl World {
 
     /// A SYN of the server on the open connection is challenged in the client's name, by what the client would say to the server.
     fn challenges(&mut self) -> Result<(), TestCaseError> {
-        let syn = TestSegment { seq: 99, flags: Flags::SYN.0, ..self.said(Side::Lan, 0, 0, 0).on(Side::Lan, &self.deltas) };
+        let syn =
+            TestSegment { seq: 99, flags: Flags::SYN.0, ..self.said(Side::Lan, 0, 0, 0).on(Side::Lan, &self.deltas) };
         let (verdict, answer) = self.takes(Side::Lan, &TestSegment { ack: 0, ..syn }.frame());
         prop_assert_eq!(verdict, Verdict::Reflect);
         self.ends[Side::Lan].clock = self.ends[Side::Lan].clock.wrapping_sub(1);

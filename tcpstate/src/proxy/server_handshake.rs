@@ -162,8 +162,8 @@ impl Proxy {
             return self.answer_syn(ctx, Some(id));
         }
         if ctx.kind == Kind::Rst {
-            // One that has sent early data resets behind it.
-            if !seq.within(next, self.caches.hold_queue.reach(flow, next)) {
+            // RFC 5961 section 3: the exact number, which is behind the early data if that has come.
+            if seq != next && seq != self.caches.hold_queue.reach(flow, next) {
                 return Verdict::Drop(DropReason::BadReset);
             }
             if !ctx.is_sound() {

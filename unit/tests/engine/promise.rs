@@ -622,6 +622,8 @@ in_every_mode! {
         let (offered, server_syn) = connects_with_data(&client, &server, terms, 100);
         client.sends_in_vain(rst(CLIENT_ISN), DropReason::BadReset);
         client.sends_in_vain(rst(CLIENT_ISN + 1 + 16_385), DropReason::BadReset);
+        // RFC 5961 section 3: nor one in the middle of them.
+        client.sends_in_vain(rst(CLIENT_ISN + 51), DropReason::BadReset);
         client.sends(rst(CLIENT_ISN + 101));
         server.gets(rst(CLIENT_ISN + 1));
         assert_eq!(world.dropped(DropReason::NotHeld), 1);

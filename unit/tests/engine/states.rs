@@ -90,6 +90,11 @@ const STAGES: &[Stage] = &[
         reopened_over,
     ),
     ("Reset", "The client has reset the connection.", was_reset),
+    (
+        "Reset, the number among the bytes in flight",
+        "As Established, and a RST of the client came with a number below that of bytes it has sent.",
+        reset_in_doubt,
+    ),
     ("SynSent, from the LAN", "The LAN has sent a SYN.", || syn_sent(Side::Lan)),
     ("SynSent, from the WAN", "The WAN has sent a signed SYN.", || syn_sent(Side::Wan)),
     ("SynReceived, from the LAN", "The WAN has sent its SYN-ACK.", || syn_received(Side::Lan)),
@@ -307,6 +312,12 @@ fn was_reset() -> Scene {
     scene
 }
 
+fn reset_in_doubt() -> Scene {
+    let scene = established();
+    scene.goes(Side::Wan, &rst(scene.wan.next.wrapping_sub(50)));
+    scene
+}
+
 fn syn_sent(opener: Side) -> Scene {
     let mut scene = fresh(|_| ());
     let isn = scene.view(opener).isn;
@@ -410,6 +421,7 @@ fn arrivals(scene: &Scene, side: Side) -> Vec<Arrival> {
     seg("FIN, repeated", "FIN", fin(before(1), expected));
     seg("FIN with data", "FIN", data(next, expected, 100).flags(FIN));
     seg("RST, exact", "RST", rst(next));
+    seg("RST among the bytes in flight", "RST", rst(next.wrapping_sub(50)));
     seg("RST within the window", "RST", rst(at(1000)));
     seg("RST outside the window", "RST", rst(at(1 << 24)));
     seg("RST|ACK, exact", "RST", rst_ack(next, expected));

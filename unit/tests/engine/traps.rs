@@ -1057,6 +1057,171 @@ in_every_mode! {
         transfer.server(PSH, 1);
     }
 
+    fn a_forged_reset_among_the_bytes_in_flight_ends_no_connection(world, client, server) {
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 100);
+        for (from, round) in [(Side::Wan, 0), (Side::Lan, 1), (Side::Wan, 2), (Side::Lan, 3)] {
+            let (sent, host, other) = match from {
+                Side::Wan => (transfer.client_sent, &client, &server),
+                Side::Lan => (transfer.server_sent, &server, &client),
+            };
+            let j = transfer.joined.clone();
+            let number = |offset: u32| match from {
+                Side::Wan => (j.c(sent + offset), j.c(sent + offset)),
+                Side::Lan => (j.s(sent + offset), j.o(sent + offset)),
+            };
+            match from {
+                Side::Wan => transfer.client(PSH, 1000),
+                Side::Lan => transfer.server(PSH, 1000),
+            }
+            // None of these is the one that the receiver expects, to whom all has come. The largest need not be the last.
+            for offset in [0, 999, 600] {
+                let (inner, outer) = number(offset);
+                host.sends(rst(inner));
+                other.gets(rst(outer));
+            }
+            // A new SYN of the same ends changes nothing, unless its cookie comes back.
+            if round > 1 {
+                client.sends(Terms::linux(world.mss()).on(syn(0xDEAD), (CLIENT_TS + 99, 0)));
+                world.discard();
+            }
+            // The receiver goes on, as what has not come it would have to have repeated.
+            match from {
+                Side::Wan => transfer.server(PSH, 10),
+                Side::Lan => transfer.client(PSH, 10),
+            }
+            world.after_secs(3600);
+            world.has_flows(1, 0);
+            transfer.server(PSH, 1);
+            transfer.client(PSH, 1);
+            assert_eq!(world.happened(Event::ResetOutlived), round + 1);
+        }
+        // Once more it ends like any other.
+        transfer.closes_from_the_client();
+        world.after_secs(125);
+        world.has_flows(0, 0);
+    }
+
+    fn a_reset_behind_bytes_in_flight_ends_a_connection_soon(world, client, server) {
+        for (from, number) in [(Side::Wan, 1000), (Side::Wan, 0), (Side::Lan, 1000), (Side::Lan, 0), (Side::Wan, 500)] {
+            let mut transfer = linux(&world, &client, &server);
+            transfer.client(PSH, 100);
+            transfer.server(PSH, 100);
+            transfer.client(0, 0);
+            let j = transfer.joined.clone();
+            match from {
+                Side::Wan => {
+                    transfer.client(PSH, 1000);
+                    client.sends(rst(j.c(100 + number)));
+                    server.gets(rst(j.c(100 + number)));
+                    // Underway when the reset came.
+                    for acked in [100, 100 + number] {
+                        server.sends(ack(j.s(100), j.c(acked)).ts(SERVER_TS + 9, CLIENT_TS));
+                        client.gets(ack(j.o(100), j.c(acked)).ts(j.ts_out(SERVER_TS + 9), CLIENT_TS));
+                    }
+                }
+                Side::Lan => {
+                    transfer.server(PSH, 1000);
+                    server.sends(rst(j.s(100 + number)));
+                    client.gets(rst(j.o(100 + number)));
+                    for acked in [100, 100 + number] {
+                        client.sends(ack(j.c(100), j.o(acked)).ts(CLIENT_TS + 9, j.ts_out(SERVER_TS)));
+                        server.gets(ack(j.c(100), j.s(acked)).ts(CLIENT_TS + 9, SERVER_TS));
+                    }
+                }
+            }
+            world.after_secs(47);
+            world.has_flows(0, 0);
+        }
+        assert_eq!(world.happened(Event::ResetOutlived), 0);
+    }
+
+    fn a_forged_fin_far_behind_the_window_closes_nothing(world, client, server) {
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 100);
+        transfer.client(0, 0);
+        let j = transfer.joined.clone();
+        for behind in [1, 100, 1_000_000, 60_000_000_u32] {
+            let far = behind.wrapping_neg();
+            client.sends(fin(j.c(99u32.wrapping_add(far)), j.o(100)));
+            world.discard();
+            client.sends(fin(j.c(99u32.wrapping_add(far)), j.o(100u32.wrapping_add(far))));
+            world.discard();
+            server.sends(fin(j.s(99u32.wrapping_add(far)), j.c(100u32.wrapping_add(far))));
+            world.discard();
+        }
+        // The next number, by chance, with an acknowledgement of what the client acknowledged long ago.
+        client.sends(fin(j.c(100), j.o(100u32.wrapping_sub(40_000_000))));
+        world.discard();
+        world.after_secs(8000);
+        world.has_flows(1, 0);
+        // It would break off once the window has gone by.
+        for _ in 0..200 {
+            transfer.client(PSH, 1200);
+            transfer.server(PSH, 1200);
+        }
+        transfer.closes_from_the_client();
+        world.after_secs(125);
+        world.has_flows(0, 0);
+    }
+
+    fn a_damaged_acknowledgement_does_not_disprove_a_reset(world, client, server) {
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.server(PSH, 100);
+        transfer.client(PSH, 1000);
+        let j = transfer.joined.clone();
+        client.sends(rst(j.c(600)));
+        server.gets(rst(j.c(600)));
+        let mut frame = server.frame(&ack(j.s(100), j.c(1100)).ts(SERVER_TS + 9, CLIENT_TS));
+        let at = read(&frame, world.now()).unwrap().tcp_at;
+        frame[at + 17] ^= 1;
+        server.sends(frame);
+        world.discard();
+        world.after_secs(47);
+        world.has_flows(0, 0);
+    }
+
+    fn a_connection_that_closes_outlives_a_forged_reset_too(world, client, server) {
+        let mut transfer = linux(&world, &client, &server);
+        transfer.client(PSH, 100);
+        transfer.client(FIN, 0);
+        transfer.server(PSH, 1000);
+        let j = transfer.joined.clone();
+        server.sends(rst(j.s(500)));
+        client.gets(rst(j.o(500)));
+        transfer.client(0, 0);
+        // Half closed it lasts for two hours.
+        world.after_secs(3600);
+        transfer.server(PSH, 1000);
+        transfer.client(0, 0);
+        transfer.server(FIN, 0);
+        transfer.client(0, 0);
+        world.after_secs(125);
+        world.has_flows(0, 0);
+    }
+
+    fn a_forged_reset_does_not_end_a_passed_connection_either(world, client, server) {
+        server.passes(syn(100).mss(1460));
+        // The opener's reset with the number of some other connection: the answer to a challenge, or forged.
+        server.passes(rst(77_777));
+        client.passes(syn_ack(900, 101).mss(1460));
+        server.passes(rst(66_666));
+        server.passes(ack(101, 901));
+        for i in 0..4 {
+            client.passes(data(901 + i * 100, 101, 100));
+            client.passes(rst(901 + i * 100 + 50));
+            server.passes(ack(101, 1001 + i * 100));
+            world.after_secs(3600);
+            world.has_flows(0, 1);
+        }
+        server.passes(rst(101));
+        world.after_secs(47);
+        world.has_flows(0, 0);
+    }
+
     fn challenges_are_limited(world, client, server) {
         let mut transfer = linux(&world, &client, &server);
         let j = transfer.joined.clone();
@@ -1709,6 +1874,35 @@ fn a_full_table_gives_up_closing_connections_first() {
             transfer.server(PSH, 10);
         }
         late.server(PSH, 10);
+        world.has_flows(capacity as u64, 0);
+    }
+}
+
+#[test]
+fn a_full_table_does_not_give_up_a_connection_for_a_forged_reset() {
+    for mode in Mode::ALL {
+        let (world, capacity) = small(mode);
+        let theirs = Terms::linux(mode.mss());
+        let mut transfers: Vec<Transfer> = (0..capacity as u16)
+            .map(|i| {
+                let (client, server) = world.on_port(1000 + i);
+                let mut transfer = Transfer::new(&client, &server, open(&client, &server, theirs, theirs));
+                transfer.client(PSH, 10);
+                client.sends(rst(transfer.joined.c(5)));
+                server.gets(rst(transfer.joined.c(5)));
+                transfer
+            })
+            .collect();
+        let (client, server) = world.on_port(9);
+        client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+        let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+        let proof = ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
+        client.sends_in_vain(proof, DropReason::TableFull);
+        server.gets(nothing());
+        for transfer in &mut transfers {
+            transfer.server(PSH, 10);
+            transfer.client(PSH, 10);
+        }
         world.has_flows(capacity as u64, 0);
     }
 }
