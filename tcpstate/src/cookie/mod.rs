@@ -127,7 +127,7 @@ impl Cookies {
     /// that was to begin then or later is dropped. After a change that comes too late, for an epoch that has begun, the cookies of that
     /// epoch that were made before open no more.
     pub fn retable(&mut self, tables: &OptionTables, from: u64) {
-        self.generations.change(tables, from, self.epoch.wrapping_sub(1));
+        self.generations.change(tables, from, self.epoch.saturating_sub(1));
         self.renew();
     }
 
