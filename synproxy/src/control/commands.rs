@@ -5,7 +5,7 @@
 
 use crate::metrics::descriptors::CommandKind;
 use crate::metrics::top_talkers::TalkerReport;
-use crossbeam::channel::{self, Sender};
+use crossbeam::channel::{self, Sender, TrySendError};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use rustix::event::{EventfdFlags, eventfd};
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Connection, Excerpt, Filter, Rotation, ServerTable, Side};
+use tcpstate::{Connection, Excerpt, Filter, Policy, Rotation, ServerTable, Side};
 
 /// Commands that a queue holds.
 const CAPACITY: usize = 64;
@@ -29,6 +29,9 @@ pub enum Command {
     Ping,
     /// Use this server table instead of the present one.
     ServerTable(Arc<ServerTable>),
+    /// Open connections under this policy from the next iteration on; its option tables come into force at [`Policy::tables_begin`], on every worker
+    /// at the same time.
+    SetPolicy(Arc<Policy>),
     /// Pass new connections through to their servers, or stop doing so.
     Drain(bool),
     /// Change the cookie secret at the time the rotation gives.
@@ -57,6 +60,7 @@ impl Command {
         match self {
             Command::Ping => CommandKind::Status,
             Command::ServerTable(_) => CommandKind::Backends,
+            Command::SetPolicy(_) => CommandKind::Policy,
             Command::Drain(_) => CommandKind::Drain,
             Command::Rotate(_) => CommandKind::RotateSecrets,
             Command::List { .. } => CommandKind::Flows,
@@ -73,6 +77,8 @@ pub enum Answer {
     Done,
     /// To [`Command::ServerTable`]: the table used before, which the caller frees because the worker has no time for it.
     Former(Arc<ServerTable>),
+    /// To [`Command::SetPolicy`]: the former policy, which the caller frees likewise.
+    FormerPolicy(Arc<Policy>),
     /// To [`Command::List`]: connections, and where the next part begins.
     Listed(Vec<Connection>, Option<u32>),
     /// To [`Command::Explain`]: a copy of all the state that decides what happens to the frame.
@@ -92,13 +98,16 @@ struct Request {
 pub struct CommandQueue {
     has_commands: CachePadded<AtomicBool>,
     requests: ArrayQueue<Request>,
+    /// Answers that came too late, to be freed by the next sender: a server table or a policy may be large.
+    late: ArrayQueue<Answer>,
     event: OwnedFd,
 }
 
 impl CommandQueue {
     fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { has_commands: CachePadded::default(), requests: ArrayQueue::new(CAPACITY), event })
+        let (requests, late) = (ArrayQueue::new(CAPACITY), ArrayQueue::new(2 * CAPACITY));
+        Ok(Self { has_commands: CachePadded::default(), requests, late, event })
     }
 
     /// A descriptor that is readable while there are commands.
@@ -123,7 +132,11 @@ impl CommandQueue {
             self.signal();
         }
         // A caller whose time is over has gone, and nobody reads the answer.
-        let _ = request.reply.try_send((request.number, execute(request.command)));
+        if let Err(late) = request.reply.try_send((request.number, execute(request.command))) {
+            let (TrySendError::Full((_, answer)) | TrySendError::Disconnected((_, answer))) = late;
+            // Each sender empties this queue and adds one command, so it has room.
+            let _ = self.late.push(answer);
+        }
     }
 
     /// Signals that there are commands.
@@ -134,6 +147,7 @@ impl CommandQueue {
     }
 
     fn push(&self, request: Request) -> bool {
+        while self.late.pop().is_some() {}
         let pushed = self.requests.push(request).is_ok();
         self.signal();
         pushed
@@ -249,6 +263,27 @@ mod tests {
             scope.spawn(|| serve(&queue, 1));
             assert!(matches!(sender.send(&Command::Ping)[..], [None, Some(Answer::Done)]));
         });
+    }
+
+    #[test]
+    fn what_a_worker_gives_back_too_late_is_freed_by_the_next_sender() {
+        let sender = CommandSender::open(1).unwrap();
+        let queue = sender.queue(0);
+        let policy =
+            |seconds| Arc::new(Policy::new(&tcpstate::Config::default(), tcpstate::Instant::from_secs(seconds)));
+        let (former, next) = (policy(1), policy(2));
+        assert!(matches!(sender.send(&Command::SetPolicy(Arc::clone(&next)))[..], [None]));
+        let mut in_force = Arc::clone(&former);
+        queue.execute_next(|command| {
+            let Command::SetPolicy(policy) = command else { panic!("{command:?}") };
+            Answer::FormerPolicy(std::mem::replace(&mut in_force, policy))
+        });
+        assert_eq!((Arc::strong_count(&former), Arc::strong_count(&next)), (2, 2), "the worker has freed nothing");
+        thread::scope(|scope| {
+            scope.spawn(|| serve(&queue, 1));
+            assert!(matches!(sender.send(&Command::Ping)[..], [Some(Answer::Done)]));
+        });
+        assert_eq!(Arc::strong_count(&former), 1);
     }
 
     #[test]

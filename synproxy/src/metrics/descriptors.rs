@@ -175,6 +175,8 @@ metrics! {
         Status = "status",
         /// Exchanging the server table, for `backends`.
         Backends = "backends",
+        /// Exchanging the policy.
+        Policy = "policy",
         /// Starting or ending `drain`.
         Drain = "drain",
         /// Preparing a new secret, for `rotate-secrets`.

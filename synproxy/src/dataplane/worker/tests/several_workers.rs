@@ -1,6 +1,7 @@
 //! Several workers on queues of the same ports: whatever queue a frame arrives on, one worker owns its connection.
 
 use super::*;
+use crate::control::commands::CommandSender;
 use crate::dataplane::steering::{HandoffCounters, Strategy};
 use HandoffMetric::*;
 use pktio::PortStatistics;
@@ -9,7 +10,8 @@ use pktio::rss::Twin;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::time;
-use tcpstate::{Config, Event, Metadata, Owners, Proxy, Secrets, owner};
+use tcpstate::config::{Handshake, Timeouts};
+use tcpstate::{Config, Event, Memory, Metadata, Owners, Policy, Proxy, Secrets, owner};
 
 const FRAMES: usize = 1024;
 
@@ -25,20 +27,25 @@ fn config() -> Config {
 struct Workers {
     workers: Vec<Worker<Proxy>>,
     wires: Vec<PerSide<MemoryWire>>,
+    /// What all of them began with.
+    policy: Arc<Policy>,
     random: u64,
 }
 
 impl Workers {
     fn new(workers: usize, strategy: Strategy, config: &Config) -> Self {
         let steerings = Steering::open(workers, 1600, strategy, &secrets()).unwrap();
+        let policy = Arc::new(Policy::new(config, now()));
         let worker = |steering| {
             let ((lan, lan_wire), (wan, wan_wire)) = (memory::pair(FRAMES), memory::pair(FRAMES));
             let pair = Pair { lan: Box::new(lan), wan: Box::new(wan), pool: Pool::heap(FRAMES, 512, 128) };
-            let worker = Worker::new(pair, Proxy::new(config, &secrets(), now()), Some(steering));
+            let memory = Memory::anonymous(config);
+            let proxy = Proxy::with_policy(config, Arc::clone(&policy), &secrets(), now(), memory);
+            let worker = Worker::new(pair, proxy, Some(steering));
             (worker, PerSide::new(lan_wire, wan_wire))
         };
         let (workers, wires) = steerings.into_iter().map(worker).unzip();
-        Self { workers, wires, random: 0x9e37_79b9_7f4a_7c15 }
+        Self { workers, wires, policy, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
     fn draw(&mut self, below: usize) -> usize {
@@ -156,6 +163,93 @@ fn what_one_worker_learns_of_a_server_all_know_when_the_next_client_connects() {
     let counters = group.counters();
     assert_eq!(counters.iter().map(|own| own[UpdatesSent]).sum::<u64>(), 3, "no worker passes it on");
     assert_eq!(counters.iter().map(|own| own[UpdatesReceived]).sum::<u64>(), 3);
+}
+
+/// The window field of a segment without tags.
+fn window(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[48], frame[49]])
+}
+
+/// Opens a connection, whose SYN-ACK it returns.
+fn opens(group: &mut Workers, port: u16) -> Vec<u8> {
+    group.arrives(Side::Wan, &segment_of(port, Side::Wan, 1000, 0, SYN));
+    let answer = group.left(Side::Wan);
+    proves(group, port, numbers(&answer).0);
+    answer
+}
+
+/// The rest of it, from the client's proof that it has this SYN-ACK on.
+fn proves(group: &mut Workers, port: u16, isn: u32) {
+    let outer = isn.wrapping_add(1);
+    group.arrives(Side::Wan, &segment_of(port, Side::Wan, 1001, outer, ACK));
+    assert!(group.all_left(Side::Lan).iter().all(|syn| numbers(syn).2 == SYN));
+    group.arrives(Side::Lan, &segment_of(port, Side::Lan, 5000, 1001, SYN | ACK));
+    group.arrives(Side::Wan, &segment_of(port, Side::Wan, 1001, outer, ACK));
+    Side::BOTH.into_iter().for_each(|side| drop(group.all_left(side)));
+    group.arrives(Side::Lan, &segment_of(port, Side::Lan, 5001, 1001, ACK));
+    assert_eq!(numbers(&group.left(Side::Wan)), (outer, 1001, ACK), "numbers are translated");
+}
+
+#[test]
+fn a_policy_is_exchanged_on_every_worker_and_open_connections_keep_their_terms() {
+    const WORKERS: usize = 3;
+    for syn_cache_max in [0, 64] {
+        let config = Config { syn_cache_max, handshake: Handshake::Honest, ..config() };
+        let mut group = Workers::new(WORKERS, Strategy::HandOff, &config);
+        let sender = CommandSender::open(WORKERS).unwrap();
+        let workers = group.workers.drain(..).enumerate();
+        group.workers = workers.map(|(number, worker)| worker.with_commands(sender.queue(number))).collect();
+        // The first SYN-ACK of the server shows what it grants; every other client is answered under the policy.
+        let isns: Vec<u32> = (40_000..40_016).map(|port| numbers(&opens(&mut group, port)).0).collect();
+        group.arrives(Side::Wan, &segment_of(50_000, Side::Wan, 1000, 0, SYN));
+        let answer = group.left(Side::Wan);
+        assert_eq!(window(&answer), 0, "an honest handshake grants nothing");
+
+        let timeouts = Timeouts { connected: Duration::from_secs(5), ..config.timeouts.clone() };
+        let new = Config { handshake: Handshake::Early, early_window: 3000, timeouts, own_wscale: 3, ..config };
+        let new = Arc::new(Policy::new(&new, now()));
+        assert!(new.tables_begin() > now());
+        let board = Board::new(WORKERS);
+        let answers = thread::scope(|scope| {
+            let sending = scope.spawn(|| sender.send(&Command::SetPolicy(Arc::clone(&new))));
+            while !sending.is_finished() {
+                for (number, worker) in group.workers.iter_mut().enumerate() {
+                    worker.execute_command(now(), board.slot(number));
+                }
+                thread::yield_now();
+            }
+            sending.join().unwrap()
+        });
+        assert_eq!((Arc::strong_count(&new), answers.len()), (1 + WORKERS, WORKERS), "every worker has it");
+        for answer in &answers {
+            let Some(Answer::FormerPolicy(former)) = answer else { panic!("{answer:?}") };
+            assert!(Arc::ptr_eq(former, &group.policy));
+        }
+        assert_eq!(Arc::strong_count(&group.policy), 1 + WORKERS, "the workers have freed nothing");
+        drop(answers);
+        assert_eq!(Arc::strong_count(&group.policy), 1);
+
+        // Who was answered under the former policy gets in; new clients are answered under the new one, whichever worker answers.
+        proves(&mut group, 50_000, numbers(&answer).0);
+        for port in 41_000..41_016 {
+            assert_eq!(window(&opens(&mut group, port)), 3000, "an early handshake grants the early window");
+        }
+        // Connections that were open have the lifetime they began with, and still their numbers.
+        let proxied = |group: &Workers| -> u64 {
+            group.workers.iter().map(|worker| worker.snapshot().get(FlowGauge::Proxied)).sum()
+        };
+        assert_eq!(proxied(&group), 16 + 1 + 16);
+        for second in 0..10 {
+            group.workers.iter_mut().for_each(|worker| {
+                worker.poll(now() + Duration::from_secs(second));
+            });
+        }
+        assert_eq!(proxied(&group), 16);
+        for (port, isn) in (40_000..).zip(isns) {
+            group.arrives(Side::Lan, &segment_of(port, Side::Lan, 5001, 1001, ACK));
+            assert_eq!(numbers(&group.left(Side::Wan)), (isn.wrapping_add(1), 1001, ACK));
+        }
+    }
 }
 
 #[test]
