@@ -17,7 +17,7 @@ use crate::wire::{Envelope, FlowKey, Mac, Vlan};
 use crate::{PerSide, Side};
 
 /// The version of the record's layout, for a process that takes over records of another.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -73,6 +73,14 @@ impl FlowFlags {
     pub const MSS_BROKEN: FlowFlags = FlowFlags(1 << 22);
     /// The server is reached under a second key, which lies in the table's side array.
     pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
+    /// The SYN was signed or had an extension: how such a connection is answered says nothing of others.
+    pub const EXCEPTIONAL: FlowFlags = FlowFlags(1 << 24);
+    /// The ECN that the client's SYN asked for, and the box's SYN asks for, is accurate ECN (RFC 9768).
+    pub const ACCURATE: FlowFlags = FlowFlags(1 << 25);
+    /// The client's SYN came with a congestion mark, and its SYN-ACK said so.
+    pub const SYN_MARKED: FlowFlags = FlowFlags(1 << 26);
+    /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
+    pub const NO_ECHO: FlowFlags = FlowFlags(1 << 27);
 
     /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
     pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
@@ -177,7 +185,7 @@ pub struct Flow {
     pub(super) link_prev: u32,
     /// From the server's sequence numbers to the ones the client knows.
     pub seq_delta: SeqDelta,
-    /// From the server's timestamps (or, if it has none, from the box's ticks) to the ones the client knows.
+    /// From the server's timestamps (or, if it has none, from the box's clock in milliseconds) to the ones the client knows.
     pub ts_delta: SeqDelta,
     macs: [Mac; 2],
     // Second line: the two ends.
@@ -206,7 +214,9 @@ pub struct Flow {
     pub priorities: u8,
     /// The client's side in bit 0 and the server's in bit 1: 0 the LAN, 1 the WAN.
     sides: u8,
-    spare: [u8; 4],
+    /// The class of each end's segments.
+    classes: [u8; 2],
+    spare: [u8; 2],
 }
 
 const _: () = assert!(size_of::<Flow>() == 128, "a lookup touches two cache lines");
@@ -366,9 +376,20 @@ impl Flow {
         self.macs[side.other() as usize] = to;
     }
 
+    /// The class of the segments of the end on this side, in the upper six bits.
+    pub fn class(&self, side: Side) -> u8 {
+        self.classes[side as usize]
+    }
+
+    /// Notes the class of the segments of the end on this side.
+    pub fn set_class(&mut self, side: Side, class: u8) {
+        self.classes[side as usize] = class;
+    }
+
     /// Keeps the link-layer path (addresses, tag priorities) of a frame from `side`.
     pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
         self.set_macs(side, envelope.from, envelope.to);
+        self.set_class(side, envelope.class);
         self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;
     }
 

@@ -7,6 +7,7 @@ use super::Proxy;
 use super::context::{Context, is_damaged};
 use super::reply::half_second;
 use crate::config::SackConflict;
+use crate::cookie::ts_clock;
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
@@ -144,7 +145,7 @@ impl Proxy {
                     self.answer_repeated_syn_ack(id);
                     self.acknowledge_in_place(&mut ctx, id)
                 } else {
-                    Self::reset_in_place(&mut ctx)
+                    self.reset_in_place(&mut ctx, Some(id))
                 }
             }
             _ => Verdict::Forward,
@@ -184,6 +185,10 @@ impl Proxy {
             format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
         });
         if seq.within(receiver.acked, sent) {
+            if ctx.side == Side::Lan && flow.is(FlowFlags::NO_ECHO) && sender.next == flow.outer_isn + 1 {
+                // It has said nothing but its SYN-ACK: it may not know its own connection by what it was sent.
+                self.caches.server_options.note_exact_echo(ctx.key(), ctx.now);
+            }
             if !flow.is_in(State::Reset) {
                 self.set_state(id, State::Reset, ctx.now, |_| ());
             }
@@ -302,7 +307,7 @@ impl Proxy {
             if let Some(redirect) = self.table.redirected(id) {
                 projection = projection.redirected(redirect);
             }
-            projection.apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
+            projection.apply(ctx.side, ctx.segment, ctx.head, ts_clock(ctx.now));
         }
         Verdict::Forward
     }
@@ -566,8 +571,8 @@ mod tests {
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
             let projection = Projection::of(&one.table[ids.0], sack_conflict);
-            projection.apply(side, &segment, &mut short, tick(moment));
-            projection.apply_any(side, &segment, &mut long, tick(moment));
+            projection.apply(side, &segment, &mut short, ts_clock(moment));
+            projection.apply_any(side, &segment, &mut long, ts_clock(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);
