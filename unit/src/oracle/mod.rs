@@ -786,8 +786,11 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
 /// What comes in a host's name and not from it has the hop limit and the class of what that host has sent, or the largest hop limit.
 fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
     let passed = ancestor.is_some_and(|ancestor| ancestor.source == segment.source && !ancestor.syn || ancestor.forged);
-    let known =
-        |(hops, class): &(u8, u8)| (*hops == segment.hops || segment.hops == u8::MAX) && *class == segment.class;
+    // A reset has the class of what it answers, and a SYN-ACK one that its server showed to others.
+    let any_class = segment.rst || segment.syn;
+    let known = |(hops, class): &(u8, u8)| {
+        (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
+    };
     if passed || peer.voices.is_empty() || peer.voices.iter().any(known) {
         return Ok(());
     }
