@@ -8,7 +8,7 @@ use crate::{Account, Config, Control, Poll};
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{Action, DestinationRule, Extension, Handshake, SackConflict, Source, Stray};
+use tcpstate::config::{Action, DestinationRule, EarlyEcho, Extension, Handshake, SackConflict, Source, Stray};
 
 /// The largest number the language has.
 const INT_MAX: u64 = 2_147_483_647;
@@ -323,6 +323,8 @@ pub(crate) const KEYS: &[Key] = &[
         "window scale announced for a server nothing is known of, and to every client without timestamps"),
     word!("own_sack", own_sack: { "enable" => true, "disable" => false },
         "whether SACK is announced for a server nothing is known of"),
+    number!(None, "own_ttl", Takes::Number { min: 0, max: 255 }, "", engine.own_ttl: u8, None,
+        "hop limit of segments in a server's name before it has answered; 0 is that of its last SYN-ACK, or 255"),
     Key {
         section: None,
         name: "mss_clamp",
@@ -367,6 +369,8 @@ pub(crate) const KEYS: &[Key] = &[
     },
     number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
         "what a client may send at most before its server has answered, where the handshake is early"),
+    word!("early_echo", early_echo: { "auto" => EarlyEcho::Auto, "exact" => EarlyEcho::Exact, "none" => EarlyEcho::None },
+        "whether the server of an early client gets an echo of its SYN-ACK's timestamp"),
     number!(None, "held_frames", Takes::Number { min: 0, max: 65535 }, "frames", engine.held_frames: usize, None,
         "frames held at most until their servers have answered; beyond it they are dropped, to be sent again"),
     word!("mptcp", multipath: { "strip" => Extension::Strip, "pass" => Extension::Pass },

@@ -55,6 +55,7 @@ pub(crate) const RULE_KEYS: &[RuleKey] = &[
     ruled!(None, "own_mss", own_mss),
     ruled!(None, "own_wscale", own_wscale),
     ruled!(None, "own_sack", own_sack),
+    ruled!(None, "own_ttl", own_ttl),
     RuleKey {
         section: None,
         name: "mss_clamp",
@@ -66,6 +67,7 @@ pub(crate) const RULE_KEYS: &[RuleKey] = &[
     },
     ruled!(None, "handshake", handshake),
     ruled!(None, "early_window", early_window),
+    ruled!(None, "early_echo", early_echo),
     ruled!(None, "mptcp", multipath),
     ruled!(None, "fastopen", fast_open),
     ruled!(None, "signed", signed),

@@ -36,6 +36,19 @@ pub enum Handshake {
     Early,
 }
 
+/// Whether, of an [early](Handshake::Early) client, the handshake's last acknowledgement echoes the TSval of the server's SYN-ACK. With an echo
+/// the server takes the round trip to the box for that to the client; without, it has none before its first data is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum EarlyEcho {
+    /// Where the server needs it: it is unknown, or appears to keep its terms in that TSval (SYN cookies, a proxy), or took no other recently.
+    #[default]
+    Auto,
+    /// Always.
+    Exact,
+    /// Never.
+    None,
+}
+
 /// What becomes of frames of a kind the proxy cannot verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Action {
@@ -138,6 +151,8 @@ pub struct Settings {
     pub own_wscale: Option<u8>,
     /// See [`Config::own_sack`].
     pub own_sack: Option<bool>,
+    /// See [`Config::own_ttl`].
+    pub own_ttl: Option<u8>,
     /// See [`Config::mss_clamp`].
     pub mss_clamp: Option<u16>,
     /// See [`Config::timeouts`].
@@ -146,6 +161,8 @@ pub struct Settings {
     pub handshake: Option<Handshake>,
     /// See [`Config::early_window`].
     pub early_window: Option<u16>,
+    /// See [`Config::early_echo`].
+    pub early_echo: Option<EarlyEcho>,
     /// See [`Config::multipath`].
     pub multipath: Option<Extension>,
     /// See [`Config::fast_open`].
@@ -278,6 +295,8 @@ pub struct Config {
     pub own_wscale: u8,
     /// Whether SACK is announced for a server nothing is known of.
     pub own_sack: bool,
+    /// The hop limit of what the box says in a server's name before that has answered; zero: what its last SYN-ACK arrived with, or 255.
+    pub own_ttl: u8,
     /// Upper limit of every MSS option that passes the box.
     pub mss_clamp: Option<u16>,
     /// Lifetimes.
@@ -293,6 +312,8 @@ pub struct Config {
     pub rules: Vec<DestinationRule>,
     /// Bytes a client may at most send before its server has answered ([`Handshake::Early`]).
     pub early_window: u16,
+    /// Whether the server of such a client gets an echo of its SYN-ACK's timestamp.
+    pub early_echo: EarlyEcho,
     /// Frames held at most until their servers have answered; at most 65535.
     pub held_frames: usize,
     /// What becomes of a SYN that offers Multipath TCP (RFC 8684).
@@ -365,6 +386,7 @@ impl Default for Config {
             own_mss: 1460,
             own_wscale: 7,
             own_sack: true,
+            own_ttl: 0,
             mss_clamp: None,
             timeouts: Timeouts::default(),
             rate: RateLimit::default(),
@@ -372,6 +394,7 @@ impl Default for Config {
             destinations: Vec::new(),
             rules: Vec::new(),
             early_window: 16_384,
+            early_echo: EarlyEcho::default(),
             held_frames: 4096,
             multipath: Extension::default(),
             fast_open: Extension::default(),

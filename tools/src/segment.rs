@@ -9,6 +9,9 @@ use tcpstate::{Side, wire};
 /// PSH: the receiver should deliver the data at once (RFC 9293 section 3.9.1.2).
 pub const PSH: Flags = Flags(8);
 
+/// The hop limit of what the loads send.
+const TTL: u8 = 64;
+
 /// A segment to send.
 #[derive(Clone, Copy, Debug)]
 pub struct OutgoingSegment {
@@ -93,7 +96,7 @@ pub fn key(lan: (IpAddr, u16), wan: (IpAddr, u16), vlan: Vlan) -> FlowKey {
 
 /// The addressing of a segment from the endpoint on side `sender` to the other.
 pub fn envelope(key: FlowKey, sender: Side, from: wire::Mac, to: wire::Mac) -> Envelope {
-    Envelope { from, to, key, sender, ttl: wire::DEFAULT_TTL, id: 0, label: 0, priorities: [0; 2] }
+    Envelope { from, to, key, sender, ttl: TTL, class: 0, id: 0, label: 0, priorities: [0; 2] }
 }
 
 /// The period of the content of streams, in bytes: a prime, so that a byte in a wrong place is a wrong byte.

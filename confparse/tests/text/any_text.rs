@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Destination, DestinationRule, Extension, Handshake, Network, RateLimit, SackConflict, Settings, Source,
-    Stray, TimeoutSettings, Timeouts,
+    Action, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, RateLimit, SackConflict, Settings,
+    Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
@@ -170,7 +170,8 @@ prop_compose! {
         handshake in option::of(select(&[Handshake::Honest, Handshake::Early][..])),
         sack_conflict in option::of(select(&[SackConflict::Remove, SackConflict::Retain][..])),
         (own_mss, mss_clamp, early_window) in (option::of(1..=u16::MAX), option::of(1..=u16::MAX), option::of(1..=u16::MAX)),
-        (own_wscale, own_sack) in (option::of(0..=14u8), option::of(any::<bool>())),
+        (own_wscale, own_sack, own_ttl) in (option::of(0..=14u8), option::of(any::<bool>()), option::of(any::<u8>())),
+        early_echo in option::of(echoes()),
         closed_memory in option::of(prop_oneof![Just(Duration::ZERO), seconds()]),
         t in vec(option::of(seconds()), 11),
     ) -> Settings {
@@ -188,8 +189,8 @@ prop_compose! {
             syn_retx_max: t[10],
         };
         Settings {
-            sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, mss_clamp, timeouts, handshake, early_window,
-            multipath, fast_open, signed, stray, icmp_errors, stray_fragments, closed_memory,
+            sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, handshake, early_window,
+            early_echo, multipath, fast_open, signed, stray, icmp_errors, stray_fragments, closed_memory,
         }
     }
 }
@@ -200,7 +201,7 @@ prop_compose! {
         handshake in select(&[Handshake::Honest, Handshake::Early][..]),
         destinations in destinations(),
         rules in rules(),
-        early_window in 1..=u16::MAX,
+        (early_window, early_echo) in (1..=u16::MAX, echoes()),
         held_frames in 0..=65535usize,
         (multipath, fast_open) in (extensions(), extensions()),
         (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
@@ -215,7 +216,7 @@ prop_compose! {
         };
         let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
-            handshake, destinations, rules, early_window, held_frames, multipath, fast_open, signed, passed_rate, introductions,
+            handshake, destinations, rules, early_window, early_echo, held_frames, multipath, fast_open, signed, passed_rate, introductions,
             adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
@@ -223,6 +224,10 @@ prop_compose! {
 
 fn extensions() -> impl Strategy<Value = Extension> {
     select(&[Extension::Strip, Extension::Pass][..])
+}
+
+fn echoes() -> impl Strategy<Value = EarlyEcho> {
+    select(&[EarlyEcho::Auto, EarlyEcho::Exact, EarlyEcho::None][..])
 }
 
 fn policies() -> impl Strategy<Value = Action> {
@@ -239,7 +244,7 @@ prop_compose! {
         mss_table in rising(any::<u16>(), false, 128),
         wscale_table in rising(0..=14u8, true, 14),
         ts_mss_table in rising(any::<u16>(), false, 32),
-        (own_mss, own_wscale, own_sack) in (1..=u16::MAX, 0..=14u8, any::<bool>()),
+        (own_mss, own_wscale, own_sack, own_ttl) in (1..=u16::MAX, 0..=14u8, any::<bool>(), any::<u8>()),
         mss_clamp in proptest::option::of(1..=u16::MAX),
         timeouts in timeouts(),
         rate in rates(),
@@ -248,7 +253,7 @@ prop_compose! {
     ) -> tcpstate::Config {
         tcpstate::Config {
             sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, syn_cache_max, mss_table, wscale_table,
-            ts_mss_table, own_mss, own_wscale, own_sack, mss_clamp, timeouts, rate, test_connections,
+            ts_mss_table, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, rate, test_connections,
             ..treatment
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! ISN    epoch 1 | promised scale 4 | MAC 27
-//! TSval  time 20, in units of 4.096 ms | client scale 4 | MSS 5 | SACK 1 | ECN 2
+//! TSval  time 19 | ECN 2, high bits | MSS 5 | ECN 1, low bit | SACK 1 | client scale 4
 //! ```
 //!
 //! Without:
@@ -17,6 +17,10 @@
 //! used, but not the time, so that a repeated SYN is answered with the same ISN. Its keys are those of the epoch and of the option tables in
 //! use then (`keys`, `codec`). Scale code 15 means "none". Without timestamps there is no room for
 //! ECN.
+//!
+//! A TSval is the latest time, on a clock of one millisecond a tick (RFC 7323 section 5.4), whose low 13 bits are the code: at most 8.2 s ago and
+//! never ahead of the clock. So it tells nothing of a client's distance, and who watches it sees a clock of the usual rate. The low six bits are
+//! those in which Linux keeps its own terms, so that who looks for a server that keeps them there ([`keeps_terms`]) finds a box like this, too.
 
 mod codec;
 mod keys;
@@ -34,6 +38,9 @@ use keys::{Secret, epoch_of};
 
 const SCALE_NONE: u32 = 15;
 const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
+/// Low bits of a TSval that hold a code.
+const TS_CODE_BITS: u32 = 13;
+const TS_CODE: u32 = (1 << TS_CODE_BITS) - 1;
 
 /// A SYN-ACK's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,14 +185,17 @@ impl Cookies {
         let slot = (self.epoch & 1) as u32;
         let tables = self.present();
         if terms.timestamps {
-            let code = scale_code(terms.scale) << 8
-                | (tables.ts_mss.floor(terms.mss) as u32) << 3
-                | u32::from(terms.sack) << 2
-                | terms.ecn as u32;
+            let ecn = terms.ecn as u32;
+            let code = (ecn >> 1) << 11
+                | (tables.ts_mss.floor(terms.mss) as u32) << 6
+                | (ecn & 1) << 5
+                | u32::from(terms.sack) << 4
+                | scale_code(terms.scale);
             let promised = scale_code(terms.promised);
-            let mac = self.mac(slot, key, client_isn, promised << 12 | code, true) >> (64 - MAC_BITS_WITH_TIMESTAMPS);
+            let mac = self.mac(slot, key, client_isn, promised << TS_CODE_BITS | code, true)
+                >> (64 - MAC_BITS_WITH_TIMESTAMPS);
             let isn = slot << 31 | promised << MAC_BITS_WITH_TIMESTAMPS | mac as u32;
-            SynAckNumbers { isn: SeqNum::new(isn), ts_value: Some(ts_clock(now) | code) }
+            SynAckNumbers { isn: SeqNum::new(isn), ts_value: Some(ts_latest(code, ts_clock(now))) }
         } else {
             let code = tables.plain.encode(terms);
             let mac_bits = 31 - tables.plain.bits;
@@ -223,7 +233,11 @@ impl Cookies {
         let width = if ts_echo.is_some() { MAC_BITS_WITH_TIMESTAMPS } else { 31 - self.tables_of(isn).plain.bits };
         let slot = isn.get() >> 31;
         let epoch = if u64::from(slot) == self.epoch & 1 { "this" } else { "the last" };
-        let age = ts_echo.map_or(String::new(), |echo| format!(", {} ms old", age(echo, now) / 1000));
+        let clock = ts_clock(now);
+        let age = ts_echo.map_or(String::new(), |echo| {
+            let most = clock.wrapping_sub(echo);
+            format!(", {} to {most} ms old", most.saturating_sub(TS_CODE))
+        });
         let signature = match wrong.iter().min() {
             Some(0) => format!("all {width} bits of its signature are right"),
             _ => format!("{wrong:?} of {width} bits of its signature are wrong, for each number its SYN may have had"),
@@ -241,12 +255,12 @@ impl Cookies {
         let tables = self.tables_of(isn);
         match ts_echo {
             Some(echo) => Some(Terms {
-                mss: tables.ts_mss.get((echo >> 3 & 31) as usize)?,
-                scale: scale_of(echo >> 8),
+                mss: tables.ts_mss.get((echo >> 6 & 31) as usize)?,
+                scale: scale_of(echo),
                 promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
-                sack: echo & 4 != 0,
+                sack: echo & 1 << 4 != 0,
                 timestamps: true,
-                ecn: [Ecn::Silent, Ecn::Asked, Ecn::Asked, Ecn::Agreed][(echo & 3) as usize],
+                ecn: Ecn::parse(echo >> 11 << 1 & 6 | echo >> 5 & 1)?,
             }),
             None => {
                 let terms = tables.plain.decode(tables.plain.code(isn))?;
@@ -261,7 +275,10 @@ impl Cookies {
     fn wrong_bits(&self, key: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
         let number = isn.get();
         let (width, code) = match ts_echo {
-            Some(echo) => (MAC_BITS_WITH_TIMESTAMPS, (number >> MAC_BITS_WITH_TIMESTAMPS & 15) << 12 | echo & 0xfff),
+            Some(echo) => {
+                let promised = number >> MAC_BITS_WITH_TIMESTAMPS & 15;
+                (MAC_BITS_WITH_TIMESTAMPS, promised << TS_CODE_BITS | echo & TS_CODE)
+            }
             None => {
                 let width = 31 - self.code_bits[(number >> 31) as usize];
                 (width, (number & 0x7fff_ffff) >> width)
@@ -279,19 +296,31 @@ impl Cookies {
     }
 }
 
-/// Microseconds since a SYN-ACK with this TSval was sent, to within 2 ms: the time in it has been rounded down.
-pub fn age(ts_value: u32, now: Instant) -> u32 {
-    (now.as_micros() as u32).wrapping_sub(ts_value & !0xfff).saturating_sub(0x800)
-}
-
-/// The earliest TSval of ours, its code left out, that a host which has seen `last` does not take for an older one.
-pub fn ts_after(last: u32) -> u32 {
-    (last & !0xfff).wrapping_add(0x1000)
-}
-
-/// The clock of our TSvals: microseconds with the low twelve bits clear, where a cookie keeps its code.
+/// The clock of our TSvals: milliseconds (RFC 7323 section 5.4).
+#[inline(always)]
 pub fn ts_clock(now: Instant) -> u32 {
-    now.as_micros() as u32 & !0xfff
+    (now.as_micros() / 1000) as u32
+}
+
+/// The latest TSval, not later than `clock`, with this code.
+#[inline(always)]
+fn ts_latest(code: u32, clock: u32) -> u32 {
+    clock.wrapping_sub(clock.wrapping_sub(code) & TS_CODE)
+}
+
+/// A TSval with the code of `ts_value`, if need be a later one than that, which a host that has seen `shown` does not take for older (RFC 7323 section 5.5).
+pub fn ts_not_before(ts_value: u32, shown: u32) -> u32 {
+    if SeqNum::new(ts_value).before(SeqNum::new(shown)) {
+        shown.wrapping_add(ts_value.wrapping_sub(shown) & TS_CODE)
+    } else {
+        ts_value
+    }
+}
+
+/// Whether the TSval of a SYN-ACK looks as if its low bits were terms that its sender keeps nowhere else: Linux's SYN cookies, nftables' SYN proxy and
+/// this box write the client's window scale and SACK there. Such a sender must get its TSval back exactly. A clock looks so once in 32 times.
+pub fn keeps_terms(ts_value: u32, scale: Option<WindowScale>, sack: bool) -> bool {
+    ts_value & 0x1f == scale_code(scale) | u32::from(sack) << 4
 }
 
 fn scale_code(scale: Option<WindowScale>) -> u32 {
@@ -529,10 +558,38 @@ mod tests {
         let terms = Terms { mss: 1460, scale: None, promised: None, sack: true, timestamps: true, ecn: Ecn::Silent };
         let cookies = cookies(Instant::from_secs(70));
         let first = cookies.mint(hash(&key()), SeqNum::new(9), &terms, Instant::from_secs(70));
-        let again = cookies.mint(hash(&key()), SeqNum::new(9), &terms, Instant::from_secs(71));
+        let again = cookies.mint(hash(&key()), SeqNum::new(9), &terms, Instant::from_secs(80));
         assert_eq!(first.isn, again.isn);
         assert!(SeqNum::new(again.ts_value.unwrap()).after(SeqNum::new(first.ts_value.unwrap())));
         assert!(cookies.open(hash(&key()), [SeqNum::new(9)], first.isn, again.ts_value).is_some());
+    }
+
+    /// RFC 7323 section 5.4: a tick is a millisecond at the least. And a middlebox that follows the clock (pf's "reassemble tcp") takes no jump.
+    #[test]
+    fn the_clock_shown_is_that_of_milliseconds_and_never_ahead() {
+        let mut cookies = cookies(Instant::from_secs(0));
+        let mut last: Option<u32> = None;
+        for millis in (0..200_000u64).step_by(37) {
+            let now = Instant::from_micros(millis * 1000 + 999);
+            cookies.advance(now);
+            let terms = Terms {
+                mss: 1460,
+                scale: Some(WindowScale::clamped((millis % 15) as u8)),
+                promised: None,
+                sack: millis % 2 == 0,
+                timestamps: true,
+                ecn: Ecn::Silent,
+            };
+            let shown = cookies.mint(hash(&key()), SeqNum::new(9), &terms, now).ts_value.unwrap();
+            let behind = ts_clock(now).wrapping_sub(shown);
+            assert!(behind <= TS_CODE, "{behind} ms behind at {millis}");
+            assert!(keeps_terms(shown, terms.scale, terms.sack));
+            last = last.max(Some(shown));
+            // Who was shown any of them sees nothing earlier.
+            let later = ts_not_before(shown, last.unwrap_or_default());
+            assert_eq!(later & TS_CODE, shown & TS_CODE);
+            assert!(!SeqNum::new(later).before(SeqNum::new(last.unwrap_or_default())));
+        }
     }
 
     #[test]

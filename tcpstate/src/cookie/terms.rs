@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::seq::{RawWindow, WindowScale};
+use crate::wire::EcnSetup;
 
 /// What we answer a client on a server's behalf: what the server is known or presumed to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +18,28 @@ pub struct Offer {
     pub timestamps: bool,
     /// Whether the server is known to take timestamps; presumed otherwise.
     pub timestamps_known: bool,
-    /// Whether the server negotiates ECN; never presumed.
-    pub ecn: bool,
-    /// The window field of the server's last SYN-ACK.
+    /// The kind of ECN the server negotiates; never presumed.
+    pub ecn: EcnSetup,
+    /// The smaller window field of the server's last two SYN-ACKs.
     pub window: Option<RawWindow>,
+    /// The hop limit of our segments in its name.
+    pub ttl: u8,
+    /// The class of its segments, unless it reflects the client's.
+    pub class: u8,
+    /// Whether its SYN-ACK has the class of the SYN.
+    pub reflects_class: bool,
+    /// Whether it announces another MSS to some clients' networks.
+    pub mss_varies: bool,
     /// Whether anything is known of the server's port.
     pub known: bool,
+}
+
+impl Offer {
+    /// The class of the answer to a SYN of this class.
+    #[inline(always)]
+    pub fn class_for(&self, syn: u8) -> u8 {
+        if self.reflects_class { syn } else { self.class }
+    }
 }
 
 /// In words, for an operator.
@@ -34,7 +51,12 @@ impl fmt::Display for Offer {
             (true, true) => "timestamps",
             (true, false) => "timestamps (presumed)",
         };
-        write!(f, "{}, {timestamps}{}", sack(self.sack), if self.ecn { ", ECN" } else { "" })?;
+        let ecn = match self.ecn {
+            EcnSetup::None => "",
+            EcnSetup::Classic => ", ECN",
+            EcnSetup::Accurate => ", accurate ECN",
+        };
+        write!(f, "{}, {timestamps}{ecn}, hop limit {}", sack(self.sack), self.ttl)?;
         match self.window {
             Some(RawWindow(window)) => write!(f, ", window {window}"),
             None => Ok(()),
@@ -52,7 +74,9 @@ impl fmt::Display for Terms {
         let ecn = match self.ecn {
             Ecn::Silent => "",
             Ecn::Asked => ", ECN asked for and not promised",
+            Ecn::AccurateAsked => ", accurate ECN asked for and not promised",
             Ecn::Agreed => ", ECN",
+            Ecn::AccurateAgreed | Ecn::AccurateMarked => ", accurate ECN",
         };
         write!(f, "{}, {}{ecn}", sack(self.sack), if self.timestamps { "timestamps" } else { "no timestamps" })
     }
@@ -66,17 +90,32 @@ fn sack(sack: bool) -> &'static str {
     if sack { "SACK" } else { "no SACK" }
 }
 
-/// Whether a client asked for ECN, and the answer.
+/// Whether a client asked for ECN, of which kind, and the answer. The values are a cookie's; that of an answer which agrees is odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Ecn {
     /// It did not ask.
     #[default]
     Silent = 0,
-    /// It asked and the answer was no: the server is not known to negotiate ECN, but will be asked.
-    Asked = 1,
-    /// It asked and the answer was yes.
-    Agreed = 3,
+    /// It asked for classic ECN (RFC 3168) and the answer was no: the server is not known to negotiate it, but will be asked.
+    Asked = 2,
+    /// It asked for accurate ECN (RFC 9768) and the answer was no; the server will be asked for that.
+    AccurateAsked = 4,
+    /// It asked for either kind and was answered with classic ECN.
+    Agreed = 1,
+    /// It asked for accurate ECN and was answered with it.
+    AccurateAgreed = 3,
+    /// The same, and its SYN came with a congestion mark, which both ends count.
+    AccurateMarked = 5,
+}
+
+impl Ecn {
+    /// The kind and answer with this value, if there is one.
+    pub fn parse(value: u32) -> Option<Ecn> {
+        [Ecn::Silent, Ecn::Agreed, Ecn::Asked, Ecn::AccurateAgreed, Ecn::AccurateAsked, Ecn::AccurateMarked]
+            .get(value as usize)
+            .copied()
+    }
 }
 
 /// What holds for one connection: what the client offered, less what it was not offered in return.

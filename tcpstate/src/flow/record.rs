@@ -17,7 +17,7 @@ use crate::wire::{Envelope, FlowKey, Mac, Vlan};
 use crate::{PerSide, Side};
 
 /// The version of the record's layout, for a process that takes over records of another.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -77,6 +77,14 @@ impl FlowFlags {
     pub const RESET_LAN: FlowFlags = FlowFlags(1 << 24);
     /// The RST that was passed last came from the WAN.
     pub const RESET_WAN: FlowFlags = FlowFlags(1 << 25);
+    /// The SYN was signed or had an extension: how such a connection is answered says nothing of others.
+    pub const EXCEPTIONAL: FlowFlags = FlowFlags(1 << 26);
+    /// The ECN that the client's SYN asked for, and the box's SYN asks for, is accurate ECN (RFC 9768).
+    pub const ACCURATE: FlowFlags = FlowFlags(1 << 27);
+    /// The client's SYN came with a congestion mark, and its SYN-ACK said so.
+    pub const SYN_MARKED: FlowFlags = FlowFlags(1 << 28);
+    /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
+    pub const NO_ECHO: FlowFlags = FlowFlags(1 << 29);
 
     /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
     pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
@@ -134,6 +142,8 @@ pub struct Endpoint {
 }
 
 const NO_SCALE: u8 = 15;
+/// The bits of a class in a byte.
+const CLASS: u8 = 0xfc;
 
 impl Endpoint {
     /// Sets the scale by which this end's fields are to be read, and the one the other end reads them by.
@@ -188,7 +198,7 @@ pub struct Flow {
     pub(super) link_prev: u32,
     /// From the server's sequence numbers to the ones the client knows.
     pub seq_delta: SeqDelta,
-    /// From the server's timestamps (or, if it has none, from the box's ticks) to the ones the client knows.
+    /// From the server's timestamps (or, if it has none, from the box's clock in milliseconds) to the ones the client knows.
     pub ts_delta: SeqDelta,
     macs: [Mac; 2],
     // Second line: the two ends.
@@ -203,8 +213,6 @@ pub struct Flow {
     pub mss: u16,
     /// The MSS the server announced, if the client's SYN-ACK has a larger one.
     pub mss_lan: u16,
-    /// The half-second in which this flow was last sent a challenge.
-    pub challenged: u16,
     /// Counts the uses of this record.
     pub(super) generation: u16,
     /// Ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known.
@@ -213,10 +221,13 @@ pub struct Flow {
     pub held: u16,
     /// Which set of timeouts holds for it.
     pub profile: u16,
+    /// The half-second in which this flow was last sent a challenge, on a circle.
+    pub challenged: u8,
     /// The priorities of the client's VLAN tags, outer in the low four bits.
     pub priorities: u8,
-    /// The client's side in bit 0 and the server's in bit 1: 0 the LAN, 1 the WAN.
-    sides: u8,
+    /// Of the LAN and the WAN: the class of that end's segments in the upper six bits. In bit 0, of the LAN's the side the client is on and of the
+    /// WAN's the side the server is on: 0 the LAN, 1 the WAN.
+    ends: [u8; 2],
     /// The number of the RST that was passed last, where it came behind the handshakes.
     reset_at: SeqNum,
 }
@@ -229,16 +240,14 @@ impl Flow {
         let flags = if key.v6 { FlowFlags::V6 } else { FlowFlags::default() };
         let (lan, wan) = (key.lan[3], key.wan[3]);
         let FlowKey { lan_port, wan_port, vlan, .. } = *key;
-        let sides = client as u8 | (client.other() as u8) << 1;
-        Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, sides, ..Self::default() }
+        let ends = [client as u8, client.other() as u8];
+        Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, ends, ..Self::default() }
     }
 
     /// Whether a record that another process left can be one of a living connection: its state and sides parse, and its hash is that of its key.
     pub(super) fn is_plausible(&self, upper: &[[u32; 3]; 2], keys: Keys) -> bool {
         State::parse(self.state).is_some_and(|state| state != State::Free)
-            && self.sides < 4
-            && self.sides != 0b00
-            && self.sides != 0b11
+            && self.client() != self.server()
             && self.key(upper).hash(keys) == self.hash
     }
 
@@ -289,17 +298,19 @@ impl Flow {
 
     /// The side the client is on, who sent the first SYN.
     pub fn client(&self) -> Side {
-        if self.sides & 1 == 0 { Side::Lan } else { Side::Wan }
+        if self.ends[0] & 1 == 0 { Side::Lan } else { Side::Wan }
     }
 
     /// The side the server is on.
     pub fn server(&self) -> Side {
-        if self.sides & 2 == 0 { Side::Lan } else { Side::Wan }
+        if self.ends[1] & 1 == 0 { Side::Lan } else { Side::Wan }
     }
 
     /// Sets the side the client is on; the server is on the other one.
     pub fn set_client(&mut self, client: Side) {
-        self.sides = client as u8 | (client.other() as u8) << 1;
+        for (end, side) in self.ends.iter_mut().zip([client, client.other()]) {
+            *end = *end & CLASS | side as u8;
+        }
     }
 
     /// Whether the part of the ends that is held here is theirs.
@@ -378,9 +389,21 @@ impl Flow {
         self.macs[side.other() as usize] = to;
     }
 
+    /// The class of the segments of the end on this side, in the upper six bits.
+    pub fn class(&self, side: Side) -> u8 {
+        self.ends[side as usize] & CLASS
+    }
+
+    /// Notes the class of the segments of the end on this side.
+    pub fn set_class(&mut self, side: Side, class: u8) {
+        let end = &mut self.ends[side as usize];
+        *end = *end & !CLASS | class & CLASS;
+    }
+
     /// Keeps the link-layer path (addresses, tag priorities) of a frame from `side`.
     pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
         self.set_macs(side, envelope.from, envelope.to);
+        self.set_class(side, envelope.class);
         self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;
     }
 

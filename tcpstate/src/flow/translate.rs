@@ -5,7 +5,6 @@
 
 use crate::config::SackConflict;
 use crate::flow::table::Redirect;
-use crate::flow::table::wheel::Ticks;
 use crate::flow::{Flow, FlowFlags};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::checksum::{self, Patch};
@@ -37,7 +36,7 @@ const CHECKSUM: usize = 16;
 ///    it is zero (no echo), shrinks by `ts[R]`. From the WAN, a TSecr before `ts_base` is first raised to `ts_base`, if `ts_elapsed` is less
 ///    than 2^30. Without `timestamps[LAN]`, an option from the WAN is overwritten with no-operations.
 /// 6. From the LAN, if `timestamps[WAN]` and not `timestamps[LAN]`, a timestamps option is inserted in front of the other options, between two
-///    no-operations and them: TSval is the tick of the engine's clock plus `ts[LAN]`, TSecr is `client_ts_value`. Not so in a RST or a fragment,
+///    no-operations and them: TSval is the engine's clock in milliseconds plus `ts[LAN]`, TSecr is `client_ts_value`. Not so in a RST or a fragment,
 ///    where payload and options would then exceed `mss`, or where neither the header nor the frame's buffer has room; the last SACK blocks make
 ///    room, down to one.
 ///
@@ -47,7 +46,7 @@ const CHECKSUM: usize = 16;
 pub struct Projection {
     /// From the sequence numbers of the end on each side to those the other end knows it by.
     seq: PerSide<SeqDelta>,
-    /// The same of their timestamp clocks. From the LAN: if the server uses no timestamps, from the engine's ticks.
+    /// The same of their timestamp clocks. From the LAN: if the server uses no timestamps, from the engine's clock in milliseconds.
     ts: PerSide<SeqDelta>,
     /// The first TSval, as the client knows it, that the server itself can have sent. An earlier one was ours.
     ts_base: u32,
@@ -116,30 +115,30 @@ impl Projection {
         self.timestamps[Side::Wan] && !self.timestamps[Side::Lan]
     }
 
-    /// Rewrites a segment from `side` for the other side; `tick` is the time.
+    /// Rewrites a segment from `side` for the other side; `clock` is the time in milliseconds.
     #[inline(always)]
-    pub fn apply(&self, side: Side, segment: &Segment, head: &mut Head, tick: Ticks) {
+    pub fn apply(&self, side: Side, segment: &Segment, head: &mut Head, clock: u32) {
         let acknowledges = segment.flags.has(Flags::ACK) && !segment.flags.has(Flags::SYN.and(Flags::RST));
         let agreed = self.timestamps[Side::Wan];
         match segment.common_options(head.bytes()) {
             Some(timestamps) if acknowledges && agreed == self.timestamps[Side::Lan] => {
                 self.apply_common(side, segment, head.bytes_mut(), timestamps.filter(|_| agreed));
             }
-            _ => self.apply_any(side, segment, head, tick),
+            _ => self.apply_any(side, segment, head, clock),
         }
     }
 
     /// The same on the slow path, which takes any segment.
     // By value and not inlined, so that the fast path computes only the fields it uses.
     #[inline(never)]
-    pub(crate) fn apply_any(self, side: Side, segment: &Segment, head: &mut Head, tick: Ticks) {
+    pub(crate) fn apply_any(self, side: Side, segment: &Segment, head: &mut Head, clock: u32) {
         let header = &mut head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
         let patch = self.apply_to_header(side, header);
         let sum = patch.apply(be16(header, CHECKSUM));
         put16(header, CHECKSUM, sum);
         // In a fragment they would push the payload into the next one's place.
         if side == Side::Lan && self.inserts_timestamps() && !segment.flags.has(Flags::RST) && !segment.fragmented {
-            self.insert_timestamps(segment, head, tick);
+            self.insert_timestamps(segment, head, clock);
         }
     }
 
@@ -333,7 +332,7 @@ impl Projection {
 
     /// Adds the timestamps that the client was promised and the server does not send: once negotiated they are on every segment (RFC 7323
     /// section 3.2). The segment goes without where there is no room for them.
-    fn insert_timestamps(&self, segment: &Segment, head: &mut Head, tick: Ticks) {
+    fn insert_timestamps(&self, segment: &Segment, head: &mut Head, clock: u32) {
         let (ip, tcp) = (usize::from(segment.ip), usize::from(segment.tcp));
         let options = usize::from(segment.payload) - tcp - TCP_LEN;
         let Some((surplus, shortened)) = surplus(&head.bytes()[tcp + TCP_LEN..][..options]) else { return };
@@ -350,7 +349,7 @@ impl Projection {
         // What was first among the options moves behind the new one; the last SACK blocks make way if the header would be too long.
         list.copy_within(grown..grown + options - surplus, TIMESTAMPS_ROOM);
         list[..4].copy_from_slice(&[kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
-        put32(list, 4, self.ts[Side::Lan].shift(tick));
+        put32(list, 4, self.ts[Side::Lan].shift(clock));
         put32(list, 8, self.client_ts_value);
         if let Some((at, len)) = shortened {
             list[TIMESTAMPS_ROOM + at + 1] = len;
@@ -452,7 +451,7 @@ mod tests {
     use proptest::test_runner::TestRunner;
     use std::collections::BTreeMap;
 
-    const NOW: Ticks = 77_777;
+    const NOW: u32 = 77_777;
 
     fn delta() -> impl Strategy<Value = SeqDelta> {
         prop_oneof![1 => Just(0), 3 => any::<u32>()].prop_map(|delta| SeqDelta::between(0, delta))

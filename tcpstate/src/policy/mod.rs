@@ -11,7 +11,7 @@ pub mod limit;
 pub mod profiles;
 pub mod servers;
 
-use crate::config::{Action, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::config::{Action, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
 use crate::policy::profiles::{Lifetimes, Profile};
@@ -52,10 +52,14 @@ pub struct Rule {
     pub(crate) own_scale: WindowScale,
     /// The MSS announced for it.
     pub(crate) own_mss: u16,
+    /// The hop limit of what is said in a server's name before it has answered; zero: as learned.
+    pub(crate) own_ttl: u8,
     /// The upper limit of every MSS option; `u16::MAX` is none.
     pub(crate) mss_clamp: u16,
     /// Bytes a client may send before its server has answered.
     pub(crate) early_window: u16,
+    /// Whether its server gets an echo of its timestamp.
+    pub(crate) early_echo: EarlyEcho,
     /// The profile of its flows, by its number in the policy.
     pub(crate) profile: u32,
     /// How long a refusal is remembered.
@@ -242,8 +246,10 @@ impl Draft {
             own_sack: config.own_sack,
             own_scale: WindowScale::clamped(config.own_wscale),
             own_mss: config.own_mss,
+            own_ttl: config.own_ttl,
             mss_clamp: config.mss_clamp.unwrap_or(u16::MAX),
             early_window: config.early_window,
+            early_echo: config.early_echo,
             profile: 0,
             closed_memory: config.closed_memory,
         };
@@ -255,6 +261,7 @@ impl Draft {
         let Rule { handshake, multipath, fast_open, signed, stray, icmp_errors, stray_fragments, .. } = self.rule;
         let Rule { mss, sack, wscale, own_sack, own_scale, own_mss, mss_clamp, early_window, closed_memory, .. } =
             self.rule;
+        let Rule { own_ttl, early_echo, .. } = self.rule;
         let rule = Rule {
             handshake: settings.handshake.unwrap_or(handshake),
             multipath: settings.multipath.unwrap_or(multipath),
@@ -270,7 +277,9 @@ impl Draft {
             own_scale: settings.own_wscale.map_or(own_scale, WindowScale::clamped),
             own_mss: settings.own_mss.unwrap_or(own_mss),
             mss_clamp: settings.mss_clamp.unwrap_or(mss_clamp),
+            own_ttl: settings.own_ttl.unwrap_or(own_ttl),
             early_window: settings.early_window.unwrap_or(early_window),
+            early_echo: settings.early_echo.unwrap_or(early_echo),
             profile: 0,
             closed_memory: settings.closed_memory.unwrap_or(closed_memory),
         };

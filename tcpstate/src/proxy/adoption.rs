@@ -39,7 +39,7 @@ impl Proxy {
             && self.settings.passed.take(ctx.now)
         {
             self.counters.count(Event::StrayReset);
-            return Self::reset_in_place(&mut ctx);
+            return self.reset_in_place(&mut ctx, None);
         }
         Verdict::Drop(if ctx.side == Side::Lan || resets { DropReason::NoFlow } else { DropReason::BadCookie })
     }

@@ -8,15 +8,16 @@ use crate::cache::refused::Client;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension};
 use crate::cookie::terms::{Ecn, Offer, Terms};
-use crate::cookie::{self, SynAckNumbers, ts_after};
+use crate::cookie::{SynAckNumbers, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
-use crate::seq::{RawWindow, SeqNum};
+use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
-    CommonSyn, CommonSynAck, ETHERNET_MIN, Envelope, Flags, Kind, OptionList, Options, Outgoing, Segment, Timestamps,
+    CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, Kind, OptionList, Options, Outgoing, Segment,
+    Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -76,6 +77,8 @@ impl Proxy {
             timestamps: Timestamps { value: ts_value.unwrap_or_default(), echo: syn.timestamps.value },
             scale,
             label: label(meta.hash),
+            ttl: offer.ttl,
+            class: offer.class_for(segment.class(head.bytes())),
         };
         answer.write_over(segment, head.bytes_mut());
         self.counters.count(Event::SynAnswered);
@@ -112,11 +115,14 @@ impl Proxy {
         if self.caches.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
-            return Self::reset_in_place(&mut ctx);
+            return self.reset_in_place(&mut ctx, None);
         }
         let offered = Options::read(ctx.options());
         let rule = *self.settings.policy.rule(&key);
-        let offer = self.caches.server_options.offer_cached(&key, &rule, now);
+        let offer = match offered.timestamps {
+            Some(_) => self.caches.server_options.offer_cached(&key, &rule, now),
+            None => self.caches.server_options.offer(&key, &rule, false, now),
+        };
         ctx.egress.note(|| {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
@@ -128,20 +134,23 @@ impl Proxy {
         let mut numbers = self.caches.cookies.mint(hash, isn, &terms, now);
         let smallest = self.caches.cookies.smallest_mss(terms.timestamps);
         match former {
+            Some(id) if self.is_same_syn(&ctx, id, &offered) => {
+                ctx.egress.note(|| "the SYN is repeated: it gets the same number".into());
+                terms = terms_of(&self.table[id]);
+                numbers = self.repeat_syn_cached(&ctx, id, numbers);
+            }
             Some(id) if self.may_rewrite(id, isn, now) => {
                 ctx.egress.note(|| "the entry of the SYN cache is written anew".into());
-                numbers = self.repeat_syn_cached(&ctx, id, &mut terms, numbers);
+                numbers = self.rewrite_syn_cached(&ctx, id, &offered, &terms, numbers);
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
-                ctx.egress.note(|| "the old connection stays until the client proves the new one".into());
+                ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
                 self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
                 }
-                if let Some(shown) = self.table[id].shown_ts_value() {
-                    numbers.ts_value = numbers.ts_value.map(|value| not_before(value, shown));
-                }
+                numbers = self.not_before_shown(id, numbers);
             }
             None => {
                 let mut kept = terms;
@@ -150,7 +159,9 @@ impl Proxy {
                     kept.promised = offer.scale;
                 }
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
-                let expressed = kept.promised == terms.promised && terms.mss >= smallest;
+                let expressed = kept.promised == terms.promised
+                    && terms.mss >= smallest
+                    && (terms.timestamps || terms.ecn == Ecn::Silent);
                 let number = if expressed { numbers } else { numbers.disguised() };
                 let stored =
                     self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));
@@ -174,7 +185,7 @@ impl Proxy {
             format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
         let window = rule.early_window(offer.window);
-        self.write_syn_ack(&mut ctx, &offered, offer.mss, window, &terms, numbers)
+        self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
@@ -241,50 +252,71 @@ impl Proxy {
             timestamps,
             ecn: match (syn.flags.ask_for_ecn(), offer.ecn) {
                 (false, _) => Ecn::Silent,
-                (true, false) => Ecn::Asked,
-                (true, true) => Ecn::Agreed,
+                (true, EcnSetup::None) => Ecn::Asked,
+                (true, EcnSetup::Classic | EcnSetup::Accurate) => Ecn::Agreed,
             },
         }
     }
 
-    /// Whether a SYN with this number may write its terms over those of `id`: over an entry of the SYN cache, unless it is another's whose
-    /// client may be about to answer.
-    fn may_rewrite(&self, id: Id, isn: SeqNum, now: Instant) -> bool {
+    /// Whether a SYN is the one that the entry `id` of the SYN cache was made for, with the same options, so that the same answer is due. With other
+    /// options it is another offer, and either answer may be what the client acknowledges.
+    fn is_same_syn(&self, ctx: &Context<impl Egress>, id: Id, offered: &Options) -> bool {
         let flow = &self.table[id];
-        flow.is_in(State::SynCached) && (flow.endpoint(Side::Wan).next == isn + 1 || !self.is_young(id, now))
+        flow.is_in(State::SynCached)
+            && flow.endpoint(Side::Wan).next == ctx.segment.seq + 1
+            && flow.ts_base == summary(offered, ctx.segment.flags)
     }
 
-    /// A SYN for an entry of the SYN cache: the same one gets the same number, another begins anew.
-    #[inline(never)]
-    fn repeat_syn_cached(
-        &mut self,
-        ctx: &Context<impl Egress>,
-        id: Id,
-        terms: &mut Terms,
-        numbers: SynAckNumbers,
-    ) -> SynAckNumbers {
-        let offered = Options::read(ctx.options());
+    /// Whether a SYN with this number may write its terms over those of `id`: over an entry of the SYN cache for another SYN, unless the client of
+    /// that may be about to answer.
+    fn may_rewrite(&self, id: Id, isn: SeqNum, now: Instant) -> bool {
         let flow = &self.table[id];
-        let isn = if flow.endpoint(Side::Wan).next == ctx.segment.seq + 1 {
-            self.counters.count(Event::SynRepeated);
-            // It may have had our first answer.
-            terms.promised = flow.endpoint(Side::Lan).told().filter(|_| terms.scale.is_some());
-            flow.outer_isn
-        } else {
-            numbers.isn
-        };
-        let ts_value = match (numbers.ts_value, flow.shown_ts_value()) {
-            (Some(value), Some(shown)) => Some(not_before(value, shown)),
-            (value, _) => value,
-        };
-        let numbers = SynAckNumbers { isn, ts_value };
+        flow.is_in(State::SynCached) && flow.endpoint(Side::Wan).next != isn + 1 && !self.is_young(id, now)
+    }
+
+    /// The answer to a repeated SYN: the number of the first answer, and a TSval no earlier than that one's.
+    #[inline(never)]
+    fn repeat_syn_cached(&mut self, ctx: &Context<impl Egress>, id: Id, numbers: SynAckNumbers) -> SynAckNumbers {
+        self.counters.count(Event::SynRepeated);
+        let numbers = self.not_before_shown(id, SynAckNumbers { isn: self.table[id].outer_isn, ..numbers });
+        let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
+        let envelope = ctx.envelope();
         self.table.update(id, |flow| {
-            fill_syn_cached(flow, ctx, &offered, terms, numbers);
-            // Which of our SYN-ACKs it will acknowledge only a timestamp can tell (RFC 6298 section 3).
+            flow.keep_path(Side::Wan, &envelope);
+            flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
+            flow.endpoint_mut(Side::Wan).ts_value = timestamps.value;
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
         numbers
+    }
+
+    /// The entry of the SYN cache begins anew with another SYN.
+    #[inline(never)]
+    fn rewrite_syn_cached(
+        &mut self,
+        ctx: &Context<impl Egress>,
+        id: Id,
+        offered: &Options,
+        terms: &Terms,
+        numbers: SynAckNumbers,
+    ) -> SynAckNumbers {
+        let numbers = self.not_before_shown(id, numbers);
+        self.table.update(id, |flow| {
+            fill_syn_cached(flow, ctx, offered, terms, numbers);
+            flow.attempts = 1;
+        });
+        self.restart_timer(id, ctx.now);
+        numbers
+    }
+
+    /// The numbers with a TSval that a client which was shown those of `id` does not take for older.
+    fn not_before_shown(&self, id: Id, numbers: SynAckNumbers) -> SynAckNumbers {
+        let ts_value = match (numbers.ts_value, self.table[id].shown_ts_value()) {
+            (Some(value), Some(shown)) => Some(ts_not_before(value, shown)),
+            (value, _) => value,
+        };
+        SynAckNumbers { ts_value, ..numbers }
     }
 
     #[inline(always)]
@@ -292,15 +324,16 @@ impl Proxy {
         &mut self,
         ctx: &mut Context<impl Egress>,
         offered: &Options,
-        mss: u16,
+        offer: &Offer,
         window: RawWindow,
         terms: &Terms,
         numbers: SynAckNumbers,
     ) -> Verdict {
-        let envelope = Envelope { label: label(ctx.hash), ..ctx.envelope().reversed() };
+        let envelope = ctx.envelope().reversed(offer.ttl);
+        let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(envelope.class), ..envelope };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });
-        let mut options = OptionList::syn(Some(mss), terms.sack, timestamps, terms.promised);
+        let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
         // An answer longer than the question would make us an amplifier: then it goes without MSS, or not at all.
         let room = ctx.head.total().max(ETHERNET_MIN);
         if envelope.frame_len(&options) > room {
@@ -364,8 +397,8 @@ impl Proxy {
             }
             return Err(Unproved::Wrong);
         };
-        let distance = echo.map_or(0, |echo| distance(cookie::age(echo, now) >> 10));
-        Ok(Proof { terms, client_isn, outer_isn, distance })
+        // A cookie's clock is too coarse to tell how far its client is.
+        Ok(Proof { terms, client_isn, outer_isn, distance: 0 })
     }
 
     pub(super) fn accept_cookie(&mut self, ctx: Context<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
@@ -408,11 +441,9 @@ impl Proxy {
                 if is_damaged(&ctx) {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
-                let distance = match Options::timestamps(ctx.options()).filter(|_| flow.attempts > 0) {
-                    Some(timestamps) => distance(cookie::age(timestamps.echo, ctx.now) >> 10),
-                    None if flow.attempts > 0 => 0,
-                    None => distance(tick(ctx.now).wrapping_sub(flow.born)),
-                };
+                // Which of several SYN-ACKs it acknowledges is not known (RFC 6298 section 3).
+                let waited = tick(ctx.now).wrapping_sub(flow.born);
+                let distance = if flow.attempts > 0 { 0 } else { distance(waited) };
                 let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
                 let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
                 self.note_proof(Event::CacheHit, ctx.key());
@@ -430,6 +461,14 @@ fn syn_ack_flags(terms: &Terms) -> Flags {
     Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed))
 }
 
+/// What a SYN offers, in one number; an entry of the SYN cache has it where an open connection has the first TSval of its server.
+fn summary(offered: &Options, flags: Flags) -> u32 {
+    let scale = offered.scale.map_or(15, WindowScale::get);
+    let bits = [offered.mss.is_some(), offered.sack_permitted, offered.timestamps.is_some(), flags.ask_for_ecn()];
+    let bits = bits.into_iter().fold(0, |word, bit| word << 1 | u32::from(bit));
+    bits << 20 | u32::from(scale) << 16 | u32::from(offered.mss.unwrap_or_default())
+}
+
 /// Writes a SYN's options into its entry of the SYN cache.
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
@@ -437,14 +476,10 @@ fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, term
     keep_terms(flow, terms);
     flow.keep_path(Side::Wan, &envelope);
     flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
+    flow.ts_base = summary(offered, ctx.segment.flags);
     let client = flow.endpoint_mut(Side::Wan);
     client.next = ctx.segment.seq + 1;
     client.ts_value = offered.timestamps.map_or(0, |timestamps| timestamps.value);
-}
-
-/// A TSval of ours, if need be moved to where a host that has seen `shown` does not take it for an older one (RFC 7323 section 5.5).
-fn not_before(ts_value: u32, shown: u32) -> u32 {
-    if SeqNum::new(ts_value).before(SeqNum::new(shown)) { ts_after(shown) | ts_value & 0xfff } else { ts_value }
 }
 
 #[cfg(test)]
@@ -456,7 +491,6 @@ mod tests {
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
-    use crate::seq::WindowScale;
     use crate::wire::{Parsed, put32};
     use core::cell::Cell;
     use core::time::Duration;
@@ -500,9 +534,12 @@ mod tests {
             offered_scale: true,
             offered_sack: true,
             offered_timestamps: true,
-            offered_ecn: true,
-            answered_ecn: ecn,
+            offered_ecn: EcnSetup::Classic,
+            answered_ecn: if ecn { EcnSetup::Classic } else { EcnSetup::None },
             window: RawWindow(window),
+            ttl: window as u8,
+            offered_class: 0,
+            answered_class: (window >> 8) as u8 & 0xfc,
         }))
     }
 

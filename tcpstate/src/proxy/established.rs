@@ -7,6 +7,7 @@ use super::Proxy;
 use super::context::{Context, is_damaged};
 use super::reply::half_second;
 use crate::config::SackConflict;
+use crate::cookie::ts_clock;
 use crate::flow::ecn;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
@@ -144,7 +145,7 @@ impl Proxy {
                     self.answer_repeated_syn_ack(id);
                     self.acknowledge_in_place(&mut ctx, id)
                 } else {
-                    Self::reset_in_place(&mut ctx)
+                    self.reset_in_place(&mut ctx, Some(id))
                 }
             }
             _ => Verdict::Forward,
@@ -187,6 +188,10 @@ impl Proxy {
             format!("reset with number {}: the receiver expects {from} to {to}, its window is {granted}", seq.get())
         });
         if seq.within(receiver.acked, sent) {
+            if ctx.side == Side::Lan && flow.is(FlowFlags::NO_ECHO) && sender.next == flow.outer_isn + 1 {
+                // It has said nothing but its SYN-ACK: it may not know its own connection by what it was sent.
+                self.caches.server_options.note_exact_echo(ctx.key(), ctx.now);
+            }
             // While the box still speaks for an end, its timers ask both ends whether they are alive. It stops only for a number that a stack
             // resets with: behind all that it has sent, or where the receiver's last acknowledgement is.
             let speaks = matches!(flow.state(), State::AckWithheld | State::WindowPending);
@@ -326,7 +331,7 @@ impl Proxy {
             {
                 self.counters.count(Event::EcnLent);
             }
-            self.projection(id).apply(ctx.side, ctx.segment, ctx.head, tick(ctx.now));
+            self.projection(id).apply(ctx.side, ctx.segment, ctx.head, ts_clock(ctx.now));
         }
         Verdict::Forward
     }
@@ -611,8 +616,8 @@ mod tests {
             let mut copies = [roomy(), roomy()];
             let [mut short, mut long] = copies.each_mut().map(|copy| Head::new(copy, 64, frame.len(), frame.len()));
             let projection = Projection::of(&one.table[ids.0], sack_conflict);
-            projection.apply(side, &segment, &mut short, tick(moment));
-            projection.apply_any(side, &segment, &mut long, tick(moment));
+            projection.apply(side, &segment, &mut short, ts_clock(moment));
+            projection.apply_any(side, &segment, &mut long, ts_clock(moment));
             prop_assert_eq!(short.bytes(), long.bytes(), "{:?}", said);
 
             let common = one.on_frame(side, &metas[0], &mut heads[0], moment, &mut NoEgress);

@@ -175,7 +175,7 @@ impl Proxy {
             flow.born = tick(now);
             flow.profile = profile;
             // No half-second equals its successor, so that the first challenge is never withheld.
-            flow.challenged = ((tick(now) >> HALF_SECOND) as u16).wrapping_sub(1);
+            flow.challenged = ((tick(now) >> HALF_SECOND) as u8).wrapping_sub(1);
             fill(flow);
         })?;
         self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.of(profile).of(state)));

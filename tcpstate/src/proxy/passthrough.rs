@@ -91,7 +91,7 @@ impl Proxy {
 
     /// The client has its answer: what both offered holds from now on; what a server offers is learned.
     fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
-        let observation = Observation::of(ctx.segment, answered, &self.table[id]);
+        let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, &self.table[id]);
         self.set_state(id, State::SynReceived, ctx.now, |flow| {
             note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &answered);
             settle_scales(flow);
@@ -104,7 +104,7 @@ impl Proxy {
             let synchronised = flow.endpoint(ctx.side).next;
             flow.endpoint_mut(ctx.side.other()).acked = synchronised;
         });
-        if ctx.side == Side::Lan {
+        if ctx.side == Side::Lan && !self.table[id].is(FlowFlags::EXCEPTIONAL) {
             self.learn(ctx.key(), &observation, ctx.now);
         }
     }
@@ -144,7 +144,8 @@ impl Proxy {
         if !acceptable {
             return Verdict::Drop(DropReason::BadReset);
         }
-        if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan {
+        let exceptional = flow.is(FlowFlags::EXCEPTIONAL);
+        if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
             self.remember_refusal(ctx.key(), ctx.now);
         }
         self.set_state(id, State::Reset, ctx.now, |_| ());
@@ -170,6 +171,7 @@ fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     flow.set(FlowFlags::SACK, options.sack_permitted);
     flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
     flow.set(FlowFlags::ECN_ASKED, ctx.segment.flags.ask_for_ecn());
+    flow.set(FlowFlags::EXCEPTIONAL, options.signed || options.multipath || options.fast_open);
     note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options);
 }
 

@@ -39,7 +39,9 @@ pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
     flow.set(FlowFlags::SACK, terms.sack);
     flow.set(FlowFlags::TIMESTAMPS, terms.timestamps);
     flow.set(FlowFlags::ECN_ASKED, terms.ecn != Ecn::Silent);
-    flow.set(FlowFlags::ECN, terms.ecn == Ecn::Agreed);
+    flow.set(FlowFlags::ECN, matches!(terms.ecn, Ecn::Agreed | Ecn::AccurateAgreed | Ecn::AccurateMarked));
+    flow.set(FlowFlags::ACCURATE, matches!(terms.ecn, Ecn::AccurateAsked | Ecn::AccurateAgreed | Ecn::AccurateMarked));
+    flow.set(FlowFlags::SYN_MARKED, terms.ecn == Ecn::AccurateMarked);
     flow.mss = terms.mss;
     flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
     flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);
@@ -53,10 +55,13 @@ pub(super) fn terms_of(flow: &Flow) -> Terms {
         promised: flow.endpoint(Side::Lan).told(),
         sack: flow.is(FlowFlags::SACK),
         timestamps: flow.is(FlowFlags::TIMESTAMPS),
-        ecn: match (flow.is(FlowFlags::ECN_ASKED), flow.is(FlowFlags::ECN)) {
-            (false, _) => Ecn::Silent,
-            (true, false) => Ecn::Asked,
-            (true, true) => Ecn::Agreed,
+        ecn: match (flow.is(FlowFlags::ECN_ASKED), flow.is(FlowFlags::ACCURATE), flow.is(FlowFlags::ECN)) {
+            (false, ..) => Ecn::Silent,
+            (true, false, false) => Ecn::Asked,
+            (true, false, true) => Ecn::Agreed,
+            (true, true, false) => Ecn::AccurateAsked,
+            (true, true, true) if flow.is(FlowFlags::SYN_MARKED) => Ecn::AccurateMarked,
+            (true, true, true) => Ecn::AccurateAgreed,
         },
     }
 }

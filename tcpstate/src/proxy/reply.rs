@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::{Egress, Proxy};
+use crate::cookie::ts_clock;
 use crate::flow::FlowFlags;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
@@ -18,9 +19,15 @@ pub(super) fn label(hash: u64) -> u32 {
     ((hash >> 20) as u32 & 0xf_ffff) | 1
 }
 
-/// The half-second a time falls in, on a circle of nine hours.
-pub(super) fn half_second(now: Instant) -> u16 {
-    (tick(now) >> HALF_SECOND) as u16
+/// The hop limit of a segment in the name of an end whose segments arrive with this one; zero where none has. Then the segment gets the largest, which
+/// no receiver takes for too low (RFC 5082).
+pub(super) fn hop_limit(seen: u8) -> u8 {
+    if seen == 0 { u8::MAX } else { seen }
+}
+
+/// The half-second a time falls in, on a circle of two minutes.
+pub(super) fn half_second(now: Instant) -> u8 {
+    (tick(now) >> HALF_SECOND) as u8
 }
 
 impl Proxy {
@@ -33,7 +40,8 @@ impl Proxy {
             to,
             key: self.table.key(id),
             sender,
-            ttl: flow.endpoint(sender).ttl.max(1),
+            ttl: hop_limit(flow.endpoint(sender).ttl),
+            class: flow.class(sender),
             id: 0,
             label: label(flow.hash()),
             priorities: flow.tag_priorities(),
@@ -69,13 +77,12 @@ impl Proxy {
                 value: if flow.is(FlowFlags::TIMESTAMPS_LAN) {
                     sender.ts_value
                 } else {
-                    flow.ts_delta.shift(tick(now))
+                    flow.ts_delta.shift(ts_clock(now))
                 },
                 echo: receiver.ts_value,
             }),
             Side::Lan => flow.is(FlowFlags::TIMESTAMPS_LAN).then(|| {
-                // A server that must not take the LAN for the client's distance gets no echo to measure it by.
-                let measures = !flow.is(FlowFlags::EARLY) || flow.is(FlowFlags::CARRIED);
+                let measures = !flow.is(FlowFlags::NO_ECHO) || flow.is(FlowFlags::CARRIED);
                 let echo = if measures { (-flow.ts_delta).shift(receiver.ts_value) } else { 0 };
                 Timestamps { value: self.table.client_deltas(id).1.shift(sender.ts_value), echo }
             }),
@@ -101,9 +108,9 @@ impl Proxy {
 
     /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
     pub(super) fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
-        let mut envelope = ctx.envelope().reversed();
-        envelope.ttl = self.table[id].endpoint(ctx.side.other()).ttl.max(1);
-        envelope.label = label(ctx.hash);
+        let (flow, speaker) = (&self.table[id], ctx.side.other());
+        let mut envelope = ctx.envelope().reversed(hop_limit(flow.endpoint(speaker).ttl));
+        (envelope.label, envelope.class) = (label(ctx.hash), flow.class(speaker));
         let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
         if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect
@@ -112,18 +119,33 @@ impl Proxy {
         }
     }
 
-    /// Answers a segment without a connection with the reset that RFC 9293 section 3.10.7.1 prescribes.
-    pub(super) fn reset_in_place(ctx: &mut Context<impl Egress>) -> Verdict {
+    /// Answers a segment with the reset that RFC 9293 section 3.10.7.1 prescribes where there is no connection, or not this one of `flow`.
+    pub(super) fn reset_in_place(&self, ctx: &mut Context<impl Egress>, flow: Option<Id>) -> Verdict {
         let Segment { seq, ack, flags, .. } = *ctx.segment;
         if flags.has(Flags::ACK) {
-            return Self::refuse_in_place(ctx, ack, None);
+            return self.refuse_in_place(ctx, flow, ack, None);
         }
-        Self::refuse_in_place(ctx, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
+        self.refuse_in_place(ctx, flow, SeqNum::default(), Some(seq + ctx.segment.seq_len()))
     }
 
-    /// Answers a segment with a reset that bears this number, and acknowledges that one.
-    pub(super) fn refuse_in_place(ctx: &mut Context<impl Egress>, seq: SeqNum, ack: Option<SeqNum>) -> Verdict {
-        let envelope = ctx.envelope().reversed();
+    /// Answers a segment with a reset that bears this number, and acknowledges that one. Its hop limit is that of the end which the sender would
+    /// have it from: as `flow` knows it, or as is known of the server.
+    pub(super) fn refuse_in_place(
+        &self,
+        ctx: &mut Context<impl Egress>,
+        flow: Option<Id>,
+        seq: SeqNum,
+        ack: Option<SeqNum>,
+    ) -> Verdict {
+        let known = flow.map_or(0, |id| self.table[id].endpoint(ctx.side.other()).ttl);
+        let ttl = match (known, ctx.side) {
+            (0, Side::Wan) => {
+                let rule = self.settings.policy.rule(ctx.key());
+                self.caches.server_options.offer(ctx.key(), rule, true, ctx.now).ttl
+            }
+            _ => hop_limit(known),
+        };
+        let envelope = ctx.envelope().reversed(ttl);
         let reset = Outgoing {
             envelope: &envelope,
             seq,

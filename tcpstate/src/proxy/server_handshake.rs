@@ -7,14 +7,15 @@ use super::reply::bare_reset;
 use crate::cache::refused::Client;
 use crate::cache::servers::{Observation, default_mss};
 use crate::cache::updates::ServerUpdate;
-use crate::config::Handshake;
-use crate::cookie::{ts_after, ts_clock};
+use crate::config::{EarlyEcho, Handshake};
+use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::Rule;
 use crate::seq::{SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
-    DEFAULT_TTL, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
+    Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
@@ -44,13 +45,13 @@ impl Proxy {
         if self.caches.refused_ports.is_refused(&key, Client::of(self.caches.limiter.place(&key)), now) {
             ctx.egress.note(|| "the port refused this client recently: the box resets the client at once".into());
             // The same proof may come again and again; the server need not get a SYN for each.
-            return Self::refuse_in_place(&mut ctx, proof.outer_isn + 1, None);
+            return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
         self.evict_one(now, ctx.egress);
         let rule = self.settings.policy.rule(&key);
-        let presumed =
-            proof.terms.timestamps && !self.caches.server_options.offer_cached(&key, rule, now).timestamps_known;
+        let offer = self.caches.server_options.offer_cached(&key, rule, now);
+        let presumed = proof.terms.timestamps && !offer.timestamps_known;
         let early = rule.handshake == Handshake::Early;
         ctx.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
@@ -62,6 +63,8 @@ impl Proxy {
         });
         let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
+            flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
+            flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
             flow.set(FlowFlags::EARLY, early);
         });
@@ -224,7 +227,7 @@ impl Proxy {
             // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
             let soon = tick(ctx.now).wrapping_add(AFTER_RESET);
             self.table.schedule(id, soon);
-            return Self::reset_in_place(&mut ctx);
+            return self.reset_in_place(&mut ctx, Some(id));
         }
         Verdict::Drop(DropReason::WrongState)
     }
@@ -244,7 +247,7 @@ impl Proxy {
     /// A port has refused. If no client is known to have reached it, it counts as closed; else as closed to this client's network.
     pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
         let rule = self.settings.policy.rule(key);
-        let known = self.caches.server_options.offer(key, rule, now).known;
+        let known = self.caches.server_options.offer(key, rule, true, now).known;
         let client = if known { Client::of(self.caches.limiter.place(key)) } else { Client::EVERYBODY };
         self.caches.refused_ports.refused(key, client, rule.closed_memory, now);
         self.publish(ServerUpdate::Refused(*key, client));
@@ -255,7 +258,7 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        Self::reset_in_place(&mut ctx)
+        self.reset_in_place(&mut ctx, None)
     }
 
     /// The server has answered: from here on segments are only translated.
@@ -266,16 +269,19 @@ impl Proxy {
     fn splice(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
-        let ttl = ctx.segment.ttl(ctx.head.bytes());
-        let told_mss = self.caches.server_options.most_told(ctx.key(), self.settings.policy.rule(ctx.key()), now);
+        let seen = (ctx.segment.ttl(ctx.head.bytes()), ctx.segment.class(ctx.head.bytes()));
+        let rule = *self.settings.policy.rule(ctx.key());
+        let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
         let flow = &self.table[id];
-        let observation = Observation::of(ctx.segment, answered, flow);
+        let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, flow);
+        let echoes = self.echoes_exactly(ctx.key(), &answered, flow, &rule, now);
         let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
         self.set_state(id, state, now, |flow| {
-            join(flow, ctx.segment, &answered, ttl, now);
+            join(flow, ctx.segment, &answered, seen, now);
             flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
+            flow.set(FlowFlags::NO_ECHO, is_early && !echoes);
         });
         ctx.egress.note(|| {
             let delta = self.table[id].seq_delta.shift(0);
@@ -310,6 +316,23 @@ impl Proxy {
         }
         self.send_update(id, now, ctx.egress);
         self.acknowledge_in_place(&mut ctx, id)
+    }
+
+    /// Whether the server of an early client gets an exact echo of the TSval in its SYN-ACK, which has these options. One that keeps its terms there must,
+    /// and one of which nothing is known might.
+    fn echoes_exactly(&self, key: &FlowKey, answered: &Options, flow: &Flow, rule: &Rule, now: Instant) -> bool {
+        match rule.early_echo {
+            EarlyEcho::Exact => true,
+            EarlyEcho::None => false,
+            EarlyEcho::Auto => {
+                let scale = flow.endpoint(Side::Wan).scale().filter(|_| answered.scale.is_some());
+                let sack = flow.is(FlowFlags::SACK) && answered.sack_permitted;
+                let servers = &self.caches.server_options;
+                answered.timestamps.is_some_and(|timestamps| cookie::keeps_terms(timestamps.value, scale, sack))
+                    || !servers.offer(key, rule, true, now).known
+                    || servers.wants_exact_echo(key, now)
+            }
+        }
     }
 
     /// Releases what is held of a flow's client as far as the server's window reaches.
@@ -447,7 +470,6 @@ fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, sho
     client.ts_value = timestamps.value;
     let server = flow.endpoint_mut(Side::Lan);
     server.next = proof.outer_isn + 1;
-    server.ttl = DEFAULT_TTL;
     server.ts_value = shown.map_or(timestamps.echo, |shown| SeqNum::later(shown, timestamps.echo));
 }
 
@@ -475,7 +497,7 @@ fn server_syn<'a>(flow: &Flow, delta: SeqDelta, envelope: &'a Envelope, options:
 }
 
 /// Splices the two halves of the connection, with the numbers and options of the server's SYN-ACK.
-fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Instant) {
+fn join(flow: &mut Flow, answer: &Segment, answered: &Options, (ttl, class): (u8, u8), now: Instant) {
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
     flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
     flow.attempts = 0;
@@ -489,6 +511,8 @@ fn join(flow: &mut Flow, answer: &Segment, answered: &Options, ttl: u8, now: Ins
     // The answer acknowledges the client's SYN.
     server.acked = synchronised;
     server.ttl = ttl;
+    flow.set_class(Side::Lan, class);
+    let server = flow.endpoint_mut(Side::Lan);
     // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
     server.window = answer.window;
     flow.set(FlowFlags::WINDOW_UNSCALED, true);
@@ -508,10 +532,10 @@ fn join_timestamps(flow: &mut Flow, answered: &Options, now: Instant) {
     if !flow.is(FlowFlags::TIMESTAMPS) {
         return;
     }
-    let base = SeqNum::later(ts_after(ts_clock(now)), ts_after(flow.endpoint(Side::Lan).ts_value));
+    let base = SeqNum::later(ts_clock(now), flow.endpoint(Side::Lan).ts_value).wrapping_add(1);
     flow.set(FlowFlags::TIMESTAMPS_LAN, answered.timestamps.is_some());
-    // A server without timestamps gets the box's clock, of about a millisecond, which like any other must not wrap within days.
-    let clock = answered.timestamps.map_or(tick(now), |timestamps| timestamps.value);
+    // A server without timestamps gets the box's clock.
+    let clock = answered.timestamps.map_or(ts_clock(now), |timestamps| timestamps.value);
     flow.ts_delta = SeqDelta::between(clock, base);
     flow.ts_base = base;
     flow.endpoint_mut(Side::Lan).ts_value = base;

@@ -108,6 +108,8 @@ pub struct Envelope {
     pub sender: Side,
     /// Time to live or hop limit.
     pub ttl: u8,
+    /// The class (RFC 2474): the upper six bits of the traffic class, in IPv4 of the type of service; the lower two are zero.
+    pub class: u8,
     /// The IPv4 identification field.
     pub id: u16,
     /// The IPv6 flow label, 20 bits.
@@ -115,9 +117,6 @@ pub struct Envelope {
     /// The priorities of the VLAN tags: the upper four bits of their control information, outer tag first.
     pub priorities: [u16; 2],
 }
-
-/// The hop limit of the proxy's own segments where that of the host in whose name they go is not known.
-pub const DEFAULT_TTL: u8 = 64;
 
 impl Envelope {
     /// The envelope of a segment that came in on `side`.
@@ -131,14 +130,15 @@ impl Envelope {
         };
         let priorities = [priority(0), priority(1)];
         let ttl = segment.ttl(frame);
-        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, id, label, priorities }
+        let class = segment.class(frame);
+        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, class, id, label, priorities }
     }
 
-    /// The envelope of an answer: source and destination exchanged.
+    /// The envelope of an answer with this hop limit: source and destination exchanged, the class the same.
     #[must_use]
     #[inline]
-    pub fn reversed(self) -> Self {
-        Self { from: self.to, to: self.from, sender: self.sender.other(), ttl: DEFAULT_TTL, id: 0, label: 0, ..self }
+    pub fn reversed(self, ttl: u8) -> Self {
+        Self { from: self.to, to: self.from, sender: self.sender.other(), ttl, id: 0, label: 0, ..self }
     }
 
     /// Bytes of the frame that holds `options`, before padding.
@@ -220,11 +220,11 @@ impl Outgoing<'_> {
     /// Writes the header; returns the offset of the TCP header and the sum of the addresses.
     #[inline(always)]
     fn write_ipv4(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
-        let Envelope { ttl, id, .. } = *self.envelope;
+        let Envelope { ttl, class, id, .. } = *self.envelope;
         let [(source, _), (destination, _)] = self.envelope.source_and_destination();
         let addresses = u64::from(source[3]) + u64::from(destination[3]);
         let words = [
-            0x4500_0000 | (IPV4_LEN + tcp_len) as u32,
+            0x4500_0000 | u32::from(class) << 16 | (IPV4_LEN + tcp_len) as u32,
             u32::from(id) << 16 | 0x4000,
             u32::from(ttl) << 24 | u32::from(TCP) << 16,
         ];
@@ -241,10 +241,10 @@ impl Outgoing<'_> {
     /// Writes the header; returns the offset of the TCP header and the sum of the addresses.
     #[inline(always)]
     fn write_ipv6(&self, frame: &mut [u8], ip: usize, tcp_len: usize) -> (usize, u64) {
-        let Envelope { ttl, label, .. } = *self.envelope;
+        let Envelope { ttl, class, label, .. } = *self.envelope;
         let [(source, _), (destination, _)] = self.envelope.source_and_destination();
         let header: &mut [u8; IPV6_LEN] = frame[ip..].first_chunk_mut().expect("the frame is long enough");
-        put32(header, 0, 6 << 28 | label);
+        put32(header, 0, 6 << 28 | u32::from(class) << 20 | label);
         put32(header, 4, (tcp_len as u32) << 16 | u32::from(TCP) << 8 | u32::from(ttl));
         let mut addresses = 0;
         for i in 0..4 {

@@ -3,7 +3,7 @@
 
 use super::options::{MSS, NOP_SCALE, SACK_PERMITTED_TIMESTAMPS};
 use super::segment::pseudo_header_sum;
-use super::{DEFAULT_TTL, Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps};
+use super::{Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps};
 use super::{be32, checksum, chunk, put16, put32};
 use crate::Head;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -43,6 +43,10 @@ pub struct CommonSynAck {
     pub scale: WindowScale,
     /// The IPv6 flow label, 20 bits.
     pub label: u32,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// The class, in the upper six bits.
+    pub class: u8,
 }
 
 impl CommonSyn {
@@ -93,19 +97,19 @@ impl CommonSynAck {
             tcp
         } else {
             let (header, tcp) = ip.split_first_chunk_mut().expect("a segment has an IP header");
-            Self::write_ipv4(header);
+            self.write_ipv4(header);
             tcp
         };
         self.write_tcp(segment, tcp.first_chunk_mut().expect("it holds the options that were read"));
     }
 
     #[inline(always)]
-    fn write_ipv4(header: &mut [u8; IPV4_LEN]) {
+    fn write_ipv4(&self, header: &mut [u8; IPV4_LEN]) {
         let (source, destination) = (be32(header, 12), be32(header, 16));
         let words = [
-            0x4500_0000 | (IPV4_LEN + SEGMENT_LEN) as u32,
+            0x4500_0000 | u32::from(self.class) << 16 | (IPV4_LEN + SEGMENT_LEN) as u32,
             0x4000,
-            u32::from(DEFAULT_TTL) << 24 | u32::from(TCP) << 16,
+            u32::from(self.ttl) << 24 | u32::from(TCP) << 16,
             destination,
             source,
         ];
@@ -118,8 +122,8 @@ impl CommonSynAck {
 
     #[inline(always)]
     fn write_ipv6(&self, header: &mut [u8; IPV6_LEN]) {
-        put32(header, 0, 6 << 28 | self.label);
-        header[7] = DEFAULT_TTL;
+        put32(header, 0, 6 << 28 | u32::from(self.class) << 20 | self.label);
+        header[7] = self.ttl;
         let (source, destination) = header[8..].split_at_mut(16);
         source.swap_with_slice(destination);
     }

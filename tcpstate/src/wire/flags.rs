@@ -89,6 +89,18 @@ impl Flags {
     }
 }
 
+/// The kind of explicit congestion notification that a SYN asks for or a SYN-ACK agrees to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EcnSetup {
+    /// None.
+    #[default]
+    None,
+    /// Classic (RFC 3168).
+    Classic,
+    /// Accurate (RFC 9768).
+    Accurate,
+}
+
 /// What a segment does, by its flags. The engine sorts segments by this once, before anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

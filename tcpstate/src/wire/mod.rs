@@ -17,10 +17,10 @@ mod options;
 mod parsed;
 mod segment;
 
-pub use build::{DEFAULT_TTL, Envelope, OptionList, Outgoing};
+pub use build::{Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
 pub use error::Error;
-pub use flags::{Flags, Kind};
+pub use flags::{EcnSetup, Flags, Kind};
 pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use parsed::Parsed;

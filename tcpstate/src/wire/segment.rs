@@ -224,6 +224,13 @@ impl Segment {
         frame[usize::from(self.ip) + if self.key.v6 { 7 } else { 8 }]
     }
 
+    /// The class of the packet (RFC 2474): the upper six bits of its traffic class, in IPv4 of its type of service; the lower two are zero.
+    #[inline(always)]
+    pub fn class(&self, frame: &[u8]) -> u8 {
+        let ip = usize::from(self.ip);
+        if self.key.v6 { (frame[ip] << 4 | frame[ip + 1] >> 4) & 0xfc } else { frame[ip + 1] & 0xfc }
+    }
+
     /// Whether the IPv4 header's and the segment's checksums are right. False if not all of the segment is visible: it cannot be checked.
     #[inline(never)]
     pub fn checksums_hold(&self, head: &Head) -> bool {

@@ -103,6 +103,16 @@ impl Layers {
         }
     }
 
+    /// The hop limit (in IPv4: time to live).
+    pub fn hops(&self, frame: &[u8]) -> u8 {
+        frame[self.ip + if self.v6 { 7 } else { 8 }]
+    }
+
+    /// The class (RFC 2474), in the upper six bits of eight.
+    pub fn class(&self, frame: &[u8]) -> u8 {
+        if self.v6 { (frame[self.ip] << 4 | frame[self.ip + 1] >> 4) & 0xfc } else { frame[self.ip + 1] & 0xfc }
+    }
+
     /// The explicit congestion notification field of the IP header (RFC 3168 section 5).
     pub fn ecn(&self, frame: &[u8]) -> u8 {
         if self.v6 { frame[self.ip + 1] >> 4 & 3 } else { frame[self.ip + 1] & 3 }

@@ -83,6 +83,8 @@ pub enum Rule {
     Quote,
     /// What surrounds a segment that passes the box (stations, tags, IP header and options) stays as it was.
     Surroundings,
+    /// What the box says in a host's name has the hop limit and the class of that host's segments (RFC 5082, RFC 2474).
+    Voice,
 }
 
 /// What a frame was when it entered the box, if it is the same segment that leaves it.
@@ -159,6 +161,8 @@ struct End {
     fin: Option<i64>,
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
+    /// Hop limits and classes of what it has sent.
+    voices: BTreeSet<(u8, u8)>,
     /// Positions where a keepalive carried a byte that is none of the stream's.
     garbage: BTreeSet<i64>,
     reset: bool,
@@ -176,6 +180,8 @@ struct End {
     before: Option<(u32, i64)>,
     /// The latest TSval received, and that of the connection before between the same ends.
     last_stamp: Option<u32>,
+    /// When that came, by the world's clock in microseconds.
+    stamped_at: u64,
     former_stamp: Option<u32>,
 }
 
@@ -235,6 +241,8 @@ pub struct Oracle {
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
     judged: u64,
+    /// The world's clock in microseconds.
+    now: u64,
 }
 
 impl Oracle {
@@ -254,6 +262,7 @@ impl Oracle {
             adopts: false,
             narrow: BTreeMap::new(),
             judged: 0,
+            now: 0,
         }
     }
 
@@ -338,6 +347,11 @@ impl Oracle {
         }
     }
 
+    /// Says what time it is, in microseconds.
+    pub fn set_time(&mut self, now: u64) {
+        self.now = now;
+    }
+
     /// How many segments have been judged.
     pub fn judged(&self) -> u64 {
         self.judged
@@ -412,6 +426,7 @@ impl Oracle {
         if let Some((value, _)) = segment.options.stamps {
             end.stamps.insert(value);
         }
+        end.voices.insert((segment.hops, segment.class));
         if let Some(peer_isn) = end.peer_isn {
             for (left, right) in segment.options.blocks() {
                 end.blocks.insert((position(left, peer_isn), position(right, peer_isn)));
@@ -510,7 +525,9 @@ impl Oracle {
         // A connection that began across a bridge may be answered by the box when its SYN is repeated.
         let across = self.bridged.contains(&(receiver, sender)) || self.bridged.contains(&(sender, receiver));
         let early = if from_server || across { self.early } else { 0 };
+        let now = self.now;
         let end = self.ends.entry((receiver, sender)).or_default();
+        judge_voice(&segment, &peer, ancestor)?;
 
         if ancestor.is_some_and(|ancestor| ancestor.forged) {
             // Without the box it would arrive as well, and on connections that the box only watches it may.
@@ -614,11 +631,13 @@ impl Oracle {
                 end.peer_ecn = segment.ece;
                 // RFC 7323 section 5.8 and RFC 6191: within twice the segment lifetime a clock goes on where it was.
                 if let (Some((value, _)), Some(former), true) = (segment.options.stamps, end.former_stamp, from_server)
-                    && (value.wrapping_sub(former) as i32) < 0
+                    // A box that has forgotten that connection shows its cookie's clock, which is up to 8.2 s behind.
+                    && (value.wrapping_sub(former) as i32) < -8192
                 {
                     return complain(Rule::TimestampValue, format!("TSval was at {former} in the connection before"));
                 }
                 end.last_stamp = segment.options.stamps.map(|(value, _)| value);
+                end.stamped_at = now;
                 end.first_stamp = segment.options.stamps.map(|(value, _)| value);
             }
             return Ok(());
@@ -627,7 +646,7 @@ impl Oracle {
         // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
         let most = self.narrow.get(&receiver.ip()).copied().unwrap_or(usize::MAX);
-        judge_stamps(&segment, end, &peer, most, ancestor)?;
+        judge_stamps(&segment, end, &peer, most, ancestor, now)?;
         judge_congestion(&segment, end, &peer, ancestor)?;
         if let Some(ancestor) = ancestor
             && !ancestor.syn
@@ -764,12 +783,29 @@ fn judge_offer(segment: &Segment, offer: &Options, said: Option<&Options>) -> Re
     }
 }
 
+/// What comes in a host's name and not from it has the hop limit and the class of what that host has sent, or the largest hop limit.
+fn judge_voice(segment: &Segment, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+    let passed = ancestor.is_some_and(|ancestor| ancestor.source == segment.source && !ancestor.syn || ancestor.forged);
+    // A reset has the class of what it answers, and a SYN-ACK one that its server showed to others.
+    let any_class = segment.rst || segment.syn;
+    let known = |(hops, class): &(u8, u8)| {
+        (*hops == segment.hops || segment.hops == u8::MAX) && (any_class || *class == segment.class)
+    };
+    if passed || peer.voices.is_empty() || peer.voices.iter().any(known) {
+        return Ok(());
+    }
+    let (hops, class) = (segment.hops, segment.class);
+    let detail = format!("hop limit {hops} and class {class}, where the peer has {:?}\n  {segment}", peer.voices);
+    Err(Complaint { rule: Rule::Voice, detail })
+}
+
 fn judge_stamps(
     segment: &Segment,
     end: &mut End,
     peer: &End,
     narrow: usize,
     ancestor: Option<Ancestor>,
+    now: u64,
 ) -> Result<(), Complaint> {
     let least = default_mss(segment);
     // The largest segment the path is known to carry, by both ends' MSS and its routers' errors.
@@ -796,8 +832,17 @@ fn judge_stamps(
             {
                 return complain(Rule::TimestampValue, format!("TSval {value} lies behind the SYN-ACK's {first}"));
             }
-            if end.last_stamp.is_none_or(|last| (value.wrapping_sub(last) as i32) > 0) {
-                end.last_stamp = Some(value);
+            let step = value.wrapping_sub(end.last_stamp.unwrap_or(value));
+            // RFC 7323 section 5.4: a millisecond a tick at the least; a middlebox that follows the clock allows for 30 seconds and a tenth.
+            let most = (30_000 + now.saturating_sub(end.stamped_at) / 1000) * 11 / 10;
+            if (step as i32) > 0 && u64::from(step) > most {
+                return complain(
+                    Rule::TimestampValue,
+                    format!("TSval jumps by {step}, where {most} would be the most"),
+                );
+            }
+            if (step as i32) > 0 || end.last_stamp.is_none() {
+                (end.last_stamp, end.stamped_at) = (Some(value), now);
             }
             let Some(ancestor) = ancestor else { return Ok(()) };
             let Some((old_value, old_echo)) = ancestor.stamps else { return Ok(()) };

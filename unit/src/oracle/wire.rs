@@ -51,6 +51,10 @@ pub struct Segment<'a> {
     pub tcp_sum_right: bool,
     /// Bytes of the frame, padding included.
     pub frame_len: usize,
+    /// The hop limit of the IP header.
+    pub hops: u8,
+    /// The class of the IP header, in the upper six bits of eight.
+    pub class: u8,
     /// The tags of the frame.
     pub tags: Tags,
     /// [`Layers::surroundings`].
@@ -144,6 +148,8 @@ impl<'a> Segment<'a> {
             ip_sum_right,
             tcp_sum_right: fold(sum(tcp.slice(), pseudo)) == 0,
             frame_len: frame.len(),
+            hops: layers.hops(frame),
+            class: layers.class(frame),
             tags: layers.tags,
             surroundings: layers.surroundings(frame),
         })
@@ -182,6 +188,8 @@ impl<'a> Segment<'a> {
             ip_sum_right: true,
             tcp_sum_right: true,
             frame_len: 0,
+            hops: 0,
+            class: 0,
             tags: [None; 2],
             surroundings: 0,
         }
@@ -398,7 +406,7 @@ mod tests {
                 let frame = segment.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
+                (read.frame_len, read.options_len, read.surroundings, read.hops) = (0, 0, 0, 0);
                 assert_eq!(read, segment);
 
                 let mut syn = Segment::new(source.parse().unwrap(), destination.parse().unwrap(), 1, None);
@@ -407,7 +415,7 @@ mod tests {
                 let frame = syn.write([2; 6], [4; 6], Layout(layout));
                 let mut read = Segment::read(&frame).expect("a segment");
                 assert!(read.sums_right() && read.options_sound, "{read}");
-                (read.frame_len, read.options_len, read.surroundings) = (0, 0, 0);
+                (read.frame_len, read.options_len, read.surroundings, read.hops) = (0, 0, 0, 0);
                 assert_eq!(read, syn);
             }
         }

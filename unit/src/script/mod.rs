@@ -829,6 +829,11 @@ impl Sendable for &[u8] {
 }
 
 impl Host {
+    /// The circumstances of the run.
+    pub fn mode(&self) -> Mode {
+        self.core.borrow().mode
+    }
+
     /// Sends to the peer. Nothing may be waiting unread on either side.
     #[track_caller]
     pub fn sends(&self, what: impl Sendable) {

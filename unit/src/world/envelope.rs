@@ -23,6 +23,10 @@ pub struct Envelope {
     pub extras: Option<u8>,
     /// Segments with data leave in fragments of at most so many bytes of IP payload: a multiple of eight.
     pub fragments: Option<usize>,
+    /// The hop limit of its segments; zero leaves that of the stack.
+    pub hops: u8,
+    /// The class of its segments, in the upper six bits.
+    pub class: u8,
     /// Padding is not zero, and short frames are not the only ones that have it.
     pub sloppy: bool,
 }
@@ -40,6 +44,8 @@ impl Envelope {
             // RFC 3128 and RFC 8200 section 4.5: the first fragment holds the whole TCP header; 512 for IPv6.
             fragments: rarely(chance).then(|| chance.within(8..80) as usize * 8),
             sloppy: rarely(chance),
+            hops: *chance.pick(&[0, 0, 255, 128, 61, 2]),
+            class: *chance.pick(&[0, 0, 0, 0xb8, 0x28]),
         }
     }
 
@@ -56,6 +62,15 @@ impl Envelope {
             if longer.len() + payload.len() <= mtu {
                 header = longer;
             }
+        }
+        if self.hops > 0 {
+            header[if layers.v6 { 7 } else { 8 }] = self.hops;
+        }
+        if layers.v6 {
+            header[0] |= self.class >> 4;
+            header[1] |= self.class << 4;
+        } else {
+            header[1] |= self.class;
         }
         *ids = ids.wrapping_add(1);
         if self.fragile && !layers.v6 {
@@ -351,7 +366,7 @@ mod tests {
             extras.into_iter().flat_map(move |extras| [None, Some(64), Some(640)].map(|size| (v6 == 1, extras, size)))
         }) {
             let plain = segment_frame(v6, &payload);
-            let envelope = Envelope { fragile: true, extras, fragments: size, sloppy: true };
+            let envelope = Envelope { fragile: true, extras, fragments: size, sloppy: true, ..Envelope::default() };
             for seed in 0..8 {
                 let frames = envelope.dress(tags, plain.clone(), 1500, &mut 7, &mut Chance::new(seed));
                 assert_eq!(frames.len() > 1, size.is_some());

@@ -515,6 +515,7 @@ impl World {
                     return self.host_turn(side, host);
                 }
                 self.judge_network(&bytes, corrupt, ancestor)?;
+                self.oracle.set_time(self.now);
                 self.oracle.delivered(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
                 if let Some(segment) = Segment::read(&bytes) {
                     self.views.entry((segment.destination, segment.source)).or_default().note(&segment);

@@ -2,6 +2,7 @@
 //! fragments, which must not become a way around the box.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tcpstate::config::{Action, Handshake};
@@ -91,8 +92,9 @@ in_every_mode! {
             let (offered, server_syn) = prove(&world, &client, &server);
             let answer = Terms::linux(world.mss()).on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, server_syn.ts().unwrap().0));
             server.sends(answer);
-            server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
             let update = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+            world.tick(Duration::from_secs(1));
+            world.discard();
             let sent = client.frame(&data(CLIENT_ISN + 1, update.seq, 9).nop().nop().ts(CLIENT_TS + 2, update.ts().unwrap().0));
             client.sends(sent.clone());
             let seen = server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 9).ts(CLIENT_TS + 2, clock)).frame;

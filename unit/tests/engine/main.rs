@@ -4,6 +4,7 @@
 mod corpora;
 mod documents;
 mod errors;
+mod field;
 mod hostile;
 mod matrix;
 mod operator;
