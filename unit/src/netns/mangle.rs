@@ -1,4 +1,5 @@
-//! A forwarder in a cable that makes of every frame others that mean the same: padded, or in fragments.
+//! A forwarder in a cable that makes of every frame others that mean the same, padded or in fragments, or that mislead who
+//! follows the connection.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -117,6 +118,31 @@ pub fn congested(frame: &[u8]) -> Vec<Vec<u8>> {
         }
     }
     vec![frame]
+}
+
+/// As an attacker does who guesses well: behind every packet with data comes a RST in its sender's name whose number lies in the middle of
+/// that data. Its receiver, who has got the data, takes it for old.
+pub fn with_forged_resets(frame: &[u8]) -> Vec<Vec<u8>> {
+    let whole = frame.to_vec();
+    let length = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+    let (tcp, end) = match frame.get(12..15) {
+        Some([0x08, 0x00, 0x45]) if frame.len() >= 54 && frame[23] == 6 => (34, 14 + length(16)),
+        Some([0x86, 0xdd, _]) if frame.len() >= 74 && frame[20] == 6 => (54, 54 + length(18)),
+        _ => return vec![whole],
+    };
+    let data = end.saturating_sub(tcp + usize::from(frame[tcp + 12] >> 4) * 4);
+    if data < 2 {
+        return vec![whole];
+    }
+    let mut reset = frame[..tcp + 20].to_vec();
+    let seq = u32::from_be_bytes(std::array::from_fn(|n| frame[tcp + 4 + n])).wrapping_add(data as u32 / 2);
+    reset[tcp + 4..tcp + 8].copy_from_slice(&seq.to_be_bytes());
+    // No acknowledgement, no options, RST, no window, nothing urgent.
+    reset[tcp + 8..tcp + 20].copy_from_slice(&[0, 0, 0, 0, 0x50, 4, 0, 0, 0, 0, 0, 0]);
+    let length = if tcp == 34 { 16..18 } else { 18..20 };
+    reset[length].copy_from_slice(&(if tcp == 34 { 40u16 } else { 20 }).to_be_bytes());
+    crate::script::seal(&mut reset);
+    vec![whole, reset]
 }
 
 /// A TCP packet in fragments of at most [`PIECE`] bytes of IP payload, first to last; everything else as it is.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::{note, test};
 use unit::netns::sockets::{self, Making, Syns};
-use unit::netns::{self, Namespace, Rig, traffic};
+use unit::netns::{self, Namespace, Rig, mangle, traffic};
 
 /// What becomes of a connection attempt that fails.
 #[derive(Debug)]
@@ -191,6 +191,30 @@ fn half_closed_lasts_longer_than_what_is_closing() {
                         });
                     }
                 });
+            });
+        }
+    });
+}
+
+#[test]
+fn forged_resets_among_the_bytes_in_flight_end_no_connection() {
+    thread::scope(|scope| {
+        for cache in [netns::CACHE_ON, netns::CACHE_OFF] {
+            scope.spawn(move || {
+                let rig = Rig::new();
+                let _forgers = [Rig::LAN, Rig::WAN].map(|port| rig.mangle(port, mangle::with_forged_resets));
+                let _proxy = netns::stand(&rig, Some(&format!("{cache} timeouts = {{ reseted = 1; }};")));
+                for ip in [netns::SERVER_V4, netns::SERVER_V6] {
+                    let server = rig.server.serve(ip, 0, traffic::echo);
+                    let mut stream = rig.client.connect(server.address).expect("connecting");
+                    for pause in [0, 3, 3] {
+                        thread::sleep(Duration::from_secs(pause));
+                        let (sent, mut got) = ([pause as u8; 1000], [1; 1000]);
+                        stream.write_all(&sent).expect("sending");
+                        stream.read_exact(&mut got).unwrap_or_else(|e| panic!("{ip}, {cache}: after {pause} s: {e}"));
+                        assert_eq!(got, sent);
+                    }
+                }
             });
         }
     });
