@@ -24,16 +24,19 @@ struct {
     u32 *value;
 } other_port SEC(".maps");
 
-// Frames whose queue had no socket.
+// Frames whose queue had no socket: 0 counts those of queues that no worker owns, 1 those of a worker's queue before its socket was bound
+// or after it was closed.
 struct {
     ATTRIBUTE(type, MAP_TYPE_PERCPU_ARRAY);
-    ATTRIBUTE(max_entries, 1);
+    ATTRIBUTE(max_entries, 2);
     u32 *key;
     u64 *value;
 } unclaimed SEC(".maps");
 
 // Set by the loader: 1 to bypass to the other port, 0 to drop.
 volatile const u32 fail_open = 0;
+// Set by the loader: the workers, each of which owns the queue of its number.
+volatile const u32 owned_queues = 1;
 
 INLINE int process(struct xdp_md *ctx)
 {
@@ -44,8 +47,8 @@ INLINE int process(struct xdp_md *ctx)
     if (redirect_map(&sockets, ctx->rx_queue_index, XDP_ABORTED) == XDP_REDIRECT)
         return XDP_REDIRECT;
 
-    u32 zero = 0;
-    u64 *count = map_lookup_elem(&unclaimed, &zero);
+    u32 owned = ctx->rx_queue_index < owned_queues;
+    u64 *count = map_lookup_elem(&unclaimed, &owned);
     if (count)
         ++*count;
     if (fail_open)

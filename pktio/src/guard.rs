@@ -25,9 +25,14 @@ impl Guard {
         Guard { programs: Vec::new(), settings }
     }
 
-    /// Frames for which the XDP programs found no socket: they arrived on a queue that no worker owns.
+    /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.
     pub fn unclaimed(&self) -> u64 {
-        self.programs.iter().map(AttachedProgram::unclaimed).sum()
+        self.programs.iter().map(|program| program.unclaimed()[0]).sum()
+    }
+
+    /// Frames for which the XDP programs found no socket because they arrived while the box was starting or ending.
+    pub fn early_or_late(&self) -> u64 {
+        self.programs.iter().map(|program| program.unclaimed()[1]).sum()
     }
 }
 

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tcpstate::{Policy, Proxy, Secrets};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
@@ -129,6 +129,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     captures.finish();
     if guard.unclaimed() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());
+    }
+    if guard.early_or_late() > 0 {
+        debug!("{} frames arrived while the box was starting or ending, and were dropped", guard.early_or_late());
     }
     end
 }

@@ -64,6 +64,7 @@ impl AttachedProgram {
         }
         let mut ebpf = loader
             .override_global("fail_open", &bypass, true)
+            .override_global("owned_queues", &queues, true)
             .override_global("sheds", &shedding, true)
             .override_global("key0", &key[0], true)
             .override_global("key1", &key[1], true)
@@ -114,13 +115,14 @@ impl AttachedProgram {
         map.set(queue, fd, 0).map_err(|e| chain(&e))
     }
 
-    /// Frames that had no socket since the program was attached.
-    pub(crate) fn unclaimed(&self) -> u64 {
-        let count = || {
+    /// Frames that had no socket since the program was attached: those of queues that no worker owns, and those that came to a
+    /// worker's queue before its socket was there, or after.
+    pub(crate) fn unclaimed(&self) -> [u64; 2] {
+        let count = |index| {
             let map = PerCpuArray::<_, u64>::try_from(self.ebpf.map("unclaimed")?).ok()?;
-            Some(map.get(&0, 0).ok()?.iter().sum())
+            Some(map.get(&index, 0).ok()?.iter().sum())
         };
-        count().unwrap_or(0)
+        [0, 1].map(|index| count(index).unwrap_or(0))
     }
 }
 
