@@ -30,6 +30,7 @@ mod mapping;
 pub mod memory;
 pub mod netdev;
 mod netmap;
+mod offload;
 mod open;
 mod options;
 pub mod packet;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::error::OpenError;
 use crate::frame::HEADROOM;
 use crate::netdev::Interface;
+use crate::offload::Completer;
 use crate::options::Options;
 use crate::pool::{BufferMemory, Pool};
 use crate::port::{Capabilities, Pair, Port};
@@ -46,8 +47,10 @@ pub(crate) fn open(
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Pair>, OpenError> {
-    let mut pairs =
-        (0..options.workers).map(|queue| open_pair(names, queue, options, notes)).collect::<Result<Vec<_>, _>>()?;
+    let completers = names.map(completer);
+    let mut pairs = (0..options.workers)
+        .map(|queue| open_pair(names, &completers, queue, options, notes))
+        .collect::<Result<Vec<_>, _>>()?;
     notes.dedup();
     if let Some(Pair { lan, wan, pool }) = pairs.first_mut() {
         for ((_, name), (port, mac)) in names.iter().zip([(lan, LAN_MAC), (wan, WAN_MAC)]) {
@@ -68,6 +71,7 @@ pub(crate) fn open_alone(name: (&str, Name<'_>), options: &Options) -> Result<Ve
     let queues = u16::try_from(options.workers).expect("at most 1024 workers");
     // The kernel always keeps one slot.
     let slots = options.netmap_slots.map(|slots| slots.max(2));
+    let completer = completer(name);
     let open = |queue: u16| -> Result<Box<dyn Port>, OpenError> {
         let registered = register(name, Request { queue, queues, memory: 0, slots, extra: 0 })?;
         if registered.queues <= queue {
@@ -83,7 +87,8 @@ pub(crate) fn open_alone(name: (&str, Name<'_>), options: &Options) -> Result<Ve
         let can = capabilities(&name.1, checks_mtu, queue, buffers.size)?;
         let module = Module::new(&Arc::new(memory), 0);
         // SAFETY: the rings and their buffers are this port's alone, and the module keeps their memory mapped.
-        Ok(Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) }))
+        let port = unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) };
+        Ok(Box::new(port.completing(completer.clone())))
     };
     (0..queues).map(open).collect()
 }
@@ -105,6 +110,7 @@ fn announce(port: &mut dyn Port, mac: [u8; 6], pool: &mut Pool) {
 /// One ring pair of both ports.
 fn open_pair(
     names: [(&str, Name<'_>); 2],
+    completers: &[Option<Completer>; 2],
     queue: usize,
     options: &Options,
     notes: &mut Vec<String>,
@@ -134,7 +140,7 @@ fn open_pair(
         note_slots(names, queue, [&one, &other], notes);
         if one.buffers.base == other.buffers.base && one.buffers.size == other.buffers.size {
             let can = capable([one.buffers.size; 2])?;
-            return swapping(memory, [one, other], can, options, notes);
+            return swapping(memory, [one, other], can, completers, options, notes);
         }
         return Err(io(io::Error::new(io::ErrorKind::InvalidData, "one memory, but not the same buffers")));
     }
@@ -152,11 +158,20 @@ fn open_pair(
         (Module::new(&memory, 0), rings)
     });
     let [lan_can, wan_can] = can;
-    let boxed = |(module, Rings { receive, transmit, buffers }), can: Capabilities| -> Box<dyn Port> {
+    let [lan_completer, wan_completer] = completers.clone();
+    let boxed = |(module, Rings { receive, transmit, buffers }), can: Capabilities, completer| -> Box<dyn Port> {
         // SAFETY: the rings and their buffers are this port's alone, and the module keeps their memory mapped.
-        Box::new(unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) })
+        let port = unsafe { NetmapPort::new(module, [receive, transmit], buffers, false, can) };
+        Box::new(port.completing(completer))
     };
-    Ok(Pair { lan: boxed(lan_port, lan_can), wan: boxed(wan_port, wan_can), pool })
+    let (lan, wan) = (boxed(lan_port, lan_can, lan_completer), boxed(wan_port, wan_can, wan_completer));
+    Ok(Pair { lan, wan, pool })
+}
+
+/// What completes the checksums that the port's senders leave to a NIC. The programs at a switch or a pipe may be virtual machines.
+fn completer((written, name): (&str, Name<'_>)) -> Option<Completer> {
+    let is_link = name.interface().is_some_and(|nic| Interface::find(nic).is_ok_and(|nic| nic.has_link_checksums()));
+    (!is_link).then(|| Completer::new(written))
 }
 
 /// Registers both ports, the first one with the extra buffers.
@@ -205,6 +220,7 @@ fn swapping(
     memory: Memory,
     rings: [Rings; 2],
     capabilities: [Capabilities; 2],
+    completers: &[Option<Completer>; 2],
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Pair, OpenError> {
@@ -231,9 +247,10 @@ fn swapping(
     pool.set_reserve(2 * options.batch);
     let [lan, wan] = rings;
     let [lan_can, wan_can] = capabilities;
-    let boxed = |port, Rings { receive, transmit, buffers }: Rings, can: Capabilities| -> Box<dyn Port> {
+    let boxed = |index: usize, Rings { receive, transmit, buffers }: Rings, can: Capabilities| -> Box<dyn Port> {
         // SAFETY: as above; the pool lies over these buffers.
-        Box::new(unsafe { NetmapPort::new(Module::new(&memory, port), [receive, transmit], buffers, true, can) })
+        let port = unsafe { NetmapPort::new(Module::new(&memory, index), [receive, transmit], buffers, true, can) };
+        Box::new(port.completing(completers[index].clone()))
     };
     let (lan, wan) = (boxed(0, lan, lan_can), boxed(1, wan, wan_can));
     Ok(Pair { lan, wan, pool })

@@ -308,7 +308,8 @@ fn open_xdp(
             Err(refusal) => return Err(refusal),
         }
     }
-    let sets = xdp::open(interfaces, &mut programs, false, &layout)?;
+    let super_frames = interfaces.iter().zip(&programs).any(|(one, program)| one.has_super_frames(program.driver));
+    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout })?;
     guard.programs.extend(programs);
     Ok(sets)
 }

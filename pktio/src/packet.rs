@@ -3,8 +3,8 @@
 //! *Receiving* goes through a ring mapped from the kernel, `TPACKET_V2`. V3 packs better, but delivers whole blocks, and a
 //! block that does not fill waits for a timer of a millisecond or more; V2 delivers each frame at once, which
 //! is what a bridge needs. Super-frames (TSO of a veth peer, GRO) do not fit a slot sized for the MTU: the kernel queues
-//! them on the socket beside the ring (`PACKET_COPY_THRESH`), and this module cuts them into frames ([`offload`]). Partial
-//! checksums are completed and stripped tags restored, so that the worker sees what a link would carry.
+//! them on the socket beside the ring (`PACKET_COPY_THRESH`), and this module cuts them into frames ([`offload`](crate::offload)).
+//! Partial checksums are completed and stripped tags restored, so that the worker sees what a link would carry.
 //!
 //! *Sending* is `sendmmsg` on a socket of its own, past the queueing discipline (`PACKET_QDISC_BYPASS`), and not the mapped
 //! transmit ring: that ring lends its pages to the skb, and a veth orphans the skb on its way to the peer, which marks the
@@ -14,7 +14,6 @@
 //!
 //! Offloads and the state of the interface are up to `netdev`.
 
-mod offload;
 mod ring;
 mod socket;
 
@@ -25,9 +24,9 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::frame::{Batch, Frame};
+use crate::offload::{self, MAX_HEADERS, Offload, Plan, VNET_HEADER};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
-use offload::{MAX_HEADERS, Offload, Plan, VNET_HEADER};
 use ring::{Ring, Slot, TPACKET_V2};
 use socket::{Device, Membership};
 
@@ -82,8 +81,18 @@ struct Received {
 enum Source {
     /// In the ring's current slot, at this offset.
     Slot(usize),
-    /// In `scratch`, behind the virtio-net header.
-    Scratch,
+    /// In `scratch`, at this offset.
+    Scratch(usize),
+}
+
+impl Received {
+    /// Its bytes.
+    fn bytes<'a>(&self, ring: &'a mut Ring, scratch: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        match self.source {
+            Source::Slot(at) => ring.bytes(at, self.len),
+            Source::Scratch(at) => scratch.get_mut(at..at + self.len),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,8 +102,9 @@ struct Cutting {
     next: usize,
 }
 
-/// The largest super-frame accepted: what TSO and GRO make by default. Longer ones are counted as truncated.
-const SUPER_FRAME: usize = 65_536 + 64;
+/// The largest super-frame that the kernel makes (`GSO_MAX_SIZE`: eight times 64 KiB, of which TSO and GRO use one unless more is
+/// allowed), with its link-layer header.
+const SUPER_FRAME: usize = 8 * 65_536 + 64;
 
 /// Messages sent with one `sendmmsg`.
 const CHUNK: usize = 64;
@@ -218,7 +228,7 @@ impl PacketPort {
             };
             if usize::try_from(got) == Ok(VNET_HEADER + len) && VNET_HEADER + len <= self.scratch.len() {
                 let offload = Offload::parse(self.scratch.first_chunk().expect("longer than the header"));
-                return Some((Received { source: Source::Scratch, len, tag }, offload));
+                return Some((Received { source: Source::Scratch(VNET_HEADER), len, tag }, offload));
             }
         }
         self.statistics.truncated += 1;
@@ -227,13 +237,10 @@ impl PacketPort {
 
     /// Completes a whole frame and copies it into one of the pool.
     fn take(&mut self, received: &Received, offload: &Offload, pool: &mut Pool) -> Result<Frame, Refused> {
-        let bytes = match received.source {
-            Source::Slot(at) => self.ring.bytes(at, received.len).ok_or(Refused::TooLong)?,
-            Source::Scratch => &mut self.scratch[VNET_HEADER..VNET_HEADER + received.len],
-        };
+        let bytes = received.bytes(&mut self.ring, &mut self.scratch).ok_or(Refused::TooLong)?;
         if let Some((start, offset)) = offload.checksum {
             // The kernel gives the place; if it lies outside, the receiver sees a wrong checksum.
-            offload::complete(bytes, start, offset);
+            self.statistics.checksums_completed += u64::from(offload::complete(bytes, start, offset));
         }
         match &received.tag {
             Some(tag) if bytes.len() >= 12 => pool.gather(&[&bytes[..12], tag, &bytes[12..]], self.max_frame),
@@ -241,13 +248,24 @@ impl PacketPort {
         }
     }
 
+    /// How the super-frame is to be cut; `None` when it cannot be.
+    fn plan(&mut self, mut received: Received, mut offload: Offload) -> Option<Cutting> {
+        let bytes = received.bytes(&mut self.ring, &mut self.scratch)?;
+        let stripped = offload::strip_jumbo(bytes);
+        if let Some((start, _)) = &mut offload.checksum {
+            *start = start.checked_sub(stripped)?;
+        }
+        let plan = Plan::new(&bytes[stripped..], &offload)?;
+        received.len -= stripped;
+        let (Source::Slot(at) | Source::Scratch(at)) = &mut received.source;
+        *at += stripped;
+        Some(Cutting { received, plan, next: 0 })
+    }
+
     /// The next segment of the super-frame being cut, copied into a frame of the pool.
     fn cut(&mut self, cutting: &Cutting, pool: &mut Pool) -> Result<Frame, Refused> {
         let received = &cutting.received;
-        let bytes: &[u8] = match received.source {
-            Source::Slot(at) => self.ring.bytes(at, received.len).ok_or(Refused::TooLong)?,
-            Source::Scratch => &self.scratch[VNET_HEADER..VNET_HEADER + received.len],
-        };
+        let bytes = received.bytes(&mut self.ring, &mut self.scratch).ok_or(Refused::TooLong)?;
         let mut headers = [0; MAX_HEADERS];
         let (length, payload) = cutting.plan.segment(bytes, cutting.next, &mut headers);
         let tag: &[u8] = received.tag.as_ref().map_or(&[], |tag| tag.as_slice());
@@ -359,19 +377,16 @@ impl Port for PacketPort {
                         received += usize::from(self.deliver(frame, batch));
                         self.ring.release();
                     }
-                    Some((frame, offload)) => {
-                        let bytes: Option<&[u8]> = match frame.source {
-                            Source::Slot(at) => self.ring.bytes(at, frame.len).map(|bytes| &*bytes),
-                            Source::Scratch => Some(&self.scratch[VNET_HEADER..VNET_HEADER + frame.len]),
-                        };
-                        match bytes.and_then(|bytes| Plan::new(bytes, &offload)) {
-                            Some(plan) => self.cutting = Some(Cutting { received: frame, plan, next: 0 }),
-                            None => {
-                                self.statistics.truncated += 1;
-                                self.ring.release();
-                            }
+                    Some((frame, offload)) => match self.plan(frame, offload) {
+                        Some(cutting) => {
+                            self.statistics.super_frames += 1;
+                            self.cutting = Some(cutting);
                         }
-                    }
+                        None => {
+                            self.statistics.uncut += 1;
+                            self.ring.release();
+                        }
+                    },
                 }
             }
             if let Some(mut cutting) = self.cutting.take() {

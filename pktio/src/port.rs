@@ -159,6 +159,12 @@ pub struct PortStatistics {
     pub shed_fresh: u64,
     /// Repeated SYNs of unproved sources that the port dropped.
     pub shed_repeated: u64,
+    /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there; the port has completed it.
+    pub checksums_completed: u64,
+    /// Super-frames (TSO, GRO) that the port has cut into frames.
+    pub super_frames: u64,
+    /// Super-frames dropped because the port cannot cut them: of an unknown kind, or with headers that contradict each other.
+    pub uncut: u64,
 }
 
 /// What one worker owns: its queue of both ports, and the frames they share.

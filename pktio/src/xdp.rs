@@ -6,6 +6,7 @@
 //!
 //! The rings are those of `xsk-rs`; this module adds ownership, chains of buffers, the fill level, and wake-ups of the driver.
 
+mod cutter;
 mod layout;
 mod port;
 mod program;

@@ -254,6 +254,20 @@ impl Rig {
         rig
     }
 
+    /// The same rig, whose hosts leave checksums and segmentation to their interfaces, as `ip link add` makes them; and tags, unless
+    /// they are to be in the frame.
+    ///
+    /// # Panics
+    /// Without `ethtool`.
+    #[must_use]
+    pub fn with_default_offloads(self, tags_in_frame: bool) -> Rig {
+        let tags = if tags_in_frame { "" } else { "txvlan on tx-vlan-stag-hw-insert on" };
+        for (host, interface) in [(&self.client, "c0"), (&self.server, "s0")] {
+            host.sh(&format!("ethtool -K {interface} tx on sg on tso on gso on {tags} >/dev/null"));
+        }
+        self
+    }
+
     /// The queues of every interface.
     pub fn queues(&self) -> u32 {
         self.queues

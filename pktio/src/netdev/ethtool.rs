@@ -123,14 +123,14 @@ impl Ethtool {
         Ok(blocks.map(|b| FeatureBlock { may_change: b[0] & !b[3], requested: b[1], active: b[2] }).collect())
     }
 
-    /// The name of its driver.
-    pub(super) fn driver(&self, name: &str) -> io::Result<String> {
-        // cmd, the name in 32 bytes, and more that is not used here; 196 bytes in all.
+    /// The name of its driver, and the address of the device on its bus.
+    pub(super) fn driver_and_bus(&self, name: &str) -> io::Result<(String, String)> {
+        // cmd; driver, version, firmware version and bus address in 32 bytes each, and more that is not used here; 196 bytes in all.
         let mut info = [0_u32; 49];
         info[0] = ETHTOOL_GDRVINFO;
         self.command(name, &mut info)?;
-        let bytes: Vec<u8> = info[1..9].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Ok(text(&bytes))
+        let bytes: Vec<u8> = info[1..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        Ok((text(&bytes[..32]), text(&bytes[96..128])))
     }
 }
 

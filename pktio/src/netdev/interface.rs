@@ -8,12 +8,30 @@ use crate::error::OpenError;
 /// An Ethernet header and two VLAN tags, in bytes: what a frame has beyond the MTU.
 const BEYOND_MTU: usize = 14 + 2 * 4;
 
+/// PCI devices behind which there may be a hypervisor instead of a link: made for one, or what hypervisors emulate.
+const VIRTUAL: [&str; 12] = [
+    "8139cp",
+    "8139too",
+    "e100",
+    "e1000",
+    "e1000e",
+    "igb",
+    "ne2k-pci",
+    "pcnet32",
+    "tulip",
+    "virtio_net",
+    "vmxnet3",
+    "xen_netfront",
+];
+
 /// An interface that exists and is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     name: String,
     index: u32,
     mtu: usize,
+    has_link_checksums: bool,
+    driver: String,
 }
 
 impl Interface {
@@ -33,7 +51,8 @@ impl Interface {
         if ethtool.flags(name).map_err(io)? & libc::IFF_UP == 0 {
             return Err(OpenError::Down { interface: name.into() });
         }
-        Ok(Interface { name: name.into(), index, mtu })
+        let (driver, bus) = ethtool.driver_and_bus(name).unwrap_or_default();
+        Ok(Interface { name: name.into(), index, mtu, has_link_checksums: is_hardware(&driver, &bus), driver })
     }
 
     /// Its name.
@@ -51,15 +70,53 @@ impl Interface {
         self.mtu
     }
 
+    /// Whether its frames come over a link, and so with whole checksums. A software interface (veth, tap, a bridge) and that of a virtual
+    /// machine also have frames of senders on the same machine, who may leave the checksum to a NIC.
+    pub(crate) fn has_link_checksums(&self) -> bool {
+        self.has_link_checksums
+    }
+
+    /// Whether an XDP program sees super-frames: in generic mode what senders leave to a NIC to be cut, and what the kernel has merged where
+    /// that cannot be switched off. In driver mode the kernel makes senders cut their frames themselves, but not those at a tap.
+    pub(crate) fn has_super_frames(&self, driver_mode: bool) -> bool {
+        !driver_mode || self.driver == "tun"
+    }
+
     /// The longest frame it carries, in bytes: the MTU, an Ethernet header and two VLAN tags, without the frame check sequence.
     pub fn max_frame(&self) -> usize {
         self.mtu + BEYOND_MTU
     }
 }
 
+/// Whether a device with this driver, at this address of its bus, is surely a NIC with a link. In case of doubt it is not: then the
+/// checksums of its frames are looked at, which costs a few nanoseconds, while a partial one that nobody completes loses the frame.
+fn is_hardware(driver: &str, bus: &str) -> bool {
+    // dddd:bb:dd.f
+    let is_pci = bus.len() == 12 && bus.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.');
+    is_pci && !VIRTUAL.contains(&driver)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_device_that_is_surely_hardware_is_taken_for_it() {
+        for (driver, bus, hardware) in [
+            ("ice", "0000:3b:00.1", true),
+            ("mlx5_core", "0000:c1:00.0", true),
+            ("virtio_net", "0000:00:03.0", false),
+            ("igb", "0000:01:00.0", false),
+            ("veth", "", false),
+            ("tun", "tap", false),
+            ("bridge", "N/A", false),
+            ("hv_netvsc", "5c0c1234-0001", false),
+            ("r8152", "usb-0000:00:14.0-2", false),
+            ("", "", false),
+        ] {
+            assert_eq!(is_hardware(driver, bus), hardware, "{driver} at {bus:?}");
+        }
+    }
 
     #[test]
     fn the_loopback_is_found_and_its_largest_frame_has_room_for_two_tags() {

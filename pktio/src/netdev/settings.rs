@@ -273,8 +273,6 @@ fn clear_offloads(ethtool: &Ethtool, name: &str, notes: &mut Vec<String>) -> Opt
         if after[at / 32].active & (1 << (at % 32)) != 0 {
             warn!("{name}: rx-vlan-offload cannot be switched off: VLAN tags would vanish from frames");
             notes.push(format!("{name}: rx-vlan-offload cannot be switched off; do not send tagged frames through it"));
-        } else if ethtool.driver(name).is_ok_and(|driver| driver == "veth") {
-            debug!("{name}: the tags of a veth come from its peer; there `ethtool -K PEER txvlan off` keeps them");
         }
     }
     changed

@@ -11,6 +11,8 @@ use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG, netmap_ring, netmap_slot};
 
 use super::port::{Buffers, Kernel, NETMAP_HEADROOM, NetmapPort};
 use super::ring::Ring;
+use crate::offload::Completer;
+use crate::offload::testing::{Header, partial, whole};
 use crate::pool::{BufferMemory, MemoryOwner, Pool};
 use crate::port::{Capabilities, Port};
 
@@ -319,6 +321,26 @@ impl Bench {
         all.extend(shared.regained.lock().unwrap().iter().map(|offset| (offset / BUFFER) as u32));
         all.sort_unstable();
         assert!(all.iter().copied().eq(2..shared.buffers().count), "{all:?}");
+    }
+}
+
+#[test]
+fn checksums_that_senders_leave_to_a_nic_are_completed() {
+    use Header::{Ethernet, Tcp, V4, V6};
+    for mut bench in [Bench::swapping(8, 16), Bench::copying(8, 16)] {
+        bench.ports = bench.ports.map(|port| port.completing(Some(Completer::new("vale0:1"))));
+        for headers in [[Ethernet, V4(0), Tcp(3)], [Ethernet, V6, Tcp(0)]] {
+            // In one slot and in several, and one that is whole.
+            for length in [5, 2 * BUFFER] {
+                let payload = frame(1, length);
+                bench.push(0, &partial(&headers, &payload));
+                bench.push(0, &whole(&headers, &payload));
+                assert_eq!(bench.forward(0, 8), 2);
+                assert_eq!(bench.sent(1), [whole(&headers, &payload), whole(&headers, &payload)]);
+            }
+        }
+        assert_eq!(bench.ports[0].statistics().checksums_completed, 4);
+        bench.assert_conserved();
     }
 }
 

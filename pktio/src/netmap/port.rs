@@ -8,6 +8,7 @@ use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG};
 
 use super::ring::{Ring, Slot};
 use crate::frame::{Batch, Frame};
+use crate::offload::Completer;
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
 
@@ -85,6 +86,8 @@ pub(super) struct NetmapPort<K> {
     statistics: PortStatistics,
     /// Slots were filled since the last synchronisation.
     unflushed: bool,
+    /// What completes checksums, where senders may leave them to a NIC.
+    completer: Option<Completer>,
 }
 
 impl<K: Kernel> NetmapPort<K> {
@@ -110,7 +113,13 @@ impl<K: Kernel> NetmapPort<K> {
             capabilities: Capabilities { backend: "netmap", zero_copy: swaps, ..capabilities },
             statistics: PortStatistics::default(),
             unflushed: false,
+            completer: None,
         }
+    }
+
+    /// The same port, which completes the checksums that senders leave to a NIC.
+    pub fn completing(self, completer: Option<Completer>) -> Self {
+        Self { completer, ..self }
     }
 
     /// Slots with frames that were not received yet.
@@ -274,6 +283,7 @@ impl<K: Kernel> Port for NetmapPort<K> {
             return 0;
         }
         let available = self.receive.available();
+        let before = batch.len();
         let (mut ahead, mut received) = (0, 0);
         while received < max && ahead < available {
             let Some(slots) = self.extent(ahead, available) else {
@@ -305,6 +315,9 @@ impl<K: Kernel> Port for NetmapPort<K> {
         }
         if ahead > 0 {
             self.receive.advance(ahead);
+        }
+        if let Some(completer) = &self.completer {
+            completer.complete(&mut batch[before..], &mut self.statistics);
         }
         received
     }

@@ -14,6 +14,7 @@ use super::reader::{PcapReader, Record};
 use super::writer::{PcapNgWriter, PcapWriter};
 use crate::error::PcapFileError;
 use crate::frame::{Batch, Frame, MAX_FRAME};
+use crate::offload::Completer;
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
 
@@ -69,6 +70,8 @@ pub struct PcapPort {
     clock: Box<dyn FnMut() -> Duration + Send>,
     error: Option<PcapFileError>,
     statistics: PortStatistics,
+    /// A capture taken at a sender has the checksums that it leaves to its NIC.
+    completer: Completer,
 }
 
 impl PcapPort {
@@ -102,6 +105,7 @@ impl PcapPort {
             clock: Box::new(|| SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()),
             error: None,
             statistics: PortStatistics::default(),
+            completer: Completer::new(spec.input.unwrap_or_default()),
         };
         port.load();
         // Report damage before the first frame at once.
@@ -164,6 +168,7 @@ impl PcapPort {
 
 impl Port for PcapPort {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        let before = batch.len();
         let mut received = 0;
         while received < max && self.loaded {
             if (self.next.bytes.len() as u64) < u64::from(self.next.original_len) {
@@ -183,6 +188,7 @@ impl Port for PcapPort {
             }
             self.load();
         }
+        self.completer.complete(&mut batch[before..], &mut self.statistics);
         received
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Layout {
     pub longest: usize,
     /// Whether the worker drives the device's receive path itself.
     pub busy_poll: bool,
+    /// Whether frames longer than a link carries may reach a socket, to be cut.
+    pub super_frames: bool,
 }
 
 impl Layout {
@@ -54,6 +56,15 @@ impl Layout {
             return Err(Refusal::Unsupported(format!("an MTU of {mtu} does not fit; set it to {LARGEST_MTU} or less")));
         }
         let multi_buffer = mtu > SINGLE_MTU;
-        Ok(Layout { workers, frames_per_port, batch, chunk, multi_buffer, longest: mtu + 22, busy_poll: false })
+        Ok(Layout {
+            workers,
+            frames_per_port,
+            batch,
+            chunk,
+            multi_buffer,
+            longest: mtu + 22,
+            busy_poll: false,
+            super_frames: false,
+        })
     }
 }

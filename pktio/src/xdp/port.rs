@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
+use super::cutter::{Cutter, SUPER_FRAME};
 use super::layout::Layout;
 use super::shed::XdpShedFilter;
 use crate::frame::{Batch, Frame, HEADROOM};
-use crate::pool::Pool;
+use crate::offload::Completer;
+use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
 use crate::shed::ShedFilter;
 
@@ -84,6 +86,10 @@ pub(super) struct XdpPort {
     fd: RawFd,
     /// The program's filter for load shedding, if it has one.
     shed: Option<XdpShedFilter>,
+    /// What completes checksums, where senders may leave them to a NIC.
+    completer: Option<Completer>,
+    /// What cuts super-frames, where they may come.
+    cutter: Option<Cutter>,
 }
 
 impl XdpPort {
@@ -140,7 +146,14 @@ impl XdpPort {
             statistics: PortStatistics::default(),
             fd,
             shed,
+            completer: None,
+            cutter: None,
         }
+    }
+
+    /// The same port, which does what senders leave to a NIC: completes checksums, and cuts super-frames.
+    pub(super) fn finishing(self, completer: Option<Completer>, cutter: Option<Cutter>) -> XdpPort {
+        XdpPort { completer, cutter, ..self }
     }
 
     /// The socket.
@@ -167,15 +180,37 @@ impl XdpPort {
                 frame
             }
         };
-        if frame.total() > self.capabilities.max_frame {
+        let longest = if self.cutter.is_some() { SUPER_FRAME } else { self.capabilities.max_frame };
+        if frame.total() > longest {
             self.statistics.truncated += 1;
             self.discarding = more;
             pool.put(frame);
         } else if more {
             self.partial = Some(frame);
+        } else if frame.total() > self.capabilities.max_frame {
+            self.begin_cutting(frame, pool);
         } else {
             batch.push(frame);
         }
+    }
+
+    /// Takes a super-frame apart; its segments are received next.
+    #[cold]
+    fn begin_cutting(&mut self, frame: Frame, pool: &mut Pool) {
+        let is_cut = self.cutter.as_mut().is_some_and(|cutter| cutter.begin(&frame));
+        *if is_cut { &mut self.statistics.super_frames } else { &mut self.statistics.uncut } += 1;
+        pool.put(frame);
+    }
+
+    /// Receives the next segment of the super-frame that is being cut. False when there is none.
+    fn receive_segment(&mut self, batch: &mut Batch, pool: &mut Pool) -> bool {
+        match self.cutter.as_mut().and_then(|cutter| cutter.next(pool)) {
+            None => return false,
+            Some(Ok(segment)) => batch.push(segment),
+            Some(Err(Refused::NoBuffer)) => self.statistics.no_buffer += 1,
+            Some(Err(Refused::TooLong)) => self.statistics.truncated += 1,
+        }
+        true
     }
 
     /// Reads up to `max` descriptors off the receive ring; returns how many there were.
@@ -312,8 +347,13 @@ impl XdpPort {
 impl Port for XdpPort {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         let before = batch.len();
+        // The segments of a super-frame come before what follows it, so that one frame is read at a time where there are any.
+        let stride = if self.cutter.is_some() { 1 } else { STRIDE };
         while batch.len() - before < max {
-            let want = min(max - (batch.len() - before), STRIDE);
+            if self.receive_segment(batch, pool) {
+                continue;
+            }
+            let want = min(max - (batch.len() - before), stride);
             if self.read(want, batch, pool) < want {
                 break;
             }
@@ -334,7 +374,10 @@ impl Port for XdpPort {
         } else {
             self.wake_receiver();
         }
-        let received = &batch[before..];
+        let received = &mut batch[before..];
+        if let Some(completer) = &self.completer {
+            completer.complete(received, &mut self.statistics);
+        }
         self.statistics.received += received.len() as u64;
         self.statistics.received_bytes += received.iter().map(Frame::total).sum::<usize>() as u64;
         received.len()

@@ -13,6 +13,7 @@ use xsk_rs::config::{
 };
 use xsk_rs::{FrameDesc, Umem};
 
+use super::cutter::Cutter;
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::port::{Rings, XdpPort};
 use super::program::AttachedProgram;
@@ -20,6 +21,7 @@ use super::refusal::{Refusal, chain, os_error};
 use super::shed::XdpShedFilter;
 use crate::frame::HEADROOM;
 use crate::netdev::Interface;
+use crate::offload::Completer;
 use crate::pool::{BufferMemory, MemoryOwner, Pool};
 use crate::port::{Capabilities, Port, Ports};
 
@@ -34,13 +36,19 @@ pub(crate) fn open(
     zero_copy: bool,
     layout: &Layout,
 ) -> Result<Vec<Ports>, Refusal> {
-    (0..layout.workers).map(|queue| open_queue(interfaces, programs, zero_copy, layout, queue as u32)).collect()
+    let completer =
+        |interface: &&Interface| (!interface.has_link_checksums()).then(|| Completer::new(interface.name()));
+    let completers: Vec<_> = interfaces.iter().map(completer).collect();
+    (0..layout.workers)
+        .map(|queue| open_queue(interfaces, programs, &completers, zero_copy, layout, queue as u32))
+        .collect()
 }
 
 /// Opens one queue of every interface over one UMEM.
 fn open_queue(
     interfaces: &[&Interface],
     programs: &mut [AttachedProgram],
+    completers: &[Option<Completer>],
     zero_copy: bool,
     layout: &Layout,
     queue: u32,
@@ -66,24 +74,28 @@ fn open_queue(
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
 
-    let mut open_port = |(interface, program): (&&Interface, &mut AttachedProgram)| -> Result<Box<dyn Port>, Refusal> {
-        let rings = bind(&umem, interface, zero_copy, layout, queue)?;
-        let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
-        let capabilities = Capabilities {
-            backend: "xdp",
-            driver_mode: program.driver,
-            max_frame: interface.max_frame(),
-            queue,
-            ..Capabilities::default()
+    let mut open_port =
+        |((interface, completer), program): ((&&Interface, &Option<Completer>), &mut AttachedProgram)| {
+            let rings = bind(&umem, interface, zero_copy, layout, queue)?;
+            let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
+            let capabilities = Capabilities {
+                backend: "xdp",
+                driver_mode: program.driver,
+                max_frame: interface.max_frame(),
+                queue,
+                ..Capabilities::default()
+            };
+            let cuts = layout.super_frames && interface.has_super_frames(program.driver);
+            let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
+            let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
+                .finishing(completer.clone(), cutter);
+            // The fill ring is full before the first frame is redirected to the socket.
+            port.refill(&mut pool);
+            program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
+            port.wake_receiver();
+            Ok(Box::new(port) as Box<dyn Port>)
         };
-        let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed);
-        // The fill ring is full before the first frame is redirected to the socket.
-        port.refill(&mut pool);
-        program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
-        port.wake_receiver();
-        Ok(Box::new(port))
-    };
-    let ports = interfaces.iter().zip(programs).map(&mut open_port).collect::<Result<_, _>>()?;
+    let ports = interfaces.iter().zip(completers).zip(programs).map(&mut open_port).collect::<Result<_, _>>()?;
     Ok((ports, pool))
 }
 
@@ -115,7 +127,7 @@ fn bind(umem: &Umem, interface: &Interface, zero_copy: bool, layout: &Layout, qu
     let size = ring_size(layout.frames_per_port / 2)?;
     let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
     flags |= if zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
-    if layout.multi_buffer {
+    if layout.multi_buffer || layout.super_frames {
         flags |= BindFlags::XDP_USE_SG;
     }
     // The second socket of a UMEM is bound by the library with the shared flag alone, and inherits the mode.

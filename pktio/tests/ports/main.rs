@@ -3,9 +3,14 @@
 
 mod guard;
 mod huge_pages;
+mod offload;
 mod open;
 mod packet;
 mod pcap;
+// A part of it is for the crate's own tests.
+#[allow(dead_code)]
+#[path = "../../src/offload/testing.rs"]
+mod testing;
 mod world;
 mod xdp;
 

@@ -126,6 +126,12 @@ metrics! {
         ShedFresh = "shed-fresh" lost "shed-fresh",
         /// Retransmitted SYNs of unproved sources dropped under overload.
         ShedRepeated = "shed-repeated" lost "shed-repeated",
+        /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there, and that the port has completed.
+        ChecksumsCompleted = "checksums-completed" as "checksums completed",
+        /// Super-frames (TSO, GRO) that the port has cut into frames.
+        SuperFrames = "super-frames" as "super-frames cut",
+        /// Super-frames dropped because the port cannot cut them.
+        Uncut = "uncut" as "lost, super-frame that cannot be cut" lost "uncut-super-frame",
     }
 }
 
@@ -148,6 +154,9 @@ impl PortMetric {
             kicks,
             shed_fresh,
             shed_repeated,
+            checksums_completed,
+            super_frames,
+            uncut,
         } = *statistics;
         match self {
             PortMetric::Received => received,
@@ -164,6 +173,9 @@ impl PortMetric {
             PortMetric::Kicks => kicks,
             PortMetric::ShedFresh => shed_fresh,
             PortMetric::ShedRepeated => shed_repeated,
+            PortMetric::ChecksumsCompleted => checksums_completed,
+            PortMetric::SuperFrames => super_frames,
+            PortMetric::Uncut => uncut,
         }
     }
 }

@@ -15,6 +15,7 @@ mod kicks;
 mod loss;
 mod matrix;
 mod netmap;
+mod offloads;
 mod path;
 mod pmtu;
 mod queues;

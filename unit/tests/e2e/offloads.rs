@@ -1,0 +1,171 @@
+//! Hosts as `ip link add` makes them: they leave checksums and segmentation to a network card, and on a veth there is none. They see no
+//! difference from a bridge, in no backend, also with tags, jumbo frames and tunnels.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use harness::{note, test};
+use unit::netns::tags::{CUSTOMER, PROVIDER, Tag};
+use unit::netns::{self, Appliance, Backend, Namespace, Rig, traffic};
+
+const MB: u64 = 1 << 20;
+
+/// Both ends, in either version of IP.
+const PAIRS: [(IpAddr, IpAddr); 2] = [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)];
+
+/// A question of `size` bytes, and the answer. A question may be lost while the neighbour is looked up.
+fn ask(from: &Namespace, to: &Namespace, address: IpAddr, size: usize) {
+    let server = to.run(|| UdpSocket::bind((address, 0))).expect("a server");
+    let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+    let client = from.run(|| UdpSocket::bind(any)).expect("a client");
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+    }
+    let question: Vec<u8> = (0..size).map(|i| (i * 7 % 251) as u8).collect();
+    let mut buffer = vec![0; 65_536];
+    for attempt in 0.. {
+        client.send_to(&question, server.local_addr().expect("it is bound")).expect("asking");
+        let answer = server.recv_from(&mut buffer).and_then(|(length, from)| {
+            assert!(buffer[..length] == question, "{address}: the question has changed");
+            server.send_to(&question, from)?;
+            client.recv_from(&mut buffer)
+        });
+        match answer {
+            Ok((length, _)) => {
+                assert!(buffer[..length] == question, "{address}: the answer has changed");
+                return;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && attempt < 3 => {}
+            Err(error) => panic!("{address}: {size} bytes are not answered: {error}"),
+        }
+    }
+}
+
+/// TCP opened from either side and datagrams of all sizes, judged by both kernels.
+fn everything_passes(rig: &Rig, mtu: usize, bytes: u64) {
+    let before = rig.counters();
+    for (client, server) in PAIRS {
+        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
+            let service = to.serve(address, 0, traffic::exchanged);
+            rig.judge([0, 0], || {
+                let stream = from.connect(service.address).expect("connecting");
+                let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
+                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+            });
+            // Whole ones, the longest, and fragments.
+            for size in [0, 1, 700, mtu - 48, mtu + 200] {
+                ask(from, to, address, size);
+            }
+        }
+    }
+    for (end, before) in rig.counters().iter().zip(&before) {
+        let risen = end.since(before);
+        let wrong = ["UdpInCsumErrors", "Udp6InCsumErrors", "TcpInCsumErrors"].map(|name| risen.get(name));
+        assert_eq!(wrong, [0; 3], "a checksum was wrong");
+    }
+}
+
+fn hosts_with_default_offloads_are_served(rig: Rig, mtu: usize, backend: Backend, bytes: u64) {
+    // In generic mode nothing tells of tags beside the frame.
+    let rig = rig.with_default_offloads(backend == Backend::Generic);
+    let proxy = Appliance::start(&rig, backend, netns::CACHE_ON);
+    everything_passes(&rig, mtu, bytes);
+    let report = proxy.stop();
+    assert!(report.status.success());
+    if backend != Backend::Packet {
+        let said = report.log.iter().filter(|line| line.contains("leave TCP, UDP or SCTP checksums")).count();
+        assert_eq!(said, 2, "one line for each port:\n{}", report.log.join("\n"));
+    }
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_in_driver_mode() {
+    hosts_with_default_offloads_are_served(Rig::new(), 1500, Backend::Driver, 4 * MB);
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_in_generic_mode() {
+    hosts_with_default_offloads_are_served(Rig::new(), 1500, Backend::Generic, 4 * MB);
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_on_af_packet() {
+    hosts_with_default_offloads_are_served(Rig::new(), 1500, Backend::Packet, 4 * MB);
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_with_jumbo_frames() {
+    for backend in Backend::ALL {
+        hosts_with_default_offloads_are_served(Rig::with_mtu(9000), 9000, backend, 4 * MB);
+    }
+}
+
+fn hosts_with_default_offloads_are_served_behind(tags: &[Tag]) {
+    for backend in Backend::ALL {
+        hosts_with_default_offloads_are_served(Rig::tagged(1500, tags), 1500, backend, MB);
+    }
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_behind_a_tag() {
+    hosts_with_default_offloads_are_served_behind(&[CUSTOMER]);
+}
+
+#[test]
+fn hosts_with_default_offloads_are_served_behind_two_tags() {
+    hosts_with_default_offloads_are_served_behind(&[PROVIDER, CUSTOMER]);
+}
+
+#[test]
+fn tcp_in_a_tunnel_between_hosts_with_default_offloads_keeps_its_bytes() {
+    for backend in Backend::ALL {
+        let rig = Rig::new().with_default_offloads(false);
+        // In IPv6 the outer checksum is there, in IPv4 it is not.
+        for (number, (client, server)) in PAIRS.into_iter().enumerate() {
+            for (host, own, other, last) in [(&rig.client, client, server, 1), (&rig.server, server, client, 2)] {
+                let device = if last == 1 { "c0" } else { "s0" };
+                host.sh(&format!(
+                    "ip link add vx{number} type vxlan id 4{number} local {own} remote {other} dstport 4789 dev {device}
+                     ip addr add 10.88.{number}.{last}/24 dev vx{number}
+                     ip link set vx{number} up"
+                ));
+            }
+        }
+        let proxy = Appliance::start(&rig, backend, netns::CACHE_ON);
+        for number in 0..2 {
+            let address: IpAddr = format!("10.88.{number}.2").parse().expect("an address");
+            let service = rig.server.serve(address, 0, traffic::exchanged);
+            rig.judge([0, 0], || {
+                let stream = rig.client.connect(service.address).expect("connecting through the tunnel");
+                let speeds = traffic::exchange(&stream, 4 * MB, 4 * MB).expect("bulk through the tunnel");
+                note!("{backend:?}, tunnel {number}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+            });
+            ask(&rig.client, &rig.server, address, 1000);
+        }
+        assert!(proxy.stop().status.success());
+    }
+}
+
+#[test]
+fn frames_that_come_while_the_box_starts_and_ends_raise_no_alarm() {
+    let rig = Rig::new();
+    let mut flood = rig.client.command("ping");
+    // Answered or not: the frames come before the sockets are bound, and after they are closed.
+    flood.args(["-f", "-q", "-w", "20", &netns::NOBODY_V4.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut flood = flood.spawn().expect("starting ping");
+    thread::sleep(Duration::from_millis(200));
+    for backend in [Backend::Driver, Backend::Generic] {
+        let proxy = Appliance::start_with(&rig, backend, netns::CACHE_ON, &["--log-level", "debug"]);
+        thread::sleep(Duration::from_millis(200));
+        let report = proxy.stop();
+        let alarms: Vec<&String> = report.log.iter().filter(|line| line.contains("WARN")).collect();
+        assert!(alarms.is_empty(), "{backend:?}: {alarms:?}");
+        let counted = report.log.iter().filter(|line| line.contains("while the box was starting or ending")).count();
+        note!("{backend:?}: {counted} line(s) of frames at the edges");
+    }
+    flood.kill().expect("ending ping");
+    flood.wait().expect("ending ping");
+}
