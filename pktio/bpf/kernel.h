@@ -12,7 +12,7 @@ typedef unsigned long long u64;
 // The loader reads a map's attributes out of the types of these members (BTF).
 #define ATTRIBUTE(name, value) int(*name)[value]
 
-enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14, MAP_TYPE_XSKMAP = 17 };
+enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PROG_ARRAY = 3, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14, MAP_TYPE_XSKMAP = 17 };
 enum { MAP_MMAPABLE = 1 << 10 };
 enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
 

@@ -33,6 +33,14 @@ struct {
     u64 *value;
 } unclaimed SEC(".maps");
 
+// Where the program continues that puts tags into frames: here (src/xdp/tags.rs).
+struct {
+    ATTRIBUTE(type, MAP_TYPE_PROG_ARRAY);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    u32 *value;
+} next SEC(".maps");
+
 // Set by the loader: 1 to bypass to the other port, 0 to drop.
 volatile const u32 fail_open = 0;
 // Set by the loader: the workers, each of which owns the queue of its number.

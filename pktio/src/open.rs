@@ -252,6 +252,13 @@ fn open_interfaces(
         };
         let buffers = if taken.multi_buffer { ", frames in several buffers" } else { "" };
         notes.push(format!("{}: {way}{buffers}, {} queue(s)", interface.name(), sets.len()));
+        if guard.programs.get(side).is_some_and(|program| program.loses_tags(interface)) {
+            notes.push(format!(
+                "{}: VLAN tags that the other end of a veth leaves to the device do not reach AF_XDP; `ethtool -K PEER txvlan off` \
+                 puts them into the frames",
+                interface.name()
+            ));
+        }
     }
     for note in notes.iter() {
         info!("{note}");

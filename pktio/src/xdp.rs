@@ -13,6 +13,7 @@ mod program;
 mod refusal;
 mod shed;
 mod socket;
+mod tags;
 
 pub(crate) use layout::Layout;
 pub(crate) use program::AttachedProgram;

@@ -15,13 +15,13 @@ const VIRTUAL: [&str; 12] = [
     "e100",
     "e1000",
     "e1000e",
+    "gve",
     "igb",
     "ne2k-pci",
     "pcnet32",
     "tulip",
     "virtio_net",
     "vmxnet3",
-    "xen_netfront",
 ];
 
 /// An interface that exists and is up.
@@ -80,6 +80,11 @@ impl Interface {
     /// that cannot be switched off. In driver mode the kernel makes senders cut their frames themselves, but not those at a tap.
     pub(crate) fn has_super_frames(&self, driver_mode: bool) -> bool {
         !driver_mode || self.driver == "tun"
+    }
+
+    /// Whether the other end may send VLAN tags beside its frames, where no XDP program sees them.
+    pub(crate) fn hides_tags(&self) -> bool {
+        self.driver == "veth"
     }
 
     /// The longest frame it carries, in bytes: the MTU, an Ethernet header and two VLAN tags, without the frame check sequence.

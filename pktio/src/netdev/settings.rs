@@ -269,11 +269,11 @@ fn clear_offloads(ethtool: &Ethtool, name: &str, notes: &mut Vec<String>) -> Opt
             }
         }
     }
-    if let (Some(at), Ok(after)) = (names.iter().position(|n| n == TAG_PARSING), ethtool.features(name, blocks)) {
-        if after[at / 32].active & (1 << (at % 32)) != 0 {
-            warn!("{name}: rx-vlan-offload cannot be switched off: VLAN tags would vanish from frames");
-            notes.push(format!("{name}: rx-vlan-offload cannot be switched off; do not send tagged frames through it"));
-        }
+    if let (Some(at), Ok(after)) = (names.iter().position(|n| n == TAG_PARSING), ethtool.features(name, blocks))
+        && after[at / 32].active & (1 << (at % 32)) != 0
+    {
+        warn!("{name}: rx-vlan-offload cannot be switched off: VLAN tags would vanish from frames");
+        notes.push(format!("{name}: rx-vlan-offload cannot be switched off; do not send tagged frames through it"));
     }
     changed
 }

@@ -1,20 +1,23 @@
 //! The XDP program: loaded, attached to an interface, and told which sockets to redirect to.
 
+use std::error::Error;
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use aya::maps::{DevMap, PerCpuArray, XskMap};
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::maps::{DevMap, Map, PerCpuArray, ProgramArray, XskMap};
+use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, os_error};
 use super::shed::{ShedMaps, random_key};
+use super::tags::TagProgram;
 use crate::netdev::Interface;
 use crate::options::Fallback;
+use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
@@ -23,6 +26,8 @@ static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/r
 pub(crate) struct AttachedProgram {
     /// The program runs in driver mode.
     pub driver: bool,
+    /// The attachment of the program in front of it that puts tags into frames, where there is one. Dropped first.
+    tags: Option<OwnedFd>,
     ebpf: Ebpf,
     name: &'static str,
     /// The maps of its shed filter, if it has one.
@@ -78,29 +83,31 @@ impl AttachedProgram {
             let mut map = DevMap::try_from(map).map_err(failed)?;
             map.set(0, other.index(), None, 0).map_err(failed)?;
         }
-        let program: &mut Xdp = ebpf
-            .program_mut(name)
-            .ok_or_else(|| Refusal::Failed("the program is missing".into()))?
-            .try_into()
-            .map_err(failed)?;
+        let program = xdp_program(&mut ebpf, name)?;
         program.load().map_err(failed)?;
-        let mode = if driver { XdpMode::Driver } else { XdpMode::Skb };
-        let begin = Instant::now();
-        loop {
-            match program.attach_to_if_index(interface.index(), mode) {
-                Ok(_) => break,
-                // The program of a process that has just ended may still be attached.
-                Err(e) if os_error(&e) == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => {
-                    thread::sleep(BUSY_STEP);
-                }
-                Err(e) => return Err(attach_refusal(&e, interface)),
-            }
+        let front = match driver && interface.hides_tags() {
+            true => front_program(&mut ebpf, name, interface, layout)
+                .map_err(|error| debug!("{}: tags beside the frames are lost: {error}", interface.name()))
+                .ok(),
+            false => None,
+        };
+        let tags = front.and_then(|front| patiently(|| front.attach().map_err(Box::from)).ok());
+        if tags.is_none() {
+            let mode = if driver { XdpMode::Driver } else { XdpMode::Skb };
+            let program = xdp_program(&mut ebpf, name)?;
+            patiently(|| program.attach_to_if_index(interface.index(), mode).map(drop).map_err(Box::from))
+                .map_err(|error| attach_refusal(&*error, interface))?;
         }
         let shed = match sheds {
             true => Some(Arc::new(ShedMaps::of(&ebpf, layout.workers, key).map_err(failed)?)),
             false => None,
         };
-        Ok(AttachedProgram { driver, ebpf, name, shed })
+        Ok(AttachedProgram { driver, tags, ebpf, name, shed })
+    }
+
+    /// Whether tags that the other end hands over beside its frames are lost.
+    pub(crate) fn loses_tags(&self, interface: &Interface) -> bool {
+        interface.hides_tags() && self.tags.is_none()
     }
 
     /// The maps of the shed filter, if the program was loaded with one.
@@ -126,7 +133,39 @@ impl AttachedProgram {
     }
 }
 
-fn attach_refusal(error: &ProgramError, interface: &Interface) -> Refusal {
+/// The program of this name.
+fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Refusal> {
+    let program = ebpf.program_mut(name).ok_or_else(|| Refusal::Failed("the program is missing".into()))?;
+    program.try_into().map_err(|error: aya::programs::ProgramError| Refusal::Failed(chain(&error)))
+}
+
+/// The program that puts tags into the frames in front of the loaded program `name`, for an interface whose peer leaves them to the device.
+fn front_program(
+    ebpf: &mut Ebpf,
+    name: &str,
+    interface: &Interface,
+    layout: &Layout,
+) -> Result<TagProgram, Box<dyn Error>> {
+    let Some(Map::ProgramArray(next)) = ebpf.map("next") else { return Err("the program lacks its map".into()) };
+    let front = TagProgram::load(interface.index(), next.fd().as_fd(), layout.multi_buffer)?;
+    let behind = xdp_program(ebpf, name).map_err(|refusal| refusal.to_string())?.fd()?.try_clone()?;
+    let next = ebpf.map_mut("next").ok_or("the program lacks its map")?;
+    ProgramArray::try_from(next)?.set(0, &behind, 0)?;
+    Ok(front)
+}
+
+/// Attaches a program. That of a process that has just ended may still be attached for a moment.
+fn patiently<T>(mut attach: impl FnMut() -> Result<T, Box<dyn Error>>) -> Result<T, Box<dyn Error>> {
+    let begin = Instant::now();
+    loop {
+        match attach() {
+            Err(e) if os_error(&*e) == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => thread::sleep(BUSY_STEP),
+            result => return result,
+        }
+    }
+}
+
+fn attach_refusal(error: &(dyn Error + 'static), interface: &Interface) -> Refusal {
     let name = interface.name();
     match os_error(error) {
         Some(libc::EBUSY | libc::EEXIST) => Refusal::Busy {

@@ -69,6 +69,17 @@ fn hosts_without_offloads_leave_nothing_to_complete() {
     }
 }
 
+#[test]
+fn the_log_says_where_tags_beside_the_frame_are_lost() {
+    let world = World::new(Links::default());
+    for (mode, lost) in [(Mode::Driver, false), (Mode::Generic, true)] {
+        let options = Options { mode, ..Options::default() };
+        let opened = world.within("box", move || open("lan", "wan", &options)).join().unwrap().unwrap();
+        let said = opened.notes.iter().filter(|note| note.contains("VLAN tags")).count();
+        assert_eq!(said, if lost { 2 } else { 0 }, "{mode:?}: {:?}", opened.notes);
+    }
+}
+
 /// A tap of the namespace `box`, up; frames are written to it behind a virtio-net header.
 struct Tap(File);
 

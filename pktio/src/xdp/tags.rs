@@ -1,0 +1,300 @@
+//! Puts VLAN tags that a veth hands over beside the frame into the frame, before the XDP program sees it.
+//!
+//! The kernel tells an XDP program of such a tag by a function of its own (`bpf_xdp_metadata_rx_vlan_tag`, Linux 6.8), which only a program
+//! that is bound to its device may call. The library that loads the other programs can do neither, so this one is assembled here. It ends
+//! in a tail call into the other one.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Where the kernel describes its own types and functions.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The function that tells of a tag.
+const VLAN_TAG: &[u8] = b"bpf_xdp_metadata_rx_vlan_tag";
+
+// linux/bpf.h
+const PROG_LOAD: libc::c_long = 5;
+const LINK_CREATE: libc::c_long = 28;
+const PROG_TYPE_XDP: u32 = 6;
+const ATTACH_XDP: u32 = 37;
+const HAS_FRAGS: u32 = 1 << 5;
+const DEV_BOUND_ONLY: u32 = 1 << 6;
+const DRV_MODE: u32 = 1 << 2;
+const CALL_KERNEL: u8 = 2;
+const MAP_FD: u8 = 1;
+const TAIL_CALL: i32 = 12;
+const ADJUST_HEAD: i32 = 44;
+const XDP_DROP: i32 = 1;
+
+/// The attributes of `BPF_PROG_LOAD`, up to the last one that is used.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// The attributes of `BPF_LINK_CREATE`.
+#[repr(C)]
+struct Attach {
+    program: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// The program, loaded for one interface.
+#[derive(Debug)]
+pub(super) struct TagProgram {
+    program: OwnedFd,
+    ifindex: u32,
+}
+
+impl TagProgram {
+    /// Loads the program for the interface `ifindex`. It continues in the only entry of the program array `next`; `has_frags` says whether
+    /// that program takes frames in several buffers.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell of tags, or those of `bpf(2)`.
+    pub(super) fn load(ifindex: u32, next: BorrowedFd<'_>, has_frags: bool) -> io::Result<TagProgram> {
+        let function = function_id(&fs::read(KERNEL_BTF)?, VLAN_TAG)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel tells no XDP program of tags"))?;
+        let instructions = assemble(function as i32, next.as_raw_fd());
+        let license = c"Dual BSD/GPL";
+        let mut name = [0; 16];
+        name[..4].copy_from_slice(b"tags");
+        let load = Load {
+            kind: PROG_TYPE_XDP,
+            count: instructions.len() as u32,
+            instructions: instructions.as_ptr().expose_provenance() as u64,
+            license: license.as_ptr().expose_provenance() as u64,
+            flags: DEV_BOUND_ONLY | if has_frags { HAS_FRAGS } else { 0 },
+            name,
+            ifindex,
+            attach_type: ATTACH_XDP,
+            ..Load::default()
+        };
+        // SAFETY: the instructions and the licence outlive the call, and the kernel only reads them.
+        let program = unsafe { bpf(PROG_LOAD, &load) }?;
+        Ok(TagProgram { program, ifindex })
+    }
+
+    /// Attaches it in driver mode; dropping the link detaches it.
+    ///
+    /// # Errors
+    ///
+    /// Those of `bpf(2)`.
+    pub(super) fn attach(&self) -> io::Result<OwnedFd> {
+        let program = self.program.as_raw_fd() as u32;
+        let attach = Attach { program, ifindex: self.ifindex, attach_type: ATTACH_XDP, flags: DRV_MODE };
+        // SAFETY: the attributes hold no pointer.
+        unsafe { bpf(LINK_CREATE, &attach) }
+    }
+}
+
+/// A call that makes a descriptor.
+///
+/// # Safety
+///
+/// The attributes are those of the command, and what they point to is valid for it.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: guaranteed by the caller; the kernel takes attributes that it knows and that are missing here as zero.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    match libc::c_int::try_from(result) {
+        // SAFETY: the descriptor was just made and belongs to nothing else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One instruction.
+fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
+    let [c, d] = offset.to_ne_bytes();
+    let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+    let [e, f, g, h] = immediate.to_ne_bytes();
+    u64::from_ne_bytes([code, registers, c, d, e, f, g, h])
+}
+
+/// The program:
+///
+/// ```text
+/// if (vlan_tag(ctx, &protocol, &tci) == 0) {
+///     if (adjust_head(ctx, -4) || ctx->data + 16 > ctx->data_end)
+///         return XDP_DROP;
+///     memmove(data, data + 4, 12);
+///     data[12..14] = protocol;
+///     data[14..16] = htons(tci);
+/// }
+/// tail_call(ctx, next, 0);
+/// return XDP_DROP;
+/// ```
+fn assemble(function: i32, next: i32) -> Vec<u64> {
+    // Codes of instructions: registers and immediates are moved, added, loaded (by 2 or 4 bytes) and stored.
+    const MOVE: u8 = 0xbf;
+    const MOVE_IMMEDIATE: u8 = 0xb7;
+    const ADD_IMMEDIATE: u8 = 0x07;
+    const LOAD_4: u8 = 0x61;
+    const LOAD_2: u8 = 0x69;
+    const STORE_4: u8 = 0x63;
+    const STORE_2: u8 = 0x6b;
+    const STORE_IMMEDIATE_8: u8 = 0x7a;
+    const TO_BIG_ENDIAN: u8 = 0xdc;
+    const LOAD_WIDE: u8 = 0x18;
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    const JUMP_NOT_ZERO: u8 = 0x55;
+    const JUMP_GREATER: u8 = 0x2d;
+    /// The register of the stack's end.
+    const STACK: u8 = 10;
+    const PROTOCOL: i16 = -8;
+    const TCI: i16 = -16;
+    // How many instructions lie between a jump and where it goes.
+    const TO_TAIL: i16 = 20;
+    const TO_DROP: [i16; 2] = [21, 16];
+    vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        instruction(STORE_IMMEDIATE_8, STACK, 0, PROTOCOL, 0),
+        instruction(STORE_IMMEDIATE_8, STACK, 0, TCI, 0),
+        instruction(MOVE, 2, STACK, 0, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, PROTOCOL.into()),
+        instruction(MOVE, 3, STACK, 0, 0),
+        instruction(ADD_IMMEDIATE, 3, 0, 0, TCI.into()),
+        instruction(CALL, 0, CALL_KERNEL, 0, function),
+        instruction(JUMP_NOT_ZERO, 0, 0, TO_TAIL, 0),
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(MOVE_IMMEDIATE, 2, 0, 0, -4),
+        instruction(CALL, 0, 0, 0, ADJUST_HEAD),
+        instruction(JUMP_NOT_ZERO, 0, 0, TO_DROP[0], 0),
+        instruction(LOAD_4, 7, 6, 0, 0),
+        instruction(LOAD_4, 8, 6, 4, 0),
+        instruction(MOVE, 1, 7, 0, 0),
+        instruction(ADD_IMMEDIATE, 1, 0, 0, 16),
+        instruction(JUMP_GREATER, 1, 8, TO_DROP[1], 0),
+        instruction(LOAD_4, 1, 7, 4, 0),
+        instruction(STORE_4, 7, 1, 0, 0),
+        instruction(LOAD_4, 1, 7, 8, 0),
+        instruction(STORE_4, 7, 1, 4, 0),
+        instruction(LOAD_4, 1, 7, 12, 0),
+        instruction(STORE_4, 7, 1, 8, 0),
+        instruction(LOAD_2, 1, STACK, PROTOCOL, 0),
+        instruction(STORE_2, 7, 1, 12, 0),
+        instruction(LOAD_2, 1, STACK, TCI, 0),
+        instruction(TO_BIG_ENDIAN, 1, 0, 0, 16),
+        instruction(STORE_2, 7, 1, 14, 0),
+        // The tail.
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(LOAD_WIDE, 2, MAP_FD, 0, next),
+        instruction(0, 0, 0, 0, 0),
+        instruction(MOVE_IMMEDIATE, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, TAIL_CALL),
+        // The drop.
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_DROP),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
+}
+
+/// The number by which the kernel's type information names this function; `None` when it has none of this name.
+fn function_id(btf: &[u8], name: &[u8]) -> Option<u32> {
+    const FUNCTION: u32 = 12;
+    let word = |at: usize| btf.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word));
+    // Magic, version, flags; then the header's length, and offset and length of types and of strings, from the header's end.
+    let header = word(4)? as usize;
+    let [types, types_length, strings, strings_length] = [8, 12, 16, 20].map(word);
+    let (types, strings) = (header + types? as usize, header + strings? as usize);
+    let end = types + types_length? as usize;
+    let strings = btf.get(strings..strings + strings_length? as usize)?;
+    let (mut at, mut id) = (types, 1);
+    while at < end {
+        let (name_at, info) = (word(at)? as usize, word(at + 4)?);
+        let (kind, count) = (info >> 24 & 0x1f, info as usize & 0xffff);
+        if kind == FUNCTION && strings.get(name_at..)?.strip_prefix(name).is_some_and(|rest| rest.first() == Some(&0)) {
+            return Some(id);
+        }
+        // What follows the three words of each type.
+        at += 12
+            + match kind {
+                // An integer, a variable, a tag of a declaration.
+                1 | 14 | 17 => 4,
+                // An array.
+                3 => 12,
+                // Members of a structure, a union, a section, an enumeration of 64 bits.
+                4 | 5 | 15 | 19 => 12 * count,
+                // An enumeration, parameters.
+                6 | 13 => 8 * count,
+                _ => 0,
+            };
+        id += 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Type information with these types behind the void one, and these names.
+    fn btf(types: &[&[u32]], names: &[u8]) -> Vec<u8> {
+        let types: Vec<u8> = types.concat().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let lengths = [24, 0, types.len() as u32, types.len() as u32, names.len() as u32];
+        let header = [&[0x9f, 0xeb, 1, 0][..], &lengths.map(u32::to_ne_bytes).concat()].concat();
+        [header, types, names.to_vec()].concat()
+    }
+
+    #[test]
+    fn a_function_is_found_behind_types_of_every_length() {
+        let names = b"\0tag\0tags\0";
+        let types: [&[u32]; 9] = [
+            &[0, 1 << 24, 4, 0],
+            &[0, 2 << 24, 1],
+            &[0, 3 << 24, 0, 1, 1, 4],
+            &[0, 4 << 24 | 2, 8, 0, 1, 0, 0, 1, 32],
+            &[0, 13 << 24 | 1, 0, 0, 1],
+            // A function of another name, a variable of the same, and the function.
+            &[5, 12 << 24, 5],
+            &[1, 14 << 24, 1, 0],
+            &[1, 12 << 24, 5],
+            &[0, 17 << 24, 1, 0],
+        ];
+        assert_eq!(function_id(&btf(&types, names), b"tag"), Some(8));
+        assert_eq!(function_id(&btf(&types, names), b"tags"), Some(6));
+        assert_eq!(function_id(&btf(&types, names), b"ta"), None);
+        assert_eq!(function_id(&btf(&types[..6], names), b"tag"), None);
+        assert_eq!(function_id(&[], b"tag"), None);
+    }
+
+    #[test]
+    fn jumps_go_where_the_comments_say() {
+        let program = assemble(77, 5);
+        let field = |at: usize, shift: u32, mask: u64| (u64::from_le(program[at]) >> shift & mask) as usize;
+        let target = |at: usize| at + 1 + field(at, 16, 0xffff);
+        let (tail, drop) = (program.len() - 7, program.len() - 2);
+        assert_eq!([target(8), target(12), target(17)], [tail, drop, drop]);
+        assert_eq!((field(7, 32, 0xffff_ffff), field(tail + 1, 32, 0xffff_ffff)), (77, 5));
+    }
+
+    proptest! {
+        #[test]
+        fn no_type_information_makes_it_panic(
+            kinds in prop::collection::vec(any::<u32>(), 0..60), cut in 0usize..300, names in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let mut bytes = btf(&[&kinds], &names);
+            bytes.truncate(cut);
+            function_id(&bytes, b"tag");
+        }
+    }
+}
