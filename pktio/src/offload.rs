@@ -15,3 +15,7 @@ pub(crate) mod testing;
 pub(crate) use headers::MAX_HEADERS;
 pub(crate) use partial::Completer;
 pub(crate) use segment::{Offload, Plan, VNET_HEADER, complete, strip_jumbo};
+
+/// The largest super-frame that the kernel makes (`GSO_MAX_SIZE`: eight times 64 KiB, of which TSO and GRO use one unless more is
+/// allowed), with its link-layer header.
+pub(crate) const SUPER_FRAME: usize = 8 * 65_536 + 64;

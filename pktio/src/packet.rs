@@ -24,7 +24,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::frame::{Batch, Frame};
-use crate::offload::{self, MAX_HEADERS, Offload, Plan, VNET_HEADER};
+use crate::offload::{self, MAX_HEADERS, Offload, Plan, SUPER_FRAME, VNET_HEADER};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
 use ring::{Ring, Slot, TPACKET_V2};
@@ -101,10 +101,6 @@ struct Cutting {
     plan: Plan,
     next: usize,
 }
-
-/// The largest super-frame that the kernel makes (`GSO_MAX_SIZE`: eight times 64 KiB, of which TSO and GRO use one unless more is
-/// allowed), with its link-layer header.
-const SUPER_FRAME: usize = 8 * 65_536 + 64;
 
 /// Messages sent with one `sendmmsg`.
 const CHUNK: usize = 64;

@@ -5,16 +5,14 @@
 //! link carries the same bytes. Datagrams have their borders, so a UDP super-frame cannot be cut here.
 
 use crate::frame::Frame;
-use crate::offload::{MAX_HEADERS, Plan};
+use crate::offload::{MAX_HEADERS, Plan, SUPER_FRAME, strip_jumbo};
 use crate::pool::{Pool, Refused};
-
-/// The longest super-frame that is received: 64 KiB behind the link-layer header.
-pub(super) const SUPER_FRAME: usize = 65_536 + 64;
 
 /// The super-frame of one queue that is being cut.
 pub(super) struct Cutter {
-    /// Its bytes.
+    /// Its bytes, from `start` on.
     bytes: Box<[u8]>,
+    start: usize,
     /// How it is cut, and the next segment.
     cutting: Option<(Plan, usize)>,
     /// The longest packet of a segment, in bytes.
@@ -26,7 +24,7 @@ pub(super) struct Cutter {
 impl Cutter {
     /// For an interface of this MTU, whose longest frame has `max_frame` bytes.
     pub(super) fn new(mtu: usize, max_frame: usize) -> Cutter {
-        Cutter { bytes: vec![0; SUPER_FRAME].into(), cutting: None, mtu, max_frame }
+        Cutter { bytes: vec![0; SUPER_FRAME].into(), start: 0, cutting: None, mtu, max_frame }
     }
 
     /// Whether there are segments left of the last super-frame.
@@ -37,19 +35,21 @@ impl Cutter {
     /// Copies a super-frame, to be cut. False when it cannot be.
     pub(super) fn begin(&mut self, frame: &Frame) -> bool {
         let length = frame.copy_to(&mut self.bytes);
-        self.cutting = Plan::by_mtu(&self.bytes[..length], self.mtu).map(|plan| (plan, 0));
+        self.start = strip_jumbo(&mut self.bytes[..length]);
+        self.cutting = Plan::by_mtu(&self.bytes[self.start..length], self.mtu).map(|plan| (plan, 0));
         self.is_cutting()
     }
 
     /// The next segment; none is left behind the last one.
     pub(super) fn next(&mut self, pool: &mut Pool) -> Option<Result<Frame, Refused>> {
         let (plan, next) = self.cutting.as_mut()?;
+        let bytes = &self.bytes[self.start..];
         let mut headers = [0; MAX_HEADERS];
-        let (length, payload) = plan.segment(&self.bytes, *next, &mut headers);
+        let (length, payload) = plan.segment(bytes, *next, &mut headers);
         *next += 1;
         if *next == plan.count() {
             self.cutting = None;
         }
-        Some(pool.gather(&[&headers[..length], &self.bytes[payload]], self.max_frame))
+        Some(pool.gather(&[&headers[..length], &bytes[payload]], self.max_frame))
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
-use super::cutter::{Cutter, SUPER_FRAME};
+use super::cutter::Cutter;
 use super::layout::Layout;
 use super::shed::XdpShedFilter;
 use crate::frame::{Batch, Frame, HEADROOM};
-use crate::offload::Completer;
+use crate::offload::{Completer, SUPER_FRAME};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
 use crate::shed::ShedFilter;
