@@ -2,7 +2,7 @@
 //!
 //! [`open()`] prepares two interfaces and returns one [`Pair`] of ports for each worker. A worker receives a batch from one
 //! port, works on the frames in place and transmits them on the other; no byte is copied where the I/O backend can avoid it.
-//! [`open_alone`] opens one interface, for load generators. This crate knows nothing of TCP.
+//! [`open_alone`] opens one interface, for load generators. Of TCP this crate knows what a NIC does: checksums and segments.
 //!
 //! | I/O backend | what it is |
 //! |---|---|
