@@ -17,11 +17,11 @@ pub(super) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
 
 /// Folds a running sum into 16 bits, without complementing it. Never zero, unless every word was.
 #[inline]
-pub(super) fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+pub(super) fn fold(sum: u64) -> u16 {
+    let (sum, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
+    let sum = sum + u32::from(carry);
+    // Adding the rotated sum adds both halves, and the carry of the lower half into the upper one.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The checksum that a field is to hold for this sum. Zero means "no checksum" in UDP and is sent as all ones, which for the other
@@ -99,6 +99,20 @@ mod tests {
         assert_eq!(fold(add(0, &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])), 0xddf2);
         assert_eq!(fold(add(0, &[0xff, 0xff, 0x01])), 0x0100);
         assert_eq!((finish(0xffff), finish(0x1_fffe)), (0xffff, 0xffff), "never zero");
+    }
+
+    #[test]
+    fn folding_adds_what_is_carried_out() {
+        let plain = |mut sum: u64| {
+            while sum > 0xffff {
+                sum = (sum & 0xffff) + (sum >> 16);
+            }
+            sum as u16
+        };
+        let edges = [0, 1, 0xfffe, 0xffff, 0x1_0000, 0x1_ffff, 0xffff_0000, 0xffff_fffe, 0xffff_ffff];
+        for sum in edges.iter().flat_map(|high| edges.map(|low| high << 32 | low)) {
+            assert_eq!(fold(sum), plain(sum), "{sum:x}");
+        }
     }
 
     #[test]
