@@ -63,6 +63,7 @@ pub enum Fallback {
     /// Drops it: without the process there is no traffic.
     #[default]
     Drop,
-    /// Sends it out of the other port: without the process there is no protection.
+    /// Sends it out of the other port, as it is (a checksum that its sender left to a NIC is not completed): without the process there is
+    /// no protection.
     Bypass,
 }
