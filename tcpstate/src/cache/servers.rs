@@ -322,8 +322,7 @@ impl ServerOptions {
                     && cached_offers.unit == unit(now)
                     && cached_offers.observations == self.observations =>
             {
-                let offer = cached_offers.offer;
-                if offer.mss_varies { self.for_network(key, rule, offer) } else { offer }
+                self.for_network(key, rule, cached_offers.offer)
             }
             _ => self.offer_uncached(key, rule, now),
         }
@@ -350,14 +349,20 @@ impl ServerOptions {
     }
 
     /// The same with the MSS for the client's network, if that has one of its own.
-    #[inline(never)]
+    #[inline(always)]
     fn for_network(&self, key: &FlowKey, rule: &Rule, offer: Offer) -> Offer {
+        if offer.mss_varies { self.with_path_mss(key, rule, offer) } else { offer }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn with_path_mss(&self, key: &FlowKey, rule: &Rule, offer: Offer) -> Offer {
         let port = match rule.mss {
             Source::HashIpPort => key.lan_port,
             Source::HashIp => 0,
             Source::Default | Source::Commanded => return offer,
         };
-        match self.path_mss(key, port).filter(|_| offer.mss_varies) {
+        match self.path_mss(key, port) {
             Some(mss) => Offer { mss: mss.min(rule.mss_clamp), ..offer },
             None => offer,
         }
@@ -472,6 +477,11 @@ impl ServerOptions {
         of_port || of_address
     }
 
+    /// Whether anything is known of this server's port.
+    pub fn knows(&self, key: &FlowKey) -> bool {
+        self.find(key, key.lan_port).is_some()
+    }
+
     /// Whether this server gets an exact echo of its timestamp whatever it looks like, because it recently took no other.
     pub fn wants_exact_echo(&self, key: &FlowKey, now: Instant) -> bool {
         self.find(key, key.lan_port).is_some_and(|entry| entry.wants_exact_at(now))
@@ -553,7 +563,7 @@ impl ServerOptions {
         let (usual, varies) = (entry.mss.value, entry.mss_varies);
         let due = unit(now) / PUBLISHED_EVERY != before.seen / PUBLISHED_EVERY;
         // An entry that is new was never seen.
-        let mut differs = before.seen == 0 || entry.shown(now) != before.shown(now);
+        let mut differs = before.seen == 0 || entry.shown() != before.shown();
         if mss != usual || varies {
             differs |= self.store_path(key, port, mss, usual, now);
         }
@@ -582,12 +592,11 @@ impl Entry {
         self.mss.value != 0 && self.address == key.lan && self.port == port && self.vlan == key.vlan
     }
 
-    /// What an offer shows of it at this time.
-    fn shown(&self, now: Instant) -> impl PartialEq {
-        let known = [Trait::Scale, Trait::Sack, Trait::Timestamps, Trait::Ecn, Trait::AccurateEcn]
-            .map(|which| [false, true].map(|stamps| self.knows(which, stamps, now)));
+    /// What an offer shows of it. That a refusal has lapsed changes nothing here: offers are looked up anew each second.
+    fn shown(&self) -> impl PartialEq {
+        let evidence = self.evidence.map(|evidence| evidence.0.signum());
         let values = (self.mss.value, self.mss_varies, self.window, self.scale.value, self.ttl);
-        (known, values, self.class, self.reflects_class)
+        (evidence, values, self.class, self.reflects_class)
     }
 
     /// What is known now of a trait, towards clients with timestamps or without. Where nothing is known of the ones, what is known of the others holds,
@@ -967,7 +976,7 @@ mod tests {
             let said = Observation { offered_class, answered_class, ..observation(1460, Some(7), true, true) };
             server_options.learn(&key(1, 80), &said, now);
             let offer = server_options.offer(&key(1, 80), now);
-            [0, 0x28, 0xb8].map(|class| offer.class_for(class))
+            [0, 0x28, 0xb8].map(|class| offer.class_for(|| class))
         };
         assert_eq!(told(0, 0), [0; 3]);
         assert_eq!(told(0xb8, 0), [0; 3]);

@@ -308,6 +308,11 @@ fn ts_latest(code: u32, clock: u32) -> u32 {
     clock.wrapping_sub(clock.wrapping_sub(code) & TS_CODE)
 }
 
+/// The TSval of a SYN-ACK that is sent again, which bore `ts_value` the last time.
+pub fn ts_again(ts_value: u32, now: Instant) -> u32 {
+    ts_not_before(ts_latest(ts_value & TS_CODE, ts_clock(now)), ts_value)
+}
+
 /// A TSval with the code of `ts_value`, if need be a later one than that, which a host that has seen `shown` does not take for older (RFC 7323 section 5.5).
 pub fn ts_not_before(ts_value: u32, shown: u32) -> u32 {
     if SeqNum::new(ts_value).before(SeqNum::new(shown)) {

@@ -97,6 +97,15 @@ impl FlowFlags {
         .and(FlowFlags::MSS_BROKEN)
         .and(FlowFlags::REDIRECTED);
 
+    /// No flag.
+    pub const NONE: FlowFlags = FlowFlags(0);
+
+    /// These flags if `wanted`, else none.
+    #[inline(always)]
+    pub(crate) const fn when(self, wanted: bool) -> FlowFlags {
+        if wanted { self } else { FlowFlags::NONE }
+    }
+
     pub(crate) const fn and(self, flags: FlowFlags) -> FlowFlags {
         FlowFlags(self.0 | flags.0)
     }
@@ -355,6 +364,12 @@ impl Flow {
         } else {
             self.flags.0 &= !flag.0;
         }
+    }
+
+    /// Of `these` flags sets those that are in `set`, and clears the others.
+    #[inline(always)]
+    pub(crate) fn replace(&mut self, these: FlowFlags, set: FlowFlags) {
+        self.flags.0 = self.flags.0 & !these.0 | set.0;
     }
 
     /// Clears these flags.

@@ -8,7 +8,7 @@ use crate::cache::refused::Client;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension};
 use crate::cookie::terms::{Ecn, Offer, Terms};
-use crate::cookie::{SynAckNumbers, ts_not_before};
+use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
 use crate::flow::{Flow, FlowFlags, State};
@@ -78,7 +78,7 @@ impl Proxy {
             scale,
             label: label(meta.hash),
             ttl: offer.ttl,
-            class: offer.class_for(segment.class(head.bytes())),
+            class: offer.class_for(|| segment.class(head.bytes())),
         };
         answer.write_over(segment, head.bytes_mut());
         self.counters.count(Event::SynAnswered);
@@ -130,15 +130,15 @@ impl Proxy {
         if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
             return self.pass_syn_unanswered(ctx, &rule, former, event);
         }
+        if let Some(id) = former
+            && self.is_same_syn(&ctx, id, &offered)
+        {
+            return self.answer_repeated_syn(ctx, id, &offered, &offer, rule.early_window(offer.window));
+        }
         let mut terms = self.agree(ctx.segment, &offered, &offer, rule.mss_clamp);
         let mut numbers = self.caches.cookies.mint(hash, isn, &terms, now);
         let smallest = self.caches.cookies.smallest_mss(terms.timestamps);
         match former {
-            Some(id) if self.is_same_syn(&ctx, id, &offered) => {
-                ctx.egress.note(|| "the SYN is repeated: it gets the same number".into());
-                terms = terms_of(&self.table[id]);
-                numbers = self.repeat_syn_cached(&ctx, id, numbers);
-            }
             Some(id) if self.may_rewrite(id, isn, now) => {
                 ctx.egress.note(|| "the entry of the SYN cache is written anew".into());
                 numbers = self.rewrite_syn_cached(&ctx, id, &offered, &terms, numbers);
@@ -179,11 +179,6 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, now);
-        ctx.egress.note(|| format!("agreed: {terms}"));
-        ctx.egress.note(|| {
-            let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
-            format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
-        });
         let window = rule.early_window(offer.window);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
@@ -274,21 +269,32 @@ impl Proxy {
         flow.is_in(State::SynCached) && flow.endpoint(Side::Wan).next != isn + 1 && !self.is_young(id, now)
     }
 
-    /// The answer to a repeated SYN: the number of the first answer, and a TSval no earlier than that one's.
+    /// Answers a SYN as it was answered before: with the number of the first answer, and the terms in the TSval of a later time.
     #[inline(never)]
-    fn repeat_syn_cached(&mut self, ctx: &Context<impl Egress>, id: Id, numbers: SynAckNumbers) -> SynAckNumbers {
+    fn answer_repeated_syn(
+        &mut self,
+        mut ctx: Context<impl Egress>,
+        id: Id,
+        offered: &Options,
+        offer: &Offer,
+        window: RawWindow,
+    ) -> Verdict {
+        ctx.egress.note(|| "the SYN is repeated: it gets the same number and terms".into());
         self.counters.count(Event::SynRepeated);
-        let numbers = self.not_before_shown(id, SynAckNumbers { isn: self.table[id].outer_isn, ..numbers });
-        let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
-        let envelope = ctx.envelope();
+        let flow = &self.table[id];
+        let terms = terms_of(flow);
+        let ts_value = flow.shown_ts_value().map(|shown| ts_again(shown, ctx.now));
+        let numbers = SynAckNumbers { isn: flow.outer_isn, ts_value };
+        let (value, envelope) = (offered.timestamps.map_or(0, |timestamps| timestamps.value), ctx.envelope());
         self.table.update(id, |flow| {
             flow.keep_path(Side::Wan, &envelope);
-            flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
-            flow.endpoint_mut(Side::Wan).ts_value = timestamps.value;
+            flow.endpoint_mut(Side::Lan).ts_value = ts_value.unwrap_or_default();
+            flow.endpoint_mut(Side::Wan).ts_value = value;
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
-        numbers
+        self.caches.recent_syns.note(ctx.hash, ctx.now);
+        self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
     }
 
     /// The entry of the SYN cache begins anew with another SYN.
@@ -329,8 +335,13 @@ impl Proxy {
         terms: &Terms,
         numbers: SynAckNumbers,
     ) -> Verdict {
+        ctx.egress.note(|| format!("agreed: {terms}"));
+        ctx.egress.note(|| {
+            let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
+            format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
+        });
         let envelope = ctx.envelope().reversed(offer.ttl);
-        let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(envelope.class), ..envelope };
+        let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(|| envelope.class), ..envelope };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });
         let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);
@@ -463,10 +474,10 @@ fn syn_ack_flags(terms: &Terms) -> Flags {
 
 /// What a SYN offers, in one number; an entry of the SYN cache has it where an open connection has the first TSval of its server.
 fn summary(offered: &Options, flags: Flags) -> u32 {
-    let scale = offered.scale.map_or(15, WindowScale::get);
-    let bits = [offered.mss.is_some(), offered.sack_permitted, offered.timestamps.is_some(), flags.ask_for_ecn()];
-    let bits = bits.into_iter().fold(0, |word, bit| word << 1 | u32::from(bit));
-    bits << 20 | u32::from(scale) << 16 | u32::from(offered.mss.unwrap_or_default())
+    let scale = u32::from(offered.scale.map_or(15, WindowScale::get));
+    let (sack, timestamps) = (u32::from(offered.sack_permitted), u32::from(offered.timestamps.is_some()));
+    let ecn = u32::from(flags.0 >> 6);
+    ecn << 22 | timestamps << 21 | sack << 20 | scale << 16 | u32::from(offered.mss.unwrap_or_default())
 }
 
 /// Writes a SYN's options into its entry of the SYN cache.

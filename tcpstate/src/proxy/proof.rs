@@ -33,15 +33,27 @@ pub(super) fn distance(ticks: u32) -> u16 {
     if ticks < WITHHELD_MOST.into() { (ticks as u16).max(1) } else { 0 }
 }
 
+/// What stands for each kind and answer of ECN, by its value.
+const ECN_FLAGS: [FlowFlags; 6] = {
+    let asked = FlowFlags::ECN_ASKED;
+    let (agreed, accurate) = (asked.and(FlowFlags::ECN), asked.and(FlowFlags::ACCURATE));
+    let mut flags = [FlowFlags::NONE; 6];
+    flags[Ecn::Asked as usize] = asked;
+    flags[Ecn::Agreed as usize] = agreed;
+    flags[Ecn::AccurateAsked as usize] = accurate;
+    flags[Ecn::AccurateAgreed as usize] = accurate.and(FlowFlags::ECN);
+    flags[Ecn::AccurateMarked as usize] = accurate.and(FlowFlags::ECN).and(FlowFlags::SYN_MARKED);
+    flags
+};
+
+/// All flags that terms set or clear.
+const TERMS: FlowFlags =
+    FlowFlags::PROXIED.and(FlowFlags::SACK).and(FlowFlags::TIMESTAMPS).and(ECN_FLAGS[Ecn::AccurateMarked as usize]);
+
 /// Writes the terms a client has been offered into its flow's record.
 pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
-    flow.set(FlowFlags::PROXIED, true);
-    flow.set(FlowFlags::SACK, terms.sack);
-    flow.set(FlowFlags::TIMESTAMPS, terms.timestamps);
-    flow.set(FlowFlags::ECN_ASKED, terms.ecn != Ecn::Silent);
-    flow.set(FlowFlags::ECN, matches!(terms.ecn, Ecn::Agreed | Ecn::AccurateAgreed | Ecn::AccurateMarked));
-    flow.set(FlowFlags::ACCURATE, matches!(terms.ecn, Ecn::AccurateAsked | Ecn::AccurateAgreed | Ecn::AccurateMarked));
-    flow.set(FlowFlags::SYN_MARKED, terms.ecn == Ecn::AccurateMarked);
+    let options = FlowFlags::SACK.when(terms.sack).and(FlowFlags::TIMESTAMPS.when(terms.timestamps));
+    flow.replace(TERMS, FlowFlags::PROXIED.and(options).and(ECN_FLAGS[terms.ecn as usize]));
     flow.mss = terms.mss;
     flow.endpoint_mut(Side::Wan).set_scales(terms.scale, None);
     flow.endpoint_mut(Side::Lan).set_scales(None, terms.promised);

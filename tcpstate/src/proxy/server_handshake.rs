@@ -64,7 +64,7 @@ impl Proxy {
         let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
-            flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
+            flow.set_class(Side::Lan, offer.class_for(|| flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
             flow.set(FlowFlags::EARLY, early);
         });
@@ -247,7 +247,7 @@ impl Proxy {
     /// A port has refused. If no client is known to have reached it, it counts as closed; else as closed to this client's network.
     pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
         let rule = self.settings.policy.rule(key);
-        let known = self.caches.server_options.offer(key, rule, true, now).known;
+        let known = self.caches.server_options.knows(key);
         let client = if known { Client::of(self.caches.limiter.place(key)) } else { Client::EVERYBODY };
         self.caches.refused_ports.refused(key, client, rule.closed_memory, now);
         self.publish(ServerUpdate::Refused(*key, client));
@@ -274,14 +274,14 @@ impl Proxy {
         let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, flow);
-        let echoes = self.echoes_exactly(ctx.key(), &answered, flow, &rule, now);
         let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
+        let hides = is_early && !self.echoes_exactly(ctx.key(), &answered, flow, &rule, now);
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
         self.set_state(id, state, now, |flow| {
             join(flow, ctx.segment, &answered, seen, now);
             flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
-            flow.set(FlowFlags::NO_ECHO, is_early && !echoes);
+            flow.set(FlowFlags::NO_ECHO, hides);
         });
         ctx.egress.note(|| {
             let delta = self.table[id].seq_delta.shift(0);
@@ -329,7 +329,7 @@ impl Proxy {
                 let sack = flow.is(FlowFlags::SACK) && answered.sack_permitted;
                 let servers = &self.caches.server_options;
                 answered.timestamps.is_some_and(|timestamps| cookie::keeps_terms(timestamps.value, scale, sack))
-                    || !servers.offer(key, rule, true, now).known
+                    || !servers.knows(key)
                     || servers.wants_exact_echo(key, now)
             }
         }

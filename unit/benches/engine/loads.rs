@@ -245,13 +245,21 @@ impl Step {
                     connection.outer = be32(answer, tcp + 4).wrapping_add(1);
                     connection.clock = be32(answer, tcp + 28);
                 }
+                // The client's update takes the frame where its distance is not known, and the server's acknowledgement where it is near.
+                Step::Answer if worker.verdicts()[n] == Verdict::Forward => {
+                    connection.clock = be32(worker.frame(n), tcp + 24);
+                }
                 Step::Answer => connection.clock = be32(worker.spares.sent(n), tcp + 24),
                 Step::AnswerEarly => connection.clock = be32(worker.frame(n), tcp + 24),
                 _ => {}
             }
         }
         match self {
-            Step::Syn | Step::Answer => others(worker, Verdict::Reflect),
+            Step::Syn => others(worker, Verdict::Reflect),
+            Step::Answer => {
+                let answers = |verdict: &&Verdict| matches!(verdict, Verdict::Reflect | Verdict::Forward);
+                BATCH - worker.verdicts().iter().filter(answers).count()
+            }
             Step::Ask => worker.verdicts().iter().filter(|verdict| !matches!(verdict, Verdict::Hold(_))).count(),
             Step::AnswerEarly => {
                 let delivered = worker.released().iter().filter(|&&verdict| verdict == Verdict::Forward).count();
