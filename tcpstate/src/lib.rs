@@ -25,6 +25,7 @@ mod verdict;
 pub mod wire;
 
 pub use cache::updates::ServerUpdate;
+pub use cache::vlan_pairs::VlanPair;
 pub use config::Config;
 pub use cookie::Rotation;
 pub use flow::table::{Population, Redirect, Slab};

@@ -1,14 +1,14 @@
 //! Which of several workers owns a frame: the one that keeps the state that the frame belongs to. Another worker may receive it, and hands it
 //! over to the owner.
 //!
-//! A segment, and an ICMP error about it, belong to their connection; the connection's keyed hash, the same in both directions, names its
-//! owner. A later fragment belongs to the owner of its packet's first fragment, the only one with ports: the worker that received that one
+//! A segment, and an ICMP error about it, belong to their connection; the connection's keyed hash, the same in both directions and without
+//! the VLAN tags, names its owner. A later fragment belongs to the owner of its packet's first fragment, the only one with ports: the worker that received that one
 //! remembers the owner, so that all fragments go the same way and stay in order. Frames that are not TCP, and fragments whose first one was
 //! not seen, belong to the worker that received them.
 
 use crate::keyed::Keys;
 use crate::proxy::{Metadata, Secrets};
-use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment};
+use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment, Vlan};
 use crate::{Instant, Side};
 
 /// Cache lines of the table of first fragments: 64 KiB.
@@ -53,13 +53,13 @@ impl Owners {
     ) -> Option<usize> {
         match meta.parsed() {
             Parsed::Tcp(segment) => {
-                let owner = owner_of(&segment.key, meta.hash());
+                let owner = owner_of(&segment.key, named_by(&segment.key, meta.hash(), self.keys));
                 if segment.fragmented {
                     self.note(side, segment, frame, owner, now);
                 }
                 Some(owner)
             }
-            Parsed::Error(quote) => Some(owner_of(&quote.key, meta.hash())),
+            Parsed::Error(quote) => Some(owner_of(&quote.key, named_by(&quote.key, meta.hash(), self.keys))),
             Parsed::Fragment(fragment) if !fragment.first => self.owner_of_first(meta.hash(), now),
             _ => None,
         }
@@ -93,13 +93,13 @@ impl Owners {
     }
 }
 
-/// The key of a segment whose ports any network card that hashes ports finds: at most one 802.1Q tag, no IP options or extension headers,
-/// and not a fragment.
+/// The key of a segment whose ports any network card that hashes ports finds: at most one 802.1Q tag that names a network, no IP options or
+/// extension headers, and not a fragment.
 #[inline]
 pub fn plain(meta: &Metadata) -> Option<&FlowKey> {
     let Parsed::Tcp(segment) = meta.parsed() else { return None };
     let header = if segment.key.v6 { IPV6_LEN } else { IPV4_LEN };
-    let is_bare = usize::from(segment.tcp - segment.ip) == header && !segment.fragmented;
+    let is_bare = usize::from(segment.tcp - segment.ip) == header && !segment.fragmented && !segment.has_priority_tag();
     (is_bare && segment.key.vlan.is_common()).then_some(&segment.key)
 }
 
@@ -109,6 +109,18 @@ pub fn share(hash: u64, workers: usize) -> usize {
     // The upper half of the product depends on all bits of the hash.
     let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     ((mixed * workers as u64) >> 32) as usize
+}
+
+/// The hash that names the owner of a connection with this key and keyed hash: that of the untagged key, because the two directions of a connection
+/// may bear different VLAN tags.
+#[inline(always)]
+pub(crate) fn named_by(key: &FlowKey, hash: u64, keys: Keys) -> u64 {
+    if key.vlan == Vlan::default() { hash } else { untagged_hash(key, keys) }
+}
+
+#[inline(never)]
+fn untagged_hash(key: &FlowKey, keys: Keys) -> u64 {
+    FlowKey { vlan: Vlan::default(), ..*key }.hash(keys)
 }
 
 fn line(hash: u64) -> usize {

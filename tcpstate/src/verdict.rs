@@ -154,6 +154,10 @@ crate::metrics! {
         EvictedSilent = "evicted-silent" in Flows,
         /// Congestion marks answered for an endpoint without ECN.
         EcnLent = "ecn-lent",
+        /// Connections whose two directions bear different VLAN tags.
+        OtherVlan = "other-vlan" in Connections,
+        /// SYNs passed because a routing header, source route or home address option names their end.
+        Rerouted = "rerouted",
         /// TCP segments from the LAN that were not dropped: forwarded, answered or held.
         LanSegment = "lan-segment",
         /// TCP segments from the WAN that were not dropped: forwarded, answered or held.

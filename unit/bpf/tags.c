@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// Makes an end host live behind VLAN tags, as on a kernel with an 802.1Q device: whatever leaves gets the tags, whatever
-// comes in must bear exactly these and loses them. Attached to clsact at the host's interface; TAGS is given by the compiler,
+// Makes an end host live behind VLAN tags, as on a kernel with an 802.1Q device: whatever leaves gets the tags OUT, whatever
+// comes in must bear exactly the tags IN and loses them. Attached to clsact at the host's interface; both are given by the compiler,
 // outermost first, as { protocol, id } in the host's byte order.
 //
 // Only the few declarations this needs are written here, so that clang alone can compile it.
@@ -28,19 +28,22 @@ struct __sk_buff {
 static long (*const skb_vlan_push)(struct __sk_buff *skb, u16 protocol, u16 tci) = (void *)18;
 static long (*const skb_vlan_pop)(struct __sk_buff *skb) = (void *)19;
 
-static const struct {
+struct tag {
     u16 protocol;
     u16 id;
-} tags[] = {TAGS};
+};
 
-enum { COUNT = sizeof(tags) / sizeof(tags[0]) };
+static const struct tag put[] = {OUT};
+static const struct tag taken[] = {IN};
+
+enum { PUT = sizeof(put) / sizeof(put[0]), TAKEN = sizeof(taken) / sizeof(taken[0]) };
 
 SEC("classifier/out")
 int out(struct __sk_buff *skb)
 {
 #pragma unroll
-    for (int i = COUNT - 1; i >= 0; i--)
-        if (skb_vlan_push(skb, __builtin_bswap16(tags[i].protocol), tags[i].id))
+    for (int i = PUT - 1; i >= 0; i--)
+        if (skb_vlan_push(skb, __builtin_bswap16(put[i].protocol), put[i].id))
             return TC_ACT_SHOT;
     return TC_ACT_OK;
 }
@@ -49,9 +52,9 @@ SEC("classifier/in")
 int in(struct __sk_buff *skb)
 {
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        u32 right = skb->vlan_present && skb->vlan_proto == __builtin_bswap16(tags[i].protocol) &&
-                    (skb->vlan_tci & 0xfff) == tags[i].id;
+    for (int i = 0; i < TAKEN; i++) {
+        u32 right = skb->vlan_present && skb->vlan_proto == __builtin_bswap16(taken[i].protocol) &&
+                    (skb->vlan_tci & 0xfff) == taken[i].id;
         if (!right || skb_vlan_pop(skb))
             return TC_ACT_SHOT;
     }

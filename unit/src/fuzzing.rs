@@ -49,6 +49,10 @@ pub fn parser(data: &[u8]) {
         NetSlice::Arp(_) => unreachable!("TCP over ARP"),
     };
     let ends = segment.key;
+    // Another header names an end, which the other parser does not read.
+    if segment.indirect {
+        return;
+    }
     let (lan, wan) = if side == Side::Lan { (source, destination) } else { (destination, source) };
     assert_eq!([address(&ends, Side::Lan), address(&ends, Side::Wan)], [lan, wan]);
     let (from, to) = if side == Side::Lan { (ends.lan_port, ends.wan_port) } else { (ends.wan_port, ends.lan_port) };

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use tcpstate::Event;
 use tracing::{Level, debug, enabled, info, warn};
 
 /// How often a line of statistics is logged.
@@ -201,6 +202,12 @@ impl WorkerPool {
     fn report(&self, (then, before): &(Instant, Snapshot)) -> (Instant, Snapshot) {
         let (now, total) = (Instant::now(), self.board.total());
         info!("{}", Line { total: &total, change: &total.since(before), period: now - *then });
+        if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
+            info!(
+                "the two directions of a connection bear different VLAN tags: the box follows such connections (`{}` counts them)",
+                Event::OtherVlan.label()
+            );
+        }
         (now, total)
     }
 }

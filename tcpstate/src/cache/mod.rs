@@ -1,5 +1,5 @@
 //! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
-//! frames that wait for their server, and packets whose fragments may pass.
+//! frames that wait for their server, VLANs that answer for others, and packets whose fragments may pass.
 
 pub mod fragments;
 pub mod held;
@@ -7,3 +7,4 @@ pub mod recent_syns;
 pub mod refused;
 pub mod servers;
 pub mod updates;
+pub mod vlan_pairs;

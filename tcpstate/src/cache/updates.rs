@@ -1,8 +1,9 @@
-//! What one worker learns and publishes to the others: how a server answers, and that it refuses. An update travels by value and is a hint:
+//! What one worker learns and publishes to the others: how a server answers, that it refuses, and which VLANs belong together. An update travels by value and is a hint:
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::cache::refused::Client;
 use crate::cache::servers::Observation;
+use crate::cache::vlan_pairs::VlanPair;
 use crate::wire::FlowKey;
 
 /// Something a worker has learned; see [`Proxy::updates`](crate::Proxy::updates).
@@ -12,6 +13,8 @@ pub enum ServerUpdate {
     Answered(FlowKey, Observation),
     /// It has refused a client.
     Refused(FlowKey, Client),
+    /// The two directions of a network bear different VLAN tags.
+    Vlans(VlanPair),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::State;
 use crate::keyed::Keys;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
-use crate::wire::{Envelope, FlowKey, Mac, Vlan};
+use crate::wire::{Envelope, FlowKey, GROUP, Mac, Tags, Vlan};
 use crate::{PerSide, Side};
 
 /// The version of the record's layout, for a process that takes over records of another.
@@ -86,6 +86,11 @@ impl FlowFlags {
     /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
     pub const NO_ECHO: FlowFlags = FlowFlags(1 << 29);
 
+    /// The LAN's frames bear a priority tag.
+    pub const PRIORITY_LAN: FlowFlags = FlowFlags(1 << 30);
+    /// The WAN's frames bear a priority tag.
+    pub const PRIORITY_WAN: FlowFlags = FlowFlags(1 << 31);
+
     /// What asks for more of a segment of an established connection than to follow its numbers and translate them.
     pub const SLOW_PATH: FlowFlags = FlowFlags::REOPENING
         .and(FlowFlags::FIN_LAN)
@@ -95,7 +100,9 @@ impl FlowFlags {
         .and(FlowFlags::ECHO_OWED)
         .and(FlowFlags::SYN_CHALLENGED)
         .and(FlowFlags::MSS_BROKEN)
-        .and(FlowFlags::REDIRECTED);
+        .and(FlowFlags::REDIRECTED)
+        .and(FlowFlags::PRIORITY_LAN)
+        .and(FlowFlags::PRIORITY_WAN);
 
     /// No flag.
     pub const NONE: FlowFlags = FlowFlags(0);
@@ -108,6 +115,13 @@ impl FlowFlags {
 
     pub(crate) const fn and(self, flags: FlowFlags) -> FlowFlags {
         FlowFlags(self.0 | flags.0)
+    }
+
+    const fn priority(side: Side) -> FlowFlags {
+        match side {
+            Side::Lan => FlowFlags::PRIORITY_LAN,
+            Side::Wan => FlowFlags::PRIORITY_WAN,
+        }
     }
 
     const fn fin(side: Side) -> FlowFlags {
@@ -153,6 +167,8 @@ pub struct Endpoint {
 const NO_SCALE: u8 = 15;
 /// The bits of a class in a byte.
 const CLASS: u8 = 0xfc;
+/// The bit of `ends` that says that answers bear the VLAN tags of another network.
+const OTHER_VLAN: u8 = 2;
 
 impl Endpoint {
     /// Sets the scale by which this end's fields are to be read, and the one the other end reads them by.
@@ -232,10 +248,11 @@ pub struct Flow {
     pub profile: u16,
     /// The half-second in which this flow was last sent a challenge, on a circle.
     pub challenged: u8,
-    /// The priorities of the client's VLAN tags, outer in the low four bits.
-    pub priorities: u8,
+    /// The priorities of the VLAN tags of the client's frames, outer in the low four bits; of the server's, if those alone have tags.
+    priorities: u8,
     /// Of the LAN and the WAN: the class of that end's segments in the upper six bits. In bit 0, of the LAN's the side the client is on and of the
-    /// WAN's the side the server is on: 0 the LAN, 1 the WAN.
+    /// WAN's the side the server is on: 0 the LAN, 1 the WAN. In bit 1 of the LAN's, whether the connection has [answers of another
+    /// VLAN](Flow::has_other_vlan).
     ends: [u8; 2],
     /// The number of the RST that was passed last, where it came behind the handshakes.
     reset_at: SeqNum,
@@ -331,6 +348,11 @@ impl Flow {
         (self.lan ^ key.lan[3]) | (self.wan ^ key.wan[3]) | (self.vlan.0 ^ key.vlan.0) | ports | version == 0
     }
 
+    /// The VLAN tags of the key.
+    pub fn vlan(&self) -> Vlan {
+        self.vlan
+    }
+
     /// The ends, with `upper` the words of the addresses that are not held here.
     pub(super) fn key(&self, upper: &[[u32; 3]; 2]) -> FlowKey {
         let join = |upper: [u32; 3], low| [upper[0], upper[1], upper[2], low];
@@ -399,11 +421,6 @@ impl Flow {
         self.macs[side as usize]
     }
 
-    fn set_macs(&mut self, side: Side, from: Mac, to: Mac) {
-        self.macs[side as usize] = from;
-        self.macs[side.other() as usize] = to;
-    }
-
     /// The class of the segments of the end on this side, in the upper six bits.
     pub fn class(&self, side: Side) -> u8 {
         self.ends[side as usize] & CLASS
@@ -415,16 +432,54 @@ impl Flow {
         *end = *end & !CLASS | class & CLASS;
     }
 
-    /// Keeps the link-layer path (addresses, tag priorities) of a frame from `side`.
+    /// Keeps the link-layer path of a frame from `side`, and its class: where it came from and went to, and its tags. Until the other side sends, its
+    /// frames are taken to be like this one.
     pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
-        self.set_macs(side, envelope.from, envelope.to);
+        self.macs[side.other() as usize] = envelope.to;
         self.set_class(side, envelope.class);
-        self.priorities = (envelope.priorities[0] >> 12 | envelope.priorities[1] >> 8) as u8;
+        self.set(FlowFlags::priority(side.other()), envelope.tags.has_priority_tag());
+        self.priorities = envelope.tags.priorities();
+        self.follow_path(side, envelope);
     }
 
-    /// The priorities of the VLAN tags, as [`Envelope`] has them.
-    pub fn tag_priorities(&self) -> [u16; 2] {
-        [u16::from(self.priorities & 0x0f) << 12, u16::from(self.priorities & 0xf0) << 8]
+    /// Keeps where a frame from `side` came from, and its tags: there its sender is from now on.
+    pub fn follow_path(&mut self, side: Side, envelope: &Envelope) {
+        if envelope.from[0] & GROUP == 0 {
+            self.macs[side as usize] = envelope.from;
+        }
+        self.set(FlowFlags::priority(side), envelope.tags.has_priority_tag());
+        if self.priorities == 0 || side == self.client() && !envelope.tags.is_empty() {
+            self.priorities = envelope.tags.priorities();
+        }
+    }
+
+    /// Whether a frame from `side` came as the last one that was followed.
+    pub fn is_on_path(&self, side: Side, envelope: &Envelope) -> bool {
+        (self.macs[side as usize] == envelope.from || envelope.from[0] & GROUP != 0)
+            && self.is(FlowFlags::priority(side)) == envelope.tags.has_priority_tag()
+    }
+
+    /// Whether the lower four bytes of the source address of a frame from `side` are those of its end: the part in which stations of one network
+    /// differ.
+    #[inline(always)]
+    pub fn comes_from(&self, side: Side, frame: &[u8]) -> bool {
+        let [_, _, own @ ..] = self.macs[side as usize];
+        frame.get(8..12) == Some(&own)
+    }
+
+    /// The VLAN tags of a frame of the network `vlan` in the name of the end on `side`.
+    pub fn tags(&self, side: Side, vlan: Vlan) -> Tags {
+        Tags::of_network(vlan, self.is(FlowFlags::priority(side)), self.priorities)
+    }
+
+    /// Whether the frames of the side that did not open the connection bear the VLAN tags of another network than the key's.
+    pub fn has_other_vlan(&self) -> bool {
+        self.ends[0] & OTHER_VLAN != 0
+    }
+
+    /// Notes whether they do.
+    pub fn set_other_vlan(&mut self, on: bool) {
+        self.ends[0] = self.ends[0] & !OTHER_VLAN | if on { OTHER_VLAN } else { 0 };
     }
 
     /// The latest TSval that the client was shown, if it was shown any.

@@ -9,8 +9,9 @@ use core::fmt::{self, Write};
 
 use super::Connection;
 use crate::flow::table::Id;
+use crate::owner::named_by;
 use crate::proxy::Proxy;
-use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Walk, kind};
+use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Tags, Walk, kind};
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
 /// Of an engine, whatever one frame's fate depends on.
@@ -18,6 +19,7 @@ pub struct Excerpt {
     proxy: Proxy,
     meta: Metadata,
     side: Side,
+    knows: bool,
 }
 
 /// What would become of a frame, and why.
@@ -53,7 +55,10 @@ impl Proxy {
             _ => Default::default(),
         };
         let hash = meta.hash;
-        let found = meta.key().and_then(|key| self.table.find(key, hash));
+        let found = meta
+            .key()
+            .and_then(|key| self.table.find(key, hash))
+            .or_else(|| Some(self.find_answered(side, &meta, head)?.id));
         let (table, candidates) = self.excerpt_of_flows(found);
         let proxy = Proxy {
             settings: self.settings.clone(),
@@ -66,7 +71,7 @@ impl Proxy {
         };
         // Its own tables have other places.
         let meta = Metadata { tokens: 0, place: Id::NOWHERE, ..meta };
-        Excerpt { proxy, meta, side }
+        Excerpt { proxy, meta, side, knows: found.is_some() }
     }
 }
 
@@ -121,12 +126,12 @@ impl fmt::Debug for Excerpt {
 impl Excerpt {
     /// Whether the engine knows the connection the frame belongs to.
     pub fn knows_connection(&self) -> bool {
-        self.meta.key().is_some_and(|key| self.proxy.table.find(key, self.meta.hash).is_some())
+        self.knows
     }
 
-    /// The keyed hash of the connection or packet the frame belongs to; 0 if it belongs to none.
+    /// The keyed hash by which [`owner::share`](crate::owner::share) names the frame's worker; 0 if it belongs to no connection or packet.
     pub fn hash(&self) -> u64 {
-        self.meta.hash
+        self.meta.key().map_or(self.meta.hash, |key| named_by(key, self.meta.hash, self.proxy.settings.hash_keys))
     }
 
     /// Decides on the frame the excerpt was taken for, a copy of which is edited where it lies, as of `now`.
@@ -270,9 +275,11 @@ pub fn fields(side: Side, frame: &[u8]) -> Vec<Field> {
     let key = &segment.key;
     let Segment { seq, ack, window, flags, .. } = segment;
     let ip = usize::from(segment.ip);
-    let tags = match key.vlan.count() {
-        0 => "none".into(),
-        _ => key.vlan.identifiers().map(|tag| tag.to_string()).collect::<Vec<_>>().join(" "),
+    let tags = Tags::of(frame, ip);
+    let tags = match tags.words() {
+        [] => "none".into(),
+        // Identifier 0 is a priority tag.
+        words => words.iter().map(|tag| (tag & 0xfff).to_string()).collect::<Vec<_>>().join(" "),
     };
     fields.extend([
         ("VLAN tags", tags),

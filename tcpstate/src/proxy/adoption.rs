@@ -35,6 +35,7 @@ impl Proxy {
         }
         if !resets
             && self.settings.policy.rule(ctx.key()).stray == Stray::Reset
+            && !ctx.segment.indirect
             && ctx.is_sound()
             && self.settings.passed.take(ctx.now)
         {
@@ -60,6 +61,7 @@ impl Proxy {
         match admitted {
             Some(id) => {
                 self.remember_candidate(id);
+                self.caches.vlan_pairs.note(key.vlan);
                 Verdict::Forward
             }
             None => Verdict::Drop(DropReason::TableFull),
@@ -68,7 +70,6 @@ impl Proxy {
 
     /// Segments of a connection of which one direction has been seen.
     pub(super) fn on_unconfirmed(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        let Segment { seq, ack, .. } = *ctx.segment;
         match (ctx.kind, ctx.side) {
             (Kind::Syn, Side::Wan) => return self.answer_syn(ctx, Some(id)),
             (Kind::Syn, Side::Lan) => return self.open_passthrough(ctx, Some(id)),
@@ -86,8 +87,7 @@ impl Proxy {
             return Verdict::Forward;
         }
         let lan = self.table[id].endpoint(Side::Lan);
-        let agrees = lan.next.beyond(ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
-            && lan.acked.beyond(seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE;
+        let agrees = agrees(&self.table[id], ctx.segment);
         ctx.egress.note(|| {
             let (seq, ack) = (lan.acked.get(), lan.next.get());
             let agrees = if agrees { "agrees" } else { "does not agree" };
@@ -104,6 +104,13 @@ impl Proxy {
         }
         Verdict::Forward
     }
+}
+
+/// Whether a segment of the WAN has about the numbers that the LAN's segments of this flow have named.
+pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
+    let lan = flow.endpoint(Side::Lan);
+    lan.next.beyond(segment.ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
+        && lan.acked.beyond(segment.seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
 }
 
 /// Notes where a direction stands.

@@ -1,6 +1,6 @@
 //! The handshake with the client: the box answers its SYN with a cookie and checks the proof. `server_handshake` then connects the server.
 
-use super::context::{Context, are_possible, is_damaged, is_to_or_from_group};
+use super::context::{Context, are_possible, is_damaged, is_from_group};
 use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
 use super::reply::label;
 use super::{Metadata, Proxy};
@@ -44,7 +44,8 @@ impl Proxy {
             return false;
         }
         let Some(syn) = CommonSyn::read(segment, head) else { return false };
-        if !are_possible(&segment.key) || is_to_or_from_group(head.bytes()) {
+        let is_answered_elsewhere = self.caches.vlan_pairs.answer(segment.key.vlan).is_some();
+        if is_answered_elsewhere || !are_possible(&segment.key) || is_from_group(head.bytes()) {
             return false;
         }
         let offered = Options {
@@ -90,7 +91,7 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !are_possible(ctx.key()) || is_to_or_from_group(ctx.head.bytes()) {
+        if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
         let (now, isn) = (ctx.now, ctx.segment.seq);
@@ -112,6 +113,9 @@ impl Proxy {
         }
         self.caches.cookies.advance(now);
         let (key, hash) = (*ctx.key(), ctx.hash);
+        if ctx.segment.indirect {
+            return self.pass_syn_unanswered(ctx, former, Event::Rerouted);
+        }
         if self.caches.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
             // What the server would answer (RFC 9293 section 3.10.7.1).
             self.counters.count(Event::ClosedPort);
@@ -128,7 +132,10 @@ impl Proxy {
             format!("the server {known} {offer}")
         });
         if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
-            return self.pass_syn_unanswered(ctx, &rule, former, event);
+            if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
+                return Verdict::Drop(DropReason::NotPassed);
+            }
+            return self.pass_syn_unanswered(ctx, former, event);
         }
         if let Some(id) = former
             && self.is_same_syn(&ctx, id, &offered)
@@ -213,18 +220,11 @@ impl Proxy {
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     #[inline(never)]
-    fn pass_syn_unanswered(
-        &mut self,
-        ctx: Context<impl Egress>,
-        rule: &Rule,
-        former: Option<Id>,
-        event: Event,
-    ) -> Verdict {
-        if event == Event::Passed {
-            let signed = Options::read(ctx.options()).signed;
+    fn pass_syn_unanswered(&mut self, ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+        if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
-            if lives || signed && rule.signed == Action::Drop || !self.settings.passed.take(ctx.now) {
+            if lives || !self.settings.passed.take(ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
@@ -340,7 +340,7 @@ impl Proxy {
             let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
             format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
-        let envelope = ctx.envelope().reversed(offer.ttl);
+        let envelope = self.answer_envelope(ctx.envelope(), offer.ttl);
         let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(|| envelope.class), ..envelope };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });

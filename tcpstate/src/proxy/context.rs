@@ -1,6 +1,6 @@
 //! A segment at hand, with all that a decision is made from, and what is asked of every segment.
 
-use crate::wire::{Addr, Envelope, FlowKey, Kind, Outgoing, Segment};
+use crate::wire::{Addr, Envelope, FlowKey, GROUP, Kind, Mac, Outgoing, Segment};
 use crate::{Head, Instant, Side};
 
 /// A frame at hand: everything a decision is made from.
@@ -37,6 +37,11 @@ impl<E> Context<'_, '_, E> {
         Envelope::of(self.head.bytes(), self.segment, self.side)
     }
 
+    /// The Ethernet address of the frame's sender.
+    pub(super) fn source(&self) -> Mac {
+        *self.head.bytes()[6..].first_chunk().expect("a segment has an Ethernet header")
+    }
+
     /// Writes a segment of ours over the frame.
     #[inline(never)]
     pub(super) fn overwrite(&mut self, outgoing: &Outgoing) -> bool {
@@ -59,20 +64,22 @@ pub(super) fn is_damaged<E>(ctx: &Context<E>) -> bool {
     !ctx.segment.fragmented && ctx.head.is_whole() && !ctx.is_sound()
 }
 
-/// Whether a frame is sent to, or claims to come from, a group of Ethernet stations: no connection can be opened so (RFC 1122 section
-/// 4.2.3.10), and an answer would bear a sender's address no station has.
-pub(super) fn is_to_or_from_group(frame: &[u8]) -> bool {
-    (frame[0] | frame[6]) & 1 != 0
+/// Whether a frame claims to come from a group of Ethernet stations, which nothing does. Frames *to* a group are in use: several servers
+/// share its address.
+#[inline(always)]
+pub(super) fn is_from_group(frame: &[u8]) -> bool {
+    frame[6] & GROUP != 0
 }
 
 /// Whether hosts can have these addresses and connect to each other: none is multicast, broadcast, loopback or unspecified
-/// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5), and they differ.
+/// (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5) or an IPv4 address mapped into IPv6 (RFC 4291 section 2.5.5.2: those are not for the wire), and
+/// they differ. The reserved 240.0.0.0/4 and the rest of 0.0.0.0/8 are in use inside networks, and hosts accept them.
 pub(super) fn are_possible(key: &FlowKey) -> bool {
     let possible = |address: &Addr| match (key.v6, address) {
-        (true, [0, 0, 0, 0 | 1]) => false,
+        (true, [0, 0, 0, 0 | 1] | [0, 0, 0xffff, _]) => false,
         (true, [first, ..]) => first >> 24 != 0xff,
-        // The first eighth from 224 on: multicast, and the reserved block with the limited broadcast.
-        (false, [.., last]) => !matches!(last >> 24, 0 | 127 | 224..),
+        (false, [.., 0 | u32::MAX]) => false,
+        (false, [.., last]) => !matches!(last >> 24, 127 | 224..=239),
     };
     key.lan != key.wan && possible(&key.lan) && possible(&key.wan)
 }

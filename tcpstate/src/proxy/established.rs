@@ -54,6 +54,10 @@ impl Proxy {
             return false;
         }
         let frame = head.bytes();
+        // Another station may send in its end's name by now, or in other tags.
+        if segment.has_priority_tag() || !flow.comes_from(side, frame) {
+            return false;
+        }
         let Some(timestamps) = segment.common_options(frame) else { return false };
         let timestamps = timestamps.filter(|_| agreed);
         let proxied = flow.is(FlowFlags::PROXIED);
@@ -256,6 +260,7 @@ impl Proxy {
             if ctx.side == Side::Wan && self.table[id].is(FlowFlags::MSS_BROKEN) {
                 self.tell_too_big(&mut ctx, id);
             }
+            self.follow_path(&ctx, id);
             self.track(&ctx, id);
         } else if ctx.side == Side::Wan
             && self.table[id].is(FlowFlags::PROXIED)
@@ -272,6 +277,22 @@ impl Proxy {
             return self.challenge(ctx, id);
         }
         self.pass(ctx, id)
+    }
+
+    /// Keeps where a believable segment came from, and its tags: what the box sends to its end goes there, and has what its end's frames have.
+    pub(super) fn follow_path(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let envelope = ctx.envelope();
+        let flow = &self.table[id];
+        let answers = ctx.side != flow.client();
+        let is_of_other_vlan = answers && envelope.tags.vlan() != flow.vlan();
+        if !flow.is_on_path(ctx.side, &envelope) || answers && is_of_other_vlan != flow.has_other_vlan() {
+            self.table.update(id, |flow| {
+                flow.follow_path(ctx.side, &envelope);
+                if answers {
+                    flow.set_other_vlan(is_of_other_vlan);
+                }
+            });
+        }
     }
 
     /// Notes what a believable segment says.

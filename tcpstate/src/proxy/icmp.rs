@@ -12,8 +12,8 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, be16,
-    become_too_big, is_too_big, put16,
+    ETHERNET_LEN, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM,
+    be16, become_too_big, is_too_big, put16,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -32,7 +32,8 @@ impl Proxy {
         head: &mut Head,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let Some(id) = self.table.find(&quote.key, hash) else {
+        let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_known(side, &quote.key)?.id));
+        let Some(id) = found else {
             return self.on_unmatched_icmp(self.settings.policy.rule(&quote.key).icmp_errors);
         };
         if head.is_whole() && !quote.checksums_hold(head) {
@@ -120,12 +121,18 @@ impl Proxy {
             return;
         }
         self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
-        let (segment, question) = (ctx.segment, ctx.head.bytes());
+        let (tags, question) = (self.tags(id, Side::Lan), ctx.head.bytes());
         let told = ctx.egress.emit(Side::Wan, |buffer| {
-            let copied = question.len().min(buffer.len());
-            buffer[..copied].copy_from_slice(&question[..copied]);
-            let mut error = Head::whole(buffer, copied);
-            become_too_big(segment, &mut error, mss, ttl);
+            // A copy in the tags of the server's frames.
+            let (from, to) = (usize::from(ctx.segment.ip), ETHERNET_LEN + tags.len());
+            let copied = (question.len() - from).min(buffer.len() - to);
+            buffer[..12].copy_from_slice(&question[..12]);
+            for (place, tag) in buffer[12..].as_chunks_mut().0.iter_mut().zip(tags.words()) {
+                *place = tag.to_be_bytes();
+            }
+            buffer[to - 2..to + copied].copy_from_slice(&question[from - 2..from + copied]);
+            let mut error = Head::whole(buffer, to + copied);
+            become_too_big(&ctx.segment.moved(to), &mut error, mss, ttl);
             error.len()
         });
         self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });

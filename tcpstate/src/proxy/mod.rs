@@ -17,6 +17,7 @@ mod reply;
 mod server_handshake;
 #[cfg(test)]
 pub(crate) mod test_segments;
+mod vlans;
 
 use crate::cache::fragments::Fragments;
 use crate::cache::held::HoldQueue;
@@ -24,6 +25,7 @@ use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::{Client, RefusedPorts};
 use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::updates::ServerUpdate;
+use crate::cache::vlan_pairs::VlanPairs;
 use crate::cookie::{Cookies, Rotation};
 use crate::flow::table::wheel::tick;
 use crate::flow::table::{Guess, Id, Population, Slab, Table};
@@ -155,6 +157,9 @@ const PROVED_KEPT: usize = 256;
 /// Updates kept until the worker takes them: more than one poll brings.
 const UPDATES_KEPT: usize = 512;
 
+/// Segments of the WAN a second, at most, for which all VLANs are searched for their connection.
+const VLAN_SEARCHES: u32 = 1000;
+
 /// Steps of the timer wheel worked off in one call, so that a million flows that expire at once delay no frame: as many as frames in a batch,
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
@@ -175,6 +180,8 @@ pub(crate) struct Settings {
     pub(crate) passed: Meter,
     /// SYNs that the box passes to unknown servers.
     pub(crate) introductions: Meter,
+    /// Segments of the WAN for which the engine looks for a connection in other VLANs.
+    pub(crate) vlan_searches: Meter,
 }
 
 /// What the engine remembers besides flows, in bounded memory.
@@ -186,6 +193,7 @@ pub(crate) struct Caches {
     pub(crate) limiter: Limiter,
     pub(crate) fragments: Fragments,
     pub(crate) hold_queue: HoldQueue,
+    pub(crate) vlan_pairs: VlanPairs,
 }
 
 impl Caches {
@@ -200,6 +208,7 @@ impl Caches {
             limiter: self.limiter.excerpt(place, hash, isn),
             fragments: self.fragments.excerpt(hash),
             hold_queue: self.hold_queue.clone(),
+            vlan_pairs: self.vlan_pairs.clone(),
         }
     }
 }
@@ -268,6 +277,7 @@ impl Proxy {
                 limiter: Limiter::new(&config.rate, keys, limits, refused_syns),
                 fragments: Fragments::new(),
                 hold_queue: HoldQueue::new(config.held_frames),
+                vlan_pairs: VlanPairs::new(),
             },
             settings: Settings {
                 hash_keys,
@@ -277,6 +287,7 @@ impl Proxy {
                 adopt_until: now + config.adopt_grace,
                 passed: Meter::new(config.passed_rate),
                 introductions: Meter::new(config.introductions),
+                vlan_searches: Meter::new(VLAN_SEARCHES),
             },
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
@@ -486,6 +497,12 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let kind = segment.kind();
+        if found.is_none()
+            && kind != Kind::Syn
+            && let Some(moved) = self.find_answered_segment(side, segment, head, now)
+        {
+            return self.on_answer_of_other_vlan(side, segment, &moved, meta, head, now, egress);
+        }
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
             (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
@@ -555,6 +572,7 @@ impl Proxy {
     /// Takes note that the client of a segment has proved itself.
     fn note_proof(&mut self, event: Event, key: &FlowKey) {
         self.counters.count(event);
+        self.caches.vlan_pairs.note_proof(key.vlan);
         if self.proved.len() < PROVED_KEPT {
             self.proved.push(source(key));
         }
@@ -577,6 +595,9 @@ impl Proxy {
             ServerUpdate::Refused(key, client) => {
                 let memory = self.settings.policy.rule(key).closed_memory;
                 self.caches.refused_ports.refused(key, *client, memory, now);
+            }
+            ServerUpdate::Vlans(pair) => {
+                self.caches.vlan_pairs.learn(*pair);
             }
         }
     }

@@ -30,16 +30,18 @@ impl Proxy {
             return Verdict::Drop(DropReason::TableFull);
         };
         self.remember_candidate(id);
+        self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
             self.counters.count(Event::Direct);
         }
         self.forward_syn(ctx)
     }
 
-    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed.
+    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
+    /// IP.
     fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
-        if mss_clamp < u16::MAX && !Options::read(ctx.options()).signed {
+        if mss_clamp < u16::MAX && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
@@ -92,7 +94,12 @@ impl Proxy {
     /// The client has its answer: what both offered holds from now on; what a server offers is learned.
     fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, &self.table[id]);
+        if ctx.side == Side::Lan {
+            self.note_answer_in_own_vlan(id, ctx.key().vlan);
+        }
+        let envelope = ctx.envelope();
         self.set_state(id, State::SynReceived, ctx.now, |flow| {
+            flow.follow_path(ctx.side, &envelope);
             note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &answered);
             settle_scales(flow);
             // The box's own segments to either end must bear timestamps if its segments do.
@@ -155,7 +162,7 @@ impl Proxy {
 
 impl Flow {
     /// Whether a segment of the server acknowledges the client's SYN: with the data in it, or without (RFC 7413 section 3).
-    fn answers_syn(&self, answer: &Segment) -> bool {
+    pub(super) fn answers_syn(&self, answer: &Segment) -> bool {
         answer.ack.within(self.outer_isn + 1, self.endpoint(self.client()).next)
     }
 }

@@ -7,7 +7,7 @@ use crate::flow::FlowFlags;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
 use crate::seq::{RawWindow, SeqNum};
-use crate::wire::{Envelope, Flags, OptionList, Outgoing, Segment, Timestamps};
+use crate::wire::{Envelope, Flags, OptionList, Outgoing, Segment, Timestamps, station};
 use crate::{DropReason, Event, Instant, Side, Verdict};
 
 /// Half a second as a power of two of ticks: the shortest time between two challenges sent on one flow. RFC 5961 section 7 wants a limit; one for each
@@ -34,7 +34,7 @@ impl Proxy {
     /// The envelope of a segment that the box sends in the name of the end on `sender`.
     pub(super) fn envelope(&self, id: Id, sender: Side) -> Envelope {
         let flow = &self.table[id];
-        let (from, to) = (flow.mac(sender), flow.mac(sender.other()));
+        let (from, to) = (station(flow.mac(sender)), flow.mac(sender.other()));
         Envelope {
             from,
             to,
@@ -44,7 +44,7 @@ impl Proxy {
             class: flow.class(sender),
             id: 0,
             label: label(flow.hash()),
-            priorities: flow.tag_priorities(),
+            tags: self.tags(id, sender),
         }
     }
 
@@ -97,6 +97,10 @@ impl Proxy {
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
     pub(super) fn challenge(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if ctx.segment.indirect && !self.table[id].is(FlowFlags::PROXIED) {
+            // An answer without its headers would not be its peer's.
+            return Verdict::Forward;
+        }
         if self.table[id].challenged == half_second(ctx.now) {
             ctx.egress.note(|| "a challenge went out within this half second already".into());
             return Verdict::Drop(DropReason::Challenged);
@@ -108,9 +112,8 @@ impl Proxy {
 
     /// Writes the acknowledgement the receiver would send over the segment itself, and sends it back.
     pub(super) fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
-        let (flow, speaker) = (&self.table[id], ctx.side.other());
-        let mut envelope = ctx.envelope().reversed(hop_limit(flow.endpoint(speaker).ttl));
-        (envelope.label, envelope.class) = (label(ctx.hash), flow.class(speaker));
+        // The station that sent the segment gets the answer, in the tags that the other end's frames have.
+        let envelope = Envelope { to: ctx.source(), ..self.envelope(id, ctx.side.other()) };
         let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
         if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect
@@ -145,7 +148,7 @@ impl Proxy {
             }
             _ => hop_limit(known),
         };
-        let envelope = ctx.envelope().reversed(ttl);
+        let envelope = self.answer_envelope(ctx.envelope(), ttl);
         let reset = Outgoing {
             envelope: &envelope,
             seq,

@@ -72,6 +72,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::TableFull);
         };
         self.remember_candidate(id);
+        self.caches.vlan_pairs.note(key.vlan);
         if !early {
             return self.connect_in_place(&mut ctx, id);
         }
@@ -192,7 +193,11 @@ impl Proxy {
             if is_damaged(&ctx) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
-            self.table.update(id, |flow| flow.endpoint_mut(Side::Wan).window = window);
+            let envelope = ctx.envelope();
+            self.table.update(id, |flow| {
+                flow.endpoint_mut(Side::Wan).window = window;
+                flow.keep_path(Side::Wan, &envelope);
+            });
             // The client repeats its proof, so the box repeats its SYN. The client will repeat any data it sent into the zero window.
             return if brings { self.hold(&ctx, id) } else { self.connect_in_place(&mut ctx, id) };
         }
@@ -258,6 +263,9 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
+        if ctx.segment.indirect {
+            return Verdict::Forward;
+        }
         self.reset_in_place(&mut ctx, None)
     }
 
@@ -272,6 +280,8 @@ impl Proxy {
         let seen = (ctx.segment.ttl(ctx.head.bytes()), ctx.segment.class(ctx.head.bytes()));
         let rule = *self.settings.policy.rule(ctx.key());
         let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
+        self.note_answer_in_own_vlan(id, ctx.key().vlan);
+        let envelope = ctx.envelope();
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, flow);
         let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
@@ -279,6 +289,7 @@ impl Proxy {
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
         self.set_state(id, state, now, |flow| {
             join(flow, ctx.segment, &answered, seen, now);
+            flow.follow_path(Side::Lan, &envelope);
             flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
             flow.set(FlowFlags::NO_ECHO, hides);

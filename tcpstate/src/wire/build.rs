@@ -1,8 +1,8 @@
 //! Writes the segments that the proxy itself sends, with all headers.
 
 use super::{
-    Addr, ETHERNET_LEN, ETHERNET_MIN, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps, Vlan,
-    be16, be32, checksum, kind, put16, put32,
+    Addr, ETHERNET_LEN, ETHERNET_MIN, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Tags, Timestamps,
+    be16, be32, checksum, kind, put16, put32, station,
 };
 use crate::Side;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -114,8 +114,8 @@ pub struct Envelope {
     pub id: u16,
     /// The IPv6 flow label, 20 bits.
     pub label: u32,
-    /// The priorities of the VLAN tags: the upper four bits of their control information, outer tag first.
-    pub priorities: [u16; 2],
+    /// The VLAN tags.
+    pub tags: Tags,
 }
 
 impl Envelope {
@@ -125,27 +125,24 @@ impl Envelope {
         let mac = |at: usize| *frame[at..].first_chunk().expect("a segment has an Ethernet header");
         let ip = usize::from(segment.ip);
         let (id, label) = if segment.key.v6 { (0, be32(frame, ip) & 0xf_ffff) } else { (be16(frame, ip + 4), 0) };
-        let priority = |n: usize| {
-            if n < segment.key.vlan.count() { be16(frame, ETHERNET_LEN + 4 * n) & 0xf000 } else { 0 }
-        };
-        let priorities = [priority(0), priority(1)];
+        let tags = Tags::of(frame, ip);
         let ttl = segment.ttl(frame);
         let class = segment.class(frame);
-        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, class, id, label, priorities }
+        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, class, id, label, tags }
     }
 
-    /// The envelope of an answer with this hop limit: source and destination exchanged, the class the same.
+    /// The envelope of an answer with this hop limit: source and destination exchanged, class and tags the same.
     #[must_use]
     #[inline]
     pub fn reversed(self, ttl: u8) -> Self {
-        Self { from: self.to, to: self.from, sender: self.sender.other(), ttl, id: 0, label: 0, ..self }
+        Self { from: station(self.to), to: self.from, sender: self.sender.other(), ttl, id: 0, label: 0, ..self }
     }
 
     /// Bytes of the frame that holds `options`, before padding.
     #[inline]
     pub fn frame_len(&self, options: &OptionList) -> usize {
         let ip = if self.key.v6 { IPV6_LEN } else { IPV4_LEN };
-        ETHERNET_LEN + 4 * self.key.vlan.count() + ip + TCP_LEN + options.len()
+        ETHERNET_LEN + self.tags.len() + ip + TCP_LEN + options.len()
     }
 
     /// The addresses and ports of the sender and the receiver.
@@ -193,7 +190,7 @@ impl Outgoing<'_> {
         let frame = &mut buffer[..self.frame_len()];
         frame[..6].copy_from_slice(&envelope.to);
         frame[6..12].copy_from_slice(&envelope.from);
-        let ip = self.write_tags(frame, envelope.key.vlan);
+        let ip = self.write_tags(frame);
         let tcp_len = TCP_LEN + self.options.len();
         let (tcp, addresses) =
             if envelope.key.v6 { self.write_ipv6(frame, ip, tcp_len) } else { self.write_ipv4(frame, ip, tcp_len) };
@@ -205,12 +202,10 @@ impl Outgoing<'_> {
     }
 
     #[inline(always)]
-    fn write_tags(&self, frame: &mut [u8], vlan: Vlan) -> usize {
+    fn write_tags(&self, frame: &mut [u8]) -> usize {
         let mut at = 12;
-        for n in 0..vlan.count() {
-            let (protocol, identifier) = vlan.tag(n);
-            put16(frame, at, protocol);
-            put16(frame, at + 2, identifier | self.envelope.priorities[n]);
+        for &tag in self.envelope.tags.words() {
+            put32(frame, at, tag);
             at += 4;
         }
         put16(frame, at, if self.envelope.key.v6 { 0x86dd } else { 0x0800 });

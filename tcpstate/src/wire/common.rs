@@ -4,7 +4,7 @@
 use super::options::{MSS, NOP_SCALE, SACK_PERMITTED_TIMESTAMPS};
 use super::segment::pseudo_header_sum;
 use super::{Flags, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Timestamps};
-use super::{be32, checksum, chunk, put16, put32};
+use super::{be32, checksum, chunk, put16, put32, station};
 use crate::Head;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 
@@ -89,7 +89,7 @@ impl CommonSynAck {
         let (to, from): (Mac, Mac) =
             (*macs.first_chunk().expect("six of twelve"), *macs.last_chunk().expect("six of twelve"));
         macs[..6].copy_from_slice(&from);
-        macs[6..].copy_from_slice(&to);
+        macs[6..].copy_from_slice(&station(to));
         let ip = &mut frame[usize::from(segment.ip)..];
         let tcp = if segment.key.v6 {
             let (header, tcp) = ip.split_first_chunk_mut().expect("a segment has an IP header");

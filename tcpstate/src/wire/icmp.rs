@@ -2,9 +2,9 @@
 //!
 //! As far as errors go, ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ only in the numbers of their types and in what the checksum covers.
 
-use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address};
+use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address, source_route};
 use super::{
-    Addr, FlowKey, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
+    Addr, FlowKey, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
 };
 use crate::seq::SeqNum;
 use crate::{Head, Side};
@@ -107,6 +107,7 @@ pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
     frame.copy_within(ip..ip + quoted, ip + overhead);
     let (to, from) = frame[..12].split_at_mut(6);
     to.swap_with_slice(from);
+    from[0] &= !GROUP;
     let packet = &mut frame[ip..ip + len];
     let pseudo = if v6 { write_ipv6_header(packet, ttl) } else { write_ipv4_header(packet, ttl) };
     let message = &mut packet[header..];
@@ -181,12 +182,12 @@ pub(super) fn parse(side: Side, head: &Head, layout: &Layout) -> Message {
     let Some(packet) = (if v6 { quoted_ipv6(frame, quoted, seen) } else { quoted_ipv4(frame, quoted, seen) }) else {
         return Message::Other;
     };
-    let Quoted { tcp, end: quoted_end, addresses } = packet;
+    let Quoted { tcp, end: quoted_end, sender, addresses } = packet;
     let seen = seen.min(quoted_end);
-    if tcp + QUOTED_LEN > seen || addresses.0 != receiver {
+    if tcp + QUOTED_LEN > seen || sender != receiver {
         return Message::StrayError;
     }
-    let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6 };
+    let inner = Layout { ip: quoted, payload: tcp, end: seen, more: false, vlan, addresses, v6, indirect: false };
     Message::Error(Quote {
         key: inner.key(side.other(), be16(frame, tcp), be16(frame, tcp + 2)),
         seq: SeqNum::new(be32(frame, tcp + 4)),
@@ -214,7 +215,9 @@ struct Quoted {
     /// The offset of its TCP header; [`ELSEWHERE`], past any frame, if that is in another fragment.
     tcp: usize,
     end: usize,
-    /// Source and destination.
+    /// Where it came from.
+    sender: Addr,
+    /// Its ends.
     addresses: (Addr, Addr),
 }
 
@@ -229,10 +232,12 @@ fn quoted_ipv4(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
     let total = usize::from(be16(frame, ip + 2));
     let is_later = be16(frame, ip + 6) & 0x1fff != 0;
     let tcp = if is_later || header < IPV4_LEN { ELSEWHERE } else { ip + header };
-    let addresses = (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16));
+    let options = frame[..seen].get(ip + IPV4_LEN..ip + header).unwrap_or_default();
+    let sender = ipv4_address(frame, ip + 12);
+    let addresses = (sender, source_route(options).unwrap_or(ipv4_address(frame, ip + 16)));
     // Some routers change the length field of what they quote.
     let end = if total < header + QUOTED_LEN { usize::MAX } else { ip + total };
-    Some(Quoted { tcp, end, addresses })
+    Some(Quoted { tcp, end, sender, addresses })
 }
 
 /// The IPv6 packet quoted at `ip`, if it is one and carries TCP.
@@ -242,12 +247,14 @@ fn quoted_ipv6(frame: &[u8], ip: usize, seen: usize) -> Option<Quoted> {
     }
     let end = ip + IPV6_LEN + usize::from(be16(frame, ip + 4));
     let chain = extension_headers(frame, ip, end.min(seen)).ok()?;
-    if chain.next != TCP {
+    if chain.next != TCP || chain.foreign {
         return None;
     }
     let is_later = chain.piece.is_some_and(|piece| piece.offset > 0);
     let tcp = if is_later { ELSEWHERE } else { chain.at };
-    Some(Quoted { tcp, end, addresses: (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24)) })
+    let sender = ipv6_address(frame, ip + 8);
+    let addresses = (chain.home.unwrap_or(sender), chain.last.unwrap_or(ipv6_address(frame, ip + 24)));
+    Some(Quoted { tcp, end, sender, addresses })
 }
 
 #[cfg(test)]

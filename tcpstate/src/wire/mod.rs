@@ -16,6 +16,7 @@ mod icmp;
 mod options;
 mod parsed;
 mod segment;
+mod tags;
 
 pub use build::{Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
@@ -25,9 +26,23 @@ pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use parsed::Parsed;
 pub use segment::{Addr, FlowKey, Fragment, Segment, Vlan};
+pub use tags::Tags;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
+
+/// The bit in the first byte of an Ethernet address that says that it names a group of stations (IEEE 802). No station sends from such an address;
+/// frames are sent to one that several servers share.
+pub(crate) const GROUP: u8 = 1;
+
+/// The address of a station that is reached by `mac`: that itself, or, if it is a group's, the same as an address of one station. Servers that
+/// share a group's address (03:bf:...) send from that (02:bf:...), or from their own.
+#[inline(always)]
+pub(crate) fn station(mac: Mac) -> Mac {
+    let [first, rest @ ..] = mac;
+    let [a, b, c, d, e] = rest;
+    [first & !GROUP, a, b, c, d, e]
+}
 
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;

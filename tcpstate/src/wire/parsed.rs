@@ -1,8 +1,10 @@
 //! Parses a frame: into a TCP segment, an ICMP error about one, a fragment, or whatever else it is.
 
 use super::icmp::{self, Message, Quote};
-use super::segment::{Chain, ETHER_IPV4, ETHER_IPV6, FRAGMENT_OFFSET, Fragment, Layout, extension_headers, untag};
-use super::{Error, ICMP, ICMPV6, Segment, TCP, Vlan, be16, checksum};
+use super::segment::{
+    Chain, ETHER_IPV4, ETHER_IPV6, FRAGMENT_OFFSET, Fragment, Layout, extension_headers, source_route, untag,
+};
+use super::{Error, ICMP, ICMPV6, IPV4_LEN, Segment, TCP, Vlan, be16, checksum};
 use crate::{Head, Side};
 
 /// What a frame turned out to be.
@@ -52,11 +54,19 @@ impl Parsed {
     fn ipv4(side: Side, head: &Head, ip: usize, vlan: Vlan) -> Parsed {
         let Some((layout, protocol, is_fragment)) = Layout::ipv4(head, ip, vlan) else { return MALFORMED };
         match (protocol, is_fragment) {
-            (TCP, false) => Self::tcp(side, head, &layout),
+            (TCP, false) => Self::ipv4_tcp(side, head, layout),
             (TCP, true) => Self::ipv4_fragment(side, head, layout),
             (ICMP, false) => icmp::parse(side, head, &layout).into(),
             _ => Parsed::Other,
         }
+    }
+
+    /// A segment, or the beginning of one. Its checksum is of the last address of a source route (RFC 1122 section 4.2.3.8).
+    fn ipv4_tcp(side: Side, head: &Head, mut layout: Layout) -> Parsed {
+        if let Some(last) = source_route(&head.bytes()[layout.ip + IPV4_LEN..layout.payload]) {
+            (layout.addresses.1, layout.indirect) = (last, true);
+        }
+        Self::tcp(side, head, &layout)
     }
 
     /// A fragment whose protocol field says TCP. Reassembly never mixes protocols (RFC 791 section 2.3), so it is a part of a TCP segment.
@@ -68,7 +78,7 @@ impl Parsed {
         }
         let field = be16(frame, ip + 6);
         match usize::from(field & FRAGMENT_OFFSET) * 8 {
-            0 => Self::tcp(side, head, &Layout { more: true, ..layout }),
+            0 => Self::ipv4_tcp(side, head, Layout { more: true, ..layout }),
             // RFC 1858, RFC 3128: it could overlap the TCP header in the first fragment.
             offset if offset < IPV4_FRAGMENT_FLOOR => Parsed::Bad(Error::BadFragment),
             _ => Parsed::Fragment(layout.fragment(be16(frame, ip + 4).into(), false)),
@@ -84,10 +94,11 @@ impl Parsed {
     }
 
     fn ipv6_extended(side: Side, head: &Head, layout: Layout) -> Parsed {
-        let Chain { next, at, piece } = match extension_headers(head.bytes(), layout.ip, layout.end) {
+        let chain = match extension_headers(head.bytes(), layout.ip, layout.end) {
             Ok(chain) => chain,
             Err(reason) => return Parsed::Bad(reason),
         };
+        let Chain { next, at, piece, .. } = chain;
         let layout = Layout { payload: at, more: piece.is_some(), ..layout };
         match (next, piece) {
             // Only the first fragment's next-header field counts (RFC 8200 section 4.5), so a later one may be of TCP whatever it says.
@@ -97,7 +108,7 @@ impl Parsed {
                 }
                 Parsed::Fragment(layout.fragment(piece.identification, false))
             }
-            (TCP, _) => match (Self::tcp(side, head, &layout), piece) {
+            (TCP, _) if !chain.foreign => match (Self::tcp(side, head, &layout.between(&chain)), piece) {
                 (Parsed::Tcp(segment), Some(piece))
                     if usize::from(segment.payload) > piece.from + IPV6_FRAGMENT_FLOOR =>
                 {
@@ -105,8 +116,10 @@ impl Parsed {
                 }
                 (parsed, _) => parsed,
             },
+            // RFC 7112: the first fragment must hold the header of TCP, too, whoever it is for.
+            (TCP, Some(_)) if Segment::at(side, head, &layout).is_err() => Parsed::Bad(Error::BadFragment),
             (_, Some(piece)) => Parsed::Fragment(layout.fragment(piece.identification, true)),
-            (ICMPV6, None) => icmp::parse(side, head, &layout).into(),
+            (ICMPV6, None) if !chain.foreign => icmp::parse(side, head, &layout).into(),
             _ => Parsed::Other,
         }
     }
@@ -168,12 +181,12 @@ mod tests {
             let len = if cut < 10 { frame.len() - cut } else { frame.len() };
             let head = Head::new(&mut frame, 0, len, len + if cut == 39 { 9000 } else { 0 });
             let whole = match Parsed::parse(side, &head) {
-                Parsed::Tcp(segment) if !segment.fragmented && segment.tcp - segment.ip <= 60 => Some(segment),
+                Parsed::Tcp(segment) if !segment.fragmented => Some(segment),
                 _ => None,
             };
             let common = Segment::common_ipv4(side, &head).or_else(|| Segment::common_ipv6(side, &head));
-            // Behind extension headers a segment is not in the common place.
-            prop_assert!(common == whole || common.is_none() && v6 && protocol != TCP);
+            // Behind extension headers and IPv4 options a segment is not in the common place.
+            prop_assert!(common == whole || common.is_none() && (v6 && protocol != TCP || !v6 && words != 5));
         }
     }
 }

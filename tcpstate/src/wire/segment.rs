@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use core::net::{IpAddr, SocketAddr};
 
 use super::options::{Options, TIMESTAMPS_ROOM, Timestamps};
+use super::tags::{IDENTIFIER, Tags};
 use super::{ETHERNET_LEN, Error, Flags, IPV4_LEN, IPV6_LEN, Kind, TCP, TCP_LEN, be16, be32, checksum, chunk};
 use crate::keyed::{self, Keys};
 use crate::seq::{RawWindow, SeqNum};
@@ -18,7 +19,10 @@ const MAPPED: u32 = 0xffff;
 /// Bytes of a TCP header that holds timestamps in the common layout and no other option.
 const LEN_WITH_TIMESTAMPS: usize = TCP_LEN + TIMESTAMPS_ROOM;
 
-/// The VLAN tags of a frame: up to two identifiers and the tag protocols, packed; zero means untagged.
+/// The network a frame belongs to by its VLAN tags: up to two identifiers and the tag protocols, packed; zero means untagged.
+///
+/// A priority tag, of identifier 0, names no network (IEEE 802.1Q, table 9-2), so it does not appear here: frames with and without one are of the same
+/// network. [`Tags`](super::Tags) has the tags as they stand in a frame.
 ///
 /// Bits 0-11 the outer identifier, 12-23 the inner, 24-25 the number of tags, 26-27 and 28-29 the outer and inner tag protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -30,7 +34,7 @@ pub(super) const TAG_PROTOCOLS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 impl Vlan {
     /// How many tags there are, 0 to 2.
     pub fn count(self) -> usize {
-        (self.0 >> 24 & 3) as usize
+        (self.0 >> 24 & 3).min(2) as usize
     }
 
     /// Whether there is no tag, or one of 802.1Q.
@@ -40,7 +44,8 @@ impl Vlan {
 
     /// The tag protocol and the identifier of tag `n`.
     pub(super) fn tag(self, n: usize) -> (u16, u16) {
-        (TAG_PROTOCOLS[(self.0 >> (26 + 2 * n) & 3) as usize], (self.0 >> (12 * n) & 0xfff) as u16)
+        let protocol = TAG_PROTOCOLS.get((self.0 >> (26 + 2 * n) & 3) as usize);
+        (protocol.copied().unwrap_or(TAG_PROTOCOLS[0]), (self.0 >> (12 * n) & 0xfff) as u16)
     }
 
     /// The identifiers of the tags, the outer first.
@@ -48,7 +53,11 @@ impl Vlan {
         (0..self.count()).map(move |n| self.tag(n).1)
     }
 
-    fn push(&mut self, protocol: usize, identifier: u16) {
+    /// Adds a tag, unless it is a priority tag.
+    pub(super) fn push(&mut self, protocol: usize, identifier: u16) {
+        if identifier == 0 {
+            return;
+        }
         let n = self.count();
         self.0 += 1 << 24;
         self.0 |= u32::from(identifier) << (12 * n) | (protocol as u32) << (26 + 2 * n);
@@ -122,16 +131,19 @@ pub struct Segment {
     pub end: u32,
     /// Whether this is the first of several fragments.
     pub fragmented: bool,
+    /// Whether an IPv6 routing header, a home address option or an IPv4 source route names an end that the IP header does not: the key and the
+    /// checksum are of that end, and an answer of the box, which bears no such header, would not be the end's.
+    pub indirect: bool,
 }
 
 impl Segment {
-    /// The segment in an IPv4 frame that came in on `side`, if it is in the common place: not fragmented, and directly behind an IP header.
-    /// `None` says nothing about the frame; [`Parsed::parse`](super::Parsed::parse) parses any.
+    /// The segment in an IPv4 frame that came in on `side`, if it is in the common place: not fragmented, and directly behind an IP header without
+    /// options. `None` says nothing about the frame; [`Parsed::parse`](super::Parsed::parse) parses any.
     #[inline(always)]
     pub fn common_ipv4(side: Side, head: &Head) -> Option<Segment> {
         match untag(head.bytes())? {
             (ip, vlan, ETHER_IPV4) => match Layout::ipv4(head, ip, vlan)? {
-                (layout, TCP, false) => Self::at(side, head, &layout).ok(),
+                (layout, TCP, false) if layout.payload == ip + IPV4_LEN => Self::at(side, head, &layout).ok(),
                 _ => None,
             },
             _ => None,
@@ -157,7 +169,7 @@ impl Segment {
     #[inline(always)]
     pub(super) fn at(side: Side, head: &Head, layout: &Layout) -> Result<Segment, Error> {
         let frame = head.bytes();
-        let Layout { ip, payload: tcp, end, more, .. } = *layout;
+        let Layout { ip, payload: tcp, end, more, indirect, .. } = *layout;
         let short = if more { Error::BadFragment } else { Error::Malformed };
         let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
         let header = usize::from(fixed[12] >> 4) * 4;
@@ -179,6 +191,7 @@ impl Segment {
             payload: (tcp + header) as u16,
             end: end as u32,
             fragmented: more,
+            indirect,
         })
     }
 
@@ -216,6 +229,21 @@ impl Segment {
             }
             _ => None,
         }
+    }
+
+    /// The segment in a copy of its frame whose IP header is at `ip`.
+    pub(crate) fn moved(&self, ip: usize) -> Segment {
+        let by = (ip as u16).wrapping_sub(self.ip);
+        let [ip, tcp, payload] = [self.ip, self.tcp, self.payload].map(|at| at.wrapping_add(by));
+        let end = self.end - u32::from(self.ip) + u32::from(ip);
+        Segment { ip, tcp, payload, end, ..*self }
+    }
+
+    /// Whether any VLAN tag of its frame is a priority tag.
+    #[inline(always)]
+    pub fn has_priority_tag(&self) -> bool {
+        let ip = usize::from(self.ip);
+        ip != ETHERNET_LEN && ip != ETHERNET_LEN + 4 * self.key.vlan.count()
     }
 
     /// The hop limit the packet came with (in IPv4: time to live).
@@ -297,15 +325,23 @@ impl Fragment {
     /// The packet of which `segment` in `frame`, from `side`, is the first fragment; `None` if it is not fragmented, or no longer.
     pub fn first_of(frame: &[u8], segment: &Segment, side: Side) -> Option<Fragment> {
         let ip = usize::from(segment.ip);
-        let identification = if segment.key.v6 {
+        let FlowKey { lan, wan, v6, .. } = segment.key;
+        let identification = if v6 {
             extension_headers(frame, ip, frame.len()).ok()?.piece?.identification
         } else if be16(frame, ip + 6) & MORE_FRAGMENTS != 0 {
             u32::from(be16(frame, ip + 4))
         } else {
             return None;
         };
-        let FlowKey { lan, wan, vlan, v6, .. } = segment.key;
-        let (source, destination) = if side == Side::Lan { (lan, wan) } else { (wan, lan) };
+        let (source, destination) = match side {
+            // Those of the IP header: an end that another header names may be named in the first fragment alone.
+            _ if segment.indirect && v6 => (ipv6_address(frame, ip + 8), ipv6_address(frame, ip + 24)),
+            _ if segment.indirect => (ipv4_address(frame, ip + 12), ipv4_address(frame, ip + 16)),
+            Side::Lan => (lan, wan),
+            Side::Wan => (wan, lan),
+        };
+        // Those of the frame: a connection may be known by those of the other direction.
+        let vlan = Tags::of(frame, ip).vlan();
         Some(Fragment { source, destination, identification, vlan, v6, first: true })
     }
 
@@ -342,11 +378,11 @@ pub(super) fn untag(frame: &[u8]) -> Option<(usize, Vlan, u16)> {
 #[inline(never)]
 fn untag_slowly(frame: &[u8], mut ether_type: u16) -> Option<(usize, Vlan, u16)> {
     let (mut at, mut vlan) = (ETHERNET_LEN, Vlan::default());
-    while vlan.count() < 2
+    while at < ETHERNET_LEN + 8
         && let Some(protocol) = TAG_PROTOCOLS.iter().position(|&tpid| tpid == ether_type)
     {
         let tag = chunk::<4>(frame, at)?;
-        vlan.push(protocol, be16(tag, 0) & 0xfff);
+        vlan.push(protocol, be16(tag, 0) & IDENTIFIER);
         ether_type = be16(tag, 2);
         at += 4;
     }
@@ -365,9 +401,18 @@ pub(super) struct Layout {
     /// Source and destination.
     pub addresses: (Addr, Addr),
     pub v6: bool,
+    /// As in [`Segment`].
+    pub indirect: bool,
 }
 
 impl Layout {
+    /// The layout with the ends that extension headers name.
+    pub fn between(self, chain: &Chain) -> Self {
+        let (source, destination) = self.addresses;
+        let addresses = (chain.home.unwrap_or(source), chain.last.unwrap_or(destination));
+        Layout { addresses, indirect: chain.is_indirect(), ..self }
+    }
+
     /// The layout of the IPv4 packet at `ip`, its protocol and whether it is a fragment; `None` if it is malformed.
     #[inline(always)]
     pub fn ipv4(head: &Head, ip: usize, vlan: Vlan) -> Option<(Layout, u8, bool)> {
@@ -381,7 +426,11 @@ impl Layout {
         }
         let is_fragment = be16(fixed, 6) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0;
         let addresses = (ipv4_address(fixed, 12), ipv4_address(fixed, 16));
-        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: false }, fixed[9], is_fragment))
+        Some((
+            Layout { ip, payload, end, more: false, vlan, addresses, v6: false, indirect: false },
+            fixed[9],
+            is_fragment,
+        ))
     }
 
     /// The layout of the IPv6 packet at `ip` as if it had no extension header, and its next-header field; `None` if it is malformed.
@@ -394,7 +443,7 @@ impl Layout {
             return None;
         }
         let addresses = (ipv6_address(fixed, 8), ipv6_address(fixed, 24));
-        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: true }, fixed[6]))
+        Some((Layout { ip, payload, end, more: false, vlan, addresses, v6: true, indirect: false }, fixed[6]))
     }
 
     /// The key of a segment that came in on `side`, with these source and destination ports.
@@ -426,6 +475,31 @@ pub(super) fn ipv6_address(frame: &[u8], at: usize) -> Addr {
     [be32(frame, at), be32(frame, at + 4), be32(frame, at + 8), be32(frame, at + 12)]
 }
 
+/// The last address of a source route among these IPv4 options, if the packet has not reached the last but one yet (RFC 791 section 3.1).
+pub(super) fn source_route(options: &[u8]) -> Option<Addr> {
+    let mut at = 0;
+    while let Some(&kind) = options.get(at) {
+        match kind {
+            END_OF_OPTIONS => break,
+            NO_OPERATION => at += 1,
+            _ => {
+                let len = usize::from(*options.get(at + 1)?);
+                let option = options.get(at..at + len).filter(|_| len >= 2)?;
+                if matches!(kind, LOOSE_ROUTE | STRICT_ROUTE) && len >= 7 && usize::from(option[2]) + 3 <= len {
+                    return Some(ipv4_address(option, len - 4));
+                }
+                at += len;
+            }
+        }
+    }
+    None
+}
+
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_ROUTE: u8 = 131;
+const STRICT_ROUTE: u8 = 137;
+
 /// What follows the extension headers of an IPv6 packet.
 pub(super) struct Chain {
     /// The next-header field of the last of them; in a later fragment, of its fragment header.
@@ -434,6 +508,19 @@ pub(super) struct Chain {
     pub at: usize,
     /// What the fragment header says, if the packet is a fragment.
     pub piece: Option<Piece>,
+    /// The source, if a home address option names it (RFC 6275 section 6.3).
+    pub home: Option<Addr>,
+    /// The destination, if a routing header with segments left names it.
+    pub last: Option<Addr>,
+    /// Whether one of them is not understood: whatever follows is between the ends, and not the proxy's.
+    pub foreign: bool,
+}
+
+impl Chain {
+    /// Whether they name an end that the IPv6 header does not.
+    pub fn is_indirect(&self) -> bool {
+        self.home.is_some() || self.last.is_some()
+    }
 }
 
 /// What an IPv6 fragment header says.
@@ -450,46 +537,120 @@ pub(super) struct Piece {
 /// Walks the extension headers of the IPv6 packet at `ip`, which ends at `end`, in whatever order they come: RFC 8200 section 4.1
 /// recommends one and demands that any be accepted.
 ///
-/// It walks all headers of the common format (RFC 6564), and the older ones of their own format, because a host that walks them would
-/// otherwise find a segment that the proxy missed. Behind any other protocol a host finds TCP only if it unwraps a tunnel (ESP, IP in IP).
+/// It walks all headers of the common format (RFC 6564), and the older ones of their own format, to find the fragment header wherever it stands.
+/// It understands in full: options that may be skipped and the home address, routing of known types, and the fragment header. Others make the packet
+/// [foreign](Chain::foreign): authentication (RFC 4302), which covers what the proxy would change, mobility, HIP and Shim6, whose peers use other
+/// addresses in the checksum, options that must not be skipped, and routing of unknown types. Encapsulation (RFC 4303), experiments (253, 254) and
+/// unknown numbers are protocols other than TCP to it.
 pub(super) fn extension_headers(frame: &[u8], ip: usize, end: usize) -> Result<Chain, Error> {
-    let mut next = frame[ip + 6];
-    let mut at = ip + IPV6_LEN;
-    let mut piece = None;
+    let mut chain =
+        Chain { next: frame[ip + 6], at: ip + IPV6_LEN, piece: None, home: None, last: None, foreign: false };
     loop {
+        let header = chain.at;
         // RFC 7112: the first fragment must hold the whole chain.
-        let cut = if piece.is_some() { Error::BadFragment } else { Error::Malformed };
-        if at > end || at > frame.len() {
+        let cut = if chain.piece.is_some() { Error::BadFragment } else { Error::Malformed };
+        if header > end || header > frame.len() {
             return Err(cut);
         }
-        if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6) {
-            return Ok(Chain { next, at, piece });
+        let kind = chain.next;
+        if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6) {
+            return Ok(chain);
         }
-        if at + 8 > end || at + 8 > frame.len() {
+        if header + 8 > end || header + 8 > frame.len() {
             return Err(cut);
         }
-        let header = at;
-        at += match next {
-            FRAGMENT => 8,
-            AUTHENTICATION => (usize::from(frame[at + 1]) + 2) * 4,
-            _ => (usize::from(frame[at + 1]) + 1) * 8,
-        };
-        if next == FRAGMENT {
-            if piece.is_some() {
+        if kind == FRAGMENT {
+            if chain.piece.is_some() {
                 return Err(Error::BadFragment);
             }
             let field = be16(frame, header + 2);
             let offset = usize::from(field & 0xfff8);
+            chain.at = header + 8;
             // RFC 6946: an atomic fragment, offset zero and no more fragments, is a whole packet.
             if field & 0xfff9 != 0 {
-                piece = Some(Piece { from: at, offset, identification: be32(frame, header + 4) });
+                chain.piece = Some(Piece { from: chain.at, offset, identification: be32(frame, header + 4) });
             }
+            chain.next = frame[header];
             if offset > 0 {
-                return Ok(Chain { next: frame[header], at, piece });
+                return Ok(chain);
             }
+            continue;
         }
-        next = frame[header];
+        let len = usize::from(frame[header + 1]);
+        let behind = header + if kind == AUTHENTICATION { (len + 2) * 4 } else { (len + 1) * 8 };
+        let Some(bytes) = frame.get(header..behind).filter(|_| behind <= end) else { return Err(cut) };
+        chain.foreign |= !match kind {
+            ROUTING => chain.note_route(bytes, ipv6_address(frame, ip + 24)),
+            HOP_BY_HOP | DESTINATION => chain.note_options(&bytes[2..], kind),
+            _ => false,
+        };
+        (chain.next, chain.at) = (frame[header], behind);
     }
+}
+
+impl Chain {
+    /// Reads a routing header of a packet sent to `destination`; returns whether it is understood.
+    fn note_route(&mut self, header: &[u8], destination: Addr) -> bool {
+        let (kind, left) = (header[2], usize::from(header[3]));
+        // RFC 8200 section 4.4: with no segment left, a header of any type is ignored.
+        if left == 0 {
+            return true;
+        }
+        let last = match kind {
+            // RFC 2460 section 4.4, RFC 6275 section 6.4: whole addresses, the last at the end. Type 2 has one.
+            0 | 2 if header.len() % 16 == 8 && left <= header.len() / 16 && (kind == 0 || header.len() == 24) => {
+                Some(ipv6_address(header, header.len() - 16))
+            }
+            3 => last_compressed(header, destination),
+            // RFC 8754 section 2: the list is in reverse order, and may lack the first segment, which is in the IPv6 header.
+            4 if 24 + 16 * usize::from(header[4]) <= header.len() && left <= usize::from(header[4]) + 1 => {
+                Some(ipv6_address(header, 8))
+            }
+            _ => None,
+        };
+        let is_first = self.last.is_none();
+        self.last = self.last.or(last);
+        is_first && last.is_some()
+    }
+
+    /// Reads the options of a hop-by-hop or destination options header; returns whether they are understood or may be skipped by whoever does not
+    /// understand them (RFC 8200 section 4.2: the two highest bits are zero).
+    fn note_options(&mut self, options: &[u8], header: u8) -> bool {
+        let mut at = 0;
+        while let Some(&kind) = options.get(at) {
+            if kind == PAD_1 {
+                at += 1;
+                continue;
+            }
+            let Some(len) = options.get(at + 1).map(|&len| usize::from(len)) else { return false };
+            let Some(value) = options.get(at + 2..at + 2 + len) else { return false };
+            match kind {
+                HOME_ADDRESS if header == DESTINATION && len == 16 && self.home.is_none() => {
+                    self.home = Some(ipv6_address(value, 0));
+                }
+                skipped if skipped >> 6 == 0 => {}
+                _ => return false,
+            }
+            at += 2 + len;
+        }
+        true
+    }
+}
+
+/// The last address of a source route of RPL (RFC 6554 section 3), which leaves out what it has in common with the packet's destination.
+fn last_compressed(header: &[u8], destination: Addr) -> Option<Addr> {
+    let (own, own_of_last) = (16 - usize::from(header[4] >> 4), 16 - usize::from(header[4] & 15));
+    let addresses = (header.len() - 8).checked_sub(usize::from(header[5] >> 4))?;
+    let before = addresses.checked_sub(own_of_last)?;
+    if before % own != 0 || usize::from(header[3]) > before / own + 1 {
+        return None;
+    }
+    let mut last = [0; 16];
+    for (bytes, word) in last.as_chunks_mut().0.iter_mut().zip(destination) {
+        *bytes = word.to_be_bytes();
+    }
+    last[16 - own_of_last..].copy_from_slice(&header[8 + before..8 + addresses]);
+    Some(ipv6_address(&last, 0))
 }
 
 const HOP_BY_HOP: u8 = 0;
@@ -500,3 +661,6 @@ const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
+
+const PAD_1: u8 = 0;
+const HOME_ADDRESS: u8 = 0xc9;

@@ -15,12 +15,14 @@ use super::{CLIENT_V4, Rig, SERVER_V4, output};
 pub struct Tag {
     /// The protocol that announces it: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
     pub protocol: u16,
-    /// The VLAN, 1 to 4094.
+    /// The VLAN, 1 to 4094; 0 for none.
     pub id: u16,
 }
 
 /// A customer's VLAN.
 pub const CUSTOMER: Tag = Tag { protocol: 0x8100, id: 7 };
+/// A tag that names no VLAN, but a priority alone.
+pub const PRIORITY: Tag = Tag { protocol: 0x8100, id: 0 };
 /// A provider's, around it (QinQ).
 pub const PROVIDER: Tag = Tag { protocol: 0x88a8, id: 100 };
 
@@ -34,11 +36,21 @@ impl Rig {
         if tags.is_empty() {
             return Rig::with_mtu(mtu);
         }
+        Rig::tagged_apart(mtu, tags, tags)
+    }
+
+    /// The same, with one list of tags on the client's frames and another one on the server's.
+    ///
+    /// # Panics
+    /// As [`Rig::tagged`].
+    pub fn tagged_apart(mtu: u32, up: &[Tag], down: &[Tag]) -> Rig {
+        let most = up.len().max(down.len());
         // Linux gives every interface room for one 802.1Q tag beyond its MTU. A packet socket gives none to an 802.1ad
         // one.
-        let rig = Rig::with_mtu(mtu + if tags.len() > 1 { 4 * tags.len() as u32 } else { 0 });
-        let object = Object::compile(tags);
-        for (host, interface, v4) in [(&rig.client, "c0", CLIENT_V4), (&rig.server, "s0", SERVER_V4)] {
+        let rig = Rig::with_mtu(mtu + if most > 1 { 4 * most as u32 } else { 0 });
+        let ends = [(&rig.client, "c0", CLIENT_V4, [up, down]), (&rig.server, "s0", SERVER_V4, [down, up])];
+        for (host, interface, v4, [put, taken]) in ends {
+            let object = Object::compile(put, taken);
             let object = object.0.display();
             host.sh(&format!(
                 "ethtool -K {interface} tx-vlan-stag-hw-insert off >/dev/null
@@ -57,12 +69,15 @@ impl Rig {
 struct Object(PathBuf);
 
 impl Object {
-    fn compile(tags: &[Tag]) -> Object {
+    fn compile(put: &[Tag], taken: &[Tag]) -> Object {
         let object = Object(leftovers::file("tags.o"));
-        let list: Vec<String> = tags.iter().map(|tag| format!("{{{},{}}}", tag.protocol, tag.id)).collect();
+        let list = |tags: &[Tag]| {
+            let list: Vec<String> = tags.iter().map(|tag| format!("{{{},{}}}", tag.protocol, tag.id)).collect();
+            list.join(",")
+        };
         let mut clang = Command::new(env::var_os("CLANG").unwrap_or_else(|| "clang".into()));
         clang.args(["-target", "bpf", "-mcpu=v3", "-O2", "-Wall", "-Wextra", "-Werror", "-nostdinc"]);
-        clang.arg(format!("-DTAGS={}", list.join(","))).arg("-c");
+        clang.arg(format!("-DOUT={}", list(put))).arg(format!("-DIN={}", list(taken))).arg("-c");
         clang.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf/tags.c")).arg("-o").arg(&object.0);
         output(clang, "compiling bpf/tags.c with clang");
         object

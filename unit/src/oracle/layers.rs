@@ -7,6 +7,17 @@ pub type Tag = (u16, u16);
 /// The tags of a frame, outer first.
 pub type Tags = [Option<Tag>; 2];
 
+/// Whether a tag names no network, but a priority alone.
+pub fn is_priority_tag(tag: &Tag) -> bool {
+    tag.1 & 0xfff == 0
+}
+
+/// The networks that the tags name, each by its protocol and identifier, the outer first.
+pub fn networks(tags: Tags) -> Vec<Tag> {
+    let named = tags.into_iter().flatten().filter(|tag| !is_priority_tag(tag));
+    named.map(|(protocol, control)| (protocol, control & 0xfff)).collect()
+}
+
 /// Where the parts of an IP packet lie in its Ethernet frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layers {

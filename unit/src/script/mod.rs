@@ -752,6 +752,24 @@ impl Expect for Unchanged {
     }
 }
 
+/// The expectation of any one segment, whatever surrounds it.
+pub struct AnyFrame;
+
+/// Any one segment, whose surroundings (stations, tags, addresses, checksums) are for the test to judge.
+pub fn any_frame() -> AnyFrame {
+    AnyFrame
+}
+
+impl Expect for AnyFrame {
+    type Learned = Got;
+
+    fn take(self, host: &Host) -> Result<Got, String> {
+        let next = host.core.borrow_mut().outbox[host.side].pop_front();
+        let (at, frame) = next.ok_or("any frame, but got nothing")?;
+        read(&frame, at)
+    }
+}
+
 /// The expectation of any one frame.
 pub struct Anything;
 

@@ -520,7 +520,7 @@ impl Got {
     }
 
     /// What is wrong with it, if `wanted` was wanted.
-    pub(crate) fn differs(&self, wanted: &Seg) -> Vec<String> {
+    pub fn differs(&self, wanted: &Seg) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut check = |what: &str, ok: bool| {
             if !ok {

@@ -15,7 +15,7 @@ use super::chance::Chance;
 use super::dialect::{Dialect, Tongue};
 use super::envelope::{Reassembly, Whole, undress};
 use crate::oracle::icmp::Error;
-use crate::oracle::layers::Tags;
+use crate::oracle::layers::{Tags, is_priority_tag};
 use crate::oracle::{Ancestor, Segment, pattern};
 
 thread_local! {
@@ -282,7 +282,10 @@ impl Host {
             let (frames, envelope) = self.tongue.outward(frame);
             for whole in frames {
                 let ends = Segment::read(&whole).map(|segment| (segment.source, segment.destination));
-                let tags = ends.and_then(|ends| self.networks.get(&ends)).copied().unwrap_or_default();
+                let mut tags = ends.and_then(|ends| self.networks.get(&ends)).copied().unwrap_or_default();
+                if tags.iter().flatten().any(is_priority_tag) && self.chance.one_in(1, 2) {
+                    tags = tags.map(|tag| tag.filter(|tag| !is_priority_tag(tag)));
+                }
                 let mtu = ends.map_or(usize::MAX, |(_, remote)| self.tongue.route(remote.ip())).min(self.mtu);
                 let frames = envelope.dress(tags, whole.clone(), mtu, &mut self.ids, &mut self.chance);
                 departures.push(Departure { whole, frames });

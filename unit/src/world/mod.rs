@@ -23,7 +23,7 @@ use tcpstate::Side;
 use tcpstate::config::{Handshake, SackConflict};
 
 use crate::oracle::icmp::{Error, Trouble};
-use crate::oracle::layers::{Layers, Tags};
+use crate::oracle::layers::{Layers, Tags, is_priority_tag, networks};
 use crate::oracle::{Ancestor, Between, Layout, Oracle, Segment};
 use appliance::{Appliance, Sent};
 use envelope::{Whole, cut};
@@ -681,8 +681,8 @@ impl World {
         if corrupt || forged {
             return Ok(());
         }
-        let names = |tags: Tags| tags.map(|tag| tag.map(|(protocol, control)| (protocol, control & 0xfff)));
-        if names(segment.tags) != names(tags) {
+        let has_priority_tag = |tags: Tags| tags.iter().flatten().any(is_priority_tag);
+        if networks(segment.tags) != networks(tags) || has_priority_tag(segment.tags) && !has_priority_tag(tags) {
             return Err(format!("arrives in another network than {tags:04x?}\n  {segment}"));
         }
         let sender =

@@ -141,12 +141,12 @@ pub struct Scenario {
     pub cramped: bool,
 }
 
-/// The networks connections run in: most without a tag, some with one or two.
+/// The networks connections run in: most without a tag, some with one or two. A priority tag, of identifier 0, is on some frames of either host only.
 const NETWORKS: [Tags; 8] = [
     [None; 2],
     [None; 2],
     [None; 2],
-    [None; 2],
+    [Some((0x8100, 0xa000)), None],
     [Some((0x8100, 0x6064)), None],
     [Some((0x8100, 0x0fff)), None],
     [Some((0x88a8, 0x0007)), Some((0x8100, 0x2ffe))],

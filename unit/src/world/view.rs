@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::oracle::layers::Tags;
+use crate::oracle::layers::{Tag, networks};
 use crate::oracle::{CE, Segment};
 
 /// What one end of a connection has seen.
@@ -29,7 +29,7 @@ pub struct View {
     /// Resets.
     pub resets: usize,
     /// Networks its frames came in: tag protocols and identifiers.
-    pub networks: BTreeSet<Tags>,
+    pub networks: BTreeSet<Vec<Tag>>,
     /// Priorities in the tags.
     pub priorities: BTreeSet<[u16; 2]>,
     /// Bytes the application has read.
@@ -44,7 +44,7 @@ impl View {
         if !segment.sums_right() {
             return;
         }
-        self.networks.insert(segment.tags.map(|tag| tag.map(|(protocol, control)| (protocol, control & 0xfff))));
+        self.networks.insert(networks(segment.tags));
         self.priorities.insert(segment.tags.map(|tag| tag.map_or(0, |(_, control)| control >> 12)));
         if segment.rst {
             self.resets += 1;

@@ -27,6 +27,7 @@ mod terminal;
 mod tools;
 mod top;
 mod untouched;
+mod who;
 
 fn main() -> std::process::ExitCode {
     // A compiler at work between two steps of a test would be a pause of seconds in it.

@@ -15,3 +15,4 @@ mod several;
 mod simulation;
 mod states;
 mod traps;
+mod who;

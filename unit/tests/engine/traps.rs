@@ -2260,15 +2260,24 @@ in_every_mode! {
         }
         let theirs = Terms::linux(world.mss());
         prove(&client, &server, theirs, CLIENT_ISN);
-        let mut stray = server.frame(&theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
-        stray[15] ^= 0x40;
-        server.sends(stray);
-        client.gets(nothing());
+        // The same ends with other numbers, in another network.
+        let in_other = |host: &Host, seg: Seg| {
+            let mut frame = host.frame(&seg);
+            frame[15] ^= 0x40;
+            frame
+        };
+        client.sends(in_other(&client, theirs.on(syn(7), (CLIENT_TS, 0))));
+        let offered = read(&world.discard()[0].1, world.now()).unwrap();
+        let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
+        client.sends(in_other(&client, ack(8, offered.seq + 1).maybe_ts(echo)));
         world.discard();
-        assert_eq!(world.happened(Event::Spliced), 0);
+        assert_eq!(world.population().proxied, 2);
+        server.sends(in_other(&server, theirs.on(syn_ack(SERVER_ISN, 8), (SERVER_TS, CLIENT_TS + 1))));
+        world.discard();
+        assert_eq!(world.happened(Event::Spliced), 1);
         server.sends(theirs.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (SERVER_TS, CLIENT_TS + 1)));
         assert_eq!(world.discard().len(), 2);
-        assert_eq!(world.happened(Event::Spliced), 1);
+        assert_eq!((world.happened(Event::Spliced), world.happened(Event::OtherVlan)), (2, 0));
     }
 }
 
