@@ -56,8 +56,8 @@ impl Proxy {
         };
         let rule = self.settings.policy.rule(&segment.key);
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
-        let window = rule.early_window(offer.window);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
+        let window = rule.early_window(&offer, terms.promised);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
         if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
             return false;
@@ -184,7 +184,7 @@ impl Proxy {
             let clock = numbers.ts_value.map_or(String::new(), |value| format!(", TSval {value}"));
             format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
-        let window = rule.early_window(offer.window);
+        let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
