@@ -68,8 +68,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The window a client is granted before its server has answered: no more than the server granted the last time, and no more than the scaled
-    /// fields that follow can express, so that a server which grants the same takes nothing back (RFC 9293 section 3.8.6: "should not
+    /// The window a client is granted before its server has answered: no more than the server granted the last time, and a number that the scaled
+    /// fields which follow can express, so that a server which grants as much takes nothing back (RFC 9293 section 3.8.6.2.1: "should not
     /// shrink the window"). `promised` is the scale our SYN-ACK announces.
     #[inline(always)]
     pub(crate) fn early_window(&self, offer: &Offer, promised: Option<WindowScale>) -> RawWindow {
@@ -77,7 +77,7 @@ impl Rule {
             Some(RawWindow(window)) if self.handshake == Handshake::Early => {
                 // The server's fields may be in coarser units than ours. Without a scale for the client it is asked for none.
                 let unit = promised.map_or(0, |promised| promised.max(offer.scale.unwrap_or_default()).get());
-                RawWindow((window >> unit << unit).min(self.early_window))
+                RawWindow(window.min(self.early_window) >> unit << unit)
             }
             // The box would have to keep what came.
             _ => RawWindow(0),

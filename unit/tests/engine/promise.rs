@@ -362,7 +362,7 @@ fn ours_at(server_syn: &Got, at: u32, len: usize) -> Seg {
 in_every_mode! {
     fn the_early_window_is_what_the_server_granted_last_and_no_more_than_configured(world, client, server) {
         let _ = (client, server);
-        let windows = [(64_240, 16_384, 16_384), (4992, 16_384, 4992), (0, 16_384, 0), (64_240, 1, 1)];
+        let windows = [(64_240, 16_384, 16_384), (5000, 16_384, 5000), (0, 16_384, 0), (64_240, 1001, 1001)];
         for (granted, most, promised) in windows {
             let (world, client, _) = world.mode().world_with(|config| {
                 config.handshake = Handshake::Early;
@@ -372,6 +372,8 @@ in_every_mode! {
             acquaint(&world, ours);
             for theirs in [Terms::linux(world.mss()), Terms::windows(world.mss()), Terms::bare(536)] {
                 client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+                // Windows that are scaled later are counted in units of 2^7.
+                let promised = if theirs.wscale.is_some() { promised >> 7 << 7 } else { promised };
                 client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(promised).any_options());
             }
         }
