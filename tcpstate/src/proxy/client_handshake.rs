@@ -145,12 +145,20 @@ impl Proxy {
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
-                ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
-                self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
                 }
                 numbers = self.not_before_shown(id, numbers);
+                let flow = &self.table[id];
+                if flow.is_in(State::Reset) && !flow.is_reset_in_doubt() && numbers.isn == flow.outer_isn {
+                    // A client that begins with the number it began with before, as a small device does after a restart, gets the same cookie:
+                    // what acknowledges it would be taken for the old connection's. After a reset nothing is owed to that any more.
+                    ctx.egress.note(|| "the old connection began with the same number and is forgotten".into());
+                    self.forget(id);
+                } else {
+                    ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
+                    self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
+                }
             }
             None => {
                 let mut kept = terms;
