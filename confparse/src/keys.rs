@@ -320,7 +320,7 @@ pub(crate) const KEYS: &[Key] = &[
     number!(None, "own_mss", Takes::Number { min: 1, max: 65535 }, "bytes", engine.own_mss: u16, None,
         "MSS announced for an unknown server; 20 less for IPv6 clients"),
     number!(None, "own_wscale", Takes::Number { min: 0, max: 14 }, "", engine.own_wscale: u8, None,
-        "window scale announced for a server nothing is known of, and to every client without timestamps"),
+        "window scale announced for a server nothing is known of, and in a cookie without timestamps"),
     word!("own_sack", own_sack: { "enable" => true, "disable" => false },
         "whether SACK is announced for a server nothing is known of"),
     number!(None, "own_ttl", Takes::Number { min: 0, max: 255 }, "", engine.own_ttl: u8, None,

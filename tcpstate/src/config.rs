@@ -147,7 +147,7 @@ pub struct Settings {
     pub sack_conflict: Option<SackConflict>,
     /// See [`Config::own_mss`].
     pub own_mss: Option<u16>,
-    /// See [`Config::own_wscale`]; of clients whose cookie does not carry the scale, those without timestamps, the general one holds.
+    /// See [`Config::own_wscale`]; where it is announced because a cookie without timestamps carries no scale, the general one is.
     pub own_wscale: Option<u8>,
     /// See [`Config::own_sack`].
     pub own_sack: Option<bool>,
@@ -291,7 +291,8 @@ pub struct Config {
     pub ts_mss_table: Vec<u16>,
     /// MSS announced for a server nothing is known of (20 less for IPv6 clients).
     pub own_mss: u16,
-    /// Window scale announced for a server nothing is known of, and to every client without timestamps; 0 to 14.
+    /// Window scale announced for a server nothing is known of, and to a client without timestamps unless an entry of the SYN cache, no
+    /// more than half full, keeps another; 0 to 14.
     pub own_wscale: u8,
     /// Whether SACK is announced for a server nothing is known of.
     pub own_sack: bool,

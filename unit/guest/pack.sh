@@ -1,5 +1,5 @@
-# What runs in a guest have in common: packages, programs, the guest's archive, and an end that leaves nothing behind.
-# Sourced by bash scripts, which call themselves $name, the verb of the Makefile; nothing happens before they call one of these.
+# What scripts have in common that test with the help of others' programs: packages, programs, a guest's archive, and an end that leaves
+# nothing behind. Sourced by bash scripts, which call themselves $name, the verb of the Makefile; nothing happens before they call one of these.
 
 say() { echo "$name: $*"; }
 fail() { echo "$name: $*" >&2; exit 1; }
@@ -13,8 +13,11 @@ begin() {
     trap undo EXIT
     trap 'exit 130' INT TERM HUP
     [ "$(id -u)" -eq 0 ] || ignored "network namespaces need root"
+    work=$(mktemp -d -t "spx$$-$name.XXXXXX")
+}
+# For those that run in a guest.
+need_tun() {
     [ -c /dev/net/tun ] || ignored "there is no /dev/net/tun, by which the guest's cards reach the namespaces"
-    work=$(mktemp -d -t "spx$$-guest.XXXXXX")
 }
 undo() {
     local status=$?
@@ -71,13 +74,14 @@ look_at() {
     fetch apt-get "${there[@]}" update -q
 }
 
-# Builds the programs with profile $1 and the tests called $2: they are in $programs and at $tests; $target is where
+# Builds the programs with profile $1 and the tests called $2, if any: they are in $programs and at $tests; $target is where
 # files may be kept.
 build() {
     case $1 in dev) profile= ;; *) profile="--profile $1" ;; esac
     attend cargo build $profile --workspace --bins
     target=$(cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
     case $1 in dev) programs=$target/debug ;; *) programs=$target/$1 ;; esac
+    [ -n "${2:-}" ] || return 0
     executable "$2"
     tests=$path
 }

@@ -9,6 +9,7 @@ name=test-netmap
 . unit/guest/pack.sh
 
 begin
+need_tun
 if [ -z "${NETMAP_SRC:-}" ]; then
     ignored "NETMAP_SRC does not name a directory with netmap's sources"
 fi

@@ -8,6 +8,7 @@ name=test-zero-copy
 . unit/guest/pack.sh
 
 begin
+need_tun
 # The machine to emulate, a shell for the guest, its archive, and what unpacks the kernel's modules.
 need qemu-system-x86 busybox-static cpio xz-utils binutils
 build demo zero_copy

@@ -12,6 +12,7 @@ pub mod profiles;
 pub mod servers;
 
 use crate::config::{Action, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
 use crate::policy::profiles::{Lifetimes, Profile};
@@ -67,11 +68,17 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The window a client is granted before its server has answered: no more than the server granted the last time.
+    /// The window a client is granted before its server has answered: no more than the server granted the last time, and a number that the scaled
+    /// fields which follow can express, so that a server which grants as much takes nothing back (RFC 9293 section 3.8.6.2.1: "should not
+    /// shrink the window"). `promised` is the scale our SYN-ACK announces.
     #[inline(always)]
-    pub(crate) fn early_window(&self, known: Option<RawWindow>) -> RawWindow {
-        match known {
-            Some(RawWindow(window)) if self.handshake == Handshake::Early => RawWindow(window.min(self.early_window)),
+    pub(crate) fn early_window(&self, offer: &Offer, promised: Option<WindowScale>) -> RawWindow {
+        match offer.window {
+            Some(RawWindow(window)) if self.handshake == Handshake::Early => {
+                // The server's fields may be in coarser units than ours. Without a scale for the client it is asked for none.
+                let unit = promised.map_or(0, |promised| promised.max(offer.scale.unwrap_or_default()).get());
+                RawWindow(window.min(self.early_window) >> unit << unit)
+            }
             // The box would have to keep what came.
             _ => RawWindow(0),
         }

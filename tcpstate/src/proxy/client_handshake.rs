@@ -57,8 +57,8 @@ impl Proxy {
         };
         let rule = self.settings.policy.rule(&segment.key);
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
-        let window = rule.early_window(offer.window);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
+        let window = rule.early_window(&offer, terms.promised);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
         if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
             return false;
@@ -140,7 +140,7 @@ impl Proxy {
         if let Some(id) = former
             && self.is_same_syn(&ctx, id, &offered)
         {
-            return self.answer_repeated_syn(ctx, id, &offered, &offer, rule.early_window(offer.window));
+            return self.answer_repeated_syn(ctx, id, &offered, &offer, &rule);
         }
         let mut terms = self.agree(ctx.segment, &offered, &offer, rule.mss_clamp);
         let mut numbers = self.caches.cookies.mint(hash, isn, &terms, now);
@@ -152,12 +152,20 @@ impl Proxy {
             }
             Some(_) if terms.mss < smallest => return Verdict::Drop(DropReason::MssTooSmall),
             Some(id) => {
-                ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
-                self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
                 if !terms.timestamps {
                     terms.ecn = Ecn::Silent;
                 }
                 numbers = self.not_before_shown(id, numbers);
+                let flow = &self.table[id];
+                if flow.is_in(State::Reset) && !flow.is_reset_in_doubt() && numbers.isn == flow.outer_isn {
+                    // A client that begins with the number it began with before, as a small device does after a restart, gets the same cookie:
+                    // what acknowledges it would be taken for the old connection's. After a reset nothing is owed to that any more.
+                    ctx.egress.note(|| "the old connection began with the same number and is forgotten".into());
+                    self.forget(id);
+                } else {
+                    ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
+                    self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
+                }
             }
             None => {
                 let mut kept = terms;
@@ -186,7 +194,7 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, now);
-        let window = rule.early_window(offer.window);
+        let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
@@ -277,7 +285,7 @@ impl Proxy {
         id: Id,
         offered: &Options,
         offer: &Offer,
-        window: RawWindow,
+        rule: &Rule,
     ) -> Verdict {
         ctx.egress.note(|| "the SYN is repeated: it gets the same number and terms".into());
         self.counters.count(Event::SynRepeated);
@@ -294,6 +302,7 @@ impl Proxy {
         });
         self.restart_timer(id, ctx.now);
         self.caches.recent_syns.note(ctx.hash, ctx.now);
+        let window = rule.early_window(offer, terms.promised);
         self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
     }
 

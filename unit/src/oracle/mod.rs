@@ -158,6 +158,10 @@ struct End {
     peer_acked: i64,
     /// The highest right edge promised to the peer.
     granted: i64,
+    /// The lowest right edge promised to it since the SYN-ACK.
+    least_granted: Option<i64>,
+    /// The right edge that the accepted SYN-ACK promised to this host.
+    opened: i64,
     fin: Option<i64>,
     blocks: BTreeSet<(i64, i64)>,
     stamps: BTreeSet<u32>,
@@ -422,7 +426,12 @@ impl Oracle {
         if segment.ack.is_some() {
             end.acked = end.acked.max(acked);
         }
-        end.granted = end.granted.max(acked + (i64::from(segment.window) << shift));
+        let granted = acked + (i64::from(segment.window) << shift);
+        end.granted = end.granted.max(granted);
+        end.least_granted = match segment.syn {
+            true => segment.ack.map(|_| granted),
+            false => end.least_granted.map(|least| least.min(granted)),
+        };
         if let Some((value, _)) = segment.options.stamps {
             end.stamps.insert(value);
         }
@@ -629,6 +638,7 @@ impl Oracle {
                 end.peer_isn = Some(segment.seq);
                 end.peer_offer = segment.options;
                 end.peer_ecn = segment.ece;
+                end.opened = acked + i64::from(segment.window);
                 // RFC 7323 section 5.8 and RFC 6191: within twice the segment lifetime a clock goes on where it was.
                 if let (Some((value, _)), Some(former), true) = (segment.options.stamps, end.former_stamp, from_server)
                     // A box that has forgotten that connection shows its cookie's clock, which is up to 8.2 s behind.
@@ -681,6 +691,14 @@ impl Oracle {
             return complain(
                 Rule::Window,
                 format!("promises up to position {edge}, the peer only up to {}", peer.granted),
+            );
+        }
+        // The box's own window update, in the name of a server that has granted no less than the box promised.
+        let is_update = from_server && acked == 1 && ancestor.is_none_or(|ancestor| ancestor.syn);
+        if is_update && edge < end.opened && peer.least_granted.is_some_and(|least| least >= end.opened) {
+            return complain(
+                Rule::Window,
+                format!("takes back {} bytes that were promised up to position {}", end.opened - edge, end.opened),
             );
         }
         if let Some(ancestor) = ancestor

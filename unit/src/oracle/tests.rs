@@ -76,24 +76,30 @@ fn server_answers() -> Segment<'static> {
 
 /// A connection that a rightly working box has joined: both ends have sent a little.
 fn joined() -> Oracle {
+    // The server's 30000 bytes, in units of the scale 4 announced to the client.
+    joined_with(0, 30_000 >> 4).unwrap()
+}
+
+/// A connection whose client was promised a window in the SYN-ACK, and in the update that followed the server's grant of 30000 bytes.
+fn joined_with(promised: u16, told: u16) -> Result<Oracle, Complaint> {
     let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    oracle.promise_early(promised);
     let mut step = |sent: Option<Segment>, delivered: Option<(Segment, Option<Segment>)>| {
         if let Some(segment) = sent {
             oracle.sent(&frame(&segment));
         }
-        if let Some((segment, ancestor)) = delivered {
-            oracle.delivered(&frame(&segment), false, ancestor.as_ref().map(ancestor_of)).unwrap();
-        }
+        delivered.map_or(Ok(()), |(segment, ancestor)| {
+            oracle.delivered(&frame(&segment), false, ancestor.as_ref().map(ancestor_of))
+        })
     };
-    step(Some(syn()), Some((syn_ack(), None)));
+    step(Some(syn()), Some((windowed(syn_ack(), promised), None)))?;
     let ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(COOKIE + 1)), 101, COOKIE_CLOCK), 500);
-    step(Some(ack), Some((server_syn(), None)));
+    step(Some(ack), Some((server_syn(), None)))?;
     let final_ack = windowed(stamped(from_client(ISN.wrapping_add(1), Some(SERVER_ISN + 1)), 101, SERVER_CLOCK), 500);
-    step(Some(server_answers()), Some((final_ack, None)));
-    // The server's 30000 bytes, in units of the scale 4 announced to the client.
-    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), 30_000 >> 4);
-    step(None, Some((update, None)));
-    oracle
+    step(Some(server_answers()), Some((final_ack, None)))?;
+    let update = windowed(stamped(from_server(COOKIE + 1, Some(ISN.wrapping_add(1))), COOKIE_CLOCK, 101), told);
+    step(None, Some((update, None)))?;
+    Ok(oracle)
 }
 
 /// A segment with data of the server's stream from position `at` on, as the server sends it.
@@ -370,6 +376,16 @@ fn server_gets_a_syn_for_an_unproved_client() {
     oracle.sent(&frame(&syn()));
     let complaint = oracle.delivered(&frame(&server_syn()), false, None).unwrap_err();
     assert_eq!(complaint.rule, Rule::Origin);
+}
+
+#[test]
+fn early_window_taken_back() {
+    assert!(joined_with(29_984, 29_984 >> 4).is_ok());
+    let complaint = joined_with(29_999, 29_999 >> 4).unwrap_err();
+    assert_eq!(complaint.rule, Rule::Window);
+    assert!(complaint.detail.contains("takes back 15 bytes"), "{}", complaint.detail);
+    // A server that grants less than was promised is the one who takes it back.
+    assert!(joined_with(30_016, 30_000 >> 4).is_ok());
 }
 
 #[test]

@@ -362,7 +362,7 @@ fn ours_at(server_syn: &Got, at: u32, len: usize) -> Seg {
 in_every_mode! {
     fn the_early_window_is_what_the_server_granted_last_and_no_more_than_configured(world, client, server) {
         let _ = (client, server);
-        let windows = [(64_240, 16_384, 16_384), (5000, 16_384, 5000), (0, 16_384, 0), (64_240, 1, 1)];
+        let windows = [(64_240, 16_384, 16_384), (5000, 16_384, 5000), (0, 16_384, 0), (64_240, 1001, 1001)];
         for (granted, most, promised) in windows {
             let (world, client, _) = world.mode().world_with(|config| {
                 config.handshake = Handshake::Early;
@@ -372,7 +372,42 @@ in_every_mode! {
             acquaint(&world, ours);
             for theirs in [Terms::linux(world.mss()), Terms::windows(world.mss()), Terms::bare(536)] {
                 client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+                // Windows that are scaled later are counted in units of 2^7.
+                let promised = if theirs.wscale.is_some() { promised >> 7 << 7 } else { promised };
                 client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(promised).any_options());
+            }
+        }
+    }
+
+    fn a_server_that_grants_the_same_takes_nothing_of_the_early_window_back(world, client, server) {
+        let _ = (client, server);
+        // The second is no multiple of any scale, the third lies below the unit of the largest.
+        for (granted, wscale) in [(4992, 7), (5001, 7), (5001, 13), (5001, 0), (65_535, 9)] {
+            let (world, ..) = world.mode().world_with(|config| {
+                config.handshake = Handshake::Early;
+                config.early_window = u16::MAX;
+            });
+            let ours = Terms { window: granted, wscale: Some(wscale), ..Terms::linux(world.mss()) };
+            acquaint(&world, ours);
+            for (port, theirs) in [(1, Terms::linux(world.mss())), (2, Terms::windows(world.mss())), (3, Terms::bare(536))] {
+                let (client, server) = world.on_port(port);
+                let offered = connect(&client, theirs, CLIENT_ISN);
+                client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
+                let server_syn = gets_two_syns(&server, CLIENT_ISN);
+                server.sends(answer_to(&server_syn, ours));
+                let told = |got: &Got| u32::from(got.window) << offered.wscale().unwrap_or(0);
+                let first = update(&client, &offered);
+                assert!(told(&first) >= offered.window.into(), "{} after {}", told(&first), offered.window);
+                last_acknowledgement(&server);
+                // The same in a scaled field.
+                let field = granted >> server_syn.wscale().map_or(0, |_| wscale);
+                let stamps = server_syn.ts().map(|_| (SERVER_TS + 1, CLIENT_TS + 1));
+                server.sends(ack(SERVER_ISN + 1, CLIENT_ISN + 1).window(field).maybe_ts(stamps));
+                let second = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+                assert!(told(&second) >= offered.window.into(), "{} after {}", told(&second), offered.window);
+                // Nor is there less than the units demand.
+                let unit = server_syn.wscale().map_or(0, |_| wscale.max(offered.wscale().unwrap_or(0)));
+                assert_eq!(offered.window, granted >> unit << unit);
             }
         }
     }

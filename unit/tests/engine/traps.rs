@@ -1317,6 +1317,24 @@ in_every_mode! {
         Transfer::new(&client, &server, j).closes_from_the_client();
     }
 
+    fn a_port_may_be_reused_with_the_same_number(world, client, server) {
+        // A small device that restarts begins with the number and the port it began with before: its cookie is the same as well.
+        let theirs = Terms::linux(world.mss());
+        for server_isn in [0x3333_3333, 0x4444_4444] {
+            let mut transfer = linux(&world, &client, &server);
+            transfer.client(PSH, 100);
+            transfer.server(0, 0);
+            let j = transfer.joined.clone();
+            client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+            let challenge = client.gets(ack(j.o(0), j.c(100)).any_window().any_options());
+            client.sends(rst(challenge.ack));
+            server.gets(rst(j.c(100)).any_window());
+            let j = open_from(&client, &server, theirs, theirs, CLIENT_ISN, server_isn);
+            Transfer::new(&client, &server, j).closes_from_the_client();
+            world.after_secs(125);
+        }
+    }
+
     fn a_lan_port_may_be_reused_after_its_close(world, client, server) {
         let theirs = Terms::linux(world.mss());
         for isn in [1000_u32, 5_000_000] {
