@@ -8,7 +8,9 @@ use crate::{Account, Config, Control, Poll};
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::time::Duration;
-use tcpstate::config::{Action, DestinationRule, EarlyEcho, Extension, Handshake, SackConflict, Source, Stray};
+use tcpstate::config::{
+    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, SackConflict, Source, Stray,
+};
 
 /// The largest number the language has.
 const INT_MAX: u64 = 2_147_483_647;
@@ -391,6 +393,9 @@ pub(crate) const KEYS: &[Key] = &[
         adopt_grace,
         "how long after the start connections that run already are adopted; 0 is not at all"
     ),
+    word!("asymmetric", asymmetric: {
+        "pass" => Asymmetric::Pass, "drop" => Asymmetric::Drop, "bypass" => Asymmetric::Bypass
+    }, "what becomes of connections of which one direction does not cross the box"),
     word!("stray", stray: { "drop" => Stray::Drop, "reset" => Stray::Reset },
         "what becomes of a segment of an unknown connection"),
     word!("icmp_errors", icmp_errors: { "pass" => Action::Pass, "drop" => Action::Drop },

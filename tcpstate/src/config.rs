@@ -69,6 +69,18 @@ pub enum Extension {
     Pass,
 }
 
+/// What becomes of connections of which only one direction crosses the box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Asymmetric {
+    /// A SYN-ACK from the WAN whose SYN left another way passes, and so does what follows it.
+    #[default]
+    Pass,
+    /// It is dropped.
+    Drop,
+    /// It passes, and SYNs to a server that is found to answer another way pass to it unanswered, as it could not be connected otherwise.
+    Bypass,
+}
+
 /// What becomes of a segment of an unknown connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Stray {
@@ -169,6 +181,8 @@ pub struct Settings {
     pub fast_open: Option<Extension>,
     /// See [`Config::signed`].
     pub signed: Option<Action>,
+    /// See [`Config::asymmetric`].
+    pub asymmetric: Option<Asymmetric>,
     /// See [`Config::stray`].
     pub stray: Option<Stray>,
     /// See [`Config::icmp_errors`].
@@ -324,12 +338,14 @@ pub struct Config {
     /// What becomes of a SYN that is signed (TCP-MD5, RFC 2385; TCP-AO, RFC 5925): only its sender could sign another.
     pub signed: Action,
     /// Segments a second that pass from the WAN unproved (signed SYNs, those with an extension, segments of connections
-    /// that may be running), or answered with a reset ([`Stray::Reset`]).
+    /// that may be running), or answered with a reset ([`Stray::Reset`]); and as many SYN-ACKs whose SYNs left another way.
     pub passed_rate: u32,
     /// SYNs a second for ports nothing is known of that are passed to their servers, so that their own answer is the first; 0: none.
     pub introductions: u32,
     /// How long after the start connections that run already are adopted.
     pub adopt_grace: Duration,
+    /// What becomes of connections of which one direction does not cross the box.
+    pub asymmetric: Asymmetric,
     /// What becomes of segments of unknown connections then.
     pub stray: Stray,
     /// What becomes of ICMP errors that quote TCP of no connection we know.
@@ -403,6 +419,7 @@ impl Default for Config {
             passed_rate: 1000,
             introductions: 0,
             adopt_grace: Duration::from_secs(60),
+            asymmetric: Asymmetric::default(),
             stray: Stray::default(),
             icmp_errors: Action::default(),
             stray_fragments: Action::default(),

@@ -67,7 +67,7 @@ crate::metrics! {
         SourceQuench = "source-quench",
         /// A non-first fragment whose first fragment did not pass, while policy drops those.
         StrayFragment = "stray-fragment",
-        /// A SYN with an MD5 or AO signature while policy drops those, or a SYN to pass through beyond the rate for those.
+        /// A SYN with an MD5 or AO signature while policy drops those, or a SYN or SYN-ACK to pass through beyond the rate for those.
         NotPassed = "not-passed",
     }
 }
@@ -99,6 +99,8 @@ crate::metrics! {
         Refused = "refused" in Connections,
         /// Connections whose server never answered.
         DialTimeout = "dial-timeout" in Connections,
+        /// Proxied connections that both ends opened at once: the LAN's SYN was answered in the client's name.
+        SimultaneousOpen = "simultaneous-open" in Connections,
         /// Connections opened from the LAN, which pass through.
         Direct = "direct" in Connections,
         /// Window updates retransmitted because the client had not reacted to the first.
@@ -143,6 +145,14 @@ crate::metrics! {
         Introduced = "introduced" in Connections,
         /// Connections from the WAN passed through because the box is draining.
         Drained = "drained" in Connections,
+        /// SYNs from the WAN passed through because their hop limit ends before their server: a router answers them.
+        Expiring = "expiring",
+        /// Connections of which only one direction crosses the box, passed and followed by that.
+        HalfSeen = "half-seen" in Connections,
+        /// Connections from the WAN passed through because their server answers another way.
+        Bypassed = "bypassed" in Connections,
+        /// Servers found to answer another way than through the box (direct server return).
+        DirectReturn = "direct-return" in Times,
         /// Running connections adopted.
         Adopted = "adopted" in Connections,
         /// Segments of unknown connections answered with a reset.

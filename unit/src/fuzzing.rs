@@ -6,7 +6,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
-use tcpstate::config::{Extension, Handshake, RateLimit, SackConflict, Stray};
+use tcpstate::config::{Asymmetric, Extension, Handshake, RateLimit, SackConflict, Stray};
 use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
@@ -208,6 +208,7 @@ fn config(shape: u8, variant: u8) -> Config {
         multipath: extension,
         fast_open: extension,
         introductions: u32::from(shaped(6)),
+        asymmetric: [Asymmetric::Pass, Asymmetric::Bypass, Asymmetric::Drop, Asymmetric::Pass][usize::from(shape >> 6)],
         stray: if shaped(7) { Stray::Reset } else { Stray::Drop },
         adopt_grace: Duration::from_secs(if shaped(7) { 0 } else { 120 }),
         rate: RateLimit { size: 4, burst: if bit(4) { 1 } else { 1000 }, add: 1, ..RateLimit::default() },

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, RateLimit, SackConflict, Settings,
-    Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, RateLimit,
+    SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
@@ -167,6 +167,7 @@ prop_compose! {
         (multipath, fast_open) in (option::of(extensions()), option::of(extensions())),
         (signed, icmp_errors, stray_fragments) in (option::of(policies()), option::of(policies()), option::of(policies())),
         stray in option::of(select(&[Stray::Drop, Stray::Reset][..])),
+        asymmetric in option::of(asymmetries()),
         handshake in option::of(select(&[Handshake::Honest, Handshake::Early][..])),
         sack_conflict in option::of(select(&[SackConflict::Remove, SackConflict::Retain][..])),
         (own_mss, mss_clamp, early_window) in (option::of(1..=u16::MAX), option::of(1..=u16::MAX), option::of(1..=u16::MAX)),
@@ -190,7 +191,7 @@ prop_compose! {
         };
         Settings {
             sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, handshake, early_window,
-            early_echo, multipath, fast_open, signed, stray, icmp_errors, stray_fragments, closed_memory,
+            early_echo, multipath, fast_open, signed, asymmetric, stray, icmp_errors, stray_fragments, closed_memory,
         }
     }
 }
@@ -207,6 +208,7 @@ prop_compose! {
         (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
         (passed_rate, introductions) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         stray in select(&[Stray::Drop, Stray::Reset][..]),
+        asymmetric in asymmetries(),
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
     ) -> tcpstate::Config {
         let contradicts = |rule: &DestinationRule| {
@@ -217,9 +219,13 @@ prop_compose! {
         let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
             handshake, destinations, rules, early_window, early_echo, held_frames, multipath, fast_open, signed, passed_rate, introductions,
-            adopt_grace, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+            adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
+}
+
+fn asymmetries() -> impl Strategy<Value = Asymmetric> {
+    select(&[Asymmetric::Pass, Asymmetric::Drop, Asymmetric::Bypass][..])
 }
 
 fn extensions() -> impl Strategy<Value = Extension> {

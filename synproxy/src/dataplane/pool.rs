@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tcpstate::Event;
+use tcpstate::{Event, Side};
 use tracing::{Level, debug, enabled, info, warn};
 
 /// How often a line of statistics is logged.
@@ -201,6 +201,12 @@ impl WorkerPool {
 
     fn report(&self, (then, before): &(Instant, Snapshot)) -> (Instant, Snapshot) {
         let (now, total) = (Instant::now(), self.board.total());
+        for key in self.board.take_found() {
+            warn!(
+                "{}: its answers do not cross the box (direct server return), so that its connections cannot be proxied; see docs/asymmetric.md",
+                key.socket(Side::Lan)
+            );
+        }
         info!("{}", Line { total: &total, change: &total.since(before), period: now - *then });
         if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
             info!(

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
-use tcpstate::{Instant, Metadata, PerSide, Side, Verdict};
+use tcpstate::wire::FlowKey;
+use tcpstate::{Instant, Metadata, PerSide, ServerUpdate, Side, Verdict};
 
 /// Frames received from a port at once: enough to overlap the memory latency of many lookups, few enough that the heads of a batch stay
 /// in the first-level cache.
@@ -77,6 +78,8 @@ pub struct Worker<E> {
     top_talkers: TopTalkers,
     /// The longest time that a command of each kind has taken.
     longest_command: [Duration; CommandKind::COUNT],
+    /// Servers found to answer another way, which have yet to be published with the statistics.
+    found: Vec<FlowKey>,
 }
 
 /// What one poll iteration did.
@@ -129,6 +132,7 @@ impl<E: Engine> Worker<E> {
             captures: CaptureTap::default(),
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
+            found: Vec::new(),
         }
     }
 
@@ -168,6 +172,7 @@ impl<E: Engine> Worker<E> {
             self.execute_command(now, slot);
             if now >= publish_at {
                 slot.publish(&self.snapshot());
+                self.found.drain(..).for_each(|key| slot.found(key));
                 self.top_talkers.advance(now);
                 publish_at = now + PUBLISH_EVERY;
             }
@@ -330,9 +335,13 @@ impl<E: Engine> Worker<E> {
 
     /// Publishes to the other workers what the engine learned in this iteration, before any frame of it leaves.
     fn publish_updates(&mut self) {
-        let Some(steering) = &mut self.steering else { return };
         for update in self.engine.updates() {
-            steering.publish(Update::Server(update));
+            if let ServerUpdate::DirectReturn(key) = update {
+                self.found.push(key);
+            }
+            if let Some(steering) = &mut self.steering {
+                steering.publish(Update::Server(update));
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tcpstate::wire::FlowKey;
 use tcpstate::{Counters, DropReason, Event, Population, Side};
 
 /// The time of poll iterations that received frames, from reception to transmission: what the program itself costs, without the
@@ -145,13 +147,26 @@ impl Sum for Snapshot {
 /// Where one worker publishes its statistics.
 pub struct Slot {
     cells: [AtomicU64; CELLS],
+    /// Servers found to answer another way, which the log has yet to name.
+    found: Mutex<Vec<FlowKey>>,
 }
+
+/// Servers kept until the log has named them: more than are found in the time between two looks.
+const FOUND_KEPT: usize = 64;
 
 impl Slot {
     /// Shows `snapshot` to the readers. To be called by one worker only.
     pub fn publish(&self, snapshot: &Snapshot) {
         for (cell, value) in self.cells.iter().zip(snapshot.cells) {
             cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a server that is found to answer another way than through the box, so that a reader can say so: a worker writes no log.
+    pub fn found(&self, key: FlowKey) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.len() < FOUND_KEPT {
+            found.push(key);
         }
     }
 
@@ -169,7 +184,10 @@ pub struct Board {
 impl Board {
     /// A board for this many workers.
     pub fn new(workers: usize) -> Self {
-        let slot = |_| CachePadded::new(Slot { cells: std::array::from_fn(|_| AtomicU64::new(0)) });
+        let slot = |_| {
+            let cells = std::array::from_fn(|_| AtomicU64::new(0));
+            CachePadded::new(Slot { cells, found: Mutex::default() })
+        };
         Self { slots: (0..workers).map(slot).collect() }
     }
 
@@ -184,6 +202,13 @@ impl Board {
     /// The statistics of each worker, in their order.
     pub fn workers(&self) -> impl Iterator<Item = Snapshot> {
         self.slots.iter().map(|slot| slot.read())
+    }
+
+    /// The servers that any worker has [found](Slot::found) since the last time.
+    pub fn take_found(&self) -> Vec<FlowKey> {
+        let take =
+            |slot: &CachePadded<Slot>| std::mem::take(&mut *slot.found.lock().unwrap_or_else(PoisonError::into_inner));
+        self.slots.iter().flat_map(take).collect()
     }
 
     /// The total over all workers.

@@ -1,6 +1,7 @@
 //! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
-//! frames that wait for their server, VLANs that answer for others, and packets whose fragments may pass.
+//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, and servers whose answers go another way.
 
+pub mod direct_return;
 pub mod fragments;
 pub mod held;
 pub mod recent_syns;

@@ -42,6 +42,20 @@ const WAYS: usize = 4;
 /// The hop limit of our segments in the name of a server of which nothing is known: no receiver takes it for too low (RFC 5082).
 const UNKNOWN_TTL: u8 = 255;
 
+/// More routers than there are between the box and a server behind it: one that seems farther away began with a hop limit of its own.
+const MOST_HOPS: u8 = 16;
+
+/// How many routers a segment has passed that arrives with this hop limit: systems begin with 64, 128 or 255. Zero where that cannot be told.
+const fn hops(ttl: u8) -> u8 {
+    let passed = match ttl {
+        0 => 0,
+        1..=64 => 64 - ttl,
+        65..=128 => 128 - ttl,
+        _ => u8::MAX - ttl,
+    };
+    if passed > MOST_HOPS { 0 } else { passed }
+}
+
 /// What is known of one option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
@@ -387,6 +401,7 @@ impl ServerOptions {
             ecn: EcnSetup::None,
             window: None,
             ttl: if rule.own_ttl == 0 { UNKNOWN_TTL } else { rule.own_ttl },
+            hops: 0,
             class: 0,
             reflects_class: false,
             known: false,
@@ -445,6 +460,7 @@ impl ServerOptions {
             if rule.own_ttl == 0 {
                 offer.ttl = entry.ttl;
             }
+            offer.hops = hops(entry.ttl);
             (offer.class, offer.reflects_class) = (entry.class, entry.reflects_class);
         }
         offer.mss = offer.mss.min(rule.mss_clamp);

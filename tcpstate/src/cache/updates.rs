@@ -1,4 +1,5 @@
-//! What one worker learns and publishes to the others: how a server answers, that it refuses, and which VLANs belong together. An update travels by value and is a hint:
+//! What one worker learns and publishes to the others: how a server answers, that it refuses, that its answers do not cross the box, and which VLANs belong
+//! together. An update travels by value and is a hint:
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::cache::refused::Client;
@@ -15,6 +16,8 @@ pub enum ServerUpdate {
     Refused(FlowKey, Client),
     /// The two directions of a network bear different VLAN tags.
     Vlans(VlanPair),
+    /// It answers, but not through the box (direct server return).
+    DirectReturn(FlowKey),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

@@ -24,6 +24,8 @@ pub struct Offer {
     pub window: Option<RawWindow>,
     /// The hop limit of our segments in its name.
     pub ttl: u8,
+    /// How many routers lie between the box and the server, by the hop limit its own segments arrive with; zero where that is not known.
+    pub hops: u8,
     /// The class of its segments, unless it reflects the client's.
     pub class: u8,
     /// Whether its SYN-ACK has the class of the SYN.

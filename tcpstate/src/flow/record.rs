@@ -75,7 +75,7 @@ impl FlowFlags {
     pub const REDIRECTED: FlowFlags = FlowFlags(1 << 23);
     /// The RST that was passed last came from the LAN.
     pub const RESET_LAN: FlowFlags = FlowFlags(1 << 24);
-    /// The RST that was passed last came from the WAN.
+    /// The RST that was passed last came from the WAN. Before the server has answered: the client's RST, which passes when it has.
     pub const RESET_WAN: FlowFlags = FlowFlags(1 << 25);
     /// The SYN was signed or had an extension: how such a connection is answered says nothing of others.
     pub const EXCEPTIONAL: FlowFlags = FlowFlags(1 << 26);
@@ -85,6 +85,8 @@ impl FlowFlags {
     pub const SYN_MARKED: FlowFlags = FlowFlags(1 << 28);
     /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
     pub const NO_ECHO: FlowFlags = FlowFlags(1 << 29);
+    /// The server has sent a SYN of its own, which waits for a SYN-ACK in the client's name. In the SYN cache: for the client's proof.
+    pub const CROSSED: FlowFlags = FlowFlags(1 << 30);
 
     /// The LAN's frames bear a priority tag.
     pub const PRIORITY_LAN: FlowFlags = FlowFlags(1 << 30);
@@ -160,7 +162,7 @@ pub struct Endpoint {
     pub window: RawWindow,
     /// This end's scale (low four bits) and the one announced to the other end (high); 15 is "none".
     scales: u8,
-    /// The hop limit this end's frames arrive with.
+    /// The hop limit this end's frames arrive with; zero if none has come.
     pub ttl: u8,
 }
 

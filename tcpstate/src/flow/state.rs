@@ -115,7 +115,7 @@ impl State {
         matches!(
             (self, next),
             // A record is filled.
-            (Free, SynCached | ServerSynSent | SynSent | Unconfirmed | Established)
+            (Free, SynCached | ServerSynSent | SynSent | SynReceived | Unconfirmed | Established)
                 // The server has answered.
                 | (ServerSynSent, AckWithheld | WindowPending)
                 | (AckWithheld, WindowPending)

@@ -11,7 +11,7 @@ pub mod limit;
 pub mod profiles;
 pub mod servers;
 
-use crate::config::{Action, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
@@ -35,6 +35,8 @@ pub struct Rule {
     pub(crate) fast_open: Extension,
     /// What becomes of a SYN that is signed.
     pub(crate) signed: Action,
+    /// What becomes of connections of which one direction does not cross the box.
+    pub(crate) asymmetric: Asymmetric,
     /// What becomes of segments of unknown connections.
     pub(crate) stray: Stray,
     /// What becomes of ICMP errors about them.
@@ -244,6 +246,7 @@ impl Draft {
             multipath: config.multipath,
             fast_open: config.fast_open,
             signed: config.signed,
+            asymmetric: config.asymmetric,
             stray: config.stray,
             icmp_errors: config.icmp_errors,
             stray_fragments: config.stray_fragments,
@@ -265,7 +268,8 @@ impl Draft {
 
     /// The same with what `settings` settle.
     fn with(&self, settings: &Settings) -> Self {
-        let Rule { handshake, multipath, fast_open, signed, stray, icmp_errors, stray_fragments, .. } = self.rule;
+        let Rule { handshake, multipath, fast_open, signed, asymmetric, stray, icmp_errors, stray_fragments, .. } =
+            self.rule;
         let Rule { mss, sack, wscale, own_sack, own_scale, own_mss, mss_clamp, early_window, closed_memory, .. } =
             self.rule;
         let Rule { own_ttl, early_echo, .. } = self.rule;
@@ -274,6 +278,7 @@ impl Draft {
             multipath: settings.multipath.unwrap_or(multipath),
             fast_open: settings.fast_open.unwrap_or(fast_open),
             signed: settings.signed.unwrap_or(signed),
+            asymmetric: settings.asymmetric.unwrap_or(asymmetric),
             stray: settings.stray.unwrap_or(stray),
             icmp_errors: settings.icmp_errors.unwrap_or(icmp_errors),
             stray_fragments: settings.stray_fragments.unwrap_or(stray_fragments),

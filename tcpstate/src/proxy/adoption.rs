@@ -53,8 +53,7 @@ impl Proxy {
         let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {
             flow.set(FlowFlags::UNJUDGED, true);
             flow.keep_path(Side::Lan, &envelope);
-            flow.endpoint_mut(Side::Lan).ttl = envelope.ttl;
-            note(flow, Side::Lan, ctx.segment);
+            note(flow, &ctx);
             let client = flow.endpoint_mut(Side::Wan);
             (client.next, client.acked) = (ctx.segment.ack, ctx.segment.seq);
         });
@@ -83,7 +82,7 @@ impl Proxy {
             return self.accept_cookie(ctx, &proof, Some(id));
         }
         if ctx.side == Side::Lan {
-            self.table.update(id, |flow| note(flow, Side::Lan, ctx.segment));
+            self.table.update(id, |flow| note(flow, &ctx));
             return Verdict::Forward;
         }
         let lan = self.table[id].endpoint(Side::Lan);
@@ -97,9 +96,9 @@ impl Proxy {
             return Verdict::Drop(DropReason::NoFlow);
         }
         if ctx.kind == Kind::Rst {
-            self.table.update(id, |flow| note(flow, Side::Wan, ctx.segment));
+            self.table.update(id, |flow| note(flow, &ctx));
         } else {
-            self.set_state(id, State::Established, ctx.now, |flow| note(flow, Side::Wan, ctx.segment));
+            self.set_state(id, State::Established, ctx.now, |flow| note(flow, &ctx));
             self.counters.count(Event::Adopted);
         }
         Verdict::Forward
@@ -113,8 +112,9 @@ pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
         && lan.acked.beyond(segment.seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
 }
 
-/// Notes where a direction stands.
-fn note(flow: &mut Flow, side: Side, segment: &Segment) {
-    let endpoint = flow.endpoint_mut(side);
+/// Notes where a direction stands, and from how far it comes.
+fn note<E>(flow: &mut Flow, ctx: &Context<E>) {
+    let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
+    endpoint.ttl = segment.ttl(ctx.head.bytes());
     (endpoint.next, endpoint.acked, endpoint.window) = (segment.seq + segment.seq_len(), segment.ack, segment.window);
 }

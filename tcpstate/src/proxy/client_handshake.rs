@@ -16,8 +16,8 @@ use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
-    CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, Kind, OptionList, Options, Outgoing, Segment,
-    Timestamps,
+    CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing,
+    Segment, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -38,6 +38,7 @@ impl Proxy {
         if side != Side::Wan
             || self.settings.draining
             || !self.settings.introductions.is_shut()
+            || self.caches.direct_returns.any_bypassed()
             || self.caches.refused_ports.any_refused(now)
             || is_cached && !self.is_cache_full(now)
         {
@@ -60,6 +61,9 @@ impl Proxy {
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
         let Some(scale) = terms.promised.filter(|_| terms.sack && terms.timestamps) else { return false };
+        if segment.ttl(head.bytes()) <= offer.hops {
+            return false;
+        }
         if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
             return false;
         }
@@ -131,6 +135,13 @@ impl Proxy {
             let known = if offer.known { "is known to offer" } else { "is presumed to offer" };
             format!("the server {known} {offer}")
         });
+        if self.is_bypassed(&key, former) {
+            return self.pass_syn_unanswered(ctx, former, Event::Bypassed);
+        }
+        if former.is_none() && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops && self.settings.passed.take(now) {
+            ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
+            return self.pass_syn_unanswered(ctx, former, Event::Expiring);
+        }
         if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
@@ -224,6 +235,12 @@ impl Proxy {
     fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
         let is_over = |id: Id| self.table[id].is_over();
         former.is_none_or(is_over) && !self.caches.recent_syns.has_noted(hash, now)
+    }
+
+    /// Whether a SYN passes because its server is found to answer another way, and policy says so. It never ends a connection.
+    #[inline(always)]
+    fn is_bypassed(&self, key: &FlowKey, former: Option<Id>) -> bool {
+        self.caches.direct_returns.is_bypassed(key) && former.is_none_or(|id| self.table[id].is_over())
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
@@ -431,6 +448,9 @@ impl Proxy {
 
     /// Segments for an entry of the SYN cache.
     pub(super) fn on_syn_cached(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if ctx.side == Side::Wan && self.answers_remembered_syn(&ctx, id) {
+            return self.open_by_lan(ctx, id);
+        }
         let Segment { seq, ack, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
@@ -470,7 +490,7 @@ impl Proxy {
                 self.connect_server(ctx, &proof, Some(id))
             }
             // The LAN host has sent a SYN on the same 4-tuple at the same time.
-            (Side::Lan, Kind::Syn) => self.open_passthrough(ctx, Some(id)),
+            (Side::Lan, Kind::Syn) => self.remember_server_syn(ctx, id),
             (Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
         }
     }
@@ -493,7 +513,9 @@ fn summary(offered: &Options, flags: Flags) -> u32 {
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
     flow.outer_isn = numbers.isn;
+    let remembered = if flow.is(FlowFlags::CROSSED) { flow.endpoint(Side::Lan).scale() } else { None };
     keep_terms(flow, terms);
+    flow.endpoint_mut(Side::Lan).set_scales(remembered, terms.promised);
     flow.keep_path(Side::Wan, &envelope);
     flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
     flow.ts_base = summary(offered, ctx.segment.flags);

@@ -5,7 +5,7 @@
 
 use super::Proxy;
 use super::context::{Context, is_damaged};
-use super::reply::half_second;
+use super::reply::{bare_reset, half_second};
 use crate::config::SackConflict;
 use crate::cookie::ts_clock;
 use crate::flow::ecn;
@@ -14,7 +14,7 @@ use crate::flow::table::wheel::tick;
 use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
-use crate::wire::{Flags, Kind, Options, Segment};
+use crate::wire::{Envelope, Flags, Kind, OptionList, Options, Segment};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
 /// How far beyond a window a segment may reach and still be believed: fragments hide a segment's true length.
@@ -111,6 +111,11 @@ impl Proxy {
 
     /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].is(FlowFlags::CROSSED)
+            && let Some(verdict) = self.on_crossed(&mut ctx, id)
+        {
+            return verdict;
+        }
         match ctx.kind {
             Kind::Syn | Kind::SynAck => return self.on_syn_while_established(ctx, id),
             Kind::Rst => return self.on_reset(ctx, id),
@@ -135,8 +140,9 @@ impl Proxy {
             (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_passthrough(ctx, Some(id)),
-            (Side::Lan, false) if ctx.is_sound() => self.challenge(ctx, id),
-            (Side::Lan, false) => Verdict::Drop(DropReason::BadChecksum),
+            (Side::Lan, false) if !ctx.is_sound() => Verdict::Drop(DropReason::BadChecksum),
+            (Side::Lan, false) if self.repeats_crossed_syn(&ctx, id) => self.answer_server_syn_in_place(&mut ctx, id),
+            (Side::Lan, false) => self.challenge(ctx, id),
             (Side::Lan, true) if proxied => {
                 if !ctx.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
@@ -200,11 +206,23 @@ impl Proxy {
             // resets with: behind all that it has sent, or where the receiver's last acknowledgement is.
             let speaks = matches!(flow.state(), State::AckWithheld | State::WindowPending);
             let is_exact = seq == receiver.acked || seq == sent;
+            let owes = flow.is_in(State::AckWithheld) && ctx.side == Side::Wan;
+            if is_exact && owes {
+                // The client's acknowledgement came before its reset, and so it does to the server.
+                self.send_acknowledgement(id, ctx.now, ctx.egress);
+            }
             if is_exact || !speaks {
                 self.follow_state(id, ctx.now, |flow| {
                     flow.note_reset(ctx.side, seq);
                     State::Reset
                 });
+            }
+            if is_exact && owes {
+                let envelope = Envelope { ttl: ctx.segment.ttl(ctx.head.bytes()), ..self.envelope(id, Side::Wan) };
+                let (number, none) = (seq + self.table.client_deltas(id).0, OptionList::none());
+                if self.emit(Side::Lan, &bare_reset(&envelope, number, &none), ctx.egress) {
+                    return Verdict::Drop(DropReason::Consumed);
+                }
             }
             return self.pass(ctx, id);
         }
@@ -218,7 +236,7 @@ impl Proxy {
     }
 
     /// Whether both numbers of a segment can belong to the connection as it stands.
-    fn is_in_sequence(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
+    pub(super) fn is_in_sequence(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
         let receiver = flow.endpoint(ctx.side.other());
         let granted = flow.granted(ctx.side.other()).0;

@@ -79,7 +79,7 @@ impl Queue {
 /// Flows that may be evicted, in the order in which one is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Over, and waiting for its last timer.
+    /// Over, and waiting for its last timer; or seen in one direction alone.
     Closing,
     /// The handshakes are complete, and the client has never sent nor acknowledged data.
     Silent,
@@ -105,6 +105,7 @@ impl Kind {
             }
             State::SynCached => Some(Kind::SynCached),
             State::ServerSynSent => Some(Kind::ServerSynSent),
+            State::SynSent | State::SynReceived if flow.is(FlowFlags::UNJUDGED) => Some(Kind::Closing),
             State::SynSent | State::SynReceived | State::Unconfirmed => Some(Kind::Opening),
             State::Free | State::FinWait | State::LastAck => None,
         }

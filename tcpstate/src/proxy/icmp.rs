@@ -3,7 +3,7 @@
 
 use super::Proxy;
 use super::context::Context;
-use super::reply::half_second;
+use super::reply::{half_second, hop_limit};
 use crate::cache::fragments::Kind;
 use crate::config::Action;
 use crate::flow::table::Id;
@@ -17,8 +17,7 @@ use crate::wire::{
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
-/// How far beyond what is known to be sent a quoted segment may lie when fragments have hidden how long one truly is; and how far below
-/// the next number when a connection is being opened, whose SYN may have carried data.
+/// How far beyond what is known to be sent a quoted segment may lie when fragments have hidden how long one truly is.
 const HIDDEN: u32 = 65_535;
 
 impl Proxy {
@@ -40,8 +39,7 @@ impl Proxy {
             return self.counters.drop(DropReason::BadChecksum);
         }
         let verdict = match self.table[id].state() {
-            // Nothing of the client's has been passed; what was sent to it was ours.
-            State::SynCached => Verdict::Drop(DropReason::IcmpUnmatched),
+            State::SynCached => self.on_icmp_while_syn_cached(side, quote, id, head),
             State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
             _ => self.on_icmp_while_established(side, quote, id, head),
         };
@@ -90,6 +88,23 @@ impl Proxy {
         Verdict::Forward
     }
 
+    /// Nothing of the client's has been passed, so an error of the WAN is about our SYN-ACK, which did not reach the client: its entry goes, as a host's
+    /// would (RFC 9293 section 3.9.2.2). Or it is about the LAN's own SYN.
+    fn on_icmp_while_syn_cached(&mut self, side: Side, quote: &Quote, id: Id, head: &Head) -> Verdict {
+        let flow = &self.table[id];
+        if side == Side::Lan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
+            return Verdict::Drop(DropReason::IcmpUnmatched);
+        }
+        if flow.is(FlowFlags::CROSSED) && quote.seq + 1 == flow.endpoint(Side::Lan).next {
+            return Verdict::Forward;
+        }
+        if quote.seq != flow.outer_isn {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        self.forget(id);
+        Verdict::Drop(DropReason::Consumed)
+    }
+
     fn on_icmp_while_established(&mut self, side: Side, quote: &Quote, id: Id, head: &mut Head) -> Verdict {
         let flow = &self.table[id];
         let kind = quote.kind(head.bytes());
@@ -102,7 +117,8 @@ impl Proxy {
             Side::Lan => quote.seq - self.table.client_deltas(id).0,
             Side::Wan => quote.seq,
         };
-        if !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, outer) {
+        // Where the box has negotiated nothing the ends judge for themselves.
+        if proxied && !flow.is(FlowFlags::UNJUDGED) && !is_in_flight(flow, side, outer) {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
         if proxied && let Some(mss) = translate_error(&self.projection(id), side, quote, kind, head) {
@@ -116,7 +132,7 @@ impl Proxy {
     #[inline(never)]
     pub(super) fn tell_too_big(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
         let flow = &self.table[id];
-        let (mss, ttl) = (flow.mss_lan, flow.endpoint(Side::Lan).ttl.max(1));
+        let (mss, ttl) = (flow.mss_lan, hop_limit(flow.endpoint(Side::Lan).ttl));
         if flow.challenged == half_second(ctx.now) || !is_too_big(ctx.segment, ctx.head, mss) {
             return;
         }
@@ -171,10 +187,7 @@ impl Proxy {
 /// Whether an outer number can be that of a segment in flight on `side` (RFC 5927 section 4.1).
 fn is_in_flight(flow: &Flow, side: Side, seq: SeqNum) -> bool {
     let (sender, receiver) = (flow.endpoint(side.other()), flow.endpoint(side));
-    match flow.state() {
-        State::SynSent | State::SynReceived => sender.next.beyond(seq) <= HIDDEN,
-        _ => seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 }),
-    }
+    seq.within(receiver.acked, sender.next + if flow.is(FlowFlags::FRAGMENTED) { HIDDEN } else { 0 })
 }
 
 /// Rewrites an error from `side` so that the end that receives it finds its own segment quoted. Returns the MSS that limits the flow's from now

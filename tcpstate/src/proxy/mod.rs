@@ -1,10 +1,14 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `passthrough` (connections
-//! from the LAN, and what else passes unchanged), `established`, `icmp` (errors) and `adoption` (segments without a flow).
+//! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
+//! not seen), `established`, `icmp` (errors) and `adoption` (segments without
+//! a flow).
 
 mod adoption;
+mod asymmetric;
 mod client_handshake;
 mod context;
+mod crossing;
 mod established;
 pub(crate) mod evict;
 mod icmp;
@@ -19,6 +23,7 @@ mod server_handshake;
 pub(crate) mod test_segments;
 mod vlans;
 
+use crate::cache::direct_return::DirectReturns;
 use crate::cache::fragments::Fragments;
 use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
@@ -182,6 +187,8 @@ pub(crate) struct Settings {
     pub(crate) introductions: Meter,
     /// Segments of the WAN for which the engine looks for a connection in other VLANs.
     pub(crate) vlan_searches: Meter,
+    /// SYN-ACKs from the WAN that the box passes although it has not seen their SYNs.
+    pub(crate) answers_alone: Meter,
 }
 
 /// What the engine remembers besides flows, in bounded memory.
@@ -194,6 +201,7 @@ pub(crate) struct Caches {
     pub(crate) fragments: Fragments,
     pub(crate) hold_queue: HoldQueue,
     pub(crate) vlan_pairs: VlanPairs,
+    pub(crate) direct_returns: DirectReturns,
 }
 
 impl Caches {
@@ -209,6 +217,7 @@ impl Caches {
             fragments: self.fragments.excerpt(hash),
             hold_queue: self.hold_queue.clone(),
             vlan_pairs: self.vlan_pairs.clone(),
+            direct_returns: self.direct_returns.clone(),
         }
     }
 }
@@ -278,6 +287,7 @@ impl Proxy {
                 fragments: Fragments::new(),
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
+                direct_returns: DirectReturns::new(),
             },
             settings: Settings {
                 hash_keys,
@@ -288,6 +298,8 @@ impl Proxy {
                 passed: Meter::new(config.passed_rate),
                 introductions: Meter::new(config.introductions),
                 vlan_searches: Meter::new(VLAN_SEARCHES),
+                // A meter of its own: a flood of SYN-ACKs must not use up what other connections pass by.
+                answers_alone: Meter::new(config.passed_rate),
             },
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
@@ -509,7 +521,7 @@ impl Proxy {
             (None, _, Kind::Rst) => self.on_unknown_connection(ctx),
             (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
             (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
-            (None, Side::Wan, Kind::SynAck) => Verdict::Drop(DropReason::NoFlow),
+            (None, Side::Wan, Kind::SynAck) => self.on_answer_alone(ctx),
             (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
             (None, Side::Lan, Kind::SynAck) => self.refuse_late_answer(ctx),
             (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
@@ -599,6 +611,7 @@ impl Proxy {
             ServerUpdate::Vlans(pair) => {
                 self.caches.vlan_pairs.learn(*pair);
             }
+            ServerUpdate::DirectReturn(key) => self.on_direct_return(key),
         }
     }
 
@@ -606,6 +619,7 @@ impl Proxy {
     fn learn(&mut self, key: &FlowKey, observation: &Observation, now: Instant) {
         let is_new = self.caches.server_options.learn(key, observation, now);
         let was_closed = self.caches.refused_ports.opened(key, now);
+        self.caches.direct_returns.answered(key);
         if is_new || was_closed {
             self.publish(ServerUpdate::Answered(*key, *observation));
         }

@@ -33,13 +33,15 @@ impl Proxy {
         self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
             self.counters.count(Event::Direct);
+            // Who calls from a port is there to be called: a peer that opens at the same time must not be refused.
+            self.caches.refused_ports.opened(&key, ctx.now);
         }
         self.forward_syn(ctx)
     }
 
     /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
     /// IP.
-    fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
+    pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
         if mss_clamp < u16::MAX && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
@@ -72,8 +74,12 @@ impl Proxy {
                 if answers {
                     self.settle_opening(&ctx, id, options);
                 } else if !is_answer {
-                    self.table.update(id, |flow| note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options));
+                    self.table.update(id, |flow| note_syn(flow, &ctx, &options));
                 }
+            }
+            // Nobody has proved that the connection is there, so the SYN is a client's like any other.
+            (false, false) if flow.is(FlowFlags::UNJUDGED) && ctx.side == Side::Wan => {
+                return self.answer_syn(ctx, Some(id));
             }
             // A retransmission, or a forgery: the ends can tell.
             _ => {}
@@ -100,8 +106,9 @@ impl Proxy {
         let envelope = ctx.envelope();
         self.set_state(id, State::SynReceived, ctx.now, |flow| {
             flow.follow_path(ctx.side, &envelope);
-            note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &answered);
+            note_syn(flow, ctx, &answered);
             settle_scales(flow);
+            flow.set(FlowFlags::UNJUDGED, false);
             // The box's own segments to either end must bear timestamps if its segments do.
             let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
             flow.set(FlowFlags::TIMESTAMPS, agreed);
@@ -118,18 +125,34 @@ impl Proxy {
 
     /// An acknowledgement without SYN. From the client it ends the handshake. From the server it is early data, or an older connection's
     /// challenge; the client must get either.
-    fn on_opening_acknowledged(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+    fn on_opening_acknowledged(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
         let opener = flow.client();
+        let may_prove = match flow.state() {
+            // The client's own SYN may have been answered by cookie alone before the LAN sent this one.
+            State::SynSent => self.caches.recent_syns.may_have(ctx.hash, ctx.now),
+            _ => flow.is(FlowFlags::UNJUDGED) && self.caches.recent_syns.has_noted(ctx.hash, ctx.now),
+        };
+        if (opener, ctx.side) == (Side::Lan, Side::Wan)
+            && may_prove
+            && let Ok(proof) = self.open_cookie(&mut ctx)
+        {
+            return self.accept_cookie(ctx, &proof, Some(id));
+        }
+        let flow = &self.table[id];
         let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
         if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
+            self.on_opener_alone(&ctx, id);
             return Verdict::Forward;
         }
         if ctx.side == opener {
             self.set_state(id, State::Established, ctx.now, |_| ());
             self.remember_candidate(id);
         }
-        self.track_and_pass(ctx, id)
+        let (side, now) = (ctx.side, ctx.now);
+        let verdict = self.track_and_pass(ctx, id);
+        self.keep_half_seen(id, side, now);
+        verdict
     }
 
     fn reset_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
@@ -140,6 +163,8 @@ impl Proxy {
         let Segment { seq, flags, .. } = *ctx.segment;
         ctx.egress.note(|| format!("a reset while the connection is being opened by the {:?}", flow.client()));
         let acceptable = match (ctx.side == flow.client(), flow.state()) {
+            // Of a connection of which one end alone is seen only the ends can tell.
+            _ if flow.is(FlowFlags::UNJUDGED) => true,
             (true, _) if seq.within(flow.outer_isn + 1, flow.endpoint(ctx.side).next) => true,
             // The answer to a server that has an older connection of these ends bears the number of that (RFC 9293 section 3.5.1), and the client
             // goes on to open its own; so does a client in whose name somebody else sends a reset.
@@ -155,7 +180,12 @@ impl Proxy {
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
             self.remember_refusal(ctx.key(), ctx.now);
         }
-        self.set_state(id, State::Reset, ctx.now, |_| ());
+        if self.table[id].is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan {
+            // The host knows nothing of it: what follows an unproved SYN-ACK must not pass any more.
+            self.forget(id);
+        } else {
+            self.set_state(id, State::Reset, ctx.now, |_| ());
+        }
         Verdict::Forward
     }
 }
@@ -174,16 +204,20 @@ fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     flow.keep_path(ctx.side, &ctx.envelope());
     flow.set_client(ctx.side);
     *flow.endpoint_mut(ctx.side.other()) = Endpoint::default();
+    flow.mss_lan = options.mss.filter(|_| ctx.side == Side::Lan).unwrap_or_default();
+    flow.set(FlowFlags::UNJUDGED, false);
     // Offered, for now.
     flow.set(FlowFlags::SACK, options.sack_permitted);
     flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
     flow.set(FlowFlags::ECN_ASKED, ctx.segment.flags.ask_for_ecn());
     flow.set(FlowFlags::EXCEPTIONAL, options.signed || options.multipath || options.fast_open);
-    note_syn(flow.endpoint_mut(ctx.side), ctx.segment, &options);
+    note_syn(flow, ctx, &options);
 }
 
-/// Notes an end's SYN.
-fn note_syn(endpoint: &mut Endpoint, segment: &Segment, options: &Options) {
+/// Notes an end's SYN or SYN-ACK.
+pub(super) fn note_syn<E>(flow: &mut Flow, ctx: &Context<E>, options: &Options) {
+    let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
+    endpoint.ttl = segment.ttl(ctx.head.bytes());
     endpoint.next = segment.seq + segment.seq_len();
     endpoint.ts_value = options.timestamps.map_or(0, |timestamps| timestamps.value);
     endpoint.set_scales(options.scale, options.scale);

@@ -2,6 +2,7 @@
 
 use super::Proxy;
 use super::context::{Context, is_damaged};
+use super::crossing::ServerSyn;
 use super::proof::{Proof, WITHHELD_MOST, keep_terms};
 use super::reply::bare_reset;
 use crate::cache::refused::Client;
@@ -13,7 +14,7 @@ use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
-use crate::seq::{SeqDelta, SeqNum, WindowScale};
+use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
     Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
@@ -22,7 +23,7 @@ use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 /// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
 const UPDATES_REPEATED: u8 = 4;
 /// One second, in ticks.
-const SECOND: Ticks = 1_000_000 / 1024;
+pub(super) const SECOND: Ticks = 1_000_000 / 1024;
 /// The time from the RST that makes a server forget an older connection to the next SYN: 20 ms, in ticks.
 const AFTER_RESET: Ticks = 20;
 /// The box does not wait for a client this near (ticks; two milliseconds): cookies and timers are too coarse to tell it from a neighbour.
@@ -38,11 +39,14 @@ impl Proxy {
     ) -> Verdict {
         let now = ctx.now;
         let (key, hash) = (*ctx.key(), ctx.hash);
-        let shown = former.and_then(|id| self.table[id].shown_ts_value());
+        let crossed = former.and_then(|id| ServerSyn::remembered(&self.table[id], now));
+        let shown = former.map(|id| &self.table[id]).filter(|flow| flow.is(FlowFlags::PROXIED) || crossed.is_none());
+        let shown = shown.and_then(Flow::shown_ts_value);
         if let Some(former) = former {
             self.replace_former(former, ctx.egress);
         }
-        if self.caches.refused_ports.is_refused(&key, Client::of(self.caches.limiter.place(&key)), now) {
+        let client = Client::of(self.caches.limiter.place(&key));
+        if crossed.is_none() && self.caches.refused_ports.is_refused(&key, client, now) {
             ctx.egress.note(|| "the port refused this client recently: the box resets the client at once".into());
             // The same proof may come again and again; the server need not get a SYN for each.
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
@@ -73,6 +77,9 @@ impl Proxy {
         };
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
+        if let Some(syn) = crossed {
+            return self.cross(ctx, id, &syn);
+        }
         if !early {
             return self.connect_in_place(&mut ctx, id);
         }
@@ -86,7 +93,7 @@ impl Proxy {
     }
 
     /// Keeps a client's segment until its server answers.
-    fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn hold(&mut self, ctx: &Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
         let early_window = self.settings.profiles.get(flow.profile).early_window;
         let (first, end) = (flow.endpoint(Side::Wan).next, ctx.segment.seq + ctx.segment.seq_len());
@@ -112,7 +119,7 @@ impl Proxy {
     }
 
     /// Sends a RST to a server that has got the box's SYN.
-    fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
+    pub(super) fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
         let seq = self.next_number(id, Side::Lan);
         let envelope = self.envelope(id, Side::Wan);
         self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
@@ -173,6 +180,14 @@ impl Proxy {
             if !ctx.is_sound() {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
+            if flow.attempts == 0 && !flow.is(FlowFlags::RESET_WAN) {
+                // Its acknowledgement has come before, and a server that accepts the connection sees it reset. So it is told when it has answered.
+                self.table.update(id, |flow| {
+                    self.caches.hold_queue.forget(flow);
+                    flow.set(FlowFlags::RESET_WAN, true);
+                });
+                return Verdict::Drop(DropReason::Consumed);
+            }
             // The client aborts, so the server, which may have got the SYN already, gets the RST too.
             let (envelope, next) = (ctx.envelope(), self.next_number(id, Side::Lan));
             let overwritten = ctx.overwrite(&bare_reset(&envelope, next, &OptionList::none()));
@@ -189,10 +204,11 @@ impl Proxy {
             )
         });
         let brings = flow.is(FlowFlags::EARLY) && ctx.segment.seq_len() > 0;
-        if ack == flow.outer_isn + 1 && (proves_again || brings) {
+        if ack == flow.outer_isn + 1 && (proves_again || brings) && !flow.is(FlowFlags::RESET_WAN) {
             if is_damaged(&ctx) {
                 return Verdict::Drop(DropReason::BadChecksum);
             }
+            self.on_proof_repeated(&ctx, id);
             let envelope = ctx.envelope();
             self.table.update(id, |flow| {
                 flow.endpoint_mut(Side::Wan).window = window;
@@ -228,8 +244,13 @@ impl Proxy {
         if ctx.kind == Kind::SynAck && answers {
             return self.splice(ctx, id);
         }
-        if flags.has(Flags::ACK) {
-            // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3).
+        if ctx.kind == Kind::Syn && !Options::read(ctx.options()).signed {
+            let syn = ServerSyn::of(&ctx);
+            return self.cross(ctx, id, &syn);
+        }
+        if flags.has(Flags::ACK) && !answers {
+            // The server remembers an older connection of these ends. The client itself would answer so (RFC 9293 section 3.10.7.3); and drop what
+            // acknowledges its SYN without bearing another.
             let soon = tick(ctx.now).wrapping_add(AFTER_RESET);
             self.table.schedule(id, soon);
             return self.reset_in_place(&mut ctx, Some(id));
@@ -243,6 +264,7 @@ impl Proxy {
         let seq = self.table[id].outer_isn + 1;
         let overwritten = ctx.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
         self.counters.count(Event::Refused);
+        self.caches.direct_returns.answered(ctx.key());
         self.remember_refusal(ctx.key(), ctx.now);
         // Should the reset be lost, the client's next segment opens its cookie again and asks again.
         self.forget(id);
@@ -303,6 +325,14 @@ impl Proxy {
         self.learn(ctx.key(), &observation, now);
         self.remember_candidate(id);
         self.counters.count(Event::Spliced);
+        if self.table[id].is(FlowFlags::RESET_WAN) {
+            ctx.egress
+                .note(|| "the client has reset the connection meanwhile: the server sees it open and reset".into());
+            self.send_acknowledgement(id, now, ctx.egress);
+            self.abort_server(id, ctx.egress);
+            self.set_state(id, State::Reset, now, |flow| flow.note_reset(Side::Wan, flow.endpoint(Side::Wan).next));
+            return Verdict::Drop(DropReason::Consumed);
+        }
         ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
             0 => "the server gets its acknowledgement at once".into(),
             withheld => {
@@ -355,7 +385,7 @@ impl Proxy {
     }
 
     /// Sends the server its handshake's last acknowledgement. Should no frame be spare, it repeats its SYN-ACK.
-    fn send_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    pub(super) fn send_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Wan);
         let acknowledgement = self.acknowledgement(id, Side::Lan, now);
         self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
@@ -363,7 +393,11 @@ impl Proxy {
 
     /// The client's round-trip time has passed and nothing came from it: the server gets its handshake's last acknowledgement from the box.
     pub(super) fn send_withheld_ack(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        self.send_acknowledgement(id, now, egress);
+        if self.table[id].is(FlowFlags::CROSSED) {
+            self.answer_server_syn(id, now, egress);
+        } else {
+            self.send_acknowledgement(id, now, egress);
+        }
         let wait = self.acknowledged(id);
         self.table.enter(id, tick(now).wrapping_add(wait));
     }
@@ -387,7 +421,7 @@ impl Proxy {
 
     /// Makes the client send an acknowledgement: a segment just below what it expects must be answered with an acknowledgement
     /// (RFC 9293 section 3.10.7.4), and how long that takes is the client's distance.
-    fn probe_client(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    pub(super) fn probe_client(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Lan);
         let mut probe = self.acknowledgement(id, Side::Wan, now);
         probe.seq = probe.seq - 1;
@@ -395,7 +429,7 @@ impl Proxy {
     }
 
     /// Sends the client the server's window.
-    fn send_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+    pub(super) fn send_update(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Lan);
         let acknowledgement = self.acknowledgement(id, Side::Wan, now);
         self.emit(Side::Wan, &acknowledgement.outgoing(&envelope), egress);
@@ -433,6 +467,10 @@ impl Proxy {
 
     /// The server has not answered yet: repeats the SYN, at doubling intervals, or gives up and resets the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].is(FlowFlags::RESET_WAN) {
+            self.abort_server(id, egress);
+            return self.forget(id);
+        }
         let passed = tick(now).wrapping_sub(self.table[id].born);
         let lifetimes = *self.settings.profiles.of(self.table[id].profile);
         if passed >= lifetimes.server_syn_sent {
@@ -455,7 +493,7 @@ impl Proxy {
 
 /// For how many ticks the server's SYN-ACK goes without its acknowledgement: as long as the client's round trip takes, so that the server measures
 /// that.
-fn time_withheld(flow: &Flow) -> u16 {
+pub(super) fn time_withheld(flow: &Flow) -> u16 {
     match flow.distance {
         _ if flow.is(FlowFlags::EARLY) => 0,
         // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
@@ -498,17 +536,20 @@ fn server_syn_options(flow: &Flow, ts_delta: SeqDelta) -> OptionList {
 /// Our SYN to the server, in the client's name and with its own number, to which `delta` is added.
 fn server_syn<'a>(flow: &Flow, delta: SeqDelta, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
     let client = flow.endpoint(Side::Wan);
-    // RFC 7323 section 2.2: the window in a SYN is never scaled; what the client granted in a scaled field is spelt out.
-    let window = flow.granted(Side::Wan).field(WindowScale::default());
     let (seq, ack) = (client.next - 1 + delta, SeqNum::default());
     // RFC 3168 section 6.1.1.1: a repeated SYN goes without ECE and CWR, which a middlebox may drop.
     let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
     let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
-    Outgoing { envelope, seq, ack, flags, window, options }
+    Outgoing { envelope, seq, ack, flags, window: syn_window(flow), options }
+}
+
+/// The window of our SYN or SYN-ACK to the server, which is never scaled (RFC 7323 section 2.2): what the client granted in a scaled field is spelt out.
+pub(super) fn syn_window(flow: &Flow) -> RawWindow {
+    flow.granted(Side::Wan).field(WindowScale::default())
 }
 
 /// Splices the two halves of the connection, with the numbers and options of the server's SYN-ACK.
-fn join(flow: &mut Flow, answer: &Segment, answered: &Options, (ttl, class): (u8, u8), now: Instant) {
+pub(super) fn join(flow: &mut Flow, answer: &Segment, answered: &Options, (ttl, class): (u8, u8), now: Instant) {
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
     flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
     flow.attempts = 0;

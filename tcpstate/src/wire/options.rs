@@ -27,7 +27,14 @@ pub mod kind {
     pub const MULTIPATH: u8 = 30;
     /// Fast open cookie (RFC 7413).
     pub const FAST_OPEN: u8 = 34;
+    /// Shared by experiments, which an identifier of 16 bits or more tells apart (RFC 4727, RFC 6994).
+    pub const EXPERIMENT_1: u8 = 253;
+    /// See [`EXPERIMENT_1`].
+    pub const EXPERIMENT_2: u8 = 254;
 }
+
+/// The experiment identifier of a fast open cookie from before it had a kind of its own (RFC 7413 appendix A of its drafts); Linux still grants it.
+const FAST_OPEN_EXPERIMENT: u16 = 0xf989;
 
 /// An iterator over the options of a header: yields kind, offset and length of each, without the no-operations.
 ///
@@ -101,7 +108,7 @@ pub struct Options {
     pub signed: bool,
     /// Multipath TCP is offered.
     pub multipath: bool,
-    /// A fast open cookie, or the request for one.
+    /// A fast open cookie, or the request for one, of either kind.
     pub fast_open: bool,
 }
 
@@ -153,6 +160,9 @@ impl Options {
                 (kind::MD5 | kind::AUTHENTICATION, _) => summary.signed = true,
                 (kind::MULTIPATH, _) => summary.multipath = true,
                 (kind::FAST_OPEN, _) => summary.fast_open = true,
+                (kind::EXPERIMENT_1 | kind::EXPERIMENT_2, 4..) if be16(options, at + 2) == FAST_OPEN_EXPERIMENT => {
+                    summary.fast_open = true;
+                }
                 _ => {}
             }
         }
@@ -207,6 +217,17 @@ mod tests {
         assert_eq!(Options::read(&[8, 1, 2, 4, 5, 0xb4]), Options::default());
         assert_eq!(Options::read(&[2, 4, 5]), Options::default());
         assert_eq!(Options::read(&[3]), Options::default());
+    }
+
+    #[test]
+    fn a_fast_open_option_is_known_by_its_kind_or_by_its_experiment() {
+        for option in [&[34, 2][..], &[34, 6, 1, 2, 3, 4], &[254, 4, 0xf9, 0x89], &[253, 6, 0xf9, 0x89, 1, 2]] {
+            assert!(Options::read(option).fast_open, "{option:?}");
+        }
+        // SMC-R, an identifier cut short, another experiment.
+        for option in [&[254, 6, 0xe2, 0xd4, 0xc3, 0xd9][..], &[254, 3, 0xf9, 0x89], &[254, 2], &[253, 4, 0x89, 0xf9]] {
+            assert!(!Options::read(option).fast_open, "{option:?}");
+        }
     }
 
     #[test]

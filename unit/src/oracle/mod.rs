@@ -655,6 +655,10 @@ impl Oracle {
 
         // Before the SYN-ACK (it was lost or overtaken) the numbers of the peer mean nothing here yet.
         let Some(peer_isn) = end.peer_isn else { return Ok(()) };
+        if end.reset && peer.before.is_some() {
+            // It has reset the connection, and the peer was woken once more by a late SYN: what comes may be of the peer's life before.
+            return Ok(());
+        }
         let most = self.narrow.get(&receiver.ip()).copied().unwrap_or(usize::MAX);
         judge_stamps(&segment, end, &peer, most, ancestor, now)?;
         judge_congestion(&segment, end, &peer, ancestor)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::Handshake;
+use tcpstate::config::{Asymmetric, Handshake};
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -236,6 +236,10 @@ impl Scenario {
         }
         // What runs while the engine takes over may be any host's: the box accepts an attacker's segments then.
         let noise = Noise { interval: if !taken_over && chance.one_in(1, 4) { chance.within(200..20_000) } else { 0 } };
+        if noise.interval > 0 {
+            // Behind a SYN-ACK that is passed for a SYN that left another way an attacker's segments pass too, as over a cable.
+            build.config.asymmetric = Asymmetric::Drop;
+        }
         Self { seed, start, build, faults, delays, heal, listeners, hops, mtus, plans, noise, cramped }
     }
 

@@ -16,6 +16,7 @@ mod loss;
 mod matrix;
 mod netmap;
 mod offloads;
+mod openings;
 mod path;
 mod pmtu;
 mod queues;

@@ -317,7 +317,12 @@ in_every_mode! {
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
         let error = about(&world, &client, Complaint::HostUnreachable, &offered.frame, 8);
         if world.mode().cache {
-            client.sends_in_vain(error, DropReason::IcmpUnmatched);
+            // As a host would, the box gives the client up; its acknowledgement opens the cookie all the same.
+            client.sends_in_vain(about(&world, &client, Complaint::HostUnreachable, &reversed(&client, 79, 0), 8), DropReason::IcmpNotInFlight);
+            client.sends_in_vain(about(&world, &client, Complaint::TooBig(1300), &offered.frame, 8), DropReason::IcmpUnmatched);
+            assert_eq!(world.population().syn_cached, 1);
+            client.sends_in_vain(error, DropReason::Consumed);
+            assert_eq!(world.population().syn_cached, 0);
         } else {
             // Without a cache the box keeps no record; the server has sent no such segment, and ignores it.
             client.passes(error);
@@ -334,10 +339,8 @@ in_every_mode! {
         let sent = server.frame(&Terms::linux(world.mss()).on(syn(77), (1, 0)));
         server.passes(sent.clone());
         client.passes(about(&world, &client, Complaint::HostUnreachable, &sent, 8));
-        client.sends_in_vain(
-            about(&world, &client, Complaint::HostUnreachable, &reversed(&client, 79, 0), 8),
-            DropReason::IcmpNotInFlight,
-        );
+        // The ends of a connection that the box has not negotiated judge for themselves.
+        client.passes(about(&world, &client, Complaint::HostUnreachable, &reversed(&client, 79, 0), 8));
         let answer = client.frame(&Terms::linux(world.mss()).on(syn_ack(900, 78), (2, 1)));
         client.passes(answer.clone());
         server.passes(about(&world, &server, Complaint::TooFar, &answer, 20));
@@ -348,13 +351,12 @@ in_every_mode! {
             client.passes(about(&world, &client, Complaint::TooBig(600), &segment, quoted));
         }
         for seq in [77, 179, 1 << 31] {
-            let forged = about(&world, &client, Complaint::TooBig(600), &reversed(&client, seq, 901), 8);
-            client.sends_in_vain(forged, DropReason::IcmpNotInFlight);
+            client.passes(about(&world, &client, Complaint::TooBig(600), &reversed(&client, seq, 901), 8));
         }
         if world.mode().family == Family::V4 {
             client.passes(about(&world, &client, Complaint::Quench, &segment, 8));
         }
-        assert_eq!(world.happened(Event::IcmpTranslated), 5 + u64::from(world.mode().family == Family::V4));
+        assert_eq!(world.happened(Event::IcmpTranslated), 9 + u64::from(world.mode().family == Family::V4));
     }
 
     fn a_client_with_too_large_an_mss_gets_an_icmp_error(world, client, server) {

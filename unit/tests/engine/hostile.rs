@@ -58,10 +58,11 @@ fn w1_an_extension_header_before_tcp_does_not_abort() {
             }
             let offered = read(frame, world.now()).unwrap();
             assert_eq!((offered.flags, offered.checksums), (SYN | ACK, (true, true)));
+            let stamps = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
             for seg in [
-                ack(CLIENT_ISN + 1, offered.seq + 1).ts(CLIENT_TS + 1, offered.ts().unwrap().0),
-                ack(CLIENT_ISN, offered.seq + 1).ts(CLIENT_TS + 1, offered.ts().unwrap().0),
-                fin(CLIENT_ISN + 1, offered.seq + 1).ts(CLIENT_TS + 1, offered.ts().unwrap().0),
+                ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(stamps),
+                ack(CLIENT_ISN, offered.seq + 1).maybe_ts(stamps),
+                fin(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(stamps),
                 rst(CLIENT_ISN + 1),
             ] {
                 client.sends(seg.behind(&chain));

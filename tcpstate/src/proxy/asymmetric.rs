@@ -1,0 +1,124 @@
+//! Connections of which one direction does not cross the box (asymmetric routing, direct server return). Where policy passes them, what is seen of
+//! them keeps them: they stay in the state they open in, are the first to go when the table is full, and are judged by nobody but their ends.
+
+use super::Proxy;
+use super::context::{Context, are_possible, is_from_group};
+use super::passthrough::note_syn;
+use crate::cache::updates::ServerUpdate;
+use crate::config::Asymmetric;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::{FlowFlags, State};
+use crate::wire::{Flags, FlowKey, Options};
+use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
+
+/// A server on the LAN that has not answered for so long, a second, answers another way or not at all. In ticks.
+const SILENT: Ticks = 1_000_000 / 1024;
+
+impl Proxy {
+    /// A SYN-ACK from the WAN for a SYN that did not cross the box.
+    pub(super) fn on_answer_alone(&mut self, ctx: Context<impl Egress>) -> Verdict {
+        let rule = self.settings.policy.rule(ctx.key());
+        if rule.asymmetric == Asymmetric::Drop {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
+            return Verdict::Drop(DropReason::BadAddress);
+        }
+        if !self.settings.answers_alone.take(ctx.now) {
+            return Verdict::Drop(DropReason::NotPassed);
+        }
+        ctx.egress.note(|| "the SYN it answers left another way: it passes, and what follows it".into());
+        self.evict_one(ctx.now, ctx.egress);
+        let (key, hash) = (*ctx.key(), ctx.hash);
+        let (segment, options) = (*ctx.segment, Options::read(ctx.options()));
+        let admitted = self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| {
+            flow.set(FlowFlags::UNJUDGED, true);
+            flow.set(FlowFlags::SACK, options.sack_permitted);
+            // An answer has only what was offered.
+            flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
+            flow.set(FlowFlags::TIMESTAMPS_LAN, options.timestamps.is_some());
+            flow.outer_isn = segment.ack - 1;
+            flow.keep_path(ctx.side, &ctx.envelope());
+            note_syn(flow, &ctx, &options);
+            let answering = flow.endpoint_mut(Side::Wan);
+            answering.acked = segment.ack;
+            let next = answering.next;
+            let opener = flow.endpoint_mut(Side::Lan);
+            (opener.next, opener.acked) = (segment.ack, next);
+            opener.set_scales(options.scale, options.scale);
+        });
+        let Some(id) = admitted else {
+            return Verdict::Drop(DropReason::TableFull);
+        };
+        self.remember_candidate(id);
+        self.counters.count(Event::HalfSeen);
+        self.forward_syn(ctx)
+    }
+
+    /// The opener of a connection whose SYN-ACK has not crossed the box goes on: it has got that another way.
+    pub(super) fn on_opener_alone(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let flow = &self.table[id];
+        let opener = flow.client();
+        let goes_on = flow.is(FlowFlags::UNJUDGED) || ctx.segment.seq == flow.endpoint(opener).next;
+        let rule = self.settings.policy.rule(ctx.key());
+        if ctx.side != opener || !flow.is_in(State::SynSent) || !goes_on || rule.asymmetric == Asymmetric::Drop {
+            return;
+        }
+        let is_silent = tick(ctx.now).wrapping_sub(flow.born) >= SILENT;
+        if !flow.is(FlowFlags::UNJUDGED) {
+            self.table.update(id, |flow| flow.set(FlowFlags::UNJUDGED, true));
+            self.remember_candidate(id);
+            self.counters.count(Event::HalfSeen);
+        }
+        if ctx.segment.flags.has(Flags::FIN) {
+            let end = ctx.segment.seq + ctx.segment.seq_len();
+            self.table.update(id, |flow| flow.finish(opener, end));
+        }
+        self.keep_half_seen(id, opener, ctx.now);
+        if opener == Side::Wan && is_silent {
+            self.suspect_direct_return(ctx.key(), ctx.hash);
+        }
+    }
+
+    /// Lets a connection of which only `side` is seen go on for as long as an established one, or as a closing one once that end has finished.
+    pub(super) fn keep_half_seen(&mut self, id: Id, side: Side, now: Instant) {
+        let flow = &self.table[id];
+        let is_half_seen = flow.is(FlowFlags::UNJUDGED) && matches!(flow.state(), State::SynSent | State::SynReceived);
+        if !is_half_seen {
+            return;
+        }
+        let lifetimes = self.settings.profiles.of(flow.profile);
+        let state = if flow.has_finished(side) { State::TimeWait } else { State::Established };
+        self.table.schedule(id, tick(now).wrapping_add(lifetimes.of(state)));
+    }
+
+    /// A client has acknowledged again what our SYN-ACK said, with nothing to say for itself. If our SYN went out a while ago and its server is silent,
+    /// the client has been sent another SYN-ACK, which contradicts ours (RFC 5961 section 4).
+    pub(super) fn on_proof_repeated(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let flow = &self.table[id];
+        let is_bare = ctx.segment.seq == flow.endpoint(Side::Wan).next && ctx.segment.seq_len() == 0;
+        if is_bare && tick(ctx.now).wrapping_sub(flow.born) >= SILENT {
+            self.suspect_direct_return(ctx.key(), ctx.hash);
+        }
+    }
+
+    fn suspect_direct_return(&mut self, key: &FlowKey, hash: u64) {
+        if self.caches.direct_returns.note(key, hash) {
+            self.counters.count(Event::DirectReturn);
+            self.publish(ServerUpdate::DirectReturn(*key));
+        }
+        if self.caches.direct_returns.is_found(key) {
+            self.on_direct_return(key);
+        }
+    }
+
+    /// A server is found to answer another way than through the box.
+    pub(super) fn on_direct_return(&mut self, key: &FlowKey) {
+        let bypass = self.settings.policy.rule(key).asymmetric == Asymmetric::Bypass;
+        self.caches.direct_returns.found(key, bypass);
+    }
+}
