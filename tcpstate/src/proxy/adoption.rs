@@ -9,8 +9,10 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::wire::{Flags, Kind, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
-/// How far a segment's numbers may lie from what the other direction last said of them.
+/// How far a segment's numbers may lie from what the other direction last said of them, besides what is in flight.
 const TOLERANCE: u32 = 1 << 26;
+/// What may be in flight at the most: the largest window (RFC 7323 section 2.3). That of a connection that runs already is not known.
+const LARGEST_WINDOW: u32 = 1 << 30;
 
 impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
@@ -91,7 +93,7 @@ impl Proxy {
         ctx.egress.note(|| {
             let (seq, ack) = (lan.acked.get(), lan.next.get());
             let agrees = if agrees { "agrees" } else { "does not agree" };
-            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take 64 MiB: this {agrees}")
+            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take what is in flight: this {agrees}")
         });
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);
@@ -109,8 +111,8 @@ impl Proxy {
 /// Whether a segment of the WAN has about the numbers that the LAN's segments of this flow have named.
 pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
     let lan = flow.endpoint(Side::Lan);
-    lan.next.beyond(segment.ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
-        && lan.acked.beyond(segment.seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
+    segment.ack.within(lan.next - (LARGEST_WINDOW + TOLERANCE), lan.next + TOLERANCE)
+        && segment.seq.within(lan.acked - TOLERANCE, lan.acked + (LARGEST_WINDOW + TOLERANCE))
 }
 
 /// Notes where a direction stands.
