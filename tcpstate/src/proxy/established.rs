@@ -137,6 +137,8 @@ impl Proxy {
             (Side::Wan, false) if flow.is_over() => self.answer_syn(ctx, Some(id)),
             (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
+            // A copy of the SYN it began with: the other end challenges it, and goes on.
+            (Side::Lan, false) if !proxied && !flow.is_over() && flow.opened_by(ctx.segment) => self.forward_syn(ctx),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_passthrough(ctx, Some(id)),
             (Side::Lan, false) if ctx.is_sound() => self.challenge(ctx, id),
             (Side::Lan, false) => Verdict::Drop(DropReason::BadChecksum),

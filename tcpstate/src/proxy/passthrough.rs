@@ -39,7 +39,7 @@ impl Proxy {
 
     /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
     /// IP.
-    fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
+    pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
         if mss_clamp < u16::MAX && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
@@ -161,6 +161,11 @@ impl Proxy {
 }
 
 impl Flow {
+    /// Whether this is the SYN from the LAN by which a connection that is passed through was opened.
+    pub(super) fn opened_by(&self, syn: &Segment) -> bool {
+        self.client() == Side::Lan && self.outer_isn == syn.seq
+    }
+
     /// Whether a segment of the server acknowledges the client's SYN: with the data in it, or without (RFC 7413 section 3).
     pub(super) fn answers_syn(&self, answer: &Segment) -> bool {
         answer.ack.within(self.outer_isn + 1, self.endpoint(self.client()).next)
