@@ -1,10 +1,11 @@
 //! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
-//! frames that wait for their server, VLANs that answer for others, and packets whose fragments may pass.
+//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, and on which side stations are.
 
 pub mod fragments;
 pub mod held;
 pub mod recent_syns;
 pub mod refused;
 pub mod servers;
+pub mod stations;
 pub mod updates;
 pub mod vlan_pairs;

@@ -1,8 +1,11 @@
-//! What one worker learns and publishes to the others: how a server answers, that it refuses, and which VLANs belong together. An update travels by value and is a hint:
+//! What one worker learns and publishes to the others: how a server answers, that it refuses, which VLANs belong together, and where a station is.
+//! An update travels by value and is a hint:
 //! a worker that misses it learns the same from the next handshake of its own.
 
+use crate::Side;
 use crate::cache::refused::Client;
 use crate::cache::servers::Observation;
+use crate::cache::stations::Mac;
 use crate::cache::vlan_pairs::VlanPair;
 use crate::wire::FlowKey;
 
@@ -15,6 +18,8 @@ pub enum ServerUpdate {
     Refused(FlowKey, Client),
     /// The two directions of a network bear different VLAN tags.
     Vlans(VlanPair),
+    /// A station was heard on this side.
+    Heard(Side, Mac),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

@@ -39,6 +39,7 @@ impl Proxy {
             && self.settings.policy.rule(ctx.key()).stray == Stray::Reset
             && !ctx.segment.indirect
             && ctx.is_sound()
+            && !self.caches.stations.are_on(ctx.side, ctx.head.bytes(), ctx.now)
             && self.settings.passed.take(ctx.now)
         {
             self.counters.count(Event::StrayReset);
@@ -47,8 +48,9 @@ impl Proxy {
         Verdict::Drop(if ctx.side == Side::Lan || resets { DropReason::NoFlow } else { DropReason::BadCookie })
     }
 
-    /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open.
-    fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
+    /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open, and whether its segments come
+    /// this way. The record lasts as long as the LAN goes on, and gives way to any other.
+    pub(super) fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
@@ -75,7 +77,7 @@ impl Proxy {
         match (ctx.kind, ctx.side) {
             (Kind::Syn, Side::Wan) => return self.answer_syn(ctx, Some(id)),
             (Kind::Syn, Side::Lan) => return self.open_passthrough(ctx, Some(id)),
-            (Kind::SynAck, _) => return Verdict::Drop(DropReason::WrongState),
+            (Kind::SynAck, Side::Wan) => return Verdict::Drop(DropReason::WrongState),
             _ => {}
         }
         if ctx.side == Side::Wan
@@ -86,6 +88,7 @@ impl Proxy {
         }
         if ctx.side == Side::Lan {
             self.table.update(id, |flow| note(flow, Side::Lan, ctx.segment));
+            self.restart_timer(id, ctx.now);
             return Verdict::Forward;
         }
         let lan = self.table[id].endpoint(Side::Lan);
@@ -93,7 +96,9 @@ impl Proxy {
         ctx.egress.note(|| {
             let (seq, ack) = (lan.acked.get(), lan.next.get());
             let agrees = if agrees { "agrees" } else { "does not agree" };
-            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take what is in flight: this {agrees}")
+            format!(
+                "the LAN said seq {seq} and ack {ack} of this connection, give or take what is in flight: this {agrees}"
+            )
         });
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);

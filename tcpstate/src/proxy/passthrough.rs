@@ -32,6 +32,7 @@ impl Proxy {
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
+            self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
             self.counters.count(Event::Direct);
         }
         self.forward_syn(ctx)
