@@ -43,6 +43,8 @@ crate::metrics! {
         BadCookie = "bad-cookie",
         /// The segment belongs to no known flow.
         NoFlow = "no-flow",
+        /// A SYN, or a segment from the LAN, of no known flow and for a station on the side it came from: a switch or hub has flooded it.
+        Elsewhere = "elsewhere",
         /// The segment is not acceptable in the flow's state.
         WrongState = "wrong-state",
         /// A reset whose sequence number the receiver would not accept (RFC 5961 section 3).
@@ -155,6 +157,8 @@ crate::metrics! {
         DirectReturn = "direct-return" in Times,
         /// Running connections adopted.
         Adopted = "adopted" in Connections,
+        /// SYN-ACKs from the LAN passed although the box has sent no SYN: the client's came another way.
+        ForeignAnswer = "foreign-answer",
         /// Segments of unknown connections answered with a reset.
         StrayReset = "stray-reset",
         /// ACKs from the WAN that cannot bear a cookie, because no SYN of this 4-tuple was answered recently: not checked, and treated as segments of

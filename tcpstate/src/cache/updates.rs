@@ -1,9 +1,11 @@
-//! What one worker learns and publishes to the others: how a server answers, that it refuses, that its answers do not cross the box, and which VLANs belong
-//! together. An update travels by value and is a hint:
+//! What one worker learns and publishes to the others: how a server answers, that it refuses, that its answers do not cross the box, which VLANs belong
+//! together, and where a station is. An update travels by value and is a hint:
 //! a worker that misses it learns the same from the next handshake of its own.
 
+use crate::Side;
 use crate::cache::refused::Client;
 use crate::cache::servers::Observation;
+use crate::cache::stations::Mac;
 use crate::cache::vlan_pairs::VlanPair;
 use crate::wire::FlowKey;
 
@@ -18,6 +20,8 @@ pub enum ServerUpdate {
     Vlans(VlanPair),
     /// It answers, but not through the box (direct server return).
     DirectReturn(FlowKey),
+    /// A station was heard on this side.
+    Heard(Side, Mac),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

@@ -9,8 +9,10 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::wire::{Flags, Kind, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
-/// How far a segment's numbers may lie from what the other direction last said of them.
+/// How far a segment's numbers may lie from what the other direction last said of them, besides what is in flight.
 const TOLERANCE: u32 = 1 << 26;
+/// What may be in flight at the most: the largest window (RFC 7323 section 2.3). That of a connection that runs already is not known.
+const LARGEST_WINDOW: u32 = 1 << 30;
 
 impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
@@ -37,6 +39,7 @@ impl Proxy {
             && self.settings.policy.rule(ctx.key()).stray == Stray::Reset
             && !ctx.segment.indirect
             && ctx.is_sound()
+            && !self.caches.stations.are_on(ctx.side, ctx.head.bytes(), ctx.now)
             && self.settings.passed.take(ctx.now)
         {
             self.counters.count(Event::StrayReset);
@@ -45,8 +48,9 @@ impl Proxy {
         Verdict::Drop(if ctx.side == Side::Lan || resets { DropReason::NoFlow } else { DropReason::BadCookie })
     }
 
-    /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open.
-    fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
+    /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open, and whether its segments come
+    /// this way. The record lasts as long as the LAN goes on, and gives way to any other.
+    pub(super) fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
@@ -72,7 +76,7 @@ impl Proxy {
         match (ctx.kind, ctx.side) {
             (Kind::Syn, Side::Wan) => return self.answer_syn(ctx, Some(id)),
             (Kind::Syn, Side::Lan) => return self.open_passthrough(ctx, Some(id)),
-            (Kind::SynAck, _) => return Verdict::Drop(DropReason::WrongState),
+            (Kind::SynAck, Side::Wan) => return Verdict::Drop(DropReason::WrongState),
             _ => {}
         }
         if ctx.side == Side::Wan
@@ -83,6 +87,7 @@ impl Proxy {
         }
         if ctx.side == Side::Lan {
             self.table.update(id, |flow| note(flow, &ctx));
+            self.restart_timer(id, ctx.now);
             return Verdict::Forward;
         }
         let lan = self.table[id].endpoint(Side::Lan);
@@ -90,7 +95,9 @@ impl Proxy {
         ctx.egress.note(|| {
             let (seq, ack) = (lan.acked.get(), lan.next.get());
             let agrees = if agrees { "agrees" } else { "does not agree" };
-            format!("the LAN said seq {seq} and ack {ack} of this connection, give or take 64 MiB: this {agrees}")
+            format!(
+                "the LAN said seq {seq} and ack {ack} of this connection, give or take what is in flight: this {agrees}"
+            )
         });
         if !agrees {
             return Verdict::Drop(DropReason::NoFlow);
@@ -108,8 +115,8 @@ impl Proxy {
 /// Whether a segment of the WAN has about the numbers that the LAN's segments of this flow have named.
 pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
     let lan = flow.endpoint(Side::Lan);
-    lan.next.beyond(segment.ack).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
-        && lan.acked.beyond(segment.seq).wrapping_add(TOLERANCE) <= 2 * TOLERANCE
+    segment.ack.within(lan.next - (LARGEST_WINDOW + TOLERANCE), lan.next + TOLERANCE)
+        && segment.seq.within(lan.acked - TOLERANCE, lan.acked + (LARGEST_WINDOW + TOLERANCE))
 }
 
 /// Notes where a direction stands, and from how far it comes.

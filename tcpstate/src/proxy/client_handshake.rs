@@ -46,7 +46,11 @@ impl Proxy {
         }
         let Some(syn) = CommonSyn::read(segment, head) else { return false };
         let is_answered_elsewhere = self.caches.vlan_pairs.answer(segment.key.vlan).is_some();
-        if is_answered_elsewhere || !are_possible(&segment.key) || is_from_group(head.bytes()) {
+        if is_answered_elsewhere
+            || !are_possible(&segment.key)
+            || is_from_group(head.bytes())
+            || self.caches.stations.are_on(side, head.bytes(), now)
+        {
             return false;
         }
         let offered = Options {

@@ -21,13 +21,14 @@ use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 const SLACK: u32 = 65_535;
 /// Ticks by which a timestamp clock may advance from one segment to the next and be believed without a sum over the payload.
 const SMALL_STEP: u32 = 16;
-/// How far behind the latest number an old segment is believed: as far as a large window reaches.
+/// How far behind what its receiver, or its sender, has acknowledged an old segment is believed: as far as segments are reordered. What is in
+/// flight does not count: that may be a whole window, 2^30 bytes (RFC 7323 section 2.3).
 const FAR_BEHIND: u32 = 1 << 26;
 
-/// Whether a number lies on the way from `origin` to what is `ahead` of it (less than 2^31), or not far behind.
+/// Whether a number lies on the way from `first` to `last`, or not far behind.
 #[inline(always)]
-fn is_near(number: SeqNum, origin: SeqNum, ahead: u32) -> bool {
-    number.within(origin - FAR_BEHIND, origin + ahead)
+fn is_near(number: SeqNum, first: SeqNum, last: SeqNum) -> bool {
+    number.within(first - FAR_BEHIND, last)
 }
 
 impl Proxy {
@@ -69,8 +70,10 @@ impl Proxy {
         let end = segment.seq + flow.outward(side) + payload;
         let granted = flow.granted(other).0;
         let (slack, hidden) = if flow.is(FlowFlags::UNJUDGED) { (FAR_BEHIND, FAR_BEHIND) } else { (SLACK, 0) };
-        let receiver = flow.endpoint(other);
-        if !is_near(end, receiver.acked, granted + slack) || !is_near(segment.ack, receiver.next, hidden) {
+        let (sender, receiver) = (flow.endpoint(side), flow.endpoint(other));
+        if !is_near(end, receiver.acked, receiver.acked + (granted + slack))
+            || !is_near(segment.ack, sender.acked, receiver.next + hidden)
+        {
             return false;
         }
 
@@ -139,6 +142,8 @@ impl Proxy {
             (Side::Wan, false) if flow.is_over() => self.answer_syn(ctx, Some(id)),
             (Side::Wan, false) if proxied => self.on_client_syn_while_established(ctx, id),
             (Side::Wan, true) if proxied => Verdict::Drop(DropReason::WrongState),
+            // A copy of the SYN it began with: the other end challenges it, and goes on.
+            (Side::Lan, false) if !proxied && !flow.is_over() && flow.opened_by(ctx.segment) => self.forward_syn(ctx),
             (Side::Lan, false) if flow.is_over() || !proxied => self.open_passthrough(ctx, Some(id)),
             (Side::Lan, false) if !ctx.is_sound() => Verdict::Drop(DropReason::BadChecksum),
             (Side::Lan, false) if self.repeats_crossed_syn(&ctx, id) => self.answer_server_syn_in_place(&mut ctx, id),
@@ -238,7 +243,7 @@ impl Proxy {
     /// Whether both numbers of a segment can belong to the connection as it stands.
     pub(super) fn is_in_sequence(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
-        let receiver = flow.endpoint(ctx.side.other());
+        let (sender, receiver) = (flow.endpoint(ctx.side), flow.endpoint(ctx.side.other()));
         let granted = flow.granted(ctx.side.other()).0;
         let end = ctx.segment.seq + flow.outward(ctx.side) + ctx.segment.seq_len();
         let (slack, hidden) = match (flow.is(FlowFlags::UNJUDGED), flow.is(FlowFlags::FRAGMENTED)) {
@@ -247,8 +252,8 @@ impl Proxy {
             (false, true) => (SLACK, SLACK),
             (false, false) => (SLACK, 0),
         };
-        is_near(end, receiver.acked, granted + slack)
-            && is_near(self.outer_ack(ctx.side, ctx.segment, id), receiver.next, hidden)
+        is_near(end, receiver.acked, receiver.acked + (granted + slack))
+            && is_near(self.outer_ack(ctx.side, ctx.segment, id), sender.acked, receiver.next + hidden)
     }
 
     /// The acknowledgement number of a segment as the WAN counts: the client's is that already, and the server's is of the client's own numbers, to

@@ -29,6 +29,7 @@ use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::{Client, RefusedPorts};
 use crate::cache::servers::{Observation, ServerOptions};
+use crate::cache::stations::{self, Stations};
 use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPairs;
 use crate::cookie::{Cookies, Rotation};
@@ -202,6 +203,7 @@ pub(crate) struct Caches {
     pub(crate) hold_queue: HoldQueue,
     pub(crate) vlan_pairs: VlanPairs,
     pub(crate) direct_returns: DirectReturns,
+    pub(crate) stations: Stations,
 }
 
 impl Caches {
@@ -218,6 +220,7 @@ impl Caches {
             hold_queue: self.hold_queue.clone(),
             vlan_pairs: self.vlan_pairs.clone(),
             direct_returns: self.direct_returns.clone(),
+            stations: self.stations.clone(),
         }
     }
 }
@@ -288,6 +291,7 @@ impl Proxy {
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
                 direct_returns: DirectReturns::new(),
+                stations: Stations::default(),
             },
             settings: Settings {
                 hash_keys,
@@ -468,6 +472,9 @@ impl Proxy {
             Parsed::StrayError => self.on_unmatched_icmp(self.settings.policy.everybody().icmp_errors),
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
+                if stations::announces(head.bytes()) {
+                    self.note_station(side, head.bytes(), now);
+                }
                 self.counters.count(Event::Bridged);
                 Verdict::Forward
             }
@@ -518,12 +525,21 @@ impl Proxy {
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
             (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
+            (None, Side::Wan, Kind::Syn) | (None, Side::Lan, _)
+                if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
+            {
+                ctx.egress.note(|| "the station it is for is on the side it came from".into());
+                Verdict::Drop(DropReason::Elsewhere)
+            }
             (None, _, Kind::Rst) => self.on_unknown_connection(ctx),
             (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
             (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
-            (None, Side::Wan, Kind::SynAck) => self.on_answer_alone(ctx),
+            (None, Side::Wan, Kind::SynAck) => {
+                self.note_station(side, ctx.head.bytes(), now);
+                self.on_answer_alone(ctx)
+            }
             (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
-            (None, Side::Lan, Kind::SynAck) => self.refuse_late_answer(ctx),
+            (None, Side::Lan, Kind::SynAck) => self.on_unasked_answer(ctx),
             (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
             (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
             (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
@@ -612,6 +628,16 @@ impl Proxy {
                 self.caches.vlan_pairs.learn(*pair);
             }
             ServerUpdate::DirectReturn(key) => self.on_direct_return(key),
+            ServerUpdate::Heard(side, mac) => {
+                self.caches.stations.heard_on(*side, *mac, now);
+            }
+        }
+    }
+
+    /// Takes note that the sender of a frame is on this side.
+    fn note_station(&mut self, side: Side, frame: &[u8], now: Instant) {
+        if let Some(mac) = self.caches.stations.note(side, frame, now) {
+            self.publish(ServerUpdate::Heard(side, mac));
         }
     }
 

@@ -32,6 +32,7 @@ impl Proxy {
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
+            self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
             self.counters.count(Event::Direct);
             // Who calls from a port is there to be called: a peer that opens at the same time must not be refused.
             self.caches.refused_ports.opened(&key, ctx.now);
@@ -191,6 +192,11 @@ impl Proxy {
 }
 
 impl Flow {
+    /// Whether this is the SYN from the LAN by which a connection that is passed through was opened.
+    pub(super) fn opened_by(&self, syn: &Segment) -> bool {
+        self.client() == Side::Lan && self.outer_isn == syn.seq
+    }
+
     /// Whether a segment of the server acknowledges the client's SYN: with the data in it, or without (RFC 7413 section 3).
     pub(super) fn answers_syn(&self, answer: &Segment) -> bool {
         answer.ack.within(self.outer_isn + 1, self.endpoint(self.client()).next)

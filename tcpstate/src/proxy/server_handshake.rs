@@ -238,6 +238,7 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
+        self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
         if ctx.kind == Kind::Rst {
             return self.forward_refusal(ctx, id);
         }
@@ -280,15 +281,28 @@ impl Proxy {
         self.publish(ServerUpdate::Refused(*key, client));
     }
 
-    /// A SYN-ACK from the LAN for which no flow waits any more.
-    pub(super) fn refuse_late_answer(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+    /// A SYN-ACK from the LAN for which no flow waits. If it answers a SYN of ours, that was given up since: the server gets a RST. Else the SYN came
+    /// another way, and only its client can tell.
+    pub(super) fn on_unasked_answer(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         if ctx.segment.indirect {
             return Verdict::Forward;
         }
-        self.reset_in_place(&mut ctx, None)
+        self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
+        if self.caches.recent_syns.has_noted(ctx.hash, ctx.now) {
+            return self.reset_in_place(&mut ctx, None);
+        }
+        ctx.egress.note(|| {
+            "the box has answered no SYN between these ends lately: this answers one that came another way".into()
+        });
+        self.counters.count(Event::ForeignAnswer);
+        if self.caches.recent_syns.may_have(ctx.hash, ctx.now) {
+            // Or one that a former process has sent, whose client may prove itself again.
+            return Verdict::Forward;
+        }
+        self.adopt(ctx)
     }
 
     /// The server has answered: from here on segments are only translated.

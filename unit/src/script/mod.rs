@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tcpstate::{
     Config, ConnectionStatus, Counters, DropReason, Egress, Event, Explanation, Head, Instant, Metadata, PerSide,
-    Population, Proxy, Secrets, Side, Ticket, Verdict,
+    Population, Proxy, Secrets, ServerUpdate, Side, Ticket, Verdict,
 };
 
 pub use icmp::{Complaint, GotError, an_error, fragment, icmp_error, icmp_error_raw, packet_of, seal_error, tcp_at};
@@ -529,13 +529,14 @@ impl World {
         self.pair(0, 1, port)
     }
 
-    /// Passes to another engine what this one has learned since the last time, as workers of one box do. Returns the number of updates.
+    /// Passes to another engine what this one has learned since the last time, as workers of one box do. Returns the number of updates that
+    /// concern servers.
     pub fn publishes_to(&self, other: &World) -> usize {
         let (mut core, mut other) = (self.0.borrow_mut(), other.0.borrow_mut());
         let now = other.now;
         let news: Vec<_> = core.proxy.updates().collect();
         news.iter().for_each(|news| other.proxy.receive_update(news, now));
-        news.len()
+        news.iter().filter(|news| !matches!(news, ServerUpdate::Heard(..))).count()
     }
 
     /// Lets time pass, and everything happen that falls due meanwhile, when it falls due.

@@ -9,6 +9,7 @@ mod bridge;
 mod capture;
 mod control;
 mod errors;
+mod field;
 mod flood;
 mod interrupted;
 mod kicks;

@@ -63,6 +63,23 @@ fn every_trap_names_a_test_and_every_test_it_names_is_there() {
     assert!(traps >= 40, "only {traps} traps");
 }
 
+#[test]
+fn every_test_that_a_report_names_is_there() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/field.md");
+    let document = read_to_string(document).expect("there is a list of reports");
+    let sources: Vec<(PathBuf, String)> =
+        sources().into_iter().map(|path| (path.clone(), read_to_string(path).expect("a source can be read"))).collect();
+    let mut named = 0;
+    for name in document.split('`').skip(1).step_by(2) {
+        let Some((module, test)) = name.rsplit_once("::") else { continue };
+        let file = Path::new(&module.replace("::", "/")).with_extension("rs");
+        let there = sources.iter().any(|(path, text)| path.ends_with(&file) && has_test(text, test));
+        assert!(there, "docs/field.md: there is no test {name}");
+        named += 1;
+    }
+    assert!(named >= 15, "only {named} tests");
+}
+
 /// The documents people read, as paths from the root of the tree.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

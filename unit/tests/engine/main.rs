@@ -12,6 +12,7 @@ mod matrix;
 mod operator;
 mod promise;
 mod replay;
+mod reports;
 mod scenarios;
 mod several;
 mod simulation;
