@@ -2683,7 +2683,7 @@ fn nothing_on_a_packets_way_writes_a_line() {
         "frame.rs",
         "memory.rs",
         "packet.rs",
-        "packet/offload.rs",
+        "offload.rs",
         "packet/ring.rs",
         "pool.rs",
         "shed.rs",
