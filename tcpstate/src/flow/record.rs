@@ -85,9 +85,6 @@ impl FlowFlags {
     pub const SYN_MARKED: FlowFlags = FlowFlags(1 << 28);
     /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
     pub const NO_ECHO: FlowFlags = FlowFlags(1 << 29);
-    /// The server has sent a SYN of its own, which waits for a SYN-ACK in the client's name. In the SYN cache: for the client's proof.
-    pub const CROSSED: FlowFlags = FlowFlags(1 << 30);
-
     /// The LAN's frames bear a priority tag.
     pub const PRIORITY_LAN: FlowFlags = FlowFlags(1 << 30);
     /// The WAN's frames bear a priority tag.
@@ -171,6 +168,8 @@ const NO_SCALE: u8 = 15;
 const CLASS: u8 = 0xfc;
 /// The bit of `ends` that says that answers bear the VLAN tags of another network.
 const OTHER_VLAN: u8 = 2;
+/// The bit of `ends` that says that the server has opened the connection too.
+const CROSSED: u8 = 2;
 
 impl Endpoint {
     /// Sets the scale by which this end's fields are to be read, and the one the other end reads them by.
@@ -254,9 +253,9 @@ pub struct Flow {
     priorities: u8,
     /// Of the LAN and the WAN: the class of that end's segments in the upper six bits. In bit 0, of the LAN's the side the client is on and of the
     /// WAN's the side the server is on: 0 the LAN, 1 the WAN. In bit 1 of the LAN's, whether the connection has [answers of another
-    /// VLAN](Flow::has_other_vlan).
+    /// VLAN](Flow::has_other_vlan); of the WAN's, whether the server [has opened it too](Flow::is_crossed).
     ends: [u8; 2],
-    /// The number of the RST that was passed last, where it came behind the handshakes.
+    /// The number of the RST that was passed last, where it came behind the handshakes. In an entry of the SYN cache: what its SYN offered.
     reset_at: SeqNum,
 }
 
@@ -484,6 +483,16 @@ impl Flow {
         self.ends[0] = self.ends[0] & !OTHER_VLAN | if on { OTHER_VLAN } else { 0 };
     }
 
+    /// Whether the server has sent a SYN of its own, which waits for a SYN-ACK in the client's name; in the SYN cache: for the client's proof.
+    pub fn is_crossed(&self) -> bool {
+        self.ends[1] & CROSSED != 0
+    }
+
+    /// Notes whether it has.
+    pub fn set_crossed(&mut self, on: bool) {
+        self.ends[1] = self.ends[1] & !CROSSED | if on { CROSSED } else { 0 };
+    }
+
     /// The latest TSval that the client was shown, if it was shown any.
     pub fn shown_ts_value(&self) -> Option<u32> {
         self.is(FlowFlags::TIMESTAMPS).then_some(self.endpoints[Side::Lan].ts_value)
@@ -519,6 +528,16 @@ impl Flow {
         self.reset_at = if is_earlier { self.reset_at } else { number };
         self.set(FlowFlags::reset(side.other()), false);
         self.set(flag, true);
+    }
+
+    /// What the SYN of an entry of the SYN cache offered, in one number.
+    pub fn offered(&self) -> u32 {
+        self.reset_at.get()
+    }
+
+    /// Keeps what the SYN of an entry of the SYN cache offers.
+    pub fn set_offered(&mut self, summary: u32) {
+        self.reset_at = SeqNum::new(summary);
     }
 
     /// Whether an acknowledgement of `side` proves that this end has not accepted the RST that was passed to it. RFC 9293 section 3.10.7.4 and RFC

@@ -288,7 +288,7 @@ impl Proxy {
         let flow = &self.table[id];
         flow.is_in(State::SynCached)
             && flow.endpoint(Side::Wan).next == ctx.segment.seq + 1
-            && flow.ts_base == summary(offered, ctx.segment.flags)
+            && flow.offered() == summary(offered, ctx.segment.flags)
     }
 
     /// Whether a SYN with this number may write its terms over those of `id`: over an entry of the SYN cache for another SYN, unless the client of
@@ -505,7 +505,7 @@ fn syn_ack_flags(terms: &Terms) -> Flags {
     Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed))
 }
 
-/// What a SYN offers, in one number; an entry of the SYN cache has it where an open connection has the first TSval of its server.
+/// What a SYN offers, in one number.
 fn summary(offered: &Options, flags: Flags) -> u32 {
     let scale = u32::from(offered.scale.map_or(15, WindowScale::get));
     let (sack, timestamps) = (u32::from(offered.sack_permitted), u32::from(offered.timestamps.is_some()));
@@ -517,12 +517,12 @@ fn summary(offered: &Options, flags: Flags) -> u32 {
 fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, terms: &Terms, numbers: SynAckNumbers) {
     let envelope = ctx.envelope();
     flow.outer_isn = numbers.isn;
-    let remembered = if flow.is(FlowFlags::CROSSED) { flow.endpoint(Side::Lan).scale() } else { None };
+    let remembered = if flow.is_crossed() { flow.endpoint(Side::Lan).scale() } else { None };
     keep_terms(flow, terms);
     flow.endpoint_mut(Side::Lan).set_scales(remembered, terms.promised);
     flow.keep_path(Side::Wan, &envelope);
     flow.endpoint_mut(Side::Lan).ts_value = numbers.ts_value.unwrap_or_default();
-    flow.ts_base = summary(offered, ctx.segment.flags);
+    flow.set_offered(summary(offered, ctx.segment.flags));
     let client = flow.endpoint_mut(Side::Wan);
     client.next = ctx.segment.seq + 1;
     client.ts_value = offered.timestamps.map_or(0, |timestamps| timestamps.value);

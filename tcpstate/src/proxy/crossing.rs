@@ -44,10 +44,9 @@ impl ServerSyn {
     pub(super) fn remembered(flow: &Flow, now: Instant) -> Option<Self> {
         let lan = flow.endpoint(Side::Lan);
         let (isn, sack, timestamps, waited) = match flow.state() {
-            State::SynCached if flow.is(FlowFlags::CROSSED) => {
+            State::SynCached if flow.is_crossed() => {
                 let timestamps = flow.is(FlowFlags::TIMESTAMPS_LAN).then_some(flow.ts_base);
-                let waited = (tick(now) as u16).wrapping_sub(flow.distance);
-                (lan.next - 1, flow.is(FlowFlags::SACK_LAN), timestamps, waited.into())
+                (lan.next - 1, flow.is(FlowFlags::SACK_LAN), timestamps, flow.ts_delta.shift(tick(now)))
             }
             State::SynSent if flow.client() == Side::Lan => {
                 let timestamps = flow.is(FlowFlags::TIMESTAMPS).then_some(lan.ts_value);
@@ -68,12 +67,12 @@ impl ServerSyn {
 
     /// Writes it into an entry of the SYN cache, in fields that such an entry does not need otherwise.
     fn keep(&self, flow: &mut Flow, now: Instant) {
-        flow.set(FlowFlags::CROSSED, true);
+        flow.set_crossed(true);
         flow.set(FlowFlags::SACK_LAN, self.options.sack_permitted);
         flow.set(FlowFlags::TIMESTAMPS_LAN, self.options.timestamps.is_some());
         flow.ts_base = self.options.timestamps.map_or(0, |timestamps| timestamps.value);
         flow.mss_lan = self.options.mss.unwrap_or_default();
-        flow.distance = tick(now) as u16;
+        flow.ts_delta = SeqDelta::between(tick(now), 0);
         let lan = flow.endpoint_mut(Side::Lan);
         let promised = lan.told();
         lan.set_scales(self.options.scale, promised);
@@ -104,7 +103,7 @@ impl Proxy {
     /// Whether a segment of the WAN answers the LAN's SYN which an entry of the SYN cache remembers, and not our SYN-ACK: the client never had that.
     pub(super) fn answers_remembered_syn(&self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let flow = &self.table[id];
-        flow.is(FlowFlags::CROSSED)
+        flow.is_crossed()
             && matches!(ctx.kind, Kind::SynAck | Kind::Rst)
             && ctx.segment.flags.has(Flags::ACK)
             && ctx.segment.ack == flow.endpoint(Side::Lan).next
@@ -162,7 +161,7 @@ impl Proxy {
             join(flow, &answer, &syn.options, syn.seen, now);
             flow.mss_lan = syn.options.mss.unwrap_or(crate::cache::servers::default_mss(&answer.key));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
-            flow.set(FlowFlags::CROSSED, withheld > 0);
+            flow.set_crossed(withheld > 0);
         });
         ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
             0 => "both ends open at once: the LAN's SYN is answered in the client's name".into(),
@@ -229,7 +228,7 @@ impl Proxy {
                 };
                 let overwritten = ctx.overwrite(&reset);
                 self.set_state(id, State::Reset, ctx.now, |flow| {
-                    flow.set(FlowFlags::CROSSED, false);
+                    flow.set_crossed(false);
                     flow.note_reset(Side::Wan, seq);
                 });
                 Some(if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) })
@@ -240,7 +239,7 @@ impl Proxy {
 
     /// The client's round trip has passed: the server gets its SYN-ACK, and the client the server's window.
     pub(super) fn answer_server_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        self.table.update(id, |flow| flow.set(FlowFlags::CROSSED, false));
+        self.table.update(id, |flow| flow.set_crossed(false));
         self.emit_server_syn_ack(id, egress);
         self.send_update(id, now, egress);
     }
@@ -253,7 +252,7 @@ impl Proxy {
 
     /// The server has waited long enough, or says that it need not wait.
     fn end_crossing(&mut self, id: Id) {
-        self.table.update(id, |flow| flow.set(FlowFlags::CROSSED, false));
+        self.table.update(id, |flow| flow.set_crossed(false));
         self.answer_repeated_syn_ack(id);
     }
 

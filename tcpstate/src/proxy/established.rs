@@ -114,7 +114,7 @@ impl Proxy {
 
     /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if self.table[id].is(FlowFlags::CROSSED)
+        if self.table[id].is_crossed()
             && let Some(verdict) = self.on_crossed(&mut ctx, id)
         {
             return verdict;

@@ -95,7 +95,7 @@ impl Proxy {
         if side == Side::Lan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
-        if flow.is(FlowFlags::CROSSED) && quote.seq + 1 == flow.endpoint(Side::Lan).next {
+        if flow.is_crossed() && quote.seq + 1 == flow.endpoint(Side::Lan).next {
             return Verdict::Forward;
         }
         if quote.seq != flow.outer_isn {

@@ -525,7 +525,7 @@ impl Proxy {
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
             (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
-            (None, Side::Wan, Kind::Syn) | (None, Side::Lan, _)
+            (None, Side::Wan, Kind::Syn | Kind::SynAck) | (None, Side::Lan, _)
                 if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
             {
                 ctx.egress.note(|| "the station it is for is on the side it came from".into());

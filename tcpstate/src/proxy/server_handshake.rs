@@ -407,7 +407,7 @@ impl Proxy {
 
     /// The client's round-trip time has passed and nothing came from it: the server gets its handshake's last acknowledgement from the box.
     pub(super) fn send_withheld_ack(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        if self.table[id].is(FlowFlags::CROSSED) {
+        if self.table[id].is_crossed() {
             self.answer_server_syn(id, now, egress);
         } else {
             self.send_acknowledgement(id, now, egress);

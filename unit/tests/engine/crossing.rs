@@ -25,7 +25,7 @@ fn connect(client: &Host, theirs: Terms) -> Got {
 /// Of a client whose distance is not known, as the SYN cache has no entry, the box probes for it. Returns whether it does.
 #[track_caller]
 fn is_probed(world: &World, client: &Host, offered: &Got) -> bool {
-    let probed = !world.mode().cache;
+    let probed = !world.mode().cache || client.has_more();
     if probed {
         client.gets(ack(offered.seq, CLIENT_ISN + 1).any_window().any_options());
     }

@@ -2679,16 +2679,8 @@ fn nothing_on_a_packets_way_writes_a_line() {
     let parts =
         ["worker.rs", "egress.rs", "engine.rs", "handoff.rs", "hold_buffer.rs", "load.rs", "polling.rs", "shedding.rs"];
     let mut files: Vec<_> = parts.map(|name| root.join("synproxy/src/dataplane").join(name)).into();
-    let ports = [
-        "frame.rs",
-        "memory.rs",
-        "packet.rs",
-        "offload.rs",
-        "packet/ring.rs",
-        "pool.rs",
-        "shed.rs",
-        "xdp/port.rs",
-    ];
+    let ports =
+        ["frame.rs", "memory.rs", "packet.rs", "offload.rs", "packet/ring.rs", "pool.rs", "shed.rs", "xdp/port.rs"];
     files.extend(ports.map(|name| root.join("pktio/src").join(name)));
     let mut rooms = vec![root.join("tcpstate/src")];
     while let Some(room) = rooms.pop() {

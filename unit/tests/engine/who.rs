@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tcpstate::config::Asymmetric;
 use tcpstate::{DropReason, Event, Side};
 use unit::script::*;
 
@@ -196,7 +197,7 @@ fn the_two_directions_may_be_different_vlans() {
 fn a_lan_connection_is_answered_in_another_vlan() {
     for mode in [Mode::V4, Mode::V6] {
         for is_proved in [false, true] {
-            let (world, client, server) = mode.world();
+            let (world, client, server) = mode.world_with(|config| config.asymmetric = Asymmetric::Drop);
             let (inward, outward) = ([(0x8100, 10)], [(0x8100, 20)]);
             if is_proved {
                 let (client, _) = world.on_port(999);
@@ -242,7 +243,7 @@ fn a_lan_connection_is_refused_in_another_vlan() {
 
 #[test]
 fn what_fits_no_connection_shows_nothing_of_vlans() {
-    let (world, client, server) = Mode::V4.world();
+    let (world, client, server) = Mode::V4.world_with(|config| config.asymmetric = Asymmetric::Drop);
     let (inward, outward) = ([(0x8100, 10)], [(0x8100, 20)]);
     on(&client, &inward).sends(&syn(100).mss(1400));
     let offered = on(&client, &[]).gets(syn_ack(ANY, 101).any_window().any_options(), &inward);
