@@ -42,6 +42,8 @@ pub struct VlanPairs {
     pairs: [Option<VlanPair>; PAIRS],
     /// VLANs of connections begun lately, the last first.
     recent: [Vlan; RECENT],
+    /// Whether they are all the same.
+    is_single: bool,
     /// VLANs in which clients of the WAN have lately proved themselves by an answer in the same VLAN, the last first.
     proved: [Option<Vlan>; RECENT],
 }
@@ -49,7 +51,7 @@ pub struct VlanPairs {
 impl VlanPairs {
     /// No pair.
     pub fn new() -> Self {
-        Self { pairs: [None; PAIRS], recent: [Vlan::default(); RECENT], proved: [None; RECENT] }
+        Self { pairs: [None; PAIRS], recent: [Vlan::default(); RECENT], is_single: true, proved: [None; RECENT] }
     }
 
     /// Whether there is no pair.
@@ -65,13 +67,14 @@ impl VlanPairs {
             let end = self.recent.iter().position(|&other| other == vlan).unwrap_or(RECENT - 1);
             self.recent[..=end].rotate_right(1);
             self.recent[0] = vlan;
+            self.is_single = self.recent == [vlan; RECENT];
         }
     }
 
     /// Whether connections have begun in another VLAN than this.
     #[inline(always)]
     pub fn has_seen_others(&self, vlan: Vlan) -> bool {
-        self.recent != [vlan; RECENT]
+        !self.is_single || self.recent[0] != vlan
     }
 
     /// The VLANs in which a connection may have been opened that an answer in this one may belong to.

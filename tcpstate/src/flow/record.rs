@@ -437,10 +437,13 @@ impl Flow {
     /// frames are taken to be like this one.
     pub fn keep_path(&mut self, side: Side, envelope: &Envelope) {
         self.macs[side.other() as usize] = envelope.to;
+        if envelope.from[0] & GROUP == 0 {
+            self.macs[side as usize] = envelope.from;
+        }
         self.set_class(side, envelope.class);
-        self.set(FlowFlags::priority(side.other()), envelope.tags.has_priority_tag());
+        let both = FlowFlags::PRIORITY_LAN.and(FlowFlags::PRIORITY_WAN);
+        self.replace(both, both.when(envelope.tags.has_priority_tag()));
         self.priorities = envelope.tags.priorities();
-        self.follow_path(side, envelope);
     }
 
     /// Keeps where a frame from `side` came from, and its tags: there its sender is from now on.

@@ -137,6 +137,7 @@ impl Proxy {
     }
 
     /// The envelope of an answer with this hop limit to a segment, with the tags that a server's answer has.
+    #[inline(always)]
     pub(super) fn answer_envelope(&self, envelope: Envelope, ttl: u8) -> Envelope {
         let (side, vlan) = (envelope.sender, envelope.key.vlan);
         let mut answer = envelope.reversed(ttl);
