@@ -152,8 +152,9 @@ struct End {
     /// The congestion fields its SYNs or SYN-ACKs left with, and the three flags of what else it has sent.
     syn_fields: BTreeSet<u8>,
     aces: BTreeSet<u8>,
-    /// How many of its segments have left the box that had come there with a mark.
+    /// How many of its segments have left the box that had come there with a mark; and whether some came in fragments, of which any may bear it.
     marks: u64,
+    fragments: bool,
     /// Whether it had another with the same ends before.
     again: bool,
     peer_isn: Option<u32>,
@@ -363,6 +364,10 @@ impl Oracle {
     /// # Errors
     /// The count is not that of the marks which came.
     pub fn passed(&mut self, frame: &[u8], corrupt: bool, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+        if let Some(ancestor) = ancestor.filter(|ancestor| ancestor.fragmented) {
+            let ends = self.ends.iter_mut().filter(|((source, _), _)| *source == ancestor.source);
+            ends.for_each(|(_, end)| end.fragments = true);
+        }
         let Some(segment) = Segment::read(frame) else { return Ok(()) };
         let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
@@ -373,7 +378,15 @@ impl Oracle {
         let [Some(end), Some(peer)] = ends.map(|ends| self.ends.get(&ends)) else { return Ok(()) };
         let forged = ancestor.is_some_and(|ancestor| ancestor.forged);
         let joins = end.mode() == Mode::Accurate && peer.mode.is_some_and(|mode| mode != Mode::Accurate);
-        if !joins || corrupt || forged || end.again || peer.again || segment.syn || segment.rst || segment.ack.is_none()
+        if !joins
+            || corrupt
+            || forged
+            || end.fragments
+            || end.again
+            || peer.again
+            || segment.syn
+            || segment.rst
+            || segment.ack.is_none()
         {
             return Ok(());
         }
