@@ -249,7 +249,7 @@ fn write(side: Side, slot: usize, tcp: &Tcp, options: &[u8], payload: usize) -> 
     frame.extend(u16::to_be_bytes(to));
     frame.extend(tcp.seq.to_be_bytes());
     frame.extend(tcp.ack.to_be_bytes());
-    frame.extend([((20 + options.len()) << 2) as u8, tcp.flags.0]);
+    frame.extend((((20 + options.len()) << 10) as u16 | tcp.flags.0).to_be_bytes());
     frame.extend(tcp.window.to_be_bytes());
     frame.extend([0; 4]);
     frame.extend(options);

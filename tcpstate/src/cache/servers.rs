@@ -200,15 +200,13 @@ pub struct Observation {
 impl Observation {
     /// What the SYN-ACK `segment` in `frame`, with the options `answered`, says to a SYN with what `flow` noted of it.
     pub fn of(segment: &Segment, frame: &[u8], answered: Options, flow: &Flow) -> Observation {
-        // From the first repetition on a SYN asks for ECN no more (RFC 3168 section 6.1.1.1).
-        let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
         Observation {
             answered,
             offered_scale: flow.endpoint(Side::Wan).scale().is_some(),
             offered_sack: flow.is(FlowFlags::SACK),
             offered_timestamps: flow.is(FlowFlags::TIMESTAMPS),
-            offered_ecn: if asks { EcnSetup::Classic } else { EcnSetup::None },
-            answered_ecn: if segment.flags.agree_to_ecn() { EcnSetup::Classic } else { EcnSetup::None },
+            offered_ecn: flow.syn_ecn(),
+            answered_ecn: segment.flags.agreed_ecn(flow.syn_ecn()),
             window: segment.window,
             ttl: segment.ttl(frame),
             offered_class: flow.class(Side::Wan),

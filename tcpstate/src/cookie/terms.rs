@@ -78,7 +78,7 @@ impl fmt::Display for Terms {
             Ecn::Asked => ", ECN asked for and not promised",
             Ecn::AccurateAsked => ", accurate ECN asked for and not promised",
             Ecn::Agreed => ", ECN",
-            Ecn::AccurateAgreed | Ecn::AccurateMarked => ", accurate ECN",
+            Ecn::AccurateAgreed => ", accurate ECN",
         };
         write!(f, "{}, {}{ecn}", sack(self.sack), if self.timestamps { "timestamps" } else { "no timestamps" })
     }
@@ -107,16 +107,12 @@ pub enum Ecn {
     Agreed = 1,
     /// It asked for accurate ECN and was answered with it.
     AccurateAgreed = 3,
-    /// The same, and its SYN came with a congestion mark, which both ends count.
-    AccurateMarked = 5,
 }
 
 impl Ecn {
     /// The kind and answer with this value, if there is one.
     pub fn parse(value: u32) -> Option<Ecn> {
-        [Ecn::Silent, Ecn::Agreed, Ecn::Asked, Ecn::AccurateAgreed, Ecn::AccurateAsked, Ecn::AccurateMarked]
-            .get(value as usize)
-            .copied()
+        [Ecn::Silent, Ecn::Agreed, Ecn::Asked, Ecn::AccurateAgreed, Ecn::AccurateAsked].get(value as usize).copied()
     }
 }
 

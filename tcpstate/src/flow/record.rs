@@ -13,11 +13,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::State;
 use crate::keyed::Keys;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window, WindowScale};
-use crate::wire::{Envelope, FlowKey, GROUP, Mac, Tags, Vlan};
+use crate::wire::{Ace, EcnSetup, Envelope, FlowKey, GROUP, Mac, Tags, Vlan};
 use crate::{PerSide, Side};
 
 /// The version of the record's layout, for a process that takes over records of another.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// What is known of a flow besides its state, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -55,13 +55,14 @@ impl FlowFlags {
     pub const WINDOW_UNSCALED: FlowFlags = FlowFlags(1 << 13);
     /// The numbers were not followed from the beginning, so segments cannot be judged by them.
     pub const UNJUDGED: FlowFlags = FlowFlags(1 << 14);
-    /// The client has negotiated ECN.
+    /// The client has negotiated ECN, of either kind.
     pub const ECN: FlowFlags = FlowFlags(1 << 15);
-    /// The server has negotiated ECN.
+    /// The server has negotiated ECN, of either kind.
     pub const ECN_LAN: FlowFlags = FlowFlags(1 << 16);
     /// The box's SYN to the server asks for ECN, because the client's did.
     pub const ECN_ASKED: FlowFlags = FlowFlags(1 << 17);
-    /// A segment of an end that alone negotiated ECN came with a congestion mark, and that end has not answered ECE with CWR yet.
+    /// A segment of an end that negotiated classic ECN, and whose peer did not, came with a congestion mark, and that end has not answered ECE with
+    /// CWR yet.
     pub const ECHO_OWED: FlowFlags = FlowFlags(1 << 18);
     /// The client's data is held until the server answers.
     pub const EARLY: FlowFlags = FlowFlags(1 << 19);
@@ -79,10 +80,11 @@ impl FlowFlags {
     pub const RESET_WAN: FlowFlags = FlowFlags(1 << 25);
     /// The SYN was signed or had an extension: how such a connection is answered says nothing of others.
     pub const EXCEPTIONAL: FlowFlags = FlowFlags(1 << 26);
-    /// The ECN that the client's SYN asked for, and the box's SYN asks for, is accurate ECN (RFC 9768).
+    /// The ECN that the client's SYN asked for, and the box's SYN asks for, is accurate ECN (RFC 9768). Once the server has answered: the ECN that the
+    /// client negotiated is.
     pub const ACCURATE: FlowFlags = FlowFlags(1 << 27);
-    /// The client's SYN came with a congestion mark, and its SYN-ACK said so.
-    pub const SYN_MARKED: FlowFlags = FlowFlags(1 << 28);
+    /// The ECN that the server negotiated is accurate ECN.
+    pub const ACCURATE_LAN: FlowFlags = FlowFlags(1 << 28);
     /// The server gets no echo of its timestamps from the box itself, until the client has sent something: it would take the LAN for the client's distance.
     pub const NO_ECHO: FlowFlags = FlowFlags(1 << 29);
     /// The LAN's frames bear a priority tag.
@@ -164,6 +166,14 @@ pub struct Endpoint {
 }
 
 const NO_SCALE: u8 = 15;
+/// The bits of a distance among those of the word it shares.
+const DISTANCE: u16 = 0x3ff;
+
+/// Where the ACE field of the end on this side is in that word.
+const fn ace_at(side: Side) -> u32 {
+    10 + 3 * side as u32
+}
+
 /// The bits of a class in a byte.
 const CLASS: u8 = 0xfc;
 /// The bit of `ends` that says that answers bear the VLAN tags of another network.
@@ -241,8 +251,9 @@ pub struct Flow {
     pub mss_lan: u16,
     /// Counts the uses of this record.
     pub(super) generation: u16,
-    /// Ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known.
-    pub distance: u16,
+    /// In the low ten bits, ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known. Above them the ACE field of each end, the
+    /// LAN's first: what it said last, or what the box says in its name.
+    distance_and_aces: u16,
     /// The first held frame: its place in the hold queue plus one, zero for none.
     pub held: u16,
     /// Which set of timeouts holds for it.
@@ -375,6 +386,12 @@ impl Flow {
         self.flags.0 & set.0 != 0
     }
 
+    /// Those of these flags that are set.
+    #[inline(always)]
+    pub fn among(&self, set: FlowFlags) -> FlowFlags {
+        FlowFlags(self.flags.0 & set.0)
+    }
+
     /// Whether all of these flags are set.
     pub fn is_all(&self, flags: &[FlowFlags]) -> bool {
         flags.iter().all(|&set| self.is(set))
@@ -425,6 +442,38 @@ impl Flow {
     /// The class of the segments of the end on this side, in the upper six bits.
     pub fn class(&self, side: Side) -> u8 {
         self.ends[side as usize] & CLASS
+    }
+
+    /// Ticks from the box's SYN-ACK to the client's acknowledgement; zero if not known.
+    pub fn distance(&self) -> u16 {
+        self.distance_and_aces & DISTANCE
+    }
+
+    /// Notes the ticks from the box's SYN-ACK to the client's acknowledgement: fewer than 1024.
+    pub fn set_distance(&mut self, ticks: u16) {
+        self.distance_and_aces = self.distance_and_aces & !DISTANCE | ticks & DISTANCE;
+    }
+
+    /// The ACE field of the end on this side, as [`ecn`](super::ecn) says; meaningful where the other end negotiated accurate ECN.
+    #[inline(always)]
+    pub fn ace(&self, side: Side) -> Ace {
+        Ace((self.distance_and_aces >> ace_at(side) & 7) as u8)
+    }
+
+    /// Notes the ACE field of the end on this side.
+    pub fn set_ace(&mut self, side: Side, ace: Ace) {
+        let at = ace_at(side);
+        self.distance_and_aces = self.distance_and_aces & !(7 << at) | u16::from(ace.0 & 7) << at;
+    }
+
+    /// The ECN that the SYN asked for which is answered now. RFC 3168 section 6.1.1.1: a SYN that is repeated asks no more. RFC 9768 section 3.1.4.1:
+    /// for accurate ECN, it asks once more.
+    pub fn syn_ecn(&self) -> EcnSetup {
+        match (self.is(FlowFlags::ECN_ASKED), self.is(FlowFlags::ACCURATE), self.attempts) {
+            (true, false, 0) => EcnSetup::Classic,
+            (true, true, 0..=1) => EcnSetup::Accurate,
+            _ => EcnSetup::None,
+        }
     }
 
     /// Notes the class of the segments of the end on this side.

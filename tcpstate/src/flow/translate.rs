@@ -18,7 +18,6 @@ const MAX_OPTIONS: usize = 40;
 const SEQ: usize = 4;
 const ACK: usize = 8;
 const DATA_OFFSET: usize = 12;
-const FLAGS: usize = 13;
 const WINDOW: usize = 14;
 const CHECKSUM: usize = 16;
 
@@ -174,7 +173,7 @@ impl Projection {
     #[inline(always)]
     pub fn apply_to_header(&self, side: Side, header: &mut [u8]) -> Patch {
         let mut patch = Patch::default();
-        let flags = header.get(FLAGS).map(|&bits| Flags(bits));
+        let flags = (header.len() >= DATA_OFFSET + 2).then(|| Flags::of(be16(header, DATA_OFFSET)));
         let acknowledges = header.len() >= ACK + 4 && flags.is_none_or(|flags| flags.has(Flags::ACK));
         let number = |at| SeqNum::new(be32(header, at));
         let (seq, ack) = (number(SEQ), acknowledges.then(|| number(ACK)));
@@ -501,7 +500,7 @@ mod tests {
     }
 
     fn segment() -> impl Strategy<Value = TestSegment> {
-        let flags = prop_oneof![4 => Just(0x10u8), 1 => any::<u8>()];
+        let flags = prop_oneof![4 => Just(0x10u16), 1 => 0u16..0x200];
         let window = prop_oneof![0u16..200, any::<u16>()];
         let side = prop_oneof![Just(Side::Lan), Just(Side::Wan)];
         let shape = (options(), prop_oneof![Just(0usize), 1usize..300]);
@@ -512,6 +511,7 @@ mod tests {
                 seq,
                 ack,
                 flags,
+                reserved: seq as u8 & 7,
                 window,
                 options,
                 payload,

@@ -16,8 +16,8 @@ use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
-    CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing,
-    Segment, Timestamps,
+    Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options,
+    Outgoing, Segment, Timestamps,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -80,7 +80,7 @@ impl Proxy {
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
-            flags: syn_ack_flags(&terms),
+            flags: syn_ack_flags(&terms, segment, head.bytes()),
             window,
             mss: offer.mss,
             timestamps: Timestamps { value: ts_value.unwrap_or_default(), echo: syn.timestamps.value },
@@ -274,11 +274,7 @@ impl Proxy {
             promised,
             sack: offered.sack_permitted && offer.sack,
             timestamps,
-            ecn: match (syn.flags.ask_for_ecn(), offer.ecn) {
-                (false, _) => Ecn::Silent,
-                (true, EcnSetup::None) => Ecn::Asked,
-                (true, EcnSetup::Classic | EcnSetup::Accurate) => Ecn::Agreed,
-            },
+            ecn: agree_on_ecn(syn.flags.ace(), offer.ecn),
         }
     }
 
@@ -384,7 +380,7 @@ impl Proxy {
             envelope: &envelope,
             seq: numbers.isn,
             ack: ctx.segment.seq + 1,
-            flags: syn_ack_flags(terms),
+            flags: syn_ack_flags(terms, ctx.segment, ctx.head.bytes()),
             window,
             options: &options,
         };
@@ -500,9 +496,29 @@ impl Proxy {
     }
 }
 
-/// The flags of our SYN-ACK (RFC 3168 section 6.1.1).
-fn syn_ack_flags(terms: &Terms) -> Flags {
-    Flags::SYN.and(Flags::ACK).and(Flags::ECE.when(terms.ecn == Ecn::Agreed))
+/// What a client whose SYN has these flags is answered about ECN, for a server that is known to negotiate that kind (RFC 9768 section 3.1.2, table 2).
+#[inline(always)]
+fn agree_on_ecn(asked: Ace, server: EcnSetup) -> Ecn {
+    match (asked, server) {
+        (Ace(0), _) => Ecn::Silent,
+        (Ace::CLASSIC_SYN, EcnSetup::None) => Ecn::Asked,
+        (Ace::CLASSIC_SYN, _) | (Ace::ACCURATE_SYN, EcnSetup::Classic) => Ecn::Agreed,
+        (Ace::ACCURATE_SYN, EcnSetup::None) => Ecn::AccurateAsked,
+        // RFC 9768 section 3.1.3: the reserved combinations count as asking for accurate ECN, where the server knows it.
+        (_, EcnSetup::Accurate) => Ecn::AccurateAgreed,
+        _ => Ecn::Silent,
+    }
+}
+
+/// The flags of our SYN-ACK (RFC 3168 section 6.1.1). If it agrees to accurate ECN, it tells the ECN field of the SYN (RFC 9768 section 3.1.1).
+#[inline(always)]
+fn syn_ack_flags(terms: &Terms, syn: &Segment, frame: &[u8]) -> Flags {
+    let flags = Flags::SYN.and(Flags::ACK);
+    match terms.ecn {
+        Ecn::Silent | Ecn::Asked | Ecn::AccurateAsked => flags,
+        Ecn::Agreed => flags.with_ace(Ace::CLASSIC_SYN_ACK),
+        Ecn::AccurateAgreed => flags.with_ace(Ace::tells(syn.ecn(frame))),
+    }
 }
 
 /// What a SYN offers, in one number.
@@ -568,7 +584,8 @@ mod tests {
     /// The server's learned options, if any.
     fn observation() -> impl Strategy<Value = Option<Observation>> {
         let takes = || prop::bool::weighted(0.9);
-        let answer = (500u16..9000, prop::option::of(0u8..15), takes(), takes(), takes(), any::<u16>());
+        let ecn = prop_oneof![1 => Just(EcnSetup::None), 5 => Just(EcnSetup::Classic), 5 => Just(EcnSetup::Accurate)];
+        let answer = (500u16..9000, prop::option::of(0u8..15), takes(), takes(), ecn, any::<u16>());
         prop::option::of(answer.prop_map(|(mss, scale, sack, timestamps, ecn, window)| Observation {
             answered: Options {
                 mss: Some(mss),
@@ -580,8 +597,8 @@ mod tests {
             offered_scale: true,
             offered_sack: true,
             offered_timestamps: true,
-            offered_ecn: EcnSetup::Classic,
-            answered_ecn: if ecn { EcnSetup::Classic } else { EcnSetup::None },
+            offered_ecn: EcnSetup::Accurate,
+            answered_ecn: ecn,
             window: RawWindow(window),
             ttl: window as u8,
             offered_class: 0,
@@ -608,7 +625,7 @@ mod tests {
                 options
             },
         );
-        let flags = prop_oneof![6 => Just(0x02u8), 3 => Just(0xc2u8), 1 => any::<u8>()];
+        let flags = prop_oneof![6 => Just(0x02u16), 3 => Just(0xc2u16), 3 => Just(0x1c2u16), 1 => 0u16..0x200];
         let client = prop_oneof![8 => 0x0b00_0000u32..0x0b00_0008, 1 => any::<u32>()];
         let shape = (prop_oneof![9 => Just(0usize), 1 => 1usize..20], prop::bool::weighted(0.1));
         let side = prop_oneof![9 => Just(Side::Wan), 1 => Just(Side::Lan)];
@@ -621,8 +638,9 @@ mod tests {
                     seq,
                     ack,
                     flags,
+                    reserved: ack as u8 & 7,
                     window: 64_240,
-                    ecn: 0,
+                    ecn: (ack >> 3) as u8 & 3,
                     options,
                     payload,
                     damaged,

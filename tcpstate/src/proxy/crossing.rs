@@ -158,7 +158,7 @@ impl Proxy {
             Segment { seq: syn.isn, ack, flags: Flags::SYN.and(Flags::ACK), window: syn.window, ..*ctx.segment };
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
         self.set_state(id, state, now, |flow| {
-            join(flow, &answer, &syn.options, syn.seen, now);
+            join(flow, &answer, &syn.options, (syn.seen.0, syn.seen.1, 0), now);
             flow.mss_lan = syn.options.mss.unwrap_or(crate::cache::servers::default_mss(&answer.key));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
             flow.set_crossed(withheld > 0);

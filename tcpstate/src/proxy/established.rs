@@ -62,7 +62,7 @@ impl Proxy {
         let Some(timestamps) = segment.common_options(frame) else { return false };
         let timestamps = timestamps.filter(|_| agreed);
         let proxied = flow.is(FlowFlags::PROXIED);
-        if proxied && !ecn::needs_no_change(flow, segment, ecn::traffic_class(segment, frame)) {
+        if proxied && !ecn::needs_no_change(flow, side, segment, frame) {
             return false;
         }
 
@@ -369,8 +369,7 @@ impl Proxy {
     /// Translates a segment, if its flow is one of ours, and passes it.
     fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::PROXIED) {
-            let traffic_class = ecn::traffic_class(ctx.segment, ctx.head.bytes());
-            if !ecn::needs_no_change(&self.table[id], ctx.segment, traffic_class)
+            if !ecn::needs_no_change(&self.table[id], ctx.side, ctx.segment, ctx.head.bytes())
                 && self.table.update(id, |flow| ecn::adapt(flow, ctx.side, ctx.segment, ctx.head))
             {
                 self.counters.count(Event::EcnLent);
@@ -430,6 +429,7 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ack: SeqNum, ends: bool, fins: b
     if !ack.before(endpoint.acked) {
         endpoint.acked = ack;
         endpoint.window = segment.window;
+        ecn::follow(flow, side, segment.flags);
         flow.set(FlowFlags::WINDOW_UNSCALED, flow.is(FlowFlags::WINDOW_UNSCALED) && side == Side::Wan);
     }
     let endpoint = flow.endpoint_mut(side);
@@ -464,7 +464,7 @@ mod tests {
     use crate::proxy::tests::NoEgress;
     use crate::proxy::{Metadata, Secrets};
     use crate::seq::{RawWindow, SeqDelta, WindowScale};
-    use crate::wire::put32;
+    use crate::wire::{Ace, put32};
     use crate::{Config, PerSide};
     use core::cell::RefCell;
     use proptest::prelude::*;
@@ -476,7 +476,7 @@ mod tests {
     }
 
     /// The flags that are drawn; half of the cases have none that asks for the slow path.
-    const FLAGS_DRAWN: [FlowFlags; 18] = [
+    const FLAGS_DRAWN: [FlowFlags; 20] = [
         FlowFlags::PROXIED,
         FlowFlags::TIMESTAMPS,
         FlowFlags::TIMESTAMPS_LAN,
@@ -489,6 +489,8 @@ mod tests {
         FlowFlags::EARLY,
         FlowFlags::TIMESTAMPS_PRESUMED,
         FlowFlags::ECN_ASKED,
+        FlowFlags::ACCURATE,
+        FlowFlags::ACCURATE_LAN,
         // Of the slow path.
         FlowFlags::REOPENING,
         FlowFlags::FRAGMENTED,
@@ -526,7 +528,8 @@ mod tests {
 
     /// A flow and the state it is in.
     fn flow() -> impl Strategy<Value = (Flow, State)> {
-        let common = prop::array::uniform12(any::<bool>());
+        let common =
+            (prop::array::uniform12(any::<bool>()), prop_oneof![3 => Just([false; 2]), 1 => any::<[bool; 2]>()]);
         let unusual = prop_oneof![Just([false; 6]), prop::array::uniform6(prop::bool::weighted(0.1))];
         let state = prop_oneof![
             12 => Just(State::Established), 1 => Just(State::AckWithheld), 1 => Just(State::WindowPending),
@@ -536,7 +539,7 @@ mod tests {
         ([endpoint(), endpoint()], common, unusual, rest).prop_map(
             |([lan, wan], common, unusual, rest): ([Endpoint; 2], _, _, _)| {
                 let mut flow = Flow::default();
-                for (flag, on) in FLAGS_DRAWN.into_iter().zip(common.into_iter().chain(unusual)) {
+                for (flag, on) in FLAGS_DRAWN.into_iter().zip(common.0.into_iter().chain(common.1).chain(unusual)) {
                     flow.set(flag, on);
                 }
                 (*flow.endpoint_mut(Side::Lan), *flow.endpoint_mut(Side::Wan)) = (lan, wan);
@@ -547,6 +550,9 @@ mod tests {
                 flow.ts_delta = SeqDelta::between(0, rest.1);
                 (flow.outer_isn, flow.mss) = (SeqNum::new(rest.2), 1460);
                 flow.ts_base = lan.ts_value.wrapping_add(rest.3);
+                for side in Side::BOTH {
+                    flow.set_ace(side, if rest.2 & 8 == 0 { Ace::FIRST } else { Ace(rest.2 as u8 & 7) });
+                }
                 // The FINs are those of the state.
                 let finished: &[FlowFlags] = match rest.4 {
                     State::FinWait if rest.0 & 1 == 0 => &[FlowFlags::FIN_LAN],
@@ -567,7 +573,7 @@ mod tests {
         from: (u32, u32, u32),
         side: Side,
         v6: bool,
-        kind: (u8, u16, u8, bool),
+        kind: (u16, u16, u8, bool),
         shape: (u8, usize),
     ) -> TestSegment {
         let (sender, receiver) = (flow.endpoint(side), flow.endpoint(side.other()));
@@ -595,6 +601,7 @@ mod tests {
             seq,
             ack,
             flags,
+            reserved: window as u8 & 7,
             window,
             ecn,
             options,
@@ -617,6 +624,7 @@ mod tests {
             }
             for side in Side::BOTH {
                 *entered.endpoint_mut(side) = *flow.endpoint(side);
+                entered.set_ace(side, flow.ace(side));
             }
         });
         id
@@ -627,7 +635,7 @@ mod tests {
         let now = Instant::from_secs(1000);
         let (one, other) = (RefCell::new(proxy(now)), RefCell::new(proxy(now)));
         let taken = RefCell::new(PerSide::<u32>::default());
-        let flags = prop_oneof![6 => Just(0x10u8), 3 => Just(0x18u8), 1 => any::<u8>()];
+        let flags = prop_oneof![6 => Just(0x10u16), 3 => Just(0x158u16), 1 => 0u16..0x200];
         let ecn = prop_oneof![4 => Just(0u8), 1 => 0u8..4];
         let strategy = (
             flow(),

@@ -8,7 +8,7 @@ use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
 use crate::seq::{Window, WindowScale};
-use crate::wire::{Flags, Kind, Options, Segment};
+use crate::wire::{EcnSetup, Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
 impl Proxy {
@@ -215,7 +215,9 @@ fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     // Offered, for now.
     flow.set(FlowFlags::SACK, options.sack_permitted);
     flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
-    flow.set(FlowFlags::ECN_ASKED, ctx.segment.flags.ask_for_ecn());
+    let asked = ctx.segment.flags.asked_ecn();
+    flow.set(FlowFlags::ECN_ASKED, asked != EcnSetup::None);
+    flow.set(FlowFlags::ACCURATE, asked == EcnSetup::Accurate);
     flow.set(FlowFlags::EXCEPTIONAL, options.signed || options.multipath || options.fast_open);
     note_syn(flow, ctx, &options);
 }

@@ -8,6 +8,7 @@ use crate::seq::SeqNum;
 /// The longest time for which a server's SYN-ACK is left without its acknowledgement, in ticks: 700 ms, below the second after which servers
 /// repeat it (RFC 6298 section 2).
 pub(super) const WITHHELD_MOST: u16 = (700_000 / 1024) as u16;
+const _: () = assert!(WITHHELD_MOST < 1024, "a record has ten bits for it");
 
 /// A proof: the terms a client's acknowledgement has shown to be agreed, and the numbers it was agreed with.
 pub(super) struct Proof {
@@ -34,21 +35,20 @@ pub(super) fn distance(ticks: u32) -> u16 {
 }
 
 /// What stands for each kind and answer of ECN, by its value.
-const ECN_FLAGS: [FlowFlags; 6] = {
+const ECN_FLAGS: [FlowFlags; 5] = {
     let asked = FlowFlags::ECN_ASKED;
     let (agreed, accurate) = (asked.and(FlowFlags::ECN), asked.and(FlowFlags::ACCURATE));
-    let mut flags = [FlowFlags::NONE; 6];
+    let mut flags = [FlowFlags::NONE; 5];
     flags[Ecn::Asked as usize] = asked;
     flags[Ecn::Agreed as usize] = agreed;
     flags[Ecn::AccurateAsked as usize] = accurate;
     flags[Ecn::AccurateAgreed as usize] = accurate.and(FlowFlags::ECN);
-    flags[Ecn::AccurateMarked as usize] = accurate.and(FlowFlags::ECN).and(FlowFlags::SYN_MARKED);
     flags
 };
 
 /// All flags that terms set or clear.
 const TERMS: FlowFlags =
-    FlowFlags::PROXIED.and(FlowFlags::SACK).and(FlowFlags::TIMESTAMPS).and(ECN_FLAGS[Ecn::AccurateMarked as usize]);
+    FlowFlags::PROXIED.and(FlowFlags::SACK).and(FlowFlags::TIMESTAMPS).and(ECN_FLAGS[Ecn::AccurateAgreed as usize]);
 
 /// Writes the terms a client has been offered into its flow's record.
 pub(super) fn keep_terms(flow: &mut Flow, terms: &Terms) {
@@ -72,7 +72,6 @@ pub(super) fn terms_of(flow: &Flow) -> Terms {
             (true, false, false) => Ecn::Asked,
             (true, false, true) => Ecn::Agreed,
             (true, true, false) => Ecn::AccurateAsked,
-            (true, true, true) if flow.is(FlowFlags::SYN_MARKED) => Ecn::AccurateMarked,
             (true, true, true) => Ecn::AccurateAgreed,
         },
     }

@@ -24,7 +24,7 @@ struct Said {
     from: Side,
     seq: u32,
     ack: u32,
-    flags: u8,
+    flags: u16,
     sack: Option<(u32, u32)>,
     timestamps: (u32, u32),
     payload: usize,
@@ -136,7 +136,7 @@ impl World {
     }
 
     /// A segment of the end on `from` with these flags besides ACK.
-    fn said(&mut self, from: Side, behind: u32, payload: usize, flags: u8) -> Said {
+    fn said(&mut self, from: Side, behind: u32, payload: usize, flags: u16) -> Said {
         self.ends[from].clock = self.ends[from].clock.wrapping_add(1);
         let (own, other) = (self.ends[from], self.ends[from.other()]);
         let seq = own.sent.wrapping_sub(behind);

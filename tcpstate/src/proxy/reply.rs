@@ -3,11 +3,11 @@
 use super::context::Context;
 use super::{Egress, Proxy};
 use crate::cookie::ts_clock;
-use crate::flow::FlowFlags;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
+use crate::flow::{FlowFlags, ecn};
 use crate::seq::{RawWindow, SeqNum};
-use crate::wire::{Envelope, Flags, OptionList, Outgoing, Segment, Timestamps, station};
+use crate::wire::{Envelope, Flags, Kind, OptionList, Outgoing, Segment, Timestamps, station};
 use crate::{DropReason, Event, Instant, Side, Verdict};
 
 /// Half a second as a power of two of ticks: the shortest time between two challenges sent on one flow. RFC 5961 section 7 wants a limit; one for each
@@ -90,9 +90,16 @@ impl Proxy {
         Acknowledgement {
             seq: self.next_number(id, to),
             ack: sender.acked - flow.outward(to),
+            flags: ecn::acknowledging(flow, to),
             window: flow.told_window(to.other()),
             options: OptionList::plain(timestamps),
         }
+    }
+
+    /// The last acknowledgement of a handshake, for the server.
+    pub(super) fn last_acknowledgement(&self, id: Id, now: Instant) -> Acknowledgement {
+        let flags = ecn::acknowledging_syn_ack(&self.table[id]);
+        Acknowledgement { flags, ..self.acknowledgement(id, Side::Lan, now) }
     }
 
     /// Answers a segment on the other end's behalf with an acknowledgement: its sender, if it is genuine, then knows where the connection stands.
@@ -114,7 +121,10 @@ impl Proxy {
     pub(super) fn acknowledge_in_place(&self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
         // The station that sent the segment gets the answer, in the tags that the other end's frames have.
         let envelope = Envelope { to: ctx.source(), ..self.envelope(id, ctx.side.other()) };
-        let acknowledgement = self.acknowledgement(id, ctx.side, ctx.now);
+        let acknowledgement = match (ctx.side, ctx.kind) {
+            (Side::Lan, Kind::SynAck) => self.last_acknowledgement(id, ctx.now),
+            (side, _) => self.acknowledgement(id, side, ctx.now),
+        };
         if ctx.overwrite_inline(&acknowledgement.outgoing(&envelope)) {
             Verdict::Reflect
         } else {
@@ -165,14 +175,15 @@ impl Proxy {
 pub(super) struct Acknowledgement {
     pub(super) seq: SeqNum,
     ack: SeqNum,
+    flags: Flags,
     window: RawWindow,
     options: OptionList,
 }
 
 impl Acknowledgement {
     pub(super) fn outgoing<'a>(&'a self, envelope: &'a Envelope) -> Outgoing<'a> {
-        let Self { seq, ack, window, ref options } = *self;
-        Outgoing { envelope, seq, ack, flags: Flags::ACK, window, options }
+        let Self { seq, ack, flags, window, ref options } = *self;
+        Outgoing { envelope, seq, ack, flags, window, options }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::{EarlyEcho, Handshake};
 use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
-use crate::flow::{Flow, FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State, ecn};
 use crate::policy::Rule;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
@@ -313,7 +313,8 @@ impl Proxy {
     fn splice(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let now = ctx.now;
         let answered = Options::read(ctx.options());
-        let seen = (ctx.segment.ttl(ctx.head.bytes()), ctx.segment.class(ctx.head.bytes()));
+        let frame = ctx.head.bytes();
+        let seen = (ctx.segment.ttl(frame), ctx.segment.class(frame), ctx.segment.ecn(frame));
         let rule = *self.settings.policy.rule(ctx.key());
         let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
         self.note_answer_in_own_vlan(id, ctx.key().vlan);
@@ -401,7 +402,7 @@ impl Proxy {
     /// Sends the server its handshake's last acknowledgement. Should no frame be spare, it repeats its SYN-ACK.
     pub(super) fn send_acknowledgement(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let envelope = self.envelope(id, Side::Wan);
-        let acknowledgement = self.acknowledgement(id, Side::Lan, now);
+        let acknowledgement = self.last_acknowledgement(id, now);
         self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
     }
 
@@ -428,7 +429,7 @@ impl Proxy {
     /// Notes that the server has its acknowledgement; how long it is until the client's window update is due to be repeated.
     fn acknowledged(&mut self, id: Id) -> Ticks {
         self.table.set_state(id, State::WindowPending, |flow| {
-            let waited = if flow.distance == 0 { WITHHELD_MOST } else { flow.distance };
+            let waited = if flow.distance() == 0 { WITHHELD_MOST } else { flow.distance() };
             SECOND.saturating_sub(waited.into()).max(1)
         })
     }
@@ -508,7 +509,7 @@ impl Proxy {
 /// For how many ticks the server's SYN-ACK goes without its acknowledgement: as long as the client's round trip takes, so that the server measures
 /// that.
 pub(super) fn time_withheld(flow: &Flow) -> u16 {
-    match flow.distance {
+    match flow.distance() {
         _ if flow.is(FlowFlags::EARLY) => 0,
         // Nothing is known of its distance: an answer to a probe will bring the acknowledgement.
         0 => WITHHELD_MOST,
@@ -523,7 +524,9 @@ fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, sho
     let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
     keep_terms(flow, &proof.terms);
     flow.outer_isn = proof.outer_isn;
-    flow.distance = proof.distance;
+    flow.set_distance(proof.distance);
+    // The acknowledgement of a SYN-ACK tells the ECN field that came with it (RFC 9768 section 3.2.2.1).
+    flow.set_ace(Side::Wan, ctx.segment.flags.ace());
     flow.keep_path(Side::Wan, &envelope);
     let client = flow.endpoint_mut(Side::Wan);
     client.next = proof.client_isn + 1;
@@ -551,9 +554,7 @@ fn server_syn_options(flow: &Flow, ts_delta: SeqDelta) -> OptionList {
 fn server_syn<'a>(flow: &Flow, delta: SeqDelta, envelope: &'a Envelope, options: &'a OptionList) -> Outgoing<'a> {
     let client = flow.endpoint(Side::Wan);
     let (seq, ack) = (client.next - 1 + delta, SeqNum::default());
-    // RFC 3168 section 6.1.1.1: a repeated SYN goes without ECE and CWR, which a middlebox may drop.
-    let asks = flow.is(FlowFlags::ECN_ASKED) && flow.attempts == 0;
-    let flags = Flags::SYN.and(Flags::ECE.and(Flags::CWR).when(asks));
+    let flags = Flags::SYN.asking_for(flow.syn_ecn());
     Outgoing { envelope, seq, ack, flags, window: syn_window(flow), options }
 }
 
@@ -563,9 +564,15 @@ pub(super) fn syn_window(flow: &Flow) -> RawWindow {
 }
 
 /// Splices the two halves of the connection, with the numbers and options of the server's SYN-ACK.
-pub(super) fn join(flow: &mut Flow, answer: &Segment, answered: &Options, (ttl, class): (u8, u8), now: Instant) {
+pub(super) fn join(
+    flow: &mut Flow,
+    answer: &Segment,
+    answered: &Options,
+    (ttl, class, field): (u8, u8, u8),
+    now: Instant,
+) {
     flow.seq_delta = SeqDelta::between(answer.seq.get(), flow.outer_isn.get());
-    flow.set(FlowFlags::ECN_LAN, flow.is(FlowFlags::ECN_ASKED) && answer.flags.agree_to_ecn());
+    ecn::join(flow, answer.flags, field);
     flow.attempts = 0;
     flow.set(FlowFlags::REOPENING, false);
     flow.set(FlowFlags::SACK_LAN, flow.is(FlowFlags::SACK) && answered.sack_permitted);

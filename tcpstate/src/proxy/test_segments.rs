@@ -26,7 +26,9 @@ pub struct TestSegment {
     pub client: u32,
     pub seq: u32,
     pub ack: u32,
-    pub flags: u8,
+    pub flags: u16,
+    /// The reserved bits of the header, three.
+    pub reserved: u8,
     pub window: u16,
     pub ecn: u8,
     pub options: Vec<u8>,
@@ -48,8 +50,8 @@ impl TestSegment {
         put32(&mut tcp, 4, self.seq);
         put32(&mut tcp, 8, self.ack);
         tcp.extend(&self.options);
-        tcp[12] = (tcp.len() as u8) << 2;
-        tcp[13] = self.flags;
+        let offset = (tcp.len() as u16) << 10;
+        put16(&mut tcp, 12, offset | u16::from(self.reserved) << 9 | self.flags);
         put16(&mut tcp, 14, self.window);
         tcp.resize(tcp.len() + self.payload, 0x5a);
         let mut ip = if self.v6 { vec![0x60; 40] } else { vec![0x45; 20] };
@@ -91,6 +93,7 @@ impl Default for TestSegment {
             seq: 1,
             ack: 0,
             flags: 0,
+            reserved: 0,
             window: 64_240,
             ecn: 0,
             options: Vec::new(),

@@ -21,7 +21,7 @@ mod tags;
 pub use build::{Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
 pub use error::Error;
-pub use flags::{EcnSetup, Flags, Kind};
+pub use flags::{Ace, EcnSetup, Flags, Kind};
 pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use parsed::Parsed;

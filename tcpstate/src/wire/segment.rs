@@ -172,7 +172,8 @@ impl Segment {
         let Layout { ip, payload: tcp, end, more, indirect, .. } = *layout;
         let short = if more { Error::BadFragment } else { Error::Malformed };
         let fixed = chunk::<TCP_LEN>(frame, tcp).filter(|_| tcp + TCP_LEN <= end).ok_or(short)?;
-        let header = usize::from(fixed[12] >> 4) * 4;
+        let word = be16(fixed, 12);
+        let header = usize::from(word >> 12) * 4;
         if header < TCP_LEN {
             return Err(Error::Malformed);
         }
@@ -183,7 +184,7 @@ impl Segment {
             key: layout.key(side, be16(fixed, 0), be16(fixed, 2)),
             seq: SeqNum::new(be32(fixed, 4)),
             ack: SeqNum::new(be32(fixed, 8)),
-            flags: Flags(fixed[13]),
+            flags: Flags::of(word),
             window: RawWindow(be16(fixed, 14)),
             // No cast truncates: the headers end below 64 KiB, as checked above.
             ip: ip as u16,
@@ -257,6 +258,13 @@ impl Segment {
     pub fn class(&self, frame: &[u8]) -> u8 {
         let ip = usize::from(self.ip);
         if self.key.v6 { (frame[ip] << 4 | frame[ip + 1] >> 4) & 0xfc } else { frame[ip + 1] & 0xfc }
+    }
+
+    /// The ECN field of the packet (RFC 3168 section 5): the lower two bits of its traffic class, in IPv4 of its type of service.
+    #[inline(always)]
+    pub fn ecn(&self, frame: &[u8]) -> u8 {
+        let byte = frame[usize::from(self.ip) + 1];
+        (if self.key.v6 { byte >> 4 } else { byte }) & 3
     }
 
     /// Whether the IPv4 header's and the segment's checksums are right. False if not all of the segment is visible: it cannot be checked.

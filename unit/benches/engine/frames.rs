@@ -105,8 +105,7 @@ pub fn write(buffer: &mut [u8], side: Side, pair: Pair, tcp: &Tcp) -> usize {
     put16(header, 2, to);
     put32(header, 4, tcp.seq);
     put32(header, 8, tcp.ack);
-    header[12] = (header.len() << 2) as u8;
-    header[13] = tcp.flags.0;
+    put16(header, 12, (header.len() << 10) as u16 | tcp.flags.0);
     put16(header, 14, 0xffff);
     put32(header, 16, 0);
     header[20..].copy_from_slice(options);

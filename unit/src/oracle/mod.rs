@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 
-pub use wire::{CE, Layout, Options, Segment};
+use wire::told;
+pub use wire::{CE, Layout, Mode, Options, Segment};
 
 /// The byte at `offset` of the stream from `source` to `destination`, as every application of the world writes it.
 ///
@@ -77,7 +78,8 @@ pub enum Rule {
     Fin,
     /// A reset has a cause, and a number the receiver accepts.
     Reset,
-    /// No ECN flag or codepoint reaches a host that the peer has not sent (RFC 3168).
+    /// No ECN flag or codepoint reaches a host that the peer has not sent (RFC 3168), and a count of marks is the peer's, or that of the marks
+    /// which came to the box where the peer does not count (RFC 9768).
     Congestion,
     /// An ICMP error quotes its receiver's own segment, in its receiver's own numbers, and is summed up rightly.
     Quote,
@@ -108,6 +110,8 @@ pub struct Ancestor {
     pub fragmented: bool,
     /// ECE and CWR flags.
     pub echoes: (bool, bool),
+    /// Those and AE as a number.
+    pub ace: u8,
     /// The congestion field of its IP header.
     pub ecn: u8,
     /// [`Layers::surroundings`](layers::Layers::surroundings).
@@ -126,6 +130,7 @@ impl From<&Segment<'_>> for Ancestor {
             forged: false,
             fragmented: false,
             echoes: (segment.ece, segment.cwr),
+            ace: segment.ace(),
             ecn: segment.ecn,
             surroundings: segment.surroundings,
         }
@@ -141,15 +146,21 @@ struct End {
     syn_len: usize,
     /// Whether the host opened the connection.
     active: bool,
-    /// Whether its SYN or SYN-ACK negotiated ECN, and whether the peer's did as it arrived here.
-    ecn: bool,
-    peer_ecn: bool,
+    /// What its SYNs asked for, and what it goes on with: by the first SYN-ACK that arrived here, or that it sent.
+    wanted: Mode,
+    mode: Option<Mode>,
+    /// The congestion fields its SYNs or SYN-ACKs left with, and the three flags of what else it has sent.
+    syn_fields: BTreeSet<u8>,
+    aces: BTreeSet<u8>,
+    /// How many of its segments have left the box that had come there with a mark; and whether some came in fragments, of which any may bear it.
+    marks: u64,
+    fragments: bool,
     /// Whether it had another with the same ends before.
     again: bool,
     peer_isn: Option<u32>,
     peer_offer: Options,
     /// SYNs that reached the host before it chose one.
-    offered: Vec<(u32, Options, bool)>,
+    offered: Vec<(u32, Options)>,
     /// One past the last position sent.
     edge: i64,
     /// The highest position of the peer acknowledged; 0 before the first.
@@ -190,6 +201,11 @@ struct End {
 }
 
 impl End {
+    /// What it has agreed on about congestion marks.
+    fn mode(&self) -> Mode {
+        self.mode.unwrap_or_default()
+    }
+
     fn stamped(&self) -> bool {
         self.offer.stamps.is_some() && self.peer_offer.stamps.is_some()
     }
@@ -343,12 +359,47 @@ impl Oracle {
         }
     }
 
-    /// Takes note of what leaves the box.
-    pub fn passed(&mut self, frame: &[u8]) {
-        let Some(segment) = Segment::read(frame) else { return };
+    /// Takes note of what leaves the box, and judges the count of marks in it where that is the box's own: a peer of another kind does not count.
+    ///
+    /// # Errors
+    /// The count is not that of the marks which came.
+    pub fn passed(&mut self, frame: &[u8], corrupt: bool, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
+        if let Some(ancestor) = ancestor.filter(|ancestor| ancestor.fragmented) {
+            let ends = self.ends.iter_mut().filter(|((source, _), _)| *source == ancestor.source);
+            ends.for_each(|(_, end)| end.fragments = true);
+        }
+        let Some(segment) = Segment::read(frame) else { return Ok(()) };
+        let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
             end.said.1 += 1;
+            end.marks += u64::from(!corrupt && passes.is_some_and(|ancestor| ancestor.ecn == CE));
         }
+        let ends = [(segment.destination, segment.source), (segment.source, segment.destination)];
+        let [Some(end), Some(peer)] = ends.map(|ends| self.ends.get(&ends)) else { return Ok(()) };
+        let forged = ancestor.is_some_and(|ancestor| ancestor.forged);
+        let joins = end.mode() == Mode::Accurate && peer.mode.is_some_and(|mode| mode != Mode::Accurate);
+        if !joins
+            || corrupt
+            || forged
+            || end.fragments
+            || end.again
+            || peer.again
+            || segment.syn
+            || segment.rst
+            || segment.ack.is_none()
+        {
+            return Ok(());
+        }
+        // A server's own SYN-ACK may have come with a mark, which counts once; and the acknowledgement of one tells the field that came with it.
+        let first = !end.active && end.syn_fields.iter().any(|&field| field != 0);
+        let opens = !end.active && end.peer_acked <= 1;
+        let ace = u64::from(segment.ace());
+        let counted = [end.marks, end.marks + u64::from(first)].iter().any(|marks| (5 + marks) % 8 == ace);
+        if counted || opens && ancestor.is_none() && (ace == 2 || first && ace == 6) {
+            return Ok(());
+        }
+        let detail = format!("{} marks have come to the box from its receiver\n  {segment}", end.marks);
+        Err(Complaint { rule: Rule::Congestion, detail })
     }
 
     /// Says what time it is, in microseconds.
@@ -406,14 +457,20 @@ impl Oracle {
             }
             end.syn_len = end.syn_len.max(segment.frame_len);
             end.offer = segment.options;
-            end.ecn |= segment.ece;
+            end.syn_fields.insert(segment.ecn);
             if let (false, Some(ack)) = (end.active, segment.ack) {
                 let isn = ack.wrapping_sub(1);
                 end.peer_isn = Some(isn);
-                if let Some((_, options, ecn)) = end.offered.iter().rev().find(|(seq, ..)| *seq == isn) {
-                    (end.peer_offer, end.peer_ecn) = (*options, *ecn);
+                if let Some((_, options)) = end.offered.iter().rev().find(|(seq, _)| *seq == isn) {
+                    end.peer_offer = *options;
                 }
+                let agreed = [Mode::None, Mode::Classic, Mode::Accurate][usize::from(segment.ace().min(2))];
+                end.mode = end.mode.or(Some(agreed));
+            } else {
+                end.wanted = end.wanted.max(Mode::asked(segment.ace()));
             }
+        } else {
+            end.aces.insert(segment.ace());
         }
         let Some(isn) = end.isn else { return };
         let here = position(segment.seq, isn);
@@ -567,13 +624,13 @@ impl Oracle {
             if 1 + i64::from(segment.window) > peer.granted {
                 return complain(Rule::Window, format!("the client promised up to {}", peer.granted));
             }
-            if (segment.ece || segment.cwr || segment.ae) && !peer.ecn {
-                return complain(Rule::Congestion, "a SYN asks for ECN, which the client never did".into());
+            if !matches!(segment.ace(), 0 | 3 | 7) || Mode::asked(segment.ace()) > peer.wanted {
+                return complain(Rule::Congestion, "a SYN asks for ECN, which the client never did, or not so".into());
             }
-            if segment.ecn != 0 {
+            if segment.ecn != 0 && !ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.ecn != 0) {
                 return complain(Rule::Congestion, "a SYN is marked as capable".into());
             }
-            end.offered.push((segment.seq, segment.options, segment.ece && segment.cwr));
+            end.offered.push((segment.seq, segment.options));
             return Ok(());
         }
         let Some(isn) = end.isn else {
@@ -621,8 +678,19 @@ impl Oracle {
                 return complain(Rule::Amplification, format!("{} bytes for {}", segment.frame_len, end.syn_len));
             }
             judge_offer(&segment, &end.offer, peer.isn.is_some().then_some(&peer.offer))?;
-            if segment.ece && !end.ecn || segment.cwr || segment.ae || segment.ecn != 0 {
+            let lawful = match (end.wanted, segment.ace()) {
+                (_, 0) | (Mode::Classic | Mode::Accurate, 1) => true,
+                // It tells how a SYN of this host arrived: as it left, or with a mark.
+                (Mode::Accurate, ace) => {
+                    end.syn_fields.iter().any(|&field| ace == told(field) || field != 0 && ace == 6)
+                }
+                _ => false,
+            };
+            if !lawful {
                 return complain(Rule::Congestion, "ECN, which this host never asked for, or not so".into());
+            }
+            if segment.ecn != 0 && !ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.ecn != 0) {
+                return complain(Rule::Congestion, "a SYN-ACK is marked as capable".into());
             }
             if !segment.payload.is_empty() {
                 return complain(Rule::Payload, "a SYN-ACK carries data".into());
@@ -637,8 +705,8 @@ impl Oracle {
                 }
                 end.peer_isn = Some(segment.seq);
                 end.peer_offer = segment.options;
-                end.peer_ecn = segment.ece;
                 end.opened = acked + i64::from(segment.window);
+                end.mode = Some(end.wanted.agreed(segment.ace()));
                 // RFC 7323 section 5.8 and RFC 6191: within twice the segment lifetime a clock goes on where it was.
                 if let (Some((value, _)), Some(former), true) = (segment.options.stamps, end.former_stamp, from_server)
                     // A box that has forgotten that connection shows its cookie's clock, which is up to 8.2 s behind.
@@ -888,27 +956,44 @@ fn judge_stamps(
 
 fn judge_congestion(segment: &Segment, end: &End, peer: &End, ancestor: Option<Ancestor>) -> Result<(), Complaint> {
     let complain = |why: String| Err(Complaint { rule: Rule::Congestion, detail: format!("{why}\n  {segment}") });
-    let says = segment.ece || segment.cwr || segment.ecn != 0;
-    if says && !(end.ecn && end.peer_ecn) {
+    let (mode, joins) = (end.mode(), end.mode() != peer.mode());
+    if mode == Mode::None && (segment.ace() != 0 || segment.ecn != 0) {
         return complain("ECN was not agreed upon".into());
     }
-    let Some(ancestor) = ancestor.filter(|ancestor| !ancestor.syn && ancestor.source == segment.source) else {
-        return match segment.ecn != 0 || segment.ece || segment.cwr {
-            true => complain("the box sets ECN bits".into()),
-            false => Ok(()),
-        };
-    };
-    // A host whose peer was not asked, or has declined, gets from the box the echo of its own marks.
-    let alone = !(peer.ecn && peer.peer_ecn);
-    let lent = alone && !segment.cwr && ancestor.echoes.0 <= segment.ece;
-    if end.ecn && end.peer_ecn && ancestor.echoes != (segment.ece, segment.cwr) && !lent {
-        return complain(format!("the peer said (ECE, CWR) {:?}", ancestor.echoes));
+    // Where the two have not agreed on the same, the box answers for each: nothing is said to be capable.
+    if joins && segment.ecn != 0 {
+        return complain("the peer takes part in another way, or in none".into());
     }
-    // Between the box and the host a mark may have been added.
-    if end.ecn && end.peer_ecn && ancestor.ecn != segment.ecn && !(segment.ecn == CE && ancestor.ecn != 0) {
-        return complain(format!("the congestion field was {} when it came to the box", ancestor.ecn));
+    let ancestor = ancestor.filter(|ancestor| !ancestor.syn && ancestor.source == segment.source);
+    match (mode, ancestor) {
+        // The count is judged as it leaves the box.
+        (Mode::None, _) | (Mode::Accurate, _) if mode == Mode::None || joins => {}
+        (Mode::Accurate, None) => {
+            let fields = end.syn_fields.iter().filter(|_| !end.active);
+            let told = fields.map(|&field| told(field)).chain([5, 4]).any(|ace| ace == segment.ace());
+            if !told && !peer.aces.contains(&segment.ace()) {
+                return complain("a count that the peer has not sent".into());
+            }
+        }
+        (Mode::Accurate, Some(ancestor)) if ancestor.ace != segment.ace() => {
+            return complain(format!("the peer's count was {}", ancestor.ace));
+        }
+        // A host whose peer was not asked, or has declined, gets from the box the echo of its own marks.
+        (Mode::Classic, _) if joins && (segment.cwr || segment.ae) => return complain("the box sets CWR or AE".into()),
+        (Mode::Classic, None) if !joins && segment.ace() != 0 => return complain("the box sets ECN flags".into()),
+        (Mode::Classic, Some(ancestor)) if !joins && ancestor.ace != segment.ace() => {
+            return complain(format!("the peer said (ECE, CWR) {:?}", ancestor.echoes));
+        }
+        _ => {}
     }
-    Ok(())
+    match ancestor {
+        None if segment.ecn != 0 => complain("the box sets the congestion field".into()),
+        // Between the box and the host a mark may have been added.
+        Some(ancestor) if !joins && ancestor.ecn != segment.ecn && !(segment.ecn == CE && ancestor.ecn != 0) => {
+            complain(format!("the congestion field was {} when it came to the box", ancestor.ecn))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn judge_reset(segment: &Segment, end: &End, peer: &End, licensed: bool) -> Result<(), Complaint> {

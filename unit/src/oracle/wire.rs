@@ -68,6 +68,50 @@ pub const ECT1: u8 = 1;
 /// There was congestion on the way.
 pub const CE: u8 = 3;
 
+/// What a host and its peer have agreed on about congestion marks: table 2 of RFC 9768, as this crate reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Mode {
+    /// Nothing.
+    #[default]
+    None,
+    /// ECE until CWR (RFC 3168).
+    Classic,
+    /// A count in three flags (RFC 9768).
+    Accurate,
+}
+
+impl Mode {
+    /// What a SYN with these three flags asks for, as a host that knows accurate ECN takes it.
+    pub fn asked(ace: u8) -> Mode {
+        match ace {
+            0 => Mode::None,
+            3 => Mode::Classic,
+            _ => Mode::Accurate,
+        }
+    }
+
+    /// What a client goes on with that has asked for this and got a SYN-ACK with these three flags.
+    pub fn agreed(self, ace: u8) -> Mode {
+        match (self, ace) {
+            (Mode::None, _) | (_, 0 | 7) => Mode::None,
+            (Mode::Accurate, 1) => Mode::Classic,
+            (Mode::Accurate, _) => Mode::Accurate,
+            (Mode::Classic, ace) if ace & 3 == 1 => Mode::Classic,
+            (Mode::Classic, _) => Mode::None,
+        }
+    }
+}
+
+/// How the three flags tell that a SYN, or a SYN-ACK, came with this congestion field (tables 2 and 3 of RFC 9768).
+pub fn told(field: u8) -> u8 {
+    match field {
+        0 => 2,
+        ECT1 => 3,
+        ECT0 => 4,
+        _ => 6,
+    }
+}
+
 /// TCP options this crate judges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -153,6 +197,16 @@ impl<'a> Segment<'a> {
             tags: layers.tags,
             surroundings: layers.surroundings(frame),
         })
+    }
+
+    /// AE, CWR and ECE as one number, AE its highest bit.
+    pub fn ace(&self) -> u8 {
+        u8::from(self.ae) << 2 | u8::from(self.cwr) << 1 | u8::from(self.ece)
+    }
+
+    /// Sets the three by this number.
+    pub fn set_ace(&mut self, ace: u8) {
+        (self.ae, self.cwr, self.ece) = (ace & 4 != 0, ace & 2 != 0, ace & 1 != 0);
     }
 
     /// Whether both checksums are right.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::chance::Chance;
 use super::envelope::Envelope;
 use crate::oracle::icmp::{Error, Trouble};
-use crate::oracle::wire::{CE, ECT0, ECT1};
+use crate::oracle::wire::{CE, ECT0, ECT1, Mode, told};
 use crate::oracle::{Layout, Segment, pattern};
 
 /// The MSS a host announces.
@@ -31,8 +31,20 @@ pub enum Ecn {
     None,
     /// As in RFC 3168; a repeated SYN asks no more.
     Classic,
-    /// It asks for accurate ECN (RFC 9768), and falls back to the classic one.
+    /// As in RFC 9768: it asks for accurate ECN and answers who does, and falls back to the classic one. In half of all dialects its SYNs and SYN-ACKs
+    /// are ECN-capable too.
     Accurate,
+}
+
+impl Ecn {
+    /// The most it agrees to.
+    fn mode(self) -> Mode {
+        match self {
+            Ecn::None => Mode::None,
+            Ecn::Classic => Mode::Classic,
+            Ecn::Accurate => Mode::Accurate,
+        }
+    }
 }
 
 /// A manner of speaking.
@@ -152,10 +164,18 @@ struct Connection {
     reported: Vec<(u32, u32)>,
     /// How many SYNs have been sent.
     syns: u32,
-    /// Whether the peer's SYN negotiated ECN.
-    ecn_there: bool,
-    /// Both do.
-    ecn: bool,
+    /// What the peer's first SYN asked for.
+    asked_there: Option<Mode>,
+    /// What both have agreed on, by the first SYN that came or the first SYN-ACK.
+    mode: Option<Mode>,
+    /// The congestion field of the peer's last SYN or SYN-ACK.
+    field_there: u8,
+    /// A SYN-ACK has come that no acknowledgement answers yet.
+    answers: bool,
+    /// The marks counted (RFC 9768 section 3.2.1: r.cep).
+    marks: u32,
+    /// The peer's first count was zero: flags are zeroed on the way, or it does not count (section 3.2.2.4).
+    zeroed: Option<bool>,
     /// Congestion was met and the peer has not said that it has slowed down.
     echoing: bool,
     /// The peer echoes congestion: said to be known with the next new data.
@@ -193,8 +213,12 @@ impl Tongue {
                 duplicate: None,
                 reported: Vec::new(),
                 syns: 0,
-                ecn_there: false,
-                ecn: false,
+                asked_there: None,
+                mode: None,
+                field_there: 0,
+                answers: false,
+                marks: 5,
+                zeroed: None,
                 echoing: false,
                 slowed: false,
                 sent: None,
@@ -360,16 +384,24 @@ impl Connection {
         self.sack_here = segment.options.sack_permitted;
         self.scale_here = segment.options.scale;
         self.syns += 1;
-        let asks = dialect.ecn != Ecn::None;
+        let most = dialect.ecn.mode();
+        // RFC 8311 section 4.3 lets experiments have them capable.
+        let field = if dialect.clock & 2 == 0 { 0 } else { self.capable() };
         if segment.ack.is_none() {
-            // RFC 3168 section 6.1.1.1: a host that gets no answer may ask without.
-            segment.ece = asks && self.syns <= 2;
-            segment.cwr = segment.ece;
-            segment.ae = segment.ece && dialect.ecn == Ecn::Accurate;
+            // RFC 3168 section 6.1.1.1 and RFC 9768 section 3.1.4.1: a host that gets no answer may ask without.
+            let asks = if self.syns <= 2 { most } else { Mode::None };
+            segment.set_ace([0, 3, 7][asks as usize]);
+            segment.ecn = if asks == Mode::Accurate { field } else { 0 };
         } else {
-            self.ecn = asks && self.ecn_there;
-            segment.ece = self.ecn;
+            let mode = *self.mode.get_or_insert(self.asked_there.unwrap_or_default().min(most));
+            segment.set_ace([0, 1, told(self.field_there)][mode as usize]);
+            segment.ecn = if mode == Mode::Accurate { field } else { 0 };
         }
+    }
+
+    /// The congestion field of what this host says to be capable.
+    fn capable(&self) -> u8 {
+        if self.dialect.clock & 1 == 0 { ECT0 } else { ECT1 }
     }
 
     /// Sets a segment's ECN bits.
@@ -380,12 +412,28 @@ impl Connection {
         if fresh {
             self.sent = Some(end);
         }
-        if self.ecn && !segment.syn && !segment.rst {
-            segment.ece = self.echoing && segment.ack.is_some();
-            // RFC 3168 section 6.1.5: repeated data is not marked as capable, nor is an acknowledgement alone.
-            if begins && !segment.payload.is_empty() {
-                segment.ecn = if self.dialect.clock & 1 == 0 { ECT0 } else { ECT1 };
-                segment.cwr = std::mem::take(&mut self.slowed);
+        if segment.syn || segment.rst {
+            return segment;
+        }
+        // RFC 3168 section 6.1.5: repeated data is not marked as capable, nor is an acknowledgement alone.
+        let speaks = begins && !segment.payload.is_empty();
+        match self.mode.unwrap_or_default() {
+            Mode::None => {}
+            Mode::Classic => {
+                segment.ece = self.echoing && segment.ack.is_some();
+                if speaks {
+                    segment.ecn = self.capable();
+                    segment.cwr = std::mem::take(&mut self.slowed);
+                }
+            }
+            Mode::Accurate => {
+                let is_pure = segment.length() == 0 && segment.options.blocks().next().is_none();
+                // RFC 9768 section 3.2.2.1: the acknowledgement of a SYN-ACK tells the field that came with it.
+                let answers = std::mem::take(&mut self.answers) && is_pure;
+                segment.set_ace(if answers { told(self.field_there) } else { (self.marks & 7) as u8 });
+                if speaks && self.zeroed != Some(true) {
+                    segment.ecn = self.capable();
+                }
             }
         }
         segment
@@ -394,24 +442,32 @@ impl Connection {
     /// Takes note of a segment's ECN bits.
     fn heed(&mut self, segment: &Segment) {
         if segment.syn {
-            let asks = self.dialect.ecn != Ecn::None;
+            self.field_there = segment.ecn;
             if segment.ack.is_none() {
-                self.ecn_there = segment.ece && segment.cwr;
-            } else {
-                self.ecn = asks && segment.ece && !segment.cwr;
+                self.asked_there.get_or_insert(Mode::asked(segment.ace()));
+                return;
+            }
+            self.answers = true;
+            if self.mode.is_none() {
+                self.mode = Some(self.dialect.ecn.mode().agreed(segment.ace()));
+                self.marks += u32::from(segment.ecn == CE);
             }
             return;
         }
-        if !self.ecn {
+        if segment.rst {
             return;
         }
-        if segment.cwr {
-            self.echoing = false;
+        match self.mode.unwrap_or_default() {
+            Mode::None => {}
+            Mode::Classic => {
+                self.echoing = segment.ecn == CE || self.echoing && !segment.cwr;
+                self.slowed |= segment.ece;
+            }
+            Mode::Accurate => {
+                self.marks += u32::from(segment.ecn == CE);
+                self.zeroed.get_or_insert(segment.ace() == 0);
+            }
         }
-        if segment.ecn == CE {
-            self.echoing = true;
-        }
-        self.slowed |= segment.ece;
     }
 
     /// Completes the one block the stack reports: a D-SACK before it, blocks reported earlier behind it.

@@ -699,7 +699,7 @@ impl World {
         self.box_turn = self.appliance.next_turn(now);
         for Sent { to, bytes, corrupt, ancestor } in sent {
             self.note(Place::BoxSends, to, corrupt, &bytes);
-            self.oracle.passed(&bytes);
+            self.oracle.passed(&bytes, corrupt, ancestor).map_err(|complaint| complaint.to_string())?;
             match self.route(to, true, &bytes) {
                 Routed::Passes => self.approach(to, &bytes, corrupt, ancestor),
                 Routed::InPieces(pieces) => {

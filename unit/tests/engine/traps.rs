@@ -1016,7 +1016,7 @@ in_every_mode! {
             let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
             client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0));
             // The server may be asked: what it answers holds for the next.
-            let asked = server.gets(segment(SYN | ECE | CWR, CLIENT_ISN, 0).any_window().any_options());
+            let asked = server.gets(segment(SYN | flags, CLIENT_ISN, 0).any_window().any_options());
             let j = answer(&client, &server, theirs, CLIENT_ISN, SERVER_ISN, offered, asked);
             let mut transfer = Transfer::new(&client, &server, j);
             transfer.client(PSH, 10);
