@@ -190,5 +190,5 @@ fn a_full_table_gives_up_what_is_half_seen_first() {
     }
     assert_eq!(world.happened(Event::EvictedClosing), 13);
     established.passes(data(901, 101, 10).nop().nop().ts(7, 2));
-    assert_eq!(world.status(Side::Lan, &server.frame(&ack(101, 911))).is_some(), true);
+    assert!(world.status(Side::Lan, &server.frame(&ack(101, 911))).is_some());
 }
