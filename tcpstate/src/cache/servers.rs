@@ -159,7 +159,7 @@ struct Entry {
     scale: Usual<WindowScale>,
     /// The hop limit of the last SYN-ACK as it reached the box.
     ttl: u8,
-    /// The class of its SYN-ACKs, unless it reflects the client's.
+    /// The class of its SYN-ACKs, unless it reflects the client's, as it is taken to until it does not.
     class: u8,
     reflects_class: bool,
     /// Whether some clients' networks were announced another MSS.
@@ -401,7 +401,7 @@ impl ServerOptions {
             ttl: if rule.own_ttl == 0 { UNKNOWN_TTL } else { rule.own_ttl },
             hops: 0,
             class: 0,
-            reflects_class: false,
+            reflects_class: true,
             known: false,
         };
         if self.is_commanded
@@ -598,6 +598,7 @@ impl Entry {
             mss: Usual { value: mss, strength: 0 },
             former_mss: mss,
             last_window: observation.window,
+            reflects_class: true,
             ..Self::default()
         }
     }
@@ -654,14 +655,11 @@ impl Entry {
         self.seen = unit(now).max(1);
         self.ttl = observation.ttl;
         match (observation.offered_class, observation.answered_class) {
-            (_, answered) if answered == self.class => {}
-            (0, 0) if self.reflects_class => {}
-            (offered, answered) => {
-                self.reflects_class = offered == answered && offered != 0;
-                if !self.reflects_class {
-                    self.class = answered;
-                }
-            }
+            (offered, answered) if offered != answered => (self.reflects_class, self.class) = (false, answered),
+            // Either would answer so.
+            (_, answered) if self.reflects_class || answered == self.class => {}
+            (0, _) => self.class = 0,
+            _ => self.reflects_class = true,
         }
         if let Some(scale) = answered.scale {
             if self.knows(Trait::Scale, observation.offered_timestamps, now) == Known::Taken {
@@ -992,7 +990,7 @@ mod tests {
             let offer = server_options.offer(&key(1, 80), now);
             [0, 0x28, 0xb8].map(|class| offer.class_for(|| class))
         };
-        assert_eq!(told(0, 0), [0; 3]);
+        assert_eq!(told(0, 0), [0, 0x28, 0xb8], "nothing speaks against it");
         assert_eq!(told(0xb8, 0), [0; 3]);
         assert_eq!(told(0xb8, 0xb8), [0, 0x28, 0xb8], "as a server does that reflects");
         assert_eq!(told(0, 0), [0, 0x28, 0xb8]);

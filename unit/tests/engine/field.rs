@@ -264,7 +264,7 @@ in_every_mode! {
                 server.gets(rst(CLIENT_ISN + 1));
                 world.after_secs(50);
             }
-            assert_eq!(told, if reflects { [0, 0, 0x28, 0xb8] } else { [0, 0x48, 0x48, 0x48] });
+            assert_eq!(told, if reflects { [0xb8, 0, 0x28, 0xb8] } else { [0xb8, 0x48, 0x48, 0x48] });
         }
     }
 }
