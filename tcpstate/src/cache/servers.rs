@@ -9,7 +9,7 @@
 //! * An answer that agrees outweighs the refusals before it; a refusal has to be repeated before it outweighs many answers that agreed.
 //! * A refusal is believed for four seconds, and twice as long after each one that confirms it, up to 17 minutes; then the option is offered again.
 //! * Where there must be one value (MSS, scale), it is the usual one, which a single other answer does not change. An MSS that differs from the usual one
-//!   is that of the client's path: it is kept for the client's network alone.
+//!   is that of the client's path: it is kept for that client alone.
 
 use crate::config::Source;
 use crate::cookie::terms::Offer;
@@ -162,7 +162,7 @@ struct Entry {
     /// The class of its SYN-ACKs, unless it reflects the client's, as it is taken to until it does not.
     class: u8,
     reflects_class: bool,
-    /// Whether some clients' networks were announced another MSS.
+    /// Whether some clients were announced another MSS.
     mss_varies: bool,
     /// When it would not take an acknowledgement without its exact echo.
     exact_since: u16,
@@ -215,10 +215,10 @@ impl Observation {
     }
 }
 
-/// An MSS that a server announced to one network of clients and not to others.
+/// An MSS that a server announced to one client and not to others.
 #[derive(Clone, Copy, Default)]
 struct PathMss {
-    /// A keyed hash of the server and the network; zero is a free place.
+    /// A keyed hash of the server and the client's address; zero is a free place.
     tag: u32,
     mss: u16,
     seen: u16,
@@ -245,7 +245,7 @@ const CACHED_OFFERS: usize = 64;
 /// The learning cache: set-associative, the least recently updated entry is evicted.
 pub struct ServerOptions {
     sets: Vec<Set>,
-    /// What differs for some clients' networks: as many as there are servers.
+    /// What differs for some clients: as many as there are servers.
     paths: Vec<PathSet>,
     keys: Keys,
     /// Whether any rule takes an attribute from what is known of an address.
@@ -334,7 +334,7 @@ impl ServerOptions {
                     && cached_offers.unit == unit(now)
                     && cached_offers.observations == self.observations =>
             {
-                self.for_network(key, rule, cached_offers.offer)
+                self.for_client(key, rule, cached_offers.offer)
             }
             _ => self.offer_uncached(key, rule, now),
         }
@@ -346,7 +346,7 @@ impl ServerOptions {
         let offer = self.usual_offer(key, rule, true, now);
         self.cached_offers[Self::cached_offer_at(key)] =
             Some(CachedOffer { lan, vlan, lan_port, unit: unit(now), observations: self.observations, offer });
-        self.for_network(key, rule, offer)
+        self.for_client(key, rule, offer)
     }
 
     /// Where the offer for a server is remembered. An attacker who picks targets that displace others only costs a lookup in the cache itself.
@@ -357,12 +357,12 @@ impl ServerOptions {
 
     /// What a client of this server, with timestamps or without, is offered under the rule for it.
     pub fn offer(&self, key: &FlowKey, rule: &Rule, timestamps: bool, now: Instant) -> Offer {
-        self.for_network(key, rule, self.usual_offer(key, rule, timestamps, now))
+        self.for_client(key, rule, self.usual_offer(key, rule, timestamps, now))
     }
 
-    /// The same with the MSS for the client's network, if that has one of its own.
+    /// The same with the MSS for this client, if it has one of its own.
     #[inline(always)]
-    fn for_network(&self, key: &FlowKey, rule: &Rule, offer: Offer) -> Offer {
+    fn for_client(&self, key: &FlowKey, rule: &Rule, offer: Offer) -> Offer {
         if offer.mss_varies { self.with_path_mss(key, rule, offer) } else { offer }
     }
 
@@ -380,7 +380,7 @@ impl ServerOptions {
         }
     }
 
-    /// What a client is offered where nothing is known of its network.
+    /// What a client is offered of which nothing else is known.
     fn usual_offer(&self, key: &FlowKey, rule: &Rule, stamps: bool, now: Instant) -> Offer {
         let by_port = self.find(key, key.lan_port);
         let by_address = if self.by_address { self.find(key, 0) } else { None };
@@ -468,7 +468,7 @@ impl ServerOptions {
     /// The largest MSS that a SYN-ACK in this server's name can have announced, whatever the configuration says now.
     pub fn most_told(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> u16 {
         let present = self.offer_cached(key, rule, now).mss.max(own_mss(key, rule));
-        // Its network, or everybody, may have been told something else a moment ago.
+        // It, or everybody, may have been told something else a moment ago.
         let known =
             [key.lan_port, 0].map(|port| self.find(key, port).map_or(0, |entry| entry.mss.value.max(entry.former_mss)));
         let sources = [rule.mss == Source::HashIpPort, rule.mss == Source::HashIp];
@@ -522,13 +522,12 @@ impl ServerOptions {
         self.sets[self.set(key, port)].0.iter().find(|entry| entry.is_for(key, port))
     }
 
-    /// Where the MSS for the client's network (/24, or /64) at this server is kept, and its tag.
+    /// Where the MSS for this client at this server is kept, and its tag.
     fn path(&self, key: &FlowKey, port: u16) -> (usize, u32) {
         let [a, b, c, d] = key.lan.map(u64::from);
-        let [e, f, _, g] = key.wan;
-        let network = if key.v6 { u64::from(e) << 32 | u64::from(f) } else { u64::from(g >> 8) };
+        let [e, f, g, h] = key.wan.map(u64::from);
         let server = u64::from(key.vlan.0) << 17 | u64::from(port) << 1 | u64::from(key.v6);
-        let hash = keyed::place(self.keys, [a << 32 | b, c << 32 | d, server, network]);
+        let hash = keyed::place(self.keys, [a << 32 | b, c << 32 | d, server, e << 32 | f, g << 32 | h]);
         (hash as usize & (self.paths.len() - 1), (hash >> 32) as u32 | 1)
     }
 
@@ -537,7 +536,7 @@ impl ServerOptions {
         self.paths[at].iter().find(|path| path.tag == tag).map(|path| path.mss)
     }
 
-    /// Keeps what this server announced to the client's network; nothing is kept of the usual. Returns whether what the network is offered has changed.
+    /// Keeps what this server announced to this client; nothing is kept of the usual. Returns whether what the client is offered has changed.
     fn store_path(&mut self, key: &FlowKey, port: u16, mss: u16, usual: u16, now: Instant) -> bool {
         let (at, tag) = self.path(key, port);
         let set = &mut self.paths[at];
@@ -924,7 +923,7 @@ mod tests {
     }
 
     #[test]
-    fn one_other_mss_does_not_move_the_usual_one_and_is_told_its_own_network() {
+    fn one_other_mss_does_not_move_the_usual_one_and_is_told_its_own_client() {
         let mut server_options = tested(&Config::default());
         let now = Instant::from_secs(5);
         let from = |client: u32| FlowKey { wan: [0, 0, 0xffff, client], ..key(1, 80) };
@@ -957,7 +956,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_with_an_mss_of_their_own_are_kept_in_bounded_memory() {
+    fn clients_with_an_mss_of_their_own_are_kept_in_bounded_memory() {
         let config = Config { learn_capacity: 64, ..Config::default() };
         let mut server_options = tested(&config);
         let usual = observation(1460, Some(7), true, true);

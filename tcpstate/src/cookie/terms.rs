@@ -30,7 +30,7 @@ pub struct Offer {
     pub class: u8,
     /// Whether its SYN-ACK has the class of the SYN.
     pub reflects_class: bool,
-    /// Whether it announces another MSS to some clients' networks.
+    /// Whether it announces another MSS to some clients.
     pub mss_varies: bool,
     /// Whether anything is known of the server's port.
     pub known: bool,
