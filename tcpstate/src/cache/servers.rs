@@ -987,7 +987,7 @@ mod tests {
             let said = Observation { offered_class, answered_class, ..observation(1460, Some(7), true, true) };
             server_options.learn(&key(1, 80), &said, now);
             let offer = server_options.offer(&key(1, 80), now);
-            [0, 0x28, 0xb8].map(|class| offer.class_for(|| class))
+            [0, 0x28, 0xb8].map(|class| offer.class_for(class))
         };
         assert_eq!(told(0, 0), [0, 0x28, 0xb8], "nothing speaks against it");
         assert_eq!(told(0xb8, 0), [0; 3]);

@@ -39,8 +39,8 @@ pub struct Offer {
 impl Offer {
     /// The class of the answer to a SYN of this class.
     #[inline(always)]
-    pub fn class_for(&self, syn: impl FnOnce() -> u8) -> u8 {
-        if self.reflects_class { syn() } else { self.class }
+    pub fn class_for(&self, syn: u8) -> u8 {
+        if self.reflects_class { syn } else { self.class }
     }
 }
 

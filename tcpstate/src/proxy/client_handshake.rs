@@ -87,7 +87,7 @@ impl Proxy {
             scale,
             label: label(meta.hash),
             ttl: offer.ttl,
-            class: offer.class_for(|| segment.class(head.bytes())),
+            class: offer.class_for(segment.class(head.bytes())),
         };
         answer.write_over(segment, head.bytes_mut());
         self.counters.count(Event::SynAnswered);
@@ -367,7 +367,7 @@ impl Proxy {
             format!("answered with sequence number {:#010x}{clock}", numbers.isn.get())
         });
         let envelope = self.answer_envelope(ctx.envelope(), offer.ttl);
-        let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(|| envelope.class), ..envelope };
+        let envelope = Envelope { label: label(ctx.hash), class: offer.class_for(envelope.class), ..envelope };
         let echo = offered.timestamps.map_or(0, |timestamps| timestamps.value);
         let timestamps = numbers.ts_value.map(|value| Timestamps { value, echo });
         let mut options = OptionList::syn(Some(offer.mss), terms.sack, timestamps, terms.promised);

@@ -68,7 +68,7 @@ impl Proxy {
         let filled = self.admit(&key, hash, Side::Wan, State::ServerSynSent, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, shown);
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
-            flow.set_class(Side::Lan, offer.class_for(|| flow.class(Side::Wan)));
+            flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
             flow.set(FlowFlags::EARLY, early);
         });
