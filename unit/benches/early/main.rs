@@ -1,5 +1,5 @@
 //! What becomes of a connection whose server got no true round trip with its handshake: `cargo bench -p unit --bench early`. Needs root, and
-//! six minutes.
+//! five minutes.
 //!
 //! Real kernels fetch answers over a bridge, an honest box, and an early one whose `early_echo` is `none` and `exact`; near and far, with
 //! CUBIC and BBR, the answer's first segment lost on the WAN and not. The server is known to the box.
