@@ -40,7 +40,8 @@ pub enum Handshake {
 /// the server takes the round trip to the box for that to the client; without, it has none before its first data is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum EarlyEcho {
-    /// Where the server needs it: it is unknown, or appears to keep its terms in that TSval (SYN cookies, a proxy), or took no other recently.
+    /// Where the server needs it: it is unknown, or its answers show that it keeps its terms in that TSval (SYN cookies, a proxy), or it took no
+    /// other recently.
     #[default]
     Auto,
     /// Always.

@@ -496,9 +496,9 @@ impl ServerOptions {
         self.find(key, key.lan_port).is_some()
     }
 
-    /// Whether this server gets an exact echo of its timestamp whatever it looks like, because it recently took no other.
-    pub fn wants_exact_echo(&self, key: &FlowKey, now: Instant) -> bool {
-        self.find(key, key.lan_port).is_some_and(|entry| entry.wants_exact_at(now))
+    /// Whether this server gets an exact echo of its timestamp whatever it looks like, because nothing is known of it, or it recently needed one.
+    pub fn needs_exact_echo(&self, key: &FlowKey, now: Instant) -> bool {
+        !self.knows(key) || self.find(key, key.lan_port).is_some_and(|entry| entry.wants_exact_at(now))
     }
 
     /// Notes that this server would not take an acknowledgement without an exact echo.
@@ -1016,12 +1016,12 @@ mod tests {
         let mut server_options = tested(&Config::default());
         let now = Instant::from_secs(5);
         server_options.cache.note_exact_echo(&key(1, 80), now);
-        assert!(!server_options.cache.wants_exact_echo(&key(1, 80), now), "nothing else is known of it");
+        assert!(server_options.cache.needs_exact_echo(&key(1, 80), now), "nothing is known of it");
         server_options.learn(&key(1, 80), &observation(1460, Some(7), true, true), now);
+        assert!(!server_options.cache.needs_exact_echo(&key(1, 80), now));
         server_options.cache.note_exact_echo(&key(1, 80), now);
-        assert!(server_options.cache.wants_exact_echo(&key(1, 80), Instant::from_secs(500)));
-        assert!(!server_options.cache.wants_exact_echo(&key(1, 81), now));
-        assert!(!server_options.cache.wants_exact_echo(&key(1, 80), Instant::from_secs(700)));
+        assert!(server_options.cache.needs_exact_echo(&key(1, 80), Instant::from_secs(500)));
+        assert!(!server_options.cache.needs_exact_echo(&key(1, 80), Instant::from_secs(700)));
     }
 
     #[test]

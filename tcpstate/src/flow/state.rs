@@ -11,7 +11,8 @@ pub enum State {
     SynCached = 1,
     /// The client has proved itself; the box has sent its SYN to the server.
     ServerSynSent = 2,
-    /// The server has answered. The box withholds the handshake's last ACK until the client's round-trip time has passed.
+    /// The server has answered. The box withholds the handshake's last ACK until the client's round-trip time has passed; that of an early client
+    /// for a moment, in which the server's second SYN-ACK shows what it has to echo.
     AckWithheld = 3,
     /// The server has answered and has its ACK. The client has not yet shown that it knows the server's window.
     WindowPending = 4,

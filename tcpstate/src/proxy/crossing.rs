@@ -162,6 +162,7 @@ impl Proxy {
             flow.mss_lan = syn.options.mss.unwrap_or(crate::cache::servers::default_mss(&answer.key));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
             flow.set_crossed(withheld > 0);
+            flow.set(FlowFlags::NO_ECHO, false);
         });
         ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
             0 => "both ends open at once: the LAN's SYN is answered in the client's name".into(),
@@ -253,7 +254,7 @@ impl Proxy {
     /// The server has waited long enough, or says that it need not wait.
     fn end_crossing(&mut self, id: Id) {
         self.table.update(id, |flow| flow.set_crossed(false));
-        self.answer_repeated_syn_ack(id);
+        self.end_wait(id);
     }
 
     fn emit_server_syn_ack(&mut self, id: Id, egress: &mut impl Egress) {

@@ -156,9 +156,7 @@ impl Proxy {
                 // A server that has not seen the handshake's last acknowledgement is sent it again; one that was woken by a
                 // stray copy of our SYN gets a RST.
                 if repeated {
-                    self.counters.count(Event::AnswerRepeated);
-                    self.answer_repeated_syn_ack(id);
-                    self.acknowledge_in_place(&mut ctx, id)
+                    self.answer_repeated_syn_ack(&mut ctx, id)
                 } else {
                     self.reset_in_place(&mut ctx, Some(id))
                 }
@@ -361,7 +359,7 @@ impl Proxy {
         if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
             self.restart_timer(id, ctx.now);
         }
-        if side == Side::Lan && self.table[id].held != 0 {
+        if (side == Side::Lan || speaks) && self.table[id].held != 0 {
             self.release_held(id);
         }
     }

@@ -28,6 +28,8 @@ pub(super) const SECOND: Ticks = 1_000_000 / 1024;
 const AFTER_RESET: Ticks = 20;
 /// The box does not wait for a client this near (ticks; two milliseconds): cookies and timers are too coarse to tell it from a neighbour.
 const NEAR: u16 = 2;
+/// For how long the box waits for an early server's second SYN-ACK, which its second SYN asks for: two milliseconds, in ticks.
+const SECOND_ANSWER: u16 = 2;
 
 impl Proxy {
     /// The client has proved its address: sends a SYN to the server in its name, written over the segment with the proof.
@@ -57,6 +59,8 @@ impl Proxy {
         let offer = self.caches.server_options.offer_cached(&key, rule, now);
         let presumed = proof.terms.timestamps && !offer.timestamps_known;
         let early = rule.handshake == Handshake::Early;
+        let asks =
+            early && rule.early_echo == EarlyEcho::Auto && !self.caches.server_options.needs_exact_echo(&key, now);
         ctx.egress.note(|| {
             let handshake = if early { "early" } else { "honest" };
             let distance = u32::from(proof.distance) * 1024 / 1000;
@@ -71,6 +75,7 @@ impl Proxy {
             flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
             flow.set(FlowFlags::TIMESTAMPS_PRESUMED, presumed);
             flow.set(FlowFlags::EARLY, early);
+            flow.set(FlowFlags::NO_ECHO, asks);
         });
         let Some(id) = filled else {
             return Verdict::Drop(DropReason::TableFull);
@@ -84,9 +89,10 @@ impl Proxy {
             return self.connect_in_place(&mut ctx, id);
         }
         // A server that has had to repeat its SYN-ACK takes no round-trip sample from the handshake (RFC 6298 section 3, Karn's
-        // algorithm), which here would be that of the LAN alone. So the box sends two SYNs.
-        let sent = self.emit_server_syn(id, ctx.egress);
-        if sent && ctx.segment.payload_len() > 0 && self.emit_server_syn(id, ctx.egress) {
+        // algorithm), which here would be that of the LAN alone. So the box sends two SYNs. Where the second bears a later TSval, a server that
+        // echoes that has not kept the first.
+        let sent = self.emit_server_syn(id, asks.into(), ctx.egress);
+        if sent && ctx.segment.payload_len() > 0 && self.emit_server_syn(id, 0, ctx.egress) {
             return self.hold(&ctx, id);
         }
         self.connect_in_place(&mut ctx, id)
@@ -142,7 +148,7 @@ impl Proxy {
     fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
         let envelope = ctx.envelope();
         let deltas = self.table.client_deltas(id);
-        let options = server_syn_options(&self.table[id], deltas.1);
+        let options = server_syn_options(&self.table[id], deltas.1, 0);
         if !ctx.overwrite_inline(&server_syn(&self.table[id], deltas.0, &envelope, &options)) {
             return Verdict::Drop(DropReason::NoRoom);
         }
@@ -150,10 +156,11 @@ impl Proxy {
         Verdict::Forward
     }
 
-    fn emit_server_syn(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+    /// Sends a SYN whose TSval is by `older` less than the client's.
+    fn emit_server_syn(&mut self, id: Id, older: u32, egress: &mut impl Egress) -> bool {
         let envelope = self.envelope(id, Side::Wan);
         let (flow, deltas) = (self.table[id], self.table.client_deltas(id));
-        let options = server_syn_options(&flow, deltas.1);
+        let options = server_syn_options(&flow, deltas.1, older);
         let sent = self.emit(Side::Lan, &server_syn(&flow, deltas.0, &envelope, &options), egress);
         if sent {
             self.counters.count(Event::Dialled);
@@ -321,15 +328,17 @@ impl Proxy {
         let envelope = ctx.envelope();
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, flow);
-        let (is_early, withheld) = (flow.is(FlowFlags::EARLY), time_withheld(flow));
-        let hides = is_early && !self.echoes_exactly(ctx.key(), &answered, flow, &rule, now);
+        let is_early = flow.is(FlowFlags::EARLY);
+        let echo = if is_early { self.early_echo(ctx.key(), &answered, flow, &rule, now) } else { EarlyEcho::Exact };
+        let waits = echo == EarlyEcho::Auto;
+        let withheld = if waits { SECOND_ANSWER } else { time_withheld(flow) };
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
         self.set_state(id, state, now, |flow| {
             join(flow, ctx.segment, &answered, seen, now);
             flow.follow_path(Side::Lan, &envelope);
             flow.mss_lan = answered.mss.unwrap_or(default_mss(ctx.key()));
             flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
-            flow.set(FlowFlags::NO_ECHO, hides);
+            flow.set(FlowFlags::NO_ECHO, echo == EarlyEcho::None);
         });
         ctx.egress.note(|| {
             let delta = self.table[id].seq_delta.shift(0);
@@ -349,6 +358,10 @@ impl Proxy {
             return Verdict::Drop(DropReason::Consumed);
         }
         ctx.egress.note(|| match u32::from(withheld) * 1024 / 1000 {
+            _ if waits => {
+                "the server's acknowledgement waits for its second SYN-ACK, which shows whether it kept the first SYN"
+                    .into()
+            }
             0 => "the server gets its acknowledgement at once".into(),
             withheld => {
                 format!("the server's acknowledgement is withheld for {withheld} ms at most, the client's distance")
@@ -356,6 +369,9 @@ impl Proxy {
         });
         let wait = if withheld > 0 { withheld.into() } else { SECOND };
         self.table.schedule(id, tick(now).wrapping_add(wait));
+        if waits {
+            return self.update_in_place(&mut ctx, id);
+        }
         if withheld > 0 {
             self.counters.count(Event::AckWithheld);
             if withheld == WITHHELD_MOST {
@@ -375,19 +391,25 @@ impl Proxy {
     }
 
     /// Whether the server of an early client gets an exact echo of the TSval in its SYN-ACK, which has these options. One that keeps its terms there must,
-    /// and one of which nothing is known might.
-    fn echoes_exactly(&self, key: &FlowKey, answered: &Options, flow: &Flow, rule: &Rule, now: Instant) -> bool {
-        match rule.early_echo {
-            EarlyEcho::Exact => true,
-            EarlyEcho::None => false,
-            EarlyEcho::Auto => {
-                let scale = flow.endpoint(Side::Wan).scale().filter(|_| answered.scale.is_some());
-                let sack = flow.is(FlowFlags::SACK) && answered.sack_permitted;
-                let servers = &self.caches.server_options;
-                answered.timestamps.is_some_and(|timestamps| cookie::keeps_terms(timestamps.value, scale, sack))
-                    || !servers.knows(key)
-                    || servers.wants_exact_echo(key, now)
+    /// and one of which nothing is known might; [`EarlyEcho::Auto`] if only its second SYN-ACK will tell.
+    fn early_echo(&self, key: &FlowKey, answered: &Options, flow: &Flow, rule: &Rule, now: Instant) -> EarlyEcho {
+        if rule.early_echo != EarlyEcho::Auto {
+            return rule.early_echo;
+        }
+        let scale = flow.endpoint(Side::Wan).scale().filter(|_| answered.scale.is_some());
+        let sack = flow.is(FlowFlags::SACK) && answered.sack_permitted;
+        let servers = &self.caches.server_options;
+        match answered.timestamps {
+            None => EarlyEcho::None,
+            Some(timestamps)
+                if cookie::keeps_terms(timestamps.value, scale, sack)
+                    || servers.needs_exact_echo(key, now)
+                    || !flow.is(FlowFlags::NO_ECHO) =>
+            {
+                EarlyEcho::Exact
             }
+            // Linux adds a secret to the TSval it keeps its terms in.
+            Some(_) => EarlyEcho::Auto,
         }
     }
 
@@ -406,8 +428,12 @@ impl Proxy {
         self.emit(Side::Lan, &acknowledgement.outgoing(&envelope), egress);
     }
 
-    /// The client's round-trip time has passed and nothing came from it: the server gets its handshake's last acknowledgement from the box.
+    /// The client's round-trip time has passed and nothing came from it: the server gets its handshake's last acknowledgement from the box. That of
+    /// an early client has not repeated its SYN-ACK, and gets what any server takes, an exact echo.
     pub(super) fn send_withheld_ack(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].held != 0 {
+            self.release_held(id);
+        }
         if self.table[id].is_crossed() {
             self.answer_server_syn(id, now, egress);
         } else {
@@ -417,8 +443,30 @@ impl Proxy {
         self.table.enter(id, tick(now).wrapping_add(wait));
     }
 
-    /// A server whose acknowledgement is withheld has repeated its SYN-ACK, and gets the acknowledgement.
-    pub(super) fn answer_repeated_syn_ack(&mut self, id: Id) {
+    /// A server has repeated its SYN-ACK. One whose acknowledgement is withheld gets it; that of an early client with an echo only if it has not
+    /// kept the SYN it answered first: then its terms may be in the TSval it sent.
+    pub(super) fn answer_repeated_syn_ack(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+        self.counters.count(Event::AnswerRepeated);
+        let flow = &self.table[id];
+        let is_early = flow.is(FlowFlags::EARLY);
+        let latest = self.table.client_deltas(id).1.shift(flow.endpoint(Side::Wan).ts_value);
+        let forgets = Options::timestamps(ctx.options()).is_none_or(|timestamps| timestamps.echo == latest);
+        let is_withheld = flow.is_in(State::AckWithheld);
+        self.end_wait(id);
+        if is_withheld && is_early {
+            self.table.update(id, |flow| flow.set(FlowFlags::NO_ECHO, !forgets));
+            if forgets {
+                self.caches.server_options.note_exact_echo(ctx.key(), ctx.now);
+            }
+            // The acknowledgement goes before the data, as in `splice`.
+            self.release_held(id);
+            self.send_acknowledgement(id, ctx.now, ctx.egress);
+        }
+        self.acknowledge_in_place(ctx, id)
+    }
+
+    /// A server whose acknowledgement is withheld gets it before its time.
+    pub(super) fn end_wait(&mut self, id: Id) {
         if self.table[id].is_in(State::AckWithheld) {
             let due = self.table[id].deadline();
             let wait = self.acknowledged(id);
@@ -499,7 +547,7 @@ impl Proxy {
         });
         let doubled = lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(attempts.into()).unwrap_or(u32::MAX));
         let wait = doubled.min(lifetimes.retransmit_max).min(lifetimes.server_syn_sent - passed);
-        if self.emit_server_syn(id, egress) {
+        if self.emit_server_syn(id, 0, egress) {
             self.counters.count(Event::DialRepeated);
         }
         self.table.enter(id, tick(now).wrapping_add(wait));
@@ -539,11 +587,11 @@ fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, sho
     server.ts_value = shown.map_or(timestamps.echo, |shown| SeqNum::later(shown, timestamps.echo));
 }
 
-/// The options of our SYN to the server: what the client offered and was not denied.
-fn server_syn_options(flow: &Flow, ts_delta: SeqDelta) -> OptionList {
+/// The options of our SYN to the server: what the client offered and was not denied. The TSval is by `older` less than the client's.
+fn server_syn_options(flow: &Flow, ts_delta: SeqDelta, older: u32) -> OptionList {
     let client = flow.endpoint(Side::Wan);
     // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
-    let value = ts_delta.shift(client.ts_value);
+    let value = ts_delta.shift(client.ts_value).wrapping_sub(older);
     let timestamps = flow.is(FlowFlags::TIMESTAMPS).then_some(Timestamps { value, echo: 0 });
     // Should the server turn out not to take the timestamps the client was promised, they are added to its segments: this keeps the room.
     let reserve = if flow.is(FlowFlags::TIMESTAMPS_PRESUMED) { TIMESTAMPS_ROOM as u16 } else { 0 };

@@ -3,7 +3,7 @@
 use crate::frames::{Options, Pair, QUOTED, Tcp, be32, write_error};
 use crate::worker::{BATCH, BEAT, Worker};
 use std::time::Duration;
-use tcpstate::config::{Handshake, RateLimit};
+use tcpstate::config::{EarlyEcho, Handshake, RateLimit};
 use tcpstate::wire::Flags;
 use tcpstate::{Config, DropReason, Proxy, Secrets, Side, Verdict};
 
@@ -39,7 +39,7 @@ pub fn config(cache: usize, table_buckets: usize) -> Config {
 
 /// The same, with handshakes that end early.
 pub fn early(config: Config) -> Config {
-    Config { handshake: Handshake::Early, ..config }
+    Config { handshake: Handshake::Early, early_echo: EarlyEcho::None, ..config }
 }
 
 /// An engine with fixed secrets.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use harness::{note, test};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
-use unit::netns::{self, Appliance, Backend, Namespace, Rig, traffic};
+use unit::netns::{self, Appliance, Backend, Namespace, Rig, sockets, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -408,4 +408,27 @@ fn many_connections_share_the_way() {
         });
     }
     assert!(proxy.stop().status.success());
+}
+
+#[test]
+fn an_early_server_that_answers_everybody_with_cookies_keeps_its_options() {
+    for middle in [None, Some(netns::CACHE_ON), Some(netns::CACHE_OFF)] {
+        let config = middle.map(|cache| format!("{cache} handshake = early;"));
+        let rig = Rig::new();
+        rig.server.sysctl("net.ipv4.tcp_syncookies", "2");
+        let _middle = netns::stand(&rig, config.as_deref());
+        let server = rig.server.serve(netns::SERVER_V4, 0, |stream| {
+            let options = sockets::tcp_info(&stream).tcpi_options;
+            // Timestamps, SACK, window scale.
+            assert_eq!(options & 7, 7, "the server's socket has the options {options:#x}");
+            traffic::exchanged(stream)
+        });
+        // The first meets a server that is not known.
+        rig.judge([0, 0], || {
+            for connection in 1..=4 {
+                let stream = rig.client.connect(server.address).expect("connecting");
+                traffic::exchange(&stream, 100_000, 1_000_000).unwrap_or_else(|error| panic!("{connection}: {error}"));
+            }
+        });
+    }
 }

@@ -272,26 +272,54 @@ in_every_mode! {
 
 // ---- early: servers that keep their terms in the timestamp they sent ----
 
+/// What a server of an early client makes of the two SYNs it gets.
+#[derive(Clone, Copy, PartialEq)]
+enum Answers {
+    /// It keeps the first, and repeats its answer.
+    Keeps,
+    /// It answers each as if it were the only one.
+    Forgets,
+    /// It answers once.
+    Once,
+}
+
 /// What the handshake's last acknowledgement echoes to a server whose SYN-ACK has this TSval.
 #[track_caller]
-fn echo_to(world: &World, port: u16, clock: u32) -> u32 {
+fn echo_to(world: &World, port: u16, clock: u32, answers: Answers) -> u32 {
     let full = Terms::linux(world.mss());
     let (client, server) = world.on_port(port);
     client.sends(full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
     let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
     client.sends(acknowledges(&offered));
-    let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-    server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-    server.sends(full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, server_syn.ts().unwrap().0)));
-    let got = server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
+    let mut values =
+        [(); 2].map(|()| server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options()).ts().unwrap().0);
+    // The box's own segments leave before the frame that made it send them; here they are seen behind it.
+    values.sort_unstable();
+    let [first, second] = values;
+    assert!(second == first || second == first + 1);
+    let answer = |value| full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (clock, value));
+    let acknowledged = || server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options()).ts().unwrap().1;
+    // Where the SYNs differ, and the clock says nothing, the second answer decides.
+    let waits = second != first && clock & 0x1f != 0x17;
+    server.sends(answer(first));
+    let mut got = (!waits).then(acknowledged);
     client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+    match answers {
+        Answers::Keeps => server.sends(answer(first)),
+        Answers::Forgets => server.sends(answer(second)),
+        Answers::Once => world.after_ms(5),
+    }
+    for _ in 0..u32::from(waits) + u32::from(answers != Answers::Once) {
+        let echo = acknowledged();
+        assert_eq!(*got.get_or_insert(echo), echo);
+    }
     // What the client itself sends echoes exactly in any case.
     client.sends(data(CLIENT_ISN + 1, offered.seq + 1, 9).ts(CLIENT_TS + 2, offered.ts().unwrap().0));
     server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 9).ts(CLIENT_TS + 2, clock));
     client.sends(rst(CLIENT_ISN + 10));
     server.gets(rst(CLIENT_ISN + 10));
     world.after_secs(50);
-    got.ts().unwrap().1
+    got.unwrap()
 }
 
 in_every_mode! {
@@ -301,37 +329,94 @@ in_every_mode! {
             let change = |config: &mut tcpstate::Config| (config.handshake, config.early_echo) = (Handshake::Early, echo);
             world.mode().world_with(change).0
         };
-        // The client's scale, 7, and SACK, as Linux, nftables and a box like this write them; and a clock that looks otherwise.
+        // The client's scale, 7, and SACK, as nftables and a box like this write them; and a clock that looks otherwise.
         let (minted, plain) = (SERVER_TS & !0x3f | 0x17, SERVER_TS | 0x1f);
         let auto = early(EarlyEcho::Auto);
-        assert_eq!(echo_to(&auto, 1, plain), plain, "nothing is known of it");
-        assert_eq!([echo_to(&auto, 2, plain), echo_to(&auto, 3, minted), echo_to(&auto, 4, plain)], [0, minted, 0]);
+        assert_eq!(echo_to(&auto, 1, plain, Answers::Keeps), plain, "nothing is known of it");
+        let echoes = [(2, plain), (3, minted), (4, plain)].map(|(port, clock)| echo_to(&auto, port, clock, Answers::Keeps));
+        assert_eq!(echoes, [0, minted, 0]);
         let exact = early(EarlyEcho::Exact);
-        assert_eq!([1, 2, 3].map(|port| echo_to(&exact, port, plain)), [plain; 3]);
+        assert_eq!([1, 2, 3].map(|port| echo_to(&exact, port, plain, Answers::Keeps)), [plain; 3]);
         let none = early(EarlyEcho::None);
-        assert_eq!([1, 2, 3].map(|port| echo_to(&none, port, minted)), [0; 3]);
+        assert_eq!([1, 2, 3].map(|port| echo_to(&none, port, minted, Answers::Forgets)), [0; 3]);
+    }
+
+    fn a_server_that_keeps_nothing_gets_its_timestamp_back_whatever_it_looks_like(world, client, server) {
+        let _ = (client, server);
+        let (world, ..) = world.mode().world_with(|config| config.handshake = Handshake::Early);
+        // Linux hides what it keeps there behind a secret.
+        let plain = SERVER_TS | 0x1f;
+        let echoes = [Answers::Keeps, Answers::Keeps, Answers::Once, Answers::Keeps, Answers::Forgets, Answers::Keeps];
+        let echoes = echoes.iter().zip(1..).map(|(&answers, port)| echo_to(&world, port, plain, answers));
+        // The last is spared the question for a while.
+        assert_eq!(echoes.collect::<Vec<_>>(), [plain, 0, plain, 0, plain, plain]);
+    }
+
+    fn held_data_leaves_behind_the_acknowledgement_that_waited_for_the_second_answer(world, client, server) {
+        let _ = (client, server);
+        let (world, ..) = world.mode().world_with(|config| config.handshake = Handshake::Early);
+        let (plain, full) = (SERVER_TS | 0x1f, Terms::linux(world.mss()));
+        echo_to(&world, 1, plain, Answers::Keeps);
+        for (port, ending) in (2..).zip(["a second answer", "nothing", "the client"]) {
+            let (client, server) = world.on_port(port);
+            client.sends(full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+            let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+            let asks = |at, len| data(CLIENT_ISN + 1 + at, offered.seq + 1, len).ts(CLIENT_TS + 1, offered.ts().unwrap().0);
+            let asked = |at, len| data(CLIENT_ISN + 1 + at, SERVER_ISN + 1, len).any_window().ts(CLIENT_TS + 1, plain);
+            client.sends(asks(0, 9));
+            let syn = || server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options()).ts().unwrap().0;
+            let (first, second) = (syn(), syn());
+            assert_eq!(second, first + 1);
+            let answer = full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (plain, first));
+            server.sends(answer.clone());
+            client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+            server.gets(nothing());
+            let acknowledged = |echo| server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().ts(CLIENT_TS + 1, echo));
+            match ending {
+                "a second answer" => {
+                    server.sends(answer);
+                    acknowledged(0);
+                    acknowledged(0);
+                }
+                "nothing" => {
+                    world.after_ms(5);
+                    acknowledged(plain);
+                }
+                _ => {
+                    client.sends(asks(9, 5));
+                    server.gets(asked(9, 5));
+                }
+            }
+            server.gets(asked(0, 9));
+            client.sends(rst(CLIENT_ISN + if ending == "the client" { 15 } else { 10 }));
+            server.gets(segment(RST, ANY, 0).any_window().any_options());
+            world.after_secs(50);
+        }
     }
 
     fn a_server_that_resets_what_bears_no_echo_gets_exact_ones_from_then_on(world, client, server) {
         let _ = (client, server);
         let (world, ..) = world.mode().world_with(|config| config.handshake = Handshake::Early);
         let plain = SERVER_TS | 0x1f;
-        echo_to(&world, 1, plain);
-        assert_eq!(echo_to(&world, 2, plain), 0);
+        echo_to(&world, 1, plain, Answers::Keeps);
+        assert_eq!(echo_to(&world, 2, plain, Answers::Keeps), 0);
         let full = Terms::linux(world.mss());
         let (client, server) = world.on_port(3);
         client.sends(full.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
         client.sends(acknowledges(&offered));
-        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        server.sends(full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (plain, server_syn.ts().unwrap().0)));
-        server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
+        let values = [(); 2].map(|()| server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options()).ts().unwrap().0);
+        let answer = full.on(syn_ack(SERVER_ISN, CLIENT_ISN + 1), (plain, values[0].min(values[1])));
+        server.sends(answer.clone());
         client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+        server.sends(answer);
+        for _ in 0..2 {
+            server.gets(ack(CLIENT_ISN + 1, SERVER_ISN + 1).any_window().any_options());
+        }
         server.sends(rst(SERVER_ISN + 1));
         client.gets(rst(offered.seq + 1));
         world.after_secs(50);
-        assert_eq!(echo_to(&world, 4, plain), plain);
+        assert_eq!(echo_to(&world, 4, plain, Answers::Keeps), plain);
         assert_eq!(world.happened(Event::Spliced), 4);
     }
 }

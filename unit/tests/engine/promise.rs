@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::{Action, Destination, Extension as Policed, Handshake, RateLimit, Stray};
+use tcpstate::config::{Action, Destination, EarlyEcho, Extension as Policed, Handshake, RateLimit, Stray};
 use tcpstate::{DropReason, Event, Side};
 use unit::in_every_mode;
 use unit::script::*;
@@ -312,7 +312,9 @@ in_every_mode! {
 
 /// A world whose clients may send before their servers have answered.
 fn early(world: &World) -> (World, Host, Host) {
-    world.mode().world_with(|config| config.handshake = Handshake::Early)
+    let change =
+        |config: &mut tcpstate::Config| (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
+    world.mode().world_with(change)
 }
 
 /// Has the box meet the server on another port of the client's: its window is known from then on.
@@ -367,7 +369,7 @@ in_every_mode! {
         let windows = [(64_240, 16_384, 16_384), (5000, 16_384, 5000), (0, 16_384, 0), (64_240, 1001, 1001)];
         for (granted, most, promised) in windows {
             let (world, client, _) = world.mode().world_with(|config| {
-                config.handshake = Handshake::Early;
+                (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
                 config.early_window = most;
             });
             let ours = Terms { window: granted, ..Terms::linux(world.mss()) };
@@ -386,7 +388,7 @@ in_every_mode! {
         // The second is no multiple of any scale, the third lies below the unit of the largest.
         for (granted, wscale) in [(4992, 7), (5001, 7), (5001, 13), (5001, 0), (65_535, 9)] {
             let (world, ..) = world.mode().world_with(|config| {
-                config.handshake = Handshake::Early;
+                (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
                 config.early_window = u16::MAX;
             });
             let ours = Terms { window: granted, wscale: Some(wscale), ..Terms::linux(world.mss()) };
@@ -524,7 +526,7 @@ in_every_mode! {
     fn what_reaches_beyond_the_early_window_is_not_held(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
-            config.handshake = Handshake::Early;
+            (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
             config.early_window = 1000;
         });
         let terms = Terms::linux(world.mss());
@@ -622,7 +624,7 @@ in_every_mode! {
     fn a_silent_server_costs_the_client_a_reset_and_the_data_is_given_back(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
-            config.handshake = Handshake::Early;
+            (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
             config.timeouts.dl_syn_sent = Duration::from_secs(10);
         });
         let terms = Terms::linux(world.mss());
@@ -685,7 +687,7 @@ in_every_mode! {
         let _ = (client, server);
         for (places, spare) in [(1, usize::MAX), (0, usize::MAX), (4096, 0), (4096, 1)] {
             let (world, client, server) = world.mode().world_with(|config| {
-                config.handshake = Handshake::Early;
+                (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
                 config.held_frames = places;
             });
             let terms = Terms::linux(world.mss());
@@ -745,7 +747,7 @@ in_every_mode! {
     fn a_client_evicted_while_its_server_is_silent_loses_its_data_and_is_reset(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
-            config.handshake = Handshake::Early;
+            (config.handshake, config.early_echo) = (Handshake::Early, EarlyEcho::None);
             config.table_buckets = 1;
         });
         let terms = Terms::linux(world.mss());
