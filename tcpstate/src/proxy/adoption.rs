@@ -123,5 +123,7 @@ pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
 fn note<E>(flow: &mut Flow, ctx: &Context<E>) {
     let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
     endpoint.ttl = segment.ttl(ctx.head.bytes());
+    let class = segment.class(ctx.head.bytes());
     (endpoint.next, endpoint.acked, endpoint.window) = (segment.seq + segment.seq_len(), segment.ack, segment.window);
+    flow.set_class(ctx.side, class);
 }

@@ -179,7 +179,13 @@ impl Proxy {
                     self.forget(id);
                 } else {
                     ctx.egress.note(|| "what there is stays until the client proves the new terms".into());
-                    self.table.update(id, |flow| flow.set(FlowFlags::REOPENING, true));
+                    self.table.update(id, |flow| {
+                        flow.set(FlowFlags::REOPENING, true);
+                        // Without timestamps a number is the same whatever was said of ECN: from now on it says nothing of it.
+                        if flow.is_in(State::SynCached) && flow.outer_isn == numbers.isn {
+                            flow.clear(&[FlowFlags::ECN_ASKED, FlowFlags::ECN, FlowFlags::ACCURATE]);
+                        }
+                    });
                 }
             }
             None => {
@@ -189,9 +195,7 @@ impl Proxy {
                     kept.promised = offer.scale;
                 }
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
-                let expressed = kept.promised == terms.promised
-                    && terms.mss >= smallest
-                    && (terms.timestamps || terms.ecn == Ecn::Silent);
+                let expressed = kept.promised == terms.promised && terms.mss >= smallest;
                 let number = if expressed { numbers } else { numbers.disguised() };
                 let stored =
                     self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));

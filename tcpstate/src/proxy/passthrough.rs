@@ -224,6 +224,7 @@ fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
 
 /// Notes an end's SYN or SYN-ACK.
 pub(super) fn note_syn<E>(flow: &mut Flow, ctx: &Context<E>, options: &Options) {
+    flow.set_class(ctx.side, ctx.segment.class(ctx.head.bytes()));
     let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
     endpoint.ttl = segment.ttl(ctx.head.bytes());
     endpoint.next = segment.seq + segment.seq_len();
