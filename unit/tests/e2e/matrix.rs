@@ -138,6 +138,11 @@ impl Cell {
         self.cache == CACHE_OFF && !self.options.iter().all(|on| on.contains('t'))
     }
 
+    /// Whether the client is probed, because a cookie does not tell its distance.
+    fn is_probed(&self) -> bool {
+        self.cache == CACHE_OFF && self.handshake == Honest
+    }
+
     /// Whether the server takes the option of this letter.
     fn server_takes(&self, letter: char) -> bool {
         self.options[1].contains(letter)
@@ -214,14 +219,14 @@ const MAY_DIFFER: [Allowance; 13] = [
         because: "then it follows in a segment of its own; where the client's distance is not known, so does a probe",
         facts: &[(CLIENT, BORN, "segs_in"), (CLIENT, ASKED, "segs_in")],
         may: |cell, bridged, proxied| {
-            let probes = i64::from(cell.is_forgotten());
+            let probes = i64::from(cell.is_probed());
             (1..=1 + probes).contains(&(number(proxied) - number(bridged)))
         },
     },
     Allowance {
         because: "the client answers the probe",
         facts: &[(CLIENT, BORN, "segs_out"), (CLIENT, ASKED, "segs_out")],
-        may: |cell, bridged, proxied| cell.is_forgotten() && number(proxied) == number(bridged) + 1,
+        may: |cell, bridged, proxied| cell.is_probed() && number(proxied) == number(bridged) + 1,
     },
     Allowance {
         because: "which, being no SYN, tells it in units of its scale",

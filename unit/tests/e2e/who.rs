@@ -54,8 +54,8 @@ fn a_server_behind_a_group_address_is_reached() {
         // A kernel takes a segment only from frames to its own address.
         rig.server.sh("ip link set s0 promisc on
              nft add table ip group
-             nft 'add chain ip group all { type filter hook prerouting priority -300; }'
-             nft add rule ip group all meta pkttype set host");
+             nft 'add chain ip group frames { type filter hook prerouting priority -300; }'
+             nft add rule ip group frames meta pkttype set host");
         let _proxy = netns::stand(&rig, middle);
         for group in ["03:bf:0a:4d:00:02", "01:00:5e:4d:00:02"] {
             rig.client.sh(&format!("ip neigh replace {} lladdr {group} dev c0 nud permanent", netns::SERVER_V4));
