@@ -211,7 +211,7 @@ fn a_lan_connection_is_answered_in_another_vlan() {
                 to.gets(unchanged());
             };
             passes(&server, &client, &outward, &syn(100).mss(1400));
-            // Whoever did not see the SYN is not believed.
+            // Who did not see the SYN is not believed.
             client.sends_in_vain(tagged(&client.frame(&syn_ack(900, 102)), &inward), DropReason::NoFlow);
             passes(&client, &server, &inward, &syn_ack(900, 101).mss(1400));
             passes(&server, &client, &outward, &ack(101, 901));
