@@ -2,7 +2,7 @@
 //!
 //! A connection has the VLAN of its opener's frames in its key. What shows the other one is an answer that fits nothing in its own VLAN but acknowledges
 //! the SYN of a connection of another. The pair is kept, in bounded memory, so that the later frames of that direction find their connections, and
-//! so that the box's own answers bear the tags that the server's do. Nothing passes the proxy because of a pair: whoever makes the box believe in
+//! so that the box's own answers bear the tags that the server's do. Nothing passes the proxy because of a pair: a host that makes the box believe in
 //! one gains no way around it.
 
 use crate::Side;

@@ -116,7 +116,7 @@ impl Parsed {
                 }
                 (parsed, _) => parsed,
             },
-            // RFC 7112: the first fragment must hold the header of TCP, too, whoever it is for.
+            // RFC 7112: the first fragment must hold the header of TCP, too, whatever host it is for.
             (TCP, Some(_)) if Segment::at(side, head, &layout).is_err() => Parsed::Bad(Error::BadFragment),
             (_, Some(piece)) => Parsed::Fragment(layout.fragment(piece.identification, true)),
             (ICMPV6, None) if !chain.foreign => icmp::parse(side, head, &layout).into(),

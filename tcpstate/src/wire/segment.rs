@@ -621,7 +621,7 @@ impl Chain {
         is_first && last.is_some()
     }
 
-    /// Reads the options of a hop-by-hop or destination options header; returns whether they are understood or may be skipped by whoever does not
+    /// Reads the options of a hop-by-hop or destination options header; returns whether they are understood or may be skipped by hosts that do not
     /// understand them (RFC 8200 section 4.2: the two highest bits are zero).
     fn note_options(&mut self, options: &[u8], header: u8) -> bool {
         let mut at = 0;
