@@ -6,7 +6,7 @@
 //! | classic | classic | passes field and flags unchanged |
 //! | accurate | accurate | the same, and keeps the latest ACE field of each end for its own segments |
 //! | one of them | another, or none | answers the marks on that end's segments in the other end's name |
-//! | none | none | nothing; marks by an end that did not negotiate are answered as those of a classic one |
+//! | none | none | a client's marks are answered as those of a classic one, for a cookie may have forgotten what its SYN-ACK said |
 //!
 //! An end that negotiated another kind of ECN than its peer must not get ECN-capable packets through the box, which nobody would answer for, and the
 //! marks on its own must not be lost. So the box forwards its packets as not ECN-capable, and answers marks that they arrive with as that end
@@ -165,6 +165,8 @@ fn take_mark(flow: &mut Flow, side: Side, sender: EcnSetup, segment: &Segment, h
             }
             counts
         }
+        // A server that agreed without having been asked is owed nothing. A client may have been told by the box that it was agreed with.
+        EcnSetup::None if side == Side::Lan => false,
         EcnSetup::Classic | EcnSetup::None => {
             let owed_before = flow.is(FlowFlags::ECHO_OWED);
             if segment.flags.has(Flags::CWR) {
@@ -257,6 +259,21 @@ mod tests {
                 follow(&mut flow, said.side, segment.flags);
                 prop_assert_eq!(before, (flow, frame));
             }
+        }
+
+        #[test]
+        fn what_a_server_marks_unasked_is_owed_no_answer((mut flow, said) in cases()) {
+            for flag in [FlowFlags::ECN, FlowFlags::ECN_LAN, FlowFlags::ECHO_OWED] {
+                flow.set(flag, false);
+            }
+            let said = TestSegment { side: Side::Lan, ecn: 3, ..said };
+            let mut frame = said.frame();
+            let len = frame.len();
+            let mut head = Head::whole(&mut frame, len);
+            let Parsed::Tcp(segment) = Parsed::parse(said.side, &head) else { panic!("it is a segment") };
+            prop_assert!(!adapt(&mut flow, said.side, &segment, &mut head));
+            prop_assert!(!flow.is(FlowFlags::ECHO_OWED));
+            prop_assert_eq!(segment.ecn(head.bytes()), 0);
         }
 
         #[test]
