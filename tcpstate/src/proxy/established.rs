@@ -329,8 +329,10 @@ impl Proxy {
         // And while the box is about to send in an end's name, only what that end certainly sent counts.
         let speaks = matches!(state, State::AckWithheld | State::WindowPending);
         let disproves = state == State::Reset && flow.disproves_reset(side, ack);
-        let damaged = (speaks || ends || other_finished || disproves) && is_damaged(ctx);
-        if speaks && damaged {
+        // The box also acknowledges a repeated SYN-ACK for the client, until the server shows that it knows the acknowledgement.
+        let may_speak = side == Side::Wan && flow.is_all(&[FlowFlags::PROXIED, FlowFlags::WINDOW_UNSCALED]);
+        let damaged = (speaks || may_speak || ends || other_finished || disproves) && is_damaged(ctx);
+        if (speaks || may_speak) && damaged {
             return;
         }
         let believed = (ends || other_finished) && !damaged;
