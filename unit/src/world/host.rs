@@ -521,9 +521,9 @@ impl TxToken for Sending<'_> {
             frame.resize(60, 0);
         }
         self.0.push(frame);
-        // The stack sends as long as the card takes: should it never end, the world must.
+        // The stack sends as long as the card takes, a megabyte in segments of forty bytes at once; should it never end, the world must.
         assert!(
-            self.0.len() < 4096,
+            self.0.len() < 1 << 16,
             "a stack that never stops sending: {:?}",
             self.0.last().and_then(|f| Segment::read(f))
         );
