@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tcpstate::config::Source;
 use tcpstate::seq::WindowScale;
-use tcpstate::{Event, Rotation, ServerEntry, ServerTable};
+use tcpstate::{Config, Event, Policy, Rotation, ServerEntry, ServerTable};
 use unit::in_every_mode;
 use unit::script::*;
 
@@ -136,6 +136,51 @@ in_every_mode! {
         world.operate(|proxy, _| proxy.drain(false));
         let (next, next_server) = world.on_port(22);
         open(&next, &next_server, terms, terms);
+    }
+
+    fn a_change_of_the_option_tables_disturbs_no_connection(world, client, server) {
+        let _ = (client, server);
+        let mut config = None;
+        let (world, ..) = world.mode().world_with(|present| config = Some(present.clone()));
+        let (config, terms) = (config.unwrap_or_default(), Terms::linux(world.mss()));
+        // What a code stood for under the former tables, it does not stand for under these.
+        let reversed = |table: &[u8]| table.iter().map(|scale| 14 - scale).rev().collect::<Vec<_>>();
+        let next = Config {
+            mss_table: vec![500, 1200, 1300, 1410, 1430, 1440, 1450, 1460],
+            ts_mss_table: vec![500, 1200, 1300, 1430, 1440, 1450, 1460],
+            wscale_table: reversed(&config.wscale_table),
+            own_wscale: 3,
+            ..config
+        };
+        let begins = world.operate(|proxy, now| {
+            let policy = Arc::new(Policy::new(&next, now));
+            let begins = policy.tables_begin();
+            drop(proxy.set_policy(policy));
+            begins
+        });
+        // As it is decided, before it comes into force, over that moment, and after it; each client but the first takes four seconds to answer.
+        let wait = begins.since(world.now());
+        for (n, lead) in [wait, Duration::from_secs(5), Duration::from_secs(2), Duration::ZERO].into_iter().enumerate() {
+            let left = begins.since(world.now());
+            world.after(left.saturating_sub(lead));
+            // Servers that have a SYN of the box have not answered, and get it again.
+            world.discard();
+            let (client, server) = world.on_port(30 + n as u16);
+            client.sends(terms.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
+            let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
+            let echo = offered.ts().map(|(value, _)| (CLIENT_TS + 1, value));
+            world.after_secs(if n == 0 { 0 } else { 4 });
+            world.discard();
+            client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echo));
+            let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+            // Room for timestamps is kept while the server is unknown; and a table may round down.
+            assert!(server_syn.mss().is_some_and(|mss| (1380..=world.mss()).contains(&mss)) && server_syn.sack_ok(), "client {n}");
+            assert_eq!(server_syn.wscale(), Some(terms.wscale.unwrap_or_default()), "client {n}");
+            let joined = answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+            is_joined(&client, &server, &joined);
+            world.discard();
+        }
+        assert!(world.now() > begins);
     }
 
     fn a_change_of_the_secret_disturbs_no_connection(world, client, server) {
