@@ -6,14 +6,16 @@ use super::context::Context;
 use super::reply::{half_second, hop_limit};
 use crate::cache::fragments::Kind;
 use crate::config::Action;
+use crate::cookie::ts_clock;
 use crate::flow::table::Id;
 use crate::flow::translate::{Projection, replace32};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    ETHERNET_LEN, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM,
-    be16, become_too_big, is_too_big, put16,
+    ETHERNET_LEN, Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing,
+    Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, become_too_big, is_too_big, may_be_too_big, put16,
+    write_too_big,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -151,6 +153,31 @@ impl Proxy {
             become_too_big(&ctx.segment.moved(to), &mut error, mss, ttl);
             error.len()
         });
+        self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
+    }
+
+    /// The server announces a smaller MSS than its client was `told`: reports that at once, as if about the first segment the client may send. That
+    /// segment may never come here, for what made the server announce less may be a link in front of the box.
+    pub(super) fn tell_too_big_ahead(&mut self, id: Id, told: u16, now: Instant, egress: &mut impl Egress) {
+        let flow = &self.table[id];
+        let mss = flow.mss_lan;
+        if !may_be_too_big(flow.is(FlowFlags::V6), told, mss) {
+            return;
+        }
+        let envelope = Envelope { tags: self.tags(id, Side::Lan), ..self.envelope(id, Side::Wan) };
+        let client = flow.endpoint(Side::Wan);
+        let timestamps = Timestamps { value: client.ts_value, echo: ts_clock(now) };
+        let empty = Outgoing {
+            envelope: &envelope,
+            // As the client counts. What it may have sent already, nobody has acknowledged.
+            seq: flow.endpoint(Side::Lan).acked,
+            ack: flow.outer_isn + 1,
+            flags: Flags::ACK,
+            window: client.window,
+            options: &OptionList::plain(flow.is(FlowFlags::TIMESTAMPS).then_some(timestamps)),
+        };
+        let ttl = hop_limit(flow.endpoint(Side::Lan).ttl);
+        let told = egress.emit(Side::Wan, |buffer| write_too_big(&empty, told, mss, ttl, buffer));
         self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
     }
 

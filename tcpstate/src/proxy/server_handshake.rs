@@ -324,6 +324,8 @@ impl Proxy {
         let seen = (ctx.segment.ttl(frame), ctx.segment.class(frame), ctx.segment.ecn(frame));
         let rule = *self.settings.policy.rule(ctx.key());
         let told_mss = self.caches.server_options.most_told(ctx.key(), &rule, now);
+        // What this client was told, unless that has changed meanwhile.
+        let offered_mss = self.caches.server_options.offer_cached(ctx.key(), &rule, now).mss;
         self.note_answer_in_own_vlan(id, ctx.key().vlan);
         let envelope = ctx.envelope();
         let flow = &self.table[id];
@@ -369,6 +371,9 @@ impl Proxy {
         });
         let wait = if withheld > 0 { withheld.into() } else { SECOND };
         self.table.schedule(id, tick(now).wrapping_add(wait));
+        if self.table[id].is(FlowFlags::MSS_BROKEN) {
+            self.tell_too_big_ahead(id, offered_mss, now, ctx.egress);
+        }
         if waits {
             return self.update_in_place(&mut ctx, id);
         }

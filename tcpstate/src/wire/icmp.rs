@@ -2,9 +2,13 @@
 //!
 //! As far as errors go, ICMPv4 (RFC 792) and ICMPv6 (RFC 4443) differ only in the numbers of their types and in what the checksum covers.
 
+use core::ops::Range;
+
+use super::checksum::Patch;
 use super::segment::{Layout, extension_headers, ipv4_address, ipv6_address, source_route};
 use super::{
-    Addr, FlowKey, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, be16, be32, checksum, put16, put32,
+    Addr, ETHERNET_LEN, FlowKey, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Outgoing, Segment, TCP, TCP_LEN, be16, be32,
+    checksum, put16, put32,
 };
 use crate::seq::SeqNum;
 use crate::{Head, Side};
@@ -81,25 +85,38 @@ fn pseudo_header_sum(addresses: &[u8], len: usize) -> u16 {
 }
 
 /// The MTU of a path that carries segments of at most `mss` bytes, options included (RFC 6691).
-fn mtu(segment: &Segment, mss: u16) -> usize {
-    let (header, least) = if segment.key.v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_MTU) };
-    (usize::from(mss) + header + TCP_LEN).max(least)
+fn mtu(v6: bool, mss: u16) -> usize {
+    (usize::from(mss) + headers(v6)).max(if v6 { IPV6_MTU } else { IPV4_MTU })
+}
+
+/// Bytes of the headers in front of a segment's options.
+fn headers(v6: bool) -> usize {
+    TCP_LEN + if v6 { IPV6_LEN } else { IPV4_LEN }
+}
+
+/// Whether segments that are as long as this MSS allows are longer than a path for `mss` carries.
+pub fn may_be_too_big(v6: bool, told: u16, mss: u16) -> bool {
+    usize::from(told) + headers(v6) > mtu(v6, mss)
 }
 
 /// Whether a segment is longer than one of `mss` bytes, options included, and must not be fragmented on its way.
 pub fn is_too_big(segment: &Segment, head: &Head, mss: u16) -> bool {
     let ip = usize::from(segment.ip);
     let must_not_be_fragmented = segment.key.v6 || be16(head.bytes(), ip + 6) & DONT_FRAGMENT != 0;
-    segment.end as usize - ip > mtu(segment, mss) && !segment.fragmented && must_not_be_fragmented
+    segment.end as usize - ip > mtu(segment.key.v6, mss) && !segment.fragmented && must_not_be_fragmented
 }
 
 /// Turns a segment that [is too big](is_too_big) into the error by which a router in front of the server would report it (RFC 1191, RFC 8201).
 /// The frame need not hold all of the payload. `ttl` is the error's hop limit. The error is never longer than the frame and quotes what fits.
 pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
-    let v6 = segment.key.v6;
-    let (ip, end) = (usize::from(segment.ip), segment.end as usize);
+    become_error(segment.key.v6, usize::from(segment.ip)..segment.end as usize, head, mss, ttl);
+}
+
+/// The same of a packet that lies there in the frame, or would, if all of it were there.
+fn become_error(v6: bool, packet: Range<usize>, head: &mut Head, mss: u16, ttl: u8) {
+    let Range { start: ip, end } = packet;
     let (header, longest) = if v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_ERROR) };
-    let mtu = mtu(segment, mss);
+    let mtu = mtu(v6, mss);
     let frame = head.bytes_mut();
     let overhead = header + ICMP_LEN;
     let quoted = end.min(frame.len()).saturating_sub(ip + overhead).min(longest - overhead);
@@ -116,6 +133,34 @@ pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
     let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(message)));
     put16(message, 2, sum);
     let _ = head.resize(ip + len);
+}
+
+/// Writes the error that a segment with the headers of `empty`, and as much behind them as the MSS `told` allows, is answered with where it is
+/// [too big](may_be_too_big); returns its length. It quotes what fits the buffer.
+///
+/// # Panics
+/// If the buffer is shorter than [`Outgoing::frame_len`].
+pub fn write_too_big(empty: &Outgoing, told: u16, mss: u16, ttl: u8, buffer: &mut [u8]) -> usize {
+    let v6 = empty.envelope.key.v6;
+    let len = empty.envelope.frame_len(empty.options);
+    empty.write(buffer);
+    let ip = ETHERNET_LEN + empty.envelope.tags.len();
+    let total = usize::from(told) + headers(v6);
+    if v6 {
+        put16(buffer, ip + 4, (total - IPV6_LEN) as u16);
+    } else {
+        let mut patch = Patch::default();
+        patch.replace16(be16(buffer, ip + 2), total as u16);
+        put16(buffer, ip + 2, total as u16);
+        let sum = patch.apply(be16(buffer, ip + 10));
+        put16(buffer, ip + 10, sum);
+    }
+    // The error is longer by its own headers than what it quotes.
+    let own = headers(v6) - TCP_LEN + ICMP_LEN;
+    let len = buffer.len().min(len + own);
+    let mut head = Head::whole(buffer, len);
+    become_error(v6, ip..ip + total, &mut head, mss, ttl);
+    head.len()
 }
 
 /// Writes the header of an error that quotes an IPv4 packet, back to that packet's sender; returns the sum of its pseudo header: none.

@@ -918,6 +918,12 @@ impl Host {
         !self.core.borrow().outbox[self.side].is_empty()
     }
 
+    /// Whether what came out here next is a TCP segment.
+    pub fn next_is_tcp(&self) -> bool {
+        let core = self.core.borrow();
+        core.outbox[self.side].front().is_some_and(|(at, frame)| wire::read(frame, *at).is_ok())
+    }
+
     /// The ends as this host sees them.
     pub fn ends(&self) -> FlowKey {
         self.ends
@@ -1045,6 +1051,23 @@ pub fn answer(
     answer_with(client, server, ours, isn, server_isn, offered, server_syn, 0)
 }
 
+/// The update that opens the client's window. Beside it a client that was told a greater MSS than the server has `announced` may get an ICMP error.
+#[track_caller]
+pub fn gets_update(client: &Host, offered: &Got, isn: u32, announced: Option<u16>) -> Got {
+    let (headers, least, default) = if client.ends().src.is_ipv4() { (40, 68, 536) } else { (60, 1280, 1220) };
+    let mtu = (announced.unwrap_or(default) + headers).max(least);
+    let is_owed = offered.mss().unwrap_or(default) + headers > mtu;
+    let may_get_error = || {
+        if is_owed && client.has_more() && !client.next_is_tcp() {
+            client.gets(an_error(Complaint::TooBig(mtu)));
+        }
+    };
+    may_get_error();
+    let update = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
+    may_get_error();
+    update
+}
+
 /// Like [`answer`], with these flags on the server's SYN-ACK besides.
 #[track_caller]
 #[allow(clippy::too_many_arguments)]
@@ -1068,7 +1091,7 @@ pub fn answer_with(
     };
     let value = server_syn.ts().map_or(0, |(value, _)| value);
     server.sends(agreed.on(syn_ack(server_isn, isn + 1).flags(flags), (SERVER_TS, value)));
-    let update = client.gets(ack(offered.seq + 1, isn + 1).any_window().any_options());
+    let update = gets_update(client, &offered, isn, ours.mss);
     if client.has_more() {
         // The client's distance is not known: the box probes it, and its answer is the server's acknowledgement as well.
         server.gets(nothing());

@@ -55,7 +55,7 @@ fn answer_of(server_syn: &Got, ours: Terms) -> Seg {
 #[track_caller]
 fn answers(world: &World, client: &Host, server: &Host, offered: &Got, server_syn: &Got, ours: Terms) -> Got {
     server.sends(answer_of(server_syn, ours));
-    let update = client.gets(ack(offered.seq + 1, CLIENT_ISN + 1).any_window().any_options());
+    let update = gets_update(client, offered, CLIENT_ISN, ours.mss);
     world.tick(Duration::from_millis(720));
     world.discard();
     update
@@ -121,6 +121,8 @@ in_every_mode! {
         let usual = world.mss();
         assert_eq!([visit(0, 1, usual), visit(0, 2, usual)], [Some(usual); 2]);
         assert_eq!([visit(1, 3, 1300), visit(1, 4, 1300), visit(0, 5, usual)], [Some(usual), Some(1300), Some(usual)]);
+        // Its first connection was told the usual one, and then the truth, by an ICMP error before it could send anything.
+        assert_eq!(world.happened(Event::IcmpTooBig), 1);
         assert_eq!([visit(1, 6, 1300), visit(2, 7, usual)], [Some(1300), Some(usual)]);
     }
 }

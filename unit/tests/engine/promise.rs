@@ -732,7 +732,7 @@ in_every_mode! {
         assert!(server_syn.ts().is_some() && offered.sack_ok());
         // Neither timestamps nor SACK nor scaling this time.
         server.sends(answer_to(&server_syn, Terms { window: 8192, ..Terms::bare(536) }));
-        let told = update(&client, &offered);
+        let told = gets_update(&client, &offered, CLIENT_ISN, Some(536));
         last_acknowledgement(&server);
         assert!(told.ts().is_some() && told.window == 8192 >> 7);
         let got = server.gets(anything());
