@@ -561,6 +561,8 @@ impl ServerOptions {
     fn store(&mut self, key: &FlowKey, port: u16, observation: &Observation, now: Instant) -> bool {
         // RFC 9293 section 3.7.1: without the option 536 is assumed, for IPv6 1220.
         let mss = observation.answered.mss.unwrap_or(default_mss(key));
+        // A client that is known to be told another MSS than most says nothing more of what most are told.
+        let is_own = self.path_mss(key, port) == Some(mss);
         let set = self.set(key, port);
         let set = &mut self.sets[set].0;
         let at = set.iter().position(|entry| entry.is_for(key, port)).unwrap_or_else(|| {
@@ -572,7 +574,10 @@ impl ServerOptions {
         });
         let entry = &mut set[at];
         let before = *entry;
-        entry.learn(mss, observation, now);
+        if !is_own {
+            entry.learn_mss(mss);
+        }
+        entry.learn(observation, now);
         let (usual, varies) = (entry.mss.value, entry.mss_varies);
         let due = unit(now) / PUBLISHED_EVERY != before.seen / PUBLISHED_EVERY;
         // An entry that is new was never seen.
@@ -640,14 +645,17 @@ impl Entry {
         self.wants_exact && unit(now).wrapping_sub(self.exact_since) < EXACT_LIFETIME
     }
 
-    fn learn(&mut self, mss: u16, observation: &Observation, now: Instant) {
-        let answered = &observation.answered;
+    fn learn_mss(&mut self, mss: u16) {
         let usual = self.mss.value;
         self.mss.learn(mss);
         if self.mss.value != usual {
             self.former_mss = usual;
         }
         self.mss_varies |= mss != self.mss.value;
+    }
+
+    fn learn(&mut self, observation: &Observation, now: Instant) {
+        let answered = &observation.answered;
         self.window = RawWindow(observation.window.0.min(self.last_window.0));
         self.last_window = observation.window;
         // Zero says that it was never seen.
@@ -948,8 +956,8 @@ mod tests {
         server_options.learn(&far, &usual, now);
         assert_eq!(server_options.offer(&far, now).mss, 1460);
         // A server that was configured anew announces the new value to everybody.
-        for _ in 0..6 {
-            server_options.learn(&near, &observation(1400, Some(7), true, true), now);
+        for client in 1..7 {
+            server_options.learn(&from(0x0c00_0000 + client), &observation(1400, Some(7), true, true), now);
         }
         assert_eq!(server_options.offer(&far, now).mss, 1400);
         assert_eq!(server_options.most_told(&far, now), 1460, "some were told the former one a moment ago");

@@ -124,6 +124,9 @@ in_every_mode! {
         // Its first connection was told the usual one, and then the truth, by an ICMP error before it could send anything.
         assert_eq!(world.happened(Event::IcmpTooBig), 1);
         assert_eq!([visit(1, 6, 1300), visit(2, 7, usual)], [Some(1300), Some(usual)]);
+        // However often that client comes.
+        (8..20).for_each(|port| assert_eq!(visit(1, port, 1300), Some(1300)));
+        assert_eq!([visit(0, 20, usual), visit(3, 21, usual)], [Some(usual); 2]);
     }
 }
 
