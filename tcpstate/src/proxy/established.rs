@@ -80,7 +80,7 @@ impl Proxy {
         // Each of these words is valid alone.
         let mut flow = self.table.edit(id);
         let receiver = flow.endpoint_mut(other);
-        if segment.ack.after(receiver.next) {
+        if segment.ack.after(receiver.next) && segment.checksums_hold(head) {
             receiver.next = segment.ack;
         }
         let ts_delta = flow.ts_delta;
@@ -418,7 +418,7 @@ fn follow<E>(flow: &mut Flow, ctx: &Context<E>, ack: SeqNum, ends: bool, fins: b
     // Where a FIN is, fragments hide.
     let settled = !flow.is(FlowFlags::FRAGMENTED);
     let other = flow.endpoint_mut(side.other());
-    if ack.after(other.next) && !(other_finished && settled) {
+    if ack.after(other.next) && !(other_finished && settled) && !is_damaged(ctx) {
         // What fragments hid has been sent all the same.
         other.next = ack;
     }
