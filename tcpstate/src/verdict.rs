@@ -1,5 +1,9 @@
 //! The verdicts of the engine on a frame, and what it counts.
 
+use core::time::Duration;
+
+use crate::histogram::Histogram;
+
 /// What the worker does with a frame the engine has looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -179,16 +183,27 @@ crate::metrics! {
     }
 }
 
+crate::metrics! {
+    /// What the engine times, to a millisecond.
+    pub enum Timing: Histogram, Nanoseconds {
+        /// From a SYN that the SYN cache keeps to the acknowledgement that proves its client: the client's round-trip time.
+        ClientHandshake = "client-handshake",
+        /// From the first SYN to a server to its SYN-ACK, retransmissions included.
+        ServerConnect = "server-connect",
+    }
+}
+
 /// Everything the engine counts. One writer; a worker copies them out for others to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
     drops: [u64; DropReason::COUNT],
     events: [u64; Event::COUNT],
+    timings: [Histogram; Timing::COUNT],
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { drops: [0; DropReason::COUNT], events: [0; Event::COUNT] }
+        Self { drops: [0; DropReason::COUNT], events: [0; Event::COUNT], timings: Default::default() }
     }
 }
 
@@ -203,6 +218,11 @@ impl Counters {
         self.events[event as usize]
     }
 
+    /// How long this took, each time.
+    pub fn timing(&self, timing: Timing) -> &Histogram {
+        &self.timings[timing as usize]
+    }
+
     pub(crate) fn drop(&mut self, reason: DropReason) -> Verdict {
         self.drops[reason as usize] += 1;
         Verdict::Drop(reason)
@@ -210,5 +230,10 @@ impl Counters {
 
     pub(crate) fn count(&mut self, event: Event) {
         self.events[event as usize] += 1;
+    }
+
+    /// Adds an observation.
+    pub(crate) fn time(&mut self, timing: Timing, taken: Duration) {
+        self.timings[timing as usize].observe(taken);
     }
 }

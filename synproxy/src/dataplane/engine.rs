@@ -91,6 +91,11 @@ pub trait Engine {
 
     /// How many flows there are.
     fn population(&self) -> Population;
+
+    /// How many flows there can be, and how many of these in the SYN cache.
+    fn capacity(&self) -> (u64, u64) {
+        (0, 0)
+    }
 }
 
 impl Engine for Proxy {
@@ -180,6 +185,10 @@ impl Engine for Proxy {
 
     fn population(&self) -> Population {
         Proxy::population(self)
+    }
+
+    fn capacity(&self) -> (u64, u64) {
+        Proxy::capacity(self)
     }
 }
 

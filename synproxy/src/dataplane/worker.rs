@@ -13,7 +13,7 @@ use super::shedding::Shedder;
 use super::steering::Steering;
 use crate::control::commands::{Answer, Command, CommandQueue};
 use crate::metrics::capture::{CaptureTap, DropObserver, NoObserver};
-use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric};
+use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric, WorkerTiming};
 use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
 use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use tcpstate::wire::FlowKey;
-use tcpstate::{Instant, Metadata, PerSide, ServerUpdate, Side, Verdict};
+use tcpstate::{Histogram, Instant, Metadata, PerSide, ServerUpdate, Side, Verdict};
 
 /// Frames received from a port at once: enough to overlap the memory latency of many lookups, few enough that the heads of a batch stay
 /// in the first-level cache.
@@ -58,6 +58,8 @@ pub struct Worker<E> {
     unsent: PerSide<u64>,
     /// The time from reception to transmission.
     cost: FrameCost,
+    /// The same of each iteration that received frames.
+    iteration_times: Histogram,
     /// How overloaded it is; `None` where load shedding is off.
     load: Option<LoadMonitor>,
     /// What is shed for that.
@@ -122,6 +124,7 @@ impl<E: Engine> Worker<E> {
             outgoing: PerSide::new(outgoing(), outgoing()),
             unsent: PerSide::default(),
             cost: FrameCost::default(),
+            iteration_times: Histogram::default(),
             load: None,
             shedder: Shedder::default(),
             poll_policy: PollPolicy::new(confparse::Poll::default(), false),
@@ -230,7 +233,11 @@ impl<E: Engine> Worker<E> {
         }
         iteration.more = self.expire(now);
         self.publish_updates();
-        self.cost.add(iteration.received, begin.elapsed());
+        let taken = begin.elapsed();
+        self.cost.add(iteration.received, taken);
+        if iteration.received > 0 {
+            self.iteration_times.observe(taken);
+        }
         for side in Side::BOTH {
             iteration.sent += self.transmit(side);
         }
@@ -285,6 +292,13 @@ impl<E: Engine> Worker<E> {
         snapshot.set(WorkerMetric::Sleeps, self.sleeps);
         snapshot.set(WorkerMetric::Wakes, self.poll_policy.wakes());
         snapshot.set_frame_cost(self.cost);
+        snapshot.set_times(WorkerTiming::Iteration, &self.iteration_times);
+        snapshot.set_times(WorkerTiming::HoldTime, self.hold_buffer.times());
+        snapshot.set(WorkerMetric::PoolFrames, self.pool.total() as u64);
+        snapshot.set(WorkerMetric::PoolIdle, self.pool.idle() as u64);
+        let (flows, syn_cached) = self.engine.capacity();
+        snapshot.set(WorkerMetric::FlowsMost, flows);
+        snapshot.set(WorkerMetric::SynCachedMost, syn_cached);
         if let Some(steering) = &self.steering {
             steering.counters().write(&mut snapshot);
         }
@@ -382,7 +396,7 @@ impl<E: Engine> Worker<E> {
             let verdict = self.engine.on_frame(side, meta, &mut head, now, &mut outlet);
             let extent = Extent::of(&head);
             match verdict {
-                Verdict::Hold(ticket) => self.hold_buffer.hold(ticket, frame, outlet.pool),
+                Verdict::Hold(ticket) => self.hold_buffer.hold(ticket, frame, outlet.pool, now),
                 verdict => outlet.dispose(side, frame, extent, verdict),
             }
             // The held frames that this frame releases leave behind it.
@@ -466,7 +480,7 @@ impl<E: Engine> Worker<E> {
 #[inline]
 fn release<E: Engine, O: DropObserver>(engine: &mut E, held: &mut HoldBuffer, now: Instant, outlet: &mut Outlet<O>) {
     while let Some(ticket) = engine.next_release() {
-        let Some(mut frame) = held.take(ticket) else {
+        let Some(mut frame) = held.take(ticket, now) else {
             engine.void(ticket);
             continue;
         };

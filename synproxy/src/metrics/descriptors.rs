@@ -6,7 +6,7 @@
 //! engine by one of [`DropReason`] or [`Event`].
 
 use pktio::PortStatistics;
-use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Unit, metrics};
+use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Timing, Unit, metrics};
 
 metrics! {
     /// How many flows there are.
@@ -48,6 +48,24 @@ metrics! {
         TimedFrames = "timed-frames" in Frames,
         /// Time from reception to transmission of these iterations, without the kernel's share.
         TimedNanoseconds = "timed-nanoseconds" in Nanoseconds,
+        /// Frame buffers of the pool, in use or not.
+        PoolFrames = "pool-frames" is Gauge in Frames,
+        /// Frame buffers that nobody uses now.
+        PoolIdle = "pool-idle" is Gauge in Frames,
+        /// Flows that the table has room for, entries of the SYN cache included.
+        FlowsMost = "flows-most" is Gauge in Flows,
+        /// Entries that the SYN cache has room for.
+        SynCachedMost = "syn-cached-most" is Gauge in Flows,
+    }
+}
+
+metrics! {
+    /// What a worker times.
+    pub enum WorkerTiming: Histogram, Nanoseconds {
+        /// From the reception of frames to their transmission, without the kernel's share.
+        Iteration = "iteration",
+        /// For how long frames were held until their server answered.
+        HoldTime = "hold-time",
     }
 }
 
@@ -377,6 +395,61 @@ impl Metric {
     /// Its row in [`TABLE`].
     pub fn descriptor(self) -> &'static Descriptor {
         &TABLE[self.cell()]
+    }
+}
+
+/// Something that is timed, each time it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timed {
+    /// By the engine.
+    Engine(Timing),
+    /// By the worker.
+    Worker(WorkerTiming),
+}
+
+/// How many there are.
+pub const TIMED: usize = Timing::COUNT + WorkerTiming::COUNT;
+
+impl Timed {
+    /// Every one, in the order of their places.
+    pub fn all() -> impl Iterator<Item = Timed> {
+        let engine = Timing::ALL.iter().map(|&timing| Timed::Engine(timing));
+        engine.chain(WorkerTiming::ALL.iter().map(|&timing| Timed::Worker(timing)))
+    }
+
+    /// Its place among them.
+    pub const fn place(self) -> usize {
+        match self {
+            Timed::Engine(timing) => timing as usize,
+            Timed::Worker(timing) => Timing::COUNT + timing as usize,
+        }
+    }
+
+    /// Everything there is to say of it.
+    pub const fn description(self) -> Description {
+        match self {
+            Timed::Engine(timing) => timing.description(),
+            Timed::Worker(timing) => timing.description(),
+        }
+    }
+
+    /// Who writes it.
+    pub const fn writer(self) -> Writer {
+        match self {
+            Timed::Engine(_) => Writer::Engine,
+            Timed::Worker(_) => Writer::Worker,
+        }
+    }
+
+    /// Its name in Prometheus.
+    pub fn series(self) -> String {
+        format!("synproxy_{}_seconds", self.description().label.replace('-', "_"))
+    }
+}
+
+impl From<WorkerTiming> for Timed {
+    fn from(timing: WorkerTiming) -> Self {
+        Timed::Worker(timing)
     }
 }
 

@@ -3,15 +3,16 @@
 //! Each worker has a [`Slot`] on cache lines of its own and is its only writer. A reader may see one value a moment older than
 //! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
-use super::descriptors::{CELLS, Family, FlowGauge, Metric, PortMetric, TABLE, Total, WorkerMetric};
+use super::descriptors::{CELLS, Family, FlowGauge, Metric, PortMetric, TABLE, TIMED, Timed, Total, WorkerMetric};
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tcpstate::histogram::{BOUNDED, Histogram};
 use tcpstate::wire::FlowKey;
-use tcpstate::{Counters, DropReason, Event, Population, Side};
+use tcpstate::{Counters, DropReason, Event, Population, Side, Timing};
 
 /// The time of poll iterations that received frames, from reception to transmission: what the program itself costs, without the
 /// kernel's share of moving frames.
@@ -45,11 +46,12 @@ impl FrameCost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     cells: [u64; CELLS],
+    times: [Histogram; TIMED],
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { cells: [0; CELLS] }
+        Self { cells: [0; CELLS], times: Default::default() }
     }
 }
 
@@ -66,6 +68,9 @@ impl Snapshot {
         for &gauge in FlowGauge::ALL {
             snapshot.set(gauge, gauge.of(population));
         }
+        for &timing in Timing::ALL {
+            snapshot.set_times(Timed::Engine(timing), counters.timing(timing));
+        }
         snapshot
     }
 
@@ -77,6 +82,16 @@ impl Snapshot {
     /// Writes the value of a metric.
     pub fn set(&mut self, metric: impl Into<Metric>, value: u64) {
         self.cells[metric.into().cell()] = value;
+    }
+
+    /// How long this took, each time.
+    pub fn times(&self, timed: impl Into<Timed>) -> &Histogram {
+        &self.times[timed.into().place()]
+    }
+
+    /// Writes how long this took.
+    pub fn set_times(&mut self, timed: impl Into<Timed>, times: &Histogram) {
+        self.times[timed.into().place()].clone_from(times);
     }
 
     /// Writes the values of a port.
@@ -126,6 +141,14 @@ impl Snapshot {
         for (cell, before) in difference.cells.iter_mut().zip(earlier.cells) {
             *cell = cell.saturating_sub(before);
         }
+        for (times, before) in difference.times.iter_mut().zip(&earlier.times) {
+            times
+                .counts
+                .iter_mut()
+                .zip(before.counts)
+                .for_each(|(count, before)| *count = count.saturating_sub(before));
+            times.sum = times.sum.saturating_sub(before.sum);
+        }
         difference
     }
 }
@@ -139,6 +162,10 @@ impl Sum for Snapshot {
                     Total::Largest => more.max(*cell),
                 };
             }
+            for (times, more) in sum.times.iter_mut().zip(&snapshot.times) {
+                times.counts.iter_mut().zip(more.counts).for_each(|(count, more)| *count += more);
+                times.sum = times.sum.saturating_add(more.sum);
+            }
             sum
         })
     }
@@ -147,9 +174,13 @@ impl Sum for Snapshot {
 /// Where one worker publishes its statistics.
 pub struct Slot {
     cells: [AtomicU64; CELLS],
+    times: [Times; TIMED],
     /// Servers found to answer another way, which the log has yet to name.
     found: Mutex<Vec<FlowKey>>,
 }
+
+/// A histogram that is read while it is written: its counts, and their sum.
+type Times = ([AtomicU64; BOUNDED + 1], AtomicU64);
 
 /// Servers kept until the log has named them: more than are found in the time between two looks.
 const FOUND_KEPT: usize = 64;
@@ -159,6 +190,10 @@ impl Slot {
     pub fn publish(&self, snapshot: &Snapshot) {
         for (cell, value) in self.cells.iter().zip(snapshot.cells) {
             cell.store(value, Ordering::Relaxed);
+        }
+        for ((counts, sum), times) in self.times.iter().zip(&snapshot.times) {
+            counts.iter().zip(times.counts).for_each(|(cell, count)| cell.store(count, Ordering::Relaxed));
+            sum.store(times.sum, Ordering::Relaxed);
         }
     }
 
@@ -172,7 +207,14 @@ impl Slot {
 
     /// What was published last.
     pub fn read(&self) -> Snapshot {
-        Snapshot { cells: std::array::from_fn(|i| self.cells[i].load(Ordering::Relaxed)) }
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Snapshot {
+            cells: self.cells.each_ref().map(load),
+            times: self
+                .times
+                .each_ref()
+                .map(|(counts, sum)| Histogram { counts: counts.each_ref().map(load), sum: load(sum) }),
+        }
     }
 }
 
@@ -186,7 +228,7 @@ impl Board {
     pub fn new(workers: usize) -> Self {
         let slot = |_| {
             let cells = std::array::from_fn(|_| AtomicU64::new(0));
-            CachePadded::new(Slot { cells, found: Mutex::default() })
+            CachePadded::new(Slot { cells, times: Default::default(), found: Mutex::default() })
         };
         Self { slots: (0..workers).map(slot).collect() }
     }
@@ -224,7 +266,8 @@ mod tests {
 
     /// A snapshot in which every cell has another value.
     fn numbered() -> Snapshot {
-        Snapshot { cells: std::array::from_fn(|i| 1 + i as u64) }
+        let times = std::array::from_fn(|n| Histogram { counts: [n as u64; BOUNDED + 1], sum: 5 });
+        Snapshot { cells: std::array::from_fn(|i| 1 + i as u64), times }
     }
 
     #[test]

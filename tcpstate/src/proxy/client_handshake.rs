@@ -10,7 +10,7 @@ use crate::config::{Action, Extension};
 use crate::cookie::terms::{Ecn, Offer, Terms};
 use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
-use crate::flow::table::wheel::tick;
+use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::limit::{Admission, Left};
@@ -19,7 +19,7 @@ use crate::wire::{
     Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options,
     Outgoing, Segment, Timestamps,
 };
-use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
+use crate::{DropReason, Egress, Event, Head, Instant, Side, Timing, Verdict};
 
 impl Proxy {
     /// Fast path of a client's SYN: answers it with a cookie. Takes the common case only: no flow with this 4-tuple, common options, a server
@@ -488,6 +488,10 @@ impl Proxy {
                 // Which of several SYN-ACKs it acknowledges is not known (RFC 6298 section 3).
                 let waited = tick(ctx.now).wrapping_sub(flow.born);
                 let distance = if flow.attempts > 0 { 0 } else { distance(waited) };
+                if flow.attempts == 0 {
+                    self.counters.time(Timing::ClientHandshake, average(waited));
+                }
+                let flow = &self.table[id];
                 let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
                 let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
                 self.note_proof(Event::CacheHit, ctx.key());

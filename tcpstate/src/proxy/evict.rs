@@ -138,6 +138,13 @@ impl Candidates {
     }
 }
 
+impl Candidates {
+    /// How many entries of the SYN cache there can be.
+    pub(crate) fn syn_cached_most(&self) -> usize {
+        self[Kind::SynCached].capacity
+    }
+}
+
 impl Index<Kind> for Candidates {
     type Output = Queue;
 

@@ -682,6 +682,11 @@ impl Proxy {
         self.table.population()
     }
 
+    /// How many flows there can be, and how many of these in the SYN cache.
+    pub fn capacity(&self) -> (u64, u64) {
+        (self.table.capacity() as u64, self.candidates.syn_cached_most() as u64)
+    }
+
     /// A flow's time has come; it is on no timer.
     fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         match self.table[id].state() {

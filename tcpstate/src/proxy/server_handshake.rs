@@ -11,14 +11,14 @@ use crate::cache::updates::ServerUpdate;
 use crate::config::{EarlyEcho, Handshake};
 use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
-use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::wheel::{Ticks, average, tick};
 use crate::flow::{Flow, FlowFlags, State, ecn};
 use crate::policy::Rule;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
     Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
 };
-use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
+use crate::{DropReason, Egress, Event, Instant, Side, Timing, Verdict};
 
 /// How often a window update is repeated to a client that shows no sign of it, at intervals of 1, 2, 4 and 8 s.
 const UPDATES_REPEATED: u8 = 4;
@@ -351,6 +351,8 @@ impl Proxy {
         self.learn(ctx.key(), &observation, now);
         self.remember_candidate(id);
         self.counters.count(Event::Spliced);
+        let taken = tick(now).wrapping_sub(self.table[id].born);
+        self.counters.time(Timing::ServerConnect, average(taken));
         if self.table[id].is(FlowFlags::RESET_WAN) {
             ctx.egress
                 .note(|| "the client has reset the connection meanwhile: the server sees it open and reset".into());

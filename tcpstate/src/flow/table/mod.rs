@@ -220,6 +220,11 @@ impl Table {
         Slab { is_used: true, ..self.slab }
     }
 
+    /// How many records there can be.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// How many flows there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {

@@ -26,6 +26,11 @@ pub fn tick(now: Instant) -> Ticks {
     (now.as_micros() >> TICK_SHIFT) as Ticks
 }
 
+/// How long so many ticks between two moments are, on average.
+pub fn average(ticks: Ticks) -> core::time::Duration {
+    core::time::Duration::from_micros((u64::from(ticks) << TICK_SHIFT) + (1 << (TICK_SHIFT - 1)))
+}
+
 /// A duration in ticks, rounded up; at most a quarter of the circle (12 days).
 pub fn ticks(duration: core::time::Duration) -> Ticks {
     let ticks = duration.as_micros().div_ceil(1 << TICK_SHIFT);
