@@ -5,7 +5,7 @@
 
 use crate::servers::Servers;
 use crate::{Account, Config, Control, Poll};
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use tcpstate::config::{
@@ -49,6 +49,8 @@ pub enum Takes {
     Address,
     /// The place of a socket in quotes: `auto`, `none`, or a path from `/` on.
     Socket,
+    /// An address with a port, or `off`, in quotes.
+    Listener,
     /// A list of addresses and networks in quotes, each with a port or without.
     Servers {
         /// The greatest length.
@@ -77,6 +79,8 @@ pub enum Value {
     Address(IpAddr),
     /// The place of a socket.
     Socket(Control),
+    /// Where to listen, if anywhere.
+    Listener(Option<SocketAddr>),
     /// Servers.
     Servers(Vec<Servers>),
     /// What is settled for the servers of some networks.
@@ -131,6 +135,7 @@ impl Key {
             Takes::Socket => {
                 format!("`\"auto\"`, `\"none\"`, or a path from / on in quotes, {LONGEST_SOCKET} bytes at most")
             }
+            Takes::Listener => "an address with a port, or `off`, in quotes".to_owned(),
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
             Takes::Network => "an address or a network in quotes, without a port".to_owned(),
             Takes::Destinations => "a list of blocks `{ network = \"192.0.2.0/24\"; … }`".to_owned(),
@@ -474,6 +479,20 @@ pub(crate) const KEYS: &[Key] = &[
         get: |config| Some(Value::Socket(config.control.clone())),
     },
     account!(control_group, "whose members may use that socket, besides root and the box's own user"),
+    Key {
+        section: None,
+        name: "metrics",
+        takes: Takes::Listener,
+        unit: "",
+        help: "where the statistics are served over HTTP, for Prometheus: anyone who reaches it may read them",
+        idle: None,
+        set: |config, value| {
+            if let Value::Listener(address) = value {
+                config.metrics = address;
+            }
+        },
+        get: |config| Some(Value::Listener(config.metrics)),
+    },
     Key {
         section: None,
         name: "test_connections",

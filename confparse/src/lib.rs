@@ -27,7 +27,7 @@ mod read;
 mod rules;
 mod servers;
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -85,6 +85,8 @@ pub struct Config {
     pub control: Control,
     /// Whose members may use it besides root and the box's user; `None` is no group (`control_group`; 0 in the file).
     pub control_group: Option<Account>,
+    /// Where the statistics are served over HTTP, if anywhere (`metrics`).
+    pub metrics: Option<SocketAddr>,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
@@ -133,6 +135,7 @@ impl Default for Config {
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             control: Control::default(),
             control_group: None,
+            metrics: None,
             ldp: Ldp::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,

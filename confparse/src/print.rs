@@ -55,6 +55,8 @@ fn text(value: &Value) -> String {
             format!("{{ {} }}", list.join(", "))
         }
         Value::Address(address) => format!("\"{address}\""),
+        Value::Listener(None) => quoted("off"),
+        Value::Listener(Some(address)) => format!("\"{address}\""),
         Value::Socket(Control::Auto) => quoted("auto"),
         Value::Socket(Control::None) => quoted("none"),
         Value::Socket(Control::At(path)) => quoted(&path.to_string_lossy()),

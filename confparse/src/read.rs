@@ -8,6 +8,7 @@ use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, a
 use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, VLAN};
 use crate::servers::Servers;
 use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
+use core::net::SocketAddr;
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 use std::collections::BTreeMap;
@@ -287,6 +288,7 @@ impl Reader<'_> {
             (Takes::Account, Rule::number) => self.number(key, &value, ACCOUNTS.0, ACCOUNTS.1).map(account),
             (Takes::Account, Rule::string) => self.account_name(key, &value),
             (Takes::Address, Rule::string) => self.address(key, &value),
+            (Takes::Listener, Rule::string) => self.listener(key, &value),
             (Takes::Socket, Rule::string) => self.socket(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
             (Takes::Network, _) => {
@@ -331,7 +333,9 @@ impl Reader<'_> {
             let hint = match (takes, rule) {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
-                (Takes::Account | Takes::Socket, Rule::word) => format!("; write `\"{}\"`", value.as_str()),
+                (Takes::Account | Takes::Socket | Takes::Listener, Rule::word) => {
+                    format!("; write `\"{}\"`", value.as_str())
+                }
                 (Takes::Destinations, Rule::section) => "; each block has braces of its own".to_owned(),
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
@@ -628,6 +632,22 @@ impl Reader<'_> {
             });
         }
         address.map(Value::Address)
+    }
+
+    /// Where to listen.
+    fn listener(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        if text == "off" {
+            return Some(Value::Listener(None));
+        }
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+        if address.is_none() {
+            self.report.error(place(string), || {
+                let hint = format!("expected {}, as `\"127.0.0.1:9117\"` or `\"[::1]:9117\"`", key.range());
+                (format!("{} is no address with a port", quote(&text)), hint)
+            });
+        }
+        address.map(|address| Value::Listener(Some(address)))
     }
 
     /// The place of a socket.

@@ -3,12 +3,15 @@
 use crate::control::api::{ControlApi, Facts};
 use crate::control::control_port::ControlPort;
 use crate::control::servers::ServerRegistry;
+use crate::control::site::StatisticsSite;
 use crate::control::socket::{self, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
 use crate::metrics::capture::Captures;
+use crate::metrics::http::Server;
+use crate::metrics::prometheus::Identity;
 use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
@@ -25,10 +28,11 @@ use pktio::{Capabilities, Opened, Options, Pair, Port};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tcpstate::{Policy, Proxy, Secrets};
 use tracing::{debug, info, warn};
 
@@ -91,6 +95,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let permissions = SocketPermissions { owner: credentials.ids(), group: privileges::control_group(&config)? };
     let socket = control_socket([lan, wan], place, permissions)?;
     let control_port = control_port(&config)?;
+    let metrics = config.metrics.map(Server::listen).transpose()?;
     credentials.assume()?;
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");
@@ -100,6 +105,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let steerings = if arguments.bypass { Vec::new() } else { steerings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
+    let identity = identity(arguments.config.as_deref(), &config, [lan, wan], &pairs);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
     let channel = (supervisor, messages);
     let pool = if arguments.bypass {
@@ -123,6 +129,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         control_port.serve(servers.clone())?;
     }
     let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
+    if let Some(metrics) = metrics {
+        metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
+    }
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
     let end = pool.supervise(LinkMonitor::new([lan, wan]), || eprintln!("{ready}"));
     drop(serving);
@@ -160,7 +169,8 @@ fn control_socket(
 /// The control port, if any mode is `commanded`.
 fn control_port(config: &Config) -> Result<Option<ControlPort>, Failure> {
     let address = SocketAddr::new(config.listen, config.port);
-    let listen = || ControlPort::listen(address).map_err(|error| Failure::Listen { address, error });
+    let what = "control port";
+    let listen = || ControlPort::listen(address).map_err(|error| Failure::Listen { what, address, error });
     config.commanded().then(listen).transpose()
 }
 
@@ -172,6 +182,20 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
     Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }
+}
+
+/// What the metrics say of the box.
+fn identity(file: Option<&Path>, config: &Config, [lan, wan]: [&str; 2], pairs: &[Pair]) -> Identity {
+    // FNV-1a: whether two boxes are configured alike, no more.
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = config.describe().bytes().fold(0xcbf2_9ce4_8422_2325, hash);
+    let port = |name: &str, port: Option<&dyn Port>| {
+        (name.to_owned(), port.map(|port| describe(&port.capabilities())).unwrap_or_default())
+    };
+    let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let config = (file.map(|file| file.display().to_string()), hash);
+    Identity { ports: [port(lan, lan_port), port(wan, wan_port)], config, started }
 }
 
 /// Starts the captures of the command line.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, Total};
+use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, Timed, Total};
 
 /// How the control socket gives the metrics of a family.
 fn in_stats(family: Family) -> &'static str {
@@ -40,7 +40,7 @@ Everything that the appliance counts and measures. This page is made from the ta
 
 `synctl stats --json` gives every value for each worker and in total. The total of a metric is the sum over the workers, unless
 its section says otherwise. A counter only grows while the process runs; a gauge is a momentary value. The last column is the
-name for an exporter to Prometheus to use, where nanoseconds become seconds; the appliance itself serves no such endpoint.
+name in Prometheus, where nanoseconds are seconds and each value has a label `worker` besides ([the endpoint](operations.md#metrics)).
 
 Frames that were lost for want of room are also summed up by the name of the loss, in `losses` and in the line that is logged every
 two seconds.
@@ -58,6 +58,15 @@ two seconds.
         );
         text.push_str("| name | kind | unit | meaning | Prometheus |\n|---|---|---|---|---|\n");
         rows.iter().for_each(|descriptor| text.push_str(&row(descriptor)));
+    }
+    text.push_str(
+        "\n## Times\n\nHistograms, for Prometheus alone. The bounds of the buckets are powers of two from a microsecond to 67 seconds.\n\n\
+         | name | written by | meaning | Prometheus |\n|---|---|---|---|\n",
+    );
+    for timed in Timed::all() {
+        let (description, writer) = (timed.description(), timed.writer().label());
+        let _ =
+            writeln!(text, "| `{}` | {writer} | {} | `{}` |", description.label, description.meaning, timed.series());
     }
     text
 }

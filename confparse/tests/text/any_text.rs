@@ -1,6 +1,6 @@
 //! Whatever the text, there is an answer; and what is described is read back as it was.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, Parsed, Poll, parse};
 use core::num::NonZeroU32;
@@ -280,6 +280,7 @@ prop_compose! {
             "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Control::At(path.into())),
         ],
         control_group in accounts(),
+        metrics in option::of((any::<IpAddr>(), 1..=u16::MAX).prop_map(SocketAddr::from)),
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         ts_wscale_table in rising(0..=14u8, true, 20),
@@ -292,7 +293,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, user, group, port, listen, control, control_group, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, user, group, port, listen, control, control_group, metrics, ldp, ts_wscale_table, ts_bits }
     }
 }
 

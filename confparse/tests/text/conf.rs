@@ -49,6 +49,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
             (Takes::Address, _) => "\"192.0.2.1\"".to_owned(),
             (Takes::Socket, _) => "\"/a\"".to_owned(),
+            (Takes::Listener, _) => "\"127.0.0.1:1\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
             (Takes::Destinations, _) => "{ { network = \"192.0.2.1\"; own_mss = 1000; } }".to_owned(),

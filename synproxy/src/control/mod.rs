@@ -1,11 +1,12 @@
 //! The control plane: how an operator's requests reach the workers, and how the answers are written.
 //!
 //! [`socket`] serves `synctl` through [`api`]; [`control_port`] serves the binary protocol of nmsynproxy through [`servers`]. Both
-//! reach the workers over the command channel of [`commands`] and never touch a worker's memory.
+//! reach the workers over the command channel of [`commands`] and never touch a worker's memory. [`site`] is what is served over HTTP.
 
 pub mod api;
 pub mod commands;
 pub mod control_port;
 pub mod servers;
+pub mod site;
 pub mod socket;
 pub mod views;

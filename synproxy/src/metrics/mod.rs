@@ -1,10 +1,12 @@
 //! What is counted and recorded.
 //!
 //! [`descriptors`] is the one table of all metrics. Workers publish their values as a [`snapshot`], of which [`report`] makes the log's
-//! lines and tables. [`top_talkers`] estimates who sends most, and [`capture`] copies frames into files.
+//! lines and tables, and [`prometheus`] what [`http`] serves. [`top_talkers`] estimates who sends most, and [`capture`] copies frames into files.
 
 pub mod capture;
 pub mod descriptors;
+pub mod http;
+pub mod prometheus;
 pub mod report;
 pub mod snapshot;
 pub mod top_talkers;

@@ -54,9 +54,11 @@ pub enum Failure {
         error: io::Error,
     },
 
-    /// The control port could not be opened.
-    #[error("no control port at {address}: {error}")]
+    /// A TCP port of the box's own could not be opened.
+    #[error("no {what} at {address}: {error}")]
     Listen {
+        /// What it is for.
+        what: &'static str,
         /// The address.
         address: SocketAddr,
         /// The system's error.

@@ -1,0 +1,272 @@
+//! A small HTTP/1.1 server for what may be looked at: read-only, and bounded in memory, clients and time. It runs in threads of its own and reads what
+//! the workers have published.
+
+use crate::process::exit::Failure;
+use crate::process::privileges;
+use httparse::{EMPTY_HEADER, Request, Status};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::{debug, info};
+
+/// Clients served at once; others wait in the listener's queue.
+const MAX_CLIENTS: usize = 16;
+/// The longest request, in bytes.
+const MAX_REQUEST: usize = 8192;
+/// The most header fields of a request.
+const MAX_HEADERS: usize = 64;
+/// How long a client may take for its request, and again for the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An answer's type and body.
+pub type Content = (&'static str, Vec<u8>);
+
+/// What is served: the content of each path, `None` for one that is not there.
+pub trait Site: Send + Sync + 'static {
+    /// The content at this path, which begins with `/` and has no query.
+    fn content(&self, path: &str) -> Option<Content>;
+}
+
+/// A listening server, before it serves.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When the system refuses the address.
+    pub fn listen(address: SocketAddr) -> Result<Self, Failure> {
+        let listen = |error| Failure::Listen { what: "metrics", address, error };
+        let listener = TcpListener::bind(address).map_err(listen)?;
+        // Port zero stands for any.
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves clients in threads that end with the process.
+    ///
+    /// # Errors
+    /// When no thread can be created.
+    pub fn serve(self, site: impl Site) -> Result<(), Failure> {
+        info!("statistics: http://{0}/ for people, http://{0}/metrics for Prometheus", self.address);
+        let accept = move || {
+            privileges::enter_control_thread();
+            self.accept(&Arc::new(site));
+        };
+        thread::Builder::new().name("metrics".to_owned()).spawn(accept).map_err(Failure::Spawn)?;
+        Ok(())
+    }
+
+    fn accept(&self, site: &Arc<impl Site>) {
+        let clients = Arc::new(AtomicUsize::new(0));
+        let is_local = self.address.ip().is_loopback();
+        loop {
+            let client = match self.listener.accept() {
+                Ok((client, _)) => client,
+                Err(error) => {
+                    // Descriptors may become free later.
+                    debug!("metrics: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            };
+            while clients.load(Ordering::Acquire) >= MAX_CLIENTS {
+                thread::sleep(Duration::from_millis(10));
+            }
+            clients.fetch_add(1, Ordering::AcqRel);
+            let (site, place) = (Arc::clone(site), Place(Arc::clone(&clients)));
+            let serve = move || {
+                let _place = place;
+                if let Err(error) = serve(client, is_local, &*site) {
+                    debug!("metrics: a client was not served: {error}");
+                }
+            };
+            // Where no thread can be made the place is free again, for it was moved into what is dropped.
+            if let Err(error) = thread::Builder::new().name("metrics client".to_owned()).spawn(serve) {
+                debug!("metrics: {error}");
+            }
+        }
+    }
+}
+
+/// A place of a client; freed when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Reads one request and answers it.
+fn serve(mut client: TcpStream, is_local: bool, site: &impl Site) -> io::Result<()> {
+    client.set_write_timeout(Some(PATIENCE))?;
+    let request = read_request(&mut client)?;
+    let answer = answer(&request, is_local, site);
+    client.write_all(&answer)?;
+    client.shutdown(std::net::Shutdown::Write)?;
+    // What it may still send is read, so that no reset overtakes the answer; but not for ever.
+    client.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut rest = [0; 512];
+    for _ in 0..MAX_REQUEST / rest.len() {
+        if client.read(&mut rest)? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the end of the header, which is as much as is ever looked at.
+fn read_request(client: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let (begin, mut request, mut piece) = (Instant::now(), Vec::new(), [0; 1024]);
+    loop {
+        let left = PATIENCE.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        client.set_read_timeout(Some(left))?;
+        let read = client.read(&mut piece)?;
+        request.extend_from_slice(&piece[..read]);
+        let is_whole = request.windows(4).any(|end| end == b"\r\n\r\n");
+        if is_whole || read == 0 || request.len() > MAX_REQUEST {
+            return Ok(request);
+        }
+    }
+}
+
+/// The whole answer to a request.
+fn answer(request: &[u8], is_local: bool, site: &impl Site) -> Vec<u8> {
+    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = Request::new(&mut headers);
+    let is_whole = request.len() <= MAX_REQUEST && matches!(parsed.parse(request), Ok(Status::Complete(_)));
+    let (Some(method), Some(target), true) = (parsed.method, parsed.path, is_whole) else {
+        return refusal("400 Bad Request", "", true);
+    };
+    let with_body = method != "HEAD";
+    if !matches!(method, "GET" | "HEAD") {
+        return refusal("405 Method Not Allowed", "Allow: GET, HEAD\r\n", with_body);
+    }
+    // A page elsewhere whose name is made to stand for this machine must not read it through its visitor's browser.
+    let host = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case("host"));
+    if is_local && host.is_some_and(|host| !is_this_machine(host.value)) {
+        return refusal("421 Misdirected Request", "", with_body);
+    }
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    match site.content(path) {
+        Some((kind, body)) => response("200 OK", kind, "", &body, with_body),
+        None => refusal("404 Not Found", "", with_body),
+    }
+}
+
+/// Whether the `Host` of a request is an address or `localhost`.
+fn is_this_machine(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if is_port(port) && !name.is_empty() => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || IpAddr::from_str(address).is_ok()
+}
+
+fn refusal(status: &str, fields: &str, with_body: bool) -> Vec<u8> {
+    response(status, "text/plain; charset=utf-8", fields, format!("{status}\n").as_bytes(), with_body)
+}
+
+fn response(status: &str, kind: &str, fields: &str, body: &[u8], with_body: bool) -> Vec<u8> {
+    let mut answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+         X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'self' 'unsafe-inline'; frame-ancestors 'none'\r\n\
+         Connection: close\r\n{fields}\r\n",
+        body.len()
+    )
+    .into_bytes();
+    if with_body {
+        answer.extend_from_slice(body);
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Test;
+
+    impl Site for Test {
+        fn content(&self, path: &str) -> Option<Content> {
+            (path == "/metrics").then(|| ("text/plain", b"one 1\n".to_vec()))
+        }
+    }
+
+    fn status(request: &str) -> String {
+        let answer = answer(request.as_bytes(), true, &Test);
+        String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn only_what_is_there_is_served_and_only_to_read() {
+        assert_eq!(status("GET /metrics HTTP/1.1\r\nHost: localhost:9117\r\n\r\n"), "HTTP/1.1 200 OK");
+        assert_eq!(status("GET /metrics?name[]=x HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 OK");
+        assert_eq!(status("GET / HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 Not Found");
+        assert_eq!(status("POST /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 405 Method Not Allowed");
+        assert_eq!(status("GET /metrics"), "HTTP/1.1 400 Bad Request");
+        assert_eq!(status("\r\n\r\n"), "HTTP/1.1 400 Bad Request");
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(MAX_REQUEST));
+        assert_eq!(status(&long), "HTTP/1.1 400 Bad Request");
+        let head = answer(b"HEAD /metrics HTTP/1.1\r\n\r\n", true, &Test);
+        assert!(head.ends_with(b"\r\n\r\n") && head.windows(17).any(|part| part == b"Content-Length: 6"));
+    }
+
+    #[test]
+    fn a_loopback_listener_answers_to_no_foreign_name() {
+        for host in ["127.0.0.1", "127.0.0.1:9117", "[::1]:9117", "[::1]", "LOCALHOST", "localhost:1"] {
+            assert!(is_this_machine(host.as_bytes()), "{host}");
+        }
+        for host in ["evil.example", "evil.example:9117", "localhost.evil.example", "", "127.0.0.1.evil.example:1"] {
+            assert!(!is_this_machine(host.as_bytes()), "{host}");
+        }
+        let request = b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+        assert!(answer(request, true, &Test).starts_with(b"HTTP/1.1 421 "));
+        assert!(answer(request, false, &Test).starts_with(b"HTTP/1.1 200 "));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(request in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(answer(&request, true, &Test).starts_with(b"HTTP/1.1 "));
+        }
+    }
+
+    #[test]
+    fn a_client_gets_its_answer_over_tcp_and_a_silent_one_holds_nobody_up() {
+        let server = Server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = server.address();
+        server.serve(Test).unwrap();
+        let silent: Vec<_> = (0..MAX_CLIENTS / 2).map(|_| TcpStream::connect(address).unwrap()).collect();
+        for _ in 0..3 {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+            client.write_all(b"Host: localhost\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("\r\n\r\none 1\n"), "{answer}");
+        }
+        drop(silent);
+    }
+}

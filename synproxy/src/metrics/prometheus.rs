@@ -1,0 +1,189 @@
+//! The statistics in Prometheus' text format, version 0.0.4, made from the one [table](super::descriptors::TABLE).
+//!
+//! A scrape reads what the workers have published; it asks nothing of them.
+
+use super::descriptors::{Descriptor, TABLE, Timed};
+use super::snapshot::Snapshot;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use tcpstate::histogram::{self, BOUNDED};
+use tcpstate::{Histogram, MetricKind};
+
+/// The content type of the format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What does not change while the box runs.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// The LAN and the WAN port: the interface, and how it is driven.
+    pub ports: [(String, String); 2],
+    /// The configuration file, if there is one, and a hash of the effective configuration.
+    pub config: (Option<String>, u64),
+    /// When the box was started, in seconds since 1970.
+    pub started: f64,
+}
+
+/// One metric of Prometheus: everything of one name.
+#[derive(Default)]
+struct Group {
+    help: String,
+    kind: &'static str,
+    lines: String,
+}
+
+/// The statistics of all workers.
+pub fn text(workers: &[Snapshot], identity: &Identity) -> String {
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+    for row in &TABLE {
+        let series = row.series();
+        let group = groups.entry(series.name.clone()).or_insert_with(|| Group {
+            help: help(row),
+            kind: row.kind.label(),
+            lines: String::new(),
+        });
+        let label = series.label.map_or(String::new(), |(key, value)| format!(",{key}=\"{value}\""));
+        for (number, worker) in workers.iter().enumerate() {
+            let value = worker.get(row.metric);
+            let name = &series.name;
+            let _ = if series.scale == 1.0 {
+                writeln!(group.lines, "{name}{{worker=\"{number}\"{label}}} {value}")
+            } else {
+                writeln!(group.lines, "{name}{{worker=\"{number}\"{label}}} {}", value as f64 * series.scale)
+            };
+        }
+    }
+    for timed in Timed::all() {
+        let (name, description) = (timed.series(), timed.description());
+        let mut lines = String::new();
+        for (number, worker) in workers.iter().enumerate() {
+            histogram_lines(&mut lines, &name, number, worker.times(timed));
+        }
+        let kind = MetricKind::Histogram.label();
+        groups.insert(name, Group { help: description.meaning.to_owned(), kind, lines });
+    }
+    let mut text = about(identity);
+    for (name, Group { help, kind, lines }) in groups {
+        let _ = write!(text, "# HELP {name} {}\n# TYPE {name} {kind}\n{lines}", escaped_help(&help));
+    }
+    text
+}
+
+/// What a metric of Prometheus means: the row itself, or its family where the rows differ in a label.
+fn help(row: &Descriptor) -> String {
+    let family = row.metric.family();
+    let shares_name = family.descriptors().iter().filter(|other| other.series().name == row.series().name).count() > 1;
+    if shares_name { family.heading().to_owned() } else { row.meaning.to_owned() }
+}
+
+/// What the box is.
+fn about(identity: &Identity) -> String {
+    let mut text = String::new();
+    let mut gauge = |name: &str, help: &str, labels: &str, value: f64| {
+        let lead = format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
+        if !text.contains(&lead) {
+            text.push_str(&lead);
+        }
+        let _ = writeln!(text, "{name}{labels} {value}");
+    };
+    let version = escaped(env!("CARGO_PKG_VERSION"));
+    gauge("synproxy_build_info", "The version of the program.", &format!("{{version=\"{version}\"}}"), 1.0);
+    let (file, hash) = &identity.config;
+    let labels = format!("{{file=\"{}\",hash=\"{hash:016x}\"}}", escaped(file.as_deref().unwrap_or_default()));
+    gauge("synproxy_config_info", "The configuration file and a hash of what it says.", &labels, 1.0);
+    for (port, (interface, driven)) in ["lan", "wan"].iter().zip(&identity.ports) {
+        let labels =
+            format!("{{port=\"{port}\",interface=\"{}\",backend=\"{}\"}}", escaped(interface), escaped(driven));
+        gauge("synproxy_port_info", "The interface of a port and how it is driven.", &labels, 1.0);
+    }
+    let help = "When the box was started, in seconds since 1970.";
+    gauge("synproxy_start_time_seconds", help, "", identity.started);
+    text
+}
+
+/// The lines of one histogram. Buckets count all that their bound includes.
+fn histogram_lines(lines: &mut String, name: &str, worker: usize, times: &Histogram) {
+    let mut below = 0;
+    for (bucket, count) in times.counts.iter().take(BOUNDED).enumerate() {
+        below += count;
+        let bound = histogram::bound(bucket).as_secs_f64();
+        let _ = writeln!(lines, "{name}_bucket{{worker=\"{worker}\",le=\"{bound}\"}} {below}");
+    }
+    let all = times.count();
+    let _ = writeln!(lines, "{name}_bucket{{worker=\"{worker}\",le=\"+Inf\"}} {all}");
+    let _ = writeln!(lines, "{name}_sum{{worker=\"{worker}\"}} {}", times.sum as f64 / 1e9);
+    let _ = writeln!(lines, "{name}_count{{worker=\"{worker}\"}} {all}");
+}
+
+/// The value of a label, as the format wants it between its quotes.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// A help text, as the format wants it.
+fn escaped_help(help: &str) -> String {
+    help.replace('\\', "\\\\").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::descriptors::{FlowGauge, WorkerMetric, WorkerTiming};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+    use tcpstate::DropReason;
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        snapshot.set(DropReason::BadCookie, 7);
+        snapshot.set(FlowGauge::Proxied, 3);
+        snapshot.set(WorkerMetric::TimedNanoseconds, 1_500_000_000);
+        let mut times = Histogram::default();
+        [3, 900, 100_000_000].iter().for_each(|&micros| times.observe(Duration::from_micros(micros)));
+        snapshot.set_times(WorkerTiming::HoldTime, &times);
+        snapshot
+    }
+
+    #[test]
+    fn every_metric_is_there_once_for_each_worker() {
+        let text = text(&[snapshot(), Snapshot::default()], &Identity::default());
+        for line in [
+            "synproxy_dropped_frames_total{worker=\"0\",reason=\"bad-cookie\"} 7",
+            "synproxy_dropped_frames_total{worker=\"1\",reason=\"bad-cookie\"} 0",
+            "synproxy_flows{worker=\"0\",kind=\"proxied\"} 3",
+            "synproxy_worker_timed_seconds_total{worker=\"0\"} 1.5",
+            "synproxy_port_received_frames_total{worker=\"1\",port=\"lan\"} 0",
+            "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"0.000002\"} 0",
+            "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"0.000004\"} 1",
+            "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"0.001024\"} 2",
+            "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"67.108864\"} 2",
+            "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"+Inf\"} 3",
+            "synproxy_hold_time_seconds_count{worker=\"0\"} 3",
+            "synproxy_hold_time_seconds_sum{worker=\"0\"} 100.000903",
+            "# TYPE synproxy_hold_time_seconds histogram",
+            "# TYPE synproxy_flows gauge",
+            "# TYPE synproxy_dropped_frames_total counter",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        }
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let names = |line: &&str| line.rsplit_once(' ').map(|(name, _)| name.to_owned());
+        assert_eq!(samples.iter().filter_map(names).collect::<BTreeSet<_>>().len(), samples.len(), "each once");
+        assert_eq!(samples.len(), 5 + 2 * (TABLE.len() + Timed::all().count() * (BOUNDED + 3)));
+        // All lines of a name stand together, behind its type.
+        let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let own: BTreeSet<&str> = types.iter().map(|line| line.split(' ').next().unwrap()).collect();
+        assert_eq!(own.len(), types.len());
+    }
+
+    #[test]
+    fn names_of_interfaces_and_files_are_escaped() {
+        let identity = Identity {
+            ports: [("a\"b\\c".to_owned(), "xdp".to_owned()), Default::default()],
+            config: (Some("/etc/x\ny".to_owned()), 1),
+            started: 12.5,
+        };
+        let text = text(&[], &identity);
+        assert!(text.contains("interface=\"a\\\"b\\\\c\"") && text.contains("file=\"/etc/x\\ny\""), "{text}");
+        assert!(text.contains("synproxy_start_time_seconds 12.5\n"), "{text}");
+    }
+}
