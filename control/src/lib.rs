@@ -22,7 +22,7 @@ mod view;
 pub mod wire;
 
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, connect};
 pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Port, Refusal, Reply, Stats, Status, Why};

@@ -21,7 +21,7 @@ Exit status:
   0  success
   1  synproxy refused the request or sent an unexpected reply, or --wait timed out
   2  the command line is wrong
-  4  no synproxy can be reached, or several run and --socket names none
+  4  no synproxy can be reached, it does not answer, or several run and --socket names none
   5  permission denied: run as root, as the user synproxy runs as, or as a member of its `control_group`";
 
 /// Shown below the options of `top`.
@@ -331,7 +331,11 @@ fn status(error: &ClientError) -> ExitCode {
     ExitCode::from(match error {
         ClientError::Unreachable { forbidden: true, .. } => 5,
         ClientError::Refused(refusal) if refusal.why == control::Why::Forbidden => 5,
-        ClientError::Unreachable { .. } | ClientError::Ambiguous(_) | ClientError::Io(_) => 4,
+        ClientError::Unreachable { .. }
+        | ClientError::Ambiguous(_)
+        | ClientError::Silent(_)
+        | ClientError::Closed(_)
+        | ClientError::Io { .. } => 4,
         ClientError::Unexpected(_) | ClientError::Refused(_) => 1,
     })
 }
