@@ -31,7 +31,7 @@ Exit status:
 
 /// Replays captures (pcap or pcapng, Ethernet) through the proxy engine and writes the frames it would send
 #[derive(Parser, Debug)]
-#[command(version, after_help = AFTER_HELP)]
+#[command(name = "replay", version, after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// One capture of both ports, or one of the LAN port and one of the WAN port
     #[arg(value_name = "FILE", num_args = 1..=2, required = true)]
