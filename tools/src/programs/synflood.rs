@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::flood_template::{self, FloodTemplate, Kind, Mac, Sources, Target};
 use crate::interface::{neighbour, parse_mac};
+use crate::pace::Pace;
 use crate::raw::Sender;
 use clap::Parser;
 
@@ -108,7 +109,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
 
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let start = Instant::now();
-    let end = start + Duration::from_secs(arguments.seconds);
+    let until = Duration::from_secs(arguments.seconds);
     let rate = arguments.rate.map(|rate| rate as f64 / arguments.threads as f64);
     let tallies = thread::scope(|scope| {
         let threads: Vec<_> = (0u64..)
@@ -117,7 +118,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
                 let rng = flood_template::thread_rng(seed, number);
                 let template = FloodTemplate::new(arguments.kind, target, sources, arguments.bare, rng);
                 let stop = &stop;
-                scope.spawn(move || flood(sender, template, rate, start, end, stop))
+                scope.spawn(move || flood(sender, template, Pace::new(rate, None, until), start, stop))
             })
             .collect();
         threads
@@ -134,39 +135,37 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends until `end` or a signal, at `rate` segments per second if given.
+/// Sends as the schedule says, which begins at `start`, or until a signal.
 fn flood(
     sender: &Sender,
     mut template: FloodTemplate,
-    rate: Option<f64>,
+    mut pace: Pace,
     start: Instant,
-    end: Instant,
     stop: &AtomicBool,
 ) -> io::Result<Tally> {
     let len = template.frame_len();
     let mut frames = vec![0; len * BATCH as usize];
-    let mut tally = Tally::default();
+    let mut full = 0;
     loop {
-        let now = Instant::now();
-        if now >= end || stop.load(Ordering::Relaxed) {
-            return Ok(tally);
+        let now = start.elapsed();
+        if pace.is_over(now) || stop.load(Ordering::Relaxed) {
+            return Ok(Tally { sent: pace.total(), full });
         }
-        let due = rate.map_or(BATCH, |rate| {
-            let scheduled = ((now - start).as_secs_f64() * rate) as u64;
-            scheduled.saturating_sub(tally.sent).min(BATCH)
-        });
+        let due = pace.due(now).min(BATCH);
         if due == 0 {
-            thread::sleep(Duration::from_micros(200));
+            // A sleep of less is no shorter, and one of more would overlook a signal.
+            let next = pace.next().unwrap_or_default().saturating_sub(now);
+            thread::sleep(next.clamp(Duration::from_micros(50), Duration::from_millis(100)));
             continue;
         }
         let batch = &mut frames[..len * due as usize];
         batch.chunks_exact_mut(len).for_each(|frame| template.stamp(frame));
         match sender.send(batch, len)? {
             0 => {
-                tally.full += 1;
+                full += 1;
                 thread::yield_now();
             }
-            sent => tally.sent += sent as u64,
+            sent => pace.made(sent as u64),
         }
     }
 }
