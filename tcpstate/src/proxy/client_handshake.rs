@@ -415,7 +415,7 @@ impl Proxy {
         if !self.caches.recent_syns.may_have(ctx.hash, now) {
             self.counters.count(Event::Unasked);
             ctx.egress.note(|| {
-                "no SYN between these ends was answered in the last 100 seconds: no cookie is looked for".into()
+                "no SYN between these ends was answered in the last 100 seconds: what it acknowledges can be no cookie".into()
             });
             return Err(Unproved::Unasked);
         }

@@ -357,6 +357,11 @@ impl Core {
             |event: &Event| (*event, self.proxy.counters().happened(*event) - foretold.counters.happened(*event));
         let happened: Vec<_> = Event::ALL.iter().map(happened).filter(|(_, count)| *count > 0).collect();
         let is_so = *told == verdict && *sent == emitted && *events == happened;
+        if verdict == Verdict::Drop(DropReason::BadCookie)
+            && steps.iter().any(|step| step.contains("no cookie is looked for"))
+        {
+            self.fail(&format!("no cookie is looked for, and yet one is found bad: {steps:#?}"));
+        }
         // Of a frame that goes nowhere the bytes do not matter.
         if !is_so || !matches!(verdict, Verdict::Drop(_)) && foretold.edited != edited {
             self.fail(&format!(
