@@ -16,15 +16,15 @@ fn in_stats(family: Family) -> &'static str {
         }
         Family::Unsent => "the sum of both, as a loss",
         Family::Handoff => "`crossed`, with the former names beside the present ones",
-        Family::Lan => "`lan`",
-        Family::Wan => "`wan`",
+        Family::Lan => "`lan`, with the former names beside the present ones",
+        Family::Wan => "`wan`, with the former names beside the present ones",
         Family::Command => "`orders`",
     }
 }
 
 fn row(descriptor: &Descriptor) -> String {
-    let Descriptor { name, alias, kind, unit, meaning, loss, .. } = *descriptor;
-    let alias = alias.map(|alias| format!(", formerly `{alias}`")).unwrap_or_default();
+    let Descriptor { name, aliases, kind, unit, meaning, loss, .. } = *descriptor;
+    let alias: String = aliases.iter().map(|alias| format!(", formerly `{alias}`")).collect();
     let loss = loss.map(|loss| format!(" Loss: `{loss}`.")).unwrap_or_default();
     let series = descriptor.series().to_string().replace('|', "\\|");
     format!("| `{name}`{alias} | {} | {} | {meaning}{loss} | `{series}` |\n", kind.label(), unit.label())
@@ -42,8 +42,8 @@ Everything that the appliance counts and measures. This page is made from the ta
 its section says otherwise. A counter only grows while the process runs; a gauge is a momentary value. The last column is the
 name in Prometheus, where nanoseconds are seconds and each value has a label `worker` besides ([the endpoint](operations.md#metrics)).
 
-Frames that were lost for want of room are also summed up by the name of the loss, in `losses` and in the line that is logged every
-two seconds.
+Frames that were lost for want of room are also summed up over ports and workers, in `losses`, in the line that is logged every two seconds
+while frames arrive, and in `synctl top`: everywhere by the same name, which the table at exit writes with blanks behind `lost,`.
 "
     .to_owned();
     for &family in Family::ALL {

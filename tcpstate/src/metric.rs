@@ -78,8 +78,8 @@ pub struct Description {
     pub meaning: &'static str,
     /// The name of the loss, where it counts frames that were lost.
     pub loss: Option<&'static str>,
-    /// A former label that statistics still give beside the present one.
-    pub alias: Option<&'static str>,
+    /// Former labels that statistics still give beside the present one.
+    pub aliases: &'static [&'static str],
 }
 
 /// Declares an enumeration of metrics. The head names their kind and unit, which a variant may replace; the documentation of a
@@ -90,7 +90,7 @@ pub struct Description {
 ///     /// What a queue counts.
 ///     pub enum QueueMetric: Counter, Frames {
 ///         /// Frames that found the queue full.
-///         Full = "full" as "lost, queue full" lost "queue-full",
+///         Full = "queue-full" lost "queue-full" was "full",
 ///         /// Frames in the queue now.
 ///         Length = "length" is Gauge,
 ///         /// How often the queue was read.
@@ -98,12 +98,13 @@ pub struct Description {
 ///     }
 /// }
 /// let full = QueueMetric::Full.description();
-/// assert_eq!((full.label, full.title, full.loss), ("full", "lost, queue full", Some("queue-full")));
+/// assert_eq!((full.label, full.title, full.loss, full.aliases), ("queue-full", "queue-full", Some("queue-full"), &["full"][..]));
 /// assert_eq!(QueueMetric::Length.description().kind, tcpstate::MetricKind::Gauge);
 /// assert_eq!(QueueMetric::Reads.meaning(), "How often the queue was read.");
 /// ```
 ///
-/// `is` gives the kind, `in` the unit, `as` the title in tables, `lost` the name of the loss, `was` a former label; in that order.
+/// `is` gives the kind, `in` the unit, `as` the title in tables, `lost` the name of the loss, `was` a former label, of which there may be several;
+/// in that order.
 #[macro_export]
 macro_rules! metrics {
     (
@@ -112,7 +113,7 @@ macro_rules! metrics {
             $(
                 $(#[doc = $doc:literal])+
                 $variant:ident = $label:literal
-                $(is $own_kind:ident)? $(in $own_unit:ident)? $(as $title:literal)? $(lost $loss:literal)? $(was $alias:literal)?,
+                $(is $own_kind:ident)? $(in $own_unit:ident)? $(as $title:literal)? $(lost $loss:literal)? $(was $alias:literal)*,
             )+
         }
     ) => {
@@ -148,7 +149,7 @@ macro_rules! metrics {
                         unit: $crate::metrics!(@unit $unit $($own_unit)?),
                         meaning: concat!($($doc,)+).trim_ascii_start(),
                         loss: $crate::metrics!(@option $($loss)?),
-                        alias: $crate::metrics!(@option $($alias)?),
+                        aliases: &[$($alias),*],
                     },)+
                 }
             }

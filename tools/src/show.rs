@@ -3,6 +3,7 @@
 use control::{Capture, Counts, Entry, Interface, Port, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use synproxy::metrics::descriptors::{FORMER_LOSSES, Family, TABLE};
 use tcpstate::{DropReason, Event};
 
 /// The state of the box, one item per line.
@@ -88,7 +89,7 @@ pub fn stats(stats: &Stats) -> String {
     let mut out = String::new();
     let total = &stats.total;
     let _ = writeln!(out, "{:<34}{:>18}{:>18}", format!("after {}", span(stats.uptime)), "lan", "wan");
-    for name in total.lan.keys() {
+    for name in total.lan.keys().filter(|name| !Family::Lan.is_former(name)) {
         let of = |port: &Port| port.get(name).copied().unwrap_or_default();
         let (lan, wan) = (of(&total.lan), of(&total.wan));
         if lan + wan > 0 {
@@ -103,7 +104,8 @@ pub fn stats(stats: &Stats) -> String {
         |name: &str| DropReason::ALL.iter().find(|reason| reason.label() == name).map(|reason| reason.meaning());
     explained(&mut out, "events", &total.events, event);
     explained(&mut out, "drops", &total.drops, reason);
-    explained(&mut out, "losses", &total.losses, |_| None);
+    let loss = |name: &str| TABLE.iter().find(|row| row.loss == Some(name)).map(|row| row.meaning);
+    explained(&mut out, "losses", &losses(total), loss);
     let mut orders = total.orders.iter().filter(|(_, longest)| **longest > 0).peekable();
     if orders.peek().is_some() {
         let _ = writeln!(out, "longest time for a command, µs");
@@ -119,6 +121,12 @@ pub fn stats(stats: &Stats) -> String {
         let _ = writeln!(out, "{:<34}{each:>18.1}", "ns a frame, without ports");
     }
     out
+}
+
+/// The losses, each under its present name alone.
+pub(crate) fn losses(counts: &Counts) -> BTreeMap<String, u64> {
+    let is_former = |name: &str| FORMER_LOSSES.iter().any(|(former, _)| *former == name);
+    counts.losses.iter().filter(|(name, _)| !is_former(name)).map(|(name, count)| (name.clone(), *count)).collect()
 }
 
 fn section<'a>(out: &mut String, title: &str, rows: impl IntoIterator<Item = (&'a str, u64)>) {

@@ -1,6 +1,6 @@
 //! `synctl top`: the content of the screen and how it is drawn. `watch` polls the box and owns the terminal.
 
-use crate::show::span;
+use crate::show::{losses, span};
 use control::{Counts, Talker, Top};
 use ratatui::Frame;
 use ratatui::Terminal;
@@ -225,7 +225,7 @@ impl Screen {
         for (number, worker) in now.iter().enumerate() {
             let earlier = earlier.get(number).unwrap_or(&empty);
             let received = |counts: &Counts| get(&counts.lan, "received") + get(&counts.wan, "received");
-            let dropped = |counts: &Counts| counts.drops.values().chain(counts.losses.values()).sum();
+            let dropped = |counts: &Counts| counts.drops.values().chain(losses(counts).values()).sum();
             let handed = |counts: &Counts| get(&counts.crossed, "handed-over");
             let frames = worker.timed_frames.saturating_sub(earlier.timed_frames);
             let time = worker.timed_nanoseconds.saturating_sub(earlier.timed_nanoseconds);
@@ -244,7 +244,8 @@ impl Screen {
 
     /// Drops and losses with their meaning, the most frequent first.
     fn drops(&self, total: &Counts, earlier: &Counts, width: usize) -> Vec<Line<'static>> {
-        let pairs = [(&total.drops, &earlier.drops), (&total.losses, &earlier.losses)];
+        let losses = losses(total);
+        let pairs = [(&total.drops, &earlier.drops), (&losses, &earlier.losses)];
         let counted = pairs.into_iter().flat_map(|(now, earlier)| {
             now.iter().map(|(name, &count)| (name.clone(), self.value(count, get(earlier, name)).unwrap_or_default()))
         });

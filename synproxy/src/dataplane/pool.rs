@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use tcpstate::{Event, Side};
 use tracing::{Level, debug, enabled, info, warn};
 
-/// How often a line of statistics is logged.
+/// How often a line of statistics is logged, if there is news.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// What the supervising thread receives.
@@ -207,7 +207,11 @@ impl WorkerPool {
                 key.socket(Side::Lan)
             );
         }
-        info!("{}", Line { total: &total, change: &total.since(before), period: now - *then });
+        let change = total.since(before);
+        let line = Line { total: &total, change: &change, period: now - *then };
+        if line.has_news(before) {
+            info!("{line}");
+        }
         if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
             info!(
                 "the two directions of a connection bear different VLAN tags: the box follows such connections (`{}` counts them)",

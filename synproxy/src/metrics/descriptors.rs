@@ -37,7 +37,7 @@ metrics! {
         /// Frames held until their server answers.
         Held = "held" is Gauge in Frames as "frames held at the end",
         /// Frames dropped instead of held, because only the ports' reserve was left in the pool.
-        TooFewToHold = "too-few-to-hold" in Frames as "lost, too few spare to hold it" lost "too-few-to-hold",
+        TooFewToHold = "too-few-to-hold" in Frames as "lost, too few to hold" lost "too-few-to-hold",
         /// How often a worker served its ports.
         PollIterations = "poll-iterations" as "poll iterations",
         /// How often a worker slept because an iteration found nothing to do.
@@ -97,9 +97,9 @@ metrics! {
         /// Frames taken over from the worker that received them.
         TakenOver = "taken-over" as "taken over",
         /// Frames dropped because the queue to their owner was full.
-        QueueFull = "queue-full" as "lost, queue full" lost "lane-full" was "full",
+        QueueFull = "queue-full" as "lost, queue full" lost "queue-full" was "full",
         /// Frames dropped because their owner had no buffer for them.
-        NoBuffer = "no-buffer" as "lost, no buffer" lost "no-buffer-to-take-over" was "lost",
+        NoBuffer = "no-buffer-to-take-over" as "lost, no buffer to take over" lost "no-buffer-to-take-over" was "no-buffer" was "lost",
         /// Frames whose receive queue was compared with the software twin of the interfaces' hash.
         Sampled = "sampled" as "queues sampled",
         /// Sampled frames that had arrived on another queue than the hash names.
@@ -127,15 +127,15 @@ metrics! {
         /// How often the transmit ring had no room for the whole batch.
         TransmitFull = "transmit-full" in Times as "transmit ring found full, times",
         /// Frames that cannot be sent: too long, or refused by the kernel.
-        TransmitErrors = "transmit-errors" as "lost, refused for transmission" lost "transmit-refused",
+        TransmitErrors = "transmit-refused" as "lost, transmit refused" lost "transmit-refused" was "transmit-errors",
         /// Frames dropped on reception because no buffer was free to replace theirs.
-        NoBuffer = "no-buffer" as "lost, no spare buffer" lost "no-buffer",
+        NoBuffer = "no-buffer" as "lost, no buffer" lost "no-buffer",
         /// Frames dropped on reception because they were too long, or arrived cut off.
-        Truncated = "truncated" as "lost, too long" lost "too-long",
+        Truncated = "too-long" as "lost, too long" lost "too-long" was "truncated",
         /// Frames dropped by the kernel because the receive ring was full.
-        ReceiveFull = "receive-full" as "lost, receive ring full" lost "receive-ring-full",
+        ReceiveFull = "receive-ring-full" as "lost, receive ring full" lost "receive-ring-full" was "receive-full",
         /// Frames dropped by the kernel on the way to the port for other reasons.
-        KernelDrops = "kernel-drops" as "lost, elsewhere in the kernel" lost "kernel",
+        KernelDrops = "kernel-drops" as "lost, kernel drops" lost "kernel-drops",
         /// How often the kernel found no buffer to receive into.
         FillEmpty = "fill-empty" in Times as "fill ring found empty, times",
         /// System calls that told the kernel to send, or that there are buffers to receive into.
@@ -149,7 +149,7 @@ metrics! {
         /// Super-frames (TSO, GRO) that the port has cut into frames.
         SuperFrames = "super-frames" as "super-frames cut",
         /// Super-frames dropped because the port cannot cut them.
-        Uncut = "uncut" as "lost, super-frame that cannot be cut" lost "uncut-super-frame",
+        Uncut = "uncut-super-frame" as "lost, uncut super-frame" lost "uncut-super-frame" was "uncut",
     }
 }
 
@@ -377,6 +377,11 @@ impl Family {
         self.traits().heading
     }
 
+    /// Whether one of its metrics had this name, which stands beside the present one for programs that know no other.
+    pub fn is_former(self, name: &str) -> bool {
+        self.descriptors().iter().any(|row| row.aliases.contains(&name))
+    }
+
     /// The rows of its metrics in [`TABLE`].
     pub fn descriptors(self) -> &'static [Descriptor] {
         &TABLE[self.first_cell()..][..Self::COUNTS[self as usize]]
@@ -476,8 +481,8 @@ pub struct Descriptor {
     pub metric: Metric,
     /// Its name in statistics.
     pub name: &'static str,
-    /// A former name that the control socket still gives beside the present one.
-    pub alias: Option<&'static str>,
+    /// Former names that the control socket still gives beside the present one.
+    pub aliases: &'static [&'static str],
     /// Its row in the table at exit.
     pub title: &'static str,
     /// How its value behaves.
@@ -514,9 +519,14 @@ impl std::fmt::Display for Series {
 
 impl Descriptor {
     const fn of(metric: Metric) -> Self {
-        let Description { label, title, kind, unit, meaning, loss, alias } = metric.description();
+        let Description { label, title, kind, unit, meaning, loss, aliases } = metric.description();
         let Traits { writer, total, .. } = metric.family().traits();
-        Self { metric, name: label, alias, title, kind, unit, meaning, loss, writer, total }
+        Self { metric, name: label, aliases, title, kind, unit, meaning, loss, writer, total }
+    }
+
+    /// Its name, and those it had.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
     }
 
     /// Its name in Prometheus, as the conventions there want it: base units, and `_total` behind a counter.
@@ -547,6 +557,9 @@ impl Descriptor {
     }
 }
 
+/// Losses that had another name, which the control socket still gives beside the present one: the former name, and the present one.
+pub const FORMER_LOSSES: [(&str, &str); 2] = [("lane-full", "queue-full"), ("kernel", "kernel-drops")];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -569,13 +582,26 @@ mod tests {
         let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
         for &family in Family::ALL {
             let rows = family.descriptors();
-            let names: BTreeSet<&str> = rows.iter().flat_map(|row| [Some(row.name), row.alias]).flatten().collect();
-            assert_eq!(names.len(), rows.len() + rows.iter().filter(|row| row.alias.is_some()).count(), "{family:?}");
+            let all: Vec<&str> = rows.iter().flat_map(|row| row.names()).collect();
+            let names: BTreeSet<&str> = all.iter().copied().collect();
+            assert_eq!(names.len(), all.len(), "{family:?}");
             assert!(names.into_iter().all(plain), "{family:?}");
         }
         for row in &TABLE {
             assert!(row.meaning.ends_with('.') && !row.meaning.starts_with(' '), "{row:?}");
         }
+    }
+
+    #[test]
+    fn a_loss_has_one_name_wherever_it_is_shown() {
+        for row in &TABLE {
+            let Some(loss) = row.loss else { continue };
+            let words = loss.replace("super-frame", "super+frame").replace('-', " ").replace('+', "-");
+            assert!(row.title == format!("lost, {words}") || row.title == loss, "the table at exit: {row:?}");
+            assert!(row.name == loss || matches!(row.metric, Metric::Unsent(_)), "{row:?}");
+        }
+        let present = |name: &str| TABLE.iter().any(|row| row.loss == Some(name));
+        assert!(FORMER_LOSSES.iter().all(|(former, name)| present(name) && !present(former)));
     }
 
     #[test]

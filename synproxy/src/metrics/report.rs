@@ -1,10 +1,12 @@
-//! What the log says of the statistics: a line every two seconds, and a table at exit.
+//! What the log says of the statistics: a line every two seconds in which anything happened, and a table at exit.
 
-use super::descriptors::{Family, FlowGauge, HandoffMetric, Metric, PortMetric, UnsentMetric, WorkerMetric};
+use super::descriptors::{
+    Descriptor, Family, FlowGauge, HandoffMetric, Metric, PortMetric, TABLE, UnsentMetric, WorkerMetric,
+};
 use super::snapshot::Snapshot;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
-use tcpstate::{DropReason, Event, Side};
+use tcpstate::{DropReason, Event, MetricKind, Side, Unit};
 
 /// One line on the last few seconds: the rates and events of that time, and the flows there are now.
 pub struct Line<'a> {
@@ -24,11 +26,24 @@ const NEW: [(Metric, &str); 4] = [
     (Metric::Event(Event::CacheHit), "cache hits"),
 ];
 
+impl Line<'_> {
+    /// Whether anything has happened that the line tells: a frame came or was lost, something was counted, or flows came or went. Without it the
+    /// line would say the same again.
+    pub fn has_news(&self, before: &Snapshot) -> bool {
+        let counted = TABLE.iter().filter(|row| row.kind == MetricKind::Counter && row.unit != Unit::Times);
+        let is_own = |row: &&Descriptor| !matches!(row.metric, Metric::Worker(_) | Metric::Handoff(_));
+        counted.filter(is_own).any(|row| self.change.get(row.metric) > 0)
+            || self.change.losses().iter().any(|(_, count)| *count > 0)
+            || FlowGauge::ALL.iter().any(|&gauge| self.total.get(gauge) != before.get(gauge))
+            || self.total.get(WorkerMetric::Held) != before.get(WorkerMetric::Held)
+    }
+}
+
 impl Display for Line<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for (side, name) in [(Side::Lan, "lan->wan"), (Side::Wan, "wan->lan")] {
-            let (mpps, gbps) = rates(self.change, side, self.period);
-            write!(f, "{name} {mpps:.6} Mpps {gbps:.6} Gbit/s, ")?;
+            let (frames, bits) = rates(self.change, side, self.period);
+            write!(f, "{name} {} {}, ", Rate(frames, "pps"), Rate(bits, "bit/s"))?;
         }
         f.write_str("flows:")?;
         for &gauge in FlowGauge::ALL {
@@ -80,8 +95,10 @@ impl Table<'_> {
     fn ports(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let rates = Side::BOTH.map(|side| rates(self.total, side, self.period));
         writeln!(f, "{:<34}{:>18}{:>18}", format!("after {:.1} s", self.period.as_secs_f64()), "lan", "wan")?;
-        writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Mpps", rates[0].0, rates[1].0)?;
-        writeln!(f, "{:<34}{:>18.6}{:>18.6}", "received, Gbit/s", rates[0].1, rates[1].1)?;
+        let [frames, bits] = [rates.map(|rate| Rate(rate.0, "pps")), rates.map(|rate| Rate(rate.1, "bit/s"))];
+        for [lan, wan] in [frames, bits] {
+            writeln!(f, "{:<34}{:>18}{:>18}", "received", lan.to_string(), wan.to_string())?;
+        }
         for &metric in PortMetric::ALL {
             let counts = Side::BOTH.map(|side| self.total.get(Metric::port(side, metric)));
             if ALWAYS_SHOWN_OF_PORTS.contains(&metric) || counts != [0, 0] {
@@ -108,10 +125,13 @@ impl Table<'_> {
             return Ok(());
         }
         let columns = HandoffMetric::ALL;
-        let cells = |of: &dyn Fn(&HandoffMetric) -> String| columns.iter().map(of).collect::<String>();
-        writeln!(f, "{:<34}{}", "workers", cells(&|metric| format!("{:>18}", metric.description().title)))?;
+        let width = |metric: &HandoffMetric| (metric.description().title.len() + 2).max(18);
+        let cells = |of: &dyn Fn(&HandoffMetric) -> String| {
+            columns.iter().map(|metric| format!("{:>1$}", of(metric), width(metric))).collect::<String>()
+        };
+        writeln!(f, "{:<34}{}", "workers", cells(&|metric| metric.description().title.to_owned()))?;
         for (number, worker) in self.workers.iter().enumerate() {
-            writeln!(f, "  {number:<32}{}", cells(&|&metric| format!("{:>18}", worker.get(metric))))?;
+            writeln!(f, "  {number:<32}{}", cells(&|&metric| worker.get(metric).to_string()))?;
         }
         Ok(())
     }
@@ -152,12 +172,36 @@ impl Display for Table<'_> {
     }
 }
 
-/// Millions of frames and billions of bits a second that a port received, a frame counted without preamble and FCS.
+/// Frames and bits a second that a port received, a frame counted without preamble and FCS.
 fn rates(snapshot: &Snapshot, side: Side, period: Duration) -> (f64, f64) {
     let seconds = period.as_secs_f64().max(1e-9);
     let [frames, bytes] =
         [PortMetric::Received, PortMetric::ReceivedBytes].map(|metric| snapshot.get(Metric::port(side, metric)) as f64);
-    (frames / seconds / 1e6, bytes * 8.0 / seconds / 1e9)
+    (frames / seconds, bytes * 8.0 / seconds)
+}
+
+/// So many of a unit, with the prefix that leaves three digits or more to be seen.
+struct Rate(f64, &'static str);
+
+impl Display for Rate {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let &Rate(mut value, unit) = self;
+        let mut prefixes = ["", "k", "M", "G"].into_iter();
+        let mut prefix = prefixes.next().unwrap_or_default();
+        // From here on it would be written as 1000.
+        while value >= 999.5
+            && let Some(next) = prefixes.next()
+        {
+            (value, prefix) = (value / 1e3, next);
+        }
+        let digits = match value {
+            0.0 => 0,
+            ..9.995 => 2,
+            ..99.95 => 1,
+            _ => 0,
+        };
+        write!(f, "{value:.digits$} {prefix}{unit}")
+    }
 }
 
 #[cfg(test)]
@@ -197,10 +241,63 @@ mod tests {
         let line = Line { total: &sample, change: &sample, period: Duration::from_secs(2) }.to_string();
         assert_eq!(
             line,
-            "lan->wan 2.000000 Mpps 2.000000 Gbit/s, wan->lan 0.000001 Mpps 0.000000 Gbit/s, \
+            "lan->wan 2.00 Mpps 2.00 Gbit/s, wan->lan 1.00 pps 480 bit/s, \
              flows: 2 proxied 3 direct 1 half-open, held: 4, new: 0 SYNs answered 0 cookies good 0 bad 0 cache hits, \
-             drops: 6 too-few-to-hold 5 transmit-ring-full 9 lane-full 9 no-buffer"
+             drops: 6 too-few-to-hold 5 transmit-ring-full 9 queue-full 9 no-buffer"
         );
+    }
+
+    #[test]
+    fn rates_have_the_prefix_that_shows_them() {
+        let shown = |value| Rate(value, "pps").to_string();
+        let values = [0.0, 0.5, 9.99, 12.34, 999.0, 999.9, 1000.0, 12_345.0, 1e6, 123_456_789.0, 1e9, 5e12];
+        let expected = [
+            "0 pps",
+            "0.50 pps",
+            "9.99 pps",
+            "12.3 pps",
+            "999 pps",
+            "1.00 kpps",
+            "1.00 kpps",
+            "12.3 kpps",
+            "1.00 Mpps",
+            "123 Mpps",
+            "1.00 Gpps",
+            "5000 Gpps",
+        ];
+        assert_eq!(values.map(shown), expected);
+    }
+
+    #[test]
+    fn the_line_has_news_only_when_something_has_moved() {
+        let sample = sample();
+        let has_news = |total: &Snapshot, before: &Snapshot| {
+            Line { total, change: &total.since(before), period: Duration::from_secs(2) }.has_news(before)
+        };
+        assert!(has_news(&sample, &Snapshot::default()) && !has_news(&sample, &sample));
+        // A worker that wakes up and finds nothing has nothing to tell.
+        let mut idle = sample.clone();
+        for metric in [WorkerMetric::PollIterations, WorkerMetric::Sleeps, WorkerMetric::Wakes] {
+            idle.set(metric, 1000);
+        }
+        idle.set(Metric::port(Side::Lan, PortMetric::Kicks), 5);
+        assert!(!has_news(&idle, &sample));
+        for metric in [
+            Metric::Flows(FlowGauge::Proxied),
+            Metric::Worker(WorkerMetric::Held),
+            Metric::Worker(WorkerMetric::TooFewToHold),
+            Metric::Drop(DropReason::BadCookie),
+            Metric::Event(Event::SynAnswered),
+            Metric::port(Side::Wan, PortMetric::Received),
+            Metric::Handoff(HandoffMetric::QueueFull),
+        ] {
+            let mut moved = sample.clone();
+            moved.set(metric, 77);
+            assert!(has_news(&moved, &sample), "{metric:?}");
+        }
+        let mut fewer = sample.clone();
+        fewer.set(FlowGauge::Direct, 0);
+        assert!(has_news(&fewer, &sample), "flows that go are news");
     }
 
     #[test]
@@ -208,9 +305,9 @@ mod tests {
         let sample = sample();
         let table = Table { total: &sample, workers: std::slice::from_ref(&sample), period: Duration::from_secs(2) }
             .to_string();
-        assert!(table.contains("lost, no spare buffer                              0                 9\n"), "{table}");
+        assert!(table.contains("lost, no buffer                                    0                 9\n"), "{table}");
         assert!(table.contains("lost, transmit ring full                           0                 5\n"), "{table}");
-        assert!(table.contains("lost, too few spare to hold it                     0                 6\n"), "{table}");
+        assert!(table.contains("lost, too few to hold                              0                 6\n"), "{table}");
         assert!(table.contains("ns a frame, without ports                       50.0\n"), "{table}");
         assert!(table.contains("frames held at the end                             4\n"), "{table}");
         assert!(!table.contains("too long"), "{table}");

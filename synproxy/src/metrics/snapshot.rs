@@ -115,9 +115,7 @@ impl Snapshot {
 
     /// The values of a family by the names of its metrics, former names included.
     pub fn named(&self, family: Family) -> impl Iterator<Item = (&'static str, u64)> {
-        let names =
-            family.descriptors().iter().flat_map(|row| [Some((row, row.name)), row.alias.map(|old| (row, old))]);
-        names.flatten().map(|(row, name)| (name, self.get(row.metric)))
+        family.descriptors().iter().flat_map(|row| row.names().map(|name| (name, self.get(row.metric))))
     }
 
     /// What was lost for want of room, by the name of the loss; losses of zero are there too.
@@ -323,7 +321,7 @@ mod tests {
         snapshot.set(Metric::Wan(PortMetric::Truncated), 3);
         snapshot.set(HandoffMetric::QueueFull, 4);
         let losses: Vec<_> = snapshot.losses().into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(losses, [("transmit-ring-full", 3), ("lane-full", 4), ("too-long", 3)]);
+        assert_eq!(losses, [("transmit-ring-full", 3), ("queue-full", 4), ("too-long", 3)]);
         let handoff: Vec<_> = snapshot.named(Family::Handoff).filter(|(_, count)| *count > 0).collect();
         assert_eq!(handoff, [("queue-full", 4), ("full", 4)]);
     }

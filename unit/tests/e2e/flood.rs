@@ -117,7 +117,7 @@ fn endure(backend: Backend, config: &str, kind: &str) -> (Vec<String>, u64) {
     let server = rig.counters()[1].since(&before[1]);
     let opened = server.get("TcpPassiveOpens");
     assert!(opened <= i64::from(HONEST) + 1, "{name}: the flood reached the server: {opened} connections");
-    let lost = report.log.iter().filter_map(|line| line.strip_prefix("lost, elsewhere in the kernel"));
+    let lost = report.log.iter().filter_map(|line| line.strip_prefix("lost, kernel drops"));
     let before_all = lost.flat_map(str::split_whitespace).filter_map(|count| count.parse::<u64>().ok()).sum::<u64>();
     (slow, before_all + report.lost_between())
 }
