@@ -101,10 +101,13 @@ pub struct Flow {
     pub sack: bool,
     /// Whether timestamps were negotiated with the client.
     pub timestamps: bool,
-    /// The offset added to the server's sequence numbers toward the client (modulo 2^32).
-    pub sequence_shift: u32,
-    /// The offset added to the server's timestamps (modulo 2^32).
-    pub timestamp_shift: u32,
+    /// The offset added to the server's sequence numbers toward the client (modulo 2^32). Absent for members of the `control_group`: with the
+    /// server's numbers it gives the cookie.
+    #[serde(default)]
+    pub sequence_shift: Option<u32>,
+    /// The offset added to the server's timestamps (modulo 2^32). Absent likewise.
+    #[serde(default)]
+    pub timestamp_shift: Option<u32>,
     /// Frames held until the server answers.
     pub held: usize,
     /// The worker that owns it.
@@ -143,7 +146,7 @@ pub struct Explained {
     pub counted: Vec<Counted>,
     /// The fields of the frame as it arrives and as it would leave (the same if it is dropped).
     pub fields: Vec<Changed>,
-    /// Further segments the box would send.
+    /// Further segments the box would send; none for members of the `control_group`, who get the numbers of no frame but their own.
     pub sent: Vec<Sent>,
     /// The connection before the frame, if there is one.
     pub before: Option<Flow>,

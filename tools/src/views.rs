@@ -155,8 +155,8 @@ mod tests {
             mss: 1460,
             sack: true,
             timestamps: true,
-            sequence_shift: 1,
-            timestamp_shift: 2,
+            sequence_shift: Some(1),
+            timestamp_shift: Some(2),
             held: 0,
             worker: 0,
         }

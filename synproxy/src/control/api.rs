@@ -4,7 +4,7 @@ use super::commands::{Answer, Command, CommandSender};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
-use crate::metrics::descriptors::{Family, FlowGauge, WorkerMetric};
+use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, WorkerMetric};
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
@@ -50,7 +50,7 @@ pub struct Facts {
 pub enum Role {
     /// Root, or the user this process runs as: everything.
     Owner,
-    /// A member of the configured group: everything but writing files.
+    /// A member of the configured group: everything but writing files, and no number that the box or a connection's ends keep secret.
     Guest,
 }
 
@@ -107,9 +107,9 @@ impl ControlApi {
             Request::FlushServers { address } => self.change_servers(&Operation::Flush(address)),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
-            Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit),
+            Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
             Request::Top => Reply::Top(Box::new(self.top())),
-            Request::Explain { side, frame, worker } => self.explain(side, &frame, worker),
+            Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
                 info!("the operator sets the log level to `{}`", level.name());
                 self.log.set(level);
@@ -255,7 +255,7 @@ impl ControlApi {
     }
 
     /// A part of the listing of connections: as much as is collected in a short time and fits a reply.
-    fn flows(&self, filter: &FlowFilter, from: Cursor, limit: Option<usize>) -> Reply {
+    fn flows(&self, filter: &FlowFilter, from: Cursor, limit: Option<usize>, role: Role) -> Reply {
         let filter = match views::filter(filter) {
             Ok(filter) => filter,
             Err(wrong) => return views::malformed(wrong),
@@ -274,7 +274,7 @@ impl ControlApi {
             let command = Command::List { from: place, filter };
             match self.workers.send_to(worker..worker + 1, &command).remove(0) {
                 Some(Answer::Listed(connections, on)) => {
-                    flows.extend(connections.iter().map(|connection| views::flow(connection, worker)));
+                    flows.extend(connections.iter().map(|connection| views::flow(connection, worker, role)));
                     next = Some(on.map_or(Cursor { worker: worker + 1, place: 0 }, |place| Cursor { worker, place }));
                 }
                 // An engine without connections.
@@ -296,7 +296,7 @@ impl ControlApi {
     }
 
     /// What would happen to a frame: the answer of the worker that has its connection, or else of the one that would own it.
-    fn explain(&self, from: ::control::Side, text: &str, worker: Option<usize>) -> Reply {
+    fn explain(&self, from: ::control::Side, text: &str, worker: Option<usize>, role: Role) -> Reply {
         let frame: Arc<[u8]> = match views::frame(text) {
             Ok(frame) => frame.into(),
             Err(wrong) => return views::malformed(wrong),
@@ -322,10 +322,17 @@ impl ControlApi {
         let knows = excerpts.iter().position(|(_, excerpt)| excerpt.knows_connection());
         let owner = excerpts.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), excerpts.len()));
         let (worker, excerpt) = excerpts.swap_remove(knows.unwrap_or(owner));
+        if role != Role::Owner && excerpt.is_judged_by_numbers() {
+            return Reply::refuse(
+                Why::Forbidden,
+                "what becomes of this frame tells whether it has the numbers of a cookie or of a connection, so only root and the box's own \
+                 user may have it explained; a SYN is explained to everybody",
+            );
+        }
         let mut buffer = FrameBuffer::new(&frame);
         let mut head = buffer.head();
         let explanation = excerpt.explain(&mut head, clock::now());
-        Reply::Explained(Box::new(views::explained(worker, side, &frame, head.bytes(), explanation)))
+        Reply::Explained(Box::new(views::explained(worker, side, &frame, head.bytes(), explanation, role)))
     }
 
     fn stats(&self) -> Stats {
@@ -350,6 +357,14 @@ fn flows(snapshot: &Snapshot) -> Flows {
     }
 }
 
+/// The losses by name, former names included.
+fn losses(snapshot: &Snapshot) -> BTreeMap<String, u64> {
+    let losses = snapshot.losses();
+    let count = |name| losses.iter().find(|(own, _)| *own == name).map_or(0, |(_, count)| *count);
+    let former = FORMER_LOSSES.iter().map(|(former, name)| (*former, count(*name)));
+    losses.iter().copied().chain(former).map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
 /// A snapshot as the control protocol gives it: every value under its name in the table of descriptors.
 fn counts(snapshot: &Snapshot) -> Counts {
     let named = |family| -> BTreeMap<String, u64> {
@@ -362,7 +377,7 @@ fn counts(snapshot: &Snapshot) -> Counts {
         held: snapshot.get(WorkerMetric::Held),
         events: named(Family::Event),
         drops: named(Family::Drop),
-        losses: snapshot.losses().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+        losses: losses(snapshot),
         crossed: named(Family::Handoff),
         wakes: snapshot.get(WorkerMetric::Wakes),
         orders: named(Family::Command),

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tcpstate::{Connection, Excerpt, Filter, Policy, Rotation, ServerTable, Side};
 
-/// Commands that a queue holds.
-const CAPACITY: usize = 64;
+/// Commands that a queue holds: more than there are clients, each of which waits for the answer to one.
+const CAPACITY: usize = 128;
 
 /// How long a worker has to answer: it checks its queue every few microseconds, or is woken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,7 +1,10 @@
 //! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
+use super::api::Role;
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
 use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tcpstate::config::Network;
@@ -75,8 +78,9 @@ pub fn engine_side(side: ::control::Side) -> Side {
     }
 }
 
-/// Describes a connection of this worker.
-pub fn flow(connection: &Connection, worker: usize) -> Flow {
+/// Describes a connection of this worker to a client of this role.
+pub fn flow(connection: &Connection, worker: usize, role: Role) -> Flow {
+    let shift = |shift| (role == Role::Owner).then_some(shift);
     let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
     let end = |End { scale, told, window, ttl }: End| FlowEnd { scale, told, window, hop_limit: ttl };
     Flow {
@@ -95,8 +99,8 @@ pub fn flow(connection: &Connection, worker: usize) -> Flow {
         mss: connection.mss,
         sack: connection.sack,
         timestamps: connection.timestamps,
-        sequence_shift: connection.seq_delta,
-        timestamp_shift: connection.ts_delta,
+        sequence_shift: shift(connection.seq_delta),
+        timestamp_shift: shift(connection.ts_delta),
         held: connection.held,
         worker,
     }
@@ -142,15 +146,17 @@ impl FrameBuffer {
     }
 }
 
-/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`.
+/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`. A guest
+/// gets no number but those of the frame itself and of configuration: the others are cookies, or belong to a connection.
 pub fn explained(
     worker: usize,
     from: Side,
     before_engine: &[u8],
     after_engine: &[u8],
     explanation: Explanation,
+    role: Role,
 ) -> Explained {
-    let Explanation { steps, verdict, events, before, after, sent, released } = explanation;
+    let Explanation { mut steps, verdict, events, before, after, mut sent, released } = explanation;
     let leaves_by = match verdict {
         Verdict::Forward | Verdict::Hold(_) => from,
         Verdict::Reflect | Verdict::Drop(_) => from.other(),
@@ -167,10 +173,20 @@ pub fn explained(
         meaning: event.meaning().to_owned(),
     };
     let received = tcpstate::fields(from, before_engine);
-    let fields = match verdict {
+    let mut fields = match verdict {
         Verdict::Drop(_) => compared(&received, &received),
         _ => compared(&received, &tcpstate::fields(leaves_by, after_engine)),
     };
+    if role != Role::Owner {
+        let own: BTreeSet<u64> =
+            received.iter().flat_map(|(_, value)| numbers(value)).map(|(_, number)| number).collect();
+        steps.iter_mut().for_each(|step| *step = withhold(step, &own).into_owned());
+        for field in fields.iter_mut().filter(|field| field.after != field.before) {
+            let is_secret = ["sequence number", "acknowledgement", "timestamps", "SACK blocks"].contains(&&*field.name);
+            field.after = field.after.take().map(|after| if is_secret { WITHHELD.to_owned() } else { after });
+        }
+        sent.clear();
+    }
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     Explained {
         worker,
@@ -181,10 +197,44 @@ pub fn explained(
         counted: events.iter().map(counted).collect(),
         fields,
         sent: sent.iter().map(|(to, bytes)| Sent { to: side(*to), frame: hex(bytes) }).collect(),
-        before: before.map(|connection| flow(&connection, worker)),
-        after: after.map(|connection| flow(&connection, worker)),
+        before: before.map(|connection| flow(&connection, worker, role)),
+        after: after.map(|connection| flow(&connection, worker, role)),
         released,
     }
+}
+
+/// Stands for a number that a client may not see.
+const WITHHELD: &str = "(withheld)";
+
+/// The largest number that is shown to everybody, whatever it is: ports, sizes and counts. A cookie is below it once in 65536 times.
+const PLAIN: u64 = 65_535;
+
+/// The decimal and hexadecimal (`0x…`) numbers in a text, each with its place.
+fn numbers(text: &str) -> impl Iterator<Item = (std::ops::Range<usize>, u64)> {
+    let mut at = 0;
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric()).map(move |word| {
+        let from = at;
+        at += word.len() + text[from + word.len()..].chars().next().map_or(0, char::len_utf8);
+        (from..from + word.len(), word)
+    });
+    words.filter_map(|(range, word)| {
+        let number = match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => word.parse(),
+        };
+        number.ok().map(|number| (range, number))
+    })
+}
+
+/// The text without the numbers that are neither plain nor among `own`.
+fn withhold<'t>(text: &'t str, own: &BTreeSet<u64>) -> Cow<'t, str> {
+    let secret: Vec<_> =
+        numbers(text).filter(|(_, number)| *number > PLAIN && !own.contains(number)).map(|(range, _)| range).collect();
+    let mut text = Cow::Borrowed(text);
+    for range in secret.into_iter().rev() {
+        text.to_mut().replace_range(range, WITHHELD);
+    }
+    text
 }
 
 fn port(side: Side) -> &'static str {
@@ -258,6 +308,24 @@ mod tests {
         }
         let asked = FlowFilter { state: Some("free".to_owned()), ..FlowFilter::default() };
         assert!(filter(&asked).unwrap_err().contains("syn-cached"));
+    }
+
+    #[test]
+    fn numbers_that_are_neither_plain_nor_ones_own_are_withheld() {
+        let own = BTreeSet::from([100_000]);
+        for (text, shown) in [
+            ("seq 100000, left are 1999 of 65535", "seq 100000, left are 1999 of 65535"),
+            ("sequence number 0xd1f70fd2, TSval 1591543772", "sequence number (withheld), TSval (withheld)"),
+            ("adds 0x00012345: ack=4294967295,", "adds (withheld): ack=(withheld),"),
+            (
+                "[2001:db8::1]:443 > 198.51.100.7:40000 é 99999999",
+                "[2001:db8::1]:443 > 198.51.100.7:40000 é (withheld)",
+            ),
+            ("TCPv4 in 5s", "TCPv4 in 5s"),
+            ("", ""),
+        ] {
+            assert_eq!(withhold(text, &own), shown);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::Connection;
 use crate::flow::table::Id;
 use crate::owner::named_by;
 use crate::proxy::Proxy;
-use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Tags, Walk, kind};
+use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
 /// Of an engine, whatever one frame's fate depends on.
@@ -127,6 +127,16 @@ impl Excerpt {
     /// Whether the engine knows the connection the frame belongs to.
     pub fn knows_connection(&self) -> bool {
         self.knows
+    }
+
+    /// Whether the frame's sequence or acknowledgement numbers decide on it, or those it quotes: then the decision tells whether they are those of
+    /// a cookie or of a connection, which only their ends shall know. True of every TCP segment but a SYN, and of ICMP errors about segments.
+    pub fn is_judged_by_numbers(&self) -> bool {
+        match &self.meta.parsed {
+            Parsed::Tcp(segment) => segment.kind() != Kind::Syn,
+            Parsed::Error(_) => true,
+            _ => false,
+        }
     }
 
     /// The keyed hash by which [`owner::share`](crate::owner::share) names the frame's worker; 0 if it belongs to no connection or packet.
