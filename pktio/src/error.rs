@@ -13,9 +13,7 @@ pub enum OpenError {
         interface: String,
     },
     /// The process lacks the privilege.
-    #[error(
-        "no permission to open {interface}; run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK"
-    )]
+    #[error("no permission to open {interface}: {}", crate::privilege::lack())]
     Permission {
         /// The interface that was tried.
         interface: String,
@@ -58,7 +56,7 @@ pub enum OpenError {
         hint: String,
     },
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", advice(source))]
     Io {
         /// What was tried.
         what: String,
@@ -71,7 +69,7 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 pub enum PcapFileError {
     /// The file could not be opened, read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -91,4 +89,18 @@ pub enum PcapFileError {
     /// The text behind `pcap:` does not say which files.
     #[error("`{0}` names no capture file; write FILE, or in=FILE, out=FILE or outng=FILE with colons between them")]
     Syntax(String),
+}
+
+/// What an operator can do about an error that says nothing of it, to be put behind its text; empty where that depends on what was tried.
+pub fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of the process (`ulimit -n`, LimitNOFILE=)",
+        Some(libc::ENFILE) => "; raise the limit of the machine (`sysctl fs.file-max`)",
+        Some(libc::ENOMEM | libc::ENOBUFS) => {
+            "; free memory, or raise the limits (`ulimit -v`, `ulimit -l`, MemoryMax=)"
+        }
+        Some(libc::ENOSPC) => "; free space there",
+        Some(libc::EROFS) => "; choose a place that can be written to",
+        _ => "",
+    }
 }

@@ -37,13 +37,14 @@ pub mod packet;
 pub mod pcap;
 mod pool;
 mod port;
+pub mod privilege;
 pub mod region;
 pub mod rss;
 pub mod shed;
 mod wait;
 mod xdp;
 
-pub use error::OpenError;
+pub use error::{OpenError, advice};
 pub use frame::{Batch, Frame};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;

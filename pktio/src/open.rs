@@ -16,6 +16,7 @@ use crate::packet::{PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
+use crate::privilege;
 use crate::rss::Twin;
 use crate::xdp::{self, AttachedProgram, Layout, Refusal};
 
@@ -219,6 +220,7 @@ fn open_interfaces(
     let random = options.spread.as_ref();
     let (settings, spread) = Settings::prepare(interfaces, options.workers, random, notes)?;
     let mut guard = Guard::of(settings);
+    let noted = notes.len();
 
     let sets = if wanted == Some(Wanted::Packet) {
         open_packet(interfaces, options, notes)?
@@ -227,14 +229,24 @@ fn open_interfaces(
             Ok(sets) => sets,
             // AF_PACKET behind another XDP program would see only the frames that it passes.
             Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
-            Err(reason) if wanted == Some(Wanted::Xdp) || options.mode != Mode::Auto => {
-                return Err(OpenError::Unsupported {
-                    what: format!("AF_XDP does not work: {reason}"),
-                    hint: "name the interfaces without `xdp:` and without a mode to take what works".into(),
-                });
-            }
+            Err(Refusal::Descriptors(source)) => return Err(OpenError::Io { what: "AF_XDP".into(), source }),
             Err(reason) => {
-                notes.push(format!("AF_XDP was not taken: {reason}"));
+                let lack = lack_for_xdp(&reason);
+                if wanted == Some(Wanted::Xdp) || options.mode != Mode::Auto {
+                    return Err(OpenError::Unsupported {
+                        what: format!("AF_XDP does not work: {}", lack.unwrap_or_else(|| reason.to_string())),
+                        hint: "name the interfaces without `xdp:` and without a mode to take what works".into(),
+                    });
+                }
+                match lack {
+                    Some(lack) => {
+                        // What each mode of each interface was refused with says nothing more.
+                        notes.truncate(noted);
+                        debug!("AF_XDP was not taken: {reason}");
+                        warn!("AF_PACKET instead of AF_XDP, which is faster: {lack}");
+                    }
+                    None => notes.push(format!("AF_XDP was not taken: {reason}")),
+                }
                 open_packet(interfaces, options, notes)?
             }
         }
@@ -264,6 +276,16 @@ fn open_interfaces(
         info!("{note}");
     }
     Ok((sets, spread, guard))
+}
+
+/// What the process lacks for AF_XDP, where that is why it was refused: capabilities, each with what it is for, or a limit.
+fn lack_for_xdp(reason: &Refusal) -> Option<String> {
+    let missing: Vec<_> = privilege::missing().into_iter().filter(|it| it.name != "CAP_IPC_LOCK").collect();
+    if let Refusal::Limit(text) = reason {
+        return Some(text.clone());
+    }
+    let purposes: Vec<String> = missing.iter().map(|it| format!("{} (for {})", it.name, it.purpose)).collect();
+    (!purposes.is_empty()).then(|| format!("the process lacks {}", purposes.join(", ")))
 }
 
 /// Refuses options that cannot work.
@@ -336,13 +358,13 @@ fn attach(
     if options.mode != Mode::Generic {
         match AttachedProgram::new(interface, other, true, layout, options.fallback, sheds) {
             Ok(program) => return Ok(program),
-            Err(refusal @ Refusal::Busy { .. }) => return Err(refusal),
+            Err(refusal @ (Refusal::Busy { .. } | Refusal::Limit(_) | Refusal::Descriptors(_))) => return Err(refusal),
             Err(reason) if options.mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
             Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
         }
     }
     AttachedProgram::new(interface, other, false, layout, options.fallback, sheds).map_err(|refusal| match refusal {
-        Refusal::Busy { .. } => refusal,
+        Refusal::Busy { .. } | Refusal::Limit(_) | Refusal::Descriptors(_) => refusal,
         _ => Refusal::Unsupported(format!("{name}: no generic mode: {refusal}")),
     })
 }

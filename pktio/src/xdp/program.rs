@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use aya::maps::{DevMap, Map, PerCpuArray, ProgramArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, os_error};
@@ -55,14 +55,17 @@ impl AttachedProgram {
         fallback: Fallback,
         sheds: bool,
     ) -> Result<AttachedProgram, Refusal> {
-        fn failed(error: impl std::error::Error) -> Refusal {
-            Refusal::Failed(chain(&error))
+        fn failed(error: impl Error + 'static) -> Refusal {
+            Refusal::failed(error)
         }
         let bypass = u32::from(fallback == Fallback::Bypass);
         let queues = u32::try_from(layout.workers.max(1)).expect("a queue is a 32-bit number");
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
         let shedding = u32::from(sheds);
         let mut loader = EbpfLoader::new();
+        // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
+        // more room for it, for minutes.
+        loader.verifier_log_level(VerifierLogLevel::STATS);
         if !sheds {
             // The program does not look at them then.
             loader.map_max_entries("proved", 1).map_max_entries("recent", 1);
@@ -136,7 +139,7 @@ impl AttachedProgram {
 /// The program of this name.
 fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Refusal> {
     let program = ebpf.program_mut(name).ok_or_else(|| Refusal::Failed("the program is missing".into()))?;
-    program.try_into().map_err(|error: aya::programs::ProgramError| Refusal::Failed(chain(&error)))
+    program.try_into().map_err(|error: aya::programs::ProgramError| Refusal::failed(error))
 }
 
 /// The program that puts tags into the frames in front of the loaded program `name`, for an interface whose peer leaves them to the device.
@@ -175,6 +178,7 @@ fn attach_refusal(error: &(dyn Error + 'static), interface: &Interface) -> Refus
         Some(libc::EOPNOTSUPP) => Refusal::Unsupported("the driver has no XDP".into()),
         Some(libc::ERANGE) => Refusal::Unsupported(format!("the driver has no XDP for an MTU of {}", interface.mtu())),
         Some(libc::ENOSPC) => Refusal::Unsupported("the driver has too few queues for XDP".into()),
+        Some(code @ (libc::EMFILE | libc::ENFILE)) => Refusal::Descriptors(std::io::Error::from_raw_os_error(code)),
         _ => Refusal::Failed(chain(error)),
     }
 }

@@ -17,7 +17,7 @@ use super::cutter::Cutter;
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::port::{Rings, XdpPort};
 use super::program::AttachedProgram;
-use super::refusal::{Refusal, chain, os_error};
+use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::shed::XdpShedFilter;
 use crate::frame::HEADROOM;
 use crate::netdev::Interface;
@@ -68,8 +68,8 @@ fn open_queue(
         .build()
         .map_err(|e| failed(chain(&e)))?;
     let (umem, templates) = Umem::new(config, count, false).map_err(|e| match os_error(&e) {
-        Some(libc::ENOBUFS | libc::ENOMEM) => failed(memory_refusal(frames * layout.chunk)),
-        _ => failed(chain(&e)),
+        Some(libc::ENOBUFS | libc::ENOMEM) => Refusal::Limit(memory_refusal(frames * layout.chunk)),
+        _ => Refusal::failed(e),
     })?;
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
@@ -167,12 +167,13 @@ fn bind_refusal(code: Option<i32>, name: &str, queue: u32, text: &str, layout: &
             hint: "end that process".into(),
         },
         Some(libc::ENOBUFS | libc::ENOMEM) => {
-            Refusal::Failed(format!("{name}: {}", memory_refusal(2 * layout.frames_per_port * layout.chunk)))
+            Refusal::Limit(format!("{name}: {}", memory_refusal(2 * layout.frames_per_port * layout.chunk)))
         }
         Some(libc::EPERM | libc::EACCES) => {
             Refusal::Failed(format!("{name}: no permission; run as root or with CAP_NET_RAW"))
         }
-        _ => Refusal::Failed(format!("{name}: queue {queue}: {text}")),
+        _ => descriptors_ran_out()
+            .map_or_else(|| Refusal::Failed(format!("{name}: queue {queue}: {text}")), Refusal::Descriptors),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The cores the workers run on, and their scheduling priority.
 
 use core_affinity::CoreId;
-use tracing::{debug, info};
+use rustix::io::Errno;
+use tracing::{debug, warn};
 
 /// The cores for the workers. The default leaves placement to the scheduler.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +33,12 @@ impl Cores {
 pub fn prioritise(nice: i8) {
     match rustix::process::setpriority_process(None, nice.into()) {
         Ok(()) => debug!("priority {nice}"),
-        Err(error) => info!("the workers keep their ordinary priority: {error}"),
+        Err(Errno::PERM | Errno::ACCESS) => {
+            warn!(
+                "no `--nice {nice}`: the process lacks CAP_SYS_NICE (for a priority above the ordinary one); `--nice 0` needs none"
+            );
+        }
+        Err(error) => warn!("no `--nice {nice}`: {error}"),
     }
 }
 
