@@ -112,6 +112,12 @@ impl<'t> Report<'t> {
         self.line_starts.partition_point(|&start| start <= at)
     }
 
+    /// The line and the column of a byte offset, in characters, both from 1.
+    pub(crate) fn line_and_column(&self, at: usize) -> (usize, usize) {
+        let line = self.line(at);
+        (line, self.text[self.line_starts[line - 1]..at].chars().count() + 1)
+    }
+
     /// Adds an error about the bytes `place`. `words` yields message and expectation, and is called only if it will be shown.
     pub(crate) fn error(&mut self, place: (usize, usize), words: impl FnOnce() -> (String, String)) {
         self.errors += 1;
@@ -144,15 +150,12 @@ impl<'t> Report<'t> {
     }
 
     fn add(&mut self, level: Level, (from, to): (usize, usize), (message, expected): (String, String)) {
-        let line = self.line(from);
-        let start = self.line_starts[line - 1];
-        let rest = &self.text[start..];
+        let (line, column) = self.line_and_column(from);
+        let rest = &self.text[self.line_starts[line - 1]..];
         let whole = rest.split('\n').next().unwrap_or_default().trim_end_matches('\r');
-        let column = self.text[start..from].chars().count();
         let width = self.text[from..to.max(from)].split('\n').next().unwrap_or_default().chars().count();
-        let (excerpt, carets) = excerpt(whole, column, width);
-        let complaint =
-            Complaint { level, file: self.file.clone(), line, column: column + 1, message, expected, excerpt, carets };
+        let (excerpt, carets) = excerpt(whole, column - 1, width);
+        let complaint = Complaint { level, file: self.file.clone(), line, column, message, expected, excerpt, carets };
         self.complaints.push((from, complaint));
     }
 }

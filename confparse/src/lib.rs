@@ -48,6 +48,28 @@ pub struct Parsed {
     pub config: Config,
     /// What is allowed but probably not meant, in the order of the text. At most [`Complaint::MOST`].
     pub warnings: Vec<Complaint>,
+    /// Where its keys stand.
+    pub places: Places,
+}
+
+/// Where the keys stand that a text gives, for complaints about what the text alone does not tell: users, paths, the size of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    file: String,
+    /// Section, name, line and column.
+    given: Vec<(Option<&'static str>, &'static str, usize, usize)>,
+}
+
+impl Places {
+    /// `message` about a key, behind `file:line:column: ` of where it was last given; behind the file alone where it has its default.
+    pub fn complain(&self, section: Option<&str>, name: &str, message: &str) -> String {
+        let file = complaint::tame(&self.file);
+        match self.given.iter().find(|(own, key, ..)| *own == section && *key == name) {
+            Some((_, _, line, column)) => format!("{file}:{line}:{column}: {message}"),
+            None if file.is_empty() => message.to_owned(),
+            None => format!("{file}: {message}"),
+        }
+    }
 }
 
 /// Reads a configuration. `name` is the file's name for the messages.

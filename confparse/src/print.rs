@@ -6,7 +6,7 @@ use tcpstate::config::{Destination, DestinationRule, Handshake, Settings};
 
 use crate::keys::{KEYS, Key, SECTIONS};
 use crate::rules::{RULE_KEYS, RuleKey, TIMEOUTS};
-use crate::servers::Servers;
+use crate::servers::{Servers, unambiguous};
 use crate::{Account, Config, Control, Value};
 
 /// `config` as a file.
@@ -54,7 +54,7 @@ fn text(value: &Value) -> String {
             let list: Vec<_> = list.iter().map(u64::to_string).collect();
             format!("{{ {} }}", list.join(", "))
         }
-        Value::Address(address) => format!("\"{address}\""),
+        Value::Address(address) => quoted(&unambiguous(*address)),
         Value::Listener(None) => quoted("off"),
         Value::Listener(Some(address)) => format!("\"{address}\""),
         Value::Socket(Control::Auto) => quoted("auto"),

@@ -6,8 +6,8 @@
 use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
 use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, VLAN};
-use crate::servers::Servers;
-use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed};
+use crate::servers::{Servers, in_full, may_have_port};
+use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places};
 use core::net::SocketAddr;
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
@@ -64,8 +64,13 @@ pub(crate) fn read(text: &str, name: &str) -> Result<Parsed, Errors> {
     if reader.report.has_errors() {
         return Err(refuse(reader.report));
     }
+    let given = KEYS.iter().zip(reader.given).filter_map(|(key, place)| {
+        let (line, column) = reader.report.line_and_column(place?.0);
+        Some((key.section, key.name, line, column))
+    });
+    let places = Places { file: name.into(), given: given.collect() };
     let (warnings, _) = reader.report.finish();
-    Ok(Parsed { config: reader.config, warnings })
+    Ok(Parsed { config: reader.config, warnings, places })
 }
 
 fn refuse(report: Report<'_>) -> Errors {
@@ -625,13 +630,25 @@ impl Reader<'_> {
     /// An address in quotes.
     fn address(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
         let text = unquoted(string);
-        let address = text.parse().ok();
-        if address.is_none() {
+        let Ok(address) = text.parse() else {
             self.report.error(place(string), || {
                 (format!("{} is no address", quote(&text)), format!("expected {}, as `\"127.0.0.1\"`", key.range()))
             });
+            return None;
+        };
+        if let Some((host, port)) = may_have_port(&text) {
+            self.report.error(place(string), || {
+                let message = format!("{} may be an address, or an address and a port", quote(&text));
+                let whole = in_full(address);
+                let expected = format!(
+                    "expected `{} = \"{host}\"; port = {port};` for port {port}, or `\"{whole}\"` for the address alone",
+                    key.name
+                );
+                (message, expected)
+            });
+            return None;
         }
-        address.map(Value::Address)
+        Some(Value::Address(address))
     }
 
     /// Where to listen.

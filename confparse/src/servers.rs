@@ -49,6 +49,13 @@ impl Servers {
                 format!("expected `{}`", text.replace(['[', ']'], "")),
             );
         }
+        if let Some((host, port)) = may_have_port(text) {
+            let whole = in_full(address);
+            return wrong(
+                "may be an address, or an address and a port",
+                format!("expected `[{host}]:{port}` for port {port}, or `{whole}` for the address alone"),
+            );
+        }
         let most = if address.is_ipv4() { 32 } else { 128 };
         let prefix = match prefix.map(number) {
             None => most,
@@ -106,12 +113,38 @@ impl fmt::Display for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (open, close) = if self.network.is_ipv6() && self.port.is_some() { ("[", "]") } else { ("", "") };
         let most = if self.network.is_ipv4() { 32 } else { 128 };
-        write!(f, "{open}{}", self.network)?;
+        if self.prefix < most || self.port.is_some() {
+            write!(f, "{open}{}", self.network)?;
+        } else {
+            write!(f, "{}", unambiguous(self.network))?;
+        }
         if self.prefix < most {
             write!(f, "/{}", self.prefix)?;
         }
         write!(f, "{close}")?;
         self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+/// The address and the port that an IPv6 address without brackets may have been meant for: `2001:db8::1:443` is an address, and few who write it
+/// mean it. One digit is no port that anybody means; an address in eight groups, or with a prefix, leaves no doubt.
+pub(crate) fn may_have_port(text: &str) -> Option<(&str, &str)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_port = port.len() > 1 && !port.starts_with('0') && port.bytes().all(|b| b.is_ascii_digit());
+    (is_port && host.contains("::") && host.parse::<Ipv6Addr>().is_ok()).then_some((host, port))
+}
+
+/// An address as it stands in a file, where it can be taken for nothing else.
+pub(crate) fn unambiguous(address: IpAddr) -> String {
+    let text = address.to_string();
+    if may_have_port(&text).is_some() { in_full(address) } else { text }
+}
+
+/// An address with all its groups.
+pub(crate) fn in_full(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => address.segments().map(|group| format!("{group:x}")).join(":"),
     }
 }
 

@@ -150,6 +150,9 @@ pub struct SoftwareShedFilter<W> {
     recent: RecentSyns,
 }
 
+/// Bytes of a [`SoftwareShedFilter`], proved sources included.
+pub const BYTES: usize = PROVED_WORDS * size_of::<u64>() + RECENT_LINES * size_of::<[u64; RECENT_SLICES + 1]>();
+
 /// Words that the proved sources of a [`SoftwareShedFilter`] need.
 pub const PROVED_WORDS: usize = 2 * PROVED_LINES;
 

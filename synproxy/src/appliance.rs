@@ -58,10 +58,13 @@ pub fn run() -> ExitCode {
 /// Runs between the two interfaces until a signal, the end of the frames, or a failure.
 fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Result<(), Failure> {
     let begin = Instant::now();
-    let config = settings::load(arguments.config.as_deref())?;
-    let credentials = Credentials::of(&config)?;
+    let settings = settings::load(arguments.config.as_deref())?;
+    let config = &settings.config;
+    let credentials = Credentials::of(config)?;
     let workers = arguments.workers.map_or(config.workers, usize::from);
     let poll = arguments.poll.map_or(config.poll, Into::into);
+    let needed = settings.reserve_memory(workers, arguments.bypass)?;
+    debug!("memory needed: {needed}");
     let secrets = random().map(Secrets::new)?;
 
     let (supervisor, messages) = channel::unbounded();
@@ -92,9 +95,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     start_captures(&captures, &arguments.captures)?;
     cpu::prioritise(arguments.nice);
     let place = arguments.control.as_ref().unwrap_or(&config.control);
-    let permissions = SocketPermissions { owner: credentials.ids(), group: privileges::control_group(&config)? };
+    let permissions = SocketPermissions { owner: credentials.ids(), group: privileges::control_group(config)? };
     let socket = control_socket([lan, wan], place, permissions)?;
-    let control_port = control_port(&config)?;
+    let control_port = control_port(config)?;
     let metrics = config.metrics.map(Server::listen).transpose()?;
     credentials.assume()?;
     if stop.load(Ordering::Relaxed) {
@@ -105,7 +108,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let steerings = if arguments.bypass { Vec::new() } else { steerings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
-    let identity = identity(arguments.config.as_deref(), &config, [lan, wan], &pairs);
+    let identity = identity(arguments.config.as_deref(), config, [lan, wan], &pairs);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
     let channel = (supervisor, messages);
     let pool = if arguments.bypass {

@@ -68,7 +68,63 @@ fn a_valid_file_is_said_to_be_valid() {
     let file = directory.file("conf.txt", "synproxyconf = { threadcount = 2; };");
     let output = synproxy(&["--check-config", &file]);
     assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()));
-    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{file}: the configuration is valid\n"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], format!("{file}: the configuration is valid"));
+    assert!(lines.len() == 2 && lines[1].starts_with("memory: ") && lines[1].contains("threadcount"), "{said}");
+}
+
+#[test]
+fn what_this_machine_does_not_have_is_complained_of_by_the_check_too() {
+    let directory = Directory::new("machine");
+    let file = directory.file(
+        "machine.txt",
+        "synproxyconf = {\n  user = \"nosuch\";\n  group = \"nosuch\"; control_group = \"nosuch\";\n  control = \"/nowhere/a.sock\";\n  \
+         mssmode = commanded; listen = \"192.0.2.77\";\n};\n",
+    );
+    let output = synproxy(&["--check-config", &file]);
+    let said = said(&output);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((output.status.code(), lines.len()), (Some(3), 5), "{said}");
+    for (line, (place, word)) in lines.iter().zip([
+        ("2:3", "no such user"),
+        ("3:3", "`group = \"nosuch\"`: there is no such group"),
+        ("3:21", "`control_group = \"nosuch\"`: there is no such group"),
+        ("4:3", "no such directory"),
+        ("5:24", "no such address"),
+    ]) {
+        assert!(line.starts_with(&format!("{file}:{place}: ")) && line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn a_size_that_this_machine_cannot_hold_is_refused_in_one_line_and_nothing_is_aborted() {
+    let directory = Directory::new("sizes");
+    for (number, (keys, name)) in [
+        // 340 GiB in all, and of the tables that each worker has more than a terabyte.
+        ("conntablesize = 268435455;", "conntablesize"),
+        ("threadcount = 64; learnhashsize = 1073741824;", "learnhashsize"),
+        ("threadcount = 64; ratehash = { size = 1073741824; };", "ratehash.size"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = directory.file(&format!("{number}.txt"), format!("synproxyconf = {{\n  {keys}\n}};\n"));
+        for arguments in [&["--check-config", &file][..], &["--config", &file, "lo", "lo"]] {
+            let output = synproxy(arguments);
+            let said = said(&output);
+            // What is only worth a warning may stand before it.
+            let last = said.lines().last().unwrap_or_default();
+            assert_eq!(output.status.code(), Some(3), "{said}");
+            assert!(
+                last.starts_with(&format!("{file}:2:")) && last.contains(name) && last.contains(" takes "),
+                "{said}"
+            );
+        }
+    }
+    // The SYN cache lies in the flow table, however large it may become.
+    let file = directory.file("cache.txt", "synproxyconf = { halfopen_cache_max = 2147483647; };");
+    assert_eq!(synproxy(&["--check-config", &file]).status.code(), Some(0));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub use metric::{Description, MetricKind, Unit};
 pub use owner::Owners;
 pub use policy::Policy;
 pub use policy::servers::{ServerEntry, ServerTable};
-pub use proxy::{ConnectAttempt, Egress, Memory, Metadata, Proxy, Secrets, Source};
+pub use proxy::{ConnectAttempt, Egress, Footprint, Memory, Metadata, Proxy, Secrets, Source};
 pub use side::{PerSide, Side};
 pub use time::Instant;
 pub use verdict::{Counters, DropReason, Event, Ticket, Timing, Verdict};

@@ -17,12 +17,15 @@ use loads::{
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
-use tcpstate::Proxy;
+use tcpstate::config::RateLimit;
+use tcpstate::{Config, Footprint, Instant, Proxy, Secrets};
 use worker::{BATCH, Worker};
 
 thread_local! {
     /// How often this thread has asked for memory.
     static TAKEN: Cell<u64> = const { Cell::new(0) };
+    /// How many bytes it has asked for, without those it has given back.
+    static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
 /// The system's allocator, counted.
@@ -32,11 +35,13 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         TAKEN.set(TAKEN.get() + 1);
+        BYTES.set(BYTES.get() + layout.size() as i64);
         // SAFETY: what the caller promises is what is asked.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        BYTES.set(BYTES.get() - layout.size() as i64);
         // SAFETY: as above; the block came from `alloc`.
         unsafe { System.dealloc(block, layout) }
     }
@@ -77,6 +82,29 @@ fn the_counter_counts() {
     let before = TAKEN.get();
     drop(std::hint::black_box(vec![1u8; 100]));
     assert_eq!(TAKEN.get(), before + 1);
+}
+
+/// An engine takes what it is said to take before it is started, by which a configuration is refused that the machine cannot hold: not more, and
+/// not so much less that a configuration is refused in vain.
+#[test]
+fn an_engine_takes_the_memory_it_is_said_to_take() {
+    let small = Config { table_buckets: 64, learn_capacity: 64, syn_cache_max: 0, held_frames: 0, ..Config::default() };
+    let rate = |size| RateLimit { size, ..RateLimit::default() };
+    for config in [
+        Config::default(),
+        small.clone(),
+        Config { table_buckets: 300_001, syn_cache_max: 2_000_000_000, ..small.clone() },
+        Config { learn_capacity: 1 << 20, ..small.clone() },
+        Config { rate: rate(1 << 22), ..small.clone() },
+        Config { held_frames: 65_535, ..small },
+    ] {
+        let said = Footprint::of(&config).total() as i64;
+        let before = BYTES.get();
+        let proxy = Proxy::new(&config, &Secrets::new([1; 48]), Instant::from_secs(1));
+        let took = BYTES.get() - before;
+        drop(proxy);
+        assert!(took <= said && said <= took + took / 10 + (2 << 20), "{took} bytes, and {said} were said: {config:?}");
+    }
 }
 
 #[test]

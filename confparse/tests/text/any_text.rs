@@ -30,7 +30,7 @@ fn answers(text: &str) {
         assert!(shown.chars().all(|c| c == '\n' || c == '\t' || !c.is_control()), "{shown:?}");
     };
     match parse(text, "c") {
-        Ok(Parsed { config, warnings }) => {
+        Ok(Parsed { config, warnings, .. }) => {
             warnings.iter().for_each(sound);
             assert!(warnings.iter().all(|warning| warning.level < Level::Error) && warnings.len() <= Complaint::MOST);
             read_back(&config);

@@ -794,6 +794,23 @@ refused! {
 }
 
 refused! {
+    addresses_that_may_have_a_port,
+    "synproxyconf = {\n  early = { \"2001:db8::1:443\" }; listen = \"::1:80\";\n  destinations = { { network = \"fd00::a:8080\"; early_window = 1; } };\n};\n",
+    "conf.txt:2:13: `2001:db8::1:443` may be an address, or an address and a port",
+    " 2 |   early = { \"2001:db8::1:443\" }; listen = \"::1:80\";",
+    "   |             ^^^^^^^^^^^^^^^^^",
+    "   = expected `[2001:db8::1]:443` for port 443, or `2001:db8:0:0:0:0:1:443` for the address alone",
+    "conf.txt:2:43: `::1:80` may be an address, or an address and a port",
+    " 2 |   early = { \"2001:db8::1:443\" }; listen = \"::1:80\";",
+    "   |                                           ^^^^^^^^",
+    "   = expected `listen = \"::1\"; port = 80;` for port 80, or `\"0:0:0:0:0:0:1:80\"` for the address alone",
+    "conf.txt:3:32: `fd00::a:8080` may be an address, or an address and a port",
+    " 3 |   destinations = { { network = \"fd00::a:8080\"; early_window = 1; } };",
+    "   |                                ^^^^^^^^^^^^^^",
+    "   = expected `[fd00::a]:8080` for port 8080, or `fd00:0:0:0:0:0:a:8080` for the address alone"
+}
+
+refused! {
     a_port_behind_a_network_without_brackets,
     "synproxyconf = {\n  early = { \"2001:db8::/32:443\" };\n};\n",
     "conf.txt:2:13: `2001:db8::/32:443` has a port, but no brackets around the network",

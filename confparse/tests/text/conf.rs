@@ -9,7 +9,7 @@ use tcpstate::config::{DestinationRule, Handshake, Network, SackConflict, Settin
 const SAMPLE: &str = include_str!("../../../conf.txt");
 
 fn accepted(text: &str) -> Config {
-    let Parsed { config, warnings } = parse(text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}"));
+    let Parsed { config, warnings, .. } = parse(text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(warnings, [], "{}", warnings[0]);
     config
 }
@@ -82,7 +82,7 @@ fn every_key_is_explained() {
 #[test]
 fn a_file_of_an_older_installation_is_read_unchanged() {
     let text = include_str!("../../corpus/older.conf");
-    let Parsed { config, warnings } = parse(text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}"));
+    let Parsed { config, warnings, .. } = parse(text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(warnings, []);
     let engine = &config.engine;
     assert_eq!((engine.sack, engine.mss, engine.wscale), (Source::HashIpPort, Source::HashIpPort, Source::HashIpPort));
@@ -307,7 +307,7 @@ fn the_lists_of_servers_come_in_any_order_and_replace_what_they_said_before() {
     assert_eq!(one, destinations("honest = { \"192.0.2.0/24\" }; early = { \"192.0.2.1\" };"));
     assert_eq!((one.len(), one[0].3, one[1].3), (2, true, false));
     let text = framed("early = { \"192.0.2.1\" }; honest = { \"192.0.2.2\" }; early = { \"192.0.2.3\" };");
-    let Parsed { config, warnings } = parse(&text, "c").expect("accepted");
+    let Parsed { config, warnings, .. } = parse(&text, "c").expect("accepted");
     assert_eq!((config.engine.destinations.len(), warnings.len()), (2, 1));
     // What stands in a list no more contradicts nothing.
     let text = framed("early = { \"192.0.2.1\" }; honest = { \"192.0.2.1\" }; early = { };");
@@ -326,7 +326,7 @@ fn a_list_of_servers_has_an_end() {
 
 /// The rules a body says, and the warnings it gets.
 fn rules(body: &str) -> (Vec<DestinationRule>, Vec<String>) {
-    let Parsed { config, warnings } = parse(&framed(body), "c").unwrap_or_else(|errors| panic!("{errors}"));
+    let Parsed { config, warnings, .. } = parse(&framed(body), "c").unwrap_or_else(|errors| panic!("{errors}"));
     (config.engine.rules, warnings.into_iter().map(|warning| warning.message).collect())
 }
 
@@ -450,4 +450,33 @@ fn columns_count_characters_from_one_on_every_line() {
         let first = &parse(text, "c").expect_err("refused").complaints[0];
         assert_eq!((first.line, first.column), place, "{text}");
     }
+}
+
+#[test]
+fn an_address_that_could_be_one_with_a_port_is_taken_where_it_leaves_no_doubt_and_printed_so() {
+    for (written, printed) in [
+        ("2001:db8:0:0:0:0:1:443", "2001:db8:0:0:0:0:1:443"),
+        ("2001:db8::1:443/128", "2001:db8:0:0:0:0:1:443"),
+        ("2001:db8::1:440/125", "2001:db8::1:440/125"),
+        ("[2001:db8::1:443]:80", "[2001:db8::1:443]:80"),
+        ("2001:db8::1:2", "2001:db8::1:2"),
+        ("2001:db8::1:44f", "2001:db8::1:44f"),
+        ("2001:db8::443", "2001:db8::443"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+    ] {
+        let config = accepted(&framed(&format!("early = {{ \"{written}\" }};")));
+        assert!(config.describe().contains(&format!("early = {{ \"{printed}\" }};")), "{}", config.describe());
+        assert_eq!(accepted(&config.describe()), config, "{written}");
+    }
+    let config = accepted(&framed("listen = \"0:0:0:0:0:0:1:80\";"));
+    assert_eq!(accepted(&config.describe()), config);
+}
+
+#[test]
+fn what_only_the_machine_can_tell_is_complained_of_where_the_key_stands() {
+    let text = "synproxyconf = {\n  user = \"a\"; ratehash = { size = 4; };\n  user = \"b\";\n};";
+    let places = parse(text, "conf.txt").expect("accepted").places;
+    assert_eq!(places.complain(None, "user", "nobody"), "conf.txt:3:3: nobody", "the last one counts");
+    assert_eq!(places.complain(Some("ratehash"), "size", "too much"), "conf.txt:2:28: too much");
+    assert_eq!(places.complain(None, "group", "nobody"), "conf.txt: nobody");
 }

@@ -39,7 +39,7 @@ Exit status:
   2  the command line is wrong
   3  the configuration is wrong, or its file cannot be read
   4  an interface does not exist, is down, is given twice or cannot be opened, or failed on the way
-  5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_IPC_LOCK";
+  5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_NICE";
 
 /// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies,
 /// and lets the servers behind the LAN port see only clients that have completed the handshake.
@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Checks FILE, prints what is wrong with it, and exits
+    /// Checks FILE on this machine, prints what is wrong with it or how much memory it needs, and exits
     #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control"])]
     pub check_config: Option<PathBuf>,
 

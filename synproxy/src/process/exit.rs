@@ -1,5 +1,6 @@
 //! Why the process ends with an error, and its exit status.
 
+use pktio::advice;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ pub enum Failure {
     Privileges(#[source] io::Error),
 
     /// A capture could not start.
-    #[error("cannot capture into {path}: {error}")]
+    #[error("cannot capture into {path}: {error}{}", advice(error))]
     Capture {
         /// The file.
         path: String,
@@ -41,12 +42,23 @@ pub enum Failure {
     #[error("no memory for the tables: {0}")]
     Memory(#[from] pktio::region::RegionError),
 
+    /// The process may not have as much address space as the configuration needs.
+    #[error(
+        "no memory: {error}; raise `ulimit -v` and `ulimit -d`, or make tables smaller: the configuration needs {needed}"
+    )]
+    AddressSpace {
+        /// What the configuration needs.
+        needed: String,
+        /// The system's error.
+        error: pktio::region::RegionError,
+    },
+
     /// A thread, or what it needs, could not be created.
-    #[error("cannot start a worker: {0}")]
+    #[error("cannot start a thread, or open what it needs: {0}{advice}", advice = thread_advice(.0))]
     Spawn(#[source] io::Error),
 
     /// The control socket could not be created at the configured path.
-    #[error("no control socket, {path}: {error}", path = .path.display())]
+    #[error("no control socket, {path}: {error}{}", advice(error), path = .path.display())]
     Socket {
         /// The path.
         path: PathBuf,
@@ -55,7 +67,7 @@ pub enum Failure {
     },
 
     /// A TCP port of the box's own could not be opened.
-    #[error("no {what} at {address}: {error}")]
+    #[error("no {what} at {address}: {error}{}", listen_advice(error))]
     Listen {
         /// What it is for.
         what: &'static str,
@@ -91,6 +103,24 @@ pub enum Failure {
     /// A second signal came before the workers had ended.
     #[error("ended by a second signal, without waiting for the workers")]
     Interrupted,
+}
+
+/// What to do about a thread that cannot be started: its limit says no more than "try again".
+fn thread_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => "; raise the limit of threads (`ulimit -u`, TasksMax=) or of memory (`ulimit -v`)",
+        _ => advice(error),
+    }
+}
+
+/// What to do about an address that cannot be listened at.
+fn listen_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; end what listens there, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
+        io::ErrorKind::PermissionDenied => "; choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+        _ => advice(error),
+    }
 }
 
 impl Failure {

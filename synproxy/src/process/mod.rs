@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod cpu;
 pub mod exit;
+pub mod footprint;
 pub mod link_monitor;
 pub mod log;
 pub mod privileges;

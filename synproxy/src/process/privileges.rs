@@ -6,9 +6,10 @@
 use super::exit::Failure;
 use caps::{CapSet, Capability, CapsHashSet};
 use confparse::{Account, Config};
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgroups, setresgid, setresuid};
-use std::io;
+use std::{fmt, io};
 use tracing::{debug, info, warn};
 
 /// The user and the group to change to; `None` means no change.
@@ -24,18 +25,17 @@ impl Credentials {
     /// # Errors
     /// When a user or a group does not exist.
     pub fn of(config: &Config) -> Result<Self, Failure> {
-        let (user, primary) = match config.user.as_ref().map(find_user).transpose()? {
+        let failed = Failure::Configuration;
+        let (user, primary) = match config.user.as_ref().map(find_user).transpose().map_err(failed)? {
             Some((uid, primary)) if !uid.is_root() => (Some(uid), primary),
             _ => (None, None),
         };
         let group = match &config.group {
-            Some(account) => Some(find_group(account)?),
+            Some(account) => Some(find_group("group", account).map_err(failed)?),
             None => primary,
         };
-        if user.is_some() && group.is_none() {
-            return Err(Failure::Configuration(
-                "`user` is a number without an entry in the user database, so `group` must be given too".into(),
-            ));
+        if let (Some(user), None) = (user, group) {
+            return Err(failed(without_group(user)));
         }
         Ok(Self { user, group })
     }
@@ -62,16 +62,20 @@ impl Credentials {
 
     fn change(self) -> io::Result<()> {
         let keep: CapsHashSet = [Capability::CAP_NET_ADMIN].into();
+        // Root in a container may lack any of these.
+        fn needs<E: fmt::Display>(capability: Capability) -> impl Fn(E) -> io::Error {
+            move |error| io::Error::other(format!("{error}; it takes {capability}"))
+        }
         if self.user.is_some() {
-            caps::clear(None, CapSet::Bounding).map_err(io::Error::other)?;
+            caps::clear(None, CapSet::Bounding).map_err(needs(Capability::CAP_SETPCAP))?;
             prctl::set_keepcaps(true)?;
         }
         if let Some(group) = self.group {
-            setgroups(&[group])?;
-            setresgid(group, group, group)?;
+            setgroups(&[group]).map_err(needs(Capability::CAP_SETGID))?;
+            setresgid(group, group, group).map_err(needs(Capability::CAP_SETGID))?;
         }
         if let Some(user) = self.user {
-            setresuid(user, user, user)?;
+            setresuid(user, user, user).map_err(needs(Capability::CAP_SETUID))?;
             prctl::set_keepcaps(false)?;
             caps::set(None, CapSet::Permitted, &keep).map_err(io::Error::other)?;
             caps::set(None, CapSet::Effective, &keep).map_err(io::Error::other)?;
@@ -109,43 +113,76 @@ pub fn enter_control_thread() {
 /// # Errors
 /// When the configured group does not exist.
 pub fn control_group(config: &Config) -> Result<Option<u32>, Failure> {
-    config.control_group.as_ref().map(|account| find_group(account).map(Gid::as_raw)).transpose()
+    let found = config.control_group.as_ref().map(|account| find_group("control_group", account).map(Gid::as_raw));
+    found.transpose().map_err(Failure::Configuration)
 }
 
-/// The number and primary group of a user.
-fn find_user(account: &Account) -> Result<(Uid, Option<Gid>), Failure> {
+/// Every user and group of the configuration that this machine does not have: the key, and what is wrong with it.
+pub fn complaints(config: &Config) -> Vec<(&'static str, String)> {
+    let user = config.user.as_ref().map(|account| match find_user(account)? {
+        (user, None) if config.group.is_none() && !user.is_root() => Err(without_group(user)),
+        _ => Ok(()),
+    });
+    let group = |key, account: &Option<Account>| Some(find_group(key, account.as_ref()?).map(drop));
+    let results = [
+        ("user", user),
+        ("group", group("group", &config.group)),
+        ("control_group", group("control_group", &config.control_group)),
+    ];
+    results.into_iter().filter_map(|(key, result)| Some((key, result?.err()?))).collect()
+}
+
+/// The number and primary group of the user of the configuration.
+fn find_user(account: &Account) -> Result<(Uid, Option<Gid>), String> {
     match account {
         Account::Id(id) => {
             let uid = Uid::from_raw(id.get());
-            let user = User::from_uid(uid).map_err(|error| lookup("user", account, error))?;
+            let user = found(User::from_uid(uid)).map_err(|error| not_looked_up("user", account, error))?;
             Ok((uid, user.map(|user| user.gid)))
         }
-        Account::Name(name) => match User::from_name(name) {
+        Account::Name(name) => match found(User::from_name(name)) {
             Ok(Some(user)) => Ok((user.uid, Some(user.gid))),
-            Ok(None) => Err(unknown("user", name)),
-            Err(error) => Err(lookup("user", account, error)),
+            Ok(None) => Err(format!("{}: there is no such user on this machine", setting("user", account))),
+            Err(error) => Err(not_looked_up("user", account, error)),
         },
     }
 }
 
-/// The number of a group.
-fn find_group(account: &Account) -> Result<Gid, Failure> {
+/// The number of a group that the configuration names with this key.
+fn find_group(key: &str, account: &Account) -> Result<Gid, String> {
     match account {
         Account::Id(id) => Ok(Gid::from_raw(id.get())),
-        Account::Name(name) => match Group::from_name(name) {
+        Account::Name(name) => match found(Group::from_name(name)) {
             Ok(Some(group)) => Ok(group.gid),
-            Ok(None) => Err(unknown("group", name)),
-            Err(error) => Err(lookup("group", account, error)),
+            Ok(None) => Err(format!("{}: there is no such group on this machine", setting(key, account))),
+            Err(error) => Err(not_looked_up(key, account, error)),
         },
     }
 }
 
-fn unknown(kind: &str, name: &str) -> Failure {
-    Failure::Configuration(format!("`{kind} = \"{name}\"`: there is no such {kind} on this machine"))
+/// What a look-up has found. Where there is no database, as in a small container, there is no entry either: of its errors these say so
+/// (getpwnam_r(3)).
+fn found<T>(result: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match result {
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM | Errno::UnknownErrno) => Ok(None),
+        result => result,
+    }
 }
 
-fn lookup(kind: &str, account: &Account, error: nix::Error) -> Failure {
-    Failure::Configuration(format!("the {kind} of the configuration ({account:?}) cannot be looked up: {error}"))
+/// A key and its value, as they stand in a file.
+fn setting(key: &str, account: &Account) -> String {
+    match account {
+        Account::Id(id) => format!("`{key} = {id}`"),
+        Account::Name(name) => format!("`{key} = \"{name}\"`"),
+    }
+}
+
+fn without_group(user: Uid) -> String {
+    format!("`user = {user}`: this machine has no entry for that user, which would name its group; give `group` too")
+}
+
+fn not_looked_up(key: &str, account: &Account, error: Errno) -> String {
+    format!("{}: it cannot be looked up: {}", setting(key, account), error.desc())
 }
 
 #[cfg(test)]
@@ -186,6 +223,27 @@ mod tests {
     #[test]
     fn a_bare_number_needs_a_group() {
         let user = Some(Account::Id(NonZeroU32::new(3_999_999_999).unwrap()));
-        assert!(Credentials::of(&Config { user, ..Config::default() }).is_err());
+        let failure = Credentials::of(&Config { user: user.clone(), ..Config::default() }).unwrap_err().to_string();
+        assert!(failure.starts_with("`user = 3999999999`: ") && failure.contains("give `group` too"), "{failure}");
+        assert!(Credentials::of(&Config { user, ..named(None, Some("root")) }).is_ok());
+    }
+
+    #[test]
+    fn a_machine_without_a_database_has_no_entry() {
+        let missing = |errno| found::<()>(Err(errno));
+        assert_eq!([Errno::ENOENT, Errno::ESRCH].map(missing), [Ok(None); 2]);
+        assert_eq!(missing(Errno::EIO), Err(Errno::EIO));
+        let id = Account::Id(NonZeroU32::new(65_534).unwrap());
+        assert_eq!(not_looked_up("user", &id, Errno::EIO), "`user = 65534`: it cannot be looked up: I/O error");
+    }
+
+    #[test]
+    fn every_account_is_complained_of_by_its_own_key() {
+        let mut config = named(Some("nosuch"), Some("no group"));
+        config.control_group = Some(Account::Name("nosuch".to_owned()));
+        let complaints = complaints(&config);
+        assert_eq!(complaints.iter().map(|(key, _)| *key).collect::<Vec<_>>(), ["user", "group", "control_group"]);
+        assert!(complaints[2].1.starts_with("`control_group = \"nosuch\"`: there is no such group"), "{complaints:?}");
+        assert!(super::complaints(&named(Some("nobody"), Some("root"))).is_empty());
     }
 }

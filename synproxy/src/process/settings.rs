@@ -1,38 +1,114 @@
-//! The configuration file: reads it, parses it, and reports what is wrong with it.
+//! The configuration file: reads it, parses it, and reports what is wrong with it, on this machine too.
 
 use super::exit::Failure;
-use confparse::{Config, Level, Parsed};
+use super::footprint::{Limit, Needed};
+use super::privileges;
+use confparse::{Config, Control, Level, Parsed};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, UdpSocket};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::{fs, io};
 use tracing::{info, warn};
+
+/// A configuration, and where its keys stand.
+pub struct Settings {
+    /// What it says.
+    pub config: Config,
+    places: confparse::Places,
+}
+
+impl Settings {
+    /// The memory a process with so many workers needs.
+    ///
+    /// # Errors
+    /// When this machine does not have it, or the process may not have it.
+    pub fn reserve_memory(&self, workers: usize, bypass: bool) -> Result<Needed, Failure> {
+        let needed = Needed::of(&self.config, workers, bypass);
+        match Limit::here().and_then(|limit| needed.exceeds(&limit)) {
+            Some((section, name, message)) => {
+                Err(Failure::Configuration(self.places.complain(section, name, &message)))
+            }
+            None => needed.reserve().map(|()| needed),
+        }
+    }
+}
 
 /// The configuration in `file`, or the defaults. Only the named file is read; warnings go to the log.
 ///
 /// # Errors
 /// When the file cannot be read or is not valid.
-pub fn load(file: Option<&Path>) -> Result<Config, Failure> {
-    let Some(file) = file else { return Ok(Config::default()) };
-    let Parsed { config, warnings } = parse(file)?;
+pub fn load(file: Option<&Path>) -> Result<Settings, Failure> {
+    let Some(file) = file else { return Ok(Settings { config: Config::default(), places: Default::default() }) };
+    let Parsed { config, warnings, places } = parse(file)?;
     for warning in &warnings {
         match warning.level {
             Level::Note => info!("{warning}"),
             _ => warn!("{warning}"),
         }
     }
-    Ok(config)
+    Ok(Settings { config, places })
 }
 
-/// Checks `file` and prints the result.
+/// Checks `file` and prints the result: what the text says, and what this machine has of it (users, groups, paths, addresses, memory).
 ///
 /// # Errors
-/// When the file cannot be read or is not valid.
+/// When the file cannot be read, is not valid, or cannot work on this machine.
 pub fn check(file: &Path) -> Result<(), Failure> {
-    let parsed = parse(file)?;
-    for warning in &parsed.warnings {
-        eprintln!("{warning}");
+    let Parsed { config, warnings, places } = parse(file)?;
+    let mut wrong: Vec<String> = privileges::complaints(&config)
+        .into_iter()
+        .chain(control_path(&config).map(|message| ("control", message)))
+        .chain(foreign_addresses(&config))
+        .map(|(key, message)| places.complain(None, key, &message))
+        .collect();
+    let needed = Needed::of(&config, config.workers, false);
+    if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
+        wrong.push(places.complain(section, name, &message));
     }
-    println!("{}: the configuration is valid", file.display());
+    // A warning of what is refused says less than the refusal.
+    let place = |text: &str| text.split(' ').next().map(str::to_owned);
+    for warning in warnings.iter().map(ToString::to_string) {
+        if !wrong.iter().any(|wrong| place(wrong) == place(&warning)) {
+            eprintln!("{warning}");
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(Failure::Configuration(wrong.join("\n")));
+    }
+    println!("{}: the configuration is valid\nmemory: {needed}", file.display());
     Ok(())
+}
+
+/// Why the control socket cannot be at its path.
+fn control_path(config: &Config) -> Option<String> {
+    let Control::At(path) = &config.control else { return None };
+    let because = |what: &str| Some(format!("`control = \"{}\"`: {what}", path.display()));
+    match path.parent().map(fs::metadata) {
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => return because("there is no such directory"),
+        Some(Err(error)) if error.kind() == ErrorKind::NotADirectory => return because("its parent is no directory"),
+        Some(Ok(parent)) if !parent.is_dir() => return because("its parent is no directory"),
+        // What only root may see is seen when root starts.
+        _ => {}
+    }
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => because("something that is no socket is there"),
+        _ => None,
+    }
+}
+
+/// The addresses at which a port is to be opened, and which this machine does not have: the key, and what is wrong with it.
+fn foreign_addresses(config: &Config) -> Vec<(&'static str, String)> {
+    let control = config.commanded().then(|| ("listen", config.listen, config.listen.to_string()));
+    let metrics = config.metrics.map(|address| ("metrics", address.ip(), address.to_string()));
+    let is_foreign = |ip: IpAddr| {
+        let error = UdpSocket::bind((ip, 0)).err()?;
+        (error.kind() == ErrorKind::AddrNotAvailable).then_some(error)
+    };
+    let complain = |(key, ip, value)| {
+        Some((key, format!("`{key} = \"{value}\"`: this machine has no such address ({})", is_foreign(ip)?)))
+    };
+    control.into_iter().chain(metrics).filter_map(complain).collect()
 }
 
 fn parse(file: &Path) -> Result<Parsed, Failure> {
@@ -55,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_a_configuration_error_that_names_it() {
-        let failure = load(Some(Path::new("/nonexistent/conf.txt"))).unwrap_err();
+        let Err(failure) = load(Some(Path::new("/nonexistent/conf.txt"))) else { panic!("there is no such file") };
         assert!(matches!(&failure, Failure::Configuration(text) if text.starts_with("/nonexistent/conf.txt: ")));
     }
 
@@ -66,6 +142,25 @@ mod tests {
 
     #[test]
     fn without_a_file_every_key_has_its_default() {
-        assert_eq!(load(None).unwrap(), Config::default());
+        assert_eq!(load(None).ok().map(|settings| settings.config), Some(Config::default()));
+    }
+
+    #[test]
+    fn a_path_or_address_that_this_machine_does_not_have_is_complained_of() {
+        let at = |path: &str| control_path(&Config { control: Control::from(path), ..Config::default() });
+        assert!(at("/nowhere/at/all.sock").is_some_and(|text| text.contains("no such directory")));
+        assert!(at("/etc/passwd/x").is_some_and(|text| text.contains("no directory")));
+        assert!(at("/etc/passwd").is_some_and(|text| text.contains("no socket")));
+        assert_eq!([at("/tmp/new.sock"), at("auto"), at("none")], [const { None }; 3]);
+        let mut config = Config { listen: "192.0.2.1".parse().unwrap(), ..Config::default() };
+        assert!(foreign_addresses(&config).is_empty(), "the port is not opened");
+        config.engine.sack = tcpstate::config::Source::Commanded;
+        config.metrics = Some("[2001:db8::77]:9117".parse().unwrap());
+        let said = foreign_addresses(&config);
+        assert_eq!(said.iter().map(|(key, _)| *key).collect::<Vec<_>>(), ["listen", "metrics"]);
+        assert!(said.iter().all(|(_, text)| text.contains("no such address")), "{said:?}");
+        config.listen = "127.0.0.1".parse().unwrap();
+        config.metrics = Some("127.0.0.1:9117".parse().unwrap());
+        assert!(foreign_addresses(&config).is_empty());
     }
 }

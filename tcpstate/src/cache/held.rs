@@ -43,6 +43,11 @@ pub struct HoldQueue {
 }
 
 impl HoldQueue {
+    /// The bytes a hold queue for so many frames takes.
+    pub const fn bytes_needed(frames: usize) -> usize {
+        frames * (size_of::<Slot>() + size_of::<Ticket>())
+    }
+
     /// An empty hold queue for so many frames, at most 65535.
     pub fn new(frames: usize) -> Self {
         let frames = frames.min(usize::from(u16::MAX));

@@ -266,7 +266,7 @@ pub struct ServerOptions {
 impl ServerOptions {
     /// An empty cache for so many servers, under this policy.
     pub fn new(capacity: usize, policy: &Policy, keys: Keys) -> Self {
-        let sets = capacity.div_ceil(WAYS).next_power_of_two();
+        let sets = Self::sets(capacity);
         Self {
             sets: vec![Set::default(); sets],
             paths: vec![PathSet::default(); sets.div_ceil(2)],
@@ -280,6 +280,16 @@ impl ServerOptions {
             cached_offers: Box::new([None; CACHED_OFFERS]),
             observations: 0,
         }
+    }
+
+    fn sets(capacity: usize) -> usize {
+        capacity.div_ceil(WAYS).next_power_of_two()
+    }
+
+    /// The bytes a cache of this capacity takes.
+    pub fn bytes_needed(capacity: usize) -> usize {
+        let sets = Self::sets(capacity);
+        sets * size_of::<Set>() + sets.div_ceil(2) * size_of::<PathSet>()
     }
 
     /// What is known of one server, in a cache of one set.

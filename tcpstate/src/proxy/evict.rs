@@ -132,9 +132,17 @@ pub(crate) struct Candidates([Queue; 5]);
 impl Candidates {
     /// Empty queues: for so many entries of the SYN cache, and as many of every other kind as are remembered of a table of `flows`.
     pub(crate) fn new(syn_cached: usize, flows: usize) -> Self {
-        Self(Kind::ALL.map(|kind| {
-            Queue::new(if kind == Kind::SynCached { syn_cached.min(flows) } else { flows.min(CANDIDATES_REMEMBERED) })
-        }))
+        Self(Kind::ALL.map(|kind| Queue::new(Self::capacity(kind, syn_cached, flows))))
+    }
+
+    fn capacity(kind: Kind, syn_cached: usize, flows: usize) -> usize {
+        if kind == Kind::SynCached { syn_cached.min(flows) } else { flows.min(CANDIDATES_REMEMBERED) }
+    }
+
+    /// The bytes these queues take.
+    pub(crate) fn bytes_needed(syn_cached: usize, flows: usize) -> usize {
+        let entries: usize = Kind::ALL.into_iter().map(|kind| Self::capacity(kind, syn_cached, flows)).sum();
+        entries * size_of::<(Id, u16)>()
     }
 }
 

@@ -46,7 +46,7 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
-pub use regions::Memory;
+pub use regions::{Footprint, Memory};
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.

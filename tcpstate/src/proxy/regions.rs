@@ -1,9 +1,12 @@
 //! The memory of an engine, region by region.
 
+use super::evict::Candidates;
 use crate::Config;
+use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
-use crate::flow::table::Slab;
+use crate::cache::servers::ServerOptions;
+use crate::flow::table::{Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
 
@@ -45,5 +48,46 @@ impl Memory {
             Sightings::words_needed(config),
             RefusedPorts::words_needed(config),
         ]
+    }
+}
+
+/// The bytes that one worker's [`Proxy`](crate::Proxy) takes at most, by what decides their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// [`Config::table_buckets`]: records, index, and the queues of flows that may be evicted.
+    pub table: u64,
+    /// [`Config::learn_capacity`].
+    pub server_options: u64,
+    /// [`RateLimit::size`](crate::config::RateLimit::size).
+    pub limits: u64,
+    /// [`Config::held_frames`], without the frames themselves.
+    pub held: u64,
+    /// What is the same whatever the configuration.
+    pub fixed: u64,
+}
+
+/// The small caches of fixed size (fragments, stations, servers that answer another way, offers), and what the engine has in single pieces.
+const SMALL_CACHES: usize = 2 << 20;
+
+impl Footprint {
+    /// That of an engine of this configuration, which may be a [share](Config::share).
+    pub fn of(config: &Config) -> Self {
+        let flows = config.flow_capacity();
+        let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
+        let table =
+            Table::bytes_needed(config.table_buckets, flows) + Candidates::bytes_needed(config.syn_cache_max, flows);
+        Self {
+            table: table as u64,
+            server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
+            limits: 8 * limits as u64,
+            held: HoldQueue::bytes_needed(config.held_frames) as u64,
+            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES) as u64,
+        }
+    }
+
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        let Self { table, server_options, limits, held, fixed } = self;
+        table + server_options + limits + held + fixed
     }
 }

@@ -20,6 +20,7 @@ mod offloads;
 mod openings;
 mod path;
 mod pmtu;
+mod process;
 mod queues;
 mod rig;
 mod shed;

@@ -53,6 +53,11 @@ pub struct Index {
 }
 
 impl Index {
+    /// The bytes an index of so many buckets takes.
+    pub const fn bytes_needed(buckets: usize) -> usize {
+        buckets * size_of::<Bucket>()
+    }
+
     /// An empty index of so many buckets.
     ///
     /// # Panics

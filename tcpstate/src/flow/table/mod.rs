@@ -133,6 +133,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// The bytes a table of so many buckets and flows takes, with its slab.
+    pub const fn bytes_needed(buckets: usize, capacity: usize) -> usize {
+        Index::bytes_needed(buckets) + 8 * Slab::words(capacity, false)
+    }
+
     /// An empty table in memory that no process has used.
     ///
     /// # Panics
