@@ -8,7 +8,7 @@ mod queue;
 mod tap;
 mod writer;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::error::thread_advice;
 use crate::pcap::{InterfaceDescription, STATISTICS_LEN, put_header};
 use queue::{CHUNK, Shared, TapQueue, total};
 pub use queue::{INTERFACES, LONGEST};
@@ -84,7 +85,7 @@ impl CaptureFile {
     ///
     /// # Errors
     ///
-    /// When the file cannot be created or written, or the thread not started; or when a file, or a link to one, exists and
+    /// When the file cannot be created or written, there is no memory for its buffers, or the thread cannot be started; or when a file, or a link to one, exists and
     /// [`Refuse`](ExistingFile::Refuse) was given.
     ///
     /// # Panics
@@ -104,7 +105,12 @@ impl CaptureFile {
             ExistingFile::Refuse => open.create_new(true),
         };
         let file = open.write(true).mode(0o600).open(&path)?;
-        CaptureFile::new(path, file, interfaces, options, taps, settle)
+        let made = CaptureFile::new(&path, file, interfaces, options, taps, settle);
+        if made.is_err() && existing == ExistingFile::Refuse {
+            // The file is new and empty; another attempt must not find it.
+            let _ = fs::remove_file(&path);
+        }
+        made
     }
 
     /// As [`create`](Self::create), to any output; `path` is its name in the log.
@@ -130,6 +136,9 @@ impl CaptureFile {
             .iter()
             .map(|interface| InterfaceDescription { snap_len: snap_len as u32, ..interface.clone() })
             .collect();
+        let chunks = (options.buffer / CHUNK).max(2);
+        let tap_queues: Vec<Arc<TapQueue>> =
+            (0..taps).map(|_| TapQueue::new(chunks).map(Arc::new)).collect::<io::Result<_>>()?;
         let mut header = Vec::new();
         put_header(&mut header, &described);
         let mut output = output;
@@ -137,8 +146,6 @@ impl CaptureFile {
         let ending = interfaces.len() * STATISTICS_LEN;
         let room = options.max_bytes.saturating_sub((header.len() + ending) as u64);
 
-        let chunks = (options.buffer / CHUNK).max(2);
-        let tap_queues: Vec<Arc<TapQueue>> = (0..taps).map(|_| Arc::new(TapQueue::new(chunks))).collect();
         let shared = Arc::new(Shared {
             captured: Default::default(),
             beyond: Default::default(),
@@ -153,6 +160,9 @@ impl CaptureFile {
         let thread = thread::Builder::new().name("capture".to_owned()).spawn(move || {
             settle();
             writer.run();
+        });
+        let thread = thread.map_err(|error| {
+            io::Error::new(error.kind(), format!("no thread can be started: {error}{}", thread_advice(&error)))
         })?;
         let tap =
             |(tap_queue, worker)| Tap::new(worker, snap_len, tap_queue, Arc::clone(&shared), thread.thread().clone());

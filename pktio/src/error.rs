@@ -91,6 +91,14 @@ pub enum PcapFileError {
     Syntax(String),
 }
 
+/// What an operator can do about a thread that could not be started, to be put behind the error's text: that says no more than "try again".
+pub fn thread_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => "; raise the limit of threads (`ulimit -u`, TasksMax=) or of memory (`ulimit -v`)",
+        _ => advice(error),
+    }
+}
+
 /// What an operator can do about an error that says nothing of it, to be put behind its text; empty where that depends on what was tried.
 pub fn advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {

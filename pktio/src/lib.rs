@@ -44,7 +44,7 @@ pub mod shed;
 mod wait;
 mod xdp;
 
-pub use error::{OpenError, advice};
+pub use error::{OpenError, advice, thread_advice};
 pub use frame::{Batch, Frame};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;

@@ -164,7 +164,9 @@ fn control_socket(
         Control::Auto => {
             let path = ::control::default_path(lan, wan, socket::namespace());
             let bound = Socket::bind(&path, permissions);
-            Ok(bound.map_err(|error| warn!("no control socket, {}: {error}", path.display())).ok())
+            Ok(bound
+                .map_err(|error| warn!("no control socket, {}: {error}{}", path.display(), pktio::advice(&error)))
+                .ok())
         }
     }
 }

@@ -70,8 +70,11 @@ pub(super) fn add(counts: &[AtomicU64; INTERFACES], more: Counts) {
 }
 
 impl TapQueue {
-    /// A queue of this many chunks.
-    pub(super) fn new(chunks: usize) -> TapQueue {
+    /// A queue of this many chunks, and their memory.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub(super) fn new(chunks: usize) -> io::Result<TapQueue> {
         let queue = TapQueue {
             full: ArrayQueue::new(chunks),
             spare: ArrayQueue::new(chunks),
@@ -79,10 +82,11 @@ impl TapQueue {
             beyond: Default::default(),
             is_over: AtomicBool::new(false),
         };
-        // The tap holds one more.
-        for _ in 1..chunks {
-            let _ = queue.spare.push(Vec::with_capacity(CHUNK));
+        for _ in 0..chunks {
+            let mut chunk = Vec::new();
+            chunk.try_reserve_exact(CHUNK).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+            let _ = queue.spare.push(chunk);
         }
-        queue
+        Ok(queue)
     }
 }

@@ -40,7 +40,7 @@ impl Tap {
             worker,
             snap_len,
             // Its pages take memory when they are first filled.
-            bytes: Vec::with_capacity(CHUNK),
+            bytes: chunks.spare.pop().expect("a queue begins with all of its chunks"),
             frames: Counts::default(),
             filled: Vec::with_capacity(chunks.full.capacity()),
             // More than one port sends in a poll iteration.

@@ -146,7 +146,10 @@ impl ControlApi {
         }
         match self.captures.start(kind, path, limits, ExistingFile::Refuse) {
             Ok(()) => Reply::Done(format!("{} frames are captured into {}", kind.name(), path.display())),
-            Err(error) => Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}", path.display())),
+            Err(error) => {
+                let advice = pktio::advice(&error);
+                Reply::refuse(Why::Refused, format!("cannot capture into {}: {error}{advice}", path.display()))
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why the process ends with an error, and its exit status.
 
-use pktio::advice;
+use pktio::{advice, thread_advice};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -103,14 +103,6 @@ pub enum Failure {
     /// A second signal came before the workers had ended.
     #[error("ended by a second signal, without waiting for the workers")]
     Interrupted,
-}
-
-/// What to do about a thread that cannot be started: its limit says no more than "try again".
-fn thread_advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => "; raise the limit of threads (`ulimit -u`, TasksMax=) or of memory (`ulimit -v`)",
-        _ => advice(error),
-    }
 }
 
 /// What to do about an address that cannot be listened at.
