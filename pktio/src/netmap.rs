@@ -42,10 +42,11 @@ const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 ///
 /// # Errors
 ///
-/// For both ports in one switch and for both ends of one pipe, where every frame that leaves by one port comes in by the other; and for
-/// several workers on a pipe.
-pub(crate) fn check(names: &[(&str, Name<'_>)], workers: usize) -> Result<(), OpenError> {
-    if let &[(lan, lan_name), (wan, wan_name)] = names {
+/// When frames are to be forwarded, for both ports in one switch and for both ends of one pipe, where every frame that leaves by one port
+/// comes in by the other; and for several workers on a pipe.
+pub(crate) fn check(names: &[(&str, Name<'_>)], options: &Options) -> Result<(), OpenError> {
+    let workers = options.workers;
+    if let (&[(lan, lan_name), (wan, wan_name)], true) = (names, options.forwards) {
         let looped = match (lan_name, wan_name) {
             (Name::Switch(one), Name::Switch(other)) => (switch(one) == switch(other)).then_some("ports of one switch"),
             (Name::Pipe { parent: one, number: n, .. }, Name::Pipe { parent: other, number: m, .. }) => {
@@ -476,20 +477,24 @@ mod tests {
 
     #[test]
     fn ports_that_would_forward_their_own_frames_for_ever_are_refused() {
-        let refused = |lan: &'static str, wan: &'static str, workers| {
+        let checked = |lan: &'static str, wan: &'static str, forwards| {
             let names = [lan, wan].map(|name| (name, Name::parse(name).expect("a port's name")));
-            check(&names, workers).err().map(|error| error.to_string())
+            check(&names, &Options { forwards, ..Options::default() }).err().map(|error| error.to_string())
+        };
+        let refused = |lan, wan| {
+            assert_eq!(checked(lan, wan, false), None, "a load has two ends in one switch");
+            checked(lan, wan, true)
         };
         for [lan, wan] in [["vale0:1", "vale0:2"], ["vale:a", "vale:b"]] {
-            assert!(refused(lan, wan, 1).expect("a loop").contains("ports of one switch"), "{lan} {wan}");
+            assert!(refused(lan, wan).expect("a loop").contains("ports of one switch"), "{lan} {wan}");
         }
         for [lan, wan] in [["p{1", "p}1"], ["p}07", "p{7"]] {
-            assert!(refused(lan, wan, 1).expect("a loop").contains("the two ends of one pipe"), "{lan} {wan}");
+            assert!(refused(lan, wan).expect("a loop").contains("the two ends of one pipe"), "{lan} {wan}");
         }
         for [lan, wan] in
             [["vale0:1", "vale1:1"], ["vale:1", "vale1:1"], ["p{1", "p{2"], ["p{1", "q}1"], ["eth0", "eth0{1"]]
         {
-            assert_eq!(refused(lan, wan, 1), None, "{lan} {wan}");
+            assert_eq!(refused(lan, wan), None, "{lan} {wan}");
         }
     }
 
@@ -497,6 +502,7 @@ mod tests {
     fn a_pipe_is_for_one_worker() {
         let pipe = ("netmap:p{1", Name::parse("p{1").expect("a pipe"));
         let nic = ("netmap:eth0", Name::Interface("eth0"));
+        let check = |names: &[(&str, Name<'_>)], workers| check(names, &Options { workers, ..Options::default() });
         assert!(check(&[nic, pipe], 1).is_ok() && check(&[pipe], 1).is_ok() && check(&[nic, nic], 2).is_ok());
         for names in [&[nic, pipe][..], &[pipe]] {
             let error = check(names, 2).expect_err("two workers").to_string();
