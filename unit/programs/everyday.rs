@@ -284,6 +284,6 @@ macro_rules! everyday {
 }
 
 everyday! {
-    ab_and_wrk dns ftp git haproxy http2 imap iperf iperf3 keepalived ldap mariadb memcached monitoring mosquitto nc nginx openssl postgres redis rpc rsync
+    ab_and_wrk dns ftp git haproxy http2 imap iperf iperf3 keepalived ldap mariadb memcached monitoring mosquitto nc nfs nginx openssl postgres redis rpc rsync
     samba smtp socat ssh stunnel subversion telnet tinyproxy traceroute websocket
 }

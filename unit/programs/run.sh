@@ -18,6 +18,7 @@ apache2-utils wrk httping nghttp2-client                     # HTTP under load, 
 tinyproxy stunnel4 python3 python3-websockets
 openssh-server openssh-client rsync git subversion
 vsftpd lftp tnftp samba smbclient                            # files
+nfs-ganesha nfs-ganesha-vfs libnfs-utils
 redis-server redis-tools memcached libmemcached-tools mosquitto mosquitto-clients
 postgresql postgresql-client mariadb-server-core mariadb-client-core
 exim4-daemon-light swaks dovecot-imapd dovecot-pop3d         # mail
