@@ -19,7 +19,7 @@ use unit::netns;
 const MB: u64 = 1 << 20;
 
 /// How long the tests inside may take.
-const INSIDE: Duration = Duration::from_secs(300);
+const INSIDE: Duration = Duration::from_secs(600);
 
 /// What the log says of a port whose frames are not copied.
 const SWAPPING: &str = "netmap, frames change places";

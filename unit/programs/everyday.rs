@@ -188,9 +188,8 @@ fn run(script: Script, middle: Option<&str>) -> Outcome {
 fn is_the_same(script: &'static str) {
     let script = Script(script);
     script.needs();
-    let middles = [None, Some(CACHE_ON), Some(CACHE_OFF)];
     let [plain, on, off] = thread::scope(|scope| {
-        let runs = middles.map(|middle| scope.spawn(move || run(script, middle)));
+        let runs = netns::MIDDLES.map(|middle| scope.spawn(move || run(script, middle)));
         runs.map(|run| run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     if plain.status == Some(IGNORED) {

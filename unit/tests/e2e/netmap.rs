@@ -309,9 +309,7 @@ fn switches_with_hosts_behind_them() {
 #[test(alone)]
 fn several_workers_between_switches() {
     let _module = module(Adapter::Generic);
-    for (workers, way) in
-        [(2, "frames change places"), (3, "frames change places"), (5, "frames change places"), (7, "copying")]
-    {
+    for (workers, way) in [(3, "frames change places"), (7, "copying")] {
         let rig = Rig::alone();
         let plugged = [("vale0", Rig::LAN), ("vale1", Rig::WAN)]
             .map(|(switch, interface)| Plugged::new(&rig.middle, switch, interface));
