@@ -405,6 +405,7 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     if names[0].1 == names[1].1 {
         return Err(OpenError::SameInterface { interface: names[0].0.into() });
     }
+    netmap::check(&names, options)?;
     let mut notes = Vec::new();
     let nics: Vec<Interface> =
         names.iter().filter_map(|(_, name)| name.interface()).map(Interface::find).collect::<Result<_, _>>()?;
@@ -432,6 +433,7 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
 
 /// One netmap port, with frames that are copied to and from it.
 fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Options) -> Result<Alone, OpenError> {
+    netmap::check(&[(written, name)], options)?;
     let mut notes = Vec::new();
     let nic = name.interface().map(Interface::find).transpose()?;
     let nics: Vec<&Interface> = nic.iter().collect();

@@ -3,6 +3,8 @@
 /// How to open the ports.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Whether frames that come in by one port are to leave by the other. Ports between which they would then return for ever are refused.
+    pub forwards: bool,
     /// Number of workers, each with one queue of both ports.
     pub workers: usize,
     /// Buffers a port has in each worker. Half of them wait in the receive ring. Raised for a zero-copy device that keeps more in its
@@ -30,6 +32,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            forwards: true,
             workers: 1,
             frames_per_port: 8192,
             batch: 64,

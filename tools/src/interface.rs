@@ -3,6 +3,9 @@
 use std::fs;
 use std::net::IpAddr;
 
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
 use crate::flood_template::Mac;
 
 /// The kernel interface a port name stands for, if there is one.
@@ -18,6 +21,25 @@ pub fn behind(port: &str) -> Option<&str> {
 /// The Ethernet address of an interface, from sysfs.
 pub fn mac(interface: &str) -> Option<Mac> {
     parse_mac(fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?.trim()).ok()
+}
+
+/// The Ethernet address that a load sends from by `port`: that of its interface; without one, as at a switch or a pipe, an [`own_mac`].
+pub fn source_mac(port: &str, seed: Option<u64>) -> Mac {
+    behind(port).and_then(mac).filter(|mac| *mac != [0; 6]).unwrap_or_else(|| own_mac(seed, 0))
+}
+
+/// A locally administered Ethernet address (IEEE 802) of this process alone, so that a switch tells it from that of another load: the
+/// `nth` of those it needs. With a seed, that of all loads with this seed.
+pub fn own_mac(seed: Option<u64>, nth: u64) -> Mac {
+    let mut chance = match seed {
+        Some(seed) => SmallRng::seed_from_u64(seed),
+        None => SmallRng::from_rng(&mut rand::rng()),
+    };
+    chance.fill_bytes(&mut vec![0; 8 * nth as usize]);
+    let mut mac = Mac::default();
+    chance.fill_bytes(&mut mac);
+    mac[0] = mac[0] & !1 | 2;
+    mac
 }
 
 /// The present number of receive queues of an interface.
@@ -66,6 +88,19 @@ mod tests {
         let names = ["eth0", "xdp:eth0", "packet:eth0", "netmap:eth0", "netmap:pipe{1", "vale0:1", "pcap:out=x"];
         let known = names.map(behind);
         assert_eq!(known, [Some("eth0"), Some("eth0"), Some("eth0"), Some("eth0"), None, None, None]);
+    }
+
+    #[test]
+    fn loads_at_a_switch_have_addresses_of_their_own() {
+        let macs: Vec<Mac> = (0..100).map(|_| source_mac("vale0:1", None)).collect();
+        for (at, mac) in macs.iter().enumerate() {
+            assert_eq!(mac[0] & 3, 2, "locally administered, and of one station");
+            assert!(!macs[..at].contains(mac), "{mac:02x?} twice");
+        }
+        assert_eq!(own_mac(Some(1), 0), source_mac("netmap:p{1", Some(1)), "the same seed makes the same load");
+        assert_ne!(own_mac(Some(1), 0), own_mac(Some(1), 1));
+        assert_ne!(own_mac(Some(1), 0), own_mac(Some(2), 0));
+        assert_eq!(source_mac("lo", Some(1)), own_mac(Some(1), 0), "a loop has no address");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use unit::netns;
 const MB: u64 = 1 << 20;
 
 /// How long the tests inside may take.
-const INSIDE: Duration = Duration::from_secs(300);
+const INSIDE: Duration = Duration::from_secs(600);
 
 /// What the log says of a port whose frames are not copied.
 const SWAPPING: &str = "netmap, frames change places";
@@ -201,6 +201,66 @@ fn counted(lab: &mut Lab) {
     lab.guest.expect_calm();
 }
 
+/// What netmap's own generator says of itself and of its sink.
+struct Run {
+    /// Frames sent and received.
+    sent: u64,
+    received: u64,
+    /// Frames received a second.
+    rate: f64,
+}
+
+/// netmap's generator at `from`, as fast as it can, and its sink at `to`, for some seconds.
+fn generate(lab: &mut Lab, from: &str, to: &str) -> Run {
+    const SECONDS: u32 = 10;
+    let said = lab.guest.sh(&format!(
+        "pkt-gen -i '{to}' -f rx -w 1 >/tmp/rx 2>&1 & sink=$!; sleep 4
+         pkt-gen -i '{from}' -f tx -l 60 -w 2 >/tmp/tx 2>&1 & source=$!; sleep {SECONDS}; kill -INT $source; wait $source
+         sleep 2; kill -INT $sink; wait $sink
+         grep -h '^Received' /tmp/rx; grep -h '^Sent' /tmp/tx || cat /tmp/tx /tmp/rx"
+    ));
+    let line =
+        |word: &str| said.lines().find(|line| line.starts_with(word)).unwrap_or_else(|| panic!("{word}: {said}"));
+    let number = |word: &str| line(word).split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let [sent, received] = ["Sent", "Received"].map(number);
+    Run { sent, received, rate: received as f64 / f64::from(SECONDS) }
+}
+
+/// As many frames as netmap's generator can make, through one switch and between two: over the proxy, over the proxy that only
+/// forwards, with one worker and with several. Speeds of an emulated processor say nothing but how the ways compare.
+fn flat_out(lab: &mut Lab) {
+    const LONG_RINGS: &str = "ldp = { netmap_nr_rx_slots = 1024; netmap_nr_tx_slots = 1024; };";
+    step("netmap's own pkt-gen flat out");
+    let bare = generate(lab, "vale0:2", "vale0:3");
+    assert!(bare.received > 0, "the bare switch");
+    let tell = |what: &str, Run { sent, received, rate }: &Run| {
+        let (rate, share) = (rate / 1e3, rate / bare.rate);
+        row(what, &format!("{sent} sent, {received} received: {rate:.0} kpps, {share:.2} of the bare switch"));
+    };
+    tell("the bare switch", &bare);
+    for (what, arguments, workers) in [
+        ("--bypass", "--bypass", 1),
+        ("the proxy", "", 1),
+        ("the proxy, three workers", "--workers=3", 3),
+        ("--bypass, three workers", "--bypass --workers=3", 3),
+    ] {
+        let log = lab.guest.start(&format!("{arguments} vale0:1 vale1:1"), LONG_RINGS);
+        assert_eq!(log.matches(&format!("{SWAPPING}, {workers} ring pair(s)")).count(), 2, "{log}");
+        let run = generate(lab, "vale1:2", "vale0:2");
+        let log = lab.guest.stop();
+        tell(what, &run);
+        let [taken, given, lost] =
+            ["received, frames", "sent, frames", "lost, transmit ring full"].map(|label| figures(&log, label));
+        let [taken, given, lost] = [taken[1], given[0], lost[0]];
+        row(what, &format!("received {taken} of them, passed {given} on, and found no room for {lost}"));
+        // The one more is the frame from which the switch learns.
+        assert_eq!(taken + 1, given + lost, "{log}");
+        assert!(taken <= run.sent && run.received <= given, "{log}");
+        assert!(run.rate > bare.rate / 20.0, "{} of {} a second:\n{log}", run.rate, bare.rate);
+    }
+    lab.guest.expect_calm();
+}
+
 /// Runs a part in a guest of its own: what one leaves behind is not the next one's trouble.
 fn in_a_guest(image: &Image, part: fn(&mut Lab)) {
     let mut lab = Lab::new(image, 1, 1500);
@@ -218,6 +278,7 @@ fn main() -> ExitCode {
             ("switches", &|image| in_a_guest(image, switches)),
             ("jumbo", &|image| in_a_guest(image, jumbo)),
             ("counted", &|image| in_a_guest(image, counted)),
+            ("flat-out", &|image| in_a_guest(image, flat_out)),
         ],
     )
 }

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netmap_sys::netmap::{
     IFNAMSIZ, NETMAP_NO_TX_POLL, NETMAP_RING_MASK, NIOCREGIF, NIOCRXSYNC, NIOCTXSYNC, NR_EXCLUSIVE, NR_REG_ONE_NIC,
@@ -128,7 +128,7 @@ impl Registered {
     }
 }
 
-/// The memory of one or two ports, mapped, with the ports that lie in it.
+/// The memory of one or two ports, mapped, with the registrations of their ring pairs.
 #[derive(Debug)]
 pub(super) struct Memory {
     mapping: Mapping,
@@ -136,8 +136,9 @@ pub(super) struct Memory {
     buffer: usize,
     /// The offset of buffer 0, in bytes from the memory's beginning.
     buffers: usize,
-    /// The head of the list of extra buffers, which goes back to the kernel; in the first port's structure, once it is found.
-    extra: Option<NonNull<u32>>,
+    /// The head of the list of extra buffers, which goes back to the kernel; in the first port's structure, once it is found. The lock is
+    /// for the pools that give their share back at the same time.
+    extra: Mutex<Option<NonNull<u32>>>,
     /// Kept open as long as the memory is used; closing them ends the ports. The memory is mapped by the descriptor of the last one, so that
     /// the others can be closed before.
     ports: Vec<Registered>,
@@ -145,7 +146,7 @@ pub(super) struct Memory {
 
 // SAFETY: shared memory of the kernel; rings and frames settle who may access which part.
 unsafe impl Send for Memory {}
-// SAFETY: as above; through a shared reference only the list of extra buffers is written, when the only pool over it ends.
+// SAFETY: as above; through a shared reference only the list of extra buffers is written, under its lock.
 unsafe impl Sync for Memory {}
 
 /// A ring pair in mapped memory.
@@ -162,19 +163,20 @@ fn broken(what: &str) -> io::Error {
 }
 
 impl Memory {
-    /// Maps the memory of these ports, which is the same for all, and finds their rings.
+    /// Maps the memory of these registrations, which is the same for all, and finds their rings. Only the first one may have extra buffers.
     ///
     /// # Errors
     ///
     /// Those of the kernel; `InvalidData` when the layout it reports is invalid.
     pub fn map(ports: Vec<Registered>) -> io::Result<(Memory, Vec<Rings>)> {
         let mapping = Mapping::shared(ports[ports.len() - 1].device.as_fd(), ports[0].size)?;
-        let mut memory = Memory { mapping, buffer: 0, buffers: 0, extra: None, ports };
+        let mut memory = Memory { mapping, buffer: 0, buffers: 0, extra: Mutex::default(), ports };
         let rings = (0..memory.ports.len()).map(|i| memory.rings(i)).collect::<io::Result<Vec<_>>>()?;
         let Buffers { base: first, size: buffer, .. } = rings[0].buffers;
         memory.buffer = buffer;
         memory.buffers = first.as_ptr() as usize - memory.mapping.base().as_ptr() as usize;
-        memory.extra = Some(memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?);
+        let list = memory.field(memory.ports[0].interface + std::mem::offset_of!(netmap_if, ni_bufs_head))?;
+        memory.extra = Mutex::new(Some(list));
         Ok((memory, rings))
     }
 
@@ -228,10 +230,15 @@ impl Memory {
         Ok((ring, Buffers { base, size, count }))
     }
 
+    fn list(&self) -> MutexGuard<'_, Option<NonNull<u32>>> {
+        self.extra.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the extra buffers off their list; returns their offsets from buffer 0.
     pub fn take_extra(&self, buffers: Buffers) -> Vec<usize> {
         let mut taken = Vec::new();
-        let Some(extra) = self.extra else { return taken };
+        let extra = self.list();
+        let Some(extra) = *extra else { return taken };
         // SAFETY: the field lies inside the mapping; nothing else reads or writes it while the port is registered.
         let mut next = unsafe { extra.read() };
         while (2..buffers.count).contains(&next) && taken.len() < self.ports[0].extra as usize {
@@ -247,10 +254,13 @@ impl Memory {
 }
 
 impl MemoryOwner for Memory {
-    /// The kernel takes the extra buffers back by a list, in which each buffer holds the number of the next.
+    /// The kernel takes the extra buffers back by a list, in which each buffer holds the number of the next. Several pools may lie in the
+    /// memory: each puts its buffers in front of those that are in the list.
     fn regain(&self, idle: &mut dyn Iterator<Item = usize>) {
-        let Some(extra) = self.extra else { return };
-        let mut next = 0;
+        let extra = self.list();
+        let Some(extra) = *extra else { return };
+        // SAFETY: the field lies inside the mapping; only this process writes it, under the lock.
+        let mut next = unsafe { extra.read() };
         for offset in idle {
             // SAFETY: the buffer lies in the mapping and is no longer used.
             unsafe { self.mapping.base().add(self.buffers + offset).cast::<u32>().write(next) };
@@ -263,7 +273,8 @@ impl MemoryOwner for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let (Some(extra), 2..) = (self.extra, self.ports.len()) {
+        let extra = *self.list();
+        if let (Some(extra), 2..) = (extra, self.ports.len()) {
             // SAFETY: the field lies inside the mapping, which outlives this port.
             let list = unsafe { extra.read_volatile() };
             drop(self.ports.remove(0));
@@ -367,8 +378,9 @@ mod tests {
         let taken = memory.take_extra(buffers);
         assert_eq!(number(&taken), [20, 22, 21]);
         assert_eq!(memory.take_extra(buffers), [], "they were taken already");
-        // Other buffers are in the rings now.
-        memory.regain(&mut [40, 21, 30].map(|number| number * BUFFER).into_iter());
+        // Other buffers are in the rings now; two pools give their share back.
+        memory.regain(&mut [40, 21].map(|number| number * BUFFER).into_iter());
+        memory.regain(&mut [30].map(|number| number * BUFFER).into_iter());
         assert_eq!(number(&memory.take_extra(buffers)), [30, 21, 40]);
 
         let (memory, rings) = Memory::map(vec![registered(2, |_| ())]).expect("a memory");

@@ -1,16 +1,22 @@
 //! A simulated kernel module in ordinary memory: checks user space's pointers as the module does, and synchronises as late as a test wants.
+//! Another, which only counts, allocates memory, rings and buffers to the ports that are registered, as the module's allocators do.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use netmap_sys::netmap::{NS_BUF_CHANGED, NS_MOREFRAG, netmap_ring, netmap_slot};
 
+use super::device::Request;
+use super::name::Name;
 use super::port::{Buffers, Kernel, NETMAP_HEADROOM, NetmapPort};
 use super::ring::Ring;
+use super::{Failure, Granted, register_both};
 use crate::offload::Completer;
 use crate::offload::testing::{Header, partial, whole};
 use crate::pool::{BufferMemory, MemoryOwner, Pool};
@@ -580,4 +586,199 @@ fn a_ring_that_does_not_fit_its_memory_is_none() {
         unsafe { ((*ring.as_ptr()).num_slots, (*ring.as_ptr()).head) = (slots, head) };
         assert!(!make(1 << 30), "{slots} slots, head {head}");
     }
+}
+
+/// The number of the memory that all NICs share.
+const GLOBAL: u16 = 1;
+
+/// What a memory has left.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    memory: u16,
+    interfaces: u32,
+    rings: u32,
+    buffers: u32,
+}
+
+/// A port that somebody has registered.
+#[derive(Clone, Debug)]
+struct Known {
+    name: String,
+    memory: u16,
+    queues: u16,
+    slots: [u32; 2],
+    /// Registrations of it.
+    users: u32,
+}
+
+/// What the module's allocators have given away.
+struct Allocator {
+    memories: Vec<Left>,
+    ports: Vec<Known>,
+    made: u16,
+}
+
+impl Allocator {
+    /// A module whose NICs have so many buffers.
+    fn new(buffers: u32) -> Rc<RefCell<Allocator>> {
+        // `if_num` and `ring_num` of the module.
+        let global = Left { memory: GLOBAL, interfaces: 100, rings: 200, buffers };
+        Rc::new(RefCell::new(Allocator { memories: vec![global], ports: Vec::new(), made: GLOBAL }))
+    }
+
+    fn left(&mut self, memory: u16) -> &mut Left {
+        self.memories.iter_mut().find(|left| left.memory == memory).expect("it exists")
+    }
+
+    /// The memory of a switch's port that is made by this request (`netmap_mem_private_new`, with the two pipes that it allows for).
+    fn make(&mut self, Request { queues, slots: [receive, transmit], extra, .. }: Request) -> u16 {
+        let rings = 2 * (u32::from(queues) + 1) + 16;
+        let buffers = ((8 + u32::from(queues) + 1) * (receive + transmit) + 2 + extra).max(4098);
+        self.made += 1;
+        self.memories.push(Left { memory: self.made, interfaces: 10, rings, buffers: buffers - 2 });
+        self.made
+    }
+}
+
+/// One ring pair that was given to a program.
+struct Given {
+    module: Rc<RefCell<Allocator>>,
+    name: String,
+    memory: u16,
+    queues: u16,
+    buffers: u32,
+    extra: u32,
+}
+
+impl Granted for Given {
+    fn memory(&self) -> u16 {
+        self.memory
+    }
+
+    fn queues(&self) -> u16 {
+        self.queues
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let mut module = self.module.borrow_mut();
+        let left = module.left(self.memory);
+        left.interfaces += 1;
+        left.rings += 2;
+        left.buffers += self.buffers + self.extra;
+        let port = module.ports.iter().position(|port| port.name == self.name).expect("it is registered");
+        module.ports[port].users -= 1;
+        if module.ports[port].users == 0 {
+            module.ports.remove(port);
+        }
+        let memory = self.memory;
+        if memory != GLOBAL && module.ports.iter().all(|port| port.memory != memory) {
+            module.memories.retain(|left| left.memory != memory);
+        }
+    }
+}
+
+/// Registers one ring pair, as `NIOCREGIF` does.
+fn give(module: &Rc<RefCell<Allocator>>, name: &Name<'_>, wanted: Request) -> io::Result<Given> {
+    let mut state = module.borrow_mut();
+    let (Name::Switch(name) | Name::Interface(name)) = *name else { panic!("no pipes here") };
+    let is_switch = name.starts_with("vale");
+    let known = match state.ports.iter().find(|port| port.name == name) {
+        Some(known) => known.clone(),
+        None => {
+            let (memory, queues, slots) = match (is_switch, wanted.memory) {
+                (true, 0) => (state.make(wanted), wanted.queues.min(16), wanted.slots),
+                (true, memory) => (memory, wanted.queues.min(16), wanted.slots),
+                (false, _) => (GLOBAL, 32, [512; 2]),
+            };
+            Known { name: name.into(), memory, queues, slots, users: 0 }
+        }
+    };
+    let buffers = known.slots[0] + known.slots[1];
+    let left = state.left(known.memory);
+    if left.interfaces == 0 || left.rings < 2 || left.buffers < buffers {
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
+    left.interfaces -= 1;
+    left.rings -= 2;
+    left.buffers -= buffers;
+    // As many as there are (`netmap_extra_alloc`).
+    let extra = wanted.extra.min(left.buffers);
+    left.buffers -= extra;
+    match state.ports.iter_mut().find(|port| port.name == name) {
+        Some(port) => port.users += 1,
+        None => state.ports.push(Known { users: 1, ..known.clone() }),
+    }
+    drop(state);
+    let Known { memory, queues, .. } = known;
+    Ok(Given { module: module.clone(), name: name.into(), memory, queues, buffers, extra })
+}
+
+/// Registers two ports for so many workers, each of which wants 8192 spare buffers; returns the memories, and the spare buffers of all.
+fn registered(
+    module: &Rc<RefCell<Allocator>>,
+    ports: [&'static str; 2],
+    workers: u16,
+) -> Result<([u16; 2], u32), String> {
+    let names = ports.map(|port| (port, Name::parse(port).expect("a port's name")));
+    let wanted = Request { queues: workers, slots: [256, 64], extra: u32::from(workers) * 8192, ..Request::default() };
+    let both = register_both(names, wanted, &|name, request| give(module, name, request));
+    let told = match both {
+        Ok([lan, wan]) => {
+            assert_eq!([lan.len(), wan.len()], [usize::from(workers); 2]);
+            assert!(lan[1..].iter().chain(&wan).all(|given| given.extra == 0), "the first has them all");
+            Ok(([lan[0].memory, wan[0].memory], lan[0].extra))
+        }
+        Err(Failure::Kernel((port, _), error)) => Err(format!("{port}: {error}")),
+        Err(Failure::FewRings { port, has, workers }) => Err(format!("{port}: {has} of {workers}")),
+    };
+    // Everything was given back.
+    let state = module.borrow();
+    assert!(state.ports.is_empty() && state.memories.len() == 1, "{:?} {:?}", state.ports, state.memories);
+    told
+}
+
+#[test]
+fn every_worker_on_a_switch_gets_its_rings_and_its_share_of_spare_buffers() {
+    for workers in 1..=16 {
+        let given = registered(&Allocator::new(163_840), ["vale0:1", "vale1:1"], workers);
+        match workers {
+            // One memory for both ports, made large enough by the request of the first.
+            1..=5 => assert_eq!(given, Ok(([2, 2], u32::from(workers) * 8192)), "{workers}"),
+            // Such a memory is made for ten registrations (`priv_if_num`): the ports are copied between two of them.
+            6..=10 => {
+                let ([lan, wan], spare) = given.expect("two memories");
+                assert!(lan != wan && spare == 0, "{workers}");
+            }
+            _ => assert!(given.expect_err("no memory for so many").contains("Cannot allocate memory"), "{workers}"),
+        }
+    }
+    assert_eq!(
+        registered(&Allocator::new(163_840), ["vale0:1", "vale1:1"], 17),
+        Err("vale0:1: 16 of 17".into()),
+        "a switch's port has at most 16 ring pairs"
+    );
+}
+
+#[test]
+fn the_spare_buffers_of_network_cards_are_what_the_rings_of_all_workers_leave() {
+    for workers in [1, 4, 8, 16] {
+        let rings = u32::from(workers) * 2 * 1024;
+        // As many as wanted, fewer, and none beyond the rings.
+        for spare in [u32::from(workers) * 8192, 1000, 0] {
+            let given = registered(&Allocator::new(rings + spare), ["eth0", "eth1"], workers);
+            assert_eq!(given, Ok(([GLOBAL; 2], spare)), "{workers} workers, {spare} buffers beyond the rings");
+        }
+        assert!(registered(&Allocator::new(rings - 1), ["eth0", "eth1"], workers).is_err(), "{workers}");
+    }
+}
+
+#[test]
+fn spare_buffers_are_taken_only_where_both_ports_lie_in_one_memory() {
+    // A switch's port that is made beside a card lies in the card's memory; one that is made before it does not.
+    let module = Allocator::new(163_840);
+    assert_eq!(registered(&module, ["eth0", "vale0:1"], 3), Ok(([GLOBAL; 2], 3 * 8192)));
+    let ([lan, wan], spare) = registered(&module, ["vale0:1", "eth0"], 3).expect("two memories");
+    assert!(lan != wan && spare == 0, "{lan} {wan} {spare}");
 }

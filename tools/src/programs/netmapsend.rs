@@ -27,8 +27,7 @@ use crate::segment;
 use crate::tcp::Terms;
 use crate::xdp_generator::XdpGenerator;
 
-/// The Ethernet addresses of the pattern, and of ports without an address: those of nmsynproxy's generator.
-const OWN_MAC: Mac = [0x02, 0, 0, 0, 0, 0x04];
+/// The Ethernet destination of the pattern: that of nmsynproxy's generator.
 const PEER_MAC: Mac = [0x3c, 0xfd, 0xfe, 0xa5, 0x41, 0x49];
 
 /// How long replies to a flood are received after its end.
@@ -96,7 +95,8 @@ pub struct Arguments {
     /// The Ethernet destination; without it, it is taken from the ARP table or resolved by ARP or neighbour discovery
     #[arg(long, value_parser = interface::parse_mac)]
     pub to_mac: Option<Mac>,
-    /// The Ethernet source; without it, the interface's own address
+    /// The Ethernet source; without it, the interface's own address, and where there is none (a switch, a pipe, a capture) a random
+    /// one, locally administered
     #[arg(long, value_parser = interface::parse_mac)]
     pub from_mac: Option<Mac>,
     /// The 802.1Q VLAN identifier of all frames
@@ -229,7 +229,7 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
         return Err("--from and --to are of different address families".into());
     }
     let kernel = interface::behind(&arguments.interface);
-    let own = arguments.from_mac.or_else(|| interface::mac(kernel?)).unwrap_or(OWN_MAC);
+    let own = arguments.own_mac();
     let known = arguments.to_mac.or_else(|| interface::neighbour(to, kernel?));
     let target = |mac| Target { address: to, port: arguments.port, mac, from_mac: own, vlan: arguments.vlan };
     let seed = arguments.seed.unwrap_or_else(rand::random);
@@ -334,6 +334,10 @@ fn share(all: u64, index: usize, threads: usize) -> u64 {
 }
 
 impl Arguments {
+    fn own_mac(&self) -> Mac {
+        self.from_mac.unwrap_or_else(|| interface::source_mac(&self.interface, self.seed))
+    }
+
     fn pace(&self, duration: Duration, index: usize, threads: usize) -> Pace {
         let rate = self.rate.map(|rate| rate / threads as f64);
         Pace::new(rate, self.count.map(|count| share(count, index, threads)), duration)
@@ -367,7 +371,7 @@ fn send_pattern(arguments: &Arguments, duration: Duration, stop: &AtomicBool) ->
         return Err(format!("--flows is at most {TEST_CONNECTIONS}, the number of test connections, found {flows}"));
     }
     let (mut runners, guard, way) = open(name, threads)?;
-    let macs = [arguments.from_mac.unwrap_or(OWN_MAC), arguments.to_mac.unwrap_or(PEER_MAC)];
+    let macs = [arguments.own_mac(), arguments.to_mac.unwrap_or(PEER_MAC)];
     let sizes: Vec<usize> = arguments.sizes.iter().map(|&size| size as usize).collect();
     let vlan = arguments.vlan.map_or(Vlan::default(), segment::tag);
     let mut first = 0;

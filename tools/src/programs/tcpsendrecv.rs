@@ -14,6 +14,7 @@ use serde::Serialize;
 use tcpstate::wire::Vlan;
 use tcpstate::{PerSide, Side};
 
+use crate::interface;
 use crate::load_runner::{LoadRunner, Passed};
 use crate::segment;
 use crate::tcp::Terms;
@@ -162,13 +163,14 @@ impl fmt::Display for Report {
 /// A line that says what is wrong and what to do.
 pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
     let until = Duration::from_secs_f64(arguments.seconds);
-    let plan = arguments.plan(until)?;
-    let options = Options { frames_per_port: 4096, ..Options::default() };
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let plan = arguments.plan(until, seed)?;
+    // Two ports of one switch are a test of the switch.
+    let options = Options { frames_per_port: 4096, forwards: false, ..Options::default() };
     let opened = pktio::open(&arguments.lan, &arguments.wan, &options).map_err(|error| error.to_string())?;
     let Opened { pairs, guard, notes: way, .. } = opened;
     let Some(Pair { lan, wan, pool }) = pairs.into_iter().next() else { return Err("no port was opened".into()) };
     let mut runner = LoadRunner { ports: vec![lan, wan], pool };
-    let seed = arguments.seed.unwrap_or_else(rand::random);
     let mut load = TransferCheck::new(plan, arguments.rate, SmallRng::seed_from_u64(seed));
     let begin = Instant::now();
     let ran = runner.run(&mut load, begin, until + CLOSING, stop);
@@ -181,7 +183,7 @@ pub fn run(arguments: &Arguments, stop: &AtomicBool) -> Result<Report, String> {
 }
 
 impl Arguments {
-    fn plan(&self, until: Duration) -> Result<Plan, String> {
+    fn plan(&self, until: Duration, seed: u64) -> Result<Plan, String> {
         let mss = self.mss.unwrap_or(if self.ipv6 { 1440 } else { 1460 });
         let (flows, open, send, in_flight) = match self.like {
             None => (24, Who::Wan, Who::Both, 64 << 10),
@@ -206,7 +208,7 @@ impl Arguments {
             bytes: self.bytes,
             until,
             terms: if self.bare { bare } else { terms },
-            macs: PerSide::new([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 4]),
+            macs: PerSide::new(interface::own_mac(Some(seed), 0), interface::own_mac(Some(seed), 1)),
             v6: self.ipv6,
             vlan: self.vlan.map_or(Vlan::default(), segment::tag),
         })

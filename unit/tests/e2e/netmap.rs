@@ -170,8 +170,13 @@ fn killed_it_leaves_its_ports_to_the_kernel_and_to_the_next_one() {
 
 /// Why the proxy does not start on these ports.
 fn refused(rig: &Rig, ports: [&str; 2]) -> String {
+    refused_with(rig, ports, &[])
+}
+
+/// Why the proxy does not start on these ports with these arguments.
+fn refused_with(rig: &Rig, ports: [&str; 2], arguments: &[&str]) -> String {
     let mut proxy = rig.middle.command(program("synproxy"));
-    let said = proxy.args(["--no-pin", "--control=none"]).args(ports).output().expect("running it");
+    let said = proxy.args(["--no-pin", "--control=none"]).args(arguments).args(ports).output().expect("running it");
     let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(!said.status.success(), "{ports:?}: {complaint}");
     complaint.lines().last().unwrap_or_default().to_owned()
@@ -189,6 +194,21 @@ fn a_port_that_somebody_has_is_nobody_elses() {
             note!("  {complaint}");
         }
         stop(proxy);
+    }
+}
+
+#[test(alone)]
+fn ports_that_would_forward_their_own_frames_for_ever_are_refused() {
+    let _module = module(Adapter::Generic);
+    let rig = Rig::alone();
+    for (ports, why) in [
+        (["vale0:1", "vale0:2"], "ports of one switch"),
+        (["netmap:l{1", "netmap:l}1"], "the two ends of one pipe"),
+        (["netmap:l}1", "netmap:l{1"], "the two ends of one pipe"),
+    ] {
+        let complaint = refused(&rig, ports);
+        note!("  {complaint}");
+        assert!(complaint.contains(why), "{ports:?}: {complaint}");
     }
 }
 
@@ -283,6 +303,37 @@ fn switches_with_hosts_behind_them() {
         stop(proxy);
         plugged.into_iter().for_each(|plugged| plugged.unplug(&rig.middle));
     }
+}
+
+/// Up to five workers have their rings in one memory, since it is made for ten registrations; more have two.
+#[test(alone)]
+fn several_workers_between_switches() {
+    let _module = module(Adapter::Generic);
+    for (workers, way) in [(3, "frames change places"), (7, "copying")] {
+        let rig = Rig::alone();
+        let plugged = [("vale0", Rig::LAN), ("vale1", Rig::WAN)]
+            .map(|(switch, interface)| Plugged::new(&rig.middle, switch, interface));
+        let proxy = start(&rig, "vale0:1", "vale1:1", netns::CACHE_ON, &[&format!("--workers={workers}")]);
+        let ready = proxy.log().join("\n");
+        assert_eq!(ready.matches(&format!("netmap, {way}, {workers} ring pair(s)")).count(), 2, "{ready}");
+        assert!(!ready.contains("spare buffers instead of"), "{ready}");
+        exchange_every_way(&rig, &format!("VALE, {workers} workers"), MB);
+        stop(proxy);
+        plugged.into_iter().for_each(|plugged| plugged.unplug(&rig.middle));
+    }
+    let rig = Rig::alone();
+    let complaint = refused_with(&rig, ["vale0:1", "vale1:1"], &["--workers=11"]);
+    note!("  {complaint}");
+    assert!(complaint.contains("priv_buf_num, priv_ring_num and priv_if_num"), "{complaint}");
+}
+
+#[test(alone)]
+fn a_pipe_is_for_one_worker() {
+    let _module = module(Adapter::Generic);
+    let rig = Rig::alone();
+    let complaint = refused_with(&rig, ["netmap:l{1", "netmap:w{1"], &["--workers=2"]);
+    note!("  {complaint}");
+    assert!(complaint.contains("is a pipe, which has one ring pair"), "{complaint}");
 }
 
 /// Two ways to stand between load generators, none of which is a kernel.
@@ -473,6 +524,30 @@ fn honest_clients_on_a_switch_are_served_by_a_kernel_on_the_other() {
     assert_eq!(counts, [CLIENTS, CLIENTS, CLIENTS, 0, 0, 0], "{name}");
     assert_eq!(["TcpPassiveOpens", "TcpInErrs"].map(|count| risen.get(count)), [CLIENTS as i64, 0], "{name}");
     assert_eq!(of(&log, "cookie-good"), CLIENTS, "{name}");
+    drop(server);
+    plugged.unplug(&rig.middle);
+}
+
+#[test(alone)]
+fn two_generators_at_one_switch_have_their_answers_to_themselves() {
+    let _module = module(Adapter::Generic);
+    const CLIENTS: u64 = 100;
+    let rig = Rig::alone();
+    let plugged = Plugged::new(&rig.middle, "vale0", Rig::LAN);
+    let proxy = start(&rig, "vale0:1", "vale1:1", &format!("{LONG_RINGS} {}", netns::CACHE_OFF), &[]);
+    let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
+    let (to, count) = (netns::SERVER_V4.to_string(), CLIENTS.to_string());
+    let running = [("vale1:0", "10.77.0.128/26"), ("vale1:2", "10.77.0.192/26")].map(|(port, from)| {
+        let load =
+            [port, "--connect", "--to", &to, "--from", from, "--count", &count, "--rate", "25", "--word", "1000"];
+        generate(&rig, "netmapsend", &load)
+    });
+    let said = running.map(told);
+    let log = stop(proxy);
+    for said in &said {
+        note!("  {} of {CLIENTS} clients served", number(said, "/clients/served"));
+        assert_eq!(number(said, "/clients/served"), CLIENTS, "{said:?}\n{}", log.join("\n"));
+    }
     drop(server);
     plugged.unplug(&rig.middle);
 }
