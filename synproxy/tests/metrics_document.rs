@@ -18,6 +18,9 @@ fn in_stats(family: Family) -> &'static str {
         Family::Handoff => "`crossed`, with the former names beside the present ones",
         Family::Lan => "`lan`",
         Family::Wan => "`wan`",
+        Family::LanLink => "`lan-link`, in the total",
+        Family::WanLink => "`wan-link`, in the total",
+        Family::Notice => "`notices`, in the total",
         Family::Command => "`orders`",
     }
 }

@@ -59,9 +59,12 @@ impl Socket {
     /// When another file is there, or a process listens there, or the system refuses.
     pub fn bind(path: &Path, permissions: SocketPermissions) -> io::Result<Self> {
         let (user, group) = permissions.owner;
-        if path.parent() == Some(Path::new(control::DIRECTORY)) && fs::create_dir(control::DIRECTORY).is_ok() {
-            // The process removes the socket as the user it changes to.
-            std::os::unix::fs::chown(control::DIRECTORY, user, group)?;
+        if path.parent() == Some(Path::new(control::DIRECTORY)) {
+            let _ = fs::create_dir(control::DIRECTORY);
+            // The process removes the socket, and what it has noted of its interfaces, as the user it changes to.
+            if fs::metadata(control::DIRECTORY).is_ok_and(|directory| directory.uid() == 0) {
+                std::os::unix::fs::chown(control::DIRECTORY, user, group)?;
+            }
         }
         remove_stale(path)?;
         // The file has its mode from its creation on. No other thread creates files now.

@@ -9,5 +9,6 @@ pub mod exit;
 pub mod link_monitor;
 pub mod log;
 pub mod privileges;
+pub mod restore;
 pub mod settings;
 pub mod signals;
