@@ -50,6 +50,7 @@ fn link(link: &Link) -> String {
     };
     let lost = match link.lost {
         0 => String::new(),
+        1 => ", lost once".to_owned(),
         times => format!(", lost {times} times"),
     };
     format!("{condition} for {}{lost}", span(link.since))
