@@ -238,6 +238,7 @@ fn open_interfaces(
 ) -> Result<Prepared, OpenError> {
     raise_memory_limit();
     let mut guard = Guard::of(settings);
+    let said = guard.settings.announce_wait(interfaces);
     let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
 
     let sets = if wanted == Some(Wanted::Packet) {
@@ -260,7 +261,7 @@ fn open_interfaces(
         }
     };
     // Attaching a program makes the link of some devices flap, so this comes last.
-    guard.settings.await_links(interfaces, &options.stop, notes);
+    guard.settings.await_links(interfaces, &options.stop, said, notes);
     guard.settings.note();
     for (side, interface) in interfaces.iter().enumerate() {
         let Some((ports, _)) = sets.first() else { continue };
@@ -440,12 +441,13 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     let (nics, settings) = claim_nics(names, options)?;
     let nics: Vec<&Interface> = nics.iter().collect();
     let mut guard = Guard::of(settings);
+    let said = guard.settings.announce_wait(&nics);
     let spread = guard.settings.prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?;
     let mut devices = nics.iter();
     let names = names.map(|(written, name)| (written, by_own_name(name, &mut devices)));
     let pairs = netmap::open(names, options, &mut notes)?;
     // A NIC that changes to netmap loses its link for a while.
-    guard.settings.await_links(&nics, &options.stop, &mut notes);
+    guard.settings.await_links(&nics, &options.stop, said, &mut notes);
     guard.settings.note();
     if let Some(Pair { lan, wan, .. }) = pairs.first() {
         for ((name, _), port) in names.iter().zip([lan, wan]) {
@@ -465,9 +467,10 @@ fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Option
     let (nic, settings) = name.interface().map(claim_alone).transpose()?.unzip();
     let nics: Vec<&Interface> = nic.iter().collect();
     let mut guard = Guard::of(settings.unwrap_or_else(Settings::none));
+    let said = guard.settings.announce_wait(&nics);
     guard.settings.prepare(&nics, options.workers, None, &mut notes)?.ok();
     let ports = netmap::open_alone((written, by_own_name(name, &mut nics.iter())), options)?;
-    guard.settings.await_links(&nics, &options.stop, &mut notes);
+    guard.settings.await_links(&nics, &options.stop, said, &mut notes);
     notes.push(format!("{written}: netmap, copying, {} ring pair(s)", ports.len()));
     let longest = |port: &dyn Port| port.capabilities().max_frame;
     let sets = ports.into_iter().map(|port| {

@@ -210,14 +210,29 @@ impl Settings {
         Ok(())
     }
 
+    /// Says which links are missing and will be waited for; returns whether there are any.
+    pub(crate) fn announce_wait(&self, interfaces: &[&Interface]) -> bool {
+        let missing: Vec<&str> =
+            interfaces.iter().filter(|one| !one.link().has_carrier()).map(|one| one.name()).collect();
+        if !missing.is_empty() {
+            info!("waiting for the link of {}, {} s at most", missing.join(" and "), LINK_PATIENCE.as_secs());
+        }
+        !missing.is_empty()
+    }
+
     /// Waits until every interface has a link, ten seconds at most or until `stop`; then warns and goes on: a cable may come later. Says
-    /// first what is waited for.
-    pub(crate) fn await_links(&self, interfaces: &[&Interface], stop: &AtomicBool, notes: &mut Vec<String>) {
+    /// what is waited for, unless that was `said` already.
+    pub(crate) fn await_links(
+        &self,
+        interfaces: &[&Interface],
+        stop: &AtomicBool,
+        mut said: bool,
+        notes: &mut Vec<String>,
+    ) {
         let Ok(mut netlink) = Rtnetlink::new() else { return };
         let begin = Instant::now();
         let mut has_link =
             |interface: &&&Interface| netlink.indexed(interface.index()).is_ok_and(|link| link.has_carrier());
-        let mut said = false;
         let without = loop {
             let without: Vec<&&Interface> = interfaces.iter().filter(|interface| !has_link(interface)).collect();
             if without.is_empty() || stop.load(Ordering::Relaxed) {
