@@ -25,11 +25,11 @@ const MAX_CLIENTS: usize = 32;
 /// How long a client may leave an answer unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The bound socket, before it is served.
+/// The bound socket, before it is served. Its file is removed when this is dropped without.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    file: Serving,
     permissions: SocketPermissions,
 }
 
@@ -62,7 +62,8 @@ impl Socket {
         if path.parent() == Some(Path::new(control::DIRECTORY)) {
             let _ = fs::create_dir(control::DIRECTORY);
             // The process removes the socket, and what it has noted of its interfaces, as the user it changes to.
-            if fs::metadata(control::DIRECTORY).is_ok_and(|directory| directory.uid() == 0) {
+            let is_roots = fs::metadata(control::DIRECTORY).is_ok_and(|directory| directory.uid() == 0);
+            if is_roots && (user, group) != (None, None) {
                 std::os::unix::fs::chown(control::DIRECTORY, user, group)?;
             }
         }
@@ -71,7 +72,7 @@ impl Socket {
         let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
-        let socket = Self { listener: listener?, path: path.to_owned(), permissions };
+        let socket = Self { listener: listener?, file: Serving { path: path.to_owned() }, permissions };
         std::os::unix::fs::lchown(path, user, permissions.group.or(group))?;
         if permissions.group.is_some() {
             fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
@@ -84,7 +85,7 @@ impl Socket {
     /// # Errors
     /// When no thread can be created.
     pub fn serve(self, api: Arc<ControlApi>) -> Result<Serving, Failure> {
-        let serving = Serving { path: self.path };
+        let serving = self.file;
         let (listener, permissions) = (self.listener, self.permissions);
         let accept = move || {
             privileges::enter_control_thread();
@@ -235,7 +236,7 @@ mod tests {
         let mode = fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);
-        fs::remove_file(&path).unwrap();
+        assert!(!path.exists(), "a socket that was never served is removed too");
 
         fs::write(&path, "a file").unwrap();
         assert!(Socket::bind(&path, SocketPermissions::default()).unwrap_err().to_string().contains("no socket"));
@@ -253,7 +254,7 @@ mod tests {
         let file = fs::metadata(&path).unwrap();
         assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
         drop(socket);
-        fs::remove_file(&path).unwrap();
+        assert!(!path.exists(), "a socket that was never served is removed too");
         assert_eq!(
             [permissions, SocketPermissions::default()].map(|permissions| permissions.role(0)),
             [Some(Role::Owner); 2]
