@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +29,12 @@ const PREFIX: &str = "port-";
 
 /// The first line of a file.
 const VERSION: &str = "synproxy-port 1";
+
+/// The second line, but for its last character, which says whether the box has taken the interface down: 1 or 0. It is all that changes later.
+const STATE: &str = "taken-down ";
+
+/// Where that character is.
+const STATE_AT: u64 = (VERSION.len() + 1 + STATE.len()) as u64;
 
 /// The last line of a file whose settings are complete.
 const END: &str = "end";
@@ -78,7 +84,7 @@ impl Claim {
     fn new(link: &Link, holder: &str, namespace: &Namespace, ethtool: &Ethtool) -> Result<Claim, OpenError> {
         let name = link.name.clone();
         let head = format!(
-            "{VERSION}\nholder {} {holder}\ninterface {name} {}\n",
+            "{VERSION}\n{STATE}0\nholder {} {holder}\ninterface {name} {}\n",
             std::process::id(),
             namespace.identity(link)
         );
@@ -123,7 +129,15 @@ impl Claim {
         self.index
     }
 
-    /// Writes down the settings before they are changed.
+    /// Writes down whether the interface is to be taken up; in one byte, so that a kill cannot come between.
+    pub(super) fn note_taken_down(&self, is_taken_down: bool) {
+        let Some((file, path)) = &self.file else { return };
+        if let Err(error) = file.write_all_at(if is_taken_down { b"1" } else { b"0" }, STATE_AT) {
+            warn!("{}: {error}: after a kill {} stays as it is then", path.display(), self.name);
+        }
+    }
+
+    /// Writes down the settings before they are changed. When the process is killed meanwhile, nothing has changed yet.
     pub(super) fn save(&self, originals: &Originals) {
         let Some((file, path)) = &self.file else { return };
         let mut text = self.head.clone();
@@ -312,10 +326,7 @@ enum Lock {
 /// Locks the file at `path`, and makes it first if `make` says so.
 fn lock(path: &Path, make: bool) -> io::Result<Lock> {
     if make {
-        match DirBuilder::new().mode(0o755).create(DIRECTORY) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
     }
     // The directory may belong to the user that a box becomes, so what lies there is not trusted: no link, nothing with a second name.
     let options = OpenOptions::new()
@@ -362,8 +373,7 @@ fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const TEXT: &str =
-        "synproxy-port 1\nholder 12 the box between lan0 and wan0\ninterface lan0 me\noffloads rx-gro\nend\n";
+    const TEXT: &str = "synproxy-port 1\ntaken-down 0\nholder 12 the box between lan0 and wan0\ninterface lan0 me\noffloads rx-gro\nend\n";
 
     #[test]
     fn settings_count_only_if_they_are_complete_and_of_the_same_interface() {
@@ -371,6 +381,10 @@ mod tests {
         assert_eq!(originals.offloads, ["rx-gro"]);
         assert_eq!(settings_of(TEXT, "another"), None);
         assert_eq!(settings_of(&TEXT.replace("offloads rx-gro\n", ""), "me"), None, "nothing was changed");
+        let mut bytes = TEXT.as_bytes().to_vec();
+        bytes[STATE_AT as usize] = b'1';
+        let originals = settings_of(std::str::from_utf8(&bytes).unwrap(), "me").unwrap();
+        assert!(originals.taken_down && originals.offloads == ["rx-gro"]);
         for length in 0..TEXT.len() - 1 {
             assert_eq!(settings_of(&TEXT[..length], "me"), None, "{length}");
         }

@@ -91,7 +91,7 @@ impl Originals {
         result
     }
 
-    /// The lines that [`Originals::parse`] reads.
+    /// The lines that [`Originals::parse`] reads, but for that about the state.
     pub(super) fn write(&self, text: &mut String) {
         let mut line = |name: &str, values: &mut dyn Iterator<Item = String>| {
             let _ = writeln!(text, "{name} {}", values.collect::<Vec<_>>().join(" "));
@@ -111,9 +111,6 @@ impl Originals {
         if let Some(rss) = &self.rss {
             line("rss", &mut rss.words().into_iter());
         }
-        if self.taken_down {
-            line("taken-down", &mut std::iter::empty());
-        }
     }
 
     /// Takes the setting of one line in; `None` when it is none.
@@ -132,7 +129,7 @@ impl Originals {
                 self.hashed.push((flow, fields));
             }
             "rss" => self.rss = Some(RssConfig::of_words(&mut words)?),
-            "taken-down" => self.taken_down = true,
+            "taken-down" => self.taken_down = words.next()? == "1",
             _ => return None,
         }
         Some(())
@@ -170,7 +167,7 @@ mod tests {
             pause: Some(PauseFrames([1, 0, 1])),
             rss: Some(rss),
             hashed: vec![(1, 0xf0), (5, 0x30)],
-            taken_down: true,
+            taken_down: false,
         };
         let single = Originals { queues: Some(Queues([0, 0, 0, 8])), ..Originals::default() };
         for originals in [every, single, Originals::default()] {
@@ -181,13 +178,24 @@ mod tests {
             assert_eq!(read, originals, "{text}");
             assert_eq!(text.is_empty(), originals.is_empty());
         }
+        let mut down = Originals::default();
+        down.parse("taken-down 1").unwrap();
+        assert!(down.taken_down && !down.is_empty());
     }
 
     #[test]
     fn what_is_no_setting_is_not_read() {
-        for line in
-            ["", "queues 1 2 3", "queues 1 2 3 x", "pause 1 2 3 4", "hashed 1", "rss", "rss 1 0 zz 1", "mtu 9000"]
-        {
+        for line in [
+            "",
+            "queues 1 2 3",
+            "queues 1 2 3 x",
+            "pause 1 2 3 4",
+            "hashed 1",
+            "rss",
+            "rss 1 0 zz 1",
+            "taken-down",
+            "mtu 9000",
+        ] {
             assert_eq!(Originals::default().parse(line), None, "{line}");
         }
     }

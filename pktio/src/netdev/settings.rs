@@ -192,22 +192,14 @@ impl Settings {
         let (Some(ethtool), Some(port)) = (&self.ethtool, port) else {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         };
-        let before = port.originals.clone();
+        let was_taken_down = port.originals.taken_down;
         if !up {
-            port.originals.taken_down = true;
-            port.claim.save(&port.originals);
+            port.claim.note_taken_down(true);
         }
-        match ethtool.name_of(index).and_then(|name| ethtool.set_up(&name, up)) {
-            Ok(()) if up => port.originals.taken_down = false,
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                port.originals = before;
-                port.claim.save(&port.originals);
-                return Err(error);
-            }
-        }
-        port.claim.save(&port.originals);
-        Ok(())
+        let result = ethtool.name_of(index).and_then(|name| ethtool.set_up(&name, up));
+        port.originals.taken_down = if result.is_ok() { !up } else { was_taken_down };
+        port.claim.note_taken_down(port.originals.taken_down);
+        result
     }
 
     /// Says which links are missing and will be waited for; returns whether there are any.
