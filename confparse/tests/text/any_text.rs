@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use confparse::{Account, Complaint, Config, Control, Errors, Ldp, LinkLoss, Level, Parsed, Poll, parse};
+use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
