@@ -207,24 +207,27 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
         let index = link.as_ref().map_or_else(|index| *index, |link| link.index);
         let path = Path::new(DIRECTORY).join(namespace.file_name(index));
         let interface = link.as_ref().map_or_else(|index| format!("interface {index}"), |link| link.name.clone());
-        let outcome =
-            match lock(&path, false).map_err(|source| OpenError::Io { what: path.display().to_string(), source })? {
-                Lock::Absent => Outcome::Done(Vec::new()),
-                Lock::Held(text) => Outcome::Held(holder(&text)),
-                Lock::Taken(mut file) => {
-                    let text = read(&mut file).map_err(io)?;
-                    // An interface that is gone took its settings along.
-                    let known =
-                        link.ok().and_then(|link| Some((settings_of(&text, &namespace.identity(&link))?, link.name)));
-                    let result = known.map(|(originals, name)| originals.put_back(&ethtool, &name)).unwrap_or_default();
-                    if result.has_failed {
-                        Outcome::Failed
-                    } else {
-                        let _ = write(&file, b"").and_then(|()| fs::remove_file(&path));
-                        Outcome::Done(result.done)
-                    }
+        let refused = |source: io::Error| match source.kind() {
+            ErrorKind::PermissionDenied => OpenError::Permission { interface: interface.clone() },
+            _ => OpenError::Io { what: path.display().to_string(), source },
+        };
+        let outcome = match lock(&path, false).map_err(refused)? {
+            Lock::Absent => Outcome::Done(Vec::new()),
+            Lock::Held(text) => Outcome::Held(holder(&text)),
+            Lock::Taken(mut file) => {
+                let text = read(&mut file).map_err(io)?;
+                // An interface that is gone took its settings along.
+                let known =
+                    link.ok().and_then(|link| Some((settings_of(&text, &namespace.identity(&link))?, link.name)));
+                let result = known.map(|(originals, name)| originals.put_back(&ethtool, &name)).unwrap_or_default();
+                if result.has_failed {
+                    Outcome::Failed
+                } else {
+                    let _ = write(&file, b"").and_then(|()| fs::remove_file(&path));
+                    Outcome::Done(result.done)
                 }
-            };
+            }
+        };
         restored.push(Restored { interface, outcome });
     }
     Ok(restored)

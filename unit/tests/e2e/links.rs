@@ -188,6 +188,10 @@ fn what_a_killed_box_has_changed_is_put_back() {
         assert!(status == 0 && said.contains("lan0 belongs to"), "{what}: {said}");
         proxy.end(Signal::SIGKILL);
         assert_ne!(settings(&rig), before, "{what}: nothing is left to be put back");
+        let mut stranger = rig.middle.command("setpriv");
+        stranger.args(["--reuid=65533", "--regid=65533", "--clear-groups"]).arg(program("synproxy")).arg("--restore");
+        let refused = stranger.output().expect("running setpriv");
+        assert_eq!(refused.status.code(), Some(5), "{what}: {}", String::from_utf8_lossy(&refused.stderr));
         let (said, status) = synproxy(&rig, &["--restore"]);
         assert!(status == 0 && said.contains("lan0: offloads put back"), "{what}: {said}");
         assert_eq!(settings(&rig), before, "{what}");
