@@ -259,6 +259,11 @@ impl Board {
         self.slots.iter().flat_map(take).collect()
     }
 
+    /// What the thread that supervises the workers has counted.
+    pub fn supervisor(&self) -> Snapshot {
+        self.supervisor.read()
+    }
+
     /// The total over all workers, with what their supervisor has counted.
     pub fn total(&self) -> Snapshot {
         self.workers().chain([self.supervisor.read()]).sum()
