@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, Poll};
+use crate::{Account, Config, Control, LinkLoss, Poll};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -445,6 +445,23 @@ pub(crate) const KEYS: &[Key] = &[
         idle: None,
         set: |config, value| config.shed = value == Value::Word("on"),
         get: |config| Some(Value::Word(if config.shed { "on" } else { "off" })),
+    },
+    Key {
+        section: None,
+        name: "link_loss",
+        takes: Takes::Word(&["ignore", "forward"]),
+        unit: "",
+        help: "what becomes of a port when the other one has lost its link: nothing, or it is taken down until the link is back",
+        idle: None,
+        set: |config, value| {
+            config.link_loss = if value == Value::Word("forward") { LinkLoss::Forward } else { LinkLoss::Ignore };
+        },
+        get: |config| {
+            Some(Value::Word(match config.link_loss {
+                LinkLoss::Ignore => "ignore",
+                LinkLoss::Forward => "forward",
+            }))
+        },
     },
     account!(user, "whom to become after start-up, if started as root"),
     account!(group, "which group to take after start-up, if started as root"),

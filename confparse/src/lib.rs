@@ -95,6 +95,8 @@ pub struct Config {
     pub poll: Poll,
     /// Whether SYNs of unproved sources are left out while a worker cannot keep up (`shed`).
     pub shed: bool,
+    /// What becomes of a port when the other one has lost its link (`link_loss`).
+    pub link_loss: LinkLoss,
     /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
     pub user: Option<Account>,
     /// Which group to take after start-up, if root; `None` stays (`group`; 0 in the file).
@@ -151,6 +153,7 @@ impl Default for Config {
             workers: 1,
             poll: Poll::default(),
             shed: true,
+            link_loss: LinkLoss::default(),
             user: None,
             group: None,
             port: 12345,
@@ -175,6 +178,16 @@ pub enum Poll {
     Busy,
     /// It sleeps whenever there is nothing to do.
     Interrupt,
+}
+
+/// What becomes of a port when the other one has lost its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LinkLoss {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// It is taken down until the link is back, so that its neighbours notice as they would with a cable.
+    Forward,
 }
 
 /// Where the operator's socket is.

@@ -84,6 +84,9 @@ pub struct Status {
     pub backends: Option<usize>,
     /// Whether all frames are forwarded without inspection (`--bypass`).
     pub bypass: bool,
+    /// Whether LAN and WAN seem to be swapped: connections are opened from the LAN, and none from the WAN.
+    #[serde(default)]
+    pub ports_swapped: bool,
     /// The progress of draining; none if the box does not drain.
     pub drain: Option<Drain>,
     /// The least severe level that is logged.
@@ -102,12 +105,41 @@ pub struct Drain {
 }
 
 /// One of the two interfaces.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
     /// The name, as given on the command line.
     pub name: String,
     /// The I/O backend and its mode, in words.
     pub backend: String,
+    /// Its link; none where the port is no interface of the kernel's.
+    #[serde(default)]
+    pub link: Option<Link>,
+}
+
+/// The link of an interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Link {
+    /// How it is.
+    pub condition: LinkCondition,
+    /// Seconds since it has its link, or has none.
+    pub since: f64,
+    /// How often it was lost since the start.
+    pub lost: u64,
+}
+
+/// How the link of an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkCondition {
+    /// There is somebody at the other end.
+    Up,
+    /// The interface is up, and there is nobody at the other end.
+    NoCarrier,
+    /// Somebody has taken the interface down.
+    Down,
+    /// The box has taken it down, because the other port has lost its link.
+    TakenDown,
 }
 
 /// Numbers of flows.
@@ -141,6 +173,15 @@ pub struct Counts {
     pub lan: Port,
     /// Counters of the WAN port.
     pub wan: Port,
+    /// Of the LAN port's interface: its link, and its settings. Zero in those of a worker, which has no part in them.
+    #[serde(default)]
+    pub lan_link: Port,
+    /// Of the WAN port's interface, likewise.
+    #[serde(default)]
+    pub wan_link: Port,
+    /// What was noticed of the box as a whole, likewise.
+    #[serde(default)]
+    pub notices: BTreeMap<String, u64>,
     /// The present number of flows.
     pub flows: Flows,
     /// Frames held now, until their server answers.

@@ -36,7 +36,7 @@ pub enum OpenError {
         /// What was written.
         name: String,
     },
-    /// Another program uses the interface in a way that excludes this one.
+    /// The interface is in use in a way that excludes this one: by another program, by a bridge, by the machine itself.
     #[error("{what}; {hint}")]
     Busy {
         /// What is in use.

@@ -1,11 +1,12 @@
 //! Everything that was done to interfaces, to be undone at exit.
 
 use std::fmt;
+use std::io;
 
-use crate::netdev::Settings;
+use crate::netdev::{Changed, Settings};
 use crate::xdp::AttachedProgram;
 
-/// Restores the interfaces when it is dropped: detaches the XDP programs, then restores the settings, last changed first.
+/// Restores the interfaces when it is dropped: detaches the XDP programs, then puts the settings back, and lets other processes have them.
 ///
 /// Drop it after the ports, so that the sockets are closed before the queues change.
 pub struct Guard {
@@ -23,6 +24,21 @@ impl Guard {
     /// A guard of these settings, with no program attached yet.
     pub(crate) fn of(settings: Settings) -> Guard {
         Guard { programs: Vec::new(), settings }
+    }
+
+    /// Looks whether somebody has changed queues or offloads of the interfaces since, and sets them again as the box needs them. A change that
+    /// cannot be set back is reported once.
+    pub fn check_settings(&mut self) -> Vec<Changed> {
+        self.settings.check()
+    }
+
+    /// Takes the interface of this index down, or up again. One that is down at the end is taken up then.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `ENODEV` when it is none of the ports' interfaces.
+    pub fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
+        self.settings.set_up(index, up)
     }
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.

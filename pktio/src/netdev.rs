@@ -1,12 +1,22 @@
-//! Network interfaces: what the kernel knows of one, and how it is prepared for bridging.
+//! Network interfaces: what the kernel knows of one, which are no port of a box, and how one is claimed and prepared for bridging.
 //!
 //! Nothing here knows an I/O backend.
 
+mod addresses;
+mod claim;
 mod ethtool;
 mod interface;
+mod link;
+mod originals;
+mod protect;
 mod rss;
+mod rtnetlink;
 mod settings;
-mod undo;
 
+pub use claim::{DIRECTORY, Outcome, Restored, restore};
 pub use interface::Interface;
+pub use link::{LinkReader, LinkState};
+pub(crate) use protect::check;
+pub use rtnetlink::LinkWatch;
+pub use settings::Changed;
 pub(crate) use settings::Settings;

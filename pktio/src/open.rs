@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use crate::error::OpenError;
 use crate::frame::HEADROOM;
 use crate::guard::Guard;
-use crate::netdev::{Interface, Settings};
+use crate::netdev::{self, Interface, Settings};
 use crate::netmap;
 use crate::options::{Mode, Options};
 use crate::packet::{PacketOptions, PacketPort};
@@ -144,11 +144,8 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         });
     }
 
-    let lan = Interface::find(devices[0])?;
-    let wan = Interface::find(devices[1])?;
-    if lan.index() == wan.index() {
-        return Err(OpenError::SameInterface { interface: lan.name().into() });
-    }
+    let located = [Interface::locate(devices[0])?, Interface::locate(devices[1])?];
+    let ([lan, wan], settings) = claim(located, [lan, wan], options)?;
     let mut notes = Vec::new();
     if lan.mtu() != wan.mtu() {
         let text = format!(
@@ -162,7 +159,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         notes.push(text);
     }
     let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
-    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], wanted, options, &mut notes)?;
+    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], settings, wanted, options, &mut notes)?;
     Ok(Opened { pairs: sets.into_iter().map(pair).collect(), spread, guard, notes })
 }
 
@@ -182,9 +179,32 @@ pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
             return open_captures(&[spec], options).map(|(sets, note)| Alone::of(sets, Guard::empty(), vec![note]));
         }
     };
-    let (interface, mut notes) = (Interface::find(device)?, Vec::new());
-    let (sets, _, guard) = open_interfaces(&[&interface], wanted, options, &mut notes)?;
+    let (interface, settings) = claim_alone(device)?;
+    let mut notes = Vec::new();
+    let (sets, _, guard) = open_interfaces(&[&interface], settings, wanted, options, &mut notes)?;
     Ok(Alone::of(sets, guard, notes))
+}
+
+/// Claims the interfaces of both ports, once they are found fit to be ports. They are up then.
+fn claim(
+    located: [Interface; 2],
+    ports: [&str; 2],
+    options: &Options,
+) -> Result<([Interface; 2], Settings), OpenError> {
+    let [lan, wan] = &located;
+    if lan.index() == wan.index() {
+        return Err(OpenError::SameInterface { interface: lan.name().into() });
+    }
+    netdev::check(&[lan, wan], options.force)?;
+    let settings = Settings::claim(&[lan, wan], &format!("the box between {} and {}", ports[0], ports[1]))?;
+    // A process that was killed may have left them down.
+    Ok(([Interface::find(lan.name())?, Interface::find(wan.name())?], settings))
+}
+
+/// Claims one interface for a program that has it without another.
+fn claim_alone(device: &str) -> Result<(Interface, Settings), OpenError> {
+    let settings = Settings::claim(&[&Interface::locate(device)?], &format!("a program that has {device} open"))?;
+    Ok((Interface::find(device)?, settings))
 }
 
 impl Alone {
@@ -212,15 +232,16 @@ enum Wanted {
 /// Opens interfaces of the kernel with the best backend that works, or the wanted one.
 fn open_interfaces(
     interfaces: &[&Interface],
+    settings: Settings,
     wanted: Option<Wanted>,
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<Prepared, OpenError> {
     raise_memory_limit();
-    let random = options.spread.as_ref();
-    let (settings, spread) = Settings::prepare(interfaces, options.workers, random, notes)?;
     let mut guard = Guard::of(settings);
     let noted = notes.len();
+    let said = guard.settings.announce_wait(interfaces);
+    let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
 
     let sets = if wanted == Some(Wanted::Packet) {
         open_packet(interfaces, options, notes)?
@@ -252,7 +273,8 @@ fn open_interfaces(
         }
     };
     // Attaching a program makes the link of some devices flap, so this comes last.
-    guard.settings.await_links(interfaces, notes);
+    guard.settings.await_links(interfaces, &options.stop, said, notes);
+    guard.settings.note();
     for (side, interface) in interfaces.iter().enumerate() {
         let Some((ports, _)) = sets.first() else { continue };
         let taken = ports[side].capabilities();
@@ -380,6 +402,11 @@ fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<Str
              if there are such, `ip link set dev {name} mtu {}`",
             mtu + 8
         ));
+        if interface.has_xdp() {
+            warn!(
+                "{name}: another program's XDP program is attached, and AF_PACKET sees only the frames that it passes"
+            );
+        }
     }
     let packet = PacketOptions { ring_frames: options.frames_per_port / 2, ..PacketOptions::default() };
     let open = |interface: &&Interface| {
@@ -400,6 +427,33 @@ fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<Str
     Ok(sets)
 }
 
+/// Claims the NICs among the ports of netmap. They are up then.
+fn claim_nics(
+    names: [(&str, netmap::Name<'_>); 2],
+    options: &Options,
+) -> Result<(Vec<Interface>, Settings), OpenError> {
+    let located =
+        names.iter().filter_map(|(_, name)| name.interface()).map(Interface::locate).collect::<Result<Vec<_>, _>>()?;
+    let ports = names.map(|(written, _)| written);
+    match <[Interface; 2]>::try_from(located) {
+        Ok(both) => claim(both, ports, options).map(|(both, settings)| (both.into(), settings)),
+        Err(located) => {
+            let Some(nic) = located.first() else { return Ok((Vec::new(), Settings::none())) };
+            netdev::check(&[nic], options.force)?;
+            let settings = Settings::claim(&[nic], &format!("the box between {} and {}", ports[0], ports[1]))?;
+            Ok((vec![Interface::find(nic.name())?], settings))
+        }
+    }
+}
+
+/// The name of a port whose NIC, the next one of `nics`, may have been named by an alternative name, which netmap does not know.
+fn by_own_name<'a>(name: netmap::Name<'a>, nics: &mut dyn Iterator<Item = &&'a Interface>) -> netmap::Name<'a> {
+    match name {
+        netmap::Name::Interface(given) => netmap::Name::Interface(nics.next().map_or(given, |nic| nic.name())),
+        other => other,
+    }
+}
+
 /// netmap, on NICs, switches and pipes.
 fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Result<Opened, OpenError> {
     if names[0].1 == names[1].1 {
@@ -407,18 +461,17 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     }
     netmap::check(&names, options)?;
     let mut notes = Vec::new();
-    let nics: Vec<Interface> =
-        names.iter().filter_map(|(_, name)| name.interface()).map(Interface::find).collect::<Result<_, _>>()?;
+    let (nics, settings) = claim_nics(names, options)?;
     let nics: Vec<&Interface> = nics.iter().collect();
-    let (guard, spread) = if nics.is_empty() {
-        (Guard::empty(), Err("no port is a network card".to_owned()))
-    } else {
-        let (settings, spread) = Settings::prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?;
-        (Guard::of(settings), spread)
-    };
+    let mut guard = Guard::of(settings);
+    let said = guard.settings.announce_wait(&nics);
+    let spread = guard.settings.prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?;
+    let mut devices = nics.iter();
+    let names = names.map(|(written, name)| (written, by_own_name(name, &mut devices)));
     let pairs = netmap::open(names, options, &mut notes)?;
     // A NIC that changes to netmap loses its link for a while.
-    guard.settings.await_links(&nics, &mut notes);
+    guard.settings.await_links(&nics, &options.stop, said, &mut notes);
+    guard.settings.note();
     if let Some(Pair { lan, wan, .. }) = pairs.first() {
         for ((name, _), port) in names.iter().zip([lan, wan]) {
             let way = if port.capabilities().zero_copy { "frames change places" } else { "copying" };
@@ -435,15 +488,13 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
 fn open_netmap_alone((written, name): (&str, netmap::Name<'_>), options: &Options) -> Result<Alone, OpenError> {
     netmap::check(&[(written, name)], options)?;
     let mut notes = Vec::new();
-    let nic = name.interface().map(Interface::find).transpose()?;
+    let (nic, settings) = name.interface().map(claim_alone).transpose()?.unzip();
     let nics: Vec<&Interface> = nic.iter().collect();
-    let guard = if nics.is_empty() {
-        Guard::empty()
-    } else {
-        Guard::of(Settings::prepare(&nics, options.workers, None, &mut notes)?.0)
-    };
-    let ports = netmap::open_alone((written, name), options)?;
-    guard.settings.await_links(&nics, &mut notes);
+    let mut guard = Guard::of(settings.unwrap_or_else(Settings::none));
+    let said = guard.settings.announce_wait(&nics);
+    guard.settings.prepare(&nics, options.workers, None, &mut notes)?.ok();
+    let ports = netmap::open_alone((written, by_own_name(name, &mut nics.iter())), options)?;
+    guard.settings.await_links(&nics, &options.stop, said, &mut notes);
     notes.push(format!("{written}: netmap, copying, {} ring pair(s)", ports.len()));
     let longest = |port: &dyn Port| port.capabilities().max_frame;
     let sets = ports.into_iter().map(|port| {

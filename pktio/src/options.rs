@@ -1,5 +1,8 @@
 //! What the caller asks of the ports it opens.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 /// How to open the ports.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -27,6 +30,10 @@ pub struct Options {
     /// Random bytes for the RSS key by which both interfaces spread connections over their queues, the same way on both. `None` leaves
     /// RSS as it is.
     pub spread: Option<[u8; 64]>,
+    /// Whether an interface may be taken that this machine itself is reached by.
+    pub force: bool,
+    /// Ends the wait for links when it is set.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for Options {
@@ -42,6 +49,8 @@ impl Default for Options {
             shed: false,
             netmap_slots: [256, 64],
             spread: None,
+            force: false,
+            stop: Arc::default(),
         }
     }
 }

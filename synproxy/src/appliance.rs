@@ -18,7 +18,7 @@ use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::log::{self, LogControl};
 use crate::process::privileges::{self, Credentials};
-use crate::process::{clock, settings, signals};
+use crate::process::{clock, restore, settings, signals};
 use clap::Parser;
 use confparse::{Config, Control, Poll};
 use crossbeam::channel;
@@ -42,6 +42,7 @@ pub fn run() -> ExitCode {
     let log = log::init(arguments.log_level);
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
+        Task::Restore(interfaces) => restore::restore(interfaces),
         Task::Run { lan, wan } => bridge(lan, wan, &arguments, log),
     };
     match end {
@@ -85,9 +86,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         shed: config.shed && !arguments.bypass,
         netmap_slots: [config.ldp.netmap_nr_rx_slots, config.ldp.netmap_nr_tx_slots],
         spread,
+        force: arguments.force,
+        stop: stop.clone(),
         ..Options::default()
     };
-    let Opened { guard, pairs, spread, .. } = pktio::open(lan, wan, &options)?;
+    let Opened { mut guard, pairs, spread, .. } = pktio::open(lan, wan, &options)?;
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
     }
@@ -110,6 +113,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(arguments.config.as_deref(), config, [lan, wan], &pairs);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
+    let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
+    let changed = supervisor.clone();
+    links.watch(move || changed.send(Message::Links).is_ok());
     let channel = (supervisor, messages);
     let pool = if arguments.bypass {
         let options = WorkerOptions { poll, shed: false, captures: captures.clone() };
@@ -136,7 +142,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
     }
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
-    let end = pool.supervise(LinkMonitor::new([lan, wan]), || eprintln!("{ready}"));
+    let end = pool.supervise(links, || eprintln!("{ready}"));
     drop(serving);
     captures.finish();
     if guard.unclaimed() > 0 {
@@ -184,6 +190,7 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
     let interface = |name: &str, port: Option<&dyn Port>| ::control::Interface {
         name: name.to_owned(),
         backend: port.map(|port| describe(&port.capabilities())).unwrap_or_default(),
+        link: None,
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
     Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }

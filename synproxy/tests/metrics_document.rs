@@ -18,6 +18,9 @@ fn in_stats(family: Family) -> &'static str {
         Family::Handoff => "`crossed`, with the former names beside the present ones",
         Family::Lan => "`lan`, with the former names beside the present ones",
         Family::Wan => "`wan`, with the former names beside the present ones",
+        Family::LanLink => "`lan-link`, in the total",
+        Family::WanLink => "`wan-link`, in the total",
+        Family::Notice => "`notices`, in the total",
         Family::Command => "`orders`",
     }
 }

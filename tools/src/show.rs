@@ -1,6 +1,6 @@
 //! Replies of the box as text: status, counters, server entries and captures.
 
-use control::{Capture, Counts, Entry, Interface, Port, Stats, Status};
+use control::{Capture, Counts, Entry, Interface, Link, LinkCondition, Port, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use synproxy::metrics::descriptors::{FORMER_LOSSES, Family, TABLE};
@@ -9,7 +9,10 @@ use tcpstate::{DropReason, Event};
 /// The state of the box, one item per line.
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
-    let interface = |interface: &Interface| format!("{} ({})", interface.name, interface.backend);
+    let interface = |interface: &Interface| {
+        let link = interface.link.as_ref().map(|own| format!(", {}", link(own))).unwrap_or_default();
+        format!("{} ({}){link}", interface.name, interface.backend)
+    };
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<12}{value}");
     };
@@ -17,6 +20,10 @@ pub fn status(status: &Status) -> String {
     line("lan", interface(&status.lan));
     line("wan", interface(&status.wan));
     line("workers", workers(&status.workers));
+    if status.ports_swapped {
+        let words = "LAN and WAN seem to be swapped: connections are opened from the LAN, and none from the WAN, so nothing is protected";
+        line("warning", words.to_owned());
+    }
     if status.bypass {
         line("bypass", "on: all frames are forwarded without inspection, servers are not protected".to_owned());
     }
@@ -32,6 +39,22 @@ pub fn status(status: &Status) -> String {
     line("flows", format!("{} proxied, {} direct, {} half-open", flows.proxied, flows.direct, flows.half_open));
     line("log level", status.log_level.name().to_owned());
     out
+}
+
+/// The link of an interface.
+fn link(link: &Link) -> String {
+    let condition = match link.condition {
+        LinkCondition::Up => "link up",
+        LinkCondition::NoCarrier => "NO LINK",
+        LinkCondition::Down => "DOWN",
+        LinkCondition::TakenDown => "TAKEN DOWN, since the other port has no link",
+    };
+    let lost = match link.lost {
+        0 => String::new(),
+        1 => ", lost once".to_owned(),
+        times => format!(", lost {times} times"),
+    };
+    format!("{condition} for {}{lost}", span(link.since))
 }
 
 /// Server entries, one per line.
@@ -94,6 +117,13 @@ pub fn stats(stats: &Stats) -> String {
         let (lan, wan) = (of(&total.lan), of(&total.wan));
         if lan + wan > 0 {
             let _ = writeln!(out, "{name:<34}{lan:>18}{wan:>18}");
+        }
+    }
+    for name in total.lan_link.keys().filter(|name| *name != "carrier") {
+        let of = |port: &Port| port.get(name).copied().unwrap_or_default();
+        let (lan, wan) = (of(&total.lan_link), of(&total.wan_link));
+        if lan + wan > 0 {
+            let _ = writeln!(out, "{:<34}{lan:>18}{wan:>18}", format!("link, {name}"));
         }
     }
     let flows = total.flows;
@@ -179,6 +209,13 @@ mod tests {
     fn durations_have_readable_units() {
         let texts = [0.26, 59.9, 61.0, 3600.0, 90_061.0].map(span);
         assert_eq!(texts, ["0.3 s", "59.9 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn a_link_that_was_lost_is_seen_at_once() {
+        let own = |condition, lost| link(&Link { condition, since: 61.0, lost });
+        assert_eq!(own(LinkCondition::Up, 0), "link up for 1 min 1 s");
+        assert_eq!(own(LinkCondition::NoCarrier, 3), "NO LINK for 1 min 1 s, lost 3 times");
     }
 
     #[test]

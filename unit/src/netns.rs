@@ -23,6 +23,7 @@ pub mod traffic;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
@@ -141,6 +142,13 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         // Nothing to do about a failure; the next sweep tries again.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
+        // What a box that was killed has noted of the interfaces that were here.
+        let Ok(own) = self.handle.metadata() else { return };
+        let noted = fs::read_dir(pktio::netdev::DIRECTORY).into_iter().flatten().flatten();
+        let is_own = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(&format!("@{}", own.ino()));
+        for entry in noted.filter(|entry| is_own(entry) && entry.file_name().to_string_lossy().starts_with("port-")) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

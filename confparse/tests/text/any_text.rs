@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, Parsed, Poll, parse};
+use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
@@ -269,7 +269,7 @@ prop_compose! {
     fn configs()(
         engine in engines(),
         workers in 1..=64usize,
-        shed in any::<bool>(),
+        (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
@@ -293,7 +293,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, user, group, port, listen, control, control_group, metrics, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, metrics, ldp, ts_wscale_table, ts_bits }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Requests to the kernel about an interface: its index, MTU and flags, and ethtool commands.
+//! Requests to the kernel about an interface: its flags, and ethtool commands.
 
 use std::io;
 use std::mem;
@@ -7,28 +7,52 @@ use std::ptr;
 
 // linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x03;
-pub(super) const ETHTOOL_GRINGPARAM: u32 = 0x10;
-pub(super) const ETHTOOL_GPAUSEPARAM: u32 = 0x12;
-pub(super) const ETHTOOL_SPAUSEPARAM: u32 = 0x13;
+const ETHTOOL_GRINGPARAM: u32 = 0x10;
+const ETHTOOL_GPAUSEPARAM: u32 = 0x12;
+const ETHTOOL_SPAUSEPARAM: u32 = 0x13;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
-pub(super) const ETHTOOL_SFEATURES: u32 = 0x3b;
-pub(super) const ETHTOOL_GCHANNELS: u32 = 0x3c;
-pub(super) const ETHTOOL_SCHANNELS: u32 = 0x3d;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
 const ETH_SS_FEATURES: u32 = 4;
 const ETH_GSTRING_LEN: usize = 32;
 
-/// One block of 32 features.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FeatureBlock {
-    /// Features that can be switched.
-    pub may_change: u32,
-    /// Features that are asked for.
-    pub requested: u32,
-    /// Features that are on.
-    pub active: u32,
+/// An offload or another feature of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Feature {
+    /// Its name.
+    pub name: String,
+    /// Its place among all features.
+    pub number: usize,
+    /// It can be switched.
+    pub may_change: bool,
+    /// It is asked for. Whether it is active may depend on other features.
+    pub is_requested: bool,
+    /// It is on.
+    pub is_active: bool,
 }
+
+/// Numbers of queues: receiving, transmitting, other, combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Queues(pub [u32; 4]);
+
+impl Queues {
+    /// Queues that both receive and transmit.
+    pub(super) fn pairs(self) -> usize {
+        (self.0[0].min(self.0[1]) + self.0[3]) as usize
+    }
+
+    /// Queues that receive.
+    pub(super) fn receiving(self) -> usize {
+        (self.0[0] + self.0[3]) as usize
+    }
+}
+
+/// Pause frames: autonegotiation, receiving, transmitting; each 0 or 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PauseFrames(pub [u32; 3]);
 
 /// A socket for requests about interfaces of the network namespace it was opened in.
 #[derive(Debug)]
@@ -50,6 +74,18 @@ impl Ethtool {
         Ok(Ethtool(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// A number that no other network namespace has had since the machine started; 0 where the kernel, before 5.14, has none.
+    pub(super) fn namespace_cookie(&self) -> u64 {
+        let mut cookie = 0_u64;
+        let mut length = size_of_val(&cookie) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes to a local integer.
+        let result = unsafe {
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_NETNS_COOKIE);
+            libc::getsockopt(self.0.as_raw_fd(), level, name, (&raw mut cookie).cast(), &raw mut length)
+        };
+        if result == 0 { cookie } else { 0 }
+    }
+
     /// One request about `name`.
     fn request(&self, code: libc::Ioctl, name: &str, request: &mut libc::ifreq) -> io::Result<()> {
         if name.len() >= libc::IFNAMSIZ || name.is_empty() {
@@ -66,28 +102,36 @@ impl Ethtool {
         Ok(())
     }
 
-    /// The index of an interface.
-    pub(super) fn index(&self, name: &str) -> io::Result<u32> {
+    /// The present name of the interface with this index.
+    pub(super) fn name_of(&self, index: u32) -> io::Result<String> {
         let mut request = empty_request();
-        self.request(libc::SIOCGIFINDEX, name, &mut request)?;
-        // SAFETY: the kernel has just written this member.
-        Ok(unsafe { request.ifr_ifru.ifru_ifindex } as u32)
+        request.ifr_ifru.ifru_ifindex = index as libc::c_int;
+        // SAFETY: the request is a complete ifreq, into which the kernel writes a name.
+        if unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFNAME, &raw mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(text(&request.ifr_name.map(|byte| byte as u8)))
     }
 
-    /// Its MTU, in bytes.
-    pub(super) fn mtu(&self, name: &str) -> io::Result<usize> {
-        let mut request = empty_request();
-        self.request(libc::SIOCGIFMTU, name, &mut request)?;
-        // SAFETY: the kernel has just written this member.
-        Ok(usize::try_from(unsafe { request.ifr_ifru.ifru_mtu }).unwrap_or(0))
-    }
-
-    /// Its flags (`IFF_*`).
-    pub(super) fn flags(&self, name: &str) -> io::Result<libc::c_int> {
+    /// Whether it is up, as far as the operator is concerned.
+    pub(super) fn is_up(&self, name: &str) -> io::Result<bool> {
         let mut request = empty_request();
         self.request(libc::SIOCGIFFLAGS, name, &mut request)?;
         // SAFETY: the kernel has just written this member.
-        Ok(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
+        Ok(unsafe { request.ifr_ifru.ifru_flags } & libc::IFF_UP as libc::c_short != 0)
+    }
+
+    /// Takes an interface up or down.
+    pub(super) fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
+        let mut request = empty_request();
+        self.request(libc::SIOCGIFFLAGS, name, &mut request)?;
+        // SAFETY: the kernel has just written this member, of which all values are valid.
+        unsafe {
+            let flags = request.ifr_ifru.ifru_flags;
+            let bit = libc::IFF_UP as libc::c_short;
+            request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+        }
+        self.request(libc::SIOCSIFFLAGS, name, &mut request)
     }
 
     /// An ethtool command. `data` begins with the command's code, which implies its length; the answer replaces it.
@@ -97,8 +141,8 @@ impl Ethtool {
         self.request(libc::SIOCETHTOOL, name, &mut request)
     }
 
-    /// The names of all features, in the order of their bits.
-    pub(super) fn feature_names(&self, name: &str) -> io::Result<Vec<String>> {
+    /// Its features; none where it does not report them.
+    pub(super) fn features(&self, name: &str) -> io::Result<Vec<Feature>> {
         // cmd, reserved, a 64-bit mask of string sets, their sizes.
         let mut info = [ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0];
         if cfg!(target_endian = "big") {
@@ -110,17 +154,73 @@ impl Ethtool {
         (strings[0], strings[1], strings[2]) = (ETHTOOL_GSTRINGS, ETH_SS_FEATURES, info[4]);
         self.command(name, &mut strings)?;
         let bytes: Vec<u8> = strings[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Ok(bytes.chunks_exact(ETH_GSTRING_LEN).map(text).collect())
-    }
-
-    /// The first `blocks` blocks of its features.
-    pub(super) fn features(&self, name: &str, blocks: usize) -> io::Result<Vec<FeatureBlock>> {
+        let blocks = count.div_ceil(32);
         let mut data = vec![0_u32; 2 + 4 * blocks];
         (data[0], data[1]) = (ETHTOOL_GFEATURES, blocks as u32);
         self.command(name, &mut data)?;
-        // Per block: available, requested, active, never changed.
-        let blocks = data[2..].chunks_exact(4);
-        Ok(blocks.map(|b| FeatureBlock { may_change: b[0] & !b[3], requested: b[1], active: b[2] }).collect())
+        let feature = |(number, name): (usize, &[u8])| {
+            // Per block of 32: available, requested, active, never changed.
+            let [available, requested, active, fixed] =
+                [0, 1, 2, 3].map(|of| data[2 + 4 * (number / 32) + of] >> (number % 32) & 1 != 0);
+            Feature {
+                name: text(name),
+                number,
+                may_change: available && !fixed,
+                is_requested: requested,
+                is_active: active,
+            }
+        };
+        Ok(bytes.chunks_exact(ETH_GSTRING_LEN).enumerate().map(feature).collect())
+    }
+
+    /// Asks for these of its `count` features, or for their absence.
+    pub(super) fn set_features(&self, name: &str, count: usize, features: &[&Feature], on: bool) -> io::Result<()> {
+        let blocks = count.div_ceil(32);
+        // Per block: which to set, and to what.
+        let mut request = vec![0_u32; 2 + 2 * blocks];
+        (request[0], request[1]) = (ETHTOOL_SFEATURES, blocks as u32);
+        for feature in features {
+            let (block, bit) = (feature.number / 32, 1 << (feature.number % 32));
+            request[2 + 2 * block] |= bit;
+            request[3 + 2 * block] |= if on { bit } else { 0 };
+        }
+        self.command(name, &mut request)
+    }
+
+    /// The numbers of its queues: those there are, and those there can be.
+    pub(super) fn queues(&self, name: &str) -> io::Result<(Queues, Queues)> {
+        // cmd, then the possible: rx, tx, other, combined; then the present in the same order.
+        let mut channels = [0_u32; 9];
+        channels[0] = ETHTOOL_GCHANNELS;
+        self.command(name, &mut channels)?;
+        let [_, rx, tx, other, combined, now @ ..] = channels;
+        Ok((Queues(now), Queues([rx, tx, other, combined])))
+    }
+
+    /// Changes the numbers of its queues.
+    pub(super) fn set_queues(&self, name: &str, Queues([rx, tx, other, combined]): Queues) -> io::Result<()> {
+        self.command(name, &mut [ETHTOOL_SCHANNELS, 0, 0, 0, 0, rx, tx, other, combined])
+    }
+
+    /// Whether it sends and heeds pause frames.
+    pub(super) fn pause(&self, name: &str) -> io::Result<PauseFrames> {
+        let mut pause = [ETHTOOL_GPAUSEPARAM, 0, 0, 0];
+        self.command(name, &mut pause)?;
+        let [_, pause @ ..] = pause;
+        Ok(PauseFrames(pause))
+    }
+
+    /// Switches pause frames on or off.
+    pub(super) fn set_pause(&self, name: &str, PauseFrames([auto, rx, tx]): PauseFrames) -> io::Result<()> {
+        self.command(name, &mut [ETHTOOL_SPAUSEPARAM, auto, rx, tx])
+    }
+
+    /// Frames that the device keeps in its receive and transmit rings; 0 when it does not say.
+    pub(super) fn ring_frames(&self, name: &str) -> usize {
+        // cmd, then the possible sizes: rx, mini, jumbo, tx; then the present in the same order.
+        let mut rings = [0_u32; 9];
+        rings[0] = ETHTOOL_GRINGPARAM;
+        self.command(name, &mut rings).map_or(0, |()| (rings[5] + rings[8]) as usize)
     }
 
     /// The name of its driver, and the address of the device on its bus.

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::ethtool::Ethtool;
+use super::rtnetlink::{Link, Rtnetlink};
 use crate::error::OpenError;
 
 /// An Ethernet header and two VLAN tags, in bytes: what a frame has beyond the MTU.
@@ -24,50 +25,74 @@ const VIRTUAL: [&str; 12] = [
     "vmxnet3",
 ];
 
-/// An interface that exists and is up.
+/// An interface that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    name: String,
-    index: u32,
-    mtu: usize,
+    link: Link,
     has_link_checksums: bool,
     driver: String,
 }
 
 impl Interface {
-    /// Looks `name` up.
+    /// Looks up the interface of this name or alternative name, which must be up.
     ///
     /// # Errors
     ///
     /// When there is no such interface, or it is down.
     pub fn find(name: &str) -> Result<Interface, OpenError> {
-        let ethtool = Ethtool::new().map_err(|source| OpenError::Io { what: format!("{name}: a socket"), source })?;
-        let io = |source: io::Error| match source.raw_os_error() {
-            Some(libc::ENODEV | libc::ENXIO) => OpenError::NotFound { interface: name.into() },
-            _ => OpenError::Io { what: format!("{name}: the kernel was asked about it"), source },
-        };
-        let index = ethtool.index(name).map_err(io)?;
-        let mtu = ethtool.mtu(name).map_err(io)?;
-        if ethtool.flags(name).map_err(io)? & libc::IFF_UP == 0 {
-            return Err(OpenError::Down { interface: name.into() });
-        }
-        let (driver, bus) = ethtool.driver_and_bus(name).unwrap_or_default();
-        Ok(Interface { name: name.into(), index, mtu, has_link_checksums: is_hardware(&driver, &bus), driver })
+        let interface = Interface::locate(name)?;
+        interface.must_be_up()?;
+        Ok(interface)
     }
 
-    /// Its name.
+    /// Looks up the interface of this name or alternative name, whether it is up or not.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such interface.
+    pub fn locate(name: &str) -> Result<Interface, OpenError> {
+        let socket = |source| OpenError::Io { what: format!("{name}: a socket"), source };
+        let (mut netlink, ethtool) = (Rtnetlink::new().map_err(socket)?, Ethtool::new().map_err(socket)?);
+        let link = netlink.named(name).map_err(|source: io::Error| match source.raw_os_error() {
+            Some(libc::ENODEV | libc::ENXIO) => OpenError::NotFound { interface: name.into() },
+            _ => OpenError::Io { what: format!("{name}: the kernel was asked about it"), source },
+        })?;
+        let (driver, bus) = ethtool.driver_and_bus(&link.name).unwrap_or_default();
+        Ok(Interface { link, has_link_checksums: is_hardware(&driver, &bus), driver })
+    }
+
+    /// Checks that it was up when it was looked up.
+    ///
+    /// # Errors
+    ///
+    /// When it was down.
+    pub(crate) fn must_be_up(&self) -> Result<(), OpenError> {
+        if self.link.is_up() { Ok(()) } else { Err(OpenError::Down { interface: self.name().into() }) }
+    }
+
+    /// Its name; not an alternative one.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.link.name
     }
 
     /// Its index in this network namespace.
     pub fn index(&self) -> u32 {
-        self.index
+        self.link.index
     }
 
     /// The longest network-layer packet it carries, in bytes.
     pub fn mtu(&self) -> usize {
-        self.mtu
+        self.link.mtu
+    }
+
+    /// Whether it had an XDP program when it was looked up.
+    pub(crate) fn has_xdp(&self) -> bool {
+        self.link.has_xdp
+    }
+
+    /// What the kernel said of its link.
+    pub(super) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Whether its frames come over a link, and so with whole checksums. A software interface (veth, tap, a bridge) and that of a virtual
@@ -89,7 +114,7 @@ impl Interface {
 
     /// The longest frame it carries, in bytes: the MTU, an Ethernet header and two VLAN tags, without the frame check sequence.
     pub fn max_frame(&self) -> usize {
-        self.mtu + BEYOND_MTU
+        self.mtu() + BEYOND_MTU
     }
 }
 

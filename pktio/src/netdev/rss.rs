@@ -8,7 +8,6 @@ use std::io;
 
 use super::Interface;
 use super::ethtool::Ethtool;
-use super::undo::Undo;
 use crate::rss::{KEY, REPEATED, Twin};
 
 // linux/ethtool.h
@@ -41,7 +40,7 @@ pub(super) struct RssConfig {
 
 impl RssConfig {
     /// Reads the configuration of a device.
-    fn read(ethtool: &Ethtool, name: &str) -> io::Result<RssConfig> {
+    pub(super) fn read(ethtool: &Ethtool, name: &str) -> io::Result<RssConfig> {
         // cmd, context, table size, key size, hash function and transform and two spare bytes, spare.
         let mut sizes = [ETHTOOL_GRSSH, 0, 0, 0, 0, 0];
         ethtool.command(name, &mut sizes)?;
@@ -77,90 +76,111 @@ impl RssConfig {
             transform,
         }
     }
+
+    /// The words that [`RssConfig::of_words`] reads: function, transform, key in hexadecimal digits, table.
+    pub(super) fn words(&self) -> Vec<String> {
+        let key = self.key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut words = vec![self.function.to_string(), self.transform.to_string(), key];
+        words.extend(self.table.iter().map(u32::to_string));
+        words
+    }
+
+    /// The configuration of these words.
+    pub(super) fn of_words<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<RssConfig> {
+        let (function, transform) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let key = words.next()?.as_bytes().chunks(2);
+        let key =
+            key.map(|byte| u8::from_str_radix(std::str::from_utf8(byte).ok()?, 16).ok()).collect::<Option<_>>()?;
+        let table = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        Some(RssConfig { table, key, function, transform })
+    }
+
+    /// Some configuration.
+    #[cfg(test)]
+    pub(super) fn for_tests(table: Vec<u32>, key: Vec<u8>) -> RssConfig {
+        RssConfig { table, key, function: TOEPLITZ, transform: SYMMETRIC_XOR }
+    }
 }
 
-/// The request that restores the default table, which spreads over all queues in turn.
-fn default_table() -> Vec<u32> {
-    vec![ETHTOOL_SRSSH, 0, 0, 0, 0, 0]
+/// Restores the default table, which spreads over all queues in turn: no table, no key and no function in the request; no entries mean the
+/// default, and the others no change.
+pub(super) fn set_default(ethtool: &Ethtool, name: &str) -> io::Result<()> {
+    ethtool.command(name, &mut [ETHTOOL_SRSSH, 0, 0, 0, 0, 0])
 }
 
-/// The configuration of both devices before anything was changed.
-pub(super) struct OriginalRss([RssConfig; 2]);
+/// Configures a device.
+pub(super) fn set(ethtool: &Ethtool, name: &str, config: &RssConfig) -> io::Result<()> {
+    ethtool.command(name, &mut config.request())
+}
 
-impl OriginalRss {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// Which device does not report its configuration, and why.
-    pub(super) fn read(ethtool: &Ethtool, interfaces: [&Interface; 2]) -> Result<OriginalRss, String> {
-        let read = |interface: &Interface| {
-            let name = interface.name();
-            let config = RssConfig::read(ethtool, name).map_err(|error| format!("{name} has none ({error})"))?;
-            match () {
-                () if config.table.is_empty() => Err(format!("{name} has no table of queues")),
-                () if config.key.len() < KEY => Err(format!("the key of {name} cannot be set")),
-                () => Ok(config),
-            }
-        };
-        Ok(OriginalRss([read(interfaces[0])?, read(interfaces[1])?]))
-    }
+/// The configuration of both devices before anything is changed, if both can be made symmetric.
+///
+/// # Errors
+/// Which device does not report its configuration, and why.
+pub(super) fn read_both(ethtool: &Ethtool, interfaces: [&Interface; 2]) -> Result<[RssConfig; 2], String> {
+    let read = |interface: &Interface| {
+        let name = interface.name();
+        let config = RssConfig::read(ethtool, name).map_err(|error| format!("{name} has none ({error})"))?;
+        match () {
+            () if config.table.is_empty() => Err(format!("{name} has no table of queues")),
+            () if config.key.len() < KEY => Err(format!("the key of {name} cannot be set")),
+            () => Ok(config),
+        }
+    };
+    Ok([read(interfaces[0])?, read(interfaces[1])?])
+}
 
-    /// Restores tables and keys; to be applied when the number of queues has been restored.
-    pub(super) fn undo(&self, interfaces: [&Interface; 2]) -> Vec<Undo> {
-        let pairs = interfaces.iter().zip(&self.0);
-        pairs
-            .map(|(interface, config)| Undo::Rss { name: interface.name().into(), request: config.request() })
-            .collect()
-    }
+/// What a device hashes of TCP now, by type of flow, where that can be chosen and is not what symmetric RSS needs.
+pub(super) fn hashed_otherwise(ethtool: &Ethtool, name: &str) -> Vec<(u32, u32)> {
+    let now = |flow| Some((flow, hashed(ethtool, name, flow).ok()?));
+    [TCP_V4_FLOW, TCP_V6_FLOW].into_iter().filter_map(now).filter(|(_, fields)| *fields != FOUR_TUPLE).collect()
+}
 
-    /// Makes both devices spread connections over `queues` queues in the same, symmetric way, and pushes onto `undo` what restores the
-    /// former way.
-    ///
-    /// # Errors
-    /// Why they cannot. Settings changed until then are on `undo`.
-    pub(super) fn make_symmetric(
-        &self,
-        ethtool: &Ethtool,
-        interfaces: [&Interface; 2],
-        queues: usize,
-        random: &[u8; 64],
-        undo: &mut Vec<Undo>,
-    ) -> Result<Twin, String> {
-        let queues = u32::try_from(queues).map_err(|_| "too many queues".to_owned())?;
-        if self.0[0].table.len() != self.0[1].table.len() && !queues.is_power_of_two() {
-            return Err("the devices' tables of queues differ in size".into());
-        }
-        for interface in interfaces {
-            // The number of queues cannot be lowered again while the table names more.
-            undo.push(Undo::Rss { name: interface.name().into(), request: default_table() });
-            for flow in [TCP_V4_FLOW, TCP_V6_FLOW] {
-                undo.extend(hash_ports(ethtool, interface.name(), flow)?);
-            }
-        }
-        let ways: [(u8, &mut dyn Iterator<Item = u8>, &mut dyn Iterator<Item = u8>); 2] = [
-            (SYMMETRIC_XOR, &mut random.iter().copied().cycle(), &mut random.iter().copied().cycle()),
-            (0, &mut REPEATED.into_iter().cycle(), &mut REPEATED.into_iter().cycle()),
-        ];
-        let mut reasons = Vec::new();
-        for (transform, key, same_key) in ways {
-            let wanted = [self.0[0].over(queues, key, transform), self.0[1].over(queues, same_key, transform)];
-            let mut set = interfaces.iter().zip(&wanted);
-            match set.try_for_each(|(interface, wanted)| set_rss(ethtool, interface.name(), wanted)) {
-                Ok(()) => {
-                    let RssConfig { table, key, transform, .. } = &wanted[0];
-                    return Ok(Twin::with_key(key, table.clone(), *transform == SYMMETRIC_XOR));
-                }
-                Err(reason) => reasons.push(reason),
-            }
-        }
-        Err(reasons.join("; "))
+/// Makes both devices spread connections over `queues` queues in the same, symmetric way.
+///
+/// # Errors
+/// Why they cannot. Some settings may have changed until then.
+pub(super) fn make_symmetric(
+    ethtool: &Ethtool,
+    interfaces: [&Interface; 2],
+    original: &[RssConfig; 2],
+    queues: usize,
+    random: &[u8; 64],
+) -> Result<Twin, String> {
+    let queues = u32::try_from(queues).map_err(|_| "too many queues".to_owned())?;
+    if original[0].table.len() != original[1].table.len() && !queues.is_power_of_two() {
+        return Err("the devices' tables of queues differ in size".into());
     }
+    for interface in interfaces {
+        let name = interface.name();
+        for (flow, _) in hashed_otherwise(ethtool, name) {
+            set_hashed(ethtool, name, flow, FOUR_TUPLE)
+                .map_err(|error| format!("{name} does not hash the ports of TCP ({error})"))?;
+        }
+    }
+    let ways: [(u8, &mut dyn Iterator<Item = u8>, &mut dyn Iterator<Item = u8>); 2] = [
+        (SYMMETRIC_XOR, &mut random.iter().copied().cycle(), &mut random.iter().copied().cycle()),
+        (0, &mut REPEATED.into_iter().cycle(), &mut REPEATED.into_iter().cycle()),
+    ];
+    let mut reasons = Vec::new();
+    for (transform, key, same_key) in ways {
+        let wanted = [original[0].over(queues, key, transform), original[1].over(queues, same_key, transform)];
+        let mut both = interfaces.iter().zip(&wanted);
+        match both.try_for_each(|(interface, wanted)| set_rss(ethtool, interface.name(), wanted)) {
+            Ok(()) => {
+                let RssConfig { table, key, transform, .. } = &wanted[0];
+                return Ok(Twin::with_key(key, table.clone(), *transform == SYMMETRIC_XOR));
+            }
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    Err(reasons.join("; "))
 }
 
 /// Configures a device, and reads the configuration back.
 fn set_rss(ethtool: &Ethtool, name: &str, wanted: &RssConfig) -> Result<(), String> {
     let way = if wanted.transform == SYMMETRIC_XOR { "symmetric-xor" } else { "a symmetric key" };
-    ethtool.command(name, &mut wanted.request()).map_err(|error| format!("{name} does not take {way} ({error})"))?;
+    set(ethtool, name, wanted).map_err(|error| format!("{name} does not take {way} ({error})"))?;
     match RssConfig::read(ethtool, name) {
         Ok(found) if found == *wanted => Ok(()),
         Ok(_) => Err(format!("{name} does not keep {way}")),
@@ -168,27 +188,23 @@ fn set_rss(ethtool: &Ethtool, name: &str, wanted: &RssConfig) -> Result<(), Stri
     }
 }
 
-/// Makes a device hash addresses and ports of TCP.
-fn hash_ports(ethtool: &Ethtool, name: &str, flow: u32) -> Result<Option<Undo>, String> {
+/// The place of the fields' lower half in the words of `struct ethtool_rxnfc`.
+const FIELDS: usize = if cfg!(target_endian = "big") { 3 } else { 2 };
+
+/// What a device hashes of this type of flow (`RXH_*`).
+pub(super) fn hashed(ethtool: &Ethtool, name: &str, flow: u32) -> io::Result<u32> {
     // cmd, flow type, a 64-bit field of what is hashed.
-    let mut fields = [0_u32; RXNFC_WORDS];
-    (fields[0], fields[1]) = (ETHTOOL_GRXFH, flow);
-    let low = if cfg!(target_endian = "big") { 3 } else { 2 };
-    if ethtool.command(name, &mut fields).is_err() {
-        // It cannot be chosen; samples show what the device hashes.
-        return Ok(None);
-    }
-    let before = fields[low];
-    if before == FOUR_TUPLE {
-        return Ok(None);
-    }
-    fields = [0; RXNFC_WORDS];
-    (fields[0], fields[1], fields[low]) = (ETHTOOL_SRXFH, flow, FOUR_TUPLE);
-    let refused = |error| format!("{name} does not hash the ports of TCP ({error})");
-    ethtool.command(name, &mut fields).map_err(refused)?;
-    let mut request = vec![0; RXNFC_WORDS];
-    (request[0], request[1], request[low]) = (ETHTOOL_SRXFH, flow, before);
-    Ok(Some(Undo::Rss { name: name.into(), request }))
+    let mut request = [0_u32; RXNFC_WORDS];
+    (request[0], request[1]) = (ETHTOOL_GRXFH, flow);
+    ethtool.command(name, &mut request)?;
+    Ok(request[FIELDS])
+}
+
+/// Makes a device hash these fields of this type of flow.
+pub(super) fn set_hashed(ethtool: &Ethtool, name: &str, flow: u32, fields: u32) -> io::Result<()> {
+    let mut request = [0_u32; RXNFC_WORDS];
+    (request[0], request[1], request[FIELDS]) = (ETHTOOL_SRXFH, flow, fields);
+    ethtool.command(name, &mut request)
 }
 
 #[cfg(test)]
@@ -200,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_says_all_there_is_to_say_and_a_default_one_only_the_table() {
+    fn a_request_says_all_there_is_to_say() {
         let wanted = config(4, 42).over(3, REPEATED.into_iter().cycle(), SYMMETRIC_XOR);
         let request = wanted.request();
         assert_eq!(request[..4], [ETHTOOL_SRSSH, 0, 4, 42]);
@@ -209,7 +225,5 @@ mod tests {
         assert_eq!(request.len(), 6 + 4 + 11);
         assert_eq!(request[10].to_ne_bytes(), [0x6d, 0x5a, 0x6d, 0x5a]);
         assert_eq!(request[20].to_ne_bytes(), [0x6d, 0x5a, 0, 0]);
-        // No table, no key, no function: entries 0 mean the default, the others no change.
-        assert_eq!(default_table(), [ETHTOOL_SRSSH, 0, 0, 0, 0, 0]);
     }
 }

@@ -1,27 +1,25 @@
 //! What an operator would otherwise do by hand before bridging two interfaces: promiscuous mode, queue count, offloads,
 //! pause frames, waiting for the link. RSS is configured in `rss`.
 //!
-//! [`Settings`] restores everything when it is dropped. No external program is called. An ability that a device lacks is
-//! skipped; a request that it refuses is an error or a warning where it matters.
+//! [`Settings`] puts everything back when it is dropped, and what it would put back is written down before it is changed
+//! ([`claim`](super::claim)). No external program is called. An ability that a device lacks is skipped; a request that it refuses is an
+//! error or a warning where it matters.
 
-use std::collections::BTreeSet;
-use std::ffi::CStr;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Interface;
-use super::ethtool::{
-    ETHTOOL_GCHANNELS, ETHTOOL_GPAUSEPARAM, ETHTOOL_GRINGPARAM, ETHTOOL_SCHANNELS, ETHTOOL_SFEATURES,
-    ETHTOOL_SPAUSEPARAM, Ethtool,
-};
-use super::rss::OriginalRss;
-use super::undo::Undo;
+use super::addresses::warn_of_addresses;
+use super::claim::{Claim, claim};
+use super::ethtool::{Ethtool, Feature, PauseFrames, Queues};
+use super::originals::Originals;
+use super::rss;
+use super::rtnetlink::Rtnetlink;
 use crate::error::OpenError;
 use crate::rss::Twin;
 
@@ -29,7 +27,7 @@ use crate::rss::Twin;
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often to look for it.
-const LINK_STEP: Duration = Duration::from_millis(100);
+const LINK_STEP: Duration = Duration::from_millis(20);
 
 /// Offloads that break a bridge. Receive merging makes frames longer than any link carries; tags parsed by the device are
 /// lost to XDP; a segmenting sender hides what is on the wire. Receive checksums stay: they report and change nothing.
@@ -56,105 +54,383 @@ const OFFLOADS: [&str; 17] = [
 /// The offload that takes the tag out of a frame where XDP cannot see it.
 const TAG_PARSING: &str = "rx-vlan-hw-parse";
 
-/// The changed settings of interfaces. Dropping it restores them, last changed first.
+/// The changed settings of interfaces that this process has for itself. Dropping it puts them back.
 ///
 /// Drop it after the ports, so that the sockets are closed before the queues change.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    undo: Vec<Undo>,
+    ports: Vec<Prepared>,
     /// Opened in the network namespace of the interfaces, so that a later change of namespace does not matter.
     ethtool: Option<Ethtool>,
+}
+
+/// An interface that is prepared.
+#[derive(Debug)]
+struct Prepared {
+    claim: Claim,
+    originals: Originals,
+    /// Promiscuous mode. The membership ends when its socket is closed, also when the process is killed.
+    membership: Option<OwnedFd>,
+    /// The numbers of queues that the box works with, and those that it could not get back when somebody had changed them.
+    queues: Option<Queues>,
+    refused_queues: Option<Queues>,
+    /// Offloads that cannot be switched off.
+    stubborn: Vec<String>,
+}
+
+/// A setting that somebody else has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The index of the interface.
+    pub index: u32,
+    /// What has changed, and what was done about it, in words.
+    pub what: String,
+    /// Whether it is again as the box needs it.
+    pub is_set_back: bool,
 }
 
 impl Settings {
     /// No settings, for ports without an interface.
     pub(crate) fn none() -> Settings {
-        Settings { undo: Vec::new(), ethtool: None }
+        Settings { ports: Vec::new(), ethtool: None }
     }
 
-    /// Prepares `interfaces` for `queues` workers. With random bytes for a key, makes their RSS symmetric as well, and returns its software
-    /// twin or the reason why it is not.
-    ///
-    /// On failure everything that was changed is restored.
+    /// Claims `interfaces` for `holder`, and puts back what a killed process has left changed.
     ///
     /// # Errors
     ///
-    /// When there is no permission, or an interface cannot have as many queues.
+    /// When another process has one of them.
+    pub(crate) fn claim(interfaces: &[&Interface], holder: &str) -> Result<Settings, OpenError> {
+        let ethtool = Ethtool::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?;
+        let prepared = |claim| Prepared {
+            claim,
+            originals: Originals::default(),
+            membership: None,
+            queues: None,
+            refused_queues: None,
+            stubborn: Vec::new(),
+        };
+        let ports = claim(interfaces, holder)?.into_iter().map(prepared).collect();
+        Ok(Settings { ports, ethtool: Some(ethtool) })
+    }
+
+    /// Prepares the claimed `interfaces` for `queues` workers. With random bytes for a key, makes their RSS symmetric as well, and returns
+    /// its software twin or the reason why it is not.
+    ///
+    /// # Errors
+    ///
+    /// When there is no permission, or an interface cannot have as many queues. What was changed until then is put back when this is
+    /// dropped.
     pub(crate) fn prepare(
+        &mut self,
         interfaces: &[&Interface],
         queues: usize,
         random: Option<&[u8; 64]>,
         notes: &mut Vec<String>,
-    ) -> Result<(Settings, Result<Twin, String>), OpenError> {
-        let mut settings = Settings::none();
-        let ethtool = settings
-            .ethtool
-            .insert(Ethtool::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?);
+    ) -> Result<Result<Twin, String>, OpenError> {
+        let Some(ethtool) = &self.ethtool else { return Ok(Err("no port is a network card".into())) };
         let original = match (random, <[&Interface; 2]>::try_from(interfaces)) {
             (None, _) => Err("it was not asked for".to_owned()),
             (_, Err(_)) => Err("not both ports are network cards".to_owned()),
-            (Some(random), Ok(both)) => OriginalRss::read(ethtool, both).map(|original| (original, both, random)),
+            (Some(random), Ok(both)) => rss::read_both(ethtool, both).map(|original| (original, both, random)),
         };
-        if let Ok((original, both, _)) = &original {
-            settings.undo.extend(original.undo(*both));
+        let mut plans = Vec::new();
+        for (side, (interface, port)) in interfaces.iter().zip(&mut self.ports).enumerate() {
+            let plan = Plan::of(ethtool, interface.name(), queues)?;
+            port.originals = plan.originals();
+            if let Ok((original, ..)) = &original {
+                port.originals.rss = original.get(side).cloned();
+                port.originals.hashed = rss::hashed_otherwise(ethtool, interface.name());
+            }
+            plans.push(plan);
         }
-        for interface in interfaces {
-            let name = interface.name();
-            warn_of_addresses(name);
-            settings.undo.push(promiscuous(interface)?);
-            settings.undo.extend(set_channels(ethtool, name, queues)?);
-            settings.undo.extend(clear_offloads(ethtool, name, notes));
-            settings.undo.extend(clear_pause(ethtool, name));
+        for port in &self.ports {
+            if !port.originals.is_empty() {
+                port.claim.save(&port.originals);
+            }
         }
-        let twin = original.and_then(|(original, both, random)| {
-            original.make_symmetric(ethtool, both, queues, random, &mut settings.undo)
-        });
-        Ok((settings, twin))
+        for ((interface, port), plan) in interfaces.iter().zip(&mut self.ports).zip(&plans) {
+            warn_of_addresses(interface.name());
+            port.membership = Some(promiscuous(interface)?);
+            plan.carry_out(ethtool, interface.name(), queues, notes)?;
+        }
+        Ok(original.and_then(|(original, both, random)| rss::make_symmetric(ethtool, both, &original, queues, random)))
     }
 
-    /// Waits until every interface has a link, ten seconds at most; then warns and goes on: a cable may come later.
-    pub(crate) fn await_links(&self, interfaces: &[&Interface], notes: &mut Vec<String>) {
+    /// Takes the settings as they are now for those the box works with; to be called when everything is open.
+    pub(crate) fn note(&mut self) {
         let Some(ethtool) = &self.ethtool else { return };
+        for port in &mut self.ports {
+            let Ok(name) = &ethtool.name_of(port.claim.index()) else { continue };
+            port.queues = ethtool.queues(name).ok().map(|(now, _)| now);
+            let on = |feature: Feature| is_to_be_off(&feature).then_some(feature.name);
+            port.stubborn = ethtool.features(name).unwrap_or_default().into_iter().filter_map(on).collect();
+        }
+    }
+
+    /// Looks whether somebody has changed what the box has set, and sets it again.
+    pub(crate) fn check(&mut self) -> Vec<Changed> {
+        let Some(ethtool) = &self.ethtool else { return Vec::new() };
+        let mut changed = Vec::new();
+        for port in &mut self.ports {
+            // It may have another name by now.
+            let Ok(name) = ethtool.name_of(port.claim.index()) else { continue };
+            changed.extend(port.check_queues(ethtool, &name));
+            changed.extend(port.check_offloads(ethtool, &name));
+        }
+        changed
+    }
+
+    /// Takes the interface of this index down, or up again. A port that is down when this is dropped, or when the process is killed, is
+    /// taken up again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `ENODEV` when it is none of these interfaces.
+    pub(crate) fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
+        let port = self.ports.iter_mut().find(|port| port.claim.index() == index);
+        let (Some(ethtool), Some(port)) = (&self.ethtool, port) else {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        };
+        let was_taken_down = port.originals.taken_down;
+        if !up {
+            port.claim.note_taken_down(true);
+        }
+        let result = ethtool.name_of(index).and_then(|name| ethtool.set_up(&name, up));
+        port.originals.taken_down = if result.is_ok() { !up } else { was_taken_down };
+        port.claim.note_taken_down(port.originals.taken_down);
+        result
+    }
+
+    /// Says which links are missing and will be waited for; returns whether there are any.
+    pub(crate) fn announce_wait(&self, interfaces: &[&Interface]) -> bool {
+        let missing: Vec<&str> =
+            interfaces.iter().filter(|one| !one.link().has_carrier()).map(|one| one.name()).collect();
+        if !missing.is_empty() {
+            info!("waiting for the link of {}, {} s at most", missing.join(" and "), LINK_PATIENCE.as_secs());
+        }
+        !missing.is_empty()
+    }
+
+    /// Waits until every interface has a link, ten seconds at most or until `stop`; then warns and goes on: a cable may come later. Says
+    /// what is waited for, unless that was `said` already.
+    pub(crate) fn await_links(
+        &self,
+        interfaces: &[&Interface],
+        stop: &AtomicBool,
+        mut said: bool,
+        notes: &mut Vec<String>,
+    ) {
+        let Ok(mut netlink) = Rtnetlink::new() else { return };
         let begin = Instant::now();
-        for interface in interfaces {
-            let name = interface.name();
-            let has_link = || ethtool.flags(name).is_ok_and(|flags| flags & libc::IFF_RUNNING != 0);
-            while !has_link() {
-                if begin.elapsed() >= LINK_PATIENCE {
-                    warn!("{name} has no link; going on without");
-                    notes.push(format!("{name} has no link; check the cable and the other end"));
-                    break;
-                }
-                thread::sleep(LINK_STEP);
+        let mut has_link =
+            |interface: &&&Interface| netlink.indexed(interface.index()).is_ok_and(|link| link.has_carrier());
+        let without = loop {
+            let without: Vec<&&Interface> = interfaces.iter().filter(|interface| !has_link(interface)).collect();
+            if without.is_empty() || stop.load(Ordering::Relaxed) {
+                return;
             }
+            if begin.elapsed() >= LINK_PATIENCE {
+                break without;
+            }
+            if !said {
+                let names: Vec<&str> = without.iter().map(|interface| interface.name()).collect();
+                info!("waiting for the link of {}, {} s at most", names.join(" and "), LINK_PATIENCE.as_secs());
+                said = true;
+            }
+            thread::sleep(LINK_STEP);
+        };
+        for interface in without {
+            let name = interface.name();
+            warn!("{name} has no link; going on without");
+            notes.push(format!("{name} has no link; check the cable and the other end"));
         }
     }
 
     /// The most frames that a device of `interfaces` keeps in its receive and transmit rings; 0 when no device reports it.
     pub(crate) fn hardware_rings(&self, interfaces: &[&Interface]) -> usize {
         let Some(ethtool) = &self.ethtool else { return 0 };
-        let rings = |interface: &&Interface| {
-            // cmd, then the possible sizes: rx, mini, jumbo, tx; then the present in the same order.
-            let mut rings = [0_u32; 9];
-            rings[0] = ETHTOOL_GRINGPARAM;
-            ethtool.command(interface.name(), &mut rings).map_or(0, |()| (rings[5] + rings[8]) as usize)
-        };
-        interfaces.iter().map(rings).max().unwrap_or(0)
+        interfaces.iter().map(|interface| ethtool.ring_frames(interface.name())).max().unwrap_or(0)
     }
 }
 
 impl Drop for Settings {
     fn drop(&mut self) {
         let Some(ethtool) = &self.ethtool else { return };
-        while let Some(undo) = self.undo.pop() {
-            undo.apply(ethtool);
+        for port in self.ports.iter_mut().rev() {
+            port.membership = None;
+            let Ok(name) = ethtool.name_of(port.claim.index()) else {
+                debug!("{} is gone", port.claim.name());
+                continue;
+            };
+            if port.originals.put_back(ethtool, &name).has_failed {
+                port.claim.keep();
+            }
         }
+    }
+}
+
+impl Prepared {
+    fn check_queues(&mut self, ethtool: &Ethtool, name: &str) -> Option<Changed> {
+        let wanted = self.queues?;
+        let (now, _) = ethtool.queues(name).ok()?;
+        if now == wanted {
+            self.refused_queues = None;
+            return None;
+        }
+        if self.refused_queues == Some(now) {
+            return None;
+        }
+        let (was, is) = (wanted.receiving(), now.receiving());
+        let result = ethtool.set_queues(name, wanted);
+        let is_set_back = result.is_ok();
+        let what = match result {
+            Ok(()) => {
+                format!("{name}: somebody has changed its queues from {was} to {is}; set back, since each has a worker")
+            }
+            Err(error) => {
+                self.refused_queues = Some(now);
+                format!(
+                    "{name}: somebody has changed its queues from {was} to {is}, and they cannot be set back ({error}): frames on a queue \
+                     without a worker are lost; restart the box"
+                )
+            }
+        };
+        Some(Changed { index: self.claim.index(), what, is_set_back })
+    }
+
+    fn check_offloads(&mut self, ethtool: &Ethtool, name: &str) -> Option<Changed> {
+        let features = ethtool.features(name).ok()?;
+        let on = |feature: &&Feature| is_to_be_off(feature) && !self.stubborn.contains(&feature.name);
+        let on: Vec<&Feature> = features.iter().filter(on).collect();
+        if on.is_empty() {
+            return None;
+        }
+        let names = on.iter().map(|feature| feature.name.as_str()).collect::<Vec<_>>().join(", ");
+        let result = ethtool.set_features(name, features.len(), &on, false);
+        let is_set_back = result.is_ok();
+        let what = match result {
+            Ok(()) => format!(
+                "{name}: somebody has switched {names} on; switched off again, since it makes frames that cannot pass"
+            ),
+            Err(error) => {
+                self.stubborn.extend(on.iter().map(|feature| feature.name.clone()));
+                format!(
+                    "{name}: somebody has switched {names} on, and it cannot be switched off ({error}): frames are lost"
+                )
+            }
+        };
+        Some(Changed { index: self.claim.index(), what, is_set_back })
+    }
+}
+
+/// Whether an offload is asked for that breaks a bridge and can be switched off.
+fn is_to_be_off(feature: &Feature) -> bool {
+    feature.may_change && feature.is_requested && OFFLOADS.contains(&feature.name.as_str())
+}
+
+/// What is to be changed at an interface, and how it was.
+struct Plan {
+    /// The numbers of queues there are, and those there shall be.
+    queues: Option<(Queues, Queues)>,
+    features: Vec<Feature>,
+    pause: Option<PauseFrames>,
+}
+
+impl Plan {
+    fn of(ethtool: &Ethtool, name: &str, queues: usize) -> Result<Plan, OpenError> {
+        let pause = ethtool.pause(name).ok().filter(|pause| *pause != PauseFrames([0; 3]));
+        let features = ethtool.features(name).unwrap_or_default();
+        if features.is_empty() {
+            debug!("{name} does not report its offloads");
+        }
+        Ok(Plan { queues: plan_queues(ethtool, name, queues)?, features, pause })
+    }
+
+    fn originals(&self) -> Originals {
+        let offloads = self.features.iter().filter(|feature| is_to_be_off(feature));
+        Originals {
+            offloads: offloads.map(|feature| feature.name.clone()).collect(),
+            queues: self.queues.map(|(now, _)| now),
+            pause: self.pause,
+            ..Originals::default()
+        }
+    }
+
+    fn carry_out(
+        &self,
+        ethtool: &Ethtool,
+        name: &str,
+        workers: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<(), OpenError> {
+        if let Some((now, wanted)) = self.queues {
+            set_queues(ethtool, name, now, wanted, workers)?;
+        }
+        let on: Vec<&Feature> = self.features.iter().filter(|feature| is_to_be_off(feature)).collect();
+        if !on.is_empty()
+            && let Err(error) = ethtool.set_features(name, self.features.len(), &on, false)
+        {
+            warn!("{name}: could not switch off its offloads: {error}");
+            notes.push(format!("{name}: offloads stay on ({error}); merged frames will be dropped"));
+        }
+        let parses_tags = |feature: &Feature| feature.name == TAG_PARSING && feature.is_active;
+        if self.features.iter().any(parses_tags) && ethtool.features(name).is_ok_and(|now| now.iter().any(parses_tags))
+        {
+            warn!("{name}: rx-vlan-offload cannot be switched off: VLAN tags would vanish from frames");
+            notes.push(format!("{name}: rx-vlan-offload cannot be switched off; do not send tagged frames through it"));
+        }
+        // One slow port must not stop the other's link.
+        if self.pause.is_some()
+            && let Err(error) = ethtool.set_pause(name, PauseFrames([0; 3]))
+        {
+            debug!("{name}: pause frames stay on: {error}");
+        }
+        Ok(())
+    }
+}
+
+/// The queues there are and as many as there are workers, if they differ. A device that does not report its queues has one.
+fn plan_queues(ethtool: &Ethtool, name: &str, workers: usize) -> Result<Option<(Queues, Queues)>, OpenError> {
+    let (now, possible) = ethtool.queues(name).unwrap_or((Queues([0; 4]), Queues([1, 1, 0, 0])));
+    let too_few = || OpenError::Unsupported {
+        what: format!("{name} has {} queue(s) for {workers} workers", possible.pairs()),
+        hint: format!("set the number of workers to {} or less", possible.pairs().max(1)),
+    };
+    if possible.pairs() <= 1 {
+        return if workers <= 1 { Ok(None) } else { Err(too_few()) };
+    }
+    let wanted = u32::try_from(workers).map_err(|_| too_few())?;
+    let Queues([rx, tx, _, combined]) = possible;
+    let wanted = if wanted <= combined {
+        Queues([0, 0, now.0[2], wanted])
+    } else if wanted <= rx.min(tx) {
+        Queues([wanted, wanted, now.0[2], 0])
+    } else {
+        return Err(too_few());
+    };
+    Ok((now != wanted).then_some((now, wanted)))
+}
+
+/// Sets as many receive and transmit queues as there are workers.
+fn set_queues(ethtool: &Ethtool, name: &str, now: Queues, wanted: Queues, workers: usize) -> Result<(), OpenError> {
+    let receiving = now.receiving();
+    match ethtool.set_queues(name, wanted) {
+        Err(source) if receiving != workers => Err(match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
+            _ => OpenError::Unsupported {
+                what: format!("{name} has {receiving} queue(s), and {workers} could not be set ({source})"),
+                hint: format!("set the number of workers to {receiving}, or the queues with `ethtool -L {name}`"),
+            },
+        }),
+        // There are as many receive queues as workers; the transmit queues do not matter.
+        _ => Ok(()),
     }
 }
 
 /// Unicast frames for others arrive only in promiscuous mode. A packet membership counts together with those of others
 /// (tcpdump), and the kernel ends it with the process.
-fn promiscuous(interface: &Interface) -> Result<Undo, OpenError> {
+fn promiscuous(interface: &Interface) -> Result<OwnedFd, OpenError> {
     let name = interface.name();
     let fail = |source: io::Error| match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
@@ -187,168 +463,5 @@ fn promiscuous(interface: &Interface) -> Result<Undo, OpenError> {
     if result != 0 {
         return Err(fail(io::Error::last_os_error()));
     }
-    Ok(Undo::Promiscuous { name: name.into(), membership })
-}
-
-/// Sets as many receive and transmit queues as there are workers. A device that does not report its queues has one.
-fn set_channels(ethtool: &Ethtool, name: &str, queues: usize) -> Result<Option<Undo>, OpenError> {
-    // cmd, then the possible: rx, tx, other, combined; then the present in the same order.
-    let mut channels = [0_u32; 9];
-    channels[0] = ETHTOOL_GCHANNELS;
-    let possible = match ethtool.command(name, &mut channels) {
-        Ok(()) => (channels[1].min(channels[2]) + channels[4]) as usize,
-        Err(_) => 1,
-    };
-    let too_few = |possible: usize| OpenError::Unsupported {
-        what: format!("{name} has {possible} queue(s) for {queues} workers"),
-        hint: format!("set the number of workers to {possible} or less"),
-    };
-    if possible <= 1 {
-        return if queues <= possible.max(1) { Ok(None) } else { Err(too_few(possible)) };
-    }
-    let wanted = u32::try_from(queues).map_err(|_| too_few(possible))?;
-    let mut request = channels;
-    request[0] = ETHTOOL_SCHANNELS;
-    if wanted <= channels[4] {
-        (request[5], request[6], request[8]) = (0, 0, wanted);
-    } else if wanted <= channels[1].min(channels[2]) {
-        (request[5], request[6], request[8]) = (wanted, wanted, 0);
-    } else {
-        return Err(too_few(possible));
-    }
-    if request[1..] == channels[1..] {
-        return Ok(None);
-    }
-    let receiving = (channels[5] + channels[8]) as usize;
-    match ethtool.command(name, &mut request) {
-        Ok(()) => {
-            channels[0] = ETHTOOL_SCHANNELS;
-            Ok(Some(Undo::Channels { name: name.into(), request: channels }))
-        }
-        Err(source) if receiving != queues => Err(match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => OpenError::Permission { interface: name.into() },
-            _ => OpenError::Unsupported {
-                what: format!("{name} has {receiving} queue(s), and {queues} could not be set ({source})"),
-                hint: format!("set the number of workers to {receiving}, or the queues with `ethtool -L {name}`"),
-            },
-        }),
-        // There are as many receive queues as workers; the transmit queues do not matter.
-        Err(_) => Ok(None),
-    }
-}
-
-/// Switches off the offloads that break a bridge, and warns of tags that will be lost.
-fn clear_offloads(ethtool: &Ethtool, name: &str, notes: &mut Vec<String>) -> Option<Undo> {
-    let names = ethtool.feature_names(name).unwrap_or_default();
-    let blocks = names.len().div_ceil(32);
-    if blocks == 0 {
-        debug!("{name} does not report its offloads");
-        return None;
-    }
-    let before = ethtool.features(name, blocks).ok()?;
-    // Per block: which to set, and to what.
-    let mut change = vec![0_u32; 2 + 2 * blocks];
-    (change[0], change[1]) = (ETHTOOL_SFEATURES, blocks as u32);
-    let mut undo = change.clone();
-    for (i, feature) in names.iter().enumerate() {
-        let (block, bit) = (i / 32, 1_u32 << (i % 32));
-        if OFFLOADS.contains(&feature.as_str()) && before[block].may_change & bit != 0 {
-            change[2 + 2 * block] |= bit;
-            undo[2 + 2 * block] |= bit;
-            // The feature that was asked for, not what was active, which may depend on other features.
-            undo[3 + 2 * block] |= before[block].requested & bit;
-        }
-    }
-    let mut changed = None;
-    if change != undo {
-        match ethtool.command(name, &mut change) {
-            Ok(()) => changed = Some(Undo::Features { name: name.into(), request: undo }),
-            Err(error) => {
-                warn!("{name}: could not switch off its offloads: {error}");
-                notes.push(format!("{name}: offloads stay on ({error}); merged frames will be dropped"));
-            }
-        }
-    }
-    if let (Some(at), Ok(after)) = (names.iter().position(|n| n == TAG_PARSING), ethtool.features(name, blocks))
-        && after[at / 32].active & (1 << (at % 32)) != 0
-    {
-        warn!("{name}: rx-vlan-offload cannot be switched off: VLAN tags would vanish from frames");
-        notes.push(format!("{name}: rx-vlan-offload cannot be switched off; do not send tagged frames through it"));
-    }
-    changed
-}
-
-/// Switches pause frames off: one slow port must not stop the other's link.
-fn clear_pause(ethtool: &Ethtool, name: &str) -> Option<Undo> {
-    // cmd, autonegotiation, receive, transmit.
-    let mut pause = [ETHTOOL_GPAUSEPARAM, 0, 0, 0];
-    ethtool.command(name, &mut pause).ok()?;
-    if pause[1..] == [0, 0, 0] {
-        return None;
-    }
-    let mut request = [ETHTOOL_SPAUSEPARAM, 0, 0, 0];
-    if let Err(error) = ethtool.command(name, &mut request) {
-        debug!("{name}: pause frames stay on: {error}");
-        return None;
-    }
-    pause[0] = ETHTOOL_SPAUSEPARAM;
-    Some(Undo::Pause { name: name.into(), request: pause })
-}
-
-/// The bridge has no address: one on its interfaces is a mistake, or the interface is the wrong one.
-fn warn_of_addresses(name: &str) {
-    for address in addresses(name) {
-        warn!("{name} carries the address {address}: the host cannot use it while the interface is bridged");
-    }
-}
-
-/// The addresses configured on an interface, without the link-local ones that the kernel makes itself.
-fn addresses(name: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut list: *mut libc::ifaddrs = ptr::null_mut();
-    // SAFETY: the list is written to a local pointer.
-    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
-        return found;
-    }
-    let mut entry = list;
-    while !entry.is_null() {
-        // SAFETY: the entries are valid until the list is freed below; names are C strings; addresses, where present, are as
-        // long as their family says.
-        unsafe {
-            let here = &*entry;
-            if CStr::from_ptr(here.ifa_name).to_bytes() == name.as_bytes() && !here.ifa_addr.is_null() {
-                match libc::c_int::from((*here.ifa_addr).sa_family) {
-                    libc::AF_INET => {
-                        let address = here.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
-                        found.insert(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)).to_string());
-                    }
-                    libc::AF_INET6 => {
-                        let address = here.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned();
-                        let address = Ipv6Addr::from(address.sin6_addr.s6_addr);
-                        if !address.is_unicast_link_local() {
-                            found.insert(address.to_string());
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            entry = here.ifa_next;
-        }
-    }
-    // SAFETY: the list came from getifaddrs and is freed once.
-    unsafe { libc::freeifaddrs(list) };
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_of_the_loopback_is_seen_and_no_other() {
-        if Interface::find("lo").is_ok() {
-            assert!(addresses("lo").contains("127.0.0.1"));
-        }
-        assert!(addresses("l").is_empty());
-    }
+    Ok(membership)
 }

@@ -77,6 +77,8 @@ pub(super) struct XdpPort {
     in_flight: usize,
     /// The kernel has not taken all of the transmit ring, and the last system call made no progress.
     backlog: bool,
+    /// The interface was down at the last attempt to send.
+    is_down: bool,
     /// The first buffers of a frame whose last has not been read yet. Empty between two calls.
     partial: Option<Frame>,
     /// The rest of a frame that is too long is being discarded.
@@ -135,6 +137,7 @@ impl XdpPort {
             filled: 0,
             in_flight: 0,
             backlog: false,
+            is_down: false,
             partial: None,
             discarding: false,
             capabilities: Capabilities {
@@ -333,6 +336,16 @@ impl XdpPort {
         }
     }
 
+    /// Drops frames for an interface that is down, as a cable would: those in the ring are enough to notice by that it is up again, and
+    /// whoever gets more of them then gets them late.
+    #[cold]
+    fn discard(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
+        let frames = batch.len();
+        self.statistics.transmit_errors += frames as u64;
+        batch.drain(..).for_each(|frame| pool.put(frame));
+        frames
+    }
+
     /// Wakes the driver's transmit path. For a socket whose worker drives the receive path, `send` runs that path only
     /// (`xsk_no_wakeup`): enough for drivers that transmit there as well, but virtio-net would never send. The kernel's
     /// `xsk_poll` wakes either path.
@@ -388,6 +401,11 @@ impl Port for XdpPort {
         if batch.is_empty() {
             return 0;
         }
+        // Waiting for frames sends what is in the ring, too: with nothing there the interface is up again.
+        self.is_down &= self.in_flight > 0;
+        if self.is_down {
+            return self.discard(batch, pool);
+        }
         let mut free = self.tx.nb_free(batch.len() as u32) as usize;
         let mut fits = 0;
         for frame in batch.iter() {
@@ -437,7 +455,7 @@ impl Port for XdpPort {
         if self.in_flight == 0 {
             return;
         }
-        self.backlog = false;
+        (self.backlog, self.is_down) = (false, false);
         let mut free = self.tx.nb_free_exact() as usize;
         // In copy mode nothing is sent without a system call; a zero-copy driver says whether it needs one.
         let wanted = if self.capabilities.zero_copy { self.tx.needs_wakeup() } else { free < self.ring };
@@ -452,14 +470,17 @@ impl Port for XdpPort {
                         }
                         free = now;
                     }
-                    // The interface is down or was removed; the frames stay queued.
-                    Err(_) => break,
+                    // The interface is down or was removed; the frames stay queued, and are sent when it is up again.
+                    Err(_) => {
+                        self.is_down = true;
+                        break;
+                    }
                 }
             }
             if self.busy_poll && self.capabilities.zero_copy && (self.tx.nb_free_exact() as usize) < self.ring {
                 self.wake_transmitter();
             }
-            self.backlog = (self.tx.nb_free_exact() as usize) < self.ring;
+            self.backlog = !self.is_down && (self.tx.nb_free_exact() as usize) < self.ring;
         }
         self.reap(pool);
     }

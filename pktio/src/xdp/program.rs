@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn the_verifier_is_soon_done_with_the_program() {
+        let (ebpf, _maps) = program();
+        let program: &Xdp = ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
+        let information = program.info().expect("the kernel has it");
+        // A start waits for it: a million instructions, which is also the kernel's limit, took seconds.
+        let verified = information.verified_instruction_count().expect("known since Linux 5.16");
+        assert!(verified < 50_000, "{verified} instructions");
+    }
+
+    #[test]
     fn the_program_drops_syns_and_nothing_else() {
         let (ebpf, maps) = program();
         let syns = [

@@ -46,6 +46,28 @@ fn driver_mode_carries_ping_and_tcp() {
 }
 
 #[test]
+fn what_is_sent_to_an_interface_that_is_down_is_not_kept_for_later() {
+    for mode in [Mode::Driver, Mode::Generic] {
+        let world = World::new(Links::default());
+        let opened = open_box(&world, Options { mode, ..Options::default() });
+        let guard = opened.guard;
+        let bridge = Running::start(opened.pairs);
+        assert_eq!(world.ping(3), 3);
+        world.run("box", "ip link set lan down");
+        assert_eq!(world.ping(50), 0);
+        world.run("box", "ip link set lan up");
+        // The host's kernel has to learn the address again.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while world.ping(1) == 0 {
+            assert!(Instant::now() < deadline, "{mode:?}: it does not carry any more");
+        }
+        let moved = bridge.stop().remove(0);
+        assert!(moved.lan.transmit_errors >= 40, "{mode:?}: {moved:?}");
+        drop(guard);
+    }
+}
+
+#[test]
 fn generic_mode_carries_ping_and_tcp() {
     carries_ping_and_tcp(Links::default(), Options { mode: Mode::Generic, ..Options::default() });
 }

@@ -4,7 +4,7 @@ use super::commands::{Answer, Command, CommandSender};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
-use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, WorkerMetric};
+use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
@@ -237,7 +237,10 @@ impl ControlApi {
     fn status(&self) -> Status {
         // A worker publishes its statistics before it answers, so they are as new as the answer.
         let workers = self.workers.send(&Command::Ping).iter().map(Option::is_some).collect();
-        let flows = flows(&self.board.total());
+        let total = self.board.total();
+        let flows = flows(&total);
+        let now = Instant::now();
+        let [lan, wan] = self.board.links().map(|link| link.map(|link| views::link(&link, now)));
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
         let servers = self.facts.commanded.then(|| self.servers.count());
@@ -245,10 +248,11 @@ impl ControlApi {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime: self.uptime(),
-            lan: self.facts.lan.clone(),
-            wan: self.facts.wan.clone(),
+            lan: Interface { link: lan, ..self.facts.lan.clone() },
+            wan: Interface { link: wan, ..self.facts.wan.clone() },
             workers,
             bypass: self.facts.bypass,
+            ports_swapped: total.get(Notice::PortsSwapped) > 0,
             servers,
             backends: servers,
             drain,
@@ -343,7 +347,7 @@ impl ControlApi {
         Stats {
             uptime: self.uptime(),
             workers: workers.iter().map(counts).collect(),
-            total: counts(&workers.into_iter().sum()),
+            total: counts(&self.board.total()),
         }
     }
 }
@@ -376,6 +380,9 @@ fn counts(snapshot: &Snapshot) -> Counts {
     Counts {
         lan: named(Family::Lan),
         wan: named(Family::Wan),
+        lan_link: named(Family::LanLink),
+        wan_link: named(Family::WanLink),
+        notices: named(Family::Notice),
         flows: flows(snapshot),
         held: snapshot.get(WorkerMetric::Held),
         events: named(Family::Event),

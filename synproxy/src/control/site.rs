@@ -59,7 +59,10 @@ impl Site for StatisticsSite {
             "/now.json" => Some(("application/json", self.now()?)),
             "/metrics" => {
                 let workers: Vec<_> = self.board.workers().collect();
-                Some((prometheus::CONTENT_TYPE, prometheus::text(&workers, &self.identity).into_bytes()))
+                Some((
+                    prometheus::CONTENT_TYPE,
+                    prometheus::text(&workers, &self.board.supervisor(), &self.identity).into_bytes(),
+                ))
             }
             "/-/healthy" => Some(("text/plain; charset=utf-8", b"the box runs\n".to_vec())),
             _ => None,

@@ -35,11 +35,11 @@ const REPLACEABLE_AFTER: Duration = Duration::from_secs(10);
 /// How long a client may leave an answer unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The bound socket, before it is served.
+/// The bound socket, before it is served. Its file is removed when this is dropped without.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    file: Serving,
     permissions: SocketPermissions,
 }
 
@@ -71,13 +71,17 @@ impl Socket {
         let (user, group) = permissions.owner;
         if path.parent() == Some(Path::new(control::DIRECTORY)) {
             match fs::create_dir(control::DIRECTORY) {
-                // The process removes the socket as the user it changes to.
-                Ok(()) => std::os::unix::fs::chown(control::DIRECTORY, user, group).map_err(not_given)?,
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => {
                     let text = "cannot be created: create it for the user of the box (systemd: RuntimeDirectory=synproxy), or set `control`";
                     return Err(io::Error::new(error.kind(), format!("{} {text} ({error})", control::DIRECTORY)));
                 }
+            }
+            // The process removes the socket, and what it has noted of its interfaces, as the user it changes to.
+            let is_roots = fs::metadata(control::DIRECTORY).is_ok_and(|directory| directory.uid() == 0);
+            if is_roots && (user, group) != (None, None) {
+                std::os::unix::fs::chown(control::DIRECTORY, user, group).map_err(not_given)?;
             }
         }
         remove_stale(path)?;
@@ -85,7 +89,7 @@ impl Socket {
         let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
-        let socket = Self { listener: listener?, path: path.to_owned(), permissions };
+        let socket = Self { listener: listener?, file: Serving { path: path.to_owned() }, permissions };
         std::os::unix::fs::lchown(path, user, permissions.group.or(group)).map_err(not_given)?;
         if permissions.group.is_some() {
             fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
@@ -98,7 +102,7 @@ impl Socket {
     /// # Errors
     /// When no thread can be created.
     pub fn serve(self, api: Arc<ControlApi>) -> Result<Serving, Failure> {
-        let serving = Serving { path: self.path };
+        let serving = self.file;
         let (listener, permissions) = (self.listener, self.permissions);
         let accept = move || {
             privileges::enter_control_thread();
@@ -350,7 +354,7 @@ mod tests {
         let mode = fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);
-        fs::remove_file(&path).unwrap();
+        assert!(!path.exists(), "a socket that was never served is removed too");
 
         fs::write(&path, "a file").unwrap();
         assert!(Socket::bind(&path, SocketPermissions::default()).unwrap_err().to_string().contains("no socket"));
@@ -368,7 +372,7 @@ mod tests {
         let file = fs::metadata(&path).unwrap();
         assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
         drop(socket);
-        fs::remove_file(&path).unwrap();
+        assert!(!path.exists(), "a socket that was never served is removed too");
         assert_eq!(
             [permissions, SocketPermissions::default()].map(|permissions| permissions.role(0)),
             [Some(Role::Owner); 2]

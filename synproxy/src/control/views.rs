@@ -2,11 +2,12 @@
 
 use super::api::Role;
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
-use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Sent, Why};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use crate::process::link_monitor::{Condition, LinkReport};
+use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, LinkCondition, Sent, Why};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tcpstate::config::Network;
 use tcpstate::wire::Addr;
 use tcpstate::{Connection, End, Event, Explanation, Field, Filter, Head, Side, State, Verdict};
@@ -19,6 +20,17 @@ const BUFFER: usize = 2048;
 
 /// The longest frame that is explained, in bytes: what fits a request.
 pub const MAX_FRAME: usize = 10_240;
+
+/// The link of a port.
+pub fn link(report: &LinkReport, now: Instant) -> Link {
+    let condition = match report.condition {
+        Condition::Up => LinkCondition::Up,
+        Condition::NoCarrier => LinkCondition::NoCarrier,
+        Condition::Down => LinkCondition::Down,
+        Condition::TakenDown => LinkCondition::TakenDown,
+    };
+    Link { condition, since: now.saturating_duration_since(report.since).as_secs_f64(), lost: report.lost }
+}
 
 /// The engine's filter for the connections that a client asks for.
 ///

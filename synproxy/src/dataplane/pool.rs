@@ -10,6 +10,7 @@ use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
 use crate::metrics::report::{Line, Table};
 use crate::metrics::snapshot::{Board, Snapshot};
+use crate::metrics::swap_check::SwapCheck;
 use crate::process::cpu::Cores;
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
@@ -34,6 +35,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(2);
 pub enum Message {
     /// A worker runs.
     Running,
+    /// The kernel has reported a change of a link.
+    Links,
     /// A worker has ended: because it was to stop, because its ports are exhausted, or by a failure.
     Ended(Result<(), Failure>),
     /// A signal asks the process to end.
@@ -149,18 +152,28 @@ impl WorkerPool {
     ///
     /// # Panics
     /// If every sender of messages is gone, which the signal handler prevents.
-    pub fn supervise(mut self, mut links: LinkMonitor, ready: impl FnOnce()) -> Result<(), Failure> {
+    pub fn supervise(mut self, mut links: LinkMonitor<'_>, ready: impl FnOnce()) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut ready = Some(ready);
         let mut reported = (begin, Snapshot::default());
+        let mut swapped = SwapCheck::default();
+        let mut links_due = begin;
         while self.running > 0 {
-            match self.messages.recv_deadline(reported.0 + REPORT_EVERY) {
+            match self.messages.recv_deadline((reported.0 + REPORT_EVERY).min(links_due)) {
+                Ok(Message::Links) => links_due = Instant::now(),
                 Ok(message) => self.handle(message)?,
-                Err(RecvTimeoutError::Timeout) => {
-                    reported = self.report(&reported);
-                    links.check().unwrap_or_else(|failure| self.fail(failure));
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
+            }
+            let now = Instant::now();
+            if now >= reported.0 + REPORT_EVERY {
+                reported = self.report(&reported);
+                swapped.check(&reported.1, now);
+            }
+            if now >= links_due {
+                links.check(now).unwrap_or_else(|failure| self.fail(failure));
+                links_due = links.due(now);
+                self.board.publish_links(links.reports(), swapped.are_swapped());
             }
             if self.starting == 0
                 && let Some(ready) = ready.take()
@@ -179,6 +192,7 @@ impl WorkerPool {
     fn handle(&mut self, message: Message) -> Result<(), Failure> {
         match message {
             Message::Running => self.starting -= 1,
+            Message::Links => {}
             Message::Ended(end) => {
                 self.running -= 1;
                 end.unwrap_or_else(|failure| self.fail(failure));

@@ -199,6 +199,28 @@ impl PortMetric {
 }
 
 metrics! {
+    /// What is noticed of a port's interface while the box runs.
+    pub enum LinkMetric: Counter, Times {
+        /// Whether there is somebody at the other end: 1 or 0.
+        Carrier = "carrier" is Gauge,
+        /// How often the link was lost. A port that the box has taken down itself has lost none.
+        Lost = "lost" as "link lost, times",
+        /// How often the port was taken down because the other one had lost its link (`link_loss = forward`).
+        TakenDown = "taken-down" as "taken down for the other's loss, times",
+        /// How often somebody has changed queues or offloads that the box had set.
+        SettingsChanged = "settings-changed" as "settings changed by others, times",
+    }
+}
+
+metrics! {
+    /// What is noticed of the box as a whole.
+    pub enum Notice: Gauge, Times {
+        /// Whether LAN and WAN seem to be swapped, so that nothing is protected: connections are opened from the LAN and none from the WAN; 1 or 0.
+        PortsSwapped = "ports-swapped",
+    }
+}
+
+metrics! {
     /// Commands of the control socket that workers execute: the most time one has taken, of the worker's own time.
     pub enum CommandKind: Gauge, Nanoseconds {
         /// Answering `status`.
@@ -229,6 +251,8 @@ pub enum Writer {
     Worker,
     /// A port (`pktio`), as it is read by its worker.
     Port,
+    /// The thread that supervises the workers.
+    Supervisor,
 }
 
 impl Writer {
@@ -238,6 +262,7 @@ impl Writer {
             Writer::Engine => "engine",
             Writer::Worker => "worker",
             Writer::Port => "port",
+            Writer::Supervisor => "supervisor",
         }
     }
 }
@@ -350,6 +375,12 @@ families! {
     Lan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "lan"));
     /// The port to everybody else.
     Wan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "wan"));
+    /// The link and the settings of the interface to the servers.
+    LanLink(LinkMetric): Supervisor, Sum, Naming::NameAndLabel("link", ("port", "lan"));
+    /// The link and the settings of the interface to everybody else.
+    WanLink(LinkMetric): Supervisor, Sum, Naming::NameAndLabel("link", ("port", "wan"));
+    /// What was noticed of the box as a whole.
+    Notice(Notice): Supervisor, Sum, Naming::Name("notice");
     /// The longest that a command kept a worker from its frames.
     Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
 }
@@ -394,6 +425,14 @@ impl Metric {
         match side {
             Side::Lan => Metric::Lan(metric),
             Side::Wan => Metric::Wan(metric),
+        }
+    }
+
+    /// One of the interface of a port.
+    pub const fn link(side: Side, metric: LinkMetric) -> Self {
+        match side {
+            Side::Lan => Metric::LanLink(metric),
+            Side::Wan => Metric::WanLink(metric),
         }
     }
 
@@ -471,7 +510,7 @@ macro_rules! plain {
 
 plain! {
     Drop(DropReason), Event(Event), Flows(FlowGauge), Worker(WorkerMetric), Unsent(UnsentMetric), Handoff(HandoffMetric),
-    Command(CommandKind)
+    Command(CommandKind), Notice(Notice)
 }
 
 /// Everything there is to say of one metric.
@@ -618,6 +657,8 @@ mod tests {
             (HandoffMetric::UpdatesLost.into(), "synproxy_handoff_updates_lost_total"),
             (Metric::Lan(PortMetric::ReceivedBytes), "synproxy_port_received_bytes_total{port=\"lan\"}"),
             (Metric::Wan(PortMetric::Kicks), "synproxy_port_kicks_total{port=\"wan\"}"),
+            (Metric::LanLink(LinkMetric::Lost), "synproxy_link_lost_total{port=\"lan\"}"),
+            (Notice::PortsSwapped.into(), "synproxy_notice_ports_swapped"),
             (CommandKind::Flows.into(), "synproxy_longest_command_seconds{command=\"flows\"}"),
         ] {
             let metric: Metric = metric;

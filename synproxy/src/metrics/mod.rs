@@ -1,7 +1,8 @@
 //! What is counted and recorded.
 //!
 //! [`descriptors`] is the one table of all metrics. Workers publish their values as a [`snapshot`], of which [`report`] makes the log's
-//! lines and tables, and [`prometheus`] what [`http`] serves. [`top_talkers`] estimates who sends most, and [`capture`] copies frames into files.
+//! lines and tables, and [`prometheus`] what [`http`] serves. [`top_talkers`] estimates who sends most, [`swap_check`] notices ports that are
+//! swapped, and [`capture`] copies frames into files.
 
 pub mod capture;
 pub mod descriptors;
@@ -9,4 +10,5 @@ pub mod http;
 pub mod prometheus;
 pub mod report;
 pub mod snapshot;
+pub mod swap_check;
 pub mod top_talkers;

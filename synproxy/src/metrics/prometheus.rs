@@ -2,7 +2,7 @@
 //!
 //! A scrape reads what the workers have published; it asks nothing of them.
 
-use super::descriptors::{Descriptor, TABLE, Timed};
+use super::descriptors::{Descriptor, TABLE, Timed, Writer};
 use super::snapshot::Snapshot;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -31,8 +31,8 @@ struct Group {
     lines: String,
 }
 
-/// The statistics of all workers.
-pub fn text(workers: &[Snapshot], identity: &Identity) -> String {
+/// The statistics of all workers, and of the thread that supervises them.
+pub fn text(workers: &[Snapshot], supervisor: &Snapshot, identity: &Identity) -> String {
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for row in &TABLE {
         let series = row.series();
@@ -41,6 +41,10 @@ pub fn text(workers: &[Snapshot], identity: &Identity) -> String {
             kind: row.kind.label(),
             lines: String::new(),
         });
+        if row.writer == Writer::Supervisor {
+            let _ = writeln!(group.lines, "{series} {}", supervisor.get(row.metric));
+            continue;
+        }
         let label = series.label.map_or(String::new(), |(key, value)| format!(",{key}=\"{value}\""));
         for (number, worker) in workers.iter().enumerate() {
             let value = worker.get(row.metric);
@@ -127,10 +131,10 @@ fn escaped_help(help: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::descriptors::{FlowGauge, WorkerMetric, WorkerTiming};
+    use crate::metrics::descriptors::{FlowGauge, LinkMetric, Metric, WorkerMetric, WorkerTiming};
     use std::collections::BTreeSet;
     use std::time::Duration;
-    use tcpstate::DropReason;
+    use tcpstate::{DropReason, Side};
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -145,12 +149,17 @@ mod tests {
 
     #[test]
     fn every_metric_is_there_once_for_each_worker() {
-        let text = text(&[snapshot(), Snapshot::default()], &Identity::default());
+        let mut supervisor = Snapshot::default();
+        supervisor.set(Metric::link(Side::Wan, LinkMetric::Lost), 4);
+        let text = text(&[snapshot(), Snapshot::default()], &supervisor, &Identity::default());
         for line in [
             "synproxy_dropped_frames_total{worker=\"0\",reason=\"bad-cookie\"} 7",
             "synproxy_dropped_frames_total{worker=\"1\",reason=\"bad-cookie\"} 0",
             "synproxy_flows{worker=\"0\",kind=\"proxied\"} 3",
             "synproxy_worker_timed_seconds_total{worker=\"0\"} 1.5",
+            "synproxy_link_lost_total{port=\"lan\"} 0",
+            "synproxy_link_lost_total{port=\"wan\"} 4",
+            "synproxy_notice_ports_swapped 0",
             "synproxy_port_received_frames_total{worker=\"1\",port=\"lan\"} 0",
             "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"0.000002\"} 0",
             "synproxy_hold_time_seconds_bucket{worker=\"0\",le=\"0.000004\"} 1",
@@ -168,7 +177,8 @@ mod tests {
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let names = |line: &&str| line.rsplit_once(' ').map(|(name, _)| name.to_owned());
         assert_eq!(samples.iter().filter_map(names).collect::<BTreeSet<_>>().len(), samples.len(), "each once");
-        assert_eq!(samples.len(), 5 + 2 * (TABLE.len() + Timed::all().count() * (BOUNDED + 3)));
+        let once = TABLE.iter().filter(|row| row.writer == Writer::Supervisor).count();
+        assert_eq!(samples.len(), 5 + once + 2 * (TABLE.len() - once + Timed::all().count() * (BOUNDED + 3)));
         // All lines of a name stand together, behind its type.
         let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let own: BTreeSet<&str> = types.iter().map(|line| line.split(' ').next().unwrap()).collect();
@@ -182,7 +192,7 @@ mod tests {
             config: (Some("/etc/x\ny".to_owned()), 1),
             started: 12.5,
         };
-        let text = text(&[], &identity);
+        let text = text(&[], &Snapshot::default(), &identity);
         assert!(text.contains("interface=\"a\\\"b\\\\c\"") && text.contains("file=\"/etc/x\\ny\""), "{text}");
         assert!(text.contains("synproxy_start_time_seconds 12.5\n"), "{text}");
     }

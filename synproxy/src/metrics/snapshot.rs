@@ -3,7 +3,10 @@
 //! Each worker has a [`Slot`] on cache lines of its own and is its only writer. A reader may see one value a moment older than
 //! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
-use super::descriptors::{CELLS, Family, FlowGauge, Metric, PortMetric, TABLE, TIMED, Timed, Total, WorkerMetric};
+use super::descriptors::{
+    CELLS, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, TABLE, TIMED, Timed, Total, WorkerMetric,
+};
+use crate::process::link_monitor::{Condition, LinkReport};
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
 use std::iter::Sum;
@@ -216,9 +219,12 @@ impl Slot {
     }
 }
 
-/// The slots of all workers.
+/// The slots of all workers, and that of the thread that supervises them.
 pub struct Board {
     slots: Box<[CachePadded<Slot>]>,
+    supervisor: CachePadded<Slot>,
+    /// The links of LAN and WAN.
+    links: Mutex<[Option<LinkReport>; 2]>,
 }
 
 impl Board {
@@ -228,7 +234,7 @@ impl Board {
             let cells = std::array::from_fn(|_| AtomicU64::new(0));
             CachePadded::new(Slot { cells, times: Default::default(), found: Mutex::default() })
         };
-        Self { slots: (0..workers).map(slot).collect() }
+        Self { slots: (0..workers).map(slot).collect(), supervisor: slot(0), links: Mutex::default() }
     }
 
     /// Where this worker publishes its statistics.
@@ -251,9 +257,38 @@ impl Board {
         self.slots.iter().flat_map(take).collect()
     }
 
-    /// The total over all workers.
+    /// What the thread that supervises the workers has counted.
+    pub fn supervisor(&self) -> Snapshot {
+        self.supervisor.read()
+    }
+
+    /// The total over all workers, with what their supervisor has counted.
     pub fn total(&self) -> Snapshot {
-        self.workers().sum()
+        self.workers().chain([self.supervisor.read()]).sum()
+    }
+
+    /// Shows what is known of the links of LAN and WAN, and whether they seem to be swapped. To be called by the supervisor only.
+    pub fn publish_links(&self, links: [Option<LinkReport>; 2], are_swapped: bool) {
+        let mut snapshot = Snapshot::default();
+        for (side, link) in Side::BOTH.into_iter().zip(&links) {
+            let Some(link) = link else { continue };
+            for (metric, value) in [
+                (LinkMetric::Carrier, u64::from(link.condition == Condition::Up)),
+                (LinkMetric::Lost, link.lost),
+                (LinkMetric::TakenDown, link.taken_down),
+                (LinkMetric::SettingsChanged, link.settings_changed),
+            ] {
+                snapshot.set(Metric::link(side, metric), value);
+            }
+        }
+        snapshot.set(Notice::PortsSwapped, u64::from(are_swapped));
+        self.supervisor.publish(&snapshot);
+        *self.links.lock().unwrap_or_else(PoisonError::into_inner) = links;
+    }
+
+    /// What is known of the links of LAN and WAN.
+    pub fn links(&self) -> [Option<LinkReport>; 2] {
+        *self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,8 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 /// Shown above the arguments in `--help`, and below every complaint.
-const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE";
+const USAGE: &str =
+    "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE\n       synproxy --restore [INTERFACE]...";
 
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
@@ -33,12 +34,14 @@ Signals:
   SIGINT, SIGTERM and SIGHUP end the process cleanly: it restores the settings of the interfaces.
   A second signal does so without waiting for the workers.
 
+  After SIGKILL the interfaces stay as they were meanwhile. The next start puts their settings back first, and so does --restore.
+
 Exit status:
-  0  clean end: a signal, or capture files read to their end; with --check-config: no complaint
+  0  clean end: a signal, or capture files read to their end; with --check-config: no complaint; with --restore: all is as it was
   1  anything not listed below
   2  the command line is wrong
   3  the configuration is wrong, or its file cannot be read
-  4  an interface does not exist, is down, is given twice or cannot be opened, or failed on the way
+  4  an interface does not exist, is down, is given twice, is in use or cannot be opened, or failed on the way
   5  not permitted: run as root, or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_NICE";
 
 /// An inline TCP SYN proxy: bridges LAN and WAN, answers SYNs from the WAN with cookies,
@@ -53,6 +56,10 @@ pub struct Arguments {
     /// Checks FILE on this machine, prints what is wrong with it or how much memory it needs, and exits
     #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control"])]
     pub check_config: Option<PathBuf>,
+
+    /// Puts back the settings that a killed process has left changed, at these interfaces or at all, and exits
+    #[arg(long, value_name = "INTERFACE", num_args = 0.., conflicts_with_all = ["check_config", "config", "workers", "poll", "bypass", "no_pin", "control"])]
+    pub restore: Option<Vec<String>>,
 
     /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -73,6 +80,10 @@ pub struct Arguments {
     /// Forwards every frame without parsing it: no protection, and the rate that the ports alone reach
     #[arg(long)]
     pub bypass: bool,
+
+    /// Takes interfaces by which this machine itself is reached: one with the default route, or with a connection that is open
+    #[arg(long)]
+    pub force: bool,
 
     /// Mode of AF_XDP, for drivers whose best mode has faults
     #[arg(long, value_name = "MODE", default_value = "auto")]
@@ -95,11 +106,11 @@ pub struct Arguments {
     pub captures: CaptureFiles,
 
     /// The protected interface, toward the servers
-    #[arg(value_name = "LAN", required_unless_present = "check_config")]
+    #[arg(value_name = "LAN", required_unless_present_any = ["check_config", "restore"])]
     pub lan: Option<String>,
 
     /// The other interface, toward the clients
-    #[arg(value_name = "WAN", required_unless_present = "check_config")]
+    #[arg(value_name = "WAN", required_unless_present_any = ["check_config", "restore"])]
     pub wan: Option<String>,
 }
 
@@ -109,10 +120,11 @@ impl Arguments {
     /// # Panics
     /// If clap accepted a line without interfaces, which it does not.
     pub fn task(&self) -> Task<'_> {
-        match (&self.check_config, &self.lan, &self.wan) {
+        match (&self.check_config, &self.restore, &self.lan, &self.wan) {
             (Some(file), ..) => Task::CheckConfig(file),
-            (None, Some(lan), Some(wan)) => Task::Run { lan, wan },
-            _ => unreachable!("clap asks for LAN and WAN unless --check-config is given"),
+            (_, Some(interfaces), ..) => Task::Restore(interfaces),
+            (None, None, Some(lan), Some(wan)) => Task::Run { lan, wan },
+            _ => unreachable!("clap asks for LAN and WAN unless --check-config or --restore is given"),
         }
     }
 }
@@ -182,6 +194,8 @@ impl CaptureFiles {
 pub enum Task<'a> {
     /// Check this file and exit.
     CheckConfig(&'a Path),
+    /// Put back the settings of these interfaces, or of all, and exit.
+    Restore(&'a [String]),
     /// Run between these two interfaces.
     Run {
         /// The interface toward the servers.
@@ -281,6 +295,18 @@ mod tests {
     }
 
     #[test]
+    fn restoring_needs_no_interfaces_and_takes_any_number() {
+        for (line, expected) in [
+            ("synproxy --restore", &[][..]),
+            ("synproxy --restore eth0", &["eth0"]),
+            ("synproxy --log-level warn --restore eth0 eth1 eth2", &["eth0", "eth1", "eth2"]),
+        ] {
+            let arguments = parse(line).unwrap();
+            assert!(matches!(arguments.task(), Task::Restore(interfaces) if interfaces == expected), "{line}");
+        }
+    }
+
+    #[test]
     fn captures_have_the_letters_they_always_had() {
         let arguments = parse("synproxy -i a -o b -l c -w d --drops e --capture-limit 64k eth0 eth1").unwrap();
         let files: Vec<_> = arguments.captures.files().map(|(_, path)| path.to_str().unwrap()).collect();
@@ -300,6 +326,8 @@ mod tests {
             "synproxy --log-level loud eth0 eth1",
             "synproxy --poll sometimes eth0 eth1",
             "synproxy --check-config a --config b",
+            "synproxy --restore --check-config a",
+            "synproxy --restore --workers 2 eth0",
             "synproxy --capture-limit 17T eth0 eth1",
             "synproxy --capture-limit 99999999999G eth0 eth1",
             "synproxy --capture-snap 70000 eth0 eth1",

@@ -86,7 +86,20 @@ pub enum Failure {
         error: io::Error,
     },
 
-    /// An interface was removed or renamed while frames flowed.
+    /// Settings were to be put back of an interface that a running box has.
+    #[error("{interface} belongs to {holder}, which puts its settings back when it ends")]
+    Held {
+        /// The interface.
+        interface: String,
+        /// Who has it, in words.
+        holder: String,
+    },
+
+    /// Settings of interfaces could not be put back; the log says which and why.
+    #[error("not all settings of {0} could be put back; the lines above say why")]
+    NotRestored(String),
+
+    /// An interface was removed while frames flowed.
     #[error("{interface} is gone, so the box stops")]
     Gone {
         /// Its name.
@@ -127,7 +140,7 @@ impl Failure {
             Failure::Open(OpenError::Syntax { .. }) => 2,
             Failure::Configuration(_) => 3,
             Failure::Open(OpenError::Permission { .. }) | Failure::Privileges(_) => 5,
-            Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } => 4,
+            Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } | Failure::Held { .. } => 4,
             _ => 1,
         }
     }

@@ -10,5 +10,6 @@ pub mod footprint;
 pub mod link_monitor;
 pub mod log;
 pub mod privileges;
+pub mod restore;
 pub mod settings;
 pub mod signals;

@@ -13,6 +13,7 @@ mod field;
 mod flood;
 mod interrupted;
 mod kicks;
+mod links;
 mod loss;
 mod matrix;
 mod netmap;

@@ -1,0 +1,433 @@
+//! An interface that one box has for itself: a lock, and in the same file the settings it had before.
+//!
+//! The file lies in [`DIRECTORY`] and is named by the interface's index and the network namespace's number. Its lock is the kernel's
+//! (`flock(2)`), so it ends with the process, however that ends. What was written before the first change is what the next box, or
+//! [`restore`], puts back when the process was killed. An empty file says nothing; it stays only where the process may not remove it.
+
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::Interface;
+use super::ethtool::Ethtool;
+use super::originals::Originals;
+use super::rtnetlink::{Link, Rtnetlink};
+use crate::error::OpenError;
+
+/// Where the files lie.
+pub const DIRECTORY: &str = "/run/synproxy";
+
+/// How a file's name begins.
+const PREFIX: &str = "port-";
+
+/// The first line of a file.
+const VERSION: &str = "synproxy-port 1";
+
+/// The second line, but for its last character, which says whether the box has taken the interface down: 1 or 0. It is all that changes later.
+const STATE: &str = "taken-down ";
+
+/// Where that character is.
+const STATE_AT: u64 = (VERSION.len() + 1 + STATE.len()) as u64;
+
+/// The last line of a file whose settings are complete.
+const END: &str = "end";
+
+/// More than the settings of any interface take, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// How long another process may hold the lock for something short, as [`restore`] does.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// How often to try again meanwhile.
+const STEP: Duration = Duration::from_millis(20);
+
+/// An interface that this process has for itself, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    name: String,
+    index: u32,
+    /// The file; `None` where there can be none.
+    file: Option<(File, PathBuf)>,
+    /// The lines above the settings.
+    head: String,
+    /// The file stays when this ends.
+    is_kept: bool,
+}
+
+/// Claims the interfaces for `holder`, as others are told of it, and puts back what a killed process has changed at them.
+///
+/// # Errors
+///
+/// When another process has one of them.
+pub(super) fn claim(interfaces: &[&Interface], holder: &str) -> Result<Vec<Claim>, OpenError> {
+    let ethtool = Ethtool::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?;
+    let namespace = Namespace::of_this_thread(&ethtool);
+    // In the same order everywhere, so that of two boxes with the same ports one gets both.
+    let mut order: Vec<usize> = (0..interfaces.len()).collect();
+    order.sort_by_key(|&at| interfaces[at].index());
+    let mut claims: Vec<(usize, Claim)> = Vec::new();
+    for at in order {
+        claims.push((at, Claim::new(interfaces[at].link(), holder, &namespace, &ethtool)?));
+    }
+    claims.sort_by_key(|(at, _)| *at);
+    Ok(claims.into_iter().map(|(_, claim)| claim).collect())
+}
+
+impl Claim {
+    fn new(link: &Link, holder: &str, namespace: &Namespace, ethtool: &Ethtool) -> Result<Claim, OpenError> {
+        let name = link.name.clone();
+        let head = format!(
+            "{VERSION}\n{STATE}0\nholder {} {holder}\ninterface {name} {}\n",
+            std::process::id(),
+            namespace.identity(link)
+        );
+        let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false };
+        let path = Path::new(DIRECTORY).join(namespace.file_name(link.index));
+        let begin = Instant::now();
+        let mut file = loop {
+            match lock(&path, true) {
+                Ok(Lock::Taken(file)) => break file,
+                Ok(Lock::Held(_)) if begin.elapsed() < PATIENCE => thread::sleep(STEP),
+                Ok(Lock::Held(text)) => return Err(held(&claim.name, &text)),
+                Ok(Lock::Absent) => {}
+                Err(error) => {
+                    warn!(
+                        "{}: {error}: nothing keeps another box from {name}, and its settings are put back at a clean end only",
+                        path.display(),
+                        name = claim.name
+                    );
+                    return Ok(claim);
+                }
+            }
+        };
+        let text = read(&mut file).unwrap_or_default();
+        if let Some(originals) = settings_of(&text, &namespace.identity(link)) {
+            let done = originals.put_back(ethtool, &claim.name).done;
+            if !done.is_empty() {
+                info!("{}: {} put back as before a process that was killed", claim.name, done.join(", "));
+            }
+        }
+        claim.file = Some((file, path));
+        claim.save(&Originals::default());
+        Ok(claim)
+    }
+
+    /// The interface's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface's index.
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Writes down whether the interface is to be taken up; in one byte, so that a kill cannot come between.
+    pub(super) fn note_taken_down(&self, is_taken_down: bool) {
+        let Some((file, path)) = &self.file else { return };
+        if let Err(error) = file.write_all_at(if is_taken_down { b"1" } else { b"0" }, STATE_AT) {
+            warn!("{}: {error}: after a kill {} stays as it is then", path.display(), self.name);
+        }
+    }
+
+    /// Writes down the settings before they are changed. When the process is killed meanwhile, nothing has changed yet.
+    pub(super) fn save(&self, originals: &Originals) {
+        let Some((file, path)) = &self.file else { return };
+        let mut text = self.head.clone();
+        originals.write(&mut text);
+        let _ = writeln!(text, "{END}");
+        if let Err(error) = write(file, text.as_bytes()) {
+            warn!("{}: {error}: after a kill the settings of {} stay as they are then", path.display(), self.name);
+        }
+    }
+
+    /// Leaves the file for [`restore`]: something could not be put back.
+    pub(super) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some((file, path)) = self.file.as_ref().filter(|_| !self.is_kept) else { return };
+        // While the lock is held, nobody else reads or removes it. The user the process has become may not be allowed to remove it.
+        if let Err(error) = write(file, b"").and_then(|()| fs::remove_file(path)) {
+            debug!("{} stays: {error}", path.display());
+        }
+    }
+}
+
+/// What [`restore`] did for an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Its name.
+    pub interface: String,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of putting settings back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// These settings differed and are as they were; none, if all were.
+    Done(Vec<&'static str>),
+    /// At least one setting could not be put back; the log says which and why.
+    Failed,
+    /// A box has the interface and puts them back itself when it ends; what is known of it, in words.
+    Held(String),
+}
+
+/// Puts back the settings of these interfaces, or of all in this network namespace that a killed process has left changed.
+///
+/// # Errors
+///
+/// When there is no such interface, or the files cannot be read.
+pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
+    let io = |source| OpenError::Io { what: DIRECTORY.into(), source };
+    let (ethtool, mut netlink) = (Ethtool::new().map_err(io)?, Rtnetlink::new().map_err(io)?);
+    let namespace = Namespace::of_this_thread(&ethtool);
+    let links = match names {
+        [] => {
+            files(&namespace).map_err(io)?.into_iter().map(|index| netlink.indexed(index).map_err(|_| index)).collect()
+        }
+        names => names
+            .iter()
+            .map(|name| Interface::locate(name).map(|interface| Ok(interface.link().clone())))
+            .collect::<Result<Vec<_>, _>>()?,
+    };
+    let mut restored = Vec::new();
+    for link in links {
+        let index = link.as_ref().map_or_else(|index| *index, |link| link.index);
+        let path = Path::new(DIRECTORY).join(namespace.file_name(index));
+        let interface = link.as_ref().map_or_else(|index| format!("interface {index}"), |link| link.name.clone());
+        let refused = |source: io::Error| match source.kind() {
+            ErrorKind::PermissionDenied => OpenError::Permission { interface: interface.clone() },
+            _ => OpenError::Io { what: path.display().to_string(), source },
+        };
+        let outcome = match lock(&path, false).map_err(refused)? {
+            Lock::Absent => Outcome::Done(Vec::new()),
+            Lock::Held(text) => Outcome::Held(holder(&text)),
+            Lock::Taken(mut file) => {
+                let text = read(&mut file).map_err(io)?;
+                // An interface that is gone took its settings along.
+                let known =
+                    link.ok().and_then(|link| Some((settings_of(&text, &namespace.identity(&link))?, link.name)));
+                let result = known.map(|(originals, name)| originals.put_back(&ethtool, &name)).unwrap_or_default();
+                if result.has_failed {
+                    Outcome::Failed
+                } else {
+                    let _ = write(&file, b"").and_then(|()| fs::remove_file(&path));
+                    Outcome::Done(result.done)
+                }
+            }
+        };
+        restored.push(Restored { interface, outcome });
+    }
+    Ok(restored)
+}
+
+/// The indexes of the interfaces that have a file.
+fn files(namespace: &Namespace) -> io::Result<Vec<u32>> {
+    let entries = match fs::read_dir(DIRECTORY) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut indexes: Vec<u32> = names.filter_map(|name| namespace.index_of(&name)).collect();
+    indexes.sort_unstable();
+    Ok(indexes)
+}
+
+/// Why another process cannot have an interface.
+fn held(name: &str, text: &str) -> OpenError {
+    OpenError::Busy {
+        what: format!("{name} belongs to {}", holder(text)),
+        hint: "an interface is a port of one box only; end that one, or name another interface".into(),
+    }
+}
+
+/// Who holds a file's lock, in words.
+fn holder(text: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix("holder ")).and_then(|line| line.split_once(' '));
+    line.map_or_else(|| "another process".into(), |(pid, holder)| format!("{holder}, process {pid}"))
+}
+
+/// The settings in a file, if it is complete and about this interface.
+fn settings_of(text: &str, identity: &str) -> Option<Originals> {
+    let mut lines = text.lines();
+    if lines.next() != Some(VERSION) || lines.next_back() != Some(END) {
+        return None;
+    }
+    let mut originals = Originals::default();
+    let mut is_the_same = false;
+    for line in lines {
+        match line.split_once(' ') {
+            Some(("holder", _)) => {}
+            Some(("interface", rest)) => is_the_same = rest.split(' ').nth(1) == Some(identity),
+            _ => originals.parse(line)?,
+        }
+    }
+    if !is_the_same && !originals.is_empty() {
+        debug!("settings of an interface that is no more are forgotten: {text:?}");
+    }
+    (is_the_same && !originals.is_empty()).then_some(originals)
+}
+
+/// The network namespace of a thread.
+#[derive(Debug)]
+struct Namespace {
+    /// The number of its inode.
+    number: u64,
+    /// What no other namespace has had since the machine started: numbers of inodes come again.
+    cookie: u64,
+    /// What no other start of the machine has.
+    boot: String,
+}
+
+impl Namespace {
+    fn of_this_thread(ethtool: &Ethtool) -> Namespace {
+        let number = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Namespace { number, cookie: ethtool.namespace_cookie(), boot: boot.trim().replace(' ', "") }
+    }
+
+    /// What no other interface has, nor had: its place, and its address.
+    fn identity(&self, link: &Link) -> String {
+        let address: String = link.address.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}/{}/{}/{address}", self.boot, self.cookie, link.index)
+    }
+
+    fn file_name(&self, index: u32) -> String {
+        format!("{PREFIX}{index}@{}", self.number)
+    }
+
+    /// The index in the name of a file, if it is about an interface in this namespace.
+    fn index_of(&self, name: &str) -> Option<u32> {
+        let (index, number) = name.strip_prefix(PREFIX)?.split_once('@')?;
+        (number.parse() == Ok(self.number)).then_some(index.parse().ok()?)
+    }
+}
+
+/// What came of locking a file.
+enum Lock {
+    /// This process has it.
+    Taken(File),
+    /// Another has it; the file says who.
+    Held(String),
+    /// There is none, and none was to be made; or it was just being removed.
+    Absent,
+}
+
+/// Locks the file at `path`, and makes it first if `make` says so.
+fn lock(path: &Path, make: bool) -> io::Result<Lock> {
+    if make {
+        DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
+    }
+    // The directory may belong to the user that a box becomes, so what lies there is not trusted: no link, nothing with a second name.
+    let options = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(make)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let mut file = match options {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound && !make => return Ok(Lock::Absent),
+        Err(error) => return Err(error),
+    };
+    let own = file.metadata()?;
+    if !own.is_file() || own.nlink() > 1 {
+        return Err(io::Error::other("something that is no file of this program is there"));
+    }
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == ErrorKind::WouldBlock { Ok(Lock::Held(read(&mut file)?)) } else { Err(error) };
+    }
+    // Whoever held it until now may have removed it.
+    let is_there = fs::symlink_metadata(path).is_ok_and(|there| there.ino() == own.ino());
+    Ok(if is_there { Lock::Taken(file) } else { Lock::Absent })
+}
+
+fn read(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Replaces the content. Where it is cut short, its last line is missing.
+fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "synproxy-port 1\ntaken-down 0\nholder 12 the box between lan0 and wan0\ninterface lan0 me\noffloads rx-gro\nend\n";
+
+    #[test]
+    fn settings_count_only_if_they_are_complete_and_of_the_same_interface() {
+        let originals = settings_of(TEXT, "me").unwrap();
+        assert_eq!(originals.offloads, ["rx-gro"]);
+        assert_eq!(settings_of(TEXT, "another"), None);
+        assert_eq!(settings_of(&TEXT.replace("offloads rx-gro\n", ""), "me"), None, "nothing was changed");
+        let mut bytes = TEXT.as_bytes().to_vec();
+        bytes[STATE_AT as usize] = b'1';
+        let originals = settings_of(std::str::from_utf8(&bytes).unwrap(), "me").unwrap();
+        assert!(originals.taken_down && originals.offloads == ["rx-gro"]);
+        for length in 0..TEXT.len() - 1 {
+            assert_eq!(settings_of(&TEXT[..length], "me"), None, "{length}");
+        }
+        for wrong in ["synproxy-port 2", "synproxy-port"] {
+            assert_eq!(settings_of(&TEXT.replace("synproxy-port 1", wrong), "me"), None);
+        }
+        assert_eq!(settings_of(&TEXT.replace("offloads", "mtu"), "me"), None);
+    }
+
+    #[test]
+    fn the_holder_is_named() {
+        assert_eq!(holder(TEXT), "the box between lan0 and wan0, process 12");
+        assert_eq!(holder(""), "another process");
+    }
+
+    #[test]
+    fn a_file_is_named_by_interface_and_namespace() {
+        let namespace = Namespace { number: 4_026_531_840, cookie: 1, boot: "b".into() };
+        assert_eq!(namespace.file_name(7), "port-7@4026531840");
+        assert_eq!(namespace.index_of("port-7@4026531840"), Some(7));
+        for other in ["port-7@4026531841", "port-@4026531840", "lan0-wan0@4026531840.sock", "port-7"] {
+            assert_eq!(namespace.index_of(other), None, "{other}");
+        }
+        let link = Link { index: 7, address: vec![2, 0, 0xff], ..Link::default() };
+        assert_eq!(namespace.identity(&link), "b/1/7/0200ff");
+    }
+
+    #[test]
+    fn a_lock_has_one_holder_and_its_file_goes_with_it() {
+        let path = std::env::temp_dir().join(format!("pktio-claim-{}", std::process::id()));
+        assert!(matches!(lock(&path, false).unwrap(), Lock::Absent));
+        let Lock::Taken(file) = lock(&path, true).unwrap() else { panic!("it is new") };
+        write(&file, TEXT.as_bytes()).unwrap();
+        let Lock::Held(text) = lock(&path, true).unwrap() else { panic!("it is held") };
+        assert_eq!(text, TEXT);
+        let head = String::new();
+        drop(Claim { name: "lan0".into(), index: 7, file: Some((file, path.clone())), head, is_kept: false });
+        assert!(!path.exists());
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        assert!(lock(&path, true).is_err());
+        fs::remove_file(&path).unwrap();
+    }
+}

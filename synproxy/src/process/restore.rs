@@ -1,0 +1,41 @@
+//! `--restore`: puts back the settings of interfaces that a killed process has left changed, without a start.
+
+use super::exit::Failure;
+use pktio::netdev::{self, Outcome, Restored};
+
+/// Puts back the settings of these interfaces, or of all of this network namespace, and prints what was done.
+///
+/// # Errors
+/// When there is no such interface, a running box has it, or something could not be put back.
+pub fn restore(interfaces: &[String]) -> Result<(), Failure> {
+    let restored = netdev::restore(interfaces)?;
+    let mut failed = Vec::new();
+    let mut held = None;
+    let mut is_quiet = true;
+    for Restored { interface, outcome } in restored {
+        match outcome {
+            Outcome::Done(what) if what.is_empty() => {}
+            Outcome::Done(what) => {
+                println!("{interface}: {} put back", what.join(", "));
+                is_quiet = false;
+            }
+            Outcome::Failed => failed.push(interface),
+            // Without names only those are meant that nobody has.
+            Outcome::Held(holder) if interfaces.is_empty() => {
+                println!("{interface} belongs to {holder}, which puts its settings back when it ends");
+                is_quiet = false;
+            }
+            Outcome::Held(holder) => held = held.or(Some((interface, holder))),
+        }
+    }
+    if !failed.is_empty() {
+        return Err(Failure::NotRestored(failed.join(" and ")));
+    }
+    if let Some((interface, holder)) = held {
+        return Err(Failure::Held { interface, holder });
+    }
+    if is_quiet {
+        println!("nothing is to be put back");
+    }
+    Ok(())
+}
