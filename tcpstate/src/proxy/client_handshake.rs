@@ -76,7 +76,7 @@ impl Proxy {
         }
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
-        self.caches.recent_syns.note(meta.hash, now);
+        self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -212,7 +212,7 @@ impl Proxy {
                 }
             }
         }
-        self.caches.recent_syns.note(hash, now);
+        self.caches.recent_syns.note(hash, isn, numbers.isn, now);
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
@@ -322,7 +322,7 @@ impl Proxy {
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
-        self.caches.recent_syns.note(ctx.hash, ctx.now);
+        self.caches.recent_syns.note(ctx.hash, ctx.segment.seq, numbers.isn, ctx.now);
         let window = rule.early_window(offer, terms.promised);
         self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
     }
@@ -420,17 +420,22 @@ impl Proxy {
             return Err(Unproved::Unasked);
         }
         let place = self.caches.limiter.place(ctx.key());
-        if !self.caches.limiter.may_test(place, now) {
-            ctx.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
+        let Segment { seq, ack, .. } = *ctx.segment;
+        let outer_isn = ack - 1;
+        // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
+        let client_isns = [seq - 1, seq];
+        let may_test = self.caches.limiter.may_test(place, now);
+        if !may_test && !self.caches.recent_syns.has_answered(ctx.hash, client_isns, outer_isn) {
+            ctx.egress.note(|| {
+                "its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
+                    .into()
+            });
             return Err(Unproved::Untested);
         }
         self.caches.cookies.advance(now);
-        let Segment { seq, ack, .. } = *ctx.segment;
-        let outer_isn = ack - 1;
         let echo = Options::timestamps(ctx.options()).map(|timestamps| timestamps.echo);
-        // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        let opened = self.caches.cookies.open(ctx.hash, [seq - 1, seq], outer_isn, echo);
-        ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, [seq - 1, seq], outer_isn, echo, now));
+        let opened = self.caches.cookies.open(ctx.hash, client_isns, outer_isn, echo);
+        ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, client_isns, outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.settings.adopt_until {
@@ -438,6 +443,10 @@ impl Proxy {
             }
             return Err(Unproved::Wrong);
         };
+        if !may_test {
+            ctx.egress.note(|| "its network has spent its wrong guesses, but the box remembers this SYN-ACK".into());
+            self.counters.count(Event::CookieRemembered);
+        }
         // A cookie's clock is too coarse to tell how far its client is.
         Ok(Proof { terms, client_isn, outer_isn, distance: 0 })
     }
