@@ -13,6 +13,7 @@ use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
+use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
@@ -37,7 +38,7 @@ impl Proxy {
         let is_cached = !self.has_no_syn_cache();
         if side != Side::Wan
             || self.settings.draining
-            || !self.settings.introductions.is_shut()
+            || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
             || self.caches.refused_ports.any_refused(now)
             || is_cached && !self.is_cache_full(now)
@@ -142,11 +143,14 @@ impl Proxy {
         if self.is_bypassed(&key, former) {
             return self.pass_syn_unanswered(ctx, former, Event::Bypassed);
         }
-        if former.is_none() && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops && self.settings.passed.take(now) {
+        if former.is_none()
+            && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops
+            && self.is_excepted(Exception::Expiring, ctx.segment, hash, now)
+        {
             ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
             return self.pass_syn_unanswered(ctx, former, Event::Expiring);
         }
-        if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
+        if let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
             }
@@ -219,9 +223,11 @@ impl Proxy {
 
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what has been read of the SYN, in registers")]
     fn passes(
         &mut self,
         rule: &Rule,
+        syn: &Segment,
         offered: &Options,
         offer: &Offer,
         former: Option<Id>,
@@ -236,7 +242,9 @@ impl Proxy {
         if self.settings.draining && self.is_new(former, hash, now) {
             return Some(Event::Drained);
         }
-        (!offer.known && former.is_none() && self.settings.introductions.take(now)).then_some(Event::Introduced)
+        let may_be_introduced =
+            !offer.known && former.is_none() && !self.caches.exceptions.is_shut(Exception::Introduction);
+        (may_be_introduced && self.is_excepted(Exception::Introduction, syn, hash, now)).then_some(Event::Introduced)
     }
 
     /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.
@@ -257,7 +265,7 @@ impl Proxy {
         if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
-            if lives || !self.settings.passed.take(ctx.now) {
+            if lives || !self.is_excepted(Exception::Syn, ctx.segment, ctx.hash, ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }

@@ -1,6 +1,8 @@
 //! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
 //! the WAN that only the server can answer.
 
+use std::collections::VecDeque;
+
 use super::Proxy;
 use super::context::{Context, are_possible};
 use crate::cache::servers::Observation;
@@ -10,6 +12,11 @@ use crate::flow::{Endpoint, Flow, FlowFlags, State};
 use crate::seq::{Window, WindowScale};
 use crate::wire::{EcnSetup, Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
+
+/// Of all flows one in so many may be a connection of the WAN that passed unproved and is not established.
+const UNPROVED_SHARE: usize = 16;
+/// And so many at the least.
+const UNPROVED_LEAST: usize = 16;
 
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
@@ -23,6 +30,9 @@ impl Proxy {
         if let Some(former) = former {
             self.forget(former);
         }
+        if ctx.side == Side::Wan {
+            self.bound_unproved();
+        }
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
@@ -30,6 +40,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::TableFull);
         };
         self.remember_candidate(id);
+        self.remember_unproved(id);
         self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
             self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
@@ -149,6 +160,10 @@ impl Proxy {
         if ctx.side == opener {
             self.set_state(id, State::Established, ctx.now, |_| ());
             self.remember_candidate(id);
+            if opener == Side::Wan {
+                // It acknowledges a number that the server chose.
+                self.caches.exceptions.note_source(ctx.key());
+            }
         }
         let (side, now) = (ctx.side, ctx.now);
         let verdict = self.track_and_pass(ctx, id);
@@ -191,7 +206,69 @@ impl Proxy {
     }
 }
 
+/// Connections of the WAN that passed unproved, the oldest first. Some of them are established meanwhile, or gone.
+pub(crate) struct Unproved {
+    entries: VecDeque<(Id, u16)>,
+    most: usize,
+}
+
+impl Unproved {
+    /// None, in a table of so many flows.
+    pub(crate) fn new(flows: usize) -> Self {
+        let most = (flows / UNPROVED_SHARE).max(UNPROVED_LEAST);
+        Self { entries: VecDeque::with_capacity(most), most }
+    }
+
+    /// The connection that ends when another is added, if there is one.
+    pub(crate) fn next_out(&self) -> Option<(Id, u16)> {
+        self.entries.front().copied().filter(|_| self.entries.len() >= self.most)
+    }
+
+    /// The same for one frame: of this connection alone, if it is the next out.
+    pub(crate) fn excerpt(next_out: Option<(Id, u16)>) -> Self {
+        Self { entries: next_out.into_iter().collect(), most: 1 }
+    }
+}
+
+impl Proxy {
+    /// Makes a place among the connections that passed unproved: the oldest goes if it is not established.
+    fn bound_unproved(&mut self) {
+        let Some((id, generation)) = self.unproved.next_out() else { return };
+        self.unproved.entries.pop_front();
+        if self.is_unproved(id, generation) {
+            self.counters.count(Event::EvictedHalfOpen);
+            self.forget(id);
+        }
+    }
+
+    /// Whether this is still a connection of the WAN that passed unproved and that waits for its server or its client. One of which only one direction is
+    /// seen goes on so, and is the first to go when the table is full.
+    pub(crate) fn is_unproved(&self, id: Id, generation: u16) -> bool {
+        let flow = &self.table[id];
+        flow.generation() == generation && flow.is_unproved()
+    }
+
+    /// Remembers a connection that has passed unproved.
+    pub(super) fn remember_unproved(&mut self, id: Id) {
+        let flow = &self.table[id];
+        if flow.is_unproved() {
+            let generation = flow.generation();
+            if self.unproved.entries.len() >= self.unproved.most {
+                self.unproved.entries.pop_front();
+            }
+            self.unproved.entries.push_back((id, generation));
+        }
+    }
+}
+
 impl Flow {
+    /// See [`Proxy::is_unproved`].
+    fn is_unproved(&self) -> bool {
+        matches!(self.state(), State::SynSent | State::SynReceived)
+            && self.client() == Side::Wan
+            && !self.is(FlowFlags::UNJUDGED)
+    }
+
     /// Whether this is the SYN from the LAN by which a connection that is passed through was opened.
     pub(super) fn opened_by(&self, syn: &Segment) -> bool {
         self.client() == Side::Lan && self.outer_isn == syn.seq
