@@ -289,7 +289,7 @@ impl Default for RateLimit {
             prefix4: 24,
             prefix6: 64,
             failures: 24,
-            guesses: 8192,
+            guesses: 1024,
         }
     }
 }

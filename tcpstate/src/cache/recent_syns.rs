@@ -5,14 +5,15 @@
 //! last written there. Whatever is out of date is recognised when it is read, and cleared when the line is next written, so that the
 //! whole is never cleared at once.
 //!
-//! Beside each line of the filter lie the last sixteen SYN-ACKs of its connections, each as one number that stands for the 4-tuple, the client's ISN and
-//! ours. A client that acknowledges one of them is tested whatever others have guessed in its network's name: what is right for a guess there is one of
-//! 2^32, as with a server that keeps its half-open connections. At 250 000 SYNs a second a SYN-ACK is remembered for four seconds, at a million for one.
+//! Beside each line of the filter lie the last sixteen SYN-ACKs of its connections, each as a tag for the 4-tuple and the client's ISN and a check on our
+//! number. A client that acknowledges one of them is tested whatever others have guessed in its network's name: for a guess one number of 2^32 is right, as with
+//! a server that keeps its half-open connections. Who knows 4-tuple and ISN, and acknowledges another number, has it forgotten: each guess costs a SYN.
+//! At 250 000 SYNs a second a SYN-ACK is remembered for four seconds, at a million for one.
 //!
 //! Layout 2: 65 536 pairs of lines of eight words each. Bits 28 to 43 of the keyed hash of a connection's 4-tuple name its pair. Word 7 of the first line is
 //! the number of the slice (time in µs, shifted right by 24) that was last written, above three bits that name the word of the second line to be written next;
 //! words 0 to 6 are the slices, slice `n` in word `n % 7`. A line whose last slice lies in the future holds nothing. The bits of an entry are in `bits`.
-//! A word of the second line holds two SYN-ACKs, the later in the low half; what is in `number`.
+//! A word of the second line holds two SYN-ACKs, the later in the low half; zero is none. What else they are is in `tag` and `check`.
 
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
@@ -33,6 +34,9 @@ const LAST: usize = 7;
 /// Low bits of that word, which name the word of the second line that is written next.
 const NEXT_BITS: u32 = 3;
 const NEXT: u64 = (1 << NEXT_BITS) - 1;
+/// Bits of the check on our number in what stands for a SYN-ACK, below the tag.
+const CHECK_BITS: u32 = 12;
+const TAG: u32 = u32::MAX << CHECK_BITS;
 /// 65 536 pairs of lines, 8 MiB.
 const LINES_BITS: u32 = 16;
 /// Lines of a pair.
@@ -48,6 +52,8 @@ const _: () = assert!(NEXT as usize + 1 == LINE, "every word of the second line 
 type Line = [AtomicU64; LINE];
 
 /// Makes this slice the last of a line, and clears those whose words it and its predecessors take.
+#[cold]
+#[inline(never)]
 fn begin(line: &Line, slice: u64) {
     let (last, next) = (last_slice(line), line[LAST].get() & NEXT);
     match slice.checked_sub(last) {
@@ -64,14 +70,6 @@ fn last_slice(line: &Line) -> u64 {
     line[LAST].get() >> NEXT_BITS
 }
 
-/// Notes the first entry of a slice.
-#[cold]
-#[inline(never)]
-fn note_first(line: &Line, slice: u64, hash: u64) {
-    begin(line, slice);
-    line[word(slice)].set(bits(hash));
-}
-
 /// Whether a line has an entry that was last written before the present slice began.
 #[inline(never)]
 fn was_noted(line: &Line, slice: u64, hash: u64) -> bool {
@@ -80,10 +78,16 @@ fn was_noted(line: &Line, slice: u64, hash: u64) -> bool {
     last < slice && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
 }
 
-/// Stands for a SYN-ACK: for one 4-tuple and one ISN of the client every number of ours has another.
+/// The high bits of what stands for a SYN-ACK: whom it answers. Never zero.
 #[inline(always)]
-fn number(hash: u64, client_isn: SeqNum, outer_isn: SeqNum) -> u32 {
-    hash as u32 ^ client_isn.get().wrapping_mul(0x9e37_79b1) ^ outer_isn.get()
+fn tag(hash: u64, client_isn: SeqNum) -> u32 {
+    ((hash ^ hash >> 32) as u32 ^ client_isn.get().wrapping_mul(0x9e37_79b1)) & TAG | 1 << CHECK_BITS
+}
+
+/// The low bits: our number. Of others that share it one in 2^23 and fewer is a cookie with a right MAC.
+#[inline(always)]
+fn check(outer_isn: SeqNum) -> u32 {
+    (outer_isn.get() ^ outer_isn.get() >> CHECK_BITS) & !TAG
 }
 
 /// See the module.
@@ -115,8 +119,8 @@ impl RecentSyns {
 
     /// What it knows of one connection alone, in a filter of one pair of lines.
     pub fn excerpt(&self, hash: u64) -> Self {
-        let pair = [self.line(hash), self.answers(hash)];
-        let word = |n: usize| pair[n / LINE][n % LINE].get();
+        let lines = self.lines(hash);
+        let word = |n: usize| lines[n / LINE][n % LINE].get();
         Self { words: Words::of((0..PAIR * LINE).map(word)), mask: 0, blind_until: self.blind_until }
     }
 
@@ -126,41 +130,60 @@ impl RecentSyns {
         (hash >> 28) as u32 & self.mask
     }
 
+    /// Its line of the filter, and that of the SYN-ACKs beside it.
     #[inline(always)]
-    fn line(&self, hash: u64) -> &Line {
-        self.words.line(PAIR * self.place(hash) as usize)
+    fn lines(&self, hash: u64) -> [&Line; PAIR] {
+        self.words.pair(self.place(hash) as usize)
     }
 
-    /// The line of the SYN-ACKs beside it.
     #[inline(always)]
-    fn answers(&self, hash: u64) -> &Line {
-        self.words.line(PAIR * self.place(hash) as usize + 1)
+    fn line(&self, hash: u64) -> &Line {
+        self.lines(hash)[0]
     }
 
     /// Notes that a SYN with the number `client_isn` was answered with `outer_isn`; `hash` is the flow table's keyed hash of its 4-tuple.
-    #[inline]
+    #[inline(always)]
     pub fn note(&mut self, hash: u64, client_isn: SeqNum, outer_isn: SeqNum, now: Instant) {
-        let line = self.line(hash);
+        let [line, answers] = self.lines(hash);
         let slice = slice_of(now);
-        if last_slice(line) == slice {
-            let word = &line[word(slice)];
-            word.set(word.get() | bits(hash));
-        } else {
-            note_first(line, slice, hash);
+        let mut state = line[LAST].get();
+        if state >> NEXT_BITS != slice {
+            begin(line, slice);
+            state = line[LAST].get();
         }
-        let last = line[LAST].get();
-        line[LAST].set(last & !NEXT | last.wrapping_add(1) & NEXT);
-        let pair = &self.answers(hash)[(last & NEXT) as usize];
-        pair.set(pair.get() << 32 | u64::from(number(hash, client_isn, outer_isn)));
+        let word = &line[word(slice)];
+        word.set(word.get() | bits(hash));
+        line[LAST].set(state & !NEXT | state.wrapping_add(1) & NEXT);
+        let pair = &answers[(state & NEXT) as usize];
+        pair.set(pair.get() << 32 | u64::from(tag(hash, client_isn) | check(outer_isn)));
     }
 
-    /// Whether a SYN of this connection, with one of these numbers, was answered with `outer_isn` so recently that it is one of the last sixteen answered
-    /// in this line. Of all numbers a segment may acknowledge one is right, for each SYN with another offer that was answered.
+    /// Whether the last SYN of this connection with one of these numbers was answered with `outer_isn`, or another number that agrees in the check, so
+    /// recently that this is one of the last sixteen SYN-ACKs of its line.
     #[inline(never)]
     pub fn has_answered<const N: usize>(&self, hash: u64, client_isns: [SeqNum; N], outer_isn: SeqNum) -> bool {
-        let answers = self.answers(hash).each_ref().map(Word::get);
-        let is_there = |number: u32| answers.iter().any(|&pair| pair as u32 == number || (pair >> 32) as u32 == number);
-        client_isns.into_iter().any(|client_isn| is_there(number(hash, client_isn, outer_isn)))
+        let mut answers = client_isns.into_iter().filter_map(|client_isn| self.last_answer(hash, client_isn));
+        answers.any(|(_, _, answer)| answer & !TAG == check(outer_isn))
+    }
+
+    /// Forgets the last SYN-ACKs to SYNs of this connection with these numbers: somebody guesses.
+    #[inline(never)]
+    pub fn forget_answers<const N: usize>(&mut self, hash: u64, client_isns: [SeqNum; N]) {
+        for (word, shift, _) in client_isns.map(|client_isn| self.last_answer(hash, client_isn)).into_iter().flatten() {
+            let pair = &self.lines(hash)[1][word];
+            pair.set(pair.get() & !(u64::from(u32::MAX) << shift));
+        }
+    }
+
+    /// What stands for the last SYN-ACK to a SYN of this connection with this number, and where: the word, and by how many bits it is shifted there.
+    fn last_answer(&self, hash: u64, client_isn: SeqNum) -> Option<(usize, u32, u32)> {
+        let ([line, answers], tag) = (self.lines(hash), tag(hash, client_isn));
+        let next = (line[LAST].get() & NEXT) as usize;
+        // Words are written in turn, so the later halves of all are younger than any other half.
+        let places =
+            [0, 32].into_iter().flat_map(|shift| (1..=LINE).map(move |back| ((next + LINE - back) % LINE, shift)));
+        let mut there = places.map(|(word, shift)| (word, shift, (answers[word].get() >> shift) as u32));
+        there.find(|&(_, _, answer)| answer & TAG == tag)
     }
 
     /// Whether a SYN of this connection may have been answered in the last 100 s. Never false if one was.
@@ -183,8 +206,7 @@ impl RecentSyns {
 
     /// Asks for the lines of this connection.
     pub fn prefetch(&self, hash: u64) {
-        prefetch(self.line(hash));
-        prefetch(self.answers(hash));
+        self.lines(hash).into_iter().for_each(prefetch);
     }
 }
 
@@ -270,20 +292,58 @@ mod tests {
     }
 
     #[test]
-    fn a_guess_hits_a_remembered_syn_ack_once_in_all_numbers() {
+    fn a_syn_ack_that_somebody_guesses_at_is_forgotten_and_no_other() {
         let mut filter = seasoned();
         let now = Instant::from_secs(1);
         let (hash, client_isn, outer_isn) = answer(7);
-        filter.note(hash, client_isn, outer_isn, now);
-        // Every number that differs in up to three bits, and many others.
-        let bit = |n: u32| 1u32.checked_shl(n).unwrap_or(0);
-        for (a, b, c) in (0..33).flat_map(|a| (0..33).flat_map(move |b| (0..33).map(move |c| (a, b, c)))) {
-            let guess = SeqNum::new(outer_isn.get() ^ bit(a) ^ bit(b) ^ bit(c));
-            assert_eq!(filter.has_answered(hash, [client_isn], guess), guess == outer_isn);
+        for n in 1..1000 {
+            filter.note(hash, client_isn, outer_isn, now);
+            assert!(filter.has_answered(hash, [client_isn - 1, client_isn], outer_isn));
+            assert!(!filter.has_answered(hash, [client_isn], outer_isn + n));
+            // Who knows neither the number of its SYN nor its ends.
+            filter.forget_answers(hash, [client_isn + 2 * n]);
+            let other = hash ^ u64::from(n) << 46;
+            assert!(filter.place(other) == filter.place(hash) && !filter.has_answered(other, [client_isn], outer_isn));
+            filter.forget_answers(other, [client_isn]);
+            assert!(filter.has_answered(hash, [client_isn, client_isn + 1], outer_isn));
+            filter.forget_answers(hash, [client_isn - 1, client_isn]);
+            assert!(!filter.has_answered(hash, [client_isn], outer_isn));
         }
-        assert!(!(0..1_000_000).any(|n| filter.has_answered(hash, [client_isn], SeqNum::new(self::hash(n) as u32))));
-        assert!(!filter.has_answered(hash, [client_isn + 1, client_isn - 1], outer_isn));
-        assert!(!filter.has_answered(hash ^ 1, [client_isn], outer_isn));
+    }
+
+    #[test]
+    fn of_several_offers_the_last_is_remembered() {
+        let mut filter = seasoned();
+        let now = Instant::from_secs(1);
+        let (hash, client_isn, outer_isn) = answer(7);
+        for n in 0..40 {
+            // Others come between, of the same line.
+            (0..n % 5).for_each(|m| filter.note(hash ^ u64::from(m + 1) << 50, client_isn, outer_isn, now));
+            filter.note(hash, client_isn, outer_isn + n, now);
+            assert!(filter.has_answered(hash, [client_isn], outer_isn + n));
+        }
+        assert!(!filter.has_answered(hash, [client_isn], outer_isn + 38));
+    }
+
+    #[test]
+    fn the_last_sixteen_of_a_line_are_remembered_and_no_more() {
+        let mut filter = seasoned();
+        let now = Instant::from_secs(1);
+        let of_line = |n: u32| {
+            let (hash, client_isn, outer_isn) = answer(n.into());
+            (hash & !(0xffff << 28), client_isn, outer_isn)
+        };
+        for n in 0..100 {
+            let (hash, client_isn, outer_isn) = of_line(n);
+            filter.note(hash, client_isn, outer_isn, now);
+        }
+        let remembered: Vec<_> = (0..100)
+            .filter(|&n| {
+                let (hash, client_isn, outer_isn) = of_line(n);
+                filter.has_answered(hash, [client_isn], outer_isn)
+            })
+            .collect();
+        assert_eq!(remembered, Vec::from_iter(84..100));
     }
 
     /// A good hash of a number (the finaliser of SplitMix64).

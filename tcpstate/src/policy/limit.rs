@@ -29,7 +29,7 @@ use crate::{Config, Event, Instant};
 /// Tokens for repeated SYNs, as a multiple of those for fresh ones. Who forges a prefix's SYNs can repeat them too: so there are more of these
 /// tokens than a forger of moderate means spends, since a client that gets none stays out. Each costs its sender two SYNs, so the box
 /// reflects half of what it is sent at the most.
-const REPEATED_SHARE: u32 = 64;
+const REPEATED_SHARE: u32 = 32;
 /// The most cookie tests a prefix may fail at once, in periods of those it may fail.
 const FAILURES_AT_ONCE: u32 = 5;
 

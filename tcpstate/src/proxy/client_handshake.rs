@@ -438,6 +438,7 @@ impl Proxy {
                 "its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
                     .into()
             });
+            self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
             return Err(Unproved::Untested);
         }
         self.caches.cookies.advance(now);
@@ -448,6 +449,9 @@ impl Proxy {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.settings.adopt_until {
                 self.caches.limiter.failed(place, now);
+            }
+            if !may_test {
+                self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
             }
             return Err(Unproved::Wrong);
         };
@@ -497,7 +501,13 @@ impl Proxy {
                     format!("the SYN cache expects seq {next} (or one less) and ack {}: {fits}", isn.get())
                 });
                 if !ours {
-                    return self.on_cookie_ack(ctx, Some(id));
+                    let is_guess = seq == next || seq == next - 1;
+                    let verdict = self.on_cookie_ack(ctx, Some(id));
+                    if is_guess && matches!(verdict, Verdict::Drop(DropReason::BadCookie | DropReason::RateLimited)) {
+                        // Who knows the client's number has sent its SYN, and so each guess costs one. No client acknowledges what it was not sent.
+                        self.forget(id);
+                    }
+                    return verdict;
                 }
                 if is_damaged(&ctx) {
                     return Verdict::Drop(DropReason::BadChecksum);
