@@ -13,7 +13,7 @@
 //! Layout 2: 65 536 pairs of lines of eight words each. Bits 28 to 43 of the keyed hash of a connection's 4-tuple name its pair. Word 7 of the first line is
 //! the number of the slice (time in µs, shifted right by 24) that was last written, above three bits that name the word of the second line to be written next;
 //! words 0 to 6 are the slices, slice `n` in word `n % 7`. A line whose last slice lies in the future holds nothing. The bits of an entry are in `bits`.
-//! A word of the second line holds two SYN-ACKs, the later in the low half; zero is none. What else they are is in `tag` and `check`.
+//! A word of the second line holds two SYN-ACKs, the later in the low half; what they are is in `tag` and `check`.
 
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
@@ -78,16 +78,16 @@ fn was_noted(line: &Line, slice: u64, hash: u64) -> bool {
     last < slice && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
 }
 
-/// The high bits of what stands for a SYN-ACK: whom it answers. Never zero.
+/// The high bits of what stands for a SYN-ACK: whom it answers. Made of bits of the hash that name no line.
 #[inline(always)]
 fn tag(hash: u64, client_isn: SeqNum) -> u32 {
-    ((hash ^ hash >> 32) as u32 ^ client_isn.get().wrapping_mul(0x9e37_79b1)) & TAG | 1 << CHECK_BITS
+    ((hash >> 32) as u32 ^ client_isn.get().wrapping_mul(0x9e37_79b1)) & TAG
 }
 
 /// The low bits: our number. Of others that share it one in 2^23 and fewer is a cookie with a right MAC.
 #[inline(always)]
 fn check(outer_isn: SeqNum) -> u32 {
-    (outer_isn.get() ^ outer_isn.get() >> CHECK_BITS) & !TAG
+    outer_isn.get() & !TAG
 }
 
 /// See the module.

@@ -11,7 +11,7 @@ use super::Connection;
 use crate::flow::table::{Id, Table};
 use crate::owner::named_by;
 use crate::proxy::Proxy;
-use crate::proxy::passthrough::Unproved;
+use crate::proxy::passthrough::UnprovedFlows;
 use crate::wire::{Flags, FlowKey, Mac, Options, Parsed, Segment, Tags, Walk, kind};
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
@@ -66,7 +66,7 @@ impl Proxy {
             ids.push(id);
         }
         let place = |id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
-        let unproved = Unproved::excerpt(next_out.map(|(id, generation)| (place(id), generation)));
+        let unproved = UnprovedFlows::excerpt(next_out.map(|(id, generation)| (place(id), generation)));
         let (table, candidates) = self.excerpt_of_flows(ids);
         let proxy = Proxy {
             settings: self.settings.clone(),

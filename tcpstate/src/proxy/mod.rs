@@ -47,7 +47,7 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
-use passthrough::Unproved;
+use passthrough::UnprovedFlows;
 pub use regions::Memory;
 use std::sync::Arc;
 
@@ -243,7 +243,7 @@ pub struct Proxy {
     pub(crate) table: Table,
     pub(crate) candidates: Candidates,
     /// Connections of the WAN that passed unproved and may not be established yet.
-    pub(crate) unproved: Unproved,
+    pub(crate) unproved: UnprovedFlows,
     pub(crate) caches: Caches,
     pub(crate) counters: Counters,
     /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
@@ -282,7 +282,7 @@ impl Proxy {
         let mut proxy = Self {
             table: Table::of(config.table_buckets, slab, hash_keys, now),
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
-            unproved: Unproved::new(config.flow_capacity()),
+            unproved: UnprovedFlows::new(config.flow_capacity()),
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),

@@ -9,6 +9,7 @@ use crate::cache::servers::Observation;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
+use crate::policy::exceptions::Exception;
 use crate::seq::{Window, WindowScale};
 use crate::wire::{EcnSetup, Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
@@ -74,6 +75,10 @@ impl Proxy {
         let flow = &self.table[id];
         let opens = ctx.side == flow.client();
         let is_answer = ctx.kind == Kind::SynAck;
+        if opens && !self.may_go_on(&ctx, id) {
+            return Verdict::Drop(DropReason::NotPassed);
+        }
+        let flow = &self.table[id];
         match (opens, is_answer) {
             (true, false) if flow.endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() => {
                 // The client has given up its first number, or the data it brought with it, and begun again.
@@ -154,6 +159,9 @@ impl Proxy {
         let flow = &self.table[id];
         let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
         if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
+            if ctx.side == opener && !self.may_go_on(&ctx, id) {
+                return Verdict::Drop(DropReason::NotPassed);
+            }
             self.on_opener_alone(&ctx, id);
             return Verdict::Forward;
         }
@@ -171,6 +179,21 @@ impl Proxy {
         verdict
     }
 
+    /// Whether a segment of the opener of a connection that is not established may pass. That of a client of the WAN passed unproved, and so does what follows
+    /// it: nobody may send a server more in its wake. Where the server's answers are known to take another way, nothing else can be seen of its connections.
+    fn may_go_on(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+        let is_passed_by_policy = self.settings.draining || self.caches.direct_returns.is_found(ctx.key());
+        if ctx.side == Side::Lan || is_passed_by_policy {
+            return true;
+        }
+        let kind = match ctx.kind {
+            Kind::Syn if self.table[id].is(FlowFlags::EXCEPTIONAL) || ctx.segment.indirect => Exception::Syn,
+            Kind::Syn => Exception::Introduction,
+            _ => Exception::Segment,
+        };
+        self.is_excepted(kind, ctx.segment, ctx.hash, ctx.now)
+    }
+
     fn reset_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
@@ -184,7 +207,10 @@ impl Proxy {
             (true, _) if seq.within(flow.outer_isn + 1, flow.endpoint(ctx.side).next) => true,
             // The answer to a server that has an older connection of these ends bears the number of that (RFC 9293 section 3.5.1), and the client
             // goes on to open its own; so does a client in whose name somebody else sends a reset.
-            (true, _) => return Verdict::Forward,
+            (true, _) => {
+                let goes_on = self.may_go_on(&ctx, id);
+                return if goes_on { Verdict::Forward } else { Verdict::Drop(DropReason::NotPassed) };
+            }
             // RFC 9293 section 3.10.7.3: in SYN-SENT the client accepts a reset that acknowledges its SYN.
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,
@@ -196,8 +222,9 @@ impl Proxy {
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
             self.remember_refusal(ctx.key(), ctx.now);
         }
-        if self.table[id].is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan {
-            // The host knows nothing of it: what follows an unproved SYN-ACK must not pass any more.
+        let flow = &self.table[id];
+        if flow.is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan || flow.client() == Side::Wan {
+            // The host knows nothing of it: what follows an unproved SYN-ACK, or an unproved SYN, must not pass any more.
             self.forget(id);
         } else {
             self.set_state(id, State::Reset, ctx.now, |_| ());
@@ -207,12 +234,12 @@ impl Proxy {
 }
 
 /// Connections of the WAN that passed unproved, the oldest first. Some of them are established meanwhile, or gone.
-pub(crate) struct Unproved {
+pub(crate) struct UnprovedFlows {
     entries: VecDeque<(Id, u16)>,
     most: usize,
 }
 
-impl Unproved {
+impl UnprovedFlows {
     /// None, in a table of so many flows.
     pub(crate) fn new(flows: usize) -> Self {
         let most = (flows / UNPROVED_SHARE).max(UNPROVED_LEAST);

@@ -78,12 +78,14 @@ impl Attack {
         Attack::SlowReaders,
     ];
 
-    /// Frames a second: of SYN and repetition together, and of handshakes.
+    /// Frames a second, the repetitions left out; or handshakes.
     fn rate(self) -> u64 {
         match self {
             Attack::Flood => 500,
             // 20 000 a second, ten times what locked a /24 out.
-            Attack::Guesses | Attack::SpoofedSyns | Attack::RepeatedSyns => 400,
+            Attack::Guesses | Attack::SpoofedSyns => 400,
+            // The same with the repetitions.
+            Attack::RepeatedSyns => 200,
             // 12 500 a second, ten times what reached a server.
             Attack::SignedSyns | Attack::Answers => 250,
             Attack::RepeatedSignedSyns => 20,
@@ -503,10 +505,16 @@ impl World {
         self.push(self.now + delay, Event::ToBox(side, frame));
     }
 
+    /// A segment; nothing if the frame holds another packet, as an ICMP error is.
+    fn read(&self, frame: &[u8]) -> Result<Option<Got>, String> {
+        let protocol = if self.v6 { frame[20] } else { frame[23] };
+        if protocol == 6 { read(frame, Instant::from_micros(self.now)).map(Some) } else { Ok(None) }
+    }
+
     // ---- the server ----
 
     fn serve(&mut self, frame: &[u8]) -> Result<(), String> {
-        let got = read(frame, Instant::from_micros(self.now))?;
+        let Some(got) = self.read(frame)? else { return Ok(()) };
         let Got { src, seq, flags, .. } = got;
         let back = FlowKey {
             src: got.dst,
@@ -657,7 +665,7 @@ impl World {
 
     /// A frame reaches somebody beyond the WAN.
     fn arrive(&mut self, frame: &[u8]) -> Result<(), String> {
-        let got = read(frame, Instant::from_micros(self.now))?;
+        let Some(got) = self.read(frame)? else { return Ok(()) };
         let index =
             self.clients.iter().position(|client| (client.ends.src, client.ends.sport) == (got.dst, got.ports.1));
         let Some(index) = index else {

@@ -13,6 +13,7 @@ mod field;
 mod flood;
 mod interrupted;
 mod kicks;
+mod locked_out;
 mod loss;
 mod matrix;
 mod netmap;
