@@ -273,11 +273,24 @@ pub struct RateLimit {
     pub prefix4: u8,
     /// Leading bits of an IPv6 source that name its bucket, 0 to 128.
     pub prefix6: u8,
+    /// Cookie tests that the sources of one bucket may fail each period; five times as many at once.
+    pub failures: u32,
+    /// Cookie tests that all sources together may fail each period.
+    pub guesses: u32,
 }
 
 impl Default for RateLimit {
     fn default() -> Self {
-        Self { size: 131_072, period: Duration::from_secs(1), add: 400, burst: 2000, prefix4: 24, prefix6: 64 }
+        Self {
+            size: 131_072,
+            period: Duration::from_secs(1),
+            add: 400,
+            burst: 2000,
+            prefix4: 24,
+            prefix6: 64,
+            failures: 24,
+            guesses: 1024,
+        }
     }
 }
 
@@ -368,7 +381,7 @@ impl Config {
         self.table_buckets * Self::FLOWS_PER_BUCKET
     }
 
-    /// The share of one of `workers` workers: tables and caches divided, limits kept per worker.
+    /// The share of one of `workers` workers: tables and caches divided, and guesses, of which each 4-tuple is one worker's; other limits kept per worker.
     ///
     /// # Panics
     /// If `workers` is zero.
@@ -376,7 +389,11 @@ impl Config {
     pub fn share(&self, workers: usize) -> Config {
         assert!(workers > 0, "a share of no workers");
         let split = |n: usize| n.div_ceil(workers);
+        let split_limit = |n: u32| n.div_ceil(workers.try_into().unwrap_or(u32::MAX));
+        let RateLimit { failures, guesses, .. } = self.rate;
+        let rate = RateLimit { failures: split_limit(failures), guesses: split_limit(guesses), ..self.rate.clone() };
         Config {
+            rate,
             table_buckets: split(self.table_buckets),
             syn_cache_max: split(self.syn_cache_max),
             held_frames: split(self.held_frames),

@@ -68,6 +68,21 @@ impl Words {
         }
     }
 
+    /// The `n`th pair of cache lines.
+    #[inline(always)]
+    pub(crate) fn pair(&self, n: usize) -> [&[AtomicU64; LINE]; 2] {
+        match &self.0 {
+            Lines::Owned(lines) => {
+                let pair: &[OwnedLine; 2] = &lines.as_chunks().0[n];
+                pair.each_ref().map(|line| &line.0)
+            }
+            Lines::Shared(lines) => {
+                let pair: &[_; 2] = &lines.as_chunks().0[n];
+                pair.each_ref()
+            }
+        }
+    }
+
     /// The `n`th piece of `N` words, of which a cache line holds a whole number.
     #[inline(always)]
     pub(crate) fn piece<const N: usize>(&self, n: usize) -> &[AtomicU64; N] {

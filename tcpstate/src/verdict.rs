@@ -40,8 +40,8 @@ crate::metrics! {
         BadAddress = "bad-address",
         /// A combination of flags that no TCP sends: SYN with FIN or RST, or no flag at all.
         BadFlags = "bad-flags",
-        /// A SYN whose source prefix has exceeded its rate of SYNs, or an ACK whose cookie was not checked because its source prefix has spent its budget
-        /// of failed checks.
+        /// A SYN whose source prefix has exceeded its rate of SYNs, or an ACK whose cookie was not checked because its source prefix, or all sources
+        /// together, have spent their budget of failed checks, and which acknowledges no SYN-ACK that the box remembers.
         RateLimited = "rate-limited",
         /// The acknowledgement number is not a valid SYN cookie, or the cookie has expired.
         BadCookie = "bad-cookie",
@@ -93,6 +93,9 @@ crate::metrics! {
         CacheHit = "cache-hit" in Connections,
         /// Handshakes completed from a valid SYN cookie.
         CookieGood = "cookie-good" in Connections,
+        /// Handshakes completed from a valid SYN cookie although its source prefix had spent its budget of failed checks, because the box remembered
+        /// the SYN-ACK: somebody guesses in the name of that prefix.
+        CookieRemembered = "cookie-remembered" in Connections,
         /// Retransmitted SYNs admitted although their source prefix had exceeded its rate.
         SecondChance = "second-chance",
         /// SYNs sent to servers, retransmissions included.

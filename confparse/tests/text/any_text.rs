@@ -113,6 +113,7 @@ fn rates() -> impl Strategy<Value = RateLimit> {
             burst,
             prefix4,
             prefix6,
+            ..RateLimit::default()
         },
     )
 }

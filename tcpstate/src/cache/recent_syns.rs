@@ -5,9 +5,15 @@
 //! last written there. Whatever is out of date is recognised when it is read, and cleared when the line is next written, so that the
 //! whole is never cleared at once.
 //!
-//! Layout 1: 65 536 lines of eight words each. Bits 28 to 43 of the keyed hash of a connection's 4-tuple name its line. Word 7 is the number
-//! of the slice (time in µs, shifted right by 24) that was last written; words 0 to 6 are the slices, slice `n` in word `n % 7`. A line whose
-//! last slice lies in the future holds nothing. The bits of an entry are in `bits`.
+//! Beside each line of the filter lie the last sixteen SYN-ACKs of its connections, each as a tag for the 4-tuple and the client's ISN and a check on our
+//! number. A client that acknowledges one of them is tested whatever others have guessed in its network's name: for a guess one number of 2^32 is right, as with
+//! a server that keeps its half-open connections. Who knows 4-tuple and ISN, and acknowledges another number, has it forgotten: each guess costs a SYN.
+//! At 250 000 SYNs a second a SYN-ACK is remembered for four seconds, at a million for one.
+//!
+//! Layout 2: 65 536 pairs of lines of eight words each. Bits 28 to 43 of the keyed hash of a connection's 4-tuple name its pair. Word 7 of the first line is
+//! the number of the slice (time in µs, shifted right by 24) that was last written, above three bits that name the word of the second line to be written next;
+//! words 0 to 6 are the slices, slice `n` in word `n % 7`. A line whose last slice lies in the future holds nothing. The bits of an entry are in `bits`.
+//! A word of the second line holds two SYN-ACKs, the later in the low half; what they are is in `tag` and `check`.
 
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
@@ -15,6 +21,7 @@ use core::time::Duration;
 use crate::cookie::EPOCH_BITS;
 use crate::memory::{LINE, Word, Words};
 use crate::prefetch::prefetch;
+use crate::seq::SeqNum;
 use crate::{Config, Instant};
 
 /// A slice lasts 2^24 µs, 16.8 s.
@@ -24,42 +31,63 @@ const SLICE_BITS: u32 = 24;
 const SLICES: usize = 7;
 /// The word of a line that says which slice was last written.
 const LAST: usize = 7;
-/// 65 536 lines, 4 MiB.
+/// Low bits of that word, which name the word of the second line that is written next.
+const NEXT_BITS: u32 = 3;
+const NEXT: u64 = (1 << NEXT_BITS) - 1;
+/// Bits of the check on our number in what stands for a SYN-ACK, below the tag.
+const CHECK_BITS: u32 = 12;
+const TAG: u32 = u32::MAX << CHECK_BITS;
+/// 65 536 pairs of lines, 8 MiB.
 const LINES_BITS: u32 = 16;
+/// Lines of a pair.
+const PAIR: usize = 2;
 /// How long a cookie may open whose SYN another process has answered.
 const FOREIGN: Duration = Duration::from_micros(2 << EPOCH_BITS);
 
 const _: () =
     assert!((SLICES as u64 - 1) << SLICE_BITS > 1 << EPOCH_BITS, "no cookie is forgotten while it is sure to live");
 const _: () = assert!(SLICES == LAST && LAST + 1 == LINE, "a lookup touches one cache line");
+const _: () = assert!(NEXT as usize + 1 == LINE, "every word of the second line is written in turn");
 
 type Line = [AtomicU64; LINE];
 
 /// Makes this slice the last of a line, and clears those whose words it and its predecessors take.
+#[cold]
+#[inline(never)]
 fn begin(line: &Line, slice: u64) {
-    let last = line[LAST].get();
+    let (last, next) = (last_slice(line), line[LAST].get() & NEXT);
     match slice.checked_sub(last) {
         Some(passed) if passed < SLICES as u64 => (last + 1..=slice).for_each(|stale| line[word(stale)].set(0)),
         // All of it is old, or of no time that has been.
         _ => line[..SLICES].iter().for_each(|word| word.set(0)),
     }
-    line[LAST].set(slice);
+    line[LAST].set(slice << NEXT_BITS | next);
 }
 
-/// Notes the first entry of a slice.
-#[cold]
-#[inline(never)]
-fn note_first(line: &Line, slice: u64, hash: u64) {
-    begin(line, slice);
-    line[word(slice)].set(bits(hash));
+/// The slice of a line that was last written.
+#[inline(always)]
+fn last_slice(line: &Line) -> u64 {
+    line[LAST].get() >> NEXT_BITS
 }
 
 /// Whether a line has an entry that was last written before the present slice began.
 #[inline(never)]
 fn was_noted(line: &Line, slice: u64, hash: u64) -> bool {
-    let (last, bits) = (line[LAST].get(), bits(hash));
+    let (last, bits) = (last_slice(line), bits(hash));
     // Slices that have begun since took the place of its oldest. None is read of a line from the future.
     last < slice && (slice.saturating_sub(SLICES as u64 - 1)..=last).any(|slice| line[word(slice)].get() & bits == bits)
+}
+
+/// The high bits of what stands for a SYN-ACK: whom it answers. Made of bits of the hash that name no line.
+#[inline(always)]
+fn tag(hash: u64, client_isn: SeqNum) -> u32 {
+    ((hash >> 32) as u32 ^ client_isn.get().wrapping_mul(0x9e37_79b1)) & TAG
+}
+
+/// The low bits: our number. Of others that share it one in 2^23 and fewer is a cookie with a right MAC.
+#[inline(always)]
+fn check(outer_isn: SeqNum) -> u32 {
+    outer_isn.get() & !TAG
 }
 
 /// See the module.
@@ -73,11 +101,11 @@ pub struct RecentSyns {
 
 impl RecentSyns {
     /// The version of the layout.
-    pub const LAYOUT: u64 = 1;
+    pub const LAYOUT: u64 = 2;
 
     /// The words of the filter, whatever the configuration.
     pub fn words_needed(_: &Config) -> usize {
-        LINE << LINES_BITS
+        (PAIR * LINE) << LINES_BITS
     }
 
     /// A filter in these words. For two epochs it answers "perhaps" to everything, because cookies of a former process must open.
@@ -85,13 +113,15 @@ impl RecentSyns {
     /// # Panics
     /// If there are too few words.
     pub fn new(words: Words, now: Instant) -> Self {
-        assert!(words.len() >= LINE << LINES_BITS, "the recent-SYN filter needs more words");
+        assert!(words.len() >= (PAIR * LINE) << LINES_BITS, "the recent-SYN filter needs more words");
         Self { words, mask: (1 << LINES_BITS) - 1, blind_until: now + FOREIGN }
     }
 
-    /// What it knows of one connection alone, in a filter of one line.
+    /// What it knows of one connection alone, in a filter of one pair of lines.
     pub fn excerpt(&self, hash: u64) -> Self {
-        Self { words: Words::of(self.line(hash).iter().map(Word::get)), mask: 0, blind_until: self.blind_until }
+        let lines = self.lines(hash);
+        let word = |n: usize| lines[n / LINE][n % LINE].get();
+        Self { words: Words::of((0..PAIR * LINE).map(word)), mask: 0, blind_until: self.blind_until }
     }
 
     /// The line of a hash: named by bits of which the flow table makes neither bucket nor tag.
@@ -100,21 +130,60 @@ impl RecentSyns {
         (hash >> 28) as u32 & self.mask
     }
 
+    /// Its line of the filter, and that of the SYN-ACKs beside it.
     #[inline(always)]
-    fn line(&self, hash: u64) -> &Line {
-        self.words.line(self.place(hash) as usize)
+    fn lines(&self, hash: u64) -> [&Line; PAIR] {
+        self.words.pair(self.place(hash) as usize)
     }
 
-    /// Notes that a SYN was answered; `hash` is the flow table's keyed hash of its 4-tuple.
-    #[inline]
-    pub fn note(&mut self, hash: u64, now: Instant) {
-        let line = self.line(hash);
+    #[inline(always)]
+    fn line(&self, hash: u64) -> &Line {
+        self.lines(hash)[0]
+    }
+
+    /// Notes that a SYN with the number `client_isn` was answered with `outer_isn`; `hash` is the flow table's keyed hash of its 4-tuple.
+    #[inline(always)]
+    pub fn note(&mut self, hash: u64, client_isn: SeqNum, outer_isn: SeqNum, now: Instant) {
+        let [line, answers] = self.lines(hash);
         let slice = slice_of(now);
-        if line[LAST].get() != slice {
-            return note_first(line, slice, hash);
+        let mut state = line[LAST].get();
+        if state >> NEXT_BITS != slice {
+            begin(line, slice);
+            state = line[LAST].get();
         }
         let word = &line[word(slice)];
         word.set(word.get() | bits(hash));
+        line[LAST].set(state & !NEXT | state.wrapping_add(1) & NEXT);
+        let pair = &answers[(state & NEXT) as usize];
+        pair.set(pair.get() << 32 | u64::from(tag(hash, client_isn) | check(outer_isn)));
+    }
+
+    /// Whether the last SYN of this connection with one of these numbers was answered with `outer_isn`, or another number that agrees in the check, so
+    /// recently that this is one of the last sixteen SYN-ACKs of its line.
+    #[inline(never)]
+    pub fn has_answered<const N: usize>(&self, hash: u64, client_isns: [SeqNum; N], outer_isn: SeqNum) -> bool {
+        let mut answers = client_isns.into_iter().filter_map(|client_isn| self.last_answer(hash, client_isn));
+        answers.any(|(_, _, answer)| answer & !TAG == check(outer_isn))
+    }
+
+    /// Forgets the last SYN-ACKs to SYNs of this connection with these numbers: somebody guesses.
+    #[inline(never)]
+    pub fn forget_answers<const N: usize>(&mut self, hash: u64, client_isns: [SeqNum; N]) {
+        for (word, shift, _) in client_isns.map(|client_isn| self.last_answer(hash, client_isn)).into_iter().flatten() {
+            let pair = &self.lines(hash)[1][word];
+            pair.set(pair.get() & !(u64::from(u32::MAX) << shift));
+        }
+    }
+
+    /// What stands for the last SYN-ACK to a SYN of this connection with this number, and where: the word, and by how many bits it is shifted there.
+    fn last_answer(&self, hash: u64, client_isn: SeqNum) -> Option<(usize, u32, u32)> {
+        let ([line, answers], tag) = (self.lines(hash), tag(hash, client_isn));
+        let next = (line[LAST].get() & NEXT) as usize;
+        // Words are written in turn, so the later halves of all are younger than any other half.
+        let places =
+            [0, 32].into_iter().flat_map(|shift| (1..=LINE).map(move |back| ((next + LINE - back) % LINE, shift)));
+        let mut there = places.map(|(word, shift)| (word, shift, (answers[word].get() >> shift) as u32));
+        there.find(|&(_, _, answer)| answer & TAG == tag)
     }
 
     /// Whether a SYN of this connection may have been answered in the last 100 s. Never false if one was.
@@ -128,16 +197,16 @@ impl RecentSyns {
     pub fn has_noted(&self, hash: u64, now: Instant) -> bool {
         let line = self.line(hash);
         let slice = slice_of(now);
-        if slice != line[LAST].get() {
+        if slice != last_slice(line) {
             return was_noted(line, slice, hash);
         }
         let bits = bits(hash);
         line[..SLICES].iter().any(|word| word.get() & bits == bits)
     }
 
-    /// Asks for the line of this connection.
+    /// Asks for the lines of this connection.
     pub fn prefetch(&self, hash: u64) {
-        prefetch(self.line(hash));
+        self.lines(hash).into_iter().for_each(prefetch);
     }
 }
 
@@ -174,13 +243,16 @@ mod tests {
         let mut random = memory::tests::random(1);
         let words = memory::tests::shared(RecentSyns::words_needed(&Config::default()), &mut random);
         // Some lines are of times near the present ones.
-        (0..30_000).for_each(|line| words.line(line)[LAST].set(random() % 200));
+        (0..30_000).for_each(|pair| words.line(PAIR * pair)[LAST].set(random() % 1600));
         let mut filter = RecentSyns { blind_until: Instant::default(), ..RecentSyns::new(words, Instant::default()) };
         for n in 0..50_000 {
             let now = Instant::from_micros(n * SLICE / 300);
             let (hash, other) = (random(), random());
             filter.has_noted(other, now);
-            filter.note(hash, now);
+            let [client_isn, outer_isn] = [random(), random()].map(|number| SeqNum::new(number as u32));
+            assert!(!filter.has_answered(hash, [client_isn], outer_isn));
+            filter.note(hash, client_isn, outer_isn, now);
+            assert!(filter.has_answered(hash, [client_isn + 1, client_isn], outer_isn));
             assert!(filter.has_noted(hash, now + Duration::from_secs(60)));
             assert!(!filter.has_noted(hash, now + Duration::from_secs(120)));
         }
@@ -189,6 +261,89 @@ mod tests {
     /// A filter that has seen enough of its own life to trust itself.
     fn seasoned() -> RecentSyns {
         RecentSyns { blind_until: Instant::default(), ..filter(Instant::default()) }
+    }
+
+    /// Notes a SYN whose numbers do not matter.
+    fn note(filter: &mut RecentSyns, hash: u64, now: Instant) {
+        filter.note(hash, SeqNum::new(1), SeqNum::new(2), now);
+    }
+
+    /// The SYN-ACK that answered the `n`th SYN: its 4-tuple, and both numbers.
+    fn answer(n: u64) -> (u64, SeqNum, SeqNum) {
+        (hash(n), SeqNum::new(hash(n ^ 1 << 40) as u32), SeqNum::new(hash(n ^ 1 << 41) as u32))
+    }
+
+    #[test]
+    fn at_a_million_syns_a_second_a_syn_ack_is_remembered_for_a_third_of_a_second() {
+        let mut filter = seasoned();
+        let (syns, since) = (3_000_000u64, 333_333);
+        for n in 0..syns {
+            let (hash, client_isn, outer_isn) = answer(n);
+            filter.note(hash, client_isn, outer_isn, Instant::from_micros(n));
+        }
+        // With five a line on average, Poisson's, one line in 15 000 has had sixteen others since.
+        let forgotten = (syns - since..syns)
+            .filter(|&n| {
+                let (hash, client_isn, outer_isn) = answer(n);
+                !filter.has_answered(hash, [client_isn], outer_isn)
+            })
+            .count();
+        assert!(forgotten < 40, "{forgotten} of {since}");
+    }
+
+    #[test]
+    fn a_syn_ack_that_somebody_guesses_at_is_forgotten_and_no_other() {
+        let mut filter = seasoned();
+        let now = Instant::from_secs(1);
+        let (hash, client_isn, outer_isn) = answer(7);
+        for n in 1..1000 {
+            filter.note(hash, client_isn, outer_isn, now);
+            assert!(filter.has_answered(hash, [client_isn - 1, client_isn], outer_isn));
+            assert!(!filter.has_answered(hash, [client_isn], outer_isn + n));
+            // Who knows neither the number of its SYN nor its ends.
+            filter.forget_answers(hash, [client_isn + 2 * n]);
+            let other = hash ^ u64::from(n) << 46;
+            assert!(filter.place(other) == filter.place(hash) && !filter.has_answered(other, [client_isn], outer_isn));
+            filter.forget_answers(other, [client_isn]);
+            assert!(filter.has_answered(hash, [client_isn, client_isn + 1], outer_isn));
+            filter.forget_answers(hash, [client_isn - 1, client_isn]);
+            assert!(!filter.has_answered(hash, [client_isn], outer_isn));
+        }
+    }
+
+    #[test]
+    fn of_several_offers_the_last_is_remembered() {
+        let mut filter = seasoned();
+        let now = Instant::from_secs(1);
+        let (hash, client_isn, outer_isn) = answer(7);
+        for n in 0..40 {
+            // Others come between, of the same line.
+            (0..n % 5).for_each(|m| filter.note(hash ^ u64::from(m + 1) << 50, client_isn, outer_isn, now));
+            filter.note(hash, client_isn, outer_isn + n, now);
+            assert!(filter.has_answered(hash, [client_isn], outer_isn + n));
+        }
+        assert!(!filter.has_answered(hash, [client_isn], outer_isn + 38));
+    }
+
+    #[test]
+    fn the_last_sixteen_of_a_line_are_remembered_and_no_more() {
+        let mut filter = seasoned();
+        let now = Instant::from_secs(1);
+        let of_line = |n: u32| {
+            let (hash, client_isn, outer_isn) = answer(n.into());
+            (hash & !(0xffff << 28), client_isn, outer_isn)
+        };
+        for n in 0..100 {
+            let (hash, client_isn, outer_isn) = of_line(n);
+            filter.note(hash, client_isn, outer_isn, now);
+        }
+        let remembered: Vec<_> = (0..100)
+            .filter(|&n| {
+                let (hash, client_isn, outer_isn) = of_line(n);
+                filter.has_answered(hash, [client_isn], outer_isn)
+            })
+            .collect();
+        assert_eq!(remembered, Vec::from_iter(84..100));
     }
 
     /// A good hash of a number (the finaliser of SplitMix64).
@@ -221,7 +376,7 @@ mod tests {
         let mut filter = seasoned();
         for (n, at) in [0, SLICE - 1, SLICE, YEAR + SLICE / 2].into_iter().enumerate() {
             let hash = hash(n as u64);
-            filter.note(hash, Instant::from_micros(at));
+            note(&mut filter, hash, Instant::from_micros(at));
             assert!(filter.may_have(hash, Instant::from_micros(at + 100_000_000)));
             assert!(!filter.may_have(hash, Instant::from_micros(at + 7 * SLICE)), "noted at {at} µs");
         }
@@ -248,7 +403,7 @@ mod tests {
         // Seven whole slices at 10 000 a second: the most there is to see.
         let notes = 7 * SLICE / 100;
         for n in 0..notes {
-            filter.note(hash(n), Instant::from_micros(n * 100));
+            note(&mut filter, hash(n), Instant::from_micros(n * 100));
         }
         let now = Instant::from_micros(7 * SLICE - 1);
         let tries = 2_000_000;
@@ -283,11 +438,11 @@ mod tests {
             // Word by word, for ever: what the filter would be with memory without end.
             let mut words = HashMap::<(u32, u64), u64>::new();
             let mut micros = 0;
-            for (step, note, hash) in events {
+            for (step, adds, hash) in events {
                 micros += step;
                 let now = Instant::from_micros(micros);
-                if note {
-                    filter.note(hash, now);
+                if adds {
+                    note(&mut filter, hash, now);
                     noted.insert(hash, now);
                     *words.entry((filter.place(hash), slice_of(now))).or_default() |= bits(hash);
                 }

@@ -8,10 +8,11 @@
 use core::fmt::{self, Write};
 
 use super::Connection;
-use crate::flow::table::Id;
+use crate::flow::table::{Id, Table};
 use crate::owner::named_by;
 use crate::proxy::Proxy;
 use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
+use crate::proxy::passthrough::UnprovedFlows;
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
 /// Of an engine, whatever one frame's fate depends on.
@@ -59,11 +60,19 @@ impl Proxy {
             .key()
             .and_then(|key| self.table.find(key, hash))
             .or_else(|| Some(self.find_answered(side, &meta, head)?.id));
-        let (table, candidates) = self.excerpt_of_flows(found);
+        let next_out = self.unproved.next_out().filter(|&(id, generation)| self.is_unproved(id, generation));
+        let mut ids: Vec<Id> = found.into_iter().collect();
+        if let Some((id, _)) = next_out.filter(|(id, _)| !ids.contains(id)) {
+            ids.push(id);
+        }
+        let place = |id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
+        let unproved = UnprovedFlows::excerpt(next_out.map(|(id, generation)| (place(id), generation)));
+        let (table, candidates) = self.excerpt_of_flows(ids);
         let proxy = Proxy {
             settings: self.settings.clone(),
             table,
             candidates,
+            unproved,
             caches: self.caches.excerpt(&key, hash, isn, self.caches.limiter.place(&key)),
             counters: Counters::default(),
             proved: Vec::new(),

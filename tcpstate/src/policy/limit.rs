@@ -5,8 +5,9 @@
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
 //! and one that is seen again a second later draws on tokens of its own.
 //!
-//! Failed cookie tests have a budget of their own: a prefix gets no more
-//! guesses a second than it has tokens, whatever the rate at which it sends.
+//! Failed cookie tests have budgets of their own: of one prefix, and of all sources together, no more guesses a second are tested than these allow, whatever
+//! the rate at which they come. Anyone can spend them in a prefix's name. So what a client needs does not depend on them: an acknowledgement of
+//! an entry of the SYN cache, or of a SYN-ACK that `recent_syns` remembers, costs nothing.
 //!
 //! Layout 1 of the buckets: two words each, which hold what is *spent*, so that zero is a full bucket. Word 0: fresh SYNs in the low half,
 //! repeated ones in the high half. Word 1: failed cookie tests in the low half, in the high half the refill period (time over its length)
@@ -25,8 +26,12 @@ use crate::seq::SeqNum;
 use crate::wire::FlowKey;
 use crate::{Config, Event, Instant};
 
-/// Tokens for repeated SYNs, as a multiple of those for fresh ones.
-const REPEATED_SHARE: u32 = 4;
+/// Tokens for repeated SYNs, as a multiple of those for fresh ones. Who forges a prefix's SYNs can repeat them too: so there are more of these
+/// tokens than a forger of moderate means spends, since a client that gets none stays out. Each costs its sender two SYNs, so the box
+/// reflects half of what it is sent at the most.
+const REPEATED_SHARE: u32 = 32;
+/// The most cookie tests a prefix may fail at once, in periods of those it may fail.
+const FAILURES_AT_ONCE: u32 = 5;
 
 /// What a prefix has spent, and the refill period of that.
 #[derive(Clone, Copy)]
@@ -97,6 +102,11 @@ pub struct Limiter {
     next_period: Instant,
     add: u32,
     burst: u32,
+    /// Cookie tests a prefix, and all together, may fail a period.
+    failures: u32,
+    guesses: u32,
+    /// Tests that all together may yet fail in the current period.
+    guesses_left: u32,
     mask4: u32,
     mask6: [u32; 4],
     refused: Sightings,
@@ -128,6 +138,9 @@ impl Limiter {
             next_period: Instant::default(),
             add: limit.add,
             burst: limit.burst,
+            failures: limit.failures,
+            guesses: limit.guesses,
+            guesses_left: limit.guesses,
             mask4: mask(limit.prefix4.into()),
             mask6: core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32))),
             refused: Sightings::new(refused),
@@ -178,8 +191,12 @@ impl Limiter {
         Left {
             fresh: self.burst.saturating_sub(fresh),
             repeated: self.most_repeated().saturating_sub(repeated),
-            failures: self.burst.saturating_sub(failures),
+            failures: self.most_failures().saturating_sub(failures),
         }
+    }
+
+    fn most_failures(&self) -> u32 {
+        self.failures.saturating_mul(FAILURES_AT_ONCE)
     }
 
     fn most_repeated(&self) -> u32 {
@@ -229,17 +246,26 @@ impl Limiter {
         tokens.set(spent - u64::from(spent as u32 > 0));
     }
 
-    /// Whether the prefix at `place` has failed in few enough cookie tests to be granted another. Charges nothing.
-    pub fn may_test(&mut self, place: u32, now: Instant) -> bool {
-        (self.refilled(place, now)[1].get() as u32) < self.burst
+    /// Whether a SYN with this keyed hash and number was refused in an earlier second; if it is refused now, it will have been.
+    pub fn is_repeated(&mut self, hash: u64, isn: SeqNum, now: Instant) -> bool {
+        self.refused.seen_before(syn(hash, isn), now)
     }
 
-    /// Charges a failed cookie test to the prefix at `place`.
+    /// Whether the prefix at `place`, and all together, have failed in few enough cookie tests to be granted another. Charges nothing.
+    #[inline]
+    pub fn may_test(&mut self, place: u32, now: Instant) -> bool {
+        let failures = self.refilled(place, now)[1].get() as u32;
+        failures < self.most_failures() && self.guesses_left > 0
+    }
+
+    /// Charges a failed cookie test to the prefix at `place`, and to all.
+    #[inline]
     pub fn failed(&mut self, place: u32, now: Instant) {
-        let burst = self.burst;
+        let most = self.most_failures();
         let failures = &self.refilled(place, now)[1];
         let spent = failures.get();
-        failures.set(spent + u64::from((spent as u32) < burst));
+        failures.set(spent + u64::from((spent as u32) < most));
+        self.guesses_left = self.guesses_left.saturating_sub(1);
     }
 
     /// The bucket at `place`, refilled for the periods that have passed.
@@ -259,11 +285,12 @@ impl Limiter {
     #[inline(never)]
     fn refill(&self, bucket: &Bucket) {
         let spent = Spent::of(bucket);
-        let tokens = self.add.saturating_mul(self.period.wrapping_sub(spent.period));
+        let periods = self.period.wrapping_sub(spent.period);
+        let tokens = self.add.saturating_mul(periods);
         Spent {
             fresh: spent.fresh.min(self.burst).saturating_sub(tokens),
             repeated: spent.repeated.min(self.most_repeated()).saturating_sub(tokens.saturating_mul(REPEATED_SHARE)),
-            failures: spent.failures.min(self.burst).saturating_sub(tokens),
+            failures: spent.failures.min(self.most_failures()).saturating_sub(self.failures.saturating_mul(periods)),
             period: self.period,
         }
         .store(bucket);
@@ -275,6 +302,7 @@ impl Limiter {
         let period = now.as_micros() / self.period_micros;
         self.period = period as u32;
         self.next_period = Instant::from_micros((period + 1) * self.period_micros);
+        self.guesses_left = self.guesses;
     }
 }
 
@@ -445,7 +473,8 @@ mod tests {
     }
 
     fn limiter() -> Limiter {
-        let limit = RateLimit { burst: 10, add: 5, period: Duration::from_secs(1), ..RateLimit::default() };
+        let limit =
+            RateLimit { burst: 10, add: 5, failures: 2, period: Duration::from_secs(1), ..RateLimit::default() };
         limiter_of(&limit)
     }
 
@@ -564,11 +593,29 @@ mod tests {
             granted.count()
         };
         assert_eq!(granted(Instant::from_secs(10)), 10);
-        assert_eq!(granted(Instant::from_secs(11)), 5);
+        assert_eq!(granted(Instant::from_secs(11)), 2);
         assert_eq!(granted(Instant::from_secs(3600)), 10);
         assert!(limiter.may_test(other, Instant::from_secs(3600)), "another prefix does not pay");
         let fresh = limiter.admit_from(0x0a00_0000, 7, SeqNum::new(1), Instant::from_secs(3600));
         assert_eq!(fresh, Admission::Granted, "nor do SYNs");
+    }
+
+    #[test]
+    fn guesses_from_everywhere_have_one_budget_together() {
+        let limit = RateLimit { guesses: 100, ..RateLimit::default() };
+        let mut limiter = limiter_of(&limit);
+        let mut granted = |now| {
+            let granted = (0..1000u32).filter(|&n| {
+                let place = limiter.place(&from(n << 8));
+                let may = limiter.may_test(place, now);
+                if may {
+                    limiter.failed(place, now);
+                }
+                may
+            });
+            granted.count()
+        };
+        assert_eq!([10, 11, 3600].map(|second| granted(Instant::from_secs(second))), [100; 3]);
     }
 
     #[test]

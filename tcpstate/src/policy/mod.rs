@@ -7,6 +7,7 @@
 //! connections it covers, and at last from the rule for everybody.
 
 mod destinations;
+pub mod exceptions;
 pub mod limit;
 pub mod profiles;
 pub mod servers;

@@ -6,6 +6,7 @@ use super::context::Context;
 use crate::config::Stray;
 use crate::flow::table::Id;
 use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::exceptions::Exception;
 use crate::wire::{Flags, Kind, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
 
@@ -31,7 +32,7 @@ impl Proxy {
                 Side::Lan if resets => Verdict::Drop(DropReason::NoFlow),
                 Side::Lan => self.adopt(ctx),
                 // Passed without a record, at a limited rate: the server's answer shows whether it has the connection.
-                Side::Wan if self.settings.passed.take(ctx.now) => Verdict::Forward,
+                Side::Wan if self.is_excepted(Exception::Segment, ctx.segment, ctx.hash, ctx.now) => Verdict::Forward,
                 Side::Wan => Verdict::Drop(DropReason::NoFlow),
             };
         }
@@ -40,7 +41,7 @@ impl Proxy {
             && !ctx.segment.indirect
             && ctx.is_sound()
             && !self.caches.stations.are_on(ctx.side, ctx.head.bytes(), ctx.now)
-            && self.settings.passed.take(ctx.now)
+            && self.is_excepted(Exception::Reset, ctx.segment, ctx.hash, ctx.now)
         {
             self.counters.count(Event::StrayReset);
             return self.reset_in_place(&mut ctx, None);

@@ -9,6 +9,7 @@ use crate::config::Asymmetric;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{FlowFlags, State};
+use crate::policy::exceptions::Exception;
 use crate::wire::{Flags, FlowKey, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 
@@ -28,7 +29,7 @@ impl Proxy {
         if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
-        if !self.settings.answers_alone.take(ctx.now) {
+        if !self.is_excepted(Exception::Answer, ctx.segment, ctx.hash, ctx.now) {
             return Verdict::Drop(DropReason::NotPassed);
         }
         ctx.egress.note(|| "the SYN it answers left another way: it passes, and what follows it".into());

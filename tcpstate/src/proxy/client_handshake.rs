@@ -13,6 +13,7 @@ use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
+use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
@@ -37,7 +38,7 @@ impl Proxy {
         let is_cached = !self.has_no_syn_cache();
         if side != Side::Wan
             || self.settings.draining
-            || !self.settings.introductions.is_shut()
+            || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
             || self.caches.refused_ports.any_refused(now)
             || is_cached && !self.is_cache_full(now)
@@ -76,7 +77,7 @@ impl Proxy {
         }
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
-        self.caches.recent_syns.note(meta.hash, now);
+        self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -142,11 +143,14 @@ impl Proxy {
         if self.is_bypassed(&key, former) {
             return self.pass_syn_unanswered(ctx, former, Event::Bypassed);
         }
-        if former.is_none() && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops && self.settings.passed.take(now) {
+        if former.is_none()
+            && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops
+            && self.is_excepted(Exception::Expiring, ctx.segment, hash, now)
+        {
             ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
             return self.pass_syn_unanswered(ctx, former, Event::Expiring);
         }
-        if let Some(event) = self.passes(&rule, &offered, &offer, former, hash, now) {
+        if let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
             }
@@ -212,16 +216,18 @@ impl Proxy {
                 }
             }
         }
-        self.caches.recent_syns.note(hash, now);
+        self.caches.recent_syns.note(hash, isn, numbers.isn, now);
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what has been read of the SYN, in registers")]
     fn passes(
         &mut self,
         rule: &Rule,
+        syn: &Segment,
         offered: &Options,
         offer: &Offer,
         former: Option<Id>,
@@ -236,7 +242,9 @@ impl Proxy {
         if self.settings.draining && self.is_new(former, hash, now) {
             return Some(Event::Drained);
         }
-        (!offer.known && former.is_none() && self.settings.introductions.take(now)).then_some(Event::Introduced)
+        let may_be_introduced =
+            !offer.known && former.is_none() && !self.caches.exceptions.is_shut(Exception::Introduction);
+        (may_be_introduced && self.is_excepted(Exception::Introduction, syn, hash, now)).then_some(Event::Introduced)
     }
 
     /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.
@@ -257,7 +265,7 @@ impl Proxy {
         if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
-            if lives || !self.settings.passed.take(ctx.now) {
+            if lives || !self.is_excepted(Exception::Syn, ctx.segment, ctx.hash, ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
         }
@@ -322,7 +330,7 @@ impl Proxy {
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
-        self.caches.recent_syns.note(ctx.hash, ctx.now);
+        self.caches.recent_syns.note(ctx.hash, ctx.segment.seq, numbers.isn, ctx.now);
         let window = rule.early_window(offer, terms.promised);
         self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
     }
@@ -420,24 +428,37 @@ impl Proxy {
             return Err(Unproved::Unasked);
         }
         let place = self.caches.limiter.place(ctx.key());
-        if !self.caches.limiter.may_test(place, now) {
-            ctx.egress.note(|| "the source's network has spent its wrong guesses: no cookie is looked for".into());
+        let Segment { seq, ack, .. } = *ctx.segment;
+        let outer_isn = ack - 1;
+        // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
+        let client_isns = [seq - 1, seq];
+        let may_test = self.caches.limiter.may_test(place, now);
+        if !may_test && !self.caches.recent_syns.has_answered(ctx.hash, client_isns, outer_isn) {
+            ctx.egress.note(|| {
+                "its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
+                    .into()
+            });
+            self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
             return Err(Unproved::Untested);
         }
         self.caches.cookies.advance(now);
-        let Segment { seq, ack, .. } = *ctx.segment;
-        let outer_isn = ack - 1;
         let echo = Options::timestamps(ctx.options()).map(|timestamps| timestamps.echo);
-        // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
-        let opened = self.caches.cookies.open(ctx.hash, [seq - 1, seq], outer_isn, echo);
-        ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, [seq - 1, seq], outer_isn, echo, now));
+        let opened = self.caches.cookies.open(ctx.hash, client_isns, outer_isn, echo);
+        ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, client_isns, outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.settings.adopt_until {
                 self.caches.limiter.failed(place, now);
             }
+            if !may_test {
+                self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
+            }
             return Err(Unproved::Wrong);
         };
+        if !may_test {
+            ctx.egress.note(|| "its network has spent its wrong guesses, but the box remembers this SYN-ACK".into());
+            self.counters.count(Event::CookieRemembered);
+        }
         // A cookie's clock is too coarse to tell how far its client is.
         Ok(Proof { terms, client_isn, outer_isn, distance: 0 })
     }
@@ -480,7 +501,13 @@ impl Proxy {
                     format!("the SYN cache expects seq {next} (or one less) and ack {}: {fits}", isn.get())
                 });
                 if !ours {
-                    return self.on_cookie_ack(ctx, Some(id));
+                    let is_guess = seq == next || seq == next - 1;
+                    let verdict = self.on_cookie_ack(ctx, Some(id));
+                    if is_guess && matches!(verdict, Verdict::Drop(DropReason::BadCookie | DropReason::RateLimited)) {
+                        // Who knows the client's number has sent its SYN, and so each guess costs one. No client acknowledges what it was not sent.
+                        self.forget(id);
+                    }
+                    return verdict;
                 }
                 if is_damaged(&ctx) {
                     return Verdict::Drop(DropReason::BadChecksum);

@@ -326,9 +326,8 @@ impl Proxy {
         flow.generation() == generation && Kind::of(flow) == Some(kind)
     }
 
-    /// The table with the flow at `id` alone, if there is one, and those that would have to be evicted; and the queues of the latter.
-    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, Candidates) {
-        let mut ids: Vec<Id> = id.into_iter().collect();
+    /// The table with the flows `ids` alone, which come first there, and those that would have to be evicted; and the queues of the latter.
+    pub(crate) fn excerpt_of_flows(&self, mut ids: Vec<Id>) -> (Table, Candidates) {
         let known = Kind::ALL.map(|kind| {
             let queue = &self.candidates[kind];
             let must_go = self.table.is_full() || kind == Kind::SynCached && queue.is_full();

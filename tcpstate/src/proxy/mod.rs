@@ -12,7 +12,7 @@ mod crossing;
 mod established;
 pub(crate) mod evict;
 mod icmp;
-mod passthrough;
+pub(crate) mod passthrough;
 mod proof;
 #[cfg(test)]
 mod redirect_tests;
@@ -38,7 +38,8 @@ use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::policy::Policy;
-use crate::policy::limit::{Limiter, Meter};
+use crate::policy::exceptions::{Exception, Exceptions, Rates};
+use crate::policy::limit::Limiter;
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
@@ -47,6 +48,7 @@ use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Ve
 use context::Context;
 use evict::Candidates;
 pub use regions::{Footprint, Memory};
+use passthrough::UnprovedFlows;
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -170,7 +172,7 @@ const VLAN_SEARCHES: u32 = 1000;
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
 
-/// What the operator wants of this worker, and how much it lets pass without proof.
+/// What the operator wants of this worker.
 #[derive(Clone)]
 pub(crate) struct Settings {
     /// The keys of the hash that names flows and packets.
@@ -182,14 +184,6 @@ pub(crate) struct Settings {
     pub(crate) draining: bool,
     /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
-    /// SYNs, and segments of connections that may be running, that the box passes unproved.
-    pub(crate) passed: Meter,
-    /// SYNs that the box passes to unknown servers.
-    pub(crate) introductions: Meter,
-    /// Segments of the WAN for which the engine looks for a connection in other VLANs.
-    pub(crate) vlan_searches: Meter,
-    /// SYN-ACKs from the WAN that the box passes although it has not seen their SYNs.
-    pub(crate) answers_alone: Meter,
 }
 
 /// What the engine remembers besides flows, in bounded memory.
@@ -199,6 +193,8 @@ pub(crate) struct Caches {
     pub(crate) refused_ports: RefusedPorts,
     pub(crate) recent_syns: RecentSyns,
     pub(crate) limiter: Limiter,
+    /// What passes without proof.
+    pub(crate) exceptions: Exceptions,
     pub(crate) fragments: Fragments,
     pub(crate) hold_queue: HoldQueue,
     pub(crate) vlan_pairs: VlanPairs,
@@ -216,6 +212,7 @@ impl Caches {
             refused_ports: self.refused_ports.excerpt(key, Client::of(place), Client::of(0)),
             recent_syns: self.recent_syns.excerpt(hash),
             limiter: self.limiter.excerpt(place, hash, isn),
+            exceptions: self.exceptions.excerpt(key, place),
             fragments: self.fragments.excerpt(hash),
             hold_queue: self.hold_queue.clone(),
             vlan_pairs: self.vlan_pairs.clone(),
@@ -245,6 +242,8 @@ pub struct Proxy {
     pub(crate) settings: Settings,
     pub(crate) table: Table,
     pub(crate) candidates: Candidates,
+    /// Connections of the WAN that passed unproved and may not be established yet.
+    pub(crate) unproved: UnprovedFlows,
     pub(crate) caches: Caches,
     pub(crate) counters: Counters,
     /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
@@ -278,15 +277,19 @@ impl Proxy {
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
         let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
+        let rates =
+            Rates { introductions: config.introductions, vlan_searches: VLAN_SEARCHES, passed: config.passed_rate };
         let mut proxy = Self {
             table: Table::of(config.table_buckets, slab, hash_keys, now),
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
+            unproved: UnprovedFlows::new(config.flow_capacity()),
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),
                 refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
                 recent_syns: RecentSyns::new(recent_syns, now),
                 limiter: Limiter::new(&config.rate, keys, limits, refused_syns),
+                exceptions: Exceptions::new(&rates, keys),
                 fragments: Fragments::new(),
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
@@ -299,11 +302,6 @@ impl Proxy {
                 policy,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
-                passed: Meter::new(config.passed_rate),
-                introductions: Meter::new(config.introductions),
-                vlan_searches: Meter::new(VLAN_SEARCHES),
-                // A meter of its own: a flood of SYN-ACKs must not use up what other connections pass by.
-                answers_alone: Meter::new(config.passed_rate),
             },
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
@@ -329,6 +327,7 @@ impl Proxy {
             let left = flow.deadline().wrapping_sub(tick(now)) as i32;
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
             self.remember_candidate(id);
+            self.remember_unproved(id);
         }
     }
 
@@ -518,7 +517,7 @@ impl Proxy {
         let kind = segment.kind();
         if found.is_none()
             && kind != Kind::Syn
-            && let Some(moved) = self.find_answered_segment(side, segment, head, now)
+            && let Some(moved) = self.find_answered_segment(side, segment, meta.hash, head, now)
         {
             return self.on_answer_of_other_vlan(side, segment, &moved, meta, head, now, egress);
         }
@@ -595,6 +594,14 @@ impl Proxy {
     #[inline]
     pub fn next_proved(&mut self) -> Option<Source> {
         self.proved.pop()
+    }
+
+    /// Whether a segment of the WAN may pass, or cause work, as such an exception, although its sender has proved nothing. It is charged for it.
+    #[inline(never)]
+    fn is_excepted(&mut self, kind: Exception, segment: &Segment, hash: u64, now: Instant) -> bool {
+        let Caches { exceptions, limiter, .. } = &mut self.caches;
+        let network = limiter.place(&segment.key);
+        exceptions.admit(kind, &segment.key, network, now, || limiter.is_repeated(hash, segment.seq, now))
     }
 
     /// Takes note that the client of a segment has proved itself.

@@ -1,15 +1,23 @@
 //! Connections that are passed through unchanged, and followed so that what belongs to them may pass: those the LAN opens, and those from
 //! the WAN that only the server can answer.
 
+use std::collections::VecDeque;
+
 use super::Proxy;
 use super::context::{Context, are_possible};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
+use crate::policy::exceptions::Exception;
 use crate::seq::{Window, WindowScale};
 use crate::wire::{EcnSetup, Flags, Kind, Options, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
+
+/// Of all flows one in so many may be a connection of the WAN that passed unproved and is not established.
+const UNPROVED_SHARE: usize = 16;
+/// And so many at the least.
+const UNPROVED_LEAST: usize = 16;
 
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
@@ -23,6 +31,9 @@ impl Proxy {
         if let Some(former) = former {
             self.forget(former);
         }
+        if ctx.side == Side::Wan {
+            self.bound_unproved();
+        }
         self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
@@ -30,6 +41,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::TableFull);
         };
         self.remember_candidate(id);
+        self.remember_unproved(id);
         self.caches.vlan_pairs.note(key.vlan);
         if ctx.side == Side::Lan {
             self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
@@ -63,6 +75,10 @@ impl Proxy {
         let flow = &self.table[id];
         let opens = ctx.side == flow.client();
         let is_answer = ctx.kind == Kind::SynAck;
+        if opens && !self.may_go_on(&ctx, id) {
+            return Verdict::Drop(DropReason::NotPassed);
+        }
+        let flow = &self.table[id];
         match (opens, is_answer) {
             (true, false) if flow.endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() => {
                 // The client has given up its first number, or the data it brought with it, and begun again.
@@ -143,17 +159,39 @@ impl Proxy {
         let flow = &self.table[id];
         let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
         if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
+            if ctx.side == opener && !self.may_go_on(&ctx, id) {
+                return Verdict::Drop(DropReason::NotPassed);
+            }
             self.on_opener_alone(&ctx, id);
             return Verdict::Forward;
         }
         if ctx.side == opener {
             self.set_state(id, State::Established, ctx.now, |_| ());
             self.remember_candidate(id);
+            if opener == Side::Wan {
+                // It acknowledges a number that the server chose.
+                self.caches.exceptions.note_source(ctx.key());
+            }
         }
         let (side, now) = (ctx.side, ctx.now);
         let verdict = self.track_and_pass(ctx, id);
         self.keep_half_seen(id, side, now);
         verdict
+    }
+
+    /// Whether a segment of the opener of a connection that is not established may pass. That of a client of the WAN passed unproved, and so does what follows
+    /// it: nobody may send a server more in its wake. Where the server's answers are known to take another way, nothing else can be seen of its connections.
+    fn may_go_on(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+        let is_passed_by_policy = self.settings.draining || self.caches.direct_returns.is_found(ctx.key());
+        if ctx.side == Side::Lan || is_passed_by_policy {
+            return true;
+        }
+        let kind = match ctx.kind {
+            Kind::Syn if self.table[id].is(FlowFlags::EXCEPTIONAL) || ctx.segment.indirect => Exception::Syn,
+            Kind::Syn => Exception::Introduction,
+            _ => Exception::Segment,
+        };
+        self.is_excepted(kind, ctx.segment, ctx.hash, ctx.now)
     }
 
     fn reset_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
@@ -169,7 +207,10 @@ impl Proxy {
             (true, _) if seq.within(flow.outer_isn + 1, flow.endpoint(ctx.side).next) => true,
             // The answer to a server that has an older connection of these ends bears the number of that (RFC 9293 section 3.5.1), and the client
             // goes on to open its own; so does a client in whose name somebody else sends a reset.
-            (true, _) => return Verdict::Forward,
+            (true, _) => {
+                let goes_on = self.may_go_on(&ctx, id);
+                return if goes_on { Verdict::Forward } else { Verdict::Drop(DropReason::NotPassed) };
+            }
             // RFC 9293 section 3.10.7.3: in SYN-SENT the client accepts a reset that acknowledges its SYN.
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,
@@ -181,8 +222,9 @@ impl Proxy {
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
             self.remember_refusal(ctx.key(), ctx.now);
         }
-        if self.table[id].is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan {
-            // The host knows nothing of it: what follows an unproved SYN-ACK must not pass any more.
+        let flow = &self.table[id];
+        if flow.is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan || flow.client() == Side::Wan {
+            // The host knows nothing of it: what follows an unproved SYN-ACK, or an unproved SYN, must not pass any more.
             self.forget(id);
         } else {
             self.set_state(id, State::Reset, ctx.now, |_| ());
@@ -191,7 +233,69 @@ impl Proxy {
     }
 }
 
+/// Connections of the WAN that passed unproved, the oldest first. Some of them are established meanwhile, or gone.
+pub(crate) struct UnprovedFlows {
+    entries: VecDeque<(Id, u16)>,
+    most: usize,
+}
+
+impl UnprovedFlows {
+    /// None, in a table of so many flows.
+    pub(crate) fn new(flows: usize) -> Self {
+        let most = (flows / UNPROVED_SHARE).max(UNPROVED_LEAST);
+        Self { entries: VecDeque::with_capacity(most), most }
+    }
+
+    /// The connection that ends when another is added, if there is one.
+    pub(crate) fn next_out(&self) -> Option<(Id, u16)> {
+        self.entries.front().copied().filter(|_| self.entries.len() >= self.most)
+    }
+
+    /// The same for one frame: of this connection alone, if it is the next out.
+    pub(crate) fn excerpt(next_out: Option<(Id, u16)>) -> Self {
+        Self { entries: next_out.into_iter().collect(), most: 1 }
+    }
+}
+
+impl Proxy {
+    /// Makes a place among the connections that passed unproved: the oldest goes if it is not established.
+    fn bound_unproved(&mut self) {
+        let Some((id, generation)) = self.unproved.next_out() else { return };
+        self.unproved.entries.pop_front();
+        if self.is_unproved(id, generation) {
+            self.counters.count(Event::EvictedHalfOpen);
+            self.forget(id);
+        }
+    }
+
+    /// Whether this is still a connection of the WAN that passed unproved and that waits for its server or its client. One of which only one direction is
+    /// seen goes on so, and is the first to go when the table is full.
+    pub(crate) fn is_unproved(&self, id: Id, generation: u16) -> bool {
+        let flow = &self.table[id];
+        flow.generation() == generation && flow.is_unproved()
+    }
+
+    /// Remembers a connection that has passed unproved.
+    pub(super) fn remember_unproved(&mut self, id: Id) {
+        let flow = &self.table[id];
+        if flow.is_unproved() {
+            let generation = flow.generation();
+            if self.unproved.entries.len() >= self.unproved.most {
+                self.unproved.entries.pop_front();
+            }
+            self.unproved.entries.push_back((id, generation));
+        }
+    }
+}
+
 impl Flow {
+    /// See [`Proxy::is_unproved`].
+    fn is_unproved(&self) -> bool {
+        matches!(self.state(), State::SynSent | State::SynReceived)
+            && self.client() == Side::Wan
+            && !self.is(FlowFlags::UNJUDGED)
+    }
+
     /// Whether this is the SYN from the LAN by which a connection that is passed through was opened.
     pub(super) fn opened_by(&self, syn: &Segment) -> bool {
         self.client() == Side::Lan && self.outer_isn == syn.seq

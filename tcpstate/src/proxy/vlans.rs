@@ -7,6 +7,7 @@ use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPair;
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
+use crate::policy::exceptions::Exception;
 use crate::seq::SeqNum;
 use crate::wire::{Envelope, Flags, FlowKey, Kind, Parsed, Segment, Tags, Vlan};
 use crate::{Event, Head, Instant, Side, Verdict};
@@ -41,6 +42,7 @@ impl Proxy {
         &mut self,
         side: Side,
         segment: &Segment,
+        hash: u64,
         head: &Head,
         now: Instant,
     ) -> Option<Answered> {
@@ -51,7 +53,8 @@ impl Proxy {
         }
         let known = self.find_known(side, &segment.key);
         let adopts = segment.kind() != Kind::Ack || now < self.settings.adopt_until;
-        let may_search = known.is_none() && (side == Side::Lan || adopts && self.settings.vlan_searches.take(now));
+        let may_search = known.is_none()
+            && (side == Side::Lan || adopts && self.is_excepted(Exception::VlanSearch, segment, hash, now));
         if may_search { self.find_shown(side, segment, head) } else { known }
     }
 

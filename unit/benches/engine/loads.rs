@@ -33,7 +33,7 @@ impl Chance {
 
 /// The default configuration, but no prefix is ever limited, and nothing is adopted.
 pub fn config(cache: usize, table_buckets: usize) -> Config {
-    let rate = RateLimit { burst: u32::MAX / 8, ..RateLimit::default() };
+    let rate = RateLimit { burst: u32::MAX / 8, failures: u32::MAX / 8, guesses: u32::MAX, ..RateLimit::default() };
     Config { syn_cache_max: cache, table_buckets, rate, adopt_grace: Duration::ZERO, ..Config::default() }
 }
 

@@ -4,6 +4,7 @@
 //! the very engine that ships, in the worker's loop. The cables lose, repeat, reorder, delay and corrupt frames until
 //! they heal; after that every connection must come to its end. The [oracle](crate::oracle) stands at every host.
 
+pub mod abuse;
 mod appliance;
 mod chance;
 mod dialect;

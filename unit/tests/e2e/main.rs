@@ -14,6 +14,7 @@ mod flood;
 mod interrupted;
 mod kicks;
 mod links;
+mod locked_out;
 mod loss;
 mod matrix;
 mod netmap;

@@ -1,6 +1,7 @@
 //! The engine driven directly, without a kernel or a clock: scripts that read like a trace, the simulated world, every state against every
 //! segment, and what fuzzing has found.
 
+mod abuse;
 mod accecn;
 mod asymmetric;
 mod corpora;

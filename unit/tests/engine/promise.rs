@@ -1370,6 +1370,52 @@ in_every_mode! {
         connect(&world.on_port(2).0, Terms::linux(world.mss()), CLIENT_ISN);
     }
 
+    fn nothing_more_passes_in_the_wake_of_a_syn_that_passed_unproved(world, client, server) {
+        let _ = (client, server);
+        let (world, client, server) = world.mode().world_with(|config| config.passed_rate = 10);
+        // One network and one destination have eight a second of ten.
+        let passed = |seg: Seg| {
+            client.sends(seg);
+            world.discard().len()
+        };
+        let syns = (0..50).map(|n| passed(syn(1000 + n).raw(SIGNATURES[1]))).sum::<usize>();
+        assert_eq!(syns, 8);
+        let acks = (0..50).map(|n| passed(ack(1001 + n, 7).payload(10))).sum::<usize>();
+        assert_eq!(acks, 8);
+        world.after_secs(2);
+        assert!((0..50).map(|n| passed(rst(5000 + n))).sum::<usize>() <= 8);
+        world.after_secs(2);
+        // The server's answer passes, and so does the client that has got it; who has not may send no more than before.
+        client.passes(syn(3000).raw(SIGNATURES[1]));
+        server.passes(syn_ack(2000, 3001).raw(SIGNATURES[1]));
+        assert_eq!((0..50).map(|n| passed(ack(3001, 7000 + n).payload(10))).sum::<usize>(), 8);
+        client.passes(ack(3001, 2001).raw(SIGNATURES[1]));
+        (0..50).for_each(|n| client.passes(data(3001 + 10 * n, 2001, 10).raw(SIGNATURES[1])));
+        // And what a server refuses leaves nothing behind.
+        let (client, server) = world.on_port(7);
+        client.passes(syn(3000).raw(SIGNATURES[1]));
+        server.passes(rst_ack(0, 3001));
+        (0..50).for_each(|n| client.sends_in_vain_for_any_reason(ack(3001, n).payload(10)));
+        world.has_flows(0, 1);
+    }
+
+    fn connections_that_passed_unproved_take_a_small_part_of_the_table(world, client, server) {
+        let _ = (client, server);
+        // Of 512 flows 32.
+        let (world, ..) = world.mode().world_with(|config| (config.table_buckets, config.passed_rate) = (64, 100_000));
+        let (signer, its_server) = world.on_port(1);
+        signer.passes(syn(100).raw(SIGNATURES[1]));
+        its_server.passes(syn_ack(200, 101).raw(SIGNATURES[1]));
+        signer.passes(ack(101, 201).raw(SIGNATURES[1]));
+        for n in 0..500 {
+            let (forged, _) = world.pair(n + 1, 9, 50);
+            forged.passes(syn(100).raw(SIGNATURES[1]));
+            assert!(world.population().passthrough <= 33, "{:?}", world.population());
+        }
+        assert_eq!(world.happened(Event::EvictedHalfOpen), 500 - 32);
+        signer.passes(data(101, 201, 10).raw(SIGNATURES[1]));
+    }
+
     fn multipath_and_fast_open_pass_where_policy_passes_them(world, client, server) {
         let _ = (client, server);
         let multipath: &[u8] = &[30, 4, 0x01, 0x01];
@@ -1667,10 +1713,10 @@ in_every_mode! {
         assert_eq!(world.happened(Event::Unasked), 11);
     }
 
-    fn a_prefix_that_guesses_wrong_is_not_tested_for_a_while_and_its_neighbours_are(world, client, server) {
+    fn a_prefix_that_guesses_wrong_is_tested_for_what_was_answered_alone(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
-            config.rate = RateLimit { add: 2, burst: 5, ..config.rate.clone() };
+            config.rate = RateLimit { failures: 1, ..config.rate.clone() };
         });
         // An address of the client's own network, and one of another.
         let offered = connect(&client, Terms::linux(world.mss()), CLIENT_ISN);
@@ -1684,17 +1730,25 @@ in_every_mode! {
                 if tested { DropReason::BadCookie } else { DropReason::RateLimited },
             );
         }
-        let proof = ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered));
-        if !world.mode().cache {
-            client.sends_in_vain(proof.clone(), DropReason::RateLimited);
-        }
         other_client.sends(ack(CLIENT_ISN + 1, elsewhere.seq + 1).maybe_ts(echoed(&elsewhere)));
         other_server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
-        // The client repeats its proof, by then with data or a keepalive: with the cache there was no need to.
-        let wait = if world.mode().cache { 0 } else { 1000 };
-        world.tick(Duration::from_millis(wait));
-        world.discard();
-        client.sends(proof);
+        // In the client's own name: the budget stays spent, and the client's proof costs nothing of it.
+        client.sends_in_vain(ack(CLIENT_ISN + 3, offered.seq + 1), DropReason::RateLimited);
+        client.sends_in_vain(ack(CLIENT_ISN + 9, offered.seq + 2), DropReason::RateLimited);
+        client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
+        server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert_eq!(world.happened(Event::CookieRemembered), u64::from(!world.mode().cache));
+        // Who knows the number of the SYN has sent it, and each guess costs another.
+        let (guesser, server) = world.pair(0, 78, 50);
+        for wrong in [1, 2, 1 << 31] {
+            let offered = connect(&guesser, Terms::linux(world.mss()), CLIENT_ISN);
+            guesser.sends_in_vain_for_any_reason(ack(CLIENT_ISN + 1, offered.seq.wrapping_add(1 + wrong)));
+            let right = ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered));
+            guesser.sends_in_vain(right, DropReason::RateLimited);
+            server.gets(nothing());
+        }
+        let offered = connect(&guesser, Terms::linux(world.mss()), CLIENT_ISN);
+        guesser.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
         server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
     }
 
