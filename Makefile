@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -21,7 +21,8 @@ test-queues: setup ; $(run) unit/queues.sh
 test-zero-copy: setup ; @$(run) unit/zc/run.sh
 test-netmap: setup ; @$(run) unit/netmap/run.sh
 test-packetdrill: setup ; @$(run) unit/packetdrill/run.sh
-test-all: test test-queues test-zero-copy test-netmap test-packetdrill
+test-programs: setup ; @$(run) unit/programs/run.sh
+test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 
