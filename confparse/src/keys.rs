@@ -390,6 +390,8 @@ pub(crate) const KEYS: &[Key] = &[
         "SYNs from the WAN that are passed to their servers unanswered"),
     number!(None, "introductions", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.introductions: u32, None,
         "SYNs passed to ports nothing is known of, so that the server's own answer is the first; 0 is none"),
+    number!(None, "retries", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.retries: u32, None,
+        "SYNs passed to ports that lately refused or were silent, to learn whether they still do; 0 is none"),
     seconds!(None, "closed_memory", 0, closed_memory, "how long a port that refused is remembered; 0 is not at all"),
     seconds!(
         None,

@@ -76,7 +76,7 @@ pub struct Flow {
     pub lan: String,
     /// VLAN identifiers of its frames, the outer tag first.
     pub vlan: Vec<u16>,
-    /// The state: `syn-cached`, `server-syn-sent`, `syn-sent`, `syn-received`, `unconfirmed`, `ack-withheld`, `window-pending`,
+    /// The state: `syn-cached`, `server-syn-sent`, `server-tried`, `syn-sent`, `syn-received`, `unconfirmed`, `ack-withheld`, `window-pending`,
     /// `established`, `fin-wait`, `last-ack`, `time-wait` or `reset`.
     pub state: String,
     /// The state in words.

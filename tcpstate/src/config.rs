@@ -356,6 +356,9 @@ pub struct Config {
     pub passed_rate: u32,
     /// SYNs a second for ports nothing is known of that are passed to their servers, so that their own answer is the first; 0: none.
     pub introductions: u32,
+    /// SYNs a second, at most, that go to ports which lately refused or were silent, to learn whether they still do: clients' own that are passed
+    /// unproved, and the box's in place of clients that proved themselves by a reset; 0: none.
+    pub retries: u32,
     /// How long after the start connections that run already are adopted.
     pub adopt_grace: Duration,
     /// What becomes of connections of which one direction does not cross the box.
@@ -436,6 +439,7 @@ impl Default for Config {
             signed: Action::default(),
             passed_rate: 1000,
             introductions: 0,
+            retries: 1000,
             adopt_grace: Duration::from_secs(60),
             asymmetric: Asymmetric::default(),
             stray: Stray::default(),

@@ -75,6 +75,9 @@ crate::metrics! {
         StrayFragment = "stray-fragment",
         /// A SYN with an MD5 or AO signature while policy drops those, or a SYN or SYN-ACK to pass through beyond the rate for those.
         NotPassed = "not-passed",
+        /// A SYN to a port that was silent to clients of the same network lately, or of which nothing else is known, and to which another SYN has passed
+        /// within the last second.
+        SilentPort = "silent-port",
     }
 }
 
@@ -148,6 +151,16 @@ crate::metrics! {
         AckWithheld = "ack-withheld" in Connections,
         /// SYNs answered with a reset because the port recently refused.
         ClosedPort = "closed-port",
+        /// SYNs answered with the ICMP error that the last SYN to the port met.
+        UnreachablePort = "unreachable-port",
+        /// SYNs passed to a port that lately refused or was silent, to learn whether it still does.
+        Retried = "retried",
+        /// Clients that proved themselves by resetting what the box's SYN-ACK opened, as half-open health checks do.
+        ResetProved = "reset-proved" in Connections,
+        /// Servers that the box asked with a SYN in place of such a client.
+        ServerTried = "server-tried" in Connections,
+        /// Ports found silent: to a connection, to such a client, or to a client's own SYN.
+        Silent = "silent" in Times,
         /// Connections from the WAN passed through because of a signature or an extension that policy passes.
         Passed = "passed" in Connections,
         /// Connections from the WAN passed through because the server's options were not known yet.

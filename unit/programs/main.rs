@@ -2,6 +2,9 @@
 //! Run by `make test-programs`, which installs them, and never by `cargo test` alone.
 
 mod everyday;
+mod haproxy;
+mod nmap;
+mod rig;
 
 fn main() -> std::process::ExitCode {
     // A compiler at work between two steps of a test would be a pause of seconds in it.

@@ -207,7 +207,7 @@ prop_compose! {
         held_frames in 0..=65535usize,
         (multipath, fast_open) in (extensions(), extensions()),
         (signed, icmp_errors, stray_fragments) in (policies(), policies(), policies()),
-        (passed_rate, introductions) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
+        (passed_rate, introductions, retries) in (0..=2_147_483_647u32, 0..=2_147_483_647u32, 0..=2_147_483_647u32),
         stray in select(&[Stray::Drop, Stray::Reset][..]),
         asymmetric in asymmetries(),
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
@@ -220,7 +220,7 @@ prop_compose! {
         let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
             handshake, destinations, rules, early_window, early_echo, held_frames, multipath, fast_open, signed, passed_rate, introductions,
-            adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+            retries, adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
 }

@@ -501,6 +501,22 @@ impl ServerOptions {
         of_port || of_address
     }
 
+    /// Takes note that a server has answered, and of nothing else. Returns whether to publish it, so that its entry stays in other workers' caches.
+    pub fn answered(&mut self, key: &FlowKey, now: Instant) -> bool {
+        let set = self.set(key, key.lan_port);
+        let Some(entry) = self.sets[set].0.iter_mut().find(|entry| entry.is_for(key, key.lan_port)) else {
+            return false;
+        };
+        let before = core::mem::replace(&mut entry.seen, unit(now).max(1));
+        unit(now) / PUBLISHED_EVERY != before / PUBLISHED_EVERY
+    }
+
+    /// Whether this server's port has let anybody in lately: in the present unit or one of so many before it.
+    pub fn has_answered(&self, key: &FlowKey, units: u16, now: Instant) -> bool {
+        let within = |entry: &Entry| unit(now).wrapping_sub(entry.seen) <= units;
+        self.find(key, key.lan_port).is_some_and(within)
+    }
+
     /// Whether anything is known of this server's port.
     pub fn knows(&self, key: &FlowKey) -> bool {
         self.find(key, key.lan_port).is_some()

@@ -3,7 +3,7 @@
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::Side;
-use crate::cache::refused::Client;
+use crate::cache::refused::Met;
 use crate::cache::servers::Observation;
 use crate::cache::stations::Mac;
 use crate::cache::vlan_pairs::VlanPair;
@@ -14,8 +14,12 @@ use crate::wire::FlowKey;
 pub enum ServerUpdate {
     /// The server of this connection has answered a SYN.
     Answered(FlowKey, Observation),
-    /// It has refused a client.
-    Refused(FlowKey, Client),
+    /// It did not let a client in, which had proved itself or not.
+    Met(FlowKey, Met, bool),
+    /// It has just been tried for a client, which had proved itself or not.
+    Tried(FlowKey, bool),
+    /// It has let a client in that had proved nothing, and whose options say nothing of others.
+    Opened(FlowKey),
     /// The two directions of a network bear different VLAN tags.
     Vlans(VlanPair),
     /// It answers, but not through the box (direct server return).

@@ -13,6 +13,17 @@ const PAIRS: usize = 16;
 /// How many VLANs of connections begun lately are searched for one that an answer fits.
 const RECENT: usize = 16;
 
+/// What has shown that two VLANs belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shown {
+    /// A segment of, or an answer to, somebody who has proved nothing: it serves to find connections, and changes no answer to others.
+    Unproved,
+    /// A connection that the LAN has opened: clients of the WAN are answered so as long as none has proved itself in the VLAN of its SYN.
+    ByPeer,
+    /// A server's answer to a client of the WAN that has proved itself.
+    ByServer,
+}
+
 /// The VLANs of the two directions of one network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VlanPair {
@@ -20,8 +31,8 @@ pub struct VlanPair {
     pub inward: Vlan,
     /// Of frames from the LAN.
     pub outward: Vlan,
-    /// Whether a server has answered a client of the WAN so.
-    pub answers: bool,
+    /// What has shown it.
+    pub shown: Shown,
 }
 
 impl VlanPair {
@@ -106,8 +117,9 @@ impl VlanPairs {
 
     #[inline(never)]
     fn find_answer(&self, vlan: Vlan) -> Option<Vlan> {
-        let pair = self.pairs.iter().flatten().find(|pair| pair.inward == vlan)?;
-        (pair.answers || !self.proved.contains(&Some(vlan))).then_some(pair.outward)
+        let is_meant = |pair: &&VlanPair| pair.inward == vlan && pair.shown > Shown::Unproved;
+        let pair = self.pairs.iter().flatten().find(is_meant)?;
+        (pair.shown == Shown::ByServer || !self.proved.contains(&Some(vlan))).then_some(pair.outward)
     }
 
     /// Notes that a client of the WAN has proved itself, whose SYN came in this VLAN.
@@ -132,16 +144,16 @@ impl VlanPairs {
         let found = self.pairs.iter().position(is_it);
         let known = found.and_then(|n| self.pairs[n]);
         self.pairs[..=found.unwrap_or(PAIRS - 1)].rotate_right(1);
-        let answers = pair.answers || known.is_some_and(|known| known.answers);
-        self.pairs[0] = Some(VlanPair { answers, ..pair });
-        known.is_none_or(|known| known.answers != answers)
+        let shown = known.map_or(pair.shown, |known| known.shown.max(pair.shown));
+        self.pairs[0] = Some(VlanPair { shown, ..pair });
+        known.is_none_or(|known| known.shown != shown)
     }
 
     /// Notes that a server answers a client of the WAN in the VLAN of its SYN.
     #[inline]
     pub fn unlearn_answer(&mut self, vlan: Vlan) {
         for pair in self.pairs.iter_mut().flatten().filter(|pair| pair.inward == vlan) {
-            pair.answers = false;
+            pair.shown = pair.shown.min(Shown::ByPeer);
         }
         self.keep_proved(vlan);
     }
@@ -159,7 +171,7 @@ mod tests {
     fn a_pair_leads_from_either_direction_to_the_other() {
         let mut pairs = VlanPairs::new();
         assert!(pairs.is_empty());
-        let pair = VlanPair { inward: vlan(10), outward: vlan(20), answers: false };
+        let pair = VlanPair { inward: vlan(10), outward: vlan(20), shown: Shown::ByPeer };
         assert!(pairs.learn(pair) && !pairs.learn(pair));
         assert_eq!(pairs.known(Side::Lan, vlan(20)).collect::<Vec<_>>(), [vlan(10)]);
         assert_eq!(pairs.known(Side::Wan, vlan(10)).collect::<Vec<_>>(), [vlan(20)]);
@@ -175,16 +187,27 @@ mod tests {
             None,
             "clients are answered in the VLAN of their SYN, and no server has answered otherwise"
         );
-        assert!(pairs.learn(VlanPair { answers: true, ..pair }) && !pairs.learn(pair));
+        assert!(pairs.learn(VlanPair { shown: Shown::ByServer, ..pair }) && !pairs.learn(pair));
         assert_eq!((pairs.answer(vlan(10)), pairs.answer(vlan(20))), (Some(vlan(20)), None));
         pairs.unlearn_answer(vlan(10));
         assert_eq!(pairs.answer(vlan(10)), None);
     }
 
     #[test]
+    fn what_somebody_shows_who_has_proved_nothing_changes_no_answer_to_others() {
+        let mut pairs = VlanPairs::new();
+        let pair = VlanPair { inward: vlan(10), outward: vlan(20), shown: Shown::Unproved };
+        assert!(pairs.learn(pair) && !pairs.learn(pair));
+        assert_eq!(pairs.known(Side::Lan, vlan(20)).collect::<Vec<_>>(), [vlan(10)]);
+        assert_eq!((pairs.answered(Side::Wan, vlan(10)), pairs.answer(vlan(10))), (Some(vlan(20)), None));
+        assert!(pairs.learn(VlanPair { shown: Shown::ByServer, ..pair }));
+        assert!(!pairs.learn(pair) && pairs.answer(vlan(10)) == Some(vlan(20)));
+    }
+
+    #[test]
     fn what_was_confirmed_longest_ago_gives_way() {
         let mut pairs = VlanPairs::new();
-        let pair = |n| VlanPair { inward: vlan(n), outward: vlan(1000 + n), answers: true };
+        let pair = |n| VlanPair { inward: vlan(n), outward: vlan(1000 + n), shown: Shown::ByServer };
         (0..PAIRS as u32).for_each(|n| assert!(pairs.learn(pair(n))));
         assert!(!pairs.learn(pair(0)) && pairs.learn(pair(100)));
         assert_eq!((pairs.answer(vlan(0)), pairs.answer(vlan(1))), (Some(vlan(1000)), None));

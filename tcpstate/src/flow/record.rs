@@ -299,7 +299,11 @@ impl Flow {
             State::AckWithheld | State::WindowPending if self.state_by_fins() != State::Established => {
                 self.state = self.state_by_fins() as u8;
             }
-            State::SynCached | State::ServerSynSent | State::AckWithheld | State::WindowPending => {
+            State::SynCached
+            | State::ServerSynSent
+            | State::ServerTried
+            | State::AckWithheld
+            | State::WindowPending => {
                 self.set(FlowFlags::PROXIED, true);
             }
             State::SynSent | State::SynReceived | State::Unconfirmed => self.set(FlowFlags::PROXIED, false),

@@ -33,11 +33,14 @@ pub enum State {
     /// An RST that its receiver may accept was passed. What still comes is passed for a while; if it shows that the receiver did not accept
     /// the RST, the connection goes on.
     Reset = 12,
+    /// A client has proved itself by resetting what our SYN-ACK opened, as a check that never acknowledges does. The box has sent its SYN to the server
+    /// to learn what that client would have met without it.
+    ServerTried = 13,
 }
 
 impl State {
     /// Every state a connection can be in.
-    pub const ALL: [State; 12] = [
+    pub const ALL: [State; 13] = [
         State::SynCached,
         State::ServerSynSent,
         State::AckWithheld,
@@ -50,6 +53,7 @@ impl State {
         State::LastAck,
         State::TimeWait,
         State::Reset,
+        State::ServerTried,
     ];
 
     /// The state a byte of a record stands for; `None` for a byte that stands for none.
@@ -70,6 +74,7 @@ impl State {
             10 => State::LastAck,
             11 => State::TimeWait,
             12 => State::Reset,
+            13 => State::ServerTried,
             _ => return None,
         })
     }
@@ -90,6 +95,7 @@ impl State {
             State::LastAck => "last-ack",
             State::TimeWait => "time-wait",
             State::Reset => "reset",
+            State::ServerTried => "server-tried",
         }
     }
 
@@ -116,7 +122,7 @@ impl State {
         matches!(
             (self, next),
             // A record is filled.
-            (Free, SynCached | ServerSynSent | SynSent | SynReceived | Unconfirmed | Established)
+            (Free, SynCached | ServerSynSent | ServerTried | SynSent | SynReceived | Unconfirmed | Established)
                 // The server has answered.
                 | (ServerSynSent, AckWithheld | WindowPending)
                 | (AckWithheld, WindowPending)

@@ -151,15 +151,24 @@ impl Limiter {
     // An attacker who wants to spend another prefix's tokens can forge its addresses, so the hash need not be a strong one.
     #[inline(always)]
     pub fn place(&self, key: &FlowKey) -> u32 {
+        self.hash(key) as u32 & self.mask
+    }
+
+    /// What names a source prefix: a hash that two of them hardly share, however few buckets there are.
+    pub fn network(&self, key: &FlowKey) -> u32 {
+        (self.hash(key) >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn hash(&self, key: &FlowKey) -> u64 {
         let [a, b, c, d] = key.wan;
-        let hash = if key.v6 {
+        if key.v6 {
             let m = &self.mask6;
             let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
             self.mix(self.mix(pair(a & m[0], b & m[1])) ^ pair(c & m[2], d & m[3]))
         } else {
             self.mix(u64::from(d & self.mask4))
-        };
-        hash as u32 & self.mask
+        }
     }
 
     /// Both halves of the product with a secret.
@@ -237,6 +246,11 @@ impl Limiter {
             return Admission::SecondChance;
         }
         Admission::Refused
+    }
+
+    /// Whether a SYN that is not answered has been seen before, in an earlier second; notes that it was. `hash` is the keyed hash of its 4-tuple.
+    pub fn seen_before(&mut self, hash: u64, isn: SeqNum, now: Instant) -> bool {
+        self.refused.seen_before(syn(hash, isn), now)
     }
 
     /// Gives a token back: the client has proved itself.

@@ -25,6 +25,7 @@ impl Lifetimes {
                 State::Free => core::time::Duration::ZERO,
                 State::SynCached | State::Unconfirmed => timeouts.dl_half_open,
                 State::ServerSynSent => retransmit_syn,
+                State::ServerTried => crate::proxy::TRY_REPEATED,
                 State::SynSent => timeouts.ul_syn_sent,
                 State::SynReceived => timeouts.ul_syn_rcvd,
                 State::AckWithheld | State::WindowPending | State::Established => timeouts.connected,

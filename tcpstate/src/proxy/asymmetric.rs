@@ -69,7 +69,6 @@ impl Proxy {
         if ctx.side != opener || !flow.is_in(State::SynSent) || !goes_on || rule.asymmetric == Asymmetric::Drop {
             return;
         }
-        let is_silent = tick(ctx.now).wrapping_sub(flow.born) >= SILENT;
         if !flow.is(FlowFlags::UNJUDGED) {
             self.table.update(id, |flow| flow.set(FlowFlags::UNJUDGED, true));
             self.remember_candidate(id);
@@ -80,9 +79,6 @@ impl Proxy {
             self.table.update(id, |flow| flow.finish(opener, end));
         }
         self.keep_half_seen(id, opener, ctx.now);
-        if opener == Side::Wan && is_silent {
-            self.suspect_direct_return(ctx.key(), ctx.hash);
-        }
     }
 
     /// Lets a connection of which only `side` is seen go on for as long as an established one, or as a closing one once that end has finished.

@@ -4,7 +4,7 @@ use super::context::{Context, are_possible, is_damaged, is_from_group};
 use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
 use super::reply::label;
 use super::{Metadata, Proxy};
-use crate::cache::refused::Client;
+use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
 use crate::config::{Action, Extension};
 use crate::cookie::terms::{Ecn, Offer, Terms};
@@ -40,7 +40,7 @@ impl Proxy {
             || self.settings.draining
             || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
-            || self.caches.refused_ports.any_refused(now)
+            || self.caches.refused_ports.is_remembered(&segment.key, now)
             || is_cached && !self.is_cache_full(now)
         {
             return false;
@@ -125,10 +125,13 @@ impl Proxy {
         if ctx.segment.indirect {
             return self.pass_syn_unanswered(ctx, former, Event::Rerouted);
         }
-        if self.caches.refused_ports.is_refused(&key, Client::of(ctx.tokens), now) {
-            // What the server would answer (RFC 9293 section 3.10.7.1).
-            self.counters.count(Event::ClosedPort);
-            return self.reset_in_place(&mut ctx, None);
+        match self.fate_of_syn(&mut ctx, former) {
+            Some(Fate::Waits) if !self.caches.limiter.seen_before(hash, isn, now) => {
+                return Verdict::Drop(DropReason::SilentPort);
+            }
+            None | Some(Fate::Waits) => {}
+            Some(Fate::Passes) => return self.pass_syn_unanswered(ctx, former, Event::Retried),
+            Some(Fate::Gets(met)) => return self.give(ctx, met),
         }
         let offered = Options::read(ctx.options());
         let rule = *self.settings.policy.rule(&key);
@@ -248,7 +251,7 @@ impl Proxy {
     }
 
     /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.
-    fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
+    pub(super) fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
         let is_over = |id: Id| self.table[id].is_over();
         former.is_none_or(is_over) && !self.caches.recent_syns.has_noted(hash, now)
     }
@@ -270,7 +273,14 @@ impl Proxy {
             }
         }
         self.counters.count(event);
-        self.open_passthrough(ctx, former)
+        let (key, hash, now) = (*ctx.key(), ctx.hash, ctx.now);
+        let verdict = self.open_passthrough(ctx, former);
+        if event == Event::Retried
+            && let Some(id) = self.table.find(&key, hash)
+        {
+            self.follow_retry(id, now);
+        }
+        verdict
     }
 
     /// The terms between a client with these options and a server with that offer.
@@ -463,6 +473,24 @@ impl Proxy {
         Ok(Proof { terms, client_isn, outer_isn, distance: 0 })
     }
 
+    /// A reset from the WAN that belongs to no flow. If it acknowledges a cookie its sender has proved itself; if it follows a SYN that was answered, that
+    /// says that somebody wants to know whether the port is open.
+    pub(super) fn on_unknown_reset(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+        if !self.caches.recent_syns.may_have(ctx.hash, ctx.now) {
+            return self.on_unknown_connection(ctx);
+        }
+        if ctx.segment.flags.has(Flags::ACK) {
+            return match self.open_cookie(&mut ctx) {
+                Ok(proof) => self.try_server(ctx, &proof, None),
+                Err(_) => self.on_unknown_connection(ctx),
+            };
+        }
+        if self.caches.recent_syns.has_noted(ctx.hash, ctx.now) && ctx.is_sound() {
+            self.note_unproved_reset(ctx.key(), ctx.now);
+        }
+        self.on_unknown_connection(ctx)
+    }
+
     pub(super) fn accept_cookie(&mut self, ctx: Context<impl Egress>, proof: &Proof, former: Option<Id>) -> Verdict {
         if is_damaged(&ctx) {
             return Verdict::Drop(DropReason::BadChecksum);
@@ -476,7 +504,7 @@ impl Proxy {
         if ctx.side == Side::Wan && self.answers_remembered_syn(&ctx, id) {
             return self.open_by_lan(ctx, id);
         }
-        let Segment { seq, ack, .. } = *ctx.segment;
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
         match (ctx.side, ctx.kind) {
@@ -490,6 +518,12 @@ impl Proxy {
                 if !ctx.is_sound() {
                     return Verdict::Drop(DropReason::BadChecksum);
                 }
+                if flags.has(Flags::ACK) && ack == flow.outer_isn + 1 {
+                    let proof =
+                        Proof { terms: terms_of(flow), client_isn: next - 1, outer_isn: flow.outer_isn, distance: 0 };
+                    return self.try_server(ctx, &proof, Some(id));
+                }
+                self.note_unproved_reset(ctx.key(), ctx.now);
                 self.forget(id);
                 Verdict::Drop(DropReason::Consumed)
             }
@@ -583,6 +617,7 @@ fn fill_syn_cached<E>(flow: &mut Flow, ctx: &Context<E>, offered: &Options, term
 mod tests {
     use super::*;
     use crate::Config;
+    use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
     use crate::config::RateLimit;
     use crate::proxy::Secrets;
@@ -742,12 +777,7 @@ mod tests {
                                 engine.caches.server_options.learn(&key(v6), &observation, now);
                             }
                             if is_refused && n == 2 {
-                                engine.caches.refused_ports.refused(
-                                    &key(v6),
-                                    Client::EVERYBODY,
-                                    Duration::from_secs(10),
-                                    now,
-                                );
+                                engine.remember(&key(v6), Met::Reset, true, now);
                             }
                         }
                     }

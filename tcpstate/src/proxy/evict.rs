@@ -87,7 +87,7 @@ pub(crate) enum Kind {
     SynCached,
     /// The server has not answered yet.
     ServerSynSent,
-    /// Passed through, and not established yet.
+    /// Passed through, and not established yet; or a server is asked whether it is there.
     Opening,
 }
 
@@ -106,7 +106,7 @@ impl Kind {
             State::SynCached => Some(Kind::SynCached),
             State::ServerSynSent => Some(Kind::ServerSynSent),
             State::SynSent | State::SynReceived if flow.is(FlowFlags::UNJUDGED) => Some(Kind::Closing),
-            State::SynSent | State::SynReceived | State::Unconfirmed => Some(Kind::Opening),
+            State::SynSent | State::SynReceived | State::Unconfirmed | State::ServerTried => Some(Kind::Opening),
             State::Free | State::FinWait | State::LastAck => None,
         }
     }

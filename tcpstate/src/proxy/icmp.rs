@@ -3,6 +3,7 @@
 
 use super::Proxy;
 use super::context::Context;
+use super::refusal::emit_error;
 use super::reply::{half_second, hop_limit};
 use crate::cache::fragments::Kind;
 use crate::config::Action;
@@ -13,9 +14,8 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    ETHERNET_LEN, Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing,
-    Quote, Segment, TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, become_too_big, is_too_big, may_be_too_big, put16,
-    write_too_big,
+    Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing, Quote, Segment,
+    TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, become_too_big, is_too_big, may_be_too_big, put16, write_too_big,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -31,6 +31,7 @@ impl Proxy {
         quote: &Quote,
         hash: u64,
         head: &mut Head,
+        now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
         let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_known(side, &quote.key)?.id));
@@ -42,7 +43,12 @@ impl Proxy {
         }
         let verdict = match self.table[id].state() {
             State::SynCached => self.on_icmp_while_syn_cached(side, quote, id, head),
-            State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, egress),
+            State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, now, egress),
+            State::ServerTried => self.on_icmp_while_server_tried(side, quote, id, head, now),
+            State::SynSent => {
+                self.note_error_while_syn_sent(side, id, quote, head, now);
+                self.on_icmp_while_established(side, quote, id, head)
+            }
             _ => self.on_icmp_while_established(side, quote, id, head),
         };
         match verdict {
@@ -73,6 +79,7 @@ impl Proxy {
         quote: &Quote,
         id: Id,
         head: &mut Head,
+        now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
         if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
@@ -81,6 +88,9 @@ impl Proxy {
         if quote.seq != self.next_number(id, Side::Lan) - 1 {
             return Verdict::Drop(DropReason::IcmpNotInFlight);
         }
+        // The key of the flow, as the error may have come in another VLAN.
+        let key = self.table.key(id);
+        self.remember_error(&key, quote.unreachable(head.bytes()), true, now);
         let next = self.table[id].endpoint(Side::Wan).next;
         // To the client the SYN is acknowledged; what it has in flight begins behind it.
         let mut edit = Edit::begin(quote, head);
@@ -139,20 +149,8 @@ impl Proxy {
             return;
         }
         self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
-        let (tags, question) = (self.tags(id, Side::Lan), ctx.head.bytes());
-        let told = ctx.egress.emit(Side::Wan, |buffer| {
-            // A copy in the tags of the server's frames.
-            let (from, to) = (usize::from(ctx.segment.ip), ETHERNET_LEN + tags.len());
-            let copied = (question.len() - from).min(buffer.len() - to);
-            buffer[..12].copy_from_slice(&question[..12]);
-            for (place, tag) in buffer[12..].as_chunks_mut().0.iter_mut().zip(tags.words()) {
-                *place = tag.to_be_bytes();
-            }
-            buffer[to - 2..to + copied].copy_from_slice(&question[from - 2..from + copied]);
-            let mut error = Head::whole(buffer, to + copied);
-            become_too_big(&ctx.segment.moved(to), &mut error, mss, ttl);
-            error.len()
-        });
+        let told =
+            emit_error(ctx, &self.tags(id, Side::Lan), 0, |segment, head| become_too_big(segment, head, mss, ttl));
         self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
     }
 

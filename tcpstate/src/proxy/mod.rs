@@ -1,5 +1,6 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
-//! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `passthrough` (connections
+//! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
+//! in), `passthrough` (connections
 //! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
 //! not seen), `established`, `icmp` (errors) and `adoption` (segments without
 //! a flow).
@@ -16,6 +17,7 @@ pub(crate) mod passthrough;
 mod proof;
 #[cfg(test)]
 mod redirect_tests;
+mod refusal;
 mod regions;
 mod reply;
 mod server_handshake;
@@ -27,7 +29,7 @@ use crate::cache::direct_return::DirectReturns;
 use crate::cache::fragments::Fragments;
 use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
-use crate::cache::refused::{Client, RefusedPorts};
+use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::stations::{self, Stations};
 use crate::cache::updates::ServerUpdate;
@@ -39,7 +41,7 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions, Rates};
-use crate::policy::limit::Limiter;
+use crate::policy::limit::{Limiter, Meter};
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
@@ -49,6 +51,7 @@ use context::Context;
 use evict::Candidates;
 pub use regions::{Footprint, Memory};
 use passthrough::UnprovedFlows;
+pub(crate) use refusal::TRY_REPEATED;
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -184,6 +187,10 @@ pub(crate) struct Settings {
     pub(crate) draining: bool,
     /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
+    /// SYNs that go to ports which lately refused or were silent.
+    pub(crate) retries: Meter,
+    /// ICMP errors that the box repeats.
+    pub(crate) errors_repeated: Meter,
 }
 
 /// What the engine remembers besides flows, in bounded memory.
@@ -209,7 +216,7 @@ impl Caches {
         Self {
             cookies: self.cookies.clone(),
             server_options: self.server_options.excerpt(key),
-            refused_ports: self.refused_ports.excerpt(key, Client::of(place), Client::of(0)),
+            refused_ports: self.refused_ports.excerpt(key),
             recent_syns: self.recent_syns.excerpt(hash),
             limiter: self.limiter.excerpt(place, hash, isn),
             exceptions: self.exceptions.excerpt(key, place),
@@ -302,6 +309,8 @@ impl Proxy {
                 policy,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
+                retries: Meter::new(config.retries),
+                errors_repeated: Meter::new(refusal::ERRORS_REPEATED),
             },
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
@@ -467,7 +476,7 @@ impl Proxy {
                 };
                 self.conclude(side, verdict)
             }
-            Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, egress),
+            Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, now, egress),
             Parsed::StrayError => self.on_unmatched_icmp(self.settings.policy.everybody().icmp_errors),
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
@@ -530,7 +539,8 @@ impl Proxy {
                 ctx.egress.note(|| "the station it is for is on the side it came from".into());
                 Verdict::Drop(DropReason::Elsewhere)
             }
-            (None, _, Kind::Rst) => self.on_unknown_connection(ctx),
+            (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
+            (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
             (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
             (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
             (None, Side::Wan, Kind::SynAck) => {
@@ -543,6 +553,8 @@ impl Proxy {
             (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
             (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
             (Some((id, State::ServerSynSent)), Side::Lan, _) => self.on_server_while_server_syn_sent(ctx, id),
+            (Some((id, State::ServerTried)), Side::Wan, _) => self.on_client_while_server_tried(ctx, id),
+            (Some((id, State::ServerTried)), Side::Lan, _) => self.on_server_while_server_tried(ctx, id),
             (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),
             (Some((id, State::Unconfirmed)), ..) => self.on_unconfirmed(ctx, id),
             (Some((id, _)), ..) => self.on_established(ctx, id),
@@ -627,9 +639,18 @@ impl Proxy {
                 self.caches.server_options.learn(key, observation, now);
                 self.caches.refused_ports.opened(key, now);
             }
-            ServerUpdate::Refused(key, client) => {
+            ServerUpdate::Met(key, met, is_proved) => {
                 let memory = self.settings.policy.rule(key).closed_memory;
-                self.caches.refused_ports.refused(key, *client, memory, now);
+                let network = self.caches.limiter.network(key);
+                self.caches.refused_ports.met(key, network, *met, *is_proved, memory, now);
+            }
+            ServerUpdate::Tried(key, is_proved) => {
+                let network = self.caches.limiter.network(key);
+                self.caches.refused_ports.note_try(key, network, *is_proved, now);
+            }
+            ServerUpdate::Opened(key) => {
+                self.caches.refused_ports.opened(key, now);
+                self.caches.server_options.answered(key, now);
             }
             ServerUpdate::Vlans(pair) => {
                 self.caches.vlan_pairs.learn(*pair);
@@ -655,6 +676,20 @@ impl Proxy {
         self.caches.direct_returns.answered(key);
         if is_new || was_closed {
             self.publish(ServerUpdate::Answered(*key, *observation));
+        }
+    }
+
+    /// Takes note that a server has answered the SYN of a client that has proved nothing: what it says to such a client changes nothing of what is known,
+    /// but that it is there.
+    fn learn_unproved(&mut self, key: &FlowKey, observation: &Observation, is_exceptional: bool, now: Instant) {
+        if !is_exceptional && !self.caches.server_options.knows(key) {
+            return self.learn(key, observation, now);
+        }
+        let is_due = self.caches.server_options.answered(key, now);
+        let was_closed = self.caches.refused_ports.opened(key, now);
+        self.caches.direct_returns.answered(key);
+        if is_due || was_closed {
+            self.publish(ServerUpdate::Opened(*key));
         }
     }
 
@@ -698,6 +733,7 @@ impl Proxy {
     fn expire(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         match self.table[id].state() {
             State::ServerSynSent => self.retransmit_syn(id, now, egress),
+            State::ServerTried => self.continue_try(id, now, egress),
             State::AckWithheld => self.send_withheld_ack(id, now, egress),
             State::WindowPending => self.repeat_update(id, now, egress),
             _ => {

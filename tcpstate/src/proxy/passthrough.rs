@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use super::Proxy;
 use super::context::{Context, are_possible};
+use super::reply::half_second;
+use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
@@ -18,6 +20,8 @@ use crate::{DropReason, Egress, Event, Side, Verdict};
 const UNPROVED_SHARE: usize = 16;
 /// And so many at the least.
 const UNPROVED_LEAST: usize = 16;
+/// SYNs of one client that pass behind the first within half a second.
+const SYNS_PASSED: u8 = 2;
 
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
@@ -63,7 +67,7 @@ impl Proxy {
     }
 
     /// Segments of a connection passed through that is not established yet.
-    pub(super) fn on_opening(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_opening(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         match ctx.kind {
             Kind::Rst => return self.reset_opening(ctx, id),
             Kind::Ack | Kind::Bad => return self.on_opening_acknowledged(ctx, id),
@@ -71,6 +75,9 @@ impl Proxy {
         }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if ctx.kind == Kind::Syn && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id)) {
+            return Verdict::Drop(DropReason::NotPassed);
         }
         let flow = &self.table[id];
         let opens = ctx.side == flow.client();
@@ -104,6 +111,32 @@ impl Proxy {
         self.forward_syn(ctx)
     }
 
+    /// Whether a client of the WAN, which has proved nothing, has had two more SYNs passed within this half second: no host repeats one so often.
+    fn repeats_too_soon(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+        let (flow, present) = (&self.table[id], half_second(ctx.now));
+        if ctx.side == Side::Lan || flow.client() == Side::Lan {
+            return false;
+        }
+        let passed = if flow.challenged == present { flow.attempts } else { 0 };
+        let is_too_soon = passed >= SYNS_PASSED;
+        self.table.update(id, |flow| {
+            flow.challenged = present;
+            flow.attempts = passed + u8::from(!is_too_soon);
+        });
+        is_too_soon
+    }
+
+    /// Whether a client's repeated SYN goes to a port that is silent or refuses, and that has been tried within the last second.
+    fn is_try_too_soon(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> bool {
+        let flow = &self.table[id];
+        ctx.side == Side::Wan
+            && self.caches.refused_ports.any_refused(ctx.now)
+            && flow.is_in(State::SynSent)
+            && flow.client() == Side::Wan
+            && !flow.is(FlowFlags::EXCEPTIONAL)
+            && matches!(self.fate_at_remembered_port(ctx, true), Some(Fate::Gets(_) | Fate::Waits))
+    }
+
     /// The client begins anew with another SYN: so does the record, which holds the first one alone, or its answer too.
     fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
         if self.table[id].is_in(State::SynSent) {
@@ -125,6 +158,7 @@ impl Proxy {
             flow.follow_path(ctx.side, &envelope);
             note_syn(flow, ctx, &answered);
             settle_scales(flow);
+            flow.attempts = 0;
             flow.set(FlowFlags::UNJUDGED, false);
             // The box's own segments to either end must bear timestamps if its segments do.
             let agreed = flow.is(FlowFlags::TIMESTAMPS) && answered.timestamps.is_some();
@@ -135,8 +169,8 @@ impl Proxy {
             let synchronised = flow.endpoint(ctx.side).next;
             flow.endpoint_mut(ctx.side.other()).acked = synchronised;
         });
-        if ctx.side == Side::Lan && !self.table[id].is(FlowFlags::EXCEPTIONAL) {
-            self.learn(ctx.key(), &observation, ctx.now);
+        if ctx.side == Side::Lan {
+            self.learn_unproved(ctx.key(), &observation, self.table[id].is(FlowFlags::EXCEPTIONAL), ctx.now);
         }
     }
 
@@ -220,7 +254,7 @@ impl Proxy {
         }
         let exceptional = flow.is(FlowFlags::EXCEPTIONAL);
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
-            self.remember_refusal(ctx.key(), ctx.now);
+            self.remember(ctx.key(), Met::Reset, false, ctx.now);
         }
         let flow = &self.table[id];
         if flow.is(FlowFlags::UNJUDGED) && ctx.side == Side::Lan || flow.client() == Side::Wan {

@@ -5,9 +5,8 @@ use super::context::{Context, is_damaged};
 use super::crossing::ServerSyn;
 use super::proof::{Proof, WITHHELD_MOST, keep_terms};
 use super::reply::bare_reset;
-use crate::cache::refused::Client;
+use crate::cache::refused::Met;
 use crate::cache::servers::{Observation, default_mss};
-use crate::cache::updates::ServerUpdate;
 use crate::config::{EarlyEcho, Handshake};
 use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
@@ -24,6 +23,8 @@ use crate::{DropReason, Egress, Event, Instant, Side, Timing, Verdict};
 const UPDATES_REPEATED: u8 = 4;
 /// One second, in ticks.
 pub(super) const SECOND: Ticks = 1_000_000 / 1024;
+/// A server that has not answered two SYNs in this time is silent: a second and a half, in ticks.
+const SILENT: Ticks = 3 * SECOND / 2;
 /// The time from the RST that makes a server forget an older connection to the next SYN: 20 ms, in ticks.
 const AFTER_RESET: Ticks = 20;
 /// The box does not wait for a client this near (ticks; two milliseconds): cookies and timers are too coarse to tell it from a neighbour.
@@ -47,9 +48,8 @@ impl Proxy {
         if let Some(former) = former {
             self.replace_former(former, ctx.egress);
         }
-        let client = Client::of(self.caches.limiter.place(&key));
-        if crossed.is_none() && self.caches.refused_ports.is_refused(&key, client, now) {
-            ctx.egress.note(|| "the port refused this client recently: the box resets the client at once".into());
+        if crossed.is_none() && self.refuses_proved(&key, now) {
+            ctx.egress.note(|| "the port refused this client within the last second: the box resets it at once".into());
             // The same proof may come again and again; the server need not get a SYN for each.
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
@@ -118,7 +118,7 @@ impl Proxy {
 
     /// Removes a flow whose 4-tuple a new connection takes. A server that has a SYN of the old one gets a RST.
     fn replace_former(&mut self, id: Id, egress: &mut impl Egress) {
-        if self.table[id].is_in(State::ServerSynSent) {
+        if matches!(self.table[id].state(), State::ServerSynSent | State::ServerTried) {
             self.abort_server(id, egress);
         }
         self.forget(id);
@@ -145,7 +145,7 @@ impl Proxy {
         self.emit(Side::Wan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
     }
 
-    fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn connect_in_place(&mut self, ctx: &mut Context<impl Egress>, id: Id) -> Verdict {
         let envelope = ctx.envelope();
         let deltas = self.table.client_deltas(id);
         let options = server_syn_options(&self.table[id], deltas.1, 0);
@@ -157,7 +157,7 @@ impl Proxy {
     }
 
     /// Sends a SYN whose TSval is by `older` less than the client's.
-    fn emit_server_syn(&mut self, id: Id, older: u32, egress: &mut impl Egress) -> bool {
+    pub(super) fn emit_server_syn(&mut self, id: Id, older: u32, egress: &mut impl Egress) -> bool {
         let envelope = self.envelope(id, Side::Wan);
         let (flow, deltas) = (self.table[id], self.table.client_deltas(id));
         let options = server_syn_options(&flow, deltas.1, older);
@@ -194,6 +194,9 @@ impl Proxy {
                     flow.set(FlowFlags::RESET_WAN, true);
                 });
                 return Verdict::Drop(DropReason::Consumed);
+            }
+            if tick(ctx.now).wrapping_sub(flow.born) >= SILENT {
+                self.remember(ctx.key(), Met::Silence, true, ctx.now);
             }
             // The client aborts, so the server, which may have got the SYN already, gets the RST too.
             let (envelope, next) = (ctx.envelope(), self.next_number(id, Side::Lan));
@@ -273,19 +276,10 @@ impl Proxy {
         let overwritten = ctx.overwrite(&bare_reset(&envelope, seq, &OptionList::none()));
         self.counters.count(Event::Refused);
         self.caches.direct_returns.answered(ctx.key());
-        self.remember_refusal(ctx.key(), ctx.now);
+        self.remember(ctx.key(), Met::Reset, true, ctx.now);
         // Should the reset be lost, the client's next segment opens its cookie again and asks again.
         self.forget(id);
         if overwritten { Verdict::Forward } else { Verdict::Drop(DropReason::NoRoom) }
-    }
-
-    /// A port has refused. If no client is known to have reached it, it counts as closed; else as closed to this client's network.
-    pub(super) fn remember_refusal(&mut self, key: &FlowKey, now: Instant) {
-        let rule = self.settings.policy.rule(key);
-        let known = self.caches.server_options.knows(key);
-        let client = if known { Client::of(self.caches.limiter.place(key)) } else { Client::EVERYBODY };
-        self.caches.refused_ports.refused(key, client, rule.closed_memory, now);
-        self.publish(ServerUpdate::Refused(*key, client));
     }
 
     /// A SYN-ACK from the LAN for which no flow waits. If it answers a SYN of ours, that was given up since: the server gets a RST. Else the SYN came
@@ -537,9 +531,19 @@ impl Proxy {
 
     /// The server has not answered yet: repeats the SYN, at doubling intervals, or gives up and resets the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let key = self.table.key(id);
         if self.table[id].is(FlowFlags::RESET_WAN) {
+            // A client that proves itself and resets at once, as a check does that connects: the next of its network gets what it did not wait for.
+            if self.table[id].attempts == 0 && !self.settings.policy.rule(&key).closed_memory.is_zero() {
+                return self.continue_try(id, now, egress);
+            }
+            self.remember(&key, Met::Silence, true, now);
             self.abort_server(id, egress);
             return self.forget(id);
+        }
+        if self.table[id].attempts > 0 {
+            // Two SYNs of the box have got no answer.
+            self.remember(&key, Met::Silence, true, now);
         }
         let passed = tick(now).wrapping_sub(self.table[id].born);
         let lifetimes = *self.settings.profiles.of(self.table[id].profile);
@@ -574,7 +578,7 @@ pub(super) fn time_withheld(flow: &Flow) -> u16 {
 }
 
 /// Fills the record of a client that has proved itself. `shown` is the latest TSval these ends have been shown on an earlier connection.
-fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, shown: Option<u32>) {
+pub(super) fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: &Proof, shown: Option<u32>) {
     let envelope = ctx.envelope();
     let timestamps = Options::timestamps(ctx.options()).unwrap_or_default();
     keep_terms(flow, &proof.terms);

@@ -4,7 +4,7 @@
 use super::adoption::agrees;
 use super::{Egress, Metadata, Proxy};
 use crate::cache::updates::ServerUpdate;
-use crate::cache::vlan_pairs::VlanPair;
+use crate::cache::vlan_pairs::{Shown, VlanPair};
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
 use crate::policy::exceptions::Exception;
@@ -87,9 +87,22 @@ impl Proxy {
             let found = self.find_in(side, &segment.key, vlan)?;
             let flow = &self.table[found.id];
             is_shown(flow, side, segment, kind).then(|| {
-                let answers = side == Side::Lan && kind != Kind::Ack;
+                let is_proved = matches!(flow.state(), State::ServerSynSent | State::ServerTried);
+                let shown = match (side, kind) {
+                    (Side::Lan, Kind::Ack) => Shown::ByPeer,
+                    (Side::Lan, _) => {
+                        if is_proved {
+                            Shown::ByServer
+                        } else {
+                            Shown::Unproved
+                        }
+                    }
+                    // Numbers of a running connection that agree, more or less, may be guessed.
+                    (Side::Wan, Kind::Ack) => Shown::Unproved,
+                    (Side::Wan, _) => Shown::ByPeer,
+                };
                 let (inward, outward) = if side == Side::Lan { (vlan, own) } else { (own, vlan) };
-                Answered { shows: Some(VlanPair { inward, outward, answers }), ..found }
+                Answered { shows: Some(VlanPair { inward, outward, shown }), ..found }
             })
         })
     }
@@ -158,7 +171,7 @@ impl Proxy {
 fn is_shown(flow: &Flow, side: Side, segment: &Segment, kind: Kind) -> bool {
     let (sender, receiver) = (flow.endpoint(side), flow.endpoint(side.other()));
     match (flow.state(), kind) {
-        (State::ServerSynSent, Kind::SynAck | Kind::Rst) => segment.ack == receiver.next,
+        (State::ServerSynSent | State::ServerTried, Kind::SynAck | Kind::Rst) => segment.ack == receiver.next,
         (State::SynSent, Kind::SynAck | Kind::Rst) => flow.answers_syn(segment),
         (State::Unconfirmed, Kind::Ack) => agrees(flow, segment),
         (_, Kind::Ack) if side == Side::Lan && flow.has_other_vlan() => {

@@ -48,7 +48,37 @@ pub struct Quote {
     pub end: u32,
 }
 
+/// An ICMP error which says that a port, its host or its network cannot be reached: what it takes to send another like it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unreachable {
+    /// Its type: 3, or 1 of ICMPv6.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// The hop limit it came with.
+    pub ttl: u8,
+    /// Its class: the type of service, or the traffic class.
+    pub class: u8,
+    /// Who sent it.
+    pub from: Addr,
+}
+
 impl Quote {
+    /// The error, if it says that its segment's destination cannot be reached; not one that depends on what the segment was, as its hop limit or its
+    /// length.
+    pub fn unreachable(&self, frame: &[u8]) -> Option<Unreachable> {
+        let (ip, icmp) = (usize::from(self.ip), usize::from(self.icmp));
+        let (kind, code) = (frame[icmp], frame[icmp + 1]);
+        let v6 = self.key.v6;
+        let is_unreachable = kind == if v6 { 1 } else { 3 } && self.kind(frame) == IcmpKind::Unreachable;
+        let (ttl, class, from) = if v6 {
+            (frame[ip + 7], (be16(frame, ip) >> 4) as u8, ipv6_address(frame, ip + 8))
+        } else {
+            (frame[ip + 8], frame[ip + 1], ipv4_address(frame, ip + 12))
+        };
+        is_unreachable.then_some(Unreachable { kind, code, ttl, class, from })
+    }
+
     /// What the error reports.
     pub fn kind(&self, frame: &[u8]) -> IcmpKind {
         let icmp = usize::from(self.icmp);
@@ -109,27 +139,48 @@ pub fn is_too_big(segment: &Segment, head: &Head, mss: u16) -> bool {
 /// Turns a segment that [is too big](is_too_big) into the error by which a router in front of the server would report it (RFC 1191, RFC 8201).
 /// The frame need not hold all of the payload. `ttl` is the error's hop limit. The error is never longer than the frame and quotes what fits.
 pub fn become_too_big(segment: &Segment, head: &mut Head, mss: u16, ttl: u8) {
-    become_error(segment.key.v6, usize::from(segment.ip)..segment.end as usize, head, mss, ttl);
+    let (v6, ip) = (segment.key.v6, usize::from(segment.ip));
+    let error = too_big(v6, ip, head.bytes(), ttl);
+    become_error(v6, ip..segment.end as usize, head, &error, mtu(v6, mss) as u32);
 }
 
-/// The same of a packet that lies there in the frame, or would, if all of it were there.
-fn become_error(v6: bool, packet: Range<usize>, head: &mut Head, mss: u16, ttl: u8) {
+/// The error, without its MTU, by which the receiver of the packet that lies there in the frame reports it as too big.
+fn too_big(v6: bool, ip: usize, frame: &[u8], ttl: u8) -> Unreachable {
+    if v6 {
+        return Unreachable { kind: 2, code: 0, ttl, class: 0, from: ipv6_address(frame, ip + 24) };
+    }
+    // RFC 1812 section 4.3.2.5: precedence of errors is internetwork control.
+    Unreachable { kind: 3, code: 4, ttl, class: 0xc0, from: ipv4_address(frame, ip + 16) }
+}
+
+/// Turns a client's segment into an error about it like this one. What lies in the frame behind the segment is room for the error's headers.
+pub fn become_unreachable(segment: &Segment, head: &mut Head, error: &Unreachable) {
+    become_error(segment.key.v6, usize::from(segment.ip)..segment.end as usize, head, error, 0);
+}
+
+/// How much longer an error is than the packet that it quotes as a whole.
+pub fn error_overhead(v6: bool) -> usize {
+    ICMP_LEN + if v6 { IPV6_LEN } else { IPV4_LEN }
+}
+
+/// Turns a packet that lies there in the frame, or would, if all of it were there, into this error about it, which says `says` in the last 32 bits of its
+/// own header. It fills the frame at most.
+fn become_error(v6: bool, packet: Range<usize>, head: &mut Head, error: &Unreachable, says: u32) {
     let Range { start: ip, end } = packet;
     let (header, longest) = if v6 { (IPV6_LEN, IPV6_MTU) } else { (IPV4_LEN, IPV4_ERROR) };
-    let mtu = mtu(v6, mss);
     let frame = head.bytes_mut();
     let overhead = header + ICMP_LEN;
-    let quoted = end.min(frame.len()).saturating_sub(ip + overhead).min(longest - overhead);
+    let quoted = end.min(frame.len() - overhead).saturating_sub(ip).min(longest - overhead);
     let len = overhead + quoted;
     frame.copy_within(ip..ip + quoted, ip + overhead);
     let (to, from) = frame[..12].split_at_mut(6);
     to.swap_with_slice(from);
     from[0] &= !GROUP;
     let packet = &mut frame[ip..ip + len];
-    let pseudo = if v6 { write_ipv6_header(packet, ttl) } else { write_ipv4_header(packet, ttl) };
+    let pseudo = if v6 { write_ipv6_header(packet, error) } else { write_ipv4_header(packet, error) };
     let message = &mut packet[header..];
-    message[..4].copy_from_slice(if v6 { &[2, 0, 0, 0] } else { &[3, 4, 0, 0] });
-    put32(message, 4, mtu as u32);
+    message[..4].copy_from_slice(&[error.kind, error.code, 0, 0]);
+    put32(message, 4, says);
     let sum = !checksum::fold(u64::from(pseudo) + u64::from(checksum::sum(message)));
     put16(message, 2, sum);
     let _ = head.resize(ip + len);
@@ -159,34 +210,34 @@ pub fn write_too_big(empty: &Outgoing, told: u16, mss: u16, ttl: u8, buffer: &mu
     let own = headers(v6) - TCP_LEN + ICMP_LEN;
     let len = buffer.len().min(len + own);
     let mut head = Head::whole(buffer, len);
-    become_error(v6, ip..ip + total, &mut head, mss, ttl);
+    let error = too_big(v6, ip, head.bytes(), ttl);
+    become_error(v6, ip..ip + total, &mut head, &error, mtu(v6, mss) as u32);
     head.len()
 }
 
 /// Writes the header of an error that quotes an IPv4 packet, back to that packet's sender; returns the sum of its pseudo header: none.
-fn write_ipv4_header(packet: &mut [u8], ttl: u8) -> u16 {
+fn write_ipv4_header(packet: &mut [u8], error: &Unreachable) -> u16 {
     const QUOTE: usize = IPV4_LEN + ICMP_LEN;
-    packet.copy_within(QUOTE + 16..QUOTE + 20, 12);
+    put32(packet, 12, error.from[3]);
     packet.copy_within(QUOTE + 12..QUOTE + 16, 16);
-    // RFC 1812 section 4.3.2.5: precedence of errors is internetwork control.
-    put32(packet, 0, 0x45c0_0000 | packet.len() as u32);
+    put32(packet, 0, 0x4500_0000 | u32::from(error.class) << 16 | packet.len() as u32);
     // A packet that is never fragmented needs no identification (RFC 6864 section 4.1).
     put32(packet, 4, DONT_FRAGMENT.into());
-    packet[8..12].copy_from_slice(&[ttl, ICMP, 0, 0]);
+    packet[8..12].copy_from_slice(&[error.ttl, ICMP, 0, 0]);
     let sum = !checksum::sum(&packet[..IPV4_LEN]);
     put16(packet, 10, sum);
     0
 }
 
 /// Writes the header of an error that quotes an IPv6 packet, back to that packet's sender; returns the sum of its pseudo header.
-fn write_ipv6_header(packet: &mut [u8], ttl: u8) -> u16 {
+fn write_ipv6_header(packet: &mut [u8], error: &Unreachable) -> u16 {
     const QUOTE: usize = IPV6_LEN + ICMP_LEN;
     let len = packet.len() - IPV6_LEN;
-    packet.copy_within(QUOTE + 24..QUOTE + 40, 8);
+    packet[8..24].as_chunks_mut().0.iter_mut().zip(error.from).for_each(|(place, word)| *place = word.to_be_bytes());
     packet.copy_within(QUOTE + 8..QUOTE + 24, 24);
-    put32(packet, 0, 6 << 28);
+    put32(packet, 0, 6 << 28 | u32::from(error.class) << 20);
     put16(packet, 4, len as u16);
-    packet[6..8].copy_from_slice(&[ICMPV6, ttl]);
+    packet[6..8].copy_from_slice(&[ICMPV6, error.ttl]);
     pseudo_header_sum(&packet[8..IPV6_LEN], len)
 }
 

@@ -22,7 +22,10 @@ pub use build::{Envelope, OptionList, Outgoing};
 pub use common::{CommonSyn, CommonSynAck};
 pub use error::Error;
 pub use flags::{Ace, EcnSetup, Flags, Kind};
-pub use icmp::{IPV4_MTU, IPV6_MTU, IcmpKind, Quote, become_too_big, is_too_big, may_be_too_big, write_too_big};
+pub use icmp::{
+    IPV4_MTU, IPV6_MTU, IcmpKind, Quote, Unreachable, become_too_big, become_unreachable, error_overhead, is_too_big,
+    may_be_too_big, write_too_big,
+};
 pub use options::{Options, TIMESTAMPS_ROOM, Timestamps, Walk, kind};
 pub use parsed::Parsed;
 pub use segment::{Addr, FlowKey, Fragment, Segment, Vlan};

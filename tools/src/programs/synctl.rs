@@ -257,7 +257,7 @@ struct Flows {
     /// Only connections with this TCP port on the WAN side
     #[arg(long, value_name = "PORT")]
     wan_port: Option<u16>,
-    /// Only connections in this state: syn-cached, server-syn-sent, syn-sent, syn-received, unconfirmed, ack-withheld,
+    /// Only connections in this state: syn-cached, server-syn-sent, server-tried, syn-sent, syn-received, unconfirmed, ack-withheld,
     /// window-pending, established, fin-wait, last-ack, time-wait or reset
     #[arg(long)]
     state: Option<String>,

@@ -258,6 +258,9 @@ pub struct Oracle {
     forgotten: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Whether the box may ask the hosts whether they know a connection.
     adopts: bool,
+    /// Whether the box may try ports again by clients' own SYNs, and which SYNs have passed so: to which server, by which client, when.
+    retries: bool,
+    retried: Vec<(SocketAddr, SocketAddr, u64)>,
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
     judged: u64,
@@ -280,6 +283,8 @@ impl Oracle {
             forgotten: BTreeSet::new(),
             bridged: BTreeSet::new(),
             adopts: false,
+            retries: false,
+            retried: Vec::new(),
             narrow: BTreeMap::new(),
             judged: 0,
             now: 0,
@@ -330,6 +335,34 @@ impl Oracle {
     /// Lets segments of unknown connections reach a host: the box takes over from a bridge.
     pub fn let_adopt(&mut self) {
         self.adopts = true;
+    }
+
+    /// Lets a few SYNs pass to ports that refused or were silent, whoever sends them: to each server at most one a second of clients of a network that has
+    /// proved itself there, and one of others.
+    pub fn let_retry(&mut self) {
+        self.retries = true;
+    }
+
+    /// Whether a SYN of this client has passed to this server so, its own or one in its name.
+    pub fn is_retried(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        self.retries && self.bridged.contains(&(client, server))
+    }
+
+    /// Judges a SYN that passes unchanged to a server, and lets its connection pass as across a bridge.
+    fn judge_retry(&mut self, segment: &Segment) -> Result<(), Complaint> {
+        const SECOND: u64 = 990_000;
+        let (client, server) = (segment.source, segment.destination);
+        let lately = |&&(to, from, at): &&(SocketAddr, SocketAddr, u64)| {
+            to == server && from != client && self.now.saturating_sub(at) < SECOND
+        };
+        // All clients of a world are in one network of each family.
+        if self.retried.iter().filter(lately).count() >= 2 {
+            let detail = format!("a third SYN that was not answered passes to a server within a second\n  {segment}");
+            return Err(Complaint { rule: Rule::Origin, detail });
+        }
+        self.retried.push((server, client, self.now));
+        self.bridged.insert((client, server));
+        Ok(())
     }
 
     /// Lets SACK blocks pass to hosts that never permitted them (`sackconflict=retain`).
@@ -437,6 +470,8 @@ impl Oracle {
         end.said.0 += 1;
         if segment.rst {
             end.reset = true;
+            // Who acknowledges an answer has got it: a reset proves as much as any other segment.
+            end.acked = end.acked.max(i64::from(segment.ack.is_some()));
             return;
         }
         if segment.syn {
@@ -584,6 +619,11 @@ impl Oracle {
             return complain(Rule::Options, "the options cannot be read".into());
         }
         let (receiver, sender) = (segment.destination, segment.source);
+        let passes = ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.source == sender);
+        if self.retries && passes && segment.syn && segment.ack.is_none() && self.proxied(sender, receiver) {
+            self.judge_retry(&segment)?;
+        }
+        let retried = self.is_retried(receiver, sender);
         let licensed = self.lenient_resets || self.licensed.contains(&(receiver, sender));
         let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
         let from_server = self.proxied(receiver, sender);
@@ -639,6 +679,10 @@ impl Oracle {
             if self.adopts {
                 return Ok(());
             }
+            // Nor can it where somebody else sent a SYN in the host's name, and that tried a port.
+            if self.is_retried(receiver, sender) {
+                return Ok(());
+            }
             return complain(Rule::Origin, "a segment of a connection this host never took part in".into());
         };
         let Some(ack) = segment.ack else {
@@ -651,6 +695,10 @@ impl Oracle {
         }
         if !end.active && end.before.is_some_and(|(isn, edge)| (1..=edge).contains(&position(ack, isn))) {
             // A late copy of the connection before, which the end woken by a late SYN is no part of.
+            return Ok(());
+        }
+        if (acked < 1 || acked > end.edge) && retried && ancestor.is_some() {
+            // The server answers a SYN that somebody else has sent in the host's name, to whose port it passed to try it.
             return Ok(());
         }
         if acked < 1 || acked > end.edge {

@@ -284,6 +284,9 @@ impl World {
         if scenario.build.bridge_until > 0 {
             oracle.let_adopt();
         }
+        if !scenario.build.config.closed_memory.is_zero() && scenario.build.config.retries > 0 {
+            oracle.let_retry();
+        }
         if scenario.build.config.handshake == Handshake::Early {
             oracle.promise_early(scenario.build.config.early_window);
         }
@@ -679,7 +682,8 @@ impl World {
         let Some(segment) = Segment::read(bytes) else { return Ok(()) };
         let forged = ancestor.is_some_and(|ancestor| ancestor.forged);
         let Some(&tags) = self.networks.get(&(segment.destination, segment.source)) else { return Ok(()) };
-        if corrupt || forged {
+        // A server answers a forged SYN that tried its port where that came from.
+        if corrupt || forged || self.oracle.is_retried(segment.destination, segment.source) {
             return Ok(());
         }
         let has_priority_tag = |tags: Tags| tags.iter().flatten().any(is_priority_tag);

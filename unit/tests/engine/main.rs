@@ -13,6 +13,7 @@ mod hostile;
 mod matrix;
 mod operator;
 mod promise;
+mod refusal;
 mod replay;
 mod reports;
 mod scenarios;

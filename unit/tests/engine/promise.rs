@@ -1226,13 +1226,13 @@ fn is_refused(world: &World, client: &Host, server: &Host) -> Got {
 }
 
 in_every_mode! {
-    fn a_port_that_refused_is_closed_to_all_clients_until_its_entry_expires(world, client, server) {
+    fn a_port_that_refused_is_closed_to_its_network_until_its_entry_expires(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = with_refused_ports(&world);
         is_refused(&world, &client, &server);
-        let (other, _) = world.pair(3, 9, 999);
+        let (colleague, _) = world.pair(0, 9, 999);
         for theirs in [Terms::linux(world.mss()), Terms::bare(536)] {
-            for opener in [&client, &other] {
+            for opener in [&client, &colleague] {
                 for flags in [0, ECE | CWR] {
                     // RFC 9293 section 3.10.7.1.
                     opener.sends(theirs.on(syn(5000).flags(flags), (CLIENT_TS, 0)));
@@ -1242,7 +1242,8 @@ in_every_mode! {
             }
         }
         assert_eq!(world.happened(Event::ClosedPort), 8);
-        // The next port, and the next host, are others.
+        // Another network, the next port, and the next host are others.
+        connect(&world.pair(3, 9, 999).0, Terms::linux(world.mss()), CLIENT_ISN);
         let neighbour = world.host(Side::Wan, FlowKey { dport: SERVER_PORT + 1, ..client.ends() });
         connect(&neighbour, Terms::linux(world.mss()), CLIENT_ISN);
         connect(&world.pair_to(0, 1, CLIENT_PORT, 11).0, Terms::linux(world.mss()), CLIENT_ISN);
@@ -1313,9 +1314,13 @@ in_every_mode! {
         server.sends_in_vain(rst(CLIENT_ISN + 1), DropReason::BadReset);
         client.sends(rst(CLIENT_ISN + 1));
         world.after_ms(1100);
+        // It is asked once more, to learn whether it is there.
+        server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        world.after_ms(1000);
         server.gets(rst(CLIENT_ISN + 1));
         let _ = offered;
-        connect(&client, terms, CLIENT_ISN);
+        connect(&world.pair(3, 9, 999).0, terms, CLIENT_ISN);
+        world.on_port(77).0.passes(terms.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         assert_eq!(world.happened(Event::ClosedPort), 0);
     }
 }
@@ -1469,7 +1474,7 @@ in_every_mode! {
         assert_eq!(world.happened(Event::Introduced), 1);
     }
 
-    fn a_refused_introduction_closes_the_port(world, client, server) {
+    fn a_refused_introduction_lets_the_next_client_see_for_itself(world, client, server) {
         let _ = (client, server);
         let (world, client, server) = world.mode().world_with(|config| {
             config.introductions = 1;
@@ -1479,8 +1484,8 @@ in_every_mode! {
         server.passes(rst_ack(0, 1001));
         world.after_secs(2);
         let (next, _) = world.on_port(4);
-        next.sends(syn(5000).mss(1460));
-        next.gets(rst_ack(0, 5001));
+        next.passes(syn(5000).mss(1460));
+        assert_eq!(world.happened(Event::Retried), 1, "and takes no token of the introductions");
     }
 }
 

@@ -60,9 +60,17 @@ const STAGES: &[Stage] = &[
         || fresh(adopting),
     ),
     ("No connection, a cookie outstanding", "The box has answered the client's SYN with the SYN cache off.", || {
-        answered(|config| config.syn_cache_max = 0)
+        answered(|config| {
+            remembering(config);
+            config.syn_cache_max = 0;
+        })
     }),
-    ("SynCached", "The box has answered the client's SYN and keeps it in the SYN cache.", || answered(|_| ())),
+    ("SynCached", "The box has answered the client's SYN and keeps it in the SYN cache.", || answered(remembering)),
+    (
+        "ServerTried",
+        "The client has reset what the box's SYN-ACK opened, and acknowledged its number; the box has sent its SYN to the server.",
+        server_tried,
+    ),
     ("ServerSynSent", "The client has proved its address; the box has sent its SYN to the server.", || {
         server_syn_sent(|_| ())
     }),
@@ -112,6 +120,19 @@ const STAGES: &[Stage] = &[
 
 fn adopting(config: &mut Config) {
     config.adopt_grace = Duration::from_secs(3600);
+}
+
+/// As the program's default is.
+fn remembering(config: &mut Config) {
+    config.closed_memory = Duration::from_secs(10);
+}
+
+fn server_tried() -> Scene {
+    let mut scene = answered(remembering);
+    scene.world.after_ms(50);
+    scene.goes(Side::Wan, &rst_ack(scene.wan.next, scene.wan.expected));
+    scene.lan.flying = CLIENT_ISN;
+    scene
 }
 
 fn fresh(change: impl FnOnce(&mut Config)) -> Scene {
@@ -726,7 +747,8 @@ fn every_state_there_is_has_a_table() {
         | State::FinWait
         | State::LastAck
         | State::TimeWait
-        | State::Reset => Some(state),
+        | State::Reset
+        | State::ServerTried => Some(state),
     };
     for state in State::ALL.into_iter().filter_map(name) {
         assert!(seen.contains(&state), "{state:?} has no table");
