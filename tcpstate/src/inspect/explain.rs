@@ -45,7 +45,7 @@ pub struct Explanation {
 pub type Field = (&'static str, String);
 
 impl Proxy {
-    /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be explained on any thread, at any later time.
+    /// Of this engine, whatever the fate of a frame from `side` depends on: some hundred kilobytes at most, which can be explained on any thread, at any later time.
     pub fn excerpt(&self, side: Side, head: &Head) -> Excerpt {
         let mut meta = Metadata::default();
         self.parse(side, head, &mut meta);
@@ -59,11 +59,12 @@ impl Proxy {
             .key()
             .and_then(|key| self.table.find(key, hash))
             .or_else(|| Some(self.find_answered(side, &meta, head)?.id));
-        let (table, candidates) = self.excerpt_of_flows(found);
+        let (table, candidates, inspection) = self.excerpt_of_flows(found);
         let proxy = Proxy {
             settings: self.settings.clone(),
             table,
             candidates,
+            inspection,
             caches: self.caches.excerpt(&key, hash, isn, self.caches.limiter.place(&key)),
             counters: Counters::default(),
             proved: Vec::new(),

@@ -51,7 +51,7 @@ impl Proxy {
     /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open, and whether its segments come
     /// this way. The record lasts as long as the LAN goes on, and gives way to any other.
     pub(super) fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
-        self.evict_one(ctx.now, ctx.egress);
+        self.evict_one(None, ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
         let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {

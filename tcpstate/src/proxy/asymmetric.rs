@@ -32,8 +32,8 @@ impl Proxy {
             return Verdict::Drop(DropReason::NotPassed);
         }
         ctx.egress.note(|| "the SYN it answers left another way: it passes, and what follows it".into());
-        self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
+        self.evict_one(Some(&key), ctx.now, ctx.egress);
         let (segment, options) = (*ctx.segment, Options::read(ctx.options()));
         let admitted = self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| {
             flow.set(FlowFlags::UNJUDGED, true);

@@ -1,13 +1,15 @@
-//! Eviction: which flow goes when the table is full.
+//! Eviction: which flow goes when the table is full. [`idle`](super::idle) chooses among connections.
 
 use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
 
 use super::Proxy;
+use super::idle::{Inspection, Newcomer};
 use super::reply::{HALF_SECOND, bare_reset};
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, State};
+use crate::seq::SeqDelta;
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
@@ -16,7 +18,7 @@ const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
 /// no place is answered all the same, with a cookie alone. In ticks: three seconds.
-const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
+pub(super) const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
 
 /// Flows in the order in which they came to a state; they may have left it since.
 pub(crate) struct Queue {
@@ -94,8 +96,9 @@ pub(crate) enum Kind {
 impl Kind {
     const ALL: [Kind; 5] = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
 
-    /// The kind of a flow, if it may be evicted: one that still carries anything, be it an unacknowledged FIN, never is.
-    fn of(flow: &Flow) -> Option<Kind> {
+    /// The kind of a flow, if it may be evicted for what it is; one that still carries anything, be it an unacknowledged FIN, may only be
+    /// [idle](super::idle).
+    pub(super) fn of(flow: &Flow) -> Option<Kind> {
         match flow.state() {
             State::TimeWait => Some(Kind::Closing),
             // A blind RST must not have a connection evicted.
@@ -256,28 +259,65 @@ impl Proxy {
         true
     }
 
-    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest entry of the SYN
-    /// cache, else that of the client whose server has been silent longest, else of the oldest that is passed through and not established.
-    pub(crate) fn evict_one(&mut self, now: Instant, egress: &mut impl Egress) {
+    /// Frees one place of a full table for a flow: of the client of the WAN in this key, or of the LAN. It is that of a flow that is over; else of the
+    /// connection that can [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache; else of the oldest
+    /// connection that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not
+    /// established.
+    pub(crate) fn evict_one(&mut self, client: Option<&FlowKey>, now: Instant, egress: &mut impl Egress) {
         if !self.table.is_full() {
+            if self.table.is_nearly_full() {
+                self.inspect_some(now);
+            }
             return;
         }
-        for kind in Kind::ALL {
-            while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
-                let may_go = self.may_go(kind, id, generation);
-                if may_go && kind.spares_the_young() && self.is_young(id, now) {
-                    break;
-                }
-                self.pop_candidate(kind);
-                if may_go {
-                    self.counters.count(kind.event());
-                    return match kind {
-                        Kind::Closing | Kind::SynCached | Kind::Opening => self.forget(id),
-                        Kind::Silent => self.reset_both(id, egress),
-                        Kind::ServerSynSent => self.abort(id, egress),
-                    };
-                }
+        // Which any newcomer may have.
+        if self.evict_first(Kind::Closing, Newcomer::default(), now, egress) {
+            return;
+        }
+        if let Some(candidate) = self.find_idle(client, now) {
+            egress.note(|| {
+                let key = self.table.key(candidate.id);
+                let (wan, lan) = (key.socket(Side::Wan), key.socket(Side::Lan));
+                format!(
+                    "the table is full: the connection between {wan} and {lan} gives way ({})",
+                    candidate.event.label()
+                )
+            });
+            return self.evict(candidate.id, candidate.event, egress);
+        }
+        let newcomer = self.newcomer(client);
+        for kind in [Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening] {
+            if self.evict_first(kind, newcomer, now, egress) {
+                return;
             }
+        }
+    }
+
+    /// Evicts the first flow of a kind, if it may give way.
+    fn evict_first(&mut self, kind: Kind, newcomer: Newcomer, now: Instant, egress: &mut impl Egress) -> bool {
+        while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
+            let may_go = self.may_go(kind, id, generation);
+            let stays =
+                || kind.spares_the_young() && (self.is_young(id, now) || !newcomer.may_displace(self.share_of(id)));
+            if may_go && stays() {
+                break;
+            }
+            self.pop_candidate(kind);
+            if may_go {
+                self.evict(id, kind.event(), egress);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Ends a flow before its time. Those who take it for a connection get a reset.
+    fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) {
+        self.counters.count(event);
+        match Kind::of(&self.table[id]) {
+            Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
+            Some(Kind::ServerSynSent) => self.abort(id, egress),
+            Some(Kind::Silent) | None => self.reset_both(id, egress),
         }
     }
 
@@ -294,10 +334,12 @@ impl Proxy {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
 
-    /// Ends a connection in the name of each end to the other.
+    /// Ends a connection in the name of each end to the other. RFC 5961 section 3: a reset must have the number that its receiver expects next, which is
+    /// what it has acknowledged; beyond that, data may be on its way, or outside a window that is shut.
     fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
         for to in Side::BOTH {
-            let seq = self.next_number(id, to);
+            let added = if to == Side::Lan { self.table.client_deltas(id).0 } else { SeqDelta::default() };
+            let seq = self.table[id].endpoint(to).acked + added;
             let envelope = self.envelope(id, to.other());
             self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
         }
@@ -318,8 +360,9 @@ impl Proxy {
         flow.generation() == generation && Kind::of(flow) == Some(kind)
     }
 
-    /// The table with the flow at `id` alone, if there is one, and those that would have to be evicted; and the queues of the latter.
-    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, Candidates) {
+    /// The table with the flow at `id` alone, if there is one, those that would have to be evicted, and those that would be
+    /// inspected for it; and what names the latter two.
+    pub(crate) fn excerpt_of_flows(&self, id: Option<Id>) -> (Table, Candidates, Inspection) {
         let mut ids: Vec<Id> = id.into_iter().collect();
         let known = Kind::ALL.map(|kind| {
             let queue = &self.candidates[kind];
@@ -331,12 +374,19 @@ impl Proxy {
             }
             Some((at, id, generation))
         });
+        let is_full = self.table.is_full();
+        for inspected in if is_full { self.inspection.next_in(&self.table) } else { Vec::new() } {
+            if !ids.contains(&inspected) {
+                ids.push(inspected);
+            }
+        }
         let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
         let candidates = Candidates(Kind::ALL.map(|kind| {
             let entry = known[kind as usize].map(|(at, id, generation)| (at, (place(id), generation)));
             self.candidates[kind].excerpt(entry, Table::GONE)
         }));
-        (self.table.excerpt(&ids), candidates)
+        let inspection = if is_full { self.inspection.excerpt(&self.table, place) } else { Inspection::none() };
+        (self.table.excerpt(&ids), candidates, inspection)
     }
 
     /// Removes a flow; neither end gets a segment.

@@ -1,8 +1,8 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `passthrough` (connections
 //! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
-//! not seen), `established`, `icmp` (errors) and `adoption` (segments without
-//! a flow).
+//! not seen), `established`, `icmp` (errors), `adoption` (segments without
+//! a flow), and `evict` and `idle` (which flow gives way when the table is full).
 
 mod adoption;
 mod asymmetric;
@@ -12,6 +12,7 @@ mod crossing;
 mod established;
 pub(crate) mod evict;
 mod icmp;
+mod idle;
 mod passthrough;
 mod proof;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
+use idle::Inspection;
 pub use regions::Memory;
 use std::sync::Arc;
 
@@ -245,6 +247,7 @@ pub struct Proxy {
     pub(crate) settings: Settings,
     pub(crate) table: Table,
     pub(crate) candidates: Candidates,
+    pub(crate) inspection: Inspection,
     pub(crate) caches: Caches,
     pub(crate) counters: Counters,
     /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
@@ -281,6 +284,7 @@ impl Proxy {
         let mut proxy = Self {
             table: Table::of(config.table_buckets, slab, hash_keys, now),
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
+            inspection: Inspection::new(keys, config.flow_capacity()),
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),

@@ -23,7 +23,8 @@ impl Proxy {
         if let Some(former) = former {
             self.forget(former);
         }
-        self.evict_one(ctx.now, ctx.egress);
+        let client = Some(*ctx.key()).filter(|_| ctx.side == Side::Wan);
+        self.evict_one(client.as_ref(), ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
         let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
         else {

@@ -12,7 +12,7 @@ use crate::config::{EarlyEcho, Handshake};
 use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, average, tick};
-use crate::flow::{Flow, FlowFlags, State, ecn};
+use crate::flow::{Flow, FlowFlags, Snapshot, State, ecn};
 use crate::policy::Rule;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
@@ -54,7 +54,7 @@ impl Proxy {
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
-        self.evict_one(now, ctx.egress);
+        self.evict_one(Some(&key), now, ctx.egress);
         let rule = self.settings.policy.rule(&key);
         let offer = self.caches.server_options.offer_cached(&key, rule, now);
         let presumed = proof.terms.timestamps && !offer.timestamps_known;
@@ -78,7 +78,10 @@ impl Proxy {
             flow.set(FlowFlags::NO_ECHO, asks);
         });
         let Some(id) = filled else {
-            return Verdict::Drop(DropReason::TableFull);
+            ctx.egress.note(|| "no flow of the table may give way: the box resets the client".into());
+            // It takes itself for connected, and silence would keep it waiting.
+            self.counters.count(Event::TurnedAway);
+            return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         };
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
@@ -644,6 +647,7 @@ pub(super) fn join(
     // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
     server.window = answer.window;
     flow.set(FlowFlags::WINDOW_UNSCALED, true);
+    flow.keep_snapshot(Snapshot::of(flow, tick(now)));
 }
 
 /// Scaling is on between us and the server only if both SYNs had the option (RFC 7323 section 2.2); towards the client it is what our SYN-ACK promised.

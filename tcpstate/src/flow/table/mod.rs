@@ -247,6 +247,17 @@ impl Table {
         self.len == self.capacity
     }
 
+    /// Whether more than three quarters of the records are in use.
+    pub fn is_nearly_full(&self) -> bool {
+        self.len > self.capacity - self.capacity / 4
+    }
+
+    /// The record at this place below the capacity, in use or not.
+    pub fn at(&self, place: u32) -> Id {
+        debug_assert!((place as usize) < self.capacity);
+        Id(place)
+    }
+
     /// Prefetches the line that a lookup of this hash touches first.
     #[inline(always)]
     pub fn prefetch_bucket(&self, hash: u64) {

@@ -1,0 +1,376 @@
+//! Which connection gives way when the table is full and nothing in it is over.
+//!
+//! The engine inspects a few connections a decision, in an order that leads through the whole table and that no client can choose, and gives up the one of
+//! them that can best be spared. None that is moving data is given up. Of the others those go first that have carried little, and among those the ones of
+//! the network and the destination that hold most of the table with such connections ([`Shares`]); then those that were idle longest.
+//!
+//! A network that holds more than its part of the table gets places of its own and of networks that hold as much, but of no others. So who comes with
+//! many connections cannot drive out those who come with few.
+
+use std::collections::VecDeque;
+
+use super::Proxy;
+use super::evict::{HALF_OPEN_GRACE, Kind};
+use super::server_handshake::SECOND;
+use crate::cache::shares::{Holder, Share, Shares};
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::{Id, Table};
+use crate::flow::{Flow, FlowFlags, Snapshot, State};
+use crate::keyed::Keys;
+use crate::wire::FlowKey;
+use crate::{Event, Instant, Side};
+
+/// Connections inspected for one decision, and of those that are inspected again.
+const INSPECTED: usize = 12;
+const INSPECTED_AGAIN: usize = 4;
+/// Connections inspected with each new one while the table is nearly full, so that it is known who holds it when it is full.
+const INSPECTED_BEFORE: usize = 2;
+/// Connections to inspect again that are remembered.
+const REMEMBERED: usize = 1024;
+
+/// For so long without data a connection that has carried little is idle.
+const IDLE: Ticks = 4 * SECOND;
+/// For so long one that has carried more.
+const LONG_IDLE: Ticks = 60 * SECOND;
+/// A connection that has carried fewer bytes has carried little,
+const LITTLE: u32 = 4096;
+/// and so has one that has carried fewer bytes a second since it began.
+const LITTLE_RATE: u32 = 256;
+/// Bytes a second by which a connection moves data: one of a network that holds no more than its part of the table. Of another, [`LITTLE_RATE`].
+const TRICKLE: u32 = 8;
+/// Bytes since the last inspection by which a connection of a network that holds more than its part is in use.
+const SOME: u32 = 256;
+/// Seconds after which what happened since the last inspection says nothing of the last seconds.
+const OUTDATED: u32 = 30;
+
+/// Whom the engine inspects next, and what it knows of who holds the table.
+pub(crate) struct Inspection {
+    shares: Shares,
+    order: Order,
+    /// Connections that had moved some data since their last inspection, which was long ago: to be inspected again after [`IDLE`], and since when.
+    again: VecDeque<(Id, u16, Ticks)>,
+}
+
+/// An order of places.
+enum Order {
+    /// Every place of a table, again and again: each is `stride` behind the former one, on a circle.
+    Walk { at: u32, stride: u32 },
+    /// These places once: those of an excerpt.
+    Listed(VecDeque<Id>),
+}
+
+impl Inspection {
+    /// Of a table of `flows`, which is empty.
+    pub(crate) fn new(keys: Keys, flows: usize) -> Self {
+        let stride = stride(flows);
+        let again = VecDeque::with_capacity(REMEMBERED.min(flows));
+        Self { shares: Shares::new(keys, flows), order: Order::Walk { at: 0, stride }, again }
+    }
+
+    /// The next to be inspected.
+    fn next(&mut self, table: &Table) -> Option<Id> {
+        match &mut self.order {
+            Order::Walk { at, stride } => {
+                let place = *at;
+                *at = ((u64::from(place) + u64::from(*stride)) % table.capacity() as u64) as u32;
+                Some(table.at(place))
+            }
+            Order::Listed(places) => places.pop_front(),
+        }
+    }
+
+    fn inspect_again(&mut self, id: Id, generation: u16, now: Ticks) {
+        if self.again.len() == self.again.capacity() {
+            self.again.pop_front();
+        }
+        self.again.push_back((id, generation, now));
+    }
+
+    /// Those that the next decision would inspect.
+    pub(crate) fn next_in(&self, table: &Table) -> Vec<Id> {
+        let Order::Walk { at, stride } = self.order else { return Vec::new() };
+        let place = |n: usize| (u64::from(at) + n as u64 * u64::from(stride)) % table.capacity() as u64;
+        let walk = (0..INSPECTED.min(table.capacity())).map(|n| table.at(place(n) as u32));
+        self.again.iter().take(INSPECTED_AGAIN).map(|entry| entry.0).chain(walk).collect()
+    }
+
+    /// The same for an excerpt of the table, in which each flow is elsewhere.
+    pub(crate) fn excerpt(&self, table: &Table, place: impl Fn(Id) -> Id) -> Self {
+        let next = self.next_in(table);
+        let again = self.again.iter().take(INSPECTED_AGAIN);
+        let again: VecDeque<_> = again.map(|&(id, generation, since)| (place(id), generation, since)).collect();
+        let listed = next[again.len()..].iter().map(|&id| place(id)).collect();
+        Self { shares: self.shares.clone(), order: Order::Listed(listed), again }
+    }
+
+    /// That of an excerpt of a table that is not full, in which nothing is inspected.
+    pub(crate) fn none() -> Self {
+        Self { shares: Shares::none(), order: Order::Listed(VecDeque::new()), again: VecDeque::new() }
+    }
+}
+
+/// A stride that leads to each of `places` once before any comes again, and from one to the next far away, so that flows that were entered together are
+/// not inspected together.
+fn stride(places: usize) -> u32 {
+    let divides = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a > 1
+    };
+    let golden = (places as u64 * 618 / 1000).max(1) as usize;
+    (golden..).find(|&stride| !divides(stride, places)).expect("a number that is one above a multiple") as u32
+}
+
+/// Who wants a place.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Newcomer(Share);
+
+impl Newcomer {
+    /// Whether a connection that holds this share may give way to it.
+    pub(crate) fn may_displace(self, share: Share) -> bool {
+        !self.0.is_exceeded || share.rank >= self.0.rank
+    }
+}
+
+/// In which order connections give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// It is over.
+    Over,
+    /// It has carried little.
+    Little,
+    /// It has carried more, or the LAN has opened it.
+    Much,
+}
+
+/// A connection that may give way.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate {
+    pub(crate) id: Id,
+    class: Class,
+    share: Share,
+    is_silent: bool,
+    idle: Ticks,
+    /// What is counted if it does.
+    pub(crate) event: Event,
+}
+
+impl Candidate {
+    fn goes_before(&self, other: &Candidate) -> bool {
+        // What is false sorts before what is true.
+        let order = |it: &Self| (it.class, core::cmp::Reverse((it.share.rank, it.is_silent, it.idle)));
+        order(self) < order(other)
+    }
+}
+
+/// Why a connection can be spared.
+enum Idle {
+    /// No data, or no segment, for so long.
+    For(Ticks),
+    /// Hardly any data.
+    Slow,
+    /// It cannot.
+    No,
+}
+
+impl Proxy {
+    /// Inspects a few connections of a table that is nearly full.
+    #[inline(never)]
+    pub(crate) fn inspect_some(&mut self, now: Instant) {
+        for _ in 0..INSPECTED_BEFORE {
+            if let Some(id) = self.inspection.next(&self.table) {
+                self.sample(id, now);
+                self.inspect(id, Newcomer::default(), now);
+            }
+        }
+    }
+
+    /// Who wants a place: a client of the WAN, by the key of its connection, or, without one, the LAN.
+    pub(crate) fn newcomer(&self, client: Option<&FlowKey>) -> Newcomer {
+        let Some(key) = client else { return Newcomer::default() };
+        Newcomer(self.inspection.shares.share(&self.inspection.shares.holder(&key.wan, &key.lan, key.v6)))
+    }
+
+    /// The share that the owner of a flow holds; none if that is the LAN.
+    pub(crate) fn share_of(&self, id: Id) -> Share {
+        match self.table[id].client() {
+            Side::Wan => self.newcomer(Some(&self.table.key(id))).0,
+            Side::Lan => Share::default(),
+        }
+    }
+
+    /// The connection that can best be spared for that of a client of the WAN with this key, or of the LAN, of those that are inspected now.
+    #[inline(never)]
+    pub(crate) fn find_idle(&mut self, client: Option<&FlowKey>, now: Instant) -> Option<Candidate> {
+        let mut inspected = [None; INSPECTED + INSPECTED_AGAIN];
+        let (again, rest) = inspected.split_at_mut(INSPECTED_AGAIN);
+        for place in again {
+            *place = self.next_again(now);
+        }
+        for place in rest.iter_mut().take(INSPECTED.min(self.table.capacity())) {
+            *place = self.inspection.next(&self.table);
+        }
+        // One after the other they would cost a cache miss each.
+        inspected.iter().flatten().for_each(|&id| self.table.prefetch(id));
+        inspected.iter().flatten().for_each(|&id| self.sample(id, now));
+        let newcomer = self.newcomer(client);
+        let mut best: Option<Candidate> = None;
+        for id in inspected.into_iter().flatten() {
+            let candidate = self.inspect(id, newcomer, now).filter(|one| newcomer.may_displace(one.share));
+            if let Some(candidate) = candidate
+                && best.is_none_or(|best| candidate.goes_before(&best))
+            {
+                best = Some(candidate);
+            }
+        }
+        best
+    }
+
+    /// The next that is to be inspected again, if it is time.
+    fn next_again(&mut self, now: Instant) -> Option<Id> {
+        let &(id, generation, since) = self.inspection.again.front()?;
+        if tick(now).wrapping_sub(since) < IDLE {
+            return None;
+        }
+        self.inspection.again.pop_front();
+        (self.table[id].generation() == generation).then_some(id)
+    }
+
+    /// By whom a flow is held, if it counts for that: it has carried little. Of a connection whose beginning was not seen nobody knows what it has
+    /// carried, and the LAN's are not for a client to fill the table with.
+    fn holder(&self, id: Id, now: Instant) -> Option<Holder> {
+        let flow = &self.table[id];
+        let (age, carried) = (tick(now).wrapping_sub(flow.born), flow.carried());
+        let carries_little = carried < LITTLE || carried < LITTLE_RATE.saturating_mul(age / SECOND);
+        if !carries_little || flow.client() == Side::Lan || flow.is(FlowFlags::UNJUDGED) {
+            return None;
+        }
+        let key = self.table.key(id);
+        Some(self.inspection.shares.holder(&key.wan, &key.lan, key.v6))
+    }
+
+    /// Whether a flow may be given up for being idle at all.
+    fn is_inspected(&self, id: Id) -> bool {
+        let flow = &self.table[id];
+        Kind::of(flow) != Some(Kind::Closing)
+            && !matches!(flow.state(), State::Free | State::SynCached | State::Unconfirmed)
+    }
+
+    /// Notes who holds a flow.
+    fn sample(&mut self, id: Id, now: Instant) {
+        if self.is_inspected(id) {
+            let holder = self.holder(id, now);
+            self.inspection.shares.note(holder);
+        }
+    }
+
+    /// Inspects a flow: what it is as a candidate, if it may give way; and notes how far it has got.
+    fn inspect(&mut self, id: Id, newcomer: Newcomer, now: Instant) -> Option<Candidate> {
+        let flow = &self.table[id];
+        if Kind::of(flow) == Some(Kind::Closing) {
+            let share = Share { rank: u32::MAX, is_exceeded: false };
+            let event = Event::EvictedClosing;
+            return Some(Candidate { id, class: Class::Over, share, is_silent: true, idle: 0, event });
+        }
+        if !self.is_inspected(id) {
+            return None;
+        }
+        let age = tick(now).wrapping_sub(flow.born);
+        let holder = self.holder(id, now);
+        let counts = holder.is_some();
+        let share = holder.map_or_else(Share::default, |holder| self.inspection.shares.share(&holder));
+        let (class, needed) = if counts { (Class::Little, IDLE) } else { (Class::Much, LONG_IDLE) };
+        let flow = &self.table[id];
+        let is_silent = !flow.is(FlowFlags::CARRIED);
+        let is_shut = flow.endpoint(flow.client()).window.0 == 0;
+        let event = match flow.state() {
+            State::ServerSynSent | State::SynSent | State::SynReceived => Event::EvictedHalfOpen,
+            _ if is_silent => Event::EvictedSilent,
+            _ if is_shut => Event::EvictedZeroWindow,
+            _ => Event::EvictedIdle,
+        };
+        let candidate = Candidate { id, class, share, is_silent, idle: age, event };
+        if share.is_exceeded && !newcomer.0.is_exceeded {
+            // Who holds more than its part has no claim to the time in which others show that they are idle.
+            let is_open = flow.state().is_connected();
+            let since = flow.snapshot().map(|last| Snapshot::of(flow, tick(now)).since(last));
+            let is_still = |(seconds, bytes)| is_shut || bytes < SOME.max(TRICKLE * seconds);
+            if !is_open || since.is_some_and(is_still) {
+                return Some(candidate);
+            }
+        }
+        if age < HALF_OPEN_GRACE {
+            // What it waits for may be on its way.
+            return None;
+        }
+        let rate = if share.is_exceeded { LITTLE_RATE } else { TRICKLE };
+        match self.idle(id, rate, now) {
+            Idle::For(idle) if idle >= needed => Some(Candidate { idle, ..candidate }),
+            Idle::Slow if counts && event == Event::EvictedIdle => {
+                Some(Candidate { idle: 0, event: Event::EvictedSlow, ..candidate })
+            }
+            Idle::Slow if counts => Some(Candidate { idle: 0, ..candidate }),
+            _ => None,
+        }
+    }
+
+    /// For how long a flow has carried no data, by its timer and by the snapshot of its last inspection, which is renewed where it has carried some.
+    fn idle(&mut self, id: Id, rate: u32, now: Instant) -> Idle {
+        let (flow, now) = (&self.table[id], tick(now));
+        let quiet = self.quiet(flow, now);
+        if quiet >= IDLE {
+            return Idle::For(quiet);
+        }
+        let snapshot = Snapshot::of(flow, now);
+        let Some(last) = flow.snapshot() else {
+            self.table.update(id, |flow| flow.keep_snapshot(snapshot));
+            return Idle::No;
+        };
+        match snapshot.since(last) {
+            (seconds, 0) => Idle::For(seconds.saturating_mul(SECOND)),
+            (seconds, _) if seconds < IDLE / SECOND => Idle::No,
+            (seconds, bytes) if seconds <= OUTDATED && bytes < rate * seconds => Idle::Slow,
+            (seconds, _) => {
+                let generation = flow.generation();
+                self.table.update(id, |flow| flow.keep_snapshot(snapshot));
+                if seconds > OUTDATED {
+                    self.inspection.inspect_again(id, generation, now);
+                }
+                Idle::No
+            }
+        }
+    }
+
+    /// For how long no segment of a flow has restarted its timer.
+    fn quiet(&self, flow: &Flow, now: Ticks) -> Ticks {
+        match flow.state() {
+            State::Established | State::FinWait | State::LastAck | State::Reset => {
+                let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
+                let left = flow.deadline().wrapping_sub(now) as i32;
+                lifetime.saturating_sub(left.max(0) as Ticks)
+            }
+            // Their timers are for what the box repeats.
+            _ => now.wrapping_sub(flow.born),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_comes_to_every_place_and_not_to_neighbours_one_after_the_other() {
+        for places in [1, 2, 8, 16, 24, 100, 1000, 8192, 12_345] {
+            let step = stride(places) as usize;
+            let mut seen = vec![false; places];
+            let mut at = 0;
+            for _ in 0..places {
+                assert!(!core::mem::replace(&mut seen[at], true), "{places}");
+                at = (at + step) % places;
+            }
+            assert!(places < 100 || step > places / 2 && step < places - places / 4, "{places}: {step}");
+        }
+    }
+}
