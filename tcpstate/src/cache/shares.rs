@@ -27,7 +27,7 @@ const IPV4: [(u32, u32); 3] = [(32, 16), (24, 8), (16, 4)];
 const IPV6: [(u32, u32); 4] = [(64, 16), (56, 16), (48, 8), (32, 4)];
 
 /// Samples that a network must have before it is said to hold more than its part: fewer may be chance.
-const SIGNIFICANT: u32 = 8;
+const SIGNIFICANT: u32 = 32;
 
 /// Where the counters of a connection's networks and destination are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,11 +202,11 @@ mod tests {
             (300, (|_| v4(0x0b00_0001)) as fn(u32) -> Addr),
             (600, |n| v4(0x0b00_0000 + n % 256)),
             (1200, |n| v4(0x0b00_0000 + n * 53)),
-            // From one link, customer, site and provider.
         ] {
             assert!(held_by(held, false, client).is_exceeded, "{held}");
             assert!(!held_by(held / 2, false, client).is_exceeded, "{held}");
         }
+        // From one link, customer, site and provider.
         for (held, client) in [
             (300, (|n| [0x2001_0db8, 0x11, n, n]) as fn(u32) -> Addr),
             (300, |n| [0x2001_0db8, 0x1100 + n % 256, n, n]),

@@ -209,12 +209,13 @@ fn decode_scale(code: u8) -> Option<WindowScale> {
     (code != NO_SCALE).then(|| WindowScale::clamped(code))
 }
 
-/// How far a connection had got when it was inspected, and when that was: the low 20 bits of its [progress](Flow::progress), and above them the low
-/// 12 bits of the time in units of 1024 ticks, which are about seconds, on a circle of 71 minutes.
+/// How far a connection had got when it was inspected, and when that was: the low 19 bits of its [progress](Flow::progress); above them, whether it had
+/// moved hardly anything before; and above that the low 12 bits of the time in units of 1024 ticks, which are about seconds, on a circle of 71 minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot(u32);
 
-const PROGRESS: u32 = (1 << 20) - 1;
+const PROGRESS: u32 = (1 << 19) - 1;
+const SLOW: u32 = 1 << 19;
 const SECONDS: u32 = u32::MAX >> 20;
 
 impl Snapshot {
@@ -223,7 +224,17 @@ impl Snapshot {
         Self((tick >> 10) << 20 | flow.progress() & PROGRESS)
     }
 
-    /// Seconds since `earlier`, and bytes that were acknowledged meanwhile: up to 2^20.
+    /// The same of a connection that has moved hardly anything.
+    pub(crate) fn slow(self) -> Self {
+        Self(self.0 | SLOW)
+    }
+
+    /// Whether the connection had moved hardly anything.
+    pub(crate) fn is_slow(self) -> bool {
+        self.0 & SLOW != 0
+    }
+
+    /// Seconds since `earlier`, and bytes that were acknowledged meanwhile, below 2^19.
     pub(crate) fn since(self, earlier: Snapshot) -> (u32, u32) {
         ((self.0 >> 20).wrapping_sub(earlier.0 >> 20) & SECONDS, self.0.wrapping_sub(earlier.0) & PROGRESS)
     }

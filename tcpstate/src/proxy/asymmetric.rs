@@ -3,6 +3,7 @@
 
 use super::Proxy;
 use super::context::{Context, are_possible, is_from_group};
+use super::idle::Opener;
 use super::passthrough::note_syn;
 use crate::cache::updates::ServerUpdate;
 use crate::config::Asymmetric;
@@ -33,7 +34,9 @@ impl Proxy {
         }
         ctx.egress.note(|| "the SYN it answers left another way: it passes, and what follows it".into());
         let (key, hash) = (*ctx.key(), ctx.hash);
-        self.evict_one(Some(&key), ctx.now, ctx.egress);
+        if !self.make_room(Opener::Unproved(&key), ctx.now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let (segment, options) = (*ctx.segment, Options::read(ctx.options()));
         let admitted = self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| {
             flow.set(FlowFlags::UNJUDGED, true);

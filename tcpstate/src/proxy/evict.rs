@@ -4,7 +4,7 @@ use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
 
 use super::Proxy;
-use super::idle::{Inspection, Newcomer};
+use super::idle::{Inspection, Opener};
 use super::reply::{HALF_SECOND, bare_reset};
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
@@ -259,47 +259,48 @@ impl Proxy {
         true
     }
 
-    /// Frees one place of a full table for a flow: of the client of the WAN in this key, or of the LAN. It is that of a flow that is over; else of the
-    /// connection that can [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache; else of the oldest
-    /// connection that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not
+    /// Sees to it that there is a place for a flow, if its opener may have one: whether it may. In a full table it is that of a flow that is over; else of
+    /// the connection that can [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache; else of the
+    /// oldest connection that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not
     /// established.
-    pub(crate) fn evict_one(&mut self, client: Option<&FlowKey>, now: Instant, egress: &mut impl Egress) {
+    #[inline]
+    pub(crate) fn make_room(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
+        !self.table.is_nearly_full() || self.make_room_under_pressure(opener, now, egress)
+    }
+
+    #[inline(never)]
+    fn make_room_under_pressure(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
         if !self.table.is_full() {
-            if self.table.is_nearly_full() {
-                self.inspect_some(now);
+            self.inspect_some(now);
+            if !self.table.is_almost_full() || !self.claim(opener).is_limited() {
+                return true;
             }
-            return;
         }
-        // Which any newcomer may have.
-        if self.evict_first(Kind::Closing, Newcomer::default(), now, egress) {
-            return;
+        if self.evict_first(Kind::Closing, now, egress) {
+            return true;
         }
-        if let Some(candidate) = self.find_idle(client, now) {
+        if let Some(candidate) = self.find_idle(opener, now) {
             egress.note(|| {
                 let key = self.table.key(candidate.id);
-                let (wan, lan) = (key.socket(Side::Wan), key.socket(Side::Lan));
-                format!(
-                    "the table is full: the connection between {wan} and {lan} gives way ({})",
-                    candidate.event.label()
-                )
+                let (wan, lan, event) = (key.socket(Side::Wan), key.socket(Side::Lan), candidate.event.label());
+                format!("the table is full: the connection between {wan} and {lan} gives way ({event})")
             });
-            return self.evict(candidate.id, candidate.event, egress);
+            self.evict(candidate.id, candidate.event, egress);
+            return true;
         }
-        let newcomer = self.newcomer(client);
-        for kind in [Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening] {
-            if self.evict_first(kind, newcomer, now, egress) {
-                return;
-            }
-        }
+        let kinds: &[Kind] = match opener {
+            Opener::Unproved(_) => &[Kind::SynCached, Kind::Opening],
+            _ if self.claim(opener).is_limited() => &[],
+            _ => &[Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening],
+        };
+        kinds.iter().any(|&kind| self.evict_first(kind, now, egress))
     }
 
     /// Evicts the first flow of a kind, if it may give way.
-    fn evict_first(&mut self, kind: Kind, newcomer: Newcomer, now: Instant, egress: &mut impl Egress) -> bool {
+    fn evict_first(&mut self, kind: Kind, now: Instant, egress: &mut impl Egress) -> bool {
         while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
             let may_go = self.may_go(kind, id, generation);
-            let stays =
-                || kind.spares_the_young() && (self.is_young(id, now) || !newcomer.may_displace(self.share_of(id)));
-            if may_go && stays() {
+            if may_go && kind.spares_the_young() && self.is_young(id, now) {
                 break;
             }
             self.pop_candidate(kind);
@@ -366,7 +367,7 @@ impl Proxy {
         let mut ids: Vec<Id> = id.into_iter().collect();
         let known = Kind::ALL.map(|kind| {
             let queue = &self.candidates[kind];
-            let must_go = self.table.is_full() || kind == Kind::SynCached && queue.is_full();
+            let must_go = self.table.is_almost_full() || kind == Kind::SynCached && queue.is_full();
             let mut entries = queue.entries.iter().take(if must_go { SEARCHED } else { 0 }).enumerate();
             let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
             if !ids.contains(&id) {
@@ -374,9 +375,9 @@ impl Proxy {
             }
             Some((at, id, generation))
         });
-        let is_full = self.table.is_full();
-        for inspected in if is_full { self.inspection.next_in(&self.table) } else { Vec::new() } {
-            if !ids.contains(&inspected) {
+        let is_pressed = self.table.is_nearly_full();
+        for inspected in if is_pressed { self.inspection.next_in(&self.table) } else { Vec::new() } {
+            if !ids.contains(&inspected) && !self.table[inspected].is_in(State::Free) {
                 ids.push(inspected);
             }
         }
@@ -385,7 +386,8 @@ impl Proxy {
             let entry = known[kind as usize].map(|(at, id, generation)| (at, (place(id), generation)));
             self.candidates[kind].excerpt(entry, Table::GONE)
         }));
-        let inspection = if is_full { self.inspection.excerpt(&self.table, place) } else { Inspection::none() };
+        let inspected = |id: Id| if self.table[id].is_in(State::Free) { Table::GONE.0 } else { place(id) };
+        let inspection = if is_pressed { self.inspection.excerpt(&self.table, inspected) } else { Inspection::none() };
         (self.table.excerpt(&ids), candidates, inspection)
     }
 

@@ -1,11 +1,13 @@
 //! Which connection gives way when the table is full and nothing in it is over.
 //!
 //! The engine inspects a few connections a decision, in an order that leads through the whole table and that no client can choose, and gives up the one of
-//! them that can best be spared. None that is moving data is given up. Of the others those go first that have carried little, and among those the ones of
-//! the network and the destination that hold most of the table with such connections ([`Shares`]); then those that were idle longest.
+//! them that can best be spared. None that is young or moving data is given up. Of the others those go first that have carried little, and among those
+//! the ones of the network and the destination that hold most of the table with such connections ([`Shares`]); then those that were idle longest.
 //!
-//! A network that holds more than its part of the table gets places of its own and of networks that hold as much, but of no others. So who comes with
-//! many connections cannot drive out those who come with few.
+//! A network that holds more than its part of the table gets none of its last eighth. It gets places of its own and of networks that hold as much, while a
+//! third of what is inspected could be spared, and places of no others. So who comes with many connections cannot drive out those who come with few, nor
+//! take every place that becomes free before they do. What comes without a proof gets no place of who proved itself, but of networks that hold more than
+//! their part.
 
 use std::collections::VecDeque;
 
@@ -20,9 +22,13 @@ use crate::keyed::Keys;
 use crate::wire::FlowKey;
 use crate::{Event, Instant, Side};
 
-/// Connections inspected for one decision, and of those that are inspected again.
+/// Connections inspected at once, and of those that are inspected again.
 const INSPECTED: usize = 12;
 const INSPECTED_AGAIN: usize = 4;
+/// How often so many are inspected for one decision, until one is found that is over, or of a network that holds more than its part.
+const ROUNDS: usize = 3;
+/// The part of those inspected that must be such, for a network that holds more than its part to get a place of one.
+const SPARED: u32 = 3;
 /// Connections inspected with each new one while the table is nearly full, so that it is known who holds it when it is full.
 const INSPECTED_BEFORE: usize = 2;
 /// Connections to inspect again that are remembered.
@@ -36,17 +42,17 @@ const LONG_IDLE: Ticks = 60 * SECOND;
 const LITTLE: u32 = 4096;
 /// and so has one that has carried fewer bytes a second since it began.
 const LITTLE_RATE: u32 = 256;
-/// Bytes a second by which a connection moves data: one of a network that holds no more than its part of the table. Of another, [`LITTLE_RATE`].
-const TRICKLE: u32 = 8;
-/// Bytes since the last inspection by which a connection of a network that holds more than its part is in use.
-const SOME: u32 = 256;
+/// Bytes a second by which a connection moves data.
+const TRICKLE: u32 = 2;
 /// Seconds after which what happened since the last inspection says nothing of the last seconds.
-const OUTDATED: u32 = 30;
+const OUTDATED: u32 = 12;
 
 /// Whom the engine inspects next, and what it knows of who holds the table.
 pub(crate) struct Inspection {
     shares: Shares,
     order: Order,
+    /// How many are inspected at once: each flow once at most.
+    at_once: usize,
     /// Connections that had moved some data since their last inspection, which was long ago: to be inspected again after [`IDLE`], and since when.
     again: VecDeque<(Id, u16, Ticks)>,
 }
@@ -64,7 +70,8 @@ impl Inspection {
     pub(crate) fn new(keys: Keys, flows: usize) -> Self {
         let stride = stride(flows);
         let again = VecDeque::with_capacity(REMEMBERED.min(flows));
-        Self { shares: Shares::new(keys, flows), order: Order::Walk { at: 0, stride }, again }
+        let order = Order::Walk { at: 0, stride };
+        Self { shares: Shares::new(keys, flows), order, at_once: INSPECTED.min(flows), again }
     }
 
     /// The next to be inspected.
@@ -90,7 +97,7 @@ impl Inspection {
     pub(crate) fn next_in(&self, table: &Table) -> Vec<Id> {
         let Order::Walk { at, stride } = self.order else { return Vec::new() };
         let place = |n: usize| (u64::from(at) + n as u64 * u64::from(stride)) % table.capacity() as u64;
-        let walk = (0..INSPECTED.min(table.capacity())).map(|n| table.at(place(n) as u32));
+        let walk = (0..INSPECTED_BEFORE + ROUNDS * self.at_once).map(|n| table.at(place(n) as u32));
         self.again.iter().take(INSPECTED_AGAIN).map(|entry| entry.0).chain(walk).collect()
     }
 
@@ -100,12 +107,12 @@ impl Inspection {
         let again = self.again.iter().take(INSPECTED_AGAIN);
         let again: VecDeque<_> = again.map(|&(id, generation, since)| (place(id), generation, since)).collect();
         let listed = next[again.len()..].iter().map(|&id| place(id)).collect();
-        Self { shares: self.shares.clone(), order: Order::Listed(listed), again }
+        Self { shares: self.shares.clone(), order: Order::Listed(listed), at_once: self.at_once, again }
     }
 
-    /// That of an excerpt of a table that is not full, in which nothing is inspected.
+    /// That of an excerpt of a table that is not nearly full: nothing is inspected.
     pub(crate) fn none() -> Self {
-        Self { shares: Shares::none(), order: Order::Listed(VecDeque::new()), again: VecDeque::new() }
+        Self { shares: Shares::none(), order: Order::Listed(VecDeque::new()), at_once: 0, again: VecDeque::new() }
     }
 }
 
@@ -122,14 +129,39 @@ fn stride(places: usize) -> u32 {
     (golden..).find(|&stride| !divides(stride, places)).expect("a number that is one above a multiple") as u32
 }
 
-/// Who wants a place.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Newcomer(Share);
+/// Who opens a connection.
+#[derive(Clone, Copy)]
+pub(crate) enum Opener<'a> {
+    /// A host of the LAN.
+    Lan,
+    /// A client of the WAN, of the connection with this key, that has proved itself.
+    Proved(&'a FlowKey),
+    /// One that has not.
+    Unproved(&'a FlowKey),
+}
 
-impl Newcomer {
-    /// Whether a connection that holds this share may give way to it.
-    pub(crate) fn may_displace(self, share: Share) -> bool {
-        !self.0.is_exceeded || share.rank >= self.0.rank
+/// What who opens a connection may claim.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim {
+    share: Share,
+    is_proved: bool,
+}
+
+impl Claim {
+    /// That of any newcomer to the place of a flow that is over.
+    pub(crate) const ANY: Claim = Claim { share: Share { rank: 0, is_exceeded: false }, is_proved: true };
+
+    /// Whether it gets places of some others only, and none of the last ones that are free.
+    pub(crate) fn is_limited(self) -> bool {
+        self.share.is_exceeded || !self.is_proved
+    }
+
+    /// Whether a connection that holds this share must give way to it.
+    fn displaces(self, share: Share) -> bool {
+        match self {
+            Claim { is_proved: false, .. } => share.is_exceeded,
+            Claim { share: own, .. } => !own.is_exceeded || share.rank >= own.rank,
+        }
     }
 }
 
@@ -181,50 +213,66 @@ impl Proxy {
         for _ in 0..INSPECTED_BEFORE {
             if let Some(id) = self.inspection.next(&self.table) {
                 self.sample(id, now);
-                self.inspect(id, Newcomer::default(), now);
+                self.inspect(id, now);
             }
         }
     }
 
-    /// Who wants a place: a client of the WAN, by the key of its connection, or, without one, the LAN.
-    pub(crate) fn newcomer(&self, client: Option<&FlowKey>) -> Newcomer {
-        let Some(key) = client else { return Newcomer::default() };
-        Newcomer(self.inspection.shares.share(&self.inspection.shares.holder(&key.wan, &key.lan, key.v6)))
-    }
-
-    /// The share that the owner of a flow holds; none if that is the LAN.
-    pub(crate) fn share_of(&self, id: Id) -> Share {
-        match self.table[id].client() {
-            Side::Wan => self.newcomer(Some(&self.table.key(id))).0,
-            Side::Lan => Share::default(),
+    /// What who opens a connection may claim.
+    pub(crate) fn claim(&self, opener: Opener) -> Claim {
+        match opener {
+            Opener::Lan => Claim::ANY,
+            Opener::Proved(key) => Claim { share: self.share(key), is_proved: true },
+            Opener::Unproved(key) => Claim { share: self.share(key), is_proved: false },
         }
     }
 
-    /// The connection that can best be spared for that of a client of the WAN with this key, or of the LAN, of those that are inspected now.
+    /// What the networks of a connection's client, and its server, hold.
+    fn share(&self, key: &FlowKey) -> Share {
+        self.inspection.shares.share(&self.inspection.shares.holder(&key.wan, &key.lan, key.v6))
+    }
+
+    /// The connection that can best be spared for the opener's, of those that are inspected now.
     #[inline(never)]
-    pub(crate) fn find_idle(&mut self, client: Option<&FlowKey>, now: Instant) -> Option<Candidate> {
-        let mut inspected = [None; INSPECTED + INSPECTED_AGAIN];
-        let (again, rest) = inspected.split_at_mut(INSPECTED_AGAIN);
-        for place in again {
-            *place = self.next_again(now);
-        }
-        for place in rest.iter_mut().take(INSPECTED.min(self.table.capacity())) {
-            *place = self.inspection.next(&self.table);
-        }
-        // One after the other they would cost a cache miss each.
-        inspected.iter().flatten().for_each(|&id| self.table.prefetch(id));
-        inspected.iter().flatten().for_each(|&id| self.sample(id, now));
-        let newcomer = self.newcomer(client);
+    pub(crate) fn find_idle(&mut self, opener: Opener, now: Instant) -> Option<Candidate> {
+        let mut again = [(); INSPECTED_AGAIN].map(|()| self.next_again(now));
         let mut best: Option<Candidate> = None;
-        for id in inspected.into_iter().flatten() {
-            let candidate = self.inspect(id, newcomer, now).filter(|one| newcomer.may_displace(one.share));
-            if let Some(candidate) = candidate
+        for _ in 0..ROUNDS {
+            let mut inspected = [None; INSPECTED + INSPECTED_AGAIN];
+            inspected[..INSPECTED_AGAIN].copy_from_slice(&core::mem::take(&mut again));
+            for place in inspected[INSPECTED_AGAIN..].iter_mut().take(self.inspection.at_once) {
+                *place = self.inspection.next(&self.table);
+            }
+            if let Some(candidate) = self.find_idle_among(&inspected, opener, now)
                 && best.is_none_or(|best| candidate.goes_before(&best))
             {
                 best = Some(candidate);
             }
+            let is_good = best.is_some_and(|best| best.class == Class::Over || best.share.is_exceeded);
+            if is_good || self.claim(opener).is_limited() {
+                break;
+            }
         }
         best
+    }
+
+    /// The same among these.
+    fn find_idle_among(&mut self, inspected: &[Option<Id>], opener: Opener, now: Instant) -> Option<Candidate> {
+        // One after the other they would cost a cache miss each.
+        inspected.iter().flatten().for_each(|&id| self.table.prefetch(id));
+        inspected.iter().flatten().for_each(|&id| self.sample(id, now));
+        let claim = self.claim(opener);
+        let (mut best, mut spared, mut all) = (None::<Candidate>, 0, 0);
+        for &id in inspected.iter().flatten() {
+            all += u32::from(!self.table[id].is_in(State::Free));
+            let displaced = |one: &Candidate| one.class == Class::Over || claim.displaces(one.share);
+            let Some(candidate) = self.inspect(id, now).filter(displaced) else { continue };
+            spared += 1;
+            if best.is_none_or(|best| candidate.goes_before(&best)) {
+                best = Some(candidate);
+            }
+        }
+        best.filter(|best| best.class == Class::Over || !claim.is_limited() || SPARED * spared >= all)
     }
 
     /// The next that is to be inspected again, if it is time.
@@ -266,11 +314,10 @@ impl Proxy {
     }
 
     /// Inspects a flow: what it is as a candidate, if it may give way; and notes how far it has got.
-    fn inspect(&mut self, id: Id, newcomer: Newcomer, now: Instant) -> Option<Candidate> {
+    fn inspect(&mut self, id: Id, now: Instant) -> Option<Candidate> {
         let flow = &self.table[id];
         if Kind::of(flow) == Some(Kind::Closing) {
-            let share = Share { rank: u32::MAX, is_exceeded: false };
-            let event = Event::EvictedClosing;
+            let (share, event) = (Share::default(), Event::EvictedClosing);
             return Some(Candidate { id, class: Class::Over, share, is_silent: true, idle: 0, event });
         }
         if !self.is_inspected(id) {
@@ -290,33 +337,23 @@ impl Proxy {
             _ if is_shut => Event::EvictedZeroWindow,
             _ => Event::EvictedIdle,
         };
-        let candidate = Candidate { id, class, share, is_silent, idle: age, event };
-        if share.is_exceeded && !newcomer.0.is_exceeded {
-            // Who holds more than its part has no claim to the time in which others show that they are idle.
-            let is_open = flow.state().is_connected();
-            let since = flow.snapshot().map(|last| Snapshot::of(flow, tick(now)).since(last));
-            let is_still = |(seconds, bytes)| is_shut || bytes < SOME.max(TRICKLE * seconds);
-            if !is_open || since.is_some_and(is_still) {
-                return Some(candidate);
-            }
-        }
+        let candidate = Candidate { id, class, share, is_silent, idle: 0, event };
         if age < HALF_OPEN_GRACE {
             // What it waits for may be on its way.
             return None;
         }
-        let rate = if share.is_exceeded { LITTLE_RATE } else { TRICKLE };
-        match self.idle(id, rate, now) {
+        match self.idle(id, now) {
             Idle::For(idle) if idle >= needed => Some(Candidate { idle, ..candidate }),
             Idle::Slow if counts && event == Event::EvictedIdle => {
-                Some(Candidate { idle: 0, event: Event::EvictedSlow, ..candidate })
+                Some(Candidate { event: Event::EvictedSlow, ..candidate })
             }
-            Idle::Slow if counts => Some(Candidate { idle: 0, ..candidate }),
+            Idle::Slow if counts => Some(candidate),
             _ => None,
         }
     }
 
     /// For how long a flow has carried no data, by its timer and by the snapshot of its last inspection, which is renewed where it has carried some.
-    fn idle(&mut self, id: Id, rate: u32, now: Instant) -> Idle {
+    fn idle(&mut self, id: Id, now: Instant) -> Idle {
         let (flow, now) = (&self.table[id], tick(now));
         let quiet = self.quiet(flow, now);
         if quiet >= IDLE {
@@ -327,19 +364,29 @@ impl Proxy {
             self.table.update(id, |flow| flow.keep_snapshot(snapshot));
             return Idle::No;
         };
-        match snapshot.since(last) {
-            (seconds, 0) => Idle::For(seconds.saturating_mul(SECOND)),
-            (seconds, _) if seconds < IDLE / SECOND => Idle::No,
-            (seconds, bytes) if seconds <= OUTDATED && bytes < rate * seconds => Idle::Slow,
+        // So few that it cannot have moved data in the last seconds, however long ago the snapshot was taken.
+        let few = TRICKLE * (IDLE / SECOND);
+        let (found, renewed) = match snapshot.since(last) {
+            (seconds, 0) if seconds >= IDLE / SECOND => (Idle::For(seconds * SECOND), None),
+            (seconds, bytes) if seconds < IDLE / SECOND => {
+                (if last.is_slow() && bytes < few { Idle::Slow } else { Idle::No }, None)
+            }
+            (seconds, bytes) if bytes < few || seconds <= OUTDATED && bytes < TRICKLE * seconds => {
+                // Before it is outdated.
+                (Idle::Slow, (seconds >= OUTDATED / 2).then(|| snapshot.slow()))
+            }
             (seconds, _) => {
-                let generation = flow.generation();
-                self.table.update(id, |flow| flow.keep_snapshot(snapshot));
                 if seconds > OUTDATED {
+                    let generation = flow.generation();
                     self.inspection.inspect_again(id, generation, now);
                 }
-                Idle::No
+                (Idle::No, Some(snapshot))
             }
+        };
+        if let Some(renewed) = renewed {
+            self.table.update(id, |flow| flow.keep_snapshot(renewed));
         }
+        found
     }
 
     /// For how long no segment of a flow has restarted its timer.

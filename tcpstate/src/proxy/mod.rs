@@ -281,10 +281,11 @@ impl Proxy {
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
         let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
+        let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proxy = Self {
-            table: Table::of(config.table_buckets, slab, hash_keys, now),
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
-            inspection: Inspection::new(keys, config.flow_capacity()),
+            inspection: Inspection::new(keys, table.capacity()),
+            table,
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),

@@ -3,6 +3,7 @@
 
 use super::Proxy;
 use super::context::{Context, are_possible};
+use super::idle::Opener;
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
@@ -23,9 +24,11 @@ impl Proxy {
         if let Some(former) = former {
             self.forget(former);
         }
-        let client = Some(*ctx.key()).filter(|_| ctx.side == Side::Wan);
-        self.evict_one(client.as_ref(), ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
+        let opener = if ctx.side == Side::Lan { Opener::Lan } else { Opener::Unproved(&key) };
+        if !self.make_room(opener, ctx.now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
         else {
             return Verdict::Drop(DropReason::TableFull);

@@ -3,6 +3,7 @@
 use super::Proxy;
 use super::context::{Context, is_damaged};
 use super::crossing::ServerSyn;
+use super::idle::Opener;
 use super::proof::{Proof, WITHHELD_MOST, keep_terms};
 use super::reply::bare_reset;
 use crate::cache::refused::Client;
@@ -54,7 +55,9 @@ impl Proxy {
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
-        self.evict_one(Some(&key), now, ctx.egress);
+        if !self.make_room(Opener::Proved(&key), now, ctx.egress) {
+            return self.turn_away(ctx, proof);
+        }
         let rule = self.settings.policy.rule(&key);
         let offer = self.caches.server_options.offer_cached(&key, rule, now);
         let presumed = proof.terms.timestamps && !offer.timestamps_known;
@@ -78,10 +81,7 @@ impl Proxy {
             flow.set(FlowFlags::NO_ECHO, asks);
         });
         let Some(id) = filled else {
-            ctx.egress.note(|| "no flow of the table may give way: the box resets the client".into());
-            // It takes itself for connected, and silence would keep it waiting.
-            self.counters.count(Event::TurnedAway);
-            return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
+            return self.turn_away(ctx, proof);
         };
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
@@ -99,6 +99,14 @@ impl Proxy {
             return self.hold(&ctx, id);
         }
         self.connect_in_place(&mut ctx, id)
+    }
+
+    /// Resets a client that has proved itself and finds no place: it takes itself for connected, and silence would keep it waiting.
+    #[inline(never)]
+    fn turn_away(&mut self, mut ctx: Context<impl Egress>, proof: &Proof) -> Verdict {
+        ctx.egress.note(|| "the table is full, and no flow of it may give way: the box resets the client".into());
+        self.counters.count(Event::TurnedAway);
+        self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None)
     }
 
     /// Keeps a client's segment until its server answers.

@@ -127,6 +127,9 @@ pub struct Table {
     /// Records from this place on were never used.
     used: u32,
     len: usize,
+    /// How many flows make it nearly full, and almost full.
+    nearly_full: usize,
+    almost_full: usize,
     /// How many flows were ever entered, on a circle: what was found absent is so while this stands still.
     entered: u32,
     population: Population,
@@ -148,6 +151,8 @@ impl Table {
             free: NIL,
             used: 0,
             len: 0,
+            nearly_full: capacity - capacity / 4,
+            almost_full: capacity - capacity / 8,
             entered: 0,
             population: Population::default(),
         }
@@ -247,9 +252,14 @@ impl Table {
         self.len == self.capacity
     }
 
-    /// Whether more than three quarters of the records are in use.
+    /// Whether three quarters of the records or more are in use.
     pub fn is_nearly_full(&self) -> bool {
-        self.len > self.capacity - self.capacity / 4
+        self.len >= self.nearly_full
+    }
+
+    /// Whether seven eighths of the records or more are in use.
+    pub fn is_almost_full(&self) -> bool {
+        self.len >= self.almost_full
     }
 
     /// The record at this place below the capacity, in use or not.
@@ -519,6 +529,8 @@ impl Table {
                 table.redirect(copy, *redirect);
             }
         }
+        let so_full = |flows: usize| (table.len + flows).saturating_sub(self.len);
+        (table.nearly_full, table.almost_full) = (so_full(self.nearly_full), so_full(self.almost_full));
         // Of flows that are not in it the excerpt knows how many there are.
         table.population = self.population;
         table
