@@ -374,6 +374,38 @@ fn a_shared_address_of_busy_clients_is_not_the_first_to_lose() {
 }
 
 #[test]
+fn what_proves_nothing_takes_no_place_of_who_proved_itself() {
+    for mode in MODES {
+        let rate = RateLimit { burst: 1 << 20, add: 1 << 20, size: 1024, ..RateLimit::default() };
+        let config = Config { table_buckets: BUCKETS, rate, passed_rate: 1 << 20, ..mode.config() };
+        let world = World::new(mode, &config);
+        let mut all: Vec<_> = (0..FLOWS as u16)
+            .map(|n| Connection::open(&world, Owner::Other(n).client(mode.family, 0), 1000 + n).expect("there is room"))
+            .collect();
+        assert!(all.iter_mut().all(|one| one.works(&world)));
+        world.tick(Duration::from_secs(100));
+        world.discard();
+        // Signed SYNs, which pass unanswered.
+        let signed = [19, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+        for n in 0..1000 {
+            let (client, _) = world.pair(1000 + n, 1, 20_000 + n);
+            client.sends_in_vain(syn(CLIENT_ISN).raw(&signed), DropReason::TableFull);
+        }
+        // The LAN's hosts are no attackers.
+        let (client, server) = world.pair(3, 3, 3000);
+        server.sends(syn(100).mss(1400));
+        let out = world.discard();
+        assert_eq!(told(&world, &out, &client).len(), 1);
+        assert_eq!(world.happened(Event::EvictedIdle), 1);
+        let cut = all.iter_mut().map(|one| one.works(&world)).filter(|passes| !passes).count();
+        assert_eq!(cut, 1);
+        // But while everybody moves data it finds no place either.
+        let (_, server) = world.pair(3, 3, 3001);
+        server.sends_in_vain(syn(100).mss(1400), DropReason::TableFull);
+    }
+}
+
+#[test]
 fn who_holds_most_of_one_server_loses_before_those_of_another() {
     for mode in MODES {
         let world = small(mode);
