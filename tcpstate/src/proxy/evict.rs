@@ -114,11 +114,6 @@ impl Kind {
         }
     }
 
-    /// Whether a flow of this kind that is young is kept: what it waits for may be on its way.
-    fn spares_the_young(self) -> bool {
-        matches!(self, Kind::Silent | Kind::ServerSynSent | Kind::Opening)
-    }
-
     /// The event that counts its eviction.
     fn event(self) -> Event {
         match self {
@@ -259,10 +254,10 @@ impl Proxy {
         true
     }
 
-    /// Sees to it that there is a place for a flow, if its opener may have one: whether it may. In a full table it is that of a flow that is over; else of
-    /// the connection that can [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache; else of the
-    /// oldest connection that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not
-    /// established.
+    /// Sees to it that there is a place for a flow, if its opener may have one: whether it may. In a full table it is that of a flow that is over;
+    /// else of the oldest entry of the SYN cache, if its client has had time to answer; else of the connection that can
+    /// [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache all the same; else of the oldest connection
+    /// that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not established.
     #[inline]
     pub(crate) fn make_room(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
         !self.table.is_nearly_full() || self.make_room_under_pressure(opener, now, egress)
@@ -276,7 +271,7 @@ impl Proxy {
                 return true;
             }
         }
-        if self.evict_first(Kind::Closing, now, egress) {
+        if self.evict_first(Kind::Closing, false, now, egress) || self.evict_first(Kind::SynCached, true, now, egress) {
             return true;
         }
         if let Some(candidate) = self.find_idle(opener, now) {
@@ -285,41 +280,41 @@ impl Proxy {
                 let (wan, lan, event) = (key.socket(Side::Wan), key.socket(Side::Lan), candidate.event.label());
                 format!("the table is full: the connection between {wan} and {lan} gives way ({event})")
             });
-            self.evict(candidate.id, candidate.event, egress);
-            return true;
+            return self.evict(candidate.id, candidate.event, egress);
         }
         let kinds: &[Kind] = match opener {
             Opener::Unproved(_) => &[Kind::SynCached, Kind::Opening],
-            _ if self.claim(opener).is_limited() => &[],
+            _ if self.claim(opener).is_limited() => &[Kind::SynCached],
             _ => &[Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening],
         };
-        kinds.iter().any(|&kind| self.evict_first(kind, now, egress))
+        kinds.iter().any(|&kind| self.evict_first(kind, kind != Kind::SynCached, now, egress))
     }
 
-    /// Evicts the first flow of a kind, if it may give way.
-    fn evict_first(&mut self, kind: Kind, now: Instant, egress: &mut impl Egress) -> bool {
+    /// Evicts the first flow of a kind, if it is old enough where that counts.
+    fn evict_first(&mut self, kind: Kind, spares_the_young: bool, now: Instant, egress: &mut impl Egress) -> bool {
         while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
             let may_go = self.may_go(kind, id, generation);
-            if may_go && kind.spares_the_young() && self.is_young(id, now) {
+            if may_go && spares_the_young && self.is_young(id, now) {
                 break;
             }
             self.pop_candidate(kind);
             if may_go {
-                self.evict(id, kind.event(), egress);
-                return true;
+                return self.evict(id, kind.event(), egress);
             }
         }
         false
     }
 
-    /// Ends a flow before its time. Those who take it for a connection get a reset.
-    fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) {
-        self.counters.count(event);
+    /// Ends a flow before its time: whether it has ended. Those who take it for a connection get a reset; while no frame is spare for that it stays.
+    fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
         match Kind::of(&self.table[id]) {
             Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
             Some(Kind::ServerSynSent) => self.abort(id, egress),
-            Some(Kind::Silent) | None => self.reset_both(id, egress),
+            Some(Kind::Silent) | None if self.reset_both(id, egress) => self.forget(id),
+            Some(Kind::Silent) | None => return false,
         }
+        self.counters.count(event);
+        true
     }
 
     fn pop_candidate(&mut self, kind: Kind) {
@@ -335,16 +330,16 @@ impl Proxy {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
 
-    /// Ends a connection in the name of each end to the other. RFC 5961 section 3: a reset must have the number that its receiver expects next, which is
-    /// what it has acknowledged; beyond that, data may be on its way, or outside a window that is shut.
-    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
-        for to in Side::BOTH {
+    /// Resets a connection in the name of each end to the other: whether one of them is told. RFC 5961 section 3: a reset must have the number that its
+    /// receiver expects next, which is what it has acknowledged; beyond that, data may be on its way, or outside a window that is shut.
+    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+        let told = Side::BOTH.map(|to| {
             let added = if to == Side::Lan { self.table.client_deltas(id).0 } else { SeqDelta::default() };
             let seq = self.table[id].endpoint(to).acked + added;
             let envelope = self.envelope(id, to.other());
-            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
-        }
-        self.forget(id);
+            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress)
+        });
+        told != [false; 2]
     }
 
     /// Remembers a flow that may be evicted in the queue of its kind.
