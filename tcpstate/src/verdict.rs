@@ -173,8 +173,8 @@ crate::metrics! {
         EvictedSilent = "evicted-silent" in Flows,
         /// Connections that had been idle, evicted for a new one.
         EvictedIdle = "evicted-idle" in Flows,
-        /// Connections whose client kept its window shut, evicted for a new one.
-        EvictedZeroWindow = "evicted-zero-window" in Flows,
+        /// Connections whose client took nothing of what its server had for it, evicted for a new one.
+        EvictedStalled = "evicted-stalled" in Flows,
         /// Connections that moved hardly any data, evicted for a new one.
         EvictedSlow = "evicted-slow" in Flows,
         /// Clients that had proved themselves and were reset, because no flow of the full table could give way to them.

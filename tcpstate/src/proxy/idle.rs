@@ -37,13 +37,15 @@ const REMEMBERED: usize = 1024;
 /// For so long without data a connection that has carried little is idle.
 const IDLE: Ticks = 4 * SECOND;
 /// For so long one that has carried more.
-const LONG_IDLE: Ticks = 60 * SECOND;
+const LONG_IDLE: Ticks = 30 * SECOND;
 /// A connection that has carried fewer bytes has carried little,
 const LITTLE: u32 = 4096;
 /// and so has one that has carried fewer bytes a second since it began.
-const LITTLE_RATE: u32 = 256;
+const LITTLE_RATE: u32 = 1024;
 /// Bytes a second by which a connection moves data.
 const TRICKLE: u32 = 2;
+/// So few that a connection cannot have moved data in the last seconds, however long ago it was inspected last.
+const FEW: u32 = TRICKLE * (IDLE / SECOND);
 /// Seconds after which what happened since the last inspection says nothing of the last seconds.
 const OUTDATED: u32 = 12;
 
@@ -196,7 +198,8 @@ impl Candidate {
     }
 }
 
-/// Why a connection can be spared.
+/// Whether a connection can be spared.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Idle {
     /// No data, or no segment, for so long.
     For(Ticks),
@@ -285,13 +288,22 @@ impl Proxy {
         (self.table[id].generation() == generation).then_some(id)
     }
 
-    /// By whom a flow is held, if it counts for that: it has carried little. Of a connection whose beginning was not seen nobody knows what it has
-    /// carried, and the LAN's are not for a client to fill the table with.
+    /// By whom a flow is held, if it counts for that: it has carried little so far; or it is so new that a moment's data says nothing; or its client
+    /// keeps its server from sending. Of a connection whose beginning was not seen nobody knows what it has carried, and the LAN's are not for a client
+    /// to fill the table with.
     fn holder(&self, id: Id, now: Instant) -> Option<Holder> {
         let flow = &self.table[id];
+        if flow.client() == Side::Lan || flow.is(FlowFlags::UNJUDGED) {
+            return None;
+        }
         let (age, carried) = (tick(now).wrapping_sub(flow.born), flow.carried());
-        let carries_little = carried < LITTLE || carried < LITTLE_RATE.saturating_mul(age / SECOND);
-        if !carries_little || flow.client() == Side::Lan || flow.is(FlowFlags::UNJUDGED) {
+        let carries_little = carried < LITTLE || carried < LITTLE_RATE.saturating_mul(age / SECOND) || age < IDLE;
+        let has_stopped = || {
+            let now = tick(now);
+            let moved = flow.snapshot().map_or(u32::MAX, |last| Snapshot::of(flow, now).since(last).1);
+            is_held_up(flow) && (moved < FEW || self.idle(flow, now) != Idle::No)
+        };
+        if !carries_little && !has_stopped() {
             return None;
         }
         let key = self.table.key(id);
@@ -330,11 +342,10 @@ impl Proxy {
         let (class, needed) = if counts { (Class::Little, IDLE) } else { (Class::Much, LONG_IDLE) };
         let flow = &self.table[id];
         let is_silent = !flow.is(FlowFlags::CARRIED);
-        let is_shut = flow.endpoint(flow.client()).window.0 == 0;
         let event = match flow.state() {
             State::ServerSynSent | State::SynSent | State::SynReceived => Event::EvictedHalfOpen,
             _ if is_silent => Event::EvictedSilent,
-            _ if is_shut => Event::EvictedZeroWindow,
+            _ if is_held_up(flow) => Event::EvictedStalled,
             _ => Event::EvictedIdle,
         };
         let candidate = Candidate { id, class, share, is_silent, idle: 0, event };
@@ -342,9 +353,11 @@ impl Proxy {
             // What it waits for may be on its way.
             return None;
         }
-        match self.idle(id, now) {
+        let idle = self.idle(flow, tick(now));
+        self.renew_snapshot(id, idle, tick(now));
+        match idle {
             Idle::For(idle) if idle >= needed => Some(Candidate { idle, ..candidate }),
-            Idle::Slow if counts && event == Event::EvictedIdle => {
+            Idle::Slow if counts && matches!(event, Event::EvictedIdle | Event::EvictedStalled) => {
                 Some(Candidate { event: Event::EvictedSlow, ..candidate })
             }
             Idle::Slow if counts => Some(candidate),
@@ -352,41 +365,36 @@ impl Proxy {
         }
     }
 
-    /// For how long a flow has carried no data, by its timer and by the snapshot of its last inspection, which is renewed where it has carried some.
-    fn idle(&mut self, id: Id, now: Instant) -> Idle {
-        let (flow, now) = (&self.table[id], tick(now));
+    /// For how long a flow has carried no data, by its timer and by the snapshot of its last inspection.
+    fn idle(&self, flow: &Flow, now: Ticks) -> Idle {
         let quiet = self.quiet(flow, now);
         if quiet >= IDLE {
             return Idle::For(quiet);
         }
-        let snapshot = Snapshot::of(flow, now);
-        let Some(last) = flow.snapshot() else {
-            self.table.update(id, |flow| flow.keep_snapshot(snapshot));
-            return Idle::No;
-        };
-        // So few that it cannot have moved data in the last seconds, however long ago the snapshot was taken.
-        let few = TRICKLE * (IDLE / SECOND);
-        let (found, renewed) = match snapshot.since(last) {
-            (seconds, 0) if seconds >= IDLE / SECOND => (Idle::For(seconds * SECOND), None),
-            (seconds, bytes) if seconds < IDLE / SECOND => {
-                (if last.is_slow() && bytes < few { Idle::Slow } else { Idle::No }, None)
-            }
-            (seconds, bytes) if bytes < few || seconds <= OUTDATED && bytes < TRICKLE * seconds => {
-                // Before it is outdated.
-                (Idle::Slow, (seconds >= OUTDATED / 2).then(|| snapshot.slow()))
-            }
-            (seconds, _) => {
-                if seconds > OUTDATED {
-                    let generation = flow.generation();
-                    self.inspection.inspect_again(id, generation, now);
-                }
-                (Idle::No, Some(snapshot))
-            }
-        };
-        if let Some(renewed) = renewed {
-            self.table.update(id, |flow| flow.keep_snapshot(renewed));
+        let Some(last) = flow.snapshot() else { return Idle::No };
+        match Snapshot::of(flow, now).since(last) {
+            (seconds, 0) if seconds >= IDLE / SECOND => Idle::For(seconds * SECOND),
+            (seconds, bytes) if seconds < IDLE / SECOND && !(last.is_slow() && bytes < FEW) => Idle::No,
+            (seconds, bytes) if bytes < FEW || seconds <= OUTDATED && bytes < TRICKLE * seconds => Idle::Slow,
+            _ => Idle::No,
         }
-        found
+    }
+
+    /// Renews the snapshot of a flow that is so `idle`: where it says nothing of the last seconds, or soon will not.
+    fn renew_snapshot(&mut self, id: Id, idle: Idle, now: Ticks) {
+        let flow = &self.table[id];
+        let (snapshot, last, generation) = (Snapshot::of(flow, now), flow.snapshot(), flow.generation());
+        let (seconds, bytes) = last.map_or((0, 0), |last| snapshot.since(last));
+        let renewed = match idle {
+            Idle::For(_) => return,
+            Idle::Slow if seconds >= OUTDATED / 2 => snapshot.slow(),
+            Idle::No if last.is_none() || seconds > 0 && bytes >= FEW => snapshot,
+            _ => return,
+        };
+        self.table.update(id, |flow| flow.keep_snapshot(renewed));
+        if idle == Idle::No && seconds > OUTDATED {
+            self.inspection.inspect_again(id, generation, now);
+        }
     }
 
     /// For how long no segment of a flow has restarted its timer.
@@ -401,6 +409,12 @@ impl Proxy {
             _ => now.wrapping_sub(flow.born),
         }
     }
+}
+
+/// Whether the client keeps its server from sending: its window is shut, or it has not acknowledged what was sent.
+fn is_held_up(flow: &Flow) -> bool {
+    let (client, server) = (flow.endpoint(flow.client()), flow.endpoint(flow.client().other()));
+    client.window.0 == 0 || server.next.after(client.acked)
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use harness::{note, test};
 use unit::netns::sockets::Making;
-use unit::netns::{self, Appliance, Backend, Rig, traffic};
+use unit::netns::{self, Appliance, Backend, Rig};
 
 /// Flows of the table: eight for each of 32 buckets.
 const FLOWS: usize = 256;
 /// Honest clients, who come one after the other.
-const HONEST: usize = 80;
+const HONEST: usize = 60;
 
 /// What a connection that fills the table does after it was opened.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,12 @@ fn is_filled(usage: Use) {
     let proxy = Appliance::start(&rig, Backend::Packet, "conntablesize = 32; halfopen_cache_max = 64; shed = off;");
     let attacker = IpAddr::V4(Ipv4Addr::new(10, 88, 1, 1));
     rig.client.sh(&format!("ip addr add {attacker}/32 dev c0"));
-    rig.server.sh(&format!("ip route add 10.88.0.0/16 via {}", netns::CLIENT_V4));
+    // No honest network holds more than its part.
+    let honest_address = |number: usize| IpAddr::V4(Ipv4Addr::new(10, 100 + (number % 20) as u8, 0, 1));
+    for number in 0..20 {
+        rig.client.sh(&format!("ip addr add {}/32 dev c0", honest_address(number)));
+    }
+    rig.server.sh(&format!("ip route add 10.64.0.0/10 via {} onlink dev s0", netns::CLIENT_V4));
     let listener = rig.server.run(|| TcpListener::bind(SocketAddr::new(netns::SERVER_V4, 80)).expect("listening"));
     let address = listener.local_addr().expect("an address");
     thread::spawn(move || echo_all(&listener));
@@ -75,11 +80,12 @@ fn is_filled(usage: Use) {
         for number in 0..HONEST {
             // The attackers do not give up either.
             held.extend((0..4).filter_map(|_| open()));
-            let stream = traffic::connect(address).unwrap_or_else(|e| panic!("{usage:?}: client {number}: {e}"));
+            let stream = Making::default().connect(honest_address(number), address, |_| Ok(()));
+            let stream = stream.unwrap_or_else(|e| panic!("{usage:?}: client {number}: {e}"));
             asks(&stream, number).unwrap_or_else(|e| panic!("{usage:?}: client {number} is not answered: {e}"));
             honest.push(stream);
             asks(&before, number).unwrap_or_else(|e| panic!("{usage:?}: beside client {number}, one is cut: {e}"));
-            thread::sleep(Duration::from_millis(150));
+            thread::sleep(Duration::from_millis(300));
         }
         (held, honest)
     });
@@ -87,7 +93,7 @@ fn is_filled(usage: Use) {
     assert_eq!(cut, 0, "{usage:?}: clients who rested for some seconds are cut");
     drop((held, honest, before));
     let report = proxy.stop();
-    let counted = ["evicted-idle", "evicted-zero-window", "evicted-slow", "evicted-silent", "turned-away"]
+    let counted = ["evicted-idle", "evicted-stalled", "evicted-slow", "evicted-silent", "turned-away"]
         .map(|name| (name, report.figure(name).unwrap_or(0)));
     note!("{usage:?}: {counted:?}");
     let evicted: u64 = counted[..3].iter().map(|(_, count)| count).sum();
