@@ -67,11 +67,6 @@ impl Shares {
         Self { keys, samples: VecDeque::with_capacity(most), most, counts: vec![0; 2 * LEVELS * COUNTERS].into() }
     }
 
-    /// Where nothing is noted.
-    pub(crate) fn none() -> Self {
-        Self { keys: (0, 0), samples: VecDeque::new(), most: 0, counts: Box::default() }
-    }
-
     /// The counters of a connection from `client` to `server`.
     pub(crate) fn holder(&self, client: &Addr, server: &Addr, v6: bool) -> Holder {
         let mut places = [[0; 2]; LEVELS];

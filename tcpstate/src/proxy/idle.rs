@@ -114,7 +114,12 @@ impl Inspection {
 
     /// That of an excerpt of a table that is not nearly full: nothing is inspected.
     pub(crate) fn none() -> Self {
-        Self { shares: Shares::none(), order: Order::Listed(VecDeque::new()), at_once: 0, again: VecDeque::new() }
+        Self {
+            shares: Shares::new((0, 0), 1),
+            order: Order::Listed(VecDeque::new()),
+            at_once: 0,
+            again: VecDeque::new(),
+        }
     }
 }
 
