@@ -55,7 +55,8 @@ crate::metrics! {
         BadReset = "bad-reset",
         /// A segment that calls for a challenge ACK (RFC 5961) within half a second of the last one for its flow.
         Challenged = "challenged",
-        /// Every candidate slot of the flow table holds a flow of higher priority.
+        /// A segment that opens a connection without proof, or belongs to one that was running before, found the flow table full of flows that may not give
+        /// way to it.
         TableFull = "table-full",
         /// The answer does not fit the frame's buffer.
         NoRoom = "no-room",
@@ -186,6 +187,14 @@ crate::metrics! {
         Unasked = "unasked",
         /// Connections that never carried data, evicted for a new one.
         EvictedSilent = "evicted-silent" in Flows,
+        /// Connections that had been idle, evicted for a new one.
+        EvictedIdle = "evicted-idle" in Flows,
+        /// Connections whose client took nothing of what its server had for it, evicted for a new one.
+        EvictedStalled = "evicted-stalled" in Flows,
+        /// Connections that moved hardly any data, evicted for a new one.
+        EvictedSlow = "evicted-slow" in Flows,
+        /// Clients that had proved themselves and were reset, because no flow of the full table could give way to them.
+        TurnedAway = "turned-away" in Connections,
         /// Congestion marks answered for an endpoint without ECN.
         EcnLent = "ecn-lent",
         /// Connections whose two directions bear different VLAN tags.

@@ -2,10 +2,10 @@
 
 use super::api::Role;
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
-use std::borrow::Cow;
-use std::collections::BTreeSet;
 use crate::process::link_monitor::{Condition, LinkReport};
 use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, LinkCondition, Sent, Why};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tcpstate::config::Network;

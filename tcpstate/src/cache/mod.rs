@@ -1,6 +1,6 @@
 //! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
-//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, servers whose answers go another way, and on
-//! which side stations are.
+//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, servers whose answers go another way, on
+//! which side stations are, and who holds how much of the flow table.
 
 pub mod direct_return;
 pub mod fragments;
@@ -8,6 +8,7 @@ pub mod held;
 pub mod recent_syns;
 pub mod refused;
 pub mod servers;
+pub(crate) mod shares;
 pub mod stations;
 pub mod updates;
 pub mod vlan_pairs;

@@ -6,5 +6,6 @@ mod state;
 pub mod table;
 pub mod translate;
 
+pub(crate) use record::Snapshot;
 pub use record::{Endpoint, Flow, FlowFlags, LAYOUT};
 pub use state::State;

@@ -209,6 +209,37 @@ fn decode_scale(code: u8) -> Option<WindowScale> {
     (code != NO_SCALE).then(|| WindowScale::clamped(code))
 }
 
+/// How far a connection had got when it was inspected, and when that was: the low 19 bits of its [progress](Flow::progress); above them, whether it had
+/// moved hardly anything before; and above that the low 12 bits of the time in units of 1024 ticks, which are about seconds, on a circle of 71 minutes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot(u32);
+
+const PROGRESS: u32 = (1 << 19) - 1;
+const SLOW: u32 = 1 << 19;
+const SECONDS: u32 = u32::MAX >> 20;
+
+impl Snapshot {
+    /// That of a connection, at this tick.
+    pub(crate) fn of(flow: &Flow, tick: u32) -> Self {
+        Self((tick >> 10) << 20 | flow.progress() & PROGRESS)
+    }
+
+    /// The same of a connection that has moved hardly anything.
+    pub(crate) fn slow(self) -> Self {
+        Self(self.0 | SLOW)
+    }
+
+    /// Whether the connection had moved hardly anything.
+    pub(crate) fn is_slow(self) -> bool {
+        self.0 & SLOW != 0
+    }
+
+    /// Seconds since `earlier`, and bytes that were acknowledged meanwhile, below 2^19.
+    pub(crate) fn since(self, earlier: Snapshot) -> (u32, u32) {
+        ((self.0 >> 20).wrapping_sub(earlier.0 >> 20) & SECONDS, self.0.wrapping_sub(earlier.0) & PROGRESS)
+    }
+}
+
 /// The record of a connection. Fields that only the table and its timer wheel may set, or that are parsed, are private.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
@@ -266,7 +297,8 @@ pub struct Flow {
     /// WAN's the side the server is on: 0 the LAN, 1 the WAN. In bit 1 of the LAN's, whether the connection has [answers of another
     /// VLAN](Flow::has_other_vlan); of the WAN's, whether the server [has opened it too](Flow::is_crossed).
     ends: [u8; 2],
-    /// The number of the RST that was passed last, where it came behind the handshakes. In an entry of the SYN cache: what its SYN offered.
+    /// The number of the RST that was passed last, where it came behind the handshakes. In an entry of the SYN cache: what its SYN offered. In a
+    /// connection of which no RST was passed: the [`Snapshot`] of its last inspection or of its beginning, zero if there is none.
     reset_at: SeqNum,
 }
 
@@ -596,6 +628,38 @@ impl Flow {
         self.reset_at = SeqNum::new(summary);
     }
 
+    /// Bytes that both ends have acknowledged, on a circle: what moves on while data flows, and stands still while there are only probes and
+    /// keepalives.
+    pub(crate) fn progress(&self) -> u32 {
+        self.endpoints[Side::Lan].acked.get().wrapping_add(self.endpoints[Side::Wan].acked.get())
+    }
+
+    /// Bytes of the server that the client has acknowledged, on a circle; of a connection that is passed through, bytes that the client has sent.
+    pub(crate) fn carried(&self) -> u32 {
+        let reached = match self.is(FlowFlags::PROXIED) {
+            true => self.endpoints[Side::Wan].acked,
+            false => self.endpoints[self.client()].next,
+        };
+        reached.beyond(self.outer_isn + 1)
+    }
+
+    /// The snapshot of the last inspection or of the beginning, if there is one and no RST has been passed since.
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        let is_taken = self.reset_at != SeqNum::default() && self.has_room_for_snapshot();
+        is_taken.then_some(Snapshot(self.reset_at.get()))
+    }
+
+    /// Keeps a snapshot, if no RST has been passed.
+    pub(crate) fn keep_snapshot(&mut self, snapshot: Snapshot) {
+        if self.has_room_for_snapshot() {
+            self.reset_at = SeqNum::new(snapshot.0);
+        }
+    }
+
+    fn has_room_for_snapshot(&self) -> bool {
+        !self.is(FlowFlags::RESET_LAN.and(FlowFlags::RESET_WAN)) && !self.is_in(State::SynCached)
+    }
+
     /// Whether an acknowledgement of `side` proves that this end has not accepted the RST that was passed to it. RFC 9293 section 3.10.7.4 and RFC
     /// 5961 section 3.2: a RST is accepted with the number that its receiver expects next. The receiver then sends no more, so it never acknowledges
     /// anything beyond that number.
@@ -611,6 +675,7 @@ impl Flow {
     /// Forgets the RST: its receiver goes on.
     pub fn outlive_reset(&mut self) {
         self.clear(&[FlowFlags::RESET_LAN, FlowFlags::RESET_WAN]);
+        self.reset_at = SeqNum::default();
     }
 
     /// The state the FINs lead to.

@@ -11,8 +11,8 @@ use super::Connection;
 use crate::flow::table::{Id, Table};
 use crate::owner::named_by;
 use crate::proxy::Proxy;
-use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
 use crate::proxy::passthrough::UnprovedFlows;
+use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
 use crate::{Counters, Egress, Event, Head, Instant, Metadata, Side, Verdict};
 
 /// Of an engine, whatever one frame's fate depends on.
@@ -46,7 +46,7 @@ pub struct Explanation {
 pub type Field = (&'static str, String);
 
 impl Proxy {
-    /// Of this engine, whatever the fate of a frame from `side` depends on: some kilobytes, which can be explained on any thread, at any later time.
+    /// Of this engine, whatever the fate of a frame from `side` depends on: some hundred kilobytes at most, which can be explained on any thread, at any later time.
     pub fn excerpt(&self, side: Side, head: &Head) -> Excerpt {
         let mut meta = Metadata::default();
         self.parse(side, head, &mut meta);
@@ -67,12 +67,13 @@ impl Proxy {
         }
         let place = |id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
         let unproved = UnprovedFlows::excerpt(next_out.map(|(id, generation)| (place(id), generation)));
-        let (table, candidates) = self.excerpt_of_flows(ids);
+        let (table, candidates, inspection) = self.excerpt_of_flows(ids);
         let proxy = Proxy {
             settings: self.settings.clone(),
             table,
             candidates,
             unproved,
+            inspection,
             caches: self.caches.excerpt(&key, hash, isn, self.caches.limiter.place(&key)),
             counters: Counters::default(),
             proved: Vec::new(),

@@ -3,6 +3,7 @@
 
 use super::Proxy;
 use super::context::Context;
+use super::idle::Opener;
 use crate::config::Stray;
 use crate::flow::table::Id;
 use crate::flow::{Flow, FlowFlags, State};
@@ -52,7 +53,9 @@ impl Proxy {
     /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open, and whether its segments come
     /// this way. The record lasts as long as the LAN goes on, and gives way to any other.
     pub(super) fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
-        self.evict_one(ctx.now, ctx.egress);
+        if !self.make_room(Opener::Lan, ctx.now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
         let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {

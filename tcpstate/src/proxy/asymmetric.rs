@@ -3,6 +3,7 @@
 
 use super::Proxy;
 use super::context::{Context, are_possible, is_from_group};
+use super::idle::Opener;
 use super::passthrough::note_syn;
 use crate::cache::updates::ServerUpdate;
 use crate::config::Asymmetric;
@@ -33,8 +34,10 @@ impl Proxy {
             return Verdict::Drop(DropReason::NotPassed);
         }
         ctx.egress.note(|| "the SYN it answers left another way: it passes, and what follows it".into());
-        self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
+        if !self.make_room(Opener::Unproved(&key), ctx.now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let (segment, options) = (*ctx.segment, Options::read(ctx.options()));
         let admitted = self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| {
             flow.set(FlowFlags::UNJUDGED, true);

@@ -1,13 +1,15 @@
-//! Eviction: which flow goes when the table is full.
+//! Eviction: which flow goes when the table is full. [`idle`](super::idle) chooses among connections.
 
 use core::ops::{Index, IndexMut};
 use std::collections::VecDeque;
 
 use super::Proxy;
+use super::idle::{Inspection, Opener};
 use super::reply::{HALF_SECOND, bare_reset};
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, State};
+use crate::seq::SeqDelta;
 use crate::wire::{FlowKey, OptionList};
 use crate::{Egress, Event, Instant, Side};
 
@@ -16,7 +18,7 @@ const CANDIDATES_REMEMBERED: usize = 65_536;
 
 /// An entry of the SYN cache younger than this is not given up for another: its client may be about to answer. What finds
 /// no place is answered all the same, with a cookie alone. In ticks: three seconds.
-const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
+pub(super) const HALF_OPEN_GRACE: Ticks = 3 * 1_000_000 / 1024;
 
 /// Flows in the order in which they came to a state; they may have left it since.
 pub(crate) struct Queue {
@@ -94,8 +96,9 @@ pub(crate) enum Kind {
 impl Kind {
     const ALL: [Kind; 5] = [Kind::Closing, Kind::Silent, Kind::SynCached, Kind::ServerSynSent, Kind::Opening];
 
-    /// The kind of a flow, if it may be evicted: one that still carries anything, be it an unacknowledged FIN, never is.
-    fn of(flow: &Flow) -> Option<Kind> {
+    /// The kind of a flow, if it may be evicted for what it is; one that still carries anything, be it an unacknowledged FIN, may only be
+    /// [idle](super::idle).
+    pub(super) fn of(flow: &Flow) -> Option<Kind> {
         match flow.state() {
             State::TimeWait => Some(Kind::Closing),
             // A blind RST must not have a connection evicted.
@@ -109,11 +112,6 @@ impl Kind {
             State::SynSent | State::SynReceived | State::Unconfirmed | State::ServerTried => Some(Kind::Opening),
             State::Free | State::FinWait | State::LastAck => None,
         }
-    }
-
-    /// Whether a flow of this kind that is young is kept: what it waits for may be on its way.
-    fn spares_the_young(self) -> bool {
-        matches!(self, Kind::Silent | Kind::ServerSynSent | Kind::Opening)
     }
 
     /// The event that counts its eviction.
@@ -264,29 +262,67 @@ impl Proxy {
         true
     }
 
-    /// Frees one place of a full table: that of a flow that is over, else of the oldest that has never carried data, else the oldest entry of the SYN
-    /// cache, else that of the client whose server has been silent longest, else of the oldest that is passed through and not established.
-    pub(crate) fn evict_one(&mut self, now: Instant, egress: &mut impl Egress) {
+    /// Sees to it that there is a place for a flow, if its opener may have one: whether it may. In a full table it is that of a flow that is over;
+    /// else of the oldest entry of the SYN cache, if its client has had time to answer; else of the connection that can
+    /// [best be spared](Proxy::find_idle) of those that are inspected; else of the oldest entry of the SYN cache all the same; else of the oldest connection
+    /// that has never carried data, of the client whose server has been silent longest, or of the oldest that is passed through and not established.
+    #[inline]
+    pub(crate) fn make_room(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
+        !self.table.is_nearly_full() || self.make_room_under_pressure(opener, now, egress)
+    }
+
+    #[inline(never)]
+    fn make_room_under_pressure(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
         if !self.table.is_full() {
-            return;
-        }
-        for kind in Kind::ALL {
-            while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
-                let may_go = self.may_go(kind, id, generation);
-                if may_go && kind.spares_the_young() && self.is_young(id, now) {
-                    break;
-                }
-                self.pop_candidate(kind);
-                if may_go {
-                    self.counters.count(kind.event());
-                    return match kind {
-                        Kind::Closing | Kind::SynCached | Kind::Opening => self.forget(id),
-                        Kind::Silent => self.reset_both(id, egress),
-                        Kind::ServerSynSent => self.abort(id, egress),
-                    };
-                }
+            self.inspect_some(now);
+            if !self.table.is_almost_full() || !self.claim(opener).is_limited() {
+                return true;
             }
         }
+        if self.evict_first(Kind::Closing, false, now, egress) || self.evict_first(Kind::SynCached, true, now, egress) {
+            return true;
+        }
+        if let Some(candidate) = self.find_idle(opener, now) {
+            egress.note(|| {
+                let key = self.table.key(candidate.id);
+                let (wan, lan, event) = (key.socket(Side::Wan), key.socket(Side::Lan), candidate.event.label());
+                format!("the table is full: the connection between {wan} and {lan} gives way ({event})")
+            });
+            return self.evict(candidate.id, candidate.event, egress);
+        }
+        let kinds: &[Kind] = match opener {
+            Opener::Unproved(_) => &[Kind::SynCached, Kind::Opening],
+            _ if self.claim(opener).is_limited() => &[Kind::SynCached],
+            _ => &[Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening],
+        };
+        kinds.iter().any(|&kind| self.evict_first(kind, kind != Kind::SynCached, now, egress))
+    }
+
+    /// Evicts the first flow of a kind, if it is old enough where that counts.
+    fn evict_first(&mut self, kind: Kind, spares_the_young: bool, now: Instant, egress: &mut impl Egress) -> bool {
+        while let Some(&(id, generation)) = self.candidates[kind].entries.front() {
+            let may_go = self.may_go(kind, id, generation);
+            if may_go && spares_the_young && self.is_young(id, now) {
+                break;
+            }
+            self.pop_candidate(kind);
+            if may_go {
+                return self.evict(id, kind.event(), egress);
+            }
+        }
+        false
+    }
+
+    /// Ends a flow before its time: whether it has ended. Those who take it for a connection get a reset; while no frame is spare for that it stays.
+    fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
+        match Kind::of(&self.table[id]) {
+            Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
+            Some(Kind::ServerSynSent) => self.abort(id, egress),
+            Some(Kind::Silent) | None if self.reset_both(id, egress) => self.forget(id),
+            Some(Kind::Silent) | None => return false,
+        }
+        self.counters.count(event);
+        true
     }
 
     fn pop_candidate(&mut self, kind: Kind) {
@@ -302,14 +338,16 @@ impl Proxy {
         tick(now).wrapping_sub(self.table[id].born) < HALF_OPEN_GRACE
     }
 
-    /// Ends a connection in the name of each end to the other.
-    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) {
-        for to in Side::BOTH {
-            let seq = self.next_number(id, to);
+    /// Resets a connection in the name of each end to the other: whether one of them is told. RFC 5961 section 3: a reset must have the number that its
+    /// receiver expects next, which is what it has acknowledged; beyond that, data may be on its way, or outside a window that is shut.
+    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+        let told = Side::BOTH.map(|to| {
+            let added = if to == Side::Lan { self.table.client_deltas(id).0 } else { SeqDelta::default() };
+            let seq = self.table[id].endpoint(to).acked + added;
             let envelope = self.envelope(id, to.other());
-            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress);
-        }
-        self.forget(id);
+            self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress)
+        });
+        told != [false; 2]
     }
 
     /// Remembers a flow that may be evicted in the queue of its kind.
@@ -326,11 +364,12 @@ impl Proxy {
         flow.generation() == generation && Kind::of(flow) == Some(kind)
     }
 
-    /// The table with the flows `ids` alone, which come first there, and those that would have to be evicted; and the queues of the latter.
-    pub(crate) fn excerpt_of_flows(&self, mut ids: Vec<Id>) -> (Table, Candidates) {
+    /// The table with the flows `ids` alone, which come first there, those that would have to be evicted, and those that would be
+    /// inspected for it; and what names the latter two.
+    pub(crate) fn excerpt_of_flows(&self, mut ids: Vec<Id>) -> (Table, Candidates, Inspection) {
         let known = Kind::ALL.map(|kind| {
             let queue = &self.candidates[kind];
-            let must_go = self.table.is_full() || kind == Kind::SynCached && queue.is_full();
+            let must_go = self.table.is_almost_full() || kind == Kind::SynCached && queue.is_full();
             let mut entries = queue.entries.iter().take(if must_go { SEARCHED } else { 0 }).enumerate();
             let (at, &(id, generation)) = entries.find(|(_, entry)| self.may_go(kind, entry.0, entry.1))?;
             if !ids.contains(&id) {
@@ -338,12 +377,20 @@ impl Proxy {
             }
             Some((at, id, generation))
         });
+        let is_pressed = self.table.is_nearly_full();
+        for inspected in if is_pressed { self.inspection.next_in(&self.table) } else { Vec::new() } {
+            if !ids.contains(&inspected) && !self.table[inspected].is_in(State::Free) {
+                ids.push(inspected);
+            }
+        }
         let place = |id: Id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
         let candidates = Candidates(Kind::ALL.map(|kind| {
             let entry = known[kind as usize].map(|(at, id, generation)| (at, (place(id), generation)));
             self.candidates[kind].excerpt(entry, Table::GONE)
         }));
-        (self.table.excerpt(&ids), candidates)
+        let inspected = |id: Id| if self.table[id].is_in(State::Free) { Table::GONE.0 } else { place(id) };
+        let inspection = if is_pressed { self.inspection.excerpt(&self.table, inspected) } else { Inspection::none() };
+        (self.table.excerpt(&ids), candidates, inspection)
     }
 
     /// Removes a flow; neither end gets a segment.

@@ -2,8 +2,8 @@
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
 //! in), `passthrough` (connections
 //! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
-//! not seen), `established`, `icmp` (errors) and `adoption` (segments without
-//! a flow).
+//! not seen), `established`, `icmp` (errors), `adoption` (segments without
+//! a flow), and `evict` and `idle` (which flow gives way when the table is full).
 
 mod adoption;
 mod asymmetric;
@@ -13,6 +13,7 @@ mod crossing;
 mod established;
 pub(crate) mod evict;
 mod icmp;
+mod idle;
 pub(crate) mod passthrough;
 mod proof;
 #[cfg(test)]
@@ -49,9 +50,10 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
-pub use regions::{Footprint, Memory};
+use idle::Inspection;
 use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
+pub use regions::{Footprint, Memory};
 use std::sync::Arc;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
@@ -251,6 +253,7 @@ pub struct Proxy {
     pub(crate) candidates: Candidates,
     /// Connections of the WAN that passed unproved and may not be established yet.
     pub(crate) unproved: UnprovedFlows,
+    pub(crate) inspection: Inspection,
     pub(crate) caches: Caches,
     pub(crate) counters: Counters,
     /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
@@ -286,10 +289,12 @@ impl Proxy {
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let rates =
             Rates { introductions: config.introductions, vlan_searches: VLAN_SEARCHES, passed: config.passed_rate };
+        let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proxy = Self {
-            table: Table::of(config.table_buckets, slab, hash_keys, now),
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
             unproved: UnprovedFlows::new(config.flow_capacity()),
+            inspection: Inspection::new(keys, table.capacity()),
+            table,
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::Proxy;
 use super::context::{Context, are_possible};
+use super::idle::Opener;
 use super::reply::half_second;
 use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
@@ -38,8 +39,11 @@ impl Proxy {
         if ctx.side == Side::Wan {
             self.bound_unproved();
         }
-        self.evict_one(ctx.now, ctx.egress);
         let (key, hash) = (*ctx.key(), ctx.hash);
+        let opener = if ctx.side == Side::Lan { Opener::Lan } else { Opener::Unproved(&key) };
+        if !self.make_room(opener, ctx.now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
         else {
             return Verdict::Drop(DropReason::TableFull);

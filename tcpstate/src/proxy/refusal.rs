@@ -7,6 +7,7 @@
 
 use super::Proxy;
 use super::context::{Context, is_damaged};
+use super::idle::Opener;
 use super::proof::Proof;
 use super::server_handshake::fill_server_syn_sent;
 use crate::cache::refused::{Fate, Met};
@@ -153,7 +154,10 @@ impl Proxy {
         }
         self.publish(ServerUpdate::Tried(key, true));
         ctx.egress.note(|| "the client has proved itself by its reset: the box asks the server in its place".into());
-        self.evict_one(now, ctx.egress);
+        // No connection gives way to a question.
+        if !self.make_room(Opener::Unproved(&key), now, ctx.egress) {
+            return Verdict::Drop(DropReason::TableFull);
+        }
         let admitted = self.admit(&key, hash, Side::Wan, State::ServerTried, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, None);
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;

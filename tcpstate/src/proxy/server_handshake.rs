@@ -3,6 +3,7 @@
 use super::Proxy;
 use super::context::{Context, is_damaged};
 use super::crossing::ServerSyn;
+use super::idle::Opener;
 use super::proof::{Proof, WITHHELD_MOST, keep_terms};
 use super::reply::bare_reset;
 use crate::cache::refused::Met;
@@ -11,7 +12,7 @@ use crate::config::{EarlyEcho, Handshake};
 use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, average, tick};
-use crate::flow::{Flow, FlowFlags, State, ecn};
+use crate::flow::{Flow, FlowFlags, Snapshot, State, ecn};
 use crate::policy::Rule;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
@@ -54,7 +55,9 @@ impl Proxy {
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
-        self.evict_one(now, ctx.egress);
+        if !self.make_room(Opener::Proved(&key), now, ctx.egress) {
+            return self.turn_away(ctx, proof);
+        }
         let rule = self.settings.policy.rule(&key);
         let offer = self.caches.server_options.offer_cached(&key, rule, now);
         let presumed = proof.terms.timestamps && !offer.timestamps_known;
@@ -78,7 +81,7 @@ impl Proxy {
             flow.set(FlowFlags::NO_ECHO, asks);
         });
         let Some(id) = filled else {
-            return Verdict::Drop(DropReason::TableFull);
+            return self.turn_away(ctx, proof);
         };
         self.remember_candidate(id);
         self.caches.vlan_pairs.note(key.vlan);
@@ -96,6 +99,14 @@ impl Proxy {
             return self.hold(&ctx, id);
         }
         self.connect_in_place(&mut ctx, id)
+    }
+
+    /// Resets a client that has proved itself and finds no place: it takes itself for connected, and silence would keep it waiting.
+    #[inline(never)]
+    fn turn_away(&mut self, mut ctx: Context<impl Egress>, proof: &Proof) -> Verdict {
+        ctx.egress.note(|| "the table is full, and no flow of it may give way: the box resets the client".into());
+        self.counters.count(Event::TurnedAway);
+        self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None)
     }
 
     /// Keeps a client's segment until its server answers.
@@ -648,6 +659,7 @@ pub(super) fn join(
     // RFC 7323 section 2.2: the window in a SYN-ACK is not scaled.
     server.window = answer.window;
     flow.set(FlowFlags::WINDOW_UNSCALED, true);
+    flow.keep_snapshot(Snapshot::of(flow, tick(now)));
 }
 
 /// Scaling is on between us and the server only if both SYNs had the option (RFC 7323 section 2.2); towards the client it is what our SYN-ACK promised.

@@ -11,6 +11,7 @@ mod control;
 mod errors;
 mod field;
 mod flood;
+mod full_table;
 mod interrupted;
 mod kicks;
 mod links;

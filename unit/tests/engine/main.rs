@@ -9,6 +9,7 @@ mod crossing;
 mod documents;
 mod errors;
 mod field;
+mod full_table;
 mod hostile;
 mod matrix;
 mod operator;

@@ -1773,14 +1773,11 @@ in_every_mode! {
             transfers.push((transfer, client, server));
         }
         world.after_secs(4);
-        for evicted in [1, 3, 5, 7] {
-            let port = 200 + evicted as u16;
-            let (client, server) = world.on_port(port);
+        let mut gone = Vec::new();
+        for n in 0..4 {
+            let (client, server) = world.on_port(200 + n);
             let offered = connect(&client, terms, CLIENT_ISN);
             client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
-            // Exactly the next number each end expects (RFC 5961 section 3).
-            let (transfer, old_client, old_server) = &transfers[evicted];
-            let j = &transfer.joined;
             let mut resets = Vec::new();
             for (side, frame) in world.discard() {
                 let got = read(&frame, world.now()).expect("a segment");
@@ -1792,6 +1789,12 @@ in_every_mode! {
                 }
             }
             resets.sort_by_key(|reset| reset.0 as u8);
+            // Exactly the next number each end expects (RFC 5961 section 3).
+            let evicted = transfers.iter().position(|(_, client, _)| client.ends().sport == resets[1].2.1).unwrap();
+            assert!(evicted % 2 == 1 && !gone.contains(&evicted), "{evicted} behind {gone:?}");
+            gone.push(evicted);
+            let (transfer, old_client, old_server) = &transfers[evicted];
+            let j = &transfer.joined;
             let ports = (old_client.ends().sport, old_server.ends().sport);
             let mut wanted = vec![(Side::Wan, j.o(0), (ports.1, ports.0)), (Side::Lan, j.c(0), ports)];
             wanted.sort_by_key(|reset| reset.0 as u8);
@@ -1805,10 +1808,15 @@ in_every_mode! {
             server.gets(data(CLIENT_ISN + 1, SERVER_ISN + 1, 10).any_options());
         }
         assert_eq!(world.happened(Event::EvictedSilent), 4);
-        // All that is left has carried something, and stays.
+        // All that is left has carried something, and stays while it carries more.
+        for (transfer, ..) in transfers.iter_mut().step_by(2) {
+            transfer.client(PSH, 10);
+            transfer.server(PSH, 10);
+        }
         let (client, _) = world.on_port(300);
         let offered = connect(&client, terms, CLIENT_ISN);
-        client.sends_in_vain(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)), DropReason::TableFull);
+        client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
+        client.gets(rst(offered.seq + 1).any_window());
         for (transfer, ..) in transfers.iter_mut().step_by(2) {
             transfer.client(PSH, 10);
             transfer.server(PSH, 10);

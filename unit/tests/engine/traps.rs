@@ -1890,7 +1890,7 @@ fn small(mode: Mode) -> (World, usize) {
 }
 
 #[test]
-fn a_full_table_gives_up_no_established_connection() {
+fn a_full_table_gives_up_no_connection_that_moves_data_and_resets_who_comes() {
     for mode in Mode::ALL {
         let (world, capacity) = small(mode);
         let theirs = Terms::linux(mode.mss());
@@ -1907,7 +1907,8 @@ fn a_full_table_gives_up_no_established_connection() {
         client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
-        client.sends_in_vain(proof, DropReason::TableFull);
+        client.sends(proof);
+        client.gets(rst(offered.seq + 1).any_window());
         server.gets(nothing());
         for transfer in &mut transfers {
             transfer.client(PSH, 10);
@@ -1965,7 +1966,8 @@ fn a_full_table_does_not_give_up_a_connection_for_a_forged_reset() {
         client.sends(theirs.on(syn(CLIENT_ISN), (CLIENT_TS, 0)));
         let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).window(0).any_options());
         let proof = ack(CLIENT_ISN + 1, offered.seq + 1).nop().nop().ts(CLIENT_TS + 1, offered.ts().unwrap().0);
-        client.sends_in_vain(proof, DropReason::TableFull);
+        client.sends(proof);
+        client.gets(rst(offered.seq + 1).any_window());
         server.gets(nothing());
         for transfer in &mut transfers {
             transfer.server(PSH, 10);

@@ -127,6 +127,9 @@ pub struct Table {
     /// Records from this place on were never used.
     used: u32,
     len: usize,
+    /// How many flows make it nearly full, and almost full.
+    nearly_full: usize,
+    almost_full: usize,
     /// How many flows were ever entered, on a circle: what was found absent is so while this stands still.
     entered: u32,
     population: Population,
@@ -153,6 +156,8 @@ impl Table {
             free: NIL,
             used: 0,
             len: 0,
+            nearly_full: capacity - capacity / 4,
+            almost_full: capacity - capacity / 8,
             entered: 0,
             population: Population::default(),
         }
@@ -250,6 +255,22 @@ impl Table {
     /// Whether every record is in use.
     pub fn is_full(&self) -> bool {
         self.len == self.capacity
+    }
+
+    /// Whether three quarters of the records or more are in use.
+    pub fn is_nearly_full(&self) -> bool {
+        self.len >= self.nearly_full
+    }
+
+    /// Whether seven eighths of the records or more are in use.
+    pub fn is_almost_full(&self) -> bool {
+        self.len >= self.almost_full
+    }
+
+    /// The record at this place below the capacity, in use or not.
+    pub fn at(&self, place: u32) -> Id {
+        debug_assert!((place as usize) < self.capacity);
+        Id(place)
     }
 
     /// Prefetches the line that a lookup of this hash touches first.
@@ -513,6 +534,8 @@ impl Table {
                 table.redirect(copy, *redirect);
             }
         }
+        let so_full = |flows: usize| (table.len + flows).saturating_sub(self.len);
+        (table.nearly_full, table.almost_full) = (so_full(self.nearly_full), so_full(self.almost_full));
         // Of flows that are not in it the excerpt knows how many there are.
         table.population = self.population;
         table
