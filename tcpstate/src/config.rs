@@ -450,3 +450,21 @@ impl Default for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_the_guesses_that_one_prefix_and_all_may_make() {
+        let whole = Config::default();
+        for workers in [1, 2, 5, 24, 100] {
+            let rate = whole.share(workers).rate;
+            for (share, all) in [(rate.failures, whole.rate.failures), (rate.guesses, whole.rate.guesses)] {
+                let together = share as usize * workers;
+                assert!((all as usize..all as usize + workers).contains(&together), "{workers} workers: {together}");
+            }
+            assert_eq!((rate.add, rate.burst), (whole.rate.add, whole.rate.burst));
+        }
+    }
+}

@@ -250,16 +250,28 @@ impl Proxy {
         (may_be_introduced && self.is_excepted(Exception::Introduction, syn, hash, now)).then_some(Event::Introduced)
     }
 
+    /// Whether a SYN that proves nothing may take the 4-tuple of a connection: nothing is in flight of it any more, and nobody but its ends has said that
+    /// it is over.
+    fn gives_way(&self, id: Id) -> bool {
+        let flow = &self.table[id];
+        match flow.state() {
+            State::TimeWait => true,
+            State::Reset => !flow.is_reset_in_doubt(),
+            // Data may have to be sent again, which the box translates. What passes unchanged passes on.
+            State::LastAck => !flow.is(FlowFlags::PROXIED),
+            _ => false,
+        }
+    }
+
     /// Whether a SYN belongs neither to a SYN-ACK of ours that its client may be about to acknowledge, nor to a live connection.
     pub(super) fn is_new(&self, former: Option<Id>, hash: u64, now: Instant) -> bool {
-        let is_over = |id: Id| self.table[id].is_over();
-        former.is_none_or(is_over) && !self.caches.recent_syns.has_noted(hash, now)
+        former.is_none_or(|id| self.gives_way(id)) && !self.caches.recent_syns.has_noted(hash, now)
     }
 
     /// Whether a SYN passes because its server is found to answer another way, and policy says so. It never ends a connection.
     #[inline(always)]
     fn is_bypassed(&self, key: &FlowKey, former: Option<Id>) -> bool {
-        self.caches.direct_returns.is_bypassed(key) && former.is_none_or(|id| self.table[id].is_over())
+        self.caches.direct_returns.is_bypassed(key) && former.is_none_or(|id| self.gives_way(id))
     }
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
@@ -267,7 +279,7 @@ impl Proxy {
     fn pass_syn_unanswered(&mut self, ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
         if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
-            let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.table[id].is_over());
+            let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.gives_way(id));
             if lives || !self.is_excepted(Exception::Syn, ctx.segment, ctx.hash, ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }

@@ -226,6 +226,8 @@ impl Proxy {
         }
         let kind = match ctx.kind {
             Kind::Syn if self.table[id].is(FlowFlags::EXCEPTIONAL) || ctx.segment.indirect => Exception::Syn,
+            // It asks a port anew that let nobody in.
+            Kind::Syn if self.caches.exceptions.is_shut(Exception::Introduction) => Exception::Syn,
             Kind::Syn => Exception::Introduction,
             _ => Exception::Segment,
         };
@@ -280,8 +282,17 @@ pub(crate) struct UnprovedFlows {
 impl UnprovedFlows {
     /// None, in a table of so many flows.
     pub(crate) fn new(flows: usize) -> Self {
-        let most = (flows / UNPROVED_SHARE).max(UNPROVED_LEAST);
+        let most = Self::most(flows);
         Self { entries: VecDeque::with_capacity(most), most }
+    }
+
+    /// The bytes of one for a table of so many flows.
+    pub(crate) fn bytes_needed(flows: usize) -> usize {
+        size_of::<(Id, u16)>() * Self::most(flows)
+    }
+
+    fn most(flows: usize) -> usize {
+        (flows / UNPROVED_SHARE).max(UNPROVED_LEAST)
     }
 
     /// The connection that ends when another is added, if there is one.

@@ -1,6 +1,7 @@
 //! The memory of an engine, region by region.
 
 use super::evict::Candidates;
+use super::passthrough::UnprovedFlows;
 use crate::Config;
 use crate::cache::held::HoldQueue;
 use crate::cache::recent_syns::RecentSyns;
@@ -66,8 +67,9 @@ pub struct Footprint {
     pub fixed: u64,
 }
 
-/// The small caches of fixed size (fragments, stations, servers that answer another way, offers), and what the engine has in single pieces.
-const SMALL_CACHES: usize = 2 << 20;
+/// The small caches of fixed size (fragments, stations, servers that answer another way, offers, rates of what passes unproved, shares of the table), and
+/// what the engine has in single pieces.
+const SMALL_CACHES: usize = 5 << 19;
 
 impl Footprint {
     /// That of an engine of this configuration, which may be a [share](Config::share).
@@ -75,7 +77,9 @@ impl Footprint {
         let flows = config.flow_capacity();
         let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
         let table =
-            Table::bytes_needed(config.table_buckets, flows) + Candidates::bytes_needed(config.syn_cache_max, flows);
+            Table::bytes_needed(config.table_buckets, flows)
+                + Candidates::bytes_needed(config.syn_cache_max, flows)
+                + UnprovedFlows::bytes_needed(flows);
         Self {
             table: table as u64,
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,

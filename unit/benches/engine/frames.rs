@@ -69,7 +69,7 @@ pub fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Writes the frame that comes in on `side` to the beginning of `buffer`, whose payload part holds zeros; its length.
+/// Writes the frame that comes in on `side` to the beginning of `buffer`, with a payload of zeros; its length.
 pub fn write(buffer: &mut [u8], side: Side, pair: Pair, tcp: &Tcp) -> usize {
     let (server_mac, client_mac) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
     let (from, to) = if side == Side::Lan { (server_mac, client_mac) } else { (client_mac, server_mac) };
@@ -99,6 +99,8 @@ pub fn write(buffer: &mut [u8], side: Side, pair: Pair, tcp: &Tcp) -> usize {
         if side == Side::Lan { (pair.server(), pair.client) } else { (pair.client, pair.server()) };
     let pseudo = write_ip(&mut buffer[ETHERNET..at], source, destination, segment, pair.v6);
 
+    // What was in the buffer before may have been longer than the headers.
+    buffer[at + segment - tcp.payload..at + segment].fill(0);
     let header = &mut buffer[at..at + 20 + options.len()];
     let (from, to) = if side == Side::Lan { (443, pair.port) } else { (pair.port, 443) };
     put16(header, 0, from);

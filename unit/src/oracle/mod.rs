@@ -260,6 +260,8 @@ pub struct Oracle {
     adopts: bool,
     /// Whether the box may try ports again by clients' own SYNs, and which SYNs have passed so: to which server, by which client, when.
     retries: bool,
+    /// Whether an attacker sends segments in the hosts' names.
+    attacked: bool,
     retried: Vec<(SocketAddr, SocketAddr, u64)>,
     /// Hosts behind a link that takes only so long packets.
     narrow: BTreeMap<std::net::IpAddr, usize>,
@@ -284,6 +286,7 @@ impl Oracle {
             bridged: BTreeSet::new(),
             adopts: false,
             retries: false,
+            attacked: false,
             retried: Vec::new(),
             narrow: BTreeMap::new(),
             judged: 0,
@@ -338,9 +341,9 @@ impl Oracle {
     }
 
     /// Lets a few SYNs pass to ports that refused or were silent, whoever sends them: to each server at most one a second of clients of a network that has
-    /// proved itself there, and one of others.
-    pub fn let_retry(&mut self) {
-        self.retries = true;
+    /// proved itself there, and one of others. `attacked` says whether an attacker sends segments in the hosts' names.
+    pub fn let_retry(&mut self, attacked: bool) {
+        (self.retries, self.attacked) = (true, attacked);
     }
 
     /// Whether a SYN of this client has passed to this server so, its own or one in its name.
@@ -352,6 +355,9 @@ impl Oracle {
     fn judge_retry(&mut self, segment: &Segment) -> Result<(), Complaint> {
         const SECOND: u64 = 990_000;
         let (client, server) = (segment.source, segment.destination);
+        if !self.proxied(client, server) {
+            return Ok(());
+        }
         let lately = |&&(to, from, at): &&(SocketAddr, SocketAddr, u64)| {
             to == server && from != client && self.now.saturating_sub(at) < SECOND
         };
@@ -402,6 +408,10 @@ impl Oracle {
             ends.for_each(|(_, end)| end.fragments = true);
         }
         let Some(segment) = Segment::read(frame) else { return Ok(()) };
+        let is_same = ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.source == segment.source);
+        if self.retries && is_same && segment.syn && segment.ack.is_none() {
+            self.judge_retry(&segment)?;
+        }
         let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);
         if let Some(end) = self.ends.get_mut(&(segment.source, segment.destination)) {
             end.said.1 += 1;
@@ -619,11 +629,10 @@ impl Oracle {
             return complain(Rule::Options, "the options cannot be read".into());
         }
         let (receiver, sender) = (segment.destination, segment.source);
-        let passes = ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.source == sender);
-        if self.retries && passes && segment.syn && segment.ack.is_none() && self.proxied(sender, receiver) {
-            self.judge_retry(&segment)?;
+        if self.attacked && (self.is_retried(receiver, sender) || self.is_retried(sender, receiver)) {
+            // An attacker's segments pass there, and the hosts answer them, as over a cable.
+            return Ok(());
         }
-        let retried = self.is_retried(receiver, sender);
         let licensed = self.lenient_resets || self.licensed.contains(&(receiver, sender));
         let peer = self.ends.get(&(sender, receiver)).cloned().unwrap_or_default();
         let from_server = self.proxied(receiver, sender);
@@ -679,10 +688,6 @@ impl Oracle {
             if self.adopts {
                 return Ok(());
             }
-            // Nor can it where somebody else sent a SYN in the host's name, and that tried a port.
-            if self.is_retried(receiver, sender) {
-                return Ok(());
-            }
             return complain(Rule::Origin, "a segment of a connection this host never took part in".into());
         };
         let Some(ack) = segment.ack else {
@@ -695,10 +700,6 @@ impl Oracle {
         }
         if !end.active && end.before.is_some_and(|(isn, edge)| (1..=edge).contains(&position(ack, isn))) {
             // A late copy of the connection before, which the end woken by a late SYN is no part of.
-            return Ok(());
-        }
-        if (acked < 1 || acked > end.edge) && retried && ancestor.is_some() {
-            // The server answers a SYN that somebody else has sent in the host's name, to whose port it passed to try it.
             return Ok(());
         }
         if acked < 1 || acked > end.edge {

@@ -285,7 +285,7 @@ impl World {
             oracle.let_adopt();
         }
         if !scenario.build.config.closed_memory.is_zero() && scenario.build.config.retries > 0 {
-            oracle.let_retry();
+            oracle.let_retry(scenario.noise.interval > 0 && !mode.quiet);
         }
         if scenario.build.config.handshake == Handshake::Early {
             oracle.promise_early(scenario.build.config.early_window);
@@ -701,6 +701,7 @@ impl World {
     fn box_turn(&mut self) -> Result<(), String> {
         let now = self.now;
         let sent = self.appliance.turn(now);
+        self.oracle.set_time(now);
         self.box_turn = self.appliance.next_turn(now);
         for Sent { to, bytes, corrupt, ancestor } in sent {
             self.note(Place::BoxSends, to, corrupt, &bytes);

@@ -69,9 +69,10 @@ fn is_filled(usage: Use) {
         let open = || {
             let stream = Making::default().connect(attacker, address, |_| Ok(())).ok()?;
             stream.set_nonblocking(true).ok()?;
+            let writes = |bytes: &[u8]| (&stream).write(bytes).is_ok();
             let _ = match usage {
-                Use::Byte => (&stream).write(&[1]),
-                Use::Unread => (0..64).map(|_| (&stream).write(&[1; 65_536])).last().unwrap(),
+                Use::Byte => writes(&[1]),
+                Use::Unread => (0..64).all(|_| writes(&[1; 65_536])),
             };
             Some(stream)
         };
