@@ -59,7 +59,7 @@ impl Listening {
         let ended = Arc::clone(&ends);
         let accepts = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
-                // Nothing to do with whoever comes.
+                // The client gets nothing.
                 if listener.accept().is_err() {
                     thread::sleep(Duration::from_millis(5));
                 }
@@ -78,7 +78,7 @@ impl Drop for Listening {
     }
 }
 
-/// What a port does to whoever asks for it.
+/// What a port does with a client.
 pub const BARRED: [(u16, &str); 3] =
     [(8003, "drop"), (8004, "reject with icmpx type admin-prohibited"), (8005, "reject with tcp reset")];
 

@@ -353,7 +353,7 @@ fn lock(path: &Path, make: bool) -> io::Result<Lock> {
         let error = io::Error::last_os_error();
         return if error.kind() == ErrorKind::WouldBlock { Ok(Lock::Held(read(&mut file)?)) } else { Err(error) };
     }
-    // Whoever held it until now may have removed it.
+    // The former holder may have removed it.
     let is_there = fs::symlink_metadata(path).is_ok_and(|there| there.ino() == own.ino());
     Ok(if is_there { Lock::Taken(file) } else { Lock::Absent })
 }

@@ -7,7 +7,7 @@
 //!
 //! A port is tried again by its clients' own SYNs, as the box has no address to ask from: at most one a second of each network that has proved
 //! itself there, and one a second of all others together, passes to the server unanswered. Where more SYNs come to a port closed to everybody than a
-//! few a second, they are answered with a cookie as if nothing were remembered: whoever forges them spends the refusals, and not the way in of
+//! few a second, they are answered with a cookie as if nothing were remembered: an attacker who forges them spends the refusals, and not the way in of
 //! honest clients.
 //!
 //! Set-associative, of fixed size, all entries of a port in one set; when a set is full the entry that counts least is evicted.

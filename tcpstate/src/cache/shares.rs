@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_owns_a_network_of_any_size_takes_no_more_than_its_part() {
+    fn a_network_of_any_size_takes_no_more_than_its_part() {
         // From one address, from every address of a /24, and of a /16.
         for (held, client) in [
             (300, (|_| v4(0x0b00_0001)) as fn(u32) -> Addr),

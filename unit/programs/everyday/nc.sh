@@ -1,7 +1,7 @@
 # needs: nc
 # ports: 9001 9002
 serve() {
-    # One sends to whoever comes, one keeps what comes.
+    # One sends to each client, one keeps what comes.
     (while true; do nc -N -6 -l 9001 <"$D/payload" >/dev/null || true; done) &
     (while true; do nc -N -4 -l 9001 <"$D/payload" >/dev/null || true; done) &
     (while true; do nc -6 -l 9002 >>"$D/kept6" || true; done) &

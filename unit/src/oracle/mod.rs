@@ -340,7 +340,7 @@ impl Oracle {
         self.adopts = true;
     }
 
-    /// Lets a few SYNs pass to ports that refused or were silent, whoever sends them: to each server at most one a second of clients of a network that has
+    /// Lets a few SYNs pass to ports that refused or were silent, of any sender: to each server at most one a second of clients of a network that has
     /// proved itself there, and one of others. `attacked` says whether an attacker sends segments in the hosts' names.
     pub fn let_retry(&mut self, attacked: bool) {
         (self.retries, self.attacked) = (true, attacked);
