@@ -76,10 +76,9 @@ impl Footprint {
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
         let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
-        let table =
-            Table::bytes_needed(config.table_buckets, flows)
-                + Candidates::bytes_needed(config.syn_cache_max, flows)
-                + UnprovedFlows::bytes_needed(flows);
+        let table = Table::bytes_needed(config.table_buckets, flows)
+            + Candidates::bytes_needed(config.syn_cache_max, flows)
+            + UnprovedFlows::bytes_needed(flows);
         Self {
             table: table as u64,
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
