@@ -21,6 +21,12 @@ const HAND_OFF: u64 = 2 * 2048 * 1536;
 /// Bytes of a worker's stack, batches and statistics.
 const WORKER: u64 = 4 << 20;
 
+/// Address space that the C library's allocator sets aside for a thread, most of which is never used.
+const ARENA: u64 = 64 << 20;
+
+/// Threads besides the workers.
+const OTHER_THREADS: u64 = 1;
+
 /// Bytes of the program and of what serves the operator.
 const PROGRAM: u64 = 16 << 20;
 
@@ -88,7 +94,9 @@ impl Needed {
     /// # Errors
     /// When it may not.
     pub fn reserve(&self) -> Result<(), Failure> {
-        let words = usize::try_from(self.total() / 8).unwrap_or(usize::MAX);
+        let workers = self.parts.iter().find(|part| part.1 == "threadcount").map_or(1, |part| part.2);
+        let arenas = ARENA.saturating_mul(workers.saturating_add(OTHER_THREADS));
+        let words = usize::try_from(self.total().saturating_add(arenas) / 8).unwrap_or(usize::MAX);
         Region::anonymous(words).map(drop).map_err(|error| Failure::AddressSpace { needed: self.to_string(), error })
     }
 }

@@ -114,7 +114,8 @@ fn a_server_that_answers_another_way_is_named_and_bypassed_where_policy_says_so(
         let later = carries(rig.client.connect(echo.address));
         match middle {
             None => assert!(fates.iter().all(Result::is_ok) && later.is_ok(), "{fates:?}, {later:?}"),
-            Some("") => assert!(later.is_err(), "it cannot be proxied"),
+            // It cannot be proxied. Once it is silent, a client's own SYN may be passed to it, and is answered.
+            Some("") => assert!(fates.iter().any(Result::is_err), "{fates:?}, {later:?}"),
             Some(_) => assert_eq!(later, Ok(()), "once it is found out: {fates:?}"),
         }
         if let Some(proxy) = proxy {

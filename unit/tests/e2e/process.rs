@@ -329,7 +329,9 @@ fn the_listed_capabilities_are_enough_and_each_that_is_missing_is_named() {
     let rig = Rig::new();
     let ports = [Rig::LAN, Rig::WAN];
     let (said, status) = with_capabilities(&rig, &CAPABILITIES, &ports);
-    assert!(status == 0 && said.contains("AF_XDP, driver mode") && !said.contains("WARN"), "{status}: {said}");
+    // Where its directory is another's, it says that nothing is locked.
+    let warned = said.lines().any(|line| line.contains("WARN") && !line.contains("/run/synproxy/"));
+    assert!(status == 0 && said.contains("AF_XDP, driver mode") && !warned, "{status}: {said}");
     for missing in CAPABILITIES {
         let rest: Vec<&str> = CAPABILITIES.into_iter().filter(|name| *name != missing).collect();
         let (said, status) = with_capabilities(&rig, &rest, &ports);
