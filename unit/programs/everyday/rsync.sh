@@ -14,6 +14,8 @@ ask() {
         find tree -type f | wc -l
         same tree/deep/payload
         echo "changed" >>tree/7
+        # A file changed within the second it was made in has the same time.
+        touch -d 2001-02-03 tree/7
         rsync -a --itemize-changes tree/ "rsync://$ip/all/"
         rsync -a --itemize-changes tree/ "rsync://$ip/all/"
         rm -r tree
