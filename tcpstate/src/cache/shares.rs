@@ -48,13 +48,26 @@ pub(crate) struct Share {
     pub(crate) is_exceeded: bool,
 }
 
+/// What one look at a connection has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sample {
+    /// It is over, and nobody's.
+    Over,
+    /// It has carried more than a little, or nobody has proved that its client is there.
+    Uncounted,
+    /// It has carried little.
+    Little(Holder),
+}
+
 /// The estimate.
 #[derive(Clone)]
 pub(crate) struct Shares {
     keys: Keys,
-    /// Of the last connections that were looked at, those that have carried little, by their counters; the others as `None`.
-    samples: VecDeque<Option<Holder>>,
+    /// Of the last connections that were looked at.
+    samples: VecDeque<Sample>,
     most: usize,
+    /// How many of these are over.
+    over: u32,
     /// Of each level those of the one kind and of the other.
     counts: Box<[u16]>,
 }
@@ -64,7 +77,13 @@ impl Shares {
     pub(crate) fn new(keys: Keys, flows: usize) -> Self {
         // Of a small table so many that each flow counts about once.
         let most = flows.clamp(1, SAMPLES);
-        Self { keys, samples: VecDeque::with_capacity(most), most, counts: vec![0; 2 * LEVELS * COUNTERS].into() }
+        Self {
+            keys,
+            samples: VecDeque::with_capacity(most),
+            most,
+            over: 0,
+            counts: vec![0; 2 * LEVELS * COUNTERS].into(),
+        }
     }
 
     /// The counters of a connection from `client` to `server`.
@@ -95,17 +114,27 @@ impl Shares {
         [own + hash % COUNTERS, own + COUNTERS + hash / COUNTERS % COUNTERS].map(|place| place as u16)
     }
 
-    /// Notes a connection that was looked at, if it has carried little with its counters; the oldest sample is forgotten for it.
-    pub(crate) fn note(&mut self, sample: Option<Holder>) {
-        if self.samples.len() == self.most
-            && let Some(Some(oldest)) = self.samples.pop_front()
-        {
-            self.count(&oldest, u16::wrapping_sub);
+    /// Notes a connection that was looked at; the oldest sample is forgotten for it.
+    pub(crate) fn note(&mut self, sample: Sample) {
+        if self.samples.len() == self.most {
+            match self.samples.pop_front() {
+                Some(Sample::Little(oldest)) => self.count(&oldest, u16::wrapping_sub),
+                Some(Sample::Over) => self.over -= 1,
+                Some(Sample::Uncounted) | None => {}
+            }
         }
-        if let Some(holder) = &sample {
-            self.count(holder, u16::wrapping_add);
+        match &sample {
+            Sample::Little(holder) => self.count(holder, u16::wrapping_add),
+            Sample::Over => self.over += 1,
+            Sample::Uncounted => {}
         }
         self.samples.push_back(sample);
+    }
+
+    /// Of so many connections those that are not over.
+    pub(crate) fn living(&self, connections: u64) -> u64 {
+        let samples = self.samples.len().max(1) as u64;
+        connections - connections * u64::from(self.over) / samples
     }
 
     fn count(&mut self, holder: &Holder, step: fn(u16, u16) -> u16) {
@@ -170,13 +199,34 @@ mod tests {
             let client = [random() as u32, random() as u32, 0, 1];
             let v6 = random() & 1 == 1;
             let holder = shares.holder(&client, &v4(random() as u32 % 7), v6);
-            shares.note((random() & 3 > 0).then_some(holder));
+            shares.note(match random() & 3 {
+                0 => Sample::Over,
+                1 => Sample::Uncounted,
+                _ => Sample::Little(holder),
+            });
             let counted: u32 = shares.counts.iter().map(|&count| u32::from(count)).sum();
-            let levels: usize = shares.samples.iter().flatten().map(|holder| holder.levels().count()).sum();
-            assert_eq!(counted as usize, 2 * levels);
+            let levels = shares.samples.iter().map(|sample| match sample {
+                Sample::Little(holder) => holder.levels().count(),
+                Sample::Over | Sample::Uncounted => 0,
+            });
+            assert_eq!(counted as usize, 2 * levels.sum::<usize>());
+            assert_eq!(shares.over as usize, shares.samples.iter().filter(|&&it| it == Sample::Over).count());
         }
-        (0..100).for_each(|_| shares.note(None));
-        assert!(shares.counts.iter().all(|&count| count == 0));
+        (0..100).for_each(|_| shares.note(Sample::Uncounted));
+        assert!(shares.over == 0 && shares.counts.iter().all(|&count| count == 0));
+    }
+
+    #[test]
+    fn of_the_connections_those_that_are_over_hold_nothing() {
+        let mut shares = shares();
+        assert_eq!(shares.living(1000), 1000);
+        (0..300).for_each(|_| shares.note(Sample::Over));
+        (0..100).for_each(|_| shares.note(Sample::Little(shares.holder(&v4(1), &SERVER, false))));
+        assert_eq!(shares.living(1000), 250);
+        // The part is one of the table, not of the connections that are not over.
+        assert!(share(&shares, 1).is_exceeded);
+        (0..1300).for_each(|_| shares.note(Sample::Over));
+        assert!(!share(&shares, 1).is_exceeded);
     }
 
     /// The share of a client of each family after 4096 samples, of which `held` are of clients that `client` makes of their number.
@@ -185,7 +235,7 @@ mod tests {
         for n in 0..4096 {
             let other = [random() as u32 | 1 << 31, random() as u32, 0, random() as u32];
             let holder = shares.holder(&if n < held { client(n) } else { other }, &SERVER, v6);
-            shares.note(Some(holder));
+            shares.note(Sample::Little(holder));
         }
         shares.share(&shares.holder(&client(0), &SERVER, v6))
     }
@@ -217,8 +267,8 @@ mod tests {
     fn a_busy_network_s_connections_do_not_count_and_a_neighbour_counts_less() {
         let mut shares = shares();
         for _ in 0..2000 {
-            shares.note(None);
-            shares.note(Some(shares.holder(&v4(0x0b00_0001), &SERVER, false)));
+            shares.note(Sample::Uncounted);
+            shares.note(Sample::Little(shares.holder(&v4(0x0b00_0001), &SERVER, false)));
         }
         let [holder, neighbour, stranger] =
             [0x0b00_0001, 0x0b00_0002, 0x0c00_0001].map(|client| share(&shares, client));
@@ -233,7 +283,7 @@ mod tests {
     fn few_samples_say_nothing_of_a_part() {
         let mut shares = shares();
         for _ in 0..SIGNIFICANT - 1 {
-            shares.note(Some(shares.holder(&v4(1), &SERVER, false)));
+            shares.note(Sample::Little(shares.holder(&v4(1), &SERVER, false)));
         }
         assert!(!share(&shares, 1).is_exceeded);
     }

@@ -273,13 +273,15 @@ impl Proxy {
 
     #[inline(never)]
     fn make_room_under_pressure(&mut self, opener: Opener, now: Instant, egress: &mut impl Egress) -> bool {
-        if !self.table.is_full() {
-            self.inspect_some(now);
-            if !self.table.is_almost_full() || !self.claim(opener).is_limited() {
-                return true;
-            }
+        // The places of what is over, and of what is in the SYN cache, are for others too.
+        let gets_last = self.inspect_some(opener, now);
+        if gets_last && !self.table.is_full() {
+            return true;
         }
-        if self.evict_first(Kind::Closing, false, now, egress) || self.evict_first(Kind::SynCached, true, now, egress) {
+        if gets_last
+            && (self.evict_first(Kind::Closing, false, now, egress)
+                || self.evict_first(Kind::SynCached, true, now, egress))
+        {
             return true;
         }
         if let Some(candidate) = self.find_idle(opener, now) {
@@ -291,8 +293,9 @@ impl Proxy {
             return self.evict(candidate.id, candidate.event, egress);
         }
         let kinds: &[Kind] = match opener {
-            Opener::Unproved(_) => &[Kind::SynCached, Kind::Opening],
+            _ if !gets_last => &[],
             _ if self.claim(opener).is_limited() => &[Kind::SynCached],
+            Opener::Unproved(_) => &[Kind::SynCached, Kind::Opening],
             _ => &[Kind::SynCached, Kind::Silent, Kind::ServerSynSent, Kind::Opening],
         };
         kinds.iter().any(|&kind| self.evict_first(kind, kind != Kind::SynCached, now, egress))

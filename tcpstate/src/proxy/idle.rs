@@ -4,17 +4,18 @@
 //! them that can best be spared. None that is young or moving data is given up. Of the others those go first that have carried little, and among those
 //! the ones of the network and the destination that hold most of the table with such connections ([`Shares`]); then those that were idle longest.
 //!
-//! A network that holds more than its part of the table gets none of its last eighth. It gets places of its own and of networks that hold as much, while a
-//! third of what is inspected could be spared, and places of no others. So who comes with many connections cannot drive out those who come with few, nor
-//! take every place that becomes free before they do. What comes without a proof gets no place of who proved itself, but of networks that hold more than
-//! their part.
+//! A network that holds more than its part of the table gets none of its last eighth, whatever is in that: entries of the SYN cache and flows that are over
+//! keep it for the others. It gets places of its own and of networks that hold as much, while a third of what is inspected could be spared, and places of
+//! no others. So who comes with many connections cannot drive out those who come with few, nor take every place that becomes free before they do; and for
+//! those who come with few it may lose connections that only rest. What comes without a proof gets no place of who proved itself, but of networks that hold
+//! more than their part; as only a sixteenth of the table can be held so, it leaves half of the last eighth.
 
 use std::collections::VecDeque;
 
 use super::Proxy;
 use super::evict::{HALF_OPEN_GRACE, Kind};
 use super::server_handshake::SECOND;
-use crate::cache::shares::{Holder, Share, Shares};
+use crate::cache::shares::{Holder, Sample, Share, Shares};
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, Snapshot, State};
@@ -34,6 +35,8 @@ const INSPECTED_BEFORE: usize = 2;
 /// Connections to inspect again that are remembered.
 const REMEMBERED: usize = 1024;
 
+/// For so long without a segment a connection rests.
+const REST: Ticks = SECOND;
 /// For so long without data a connection that has carried little is idle.
 const IDLE: Ticks = 4 * SECOND;
 /// For so long one that has carried more.
@@ -52,6 +55,8 @@ const OUTDATED: u32 = 12;
 /// Whom the engine inspects next, and what it knows of who holds the table.
 pub(crate) struct Inspection {
     shares: Shares,
+    /// Seven eighths of the table.
+    almost_all: u64,
     order: Order,
     /// How many are inspected at once: each flow once at most.
     at_once: usize,
@@ -73,7 +78,8 @@ impl Inspection {
         let stride = stride(flows);
         let again = VecDeque::with_capacity(REMEMBERED.min(flows));
         let order = Order::Walk { at: 0, stride };
-        Self { shares: Shares::new(keys, flows), order, at_once: INSPECTED.min(flows), again }
+        let almost_all = (flows - flows / 8) as u64;
+        Self { shares: Shares::new(keys, flows), almost_all, order, at_once: INSPECTED.min(flows), again }
     }
 
     /// The next to be inspected.
@@ -109,13 +115,15 @@ impl Inspection {
         let again = self.again.iter().take(INSPECTED_AGAIN);
         let again: VecDeque<_> = again.map(|&(id, generation, since)| (place(id), generation, since)).collect();
         let listed = next[again.len()..].iter().map(|&id| place(id)).collect();
-        Self { shares: self.shares.clone(), order: Order::Listed(listed), at_once: self.at_once, again }
+        let (shares, order) = (self.shares.clone(), Order::Listed(listed));
+        Self { shares, almost_all: self.almost_all, order, at_once: self.at_once, again }
     }
 
     /// That of an excerpt of a table that is not nearly full: nothing is inspected.
     pub(crate) fn none() -> Self {
         Self {
             shares: Shares::new((0, 0), 1),
+            almost_all: u64::MAX,
             order: Order::Listed(VecDeque::new()),
             at_once: 0,
             again: VecDeque::new(),
@@ -158,16 +166,18 @@ impl Claim {
     /// That of any newcomer to the place of a flow that is over.
     pub(crate) const ANY: Claim = Claim { share: Share { rank: 0, is_exceeded: false }, is_proved: true };
 
-    /// Whether it gets places of some others only, and none of the last ones that are free.
+    /// Whether it gets places of its own only, and of those who hold as much, and none of the last eighth of the table.
     pub(crate) fn is_limited(self) -> bool {
-        self.share.is_exceeded || !self.is_proved
+        self.share.is_exceeded
     }
 
-    /// Whether a connection that holds this share must give way to it.
-    fn displaces(self, share: Share) -> bool {
-        match self {
-            Claim { is_proved: false, .. } => share.is_exceeded,
-            Claim { share: own, .. } => !own.is_exceeded || share.rank >= own.rank,
+    /// Whether a connection must give way to it.
+    fn displaces(self, one: &Candidate) -> bool {
+        match (self, one.class) {
+            (Claim { share: own, .. }, Class::Over) => !own.is_exceeded || one.share.rank >= own.rank,
+            (Claim { share: own, .. }, Class::Resting) if own.is_exceeded => false,
+            (Claim { is_proved: false, .. }, _) => one.share.is_exceeded,
+            (Claim { share: own, .. }, _) => !own.is_exceeded || one.share.rank >= own.rank,
         }
     }
 }
@@ -179,6 +189,8 @@ enum Class {
     Over,
     /// It has carried little.
     Little,
+    /// The same, not idle yet, of a network that holds more than its part.
+    Resting,
     /// It has carried more, or the LAN has opened it.
     Much,
 }
@@ -210,20 +222,28 @@ enum Idle {
     For(Ticks),
     /// Hardly any data.
     Slow,
-    /// It cannot.
+    /// It cannot, or not yet.
     No,
 }
 
 impl Proxy {
-    /// Inspects a few connections of a table that is nearly full.
+    /// Inspects a few connections of a table that is nearly full, or more of them for who may get none of its last places, so that nobody takes those before
+    /// it is known who holds the others: whether the opener gets one of them.
     #[inline(never)]
-    pub(crate) fn inspect_some(&mut self, now: Instant) {
-        for _ in 0..INSPECTED_BEFORE {
-            if let Some(id) = self.inspection.next(&self.table) {
+    pub(crate) fn inspect_some(&mut self, opener: Opener, now: Instant) -> bool {
+        // While most flows are over, who comes is let in without further questions.
+        let may_be_crowded = self.table.is_almost_full() && 2 * self.living() >= self.inspection.almost_all;
+        let is_limited = may_be_crowded && self.claim(opener).is_limited();
+        for _ in 0..if is_limited { self.inspection.at_once } else { INSPECTED_BEFORE } {
+            let Some(id) = self.inspection.next(&self.table) else { continue };
+            if Kind::of(&self.table[id]) == Some(Kind::Closing) {
+                self.inspection.shares.note(Sample::Over);
+            } else {
                 self.sample(id, now);
                 self.inspect(id, now);
             }
         }
+        !is_limited || self.living() < self.inspection.almost_all
     }
 
     /// What who opens a connection may claim.
@@ -233,6 +253,12 @@ impl Proxy {
             Opener::Proved(key) => Claim { share: self.share(key), is_proved: true },
             Opener::Unproved(key) => Claim { share: self.share(key), is_proved: false },
         }
+    }
+
+    /// How many connections are not over, as an estimate.
+    fn living(&self) -> u64 {
+        let population = self.table.population();
+        self.inspection.shares.living(population.proxied + population.passthrough)
     }
 
     /// What the networks of a connection's client, and its server, hold.
@@ -273,8 +299,7 @@ impl Proxy {
         let (mut best, mut spared, mut all) = (None::<Candidate>, 0, 0);
         for &id in inspected.iter().flatten() {
             all += u32::from(!self.table[id].is_in(State::Free));
-            let displaced = |one: &Candidate| one.class == Class::Over || claim.displaces(one.share);
-            let Some(candidate) = self.inspect(id, now).filter(displaced) else { continue };
+            let Some(candidate) = self.inspect(id, now).filter(|one| claim.displaces(one)) else { continue };
             spared += 1;
             if best.is_none_or(|best| candidate.goes_before(&best)) {
                 best = Some(candidate);
@@ -322,19 +347,26 @@ impl Proxy {
             && !matches!(flow.state(), State::Free | State::SynCached | State::Unconfirmed)
     }
 
-    /// Notes who holds a flow.
+    /// Notes who holds a flow. In whose name it passed without a proof says nothing: anybody can have sent its SYN.
     fn sample(&mut self, id: Id, now: Instant) {
-        if self.is_inspected(id) {
-            let holder = self.holder(id, now);
-            self.inspection.shares.note(holder);
-        }
+        let flow = &self.table[id];
+        let sample = if Kind::of(flow) == Some(Kind::Closing) {
+            Sample::Over
+        } else if !self.is_inspected(id) {
+            return;
+        } else if flow.is_unproved() {
+            Sample::Uncounted
+        } else {
+            self.holder(id, now).map_or(Sample::Uncounted, Sample::Little)
+        };
+        self.inspection.shares.note(sample);
     }
 
     /// Inspects a flow: what it is as a candidate, if it may give way; and notes how far it has got.
     fn inspect(&mut self, id: Id, now: Instant) -> Option<Candidate> {
         let flow = &self.table[id];
         if Kind::of(flow) == Some(Kind::Closing) {
-            let (share, event) = (Share::default(), Event::EvictedClosing);
+            let (share, event) = (self.share(&self.table.key(id)), Event::EvictedClosing);
             return Some(Candidate { id, class: Class::Over, share, is_silent: true, idle: 0, event });
         }
         if !self.is_inspected(id) {
@@ -354,9 +386,11 @@ impl Proxy {
             _ => Event::EvictedIdle,
         };
         let candidate = Candidate { id, class, share, is_silent, idle: 0, event };
+        let rests = || counts && share.is_exceeded && self.quiet(flow, tick(now)) >= REST;
+        let resting = rests().then_some(Candidate { class: Class::Resting, ..candidate });
         if age < HALF_OPEN_GRACE {
             // What it waits for may be on its way.
-            return None;
+            return resting;
         }
         let idle = self.idle(flow, tick(now));
         self.renew_snapshot(id, idle, tick(now));
@@ -366,7 +400,7 @@ impl Proxy {
                 Some(Candidate { event: Event::EvictedSlow, ..candidate })
             }
             Idle::Slow if counts => Some(candidate),
-            _ => None,
+            _ => resting,
         }
     }
 

@@ -339,7 +339,7 @@ impl Proxy {
 
 impl Flow {
     /// See [`Proxy::is_unproved`].
-    fn is_unproved(&self) -> bool {
+    pub(super) fn is_unproved(&self) -> bool {
         matches!(self.state(), State::SynSent | State::SynReceived)
             && self.client() == Side::Wan
             && !self.is(FlowFlags::UNJUDGED)

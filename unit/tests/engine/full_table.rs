@@ -407,6 +407,180 @@ fn what_proves_nothing_takes_no_place_of_who_proved_itself() {
     }
 }
 
+/// A signed SYN (RFC 2385), which passes unanswered.
+fn signed_syn() -> Seg {
+    syn(CLIENT_ISN).raw(&[19, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
+}
+
+/// Whether a SYN from `client` reaches the server.
+fn passes(world: &World, client: IpAddr, port: u16, seg: &Seg) -> bool {
+    let (one, other) = world.pair(1, 1, port);
+    let (mut there, mut back) = (one.ends(), other.ends());
+    (there.src, back.dst) = (client, client);
+    let (client, server) = (world.host(Side::Wan, there), world.host(Side::Lan, back));
+    world.discard();
+    client.sends(seg.clone());
+    !told(world, &world.discard(), &server).is_empty()
+}
+
+/// A table of so many buckets, without a limit on SYNs, answered or passed.
+fn unlimited(mode: Mode, buckets: usize) -> World {
+    let rate = RateLimit { burst: 1 << 20, add: 1 << 20, size: 1024, ..RateLimit::default() };
+    let config = Config {
+        table_buckets: buckets,
+        syn_cache_max: if mode.cache { buckets } else { 0 },
+        rate,
+        passed_rate: 1 << 20,
+        ..mode.config()
+    };
+    World::new(mode, &config)
+}
+
+/// Attackers who open connections for six seconds, and move data on each. `also` happens beside every one.
+fn fill_with_data(world: &World, owner: Owner, also: impl Fn(u16)) -> Vec<Connection> {
+    let mut held: Vec<Connection> = Vec::new();
+    for n in 0..600 {
+        also(n as u16);
+        held.extend(Connection::open(world, owner.client(world.mode().family, n), 1000 + n as u16));
+        if n % 50 == 49 {
+            held.iter_mut().for_each(|one| assert!(one.asks(world, 20), "what moves data is cut"));
+        }
+        world.tick(Duration::from_millis(10));
+        world.discard();
+    }
+    held
+}
+
+#[test]
+fn what_the_syn_cache_held_is_not_for_who_holds_much() {
+    for mode in [Mode::V4.cached(), Mode::V6.cached()] {
+        for owner in OWNERS {
+            let world = unlimited(mode, BUCKETS);
+            // Forged SYNs fill the cache again and again.
+            let forged = |n: u16| assert!(!passes(&world, Owner::Other(n).client(mode.family, 0), 50_000, &syn(1)));
+            let mut held = fill_with_data(&world, owner, forged);
+            for n in 0..20 {
+                let client = Owner::Other(1000 + n).client(mode.family, 0);
+                let Some(mut one) = Connection::open(&world, client, 20_000 + n) else {
+                    world.fail(&format!("{mode}, {owner:?}: client {n} has found no place"));
+                };
+                assert!(one.works(&world));
+            }
+            assert!(held.iter_mut().all(|one| one.asks(&world, 20)), "what moves data is cut");
+        }
+    }
+}
+
+#[test]
+fn what_proves_nothing_gets_a_sixteenth_of_a_table_that_somebody_holds() {
+    for mode in MODES {
+        for owner in OWNERS {
+            let world = unlimited(mode, BUCKETS);
+            let held = fill_with_data(&world, owner, |_| ());
+            assert!(held.len() <= FLOWS - FLOWS / 8 && held.len() > FLOWS / 2, "{mode}, {owner:?}: {}", held.len());
+            for n in 0..200 {
+                let client = Owner::Other(n).client(mode.family, 0);
+                assert!(passes(&world, client, 20_000 + n, &signed_syn()), "{mode}, {owner:?}: signed SYN {n}");
+            }
+            // Who holds the table gets none of that, and who proves itself gets what is left.
+            let attacker = owner.client(mode.family, 1);
+            assert!(!passes(&world, attacker, 30_000, &signed_syn()), "{mode}, {owner:?}");
+            for n in 0..FLOWS as u16 / 16 {
+                let client = Owner::Other(1000 + n).client(mode.family, 0);
+                assert!(Connection::open(&world, client, 40_000 + n).is_some(), "{mode}, {owner:?}: client {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn forged_openings_do_not_count_against_the_network_in_whose_name_they_are() {
+    for mode in MODES {
+        let world = unlimited(mode, 4 * BUCKETS);
+        let flows = 32 * BUCKETS as u16;
+        let victim = Owner::Other(7).client(mode.family, 0);
+        for n in 0..flows - flows / 8 {
+            if n % 4 == 0 {
+                passes(&world, victim, 1000 + n, &signed_syn());
+            }
+            let client = Owner::Other(100 + n).client(mode.family, 0);
+            let mut one = Connection::open(&world, client, 10_000 + n).expect("there is room");
+            assert!(one.asks(&world, 20));
+            world.tick(Duration::from_millis(1));
+        }
+        for n in 0..flows / 20 {
+            let opened = Connection::open(&world, victim, 40_000 + n);
+            assert!(opened.is_some_and(|mut one| one.works(&world)), "{mode}: client {n} has found no place");
+        }
+    }
+}
+
+#[test]
+fn who_comes_with_many_gets_the_places_of_what_is_over() {
+    // One address that all clients share, of which a part is at work.
+    for mode in MODES {
+        let world = small(mode);
+        let open = |owner: Owner, port| Connection::open(&world, owner.client(mode.family, 0), port);
+        let mut busy: Vec<_> = (0..FLOWS as u16 / 4).map(|n| open(Owner::Address, 1000 + n).expect("room")).collect();
+        for n in 0..FLOWS as u16 {
+            let one = open(Owner::Other(n), 10_000 + n).expect("what is over gives way");
+            let _ = world.inject(Side::Wan, &one.client.frame(&fin(one.seq, one.outer)));
+            let _ = world.inject(Side::Lan, &one.server.frame(&fin(one.inner, one.seq + 1)));
+            let _ = world.inject(Side::Wan, &one.client.frame(&ack(one.seq + 1, one.outer + 1)));
+            world.discard();
+        }
+        for n in 0..FLOWS as u16 / 2 {
+            let one = open(Owner::Address, 20_000 + n);
+            busy.push(one.unwrap_or_else(|| panic!("{mode}: no place for client {n}, and most flows are over")));
+        }
+        assert!(busy.iter_mut().all(|one| one.works(&world)));
+        assert_eq!(world.happened(Event::TurnedAway), 0);
+        // Beyond seven eighths they are for others.
+        let more = (0..FLOWS as u16).filter(|&n| open(Owner::Address, 30_000 + n).is_some()).count();
+        assert!(more < FLOWS / 4, "{mode}: {more}");
+        assert!(open(Owner::Other(2000), 50_000).is_some());
+    }
+}
+
+#[test]
+fn who_holds_much_loses_what_rests_before_anybody_is_turned_away() {
+    for mode in MODES {
+        for owner in OWNERS {
+            let world = small(mode);
+            let family = mode.family;
+            let open = |owner: Owner, n: u16| Connection::open(&world, owner.client(family, n.into()), 10_000 + n);
+            // The last eighth is in use, and the rest is held by connections that are no second old.
+            let mut honest: Vec<_> = (0..FLOWS as u16 / 8).map(|n| open(Owner::Other(n), n).expect("room")).collect();
+            let mut held: Vec<_> = (1000..1000 + 3 * FLOWS as u16).filter_map(|n| open(owner, n)).collect();
+            while let Some(one) = open(Owner::Other(100 + honest.len() as u16), 100 + honest.len() as u16) {
+                honest.push(one);
+            }
+            let moves = |all: &mut Vec<Connection>| assert!(all.iter_mut().all(|one| one.asks(&world, 20)), "cut");
+            moves(&mut honest);
+            moves(&mut held);
+            for n in 0..4 {
+                world.tick(Duration::from_millis(400));
+                world.discard();
+                moves(&mut honest);
+                // Of those that move data none gives way.
+                moves(&mut held);
+                assert!(open(Owner::Other(500), 500 + n).is_none(), "{mode}, {owner:?}");
+            }
+            world.tick(Duration::from_millis(1100));
+            world.discard();
+            moves(&mut honest);
+            for n in 0..40 {
+                let Some(one) = open(Owner::Other(600 + n), 600 + n) else {
+                    world.fail(&format!("{mode}, {owner:?}: client {n} has found no place"));
+                };
+                honest.push(one);
+            }
+            assert!(open(owner, 5000).is_none(), "it gets none of its own that only rest");
+            moves(&mut honest);
+        }
+    }
+}
+
 #[test]
 fn who_holds_most_of_one_server_loses_before_those_of_another() {
     for mode in MODES {
