@@ -183,19 +183,23 @@ impl Proxy {
     fn on_opening_acknowledged(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
         let opener = flow.client();
-        let may_prove = match flow.state() {
-            // The client's own SYN may have been answered by cookie alone before the LAN sent this one.
-            State::SynSent => self.caches.recent_syns.may_have(ctx.hash, ctx.now),
-            _ => flow.is(FlowFlags::UNJUDGED) && self.caches.recent_syns.has_noted(ctx.hash, ctx.now),
+        let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
+        // The client's own SYN may have been answered by cookie alone before the LAN sent this one, or before one passed that somebody else sent in its
+        // name.
+        let may_prove = match (opener, flow.state()) {
+            (Side::Wan, _) if self.caches.direct_returns.is_found(ctx.key()) => false,
+            (_, State::SynSent) => self.caches.recent_syns.may_have(ctx.hash, ctx.now),
+            // The server's answer to the one that passed is not what the client acknowledges.
+            (Side::Wan, _) => !acknowledges && self.caches.recent_syns.has_noted(ctx.hash, ctx.now),
+            (Side::Lan, _) => flow.is(FlowFlags::UNJUDGED) && self.caches.recent_syns.has_noted(ctx.hash, ctx.now),
         };
-        if (opener, ctx.side) == (Side::Lan, Side::Wan)
+        if ctx.side == Side::Wan
             && may_prove
             && let Ok(proof) = self.open_cookie(&mut ctx)
         {
             return self.accept_cookie(ctx, &proof, Some(id));
         }
         let flow = &self.table[id];
-        let acknowledges = ctx.segment.ack.within(flow.endpoint(opener).acked, flow.endpoint(opener.other()).next);
         if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
             if ctx.side == opener && !self.may_go_on(&ctx, id) {
                 return Verdict::Drop(DropReason::NotPassed);

@@ -1351,6 +1351,26 @@ in_every_mode! {
         }
     }
 
+    fn a_syn_that_passes_in_a_client_s_name_does_not_keep_it_from_connecting(world, client, server) {
+        let _ = (client, server);
+        let terms = Terms::linux(world.mss());
+        // Somebody sends a SYN with the client's 4-tuple between the box's SYN-ACK and the client's ACK, and the server may have answered it.
+        for (port, is_answered) in [(21, false), (22, true)] {
+            let (client, server) = world.on_port(port);
+            let offered = connect(&client, terms, CLIENT_ISN);
+            client.passes(syn(77).mss(1400).raw(SIGNATURES[1]));
+            if is_answered {
+                server.passes(syn_ack(99, 78).mss(1400).raw(SIGNATURES[1]));
+                // What the client makes of that, it has sent before.
+                client.passes(rst(CLIENT_ISN + 1));
+            }
+            client.sends(ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(echoed(&offered)));
+            client.gets(nothing());
+            let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+            answer(&client, &server, terms, CLIENT_ISN, SERVER_ISN, offered, server_syn);
+        }
+    }
+
     fn a_signed_syn_is_dropped_where_policy_drops_it_and_the_lans_own_is_not(world, client, server) {
         let _ = (client, server);
         let (_, client, server) = world.mode().world_with(|config| config.signed = Action::Drop);
