@@ -91,6 +91,7 @@ impl Attack {
             Attack::RepeatedSignedSyns => 20,
             Attack::BarredSigned => 10,
             Attack::BarredClients => 6,
+            // The table is full after six seconds: of a table of the default size that takes 150 000 handshakes a second.
             Attack::OneByte | Attack::ZeroWindows | Attack::SlowReaders => 150,
         }
     }
@@ -280,7 +281,7 @@ const PORT: u16 = 80;
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
-/// Networks, each of 2^16 addresses in networks of 2^8 or of /64 below it: random ones are further away.
+/// Networks of one owner each, a /16 or a /32, with networks of 2^8 addresses or of /64 below it: random ones are further away.
 const OF_CLIENTS: u16 = 1;
 const ELSEWHERE: u16 = 2;
 const OF_SIGNERS: u16 = 3;
@@ -371,7 +372,7 @@ impl World {
 
     fn address(&self, network: u16, subnet: u8, host: u8) -> IpAddr {
         if self.v6 {
-            Ipv6Addr::new(0x2600, 0xdb8, network, u16::from(subnet), 0, 0, 0, u16::from(host)).into()
+            Ipv6Addr::new(0x2600, network, 0, u16::from(subnet), 0, 0, 0, u16::from(host)).into()
         } else {
             let [_, network] = network.to_be_bytes();
             Ipv4Addr::new(20, network, subnet, host).into()
@@ -382,7 +383,7 @@ impl World {
     fn network(address: IpAddr) -> u16 {
         match address {
             IpAddr::V4(v4) => u16::from(v4.octets()[1]),
-            IpAddr::V6(v6) => v6.segments()[2],
+            IpAddr::V6(v6) => v6.segments()[1],
         }
     }
 
