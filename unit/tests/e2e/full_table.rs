@@ -50,6 +50,9 @@ fn asks(mut stream: &TcpStream, number: usize) -> std::io::Result<()> {
 
 fn is_filled(usage: Use) {
     let rig = Rig::new();
+    if rig.queues() > 1 {
+        harness::ignore("each of several workers has a part of the table, and this fills one table");
+    }
     let proxy = Appliance::start(&rig, Backend::Packet, "conntablesize = 32; halfopen_cache_max = 64; shed = off;");
     let attacker = IpAddr::V4(Ipv4Addr::new(10, 88, 1, 1));
     rig.client.sh(&format!("ip addr add {attacker}/32 dev c0"));

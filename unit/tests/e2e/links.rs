@@ -51,7 +51,7 @@ fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) -
     begin.elapsed()
 }
 
-const SECONDS: Duration = Duration::from_secs(5);
+const SECONDS: Duration = Duration::from_secs(30);
 
 fn has_carrier(host: &Namespace, interface: &str) -> bool {
     // A carrier cannot be read while the interface is down.
@@ -381,7 +381,7 @@ fn a_start_says_what_it_waits_for_and_is_ready_soon_after() {
         starting.end();
         let took = begin.elapsed();
         note!("{backend:?}: ended {took:?} after a signal");
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
         rig.server.sh("ip link set s0 up");
         assert_eq!(settings(&rig), before);
     }

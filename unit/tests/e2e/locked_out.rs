@@ -179,5 +179,9 @@ fn forged_signed_syns_keep_no_signer_out_and_hardly_reach_the_server() {
         assert!(wait.expect("a signer connects") < LONGEST);
     }
     assert!(sent > 5000 * seconds.min(1), "the attack was none: {sent}");
-    assert!(reached < 150 * seconds, "{reached} forged SYNs reached the server in {seconds} s");
+    // Each worker allows a destination a little.
+    assert!(
+        reached < 150 * u64::from(rig.queues()) * seconds,
+        "{reached} forged SYNs reached the server in {seconds} s"
+    );
 }
