@@ -95,7 +95,8 @@ impl Script {
     fn command(self, namespace: &Namespace, folder: &Folder, function: &str) -> Command {
         let mut command = namespace.command("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
-        let text = format!("mount -t tmpfs none /run\nexec 2>&1\n{PRELUDE}\n{}\n{function}\n", self.0);
+        // The shell stays the first process: a program that changes its user would not hear of its parent's end any more.
+        let text = format!("mount -t tmpfs none /run\nexec 2>&1\n{PRELUDE}\n{}\n({function})\nexit 0\n", self.0);
         command.args(["bash", "-euo", "pipefail", "-c", &text]);
         command.env("PATH", path()).env("D", &folder.0).env("CLIENT", netns::CLIENT_V4.to_string());
         command.env("V4", netns::SERVER_V4.to_string()).env("V6", netns::SERVER_V6.to_string());
