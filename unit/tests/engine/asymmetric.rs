@@ -188,7 +188,7 @@ fn a_full_table_gives_up_what_is_half_seen_first() {
     for n in 0..20 {
         world.on_port(1000 + n).0.passes(syn_ack(900, 101).mss(1460));
     }
-    // Those that are half seen take every place, since whoever comes gets theirs.
+    // Those that are half seen take every place, since every newcomer gets theirs.
     assert_eq!(world.happened(Event::EvictedClosing), 13);
     established.passes(data(901, 101, 10).nop().nop().ts(7, 2));
     assert!(world.status(Side::Lan, &server.frame(&ack(101, 911))).is_some());

@@ -1,4 +1,4 @@
-//! A full flow table: whoever fills it with connections that carry little keeps nobody out, and loses those connections before anybody else does.
+//! A full flow table: one who fills it with connections that carry little keeps nobody out, and loses those connections before anybody else does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

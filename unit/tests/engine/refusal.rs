@@ -377,7 +377,7 @@ in_every_mode! {
         checks(&world, &pair);
         world.after_ms(1600);
         world.discard();
-        // Whoever comes first sees for itself, and everybody else is answered.
+        // The first to come sees for itself, and everybody else is answered.
         let (scout, _) = world.pair(0, 1, 1001);
         scout.passes(offer(&world));
         for port in 1002..1020 {
@@ -481,7 +481,7 @@ in_every_mode! {
         client.sends_in_vain_for_any_reason(rst(CLIENT_ISN + 1));
         let (next, next_server) = world.pair(0, 1, 1001);
         next.passes(offer(&world));
-        // One a second, whoever sends it. Others wait, and who has waited is answered.
+        // One a second, of any sender. Others wait, and who has waited is answered.
         let (waiting, _) = world.pair(0, 1, 1002);
         waiting.sends_in_vain(offer(&world), DropReason::SilentPort);
         next_server.passes(rst_ack(0, CLIENT_ISN + 1));
