@@ -337,7 +337,7 @@ impl XdpPort {
     }
 
     /// Drops frames for an interface that is down, as a cable would: those in the ring are enough to notice by that it is up again, and
-    /// whoever gets more of them then gets them late.
+    /// who gets more of them then gets them late.
     #[cold]
     fn discard(&mut self, batch: &mut Batch, pool: &mut Pool) -> usize {
         let frames = batch.len();
