@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::huge_pages;
 use crate::pcap::FRAME_OVERHEAD;
 
 /// The most bytes kept of a frame.
@@ -84,7 +85,8 @@ impl TapQueue {
         };
         for _ in 0..chunks {
             let mut chunk = Vec::new();
-            chunk.try_reserve_exact(CHUNK).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+            huge_pages::may_fail(|| chunk.try_reserve_exact(CHUNK))
+                .map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
             let _ = queue.spare.push(chunk);
         }
         Ok(queue)

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use pktio::huge_pages;
 use pktio::region::{Region, RegionError};
 use pktio::shed::PROVED_WORDS;
 use tcpstate::{Config, Memory, Slab, Words};
@@ -26,10 +27,7 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     })
 }
 
-/// Zeroed memory for the proved sources of a worker whose port does not keep them itself.
-///
-/// # Panics
-/// If the system has none.
+/// Zeroed memory for the proved sources of a worker whose port does not keep them itself. Ends the process in one line if the system has none.
 pub fn proved_sources() -> &'static [AtomicU64] {
-    Region::anonymous(PROVED_WORDS).expect("4 MiB for the proved sources").into_atomics()
+    Region::anonymous(PROVED_WORDS).unwrap_or_else(|_| huge_pages::out_of_memory(8 * PROVED_WORDS)).into_atomics()
 }
