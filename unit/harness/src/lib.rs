@@ -4,6 +4,7 @@
 //! * A test that finds that it cannot run says so with [`ignore`], and is reported as ignored with the reason.
 //! * `#[test(alone)]`: no other test of the program runs beside it. The others run first, several at a time.
 //! * What a test prints with [`note!`], and what a panic says, is shown if the test fails, or with `--nocapture`.
+//! * With `TEST_TIMES=FILE` in the environment each test adds a line to the file: how many milliseconds it took, and its name.
 //! * Namespaces, processes and temporary files that carry [`leftovers::name`] are removed however the program ends, see [`leftovers`].
 //!
 //! ```ignore
@@ -23,6 +24,9 @@ use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, OnceLock, RwLock};
@@ -176,6 +180,9 @@ fn run(test: &Test, captures: bool) -> Result<Completion, Failed> {
     NOTES.set(captures.then(String::new));
     let begin = Instant::now();
     let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
+    if let Some(file) = std::env::var_os("TEST_TIMES") {
+        note_time(test, begin, &file);
+    }
     let notes = NOTES.take().unwrap_or_default();
     match outcome {
         Ok(()) => Ok(Completion::Completed),
@@ -184,6 +191,14 @@ fn run(test: &Test, captures: bool) -> Result<Completion, Failed> {
             Err(payload) => Err(Failed::from(format!("{}\n{notes}{}", message(&*payload), other_notes(begin)))),
         },
     }
+}
+
+/// Adds how long a test took, without its wait for others, to a file.
+fn note_time(test: &Test, begin: Instant, file: &OsStr) {
+    let alone = if test.alone { " alone" } else { "" };
+    let line = format!("{:7} {}::{}{alone}\n", begin.elapsed().as_millis(), test.module, test.name);
+    let file = OpenOptions::new().create(true).append(true).open(file);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the file of TEST_TIMES can be written");
 }
 
 /// What a panic said.
