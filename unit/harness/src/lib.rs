@@ -2,7 +2,8 @@
 //! machine to themselves. What `cargo test` says of them and which arguments it takes are the built-in harness's (`libtest-mimic`), except:
 //!
 //! * A test that finds that it cannot run says so with [`ignore`], and is reported as ignored with the reason.
-//! * `#[test(alone)]`: no other test of the program runs beside it. The others run first, several at a time.
+//! * `#[test(alone)]`: no other test of the program runs beside it. `#[test(light)]`: none but light ones do, which wait more than they
+//!   compute and mind a machine that is busy. The others run first, several at a time, then the light ones.
 //! * What a test prints with [`note!`], and what a panic says, is shown if the test fails, or with `--nocapture`.
 //! * With `TEST_TIMES=FILE` in the environment each test adds a line to the file: how many milliseconds it took, and its name.
 //! * Namespaces, processes and temporary files that carry [`leftovers::name`] are removed however the program ends, see [`leftovers`].
@@ -29,7 +30,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::{Mutex, OnceLock, RwLock};
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::Instant;
 use std::{fmt, thread};
 
@@ -45,10 +46,21 @@ pub struct Test {
     pub module: &'static str,
     /// The function's name.
     pub name: &'static str,
-    /// Whether no other test may run beside it.
-    pub alone: bool,
+    /// Which tests may run beside it.
+    pub company: Company,
     /// The test.
     pub body: fn(),
+}
+
+/// Which tests may run beside a test: those of the same company, and beside one that wants nobody none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Company {
+    /// Any others but the following.
+    Any,
+    /// Those that wait more than they compute and mind a machine that is busy.
+    Light,
+    /// None.
+    Nobody,
 }
 
 inventory::collect!(Test);
@@ -56,8 +68,36 @@ inventory::collect!(Test);
 /// Why a test did not run: the payload of the unwinding that [`ignore`] starts.
 struct Ignored(String);
 
-/// Held shared by every test that runs, and exclusively by one that must be alone.
-static TURNS: RwLock<()> = RwLock::new(());
+/// The company of the tests that run now, and their number.
+static RUNNING: Mutex<(Company, usize)> = Mutex::new((Company::Any, 0));
+
+/// Notified when none runs any more.
+static NONE_RUNS: Condvar = Condvar::new();
+
+/// A test's turn, until it is dropped.
+struct Turn;
+
+impl Turn {
+    /// Waits until a test with this company may run.
+    fn wait(company: Company) -> Self {
+        let mut running = RUNNING.lock().unwrap_or_else(|poison| poison.into_inner());
+        while running.1 > 0 && (running.0 != company || company == Company::Nobody) {
+            running = NONE_RUNS.wait(running).unwrap_or_else(|poison| poison.into_inner());
+        }
+        *running = (company, running.1 + 1);
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut running = RUNNING.lock().unwrap_or_else(|poison| poison.into_inner());
+        running.1 -= 1;
+        if running.1 == 0 {
+            NONE_RUNS.notify_all();
+        }
+    }
+}
 
 /// Whether notes are kept until a test fails, once [`main`] runs.
 static CAPTURES: OnceLock<bool> = OnceLock::new();
@@ -153,7 +193,7 @@ pub fn main() -> ExitCode {
     }
     let mut tests: Vec<&Test> = inventory::iter::<Test>.into_iter().collect();
     // Those that must be alone come last, so that nobody waits for them.
-    tests.sort_by_key(|test| (test.alone, test.module, test.name));
+    tests.sort_by_key(|test| (test.company, test.module, test.name));
     let trials = tests.into_iter().map(|test| {
         let module = test.module.split_once("::").map_or("", |(_, module)| module);
         let name = if module.is_empty() { test.name.to_owned() } else { format!("{module}::{}", test.name) };
@@ -162,21 +202,15 @@ pub fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-/// These tests wait for timers and kernels more than they compute: twice as many as there are processors run side by side.
+/// These tests wait for timers and kernels more than they compute: three times as many as there are processors run side by side.
 fn threads_by_default() -> usize {
-    2 * thread::available_parallelism().map_or(1, usize::from)
+    3 * thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Runs one test on the calling thread.
 fn run(test: &Test, captures: bool) -> Result<Completion, Failed> {
-    // A test that failed while it held the lock has nothing to do with the next one.
-    let (_shared, _alone);
-    if test.alone {
-        _alone = TURNS.write().unwrap_or_else(|poison| poison.into_inner());
-    } else {
-        _shared = TURNS.read().unwrap_or_else(|poison| poison.into_inner());
-    }
-    ALONE.set(test.alone);
+    let _turn = Turn::wait(test.company);
+    ALONE.set(test.company == Company::Nobody);
     NOTES.set(captures.then(String::new));
     let begin = Instant::now();
     let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
@@ -195,8 +229,8 @@ fn run(test: &Test, captures: bool) -> Result<Completion, Failed> {
 
 /// Adds how long a test took, without its wait for others, to a file.
 fn note_time(test: &Test, begin: Instant, file: &OsStr) {
-    let alone = if test.alone { " alone" } else { "" };
-    let line = format!("{:7} {}::{}{alone}\n", begin.elapsed().as_millis(), test.module, test.name);
+    let (took, company) = (begin.elapsed().as_millis(), test.company);
+    let line = format!("{took:7} {company:?} {}::{}\n", test.module, test.name);
     let file = OpenOptions::new().create(true).append(true).open(file);
     file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the file of TEST_TIMES can be written");
 }

@@ -99,7 +99,7 @@ fn bulk_flows_both_ways_with_bbr() {
 fn options_off(key: &str, value: &str, backend: Backend) {
     for cache in CACHES {
         for client in [true, false] {
-            let rig = Rig::alone();
+            let rig = Rig::new();
             // Both ask for ECN, so that refusing it is a difference.
             rig.sysctl("net.ipv4.tcp_ecn", "1");
             let (name, end) = if client { ("client", &rig.client) } else { ("server", &rig.server) };
@@ -112,29 +112,29 @@ fn options_off(key: &str, value: &str, backend: Backend) {
     }
 }
 
-#[test(alone)]
+#[test(light)]
 fn timestamps_may_be_off_at_either_end() {
     options_off("net.ipv4.tcp_timestamps", "0", Backend::Driver);
 }
 
-#[test(alone)]
+#[test(light)]
 fn sack_may_be_off_at_either_end() {
     options_off("net.ipv4.tcp_sack", "0", Backend::Driver);
 }
 
-#[test(alone)]
+#[test(light)]
 fn window_scaling_may_be_off_at_either_end() {
     options_off("net.ipv4.tcp_window_scaling", "0", Backend::Driver);
 }
 
-#[test(alone)]
+#[test(light)]
 fn ecn_may_be_off_at_either_end() {
     options_off("net.ipv4.tcp_ecn", "0", Backend::Driver);
 }
 
-#[test(alone)]
+#[test(light)]
 fn every_option_may_be_off_at_both_ends() {
-    let rig = Rig::alone();
+    let rig = Rig::new();
     for key in ["timestamps", "sack", "window_scaling", "ecn"] {
         rig.sysctl(&format!("net.ipv4.tcp_{key}"), "0");
     }
@@ -197,7 +197,7 @@ fn converse(
     answer: impl Fn(&TcpStream) -> io::Result<()> + Clone + Send + Sync + 'static,
 ) {
     for cache in CACHES {
-        let rig = Rig::alone();
+        let rig = Rig::new();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
         for (way, opener, acceptor, ip) in ways(&rig) {
             let (outcome, answered) = mpsc::channel();
@@ -221,7 +221,7 @@ fn converse(
     }
 }
 
-#[test(alone)]
+#[test(light)]
 fn the_opener_may_finish_first_and_listen_on() {
     converse(
         [0, 0],
@@ -240,7 +240,7 @@ fn the_opener_may_finish_first_and_listen_on() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn the_acceptor_may_finish_first_and_listen_on() {
     converse(
         [0, 0],
@@ -257,7 +257,7 @@ fn the_acceptor_may_finish_first_and_listen_on() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn the_acceptor_may_speak_first() {
     converse(
         [0, 0],
@@ -274,7 +274,7 @@ fn the_acceptor_may_speak_first() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn the_opener_may_abort() {
     converse(
         // One, and one for every segment that an impatient peer had sent again meanwhile.
@@ -292,7 +292,7 @@ fn the_opener_may_abort() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn the_acceptor_may_abort() {
     converse(
         [0, 4],
@@ -307,7 +307,7 @@ fn the_acceptor_may_abort() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn a_reader_may_take_its_time() {
     converse(
         [0, 0],
@@ -321,7 +321,7 @@ fn a_reader_may_take_its_time() {
     );
 }
 
-#[test(alone)]
+#[test(light)]
 fn both_may_speak_at_once() {
     let both = |stream: &TcpStream, mine: u64, theirs: u64| -> io::Result<()> {
         thread::scope(|scope| {
@@ -360,10 +360,10 @@ fn fate(opener: &Namespace, address: SocketAddr) -> (ErrorKind, Duration) {
     (error.kind(), start.elapsed())
 }
 
-#[test(alone)]
+#[test(light)]
 fn a_closed_port_resets_the_opener() {
     for cache in CACHES {
-        let rig = Rig::alone();
+        let rig = Rig::new();
         let _proxy = Appliance::start(&rig, Backend::Driver, cache);
         for (way, opener, acceptor, ip) in ways(&rig) {
             let resets = if acceptor.name() == rig.server.name() { [0, 1] } else { [1, 0] };
@@ -375,10 +375,10 @@ fn a_closed_port_resets_the_opener() {
     }
 }
 
-#[test(alone)]
+#[test(light)]
 fn a_server_that_is_down_resets_the_opener_in_the_end() {
     for cache in CACHES {
-        let rig = Rig::alone();
+        let rig = Rig::new();
         let _proxy = Appliance::start(&rig, Backend::Driver, &format!("{cache} timeouts = {{ dl_syn_sent = 2; }};"));
         for nobody in [netns::NOBODY_V4, netns::NOBODY_V6] {
             let (kind, took) = rig.judge([0, 0], || fate(&rig.client, SocketAddr::new(nobody, 80)));
@@ -389,9 +389,9 @@ fn a_server_that_is_down_resets_the_opener_in_the_end() {
     }
 }
 
-#[test(alone)]
+#[test(light)]
 fn many_connections_share_the_way() {
-    let rig = Rig::alone();
+    let rig = Rig::new();
     let proxy = Appliance::start(&rig, Backend::Driver, netns::CACHE_ON);
     for (way, opener, acceptor, ip) in ways(&rig) {
         let server = acceptor.serve(ip, 0, traffic::exchanged);

@@ -3,17 +3,19 @@
 use proc_macro::{Ident, TokenStream, TokenTree};
 
 /// Registers a function without arguments as a test of this program. `#[test(alone)]`: while it runs, no other test does.
+/// `#[test(light)]`: while it runs, only others that are `light` do.
 #[proc_macro_attribute]
 pub fn test(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    let alone = match arguments.to_string().as_str() {
-        "" => false,
-        "alone" => true,
-        other => return complaint(&format!("`{other}` means nothing here; `alone` does")),
+    let company = match arguments.to_string().as_str() {
+        "" => "Any",
+        "light" => "Light",
+        "alone" => "Nobody",
+        other => return complaint(&format!("`{other}` means nothing here; `light` and `alone` do")),
     };
     let Some(name) = function(item.clone()) else { return complaint("a test is a function") };
     let registration = format!(
         "const _: () = {{ ::harness::inventory::submit! {{
-             ::harness::Test {{ module: ::core::module_path!(), name: \"{name}\", alone: {alone}, body: {name} }}
+             ::harness::Test {{ module: ::core::module_path!(), name: \"{name}\", company: ::harness::Company::{company}, body: {name} }}
          }} }};"
     );
     let registration: TokenStream = registration.parse().expect("these are tokens");
