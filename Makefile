@@ -5,12 +5,16 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-deb deb install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
 man: setup    ; @cargo run -q -p tools --bin mkman -- target/man-pages
 papers: man   # the former name
+# A Debian package in target/deb. `make install` is for other systems: DESTDIR, PREFIX (/usr/local) and UNITS (/etc/systemd/system) say where to.
+deb: setup    ; @packaging/deb.sh
+install: build man
+	packaging/install.sh target/release target/man-pages $(or $(UNITS),/etc/systemd/system)
 
 # `make test TESTS='-p unit --test e2e tcp::'` runs a part.
 test: setup
@@ -22,9 +26,10 @@ test-zero-copy: setup ; @$(run) unit/zc/run.sh
 test-netmap: setup ; @$(run) unit/netmap/run.sh
 test-metrics: setup ; @$(run) unit/metrics/run.sh
 test-page: setup ; @$(run) unit/metrics/page.sh
+test-deb: setup ; @$(run) unit/deb/run.sh
 test-packetdrill: setup ; @$(run) unit/packetdrill/run.sh
 test-programs: setup ; @$(run) unit/programs/run.sh
-test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page
+test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-deb
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 

@@ -1,0 +1,93 @@
+#!/bin/bash
+# The Debian package in a clean Debian 12: built twice, checked by lintian, installed, upgraded, removed and purged in a chroot.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PATH="$PATH:$HOME/.cargo/bin"
+name=test-deb
+. unit/guest/pack.sh
+
+begin
+# What debuggers want takes longest, and is not tested.
+export DEB_BUILD_OPTIONS=noautodbgsym
+need mmdebstrap lintian systemd dpkg-dev
+say "building the package, as two versions"
+build "${PROFILE:-demo}"
+first=$(PROFILE=${PROFILE:-demo} packaging/deb.sh "$work/first" | tail -1)
+second=$(PROFILE=${PROFILE:-demo} VERSION=0.1.1 packaging/deb.sh "$work/second" | tail -1)
+
+checks=0
+check() { checks=$((checks + 1)); say "ok: $*"; }
+
+lintian --allow-root --fail-on warning,error "$first" || fail "lintian has complaints"
+check "lintian has nothing to say"
+
+exposure=$(systemd-analyze security --offline=yes --no-pager packaging/systemd/synproxy@.service | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/\1/p')
+awk "BEGIN { exit !($exposure <= 2.5) }" || fail "systemd-analyze security says $exposure"
+check "systemd-analyze security says $exposure"
+
+# The chroot: what a server has, and what the package needs. Kept for the next time.
+kept=$target/test-deb
+mkdir -p "$kept"
+if [ ! -s "$kept/bookworm.tar" ]; then
+    say "fetching Debian 12"
+    look_at bookworm
+    fetch mmdebstrap --mode=root --variant=minbase --include=iproute2,libelf1,zlib1g,systemd,man-db,bash-completion --quiet bookworm \
+        "$kept/part.tar" "$(cat "$work/sources.list")"
+    mv "$kept/part.tar" "$kept/bookworm.tar"
+fi
+root=$work/root
+mkdir "$root"
+tar -xf "$kept/bookworm.tar" -C "$root" --exclude='./dev/*'
+mkdir -p "$root/packages"
+cp "$first" "$root/packages/first.deb"
+cp "$second" "$root/packages/second.deb"
+# Manuals may have been left out of so small a system.
+rm -f "$root"/etc/dpkg/dpkg.cfg.d/*exclude*
+inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C "$@"; }
+# What dpkg says matters only if it fails.
+change() { inside dpkg "$@" </dev/null >"$work/said" 2>&1 || { cat "$work/said" >&2; fail "dpkg $1 fails"; }; }
+# Devices that the package's scripts and the programs open.
+for device in null:1:3 zero:1:5 urandom:1:9; do
+    IFS=: read -r node major minor <<<"$device"
+    [ -e "$root/dev/$node" ] || mknod -m 666 "$root/dev/$node" c "$major" "$minor"
+done
+
+change -i /packages/first.deb
+inside dpkg -s synproxy | grep -q '^Status: install ok installed' || fail "it is not installed"
+check "installs"
+inside synproxy --version | grep -q '^synproxy ' || fail "the program does not start"
+for tool in synctl synflood honest replay tcpsendrecv netmapsend ctrlperf; do
+    inside "$tool" --help >/dev/null || fail "$tool does not start"
+done
+check "every program starts"
+inside getent passwd synproxy | grep -q '/usr/sbin/nologin$' || fail "there is no user synproxy without a login"
+check "has a user of its own"
+inside synproxy --check-config /usr/share/doc/synproxy/examples/conf.txt >/dev/null || fail "the sample is refused"
+check "accepts the sample configuration"
+for page in synproxy synctl replay; do
+    inside sh -c "man -w $page >/dev/null" || fail "there is no man page of $page"
+done
+inside bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader synctl; complete -p synctl' >/dev/null \
+    || fail "the shell completes nothing"
+check "has man pages and completions"
+# Only what the unit says is judged: nothing of its own is run here.
+inside systemd-analyze verify --man=no /lib/systemd/system/synproxy@.service 2>&1 | grep . && fail "the unit has faults"
+check "has a unit without faults"
+
+echo 'synproxyconf = { };' >"$root/etc/synproxy/edge.conf"
+printf 'LAN=eth0\nWAN=eth1\n' >"$root/etc/synproxy/edge.env"
+inside systemctl enable synproxy@edge >/dev/null 2>&1 || fail "the unit cannot be enabled"
+change -i /packages/second.deb
+inside dpkg -s synproxy | grep -q '^Version: 0.1.1' || fail "it is not upgraded"
+[ -s "$root/etc/synproxy/edge.conf" ] && [ -L "$root/etc/systemd/system/multi-user.target.wants/synproxy@edge.service" ] \
+    || fail "the upgrade has lost a configuration"
+check "upgrades, and the configuration stays"
+
+change -r synproxy
+[ ! -e "$root/usr/sbin/synproxy" ] && [ -s "$root/etc/synproxy/edge.conf" ] || fail "removing leaves programs, or takes configurations"
+check "is removed, and the operator's files stay"
+change -P synproxy
+left=$(find "$root" -xdev -path "$root/packages" -prune -o -name '*synproxy*' -print | grep -v -e /var/log -e /etc/synproxy -e multi-user.target.wants || true)
+[ -z "$left" ] || fail "purging leaves $left"
+check "is purged, and leaves nothing of its own"
+say "$checks checks passed"
