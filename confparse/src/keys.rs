@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, LinkLoss, Poll};
+use crate::{Account, Config, Control, LinkLoss, LogLevel, Poll};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -497,7 +497,16 @@ pub(crate) const KEYS: &[Key] = &[
         },
         get: |config| Some(Value::Socket(config.control.clone())),
     },
-    account!(control_group, "whose members may use that socket, besides root and the box's own user"),
+    account!(control_group, "whose members may operate the box over that socket, as those of control_operate"),
+    account!(
+        control_read,
+        "whose members may look at everything over that socket but the numbers of cookies and connections"
+    ),
+    account!(
+        control_operate,
+        "whose members may also drain the box, change servers, secrets and the log level, and have the file read again"
+    ),
+    account!(control_admin, "whose members may do everything over that socket that root may"),
     Key {
         section: None,
         name: "metrics",
@@ -511,6 +520,31 @@ pub(crate) const KEYS: &[Key] = &[
             }
         },
         get: |config| Some(Value::Listener(config.metrics)),
+    },
+    Key {
+        section: None,
+        name: "log_level",
+        takes: Takes::Word(&["error", "warn", "info", "debug", "trace"]),
+        unit: "",
+        help: "least severe level that is logged",
+        idle: None,
+        set: |config, value| match value {
+            Value::Word("error") => config.log_level = LogLevel::Error,
+            Value::Word("warn") => config.log_level = LogLevel::Warn,
+            Value::Word("info") => config.log_level = LogLevel::Info,
+            Value::Word("debug") => config.log_level = LogLevel::Debug,
+            Value::Word("trace") => config.log_level = LogLevel::Trace,
+            _ => {}
+        },
+        get: |config| {
+            Some(Value::Word(match config.log_level {
+                LogLevel::Error => "error",
+                LogLevel::Warn => "warn",
+                LogLevel::Info => "info",
+                LogLevel::Debug => "debug",
+                LogLevel::Trace => "trace",
+            }))
+        },
     },
     Key {
         section: None,

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod complaint;
+mod effects;
 mod keys;
 mod print;
 mod read;
@@ -32,6 +33,7 @@ use core::num::NonZeroU32;
 use std::path::PathBuf;
 
 pub use complaint::{Complaint, Errors, Level};
+pub use effects::Effect;
 pub use keys::{Key, Takes, Value};
 pub use servers::Servers;
 
@@ -109,8 +111,16 @@ pub struct Config {
     pub control: Control,
     /// Whose members may use it besides root and the box's user; `None` is no group (`control_group`; 0 in the file).
     pub control_group: Option<Account>,
+    /// Whose members may look (`control_read`; 0 in the file).
+    pub control_read: Option<Account>,
+    /// Whose members may operate the box too, as those of `control_group` (`control_operate`; 0 in the file).
+    pub control_operate: Option<Account>,
+    /// Whose members may do what root may (`control_admin`; 0 in the file).
+    pub control_admin: Option<Account>,
     /// Where the statistics are served over HTTP, if anywhere (`metrics`).
     pub metrics: Option<SocketAddr>,
+    /// The least severe level that is logged (`log_level`).
+    pub log_level: LogLevel,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
@@ -144,6 +154,24 @@ impl Config {
     pub fn describe(&self) -> String {
         print::describe(self)
     }
+
+    /// Every key whose value in `new` is another, in the order of [`Config::KEYS`].
+    pub fn changes(&self, new: &Config) -> Vec<Change> {
+        let both = Self::KEYS.iter().map(|key| Change { key, old: key.text(self), new: key.text(new) });
+        both.filter(|change| change.old != change.new).collect()
+    }
+
+    /// What a process that runs with this configuration runs with once it has read `new`: that, but for what takes a [restart](Effect::Restart).
+    #[must_use]
+    pub fn after_reload(&self, new: &Config) -> Config {
+        let mut running = new.clone();
+        for key in Self::KEYS.iter().filter(|key| matches!(key.effect(), Effect::Restart(_))) {
+            if let Some(value) = key.value(self) {
+                (key.set)(&mut running, value);
+            }
+        }
+        running
+    }
 }
 
 impl Default for Config {
@@ -160,12 +188,27 @@ impl Default for Config {
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             control: Control::default(),
             control_group: None,
+            control_read: None,
+            control_operate: None,
+            control_admin: None,
             metrics: None,
+            log_level: LogLevel::default(),
             ldp: Ldp::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,
         }
     }
+}
+
+/// A key whose values in two configurations differ, as they stand in a file; `None` where it is off.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The key.
+    pub key: &'static Key,
+    /// Its value so far.
+    pub old: Option<String>,
+    /// Its value from now on.
+    pub new: Option<String>,
 }
 
 /// How a worker waits for frames.
@@ -188,6 +231,22 @@ pub enum LinkLoss {
     Ignore,
     /// It is taken down until the link is back, so that its neighbours notice as they would with a cable.
     Forward,
+}
+
+/// A level of the log. Each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogLevel {
+    /// Errors only.
+    Error,
+    /// Also warnings.
+    Warn,
+    /// Also normal operation.
+    #[default]
+    Info,
+    /// Also details for debugging.
+    Debug,
+    /// Everything.
+    Trace,
 }
 
 /// Where the operator's socket is.

@@ -42,6 +42,15 @@ impl Key {
             value => Some(text(&value)),
         }
     }
+
+    /// Its value in `config` as it would stand in a file; `set` for a flag that is set; `None` if it is off.
+    pub fn text(&self, config: &Config) -> Option<String> {
+        match self.value(config)? {
+            Value::Flag(false) => None,
+            Value::Flag(true) => Some("set".to_owned()),
+            value => Some(text(&value)),
+        }
+    }
 }
 
 /// A value as it stands in a file.
