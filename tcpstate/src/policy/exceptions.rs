@@ -113,6 +113,12 @@ impl Allowance {
         }
     }
 
+    fn set_rate(&mut self, kind: Exception, rate: u32) {
+        let (network, destination) = kind.shares();
+        self.all.iter_mut().for_each(|meter| meter.set_rate(rate));
+        (self.of_network, self.of_destination) = (Limits::new(rate, network), Limits::new(rate, destination));
+    }
+
     /// What it knows of one network and one destination, in tables of one place.
     fn excerpt(&self, network: usize, destination: usize) -> Self {
         let of = |passed: &[Passed], place: usize| Box::new([passed[place & (passed.len() - 1)]]);
@@ -155,7 +161,7 @@ pub struct Exceptions {
 }
 
 /// The rates of each kind, a second.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
     /// Of [`Exception::Introduction`].
     pub introductions: u32,
@@ -165,21 +171,38 @@ pub struct Rates {
     pub passed: u32,
 }
 
+impl Rates {
+    /// That of one kind.
+    fn of(&self, kind: Exception) -> u32 {
+        match kind {
+            Exception::Introduction => self.introductions,
+            Exception::VlanSearch => self.vlan_searches,
+            _ => self.passed,
+        }
+    }
+}
+
+/// Every kind, in the order of their numbers.
+const KINDS: [Exception; Exception::COUNT] = {
+    use Exception::{Answer, Expiring, Introduction, Reset, Segment, Syn, VlanSearch};
+    [Syn, Introduction, Expiring, Answer, Segment, Reset, VlanSearch]
+};
+
 impl Exceptions {
     /// Nothing has passed yet.
     pub fn new(rates: &Rates, keys: Keys) -> Self {
-        use Exception::{Answer, Expiring, Introduction, Reset, Segment, Syn, VlanSearch};
-        let kinds = [Syn, Introduction, Expiring, Answer, Segment, Reset, VlanSearch];
-        let rate = |kind: Exception| match kind {
-            Introduction => rates.introductions,
-            VlanSearch => rates.vlan_searches,
-            _ => rates.passed,
-        };
-        debug_assert!(kinds.iter().enumerate().all(|(n, &kind)| kind as usize == n), "each at its own place");
+        debug_assert!(KINDS.iter().enumerate().all(|(n, &kind)| kind as usize == n), "each at its own place");
         Self {
             keys,
-            allowances: kinds.map(|kind| Allowance::new(kind, rate(kind))),
+            allowances: KINDS.map(|kind| Allowance::new(kind, rates.of(kind))),
             known: vec![Known::default(); PLACES].into(),
+        }
+    }
+
+    /// From now on these are the rates. What has passed in this second counts.
+    pub fn set_rates(&mut self, rates: &Rates) {
+        for (kind, allowance) in KINDS.into_iter().zip(&mut self.allowances) {
+            allowance.set_rate(kind, rates.of(kind));
         }
     }
 

@@ -128,23 +128,37 @@ impl Limiter {
     pub fn new(limit: &RateLimit, keys: Keys, words: Words, refused: Words) -> Self {
         let size = limit.size.next_power_of_two();
         assert!(words.len() >= 2 * size, "the token buckets need more words");
-        let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
-        Self {
+        let mut limiter = Self {
             words,
             mask: (size - 1) as u32,
             keys,
-            period_micros: (limit.period.as_micros() as u64).max(1),
+            period_micros: 1,
             period: 0,
             next_period: Instant::default(),
-            add: limit.add,
-            burst: limit.burst,
-            failures: limit.failures,
-            guesses: limit.guesses,
-            guesses_left: limit.guesses,
-            mask4: mask(limit.prefix4.into()),
-            mask6: core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32))),
+            add: 0,
+            burst: 0,
+            failures: 0,
+            guesses: 0,
+            guesses_left: 0,
+            mask4: 0,
+            mask6: [0; 4],
             refused: Sightings::new(refused),
-        }
+        };
+        limiter.set_limits(limit);
+        limiter
+    }
+
+    /// From now on these are the limits; the number of buckets stays. What a prefix has spent still counts, unless another period or another
+    /// length of prefixes gives it another bucket, which may be full or not.
+    pub fn set_limits(&mut self, limit: &RateLimit) {
+        let mask = |bits: u32| u32::MAX.checked_shl(32 - bits.min(32)).unwrap_or(0);
+        self.period_micros = (limit.period.as_micros() as u64).max(1);
+        // The number of the current period is reckoned anew.
+        self.next_period = Instant::default();
+        (self.add, self.burst) = (limit.add, limit.burst);
+        (self.failures, self.guesses, self.guesses_left) = (limit.failures, limit.guesses, limit.guesses);
+        self.mask4 = mask(limit.prefix4.into());
+        self.mask6 = core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32)));
     }
 
     /// The place of a source prefix's bucket.
@@ -344,6 +358,12 @@ impl Meter {
         Self { rate, credit: u64::from(rate) * TOKEN, reckoned: Instant::default() }
     }
 
+    /// From now on so many tokens are added a second. What it holds stays, as far as the bucket now holds as much.
+    pub fn set_rate(&mut self, rate: u32) {
+        self.rate = rate;
+        self.credit = self.credit.min(u64::from(rate) * TOKEN);
+    }
+
     /// Whether no token is ever granted.
     #[inline]
     pub fn is_shut(&self) -> bool {
@@ -541,6 +561,42 @@ mod tests {
         assert_eq!(granted(&mut limiter, Instant::from_secs(10), 0), 10);
         assert_eq!(granted(&mut limiter, Instant::from_secs(11), 1 << 60), 5);
         assert_eq!(granted(&mut limiter, Instant::from_secs(3600), 2 << 60), 10);
+    }
+
+    #[test]
+    fn limits_that_change_hold_at_once() {
+        let limit = RateLimit { burst: 10, add: 5, period: Duration::from_secs(1), ..RateLimit::default() };
+        let mut limiter = limiter_of(&limit);
+        let spends = |limiter: &mut Limiter, now| {
+            let place = limiter.place(&from(0x0a00_0001));
+            (0..100).take_while(|_| limiter.spend(place, now)).count()
+        };
+        let second = Instant::from_secs;
+        assert_eq!(spends(&mut limiter, second(10)), 10);
+        limiter.set_limits(&RateLimit { burst: 12, add: 7, ..limit.clone() });
+        assert_eq!(spends(&mut limiter, second(10)), 2, "what was spent counts");
+        assert_eq!(spends(&mut limiter, second(11)), 7);
+        limiter.set_limits(&RateLimit { burst: 3, ..limit.clone() });
+        assert_eq!(spends(&mut limiter, second(3600)), 3);
+        for period in [100, 3, 1_000_000] {
+            limiter.set_limits(&RateLimit { period: Duration::from_micros(period), add: 1, ..limit.clone() });
+            assert_eq!(spends(&mut limiter, second(7200)), 10, "periods of {period} µs");
+            assert_eq!(spends(&mut limiter, second(7200) + Duration::from_micros(period)), 1, "periods of {period} µs");
+        }
+        limiter.set_limits(&RateLimit { prefix4: 32, ..limit });
+        assert_ne!(limiter.place(&from(0x0a00_0001)), limiter.place(&from(0x0a00_0002)));
+    }
+
+    #[test]
+    fn a_meter_whose_rate_changes_earns_by_the_new_one() {
+        let mut meter = Meter::new(0);
+        let takes = |meter: &mut Meter, now| (0..100).take_while(|_| meter.take(now)).count();
+        let second = Instant::from_secs;
+        assert_eq!(takes(&mut meter, second(10)), 0);
+        meter.set_rate(5);
+        assert_eq!((takes(&mut meter, second(11)), takes(&mut meter, second(12))), (5, 5));
+        meter.set_rate(3);
+        assert_eq!((takes(&mut meter, second(12)), takes(&mut meter, second(13))), (0, 3));
     }
 
     #[test]

@@ -12,10 +12,13 @@ pub mod limit;
 pub mod profiles;
 pub mod servers;
 
-use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::config::{
+    Action, Asymmetric, EarlyEcho, Extension, Handshake, RateLimit, SackConflict, Settings, Source, Stray,
+};
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
+use crate::policy::exceptions::Rates;
 use crate::policy::profiles::{Lifetimes, Profile};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{FlowKey, Fragment};
@@ -93,6 +96,29 @@ impl Rule {
     }
 }
 
+/// What bounds all destinations together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Of source prefixes; the number of buckets is that of the first policy.
+    pub(crate) rate: RateLimit,
+    /// Of what passes unproved.
+    pub(crate) rates: Rates,
+    /// SYNs a second to ports that lately refused or were silent.
+    pub(crate) retries: u32,
+}
+
+impl Limits {
+    /// Those of a configuration.
+    pub(crate) fn of(config: &Config) -> Self {
+        let &Config { introductions, passed_rate: passed, retries, .. } = config;
+        let rates = Rates { introductions, vlan_searches: VLAN_SEARCHES, passed };
+        Self { rate: config.rate.clone(), rates, retries }
+    }
+}
+
+/// Segments of the WAN a second, at most, for which all VLANs are searched for their connection.
+const VLAN_SEARCHES: u32 = 1000;
+
 /// What the operator wants. Made where there is time, shared by all workers, and looked up by them without a lock.
 pub struct Policy {
     /// The rule for everybody.
@@ -102,6 +128,8 @@ pub struct Policy {
     profiles: Vec<Profile>,
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
+    /// What bounds all destinations together.
+    pub(crate) limits: Limits,
     pub(crate) tables: OptionTables,
     /// From which epoch on cookies are made with these tables, where others were in use.
     pub(crate) from: u64,
@@ -138,6 +166,7 @@ impl Policy {
             rules: builder.rules,
             profiles: builder.profiles,
             destinations: (!all.is_empty()).then_some(destinations),
+            limits: Limits::of(config),
             tables: OptionTables::new(config),
             from: next_epoch(now),
         }
@@ -461,6 +490,25 @@ mod tests {
         };
         let action = |last| policy.rule_of_fragment(Side::Wan, &fragment(mapped(last))).stray_fragments;
         assert_eq!([action(1), action(2)], [Action::Drop, Action::Pass]);
+    }
+
+    #[test]
+    fn limits_of_a_new_policy_hold_at_once() {
+        let with = |introductions| Config { introductions, table_buckets: 4, learn_capacity: 64, ..Config::default() };
+        let mut proxy = Proxy::new(&with(0), &Secrets::new([3; 48]), START);
+        let passes = |proxy: &mut Proxy, client| {
+            let side = Side::Wan;
+            let mut frame = TestSegment { side, flags: Flags::SYN.0, client, ..TestSegment::default() }.frame();
+            let len = frame.len();
+            let mut head = Head::whole(&mut frame, len);
+            proxy.on_single(side, &mut head, START, &mut crate::proxy::tests::NoEgress) == crate::Verdict::Forward
+        };
+        assert!(!passes(&mut proxy, 0x0b00_0001), "it is answered");
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(8), START))));
+        // A rate that was zero has earned nothing yet.
+        assert!(passes(&mut proxy, 0x0b00_0002), "the server answers for itself");
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(0), START))));
+        assert!(!passes(&mut proxy, 0x0b00_0003));
     }
 
     /// When the timer of the connection with this client is due, in seconds.

@@ -41,7 +41,7 @@ use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::policy::Policy;
-use crate::policy::exceptions::{Exception, Exceptions, Rates};
+use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
@@ -170,9 +170,6 @@ const PROVED_KEPT: usize = 256;
 /// Updates kept until the worker takes them: more than one poll brings.
 const UPDATES_KEPT: usize = 512;
 
-/// Segments of the WAN a second, at most, for which all VLANs are searched for their connection.
-const VLAN_SEARCHES: u32 = 1000;
-
 /// Steps of the timer wheel worked off in one call, so that a million flows that expire at once delay no frame: as many as frames in a batch,
 /// each of which costs about as much.
 const STEPS_A_TURN: usize = 64;
@@ -287,8 +284,6 @@ impl Proxy {
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
         let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
-        let rates =
-            Rates { introductions: config.introductions, vlan_searches: VLAN_SEARCHES, passed: config.passed_rate };
         let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proxy = Self {
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
@@ -300,8 +295,8 @@ impl Proxy {
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),
                 refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
                 recent_syns: RecentSyns::new(recent_syns, now),
-                limiter: Limiter::new(&config.rate, keys, limits, refused_syns),
-                exceptions: Exceptions::new(&rates, keys),
+                limiter: Limiter::new(&policy.limits.rate, keys, limits, refused_syns),
+                exceptions: Exceptions::new(&policy.limits.rates, keys),
                 fragments: Fragments::new(),
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
@@ -311,10 +306,10 @@ impl Proxy {
             settings: Settings {
                 hash_keys,
                 profiles: Profiles::new(policy.profiles()),
+                retries: Meter::new(policy.limits.retries),
                 policy,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
-                retries: Meter::new(config.retries),
                 errors_repeated: Meter::new(refusal::ERRORS_REPEATED),
             },
             counters: Counters::default(),
@@ -358,8 +353,13 @@ impl Proxy {
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
     /// keep their terms. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
-    /// with the tables they were made with. To be called between two batches.
+    /// with the tables they were made with. Limits hold at once. To be called between two batches.
     pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
+        if policy.limits != self.settings.policy.limits {
+            self.caches.limiter.set_limits(&policy.limits.rate);
+            self.caches.exceptions.set_rates(&policy.limits.rates);
+            self.settings.retries.set_rate(policy.limits.retries);
+        }
         self.caches.cookies.retable(&policy.tables, policy.from);
         self.caches.server_options.set_policy(&policy, &self.settings.policy);
         self.caches.refused_ports.may_last(policy.longest_closed());
