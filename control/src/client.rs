@@ -81,7 +81,7 @@ impl Client {
                 ErrorKind::NotFound => "there is no such socket; is synproxy running?".to_owned(),
                 ErrorKind::ConnectionRefused => "nothing listens on this socket; synproxy has ended".to_owned(),
                 ErrorKind::PermissionDenied => {
-                    "permission denied: run as root, as the user synproxy runs as, or as a member of its `control_group`".to_owned()
+                    "permission denied: run as root, as the user synproxy runs as, or as a member of a group it admits (`control_read`, `control_operate`, `control_admin`, `control_group`)".to_owned()
                 }
                 _ => error.to_string(),
             };

@@ -14,19 +14,25 @@
 
 mod capture;
 mod client;
+mod configuration;
 mod entry;
 mod line;
 mod reply;
 mod request;
+mod role;
 mod view;
 pub mod wire;
 
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
+pub use configuration::{Change, Configuration, Effect, Reloaded, Setting};
 pub use entry::{Entry, Key};
-pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
-pub use reply::{Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Why};
+pub use line::{Line, MAX_LOAD, MAX_REPLY, MAX_REQUEST, read_line, write_line};
+pub use reply::{
+    Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Whoami, Why,
+};
 pub use request::{LogLevel, Request};
+pub use role::{Access, Role};
 pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 
 /// The directory of the control sockets, one for each running box.

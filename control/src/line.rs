@@ -6,6 +6,10 @@ use std::io::{self, BufRead, ErrorKind, Write};
 /// The longest request, in bytes: a jumbo frame in hexadecimal digits, with room to spare.
 pub const MAX_REQUEST: usize = 65_536;
 
+/// The longest request of a client that may send [`Request::LoadConfig`](crate::Request::LoadConfig), in bytes: the longest configuration, every
+/// character of it escaped.
+pub const MAX_LOAD: usize = (2 << 20) + MAX_REQUEST;
+
 /// The longest reply, in bytes.
 pub const MAX_REPLY: usize = 16 << 20;
 

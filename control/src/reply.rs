@@ -1,6 +1,6 @@
 //! Replies: what the box answers.
 
-use crate::{Capture, Explained, FlowList, Top};
+use crate::{Capture, Configuration, Explained, FlowList, Reloaded, Role, Top};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
+    /// To [`Request::Whoami`](crate::Request::Whoami).
+    Whoami(Whoami),
     /// To [`Request::Status`](crate::Request::Status).
     Status(Box<Status>),
     /// To [`Request::Stats`](crate::Request::Stats).
@@ -24,6 +26,10 @@ pub enum Reply {
     Explained(Box<Explained>),
     /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).
     Captures(Vec<Capture>),
+    /// To [`Request::Config`](crate::Request::Config).
+    Config(Configuration),
+    /// To [`Request::Reload`](crate::Request::Reload) and [`Request::LoadConfig`](crate::Request::LoadConfig).
+    Reloaded(Reloaded),
     /// The request was carried out; a message for people.
     Done(String),
     /// The request was refused.
@@ -35,6 +41,15 @@ impl Reply {
     pub fn refuse(why: Why, message: impl Into<String>) -> Reply {
         Reply::Error(Refusal { why, message: message.into() })
     }
+}
+
+/// Who a client is to the box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whoami {
+    /// Its user, by number.
+    pub user: u32,
+    /// What it may do.
+    pub role: Role,
 }
 
 /// A refusal.
@@ -52,7 +67,7 @@ pub struct Refusal {
 pub enum Why {
     /// The line is not a valid request. The box closes the connection only if the line was too long.
     Malformed,
-    /// The client lacks permission. The box closes the connection, unless only this request is forbidden.
+    /// The client lacks permission; the message names the role it takes. The box closes the connection, unless only this request is forbidden.
     Forbidden,
     /// Too many clients are connected. The box closes the connection.
     Busy,
@@ -182,6 +197,9 @@ pub struct Counts {
     /// What was noticed of the box as a whole, likewise.
     #[serde(default)]
     pub notices: BTreeMap<String, u64>,
+    /// Of the control socket, likewise.
+    #[serde(default)]
+    pub control: BTreeMap<String, u64>,
     /// The present number of flows.
     pub flows: Flows,
     /// Frames held now, until their server answers.

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
+    /// Who the box takes the client for, and its role: [`Whoami`](crate::Whoami).
+    Whoami,
     /// Version, interfaces, workers and modes: [`Status`](crate::Status).
     Status,
     /// All counters since the start: [`Stats`](crate::Stats).
@@ -67,8 +69,7 @@ pub enum Request {
     },
     /// The running captures: [`Reply::Captures`](crate::Reply::Captures).
     Captures,
-    /// Starts a capture; refused if one of this kind is running or the file exists. Only root and the user the box runs as may
-    /// start captures.
+    /// Starts a capture; refused if one of this kind is running or the file exists.
     StartCapture {
         /// Which frames.
         kind: CaptureKind,
@@ -84,7 +85,19 @@ pub enum Request {
         #[serde(default)]
         kind: Option<CaptureKind>,
     },
-    /// Sets the log level until the box ends.
+    /// The configuration in force: [`Configuration`](crate::Configuration).
+    Config,
+    /// Reads the box's own configuration file again, as SIGHUP does: [`Reloaded`](crate::Reloaded). Refused, with nothing changed, if the file is
+    /// wrong.
+    Reload,
+    /// Likewise takes this text for the configuration until the next reload.
+    LoadConfig {
+        /// The name of the file, for complaints.
+        name: String,
+        /// What is in it.
+        text: String,
+    },
+    /// Sets the log level until the box ends, or a reload changes it.
     SetLogLevel {
         /// The least severe level that is logged.
         level: LogLevel,
