@@ -2,9 +2,10 @@
 
 use crate::control::api::{ControlApi, Facts};
 use crate::control::control_port::ControlPort;
+use crate::control::reload::{Origin, Reloader, Surroundings};
 use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
-use crate::control::socket::{self, Socket, SocketPermissions};
+use crate::control::socket::{self, Serving, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
@@ -16,22 +17,26 @@ use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
+use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
 use crate::process::privileges::{self, Credentials};
-use crate::process::{clock, restore, settings, signals};
+use crate::process::signals::{self, Signalled};
+use crate::process::{clock, restore, service_manager, settings};
+use ::control::{LogLevel, Role};
 use clap::Parser;
-use confparse::{Config, Control, Poll};
-use crossbeam::channel;
+use confparse::{Config, Control, LinkLoss, Poll};
+use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
 use pktio::{Capabilities, Opened, Options, Pair, Port};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::{Instant, SystemTime};
 use tcpstate::{Policy, Proxy, Secrets};
 use tracing::{debug, info, warn};
@@ -39,7 +44,7 @@ use tracing::{debug, info, warn};
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let log = log::init(arguments.log_level);
+    let log = log::init(arguments.log_level.unwrap_or(LogLevel::Info));
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
         Task::Restore(interfaces) => restore::restore(interfaces),
@@ -59,11 +64,14 @@ pub fn run() -> ExitCode {
 /// Runs between the two interfaces until a signal, the end of the frames, or a failure.
 fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Result<(), Failure> {
     let begin = Instant::now();
-    let settings = settings::load(arguments.config.as_deref())?;
+    let file = arguments.config.as_deref().map(absolute).transpose()?;
+    let overrides = arguments.overrides();
+    let mut settings = settings::load(arguments.config.as_deref())?;
+    overrides.apply(&mut settings.config);
     let config = &settings.config;
+    log.set(log::level_from_config(config.log_level));
     let credentials = Credentials::of(config)?;
-    let workers = arguments.workers.map_or(config.workers, usize::from);
-    let poll = arguments.poll.map_or(config.poll, Into::into);
+    let (workers, poll) = (config.workers, config.poll);
     let needed = settings.reserve_memory(workers, arguments.bypass)?;
     debug!("memory needed: {needed}");
     let secrets = random().map(Secrets::new)?;
@@ -71,9 +79,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let (supervisor, messages) = channel::unbounded();
     let stop = Arc::new(AtomicBool::new(false));
     let signalled = supervisor.clone();
-    signals::listen(stop.clone(), move |again| {
+    let (ask_reload, reloads) = signals::reloads();
+    signals::listen(stop.clone(), move |signalled_by| match signalled_by {
         // At the very end of the process nobody receives it any more, or needs to.
-        let _ = signalled.send(Message::Signal { again });
+        Signalled::End { again } => drop(signalled.send(Message::Signal { again })),
+        Signalled::Reload => ask_reload(),
     })?;
 
     // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
@@ -97,9 +107,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let captures = Captures::new(workers, lan, wan);
     start_captures(&captures, &arguments.captures)?;
     cpu::prioritise(arguments.nice);
-    let place = arguments.control.as_ref().unwrap_or(&config.control);
-    let permissions = SocketPermissions { owner: credentials.ids(), group: privileges::control_group(config)? };
-    let socket = control_socket([lan, wan], place, permissions)?;
+    let permissions = Arc::new(SocketPermissions::new(credentials.ids(), privileges::role_groups(config)?));
+    let socket = control_socket([lan, wan], &config.control, &permissions)?;
     let control_port = control_port(config)?;
     let metrics = config.metrics.map(Server::listen).transpose()?;
     credentials.assume()?;
@@ -112,10 +121,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(arguments.config.as_deref(), config, [lan, wan], &pairs);
-    let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
+    let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
+    let link_loss = supervisor.clone();
     let channel = (supervisor, messages);
     let pool = if arguments.bypass {
         let options = WorkerOptions { poll, shed: false, captures: captures.clone() };
@@ -134,15 +144,35 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     }?;
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
-    if let Some(control_port) = control_port {
-        control_port.serve(servers.clone())?;
-    }
-    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
-    if let Some(metrics) = metrics {
-        metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
-    }
+    let running = (config.clone(), file);
+    let (board, commands) = (pool.board(), pool.commands());
+    let reloader = Reloader::new(
+        running,
+        overrides,
+        arguments.bypass,
+        commands.clone(),
+        servers.clone(),
+        board.clone(),
+        log.clone(),
+    );
+    let reloader = Arc::new(reloader);
+    let captures_of_clients = captures.clone();
+    let api = ControlApi::new(facts, board.clone(), commands, servers, captures_of_clients, log, reloader.clone());
+    let api = Arc::new(api);
+    let surroundings = Operated {
+        site: Arc::new(StatisticsSite::new(board, api.clone(), identity)),
+        socket: socket.as_ref().map(|socket| Arc::downgrade(socket.file())).unwrap_or_default(),
+        permissions,
+        supervisor: link_loss,
+    };
+    reloader.begin(Box::new(surroundings), metrics, control_port)?;
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
-    let end = pool.supervise(links, || eprintln!("{ready}"));
+    reload_when_asked(reloads, reloader)?;
+    let end = pool.supervise(links, || {
+        eprintln!("{ready}");
+        service_manager::ready(&ready);
+    });
+    service_manager::stopping();
     drop(serving);
     captures.finish();
     if guard.unclaimed() > 0 {
@@ -154,22 +184,70 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     end
 }
 
+/// What a reload changes besides the workers.
+struct Operated {
+    site: Arc<StatisticsSite>,
+    /// The file of the control socket, which is removed at the end although this lives longer.
+    socket: Weak<Serving>,
+    permissions: Arc<SocketPermissions>,
+    supervisor: Sender<Message>,
+}
+
+impl Surroundings for Operated {
+    fn serve_statistics(&self, server: Server) -> Result<Listening, Failure> {
+        server.serve(self.site.clone())
+    }
+
+    fn set_config(&self, config: (Option<String>, u64)) {
+        self.site.set_config(config);
+    }
+
+    fn set_groups(&self, groups: Vec<(u32, Role)>) {
+        if let Some(socket) = self.socket.upgrade() {
+            socket.set_groups(&self.permissions, groups);
+        }
+    }
+
+    fn set_link_loss(&self, link_loss: LinkLoss) {
+        // At the very end of the process nobody receives it any more.
+        let _ = self.supervisor.send(Message::LinkLoss(link_loss));
+    }
+}
+
+/// Starts the thread that reloads at SIGHUP.
+fn reload_when_asked(asked: Receiver<()>, reloader: Arc<Reloader>) -> Result<(), Failure> {
+    let reload = move || {
+        privileges::enter_control_thread();
+        for () in asked {
+            // The log has the answer.
+            let _ = reloader.reload(&Origin::File);
+        }
+    };
+    thread::Builder::new().name("reload".to_owned()).spawn(reload).map(drop).map_err(Failure::Spawn)
+}
+
+/// A path that stays true whatever the working directory is.
+fn absolute(file: &Path) -> Result<PathBuf, Failure> {
+    let failed = |error| Failure::Configuration(format!("{}: {error}", file.display()));
+    std::path::absolute(file).map_err(failed)
+}
+
 /// The control socket, unless it is off. The process does not start without a socket at the configured path, but it does without the
 /// one at the default path.
 fn control_socket(
     [lan, wan]: [&str; 2],
     place: &Control,
-    permissions: SocketPermissions,
+    permissions: &Arc<SocketPermissions>,
 ) -> Result<Option<Socket>, Failure> {
     match place {
         Control::None => Ok(None),
-        Control::At(path) => match Socket::bind(path, permissions) {
+        Control::At(path) => match Socket::bind(path, permissions.clone()) {
             Ok(socket) => Ok(Some(socket)),
             Err(error) => Err(Failure::Socket { path: path.clone(), error }),
         },
         Control::Auto => {
             let path = ::control::default_path(lan, wan, socket::namespace());
-            let bound = Socket::bind(&path, permissions);
+            let bound = Socket::bind(&path, permissions.clone());
             Ok(bound
                 .map_err(|error| warn!("no control socket, {}: {error}{}", path.display(), pktio::advice(&error)))
                 .ok())
@@ -193,20 +271,17 @@ fn facts(begin: Instant, [lan, wan]: [&str; 2], pairs: &[Pair], bypass: bool) ->
         link: None,
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
-    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass, commanded: false }
+    Facts { begin, lan: interface(lan, lan_port), wan: interface(wan, wan_port), bypass }
 }
 
 /// What the metrics say of the box.
 fn identity(file: Option<&Path>, config: &Config, [lan, wan]: [&str; 2], pairs: &[Pair]) -> Identity {
-    // FNV-1a: whether two boxes are configured alike, no more.
-    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = config.describe().bytes().fold(0xcbf2_9ce4_8422_2325, hash);
     let port = |name: &str, port: Option<&dyn Port>| {
         (name.to_owned(), port.map(|port| describe(&port.capabilities())).unwrap_or_default())
     };
     let (lan_port, wan_port) = pairs.first().map(|pair| (&*pair.lan, &*pair.wan)).unzip();
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let config = (file.map(|file| file.display().to_string()), hash);
+    let config = (file.map(|file| file.display().to_string()), settings::hash(config));
     Identity { ports: [port(lan, lan_port), port(wan, wan_port)], config, started }
 }
 

@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 pub mod clients;
+mod configure;
 pub mod flood_template;
 pub mod interface;
 pub mod latency;

@@ -136,6 +136,8 @@ pub fn stats(stats: &Stats) -> String {
     explained(&mut out, "drops", &total.drops, reason);
     let loss = |name: &str| TABLE.iter().find(|row| row.loss == Some(name)).map(|row| row.meaning);
     explained(&mut out, "losses", &losses(total), loss);
+    let control = |name: &str| Family::Control.descriptors().iter().find(|row| row.name == name).map(|row| row.meaning);
+    explained(&mut out, "control socket", &total.control, control);
     let mut orders = total.orders.iter().filter(|(_, longest)| **longest > 0).peekable();
     if orders.peek().is_some() {
         let _ = writeln!(out, "longest time for a command, µs");

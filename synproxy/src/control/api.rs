@@ -1,18 +1,19 @@
 //! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
 
 use super::commands::{Answer, Command, CommandSender};
+use super::reload::{Origin, Reloader};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
-use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
+use crate::metrics::descriptors::{ControlMetric, FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
 use crate::process::log::LogControl;
 use ::control::wire::Operation;
 use ::control::{
-    CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Reply, Request, Stats,
-    Status, Top, Why,
+    Access, CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Refusal, Reply,
+    Request, Role, Stats, Status, Top, Whoami, Why,
 };
 use pktio::capture::ExistingFile;
 use rand::TryRng;
@@ -41,17 +42,15 @@ pub struct Facts {
     pub wan: Interface,
     /// Whether frames are forwarded without the engine (`--bypass`).
     pub bypass: bool,
-    /// Whether any mode of the configuration is `commanded`, so that the server table has an effect.
-    pub commanded: bool,
 }
 
-/// What a client of the control socket may do.
+/// A client that sends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Root, or the user this process runs as: everything.
-    Owner,
-    /// A member of the configured group: everything but writing files, and no number that the box or a connection's ends keep secret.
-    Guest,
+pub struct Client {
+    /// Its user.
+    pub user: u32,
+    /// What it may do.
+    pub role: Role,
 }
 
 /// Answers requests.
@@ -62,6 +61,7 @@ pub struct ControlApi {
     log: LogControl,
     servers: Arc<ServerRegistry>,
     captures: Captures,
+    reloader: Arc<Reloader>,
     progress: Mutex<Progress>,
 }
 
@@ -83,18 +83,53 @@ impl ControlApi {
         servers: Arc<ServerRegistry>,
         captures: Captures,
         log: LogControl,
+        reloader: Arc<Reloader>,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, captures, reloader, progress: Mutex::default() }
     }
 
-    /// The answer to a request of a client with this role.
-    pub fn answer(&self, request: Request, role: Role) -> Reply {
+    /// The answer to a request of this client, if its role permits the request. What changes something is logged and counted.
+    pub fn serve(&self, request: Request, client: Client) -> Reply {
+        let Client { user, role } = client;
+        let (needed, access) = request.access();
+        let asked = (access == Access::Changes).then(|| in_words(&request));
+        if role < needed {
+            self.board.count(ControlMetric::Forbidden);
+            if let Some(asked) = asked {
+                info!("user {user} ({role}) is refused {asked}: it takes the role {needed}");
+            }
+            return Reply::refuse(Why::Forbidden, takes_role(&request, needed, role));
+        }
+        let reply = self.answer(request, client);
+        match (asked, &reply) {
+            (None, _) => {}
+            (Some(asked), Reply::Error(refusal)) => info!("user {user} ({role}): {asked}: {}", first_line(refusal)),
+            (Some(asked), _) => {
+                self.board.count(ControlMetric::Changes);
+                info!("user {user} ({role}): {asked}");
+            }
+        }
+        reply
+    }
+
+    /// The answer to a client that has no role.
+    pub fn not_admitted(&self) -> Reply {
+        self.board.count(ControlMetric::Forbidden);
+        Reply::refuse(
+            Why::Forbidden,
+            "not permitted: run as root, as the box's own user, or as a member of a group that the configuration admits (control_read, \
+             control_operate, control_admin)",
+        )
+    }
+
+    /// The answer to a request that the client may send.
+    fn answer(&self, request: Request, Client { user, role }: Client) -> Reply {
         match request {
+            Request::Whoami => Reply::Whoami(Whoami { user, role }),
+            Request::Config => Reply::Config(self.reloader.configuration()),
+            Request::Reload => self.reloader.reload(&Origin::File),
+            Request::LoadConfig { name, text } => self.reloader.reload(&Origin::Text { name, text }),
             Request::Captures => Reply::Captures(self.captures.running()),
-            Request::StartCapture { .. } | Request::StopCapture { .. } if role != Role::Owner => Reply::refuse(
-                Why::Forbidden,
-                "captures are written with the rights of the box, so only root and the box's own user start and stop them",
-            ),
             Request::StartCapture { kind, path, limits } => self.start_capture(kind, &path, limits),
             Request::StopCapture { kind } => self.stop_capture(kind),
             Request::Status => Reply::Status(Box::new(self.status())),
@@ -111,7 +146,6 @@ impl ControlApi {
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
-                info!("the operator sets the log level to `{}`", level.name());
                 self.log.set(level);
                 Reply::Done(format!("the log level is `{}`", level.name()))
             }
@@ -120,7 +154,7 @@ impl ControlApi {
 
     /// Changes the server table.
     fn change_servers(&self, operation: &Operation) -> Reply {
-        if !self.facts.commanded {
+        if !self.reloader.is_commanded() {
             return Reply::refuse(
                 Why::Refused,
                 "none of sackmode, mssmode and wscalemode is `commanded`, so this would have no effect",
@@ -181,7 +215,6 @@ impl ControlApi {
         } else {
             "new connections are answered again"
         };
-        info!("{message}");
         Reply::Done(message.to_owned())
     }
 
@@ -209,7 +242,6 @@ impl ControlApi {
         let [begins, ends] = [rotation.begins(), rotation.ends()].map(|then| then.since(now).as_secs() + 1);
         let message =
             format!("cookies use a new secret in {begins} s, and those of the old secret are accepted for {ends} s");
-        info!("{message}");
         Reply::Done(message)
     }
 
@@ -243,7 +275,7 @@ impl ControlApi {
         let [lan, wan] = self.board.links().map(|link| link.map(|link| views::link(&link, now)));
         let left = flows.proxied + flows.half_open;
         let drain = self.progress().draining.map(|since| Drain { since: since.elapsed().as_secs_f64(), left });
-        let servers = self.facts.commanded.then(|| self.servers.count());
+        let servers = self.reloader.is_commanded().then(|| self.servers.count());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -329,11 +361,14 @@ impl ControlApi {
         let knows = excerpts.iter().position(|(_, excerpt)| excerpt.knows_connection());
         let owner = excerpts.first().map_or(0, |(_, excerpt)| owner::share(excerpt.hash(), excerpts.len()));
         let (worker, excerpt) = excerpts.swap_remove(knows.unwrap_or(owner));
-        if role != Role::Owner && excerpt.is_judged_by_numbers() {
+        if role != Role::Admin && excerpt.is_judged_by_numbers() {
+            self.board.count(ControlMetric::Forbidden);
             return Reply::refuse(
                 Why::Forbidden,
-                "what becomes of this frame tells whether it has the numbers of a cookie or of a connection, so only root and the box's own \
-                 user may have it explained; a SYN is explained to everybody",
+                format!(
+                    "what becomes of this frame tells whether it has the numbers of a cookie or of a connection, so that takes the role admin, which \
+                     only root, the box's own user and members of `control_admin` have, and you have {role}; a SYN is explained to everybody"
+                ),
             );
         }
         let mut buffer = FrameBuffer::new(&frame);
@@ -350,6 +385,39 @@ impl ControlApi {
             total: counts(&self.board.total()),
         }
     }
+}
+
+/// Why a request is refused that takes another role.
+fn takes_role(request: &Request, needed: Role, role: Role) -> String {
+    let why = match request {
+        Request::StartCapture { .. } | Request::StopCapture { .. } => {
+            ", because captures are written with the rights of the box"
+        }
+        Request::LoadConfig { .. } => ", because another file may say who has which role",
+        _ => "",
+    };
+    let groups = match needed {
+        Role::Admin => "`control_admin`",
+        Role::Operate => "`control_operate`",
+        Role::Read => "`control_read`",
+    };
+    format!(
+        "this takes the role {needed}{why}, and you have {role}: only root, the box's own user and members of {groups} have it"
+    )
+}
+
+/// A request as the log has it.
+fn in_words(request: &Request) -> String {
+    match request {
+        Request::LoadConfig { name, text } => format!("load-config {name:?}, {} bytes", text.len()),
+        // Control characters are escaped.
+        request => serde_json::to_string(request).unwrap_or_default(),
+    }
+}
+
+/// Why a request was refused, in one line.
+fn first_line(refusal: &Refusal) -> &str {
+    refusal.message.lines().next().unwrap_or_default()
 }
 
 fn silent(worker: usize) -> Reply {
@@ -383,6 +451,7 @@ fn counts(snapshot: &Snapshot) -> Counts {
         lan_link: named(Family::LanLink),
         wan_link: named(Family::WanLink),
         notices: named(Family::Notice),
+        control: named(Family::Control),
         flows: flows(snapshot),
         held: snapshot.get(WorkerMetric::Held),
         events: named(Family::Event),

@@ -5,6 +5,7 @@
 
 use crate::metrics::descriptors::CommandKind;
 use crate::metrics::top_talkers::TalkerReport;
+use confparse::Poll;
 use crossbeam::channel::{self, Sender, TrySendError};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -32,6 +33,13 @@ pub enum Command {
     /// Open connections under this policy from the next iteration on; its option tables come into force at [`Policy::tables_begin`], on every worker
     /// at the same time.
     SetPolicy(Arc<Policy>),
+    /// Wait for frames, and shed, like this from the next iteration on.
+    SetOptions {
+        /// How it waits.
+        poll: Poll,
+        /// Whether it sheds under overload.
+        shed: bool,
+    },
     /// Pass new connections through to their servers, or stop doing so.
     Drain(bool),
     /// Change the cookie secret at the time the rotation gives.
@@ -61,6 +69,7 @@ impl Command {
             Command::Ping => CommandKind::Status,
             Command::ServerTable(_) => CommandKind::Backends,
             Command::SetPolicy(_) => CommandKind::Policy,
+            Command::SetOptions { .. } => CommandKind::Options,
             Command::Drain(_) => CommandKind::Drain,
             Command::Rotate(_) => CommandKind::RotateSecrets,
             Command::List { .. } => CommandKind::Flows,

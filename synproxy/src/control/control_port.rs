@@ -6,7 +6,7 @@
 
 use super::servers::ServerRegistry;
 use crate::process::exit::Failure;
-use crate::process::privileges;
+use crate::process::listening::Listening;
 use ::control::wire::{self, DONE, Operation, REFUSED};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -45,25 +45,23 @@ impl ControlPort {
         Ok(Self { listener })
     }
 
-    /// Serves clients in a thread that ends with the process.
+    /// Serves clients in a thread, until it is closed or the process ends; its clients then lose their connections.
     ///
     /// # Errors
     /// When no thread can be created.
-    pub fn serve(self, registry: Arc<ServerRegistry>) -> Result<(), Failure> {
+    pub fn serve(self, registry: Arc<ServerRegistry>) -> Result<Listening, Failure> {
         if let Ok(address) = self.listener.local_addr() {
             info!("control port: {address}");
             if !address.ip().is_loopback() {
                 warn!("anyone who reaches {address} can change the server table: the protocol has no authentication");
             }
         }
-        let work = move || {
-            privileges::enter_control_thread();
-            let mut server = Server { listener: self.listener, clients: Vec::new(), round: 0 };
-            loop {
+        Listening::serve("control port", self.listener, move |listener, closed| {
+            let mut server = Server { listener, clients: Vec::new(), round: 0 };
+            while !closed.get() {
                 server.serve_once(&registry, None);
             }
-        };
-        thread::Builder::new().name("control port".to_owned()).spawn(work).map(drop).map_err(Failure::Spawn)
+        })
     }
 }
 
@@ -137,17 +135,17 @@ impl Client {
 }
 
 /// The port and its clients.
-struct Server {
-    listener: TcpListener,
+struct Server<'a> {
+    listener: &'a TcpListener,
     clients: Vec<Client>,
     round: u64,
 }
 
-impl Server {
+impl Server<'_> {
     /// Waits for events, at most for `timeout`, and handles them.
     fn serve_once(&mut self, registry: &ServerRegistry, timeout: Option<Duration>) {
         self.round += 1;
-        let mut waiting: Vec<PollFd<'_>> = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        let mut waiting: Vec<PollFd<'_>> = vec![PollFd::new(self.listener, PollFlags::IN)];
         waiting.extend(self.clients.iter().map(|client| PollFd::new(&client.stream, client.interest())));
         let timeout = timeout
             .map(|timeout| Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() });
@@ -188,7 +186,8 @@ impl Server {
         for _ in 0..64 {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // There is none, or the socket has been closed.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => return,
                 Err(error) => {
                     debug!("control port: {error}");
                     return thread::sleep(ACCEPT_BACKOFF);
@@ -230,7 +229,7 @@ mod tests {
         let port = ControlPort::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = port.listener.local_addr().unwrap();
         let stop = AtomicBool::new(false);
-        let mut server = Server { listener: port.listener, clients: Vec::new(), round: 0 };
+        let mut server = Server { listener: &port.listener, clients: Vec::new(), round: 0 };
         /// Stops the port even when the test panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {

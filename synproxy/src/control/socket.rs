@@ -1,21 +1,23 @@
 //! The control socket: access control, and one line of answer for each line of request. `api` answers the requests.
 //!
-//! Root and the user the process runs as may send every request, members of the configured group most of them. The file's mode enforces
-//! that, and the peer's credentials are checked besides. Each client is served by a thread of its own and waits for its own answers only.
-//! Members have seats apart from root's, so that they cannot keep root out, and no user keeps others out by connections that send nothing.
+//! Root and the user the process runs as may send every request, members of the configured groups those of their role. The credentials that the
+//! kernel has noted of the peer decide, for each request; the file's mode keeps out whom it can. Each client is served by a thread of its own and
+//! waits for its own answers only. Members have seats apart from root's, so that they cannot keep root out, and no user keeps others out by
+//! connections that send nothing.
 
-use super::api::{ControlApi, Role};
+use super::api::{Client, ControlApi};
 use crate::process::exit::Failure;
 use crate::process::privileges;
-use ::control::{Line, MAX_REQUEST, Reply, Why, read_line, write_line};
+use ::control::{Line, MAX_LOAD, MAX_REQUEST, Reply, Role, Why, read_line, write_line};
 use rustix::fs::Mode;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufReader, ErrorKind};
 use std::net::Shutdown;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
@@ -23,8 +25,8 @@ use tracing::{debug, info, warn};
 /// Clients served at once: root and the box's own user.
 const OWNER_SEATS: usize = 32;
 
-/// Clients served at once: members of the group.
-const GUEST_SEATS: usize = 32;
+/// Clients served at once: members of the groups.
+const MEMBER_SEATS: usize = 32;
 
 /// How long a client may send no request before the box disconnects it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -39,17 +41,39 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    file: Serving,
-    permissions: SocketPermissions,
+    file: Arc<Serving>,
+    permissions: Arc<SocketPermissions>,
 }
 
-/// Who may use the socket, besides root.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who may use the socket, besides root and this process' own user.
+#[derive(Debug, Default)]
 pub struct SocketPermissions {
     /// The user and the group this process will have, where they differ from its present ones.
-    pub owner: (Option<u32>, Option<u32>),
-    /// A group whose members may connect as [`Role::Guest`].
-    pub group: Option<u32>,
+    owner: (Option<u32>, Option<u32>),
+    /// The groups whose members may connect, each with its role.
+    groups: RwLock<Vec<(u32, Role)>>,
+}
+
+/// The user and the groups of a process at the other end of the socket, as they were when it connected.
+#[derive(Clone, Debug)]
+struct Peer {
+    user: u32,
+    groups: Vec<u32>,
+}
+
+impl Peer {
+    /// The one at the other end of this connection.
+    fn of(client: &UnixStream) -> io::Result<Self> {
+        let credentials = rustix::net::sockopt::socket_peercred(client)?;
+        let mut groups = pktio::peer_groups(client)?;
+        groups.push(credentials.gid.as_raw());
+        Ok(Self { user: credentials.uid.as_raw(), groups })
+    }
+
+    /// Whether it is root or this process' own user.
+    fn is_owner(&self) -> bool {
+        self.user == 0 || self.user == rustix::process::geteuid().as_raw()
+    }
 }
 
 /// The inode of the machine's initial network namespace: `NET_NS_INIT_INO` of newer kernels.
@@ -67,7 +91,7 @@ impl Socket {
     ///
     /// # Errors
     /// When another file is there, or a process listens there, or the system refuses.
-    pub fn bind(path: &Path, permissions: SocketPermissions) -> io::Result<Self> {
+    pub fn bind(path: &Path, permissions: Arc<SocketPermissions>) -> io::Result<Self> {
         let (user, group) = permissions.owner;
         if path.parent() == Some(Path::new(control::DIRECTORY)) {
             match fs::create_dir(control::DIRECTORY) {
@@ -89,29 +113,45 @@ impl Socket {
         let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
-        let socket = Self { listener: listener?, file: Serving { path: path.to_owned() }, permissions };
-        std::os::unix::fs::lchown(path, user, permissions.group.or(group)).map_err(not_given)?;
-        if permissions.group.is_some() {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-        }
+        let socket = Self { listener: listener?, file: Arc::new(Serving { path: path.to_owned() }), permissions };
+        let groups = socket.permissions.numbers();
+        let alone = groups.first().copied().filter(|_| groups.len() == 1);
+        std::os::unix::fs::lchown(path, user, alone.or(group)).map_err(not_given)?;
+        admit_by_mode(path, groups.len())?;
         Ok(socket)
+    }
+
+    /// Its file.
+    pub fn file(&self) -> &Arc<Serving> {
+        &self.file
     }
 
     /// Serves clients in threads that end with the process. The socket stays until the returned value is dropped.
     ///
     /// # Errors
     /// When no thread can be created.
-    pub fn serve(self, api: Arc<ControlApi>) -> Result<Serving, Failure> {
+    pub fn serve(self, api: Arc<ControlApi>) -> Result<Arc<Serving>, Failure> {
         let serving = self.file;
         let (listener, permissions) = (self.listener, self.permissions);
         let accept = move || {
             privileges::enter_control_thread();
-            accept(&listener, permissions, &api);
+            accept(&listener, &permissions, &api);
         };
         thread::Builder::new().name("control".to_owned()).spawn(accept).map_err(Failure::Spawn)?;
         info!("control socket: {}", serving.path.display());
         Ok(serving)
     }
+}
+
+/// Lets those connect to the socket at `path` who may be members of so many groups: nobody else; the group it belongs to; or everybody, whose
+/// groups are looked at then.
+fn admit_by_mode(path: &Path, groups: usize) -> io::Result<()> {
+    let mode = match groups {
+        0 => 0o600,
+        1 => 0o660,
+        _ => 0o666,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// The error of a file that cannot be given to the user and group it is for.
@@ -126,6 +166,26 @@ fn not_given(error: io::Error) -> io::Error {
 #[derive(Debug)]
 pub struct Serving {
     path: PathBuf,
+}
+
+impl Serving {
+    /// Admits the members of these groups from now on, and no others, whoever is connected. A process that has given up its privileges cannot
+    /// give the file to another group: everybody may connect to it then, and is refused an answer.
+    pub fn set_groups(&self, permissions: &SocketPermissions, groups: Vec<(u32, Role)>) {
+        *permissions.groups.write().unwrap_or_else(PoisonError::into_inner) = groups;
+        let numbers = permissions.numbers();
+        let is_given = |group: u32| {
+            let own = fs::metadata(&self.path).is_ok_and(|file| file.gid() == group);
+            own || std::os::unix::fs::lchown(&self.path, None, Some(group)).is_ok()
+        };
+        let count = match numbers.as_slice() {
+            [group] if !is_given(*group) => 2,
+            numbers => numbers.len(),
+        };
+        if let Err(error) = admit_by_mode(&self.path, count) {
+            warn!("the mode of {} cannot be changed: {error}", self.path.display());
+        }
+    }
 }
 
 impl Drop for Serving {
@@ -153,8 +213,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Accepts clients, each into a thread of its own.
-fn accept(listener: &UnixListener, permissions: SocketPermissions, api: &Arc<ControlApi>) {
+fn accept(listener: &UnixListener, permissions: &Arc<SocketPermissions>, api: &Arc<ControlApi>) {
     let seats = Arc::<Seats>::default();
+    let mut refusals = Refusals::default();
     loop {
         let client = match listener.accept() {
             Ok((client, _)) => client,
@@ -165,7 +226,7 @@ fn accept(listener: &UnixListener, permissions: SocketPermissions, api: &Arc<Con
                 continue;
             }
         };
-        if let Err(error) = admit(client, permissions, &seats, api) {
+        if let Err(error) = admit(client, permissions, &seats, &mut refusals, api) {
             warn!("control socket: a client cannot be served: {error}");
         }
     }
@@ -174,30 +235,49 @@ fn accept(listener: &UnixListener, permissions: SocketPermissions, api: &Arc<Con
 /// Gives a client a seat and a thread, or refuses it.
 fn admit(
     mut client: UnixStream,
-    permissions: SocketPermissions,
+    permissions: &Arc<SocketPermissions>,
     seats: &Arc<Seats>,
+    refusals: &mut Refusals,
     api: &Arc<ControlApi>,
 ) -> io::Result<()> {
     client.set_write_timeout(Some(WRITE_TIMEOUT))?;
     client.set_read_timeout(Some(IDLE_TIMEOUT))?;
-    let user = rustix::net::sockopt::socket_peercred(&client)?.uid.as_raw();
+    let peer = Peer::of(&client)?;
     // The refusals below do not wait: nothing was written to the socket before, so they fit its buffer.
-    let Some(role) = permissions.role(user) else {
-        warn!("control socket: user {user} is not permitted");
-        let refusal = Reply::refuse(Why::Forbidden, "not permitted: run as root, or as the box's own user");
-        return write_line(&mut client, &refusal).or_else(gone);
-    };
-    let Some(seat) = Seats::take(seats, user, role, client.try_clone()?, Instant::now()) else {
-        let message = format!("{} clients are connected already, and none of them is idle", seats_of(role));
+    if permissions.role(&peer).is_none() {
+        refusals.note(peer.user, Instant::now());
+        return write_line(&mut client, &api.not_admitted()).or_else(gone);
+    }
+    let class = if peer.is_owner() { Class::Owner } else { Class::Member };
+    let Some(seat) = Seats::take(seats, peer.user, class, client.try_clone()?, Instant::now()) else {
+        let message = format!("{} clients are connected already, and none of them is idle", class.seats());
         return write_line(&mut client, &Reply::refuse(Why::Busy, message)).or_else(gone);
     };
-    let api = Arc::clone(api);
+    let (api, permissions) = (Arc::clone(api), Arc::clone(permissions));
     let serve = move || {
-        if let Err(error) = serve(client, role, &seat, &api) {
+        if let Err(error) = serve(client, &peer, &permissions, &seat, &api) {
             debug!("control socket: the connection to a client failed: {error}");
         }
     };
     thread::Builder::new().name("control client".to_owned()).spawn(serve).map(drop)
+}
+
+/// Clients that were not admitted: named in the log once a second at most, since everybody on the machine may try.
+#[derive(Default)]
+struct Refusals {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Refusals {
+    fn note(&mut self, user: u32, now: Instant) {
+        self.since += 1;
+        if self.logged.is_none_or(|logged| now.duration_since(logged) >= Duration::from_secs(1)) {
+            let others = if self.since > 1 { format!(", nor were {} before", self.since - 1) } else { String::new() };
+            warn!("control socket: user {user} is not permitted{others}");
+            (self.logged, self.since) = (Some(now), 0);
+        }
+    }
 }
 
 /// A client that has gone does not read why it was refused.
@@ -206,11 +286,22 @@ fn gone(error: io::Error) -> io::Result<()> {
     Ok(())
 }
 
-/// How many clients of this role are served at once.
-const fn seats_of(role: Role) -> usize {
-    match role {
-        Role::Owner => OWNER_SEATS,
-        Role::Guest => GUEST_SEATS,
+/// Whose seats a client may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Root's and the own user's.
+    Owner,
+    /// Those of members of the groups, whatever their role.
+    Member,
+}
+
+impl Class {
+    /// How many clients of this class are served at once.
+    const fn seats(self) -> usize {
+        match self {
+            Class::Owner => OWNER_SEATS,
+            Class::Member => MEMBER_SEATS,
+        }
     }
 }
 
@@ -231,7 +322,7 @@ struct Taken {
 struct Served {
     number: u64,
     user: u32,
-    role: Role,
+    class: Class,
     /// Another handle of its connection, to end it with.
     connection: UnixStream,
     /// When it connected, or was last answered.
@@ -241,18 +332,18 @@ struct Served {
 }
 
 impl Seats {
-    /// A seat for a client of this user and role. If all seats of the role are taken, another client loses its own: of the user who has
+    /// A seat for a client of this user and class. If all seats of the class are taken, another client loses its own: of the user who has
     /// the most, the one that has been idle for longest. A user who has the most seats takes none from others, and from themselves only
     /// where a connection has been idle for [`REPLACEABLE_AFTER`].
-    fn take(seats: &Arc<Self>, user: u32, role: Role, connection: UnixStream, now: Instant) -> Option<Seat> {
+    fn take(seats: &Arc<Self>, user: u32, class: Class, connection: UnixStream, now: Instant) -> Option<Seat> {
         let mut taken = seats.taken();
         let of_user =
-            |user: u32| taken.clients.iter().filter(|client| client.role == role && client.user == user).count();
-        if taken.clients.iter().filter(|client| client.role == role).count() >= seats_of(role) {
+            |user: u32| taken.clients.iter().filter(|client| client.class == class && client.user == user).count();
+        if taken.clients.iter().filter(|client| client.class == class).count() >= class.seats() {
             let own = of_user(user);
             let may_go = |client: &&Served| {
                 let is_idle = !client.is_busy && now.duration_since(client.active) >= REPLACEABLE_AFTER;
-                client.role == role && (is_idle || of_user(client.user) > own + 1)
+                client.class == class && (is_idle || of_user(client.user) > own + 1)
             };
             let rank = |client: &&Served| {
                 let idle = (!client.is_busy).then(|| now.duration_since(client.active));
@@ -267,7 +358,7 @@ impl Seats {
         }
         let number = taken.next;
         taken.next += 1;
-        taken.clients.push(Served { number, user, role, connection, active: now, is_busy: false });
+        taken.clients.push(Served { number, user, class, connection, active: now, is_busy: false });
         drop(taken);
         Some(Seat { seats: Arc::clone(seats), number })
     }
@@ -299,38 +390,63 @@ impl Drop for Seat {
 }
 
 /// Answers the requests of a client until it disconnects, or sends none for [`IDLE_TIMEOUT`].
-fn serve(mut client: UnixStream, role: Role, seat: &Seat, api: &ControlApi) -> io::Result<()> {
+fn serve(
+    mut client: UnixStream,
+    peer: &Peer,
+    permissions: &SocketPermissions,
+    seat: &Seat,
+    api: &ControlApi,
+) -> io::Result<()> {
     let mut lines = BufReader::new(client.try_clone()?);
     let mut line = Vec::new();
     loop {
-        let read = match read_line(&mut lines, &mut line, MAX_REQUEST) {
+        let most = if permissions.role(peer) == Some(Role::Admin) { MAX_LOAD } else { MAX_REQUEST };
+        let read = match read_line(&mut lines, &mut line, most) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             read => read?,
         };
         seat.mark(true);
+        // The groups may be others now.
+        let Some(role) = permissions.role(peer) else {
+            return write_line(&mut client, &api.not_admitted()).or_else(gone);
+        };
         match read {
             Line::End => return Ok(()),
             Line::TooLong => {
-                let message = format!("a request has {MAX_REQUEST} bytes at most");
+                let message = format!("a request has {most} bytes at most");
                 return write_line(&mut client, &Reply::refuse(Why::Malformed, message));
             }
             Line::Whole => match serde_json::from_slice(&line) {
-                Ok(request) => write_line(&mut client, &api.answer(request, role))?,
+                Ok(request) => write_line(&mut client, &api.serve(request, Client { user: peer.user, role }))?,
                 Err(error) => write_line(&mut client, &Reply::refuse(Why::Malformed, error.to_string()))?,
             },
+        }
+        if line.capacity() > MAX_REQUEST {
+            line = Vec::new();
         }
         seat.mark(false);
     }
 }
 
 impl SocketPermissions {
-    /// The role of a client of this user; `None` if it may not connect.
-    fn role(self, user: u32) -> Option<Role> {
-        if user == 0 || user == rustix::process::geteuid().as_raw() {
-            return Some(Role::Owner);
+    /// Those of a process that will have this user and group, where they differ from its present ones: members of these groups have these roles.
+    pub fn new(owner: (Option<u32>, Option<u32>), groups: Vec<(u32, Role)>) -> Self {
+        Self { owner, groups: RwLock::new(groups) }
+    }
+
+    /// The role of a client; `None` if it may not connect.
+    fn role(&self, peer: &Peer) -> Option<Role> {
+        if peer.is_owner() {
+            return Some(Role::Admin);
         }
-        // The kernel has checked the mode of the file, which admits only members of the group.
-        self.group.map(|_| Role::Guest)
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.iter().filter(|(group, _)| peer.groups.contains(group)).map(|(_, role)| *role).max()
+    }
+
+    /// The groups, each once.
+    fn numbers(&self) -> Vec<u32> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.iter().map(|(group, _)| *group).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -347,47 +463,74 @@ mod tests {
     fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
         let path = path("left");
         let left = UnixListener::bind(&path).unwrap();
-        let listened = Socket::bind(&path, SocketPermissions::default()).unwrap_err();
+        let listened = Socket::bind(&path, Arc::default()).unwrap_err();
         assert!(listened.to_string().contains("another process"), "{listened}");
         drop(left);
-        let socket = Socket::bind(&path, SocketPermissions::default()).unwrap();
+        let socket = Socket::bind(&path, Arc::default()).unwrap();
         let mode = fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);
         assert!(!path.exists(), "a socket that was never served is removed too");
 
         fs::write(&path, "a file").unwrap();
-        assert!(Socket::bind(&path, SocketPermissions::default()).unwrap_err().to_string().contains("no socket"));
+        assert!(Socket::bind(&path, Arc::default()).unwrap_err().to_string().contains("no socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
         fs::remove_file(&path).unwrap();
     }
 
+    /// Permissions for the members of these groups.
+    fn groups(groups: &[(u32, Role)]) -> Arc<SocketPermissions> {
+        Arc::new(SocketPermissions::new((None, None), groups.to_vec()))
+    }
+
     #[test]
-    fn members_of_the_group_connect_as_guests_and_no_other_user_does() {
+    fn the_mode_admits_one_group_or_leaves_it_to_the_credentials() {
         let path = path("group");
         // A group that this process may give a file to: its own.
         let own = rustix::process::getegid().as_raw();
-        let permissions = SocketPermissions { group: Some(own), ..SocketPermissions::default() };
-        let socket = Socket::bind(&path, permissions).unwrap();
-        let file = fs::metadata(&path).unwrap();
-        assert_eq!((file.mode() & 0o777, file.gid()), (0o660, own));
+        let mode = || (fs::metadata(&path).unwrap().mode() & 0o777, fs::metadata(&path).unwrap().gid());
+        for (permissions, expected) in [
+            (groups(&[]), (0o600, own)),
+            (groups(&[(own, Role::Read)]), (0o660, own)),
+            (groups(&[(own, Role::Read), (own, Role::Operate)]), (0o660, own)),
+            (groups(&[(own, Role::Read), (own + 1, Role::Operate)]), (0o666, own)),
+        ] {
+            let socket = Socket::bind(&path, permissions).unwrap();
+            assert_eq!(mode(), expected);
+            drop(socket);
+        }
+        let permissions = groups(&[]);
+        let socket = Socket::bind(&path, Arc::clone(&permissions)).unwrap();
+        for (groups, expected) in [
+            (vec![(own, Role::Admin)], 0o660),
+            (vec![(own, Role::Admin), (own + 1, Role::Read)], 0o666),
+            (vec![], 0o600),
+        ] {
+            socket.file.set_groups(&permissions, groups);
+            assert_eq!(mode().0, expected);
+        }
         drop(socket);
         assert!(!path.exists(), "a socket that was never served is removed too");
-        assert_eq!(
-            [permissions, SocketPermissions::default()].map(|permissions| permissions.role(0)),
-            [Some(Role::Owner); 2]
-        );
-        assert_eq!(
-            [permissions, SocketPermissions::default()].map(|permissions| permissions.role(65_533)),
-            [Some(Role::Guest), None]
-        );
+    }
+
+    #[test]
+    fn a_client_has_the_highest_role_of_its_groups() {
+        let permissions = groups(&[(7, Role::Read), (8, Role::Operate), (9, Role::Admin), (10, Role::Read)]);
+        let role = |user, groups: &[u32]| permissions.role(&Peer { user, groups: groups.to_vec() });
+        assert_eq!(role(0, &[]), Some(Role::Admin));
+        assert_eq!(role(rustix::process::geteuid().as_raw(), &[]), Some(Role::Admin));
+        assert_eq!(role(65_533, &[]), None);
+        assert_eq!(role(65_533, &[6, 11]), None);
+        assert_eq!(role(65_533, &[6, 10]), Some(Role::Read));
+        assert_eq!(role(65_533, &[8, 10, 7]), Some(Role::Operate));
+        assert_eq!(role(65_533, &[7, 9, 8]), Some(Role::Admin));
     }
 
     /// Takes a seat; the far end of its connection comes with it.
-    fn take(seats: &Arc<Seats>, user: u32, role: Role, now: Instant) -> Option<(Seat, UnixStream)> {
+    fn take(seats: &Arc<Seats>, user: u32, class: Class, now: Instant) -> Option<(Seat, UnixStream)> {
         let (near, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
-        Some((Seats::take(seats, user, role, near, now)?, far))
+        Some((Seats::take(seats, user, class, near, now)?, far))
     }
 
     fn is_open((_, far): &(Seat, UnixStream)) -> bool {
@@ -398,10 +541,10 @@ mod tests {
     #[test]
     fn members_that_take_every_seat_of_theirs_leave_root_its_own() {
         let (seats, now) = (Arc::default(), Instant::now());
-        let guests: Vec<_> = (0..GUEST_SEATS).map(|_| take(&seats, 1000, Role::Guest, now).unwrap()).collect();
-        assert!(take(&seats, 1000, Role::Guest, now).is_none(), "it has the most, and none of them is idle");
-        let owners: Vec<_> = (0..OWNER_SEATS).map(|_| take(&seats, 0, Role::Owner, now).unwrap()).collect();
-        assert!(take(&seats, 0, Role::Owner, now).is_none());
+        let guests: Vec<_> = (0..MEMBER_SEATS).map(|_| take(&seats, 1000, Class::Member, now).unwrap()).collect();
+        assert!(take(&seats, 1000, Class::Member, now).is_none(), "it has the most, and none of them is idle");
+        let owners: Vec<_> = (0..OWNER_SEATS).map(|_| take(&seats, 0, Class::Owner, now).unwrap()).collect();
+        assert!(take(&seats, 0, Class::Owner, now).is_none());
         assert!(guests.iter().chain(&owners).all(is_open));
         drop((guests, owners));
         assert!(seats.taken().clients.is_empty());
@@ -411,20 +554,20 @@ mod tests {
     fn the_user_with_the_most_seats_gives_way_and_of_these_the_longest_idle() {
         let (seats, now) = (Arc::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        let first = take(&seats, 1001, Role::Guest, at(0)).unwrap();
+        let first = take(&seats, 1001, Class::Member, at(0)).unwrap();
         let many: Vec<_> =
-            (1..GUEST_SEATS).map(|n| take(&seats, 1000, Role::Guest, at(n as u64 / 16)).unwrap()).collect();
+            (1..MEMBER_SEATS).map(|n| take(&seats, 1000, Class::Member, at(n as u64 / 16)).unwrap()).collect();
         let busy = |number: u64| {
             seats.taken().clients.iter_mut().find(|client| client.number == number).unwrap().is_busy = true
         };
         busy(many[0].0.number);
-        let other = take(&seats, 1002, Role::Guest, at(2)).unwrap();
+        let other = take(&seats, 1002, Class::Member, at(2)).unwrap();
         let closed: Vec<_> = (0..many.len()).filter(|&n| !is_open(&many[n])).collect();
         assert!(closed.len() == 1 && (1..15).contains(&closed[0]), "one of those that connected at first: {closed:?}");
         assert!(is_open(&first) && is_open(&other));
-        let again = take(&seats, 1000, Role::Guest, at(2));
+        let again = take(&seats, 1000, Class::Member, at(2));
         assert!(again.is_none(), "it still has the most");
-        let again = take(&seats, 1000, Role::Guest, at(10)).unwrap();
+        let again = take(&seats, 1000, Class::Member, at(10)).unwrap();
         assert_eq!((many.iter().filter(|seat| !is_open(seat)).count(), is_open(&again)), (2, true), "its own idle one");
         assert!(is_open(&first), "idle for longer, and of a user with one seat");
     }
@@ -432,9 +575,10 @@ mod tests {
     #[test]
     fn users_with_a_seat_each_lose_it_only_when_idle() {
         let (seats, now) = (Arc::default(), Instant::now());
-        let each: Vec<_> = (0..GUEST_SEATS as u32).map(|user| take(&seats, user, Role::Guest, now).unwrap()).collect();
-        assert!(take(&seats, 5000, Role::Guest, now + REPLACEABLE_AFTER / 2).is_none());
-        assert!(take(&seats, 5000, Role::Guest, now + REPLACEABLE_AFTER).is_some());
-        assert_eq!(each.iter().filter(|seat| is_open(seat)).count(), GUEST_SEATS - 1);
+        let each: Vec<_> =
+            (0..MEMBER_SEATS as u32).map(|user| take(&seats, user, Class::Member, now).unwrap()).collect();
+        assert!(take(&seats, 5000, Class::Member, now + REPLACEABLE_AFTER / 2).is_none());
+        assert!(take(&seats, 5000, Class::Member, now + REPLACEABLE_AFTER).is_some());
+        assert_eq!(each.iter().filter(|seat| is_open(seat)).count(), MEMBER_SEATS - 1);
     }
 }

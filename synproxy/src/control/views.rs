@@ -1,9 +1,8 @@
 //! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
-use super::api::Role;
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
 use crate::process::link_monitor::{Condition, LinkReport};
-use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, LinkCondition, Sent, Why};
+use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, LinkCondition, Role, Sent, Why};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -92,7 +91,7 @@ pub fn engine_side(side: ::control::Side) -> Side {
 
 /// Describes a connection of this worker to a client of this role.
 pub fn flow(connection: &Connection, worker: usize, role: Role) -> Flow {
-    let shift = |shift| (role == Role::Owner).then_some(shift);
+    let shift = |shift| (role == Role::Admin).then_some(shift);
     let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
     let end = |End { scale, told, window, ttl }: End| FlowEnd { scale, told, window, hop_limit: ttl };
     Flow {
@@ -158,8 +157,8 @@ impl FrameBuffer {
     }
 }
 
-/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`. A guest
-/// gets no number but those of the frame itself and of configuration: the others are cookies, or belong to a connection.
+/// Describes what this worker's engine does with a frame that came in by `from` as `before_engine`, and that it left as `after_engine`. A client
+/// below [`Role::Admin`] gets no number but those of the frame itself and of configuration: the others are cookies, or belong to a connection.
 pub fn explained(
     worker: usize,
     from: Side,
@@ -189,7 +188,7 @@ pub fn explained(
         Verdict::Drop(_) => compared(&received, &received),
         _ => compared(&received, &tcpstate::fields(leaves_by, after_engine)),
     };
-    if role != Role::Owner {
+    if role != Role::Admin {
         let own: BTreeSet<u64> =
             received.iter().flat_map(|(_, value)| numbers(value)).map(|(_, number)| number).collect();
         steps.iter_mut().for_each(|step| *step = withhold(step, &own).into_owned());

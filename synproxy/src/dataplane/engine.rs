@@ -162,7 +162,8 @@ impl Engine for Proxy {
 
     fn execute(&mut self, command: Command, now: Instant) -> Answer {
         match command {
-            Command::Ping | Command::Top => {}
+            // The worker's own.
+            Command::Ping | Command::Top | Command::SetOptions { .. } => {}
             Command::List { from, filter } => {
                 let mut connections = Vec::with_capacity(Proxy::LISTED);
                 let next = self.list(from, &filter, now, |connection| connections.push(connection));

@@ -47,6 +47,11 @@ impl PollPolicy {
         Self { poll, is_alone, is_polling: false, begin: None, frames: 0, quiet: 0, wakes: 0 }
     }
 
+    /// From now on it waits like this.
+    pub fn set(&mut self, poll: Poll) {
+        self.poll = poll;
+    }
+
     /// Records an iteration that began at `now` and brought this many frames.
     #[inline]
     pub fn record(&mut self, frames: usize, now: Instant) {

@@ -15,7 +15,7 @@ use crate::process::cpu::Cores;
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::privileges;
-use confparse::Poll;
+use confparse::{LinkLoss, Poll};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use pktio::Pair;
@@ -37,6 +37,8 @@ pub enum Message {
     Running,
     /// The kernel has reported a change of a link.
     Links,
+    /// From now on this becomes of a port when the other one has lost its link.
+    LinkLoss(LinkLoss),
     /// A worker has ended: because it was to stop, because its ports are exhausted, or by a failure.
     Ended(Result<(), Failure>),
     /// A signal asks the process to end.
@@ -161,6 +163,10 @@ impl WorkerPool {
         while self.running > 0 {
             match self.messages.recv_deadline((reported.0 + REPORT_EVERY).min(links_due)) {
                 Ok(Message::Links) => links_due = Instant::now(),
+                Ok(Message::LinkLoss(link_loss)) => {
+                    links.set_link_loss(link_loss);
+                    links_due = Instant::now();
+                }
                 Ok(message) => self.handle(message)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the signal handler keeps a sender"),
@@ -192,7 +198,8 @@ impl WorkerPool {
     fn handle(&mut self, message: Message) -> Result<(), Failure> {
         match message {
             Message::Running => self.starting -= 1,
-            Message::Links => {}
+            // The caller's.
+            Message::Links | Message::LinkLoss(_) => {}
             Message::Ended(end) => {
                 self.running -= 1;
                 end.unwrap_or_else(|failure| self.fail(failure));

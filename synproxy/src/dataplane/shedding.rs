@@ -26,21 +26,17 @@ struct OwnFilter {
 }
 
 impl Shedder {
-    /// Sheds at this port; takes memory for a filter if the port has none.
-    pub fn new(port: &mut impl Port) -> Self {
-        let own = match port.shed_filter() {
-            Some(filter) => {
-                filter.set_level(Level::Off);
-                None
-            }
-            None => Some(OwnFilter {
+    /// Prepares to shed at this port, or begins anew: nothing is shed yet. Takes memory for a filter if the port has none, once.
+    pub fn prepare(&mut self, port: &mut impl Port) {
+        if port.shed_filter().is_none() && self.own.is_none() {
+            self.own = Some(OwnFilter {
                 filter: SoftwareShedFilter::over(memory::proved_sources()),
                 key: RandomState::new(),
                 fresh: 0,
                 repeated: 0,
-            }),
-        };
-        Self { level: Level::Off, own }
+            });
+        }
+        self.set(port, Level::Off);
     }
 
     /// Sets the load level.

@@ -17,7 +17,7 @@ use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric, Worke
 use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
 use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
-use pktio::{Batch, Pair, Pool, Port};
+use pktio::{Batch, Pair, Pool, Port, ShedLevel};
 use std::hint;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -141,9 +141,21 @@ impl<E: Engine> Worker<E> {
 
     /// The same worker, which sheds SYNs from the WAN while it is overloaded.
     pub fn with_shedding(mut self) -> Self {
-        self.load = Some(LoadMonitor::default());
-        self.shedder = Shedder::new(&mut self.ports[Side::Wan]);
+        self.set_shedding(true);
         self
+    }
+
+    /// Sheds under overload from now on, or does not.
+    fn set_shedding(&mut self, sheds: bool) {
+        if sheds == self.load.is_some() {
+            return;
+        }
+        self.load = sheds.then(LoadMonitor::default);
+        if sheds {
+            self.shedder.prepare(&mut self.ports[Side::Wan]);
+        } else {
+            self.shedder.set(&mut self.ports[Side::Wan], ShedLevel::Off);
+        }
     }
 
     /// The same worker, with this policy for sleep.
@@ -197,7 +209,7 @@ impl<E: Engine> Worker<E> {
     /// Executes a command, if there is one.
     #[inline]
     fn execute_command(&mut self, now: Instant, slot: &Slot) {
-        let Some(commands) = self.commands.as_ref().filter(|commands| commands.has_commands()) else { return };
+        let Some(commands) = self.commands.as_ref().filter(|commands| commands.has_commands()).cloned() else { return };
         // The statistics are published first, so that they are as new as the answer.
         let begin = clock::thread_time();
         slot.publish(&self.snapshot());
@@ -206,6 +218,11 @@ impl<E: Engine> Worker<E> {
             kind = Some(command.kind());
             match command {
                 Command::Top => Answer::Top(self.top_talkers.last().clone()),
+                Command::SetOptions { poll, shed } => {
+                    self.poll_policy.set(poll);
+                    self.set_shedding(shed);
+                    Answer::Done
+                }
                 command => self.engine.execute(command, now),
             }
         });

@@ -221,6 +221,20 @@ metrics! {
 }
 
 metrics! {
+    /// What is asked over the control socket, and of the configuration.
+    pub enum ControlMetric: Counter, Times {
+        /// Requests that have changed something; the log has each with its user.
+        Changes = "changes" as "requests that changed something",
+        /// Requests refused because they take another role, and clients refused because they have none.
+        Forbidden = "forbidden" as "requests refused for their role",
+        /// Configurations that were read again and are in force.
+        Reloads = "reloads" as "configuration reloads",
+        /// Configurations that were read again and refused, so that nothing changed.
+        ReloadsRefused = "reloads-refused" as "configuration reloads refused",
+    }
+}
+
+metrics! {
     /// Commands of the control socket that workers execute: the most time one has taken, of the worker's own time.
     pub enum CommandKind: Gauge, Nanoseconds {
         /// Answering `status`.
@@ -229,6 +243,8 @@ metrics! {
         Backends = "backends",
         /// Exchanging the policy.
         Policy = "policy",
+        /// Changing how a worker waits and sheds, for `reload`.
+        Options = "options",
         /// Starting or ending `drain`.
         Drain = "drain",
         /// Preparing a new secret, for `rotate-secrets`.
@@ -381,6 +397,8 @@ families! {
     WanLink(LinkMetric): Supervisor, Sum, Naming::NameAndLabel("link", ("port", "wan"));
     /// What was noticed of the box as a whole.
     Notice(Notice): Supervisor, Sum, Naming::Name("notice");
+    /// The control socket and the configuration.
+    Control(ControlMetric): Supervisor, Sum, Naming::Name("control");
     /// The longest that a command kept a worker from its frames.
     Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
 }
@@ -510,7 +528,7 @@ macro_rules! plain {
 
 plain! {
     Drop(DropReason), Event(Event), Flows(FlowGauge), Worker(WorkerMetric), Unsent(UnsentMetric), Handoff(HandoffMetric),
-    Command(CommandKind), Notice(Notice)
+    Command(CommandKind), Notice(Notice), Control(ControlMetric)
 }
 
 /// Everything there is to say of one metric.

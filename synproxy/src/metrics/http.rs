@@ -2,7 +2,7 @@
 //! the workers have published.
 
 use crate::process::exit::Failure;
-use crate::process::privileges;
+use crate::process::listening::{Closed, Listening};
 use httparse::{EMPTY_HEADER, Request, Status};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -56,48 +56,44 @@ impl Server {
         self.address
     }
 
-    /// Serves clients in threads that end with the process.
+    /// Serves clients in threads of their own, until it is closed or the process ends.
     ///
     /// # Errors
     /// When no thread can be created.
-    pub fn serve(self, site: impl Site) -> Result<(), Failure> {
+    pub fn serve(self, site: Arc<impl Site>) -> Result<Listening, Failure> {
         info!("statistics: http://{0}/ for people, http://{0}/metrics for Prometheus", self.address);
-        let accept = move || {
-            privileges::enter_control_thread();
-            self.accept(&Arc::new(site));
-        };
-        thread::Builder::new().name("metrics".to_owned()).spawn(accept).map_err(Failure::Spawn)?;
-        Ok(())
-    }
-
-    fn accept(&self, site: &Arc<impl Site>) {
-        let clients = Arc::new(AtomicUsize::new(0));
         let is_local = self.address.ip().is_loopback();
-        loop {
-            let client = match self.listener.accept() {
-                Ok((client, _)) => client,
-                Err(error) => {
-                    // Descriptors may become free later.
-                    debug!("metrics: {error}");
-                    thread::sleep(Duration::from_millis(100));
-                    continue;
-                }
-            };
-            while clients.load(Ordering::Acquire) >= MAX_CLIENTS {
-                thread::sleep(Duration::from_millis(10));
-            }
-            clients.fetch_add(1, Ordering::AcqRel);
-            let (site, place) = (Arc::clone(site), Place(Arc::clone(&clients)));
-            let serve = move || {
-                let _place = place;
-                if let Err(error) = serve(client, is_local, &*site) {
-                    debug!("metrics: a client was not served: {error}");
-                }
-            };
-            // Where no thread can be made the place is free again, for it was moved into what is dropped.
-            if let Err(error) = thread::Builder::new().name("metrics client".to_owned()).spawn(serve) {
+        Listening::serve("metrics", self.listener, move |listener, closed| accept(listener, closed, is_local, &site))
+    }
+}
+
+fn accept(listener: &TcpListener, closed: &Closed, is_local: bool, site: &Arc<impl Site>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    while !closed.get() {
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            Err(_) if closed.get() => return,
+            Err(error) => {
+                // Descriptors may become free later.
                 debug!("metrics: {error}");
+                thread::sleep(Duration::from_millis(100));
+                continue;
             }
+        };
+        while clients.load(Ordering::Acquire) >= MAX_CLIENTS && !closed.get() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        clients.fetch_add(1, Ordering::AcqRel);
+        let (site, place) = (Arc::clone(site), Place(Arc::clone(&clients)));
+        let serve = move || {
+            let _place = place;
+            if let Err(error) = serve(client, is_local, &*site) {
+                debug!("metrics: a client was not served: {error}");
+            }
+        };
+        // Where no thread can be made the place is free again, for it was moved into what is dropped.
+        if let Err(error) = thread::Builder::new().name("metrics client".to_owned()).spawn(serve) {
+            debug!("metrics: {error}");
         }
     }
 }
@@ -257,7 +253,7 @@ mod tests {
     fn a_client_gets_its_answer_over_tcp_and_a_silent_one_holds_nobody_up() {
         let server = Server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = server.address();
-        server.serve(Test).unwrap();
+        server.serve(Arc::new(Test)).unwrap();
         let silent: Vec<_> = (0..MAX_CLIENTS / 2).map(|_| TcpStream::connect(address).unwrap()).collect();
         for _ in 0..3 {
             let mut client = TcpStream::connect(address).unwrap();

@@ -4,7 +4,8 @@
 //! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
 use super::descriptors::{
-    CELLS, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, TABLE, TIMED, Timed, Total, WorkerMetric,
+    CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, TABLE, TIMED, Timed, Total,
+    WorkerMetric,
 };
 use crate::process::link_monitor::{Condition, LinkReport};
 use crossbeam::utils::CachePadded;
@@ -225,6 +226,8 @@ pub struct Board {
     supervisor: CachePadded<Slot>,
     /// The links of LAN and WAN.
     links: Mutex<[Option<LinkReport>; 2]>,
+    /// What the threads count that serve operators.
+    control: [AtomicU64; ControlMetric::COUNT],
 }
 
 impl Board {
@@ -234,7 +237,12 @@ impl Board {
             let cells = std::array::from_fn(|_| AtomicU64::new(0));
             CachePadded::new(Slot { cells, times: Default::default(), found: Mutex::default() })
         };
-        Self { slots: (0..workers).map(slot).collect(), supervisor: slot(0), links: Mutex::default() }
+        Self {
+            slots: (0..workers).map(slot).collect(),
+            supervisor: slot(0),
+            links: Mutex::default(),
+            control: Default::default(),
+        }
     }
 
     /// Where this worker publishes its statistics.
@@ -257,14 +265,23 @@ impl Board {
         self.slots.iter().flat_map(take).collect()
     }
 
-    /// What the thread that supervises the workers has counted.
+    /// What the thread that supervises the workers has counted, and those that serve operators.
     pub fn supervisor(&self) -> Snapshot {
-        self.supervisor.read()
+        let mut snapshot = self.supervisor.read();
+        for &metric in ControlMetric::ALL {
+            snapshot.set(metric, self.control[metric as usize].load(Ordering::Relaxed));
+        }
+        snapshot
+    }
+
+    /// Counts something that a thread which serves operators has done.
+    pub fn count(&self, metric: ControlMetric) {
+        self.control[metric as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// The total over all workers, with what their supervisor has counted.
     pub fn total(&self) -> Snapshot {
-        self.workers().chain([self.supervisor.read()]).sum()
+        self.workers().chain([self.supervisor()]).sum()
     }
 
     /// Shows what is known of the links of LAN and WAN, and whether they seem to be swapped. To be called by the supervisor only.

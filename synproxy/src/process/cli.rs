@@ -1,9 +1,10 @@
 //! The command line of the program, and its `--help`.
 
+use super::log;
 use ::control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, ValueEnum};
-use confparse::Control;
+use confparse::{Config, Control};
 use pktio::Mode;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -31,8 +32,10 @@ Capture files:
   statistics at the end of the file. Traffic never waits for a capture.
 
 Signals:
-  SIGINT, SIGTERM and SIGHUP end the process cleanly: it restores the settings of the interfaces.
+  SIGINT and SIGTERM end the process cleanly: it restores the settings of the interfaces.
   A second signal does so without waiting for the workers.
+  SIGHUP has the configuration file read again: what can change does, what cannot is named in the log, and a file that is wrong
+  changes nothing. `synctl config diff FILE` tells beforehand.
 
   After SIGKILL the interfaces stay as they were meanwhile. The next start puts their settings back first, and so does --restore.
 
@@ -69,9 +72,9 @@ pub struct Arguments {
     #[arg(long, value_name = "HOW")]
     pub poll: Option<Poll>,
 
-    /// Least severe level that is logged to stderr; the statistics are `info`
-    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = levels())]
-    pub log_level: LogLevel,
+    /// Least severe level that is logged to stderr; the statistics are `info`; overrides `log_level`
+    #[arg(long, value_name = "LEVEL", value_parser = levels())]
+    pub log_level: Option<LogLevel>,
 
     /// Path of the control socket; or `auto`, which is /run/synproxy/LAN-WAN.sock, or `none`; overrides `control`
     #[arg(long, value_name = "PATH", value_parser = |text: &str| Ok::<_, Infallible>(Control::from(text)))]
@@ -126,6 +129,52 @@ impl Arguments {
             (None, None, Some(lan), Some(wan)) => Task::Run { lan, wan },
             _ => unreachable!("clap asks for LAN and WAN unless --check-config or --restore is given"),
         }
+    }
+}
+
+impl Arguments {
+    /// What the command line overrides of the configuration.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            workers: self.workers.map(usize::from),
+            poll: self.poll.map(Into::into),
+            control: self.control.clone(),
+            log_level: self.log_level.map(log::level_of_config),
+        }
+    }
+}
+
+/// Keys of the configuration that the command line overrides, whatever a file says.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    workers: Option<usize>,
+    poll: Option<confparse::Poll>,
+    control: Option<Control>,
+    log_level: Option<confparse::LogLevel>,
+}
+
+impl Overrides {
+    /// Sets them.
+    pub fn apply(&self, config: &mut Config) {
+        let Self { workers, poll, control, log_level } = self.clone();
+        config.workers = workers.unwrap_or(config.workers);
+        config.poll = poll.unwrap_or(config.poll);
+        config.log_level = log_level.unwrap_or(config.log_level);
+        if let Some(control) = control {
+            config.control = control;
+        }
+    }
+
+    /// The option that overrides this key, if one does.
+    pub fn option(&self, key: &str) -> Option<&'static str> {
+        let Self { workers, poll, control, log_level } = self;
+        let given = [
+            ("threadcount", "--workers", workers.is_some()),
+            ("poll", "--poll", poll.is_some()),
+            ("control", "--control", control.is_some()),
+            ("log_level", "--log-level", log_level.is_some()),
+        ];
+        given.into_iter().find(|(own, _, is_given)| *own == key && *is_given).map(|(_, option, _)| option)
     }
 }
 
@@ -313,6 +362,21 @@ mod tests {
         assert_eq!(files, ["a", "b", "c", "d", "e"]);
         assert_eq!(arguments.captures.limits(), Limits { file_bytes: 65_536, ..Limits::default() });
         assert_eq!(parse("synproxy eth0 eth1").unwrap().captures.limits(), Limits::default());
+    }
+
+    #[test]
+    fn what_the_command_line_overrides_it_names() {
+        let overrides =
+            parse("synproxy --workers 3 --poll busy --control none --log-level warn a b").unwrap().overrides();
+        let mut config = Config::default();
+        overrides.apply(&mut config);
+        assert_eq!((config.workers, config.poll, &config.control), (3, confparse::Poll::Busy, &Control::None));
+        assert_eq!(config.log_level, confparse::LogLevel::Warn);
+        assert_eq!(config.changes(&Config::default()).len(), 4);
+        for change in config.changes(&Config::default()) {
+            assert!(overrides.option(change.key.name).is_some_and(|option| option.starts_with("--")), "{change:?}");
+        }
+        assert_eq!(parse("synproxy a b").unwrap().overrides().option("poll"), None);
     }
 
     #[test]

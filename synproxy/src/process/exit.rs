@@ -32,7 +32,7 @@ pub enum Failure {
 
     /// No signal can be received.
     #[error("cannot listen for signals: {0}")]
-    Signals(#[from] ctrlc::Error),
+    Signals(#[source] io::Error),
 
     /// The operating system has no random numbers for the secrets.
     #[error("the operating system gives no random numbers: {0}")]

@@ -114,6 +114,12 @@ impl<'a> LinkMonitor<'a> {
         }
     }
 
+    /// From now on this becomes of the other port when one has lost its link. A port that was taken down for that is taken up again if nothing
+    /// is to become of it.
+    pub fn set_link_loss(&mut self, link_loss: LinkLoss) {
+        self.policy.forwards = link_loss == LinkLoss::Forward;
+    }
+
     /// When to check again, whatever the kernel reports.
     pub fn due(&self, now: Instant) -> Instant {
         let own =
@@ -187,7 +193,8 @@ impl<'a> LinkMonitor<'a> {
                 self.set_up(side, false, now);
             }
             Change::TakeUp(side) => {
-                info!("{} is taken up again, since {} has its link again", name(side), name(1 - side));
+                let why = if self.policy.forwards { "has its link again" } else { "is not to matter to it any more" };
+                info!("{} is taken up again, since {} {why}", name(side), name(1 - side));
                 self.set_up(side, true, now);
             }
         }
@@ -270,12 +277,21 @@ impl Policy {
                 side.take(number, now, state, &mut changes);
             }
         }
-        if self.forwards {
-            for lost in 0..2 {
-                self.forward(lost, now, &mut changes);
+        for side in 0..2 {
+            if self.forwards {
+                self.forward(side, now, &mut changes);
+            } else if self.sides[side].is_taken_down {
+                self.take_up(side, now, &mut changes);
             }
         }
         changes
+    }
+
+    /// Takes a port up that the box has taken down.
+    fn take_up(&mut self, side: usize, now: Instant, changes: &mut Vec<Change>) {
+        self.sides[side].is_taken_down = false;
+        self.sides[side].settles = Some(now + SETTLE);
+        changes.push(Change::TakeUp(side));
     }
 
     /// Takes the other port down if `lost` has no link, and up again if it has.
@@ -290,9 +306,7 @@ impl Policy {
         } else if own.has_link() {
             other.stays_up = false;
             if other.is_taken_down && own.held(now) {
-                other.is_taken_down = false;
-                other.settles = Some(now + SETTLE);
-                changes.push(Change::TakeUp(1 - lost));
+                self.take_up(1 - lost, now, changes);
             }
         }
     }
@@ -523,6 +537,17 @@ mod tests {
         assert_eq!(steps.at(3.0, NONE, UP), []);
         assert_eq!(steps.at(4.0, UP, UP), [Change::Returned(0, 3 * SECOND)]);
         assert_eq!(steps.at(5.0, NONE, UP).last(), Some(&Change::TakeDown(1)));
+    }
+
+    #[test]
+    fn a_port_comes_up_again_when_the_loss_of_the_other_is_not_to_matter_any_more() {
+        let mut steps = Steps::new(true);
+        steps.at(1.0, NONE, UP);
+        steps.policy.forwards = false;
+        assert_eq!(steps.at(2.0, NONE, DOWN), [Change::TakeUp(1)]);
+        assert_eq!(steps.at(3.0, NONE, UP), [], "the other one is lost still");
+        steps.policy.forwards = true;
+        assert_eq!(steps.at(4.0, NONE, UP), [Change::TakeDown(1)]);
     }
 
     #[test]

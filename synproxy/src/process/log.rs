@@ -25,9 +25,37 @@ impl LogControl {
         (self.apply)(filter(level));
     }
 
+    /// One that changes nothing but what it says itself.
+    #[cfg(test)]
+    pub fn detached(level: LogLevel) -> Self {
+        Self { apply: Arc::new(|_| ()), level: Arc::new(AtomicUsize::new(level as usize)) }
+    }
+
     /// The least severe level that is logged.
     pub fn level(&self) -> LogLevel {
         LogLevel::ALL[self.level.load(Ordering::Relaxed)]
+    }
+}
+
+/// A level of the configuration.
+pub fn level_from_config(level: confparse::LogLevel) -> LogLevel {
+    match level {
+        confparse::LogLevel::Error => LogLevel::Error,
+        confparse::LogLevel::Warn => LogLevel::Warn,
+        confparse::LogLevel::Info => LogLevel::Info,
+        confparse::LogLevel::Debug => LogLevel::Debug,
+        confparse::LogLevel::Trace => LogLevel::Trace,
+    }
+}
+
+/// The same as a value of the configuration.
+pub fn level_of_config(level: LogLevel) -> confparse::LogLevel {
+    match level {
+        LogLevel::Error => confparse::LogLevel::Error,
+        LogLevel::Warn => confparse::LogLevel::Warn,
+        LogLevel::Info => confparse::LogLevel::Info,
+        LogLevel::Debug => confparse::LogLevel::Debug,
+        LogLevel::Trace => confparse::LogLevel::Trace,
     }
 }
 

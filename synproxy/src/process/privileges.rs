@@ -4,6 +4,7 @@
 //! which parse what the network sends, keep none.
 
 use super::exit::Failure;
+use ::control::Role;
 use caps::{CapSet, Capability, CapsHashSet};
 use confparse::{Account, Config};
 use nix::errno::Errno;
@@ -108,13 +109,25 @@ pub fn enter_control_thread() {
     }
 }
 
-/// The number of the group whose members may use the control socket, if there is one.
+/// The groups whose members may use the control socket, by number, each with its role.
 ///
 /// # Errors
-/// When the configured group does not exist.
-pub fn control_group(config: &Config) -> Result<Option<u32>, Failure> {
-    let found = config.control_group.as_ref().map(|account| find_group("control_group", account).map(Gid::as_raw));
-    found.transpose().map_err(Failure::Configuration)
+/// When a configured group does not exist.
+pub fn role_groups(config: &Config) -> Result<Vec<(u32, Role)>, Failure> {
+    let find = |(key, account, role)| Ok((find_group(key, account)?.as_raw(), role));
+    groups_of_roles(config).map(find).collect::<Result<_, String>>().map_err(Failure::Configuration)
+}
+
+/// The groups that the configuration names for the control socket: the key, the group, and the role of its members.
+fn groups_of_roles(config: &Config) -> impl Iterator<Item = (&'static str, &Account, Role)> {
+    let Config { control_read, control_operate, control_admin, control_group, .. } = config;
+    let named = [
+        ("control_read", control_read, Role::Read),
+        ("control_operate", control_operate, Role::Operate),
+        ("control_admin", control_admin, Role::Admin),
+        ("control_group", control_group, Role::Operate),
+    ];
+    named.into_iter().filter_map(|(key, account, role)| Some((key, account.as_ref()?, role)))
 }
 
 /// Every user and group of the configuration that this machine does not have: the key, and what is wrong with it.
@@ -123,13 +136,10 @@ pub fn complaints(config: &Config) -> Vec<(&'static str, String)> {
         (user, None) if config.group.is_none() && !user.is_root() => Err(without_group(user)),
         _ => Ok(()),
     });
-    let group = |key, account: &Option<Account>| Some(find_group(key, account.as_ref()?).map(drop));
-    let results = [
-        ("user", user),
-        ("group", group("group", &config.group)),
-        ("control_group", group("control_group", &config.control_group)),
-    ];
-    results.into_iter().filter_map(|(key, result)| Some((key, result?.err()?))).collect()
+    let group = config.group.as_ref().map(|account| find_group("group", account).map(drop));
+    let of_roles = groups_of_roles(config).map(|(key, account, _)| (key, Some(find_group(key, account).map(drop))));
+    let results = [("user", user), ("group", group)].into_iter().chain(of_roles);
+    results.filter_map(|(key, result)| Some((key, result?.err()?))).collect()
 }
 
 /// The number and primary group of the user of the configuration.

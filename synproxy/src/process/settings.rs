@@ -55,17 +55,10 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Failure> {
 /// # Errors
 /// When the file cannot be read, is not valid, or cannot work on this machine.
 pub fn check(file: &Path) -> Result<(), Failure> {
-    let Parsed { config, warnings, places } = parse(file)?;
-    let mut wrong: Vec<String> = privileges::complaints(&config)
-        .into_iter()
-        .chain(control_path(&config).map(|message| ("control", message)))
-        .chain(foreign_addresses(&config))
-        .map(|(key, message)| places.complain(None, key, &message))
-        .collect();
+    let parsed = parse(file)?;
+    let wrong = wrong(&parsed);
+    let Parsed { config, warnings, .. } = parsed;
     let needed = Needed::of(&config, config.workers, false);
-    if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
-        wrong.push(places.complain(section, name, &message));
-    }
     // A warning of what is refused says less than the refusal.
     let place = |text: &str| text.split(' ').next().map(str::to_owned);
     for warning in warnings.iter().map(ToString::to_string) {
@@ -78,6 +71,58 @@ pub fn check(file: &Path) -> Result<(), Failure> {
     }
     println!("{}: the configuration is valid\nmemory: {needed}", file.display());
     Ok(())
+}
+
+/// What cannot work on this machine of a configuration that is valid, each behind its place in the file.
+pub fn wrong(Parsed { config, places, .. }: &Parsed) -> Vec<String> {
+    let mut wrong: Vec<String> = privileges::complaints(config)
+        .into_iter()
+        .chain(control_path(config).map(|message| ("control", message)))
+        .chain(foreign_addresses(config))
+        .map(|(key, message)| places.complain(None, key, &message))
+        .collect();
+    let needed = Needed::of(config, config.workers, false);
+    if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
+        wrong.push(places.complain(section, name, &message));
+    }
+    wrong
+}
+
+/// Reads the file of a running box again, which may have changed its user since it read it first.
+///
+/// # Errors
+/// When it cannot be read, is no plain file, or is not valid.
+pub fn read_again(file: &Path) -> Result<Parsed, Failure> {
+    let refused = |why: String| Failure::Configuration(format!("{}: {why}", file.display()));
+    let hint = |error: io::Error| {
+        let advice = match error.kind() {
+            ErrorKind::PermissionDenied => format!(
+                "; the box runs as user {} and may not read it: make it readable for that user, or have root send it with `synctl reload FILE`",
+                rustix::process::geteuid().as_raw()
+            ),
+            _ => String::new(),
+        };
+        refused(format!("{error}{advice}"))
+    };
+    // A pipe would be waited for.
+    if !fs::metadata(file).map_err(hint)?.is_file() {
+        return Err(refused("it is no file any more".to_owned()));
+    }
+    parse_text(&read(file).map_err(hint)?, &file.display().to_string())
+}
+
+/// Parses a text of this name.
+///
+/// # Errors
+/// When it is not valid.
+pub fn parse_text(text: &str, name: &str) -> Result<Parsed, Failure> {
+    confparse::parse(text, name).map_err(|errors| Failure::Configuration(errors.to_string()))
+}
+
+/// A hash that is the same for boxes which are configured alike, and no more than that (FNV-1a).
+pub fn hash(config: &Config) -> u64 {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    config.describe().bytes().fold(0xcbf2_9ce4_8422_2325, hash)
 }
 
 /// Why the control socket cannot be at its path.
@@ -111,9 +156,13 @@ fn foreign_addresses(config: &Config) -> Vec<(&'static str, String)> {
     control.into_iter().chain(metrics).filter_map(complain).collect()
 }
 
-fn parse(file: &Path) -> Result<Parsed, Failure> {
+/// Reads and parses a file.
+///
+/// # Errors
+/// When it cannot be read or is not valid.
+pub fn parse(file: &Path) -> Result<Parsed, Failure> {
     let text = read(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
-    confparse::parse(&text, &file.display().to_string()).map_err(|errors| Failure::Configuration(errors.to_string()))
+    parse_text(&text, &file.display().to_string())
 }
 
 /// The text of `file`. Bytes that are not UTF-8, as comments in an old encoding have, do not make it unreadable.

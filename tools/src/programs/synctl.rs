@@ -1,7 +1,7 @@
 //! `synctl`: queries and controls a running synproxy over its control socket. Prints replies as text, or as JSON for programs.
 
 use crate::watch::{self, WatchError};
-use crate::{show, views};
+use crate::{configure, show, views};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use control::{
@@ -10,19 +10,21 @@ use control::{
 use pktio::pcap::{PcapFileError, PcapReader, Record};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
+use synproxy::process::settings;
 
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
 Exit status:
   0  success
-  1  synproxy refused the request or sent an unexpected reply, or --wait timed out
+  1  synproxy refused the request or sent an unexpected reply, or --wait timed out; with `config diff`: the file is wrong
   2  the command line is wrong
   4  no synproxy can be reached, it does not answer, or several run and --socket names none
-  5  permission denied: run as root, as the user synproxy runs as, or as a member of its `control_group`";
+  5  permission denied: run as root, as the user synproxy runs as, or as a member of a group that has the role
+     (`control_read`, `control_operate`, `control_admin`, `control_group`)";
 
 /// Shown below the options of `top`.
 const TOP_HELP: &str = "\
@@ -33,6 +35,12 @@ Keys:
 /// Shown below the options of `explain`.
 const EXPLAIN_HELP: &str = "\
 The running proxy decides on a copy of the frame and of all state the decision depends on. Nothing is changed or sent.";
+
+/// Shown below the options of `reload`.
+const RELOAD_HELP: &str = "\
+What can change does, without a dropped frame; what cannot is named with the reason; a file that is wrong changes nothing.
+Without FILE synproxy reads its own file again, as at SIGHUP. With FILE synctl reads that one and sends it; it holds until the
+next reload, and takes the role admin. `synctl config diff FILE` tells beforehand what would change.";
 
 /// Shown below the options of `capture start`.
 const CAPTURE_HELP: &str = "\
@@ -121,6 +129,26 @@ enum Command {
         #[command(subcommand)]
         operation: Captures,
     },
+    /// Has synproxy read its configuration again, and shows what has changed
+    #[command(after_help = RELOAD_HELP)]
+    Reload {
+        /// Another file to take
+        file: Option<PathBuf>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows the configuration in force, and what another file would change
+    Config {
+        #[command(subcommand)]
+        operation: Configurations,
+    },
+    /// Shows who synproxy takes the caller for, and the caller's role
+    Whoami {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Changes a setting until synproxy ends
     Set {
         #[command(subcommand)]
@@ -147,6 +175,25 @@ enum Servers {
     Flush {
         /// An IPv4 or IPv6 address
         address: Option<IpAddr>,
+    },
+}
+
+/// What to show of the configuration.
+#[derive(Debug, Subcommand)]
+enum Configurations {
+    /// Shows every key with the value in force
+    Show {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows key by key what FILE would change, and when each change would take effect; changes nothing
+    Diff {
+        /// The file; synproxy's own if omitted
+        file: Option<PathBuf>,
+        /// Prints the changes as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -287,6 +334,8 @@ enum Failure {
     Incomplete(&'static str),
     Output(io::Error),
     Input(String),
+    /// A configuration is wrong; the text begins with its place in the file.
+    Configuration(String),
 }
 
 impl From<ClientError> for Failure {
@@ -319,6 +368,10 @@ pub fn main() -> ExitCode {
             eprintln!("synctl: {message}");
             ExitCode::from(2)
         }
+        Err(Failure::Configuration(text)) => {
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
         Err(Failure::Client(error)) => {
             eprintln!("synctl: {error}");
             status(&error)
@@ -348,6 +401,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Command::Flows(flows) => return list(&mut client, flows),
         Command::Top { once, json: false } => return top(client, *once),
+        Command::Config { operation: Configurations::Diff { file, json } } => {
+            return difference(&mut client, file.as_deref(), *json);
+        }
         _ => {}
     }
     let (request, json) = request(&arguments.command)?;
@@ -360,6 +416,32 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         control::write_line(&mut out, &reply)?;
     } else {
         write!(out, "{}", text(&reply))?;
+    }
+    Ok(())
+}
+
+/// Shows what a file would change.
+fn difference(client: &mut Client, file: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let reply = client.ask(&Request::Config)?;
+    let Reply::Config(running) = reply else { return Err(ClientError::Unexpected(format!("{reply:?}")).into()) };
+    let own = running.file.as_ref().map(PathBuf::from);
+    let Some(file) = file.or(own.as_deref()) else {
+        return Err(Failure::Input("synproxy was started without a file, so say which".to_owned()));
+    };
+    let parsed = settings::parse(file).map_err(|failure| Failure::Configuration(failure.to_string()))?;
+    for warning in &parsed.warnings {
+        eprintln!("{warning}");
+    }
+    let wrong = settings::wrong(&parsed);
+    if !wrong.is_empty() {
+        return Err(Failure::Configuration(wrong.join("\n")));
+    }
+    let changes = configure::difference(&running, &parsed.config);
+    let mut out = io::stdout().lock();
+    if json {
+        control::write_line(&mut out, &changes)?;
+    } else {
+        write!(out, "{}", configure::changes(&changes))?;
     }
     Ok(())
 }
@@ -414,6 +496,17 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
             }
             Captures::Stop { frames, json } => (Request::StopCapture { kind: *frames }, *json),
         },
+        Command::Whoami { json } => (Request::Whoami, *json),
+        Command::Reload { file: None, json } => (Request::Reload, *json),
+        Command::Reload { file: Some(file), json } => {
+            let name = std::path::absolute(file).unwrap_or_else(|_| file.clone()).display().to_string();
+            let text = std::fs::read(file).map_err(|error| Failure::Input(format!("{}: {error}", file.display())))?;
+            (Request::LoadConfig { name, text: String::from_utf8_lossy(&text).into_owned() }, *json)
+        }
+        // Its difference to another file is not asked for: it is found here.
+        Command::Config { operation: Configurations::Show { json } | Configurations::Diff { json, .. } } => {
+            (Request::Config, *json)
+        }
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
         Command::Explain { frame, side, worker, json } => {
@@ -503,6 +596,9 @@ fn text(reply: &Reply) -> String {
         Reply::Servers(entries) | Reply::Backends(entries) => show::servers(entries),
         Reply::Captures(captures) => show::captures(captures),
         Reply::Explained(explained) => views::explained(explained),
+        Reply::Whoami(whoami) => format!("user {}, role {}\n", whoami.user, whoami.role),
+        Reply::Config(configuration) => configure::shown(configuration),
+        Reply::Reloaded(reloaded) => configure::reloaded(reloaded),
         Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
         Reply::Done(message) => format!("{message}\n"),
         Reply::Error(refusal) => format!("{}\n", refusal.message),
@@ -550,6 +646,10 @@ mod tests {
             parse("synctl capture start drops b"),
             Ok((start(here.to_str().unwrap(), CaptureLimits::default()), false))
         );
+        assert_eq!(parse("synctl whoami"), Ok((Request::Whoami, false)));
+        assert_eq!(parse("synctl reload --json"), Ok((Request::Reload, true)));
+        assert_eq!(parse("synctl config show --json"), Ok((Request::Config, true)));
+        assert_eq!(parse("synctl config diff a.conf"), Ok((Request::Config, false)));
         assert_eq!(parse("synctl capture stop"), Ok((Request::StopCapture { kind: None }, false)));
         let wan = Request::StopCapture { kind: Some(CaptureKind::Wan) };
         assert_eq!(parse("synctl capture stop wan --json"), Ok((wan, true)));
@@ -564,6 +664,8 @@ mod tests {
             "synctl",
             "synctl set log-level loud",
             "synctl stat",
+            "synctl config",
+            "synctl reload a b",
         ] {
             assert_eq!(parse(wrong), Err(2), "{wrong}");
         }

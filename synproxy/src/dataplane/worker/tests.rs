@@ -4,8 +4,10 @@ mod several_workers;
 
 use super::super::engine::Bypass;
 use super::*;
+use crate::control::commands::CommandSender;
 use crate::metrics::descriptors::{FlowGauge, HandoffMetric, Metric, PortMetric};
 use crate::metrics::snapshot::Board;
+use confparse::Poll;
 use pktio::memory::{self, MemoryWire};
 use std::collections::VecDeque;
 use tcpstate::{Counters, DropReason, Egress, Event, Head, Population, Ticket};
@@ -496,6 +498,29 @@ fn the_proxy_establishes_a_connection_through_the_worker() {
     let is_tcp = |frame: &&Vec<u8>| frame[23] == 6;
     assert_eq!((client.len(), client.iter().filter(is_tcp).count()), (2, 1), "the client's window opens");
     assert_eq!(refused, 0);
+}
+
+#[test]
+fn a_worker_begins_and_ends_to_shed_and_to_sleep_when_it_is_told() {
+    let (worker, _wires) = world(Scripted::default(), 64, 64);
+    let sender = CommandSender::open(1).unwrap();
+    let mut worker = worker.with_commands(sender.queue(0));
+    let board = Board::new(1);
+    for (poll, shed) in [(Poll::Busy, true), (Poll::Interrupt, false), (Poll::Busy, true), (Poll::Adaptive, true)] {
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| sender.send(&Command::SetOptions { poll, shed }));
+            while !sending.is_finished() {
+                worker.execute_command(now(), board.slot(0));
+                thread::yield_now();
+            }
+            assert!(matches!(sending.join().unwrap()[..], [Some(Answer::Done)]));
+        });
+        assert_eq!((worker.poll_policy.may_sleep(), worker.load.is_some()), (poll != Poll::Busy, shed));
+        if shed {
+            worker.shedder.set(&mut worker.ports[Side::Wan], ShedLevel::Repeated);
+        }
+        assert_eq!(worker.shedder.is_filtering(), shed, "what was shed is not any more");
+    }
 }
 
 #[test]
