@@ -120,7 +120,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let steerings = if arguments.bypass { Vec::new() } else { steerings(&pairs, arguments.steer, spread, &secrets)? };
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
-    let identity = identity(arguments.config.as_deref(), config, [lan, wan], &pairs);
+    let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
     let changed = supervisor.clone();

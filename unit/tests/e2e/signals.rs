@@ -1,4 +1,4 @@
-//! What the appliance does to its interfaces, it undoes: after every signal and after a start that failed, they are as
+//! What the appliance does to its interfaces, it undoes: after every signal that ends it and after a start that failed, they are as
 //! they were.
 
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn promiscuous(rig: &Rig, interface: &str) -> bool {
 #[test]
 fn signals_end_it_and_the_interfaces_are_as_before() {
     for backend in Backend::ALL {
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let rig = Rig::new();
             let before = settings(&rig);
             let proxy = Appliance::start(&rig, backend, CACHE_ON);
@@ -38,6 +38,26 @@ fn signals_end_it_and_the_interfaces_are_as_before() {
             assert_eq!(settings(&rig), before, "{backend:?}, {signal}");
         }
     }
+}
+
+#[test]
+fn sighup_does_not_end_it() {
+    let rig = Rig::new();
+    let proxy = Appliance::start(&rig, Backend::Packet, CACHE_ON);
+    for _ in 0..5 {
+        proxy.signal(Signal::SIGHUP);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let report = proxy.stop();
+    assert!(report.status.success(), "{}", report.log.join("\n"));
+    assert!(report.log.iter().any(|line| line.contains("reloaded ")), "{}", report.log.join("\n"));
+    // Without a file there is nothing to read again, and nothing ends either.
+    let proxy = Appliance::start(&rig, Backend::Packet, "");
+    proxy.signal(Signal::SIGHUP);
+    std::thread::sleep(Duration::from_millis(300));
+    let report = proxy.stop();
+    let log = report.log.join("\n");
+    assert!(report.status.success() && log.contains("started without --config"), "{log}");
 }
 
 #[test]
