@@ -20,9 +20,19 @@ pub struct Setting {
     pub key: String,
     /// Its value as it would stand in a file; none where it is off.
     pub value: Option<String>,
-    /// The option of the command line that overrides it, whatever the file says.
+    /// The option of the command line that overrides it, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub overridden: Option<String>,
+    pub overridden: Option<Overridden>,
+}
+
+/// How the command line overrides a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Overridden {
+    /// The option.
+    pub by: String,
+    /// The value of the file, which has no effect; none where it is off.
+    pub file: Option<String>,
 }
 
 /// A value that another file changes.

@@ -25,7 +25,7 @@ pub mod wire;
 
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
-pub use configuration::{Change, Configuration, Effect, Reloaded, Setting};
+pub use configuration::{Change, Configuration, Effect, Overridden, Reloaded, Setting};
 pub use entry::{Entry, Key};
 pub use line::{Line, MAX_LOAD, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{

@@ -67,6 +67,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let file = arguments.config.as_deref().map(absolute).transpose()?;
     let overrides = arguments.overrides();
     let mut settings = settings::load(arguments.config.as_deref())?;
+    let said = settings.config.clone();
     overrides.apply(&mut settings.config);
     let config = &settings.config;
     log.set(log::level_from_config(config.log_level));
@@ -144,17 +145,10 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     }?;
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
-    let running = (config.clone(), file);
+    let said = (said, file);
     let (board, commands) = (pool.board(), pool.commands());
-    let reloader = Reloader::new(
-        running,
-        overrides,
-        arguments.bypass,
-        commands.clone(),
-        servers.clone(),
-        board.clone(),
-        log.clone(),
-    );
+    let reloader =
+        Reloader::new(said, overrides, arguments.bypass, commands.clone(), servers.clone(), board.clone(), log.clone());
     let reloader = Arc::new(reloader);
     let captures_of_clients = captures.clone();
     let api = ControlApi::new(facts, board.clone(), commands, servers, captures_of_clients, log, reloader.clone());

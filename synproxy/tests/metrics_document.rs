@@ -21,6 +21,7 @@ fn in_stats(family: Family) -> &'static str {
         Family::LanLink => "`lan-link`, in the total",
         Family::WanLink => "`wan-link`, in the total",
         Family::Notice => "`notices`, in the total",
+        Family::Control => "`control`, in the total",
         Family::Command => "`orders`",
     }
 }

@@ -1,10 +1,10 @@
 //! The configuration of a running box as text: what is in force, what another file would change, and what a reload has changed.
 
 use confparse::Config;
-use control::{Change, Configuration, Effect, Reloaded, Setting};
+use control::{Change, Configuration, Effect, Overridden, Reloaded, Setting};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use synproxy::control::reload::in_protocol;
+use synproxy::control::reload::{in_protocol, overridden_by};
 
 /// Every key in force with its value, one a line; a comment names the option of the command line that overrides it.
 pub fn shown(configuration: &Configuration) -> String {
@@ -13,7 +13,7 @@ pub fn shown(configuration: &Configuration) -> String {
         None => "# started without a file\n".to_owned(),
     };
     for Setting { key, value, overridden } in &configuration.settings {
-        let by = overridden.as_ref().map(|option| format!("    # by {option}")).unwrap_or_default();
+        let by = overridden.as_ref().map(|overridden| format!("    # by {}", overridden.by)).unwrap_or_default();
         let _ = match value {
             Some(value) => writeln!(out, "{key} = {value};{by}"),
             None => writeln!(out, "# {key} is off{by}"),
@@ -29,15 +29,14 @@ pub fn difference(running: &Configuration, new: &Config) -> Vec<Change> {
         let (name, value) = (key.full_name(), key.text(new));
         // A key that the box does not know is one of a later version.
         let Some(setting) = running.settings.iter().find(|setting| setting.key == name) else { continue };
-        if setting.value == value {
-            continue;
-        }
         let effect = key.effect();
-        let (effect, reason) = match &setting.overridden {
-            Some(option) => (Effect::Nothing, Some(format!("{option} of the command line overrides it"))),
-            None => (in_protocol(effect), effect.reason().map(str::to_owned)),
+        let (old, effect, reason) = match &setting.overridden {
+            Some(Overridden { by, file }) => (file, Effect::Nothing, Some(overridden_by(by))),
+            None => (&setting.value, in_protocol(effect), effect.reason().map(str::to_owned)),
         };
-        changes.push(Change { key: name, old: setting.value.clone(), new: value, effect, reason });
+        if *old != value {
+            changes.push(Change { key: name, old: old.clone(), new: value, effect, reason });
+        }
     }
     changes
 }
@@ -86,7 +85,7 @@ mod tests {
         let setting = |key: &confparse::Key| Setting {
             key: key.full_name(),
             value: key.text(config),
-            overridden: (key.name == "poll").then(|| "--poll".to_owned()),
+            overridden: (key.name == "poll").then(|| Overridden { by: "--poll".to_owned(), file: key.text(config) }),
         };
         Configuration { file: None, settings: Config::KEYS.iter().map(setting).collect() }
     }

@@ -15,7 +15,7 @@ use crate::process::exit::Failure;
 use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
 use crate::process::{clock, privileges, service_manager, settings};
-use ::control::{Change, Configuration, Effect, Reloaded, Reply, Role, Setting, Why};
+use ::control::{Change, Configuration, Effect, Overridden, Reloaded, Reply, Role, Setting, Why};
 use confparse::{Config, LinkLoss};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -78,6 +78,8 @@ pub struct Reloader {
 /// What is in force.
 struct Running {
     config: Config,
+    /// What the file says, which the command line may override.
+    said: Config,
     /// The file of the command line.
     file: Option<PathBuf>,
     statistics: OwnPort,
@@ -88,9 +90,9 @@ struct Running {
 type OwnPort = Option<(SocketAddr, Listening)>;
 
 impl Reloader {
-    /// For a box that runs with this configuration, which the command line has overridden, from this file.
+    /// For a box whose file, if it has one, says this, which the command line overrides.
     pub fn new(
-        (config, file): (Config, Option<PathBuf>),
+        (said, file): (Config, Option<PathBuf>),
         overrides: Overrides,
         bypass: bool,
         workers: CommandSender,
@@ -98,8 +100,10 @@ impl Reloader {
         board: Arc<Board>,
         log: LogControl,
     ) -> Self {
+        let mut config = said.clone();
+        overrides.apply(&mut config);
         let is_commanded = AtomicBool::new(config.commanded());
-        let running = Running { config, file, statistics: None, control_port: None };
+        let running = Running { config, said, file, statistics: None, control_port: None };
         Self {
             workers,
             servers,
@@ -146,7 +150,10 @@ impl Reloader {
         let setting = |key: &confparse::Key| Setting {
             key: key.full_name(),
             value: key.text(&running.config),
-            overridden: self.overrides.option(&key.full_name()).map(str::to_owned),
+            overridden: self
+                .overrides
+                .option(&key.full_name())
+                .map(|option| Overridden { by: option.to_owned(), file: key.text(&running.said) }),
         };
         Configuration {
             file: running.file.as_ref().map(|file| file.display().to_string()),
@@ -198,14 +205,20 @@ impl Reloader {
             return Err(wrong.join("\n"));
         }
         let mut warnings: Vec<String> = parsed.warnings.iter().map(ToString::to_string).collect();
-        let mut new = parsed.config;
+        let said = parsed.config;
+        let mut new = said.clone();
         self.overrides.apply(&mut new);
-        let changes = running.config.changes(&new);
+        let ineffective = running.said.changes(&said).into_iter().filter_map(|own| {
+            let option = self.overrides.option(&own.key.full_name())?;
+            Some(Change { effect: Effect::Nothing, reason: Some(overridden_by(option)), ..change(&own) })
+        });
+        let changes = running.config.changes(&new).iter().map(change).chain(ineffective).collect();
         let next = running.config.after_reload(&new);
         let groups = privileges::role_groups(&next).map_err(in_words)?;
         self.reopen(running, &next, &**surroundings).map_err(in_words)?;
 
         // Nothing fails from here on.
+        running.said = said;
         let former = std::mem::replace(&mut running.config, next);
         let next = &running.config;
         warnings.extend(self.instruct_workers(&former, next));
@@ -218,7 +231,7 @@ impl Reloader {
         }
         self.is_commanded.store(next.commanded(), Ordering::Relaxed);
         surroundings.set_config((Some(name.clone()), settings::hash(next)));
-        Ok(Reloaded { file: name, changes: changes.iter().map(change).collect(), warnings })
+        Ok(Reloaded { file: name, changes, warnings })
     }
 
     /// Opens the TCP ports that the configuration has, closes those it has no more, and leaves the others alone; all of them or none.
@@ -318,6 +331,11 @@ fn change(change: &confparse::Change) -> Change {
         effect: in_protocol(effect),
         reason: effect.reason().map(str::to_owned),
     }
+}
+
+/// Why a value of the file changes nothing.
+pub fn overridden_by(option: &str) -> String {
+    format!("{option} of the command line overrides it")
 }
 
 /// When a change takes effect, as the control protocol has it.
@@ -438,11 +456,9 @@ mod tests {
     fn reloader(overrides: Overrides, file: Option<PathBuf>) -> (Reloader, Arc<Mutex<Vec<String>>>) {
         let workers = CommandSender::open(0).unwrap();
         let servers = Arc::new(ServerRegistry::new(workers.clone(), [1, 2]));
-        let mut config = Config::default();
-        overrides.apply(&mut config);
         let board = Arc::new(Board::new(0));
         let log = LogControl::detached(::control::LogLevel::Info);
-        let reloader = Reloader::new((config, file), overrides, false, workers, servers, board, log);
+        let reloader = Reloader::new((Config::default(), file), overrides, false, workers, servers, board, log);
         let told = Told::default();
         let notes = Arc::clone(&told.0);
         reloader.begin(Box::new(told), None, None).unwrap();
@@ -571,9 +587,13 @@ mod tests {
         let line = ["synproxy", "--poll", "busy", "a", "b"];
         let overrides = <crate::process::cli::Arguments as clap::Parser>::parse_from(line).overrides();
         let (reloader, _) = reloader(overrides, None);
-        assert!(reloaded(reloader.reload(&text("poll = interrupt;"))).changes.is_empty());
-        let poll = reloader.configuration().settings.into_iter().find(|setting| setting.key == "poll").unwrap();
-        assert_eq!((poll.value.as_deref(), poll.overridden.as_deref()), (Some("busy"), Some("--poll")));
+        let poll = || reloader.configuration().settings.into_iter().find(|setting| setting.key == "poll").unwrap();
+        let overridden = |file: &str| Some(Overridden { by: "--poll".to_owned(), file: Some(file.to_owned()) });
+        assert_eq!((poll().value.as_deref(), poll().overridden), (Some("busy"), overridden("adaptive")));
+        let changes = reloaded(reloader.reload(&text("poll = interrupt;"))).changes;
+        assert!(matches!(&changes[..], [change] if change.effect == Effect::Nothing), "{changes:?}");
+        assert_eq!((poll().value.as_deref(), poll().overridden), (Some("busy"), overridden("interrupt")));
+        assert!(reloaded(reloader.reload(&text("poll = interrupt;"))).changes.is_empty(), "it is no news");
     }
 
     #[test]

@@ -221,16 +221,16 @@ fn the_statistics_and_the_control_port_move_and_close() {
     let local: IpAddr = "127.0.0.1".parse().expect("an address");
     let it = Box::start(&rig, "metrics = \"127.0.0.1:9117\";");
     let open = |port| rig.middle.connect((local, port).into()).is_ok();
-    assert_eq!([9117, 9118, 777].map(open), [true, false, false]);
-    it.hang_up("metrics = \"127.0.0.1:9118\"; mssmode = commanded; port = 777;", "reloaded");
-    assert_eq!([9117, 9118, 777].map(open), [false, true, true]);
+    assert_eq!([9117, 9118, 7777].map(open), [true, false, false]);
+    it.hang_up("metrics = \"127.0.0.1:9118\"; mssmode = commanded; port = 7777;", "reloaded");
+    assert_eq!([9117, 9118, 7777].map(open), [false, true, true]);
     let (said, status) = it.synctl(&["servers", "add", "10.77.0.2", "--mss", "1000", "--wscale", "3"]);
     assert_eq!(status, 0, "{said}");
     it.hang_up("metrics = \"0.0.0.0:9118\"; mssmode = default;", "reloaded");
-    assert_eq!([9117, 9118, 777].map(open), [false, true, false]);
+    assert_eq!([9117, 9118, 7777].map(open), [false, true, false]);
     assert_eq!(it.synctl(&["servers", "add", "10.77.0.2", "--mss", "1000", "--wscale", "3"]).1, 1);
     it.hang_up("", "reloaded");
-    assert_eq!([9117, 9118, 777].map(open), [false; 3]);
+    assert_eq!([9117, 9118, 7777].map(open), [false; 3]);
 }
 
 /// Configurations that follow each other: policy, tables, limits, lists, workers' options, listeners, groups.
@@ -244,7 +244,7 @@ const CONFIGURATIONS: [&str; 3] = [
 
 #[test]
 fn a_hundred_reloads_under_load_lose_no_frame_and_no_connection() {
-    let rig = Rig::alone();
+    let rig = Rig::new();
     rig.middle.sh("ip link set lo up");
     let it = Box::start_as(&rig, CONFIGURATIONS[0], Path::to_owned, &["--workers=1"]);
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);

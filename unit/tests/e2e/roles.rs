@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::thread;
 
 use control::{Client, Reply, Request, Role};
 use harness::{leftovers, test};
@@ -34,6 +35,22 @@ fn synctl(socket: &Path, groups: &[u32], line: &str) -> (String, i32) {
     let output = command.arg("--socket").arg(socket).args(line.split_whitespace()).output().expect("running setpriv");
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     (said, output.status.code().unwrap_or(-1))
+}
+
+/// A connection of a user that is nobody but for this group.
+fn member(socket: &Path, group: u32) -> UnixStream {
+    let socket = socket.to_owned();
+    let connect = move || {
+        // The C library changes all threads of a process; the system call only this one, which ends with it.
+        // SAFETY: calls with numbers alone, and a list of one group.
+        unsafe {
+            assert_eq!(libc::syscall(libc::SYS_setgroups, 1, &raw const group), 0);
+            assert_eq!(libc::syscall(libc::SYS_setresgid, 65_534, 65_534, 65_534), 0);
+            assert_eq!(libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534), 0);
+        }
+        UnixStream::connect(&socket).expect("a member may connect")
+    };
+    thread::spawn(connect).join().expect("a thread that connects")
 }
 
 /// How much was changed over the socket, and how much refused.
@@ -138,20 +155,11 @@ fn a_role_that_is_taken_away_ends_with_the_next_request() {
     let socket = leftovers::file("taken.sock");
     let _proxy = Appliance::start(&rig, Backend::Packet, &groups(&socket));
     let mode = || fs::metadata(&socket).expect("a socket").mode() & 0o777;
-    // A client that stays connected: it sends what it is told to, line by line.
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", &format!("--groups={OPERATE}")]);
-    let script = "import socket, sys\n\
-                  s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); f = s.makefile('r')\n\
-                  for line in sys.stdin:\n s.sendall(line.encode()); print(f.readline(), end='', flush=True)";
-    command.args(["python3", "-c", script]).arg(&socket).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("starting a client");
-    let mut asked = child.stdin.take().expect("piped");
-    let mut answers = BufReader::new(child.stdout.take().expect("piped"));
+    let mut client = BufReader::new(member(&socket, OPERATE));
     let mut ask = |line: &str| {
-        writeln!(asked, "{line}").expect("asking");
+        writeln!(client.get_mut(), "{line}").expect("asking");
         let mut answer = String::new();
-        answers.read_line(&mut answer).expect("an answer");
+        client.read_line(&mut answer).expect("an answer");
         answer
     };
     assert_eq!(ask(r#"{"command":"drain","on":false}"#), "{\"done\":\"new connections are answered again\"}\n");
@@ -174,9 +182,6 @@ fn a_role_that_is_taken_away_ends_with_the_next_request() {
     load(String::new());
     assert_eq!(mode(), 0o600);
     assert_eq!(synctl(&socket, &[ADMIN], "whoami").1, 5);
-    drop(ask);
-    child.kill().expect("a child of one's own");
-    child.wait().expect("a child of one's own");
 }
 
 #[test]
