@@ -169,8 +169,8 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Admits the members of these groups from now on, and no others, whoever is connected. A process that has given up its privileges cannot
-    /// give the file to another group: everybody may connect to it then, and is refused an answer.
+    /// Admits the members of these groups from now on, and no others, whoever is connected. A thread without capabilities cannot give the
+    /// file to a group that it is not in itself: everybody may connect to it then, and is refused an answer.
     pub fn set_groups(&self, permissions: &SocketPermissions, groups: Vec<(u32, Role)>) {
         *permissions.groups.write().unwrap_or_else(PoisonError::into_inner) = groups;
         let numbers = permissions.numbers();

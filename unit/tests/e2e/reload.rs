@@ -55,6 +55,11 @@ impl Box {
         write(&self.file, config);
         let before = self.proxy.log().len();
         self.proxy.signal(Signal::SIGHUP);
+        self.logged(before, until)
+    }
+
+    /// What the log says from this line on, once it has said `until`.
+    fn logged(&self, before: usize, until: &str) -> String {
         let begin = Instant::now();
         loop {
             let said = self.proxy.log()[before..].join("\n");
@@ -192,7 +197,8 @@ fn a_file_that_was_named_by_a_relative_path_is_found_again() {
     command.current_dir(it.file.parent().expect("a directory")).arg("--socket").arg(&it.socket);
     write(&it.file, "own_mss = 1200;");
     let output = command.arg("reload").arg(name).output().expect("running synctl");
-    assert!(output.status.success() && it.proxy.log().join("\n").contains("`own_mss`: 1300 -> 1200"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    it.logged(0, "`own_mss`: 1300 -> 1200");
 }
 
 #[test]
@@ -209,8 +215,8 @@ fn a_file_that_the_box_may_not_read_any_more_can_be_sent_by_root() {
     assert!(said.contains("synctl reload FILE"), "{said}");
     let (said, status) = it.synctl(&["reload", it.file.to_str().expect("a path")]);
     assert!(status == 0 && said.contains("own_mss: for new connections\n    - 1400\n    + 1300\n"), "{said}");
-    let log = it.proxy.log()[before..].join("\n");
-    assert!(log.contains("user 0 (admin): load-config ") && log.contains("`own_mss`: 1400 -> 1300"), "{log}");
+    let log = it.logged(before, "user 0 (admin): load-config ");
+    assert!(log.contains("`own_mss`: 1400 -> 1300"), "{log}");
     assert_eq!(it.reloads(), [1, 1]);
 }
 

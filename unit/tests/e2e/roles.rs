@@ -117,7 +117,8 @@ fn each_role_may_do_what_it_takes_and_no_more() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "user 65529, role operate\n");
 
     assert_eq!(counted(&socket), [changes, forbidden]);
-    let log = proxy.log().join("\n");
+    let report = proxy.stop();
+    let log = report.log.join("\n");
     for line in [
         r#"user 65534 (operate): {"command":"drain","on":true}"#,
         r#"user 65534 (operate): {"command":"reload"}"#,
@@ -129,7 +130,7 @@ fn each_role_may_do_what_it_takes_and_no_more() {
         assert!(log.contains(line), "{line}: {log}");
     }
     assert!(!log.contains(r#""command":"status""#), "who only looks is not logged");
-    assert!(proxy.stop().status.success() && !socket.exists());
+    assert!(report.status.success() && !socket.exists());
     [file, capture].iter().for_each(|path| fs::remove_file(path).expect("it was written"));
 }
 
@@ -173,9 +174,9 @@ fn a_role_that_is_taken_away_ends_with_the_next_request() {
     assert!(ask(r#"{"command":"drain","on":false}"#).contains("takes the role operate"));
     assert!(ask(r#"{"command":"whoami"}"#).contains(r#""role":"read""#));
     assert_eq!(mode(), 0o666);
-    // One group: the socket belongs to it, as ever.
+    // The socket cannot be given to the group any more: it is for the credentials to say.
     load(format!("control_group = {ADMIN};"));
-    assert_eq!((mode(), fs::metadata(&socket).expect("a socket").gid()), (0o660, ADMIN));
+    assert_eq!((mode(), fs::metadata(&socket).expect("a socket").gid()), (0o666, 0));
     assert!(ask(r#"{"command":"status"}"#).contains("not permitted"));
     assert_eq!(synctl(&socket, &[ADMIN], "whoami"), ("user 65534, role operate\n".to_owned(), 0));
     assert_eq!(synctl(&socket, &[OPERATE], "whoami").1, 5);
