@@ -114,10 +114,10 @@ impl Socket {
         let listener = UnixListener::bind(path);
         rustix::process::umask(mask);
         let socket = Self { listener: listener?, file: Arc::new(Serving { path: path.to_owned() }), permissions };
-        let groups = socket.permissions.numbers();
-        let alone = groups.first().copied().filter(|_| groups.len() == 1);
-        std::os::unix::fs::lchown(path, user, alone.or(group)).map_err(not_given)?;
-        admit_by_mode(path, groups.len())?;
+        if user.is_some() || group.is_some() {
+            std::os::unix::fs::lchown(path, user, group).map_err(not_given)?;
+        }
+        admit(path, &socket.permissions)?;
         Ok(socket)
     }
 
@@ -143,12 +143,21 @@ impl Socket {
     }
 }
 
-/// Lets those connect to the socket at `path` who may be members of so many groups: nobody else; the group it belongs to; or everybody, whose
-/// groups are looked at then.
-fn admit_by_mode(path: &Path, groups: usize) -> io::Result<()> {
-    let mode = match groups {
-        0 => 0o600,
-        1 => 0o660,
+/// Lets members of the groups connect to the socket at `path`: nobody else where there is one group and the file can be given to it, which takes
+/// CAP_CHOWN or membership. Otherwise everybody may connect, and who is in no group is refused an answer.
+fn admit(path: &Path, permissions: &SocketPermissions) -> io::Result<()> {
+    let mode = match permissions.numbers().as_slice() {
+        [] => 0o600,
+        [group] => {
+            let is_given = fs::metadata(path)?.gid() == *group;
+            match std::os::unix::fs::lchown(path, None, Some(*group)) {
+                Err(error) if !is_given => {
+                    debug!("{} cannot be given to group {group}, so everybody may connect: {error}", path.display());
+                    0o666
+                }
+                _ => 0o660,
+            }
+        }
         _ => 0o666,
     };
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
@@ -156,9 +165,7 @@ fn admit_by_mode(path: &Path, groups: usize) -> io::Result<()> {
 
 /// The error of a file that cannot be given to the user and group it is for.
 fn not_given(error: io::Error) -> io::Error {
-    let text = format!(
-        "it cannot be given to the box's user and `control_group` ({error}); it takes CAP_CHOWN, or membership in the group"
-    );
+    let text = format!("it cannot be given to the box's user and group ({error}); it takes CAP_CHOWN");
     io::Error::new(error.kind(), text)
 }
 
@@ -169,20 +176,10 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Admits the members of these groups from now on, and no others, whoever is connected. A thread without capabilities cannot give the
-    /// file to a group that it is not in itself: everybody may connect to it then, and is refused an answer.
+    /// Admits the members of these groups from now on, and no others, whoever is connected.
     pub fn set_groups(&self, permissions: &SocketPermissions, groups: Vec<(u32, Role)>) {
         *permissions.groups.write().unwrap_or_else(PoisonError::into_inner) = groups;
-        let numbers = permissions.numbers();
-        let is_given = |group: u32| {
-            let own = fs::metadata(&self.path).is_ok_and(|file| file.gid() == group);
-            own || std::os::unix::fs::lchown(&self.path, None, Some(group)).is_ok()
-        };
-        let count = match numbers.as_slice() {
-            [group] if !is_given(*group) => 2,
-            numbers => numbers.len(),
-        };
-        if let Err(error) = admit_by_mode(&self.path, count) {
+        if let Err(error) = admit(&self.path, permissions) {
             warn!("the mode of {} cannot be changed: {error}", self.path.display());
         }
     }
@@ -226,14 +223,14 @@ fn accept(listener: &UnixListener, permissions: &Arc<SocketPermissions>, api: &A
                 continue;
             }
         };
-        if let Err(error) = admit(client, permissions, &seats, &mut refusals, api) {
+        if let Err(error) = welcome(client, permissions, &seats, &mut refusals, api) {
             warn!("control socket: a client cannot be served: {error}");
         }
     }
 }
 
 /// Gives a client a seat and a thread, or refuses it.
-fn admit(
+fn welcome(
     mut client: UnixStream,
     permissions: &Arc<SocketPermissions>,
     seats: &Arc<Seats>,
