@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, Parsed, Poll, parse};
+use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, LogLevel, Parsed, Poll, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
@@ -280,7 +280,8 @@ prop_compose! {
             Just(Control::None),
             "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Control::At(path.into())),
         ],
-        control_group in accounts(),
+        (control_group, control_read, control_operate, control_admin) in (accounts(), accounts(), accounts(), accounts()),
+        log_level in select(vec![LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace]),
         metrics in option::of((any::<IpAddr>(), 1..=u16::MAX).prop_map(SocketAddr::from)),
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
@@ -294,7 +295,7 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, metrics, ldp, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, ldp, ts_wscale_table, ts_bits }
     }
 }
 

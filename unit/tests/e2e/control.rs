@@ -243,7 +243,7 @@ fn the_socket_answers_whatever_is_said_and_only_to_whom_it_should() {
     assert!(refused.contains(r#""why":"refused""#), "{refused}");
     // A line without an end is cut off, and so is its writer.
     let mut endless = UnixStream::connect(&the_box.socket).expect("connecting");
-    let _ = endless.write_all(&b"x".repeat(1 << 20));
+    let _ = endless.write_all(&b"x".repeat(4 << 20));
     let mut answer = String::new();
     let _ = endless.read_to_string(&mut answer);
     assert!(answer.is_empty() || answer.contains("malformed"), "{answer}");
