@@ -55,4 +55,4 @@ pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics};
 pub use shed::{ShedFilter, ShedLevel};
-pub use wait::{wait, wait_or_wake};
+pub use wait::{PortWatch, wait, wait_or_wake};

@@ -1,7 +1,7 @@
 //! How a worker sleeps until there is something to do.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use tracing::debug;
@@ -68,6 +68,31 @@ pub fn wait_or_wake(ports: [&dyn Port; 2], wakers: [Option<RawFd>; 2], timeout: 
         debug!("a port reports: {error}");
     }
     Ok(())
+}
+
+/// Tells whether frames wait at a port, asked by somebody other than who serves it, also when the port is gone.
+#[derive(Debug)]
+pub struct PortWatch(OwnedFd);
+
+impl PortWatch {
+    /// Of this port; `None` where asking would change something, as `poll(2)` moves the rings of netmap, or nothing can be asked.
+    pub fn new(port: &dyn Port) -> Option<Self> {
+        if !["xdp", "packet"].contains(&port.capabilities().backend) {
+            return None;
+        }
+        let fd = port.poll_fd()?;
+        // SAFETY: the port has this descriptor open, and is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        fd.try_clone_to_owned().ok().map(Self)
+    }
+
+    /// Whether the port has frames to receive.
+    pub fn is_readable(&self) -> bool {
+        let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which the kernel fills in before this returns at once.
+        let ready = unsafe { libc::poll(&mut entry, 1, 0) };
+        ready > 0 && entry.revents & libc::POLLIN != 0
+    }
 }
 
 /// Takes the pending error of a socket (its interface went down or was removed). Left there, it would end every later

@@ -5,6 +5,7 @@
 use super::engine::Engine;
 use super::polling::PollPolicy;
 use super::steering::Steering;
+use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
@@ -72,6 +73,8 @@ pub struct WorkerPool {
     starting: usize,
     /// The first failure.
     failure: Option<Failure>,
+    /// Who watches the workers, until it does.
+    watchdog: Watchdog,
 }
 
 impl WorkerPool {
@@ -101,6 +104,7 @@ impl WorkerPool {
             running: workers,
             starting: workers,
             failure: None,
+            watchdog: Watchdog::default(),
         };
         let mut steerings = steerings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
@@ -109,6 +113,7 @@ impl WorkerPool {
             let (board, engine) = (pool.board.clone(), engine.clone());
             let (core, is_alone) = cores.of(number);
             let commands: Arc<CommandQueue> = pool.commands.queue(number);
+            let pulse = pool.watchdog.add(&pair);
             let (poll, shed, captures) = (options.poll, options.shed, options.captures.tap(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
@@ -116,7 +121,8 @@ impl WorkerPool {
                     let mut worker = Worker::new(pair, engine(), steering)
                         .with_poll_policy(PollPolicy::new(poll, is_alone))
                         .with_commands(commands)
-                        .with_captures(captures);
+                        .with_captures(captures)
+                        .with_pulse(pulse);
                     if shed {
                         worker = worker.with_shedding();
                     }
@@ -185,6 +191,9 @@ impl WorkerPool {
                 && let Some(ready) = ready.take()
             {
                 ready();
+                if let Some(watch) = mem::take(&mut self.watchdog).start(self.stop.clone())? {
+                    self.threads.push(watch);
+                }
             }
         }
         let total = self.board.total();

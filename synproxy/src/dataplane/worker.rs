@@ -9,6 +9,7 @@ use super::handoff::Update;
 use super::hold_buffer::HoldBuffer;
 use super::load::{LoadMonitor, LoadSample};
 use super::polling::PollPolicy;
+use super::pulse::Pulse;
 use super::shedding::Shedder;
 use super::steering::Steering;
 use crate::control::commands::{Answer, Command, CommandQueue};
@@ -17,6 +18,7 @@ use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric, Worke
 use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
 use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
+use crossbeam::utils::CachePadded;
 use pktio::{Batch, Pair, Pool, Port, ShedLevel};
 use std::hint;
 use std::io;
@@ -80,6 +82,8 @@ pub struct Worker<E> {
     top_talkers: TopTalkers,
     /// The longest time that a command of each kind has taken.
     longest_command: [Duration; CommandKind::COUNT],
+    /// How others see that it is alive.
+    pulse: Arc<CachePadded<Pulse>>,
     /// Servers found to answer another way, which have yet to be published with the statistics.
     found: Vec<FlowKey>,
 }
@@ -135,6 +139,7 @@ impl<E: Engine> Worker<E> {
             captures: CaptureTap::default(),
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
+            pulse: Arc::default(),
             found: Vec::new(),
         }
     }
@@ -173,6 +178,11 @@ impl<E: Engine> Worker<E> {
         Self { captures, ..self }
     }
 
+    /// The same worker, which says here that it is alive.
+    pub fn with_pulse(self, pulse: Arc<CachePadded<Pulse>>) -> Self {
+        Self { pulse, ..self }
+    }
+
     /// Runs until `stop` is set, or until neither port will ever deliver a frame again.
     ///
     /// # Errors
@@ -185,6 +195,7 @@ impl<E: Engine> Worker<E> {
             self.poll_policy.record(iteration.received, now);
             self.adjust_shedding(iteration, now);
             self.execute_command(now, slot);
+            self.pulse.turn(iteration.received + iteration.sent);
             if now >= publish_at {
                 slot.publish(&self.snapshot());
                 self.found.drain(..).for_each(|key| slot.found(key));
@@ -200,6 +211,7 @@ impl<E: Engine> Worker<E> {
                 break Err(error);
             }
         };
+        self.pulse.sleep();
         slot.publish(&self.snapshot());
         // The held frames are dropped; their senders retransmit them.
         self.hold_buffer.clear(&mut self.pool);
@@ -468,6 +480,7 @@ impl<E: Engine> Worker<E> {
     fn rest(&mut self, now: Instant) -> io::Result<()> {
         if self.poll_policy.may_sleep() {
             self.sleeps += 1;
+            self.pulse.sleep();
             return self.sleep(now);
         }
         if self.poll_policy.yields() {

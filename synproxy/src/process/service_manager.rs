@@ -2,6 +2,7 @@
 //! the environment nobody is told anything.
 
 use sd_notify::NotifyState;
+use std::time::Duration;
 use tracing::debug;
 
 /// Frames flow, or a reload is over.
@@ -19,6 +20,16 @@ pub fn reloading() {
 /// The process ends.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
+}
+
+/// How long it waits for a [`beat`] before it ends the process, if it does.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// No worker is stuck.
+pub fn beat() {
+    tell(&[NotifyState::Watchdog]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {

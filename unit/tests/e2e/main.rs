@@ -35,6 +35,7 @@ mod terminal;
 mod tools;
 mod top;
 mod untouched;
+mod watchdog;
 mod who;
 
 fn main() -> std::process::ExitCode {
