@@ -52,5 +52,6 @@ pub use open::{Alone, Opened, Queue, open, open_alone};
 pub use options::{Fallback, Mode, Options};
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics};
-pub use shed::{ShedFilter, ShedLevel};
+pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{wait, wait_or_wake};
+pub use xdp::ShedSamples;
