@@ -15,6 +15,7 @@
 mod capture;
 mod client;
 mod entry;
+mod event;
 mod line;
 mod reply;
 mod request;
@@ -24,6 +25,7 @@ pub mod wire;
 pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
 pub use entry::{Entry, Key};
+pub use event::{Attack, AttackStatus, Event, PortRange, Record, TopSource, TopTarget};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};

@@ -24,6 +24,8 @@ pub enum Reply {
     Explained(Box<Explained>),
     /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).
     Captures(Vec<Capture>),
+    /// To [`Request::Events`](crate::Request::Events): events, the oldest first.
+    Events(Vec<crate::Record>),
     /// The request was carried out; a message for people.
     Done(String),
     /// The request was refused.
@@ -142,6 +144,18 @@ pub enum LinkCondition {
     TakenDown,
 }
 
+impl LinkCondition {
+    /// Its name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LinkCondition::Up => "up",
+            LinkCondition::NoCarrier => "no-carrier",
+            LinkCondition::Down => "down",
+            LinkCondition::TakenDown => "taken-down",
+        }
+    }
+}
+
 /// Numbers of flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -182,6 +196,12 @@ pub struct Counts {
     /// What was noticed of the box as a whole, likewise.
     #[serde(default)]
     pub notices: BTreeMap<String, u64>,
+    /// Events that were reported, by kind, likewise.
+    #[serde(default)]
+    pub reported_events: BTreeMap<String, u64>,
+    /// What became of events on their way to the operator, likewise.
+    #[serde(default)]
+    pub delivery: BTreeMap<String, u64>,
     /// The present number of flows.
     pub flows: Flows,
     /// Frames held now, until their server answers.

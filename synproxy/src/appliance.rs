@@ -10,6 +10,7 @@ use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
 use crate::metrics::capture::Captures;
+use crate::metrics::events::{self, Events, Supervision};
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
 use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
@@ -113,6 +114,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(arguments.config.as_deref(), config, [lan, wan], &pairs);
     let facts = Facts { commanded: config.commanded(), ..facts(begin, [lan, wan], &pairs, arguments.bypass) };
+    let samples = guard.take_shed_samples();
+    let (sender, inbox) = events::channel();
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
@@ -137,13 +140,16 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     if let Some(control_port) = control_port {
         control_port.serve(servers.clone())?;
     }
-    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
+    let events = Events::start(inbox, &config.events, [lan, wan], pool.board(), samples)?;
+    let (commands, journal) = (pool.commands(), events.journal());
+    let api = Arc::new(ControlApi::new(facts, pool.board(), commands, servers, captures.clone(), journal, log));
     if let Some(metrics) = metrics {
         metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
     }
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
-    let end = pool.supervise(links, || eprintln!("{ready}"));
+    let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), || eprintln!("{ready}"));
     drop(serving);
+    events.finish();
     captures.finish();
     if guard.unclaimed() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());

@@ -21,6 +21,8 @@ fn in_stats(family: Family) -> &'static str {
         Family::LanLink => "`lan-link`, in the total",
         Family::WanLink => "`wan-link`, in the total",
         Family::Notice => "`notices`, in the total",
+        Family::Reported => "`reported-events`, in the total",
+        Family::Delivery => "`delivery`, in the total",
         Family::Command => "`orders`",
     }
 }

@@ -5,6 +5,7 @@ use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
+use crate::metrics::events::Journal;
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
@@ -62,6 +63,7 @@ pub struct ControlApi {
     log: LogControl,
     servers: Arc<ServerRegistry>,
     captures: Captures,
+    journal: Arc<Journal>,
     progress: Mutex<Progress>,
 }
 
@@ -82,9 +84,10 @@ impl ControlApi {
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
         captures: Captures,
+        journal: Arc<Journal>,
         log: LogControl,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, captures, journal, progress: Mutex::default() }
     }
 
     /// The answer to a request of a client with this role.
@@ -108,6 +111,7 @@ impl ControlApi {
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
+            Request::Events { after } => Reply::Events(self.journal.after(after)),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
@@ -294,10 +298,11 @@ impl ControlApi {
 
     fn top(&self) -> Top {
         let answers = self.workers.send(&Command::Top).into_iter().flatten();
-        let report = top_talkers::merged(answers.filter_map(|answer| match answer {
+        let of_workers = answers.filter_map(|answer| match answer {
             Answer::Top(report) => Some(report),
             _ => None,
-        }));
+        });
+        let report = top_talkers::merged(of_workers.chain([self.journal.shed_talkers()]));
         let [sources, targets] = views::talkers(&report);
         Top { stats: self.stats(), period: report.period.as_secs_f64(), sources, targets }
     }
@@ -383,6 +388,8 @@ fn counts(snapshot: &Snapshot) -> Counts {
         lan_link: named(Family::LanLink),
         wan_link: named(Family::WanLink),
         notices: named(Family::Notice),
+        reported_events: named(Family::Reported),
+        delivery: named(Family::Delivery),
         flows: flows(snapshot),
         held: snapshot.get(WorkerMetric::Held),
         events: named(Family::Event),
