@@ -82,10 +82,14 @@ mod tests {
         fs::remove_file(&path).unwrap();
         file.deliver(&line(4)).unwrap();
         assert_eq!(numbers(&path), [4]);
-        // `copytruncate` of logrotate.
+        // `copytruncate` of logrotate, and then its `create`.
         File::options().write(true).truncate(true).open(&path).unwrap();
         file.deliver(&line(5)).unwrap();
         assert_eq!(numbers(&path), [5]);
+        fs::rename(&path, &rotated).unwrap();
+        File::create(&path).unwrap();
+        file.deliver(&line(6)).unwrap();
+        assert_eq!((numbers(&rotated), numbers(&path)), (vec![5], vec![6]));
         fs::remove_file(&rotated).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(EventFile::new(Path::new("/nowhere/at/all")).deliver(&line(6)).is_err());
