@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, LinkLoss, LogLevel, Poll};
+use crate::{Account, Config, Control, LinkLoss, LogLevel, Poll, Syslog};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -51,6 +51,12 @@ pub enum Takes {
     Socket,
     /// An address with a port, or `off`, in quotes.
     Listener,
+    /// The path of a file from `/` on, or `off`, in quotes.
+    File,
+    /// The path of a program from `/` on, with arguments behind it or without, or `off`, in quotes.
+    Command,
+    /// Where a syslog server listens, or `off`, in quotes: the path of a datagram socket from `/` on, or an address with a UDP port.
+    Syslog,
     /// A list of addresses and networks in quotes, each with a port or without.
     Servers {
         /// The greatest length.
@@ -81,6 +87,10 @@ pub enum Value {
     Socket(Control),
     /// Where to listen, if anywhere.
     Listener(Option<SocketAddr>),
+    /// A file or a command, if any.
+    Text(Option<String>),
+    /// A syslog server, if any.
+    Syslog(Option<Syslog>),
     /// Servers.
     Servers(Vec<Servers>),
     /// What is settled for the servers of some networks.
@@ -136,6 +146,11 @@ impl Key {
                 format!("`\"auto\"`, `\"none\"`, or a path from / on in quotes, {LONGEST_SOCKET} bytes at most")
             }
             Takes::Listener => "an address with a port, or `off`, in quotes".to_owned(),
+            Takes::File => "a path from / on, or `off`, in quotes".to_owned(),
+            Takes::Command => {
+                "a program's path from / on, with arguments behind it or without, or `off`, in quotes".to_owned()
+            }
+            Takes::Syslog => "a path from / on, an address with a port, or `off`, in quotes".to_owned(),
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
             Takes::Network => "an address or a network in quotes, without a port".to_owned(),
             Takes::Destinations => "a list of blocks `{ network = \"192.0.2.0/24\"; … }`".to_owned(),
@@ -152,6 +167,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("ratehash", "token buckets that limit unanswered SYNs per source prefix"),
     ("timeouts", "lifetimes of a flow in each state"),
     ("ldp", "sizes of some drivers' rings and sockets"),
+    ("events", "what is reported of attacks, links and workers, and to whom"),
 ];
 
 /// A key whose value is a number in a field of an integer type.
@@ -240,10 +256,10 @@ macro_rules! seconds {
             idle: None,
             set: |config, value| {
                 if let Value::Number(n) = value {
-                    config.engine.$($field).+ = Duration::from_secs(n);
+                    config.$($field).+ = Duration::from_secs(n);
                 }
             },
-            get: |config| Some(Value::Number(config.engine.$($field).+.as_secs())),
+            get: |config| Some(Value::Number(config.$($field).+.as_secs())),
         }
     };
 }
@@ -298,7 +314,7 @@ macro_rules! account {
 /// A lifetime in seconds.
 macro_rules! timeout {
     ($name:ident, $help:literal) => {
-        seconds!(Some("timeouts"), stringify!($name), 1, timeouts.$name, $help)
+        seconds!(Some("timeouts"), stringify!($name), 1, engine.timeouts.$name, $help)
     };
 }
 
@@ -316,6 +332,8 @@ const MSS_LIST: Takes = Takes::List { max: 65535, from_zero: false, most: usize:
 const SCALE_LIST: Takes = Takes::List { max: 14, from_zero: true, most: usize::MAX };
 const RATE: Option<&str> = Some("ratehash");
 const LDP: Option<&str> = Some("ldp");
+const EVENTS: Option<&str> = Some("events");
+const RATE_OF_SYNS: Takes = Takes::Number { min: 1, max: INT_MAX };
 const OWN_RINGS: Option<&str> = Some("our ports size their own rings and sockets");
 
 pub(crate) const KEYS: &[Key] = &[
@@ -392,12 +410,18 @@ pub(crate) const KEYS: &[Key] = &[
         "SYNs passed to ports nothing is known of, so that the server's own answer is the first; 0 is none"),
     number!(None, "retries", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.retries: u32, None,
         "SYNs passed to ports that lately refused or were silent, to learn whether they still do; 0 is none"),
-    seconds!(None, "closed_memory", 0, closed_memory, "how long a port that refused is remembered; 0 is not at all"),
+    seconds!(
+        None,
+        "closed_memory",
+        0,
+        engine.closed_memory,
+        "how long a port that refused is remembered; 0 is not at all"
+    ),
     seconds!(
         None,
         "adopt_grace",
         0,
-        adopt_grace,
+        engine.adopt_grace,
         "how long after the start connections that run already are adopted; 0 is not at all"
     ),
     word!("asymmetric", asymmetric: {
@@ -599,6 +623,65 @@ pub(crate) const KEYS: &[Key] = &[
         "receive buffer of a socket; 0 leaves it"),
     number!(LDP, "socket_sndbuf", Takes::Number { min: 0, max: INT_MAX }, "bytes", ldp.socket_sndbuf: u32, OWN_RINGS,
         "send buffer of a socket; 0 leaves it"),
+    Key {
+        section: EVENTS,
+        name: "file",
+        takes: Takes::File,
+        unit: "",
+        help: "where events are written, a line of JSON each; reopened when it is renamed",
+        idle: None,
+        set: |config, value| {
+            if let Value::Text(file) = value {
+                config.events.file = file.map(Into::into);
+            }
+        },
+        get: |config| Some(Value::Text(config.events.file.as_ref().map(|file| file.to_string_lossy().into_owned()))),
+    },
+    Key {
+        section: EVENTS,
+        name: "syslog",
+        takes: Takes::Syslog,
+        unit: "",
+        help: "to which syslog server events are sent (RFC 5424): its socket, or its address and UDP port",
+        idle: None,
+        set: |config, value| {
+            if let Value::Syslog(syslog) = value {
+                config.events.syslog = syslog;
+            }
+        },
+        get: |config| Some(Value::Syslog(config.events.syslog.clone())),
+    },
+    Key {
+        section: EVENTS,
+        name: "command",
+        takes: Takes::Command,
+        unit: "",
+        help: "what is run for each event, which it gets on its standard input",
+        idle: None,
+        set: |config, value| {
+            if let Value::Text(command) = value {
+                config.events.command = command;
+            }
+        },
+        get: |config| Some(Value::Text(config.events.command.clone())),
+    },
+    number!(EVENTS, "commands", Takes::Number { min: 1, max: 64 }, "processes", events.commands: usize, None,
+        "how many of these run at once, at most"),
+    seconds!(
+        EVENTS,
+        "command_timeout",
+        1,
+        events.command_timeout,
+        "after which a command that has not ended is killed"
+    ),
+    number!(EVENTS, "attack_begin", RATE_OF_SYNS, "SYNs a second", events.attack_begin: u64, None,
+        "SYNs for one destination whose handshakes are not completed that are an attack"),
+    number!(EVENTS, "attack_end", RATE_OF_SYNS, "SYNs a second", events.attack_end: u64, None,
+        "below which an attack is over"),
+    seconds!(EVENTS, "attack_end_after", 1, events.attack_end_after, "how long an attack must have been below it"),
+    seconds!(EVENTS, "update_every", 1, events.update_every, "how often an attack that lasts is reported"),
+    number!(EVENTS, "capacity", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", events.capacity: u64, None,
+        "SYNs for one destination that exceed what the box or its link can take; 0 is until frames are lost"),
 ];
 
 /// Former names of keys, which are read as their present ones.

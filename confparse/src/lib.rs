@@ -30,6 +30,7 @@ mod servers;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::num::NonZeroU32;
+use core::time::Duration;
 use std::path::PathBuf;
 
 pub use complaint::{Complaint, Errors, Level};
@@ -123,6 +124,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
+    /// What is reported of attacks, links and workers, and to whom (`events`).
+    pub events: Events,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
     pub ts_wscale_table: Vec<u8>,
     /// Bits of coarse time in a timestamp cookie (`ts_bits`). Nothing depends on them: time has 20 bits of its own.
@@ -194,6 +197,7 @@ impl Default for Config {
             metrics: None,
             log_level: LogLevel::default(),
             ldp: Ldp::default(),
+            events: Events::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,
         }
@@ -304,6 +308,66 @@ impl Default for Ldp {
             socket_num_bufs: 1024,
             socket_rcvbuf: 0,
             socket_sndbuf: 0,
+        }
+    }
+}
+
+/// The `events` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// The file that gets them.
+    pub file: Option<PathBuf>,
+    /// The syslog server that gets them.
+    pub syslog: Option<Syslog>,
+    /// The program that is run for each, with its arguments behind blanks.
+    pub command: Option<String>,
+    /// How many of these run at once.
+    pub commands: usize,
+    /// When one is killed.
+    pub command_timeout: Duration,
+    /// SYNs a second for one destination whose handshakes are not completed, from which on an attack begins.
+    pub attack_begin: u64,
+    /// Below which it is over.
+    pub attack_end: u64,
+    /// After how long.
+    pub attack_end_after: Duration,
+    /// How often it is reported meanwhile.
+    pub update_every: Duration,
+    /// SYNs a second for one destination from which on an attack exceeds what the box can take; 0 is none.
+    pub capacity: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            file: None,
+            syslog: None,
+            command: None,
+            commands: 4,
+            command_timeout: Duration::from_secs(10),
+            attack_begin: 1000,
+            attack_end: 250,
+            attack_end_after: Duration::from_secs(60),
+            update_every: Duration::from_secs(60),
+            capacity: 0,
+        }
+    }
+}
+
+/// Where a syslog server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Syslog {
+    /// At a datagram socket of this machine.
+    Socket(PathBuf),
+    /// At a UDP port.
+    Udp(SocketAddr),
+}
+
+impl core::fmt::Display for Syslog {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Syslog::Socket(path) => path.display().fmt(f),
+            Syslog::Udp(address) => address.fmt(f),
         }
     }
 }

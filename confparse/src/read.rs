@@ -7,7 +7,7 @@ use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
 use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, VLAN};
 use crate::servers::{Servers, in_full, may_have_port};
-use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places};
+use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places, Syslog};
 use core::net::SocketAddr;
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
@@ -134,6 +134,7 @@ impl Reader<'_> {
         self.weigh_blocks();
         self.weigh_held_frames();
         self.weigh_intervals();
+        self.weigh_attacks();
     }
 
     /// Where a key was last given, if it was.
@@ -295,6 +296,8 @@ impl Reader<'_> {
             (Takes::Address, Rule::string) => self.address(key, &value),
             (Takes::Listener, Rule::string) => self.listener(key, &value),
             (Takes::Socket, Rule::string) => self.socket(key, &value),
+            (Takes::File | Takes::Command, Rule::string) => self.path(key, &value),
+            (Takes::Syslog, Rule::string) => self.syslog(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
             (Takes::Network, _) => {
                 let servers = self.server(key, &value)?;
@@ -338,7 +341,10 @@ impl Reader<'_> {
             let hint = match (takes, rule) {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
-                (Takes::Account | Takes::Socket | Takes::Listener, Rule::word) => {
+                (
+                    Takes::Account | Takes::Socket | Takes::Listener | Takes::File | Takes::Command | Takes::Syslog,
+                    Rule::word,
+                ) => {
                     format!("; write `\"{}\"`", value.as_str())
                 }
                 (Takes::Destinations, Rule::section) => "; each block has braces of its own".to_owned(),
@@ -681,6 +687,40 @@ impl Reader<'_> {
         Some(Value::Socket(control))
     }
 
+    /// A file or a program, or none.
+    fn path(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        if text == "off" {
+            return Some(Value::Text(None));
+        }
+        if !text.starts_with('/') || text.contains(char::is_control) {
+            self.report.error(place(string), || {
+                let what = if key.takes == Takes::File { "file" } else { "program" };
+                (format!("{} is no path of a {what}", quote(&text)), format!("expected {}", key.range()))
+            });
+            return None;
+        }
+        Some(Value::Text(Some(text)))
+    }
+
+    /// A syslog server, or none.
+    fn syslog(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        if text == "off" {
+            return Some(Value::Syslog(None));
+        }
+        let is_path = text.starts_with('/') && text.len() <= LONGEST_SOCKET && !text.contains(char::is_control);
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+        let syslog = is_path.then(|| Syslog::Socket(text.as_str().into())).or(address.map(Syslog::Udp));
+        if syslog.is_none() {
+            self.report.error(place(string), || {
+                let hint = format!("expected {}, as `\"/dev/log\"` or `\"192.0.2.1:514\"`", key.range());
+                (format!("{} is no syslog server", quote(&text)), hint)
+            });
+        }
+        syslog.map(|syslog| Value::Syslog(Some(syslog)))
+    }
+
     /// The servers an item names.
     fn server(&mut self, key: &'static Key, item: &Pair<'_>) -> Option<Servers> {
         let source = item.as_str();
@@ -867,6 +907,19 @@ impl Reader<'_> {
                 let (first, most) = (first.as_secs(), most.as_secs());
                 let message = format!("`syn_retx_max` is {most} s, and the first interval is {first} s");
                 (message, "every interval is the first one then".to_owned())
+            });
+        }
+    }
+
+    /// Warns of an attack that is over while it still begins.
+    fn weigh_attacks(&mut self) {
+        let mut given = ["attack_end", "attack_begin"].into_iter().filter_map(|name| self.given(Some("events"), name));
+        let Some(at) = given.next() else { return };
+        let (begin, end) = (self.config.events.attack_begin, self.config.events.attack_end);
+        if end > begin {
+            self.report.warn(at, || {
+                let message = format!("`attack_end` is {end} SYNs a second, and `attack_begin` is {begin}");
+                (message, "an attack between the two begins and ends again and again".to_owned())
             });
         }
     }

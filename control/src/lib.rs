@@ -16,6 +16,7 @@ mod capture;
 mod client;
 mod configuration;
 mod entry;
+mod event;
 mod line;
 mod reply;
 mod request;
@@ -27,6 +28,7 @@ pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
 pub use configuration::{Change, Configuration, Effect, Overridden, Reloaded, Setting};
 pub use entry::{Entry, Key};
+pub use event::{Attack, AttackStatus, Event, PortRange, Record, TopSource, TopTarget};
 pub use line::{Line, MAX_LOAD, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{
     Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Whoami, Why,

@@ -30,6 +30,8 @@ pub enum Reply {
     Config(Configuration),
     /// To [`Request::Reload`](crate::Request::Reload) and [`Request::LoadConfig`](crate::Request::LoadConfig).
     Reloaded(Reloaded),
+    /// To [`Request::Events`](crate::Request::Events): events, the oldest first.
+    Events(Vec<crate::Record>),
     /// The request was carried out; a message for people.
     Done(String),
     /// The request was refused.
@@ -157,6 +159,18 @@ pub enum LinkCondition {
     TakenDown,
 }
 
+impl LinkCondition {
+    /// Its name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LinkCondition::Up => "up",
+            LinkCondition::NoCarrier => "no-carrier",
+            LinkCondition::Down => "down",
+            LinkCondition::TakenDown => "taken-down",
+        }
+    }
+}
+
 /// Numbers of flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -200,6 +214,12 @@ pub struct Counts {
     /// Of the control socket, likewise.
     #[serde(default)]
     pub control: BTreeMap<String, u64>,
+    /// Events that were reported, by kind, likewise.
+    #[serde(default)]
+    pub reported_events: BTreeMap<String, u64>,
+    /// What became of events on their way to the operator, likewise.
+    #[serde(default)]
+    pub delivery: BTreeMap<String, u64>,
     /// The present number of flows.
     pub flows: Flows,
     /// Frames held now, until their server answers.

@@ -67,6 +67,12 @@ pub enum Request {
         #[serde(default)]
         worker: Option<usize>,
     },
+    /// The last events that the box keeps: [`Reply::Events`](crate::Reply::Events).
+    Events {
+        /// Only those with a larger number.
+        #[serde(default)]
+        after: u64,
+    },
     /// The running captures: [`Reply::Captures`](crate::Reply::Captures).
     Captures,
     /// Starts a capture; refused if one of this kind is running or the file exists.

@@ -12,8 +12,10 @@ typedef unsigned long long u64;
 // The loader reads a map's attributes out of the types of these members (BTF).
 #define ATTRIBUTE(name, value) int(*name)[value]
 
-enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PROG_ARRAY = 3, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14, MAP_TYPE_XSKMAP = 17 };
+enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PROG_ARRAY = 3, MAP_TYPE_PERCPU_ARRAY = 6, MAP_TYPE_DEVMAP = 14, MAP_TYPE_XSKMAP = 17,
+       MAP_TYPE_RINGBUF = 27 };
 enum { MAP_MMAPABLE = 1 << 10 };
+enum { RINGBUF_NO_WAKEUP = 1 };
 enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
 
 // The program's context, as the kernel lays it out.
@@ -27,5 +29,7 @@ struct xdp_md {
 };
 
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
+static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 static u64 (*const ktime_get_boot_ns)(void) = (void *)125;
+static long (*const ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;

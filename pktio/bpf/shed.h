@@ -17,12 +17,13 @@ volatile const u64 key0 = 0;
 volatile const u64 key1 = 0;
 
 // Per receive queue: the level its worker has set, with the share of fresh SYNs that pass nevertheless (256ths) eight bits
-// further up, and the fresh and repeated SYNs dropped. A cache line each.
+// further up, the fresh and repeated SYNs dropped, and one in how many of them is sampled, 0 for none. A cache line each.
 struct control {
     u64 level;
     u64 fresh;
     u64 repeated;
-    u64 padding[5];
+    u64 every;
+    u64 padding[4];
 };
 
 struct {
@@ -59,6 +60,20 @@ struct {
     u32 *key;
     struct recent *value;
 } recent SEC(".maps");
+
+// A SYN that was dropped: its addresses (an IPv4 address mapped into IPv6) and its ports, in network order, and how many SYNs it stands for.
+struct sample {
+    u64 source[2];
+    u64 destination[2];
+    u32 ports;
+    u32 every;
+};
+
+// Samples on their way to src/xdp/samples.rs. A full ring takes no more.
+struct {
+    ATTRIBUTE(type, MAP_TYPE_RINGBUF);
+    ATTRIBUTE(max_entries, 1 << 18);
+} samples SEC(".maps");
 
 INLINE u64 rotate(u64 x, int by)
 {
@@ -251,6 +266,21 @@ INLINE int is_repeated(u64 hash, u64 now)
     return found;
 }
 
+// Samples one SYN in `every` of those that are dropped. The reader comes by itself: a sample wakes nobody.
+INLINE void sample(struct control *own, const struct syn *syn)
+{
+    u32 every = *(volatile u64 *)&own->every;
+    if (!every || (u64)get_prandom_u32() * every >> 32)
+        return;
+    struct sample sample = {
+        .source = { syn->source[0], syn->source[1] },
+        .destination = { syn->whole[1], syn->whole[2] },
+        .ports = syn->whole[3],
+        .every = every,
+    };
+    ringbuf_output(&samples, &sample, sizeof(sample), RINGBUF_NO_WAKEUP);
+}
+
 // Whether the frame is to be dropped.
 INLINE int is_shed(struct xdp_md *ctx)
 {
@@ -276,10 +306,12 @@ INLINE int is_shed(struct xdp_md *ctx)
         if (hash >> 56 < word >> 8)
             return 0;
         __sync_fetch_and_add(&own->fresh, 1);
+        sample(own, &syn);
         return 1;
     }
     if (level < 2)
         return 0;
     __sync_fetch_and_add(&own->repeated, 1);
+    sample(own, &syn);
     return 1;
 }

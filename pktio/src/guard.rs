@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::netdev::{Changed, Settings};
-use crate::xdp::AttachedProgram;
+use crate::xdp::{AttachedProgram, ShedSamples};
 
 /// Restores the interfaces when it is dropped: detaches the XDP programs, then puts the settings back, and lets other processes have them.
 ///
@@ -39,6 +39,12 @@ impl Guard {
     /// The kernel's; `ENODEV` when it is none of the ports' interfaces.
     pub fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
         self.settings.set_up(index, up)
+    }
+
+    /// The samples of the SYNs that the WAN port's XDP program drops, the first time this is called; `None` for a port without a shed filter of
+    /// its own.
+    pub fn take_shed_samples(&mut self) -> Option<ShedSamples> {
+        self.programs.iter_mut().find_map(AttachedProgram::take_shed_samples)
     }
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.

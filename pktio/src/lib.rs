@@ -54,5 +54,6 @@ pub use options::{Fallback, Mode, Options};
 pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics};
-pub use shed::{ShedFilter, ShedLevel};
+pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};
+pub use xdp::ShedSamples;

@@ -8,6 +8,7 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A port that drops SYNs by itself, before they take a buffer.
 pub trait ShedFilter {
@@ -52,6 +53,33 @@ pub enum ShedVerdict {
     Fresh,
     /// It is dropped although it is repeated.
     Repeated,
+}
+
+/// A SYN that a port has dropped, one of many: see [`Guard::take_shed_samples`](crate::Guard::take_shed_samples).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShedSample {
+    /// Its source: 16 bytes in network order, an IPv4 address mapped into IPv6.
+    pub source: [u8; 16],
+    /// Its destination, likewise.
+    pub destination: [u8; 16],
+    /// Its source port.
+    pub source_port: u16,
+    /// Its destination port.
+    pub destination_port: u16,
+    /// How many dropped SYNs it stands for.
+    pub stands_for: u32,
+}
+
+/// Samples wanted a second: enough to name whoever sends one SYN in a hundred, and a quarter of what the ring holds.
+const SAMPLES_A_SECOND: u64 = 1000;
+
+/// One in how many dropped SYNs is to be sampled next, if it was one in `every` and `dropped` were dropped in this time. It changes only if it is
+/// wrong by half, so that it does not follow every change of the rate.
+pub(crate) fn next_every(every: u32, dropped: u64, time: Duration) -> u32 {
+    let a_second = u128::from(dropped) * 1000 / time.as_millis().max(1);
+    let right = u32::try_from(a_second / u128::from(SAMPLES_A_SECOND)).unwrap_or(u32::MAX).max(1);
+    // Without a flood there is nothing to learn from; the next one may be any size.
+    if dropped == 0 || right.abs_diff(every) <= every / 2 { every } else { right }
 }
 
 /// Lines of [`ProvedSources`], 4 MiB in all: with a million proved sources one unproved source in a hundred is taken for proved.
@@ -209,6 +237,19 @@ mod tests {
         let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         n ^ n >> 31
+    }
+
+    #[test]
+    fn about_a_thousand_samples_a_second_are_taken_whatever_the_rate() {
+        let mut every = 1024;
+        for rate in [5_000_000_u64, 20_000, 999, 100_000_000, 3_000_000] {
+            every = next_every(every, rate, Duration::from_secs(1));
+            let samples = rate / u64::from(every);
+            assert!((500..=2000).contains(&samples) || every == 1, "{samples} samples of {rate}");
+        }
+        assert_eq!(next_every(7, 0, Duration::from_secs(9)), 7, "between two floods it stays");
+        assert_eq!(next_every(100, 110_000, Duration::from_secs(1)), 100, "a small change is none");
+        assert_eq!(next_every(1, u64::MAX, Duration::ZERO), u32::MAX);
     }
 
     #[test]

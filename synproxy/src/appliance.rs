@@ -1,6 +1,6 @@
 //! The assembly: reads the configuration, opens the ports, starts the workers and what serves the operator, and waits for the end.
 
-use crate::control::api::{ControlApi, Facts};
+use crate::control::api::{ControlApi, Facts, Services};
 use crate::control::control_port::ControlPort;
 use crate::control::reload::{Origin, Reloader, Surroundings};
 use crate::control::servers::ServerRegistry;
@@ -11,6 +11,7 @@ use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
 use crate::metrics::capture::Captures;
+use crate::metrics::events::{self, Events, Supervision};
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
 use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
@@ -123,6 +124,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
+    let samples = guard.take_shed_samples();
+    let (sender, inbox) = events::channel();
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
@@ -150,9 +153,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let reloader =
         Reloader::new(said, overrides, arguments.bypass, commands.clone(), servers.clone(), board.clone(), log.clone());
     let reloader = Arc::new(reloader);
-    let captures_of_clients = captures.clone();
-    let api = ControlApi::new(facts, board.clone(), commands, servers, captures_of_clients, log, reloader.clone());
-    let api = Arc::new(api);
+    let events = Events::start(inbox, &config.events, [lan, wan], board.clone(), samples)?;
+    let services = Services { captures: captures.clone(), journal: events.journal(), log, reloader: reloader.clone() };
+    let api = Arc::new(ControlApi::new(facts, board.clone(), commands, servers, services));
     let surroundings = Operated {
         site: Arc::new(StatisticsSite::new(board, api.clone(), identity)),
         socket: socket.as_ref().map(|socket| Arc::downgrade(socket.file())).unwrap_or_default(),
@@ -162,12 +165,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     reloader.begin(Box::new(surroundings), metrics, control_port)?;
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
     reload_when_asked(reloads, reloader)?;
-    let end = pool.supervise(links, || {
+    let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), || {
         eprintln!("{ready}");
         service_manager::ready(&ready);
     });
     service_manager::stopping();
     drop(serving);
+    events.finish();
     captures.finish();
     if guard.unclaimed() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());

@@ -22,6 +22,8 @@ fn in_stats(family: Family) -> &'static str {
         Family::WanLink => "`wan-link`, in the total",
         Family::Notice => "`notices`, in the total",
         Family::Control => "`control`, in the total",
+        Family::Reported => "`reported-events`, in the total",
+        Family::Delivery => "`delivery`, in the total",
         Family::Command => "`orders`",
     }
 }

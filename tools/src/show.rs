@@ -1,6 +1,6 @@
 //! Replies of the box as text: status, counters, server entries and captures.
 
-use control::{Capture, Counts, Entry, Interface, Link, LinkCondition, Port, Stats, Status};
+use control::{Capture, Counts, Entry, Interface, Link, LinkCondition, Port, Record, Stats, Status};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use synproxy::metrics::descriptors::{FORMER_LOSSES, Family, TABLE};
@@ -136,8 +136,12 @@ pub fn stats(stats: &Stats) -> String {
     explained(&mut out, "drops", &total.drops, reason);
     let loss = |name: &str| TABLE.iter().find(|row| row.loss == Some(name)).map(|row| row.meaning);
     explained(&mut out, "losses", &losses(total), loss);
-    let control = |name: &str| Family::Control.descriptors().iter().find(|row| row.name == name).map(|row| row.meaning);
-    explained(&mut out, "control socket", &total.control, control);
+    let described = |family: Family| {
+        move |name: &str| family.descriptors().iter().find(|row| row.name == name).map(|row| row.meaning)
+    };
+    explained(&mut out, "control socket", &total.control, described(Family::Control));
+    explained(&mut out, "events that were reported", &total.reported_events, described(Family::Reported));
+    explained(&mut out, "their delivery", &total.delivery, described(Family::Delivery));
     let mut orders = total.orders.iter().filter(|(_, longest)| **longest > 0).peekable();
     if orders.peek().is_some() {
         let _ = writeln!(out, "longest time for a command, µs");
@@ -151,6 +155,19 @@ pub fn stats(stats: &Stats) -> String {
     if total.timed_frames > 0 {
         let each = total.timed_nanoseconds as f64 / total.timed_frames as f64;
         let _ = writeln!(out, "{:<34}{each:>18.1}", "ns a frame, without ports");
+    }
+    out
+}
+
+/// An event, with the sources and targets of an attack below it.
+pub fn event(record: &Record) -> String {
+    let mut out = format!("{}  {}  {}\n", record.time, record.event.name(), record.event);
+    let Some(attack) = record.event.attack() else { return out };
+    for source in &attack.top_sources {
+        let _ = writeln!(out, "    from {}, {} a second", source.source_prefix, source.pps);
+    }
+    for target in &attack.top_targets {
+        let _ = writeln!(out, "    to {} port {}, {} a second", target.target_prefix, target.lower_port, target.pps);
     }
     out
 }
@@ -218,6 +235,18 @@ mod tests {
         let own = |condition, lost| link(&Link { condition, since: 61.0, lost });
         assert_eq!(own(LinkCondition::Up, 0), "link up for 1 min 1 s");
         assert_eq!(own(LinkCondition::NoCarrier, 3), "NO LINK for 1 min 1 s, lost 3 times");
+    }
+
+    #[test]
+    fn an_event_is_a_line_and_an_attack_has_its_sources_below() {
+        let json = r#"{"number":1,"time":"2026-11-29T13:15:42.123Z","host":"gate","box":"a-b","event":"attack-end","mid":1,"status":"attack-stopped",
+            "target-prefix":["192.0.2.1/32"],"target-protocol":[6],"mitigation-start":5,"duration":7,"pps":0,"pps-dropped":0,"pkts-dropped":9,
+            "peak-pps-dropped":3,"peak-time":6,"top-sources":[{"source-prefix":"198.51.100.7/32","pps":2}],
+            "top-targets":[{"target-prefix":"192.0.2.1/32","lower-port":80,"pps":1}]}"#;
+        let record: Record = serde_json::from_str(json).expect("an event");
+        let text = "2026-11-29T13:15:42.123Z  attack-end  192.0.2.1/32, 0 SYNs a second (0 not completed, peak 3), 7 s, attack-stopped\n    \
+                    from 198.51.100.7/32, 2 a second\n    to 192.0.2.1/32 port 80, 1 a second\n";
+        assert_eq!(event(&record), text);
     }
 
     #[test]

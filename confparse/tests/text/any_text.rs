@@ -2,7 +2,9 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use confparse::{Account, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, LogLevel, Parsed, Poll, parse};
+use confparse::{
+    Account, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel, Parsed, Poll, Syslog, parse,
+};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;
@@ -283,6 +285,14 @@ prop_compose! {
         (control_group, control_read, control_operate, control_admin) in (accounts(), accounts(), accounts(), accounts()),
         log_level in select(vec![LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace]),
         metrics in option::of((any::<IpAddr>(), 1..=u16::MAX).prop_map(SocketAddr::from)),
+        (file, command) in (option::of("/[a-z\\\\\" #*/é-]{0,50}"), option::of("/[a-z\\\\\" #*/é-]{0,50}")),
+        syslog in option::of(prop_oneof![
+            "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Syslog::Socket(path.into())),
+            (any::<IpAddr>(), 1..=u16::MAX).prop_map(|address| Syslog::Udp(address.into())),
+        ]),
+        (attack_begin, attack_end, capacity) in (1..=2_147_483_647u64, 1..=2_147_483_647u64, 0..=2_147_483_647u64),
+        (command_timeout, attack_end_after, update_every) in (seconds(), seconds(), seconds()),
+        commands in 1..=64usize,
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         ts_wscale_table in rising(0..=14u8, true, 20),
@@ -295,7 +305,19 @@ prop_compose! {
             socket_rcvbuf: rcvbuf,
             socket_sndbuf: sndbuf,
         };
-        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, ldp, ts_wscale_table, ts_bits }
+        let events = Events {
+            file: file.map(Into::into),
+            syslog,
+            command,
+            commands,
+            command_timeout,
+            attack_begin,
+            attack_end,
+            attack_end_after,
+            update_every,
+            capacity,
+        };
+        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What files say: the sample beside the workspace, those of older installations, and every way to write the same thing.
 
-use confparse::{Account, Config, Control, Level, Parsed, Takes, Value, parse};
+use confparse::{Account, Config, Control, Level, Parsed, Syslog, Takes, Value, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use std::sync::Arc;
@@ -52,6 +52,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::Listener, _) => "\"127.0.0.1:1\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
+            (Takes::File | Takes::Command | Takes::Syslog, _) => "\"/dev/x\"".to_owned(),
             (Takes::Destinations, _) => "{ { network = \"192.0.2.1\"; own_mss = 1000; } }".to_owned(),
             _ => "3".to_owned(),
         };
@@ -182,6 +183,34 @@ fn the_socket_is_somewhere_or_nowhere() {
         assert_eq!(errors.complaints.len(), 1, "{errors}");
         assert!(errors.complaints[0].expected.contains("a path from / on"), "{errors}");
     }
+}
+
+#[test]
+fn events_go_to_a_file_a_syslog_server_and_a_command() {
+    let parsed = |text: &str| parse(&framed(&format!("events = {{ {text} }};")), "c");
+    let config = accepted(&framed(
+        "events = { file = \"/var/log/x y.json\"; syslog = \"[2001:db8::1]:514\"; command = \"/bin/x -v\"; attack_begin = 900; };",
+    ));
+    assert_eq!(config.events.file, Some("/var/log/x y.json".into()));
+    assert_eq!(config.events.syslog, Some(Syslog::Udp("[2001:db8::1]:514".parse().expect("an address"))));
+    assert_eq!((config.events.command.as_deref(), config.events.attack_begin), (Some("/bin/x -v"), 900));
+    assert_eq!(accepted(&config.describe()), config);
+    let off = accepted(&framed("events = { file = \"off\"; syslog = \"off\"; command = \"off\"; };"));
+    assert_eq!(off, Config::default());
+    for wrong in [
+        "file = \"x.json\";",
+        "file = off;",
+        "command = \"x\";",
+        "syslog = \"localhost:514\";",
+        "syslog = \"192.0.2.1:0\";",
+        "syslog = \"192.0.2.1\";",
+        "command_timeout = 0;",
+        "attack_begin = 0;",
+    ] {
+        assert_eq!(parsed(wrong).expect_err(wrong).complaints.len(), 1, "{wrong}");
+    }
+    let warned = parsed("attack_begin = 10; attack_end = 11;").expect("accepted").warnings;
+    assert_eq!(warned.len(), 1, "{warned:?}");
 }
 
 #[test]

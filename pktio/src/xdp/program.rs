@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use aya::maps::{DevMap, Map, PerCpuArray, ProgramArray, XskMap};
+use aya::maps::{DevMap, Map, PerCpuArray, ProgramArray, RingBuf, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, os_error};
+use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
 use super::tags::TagProgram;
 use crate::netdev::Interface;
@@ -21,6 +22,9 @@ use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirect.o"));
+
+/// The least ring that the kernel makes, in bytes: it rounds up to pages.
+const PAGE: u32 = 4096;
 
 /// The XDP program on one interface; dropping this detaches it.
 pub(crate) struct AttachedProgram {
@@ -68,7 +72,7 @@ impl AttachedProgram {
         loader.verifier_log_level(VerifierLogLevel::STATS);
         if !sheds {
             // The program does not look at them then.
-            loader.map_max_entries("proved", 1).map_max_entries("recent", 1);
+            loader.map_max_entries("proved", 1).map_max_entries("recent", 1).map_max_entries("samples", PAGE);
         }
         let mut ebpf = loader
             .override_global("fail_open", &bypass, true)
@@ -116,6 +120,15 @@ impl AttachedProgram {
     /// The maps of the shed filter, if the program was loaded with one.
     pub(super) fn shed_maps(&self) -> Option<&Arc<ShedMaps>> {
         self.shed.as_ref()
+    }
+
+    /// The samples of the SYNs that the shed filter drops, the first time.
+    pub(crate) fn take_shed_samples(&mut self) -> Option<ShedSamples> {
+        let maps = self.shed.as_ref()?;
+        let ring = RingBuf::try_from(self.ebpf.take_map("samples")?);
+        ring.map(|ring| ShedSamples::new(ring, Arc::clone(maps)))
+            .inspect_err(|error| debug!("what is shed is not sampled: {error}"))
+            .ok()
     }
 
     /// Redirects the frames of `queue` to the socket `fd`.
@@ -295,6 +308,52 @@ mod tests {
         short[14] = 0x44;
         others.extend([udp, later, arp, short]);
         assert_eq!(dropped(&ebpf, &maps, &others), (0, 0));
+    }
+
+    #[test]
+    fn dropped_syns_are_sampled_with_their_addresses_and_how_many_they_stand_for() {
+        let (mut ebpf, maps) = program();
+        let maps = Arc::new(maps);
+        maps.set_level(0, ShedLevel::Fresh(0));
+        let ring = RingBuf::try_from(ebpf.take_map("samples").expect("it is there")).expect("it can be mapped");
+        let mut samples = ShedSamples::new(ring, Arc::clone(&maps));
+        let read = |samples: &mut ShedSamples| {
+            let mut all = Vec::new();
+            samples.read(|sample| all.push(sample));
+            all
+        };
+        maps.set_every(1);
+        let syns = [v4(&[7], 0, [192, 0, 2, 1], 1, SYN), v6(&[], 1, 6, SYN), v4(&[], 0, [192, 0, 2, 9], 9, 0x10)];
+        assert_eq!(dropped(&ebpf, &maps, &syns), (1, 0), "an unknown type, a SYN, and an ACK");
+        let syns = [v4(&[0x8100], 0, [192, 0, 2, 1], 1, SYN)];
+        assert_eq!(dropped(&ebpf, &maps, &syns), (1, 0));
+        let got = read(&mut samples);
+        let mut six = [0x20; 16];
+        six[15] = 1;
+        let mapped = |address: [u8; 4]| std::net::Ipv4Addr::from(address).to_ipv6_mapped().octets();
+        let sample = |source, destination| crate::shed::ShedSample {
+            source,
+            destination,
+            source_port: 40_000,
+            destination_port: 80,
+            stands_for: 1,
+        };
+        assert_eq!(got, [sample(six, [0x21; 16]), sample(mapped([192, 0, 2, 1]), mapped([10, 0, 0, 1]))]);
+
+        // One in eight, and a ring that is full takes no more and costs nobody anything.
+        maps.set_every(8);
+        let many: Vec<Vec<u8>> = (0..2000).map(|n| v4(&[], 0, [192, 0, 2, 1], 100 + n, SYN)).collect();
+        assert_eq!(dropped(&ebpf, &maps, &many).0, 2000);
+        let got = read(&mut samples);
+        assert!((150..350).contains(&got.len()) && got.iter().all(|one| one.stands_for == 8), "{}", got.len());
+        maps.set_every(1);
+        let flood: Vec<Vec<u8>> = (0..7000).map(|n| v4(&[], 0, [192, 0, 2, 2], n, SYN)).collect();
+        assert_eq!(dropped(&ebpf, &maps, &flood).0, 7000);
+        let kept = read(&mut samples).len();
+        assert!((5000..6000).contains(&kept), "{kept} samples fit the ring");
+
+        drop(samples);
+        assert_eq!(dropped(&ebpf, &maps, &[v4(&[], 0, [192, 0, 2, 3], 1, SYN)]), (1, 0), "nobody reads any more");
     }
 
     #[test]

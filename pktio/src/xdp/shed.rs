@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use crate::mapping::Mapping;
 use crate::shed::{PROVED_LINES, ProvedSources, ShedFilter, ShedLevel};
 
-/// Words of the program's `struct control` for each queue: the level, and the SYNs dropped by it.
+/// Words of the program's `struct control` for each queue: the level, the SYNs dropped by it, and one in how many of them is sampled.
 const CONTROL_WORDS: usize = 8;
 
 /// The values of an array map made with `BPF_F_MMAPABLE`, whose values are multiples of 8 bytes.
@@ -69,6 +69,16 @@ impl ShedMaps {
     /// The fresh and the repeated SYNs that the program dropped on this queue.
     pub(super) fn dropped(&self, queue: u32) -> [u64; 2] {
         [1, 2].map(|word| self.control(queue, word).load(Ordering::Relaxed))
+    }
+
+    /// How many queues the program sheds on.
+    pub(super) fn queues(&self) -> u32 {
+        (self.control.len() / CONTROL_WORDS) as u32
+    }
+
+    /// Has the program sample one in `every` of the SYNs that it drops, on every queue.
+    pub(super) fn set_every(&self, every: u32) {
+        (0..self.queues()).for_each(|queue| self.control(queue, 3).store(every.into(), Ordering::Relaxed));
     }
 
     /// Exempts a source, on every queue.

@@ -6,6 +6,7 @@ use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{ControlMetric, FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
+use crate::metrics::events::Journal;
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
@@ -61,6 +62,7 @@ pub struct ControlApi {
     log: LogControl,
     servers: Arc<ServerRegistry>,
     captures: Captures,
+    journal: Arc<Journal>,
     reloader: Arc<Reloader>,
     progress: Mutex<Progress>,
 }
@@ -74,6 +76,18 @@ struct Progress {
     rotation: tcpstate::Instant,
 }
 
+/// What an operator asks besides the workers.
+pub struct Services {
+    /// The captures that run.
+    pub captures: Captures,
+    /// The last events.
+    pub journal: Arc<Journal>,
+    /// The level of the log.
+    pub log: LogControl,
+    /// The configuration.
+    pub reloader: Arc<Reloader>,
+}
+
 impl ControlApi {
     /// The API of the box with these facts and workers.
     pub fn new(
@@ -81,11 +95,9 @@ impl ControlApi {
         board: Arc<Board>,
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
-        captures: Captures,
-        log: LogControl,
-        reloader: Arc<Reloader>,
+        Services { captures, journal, log, reloader }: Services,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, reloader, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, captures, journal, reloader, progress: Mutex::default() }
     }
 
     /// The answer to a request of this client, if its role permits the request. What changes something is logged and counted.
@@ -143,6 +155,7 @@ impl ControlApi {
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
+            Request::Events { after } => Reply::Events(self.journal.after(after)),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
@@ -326,10 +339,11 @@ impl ControlApi {
 
     fn top(&self) -> Top {
         let answers = self.workers.send(&Command::Top).into_iter().flatten();
-        let report = top_talkers::merged(answers.filter_map(|answer| match answer {
+        let of_workers = answers.filter_map(|answer| match answer {
             Answer::Top(report) => Some(report),
             _ => None,
-        }));
+        });
+        let report = top_talkers::merged(of_workers.chain([self.journal.shed_talkers()]));
         let [sources, targets] = views::talkers(&report);
         Top { stats: self.stats(), period: report.period.as_secs_f64(), sources, targets }
     }
@@ -452,6 +466,8 @@ fn counts(snapshot: &Snapshot) -> Counts {
         wan_link: named(Family::WanLink),
         notices: named(Family::Notice),
         control: named(Family::Control),
+        reported_events: named(Family::Reported),
+        delivery: named(Family::Delivery),
         flows: flows(snapshot),
         held: snapshot.get(WorkerMetric::Held),
         events: named(Family::Event),

@@ -1,8 +1,8 @@
 //! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
-use crate::process::link_monitor::{Condition, LinkReport};
-use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, LinkCondition, Role, Sent, Why};
+use crate::process::link_monitor::LinkReport;
+use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, Why};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -22,13 +22,11 @@ pub const MAX_FRAME: usize = 10_240;
 
 /// The link of a port.
 pub fn link(report: &LinkReport, now: Instant) -> Link {
-    let condition = match report.condition {
-        Condition::Up => LinkCondition::Up,
-        Condition::NoCarrier => LinkCondition::NoCarrier,
-        Condition::Down => LinkCondition::Down,
-        Condition::TakenDown => LinkCondition::TakenDown,
-    };
-    Link { condition, since: now.saturating_duration_since(report.since).as_secs_f64(), lost: report.lost }
+    Link {
+        condition: report.condition.into(),
+        since: now.saturating_duration_since(report.since).as_secs_f64(),
+        lost: report.lost,
+    }
 }
 
 /// The engine's filter for the connections that a client asks for.

@@ -9,6 +9,7 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
+use crate::metrics::events::Supervision;
 use crate::metrics::report::{Line, Table};
 use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::swap_check::SwapCheck;
@@ -153,14 +154,20 @@ impl WorkerPool {
         self.commands.clone()
     }
 
-    /// Waits until all workers have ended, calls `ready` once all have started, logs the statistics, and monitors the links.
+    /// Waits until all workers have ended, calls `ready` once all have started, logs the statistics, monitors the links, and reports what
+    /// happens to them.
     ///
     /// # Errors
     /// The first failure, or [`Failure::Interrupted`] at a second signal.
     ///
     /// # Panics
     /// If every sender of messages is gone, which the signal handler prevents.
-    pub fn supervise(mut self, mut links: LinkMonitor<'_>, ready: impl FnOnce()) -> Result<(), Failure> {
+    pub fn supervise(
+        mut self,
+        mut links: LinkMonitor<'_>,
+        mut events: Supervision,
+        ready: impl FnOnce(),
+    ) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut ready = Some(ready);
         let mut reported = (begin, Snapshot::default());
@@ -186,6 +193,7 @@ impl WorkerPool {
                 links.check(now).unwrap_or_else(|failure| self.fail(failure));
                 links_due = links.due(now);
                 self.board.publish_links(links.reports(), swapped.are_swapped());
+                events.links(links.reports());
             }
             if self.starting == 0
                 && let Some(ready) = ready.take()
@@ -195,6 +203,9 @@ impl WorkerPool {
                     self.threads.push(watch);
                 }
             }
+        }
+        if let Some(failure) = &self.failure {
+            events.failed(failure);
         }
         let total = self.board.total();
         if enabled!(Level::INFO) {
@@ -278,6 +289,7 @@ fn prepare_thread(number: usize, core: Option<CoreId>) {
 mod tests {
     use super::*;
     use crate::dataplane::engine::Bypass;
+    use crate::metrics::events;
     use crossbeam::channel;
     use pktio::Pool;
     use pktio::memory::{self, MemoryWire};
@@ -322,6 +334,11 @@ mod tests {
         }
     }
 
+    /// Reports that nobody receives.
+    fn nobody() -> Supervision {
+        Supervision::new(events::channel().0, ["lan0", "wan0"])
+    }
+
     /// Workers that share nothing and run where the scheduler puts them.
     fn start<E: Engine + Default + 'static>(
         pairs: Vec<Pair>,
@@ -339,7 +356,7 @@ mod tests {
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
         let pool = start::<Fragile>(vec![two, one], stop, (supervisor, messages));
-        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Panic { worker: 1 })));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), nobody(), || ()), Err(Failure::Panic { worker: 1 })));
     }
 
     #[test]
@@ -350,7 +367,7 @@ mod tests {
         let operator = supervisor.clone();
         let pool = start::<Bypass>(vec![pair], stop.clone(), (supervisor, messages));
         let ready = Cell::new(false);
-        pool.supervise(LinkMonitor::default(), || {
+        pool.supervise(LinkMonitor::default(), nobody(), || {
             ready.set(true);
             stop.store(true, Ordering::Relaxed);
             operator.send(Message::Signal { again: false }).unwrap();
@@ -366,6 +383,6 @@ mod tests {
         supervisor.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let pool = start::<Bypass>(vec![pair], stop, (supervisor, messages));
-        assert!(matches!(pool.supervise(LinkMonitor::default(), || ()), Err(Failure::Interrupted)));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), nobody(), || ()), Err(Failure::Interrupted)));
     }
 }

@@ -2,6 +2,7 @@
 //! after the parse pass. `load` decides how much is dropped, and the rule of `pktio::shed` which SYNs.
 
 use crate::dataplane::memory;
+use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
 use pktio::shed::{ShedVerdict, SoftwareShedFilter};
 use pktio::{Batch, Pool, Port, ShedLevel as Level};
@@ -72,8 +73,9 @@ impl Shedder {
         self.level != Level::Off && self.own.is_some()
     }
 
-    /// Returns the SYNs that are shed to the pool, and removes their metadata.
-    pub fn filter(&mut self, frames: &mut Batch, metas: &mut Vec<Metadata>, pool: &mut Pool) {
+    /// Returns the SYNs that are shed to the pool, and removes their metadata. Some of them are sampled for the top talkers, which would not
+    /// see them otherwise.
+    pub fn filter(&mut self, frames: &mut Batch, metas: &mut Vec<Metadata>, talkers: &mut TopTalkers, pool: &mut Pool) {
         let Some(own) = &mut self.own else { return };
         let now = nanos();
         let mut kept = 0;
@@ -90,6 +92,12 @@ impl Shedder {
                 ShedVerdict::Fresh => own.fresh += 1,
                 ShedVerdict::Repeated => own.repeated += 1,
             }
+        }
+        let shed = frames.len() - kept;
+        if let Some(at) = talkers.choose_shed(shed)
+            && let Some(frame) = frames.get_mut(kept + at)
+        {
+            talkers.sample_shed(&metas[kept + at], frame.total(), shed);
         }
         metas.truncate(kept);
         frames.drain(kept..).for_each(|frame| pool.put(frame));

@@ -199,7 +199,9 @@ impl<E: Engine> Worker<E> {
             if now >= publish_at {
                 slot.publish(&self.snapshot());
                 self.found.drain(..).for_each(|key| slot.found(key));
-                self.top_talkers.advance(now);
+                if let Some(syns) = self.top_talkers.advance(now) {
+                    slot.publish_syns(syns);
+                }
                 publish_at = now + PUBLISH_EVERY;
             }
             if stop.load(Ordering::Relaxed) || (iteration.is_idle() && self.is_exhausted()) {
@@ -346,7 +348,8 @@ impl<E: Engine> Worker<E> {
         self.parse(side, 0);
         if side == Side::Wan && self.shedder.is_filtering() {
             self.receive_updates(now);
-            self.shedder.filter(&mut self.incoming, &mut self.metas, &mut self.pool);
+            let (frames, metas, pool) = (&mut self.incoming, &mut self.metas, &mut self.pool);
+            self.shedder.filter(frames, metas, &mut self.top_talkers, pool);
         }
         let mut taken_over = 0;
         if let Some(steering) = &mut self.steering {

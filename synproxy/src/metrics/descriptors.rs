@@ -217,6 +217,54 @@ metrics! {
     pub enum Notice: Gauge, Times {
         /// Whether LAN and WAN seem to be swapped, so that nothing is protected: connections are opened from the LAN and none from the WAN; 1 or 0.
         PortsSwapped = "ports-swapped",
+        /// Attacks that last now.
+        Attacks = "attacks",
+    }
+}
+
+metrics! {
+    /// Events that were reported, by kind ([docs/events.md](events.md)).
+    pub enum EventKind: Counter, Times {
+        /// An attack has begun.
+        AttackBegin = "attack-begin",
+        /// An attack goes on.
+        AttackUpdate = "attack-update",
+        /// An attack has been at its strongest.
+        AttackPeak = "attack-peak",
+        /// An attack has ended.
+        AttackEnd = "attack-end",
+        /// The mode of a destination has changed.
+        ModeSwitched = "mode-switched",
+        /// A port has lost its link, or has it again.
+        LinkChanged = "link-changed",
+        /// Somebody has changed settings of an interface that the box had set.
+        SettingsChanged = "settings-changed",
+        /// A worker does not serve its ports any more.
+        WorkerStalled = "worker-stalled",
+        /// A worker that was stalled serves its ports again.
+        WorkerResumed = "worker-resumed",
+        /// A worker or a port has failed, and the box ends.
+        BoxFailed = "box-failed",
+    }
+}
+
+metrics! {
+    /// What became of events on their way to the operator.
+    pub enum DeliveryMetric: Counter, Times {
+        /// Events dropped because too many were waiting to be reported.
+        Dropped = "events-dropped",
+        /// Events that could not be written to the file, or too many of which were waiting for it.
+        FileLost = "file-lost",
+        /// Events that the syslog could not be sent, or too many of which were waiting for it.
+        SyslogLost = "syslog-lost",
+        /// How often the command was run.
+        CommandRun = "command-run",
+        /// How often the command could not be started, or ended with a status other than 0.
+        CommandFailed = "command-failed",
+        /// How often the command was killed because it did not end in time.
+        CommandKilled = "command-killed",
+        /// Events for which the command was not run, because too many were waiting for it.
+        CommandLost = "command-lost",
     }
 }
 
@@ -267,7 +315,7 @@ pub enum Writer {
     Worker,
     /// A port (`pktio`), as it is read by its worker.
     Port,
-    /// The thread that supervises the workers.
+    /// A thread that supervises the workers, or reports events.
     Supervisor,
 }
 
@@ -399,6 +447,10 @@ families! {
     Notice(Notice): Supervisor, Sum, Naming::Name("notice");
     /// The control socket and the configuration.
     Control(ControlMetric): Supervisor, Sum, Naming::Name("control");
+    /// Events that were reported, by kind.
+    Reported(EventKind): Supervisor, Sum, Naming::Label("reported_events", "event");
+    /// What became of events on their way to the operator.
+    Delivery(DeliveryMetric): Supervisor, Sum, Naming::Name("delivery");
     /// The longest that a command kept a worker from its frames.
     Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
 }
@@ -528,7 +580,7 @@ macro_rules! plain {
 
 plain! {
     Drop(DropReason), Event(Event), Flows(FlowGauge), Worker(WorkerMetric), Unsent(UnsentMetric), Handoff(HandoffMetric),
-    Command(CommandKind), Notice(Notice), Control(ControlMetric)
+    Command(CommandKind), Notice(Notice), Control(ControlMetric), Reported(EventKind), Delivery(DeliveryMetric)
 }
 
 /// Everything there is to say of one metric.

@@ -7,6 +7,7 @@ use super::descriptors::{
     CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, TABLE, TIMED, Timed, Total,
     WorkerMetric,
 };
+use super::top_talkers::SynReport;
 use crate::process::link_monitor::{Condition, LinkReport};
 use crossbeam::utils::CachePadded;
 use pktio::PortStatistics;
@@ -179,6 +180,8 @@ pub struct Slot {
     times: [Times; TIMED],
     /// Servers found to answer another way, which the log has yet to name.
     found: Mutex<Vec<FlowKey>>,
+    /// The SYNs of the last window, which the detection of attacks has yet to see.
+    syns: Mutex<Option<SynReport>>,
 }
 
 /// A histogram that is read while it is written: its counts, and their sum.
@@ -207,6 +210,13 @@ impl Slot {
         }
     }
 
+    /// Shows the SYNs of a window. A reader that holds the place at this very moment misses them: a worker waits for nobody.
+    pub fn publish_syns(&self, syns: SynReport) {
+        if let Ok(mut place) = self.syns.try_lock() {
+            *place = Some(syns);
+        }
+    }
+
     /// What was published last.
     pub fn read(&self) -> Snapshot {
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -220,10 +230,11 @@ impl Slot {
     }
 }
 
-/// The slots of all workers, and that of the thread that supervises them.
+/// The slots of all workers, and those of the threads that supervise them and that report events.
 pub struct Board {
     slots: Box<[CachePadded<Slot>]>,
     supervisor: CachePadded<Slot>,
+    events: CachePadded<Slot>,
     /// The links of LAN and WAN.
     links: Mutex<[Option<LinkReport>; 2]>,
     /// What the threads count that serve operators.
@@ -235,11 +246,12 @@ impl Board {
     pub fn new(workers: usize) -> Self {
         let slot = |_| {
             let cells = std::array::from_fn(|_| AtomicU64::new(0));
-            CachePadded::new(Slot { cells, times: Default::default(), found: Mutex::default() })
+            CachePadded::new(Slot { cells, times: Default::default(), found: Mutex::default(), syns: Mutex::default() })
         };
         Self {
             slots: (0..workers).map(slot).collect(),
             supervisor: slot(0),
+            events: slot(0),
             links: Mutex::default(),
             control: Default::default(),
         }
@@ -265,9 +277,10 @@ impl Board {
         self.slots.iter().flat_map(take).collect()
     }
 
-    /// What the thread that supervises the workers has counted, and those that serve operators.
+    /// What is counted once for the box: by the thread that supervises the workers, by that which reports events, and by those that serve
+    /// operators.
     pub fn supervisor(&self) -> Snapshot {
-        let mut snapshot = self.supervisor.read();
+        let mut snapshot: Snapshot = [&self.supervisor, &self.events].into_iter().map(|slot| slot.read()).sum();
         for &metric in ControlMetric::ALL {
             snapshot.set(metric, self.control[metric as usize].load(Ordering::Relaxed));
         }
@@ -279,9 +292,20 @@ impl Board {
         self.control[metric as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The total over all workers, with what their supervisor has counted.
+    /// The total over all workers, with what is counted once for the box.
     pub fn total(&self) -> Snapshot {
         self.workers().chain([self.supervisor()]).sum()
+    }
+
+    /// The SYNs of the last window of each worker, `None` if it has published none since the last time.
+    pub fn take_syns(&self) -> Vec<Option<SynReport>> {
+        let take = |slot: &CachePadded<Slot>| slot.syns.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.slots.iter().map(take).collect()
+    }
+
+    /// Shows what has become of events. To be called by the thread that reports them only.
+    pub fn publish_events(&self, snapshot: &Snapshot) {
+        self.events.publish(snapshot);
     }
 
     /// Shows what is known of the links of LAN and WAN, and whether they seem to be swapped. To be called by the supervisor only.
@@ -388,6 +412,16 @@ mod tests {
         cost.add(100, Duration::from_micros(20));
         cost.add(60, Duration::from_micros(12));
         assert_eq!(cost.each(), Some(200.0));
+    }
+
+    #[test]
+    fn the_syns_of_a_window_are_taken_once_and_only_the_last_ones() {
+        let board = Board::new(2);
+        let report = |syns| SynReport { syns, ..SynReport::default() };
+        board.slot(0).publish_syns(report(1));
+        board.slot(0).publish_syns(report(2));
+        assert_eq!(board.take_syns(), [Some(report(2)), None]);
+        assert_eq!(board.take_syns(), [None, None]);
     }
 
     #[test]

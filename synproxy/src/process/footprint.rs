@@ -24,8 +24,8 @@ const WORKER: u64 = 4 << 20;
 /// Address space that the C library's allocator sets aside for a thread, most of which is never used.
 const ARENA: u64 = 64 << 20;
 
-/// Threads besides the workers.
-const OTHER_THREADS: u64 = 1;
+/// Threads besides the workers, without those of the outputs of events.
+const OTHER_THREADS: u64 = 2;
 
 /// Bytes of the program and of what serves the operator.
 const PROGRAM: u64 = 16 << 20;
@@ -35,6 +35,8 @@ const PROGRAM: u64 = 16 << 20;
 pub struct Needed {
     /// Section and name of a key, its value, and the bytes.
     parts: Vec<(Option<&'static str>, &'static str, u64, u64)>,
+    /// Threads that allocate.
+    threads: u64,
 }
 
 impl Needed {
@@ -57,7 +59,10 @@ impl Needed {
         let mut threads = part(None, "threadcount", worker);
         // The command line overrides it.
         threads.2 = each;
+        let events = &config.events;
+        let outputs = [events.file.is_some(), events.syslog.is_some(), events.command.is_some()];
         Self {
+            threads: each + OTHER_THREADS + outputs.map(u64::from).iter().sum::<u64>(),
             parts: vec![
                 part(None, "conntablesize", engine.table),
                 part(None, "learnhashsize", engine.server_options),
@@ -94,8 +99,7 @@ impl Needed {
     /// # Errors
     /// When it may not.
     pub fn reserve(&self) -> Result<(), Failure> {
-        let workers = self.parts.iter().find(|part| part.1 == "threadcount").map_or(1, |part| part.2);
-        let arenas = ARENA.saturating_mul(workers.saturating_add(OTHER_THREADS));
+        let arenas = ARENA.saturating_mul(self.threads);
         let words = usize::try_from(self.total().saturating_add(arenas) / 8).unwrap_or(usize::MAX);
         Region::anonymous(words).map(drop).map_err(|error| Failure::AddressSpace { needed: self.to_string(), error })
     }
@@ -207,7 +211,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mapped_is_said_in_one_line() {
-        let failure = Needed { parts: vec![(None, "conntablesize", 1, 1 << 60)] }.reserve().unwrap_err().to_string();
+        let failure =
+            Needed { parts: vec![(None, "conntablesize", 1, 1 << 60)], threads: 1 }.reserve().unwrap_err().to_string();
         assert!(failure.contains("1.0 EiB") && !failure.contains('\n'), "{failure}");
         needed(|_| ()).reserve().expect("a small process may have this much");
     }

@@ -57,6 +57,17 @@ pub enum Condition {
     TakenDown,
 }
 
+impl From<Condition> for ::control::LinkCondition {
+    fn from(condition: Condition) -> Self {
+        match condition {
+            Condition::Up => Self::Up,
+            Condition::NoCarrier => Self::NoCarrier,
+            Condition::Down => Self::Down,
+            Condition::TakenDown => Self::TakenDown,
+        }
+    }
+}
+
 /// The interfaces of the box.
 #[derive(Default)]
 pub struct LinkMonitor<'a> {

@@ -7,7 +7,7 @@ use confparse::{Config, Control, Level, Parsed};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, UdpSocket};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use tracing::{info, warn};
 
@@ -80,6 +80,7 @@ pub fn wrong(Parsed { config, places, .. }: &Parsed) -> Vec<String> {
         .chain(control_path(config).map(|message| ("control", message)))
         .chain(foreign_addresses(config))
         .map(|(key, message)| places.complain(None, key, &message))
+        .chain(event_outputs(config).map(|(key, message)| places.complain(Some("events"), key, &message)))
         .collect();
     let needed = Needed::of(config, config.workers, false);
     if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
@@ -142,6 +143,29 @@ fn control_path(config: &Config) -> Option<String> {
     }
 }
 
+/// The outputs of events that cannot work: the key, and what is wrong with it.
+fn event_outputs(config: &Config) -> impl Iterator<Item = (&'static str, String)> {
+    let file = config.events.file.as_deref().and_then(|path| {
+        let what = match path.parent().map(fs::metadata) {
+            Some(Err(error)) if error.kind() == ErrorKind::NotFound => "there is no such directory",
+            Some(Ok(parent)) if !parent.is_dir() => "its parent is no directory",
+            _ if path.is_dir() => "a directory is there",
+            _ => return None,
+        };
+        Some(("file", format!("`file = \"{}\"`: {what}", path.display())))
+    });
+    let command = config.events.command.as_deref().and_then(|command| {
+        let program = command.split_whitespace().next().unwrap_or_default();
+        let what = match fs::metadata(program) {
+            Err(error) if error.kind() == ErrorKind::NotFound => "there is no such program",
+            Ok(file) if !file.is_file() || file.permissions().mode() & 0o111 == 0 => "that is no program",
+            _ => return None,
+        };
+        Some(("command", format!("`command = \"{program}\"`: {what}")))
+    });
+    file.into_iter().chain(command)
+}
+
 /// The addresses at which a port is to be opened, and which this machine does not have: the key, and what is wrong with it.
 fn foreign_addresses(config: &Config) -> Vec<(&'static str, String)> {
     let control = config.commanded().then(|| ("listen", config.listen, config.listen.to_string()));
@@ -192,6 +216,21 @@ mod tests {
     #[test]
     fn without_a_file_every_key_has_its_default() {
         assert_eq!(load(None).ok().map(|settings| settings.config), Some(Config::default()));
+    }
+
+    #[test]
+    fn an_output_of_events_that_cannot_work_is_complained_of() {
+        let wrong = |file: &str, command: &str| {
+            let mut config = Config::default();
+            (config.events.file, config.events.command) = (Some(file.into()), Some(command.to_owned()));
+            event_outputs(&config).map(|(key, text)| format!("{key}: {text}")).collect::<Vec<_>>()
+        };
+        assert!(wrong("/tmp/events.json", "/bin/sh -c true").is_empty());
+        let said = wrong("/nowhere/at/all", "/nowhere/at/all -v");
+        assert!(said.len() == 2 && said[0].contains("no such directory"), "{said:?}");
+        assert!(said[1].starts_with("command: `command = \"/nowhere/at/all\"`: there is no such program"), "{said:?}");
+        let said = wrong("/tmp", "/etc/passwd");
+        assert!(said[0].ends_with("a directory is there") && said[1].ends_with("that is no program"), "{said:?}");
     }
 
     #[test]

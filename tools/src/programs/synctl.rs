@@ -109,6 +109,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows the last events: attacks, modes, links and workers
+    Events {
+        /// Goes on with what happens, until it is interrupted
+        #[arg(long)]
+        follow: bool,
+        /// Prints each event as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows step by step what synproxy would do with a frame, without changing anything
     #[command(after_help = EXPLAIN_HELP)]
     Explain {
@@ -404,6 +413,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Config { operation: Configurations::Diff { file, json } } => {
             return difference(&mut client, file.as_deref(), *json);
         }
+        Command::Events { follow, json } => return events(&mut client, *follow, *json),
         _ => {}
     }
     let (request, json) = request(&arguments.command)?;
@@ -509,6 +519,7 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
         }
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
+        Command::Events { json, .. } => (Request::Events { after: 0 }, *json),
         Command::Explain { frame, side, worker, json } => {
             (Request::Explain { side: *side, frame: frame_digits(frame)?, worker: *worker }, *json)
         }
@@ -557,6 +568,31 @@ fn list(client: &mut Client, flows: &Flows) -> Result<(), Failure> {
     }
 }
 
+/// How often `events --follow` asks for what is new.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
+/// Shows the last events, and what follows if it is to.
+fn events(client: &mut Client, follow: bool, json: bool) -> Result<(), Failure> {
+    let (mut out, mut after) = (io::stdout().lock(), 0);
+    loop {
+        let reply = client.ask(&Request::Events { after })?;
+        let Reply::Events(records) = reply else { return Err(ClientError::Unexpected(format!("{reply:?}")).into()) };
+        for record in &records {
+            after = record.number;
+            if json {
+                control::write_line(&mut out, record)?;
+            } else {
+                write!(out, "{}", show::event(record))?;
+            }
+        }
+        out.flush()?;
+        if !follow {
+            return Ok(());
+        }
+        thread::sleep(FOLLOW_EVERY);
+    }
+}
+
 /// Runs `top`: on a terminal until the user quits, otherwise once.
 fn top(mut client: Client, once: bool) -> Result<(), Failure> {
     if once || !io::stdout().is_terminal() {
@@ -599,6 +635,7 @@ fn text(reply: &Reply) -> String {
         Reply::Whoami(whoami) => format!("user {}, role {}\n", whoami.user, whoami.role),
         Reply::Config(configuration) => configure::shown(configuration),
         Reply::Reloaded(reloaded) => configure::reloaded(reloaded),
+        Reply::Events(records) => records.iter().map(show::event).collect(),
         Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
         Reply::Done(message) => format!("{message}\n"),
         Reply::Error(refusal) => format!("{}\n", refusal.message),
@@ -630,6 +667,7 @@ mod tests {
         assert_eq!(parse("synctl servers list --json"), Ok((Request::Servers, true)));
         assert_eq!(parse("synctl drain --wait 5"), Ok((Request::Drain { on: true }, false)));
         assert_eq!(parse("synctl drain --off"), Ok((Request::Drain { on: false }, false)));
+        assert_eq!(parse("synctl events --json --follow"), Ok((Request::Events { after: 0 }, true)));
         let explain = Request::Explain { side: Side::Lan, frame: "00ff".into(), worker: None };
         assert_eq!(parse("synctl explain --side lan 00ff"), Ok((explain, false)));
         let filter = FlowFilter { wan: Some("198.51.100.0/24".into()), lan_port: Some(80), ..FlowFilter::default() };

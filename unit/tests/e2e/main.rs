@@ -9,6 +9,7 @@ mod bridge;
 mod capture;
 mod control;
 mod errors;
+mod events;
 mod field;
 mod flood;
 mod full_table;
