@@ -328,7 +328,8 @@ impl Proxy {
         flow.is_in(State::SynCached) && flow.endpoint(Side::Wan).next != isn + 1 && !self.is_young(id, now)
     }
 
-    /// Answers a SYN as it was answered before: with the number of the first answer, and the terms in the TSval of a later time.
+    /// Answers a SYN as it was answered before: with the number of the first answer, the terms in the TSval of a later time, and the echo of the first
+    /// SYN's TSval, as hosts do that keep their half-open connections (Linux). The client's last acknowledgement brings its clock up to date.
     #[inline(never)]
     fn answer_repeated_syn(
         &mut self,
@@ -344,17 +345,22 @@ impl Proxy {
         let terms = terms_of(flow);
         let ts_value = flow.shown_ts_value().map(|shown| ts_again(shown, ctx.now));
         let numbers = SynAckNumbers { isn: flow.outer_isn, ts_value };
-        let (value, envelope) = (offered.timestamps.map_or(0, |timestamps| timestamps.value), ctx.envelope());
+        let first = Options {
+            timestamps: offered
+                .timestamps
+                .map(|latest| Timestamps { value: flow.endpoint(Side::Wan).ts_value, ..latest }),
+            ..*offered
+        };
+        let envelope = ctx.envelope();
         self.table.update(id, |flow| {
             flow.keep_path(Side::Wan, &envelope);
             flow.endpoint_mut(Side::Lan).ts_value = ts_value.unwrap_or_default();
-            flow.endpoint_mut(Side::Wan).ts_value = value;
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
         self.caches.recent_syns.note(ctx.hash, ctx.segment.seq, numbers.isn, ctx.now);
         let window = rule.early_window(offer, terms.promised);
-        self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
+        self.write_syn_ack(&mut ctx, &first, offer, window, &terms, numbers)
     }
 
     /// The entry of the SYN cache begins anew with another SYN.
