@@ -381,7 +381,7 @@ pub struct Config {
     /// SYNs of one proved source that pass in a second, repeated ones included; zero: none.
     pub proved_syns: u32,
     /// Connections of one proved source that may be half-open at once: passed, and not completed by their client; zero: none. Each worker remembers
-    /// [twelve](crate::cache::proved_sources::ProvedSources::HALF_OPEN_MOST) of a source at the most.
+    /// twelve of a source at the most.
     pub proved_half_open: usize,
     /// Connections of all proved sources to one destination that may be half-open at once; zero: none.
     pub proved_half_open_all: u32,
