@@ -168,7 +168,8 @@ crate::metrics! {
         Introduced = "introduced" in Connections,
         /// Connections from the WAN passed through untouched because their source has proved itself lately.
         ProvedPassed = "proved-passed" in Connections,
-        /// SYNs of sources that have proved themselves lately that were answered all the same, because a budget for what passes in their name was spent.
+        /// SYNs of sources that have proved themselves lately that did not pass, because a budget for what passes in their name was spent: they are treated
+        /// like those of any other.
         ProvedSpent = "proved-spent",
         /// Connections from the WAN passed through because the box is draining.
         Drained = "drained" in Connections,

@@ -24,6 +24,7 @@ mod openings;
 mod path;
 mod pmtu;
 mod process;
+mod proved;
 mod queues;
 mod rig;
 mod shed;
