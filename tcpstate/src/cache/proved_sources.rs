@@ -273,14 +273,13 @@ impl ProvedSources {
     }
 
     /// The client of the connection with this keyed hash has acknowledged what its server chose: it gives its place back, and if it passed as a proved
-    /// source's the proof is renewed. Returns whether that is news.
-    pub fn completed(&mut self, key: &FlowKey, hash: u64, now: Instant) -> bool {
-        let (Some(line), slice) = (self.find(key, now), slice(now)) else { return false };
-        let own = Place::all().find(|place| {
+    /// source's the proof is renewed. Returns whether that is news, as [`note`](Self::note) does; `None` if it did not, or was not passed so.
+    pub fn completed(&mut self, key: &FlowKey, hash: u64, now: Instant) -> Option<bool> {
+        let (line, slice) = (self.find(key, now)?, slice(now));
+        let place = Place::all().find(|place| {
             let (began, other) = place.read(line);
             other == tag(hash) && counts(began, slice)
-        });
-        let Some(place) = own else { return false };
+        })?;
         let (began, _) = place.read(line);
         place.write(line, 0, 0);
         let word = &self.destination(key)[usize::from(began) % LINE];
@@ -288,7 +287,7 @@ impl ProvedSources {
         if n as u16 == began {
             word.set(word_of(n, count.saturating_sub(1)));
         }
-        self.note(key, now)
+        Some(self.note(key, now))
     }
 }
 
@@ -371,17 +370,17 @@ mod tests {
             assert!(sources.admit(&key, hash, now), "{n}");
             // What was not passed gives nothing back.
             let (other, other_hash) = connection(7, n + 1);
-            assert!(!sources.completed(&other, other_hash, now));
-            sources.completed(&key, hash, now + Duration::from_millis(50));
-            assert!(!sources.completed(&key, hash, now), "nor does one connection twice");
+            assert_eq!(sources.completed(&other, other_hash, now), None);
+            assert!(sources.completed(&key, hash, now + Duration::from_millis(50)).is_some());
+            assert_eq!(sources.completed(&key, hash, now), None, "nor does one connection twice");
         }
         assert!(sources.is_proved(&connection(7, 0).0, after(3600)));
         // Nobody renews a proof that has lapsed, and none that was never given.
         let (key, hash) = connection(8, 1);
-        assert!(!sources.completed(&key, hash, START) && !sources.is_proved(&key, START));
+        assert!(sources.completed(&key, hash, START).is_none() && !sources.is_proved(&key, START));
         let (key, hash) = connection(7, 9);
         assert!(sources.admit(&key, hash, after(3700)));
-        assert!(!sources.completed(&key, hash, after(9000)) && !sources.is_proved(&key, after(9000)));
+        assert!(sources.completed(&key, hash, after(9000)).is_none() && !sources.is_proved(&key, after(9000)));
     }
 
     #[test]

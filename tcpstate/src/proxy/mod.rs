@@ -614,7 +614,8 @@ impl Proxy {
         }
     }
 
-    /// The next source that has proved itself by a cookie or an entry of the SYN cache, once for each proof, until none is left. The worker
+    /// The next source that has proved itself by a cookie, an entry of the SYN cache, or by completing a connection that passed for its last proof, once for
+    /// each proof, until none is left. The worker
     /// takes them once a poll; the engine keeps only the first few.
     #[inline]
     pub fn next_proved(&mut self) -> Option<Source> {
@@ -633,10 +634,26 @@ impl Proxy {
     fn note_proof(&mut self, event: Event, key: &FlowKey, now: Instant) {
         self.counters.count(event);
         self.caches.vlan_pairs.note_proof(key.vlan);
+        let is_news = self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now);
+        self.tell_proved(key, is_news);
+    }
+
+    /// The client of a connection that passed has acknowledged a number that its server chose.
+    fn note_completed(&mut self, key: &FlowKey, hash: u64, now: Instant) {
+        self.caches.exceptions.note_source(key);
+        if self.caches.proved_sources.is_on()
+            && let Some(is_news) = self.caches.proved_sources.completed(key, hash, now)
+        {
+            self.tell_proved(key, is_news);
+        }
+    }
+
+    /// Tells the worker of a source that has proved itself, and other workers if that is news to them.
+    fn tell_proved(&mut self, key: &FlowKey, is_news: bool) {
         if self.proved.len() < PROVED_KEPT {
             self.proved.push(source(key));
         }
-        if self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now) {
+        if is_news {
             self.publish(ServerUpdate::Proved(*key));
         }
     }

@@ -9,7 +9,6 @@ use super::idle::Opener;
 use super::reply::half_second;
 use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
-use crate::cache::updates::ServerUpdate;
 use crate::flow::table::Id;
 use crate::flow::translate::clamp_mss;
 use crate::flow::{Endpoint, Flow, FlowFlags, State};
@@ -255,13 +254,7 @@ impl Proxy {
             self.set_state(id, State::Established, ctx.now, |_| ());
             self.remember_candidate(id);
             if opener == Side::Wan {
-                // It acknowledges a number that the server chose.
-                self.caches.exceptions.note_source(ctx.key());
-                if self.caches.proved_sources.is_on()
-                    && self.caches.proved_sources.completed(ctx.key(), ctx.hash, ctx.now)
-                {
-                    self.publish(ServerUpdate::Proved(*ctx.key()));
-                }
+                self.note_completed(ctx.key(), ctx.hash, ctx.now);
             }
         }
         let (side, now) = (ctx.side, ctx.now);

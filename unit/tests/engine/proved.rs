@@ -141,7 +141,10 @@ in_every_mode! {
         for port in 2..6 {
             world.after_secs(500);
             let (client, server) = world.on_port(port);
+            world.operate(|proxy, _| while proxy.next_proved().is_some() {});
             passes(&client, &server);
+            // Load shedding learns of it too.
+            assert!(world.operate(|proxy, _| proxy.next_proved()).is_some());
         }
         // One that is not completed does not, whatever its server says.
         world.after_secs(500);
