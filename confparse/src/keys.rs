@@ -9,7 +9,7 @@ use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use tcpstate::config::{
-    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, SackConflict, Source, Stray,
+    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Proved, SackConflict, Source, Stray,
 };
 
 /// The largest number the language has.
@@ -324,6 +324,9 @@ pub(crate) const LONGEST_SOCKET: usize = 107;
 /// The most servers such a list takes; `destinations` has no such bound.
 const MOST_SERVERS: usize = 128;
 
+/// Twelve for each of 64 workers.
+const MOST_HALF_OPEN: u64 = 12 * 64;
+
 const POWER: Takes = Takes::PowerOfTwo { max: 1 << 30 };
 /// The flow table's places are numbers of 31 bits.
 const BUCKETS: Takes = Takes::Number { min: 1, max: (1 << 31) / tcpstate::Config::FLOWS_PER_BUCKET as u64 - 1 };
@@ -410,6 +413,23 @@ pub(crate) const KEYS: &[Key] = &[
         "SYNs passed to ports nothing is known of, so that the server's own answer is the first; 0 is none"),
     number!(None, "retries", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.retries: u32, None,
         "SYNs passed to ports that lately refused or were silent, to learn whether they still do; 0 is none"),
+    word!("proved", proved: { "translate" => Proved::Translate, "pass" => Proved::Pass },
+        "what becomes of connections of a source that has proved its address lately"),
+    seconds!(
+        None,
+        "proved_memory",
+        0,
+        engine.proved_memory,
+        "how long a source counts as proved after it has proved itself; 0 is not at all"
+    ),
+    number!(None, "proved_sources", Takes::Number { min: 1, max: 1 << 24 }, "sources", engine.proved_sources: usize, None,
+        "sources that each worker can remember to have proved themselves"),
+    number!(None, "proved_syns", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.proved_syns: u32, None,
+        "SYNs of one proved source that are passed; 0 is none"),
+    number!(None, "proved_half_open", Takes::Number { min: 0, max: MOST_HALF_OPEN }, "connections", engine.proved_half_open: usize, None,
+        "passed connections of one proved source that may be half-open at once, 12 for each worker; 0 is none"),
+    number!(None, "proved_half_open_all", Takes::Number { min: 0, max: INT_MAX }, "connections", engine.proved_half_open_all: u32, None,
+        "passed connections of all proved sources to one destination that may be half-open at once; 0 is none"),
     seconds!(
         None,
         "closed_memory",

@@ -72,6 +72,7 @@ pub(crate) const RULE_KEYS: &[RuleKey] = &[
     ruled!(None, "fastopen", fast_open),
     ruled!(None, "signed", signed),
     ruled!(None, "closed_memory", closed_memory),
+    ruled!(None, "proved", proved),
     ruled!(None, "asymmetric", asymmetric),
     ruled!(None, "stray", stray),
     ruled!(None, "icmp_errors", icmp_errors),

@@ -82,6 +82,17 @@ pub enum Asymmetric {
     Bypass,
 }
 
+/// What becomes of connections of a source that has proved its address lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Proved {
+    /// Its SYNs are answered, and its connections translated, like those of any other.
+    #[default]
+    Translate,
+    /// Its SYNs pass to the server unanswered, within the budgets of [`Config::proved_syns`] and the following, and its connections are followed and not
+    /// touched.
+    Pass,
+}
+
 /// What becomes of a segment of an unknown connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Stray {
@@ -182,6 +193,8 @@ pub struct Settings {
     pub fast_open: Option<Extension>,
     /// See [`Config::signed`].
     pub signed: Option<Action>,
+    /// See [`Config::proved`].
+    pub proved: Option<Proved>,
     /// See [`Config::asymmetric`].
     pub asymmetric: Option<Asymmetric>,
     /// See [`Config::stray`].
@@ -359,6 +372,19 @@ pub struct Config {
     /// SYNs a second, at most, that go to ports which lately refused or were silent, to learn whether they still do: clients' own that are passed
     /// unproved, and the box's in place of clients that proved themselves by a reset; 0: none.
     pub retries: u32,
+    /// What becomes of connections of sources that have proved themselves lately.
+    pub proved: Proved,
+    /// For how long a source counts as proved after it has proved itself, or completed a connection that passed for that; zero: not at all.
+    pub proved_memory: Duration,
+    /// How many sources each worker can remember to have proved themselves; rounded up to a power of two.
+    pub proved_sources: usize,
+    /// SYNs of one proved source that pass in a second, repeated ones included; zero: none.
+    pub proved_syns: u32,
+    /// Connections of one proved source that may be half-open at once: passed, and not completed by their client; zero: none. Each worker remembers
+    /// twelve of a source at the most.
+    pub proved_half_open: usize,
+    /// Connections of all proved sources to one destination that may be half-open at once; zero: none.
+    pub proved_half_open_all: u32,
     /// How long after the start connections that run already are adopted.
     pub adopt_grace: Duration,
     /// What becomes of connections of which one direction does not cross the box.
@@ -384,7 +410,8 @@ impl Config {
         self.table_buckets * Self::FLOWS_PER_BUCKET
     }
 
-    /// The share of one of `workers` workers: tables and caches divided, and guesses, of which each 4-tuple is one worker's; other limits kept per worker.
+    /// The share of one of `workers` workers: tables and caches divided, and the limits on guesses and on connections of proved
+    /// sources, of which each is one worker's; other limits kept per worker.
     ///
     /// # Panics
     /// If `workers` is zero.
@@ -400,6 +427,9 @@ impl Config {
             table_buckets: split(self.table_buckets),
             syn_cache_max: split(self.syn_cache_max),
             held_frames: split(self.held_frames),
+            proved_syns: split_limit(self.proved_syns),
+            proved_half_open: split(self.proved_half_open),
+            proved_half_open_all: split_limit(self.proved_half_open_all),
             ..self.clone()
         }
     }
@@ -440,6 +470,12 @@ impl Default for Config {
             passed_rate: 1000,
             introductions: 0,
             retries: 1000,
+            proved: Proved::default(),
+            proved_memory: Duration::from_secs(86_400),
+            proved_sources: 65_536,
+            proved_syns: 100,
+            proved_half_open: 8,
+            proved_half_open_all: 256,
             adopt_grace: Duration::from_secs(60),
             asymmetric: Asymmetric::default(),
             stray: Stray::default(),

@@ -166,6 +166,11 @@ crate::metrics! {
         Passed = "passed" in Connections,
         /// Connections from the WAN passed through because the server's options were not known yet.
         Introduced = "introduced" in Connections,
+        /// Connections from the WAN passed through untouched because their source has proved itself lately.
+        ProvedPassed = "proved-passed" in Connections,
+        /// SYNs of sources that have proved themselves lately that did not pass, because a budget for what passes in their name was spent: they are treated
+        /// like those of any other.
+        ProvedSpent = "proved-spent",
         /// Connections from the WAN passed through because the box is draining.
         Drained = "drained" in Connections,
         /// SYNs from the WAN passed through because their hop limit ends before their server: a router answers them.

@@ -6,7 +6,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
-use tcpstate::config::{Asymmetric, Extension, Handshake, RateLimit, SackConflict, Stray};
+use tcpstate::config::{Asymmetric, Extension, Handshake, Proved, RateLimit, SackConflict, Stray};
 use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
 
@@ -208,6 +208,11 @@ fn config(shape: u8, variant: u8) -> Config {
         multipath: extension,
         fast_open: extension,
         introductions: u32::from(shaped(6)),
+        proved: if bit(3) { Proved::Pass } else { Proved::Translate },
+        proved_sources: 2,
+        proved_syns: 3,
+        proved_half_open: 2,
+        proved_half_open_all: 3,
         asymmetric: [Asymmetric::Pass, Asymmetric::Bypass, Asymmetric::Drop, Asymmetric::Pass][usize::from(shape >> 6)],
         stray: if shaped(7) { Stray::Reset } else { Stray::Drop },
         adopt_grace: Duration::from_secs(if shaped(7) { 0 } else { 120 }),

@@ -6,4 +6,5 @@ pub mod guest;
 pub mod netns;
 pub mod oracle;
 pub mod script;
+pub mod visits;
 pub mod world;

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, RateLimit,
+    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, Proved, RateLimit,
     SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
@@ -171,6 +171,7 @@ prop_compose! {
         (signed, icmp_errors, stray_fragments) in (option::of(policies()), option::of(policies()), option::of(policies())),
         stray in option::of(select(&[Stray::Drop, Stray::Reset][..])),
         asymmetric in option::of(asymmetries()),
+        proved in option::of(proofs()),
         handshake in option::of(select(&[Handshake::Honest, Handshake::Early][..])),
         sack_conflict in option::of(select(&[SackConflict::Remove, SackConflict::Retain][..])),
         (own_mss, mss_clamp, early_window) in (option::of(1..=u16::MAX), option::of(1..=u16::MAX), option::of(1..=u16::MAX)),
@@ -194,7 +195,7 @@ prop_compose! {
         };
         Settings {
             sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, handshake, early_window,
-            early_echo, multipath, fast_open, signed, asymmetric, stray, icmp_errors, stray_fragments, closed_memory,
+            early_echo, multipath, fast_open, signed, proved, asymmetric, stray, icmp_errors, stray_fragments, closed_memory,
         }
     }
 }
@@ -212,6 +213,8 @@ prop_compose! {
         (passed_rate, introductions, retries) in (0..=2_147_483_647u32, 0..=2_147_483_647u32, 0..=2_147_483_647u32),
         stray in select(&[Stray::Drop, Stray::Reset][..]),
         asymmetric in asymmetries(),
+        (proved, proved_memory, proved_sources) in (proofs(), prop_oneof![Just(Duration::ZERO), seconds()], 1..=1usize << 24),
+        (proved_syns, proved_half_open, proved_half_open_all) in (0..=2_147_483_647u32, 0..=768usize, 0..=2_147_483_647u32),
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
     ) -> tcpstate::Config {
         let contradicts = |rule: &DestinationRule| {
@@ -222,13 +225,17 @@ prop_compose! {
         let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
             handshake, destinations, rules, early_window, early_echo, held_frames, multipath, fast_open, signed, passed_rate, introductions,
-            retries, adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+            retries, proved, proved_memory, proved_sources, proved_syns, proved_half_open, proved_half_open_all, adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
         }
     }
 }
 
 fn asymmetries() -> impl Strategy<Value = Asymmetric> {
     select(&[Asymmetric::Pass, Asymmetric::Drop, Asymmetric::Bypass][..])
+}
+
+fn proofs() -> impl Strategy<Value = Proved> {
+    select(&[Proved::Translate, Proved::Pass][..])
 }
 
 fn extensions() -> impl Strategy<Value = Extension> {

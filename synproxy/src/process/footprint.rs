@@ -67,6 +67,7 @@ impl Needed {
                 part(None, "conntablesize", engine.table),
                 part(None, "learnhashsize", engine.server_options),
                 part(Some("ratehash"), "size", engine.limits),
+                part(None, "proved_sources", engine.proved_sources),
                 threads,
             ],
         }

@@ -1,10 +1,11 @@
 //! What the engine remembers besides connections, in bounded memory: what servers answered, which ports refused, which SYNs were answered recently,
-//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, servers whose answers go another way, on
+//! frames that wait for their server, VLANs that answer for others, packets whose fragments may pass, sources that have proved themselves, servers whose answers go another way, on
 //! which side stations are, and who holds how much of the flow table.
 
 pub mod direct_return;
 pub mod fragments;
 pub mod held;
+pub mod proved_sources;
 pub mod recent_syns;
 pub mod refused;
 pub mod servers;

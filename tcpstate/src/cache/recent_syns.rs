@@ -166,6 +166,12 @@ impl RecentSyns {
         answers.any(|(_, _, answer)| answer & !TAG == check(outer_isn))
     }
 
+    /// Whether a SYN of this connection with this number was answered, and its SYN-ACK is one of the last sixteen of its line.
+    #[inline(never)]
+    pub fn was_answered(&self, hash: u64, client_isn: SeqNum) -> bool {
+        self.last_answer(hash, client_isn).is_some()
+    }
+
     /// Forgets the last SYN-ACKs to SYNs of this connection with these numbers: somebody guesses.
     #[inline(never)]
     pub fn forget_answers<const N: usize>(&mut self, hash: u64, client_isns: [SeqNum; N]) {

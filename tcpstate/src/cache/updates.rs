@@ -1,5 +1,5 @@
 //! What one worker learns and publishes to the others: how a server answers, that it refuses, that its answers do not cross the box, which VLANs belong
-//! together, and where a station is. An update travels by value and is a hint:
+//! together, which clients have proved their address, and where a station is. An update travels by value and is a hint:
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::Side;
@@ -24,6 +24,8 @@ pub enum ServerUpdate {
     Vlans(VlanPair),
     /// It answers, but not through the box (direct server return).
     DirectReturn(FlowKey),
+    /// The client of this connection has proved its address.
+    Proved(FlowKey),
     /// A station was heard on this side.
     Heard(Side, Mac),
 }

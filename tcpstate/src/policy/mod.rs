@@ -13,7 +13,7 @@ pub mod profiles;
 pub mod servers;
 
 use crate::config::{
-    Action, Asymmetric, EarlyEcho, Extension, Handshake, RateLimit, SackConflict, Settings, Source, Stray,
+    Action, Asymmetric, EarlyEcho, Extension, Handshake, Proved, RateLimit, SackConflict, Settings, Source, Stray,
 };
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
@@ -39,6 +39,8 @@ pub struct Rule {
     pub(crate) fast_open: Extension,
     /// What becomes of a SYN that is signed.
     pub(crate) signed: Action,
+    /// What becomes of connections of sources that have proved themselves lately.
+    pub(crate) proved: Proved,
     /// What becomes of connections of which one direction does not cross the box.
     pub(crate) asymmetric: Asymmetric,
     /// What becomes of segments of unknown connections.
@@ -69,6 +71,8 @@ pub struct Rule {
     pub(crate) early_echo: EarlyEcho,
     /// The profile of its flows, by its number in the policy.
     pub(crate) profile: u32,
+    /// That of its flows that pass untouched; the same where none does.
+    pub(crate) untouched: u32,
     /// How long a refusal is remembered.
     pub(crate) closed_memory: Duration,
 }
@@ -222,6 +226,11 @@ impl Policy {
         self.any(|rule| rule.sources().contains(&Source::Commanded))
     }
 
+    /// Whether any rule passes connections of sources that have proved themselves.
+    pub(crate) fn passes_proved(&self) -> bool {
+        self.any(|rule| rule.proved == Proved::Pass)
+    }
+
     /// Whether any rule takes the MSS from there.
     pub(crate) fn commands_mss(&self) -> bool {
         self.any(|rule| rule.mss == Source::Commanded)
@@ -276,6 +285,7 @@ impl Draft {
             multipath: config.multipath,
             fast_open: config.fast_open,
             signed: config.signed,
+            proved: config.proved,
             asymmetric: config.asymmetric,
             stray: config.stray,
             icmp_errors: config.icmp_errors,
@@ -291,6 +301,7 @@ impl Draft {
             early_window: config.early_window,
             early_echo: config.early_echo,
             profile: 0,
+            untouched: 0,
             closed_memory: config.closed_memory,
         };
         Self { rule, timeouts: config.timeouts.clone(), sack_conflict: config.sack_conflict }
@@ -302,12 +313,13 @@ impl Draft {
             self.rule;
         let Rule { mss, sack, wscale, own_sack, own_scale, own_mss, mss_clamp, early_window, closed_memory, .. } =
             self.rule;
-        let Rule { own_ttl, early_echo, .. } = self.rule;
+        let Rule { own_ttl, early_echo, proved, .. } = self.rule;
         let rule = Rule {
             handshake: settings.handshake.unwrap_or(handshake),
             multipath: settings.multipath.unwrap_or(multipath),
             fast_open: settings.fast_open.unwrap_or(fast_open),
             signed: settings.signed.unwrap_or(signed),
+            proved: settings.proved.unwrap_or(proved),
             asymmetric: settings.asymmetric.unwrap_or(asymmetric),
             stray: settings.stray.unwrap_or(stray),
             icmp_errors: settings.icmp_errors.unwrap_or(icmp_errors),
@@ -323,6 +335,7 @@ impl Draft {
             early_window: settings.early_window.unwrap_or(early_window),
             early_echo: settings.early_echo.unwrap_or(early_echo),
             profile: 0,
+            untouched: 0,
             closed_memory: settings.closed_memory.unwrap_or(closed_memory),
         };
         Self {
@@ -349,10 +362,16 @@ impl Builder {
             lifetimes: Lifetimes::new(&draft.timeouts),
             sack_conflict: draft.sack_conflict,
             early_window: draft.rule.early_window,
+            untouched: false,
         };
-        let profile = number(&mut self.profile_numbers, &mut self.profiles, profile);
+        let mut profile_number = |profile| number(&mut self.profile_numbers, &mut self.profiles, profile);
+        let own = profile_number(profile);
+        let untouched = match draft.rule.proved {
+            Proved::Translate => own,
+            Proved::Pass => profile_number(Profile { untouched: true, ..profile }),
+        };
         let known = self.rules.len();
-        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile, ..draft.rule });
+        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile: own, untouched, ..draft.rule });
         if self.rules.len() > known {
             self.drafts.push(draft.clone());
         }

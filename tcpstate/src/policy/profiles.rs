@@ -59,6 +59,8 @@ pub(crate) struct Profile {
     pub(crate) sack_conflict: SackConflict,
     /// Bytes a client may send before its server has answered.
     pub(crate) early_window: u16,
+    /// Its connections pass and are not touched: their ends judge every segment that belongs to them, resets included.
+    pub(crate) untouched: bool,
 }
 
 /// The profiles that flows of one worker have: each different one once, and none is ever taken away, so that a flow's number stays
@@ -128,7 +130,12 @@ mod tests {
 
     fn profile(seconds: u64) -> Profile {
         let timeouts = Timeouts { connected: Duration::from_secs(seconds), ..Timeouts::default() };
-        Profile { lifetimes: Lifetimes::new(&timeouts), sack_conflict: SackConflict::Remove, early_window: 1 }
+        Profile {
+            lifetimes: Lifetimes::new(&timeouts),
+            sack_conflict: SackConflict::Remove,
+            early_window: 1,
+            untouched: false,
+        }
     }
 
     #[test]

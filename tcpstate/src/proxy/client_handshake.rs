@@ -6,7 +6,7 @@ use super::reply::label;
 use super::{Metadata, Proxy};
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
-use crate::config::{Action, Extension};
+use crate::config::{Action, Extension, Proved};
 use crate::cookie::terms::{Ecn, Offer, Terms};
 use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
@@ -62,6 +62,9 @@ impl Proxy {
             ..Options::default()
         };
         let rule = self.settings.policy.rule(&segment.key);
+        if rule.proved == Proved::Pass && self.caches.proved_sources.is_proved(&segment.key, now) {
+            return false;
+        }
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
@@ -96,12 +99,18 @@ impl Proxy {
     }
 
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
-    pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+    pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, mut former: Option<Id>) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
+        }
+        if self.caches.proved_sources.is_on()
+            && self.admits_proved(&mut ctx, former)
+            && let Some(verdict) = self.pass_unanswered(&mut ctx, former.take(), Event::ProvedPassed)
+        {
+            return verdict;
         }
         let (now, isn) = (ctx.now, ctx.segment.seq);
         let admission = self.caches.limiter.admit(ctx.tokens, ctx.hash, isn, now);
@@ -224,6 +233,34 @@ impl Proxy {
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
+    /// Whether a SYN passes because its source has proved itself lately, and is charged to what may pass so.
+    #[inline(never)]
+    fn admits_proved(&mut self, ctx: &mut Context<impl Egress>, former: Option<Id>) -> bool {
+        let (key, now) = (&ctx.segment.key, ctx.now);
+        let rule = self.settings.policy.rule(key);
+        let is_meant = rule.proved == Proved::Pass && !ctx.segment.indirect;
+        if !is_meant || !self.caches.proved_sources.is_proved(key, now) {
+            return false;
+        }
+        // Who may be about to acknowledge our SYN-ACK does not get the server's beside it. Without the server's answers nobody completes anything.
+        let is_answered = self.caches.recent_syns.was_answered(ctx.hash, ctx.segment.seq)
+            || former.is_some_and(|id| !self.gives_way(id))
+            || self.caches.direct_returns.is_found(key);
+        let is_forbidden = rule.signed == Action::Drop && Options::read(ctx.options()).signed;
+        if is_answered || is_forbidden {
+            return false;
+        }
+        let is_admitted = self.caches.proved_sources.admit(key, ctx.hash, now);
+        ctx.egress.note(|| {
+            let then = if is_admitted { "it passes untouched" } else { "but a budget for that is spent" };
+            format!("its source has proved itself lately: {then}")
+        });
+        if !is_admitted {
+            self.counters.count(Event::ProvedSpent);
+        }
+        is_admitted
+    }
+
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what has been read of the SYN, in registers")]
@@ -328,7 +365,8 @@ impl Proxy {
         flow.is_in(State::SynCached) && flow.endpoint(Side::Wan).next != isn + 1 && !self.is_young(id, now)
     }
 
-    /// Answers a SYN as it was answered before: with the number of the first answer, and the terms in the TSval of a later time.
+    /// Answers a SYN as it was answered before: with the number of the first answer, the terms in the TSval of a later time, and the echo of the first
+    /// SYN's TSval, as hosts do that keep their half-open connections (Linux). The client's last acknowledgement brings its clock up to date.
     #[inline(never)]
     fn answer_repeated_syn(
         &mut self,
@@ -344,17 +382,22 @@ impl Proxy {
         let terms = terms_of(flow);
         let ts_value = flow.shown_ts_value().map(|shown| ts_again(shown, ctx.now));
         let numbers = SynAckNumbers { isn: flow.outer_isn, ts_value };
-        let (value, envelope) = (offered.timestamps.map_or(0, |timestamps| timestamps.value), ctx.envelope());
+        let first = Options {
+            timestamps: offered
+                .timestamps
+                .map(|latest| Timestamps { value: flow.endpoint(Side::Wan).ts_value, ..latest }),
+            ..*offered
+        };
+        let envelope = ctx.envelope();
         self.table.update(id, |flow| {
             flow.keep_path(Side::Wan, &envelope);
             flow.endpoint_mut(Side::Lan).ts_value = ts_value.unwrap_or_default();
-            flow.endpoint_mut(Side::Wan).ts_value = value;
             flow.attempts = 1;
         });
         self.restart_timer(id, ctx.now);
         self.caches.recent_syns.note(ctx.hash, ctx.segment.seq, numbers.isn, ctx.now);
         let window = rule.early_window(offer, terms.promised);
-        self.write_syn_ack(&mut ctx, offered, offer, window, &terms, numbers)
+        self.write_syn_ack(&mut ctx, &first, offer, window, &terms, numbers)
     }
 
     /// The entry of the SYN cache begins anew with another SYN.
@@ -507,7 +550,7 @@ impl Proxy {
         if is_damaged(&ctx) {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        self.note_proof(Event::CookieGood, ctx.key());
+        self.note_proof(Event::CookieGood, ctx.key(), ctx.now);
         self.connect_server(ctx, proof, former)
     }
 
@@ -567,7 +610,7 @@ impl Proxy {
                 let flow = &self.table[id];
                 let (terms, outer_isn) = (terms_of(flow), flow.outer_isn);
                 let proof = Proof { terms, client_isn: next - 1, outer_isn, distance };
-                self.note_proof(Event::CacheHit, ctx.key());
+                self.note_proof(Event::CacheHit, ctx.key(), ctx.now);
                 self.connect_server(ctx, &proof, Some(id))
             }
             // The LAN host has sent a SYN on the same 4-tuple at the same time.

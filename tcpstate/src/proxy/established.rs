@@ -229,7 +229,7 @@ impl Proxy {
             }
             return self.pass(ctx, id);
         }
-        if flow.is(FlowFlags::UNJUDGED) {
+        if flow.is(FlowFlags::UNJUDGED) || self.is_untouched(id) {
             return self.pass(ctx, id);
         }
         if seq.beyond(receiver.acked) < granted {

@@ -29,6 +29,7 @@ mod vlans;
 use crate::cache::direct_return::DirectReturns;
 use crate::cache::fragments::Fragments;
 use crate::cache::held::HoldQueue;
+use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::{Observation, ServerOptions};
@@ -205,6 +206,7 @@ pub(crate) struct Caches {
     pub(crate) hold_queue: HoldQueue,
     pub(crate) vlan_pairs: VlanPairs,
     pub(crate) direct_returns: DirectReturns,
+    pub(crate) proved_sources: ProvedSources,
     pub(crate) stations: Stations,
 }
 
@@ -223,6 +225,7 @@ impl Caches {
             hold_queue: self.hold_queue.clone(),
             vlan_pairs: self.vlan_pairs.clone(),
             direct_returns: self.direct_returns.clone(),
+            proved_sources: self.proved_sources.excerpt(key),
             stations: self.stations.clone(),
         }
     }
@@ -282,9 +285,11 @@ impl Proxy {
     /// # Panics
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
-        let Memory { slab, recent_syns, limits, refused_syns, refused_ports } = memory;
+        let Memory { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let table = Table::of(config.table_buckets, slab, hash_keys, now);
+        let mut proved_sources = ProvedSources::new(config, proved_sources, keys);
+        proved_sources.turn(policy.passes_proved());
         let mut proxy = Self {
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
             unproved: UnprovedFlows::new(config.flow_capacity()),
@@ -301,6 +306,7 @@ impl Proxy {
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
                 direct_returns: DirectReturns::new(),
+                proved_sources,
                 stations: Stations::default(),
             },
             settings: Settings {
@@ -363,6 +369,7 @@ impl Proxy {
         self.caches.cookies.retable(&policy.tables, policy.from);
         self.caches.server_options.set_policy(&policy, &self.settings.policy);
         self.caches.refused_ports.may_last(policy.longest_closed());
+        self.caches.proved_sources.turn(policy.passes_proved());
         self.settings.profiles.adopt(policy.profiles());
         core::mem::replace(&mut self.settings.policy, policy)
     }
@@ -401,6 +408,7 @@ impl Proxy {
             let key = segment.key;
             tokens = self.caches.limiter.place(&key);
             self.caches.limiter.prefetch(tokens);
+            self.caches.proved_sources.prefetch(&key);
         }
         *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
@@ -606,7 +614,8 @@ impl Proxy {
         }
     }
 
-    /// The next source that has proved itself by a cookie or an entry of the SYN cache, once for each proof, until none is left. The worker
+    /// The next source that has proved itself by a cookie, an entry of the SYN cache, or by completing a connection that passed for its last proof, once for
+    /// each proof, until none is left. The worker
     /// takes them once a poll; the engine keeps only the first few.
     #[inline]
     pub fn next_proved(&mut self) -> Option<Source> {
@@ -622,11 +631,30 @@ impl Proxy {
     }
 
     /// Takes note that the client of a segment has proved itself.
-    fn note_proof(&mut self, event: Event, key: &FlowKey) {
+    fn note_proof(&mut self, event: Event, key: &FlowKey, now: Instant) {
         self.counters.count(event);
         self.caches.vlan_pairs.note_proof(key.vlan);
+        let is_news = self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now);
+        self.tell_proved(key, is_news);
+    }
+
+    /// The client of a connection that passed has acknowledged a number that its server chose.
+    fn note_completed(&mut self, key: &FlowKey, hash: u64, now: Instant) {
+        self.caches.exceptions.note_source(key);
+        if self.caches.proved_sources.is_on()
+            && let Some(is_news) = self.caches.proved_sources.completed(key, hash, now)
+        {
+            self.tell_proved(key, is_news);
+        }
+    }
+
+    /// Tells the worker of a source that has proved itself, and other workers if that is news to them.
+    fn tell_proved(&mut self, key: &FlowKey, is_news: bool) {
         if self.proved.len() < PROVED_KEPT {
             self.proved.push(source(key));
+        }
+        if is_news {
+            self.publish(ServerUpdate::Proved(*key));
         }
     }
 
@@ -661,6 +689,9 @@ impl Proxy {
                 self.caches.vlan_pairs.learn(*pair);
             }
             ServerUpdate::DirectReturn(key) => self.on_direct_return(key),
+            ServerUpdate::Proved(key) => {
+                self.caches.proved_sources.note(key, now);
+            }
             ServerUpdate::Heard(side, mac) => {
                 self.caches.stations.heard_on(*side, *mac, now);
             }

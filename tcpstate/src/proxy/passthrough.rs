@@ -26,13 +26,29 @@ const SYNS_PASSED: u8 = 2;
 
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
-    pub(super) fn open_passthrough(&mut self, ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+    pub(super) fn open_passthrough(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         if !are_possible(ctx.key()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
+        if self.follow_syn(&mut ctx, former).is_none() {
+            return Verdict::Drop(DropReason::TableFull);
+        }
+        let key = *ctx.key();
+        if ctx.side == Side::Lan {
+            self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
+            self.counters.count(Event::Direct);
+            // Who calls from a port is there to be called: a peer that opens at the same time must not be refused.
+            self.caches.refused_ports.opened(&key, ctx.now);
+        }
+        self.forward_syn(ctx)
+    }
+
+    /// Makes a record for a connection that is passed through by its SYN, over the remains of `former`, which are gone then; `None` if the table has no
+    /// place for it.
+    fn follow_syn(&mut self, ctx: &mut Context<impl Egress>, former: Option<Id>) -> Option<Id> {
         if let Some(former) = former {
             self.forget(former);
         }
@@ -42,22 +58,46 @@ impl Proxy {
         let (key, hash) = (*ctx.key(), ctx.hash);
         let opener = if ctx.side == Side::Lan { Opener::Lan } else { Opener::Unproved(&key) };
         if !self.make_room(opener, ctx.now, ctx.egress) {
-            return Verdict::Drop(DropReason::TableFull);
+            return None;
         }
-        let Some(id) = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, &ctx))
-        else {
-            return Verdict::Drop(DropReason::TableFull);
-        };
+        let id = self.admit(&key, hash, ctx.side, State::SynSent, ctx.now, |flow| fill_syn_sent(flow, ctx))?;
         self.remember_candidate(id);
         self.remember_unproved(id);
         self.caches.vlan_pairs.note(key.vlan);
-        if ctx.side == Side::Lan {
-            self.note_station(ctx.side, ctx.head.bytes(), ctx.now);
-            self.counters.count(Event::Direct);
-            // Who calls from a port is there to be called: a peer that opens at the same time must not be refused.
-            self.caches.refused_ports.opened(&key, ctx.now);
+        Some(id)
+    }
+
+    /// Passes a client's SYN to its server as it is, and follows the connection, of which nothing is touched: its ends judge all that belongs to it. What was
+    /// there of `former` is gone. `None` if the table has no place for it.
+    pub(super) fn pass_unanswered(
+        &mut self,
+        ctx: &mut Context<impl Egress>,
+        former: Option<Id>,
+        why: Event,
+    ) -> Option<Verdict> {
+        let id = self.follow_syn(ctx, former)?;
+        let profile = self.settings.profiles.present(self.settings.policy.rule(ctx.key()).untouched);
+        self.table.update(id, |flow| flow.profile = profile);
+        self.counters.count(why);
+        Some(Verdict::Forward)
+    }
+
+    /// Whether nothing of a flow's connection is touched.
+    pub(super) fn is_untouched(&self, id: Id) -> bool {
+        self.settings.profiles.get(self.table[id].profile).untouched
+    }
+
+    /// The client of a connection that passes untouched repeats its SYN, which its server has not answered, or not so that the client has it. Within its
+    /// source's budget it passes; beyond, it is answered, and the client goes on with whichever answer it gets.
+    fn repeat_untouched(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if !self.caches.proved_sources.admit_repeated(ctx.key(), ctx.now) {
+            self.counters.count(Event::ProvedSpent);
+            return self.answer_syn(ctx, Some(id));
         }
-        self.forward_syn(ctx)
+        if self.table[id].endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() {
+            self.begin_again(&ctx, id);
+        }
+        Verdict::Forward
     }
 
     /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
@@ -79,6 +119,9 @@ impl Proxy {
         }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if ctx.kind == Kind::Syn && ctx.side == Side::Wan && self.is_untouched(id) {
+            return self.repeat_untouched(ctx, id);
         }
         if ctx.kind == Kind::Syn && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id)) {
             return Verdict::Drop(DropReason::NotPassed);
@@ -112,7 +155,7 @@ impl Proxy {
             // A retransmission, or a forgery: the ends can tell.
             _ => {}
         }
-        self.forward_syn(ctx)
+        if self.is_untouched(id) { Verdict::Forward } else { self.forward_syn(ctx) }
     }
 
     /// Whether a client of the WAN, which has proved nothing, has had two more SYNs passed within this half second: no host repeats one so often.
@@ -211,8 +254,7 @@ impl Proxy {
             self.set_state(id, State::Established, ctx.now, |_| ());
             self.remember_candidate(id);
             if opener == Side::Wan {
-                // It acknowledges a number that the server chose.
-                self.caches.exceptions.note_source(ctx.key());
+                self.note_completed(ctx.key(), ctx.hash, ctx.now);
             }
         }
         let (side, now) = (ctx.side, ctx.now);
@@ -259,6 +301,9 @@ impl Proxy {
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,
         };
+        if !acceptable && self.is_untouched(id) {
+            return Verdict::Forward;
+        }
         if !acceptable {
             return Verdict::Drop(DropReason::BadReset);
         }

@@ -139,7 +139,7 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let (key, hash, now) = (*ctx.key(), ctx.hash, ctx.now);
-        self.note_proof(Event::ResetProved, &key);
+        self.note_proof(Event::ResetProved, &key, now);
         self.caches.limiter.refund(&key, now);
         if let Some(former) = former {
             self.forget(former);

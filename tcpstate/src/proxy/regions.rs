@@ -4,6 +4,7 @@ use super::evict::Candidates;
 use super::passthrough::UnprovedFlows;
 use crate::Config;
 use crate::cache::held::HoldQueue;
+use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::ServerOptions;
@@ -23,6 +24,8 @@ pub struct Memory {
     pub refused_syns: Words,
     /// Ports of the LAN that refused connections lately.
     pub refused_ports: Words,
+    /// Sources that have proved themselves lately.
+    pub proved_sources: Words,
 }
 
 impl Memory {
@@ -32,22 +35,25 @@ impl Memory {
         | RecentSyns::LAYOUT
         | Limiter::LAYOUT << 8
         | Sightings::LAYOUT << 16
-        | RefusedPorts::LAYOUT << 24;
+        | RefusedPorts::LAYOUT << 24
+        | ProvedSources::LAYOUT << 28;
 
     /// Memory of this process alone, all zero, of the sizes this configuration needs.
     pub fn anonymous(config: &Config) -> Self {
-        let [recent_syns, limits, refused_syns, refused_ports] = Self::words_needed(config).map(Words::zeroed);
+        let [recent_syns, limits, refused_syns, refused_ports, proved_sources] =
+            Self::words_needed(config).map(Words::zeroed);
         let slab = Slab::anonymous(config.flow_capacity(), false);
-        Self { slab, recent_syns, limits, refused_syns, refused_ports }
+        Self { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources }
     }
 
     /// How many words each region of atomic words has at least, in the order of the fields; for the slab see [`Slab::words`].
-    pub fn words_needed(config: &Config) -> [usize; 4] {
+    pub fn words_needed(config: &Config) -> [usize; 5] {
         [
             RecentSyns::words_needed(config),
             Limiter::words_needed(config),
             Sightings::words_needed(config),
             RefusedPorts::words_needed(config),
+            ProvedSources::words_needed(config),
         ]
     }
 }
@@ -61,6 +67,8 @@ pub struct Footprint {
     pub server_options: u64,
     /// [`RateLimit::size`](crate::config::RateLimit::size).
     pub limits: u64,
+    /// [`Config::proved_sources`].
+    pub proved_sources: u64,
     /// [`Config::held_frames`], without the frames themselves.
     pub held: u64,
     /// What is the same whatever the configuration.
@@ -75,7 +83,7 @@ impl Footprint {
     /// That of an engine of this configuration, which may be a [share](Config::share).
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
-        let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
+        let [recent_syns, limits, refused_syns, refused_ports, proved_sources] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
             + Candidates::bytes_needed(config.syn_cache_max, flows)
             + UnprovedFlows::bytes_needed(flows);
@@ -83,6 +91,7 @@ impl Footprint {
             table: table as u64,
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
             limits: 8 * limits as u64,
+            proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
             fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES) as u64,
         }
@@ -90,7 +99,7 @@ impl Footprint {
 
     /// The sum.
     pub fn total(&self) -> u64 {
-        let Self { table, server_options, limits, held, fixed } = self;
-        table + server_options + limits + held + fixed
+        let Self { table, server_options, limits, proved_sources, held, fixed } = self;
+        table + server_options + limits + proved_sources + held + fixed
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tcpstate::wire::Parsed;
 use tcpstate::{
-    Config, Counters, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, Side, Ticket, Verdict,
+    Config, Counters, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate, Side, Ticket,
+    Verdict,
 };
 
 use crate::oracle::layers::Layers;
@@ -97,6 +99,10 @@ pub struct Build {
     pub drought: Option<(u64, u64)>,
     /// When the engine's process ends and another takes over with the memory of its flow table alone.
     pub restarts: Vec<u64>,
+    /// Whether it takes over with nothing at all instead.
+    pub forgets: bool,
+    /// Whether every client has just proved itself, to another worker, whenever it sends a SYN.
+    pub all_proved: bool,
 }
 
 /// The box.
@@ -231,6 +237,12 @@ impl Appliance {
             }
             for meta in &mut metas {
                 self.proxy.prefetch(meta);
+                if self.build.all_proved
+                    && let Parsed::Tcp(segment) = meta.parsed()
+                    && meta.attempt().is_some()
+                {
+                    self.proxy.receive_update(&ServerUpdate::Proved(segment.key), time);
+                }
             }
             for (mut frame, meta) in batch.into_iter().zip(&metas) {
                 let proofs = self.proxy.counters().happened(Event::CookieGood);
@@ -278,16 +290,19 @@ impl Appliance {
         sent
     }
 
-    /// Another process takes over: it finds a copy of the flow table's memory, and makes everything that follows from it anew. Held frames are lost.
+    /// Another process takes over: it finds a copy of the flow table's memory, or nothing, and makes everything that follows from it anew. Held frames are
+    /// lost.
     fn restart(&mut self, now: Instant) {
         let Build { config, secrets, .. } = &self.build;
         let population = self.proxy.population();
         let fresh = Proxy::new(config, &Secrets::new(*secrets), now);
         let former = std::mem::replace(&mut self.proxy, fresh);
         self.former.push(former.counters().clone());
-        let memory = Memory { slab: former.into_slab().clone(), ..Memory::anonymous(config) };
-        self.proxy = Proxy::with_memory(config, &Secrets::new(*secrets), now, memory);
-        assert_eq!(self.proxy.population(), population, "a flow was lost, or made up");
+        if !self.build.forgets {
+            let memory = Memory { slab: former.into_slab().clone(), ..Memory::anonymous(config) };
+            self.proxy = Proxy::with_memory(config, &Secrets::new(*secrets), now, memory);
+            assert_eq!(self.proxy.population(), population, "a flow was lost, or made up");
+        }
         self.pool.extend(std::mem::take(&mut self.held).into_values().map(|(_, frame)| frame));
     }
 

@@ -125,6 +125,9 @@ pub struct Mode {
     pub bridge: bool,
     /// No off-path attacker interferes.
     pub quiet: bool,
+    /// Every source has proved itself, and the box passes its connections: it must do what a cable does. No off-path attacker interferes, in whose
+    /// frames a cable sees no difference.
+    pub proved: bool,
     /// Every frame is printed as it passes.
     pub verbose: bool,
 }
@@ -134,7 +137,13 @@ pub struct Mode {
 /// # Errors
 /// The first complaint, panic, lost frame or connection without an end.
 pub fn run(seed: u64, mode: Mode) -> Result<Report, Box<Failure>> {
-    run_scenario(Scenario::draw(seed, mode.bridge), mode)
+    let mut scenario = Scenario::draw(seed, mode.bridge && !mode.proved);
+    if mode.proved {
+        scenario.prove();
+        // The very world, to tell what a cable would have done.
+        scenario.build.bridge = mode.bridge;
+    }
+    run_scenario(scenario, mode)
 }
 
 /// Runs the world of this scenario.
@@ -274,7 +283,7 @@ impl World {
                 .map(|number| Host::new(side, number as u8 + 1, scenario.mtus[side as usize][number], chance.fork()))
                 .collect::<Vec<_>>()
         });
-        let between = if mode.bridge { Between::Bridge } else { Between::Proxy };
+        let between = if mode.bridge || mode.proved { Between::Bridge } else { Between::Proxy };
         let protected: Vec<_> =
             hosts[Side::Lan as usize].iter().flat_map(|host| [host.address(false), host.address(true)]).collect();
         let mut oracle = Oracle::new(between, protected);
@@ -349,7 +358,7 @@ impl World {
                 }
             }
         }
-        if scenario.noise.interval > 0 && !mode.bridge && !mode.quiet {
+        if scenario.noise.interval > 0 && !mode.bridge && !mode.quiet && !mode.proved {
             events.push((now, Event::Attacker));
         }
         let links = [0, 1].map(|side| {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::{Asymmetric, Handshake};
+use tcpstate::config::{Asymmetric, Handshake, Proved};
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -301,6 +301,19 @@ impl Scenario {
         }
     }
 
+    /// The same world, in which the box passes every connection of the WAN, because all of its sources have proved themselves, and a restart leaves
+    /// nothing. A full table is another matter.
+    pub fn prove(&mut self) {
+        let config = &mut self.build.config;
+        config.proved = Proved::Pass;
+        (config.proved_syns, config.proved_half_open, config.proved_half_open_all) = (10_000, 12, 10_000);
+        config.table_buckets = config.table_buckets.max(64);
+        // What runs at a restart is adopted whenever it goes on, at whatever rate.
+        (config.adopt_grace, config.passed_rate) = (Duration::from_secs(3600), 1_000_000);
+        self.cramped = false;
+        (self.build.all_proved, self.build.forgets, self.build.bridge_until) = (true, true, 0);
+    }
+
     /// The client's port of the connection to look at in a world of the matrix.
     pub const JUDGED: u16 = 20_001;
 
@@ -372,6 +385,8 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         bridge_until: 0,
         drought: None,
         restarts: Vec::new(),
+        forgets: false,
+        all_proved: false,
     }
 }
 

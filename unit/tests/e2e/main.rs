@@ -25,6 +25,7 @@ mod openings;
 mod path;
 mod pmtu;
 mod process;
+mod proved;
 mod queues;
 mod reload;
 mod rig;

@@ -37,7 +37,12 @@ fn proves_by(client: &Host, server: &Host, offered: &Got) -> (Got, Got) {
 }
 
 fn acknowledges(offered: &Got) -> Seg {
-    ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(offered.ts().map(|(value, _)| (CLIENT_TS + 1, value)))
+    acknowledges_at(offered, CLIENT_TS + 1)
+}
+
+/// The same when the client's clock is there.
+fn acknowledges_at(offered: &Got, clock: u32) -> Seg {
+    ack(CLIENT_ISN + 1, offered.seq + 1).maybe_ts(offered.ts().map(|(value, _)| (clock, value)))
 }
 
 /// The server's answer with these terms, of which it takes those it was asked for.
@@ -64,6 +69,30 @@ fn answers(world: &World, client: &Host, server: &Host, offered: &Got, server_sy
 // ---- what is learned of one client is not told another ----
 
 in_every_mode! {
+    /// Linux echoes the first: a repeated SYN finds its half-open connection, and changes nothing of it.
+    fn a_syn_repeated_with_a_new_timestamp_gets_the_echo_of_the_first_from_the_cache(world, client, server) {
+        let (mss, later) = (world.mss(), CLIENT_TS + 1000);
+        let repeats = |client: &Host, terms: Terms| {
+            [CLIENT_TS, later].map(|value| {
+                client.sends(terms.on(syn(CLIENT_ISN), (value, 0)));
+                let offered = client.gets(syn_ack(ANY, CLIENT_ISN + 1).any_window().any_options());
+                world.after_secs(1);
+                offered
+            })
+        };
+        let (other, _) = world.on_port(7);
+        assert!(repeats(&other, Terms::windows(mss)).iter().all(|offered| offered.ts().is_none()));
+        let [first, again] = repeats(&client, Terms::linux(mss));
+        // A cookie alone has no memory.
+        let echo = if world.mode().cache { CLIENT_TS } else { later };
+        assert_eq!([&first, &again].map(|offered| offered.ts().map(|(_, echo)| echo)), [Some(CLIENT_TS), Some(echo)]);
+        // Its server hears the client's present clock.
+        client.sends(acknowledges_at(&again, later + 5));
+        let server_syn = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        let (value, _) = server_syn.ts().expect("the client was offered timestamps");
+        assert!((later + 4..=later + 5).contains(&value), "{value}");
+    }
+
     fn a_server_with_syn_cookies_that_meets_a_client_without_timestamps_refuses_nobody_else(world, client, server) {
         let _ = (client, server);
         let mss = world.mss();

@@ -14,6 +14,7 @@ mod hostile;
 mod matrix;
 mod operator;
 mod promise;
+mod proved;
 mod refusal;
 mod replay;
 mod reports;

@@ -118,7 +118,7 @@ fn cells() -> Vec<Cell> {
 
 /// What the two hosts of a cell have seen, by side: the LAN's first.
 fn views(cell: &Cell, bridge: bool) -> [View; 2] {
-    let mode = Mode { bridge, quiet: true, verbose: false };
+    let mode = Mode { bridge, quiet: true, ..Mode::default() };
     let views = observe(Scenario::quiet(cell, bridge), mode)
         .unwrap_or_else(|failure| panic!("{cell:?}, bridge {bridge}: {}\n{}", failure.what, failure.trace));
     let find = |client: bool| {
