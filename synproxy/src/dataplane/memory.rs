@@ -17,13 +17,14 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     let slab =
         Slab::mapped(words, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
     let words = |len| Region::anonymous(len).map(|region| Words::from(region.into_atomics()));
-    let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
+    let [recent_syns, limits, refused_syns, refused_ports, quotas] = Memory::words_needed(config);
     Ok(Memory {
         slab,
         recent_syns: words(recent_syns)?,
         limits: words(limits)?,
         refused_syns: words(refused_syns)?,
         refused_ports: words(refused_ports)?,
+        quotas: words(quotas)?,
     })
 }
 

@@ -9,10 +9,12 @@
 mod destinations;
 pub mod exceptions;
 pub mod limit;
+pub mod lists;
 pub mod profiles;
+pub(crate) mod quotas;
 pub mod servers;
 
-use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, SackConflict, Settings, Source, Stray};
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
@@ -103,6 +105,7 @@ pub struct Policy {
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
     pub(crate) tables: OptionTables,
+    pub(crate) limits: Limits,
     /// From which epoch on cookies are made with these tables, where others were in use.
     pub(crate) from: u64,
 }
@@ -139,6 +142,7 @@ impl Policy {
             profiles: builder.profiles,
             destinations: (!all.is_empty()).then_some(destinations),
             tables: OptionTables::new(config),
+            limits: config.limits.clone(),
             from: next_epoch(now),
         }
     }
