@@ -652,7 +652,9 @@ mod tests {
     use crate::Config;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::RateLimit;
+    use crate::config::{Limits, Network, RateLimit};
+    use crate::policy::lists::Lists;
+    use std::sync::Arc;
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -669,14 +671,16 @@ mod tests {
         let rare = || prop::bool::weighted(0.1);
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
         let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
-        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
-            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
+        let answers = prop_oneof![4 => Just(0u32), 1 => 1u32..6];
+        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake, [answers.clone(), answers]).prop_map(
+            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake, answers)| Config {
                 table_buckets: 4,
                 learn_capacity: 64,
                 syn_cache_max: if cache { 2 } else { 0 },
                 introductions: u32::from(introductions),
                 own_sack: !no_sack,
                 rate: RateLimit { size: 64, burst: if few_tokens { 3 } else { 1000 }, ..RateLimit::default() },
+                limits: Limits { syn_acks: answers[0], destination_syn_acks: answers[1], ..Limits::default() },
                 mss_clamp,
                 handshake,
                 ..Config::default()
@@ -791,14 +795,23 @@ mod tests {
         let strategy = (
             config(),
             observation(),
-            [prop::bool::weighted(0.1), prop::bool::weighted(0.1)],
+            [prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.5)],
             prop::collection::vec(syn(), 1..8),
             any::<u16>(),
         );
         let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
             &strategy,
-            |(config, observation, [is_refused, draining], syns, taught)| {
+            |(config, observation, [is_refused, draining, listed], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
+                if listed {
+                    // Of the eight clients from whom most SYNs come one in each list.
+                    let networks = List::ALL.map(|list| {
+                        let address = [0, 0, 0xffff, 0x0b00_0002 + list as u32];
+                        (list, Network { address, prefix: 128 })
+                    });
+                    let lists = Arc::new(Lists::new(networks));
+                    engines.iter_mut().for_each(|engine| drop(engine.set_lists(lists.clone())));
+                }
                 // By then the filter of recent SYNs is full enough to be trusted.
                 let mut now = START + Duration::from_secs(200);
                 for (n, syn) in syns.iter().enumerate() {

@@ -37,7 +37,7 @@ impl Proxy {
         self.sweep = Some(0);
     }
 
-    /// Does a part of what [`Proxy::reset_blocked`] began: whether more is to be done.
+    /// Does a part of what [`Proxy::reset_blocked`] began: whether more can be done at once.
     #[cold]
     #[inline(never)]
     pub(super) fn continue_sweep(&mut self, egress: &mut impl Egress) -> bool {
@@ -47,9 +47,9 @@ impl Proxy {
         found.iter_mut().zip(flows).for_each(|(found, (id, _))| *found = Some(id));
         for id in found.into_iter().flatten() {
             if self.listed(&self.table.key(id)) == Some(List::Block) && !self.evict(id, Event::BlockedReset, egress) {
-                // No frame is spare for its resets: it is the first of the next part.
+                // No frame is spare for its resets: it is the first of the next part, which is due at once.
                 self.sweep = Some(id.0);
-                return true;
+                return false;
             }
         }
         self.sweep = next;
