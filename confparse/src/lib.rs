@@ -22,6 +22,7 @@
 
 mod complaint;
 mod keys;
+mod networks;
 mod print;
 mod read;
 mod rules;
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 
 pub use complaint::{Complaint, Errors, Level};
 pub use keys::{Key, Takes, Value};
+pub use networks::{MAX_NETWORKS, network, networks, written};
 pub use servers::Servers;
 
 /// The longest text that is read, in bytes. What is longer is no configuration.
@@ -111,6 +113,8 @@ pub struct Config {
     pub control_group: Option<Account>,
     /// Where the statistics are served over HTTP, if anywhere (`metrics`).
     pub metrics: Option<SocketAddr>,
+    /// Clients that are treated in a way of their own (`lists`).
+    pub lists: ClientLists,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// The window scales of a timestamp cookie (`tswscale`). Nothing depends on them: the scale is carried exactly.
@@ -161,6 +165,7 @@ impl Default for Config {
             control: Control::default(),
             control_group: None,
             metrics: None,
+            lists: ClientLists::default(),
             ldp: Ldp::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
             ts_bits: 5,
@@ -220,6 +225,37 @@ pub enum Account {
     Id(NonZeroU32),
     /// By name, which is still to be looked up; it may turn out to be root's.
     Name(String),
+}
+
+/// The `lists` section.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClientLists {
+    /// Those whose new connections are dropped.
+    pub block: ClientList,
+    /// Those whose connections pass unanswered.
+    pub allow: ClientList,
+    /// Those whose connections are always proxied.
+    pub always: ClientList,
+}
+
+impl ClientLists {
+    /// What is listed in a list.
+    pub fn of(&self, list: tcpstate::List) -> &ClientList {
+        match list {
+            tcpstate::List::Block => &self.block,
+            tcpstate::List::Allow => &self.allow,
+            tcpstate::List::Always => &self.always,
+        }
+    }
+}
+
+/// A list of clients: networks, and files of networks.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClientList {
+    /// Networks that the configuration names.
+    pub networks: Vec<tcpstate::config::Network>,
+    /// Files of networks; see [`networks`].
+    pub files: Vec<PathBuf>,
 }
 
 /// The `ldp` section.

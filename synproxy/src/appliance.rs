@@ -2,6 +2,7 @@
 
 use crate::control::api::{ControlApi, Facts};
 use crate::control::control_port::ControlPort;
+use crate::control::lists::ListRegistry;
 use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
 use crate::control::socket::{self, Socket, SocketPermissions};
@@ -67,6 +68,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let needed = settings.reserve_memory(workers, arguments.bypass)?;
     debug!("memory needed: {needed}");
     let secrets = random().map(Secrets::new)?;
+    let listed = settings.lists()?;
+    let compiled = Arc::new(listed.compile());
+    if !listed.is_empty() {
+        info!("lists of clients: {} networks, {} kB for all workers", listed.len(), compiled.bytes() / 1000);
+    }
 
     let (supervisor, messages) = channel::unbounded();
     let stop = Arc::new(AtomicBool::new(false));
@@ -123,11 +129,17 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     } else {
         let share = config.engine.share(workers);
         let policy = Arc::new(Policy::new(&share, clock::now()));
-        let memories = (0..workers).map(|_| memory::anonymous(&share)).collect::<Result<Vec<_>, _>>()?;
+        let memories = memory::of_workers(&share, workers)?;
         let memories = Arc::new(Mutex::new(memories));
+        let lists = compiled.clone();
         let engine = move || {
-            let memory = memories.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("one for each worker");
-            Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory)
+            let mut memories = memories.lock().unwrap_or_else(PoisonError::into_inner);
+            let (memory, others) = memories.pop().expect("one for each worker");
+            drop(memories);
+            let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory);
+            proxy.share_limits(others);
+            drop(proxy.set_lists(lists.clone()));
+            proxy
         };
         let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
@@ -137,7 +149,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     if let Some(control_port) = control_port {
         control_port.serve(servers.clone())?;
     }
-    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
+    let lists = ListRegistry::new(listed, &compiled, pool.commands());
+    drop(compiled);
+    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, lists, captures.clone(), log));
     if let Some(metrics) = metrics {
         metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
     }

@@ -1,6 +1,7 @@
 //! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
 
 use super::commands::{Answer, Command, CommandSender};
+use super::lists::ListRegistry;
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
@@ -61,6 +62,7 @@ pub struct ControlApi {
     workers: CommandSender,
     log: LogControl,
     servers: Arc<ServerRegistry>,
+    lists: ListRegistry,
     captures: Captures,
     progress: Mutex<Progress>,
 }
@@ -81,14 +83,15 @@ impl ControlApi {
         board: Arc<Board>,
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
+        lists: ListRegistry,
         captures: Captures,
         log: LogControl,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, lists, captures, progress: Mutex::default() }
     }
 
-    /// The answer to a request of a client with this role.
-    pub fn answer(&self, request: Request, role: Role) -> Reply {
+    /// The answer to a request of a client with this role, which runs as this user.
+    pub fn answer(&self, request: Request, role: Role, user: u32) -> Reply {
         match request {
             Request::Captures => Reply::Captures(self.captures.running()),
             Request::StartCapture { .. } | Request::StopCapture { .. } if role != Role::Owner => Reply::refuse(
@@ -105,6 +108,14 @@ impl ControlApi {
             Request::ModifyServer(entry) => self.change_servers(&Operation::Modify(entry)),
             Request::DeleteServer(key) => self.change_servers(&Operation::Delete(key)),
             Request::FlushServers { address } => self.change_servers(&Operation::Flush(address)),
+            Request::Lists => Reply::Lists(self.lists.counts()),
+            Request::List { list, from } => Reply::List(self.lists.page(list, from)),
+            Request::AddToList { list, networks } => done(self.lists.add(list, &networks, user)),
+            Request::RemoveFromList { list, networks } => done(self.lists.remove(list, &networks, user)),
+            Request::ReplaceList { list, networks, upload, last } => {
+                done(self.lists.replace(list, &networks, upload, last, user))
+            }
+            Request::ResetBlocked => self.reset_blocked(user),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
@@ -164,6 +175,15 @@ impl ControlApi {
             (true, Some(kind)) => Reply::refuse(Why::Refused, format!("no {} frames are being captured", kind.name())),
             (true, None) => Reply::refuse(Why::Refused, "nothing is being captured"),
         }
+    }
+
+    /// Resets the connections of blocked clients.
+    fn reset_blocked(&self, user: u32) -> Reply {
+        if let Some(refusal) = self.command_all(&Command::ResetBlocked) {
+            return refusal;
+        }
+        info!("user {user} has the connections of clients in the list `block` reset");
+        Reply::Done("the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned())
     }
 
     /// Starts or stops passing new connections through.
@@ -350,6 +370,11 @@ impl ControlApi {
             total: counts(&self.board.total()),
         }
     }
+}
+
+/// The reply to a request that changes a list.
+fn done(outcome: Result<String, String>) -> Reply {
+    outcome.map_or_else(|refusal| Reply::refuse(Why::Refused, refusal), Reply::Done)
 }
 
 fn silent(worker: usize) -> Reply {

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod commands;
 pub mod control_port;
+pub mod lists;
 pub mod servers;
 pub mod site;
 pub mod socket;

@@ -193,7 +193,7 @@ fn admit(
     };
     let api = Arc::clone(api);
     let serve = move || {
-        if let Err(error) = serve(client, role, &seat, &api) {
+        if let Err(error) = serve(client, role, user, &seat, &api) {
             debug!("control socket: the connection to a client failed: {error}");
         }
     };
@@ -299,7 +299,7 @@ impl Drop for Seat {
 }
 
 /// Answers the requests of a client until it disconnects, or sends none for [`IDLE_TIMEOUT`].
-fn serve(mut client: UnixStream, role: Role, seat: &Seat, api: &ControlApi) -> io::Result<()> {
+fn serve(mut client: UnixStream, role: Role, user: u32, seat: &Seat, api: &ControlApi) -> io::Result<()> {
     let mut lines = BufReader::new(client.try_clone()?);
     let mut line = Vec::new();
     loop {
@@ -315,7 +315,7 @@ fn serve(mut client: UnixStream, role: Role, seat: &Seat, api: &ControlApi) -> i
                 return write_line(&mut client, &Reply::refuse(Why::Malformed, message));
             }
             Line::Whole => match serde_json::from_slice(&line) {
-                Ok(request) => write_line(&mut client, &api.answer(request, role))?,
+                Ok(request) => write_line(&mut client, &api.answer(request, role, user))?,
                 Err(error) => write_line(&mut client, &Reply::refuse(Why::Malformed, error.to_string()))?,
             },
         }

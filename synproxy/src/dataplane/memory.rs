@@ -28,6 +28,20 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     })
 }
 
+/// The memory of so many workers' engines, and with each the counters of limits of all others.
+///
+/// # Errors
+/// If the system has none.
+pub fn of_workers(config: &Config, workers: usize) -> Result<Vec<(Memory, Vec<Words>)>, RegionError> {
+    let memories = (0..workers).map(|_| anonymous(config)).collect::<Result<Vec<_>, _>>()?;
+    let others = |own: usize| {
+        let others = memories.iter().enumerate().filter(|(n, _)| *n != own);
+        others.map(|(_, memory)| memory.quotas.share().expect("it was handed in")).collect()
+    };
+    let others: Vec<Vec<Words>> = (0..workers).map(others).collect();
+    Ok(memories.into_iter().zip(others).collect())
+}
+
 /// Zeroed memory for the proved sources of a worker whose port does not keep them itself. Ends the process in one line if the system has none.
 pub fn proved_sources() -> &'static [AtomicU64] {
     Region::anonymous(PROVED_WORDS).unwrap_or_else(|_| huge_pages::out_of_memory(8 * PROVED_WORDS)).into_atomics()

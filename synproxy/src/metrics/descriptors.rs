@@ -229,6 +229,8 @@ metrics! {
         Backends = "backends",
         /// Exchanging the policy.
         Policy = "policy",
+        /// Exchanging the lists of clients, for `lists`.
+        Lists = "lists",
         /// Starting or ending `drain`.
         Drain = "drain",
         /// Preparing a new secret, for `rotate-secrets`.

@@ -3,6 +3,7 @@
 use super::exit::Failure;
 use super::footprint::{Limit, Needed};
 use super::privileges;
+use crate::control::lists::Listed;
 use confparse::{Config, Control, Level, Parsed};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -32,6 +33,22 @@ impl Settings {
             None => needed.reserve().map(|()| needed),
         }
     }
+}
+
+impl Settings {
+    /// The lists of clients, with those of their files.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or holds something that is no network.
+    pub fn lists(&self) -> Result<Listed, Failure> {
+        Listed::load(&self.config.lists)
+            .map_err(|(key, wrong)| Failure::Configuration(complaint_of_lists(&self.places, key, &wrong)))
+    }
+}
+
+/// What is wrong with the files of a list: where the configuration names them, and where the fault is.
+fn complaint_of_lists(places: &confparse::Places, key: &str, wrong: &str) -> String {
+    places.complain(Some("lists"), key, &format!("`lists.{key}`: {wrong}"))
 }
 
 /// The configuration in `file`, or the defaults. Only the named file is read; warnings go to the log.
@@ -66,6 +83,7 @@ pub fn check(file: &Path) -> Result<(), Failure> {
     if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
         wrong.push(places.complain(section, name, &message));
     }
+    let listed = Listed::load(&config.lists).map_err(|(key, text)| wrong.push(complaint_of_lists(&places, key, &text)));
     // A warning of what is refused says less than the refusal.
     let place = |text: &str| text.split(' ').next().map(str::to_owned);
     for warning in warnings.iter().map(ToString::to_string) {
@@ -77,6 +95,11 @@ pub fn check(file: &Path) -> Result<(), Failure> {
         return Err(Failure::Configuration(wrong.join("\n")));
     }
     println!("{}: the configuration is valid\nmemory: {needed}", file.display());
+    if let Ok(listed) = listed
+        && !listed.is_empty()
+    {
+        println!("lists of clients: {} networks", listed.len());
+    }
     Ok(())
 }
 
