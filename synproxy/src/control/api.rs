@@ -110,6 +110,14 @@ impl ControlApi {
             Request::FlushServers { address } => self.change_servers(&Operation::Flush(address)),
             Request::Lists => Reply::Lists(self.lists.counts()),
             Request::List { list, from } => Reply::List(self.lists.page(list, from)),
+            Request::AddToList { .. }
+            | Request::RemoveFromList { .. }
+            | Request::ReplaceList { .. }
+            | Request::ResetBlocked
+                if self.facts.bypass =>
+            {
+                Reply::refuse(Why::Refused, "the box bypasses the engine: lists have no effect")
+            }
             Request::AddToList { list, networks } => done(self.lists.add(list, &networks, user)),
             Request::RemoveFromList { list, networks } => done(self.lists.remove(list, &networks, user)),
             Request::ReplaceList { list, networks, upload, last } => {

@@ -234,6 +234,13 @@ impl ListRegistry {
         Ok(format!("the list `{name}` has {count} networks"))
     }
 
+    /// Puts these networks in the place of all lists: the configuration was read again.
+    pub fn reload(&self, listed: Listed) {
+        let mut state = self.state();
+        (state.listed, state.upload) = (listed, None);
+        self.publish(&mut state);
+    }
+
     /// Gives the workers what has changed.
     fn publish(&self, state: &mut State) {
         let lists = Arc::new(state.listed.compile());
@@ -243,7 +250,8 @@ impl ListRegistry {
             match answer {
                 // The worker has sent its former lists back to be freed here.
                 Some(Answer::FormerLists(former)) => drop(former),
-                _ => missing += 1,
+                Some(_) => {}
+                None => missing += 1,
             }
         }
         if missing > 0 {
@@ -339,6 +347,10 @@ mod tests {
         lists.block.networks = vec![confparse::network("2001:db8::1").unwrap()];
         let listed = Listed::load(&lists).ok().expect("it can be read");
         assert_eq!((listed.len(), listed.is_empty()), (3, false));
+        let registry = registry();
+        registry.add(ClientList::Block, &texts(&["10.9.9.9"]), 0).unwrap();
+        registry.reload(listed);
+        assert_eq!(registry.page(ClientList::Block, 0).networks, ["10.0.0.0/8", "192.0.2.1", "2001:db8::1"]);
         fs::write(&path, "10.0.0.0/8\nx\n").unwrap();
         let Err((key, wrong)) = Listed::load(&lists) else { panic!("there is a fault") };
         assert!(key == "block_files" && wrong.starts_with(&format!("{}:2: `x`", path.display())), "{wrong}");

@@ -1,6 +1,7 @@
 //! What lists and limits decide on a connection attempt, and the end of connections of clients that are blocked while they run.
 
 use super::context::Context;
+use super::evict::Kind;
 use super::Proxy;
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
@@ -46,7 +47,9 @@ impl Proxy {
         let mut found = [None; SWEPT_A_TURN as usize];
         found.iter_mut().zip(flows).for_each(|(found, (id, _))| *found = Some(id));
         for id in found.into_iter().flatten() {
-            if self.listed(&self.table.key(id)) == Some(List::Block) && !self.evict(id, Event::BlockedReset, egress) {
+            let is_over = Kind::of(&self.table[id]) == Some(Kind::Closing);
+            let is_blocked = !is_over && self.listed(&self.table.key(id)) == Some(List::Block);
+            if is_blocked && !self.evict(id, Event::BlockedReset, egress) {
                 // No frame is spare for its resets: it is the first of the next part, which is due at once.
                 self.sweep = Some(id.0);
                 return false;
