@@ -8,6 +8,7 @@ use crate::{Account, Config, Control, LinkLoss, LogLevel, Poll, Syslog};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
+use std::path::PathBuf;
 use tcpstate::config::{
     Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Proved, SackConflict, Source, Stray,
 };
@@ -64,6 +65,10 @@ pub enum Takes {
     },
     /// An address or a network in quotes, without a port.
     Network,
+    /// A list of such, of any length.
+    Networks,
+    /// A list of paths in quotes, each from `/` on.
+    Files,
     /// A list of blocks, each for the servers of one network: `{ network = "192.0.2.0/24"; … }`.
     Destinations,
 }
@@ -95,6 +100,8 @@ pub enum Value {
     Servers(Vec<Servers>),
     /// What is settled for the servers of some networks.
     Destinations(Vec<DestinationRule>),
+    /// Files.
+    Files(Vec<PathBuf>),
 }
 
 /// A key of the configuration.
@@ -153,6 +160,8 @@ impl Key {
             Takes::Syslog => "a path from / on, an address with a port, or `off`, in quotes".to_owned(),
             Takes::Account => "a name in quotes, or a number; 0 is no change".to_owned(),
             Takes::Network => "an address or a network in quotes, without a port".to_owned(),
+            Takes::Networks => "a list of addresses and networks in quotes, without ports".to_owned(),
+            Takes::Files => "a list of paths from / on in quotes".to_owned(),
             Takes::Destinations => "a list of blocks `{ network = \"192.0.2.0/24\"; … }`".to_owned(),
             Takes::Servers { most } => {
                 format!(
@@ -165,6 +174,8 @@ impl Key {
 
 pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("ratehash", "token buckets that limit unanswered SYNs per source prefix"),
+    ("limits", "limits on connections and SYN-ACKs, of all workers together; 0 is no limit"),
+    ("lists", "clients that are blocked, passed unanswered, or always proxied"),
     ("timeouts", "lifetimes of a flow in each state"),
     ("ldp", "sizes of some drivers' rings and sockets"),
     ("events", "what is reported of attacks, links and workers, and to whom"),
@@ -172,7 +183,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
 
 /// A key whose value is a number in a field of an integer type.
 macro_rules! number {
-    ($section:expr, $name:literal, $takes:expr, $unit:literal, $($field:ident).+ : $type:ty, $idle:expr, $help:literal) => {
+    ($section:expr, $name:expr, $takes:expr, $unit:literal, $($field:ident).+ : $type:ty, $idle:expr, $help:literal) => {
         Key {
             section: $section,
             name: $name,
@@ -311,6 +322,61 @@ macro_rules! account {
     };
 }
 
+/// A list of clients, by their networks.
+macro_rules! listed {
+    ($list:ident, $help:literal) => {
+        Key {
+            section: LISTS,
+            name: stringify!($list),
+            takes: Takes::Networks,
+            unit: "",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Servers(networks) = value {
+                    config.lists.$list.networks = networks.into_iter().map(Servers::as_network).collect();
+                }
+            },
+            get: |config| Some(Value::Servers(config.lists.$list.networks.iter().map(Servers::of_network).collect())),
+        }
+    };
+}
+
+/// The files of a list of clients.
+macro_rules! listed_files {
+    ($name:literal, $list:ident, $help:literal) => {
+        Key {
+            section: LISTS,
+            name: $name,
+            takes: Takes::Files,
+            unit: "",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Files(files) = value {
+                    config.lists.$list.files = files;
+                }
+            },
+            get: |config| Some(Value::Files(config.lists.$list.files.clone())),
+        }
+    };
+}
+
+/// A limit.
+macro_rules! limit {
+    ($name:ident, $unit:literal, $help:literal) => {
+        number!(
+            LIMITS,
+            stringify!($name),
+            Takes::Number { min: 0, max: 10_000_000 },
+            $unit,
+            engine.limits.$name: u32,
+            None,
+            $help
+        )
+    };
+}
+
 /// A lifetime in seconds.
 macro_rules! timeout {
     ($name:ident, $help:literal) => {
@@ -334,6 +400,8 @@ const POSITIVE: Takes = Takes::Number { min: 1, max: INT_MAX };
 const MSS_LIST: Takes = Takes::List { max: 65535, from_zero: false, most: usize::MAX };
 const SCALE_LIST: Takes = Takes::List { max: 14, from_zero: true, most: usize::MAX };
 const RATE: Option<&str> = Some("ratehash");
+const LIMITS: Option<&str> = Some("limits");
+const LISTS: Option<&str> = Some("lists");
 const LDP: Option<&str> = Some("ldp");
 const EVENTS: Option<&str> = Some("events");
 const RATE_OF_SYNS: Takes = Takes::Number { min: 1, max: INT_MAX };
@@ -622,6 +690,21 @@ pub(crate) const KEYS: &[Key] = &[
         "IPv4 sources alike in this many leading bits share a bucket"),
     number!(RATE, "network_prefix6", Takes::Number { min: 0, max: 128 }, "bits", engine.rate.prefix6: u8, None,
         "IPv6 sources alike in this many leading bits share a bucket"),
+    limit!(source_rate, "connections a second",
+        "new connections of one address, of an IPv6 /64; a part of it has a quarter"),
+    limit!(source_flows, "connections", "connections of it that run"),
+    number!(LIMITS, "network_factor", Takes::Number { min: 1, max: 256 }, "", engine.limits.network_factor: u32, None,
+        "how many times as much each larger network may: /24 and /16, of IPv6 /56, /48 and /32"),
+    limit!(destination_rate, "connections a second", "new connections to one server port"),
+    limit!(destination_flows, "connections", "connections to it that run"),
+    limit!(syn_acks, "SYN-ACKs a second", "SYNs that are answered; a quarter is for those that are repeated"),
+    limit!(destination_syn_acks, "SYN-ACKs a second", "SYNs to one server port that are answered, likewise"),
+    listed!(block, "clients whose new connections are dropped"),
+    listed_files!("block_files", block, "files of such networks, one a line"),
+    listed!(allow, "clients whose connections pass to the servers unanswered"),
+    listed_files!("allow_files", allow, "files of such networks, one a line"),
+    listed!(always, "clients whose connections are proxied whatever else would let them pass"),
+    listed_files!("always_files", always, "files of such networks, one a line"),
     timeout!(connected, "established, no FIN"),
     timeout!(one_fin, "one direction has sent FIN"),
     timeout!(both_fin, "both have sent FIN, not both are acknowledged"),

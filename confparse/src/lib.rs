@@ -23,6 +23,7 @@
 mod complaint;
 mod effects;
 mod keys;
+mod networks;
 mod print;
 mod read;
 mod rules;
@@ -36,6 +37,7 @@ use std::path::PathBuf;
 pub use complaint::{Complaint, Errors, Level};
 pub use effects::Effect;
 pub use keys::{Key, Takes, Value};
+pub use networks::{MAX_NETWORKS, network, networks, written};
 pub use servers::Servers;
 
 /// The longest text that is read, in bytes. What is longer is no configuration.
@@ -122,6 +124,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The least severe level that is logged (`log_level`).
     pub log_level: LogLevel,
+    /// Clients that are treated in a way of their own (`lists`).
+    pub lists: ClientLists,
     /// Sizes of some drivers' rings (`ldp`): netmap's are asked for, on the others nothing depends.
     pub ldp: Ldp,
     /// What is reported of attacks, links and workers, and to whom (`events`).
@@ -196,6 +200,7 @@ impl Default for Config {
             control_admin: None,
             metrics: None,
             log_level: LogLevel::default(),
+            lists: ClientLists::default(),
             ldp: Ldp::default(),
             events: Events::default(),
             ts_wscale_table: vec![0, 1, 3, 5, 6, 8, 9, 10],
@@ -283,6 +288,37 @@ pub enum Account {
     Id(NonZeroU32),
     /// By name, which is still to be looked up; it may turn out to be root's.
     Name(String),
+}
+
+/// The `lists` section.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClientLists {
+    /// Those whose new connections are dropped.
+    pub block: ClientList,
+    /// Those whose connections pass unanswered.
+    pub allow: ClientList,
+    /// Those whose connections are always proxied.
+    pub always: ClientList,
+}
+
+impl ClientLists {
+    /// What is listed in a list.
+    pub fn of(&self, list: tcpstate::List) -> &ClientList {
+        match list {
+            tcpstate::List::Block => &self.block,
+            tcpstate::List::Allow => &self.allow,
+            tcpstate::List::Always => &self.always,
+        }
+    }
+}
+
+/// A list of clients: networks, and files of networks.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClientList {
+    /// Networks that the configuration names.
+    pub networks: Vec<tcpstate::config::Network>,
+    /// Files of networks; see [`networks`].
+    pub files: Vec<PathBuf>,
 }
 
 /// The `ldp` section.

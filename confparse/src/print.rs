@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tcpstate::config::{Destination, DestinationRule, Handshake, Settings};
+use tcpstate::config::{DestinationRule, Settings};
 
 use crate::keys::{KEYS, Key, SECTIONS};
 use crate::rules::{RULE_KEYS, RuleKey, TIMEOUTS};
@@ -82,6 +82,11 @@ fn text(value: &Value) -> String {
             let blocks: Vec<_> = rules.iter().map(|rule| format!("        {{ {} }}", block(rule))).collect();
             format!("{{\n{},\n    }}", blocks.join(",\n"))
         }
+        Value::Files(files) if files.is_empty() => "{ }".to_owned(),
+        Value::Files(files) => {
+            let files: Vec<_> = files.iter().map(|file| quoted(&file.to_string_lossy())).collect();
+            format!("{{ {} }}", files.join(", "))
+        }
         Value::Account(None) => "0".to_owned(),
         Value::Account(Some(Account::Id(id))) => id.to_string(),
         Value::Account(Some(Account::Name(name))) => quoted(name),
@@ -93,15 +98,9 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The servers of a rule's network, at every port.
-fn network(rule: &DestinationRule) -> Servers {
-    let tcpstate::config::Network { address, prefix } = rule.network;
-    Servers::of(&Destination { address, prefix, port: None, handshake: Handshake::default() })
-}
-
 /// A rule as its block stands in a file, without the braces.
 fn block(rule: &DestinationRule) -> String {
-    let mut out = format!("network = \"{}\";", network(rule));
+    let mut out = format!("network = \"{}\";", Servers::of_network(&rule.network));
     // Writing to a string cannot fail.
     if let Some(port) = rule.port {
         let _ = write!(out, " port = {port};");

@@ -12,6 +12,7 @@ use core::net::SocketAddr;
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tcpstate::config::{DestinationRule, Handshake, Network, Settings};
 
@@ -312,6 +313,18 @@ impl Reader<'_> {
                 }
                 Some(Value::Servers(vec![servers]))
             }
+            (Takes::Networks, Rule::list) => {
+                let (items, mut good) = self.items(key, &value);
+                let networks: Vec<_> = items.iter().map(|item| self.network(key, item)).collect();
+                good &= networks.iter().all(Option::is_some);
+                good.then(|| Value::Servers(networks.into_iter().flatten().collect()))
+            }
+            (Takes::Files, Rule::list) => {
+                let (items, mut good) = self.items(key, &value);
+                let files: Vec<_> = items.iter().map(|item| self.listed_file(key, item)).collect();
+                good &= files.iter().all(Option::is_some);
+                good.then(|| Value::Files(files.into_iter().flatten().collect()))
+            }
             (Takes::Destinations, Rule::blocks) => self.blocks(key, &value),
             (Takes::Destinations, Rule::list) if !value.clone().into_inner().any(|part| is_item(&part)) => {
                 self.ruled.clear();
@@ -348,6 +361,7 @@ impl Reader<'_> {
                     format!("; write `\"{}\"`", value.as_str())
                 }
                 (Takes::Destinations, Rule::section) => "; each block has braces of its own".to_owned(),
+                (Takes::Networks | Takes::Files, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -755,6 +769,32 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// The network an item names.
+    fn network(&mut self, key: &'static Key, item: &Pair<'_>) -> Option<Servers> {
+        let servers = self.server(key, item)?;
+        if servers.port.is_some() {
+            self.report.error(place(item), || {
+                let network = Servers { port: None, ..servers };
+                let message = format!("a network of `{}` has a port", key.name);
+                (message, format!("expected `\"{network}\"`: clients are listed by their address alone"))
+            });
+            return None;
+        }
+        Some(servers)
+    }
+
+    /// The file an item names.
+    fn listed_file(&mut self, key: &'static Key, item: &Pair<'_>) -> Option<PathBuf> {
+        let text = if item.as_rule() == Rule::string { unquoted(item) } else { String::new() };
+        if !text.starts_with('/') || text.contains(char::is_control) {
+            self.report.error(place(item), || {
+                (format!("{} is no path from / on in quotes", quote(item.as_str())), format!("expected {}", key.range()))
+            });
+            return None;
+        }
+        Some(text.into())
     }
 
     /// A name in quotes.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr};
-use tcpstate::config::{Destination, Handshake};
+use tcpstate::config::{Destination, Handshake, Network};
 
 /// Bits of an IPv4 address's mapped form before the address itself.
 const MAPPED: u8 = 96;
@@ -94,6 +94,18 @@ impl Servers {
             _ => (address.into(), destination.prefix),
         };
         Self { network, prefix, port: destination.port }
+    }
+
+    /// A network's servers, or clients, at every port.
+    pub(crate) fn of_network(network: &Network) -> Self {
+        let Network { address, prefix } = *network;
+        Self::of(&Destination { address, prefix, port: None, handshake: Handshake::default() })
+    }
+
+    /// Their network.
+    pub(crate) fn as_network(self) -> Network {
+        let Destination { address, prefix, .. } = self.destination(Handshake::default());
+        Network { address, prefix }
     }
 
     /// The engine's word for them.

@@ -31,9 +31,10 @@ pub use entry::{Entry, Key};
 pub use event::{Attack, AttackStatus, Event, PortRange, Record, TopSource, TopTarget};
 pub use line::{Line, MAX_LOAD, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{
-    Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Whoami, Why,
+    Counts, Drain, Flows, Interface, Link, LinkCondition, ListPage, Lists, Port, Refusal, Reply, Stats, Status, Whoami,
+    Why,
 };
-pub use request::{LogLevel, Request};
+pub use request::{ClientList, LogLevel, Request};
 pub use role::{Access, Role};
 pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 

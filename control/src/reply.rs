@@ -18,6 +18,10 @@ pub enum Reply {
     Servers(Vec<crate::Entry>),
     /// To [`Request::Backends`](crate::Request::Backends): the same under its former name.
     Backends(Vec<crate::Entry>),
+    /// To [`Request::Lists`](crate::Request::Lists).
+    Lists(Lists),
+    /// To [`Request::List`](crate::Request::List).
+    List(ListPage),
     /// To [`Request::Flows`](crate::Request::Flows).
     Flows(FlowList),
     /// To [`Request::Top`](crate::Request::Top).
@@ -77,6 +81,28 @@ pub enum Why {
     Silent,
     /// The request cannot be carried out in the present state; the message says why.
     Refused,
+}
+
+/// The lists of clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lists {
+    /// Networks in the list `block`.
+    pub block: usize,
+    /// Networks in the list `allow`.
+    pub allow: usize,
+    /// Networks in the list `always`.
+    pub always: usize,
+    /// Bytes that they take for the workers to look up, once for all workers.
+    pub bytes: usize,
+}
+
+/// Some of the networks of a list, in the order of their addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListPage {
+    /// The networks.
+    pub networks: Vec<String>,
+    /// Where the next page begins; none after the last.
+    pub next: Option<usize>,
 }
 
 /// The state of the box.

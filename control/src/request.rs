@@ -36,6 +36,43 @@ pub enum Request {
         #[serde(default)]
         address: Option<IpAddr>,
     },
+    /// How many networks the lists of clients have: [`Reply::Lists`](crate::Reply::Lists).
+    Lists,
+    /// The networks of a list, one page per request: [`ListPage`](crate::ListPage).
+    List {
+        /// Which list.
+        list: ClientList,
+        /// Where to continue: [`ListPage::next`](crate::ListPage::next) of the page before; at the beginning if absent.
+        #[serde(default)]
+        from: usize,
+    },
+    /// Adds networks to a list; those that are in it stay.
+    AddToList {
+        /// Which list.
+        list: ClientList,
+        /// The networks: addresses with a prefix, or alone.
+        networks: Vec<String>,
+    },
+    /// Removes networks from a list, exactly these: refused if one of them is not in it.
+    RemoveFromList {
+        /// Which list.
+        list: ClientList,
+        /// The networks.
+        networks: Vec<String>,
+    },
+    /// Puts networks in the place of those that a list has. As many requests may bring them as are needed; the list changes with the last.
+    ReplaceList {
+        /// Which list.
+        list: ClientList,
+        /// The networks, or some of them.
+        networks: Vec<String>,
+        /// A number that the client chooses: the same in all requests that bring one list, and another for the next.
+        upload: u64,
+        /// Whether these are the last.
+        last: bool,
+    },
+    /// Resets the connections that run of clients in the list `block`.
+    ResetBlocked,
     /// Starts or ends draining: while the box drains, new connections pass unproxied.
     Drain {
         /// True to start, false to end.
@@ -108,6 +145,41 @@ pub enum Request {
         /// The least severe level that is logged.
         level: LogLevel,
     },
+}
+
+/// A list of clients. Of several that a client is in the first counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientList {
+    /// Their new connections are dropped.
+    Block,
+    /// Their connections pass to the servers unanswered and unchanged.
+    Allow,
+    /// Their connections are proxied, whatever else would let them pass.
+    Always,
+}
+
+impl ClientList {
+    /// Every list, the one that counts first before the others.
+    pub const ALL: [ClientList; 3] = [ClientList::Block, ClientList::Allow, ClientList::Always];
+
+    /// The list's name, as in a request.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ClientList::Block => "block",
+            ClientList::Allow => "allow",
+            ClientList::Always => "always",
+        }
+    }
+}
+
+impl std::str::FromStr for ClientList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = ClientList::ALL.into_iter().find(|list| list.name() == text);
+        named.ok_or_else(|| format!("expected one of {}", ClientList::ALL.map(ClientList::name).join(", ")))
+    }
 }
 
 /// A log level. Each one includes those before it.

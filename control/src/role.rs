@@ -58,7 +58,12 @@ impl Request {
             | Request::Top
             | Request::Explain { .. }
             | Request::Captures
+            | Request::Events { .. }
+            | Request::Lists
+            | Request::List { .. }
             | Request::Config => (Role::Read, Looks),
+            // A part changes nothing before the last one.
+            Request::ReplaceList { last: false, .. } => (Role::Operate, Looks),
             Request::AddServer(_)
             | Request::ModifyServer(_)
             | Request::DeleteServer(_)
@@ -66,6 +71,10 @@ impl Request {
             | Request::Drain { .. }
             | Request::RotateSecrets
             | Request::SetLogLevel { .. }
+            | Request::AddToList { .. }
+            | Request::RemoveFromList { .. }
+            | Request::ReplaceList { .. }
+            | Request::ResetBlocked
             | Request::Reload => (Role::Operate, Changes),
             Request::StartCapture { .. } | Request::StopCapture { .. } | Request::LoadConfig { .. } => {
                 (Role::Admin, Changes)

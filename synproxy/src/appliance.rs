@@ -2,6 +2,7 @@
 
 use crate::control::api::{ControlApi, Facts, Services};
 use crate::control::control_port::ControlPort;
+use crate::control::lists::{Listed, ListRegistry};
 use crate::control::reload::{Origin, Reloader, Surroundings};
 use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
@@ -77,6 +78,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let needed = settings.reserve_memory(workers, arguments.bypass)?;
     debug!("memory needed: {needed}");
     let secrets = random().map(Secrets::new)?;
+    let listed = settings.lists()?;
+    let compiled = Arc::new(listed.compile());
+    if !listed.is_empty() {
+        info!("lists of clients: {} networks, {} kB for all workers", listed.len(), compiled.bytes() / 1000);
+    }
 
     let (supervisor, messages) = channel::unbounded();
     let stop = Arc::new(AtomicBool::new(false));
@@ -137,11 +143,17 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     } else {
         let share = config.engine.share(workers);
         let policy = Arc::new(Policy::new(&share, clock::now()));
-        let memories = (0..workers).map(|_| memory::anonymous(&share)).collect::<Result<Vec<_>, _>>()?;
+        let memories = memory::of_workers(&share, workers)?;
         let memories = Arc::new(Mutex::new(memories));
+        let lists = compiled.clone();
         let engine = move || {
-            let memory = memories.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("one for each worker");
-            Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory)
+            let mut memories = memories.lock().unwrap_or_else(PoisonError::into_inner);
+            let (memory, others) = memories.pop().expect("one for each worker");
+            drop(memories);
+            let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory);
+            proxy.share_limits(others);
+            drop(proxy.set_lists(lists.clone()));
+            proxy
         };
         let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
@@ -150,16 +162,20 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
     let said = (said, file);
     let (board, commands) = (pool.board(), pool.commands());
+    let lists = Arc::new(ListRegistry::new(listed, &compiled, commands.clone()));
+    drop(compiled);
     let reloader =
         Reloader::new(said, overrides, arguments.bypass, commands.clone(), servers.clone(), board.clone(), log.clone());
     let reloader = Arc::new(reloader);
     let events = Events::start(inbox, &config.events, [lan, wan], board.clone(), samples)?;
-    let services = Services { captures: captures.clone(), journal: events.journal(), log, reloader: reloader.clone() };
+    let services =
+        Services { lists: lists.clone(), captures: captures.clone(), journal: events.journal(), log, reloader: reloader.clone() };
     let api = Arc::new(ControlApi::new(facts, board.clone(), commands, servers, services));
     let surroundings = Operated {
         site: Arc::new(StatisticsSite::new(board, api.clone(), identity)),
         socket: socket.as_ref().map(|socket| Arc::downgrade(socket.file())).unwrap_or_default(),
         permissions,
+        lists,
         supervisor: link_loss,
     };
     reloader.begin(Box::new(surroundings), metrics, control_port)?;
@@ -188,6 +204,7 @@ struct Operated {
     /// The file of the control socket, which is removed at the end although this lives longer.
     socket: Weak<Serving>,
     permissions: Arc<SocketPermissions>,
+    lists: Arc<ListRegistry>,
     supervisor: Sender<Message>,
 }
 
@@ -204,6 +221,10 @@ impl Surroundings for Operated {
         if let Some(socket) = self.socket.upgrade() {
             socket.set_groups(&self.permissions, groups);
         }
+    }
+
+    fn set_lists(&self, listed: Listed) {
+        self.lists.reload(listed);
     }
 
     fn set_link_loss(&self, link_loss: LinkLoss) {

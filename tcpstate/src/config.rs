@@ -307,6 +307,51 @@ impl Default for RateLimit {
     }
 }
 
+/// Limits on connections and SYN-ACKs (`limits`), of all workers together. Zero is no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// New connections a second of one source address (IPv4) or /64 (IPv6).
+    pub source_rate: u32,
+    /// Connections of it that may run.
+    pub source_flows: u32,
+    /// How many times as much each larger network may: /24, then /16 (IPv4); /56, then /48, then /32 (IPv6). At least 1.
+    pub network_factor: u32,
+    /// New connections a second to one server port.
+    pub destination_rate: u32,
+    /// Connections to it that may run.
+    pub destination_flows: u32,
+    /// SYN-ACKs a second.
+    pub syn_acks: u32,
+    /// SYN-ACKs a second in the name of one server port.
+    pub destination_syn_acks: u32,
+}
+
+impl Limits {
+    /// Whether anything is limited for connections.
+    pub fn limits_connections(&self) -> bool {
+        [self.source_rate, self.source_flows, self.destination_rate, self.destination_flows] != [0; 4]
+    }
+
+    /// Whether SYN-ACKs are limited.
+    pub fn limits_syn_acks(&self) -> bool {
+        [self.syn_acks, self.destination_syn_acks] != [0; 2]
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            source_rate: 0,
+            source_flows: 0,
+            network_factor: 8,
+            destination_rate: 0,
+            destination_flows: 0,
+            syn_acks: 0,
+            destination_syn_acks: 0,
+        }
+    }
+}
+
 /// The engine's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -345,6 +390,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Limits on unanswered SYNs.
     pub rate: RateLimit,
+    /// Limits on connections and SYN-ACKs.
+    pub limits: Limits,
     /// How a client's handshake ends, unless a destination says otherwise.
     pub handshake: Handshake,
     /// Servers whose handshakes end in a way of their own; of several that cover one, the longest prefix, then the one with a port.
@@ -411,7 +458,7 @@ impl Config {
     }
 
     /// The share of one of `workers` workers: tables and caches divided, and the limits on guesses and on connections of proved
-    /// sources, of which each is one worker's; other limits kept per worker.
+    /// sources, of which each is one worker's; other limits kept per worker, but for [`Limits`], which all workers keep together.
     ///
     /// # Panics
     /// If `workers` is zero.
@@ -458,6 +505,7 @@ impl Default for Config {
             mss_clamp: None,
             timeouts: Timeouts::default(),
             rate: RateLimit::default(),
+            limits: Limits::default(),
             handshake: Handshake::default(),
             destinations: Vec::new(),
             rules: Vec::new(),

@@ -38,6 +38,14 @@ impl Words {
         matches!(self.0, Lines::Shared(_))
     }
 
+    /// Another handle of the same words, where they were handed in.
+    pub fn share(&self) -> Option<Self> {
+        match &self.0 {
+            Lines::Owned(_) => None,
+            Lines::Shared(lines) => Some(Self(Lines::Shared(lines))),
+        }
+    }
+
     /// How many words there are.
     pub fn len(&self) -> usize {
         let lines = match &self.0 {

@@ -79,6 +79,10 @@ crate::metrics! {
         /// A SYN to a port that was silent to clients of the same network lately, or of which nothing else is known, and to which another SYN has passed
         /// within the last second.
         SilentPort = "silent-port",
+        /// A SYN, or an acknowledgement that proves its client, from a client in the list `block`.
+        Blocked = "blocked",
+        /// A SYN beyond a limit on SYN-ACKs, or one to pass unanswered beyond a limit on connections: which one the events `over-…` tell.
+        OverLimit = "over-limit",
     }
 }
 
@@ -206,6 +210,24 @@ crate::metrics! {
         OtherVlan = "other-vlan" in Connections,
         /// SYNs passed because a routing header, source route or home address option names their end.
         Rerouted = "rerouted",
+        /// Connections from the WAN passed through because their client is in the list `allow`.
+        Allowed = "allowed" in Connections,
+        /// SYNs of clients in the list `always`.
+        AlwaysProxied = "always-proxied",
+        /// Connections reset because their client was put in the list `block` while they ran.
+        BlockedReset = "blocked-reset" in Connections,
+        /// Connections refused because the client's address, or a network that it is in, has reached its limit on new connections a second.
+        OverSourceRate = "over-source-rate" in Connections,
+        /// Connections refused because the client's address, or a network that it is in, has reached its limit on connections that run.
+        OverSourceFlows = "over-source-flows" in Connections,
+        /// Connections refused because the server's port has reached its limit on new connections a second.
+        OverDestinationRate = "over-destination-rate" in Connections,
+        /// Connections refused because the server's port has reached its limit on connections that run.
+        OverDestinationFlows = "over-destination-flows" in Connections,
+        /// SYNs left unanswered because all SYN-ACKs of this second were sent.
+        OverSynAcks = "over-syn-acks",
+        /// SYNs left unanswered because all SYN-ACKs of this second in the name of the server's port were sent.
+        OverDestinationSynAcks = "over-destination-syn-acks",
         /// TCP segments from the LAN that were not dropped: forwarded, answered or held.
         LanSegment = "lan-segment",
         /// TCP segments from the WAN that were not dropped: forwarded, answered or held.

@@ -3,7 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
-    Account, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel, Parsed, Poll, Syslog, parse,
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel, Parsed,
+    Poll, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -13,7 +14,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, Proved, RateLimit,
+    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Network, Proved, RateLimit,
     SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
@@ -263,16 +264,41 @@ prop_compose! {
         (own_mss, own_wscale, own_sack, own_ttl) in (1..=u16::MAX, 0..=14u8, any::<bool>(), any::<u8>()),
         mss_clamp in proptest::option::of(1..=u16::MAX),
         timeouts in timeouts(),
-        rate in rates(),
+        (rate, limits) in (rates(), limits()),
         test_connections in any::<bool>(),
         treatment in treatments(),
     ) -> tcpstate::Config {
         tcpstate::Config {
             sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, syn_cache_max, mss_table, wscale_table,
-            ts_mss_table, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, rate, test_connections,
+            ts_mss_table, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, rate, limits, test_connections,
             ..treatment
         }
     }
+}
+
+/// A list of clients, of networks as they are read: without bits beyond their prefixes.
+fn client_lists() -> impl Strategy<Value = ClientList> {
+    let network = (any::<[u16; 8]>(), any::<bool>(), 0..=128u8).prop_map(|(groups, is_v4, prefix)| {
+        let text = match is_v4 {
+            true => format!("10.{}.{}.9/{}", groups[0] & 255, groups[1] & 255, prefix % 33),
+            false => format!("{}/{prefix}", std::net::Ipv6Addr::from(groups)),
+        };
+        confparse::network(&text).expect("a network")
+    });
+    let file = "/[a-z\\\\\" #*/é-]{0,50}".prop_map(Into::into);
+    (vec(network, 0..4), vec(file, 0..3)).prop_map(|(networks, files)| ClientList { networks, files })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (vec(0..=10_000_000u32, 6), 1..=256u32).prop_map(|(limits, network_factor)| Limits {
+        source_rate: limits[0],
+        source_flows: limits[1],
+        network_factor,
+        destination_rate: limits[2],
+        destination_flows: limits[3],
+        syn_acks: limits[4],
+        destination_syn_acks: limits[5],
+    })
 }
 
 prop_compose! {
@@ -300,11 +326,13 @@ prop_compose! {
         (attack_begin, attack_end, capacity) in (1..=2_147_483_647u64, 1..=2_147_483_647u64, 0..=2_147_483_647u64),
         (command_timeout, attack_end_after, update_every) in (seconds(), seconds(), seconds()),
         commands in 1..=64usize,
+        (block, allow, always) in (client_lists(), client_lists(), client_lists()),
         (rx, tx, bufs) in (1..=65536u32, 1..=65536u32, 1..=1_048_576u32),
         (rcvbuf, sndbuf) in (0..=2_147_483_647u32, 0..=2_147_483_647u32),
         ts_wscale_table in rising(0..=14u8, true, 20),
         ts_bits in 0..=12u8,
     ) -> Config {
+        let lists = ClientLists { block, allow, always };
         let ldp = Ldp {
             netmap_nr_rx_slots: rx,
             netmap_nr_tx_slots: tx,
@@ -324,7 +352,7 @@ prop_compose! {
             update_every,
             capacity,
         };
-        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 
@@ -362,6 +390,12 @@ const PIECES: &[&str] = &[
     "pen_frames",
     "held_frames",
     "destinations",
+    "lists",
+    "block",
+    "block_files",
+    "limits",
+    "lists = { block = { \"192.0.2.0/24\" }; allow_files = { \"/a\" }; };",
+    "limits = { source_rate = 9; };",
     "network",
     "port",
     "vlan",

@@ -53,6 +53,8 @@ fn the_sample_sets_what_it_shows() {
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),
             (Takes::File | Takes::Command | Takes::Syslog, _) => "\"/dev/x\"".to_owned(),
+            (Takes::Networks, _) => "{ \"192.0.2.0/24\", \"2001:db8::/32\" }".to_owned(),
+            (Takes::Files, _) => "{ \"/etc/a.txt\" }".to_owned(),
             (Takes::Destinations, _) => "{ { network = \"192.0.2.1\"; own_mss = 1000; } }".to_owned(),
             _ => "3".to_owned(),
         };
@@ -97,6 +99,29 @@ fn a_file_of_an_older_installation_is_read_unchanged() {
     assert_eq!(engine.rate.period, Duration::from_secs(1));
     assert_eq!((config.user, config.group), (Some(Account::Name("root".to_owned())), None));
     assert_eq!((config.workers, config.port), (1, 12345));
+}
+
+#[test]
+fn clients_are_listed_by_network_and_by_file() {
+    let config = accepted(&framed(
+        "lists = { block = { \"192.0.2.0/24\", \"2001:db8::1\" }; block_files = { \"/etc/synproxy/b.txt\" }; allow = { }; };",
+    ));
+    let block = config.lists.of(tcpstate::List::Block);
+    let written: Vec<_> = block.networks.iter().map(confparse::written).collect();
+    assert_eq!(written, ["192.0.2.0/24", "2001:db8::1"]);
+    assert_eq!(block.files, [std::path::PathBuf::from("/etc/synproxy/b.txt")]);
+    assert_eq!(config.lists.allow, confparse::ClientList::default());
+    assert_eq!(accepted(&config.describe()), config);
+    for (wrong, why) in [
+        ("block = { \"192.0.2.1:80\" };", "has a port"),
+        ("block = \"192.0.2.1\";", "write `{ \"192.0.2.1\" }`"),
+        ("block = { 1 };", "no address in quotes"),
+        ("block_files = { \"b.txt\" };", "a list of paths from / on"),
+        ("blocks = { };", "did you mean `block`?"),
+    ] {
+        let errors = parse(&framed(&format!("lists = {{ {wrong} }};")), "c").expect_err(wrong).to_string();
+        assert!(errors.contains(why), "{errors}");
+    }
 }
 
 #[test]

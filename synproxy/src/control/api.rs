@@ -1,6 +1,7 @@
 //! The control API: answers the requests of the control socket from the published statistics, or by commands to the workers.
 
 use super::commands::{Answer, Command, CommandSender};
+use super::lists::ListRegistry;
 use super::reload::{Origin, Reloader};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
@@ -61,6 +62,7 @@ pub struct ControlApi {
     workers: CommandSender,
     log: LogControl,
     servers: Arc<ServerRegistry>,
+    lists: Arc<ListRegistry>,
     captures: Captures,
     journal: Arc<Journal>,
     reloader: Arc<Reloader>,
@@ -78,6 +80,8 @@ struct Progress {
 
 /// What an operator asks besides the workers.
 pub struct Services {
+    /// The lists of clients.
+    pub lists: Arc<ListRegistry>,
     /// The captures that run.
     pub captures: Captures,
     /// The last events.
@@ -95,9 +99,9 @@ impl ControlApi {
         board: Arc<Board>,
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
-        Services { captures, journal, log, reloader }: Services,
+        Services { lists, captures, journal, log, reloader }: Services,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, journal, reloader, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, lists, captures, journal, reloader, progress: Mutex::default() }
     }
 
     /// The answer to a request of this client, if its role permits the request. What changes something is logged and counted.
@@ -152,6 +156,22 @@ impl ControlApi {
             Request::ModifyServer(entry) => self.change_servers(&Operation::Modify(entry)),
             Request::DeleteServer(key) => self.change_servers(&Operation::Delete(key)),
             Request::FlushServers { address } => self.change_servers(&Operation::Flush(address)),
+            Request::Lists => Reply::Lists(self.lists.counts()),
+            Request::List { list, from } => Reply::List(self.lists.page(list, from)),
+            Request::AddToList { .. }
+            | Request::RemoveFromList { .. }
+            | Request::ReplaceList { .. }
+            | Request::ResetBlocked
+                if self.facts.bypass =>
+            {
+                Reply::refuse(Why::Refused, "the box bypasses the engine: lists have no effect")
+            }
+            Request::AddToList { list, networks } => done(self.lists.add(list, &networks)),
+            Request::RemoveFromList { list, networks } => done(self.lists.remove(list, &networks)),
+            Request::ReplaceList { list, networks, upload, last } => {
+                done(self.lists.replace(list, &networks, upload, last))
+            }
+            Request::ResetBlocked => self.reset_blocked(),
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
@@ -211,6 +231,14 @@ impl ControlApi {
             (true, Some(kind)) => Reply::refuse(Why::Refused, format!("no {} frames are being captured", kind.name())),
             (true, None) => Reply::refuse(Why::Refused, "nothing is being captured"),
         }
+    }
+
+    /// Resets the connections of blocked clients.
+    fn reset_blocked(&self) -> Reply {
+        if let Some(refusal) = self.command_all(&Command::ResetBlocked) {
+            return refusal;
+        }
+        Reply::Done("the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned())
     }
 
     /// Starts or stops passing new connections through.
@@ -424,14 +452,33 @@ fn takes_role(request: &Request, needed: Role, role: Role) -> String {
 fn in_words(request: &Request) -> String {
     match request {
         Request::LoadConfig { name, text } => format!("load-config {name:?}, {} bytes", text.len()),
+        Request::AddToList { list, networks } => format!("add-to-list {}: {}", list.name(), few(networks)),
+        Request::RemoveFromList { list, networks } => format!("remove-from-list {}: {}", list.name(), few(networks)),
+        Request::ReplaceList { list, networks, .. } => format!("replace-list {}: … {}", list.name(), few(networks)),
         // Control characters are escaped.
         request => serde_json::to_string(request).unwrap_or_default(),
+    }
+}
+
+/// Networks for the log: the first of them.
+fn few(networks: &[String]) -> String {
+    match networks {
+        [_, _, _, _, ..] => {
+            let first = networks[..3].iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            format!("{first} and {} more networks", networks.len() - 3)
+        }
+        all => all.join(", "),
     }
 }
 
 /// Why a request was refused, in one line.
 fn first_line(refusal: &Refusal) -> &str {
     refusal.message.lines().next().unwrap_or_default()
+}
+
+/// The reply to a request that changes a list.
+fn done(outcome: Result<String, String>) -> Reply {
+    outcome.map_or_else(|refusal| Reply::refuse(Why::Refused, refusal), Reply::Done)
 }
 
 fn silent(worker: usize) -> Reply {

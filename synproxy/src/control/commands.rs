@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Connection, Excerpt, Filter, Policy, Rotation, ServerTable, Side};
+use tcpstate::{Connection, Excerpt, Filter, Lists, Policy, Rotation, ServerTable, Side};
 
 /// Commands that a queue holds: more than there are clients, each of which waits for the answer to one.
 const CAPACITY: usize = 128;
@@ -40,6 +40,10 @@ pub enum Command {
         /// Whether it sheds under overload.
         shed: bool,
     },
+    /// Treat clients by these lists from the next iteration on.
+    SetLists(Arc<Lists>),
+    /// Reset the connections of blocked clients that run, a part in each iteration.
+    ResetBlocked,
     /// Pass new connections through to their servers, or stop doing so.
     Drain(bool),
     /// Change the cookie secret at the time the rotation gives.
@@ -70,6 +74,7 @@ impl Command {
             Command::ServerTable(_) => CommandKind::Backends,
             Command::SetPolicy(_) => CommandKind::Policy,
             Command::SetOptions { .. } => CommandKind::Options,
+            Command::SetLists(_) | Command::ResetBlocked => CommandKind::Lists,
             Command::Drain(_) => CommandKind::Drain,
             Command::Rotate(_) => CommandKind::RotateSecrets,
             Command::List { .. } => CommandKind::Flows,
@@ -88,6 +93,8 @@ pub enum Answer {
     Former(Arc<ServerTable>),
     /// To [`Command::SetPolicy`]: the former policy, which the caller frees likewise.
     FormerPolicy(Arc<Policy>),
+    /// To [`Command::SetLists`]: the former lists, which the caller frees likewise.
+    FormerLists(Arc<Lists>),
     /// To [`Command::List`]: connections, and where the next part begins.
     Listed(Vec<Connection>, Option<u32>),
     /// To [`Command::Explain`]: a copy of all the state that decides what happens to the frame.

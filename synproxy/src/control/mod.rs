@@ -7,6 +7,7 @@
 pub mod api;
 pub mod commands;
 pub mod control_port;
+pub mod lists;
 pub mod reload;
 pub mod servers;
 pub mod site;

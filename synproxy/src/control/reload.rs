@@ -6,6 +6,7 @@
 
 use super::commands::{Answer, Command, CommandSender};
 use super::control_port::ControlPort;
+use super::lists::Listed;
 use super::servers::ServerRegistry;
 use crate::metrics::descriptors::ControlMetric;
 use crate::metrics::http::Server;
@@ -55,6 +56,9 @@ pub trait Surroundings: Send + Sync {
 
     /// From now on the members of these groups may use the control socket.
     fn set_groups(&self, groups: Vec<(u32, Role)>);
+
+    /// From now on these are the lists of clients.
+    fn set_lists(&self, listed: Listed);
 
     /// From now on this becomes of a port when the other one has lost its link.
     fn set_link_loss(&self, link_loss: LinkLoss);
@@ -200,10 +204,7 @@ impl Reloader {
                 (file.display().to_string(), settings::read_again(file).map_err(in_words)?)
             }
         };
-        let wrong = settings::wrong(&parsed);
-        if !wrong.is_empty() {
-            return Err(wrong.join("\n"));
-        }
+        let listed = settings::examine(&parsed).map_err(|wrong| wrong.join("\n"))?;
         let mut warnings: Vec<String> = parsed.warnings.iter().map(ToString::to_string).collect();
         let said = parsed.config;
         let mut new = said.clone();
@@ -222,6 +223,10 @@ impl Reloader {
         let former = std::mem::replace(&mut running.config, next);
         let next = &running.config;
         warnings.extend(self.instruct_workers(&former, next));
+        if !self.bypass {
+            // Their files may say something else although the configuration does not.
+            surroundings.set_lists(listed);
+        }
         if former.link_loss != next.link_loss {
             surroundings.set_link_loss(next.link_loss);
         }

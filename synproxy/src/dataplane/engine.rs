@@ -174,6 +174,8 @@ impl Engine for Proxy {
             }
             Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
             Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy)),
+            Command::SetLists(lists) => return Answer::FormerLists(self.set_lists(lists)),
+            Command::ResetBlocked => self.reset_blocked(),
             Command::Drain(draining) => self.drain(draining),
             Command::Rotate(rotation) => self.rotate(&rotation, now),
         }

@@ -17,7 +17,7 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     let slab =
         Slab::mapped(words, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
     let words = |len| Region::anonymous(len).map(|region| Words::from(region.into_atomics()));
-    let [recent_syns, limits, refused_syns, refused_ports, proved_sources] = Memory::words_needed(config);
+    let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
     Ok(Memory {
         slab,
         recent_syns: words(recent_syns)?,
@@ -25,7 +25,22 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
         refused_syns: words(refused_syns)?,
         refused_ports: words(refused_ports)?,
         proved_sources: words(proved_sources)?,
+        quotas: words(quotas)?,
     })
+}
+
+/// The memory of so many workers' engines, and with each the counters of limits of all others.
+///
+/// # Errors
+/// If the system has none.
+pub fn of_workers(config: &Config, workers: usize) -> Result<Vec<(Memory, Vec<Words>)>, RegionError> {
+    let memories = (0..workers).map(|_| anonymous(config)).collect::<Result<Vec<_>, _>>()?;
+    let others = |own: usize| {
+        let others = memories.iter().enumerate().filter(|(n, _)| *n != own);
+        others.map(|(_, memory)| memory.quotas.share().expect("it was handed in")).collect()
+    };
+    let others: Vec<Vec<Words>> = (0..workers).map(others).collect();
+    Ok(memories.into_iter().zip(others).collect())
 }
 
 /// Zeroed memory for the proved sources of a worker whose port does not keep them itself. Ends the process in one line if the system has none.

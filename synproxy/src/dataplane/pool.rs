@@ -33,6 +33,16 @@ use tracing::{Level, debug, enabled, info, warn};
 /// How often a line of statistics is logged, if there is news.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
+/// What is counted when a limit is reached.
+const LIMITED: [Event; 6] = [
+    Event::OverSourceRate,
+    Event::OverSourceFlows,
+    Event::OverDestinationRate,
+    Event::OverDestinationFlows,
+    Event::OverSynAcks,
+    Event::OverDestinationSynAcks,
+];
+
 /// What the supervising thread receives.
 pub enum Message {
     /// A worker runs.
@@ -252,6 +262,15 @@ impl WorkerPool {
         let line = Line { total: &total, change: &change, period: now - *then };
         if line.has_news(before) {
             info!("{line}");
+        }
+        let refused: Vec<String> = LIMITED
+            .iter()
+            .filter(|event| change.get(**event) > 0)
+            .map(|&event| format!("{} {}", change.get(event), event.label()))
+            .collect();
+        if !refused.is_empty() {
+            let seconds = (now - *then).as_secs_f64();
+            warn!("limits were reached in the last {seconds:.1} s: {} (docs/limits.md)", refused.join(", "));
         }
         if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
             info!(

@@ -293,6 +293,8 @@ metrics! {
         Policy = "policy",
         /// Changing how a worker waits and sheds, for `reload`.
         Options = "options",
+        /// Exchanging the lists of clients, for `lists`.
+        Lists = "lists",
         /// Starting or ending `drain`.
         Drain = "drain",
         /// Preparing a new secret, for `rotate-secrets`.

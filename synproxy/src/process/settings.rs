@@ -3,6 +3,7 @@
 use super::exit::Failure;
 use super::footprint::{Limit, Needed};
 use super::privileges;
+use crate::control::lists::Listed;
 use confparse::{Config, Control, Level, Parsed};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -34,6 +35,22 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The lists of clients, with those of their files.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or holds something that is no network.
+    pub fn lists(&self) -> Result<Listed, Failure> {
+        Listed::load(&self.config.lists)
+            .map_err(|(key, wrong)| Failure::Configuration(complaint_of_lists(&self.places, key, &wrong)))
+    }
+}
+
+/// What is wrong with the files of a list: where the configuration names them, and where the fault is.
+fn complaint_of_lists(places: &confparse::Places, key: &str, wrong: &str) -> String {
+    places.complain(Some("lists"), key, &format!("`lists.{key}`: {wrong}"))
+}
+
 /// The configuration in `file`, or the defaults. Only the named file is read; warnings go to the log.
 ///
 /// # Errors
@@ -56,9 +73,10 @@ pub fn load(file: Option<&Path>) -> Result<Settings, Failure> {
 /// When the file cannot be read, is not valid, or cannot work on this machine.
 pub fn check(file: &Path) -> Result<(), Failure> {
     let parsed = parse(file)?;
-    let wrong = wrong(&parsed);
+    let examined = examine(&parsed);
     let Parsed { config, warnings, .. } = parsed;
     let needed = Needed::of(&config, config.workers, false);
+    let wrong = examined.as_ref().err().map_or(&[][..], Vec::as_slice);
     // A warning of what is refused says less than the refusal.
     let place = |text: &str| text.split(' ').next().map(str::to_owned);
     for warning in warnings.iter().map(ToString::to_string) {
@@ -66,15 +84,19 @@ pub fn check(file: &Path) -> Result<(), Failure> {
             eprintln!("{warning}");
         }
     }
-    if !wrong.is_empty() {
-        return Err(Failure::Configuration(wrong.join("\n")));
-    }
+    let listed = examined.map_err(|wrong| Failure::Configuration(wrong.join("\n")))?;
     println!("{}: the configuration is valid\nmemory: {needed}", file.display());
+    if !listed.is_empty() {
+        println!("lists of clients: {} networks", listed.len());
+    }
     Ok(())
 }
 
-/// What cannot work on this machine of a configuration that is valid, each behind its place in the file.
-pub fn wrong(Parsed { config, places, .. }: &Parsed) -> Vec<String> {
+/// The lists of clients that a valid configuration names.
+///
+/// # Errors
+/// What of it cannot work on this machine, each behind its place in the file.
+pub fn examine(Parsed { config, places, .. }: &Parsed) -> Result<Listed, Vec<String>> {
     let mut wrong: Vec<String> = privileges::complaints(config)
         .into_iter()
         .chain(control_path(config).map(|message| ("control", message)))
@@ -86,7 +108,12 @@ pub fn wrong(Parsed { config, places, .. }: &Parsed) -> Vec<String> {
     if let Some((section, name, message)) = Limit::here().and_then(|limit| needed.exceeds(&limit)) {
         wrong.push(places.complain(section, name, &message));
     }
-    wrong
+    match Listed::load(&config.lists) {
+        Ok(listed) if wrong.is_empty() => return Ok(listed),
+        Ok(_) => {}
+        Err((key, text)) => wrong.push(complaint_of_lists(places, key, &text)),
+    }
+    Err(wrong)
 }
 
 /// Reads the file of a running box again, which may have changed its user since it read it first.

@@ -40,6 +40,29 @@ const IN_WORD: usize = 2;
 
 type Line = [AtomicU64; LINE];
 
+/// How long a source counts as proved, and how much of it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// For how many seconds a proof stands.
+    lasting: u32,
+    /// The budgets: SYNs a second and half-open connections of one source, half-open connections at one destination.
+    syns: u32,
+    half_open: usize,
+    half_open_all: u32,
+}
+
+impl Budgets {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            lasting: config.proved_memory.as_secs().try_into().unwrap_or(u32::MAX),
+            syns: config.proved_syns,
+            half_open: config.proved_half_open.min(ProvedSources::HALF_OPEN_MOST),
+            half_open_all: config.proved_half_open_all,
+        }
+    }
+}
+
 /// See the module.
 pub struct ProvedSources {
     words: Words,
@@ -49,12 +72,7 @@ pub struct ProvedSources {
     /// The number of pairs of sources' lines, a power of two, and of destinations' lines.
     pairs: usize,
     destinations: usize,
-    /// For how many seconds a proof stands.
-    lasting: u32,
-    /// The budgets: SYNs a second and half-open connections of one source, half-open connections at one destination.
-    syns: u32,
-    half_open: usize,
-    half_open_all: u32,
+    budgets: Budgets,
 }
 
 /// The place of a half-open connection in its source's line.
@@ -139,11 +157,13 @@ impl ProvedSources {
             is_on: false,
             pairs: Self::pairs(config),
             destinations: DESTINATIONS,
-            lasting: config.proved_memory.as_secs().try_into().unwrap_or(u32::MAX),
-            syns: config.proved_syns,
-            half_open: config.proved_half_open.min(Self::HALF_OPEN_MOST),
-            half_open_all: config.proved_half_open_all,
+            budgets: Budgets::of(config),
         }
+    }
+
+    /// These are the budgets from now on.
+    pub fn set_budgets(&mut self, budgets: Budgets) {
+        self.budgets = budgets;
     }
 
     /// What is known of one connection's source and destination, in a table of one pair and one line.
@@ -193,7 +213,7 @@ impl ProvedSources {
         let hash = self.hash(key);
         self.pair(hash).into_iter().find(|line| {
             let [name, proved] = halves(&line[0]);
-            name == Self::name(hash) && second(now).wrapping_sub(proved) < self.lasting
+            name == Self::name(hash) && second(now).wrapping_sub(proved) < self.budgets.lasting
         })
     }
 
@@ -216,7 +236,7 @@ impl ProvedSources {
         let pair = self.pair(hash);
         let age = |line: &Line| present.wrapping_sub(halves(&line[0])[1]);
         if let Some(own) = pair.into_iter().find(|line| halves(&line[0])[0] == Self::name(hash)) {
-            let is_news = age(own) > self.lasting / TOLD_AFTER;
+            let is_news = age(own) > self.budgets.lasting / TOLD_AFTER;
             own[0].set(word_of(Self::name(hash), present));
             return is_news;
         }
@@ -229,7 +249,7 @@ impl ProvedSources {
     /// Whether another SYN of this source may pass within this second; it is not charged yet.
     fn has_syns(&self, line: &Line, now: Instant) -> bool {
         let [last, passed] = halves(&line[SYNS]);
-        self.syns > 0 && (last != second(now) || passed < self.syns)
+        self.budgets.syns > 0 && (last != second(now) || passed < self.budgets.syns)
     }
 
     fn charge_syn(line: &Line, now: Instant) {
@@ -244,7 +264,7 @@ impl ProvedSources {
         let slice = slice(now);
         let is_free = |place: &Place| matches!(place.read(line), (began, tag) if tag == 0 || !counts(began, slice));
         let used = Place::all().filter(|place| !is_free(place)).count();
-        let Some(place) = Place::all().find(is_free).filter(|_| used < self.half_open) else { return false };
+        let Some(place) = Place::all().find(is_free).filter(|_| used < self.budgets.half_open) else { return false };
         if !self.admit_at_destination(key, slice) {
             return false;
         }
@@ -257,7 +277,7 @@ impl ProvedSources {
     fn admit_at_destination(&self, key: &FlowKey, slice: u32) -> bool {
         let line = self.destination(key);
         let recent = line.iter().map(halves).filter(|[n, _]| u64::from(slice.wrapping_sub(*n)) < SLICES);
-        if recent.fold(0u32, |sum, [_, count]| sum.saturating_add(count)) >= self.half_open_all {
+        if recent.fold(0u32, |sum, [_, count]| sum.saturating_add(count)) >= self.budgets.half_open_all {
             return false;
         }
         let word = &line[slice as usize % LINE];

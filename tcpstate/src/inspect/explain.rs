@@ -67,9 +67,12 @@ impl Proxy {
         }
         let place = |id| Table::place_in_excerpt(ids.iter().position(|own| *own == id).unwrap_or_default());
         let unproved = UnprovedFlows::excerpt(next_out.map(|(id, generation)| (place(id), generation)));
+        let own = found.map(|id| (id.0, place(id).0));
         let (table, candidates, inspection) = self.excerpt_of_flows(ids);
         let proxy = Proxy {
             settings: self.settings.clone(),
+            quotas: self.quotas.excerpt(&key, own, table.capacity()),
+            sweep: None,
             table,
             candidates,
             unproved,

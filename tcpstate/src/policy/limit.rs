@@ -5,8 +5,9 @@
 //! SYN as an honest client does. SYNs that were refused are therefore remembered for a few seconds in a filter,
 //! and one that is seen again a second later draws on tokens of its own.
 //!
-//! Failed cookie tests have budgets of their own: of one prefix, and of all sources together, no more guesses a second are tested than these allow, whatever
-//! the rate at which they come. Anyone can spend them in a prefix's name. So what a client needs does not depend on them: an acknowledgement of
+//! Failed cookie tests have budgets of their own: of one address, of one prefix, and of all sources together, no more guesses a second are tested than these
+//! allow, whatever the rate at which they come. An address has a quarter of its prefix's budget, so that guesses in the name of one leave the others theirs.
+//! Anyone can spend them in the name of all. So what a client needs does not depend on them: an acknowledgement of
 //! an entry of the SYN cache, or of a SYN-ACK that `recent_syns` remembers, costs nothing.
 //!
 //! Layout 1 of the buckets: two words each, which hold what is *spent*, so that zero is a full bucket. Word 0: fresh SYNs in the low half,
@@ -30,6 +31,10 @@ use crate::{Config, Event, Instant};
 /// tokens than a forger of moderate means spends, since a client that gets none stays out. Each costs its sender two SYNs, so the box
 /// reflects half of what it is sent at the most.
 const REPEATED_SHARE: u32 = 32;
+/// How many addresses spend the failures of their prefix. An address has a bucket among those of prefixes, in which each failure counts so often.
+const ADDRESSES: u32 = 4;
+/// What distinguishes an address from a prefix of the same bits.
+const ADDRESS: u64 = 1 << 40;
 /// The most cookie tests a prefix may fail at once, in periods of those it may fail.
 const FAILURES_AT_ONCE: u32 = 5;
 
@@ -95,6 +100,8 @@ pub struct Limiter {
     words: Words,
     /// The number of buckets, a power of two, less one.
     mask: u32,
+    /// Added to the place of an address's bucket: zero, but in an excerpt.
+    addresses: u32,
     keys: Keys,
     period_micros: u64,
     /// The current refill period, and when the next begins.
@@ -131,6 +138,7 @@ impl Limiter {
         let mut limiter = Self {
             words,
             mask: (size - 1) as u32,
+            addresses: 0,
             keys,
             period_micros: 1,
             period: 0,
@@ -168,6 +176,15 @@ impl Limiter {
         self.hash(key) as u32 & self.mask
     }
 
+    /// The place of a source address's own bucket, for its failures.
+    #[inline(always)]
+    fn address_place(&self, key: &FlowKey) -> u32 {
+        let [a, b, c, d] = key.wan.map(u64::from);
+        let low = c << 32 | d;
+        let hash = if key.v6 { self.mix(self.mix((a << 32 | b) ^ ADDRESS) ^ low) } else { self.mix(d | ADDRESS) };
+        (hash as u32 & self.mask) | self.addresses
+    }
+
     /// What names a source prefix: a hash that two of them hardly share, however few buckets there are.
     pub fn network(&self, key: &FlowKey) -> u32 {
         (self.hash(key) >> 32) as u32
@@ -198,11 +215,13 @@ impl Limiter {
         self.words.piece(place as usize)
     }
 
-    /// What it knows of the prefix at `place`, which is 0 there, and of the SYN with this keyed hash and number.
-    pub fn excerpt(&self, place: u32, hash: u64, isn: SeqNum) -> Self {
+    /// What it knows of the source of `key`, whose prefix is at `place` here and at 0 there, and of the SYN with this keyed hash and number.
+    pub fn excerpt(&self, place: u32, key: &FlowKey, hash: u64, isn: SeqNum) -> Self {
+        let buckets = [place, self.address_place(key)].map(|place| self.bucket(place).each_ref().map(Word::get));
         Self {
-            words: Words::of(self.bucket(place).iter().map(Word::get)),
+            words: Words::of(buckets.as_flattened().iter().copied()),
             mask: 0,
+            addresses: 1,
             refused: self.refused.excerpt(syn(hash, isn)),
             ..*self
         }
@@ -279,20 +298,23 @@ impl Limiter {
         self.refused.seen_before(syn(hash, isn), now)
     }
 
-    /// Whether the prefix at `place`, and all together, have failed in few enough cookie tests to be granted another. Charges nothing.
+    /// Whether a source's address, its prefix, and all together, have failed in few enough cookie tests to be granted another. Charges nothing.
     #[inline]
-    pub fn may_test(&mut self, place: u32, now: Instant) -> bool {
-        let failures = self.refilled(place, now)[1].get() as u32;
-        failures < self.most_failures() && self.guesses_left > 0
+    pub fn may_test(&mut self, key: &FlowKey, now: Instant) -> bool {
+        let most = self.most_failures();
+        let places = [self.place(key), self.address_place(key)];
+        places.into_iter().all(|place| (self.refilled(place, now)[1].get() as u32) < most) && self.guesses_left > 0
     }
 
-    /// Charges a failed cookie test to the prefix at `place`, and to all.
+    /// Charges a failed cookie test to a source's address, to its prefix, and to all.
     #[inline]
-    pub fn failed(&mut self, place: u32, now: Instant) {
+    pub fn failed(&mut self, key: &FlowKey, now: Instant) {
         let most = self.most_failures();
-        let failures = &self.refilled(place, now)[1];
-        let spent = failures.get();
-        failures.set(spent + u64::from((spent as u32) < most));
+        for (place, cost) in [(self.place(key), 1), (self.address_place(key), ADDRESSES)] {
+            let failures = &self.refilled(place, now)[1];
+            let spent = failures.get();
+            failures.set(spent + u64::from(most.saturating_sub(spent as u32).min(cost)));
+        }
         self.guesses_left = self.guesses_left.saturating_sub(1);
     }
 
@@ -515,7 +537,7 @@ mod tests {
     fn limiter_of(limit: &RateLimit) -> Limiter {
         let config = Config { rate: limit.clone(), ..Config::default() };
         let [words, refused] = [Limiter::words_needed(&config), Sightings::words_needed(&config)].map(Words::zeroed);
-        Limiter::new(limit, (1, 2), words, refused)
+        Limiter::new(limit, (0x0123_4567_89ab_cdef, 0xfeed_beef_dead_cafe), words, refused)
     }
 
     #[test]
@@ -531,11 +553,11 @@ mod tests {
             let (key, isn) = (from(((random() % 64) << 8) as u32), SeqNum::new(random() as u32));
             let place = limiter.place(&key);
             let _ = limiter.admit(place, random(), isn, now);
-            if limiter.may_test(place, now) {
-                limiter.failed(place, now);
+            if limiter.may_test(&key, now) {
+                limiter.failed(&key, now);
             }
             limiter.refund(&key, now);
-            limiter.excerpt(place, random(), isn);
+            limiter.excerpt(place, &key, random(), isn);
         }
         let later = Instant::from_secs(60);
         for place in 0..64 {
@@ -648,26 +670,49 @@ mod tests {
             .filter(|&n| limiter.admit_from(n << 24, u64::from(n) << 40, SeqNum::new(n), now) == Admission::Granted);
         assert_eq!(granted.count(), 3);
     }
+
+    /// How many of a hundred guesses are tested, each in the name of the next of these addresses.
+    fn tested(limiter: &mut Limiter, sources: &[u32], now: Instant) -> usize {
+        let granted = sources.iter().cycle().take(100).filter(|&&source| {
+            let may = limiter.may_test(&from(source), now);
+            if may {
+                limiter.failed(&from(source), now);
+            }
+            may
+        });
+        granted.count()
+    }
+
     #[test]
     fn guesses_have_a_budget_of_their_own_that_refills_by_the_second() {
         let mut limiter = limiter();
-        let (guesser, other) = (limiter.place(&from(0x0a00_0000)), limiter.place(&from(0x0a00_0100)));
-        let mut granted = |now| {
-            let granted = (0..100).filter(|_| {
-                let may = limiter.may_test(guesser, now);
-                if may {
-                    limiter.failed(guesser, now);
-                }
-                may
-            });
-            granted.count()
-        };
-        assert_eq!(granted(Instant::from_secs(10)), 10);
-        assert_eq!(granted(Instant::from_secs(11)), 2);
-        assert_eq!(granted(Instant::from_secs(3600)), 10);
-        assert!(limiter.may_test(other, Instant::from_secs(3600)), "another prefix does not pay");
-        let fresh = limiter.admit_from(0x0a00_0000, 7, SeqNum::new(1), Instant::from_secs(3600));
+        let network: Vec<u32> = (0x0a00_0000..0x0a00_0100).collect();
+        let second = Instant::from_secs;
+        assert_eq!(tested(&mut limiter, &network, second(10)), 10);
+        assert_eq!(tested(&mut limiter, &network, second(11)), 2);
+        assert_eq!(tested(&mut limiter, &network, second(3600)), 10);
+        assert!(limiter.may_test(&from(0x0a00_0100), second(3600)), "another prefix does not pay");
+        let fresh = limiter.admit_from(0x0a00_0000, 7, SeqNum::new(1), second(3600));
         assert_eq!(fresh, Admission::Granted, "nor do SYNs");
+    }
+
+    #[test]
+    fn guesses_in_the_name_of_one_address_leave_its_neighbours_most_of_their_budget() {
+        let limit = RateLimit { failures: 8, ..RateLimit::default() };
+        let mut limiter = limiter_of(&limit);
+        let [forged, honest] = [0x0a00_0001, 0x0a00_0002];
+        for second in 10..40 {
+            let now = Instant::from_secs(second);
+            assert!(tested(&mut limiter, &[forged], now) <= if second == 10 { 10 } else { 2 });
+            assert!(!limiter.may_test(&from(forged), now));
+            assert!(limiter.may_test(&from(honest), now));
+        }
+        // Four addresses spend what the prefix has.
+        assert_eq!(tested(&mut limiter, &[3, 4, 5, 6].map(|n| 0x0b00_0000 + n), Instant::from_secs(50)), 40);
+        assert!(!limiter.may_test(&from(0x0b00_0007), Instant::from_secs(50)));
+        let v6 = |last| FlowKey { wan: [0x2001_0db8, 0, 0, last], v6: true, ..FlowKey::default() };
+        (0..100).for_each(|_| limiter.failed(&v6(1), Instant::from_secs(50)));
+        assert!(!limiter.may_test(&v6(2), Instant::from_secs(50)), "what is charged untested counts all the same");
     }
 
     #[test]
@@ -676,10 +721,9 @@ mod tests {
         let mut limiter = limiter_of(&limit);
         let mut granted = |now| {
             let granted = (0..1000u32).filter(|&n| {
-                let place = limiter.place(&from(n << 8));
-                let may = limiter.may_test(place, now);
+                let may = limiter.may_test(&from(n << 8), now);
                 if may {
-                    limiter.failed(place, now);
+                    limiter.failed(&from(n << 8), now);
                 }
                 may
             });
@@ -691,12 +735,11 @@ mod tests {
     #[test]
     fn a_test_that_succeeds_costs_nothing_and_a_failure_too_many_is_no_debt() {
         let mut limiter = limiter();
-        let place = limiter.place(&from(1));
-        let now = Instant::from_secs(10);
-        assert!((0..1000).all(|_| limiter.may_test(place, now)));
-        (0..1000).for_each(|_| limiter.failed(place, now));
-        assert!(!limiter.may_test(place, now));
-        assert!(limiter.may_test(place, Instant::from_secs(11)));
+        let (source, now) = (from(1), Instant::from_secs(10));
+        assert!((0..1000).all(|_| limiter.may_test(&source, now)));
+        (0..1000).for_each(|_| limiter.failed(&source, now));
+        assert!(!limiter.may_test(&source, now));
+        assert!(limiter.may_test(&source, Instant::from_secs(12)));
     }
 
     #[test]

@@ -9,12 +9,16 @@
 mod destinations;
 pub mod exceptions;
 pub mod limit;
+pub mod lists;
 pub mod profiles;
+pub(crate) mod quotas;
 pub mod servers;
 
 use crate::config::{
-    Action, Asymmetric, EarlyEcho, Extension, Handshake, Proved, RateLimit, SackConflict, Settings, Source, Stray,
+    Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, Proved, RateLimit, SackConflict, Settings, Source,
+    Stray,
 };
+use crate::cache::proved_sources::Budgets;
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
@@ -102,21 +106,23 @@ impl Rule {
 
 /// What bounds all destinations together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub(crate) struct Meters {
     /// Of source prefixes; the number of buckets is that of the first policy.
     pub(crate) rate: RateLimit,
     /// Of what passes unproved.
     pub(crate) rates: Rates,
     /// SYNs a second to ports that lately refused or were silent.
     pub(crate) retries: u32,
+    /// Of what passes from sources that have proved themselves.
+    pub(crate) proved: Budgets,
 }
 
-impl Limits {
+impl Meters {
     /// Those of a configuration.
     pub(crate) fn of(config: &Config) -> Self {
         let &Config { introductions, passed_rate: passed, retries, .. } = config;
         let rates = Rates { introductions, vlan_searches: VLAN_SEARCHES, passed };
-        Self { rate: config.rate.clone(), rates, retries }
+        Self { rate: config.rate.clone(), rates, retries, proved: Budgets::of(config) }
     }
 }
 
@@ -133,8 +139,9 @@ pub struct Policy {
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
     /// What bounds all destinations together.
-    pub(crate) limits: Limits,
+    pub(crate) meters: Meters,
     pub(crate) tables: OptionTables,
+    pub(crate) limits: Limits,
     /// From which epoch on cookies are made with these tables, where others were in use.
     pub(crate) from: u64,
 }
@@ -170,8 +177,9 @@ impl Policy {
             rules: builder.rules,
             profiles: builder.profiles,
             destinations: (!all.is_empty()).then_some(destinations),
-            limits: Limits::of(config),
+            meters: Meters::of(config),
             tables: OptionTables::new(config),
+            limits: config.limits.clone(),
             from: next_epoch(now),
         }
     }

@@ -15,6 +15,7 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
+use crate::policy::lists::List;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
     Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options,
@@ -41,6 +42,7 @@ impl Proxy {
             || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
             || self.caches.refused_ports.is_remembered(&segment.key, now)
+            || self.settings.is_guarded && self.is_held_up(segment, now)
             || is_cached && !self.is_cache_full(now)
         {
             return false;
@@ -78,6 +80,9 @@ impl Proxy {
         if is_cached {
             self.counters.count(Event::CacheFull);
         }
+        if self.settings.is_guarded && self.quotas.limits_answers() {
+            self.quotas.note_answer(&segment.key, now);
+        }
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
         self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
@@ -106,7 +111,13 @@ impl Proxy {
         if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
-        if self.caches.proved_sources.is_on()
+        let listed = self.listed(ctx.key());
+        if let Some(listed) = listed {
+            ctx = match self.decide_by_list(ctx, listed, former) {
+                Ok(verdict) => return verdict,
+                Err(ctx) => ctx,
+            };
+        } else if self.caches.proved_sources.is_on()
             && self.admits_proved(&mut ctx, former)
             && let Some(verdict) = self.pass_unanswered(&mut ctx, former.take(), Event::ProvedPassed)
         {
@@ -155,18 +166,25 @@ impl Proxy {
         if self.is_bypassed(&key, former) {
             return self.pass_syn_unanswered(ctx, former, Event::Bypassed);
         }
+        let must_be_proxied = listed == Some(List::Always);
         if former.is_none()
+            && !must_be_proxied
             && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops
             && self.is_excepted(Exception::Expiring, ctx.segment, hash, now)
         {
             ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
             return self.pass_syn_unanswered(ctx, former, Event::Expiring);
         }
-        if let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
+        // Of what must be proxied only that passes which cannot be, and what comes while the box drains.
+        let may_pass = !must_be_proxied || offered.signed || self.settings.draining;
+        if may_pass && let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
             }
             return self.pass_syn_unanswered(ctx, former, event);
+        }
+        if !self.may_answer(&mut ctx) {
+            return Verdict::Drop(DropReason::OverLimit);
         }
         if let Some(id) = former
             && self.is_same_syn(&ctx, id, &offered)
@@ -313,13 +331,16 @@ impl Proxy {
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     #[inline(never)]
-    fn pass_syn_unanswered(&mut self, ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+    pub(super) fn pass_syn_unanswered(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
         if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.gives_way(id));
             if lives || !self.is_excepted(Exception::Syn, ctx.segment, ctx.hash, ctx.now) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
+        }
+        if event != Event::Allowed && self.is_over_limit(&mut ctx) {
+            return Verdict::Drop(DropReason::OverLimit);
         }
         self.counters.count(event);
         let (key, hash, now) = (*ctx.key(), ctx.hash, ctx.now);
@@ -492,15 +513,14 @@ impl Proxy {
             });
             return Err(Unproved::Unasked);
         }
-        let place = self.caches.limiter.place(ctx.key());
         let Segment { seq, ack, .. } = *ctx.segment;
         let outer_isn = ack - 1;
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
         let client_isns = [seq - 1, seq];
-        let may_test = self.caches.limiter.may_test(place, now);
+        let may_test = self.caches.limiter.may_test(ctx.key(), now);
         if !may_test && !self.caches.recent_syns.has_answered(ctx.hash, client_isns, outer_isn) {
             ctx.egress.note(|| {
-                "its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
+                "its address, its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
                     .into()
             });
             self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
@@ -513,7 +533,7 @@ impl Proxy {
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if now >= self.settings.adopt_until {
-                self.caches.limiter.failed(place, now);
+                self.caches.limiter.failed(ctx.key(), now);
             }
             if !may_test {
                 self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
@@ -674,7 +694,9 @@ mod tests {
     use crate::Config;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::RateLimit;
+    use crate::config::{Limits, Network, RateLimit};
+    use crate::policy::lists::Lists;
+    use std::sync::Arc;
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -691,14 +713,16 @@ mod tests {
         let rare = || prop::bool::weighted(0.1);
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
         let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
-        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
-            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
+        let answers = prop_oneof![4 => Just(0u32), 1 => 1u32..6];
+        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake, [answers.clone(), answers]).prop_map(
+            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake, answers)| Config {
                 table_buckets: 4,
                 learn_capacity: 64,
                 syn_cache_max: if cache { 2 } else { 0 },
                 introductions: u32::from(introductions),
                 own_sack: !no_sack,
                 rate: RateLimit { size: 64, burst: if few_tokens { 3 } else { 1000 }, ..RateLimit::default() },
+                limits: Limits { syn_acks: answers[0], destination_syn_acks: answers[1], ..Limits::default() },
                 mss_clamp,
                 handshake,
                 ..Config::default()
@@ -813,14 +837,23 @@ mod tests {
         let strategy = (
             config(),
             observation(),
-            [prop::bool::weighted(0.1), prop::bool::weighted(0.1)],
+            [prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.5)],
             prop::collection::vec(syn(), 1..8),
             any::<u16>(),
         );
         let run = TestRunner::new(ProptestConfig::with_cases(1500)).run(
             &strategy,
-            |(config, observation, [is_refused, draining], syns, taught)| {
+            |(config, observation, [is_refused, draining, listed], syns, taught)| {
                 let mut engines = [(); 2].map(|()| Proxy::new(&config, &Secrets::new([7; 48]), START));
+                if listed {
+                    // Of the eight clients from whom most SYNs come one in each list.
+                    let networks = List::ALL.map(|list| {
+                        let address = [0, 0, 0xffff, 0x0b00_0002 + list as u32];
+                        (list, Network { address, prefix: 128 })
+                    });
+                    let lists = Arc::new(Lists::new(networks));
+                    engines.iter_mut().for_each(|engine| drop(engine.set_lists(lists.clone())));
+                }
                 // By then the filter of recent SYNs is full enough to be trusted.
                 let mut now = START + Duration::from_secs(200);
                 for (n, syn) in syns.iter().enumerate() {

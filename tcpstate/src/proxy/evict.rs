@@ -193,6 +193,7 @@ impl Proxy {
             fill(flow);
         })?;
         self.table.enter(id, tick(now).wrapping_add(self.settings.profiles.of(profile).of(state)));
+        self.recount(id, now);
         Some(id)
     }
 
@@ -317,7 +318,7 @@ impl Proxy {
     }
 
     /// Ends a flow before its time: whether it has ended. Those who take it for a connection get a reset; while no frame is spare for that it stays.
-    fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
+    pub(super) fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
         match Kind::of(&self.table[id]) {
             Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
             Some(Kind::ServerSynSent) => self.abort(id, egress),
@@ -400,6 +401,9 @@ impl Proxy {
     pub(crate) fn forget(&mut self, id: Id) {
         if self.table[id].held != 0 {
             self.table.update(id, |flow| self.caches.hold_queue.forget(flow));
+        }
+        if self.quotas.is_counted(id.0) {
+            self.discount(id);
         }
         self.table.remove(id);
     }

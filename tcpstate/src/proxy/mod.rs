@@ -3,7 +3,8 @@
 //! in), `passthrough` (connections
 //! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
 //! not seen), `established`, `icmp` (errors), `adoption` (segments without
-//! a flow), and `evict` and `idle` (which flow gives way when the table is full).
+//! a flow), `evict` and `idle` (which flow gives way when the table is full), and `listed` (lists of clients and limits on
+//! connections).
 
 mod adoption;
 mod asymmetric;
@@ -14,6 +15,7 @@ mod established;
 pub(crate) mod evict;
 mod icmp;
 mod idle;
+mod listed;
 pub(crate) mod passthrough;
 mod proof;
 #[cfg(test)]
@@ -44,7 +46,9 @@ use crate::keyed::Keys;
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
+use crate::policy::lists::Lists;
 use crate::policy::profiles::Profiles;
+use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
 use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
@@ -181,6 +185,10 @@ pub(crate) struct Settings {
     /// The keys of the hash that names flows and packets.
     pub(crate) hash_keys: Keys,
     pub(crate) policy: Arc<Policy>,
+    /// Which clients are blocked, passed, and always proxied.
+    pub(crate) lists: Arc<Lists>,
+    /// Whether a SYN must be compared with them, or with limits, before it is answered.
+    pub(crate) is_guarded: bool,
     /// The settings that flows began with.
     pub(crate) profiles: Profiles,
     /// New connections are passed to their servers unanswered.
@@ -219,7 +227,7 @@ impl Caches {
             server_options: self.server_options.excerpt(key),
             refused_ports: self.refused_ports.excerpt(key),
             recent_syns: self.recent_syns.excerpt(hash),
-            limiter: self.limiter.excerpt(place, hash, isn),
+            limiter: self.limiter.excerpt(place, key, hash, isn),
             exceptions: self.exceptions.excerpt(key, place),
             fragments: self.fragments.excerpt(hash),
             hold_queue: self.hold_queue.clone(),
@@ -244,7 +252,7 @@ impl Caches {
 /// 5. [`on_timeout`](Proxy::on_timeout), again at once while it returns true, and at the latest at [`next_deadline`](Proxy::next_deadline).
 /// 6. [`updates`](Proxy::updates) and [`next_proved`](Proxy::next_proved), to be published to other workers before anything of this poll leaves by a port.
 ///
-/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`command`](Proxy::command), [`drain`](Proxy::drain) and
+/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`set_lists`](Proxy::set_lists), [`reset_blocked`](Proxy::reset_blocked), [`command`](Proxy::command), [`drain`](Proxy::drain) and
 /// [`rotate`](Proxy::rotate), and at any time what takes `&self`. Time is an argument and never goes back; chance is the secrets. So a run is a function
 /// of its inputs. Nothing here allocates once the proxy is made, but for policies and listings.
 pub struct Proxy {
@@ -255,6 +263,10 @@ pub struct Proxy {
     pub(crate) unproved: UnprovedFlows,
     pub(crate) inspection: Inspection,
     pub(crate) caches: Caches,
+    /// What counts for limits on connections and SYN-ACKs.
+    pub(crate) quotas: Quotas,
+    /// Up to where the table was searched for connections of blocked clients, while it is.
+    pub(crate) sweep: Option<u32>,
     pub(crate) counters: Counters,
     /// Sources that have proved themselves since [`Proxy::next_proved`] was last asked.
     pub(crate) proved: Vec<Source>,
@@ -285,7 +297,7 @@ impl Proxy {
     /// # Panics
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
-        let Memory { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources } = memory;
+        let Memory { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proved_sources = ProvedSources::new(config, proved_sources, keys);
@@ -294,14 +306,16 @@ impl Proxy {
             candidates: Candidates::new(config.syn_cache_max, config.flow_capacity()),
             unproved: UnprovedFlows::new(config.flow_capacity()),
             inspection: Inspection::new(keys, table.capacity()),
+            quotas: Quotas::new(&policy.limits, table.capacity(), keys, quotas),
+            sweep: None,
             table,
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
                 server_options: ServerOptions::new(config.learn_capacity, &policy, keys),
                 refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
                 recent_syns: RecentSyns::new(recent_syns, now),
-                limiter: Limiter::new(&policy.limits.rate, keys, limits, refused_syns),
-                exceptions: Exceptions::new(&policy.limits.rates, keys),
+                limiter: Limiter::new(&policy.meters.rate, keys, limits, refused_syns),
+                exceptions: Exceptions::new(&policy.meters.rates, keys),
                 fragments: Fragments::new(),
                 hold_queue: HoldQueue::new(config.held_frames),
                 vlan_pairs: VlanPairs::new(),
@@ -312,8 +326,10 @@ impl Proxy {
             settings: Settings {
                 hash_keys,
                 profiles: Profiles::new(policy.profiles()),
-                retries: Meter::new(policy.limits.retries),
+                retries: Meter::new(policy.meters.retries),
                 policy,
+                lists: Arc::default(),
+                is_guarded: false,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
                 errors_repeated: Meter::new(refusal::ERRORS_REPEATED),
@@ -322,6 +338,7 @@ impl Proxy {
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
         };
+        proxy.settings.is_guarded = proxy.is_guarded();
         proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -343,6 +360,7 @@ impl Proxy {
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
             self.remember_candidate(id);
             self.remember_unproved(id);
+            self.recount(id, now);
         }
     }
 
@@ -359,18 +377,22 @@ impl Proxy {
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
     /// keep their terms. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
-    /// with the tables they were made with. Limits hold at once. To be called between two batches.
+    /// with the tables they were made with. Limits hold at once; connections that began while there were none do not count. To be called between two
+    /// batches.
     pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
-        if policy.limits != self.settings.policy.limits {
-            self.caches.limiter.set_limits(&policy.limits.rate);
-            self.caches.exceptions.set_rates(&policy.limits.rates);
-            self.settings.retries.set_rate(policy.limits.retries);
+        if policy.meters != self.settings.policy.meters {
+            self.caches.limiter.set_limits(&policy.meters.rate);
+            self.caches.exceptions.set_rates(&policy.meters.rates);
+            self.settings.retries.set_rate(policy.meters.retries);
+            self.caches.proved_sources.set_budgets(policy.meters.proved);
         }
         self.caches.cookies.retable(&policy.tables, policy.from);
         self.caches.server_options.set_policy(&policy, &self.settings.policy);
         self.caches.refused_ports.may_last(policy.longest_closed());
         self.caches.proved_sources.turn(policy.passes_proved());
         self.settings.profiles.adopt(policy.profiles());
+        self.quotas.set_limits(&policy.limits);
+        self.settings.is_guarded = self.is_guarded();
         core::mem::replace(&mut self.settings.policy, policy)
     }
 
@@ -582,6 +604,9 @@ impl Proxy {
     /// returns true when more is due already.
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.caches.cookies.advance(now);
+        if self.sweep.is_some() && self.continue_sweep(egress) {
+            return true;
+        }
         for _ in 0..STEPS_A_TURN {
             match self.table.step(now) {
                 None => return false,
@@ -747,6 +772,9 @@ impl Proxy {
 
     /// The earliest time at which [`Proxy::on_timeout`] may have something to do; `None` when nothing is pending.
     pub fn next_deadline(&self) -> Option<Instant> {
+        if self.sweep.is_some() {
+            return Some(Instant::default());
+        }
         self.table.next_deadline()
     }
 
@@ -805,6 +833,7 @@ impl Proxy {
         if matches!(state, State::TimeWait | State::Reset) {
             self.remember_candidate(id);
         }
+        self.recount(id, now);
         self.restart_timer(id, now);
     }
 

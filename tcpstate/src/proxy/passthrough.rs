@@ -100,11 +100,11 @@ impl Proxy {
         Verdict::Forward
     }
 
-    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
-    /// IP.
+    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed, its end is named by another header than that of
+    /// IP, or its client is in the list `allow`.
     pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
-        if mss_clamp < u16::MAX && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
+        if mss_clamp < u16::MAX && !self.is_allowed(ctx.key()) && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
@@ -123,7 +123,10 @@ impl Proxy {
         if ctx.kind == Kind::Syn && ctx.side == Side::Wan && self.is_untouched(id) {
             return self.repeat_untouched(ctx, id);
         }
-        if ctx.kind == Kind::Syn && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id)) {
+        if ctx.kind == Kind::Syn
+            && !self.is_allowed(ctx.key())
+            && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id))
+        {
             return Verdict::Drop(DropReason::NotPassed);
         }
         let flow = &self.table[id];
@@ -267,7 +270,7 @@ impl Proxy {
     /// it: nobody may send a server more in its wake. Where the server's answers are known to take another way, nothing else can be seen of its connections.
     fn may_go_on(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let is_passed_by_policy = self.settings.draining || self.caches.direct_returns.is_found(ctx.key());
-        if ctx.side == Side::Lan || is_passed_by_policy {
+        if ctx.side == Side::Lan || is_passed_by_policy || self.is_allowed(ctx.key()) {
             return true;
         }
         let kind = match ctx.kind {
@@ -305,7 +308,8 @@ impl Proxy {
             return Verdict::Forward;
         }
         if !acceptable {
-            return Verdict::Drop(DropReason::BadReset);
+            let is_allowed = self.is_allowed(ctx.key());
+            return if is_allowed { Verdict::Forward } else { Verdict::Drop(DropReason::BadReset) };
         }
         let exceptional = flow.is(FlowFlags::EXCEPTIONAL);
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {

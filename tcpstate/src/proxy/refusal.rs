@@ -139,6 +139,9 @@ impl Proxy {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         let (key, hash, now) = (*ctx.key(), ctx.hash, ctx.now);
+        if self.is_blocked(&mut ctx) {
+            return Verdict::Drop(DropReason::Blocked);
+        }
         self.note_proof(Event::ResetProved, &key, now);
         self.caches.limiter.refund(&key, now);
         if let Some(former) = former {

@@ -11,6 +11,7 @@ use crate::cache::servers::ServerOptions;
 use crate::flow::table::{Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
+use crate::policy::quotas::Quotas;
 
 /// The regions of one worker's [`Proxy`](crate::Proxy).
 pub struct Memory {
@@ -26,6 +27,8 @@ pub struct Memory {
     pub refused_ports: Words,
     /// Sources that have proved themselves lately.
     pub proved_sources: Words,
+    /// The counters of limits on connections and SYN-ACKs, which other workers may read.
+    pub quotas: Words,
 }
 
 impl Memory {
@@ -36,24 +39,26 @@ impl Memory {
         | Limiter::LAYOUT << 8
         | Sightings::LAYOUT << 16
         | RefusedPorts::LAYOUT << 24
-        | ProvedSources::LAYOUT << 28;
+        | ProvedSources::LAYOUT << 28
+        | Quotas::LAYOUT << 56;
 
     /// Memory of this process alone, all zero, of the sizes this configuration needs.
     pub fn anonymous(config: &Config) -> Self {
-        let [recent_syns, limits, refused_syns, refused_ports, proved_sources] =
+        let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] =
             Self::words_needed(config).map(Words::zeroed);
         let slab = Slab::anonymous(config.flow_capacity(), false);
-        Self { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources }
+        Self { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas }
     }
 
     /// How many words each region of atomic words has at least, in the order of the fields; for the slab see [`Slab::words`].
-    pub fn words_needed(config: &Config) -> [usize; 5] {
+    pub fn words_needed(config: &Config) -> [usize; 6] {
         [
             RecentSyns::words_needed(config),
             Limiter::words_needed(config),
             Sightings::words_needed(config),
             RefusedPorts::words_needed(config),
             ProvedSources::words_needed(config),
+            Quotas::words_needed(config),
         ]
     }
 }
@@ -61,7 +66,7 @@ impl Memory {
 /// The bytes that one worker's [`Proxy`](crate::Proxy) takes at most, by what decides their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// [`Config::table_buckets`]: records, index, and the queues of flows that may be evicted.
+    /// [`Config::table_buckets`]: records, index, the queues of flows that may be evicted, and the counters of limits.
     pub table: u64,
     /// [`Config::learn_capacity`].
     pub server_options: u64,
@@ -83,10 +88,12 @@ impl Footprint {
     /// That of an engine of this configuration, which may be a [share](Config::share).
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
-        let [recent_syns, limits, refused_syns, refused_ports, proved_sources] = Memory::words_needed(config);
+        let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
             + Candidates::bytes_needed(config.syn_cache_max, flows)
-            + UnprovedFlows::bytes_needed(flows);
+            + UnprovedFlows::bytes_needed(flows)
+            + 8 * quotas
+            + Quotas::bytes_needed(config);
         Self {
             table: table as u64,
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,

@@ -41,6 +41,9 @@ impl Proxy {
         proof: &Proof,
         former: Option<Id>,
     ) -> Verdict {
+        if self.is_blocked(&mut ctx) {
+            return Verdict::Drop(DropReason::Blocked);
+        }
         let now = ctx.now;
         let (key, hash) = (*ctx.key(), ctx.hash);
         let crossed = former.and_then(|id| ServerSyn::remembered(&self.table[id], now));
@@ -55,6 +58,9 @@ impl Proxy {
             return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
         }
         self.caches.limiter.refund(&key, now);
+        if self.is_over_limit(&mut ctx) {
+            return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
+        }
         if !self.make_room(Opener::Proved(&key), now, ctx.egress) {
             return self.turn_away(ctx, proof);
         }

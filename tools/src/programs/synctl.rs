@@ -5,15 +5,16 @@ use crate::{configure, show, views};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use control::{
-    CaptureKind, CaptureLimits, Client, ClientError, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
+    CaptureKind, CaptureLimits, Client, ClientError, ClientList, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
 };
 use pktio::pcap::{PcapFileError, PcapReader, Record};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::fs;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use synproxy::process::settings;
 
 /// Shown below the options in `--help`.
@@ -41,6 +42,15 @@ const RELOAD_HELP: &str = "\
 What can change does, without a dropped frame; what cannot is named with the reason; a file that is wrong changes nothing.
 Without FILE synproxy reads its own file again, as at SIGHUP. With FILE synctl reads that one and sends it; it holds until the
 next reload, and takes the role admin. `synctl config diff FILE` tells beforehand what would change.";
+/// Shown below the options of `lists`.
+const LISTS_HELP: &str = "\
+Lists:
+  block   new connections of these clients are dropped
+  allow   their connections pass to the servers unanswered and unchanged
+  always  their connections are proxied, whatever else would let them pass
+
+Of several lists that a client is in, the first counts. A change lasts until synproxy ends or reads its configuration again; then the
+lists are what the configuration and its files say.";
 
 /// Shown below the options of `capture start`.
 const CAPTURE_HELP: &str = "\
@@ -85,6 +95,21 @@ enum Command {
     Servers {
         #[command(subcommand)]
         operation: Servers,
+    },
+    /// Shows and changes the lists of clients: block, allow and always
+    #[command(after_help = LISTS_HELP)]
+    Lists {
+        #[command(subcommand)]
+        operation: Lists,
+    },
+    /// Adds networks to the list `block`
+    Block {
+        /// Addresses, or networks such as 192.0.2.0/24; none with --existing resets the connections of all clients in the list
+        #[arg(required_unless_present = "existing", value_parser = network)]
+        networks: Vec<String>,
+        /// Resets the connections of blocked clients that run, too
+        #[arg(long)]
+        existing: bool,
     },
     /// Lets new connections pass unproxied, so that synproxy can be stopped once the connections it translates have ended
     Drain {
@@ -204,6 +229,57 @@ enum Configurations {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Operations on lists of clients.
+#[derive(Debug, Subcommand)]
+enum Lists {
+    /// Shows how many networks each list has, or all networks of LIST
+    Show {
+        /// block, allow or always
+        #[arg(value_parser = client_lists())]
+        list: Option<ClientList>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Adds networks to a list
+    Add {
+        /// block, allow or always
+        #[arg(value_parser = client_lists())]
+        list: ClientList,
+        /// Addresses, or networks such as 192.0.2.0/24
+        #[arg(required = true, value_parser = network)]
+        networks: Vec<String>,
+    },
+    /// Removes networks from a list; fails if one of them is not in it exactly so
+    Remove {
+        /// block, allow or always
+        #[arg(value_parser = client_lists())]
+        list: ClientList,
+        /// Addresses, or networks such as 192.0.2.0/24
+        #[arg(required = true, value_parser = network)]
+        networks: Vec<String>,
+    },
+    /// Puts the networks of FILE in the place of those that a list has, all at once
+    Replace {
+        /// block, allow or always
+        #[arg(value_parser = client_lists())]
+        list: ClientList,
+        /// A file with one network a line; - is the standard input
+        file: PathBuf,
+    },
+}
+
+/// Parses a list by its name.
+fn client_lists() -> impl TypedValueParser<Value = ClientList> {
+    let known = |name: String| name.parse().expect("it is one of the names");
+    PossibleValuesParser::new(ClientList::ALL.map(ClientList::name)).map(known)
+}
+
+/// Checks a network.
+fn network(text: &str) -> Result<String, String> {
+    confparse::network(text).map(|_| text.to_owned())
 }
 
 /// Operations on captures.
@@ -414,6 +490,16 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             return difference(&mut client, file.as_deref(), *json);
         }
         Command::Events { follow, json } => return events(&mut client, *follow, *json),
+        Command::Lists { operation: Lists::Show { list: Some(list), json } } => {
+            return show_list(&mut client, *list, *json);
+        }
+        Command::Lists { operation: Lists::Replace { list, file } } => return replace_list(&mut client, *list, file),
+        Command::Block { networks, existing: true } if !networks.is_empty() => {
+            let block = Request::AddToList { list: ClientList::Block, networks: networks.clone() };
+            write!(io::stdout(), "{}", text(&client.ask(&block)?))?;
+            write!(io::stdout(), "{}", text(&client.ask(&Request::ResetBlocked)?))?;
+            return Ok(());
+        }
         _ => {}
     }
     let (request, json) = request(&arguments.command)?;
@@ -442,10 +528,7 @@ fn difference(client: &mut Client, file: Option<&Path>, json: bool) -> Result<()
     for warning in &parsed.warnings {
         eprintln!("{warning}");
     }
-    let wrong = settings::wrong(&parsed);
-    if !wrong.is_empty() {
-        return Err(Failure::Configuration(wrong.join("\n")));
-    }
+    settings::examine(&parsed).map_err(|wrong| Failure::Configuration(wrong.join("\n")))?;
     let changes = configure::difference(&running, &parsed.config);
     let mut out = io::stdout().lock();
     if json {
@@ -492,6 +575,21 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
             }
             Servers::Flush { address } => (Request::FlushServers { address: *address }, false),
         },
+        Command::Lists { operation } => match operation {
+            Lists::Show { list: None, json } => (Request::Lists, *json),
+            Lists::Show { list: Some(list), json } => (Request::List { list: *list, from: 0 }, *json),
+            Lists::Add { list, networks } => (Request::AddToList { list: *list, networks: networks.clone() }, false),
+            Lists::Remove { list, networks } => {
+                (Request::RemoveFromList { list: *list, networks: networks.clone() }, false)
+            }
+            Lists::Replace { list, .. } => {
+                (Request::ReplaceList { list: *list, networks: Vec::new(), upload: 0, last: false }, false)
+            }
+        },
+        Command::Block { networks, .. } if networks.is_empty() => (Request::ResetBlocked, false),
+        Command::Block { networks, .. } => {
+            (Request::AddToList { list: ClientList::Block, networks: networks.clone() }, false)
+        }
         Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
         Command::RotateSecrets => (Request::RotateSecrets, false),
         Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
@@ -593,6 +691,58 @@ fn events(client: &mut Client, follow: bool, json: bool) -> Result<(), Failure> 
     }
 }
 
+/// Shows all networks of a list, page by page: as lines, or as lines of JSON.
+fn show_list(client: &mut Client, list: ClientList, json: bool) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut from = Some(0);
+    while let Some(begin) = from {
+        let reply = client.ask(&Request::List { list, from: begin })?;
+        let Reply::List(page) = reply else { return Err(ClientError::Unexpected(format!("{reply:?}")).into()) };
+        for network in &page.networks {
+            if json {
+                control::write_line(&mut out, network)?;
+            } else {
+                writeln!(out, "{network}")?;
+            }
+        }
+        from = page.next;
+    }
+    Ok(out.flush()?)
+}
+
+/// Bytes of networks in one request, about.
+const PART: usize = control::MAX_REQUEST / 2;
+
+/// Replaces a list by the networks of a file, in as many requests as it takes.
+fn replace_list(client: &mut Client, list: ClientList, file: &Path) -> Result<(), Failure> {
+    let name = file.display().to_string();
+    let wrong = |error: io::Error| Failure::Input(format!("{name}: {error}"));
+    let content = if file == Path::new("-") {
+        let mut content = Vec::new();
+        io::stdin().lock().read_to_end(&mut content).map(|_| content)
+    } else {
+        fs::read(file)
+    };
+    let content = String::from_utf8_lossy(&content.map_err(wrong)?).into_owned();
+    let networks = confparse::networks(&content, &name).map_err(Failure::Input)?;
+    // Two uploads at once must not mix.
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let upload = u64::from(since_epoch.subsec_nanos()) ^ since_epoch.as_secs() << 30 ^ u64::from(std::process::id()) << 40;
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    for network in &networks {
+        let text = confparse::written(network);
+        bytes += text.len() + 3;
+        part.push(text);
+        if bytes >= PART {
+            bytes = 0;
+            client.ask(&Request::ReplaceList { list, networks: std::mem::take(&mut part), upload, last: false })?;
+        }
+    }
+    let reply = client.ask(&Request::ReplaceList { list, networks: part, upload, last: true })?;
+    write!(io::stdout(), "{}", text(&reply))?;
+    Ok(())
+}
+
 /// Runs `top`: on a terminal until the user quits, otherwise once.
 fn top(mut client: Client, once: bool) -> Result<(), Failure> {
     if once || !io::stdout().is_terminal() {
@@ -631,6 +781,14 @@ fn text(reply: &Reply) -> String {
         Reply::Stats(stats) => show::stats(stats),
         Reply::Servers(entries) | Reply::Backends(entries) => show::servers(entries),
         Reply::Captures(captures) => show::captures(captures),
+        Reply::Lists(lists) => format!(
+            "block   {}\nallow   {}\nalways  {}\nmemory  {} kB\n",
+            lists.block,
+            lists.allow,
+            lists.always,
+            lists.bytes.div_ceil(1000)
+        ),
+        Reply::List(page) => page.networks.iter().map(|network| format!("{network}\n")).collect(),
         Reply::Explained(explained) => views::explained(explained),
         Reply::Whoami(whoami) => format!("user {}, role {}\n", whoami.user, whoami.role),
         Reply::Config(configuration) => configure::shown(configuration),
@@ -665,6 +823,14 @@ mod tests {
         assert_eq!(parse("synctl servers flush 10.0.0.1"), flush(Some(entry.address)));
         assert_eq!(parse("synctl backends flush"), flush(None), "the former name");
         assert_eq!(parse("synctl servers list --json"), Ok((Request::Servers, true)));
+        let networks = |networks: &[&str]| networks.iter().map(|&network| network.to_owned()).collect::<Vec<_>>();
+        let add = |list, added: &[&str]| Ok((Request::AddToList { list, networks: networks(added) }, false));
+        assert_eq!(parse("synctl lists show --json"), Ok((Request::Lists, true)));
+        assert_eq!(parse("synctl lists add allow 10.0.0.1 ::/0"), add(ClientList::Allow, &["10.0.0.1", "::/0"]));
+        assert_eq!(parse("synctl block 10.0.0.0/8"), add(ClientList::Block, &["10.0.0.0/8"]));
+        assert_eq!(parse("synctl block --existing"), Ok((Request::ResetBlocked, false)));
+        let remove = Request::RemoveFromList { list: ClientList::Always, networks: networks(&["10.0.0.1"]) };
+        assert_eq!(parse("synctl lists remove always 10.0.0.1"), Ok((remove, false)));
         assert_eq!(parse("synctl drain --wait 5"), Ok((Request::Drain { on: true }, false)));
         assert_eq!(parse("synctl drain --off"), Ok((Request::Drain { on: false }, false)));
         assert_eq!(parse("synctl events --json --follow"), Ok((Request::Events { after: 0 }, true)));
@@ -699,6 +865,10 @@ mod tests {
             "synctl servers add 10.0.0.1 --mss 1460 --wscale 15",
             "synctl drain --off --wait 1",
             "synctl servers flush somewhere",
+            "synctl lists add block",
+            "synctl lists add deny 10.0.0.1",
+            "synctl lists add block 10.0.0.1:80",
+            "synctl block",
             "synctl",
             "synctl set log-level loud",
             "synctl stat",

@@ -16,10 +16,11 @@ use loads::{
 };
 use nix::time::{ClockId, clock_gettime};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tcpstate::config::Timeouts;
+use tcpstate::config::{Limits, Network, Timeouts};
 use tcpstate::wire::Flags;
-use tcpstate::{Config, Proxy, Side};
+use tcpstate::{Config, List, Lists, Proxy, Side};
 use worker::{BATCH, BEAT, Worker};
 
 /// As the appliance has it.
@@ -125,9 +126,35 @@ fn syns(table: &mut Table) {
         &config(CACHE, LARGE),
         &mut flood(any()),
     );
+    guarded_syns(table);
     // The clock moves so that the oldest entry is always old enough to give way: three seconds for the whole cache.
     let mut stored = SynFlood { pause: Duration::from_micros(3_100), ..flood(any()) };
     table.load("SYN -> SYN-ACK, cache on, each stored, random sources", reference, &config(CACHE, LARGE), &mut stored);
+}
+
+/// SYNs that are compared with lists and limits before they are answered.
+fn guarded_syns(table: &mut Table) {
+    let budgets = Limits { syn_acks: 10_000_000, destination_syn_acks: 10_000_000, ..Limits::default() };
+    for (name, listed, limits) in [
+        ("SYN -> SYN-ACK, cache off, a million networks listed, random sources", 1_000_000, Limits::default()),
+        ("SYN -> SYN-ACK, cache off, SYN-ACKs limited, random sources", 0, budgets),
+    ] {
+        if !table.wants(name) {
+            continue;
+        }
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&Config { limits, ..config(0, LARGE) }, &worker);
+        // Spread over all addresses that a source may have: one in a thousand is listed, and answered all the same.
+        let mut chance = Chance(3);
+        let networks = (0..listed).map(|_| {
+            let address = [0, 0, 0xffff, Pair::numbered(chance.word(), false).client];
+            (List::Always, Network { address, prefix: 128 })
+        });
+        drop(proxy.set_lists(Arc::new(Lists::new(networks))));
+        let mut load =
+            SynFlood { sources: Sources { chance: Chance(1), count: None }, repeats: false, pause: Duration::ZERO };
+        table.measure(name, Some(reference::SYN), &mut proxy, &mut worker, &mut load);
+    }
 }
 
 fn bogus_acks(table: &mut Table) {

@@ -16,6 +16,7 @@ mod full_table;
 mod interrupted;
 mod kicks;
 mod links;
+mod listed;
 mod locked_out;
 mod loss;
 mod matrix;

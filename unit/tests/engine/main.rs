@@ -11,6 +11,7 @@ mod errors;
 mod field;
 mod full_table;
 mod hostile;
+mod listed;
 mod matrix;
 mod operator;
 mod promise;

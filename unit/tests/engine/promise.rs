@@ -1748,7 +1748,7 @@ in_every_mode! {
         let (other_client, other_server) = world.pair(40, 1, 50);
         let elsewhere = connect(&other_client, Terms::linux(world.mss()), CLIENT_ISN);
         for n in 0..8 {
-            let (guesser, _) = world.pair(0, 77, 2000 + n);
+            let (guesser, _) = world.pair(0, 100 + n as u8, 2000);
             let tested = n < 5;
             guesser.sends_in_vain(
                 ack(5000, 9000),
