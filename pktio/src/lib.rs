@@ -51,6 +51,6 @@ pub use huge_pages::HugePageAllocator;
 pub use open::{Alone, Opened, Queue, open, open_alone};
 pub use options::{Fallback, Mode, Options};
 pub use pool::Pool;
-pub use port::{Capabilities, Pair, Port, PortStatistics};
+pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};
 pub use shed::{ShedFilter, ShedLevel};
 pub use wait::{wait, wait_or_wake};

@@ -78,7 +78,7 @@ pub struct Worker<E> {
     captures: CaptureTap,
     /// Samples of its traffic.
     top_talkers: TopTalkers,
-    /// The longest time that a command of each kind has taken.
+    /// The longest time that a command of each kind has taken, or publishing the statistics.
     longest_command: [Duration; CommandKind::COUNT],
     /// Servers found to answer another way, which have yet to be published with the statistics.
     found: Vec<FlowKey>,
@@ -174,9 +174,7 @@ impl<E: Engine> Worker<E> {
             self.adjust_shedding(iteration, now);
             self.execute_command(now, slot);
             if now >= publish_at {
-                slot.publish(&self.snapshot());
-                self.found.drain(..).for_each(|key| slot.found(key));
-                self.top_talkers.advance(now);
+                self.publish(now, slot);
                 publish_at = now + PUBLISH_EVERY;
             }
             if stop.load(Ordering::Relaxed) || (iteration.is_idle() && self.is_exhausted()) {
@@ -192,6 +190,21 @@ impl<E: Engine> Worker<E> {
         // The held frames are dropped; their senders retransmit them.
         self.hold_buffer.clear(&mut self.pool);
         ended
+    }
+
+    /// Shows the statistics to their readers, who then ask nothing of the worker. What this costs does not depend on how many flows there are.
+    fn publish(&mut self, now: Instant, slot: &Slot) {
+        let begin = clock::thread_time();
+        slot.publish(&self.snapshot());
+        self.found.drain(..).for_each(|key| slot.found(key));
+        self.top_talkers.advance(now);
+        self.took(CommandKind::Publish, begin);
+    }
+
+    /// Notes how long the worker was kept from its frames by this, which began at `begin` of the worker's own time.
+    fn took(&mut self, kind: CommandKind, begin: Duration) {
+        let longest = &mut self.longest_command[kind as usize];
+        *longest = clock::thread_time().saturating_sub(begin).max(*longest);
     }
 
     /// Executes a command, if there is one.
@@ -210,8 +223,7 @@ impl<E: Engine> Worker<E> {
             }
         });
         if let Some(kind) = kind {
-            let longest = &mut self.longest_command[kind as usize];
-            *longest = clock::thread_time().saturating_sub(begin).max(*longest);
+            self.took(kind, begin);
         }
     }
 
