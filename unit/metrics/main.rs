@@ -138,16 +138,16 @@ impl Browser {
         self.command("POST", "/execute/sync", &script.to_string())
     }
 
-    /// Has the browser pretend something.
-    fn emulate(&self, what: &str, how: Value) {
+    /// Sends a command of the browser's own protocol.
+    fn emulate(&self, what: &str, how: Value) -> Value {
         let body = json!({ "cmd": what, "params": how });
-        self.command("POST", "/goog/cdp/execute", &body.to_string());
+        self.command("POST", "/goog/cdp/execute", &body.to_string())
     }
 
-    /// A picture of the page, written to this file.
+    /// A picture of the whole page, written to this file.
     fn picture(&self, file: &Path) {
-        let picture = self.command("GET", "/screenshot", "");
-        let bytes = base64(picture.as_str().expect("a picture"));
+        let picture = self.emulate("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
+        let bytes = base64(picture["data"].as_str().expect("a picture"));
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000, "{} bytes of picture", bytes.len());
         fs::write(file, bytes).expect("writing the picture");
     }
@@ -225,11 +225,11 @@ fn talk(address: SocketAddr) {
     stream.read_exact(&mut answer).expect("receiving");
 }
 
-/// A flood of SYNs from sources that do not exist.
-fn flood(rig: &Rig) -> Running {
+/// A flood of segments of this kind from sources that do not exist.
+fn flood(rig: &Rig, kind: &str) -> Running {
     let mut flood = rig.client.command(program("synflood"));
     flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-    flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", "syn", "--seconds", "60"]);
+    flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", kind, "--seconds", "60"]);
     flood.args(["--rate", &FLOOD.to_string()]);
     Running(flood.stdout(Stdio::null()).spawn().expect("starting the flood"))
 }
@@ -251,7 +251,7 @@ fn the_page_shows_a_flood_in_a_browser() {
         browser.command("POST", "/url", &format!("{{\"url\":\"http://{METRICS}/\"}}"));
         until("the page is calm", || text("state") == "\"calm\"");
     });
-    let flood = flood(&rig);
+    let syns = flood(&rig, "syn");
     rig.client.run(|| (0..20).for_each(|_| talk(server.address)));
     let lasting: Vec<_> =
         rig.client.run(|| (0..5).map(|_| traffic::connect(server.address).expect("connecting")).collect());
@@ -265,6 +265,10 @@ fn the_page_shows_a_flood_in_a_browser() {
         }
         let secrets = browser.value("document.body.innerText.includes('syn-cached')");
         assert_eq!(secrets, false, "the flood is not listed");
+    });
+    let guesses = flood(&rig, "ack");
+    rig.middle.run(|| {
+        until("the drops are told by reason", || !text("drops").contains("none"));
         thread::sleep(Duration::from_secs(5));
         for (name, [width, height]) in [("desk", [1280, 1000]), ("phone", [390, 844])] {
             let rect = format!("{{\"width\":{width},\"height\":{height}}}");
@@ -301,7 +305,7 @@ fn the_page_shows_a_flood_in_a_browser() {
         let own = fetched.as_array().expect("a list").iter().all(|host| host == METRICS);
         assert!(own, "{fetched}");
     });
-    drop(flood);
+    drop((syns, guesses));
     rig.middle.run(|| until("it is calm again", || text("state") == "\"calm\""));
     drop(browser);
     assert!(appliance.stop().status.success());
@@ -372,7 +376,7 @@ fn prometheus_sees_a_box_under_flood() {
     let calm = rig.middle.run(|| query(&attack.1));
     assert!(attack.0.starts_with("Attack") && calm.iter().all(|&rate| rate < 100.0), "{calm:?}");
 
-    let flood = flood(&rig);
+    let syns = flood(&rig, "syn");
     rig.middle.run(|| {
         until("the panel of the attack moves", || query(&attack.1).iter().any(|&rate| rate > f64::from(FLOOD) / 4.0));
         until("the record of unproved SYNs follows", || {
@@ -418,7 +422,7 @@ fn prometheus_sees_a_box_under_flood() {
     }
     // The kernel has looked for frames to send and found none behind each batch, so it does count.
     assert!(rig.middle.run(|| query("sum(synproxy_xdp_tx_ring_empty_descs_total)"))[0] > 0.0);
-    drop((flood, scraper));
+    drop((syns, scraper));
 
     // A scrape of a busy box is quick, and complete.
     let begin = Instant::now();
