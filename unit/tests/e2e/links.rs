@@ -237,9 +237,9 @@ fn a_loss_is_passed_on_to_the_other_port_and_taken_back() {
                 expected[1 - lost] = LinkCondition::TakenDown;
                 watched.conditions() == expected
             });
-            assert!(
+            within(SECONDS, "it says so", || {
                 watched.says(&format!("{port} has lost its link")) && watched.says(&format!("{taken} is taken down"))
-            );
+            });
             host.sh(&format!("ip link set {own} up"));
             let took = within(SECONDS, "the other port's neighbour has its link again", || has_carrier(other, far));
             note!("{backend:?}: taken back after {took:?}");

@@ -321,6 +321,10 @@ fn several_workers_between_switches() {
         stop(proxy);
         plugged.into_iter().for_each(|plugged| plugged.unplug(&rig.middle));
     }
+    // The module would not return from the eleventh.
+    let complaint = refused_with(&Rig::alone(), ["vale0:1", "vale1:1"], &["--workers=11"]);
+    note!("  {complaint}");
+    assert!(complaint.contains("room for 10 workers") && complaint.contains("priv_if_num"), "{complaint}");
 }
 
 #[test(alone)]
