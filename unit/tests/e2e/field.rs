@@ -23,8 +23,10 @@ fn hub(rig: &Rig, port: &str) -> [Namespace; 2] {
     let [hub, neighbour] = ["hub", "neighbour"].map(Namespace::new);
     hub.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
     rig.middle.sh(&format!("ip link set {port} netns {} name near0", hub.name()));
+    let several = format!("numtxqueues {0} numrxqueues {0}", rig.queues());
     rig.middle.sh(&format!(
-        "ip link add {port} type veth peer name far0 netns {}; ip link set {port} up; ethtool -K {port} tx off >/dev/null",
+        "ip link add {port} {several} type veth peer name far0 {several} netns {}
+         ip link set {port} up; ethtool -K {port} tx off >/dev/null",
         hub.name()
     ));
     neighbour.sh(&format!(
