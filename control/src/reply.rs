@@ -228,6 +228,12 @@ pub struct Counts {
     pub lan: Port,
     /// Counters of the WAN port.
     pub wan: Port,
+    /// What the kernel counts of the rings of the LAN port's AF_XDP sockets (`XDP_STATISTICS`); zero with other I/O backends.
+    #[serde(default)]
+    pub lan_rings: Port,
+    /// Of those of the WAN port's, likewise.
+    #[serde(default)]
+    pub wan_rings: Port,
     /// Of the LAN port's interface: its link, and its settings. Zero in those of a worker, which has no part in them.
     #[serde(default)]
     pub lan_link: Port,

@@ -53,7 +53,7 @@ pub use open::{Alone, Opened, Queue, open, open_alone};
 pub use options::{Fallback, Mode, Options};
 pub use peer::peer_groups;
 pub use pool::Pool;
-pub use port::{Capabilities, Pair, Port, PortStatistics};
+pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};
 pub use xdp::ShedSamples;

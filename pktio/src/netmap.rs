@@ -13,6 +13,7 @@ mod name;
 mod port;
 mod ring;
 
+use std::fs;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -64,6 +65,15 @@ pub(crate) fn check(names: &[(&str, Name<'_>)], options: &Options) -> Result<(),
             });
         }
     }
+    let (most, at_switch) = (registrations(), |(_, name): &&(&str, Name<'_>)| matches!(name, Name::Switch(_)));
+    if let Some((port, _)) = names.iter().find(at_switch)
+        && workers > most
+    {
+        return Err(OpenError::Unsupported {
+            what: format!("{port}: the memory of a switch's port has room for {most} workers, not for {workers}"),
+            hint: "start fewer workers, or raise the parameter priv_if_num of the module".into(),
+        });
+    }
     match names.iter().find(|(_, name)| matches!(name, Name::Pipe { .. })) {
         Some((pipe, _)) if workers > 1 => Err(OpenError::Unsupported {
             what: format!("{pipe} is a pipe, which has one ring pair, and {workers} workers need as many"),
@@ -71,6 +81,14 @@ pub(crate) fn check(names: &[(&str, Name<'_>)], options: &Options) -> Result<(),
         }),
         _ => Ok(()),
     }
+}
+
+/// How many registrations, one for each worker, the memory of a switch's port has room for. The module has been seen not to return from one more.
+fn registrations() -> usize {
+    // What the module makes such a memory for by itself, unless its parameter says more.
+    const ALWAYS: usize = 10;
+    let parameter = fs::read_to_string("/sys/module/netmap/parameters/priv_if_num");
+    parameter.ok().and_then(|number| number.trim().parse().ok()).map_or(ALWAYS, |number: usize| number.max(ALWAYS))
 }
 
 /// The switch of the port `port`, which is `SWITCH:PORT`.
@@ -508,6 +526,15 @@ mod tests {
             let error = check(names, 2).expect_err("two workers").to_string();
             assert!(error.contains("netmap:p{1 is a pipe, which has one ring pair, and 2 workers"), "{error}");
         }
+    }
+
+    #[test]
+    fn more_workers_than_a_switch_s_memory_has_room_for_are_refused() {
+        let names = [("vale0:1", Name::Switch("vale0:1")), ("vale1:1", Name::Switch("vale1:1"))];
+        let check = |workers| check(&names, &Options { workers, ..Options::default() });
+        assert!(check(registrations()).is_ok());
+        let error = check(registrations() + 1).expect_err("one too many").to_string();
+        assert!(error.contains("vale0:1: the memory") && error.contains("priv_if_num"), "{error}");
     }
 
     #[test]

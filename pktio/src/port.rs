@@ -165,6 +165,26 @@ pub struct PortStatistics {
     pub super_frames: u64,
     /// Super-frames dropped because the port cannot cut them: of an unknown kind, or with headers that contradict each other.
     pub uncut: u64,
+    /// What the kernel counts of the rings of an AF_XDP socket; zero where the port has none.
+    pub rings: RingStatistics,
+}
+
+/// What the kernel counts of the rings of one AF_XDP socket, as `XDP_STATISTICS` gives it and by the names there (`struct xdp_statistics` of
+/// `linux/if_xdp.h`). Frames that it counts make no `skb`, so none of the kernel's drop reasons knows them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingStatistics {
+    /// Frames dropped on reception for other reasons than a full receive ring: longer than a buffer, or no buffer was there.
+    pub rx_dropped: u64,
+    /// Descriptors of the fill ring that the kernel refused.
+    pub rx_invalid_descs: u64,
+    /// Descriptors of the transmit ring that the kernel refused.
+    pub tx_invalid_descs: u64,
+    /// Frames dropped because the receive ring was full.
+    pub rx_ring_full: u64,
+    /// Times the kernel found the fill ring empty when a frame came.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Times the kernel found the transmit ring empty when it looked for frames to send.
+    pub tx_ring_empty_descs: u64,
 }
 
 /// What one worker owns: its queue of both ports, and the frames they share.

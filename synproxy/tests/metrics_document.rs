@@ -18,6 +18,8 @@ fn in_stats(family: Family) -> &'static str {
         Family::Handoff => "`crossed`, with the former names beside the present ones",
         Family::Lan => "`lan`, with the former names beside the present ones",
         Family::Wan => "`wan`, with the former names beside the present ones",
+        Family::LanRing => "`lan-rings`",
+        Family::WanRing => "`wan-rings`",
         Family::LanLink => "`lan-link`, in the total",
         Family::WanLink => "`wan-link`, in the total",
         Family::Notice => "`notices`, in the total",
@@ -46,7 +48,8 @@ Everything that the appliance counts and measures. This page is made from the ta
 
 `synctl stats --json` gives every value for each worker and in total. The total of a metric is the sum over the workers, unless
 its section says otherwise. A counter only grows while the process runs; a gauge is a momentary value. The last column is the
-name in Prometheus, where nanoseconds are seconds and each value has a label `worker` besides ([the endpoint](operations.md#metrics)).
+name in Prometheus, where nanoseconds are seconds and each value has a label `worker` besides, and a value of rings a label `interface`
+([the endpoint](operations.md#metrics)). A worker has one AF_XDP socket at each port, so `worker`, `interface` and `ring` name one ring.
 
 Frames that were lost for want of room are also summed up over ports and workers, in `losses`, in the line that is logged every two seconds
 while frames arrive, and in `synctl top`: everywhere by the same name, which the table at exit writes with blanks behind `lost,`.

@@ -119,6 +119,12 @@ pub fn stats(stats: &Stats) -> String {
             let _ = writeln!(out, "{name:<34}{lan:>18}{wan:>18}");
         }
     }
+    for (name, &lan) in &total.lan_rings {
+        let wan = total.wan_rings.get(name).copied().unwrap_or_default();
+        if lan + wan > 0 {
+            let _ = writeln!(out, "{:<34}{lan:>18}{wan:>18}", format!("rings, {name}"));
+        }
+    }
     for name in total.lan_link.keys().filter(|name| *name != "carrier") {
         let of = |port: &Port| port.get(name).copied().unwrap_or_default();
         let (lan, wan) = (of(&total.lan_link), of(&total.wan_link));

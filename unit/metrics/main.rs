@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::{ignore, leftovers, note, test};
-use serde_json::Value;
+use serde_json::{Value, json};
 use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
 
 /// Where the box serves its metrics and Prometheus its interface, both inside the box's own namespace.
@@ -138,14 +138,30 @@ impl Browser {
         self.command("POST", "/execute/sync", &script.to_string())
     }
 
-    /// A picture of the page, written to this file.
+    /// Sends a command of the browser's own protocol.
+    fn emulate(&self, what: &str, how: Value) -> Value {
+        let body = json!({ "cmd": what, "params": how });
+        self.command("POST", "/goog/cdp/execute", &body.to_string())
+    }
+
+    /// A picture of the whole page, written to this file.
     fn picture(&self, file: &Path) {
-        let picture = self.command("GET", "/screenshot", "");
-        let bytes = base64(picture.as_str().expect("a picture"));
+        let picture = self.emulate("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
+        let bytes = base64(picture["data"].as_str().expect("a picture"));
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000, "{} bytes of picture", bytes.len());
         fs::write(file, bytes).expect("writing the picture");
     }
 }
+
+/// The least contrast of any text of the page with what is behind it.
+const CONTRAST: &str = r"(() => {
+    const light = colour => colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+    const parts = colour => colour.match(/[\d.]+/g).map(Number);
+    const ground = e => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c.slice(0, 3); } return [255, 255, 255]; };
+    const texts = [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && e.offsetParent);
+    return Math.min(...texts.map(e => { const [a, b] = [light(parts(getComputedStyle(e).color).slice(0, 3)), light(ground(e))]; return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }));
+})()";
 
 /// The bytes of a text in base 64.
 fn base64(text: &str) -> Vec<u8> {
@@ -209,11 +225,11 @@ fn talk(address: SocketAddr) {
     stream.read_exact(&mut answer).expect("receiving");
 }
 
-/// A flood of SYNs from sources that do not exist.
-fn flood(rig: &Rig) -> Running {
+/// A flood of segments of this kind from sources that do not exist.
+fn flood(rig: &Rig, kind: &str) -> Running {
     let mut flood = rig.client.command(program("synflood"));
     flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-    flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", "syn", "--seconds", "60"]);
+    flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", kind, "--seconds", "60"]);
     flood.args(["--rate", &FLOOD.to_string()]);
     Running(flood.stdout(Stdio::null()).spawn().expect("starting the flood"))
 }
@@ -235,11 +251,24 @@ fn the_page_shows_a_flood_in_a_browser() {
         browser.command("POST", "/url", &format!("{{\"url\":\"http://{METRICS}/\"}}"));
         until("the page is calm", || text("state") == "\"calm\"");
     });
-    let flood = flood(&rig);
+    let syns = flood(&rig, "syn");
     rig.client.run(|| (0..20).for_each(|_| talk(server.address)));
+    let lasting: Vec<_> =
+        rig.client.run(|| (0..5).map(|_| traffic::connect(server.address).expect("connecting")).collect());
     rig.middle.run(|| {
         until("the page names the attack", || text("state").contains("under attack"));
         until("the targets are named", || text("targets").contains(&netns::SERVER_V4.to_string()));
+        until("the destination's mode is told", || text("destinations").contains("cache"));
+        for client in &lasting {
+            let own = client.local_addr().expect("an address").to_string();
+            until("the connection is listed", || text("list").contains(&own));
+        }
+        let secrets = browser.value("document.body.innerText.includes('syn-cached')");
+        assert_eq!(secrets, false, "the flood is not listed");
+    });
+    let guesses = flood(&rig, "ack");
+    rig.middle.run(|| {
+        until("the drops are told by reason", || !text("drops").contains("none"));
         thread::sleep(Duration::from_secs(5));
         for (name, [width, height]) in [("desk", [1280, 1000]), ("phone", [390, 844])] {
             let rect = format!("{{\"width\":{width},\"height\":{height}}}");
@@ -248,6 +277,23 @@ fn the_page_shows_a_flood_in_a_browser() {
             browser.picture(&pictures.join(format!("{name}.png")));
             let overflows = browser.value("document.documentElement.scrollWidth > window.innerWidth");
             assert_eq!(overflows, false, "nothing is cut off: {name}");
+        }
+        // In the dark too, and as colour-blind readers see it; every text stands out from its ground (WCAG 2.2, 1.4.3).
+        for (name, scheme, vision) in [
+            ("light", "light", "none"),
+            ("dark", "dark", "none"),
+            ("deuteranopia", "light", "deuteranopia"),
+            ("achromatopsia", "dark", "achromatopsia"),
+        ] {
+            browser.emulate(
+                "Emulation.setEmulatedMedia",
+                json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
+            );
+            browser.emulate("Emulation.setEmulatedVisionDeficiency", json!({ "type": vision }));
+            thread::sleep(Duration::from_secs(1));
+            browser.picture(&pictures.join(format!("{name}.png")));
+            let contrast = browser.value(CONTRAST).as_f64().expect("a number");
+            assert!(contrast >= 4.5, "{name}: {contrast}");
         }
         // Who does not see the colours sees the dashes.
         let dashes =
@@ -259,7 +305,7 @@ fn the_page_shows_a_flood_in_a_browser() {
         let own = fetched.as_array().expect("a list").iter().all(|host| host == METRICS);
         assert!(own, "{fetched}");
     });
-    drop(flood);
+    drop((syns, guesses));
     rig.middle.run(|| until("it is calm again", || text("state") == "\"calm\""));
     drop(browser);
     assert!(appliance.stop().status.success());
@@ -330,7 +376,7 @@ fn prometheus_sees_a_box_under_flood() {
     let calm = rig.middle.run(|| query(&attack.1));
     assert!(attack.0.starts_with("Attack") && calm.iter().all(|&rate| rate < 100.0), "{calm:?}");
 
-    let flood = flood(&rig);
+    let syns = flood(&rig, "syn");
     rig.middle.run(|| {
         until("the panel of the attack moves", || query(&attack.1).iter().any(|&rate| rate > f64::from(FLOOD) / 4.0));
         until("the record of unproved SYNs follows", || {
@@ -346,7 +392,37 @@ fn prometheus_sees_a_box_under_flood() {
         let empty: Vec<_> = dashboard().into_iter().filter(|(_, expression)| query(expression).is_empty()).collect();
         assert!(empty.is_empty(), "panels without a value: {empty:#?}");
     });
-    drop((flood, scraper));
+    // Prometheus has scraped it each second, under the flood, and asked the workers nothing: what it was given is published anyway.
+    let longest = |command: &str| {
+        let text = rig.middle.run(|| get(METRICS, "/metrics"));
+        let series = format!("synproxy_longest_command_seconds{{worker=\"0\",command=\"{command}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&series)).map(str::parse::<f64>);
+        value.unwrap_or_else(|| panic!("{series}: {text}")).expect("a number")
+    };
+    for command in ["status", "flows", "top", "explain", "policy"] {
+        assert_eq!(longest(command), 0.0, "{command}");
+    }
+    note!("publishing took {:.1} µs at most", 1e6 * longest("publish"));
+    assert!(longest("publish") > 0.0);
+    // What the kernel counts of every ring, by worker, interface and ring.
+    for (port, interface) in [("lan", "xdp:lan0"), ("wan", "xdp:wan0")] {
+        for (name, ring) in [
+            ("rx_dropped_frames", "receive"),
+            ("rx_ring_full_frames", "receive"),
+            ("rx_invalid_descs", "fill"),
+            ("rx_fill_ring_empty_descs", "fill"),
+            ("tx_invalid_descs", "transmit"),
+            ("tx_ring_empty_descs", "transmit"),
+        ] {
+            let series = format!(
+                "synproxy_xdp_{name}_total{{interface=\"{interface}\",port=\"{port}\",ring=\"{ring}\",worker=\"0\"}}"
+            );
+            assert_eq!(rig.middle.run(|| query(&series)).len(), 1, "{series}");
+        }
+    }
+    // The kernel has looked for frames to send and found none behind each batch, so it does count.
+    assert!(rig.middle.run(|| query("sum(synproxy_xdp_tx_ring_empty_descs_total)"))[0] > 0.0);
+    drop((syns, scraper));
 
     // A scrape of a busy box is quick, and complete.
     let begin = Instant::now();

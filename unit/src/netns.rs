@@ -188,6 +188,14 @@ impl Rig {
         Rig::build(mtu, queues(), false)
     }
 
+    /// As [`Rig::new`], with interfaces of one queue whatever `QUEUES` says: for what depends on how much memory a box takes.
+    ///
+    /// # Panics
+    /// As [`Rig::new`].
+    pub fn of_one_queue() -> Rig {
+        Rig::build(1500, 1, false)
+    }
+
     /// As [`Rig::new`], with no other rig beside it: for floods and timing.
     ///
     /// # Panics
@@ -274,6 +282,12 @@ impl Rig {
             host.sh(&format!("ethtool -K {interface} tx on sg on tso on gso on {tags} >/dev/null"));
         }
         self
+    }
+
+    /// The argument by which a box has a worker for each queue, where there are several. With fewer it would take queues from its interfaces, and a veth
+    /// whose peer has more would take no program in its driver any more.
+    pub fn workers(&self) -> Option<String> {
+        (self.queues > 1).then(|| format!("--workers={}", self.queues))
     }
 
     /// The queues of every interface.

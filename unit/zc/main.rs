@@ -150,7 +150,8 @@ fn one_queue(image: &Image) {
     for signal in ["TERM", "KILL", "TERM", "KILL"] {
         lab.guest.start(STRICT, netns::CACHE_ON);
         lab.exchange(1, MB / 8);
-        lab.guest.sh(&format!("kill -{signal} $pid"));
+        // Its lock on the interfaces ends with the process, its sockets some time later.
+        lab.guest.sh(&format!("kill -{signal} $pid; wait $pid; true"));
         let begin = Instant::now();
         let log = lab.guest.start(STRICT, netns::CACHE_ON);
         row(&format!("ready again after SIG{signal}"), &format!("{:.1?}", begin.elapsed()));

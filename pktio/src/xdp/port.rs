@@ -14,7 +14,7 @@ use super::shed::XdpShedFilter;
 use crate::frame::{Batch, Frame, HEADROOM};
 use crate::offload::{Completer, SUPER_FRAME};
 use crate::pool::{Pool, Refused};
-use crate::port::{Capabilities, Port, PortStatistics};
+use crate::port::{Capabilities, Port, PortStatistics, RingStatistics};
 use crate::shed::ShedFilter;
 
 /// Descriptors moved from or to a ring at once.
@@ -507,10 +507,19 @@ impl Port for XdpPort {
             [statistics.shed_fresh, statistics.shed_repeated] = filter.dropped();
         }
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {
-            statistics.receive_full += kernel.rx_ring_full();
-            statistics.fill_empty += kernel.rx_fill_ring_empty_descs();
-            statistics.kernel_drops += kernel.rx_dropped();
-            statistics.transmit_errors += kernel.tx_invalid_descs();
+            let rings = RingStatistics {
+                rx_dropped: kernel.rx_dropped(),
+                rx_invalid_descs: kernel.rx_invalid_descs(),
+                tx_invalid_descs: kernel.tx_invalid_descs(),
+                rx_ring_full: kernel.rx_ring_full(),
+                rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs(),
+                tx_ring_empty_descs: kernel.tx_ring_empty_descs(),
+            };
+            statistics.receive_full += rings.rx_ring_full;
+            statistics.fill_empty += rings.rx_fill_ring_empty_descs;
+            statistics.kernel_drops += rings.rx_dropped;
+            statistics.transmit_errors += rings.tx_invalid_descs;
+            statistics.rings = rings;
         }
         statistics
     }

@@ -4,6 +4,7 @@ use super::commands::{Answer, Command, CommandSender};
 use super::lists::ListRegistry;
 use super::reload::{Origin, Reloader};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
+use super::site::Destination;
 use super::views::{self, FrameBuffer};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{ControlMetric, FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tcpstate::{Rotation, owner};
+use tcpstate::{Connection, Filter, Rotation, owner};
 use tracing::{info, warn};
 
 /// Connections in one reply, about: the part of one worker's answer is not cut.
@@ -343,26 +344,46 @@ impl ControlApi {
         let most = limit.unwrap_or(MAX_FLOWS).min(MAX_FLOWS);
         let deadline = Instant::now() + LISTING_TIME;
         let (mut flows, mut next) = (Vec::new(), Some(from));
-        while let Some(Cursor { worker, place }) = next {
-            if worker >= self.workers.workers() {
-                next = None;
-                break;
-            }
-            if flows.len() >= most || Instant::now() >= deadline {
-                break;
-            }
-            let command = Command::List { from: place, filter };
-            match self.workers.send_to(worker..worker + 1, &command).remove(0) {
-                Some(Answer::Listed(connections, on)) => {
-                    flows.extend(connections.iter().map(|connection| views::flow(connection, worker, role)));
-                    next = Some(on.map_or(Cursor { worker: worker + 1, place: 0 }, |place| Cursor { worker, place }));
-                }
-                // An engine without connections.
-                Some(_) => next = Some(Cursor { worker: worker + 1, place: 0 }),
-                None => return silent(worker),
-            }
+        while let Some(from) = next.filter(|_| flows.len() < most && Instant::now() < deadline) {
+            let Some((connections, on)) = self.list_part(from, filter) else { return silent(from.worker) };
+            flows.extend(connections.iter().map(|connection| views::flow(connection, from.worker, role)));
+            next = on;
         }
         Reply::Flows(FlowList { flows, next })
+    }
+
+    /// One part of the listing of connections, for which one worker executes one command: the connections, and where the next part begins. `None`:
+    /// the worker does not answer.
+    pub(super) fn list_part(&self, from: Cursor, filter: Filter) -> Option<(Vec<Connection>, Option<Cursor>)> {
+        let Cursor { worker, place } = from;
+        if worker >= self.workers.workers() {
+            return Some((Vec::new(), None));
+        }
+        let (connections, on) =
+            match self.workers.send_to(worker..worker + 1, &Command::List { from: place, filter }).remove(0)? {
+                Answer::Listed(connections, on) => (connections, on),
+                // An engine without connections.
+                _ => (Vec::new(), None),
+            };
+        let other = (worker + 1 < self.workers.workers()).then_some(Cursor { worker: worker + 1, place: 0 });
+        Some((connections, on.map(|place| Cursor { worker, place }).or(other)))
+    }
+
+    /// What is done for new connections to each destination.
+    pub(super) fn destinations(&self) -> Vec<Destination> {
+        let draining = self.progress().draining;
+        let mode = match (self.facts.bypass || draining.is_some(), self.board.total().get(WorkerMetric::SynCachedMost))
+        {
+            (true, _) => "pass",
+            (false, 0) => "cookie",
+            (false, _) => "cache",
+        };
+        vec![Destination {
+            destination: "all".to_owned(),
+            mode: mode.to_owned(),
+            since: draining.map(|since| since.elapsed().as_secs_f64()),
+            half_open: None,
+        }]
     }
 
     fn top(&self) -> Top {
@@ -509,6 +530,8 @@ fn counts(snapshot: &Snapshot) -> Counts {
     Counts {
         lan: named(Family::Lan),
         wan: named(Family::Wan),
+        lan_rings: named(Family::LanRing),
+        wan_rings: named(Family::WanRing),
         lan_link: named(Family::LanLink),
         wan_link: named(Family::WanLink),
         notices: named(Family::Notice),

@@ -80,7 +80,7 @@ pub struct Worker<E> {
     captures: CaptureTap,
     /// Samples of its traffic.
     top_talkers: TopTalkers,
-    /// The longest time that a command of each kind has taken.
+    /// The longest time that a command of each kind has taken, or publishing the statistics.
     longest_command: [Duration; CommandKind::COUNT],
     /// How others see that it is alive.
     pulse: Arc<CachePadded<Pulse>>,
@@ -197,11 +197,7 @@ impl<E: Engine> Worker<E> {
             self.execute_command(now, slot);
             self.pulse.turn(iteration.received + iteration.sent);
             if now >= publish_at {
-                slot.publish(&self.snapshot());
-                self.found.drain(..).for_each(|key| slot.found(key));
-                if let Some(syns) = self.top_talkers.advance(now) {
-                    slot.publish_syns(syns);
-                }
+                self.publish(now, slot);
                 publish_at = now + PUBLISH_EVERY;
             }
             if stop.load(Ordering::Relaxed) || (iteration.is_idle() && self.is_exhausted()) {
@@ -218,6 +214,23 @@ impl<E: Engine> Worker<E> {
         // The held frames are dropped; their senders retransmit them.
         self.hold_buffer.clear(&mut self.pool);
         ended
+    }
+
+    /// Shows the statistics to their readers, who then ask nothing of the worker. What this costs does not depend on how many flows there are.
+    fn publish(&mut self, now: Instant, slot: &Slot) {
+        let begin = clock::thread_time();
+        slot.publish(&self.snapshot());
+        self.found.drain(..).for_each(|key| slot.found(key));
+        if let Some(syns) = self.top_talkers.advance(now) {
+            slot.publish_syns(syns);
+        }
+        self.took(CommandKind::Publish, begin);
+    }
+
+    /// Notes how long the worker was kept from its frames by this, which began at `begin` of the worker's own time.
+    fn took(&mut self, kind: CommandKind, begin: Duration) {
+        let longest = &mut self.longest_command[kind as usize];
+        *longest = clock::thread_time().saturating_sub(begin).max(*longest);
     }
 
     /// Executes a command, if there is one.
@@ -241,8 +254,7 @@ impl<E: Engine> Worker<E> {
             }
         });
         if let Some(kind) = kind {
-            let longest = &mut self.longest_command[kind as usize];
-            *longest = clock::thread_time().saturating_sub(begin).max(*longest);
+            self.took(kind, begin);
         }
     }
 

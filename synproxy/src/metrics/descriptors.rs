@@ -5,7 +5,7 @@
 //! `synctl stats`, the names in Prometheus, and `docs/metrics.md`. A metric is added by a variant here, or in the
 //! engine by one of [`DropReason`] or [`Event`].
 
-use pktio::PortStatistics;
+use pktio::{PortStatistics, RingStatistics};
 use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Timing, Unit, metrics};
 
 metrics! {
@@ -175,6 +175,8 @@ impl PortMetric {
             checksums_completed,
             super_frames,
             uncut,
+            // `RingMetric` has these.
+            rings: _,
         } = *statistics;
         match self {
             PortMetric::Received => received,
@@ -194,6 +196,55 @@ impl PortMetric {
             PortMetric::ChecksumsCompleted => checksums_completed,
             PortMetric::SuperFrames => super_frames,
             PortMetric::Uncut => uncut,
+        }
+    }
+}
+
+metrics! {
+    /// What the kernel counts of the rings of a worker's AF_XDP socket (`XDP_STATISTICS`), by its own names.
+    pub enum RingMetric: Counter, Frames {
+        /// Frames dropped on reception because they were longer than a buffer, or no buffer was there. Part of `kernel-drops`.
+        RxDropped = "rx-dropped" as "rings, rx-dropped",
+        /// Descriptors of the fill ring that the kernel refused.
+        RxInvalidDescs = "rx-invalid-descs" in Times as "rings, rx-invalid-descs",
+        /// Descriptors of the transmit ring that the kernel refused. Part of `transmit-refused`.
+        TxInvalidDescs = "tx-invalid-descs" in Times as "rings, tx-invalid-descs",
+        /// Frames dropped because the receive ring was full. Part of `receive-ring-full`.
+        RxRingFull = "rx-ring-full" as "rings, rx-ring-full",
+        /// How often the kernel found the fill ring empty when a frame came. Part of `fill-empty`.
+        RxFillRingEmptyDescs = "rx-fill-ring-empty-descs" in Times as "rings, rx-fill-ring-empty-descs",
+        /// How often the kernel looked for frames to send and found none: no loss, since it looks until the ring is empty.
+        TxRingEmptyDescs = "tx-ring-empty-descs" in Times as "rings, tx-ring-empty-descs",
+    }
+}
+
+impl RingMetric {
+    /// Its value in the statistics of a socket's rings.
+    pub fn of(self, statistics: &RingStatistics) -> u64 {
+        let RingStatistics {
+            rx_dropped,
+            rx_invalid_descs,
+            tx_invalid_descs,
+            rx_ring_full,
+            rx_fill_ring_empty_descs,
+            tx_ring_empty_descs,
+        } = *statistics;
+        match self {
+            RingMetric::RxDropped => rx_dropped,
+            RingMetric::RxInvalidDescs => rx_invalid_descs,
+            RingMetric::TxInvalidDescs => tx_invalid_descs,
+            RingMetric::RxRingFull => rx_ring_full,
+            RingMetric::RxFillRingEmptyDescs => rx_fill_ring_empty_descs,
+            RingMetric::TxRingEmptyDescs => tx_ring_empty_descs,
+        }
+    }
+
+    /// The ring it is counted at.
+    const fn ring(self) -> &'static str {
+        match self {
+            RingMetric::RxDropped | RingMetric::RxRingFull => "receive",
+            RingMetric::RxInvalidDescs | RingMetric::RxFillRingEmptyDescs => "fill",
+            RingMetric::TxInvalidDescs | RingMetric::TxRingEmptyDescs => "transmit",
         }
     }
 }
@@ -305,6 +356,8 @@ metrics! {
         Explain = "explain",
         /// Copying the top talkers, for `top`.
         Top = "top",
+        /// Publishing the statistics, ten times a second: no command, and all that a scrape of the metrics costs a worker.
+        Publish = "publish",
     }
 }
 
@@ -441,6 +494,10 @@ families! {
     Lan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "lan"));
     /// The port to everybody else.
     Wan(PortMetric): Port, Sum, Naming::NameAndLabel("port", ("port", "wan"));
+    /// The rings of the AF_XDP sockets to the servers, as the kernel counts them.
+    LanRing(RingMetric): Port, Sum, Naming::NameAndLabel("xdp", ("port", "lan"));
+    /// The rings of the AF_XDP sockets to everybody else, as the kernel counts them.
+    WanRing(RingMetric): Port, Sum, Naming::NameAndLabel("xdp", ("port", "wan"));
     /// The link and the settings of the interface to the servers.
     LanLink(LinkMetric): Supervisor, Sum, Naming::NameAndLabel("link", ("port", "lan"));
     /// The link and the settings of the interface to everybody else.
@@ -453,7 +510,7 @@ families! {
     Reported(EventKind): Supervisor, Sum, Naming::Label("reported_events", "event");
     /// What became of events on their way to the operator.
     Delivery(DeliveryMetric): Supervisor, Sum, Naming::Name("delivery");
-    /// The longest that a command kept a worker from its frames.
+    /// The longest that a command, or publishing the statistics, kept a worker from its frames.
     Command(CommandKind): Worker, Largest, Naming::Label("longest_command", "command");
 }
 
@@ -500,11 +557,28 @@ impl Metric {
         }
     }
 
+    /// One of the rings of a port's sockets.
+    pub const fn ring(side: Side, metric: RingMetric) -> Self {
+        match side {
+            Side::Lan => Metric::LanRing(metric),
+            Side::Wan => Metric::WanRing(metric),
+        }
+    }
+
     /// One of the interface of a port.
     pub const fn link(side: Side, metric: LinkMetric) -> Self {
         match side {
             Side::Lan => Metric::LanLink(metric),
             Side::Wan => Metric::WanLink(metric),
+        }
+    }
+
+    /// The port at whose rings it is counted; `None` for any other metric. Prometheus gets the name of its interface as a label.
+    pub const fn ring_side(self) -> Option<Side> {
+        match self {
+            Metric::LanRing(_) => Some(Side::Lan),
+            Metric::WanRing(_) => Some(Side::Wan),
+            _ => None,
         }
     }
 
@@ -615,8 +689,8 @@ pub struct Descriptor {
 pub struct Series {
     /// The name.
     pub name: String,
-    /// The label, if it has one: its key and its value.
-    pub label: Option<(&'static str, &'static str)>,
+    /// The labels: keys and values.
+    pub labels: Vec<(&'static str, &'static str)>,
     /// What the value is multiplied with, since Prometheus wants seconds.
     pub scale: f64,
 }
@@ -624,7 +698,10 @@ pub struct Series {
 impl std::fmt::Display for Series {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)?;
-        self.label.map_or(Ok(()), |(key, value)| write!(f, "{{{key}=\"{value}\"}}"))
+        for (n, (key, value)) in self.labels.iter().enumerate() {
+            write!(f, "{}{key}=\"{value}\"", if n == 0 { "{" } else { "," })?;
+        }
+        if self.labels.is_empty() { Ok(()) } else { f.write_str("}") }
     }
 }
 
@@ -648,11 +725,14 @@ impl Descriptor {
             unit => (unit.label(), 1.0),
         };
         let own = self.name.strip_suffix("-nanoseconds").unwrap_or(self.name).replace('-', "_");
-        let (stem, label) = match self.metric.family().traits().naming {
-            Naming::Label(stem, key) => (stem.to_owned(), Some((key, self.name))),
-            Naming::Name(prefix) => (format!("{prefix}_{own}"), None),
-            Naming::NameAndLabel(prefix, label) => (format!("{prefix}_{own}"), Some(label)),
+        let (stem, mut labels) = match self.metric.family().traits().naming {
+            Naming::Label(stem, key) => (stem.to_owned(), vec![(key, self.name)]),
+            Naming::Name(prefix) => (format!("{prefix}_{own}"), Vec::new()),
+            Naming::NameAndLabel(prefix, label) => (format!("{prefix}_{own}"), vec![label]),
         };
+        if let Metric::LanRing(metric) | Metric::WanRing(metric) = self.metric {
+            labels.push(("ring", metric.ring()));
+        }
         let mut name = format!("synproxy_{stem}");
         // Metrics that share a name have several units, unless the name says theirs.
         let shared = matches!(self.metric, Metric::Event(_));
@@ -664,7 +744,7 @@ impl Descriptor {
             MetricKind::Gauge => {}
             MetricKind::Histogram => name.push_str("_bucket"),
         }
-        Series { name, label, scale }
+        Series { name, labels, scale }
     }
 }
 
@@ -729,6 +809,14 @@ mod tests {
             (HandoffMetric::UpdatesLost.into(), "synproxy_handoff_updates_lost_total"),
             (Metric::Lan(PortMetric::ReceivedBytes), "synproxy_port_received_bytes_total{port=\"lan\"}"),
             (Metric::Wan(PortMetric::Kicks), "synproxy_port_kicks_total{port=\"wan\"}"),
+            (
+                Metric::LanRing(RingMetric::RxDropped),
+                "synproxy_xdp_rx_dropped_frames_total{port=\"lan\",ring=\"receive\"}",
+            ),
+            (
+                Metric::WanRing(RingMetric::RxFillRingEmptyDescs),
+                "synproxy_xdp_rx_fill_ring_empty_descs_total{port=\"wan\",ring=\"fill\"}",
+            ),
             (Metric::LanLink(LinkMetric::Lost), "synproxy_link_lost_total{port=\"lan\"}"),
             (Notice::PortsSwapped.into(), "synproxy_notice_ports_swapped"),
             (CommandKind::Flows.into(), "synproxy_longest_command_seconds{command=\"flows\"}"),

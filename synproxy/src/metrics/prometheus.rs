@@ -45,7 +45,11 @@ pub fn text(workers: &[Snapshot], supervisor: &Snapshot, identity: &Identity) ->
             let _ = writeln!(group.lines, "{series} {}", supervisor.get(row.metric));
             continue;
         }
-        let label = series.label.map_or(String::new(), |(key, value)| format!(",{key}=\"{value}\""));
+        let mut label: String = series.labels.iter().map(|(key, value)| format!(",{key}=\"{value}\"")).collect();
+        if let Some(side) = row.metric.ring_side() {
+            let (interface, _) = &identity.ports[side as usize];
+            let _ = write!(label, ",interface=\"{}\"", escaped(interface));
+        }
         for (number, worker) in workers.iter().enumerate() {
             let value = worker.get(row.metric);
             let name = &series.name;

@@ -1,7 +1,8 @@
 //! What the log says of the statistics: a line every two seconds in which anything happened, and a table at exit.
 
 use super::descriptors::{
-    Descriptor, Family, FlowGauge, HandoffMetric, LinkMetric, Metric, PortMetric, TABLE, UnsentMetric, WorkerMetric,
+    Descriptor, Family, FlowGauge, HandoffMetric, LinkMetric, Metric, PortMetric, RingMetric, TABLE, UnsentMetric,
+    WorkerMetric,
 };
 use super::snapshot::Snapshot;
 use std::fmt::{self, Display, Formatter};
@@ -102,6 +103,12 @@ impl Table<'_> {
         for &metric in PortMetric::ALL {
             let counts = Side::BOTH.map(|side| self.total.get(Metric::port(side, metric)));
             if ALWAYS_SHOWN_OF_PORTS.contains(&metric) || counts != [0, 0] {
+                Self::port_row(f, metric.description().title, counts)?;
+            }
+        }
+        for &metric in RingMetric::ALL {
+            let counts = Side::BOTH.map(|side| self.total.get(Metric::ring(side, metric)));
+            if counts != [0, 0] {
                 Self::port_row(f, metric.description().title, counts)?;
             }
         }

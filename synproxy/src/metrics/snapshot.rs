@@ -4,7 +4,8 @@
 //! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
 use super::descriptors::{
-    CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, TABLE, TIMED, Timed, Total,
+    CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, RingMetric, TABLE, TIMED, Timed,
+    Total,
     WorkerMetric,
 };
 use super::top_talkers::SynReport;
@@ -103,6 +104,9 @@ impl Snapshot {
     pub fn set_port(&mut self, side: Side, statistics: &PortStatistics) {
         for &metric in PortMetric::ALL {
             self.set(Metric::port(side, metric), metric.of(statistics));
+        }
+        for &metric in RingMetric::ALL {
+            self.set(Metric::ring(side, metric), metric.of(&statistics.rings));
         }
     }
 
@@ -337,6 +341,7 @@ impl Board {
 mod tests {
     use super::super::descriptors::{CommandKind, HandoffMetric, UnsentMetric};
     use super::*;
+    use pktio::RingStatistics;
 
     /// A snapshot in which every cell has another value.
     fn numbered() -> Snapshot {
@@ -349,7 +354,8 @@ mod tests {
         let population = Population { syn_cached: 4, proxied: 5, passthrough: 6 };
         let mut own = Snapshot::of_engine(&Counters::default(), &population);
         own.set_port(Side::Lan, &PortStatistics { received: 1, received_bytes: 2, ..PortStatistics::default() });
-        own.set_port(Side::Wan, &PortStatistics { kernel_drops: 3, ..PortStatistics::default() });
+        let rings = RingStatistics { rx_ring_full: 7, tx_ring_empty_descs: 9, ..RingStatistics::default() };
+        own.set_port(Side::Wan, &PortStatistics { kernel_drops: 3, rings, ..PortStatistics::default() });
         let cost = FrameCost { frames: 11, time: Duration::from_nanos(12) };
         own.set_frame_cost(cost);
         own.set(UnsentMetric::of(Side::Wan), 8);
@@ -363,6 +369,9 @@ mod tests {
         assert_eq!(of_port(Side::Lan, PortMetric::Received), 1);
         assert_eq!(of_port(Side::Lan, PortMetric::ReceivedBytes), 2);
         assert_eq!((of_port(Side::Lan, PortMetric::KernelDrops), of_port(Side::Wan, PortMetric::KernelDrops)), (0, 3));
+        let of_ring = |side, metric| seen.get(Metric::ring(side, metric));
+        assert_eq!((of_ring(Side::Lan, RingMetric::RxRingFull), of_ring(Side::Wan, RingMetric::RxRingFull)), (0, 7));
+        assert_eq!(of_ring(Side::Wan, RingMetric::TxRingEmptyDescs), 9);
         assert_eq!(
             [FlowGauge::HalfOpen, FlowGauge::Proxied, FlowGauge::Direct].map(|flows| seen.get(flows)),
             [4, 5, 6]

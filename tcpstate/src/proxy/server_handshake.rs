@@ -342,7 +342,7 @@ impl Proxy {
         let flow = &self.table[id];
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, flow);
         let is_early = flow.is(FlowFlags::EARLY);
-        let echo = if is_early { self.early_echo(ctx.key(), &answered, flow, &rule, now) } else { EarlyEcho::Exact };
+        let echo = if is_early { self.early_echo(id, ctx.key(), &answered, &rule, now) } else { EarlyEcho::Exact };
         let waits = echo == EarlyEcho::Auto;
         let withheld = if waits { SECOND_ANSWER } else { time_withheld(flow) };
         let state = if withheld > 0 { State::AckWithheld } else { State::WindowPending };
@@ -410,10 +410,11 @@ impl Proxy {
 
     /// Whether the server of an early client gets an exact echo of the TSval in its SYN-ACK, which has these options. One that keeps its terms there must,
     /// and one of which nothing is known might; [`EarlyEcho::Auto`] if only its second SYN-ACK will tell.
-    fn early_echo(&self, key: &FlowKey, answered: &Options, flow: &Flow, rule: &Rule, now: Instant) -> EarlyEcho {
+    fn early_echo(&self, id: Id, key: &FlowKey, answered: &Options, rule: &Rule, now: Instant) -> EarlyEcho {
         if rule.early_echo != EarlyEcho::Auto {
             return rule.early_echo;
         }
+        let flow = &self.table[id];
         let scale = flow.endpoint(Side::Wan).scale().filter(|_| answered.scale.is_some());
         let sack = flow.is(FlowFlags::SACK) && answered.sack_permitted;
         let servers = &self.caches.server_options;
@@ -422,13 +423,20 @@ impl Proxy {
             Some(timestamps)
                 if cookie::keeps_terms(timestamps.value, scale, sack)
                     || servers.needs_exact_echo(key, now)
-                    || !flow.is(FlowFlags::NO_ECHO) =>
+                    || !flow.is(FlowFlags::NO_ECHO)
+                    // It answers the second SYN: its answer to the first is lost, or comes later by another queue.
+                    || timestamps.echo == self.latest_ts_value(id) =>
             {
                 EarlyEcho::Exact
             }
             // Linux adds a secret to the TSval it keeps its terms in.
             Some(_) => EarlyEcho::Auto,
         }
+    }
+
+    /// The TSval of the last SYN to the server of an early client.
+    fn latest_ts_value(&self, id: Id) -> u32 {
+        self.table.client_deltas(id).1.shift(self.table[id].endpoint(Side::Wan).ts_value)
     }
 
     /// Releases what is held of a flow's client as far as the server's window reaches.
@@ -467,7 +475,7 @@ impl Proxy {
         self.counters.count(Event::AnswerRepeated);
         let flow = &self.table[id];
         let is_early = flow.is(FlowFlags::EARLY);
-        let latest = self.table.client_deltas(id).1.shift(flow.endpoint(Side::Wan).ts_value);
+        let latest = self.latest_ts_value(id);
         let forgets = Options::timestamps(ctx.options()).is_none_or(|timestamps| timestamps.echo == latest);
         let is_withheld = flow.is_in(State::AckWithheld);
         self.end_wait(id);

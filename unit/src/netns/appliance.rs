@@ -160,8 +160,8 @@ impl Appliance {
             command.arg("--no-pin");
         }
         let says = |option: &str| arguments.iter().any(|argument| argument.starts_with(option));
-        if rig.queues() > 1 && !says("--workers") {
-            command.args(["--workers", &rig.queues().to_string()]);
+        if !says("--workers") {
+            command.args(rig.workers());
         }
         // How several workers share the connections: what `STEER` of the environment says, where the test says nothing.
         if let Ok(steer) = env::var("STEER")

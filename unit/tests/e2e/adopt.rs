@@ -32,7 +32,7 @@ fn running_connections(rig: &Rig) -> Vec<(String, traffic::Server, TcpStream)> {
         for ip in ips {
             let server = acceptor.serve(ip, 0, |stream| {
                 // Where nothing arrives any more, nobody is to wait long for the end.
-                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                stream.set_read_timeout(Some(Duration::from_secs(20)))?;
                 traffic::echo(stream)
             });
             let stream = opener.connect(server.address).expect("connecting over the bridge");

@@ -237,9 +237,9 @@ fn a_loss_is_passed_on_to_the_other_port_and_taken_back() {
                 expected[1 - lost] = LinkCondition::TakenDown;
                 watched.conditions() == expected
             });
-            assert!(
+            within(SECONDS, "it says so", || {
                 watched.says(&format!("{port} has lost its link")) && watched.says(&format!("{taken} is taken down"))
-            );
+            });
             host.sh(&format!("ip link set {own} up"));
             let took = within(SECONDS, "the other port's neighbour has its link again", || has_carrier(other, far));
             note!("{backend:?}: taken back after {took:?}");
@@ -334,7 +334,7 @@ impl Starting {
         let file = leftovers::file("start.log");
         let log = fs::File::create(&file).expect("a file of one's own");
         let mut command = rig.middle.command(program("synproxy"));
-        command.args(["--no-pin", "--control=none"]).args(backend.arguments());
+        command.args(["--no-pin", "--control=none"]).args(rig.workers()).args(backend.arguments());
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starting");
         Starting { child, file }
     }

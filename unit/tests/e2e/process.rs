@@ -27,7 +27,10 @@ struct Box {
 
 impl Box {
     fn start(name: &str) -> Box {
-        let rig = Rig::new();
+        Box::start_in(Rig::new(), name)
+    }
+
+    fn start_in(rig: Rig, name: &str) -> Box {
         let socket = leftovers::file(&format!("{name}.sock"));
         let config = format!("control = \"{}\"; control_group = {GROUP};", socket.display());
         let proxy = Appliance::start(&rig, Backend::Packet, &config);
@@ -210,7 +213,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// status, which is 0 if it has been ready.
 fn start(rig: &Rig, before: &[&str], arguments: &[&str]) -> (String, i32) {
     let mut command = rig.middle.command(before[0]);
-    command.args(&before[1..]).arg(program("synproxy")).args(["--control=none", "--no-pin"]).args(arguments);
+    command.args(&before[1..]).arg(program("synproxy")).args(["--control=none", "--no-pin"]);
+    command.args(rig.workers()).args(arguments);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting");
     let pid = Pid::from_raw(child.id() as i32);
@@ -263,7 +267,7 @@ fn every_number_of_descriptors_starts_the_box_or_ends_it_in_one_line() {
 
 #[test]
 fn every_size_of_the_address_space_starts_the_box_or_ends_it_in_one_line() {
-    let rig = Rig::new();
+    let rig = Rig::of_one_queue();
     let ports = [Rig::LAN, Rig::WAN];
     let [mut ended, mut ready] = [0; 2];
     for mebibytes in [48_u64, 64, 96, 128, 200, 280, 360, 420, 480, 540, 600, 700, 900, 2000] {
@@ -283,7 +287,7 @@ fn every_size_of_the_address_space_starts_the_box_or_ends_it_in_one_line() {
 
 #[test]
 fn a_capture_for_which_there_is_no_memory_is_refused_and_the_box_goes_on() {
-    let it = Box::start("memory");
+    let it = Box::start_in(Rig::of_one_queue(), "memory");
     let pid = it.proxy.pid();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let size = status

@@ -6,6 +6,7 @@ use super::super::engine::Bypass;
 use super::*;
 use crate::control::commands::CommandSender;
 use crate::metrics::descriptors::{FlowGauge, HandoffMetric, Metric, PortMetric};
+use crate::metrics::prometheus;
 use crate::metrics::snapshot::Board;
 use confparse::Poll;
 use pktio::memory::{self, MemoryWire};
@@ -433,8 +434,13 @@ fn segment(side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
 
 /// As [`segment`], from or to this port of the client.
 fn segment_of(port: u16, side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
+    segment_between(9, port, side, seq, ack, flags)
+}
+
+/// As [`segment_of`], of the client with this address in its network.
+fn segment_between(client: u8, port: u16, side: Side, seq: u32, ack: u32, flags: u8) -> Vec<u8> {
     let [high, low] = port.to_be_bytes();
-    let (client, server) = ([192, 0, 2, 9, high, low], [10, 0, 0, 1, 0, 80]);
+    let (client, server) = ([192, 0, 2, client, high, low], [10, 0, 0, 1, 0, 80]);
     let (from, to) = if side == Side::Wan { (client, server) } else { (server, client) };
     let mut frame = vec![2, 0, 0, 0, 0, to[3], 2, 0, 0, 0, 0, from[3], 8, 0];
     let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
@@ -587,4 +593,53 @@ fn a_run_ends_when_stop_is_set() {
         stop.store(true, Ordering::Relaxed);
         run.join().unwrap().unwrap();
     });
+}
+
+/// The most that publishing its statistics may keep a worker from its frames.
+const PUBLISHED_WITHIN: Duration = Duration::from_micros(100);
+
+#[test]
+fn scrapes_of_a_million_flows_never_hold_a_worker_for_100_microseconds() {
+    const FLOWS: u64 = 1_000_000;
+    let config = tcpstate::Config { table_buckets: 262_144, ..tcpstate::Config::default() };
+    let engine = tcpstate::Proxy::new(&config, &tcpstate::Secrets::new([7; 48]), clock::now());
+    let (mut worker, mut wires) = world(engine, 4 * BATCH, BATCH);
+    // Opened from the LAN, by SYNs to as many ends.
+    let ends = (0..16).flat_map(|client| (1..=u16::MAX).map(move |port| (client, port)));
+    for (n, (client, port)) in ends.take(FLOWS as usize).enumerate() {
+        wires[Side::Lan].push(&segment_between(client, port, Side::Lan, 1000, 0, SYN));
+        if n % BATCH == BATCH - 1 {
+            worker.poll(clock::now());
+            drain(&mut wires[Side::Wan]);
+        }
+    }
+    worker.poll(clock::now());
+    let (stop, board) = (AtomicBool::new(false), Board::new(1));
+    // Whatever else the machine does in the name of this thread is no cost of its own, so the best of several seconds counts.
+    let mut least = Duration::MAX;
+    for _ in 0..5 {
+        worker.longest_command = Default::default();
+        stop.store(false, Ordering::Relaxed);
+        thread::scope(|scope| {
+            let run = scope.spawn(|| worker.run(&stop, board.slot(0)));
+            let begin = std::time::Instant::now();
+            let mut scrapes = 0;
+            while begin.elapsed() < Duration::from_secs(1) {
+                let workers: Vec<_> = board.workers().collect();
+                let text = prometheus::text(&workers, &board.supervisor(), &prometheus::Identity::default());
+                assert!(text.contains("synproxy_flows{worker=\"0\",kind=\"direct\"} "));
+                scrapes += 1;
+            }
+            assert!(scrapes > 10, "{scrapes} scrapes");
+            stop.store(true, Ordering::Relaxed);
+            run.join().unwrap().unwrap();
+        });
+        least = least.min(worker.longest_command[CommandKind::Publish as usize]);
+        if least < PUBLISHED_WITHIN {
+            break;
+        }
+    }
+    let flows = board.total().get(FlowGauge::Direct);
+    assert!(flows > FLOWS * 999 / 1000, "{flows} flows");
+    assert!(least > Duration::ZERO && least < PUBLISHED_WITHIN, "{least:?}");
 }
