@@ -2,7 +2,7 @@
 
 use crate::control::api::{ControlApi, Facts, Services};
 use crate::control::control_port::ControlPort;
-use crate::control::lists::{Listed, ListRegistry};
+use crate::control::lists::{ListRegistry, Listed};
 use crate::control::reload::{Origin, Reloader, Surroundings};
 use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
@@ -168,8 +168,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         Reloader::new(said, overrides, arguments.bypass, commands.clone(), servers.clone(), board.clone(), log.clone());
     let reloader = Arc::new(reloader);
     let events = Events::start(inbox, &config.events, [lan, wan], board.clone(), samples)?;
-    let services =
-        Services { lists: lists.clone(), captures: captures.clone(), journal: events.journal(), log, reloader: reloader.clone() };
+    let services = Services {
+        lists: lists.clone(),
+        captures: captures.clone(),
+        journal: events.journal(),
+        log,
+        reloader: reloader.clone(),
+    };
     let api = Arc::new(ControlApi::new(facts, board.clone(), commands, servers, services));
     let surroundings = Operated {
         site: Arc::new(StatisticsSite::new(board, api.clone(), identity)),

@@ -3,8 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
-    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel, Parsed,
-    Poll, Syslog, parse,
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel,
+    Parsed, Poll, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Network, Proved, RateLimit,
-    SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Network, Proved,
+    RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");

@@ -239,7 +239,9 @@ impl ControlApi {
         if let Some(refusal) = self.command_all(&Command::ResetBlocked) {
             return refusal;
         }
-        Reply::Done("the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned())
+        Reply::Done(
+            "the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned(),
+        )
     }
 
     /// Starts or stops passing new connections through.

@@ -197,13 +197,7 @@ impl ListRegistry {
     ///
     /// # Errors
     /// Why nothing was done.
-    pub fn replace(
-        &self,
-        list: ClientList,
-        networks: &[String],
-        number: u64,
-        last: bool,
-    ) -> Result<String, String> {
+    pub fn replace(&self, list: ClientList, networks: &[String], number: u64, last: bool) -> Result<String, String> {
         let part = read(networks)?;
         let (mut state, name, list) = (self.state(), list.name(), engine_list(list));
         let upload = match &mut state.upload {
@@ -285,7 +279,9 @@ mod tests {
     #[test]
     fn networks_are_added_and_removed_once_and_shown_in_order() {
         let (registry, block) = (registry(), ClientList::Block);
-        assert!(registry.add(block, &texts(&["192.0.2.9/24", "10.0.0.1", "2001:db8::/32"])).unwrap().starts_with("3 of 3"));
+        assert!(
+            registry.add(block, &texts(&["192.0.2.9/24", "10.0.0.1", "2001:db8::/32"])).unwrap().starts_with("3 of 3")
+        );
         assert!(registry.add(block, &texts(&["192.0.2.0/24"])).unwrap().starts_with("0 of 1"));
         assert_eq!(registry.page(block, 0).networks, ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"]);
         assert_eq!((registry.counts().block, registry.counts().allow), (3, 0));

@@ -5,8 +5,7 @@
 
 use super::descriptors::{
     CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, RingMetric, TABLE, TIMED, Timed,
-    Total,
-    WorkerMetric,
+    Total, WorkerMetric,
 };
 use super::top_talkers::SynReport;
 use crate::process::link_monitor::{Condition, LinkReport};

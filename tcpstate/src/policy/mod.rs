@@ -14,11 +14,11 @@ pub mod profiles;
 pub(crate) mod quotas;
 pub mod servers;
 
+use crate::cache::proved_sources::Budgets;
 use crate::config::{
     Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, Proved, RateLimit, SackConflict, Settings, Source,
     Stray,
 };
-use crate::cache::proved_sources::Budgets;
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};

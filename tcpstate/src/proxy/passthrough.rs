@@ -104,7 +104,11 @@ impl Proxy {
     /// IP, or its client is in the list `allow`.
     pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
-        if mss_clamp < u16::MAX && !self.is_allowed(ctx.key()) && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
+        if mss_clamp < u16::MAX
+            && !self.is_allowed(ctx.key())
+            && !ctx.segment.indirect
+            && !Options::read(ctx.options()).signed
+        {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
