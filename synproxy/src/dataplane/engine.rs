@@ -172,7 +172,7 @@ impl Engine for Proxy {
                 return Answer::Excerpt(Box::new(self.excerpt(side, &FrameBuffer::new(&frame).head())));
             }
             Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
-            Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy)),
+            Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy, now)),
             Command::Drain(draining) => self.drain(draining),
             Command::Rotate(rotation) => self.rotate(&rotation, now),
         }

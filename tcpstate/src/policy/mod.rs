@@ -9,13 +9,17 @@
 mod destinations;
 pub mod exceptions;
 pub mod limit;
+pub mod mode;
 pub mod profiles;
 pub mod servers;
 
-use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, SackConflict, Settings, Source, Stray};
+use crate::config::{
+    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Mode, SackConflict, Settings, Source, Stray,
+};
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
+use crate::policy::mode::{Target, TargetKey};
 use crate::policy::profiles::{Lifetimes, Profile};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{FlowKey, Fragment};
@@ -66,6 +70,10 @@ pub struct Rule {
     pub(crate) early_echo: EarlyEcho,
     /// The profile of its flows, by its number in the policy.
     pub(crate) profile: u32,
+    /// The profile of those that are not touched, likewise.
+    pub(crate) untouched: u32,
+    /// The target whose mode holds for it, by its number in the policy.
+    pub(crate) target: u32,
     /// How long a refusal is remembered.
     pub(crate) closed_memory: Duration,
 }
@@ -100,6 +108,7 @@ pub struct Policy {
     /// Each different rule once, that one first.
     rules: Vec<Rule>,
     profiles: Vec<Profile>,
+    targets: Arc<[Target]>,
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
     pub(crate) tables: OptionTables,
@@ -111,32 +120,40 @@ impl Policy {
     /// The policy of a configuration that is put into force `now`.
     pub fn new(config: &Config, now: Instant) -> Self {
         let mut builder = Builder::default();
-        let everybody = builder.add(&Draft::of(config));
-        debug_assert_eq!(everybody, 0);
+        let draft = Draft::of(config);
+        let (target, everybody) = (builder.target(&draft), builder.add(&draft));
+        debug_assert_eq!((target, everybody), (0, 0));
         // Lists first: a rule may say more about a destination that is in one.
         let ends = |handshake| Arc::new(Settings { handshake: Some(handshake), ..Settings::default() });
         let (early, honest) = (ends(Handshake::Early), ends(Handshake::Honest));
         let listed = config.destinations.iter().map(|listed| {
             let settings = if listed.handshake == Handshake::Early { &early } else { &honest };
-            (Place::new(None, &listed.address, listed.prefix, listed.port), settings)
+            (Place::new(None, &listed.address, listed.prefix, listed.port), settings, None)
         });
-        let ruled = config
-            .rules
-            .iter()
-            .map(|rule| (Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port), &rule.settings));
+        let ruled = config.rules.iter().map(|rule| {
+            let place = Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port);
+            (place, &rule.settings, Some(TargetKey::of(rule)))
+        });
         let mut all: Vec<_> = listed.chain(ruled).collect();
         // Stable: of two that say something about the same destination the later counts.
-        all.sort_by_key(|(place, _)| place.precedence());
+        all.sort_by_key(|(place, ..)| place.precedence());
         let mut destinations = Destinations::default();
-        for (place, settings) in &all {
+        for (place, settings, key) in &all {
             let parent = destinations.covering(place).unwrap_or(0);
-            let rule = builder.add(&builder.drafts[parent as usize].with(settings));
-            destinations.insert(place, rule);
+            let mut draft = builder.drafts[parent as usize].with(settings);
+            if let Some(key) = key
+                && (settings.mode.is_some() || settings.auto != AutoSettings::default())
+            {
+                draft.key = *key;
+                draft.rule.target = builder.target(&draft);
+            }
+            destinations.insert(place, builder.add(&draft));
         }
         Self {
             everybody: builder.rules[0],
             rules: builder.rules,
             profiles: builder.profiles,
+            targets: builder.targets.into(),
             destinations: (!all.is_empty()).then_some(destinations),
             tables: OptionTables::new(config),
             from: next_epoch(now),
@@ -181,6 +198,11 @@ impl Policy {
     /// The profiles of flows, each different one once.
     pub(crate) fn profiles(&self) -> &[Profile] {
         &self.profiles
+    }
+
+    /// What has a mode of its own: everybody first, then each block that settles one.
+    pub fn targets(&self) -> &Arc<[Target]> {
+        &self.targets
     }
 
     /// Whether any rule takes attributes from what is known of an address.
@@ -235,6 +257,9 @@ impl core::fmt::Debug for Policy {
 #[derive(Clone)]
 struct Draft {
     rule: Rule,
+    key: TargetKey,
+    mode: Mode,
+    auto: Auto,
     timeouts: crate::config::Timeouts,
     sack_conflict: SackConflict,
 }
@@ -262,9 +287,18 @@ impl Draft {
             early_window: config.early_window,
             early_echo: config.early_echo,
             profile: 0,
+            untouched: 0,
+            target: 0,
             closed_memory: config.closed_memory,
         };
-        Self { rule, timeouts: config.timeouts.clone(), sack_conflict: config.sack_conflict }
+        Self {
+            rule,
+            key: TargetKey::EVERYBODY,
+            mode: config.mode,
+            auto: config.auto.clone(),
+            timeouts: config.timeouts.clone(),
+            sack_conflict: config.sack_conflict,
+        }
     }
 
     /// The same with what `settings` settle.
@@ -294,10 +328,15 @@ impl Draft {
             early_window: settings.early_window.unwrap_or(early_window),
             early_echo: settings.early_echo.unwrap_or(early_echo),
             profile: 0,
+            untouched: 0,
+            target: self.rule.target,
             closed_memory: settings.closed_memory.unwrap_or(closed_memory),
         };
         Self {
             rule,
+            key: self.key,
+            mode: settings.mode.unwrap_or(self.mode),
+            auto: settings.auto.over(&self.auto),
             timeouts: settings.timeouts.over(&self.timeouts),
             sack_conflict: settings.sack_conflict.unwrap_or(self.sack_conflict),
         }
@@ -310,20 +349,30 @@ struct Builder {
     rules: Vec<Rule>,
     drafts: Vec<Draft>,
     profiles: Vec<Profile>,
+    targets: Vec<Target>,
     rule_numbers: HashMap<Rule, u32>,
     profile_numbers: HashMap<Profile, u32>,
 }
 
 impl Builder {
+    /// The number of a target of its own.
+    fn target(&mut self, draft: &Draft) -> u32 {
+        self.targets.push(Target { key: draft.key, mode: draft.mode, auto: draft.auto.clone() });
+        self.targets.len() as u32 - 1
+    }
+
     fn add(&mut self, draft: &Draft) -> u32 {
         let profile = Profile {
             lifetimes: Lifetimes::new(&draft.timeouts),
             sack_conflict: draft.sack_conflict,
             early_window: draft.rule.early_window,
+            target: draft.key,
+            is_untouched: false,
         };
-        let profile = number(&mut self.profile_numbers, &mut self.profiles, profile);
+        let mut numbered = |profile| number(&mut self.profile_numbers, &mut self.profiles, profile);
+        let (profile, untouched) = (numbered(profile), numbered(Profile { is_untouched: true, ..profile }));
         let known = self.rules.len();
-        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile, ..draft.rule });
+        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile, untouched, ..draft.rule });
         if self.rules.len() > known {
             self.drafts.push(draft.clone());
         }
@@ -493,9 +542,9 @@ mod tests {
             let _ = proxy.on_single(Side::Lan, &mut head, START, &mut crate::proxy::tests::NoEgress);
         };
         open(&mut proxy, 0x0b00_0001);
-        let former = proxy.set_policy(Arc::new(Policy::new(&with(200, Some(300)), START)));
+        let former = proxy.set_policy(Arc::new(Policy::new(&with(200, Some(300)), START)), START);
         open(&mut proxy, 0x0b00_0002);
-        drop(proxy.set_policy(Arc::new(Policy::new(&with(400, None), START))));
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(400, None), START)), START));
         open(&mut proxy, 0x0b00_0003);
         // Each SYN is repeated, which begins its flow's time anew.
         for (client, seconds) in [(1, 100), (2, 300), (3, 400)] {

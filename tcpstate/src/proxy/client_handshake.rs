@@ -3,10 +3,11 @@
 use super::context::{Context, are_possible, is_damaged, is_from_group};
 use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
 use super::reply::label;
+use super::untouched::Passing;
 use super::{Metadata, Proxy};
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
-use crate::config::{Action, Extension};
+use crate::config::{Action, Extension, Mode};
 use crate::cookie::terms::{Ecn, Offer, Terms};
 use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
@@ -35,8 +36,11 @@ impl Proxy {
         head: &mut Head,
         now: Instant,
     ) -> bool {
-        let is_cached = !self.has_no_syn_cache();
+        let rule = self.settings.policy.rule(&segment.key);
+        let (target, mode) = (rule.target, self.settings.modes.present(rule.target));
+        let is_cached = mode != Mode::Cookie && !self.has_no_syn_cache();
         if side != Side::Wan
+            || mode.passes()
             || self.settings.draining
             || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
@@ -61,7 +65,6 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        let rule = self.settings.policy.rule(&segment.key);
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
@@ -78,6 +81,7 @@ impl Proxy {
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
         self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
+        self.settings.modes.note_answered(target);
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -97,6 +101,10 @@ impl Proxy {
 
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
     pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        match self.passing(&mut ctx, former) {
+            Passing::No => {}
+            passing => return self.pass_untouched(ctx, former, passing),
+        }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
@@ -115,6 +123,7 @@ impl Proxy {
             format!("limit of the source's network: {granted}; left are {fresh} SYNs and {repeated} repeated ones")
         });
         if admission == Admission::Refused {
+            self.settings.modes.note_limited(self.settings.policy.rule(ctx.key()).target);
             return Verdict::Drop(DropReason::RateLimited);
         }
         if let Some(event) = admission.event() {
@@ -153,7 +162,7 @@ impl Proxy {
             ctx.egress.note(|| format!("its hop limit ends before the server, {} routers away: it passes", offer.hops));
             return self.pass_syn_unanswered(ctx, former, Event::Expiring);
         }
-        if let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
+        if let Some(event) = self.passes_unanswered(&rule, ctx.segment, &offered, &offer, former, hash, now) {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
             }
@@ -204,11 +213,14 @@ impl Proxy {
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
                 let expressed = kept.promised == terms.promised && terms.mss >= smallest;
                 let number = if expressed { numbers } else { numbers.disguised() };
-                let stored =
-                    self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));
+                let stored = if self.settings.modes.present(rule.target) == Mode::Cookie {
+                    None
+                } else {
+                    self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number))
+                };
                 ctx.egress.note(|| match stored {
                     Some(_) => "the SYN cache keeps the terms".into(),
-                    None => "the SYN cache is full or off: the cookie alone carries the terms".into(),
+                    None => "the SYN cache is full or off, or the mode leaves it aside: the cookie alone carries the terms".into(),
                 });
                 match stored {
                     Some(_) => (terms, numbers) = (kept, number),
@@ -220,6 +232,7 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, isn, numbers.isn, now);
+        self.settings.modes.note_answered(rule.target);
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
@@ -227,7 +240,7 @@ impl Proxy {
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what has been read of the SYN, in registers")]
-    fn passes(
+    fn passes_unanswered(
         &mut self,
         rule: &Rule,
         syn: &Segment,
@@ -252,7 +265,7 @@ impl Proxy {
 
     /// Whether a SYN that proves nothing may take the 4-tuple of a connection: nothing is in flight of it any more, and nobody but its ends has said that
     /// it is over.
-    fn gives_way(&self, id: Id) -> bool {
+    pub(super) fn gives_way(&self, id: Id) -> bool {
         let flow = &self.table[id];
         match flow.state() {
             State::TimeWait => true,
@@ -469,7 +482,7 @@ impl Proxy {
         ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, client_isns, outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
-            if now >= self.settings.adopt_until {
+            if !self.adopts(ctx.key(), now) {
                 self.caches.limiter.failed(place, now);
             }
             if !may_test {
@@ -631,7 +644,7 @@ mod tests {
     use crate::Config;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::RateLimit;
+    use crate::config::{Auto, RateLimit};
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -648,8 +661,14 @@ mod tests {
         let rare = || prop::bool::weighted(0.1);
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
         let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
-        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake).prop_map(
-            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake)| Config {
+        let mode = prop_oneof![
+            4 => Just(Mode::Cache), 4 => Just(Mode::Cookie), 1 => Just(Mode::Observe), 1 => Just(Mode::Pass),
+            2 => Just(Mode::Auto)
+        ];
+        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, (handshake, mode)).prop_map(
+            |(cache, introductions, no_sack, few_tokens, mss_clamp, (handshake, mode))| Config {
+                mode,
+                auto: Auto { enter_half_open: 2, ..Auto::default() },
                 table_buckets: 4,
                 learn_capacity: 64,
                 syn_cache_max: if cache { 2 } else { 0 },

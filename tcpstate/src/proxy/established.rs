@@ -317,7 +317,7 @@ impl Proxy {
     }
 
     /// Notes what a believable segment says.
-    fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
+    pub(super) fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
         let (side, segment) = (ctx.side, ctx.segment);
         let ack = self.outer_ack(side, segment, id);
         let flow = &self.table[id];

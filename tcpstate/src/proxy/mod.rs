@@ -1,7 +1,7 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
 //! in), `passthrough` (connections
-//! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
+//! from the LAN, and what else passes unchanged), `untouched` (connections of destinations whose mode passes them), `crossing` (both ends open at once), `asymmetric` (one direction is
 //! not seen), `established`, `icmp` (errors), `adoption` (segments without
 //! a flow), and `evict` and `idle` (which flow gives way when the table is full).
 
@@ -24,6 +24,7 @@ mod reply;
 mod server_handshake;
 #[cfg(test)]
 pub(crate) mod test_segments;
+mod untouched;
 mod vlans;
 
 use crate::cache::direct_return::DirectReturns;
@@ -43,6 +44,7 @@ use crate::keyed::Keys;
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions, Rates};
 use crate::policy::limit::{Limiter, Meter};
+use crate::policy::mode::Modes;
 use crate::policy::profiles::Profiles;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
@@ -185,10 +187,14 @@ pub(crate) struct Settings {
     pub(crate) policy: Arc<Policy>,
     /// The settings that flows began with.
     pub(crate) profiles: Profiles,
+    /// What becomes of SYNs, by target.
+    pub(crate) modes: Modes,
     /// New connections are passed to their servers unanswered.
     pub(crate) draining: bool,
     /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
+    /// For how long they are adopted after the start, and after a destination has passed its SYNs.
+    pub(crate) adopt_grace: core::time::Duration,
     /// SYNs that go to ports which lately refused or were silent.
     pub(crate) retries: Meter,
     /// ICMP errors that the box repeats.
@@ -311,9 +317,11 @@ impl Proxy {
             settings: Settings {
                 hash_keys,
                 profiles: Profiles::new(policy.profiles()),
+                modes: Modes::new(policy.targets()),
                 policy,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
+                adopt_grace: config.adopt_grace,
                 retries: Meter::new(config.retries),
                 errors_repeated: Meter::new(refusal::ERRORS_REPEATED),
             },
@@ -321,6 +329,8 @@ impl Proxy {
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
         };
+        proxy.count_targets();
+        proxy.table.count_adopted();
         proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -345,6 +355,12 @@ impl Proxy {
         }
     }
 
+    /// Has the flow table count half-open connections by the targets of the present policy.
+    fn count_targets(&mut self) {
+        let targets = self.settings.policy.targets();
+        self.table.count_half_open(self.settings.profiles.targets(targets), targets.len());
+    }
+
     /// Gives the flow table's memory back, as another process would find it.
     pub fn into_slab(self) -> Slab {
         self.table.into_slab()
@@ -358,13 +374,20 @@ impl Proxy {
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
     /// keep their terms. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
-    /// with the tables they were made with. To be called between two batches.
-    pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
+    /// with the tables they were made with. A target that the former policy has too goes on as it is, unless its mode is another. To be called between two
+    /// batches.
+    pub fn set_policy(&mut self, policy: Arc<Policy>, now: Instant) -> Arc<Policy> {
         self.caches.cookies.retable(&policy.tables, policy.from);
         self.caches.server_options.set_policy(&policy, &self.settings.policy);
         self.caches.refused_ports.may_last(policy.longest_closed());
         self.settings.profiles.adopt(policy.profiles());
-        core::mem::replace(&mut self.settings.policy, policy)
+        let targets = (&**policy.targets(), &**self.settings.policy.targets());
+        let mut modes = Modes::new(policy.targets());
+        modes.take_over(targets, &self.settings.modes, self.settings.adopt_grace, now);
+        self.settings.modes = modes;
+        let former = core::mem::replace(&mut self.settings.policy, policy);
+        self.count_targets();
+        former
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
@@ -537,13 +560,15 @@ impl Proxy {
         }
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
-            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
+            (Some((id, _)), ..) if self.is_untouched(id) => self.on_untouched(ctx, id),
             (None, Side::Wan, Kind::Syn | Kind::SynAck) | (None, Side::Lan, _)
                 if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
             {
                 ctx.egress.note(|| "the station it is for is on the side it came from".into());
                 Verdict::Drop(DropReason::Elsewhere)
             }
+            (None, ..) if self.passes_unknown(side, kind, &segment.key, now) => self.pass_unknown(ctx),
+            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
             (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
             (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
             (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
@@ -624,6 +649,7 @@ impl Proxy {
     /// Takes note that the client of a segment has proved itself.
     fn note_proof(&mut self, event: Event, key: &FlowKey) {
         self.counters.count(event);
+        self.settings.modes.note_proved(self.settings.policy.rule(key).target);
         self.caches.vlan_pairs.note_proof(key.vlan);
         if self.proved.len() < PROVED_KEPT {
             self.proved.push(source(key));

@@ -7,6 +7,7 @@ use super::Proxy;
 use super::context::{Context, are_possible};
 use super::idle::Opener;
 use super::reply::half_second;
+use super::untouched::Passing;
 use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
@@ -27,10 +28,15 @@ const SYNS_PASSED: u8 = 2;
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
     pub(super) fn open_passthrough(&mut self, ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        let is_fit = are_possible(ctx.key());
+        if ctx.side == Side::Lan && self.passes(ctx.key()) {
+            let passing = if is_fit && ctx.is_sound() { Passing::Followed } else { Passing::Unfollowed };
+            return self.pass_untouched(ctx, former, passing);
+        }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !are_possible(ctx.key()) {
+        if !is_fit {
             return Verdict::Drop(DropReason::BadAddress);
         }
         if let Some(former) = former {
@@ -116,7 +122,7 @@ impl Proxy {
     }
 
     /// Whether a client of the WAN, which has proved nothing, has had two more SYNs passed within this half second: no host repeats one so often.
-    fn repeats_too_soon(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+    pub(super) fn repeats_too_soon(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let (flow, present) = (&self.table[id], half_second(ctx.now));
         if ctx.side == Side::Lan || flow.client() == Side::Lan {
             return false;
@@ -142,7 +148,7 @@ impl Proxy {
     }
 
     /// The client begins anew with another SYN: so does the record, which holds the first one alone, or its answer too.
-    fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
+    pub(super) fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
         if self.table[id].is_in(State::SynSent) {
             self.table.update(id, |flow| fill_syn_sent(flow, ctx));
         } else {
@@ -152,7 +158,7 @@ impl Proxy {
     }
 
     /// The client has its answer: what both offered holds from now on; what a server offers is learned.
-    fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
+    pub(super) fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, &self.table[id]);
         if ctx.side == Side::Lan {
             self.note_answer_in_own_vlan(id, ctx.key().vlan);
@@ -312,7 +318,7 @@ impl UnprovedFlows {
 
 impl Proxy {
     /// Makes a place among the connections that passed unproved: the oldest goes if it is not established.
-    fn bound_unproved(&mut self) {
+    pub(super) fn bound_unproved(&mut self) {
         let Some((id, generation)) = self.unproved.next_out() else { return };
         self.unproved.entries.pop_front();
         if self.is_unproved(id, generation) {
@@ -361,7 +367,7 @@ impl Flow {
 }
 
 /// Fills the record of a connection that is passed through by its SYN.
-fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
+pub(super) fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     let options = Options::read(ctx.options());
     flow.outer_isn = ctx.segment.seq;
     flow.keep_path(ctx.side, &ctx.envelope());

@@ -10,6 +10,7 @@ use crate::cache::servers::ServerOptions;
 use crate::flow::table::{Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
+use crate::policy::mode::Modes;
 
 /// The regions of one worker's [`Proxy`](crate::Proxy).
 pub struct Memory {
@@ -75,6 +76,8 @@ impl Footprint {
     /// That of an engine of this configuration, which may be a [share](Config::share).
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
+        // Everybody is one.
+        let targets = 1 + config.rules.iter().filter(|rule| rule.settings.mode.is_some()).count();
         let [recent_syns, limits, refused_syns, refused_ports] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
             + Candidates::bytes_needed(config.syn_cache_max, flows)
@@ -84,7 +87,7 @@ impl Footprint {
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
             limits: 8 * limits as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
-            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES) as u64,
+            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets)) as u64,
         }
     }
 

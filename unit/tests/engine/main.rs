@@ -12,6 +12,7 @@ mod field;
 mod full_table;
 mod hostile;
 mod matrix;
+mod modes;
 mod operator;
 mod promise;
 mod refusal;
