@@ -27,7 +27,9 @@ pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};
-pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
+pub use view::{
+    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Suggested, Talker, Top,
+};
 
 /// The directory of the control sockets, one for each running box.
 pub const DIRECTORY: &str = "/run/synproxy";

@@ -6,6 +6,7 @@ use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
 use crate::control::socket::{self, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
+use crate::dataplane::modes::{Coordinator, ModeBoard};
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
@@ -117,19 +118,20 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
     let channel = (supervisor, messages);
+    let policy = Arc::new(Policy::new(&config.engine.share(workers), clock::now()));
+    let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
     let pool = if arguments.bypass {
-        let options = WorkerOptions { poll, shed: false, captures: captures.clone() };
+        let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None };
         WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        let policy = Arc::new(Policy::new(&share, clock::now()));
         let memories = (0..workers).map(|_| memory::anonymous(&share)).collect::<Result<Vec<_>, _>>()?;
         let memories = Arc::new(Mutex::new(memories));
         let engine = move || {
             let memory = memories.lock().unwrap_or_else(PoisonError::into_inner).pop().expect("one for each worker");
             Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory)
         };
-        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
+        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone(), modes: modes.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
@@ -137,13 +139,15 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     if let Some(control_port) = control_port {
         control_port.serve(servers.clone())?;
     }
-    let api = Arc::new(ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log));
+    let api = ControlApi::new(facts, pool.board(), pool.commands(), servers, captures.clone(), log);
+    let api = Arc::new(api.with_modes(modes.clone()));
+    let coordination = modes.map(Coordinator::start).transpose().map_err(Failure::Spawn)?;
     if let Some(metrics) = metrics {
         metrics.serve(StatisticsSite::new(pool.board(), api.clone(), identity))?;
     }
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
     let end = pool.supervise(links, || eprintln!("{ready}"));
-    drop(serving);
+    drop((serving, coordination));
     captures.finish();
     if guard.unclaimed() > 0 {
         warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());

@@ -3,6 +3,7 @@
 use super::commands::{Answer, Command, CommandSender};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::views::{self, FrameBuffer};
+use crate::dataplane::modes::{ModeBoard, TargetStatus};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
 use crate::metrics::snapshot::{Board, Snapshot};
@@ -62,6 +63,7 @@ pub struct ControlApi {
     log: LogControl,
     servers: Arc<ServerRegistry>,
     captures: Captures,
+    modes: Option<Arc<ModeBoard>>,
     progress: Mutex<Progress>,
 }
 
@@ -84,7 +86,17 @@ impl ControlApi {
         captures: Captures,
         log: LogControl,
     ) -> Self {
-        Self { facts, board, workers, log, servers, captures, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, captures, modes: None, progress: Mutex::default() }
+    }
+
+    /// The same API, which knows where modes of destinations are decided.
+    pub fn with_modes(self, modes: Option<Arc<ModeBoard>>) -> Self {
+        Self { modes, ..self }
+    }
+
+    /// How every destination that has a mode of its own is; nothing where nothing decides modes.
+    pub fn target_status(&self) -> Vec<TargetStatus> {
+        self.modes.as_ref().map_or_else(Vec::new, |modes| modes.status())
     }
 
     /// The answer to a request of a client with this role.
@@ -108,6 +120,8 @@ impl ControlApi {
             Request::Drain { on } => self.drain(on),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
+            Request::Policy => Reply::Policy(self.target_status().iter().map(views::destination).collect()),
+            Request::SuggestPolicy => Reply::Suggested(self.target_status().iter().map(views::suggested).collect()),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {

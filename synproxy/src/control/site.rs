@@ -4,7 +4,8 @@ use super::api::{ControlApi, Role};
 use crate::metrics::http::{Content, Site};
 use crate::metrics::prometheus::{self, Identity};
 use crate::metrics::snapshot::Board;
-use ::control::{Reply, Request, Status, Top};
+use super::views;
+use ::control::{DestinationMode, Reply, Request, Status, Top};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ pub struct StatisticsSite {
 #[derive(Serialize)]
 struct Now {
     status: Box<Status>,
+    destinations: Vec<DestinationMode>,
     #[serde(flatten)]
     top: Box<Top>,
 }
@@ -46,7 +48,8 @@ impl StatisticsSite {
         }
         let Reply::Status(status) = self.api.answer(Request::Status, Role::Guest) else { return None };
         let Reply::Top(top) = self.api.answer(Request::Top, Role::Guest) else { return None };
-        let data = serde_json::to_vec(&Now { status, top }).ok()?;
+        let destinations = self.api.target_status().iter().map(views::destination).collect();
+        let data = serde_json::to_vec(&Now { status, destinations, top }).ok()?;
         *last = Some((Instant::now(), data.clone()));
         Some(data)
     }
@@ -59,10 +62,9 @@ impl Site for StatisticsSite {
             "/now.json" => Some(("application/json", self.now()?)),
             "/metrics" => {
                 let workers: Vec<_> = self.board.workers().collect();
-                Some((
-                    prometheus::CONTENT_TYPE,
-                    prometheus::text(&workers, &self.board.supervisor(), &self.identity).into_bytes(),
-                ))
+                let mut text = prometheus::text(&workers, &self.board.supervisor(), &self.identity);
+                text.push_str(&prometheus::targets(&self.api.target_status()));
+                Some((prometheus::CONTENT_TYPE, text.into_bytes()))
             }
             "/-/healthy" => Some(("text/plain; charset=utf-8", b"the box runs\n".to_vec())),
             _ => None,

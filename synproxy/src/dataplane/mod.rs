@@ -2,7 +2,7 @@
 //!
 //! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
-//! decides when a worker may sleep, [`load`] and [`shedding`] which SYNs it drops under overload, and [`hold_buffer`] stores
+//! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops under overload, and [`hold_buffer`] stores
 //! the frames that wait for a server.
 
 pub mod egress;
@@ -11,6 +11,7 @@ pub mod handoff;
 pub mod hold_buffer;
 pub mod load;
 pub mod memory;
+pub mod modes;
 pub mod polling;
 pub mod pool;
 pub mod shedding;

@@ -8,6 +8,7 @@ use super::engine::Engine;
 use super::handoff::Update;
 use super::hold_buffer::HoldBuffer;
 use super::load::{LoadMonitor, LoadSample};
+use super::modes::ModeLink;
 use super::polling::PollPolicy;
 use super::shedding::Shedder;
 use super::steering::Steering;
@@ -74,6 +75,8 @@ pub struct Worker<E> {
     steering: Option<Steering>,
     /// The operator's commands.
     commands: Option<Arc<CommandQueue>>,
+    /// Where modes of destinations are decided; `None` where nothing decides them.
+    modes: Option<ModeLink>,
     /// What is captured of its frames.
     captures: CaptureTap,
     /// Samples of its traffic.
@@ -132,6 +135,7 @@ impl<E: Engine> Worker<E> {
             sleeps: 0,
             steering,
             commands: None,
+            modes: None,
             captures: CaptureTap::default(),
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
@@ -154,6 +158,11 @@ impl<E: Engine> Worker<E> {
     /// The same worker, which executes the commands of this queue.
     pub fn with_commands(self, commands: Arc<CommandQueue>) -> Self {
         Self { commands: Some(commands), ..self }
+    }
+
+    /// The same worker, which takes part in deciding the modes of destinations.
+    pub fn with_modes(self, modes: ModeLink) -> Self {
+        Self { modes: Some(modes), ..self }
     }
 
     /// The same worker, whose frames this tap captures.
@@ -220,6 +229,9 @@ impl<E: Engine> Worker<E> {
         let begin = std::time::Instant::now();
         self.iterations += 1;
         let mut iteration = Iteration::default();
+        if let Some(modes) = &mut self.modes {
+            modes.follow(&mut self.engine, now);
+        }
         self.captures.update();
         for side in Side::BOTH {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
@@ -232,6 +244,9 @@ impl<E: Engine> Worker<E> {
             self.process_batch(side, now);
         }
         iteration.more = self.expire(now);
+        if let Some(modes) = &mut self.modes {
+            modes.report(&mut self.engine, iteration.received > 0 || iteration.more, now);
+        }
         self.publish_updates();
         let taken = begin.elapsed();
         self.cost.add(iteration.received, taken);
@@ -450,6 +465,9 @@ impl<E: Engine> Worker<E> {
     /// Sleeps, yields or spins after an iteration that found nothing to do.
     fn rest(&mut self, now: Instant) -> io::Result<()> {
         if self.poll_policy.may_sleep() {
+            if let Some(modes) = &mut self.modes {
+                modes.publish(&self.engine, now);
+            }
             self.sleeps += 1;
             return self.sleep(now);
         }

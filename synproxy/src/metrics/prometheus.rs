@@ -2,10 +2,12 @@
 //!
 //! A scrape reads what the workers have published; it asks nothing of them.
 
-use super::descriptors::{Descriptor, TABLE, Timed, Writer};
+use super::descriptors::{Descriptor, TABLE, TargetMetric, Timed, Writer};
 use super::snapshot::Snapshot;
+use crate::dataplane::modes::TargetStatus;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use tcpstate::config::Mode;
 use tcpstate::histogram::{self, BOUNDED};
 use tcpstate::{Histogram, MetricKind};
 
@@ -68,6 +70,32 @@ pub fn text(workers: &[Snapshot], supervisor: &Snapshot, identity: &Identity) ->
     let mut text = about(identity);
     for (name, Group { help, kind, lines }) in groups {
         let _ = write!(text, "# HELP {name} {}\n# TYPE {name} {kind}\n{lines}", escaped_help(&help));
+    }
+    text
+}
+
+/// The modes of destinations, and what is counted of each, by the label `policy`.
+pub fn targets(targets: &[TargetStatus]) -> String {
+    let mut text = String::new();
+    if targets.is_empty() {
+        return text;
+    }
+    let name = "synproxy_policy_mode";
+    let _ = writeln!(text, "# HELP {name} Whether a destination is in this mode: 1 or 0.\n# TYPE {name} gauge");
+    for status in targets {
+        let policy = escaped(&status.target.to_string());
+        for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Auto) {
+            let is_so = u8::from(status.present == mode);
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\",mode=\"{}\"}} {is_so}", mode.label());
+        }
+    }
+    for &metric in TargetMetric::ALL {
+        let (name, kind) = (metric.series(), metric.description().kind.label());
+        let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", escaped_help(metric.meaning()));
+        for status in targets {
+            let policy = escaped(&status.target.to_string());
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", metric.of(status));
+        }
     }
     text
 }

@@ -89,6 +89,14 @@ enum Command {
     },
     /// Signs SYN cookies with a new secret from the next epoch on; cookies already sent stay valid for their normal lifetime
     RotateSecrets,
+    /// Shows the mode of each destination that has one of its own, since when, and what was counted of it
+    Policy {
+        #[command(subcommand)]
+        operation: Option<PolicyOperation>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Lists connections
     Flows(Flows),
     /// Shows live rates, connections, top talkers and drops
@@ -147,6 +155,17 @@ enum Servers {
     Flush {
         /// An IPv4 or IPv6 address
         address: Option<IpAddr>,
+    },
+}
+
+/// Operations on modes of destinations.
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum PolicyOperation {
+    /// Shows what was usual of each destination while it was not attacked, and proposes thresholds for mode `auto`
+    Suggest {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -414,6 +433,10 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
             }
             Captures::Stop { frames, json } => (Request::StopCapture { kind: *frames }, *json),
         },
+        Command::Policy { operation: None, json } => (Request::Policy, *json),
+        Command::Policy { operation: Some(PolicyOperation::Suggest { json }), json: also } => {
+            (Request::SuggestPolicy, *json || *also)
+        }
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
         Command::Explain { frame, side, worker, json } => {
@@ -502,6 +525,8 @@ fn text(reply: &Reply) -> String {
         Reply::Stats(stats) => show::stats(stats),
         Reply::Servers(entries) | Reply::Backends(entries) => show::servers(entries),
         Reply::Captures(captures) => show::captures(captures),
+        Reply::Policy(destinations) => show::destinations(destinations),
+        Reply::Suggested(suggested) => show::suggested(suggested),
         Reply::Explained(explained) => views::explained(explained),
         Reply::Flows(_) | Reply::Top(_) => format!("{reply:?}\n"),
         Reply::Done(message) => format!("{message}\n"),
@@ -519,6 +544,9 @@ mod tests {
             arguments.map(|arguments| request(&arguments.command).expect("no file is named"))
         };
         assert_eq!(parse("synctl status"), Ok((Request::Status, false)));
+        assert_eq!(parse("synctl policy --json"), Ok((Request::Policy, true)));
+        assert_eq!(parse("synctl policy suggest"), Ok((Request::SuggestPolicy, false)));
+        assert_eq!(parse("synctl policy suggest --json"), Ok((Request::SuggestPolicy, true)));
         assert_eq!(parse("synctl stats --json --socket x"), Ok((Request::Stats, true)));
         assert_eq!(parse("synctl set log-level debug"), Ok((Request::SetLogLevel { level: LogLevel::Debug }, false)));
         let entry =
