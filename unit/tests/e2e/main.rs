@@ -18,6 +18,7 @@ mod links;
 mod locked_out;
 mod loss;
 mod matrix;
+mod modes;
 mod netmap;
 mod offloads;
 mod openings;
