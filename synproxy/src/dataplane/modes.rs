@@ -154,7 +154,7 @@ impl Cell {
 /// The cells of one worker, which is their only writer.
 struct Row {
     cells: Box<[Cell]>,
-    /// Whether they were ever written.
+    /// Whether they were ever written: then their worker has this policy.
     is_written: AtomicBool,
 }
 
@@ -312,8 +312,9 @@ pub struct ModeLink {
     sheet: Arc<Sheet>,
     /// The generation that was read last.
     seen: u64,
+    /// When counts are published next.
     publish_at: Instant,
-    /// Whether anything may have been counted since the last publication.
+    /// Whether frames have come since the last publication.
     is_behind: bool,
 }
 
@@ -355,9 +356,15 @@ impl ModeLink {
             self.raise(engine, target);
         }
         self.is_behind |= is_busy;
-        if now >= self.publish_at && self.is_behind {
+        // Not only then: timers change counts as well.
+        if now >= self.publish_at {
             self.publish(engine, now);
         }
+    }
+
+    /// How long the worker may sleep at most, so that what it has counted is published in time.
+    pub fn patience(&self, now: Instant) -> Option<Duration> {
+        self.is_behind.then(|| self.publish_at.since(now))
     }
 
     #[cold]
@@ -369,10 +376,10 @@ impl ModeLink {
         }
     }
 
-    /// Publishes what has been counted since the last time: to be called before the worker sleeps.
     #[inline(never)]
-    pub fn publish(&mut self, engine: &impl Engine, now: Instant) {
-        if !self.is_behind || !self.is_of(engine) {
+    fn publish(&mut self, engine: &impl Engine, now: Instant) {
+        (self.publish_at, self.is_behind) = (now + PERIOD, false);
+        if !self.is_of(engine) {
             return;
         }
         let row = &self.sheet.rows[self.worker];
@@ -380,7 +387,6 @@ impl ModeLink {
             cell.publish(&engine.target_counts(target));
         }
         row.is_written.store(true, Ordering::Release);
-        (self.publish_at, self.is_behind) = (now + PERIOD, false);
     }
 }
 

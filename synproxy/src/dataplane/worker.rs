@@ -465,9 +465,6 @@ impl<E: Engine> Worker<E> {
     /// Sleeps, yields or spins after an iteration that found nothing to do.
     fn rest(&mut self, now: Instant) -> io::Result<()> {
         if self.poll_policy.may_sleep() {
-            if let Some(modes) = &mut self.modes {
-                modes.publish(&self.engine, now);
-            }
             self.sleeps += 1;
             return self.sleep(now);
         }
@@ -483,6 +480,7 @@ impl<E: Engine> Worker<E> {
     /// Sleeps until a frame arrives, another worker hands one over, a command comes, or the engine has something to do.
     fn sleep(&self, now: Instant) -> io::Result<()> {
         let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
+        let due = self.modes.as_ref().and_then(|modes| modes.patience(now)).map_or(due, |patience| due.min(patience));
         // The event is readable from the moment a command is queued, so one that comes from now on ends the sleep at once.
         let command = self.commands.as_ref().map(|commands| commands.event().as_raw_fd());
         let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];

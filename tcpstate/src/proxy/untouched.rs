@@ -217,9 +217,10 @@ impl Proxy {
                 // The SYN of the same ends may have been answered before this connection began, or over its remains.
                 let flow = &self.table[id];
                 let may_prove = ctx.side == Side::Wan
-                    && flow.client() == Side::Wan
                     && match flow.state() {
-                        State::SynSent => self.caches.recent_syns.has_noted(ctx.hash, ctx.now),
+                        State::SynSent if flow.client() == Side::Wan => {
+                            self.caches.recent_syns.has_noted(ctx.hash, ctx.now)
+                        }
                         _ => flow.is(FlowFlags::REOPENING) && ctx.segment.ack != flow.outer_isn + 1,
                     };
                 if may_prove && let Ok(proof) = self.open_cookie(&mut ctx) {
