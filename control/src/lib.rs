@@ -28,7 +28,8 @@ pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
 pub use reply::{Counts, Drain, Flows, Interface, Link, LinkCondition, Port, Refusal, Reply, Stats, Status, Why};
 pub use request::{LogLevel, Request};
 pub use view::{
-    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Suggested, Talker, Top,
+    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Suggested,
+    Talker, Top,
 };
 
 /// The directory of the control sockets, one for each running box.

@@ -1,6 +1,8 @@
 //! Replies of the box as text: status, counters, server entries and captures.
 
-use control::{Capture, Counts, DestinationMode, Entry, Interface, Link, LinkCondition, Port, Stats, Status, Suggested};
+use control::{
+    Capture, Counts, DestinationMode, Entry, Interface, Link, LinkCondition, Port, Stats, Status, Suggested,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use synproxy::metrics::descriptors::{FORMER_LOSSES, Family, TABLE};
@@ -107,7 +109,8 @@ const USUAL_BACKLOG: u64 = 128;
 pub fn suggested(suggested: &[Suggested]) -> String {
     let mut out = String::new();
     for own in suggested {
-        let Suggested { destination, seconds, half_open, syn_rate, enter_half_open, leave_half_open, enter_syn_rate } = own;
+        let Suggested { destination, seconds, half_open, syn_rate, enter_half_open, leave_half_open, enter_syn_rate } =
+            own;
         let levels = |[middle, most, nearly_all, peak]: [u64; 4]| {
             format!("{middle} in the middle, {most} in 99 %, {nearly_all} in 99.9 %, {peak} at most")
         };

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Auto, AutoSettings, Mode, Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Network, RateLimit,
-    SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Mode,
+    Network, RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");

@@ -4,7 +4,9 @@ use confparse::{Account, Config, Control, Level, Parsed, Takes, Value, parse};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use std::sync::Arc;
-use tcpstate::config::{AutoSettings, DestinationRule, Handshake, Mode, Network, SackConflict, Settings, Source, TimeoutSettings};
+use tcpstate::config::{
+    AutoSettings, DestinationRule, Handshake, Mode, Network, SackConflict, Settings, Source, TimeoutSettings,
+};
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
 
@@ -496,11 +498,8 @@ fn a_block_may_have_a_mode_and_thresholds_of_its_own() {
     );
     let config = accepted(&text);
     assert_eq!((config.engine.mode, config.engine.auto.enter_half_open), (Mode::Pass, 90));
-    let own = AutoSettings {
-        enter_half_open: Some(20),
-        stay: Some(Duration::from_millis(500)),
-        ..AutoSettings::default()
-    };
+    let own =
+        AutoSettings { enter_half_open: Some(20), stay: Some(Duration::from_millis(500)), ..AutoSettings::default() };
     let settings = Settings { mode: Some(Mode::Auto), auto: own, ..Settings::default() };
     assert_eq!(*config.engine.rules[0].settings, settings);
 }

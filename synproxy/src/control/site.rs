@@ -1,10 +1,10 @@
 //! What is served over HTTP: the statistics for Prometheus, and a page to look at. Read-only.
 
 use super::api::{ControlApi, Role};
+use super::views;
 use crate::metrics::http::{Content, Site};
 use crate::metrics::prometheus::{self, Identity};
 use crate::metrics::snapshot::Board;
-use super::views;
 use ::control::{DestinationMode, Reply, Request, Status, Top};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,8 +5,8 @@ use crate::control::views::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,
-    Target, TargetCounts, Ticket, Verdict,
+    Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side,
+    Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.

@@ -536,8 +536,7 @@ impl History {
             self.flights.pop_front();
         }
         let &(_, answered, proved) = self.flights.front().expect("one has just been added");
-        self.in_flight =
-            counts.answered.saturating_sub(answered).saturating_sub(counts.proved.saturating_sub(proved));
+        self.in_flight = counts.answered.saturating_sub(answered).saturating_sub(counts.proved.saturating_sub(proved));
         let syns = counts.passed + counts.answered + counts.limited;
         self.syns.push_back((now, syns));
         while self.syns.get(1).is_some_and(|(at, _)| now.since(*at) >= RATE_WINDOW) {

@@ -14,7 +14,8 @@ pub mod profiles;
 pub mod servers;
 
 use crate::config::{
-    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Mode, SackConflict, Settings, Source, Stray,
+    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Mode, SackConflict, Settings, Source,
+    Stray,
 };
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};

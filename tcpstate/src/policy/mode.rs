@@ -219,8 +219,7 @@ impl Modes {
     /// Whether unknown connections of a target are adopted because it passed SYNs a while ago.
     #[inline]
     pub(crate) fn adopts(&self, target: impl FnOnce() -> u32, now: Instant) -> bool {
-        now < self.any_adopts_until
-            && self.states.get(target() as usize).is_some_and(|state| now < state.adopt_until)
+        now < self.any_adopts_until && self.states.get(target() as usize).is_some_and(|state| now < state.adopt_until)
     }
 
     /// A target in [`Mode::Auto`] stops to pass SYNs, which is worth an alarm.

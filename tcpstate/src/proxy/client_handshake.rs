@@ -220,7 +220,10 @@ impl Proxy {
                 };
                 ctx.egress.note(|| match stored {
                     Some(_) => "the SYN cache keeps the terms".into(),
-                    None => "the SYN cache is full or off, or the mode leaves it aside: the cookie alone carries the terms".into(),
+                    None => {
+                        "the SYN cache is full or off, or the mode leaves it aside: the cookie alone carries the terms"
+                            .into()
+                    }
                 });
                 match stored {
                     Some(_) => (terms, numbers) = (kept, number),

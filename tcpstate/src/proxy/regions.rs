@@ -87,7 +87,8 @@ impl Footprint {
             server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
             limits: 8 * limits as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
-            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets)) as u64,
+            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))
+                as u64,
         }
     }
 

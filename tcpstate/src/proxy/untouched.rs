@@ -65,8 +65,7 @@ impl Proxy {
 
     /// Whether unknown connections of this server are adopted.
     pub(super) fn adopts(&self, key: &FlowKey, now: Instant) -> bool {
-        now < self.settings.adopt_until
-            || self.settings.modes.adopts(|| self.settings.policy.rule(key).target, now)
+        now < self.settings.adopt_until || self.settings.modes.adopts(|| self.settings.policy.rule(key).target, now)
     }
 
     /// What the mode of its destination says of a client's SYN, over the remains of `former` if there are any. A destination in [`Mode::Auto`] of which
@@ -91,7 +90,8 @@ impl Proxy {
             _ => {}
         }
         // A client that may be about to acknowledge our SYN-ACK must not get the server's beside it.
-        if self.settings.modes.accepts_cookies(target, ctx.now) && self.caches.recent_syns.has_noted(ctx.hash, ctx.now) {
+        if self.settings.modes.accepts_cookies(target, ctx.now) && self.caches.recent_syns.has_noted(ctx.hash, ctx.now)
+        {
             return Passing::No;
         }
         if !is_auto {
@@ -103,7 +103,8 @@ impl Proxy {
         }
         let half_open = self.table.half_open(target);
         if self.settings.modes.is_exceeded(target, half_open) || self.is_pressed() {
-            ctx.egress.note(|| format!("{half_open} connections of its destination are half-open: it stops to pass SYNs"));
+            ctx.egress
+                .note(|| format!("{half_open} connections of its destination are half-open: it stops to pass SYNs"));
             self.settings.modes.engage(target, self.settings.adopt_grace, ctx.now);
             return Passing::No;
         }
@@ -235,7 +236,8 @@ impl Proxy {
 
     fn on_untouched_syn(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         let flow = &self.table[id];
-        let (opens, is_opening) = (ctx.side == flow.client(), matches!(flow.state(), State::SynSent | State::SynReceived));
+        let (opens, is_opening) =
+            (ctx.side == flow.client(), matches!(flow.state(), State::SynSent | State::SynReceived));
         if opens && is_opening {
             // Where SYNs are answered by now the server gets no more for one that passed than a host repeats.
             let is_answered = ctx.side == Side::Wan && !self.passes(ctx.key());
@@ -313,8 +315,7 @@ impl Proxy {
             State::SynSent if opens => self.on_opener_alone(ctx, id),
             State::SynSent => {}
             State::SynReceived if opens => {
-                let acknowledges =
-                    ctx.segment.ack.within(flow.endpoint(side).acked, flow.endpoint(side.other()).next);
+                let acknowledges = ctx.segment.ack.within(flow.endpoint(side).acked, flow.endpoint(side.other()).next);
                 if !acknowledges || is_damaged(ctx) {
                     return;
                 }
@@ -374,8 +375,6 @@ impl Proxy {
         let target = self.settings.policy.rule(key).target;
         // What may acknowledge a cookie is examined first.
         let may_prove = side == Side::Wan && matches!(kind, Kind::Ack | Kind::Rst);
-        self.settings.modes.present(target).passes()
-            && !(may_prove && self.settings.modes.accepts_cookies(target, now))
+        self.settings.modes.present(target).passes() && !(may_prove && self.settings.modes.accepts_cookies(target, now))
     }
 }
-

@@ -99,8 +99,8 @@ fn overflows(risen: &Counters) -> Vec<(&'static str, i64)> {
         .collect()
 }
 
-/// What a flood does to a server behind a box with this configuration: how many of its SYNs reached it, how long after the first one was sent the last did,
-/// what its kernel complained of, and how the honest fared meanwhile.
+/// What a flood does to a server behind a box with this configuration: how many of its SYNs reached it, how long after the first one, which passes at once, the
+/// last did, what its kernel complained of, and how the honest fared meanwhile.
 struct Suffered {
     reached: usize,
     took: Duration,
@@ -116,7 +116,7 @@ fn suffer(config: &str, rate: Option<u64>) -> Suffered {
     let server = serve(&rig);
     rig.client.run(|| ask(server.address)).expect("connecting in peace");
     let before = rig.server.counters();
-    let (at_client, at_server) = (TimedTap::open(&rig.client), TimedTap::open(&rig.server));
+    let at_server = TimedTap::open(&rig.server);
     let mut flood = flood(&rig, rate, 3);
     thread::sleep(Duration::from_millis(500));
     let honest = rig.client.run(|| {
@@ -131,15 +131,15 @@ fn suffer(config: &str, rate: Option<u64>) -> Suffered {
     flood.stdout.take().expect("piped").read_to_string(&mut said).expect("reading what the flood achieved");
     flood.wait().expect("waiting for the flood");
     let is_flood = |source: SocketAddr, to: SocketAddr| source.ip() != netns::CLIENT_V4 && to == server.address;
-    let sent = at_client.times(|source, to, tcp| is_flood(source, to) && tcp.syn());
     let reached = at_server.times(|source, to, tcp| is_flood(source, to) && tcp.syn() && !tcp.ack());
     let overflows = overflows(&rig.server.counters().since(&before));
-    let took = match (sent.first(), reached.last()) {
-        (Some(first), Some(last)) => last.saturating_sub(*first),
-        _ => Duration::ZERO,
-    };
+    let took = reached.last().copied().unwrap_or_default().saturating_sub(reached.first().copied().unwrap_or_default());
     let log = own.proxy.stop().log;
-    note!("{config} {rate:?}: {}; {} SYNs reached the server, the last after {took:?}; {overflows:?}", said.trim(), reached.len());
+    note!(
+        "{config} {rate:?}: {}; {} SYNs reached the server, the last after {took:?}; {overflows:?}",
+        said.trim(),
+        reached.len()
+    );
     Suffered { reached: reached.len(), took, overflows, honest, modes, log }
 }
 
@@ -151,7 +151,8 @@ fn a_flood_is_answered_by_cookies_before_its_server_is_full_at_any_rate() {
             let suffered = suffer("mode = auto;", rate);
             let Suffered { reached, took, overflows, honest, modes, log } = &suffered;
             // At 64 it stops, and a crowd of workers stops a little later.
-            assert!((1..=80).contains(reached), "{rate:?}: {reached} SYNs of the flood reached the server");
+            assert!((32..=80).contains(reached), "{rate:?}: {reached} SYNs of the flood reached the server");
+            assert!(*took > Duration::ZERO, "the kernel notes no times");
             assert_eq!(*overflows, [], "{rate:?}");
             assert_eq!((modes[0].mode.as_str(), modes[0].now.as_str(), modes[0].switches), ("auto", "cookie", 1));
             let line = log.iter().filter(|line| line.contains("mode of everybody: cookie instead of pass")).count();
@@ -173,7 +174,7 @@ fn the_same_server_is_full_without_protection() {
         assert!(suffered.reached > 1000, "{config}: {}", suffered.reached);
         assert!(!suffered.overflows.is_empty(), "{config}: its queue was never full");
         assert_eq!(suffered.modes[0].switches, 0);
-        let named = |name: &str| suffered.log.iter().any(|line| line.starts_with(name));
+        let named = |name: &str| suffered.log.iter().any(|line| line.trim_start().starts_with(name));
         assert!(named("passed-by-mode"), "{:#?}", suffered.log);
         assert_eq!(named("would-get-cookie") || named("would-be-cached"), config.contains("observe"));
     }
@@ -271,7 +272,7 @@ fn a_hundred_switches_under_load_lose_no_connection() {
     assert!(switches >= 100, "{switches} switches");
     let (short, after) = (short.into_inner(), rig.counters());
     let said = own.proxy.stop().log;
-    let figure = |name: &str| said.iter().find(|line| line.starts_with(name)).cloned().unwrap_or_default();
+    let figure = |name: &str| said.iter().find(|line| line.trim_start().starts_with(name)).cloned().unwrap_or_default();
     note!("{short} short connections; {} {}", figure("passed-by-mode"), figure("cookie-good"));
     // Both kinds took part.
     assert!(short > 100 && !figure("passed-by-mode").is_empty() && !figure("cookie-good").is_empty(), "{said:#?}");
@@ -311,7 +312,12 @@ fn in_mode_pass_the_ends_see_each_other_and_nothing_of_the_box() {
     let modes = own.modes();
     assert_eq!((modes[0].now.as_str(), modes[0].passed, modes[0].answered), ("pass", 23, 0));
     let log = own.proxy.stop().log;
-    assert!(!log.iter().any(|line| line.starts_with("syn-answered") || line.starts_with("closed-port")), "{log:#?}");
+    assert!(
+        !log.iter()
+            .any(|line| line.starts_with("  syn-answered   ") && !line.contains("   0  ")
+                || line.contains("closed-port")),
+        "{log:#?}"
+    );
 }
 
 #[test]
@@ -332,11 +338,8 @@ fn the_operator_sees_the_mode_of_each_destination_and_what_would_suit_it() {
     let modes = own.modes();
     let named: Vec<_> =
         modes.iter().map(|own| (own.destination.as_str(), own.mode.as_str(), own.now.as_str())).collect();
-    let expected = [
-        ("everybody", "pass", "pass"),
-        ("10.77.0.0/24:80", "auto", "pass"),
-        ("fd77::/64 vlan 7", "cookie", "cookie"),
-    ];
+    let expected =
+        [("everybody", "pass", "pass"), ("10.77.0.0/24:80", "auto", "pass"), ("fd77::/64 vlan 7", "cookie", "cookie")];
     assert!(expected.iter().all(|one| named.contains(one)) && named.len() == 3, "{named:?}");
     let http = modes.iter().find(|own| own.destination == "10.77.0.0/24:80").expect("it is there");
     assert_eq!((http.passed, http.half_open, http.switches), (10, 0, 0));

@@ -161,7 +161,11 @@ fn an_engine_that_passes_everything_is_a_cable_bit_by_bit() {
                 .unwrap_or_else(|failure| panic!("seed {seed}: {}\n{}", failure.trace, failure.what))
         };
         let (cable, engine) = (run(true), run(false));
-        assert_eq!((engine.hash, engine.judged, engine.finished), (cable.hash, cable.judged, cable.finished), "seed {seed}");
+        assert_eq!(
+            (engine.hash, engine.judged, engine.finished),
+            (cable.hash, cable.judged, cable.finished),
+            "seed {seed}"
+        );
         assert_eq!(engine.drops.iter().sum::<u64>(), 0, "seed {seed}");
         passed += engine.events[Event::PassedByMode as usize];
     }

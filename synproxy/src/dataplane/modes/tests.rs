@@ -236,8 +236,13 @@ fn a_subscriber_that_does_not_listen_costs_nothing() {
     let crew = Crew::new(1, thresholds());
     let (full, gone) = (crew.board.subscribe(1), crew.board.subscribe(1));
     drop(gone);
-    let switch =
-        Switch { target: TargetKey::EVERYBODY, from: Mode::Pass, to: Mode::Cookie, why: Reason::Policy, at: SystemTime::now() };
+    let switch = Switch {
+        target: TargetKey::EVERYBODY,
+        from: Mode::Pass,
+        to: Mode::Cookie,
+        why: Reason::Policy,
+        at: SystemTime::now(),
+    };
     for _ in 0..3 {
         crew.board.publish(&switch);
     }
