@@ -159,10 +159,11 @@ fn escaped_help(help: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::modes::Baseline;
     use crate::metrics::descriptors::{FlowGauge, LinkMetric, Metric, WorkerMetric, WorkerTiming};
     use std::collections::BTreeSet;
     use std::time::Duration;
-    use tcpstate::{DropReason, Side};
+    use tcpstate::{DropReason, Side, TargetCounts, TargetKey};
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -211,6 +212,38 @@ mod tests {
         let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let own: BTreeSet<&str> = types.iter().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(own.len(), types.len());
+    }
+
+    #[test]
+    fn destinations_are_told_apart_by_a_label() {
+        assert_eq!(targets(&[]), "");
+        let key = TargetKey { vlan: Some(7), address: [0, 0, 0xffff, 0xc000_0200], prefix: 120, port: Some(443) };
+        let status = TargetStatus {
+            target: key,
+            wanted: Mode::Auto,
+            present: Mode::Cookie,
+            since: tcpstate::Instant::from_secs(1),
+            switches: 3,
+            counts: TargetCounts { half_open: 5, passed: 6, ..TargetCounts::default() },
+            in_flight: 8,
+            syn_rate: 9,
+            baseline: Baseline::default(),
+        };
+        let text = targets(&[TargetStatus { target: TargetKey::EVERYBODY, ..status.clone() }, status]);
+        for line in [
+            "# TYPE synproxy_policy_mode gauge",
+            "synproxy_policy_mode{policy=\"192.0.2.0/24:443 vlan 7\",mode=\"cookie\"} 1",
+            "synproxy_policy_mode{policy=\"everybody\",mode=\"pass\"} 0",
+            "synproxy_policy_half_open_connections{policy=\"192.0.2.0/24:443 vlan 7\"} 5",
+            "synproxy_policy_in_flight_connections{policy=\"everybody\"} 8",
+            "# TYPE synproxy_policy_passed_segments_total counter",
+            "synproxy_policy_passed_segments_total{policy=\"everybody\"} 6",
+            "synproxy_policy_switches_total{policy=\"everybody\"} 3",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        }
+        let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 1 + TargetMetric::COUNT);
     }
 
     #[test]

@@ -248,10 +248,11 @@ impl Caches {
 /// 4. After each frame and each timeout, [`next_release`](Proxy::next_release) until there is none; each ticket goes back, with its frame, to
 ///    [`on_release`](Proxy::on_release), or to [`void`](Proxy::void) if no frame was kept for it.
 /// 5. [`on_timeout`](Proxy::on_timeout), again at once while it returns true, and at the latest at [`next_deadline`](Proxy::next_deadline).
-/// 6. [`updates`](Proxy::updates) and [`next_proved`](Proxy::next_proved), to be published to other workers before anything of this poll leaves by a port.
+/// 6. [`updates`](Proxy::updates), [`next_proved`](Proxy::next_proved) and [`next_alarm`](Proxy::next_alarm), to be published to other workers before anything
+///    of this poll leaves by a port.
 ///
-/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`command`](Proxy::command), [`drain`](Proxy::drain) and
-/// [`rotate`](Proxy::rotate), and at any time what takes `&self`. Time is an argument and never goes back; chance is the secrets. So a run is a function
+/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`command`](Proxy::command), [`drain`](Proxy::drain),
+/// [`direct`](Proxy::direct) and [`rotate`](Proxy::rotate), and at any time what takes `&self`. Time is an argument and never goes back; chance is the secrets. So a run is a function
 /// of its inputs. Nothing here allocates once the proxy is made, but for policies and listings.
 pub struct Proxy {
     pub(crate) settings: Settings,

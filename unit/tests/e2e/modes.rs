@@ -70,9 +70,12 @@ fn serve(rig: &Rig) -> Server {
     server
 }
 
-/// A flood of SYNs from everywhere, of so many a second, or as many as there can be.
+/// A flood of SYNs from everywhere, of so many a second, or as many as there can be. One that has a rate keeps it on a crowded machine too.
 fn flood(rig: &Rig, rate: Option<u64>, seconds: u64) -> std::process::Child {
-    let mut flood = rig.client.command(program("synflood"));
+    let mut flood = rig.client.command(if rate.is_some() { "chrt".into() } else { program("synflood") });
+    if rate.is_some() {
+        flood.args(["-f", "1"]).arg(program("synflood"));
+    }
     flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
     flood.args(["--from-mac", NOBODY, "--seconds", &seconds.to_string()]);
     if let Some(rate) = rate {
