@@ -10,7 +10,7 @@ use core::num::NonZeroU32;
 use core::time::Duration;
 use std::path::PathBuf;
 use tcpstate::config::{
-    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Proved, SackConflict, Source, Stray,
+    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Mode, Proved, SackConflict, Source, Stray,
 };
 
 /// The largest number the language has.
@@ -177,6 +177,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("limits", "limits on connections and SYN-ACKs, of all workers together; 0 is no limit"),
     ("lists", "clients that are blocked, passed unanswered, or always proxied"),
     ("timeouts", "lifetimes of a flow in each state"),
+    ("auto", "when a destination in mode `auto` stops and begins to pass SYNs"),
     ("ldp", "sizes of some drivers' rings and sockets"),
     ("events", "what is reported of attacks, links and workers, and to whom"),
 ];
@@ -271,6 +272,26 @@ macro_rules! seconds {
                 }
             },
             get: |config| Some(Value::Number(config.$($field).+.as_secs())),
+        }
+    };
+}
+
+/// A key of `auto` whose value is a time in milliseconds.
+macro_rules! millis {
+    ($name:ident, $min:literal, $help:literal) => {
+        Key {
+            section: AUTO,
+            name: stringify!($name),
+            takes: Takes::Number { min: $min, max: INT_MAX },
+            unit: "milliseconds",
+            help: $help,
+            idle: None,
+            set: |config, value| {
+                if let Value::Number(n) = value {
+                    config.engine.auto.$name = Duration::from_millis(n);
+                }
+            },
+            get: |config| Some(Value::Number(u64::try_from(config.engine.auto.$name.as_millis()).unwrap_or(u64::MAX))),
         }
     };
 }
@@ -402,6 +423,7 @@ const SCALE_LIST: Takes = Takes::List { max: 14, from_zero: true, most: usize::M
 const RATE: Option<&str> = Some("ratehash");
 const LIMITS: Option<&str> = Some("limits");
 const LISTS: Option<&str> = Some("lists");
+const AUTO: Option<&str> = Some("auto");
 const LDP: Option<&str> = Some("ldp");
 const EVENTS: Option<&str> = Some("events");
 const RATE_OF_SYNS: Takes = Takes::Number { min: 1, max: INT_MAX };
@@ -445,6 +467,9 @@ pub(crate) const KEYS: &[Key] = &[
         "window scales of a timestamp cookie"),
     number!(None, "ts_bits", Takes::Number { min: 0, max: 12 }, "bits", ts_bits: u8,
         Some("the time in a timestamp cookie has 20 bits of its own"), "coarse time in a timestamp cookie"),
+    word!("mode", mode: {
+        "observe" => Mode::Observe, "pass" => Mode::Pass, "cache" => Mode::Cache, "cookie" => Mode::Cookie, "auto" => Mode::Auto,
+    }, "what becomes of SYNs from the WAN: they pass, are answered, or the one or the other as the load is"),
     word!("handshake", handshake: { "honest" => Handshake::Honest, "early" => Handshake::Early },
         "when a client may send and when its server gets the handshake's last acknowledgement; for servers in neither list below"),
     servers!("early", Handshake::Early, "servers whose clients may send at once"),
@@ -719,6 +744,15 @@ pub(crate) const KEYS: &[Key] = &[
     timeout!(dl_syn_sent, "our SYN went to the server, no SYN-ACK yet"),
     timeout!(syn_retx, "first interval after which our SYN to the server is repeated; it doubles each time"),
     timeout!(syn_retx_max, "the longest such interval"),
+    number!(AUTO, "enter_half_open", POSITIVE, "connections", engine.auto.enter_half_open: u32, None,
+        "half-open connections of one destination at which its SYNs pass no more; below the backlog of its servers"),
+    number!(AUTO, "enter_syn_rate", Takes::Number { min: 0, max: INT_MAX }, "SYNs a second", engine.auto.enter_syn_rate: u32, None,
+        "SYNs a second to one destination at which they pass no more; 0 is no such limit"),
+    number!(AUTO, "leave_half_open", POSITIVE, "connections", engine.auto.leave_half_open: u32, None,
+        "half-open connections and cookies in flight, together, below which its SYNs pass again"),
+    millis!(stay, 0, "how long its SYNs are answered by cookies at least"),
+    millis!(grace, 0, "how long cookies open connections after SYNs pass again"),
+    millis!(in_flight, 1, "how long a cookie that nobody has acknowledged counts as in flight"),
     number!(LDP, "netmap_nr_rx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_rx_slots: u32, None,
         "receive slots asked of netmap for each ring of a switch's port or a pipe; a card has what it has"),
     number!(LDP, "netmap_nr_tx_slots", Takes::Number { min: 1, max: 65536 }, "slots", ldp.netmap_nr_tx_slots: u32, None,

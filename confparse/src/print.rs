@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tcpstate::config::{DestinationRule, Settings};
 
 use crate::keys::{KEYS, Key, SECTIONS};
-use crate::rules::{RULE_KEYS, RuleKey, TIMEOUTS};
+use crate::rules::{RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS};
 use crate::servers::{Servers, unambiguous};
 use crate::{Account, Config, Control, Value};
 
@@ -114,12 +114,15 @@ fn block(rule: &DestinationRule) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let (own, timeouts) = (all(None), all(TIMEOUTS));
+    let own = all(None);
     if !own.is_empty() {
         let _ = write!(out, " {own}");
     }
-    if !timeouts.is_empty() {
-        let _ = write!(out, " timeouts = {{ {timeouts} }};");
+    for section in SECTIONS_OF_BLOCKS {
+        let settled = all(Some(section));
+        if !settled.is_empty() {
+            let _ = write!(out, " {section} = {{ {settled} }};");
+        }
     }
     out
 }

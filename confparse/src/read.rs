@@ -5,7 +5,7 @@
 
 use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
-use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, VLAN};
+use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS, VLAN};
 use crate::servers::{Servers, in_full, may_have_port};
 use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places, Syslog};
 use core::net::SocketAddr;
@@ -26,6 +26,8 @@ const LONGEST_WORD: usize = 40;
 const TIMESTAMP_MAC_BITS: u32 = 27;
 /// Flows of the table are kept in memory at this many bytes each, at least.
 const FLOW_BYTES: u64 = 128;
+/// The most blocks that settle a mode: each is counted, and shown, for itself.
+const MOST_TARGETS: usize = 1024;
 /// A flow table from this size on is worth a warning.
 const LARGE_TABLE: u64 = 8 << 30;
 
@@ -136,6 +138,7 @@ impl Reader<'_> {
         self.weigh_held_frames();
         self.weigh_intervals();
         self.weigh_attacks();
+        self.weigh_thresholds();
     }
 
     /// Where a key was last given, if it was.
@@ -572,8 +575,8 @@ impl Reader<'_> {
     fn member(&mut self, block: &mut Block, section: Option<&'static str>, member: Pair<'_>) {
         let Some((word, value)) = self.parts(member) else { return };
         let name = word.as_str();
-        if section.is_none() && name == "timeouts" {
-            return self.block_section(block, &word, value);
+        if let Some(section) = SECTIONS_OF_BLOCKS.into_iter().find(|own| section.is_none() && *own == name) {
+            return self.block_section(block, section, &word, value);
         }
         let ruled = RULE_KEYS.iter().find(|key| key.section == section && key.name == name);
         let own = PLACE_KEYS.iter().find(|key| section.is_none() && key.name == name);
@@ -603,19 +606,20 @@ impl Reader<'_> {
         }
     }
 
-    /// `timeouts` in a block.
-    fn block_section(&mut self, block: &mut Block, word: &Pair<'_>, value: Option<Pair<'_>>) {
+    /// A section in a block.
+    fn block_section(&mut self, block: &mut Block, section: &'static str, word: &Pair<'_>, value: Option<Pair<'_>>) {
         match value {
             Some(value) if value.as_rule() == Rule::section => {
                 let settings = value.into_inner().filter(|part| part.as_rule() == Rule::setting);
-                settings.for_each(|setting| self.member(block, Some("timeouts"), setting));
+                settings.for_each(|setting| self.member(block, Some(section), setting));
             }
             Some(value) if value.as_rule() == Rule::list && !value.clone().into_inner().any(|part| is_item(&part)) => {}
             value => {
                 block.bad = true;
                 let place = value.as_ref().map_or(place(word), place);
                 self.report.error(place, || {
-                    ("`timeouts` is a section".to_owned(), "expected `timeouts = { connected = …; };`".to_owned())
+                    let example = KEYS.iter().find(|key| key.section == Some(section)).map_or("", |key| key.name);
+                    (format!("`{section}` is a section"), format!("expected `{section} = {{ {example} = …; }};`"))
                 });
             }
         }
@@ -625,22 +629,19 @@ impl Reader<'_> {
         self.report.error(place(word), || {
             let text = word.as_str();
             let here = RULE_KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
-            let own = PLACE_KEYS.iter().map(|key| key.name).chain(["timeouts"]).filter(|_| section.is_none());
+            let own = PLACE_KEYS.iter().map(|key| key.name).chain(SECTIONS_OF_BLOCKS).filter(|_| section.is_none());
             let known =
                 |name: &str| KEYS.iter().any(|key| key.name == name) || SECTIONS.iter().any(|(own, _)| *own == name);
-            let expected = match (section, nearest(text, here.chain(own))) {
-                (None, _) if RULE_KEYS.iter().any(|key| key.section == Some("timeouts") && key.name == text) => {
-                    format!("`{text}` belongs in `timeouts = {{ … }};`")
-                }
-                (Some(_), _) if RULE_KEYS.iter().any(|key| key.section.is_none() && key.name == text) => {
-                    format!("`{text}` belongs outside `timeouts`")
-                }
-                (None, _) if known(present_name(text)) => format!("`{text}` is the same for all servers"),
-                (_, Some(near)) => format!("did you mean `{near}`?"),
-                (None, None) => {
+            let home = RULE_KEYS.iter().find(|key| key.name == text).map(|key| key.section);
+            let expected = match (home, section, nearest(text, here.chain(own))) {
+                (Some(Some(home)), ..) => format!("`{text}` belongs in `{home} = {{ … }};`"),
+                (Some(None), Some(section), _) => format!("`{text}` belongs outside `{section}`"),
+                (_, None, _) if known(present_name(text)) => format!("`{text}` is the same for all servers"),
+                (.., Some(near)) => format!("did you mean `{near}`?"),
+                (_, None, None) => {
                     "expected `network`, `port`, `vlan`, or a key that may differ from server to server".to_owned()
                 }
-                (Some(section), None) => format!("expected a key of `{section}`"),
+                (_, Some(section), None) => format!("expected a key of `{section}`"),
             };
             let place = section.map_or("a block of `destinations`".to_owned(), |section| format!("`{section}`"));
             (format!("unknown key {} in {place}", quote(text)), expected)
@@ -967,6 +968,32 @@ impl Reader<'_> {
         }
     }
 
+    /// Warns of a threshold to leave above that to enter, and of more targets than can be told apart.
+    fn weigh_thresholds(&mut self) {
+        let given = |name| self.given(Some("auto"), name);
+        let (enter, leave) = (self.config.engine.auto.enter_half_open, self.config.engine.auto.leave_half_open);
+        if let Some(at) = given("enter_half_open").max(given("leave_half_open"))
+            && leave > enter
+        {
+            self.report.warn(at, || {
+                let message = format!("`leave_half_open` is {leave}, and `enter_half_open` is {enter}");
+                (message, "SYNs pass again below the lower of the two".to_owned())
+            });
+        }
+        let settles = |rule: &&DestinationRule| {
+            rule.settings.mode.is_some() || rule.settings.auto != tcpstate::config::AutoSettings::default()
+        };
+        let targets = self.config.engine.rules.iter().filter(settles).count();
+        if let Some(at) = self.given(None, "destinations")
+            && targets > MOST_TARGETS
+        {
+            self.report.error(at, || {
+                let message = format!("{targets} blocks settle a mode, and {MOST_TARGETS} is the most");
+                (message, "expected one block for networks that are treated alike".to_owned())
+            });
+        }
+    }
+
     /// Says what pest found wrong.
     fn misshapen(&mut self, text: &str, error: &pest::error::Error<Rule>) {
         let (InputLocation::Pos(at) | InputLocation::Span((at, _))) = error.location;
@@ -1096,6 +1123,7 @@ fn plain(key: &Key, text: &str) -> Option<u64> {
         unit if unit == key.unit => return Some(n),
         "us" | "µs" if key.unit == "microseconds" => return Some(n),
         "ms" if key.unit == "microseconds" => return n.checked_mul(1000),
+        "ms" if key.unit == "milliseconds" => return Some(n),
         "s" | "sec" => n,
         "m" | "min" => n.checked_mul(60)?,
         "h" => n.checked_mul(3600)?,
@@ -1104,6 +1132,7 @@ fn plain(key: &Key, text: &str) -> Option<u64> {
     };
     match key.unit {
         "seconds" => Some(seconds),
+        "milliseconds" => seconds.checked_mul(1000),
         "microseconds" => seconds.checked_mul(1_000_000),
         _ => None,
     }

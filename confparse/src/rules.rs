@@ -45,6 +45,10 @@ macro_rules! ruled {
 }
 
 pub(crate) const TIMEOUTS: Option<&str> = Some("timeouts");
+pub(crate) const AUTO: Option<&str> = Some("auto");
+
+/// The sections that a block may have.
+pub(crate) const SECTIONS_OF_BLOCKS: [&str; 2] = ["timeouts", "auto"];
 
 /// Every key that may differ from server to server, in the order of the table of keys.
 pub(crate) const RULE_KEYS: &[RuleKey] = &[
@@ -65,6 +69,7 @@ pub(crate) const RULE_KEYS: &[RuleKey] = &[
             settings.mss_clamp.is_some()
         },
     },
+    ruled!(None, "mode", mode),
     ruled!(None, "handshake", handshake),
     ruled!(None, "early_window", early_window),
     ruled!(None, "early_echo", early_echo),
@@ -88,6 +93,12 @@ pub(crate) const RULE_KEYS: &[RuleKey] = &[
     ruled!(TIMEOUTS, "dl_syn_sent", timeouts.dl_syn_sent),
     ruled!(TIMEOUTS, "syn_retx", timeouts.syn_retx),
     ruled!(TIMEOUTS, "syn_retx_max", timeouts.syn_retx_max),
+    ruled!(AUTO, "enter_half_open", auto.enter_half_open),
+    ruled!(AUTO, "enter_syn_rate", auto.enter_syn_rate),
+    ruled!(AUTO, "leave_half_open", auto.leave_half_open),
+    ruled!(AUTO, "stay", auto.stay),
+    ruled!(AUTO, "grace", auto.grace),
+    ruled!(AUTO, "in_flight", auto.in_flight),
 ];
 
 /// A key that says which servers a block is for.
@@ -113,7 +124,9 @@ mod tests {
         for key in RULE_KEYS {
             assert_eq!((key.key().section, key.key().name), (key.section, key.name));
         }
-        let timeouts = KEYS.iter().filter(|key| key.section == TIMEOUTS).count();
-        assert_eq!(RULE_KEYS.iter().filter(|key| key.section == TIMEOUTS).count(), timeouts);
+        for section in SECTIONS_OF_BLOCKS {
+            let all = KEYS.iter().filter(|key| key.section == Some(section)).count();
+            assert_eq!(RULE_KEYS.iter().filter(|key| key.section == Some(section)).count(), all);
+        }
     }
 }

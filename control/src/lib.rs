@@ -36,7 +36,10 @@ pub use reply::{
 };
 pub use request::{ClientList, LogLevel, Request};
 pub use role::{Access, Role};
-pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
+pub use view::{
+    Changed, Counted, Cursor, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Suggested,
+    Talker, Top,
+};
 
 /// The directory of the control sockets, one for each running box.
 pub const DIRECTORY: &str = "/run/synproxy";

@@ -26,6 +26,11 @@ pub enum Reply {
     Flows(FlowList),
     /// To [`Request::Top`](crate::Request::Top).
     Top(Box<Top>),
+    /// To [`Request::Policy`](crate::Request::Policy): everybody first, then each block of `destinations` that settles a mode. None where the box bypasses
+    /// the engine.
+    Policy(Vec<crate::DestinationMode>),
+    /// To [`Request::SuggestPolicy`](crate::Request::SuggestPolicy), likewise.
+    Suggested(Vec<crate::Suggested>),
     /// To [`Request::Explain`](crate::Request::Explain).
     Explained(Box<Explained>),
     /// To [`Request::Captures`](crate::Request::Captures) and [`Request::StopCapture`](crate::Request::StopCapture).

@@ -92,6 +92,10 @@ pub enum Request {
         #[serde(default)]
         limit: Option<usize>,
     },
+    /// The mode of each destination that has one of its own: [`Reply::Policy`](crate::Reply::Policy).
+    Policy,
+    /// What was usual of each while it was not attacked, and thresholds that follow from it: [`Reply::Suggested`](crate::Reply::Suggested).
+    SuggestPolicy,
     /// Top talkers and all counters: [`Top`](crate::Top).
     Top,
     /// What the box would do with a frame: [`Explained`](crate::Explained). Changes nothing.

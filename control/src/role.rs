@@ -59,6 +59,8 @@ impl Request {
             | Request::Explain { .. }
             | Request::Captures
             | Request::Events { .. }
+            | Request::Policy
+            | Request::SuggestPolicy
             | Request::Lists
             | Request::List { .. }
             | Request::Config => (Role::Read, Looks),

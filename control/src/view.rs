@@ -187,6 +187,56 @@ pub struct Sent {
     pub frame: String,
 }
 
+/// The mode of a destination, and what was counted of it by all workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DestinationMode {
+    /// Which servers: the network, with port and VLAN behind it where the block has them; `everybody` for those of no block that settles a mode.
+    pub destination: String,
+    /// The mode of the configuration: `observe`, `pass`, `cache`, `cookie` or `auto`.
+    pub mode: String,
+    /// The mode it is in: one of the first four.
+    pub now: String,
+    /// Seconds since it is.
+    pub since: f64,
+    /// How often it has come to another mode since the start.
+    pub switches: u64,
+    /// Connections whose SYN has passed and that are not established.
+    pub half_open: u64,
+    /// Cookies and entries of the SYN cache that may still be acknowledged.
+    pub in_flight: u64,
+    /// SYNs a second, lately.
+    pub syn_rate: u64,
+    /// SYNs that passed, since the start.
+    pub passed: u64,
+    /// SYNs that were answered, since the start.
+    pub answered: u64,
+    /// Clients that proved themselves, since the start.
+    pub proved: u64,
+    /// SYNs that were dropped for the rate of their source's network, since the start.
+    pub limited: u64,
+}
+
+/// What was usual of a destination while it was not attacked, second by second, and the thresholds that follow from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Suggested {
+    /// Which servers, as in [`DestinationMode`].
+    pub destination: String,
+    /// For how many seconds it was observed.
+    pub seconds: u32,
+    /// Connections half-open at once: the middle, the 99th percentile, the 99.9th, and the most there were. Percentiles are up to a quarter too large.
+    pub half_open: [u64; 4],
+    /// SYNs a second, likewise.
+    pub syn_rate: [u64; 4],
+    /// Proposed for `enter_half_open`.
+    pub enter_half_open: u64,
+    /// Proposed for `leave_half_open`.
+    pub leave_half_open: u64,
+    /// Proposed for `enter_syn_rate`.
+    pub enter_syn_rate: u64,
+}
+
 /// Top talkers and all counters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -8,6 +8,7 @@ use crate::control::servers::ServerRegistry;
 use crate::control::site::StatisticsSite;
 use crate::control::socket::{self, Serving, Socket, SocketPermissions};
 use crate::dataplane::engine::Bypass;
+use crate::dataplane::modes::{Coordinator, ModeBoard, Switch};
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
@@ -24,7 +25,7 @@ use crate::process::log::{self, LogControl};
 use crate::process::privileges::{self, Credentials};
 use crate::process::signals::{self, Signalled};
 use crate::process::{clock, restore, service_manager, settings};
-use ::control::{LogLevel, Role};
+use ::control::{Event, LogLevel, Role};
 use clap::Parser;
 use confparse::{Config, Control, LinkLoss, Poll};
 use crossbeam::channel::{self, Receiver, Sender};
@@ -40,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Instant, SystemTime};
-use tcpstate::{Policy, Proxy, Secrets};
+use tcpstate::{Policy, Proxy, Secrets, Target};
 use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
@@ -137,12 +138,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     links.watch(move || changed.send(Message::Links).is_ok());
     let link_loss = supervisor.clone();
     let channel = (supervisor, messages);
+    let policy = Arc::new(Policy::new(&config.engine.share(workers), clock::now()));
+    let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
     let pool = if arguments.bypass {
-        let options = WorkerOptions { poll, shed: false, captures: captures.clone() };
+        let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None };
         WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
     } else {
         let share = config.engine.share(workers);
-        let policy = Arc::new(Policy::new(&share, clock::now()));
         let memories = memory::of_workers(&share, workers)?;
         let memories = Arc::new(Mutex::new(memories));
         let lists = compiled.clone();
@@ -155,7 +157,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             drop(proxy.set_lists(lists.clone()));
             proxy
         };
-        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone() };
+        let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone(), modes: modes.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
@@ -167,11 +169,16 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let reloader =
         Reloader::new(said, overrides, arguments.bypass, commands.clone(), servers.clone(), board.clone(), log.clone());
     let reloader = Arc::new(reloader);
+    if let Some(modes) = &modes {
+        report_switches(modes.subscribe(SWITCHES), sender.clone())?;
+    }
+    let coordination = modes.clone().map(Coordinator::start).transpose().map_err(Failure::Spawn)?;
     let events = Events::start(inbox, &config.events, [lan, wan], board.clone(), samples)?;
     let services = Services {
         lists: lists.clone(),
         captures: captures.clone(),
         journal: events.journal(),
+        modes: modes.clone(),
         log,
         reloader: reloader.clone(),
     };
@@ -181,6 +188,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         socket: socket.as_ref().map(|socket| Arc::downgrade(socket.file())).unwrap_or_default(),
         permissions,
         lists,
+        modes,
         supervisor: link_loss,
     };
     reloader.begin(Box::new(surroundings), metrics, control_port)?;
@@ -191,7 +199,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         service_manager::ready(&ready);
     });
     service_manager::stopping();
-    drop(serving);
+    drop((serving, coordination));
     events.finish();
     captures.finish();
     if guard.unclaimed() > 0 {
@@ -210,6 +218,7 @@ struct Operated {
     socket: Weak<Serving>,
     permissions: Arc<SocketPermissions>,
     lists: Arc<ListRegistry>,
+    modes: Option<Arc<ModeBoard>>,
     supervisor: Sender<Message>,
 }
 
@@ -228,6 +237,12 @@ impl Surroundings for Operated {
         }
     }
 
+    fn set_targets(&self, targets: Arc<[Target]>) {
+        if let Some(modes) = &self.modes {
+            modes.adopt(targets);
+        }
+    }
+
     fn set_lists(&self, listed: Listed) {
         self.lists.reload(listed);
     }
@@ -236,6 +251,25 @@ impl Surroundings for Operated {
         // At the very end of the process nobody receives it any more.
         let _ = self.supervisor.send(Message::LinkLoss(link_loss));
     }
+}
+
+/// Switches of modes that wait to be reported at most.
+const SWITCHES: usize = 256;
+
+/// Starts the thread that reports switches of modes as events, as long as modes are decided.
+fn report_switches(switches: Receiver<Switch>, events: events::Sender) -> Result<(), Failure> {
+    let report = move || {
+        privileges::enter_control_thread();
+        for Switch { target, from, to, why, .. } in switches {
+            events.send(Event::ModeSwitched {
+                destination: target.to_string(),
+                from: from.label().to_owned(),
+                to: to.label().to_owned(),
+                why: why.to_string(),
+            });
+        }
+    };
+    thread::Builder::new().name("switches".to_owned()).spawn(report).map(drop).map_err(Failure::Spawn)
 }
 
 /// Starts the thread that reloads at SIGHUP.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, Timed, Total};
+use synproxy::metrics::descriptors::{Descriptor, Family, TABLE, TargetMetric, Timed, Total};
 
 /// How the control socket gives the metrics of a family.
 fn in_stats(family: Family) -> &'static str {
@@ -67,6 +67,17 @@ while frames arrive, and in `synctl top`: everywhere by the same name, which the
         );
         text.push_str("| name | kind | unit | meaning | Prometheus |\n|---|---|---|---|---|\n");
         rows.iter().for_each(|descriptor| text.push_str(&row(descriptor)));
+    }
+    text.push_str(
+        "\n## Destinations\n\nOf each destination that has a [mode](modes.md) of its own, by the label `policy`, which is its network with port and VLAN, \
+         or `everybody`. Written by: the thread that decides the modes, from what all workers have counted. In `synctl policy --json`: one of \
+         each. `synproxy_policy_mode{policy,mode}` is 1 for the mode that it is in, and 0 for the others.\n\n\
+         | name | kind | unit | meaning | Prometheus |\n|---|---|---|---|---|\n",
+    );
+    for metric in TargetMetric::ALL {
+        let (description, series) = (metric.description(), metric.series());
+        let (label, kind, unit) = (description.label, description.kind.label(), description.unit.label());
+        let _ = writeln!(text, "| `{label}` | {kind} | {unit} | {} | `{series}` |", description.meaning);
     }
     text.push_str(
         "\n## Times\n\nHistograms, for Prometheus alone. The bounds of the buckets are powers of two from a microsecond to 67 seconds.\n\n\

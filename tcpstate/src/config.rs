@@ -103,6 +103,84 @@ pub enum Stray {
     Reset,
 }
 
+/// What becomes of a client's SYN. What this is for a destination in [`Auto`](Mode::Auto) changes with the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// As [`Pass`](Mode::Pass); and what would have become of it in [`Cache`](Mode::Cache) is counted.
+    Observe,
+    /// It passes to its server; its connection is followed and not touched.
+    Pass,
+    /// It is answered from the SYN cache, and by a cookie alone when that is full.
+    #[default]
+    Cache,
+    /// It is answered by a cookie alone.
+    Cookie,
+    /// It passes until too many connections of its destination are half-open; then it is answered by a cookie until the attack is over.
+    Auto,
+}
+
+impl Mode {
+    /// Every mode, the one that does least first.
+    pub const ALL: [Mode; 5] = [Mode::Observe, Mode::Pass, Mode::Cache, Mode::Cookie, Mode::Auto];
+
+    /// The word of the configuration.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Mode::Observe => "observe",
+            Mode::Pass => "pass",
+            Mode::Cache => "cache",
+            Mode::Cookie => "cookie",
+            Mode::Auto => "auto",
+        }
+    }
+
+    /// Whether SYNs pass; those of a destination in [`Auto`](Mode::Auto) do at first.
+    pub const fn passes(self) -> bool {
+        matches!(self, Mode::Observe | Mode::Pass | Mode::Auto)
+    }
+}
+
+/// Declares [`Auto`] and what a rule may settle of it.
+macro_rules! auto {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr,)+) => {
+        /// When a destination in [`Mode::Auto`] stops and begins to pass SYNs. All numbers are of one destination and of all workers together.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Auto { $($(#[doc = $doc])+ pub $name: $type,)+ }
+
+        /// [`Auto`] of which some is left open.
+        #[derive(Clone, Debug, PartialEq, Eq, Default)]
+        pub struct AutoSettings { $($(#[doc = $doc])+ pub $name: Option<$type>,)+ }
+
+        impl AutoSettings {
+            /// These, and `base` where they are left open.
+            pub fn over(&self, base: &Auto) -> Auto {
+                Auto { $($name: self.$name.unwrap_or(base.$name),)+ }
+            }
+        }
+
+        impl Default for Auto {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+    };
+}
+
+auto! {
+    /// Half-open connections at which it stops to pass SYNs. It must lie below the backlog of its servers.
+    enter_half_open: u32 = 64,
+    /// SYNs a second at which it does; zero: at no rate.
+    enter_syn_rate: u32 = 0,
+    /// Half-open connections, and cookies that may still be acknowledged, below which it passes SYNs again.
+    leave_half_open: u32 = 32,
+    /// For how long at least it answers by cookies.
+    stay: Duration = Duration::from_secs(60),
+    /// For how long, once SYNs pass again, cookies that were sent still open connections.
+    grace: Duration = Duration::from_secs(134),
+    /// For how long a cookie counts as one that may still be acknowledged.
+    in_flight: Duration = Duration::from_secs(3),
+}
+
 /// Servers whose handshakes end in a way of their own; a [`DestinationRule`] can say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
@@ -205,6 +283,10 @@ pub struct Settings {
     pub stray_fragments: Option<Action>,
     /// See [`Config::closed_memory`].
     pub closed_memory: Option<Duration>,
+    /// See [`Config::mode`].
+    pub mode: Option<Mode>,
+    /// See [`Config::auto`].
+    pub auto: AutoSettings,
 }
 
 /// Declares [`Timeouts`] and what a rule may settle of them.
@@ -444,6 +526,10 @@ pub struct Config {
     pub stray_fragments: Action,
     /// How long a port that refused is remembered to be closed.
     pub closed_memory: Duration,
+    /// What becomes of SYNs from the WAN.
+    pub mode: Mode,
+    /// When that changes, where it is [`Mode::Auto`].
+    pub auto: Auto,
     /// Whether 540 established flows are made at the start (for load generators).
     pub test_connections: bool,
 }
@@ -530,6 +616,8 @@ impl Default for Config {
             icmp_errors: Action::default(),
             stray_fragments: Action::default(),
             closed_memory: Duration::from_secs(10),
+            mode: Mode::default(),
+            auto: Auto::default(),
             test_connections: false,
         }
     }

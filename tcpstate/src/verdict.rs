@@ -177,6 +177,16 @@ crate::metrics! {
         ProvedSpent = "proved-spent",
         /// Connections from the WAN passed through because the box is draining.
         Drained = "drained" in Connections,
+        /// SYNs from the WAN passed to their servers because the mode of their destination passes them.
+        PassedByMode = "passed-by-mode",
+        /// SYNs passed in mode `observe` that would have been answered from the SYN cache.
+        WouldBeCached = "would-be-cached",
+        /// SYNs passed in mode `observe` that would have been answered with a cookie alone.
+        WouldGetCookie = "would-get-cookie",
+        /// SYNs passed in mode `observe` that would have been refused, as their port lately refused or was silent.
+        WouldBeRefused = "would-be-refused",
+        /// SYNs passed in mode `observe` that would have been dropped, as their source prefix had exceeded its rate.
+        WouldBeLimited = "would-be-limited",
         /// SYNs from the WAN passed through because their hop limit ends before their server: a router answers them.
         Expiring = "expiring",
         /// Connections of which only one direction crosses the box, passed and followed by that.

@@ -1,6 +1,8 @@
 //! Replies of the box as text: status, counters, server entries and captures.
 
-use control::{Capture, Counts, Entry, Interface, Link, LinkCondition, Port, Record, Stats, Status};
+use control::{
+    Capture, Counts, DestinationMode, Entry, Interface, Link, LinkCondition, Port, Record, Stats, Status, Suggested,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use synproxy::metrics::descriptors::{FORMER_LOSSES, Family, TABLE};
@@ -69,6 +71,65 @@ pub fn servers(entries: &[Entry]) -> String {
             entry.mss,
             entry.wscale
         );
+    }
+    out
+}
+
+/// Modes of destinations, one per line.
+pub fn destinations(destinations: &[DestinationMode]) -> String {
+    if destinations.is_empty() {
+        return "no modes are decided: all frames are forwarded without inspection\n".to_owned();
+    }
+    let mut out = format!(
+        "{:<36} {:<8} {:<8} {:>12} {:>9} {:>9} {:>9} {:>10} {:>8}\n",
+        "destination", "mode", "now", "for", "half-open", "in flight", "SYNs/s", "proved", "switches"
+    );
+    for own in destinations {
+        let _ = writeln!(
+            out,
+            "{:<36} {:<8} {:<8} {:>12} {:>9} {:>9} {:>9} {:>10} {:>8}",
+            own.destination,
+            own.mode,
+            own.now,
+            span(own.since),
+            own.half_open,
+            own.in_flight,
+            own.syn_rate,
+            own.proved,
+            own.switches
+        );
+    }
+    out
+}
+
+/// A server's queue for half-open connections that many programs ask for.
+const USUAL_BACKLOG: u64 = 128;
+
+/// What was usual of destinations, and the thresholds that follow from it.
+pub fn suggested(suggested: &[Suggested]) -> String {
+    let mut out = String::new();
+    for own in suggested {
+        let Suggested { destination, seconds, half_open, syn_rate, enter_half_open, leave_half_open, enter_syn_rate } =
+            own;
+        let levels = |[middle, most, nearly_all, peak]: [u64; 4]| {
+            format!("{middle} in the middle, {most} in 99 %, {nearly_all} in 99.9 %, {peak} at most")
+        };
+        let _ = writeln!(out, "{destination}, observed for {}", span(f64::from(*seconds)));
+        let _ = writeln!(out, "  half-open    {}", levels(*half_open));
+        let _ = writeln!(out, "  SYNs/s       {}", levels(*syn_rate));
+        let _ = writeln!(
+            out,
+            "  auto = {{ enter_half_open = {enter_half_open}; leave_half_open = {leave_half_open}; enter_syn_rate = {enter_syn_rate}; }};"
+        );
+        if *seconds < 7 * 86_400 {
+            let _ = writeln!(out, "  a whole week of traffic would tell more");
+        }
+        if *enter_half_open >= USUAL_BACKLOG {
+            let _ = writeln!(
+                out,
+                "  its servers need a larger backlog than that ({USUAL_BACKLOG} is usual; `ss -ltn` shows it as Send-Q): raise it, or take less here"
+            );
+        }
     }
     out
 }

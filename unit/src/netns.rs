@@ -38,7 +38,7 @@ pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON, MIDDLES, stand};
 pub use counters::Counters;
 pub use relay::Relay;
 pub use tags::Tag;
-pub use tap::Tap;
+pub use tap::{Tap, TimedTap};
 pub use tcp_info::TcpInfo;
 
 /// The client's addresses.

@@ -17,7 +17,7 @@ use loads::{
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
-use tcpstate::config::RateLimit;
+use tcpstate::config::{Mode, RateLimit};
 use tcpstate::{Config, Footprint, Instant, Proxy, Secrets};
 use worker::{BATCH, Worker};
 
@@ -82,6 +82,30 @@ fn the_counter_counts() {
     let before = TAKEN.get();
     drop(std::hint::black_box(vec![1u8; 100]));
     assert_eq!(TAKEN.get(), before + 1);
+}
+
+#[test]
+fn a_syn_that_passes_takes_no_memory_nor_does_the_one_at_which_that_ends() {
+    for mode in [Mode::Pass, Mode::Observe, Mode::Auto] {
+        let mut worker = Worker::new();
+        let mut proxy = proxy(&Config { mode, ..config(CACHE, BUCKETS) }, &worker);
+        let mut load = SynFlood { sources: sources(None), repeats: false, pause: Duration::ZERO };
+        let mut run = |batches: usize| {
+            let mut taken = 0;
+            for _ in 0..batches {
+                let side = load.fill(&mut worker);
+                worker.now = worker.now + worker::BEAT;
+                let before = TAKEN.get();
+                worker.poll(&mut proxy, side);
+                taken += TAKEN.get() - before;
+                load.read(&mut worker);
+            }
+            taken
+        };
+        // The worker's own queues grow at first. In mode auto the second batch is answered.
+        run(1);
+        assert_eq!(run(400), 0, "{mode:?}");
+    }
 }
 
 /// An engine takes what it is said to take before it is started, by which a configuration is refused that the machine cannot hold: not more, and

@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Network, Proved,
-    RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Mode,
+    Network, Proved, RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
@@ -180,7 +180,18 @@ prop_compose! {
         early_echo in option::of(echoes()),
         closed_memory in option::of(prop_oneof![Just(Duration::ZERO), seconds()]),
         t in vec(option::of(seconds()), 11),
+        mode in option::of(select(&Mode::ALL[..])),
+        (enter, rate, leave) in (option::of(1..=2_147_483_647u32), option::of(0..=2_147_483_647u32), option::of(1..=2_147_483_647u32)),
+        times in vec(option::of((1..=2_147_483_647u64).prop_map(Duration::from_millis)), 3),
     ) -> Settings {
+        let auto = AutoSettings {
+            enter_half_open: enter,
+            enter_syn_rate: rate,
+            leave_half_open: leave,
+            stay: times[0],
+            grace: times[1],
+            in_flight: times[2],
+        };
         let timeouts = TimeoutSettings {
             connected: t[0],
             one_fin: t[1],
@@ -197,6 +208,7 @@ prop_compose! {
         Settings {
             sack, mss, wscale, sack_conflict, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, handshake, early_window,
             early_echo, multipath, fast_open, signed, proved, asymmetric, stray, icmp_errors, stray_fragments, closed_memory,
+            mode, auto,
         }
     }
 }
@@ -217,7 +229,18 @@ prop_compose! {
         (proved, proved_memory, proved_sources) in (proofs(), prop_oneof![Just(Duration::ZERO), seconds()], 1..=1usize << 24),
         (proved_syns, proved_half_open, proved_half_open_all) in (0..=2_147_483_647u32, 0..=768usize, 0..=2_147_483_647u32),
         (adopt_grace, closed_memory) in (seconds(), prop_oneof![Just(Duration::ZERO), seconds()]),
+        mode in select(&Mode::ALL[..]),
+        (enter, rate, leave) in (1..=2_147_483_647u32, 0..=2_147_483_647u32, 1..=2_147_483_647u32),
+        times in vec((1..=2_147_483_647u64).prop_map(Duration::from_millis), 3),
     ) -> tcpstate::Config {
+        let auto = Auto {
+            enter_half_open: enter.max(leave),
+            enter_syn_rate: rate,
+            leave_half_open: leave,
+            stay: times[0],
+            grace: times[1],
+            in_flight: times[2],
+        };
         let contradicts = |rule: &DestinationRule| {
             let Network { address, prefix } = rule.network;
             let alike = |d: &Destination| (d.address, d.prefix, d.port) == (address, prefix, rule.port);
@@ -226,7 +249,7 @@ prop_compose! {
         let rules = rules.into_iter().filter(|rule| !contradicts(rule)).collect();
         tcpstate::Config {
             handshake, destinations, rules, early_window, early_echo, held_frames, multipath, fast_open, signed, passed_rate, introductions,
-            retries, proved, proved_memory, proved_sources, proved_syns, proved_half_open, proved_half_open_all, adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, ..tcpstate::Config::default()
+            retries, proved, proved_memory, proved_sources, proved_syns, proved_half_open, proved_half_open_all, adopt_grace, asymmetric, stray, icmp_errors, stray_fragments, closed_memory, mode, auto, ..tcpstate::Config::default()
         }
     }
 }
@@ -410,6 +433,9 @@ const PIECES: &[&str] = &[
     ":",
     "timeouts",
     "connected",
+    "mode",
+    "auto",
+    "stay",
     "ratehash",
     "size",
     "ldp",

@@ -4,7 +4,9 @@ use confparse::{Account, Config, Control, Level, Parsed, Syslog, Takes, Value, p
 use core::num::NonZeroU32;
 use core::time::Duration;
 use std::sync::Arc;
-use tcpstate::config::{DestinationRule, Handshake, Network, SackConflict, Settings, Source, TimeoutSettings};
+use tcpstate::config::{
+    AutoSettings, DestinationRule, Handshake, Mode, Network, SackConflict, Settings, Source, TimeoutSettings,
+};
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
 
@@ -19,8 +21,15 @@ fn framed(body: &str) -> String {
 }
 
 #[test]
-fn the_sample_says_the_defaults() {
-    assert_eq!(accepted(SAMPLE), Config::default());
+fn the_sample_says_the_defaults_but_for_the_mode_of_a_new_installation() {
+    assert_eq!(accepted(SAMPLE), sample());
+    assert_eq!(Config::default().engine.mode, Mode::Cache, "a file without the key does what it did");
+}
+
+/// What the sample says.
+fn sample() -> Config {
+    let default = Config::default();
+    Config { engine: tcpstate::Config { mode: Mode::Auto, ..default.engine }, ..default }
 }
 
 #[test]
@@ -62,7 +71,7 @@ fn the_sample_sets_what_it_shows() {
         let end = start + SAMPLE[start..].find(';').expect("an end");
         let text = format!("{}    {} = {other}{}", &SAMPLE[..start], key.name, &SAMPLE[end..]);
         let config = parse(&text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}")).config;
-        assert_ne!(config, Config::default(), "`{}`", key.name);
+        assert_ne!(config, sample(), "`{}`", key.name);
         assert_ne!(key.value(&config), key.value(&Config::default()), "`{}`", key.name);
     }
 }
@@ -126,7 +135,7 @@ fn clients_are_listed_by_network_and_by_file() {
 
 #[test]
 fn lines_may_end_in_cr_lf() {
-    assert_eq!(accepted(&SAMPLE.replace('\n', "\r\n")), Config::default());
+    assert_eq!(accepted(&SAMPLE.replace('\n', "\r\n")), sample());
     let older = include_str!("../../corpus/older.conf");
     assert_eq!(accepted(&older.replace('\n', "\r\n")), accepted(older));
 }
@@ -533,4 +542,18 @@ fn what_only_the_machine_can_tell_is_complained_of_where_the_key_stands() {
     assert_eq!(places.complain(None, "user", "nobody"), "conf.txt:3:3: nobody", "the last one counts");
     assert_eq!(places.complain(Some("ratehash"), "size", "too much"), "conf.txt:2:28: too much");
     assert_eq!(places.complain(None, "group", "nobody"), "conf.txt: nobody");
+}
+
+#[test]
+fn a_block_may_have_a_mode_and_thresholds_of_its_own() {
+    let text = framed(
+        r#"mode = pass; auto = { enter_half_open = 90; leave_half_open = 9; };
+           destinations = { { network = "192.0.2.0/24"; mode = auto; auto = { stay = 500; enter_half_open = 20; }; } };"#,
+    );
+    let config = accepted(&text);
+    assert_eq!((config.engine.mode, config.engine.auto.enter_half_open), (Mode::Pass, 90));
+    let own =
+        AutoSettings { enter_half_open: Some(20), stay: Some(Duration::from_millis(500)), ..AutoSettings::default() };
+    let settings = Settings { mode: Some(Mode::Auto), auto: own, ..Settings::default() };
+    assert_eq!(*config.engine.rules[0].settings, settings);
 }

@@ -6,6 +6,7 @@ use super::reload::{Origin, Reloader};
 use super::servers::{MAX_ENTRIES, Refused, ServerRegistry};
 use super::site::Destination;
 use super::views::{self, FrameBuffer};
+use crate::dataplane::modes::{ModeBoard, TargetStatus};
 use crate::metrics::capture::Captures;
 use crate::metrics::descriptors::{ControlMetric, FORMER_LOSSES, Family, FlowGauge, Notice, WorkerMetric};
 use crate::metrics::events::Journal;
@@ -67,6 +68,7 @@ pub struct ControlApi {
     captures: Captures,
     journal: Arc<Journal>,
     reloader: Arc<Reloader>,
+    modes: Option<Arc<ModeBoard>>,
     progress: Mutex<Progress>,
 }
 
@@ -91,6 +93,8 @@ pub struct Services {
     pub log: LogControl,
     /// The configuration.
     pub reloader: Arc<Reloader>,
+    /// Where modes of destinations are decided, unless the engine is bypassed.
+    pub modes: Option<Arc<ModeBoard>>,
 }
 
 impl ControlApi {
@@ -100,9 +104,14 @@ impl ControlApi {
         board: Arc<Board>,
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
-        Services { lists, captures, journal, log, reloader }: Services,
+        Services { lists, captures, journal, log, reloader, modes }: Services,
     ) -> Self {
-        Self { facts, board, workers, log, servers, lists, captures, journal, reloader, progress: Mutex::default() }
+        Self { facts, board, workers, log, servers, lists, captures, journal, reloader, modes, progress: Mutex::default() }
+    }
+
+    /// How every destination that has a mode of its own is; nothing where nothing decides modes.
+    pub fn target_status(&self) -> Vec<TargetStatus> {
+        self.modes.as_ref().map_or_else(Vec::new, |modes| modes.status())
     }
 
     /// The answer to a request of this client, if its role permits the request. What changes something is logged and counted.
@@ -177,6 +186,8 @@ impl ControlApi {
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
             Request::Events { after } => Reply::Events(self.journal.after(after)),
+            Request::Policy => Reply::Policy(self.target_status().iter().map(views::destination).collect()),
+            Request::SuggestPolicy => Reply::Suggested(self.target_status().iter().map(views::suggested).collect()),
             Request::Top => Reply::Top(Box::new(self.top())),
             Request::Explain { side, frame, worker } => self.explain(side, &frame, worker, role),
             Request::SetLogLevel { level } => {
@@ -374,6 +385,10 @@ impl ControlApi {
     /// What is done for new connections to each destination.
     pub(super) fn destinations(&self) -> Vec<Destination> {
         let draining = self.progress().draining;
+        let targets = self.target_status();
+        if !targets.is_empty() && draining.is_none() {
+            return targets.iter().map(views::shown).collect();
+        }
         let mode = match (self.facts.bypass || draining.is_some(), self.board.total().get(WorkerMetric::SynCachedMost))
         {
             (true, _) => "pass",

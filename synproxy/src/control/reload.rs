@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tcpstate::Policy;
+use tcpstate::{Policy, Target};
 use tracing::{error, info, warn};
 
 /// The longest value that the log shows in full, in characters.
@@ -56,6 +56,9 @@ pub trait Surroundings: Send + Sync {
 
     /// From now on the members of these groups may use the control socket.
     fn set_groups(&self, groups: Vec<(u32, Role)>);
+
+    /// A policy with these targets is about to be sent to the workers.
+    fn set_targets(&self, targets: Arc<[Target]>);
 
     /// From now on these are the lists of clients.
     fn set_lists(&self, listed: Listed);
@@ -222,7 +225,7 @@ impl Reloader {
         running.said = said;
         let former = std::mem::replace(&mut running.config, next);
         let next = &running.config;
-        warnings.extend(self.instruct_workers(&former, next));
+        warnings.extend(self.instruct_workers(&former, next, &**surroundings));
         if !self.bypass {
             // Their files may say something else although the configuration does not.
             surroundings.set_lists(listed);
@@ -256,11 +259,13 @@ impl Reloader {
     }
 
     /// Has the workers follow the configuration; returns what they have not confirmed.
-    fn instruct_workers(&self, former: &Config, next: &Config) -> Vec<String> {
+    fn instruct_workers(&self, former: &Config, next: &Config, surroundings: &dyn Surroundings) -> Vec<String> {
         let mut commands = Vec::new();
         if former.engine != next.engine && !self.bypass {
             let share = next.engine.share(self.workers.workers().max(1));
-            commands.push(Command::SetPolicy(Arc::new(Policy::new(&share, clock::now()))));
+            let policy = Arc::new(Policy::new(&share, clock::now()));
+            surroundings.set_targets(policy.targets().clone());
+            commands.push(Command::SetPolicy(policy));
         }
         let shed = next.shed && !self.bypass;
         if (former.poll, former.shed) != (next.poll, next.shed) {
@@ -451,6 +456,12 @@ mod tests {
         }
         fn set_groups(&self, groups: Vec<(u32, Role)>) {
             self.0.lock().unwrap().push(format!("groups {groups:?}"));
+        }
+        fn set_targets(&self, targets: Arc<[Target]>) {
+            self.0.lock().unwrap().push(format!("targets {}", targets.len()));
+        }
+        fn set_lists(&self, listed: Listed) {
+            self.0.lock().unwrap().push(format!("lists {}", listed.len()));
         }
         fn set_link_loss(&self, link_loss: LinkLoss) {
             self.0.lock().unwrap().push(format!("link_loss {link_loss:?}"));

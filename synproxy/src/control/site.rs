@@ -203,10 +203,9 @@ impl Site for StatisticsSite {
             "/metrics" => {
                 let workers: Vec<_> = self.board.workers().collect();
                 let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                Some((
-                    prometheus::CONTENT_TYPE,
-                    prometheus::text(&workers, &self.board.supervisor(), &identity).into_bytes(),
-                ))
+                let mut text = prometheus::text(&workers, &self.board.supervisor(), &identity);
+                text.push_str(&prometheus::targets(&self.api.target_status()));
+                Some((prometheus::CONTENT_TYPE, text.into_bytes()))
             }
             "/-/healthy" => Some(("text/plain; charset=utf-8", b"the box runs\n".to_vec())),
             _ => None,

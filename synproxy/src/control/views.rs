@@ -1,8 +1,13 @@
 //! Translates between the engine's types and those of the control protocol: connections, explanations, top talkers, filters.
 
+use super::site::Destination;
+use crate::dataplane::modes::{Baseline, Levels, Suggestion, TargetStatus};
 use crate::metrics::top_talkers::{Name, Talker, TalkerReport};
+use crate::process::clock;
 use crate::process::link_monitor::LinkReport;
-use ::control::{Changed, Counted, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, Why};
+use ::control::{
+    Changed, Counted, DestinationMode, Explained, Flow, FlowEnd, FlowFilter, Link, Role, Sent, Suggested, Why,
+};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -281,6 +286,51 @@ fn talker(Talker { name, frames, surplus, syns, bytes }: &Talker) -> ::control::
 /// The refusal of a request that is not well-formed.
 pub fn malformed(what: String) -> ::control::Reply {
     ::control::Reply::refuse(Why::Malformed, what)
+}
+
+/// A destination and its mode.
+pub fn destination(status: &TargetStatus) -> DestinationMode {
+    let TargetStatus { target, wanted, present, since, switches, counts, in_flight, syn_rate, .. } = status;
+    DestinationMode {
+        destination: target.to_string(),
+        mode: wanted.label().to_owned(),
+        now: present.label().to_owned(),
+        since: clock::now().since(*since).as_secs_f64(),
+        switches: *switches,
+        half_open: counts.half_open,
+        in_flight: *in_flight,
+        syn_rate: *syn_rate,
+        passed: counts.passed,
+        answered: counts.answered,
+        proved: counts.proved,
+        limited: counts.limited,
+    }
+}
+
+/// What was usual of a destination.
+pub fn suggested(status: &TargetStatus) -> Suggested {
+    let Baseline { half_open, syn_rate } = &status.baseline;
+    let levels = |of: &Levels| [of.percentile(500), of.percentile(990), of.percentile(999), of.peak()];
+    let Suggestion { enter_half_open, leave_half_open, enter_syn_rate } = status.baseline.suggest();
+    Suggested {
+        destination: status.target.to_string(),
+        seconds: half_open.seconds(),
+        half_open: levels(half_open),
+        syn_rate: levels(syn_rate),
+        enter_half_open,
+        leave_half_open,
+        enter_syn_rate,
+    }
+}
+
+/// What the page shows of a target.
+pub fn shown(status: &TargetStatus) -> Destination {
+    Destination {
+        destination: status.target.to_string(),
+        mode: status.present.label().to_owned(),
+        since: Some(clock::now().since(status.since).as_secs_f64()),
+        half_open: Some(status.counts.half_open),
+    }
 }
 
 #[cfg(test)]

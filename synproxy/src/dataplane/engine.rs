@@ -3,9 +3,10 @@
 use crate::control::commands::{Answer, Command};
 use crate::control::views::FrameBuffer;
 use std::iter;
+use std::sync::Arc;
 use tcpstate::{
-    Counters, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side, Source,
-    Ticket, Verdict,
+    Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side,
+    Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -72,10 +73,30 @@ pub trait Engine {
     /// Applies what another engine has learned.
     fn receive_update(&mut self, _: &ServerUpdate, _: Instant) {}
 
+    /// What has a mode of its own; see [`Proxy::targets`].
+    fn targets(&self) -> Option<&Arc<[Target]>> {
+        None
+    }
+
+    /// What it has counted of a target.
+    fn target_counts(&self, _: u32) -> TargetCounts {
+        TargetCounts::default()
+    }
+
+    /// Has a target in mode `auto` pass SYNs, or answer them.
+    fn direct(&mut self, _: u32, _: &Directive, _: Instant) {}
+
+    /// The next target that has stopped to pass SYNs by itself; to be called once an iteration, until none is left.
+    #[inline]
+    fn next_alarm(&mut self) -> Option<u32> {
+        None
+    }
+
     /// SYNs from the WAN that it has processed, whatever the verdict.
     fn syns(&self) -> u64 {
         let counters = self.counters();
         counters.happened(Event::SynAnswered)
+            + counters.happened(Event::PassedByMode)
             + counters.happened(Event::ClosedPort)
             + counters.dropped(DropReason::RateLimited)
             + counters.dropped(DropReason::BadAddress)
@@ -173,13 +194,30 @@ impl Engine for Proxy {
                 return Answer::Excerpt(Box::new(self.excerpt(side, &FrameBuffer::new(&frame).head())));
             }
             Command::ServerTable(servers) => return Answer::Former(self.command(servers)),
-            Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy)),
+            Command::SetPolicy(policy) => return Answer::FormerPolicy(self.set_policy(policy, now)),
             Command::SetLists(lists) => return Answer::FormerLists(self.set_lists(lists)),
             Command::ResetBlocked => self.reset_blocked(),
             Command::Drain(draining) => self.drain(draining),
             Command::Rotate(rotation) => self.rotate(&rotation, now),
         }
         Answer::Done
+    }
+
+    fn targets(&self) -> Option<&Arc<[Target]>> {
+        Some(Proxy::targets(self))
+    }
+
+    fn target_counts(&self, target: u32) -> TargetCounts {
+        Proxy::target_counts(self, target)
+    }
+
+    fn direct(&mut self, target: u32, directive: &Directive, now: Instant) {
+        Proxy::direct(self, target, directive, now);
+    }
+
+    #[inline]
+    fn next_alarm(&mut self) -> Option<u32> {
+        Proxy::next_alarm(self)
     }
 
     fn counters(&self) -> &Counters {

@@ -2,8 +2,9 @@
 //!
 //! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
-//! decides when a worker may sleep, [`load`] and [`shedding`] which SYNs it drops under overload, and [`hold_buffer`] stores
-//! the frames that wait for a server. [`watchdog`] tells by each worker's [`pulse`] that none is stuck.
+//! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops
+//! under overload, and [`hold_buffer`] stores the frames that wait for a server. [`watchdog`] tells by each worker's [`pulse`] that none is
+//! stuck.
 
 pub mod egress;
 pub mod engine;
@@ -11,6 +12,7 @@ pub mod handoff;
 pub mod hold_buffer;
 pub mod load;
 pub mod memory;
+pub mod modes;
 pub mod polling;
 pub mod pool;
 pub mod pulse;

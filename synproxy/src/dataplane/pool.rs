@@ -3,6 +3,7 @@
 //! A box in which one worker has failed would forward some flows and lose others, so the first failure ends all workers.
 
 use super::engine::Engine;
+use super::modes::ModeBoard;
 use super::polling::PollPolicy;
 use super::steering::Steering;
 use super::watchdog::Watchdog;
@@ -69,6 +70,8 @@ pub struct WorkerOptions {
     pub shed: bool,
     /// What captures their frames.
     pub captures: Captures,
+    /// Where modes of destinations are decided, if anything decides them.
+    pub modes: Option<Arc<ModeBoard>>,
 }
 
 /// The worker threads.
@@ -126,6 +129,7 @@ impl WorkerPool {
             let commands: Arc<CommandQueue> = pool.commands.queue(number);
             let pulse = pool.watchdog.add(&pair);
             let (poll, shed, captures) = (options.poll, options.shed, options.captures.tap(number));
+            let modes = options.modes.as_ref().map(|modes| modes.link(number));
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     prepare_thread(number, core);
@@ -136,6 +140,9 @@ impl WorkerPool {
                         .with_pulse(pulse);
                     if shed {
                         worker = worker.with_shedding();
+                    }
+                    if let Some(modes) = modes {
+                        worker = worker.with_modes(modes);
                     }
                     // Sending fails only when the supervisor has ended, which then needs no message.
                     let _ = supervisor.send(Message::Running);

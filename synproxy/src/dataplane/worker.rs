@@ -8,6 +8,7 @@ use super::engine::Engine;
 use super::handoff::Update;
 use super::hold_buffer::HoldBuffer;
 use super::load::{LoadMonitor, LoadSample};
+use super::modes::ModeLink;
 use super::polling::PollPolicy;
 use super::pulse::Pulse;
 use super::shedding::Shedder;
@@ -76,6 +77,8 @@ pub struct Worker<E> {
     steering: Option<Steering>,
     /// The operator's commands.
     commands: Option<Arc<CommandQueue>>,
+    /// Where modes of destinations are decided; `None` where nothing decides them.
+    modes: Option<ModeLink>,
     /// What is captured of its frames.
     captures: CaptureTap,
     /// Samples of its traffic.
@@ -136,6 +139,7 @@ impl<E: Engine> Worker<E> {
             sleeps: 0,
             steering,
             commands: None,
+            modes: None,
             captures: CaptureTap::default(),
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
@@ -171,6 +175,11 @@ impl<E: Engine> Worker<E> {
     /// The same worker, which executes the commands of this queue.
     pub fn with_commands(self, commands: Arc<CommandQueue>) -> Self {
         Self { commands: Some(commands), ..self }
+    }
+
+    /// The same worker, which takes part in deciding the modes of destinations.
+    pub fn with_modes(self, modes: ModeLink) -> Self {
+        Self { modes: Some(modes), ..self }
     }
 
     /// The same worker, whose frames this tap captures.
@@ -263,6 +272,9 @@ impl<E: Engine> Worker<E> {
         let begin = std::time::Instant::now();
         self.iterations += 1;
         let mut iteration = Iteration::default();
+        if let Some(modes) = &mut self.modes {
+            modes.follow(&mut self.engine, now);
+        }
         self.captures.update();
         for side in Side::BOTH {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
@@ -275,6 +287,9 @@ impl<E: Engine> Worker<E> {
             self.process_batch(side, now);
         }
         iteration.more = self.expire(now);
+        if let Some(modes) = &mut self.modes {
+            modes.report(&mut self.engine, iteration.received > 0 || iteration.more, now);
+        }
         self.publish_updates();
         let taken = begin.elapsed();
         self.cost.add(iteration.received, taken);
@@ -510,6 +525,7 @@ impl<E: Engine> Worker<E> {
     /// Sleeps until a frame arrives, another worker hands one over, a command comes, or the engine has something to do.
     fn sleep(&self, now: Instant) -> io::Result<()> {
         let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
+        let due = self.modes.as_ref().and_then(|modes| modes.patience(now)).map_or(due, |patience| due.min(patience));
         // The event is readable from the moment a command is queued, so one that comes from now on ends the sleep at once.
         let command = self.commands.as_ref().map(|commands| commands.event().as_raw_fd());
         let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];

@@ -5,6 +5,7 @@
 //! `synctl stats`, the names in Prometheus, and `docs/metrics.md`. A metric is added by a variant here, or in the
 //! engine by one of [`DropReason`] or [`Event`].
 
+use crate::dataplane::modes::TargetStatus;
 use pktio::{PortStatistics, RingStatistics};
 use tcpstate::{Description, DropReason, Event, MetricKind, Population, Side, Timing, Unit, metrics};
 
@@ -330,6 +331,51 @@ metrics! {
         Reloads = "reloads" as "configuration reloads",
         /// Configurations that were read again and refused, so that nothing changed.
         ReloadsRefused = "reloads-refused" as "configuration reloads refused",
+    }
+}
+
+metrics! {
+    /// What is counted and measured of each destination that has a mode of its own, by all workers together. For Prometheus and `synctl policy`.
+    pub enum TargetMetric: Counter, Segments {
+        /// Connections whose SYN has passed and that are not established.
+        HalfOpen = "half-open" is Gauge in Connections,
+        /// Cookies and entries of the SYN cache that may still be acknowledged.
+        InFlight = "in-flight" is Gauge in Connections,
+        /// SYNs from the WAN that passed.
+        Passed = "passed",
+        /// SYNs from the WAN answered with a SYN-ACK.
+        Answered = "answered",
+        /// SYNs from the WAN dropped because their source prefix had exceeded its rate.
+        Limited = "limited",
+        /// Clients that proved themselves by acknowledging one.
+        Proved = "proved" in Connections,
+        /// How often it has come to another mode.
+        Switches = "switches" in Times,
+    }
+}
+
+impl TargetMetric {
+    /// Its value for a destination.
+    pub fn of(self, status: &TargetStatus) -> u64 {
+        let TargetStatus { counts, in_flight, switches, .. } = status;
+        match self {
+            TargetMetric::HalfOpen => counts.half_open,
+            TargetMetric::InFlight => *in_flight,
+            TargetMetric::Passed => counts.passed,
+            TargetMetric::Answered => counts.answered,
+            TargetMetric::Limited => counts.limited,
+            TargetMetric::Proved => counts.proved,
+            TargetMetric::Switches => *switches,
+        }
+    }
+
+    /// Its name in Prometheus.
+    pub fn series(self) -> String {
+        let Description { label, kind, unit, .. } = self.description();
+        let unit = if label.ends_with(unit.label()) || unit == Unit::Times { "" } else { unit.label() };
+        let words = [label.replace('-', "_").as_str(), unit].join("_");
+        let total = if kind == MetricKind::Counter { "_total" } else { "" };
+        format!("synproxy_policy_{}{total}", words.trim_end_matches('_'))
     }
 }
 

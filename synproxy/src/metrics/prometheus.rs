@@ -2,10 +2,12 @@
 //!
 //! A scrape reads what the workers have published; it asks nothing of them.
 
-use super::descriptors::{Descriptor, TABLE, Timed, Writer};
+use super::descriptors::{Descriptor, TABLE, TargetMetric, Timed, Writer};
 use super::snapshot::Snapshot;
+use crate::dataplane::modes::TargetStatus;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use tcpstate::config::Mode;
 use tcpstate::histogram::{self, BOUNDED};
 use tcpstate::{Histogram, MetricKind};
 
@@ -76,6 +78,32 @@ pub fn text(workers: &[Snapshot], supervisor: &Snapshot, identity: &Identity) ->
     text
 }
 
+/// The modes of destinations, and what is counted of each, by the label `policy`.
+pub fn targets(targets: &[TargetStatus]) -> String {
+    let mut text = String::new();
+    if targets.is_empty() {
+        return text;
+    }
+    let name = "synproxy_policy_mode";
+    let _ = writeln!(text, "# HELP {name} Whether a destination is in this mode: 1 or 0.\n# TYPE {name} gauge");
+    for status in targets {
+        let policy = escaped(&status.target.to_string());
+        for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Auto) {
+            let is_so = u8::from(status.present == mode);
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\",mode=\"{}\"}} {is_so}", mode.label());
+        }
+    }
+    for &metric in TargetMetric::ALL {
+        let (name, kind) = (metric.series(), metric.description().kind.label());
+        let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {kind}", escaped_help(metric.meaning()));
+        for status in targets {
+            let policy = escaped(&status.target.to_string());
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {}", metric.of(status));
+        }
+    }
+    text
+}
+
 /// What a metric of Prometheus means: the row itself, or its family where the rows differ in a label.
 fn help(row: &Descriptor) -> String {
     let family = row.metric.family();
@@ -135,10 +163,11 @@ fn escaped_help(help: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::modes::Baseline;
     use crate::metrics::descriptors::{FlowGauge, LinkMetric, Metric, WorkerMetric, WorkerTiming};
     use std::collections::BTreeSet;
     use std::time::Duration;
-    use tcpstate::{DropReason, Side};
+    use tcpstate::{DropReason, Side, TargetCounts, TargetKey};
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
@@ -187,6 +216,38 @@ mod tests {
         let types: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let own: BTreeSet<&str> = types.iter().map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(own.len(), types.len());
+    }
+
+    #[test]
+    fn destinations_are_told_apart_by_a_label() {
+        assert_eq!(targets(&[]), "");
+        let key = TargetKey { vlan: Some(7), address: [0, 0, 0xffff, 0xc000_0200], prefix: 120, port: Some(443) };
+        let status = TargetStatus {
+            target: key,
+            wanted: Mode::Auto,
+            present: Mode::Cookie,
+            since: tcpstate::Instant::from_secs(1),
+            switches: 3,
+            counts: TargetCounts { half_open: 5, passed: 6, ..TargetCounts::default() },
+            in_flight: 8,
+            syn_rate: 9,
+            baseline: Baseline::default(),
+        };
+        let text = targets(&[TargetStatus { target: TargetKey::EVERYBODY, ..status.clone() }, status]);
+        for line in [
+            "# TYPE synproxy_policy_mode gauge",
+            "synproxy_policy_mode{policy=\"192.0.2.0/24:443 vlan 7\",mode=\"cookie\"} 1",
+            "synproxy_policy_mode{policy=\"everybody\",mode=\"pass\"} 0",
+            "synproxy_policy_half_open_connections{policy=\"192.0.2.0/24:443 vlan 7\"} 5",
+            "synproxy_policy_in_flight_connections{policy=\"everybody\"} 8",
+            "# TYPE synproxy_policy_passed_segments_total counter",
+            "synproxy_policy_passed_segments_total{policy=\"everybody\"} 6",
+            "synproxy_policy_switches_total{policy=\"everybody\"} 3",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        }
+        let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), 1 + TargetMetric::COUNT);
     }
 
     #[test]

@@ -10,19 +10,22 @@ mod destinations;
 pub mod exceptions;
 pub mod limit;
 pub mod lists;
+pub mod mode;
 pub mod profiles;
 pub(crate) mod quotas;
 pub mod servers;
 
 use crate::cache::proved_sources::Budgets;
 use crate::config::{
-    Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, Proved, RateLimit, SackConflict, Settings, Source,
+    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Limits, Mode, Proved, RateLimit, SackConflict,
+    Settings, Source,
     Stray,
 };
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};
 use crate::policy::exceptions::Rates;
+use crate::policy::mode::{Target, TargetKey};
 use crate::policy::profiles::{Lifetimes, Profile};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{FlowKey, Fragment};
@@ -75,8 +78,10 @@ pub struct Rule {
     pub(crate) early_echo: EarlyEcho,
     /// The profile of its flows, by its number in the policy.
     pub(crate) profile: u32,
-    /// That of its flows that pass untouched; the same where none does.
+    /// The profile of those that are not touched, likewise.
     pub(crate) untouched: u32,
+    /// The target whose mode holds for it, by its number in the policy.
+    pub(crate) target: u32,
     /// How long a refusal is remembered.
     pub(crate) closed_memory: Duration,
 }
@@ -136,6 +141,7 @@ pub struct Policy {
     /// Each different rule once, that one first.
     rules: Vec<Rule>,
     profiles: Vec<Profile>,
+    targets: Arc<[Target]>,
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
     /// What bounds all destinations together.
@@ -150,32 +156,40 @@ impl Policy {
     /// The policy of a configuration that is put into force `now`.
     pub fn new(config: &Config, now: Instant) -> Self {
         let mut builder = Builder::default();
-        let everybody = builder.add(&Draft::of(config));
-        debug_assert_eq!(everybody, 0);
+        let draft = Draft::of(config);
+        let (target, everybody) = (builder.target(&draft), builder.add(&draft));
+        debug_assert_eq!((target, everybody), (0, 0));
         // Lists first: a rule may say more about a destination that is in one.
         let ends = |handshake| Arc::new(Settings { handshake: Some(handshake), ..Settings::default() });
         let (early, honest) = (ends(Handshake::Early), ends(Handshake::Honest));
         let listed = config.destinations.iter().map(|listed| {
             let settings = if listed.handshake == Handshake::Early { &early } else { &honest };
-            (Place::new(None, &listed.address, listed.prefix, listed.port), settings)
+            (Place::new(None, &listed.address, listed.prefix, listed.port), settings, None)
         });
-        let ruled = config
-            .rules
-            .iter()
-            .map(|rule| (Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port), &rule.settings));
+        let ruled = config.rules.iter().map(|rule| {
+            let place = Place::new(rule.vlan, &rule.network.address, rule.network.prefix, rule.port);
+            (place, &rule.settings, Some(TargetKey::of(rule)))
+        });
         let mut all: Vec<_> = listed.chain(ruled).collect();
         // Stable: of two that say something about the same destination the later counts.
-        all.sort_by_key(|(place, _)| place.precedence());
+        all.sort_by_key(|(place, ..)| place.precedence());
         let mut destinations = Destinations::default();
-        for (place, settings) in &all {
+        for (place, settings, key) in &all {
             let parent = destinations.covering(place).unwrap_or(0);
-            let rule = builder.add(&builder.drafts[parent as usize].with(settings));
-            destinations.insert(place, rule);
+            let mut draft = builder.drafts[parent as usize].with(settings);
+            if let Some(key) = key
+                && (settings.mode.is_some() || settings.auto != AutoSettings::default())
+            {
+                draft.key = *key;
+                draft.rule.target = builder.target(&draft);
+            }
+            destinations.insert(place, builder.add(&draft));
         }
         Self {
             everybody: builder.rules[0],
             rules: builder.rules,
             profiles: builder.profiles,
+            targets: builder.targets.into(),
             destinations: (!all.is_empty()).then_some(destinations),
             meters: Meters::of(config),
             tables: OptionTables::new(config),
@@ -222,6 +236,11 @@ impl Policy {
     /// The profiles of flows, each different one once.
     pub(crate) fn profiles(&self) -> &[Profile] {
         &self.profiles
+    }
+
+    /// What has a mode of its own: everybody first, then each block that settles one.
+    pub fn targets(&self) -> &Arc<[Target]> {
+        &self.targets
     }
 
     /// Whether any rule takes attributes from what is known of an address.
@@ -281,6 +300,9 @@ impl core::fmt::Debug for Policy {
 #[derive(Clone)]
 struct Draft {
     rule: Rule,
+    key: TargetKey,
+    mode: Mode,
+    auto: Auto,
     timeouts: crate::config::Timeouts,
     sack_conflict: SackConflict,
 }
@@ -310,9 +332,17 @@ impl Draft {
             early_echo: config.early_echo,
             profile: 0,
             untouched: 0,
+            target: 0,
             closed_memory: config.closed_memory,
         };
-        Self { rule, timeouts: config.timeouts.clone(), sack_conflict: config.sack_conflict }
+        Self {
+            rule,
+            key: TargetKey::EVERYBODY,
+            mode: config.mode,
+            auto: config.auto.clone(),
+            timeouts: config.timeouts.clone(),
+            sack_conflict: config.sack_conflict,
+        }
     }
 
     /// The same with what `settings` settle.
@@ -344,10 +374,14 @@ impl Draft {
             early_echo: settings.early_echo.unwrap_or(early_echo),
             profile: 0,
             untouched: 0,
+            target: self.rule.target,
             closed_memory: settings.closed_memory.unwrap_or(closed_memory),
         };
         Self {
             rule,
+            key: self.key,
+            mode: settings.mode.unwrap_or(self.mode),
+            auto: settings.auto.over(&self.auto),
             timeouts: settings.timeouts.over(&self.timeouts),
             sack_conflict: settings.sack_conflict.unwrap_or(self.sack_conflict),
         }
@@ -360,26 +394,30 @@ struct Builder {
     rules: Vec<Rule>,
     drafts: Vec<Draft>,
     profiles: Vec<Profile>,
+    targets: Vec<Target>,
     rule_numbers: HashMap<Rule, u32>,
     profile_numbers: HashMap<Profile, u32>,
 }
 
 impl Builder {
+    /// The number of a target of its own.
+    fn target(&mut self, draft: &Draft) -> u32 {
+        self.targets.push(Target { key: draft.key, mode: draft.mode, auto: draft.auto.clone() });
+        self.targets.len() as u32 - 1
+    }
+
     fn add(&mut self, draft: &Draft) -> u32 {
         let profile = Profile {
             lifetimes: Lifetimes::new(&draft.timeouts),
             sack_conflict: draft.sack_conflict,
             early_window: draft.rule.early_window,
-            untouched: false,
+            target: draft.key,
+            is_untouched: false,
         };
-        let mut profile_number = |profile| number(&mut self.profile_numbers, &mut self.profiles, profile);
-        let own = profile_number(profile);
-        let untouched = match draft.rule.proved {
-            Proved::Translate => own,
-            Proved::Pass => profile_number(Profile { untouched: true, ..profile }),
-        };
+        let mut numbered = |profile| number(&mut self.profile_numbers, &mut self.profiles, profile);
+        let (profile, untouched) = (numbered(profile), numbered(Profile { is_untouched: true, ..profile }));
         let known = self.rules.len();
-        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile: own, untouched, ..draft.rule });
+        let rule = number(&mut self.rule_numbers, &mut self.rules, Rule { profile, untouched, ..draft.rule });
         if self.rules.len() > known {
             self.drafts.push(draft.clone());
         }
@@ -568,9 +606,9 @@ mod tests {
             let _ = proxy.on_single(Side::Lan, &mut head, START, &mut crate::proxy::tests::NoEgress);
         };
         open(&mut proxy, 0x0b00_0001);
-        let former = proxy.set_policy(Arc::new(Policy::new(&with(200, Some(300)), START)));
+        let former = proxy.set_policy(Arc::new(Policy::new(&with(200, Some(300)), START)), START);
         open(&mut proxy, 0x0b00_0002);
-        drop(proxy.set_policy(Arc::new(Policy::new(&with(400, None), START))));
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(400, None), START)), START));
         open(&mut proxy, 0x0b00_0003);
         // Each SYN is repeated, which begins its flow's time anew.
         for (client, seconds) in [(1, 100), (2, 300), (3, 400)] {

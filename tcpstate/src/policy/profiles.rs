@@ -3,6 +3,7 @@
 use crate::config::{SackConflict, Timeouts};
 use crate::flow::State;
 use crate::flow::table::wheel::{Ticks, ticks};
+use crate::policy::mode::{Target, TargetKey};
 use std::collections::HashMap;
 
 /// [`Timeouts`] in ticks.
@@ -59,8 +60,10 @@ pub(crate) struct Profile {
     pub(crate) sack_conflict: SackConflict,
     /// Bytes a client may send before its server has answered.
     pub(crate) early_window: u16,
-    /// Its connections pass and are not touched: their ends judge every segment that belongs to them, resets included.
-    pub(crate) untouched: bool,
+    /// Which target counts it.
+    pub(crate) target: TargetKey,
+    /// Whether it passes as it is, whatever it does.
+    pub(crate) is_untouched: bool,
 }
 
 /// The profiles that flows of one worker have: each different one once, and none is ever taken away, so that a flow's number stays
@@ -104,6 +107,12 @@ impl Profiles {
         self.present.get(profile as usize).copied().unwrap_or(0)
     }
 
+    /// By the number of each profile: that of its target among these, or `u32::MAX` if its target is none of them.
+    pub(crate) fn targets<'a>(&'a self, targets: &'a [Target]) -> impl Iterator<Item = u32> + use<'a> {
+        let numbers: HashMap<TargetKey, u32> = targets.iter().map(|target| target.key).zip(0..).collect();
+        self.all.iter().map(move |profile| numbers.get(&profile.target).copied().unwrap_or(u32::MAX))
+    }
+
     /// The profile of this number; of one that was never given, that of number 0.
     #[inline]
     pub(crate) fn get(&self, number: u16) -> &Profile {
@@ -134,7 +143,8 @@ mod tests {
             lifetimes: Lifetimes::new(&timeouts),
             sack_conflict: SackConflict::Remove,
             early_window: 1,
-            untouched: false,
+            target: TargetKey::EVERYBODY,
+            is_untouched: false,
         }
     }
 

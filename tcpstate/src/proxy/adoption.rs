@@ -19,6 +19,9 @@ const LARGEST_WINDOW: u32 = 1 << 30;
 impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
     pub(super) fn on_unknown_connection(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+        if self.passes(ctx.key()) {
+            return self.pass_unknown(ctx);
+        }
         let resets = ctx.kind == Kind::Rst;
         ctx.egress.note(|| {
             let left = self.settings.adopt_until.since(ctx.now).as_secs();
@@ -26,7 +29,7 @@ impl Proxy {
                 if left > 0 { format!("are adopted for {left} s yet") } else { "are not adopted any more".into() };
             format!("no flow has this 4-tuple; connections that run already {adopted}")
         });
-        if ctx.now < self.settings.adopt_until {
+        if self.adopts(ctx.key(), ctx.now) {
             return match ctx.side {
                 // It answers a segment that was passed without a trace; one that acknowledges answers a SYN, and that was ours.
                 Side::Lan if resets && !ctx.segment.flags.has(Flags::ACK) => Verdict::Forward,
@@ -53,12 +56,19 @@ impl Proxy {
     /// A segment from the LAN: the connection is the LAN's, but whether the other end sees the same numbers is open, and whether its segments come
     /// this way. The record lasts as long as the LAN goes on, and gives way to any other.
     pub(super) fn adopt(&mut self, ctx: Context<impl Egress>) -> Verdict {
+        let profile = self.settings.policy.rule(ctx.key()).profile;
+        self.adopt_as(ctx, self.settings.profiles.present(profile))
+    }
+
+    /// The same, of a flow with this profile.
+    pub(super) fn adopt_as(&mut self, ctx: Context<impl Egress>, profile: u16) -> Verdict {
         if !self.make_room(Opener::Lan, ctx.now, ctx.egress) {
             return Verdict::Drop(DropReason::TableFull);
         }
         let (key, hash) = (*ctx.key(), ctx.hash);
         let envelope = ctx.envelope();
         let admitted = self.admit(&key, hash, Side::Lan, State::Unconfirmed, ctx.now, |flow| {
+            flow.profile = profile;
             flow.set(FlowFlags::UNJUDGED, true);
             flow.keep_path(Side::Lan, &envelope);
             note(flow, &ctx);
@@ -124,7 +134,7 @@ pub(super) fn agrees(flow: &Flow, segment: &Segment) -> bool {
 }
 
 /// Notes where a direction stands, and from how far it comes.
-fn note<E>(flow: &mut Flow, ctx: &Context<E>) {
+pub(super) fn note<E>(flow: &mut Flow, ctx: &Context<E>) {
     let (segment, endpoint) = (ctx.segment, flow.endpoint_mut(ctx.side));
     endpoint.ttl = segment.ttl(ctx.head.bytes());
     let class = segment.class(ctx.head.bytes());

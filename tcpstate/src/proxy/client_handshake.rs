@@ -3,10 +3,11 @@
 use super::context::{Context, are_possible, is_damaged, is_from_group};
 use super::proof::{Proof, Unproved, distance, keep_terms, terms_of};
 use super::reply::label;
+use super::untouched::Passing;
 use super::{Metadata, Proxy};
 use crate::cache::refused::Fate;
 use crate::cache::servers::default_mss;
-use crate::config::{Action, Extension, Proved};
+use crate::config::{Action, Extension, Mode, Proved};
 use crate::cookie::terms::{Ecn, Offer, Terms};
 use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
@@ -36,8 +37,11 @@ impl Proxy {
         head: &mut Head,
         now: Instant,
     ) -> bool {
-        let is_cached = !self.has_no_syn_cache();
+        let rule = self.settings.policy.rule(&segment.key);
+        let (target, mode) = (rule.target, self.settings.modes.present(rule.target));
+        let is_cached = mode != Mode::Cookie && !self.has_no_syn_cache();
         if side != Side::Wan
+            || mode.passes()
             || self.settings.draining
             || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
@@ -63,7 +67,6 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        let rule = self.settings.policy.rule(&segment.key);
         if rule.proved == Proved::Pass && self.caches.proved_sources.is_proved(&segment.key, now) {
             return false;
         }
@@ -86,6 +89,7 @@ impl Proxy {
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
         self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
+        self.settings.modes.note_answered(target);
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -105,13 +109,19 @@ impl Proxy {
 
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
     pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, mut former: Option<Id>) -> Verdict {
+        let listed = self.listed(ctx.key());
+        if listed.is_none() {
+            match self.passing(&mut ctx, former) {
+                Passing::No => {}
+                passing => return self.pass_untouched(ctx, former, passing),
+            }
+        }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
         if !are_possible(ctx.key()) || is_from_group(ctx.head.bytes()) {
             return Verdict::Drop(DropReason::BadAddress);
         }
-        let listed = self.listed(ctx.key());
         if let Some(listed) = listed {
             ctx = match self.decide_by_list(ctx, listed, former) {
                 Ok(verdict) => return verdict,
@@ -135,6 +145,7 @@ impl Proxy {
             format!("limit of the source's network: {granted}; left are {fresh} SYNs and {repeated} repeated ones")
         });
         if admission == Admission::Refused {
+            self.settings.modes.note_limited(self.settings.policy.rule(ctx.key()).target);
             return Verdict::Drop(DropReason::RateLimited);
         }
         if let Some(event) = admission.event() {
@@ -177,7 +188,9 @@ impl Proxy {
         }
         // Of what must be proxied only that passes which cannot be, and what comes while the box drains.
         let may_pass = !must_be_proxied || offered.signed || self.settings.draining;
-        if may_pass && let Some(event) = self.passes(&rule, ctx.segment, &offered, &offer, former, hash, now) {
+        if may_pass
+            && let Some(event) = self.passes_unanswered(&rule, ctx.segment, &offered, &offer, former, hash, now)
+        {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
             }
@@ -231,11 +244,17 @@ impl Proxy {
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
                 let expressed = kept.promised == terms.promised && terms.mss >= smallest;
                 let number = if expressed { numbers } else { numbers.disguised() };
-                let stored =
-                    self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number));
+                let stored = if self.settings.modes.present(rule.target) == Mode::Cookie {
+                    None
+                } else {
+                    self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number))
+                };
                 ctx.egress.note(|| match stored {
                     Some(_) => "the SYN cache keeps the terms".into(),
-                    None => "the SYN cache is full or off: the cookie alone carries the terms".into(),
+                    None => {
+                        "the SYN cache is full or off, or the mode leaves it aside: the cookie alone carries the terms"
+                            .into()
+                    }
                 });
                 match stored {
                     Some(_) => (terms, numbers) = (kept, number),
@@ -247,6 +266,7 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, isn, numbers.isn, now);
+        self.settings.modes.note_answered(rule.target);
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
@@ -282,7 +302,7 @@ impl Proxy {
     /// The event under which a SYN passes to its server unanswered, if it does; the limit on such SYNs may still stop it.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what has been read of the SYN, in registers")]
-    fn passes(
+    fn passes_unanswered(
         &mut self,
         rule: &Rule,
         syn: &Segment,
@@ -307,7 +327,7 @@ impl Proxy {
 
     /// Whether a SYN that proves nothing may take the 4-tuple of a connection: nothing is in flight of it any more, and nobody but its ends has said that
     /// it is over.
-    fn gives_way(&self, id: Id) -> bool {
+    pub(super) fn gives_way(&self, id: Id) -> bool {
         let flow = &self.table[id];
         match flow.state() {
             State::TimeWait => true,
@@ -537,7 +557,7 @@ impl Proxy {
         ctx.egress.note(|| self.caches.cookies.describe(ctx.hash, client_isns, outer_isn, echo, now));
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
-            if now >= self.settings.adopt_until {
+            if !self.adopts(ctx.key(), now) {
                 self.caches.limiter.failed(ctx.key(), now);
             }
             if !may_test {
@@ -699,7 +719,7 @@ mod tests {
     use crate::Config;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::{Limits, Network, RateLimit};
+    use crate::config::{Auto, Limits, Network, RateLimit};
     use crate::policy::lists::Lists;
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
@@ -719,8 +739,14 @@ mod tests {
         let clamp = prop_oneof![2 => Just(None), 1 => (400u16..1500).prop_map(Some)];
         let handshake = prop_oneof![Just(crate::config::Handshake::Honest), Just(crate::config::Handshake::Early)];
         let answers = prop_oneof![4 => Just(0u32), 1 => 1u32..6];
-        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, handshake, [answers.clone(), answers]).prop_map(
-            |(cache, introductions, no_sack, few_tokens, mss_clamp, handshake, answers)| Config {
+        let mode = prop_oneof![
+            4 => Just(Mode::Cache), 4 => Just(Mode::Cookie), 1 => Just(Mode::Observe), 1 => Just(Mode::Pass),
+            2 => Just(Mode::Auto)
+        ];
+        (any::<bool>(), rare(), rare(), any::<bool>(), clamp, (handshake, mode), [answers.clone(), answers]).prop_map(
+            |(cache, introductions, no_sack, few_tokens, mss_clamp, (handshake, mode), answers)| Config {
+                mode,
+                auto: Auto { enter_half_open: 2, ..Auto::default() },
                 table_buckets: 4,
                 learn_capacity: 64,
                 syn_cache_max: if cache { 2 } else { 0 },

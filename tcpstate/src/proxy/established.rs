@@ -229,7 +229,7 @@ impl Proxy {
             }
             return self.pass(ctx, id);
         }
-        if flow.is(FlowFlags::UNJUDGED) || self.is_untouched(id) {
+        if flow.is(FlowFlags::UNJUDGED) {
             return self.pass(ctx, id);
         }
         if seq.beyond(receiver.acked) < granted {
@@ -317,7 +317,7 @@ impl Proxy {
     }
 
     /// Notes what a believable segment says.
-    fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
+    pub(super) fn track(&mut self, ctx: &Context<impl Egress>, id: Id) {
         let (side, segment) = (ctx.side, ctx.segment);
         let ack = self.outer_ack(side, segment, id);
         let flow = &self.table[id];

@@ -322,6 +322,8 @@ impl Proxy {
         match Kind::of(&self.table[id]) {
             Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
             Some(Kind::ServerSynSent) => self.abort(id, egress),
+            // It goes on without a record.
+            Some(Kind::Silent) | None if self.is_untouched(id) => self.forget(id),
             Some(Kind::Silent) | None if self.reset_both(id, egress) => self.forget(id),
             Some(Kind::Silent) | None => return false,
         }

@@ -36,8 +36,17 @@ impl Proxy {
     ) -> Verdict {
         let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_known(side, &quote.key)?.id));
         let Some(id) = found else {
-            return self.on_unmatched_icmp(self.settings.policy.rule(&quote.key).icmp_errors);
+            let passes = self.passes(&quote.key);
+            let action = if passes { Action::Pass } else { self.settings.policy.rule(&quote.key).icmp_errors };
+            return self.on_unmatched_icmp(action);
         };
+        if self.is_untouched(id) {
+            if self.table[id].is_in(State::SynSent) && quote.checksums_hold(head) {
+                self.note_error_while_syn_sent(side, id, quote, head, now);
+            }
+            self.counters.count(Event::IcmpTranslated);
+            return Verdict::Forward;
+        }
         if head.is_whole() && !quote.checksums_hold(head) {
             return self.counters.drop(DropReason::BadChecksum);
         }
@@ -188,6 +197,12 @@ impl Proxy {
         }
     }
 
+    /// Whether a fragment is dropped because its first one was not seen.
+    fn drops_stray(&self, side: Side, fragment: &Fragment) -> bool {
+        let rule = self.settings.policy.rule_of_fragment(side, fragment);
+        rule.stray_fragments == Action::Drop && !self.settings.modes.present(rule.target).passes()
+    }
+
     /// A fragment without TCP header, of a packet whose keyed hash this is.
     ///
     /// It cannot reach into a TCP header, so alone it does no harm; but it may fill the receiver's memory for fragments.
@@ -198,9 +213,7 @@ impl Proxy {
             self.counters.count(Event::Bridged);
         } else if [Kind::Tcp, Kind::Other].iter().any(|&kind| self.caches.fragments.has_begun(kind, hash, now)) {
             self.counters.count(Event::Fragment);
-        } else if side == Side::Wan
-            && self.settings.policy.rule_of_fragment(side, fragment).stray_fragments == Action::Drop
-        {
+        } else if side == Side::Wan && self.drops_stray(side, fragment) {
             return self.counters.drop(DropReason::StrayFragment);
         } else {
             self.counters.count(Event::StrayFragment);

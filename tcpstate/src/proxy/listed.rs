@@ -65,7 +65,7 @@ impl Proxy {
         if self.settings.lists.is_empty() { None } else { self.settings.lists.find(key) }
     }
 
-    /// Whether the segments of a client's connection pass untouched, because it is in the list for that.
+    /// Whether a client is in the list of those whose connections pass untouched.
     pub(super) fn is_allowed(&self, key: &FlowKey) -> bool {
         self.listed(key) == Some(List::Allow)
     }
@@ -80,7 +80,7 @@ impl Proxy {
     /// What becomes of a SYN of the WAN by the list that its client is in; `None`: it is treated as any other's.
     pub(super) fn decide_by_list<'a, 'b, E: Egress>(
         &mut self,
-        ctx: Context<'a, 'b, E>,
+        mut ctx: Context<'a, 'b, E>,
         listed: List,
         former: Option<Id>,
     ) -> Result<Verdict, Context<'a, 'b, E>> {
@@ -88,7 +88,8 @@ impl Proxy {
         match listed {
             List::Block => Ok(Verdict::Drop(DropReason::Blocked)),
             List::Allow if self.is_new(former, ctx.hash, ctx.now) => {
-                Ok(self.pass_syn_unanswered(ctx, former, Event::Allowed))
+                let passed = self.pass_unanswered(&mut ctx, former, Event::Allowed);
+                Ok(passed.unwrap_or(Verdict::Drop(DropReason::TableFull)))
             }
             List::Allow => {
                 // It must not get the server's SYN-ACK beside ours.

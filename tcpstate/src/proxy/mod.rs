@@ -1,7 +1,7 @@
 //! The engine: one worker's share of the proxy. It decides here what a frame is and which flow it belongs to. The modules handle the rest:
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
 //! in), `passthrough` (connections
-//! from the LAN, and what else passes unchanged), `crossing` (both ends open at once), `asymmetric` (one direction is
+//! from the LAN, and what else passes unchanged), `untouched` (connections of destinations whose mode passes them), `crossing` (both ends open at once), `asymmetric` (one direction is
 //! not seen), `established`, `icmp` (errors), `adoption` (segments without
 //! a flow), `evict` and `idle` (which flow gives way when the table is full), and `listed` (lists of clients and limits on
 //! connections).
@@ -26,6 +26,7 @@ mod reply;
 mod server_handshake;
 #[cfg(test)]
 pub(crate) mod test_segments;
+mod untouched;
 mod vlans;
 
 use crate::cache::direct_return::DirectReturns;
@@ -47,6 +48,7 @@ use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::lists::Lists;
+use crate::policy::mode::Modes;
 use crate::policy::profiles::Profiles;
 use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
@@ -191,10 +193,14 @@ pub(crate) struct Settings {
     pub(crate) is_guarded: bool,
     /// The settings that flows began with.
     pub(crate) profiles: Profiles,
+    /// What becomes of SYNs, by target.
+    pub(crate) modes: Modes,
     /// New connections are passed to their servers unanswered.
     pub(crate) draining: bool,
     /// Until then connections that run already are adopted.
     pub(crate) adopt_until: Instant,
+    /// For how long they are adopted after the start, and after a destination has passed its SYNs.
+    pub(crate) adopt_grace: core::time::Duration,
     /// SYNs that go to ports which lately refused or were silent.
     pub(crate) retries: Meter,
     /// ICMP errors that the box repeats.
@@ -250,9 +256,11 @@ impl Caches {
 /// 4. After each frame and each timeout, [`next_release`](Proxy::next_release) until there is none; each ticket goes back, with its frame, to
 ///    [`on_release`](Proxy::on_release), or to [`void`](Proxy::void) if no frame was kept for it.
 /// 5. [`on_timeout`](Proxy::on_timeout), again at once while it returns true, and at the latest at [`next_deadline`](Proxy::next_deadline).
-/// 6. [`updates`](Proxy::updates) and [`next_proved`](Proxy::next_proved), to be published to other workers before anything of this poll leaves by a port.
+/// 6. [`updates`](Proxy::updates), [`next_proved`](Proxy::next_proved) and [`next_alarm`](Proxy::next_alarm), to be published to other workers before anything
+///    of this poll leaves by a port.
 ///
-/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`set_lists`](Proxy::set_lists), [`reset_blocked`](Proxy::reset_blocked), [`command`](Proxy::command), [`drain`](Proxy::drain) and
+/// Between polls the worker may call [`set_policy`](Proxy::set_policy), [`set_lists`](Proxy::set_lists), [`reset_blocked`](Proxy::reset_blocked),
+/// [`command`](Proxy::command), [`drain`](Proxy::drain), [`direct`](Proxy::direct) and
 /// [`rotate`](Proxy::rotate), and at any time what takes `&self`. Time is an argument and never goes back; chance is the secrets. So a run is a function
 /// of its inputs. Nothing here allocates once the proxy is made, but for policies and listings.
 pub struct Proxy {
@@ -327,11 +335,13 @@ impl Proxy {
                 hash_keys,
                 profiles: Profiles::new(policy.profiles()),
                 retries: Meter::new(policy.meters.retries),
+                modes: Modes::new(policy.targets()),
                 policy,
                 lists: Arc::default(),
                 is_guarded: false,
                 draining: false,
                 adopt_until: now + config.adopt_grace,
+                adopt_grace: config.adopt_grace,
                 errors_repeated: Meter::new(refusal::ERRORS_REPEATED),
             },
             counters: Counters::default(),
@@ -339,6 +349,8 @@ impl Proxy {
             updates: Vec::with_capacity(UPDATES_KEPT),
         };
         proxy.settings.is_guarded = proxy.is_guarded();
+        proxy.count_targets();
+        proxy.table.count_adopted();
         proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -364,6 +376,12 @@ impl Proxy {
         }
     }
 
+    /// Has the flow table count half-open connections by the targets of the present policy.
+    fn count_targets(&mut self) {
+        let targets = self.settings.policy.targets();
+        self.table.count_half_open(self.settings.profiles.targets(targets), targets.len());
+    }
+
     /// Gives the flow table's memory back, as another process would find it.
     pub fn into_slab(self) -> Slab {
         self.table.into_slab()
@@ -377,9 +395,9 @@ impl Proxy {
 
     /// From now on connections are opened under this policy; returns the former, so that the caller can free it elsewhere. Connections that are open
     /// keep their terms. Cookies are made with the policy's option tables from [`Policy::tables_begin`] on, and those made before open
-    /// with the tables they were made with. Limits hold at once; connections that began while there were none do not count. To be called between two
-    /// batches.
-    pub fn set_policy(&mut self, policy: Arc<Policy>) -> Arc<Policy> {
+    /// with the tables they were made with. Limits hold at once; connections that began while there were none do not count. A target that the former
+    /// policy has too goes on as it is, unless its mode is another. To be called between two batches.
+    pub fn set_policy(&mut self, policy: Arc<Policy>, now: Instant) -> Arc<Policy> {
         if policy.meters != self.settings.policy.meters {
             self.caches.limiter.set_limits(&policy.meters.rate);
             self.caches.exceptions.set_rates(&policy.meters.rates);
@@ -393,7 +411,13 @@ impl Proxy {
         self.settings.profiles.adopt(policy.profiles());
         self.quotas.set_limits(&policy.limits);
         self.settings.is_guarded = self.is_guarded();
-        core::mem::replace(&mut self.settings.policy, policy)
+        let targets = (&**policy.targets(), &**self.settings.policy.targets());
+        let mut modes = Modes::new(policy.targets());
+        modes.take_over(targets, &self.settings.modes, self.settings.adopt_grace, now);
+        self.settings.modes = modes;
+        let former = core::mem::replace(&mut self.settings.policy, policy);
+        self.count_targets();
+        former
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
@@ -567,13 +591,15 @@ impl Proxy {
         }
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
         let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
-            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
+            (Some((id, _)), ..) if self.is_untouched(id) => self.on_untouched(ctx, id),
             (None, Side::Wan, Kind::Syn | Kind::SynAck) | (None, Side::Lan, _)
                 if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
             {
                 ctx.egress.note(|| "the station it is for is on the side it came from".into());
                 Verdict::Drop(DropReason::Elsewhere)
             }
+            (None, ..) if self.passes_unknown(side, kind, &segment.key, now) => self.pass_unknown(ctx),
+            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
             (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
             (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
             (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
@@ -658,6 +684,7 @@ impl Proxy {
     /// Takes note that the client of a segment has proved itself.
     fn note_proof(&mut self, event: Event, key: &FlowKey, now: Instant) {
         self.counters.count(event);
+        self.settings.modes.note_proved(self.settings.policy.rule(key).target);
         self.caches.vlan_pairs.note_proof(key.vlan);
         let is_news = self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now);
         self.tell_proved(key, is_news);

@@ -7,6 +7,7 @@ use super::Proxy;
 use super::context::{Context, are_possible};
 use super::idle::Opener;
 use super::reply::half_second;
+use super::untouched::Passing;
 use crate::cache::refused::{Fate, Met};
 use crate::cache::servers::Observation;
 use crate::flow::table::Id;
@@ -27,10 +28,15 @@ const SYNS_PASSED: u8 = 2;
 impl Proxy {
     /// A SYN from the LAN: a connection of its own begins, over the remains of `former` if there are any.
     pub(super) fn open_passthrough(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>) -> Verdict {
+        let is_fit = are_possible(ctx.key());
+        if ctx.side == Side::Lan && self.passes(ctx.key()) {
+            let passing = if is_fit && ctx.is_sound() { Passing::Followed } else { Passing::Unfollowed };
+            return self.pass_untouched(ctx, former, passing);
+        }
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if !are_possible(ctx.key()) {
+        if !is_fit {
             return Verdict::Drop(DropReason::BadAddress);
         }
         if self.follow_syn(&mut ctx, former).is_none() {
@@ -78,37 +84,16 @@ impl Proxy {
         let id = self.follow_syn(ctx, former)?;
         let profile = self.settings.profiles.present(self.settings.policy.rule(ctx.key()).untouched);
         self.table.update(id, |flow| flow.profile = profile);
+        self.bound_half_open(id, ctx.now);
         self.counters.count(why);
         Some(Verdict::Forward)
     }
 
-    /// Whether nothing of a flow's connection is touched.
-    pub(super) fn is_untouched(&self, id: Id) -> bool {
-        self.settings.profiles.get(self.table[id].profile).untouched
-    }
-
-    /// The client of a connection that passes untouched repeats its SYN, which its server has not answered, or not so that the client has it. Within its
-    /// source's budget it passes; beyond, it is answered, and the client goes on with whichever answer it gets.
-    fn repeat_untouched(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
-        if !self.caches.proved_sources.admit_repeated(ctx.key(), ctx.now) {
-            self.counters.count(Event::ProvedSpent);
-            return self.answer_syn(ctx, Some(id));
-        }
-        if self.table[id].endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() {
-            self.begin_again(&ctx, id);
-        }
-        Verdict::Forward
-    }
-
-    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed, its end is named by another header than that of
-    /// IP, or its client is in the list `allow`.
+    /// Passes a SYN or SYN-ACK of a connection that is not ours, its MSS limited, unless it is signed or its end is named by another header than that of
+    /// IP.
     pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
-        if mss_clamp < u16::MAX
-            && !self.is_allowed(ctx.key())
-            && !ctx.segment.indirect
-            && !Options::read(ctx.options()).signed
-        {
+        if mss_clamp < u16::MAX && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
@@ -124,13 +109,7 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if ctx.kind == Kind::Syn && ctx.side == Side::Wan && self.is_untouched(id) {
-            return self.repeat_untouched(ctx, id);
-        }
-        if ctx.kind == Kind::Syn
-            && !self.is_allowed(ctx.key())
-            && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id))
-        {
+        if ctx.kind == Kind::Syn && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id)) {
             return Verdict::Drop(DropReason::NotPassed);
         }
         let flow = &self.table[id];
@@ -162,11 +141,11 @@ impl Proxy {
             // A retransmission, or a forgery: the ends can tell.
             _ => {}
         }
-        if self.is_untouched(id) { Verdict::Forward } else { self.forward_syn(ctx) }
+        self.forward_syn(ctx)
     }
 
     /// Whether a client of the WAN, which has proved nothing, has had two more SYNs passed within this half second: no host repeats one so often.
-    fn repeats_too_soon(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+    pub(super) fn repeats_too_soon(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let (flow, present) = (&self.table[id], half_second(ctx.now));
         if ctx.side == Side::Lan || flow.client() == Side::Lan {
             return false;
@@ -192,7 +171,7 @@ impl Proxy {
     }
 
     /// The client begins anew with another SYN: so does the record, which holds the first one alone, or its answer too.
-    fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
+    pub(super) fn begin_again(&mut self, ctx: &Context<impl Egress>, id: Id) {
         if self.table[id].is_in(State::SynSent) {
             self.table.update(id, |flow| fill_syn_sent(flow, ctx));
         } else {
@@ -202,7 +181,7 @@ impl Proxy {
     }
 
     /// The client has its answer: what both offered holds from now on; what a server offers is learned.
-    fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
+    pub(super) fn settle_opening(&mut self, ctx: &Context<impl Egress>, id: Id, answered: Options) {
         let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, &self.table[id]);
         if ctx.side == Side::Lan {
             self.note_answer_in_own_vlan(id, ctx.key().vlan);
@@ -274,7 +253,7 @@ impl Proxy {
     /// it: nobody may send a server more in its wake. Where the server's answers are known to take another way, nothing else can be seen of its connections.
     fn may_go_on(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
         let is_passed_by_policy = self.settings.draining || self.caches.direct_returns.is_found(ctx.key());
-        if ctx.side == Side::Lan || is_passed_by_policy || self.is_allowed(ctx.key()) {
+        if ctx.side == Side::Lan || is_passed_by_policy {
             return true;
         }
         let kind = match ctx.kind {
@@ -308,12 +287,8 @@ impl Proxy {
             (false, State::SynSent) => flags.has(Flags::ACK) && flow.answers_syn(ctx.segment),
             (false, _) => seq == flow.endpoint(ctx.side).next,
         };
-        if !acceptable && self.is_untouched(id) {
-            return Verdict::Forward;
-        }
         if !acceptable {
-            let is_allowed = self.is_allowed(ctx.key());
-            return if is_allowed { Verdict::Forward } else { Verdict::Drop(DropReason::BadReset) };
+            return Verdict::Drop(DropReason::BadReset);
         }
         let exceptional = flow.is(FlowFlags::EXCEPTIONAL);
         if ctx.side == Side::Lan && flow.is_in(State::SynSent) && flow.client() == Side::Wan && !exceptional {
@@ -365,7 +340,7 @@ impl UnprovedFlows {
 
 impl Proxy {
     /// Makes a place among the connections that passed unproved: the oldest goes if it is not established.
-    fn bound_unproved(&mut self) {
+    pub(super) fn bound_unproved(&mut self) {
         let Some((id, generation)) = self.unproved.next_out() else { return };
         self.unproved.entries.pop_front();
         if self.is_unproved(id, generation) {
@@ -414,7 +389,7 @@ impl Flow {
 }
 
 /// Fills the record of a connection that is passed through by its SYN.
-fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
+pub(super) fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     let options = Options::read(ctx.options());
     flow.outer_isn = ctx.segment.seq;
     flow.keep_path(ctx.side, &ctx.envelope());

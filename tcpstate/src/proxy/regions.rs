@@ -11,6 +11,7 @@ use crate::cache::servers::ServerOptions;
 use crate::flow::table::{Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
+use crate::policy::mode::Modes;
 use crate::policy::quotas::Quotas;
 
 /// The regions of one worker's [`Proxy`](crate::Proxy).
@@ -88,6 +89,8 @@ impl Footprint {
     /// That of an engine of this configuration, which may be a [share](Config::share).
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
+        // Everybody is one.
+        let targets = 1 + config.rules.iter().filter(|rule| rule.settings.mode.is_some()).count();
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
             + Candidates::bytes_needed(config.syn_cache_max, flows)
@@ -100,7 +103,8 @@ impl Footprint {
             limits: 8 * limits as u64,
             proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
-            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES) as u64,
+            fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))
+                as u64,
         }
     }
 

@@ -123,6 +123,14 @@ enum Command {
     },
     /// Signs SYN cookies with a new secret from the next epoch on; cookies already sent stay valid for their normal lifetime
     RotateSecrets,
+    /// Shows the mode of each destination that has one of its own, since when, and what was counted of it
+    Policy {
+        #[command(subcommand)]
+        operation: Option<PolicyOperation>,
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Lists connections
     Flows(Flows),
     /// Shows live rates, connections, top talkers and drops
@@ -281,6 +289,17 @@ fn client_lists() -> impl TypedValueParser<Value = ClientList> {
 /// Checks a network.
 fn network(text: &str) -> Result<String, String> {
     confparse::network(text).map(|_| text.to_owned())
+}
+
+/// Operations on modes of destinations.
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum PolicyOperation {
+    /// Shows what was usual of each destination while it was not attacked, and proposes thresholds for mode `auto`
+    Suggest {
+        /// Prints the reply as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Operations on captures.
@@ -616,6 +635,10 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
         Command::Config { operation: Configurations::Show { json } | Configurations::Diff { json, .. } } => {
             (Request::Config, *json)
         }
+        Command::Policy { operation: None, json } => (Request::Policy, *json),
+        Command::Policy { operation: Some(PolicyOperation::Suggest { json }), json: also } => {
+            (Request::SuggestPolicy, *json || *also)
+        }
         Command::Flows(flows) => (page(flows, None, flows.limit), flows.json),
         Command::Top { json, .. } => (Request::Top, *json),
         Command::Events { json, .. } => (Request::Events { after: 0 }, *json),
@@ -791,6 +814,8 @@ fn text(reply: &Reply) -> String {
             lists.bytes.div_ceil(1000)
         ),
         Reply::List(page) => page.networks.iter().map(|network| format!("{network}\n")).collect(),
+        Reply::Policy(destinations) => show::destinations(destinations),
+        Reply::Suggested(suggested) => show::suggested(suggested),
         Reply::Explained(explained) => views::explained(explained),
         Reply::Whoami(whoami) => format!("user {}, role {}\n", whoami.user, whoami.role),
         Reply::Config(configuration) => configure::shown(configuration),
@@ -812,6 +837,9 @@ mod tests {
             arguments.map(|arguments| request(&arguments.command).expect("no file is named"))
         };
         assert_eq!(parse("synctl status"), Ok((Request::Status, false)));
+        assert_eq!(parse("synctl policy --json"), Ok((Request::Policy, true)));
+        assert_eq!(parse("synctl policy suggest"), Ok((Request::SuggestPolicy, false)));
+        assert_eq!(parse("synctl policy suggest --json"), Ok((Request::SuggestPolicy, true)));
         assert_eq!(parse("synctl stats --json --socket x"), Ok((Request::Stats, true)));
         assert_eq!(parse("synctl set log-level debug"), Ok((Request::SetLogLevel { level: LogLevel::Debug }, false)));
         let entry =

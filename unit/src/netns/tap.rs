@@ -2,10 +2,13 @@
 //! connections: numbers, clocks, checksums.
 
 use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TcpSlice, TransportSlice};
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
+use nix::libc;
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sockopt};
 
 use super::Namespace;
 
@@ -55,6 +58,54 @@ impl Tap {
             }
         }
         segments
+    }
+}
+
+/// Listens at an end host, and notes by the kernel's clock when each segment came.
+#[derive(Debug)]
+pub struct TimedTap(OwnedFd);
+
+/// Asks for the kernel's time of the frame that was received last (socket(7)).
+const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
+
+impl TimedTap {
+    /// Listens from now on at every interface of `namespace`.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn open(namespace: &Namespace) -> TimedTap {
+        let tap = TimedTap(Tap::open(namespace).0);
+        socket::setsockopt(&tap.0, sockopt::RcvBufForce, &(64 << 20)).expect("root may have a large buffer");
+        // The first question has the kernel note times from now on.
+        let _ = tap.stamp();
+        tap
+    }
+
+    fn stamp(&self) -> Duration {
+        let mut stamp = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes a timespec to the place it is given, which is one and outlives the call.
+        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), SIOCGSTAMPNS, &raw mut stamp) };
+        Duration::new(stamp.tv_sec as u64, stamp.tv_nsec as u32)
+    }
+
+    /// When segments came or went that are `asked` for by source, destination and flags, since 1970.
+    pub fn times(self, asked: impl Fn(SocketAddr, SocketAddr, &TcpSlice) -> bool) -> Vec<Duration> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut times = Vec::new();
+        while let Ok(len) = socket::recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len]) else { continue };
+            let (Some(net), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else { continue };
+            let (source, destination): (IpAddr, IpAddr) = match net {
+                NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+                NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+                NetSlice::Arp(_) => continue,
+            };
+            let ends = [(source, tcp.source_port()), (destination, tcp.destination_port())].map(SocketAddr::from);
+            if asked(ends[0], ends[1], tcp) {
+                times.push(self.stamp());
+            }
+        }
+        times
     }
 }
 

@@ -260,6 +260,8 @@ pub struct Oracle {
     adopts: bool,
     /// Whether the box may try ports again by clients' own SYNs, and which SYNs have passed so: to which server, by which client, when.
     retries: bool,
+    /// Whether the box passes some connections as a bridge does, and which ones is to be seen by their SYNs.
+    passes_some: bool,
     /// Whether an attacker sends segments in the hosts' names.
     attacked: bool,
     retried: Vec<(SocketAddr, SocketAddr, u64)>,
@@ -286,6 +288,7 @@ impl Oracle {
             bridged: BTreeSet::new(),
             adopts: false,
             retries: false,
+            passes_some: false,
             attacked: false,
             retried: Vec::new(),
             narrow: BTreeMap::new(),
@@ -344,6 +347,11 @@ impl Oracle {
     /// proved itself there, and one of others. `attacked` says whether an attacker sends segments in the hosts' names.
     pub fn let_retry(&mut self, attacked: bool) {
         (self.retries, self.attacked) = (true, attacked);
+    }
+
+    /// Lets connections pass whose SYNs pass: the mode of their server changes.
+    pub fn let_pass(&mut self) {
+        self.passes_some = true;
     }
 
     /// Whether a SYN of this client has passed to this server so, its own or one in its name.
@@ -409,7 +417,11 @@ impl Oracle {
         }
         let Some(segment) = Segment::read(frame) else { return Ok(()) };
         let is_same = ancestor.is_some_and(|ancestor| ancestor.syn && ancestor.source == segment.source);
-        if self.retries && is_same && segment.syn && segment.ack.is_none() {
+        if self.passes_some && is_same && segment.syn && segment.ack.is_none() {
+            self.bridged.insert((segment.source, segment.destination));
+        } else if self.passes_some && ancestor.is_none() && segment.syn && segment.ack.is_some() {
+            self.bridged.remove(&(segment.destination, segment.source));
+        } else if self.retries && is_same && segment.syn && segment.ack.is_none() {
             self.judge_retry(&segment)?;
         }
         let passes = ancestor.filter(|ancestor| !ancestor.syn && !ancestor.forged && ancestor.source == segment.source);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tcpstate::wire::Parsed;
 use tcpstate::{
-    Config, Counters, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate, Side, Ticket,
-    Verdict,
+    Config, Counters, Directive, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate, Side,
+    Ticket, Verdict,
 };
 
 use crate::oracle::layers::Layers;
@@ -103,6 +103,10 @@ pub struct Build {
     pub forgets: bool,
     /// Whether every client has just proved itself, to another worker, whenever it sends a SYN.
     pub all_proved: bool,
+    /// When a box in mode `auto` stops to pass SYNs, and begins again, in turn.
+    pub switches: Vec<u64>,
+    /// Whether the engine's timers wait for the next frame, so that turns are those of a plain bridge.
+    pub lazy: bool,
 }
 
 /// The box.
@@ -125,6 +129,8 @@ pub struct Appliance {
     pub guessed: bool,
     /// What the processes before this one counted.
     former: Vec<Counters>,
+    /// Whether it is told to answer SYNs.
+    engaged: bool,
 }
 
 /// The engine's own segments take spare frames of the pool.
@@ -166,6 +172,7 @@ impl Appliance {
             missed: 0,
             guessed: false,
             former: Vec::new(),
+            engaged: false,
         }
     }
 
@@ -221,6 +228,11 @@ impl Appliance {
             if !bridges {
                 self.restart(time);
             }
+        }
+        while self.build.switches.first().is_some_and(|&at| at <= now) {
+            self.build.switches.remove(0);
+            self.engaged = !self.engaged;
+            self.proxy.direct(0, &Directive { engaged: self.engaged, limit: u32::MAX }, time);
         }
         let mut out = Vec::new();
         for side in Side::BOTH {
@@ -340,7 +352,7 @@ impl Appliance {
         if self.rings.iter().any(|ring| !ring.is_empty()) {
             return Some(now + 1);
         }
-        if self.is_bridge(now) {
+        if self.is_bridge(now) || self.build.lazy {
             return None;
         }
         self.proxy.next_deadline().map(|at| at.as_micros().max(now + 1))

@@ -293,6 +293,9 @@ impl World {
         if scenario.build.bridge_until > 0 {
             oracle.let_adopt();
         }
+        if !scenario.build.switches.is_empty() {
+            oracle.let_pass();
+        }
         if !scenario.build.config.closed_memory.is_zero() && scenario.build.config.retries > 0 {
             oracle.let_retry(scenario.noise.interval > 0 && !mode.quiet);
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpstate::config::{Asymmetric, Handshake, Proved};
+use tcpstate::config::{Asymmetric, Handshake, Mode, Proved};
 use tcpstate::{Config, Side};
 
 use super::appliance::Build;
@@ -243,6 +243,34 @@ impl Scenario {
         Self { seed, start, build, faults, delays, heal, listeners, hops, mtus, plans, noise, cramped }
     }
 
+    /// The same as of [`draw`](Self::draw), with an engine that passes everything where that has a plain bridge, in its turns; and no damaged frame, as the
+    /// engine drops what is no segment. What the hosts see is the same bit by bit.
+    pub fn cable(seed: u64, bridge: bool) -> Self {
+        let mut scenario = Self::draw(seed, true);
+        scenario.faults.iter_mut().flatten().for_each(|faults| faults.corruption = 0);
+        scenario.build.bridge = bridge;
+        scenario.build.bridge_until = 0;
+        (scenario.build.lazy, scenario.build.config.mode) = (true, Mode::Pass);
+        scenario
+    }
+
+    /// The same with an engine in mode `auto`, which is told again and again to pass SYNs or to answer them. No attacker takes part, whose segments pass at
+    /// times, and the process stays, as what it has answered is not in the memory it leaves.
+    pub fn switching(seed: u64) -> Self {
+        let mut scenario = Self::draw(seed, false);
+        let mut chance = Chance::new(!seed ^ 0x5717c4);
+        let build = &mut scenario.build;
+        (build.bridge_until, build.restarts, build.config.adopt_grace) = (0, Vec::new(), Duration::ZERO);
+        build.config.mode = Mode::Auto;
+        build.config.auto.enter_half_open = u32::MAX;
+        build.config.table_buckets = 64;
+        let times = chance.within(1..12);
+        build.switches = (0..times).map(|_| scenario.start + chance.within(0..10 * SECOND)).collect();
+        build.switches.sort_unstable();
+        (scenario.cramped, scenario.noise) = (false, Noise::default());
+        scenario
+    }
+
     /// A world without faults for one cell of the matrix: in a first connection the box learns the server's options, the
     /// second, from port [`Scenario::JUDGED`] on, is the one to look at.
     pub fn quiet(cell: &Cell, bridge: bool) -> Self {
@@ -387,6 +415,8 @@ fn draw_build(chance: &mut Chance, bridge: bool, cramped: bool) -> Build {
         restarts: Vec::new(),
         forgets: false,
         all_proved: false,
+        switches: Vec::new(),
+        lazy: false,
     }
 }
 

@@ -20,6 +20,7 @@ mod listed;
 mod locked_out;
 mod loss;
 mod matrix;
+mod modes;
 mod netmap;
 mod offloads;
 mod openings;

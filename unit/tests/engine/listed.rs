@@ -303,7 +303,7 @@ in_every_mode! {
         let _ = (client, server);
         let limit = |limits: Limits| {
             let config = tcpstate::Config { limits, ..world.mode().config() };
-            world.operate(|proxy, now| drop(proxy.set_policy(Arc::new(Policy::new(&config, now)))));
+            world.operate(|proxy, now| drop(proxy.set_policy(Arc::new(Policy::new(&config, now)), now)));
         };
         connects(&world, &world.pair(0, 1, 1000));
         connects(&world, &world.pair(0, 1, 1001));

@@ -13,6 +13,7 @@ mod full_table;
 mod hostile;
 mod listed;
 mod matrix;
+mod modes;
 mod operator;
 mod promise;
 mod proved;

@@ -155,7 +155,7 @@ in_every_mode! {
         let begins = world.operate(|proxy, now| {
             let policy = Arc::new(Policy::new(&next, now));
             let begins = policy.tables_begin();
-            drop(proxy.set_policy(policy));
+            drop(proxy.set_policy(policy, now));
             begins
         });
         // As it is decided, before it comes into force, over that moment, and after it; each client but the first takes four seconds to answer.

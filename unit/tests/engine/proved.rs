@@ -309,7 +309,7 @@ in_every_mode! {
         let (off, mut on) = (world.mode().config(), world.mode().config());
         on.proved = Proved::Pass;
         let set = |config: &Config| {
-            drop(world.operate(|proxy, now| proxy.set_policy(Arc::new(Policy::new(config, now)))));
+            drop(world.operate(|proxy, now| proxy.set_policy(Arc::new(Policy::new(config, now)), now)));
         };
         proves(&client, &server);
         set(&on);

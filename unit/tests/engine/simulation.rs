@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tcpstate::{DropReason, Event};
-use unit::world::{Failure, Mode, Report, run};
+use unit::world::{Failure, Mode, Report, Scenario, run, run_scenario};
 
 /// What the engine must have done in 256 worlds.
 const MUST_HAPPEN: [Event; 21] = [
@@ -174,4 +174,41 @@ fn the_same_seed_gives_the_same_bytes_at_the_same_time() {
         assert_ne!(hash(seed, true), hash(seed, false), "seed {seed}: the proxy changes nothing");
     }
     assert_ne!(hash(1, false), hash(2, false));
+}
+
+#[test]
+fn an_engine_that_passes_everything_is_a_cable_bit_by_bit() {
+    let bridge = Mode { bridge: true, ..Mode::default() };
+    let mut passed = 0;
+    for seed in number("SIM_SEED").map_or(0..64, |seed| seed..seed + 1) {
+        let run = |is_bridge| {
+            run_scenario(Scenario::cable(seed, is_bridge), bridge)
+                .unwrap_or_else(|failure| panic!("seed {seed}: {}\n{}", failure.trace, failure.what))
+        };
+        let (cable, engine) = (run(true), run(false));
+        assert_eq!(
+            (engine.hash, engine.judged, engine.finished),
+            (cable.hash, cable.judged, cable.finished),
+            "seed {seed}"
+        );
+        assert_eq!(engine.drops.iter().sum::<u64>(), 0, "seed {seed}");
+        passed += engine.events[Event::PassedByMode as usize];
+    }
+    assert!(passed > 0);
+}
+
+#[test]
+fn every_segment_can_be_accounted_for_while_the_mode_switches() {
+    let mut total = Report::default();
+    for seed in number("SIM_SEED").map_or(0..96, |seed| seed..seed + 1) {
+        match run_scenario(Scenario::switching(seed), Mode::default()) {
+            Ok(report) => total.add(&report),
+            Err(failure) => panic!("seed {seed}: {}\n{}", failure.trace, failure.what),
+        }
+    }
+    let happened = |event: Event| total.events[event as usize];
+    assert!(total.finished > total.others, "{total:?}");
+    if number("SIM_SEED").is_none() {
+        assert!(happened(Event::PassedByMode) > 50 && happened(Event::CookieGood) > 50, "{total:?}");
+    }
 }

@@ -343,7 +343,10 @@ fn kind(event: &Event) -> EventKind {
 /// A line of the log. What others log already is not repeated.
 fn log(event: &Event) {
     match event {
-        Event::LinkChanged { .. } | Event::SettingsChanged { .. } | Event::BoxFailed { .. } => {}
+        Event::ModeSwitched { .. }
+        | Event::LinkChanged { .. }
+        | Event::SettingsChanged { .. }
+        | Event::BoxFailed { .. } => {}
         Event::AttackBegin(_) | Event::WorkerStalled { .. } => warn!("{}: {event}", event.name()),
         _ => info!("{}: {event}", event.name()),
     }

@@ -97,6 +97,40 @@ impl Population {
     }
 }
 
+/// Whether a flow is a connection of a client of the WAN that has passed unanswered and is not established. Its side and this state decide it, so that it
+/// changes with the state alone.
+#[inline(always)]
+fn is_half_open(flow: &Flow) -> bool {
+    matches!(flow.state(), State::SynSent | State::SynReceived) && flow.client() == Side::Wan
+}
+
+/// How many connections of clients of the WAN have passed unanswered and are not established, by what counts their profiles.
+#[derive(Clone, Default)]
+struct HalfOpen {
+    /// By the number of a profile: how many, and where they are counted together with those of others.
+    of_profile: Vec<(u32, u32)>,
+    together: Vec<u32>,
+}
+
+impl HalfOpen {
+    fn change(&mut self, flow: &Flow, change: impl Fn(u32) -> u32) {
+        let Some((count, at)) = self.of_profile.get_mut(usize::from(flow.profile)) else { return };
+        *count = change(*count);
+        if let Some(count) = self.together.get_mut(*at as usize) {
+            *count = change(*count);
+        }
+    }
+
+    fn add(&mut self, flow: &Flow) {
+        self.change(flow, |count| count + 1);
+    }
+
+    fn remove(&mut self, flow: &Flow) {
+        // Every one was added. A count that is wrong all the same must not become a large one.
+        self.change(flow, |count| count.saturating_sub(1));
+    }
+}
+
 /// A record that is being changed.
 pub struct Edit<'a>(&'a mut Flow);
 
@@ -133,6 +167,7 @@ pub struct Table {
     /// How many flows were ever entered, on a circle: what was found absent is so while this stands still.
     entered: u32,
     population: Population,
+    half_open: HalfOpen,
 }
 
 impl Table {
@@ -160,6 +195,7 @@ impl Table {
             almost_full: capacity - capacity / 8,
             entered: 0,
             population: Population::default(),
+            half_open: HalfOpen::default(),
         }
     }
 
@@ -244,6 +280,43 @@ impl Table {
     /// How many flows there are of each kind.
     pub fn population(&self) -> Population {
         self.population
+    }
+
+    /// From now on half-open connections of each profile, by its number, are counted at this place below `places`, or at none. There are at least as many
+    /// profiles as before.
+    pub fn count_half_open(&mut self, places_of_profiles: impl Iterator<Item = u32>, places: usize) {
+        let HalfOpen { of_profile, together } = &mut self.half_open;
+        together.clear();
+        together.resize(places, 0);
+        for (profile, place) in places_of_profiles.enumerate() {
+            match of_profile.get_mut(profile) {
+                Some((_, own)) => *own = place,
+                None => of_profile.push((0, place)),
+            }
+        }
+        for &(count, place) in &*of_profile {
+            if let Some(sum) = together.get_mut(place as usize) {
+                *sum += count;
+            }
+        }
+    }
+
+    /// Counts the half-open connections that another process has left. A profile that nobody has is number 0.
+    pub fn count_adopted(&mut self) {
+        let Self { slab, half_open, used, .. } = self;
+        for record in &mut slab.records[..*used as usize] {
+            if usize::from(record.profile) >= half_open.of_profile.len() {
+                record.profile = 0;
+            }
+            if is_half_open(record) {
+                half_open.add(record);
+            }
+        }
+    }
+
+    /// How many connections that are counted at this place clients of the WAN have opened, which passed unanswered and are not established.
+    pub fn half_open(&self, place: u32) -> u32 {
+        self.half_open.together.get(place as usize).copied().unwrap_or(0)
     }
 
     /// A number that changes with each flow that is entered.
@@ -354,6 +427,9 @@ impl Table {
         fill(record);
         write_state(record, state);
         *self.population.of(record) += 1;
+        if is_half_open(record) {
+            self.half_open.add(record);
+        }
         Some(id)
     }
 
@@ -450,10 +526,15 @@ impl Table {
         compiler_fence(Ordering::SeqCst);
         undo.slot = UNDO;
         compiler_fence(Ordering::SeqCst);
-        let kind = Kind::of(record);
+        let (kind, was_half_open) = (Kind::of(record), is_half_open(record));
         let state = change(record);
         write_state(record, state);
         debug_assert_eq!(Kind::of(record), kind, "a flow is counted where it began");
+        match (was_half_open, is_half_open(record)) {
+            (true, false) => self.half_open.remove(record),
+            (false, true) => self.half_open.add(record),
+            _ => {}
+        }
         compiler_fence(Ordering::SeqCst);
         undo.slot = 0;
         state
@@ -464,9 +545,15 @@ impl Table {
     pub fn overwrite(&mut self, id: Id, state: State, change: impl FnOnce(&mut Flow)) {
         let record = &mut self.slab.records[id.0 as usize];
         *self.population.of(record) -= 1;
+        if is_half_open(record) {
+            self.half_open.remove(record);
+        }
         change(record);
         record.state = state as u8;
         *self.population.of(record) += 1;
+        if is_half_open(record) {
+            self.half_open.add(record);
+        }
     }
 
     /// Removes a flow.
@@ -478,6 +565,9 @@ impl Table {
         }
         let record = &mut self.slab.records[id.0 as usize];
         *self.population.of(record) -= 1;
+        if is_half_open(record) {
+            self.half_open.remove(record);
+        }
         record.state = State::Free as u8;
         compiler_fence(Ordering::SeqCst);
         record.generation = record.generation.wrapping_add(1);
@@ -538,6 +628,7 @@ impl Table {
         (table.nearly_full, table.almost_full) = (so_full(self.nearly_full), so_full(self.almost_full));
         // Of flows that are not in it the excerpt knows how many there are.
         table.population = self.population;
+        table.half_open = self.half_open.clone();
         table
     }
 
