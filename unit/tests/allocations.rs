@@ -98,7 +98,7 @@ fn a_syn_that_passes_takes_no_memory_nor_does_the_one_at_which_that_ends() {
                 let before = TAKEN.get();
                 worker.poll(&mut proxy, side);
                 taken += TAKEN.get() - before;
-                load.read(&mut worker);
+                load.read(&worker);
             }
             taken
         };
