@@ -505,10 +505,10 @@ mod tests {
                 "\"root\"",
                 "\"192.0.2.1\"",
                 "\"::1\"",
-                "\"/tmp/x.sock\"",
+                "\"/bin/true\"",
             ]
             .into_iter()
-            .chain(["{ \"192.0.2.1\" }", "{ { network = \"192.0.2.1\"; own_mss = 999; } }"])
+            .chain(["{ \"192.0.2.1\" }", "{ \"/dev/null\" }", "{ { network = \"192.0.2.1\"; own_mss = 999; } }"])
             .map(|value| format!("{} = {value};", key.name))
             .chain([format!("{};", key.name)])
             .chain(match key.takes {
