@@ -162,12 +162,12 @@ refused! {
 }
 
 refused! {
-    a_nested_section,
+    a_list_in_a_section_for_a_number,
     "synproxyconf = {\n  timeouts = { connected = { 1 }; };\n};\n",
-    "conf.txt:2:28: `{` is out of place",
+    "conf.txt:2:28: `connected` does not take a list",
     " 2 |   timeouts = { connected = { 1 }; };",
-    "   |                            ^",
-    "   = expected a number"
+    "   |                            ^^^^^",
+    "   = expected a number from 1 to 2147483647 (seconds)"
 }
 
 refused! {

@@ -54,9 +54,13 @@ fn client(last: u8) -> IpAddr {
     Ipv4Addr::new(10, 77, 0, last).into()
 }
 
-/// Gives the client these addresses as well. Who gets no answer to a SYN and its repetition gives up, after three seconds.
-fn add_addresses(rig: &Rig, addresses: impl IntoIterator<Item = u8>) {
+/// From now on a client that gets no answer to its SYN and the repetition gives up, after three seconds.
+fn clients_are_impatient(rig: &Rig) {
     rig.client.sysctl("net.ipv4.tcp_syn_retries", "1");
+}
+
+/// Gives the client these addresses as well.
+fn add_addresses(rig: &Rig, addresses: impl IntoIterator<Item = u8>) {
     let lines: String = addresses.into_iter().map(|last| format!("ip addr add {}/24 dev c0\n", client(last))).collect();
     rig.client.sh(&lines);
 }
@@ -77,6 +81,7 @@ fn what_the_operator_lists_holds_for_new_connections_and_for_those_that_run_on_d
     fs::write(&file, "# a feed\n10.77.0.21 ; the first\n192.0.2.0/24\n").expect("a file");
     let rig = Rig::new();
     add_addresses(&rig, [21, 22, 23]);
+    clients_are_impatient(&rig);
     let config = format!(
         "lists = {{ block_files = {{ \"{}\" }}; always = {{ \"10.77.0.23\" }}; }}; introductions = 1000;",
         file.display()
@@ -150,6 +155,7 @@ fn an_allowed_client_meets_its_server_itself() {
 fn a_million_networks_are_replaced_under_load_and_cost_no_connection() {
     let rig = Rig::alone();
     add_addresses(&rig, [21]);
+    clients_are_impatient(&rig);
     let the_box = Box::start(&rig, "");
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     let file = leftovers::file("million.txt");
