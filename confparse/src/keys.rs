@@ -612,8 +612,11 @@ pub(crate) const KEYS: &[Key] = &[
         "IPv4 sources alike in this many leading bits share a bucket"),
     number!(RATE, "network_prefix6", Takes::Number { min: 0, max: 128 }, "bits", engine.rate.prefix6: u8, None,
         "IPv6 sources alike in this many leading bits share a bucket"),
-    limit!(source_rate, "connections a second",
-        "new connections of one address, of an IPv6 /64; a part of it has a quarter"),
+    limit!(
+        source_rate,
+        "connections a second",
+        "new connections of one address, of an IPv6 /64; a part of it has a quarter"
+    ),
     limit!(source_flows, "connections", "connections of it that run"),
     number!(LIMITS, "network_factor", Takes::Number { min: 1, max: 256 }, "", engine.limits.network_factor: u32, None,
         "how many times as much each larger network may: /24 and /16, of IPv6 /56, /48 and /32"),

@@ -750,7 +750,10 @@ impl Reader<'_> {
         let text = if item.as_rule() == Rule::string { unquoted(item) } else { String::new() };
         if !text.starts_with('/') || text.contains(char::is_control) {
             self.report.error(place(item), || {
-                (format!("{} is no path from / on in quotes", quote(item.as_str())), format!("expected {}", key.range()))
+                (
+                    format!("{} is no path from / on in quotes", quote(item.as_str())),
+                    format!("expected {}", key.range()),
+                )
             });
             return None;
         }

@@ -25,7 +25,9 @@ pub use capture::{Capture, CaptureKind, CaptureLimits, file_bytes};
 pub use client::{Client, ClientError, connect};
 pub use entry::{Entry, Key};
 pub use line::{Line, MAX_REPLY, MAX_REQUEST, read_line, write_line};
-pub use reply::{Counts, Drain, Flows, Interface, Link, LinkCondition, ListPage, Lists, Port, Refusal, Reply, Stats, Status, Why};
+pub use reply::{
+    Counts, Drain, Flows, Interface, Link, LinkCondition, ListPage, Lists, Port, Refusal, Reply, Stats, Status, Why,
+};
 pub use request::{ClientList, LogLevel, Request};
 pub use view::{Changed, Counted, Cursor, Explained, Flow, FlowEnd, FlowFilter, FlowList, Sent, Side, Talker, Top};
 

@@ -2,7 +2,9 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use confparse::{Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, Parsed, Poll, parse};
+use confparse::{
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Ldp, Level, LinkLoss, Parsed, Poll, parse,
+};
 use core::num::NonZeroU32;
 use core::time::Duration;
 use proptest::collection::vec;

@@ -191,7 +191,9 @@ impl ControlApi {
             return refusal;
         }
         info!("user {user} has the connections of clients in the list `block` reset");
-        Reply::Done("the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned())
+        Reply::Done(
+            "the connections of clients in the list `block` are being reset; `blocked-reset` counts them".to_owned(),
+        )
     }
 
     /// Starts or stops passing new connections through.

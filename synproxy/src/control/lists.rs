@@ -300,7 +300,12 @@ mod tests {
     #[test]
     fn networks_are_added_and_removed_once_and_shown_in_order() {
         let (registry, block) = (registry(), ClientList::Block);
-        assert!(registry.add(block, &texts(&["192.0.2.9/24", "10.0.0.1", "2001:db8::/32"]), 0).unwrap().starts_with("3 of 3"));
+        assert!(
+            registry
+                .add(block, &texts(&["192.0.2.9/24", "10.0.0.1", "2001:db8::/32"]), 0)
+                .unwrap()
+                .starts_with("3 of 3")
+        );
         assert!(registry.add(block, &texts(&["192.0.2.0/24"]), 0).unwrap().starts_with("0 of 1"));
         assert_eq!(registry.page(block, 0).networks, ["10.0.0.1", "192.0.2.0/24", "2001:db8::/32"]);
         assert_eq!((registry.counts().block, registry.counts().allow), (3, 0));

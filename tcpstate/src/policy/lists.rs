@@ -206,9 +206,8 @@ mod tests {
 
     /// The list that counts, by looking through all networks.
     fn naive(networks: &[(List, Network)], key: &FlowKey) -> Option<List> {
-        let covers = |network: &Network| {
-            network.covers(&key.wan) && is_ipv4(&network.address, network.prefix) != key.v6
-        };
+        let covers =
+            |network: &Network| network.covers(&key.wan) && is_ipv4(&network.address, network.prefix) != key.v6;
         networks.iter().filter(|(_, network)| covers(network)).map(|&(list, _)| list).min()
     }
 

@@ -14,7 +14,9 @@ pub mod profiles;
 pub(crate) mod quotas;
 pub mod servers;
 
-use crate::config::{Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, SackConflict, Settings, Source, Stray};
+use crate::config::{
+    Action, Asymmetric, EarlyEcho, Extension, Handshake, Limits, SackConflict, Settings, Source, Stray,
+};
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};
 use crate::policy::destinations::{Destinations, Place};

@@ -244,9 +244,7 @@ impl Quotas {
         let narrow = |prefix: u32| low & u64::MAX << (32 - prefix);
         let hash = match (level, key.v6) {
             (Level::Part, true) => keyed::place(self.keys, [high, low, tag]),
-            (Level::Part, false) => {
-                keyed::place(self.keys, [u64::from(key.wan_port >> PART_PORTS), low, tag])
-            }
+            (Level::Part, false) => keyed::place(self.keys, [u64::from(key.wan_port >> PART_PORTS), low, tag]),
             (Level::Address, true) => keyed::place(self.keys, [wide(64), tag]),
             (Level::Address, false) => keyed::place(self.keys, [narrow(32), tag]),
             (Level::Network, true) => keyed::place(self.keys, [wide(56), tag]),

@@ -295,7 +295,12 @@ impl Proxy {
 
     /// Passes a client's SYN to its server as it is, for what follows to pass as well.
     #[inline(never)]
-    pub(super) fn pass_syn_unanswered(&mut self, mut ctx: Context<impl Egress>, former: Option<Id>, event: Event) -> Verdict {
+    pub(super) fn pass_syn_unanswered(
+        &mut self,
+        mut ctx: Context<impl Egress>,
+        former: Option<Id>,
+        event: Event,
+    ) -> Verdict {
         if matches!(event, Event::Passed | Event::Rerouted) {
             // An unproved SYN never ends a connection.
             let lives = former.is_some_and(|id| !self.table[id].is_in(State::SynCached) && !self.gives_way(id));
@@ -654,7 +659,6 @@ mod tests {
     use crate::cache::servers::Observation;
     use crate::config::{Limits, Network, RateLimit};
     use crate::policy::lists::Lists;
-    use std::sync::Arc;
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::{TestSegment, key};
     use crate::proxy::tests::NoEgress;
@@ -663,6 +667,7 @@ mod tests {
     use core::time::Duration;
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;
+    use std::sync::Arc;
 
     const START: Instant = Instant::from_secs(1000);
 

@@ -1,8 +1,8 @@
 //! What lists and limits decide on a connection attempt, and the end of connections of clients that are blocked while they run.
 
+use super::Proxy;
 use super::context::Context;
 use super::evict::Kind;
-use super::Proxy;
 use crate::flow::table::Id;
 use crate::flow::{Flow, State};
 use crate::policy::lists::{List, Lists};
@@ -74,8 +74,7 @@ impl Proxy {
     #[cold]
     #[inline(never)]
     pub(super) fn is_held_up(&self, segment: &Segment, now: Instant) -> bool {
-        self.listed(&segment.key).is_some()
-            || self.quotas.answers_exceeded(&segment.key, now, || false).is_some()
+        self.listed(&segment.key).is_some() || self.quotas.answers_exceeded(&segment.key, now, || false).is_some()
     }
 
     /// What becomes of a SYN of the WAN by the list that its client is in; `None`: it is treated as any other's.

@@ -64,7 +64,11 @@ impl Proxy {
     /// IP, or its client is in the list `allow`.
     pub(super) fn forward_syn(&self, ctx: Context<impl Egress>) -> Verdict {
         let mss_clamp = self.settings.policy.rule(ctx.key()).mss_clamp;
-        if mss_clamp < u16::MAX && !self.is_allowed(ctx.key()) && !ctx.segment.indirect && !Options::read(ctx.options()).signed {
+        if mss_clamp < u16::MAX
+            && !self.is_allowed(ctx.key())
+            && !ctx.segment.indirect
+            && !Options::read(ctx.options()).signed
+        {
             clamp_mss(ctx.segment, ctx.head, mss_clamp);
         }
         Verdict::Forward
@@ -80,7 +84,10 @@ impl Proxy {
         if !ctx.is_sound() {
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        if ctx.kind == Kind::Syn && !self.is_allowed(ctx.key()) && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id)) {
+        if ctx.kind == Kind::Syn
+            && !self.is_allowed(ctx.key())
+            && (self.repeats_too_soon(&ctx, id) || self.is_try_too_soon(&mut ctx, id))
+        {
             return Verdict::Drop(DropReason::NotPassed);
         }
         let flow = &self.table[id];

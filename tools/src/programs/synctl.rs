@@ -5,7 +5,8 @@ use crate::{show, views};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use control::{
-    CaptureKind, CaptureLimits, Client, ClientError, ClientList, Cursor, Entry, FlowFilter, Key, LogLevel, Reply, Request, Side,
+    CaptureKind, CaptureLimits, Client, ClientError, ClientList, Cursor, Entry, FlowFilter, Key, LogLevel, Reply,
+    Request, Side,
 };
 use pktio::pcap::{PcapFileError, PcapReader, Record};
 use std::fs;
@@ -602,7 +603,8 @@ fn replace_list(client: &mut Client, list: ClientList, file: &Path) -> Result<()
     let networks = confparse::networks(&content, &name).map_err(Failure::Input)?;
     // Two uploads at once must not mix.
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let upload = u64::from(since_epoch.subsec_nanos()) ^ since_epoch.as_secs() << 30 ^ u64::from(std::process::id()) << 40;
+    let upload =
+        u64::from(since_epoch.subsec_nanos()) ^ since_epoch.as_secs() << 30 ^ u64::from(std::process::id()) << 40;
     let (mut part, mut bytes) = (Vec::new(), 0);
     for network in &networks {
         let text = confparse::written(network);
