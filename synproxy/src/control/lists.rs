@@ -147,7 +147,7 @@ impl ListRegistry {
         let entries = &state.listed.0[engine_list(list) as usize];
         let rest = entries.get(from..).unwrap_or_default();
         let networks = rest.iter().take(PAGE).map(|&entry| written(&entry.into())).collect();
-        ListPage { networks, next: (rest.len() > PAGE).then_some(from + PAGE) }
+        ListPage { networks, next: (rest.len() > PAGE).then(|| from + PAGE) }
     }
 
     /// Adds networks to a list; says what was done.
