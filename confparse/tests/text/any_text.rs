@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Mode,
-    Network, Proved, RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits,
+    Mode, Network, Proved, RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");

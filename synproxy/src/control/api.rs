@@ -106,7 +106,19 @@ impl ControlApi {
         servers: Arc<ServerRegistry>,
         Services { lists, captures, journal, log, reloader, modes }: Services,
     ) -> Self {
-        Self { facts, board, workers, log, servers, lists, captures, journal, reloader, modes, progress: Mutex::default() }
+        Self {
+            facts,
+            board,
+            workers,
+            log,
+            servers,
+            lists,
+            captures,
+            journal,
+            reloader,
+            modes,
+            progress: Mutex::default(),
+        }
     }
 
     /// How every destination that has a mode of its own is; nothing where nothing decides modes.

@@ -184,12 +184,12 @@ impl ProvedSources {
         self.is_on
     }
 
-    /// Asks for the lines of a source, if anything is kept.
-    #[inline(always)]
-    pub fn prefetch(&self, key: &FlowKey) {
-        if self.is_on {
-            self.pair(self.hash(key)).into_iter().for_each(prefetch);
-        }
+    /// Asks for the lines of a source.
+    // Not inlined: where nothing is kept, the parse pass need not carry this code. By value, so that its own copy can stay in registers.
+    #[cold]
+    #[inline(never)]
+    pub fn prefetch(&self, key: FlowKey) {
+        self.pair(self.hash(&key)).into_iter().for_each(prefetch);
     }
 
     /// A keyed hash of the client's address, which says nothing outside its VLAN.

@@ -17,9 +17,8 @@ pub mod servers;
 
 use crate::cache::proved_sources::Budgets;
 use crate::config::{
-    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Limits, Mode, Proved, RateLimit, SackConflict,
-    Settings, Source,
-    Stray,
+    Action, Asymmetric, Auto, AutoSettings, EarlyEcho, Extension, Handshake, Limits, Mode, Proved, RateLimit,
+    SackConflict, Settings, Source, Stray,
 };
 use crate::cookie::terms::Offer;
 use crate::cookie::{OptionTables, next_epoch};

@@ -45,6 +45,7 @@ impl Proxy {
             || self.settings.draining
             || !self.caches.exceptions.is_shut(Exception::Introduction)
             || self.caches.direct_returns.any_bypassed()
+            || self.caches.proved_sources.is_on() && self.is_proved_and_may_pass(&segment.key, now)
             || self.caches.refused_ports.is_remembered(&segment.key, now)
             || self.settings.is_guarded && self.is_held_up(segment, now)
             || is_cached && !self.is_cache_full(now)
@@ -67,9 +68,6 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
-        if rule.proved == Proved::Pass && self.caches.proved_sources.is_proved(&segment.key, now) {
-            return false;
-        }
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
@@ -188,8 +186,7 @@ impl Proxy {
         }
         // Of what must be proxied only that passes which cannot be, and what comes while the box drains.
         let may_pass = !must_be_proxied || offered.signed || self.settings.draining;
-        if may_pass
-            && let Some(event) = self.passes_unanswered(&rule, ctx.segment, &offered, &offer, former, hash, now)
+        if may_pass && let Some(event) = self.passes_unanswered(&rule, ctx.segment, &offered, &offer, former, hash, now)
         {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {
                 return Verdict::Drop(DropReason::NotPassed);
@@ -271,20 +268,26 @@ impl Proxy {
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }
 
+    /// Whether SYNs of this source pass to this server, because it has proved itself lately and while budgets last.
+    // Not inlined: where no server has that, the fast path need not carry this code.
+    #[cold]
+    #[inline(never)]
+    fn is_proved_and_may_pass(&self, key: &FlowKey, now: Instant) -> bool {
+        self.settings.policy.rule(key).proved == Proved::Pass && self.caches.proved_sources.is_proved(key, now)
+    }
+
     /// Whether a SYN passes because its source has proved itself lately, and is charged to what may pass so.
     #[inline(never)]
     fn admits_proved(&mut self, ctx: &mut Context<impl Egress>, former: Option<Id>) -> bool {
         let (key, now) = (&ctx.segment.key, ctx.now);
-        let rule = self.settings.policy.rule(key);
-        let is_meant = rule.proved == Proved::Pass && !ctx.segment.indirect;
-        if !is_meant || !self.caches.proved_sources.is_proved(key, now) {
+        if ctx.segment.indirect || !self.is_proved_and_may_pass(key, now) {
             return false;
         }
         // Who may be about to acknowledge our SYN-ACK does not get the server's beside it. Without the server's answers nobody completes anything.
         let is_answered = self.caches.recent_syns.was_answered(ctx.hash, ctx.segment.seq)
             || former.is_some_and(|id| !self.gives_way(id))
             || self.caches.direct_returns.is_found(key);
-        let is_forbidden = rule.signed == Action::Drop && Options::read(ctx.options()).signed;
+        let is_forbidden = self.settings.policy.rule(key).signed == Action::Drop && Options::read(ctx.options()).signed;
         if is_answered || is_forbidden {
             return false;
         }

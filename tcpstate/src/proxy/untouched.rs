@@ -241,8 +241,8 @@ impl Proxy {
         if opens && is_opening {
             if ctx.side == Side::Wan && !self.passes(ctx.key()) && !self.is_allowed(ctx.key()) {
                 // Within its source's budget it passes; beyond, it is answered, and the client goes on with whichever answer it gets.
-                let is_of_proved = self.caches.proved_sources.is_on()
-                    && self.settings.policy.rule(ctx.key()).proved == Proved::Pass;
+                let is_of_proved =
+                    self.caches.proved_sources.is_on() && self.settings.policy.rule(ctx.key()).proved == Proved::Pass;
                 if is_of_proved && !self.caches.proved_sources.admit_repeated(ctx.key(), ctx.now) {
                     self.counters.count(Event::ProvedSpent);
                     return self.answer_syn(ctx, Some(id));
