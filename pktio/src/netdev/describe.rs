@@ -236,7 +236,7 @@ const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_A_DEV_XDP_ZC_MAX_SEGS: u16 = 4;
 /// `NETDEV_XDP_ACT_BASIC | NETDEV_XDP_ACT_REDIRECT`.
-const NATIVE: u32 = 1 << 0 | 1 << 1;
+const NATIVE: u32 = 0b11;
 const XSK_ZEROCOPY: u32 = 1 << 3;
 const RX_SG: u32 = 1 << 5;
 

@@ -18,7 +18,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "numa",
         looks_at: "the NUMA nodes of both interfaces and of the workers' cores",
         worst: Level::Warning,
-        why: "Every frame and every flow is read from memory; that of another node takes about twice as long.",
+        why: "Every frame and every flow is read from memory; that of another node takes longer.",
         remedy: "taskset -c CORES synproxy LAN WAN",
         examine: numa,
     },
@@ -88,7 +88,7 @@ fn numa(scene: &Scene) -> Vec<Found> {
     let nodes: Vec<u32> = nodes.into_iter().collect();
     let [node] = nodes[..] else {
         if nodes.is_empty() {
-            return Found::ok("no interface is near a NUMA node");
+            return Found::ok("no interface says on which NUMA node it is");
         }
         let of = |name: &str| scene.root.node_of(name).map_or("no node".to_owned(), |node| format!("node {node}"));
         let text: Vec<String> = scene.ports().map(|port| format!("{} is on {}", port.name, of(&port.name))).collect();

@@ -10,7 +10,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "driver",
         looks_at: "the driver of each interface, and the best way it works with AF_XDP",
         worst: Level::Note,
-        why: "Zero copy is ten times as fast as copying. Both ports share their buffers, so they copy unless both drivers have zero copy.",
+        why: "Zero copy is several times as fast as copying. Both ports share their buffers, so they copy unless both drivers have zero copy.",
         remedy: "another NIC, or a newer kernel; no command adds an ability to a driver",
         examine: driver,
     },

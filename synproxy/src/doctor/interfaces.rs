@@ -50,7 +50,7 @@ pub(super) const CHECKS: &[Check] = &[
         looks_at: "whether there is somebody at the other end of each link",
         worst: Level::Warning,
         why: "The box waits ten seconds for a link and then goes on without; nothing passes until it comes.",
-        remedy: "ip link set dev PEER up for a veth; else check the cable and the other end",
+        remedy: "ip link set dev PEER up, or a look at the cable and the other end",
         examine: carrier,
     },
     Check {

@@ -26,7 +26,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "bpf-jit",
         looks_at: "whether BPF programs are compiled (net.core.bpf_jit_enable)",
         worst: Level::Warning,
-        why: "An interpreted XDP program takes several times as long, for every frame.",
+        why: "An interpreted XDP program takes longer, for every frame.",
         remedy: "sysctl -w net.core.bpf_jit_enable=1",
         examine: jit,
     },

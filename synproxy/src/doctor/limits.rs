@@ -2,7 +2,9 @@
 
 use super::root::Root;
 use super::{Check, Found, Level, Scene, or_ok, word};
+use crate::dataplane::worker::BATCH;
 use crate::process::footprint::{Limit, Size};
+use pktio::buffers_for;
 use pktio::privilege::{self, Privilege};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -18,7 +20,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "locked-memory",
         looks_at: "whether the frames of all workers may be locked in memory (ulimit -l), without CAP_IPC_LOCK",
         worst: Level::Warning,
-        why: "AF_XDP shares 32 MiB a worker with the kernel, which counts against this limit. Without, the box works by AF_PACKET.",
+        why: "AF_XDP shares 32 MiB a worker with the kernel, and more for a large MTU or long rings, which count against this limit. Without, the box works by AF_PACKET.",
         remedy: "ulimit -l KIBIBYTES",
         examine: locked_memory,
     },
@@ -116,7 +118,14 @@ fn raise(hard: Option<u64>, needed: u64, letter: char, value: u64, option: &str)
 
 /// The locked memory that the box needs, and the limits, if that is more than they allow.
 fn lacks_locked_memory(scene: &Scene) -> Option<(u64, u64, Option<u64>)> {
-    let needed = scene.workers as u64 * confparse::FRAMES_OF_A_WORKER as u64 * 2048;
+    // Those of a large MTU are larger, and with zero copy devices keep some in their rings.
+    let buffer = scene.ports().filter_map(|port| buffers_for(port.mtu)).map(|buffers| buffers.bytes).max();
+    let has_zero_copy = scene.ports().all(|port| port.xdp_features.is_some_and(|it| it.has_zero_copy));
+    let parked =
+        scene.ports().filter_map(|port| port.rings).map(|rings| (rings.receive + rings.transmit) as usize).max();
+    let parked = parked.filter(|_| has_zero_copy).unwrap_or(0);
+    let frames = confparse::FRAMES_OF_A_WORKER.max(2 * (2 * parked + BATCH));
+    let needed = (scene.workers * frames * buffer.unwrap_or(2048)) as u64;
     let [soft, hard] = limit(&scene.root, "Max locked memory");
     let is_free = !missing(&scene.root).iter().any(|it| it.name == "CAP_IPC_LOCK");
     let soft = soft.filter(|soft| *soft < needed && !is_free)?;

@@ -1,12 +1,12 @@
 //! `synproxy doctor` on interfaces that are wrong in each way that namespaces can be: one finding each, with the command that mends it. The
 //! command is executed, and the finding is gone.
 
-use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use harness::{leftovers, note, test};
 use nix::sys::signal::{Signal, kill};
@@ -26,12 +26,17 @@ struct Finding {
 }
 
 /// What the doctor has reported, and its exit status.
-#[derive(Debug)]
 struct Report {
     summary: String,
     findings: Vec<Finding>,
     status: i32,
     json: Value,
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {}, {}, {:#?}", self.status, self.summary, self.findings)
+    }
 }
 
 impl Report {
@@ -243,7 +248,7 @@ fn an_xdp_program_of_somebody_else_is_taken_off() {
     let rig = Rig::new();
     let [source, object] = ["pass.c", "pass.o"].map(leftovers::file);
     let text = "__attribute__((section(\"xdp\"), used)) int pass(void *frame) { return 2; }\n\
-                char license[] __attribute__((section(\"license\"), used)) = \"GPL\";\n";
+                char _license[] __attribute__((section(\"license\"), used)) = \"GPL\";\n";
     fs::write(&source, text).expect("a file of one's own");
     let mut clang = Command::new("clang");
     let status = clang.args(["-O2", "-target", "bpf", "-c"]).arg(&source).arg("-o").arg(&object).status();
@@ -430,8 +435,10 @@ fn missing_capabilities_are_given_to_the_program() {
     let after = as_nobody(&copy);
     assert!(after.find("capabilities").is_empty() && after.json["speed"]["mode"] == "driver", "{after:#?}");
     // Where root lacks one, as in a container, it is named alone.
-    let (text, status) =
-        shell(&rig.middle, "setpriv --bounding-set=-perfmon --inh-caps=-perfmon synproxy doctor --json lan0 wan0");
+    let (text, status) = shell(
+        &rig.middle,
+        "setpriv --bounding-set=-perfmon,-sys_admin --inh-caps=-perfmon,-sys_admin synproxy doctor --json lan0 wan0",
+    );
     let found = Report::of(&text, status);
     let [perfmon] = found.find("capabilities")[..] else { panic!("{found:#?}") };
     assert!(perfmon.finding.contains("CAP_PERFMON") && perfmon.level == "warning" && status == 0, "{perfmon:?}");
@@ -443,7 +450,7 @@ fn what_is_promised_is_what_a_box_does_and_nothing_is_changed_by_looking() {
     let rig = Rig::new();
     let settings = || {
         let of = |name| {
-            rig.middle.sh(&format!("ip -d -s link show dev {name}; ethtool -k {name}; ethtool -l {name} 2>&1 || true"))
+            rig.middle.sh(&format!("ip -d link show dev {name}; ethtool -k {name}; ethtool -l {name} 2>&1 || true"))
         };
         let number = rig.middle.sh("stat -Lc %i /proc/self/ns/net");
         let files = fs::read_dir(control::DIRECTORY).into_iter().flatten().flatten();
