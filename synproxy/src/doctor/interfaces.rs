@@ -307,7 +307,7 @@ fn packet_sockets(scene: &Scene) -> Vec<Found> {
         .filter_map(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
             let [_, _, _, protocol, interface, _, _, _, inode] = columns[..] else { return None };
-            (protocol.trim_start_matches('0') != "").then_some((interface.parse().ok()?, inode.parse().ok()?))
+            protocol.contains(|c| c != '0').then_some((interface.parse().ok()?, inode.parse().ok()?))
         })
         .collect();
     if sockets.is_empty() {
