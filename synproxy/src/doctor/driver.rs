@@ -93,8 +93,8 @@ fn mtu(scene: &Scene) -> Vec<Found> {
     }
     let (small, large) = if lan.mtu < wan.mtu { (lan, wan) } else { (wan, lan) };
     // A port has to carry whatever its network does, so the larger one is right, if both can have it.
-    let (change, to) =
-        if small.most_mtu.is_some_and(|most| most < large.mtu) { (large, small.mtu) } else { (small, large.mtu) };
+    let is_possible = small.most_mtu.is_none_or(|most| most >= large.mtu) && buffers_for(large.mtu).is_some();
+    let (change, to) = if is_possible { (small, large.mtu) } else { (large, small.mtu) };
     let text = format!("the MTU of {} is {}, and that of {} is {}", lan.name, lan.mtu, wan.name, wan.mtu);
     let command = format!("ip link set dev {} mtu {to}", word(&change.name));
     vec![Found::new(Level::Warning, text).at(change).mended_by(command)]
@@ -226,6 +226,8 @@ mod tests {
         let found = find(&stage.complaints(), "mtu").unwrap();
         assert_eq!((found.level, found.command.as_deref()), (Level::Warning, Some("ip link set dev wan0 mtu 2000")));
         stage.port(1).most_mtu = Some(1500);
+        assert_eq!(find(&stage.complaints(), "mtu").unwrap().command.as_deref(), Some("ip link set dev lan0 mtu 1500"));
+        (stage.port(0).mtu, stage.port(1).most_mtu) = (65_536, None);
         assert_eq!(find(&stage.complaints(), "mtu").unwrap().command.as_deref(), Some("ip link set dev lan0 mtu 1500"));
     }
 

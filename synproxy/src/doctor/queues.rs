@@ -96,7 +96,7 @@ fn queues(scene: &Scene) -> Vec<Found> {
         (workers > most).then(|| {
             Found::new(
                 Level::Error,
-                format!("{} can have {most} queues, and there are to be {workers} workers", port.name),
+                format!("{} can have {most} queue(s), and there are to be {workers} workers", port.name),
             )
             .at(port)
             .mended_by(scene.start(&format!("--workers {most}")))

@@ -160,22 +160,21 @@ pub(super) fn mode_of(scene: &Scene, port: &Description) -> (Mode, Option<String
         None => (ZERO_COPY.contains(&driver) || NATIVE.contains(&driver), ZERO_COPY.contains(&driver)),
     };
     if !is_native {
-        return (Mode::Generic, Some(format!("the driver {driver} of {} runs no XDP program", port.name)));
+        return (Mode::Generic, Some("its driver runs no XDP program".into()));
     }
     let chained = buffers_for(port.mtu).is_some_and(|buffers| buffers.are_chained);
     let may_chain = port.xdp_features.is_none_or(|features| features.has_frags);
-    let name = &port.name;
     if chained && !may_chain {
         return (
             Mode::Generic,
-            Some(format!("the driver of {name} takes no frames of an MTU of {} in several buffers", port.mtu)),
+            Some(format!("its driver takes no frames of an MTU of {} in several buffers", port.mtu)),
         );
     }
     if !has_zero_copy {
-        return (Mode::Driver, Some(format!("the driver {driver} of {name} has no zero copy")));
+        return (Mode::Driver, Some("its driver has no zero copy".into()));
     }
     if chained && port.xdp_features.is_some_and(|features| features.zero_copy_frags < 2) {
-        return (Mode::Driver, Some(format!("the driver of {name} has no zero copy for an MTU of {}", port.mtu)));
+        return (Mode::Driver, Some(format!("its driver has no zero copy for an MTU of {}", port.mtu)));
     }
     (Mode::ZeroCopy, None)
 }
