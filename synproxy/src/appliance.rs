@@ -12,11 +12,12 @@ use crate::dataplane::modes::{Coordinator, ModeBoard, Switch};
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
+use crate::doctor;
 use crate::metrics::capture::Captures;
 use crate::metrics::events::{self, Events, Supervision};
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
-use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
+use crate::process::cli::{self, Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
@@ -26,7 +27,7 @@ use crate::process::privileges::{self, Credentials};
 use crate::process::signals::{self, Signalled};
 use crate::process::{clock, restore, service_manager, settings};
 use ::control::{Event, LogLevel, Role};
-use clap::Parser;
+use clap::FromArgMatches;
 use confparse::{Config, Control, LinkLoss, Poll};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
@@ -46,15 +47,26 @@ use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let log = log::init(arguments.log_level.unwrap_or(LogLevel::Info));
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
         Task::Restore(interfaces) => restore::restore(interfaces),
+        Task::Doctor(arguments) => return status(doctor::doctor(arguments)),
         Task::Run { lan, wan } => bridge(lan, wan, &arguments, log),
     };
+    status(end.map(|()| ExitCode::SUCCESS))
+}
+
+/// The command line as clap knows it, with the doctor's table of checks: for `--help`, man pages and shell completions.
+pub fn command() -> clap::Command {
+    cli::command().mut_subcommand("doctor", |command| command.after_help(doctor::help()))
+}
+
+/// The exit status of an end; says why it is a failure.
+fn status(end: Result<ExitCode, Failure>) -> ExitCode {
     match end {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             // An error in a file begins with its position, where editors look for it.
             let program = if matches!(failure, Failure::Configuration(_)) { "" } else { "synproxy: " };

@@ -25,7 +25,7 @@ const WORKER: u64 = 4 << 20;
 const ARENA: u64 = 64 << 20;
 
 /// Threads besides the workers, without those of the outputs of events.
-const OTHER_THREADS: u64 = 2;
+const OTHER_THREADS: u64 = 5;
 
 /// Bytes of the program and of what serves the operator.
 const PROGRAM: u64 = 16 << 20;
@@ -78,6 +78,11 @@ impl Needed {
         self.parts.iter().fold(PROGRAM, |sum, (.., bytes)| sum.saturating_add(*bytes))
     }
 
+    /// The address space it takes, in bytes: more than the memory, since the C library sets some aside for each thread.
+    pub fn address_space(&self) -> u64 {
+        self.total().saturating_add(ARENA.saturating_mul(self.threads))
+    }
+
     /// Section and name of the key that needs more than `limit` allows, and why the configuration is refused, in one line; `None` if all of
     /// it fits.
     pub fn exceeds(&self, limit: &Limit) -> Option<(Option<&'static str>, &'static str, String)> {
@@ -100,8 +105,7 @@ impl Needed {
     /// # Errors
     /// When it may not.
     pub fn reserve(&self) -> Result<(), Failure> {
-        let arenas = ARENA.saturating_mul(self.threads);
-        let words = usize::try_from(self.total().saturating_add(arenas) / 8).unwrap_or(usize::MAX);
+        let words = usize::try_from(self.address_space() / 8).unwrap_or(usize::MAX);
         Region::anonymous(words).map(drop).map_err(|error| Failure::AddressSpace { needed: self.to_string(), error })
     }
 }
@@ -119,7 +123,7 @@ impl fmt::Display for Needed {
 }
 
 /// A number of bytes, for people.
-struct Size(u64);
+pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,7 +141,8 @@ impl fmt::Display for Size {
 /// The most memory this process can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    bytes: u64,
+    /// So many.
+    pub bytes: u64,
     /// Who sets it.
     by: String,
 }
@@ -155,7 +160,7 @@ impl Limit {
     }
 
     /// The same from the files under `root`.
-    fn below(root: &Path) -> Option<Self> {
+    pub fn below(root: &Path) -> Option<Self> {
         let read = |path: PathBuf| fs::read_to_string(path).ok();
         let meminfo = read(root.join("proc/meminfo")).unwrap_or_default();
         let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));

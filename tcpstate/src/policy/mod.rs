@@ -568,10 +568,10 @@ mod tests {
             proxy.on_single(side, &mut head, START, &mut crate::proxy::tests::NoEgress) == crate::Verdict::Forward
         };
         assert!(!passes(&mut proxy, 0x0b00_0001), "it is answered");
-        drop(proxy.set_policy(Arc::new(Policy::new(&with(8), START))));
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(8), START)), START));
         // A rate that was zero has earned nothing yet.
         assert!(passes(&mut proxy, 0x0b00_0002), "the server answers for itself");
-        drop(proxy.set_policy(Arc::new(Policy::new(&with(0), START))));
+        drop(proxy.set_policy(Arc::new(Policy::new(&with(0), START)), START));
         assert!(!passes(&mut proxy, 0x0b00_0003));
     }
 
