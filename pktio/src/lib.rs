@@ -48,7 +48,7 @@ pub use error::{OpenError, advice, thread_advice};
 pub use frame::{Batch, Frame};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
-pub use open::{Alone, Opened, Queue, open, open_alone};
+pub use open::{Alone, Asked, Buffers, Opened, Queue, buffers_for, interface_of, open, open_alone};
 pub use options::{Fallback, Mode, Options};
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics};

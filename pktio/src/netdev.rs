@@ -4,6 +4,7 @@
 
 mod addresses;
 mod claim;
+mod describe;
 mod ethtool;
 mod interface;
 mod link;
@@ -13,7 +14,9 @@ mod rss;
 mod rtnetlink;
 mod settings;
 
-pub use claim::{DIRECTORY, Outcome, Restored, restore};
+pub use claim::{DIRECTORY, Holder, Outcome, Restored, restore};
+pub use describe::{DefaultRoute, Described, Description, QueueCounts, Rss, XdpFeatures, XdpProgram, describe};
+pub use ethtool::{Coalescing, Rings};
 pub use interface::Interface;
 pub use link::{LinkReader, LinkState};
 pub(crate) use protect::check;

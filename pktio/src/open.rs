@@ -100,6 +100,48 @@ impl<'a> Name<'a> {
     }
 }
 
+/// The I/O backend that the name of a port asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The best that works.
+    Best,
+    /// AF_XDP.
+    Xdp,
+    /// AF_PACKET.
+    Packet,
+}
+
+/// The interface of the kernel that the name of a port means, and the I/O backend it asks for. `None` for a port of netmap and for a
+/// capture file.
+///
+/// # Errors
+///
+/// When the name has the wrong form.
+pub fn interface_of(name: &str) -> Result<Option<(&str, Asked)>, OpenError> {
+    Ok(match Name::parse(name)? {
+        Name::Any(device) => Some((device, Asked::Best)),
+        Name::Xdp(device) => Some((device, Asked::Xdp)),
+        Name::Packet(device) => Some((device, Asked::Packet)),
+        Name::Netmap(_) | Name::Pcap(_) => None,
+    })
+}
+
+/// The buffers that a port's frames lie in, as the MTU decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffers {
+    /// Bytes of a buffer.
+    pub bytes: usize,
+    /// Whether a frame may lie in several.
+    pub are_chained: bool,
+}
+
+/// The buffers for this MTU; `None` if it is too large for any.
+pub fn buffers_for(mtu: usize) -> Option<Buffers> {
+    let options = Options::default();
+    let layout = Layout::for_mtu(mtu, 1, options.frames_per_port, options.batch).ok()?;
+    Some(Buffers { bytes: layout.chunk, are_chained: layout.multi_buffer })
+}
+
 /// Opens both ports for `options.workers` workers and prepares their interfaces.
 ///
 /// # Errors

@@ -34,8 +34,8 @@ pub fn missing() -> Vec<&'static Privilege> {
     fs::read_to_string("/proc/thread-self/status").map(|status| missing_of(&status)).unwrap_or_default()
 }
 
-/// Those that a thread of this status (`/proc/PID/status`) lacks.
-fn missing_of(status: &str) -> Vec<&'static Privilege> {
+/// Those of [`NEEDED`] that a thread of this status (the text of `/proc/PID/status`) lacks.
+pub fn missing_of(status: &str) -> Vec<&'static Privilege> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()) else {
         return Vec::new();

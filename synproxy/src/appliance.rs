@@ -9,17 +9,18 @@ use crate::dataplane::engine::Bypass;
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
 use crate::dataplane::{memory, worker};
+use crate::doctor;
 use crate::metrics::capture::Captures;
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
-use crate::process::cli::{Arguments, CaptureFiles, Steer, Task};
+use crate::process::cli::{self, Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::log::{self, LogControl};
 use crate::process::privileges::{self, Credentials};
 use crate::process::{clock, restore, settings, signals};
-use clap::Parser;
+use clap::FromArgMatches;
 use confparse::{Config, Control, Poll};
 use crossbeam::channel;
 use pktio::capture::ExistingFile;
@@ -38,15 +39,26 @@ use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let log = log::init(arguments.log_level);
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
         Task::Restore(interfaces) => restore::restore(interfaces),
+        Task::Doctor(arguments) => return status(doctor::doctor(arguments)),
         Task::Run { lan, wan } => bridge(lan, wan, &arguments, log),
     };
+    status(end.map(|()| ExitCode::SUCCESS))
+}
+
+/// The command line as clap knows it, with the doctor's table of checks: for `--help`, man pages and shell completions.
+pub fn command() -> clap::Command {
+    cli::command().mut_subcommand("doctor", |command| command.after_help(doctor::help()))
+}
+
+/// The exit status of an end; says why it is a failure.
+fn status(end: Result<ExitCode, Failure>) -> ExitCode {
     match end {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             // An error in a file begins with its position, where editors look for it.
             let program = if matches!(failure, Failure::Configuration(_)) { "" } else { "synproxy: " };

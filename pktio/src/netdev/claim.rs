@@ -164,6 +164,43 @@ impl Drop for Claim {
     }
 }
 
+/// Who has an interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// A box, or another program of this package.
+    Process {
+        /// Its process, where the file says.
+        process: Option<u32>,
+        /// What it is, in words.
+        what: String,
+    },
+    /// A process that was killed, which has left settings changed; [`restore`] puts them back.
+    Killed,
+}
+
+/// Who has an interface. Nothing is changed: a lock that others may share is taken for a moment.
+pub(super) fn holder_of(link: &Link, ethtool: &Ethtool) -> Holder {
+    let namespace = Namespace::of_this_thread(ethtool);
+    let path = Path::new(DIRECTORY).join(namespace.file_name(link.index));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let Ok(mut file) = file else { return Holder::Nobody };
+    if !file.metadata().is_ok_and(|own| own.is_file()) {
+        return Holder::Nobody;
+    }
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    let is_held = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } < 0;
+    let text = read(&mut file).unwrap_or_default();
+    if is_held {
+        let line = text.lines().find_map(|line| line.strip_prefix("holder ")?.split_once(' '));
+        let what = line.map_or("another process", |(_, what)| what).to_owned();
+        return Holder::Process { process: line.and_then(|(process, _)| process.parse().ok()), what };
+    }
+    if settings_of(&text, &namespace.identity(link)).is_some() { Holder::Killed } else { Holder::Nobody }
+}
+
 /// What [`restore`] did for an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {

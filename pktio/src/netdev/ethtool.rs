@@ -7,6 +7,7 @@ use std::ptr;
 
 // linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GCOALESCE: u32 = 0x0e;
 const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_GPAUSEPARAM: u32 = 0x12;
 const ETHTOOL_SPAUSEPARAM: u32 = 0x13;
@@ -53,6 +54,30 @@ impl Queues {
 /// Pause frames: autonegotiation, receiving, transmitting; each 0 or 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PauseFrames(pub [u32; 3]);
+
+/// Sizes of the rings of a device, in frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rings {
+    /// Of a receive ring.
+    pub receive: u32,
+    /// The largest that a receive ring can be.
+    pub most_receive: u32,
+    /// Of a transmit ring.
+    pub transmit: u32,
+    /// The largest that a transmit ring can be.
+    pub most_transmit: u32,
+}
+
+/// How long a device waits for further frames before it interrupts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Coalescing {
+    /// Microseconds from a received frame to the interrupt.
+    pub receive_usecs: u32,
+    /// Received frames until the interrupt; 0 for no limit.
+    pub receive_frames: u32,
+    /// The device chooses the time itself, by its load.
+    pub is_adaptive: bool,
+}
 
 /// A socket for requests about interfaces of the network namespace it was opened in.
 #[derive(Debug)]
@@ -217,10 +242,26 @@ impl Ethtool {
 
     /// Frames that the device keeps in its receive and transmit rings; 0 when it does not say.
     pub(super) fn ring_frames(&self, name: &str) -> usize {
+        self.rings(name).map_or(0, |rings| (rings.receive + rings.transmit) as usize)
+    }
+
+    /// The sizes of its rings.
+    pub(super) fn rings(&self, name: &str) -> io::Result<Rings> {
         // cmd, then the possible sizes: rx, mini, jumbo, tx; then the present in the same order.
         let mut rings = [0_u32; 9];
         rings[0] = ETHTOOL_GRINGPARAM;
-        self.command(name, &mut rings).map_or(0, |()| (rings[5] + rings[8]) as usize)
+        self.command(name, &mut rings)?;
+        let [_, most_receive, _, _, most_transmit, receive, _, _, transmit] = rings;
+        Ok(Rings { receive, most_receive, transmit, most_transmit })
+    }
+
+    /// How long it waits before it interrupts.
+    pub(super) fn coalescing(&self, name: &str) -> io::Result<Coalescing> {
+        // cmd; times and frames of reception, at place 10 whether it is adaptive, and more that is not used here; 23 words in all.
+        let mut words = [0_u32; 23];
+        words[0] = ETHTOOL_GCOALESCE;
+        self.command(name, &mut words)?;
+        Ok(Coalescing { receive_usecs: words[1], receive_frames: words[2], is_adaptive: words[10] != 0 })
     }
 
     /// The name of its driver, and the address of the device on its bus.

@@ -79,7 +79,7 @@ fn on(port: &str, link: &Link) -> String {
 }
 
 /// Refuses two ports between which every frame would circle, or of which one receives the other's frames.
-fn check_apart(one: &Link, other: &Link, links: &[Link]) -> Result<(), OpenError> {
+pub(super) fn check_apart(one: &Link, other: &Link, links: &[Link]) -> Result<(), OpenError> {
     let refuse = |what| Err(OpenError::Busy { what, hint: "name two interfaces that are two cables".into() });
     if one.kind == "veth" && one.below == Some(other.index) {
         return refuse(format!(
@@ -96,7 +96,7 @@ fn check_apart(one: &Link, other: &Link, links: &[Link]) -> Result<(), OpenError
 }
 
 /// A link, and everything that lies on it.
-fn lying_on(link: &Link, links: &[Link]) -> Vec<Link> {
+pub(super) fn lying_on(link: &Link, links: &[Link]) -> Vec<Link> {
     let mut found = vec![link.clone()];
     let mut at = 0;
     while at < found.len() {
@@ -112,7 +112,7 @@ fn lying_on(link: &Link, links: &[Link]) -> Vec<Link> {
 
 /// An established TCP connection between this machine and another that uses one of these links: who is logged in from elsewhere has one. The
 /// process that owns it is not asked for: a port that becomes one of the box ends every connection.
-fn session<'a>(own: &'a [Link], netlink: &mut Rtnetlink) -> Option<(&'a Link, IpAddr)> {
+pub(super) fn session<'a>(own: &'a [Link], netlink: &mut Rtnetlink) -> Option<(&'a Link, IpAddr)> {
     let addresses: Vec<(&Link, BTreeSet<IpAddr>)> =
         own.iter().map(|link| (link, addresses(&link.name))).filter(|(_, addresses)| !addresses.is_empty()).collect();
     let at = |local: IpAddr| addresses.iter().find(|(_, own)| own.contains(&local)).map(|(link, _)| *link);

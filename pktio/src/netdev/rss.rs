@@ -95,6 +95,11 @@ impl RssConfig {
         Some(RssConfig { table, key, function, transform })
     }
 
+    /// What of it others may know: the table, the key, and whether source and destination are combined by exclusive or first.
+    pub(super) fn parts(&self) -> (&[u32], &[u8], bool) {
+        (&self.table, &self.key, self.transform & SYMMETRIC_XOR != 0)
+    }
+
     /// Some configuration.
     #[cfg(test)]
     pub(super) fn for_tests(table: Vec<u32>, key: Vec<u8>) -> RssConfig {

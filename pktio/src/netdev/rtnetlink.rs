@@ -43,10 +43,14 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 const IFLA_CARRIER_DOWN_COUNT: u16 = 48;
+const IFLA_MAX_MTU: u16 = 51;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_XDP_ATTACHED: u16 = 2;
+const IFLA_XDP_PROG_ID: u16 = 4;
+/// `IFLA_XDP_ATTACHED` of a program in generic mode (`XDP_ATTACHED_SKB`).
+const ATTACHED_GENERIC: u8 = 2;
 /// The answer leaves out the statistics (`RTEXT_FILTER_SKIP_STATS`).
 const SKIP_STATS: u32 = 1 << 3;
 
@@ -67,6 +71,8 @@ pub(super) struct Link {
     pub flags: u32,
     /// Its MTU, in bytes.
     pub mtu: usize,
+    /// The largest MTU it can have; 0 where the kernel does not say.
+    pub max_mtu: usize,
     /// Its link-layer address: the one it was made with, where the kernel says which that is.
     pub address: Vec<u8>,
     /// The index of the bridge, bond or other device it is a member of.
@@ -79,6 +85,10 @@ pub(super) struct Link {
     pub losses: u32,
     /// Whether an XDP program is attached.
     pub has_xdp: bool,
+    /// Whether it is attached in generic mode.
+    pub is_xdp_generic: bool,
+    /// The number of that program; 0 where there is none, or one in each of two modes.
+    pub xdp_program: u32,
 }
 
 impl Link {
@@ -101,6 +111,7 @@ impl Link {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_MTU => link.mtu = word(value)? as usize,
+                IFLA_MAX_MTU => link.max_mtu = word(value)? as usize,
                 IFLA_ADDRESS if !has_permanent => link.address = value.to_vec(),
                 IFLA_PERM_ADDRESS => (link.address, has_permanent) = (value.to_vec(), true),
                 IFLA_MASTER => link.master = word(value).filter(|index| *index != 0),
@@ -112,8 +123,16 @@ impl Link {
                     link.kind = kind.map(|(_, value)| text(value)).unwrap_or_default();
                 }
                 IFLA_XDP => {
-                    let attached = attributes(value).find(|(kind, _)| *kind == IFLA_XDP_ATTACHED);
-                    link.has_xdp = attached.is_some_and(|(_, value)| value.first().is_some_and(|mode| *mode != 0));
+                    for (kind, value) in attributes(value) {
+                        match kind {
+                            IFLA_XDP_ATTACHED => {
+                                let mode = value.first().copied().unwrap_or(0);
+                                (link.has_xdp, link.is_xdp_generic) = (mode != 0, mode == ATTACHED_GENERIC);
+                            }
+                            IFLA_XDP_PROG_ID => link.xdp_program = word(value).unwrap_or(0),
+                            _ => {}
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -140,9 +159,19 @@ impl Rtnetlink {
     ///
     /// Those of `socket(2)`.
     pub(super) fn new() -> io::Result<Rtnetlink> {
-        let socket = open(0)?;
+        let socket = open(libc::NETLINK_ROUTE, 0)?;
         // Dumps then honour the filter in the request. A kernel that does not know the option sends everything, which is sorted out here.
         let _ = set_option(&socket, libc::SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1);
+        Ok(Rtnetlink { socket, sequence: 0, buffer: vec![0; BUFFER].into() })
+    }
+
+    /// A socket for generic netlink, whose messages have the same form.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket(2)`.
+    pub(super) fn generic() -> io::Result<Rtnetlink> {
+        let socket = open(libc::NETLINK_GENERIC, 0)?;
         Ok(Rtnetlink { socket, sequence: 0, buffer: vec![0; BUFFER].into() })
     }
 
@@ -201,11 +230,21 @@ impl Rtnetlink {
     ///
     /// The kernel's.
     pub(super) fn carries_default_route(&mut self, index: u32) -> io::Result<bool> {
-        let mut carries = false;
+        self.default_routes(index).map(|families| !families.is_empty())
+    }
+
+    /// The families (`AF_INET`, `AF_INET6`) in which a default route, in any table, leads out of the interface of this index.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn default_routes(&mut self, index: u32) -> io::Result<Vec<libc::c_int>> {
+        let mut families = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut body = vec![0; RTMSG];
             body[0] = family as u8;
             push_attribute(&mut body, RTA_OIF, &index.to_ne_bytes());
+            let mut carries = false;
             let found = self.request(RTM_GETROUTE, NLM_F_DUMP, &body, |message| {
                 carries |= is_default_route(message) && ports_of_route(message).any(|port| port == index);
             });
@@ -214,8 +253,9 @@ impl Rtnetlink {
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
                 found => found?,
             }
+            families.extend(carries.then_some(family));
         }
-        Ok(carries)
+        Ok(families)
     }
 
     /// The index of the interface by which packets to `address` leave.
@@ -242,7 +282,13 @@ impl Rtnetlink {
     }
 
     /// Sends a request and gives every message of the answer to `each`.
-    fn request(&mut self, kind: u16, flags: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(super) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = (HEADER + body.len()) as u32;
         let mut request = Vec::with_capacity(length as usize);
@@ -297,7 +343,11 @@ impl LinkWatch {
     ///
     /// Those of `socket(2)` and `bind(2)`.
     pub fn new(indexes: Vec<u32>) -> io::Result<LinkWatch> {
-        Ok(LinkWatch { socket: open(libc::RTMGRP_LINK as u32)?, indexes, buffer: vec![0; BUFFER].into() })
+        Ok(LinkWatch {
+            socket: open(libc::NETLINK_ROUTE, libc::RTMGRP_LINK as u32)?,
+            indexes,
+            buffer: vec![0; BUFFER].into(),
+        })
     }
 
     /// Waits until one of them has changed in whatever way, or `timeout` has passed; returns whether one has.
@@ -333,10 +383,10 @@ impl LinkWatch {
     }
 }
 
-/// Opens an rtnetlink socket that hears these groups.
-fn open(groups: u32) -> io::Result<OwnedFd> {
+/// Opens a netlink socket of this protocol that hears these groups.
+fn open(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -389,7 +439,7 @@ fn link_request(index: u32, name: Option<(u16, &str)>) -> Vec<u8> {
     body
 }
 
-fn push_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn push_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.extend((4 + value.len() as u16).to_ne_bytes());
     body.extend(kind.to_ne_bytes());
     body.extend(value);
@@ -407,7 +457,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 /// The attributes in a message, without the flags of their types.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let [length, kind] = [half(bytes)? as usize, half(bytes.get(2..)?)? as usize];
         let value = bytes.get(4..length)?;
@@ -440,11 +490,11 @@ fn next_hops(mut bytes: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-fn half(bytes: &[u8]) -> Option<u16> {
+pub(super) fn half(bytes: &[u8]) -> Option<u16> {
     bytes.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
-fn word(bytes: &[u8]) -> Option<u32> {
+pub(super) fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().copied().map(u32::from_ne_bytes)
 }
 

@@ -31,7 +31,7 @@ const LINK_STEP: Duration = Duration::from_millis(20);
 
 /// Offloads that break a bridge. Receive merging makes frames longer than any link carries; tags parsed by the device are
 /// lost to XDP; a segmenting sender hides what is on the wire. Receive checksums stay: they report and change nothing.
-const OFFLOADS: [&str; 17] = [
+pub(super) const OFFLOADS: [&str; 17] = [
     "rx-gro",
     "rx-gro-hw",
     "rx-gro-list",
@@ -325,7 +325,7 @@ impl Prepared {
 }
 
 /// Whether an offload is asked for that breaks a bridge and can be switched off.
-fn is_to_be_off(feature: &Feature) -> bool {
+pub(super) fn is_to_be_off(feature: &Feature) -> bool {
     feature.may_change && feature.is_requested && OFFLOADS.contains(&feature.name.as_str())
 }
 

@@ -2,15 +2,15 @@
 
 use ::control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use confparse::Control;
 use pktio::Mode;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 /// Shown above the arguments in `--help`, and below every complaint.
-const USAGE: &str =
-    "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE\n       synproxy --restore [INTERFACE]...";
+const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE\n       synproxy --restore [INTERFACE]...\n       \
+     synproxy doctor LAN WAN";
 
 /// Shown below the options in `--help`.
 const AFTER_HELP: &str = "\
@@ -48,7 +48,12 @@ Exit status:
 /// and lets the servers behind the LAN port see only clients that have completed the handshake.
 #[derive(Debug, Parser)]
 #[command(name = "synproxy", version, override_usage = USAGE, after_help = AFTER_HELP, verbatim_doc_comment)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 pub struct Arguments {
+    /// What to do instead of bridging
+    #[command(subcommand)]
+    pub instead: Option<Instead>,
+
     /// Reads the configuration from FILE; without it, every key has its default
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -120,6 +125,9 @@ impl Arguments {
     /// # Panics
     /// If clap accepted a line without interfaces, which it does not.
     pub fn task(&self) -> Task<'_> {
+        if let Some(Instead::Doctor(doctor)) = &self.instead {
+            return Task::Doctor(doctor);
+        }
         match (&self.check_config, &self.restore, &self.lan, &self.wan) {
             (Some(file), ..) => Task::CheckConfig(file),
             (_, Some(interfaces), ..) => Task::Restore(interfaces),
@@ -132,6 +140,37 @@ impl Arguments {
 /// The command line as clap knows it: for `--help`, man pages and shell completions.
 pub fn command() -> clap::Command {
     Arguments::command()
+}
+
+/// What the program does instead of bridging.
+#[derive(Debug, Subcommand)]
+pub enum Instead {
+    /// Looks at two interfaces and at the machine, changes nothing, and says what works, about how fast, and what to change, with the commands
+    Doctor(DoctorArguments),
+}
+
+/// The arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// Prints one line of JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Configuration of the box that is to run: it decides on workers, polling and memory; without it, every key has its default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Workers of the box that is to run; overrides `threadcount`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: Option<u16>,
+
+    /// The protected interface, toward the servers
+    #[arg(value_name = "LAN")]
+    pub lan: String,
+
+    /// The other interface, toward the clients
+    #[arg(value_name = "WAN")]
+    pub wan: String,
 }
 
 /// The capture files of the command line.
@@ -196,6 +235,8 @@ pub enum Task<'a> {
     CheckConfig(&'a Path),
     /// Put back the settings of these interfaces, or of all, and exit.
     Restore(&'a [String]),
+    /// Look at two interfaces and at the machine, and say what works.
+    Doctor(&'a DoctorArguments),
     /// Run between these two interfaces.
     Run {
         /// The interface toward the servers.
@@ -307,6 +348,18 @@ mod tests {
     }
 
     #[test]
+    fn the_doctor_takes_two_interfaces_and_no_option_of_the_box() {
+        let arguments = parse("synproxy doctor --json --workers 2 eth0 xdp:eth1").unwrap();
+        let Task::Doctor(doctor) = arguments.task() else { panic!("{arguments:?}") };
+        assert_eq!(
+            (doctor.lan.as_str(), doctor.wan.as_str(), doctor.json, doctor.workers),
+            ("eth0", "xdp:eth1", true, Some(2))
+        );
+        let arguments = parse("synproxy eth0 doctor").unwrap();
+        assert!(matches!(arguments.task(), Task::Run { lan: "eth0", wan: "doctor" }));
+    }
+
+    #[test]
     fn captures_have_the_letters_they_always_had() {
         let arguments = parse("synproxy -i a -o b -l c -w d --drops e --capture-limit 64k eth0 eth1").unwrap();
         let files: Vec<_> = arguments.captures.files().map(|(_, path)| path.to_str().unwrap()).collect();
@@ -328,6 +381,11 @@ mod tests {
             "synproxy --check-config a --config b",
             "synproxy --restore --check-config a",
             "synproxy --restore --workers 2 eth0",
+            "synproxy doctor",
+            "synproxy doctor eth0",
+            "synproxy doctor eth0 eth1 eth2",
+            "synproxy doctor --bypass eth0 eth1",
+            "synproxy --bypass doctor eth0 eth1",
             "synproxy --capture-limit 17T eth0 eth1",
             "synproxy --capture-limit 99999999999G eth0 eth1",
             "synproxy --capture-snap 70000 eth0 eth1",

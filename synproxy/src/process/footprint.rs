@@ -72,6 +72,12 @@ impl Needed {
         self.parts.iter().fold(PROGRAM, |sum, (.., bytes)| sum.saturating_add(*bytes))
     }
 
+    /// The address space it takes, in bytes: more than the memory, since the C library sets some aside for each thread.
+    pub fn address_space(&self) -> u64 {
+        let workers = self.parts.iter().find(|part| part.1 == "threadcount").map_or(1, |part| part.2);
+        self.total().saturating_add(ARENA.saturating_mul(workers.saturating_add(OTHER_THREADS)))
+    }
+
     /// Section and name of the key that needs more than `limit` allows, and why the configuration is refused, in one line; `None` if all of
     /// it fits.
     pub fn exceeds(&self, limit: &Limit) -> Option<(Option<&'static str>, &'static str, String)> {
@@ -94,9 +100,7 @@ impl Needed {
     /// # Errors
     /// When it may not.
     pub fn reserve(&self) -> Result<(), Failure> {
-        let workers = self.parts.iter().find(|part| part.1 == "threadcount").map_or(1, |part| part.2);
-        let arenas = ARENA.saturating_mul(workers.saturating_add(OTHER_THREADS));
-        let words = usize::try_from(self.total().saturating_add(arenas) / 8).unwrap_or(usize::MAX);
+        let words = usize::try_from(self.address_space() / 8).unwrap_or(usize::MAX);
         Region::anonymous(words).map(drop).map_err(|error| Failure::AddressSpace { needed: self.to_string(), error })
     }
 }
@@ -114,7 +118,7 @@ impl fmt::Display for Needed {
 }
 
 /// A number of bytes, for people.
-struct Size(u64);
+pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,7 +136,8 @@ impl fmt::Display for Size {
 /// The most memory this process can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    bytes: u64,
+    /// So many.
+    pub bytes: u64,
     /// Who sets it.
     by: String,
 }
@@ -150,7 +155,7 @@ impl Limit {
     }
 
     /// The same from the files under `root`.
-    fn below(root: &Path) -> Option<Self> {
+    pub fn below(root: &Path) -> Option<Self> {
         let read = |path: PathBuf| fs::read_to_string(path).ok();
         let meminfo = read(root.join("proc/meminfo")).unwrap_or_default();
         let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));

@@ -14,7 +14,7 @@ pub mod tcpsendrecv;
 /// The command lines of all programs that get a man page and shell completions.
 pub fn commands() -> Vec<Command> {
     vec![
-        synproxy::process::cli::command(),
+        synproxy::appliance::command(),
         synctl::Arguments::command(),
         netmapsend::Arguments::command(),
         tcpsendrecv::Arguments::command(),

@@ -1,0 +1,328 @@
+//! `synproxy doctor LAN WAN`: looks at two interfaces and at the machine, changes nothing, needs no running box, and says what will work, about
+//! how fast, and what to change, each with the command that does it.
+//!
+//! A [`Check`] is a row of a table: what it looks at, why that matters, what mends it, and the function that examines a [`Scene`]. The page
+//! `docs/doctor.md` and the man page are made from the same table. What a scene knows of the interfaces comes from the kernel
+//! ([`pktio::netdev::describe()`]); the rest comes from files below a root directory, which tests replace.
+
+mod cores;
+mod driver;
+mod interfaces;
+mod kernel;
+mod limits;
+mod queues;
+mod report;
+mod root;
+mod speed;
+#[cfg(test)]
+mod testing;
+
+use crate::process::cli::DoctorArguments;
+use crate::process::exit::Failure;
+use crate::process::footprint::Needed;
+use crate::process::settings;
+use confparse::Poll;
+use pktio::netdev::{Described, Description, Holder, describe};
+use pktio::{Asked, OpenError, interface_of};
+use report::Report;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use root::Root;
+pub use speed::{CLASSES, Class, Mode};
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing is to be changed.
+    Ok,
+    /// Worth knowing; the box works as it should.
+    Note,
+    /// The box works, but worse than it could.
+    Warning,
+    /// The box does not start, or passes no frames.
+    Error,
+}
+
+impl Level {
+    /// Its name, as it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Note => "note",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// A row of the table of checks.
+#[derive(Debug)]
+pub struct Check {
+    /// Its name.
+    pub id: &'static str,
+    /// What it looks at.
+    pub looks_at: &'static str,
+    /// The gravest level of its findings.
+    pub worst: Level,
+    /// Why that matters.
+    pub why: &'static str,
+    /// What mends it: a command for a shell, with `PORT` for an interface; or a sentence where no command does.
+    pub remedy: &'static str,
+    /// Examines a scene. What it returns has this check's name.
+    examine: fn(&Scene) -> Vec<Found>,
+}
+
+/// What an examination has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    level: Level,
+    /// The interface, where it is about one.
+    port: Option<String>,
+    text: String,
+    command: Option<String>,
+}
+
+impl Found {
+    fn new(level: Level, text: impl Into<String>) -> Found {
+        Found { level, port: None, text: text.into(), command: None }
+    }
+
+    fn ok(text: impl Into<String>) -> Vec<Found> {
+        vec![Found::new(Level::Ok, text)]
+    }
+
+    /// It is about this interface.
+    fn at(self, port: &Description) -> Found {
+        Found { port: Some(port.name.clone()), ..self }
+    }
+
+    /// This command mends it.
+    fn mended_by(self, command: impl Into<String>) -> Found {
+        Found { command: Some(command.into()), ..self }
+    }
+}
+
+/// These findings or, if there are none, that all is well.
+fn or_ok(found: Vec<Found>, text: impl Into<String>) -> Vec<Found> {
+    if found.is_empty() { Found::ok(text) } else { found }
+}
+
+/// A finding, as it is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The name of its check.
+    pub id: &'static str,
+    /// How grave it is.
+    pub level: Level,
+    /// The interface, where it is about one.
+    pub port: Option<String>,
+    /// What was found, in a sentence.
+    pub finding: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// The command that mends it, for a shell.
+    pub command: Option<String>,
+}
+
+/// Every check, in the order in which they are reported.
+pub fn checks() -> impl Iterator<Item = (&'static str, &'static Check)> {
+    let groups: [(&str, &'static [Check]); 6] = [
+        ("The interfaces", interfaces::CHECKS),
+        ("The drivers", driver::CHECKS),
+        ("Queues and interrupts", queues::CHECKS),
+        ("Cores and memory", cores::CHECKS),
+        ("The kernel", kernel::CHECKS),
+        ("Limits of the process", limits::CHECKS),
+    ];
+    groups.into_iter().flat_map(|(heading, checks)| checks.iter().map(move |check| (heading, check)))
+}
+
+/// The table of checks, for `--help` and the man page.
+pub fn help() -> String {
+    let mut text = "Checks, and the gravest level that each can find:\n".to_owned();
+    for (_, Check { id, looks_at, worst, .. }) in checks() {
+        text += &format!("  {id:<16} {:<8} {looks_at}\n", worst.name());
+    }
+    text + "\
+\nExit status:
+  0  no error was found
+  1  a box cannot start between these interfaces, or would pass no frames
+  2  the command line is wrong
+  3  the configuration is wrong, or its file cannot be read
+  4  a port is none of the kernel's interfaces, or the kernel cannot be asked"
+}
+
+/// What is examined.
+#[derive(Debug)]
+struct Scene {
+    /// The names of the interfaces as they were given, without what names an I/O backend.
+    names: [String; 2],
+    /// The I/O backends that are asked for.
+    asked: [Asked; 2],
+    /// The interfaces that exist.
+    ports: [Option<Description>; 2],
+    /// Why the two are not two cables.
+    conflict: Option<String>,
+    /// Where files are read.
+    root: Root,
+    /// Workers of the box.
+    workers: usize,
+    /// They never sleep.
+    is_busy: bool,
+    /// The memory that the configuration needs.
+    needed: Needed,
+    /// The path of this program.
+    program: String,
+}
+
+impl Scene {
+    /// The interfaces that exist.
+    fn ports(&self) -> impl Iterator<Item = &Description> {
+        self.ports.iter().flatten()
+    }
+
+    /// Both interfaces, if both exist.
+    fn both(&self) -> Option<[&Description; 2]> {
+        Some([self.ports[0].as_ref()?, self.ports[1].as_ref()?])
+    }
+
+    /// The process and the name of the box that has both interfaces.
+    fn running_box(&self) -> Option<(u32, &str)> {
+        let [one, other] = self.both()?;
+        match (&one.holder, &other.holder) {
+            (Holder::Process { process: Some(process), what }, Holder::Process { process: Some(same), .. })
+                if process == same =>
+            {
+                Some((*process, what))
+            }
+            _ => None,
+        }
+    }
+
+    /// Findings about each interface that exists.
+    fn each(&self, examine: impl FnMut(&Description) -> Option<Found>) -> Vec<Found> {
+        self.ports().filter_map(examine).collect()
+    }
+
+    /// Names for a sentence: all that exist.
+    fn names(&self) -> String {
+        self.ports().map(|port| port.name.as_str()).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// A command line of the box, with these options.
+    fn start(&self, options: &str) -> String {
+        let [lan, wan] = [0, 1].map(|side| {
+            let prefix = match self.asked[side] {
+                Asked::Best => "",
+                Asked::Xdp => "xdp:",
+                Asked::Packet => "packet:",
+            };
+            word(&format!("{prefix}{}", self.names[side]))
+        });
+        let workers = if self.workers > 1 && !options.contains("--workers") {
+            format!(" --workers {}", self.workers)
+        } else {
+            String::new()
+        };
+        format!("synproxy{workers}{}{options} {lan} {wan}", if options.is_empty() { "" } else { " " })
+    }
+
+    /// Everything that the checks find.
+    fn examine(&self) -> Vec<Finding> {
+        let findings = checks().flat_map(|(_, check)| {
+            (check.examine)(self).into_iter().map(|Found { level, port, text, command }| Finding {
+                id: check.id,
+                level,
+                port,
+                finding: text,
+                why: check.why,
+                command,
+            })
+        });
+        findings.collect()
+    }
+}
+
+/// A word of a shell's command line. Names of interfaces may have any character.
+fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-+:@/".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// Examines the two interfaces and prints what was found; returns the exit status of the process.
+///
+/// # Errors
+/// When the command line or the configuration is wrong, or the kernel cannot be asked.
+pub fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
+    let scene = scene(arguments)?;
+    let report = Report::of(&scene);
+    if arguments.json {
+        println!("{}", report.json());
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn scene(arguments: &DoctorArguments) -> Result<Scene, Failure> {
+    let config = settings::load(arguments.config.as_deref())?.config;
+    let workers = arguments.workers.map_or(config.workers, usize::from);
+    let parse = |name: &str| match interface_of(name)? {
+        Some((device, asked)) => Ok((device.to_owned(), asked)),
+        None => Err(Failure::from(OpenError::Unsupported {
+            what: format!("{name} is no interface of the kernel"),
+            hint: "the doctor looks at NICs, veth, taps and other interfaces that `ip link` lists".into(),
+        })),
+    };
+    let ((lan, lan_asked), (wan, wan_asked)) = (parse(&arguments.lan)?, parse(&arguments.wan)?);
+    let Described { ports, conflict } = describe([&lan, &wan])?;
+    let port = |port: Result<Description, OpenError>| match port {
+        Ok(port) => Ok(Some(port)),
+        Err(OpenError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let [lan_port, wan_port] = ports;
+    Ok(Scene {
+        names: [lan, wan],
+        asked: [lan_asked, wan_asked],
+        ports: [port(lan_port)?, port(wan_port)?],
+        conflict,
+        root: Root::new(Path::new("/")),
+        workers,
+        is_busy: config.poll == Poll::Busy,
+        needed: Needed::of(&config, workers, false),
+        program: std::env::current_exe().map_or_else(|_| "synproxy".into(), |path| path.display().to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_check_has_a_name_of_its_own_and_says_what_why_and_what_to_do() {
+        let ids: BTreeSet<&str> = checks().map(|(_, check)| check.id).collect();
+        assert_eq!(ids.len(), checks().count());
+        for (_, check) in checks() {
+            assert!(check.why.ends_with('.') && !check.looks_at.is_empty() && !check.remedy.is_empty(), "{}", check.id);
+            assert!(check.id.len() <= 16, "{} is wider than its column", check.id);
+            assert!(help().contains(check.id));
+        }
+    }
+
+    #[test]
+    fn a_word_of_a_command_is_one_word_whatever_it_contains() {
+        assert_eq!(word("enp3s0.7"), "enp3s0.7");
+        assert_eq!(word("a;reboot"), "'a;reboot'");
+        assert_eq!(word("it's$(x)"), r"'it'\''s$(x)'");
+        assert_eq!(word(""), "''");
+    }
+}
