@@ -18,6 +18,7 @@ ethtool          # offloads of the end hosts on veth
 procps           # sysctl, for the namespaces
 iputils-ping     # the demo and the ping tests
 netcat-openbsd   # the demo and the nc tests
+tcpdump          # a reader of an interface, which synproxy doctor is to find
 valgrind         # counts instructions for make bench-check
 nftables         # the kernel's SYNPROXY, which make bench sets beside ours
 LIST
@@ -29,7 +30,7 @@ if ! command -v cargo >/dev/null 2>&1 && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
 fi
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
-    for tool in gcc make pkg-config m4 clang ip ethtool ping nc valgrind nft; do
+    for tool in gcc make pkg-config m4 clang ip ethtool ping nc tcpdump valgrind nft; do
         command -v "$tool" >/dev/null 2>&1 || absent="${absent:-} $tool"
     done
     [ -z "${absent:-}" ] && exit 0

@@ -8,6 +8,7 @@ mod adopt;
 mod bridge;
 mod capture;
 mod control;
+mod doctor;
 mod errors;
 mod field;
 mod flood;
