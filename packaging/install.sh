@@ -16,6 +16,7 @@ install -D -m 644 -t "$share/bash-completion/completions" "$pages"/bash/*
 install -D -m 644 -t "$share/zsh/${ZSH:-site-functions}" "$pages"/zsh/*
 install -D -m 644 -t "$share/fish/vendor_completions.d" "$pages"/fish/*
 install -D -m 644 -t "$share/doc/synproxy/examples" conf.txt packaging/prometheus/synproxy.rules.yml packaging/grafana/synproxy.json
+install -D -m 755 -t "$prefix/lib/synproxy" packaging/bgp/synproxy-blackhole
 install -d -m 755 "${DESTDIR:-}/etc/synproxy"
 if [ -n "$units" ]; then
     install -d "${DESTDIR:-}$units" "$prefix/lib/sysusers.d"
