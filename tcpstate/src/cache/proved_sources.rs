@@ -20,7 +20,6 @@ use core::sync::atomic::AtomicU64;
 
 use crate::keyed::{self, Keys};
 use crate::memory::{LINE, Word, Words};
-use crate::prefetch::prefetch;
 use crate::wire::FlowKey;
 use crate::{Config, Instant};
 
@@ -182,14 +181,6 @@ impl ProvedSources {
     #[inline(always)]
     pub fn is_on(&self) -> bool {
         self.is_on
-    }
-
-    /// Asks for the lines of a source.
-    // Not inlined: where nothing is kept, the parse pass need not carry this code. By value, so that its own copy can stay in registers.
-    #[cold]
-    #[inline(never)]
-    pub fn prefetch(&self, key: FlowKey) {
-        self.pair(self.hash(&key)).into_iter().for_each(prefetch);
     }
 
     /// A keyed hash of the client's address, which says nothing outside its VLAN.

@@ -454,9 +454,6 @@ impl Proxy {
             let key = segment.key;
             tokens = self.caches.limiter.place(&key);
             self.caches.limiter.prefetch(tokens);
-            if self.caches.proved_sources.is_on() {
-                self.caches.proved_sources.prefetch(key);
-            }
         }
         *meta = Metadata { parsed: Parsed::Tcp(segment), hash, tokens, place: Id::NOWHERE, entered: 0 };
     }
