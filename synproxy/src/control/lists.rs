@@ -326,7 +326,7 @@ mod tests {
         let mut lists = ClientLists::default();
         lists.block.files = vec![path.clone()];
         lists.block.networks = vec![confparse::network("2001:db8::1").unwrap()];
-        let listed = Listed::load(&lists).ok().expect("it can be read");
+        let Ok(listed) = Listed::load(&lists) else { panic!("it can be read") };
         assert_eq!((listed.len(), listed.is_empty()), (3, false));
         let registry = registry();
         registry.add(ClientList::Block, &texts(&["10.9.9.9"])).unwrap();
