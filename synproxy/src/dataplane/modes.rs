@@ -612,7 +612,12 @@ impl Coordinator {
         let (mut any_auto, mut has_news) = (false, false);
         for (number, (target, history)) in sheet.targets.iter().zip(&mut *histories).enumerate() {
             let counts = sheet.sum(number);
-            history.note(&counts, target.auto.in_flight, now);
+            if all_written {
+                history.note(&counts, target.auto.in_flight, now);
+            } else {
+                // What some count from the beginning of the process on, as others have yet to say, is no change.
+                (history.flights, history.syns) = Default::default();
+            }
             if target.mode == Mode::Auto {
                 any_auto = true;
                 has_news |= decide(board, sheet, number, history, &counts, all_written, now);
@@ -648,8 +653,6 @@ impl Coordinator {
         for (target, orders) in self.sheet.targets.iter().zip(&self.sheet.orders) {
             let present = first_mode(target.mode, orders.engaged.load(Ordering::Relaxed));
             let mut history = before.remove(&target.key).unwrap_or_else(|| History::new(present, now));
-            // Workers count on from where they were, and publish that a little later.
-            (history.flights, history.syns) = Default::default();
             // What another worker has noticed meanwhile is a switch of its own.
             if history.present != present && target.mode != Mode::Auto {
                 switch(&self.board, target, &mut history, present, Reason::Policy, now);

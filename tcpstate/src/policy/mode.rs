@@ -124,6 +124,10 @@ pub(crate) struct Modes {
     states: Vec<State>,
     /// Whether any target passes SYNs.
     any_passes: bool,
+    /// Whether any may ever have, so that there may be connections that are not touched.
+    may_have_passed: bool,
+    /// Whether all targets are in [`Mode::Cache`].
+    is_plain: bool,
     /// Until when unknown connections of some target are adopted.
     any_adopts_until: Instant,
     /// Targets that have stopped to pass SYNs here. There is room for each once.
@@ -148,6 +152,8 @@ impl Modes {
         let mut modes = Self {
             states: targets.iter().map(state).collect(),
             any_passes: false,
+            may_have_passed: false,
+            is_plain: true,
             any_adopts_until: Instant::default(),
             alarms: Vec::with_capacity(targets.len()),
         };
@@ -164,6 +170,7 @@ impl Modes {
         now: Instant,
     ) {
         self.any_adopts_until = former_modes.any_adopts_until;
+        self.may_have_passed |= former_modes.may_have_passed;
         let former: HashMap<TargetKey, &State> =
             former.iter().map(|target| target.key).zip(&former_modes.states).collect();
         for (target, state) in own.iter().zip(&mut self.states) {
@@ -187,6 +194,8 @@ impl Modes {
 
     fn note_change(&mut self) {
         self.any_passes = self.states.iter().any(|state| state.present.passes());
+        self.may_have_passed |= self.any_passes;
+        self.is_plain = self.states.iter().all(|state| state.present == Mode::Cache);
     }
 
     /// What becomes of a target's SYNs now. A target of another policy than this is as everybody.
@@ -199,6 +208,29 @@ impl Modes {
     #[inline(always)]
     pub(crate) fn any_passes(&self) -> bool {
         self.any_passes
+    }
+
+    /// Whether any target passes SYNs or has passed some.
+    #[inline(always)]
+    pub(crate) fn may_have_passed(&self) -> bool {
+        self.may_have_passed
+    }
+
+    /// Another process may have passed some.
+    pub(crate) fn expect_untouched(&mut self) {
+        self.may_have_passed = true;
+    }
+
+    /// Whether all targets are in [`Mode::Cache`], as where no mode is configured.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Whether what is counted of targets differs from what is counted of all: the engine counts that anyway.
+    #[inline(always)]
+    pub(crate) fn count_apart(&self) -> bool {
+        self.states.len() > 1
     }
 
     /// Whether so many connections half-open, here, are too many for one more SYN to pass.

@@ -37,8 +37,10 @@ impl Proxy {
         head: &mut Head,
         now: Instant,
     ) -> bool {
-        let rule = self.settings.policy.rule(&segment.key);
-        let (target, mode) = (rule.target, self.settings.modes.present(rule.target));
+        let mode = match self.settings.modes.is_plain() {
+            true => Mode::Cache,
+            false => self.settings.modes.present(self.settings.policy.rule(&segment.key).target),
+        };
         let is_cached = mode != Mode::Cookie && !self.has_no_syn_cache();
         if side != Side::Wan
             || mode.passes()
@@ -68,6 +70,7 @@ impl Proxy {
             timestamps: Some(syn.timestamps),
             ..Options::default()
         };
+        let rule = self.settings.policy.rule(&segment.key);
         let offer = self.caches.server_options.offer_cached(&segment.key, rule, now);
         let terms = self.agree(segment, &offered, &offer, rule.mss_clamp);
         let window = rule.early_window(&offer, terms.promised);
@@ -87,7 +90,9 @@ impl Proxy {
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
         self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
-        self.settings.modes.note_answered(target);
+        if self.settings.modes.count_apart() {
+            self.settings.modes.note_answered(self.settings.policy.rule(&segment.key).target);
+        }
         let answer = CommonSynAck {
             seq: isn,
             ack: segment.seq + 1,
@@ -108,7 +113,7 @@ impl Proxy {
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
     pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, mut former: Option<Id>) -> Verdict {
         let listed = self.listed(ctx.key());
-        if listed.is_none() {
+        if listed.is_none() && self.settings.modes.any_passes() {
             match self.passing(&mut ctx, former) {
                 Passing::No => {}
                 passing => return self.pass_untouched(ctx, former, passing),
@@ -241,7 +246,9 @@ impl Proxy {
                 // And then the number must be no cookie: it would open as something else when the entry is gone.
                 let expressed = kept.promised == terms.promised && terms.mss >= smallest;
                 let number = if expressed { numbers } else { numbers.disguised() };
-                let stored = if self.settings.modes.present(rule.target) == Mode::Cookie {
+                let has_cache =
+                    self.settings.modes.is_plain() || self.settings.modes.present(rule.target) != Mode::Cookie;
+                let stored = if !has_cache {
                     None
                 } else {
                     self.admit_syn_cached(&key, hash, now, |flow| fill_syn_cached(flow, &ctx, &offered, &kept, number))
@@ -263,7 +270,9 @@ impl Proxy {
             }
         }
         self.caches.recent_syns.note(hash, isn, numbers.isn, now);
-        self.settings.modes.note_answered(rule.target);
+        if self.settings.modes.count_apart() {
+            self.settings.modes.note_answered(rule.target);
+        }
         let window = rule.early_window(&offer, terms.promised);
         self.write_syn_ack(&mut ctx, &offered, &offer, window, &terms, numbers)
     }

@@ -62,6 +62,7 @@ use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
 use std::sync::Arc;
+use untouched::Way;
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
 #[derive(Clone)]
@@ -351,6 +352,9 @@ impl Proxy {
         proxy.settings.is_guarded = proxy.is_guarded();
         proxy.count_targets();
         proxy.table.count_adopted();
+        if proxy.population() != Population::default() {
+            proxy.settings.modes.expect_untouched();
+        }
         proxy.resume(now);
         if config.test_connections {
             proxy.make_test_connections(now);
@@ -589,35 +593,38 @@ impl Proxy {
             return self.on_answer_of_other_vlan(side, segment, &moved, meta, head, now, egress);
         }
         let ctx = Context { side, segment, kind, hash: meta.hash, tokens: meta.tokens, now, head: &mut *head, egress };
-        let verdict = match (found.map(|id| (id, self.table[id].state())), side, kind) {
-            (Some((id, _)), ..) if self.is_untouched(id) => self.on_untouched(ctx, id),
-            (None, Side::Wan, Kind::Syn | Kind::SynAck) | (None, Side::Lan, _)
-                if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
-            {
-                ctx.egress.note(|| "the station it is for is on the side it came from".into());
-                Verdict::Drop(DropReason::Elsewhere)
-            }
-            (None, ..) if self.passes_unknown(side, kind, &segment.key, now) => self.pass_unknown(ctx),
-            (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
-            (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
-            (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
-            (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
-            (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
-            (None, Side::Wan, Kind::SynAck) => {
-                self.note_station(side, ctx.head.bytes(), now);
-                self.on_answer_alone(ctx)
-            }
-            (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
-            (None, Side::Lan, Kind::SynAck) => self.on_unasked_answer(ctx),
-            (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
-            (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
-            (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
-            (Some((id, State::ServerSynSent)), Side::Lan, _) => self.on_server_while_server_syn_sent(ctx, id),
-            (Some((id, State::ServerTried)), Side::Wan, _) => self.on_client_while_server_tried(ctx, id),
-            (Some((id, State::ServerTried)), Side::Lan, _) => self.on_server_while_server_tried(ctx, id),
-            (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),
-            (Some((id, State::Unconfirmed)), ..) => self.on_unconfirmed(ctx, id),
-            (Some((id, _)), ..) => self.on_established(ctx, id),
+        let way = if self.settings.modes.may_have_passed() { self.way_by_mode(&ctx, found) } else { Way::Usual };
+        let verdict = match way {
+            Way::Untouched(id) => self.on_untouched(ctx, id),
+            Way::Unknown => self.pass_unknown(ctx),
+            Way::Usual => match (found.map(|id| (id, self.table[id].state())), side, kind) {
+                (_, _, Kind::Bad) => Verdict::Drop(DropReason::BadFlags),
+                (None, Side::Wan, Kind::Syn | Kind::SynAck) | (None, Side::Lan, _)
+                    if self.caches.stations.are_on(side, ctx.head.bytes(), now) =>
+                {
+                    ctx.egress.note(|| "the station it is for is on the side it came from".into());
+                    Verdict::Drop(DropReason::Elsewhere)
+                }
+                (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
+                (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
+                (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
+                (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
+                (None, Side::Wan, Kind::SynAck) => {
+                    self.note_station(side, ctx.head.bytes(), now);
+                    self.on_answer_alone(ctx)
+                }
+                (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
+                (None, Side::Lan, Kind::SynAck) => self.on_unasked_answer(ctx),
+                (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
+                (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
+                (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
+                (Some((id, State::ServerSynSent)), Side::Lan, _) => self.on_server_while_server_syn_sent(ctx, id),
+                (Some((id, State::ServerTried)), Side::Wan, _) => self.on_client_while_server_tried(ctx, id),
+                (Some((id, State::ServerTried)), Side::Lan, _) => self.on_server_while_server_tried(ctx, id),
+                (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),
+                (Some((id, State::Unconfirmed)), ..) => self.on_unconfirmed(ctx, id),
+                (Some((id, _)), ..) => self.on_established(ctx, id),
+            },
         };
         if segment.fragmented && verdict == Verdict::Forward {
             self.note_first_fragment(side, segment, head, now);
@@ -683,7 +690,9 @@ impl Proxy {
     /// Takes note that the client of a segment has proved itself.
     fn note_proof(&mut self, event: Event, key: &FlowKey, now: Instant) {
         self.counters.count(event);
-        self.settings.modes.note_proved(self.settings.policy.rule(key).target);
+        if self.settings.modes.count_apart() {
+            self.settings.modes.note_proved(self.settings.policy.rule(key).target);
+        }
         self.caches.vlan_pairs.note_proof(key.vlan);
         let is_news = self.caches.proved_sources.is_on() && self.caches.proved_sources.note(key, now);
         self.tell_proved(key, is_news);

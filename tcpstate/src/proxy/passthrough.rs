@@ -85,6 +85,7 @@ impl Proxy {
         let profile = self.settings.profiles.present(self.settings.policy.rule(ctx.key()).untouched);
         self.table.update(id, |flow| flow.profile = profile);
         self.bound_half_open(id, ctx.now);
+        self.settings.modes.expect_untouched();
         self.counters.count(why);
         Some(Verdict::Forward)
     }

@@ -28,6 +28,17 @@ pub(super) enum Passing {
     Unfollowed,
 }
 
+/// Which way a segment goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As if there were no modes.
+    Usual,
+    /// Its connection is not touched.
+    Untouched(Id),
+    /// It is of no flow, and passes.
+    Unknown,
+}
+
 impl Proxy {
     /// What has a mode of its own, in the present policy: everybody first, then each block that settles one. Its place is its number below.
     pub fn targets(&self) -> &Arc<[Target]> {
@@ -36,7 +47,17 @@ impl Proxy {
 
     /// What this worker has counted of a target; nothing of a number that no target has.
     pub fn target_counts(&self, target: u32) -> TargetCounts {
-        self.settings.modes.counts(target, self.table.half_open(target))
+        let own = self.settings.modes.counts(target, self.table.half_open(target));
+        if self.settings.modes.count_apart() || target > 0 {
+            return own;
+        }
+        let happened = |event| self.counters.happened(event);
+        TargetCounts {
+            passed: happened(Event::PassedByMode),
+            answered: happened(Event::SynAnswered) - happened(Event::SynRepeated),
+            proved: happened(Event::CacheHit) + happened(Event::CookieGood),
+            ..own
+        }
     }
 
     /// What becomes of a target's SYNs now: never [`Mode::Auto`].
@@ -65,15 +86,15 @@ impl Proxy {
 
     /// Whether unknown connections of this server are adopted.
     pub(super) fn adopts(&self, key: &FlowKey, now: Instant) -> bool {
-        now < self.settings.adopt_until || self.settings.modes.adopts(|| self.settings.policy.rule(key).target, now)
+        let modes = &self.settings.modes;
+        now < self.settings.adopt_until
+            || modes.may_have_passed() && modes.adopts(|| self.settings.policy.rule(key).target, now)
     }
 
     /// What the mode of its destination says of a client's SYN, over the remains of `former` if there are any. A destination in [`Mode::Auto`] of which
     /// as many connections are half-open as may be stops to pass them here.
+    #[inline(never)]
     pub(super) fn passing(&mut self, ctx: &mut Context<impl Egress>, former: Option<Id>) -> Passing {
-        if !self.settings.modes.any_passes() {
-            return Passing::No;
-        }
         let target = self.settings.policy.rule(ctx.key()).target;
         if !self.settings.modes.present(target).passes() {
             return Passing::No;
@@ -132,7 +153,9 @@ impl Proxy {
             format!("its destination is in mode `{mode}`: it passes untouched")
         });
         if ctx.side == Side::Wan {
-            self.settings.modes.note_passed(rule.target);
+            if self.settings.modes.count_apart() {
+                self.settings.modes.note_passed(rule.target);
+            }
             self.counters.count(Event::PassedByMode);
             if self.settings.modes.present(rule.target) == Mode::Observe && former.is_none_or(|id| self.gives_way(id)) {
                 self.observe(&ctx, &rule);
@@ -374,9 +397,22 @@ impl Proxy {
         Verdict::Forward
     }
 
+    /// Which way a segment goes by the mode of its destination, now or when its connection began.
+    #[inline(never)]
+    pub(super) fn way_by_mode<E>(&self, ctx: &Context<E>, found: Option<Id>) -> Way {
+        match found {
+            Some(id) if self.is_untouched(id) => Way::Untouched(id),
+            None if self.passes_unknown(ctx.side, ctx.kind, ctx.key(), ctx.now)
+                && !self.caches.stations.are_on(ctx.side, ctx.head.bytes(), ctx.now) =>
+            {
+                Way::Unknown
+            }
+            _ => Way::Usual,
+        }
+    }
+
     /// Whether a segment other than a SYN of no flow passes by the mode of its destination, before anything else is asked of it.
-    #[inline]
-    pub(super) fn passes_unknown(&self, side: Side, kind: Kind, key: &FlowKey, now: Instant) -> bool {
+    fn passes_unknown(&self, side: Side, kind: Kind, key: &FlowKey, now: Instant) -> bool {
         if kind == Kind::Syn || !self.settings.modes.any_passes() {
             return false;
         }

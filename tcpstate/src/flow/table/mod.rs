@@ -101,7 +101,7 @@ impl Population {
 /// changes with the state alone.
 #[inline(always)]
 fn is_half_open(flow: &Flow) -> bool {
-    matches!(flow.state(), State::SynSent | State::SynReceived) && flow.client() == Side::Wan
+    (flow.is_in(State::SynSent) || flow.is_in(State::SynReceived)) && flow.client() == Side::Wan
 }
 
 /// How many connections of clients of the WAN have passed unanswered and are not established, by what counts their profiles.
