@@ -505,7 +505,7 @@ mod tests {
                 "\"root\"",
                 "\"192.0.2.1\"",
                 "\"::1\"",
-                "\"/bin/true\"",
+                if key.takes == confparse::Takes::Command { "\"/bin/true\"" } else { "\"/tmp/x.sock\"" },
             ]
             .into_iter()
             .chain(["{ \"192.0.2.1\" }", "{ \"/dev/null\" }", "{ { network = \"192.0.2.1\"; own_mss = 999; } }"])
