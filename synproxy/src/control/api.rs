@@ -504,7 +504,7 @@ fn in_words(request: &Request) -> String {
         Request::LoadConfig { name, text } => format!("load-config {name:?}, {} bytes", text.len()),
         Request::AddToList { list, networks } => format!("add-to-list {}: {}", list.name(), few(networks)),
         Request::RemoveFromList { list, networks } => format!("remove-from-list {}: {}", list.name(), few(networks)),
-        Request::ReplaceList { list, networks, .. } => format!("replace-list {}: … {}", list.name(), few(networks)),
+        Request::ReplaceList { list, .. } => format!("replace-list {}", list.name()),
         // Control characters are escaped.
         request => serde_json::to_string(request).unwrap_or_default(),
     }

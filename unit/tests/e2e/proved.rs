@@ -39,11 +39,11 @@ fn ask(mut stream: &TcpStream, number: u32) {
 }
 
 /// A day of 24 s: an hour lasts a second, and so does one of `proved_memory`, which is a day. Of forty clients three in four were there the day before.
-#[test(alone)]
+#[test(light)]
 fn a_day_of_returning_clients_is_hardly_touched() {
     const DAY: Duration = Duration::from_secs(24);
     const CLIENTS: u8 = 40;
-    let rig = Rig::alone();
+    let rig = Rig::new();
     add_addresses(&rig, CLIENTS);
     let config = format!("proved = pass; proved_memory = {};", DAY.as_secs());
     let proxy = Appliance::start(&rig, Backend::Driver, &config);
