@@ -70,7 +70,7 @@ pub struct ShedSample {
     pub stands_for: u32,
 }
 
-/// Samples wanted a second: enough to name whoever sends one SYN in a hundred, and a quarter of what the ring holds.
+/// Samples wanted a second: enough to name a source of one SYN in a hundred, and a quarter of what the ring holds.
 const SAMPLES_A_SECOND: u64 = 1000;
 
 /// One in how many dropped SYNs is to be sampled next, if it was one in `every` and `dropped` were dropped in this time. It changes only if it is

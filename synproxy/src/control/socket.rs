@@ -176,7 +176,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Admits the members of these groups from now on, and no others, whoever is connected.
+    /// Admits the members of these groups from now on, and no others; connected clients too.
     pub fn set_groups(&self, permissions: &SocketPermissions, groups: Vec<(u32, Role)>) {
         *permissions.groups.write().unwrap_or_else(PoisonError::into_inner) = groups;
         if let Err(error) = admit(&self.path, permissions) {

@@ -8,7 +8,7 @@
 //! workers together pass no more SYNs than the threshold, but for those of one iteration in which a share is a little out of date: twice the threshold is
 //! never reached.
 //!
-//! Whoever wants to hear of switches [subscribes](ModeBoard::subscribe).
+//! Who wants to hear of switches [subscribes](ModeBoard::subscribe).
 
 use super::engine::Engine;
 use crate::process::{clock, privileges};
@@ -27,7 +27,7 @@ use tcpstate::{Directive, Instant, Target, TargetCounts, TargetKey};
 /// How often a worker publishes its counts, and how often they are summed up while any target is in mode `auto`.
 pub const PERIOD: Duration = Duration::from_millis(10);
 
-/// How often they are summed up while none is: for whoever looks at them.
+/// How often they are summed up while none is: for `synctl policy` and the page.
 const IDLE_PERIOD: Duration = Duration::from_millis(100);
 
 /// The time over which a rate of SYNs is measured: short, so that it is noticed early.

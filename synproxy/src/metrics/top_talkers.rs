@@ -12,7 +12,7 @@ use std::time::Duration;
 use tcpstate::wire::{Addr, Flags, Parsed, Segment};
 use tcpstate::{Instant, Metadata, Side};
 
-/// Talkers kept of each kind: whoever has a sixty-fourth of all frames is among them.
+/// Talkers kept of each kind: who has a sixty-fourth of all frames is among them.
 const KEPT: usize = 64;
 
 /// Frames between two samples, on average, of a loaded worker and of a quiet one; those of the loaded one span a batch at least.

@@ -2,7 +2,7 @@
 //!
 //! A connection counts from the moment its client has proved that it is there until it is over. So nobody can spend a network's share by forging
 //! its addresses. It counts for each of the networks that its client is in, from a part of one address to the largest that one owner is likely to have:
-//! whoever owns a large network takes no more than its share, however many addresses of it they use. It also counts for its destination, which
+//! the owner of a large network takes no more than its share, however many addresses of it are used. It also counts for its destination, which
 //! is the server's address and port on its VLAN.
 //!
 //! | level | IPv4 | IPv6 | limit |
@@ -494,7 +494,7 @@ mod tests {
             assert_eq!(quotas.exceeded(&network(0), START), Some(Quota::SourceFlows));
             let stranger = if network(0).v6 { v6(0x2003 << 112) } else { v4(0xc000_0201, 7) };
             assert_eq!(quotas.exceeded(&stranger, START), None);
-            // Whoever ends one may begin another.
+            // An end makes room for another.
             quotas.end(0, &network(0));
             assert_eq!(admitted(&mut quotas, 0, (0..3000).map(network), START), 1);
         }

@@ -33,7 +33,7 @@ impl Proxy {
         self.quotas.set_others(others);
     }
 
-    /// Begins to reset the connections of blocked clients that run, whoever has opened them. Each [`Proxy::on_timeout`] does a bounded part of it.
+    /// Begins to reset the connections of blocked clients that run, opened by either end. Each [`Proxy::on_timeout`] does a bounded part of it.
     pub fn reset_blocked(&mut self) {
         self.sweep = Some(0);
     }

@@ -179,7 +179,7 @@ fn a_million_networks_are_replaced_under_load_and_cost_no_connection() {
         let visitor = scope.spawn(|| {
             let mut visited = 0;
             while !over.load(Ordering::Relaxed) {
-                visits(&rig, netns::CLIENT_V4, &server).expect("whoever is in no list is served");
+                visits(&rig, netns::CLIENT_V4, &server).expect("a client in no list is served");
                 visited += 1;
             }
             visited
@@ -252,7 +252,7 @@ fn one_host_behind_a_carrier_s_nat_does_not_lock_out_the_others_behind_its_addre
     assert_eq!(held.len(), 20, "a quarter of what the address may");
     let served = opens(&honest, server.address, 18);
     assert_eq!(served.len(), 18);
-    // Whoever ends connections may open others.
+    // Ended connections make room for others.
     drop(held);
     thread::sleep(Duration::from_millis(500));
     assert!(opens(&greedy, server.address, 5).len() == 5);

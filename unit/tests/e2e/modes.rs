@@ -64,7 +64,7 @@ fn synctl(socket: &Path, line: &str) -> String {
 fn serve(rig: &Rig) -> Server {
     let server = rig.server.serve(netns::SERVER_V4, 80, traffic::echo);
     socket::listen(server.listener(), Backlog::new(BACKLOG).expect("small")).expect("listening again");
-    // Its answers go to whoever asks: the client's kernel has no such address, and says nothing.
+    // Its answers go to the asker: the client's kernel has no such address, and says nothing.
     rig.server.sh(&format!("ip route add default via {} dev s0", netns::CLIENT_V4));
     rig.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
     server

@@ -1,5 +1,5 @@
-//! Connections of sources that have proved themselves lately (`proved = pass`), as traces: they pass untouched, and whoever sends SYNs in such a source's
-//! name gets through no more of them than the budgets allow.
+//! Connections of sources that have proved themselves lately (`proved = pass`), as traces: they pass untouched, and of SYNs in such a source's name
+//! no more get through than the budgets allow.
 
 use std::sync::Arc;
 use std::time::Duration;

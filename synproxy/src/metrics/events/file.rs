@@ -1,7 +1,7 @@
 //! A file that gets a line of JSON for each event.
 //!
-//! Before each line the file behind the path is compared with the open one: whoever renames or removes it gets a new one with the next
-//! event, and need tell nobody.
+//! Before each line the file behind the path is compared with the open one: a file that is renamed or removed is followed by a new one with the next
+//! event, without a signal.
 
 use super::output::{Line, Sink};
 use rustix::fs::OFlags;
