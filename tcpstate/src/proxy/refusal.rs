@@ -17,6 +17,7 @@ use crate::config::Asymmetric;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{FlowFlags, State};
+use crate::seq::WindowScale;
 use crate::wire::{ETHERNET_LEN, Flags, FlowKey, IcmpKind, Kind, Options, Quote, Segment, Tags};
 use crate::wire::{Unreachable, become_unreachable, error_overhead};
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
@@ -163,6 +164,9 @@ impl Proxy {
         }
         let admitted = self.admit(&key, hash, Side::Wan, State::ServerTried, now, |flow| {
             fill_server_syn_sent(flow, &ctx, proof, None);
+            // A reset grants nothing: what its field says is no more than the client's SYN offered, which was not scaled.
+            let client = flow.endpoint_mut(Side::Wan);
+            client.window.0 >>= client.scale().map_or(0, WindowScale::get);
             flow.endpoint_mut(Side::Lan).ttl = offer.ttl;
             flow.set_class(Side::Lan, offer.class_for(flow.class(Side::Wan)));
         });

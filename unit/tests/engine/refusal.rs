@@ -100,6 +100,17 @@ fn answer_to(world: &World, server_syn: &Got) -> Seg {
 const SIGNATURE: [u8; 20] = [19, 18, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 1, 1];
 
 in_every_mode! {
+    fn a_server_that_is_asked_in_a_clients_place_is_granted_no_more_than_its_syn_offered(world, client, server) {
+        let _ = (client, server);
+        let world = remembering(&world);
+        let (client, server) = unrelated(&world, 1, 1000);
+        let offered = is_answered(&world, &client);
+        client.sends(resets(&offered).window(600));
+        client.gets(nothing());
+        let asked = server.gets(segment(SYN, CLIENT_ISN, 0).any_window().any_options());
+        assert!(asked.window <= 600, "{}", asked.window);
+    }
+
     fn a_refused_network_closes_the_port_to_nobody_else(world, client, server) {
         let _ = (client, server);
         let world = remembering(&world);
