@@ -18,7 +18,7 @@ impl Egress for Nobody {
 }
 
 /// Workers of one box, and their coordinator.
-struct Crew {
+struct WorkerGroup {
     board: Arc<ModeBoard>,
     workers: Vec<(Proxy, ModeLink)>,
     coordinator: Coordinator,
@@ -34,7 +34,7 @@ fn thresholds() -> Auto {
     Auto { enter_half_open: THRESHOLD, leave_half_open: 32, stay: Duration::from_secs(1), ..Auto::default() }
 }
 
-impl Crew {
+impl WorkerGroup {
     fn new(workers: usize, auto: Auto) -> Self {
         let config = config(auto);
         let policy = Arc::new(Policy::new(&config, START));
@@ -92,28 +92,28 @@ impl Crew {
 
 #[test]
 fn a_worker_that_has_used_up_its_share_stops_all_of_them_at_their_next_iteration() {
-    let mut crew = Crew::new(4, thresholds());
-    let switches = crew.board.subscribe(8);
-    assert_eq!(crew.iterates(2, 100), u64::from(THRESHOLD / 4), "at that very SYN, before anybody was asked");
-    assert_eq!(crew.modes(), [Mode::Pass, Mode::Pass, Mode::Cookie, Mode::Pass]);
-    assert_eq!([0, 1, 3].map(|worker| crew.iterates(worker, 5)), [0; 3]);
-    assert_eq!(crew.modes(), [Mode::Cookie; 4]);
-    crew.rests();
+    let mut group = WorkerGroup::new(4, thresholds());
+    let switches = group.board.subscribe(8);
+    assert_eq!(group.iterates(2, 100), u64::from(THRESHOLD / 4), "at that very SYN, before anybody was asked");
+    assert_eq!(group.modes(), [Mode::Pass, Mode::Pass, Mode::Cookie, Mode::Pass]);
+    assert_eq!([0, 1, 3].map(|worker| group.iterates(worker, 5)), [0; 3]);
+    assert_eq!(group.modes(), [Mode::Cookie; 4]);
+    group.rests();
     let switch = switches.try_recv().unwrap();
     assert_eq!((switch.from, switch.to), (Mode::Pass, Mode::Cookie));
     assert_eq!(switch.why, Reason::HalfOpen { connections: 16 });
     assert_eq!(switch.to_string(), "mode of everybody: cookie instead of pass: 16 connections are half-open");
     assert!(switches.is_empty(), "one switch, however many noticed it");
-    assert_eq!((crew.board.status()[0].switches, crew.board.status()[0].present), (1, Mode::Cookie));
+    assert_eq!((group.board.status()[0].switches, group.board.status()[0].present), (1, Mode::Cookie));
 }
 
 #[test]
 fn what_is_slowly_half_open_at_one_worker_may_be_all_of_the_threshold() {
-    let mut crew = Crew::new(4, thresholds());
+    let mut group = WorkerGroup::new(4, thresholds());
     let mut passed = 0;
-    while crew.modes()[0] == Mode::Pass {
-        passed += crew.iterates(0, 1);
-        crew.rests();
+    while group.modes()[0] == Mode::Pass {
+        passed += group.iterates(0, 1);
+        group.rests();
         assert!(passed < 1000);
     }
     // What is left is divided, and the rest of the division is nobody's.
@@ -124,19 +124,19 @@ fn what_is_slowly_half_open_at_one_worker_may_be_all_of_the_threshold() {
 fn workers_together_pass_hardly_more_than_the_threshold_however_syns_are_spread() {
     for workers in [1, 2, 3, 8, 24] {
         for seed in 1..30_u64 {
-            let mut crew = Crew::new(workers, thresholds());
+            let mut group = WorkerGroup::new(workers, thresholds());
             let mut random = seed;
             for _ in 0..3000 {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let worker = (random >> 33) as usize % workers;
-                crew.iterates(worker, (random >> 50) as u32 % 4);
+                group.iterates(worker, (random >> 50) as u32 % 4);
                 if random >> 40 & 63 == 0 {
-                    crew.rests();
+                    group.rests();
                 }
             }
-            assert_eq!(crew.modes()[0], Mode::Cookie);
+            assert_eq!(group.modes()[0], Mode::Cookie);
             let most = u64::from(THRESHOLD) * 5 / 4 + workers as u64;
-            assert!(crew.half_open() <= most, "{} of {workers} workers, seed {seed}", crew.half_open());
+            assert!(group.half_open() <= most, "{} of {workers} workers, seed {seed}", group.half_open());
         }
     }
 }
@@ -144,28 +144,28 @@ fn workers_together_pass_hardly_more_than_the_threshold_however_syns_are_spread(
 #[test]
 fn it_leaves_when_half_open_connections_and_cookies_in_flight_are_few_and_not_before_its_time() {
     let auto = Auto { in_flight: Duration::from_millis(500), stay: Duration::from_secs(100), ..thresholds() };
-    let mut crew = Crew::new(2, auto);
-    let switches = crew.board.subscribe(8);
-    crew.iterates(0, 100);
-    crew.rests();
-    assert_eq!(crew.board.status()[0].in_flight, 0, "what came before the first sum is not known");
+    let mut group = WorkerGroup::new(2, auto);
+    let switches = group.board.subscribe(8);
+    group.iterates(0, 100);
+    group.rests();
+    assert_eq!(group.board.status()[0].in_flight, 0, "what came before the first sum is not known");
     // The flood goes on.
     for _ in 0..100 {
-        assert_eq!(crew.iterates(1, 2), 0);
-        crew.rests();
+        assert_eq!(group.iterates(1, 2), 0);
+        group.rests();
     }
-    let status = &crew.board.status()[0];
+    let status = &group.board.status()[0];
     assert!((95..=105).contains(&status.in_flight) && (190..=210).contains(&status.syn_rate), "{status:?}");
     // The half-open connections are forgotten after 64 s.
     for _ in 0..9900 {
-        crew.rests();
-        assert_eq!(crew.modes(), [Mode::Cookie; 2]);
+        group.rests();
+        assert_eq!(group.modes(), [Mode::Cookie; 2]);
     }
-    assert_eq!((crew.half_open(), crew.board.status()[0].in_flight), (0, 0));
+    assert_eq!((group.half_open(), group.board.status()[0].in_flight), (0, 0));
     for _ in 0..3 {
-        crew.rests();
+        group.rests();
     }
-    assert_eq!(crew.modes(), [Mode::Pass; 2]);
+    assert_eq!(group.modes(), [Mode::Pass; 2]);
     let all: Vec<_> = switches.try_iter().map(|switch| (switch.to, switch.why)).collect();
     assert_eq!(all[1..], [(Mode::Pass, Reason::Calm { half_open: 0, in_flight: 0 })]);
 }
@@ -173,68 +173,68 @@ fn it_leaves_when_half_open_connections_and_cookies_in_flight_are_few_and_not_be
 #[test]
 fn cookies_in_flight_alone_keep_it_from_leaving() {
     let auto = Auto { stay: Duration::ZERO, in_flight: Duration::from_millis(500), ..thresholds() };
-    let mut crew = Crew::new(1, auto);
-    crew.iterates(0, 100);
+    let mut group = WorkerGroup::new(1, auto);
+    group.iterates(0, 100);
     for _ in 0..7000 {
-        crew.iterates(0, 1);
-        crew.rests();
+        group.iterates(0, 1);
+        group.rests();
     }
-    assert_eq!((crew.half_open(), crew.modes()[0]), (0, Mode::Cookie), "after 70 s: 50 cookies are in flight");
+    assert_eq!((group.half_open(), group.modes()[0]), (0, Mode::Cookie), "after 70 s: 50 cookies are in flight");
     for _ in 0..60 {
-        crew.rests();
+        group.rests();
     }
-    assert_eq!(crew.modes(), [Mode::Pass]);
+    assert_eq!(group.modes(), [Mode::Pass]);
 }
 
 #[test]
 fn a_rate_of_syns_is_enough_where_one_is_configured() {
     // Their half-open connections would not be.
     let auto = Auto { enter_half_open: 1000, enter_syn_rate: 1000, stay: Duration::ZERO, ..thresholds() };
-    let mut crew = Crew::new(2, auto);
-    let switches = crew.board.subscribe(8);
+    let mut group = WorkerGroup::new(2, auto);
+    let switches = group.board.subscribe(8);
     for _ in 0..10 {
-        crew.iterates(0, 4);
-        crew.iterates(1, 5);
-        crew.rests();
+        group.iterates(0, 4);
+        group.iterates(1, 5);
+        group.rests();
     }
-    assert_eq!(crew.modes(), [Mode::Pass; 2], "900 a second");
+    assert_eq!(group.modes(), [Mode::Pass; 2], "900 a second");
     for _ in 0..10 {
-        crew.iterates(0, 10);
-        crew.rests();
+        group.iterates(0, 10);
+        group.rests();
     }
     assert!(matches!(switches.try_recv().unwrap().why, Reason::SynRate { syns: 900..=1100 }));
-    crew.iterates(0, 0);
-    crew.iterates(1, 0);
-    assert_eq!(crew.modes(), [Mode::Cookie; 2]);
+    group.iterates(0, 0);
+    group.iterates(1, 0);
+    assert_eq!(group.modes(), [Mode::Cookie; 2]);
 }
 
 #[test]
 fn another_policy_is_followed_when_a_worker_has_it_and_what_is_engaged_stays_so() {
-    let mut crew = Crew::new(2, thresholds());
-    let switches = crew.board.subscribe(8);
-    crew.iterates(0, 100);
-    crew.rests();
+    let mut group = WorkerGroup::new(2, thresholds());
+    let switches = group.board.subscribe(8);
+    group.iterates(0, 100);
+    group.rests();
     let next = Arc::new(Policy::new(&config(Auto { grace: Duration::from_secs(9), ..thresholds() }), START));
-    crew.board.adopt(next.targets().clone());
-    crew.rests();
-    assert_eq!(crew.iterates(1, 3), 0, "engaged under the former policy");
-    for (proxy, _) in &mut crew.workers {
+    group.board.adopt(next.targets().clone());
+    group.rests();
+    assert_eq!(group.iterates(1, 3), 0, "engaged under the former policy");
+    for (proxy, _) in &mut group.workers {
         drop(proxy.set_policy(next.clone(), START));
     }
-    (0..12).for_each(|_| crew.rests());
-    assert_eq!(crew.modes(), [Mode::Cookie; 2]);
-    assert_eq!(crew.board.status()[0].counts.half_open, crew.half_open());
+    (0..12).for_each(|_| group.rests());
+    assert_eq!(group.modes(), [Mode::Cookie; 2]);
+    assert_eq!(group.board.status()[0].counts.half_open, group.half_open());
     let cache = Arc::new(Policy::new(&Config { mode: Mode::Observe, ..config(thresholds()) }, START));
-    crew.board.adopt(cache.targets().clone());
-    crew.rests();
+    group.board.adopt(cache.targets().clone());
+    group.rests();
     let all: Vec<_> = switches.try_iter().map(|switch| (switch.from, switch.to)).collect();
     assert_eq!(all, [(Mode::Pass, Mode::Cookie), (Mode::Cookie, Mode::Observe)]);
 }
 
 #[test]
 fn a_subscriber_that_does_not_listen_costs_nothing() {
-    let crew = Crew::new(1, thresholds());
-    let (full, gone) = (crew.board.subscribe(1), crew.board.subscribe(1));
+    let group = WorkerGroup::new(1, thresholds());
+    let (full, gone) = (group.board.subscribe(1), group.board.subscribe(1));
     drop(gone);
     let switch = Switch {
         target: TargetKey::EVERYBODY,
@@ -244,10 +244,10 @@ fn a_subscriber_that_does_not_listen_costs_nothing() {
         at: SystemTime::now(),
     };
     for _ in 0..3 {
-        crew.board.publish(&switch);
+        group.board.publish(&switch);
     }
-    assert_eq!((full.len(), crew.board.unheard()), (1, 2));
-    assert_eq!(lock(&crew.board.subscribers).len(), 1);
+    assert_eq!((full.len(), group.board.unheard()), (1, 2));
+    assert_eq!(lock(&group.board.subscribers).len(), 1);
 }
 
 #[test]
