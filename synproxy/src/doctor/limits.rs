@@ -3,7 +3,7 @@
 use super::root::Root;
 use super::{Check, Found, Level, Scene, or_ok, word};
 use crate::dataplane::worker::BATCH;
-use crate::process::footprint::{Limit, Size};
+use crate::process::footprint::{Limit, Size, group_files};
 use pktio::buffers_for;
 use pktio::privilege::{self, Privilege};
 
@@ -190,21 +190,9 @@ fn memory(scene: &Scene) -> Vec<Found> {
 
 /// The file with the limit of the control group that allows less than this, if one does.
 fn group_of(root: &Root, total: u64) -> Option<String> {
-    let groups = root.read("proc/self/cgroup")?;
-    groups.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        let (mount, file) = match controllers {
-            "" => ("sys/fs/cgroup", "memory.max"),
-            "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => return None,
-        };
-        let own = format!("{mount}/{}", path.trim_start_matches('/'));
-        let above = std::path::Path::new(&own).ancestors().take_while(|at| at.starts_with(mount));
-        let files = above.map(|at| at.join(file).display().to_string());
-        let mut low = files.filter(|file| root.number(file).is_some_and(|limit| (limit as u64) < total));
-        low.next().map(|file| format!("/{file}"))
-    })
+    let files = group_files(&root.path("")).into_iter().map(|file| file.display().to_string());
+    let mut low = files.filter(|file| root.number(file).is_some_and(|limit| (limit as u64) < total));
+    low.next().map(|file| format!("/{file}"))
 }
 
 fn overcommit(scene: &Scene) -> Vec<Found> {

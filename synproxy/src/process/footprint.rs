@@ -166,24 +166,28 @@ impl Limit {
         let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
         let machine = total.and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib << 10);
         let machine = machine.map(|bytes| Limit { bytes, by: "this machine has".to_owned() });
-        let groups = read(root.join("proc/self/cgroup")).unwrap_or_default();
-        let group = groups.lines().filter_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            let (mount, file) = match controllers {
-                "" => ("sys/fs/cgroup", "memory.max"),
-                "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-                _ => return None,
-            };
-            let mount = root.join(mount);
-            let own = mount.join(path.trim_start_matches('/'));
-            // A group has no more than those above it.
-            let limits = own.ancestors().take_while(|at| at.starts_with(&mount)).filter_map(|at| read(at.join(file)));
-            limits.filter_map(|limit| limit.trim().parse().ok()).min()
-        });
-        let group = group.min().map(|bytes| Limit { bytes, by: "its control group allows".to_owned() });
+        let limits = group_files(root).into_iter().filter_map(|file| read(root.join(file))?.trim().parse().ok());
+        let group = limits.min().map(|bytes| Limit { bytes, by: "its control group allows".to_owned() });
         [machine, group].into_iter().flatten().min_by_key(|limit| limit.bytes)
     }
+}
+
+/// The files under `root` with the limits of memory of the control groups that this process is in, its own first, then those above, which bound it too.
+pub fn group_files(root: &Path) -> Vec<PathBuf> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let files = groups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let (mount, file) = match controllers {
+            "" => ("sys/fs/cgroup", "memory.max"),
+            "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let own = Path::new(mount).join(path.trim_start_matches('/'));
+        let above = own.ancestors().take_while(|at| at.starts_with(mount));
+        Some(above.map(|at| at.join(file)).collect::<Vec<_>>())
+    });
+    files.flatten().collect()
 }
 
 #[cfg(test)]
