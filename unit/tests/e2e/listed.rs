@@ -264,9 +264,9 @@ fn one_host_behind_a_carrier_s_nat_does_not_lock_out_the_others_behind_its_addre
     assert!((1..=10).contains(&lines), "{lines} lines for 80 refusals");
 }
 
-#[test(alone)]
+#[test(light)]
 fn a_flood_in_a_network_s_name_spends_no_limit_of_its_clients() {
-    let rig = Rig::alone();
+    let rig = Rig::new();
     add_addresses(&rig, 31..35);
     let limits =
         "limits = { source_rate = 40; source_flows = 200; destination_rate = 1000; }; shed = off; adopt_grace = 0;";

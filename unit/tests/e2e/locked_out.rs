@@ -70,10 +70,10 @@ fn port(chance: &mut Chance) -> u16 {
     chance.within(1024..65_535) as u16
 }
 
-#[test(alone)]
+#[test(light)]
 fn guesses_in_its_own_name_keep_no_client_out() {
     for config in ["halfopen_cache_max = 16;", netns::CACHE_OFF] {
-        let rig = Rig::alone();
+        let rig = Rig::new();
         let proxy = Appliance::start(&rig, Backend::Packet, &format!("{config} adopt_grace = 0; shed = off;"));
         let server = rig.server.serve(netns::SERVER_V4, PORT, traffic::echo);
         rig.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
@@ -118,12 +118,12 @@ fn guesses_in_its_own_name_keep_no_client_out() {
     }
 }
 
-#[test(alone)]
+#[test(light)]
 fn forged_signed_syns_keep_no_signer_out_and_hardly_reach_the_server() {
     const KEY: &[u8] = b"a secret between routers";
     const SIGNATURE: [u8; 18] = [19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
     let (client, server): (IpAddr, IpAddr) = (netns::CLIENT_V4, netns::SERVER_V4);
-    let rig = Rig::alone();
+    let rig = Rig::new();
     let proxy = Appliance::start(&rig, Backend::Packet, "");
     let making = Making { port: PORT, ..Making::default() };
     let listener = rig.server.run(|| making.listen(server, |socket| sockets::sign_with_md5(socket, client, KEY)));

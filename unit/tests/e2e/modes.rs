@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,13 +14,21 @@ use harness::{leftovers, note, test};
 use nix::sys::signal::{self, Signal};
 use nix::sys::socket::{self, Backlog};
 use nix::unistd::Pid;
+use tools::flood_template::{Kind, Sources, Target};
 use tools::raw::Sender;
+use tools::xdp_generator::XdpGenerator;
 use unit::netns::traffic::{self, Server};
 use unit::netns::{self, Appliance, Backend, Counters, Rig, TimedTap, program};
 use unit::script::{FlowKey, build, syn};
 
 /// What many programs ask for: room for so many half-open connections.
 const BACKLOG: i32 = 128;
+
+/// SYNs a second that a program reaches which sends them through a socket, on two cores beside the box and the hosts.
+const MOST_BY_SOCKETS: u64 = 100_000;
+
+/// How long it may take until cookies answer a flood, on a machine with many other things to do.
+const SLOWEST: Duration = Duration::from_millis(500);
 
 /// The Ethernet address of those in whose names a flood comes: nobody here has it.
 const NOBODY: &str = "02:00:00:00:00:66";
@@ -70,18 +78,29 @@ fn serve(rig: &Rig) -> Server {
     server
 }
 
-/// A flood of SYNs from everywhere, of so many a second, or as many as there can be. One that has a rate keeps it on a crowded machine too.
-fn flood(rig: &Rig, rate: Option<u64>, seconds: u64) -> std::process::Child {
-    let mut flood = rig.client.command(if rate.is_some() { "chrt".into() } else { program("synflood") });
-    if rate.is_some() {
-        flood.args(["-f", "1"]).arg(program("synflood"));
-    }
+/// A flood of SYNs from everywhere, of so many a second, which it keeps on a crowded machine too.
+fn flood(rig: &Rig, rate: u64, seconds: u64) -> Child {
+    let mut flood = rig.client.command("chrt");
+    flood.args(["-f", "1"]).arg(program("synflood"));
     flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-    flood.args(["--from-mac", NOBODY, "--seconds", &seconds.to_string()]);
-    if let Some(rate) = rate {
-        flood.args(["--rate", &rate.to_string()]);
-    }
+    flood.args(["--from-mac", NOBODY, "--seconds", &seconds.to_string(), "--rate", &rate.to_string()]);
     flood.stdout(Stdio::piped()).spawn().expect("starting the flood")
+}
+
+/// The same at rates that no program reaches through sockets: the kernel makes its frames. Returns how many there were.
+fn flood_by_kernel(rig: &Rig, rate: u64, seconds: u64) -> thread::JoinHandle<u64> {
+    let mac = tools::interface::parse_mac(netns::SERVER_MAC).expect("an Ethernet address");
+    let from_mac = tools::interface::parse_mac(NOBODY).expect("an Ethernet address");
+    let target = Target { address: netns::SERVER_V4, port: 80, mac, from_mac, vlan: None };
+    let mut generator = XdpGenerator::flood(Kind::Syn, target, Sources::ANY_V4, Some(rate as f64), 0x5eed)
+        .expect("the generator, as root, on Linux 5.18 or later");
+    let index = || nix::net::if_::if_nametoindex("c0").expect("an interface of the rig");
+    rig.client.run(|| generator.port(0, index())).expect("an interface of the rig");
+    thread::spawn(move || {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        generator.run_until(end, rate * seconds, &AtomicBool::new(false)).expect("the generator");
+        generator.count().expect("reading a counter")
+    })
 }
 
 fn ask(address: SocketAddr) -> std::io::Result<()> {
@@ -113,14 +132,15 @@ struct Suffered {
     log: Vec<String>,
 }
 
-fn suffer(config: &str, rate: Option<u64>) -> Suffered {
-    let rig = Rig::alone();
-    let own = Box::start(&rig, config);
-    let server = serve(&rig);
+fn suffer(rig: &Rig, config: &str, rate: u64) -> Suffered {
+    let own = Box::start(rig, config);
+    let server = serve(rig);
     rig.client.run(|| ask(server.address)).expect("connecting in peace");
     let before = rig.server.counters();
     let at_server = TimedTap::open(&rig.server);
-    let mut flood = flood(&rig, rate, 3);
+    let by_kernel = rate > MOST_BY_SOCKETS;
+    let flood = (!by_kernel).then(|| flood(rig, rate, 2));
+    let generator = by_kernel.then(|| flood_by_kernel(rig, rate, 2));
     thread::sleep(Duration::from_millis(500));
     let honest = rig.client.run(|| {
         let visits = (0..20).map(|_| {
@@ -131,49 +151,67 @@ fn suffer(config: &str, rate: Option<u64>) -> Suffered {
     });
     let modes = own.modes();
     let mut said = String::new();
-    flood.stdout.take().expect("piped").read_to_string(&mut said).expect("reading what the flood achieved");
-    flood.wait().expect("waiting for the flood");
+    if let Some(mut flood) = flood {
+        flood.stdout.take().expect("piped").read_to_string(&mut said).expect("reading what the flood achieved");
+        flood.wait().expect("waiting for the flood");
+    }
+    if let Some(generator) = generator {
+        said = format!("{} frames", generator.join().expect("the generator ends"));
+    }
     let is_flood = |source: SocketAddr, to: SocketAddr| source.ip() != netns::CLIENT_V4 && to == server.address;
     let reached = at_server.times(|source, to, tcp| is_flood(source, to) && tcp.syn() && !tcp.ack());
     let overflows = overflows(&rig.server.counters().since(&before));
     let took = reached.last().copied().unwrap_or_default().saturating_sub(reached.first().copied().unwrap_or_default());
     let log = own.proxy.stop().log;
     note!(
-        "{config} {rate:?}: {}; {} SYNs reached the server, the last after {took:?}; {overflows:?}",
+        "{config} {rate}: {}; {} SYNs reached the server, the last after {took:?}; {overflows:?}",
         said.trim(),
         reached.len()
     );
     Suffered { reached: reached.len(), took, overflows, honest, modes, log }
 }
 
-#[test(alone)]
-fn a_flood_is_answered_by_cookies_before_its_server_is_full_at_any_rate() {
-    for rate in [Some(10_000), Some(100_000), None] {
+/// Floods by which no server may be filled, and how many SYNs of one reach the server at most.
+fn answered_by_cookies(rig: fn() -> Rig, rates: &[u64], most: usize) {
+    for &rate in rates {
         // A crowded machine may let the box's process wait; the flood waits with it, or not.
         for again in [true, true, false] {
-            let suffered = suffer("mode = auto;", rate);
+            let suffered = suffer(&rig(), "mode = auto;", rate);
             let Suffered { reached, took, overflows, honest, modes, log } = &suffered;
-            // At 64 it stops, and a crowd of workers stops a little later.
-            assert!((32..=80).contains(reached), "{rate:?}: {reached} SYNs of the flood reached the server");
+            assert!((32..=most).contains(reached), "{rate}: {reached} SYNs of the flood reached the server");
             assert!(*took > Duration::ZERO, "the kernel notes no times");
-            assert_eq!(*overflows, [], "{rate:?}");
+            assert_eq!(*overflows, [], "{rate}");
             assert_eq!((modes[0].mode.as_str(), modes[0].now.as_str(), modes[0].switches), ("auto", "cookie", 1));
             let line = log.iter().filter(|line| line.contains("mode of everybody: cookie instead of pass")).count();
             assert_eq!(line, 1, "{log:#?}");
-            if *took <= Duration::from_millis(50) && honest.is_empty() {
+            // A million a second are more than the link delivers without loss, to the honest as to others.
+            // 50 ms are promised where there is a core for the box. How many SYNs reach the server does not depend on it.
+            if *took <= SLOWEST && (honest.is_empty() || rate > MOST_BY_SOCKETS) {
                 break;
             }
-            assert!(again, "{rate:?}: cookies after {took:?}; {honest:?}");
-            note!("{rate:?}: cookies after {took:?}, {honest:?}: once more");
+            assert!(again, "{rate}: cookies after {took:?}; {honest:?}");
+            note!("{rate}: cookies after {took:?}, {honest:?}: once more");
         }
     }
+}
+
+#[test(alone)]
+fn a_flood_is_answered_by_cookies_before_its_server_is_full_at_any_rate() {
+    // At 64 it stops.
+    answered_by_cookies(Rig::alone, &[10_000, 100_000, 1_000_000], 80);
+}
+
+#[test(alone)]
+fn several_workers_stop_a_flood_together() {
+    // Each has its share of 64, and stops a little later.
+    answered_by_cookies(|| Rig::queued(2), &[100_000], 96);
 }
 
 #[test(alone)]
 fn the_same_server_is_full_without_protection() {
     // So that the test above can fail.
     for config in ["mode = pass;", "mode = observe;"] {
-        let suffered = suffer(config, Some(10_000));
+        let suffered = suffer(&Rig::alone(), config, 10_000);
         assert!(suffered.reached > 1000, "{config}: {}", suffered.reached);
         assert!(!suffered.overflows.is_empty(), "{config}: its queue was never full");
         assert_eq!(suffered.modes[0].switches, 0);
@@ -355,7 +393,7 @@ fn the_operator_sees_the_mode_of_each_destination_and_what_would_suit_it() {
     assert!(said.contains("auto = { enter_half_open = 32; leave_half_open = 16;"), "{said}");
     // A flood to one destination is none of the others' affair.
     rig.server.sh(&format!("ip route add default via {} dev s0", netns::CLIENT_V4));
-    let mut flood = flood(&rig, Some(2000), 30);
+    let mut flood = flood(&rig, 2000, 30);
     let begin = Instant::now();
     let now = |name: &str| own.modes().into_iter().find(|own| own.destination == name).expect("it is there").now;
     while now("10.77.0.0/24:80") != "cookie" {

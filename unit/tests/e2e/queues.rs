@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use harness::{note, test};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
 
 const MB: u64 = 1 << 20;
@@ -91,7 +93,7 @@ fn honest_clients_connect_through_a_flood() {
         rig.client.sh(&format!("ping -n -q -c 2 -i 0.05 {}", netns::SERVER_V4));
         let mut flood = rig.client.command(program("synflood"));
         flood.args(["--interface", "c0", "--to", &netns::SERVER_V4.to_string(), "--to-mac", netns::SERVER_MAC]);
-        flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", "syn", "--seconds", "3", "--rate", "20000"]);
+        flood.args(["--from-mac", "02:00:00:00:00:66", "--kind", "syn", "--seconds", "30", "--rate", "20000"]);
         let mut flood = flood.stdout(Stdio::null()).spawn().expect("starting the flood");
         thread::sleep(Duration::from_millis(300));
         for _ in 0..50 {
@@ -99,6 +101,8 @@ fn honest_clients_connect_through_a_flood() {
             let answered = traffic::send(&stream, 1, 1000).and_then(|()| (&stream).read_exact(&mut [0; 1000]));
             answered.unwrap_or_else(|e| panic!("{what}: {e}"));
         }
-        assert!(flood.wait().expect("waiting for the flood").success());
+        assert!(flood.try_wait().expect("looking at the flood").is_none(), "it has ended before");
+        signal::kill(Pid::from_raw(flood.id() as i32), Signal::SIGTERM).expect("the flood lasts");
+        flood.wait().expect("waiting for the flood");
     });
 }
