@@ -351,3 +351,31 @@ fn the_service_manager_is_told() {
     assert!(child.wait().expect("waiting for a child of one's own").success());
     [path, file].iter().for_each(|path| fs::remove_file(path).expect("it is ours"));
 }
+
+#[test(light)]
+fn a_lost_link_is_passed_on_from_the_moment_that_the_file_says_so() {
+    let rig = Rig::new();
+    let own = Box::start(&rig, "");
+    let carrier = || {
+        // A carrier cannot be read while the interface is down.
+        rig.client.sh("cat /sys/class/net/c0/carrier 2>/dev/null || echo 0").trim() == "1"
+    };
+    let until = |what: &str, wanted: bool| {
+        let begin = Instant::now();
+        while carrier() != wanted {
+            assert!(begin.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let before = own.proxy.log().len();
+    rig.server.sh("ip link set s0 down");
+    own.logged(before, "lan0 has lost its link");
+    assert!(carrier(), "it is not passed on");
+    own.hang_up("link_loss = forward;", "wan0 is taken down");
+    until("a loss that lasts is passed on", false);
+    own.hang_up("link_loss = ignore;", "reloaded");
+    until("what is not passed on any more is taken back", true);
+    own.hang_up("link_loss = forward;", "wan0 is taken down");
+    rig.server.sh("ip link set s0 up");
+    until("the link is back", true);
+}
