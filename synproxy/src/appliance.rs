@@ -202,6 +202,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         lists,
         modes,
         supervisor: link_loss,
+        events: events.sender().clone(),
     };
     reloader.begin(Box::new(surroundings), metrics, control_port)?;
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
@@ -232,6 +233,7 @@ struct Operated {
     lists: Arc<ListRegistry>,
     modes: Option<Arc<ModeBoard>>,
     supervisor: Sender<Message>,
+    events: events::Sender,
 }
 
 impl Surroundings for Operated {
@@ -262,6 +264,10 @@ impl Surroundings for Operated {
     fn set_link_loss(&self, link_loss: LinkLoss) {
         // At the very end of the process nobody receives it any more.
         let _ = self.supervisor.send(Message::LinkLoss(link_loss));
+    }
+
+    fn set_events(&self, events: &confparse::Events) -> bool {
+        self.events.follow(events)
     }
 }
 

@@ -4,3 +4,4 @@ mod any_text;
 mod complaints;
 mod conf;
 mod corpus;
+mod effects;

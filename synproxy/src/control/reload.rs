@@ -17,7 +17,7 @@ use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
 use crate::process::{clock, privileges, service_manager, settings};
 use ::control::{Change, Configuration, Effect, Overridden, Reloaded, Reply, Role, Setting, Why};
-use confparse::{Config, LinkLoss};
+use confparse::{Config, Events, LinkLoss};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -65,6 +65,9 @@ pub trait Surroundings: Send + Sync {
 
     /// From now on this becomes of a port when the other one has lost its link.
     fn set_link_loss(&self, link_loss: LinkLoss);
+
+    /// Reports events by these settings from now on; false if that is not certain.
+    fn set_events(&self, events: &Events) -> bool;
 }
 
 /// See the module.
@@ -232,6 +235,9 @@ impl Reloader {
         }
         if former.link_loss != next.link_loss {
             surroundings.set_link_loss(next.link_loss);
+        }
+        if former.events != next.events && !surroundings.set_events(&next.events) {
+            warnings.push("what reports events is busy, and goes on as before; reload again".to_owned());
         }
         surroundings.set_groups(groups);
         if former.log_level != next.log_level {
@@ -466,6 +472,10 @@ mod tests {
         fn set_link_loss(&self, link_loss: LinkLoss) {
             self.0.lock().unwrap().push(format!("link_loss {link_loss:?}"));
         }
+        fn set_events(&self, events: &Events) -> bool {
+            self.0.lock().unwrap().push(format!("events from {}", events.attack_begin));
+            true
+        }
     }
 
     /// A reloader of a box without workers, and what it tells.
@@ -577,10 +587,16 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         assert!(refused().contains("no file"), "{}", refused());
         std::fs::remove_dir(&path).unwrap();
-        std::fs::write(&path, "synproxyconf = { link_loss = forward; };").unwrap();
+        std::fs::write(
+            &path,
+            "synproxyconf = { link_loss = forward; events = { attack_begin = 77; attack_end = 7; }; };",
+        )
+        .unwrap();
         let done = reloaded(reloader.reload(&Origin::File));
-        assert_eq!((done.file.as_str(), done.changes.len()), (path.to_str().unwrap(), 1));
-        assert!(told.lock().unwrap().contains(&"link_loss Forward".to_owned()), "{told:?}");
+        assert_eq!((done.file.as_str(), done.changes.len()), (path.to_str().unwrap(), 3));
+        for followed in ["link_loss Forward", "events from 77"] {
+            assert!(told.lock().unwrap().contains(&followed.to_owned()), "{told:?}");
+        }
         assert!(reloaded(reloader.reload(&Origin::File)).changes.is_empty(), "nothing has changed since");
         std::fs::remove_file(&path).unwrap();
         let (without, _) = self::reloader(Overrides::default(), None);

@@ -375,7 +375,15 @@ fn a_lost_link_is_passed_on_from_the_moment_that_the_file_says_so() {
     until("a loss that lasts is passed on", false);
     own.hang_up("link_loss = ignore;", "reloaded");
     until("what is not passed on any more is taken back", true);
-    own.hang_up("link_loss = forward;", "wan0 is taken down");
+    let events = leftovers::file("events");
+    let to_a_file = format!("link_loss = forward; events = {{ file = \"{}\"; }};", events.display());
+    own.hang_up(&to_a_file, "wan0 is taken down");
     rig.server.sh("ip link set s0 up");
     until("the link is back", true);
+    // What reports events has followed the file too.
+    let begin = Instant::now();
+    while !fs::read_to_string(&events).is_ok_and(|text| text.contains("link-changed")) {
+        assert!(begin.elapsed() < PATIENCE, "no event of the link");
+        thread::sleep(Duration::from_millis(10));
+    }
 }

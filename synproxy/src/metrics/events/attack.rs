@@ -134,6 +134,11 @@ impl Detector {
         Self { settings, attacks: Vec::new(), last_mid: 0, before: None }
     }
 
+    /// Changes the settings; attacks that last are judged by them from now on.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// How many attacks last.
     pub fn attacks(&self) -> usize {
         self.attacks.len()

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tcpstate::Event as Counted;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Events that may wait for the reporter.
 const WAITING: usize = 1024;
@@ -53,12 +53,13 @@ const LOOKS_TO_STALL: u64 = 5;
 const LOSSY_LOOKS: u32 = 3;
 const LOSSY_PART: u64 = 100;
 
-/// How long the end of the process waits for the outputs.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long others wait for the reporter at most: the end of the process, until the outputs have delivered, and a change of its settings.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the reporter receives.
 enum Message {
     Event(Event),
+    Settings(Box<confparse::Events>),
     End,
 }
 
@@ -76,6 +77,11 @@ impl Sender {
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Event(event)) {
             self.delivery.count(DeliveryMetric::Dropped);
         }
+    }
+
+    /// Has the reporter follow other settings. Waits while its queue is full, for two seconds at most; false if it was full all the time.
+    pub fn follow(&self, settings: &confparse::Events) -> bool {
+        self.queue.send_timeout(Message::Settings(Box::new(settings.clone())), PATIENCE).is_ok()
     }
 }
 
@@ -196,7 +202,7 @@ impl Events {
     ) -> Result<Self, Failure> {
         let Inbox { queue, sender } = inbox;
         let (alive, over) = channel::bounded(0);
-        let outputs = Outputs::start(settings, &sender.delivery, &alive)?;
+        let outputs = Outputs::start(settings, &sender.delivery, alive)?;
         let journal = Arc::<Journal>::default();
         let mut reporter = Reporter {
             queue,
@@ -214,7 +220,6 @@ impl Events {
         let work = move || {
             privileges::enter_control_thread();
             reporter.run();
-            drop(alive);
         };
         thread::Builder::new().name("events".to_owned()).spawn(work).map_err(Failure::Spawn)?;
         Ok(Self { sender, journal, over })
@@ -233,9 +238,9 @@ impl Events {
     /// Delivers what waits, for two seconds at most.
     pub fn finish(self) {
         // Its queue may be full of events, and then it takes one after the other.
-        let _ = self.sender.queue.send_timeout(Message::End, LAST_WORDS);
+        let _ = self.sender.queue.send_timeout(Message::End, PATIENCE);
         // Nothing is ever sent: the wait ends when all have ended, or the time is over.
-        let _ = self.over.recv_timeout(LAST_WORDS);
+        let _ = self.over.recv_timeout(PATIENCE);
     }
 }
 
@@ -271,6 +276,7 @@ impl Reporter {
         loop {
             match self.queue.recv_deadline(due) {
                 Ok(Message::Event(event)) => self.report(event),
+                Ok(Message::Settings(settings)) => self.follow(*settings),
                 Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -282,6 +288,14 @@ impl Reporter {
             self.publish();
         }
         self.publish();
+    }
+
+    /// Follows other settings. Attacks that last go on.
+    fn follow(&mut self, settings: confparse::Events) {
+        if let Err(failure) = self.outputs.follow(&settings) {
+            error!("an output of events is not started: {failure}");
+        }
+        self.detector.set(settings);
     }
 
     /// Looks at what the workers have published, and reports what it says.

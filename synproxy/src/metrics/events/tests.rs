@@ -190,7 +190,7 @@ fn links_are_reported_when_they_change() {
     let took = |inbox: &Inbox| {
         let events = inbox.queue.try_iter().map(|message| match message {
             Message::Event(event) => event.to_string(),
-            Message::End => panic!("nobody ends"),
+            Message::Settings(_) | Message::End => panic!("nobody changes or ends it"),
         });
         events.collect::<Vec<_>>()
     };
