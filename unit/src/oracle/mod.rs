@@ -349,6 +349,11 @@ impl Oracle {
         (self.retries, self.attacked) = (true, attacked);
     }
 
+    /// Another process has taken over from the one before, which has kept no more than its connections: it knows of no SYN that passed before.
+    pub fn begin_anew(&mut self) {
+        self.retried.clear();
+    }
+
     /// Lets connections pass whose SYNs pass: the mode of their server changes.
     pub fn let_pass(&mut self) {
         self.passes_some = true;

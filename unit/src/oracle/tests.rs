@@ -423,3 +423,25 @@ fn reset_beyond_what_the_receiver_expects() {
     arrives.seq = COOKIE + 5000;
     assert_eq!(oracle.delivered(&frame(&arrives), false, None).unwrap_err().rule, Rule::Reset);
 }
+
+#[test]
+fn of_the_syns_that_try_a_port_of_a_server_two_clients_may_pass_a_second_and_after_a_restart_two_more() {
+    let mut oracle = Oracle::new(Between::Proxy, [server().ip()]);
+    oracle.let_retry(false);
+    let passes = |oracle: &mut Oracle, port: u16, now: u64| {
+        let syn = Segment { source: SocketAddr::new(client().ip(), port), ..syn() };
+        oracle.set_time(now);
+        oracle.passed(&frame(&syn), false, Some(ancestor_of(&syn)))
+    };
+    for (port, now) in [(1, 0), (2, 100_000)] {
+        passes(&mut oracle, port, now).unwrap();
+    }
+    let complaint = passes(&mut oracle.clone(), 3, 900_000).expect_err("a third");
+    assert_eq!(complaint.rule, Rule::Origin);
+    passes(&mut oracle.clone(), 3, 1_000_000).unwrap();
+    oracle.begin_anew();
+    for (port, now) in [(3, 900_000), (4, 910_000)] {
+        passes(&mut oracle, port, now).unwrap();
+    }
+    passes(&mut oracle, 5, 920_000).expect_err("a third of the new process's");
+}

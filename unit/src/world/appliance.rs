@@ -318,6 +318,11 @@ impl Appliance {
         self.pool.extend(std::mem::take(&mut self.held).into_values().map(|(_, frame)| frame));
     }
 
+    /// How many processes have ended.
+    pub fn restarts(&self) -> usize {
+        self.former.len()
+    }
+
     /// How often something was counted, by this process and those before it.
     pub fn total(&self, count: impl Fn(&Counters) -> u64) -> u64 {
         self.former.iter().chain([self.proxy.counters()]).map(count).sum()

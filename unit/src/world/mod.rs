@@ -712,8 +712,12 @@ impl World {
 
     fn box_turn(&mut self) -> Result<(), String> {
         let now = self.now;
+        let restarts = self.appliance.restarts();
         let sent = self.appliance.turn(now);
         self.oracle.set_time(now);
+        if self.appliance.restarts() > restarts {
+            self.oracle.begin_anew();
+        }
         self.box_turn = self.appliance.next_turn(now);
         for Sent { to, bytes, corrupt, ancestor } in sent {
             self.note(Place::BoxSends, to, corrupt, &bytes);
