@@ -34,7 +34,7 @@ impl Proxy {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_known(side, &quote.key)?.id));
+        let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_quoted(side, quote)?.id));
         let Some(id) = found else {
             let passes = self.passes(&quote.key);
             let action = if passes { Action::Pass } else { self.settings.policy.rule(&quote.key).icmp_errors };

@@ -9,7 +9,7 @@ use crate::flow::table::Id;
 use crate::flow::{Flow, State};
 use crate::policy::exceptions::Exception;
 use crate::seq::SeqNum;
-use crate::wire::{Envelope, Flags, FlowKey, Kind, Parsed, Segment, Tags, Vlan};
+use crate::wire::{Envelope, Flags, FlowKey, Kind, Parsed, Quote, Segment, Tags, Vlan};
 use crate::{Event, Head, Instant, Side, Verdict};
 
 /// How far the numbers of a segment may lie from those of its connection if it alone shows that its VLAN belongs to the connection's.
@@ -31,7 +31,7 @@ impl Proxy {
             Parsed::Tcp(segment) => {
                 self.find_known(side, &segment.key).or_else(|| self.find_shown(side, segment, head))
             }
-            Parsed::Error(quote) => self.find_known(side, &quote.key),
+            Parsed::Error(quote) => self.find_quoted(side, quote),
             _ => None,
         }
     }
@@ -61,6 +61,29 @@ impl Proxy {
     /// The flow that was opened from the other side in a VLAN which is known to be answered in this one.
     pub(super) fn find_known(&self, side: Side, key: &FlowKey) -> Option<Answered> {
         self.caches.vlan_pairs.known(side, key.vlan).find_map(|vlan| self.find_in(side, key, vlan))
+    }
+
+    /// The flow that was opened from the other side in another VLAN and that an error is about: of a VLAN that is known to be answered in this one, or
+    /// the flow whose SYN the error quotes, which only the LAN has got.
+    pub(super) fn find_quoted(&self, side: Side, quote: &Quote) -> Option<Answered> {
+        let known = self.find_known(side, &quote.key);
+        if known.is_some() || side == Side::Wan {
+            return known;
+        }
+        let own = quote.key.vlan;
+        if self.caches.vlan_pairs.is_empty() && !self.caches.vlan_pairs.has_seen_others(own) {
+            return None;
+        }
+        self.caches.vlan_pairs.recent(own).find_map(|vlan| {
+            let found = self.find_in(side, &quote.key, vlan)?;
+            let flow = &self.table[found.id];
+            let is_syn = match flow.state() {
+                State::ServerSynSent | State::ServerTried => quote.seq == self.next_number(found.id, Side::Lan) - 1,
+                State::SynSent => quote.seq == flow.outer_isn,
+                _ => false,
+            };
+            is_syn.then_some(found)
+        })
     }
 
     fn find_in(&self, side: Side, key: &FlowKey, vlan: Vlan) -> Option<Answered> {

@@ -7,10 +7,10 @@ use tcpstate::config::Asymmetric;
 use tcpstate::{DropReason, Event, Side};
 use unit::script::*;
 
-type Tag = (u16, u16);
+pub(crate) type Tag = (u16, u16);
 
 /// The frame with these tags instead of its own.
-fn tagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
+pub(crate) fn tagged(frame: &[u8], tags: &[Tag]) -> Vec<u8> {
     let mut at = 12;
     while matches!(u16::from_be_bytes([frame[at], frame[at + 1]]), 0x8100 | 0x88a8 | 0x9100) {
         at += 4;
@@ -242,6 +242,28 @@ fn a_lan_connection_is_refused_in_another_vlan() {
 }
 
 #[test]
+fn a_client_whose_server_cannot_be_reached_hears_of_it_from_another_vlan() {
+    for mode in [Mode::V4, Mode::V6.cached()] {
+        let (world, client, server) = mode.world();
+        let (inward, outward) = ([(0x8100, 10)], [(0x8100, 20)]);
+        on(&client, &inward).sends(&Terms::linux(world.mss()).on(syn(100), (7, 0)));
+        let offered = on(&client, &[]).gets(syn_ack(ANY, 101).any_window().any_options(), &inward);
+        let echo = offered.ts().map(|(value, _)| (8, value));
+        on(&client, &inward).sends(&ack(101, offered.seq + 1).maybe_ts(echo));
+        let asked = on(&server, &[]).gets(segment(SYN, 100, 0).any_window().any_options(), &inward);
+        // Of another SYN than that.
+        let error = |frame: &[u8]| {
+            tagged(&icmp_error(&server.ends(), 0, Complaint::HostUnreachable, &tagged(frame, &[]), 20), &outward)
+        };
+        server.passes(error(&client.frame(&syn(99).mss(1400))));
+        server.sends(error(&asked.frame));
+        let told = world.discard().into_iter().filter(|(side, _)| *side == Side::Wan).count();
+        assert_eq!(told, 2, "the error and a reset");
+        assert_eq!(world.population().proxied, 0);
+    }
+}
+
+#[test]
 fn what_fits_no_connection_shows_nothing_of_vlans() {
     let (world, client, server) = Mode::V4.world_with(|config| config.asymmetric = Asymmetric::Drop);
     let (inward, outward) = ([(0x8100, 10)], [(0x8100, 20)]);
@@ -265,7 +287,7 @@ fn what_fits_no_connection_shows_nothing_of_vlans() {
 }
 
 /// The two hosts with other Ethernet addresses: where the frames of each come from and where they go to.
-fn stations(world: &World, client: [[u8; 6]; 2], server: [[u8; 6]; 2]) -> (Host, Host) {
+pub(crate) fn stations(world: &World, client: [[u8; 6]; 2], server: [[u8; 6]; 2]) -> (Host, Host) {
     let (a, b) = world.on_port(CLIENT_PORT);
     let host = |host: Host, [from, to]: [[u8; 6]; 2]| {
         world.host(host.side(), FlowKey { src_mac: from, dst_mac: to, ..host.ends() })
@@ -355,7 +377,7 @@ fn what_the_box_sends_goes_to_the_station_that_is_there_now() {
 }
 
 /// The two hosts with these addresses.
-fn at(world: &World, client: &str, server: &str) -> (Host, Host) {
+pub(crate) fn at(world: &World, client: &str, server: &str) -> (Host, Host) {
     let (a, b) = world.on_port(CLIENT_PORT);
     let [c, s] = [client, server].map(|address| address.parse().unwrap());
     (
@@ -426,12 +448,12 @@ fn octets(address: &str) -> [u8; 16] {
 }
 
 /// What is not of the common kind about a frame.
-type Wrap = Box<dyn Fn(Vec<u8>) -> Vec<u8>>;
+pub(crate) type Wrap = Box<dyn Fn(Vec<u8>) -> Vec<u8>>;
 
 const SEGMENT: &str = "2600:db8:5::1";
 
 /// Headers that name the other end: of every type, with the last address where the type has it.
-fn routes(to: &Host) -> Vec<(&'static str, Wrap)> {
+pub(crate) fn routes(to: &Host) -> Vec<(&'static str, Wrap)> {
     let std::net::IpAddr::V6(last) = to.ends().src else { panic!("IPv6 only") };
     let last = last.octets();
     let other = octets("2600:db8:7::7");
@@ -451,7 +473,7 @@ fn routes(to: &Host) -> Vec<(&'static str, Wrap)> {
 }
 
 /// The client's home address option: the frame comes from elsewhere.
-fn at_home() -> Wrap {
+pub(crate) fn at_home() -> Wrap {
     Box::new(|frame| {
         let home: Vec<u8> = frame[22..38].to_vec();
         behind(&frame, 60, &[&[2, 1, 2, 0, 0, 0xc9, 16][..], &home[..]].concat(), Some("2600:db8:9::9"), None)
@@ -586,7 +608,7 @@ fn an_error_may_quote_a_segment_with_a_route() {
 }
 
 /// An IPv4 frame with a source route over `over` to its destination.
-fn source_routed(frame: &[u8], kind: u8, over: [u8; 4]) -> Vec<u8> {
+pub(crate) fn source_routed(frame: &[u8], kind: u8, over: [u8; 4]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let last = [frame[30], frame[31], frame[32], frame[33]];
     let option = [&[kind, 7, 4][..], &last, &[0]].concat();
