@@ -78,7 +78,7 @@ impl FlowFlags {
     pub const RESET_LAN: FlowFlags = FlowFlags(1 << 24);
     /// The RST that was passed last came from the WAN. Before the server has answered: the client's RST, which passes when it has.
     pub const RESET_WAN: FlowFlags = FlowFlags(1 << 25);
-    /// The SYN was signed or had an extension: how such a connection is answered says nothing of others.
+    /// The SYN was signed, had an extension, or was repeated with other options: how such a connection is answered says nothing of others.
     pub const EXCEPTIONAL: FlowFlags = FlowFlags(1 << 26);
     /// The ECN that the client's SYN asked for, and the box's SYN asks for, is accurate ECN (RFC 9768). Once the server has answered: the ECN that the
     /// client negotiated is.

@@ -116,7 +116,7 @@ impl Proxy {
         let flow = &self.table[id];
         let opens = ctx.side == flow.client();
         let is_answer = ctx.kind == Kind::SynAck;
-        if opens && !self.may_go_on(&ctx, id) {
+        if opens && !self.may_go_on(&ctx) {
             return Verdict::Drop(DropReason::NotPassed);
         }
         let flow = &self.table[id];
@@ -125,6 +125,7 @@ impl Proxy {
                 // The client has given up its first number, or the data it brought with it, and begun again.
                 self.begin_again(&ctx, id);
             }
+            (true, false) => self.note_other_offer(&ctx, id),
             (false, _) if flow.is_in(State::SynSent) => {
                 // Its answer, or, without ACK, its own SYN at the same time (RFC 9293 section 3.5, figure 7).
                 let answers = is_answer && flow.answers_syn(ctx.segment);
@@ -167,7 +168,7 @@ impl Proxy {
             && self.caches.refused_ports.any_refused(ctx.now)
             && flow.is_in(State::SynSent)
             && flow.client() == Side::Wan
-            && !flow.is(FlowFlags::EXCEPTIONAL)
+            && !is_exceptional(&Options::read(ctx.options()))
             && matches!(self.fate_at_remembered_port(ctx, true), Some(Fate::Gets(_) | Fate::Waits))
     }
 
@@ -179,6 +180,29 @@ impl Proxy {
             self.table.set_state(id, State::SynSent, |flow| fill_syn_sent(flow, ctx));
         }
         self.restart_timer(id, ctx.now);
+    }
+
+    /// The client repeats its SYN with other options, as hosts do that take them for the reason why nobody answers. Its server may answer either: what it
+    /// agrees to was offered, and what it does not agree to may not have been, so that the answer teaches nothing.
+    pub(super) fn note_other_offer(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let flow = &self.table[id];
+        let options = Options::read(ctx.options());
+        let (scale, asked) = (flow.endpoint(ctx.side).scale(), ctx.segment.flags.asked_ecn());
+        let is_other = options.scale != scale
+            || options.sack_permitted != flow.is(FlowFlags::SACK)
+            || options.timestamps.is_some() != flow.is(FlowFlags::TIMESTAMPS)
+            || (asked != EcnSetup::None) != flow.is(FlowFlags::ECN_ASKED)
+            || (asked == EcnSetup::Accurate) != flow.is(FlowFlags::ACCURATE);
+        if !is_other || !flow.is_in(State::SynSent) || !ctx.is_sound() {
+            return;
+        }
+        self.table.update(id, |flow| {
+            flow.set(FlowFlags::EXCEPTIONAL, true);
+            flow.set_if(FlowFlags::SACK, options.sack_permitted);
+            flow.set_if(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
+            let scale = scale.or(options.scale);
+            flow.endpoint_mut(ctx.side).set_scales(scale, scale);
+        });
     }
 
     /// The client has its answer: what both offered holds from now on; what a server offers is learned.
@@ -231,7 +255,7 @@ impl Proxy {
         }
         let flow = &self.table[id];
         if !flow.is_in(State::SynReceived) || !acknowledges && ctx.side == opener {
-            if ctx.side == opener && !self.may_go_on(&ctx, id) {
+            if ctx.side == opener && !self.may_go_on(&ctx) {
                 return Verdict::Drop(DropReason::NotPassed);
             }
             self.on_opener_alone(&ctx, id);
@@ -252,13 +276,13 @@ impl Proxy {
 
     /// Whether a segment of the opener of a connection that is not established may pass. That of a client of the WAN passed unproved, and so does what follows
     /// it: nobody may send a server more in its wake. Where the server's answers are known to take another way, nothing else can be seen of its connections.
-    fn may_go_on(&mut self, ctx: &Context<impl Egress>, id: Id) -> bool {
+    fn may_go_on(&mut self, ctx: &Context<impl Egress>) -> bool {
         let is_passed_by_policy = self.settings.draining || self.caches.direct_returns.is_found(ctx.key());
         if ctx.side == Side::Lan || is_passed_by_policy {
             return true;
         }
         let kind = match ctx.kind {
-            Kind::Syn if self.table[id].is(FlowFlags::EXCEPTIONAL) || ctx.segment.indirect => Exception::Syn,
+            Kind::Syn if is_exceptional(&Options::read(ctx.options())) || ctx.segment.indirect => Exception::Syn,
             // It asks a port anew that let nobody in.
             Kind::Syn if self.caches.exceptions.is_shut(Exception::Introduction) => Exception::Syn,
             Kind::Syn => Exception::Introduction,
@@ -281,7 +305,7 @@ impl Proxy {
             // The answer to a server that has an older connection of these ends bears the number of that (RFC 9293 section 3.5.1), and the client
             // goes on to open its own; so does a client in whose name somebody else sends a reset.
             (true, _) => {
-                let goes_on = self.may_go_on(&ctx, id);
+                let goes_on = self.may_go_on(&ctx);
                 return if goes_on { Verdict::Forward } else { Verdict::Drop(DropReason::NotPassed) };
             }
             // RFC 9293 section 3.10.7.3: in SYN-SENT the client accepts a reset that acknowledges its SYN.
@@ -389,6 +413,11 @@ impl Flow {
     }
 }
 
+/// Whether a SYN is signed or has an extension: servers answer such a one as they answer no other.
+fn is_exceptional(options: &Options) -> bool {
+    options.signed || options.multipath || options.fast_open
+}
+
 /// Fills the record of a connection that is passed through by its SYN.
 pub(super) fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     let options = Options::read(ctx.options());
@@ -404,7 +433,7 @@ pub(super) fn fill_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>) {
     let asked = ctx.segment.flags.asked_ecn();
     flow.set(FlowFlags::ECN_ASKED, asked != EcnSetup::None);
     flow.set(FlowFlags::ACCURATE, asked == EcnSetup::Accurate);
-    flow.set(FlowFlags::EXCEPTIONAL, options.signed || options.multipath || options.fast_open);
+    flow.set(FlowFlags::EXCEPTIONAL, is_exceptional(&options));
     note_syn(flow, ctx, &options);
 }
 

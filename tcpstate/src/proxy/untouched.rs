@@ -278,6 +278,8 @@ impl Proxy {
             if self.table[id].endpoint(ctx.side).next != ctx.segment.seq + ctx.segment.seq_len() && ctx.is_sound() {
                 self.begin_again(&ctx, id);
                 self.bound_half_open(id, ctx.now);
+            } else {
+                self.note_other_offer(&ctx, id);
             }
             return Verdict::Forward;
         }
