@@ -345,7 +345,13 @@ impl Proxy {
         let (flow, side) = (&self.table[id], ctx.side);
         let opens = side == flow.client();
         match flow.state() {
-            State::SynSent if opens => self.on_opener_alone(ctx, id),
+            State::SynSent if opens => {
+                self.on_opener_alone(ctx, id);
+                if self.settings.modes.is_auto(self.settings.policy.rule(ctx.key()).target) {
+                    // Whoever goes on without an answer that was seen is counted no longer than others.
+                    self.bound_half_open(id, ctx.now);
+                }
+            }
             State::SynSent => {}
             State::SynReceived if opens => {
                 let acknowledges = ctx.segment.ack.within(flow.endpoint(side).acked, flow.endpoint(side.other()).next);

@@ -279,6 +279,20 @@ in_every_mode! {
         assert_eq!(present(&world, 0), Does::Pass);
     }
 
+    fn a_client_that_goes_on_without_an_answer_is_counted_no_longer_than_others(world, client, server) {
+        let _ = (client, server);
+        let world = world_in(&world, Does::Auto);
+        for port in 1..4 {
+            let (client, _) = world.on_port(port);
+            client.passes(call(&world));
+            // Anybody can send that, as its server is silent.
+            client.passes(ack(CLIENT_ISN + 1, 77));
+        }
+        assert_eq!(counts(&world, 0).half_open, 3);
+        world.after_secs(70);
+        assert_eq!(counts(&world, 0).half_open, 0);
+    }
+
     fn what_is_passed_before_a_switch_goes_on_untouched_after_it_in_every_state(world, client, server) {
         let _ = (client, server);
         let world = world_with(&world, |config| {
