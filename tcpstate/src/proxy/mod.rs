@@ -39,6 +39,7 @@ use crate::cache::servers::{Observation, ServerOptions};
 use crate::cache::stations::{self, Stations};
 use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPairs;
+use crate::config::Action;
 use crate::cookie::{Cookies, Rotation};
 use crate::flow::table::wheel::tick;
 use crate::flow::table::{Guess, Id, Population, Slab, Table};
@@ -539,7 +540,12 @@ impl Proxy {
                 self.conclude(side, verdict)
             }
             Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, now, egress),
-            Parsed::StrayError => self.on_unmatched_icmp(self.settings.policy.everybody().icmp_errors),
+            Parsed::StrayError => {
+                // What it is about cannot be read: it is for everybody.
+                let passes = self.settings.modes.present(0).passes();
+                let action = if passes { Action::Pass } else { self.settings.policy.everybody().icmp_errors };
+                self.on_unmatched_icmp(action)
+            }
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
                 if stations::announces(head.bytes()) {
