@@ -9,7 +9,7 @@ use crate::cache::updates::ServerUpdate;
 use crate::config::Asymmetric;
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, tick};
-use crate::flow::{FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::exceptions::Exception;
 use crate::wire::{Flags, FlowKey, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
@@ -38,29 +38,35 @@ impl Proxy {
         if !self.make_room(Opener::Unproved(&key), ctx.now, ctx.egress) {
             return Verdict::Drop(DropReason::TableFull);
         }
-        let (segment, options) = (*ctx.segment, Options::read(ctx.options()));
-        let admitted = self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| {
-            flow.set(FlowFlags::UNJUDGED, true);
-            flow.set(FlowFlags::SACK, options.sack_permitted);
-            // An answer has only what was offered.
-            flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
-            flow.set(FlowFlags::TIMESTAMPS_LAN, options.timestamps.is_some());
-            flow.outer_isn = segment.ack - 1;
-            flow.keep_path(ctx.side, &ctx.envelope());
-            note_syn(flow, &ctx, &options);
-            let answering = flow.endpoint_mut(Side::Wan);
-            answering.acked = segment.ack;
-            let next = answering.next;
-            let opener = flow.endpoint_mut(Side::Lan);
-            (opener.next, opener.acked) = (segment.ack, next);
-            opener.set_scales(options.scale, options.scale);
-        });
+        let admitted =
+            self.admit(&key, hash, Side::Lan, State::SynReceived, ctx.now, |flow| fill_syn_received(flow, &ctx));
         let Some(id) = admitted else {
             return Verdict::Drop(DropReason::TableFull);
         };
         self.remember_candidate(id);
         self.counters.count(Event::HalfSeen);
         self.forward_syn(ctx)
+    }
+
+    /// A SYN-ACK of the LAN that has no place in the connection its ends had, of which the box knows no end: the server has forgotten that, and answers the
+    /// client's new SYN, which has passed without a trace, as anybody may have sent it. The new connection takes the record.
+    pub(super) fn begin_by_answer(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        // A cookie of the box's that is about to come is for the record as it is.
+        let is_awaited = self.table[id].is(FlowFlags::REOPENING);
+        let is_of_another = !is_awaited && !self.is_in_sequence(ctx, id) && ctx.is_sound();
+        if ctx.side == Side::Wan || !is_of_another || !are_possible(ctx.key()) {
+            return;
+        }
+        let (key, hash, now, profile) = (*ctx.key(), ctx.hash, ctx.now, self.table[id].profile);
+        self.forget(id);
+        let begun = self.admit(&key, hash, Side::Wan, State::SynReceived, now, |flow| {
+            flow.profile = profile;
+            fill_syn_received(flow, ctx);
+        });
+        if let Some(id) = begun {
+            self.remember_candidate(id);
+            self.bound_half_open(id, now);
+        }
     }
 
     /// The opener of a connection whose SYN-ACK has not crossed the box goes on: it has got that another way.
@@ -121,4 +127,23 @@ impl Proxy {
         let bypass = self.settings.policy.rule(key).asymmetric == Asymmetric::Bypass;
         self.caches.direct_returns.found(key, bypass);
     }
+}
+
+/// Fills the record of a connection by the SYN-ACK at hand, whose SYN was not seen.
+fn fill_syn_received<E>(flow: &mut Flow, ctx: &Context<E>) {
+    let (segment, options) = (ctx.segment, Options::read(ctx.options()));
+    flow.set(FlowFlags::UNJUDGED, true);
+    flow.set(FlowFlags::SACK, options.sack_permitted);
+    // An answer has only what was offered.
+    flow.set(FlowFlags::TIMESTAMPS, options.timestamps.is_some());
+    flow.set(FlowFlags::TIMESTAMPS_LAN, options.timestamps.is_some());
+    flow.outer_isn = segment.ack - 1;
+    flow.keep_path(ctx.side, &ctx.envelope());
+    note_syn(flow, ctx, &options);
+    let answering = flow.endpoint_mut(ctx.side);
+    answering.acked = segment.ack;
+    let next = answering.next;
+    let opener = flow.endpoint_mut(ctx.side.other());
+    (opener.next, opener.acked) = (segment.ack, next);
+    opener.set_scales(options.scale, options.scale);
 }

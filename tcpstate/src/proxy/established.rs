@@ -161,6 +161,10 @@ impl Proxy {
                     self.reset_in_place(&mut ctx, Some(id))
                 }
             }
+            (Side::Lan, true) => {
+                self.begin_by_answer(&ctx, id);
+                Verdict::Forward
+            }
             _ => Verdict::Forward,
         }
     }

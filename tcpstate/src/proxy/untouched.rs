@@ -305,6 +305,9 @@ impl Proxy {
 
     fn follow_syn_ack(&mut self, ctx: &Context<impl Egress>, id: Id) {
         let flow = &self.table[id];
+        if !matches!(flow.state(), State::SynSent | State::SynReceived) {
+            return self.begin_by_answer(ctx, id);
+        }
         let answers = ctx.side != flow.client() && flow.is_in(State::SynSent) && flow.answers_syn(ctx.segment);
         if answers && ctx.is_sound() {
             self.settle_opening(ctx, id, Options::read(ctx.options()));

@@ -15,6 +15,7 @@ mod listed;
 mod matrix;
 mod modes;
 mod operator;
+mod passing;
 mod promise;
 mod proved;
 mod refusal;

@@ -389,4 +389,22 @@ in_every_mode! {
         client.passes(ack(9001, 5201).ts(9, 4));
         server.passes(rst(5201));
     }
+    fn a_signed_connection_whose_server_has_forgotten_one_of_the_same_ends_is_judged_by_its_own_numbers(world, client, server) {
+        let signed = |segment: Seg| segment.raw(&[19, 18, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 1, 1]);
+        client.passes(signed(syn(100).mss(1400)));
+        server.passes(signed(syn_ack(900, 101).mss(1400)));
+        client.passes(signed(ack(101, 901)));
+        server.passes(signed(data(901, 101, 100)));
+        world.after_secs(300);
+        // Both routers have started anew, with the same ports. Anybody may have sent the SYN: it changes nothing.
+        client.passes(signed(syn(2_000_000_000).mss(1400)));
+        client.sends_in_vain(rst(2_000_000_001), DropReason::BadReset);
+        server.passes(signed(data(1001, 101, 100)));
+        server.passes(signed(syn_ack(3_000_000_000, 2_000_000_001).mss(1400)));
+        client.passes(signed(ack(2_000_000_001, 3_000_000_001)));
+        server.passes(signed(data(3_000_000_001, 2_000_000_001, 100)));
+        client.passes(signed(rst(2_000_000_001)));
+        world.after_secs(125);
+        world.has_flows(0, 0);
+    }
 }
