@@ -9,6 +9,7 @@ use super::api::{Client, ControlApi};
 use crate::process::exit::Failure;
 use crate::process::privileges;
 use ::control::{Line, MAX_LOAD, MAX_REQUEST, Reply, Role, Why, read_line, write_line};
+use nix::sys::socket::{getsockopt, sockopt};
 use rustix::fs::Mode;
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,10 +65,11 @@ struct Peer {
 impl Peer {
     /// The one at the other end of this connection.
     fn of(client: &UnixStream) -> io::Result<Self> {
-        let credentials = rustix::net::sockopt::socket_peercred(client)?;
+        // Not by rustix: a process of an outer process namespace has the number 0 here, which its type for numbers cannot be.
+        let credentials = getsockopt(client, sockopt::PeerCredentials)?;
         let mut groups = pktio::peer_groups(client)?;
-        groups.push(credentials.gid.as_raw());
-        Ok(Self { user: credentials.uid.as_raw(), groups })
+        groups.push(credentials.gid());
+        Ok(Self { user: credentials.uid(), groups })
     }
 
     /// Whether it is root or this process' own user.
