@@ -1,0 +1,232 @@
+#!/bin/bash
+# The package under a real systemd: Debian 12, with systemd as the first process of namespaces of its own (processes, mounts, control groups,
+# network, host name), between a client and a server in network namespaces. The kernel is this machine's, so that it takes no minutes as in an emulated guest, and AF_XDP,
+# seccomp filters, capabilities and the watchdog are real. What systemd could change of the machine is read-only to it or taken from it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PATH="$PATH:$HOME/.cargo/bin"
+name=test-systemd
+. unit/guest/pack.sh
+
+begin
+export DEB_BUILD_OPTIONS=noautodbgsym
+need mmdebstrap dpkg-dev iproute2 ethtool util-linux iputils-ping procps
+groups=$(findmnt -n -t cgroup2 -o TARGET | head -1)
+[ -n "$groups" ] || ignored "systemd needs control groups of version 2, and none are mounted"
+group=$groups/spx$$
+netns() { echo "spx$$-$1"; }
+
+# Ends what runs in the namespaces, which go with their last process, and removes what has a name.
+holder=
+finish() {
+    local status=$? place
+    trap - EXIT
+    set +e
+    if [ "$status" -ne 0 ] && [ "$status" -ne 77 ] && [ -n "${one:-}" ]; then
+        { cat "$work/console"; inside journalctl --no-pager -n 40 -u synproxy@edge; } >&2
+    fi
+    if [ -n "$holder" ]; then kill -KILL "$holder" 2>/dev/null; wait "$holder" 2>/dev/null; fi
+    for place in box client server; do ip netns del "$(netns $place)" 2>/dev/null; done
+    # They become empty when the last process there is gone.
+    for _ in $(seq 50); do
+        [ -d "$group" ] || break
+        find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null
+        sleep 0.1
+    done
+    (exit "$status")
+    undo
+}
+trap finish EXIT
+
+say "building the package, as two versions"
+build "${PROFILE:-demo}"
+mkdir -p "$work/packages"
+first=$(PROFILE=${PROFILE:-demo} packaging/deb.sh "$work/packages/first" | tail -1)
+second=$(PROFILE=${PROFILE:-demo} VERSION=0.1.1 packaging/deb.sh "$work/packages/second" | tail -1)
+
+checks=0
+check() { checks=$((checks + 1)); say "ok: $*"; }
+
+# The same Debian 12 as for test-deb, kept for the next time.
+kept=$target/test-deb
+mkdir -p "$kept"
+if [ ! -s "$kept/bookworm.tar" ]; then
+    say "fetching Debian 12"
+    look_at bookworm
+    fetch mmdebstrap --mode=root --variant=minbase --include=iproute2,libelf1,zlib1g,systemd,man-db,bash-completion --quiet bookworm \
+        "$kept/part.tar" "$(cat "$work/sources.list")"
+    mv "$kept/part.tar" "$kept/bookworm.tar"
+fi
+root=$work/root
+mkdir "$root"
+tar -xf "$kept/bookworm.tar" -C "$root" --exclude='./dev/*'
+mkdir -p "$root/packages"
+cp "$first" "$root/packages/first.deb"
+cp "$second" "$root/packages/second.deb"
+# What belongs to a machine of its own, and what only waits.
+for unit in systemd-sysctl systemd-modules-load systemd-udevd systemd-random-seed systemd-remount-fs systemd-timesyncd systemd-networkd systemd-logind getty@tty1 console-getty systemd-binfmt systemd-hwdb-update; do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit.service"
+done
+# A service that the doctor wants gone, for the command that it gives.
+cat >"$root/etc/systemd/system/irqbalance.service" <<'UNIT'
+[Service]
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=multi-user.target
+UNIT
+
+# Client and server, and between them the machine with systemd: its ports eth0 (LAN) and eth1 (WAN).
+for place in box client server; do ip netns add "$(netns $place)"; done
+cable() {
+    ip -n "$(netns box)" link add "$1" type veth peer name "$2" netns "$(netns "$3")"
+    ip netns exec "$(netns "$3")" ethtool -K "$2" tx off txvlan off >/dev/null
+    ip -n "$(netns "$3")" addr add "$4/24" dev "$2"
+    ip -n "$(netns "$3")" link set "$2" up
+}
+cable eth0 s0 server 10.77.0.2
+cable eth1 c0 client 10.77.0.1
+
+cat >"$work/first" <<'INIT'
+set -e
+root=$1
+mount --bind "$root" "$root"
+cd "$root"
+mkdir -p old dev proc sys run tmp
+mount -t proc proc proc
+# The machine's settings.
+mount --bind proc/sys proc/sys && mount -o remount,bind,ro proc/sys
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t bpf bpf sys/fs/bpf
+mount -t tmpfs -o mode=755 tmpfs dev
+for device in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0; do
+    IFS=: read -r node major minor <<<"$device"
+    mknod -m 666 "dev/$node" c "$major" "$minor"
+done
+mkdir dev/pts dev/shm
+mount -t tmpfs tmpfs dev/shm
+mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs tmpfs tmp
+hostname systemd-test
+pivot_root . old
+umount -l old
+exec setpriv --bounding-set -sys_time,-sys_module,-sys_rawio,-sys_boot,-syslog env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --log-target=journal --show-status=no
+INIT
+mkdir "$group"
+(
+    echo "$BASHPID" >"$group/cgroup.procs"
+    exec ip netns exec "$(netns box)" unshare --mount --pid --cgroup --uts --ipc --fork --kill-child=KILL --propagation=private bash "$work/first" "$root"
+) >"$work/console" 2>&1 </dev/null &
+holder=$!
+# The number of the first process there, as it is here.
+for _ in $(seq 200); do
+    one=$(pgrep -P "$holder" 2>/dev/null | head -1 || true)
+    [ -n "$one" ] && [ "$(readlink "/proc/$one/exe" 2>/dev/null)" = /usr/lib/systemd/systemd ] && break
+    sleep 0.05
+done
+inside() { nsenter --target "$one" --mount --pid --cgroup --uts --ipc --net -- env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C SYSTEMD_PAGER= "$@" </dev/null; }
+# Waits until a command succeeds.
+until_it() {
+    for _ in $(seq 600); do
+        if "$@" >/dev/null 2>&1; then return 0; fi
+        sleep 0.1
+    done
+    fail "in vain: $*"
+}
+is_up() { case $(inside systemctl is-system-running 2>/dev/null) in running | degraded) ;; *) return 1 ;; esac; }
+until_it is_up
+check "systemd $(inside systemctl --version | sed -n '1s/systemd \([0-9]*\).*/\1/p') runs as the first process"
+
+change() { inside dpkg "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2; fail "dpkg $1 fails"; }; }
+change -i /packages/first.deb
+cat >"$root/etc/synproxy/edge.env" <<'ENV'
+LAN=eth0
+WAN=eth1
+OPTIONS=
+ENV
+echo 'synproxyconf = { mode = cache; };' >"$root/etc/synproxy/edge.conf"
+
+# Where root may not raise limits, as in some containers, systemd cannot either: two lines of the unit are left out.
+if [ $((16#$(sed -n 's/^CapEff:.//p' /proc/self/status) >> 24 & 1)) -eq 0 ]; then
+    say "without CAP_SYS_RESOURCE here, so without LimitMEMLOCK= and OOMScoreAdjust= of the unit"
+    mkdir -p "$root/etc/systemd/system/synproxy@.service.d"
+    printf '[Service]\nLimitMEMLOCK=1M\nOOMScoreAdjust=0\n' >"$root/etc/systemd/system/synproxy@.service.d/limits.conf"
+    inside systemctl daemon-reload
+fi
+
+# A server, and what a client sees of it.
+ip netns exec "$(netns server)" setpriv --pdeathsig KILL nc -lk 80 </dev/null >/dev/null 2>&1 &
+passes() { ip netns exec "$(netns client)" ping -q -c 1 -W 1 10.77.0.2 >/dev/null; }
+connects() { ip netns exec "$(netns client)" timeout 5 bash -c ': </dev/tcp/10.77.0.2/80'; }
+property() { inside systemctl show -p "$1" --value synproxy@edge; }
+
+if passes; then fail "something passes without a box"; fi
+inside systemctl enable --now synproxy@edge 2>/dev/null || fail "it does not start"
+until_it passes
+until_it connects
+inside synctl --socket /run/synproxy/edge.sock status | grep eth0 >/dev/null || fail "it does not answer the operator"
+inside systemctl status synproxy@edge >/dev/null || fail "it has no status"
+check "starts, and forwards frames"
+
+main=$(property MainPID)
+inside grep -q "^Uid:.$(inside id -u synproxy)" "/proc/$main/status" || fail "it is not the user synproxy"
+[ "$(inside sed -n 's/^CapBnd:.//p' "/proc/$main/status")" = "$(printf '%016x' $((1 << 12 | 1 << 13 | 1 << 14 | 1 << 23 | 1 << 38 | 1 << 39)))" ] \
+    || fail "it may have other capabilities than its six: $(inside grep Cap "/proc/$main/status")"
+inside grep -q '^Seccomp:.2' "/proc/$main/status" || fail "no filter of system calls is in force"
+check "runs as its own user, with six capabilities at most and a filter of system calls"
+if [ "$(nproc)" -gt 1 ]; then
+    pinned=$(inside sh -c "grep -l '^Cpus_allowed_list:.[0-9]*\$' /proc/$main/task/*/status | wc -l")
+    [ "$pinned" -eq 1 ] || fail "$pinned threads are pinned, and there is one worker"
+    check "pins its worker"
+fi
+
+exposure=$(inside systemd-analyze security synproxy@edge | sed -n 's/.*exposure level for .*: \([0-9.]*\) .*/\1/p')
+awk "BEGIN { exit !($exposure <= 2.5) }" || fail "systemd-analyze security says $exposure"
+check "systemd-analyze security says $exposure"
+
+inside systemctl reload synproxy@edge || fail "it does not reload"
+echo 'synproxyconf = { mode = wrong; };' >"$root/etc/synproxy/edge.conf"
+if inside systemctl reload synproxy@edge 2>/dev/null; then fail "a wrong configuration is reloaded"; fi
+echo 'synproxyconf = { mode = cache; };' >"$root/etc/synproxy/edge.conf"
+[ "$(property MainPID)" = "$main" ] || fail "a reload ends it"
+until_it passes
+check "reloads, and refuses a wrong configuration while it goes on"
+
+inside bash -c "kill -STOP $main"
+restarted() { [ "$(property NRestarts)" -ge 1 ] && [ "$(property ActiveState)" = active ]; }
+until_it restarted
+until_it passes
+inside journalctl --no-pager -u synproxy@edge | grep 'Watchdog timeout' >/dev/null || fail "it was not the watchdog"
+check "is restarted by the watchdog when it stands still, and forwards frames again"
+
+inside bash -c "kill -KILL $(property MainPID)"
+again() { [ "$(property NRestarts)" -ge 2 ] && [ "$(property ActiveState)" = active ]; }
+until_it again
+until_it passes
+check "is restarted after a kill"
+
+main=$(property MainPID)
+change -i /packages/second.deb
+inside dpkg -s synproxy | grep '^Version: 0.1.1' >/dev/null || fail "it is not upgraded"
+[ "$(property MainPID)" = "$main" ] || fail "the upgrade ends a running box"
+until_it passes
+inside systemctl restart synproxy@edge
+[ "$(property MainPID)" != "$main" ] || fail "a restart changes nothing"
+until_it passes
+check "is upgraded while it runs, and restarted when the operator says so"
+
+# The doctor's command against a service that moves interrupts; a stand-in for the service.
+inside systemctl start irqbalance
+inside systemctl disable --now irqbalance 2>/dev/null
+if inside systemctl is-active --quiet irqbalance; then fail "systemctl disable --now irqbalance leaves it running"; fi
+
+change -r synproxy
+gone() { ! inside systemctl is-active --quiet synproxy@edge; }
+until_it gone
+if passes; then fail "something passes after the removal"; fi
+[ ! -e "$root/usr/sbin/synproxy" ] && [ -s "$root/etc/synproxy/edge.conf" ] || fail "removing leaves programs, or takes configurations"
+change -P synproxy
+check "is stopped and removed, and the operator's files stay"
+say "$checks checks passed"
