@@ -200,7 +200,7 @@ pub fn stats(stats: &Stats) -> String {
     let reason =
         |name: &str| DropReason::ALL.iter().find(|reason| reason.label() == name).map(|reason| reason.meaning());
     explained(&mut out, "events", &total.events, event);
-    explained(&mut out, "drops", &total.drops, reason);
+    explained(&mut out, "drops (docs/drops.md has what to do about each)", &total.drops, reason);
     let loss = |name: &str| TABLE.iter().find(|row| row.loss == Some(name)).map(|row| row.meaning);
     explained(&mut out, "losses", &losses(total), loss);
     let described = |family: Family| {

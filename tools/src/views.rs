@@ -99,6 +99,9 @@ pub fn explained(explained: &Explained) -> String {
     let verdict =
         explained.reason.as_deref().map_or_else(|| explained.verdict.clone(), |reason| format!("drop, {reason}"));
     let _ = writeln!(out, "verdict: {verdict}: {}", explained.meaning);
+    if let Some(reason) = &explained.reason {
+        let _ = writeln!(out, "causes and remedies: docs/drops.md, section {reason}");
+    }
     if explained.released > 0 {
         let _ = writeln!(out, "then {} held frames are released", explained.released);
     }
