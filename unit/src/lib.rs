@@ -1,6 +1,7 @@
 //! What only tests: a simulated world around the engine, and the oracle that judges every segment in it; scripts that
 //! read like a trace; network namespaces for the whole appliance.
 
+pub mod documents;
 pub mod fuzzing;
 pub mod guest;
 pub mod netns;

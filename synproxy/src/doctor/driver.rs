@@ -36,7 +36,7 @@ pub(super) const CHECKS: &[Check] = &[
         worst: Level::Note,
         why: "Merged frames fit no link, and XDP does not see a tag that the NIC has taken out. The box switches these offloads off at its start and \
               back on at its end; some NICs drop their link for it, so it is better done before.",
-        remedy: "ethtool -K PORT NAME off ...",
+        remedy: "ethtool -K PORT NAME off",
         examine: offloads,
     },
     Check {

@@ -37,7 +37,7 @@ pub(super) const CHECKS: &[Check] = &[
         worst: Level::Note,
         why: "Both directions of a connection must meet at one worker. Where the NICs do not see to that, workers hand over misdirected frames, \
               which costs each of these a copy. The box sets key and table at its start, and back at its end.",
-        remedy: "ethtool -X PORT equal N hkey 6d:5a:...",
+        remedy: "ethtool -X PORT equal N hkey KEY",
         examine: rss,
     },
     Check {

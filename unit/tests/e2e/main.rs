@@ -9,6 +9,7 @@ mod bridge;
 mod capture;
 mod control;
 mod doctor;
+mod documents;
 mod errors;
 mod events;
 mod field;

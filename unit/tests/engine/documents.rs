@@ -3,6 +3,9 @@
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
+use tcpstate::DropReason;
+use unit::documents::{Item, Trial, items};
+
 /// Every source of the tree, without what is built.
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -155,4 +158,96 @@ fn every_source_that_a_document_names_is_there() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// All that can be tried of the pages, with the pages' names.
+fn tried() -> Vec<(String, Item)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut all = Vec::new();
+    for path in documents() {
+        let name = path.strip_prefix(&root).expect("pages are below the root").display().to_string();
+        let text = read_to_string(&path).expect("a document can be read");
+        let items = items(&text).unwrap_or_else(|faults| panic!("{name}: {faults:?}"));
+        all.extend(items.into_iter().map(|item| (name.clone(), item)));
+    }
+    all
+}
+
+#[test]
+fn commands_that_no_test_runs_are_few_and_listed() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/verification.md");
+    let page = read_to_string(page).expect("there is a page on tests");
+    let mut count = 0;
+    for (name, item) in tried() {
+        let (Trial::Command(text, _), Some(reason)) = (&item.trial, &item.notes.not_run) else { continue };
+        count += 1;
+        let row = format!("| [{}]({}) | `{text}` | {reason} |", name, name.strip_prefix("docs/").unwrap_or(&name));
+        assert!(page.contains(&row), "docs/verification.md lacks the row\n{row}");
+    }
+    let section = page.split("### Commands that no test runs").nth(1).expect("there is a list");
+    let rows = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1)
+        .take_while(|line| line.starts_with('|'))
+        .count();
+    assert_eq!(rows, count, "docs/verification.md lists a command that is run, or is nowhere");
+    assert!(count <= 10, "{count} commands are not run");
+}
+
+#[test]
+fn a_command_that_another_test_runs_is_in_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (name, item) in tried() {
+        let (Trial::Command(text, _), Some(file)) = (&item.trial, &item.notes.run_by) else { continue };
+        let source =
+            read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{name}:{}: {file}: {error}", item.line));
+        // Tests put commands together from their words.
+        let absent: Vec<&str> =
+            text.split_whitespace().skip(1).filter(|word| *word != "&" && !source.contains(word)).collect();
+        assert!(absent.is_empty(), "{name}:{}: {file} does not run `{text}`: {absent:?}", item.line);
+    }
+}
+
+/// The section of a page on drops: what stands below the meaning.
+fn by_hand<'a>(page: &'a str, label: &str) -> Option<&'a str> {
+    let section = page.split("\n## ").skip(1).find_map(|section| section.strip_prefix(label)?.strip_prefix("\n\n"))?;
+    section.split_once("\n\n").map(|(_, rest)| rest.trim_end())
+}
+
+#[test]
+fn every_drop_reason_has_a_section_that_says_what_to_do() {
+    const PARTS: [&str; 3] = ["* **Usual causes**: ", "* **What to do**: ", "* **Keys**: "];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join("docs/drops.md");
+    let page = read_to_string(&path).expect("there is a page on drops");
+    let head = page.split("\n## ").next().expect("a page has a beginning");
+    let sections = DropReason::ALL.iter().map(|reason| {
+        let rest = by_hand(&page, reason.label()).map_or_else(|| PARTS.join("\n").replace(": ", ":"), str::to_owned);
+        format!("\n## {}\n\n{}\n\n{rest}\n", reason.label(), reason.meaning().trim())
+    });
+    let document = head.to_owned() + &sections.collect::<String>();
+    if std::env::var_os("DROPS").is_some_and(|value| value == "accept") {
+        std::fs::write(&path, &document).expect("the page can be written");
+    }
+    assert!(
+        page == document,
+        "docs/drops.md differs from the drop reasons; DROPS=accept writes headings and meanings anew"
+    );
+    let sample = read_to_string(root.join("conf.txt")).expect("there is a sample");
+    let mut wrong = Vec::new();
+    for reason in DropReason::ALL {
+        let rest = by_hand(&page, reason.label()).unwrap_or_default();
+        let parts: Vec<&str> = rest.lines().collect();
+        if parts.len() != PARTS.len()
+            || !parts.iter().zip(PARTS).all(|(line, part)| line.len() > part.len() && line.starts_with(part))
+        {
+            wrong.push(format!("{}: not {PARTS:?}", reason.label()));
+            continue;
+        }
+        for key in parts[2].split('`').skip(1).step_by(2).filter(|key| !sample.contains(&format!(" {key} = "))) {
+            wrong.push(format!("{}: there is no key {key}", reason.label()));
+        }
+    }
+    assert!(wrong.is_empty(), "docs/drops.md: {}", wrong.join("\n"));
 }
