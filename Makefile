@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd deb install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -13,6 +13,8 @@ man: setup    ; @cargo run -q -p tools --bin mkman -- target/man-pages
 papers: man   # the former name
 # A Debian package in target/deb. `make install` is for other systems: DESTDIR, PREFIX (/usr/local) and UNITS (/etc/systemd/system) say where to.
 deb: setup    ; @packaging/deb.sh
+# An archive in target/dist for everybody else, with the licences of what is linked in and a bill of materials.
+dist: setup   ; @packaging/dist.sh
 install: build man
 	packaging/install.sh target/release target/man-pages $(or $(UNITS),/etc/systemd/system)
 
@@ -29,9 +31,10 @@ test-page: setup ; @$(run) unit/metrics/page.sh
 test-bgp: setup ; @$(run) unit/bgp/run.sh
 test-deb: setup ; @$(run) unit/deb/run.sh
 test-systemd: setup ; @$(run) unit/systemd/run.sh
+test-dist: setup ; @$(run) unit/dist/run.sh
 test-packetdrill: setup ; @$(run) unit/packetdrill/run.sh
 test-programs: setup ; @$(run) unit/programs/run.sh
-test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd
+test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 

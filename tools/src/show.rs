@@ -337,6 +337,7 @@ mod tests {
             text.contains("  flows                                         42.1\n") && !text.contains("drain"),
             "{text}"
         );
+        assert!(text.contains("docs/drops.md"), "{text}");
         let meaning = DropReason::BadCookie.meaning().trim();
         assert!(text.contains(&format!("7  {meaning}\n")) && !text.contains("malformed"), "{text}");
     }
