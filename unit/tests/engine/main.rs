@@ -21,6 +21,7 @@ mod proved;
 mod refusal;
 mod replay;
 mod reports;
+mod row;
 mod scenarios;
 mod several;
 mod simulation;
