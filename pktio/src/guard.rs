@@ -3,14 +3,15 @@
 use std::fmt;
 use std::io;
 
-use crate::netdev::{Changed, Settings};
+use crate::netdev::{Changed, HostPort, Settings};
 use crate::xdp::{AttachedProgram, ShedSamples};
 
-/// Restores the interfaces when it is dropped: detaches the XDP programs, then puts the settings back, and lets other processes have them.
+/// Restores the interfaces when it is dropped: removes what leads this machine's own frames through the box, detaches the XDP programs, then puts the settings back, and lets other processes have them.
 ///
 /// Drop it after the ports, so that the sockets are closed before the queues change.
 pub struct Guard {
-    // Dropped in this order.
+    // Dropped in this order: as long as the XDP program is there, the stack receives nothing from the NIC.
+    pub(crate) host: Option<HostPort>,
     pub(crate) programs: Vec<AttachedProgram>,
     pub(crate) settings: Settings,
 }
@@ -23,7 +24,14 @@ impl Guard {
 
     /// A guard of these settings, with no program attached yet.
     pub(crate) fn of(settings: Settings) -> Guard {
-        Guard { programs: Vec::new(), settings }
+        Guard { host: None, programs: Vec::new(), settings }
+    }
+
+    /// To be called when the workers have ended: what this machine sends leaves by its NIC again, if the LAN port was its own stack.
+    pub fn release_host(&mut self) {
+        if let Some(host) = &mut self.host {
+            host.disengage();
+        }
     }
 
     /// Looks whether somebody has changed queues or offloads of the interfaces since, and sets them again as the box needs them. A change that

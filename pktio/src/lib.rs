@@ -49,7 +49,7 @@ pub use error::{OpenError, advice, thread_advice};
 pub use frame::{Batch, Frame};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
-pub use open::{Alone, Asked, Buffers, Opened, Queue, buffers_for, interface_of, open, open_alone};
+pub use open::{Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, open, open_alone};
 pub use options::{Fallback, Mode, Options};
 pub use peer::peer_groups;
 pub use pool::Pool;

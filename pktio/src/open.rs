@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use crate::error::OpenError;
 use crate::frame::HEADROOM;
 use crate::guard::Guard;
-use crate::netdev::{self, Interface, Settings};
+use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
 use crate::options::{Mode, Options};
 use crate::packet::{PacketOptions, PacketPort};
@@ -74,7 +74,12 @@ enum Name<'a> {
     Packet(&'a str),
     Netmap(netmap::Name<'a>),
     Pcap(&'a str),
+    /// This machine's own stack.
+    Host,
 }
+
+/// The name of the port that is this machine's own stack, behind the NIC that is the WAN port.
+pub const HOST: &str = "host";
 
 impl<'a> Name<'a> {
     fn parse(name: &'a str) -> Result<Name<'a>, OpenError> {
@@ -89,10 +94,12 @@ impl<'a> Name<'a> {
             }
             // An old alias (eth0:1) is no interface, and no other name has a colon.
             Some(_) => return Err(syntax()),
+            None if name == HOST => Name::Host,
             None => Name::Any(name),
         };
         let rest = match parsed {
             Name::Any(rest) | Name::Xdp(rest) | Name::Packet(rest) | Name::Pcap(rest) => rest,
+            Name::Host => return Ok(parsed),
             Name::Netmap(_) => unreachable!("netmap parses its own names"),
         };
         let printable = rest.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/');
@@ -111,8 +118,8 @@ pub enum Asked {
     Packet,
 }
 
-/// The interface of the kernel that the name of a port means, and the I/O backend it asks for. `None` for a port of netmap and for a
-/// capture file.
+/// The interface of the kernel that the name of a port means, and the I/O backend it asks for. `None` for a port of netmap, for a
+/// capture file and for this machine's own stack.
 ///
 /// # Errors
 ///
@@ -122,7 +129,7 @@ pub fn interface_of(name: &str) -> Result<Option<(&str, Asked)>, OpenError> {
         Name::Any(device) => Some((device, Asked::Best)),
         Name::Xdp(device) => Some((device, Asked::Xdp)),
         Name::Packet(device) => Some((device, Asked::Packet)),
-        Name::Netmap(_) | Name::Pcap(_) => None,
+        Name::Netmap(_) | Name::Pcap(_) | Name::Host => None,
     })
 }
 
@@ -152,6 +159,13 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
     check(options)?;
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
+        (Name::Host, Name::Any(nic) | Name::Xdp(nic)) => return open_host(nic, options),
+        (Name::Host, _) | (_, Name::Host) => {
+            return Err(OpenError::Unsupported {
+                what: format!("{HOST} is this machine's own stack, behind a NIC that works by AF_XDP"),
+                hint: format!("write `{HOST} NIC`; an interface of that name is `xdp:{HOST}` or `packet:{HOST}`"),
+            });
+        }
         (Name::Netmap(lan_name), Name::Netmap(wan_name)) => {
             return open_netmap([(lan, *lan_name), (wan, *wan_name)], options);
         }
@@ -186,8 +200,19 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         });
     }
 
+    let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
+    open_both(devices, [lan, wan], wanted, options)
+}
+
+/// Opens two interfaces of the kernel; `ports` are their names as the operator gave them.
+fn open_both(
+    devices: [&str; 2],
+    ports: [&str; 2],
+    wanted: Option<Wanted>,
+    options: &Options,
+) -> Result<Opened, OpenError> {
     let located = [Interface::locate(devices[0])?, Interface::locate(devices[1])?];
-    let ([lan, wan], settings) = claim(located, [lan, wan], options)?;
+    let ([lan, wan], settings) = claim(located, ports, options)?;
     let mut notes = Vec::new();
     if lan.mtu() != wan.mtu() {
         let text = format!(
@@ -200,9 +225,20 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         warn!("{text}");
         notes.push(text);
     }
-    let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
     let (sets, spread, guard) = open_interfaces(&[&lan, &wan], settings, wanted, options, &mut notes)?;
     Ok(Opened { pairs: sets.into_iter().map(pair).collect(), spread, guard, notes })
+}
+
+/// Opens a NIC as the WAN port, and this machine's own stack behind it as the LAN port.
+fn open_host(nic: &str, options: &Options) -> Result<Opened, OpenError> {
+    let mut host = HostPort::new(nic, options.workers)?;
+    // AF_PACKET would see the frames that arrive at the stack a second time.
+    let options = Options { host: true, ..options.clone() };
+    let mut opened = open_both([host.port(), nic], [HOST, nic], Some(Wanted::Xdp), &options)?;
+    // From here on the frames of both directions wait for the workers.
+    host.engage()?;
+    opened.guard.host = Some(host);
+    Ok(opened)
 }
 
 /// Opens one interface, with a queue for each of `options.workers` workers, and prepares it.
@@ -217,6 +253,12 @@ pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
         Name::Xdp(device) => (device, Some(Wanted::Xdp)),
         Name::Packet(device) => (device, Some(Wanted::Packet)),
         Name::Netmap(netmap) => return open_netmap_alone((name, netmap), options),
+        Name::Host => {
+            return Err(OpenError::Unsupported {
+                what: format!("{HOST} is this machine's own stack, the LAN port of a box"),
+                hint: "name an interface".into(),
+            });
+        }
         Name::Pcap(spec) => {
             return open_captures(&[spec], options).map(|(sets, note)| Alone::of(sets, Guard::empty(), vec![note]));
         }
@@ -237,8 +279,11 @@ fn claim(
     if lan.index() == wan.index() {
         return Err(OpenError::SameInterface { interface: lan.name().into() });
     }
-    netdev::check(&[lan, wan], options.force)?;
-    let settings = Settings::claim(&[lan, wan], &format!("the box between {} and {}", ports[0], ports[1]))?;
+    netdev::check(&[lan, wan], options.force || options.host)?;
+    let mut settings = Settings::claim(&[lan, wan], &format!("the box between {} and {}", ports[0], ports[1]))?;
+    if options.host {
+        settings.share(wan.index());
+    }
     // A process that was killed may have left them down.
     Ok(([Interface::find(lan.name())?, Interface::find(wan.name())?], settings))
 }
@@ -419,11 +464,14 @@ fn attach(
     let name = interface.name();
     // Floods come from the WAN.
     let sheds = options.shed && side == 1;
-    if options.mode != Mode::Generic {
+    // The veth pair before this machine's stack works in driver mode, and in no other: the kernel takes frames that a filter has redirected past
+    // a generic program.
+    let mode = if options.host && side == 0 { Mode::Driver } else { options.mode };
+    if mode != Mode::Generic {
         match AttachedProgram::new(interface, other, true, layout, options.fallback, sheds) {
             Ok(program) => return Ok(program),
             Err(refusal @ (Refusal::Busy { .. } | Refusal::Limit(_) | Refusal::Descriptors(_))) => return Err(refusal),
-            Err(reason) if options.mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
+            Err(reason) if mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
             Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
         }
     }
@@ -598,6 +646,8 @@ mod tests {
         assert_eq!(Name::parse("xdp:eth0").unwrap(), Name::Xdp("eth0"));
         assert_eq!(Name::parse("packet:eth0.7").unwrap(), Name::Packet("eth0.7"));
         assert_eq!(Name::parse("pcap:/tmp/a b.pcap").unwrap(), Name::Pcap("/tmp/a b.pcap"));
+        assert_eq!(Name::parse("host").unwrap(), Name::Host);
+        assert_eq!(Name::parse("xdp:host").unwrap(), Name::Xdp("host"));
     }
 
     #[test]
@@ -634,6 +684,20 @@ mod tests {
             assert!(matches!(error, OpenError::Syntax { .. }), "{name}: {error}");
             assert!(error.to_string().contains("[xdp:|netmap:|packet:|pcap:]NAME"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_machines_own_stack_is_the_lan_port_of_a_nic_with_af_xdp() {
+        for (lan, wan) in
+            [("host", "host"), ("lo", "host"), ("host", "packet:lo"), ("host", "pcap:x"), ("host", "netmap:lo")]
+        {
+            let error = open(lan, wan, &Options::default()).unwrap_err();
+            assert!(matches!(error, OpenError::Unsupported { .. }), "{lan} {wan}: {error}");
+        }
+        let error = open_alone("host", &Options::default()).unwrap_err();
+        assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
+        let error = open("host", "lo", &Options::default()).unwrap_err();
+        assert!(!matches!(error, OpenError::NotFound { .. }), "{error}");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Options {
     pub spread: Option<[u8; 64]>,
     /// Whether an interface may be taken that this machine itself is reached by.
     pub force: bool,
+    /// Whether the WAN port is a NIC that this machine goes on using: [`open`](crate::open()) sets it for the LAN port `host`.
+    pub host: bool,
     /// Ends the wait for links when it is set.
     pub stop: Arc<AtomicBool>,
 }
@@ -50,6 +52,7 @@ impl Default for Options {
             netmap_slots: [256, 64],
             spread: None,
             force: false,
+            host: false,
             stop: Arc::default(),
         }
     }

@@ -211,6 +211,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         eprintln!("{ready}");
         service_manager::ready(&ready);
     });
+    guard.release_host();
     service_manager::stopping();
     drop((serving, coordination));
     events.finish();

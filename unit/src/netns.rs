@@ -146,7 +146,10 @@ impl Drop for Namespace {
         let Ok(own) = self.handle.metadata() else { return };
         let noted = fs::read_dir(pktio::netdev::DIRECTORY).into_iter().flatten().flatten();
         let is_own = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(&format!("@{}", own.ino()));
-        for entry in noted.filter(|entry| is_own(entry) && entry.file_name().to_string_lossy().starts_with("port-")) {
+        let is_noted = |entry: &fs::DirEntry| {
+            ["port-", "host-"].iter().any(|prefix| entry.file_name().to_string_lossy().starts_with(prefix))
+        };
+        for entry in noted.filter(|entry| is_own(entry) && is_noted(entry)) {
             let _ = fs::remove_file(entry.path());
         }
     }

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::Interface;
 use super::ethtool::Ethtool;
+use super::host::{self, Cleaned, Left};
 use super::originals::Originals;
 use super::rtnetlink::{Link, Rtnetlink};
 use crate::error::OpenError;
@@ -25,7 +26,7 @@ use crate::error::OpenError;
 pub const DIRECTORY: &str = "/run/synproxy";
 
 /// How a file's name begins.
-const PREFIX: &str = "port-";
+pub(super) const PREFIX: &str = "port-";
 
 /// The first line of a file.
 const VERSION: &str = "synproxy-port 1";
@@ -37,7 +38,7 @@ const STATE: &str = "taken-down ";
 const STATE_AT: u64 = (VERSION.len() + 1 + STATE.len()) as u64;
 
 /// The last line of a file whose settings are complete.
-const END: &str = "end";
+pub(super) const END: &str = "end";
 
 /// More than the settings of any interface take, in bytes.
 const LONGEST: u64 = 1 << 20;
@@ -89,7 +90,7 @@ impl Claim {
             namespace.identity(link)
         );
         let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false };
-        let path = Path::new(DIRECTORY).join(namespace.file_name(link.index));
+        let path = Path::new(DIRECTORY).join(namespace.file_name(PREFIX, link.index));
         let begin = Instant::now();
         let mut file = loop {
             match lock(&path, true) {
@@ -184,7 +185,7 @@ pub enum Holder {
 /// Who has an interface. Nothing is changed: a lock that others may share is taken for a moment.
 pub(super) fn holder_of(link: &Link, ethtool: &Ethtool) -> Holder {
     let namespace = Namespace::of_this_thread(ethtool);
-    let path = Path::new(DIRECTORY).join(namespace.file_name(link.index));
+    let path = Path::new(DIRECTORY).join(namespace.file_name(PREFIX, link.index));
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let Ok(mut file) = file else { return Holder::Nobody };
     if !file.metadata().is_ok_and(|own| own.is_file()) {
@@ -232,7 +233,11 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
     let namespace = Namespace::of_this_thread(&ethtool);
     let links = match names {
         [] => {
-            files(&namespace).map_err(io)?.into_iter().map(|index| netlink.indexed(index).map_err(|_| index)).collect()
+            let mut indexes = files(&namespace, PREFIX).map_err(io)?;
+            indexes.extend(host::files(&namespace).map_err(io)?);
+            indexes.sort_unstable();
+            indexes.dedup();
+            indexes.into_iter().map(|index| netlink.indexed(index).map_err(|_| index)).collect()
         }
         names => names
             .iter()
@@ -242,14 +247,25 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
     let mut restored = Vec::new();
     for link in links {
         let index = link.as_ref().map_or_else(|index| *index, |link| link.index);
-        let path = Path::new(DIRECTORY).join(namespace.file_name(index));
+        let path = Path::new(DIRECTORY).join(namespace.file_name(PREFIX, index));
         let interface = link.as_ref().map_or_else(|index| format!("interface {index}"), |link| link.name.clone());
         let refused = |source: io::Error| match source.kind() {
             ErrorKind::PermissionDenied => OpenError::Permission { interface: interface.clone() },
             _ => OpenError::Io { what: path.display().to_string(), source },
         };
-        let outcome = match lock(&path, false).map_err(refused)? {
-            Lock::Absent => Outcome::Done(Vec::new()),
+        // Before the settings: the pair's end has some as well, which go with it.
+        let removed =
+            match host::restore(link.as_ref().ok(), index, namespace.clone(), &mut netlink).map_err(&refused)? {
+                Left::Nothing => Cleaned::default(),
+                Left::Removed(cleaned) => cleaned,
+                Left::Held(text) => {
+                    restored.push(Restored { interface, outcome: Outcome::Held(holder(&text)) });
+                    continue;
+                }
+            };
+        let outcome = match lock(&path, false).map_err(&refused)? {
+            Lock::Absent if removed.has_failed => Outcome::Failed,
+            Lock::Absent => Outcome::Done(removed.done),
             Lock::Held(text) => Outcome::Held(holder(&text)),
             Lock::Taken(mut file) => {
                 let text = read(&mut file).map_err(io)?;
@@ -261,7 +277,8 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
                     Outcome::Failed
                 } else {
                     let _ = write(&file, b"").and_then(|()| fs::remove_file(&path));
-                    Outcome::Done(result.done)
+                    let done = Outcome::Done([removed.done, result.done].concat());
+                    if removed.has_failed { Outcome::Failed } else { done }
                 }
             }
         };
@@ -271,20 +288,20 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
 }
 
 /// The indexes of the interfaces that have a file.
-fn files(namespace: &Namespace) -> io::Result<Vec<u32>> {
+pub(super) fn files(namespace: &Namespace, prefix: &str) -> io::Result<Vec<u32>> {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut indexes: Vec<u32> = names.filter_map(|name| namespace.index_of(&name)).collect();
+    let mut indexes: Vec<u32> = names.filter_map(|name| namespace.index_of(prefix, &name)).collect();
     indexes.sort_unstable();
     Ok(indexes)
 }
 
 /// Why another process cannot have an interface.
-fn held(name: &str, text: &str) -> OpenError {
+pub(super) fn held(name: &str, text: &str) -> OpenError {
     OpenError::Busy {
         what: format!("{name} belongs to {}", holder(text)),
         hint: "an interface is a port of one box only; end that one, or name another interface".into(),
@@ -319,8 +336,8 @@ fn settings_of(text: &str, identity: &str) -> Option<Originals> {
 }
 
 /// The network namespace of a thread.
-#[derive(Debug)]
-struct Namespace {
+#[derive(Debug, Clone)]
+pub(super) struct Namespace {
     /// The number of its inode.
     number: u64,
     /// What no other namespace has had since the machine started: numbers of inodes come again.
@@ -330,31 +347,33 @@ struct Namespace {
 }
 
 impl Namespace {
-    fn of_this_thread(ethtool: &Ethtool) -> Namespace {
+    /// That of the calling thread.
+    pub(super) fn of_this_thread(ethtool: &Ethtool) -> Namespace {
         let number = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Namespace { number, cookie: ethtool.namespace_cookie(), boot: boot.trim().replace(' ', "") }
     }
 
     /// What no other interface has, nor had: its place, and its address.
-    fn identity(&self, link: &Link) -> String {
+    pub(super) fn identity(&self, link: &Link) -> String {
         let address: String = link.address.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}/{}/{}/{address}", self.boot, self.cookie, link.index)
     }
 
-    fn file_name(&self, index: u32) -> String {
-        format!("{PREFIX}{index}@{}", self.number)
+    /// The name of a file about an interface.
+    pub(super) fn file_name(&self, prefix: &str, index: u32) -> String {
+        format!("{prefix}{index}@{}", self.number)
     }
 
     /// The index in the name of a file, if it is about an interface in this namespace.
-    fn index_of(&self, name: &str) -> Option<u32> {
-        let (index, number) = name.strip_prefix(PREFIX)?.split_once('@')?;
+    fn index_of(&self, prefix: &str, name: &str) -> Option<u32> {
+        let (index, number) = name.strip_prefix(prefix)?.split_once('@')?;
         (number.parse() == Ok(self.number)).then_some(index.parse().ok()?)
     }
 }
 
 /// What came of locking a file.
-enum Lock {
+pub(super) enum Lock {
     /// This process has it.
     Taken(File),
     /// Another has it; the file says who.
@@ -364,7 +383,7 @@ enum Lock {
 }
 
 /// Locks the file at `path`, and makes it first if `make` says so.
-fn lock(path: &Path, make: bool) -> io::Result<Lock> {
+pub(super) fn lock(path: &Path, make: bool) -> io::Result<Lock> {
     if make {
         DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
     }
@@ -395,7 +414,7 @@ fn lock(path: &Path, make: bool) -> io::Result<Lock> {
     Ok(if is_there { Lock::Taken(file) } else { Lock::Absent })
 }
 
-fn read(file: &mut File) -> io::Result<String> {
+pub(super) fn read(file: &mut File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(LONGEST).read_to_end(&mut bytes)?;
@@ -403,7 +422,7 @@ fn read(file: &mut File) -> io::Result<String> {
 }
 
 /// Replaces the content. Where it is cut short, its last line is missing.
-fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
     file.write_all(bytes)
@@ -443,10 +462,10 @@ mod tests {
     #[test]
     fn a_file_is_named_by_interface_and_namespace() {
         let namespace = Namespace { number: 4_026_531_840, cookie: 1, boot: "b".into() };
-        assert_eq!(namespace.file_name(7), "port-7@4026531840");
-        assert_eq!(namespace.index_of("port-7@4026531840"), Some(7));
+        assert_eq!(namespace.file_name(PREFIX, 7), "port-7@4026531840");
+        assert_eq!(namespace.index_of(PREFIX, "port-7@4026531840"), Some(7));
         for other in ["port-7@4026531841", "port-@4026531840", "lan0-wan0@4026531840.sock", "port-7"] {
-            assert_eq!(namespace.index_of(other), None, "{other}");
+            assert_eq!(namespace.index_of(PREFIX, other), None, "{other}");
         }
         let link = Link { index: 7, address: vec![2, 0, 0xff], ..Link::default() };
         assert_eq!(namespace.identity(&link), "b/1/7/0200ff");

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::addresses::addresses;
 use super::claim::{Holder, holder_of};
 use super::ethtool::{Coalescing, Ethtool, PauseFrames, Rings};
+use super::host::other_filters;
 use super::protect::{check_apart, lying_on, session};
 use super::rss::{RssConfig, hashed_otherwise};
 use super::rtnetlink::{Link, Rtnetlink, attributes, half, push_attribute, word};
@@ -47,6 +48,8 @@ pub struct Description {
     pub holder: Holder,
     /// The XDP program that is attached.
     pub xdp: Option<XdpProgram>,
+    /// The filters of other programs that see the frames it sends, in words.
+    pub egress_filters: Vec<String>,
     /// What its driver can do with XDP; `None` where the kernel, before 6.3, does not say.
     pub xdp_features: Option<XdpFeatures>,
     /// Its queues.
@@ -203,6 +206,7 @@ fn description(link: &Link, links: &[Link], ethtool: &Ethtool, netlink: &mut Rtn
         session: session(&own, netlink).map(|(link, peer)| (link.name.clone(), peer)),
         holder: holder_of(link, ethtool),
         xdp: link.has_xdp.then_some(XdpProgram { number: link.xdp_program, is_generic: link.is_xdp_generic }),
+        egress_filters: other_filters(name, link.index, netlink),
         xdp_features: xdp_features(link.index).ok(),
         queues: ethtool.queues(name).ok().map(|(now, possible)| QueueCounts {
             receiving: now.receiving(),

@@ -11,7 +11,10 @@ use std::time::Duration;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_ACK: u16 = 4;
+pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -19,8 +22,8 @@ const HEADER: usize = 16;
 const TYPE_MASK: u16 = 0x3fff;
 
 // linux/rtnetlink.h
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
 const RTN_UNICAST: u8 = 1;
@@ -28,17 +31,17 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 /// Bytes of `struct ifinfomsg`, of `struct rtmsg`, and of `struct rtnexthop`.
-const IFINFOMSG: usize = 16;
+pub(super) const IFINFOMSG: usize = 16;
 const RTMSG: usize = 12;
 const RTNEXTHOP: usize = 8;
 
 // linux/if_link.h
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
+pub(super) const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
@@ -46,7 +49,7 @@ const IFLA_CARRIER_DOWN_COUNT: u16 = 48;
 const IFLA_MAX_MTU: u16 = 51;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_PERM_ADDRESS: u16 = 54;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 /// `IFLA_XDP_ATTACHED` of a program in generic mode (`XDP_ATTACHED_SKB`).
@@ -75,6 +78,8 @@ pub(super) struct Link {
     pub max_mtu: usize,
     /// Its link-layer address: the one it was made with, where the kernel says which that is.
     pub address: Vec<u8>,
+    /// The link-layer address it has now.
+    pub now: Vec<u8>,
     /// The index of the bridge, bond or other device it is a member of.
     pub master: Option<u32>,
     /// The index of the interface it lies on (a VLAN's parent), or of a veth's other end. Only within the same namespace.
@@ -112,7 +117,12 @@ impl Link {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_MTU => link.mtu = word(value)? as usize,
                 IFLA_MAX_MTU => link.max_mtu = word(value)? as usize,
-                IFLA_ADDRESS if !has_permanent => link.address = value.to_vec(),
+                IFLA_ADDRESS => {
+                    link.now = value.to_vec();
+                    if !has_permanent {
+                        link.address = value.to_vec();
+                    }
+                }
                 IFLA_PERM_ADDRESS => (link.address, has_permanent) = (value.to_vec(), true),
                 IFLA_MASTER => link.master = word(value).filter(|index| *index != 0),
                 IFLA_LINK => link.below = word(value).filter(|index| *index != 0),
@@ -279,6 +289,15 @@ impl Rtnetlink {
         let mut port = None;
         self.request(RTM_GETROUTE, 0, &body, |message| port = ports_of_route(message).next())?;
         Ok(port)
+    }
+
+    /// Asks for a change.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn change(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.request(kind, NLM_F_ACK | flags, body, |_| {})
     }
 
     /// Sends a request and gives every message of the answer to `each`.
@@ -499,7 +518,7 @@ pub(super) fn word(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The text up to the first zero byte.
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 

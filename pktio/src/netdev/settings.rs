@@ -76,6 +76,8 @@ struct Prepared {
     refused_queues: Option<Queues>,
     /// Offloads that cannot be switched off.
     stubborn: Vec<String>,
+    /// This machine sends by the interface as well.
+    is_shared: bool,
 }
 
 /// A setting that somebody else has changed.
@@ -109,9 +111,18 @@ impl Settings {
             queues: None,
             refused_queues: None,
             stubborn: Vec::new(),
+            is_shared: false,
         };
         let ports = claim(interfaces, holder)?.into_iter().map(prepared).collect();
         Ok(Settings { ports, ethtool: Some(ethtool) })
+    }
+
+    /// To be called before [`Settings::prepare`]: this machine goes on using the claimed interface of this index. Its addresses are no mistake,
+    /// and what its stack leaves to a NIC to do with sent frames does not concern the box, whose own frames have nothing left to do.
+    pub(crate) fn share(&mut self, index: u32) {
+        for port in self.ports.iter_mut().filter(|port| port.claim.index() == index) {
+            port.is_shared = true;
+        }
     }
 
     /// Prepares the claimed `interfaces` for `queues` workers. With random bytes for a key, makes their RSS symmetric as well, and returns
@@ -136,7 +147,7 @@ impl Settings {
         };
         let mut plans = Vec::new();
         for (side, (interface, port)) in interfaces.iter().zip(&mut self.ports).enumerate() {
-            let plan = Plan::of(ethtool, interface.name(), queues)?;
+            let plan = Plan::of(ethtool, interface.name(), queues, port.is_shared)?;
             port.originals = plan.originals();
             if let Ok((original, ..)) = &original {
                 port.originals.rss = original.get(side).cloned();
@@ -150,7 +161,9 @@ impl Settings {
             }
         }
         for ((interface, port), plan) in interfaces.iter().zip(&mut self.ports).zip(&plans) {
-            warn_of_addresses(interface.name());
+            if !port.is_shared {
+                warn_of_addresses(interface.name());
+            }
             port.membership = Some(promiscuous(interface)?);
             plan.carry_out(ethtool, interface.name(), queues, notes)?;
         }
@@ -163,7 +176,7 @@ impl Settings {
         for port in &mut self.ports {
             let Ok(name) = &ethtool.name_of(port.claim.index()) else { continue };
             port.queues = ethtool.queues(name).ok().map(|(now, _)| now);
-            let on = |feature: Feature| is_to_be_off(&feature).then_some(feature.name);
+            let on = |feature: Feature| is_to_be_off_at(&feature, port.is_shared).then_some(feature.name);
             port.stubborn = ethtool.features(name).unwrap_or_default().into_iter().filter_map(on).collect();
         }
     }
@@ -301,7 +314,8 @@ impl Prepared {
 
     fn check_offloads(&mut self, ethtool: &Ethtool, name: &str) -> Option<Changed> {
         let features = ethtool.features(name).ok()?;
-        let on = |feature: &&Feature| is_to_be_off(feature) && !self.stubborn.contains(&feature.name);
+        let on =
+            |feature: &&Feature| is_to_be_off_at(feature, self.is_shared) && !self.stubborn.contains(&feature.name);
         let on: Vec<&Feature> = features.iter().filter(on).collect();
         if on.is_empty() {
             return None;
@@ -329,26 +343,32 @@ pub(super) fn is_to_be_off(feature: &Feature) -> bool {
     feature.may_change && feature.is_requested && OFFLOADS.contains(&feature.name.as_str())
 }
 
+/// The same, for an interface that this machine sends by as well or does not: what only it sends may stay as it is.
+fn is_to_be_off_at(feature: &Feature, is_shared: bool) -> bool {
+    is_to_be_off(feature) && !(is_shared && feature.name.starts_with("tx-"))
+}
+
 /// What is to be changed at an interface, and how it was.
 struct Plan {
     /// The numbers of queues there are, and those there shall be.
     queues: Option<(Queues, Queues)>,
     features: Vec<Feature>,
     pause: Option<PauseFrames>,
+    is_shared: bool,
 }
 
 impl Plan {
-    fn of(ethtool: &Ethtool, name: &str, queues: usize) -> Result<Plan, OpenError> {
+    fn of(ethtool: &Ethtool, name: &str, queues: usize, is_shared: bool) -> Result<Plan, OpenError> {
         let pause = ethtool.pause(name).ok().filter(|pause| *pause != PauseFrames([0; 3]));
         let features = ethtool.features(name).unwrap_or_default();
         if features.is_empty() {
             debug!("{name} does not report its offloads");
         }
-        Ok(Plan { queues: plan_queues(ethtool, name, queues)?, features, pause })
+        Ok(Plan { queues: plan_queues(ethtool, name, queues)?, features, pause, is_shared })
     }
 
     fn originals(&self) -> Originals {
-        let offloads = self.features.iter().filter(|feature| is_to_be_off(feature));
+        let offloads = self.features.iter().filter(|feature| is_to_be_off_at(feature, self.is_shared));
         Originals {
             offloads: offloads.map(|feature| feature.name.clone()).collect(),
             queues: self.queues.map(|(now, _)| now),
@@ -367,7 +387,8 @@ impl Plan {
         if let Some((now, wanted)) = self.queues {
             set_queues(ethtool, name, now, wanted, workers)?;
         }
-        let on: Vec<&Feature> = self.features.iter().filter(|feature| is_to_be_off(feature)).collect();
+        let on: Vec<&Feature> =
+            self.features.iter().filter(|feature| is_to_be_off_at(feature, self.is_shared)).collect();
         if !on.is_empty()
             && let Err(error) = ethtool.set_features(name, self.features.len(), &on, false)
         {

@@ -102,6 +102,14 @@ pub(super) const CHECKS: &[Check] = &[
         examine: xdp_program,
     },
     Check {
+        id: "egress-filter",
+        looks_at: "whether a filter of `tc` sees what this machine sends by the NIC, where a box is to protect the machine itself",
+        worst: Level::Error,
+        why: "The box takes the frames before they leave the NIC, so the filter would not see them any more, or would take them from the box. The box does not start.",
+        remedy: "tc filter del dev PORT egress",
+        examine: egress_filter,
+    },
+    Check {
         id: "packet-sockets",
         looks_at: "whether a program reads an interface by AF_PACKET (tcpdump, a DHCP client)",
         worst: Level::Note,
@@ -128,6 +136,7 @@ fn exist(scene: &Scene) -> Vec<Found> {
 fn two_cables(scene: &Scene) -> Vec<Found> {
     match &scene.conflict {
         Some(conflict) => vec![Found::new(Level::Error, conflict.clone()).mended_by("ip -br link")],
+        None if scene.is_host => Found::ok("the LAN port is this machine's own stack"),
         None if scene.both().is_some() => Found::ok("the interfaces are two cables"),
         None => Vec::new(),
     }
@@ -207,6 +216,9 @@ fn member(scene: &Scene) -> Vec<Found> {
 }
 
 fn default_route(scene: &Scene) -> Vec<Found> {
+    if scene.is_host {
+        return Found::ok("the machine keeps its default routes");
+    }
     let found = scene.ports().flat_map(|port| {
         port.default_routes.iter().map(move |route| {
             let (version, flag) = if route.is_v6 { ("IPv6", "-6") } else { ("IPv4", "-4") };
@@ -222,6 +234,9 @@ fn default_route(scene: &Scene) -> Vec<Found> {
 }
 
 fn login(scene: &Scene) -> Vec<Found> {
+    if scene.is_host {
+        return Found::ok("the machine keeps its connections");
+    }
     let found = scene.each(|port| {
         let (interface, peer) = port.session.as_ref()?;
         Some(
@@ -234,6 +249,9 @@ fn login(scene: &Scene) -> Vec<Found> {
 }
 
 fn address(scene: &Scene) -> Vec<Found> {
+    if scene.is_host {
+        return Found::ok("the machine keeps its addresses");
+    }
     let found = scene.each(|port| {
         let addresses: Vec<String> = port.addresses.iter().map(ToString::to_string).collect();
         (!addresses.is_empty()).then(|| {
@@ -246,6 +264,9 @@ fn address(scene: &Scene) -> Vec<Found> {
 }
 
 fn managed(scene: &Scene) -> Vec<Found> {
+    if scene.is_host {
+        return Found::ok("who manages the NIC may go on, since nothing of it is moved");
+    }
     let found = scene.each(|port| {
         let (name, index) = (word(&port.name), port.index);
         let line = |path: &str, line: &str| scene.root.read(path).is_some_and(|text| text.lines().any(|it| it == line));
@@ -298,6 +319,19 @@ fn owner_of(scene: &Scene, program: u32) -> Option<(u32, String)> {
     })
 }
 
+fn egress_filter(scene: &Scene) -> Vec<Found> {
+    if !scene.is_host {
+        return Found::ok("no frame of this machine passes the box");
+    }
+    let found = scene.each(|port| {
+        let first = port.egress_filters.first()?;
+        let text = format!("{} has a filter at its egress ({first})", port.name);
+        let show = format!("tc filter show dev {} egress", word(&port.name));
+        Some(Found::new(Level::Error, text).at(port).mended_by(show))
+    });
+    or_ok(found, "no filter sees what this machine sends by the NIC")
+}
+
 fn packet_sockets(scene: &Scene) -> Vec<Found> {
     let table = scene.root.read("proc/self/net/packet").unwrap_or_default();
     // sk RefCnt Type Proto Iface R Rmem User Inode; a socket of protocol 0 receives nothing, and one of interface 0 from all.
@@ -310,6 +344,9 @@ fn packet_sockets(scene: &Scene) -> Vec<Found> {
             protocol.contains(|c| c != '0').then_some((interface.parse().ok()?, inode.parse().ok()?))
         })
         .collect();
+    if scene.is_host {
+        return Found::ok("programs that read the NIC by AF_PACKET see what has passed the box");
+    }
     if sockets.is_empty() {
         return Found::ok("no program reads an interface by AF_PACKET");
     }
@@ -422,6 +459,24 @@ mod tests {
         let found = stage.complaints();
         assert_eq!(found.len(), 1, "{found:#?}");
         assert_eq!((found[0].id, found[0].level, found[0].command.as_deref()), ("box", Level::Note, Some("kill 8")));
+    }
+
+    #[test]
+    fn a_machine_that_protects_itself_keeps_its_routes_addresses_connections_and_managers() {
+        let mut stage = Stage::new("host");
+        stage.scene.is_host = true;
+        stage.file("run/systemd/netif/links/12", "ADMIN_STATE=configured\n");
+        let nic = stage.scene.ports[1].as_mut().unwrap();
+        nic.default_routes = vec![DefaultRoute { interface: "wan0".into(), is_v6: false }];
+        nic.session = Some(("wan0".into(), "192.0.2.9".parse().unwrap()));
+        nic.addresses = vec!["192.0.2.1".parse().unwrap()];
+        let stack = super::super::stack_behind(nic, 2);
+        stage.scene.ports[0] = Some(stack);
+        let graver: Vec<_> = stage.complaints().into_iter().filter(|found| found.level > Level::Note).collect();
+        assert_eq!(graver, []);
+        stage.scene.ports[1].as_mut().unwrap().egress_filters = vec!["u32".into()];
+        let found = find(&stage.complaints(), "egress-filter").unwrap();
+        assert_eq!((found.level, found.command.as_deref()), (Level::Error, Some("tc filter show dev wan0 egress")));
     }
 
     #[test]

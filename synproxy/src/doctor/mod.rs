@@ -1,4 +1,4 @@
-//! `synproxy doctor LAN WAN`: looks at two interfaces and at the machine, changes nothing, needs no running box, and says what will work, about
+//! `synproxy doctor LAN WAN` (or `doctor host NIC`): looks at two interfaces and at the machine, changes nothing, needs no running box, and says what will work, about
 //! how fast, and what to change, each with the command that does it.
 //!
 //! A [`Check`] is a row of a table: what it looks at, why that matters, what mends it, and the function that examines a [`Scene`]. The page
@@ -22,8 +22,8 @@ use crate::process::exit::Failure;
 use crate::process::footprint::Needed;
 use crate::process::settings;
 use confparse::Poll;
-use pktio::netdev::{Described, Description, Holder, describe};
-use pktio::{Asked, OpenError, interface_of};
+use pktio::netdev::{Described, Description, Holder, QueueCounts, XdpFeatures, describe};
+use pktio::{Asked, HOST, OpenError, interface_of};
 use report::Report;
 use serde::Serialize;
 use std::path::Path;
@@ -166,6 +166,8 @@ struct Scene {
     ports: [Option<Description>; 2],
     /// Why the two are not two cables.
     conflict: Option<String>,
+    /// The LAN port is this machine's own stack: its interface is made when the box starts, and the machine keeps the other one.
+    is_host: bool,
     /// Where files are read.
     root: Root,
     /// Workers of the box.
@@ -274,32 +276,58 @@ pub fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
 fn scene(arguments: &DoctorArguments) -> Result<Scene, Failure> {
     let config = settings::load(arguments.config.as_deref())?.config;
     let workers = arguments.workers.map_or(config.workers, usize::from);
+    let is_host = arguments.lan == HOST;
     let parse = |name: &str| match interface_of(name)? {
         Some((device, asked)) => Ok((device.to_owned(), asked)),
+        None if is_host && name == HOST => Ok((HOST.to_owned(), Asked::Best)),
         None => Err(Failure::from(OpenError::Unsupported {
             what: format!("{name} is no interface of the kernel"),
             hint: "the doctor looks at NICs, veth, taps and other interfaces that `ip link` lists".into(),
         })),
     };
     let ((lan, lan_asked), (wan, wan_asked)) = (parse(&arguments.lan)?, parse(&arguments.wan)?);
-    let Described { ports, conflict } = describe([&lan, &wan])?;
+    if is_host && wan_asked == Asked::Packet {
+        return Err(Failure::from(OpenError::Unsupported {
+            what: format!("{HOST} works by AF_XDP only"),
+            hint: format!("write `{HOST} {wan}`"),
+        }));
+    }
+    let Described { ports, conflict } = describe([if is_host { &wan } else { &lan }, &wan])?;
     let port = |port: Result<Description, OpenError>| match port {
         Ok(port) => Ok(Some(port)),
         Err(OpenError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     };
     let [lan_port, wan_port] = ports;
+    let (lan_port, wan_port) = (port(lan_port)?, port(wan_port)?);
     Ok(Scene {
         names: [lan, wan],
         asked: [lan_asked, wan_asked],
-        ports: [port(lan_port)?, port(wan_port)?],
-        conflict,
+        ports: [if is_host { lan_port.map(|nic| stack_behind(&nic, workers)) } else { lan_port }, wan_port],
+        conflict: conflict.filter(|_| !is_host),
+        is_host,
         root: Root::new(Path::new("/")),
         workers,
         is_busy: config.poll == Poll::Busy,
         needed: Needed::of(&config, workers, false),
         program: std::env::current_exe().map_or_else(|_| "synproxy".into(), |path| path.display().to_string()),
     })
+}
+
+/// The interface that the box makes between this machine's stack and the NIC.
+fn stack_behind(nic: &Description, workers: usize) -> Description {
+    Description {
+        name: HOST.to_owned(),
+        kind: "veth".to_owned(),
+        driver: "veth".to_owned(),
+        is_up: true,
+        has_carrier: true,
+        mtu: nic.mtu,
+        holder: if nic.holder == Holder::Killed { Holder::Nobody } else { nic.holder.clone() },
+        xdp_features: Some(XdpFeatures { is_native: true, has_frags: true, ..XdpFeatures::default() }),
+        queues: Some(QueueCounts { receiving: workers, most_pairs: workers, are_combined: true }),
+        ..Description::default()
+    }
 }
 
 #[cfg(test)]

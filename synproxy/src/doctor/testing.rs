@@ -40,6 +40,7 @@ impl Stage {
             asked: [Asked::Best; 2],
             ports: [Some(port("lan0", 11)), Some(port("wan0", 12))],
             conflict: None,
+            is_host: false,
             root: Root::new(&folder),
             workers: 2,
             is_busy: false,

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 /// Shown above the arguments in `--help`, and below every complaint.
-const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy --check-config FILE\n       synproxy --restore [INTERFACE]...\n       \
+const USAGE: &str = "synproxy [OPTIONS] LAN WAN\n       synproxy [OPTIONS] host NIC\n       synproxy --check-config FILE\n       synproxy --restore [INTERFACE]...\n       \
      synproxy doctor LAN WAN";
 
 /// Shown below the options in `--help`.
@@ -20,6 +20,8 @@ Interfaces:
                  generic mode, AF_PACKET; the log says which was taken and why not a better one
   xdp:NAME       AF_XDP
   packet:NAME    AF_PACKET, works on every interface
+  host           as LAN: this machine's own services, behind the NIC that is the WAN port. The NIC keeps its addresses, routes and
+                 connections; what the machine sends and receives by it passes the box
   netmap:NAME    netmap on a NIC; netmap:NAME{1 and netmap:NAME}1 are the ends of a pipe
   valeX:Y        netmap: port Y of the software switch valeX
   pcap:FILE      a capture file, read to its end; pcap:in=FILE:out=FILE also writes what leaves, as pcap, and
@@ -113,7 +115,7 @@ pub struct Arguments {
     #[command(flatten)]
     pub captures: CaptureFiles,
 
-    /// The protected interface, toward the servers
+    /// The protected interface, toward the servers; `host` for this machine itself
     #[arg(value_name = "LAN", required_unless_present_any = ["check_config", "restore"])]
     pub lan: Option<String>,
 
@@ -213,7 +215,7 @@ pub struct DoctorArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
 
-    /// The protected interface, toward the servers
+    /// The protected interface, toward the servers; `host` for this machine itself
     #[arg(value_name = "LAN")]
     pub lan: String,
 
@@ -404,6 +406,10 @@ mod tests {
             (doctor.lan.as_str(), doctor.wan.as_str(), doctor.json, doctor.workers),
             ("eth0", "xdp:eth1", true, Some(2))
         );
+        let arguments = parse("synproxy doctor host eth0").unwrap();
+        assert!(matches!(arguments.task(), Task::Doctor(doctor) if doctor.lan == "host" && doctor.wan == "eth0"));
+        let arguments = parse("synproxy --workers 2 host eth0").unwrap();
+        assert!(matches!(arguments.task(), Task::Run { lan: "host", wan: "eth0" }));
         let arguments = parse("synproxy eth0 doctor").unwrap();
         assert!(matches!(arguments.task(), Task::Run { lan: "eth0", wan: "doctor" }));
     }

@@ -87,7 +87,7 @@ struct Port {
 
 impl<'a> LinkMonitor<'a> {
     /// Monitors the interfaces behind the names of these ports, LAN first, whose settings `guard` has; a capture file has none, nor has a
-    /// port of a netmap switch or pipe.
+    /// port of a netmap switch or pipe, nor this machine's own stack.
     pub fn new(ports: [&str; 2], guard: &'a mut Guard, link_loss: LinkLoss) -> Self {
         let port = |port: &str| {
             let name = interface_of(port)?;
@@ -223,6 +223,8 @@ impl<'a> LinkMonitor<'a> {
 /// The name of the interface behind a port, if it is one of the kernel's.
 fn interface_of(port: &str) -> Option<&str> {
     match port.split_once(':') {
+        // What becomes of the link of the machine's own NIC is for the machine to decide.
+        None if port == pktio::HOST => None,
         None => Some(port),
         Some(("xdp" | "packet", name)) => Some(name),
         Some(("netmap", name)) if !name.contains(['{', '}']) => Some(name),
@@ -607,6 +609,8 @@ mod tests {
             ("netmap:pipe}1", None),
             ("vale0:1", None),
             ("pcap:lo", None),
+            ("host", None),
+            ("xdp:host", Some("host")),
             ("pcap:in=lo:out=lo", None),
         ] {
             assert_eq!(interface_of(port), name, "{port}");

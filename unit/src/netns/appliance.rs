@@ -13,7 +13,7 @@ use harness::{leftovers, note};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use super::{Rig, program};
+use super::{Namespace, Rig, program};
 
 /// How long start and end may each take before they count as failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -154,7 +154,15 @@ impl Appliance {
     /// # Panics
     /// As [`Appliance::start`].
     pub fn start_on(rig: &Rig, ports: &[String], config: &str, arguments: &[&str]) -> Appliance {
-        let mut command = rig.middle.command(program("synproxy"));
+        Appliance::start_in(rig, &rig.middle, ports, config, arguments)
+    }
+
+    /// As [`Appliance::start_on`], in this namespace of the rig.
+    ///
+    /// # Panics
+    /// As [`Appliance::start`].
+    pub fn start_in(rig: &Rig, place: &Namespace, ports: &[String], config: &str, arguments: &[&str]) -> Appliance {
+        let mut command = place.command(program("synproxy"));
         // Rigs stand side by side on few cores: pinned, their first workers would all take the first one.
         if rig.queues() == 1 || !rig.is_alone() {
             command.arg("--no-pin");

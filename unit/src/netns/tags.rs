@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use harness::leftovers;
 
-use super::{CLIENT_V4, Rig, SERVER_V4, output};
+use super::{CLIENT_V4, Namespace, Rig, SERVER_V4, output};
 
 /// One VLAN tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,17 @@ impl Rig {
         }
         rig
     }
+}
+
+/// Puts `tags`, outermost first, on every frame that a host sends by an interface, before any filter but these at its egress sees the frame.
+///
+/// # Panics
+/// Without `tc` or `clang`; if the kernel refuses the program.
+pub fn put_first(host: &Namespace, interface: &str, tags: &[Tag]) {
+    let object = Object::compile(tags, &[]);
+    let object = object.0.display();
+    // Its result, zero, is no verdict here but "does not match", so the next filter follows.
+    host.sh(&format!("tc filter add dev {interface} egress pref 1 bpf obj {object} sec classifier/out"));
 }
 
 /// A compiled program. The file goes when dropped; what is loaded stays.

@@ -1,0 +1,127 @@
+//! The places where a box stands, with the very commands of `docs/deployments.md`. The machine's own services are in `host`, bonds in `bonds`.
+
+use std::net::IpAddr;
+
+use harness::{note, test};
+use unit::netns::tags::{CUSTOMER, PROVIDER};
+use unit::netns::{self, Appliance, CACHE_ON, Namespace, Rig, traffic};
+
+const MB: u64 = 1 << 20;
+
+/// The page.
+const PAGE: &str = include_str!("../../../docs/deployments.md");
+
+/// The blocks of commands of the section with this heading, a line each.
+fn commands(heading: &str) -> Vec<Vec<&'static str>> {
+    let section = PAGE.split("\n## ").find(|section| section.lines().next() == Some(heading));
+    let section = section.unwrap_or_else(|| panic!("the page has no section {heading:?}"));
+    let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
+    blocks.map(|block| block.lines().collect()).collect()
+}
+
+/// Executes a block in `place`: the box that it starts. Words of the page are replaced as `names` says.
+fn execute(rig: &Rig, place: &Namespace, block: &[&str], names: &[(&str, &str)]) -> Vec<Appliance> {
+    let mut boxes = Vec::new();
+    for line in block {
+        let word = |word: &str| {
+            let replaced = names.iter().find(|(name, _)| *name == word);
+            replaced.map_or(word, |(_, name)| name).to_owned()
+        };
+        let words: Vec<String> = line.split(' ').map(word).collect();
+        match &words[..] {
+            [program, ports @ ..] if program == "synproxy" => {
+                boxes.push(Appliance::start_in(rig, place, ports, CACHE_ON, &[]));
+            }
+            words => drop(place.sh(&words.join(" "))),
+        }
+    }
+    boxes
+}
+
+/// Bulk from clients to servers and back, over both versions of IP, and from servers to clients.
+fn is_served(client: &Namespace, server: &Namespace, bytes: u64) {
+    let ways: [(&Namespace, &Namespace, IpAddr); 4] = [
+        (client, server, netns::SERVER_V4),
+        (client, server, netns::SERVER_V6),
+        (server, client, netns::CLIENT_V4),
+        (server, client, netns::CLIENT_V6),
+    ];
+    for (from, to, address) in ways {
+        let service = to.serve(address, 0, traffic::exchanged);
+        netns::judge([client, server], [0, 0], || {
+            let stream = from.connect(service.address).expect("connecting");
+            let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
+            note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+        });
+    }
+}
+
+/// Ends boxes; each of them has answered the two connections from the WAN.
+fn end(boxes: Vec<Appliance>) {
+    for one in boxes {
+        let report = one.stop();
+        assert!(report.status.success());
+        assert_eq!(report.figure("syn-answered"), Some(2), "{}", report.log.join("\n"));
+    }
+}
+
+/// The ports of the rig's box have the names of the page.
+fn named_as_on_the_page(rig: &Rig) {
+    rig.middle.sh("for port in lan0:eth0 wan0:eth1; do
+                       ip link set dev ${port%:*} down; ip link set dev ${port%:*} name ${port#*:}
+                   done");
+}
+
+#[test]
+fn servers_behind_a_cable_are_protected() {
+    let rig = Rig::new();
+    named_as_on_the_page(&rig);
+    let [block] = &commands("Between two ports")[..] else { panic!("one block") };
+    let boxes = execute(&rig, &rig.middle, block, &[]);
+    is_served(&rig.client, &rig.server, 2 * MB);
+    end(boxes);
+}
+
+#[test]
+fn servers_in_vlans_are_protected_by_the_same_commands() {
+    let [block] = &commands("Between two ports")[..] else { panic!("one block") };
+    for tags in [&[CUSTOMER][..], &[PROVIDER, CUSTOMER]] {
+        let rig = Rig::tagged(1500, tags);
+        named_as_on_the_page(&rig);
+        let boxes = execute(&rig, &rig.middle, block, &[]);
+        is_served(&rig.client, &rig.server, MB);
+        end(boxes);
+    }
+}
+
+#[test]
+fn servers_behind_two_boxes_in_a_row_are_protected_by_both() {
+    let rig = Rig::new();
+    rig.middle.sh("ip link add x0 type veth peer name x1; ip link set x0 up; ip link set x1 up");
+    let blocks = commands("Two boxes in a row");
+    let boxes = execute(&rig, &rig.middle, &blocks[1], &[]);
+    assert_eq!(boxes.len(), 2);
+    is_served(&rig.client, &rig.server, 2 * MB);
+    end(boxes);
+}
+
+#[test]
+fn a_container_as_it_comes_is_protected() {
+    let rig = Rig::new().with_default_offloads(false);
+    rig.middle
+        .sh("ip link del lan0; ip link set dev wan0 down; ip link set dev wan0 name eth1; ip link set dev eth1 up");
+    let [block] = &commands("A container")[..] else { panic!("one block") };
+    // The runtime has given the container its namespace, and gives its interface an address.
+    let (runtime, container) = block.split_at(2);
+    execute(&rig, &rig.middle, runtime, &[("web", rig.server.name())]);
+    let mac = netns::SERVER_MAC;
+    rig.server.sh(&format!(
+        "ip link set dev eth0 address {mac}; ip link set dev eth0 up
+         ip addr add {}/24 dev eth0; ip addr add {}/64 dev eth0 nodad",
+        netns::SERVER_V4,
+        netns::SERVER_V6
+    ));
+    let boxes = execute(&rig, &rig.middle, container, &[]);
+    is_served(&rig.client, &rig.server, 2 * MB);
+    end(boxes);
+}
