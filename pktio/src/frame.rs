@@ -52,6 +52,9 @@ unsafe impl Send for Frame {}
 // SAFETY: through `&Frame` bytes can only be read, and only the holder of `&mut Frame` can write them.
 unsafe impl Sync for Frame {}
 
+/// The number of a frame that came in by no member of an aggregation.
+pub const NO_MEMBER: u8 = u8::MAX;
+
 impl Frame {
     /// The frame of `len` bytes at `start` of the buffer of `capacity` bytes at `base`.
     ///
@@ -62,6 +65,20 @@ impl Frame {
     pub(crate) unsafe fn over(base: NonNull<u8>, capacity: u32, start: u32, len: u32) -> Frame {
         debug_assert!(start + len <= capacity);
         Frame { base, next: None, capacity, start, len, beyond: 0 }
+    }
+
+    /// The member of an aggregation by which it came in, and will leave; of no meaning where its port has none.
+    #[inline]
+    pub fn member(&self) -> u8 {
+        // SAFETY: a buffer has at least a headroom, and the buffer at `base` belongs to this frame alone.
+        unsafe { self.base.as_ptr().read() }
+    }
+
+    /// Has it leave by this member, or by any of them ([`NO_MEMBER`]). The number is in the first byte of the buffer, below the frame.
+    #[inline]
+    pub fn set_member(&mut self, member: u8) {
+        // SAFETY: as in `member`; `&mut self` excludes every other access.
+        unsafe { self.base.as_ptr().write(member) }
     }
 
     /// The address of the first buffer.

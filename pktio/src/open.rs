@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 use crate::error::OpenError;
 use crate::frame::HEADROOM;
 use crate::guard::Guard;
+use crate::members::{MOST_MEMBERS, Members};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
 use crate::options::{Mode, Options};
@@ -157,6 +158,10 @@ pub fn buffers_for(mtu: usize) -> Option<Buffers> {
 /// Everything that was changed is restored.
 pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError> {
     check(options)?;
+    let members = [members_of(lan), members_of(wan)];
+    if members.iter().any(|members| members.len() > 1) {
+        return open_members(members, [lan, wan], options);
+    }
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
         (Name::Host, Name::Any(nic) | Name::Xdp(nic)) => return open_host(nic, options),
@@ -178,7 +183,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         (Name::Pcap(lan), Name::Pcap(wan)) => {
             let (sets, note) = open_captures(&[*lan, *wan], options)?;
             let spread = Err("a capture file has one queue".into());
-            let pairs = sets.into_iter().map(pair).collect();
+            let pairs = sets.into_iter().map(|set| pair(set, options.batch)).collect();
             return Ok(Opened { pairs, spread, guard: Guard::empty(), notes: vec![note] });
         }
         (Name::Pcap(_), _) | (_, Name::Pcap(_)) => {
@@ -211,22 +216,72 @@ fn open_both(
     wanted: Option<Wanted>,
     options: &Options,
 ) -> Result<Opened, OpenError> {
-    let located = [Interface::locate(devices[0])?, Interface::locate(devices[1])?];
-    let ([lan, wan], settings) = claim(located, ports, options)?;
-    let mut notes = Vec::new();
-    if lan.mtu() != wan.mtu() {
-        let text = format!(
-            "the MTU of {} is {} and that of {} is {}: longer frames will be lost; set both to the same",
-            lan.name(),
-            lan.mtu(),
-            wan.name(),
-            wan.mtu()
-        );
-        warn!("{text}");
-        notes.push(text);
+    open_all(&devices, ports, wanted, options)
+}
+
+/// The names of the members of a port: one, or several where it is an aggregation.
+pub fn members_of(port: &str) -> Vec<&str> {
+    // The name of a file may have a comma.
+    if port.starts_with("pcap:") { vec![port] } else { port.split(',').collect() }
+}
+
+/// Opens the member links of an aggregation on both sides.
+fn open_members(members: [Vec<&str>; 2], ports: [&str; 2], options: &Options) -> Result<Opened, OpenError> {
+    let refuse = |what: String| {
+        let hint = "name the members of both sides, each behind its partner's place: `lan0,lan1 wan0,wan1`".into();
+        Err(OpenError::Unsupported { what, hint })
+    };
+    if members[0].len() != members[1].len() {
+        return refuse(format!("{} member(s) on the LAN and {} on the WAN", members[0].len(), members[1].len()));
     }
-    let (sets, spread, guard) = open_interfaces(&[&lan, &wan], settings, wanted, options, &mut notes)?;
-    Ok(Opened { pairs: sets.into_iter().map(pair).collect(), spread, guard, notes })
+    if members[0].len() > MOST_MEMBERS {
+        return refuse(format!("{} members of a port are more than {MOST_MEMBERS}", members[0].len()));
+    }
+    let (mut devices, mut wanted) = (Vec::new(), None);
+    for name in members.iter().flatten() {
+        let (device, asked) = match Name::parse(name)? {
+            Name::Any(device) => (device, None),
+            Name::Xdp(device) => (device, Some(Wanted::Xdp)),
+            Name::Packet(device) => (device, Some(Wanted::Packet)),
+            _ => return refuse(format!("{name} is no interface of the kernel, as a member is")),
+        };
+        if wanted.is_some() && asked.is_some() && wanted != asked {
+            return refuse("AF_XDP and AF_PACKET cannot share their frames".into());
+        }
+        wanted = wanted.or(asked);
+        devices.push(device);
+    }
+    open_all(&devices, ports, wanted, options)
+}
+
+/// Opens interfaces of the kernel: the members of the LAN, then those of the WAN.
+fn open_all(
+    devices: &[&str],
+    ports: [&str; 2],
+    wanted: Option<Wanted>,
+    options: &Options,
+) -> Result<Opened, OpenError> {
+    let located = devices.iter().map(|device| Interface::locate(device)).collect::<Result<Vec<_>, _>>()?;
+    let (interfaces, settings) = claim(&located, ports, options)?;
+    let mut notes = Vec::new();
+    for at in 0..interfaces.len() / 2 {
+        let (lan, wan) = (&interfaces[at], &interfaces[at + interfaces.len() / 2]);
+        if lan.mtu() != wan.mtu() {
+            let text = format!(
+                "the MTU of {} is {} and that of {} is {}: longer frames will be lost; set both to the same",
+                lan.name(),
+                lan.mtu(),
+                wan.name(),
+                wan.mtu()
+            );
+            warn!("{text}");
+            notes.push(text);
+        }
+    }
+    let interfaces: Vec<&Interface> = interfaces.iter().collect();
+    let (sets, spread, guard) = open_interfaces(&interfaces, settings, wanted, options, &mut notes)?;
+    let pairs = sets.into_iter().map(|set| pair(set, options.batch)).collect();
+    Ok(Opened { pairs, spread, guard, notes })
 }
 
 /// Opens a NIC as the WAN port, and this machine's own stack behind it as the LAN port.
@@ -270,22 +325,21 @@ pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
 }
 
 /// Claims the interfaces of both ports, once they are found fit to be ports. They are up then.
-fn claim(
-    located: [Interface; 2],
-    ports: [&str; 2],
-    options: &Options,
-) -> Result<([Interface; 2], Settings), OpenError> {
-    let [lan, wan] = &located;
-    if lan.index() == wan.index() {
-        return Err(OpenError::SameInterface { interface: lan.name().into() });
+fn claim(located: &[Interface], ports: [&str; 2], options: &Options) -> Result<(Vec<Interface>, Settings), OpenError> {
+    for (at, one) in located.iter().enumerate() {
+        if located[..at].iter().any(|other| other.index() == one.index()) {
+            return Err(OpenError::SameInterface { interface: one.name().into() });
+        }
     }
-    netdev::check(&[lan, wan], options.force || options.host)?;
-    let mut settings = Settings::claim(&[lan, wan], &format!("the box between {} and {}", ports[0], ports[1]))?;
-    if options.host {
+    let interfaces: Vec<&Interface> = located.iter().collect();
+    netdev::check(&interfaces, options.force || options.host)?;
+    let mut settings = Settings::claim(&interfaces, &format!("the box between {} and {}", ports[0], ports[1]))?;
+    if let Some(wan) = interfaces.last().filter(|_| options.host) {
         settings.share(wan.index());
     }
     // A process that was killed may have left them down.
-    Ok(([Interface::find(lan.name())?, Interface::find(wan.name())?], settings))
+    let found = interfaces.iter().map(|interface| Interface::find(interface.name())).collect::<Result<_, _>>()?;
+    Ok((found, settings))
 }
 
 /// Claims one interface for a program that has it without another.
@@ -301,12 +355,15 @@ impl Alone {
     }
 }
 
-/// The ports of two interfaces, LAN first.
-fn pair((ports, pool): Ports) -> Pair {
-    let Ok([lan, wan]) = <[Box<dyn Port>; 2]>::try_from(ports) else {
-        unreachable!("a port for each of two interfaces")
+/// The ports of the interfaces of both sides, those of the LAN first.
+fn pair((mut ports, pool): Ports, batch: usize) -> Pair {
+    let side = |members: Vec<Box<dyn Port>>| match <[Box<dyn Port>; 1]>::try_from(members) {
+        Ok([single]) => single,
+        Err(several) => Box::new(Members::new(several, batch)) as Box<dyn Port>,
     };
-    Pair { lan, wan, pool }
+    let of_wan = ports.split_off(ports.len() / 2);
+    let wan = side(of_wan);
+    Pair { lan: side(ports), wan, pool }
 }
 
 /// A backend that the name of a port asks for.
@@ -460,10 +517,12 @@ fn attach(
     layout: &Layout,
     notes: &mut Vec<String>,
 ) -> Result<AttachedProgram, Refusal> {
-    let (interface, other) = (interfaces[side], interfaces[interfaces.len() - 1 - side]);
+    // The members of the LAN come first, and then their partners.
+    let partner = (side + interfaces.len() / 2) % interfaces.len();
+    let (interface, other) = (interfaces[side], interfaces[partner]);
     let name = interface.name();
     // Floods come from the WAN.
-    let sheds = options.shed && side == 1;
+    let sheds = options.shed && interfaces.len() > 1 && side >= interfaces.len() / 2;
     // The veth pair before this machine's stack works in driver mode, and in no other: the kernel takes frames that a filter has redirected past
     // a generic program.
     let mode = if options.host && side == 0 { Mode::Driver } else { options.mode };
@@ -526,7 +585,7 @@ fn claim_nics(
         names.iter().filter_map(|(_, name)| name.interface()).map(Interface::locate).collect::<Result<Vec<_>, _>>()?;
     let ports = names.map(|(written, _)| written);
     match <[Interface; 2]>::try_from(located) {
-        Ok(both) => claim(both, ports, options).map(|(both, settings)| (both.into(), settings)),
+        Ok(both) => claim(&both, ports, options),
         Err(located) => {
             let Some(nic) = located.first() else { return Ok((Vec::new(), Settings::none())) };
             netdev::check(&[nic], options.force)?;
@@ -698,6 +757,23 @@ mod tests {
         assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
         let error = open("host", "lo", &Options::default()).unwrap_err();
         assert!(!matches!(error, OpenError::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn members_are_as_many_on_both_sides_and_interfaces_of_the_kernel() {
+        assert_eq!(members_of("lan0,xdp:lan1"), ["lan0", "xdp:lan1"]);
+        assert_eq!(members_of("pcap:in=a,b"), ["pcap:in=a,b"]);
+        let nine = ["lo"; 9].join(",");
+        for (lan, wan) in
+            [("lo,lo", "lo"), ("lo,", "lo"), ("lo,vale0:1", "lo,lo"), ("xdp:lo,lo", "packet:lo,lo"), (&*nine, &*nine)]
+        {
+            let error = open(lan, wan, &Options::default()).unwrap_err();
+            assert!(matches!(error, OpenError::Unsupported { .. }), "{lan} {wan}: {error}");
+        }
+        let error = open("lo,lo", "lo,lo", &Options::default()).unwrap_err();
+        assert!(matches!(error, OpenError::SameInterface { .. }), "{error}");
+        let error = open("lo,", "lo,lo", &Options::default()).unwrap_err();
+        assert!(matches!(error, OpenError::Syntax { .. }), "{error}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The contract between an I/O backend and the worker: receive a batch, transmit a batch, flush, wait.
 
 use std::fmt;
+use std::iter::Sum;
+use std::ops::Add;
 use std::os::fd::RawFd;
 
 use crate::frame::Batch;
@@ -33,6 +35,11 @@ pub trait Port: Send {
 
     /// The descriptor that becomes readable when frames have arrived; `None` for ports that are always ready.
     fn poll_fd(&self) -> Option<RawFd>;
+
+    /// The ports that it consists of, if it is an aggregation; none otherwise.
+    fn members(&self) -> &[Box<dyn Port>] {
+        &[]
+    }
 
     /// True once the port will never deliver a frame again (the end of a capture file).
     fn is_exhausted(&self) -> bool {
@@ -72,6 +79,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn poll_fd(&self) -> Option<RawFd> {
         (**self).poll_fd()
+    }
+
+    fn members(&self) -> &[Box<dyn Port>] {
+        (**self).members()
     }
 
     fn is_exhausted(&self) -> bool {
@@ -185,6 +196,54 @@ pub struct RingStatistics {
     pub rx_fill_ring_empty_descs: u64,
     /// Times the kernel found the transmit ring empty when it looked for frames to send.
     pub tx_ring_empty_descs: u64,
+}
+
+impl Add for PortStatistics {
+    type Output = PortStatistics;
+
+    fn add(self, other: PortStatistics) -> PortStatistics {
+        PortStatistics {
+            received: self.received + other.received,
+            received_bytes: self.received_bytes + other.received_bytes,
+            sent: self.sent + other.sent,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            transmit_full: self.transmit_full + other.transmit_full,
+            transmit_errors: self.transmit_errors + other.transmit_errors,
+            no_buffer: self.no_buffer + other.no_buffer,
+            truncated: self.truncated + other.truncated,
+            receive_full: self.receive_full + other.receive_full,
+            fill_empty: self.fill_empty + other.fill_empty,
+            kernel_drops: self.kernel_drops + other.kernel_drops,
+            kicks: self.kicks + other.kicks,
+            shed_fresh: self.shed_fresh + other.shed_fresh,
+            shed_repeated: self.shed_repeated + other.shed_repeated,
+            checksums_completed: self.checksums_completed + other.checksums_completed,
+            super_frames: self.super_frames + other.super_frames,
+            uncut: self.uncut + other.uncut,
+            rings: self.rings + other.rings,
+        }
+    }
+}
+
+impl Sum for PortStatistics {
+    fn sum<I: Iterator<Item = PortStatistics>>(all: I) -> PortStatistics {
+        all.fold(PortStatistics::default(), Add::add)
+    }
+}
+
+impl Add for RingStatistics {
+    type Output = RingStatistics;
+
+    fn add(self, other: RingStatistics) -> RingStatistics {
+        RingStatistics {
+            rx_dropped: self.rx_dropped + other.rx_dropped,
+            rx_invalid_descs: self.rx_invalid_descs + other.rx_invalid_descs,
+            tx_invalid_descs: self.tx_invalid_descs + other.tx_invalid_descs,
+            rx_ring_full: self.rx_ring_full + other.rx_ring_full,
+            rx_fill_ring_empty_descs: self.rx_fill_ring_empty_descs + other.rx_fill_ring_empty_descs,
+            tx_ring_empty_descs: self.tx_ring_empty_descs + other.tx_ring_empty_descs,
+        }
+    }
 }
 
 /// What one worker owns: its queue of both ports, and the frames they share.

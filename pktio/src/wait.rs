@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use crate::members::MOST_MEMBERS;
 use crate::port::Port;
 
 /// How long a backlogged port may wait for its next flush.
@@ -30,24 +31,33 @@ pub fn wait(ports: [&dyn Port; 2], timeout: Option<Duration>) -> io::Result<()> 
 /// Those of `ppoll(2)`.
 pub fn wait_or_wake(ports: [&dyn Port; 2], wakers: [Option<RawFd>; 2], timeout: Option<Duration>) -> io::Result<()> {
     // A negative descriptor is skipped by poll(2).
-    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 4];
-    for (entry, waker) in fds[2..].iter_mut().zip(wakers) {
+    let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 2 + 2 * MOST_MEMBERS];
+    for (entry, waker) in fds.iter_mut().zip(wakers) {
         entry.fd = waker.unwrap_or(-1);
     }
-    let mut waiting = false;
-    for (port, entry) in ports.iter().zip(&mut fds) {
-        match port.poll_fd() {
-            _ if port.is_exhausted() => {}
-            Some(fd) => {
-                entry.fd = fd;
-                waiting = true;
-            }
-            None => return Ok(()),
+    let mut used = 2;
+    let mut add = |port: &dyn Port| {
+        if port.is_exhausted() {
+            return true;
+        }
+        let Some(fd) = port.poll_fd() else { return false };
+        fds[used].fd = fd;
+        used += 1;
+        true
+    };
+    for port in ports {
+        let all_can_wait = match port.members() {
+            [] => add(port),
+            members => members.iter().all(|member| add(&**member)),
+        };
+        if !all_can_wait {
+            return Ok(());
         }
     }
-    if !waiting {
+    if used == 2 {
         return Ok(());
     }
+    let fds = &mut fds[..used];
     let backlogged = ports.iter().any(|port| port.is_backlogged());
     let timeout = if backlogged { Some(timeout.map_or(BACKLOG_WAIT, |t| t.min(BACKLOG_WAIT))) } else { timeout };
     let timeout = timeout.map(|t| libc::timespec {
@@ -72,7 +82,7 @@ pub fn wait_or_wake(ports: [&dyn Port; 2], wakers: [Option<RawFd>; 2], timeout: 
 
 /// Tells whether frames wait at a port, asked by somebody other than who serves it, also when the port is gone.
 #[derive(Debug)]
-pub struct PortWatch(OwnedFd);
+pub struct PortWatch(Vec<OwnedFd>);
 
 impl PortWatch {
     /// Of this port; `None` where asking would change something, as `poll(2)` moves the rings of netmap, or nothing can be asked.
@@ -80,18 +90,26 @@ impl PortWatch {
         if !["xdp", "packet"].contains(&port.capabilities().backend) {
             return None;
         }
-        let fd = port.poll_fd()?;
-        // SAFETY: the port has this descriptor open, and is borrowed.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        fd.try_clone_to_owned().ok().map(Self)
+        let copy = |port: &dyn Port| {
+            let fd = port.poll_fd()?;
+            // SAFETY: the port has this descriptor open, and is borrowed.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            fd.try_clone_to_owned().ok()
+        };
+        match port.members() {
+            [] => Some(Self(vec![copy(port)?])),
+            members => members.iter().map(|member| copy(&**member)).collect::<Option<_>>().map(Self),
+        }
     }
 
     /// Whether the port has frames to receive.
     pub fn is_readable(&self) -> bool {
-        let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, which the kernel fills in before this returns at once.
-        let ready = unsafe { libc::poll(&mut entry, 1, 0) };
-        ready > 0 && entry.revents & libc::POLLIN != 0
+        self.0.iter().any(|fd| {
+            let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which the kernel fills in before this returns at once.
+            let ready = unsafe { libc::poll(&mut entry, 1, 0) };
+            ready > 0 && entry.revents & libc::POLLIN != 0
+        })
     }
 }
 

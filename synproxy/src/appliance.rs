@@ -402,7 +402,9 @@ fn steerings(
             Strategy::Everything
         }
     };
-    Steering::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)
+    let has_members = pairs.iter().any(|pair| !pair.wan.members().is_empty());
+    let steerings = Steering::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)?;
+    Ok(steerings.into_iter().map(|steering| steering.with_members(has_members)).collect())
 }
 
 /// Bytes from the operating system.

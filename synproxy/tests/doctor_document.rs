@@ -14,7 +14,7 @@ fn document() -> String {
     let mut text = "\
 # Doctor
 
-`synproxy doctor LAN WAN` looks at two interfaces and at the machine, and says whether a box works between them, by which I/O backend and mode, about how fast, and what to change, each with the
+`synproxy doctor LAN WAN` (or `synproxy doctor host NIC`, for [the machine's own services](deployments.md#the-machines-own-services)) looks at two interfaces and at the machine, and says whether a box works between them, by which I/O backend and mode, about how fast, and what to change, each with the
 command that does it. It changes nothing and needs no running box; where one runs, it says so. Root sees everything; another user sees what a box of that user would have.
 
 <!-- box: none -->
@@ -44,7 +44,7 @@ note: eth0: veth, AF_XDP, driver mode, copying; its driver has no zero copy  [dr
 
 The exit status is 1 if there is an error, else 0. With `--config FILE` and `--workers N` it judges by the workers, the polling and the tables of the box that is to run. With `--json` it prints one
 object: `summary`, `errors`, `warnings`, `notes`, `speed` (`modes` of LAN and WAN, `workers`, and per worker `syns`, `segments` and `bulk` as `[from, to]`, with `basis`) and `findings`,
-each with `id`, `level`, `port` (or null), `finding`, `why` and `command` (or null). The figures are those of [performance.md](performance.md#what-to-expect-of-a-port).
+each with `id`, `level`, `port` (or null), `finding`, `why` and `command` (or null). Of two [aggregations](deployments.md#bonds) (`doctor lan0,lan1 wan0,wan1`) it reports on each pair of members, with `--json` an object a line. The figures are those of [performance.md](performance.md#what-to-expect-of-a-port).
 
 Commands take effect at once and last until the next start of the machine; what is to last belongs in the configuration of the network or of the service. A command that begins with `ulimit` or `taskset`
 belongs in the shell, or the unit, that starts the box. Of what the box sets itself at its start and puts back at its end (offloads, pause frames, queues, RSS) the doctor only makes notes.

@@ -44,8 +44,10 @@ pub(crate) fn check(interfaces: &[&Interface], force: bool) -> Result<(), OpenEr
         }
     }
     let links = netlink.links().map_err(io)?;
-    if let [one, other] = interfaces {
-        check_apart(one.link(), other.link(), &links)?;
+    for (at, one) in interfaces.iter().enumerate() {
+        for other in &interfaces[at + 1..] {
+            check_apart(one.link(), other.link(), &links)?;
+        }
     }
     if force {
         return Ok(());

@@ -30,6 +30,8 @@ pub struct Outlet<'a, O> {
     pub pool: &'a mut Pool,
     /// What is to leave by each port.
     pub outgoing: &'a mut PerSide<Batch>,
+    /// The member by which the engine's own segments leave, where the ports have members.
+    pub member: Option<u8>,
     /// Sees the frames that are dropped.
     pub observer: &'a mut O,
 }
@@ -63,6 +65,9 @@ impl<O> Egress for Outlet<'_, O> {
         let start = frame.start();
         let len = write(&mut frame.buffer_mut()[start..]);
         frame.set(start, len);
+        if let Some(member) = self.member {
+            frame.set_member(member);
+        }
         self.outgoing[to].push(frame);
         true
     }

@@ -12,7 +12,7 @@ mod waker;
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
-use pktio::{Batch, Frame, Pool};
+use pktio::{Batch, Frame, NO_MEMBER, Pool};
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::io;
@@ -32,6 +32,8 @@ const QUEUE_LENGTH: std::ops::RangeInclusive<usize> = 32..=1024;
 /// A frame on its way, or the space for one.
 struct Slot {
     len: usize,
+    /// The member of an aggregation by which the frame came in.
+    member: u8,
     bytes: Box<[u8]>,
 }
 
@@ -46,21 +48,21 @@ impl FrameQueue {
         let queue = Self { full: ArrayQueue::new(slots), free: ArrayQueue::new(slots) };
         for _ in 0..slots {
             // There is space for exactly as many.
-            let _ = queue.free.push(Slot { len: 0, bytes: vec![0; longest].into_boxed_slice() });
+            let _ = queue.free.push(Slot { len: 0, member: NO_MEMBER, bytes: vec![0; longest].into_boxed_slice() });
         }
         queue
     }
 
     /// Copies a frame into the queue; false when the queue is full, or the frame longer than a slot. A client's SYN may not take the last
     /// quarter of the slots: a flood of SYNs leaves space for the frames of connections.
-    fn push(&self, frame: &Frame, is_syn: bool) -> bool {
+    fn push(&self, frame: &Frame, member: u8, is_syn: bool) -> bool {
         if is_syn && self.free.len() <= self.free.capacity() / 4 {
             return false;
         }
         let Some(mut slot) = self.free.pop() else { return false };
         let fits = frame.total() <= slot.bytes.len();
         if fits {
-            slot.len = frame.copy_to(&mut slot.bytes);
+            (slot.len, slot.member) = (frame.copy_to(&mut slot.bytes), member);
         }
         let queue = if fits { &self.full } else { &self.free };
         queue.push(slot).is_ok() && fits
@@ -69,7 +71,10 @@ impl FrameQueue {
     /// Copies the next frame out of the queue into one of `pool`, which may have none left.
     fn pop(&self, pool: &mut Pool) -> Option<Option<Frame>> {
         let slot = self.full.pop()?;
-        let frame = pool.adopt(&slot.bytes[..slot.len]);
+        let mut frame = pool.adopt(&slot.bytes[..slot.len]);
+        if let Some(frame) = frame.as_mut().filter(|_| slot.member != NO_MEMBER) {
+            frame.set_member(slot.member);
+        }
         let _ = self.free.push(slot);
         Some(frame)
     }
@@ -116,6 +121,8 @@ pub struct Endpoint {
     due: Cell<u64>,
     /// The sender whose queue is read first, so that none starves.
     first: usize,
+    /// Frames go with the number of their member.
+    has_members: bool,
 }
 
 /// The result of taking frames over.
@@ -148,8 +155,20 @@ impl Endpoint {
             updates: (0..workers).map(|_| ArrayQueue::new(INBOX)).collect(),
             wakeups: (0..workers).map(|_| wakeup()).collect::<io::Result<_>>()?,
         });
-        let endpoint = |number| Endpoint { shared: Arc::clone(&shared), number, owed: 0, due: Cell::new(0), first: 0 };
+        let endpoint = |number| Endpoint {
+            shared: Arc::clone(&shared),
+            number,
+            owed: 0,
+            due: Cell::new(0),
+            first: 0,
+            has_members: false,
+        };
         Ok((0..workers).map(endpoint).collect())
+    }
+
+    /// The same end, for ports that consist of members or do not: frames then go with the number of theirs.
+    pub fn with_members(self, has_members: bool) -> Endpoint {
+        Endpoint { has_members, ..self }
     }
 
     /// The number of its worker.
@@ -166,7 +185,9 @@ impl Endpoint {
     /// To be followed by [`Endpoint::wake_receivers`], once for many frames.
     pub fn hand_over(&mut self, to: usize, side: Side, frame: &Frame, is_syn: bool) -> bool {
         self.owed |= 1 << to;
-        self.shared.queue(self.number, to, side).push(frame, is_syn)
+        // The byte lies on a cache line that nothing else has touched.
+        let member = if self.has_members { frame.member() } else { NO_MEMBER };
+        self.shared.queue(self.number, to, side).push(frame, member, is_syn)
     }
 
     /// Wakes the sleeping workers among those that were handed something.
@@ -282,6 +303,21 @@ mod tests {
         assert_eq!(endpoints[2].take(Side::Lan, &mut batch, 64, &mut pool).frames, 1);
         assert_eq!(bytes(&mut batch, &mut pool), [b"two"]);
         assert_eq!(pool.idle(), pool.total());
+    }
+
+    #[test]
+    fn a_frame_keeps_its_member() {
+        let (mut pool, mut batch) = (Pool::heap(8, 256, 64), Batch::new());
+        let mut endpoints: Vec<_> =
+            Endpoint::open(2, 100).unwrap().into_iter().map(|end| end.with_members(true)).collect();
+        let mut sent = frame(&mut pool, b"x");
+        sent.set_member(5);
+        assert!(endpoints[0].hand_over(1, Side::Wan, &sent, false));
+        sent.set_member(0);
+        pool.put(sent);
+        assert_eq!(endpoints[1].take(Side::Wan, &mut batch, 8, &mut pool).frames, 1);
+        assert_eq!(batch[0].member(), 5);
+        batch.drain(..).for_each(|frame| pool.put(frame));
     }
 
     #[test]

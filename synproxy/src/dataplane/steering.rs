@@ -159,6 +159,12 @@ impl Steering {
         Ok(Endpoint::open(workers, longest)?.into_iter().map(steering).collect())
     }
 
+    /// The same steering, for ports that consist of members or do not.
+    #[must_use]
+    pub fn with_members(self, has_members: bool) -> Steering {
+        Steering { endpoint: self.endpoint.with_members(has_members), ..self }
+    }
+
     /// Takes the frames of other owners out of a batch that came in on `side`, and hands them over.
     pub fn hand_over(&mut self, side: Side, now: Instant, batch: &mut Batch, metas: &mut [Metadata], pool: &mut Pool) {
         let mut kept = 0;

@@ -20,7 +20,7 @@ use crate::metrics::snapshot::{FrameCost, Slot, Snapshot};
 use crate::metrics::top_talkers::TopTalkers;
 use crate::process::clock;
 use crossbeam::utils::CachePadded;
-use pktio::{Batch, Pair, Pool, Port, ShedLevel};
+use pktio::{Batch, NO_MEMBER, Pair, Pool, Port, ShedLevel};
 use std::hint;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -47,6 +47,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// One queue of both ports and the engine between them.
 pub struct Worker<E> {
     ports: PerSide<Box<dyn Port>>,
+    /// The ports consist of members, so that frames have to leave by the one they came in by.
+    has_members: bool,
     pool: Pool,
     engine: E,
     /// The frames being processed. Empty between the two sides of an iteration.
@@ -122,6 +124,7 @@ impl<E: Engine> Worker<E> {
         let batches = if steering.is_some() { 2 } else { 1 };
         let outgoing = || Batch::with_capacity(4 * batches * BATCH);
         Self {
+            has_members: !pair.wan.members().is_empty(),
             ports: PerSide::new(pair.lan, pair.wan),
             pool: pair.pool,
             hold_buffer: HoldBuffer::new(engine.held_frames()),
@@ -449,8 +452,11 @@ impl<E: Engine> Worker<E> {
 
     /// As [`Worker::process_batch`]; compiled once more for captures of drops, so that they cost nothing when there are none.
     fn process_observed(&mut self, side: Side, now: Instant, observer: &mut impl DropObserver) {
-        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, observer };
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, member: None, observer };
         for (mut frame, meta) in self.incoming.drain(..).zip(&self.metas) {
+            if self.has_members {
+                outlet.member = Some(frame.member());
+            }
             let mut head = head(&mut frame);
             let verdict = self.engine.on_frame(side, meta, &mut head, now, &mut outlet);
             let extent = Extent::of(&head);
@@ -477,7 +483,8 @@ impl<E: Engine> Worker<E> {
 
     /// As [`Worker::expire`]; compiled twice like [`Worker::process_observed`].
     fn expire_observed(&mut self, now: Instant, observer: &mut impl DropObserver) -> bool {
-        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, observer };
+        let member = self.has_members.then_some(NO_MEMBER);
+        let mut outlet = Outlet { pool: &mut self.pool, outgoing: &mut self.outgoing, member, observer };
         let more = self.engine.on_timeout(now, &mut outlet);
         release(&mut self.engine, &mut self.hold_buffer, now, &mut outlet);
         more

@@ -30,6 +30,15 @@ pub(super) const CHECKS: &[Check] = &[
         examine: holder,
     },
     Check {
+        id: "other-box",
+        looks_at: "whether another box runs on this machine",
+        worst: Level::Note,
+        why: "Two boxes on separate members of one aggregation (bond, LAG) are right only where both switches hash symmetrically; else connections whose \
+              directions cross different boxes break. `half-seen`, `direct-return` and `no-flow` rise then. One box may have all members.",
+        remedy: "synproxy LAN,LAN WAN,WAN",
+        examine: other_box,
+    },
+    Check {
         id: "left-changed",
         looks_at: "whether a killed box has left settings of an interface changed",
         worst: Level::Warning,
@@ -157,6 +166,33 @@ fn holder(scene: &Scene) -> Vec<Found> {
         })
     });
     or_ok(found, "no box has an interface")
+}
+
+fn other_box(scene: &Scene) -> Vec<Found> {
+    let own: BTreeSet<u32> = scene
+        .ports()
+        .filter_map(|port| match port.holder {
+            Holder::Process { process, .. } => process,
+            _ => None,
+        })
+        .collect();
+    let here = scene.root.link("proc/self/ns/net").unwrap_or_default();
+    let here = here.strip_prefix("net:[").and_then(|rest| rest.strip_suffix(']')).unwrap_or_default().to_owned();
+    let files = scene.root.list("run/synproxy").into_iter().filter(|name| name.ends_with(&format!("@{here}")));
+    let boxes: BTreeSet<(u32, String)> = files
+        .filter_map(|name| {
+            let text = scene.root.read(&format!("run/synproxy/{name}"))?;
+            let (process, what) = text.lines().find_map(|line| line.strip_prefix("holder ")?.split_once(' '))?;
+            Some((process.parse().ok()?, what.to_owned()))
+        })
+        .filter(|(process, what)| !own.contains(process) && what.starts_with("the box between"))
+        .filter(|(process, _)| scene.root.read(&format!("proc/{process}/comm")).is_some())
+        .collect();
+    let found = boxes.into_iter().map(|(process, what)| {
+        let text = format!("{what} runs as well, process {process}; if both are in one aggregation, both switches have to hash symmetrically");
+        Found::new(Level::Note, text)
+    });
+    or_ok(found.collect(), "no other box runs on this machine")
 }
 
 fn left_changed(scene: &Scene) -> Vec<Found> {
@@ -477,6 +513,23 @@ mod tests {
         stage.scene.ports[1].as_mut().unwrap().egress_filters = vec!["u32".into()];
         let found = find(&stage.complaints(), "egress-filter").unwrap();
         assert_eq!((found.level, found.command.as_deref()), (Level::Error, Some("tc filter show dev wan0 egress")));
+    }
+
+    #[test]
+    fn another_box_may_be_on_another_member_of_the_same_aggregation() {
+        let stage = Stage::new("other");
+        std::fs::create_dir_all(stage.path("proc/self/ns")).unwrap();
+        symlink("net:[77]", stage.path("proc/self/ns/net")).unwrap();
+        let file =
+            |process| format!("synproxy-port 1\ntaken-down 0\nholder {process} the box between lan1 and wan1\nend\n");
+        stage.file("run/synproxy/port-3@77", &file(9));
+        assert_eq!(stage.complaints(), [], "it has ended");
+        stage.file("proc/9/comm", "synproxy");
+        stage.file("run/synproxy/port-4@77", &file(9));
+        stage.file("run/synproxy/port-5@78", &file(9).replace("lan1", "lan2"));
+        let found = stage.complaints();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].id == "other-box" && found[0].finding.contains("the box between lan1 and wan1"), "{found:?}");
     }
 
     #[test]

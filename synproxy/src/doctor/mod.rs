@@ -23,7 +23,7 @@ use crate::process::footprint::Needed;
 use crate::process::settings;
 use confparse::Poll;
 use pktio::netdev::{Described, Description, Holder, QueueCounts, XdpFeatures, describe};
-use pktio::{Asked, HOST, OpenError, interface_of};
+use pktio::{Asked, HOST, OpenError, interface_of, members_of};
 use report::Report;
 use serde::Serialize;
 use std::path::Path;
@@ -258,25 +258,36 @@ fn word(text: &str) -> String {
     }
 }
 
-/// Examines the two interfaces and prints what was found; returns the exit status of the process.
+/// Examines the two interfaces, or each pair of members of two aggregations, and prints what was found; returns the exit status of the process.
 ///
 /// # Errors
 /// When the command line or the configuration is wrong, or the kernel cannot be asked.
 pub fn doctor(arguments: &DoctorArguments) -> Result<ExitCode, Failure> {
-    let scene = scene(arguments)?;
-    let report = Report::of(&scene);
-    if arguments.json {
-        println!("{}", report.json());
-    } else {
-        print!("{report}");
+    let [lans, wans] = [&arguments.lan, &arguments.wan].map(|port| members_of(port));
+    if lans.len() != wans.len() {
+        return Err(Failure::from(OpenError::Unsupported {
+            what: format!("{} member(s) on the LAN and {} on the WAN", lans.len(), wans.len()),
+            hint: "name the members of both sides, each behind its partner's place: `lan0,lan1 wan0,wan1`".into(),
+        }));
     }
-    Ok(if report.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let mut errors = 0;
+    for (at, (lan, wan)) in lans.into_iter().zip(wans).enumerate() {
+        let report = Report::of(&scene(arguments, [lan, wan])?);
+        errors += report.errors;
+        if arguments.json {
+            println!("{}", report.json());
+        } else {
+            print!("{}{report}", if at > 0 { "\n" } else { "" });
+        }
+    }
+    Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn scene(arguments: &DoctorArguments) -> Result<Scene, Failure> {
+/// The scene of two ports of which each is one interface.
+fn scene(arguments: &DoctorArguments, [lan, wan]: [&str; 2]) -> Result<Scene, Failure> {
     let config = settings::load(arguments.config.as_deref())?.config;
     let workers = arguments.workers.map_or(config.workers, usize::from);
-    let is_host = arguments.lan == HOST;
+    let is_host = lan == HOST;
     let parse = |name: &str| match interface_of(name)? {
         Some((device, asked)) => Ok((device.to_owned(), asked)),
         None if is_host && name == HOST => Ok((HOST.to_owned(), Asked::Best)),
@@ -285,7 +296,7 @@ fn scene(arguments: &DoctorArguments) -> Result<Scene, Failure> {
             hint: "the doctor looks at NICs, veth, taps and other interfaces that `ip link` lists".into(),
         })),
     };
-    let ((lan, lan_asked), (wan, wan_asked)) = (parse(&arguments.lan)?, parse(&arguments.wan)?);
+    let ((lan, lan_asked), (wan, wan_asked)) = (parse(lan)?, parse(wan)?);
     if is_host && wan_asked == Asked::Packet {
         return Err(Failure::from(OpenError::Unsupported {
             what: format!("{HOST} works by AF_XDP only"),

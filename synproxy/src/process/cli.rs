@@ -18,6 +18,7 @@ const AFTER_HELP: &str = "\
 Interfaces:
   NAME           the best way that works: AF_XDP in driver mode with zero copy, driver mode,
                  generic mode, AF_PACKET; the log says which was taken and why not a better one
+  NAME,NAME      the members of an aggregation (bond, LAG), each behind its partner's place: lan0,lan1 wan0,wan1
   xdp:NAME       AF_XDP
   packet:NAME    AF_PACKET, works on every interface
   host           as LAN: this machine's own services, behind the NIC that is the WAN port. The NIC keeps its addresses, routes and

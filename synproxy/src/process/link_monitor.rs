@@ -72,11 +72,18 @@ impl From<Condition> for ::control::LinkCondition {
 #[derive(Default)]
 pub struct LinkMonitor<'a> {
     reader: Option<LinkReader>,
+    /// One pair, or one for each member of an aggregation: each is a cable of its own.
+    pairs: Vec<Pair>,
+    guard: Option<&'a mut Guard>,
+    settings_due: Option<Instant>,
+}
+
+/// Two ports between which the box is, and what becomes of a lost link of one.
+#[derive(Default)]
+struct Pair {
     /// LAN and WAN, where they are interfaces of the kernel's.
     ports: [Option<Port>; 2],
     policy: Policy,
-    guard: Option<&'a mut Guard>,
-    settings_due: Option<Instant>,
 }
 
 struct Port {
@@ -95,14 +102,18 @@ impl<'a> LinkMonitor<'a> {
             Some(Port { name: interface.name().to_owned(), index: interface.index(), settings_changed: 0 })
         };
         let reader = LinkReader::new().inspect_err(|error| warn!("links are not monitored: {error}")).ok();
-        let policy = Policy { forwards: link_loss == LinkLoss::Forward, ..Policy::default() };
-        Self { reader, ports: ports.map(port), policy, guard: Some(guard), settings_due: None }
+        let [lan, wan] = ports.map(pktio::members_of);
+        let pair = |(lan, wan): (&str, &str)| {
+            let policy = Policy { forwards: link_loss == LinkLoss::Forward, ..Policy::default() };
+            Pair { ports: [lan, wan].map(port), policy }
+        };
+        Self { reader, pairs: lan.into_iter().zip(wan).map(pair).collect(), guard: Some(guard), settings_due: None }
     }
 
     /// Starts a thread that calls `notify` when the kernel reports a change of a link, until that returns false. Without it changes are
     /// noticed a second later at most.
     pub fn watch(&self, notify: impl Fn() -> bool + Send + 'static) {
-        let indexes: Vec<u32> = self.ports.iter().flatten().map(|port| port.index).collect();
+        let indexes: Vec<u32> = self.ports().map(|port| port.index).collect();
         if indexes.is_empty() {
             return;
         }
@@ -128,14 +139,17 @@ impl<'a> LinkMonitor<'a> {
     /// From now on this becomes of the other port when one has lost its link. A port that was taken down for that is taken up again if nothing
     /// is to become of it.
     pub fn set_link_loss(&mut self, link_loss: LinkLoss) {
-        self.policy.forwards = link_loss == LinkLoss::Forward;
+        self.pairs.iter_mut().for_each(|pair| pair.policy.forwards = link_loss == LinkLoss::Forward);
+    }
+
+    fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.pairs.iter().flat_map(|pair| pair.ports.iter().flatten())
     }
 
     /// When to check again, whatever the kernel reports.
     pub fn due(&self, now: Instant) -> Instant {
-        let own =
-            if self.ports.iter().any(Option::is_some) { self.settings_due.unwrap_or(now) } else { now + CHECK_EVERY };
-        self.policy.due(now).map_or(own, |due| due.min(own))
+        let own = if self.ports().next().is_some() { self.settings_due.unwrap_or(now) } else { now + CHECK_EVERY };
+        self.pairs.iter().filter_map(|pair| pair.policy.due(now)).fold(own, Instant::min)
     }
 
     /// Checks once, logs what has changed, and does what is to be done about it.
@@ -143,23 +157,25 @@ impl<'a> LinkMonitor<'a> {
     /// # Errors
     /// When an interface is gone. A later interface of the same name is another one.
     pub fn check(&mut self, now: Instant) -> Result<(), Failure> {
-        let mut states = [None; 2];
-        for (port, state) in self.ports.iter_mut().zip(&mut states) {
-            let (Some(port), Some(reader)) = (port, &mut self.reader) else { continue };
-            match reader.read(port.index) {
-                Ok(Some((name, found))) => {
-                    if name != port.name {
-                        info!("{} is called {name} now", port.name);
-                        port.name = name;
+        for pair in &mut self.pairs {
+            let mut states = [None; 2];
+            for (port, state) in pair.ports.iter_mut().zip(&mut states) {
+                let (Some(port), Some(reader)) = (port, &mut self.reader) else { continue };
+                match reader.read(port.index) {
+                    Ok(Some((name, found))) => {
+                        if name != port.name {
+                            info!("{} is called {name} now", port.name);
+                            port.name = name;
+                        }
+                        *state = Some(found);
                     }
-                    *state = Some(found);
+                    Ok(None) => return Err(Failure::Gone { interface: port.name.clone() }),
+                    Err(error) => debug!("{}: {error}", port.name),
                 }
-                Ok(None) => return Err(Failure::Gone { interface: port.name.clone() }),
-                Err(error) => debug!("{}: {error}", port.name),
             }
-        }
-        for change in self.policy.step(now, states) {
-            self.carry_out(change, now);
+            for change in pair.policy.step(now, states) {
+                pair.carry_out(change, self.guard.as_deref_mut(), now);
+            }
         }
         if self.settings_due.is_none_or(|due| now >= due) {
             self.settings_due = Some(now + CHECK_EVERY);
@@ -168,30 +184,47 @@ impl<'a> LinkMonitor<'a> {
         Ok(())
     }
 
-    /// What is known of each port's link.
+    /// What is known of each port's link. An aggregation is as well as the worst of its members.
     pub fn reports(&self) -> [Option<LinkReport>; 2] {
-        [0, 1].map(|side| {
-            let changed = self.ports[side].as_ref()?.settings_changed;
-            self.policy.sides[side].report(changed)
-        })
+        let report = |pair: &Pair, side: usize| {
+            let changed = pair.ports[side].as_ref()?.settings_changed;
+            pair.policy.sides[side].report(changed)
+        };
+        [0, 1].map(|side| self.pairs.iter().filter_map(|pair| report(pair, side)).reduce(LinkReport::with))
     }
 
     fn check_settings(&mut self, now: Instant) {
         let Some(guard) = &mut self.guard else { return };
         for changed in guard.check_settings() {
             warn!("{}", changed.what);
-            let side = self.ports.iter().position(|port| port.as_ref().is_some_and(|port| port.index == changed.index));
-            let Some(side) = side else { continue };
-            if let Some(port) = &mut self.ports[side] {
-                port.settings_changed += 1;
-            }
-            if changed.is_set_back {
-                self.policy.disturb(side, now);
+            for pair in &mut self.pairs {
+                for (side, port) in pair.ports.iter_mut().enumerate() {
+                    let Some(port) = port.as_mut().filter(|port| port.index == changed.index) else { continue };
+                    port.settings_changed += 1;
+                    if changed.is_set_back {
+                        pair.policy.disturb(side, now);
+                    }
+                }
             }
         }
     }
+}
 
-    fn carry_out(&mut self, change: Change, now: Instant) {
+impl LinkReport {
+    /// Of two members of a port: the condition of the one that has no link, and what both have counted.
+    fn with(self, other: LinkReport) -> LinkReport {
+        let worse = if self.condition == Condition::Up { other } else { self };
+        LinkReport {
+            lost: self.lost + other.lost,
+            taken_down: self.taken_down + other.taken_down,
+            settings_changed: self.settings_changed + other.settings_changed,
+            ..worse
+        }
+    }
+}
+
+impl Pair {
+    fn carry_out(&mut self, change: Change, guard: Option<&mut Guard>, now: Instant) {
         let name = |side: usize| self.ports[side].as_ref().map_or("", |port| port.name.as_str());
         match change {
             Change::Lost(side, Condition::Down) => warn!("{} is down; nothing passes until it is up again", name(side)),
@@ -201,18 +234,18 @@ impl<'a> LinkMonitor<'a> {
             Change::Overruled(side) => info!("{} was taken up by somebody; it stays up", name(side)),
             Change::TakeDown(side) => {
                 warn!("{} is taken down, since {} has no link (`link_loss = forward`)", name(side), name(1 - side));
-                self.set_up(side, false, now);
+                self.set_up(side, false, guard, now);
             }
             Change::TakeUp(side) => {
                 let why = if self.policy.forwards { "has its link again" } else { "is not to matter to it any more" };
                 info!("{} is taken up again, since {} {why}", name(side), name(1 - side));
-                self.set_up(side, true, now);
+                self.set_up(side, true, guard, now);
             }
         }
     }
 
-    fn set_up(&mut self, side: usize, up: bool, now: Instant) {
-        let (Some(port), Some(guard)) = (&self.ports[side], &mut self.guard) else { return };
+    fn set_up(&mut self, side: usize, up: bool, guard: Option<&mut Guard>, now: Instant) {
+        let (Some(port), Some(guard)) = (&self.ports[side], guard) else { return };
         if let Err(error) = guard.set_up(port.index, up) {
             warn!("{} cannot be taken {}: {error}", port.name, if up { "up" } else { "down" });
             self.policy.failed(side, up, now);
@@ -618,14 +651,23 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_several_members_is_as_well_as_the_worst_of_them() {
+        let now = Instant::now();
+        let report = |condition, lost| LinkReport { condition, since: now, lost, taken_down: 1, settings_changed: 0 };
+        let both = report(Condition::Up, 1).with(report(Condition::NoCarrier, 2));
+        assert_eq!((both.condition, both.lost, both.taken_down), (Condition::NoCarrier, 3, 2));
+        assert_eq!(report(Condition::Down, 1).with(report(Condition::Up, 2)).condition, Condition::Down);
+    }
+
+    #[test]
     fn an_interface_that_is_gone_stops_the_box() {
         let port = |index| Some(Port { name: "lo".into(), index, settings_changed: 0 });
         let lo = Interface::locate("lo").unwrap().index();
-        let mut monitor =
-            LinkMonitor { reader: LinkReader::new().ok(), ports: [port(lo), None], ..LinkMonitor::default() };
+        let pair = Pair { ports: [port(lo), None], ..Pair::default() };
+        let mut monitor = LinkMonitor { reader: LinkReader::new().ok(), pairs: vec![pair], ..LinkMonitor::default() };
         monitor.check(Instant::now()).unwrap();
         assert!(monitor.reports()[0].is_some() && monitor.reports()[1].is_none());
-        monitor.ports[1] = port(0x7fff_fff0);
+        monitor.pairs[0].ports[1] = port(0x7fff_fff0);
         assert!(matches!(monitor.check(Instant::now()), Err(Failure::Gone { interface }) if interface == "lo"));
     }
 }

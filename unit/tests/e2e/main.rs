@@ -5,6 +5,7 @@
 //! have, and how several workers share the connections.
 
 mod adopt;
+mod bonds;
 mod bridge;
 mod capture;
 mod control;
