@@ -11,6 +11,7 @@
 //! Needs root. What a killed test leaves behind, the next one removes: see [`harness::leftovers`].
 
 pub mod appliance;
+pub mod card;
 pub mod counters;
 pub mod mangle;
 pub mod relay;
@@ -35,6 +36,7 @@ use nix::sched::{CloneFlags, setns};
 use pktio::impair::Impairment;
 
 pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON, MIDDLES, stand};
+pub use card::Card;
 pub use counters::Counters;
 pub use relay::Relay;
 pub use tags::Tag;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use harness::{note, test};
 use unit::netns::tags::{CUSTOMER, PROVIDER};
-use unit::netns::{self, Appliance, CACHE_ON, Namespace, Rig, traffic};
+use unit::netns::{self, Appliance, CACHE_ON, Card, Namespace, Rig, traffic};
 
 const MB: u64 = 1 << 20;
 
@@ -105,22 +105,46 @@ fn servers_behind_two_boxes_in_a_row_are_protected_by_both() {
     end(boxes);
 }
 
+/// The rig's box has its WAN port alone, under the name of the page.
+fn without_lan(rig: &Rig) {
+    rig.middle
+        .sh("ip link del lan0; ip link set dev wan0 down; ip link set dev wan0 name eth1; ip link set dev eth1 up");
+}
+
+/// The server has its addresses at its `eth0`.
+fn give_addresses(rig: &Rig) {
+    rig.server.sh(&format!(
+        "ip link set dev eth0 address {}; ip link set dev eth0 up
+         ip addr add {}/24 dev eth0; ip addr add {}/64 dev eth0 nodad",
+        netns::SERVER_MAC,
+        netns::SERVER_V4,
+        netns::SERVER_V6
+    ));
+}
+
+#[test]
+fn a_virtual_machine_as_it_comes_is_protected() {
+    let rig = Rig::new().with_default_offloads(false);
+    without_lan(&rig);
+    let [block] = &commands("A virtual machine")[..] else { panic!("one block") };
+    let (tap, start) = block.split_at(2);
+    execute(&rig, &rig.middle, tap, &[]);
+    let _card = Card::plug((&rig.server, "eth0"), (&rig.middle, "tap0"));
+    give_addresses(&rig);
+    let boxes = execute(&rig, &rig.middle, start, &[]);
+    is_served(&rig.client, &rig.server, 2 * MB);
+    end(boxes);
+}
+
 #[test]
 fn a_container_as_it_comes_is_protected() {
     let rig = Rig::new().with_default_offloads(false);
-    rig.middle
-        .sh("ip link del lan0; ip link set dev wan0 down; ip link set dev wan0 name eth1; ip link set dev eth1 up");
+    without_lan(&rig);
     let [block] = &commands("A container")[..] else { panic!("one block") };
     // The runtime has given the container its namespace, and gives its interface an address.
     let (runtime, container) = block.split_at(2);
     execute(&rig, &rig.middle, runtime, &[("web", rig.server.name())]);
-    let mac = netns::SERVER_MAC;
-    rig.server.sh(&format!(
-        "ip link set dev eth0 address {mac}; ip link set dev eth0 up
-         ip addr add {}/24 dev eth0; ip addr add {}/64 dev eth0 nodad",
-        netns::SERVER_V4,
-        netns::SERVER_V6
-    ));
+    give_addresses(&rig);
     let boxes = execute(&rig, &rig.middle, container, &[]);
     is_served(&rig.client, &rig.server, 2 * MB);
     end(boxes);
