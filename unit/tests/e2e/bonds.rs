@@ -81,17 +81,17 @@ fn directions_on_different_members_meet(rig: Rig, config: &str) {
     send_by_second(&rig.client, "c", EVERY);
     let before = ["s0", "s1"].map(|port| received(&rig.server, port));
     let answered = ["c0", "c1"].map(|port| received(&rig.client, port));
-    are_served(&rig, 3, 2 * MB);
+    are_served(&rig, 2, MB / 2);
     let of_server = ["s0", "s1"].map(|port| received(&rig.server, port));
     let of_client = ["c0", "c1"].map(|port| received(&rig.client, port));
     let report = proxy.stop();
     assert!(report.status.success());
-    assert_eq!(report.figure("syn-answered"), Some(6));
+    assert_eq!(report.figure("syn-answered"), Some(4));
     let log = report.log.join("\n");
     // What the client sends comes by the second member only; a SYN-ACK of the box goes back where its SYN came from.
     assert!(of_server[1] - before[1] > 1000, "the client's frames leave by the member they came in by\n{log}");
     assert!(of_server[0] - before[0] < 100, "{} frames by the other one\n{log}", of_server[0] - before[0]);
-    assert!(of_client[0] - answered[0] > 1000 && of_client[1] - answered[1] >= 6, "{of_client:?} {answered:?}\n{log}");
+    assert!(of_client[0] - answered[0] > 1000 && of_client[1] - answered[1] >= 4, "{of_client:?} {answered:?}\n{log}");
     assert!(of_client[1] - answered[1] < 200, "{of_client:?} {answered:?}\n{log}");
 }
 
@@ -115,7 +115,7 @@ fn connections_that_are_spread_over_the_members_are_served() {
     // Symmetric hashing, by the parity of the client's port.
     odd("sport").iter().for_each(|frames| send_by_second(&rig.client, "c", frames));
     odd("dport").iter().for_each(|frames| send_by_second(&rig.server, "s", frames));
-    are_served(&rig, 6, MB);
+    are_served(&rig, 6, MB / 8);
     let report = proxy.stop();
     assert!(report.status.success());
     assert_eq!(report.figure("syn-answered"), Some(12));
@@ -128,7 +128,7 @@ fn members_work_by_af_packet_too() {
     let proxy = Appliance::start_on(&rig, &ports, CACHE_ON, &[]);
     rig.client.sh("ping -c1 -W5 10.77.0.2; ping -c1 -W5 fd77::2");
     send_by_second(&rig.client, "c", EVERY);
-    are_served(&rig, 2, MB);
+    are_served(&rig, 2, MB / 8);
     let report = proxy.stop();
     assert!(report.status.success());
     assert_eq!(report.figure("syn-answered"), Some(4));
