@@ -14,7 +14,7 @@ fn document() -> String {
     let mut text = "\
 # Doctor
 
-`synproxy doctor LAN WAN` (or `synproxy doctor host NIC`, for [the machine's own services](deployments.md#the-machines-own-services)) looks at two interfaces and at the machine, and says whether a box works between them, by which I/O backend and mode, about how fast, and what to change, each with the
+`synproxy doctor LAN WAN` (with `host` for LAN, at [the machine's own services](deployments.md#the-machines-own-services)) looks at two interfaces and at the machine, and says whether a box works between them, by which I/O backend and mode, about how fast, and what to change, each with the
 command that does it. It changes nothing and needs no running box; where one runs, it says so. Root sees everything; another user sees what a box of that user would have.
 
 <!-- box: none -->
@@ -77,6 +77,7 @@ fn notes(id: &str) -> String {
     let notes: &[String] = &match id {
         "box" => vec!["box: --nice 1".to_owned(), "with: PROCESS=$(pgrep -x synproxy)".to_owned()],
         "left-changed" => vec!["box: none".to_owned()],
+        "egress-filter" => vec!["before: tc qdisc add dev eth0 clsact".to_owned()],
         "xdp-program" | "packet-sockets" => vec![
             "box: none".to_owned(),
             format!("before: sleep 60 & echo $! >{id}"),
@@ -150,6 +151,7 @@ fn remedies(text: &str) -> String {
             "ulimit",
             "taskset",
             "nmcli",
+            "tc",
             "unshare",
             "install",
         ]

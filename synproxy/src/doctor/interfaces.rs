@@ -35,7 +35,7 @@ pub(super) const CHECKS: &[Check] = &[
         worst: Level::Note,
         why: "Two boxes on separate members of one aggregation (bond, LAG) are right only where both switches hash symmetrically; else connections whose \
               directions cross different boxes break. `half-seen`, `direct-return` and `no-flow` rise then. One box may have all members.",
-        remedy: "synproxy LAN,LAN WAN,WAN",
+        remedy: "one box that has all members, or the same symmetric hash at both switches",
         examine: other_box,
     },
     Check {

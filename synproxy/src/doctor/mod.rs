@@ -310,7 +310,11 @@ fn scene(arguments: &DoctorArguments, [lan, wan]: [&str; 2]) -> Result<Scene, Fa
         Err(error) => Err(error),
     };
     let [lan_port, wan_port] = ports;
-    let (lan_port, wan_port) = (port(lan_port)?, port(wan_port)?);
+    let (lan_port, mut wan_port) = (port(lan_port)?, port(wan_port)?);
+    if let Some(nic) = wan_port.as_mut().filter(|_| is_host) {
+        // What the machine leaves to its NIC the box leaves as it is.
+        nic.offloads.retain(|name| !name.starts_with("tx-"));
+    }
     Ok(Scene {
         names: [lan, wan],
         asked: [lan_asked, wan_asked],

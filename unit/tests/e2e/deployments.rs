@@ -11,12 +11,29 @@ const MB: u64 = 1 << 20;
 /// The page.
 const PAGE: &str = include_str!("../../../docs/deployments.md");
 
+/// What the page has, and is executed here; `synproxy host eth0` is in `host`, and `synproxy lan0,lan1 wan0,wan1` in `bonds`.
+const COMMANDS: [&str; 11] = [
+    "ip link set dev eth0 up",
+    "ip link set dev eth1 up",
+    "synproxy eth0 eth1",
+    "synproxy lan0 x0",
+    "synproxy x1 wan0",
+    "ip link add lan-web type veth peer name eth0 netns web",
+    "ip link set dev lan-web up",
+    "synproxy lan-web eth1",
+    "ip tuntap add dev tap0 mode tap",
+    "ip link set dev tap0 up",
+    "synproxy tap0 eth1",
+];
+
 /// The blocks of commands of the section with this heading, a line each.
 fn commands(heading: &str) -> Vec<Vec<&'static str>> {
     let section = PAGE.split("\n## ").find(|section| section.lines().next() == Some(heading));
     let section = section.unwrap_or_else(|| panic!("the page has no section {heading:?}"));
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
-    blocks.map(|block| block.lines().collect()).collect()
+    let blocks: Vec<Vec<&str>> = blocks.map(|block| block.lines().collect()).collect();
+    assert!(blocks.iter().flatten().all(|line| COMMANDS.contains(line)), "the page has another command: {blocks:?}");
+    blocks
 }
 
 /// Executes a block in `place`: the box that it starts. Words of the page are replaced as `names` says.

@@ -77,8 +77,12 @@ fn files(rig: &Rig) -> Vec<String> {
     names.filter(|name| name.ends_with(&format!("@{}", number.trim()))).collect()
 }
 
+/// The command of the page. The machine's NIC has another name in the rig.
+const COMMAND: &str = "synproxy host eth0";
+
 fn start(rig: &Rig, config: &str, arguments: &[&str]) -> Appliance {
-    Appliance::start_in(rig, &rig.server, &["host".to_owned(), "s0".to_owned()], config, arguments)
+    let ports = COMMAND.split(' ').skip(1).map(|port| port.replace("eth0", "s0"));
+    Appliance::start_in(rig, &rig.server, &ports.collect::<Vec<_>>(), config, arguments)
 }
 
 /// Runs the program on the machine to its end; what it says, and its status.
