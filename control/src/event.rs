@@ -57,7 +57,7 @@ pub enum Event {
         /// How often it was lost since the start.
         lost: u64,
     },
-    /// Somebody has changed queues or offloads of an interface that the box had set.
+    /// Somebody has changed settings of an interface that the box works with.
     SettingsChanged {
         /// The port: `lan` or `wan`.
         port: crate::Side,

@@ -34,7 +34,7 @@ impl Guard {
         }
     }
 
-    /// Looks whether somebody has changed queues or offloads of the interfaces since, and sets them again as the box needs them. A change that
+    /// Looks whether somebody has changed settings of the interfaces that the box works with, and sets them again as it needs them. A change that
     /// cannot be set back is reported once.
     pub fn check_settings(&mut self) -> Vec<Changed> {
         self.settings.check()

@@ -548,7 +548,7 @@ fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<Str
         let (name, mtu) = (interface.name(), interface.mtu());
         notes.push(format!(
             "{name}: AF_PACKET sends a full-length frame with one tag of type 0x8100, not with another type or two tags; \
-             if there are such, `ip link set dev {name} mtu {}`",
+             if there are such, `ip link set dev {name} mtu {}` before the start",
             mtu + 8
         ));
         if interface.has_xdp() {

@@ -43,6 +43,9 @@ pub(super) const END: &str = "end";
 /// More than the settings of any interface take, in bytes.
 const LONGEST: u64 = 1 << 20;
 
+/// The most characters that are shown of who holds a lock.
+const LONGEST_HOLDER: usize = 200;
+
 /// How long another process may hold the lock for something short, as [`restore`] does.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -308,14 +311,18 @@ pub(super) fn held(name: &str, text: &str) -> OpenError {
     }
 }
 
-/// Who holds a file's lock, in words.
-fn holder(text: &str) -> String {
+/// Who holds a file's lock, in words. Others may have written the file, so nothing of it moves a terminal's cursor or fills its screen.
+pub(super) fn holder(text: &str) -> String {
+    let plain = |text: &str| -> String { text.chars().filter(|c| !c.is_control()).take(LONGEST_HOLDER).collect() };
     let line = text.lines().find_map(|line| line.strip_prefix("holder ")).and_then(|line| line.split_once(' '));
-    line.map_or_else(|| "another process".into(), |(pid, holder)| format!("{holder}, process {pid}"))
+    let Some((pid, holder)) = line.and_then(|(pid, holder)| Some((pid.parse::<u32>().ok()?, holder))) else {
+        return "another process".into();
+    };
+    format!("{}, process {pid}", plain(holder))
 }
 
 /// The settings in a file, if it is complete and about this interface.
-fn settings_of(text: &str, identity: &str) -> Option<Originals> {
+pub(super) fn settings_of(text: &str, identity: &str) -> Option<Originals> {
     let mut lines = text.lines();
     if lines.next() != Some(VERSION) || lines.next_back() != Some(END) {
         return None;
@@ -456,7 +463,11 @@ mod tests {
     #[test]
     fn the_holder_is_named() {
         assert_eq!(holder(TEXT), "the box between lan0 and wan0, process 12");
-        assert_eq!(holder(""), "another process");
+        for text in ["", "holder 12", "holder me the box", "holder  x"] {
+            assert_eq!(holder(text), "another process", "{text:?}");
+        }
+        let long = format!("holder 12 \u{1b}[2J\t{}", "x".repeat(5000));
+        assert_eq!(holder(&long), format!("[2J{}, process 12", "x".repeat(LONGEST_HOLDER - 3)));
     }
 
     #[test]

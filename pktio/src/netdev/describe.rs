@@ -266,7 +266,7 @@ fn xdp_features(index: u32) -> io::Result<XdpFeatures> {
     features.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn parse_features(message: &[u8]) -> XdpFeatures {
+pub(super) fn parse_features(message: &[u8]) -> XdpFeatures {
     let mut features = XdpFeatures::default();
     for (kind, value) in attributes(message.get(GENLMSGHDR..).unwrap_or_default()) {
         match kind {

@@ -159,6 +159,21 @@ impl Ethtool {
         self.request(libc::SIOCSIFFLAGS, name, &mut request)
     }
 
+    /// Its MTU, in bytes.
+    pub(super) fn mtu(&self, name: &str) -> io::Result<usize> {
+        let mut request = empty_request();
+        self.request(libc::SIOCGIFMTU, name, &mut request)?;
+        // SAFETY: the kernel has just written this member.
+        Ok(unsafe { request.ifr_ifru.ifru_mtu }.unsigned_abs() as usize)
+    }
+
+    /// Changes its MTU.
+    pub(super) fn set_mtu(&self, name: &str, mtu: usize) -> io::Result<()> {
+        let mut request = empty_request();
+        request.ifr_ifru.ifru_mtu = libc::c_int::try_from(mtu).unwrap_or(libc::c_int::MAX);
+        self.request(libc::SIOCSIFMTU, name, &mut request)
+    }
+
     /// An ethtool command. `data` begins with the command's code, which implies its length; the answer replaces it.
     pub(super) fn command(&self, name: &str, data: &mut [u32]) -> io::Result<()> {
         let mut request = empty_request();
@@ -289,6 +304,13 @@ fn empty_request() -> libc::ifreq {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mtu_of_the_loopback_is_read() {
+        let ethtool = Ethtool::new().unwrap();
+        assert_eq!(ethtool.mtu("lo").unwrap(), crate::netdev::Interface::locate("lo").unwrap().mtu());
+        assert!(ethtool.mtu("no-such-dev").is_err());
+    }
 
     #[test]
     fn a_text_ends_at_its_zero() {

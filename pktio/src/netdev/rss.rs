@@ -141,6 +141,11 @@ pub(super) fn hashed_otherwise(ethtool: &Ethtool, name: &str) -> Vec<(u32, u32)>
     [TCP_V4_FLOW, TCP_V6_FLOW].into_iter().filter_map(now).filter(|(_, fields)| *fields != FOUR_TUPLE).collect()
 }
 
+/// Makes a device hash addresses and ports of these types of flow.
+pub(super) fn hash_four_tuples(ethtool: &Ethtool, name: &str, flows: &[(u32, u32)]) -> io::Result<()> {
+    flows.iter().try_for_each(|&(flow, _)| set_hashed(ethtool, name, flow, FOUR_TUPLE))
+}
+
 /// Makes both devices spread connections over `queues` queues in the same, symmetric way.
 ///
 /// # Errors
@@ -158,10 +163,8 @@ pub(super) fn make_symmetric(
     }
     for interface in interfaces {
         let name = interface.name();
-        for (flow, _) in hashed_otherwise(ethtool, name) {
-            set_hashed(ethtool, name, flow, FOUR_TUPLE)
-                .map_err(|error| format!("{name} does not hash the ports of TCP ({error})"))?;
-        }
+        hash_four_tuples(ethtool, name, &hashed_otherwise(ethtool, name))
+            .map_err(|error| format!("{name} does not hash the ports of TCP ({error})"))?;
     }
     let ways: [(u8, &mut dyn Iterator<Item = u8>, &mut dyn Iterator<Item = u8>); 2] = [
         (SYMMETRIC_XOR, &mut random.iter().copied().cycle(), &mut random.iter().copied().cycle()),

@@ -25,6 +25,7 @@ const TYPE_MASK: u16 = 0x3fff;
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
 const RTM_GETROUTE: u16 = 26;
 const RTN_UNICAST: u8 = 1;
 const RTA_DST: u16 = 1;
@@ -108,7 +109,7 @@ impl Link {
     }
 
     /// Reads the message about a link; `None` when it is too short.
-    fn parse(message: &[u8]) -> Option<Link> {
+    pub(super) fn parse(message: &[u8]) -> Option<Link> {
         let (head, rest) = message.split_at_checked(IFINFOMSG)?;
         let mut link = Link { index: word(&head[4..])?, flags: word(&head[8..])?, ..Link::default() };
         let (mut is_elsewhere, mut has_permanent) = (false, false);
@@ -232,6 +233,18 @@ impl Rtnetlink {
         let mut link = None;
         self.request(RTM_GETLINK, 0, &link_request(index, name), |message| link = Link::parse(message))?;
         link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// Makes the interface of this index a member of the device with the index `master`, or of none with 0.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn set_master(&mut self, index: u32, master: u32) -> io::Result<()> {
+        let mut body = vec![0; IFINFOMSG];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        push_attribute(&mut body, IFLA_MASTER, &master.to_ne_bytes());
+        self.request(RTM_SETLINK, NLM_F_ACK, &body, |_| ())
     }
 
     /// Whether a default route, of either family and in any table, leads out of the interface of this index.
@@ -466,7 +479,7 @@ pub(super) fn push_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// The messages in a datagram, each with its header.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || {
         let length = word(bytes)? as usize;
         let message = bytes.get(..length).filter(|message| message.len() >= HEADER)?;
@@ -486,12 +499,12 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// Whether a message about a route is about a way to everywhere.
-fn is_default_route(message: &[u8]) -> bool {
+pub(super) fn is_default_route(message: &[u8]) -> bool {
     message.len() >= RTMSG && message[1] == 0 && message[7] == RTN_UNICAST
 }
 
 /// The interfaces that a route leads out of.
-fn ports_of_route(message: &[u8]) -> impl Iterator<Item = u32> {
+pub(super) fn ports_of_route(message: &[u8]) -> impl Iterator<Item = u32> {
     attributes(message.get(RTMSG..).unwrap_or_default()).flat_map(|(kind, value)| match kind {
         RTA_OIF => Vec::from_iter(word(value)),
         RTA_MULTIPATH => next_hops(value).collect(),

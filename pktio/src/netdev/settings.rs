@@ -18,7 +18,7 @@ use super::addresses::warn_of_addresses;
 use super::claim::{Claim, claim};
 use super::ethtool::{Ethtool, Feature, PauseFrames, Queues};
 use super::originals::Originals;
-use super::rss;
+use super::rss::{self, RssConfig};
 use super::rtnetlink::Rtnetlink;
 use crate::error::OpenError;
 use crate::rss::Twin;
@@ -62,6 +62,8 @@ pub(crate) struct Settings {
     ports: Vec<Prepared>,
     /// Opened in the network namespace of the interfaces, so that a later change of namespace does not matter.
     ethtool: Option<Ethtool>,
+    /// The same, for what ethtool does not tell.
+    netlink: Option<Rtnetlink>,
 }
 
 /// An interface that is prepared.
@@ -71,13 +73,84 @@ struct Prepared {
     originals: Originals,
     /// Promiscuous mode. The membership ends when its socket is closed, also when the process is killed.
     membership: Option<OwnedFd>,
-    /// The numbers of queues that the box works with, and those that it could not get back when somebody had changed them.
-    queues: Option<Queues>,
-    refused_queues: Option<Queues>,
+    /// The index of the bridge or other device that it is a member of; 0 for none.
+    master: Kept<u32>,
+    mtu: Kept<usize>,
+    queues: Kept<Queues>,
+    pause: Kept<PauseFrames>,
+    /// How frames are spread over the queues, where workers rely on it.
+    rss: Kept<RssConfig>,
+    /// Whether the fields that are hashed for RSS stay those of others.
+    hashes_otherwise: bool,
     /// Offloads that cannot be switched off.
     stubborn: Vec<String>,
     /// This machine sends by the interface as well.
     is_shared: bool,
+}
+
+/// A setting that the box works with, and that others may change meanwhile.
+#[derive(Debug)]
+struct Kept<T> {
+    /// As the box needs it; `None` where it does not matter or cannot be read.
+    wanted: Option<T>,
+    /// What somebody has changed it to and it could not be set back from.
+    refused: Option<T>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Kept { wanted: None, refused: None }
+    }
+}
+
+impl<T: PartialEq> Kept<T> {
+    fn of(wanted: Option<T>) -> Self {
+        Kept { wanted, refused: None }
+    }
+
+    /// Sets it back if it is another one `now`: what it was set back from, and with what success. A value that could not be set back is reported
+    /// once.
+    fn check(
+        &mut self,
+        now: io::Result<T>,
+        set: impl FnOnce(&T) -> io::Result<()>,
+        words: impl FnOnce(&T, &T) -> Words,
+    ) -> Option<(String, bool)> {
+        let (wanted, now) = (self.wanted.as_ref()?, now.ok()?);
+        if now == *wanted {
+            self.refused = None;
+            return None;
+        }
+        if self.refused.as_ref() == Some(&now) {
+            return None;
+        }
+        let (result, words) = (set(wanted), words(wanted, &now));
+        let is_set_back = result.is_ok();
+        if !is_set_back {
+            self.refused = Some(now);
+        }
+        Some((words.say(result), is_set_back))
+    }
+}
+
+/// What there is to say of a setting that somebody has changed.
+struct Words {
+    /// What somebody has done.
+    changed: String,
+    /// Why it is set back.
+    reason: &'static str,
+    /// What follows if it cannot be set back.
+    otherwise: &'static str,
+}
+
+impl Words {
+    fn say(&self, result: io::Result<()>) -> String {
+        let Words { changed, reason, otherwise } = self;
+        match result {
+            Ok(()) => format!("somebody has {changed}; set back, since {reason}"),
+            Err(error) => format!("somebody has {changed}, which cannot be set back ({error}): {otherwise}"),
+        }
+    }
 }
 
 /// A setting that somebody else has changed.
@@ -94,7 +167,7 @@ pub struct Changed {
 impl Settings {
     /// No settings, for ports without an interface.
     pub(crate) fn none() -> Settings {
-        Settings { ports: Vec::new(), ethtool: None }
+        Settings { ports: Vec::new(), ethtool: None, netlink: None }
     }
 
     /// Claims `interfaces` for `holder`, and puts back what a killed process has left changed.
@@ -108,13 +181,17 @@ impl Settings {
             claim,
             originals: Originals::default(),
             membership: None,
-            queues: None,
-            refused_queues: None,
+            master: Kept::default(),
+            mtu: Kept::default(),
+            queues: Kept::default(),
+            pause: Kept::default(),
+            rss: Kept::default(),
+            hashes_otherwise: true,
             stubborn: Vec::new(),
             is_shared: false,
         };
         let ports = claim(interfaces, holder)?.into_iter().map(prepared).collect();
-        Ok(Settings { ports, ethtool: Some(ethtool) })
+        Ok(Settings { ports, ethtool: Some(ethtool), netlink: Rtnetlink::new().ok() })
     }
 
     /// To be called before [`Settings::prepare`]: this machine goes on using the claimed interface of this index. Its addresses are no mistake,
@@ -165,9 +242,20 @@ impl Settings {
                 warn_of_addresses(interface.name());
             }
             port.membership = Some(promiscuous(interface)?);
+            port.master = Kept::of(Some(interface.link().master.unwrap_or(0)));
+            // The buffers are sized for this one.
+            port.mtu = Kept::of(Some(interface.mtu()));
             plan.carry_out(ethtool, interface.name(), queues, notes)?;
         }
-        Ok(original.and_then(|(original, both, random)| rss::make_symmetric(ethtool, both, &original, queues, random)))
+        let twin =
+            original.and_then(|(original, both, random)| rss::make_symmetric(ethtool, both, &original, queues, random));
+        if twin.is_ok() {
+            for (interface, port) in interfaces.iter().zip(&mut self.ports) {
+                port.rss = Kept::of(RssConfig::read(ethtool, interface.name()).ok());
+                port.hashes_otherwise = false;
+            }
+        }
+        Ok(twin)
     }
 
     /// Takes the settings as they are now for those the box works with; to be called when everything is open.
@@ -175,7 +263,8 @@ impl Settings {
         let Some(ethtool) = &self.ethtool else { return };
         for port in &mut self.ports {
             let Ok(name) = &ethtool.name_of(port.claim.index()) else { continue };
-            port.queues = ethtool.queues(name).ok().map(|(now, _)| now);
+            port.queues = Kept::of(ethtool.queues(name).ok().map(|(now, _)| now));
+            port.pause = Kept::of(ethtool.pause(name).ok());
             let on = |feature: Feature| is_to_be_off_at(&feature, port.is_shared).then_some(feature.name);
             port.stubborn = ethtool.features(name).unwrap_or_default().into_iter().filter_map(on).collect();
         }
@@ -183,13 +272,18 @@ impl Settings {
 
     /// Looks whether somebody has changed what the box has set, and sets it again.
     pub(crate) fn check(&mut self) -> Vec<Changed> {
-        let Some(ethtool) = &self.ethtool else { return Vec::new() };
+        let (Some(ethtool), netlink) = (&self.ethtool, &mut self.netlink) else { return Vec::new() };
         let mut changed = Vec::new();
         for port in &mut self.ports {
             // It may have another name by now.
             let Ok(name) = ethtool.name_of(port.claim.index()) else { continue };
-            changed.extend(port.check_queues(ethtool, &name));
-            changed.extend(port.check_offloads(ethtool, &name));
+            let found = port.check(ethtool, netlink.as_mut(), &name);
+            let index = port.claim.index();
+            changed.extend(found.into_iter().map(|(what, is_set_back)| Changed {
+                index,
+                what: format!("{name}: {what}"),
+                is_set_back,
+            }));
         }
         changed
     }
@@ -284,35 +378,86 @@ impl Drop for Settings {
 }
 
 impl Prepared {
-    fn check_queues(&mut self, ethtool: &Ethtool, name: &str) -> Option<Changed> {
-        let wanted = self.queues?;
-        let (now, _) = ethtool.queues(name).ok()?;
-        if now == wanted {
-            self.refused_queues = None;
-            return None;
-        }
-        if self.refused_queues == Some(now) {
-            return None;
-        }
-        let (was, is) = (wanted.receiving(), now.receiving());
-        let result = ethtool.set_queues(name, wanted);
-        let is_set_back = result.is_ok();
-        let what = match result {
-            Ok(()) => {
-                format!("{name}: somebody has changed its queues from {was} to {is}; set back, since each has a worker")
-            }
-            Err(error) => {
-                self.refused_queues = Some(now);
-                format!(
-                    "{name}: somebody has changed its queues from {was} to {is}, and they cannot be set back ({error}): frames on a queue \
-                     without a worker are lost; restart the box"
-                )
-            }
-        };
-        Some(Changed { index: self.claim.index(), what, is_set_back })
+    /// What somebody has changed, in words, and whether it is set back. The queues come before the table that names them.
+    fn check(&mut self, ethtool: &Ethtool, netlink: Option<&mut Rtnetlink>, name: &str) -> Vec<(String, bool)> {
+        let index = self.claim.index();
+        let master = netlink.and_then(|netlink| {
+            let now = netlink.indexed(index).map(|link| link.master.unwrap_or(0));
+            let of = |master: u32| match ethtool.name_of(master) {
+                Ok(name) => format!("made it a member of {name}"),
+                Err(_) => "taken it out of the device it was a member of".to_owned(),
+            };
+            self.master.check(
+                now,
+                |&wanted| netlink.set_master(index, wanted),
+                |_, &is| Words {
+                    changed: of(is),
+                    reason: "frames would pass twice",
+                    otherwise: "frames pass twice; end the box, or take it out",
+                },
+            )
+        });
+        let queues = self.queues.check(
+            ethtool.queues(name).map(|(now, _)| now),
+            |&wanted| ethtool.set_queues(name, wanted),
+            |was, is| Words {
+                changed: format!("changed its queues from {} to {}", was.receiving(), is.receiving()),
+                reason: "each has a worker",
+                otherwise: "frames on a queue without a worker are lost; restart the box",
+            },
+        );
+        let mtu = self.mtu.check(
+            ethtool.mtu(name),
+            |&wanted| ethtool.set_mtu(name, wanted),
+            |was, is| Words {
+                changed: format!("changed its MTU from {was} to {is}"),
+                reason: "the box has buffers for that one; another one takes a restart",
+                otherwise: "longer frames are lost; restart the box",
+            },
+        );
+        let pause = self.pause.check(
+            ethtool.pause(name),
+            |&wanted| ethtool.set_pause(name, wanted),
+            |_, _| Words {
+                changed: "changed its pause frames".to_owned(),
+                reason: "a slow host would stop the link for all",
+                otherwise: "a slow host stops the link for all",
+            },
+        );
+        let rss = self.rss.check(
+            RssConfig::read(ethtool, name),
+            |wanted| rss::set(ethtool, name, wanted),
+            |_, _| Words {
+                changed: "changed how it spreads frames over its queues".to_owned(),
+                reason: "both directions of a connection are to meet at one worker",
+                otherwise: "workers hand over misdirected frames",
+            },
+        );
+        let hashed = self.check_hashed(ethtool, name);
+        let offloads = self.check_offloads(ethtool, name);
+        [master, queues, mtu, pause, rss, hashed, offloads].into_iter().flatten().collect()
     }
 
-    fn check_offloads(&mut self, ethtool: &Ethtool, name: &str) -> Option<Changed> {
+    fn check_hashed(&mut self, ethtool: &Ethtool, name: &str) -> Option<(String, bool)> {
+        if self.hashes_otherwise {
+            return None;
+        }
+        let others = rss::hashed_otherwise(ethtool, name);
+        if others.is_empty() {
+            return None;
+        }
+        let result = rss::hash_four_tuples(ethtool, name, &others);
+        let is_set_back = result.is_ok();
+        self.hashes_otherwise = !is_set_back;
+        let words = Words {
+            changed: "changed which fields it hashes to spread frames over its queues".to_owned(),
+            reason: "both directions of a connection are to meet at one worker",
+            otherwise: "workers hand over misdirected frames",
+        };
+        Some((words.say(result), is_set_back))
+    }
+
+    fn check_offloads(&mut self, ethtool: &Ethtool, name: &str) -> Option<(String, bool)> {
         let features = ethtool.features(name).ok()?;
         let on =
             |feature: &&Feature| is_to_be_off_at(feature, self.is_shared) && !self.stubborn.contains(&feature.name);
@@ -324,17 +469,15 @@ impl Prepared {
         let result = ethtool.set_features(name, features.len(), &on, false);
         let is_set_back = result.is_ok();
         let what = match result {
-            Ok(()) => format!(
-                "{name}: somebody has switched {names} on; switched off again, since it makes frames that cannot pass"
-            ),
+            Ok(()) => {
+                format!("somebody has switched {names} on; switched off again, since it makes frames that cannot pass")
+            }
             Err(error) => {
                 self.stubborn.extend(on.iter().map(|feature| feature.name.clone()));
-                format!(
-                    "{name}: somebody has switched {names} on, and it cannot be switched off ({error}): frames are lost"
-                )
+                format!("somebody has switched {names} on, and it cannot be switched off ({error}): frames are lost")
             }
         };
-        Some(Changed { index: self.claim.index(), what, is_set_back })
+        Some((what, is_set_back))
     }
 }
 
@@ -485,4 +628,40 @@ fn promiscuous(interface: &Interface) -> Result<OwnedFd, OpenError> {
         return Err(fail(io::Error::last_os_error()));
     }
     Ok(membership)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_set_back_is_said_once_for_each_value() {
+        let mut kept = Kept::of(Some(1500));
+        let words = |was: &i32, is: &i32| Words {
+            changed: format!("changed {was} to {is}"),
+            reason: "why",
+            otherwise: "a loss",
+        };
+        let refuse = |_: &i32| Err(io::Error::from_raw_os_error(libc::EINVAL));
+        assert_eq!(kept.check(Ok(1500), refuse, words), None);
+        let (what, is_set_back) = kept.check(Ok(9000), refuse, words).unwrap();
+        assert!(
+            what.starts_with("somebody has changed 1500 to 9000, which") && what.ends_with("a loss") && !is_set_back
+        );
+        assert_eq!(kept.check(Ok(9000), refuse, words), None);
+        assert!(kept.check(Ok(1400), refuse, words).is_some());
+        assert_eq!(kept.check(Err(io::Error::from_raw_os_error(libc::EIO)), refuse, words), None);
+        // It was as it should be in between.
+        assert_eq!(kept.check(Ok(1500), refuse, words), None);
+        assert!(kept.check(Ok(1400), refuse, words).is_some());
+        let set = kept.check(Ok(1300), |wanted| if *wanted == 1500 { Ok(()) } else { refuse(wanted) }, words).unwrap();
+        assert_eq!(set, ("somebody has changed 1500 to 1300; set back, since why".to_owned(), true));
+    }
+
+    #[test]
+    fn what_does_not_matter_is_not_compared() {
+        let set = |_: &i32| panic!("it is left alone");
+        let words = |_: &i32, _: &i32| panic!("there is nothing to say");
+        assert_eq!(Kept::default().check(Ok(7), set, words), None);
+    }
 }

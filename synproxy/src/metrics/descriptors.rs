@@ -259,7 +259,7 @@ metrics! {
         Lost = "lost" as "link lost, times",
         /// How often the port was taken down because the other one had lost its link (`link_loss = forward`).
         TakenDown = "taken-down" as "taken down for the other's loss, times",
-        /// How often somebody has changed queues or offloads that the box had set.
+        /// How often somebody has changed settings of the interface that the box works with.
         SettingsChanged = "settings-changed" as "settings changed by others, times",
     }
 }

@@ -323,6 +323,36 @@ fn settings_that_somebody_changes_are_set_back_and_counted() {
     assert_eq!(settings(&rig), before);
 }
 
+#[test]
+fn an_mtu_and_a_membership_that_somebody_changes_are_set_back_and_counted() {
+    for backend in [Backend::Driver, Backend::Packet] {
+        let rig = Rig::new();
+        let before = settings(&rig);
+        let watched = Watched::start(&rig, &backend.arguments(), CACHE_ON);
+        let server = rig.server.serve(netns::SERVER_V4, 0, traffic::exchanged);
+        let stream = rig.client.connect(server.address).expect("connecting");
+        let mtu = |port: &str| rig.middle.sh(&format!("cat /sys/class/net/{port}/mtu")).trim().to_owned();
+        for other in ["1400", "9000"] {
+            rig.middle.sh(&format!("ip link set lan0 mtu {other}"));
+            within(SECONDS, "the MTU is set back", || mtu(Rig::LAN) == "1500");
+            within(SECONDS, "it says so", || {
+                watched.says(&format!("lan0: somebody has changed its MTU from 1500 to {other}; set back, since"))
+            });
+        }
+        rig.middle.sh("ip link add bridge0 type bridge; ip link set wan0 master bridge0");
+        within(SECONDS, "it leaves the bridge", || !rig.middle.sh("ip -d link show dev wan0").contains("bridge0"));
+        within(SECONDS, "counted", || {
+            let total = watched.stats().total;
+            (total.lan_link["settings-changed"], total.wan_link["settings-changed"]) == (2, 1)
+        });
+        assert!(watched.says("wan0: somebody has made it a member of bridge0; set back"), "{:?}", watched.proxy.log());
+        rig.middle.sh("ip link del bridge0");
+        traffic::exchange(&stream, 100_000, 100_000).expect("the connection goes on");
+        assert!(watched.proxy.stop().status.success());
+        assert_eq!(settings(&rig), before, "{backend:?}");
+    }
+}
+
 /// A box whose start is looked at, with what it says in a file.
 struct Starting {
     child: Child,
