@@ -90,6 +90,16 @@ fn check(outer_isn: SeqNum) -> u32 {
     outer_isn.get() & !TAG
 }
 
+/// What stands for SYN-ACKs of one connection, each with its place: the word, and by how many bits it is shifted there.
+pub struct Answers<const N: usize>([Option<(usize, u32, u32)>; N]);
+
+impl<const N: usize> Answers<N> {
+    /// Whether one of them has this number, or another that agrees in the check.
+    pub fn include(&self, outer_isn: SeqNum) -> bool {
+        self.0.iter().flatten().any(|&(_, _, answer)| answer & !TAG == check(outer_isn))
+    }
+}
+
 /// See the module.
 pub struct RecentSyns {
     words: Words,
@@ -158,38 +168,41 @@ impl RecentSyns {
         pair.set(pair.get() << 32 | u64::from(tag(hash, client_isn) | check(outer_isn)));
     }
 
-    /// Whether the last SYN of this connection with one of these numbers was answered with `outer_isn`, or another number that agrees in the check, so
-    /// recently that this is one of the last sixteen SYN-ACKs of its line.
+    /// The last SYN-ACKs to SYNs of this connection with these numbers, as far as they are among the last sixteen of its line.
     #[inline(never)]
-    pub fn has_answered<const N: usize>(&self, hash: u64, client_isns: [SeqNum; N], outer_isn: SeqNum) -> bool {
-        let mut answers = client_isns.into_iter().filter_map(|client_isn| self.last_answer(hash, client_isn));
-        answers.any(|(_, _, answer)| answer & !TAG == check(outer_isn))
+    pub fn answers<const N: usize>(&self, hash: u64, client_isns: [SeqNum; N]) -> Answers<N> {
+        let [line, answers] = self.lines(hash);
+        let tags = client_isns.map(|client_isn| tag(hash, client_isn));
+        // Guesses find nothing, so that is found out first, whatever the order.
+        let is_one = |word: &AtomicU64| {
+            let both = word.get();
+            tags.iter().any(|tag| (both as u32 ^ tag) & TAG == 0 || ((both >> 32) as u32 ^ tag) & TAG == 0)
+        };
+        if !answers.iter().any(is_one) {
+            return Answers([None; N]);
+        }
+        let next = (line[LAST].get() & NEXT) as usize;
+        Answers(tags.map(|tag| {
+            // Words are written in turn, so the later halves of all are younger than any other half.
+            let places =
+                [0, 32].into_iter().flat_map(|shift| (1..=LINE).map(move |back| ((next + LINE - back) % LINE, shift)));
+            let mut there = places.map(|(word, shift)| (word, shift, (answers[word].get() >> shift) as u32));
+            there.find(|&(_, _, answer)| answer & TAG == tag)
+        }))
     }
 
     /// Whether a SYN of this connection with this number was answered, and its SYN-ACK is one of the last sixteen of its line.
-    #[inline(never)]
     pub fn was_answered(&self, hash: u64, client_isn: SeqNum) -> bool {
-        self.last_answer(hash, client_isn).is_some()
+        let Answers([answer]) = self.answers(hash, [client_isn]);
+        answer.is_some()
     }
 
-    /// Forgets the last SYN-ACKs to SYNs of this connection with these numbers: somebody guesses.
-    #[inline(never)]
-    pub fn forget_answers<const N: usize>(&mut self, hash: u64, client_isns: [SeqNum; N]) {
-        for (word, shift, _) in client_isns.map(|client_isn| self.last_answer(hash, client_isn)).into_iter().flatten() {
+    /// Forgets these SYN-ACKs of this connection: somebody guesses.
+    pub fn forget<const N: usize>(&mut self, hash: u64, answers: &Answers<N>) {
+        for &(word, shift, _) in answers.0.iter().flatten() {
             let pair = &self.lines(hash)[1][word];
             pair.set(pair.get() & !(u64::from(u32::MAX) << shift));
         }
-    }
-
-    /// What stands for the last SYN-ACK to a SYN of this connection with this number, and where: the word, and by how many bits it is shifted there.
-    fn last_answer(&self, hash: u64, client_isn: SeqNum) -> Option<(usize, u32, u32)> {
-        let ([line, answers], tag) = (self.lines(hash), tag(hash, client_isn));
-        let next = (line[LAST].get() & NEXT) as usize;
-        // Words are written in turn, so the later halves of all are younger than any other half.
-        let places =
-            [0, 32].into_iter().flat_map(|shift| (1..=LINE).map(move |back| ((next + LINE - back) % LINE, shift)));
-        let mut there = places.map(|(word, shift)| (word, shift, (answers[word].get() >> shift) as u32));
-        there.find(|&(_, _, answer)| answer & TAG == tag)
     }
 
     /// Whether a SYN of this connection may have been answered in the last 100 s. Never false if one was.
@@ -239,6 +252,17 @@ mod tests {
 
     const SLICE: u64 = 1 << SLICE_BITS;
     const YEAR: u64 = 365 * 86_400 * 1_000_000;
+
+    impl RecentSyns {
+        fn has_answered<const N: usize>(&self, hash: u64, client_isns: [SeqNum; N], outer_isn: SeqNum) -> bool {
+            self.answers(hash, client_isns).include(outer_isn)
+        }
+
+        fn forget_answers<const N: usize>(&mut self, hash: u64, client_isns: [SeqNum; N]) {
+            let answers = self.answers(hash, client_isns);
+            self.forget(hash, &answers);
+        }
+    }
 
     fn filter(now: Instant) -> RecentSyns {
         RecentSyns::new(Words::zeroed(RecentSyns::words_needed(&Config::default())), now)

@@ -95,6 +95,13 @@ pub struct Left {
     pub failures: u32,
 }
 
+/// Where the failures of a source are counted: the places of its prefix's bucket, and of its address's.
+#[derive(Clone, Copy)]
+pub struct Guesser {
+    prefix: u32,
+    address: u32,
+}
+
 /// The token buckets of all prefixes.
 pub struct Limiter {
     words: Words,
@@ -174,6 +181,12 @@ impl Limiter {
     #[inline(always)]
     pub fn place(&self, key: &FlowKey) -> u32 {
         self.hash(key) as u32 & self.mask
+    }
+
+    /// Where the failures of a source are counted.
+    #[inline(always)]
+    pub fn guesser(&self, key: &FlowKey) -> Guesser {
+        Guesser { prefix: self.place(key), address: self.address_place(key) }
     }
 
     /// The place of a source address's own bucket, for its failures.
@@ -300,18 +313,20 @@ impl Limiter {
 
     /// Whether a source's address, its prefix, and all together, have failed in few enough cookie tests to be granted another. Charges nothing.
     #[inline]
-    pub fn may_test(&mut self, key: &FlowKey, now: Instant) -> bool {
-        let most = self.most_failures();
-        let places = [self.place(key), self.address_place(key)];
-        places.into_iter().all(|place| (self.refilled(place, now)[1].get() as u32) < most) && self.guesses_left > 0
+    pub fn may_test(&mut self, guesser: Guesser, now: Instant) -> bool {
+        self.advance(now);
+        // In a flood of guesses it is all together that have spent theirs, so that is asked first: it takes no bucket.
+        let may = |place| (self.refilled_now(place)[1].get() as u32) < self.most_failures();
+        self.guesses_left > 0 && may(guesser.prefix) && may(guesser.address)
     }
 
     /// Charges a failed cookie test to a source's address, to its prefix, and to all.
     #[inline]
-    pub fn failed(&mut self, key: &FlowKey, now: Instant) {
+    pub fn failed(&mut self, guesser: Guesser, now: Instant) {
+        self.advance(now);
         let most = self.most_failures();
-        for (place, cost) in [(self.place(key), 1), (self.address_place(key), ADDRESSES)] {
-            let failures = &self.refilled(place, now)[1];
+        for (place, cost) in [(guesser.prefix, 1), (guesser.address, ADDRESSES)] {
+            let failures = &self.refilled_now(place)[1];
             let spent = failures.get();
             failures.set(spent + u64::from(most.saturating_sub(spent as u32).min(cost)));
         }
@@ -321,9 +336,21 @@ impl Limiter {
     /// The bucket at `place`, refilled for the periods that have passed.
     #[inline(always)]
     fn refilled(&mut self, place: u32, now: Instant) -> &Bucket {
+        self.advance(now);
+        self.refilled_now(place)
+    }
+
+    /// Begins the refill period that `now` is in.
+    #[inline(always)]
+    fn advance(&mut self, now: Instant) {
         if now >= self.next_period {
             self.begin_period(now);
         }
+    }
+
+    /// The bucket at `place`, refilled for the periods up to the present one.
+    #[inline(always)]
+    fn refilled_now(&self, place: u32) -> &Bucket {
         let bucket = self.bucket(place);
         if (bucket[1].get() >> 32) as u32 != self.period {
             self.refill(bucket);
@@ -553,8 +580,8 @@ mod tests {
             let (key, isn) = (from(((random() % 64) << 8) as u32), SeqNum::new(random() as u32));
             let place = limiter.place(&key);
             let _ = limiter.admit(place, random(), isn, now);
-            if limiter.may_test(&key, now) {
-                limiter.failed(&key, now);
+            if limiter.may_test(limiter.guesser(&key), now) {
+                limiter.failed(limiter.guesser(&key), now);
             }
             limiter.refund(&key, now);
             limiter.excerpt(place, &key, random(), isn);
@@ -674,9 +701,9 @@ mod tests {
     /// How many of a hundred guesses are tested, each in the name of the next of these addresses.
     fn tested(limiter: &mut Limiter, sources: &[u32], now: Instant) -> usize {
         let granted = sources.iter().cycle().take(100).filter(|&&source| {
-            let may = limiter.may_test(&from(source), now);
+            let may = limiter.may_test(limiter.guesser(&from(source)), now);
             if may {
-                limiter.failed(&from(source), now);
+                limiter.failed(limiter.guesser(&from(source)), now);
             }
             may
         });
@@ -691,7 +718,7 @@ mod tests {
         assert_eq!(tested(&mut limiter, &network, second(10)), 10);
         assert_eq!(tested(&mut limiter, &network, second(11)), 2);
         assert_eq!(tested(&mut limiter, &network, second(3600)), 10);
-        assert!(limiter.may_test(&from(0x0a00_0100), second(3600)), "another prefix does not pay");
+        assert!(limiter.may_test(limiter.guesser(&from(0x0a00_0100)), second(3600)), "another prefix does not pay");
         let fresh = limiter.admit_from(0x0a00_0000, 7, SeqNum::new(1), second(3600));
         assert_eq!(fresh, Admission::Granted, "nor do SYNs");
     }
@@ -704,15 +731,18 @@ mod tests {
         for second in 10..40 {
             let now = Instant::from_secs(second);
             assert!(tested(&mut limiter, &[forged], now) <= if second == 10 { 10 } else { 2 });
-            assert!(!limiter.may_test(&from(forged), now));
-            assert!(limiter.may_test(&from(honest), now));
+            assert!(!limiter.may_test(limiter.guesser(&from(forged)), now));
+            assert!(limiter.may_test(limiter.guesser(&from(honest)), now));
         }
         // Four addresses spend what the prefix has.
         assert_eq!(tested(&mut limiter, &[3, 4, 5, 6].map(|n| 0x0b00_0000 + n), Instant::from_secs(50)), 40);
-        assert!(!limiter.may_test(&from(0x0b00_0007), Instant::from_secs(50)));
+        assert!(!limiter.may_test(limiter.guesser(&from(0x0b00_0007)), Instant::from_secs(50)));
         let v6 = |last| FlowKey { wan: [0x2001_0db8, 0, 0, last], v6: true, ..FlowKey::default() };
-        (0..100).for_each(|_| limiter.failed(&v6(1), Instant::from_secs(50)));
-        assert!(!limiter.may_test(&v6(2), Instant::from_secs(50)), "what is charged untested counts all the same");
+        (0..100).for_each(|_| limiter.failed(limiter.guesser(&v6(1)), Instant::from_secs(50)));
+        assert!(
+            !limiter.may_test(limiter.guesser(&v6(2)), Instant::from_secs(50)),
+            "what is charged untested counts all the same"
+        );
     }
 
     #[test]
@@ -721,9 +751,9 @@ mod tests {
         let mut limiter = limiter_of(&limit);
         let mut granted = |now| {
             let granted = (0..1000u32).filter(|&n| {
-                let may = limiter.may_test(&from(n << 8), now);
+                let may = limiter.may_test(limiter.guesser(&from(n << 8)), now);
                 if may {
-                    limiter.failed(&from(n << 8), now);
+                    limiter.failed(limiter.guesser(&from(n << 8)), now);
                 }
                 may
             });
@@ -736,10 +766,10 @@ mod tests {
     fn a_test_that_succeeds_costs_nothing_and_a_failure_too_many_is_no_debt() {
         let mut limiter = limiter();
         let (source, now) = (from(1), Instant::from_secs(10));
-        assert!((0..1000).all(|_| limiter.may_test(&source, now)));
-        (0..1000).for_each(|_| limiter.failed(&source, now));
-        assert!(!limiter.may_test(&source, now));
-        assert!(limiter.may_test(&source, Instant::from_secs(12)));
+        assert!((0..1000).all(|_| limiter.may_test(limiter.guesser(&source), now)));
+        (0..1000).for_each(|_| limiter.failed(limiter.guesser(&source), now));
+        assert!(!limiter.may_test(limiter.guesser(&source), now));
+        assert!(limiter.may_test(limiter.guesser(&source), Instant::from_secs(12)));
     }
 
     #[test]

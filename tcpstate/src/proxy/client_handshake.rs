@@ -554,13 +554,17 @@ impl Proxy {
         let outer_isn = ack - 1;
         // A keepalive or a zero-window probe counts one below the next number, which is the SYN's own.
         let client_isns = [seq - 1, seq];
-        let may_test = self.caches.limiter.may_test(ctx.key(), now);
-        if !may_test && !self.caches.recent_syns.has_answered(ctx.hash, client_isns, outer_isn) {
+        let guesser = self.caches.limiter.guesser(ctx.key());
+        let may_test = self.caches.limiter.may_test(guesser, now);
+        let remembered = (!may_test).then(|| self.caches.recent_syns.answers(ctx.hash, client_isns));
+        if let Some(answers) = &remembered
+            && !answers.include(outer_isn)
+        {
             ctx.egress.note(|| {
                 "its address, its network, or all together, have spent their wrong guesses, and it acknowledges no SYN-ACK that the box remembers: no cookie is looked for"
                     .into()
             });
-            self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
+            self.caches.recent_syns.forget(ctx.hash, answers);
             return Err(Unproved::Untested);
         }
         self.caches.cookies.advance(now);
@@ -570,14 +574,14 @@ impl Proxy {
         let Some((terms, client_isn)) = opened else {
             // While connections that run already are adopted, their segments come here too.
             if !self.adopts(ctx.key(), now) {
-                self.caches.limiter.failed(ctx.key(), now);
+                self.caches.limiter.failed(guesser, now);
             }
-            if !may_test {
-                self.caches.recent_syns.forget_answers(ctx.hash, client_isns);
+            if let Some(answers) = &remembered {
+                self.caches.recent_syns.forget(ctx.hash, answers);
             }
             return Err(Unproved::Wrong);
         };
-        if !may_test {
+        if remembered.is_some() {
             ctx.egress.note(|| "its network has spent its wrong guesses, but the box remembers this SYN-ACK".into());
             self.counters.count(Event::CookieRemembered);
         }

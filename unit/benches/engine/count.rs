@@ -16,7 +16,7 @@ pub const ONE_ROW: &str = "--one-row";
 pub const BATCHES: usize = 60;
 
 /// The rows that are counted, and how many batches come before: enough to fill the SYN cache where each SYN is to evict another.
-const ROWS: [(&str, usize); 17] = [
+const ROWS: [(&str, usize); 18] = [
     ("SYN -> SYN-ACK, cache off, random sources", 60),
     ("SYN -> SYN-ACK, cache on, hot (100 sources, repeated)", 60),
     ("SYN -> SYN-ACK, cache on and full, random sources", 1100),
@@ -24,6 +24,7 @@ const ROWS: [(&str, usize); 17] = [
     ("SYN -> SYN-ACK, cache off, a million networks listed, random sources", 60),
     ("SYN -> SYN-ACK, cache off, SYN-ACKs limited, random sources", 60),
     ("bogus ACK, with timestamps, cache off, hot (100), SYNs answered", 60),
+    ("bogus ACK, with timestamps, cache off, hot (100), SYNs answered, guesses spent", 60),
     ("bogus ACK, with timestamps, cache off, hot (100), no SYN", 60),
     ("bogus ACK, without timestamps, cache off, hot (100), SYNs answered", 60),
     ("bogus ACK, without timestamps, cache off, hot (100), no SYN", 60),

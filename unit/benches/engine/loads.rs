@@ -95,6 +95,8 @@ impl Load for SynFlood {
 pub struct AckFlood {
     pub sources: Sources,
     pub timestamps: bool,
+    /// Whether there are guesses left that may be tested.
+    pub is_tested: bool,
 }
 
 /// Has a SYN of each of the first `count` sources answered.
@@ -124,7 +126,8 @@ impl Load for AckFlood {
     }
 
     fn read(&mut self, worker: &Worker) -> usize {
-        others(worker, Verdict::Drop(DropReason::BadCookie))
+        let reason = if self.is_tested { DropReason::BadCookie } else { DropReason::RateLimited };
+        others(worker, Verdict::Drop(reason))
     }
 }
 

@@ -159,23 +159,28 @@ fn guarded_syns(table: &mut Table) {
 
 fn bogus_acks(table: &mut Table) {
     for (timestamps, with) in [(true, "with timestamps"), (false, "without timestamps")] {
-        for (answered, count, sources) in [
-            (true, Some(100), "hot (100), SYNs answered"),
-            (false, Some(100), "hot (100), no SYN"),
-            (false, None, "random, no SYN"),
+        for (answered, is_tested, count, sources) in [
+            (true, true, Some(100), "hot (100), SYNs answered"),
+            (true, false, Some(100), "hot (100), SYNs answered, guesses spent"),
+            (false, true, Some(100), "hot (100), no SYN"),
+            (false, true, None, "random, no SYN"),
         ] {
             let name = format!("bogus ACK, {with}, cache off, {sources}");
             if !table.wants(&name) {
                 continue;
             }
             let mut worker = Worker::new();
-            let mut proxy = proxy(&config(0, LARGE), &worker);
+            let mut config = config(0, LARGE);
+            if !is_tested {
+                config.rate.guesses = 0;
+            }
+            let mut proxy = proxy(&config, &worker);
             // When it has run for a while it knows of every SYN that was answered lately.
             worker.now = worker.now + Duration::from_secs(200);
             if answered {
                 answer_all(&mut proxy, &mut worker, 100);
             }
-            let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps };
+            let mut load = AckFlood { sources: Sources { chance: Chance(2), count }, timestamps, is_tested };
             table.measure(&name, Some(reference::BOGUS_ACK), &mut proxy, &mut worker, &mut load);
         }
     }
