@@ -9,11 +9,12 @@ use crate::cache::refused::Met;
 use crate::config::{Mode, Proved};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::tick;
-use crate::flow::{FlowFlags, State};
+use crate::flow::{Flow, FlowFlags, State};
 use crate::policy::Rule;
 use crate::policy::limit::Admission;
 use crate::policy::mode::{Directive, Target, TargetCounts};
-use crate::wire::{FlowKey, Kind, Options};
+use crate::seq::SeqNum;
+use crate::wire::{Flags, FlowKey, Kind, Options};
 use crate::{DropReason, Egress, Event, Instant, Side, Verdict};
 use std::sync::Arc;
 
@@ -82,6 +83,11 @@ impl Proxy {
     /// Whether SYNs to the server of this connection pass.
     pub(super) fn passes(&self, key: &FlowKey) -> bool {
         self.settings.modes.any_passes() && self.settings.modes.present(self.settings.policy.rule(key).target).passes()
+    }
+
+    /// Whether the mode of this server's destination changes by itself.
+    fn is_auto(&self, key: &FlowKey) -> bool {
+        self.settings.modes.is_auto(self.settings.policy.rule(key).target)
     }
 
     /// Whether unknown connections of this server are adopted.
@@ -322,6 +328,9 @@ impl Proxy {
         let (flow, side, seq) = (&self.table[id], ctx.side, ctx.segment.seq);
         let (opens, state) = (side == flow.client(), flow.state());
         let is_acceptable = match state {
+            // Its server remembers it for as long as the box counts it, unless it heeds the reset. Before it has answered nobody knows.
+            State::SynSent if opens && side == Side::Wan => false,
+            State::SynReceived if opens && side == Side::Wan => is_surely_heeded(flow, ctx),
             State::SynSent | State::SynReceived if opens => seq.within(flow.outer_isn + 1, flow.endpoint(side).next),
             State::SynSent => flow.answers_syn(ctx.segment),
             State::SynReceived => seq == flow.endpoint(side).next,
@@ -348,13 +357,8 @@ impl Proxy {
         let (flow, side) = (&self.table[id], ctx.side);
         let opens = side == flow.client();
         match flow.state() {
-            State::SynSent if opens => {
-                self.on_opener_alone(ctx, id);
-                if self.settings.modes.is_auto(self.settings.policy.rule(ctx.key()).target) {
-                    // Whoever goes on without an answer that was seen is counted no longer than others.
-                    self.bound_half_open(id, ctx.now);
-                }
-            }
+            // Where half-open connections are counted, what anybody may have sent keeps none of them beyond the time of its SYN.
+            State::SynSent if opens && !(side == Side::Wan && self.is_auto(ctx.key())) => self.on_opener_alone(ctx, id),
             State::SynSent => {}
             State::SynReceived if opens => {
                 let acknowledges = ctx.segment.ack.within(flow.endpoint(side).acked, flow.endpoint(side.other()).next);
@@ -433,3 +437,24 @@ impl Proxy {
         self.settings.modes.present(target).passes() && !(may_prove && self.settings.modes.accepts_cookies(target, now))
     }
 }
+
+/// Whether a client's reset, sound and of a connection that its server has answered, certainly ends it there. Anybody may have sent it, and the SYN too: one
+/// that passes here and that the server never gets, or that it ignores, would leave the connection half-open there, and no trace of it here. So it has the
+/// very number that the server expects (RFC 5961 section 3), acknowledges nothing but the SYN-ACK (Linux heeds no other), has no option but timestamps that
+/// pass RFC 7323 section 5.3, nothing in its IP header that somebody may object to, and as many hops left as the SYN had.
+fn is_surely_heeded<E>(flow: &Flow, ctx: &Context<E>) -> bool {
+    let (segment, [server, client]) = (ctx.segment, [Side::Lan, Side::Wan].map(|side| flow.endpoint(side)));
+    let is_in_order = segment.seq == server.acked && segment.payload_len() == 0;
+    let acknowledges = !segment.flags.has(Flags::ACK) || segment.ack == server.next;
+    let options = ctx.options();
+    let has_right_options = options.is_empty()
+        || options.len() == TIMESTAMPS_ALONE
+            && Options::timestamps(options).is_some_and(|stamps| {
+                !SeqNum::new(stamps.value).before(SeqNum::new(client.ts_value)) && stamps.echo == server.ts_value
+            });
+    let is_plain = !segment.fragmented && !segment.indirect && segment.has_plain_header();
+    is_in_order && acknowledges && has_right_options && is_plain && segment.ttl(ctx.head.bytes()) >= client.ttl
+}
+
+/// Bytes of timestamps and their padding, as options.
+const TIMESTAMPS_ALONE: usize = 12;

@@ -253,6 +253,11 @@ impl Segment {
         frame[usize::from(self.ip) + if self.key.v6 { 7 } else { 8 }]
     }
 
+    /// Whether there are neither IPv4 options nor IPv6 extension headers.
+    pub fn has_plain_header(&self) -> bool {
+        self.tcp - self.ip == if self.key.v6 { 40 } else { 20 }
+    }
+
     /// The class of the packet (RFC 2474): the upper six bits of its traffic class, in IPv4 of its type of service; the lower two are zero.
     #[inline(always)]
     pub fn class(&self, frame: &[u8]) -> u8 {

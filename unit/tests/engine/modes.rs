@@ -293,6 +293,66 @@ in_every_mode! {
         assert_eq!(counts(&world, 0).half_open, 0);
     }
 
+    fn a_connection_stays_half_open_after_a_reset_that_its_server_may_not_heed(world, client, server) {
+        let _ = (client, server);
+        let world = world_with(&world, |config| {
+            (config.mode, config.auto.enter_half_open) = (Does::Auto, 100);
+        });
+        let half_open = || counts(&world, 0).half_open;
+        let signature = [19, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+        let plain = || rst(CLIENT_ISN + 1);
+        let stamped = |value, echo| plain().nop().nop().ts(value, echo);
+        let forged: [(&str, u8, Seg); 8] = [
+            ("it ends on its way", 56, plain()),
+            ("it acknowledges what was not sent", 57, rst_ack(CLIENT_ISN + 1, THEIR_ISN + 2)),
+            ("it acknowledges nothing", 57, rst_ack(CLIENT_ISN + 1, 0)),
+            ("it is older than the SYN", 57, stamped(CLIENT_TS - 1, SERVER_TS)),
+            ("it echoes what was not sent", 57, stamped(CLIENT_TS, SERVER_TS + 1)),
+            ("it is signed", 57, plain().raw(&signature)),
+            ("its number is only in the window", 57, rst(CLIENT_ISN + 2)),
+            ("it repeats the SYN's number", 57, rst(CLIENT_ISN)),
+        ];
+        let opened = |port: u16, ttl: u8| {
+            let (client, server) = world.on_port(port);
+            let ends = FlowKey { ttl: 57, ..client.ends() };
+            let (syn, later) = (world.host(Side::Wan, ends), world.host(Side::Wan, FlowKey { ttl, ..ends }));
+            syn.passes(call(&world));
+            (later, server)
+        };
+        for (port, (what, ttl, reset)) in (1..).zip(forged) {
+            let (client, server) = opened(port, ttl);
+            // Before its server has answered nobody knows what that will do.
+            client.passes(plain());
+            server.passes(reply(&world));
+            client.passes(reset);
+            assert_eq!(half_open(), u64::from(port), "{what}");
+        }
+        let heeded = [plain(), rst_ack(CLIENT_ISN + 1, THEIR_ISN + 1), stamped(CLIENT_TS + 1, SERVER_TS)];
+        for (port, reset) in (11..).zip(heeded) {
+            for ttl in [57, 58] {
+                let (client, server) = opened(port, ttl);
+                server.passes(reply(&world));
+                assert_eq!(half_open(), 9);
+                client.passes(reset.clone());
+                assert_eq!(half_open(), 8, "a reset that its server heeds");
+            }
+        }
+    }
+
+    fn what_anybody_may_have_sent_keeps_no_connection_half_open_beyond_the_time_of_its_syn(world, client, server) {
+        let _ = (client, server);
+        let world = world_in(&world, Does::Auto);
+        let (client, _) = world.on_port(1);
+        client.passes(call(&world));
+        for _ in 0..6 {
+            client.passes(ack(CLIENT_ISN + 1, 77));
+            world.after_secs(10);
+        }
+        assert_eq!(counts(&world, 0).half_open, 1);
+        world.after_secs(10);
+        assert_eq!(counts(&world, 0).half_open, 0);
+    }
+
     fn what_is_passed_before_a_switch_goes_on_untouched_after_it_in_every_state(world, client, server) {
         let _ = (client, server);
         let world = world_with(&world, |config| {
