@@ -13,8 +13,13 @@ const FLOWS: usize = 8 * BUCKETS;
 
 /// A table of [`FLOWS`], and no limit on SYNs.
 fn small(mode: Mode) -> World {
+    sized(mode, BUCKETS)
+}
+
+/// A table of so many buckets, and no limit on SYNs.
+fn sized(mode: Mode, table_buckets: usize) -> World {
     let rate = RateLimit { burst: 1 << 20, add: 1 << 20, size: 1024, ..RateLimit::default() };
-    World::new(mode, &Config { table_buckets: BUCKETS, rate, ..mode.config() })
+    World::new(mode, &Config { table_buckets, rate, ..mode.config() })
 }
 
 /// The clients of one owner, by how large the network is that it owns.
@@ -131,11 +136,12 @@ impl Connection {
     }
 }
 
-/// Attackers who fill the table, each of which does what `each` does with its connection, once a second.
+/// Attackers who fill the table, one after each pause, each of which does what `each` does with its connection.
 fn fill(
     world: &World,
     owner: Owner,
     ports: core::ops::Range<u16>,
+    pause: Duration,
     each: impl Fn(&World, &mut Connection),
 ) -> Vec<Connection> {
     let mut held = Vec::new();
@@ -145,7 +151,7 @@ fn fill(
             each(world, &mut connection);
             held.push(connection);
         }
-        world.tick(Duration::from_millis(5));
+        world.tick(pause);
     }
     world.discard();
     held
@@ -154,52 +160,76 @@ fn fill(
 const OWNERS: [Owner; 3] = [Owner::Address, Owner::Site, Owner::Provider];
 const MODES: [Mode; 4] = [Mode::V4, Mode::V6, Mode::V4.cached(), Mode::V6.cached()];
 
+/// How many attack, and for how long honest clients come meanwhile.
+struct Trial {
+    buckets: usize,
+    attackers: u16,
+    pause: Duration,
+    seconds: u16,
+}
+
+const FEW: Trial =
+    Trial { buckets: BUCKETS, attackers: 2 * FLOWS as u16, pause: Duration::from_millis(5), seconds: 40 };
+
+/// The table has 8192 places, and is full after four seconds.
+const MANY: Trial = Trial { buckets: 1024, attackers: 10_000, pause: Duration::from_micros(500), seconds: 10 };
+
 /// Whatever attackers do with connections that fill the table, for as long as they do it and open ever more of them: every honest client gets in at once,
 /// is served, and stays.
 fn honest_are_served(attackers: impl Fn(&World, &mut Connection), ended: &[Event]) {
     for mode in MODES {
         for owner in OWNERS {
-            let world = small(mode);
-            let family = mode.family;
-            // Some were there before: of these one works and the other rests.
-            let mut before: Vec<_> = (0..20)
-                .map(|n| Connection::open(&world, Owner::Other(n).client(family, 0), 900 + n).expect("there is room"))
-                .collect();
-            assert!(before.iter_mut().all(|one| one.works(&world)));
-            world.tick(Duration::from_secs(6));
-            let mut held = fill(&world, owner, 1000..1000 + 2 * FLOWS as u16, &attackers);
-            let mut honest: Vec<Connection> = Vec::new();
-            let mut next = 10_000;
-            for second in 0..40u16 {
-                // The attackers go on, with what they have and with new ones.
-                held.iter_mut().for_each(|one| attackers(&world, one));
-                for _ in 0..20 {
-                    next += 1;
-                    let client = owner.client(family, u32::from(next));
-                    held.extend(Connection::open(&world, client, next));
-                }
-                for n in 0..2 {
-                    let client = Owner::Other(100 + 2 * second + n).client(family, 0);
-                    let Some(connection) = Connection::open(&world, client, 20_000 + 2 * second + n) else {
-                        world.fail(&format!("{mode}, {owner:?}: a client has found no place in second {second}"));
-                    };
-                    honest.push(connection);
-                }
-                for (n, one) in honest.iter_mut().enumerate() {
-                    assert!(one.works(&world), "{mode}, {owner:?}, second {second}: client {n} is not served");
-                }
-                for one in before.iter_mut().step_by(2) {
-                    assert!(one.asks(&world, 20), "{mode}, {owner:?}: a connection that works is cut");
-                }
-                world.tick(Duration::from_secs(1));
-                world.discard();
-            }
-            let cut: Vec<_> = (0..before.len()).filter(|&n| !before[n].works(&world)).collect();
-            assert!(cut.is_empty(), "{mode}, {owner:?}: of those that rested {cut:?} are cut");
-            for event in ended {
-                assert!(world.happened(*event) > 0, "{mode}, {owner:?}: {event:?}");
-            }
+            honest_are_served_in(&FEW, mode, owner, &attackers, ended);
         }
+    }
+}
+
+fn honest_are_served_in(
+    trial: &Trial,
+    mode: Mode,
+    owner: Owner,
+    attackers: impl Fn(&World, &mut Connection),
+    ended: &[Event],
+) {
+    let world = sized(mode, trial.buckets);
+    let family = mode.family;
+    // Some were there before: of these one works and the other rests.
+    let mut before: Vec<_> = (0..20)
+        .map(|n| Connection::open(&world, Owner::Other(n).client(family, 0), 900 + n).expect("there is room"))
+        .collect();
+    assert!(before.iter_mut().all(|one| one.works(&world)));
+    world.tick(Duration::from_secs(6));
+    let mut held = fill(&world, owner, 1000..1000 + trial.attackers, trial.pause, &attackers);
+    let mut honest: Vec<Connection> = Vec::new();
+    let mut next = 12_000;
+    for second in 0..trial.seconds {
+        // The attackers go on, with what they have and with new ones.
+        held.iter_mut().for_each(|one| attackers(&world, one));
+        for _ in 0..20 {
+            next += 1;
+            let client = owner.client(family, u32::from(next));
+            held.extend(Connection::open(&world, client, next));
+        }
+        for n in 0..2 {
+            let client = Owner::Other(100 + 2 * second + n).client(family, 0);
+            let Some(connection) = Connection::open(&world, client, 20_000 + 2 * second + n) else {
+                world.fail(&format!("{mode}, {owner:?}: a client has found no place in second {second}"));
+            };
+            honest.push(connection);
+        }
+        for (n, one) in honest.iter_mut().enumerate() {
+            assert!(one.works(&world), "{mode}, {owner:?}, second {second}: client {n} is not served");
+        }
+        for one in before.iter_mut().step_by(2) {
+            assert!(one.asks(&world, 20), "{mode}, {owner:?}: a connection that works is cut");
+        }
+        world.tick(Duration::from_secs(1));
+        world.discard();
+    }
+    let cut: Vec<_> = (0..before.len()).filter(|&n| !before[n].works(&world)).collect();
+    assert!(cut.is_empty(), "{mode}, {owner:?}: of those that rested {cut:?} are cut");
+    for event in ended {
+        assert!(world.happened(*event) > 0, "{mode}, {owner:?}: {event:?}");
     }
 }
 
@@ -219,31 +249,46 @@ fn who_fills_the_table_with_silent_connections_keeps_nobody_out() {
     honest_are_served(|_, _| (), &[Event::EvictedSilent]);
 }
 
+/// Takes as much as a receive buffer holds, so that little is not all it has carried, and shuts its window.
+fn hold_window_shut(world: &World, one: &mut Connection) {
+    if one.seq == CLIENT_ISN + 1 {
+        one.asks(world, 80);
+        (0..40).for_each(|_| assert!(one.serves(world, 1400, 1400, 8000)));
+        one.serves(world, 500, 500, 0);
+    }
+    // The server's probes, which count one below what it has sent, are answered.
+    let _ = world.inject(Side::Lan, &one.server.frame(&ack(one.inner.wrapping_sub(1), one.seq)));
+    one.says(world, 0);
+}
+
 #[test]
 fn holders_of_a_shut_window_keep_nobody_out() {
-    let attack = |world: &World, one: &mut Connection| {
-        if one.seq == CLIENT_ISN + 1 {
-            // As much as a receive buffer holds, so that little is not all it has carried.
-            one.asks(world, 80);
-            (0..40).for_each(|_| assert!(one.serves(world, 1400, 1400, 8000)));
-            one.serves(world, 500, 500, 0);
-        }
-        // The server's probes, which count one below what it has sent, are answered.
-        let _ = world.inject(Side::Lan, &one.server.frame(&ack(one.inner.wrapping_sub(1), one.seq)));
-        one.says(world, 0);
-    };
-    honest_are_served(attack, &[Event::EvictedStalled]);
+    honest_are_served(hold_window_shut, &[Event::EvictedStalled]);
+}
+
+/// Asks for an answer, and takes a byte of it each time.
+fn read_a_byte(world: &World, one: &mut Connection) {
+    if one.seq == CLIENT_ISN + 1 {
+        one.asks(world, 80);
+    }
+    one.serves(world, 600, 1, 500);
 }
 
 #[test]
 fn readers_of_a_byte_a_second_keep_nobody_out() {
-    let attack = |world: &World, one: &mut Connection| {
-        if one.seq == CLIENT_ISN + 1 {
-            one.asks(world, 80);
-        }
-        one.serves(world, 600, 1, 500);
-    };
-    honest_are_served(attack, &[Event::EvictedSlow]);
+    honest_are_served(read_a_byte, &[Event::EvictedSlow]);
+}
+
+#[test]
+fn ten_thousand_holders_of_a_shut_window_keep_nobody_out() {
+    honest_are_served_in(&MANY, Mode::V4.cached(), Owner::Provider, hold_window_shut, &[Event::EvictedStalled]);
+    honest_are_served_in(&MANY, Mode::V6, Owner::Address, hold_window_shut, &[Event::EvictedStalled]);
+}
+
+#[test]
+fn ten_thousand_readers_of_a_byte_a_second_keep_nobody_out() {
+    honest_are_served_in(&MANY, Mode::V4.cached(), Owner::Provider, read_a_byte, &[Event::EvictedSlow]);
+    honest_are_served_in(&MANY, Mode::V6, Owner::Address, read_a_byte, &[Event::EvictedSlow]);
 }
 
 #[test]
@@ -360,7 +405,7 @@ fn a_shared_address_of_busy_clients_is_not_the_first_to_lose() {
         for one in &mut busy {
             assert!((0..100).all(|_| one.serves(&world, 1000, 1000, 8000)));
         }
-        let mut held = fill(&world, Owner::Site, 10_000..10_000 + FLOWS as u16, |world, one| {
+        let mut held = fill(&world, Owner::Site, 10_000..10_000 + FLOWS as u16, FEW.pause, |world, one| {
             one.asks(world, 1);
         });
         for n in 0..90 {
@@ -611,7 +656,7 @@ fn who_holds_most_of_one_server_loses_before_those_of_another() {
 fn both_ends_are_reset_with_the_number_they_expect() {
     for mode in MODES {
         let world = small(mode);
-        let mut held = fill(&world, Owner::Site, 1000..1000 + FLOWS as u16, |world, one| {
+        let mut held = fill(&world, Owner::Site, 1000..1000 + FLOWS as u16, FEW.pause, |world, one| {
             one.asks(world, 80);
             one.serves(world, 500, 500, 0);
             // A probe with a byte, which the client does not take.
@@ -657,4 +702,56 @@ fn a_client_that_never_answers_gets_a_handful_of_window_updates() {
         let updates = world.discard().into_iter().filter(|(side, _)| *side == Side::Wan).count();
         assert!(updates <= 5, "{mode}: {updates} updates");
     }
+}
+
+/// In each second of an attack by `owner`, or by somebody else every time, which opens so many connections with a byte each: how many of twenty clients got in.
+fn first_seconds(mode: Mode, owner: Option<Owner>, speed: u32, seconds: u16) -> Vec<usize> {
+    let world = sized(mode, PLACES as usize / 8);
+    let mut honest: Vec<Connection> = Vec::new();
+    let mut n = 0;
+    let each = |second: u16| {
+        let before = honest.len();
+        for k in 0..speed {
+            n += 1;
+            let client = owner.unwrap_or(Owner::Other((n % 50_000) as u16)).client(mode.family, n);
+            if let Some(mut one) = Connection::open(&world, client, 1000 + (n % 30_000) as u16) {
+                one.asks(&world, 1);
+            }
+            if k * 20 / speed != (k + 1) * 20 / speed {
+                let client = Owner::Other(60_000 + (n % 5000) as u16).client(mode.family, 0);
+                honest.extend(Connection::open(&world, client, 40_000 + 20 * second));
+            }
+            world.tick(Duration::from_secs(1) / speed);
+        }
+        world.discard();
+        for (k, one) in honest.iter_mut().enumerate() {
+            assert!(one.works(&world), "{mode}, {owner:?}, {speed} a second: client {k} is cut in second {second}");
+        }
+        honest.len() - before
+    };
+    (0..seconds).map(each).collect()
+}
+
+/// Places of the table that [`first_seconds`] fills.
+const PLACES: u32 = 1024;
+
+#[test]
+fn in_the_first_seconds_of_one_owner_s_attack_everybody_else_gets_in() {
+    // The table is full after a quarter of a second, one, and four.
+    for speed in [4 * PLACES, PLACES, PLACES / 4] {
+        for owner in OWNERS {
+            assert_eq!(first_seconds(Mode::V4.cached(), Some(owner), speed, 6), [20; 6], "{owner:?}, {speed} a second");
+        }
+    }
+}
+
+#[test]
+fn of_an_attack_from_as_many_networks_as_there_are_places_the_table_takes_a_quarter_a_second() {
+    // A connection that has carried little gives way when it has been idle for four seconds. Those of clients that are at work have places too.
+    assert_eq!(first_seconds(Mode::V4, None, PLACES / 8, 12), [20; 12]);
+    let admitted = first_seconds(Mode::V4, None, PLACES / 2, 12);
+    assert_eq!(admitted[0], 20, "{admitted:?}");
+    // Beyond that everybody has the same chance, in waves.
+    let later: usize = admitted[2..].iter().sum();
+    assert!((50..170).contains(&later), "{admitted:?}");
 }
