@@ -6,6 +6,8 @@ mod addresses;
 mod claim;
 mod describe;
 mod ethtool;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod filters;
 mod host;
 mod interface;
@@ -18,6 +20,7 @@ mod settings;
 mod veth;
 
 pub use claim::{DIRECTORY, Holder, Outcome, Restored, restore};
+pub(crate) use describe::has_zero_copy;
 pub use describe::{DefaultRoute, Described, Description, QueueCounts, Rss, XdpFeatures, XdpProgram, describe};
 pub use ethtool::{Coalescing, Rings};
 pub(crate) use host::HostPort;

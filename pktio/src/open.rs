@@ -484,7 +484,14 @@ fn open_xdp(
     let mut programs = (0..interfaces.len())
         .map(|side| attach(interfaces, side, options, &layout, notes))
         .collect::<Result<Vec<_>, _>>()?;
-    if programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy) {
+    let may_try = programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy);
+    if let Some(reason) = may_try.then(|| lack_of_zero_copy(interfaces)).flatten() {
+        // To try it would take the memory of all frames, twice, and end the same.
+        if options.mode == Mode::ZeroCopy {
+            return Err(Refusal::Unsupported(format!("no zero copy: {reason}")));
+        }
+        notes.push(format!("no zero copy: {reason}"));
+    } else if may_try {
         let parked = guard.settings.hardware_rings(interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
         let larger = Layout { frames_per_port: frames, ..layout.clone() };
@@ -507,6 +514,12 @@ fn open_xdp(
     let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout })?;
     guard.programs.extend(programs);
     Ok(sets)
+}
+
+/// Which driver says that it has no zero copy.
+fn lack_of_zero_copy(interfaces: &[&Interface]) -> Option<String> {
+    let lacks = |interface: &&&Interface| netdev::has_zero_copy(interface.index()) == Some(false);
+    interfaces.iter().find(lacks).map(|interface| format!("the driver of {} has none", interface.name()))
 }
 
 /// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works.

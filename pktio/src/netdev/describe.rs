@@ -7,7 +7,7 @@ use super::addresses::addresses;
 use super::claim::{Holder, holder_of};
 use super::ethtool::{Coalescing, Ethtool, PauseFrames, Rings};
 use super::host::other_filters;
-use super::protect::{check_apart, lying_on, session};
+use super::protect::{Connections, check_apart, established_connections, lying_on, session};
 use super::rss::{RssConfig, hashed_otherwise};
 use super::rtnetlink::{Link, Rtnetlink, attributes, half, push_attribute, word};
 use super::settings::{OFFLOADS, is_to_be_off};
@@ -159,8 +159,9 @@ pub fn describe(names: [&str; 2]) -> Result<Described, OpenError> {
         },
         _ => None,
     };
+    let connections = Connections::new(established_connections);
     let mut describe = |name: &str, link: io::Result<Link>| match link {
-        Ok(link) => Ok(description(&link, &links, &ethtool, &mut netlink)),
+        Ok(link) => Ok(description(&link, &links, &ethtool, &mut netlink, &connections)),
         Err(source) if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
             Err(OpenError::NotFound { interface: name.into() })
         }
@@ -170,7 +171,13 @@ pub fn describe(names: [&str; 2]) -> Result<Described, OpenError> {
     Ok(Described { ports: [describe(names[0], one), describe(names[1], other)], conflict })
 }
 
-fn description(link: &Link, links: &[Link], ethtool: &Ethtool, netlink: &mut Rtnetlink) -> Description {
+fn description(
+    link: &Link,
+    links: &[Link],
+    ethtool: &Ethtool,
+    netlink: &mut Rtnetlink,
+    connections: &Connections,
+) -> Description {
     let name = link.name.as_str();
     let (driver, bus) = ethtool.driver_and_bus(name).unwrap_or_default();
     let named = |index: Option<u32>| links.iter().find(|other| Some(other.index) == index);
@@ -203,7 +210,7 @@ fn description(link: &Link, links: &[Link], ethtool: &Ethtool, netlink: &mut Rtn
         peer: named(link.below).filter(|_| link.kind == "veth").map(|peer| peer.name.clone()),
         addresses: addresses(name).into_iter().filter(|address| !made_by_kernel(address)).collect(),
         default_routes: default_routes.collect(),
-        session: session(&own, netlink).map(|(link, peer)| (link.name.clone(), peer)),
+        session: session(&own, netlink, connections).map(|(link, peer)| (link.name.clone(), peer)),
         holder: holder_of(link, ethtool),
         xdp: link.has_xdp.then_some(XdpProgram { number: link.xdp_program, is_generic: link.is_xdp_generic }),
         egress_filters: other_filters(name, link.index, netlink),
@@ -243,6 +250,12 @@ const NETDEV_A_DEV_XDP_ZC_MAX_SEGS: u16 = 4;
 const NATIVE: u32 = 0b11;
 const XSK_ZEROCOPY: u32 = 1 << 3;
 const RX_SG: u32 = 1 << 5;
+
+/// Whether the driver of the interface with this index can receive and transmit without copying; `None` where the kernel, before 6.3, does not say.
+pub(crate) fn has_zero_copy(index: u32) -> Option<bool> {
+    // Without the others the kernel does not let it have any (`xp_assign_dev`).
+    xdp_features(index).ok().map(|features| features.is_native && features.has_zero_copy)
+}
 
 /// What the driver of the interface with this index can do with XDP, as the kernel's `netdev` family says.
 fn xdp_features(index: u32) -> io::Result<XdpFeatures> {

@@ -1,8 +1,10 @@
 //! Which interfaces are no port of a box: those that pass their frames somewhere else already, and those by which the operator reaches this
 //! machine.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::net::IpAddr;
 
 use tracing::debug;
@@ -52,6 +54,7 @@ pub(crate) fn check(interfaces: &[&Interface], force: bool) -> Result<(), OpenEr
     if force {
         return Ok(());
     }
+    let connections = Connections::new(established_connections);
     for interface in interfaces {
         let name = interface.name();
         let own = lying_on(interface.link(), &links);
@@ -68,7 +71,7 @@ pub(crate) fn check(interfaces: &[&Interface], force: bool) -> Result<(), OpenEr
                 Err(error) => debug!("{}: routes cannot be read: {error}", link.name),
             }
         }
-        if let Some((link, peer)) = session(&own, &mut netlink) {
+        if let Some((link, peer)) = session(&own, &mut netlink, &connections) {
             return refuse(format!("{} carries a connection of this machine with {peer}", on(name, link)));
         }
     }
@@ -114,7 +117,11 @@ pub(super) fn lying_on(link: &Link, links: &[Link]) -> Vec<Link> {
 
 /// An established TCP connection between this machine and another that uses one of these links: who is logged in from elsewhere has one. The
 /// process that owns it is not asked for: a port that becomes one of the box ends every connection.
-pub(super) fn session<'a>(own: &'a [Link], netlink: &mut Rtnetlink) -> Option<(&'a Link, IpAddr)> {
+pub(super) fn session<'a>(
+    own: &'a [Link],
+    netlink: &mut Rtnetlink,
+    connections: &Connections,
+) -> Option<(&'a Link, IpAddr)> {
     let addresses: Vec<(&Link, BTreeSet<IpAddr>)> =
         own.iter().map(|link| (link, addresses(&link.name))).filter(|(_, addresses)| !addresses.is_empty()).collect();
     let at = |local: IpAddr| addresses.iter().find(|(_, own)| own.contains(&local)).map(|(link, _)| *link);
@@ -126,22 +133,36 @@ pub(super) fn session<'a>(own: &'a [Link], netlink: &mut Rtnetlink) -> Option<(&
         return Some((link, peer));
     }
     let mut peers = BTreeSet::new();
-    for table in ["tcp", "tcp6"] {
-        let table = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
-        for (local, peer) in table.lines().filter_map(established) {
-            if local == peer || peer.is_loopback() {
-                continue;
-            }
-            if let Some(link) = at(local) {
-                return Some((link, peer));
-            }
-            peers.insert(peer);
+    for &(local, peer) in connections.iter().filter(|(local, peer)| local != peer && !peer.is_loopback()) {
+        if let Some(link) = at(local) {
+            return Some((link, peer));
         }
+        peers.insert(peer);
     }
     peers.into_iter().take(MOST_PEERS).find_map(|peer| {
         let port = netlink.port_toward(peer).ok()??;
         own.iter().find(|link| link.index == port).map(|link| (link, peer))
     })
+}
+
+/// The established connections of this machine, read when they are first asked for: both ends of each.
+pub(super) type Connections = LazyCell<Vec<(IpAddr, IpAddr)>, fn() -> Vec<(IpAddr, IpAddr)>>;
+
+/// The addresses of both ends of this machine's established connections.
+pub(super) fn established_connections() -> Vec<(IpAddr, IpAddr)> {
+    let mut found = Vec::new();
+    // With each read the kernel walks its whole table up to where it left off, so there are to be few.
+    let mut piece = vec![0; 64 << 10];
+    for table in ["tcp", "tcp6"] {
+        let mut text = Vec::new();
+        if let Ok(mut file) = File::open(format!("/proc/thread-self/net/{table}")) {
+            while let Ok(read @ 1..) = file.read(&mut piece) {
+                text.extend_from_slice(&piece[..read]);
+            }
+        }
+        found.extend(String::from_utf8_lossy(&text).lines().filter_map(established));
+    }
+    found
 }
 
 /// The addresses of this machine and of its peer in `SSH_CONNECTION`.
