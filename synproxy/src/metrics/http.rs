@@ -5,10 +5,10 @@ use crate::process::exit::Failure;
 use crate::process::listening::{Closed, Listening};
 use httparse::{EMPTY_HEADER, Request, Status};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{debug, info};
@@ -21,6 +21,12 @@ const MAX_REQUEST: usize = 8192;
 const MAX_HEADERS: usize = 64;
 /// How long a client may take for its request, and again for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may then go on sending.
+const LINGER: Duration = Duration::from_millis(500);
+/// While all places are taken, how long a client may take for its request, and for everything. What the kernel has taken of an answer by then still
+/// reaches the client.
+const SILENCE: Duration = Duration::from_millis(100);
+const TURN: Duration = Duration::from_millis(250);
 
 /// An answer's type and body.
 pub type Content = (&'static str, Vec<u8>);
@@ -68,7 +74,7 @@ impl Server {
 }
 
 fn accept(listener: &TcpListener, closed: &Closed, is_local: bool, site: &Arc<impl Site>) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let clients = Arc::new(Clients::default());
     while !closed.get() {
         let client = match listener.accept() {
             Ok((client, _)) => client,
@@ -80,14 +86,19 @@ fn accept(listener: &TcpListener, closed: &Closed, is_local: bool, site: &Arc<im
                 continue;
             }
         };
-        while clients.load(Ordering::Acquire) >= MAX_CLIENTS && !closed.get() {
+        while !clients.has_place(Instant::now()) && !closed.get() {
             thread::sleep(Duration::from_millis(10));
         }
-        clients.fetch_add(1, Ordering::AcqRel);
-        let (site, place) = (Arc::clone(site), Place(Arc::clone(&clients)));
+        let place = match clients.enter(&client) {
+            Ok(place) => place,
+            Err(error) => {
+                debug!("metrics: {error}");
+                continue;
+            }
+        };
+        let site = Arc::clone(site);
         let serve = move || {
-            let _place = place;
-            if let Err(error) = serve(client, is_local, &*site) {
+            if let Err(error) = serve(client, &place, is_local, &*site) {
                 debug!("metrics: a client was not served: {error}");
             }
         };
@@ -98,26 +109,79 @@ fn accept(listener: &TcpListener, closed: &Closed, is_local: bool, site: &Arc<im
     }
 }
 
+/// The clients that are served now, the oldest first.
+#[derive(Default)]
+struct Clients(Mutex<Vec<Served>>);
+
+struct Served {
+    stream: TcpStream,
+    since: Instant,
+    /// Its request has come.
+    has_asked: bool,
+}
+
+impl Clients {
+    /// Whether there is a place for one more. If not, one that has had time enough is ended, which frees a place soon: nobody keeps others out by
+    /// silence, or by reading slowly.
+    fn has_place(&self, now: Instant) -> bool {
+        let clients = self.lock();
+        if clients.len() < MAX_CLIENTS {
+            return true;
+        }
+        let age = |one: &Served| now.saturating_duration_since(one.since);
+        let silent = clients.iter().find(|one| !one.has_asked && age(one) >= SILENCE);
+        if let Some(one) = silent.or_else(|| clients.iter().find(|one| age(one) >= TURN)) {
+            // It fails only if the client has ended already.
+            let _ = one.stream.shutdown(Shutdown::Both);
+        }
+        false
+    }
+
+    fn enter(self: &Arc<Self>, client: &TcpStream) -> io::Result<Place> {
+        let since = Instant::now();
+        let own = client.try_clone()?;
+        let place = Place { clients: Arc::clone(self), descriptor: own.as_raw_fd() };
+        self.lock().push(Served { stream: own, since, has_asked: false });
+        Ok(place)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Served>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A place of a client; freed when dropped.
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    clients: Arc<Clients>,
+    /// What tells its own from the others.
+    descriptor: RawFd,
+}
+
+impl Place {
+    fn has_asked(&self) {
+        let mut clients = self.clients.lock();
+        let own = clients.iter_mut().find(|one| one.stream.as_raw_fd() == self.descriptor);
+        own.expect("it is there until this is dropped").has_asked = true;
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.clients.lock().retain(|one| one.stream.as_raw_fd() != self.descriptor);
     }
 }
 
 /// Reads one request and answers it.
-fn serve(mut client: TcpStream, is_local: bool, site: &impl Site) -> io::Result<()> {
-    client.set_write_timeout(Some(PATIENCE))?;
+fn serve(mut client: TcpStream, place: &Place, is_local: bool, site: &impl Site) -> io::Result<()> {
     let request = read_request(&mut client)?;
-    let answer = answer(&request, is_local, site);
-    client.write_all(&answer)?;
-    client.shutdown(std::net::Shutdown::Write)?;
+    place.has_asked();
+    write(&mut client, &answer(&request, is_local, site), Instant::now() + PATIENCE)?;
+    client.shutdown(Shutdown::Write)?;
     // What it may still send is read, so that no reset overtakes the answer; but not for ever.
-    client.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let until = Instant::now() + LINGER;
     let mut rest = [0; 512];
     for _ in 0..MAX_REQUEST / rest.len() {
+        client.set_read_timeout(Some(left(until)?))?;
         if client.read(&mut rest)? == 0 {
             break;
         }
@@ -125,15 +189,29 @@ fn serve(mut client: TcpStream, is_local: bool, site: &impl Site) -> io::Result<
     Ok(())
 }
 
+/// Writes all of it, or fails when it is not taken in time.
+fn write(client: &mut TcpStream, mut bytes: &[u8], until: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        client.set_write_timeout(Some(left(until)?))?;
+        match client.write(bytes)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => bytes = &bytes[written..],
+        }
+    }
+    Ok(())
+}
+
+/// The time that is left.
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
 /// Reads until the end of the header, which is as much as is ever looked at.
 fn read_request(client: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let (begin, mut request, mut piece) = (Instant::now(), Vec::new(), [0; 1024]);
+    let (until, mut request, mut piece) = (Instant::now() + PATIENCE, Vec::new(), [0; 1024]);
     loop {
-        let left = PATIENCE.saturating_sub(begin.elapsed());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        client.set_read_timeout(Some(left))?;
+        client.set_read_timeout(Some(left(until)?))?;
         let read = client.read(&mut piece)?;
         request.extend_from_slice(&piece[..read]);
         let is_whole = request.windows(4).any(|end| end == b"\r\n\r\n");
@@ -206,7 +284,12 @@ mod tests {
 
     impl Site for Test {
         fn content(&self, path: &str) -> Option<Content> {
-            (path == "/metrics").then(|| ("text/plain", b"one 1\n".to_vec()))
+            match path {
+                "/metrics" => Some(("text/plain", b"one 1\n".to_vec())),
+                // More than the kernel takes at once.
+                "/large" => Some(("text/plain", vec![b'x'; 16 << 20])),
+                _ => None,
+            }
         }
     }
 
@@ -249,20 +332,49 @@ mod tests {
         }
     }
 
+    fn asks(address: SocketAddr) -> io::Result<String> {
+        let mut client = TcpStream::connect(address)?;
+        client.write_all(b"GET /metrics HTTP/1.1\r\n")?;
+        client.write_all(b"Host: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Neither those who say nothing, nor those who say half of it, nor those who do not take what they have asked for.
     #[test]
-    fn a_client_gets_its_answer_over_tcp_and_a_silent_one_holds_nobody_up() {
+    fn a_client_gets_its_answer_over_tcp_and_who_waits_holds_nobody_up() {
+        for said in ["", "GET /metrics HT", "GET /large HTTP/1.1\r\n\r\n"] {
+            let server = Server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+            let address = server.address();
+            server.serve(Arc::new(Test)).unwrap();
+            let mut idle = Vec::new();
+            for _ in 0..3 {
+                idle.extend((0..2 * MAX_CLIENTS).map(|_| {
+                    let mut client = TcpStream::connect(address).unwrap();
+                    client.write_all(said.as_bytes()).unwrap();
+                    client
+                }));
+                let begin = Instant::now();
+                let answer = asks(address).unwrap();
+                assert!(answer.ends_with("\r\n\r\none 1\n"), "{answer}");
+                // Each of the places would be free after five seconds.
+                assert!(begin.elapsed() < PATIENCE, "{said:?}: {:?}", begin.elapsed());
+            }
+        }
+    }
+
+    #[test]
+    fn who_goes_on_sending_is_heard_for_half_a_second() {
         let server = Server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = server.address();
         server.serve(Arc::new(Test)).unwrap();
-        let silent: Vec<_> = (0..MAX_CLIENTS / 2).map(|_| TcpStream::connect(address).unwrap()).collect();
-        for _ in 0..3 {
-            let mut client = TcpStream::connect(address).unwrap();
-            client.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
-            client.write_all(b"Host: localhost\r\n\r\n").unwrap();
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).unwrap();
-            assert!(answer.ends_with("\r\n\r\none 1\n"), "{answer}");
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let begin = Instant::now();
+        while client.write_all(b"x").is_ok() {
+            assert!(begin.elapsed() < Duration::from_secs(5), "it is still heard");
+            thread::sleep(Duration::from_millis(100));
         }
-        drop(silent);
     }
 }
