@@ -17,6 +17,8 @@ mod client;
 mod configuration;
 mod entry;
 mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod line;
 mod reply;
 mod request;

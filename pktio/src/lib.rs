@@ -23,6 +23,8 @@
 pub mod capture;
 mod error;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guard;
 pub mod huge_pages;
 pub mod impair;

@@ -10,5 +10,7 @@ pub mod appliance;
 pub mod control;
 pub mod dataplane;
 pub mod doctor;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod metrics;
 pub mod process;

@@ -21,6 +21,8 @@
 pub mod clients;
 mod configure;
 pub mod flood_template;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod interface;
 pub mod latency;
 pub mod load_runner;

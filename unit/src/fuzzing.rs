@@ -4,6 +4,7 @@
 use crate::script;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::net::IpAddr;
 use std::time::Duration;
 use tcpstate::config::{Asymmetric, Extension, Handshake, Proved, RateLimit, SackConflict, Stray};
@@ -172,6 +173,36 @@ pub fn configuration(data: &[u8]) {
             }
         }
     }
+}
+
+/// Any file of networks: it is rejected with its lines, or each network that is read is written as one that is the same.
+pub fn networks(data: &[u8]) {
+    let text = String::from_utf8_lossy(&data[..data.len().min(8192)]);
+    match confparse::networks(&text, "text") {
+        Ok(networks) => {
+            assert!(networks.len() <= text.lines().count());
+            for network in networks {
+                let again = confparse::network(&confparse::written(&network)).expect("what is written is a network");
+                assert!(again.prefix == network.prefix && again.covers(&network.address));
+            }
+        }
+        Err(complaints) => {
+            assert!(complaints.lines().count() <= 11 && complaints.len() < 11 * 400, "{}", complaints.len());
+            assert!(!complaints.contains(|c: char| c.is_control() && c != '\n'), "{complaints:?}");
+        }
+    }
+}
+
+/// Any capture file: what it holds is read to its end or to where it is damaged, and nothing is read that is not there.
+pub fn capture(data: &[u8]) {
+    let Ok(mut reader) = pktio::pcap::PcapReader::new("file", Box::new(Cursor::new(data.to_vec()))) else { return };
+    let (mut record, mut read) = (pktio::pcap::Record::default(), 0);
+    while let Ok(true) = reader.read(&mut record) {
+        read += record.bytes.len();
+        assert!(read <= data.len(), "{read} bytes read of {}", data.len());
+        let _ = reader.interface_name(record.interface);
+    }
+    assert!(reader.skipped() <= data.len() as u64);
 }
 
 /// The fuzzer's bytes, taken from the front; past their end there are zeros.

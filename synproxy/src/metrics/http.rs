@@ -275,6 +275,47 @@ fn response(status: &str, kind: &str, fields: &str, body: &[u8], with_body: bool
     answer
 }
 
+/// What holds of any request.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// A page, and nothing else.
+    struct Page;
+
+    const BODY: &str = "the page\n";
+
+    impl Site for Page {
+        fn content(&self, path: &str) -> Option<Content> {
+            assert!(!path.contains(['?', '#']));
+            (path == "/page").then(|| ("text/plain", BODY.as_bytes().to_vec()))
+        }
+    }
+
+    /// Any request has one whole answer, which is one of a few: nothing of the request is in it.
+    pub fn http(data: &[u8]) {
+        let (&first, request) = data.split_first().unwrap_or((&0, &[]));
+        let answer = answer(request, first & 1 == 1, &Page);
+        let text = String::from_utf8(answer).expect("an answer is text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head has an end");
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).expect("a status line");
+        let content = match status {
+            "200 OK" => BODY.to_owned(),
+            "400 Bad Request" | "404 Not Found" | "405 Method Not Allowed" | "421 Misdirected Request" => {
+                format!("{status}\n")
+            }
+            other => panic!("{other}"),
+        };
+        let is_head = request.trim_ascii_start().starts_with(b"HEAD ") && status != "400 Bad Request";
+        assert_eq!(body, if is_head { "" } else { &content });
+        let fields: Vec<_> = lines.map(|line| line.split_once(": ").expect("a field")).collect();
+        assert!(fields.contains(&("Content-Length", content.len().to_string().as_str())), "{fields:?}");
+        assert_eq!(fields.iter().filter(|(name, _)| *name == "Content-Length").count(), 1);
+        assert_eq!(status == "405 Method Not Allowed", fields.contains(&("Allow", "GET, HEAD")));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -800,7 +800,7 @@ fn frame_digits(frame: &str) -> Result<String, Failure> {
 }
 
 /// A reply as text.
-fn text(reply: &Reply) -> String {
+pub(crate) fn text(reply: &Reply) -> String {
     match reply {
         Reply::Status(status) => show::status(status),
         Reply::Stats(stats) => show::stats(stats),

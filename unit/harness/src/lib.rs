@@ -19,6 +19,7 @@
 //! }
 //! ```
 
+mod corpora;
 pub mod leftovers;
 
 use std::any::Any;
@@ -36,6 +37,7 @@ use std::{fmt, thread};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+pub use corpora::replay;
 pub use harness_macros::test;
 pub use inventory;
 
