@@ -391,7 +391,7 @@ mod tests {
             server.serve(Arc::new(Test)).unwrap();
             let mut idle = Vec::new();
             for _ in 0..3 {
-                idle.extend((0..2 * MAX_CLIENTS).map(|_| {
+                idle.extend((0..3 * MAX_CLIENTS).map(|_| {
                     let mut client = TcpStream::connect(address).unwrap();
                     client.write_all(said.as_bytes()).unwrap();
                     client
@@ -399,8 +399,8 @@ mod tests {
                 let begin = Instant::now();
                 let answer = asks(address).unwrap();
                 assert!(answer.ends_with("\r\n\r\none 1\n"), "{answer}");
-                // Each of the places would be free after five seconds.
-                assert!(begin.elapsed() < PATIENCE, "{said:?}: {:?}", begin.elapsed());
+                // By their own patience the places would be free after three times as long, or never.
+                assert!(begin.elapsed() < 2 * PATIENCE, "{said:?}: {:?}", begin.elapsed());
             }
         }
     }
