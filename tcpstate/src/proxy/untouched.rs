@@ -325,12 +325,14 @@ impl Proxy {
         if !ctx.is_sound() {
             return;
         }
+        // Where half-open connections are counted it must not be forged ones that are not.
+        let is_counted = ctx.side == Side::Wan && self.is_auto(ctx.key());
         let (flow, side, seq) = (&self.table[id], ctx.side, ctx.segment.seq);
         let (opens, state) = (side == flow.client(), flow.state());
         let is_acceptable = match state {
             // Its server remembers it for as long as the box counts it, unless it heeds the reset. Before it has answered nobody knows.
-            State::SynSent if opens && side == Side::Wan => false,
-            State::SynReceived if opens && side == Side::Wan => is_surely_heeded(flow, ctx),
+            State::SynSent if opens && is_counted => false,
+            State::SynReceived if opens && is_counted => is_surely_heeded(flow, ctx),
             State::SynSent | State::SynReceived if opens => seq.within(flow.outer_isn + 1, flow.endpoint(side).next),
             State::SynSent => flow.answers_syn(ctx.segment),
             State::SynReceived => seq == flow.endpoint(side).next,
