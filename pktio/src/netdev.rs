@@ -6,9 +6,9 @@ mod addresses;
 mod claim;
 mod describe;
 mod ethtool;
+mod filters;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod filters;
 mod host;
 mod interface;
 mod link;
