@@ -1,0 +1,19 @@
+#!/bin/bash
+# Checks what we depend on against deny.toml: licences, where crates come from, none without a version. Installs cargo-deny below target/ the first time.
+# Advisories need a database from a network and are left to `cargo deny check advisories`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=$PWD/target/tools
+if ! command -v cargo-deny >/dev/null && [ ! -x "$tools/bin/cargo-deny" ]; then
+    echo "installing cargo-deny, some minutes"
+    if ! cargo install --quiet --locked --root "$tools" --target-dir target/tools/build cargo-deny; then
+        echo "make test-dependencies: ignored, cargo-deny cannot be installed"
+        exit 0
+    fi
+    rm -rf "$tools/build"
+fi
+PATH=$PATH:$tools/bin
+# The members of this workspace, and those that have one of their own.
+for manifest in Cargo.toml unit/loom/Cargo.toml unit/fuzz/Cargo.toml; do
+    cargo deny --manifest-path "$manifest" --config "$PWD/deny.toml" --offline check licenses bans sources
+done
