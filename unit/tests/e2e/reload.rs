@@ -107,7 +107,8 @@ fn ask(mut stream: &TcpStream, number: u32) -> std::io::Result<()> {
 
 #[test]
 fn a_reload_changes_what_can_change_and_names_what_cannot() {
-    let rig = Rig::new();
+    // With more, the number of workers stands on the command line.
+    let rig = Rig::of_one_queue();
     let it = Box::start(&rig, "mssmode = default; own_mss = 1400;");
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     let old = rig.client.connect(server.address).expect("connecting");
