@@ -29,6 +29,7 @@ pub use cache::updates::ServerUpdate;
 pub use cache::vlan_pairs::VlanPair;
 pub use config::Config;
 pub use cookie::Rotation;
+pub use flow::map::{FlowMap, Found};
 pub use flow::table::{Population, Redirect, Slab};
 pub use flow::{LAYOUT as RECORD_LAYOUT, State};
 pub use head::Head;

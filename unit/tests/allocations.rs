@@ -18,7 +18,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 use tcpstate::config::{Mode, RateLimit};
-use tcpstate::{Config, Footprint, Instant, Proxy, Secrets};
+use tcpstate::{Config, Event, FlowMap, Footprint, Instant, Proxy, Secrets, Words};
 use worker::{BATCH, Worker};
 
 thread_local! {
@@ -187,4 +187,57 @@ fn connections_come_and_go_without_taking_memory() {
         let mut proxy = proxy(&manner.map_or(config.clone(), |manner| manner(config)), &worker);
         takes_nothing(&mut proxy, &mut worker, &mut load());
     }
+}
+
+/// Twelve hours in which connections come, go and are left behind, while SYNs and acknowledgements are forged: in virtual time. What began and has not
+/// ended is what lives, no memory is taken after the first hour, and a day later nothing is left.
+#[test]
+fn twelve_hours_of_mixed_load_leave_nothing_behind() {
+    const STEP: Duration = Duration::from_secs(2);
+    const HOUR: Duration = Duration::from_secs(3600);
+    let mut worker = Worker::new();
+    let mut proxy = proxy(&config(CACHE, BUCKETS), &worker);
+    proxy.publish_flows(Words::zeroed(FlowMap::words_needed(10 * BUCKETS)));
+    let begin = worker.now;
+    let live = |proxy: &Proxy| {
+        let population = proxy.population();
+        population.syn_cached + population.proxied + population.passthrough
+    };
+    let mut loads: [Box<dyn Load>; 4] = [
+        Box::new(Visits::new()),
+        Box::new(SynFlood { sources: sources(None), repeats: false, pause: Duration::ZERO }),
+        Box::new(AckFlood { sources: sources(Some(100)), timestamps: true }),
+        Box::new(Visits::abandoned()),
+    ];
+    let (mut late, mut most) = (0, 0);
+    while worker.now < begin + 12 * HOUR {
+        for load in &mut loads {
+            for _ in 0..load.batches_a_unit() {
+                let side = load.fill(&mut worker);
+                worker.now = worker.now + STEP;
+                let before = TAKEN.get();
+                worker.poll(&mut proxy, side);
+                while proxy.on_timeout(worker.now, &mut worker.spares) {}
+                if worker.now > begin + HOUR {
+                    late += TAKEN.get() - before;
+                }
+                load.read(&worker);
+            }
+        }
+        most = live(&proxy).max(most);
+        assert_eq!(proxy.published_flows(), live(&proxy), "what began and has not ended is what lives");
+    }
+    assert_eq!(late, 0, "memory taken after the first hour");
+    assert!(most <= 10 * BUCKETS as u64);
+    // The longest time-out is that of an established connection.
+    for _ in 0..50 * 60 {
+        worker.now = worker.now + Duration::from_secs(60);
+        while proxy.on_timeout(worker.now, &mut worker.spares) {}
+    }
+    assert_eq!((live(&proxy), proxy.published_flows(), proxy.unpublished_flows()), (0, 0, 0));
+    let counters = proxy.counters();
+    assert!(
+        counters.happened(Event::Spliced) > 10_000 && counters.happened(Event::Expired) > 0,
+        "connections came and went"
+    );
 }

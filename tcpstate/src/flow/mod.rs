@@ -1,6 +1,7 @@
 //! One connection: its record, the states it can be in, how a segment is translated for its other side, and the table of all of them.
 
 pub mod ecn;
+pub(crate) mod map;
 mod record;
 mod state;
 pub mod table;

@@ -41,10 +41,12 @@ use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPairs;
 use crate::config::Action;
 use crate::cookie::{Cookies, Rotation};
+use crate::flow::map::FlowMap;
 use crate::flow::table::wheel::tick;
 use crate::flow::table::{Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
+use crate::memory::Words;
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
@@ -75,8 +77,8 @@ impl Secrets {
         Self(random)
     }
 
-    /// The keys of the hash that names flows and packets.
-    pub(crate) fn hash_keys(&self) -> Keys {
+    /// The keys of the hash that names flows and packets. A program that looks flows up in a [`FlowMap`] needs them, and nobody else may know them.
+    pub fn hash_keys(&self) -> Keys {
         self.pair(0)
     }
 
@@ -385,6 +387,31 @@ impl Proxy {
     fn count_targets(&mut self) {
         let targets = self.settings.policy.targets();
         self.table.count_half_open(self.settings.profiles.targets(targets), targets.len());
+    }
+
+    /// From now on every flow is in the map in these words, which are zero, from its beginning to its end; those that are there already are entered. See
+    /// [`FlowMap`].
+    ///
+    /// # Panics
+    /// If there are fewer words than a cache line has.
+    pub fn publish_flows(&mut self, words: Words) {
+        self.table.enter_into(FlowMap::new(words, self.settings.hash_keys));
+    }
+
+    /// How many flows are not in that map because it has no room for them.
+    pub fn unpublished_flows(&self) -> u64 {
+        self.table.left_out_of_map()
+    }
+
+    /// How many flows were published and have not ended, a flow with two keys twice. Reads the whole map: for tests.
+    pub fn published_flows(&self) -> u64 {
+        self.table.in_map()
+    }
+
+    /// Frames have passed without this worker for a while: connections that were opened then are adopted, as after a start.
+    pub fn was_bypassed(&mut self, now: Instant) {
+        let until = now + self.settings.adopt_grace;
+        self.settings.adopt_until = self.settings.adopt_until.max(until);
     }
 
     /// Gives the flow table's memory back, as another process would find it.

@@ -293,6 +293,12 @@ impl Visits {
         Self::of(&[Step::Syn, Step::Ask, Step::AnswerEarly, Step::ClientEnds, Step::ServerEnds, Step::LastAck])
     }
 
+    /// Connections that are made and left behind.
+    #[allow(dead_code, reason = "no benchmark leaves any")]
+    pub fn abandoned() -> Self {
+        Self { next: 1 << 30, ..Self::of(&[Step::Syn, Step::Prove, Step::Answer]) }
+    }
+
     fn of(steps: &'static [Step]) -> Self {
         Self { steps, chance: Chance(4), connections: Vec::new(), next: 0, at: 0 }
     }

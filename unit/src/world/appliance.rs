@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tcpstate::wire::Parsed;
 use tcpstate::{
     Config, Counters, Directive, Egress, Event, Head, Instant, Memory, Metadata, Proxy, Secrets, ServerUpdate, Side,
-    Ticket, Verdict,
+    Ticket, Verdict, Words,
 };
 
 use crate::oracle::layers::Layers;
@@ -154,10 +154,16 @@ impl Egress for Spare<'_> {
     }
 }
 
+/// Gives the engine a map of its flows, too small for many of them.
+fn publish(proxy: &mut Proxy) {
+    proxy.publish_flows(Words::zeroed(16 * 8));
+}
+
 impl Appliance {
     /// A box with empty tables.
     pub fn new(build: Build, now: u64) -> Self {
-        let proxy = Proxy::new(&build.config, &Secrets::new(build.secrets), Instant::from_micros(now));
+        let mut proxy = Proxy::new(&build.config, &Secrets::new(build.secrets), Instant::from_micros(now));
+        publish(&mut proxy);
         let pool = (0..build.frames as u32).map(Frame::fresh).collect();
         let taken_over = build.bridge_until == 0;
         Self {
@@ -221,6 +227,7 @@ impl Appliance {
         if !self.is_bridge(now) && !self.taken_over {
             self.taken_over = true;
             self.proxy = Proxy::new(&self.build.config, &Secrets::new(self.build.secrets), time);
+            publish(&mut self.proxy);
         }
         let bridges = self.is_bridge(now);
         if self.build.restarts.first().is_some_and(|&at| at <= now) {
@@ -307,6 +314,8 @@ impl Appliance {
     fn restart(&mut self, now: Instant) {
         let Build { config, secrets, .. } = &self.build;
         let population = self.proxy.population();
+        let flows = population.syn_cached + population.proxied + population.passthrough;
+        assert_eq!(self.proxy.published_flows(), flows, "the map of flows has others than the table");
         let fresh = Proxy::new(config, &Secrets::new(*secrets), now);
         let former = std::mem::replace(&mut self.proxy, fresh);
         self.former.push(former.counters().clone());
@@ -315,6 +324,7 @@ impl Appliance {
             self.proxy = Proxy::with_memory(config, &Secrets::new(*secrets), now, memory);
             assert_eq!(self.proxy.population(), population, "a flow was lost, or made up");
         }
+        publish(&mut self.proxy);
         self.pool.extend(std::mem::take(&mut self.held).into_values().map(|(_, frame)| frame));
     }
 

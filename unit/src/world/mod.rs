@@ -859,7 +859,8 @@ impl World {
             }
             let population = self.appliance.proxy().population();
             if population == tcpstate::Population::default() {
-                return Ok(());
+                let left = self.appliance.proxy().published_flows();
+                return if left == 0 { Ok(()) } else { Err(format!("{left} flows that have ended are in the map")) };
             }
         }
         let population = self.appliance.proxy().population();

@@ -15,6 +15,7 @@ pub mod wheel;
 use core::ops::{Deref, DerefMut, Index as Indexed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use crate::flow::map::FlowMap;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::prefetch::prefetch;
@@ -168,6 +169,8 @@ pub struct Table {
     entered: u32,
     population: Population,
     half_open: HalfOpen,
+    /// What a program of the kernel may ask for flows, if there is one.
+    map: Option<FlowMap>,
 }
 
 impl Table {
@@ -196,6 +199,7 @@ impl Table {
             entered: 0,
             population: Population::default(),
             half_open: HalfOpen::default(),
+            map: None,
         }
     }
 
@@ -264,6 +268,52 @@ impl Table {
     /// Gives the memory back, as another process would find it.
     pub fn into_slab(self) -> Slab {
         Slab { is_used: true, ..self.slab }
+    }
+
+    /// From now on every flow is in this map from its beginning to its end; those that are there already are entered.
+    pub fn enter_into(&mut self, map: FlowMap) {
+        self.map = Some(map);
+        for place in 0..self.used {
+            let id = Id(place);
+            if !self[id].is_in(State::Free) {
+                self.enter_in_map(id);
+            }
+        }
+    }
+
+    /// How many flows are not in the map because it has no room for them.
+    pub fn left_out_of_map(&self) -> u64 {
+        self.map.as_ref().map_or(0, FlowMap::left_out)
+    }
+
+    /// How many flows the map counts; 0 if there is none.
+    pub fn in_map(&self) -> u64 {
+        self.map.as_ref().map_or(0, FlowMap::count)
+    }
+
+    /// Enters a flow in the map, if there is one.
+    #[cold]
+    fn enter_in_map(&mut self, id: Id) {
+        let (key, flow) = (self.key(id), self[id]);
+        let second = self.redirected(id).map(|redirect| (redirect.key(), redirect.hash()));
+        let Some(map) = &mut self.map else { return };
+        let is_translated = Kind::of(&flow) != Kind::Passthrough;
+        map.enter(&key, flow.hash, id.0, is_translated);
+        if let Some((key, hash)) = second {
+            map.enter(&key, hash, id.0, is_translated);
+        }
+    }
+
+    /// Removes a flow, which is still in its record, from the map.
+    #[cold]
+    fn remove_from_map(&mut self, id: Id) {
+        let (key, hash) = (self.key(id), self[id].hash);
+        let second = self.redirected(id).map(|redirect| (redirect.key(), redirect.hash()));
+        let Some(map) = &mut self.map else { return };
+        map.remove(&key, hash, id.0);
+        if let Some((key, hash)) = second {
+            map.remove(&key, hash, id.0);
+        }
     }
 
     /// How many records there can be.
@@ -430,6 +480,9 @@ impl Table {
         if is_half_open(record) {
             self.half_open.add(record);
         }
+        if self.map.is_some() {
+            self.enter_in_map(id);
+        }
         Some(id)
     }
 
@@ -477,6 +530,9 @@ impl Table {
         *own = redirect;
         let is_linked = self.link(hash, id.0);
         self.slab.records[id.0 as usize].set(FlowFlags::REDIRECTED, is_linked);
+        if is_linked && let Some(map) = &mut self.map {
+            map.enter(&redirect.key(), hash, id.0, true);
+        }
         is_linked
     }
 
@@ -558,6 +614,9 @@ impl Table {
 
     /// Removes a flow.
     pub fn remove(&mut self, id: Id) {
+        if self.map.is_some() {
+            self.remove_from_map(id);
+        }
         self.wheel.unfile(&mut self.slab.records, id);
         if let Some(redirect) = self.redirected(id) {
             let hash = redirect.hash();
