@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, LinkLoss, LogLevel, Poll, Syslog};
+use crate::{Account, Config, Control, LinkLoss, LogLevel, OnFailure, Poll, PortLoss, Syslog};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -601,6 +601,76 @@ pub(crate) const KEYS: &[Key] = &[
                 LinkLoss::Forward => "forward",
             }))
         },
+    },
+    Key {
+        section: None,
+        name: "on_failure",
+        takes: Takes::Word(&["closed", "untranslated", "open"]),
+        unit: "",
+        help: "what passes while no worker takes frames: nothing, what the box does not translate for sure, or all but what it translates",
+        idle: None,
+        set: |config, value| {
+            config.failures.on_failure = match value {
+                Value::Word("open") => OnFailure::Open,
+                Value::Word("untranslated") => OnFailure::Untranslated,
+                _ => OnFailure::Closed,
+            };
+        },
+        get: |config| {
+            Some(Value::Word(match config.failures.on_failure {
+                OnFailure::Closed => "closed",
+                OnFailure::Untranslated => "untranslated",
+                OnFailure::Open => "open",
+            }))
+        },
+    },
+    Key {
+        section: None,
+        name: "port_loss",
+        takes: Takes::Word(&["exit", "wait"]),
+        unit: "",
+        help: "what becomes of the box when an interface is gone or missing: it ends, or it waits for the interface",
+        idle: None,
+        set: |config, value| {
+            config.failures.port_loss = if value == Value::Word("wait") { PortLoss::Wait } else { PortLoss::Exit };
+        },
+        get: |config| {
+            Some(Value::Word(match config.failures.port_loss {
+                PortLoss::Exit => "exit",
+                PortLoss::Wait => "wait",
+            }))
+        },
+    },
+    Key {
+        section: None,
+        name: "watchdog_device",
+        takes: Takes::File,
+        unit: "",
+        help: "watchdog device of the kernel that is written to as long as no worker is stuck",
+        idle: None,
+        set: |config, value| {
+            if let Value::Text(device) = value {
+                config.failures.watchdog_device = device.map(Into::into);
+            }
+        },
+        get: |config| {
+            let device = config.failures.watchdog_device.as_ref();
+            Some(Value::Text(device.map(|device| device.to_string_lossy().into_owned())))
+        },
+    },
+    Key {
+        section: None,
+        name: "bypass_hook",
+        takes: Takes::Command,
+        unit: "",
+        help: "what is told `open` to let frames around the box, and `close` when it takes them: a program, or a file below /sys",
+        idle: None,
+        set: |config, value| {
+            if let Value::Text(hook) = value {
+                config.failures.bypass_hook = hook;
+            }
+        },
+        get: |config| Some(Value::Text(config.failures.bypass_hook.clone())),
     },
     account!(user, "whom to become after start-up, if started as root"),
     account!(group, "which group to take after start-up, if started as root"),

@@ -102,6 +102,8 @@ pub struct Config {
     pub shed: bool,
     /// What becomes of a port when the other one has lost its link (`link_loss`).
     pub link_loss: LinkLoss,
+    /// What becomes of frames, and who is told, when the box fails (`on_failure`, `port_loss`, `watchdog_device`, `bypass_hook`).
+    pub failures: Failures,
     /// Whom to become after start-up, if root; `None` stays (`user`; 0 in the file).
     pub user: Option<Account>,
     /// Which group to take after start-up, if root; `None` stays (`group`; 0 in the file).
@@ -189,6 +191,7 @@ impl Default for Config {
             poll: Poll::default(),
             shed: true,
             link_loss: LinkLoss::default(),
+            failures: Failures::default(),
             user: None,
             group: None,
             port: 12345,
@@ -240,6 +243,41 @@ pub enum LinkLoss {
     Ignore,
     /// It is taken down until the link is back, so that its neighbours notice as they would with a cable.
     Forward,
+}
+
+/// What becomes of frames, and who is told, when the box fails.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Failures {
+    /// What passes while no worker takes frames (`on_failure`).
+    pub on_failure: OnFailure,
+    /// What becomes of the box when an interface is gone (`port_loss`).
+    pub port_loss: PortLoss,
+    /// The kernel's watchdog device that is written to as long as no worker is stuck, if any (`watchdog_device`).
+    pub watchdog_device: Option<PathBuf>,
+    /// What is told to open and to close a bypass around the box, if anything: a program with its arguments, or a file below `/sys` (`bypass_hook`).
+    pub bypass_hook: Option<String>,
+}
+
+/// What passes while no worker takes frames: the process was killed or is stopped, or a worker is stuck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// Nothing.
+    #[default]
+    Closed,
+    /// What is not TCP, and connections that the box passes through unchanged.
+    Untranslated,
+    /// Everything but connections that the box translates.
+    Open,
+}
+
+/// What becomes of the box when an interface is gone, or is missing at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PortLoss {
+    /// It ends.
+    #[default]
+    Exit,
+    /// It waits until the interface is there, and goes on.
+    Wait,
 }
 
 /// A level of the log. Each includes those before it.

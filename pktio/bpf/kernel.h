@@ -31,5 +31,6 @@ struct xdp_md {
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static u64 (*const jiffies64)(void) = (void *)118;
 static u64 (*const ktime_get_boot_ns)(void) = (void *)125;
 static long (*const ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;

@@ -89,7 +89,7 @@ INLINE void sip_round(u64 v[4])
 }
 
 // SipHash-1-3 of `count` words.
-INLINE u64 siphash(const u64 *words, int count)
+INLINE u64 siphash(u64 key0, u64 key1, const u64 *words, int count)
 {
     u64 v[4] = {
         key0 ^ 0x736f6d6570736575,
@@ -296,11 +296,11 @@ INLINE int is_shed(struct xdp_md *ctx)
     if (!read_syn(ctx, &syn))
         return 0;
     u64 now = ktime_get_boot_ns();
-    u64 source = siphash(syn.source, 2);
+    u64 source = siphash(key0, key1, syn.source, 2);
     if (is_proved(source, now))
         return 0;
     syn.whole[0] = source;
-    u64 hash = siphash(syn.whole, 4);
+    u64 hash = siphash(key0, key1, syn.whole, 4);
     if (!is_repeated(hash, now)) {
         // The top bits of the hash, which are used for nothing else.
         if (hash >> 56 < word >> 8)

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::AtomicU64;
 
+use crate::failure::FailurePlan;
 use crate::netdev::{Changed, HostPort, Settings};
 use crate::xdp::{AttachedProgram, ShedSamples};
 
@@ -53,6 +55,23 @@ impl Guard {
     /// its own.
     pub fn take_shed_samples(&mut self) -> Option<ShedSamples> {
         self.programs.iter_mut().find_map(AttachedProgram::take_shed_samples)
+    }
+
+    /// Each worker's part of the map of flows that the XDP programs of both ports ask while a worker fails; none where there is no such map.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn flow_maps(&self, workers: usize, plan: &FailurePlan) -> io::Result<Vec<&'static [AtomicU64]>> {
+        // The first program's map is that of both.
+        self.programs.first().map_or(Ok(Vec::new()), |program| program.flow_maps(workers, plan.flow_words))
+    }
+
+    /// Leaves the XDP programs and the settings as they are when this is dropped, for a successor, which replaces the ones and finds the others
+    /// written down, as after a kill.
+    pub fn keep(&mut self) {
+        self.programs.iter_mut().for_each(AttachedProgram::keep);
+        self.settings.keep();
     }
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.

@@ -20,8 +20,10 @@
 //! This is the crate for `unsafe` code: system calls, mappings, rings and buffers shared with the kernel. Every block says why it is
 //! sound. CONTRIBUTING.md names the few other places of the tree that have any.
 
+mod bpf;
 pub mod capture;
 mod error;
+pub mod failure;
 pub mod frame;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -49,12 +51,13 @@ mod wait;
 mod xdp;
 
 pub use error::{OpenError, advice, thread_advice};
+pub use failure::{FailurePlan, FailureSwitch, OnFailure};
 pub use frame::{Batch, Frame, NO_MEMBER};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
 pub use members::MOST_MEMBERS;
 pub use open::{Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone};
-pub use options::{Fallback, Mode, Options};
+pub use options::{Mode, Options};
 pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};

@@ -5,6 +5,7 @@
 //! buffer's headroom, also from worker to worker. A segment that the engine sends of its own accord when a frame has come goes the way of
 //! that frame; one that a timer sends goes by the member that last received something, which therefore has a link.
 
+use crate::failure::FailureSwitch;
 use crate::frame::Batch;
 use crate::pool::Pool;
 use crate::port::{Capabilities, Port, PortStatistics};
@@ -73,6 +74,15 @@ impl Port for Members {
             outgoing.drain(..).for_each(|frame| batch.push(frame));
         }
         sent
+    }
+
+    fn failure_switch(&mut self) -> Option<&mut dyn FailureSwitch> {
+        // One worker serves all of them, so that any tells of it.
+        self.ports.first_mut()?.failure_switch()
+    }
+
+    fn completed(&self) -> u64 {
+        self.ports.iter().map(|port| port.completed()).sum()
     }
 
     fn flush(&mut self, pool: &mut Pool) {

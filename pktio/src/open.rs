@@ -7,6 +7,7 @@ use std::io;
 use tracing::{debug, info, warn};
 
 use crate::error::OpenError;
+use crate::failure::OnFailure;
 use crate::frame::HEADROOM;
 use crate::guard::Guard;
 use crate::members::{MOST_MEMBERS, Members};
@@ -19,7 +20,7 @@ use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
 use crate::privilege;
 use crate::rss::Twin;
-use crate::xdp::{self, AttachedProgram, Layout, Refusal};
+use crate::xdp::{self, AttachedProgram, Layout, Purpose, Refusal};
 
 /// The ports of every worker, the software twin of the interfaces' RSS (or why it is not symmetric), and what restores the interfaces.
 type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
@@ -388,6 +389,7 @@ fn open_interfaces(
     let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
 
     let sets = if wanted == Some(Wanted::Packet) {
+        guard.settings.detach_left_programs();
         open_packet(interfaces, options, notes)?
     } else {
         match open_xdp(interfaces, options, &mut guard, notes) {
@@ -412,6 +414,7 @@ fn open_interfaces(
                     }
                     None => notes.push(format!("AF_XDP was not taken: {reason}")),
                 }
+                guard.settings.detach_left_programs();
                 open_packet(interfaces, options, notes)?
             }
         }
@@ -481,9 +484,24 @@ fn open_xdp(
         busy_poll: options.busy_poll,
         ..Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?
     };
-    let mut programs = (0..interfaces.len())
-        .map(|side| attach(interfaces, side, options, &layout, notes))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut programs: Vec<AttachedProgram> = Vec::new();
+    for side in 0..interfaces.len() {
+        let program = attach(interfaces, side, options, &layout, &programs, &mut guard.settings, notes)?;
+        programs.push(program);
+    }
+    if options.failure.as_ref().is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
+        // In generic mode the kernel sends as it sends everything.
+        let sends =
+            |(interface, program): &(&&Interface, &AttachedProgram)| !program.driver || interface.takes_redirected();
+        let partners = programs.iter().cycle().skip(interfaces.len() / 2);
+        for (interface, _) in interfaces.iter().zip(partners).filter(|it| !sends(it)) {
+            let name = interface.name();
+            warn!(
+                "{name} takes no frame that the kernel sends past the box, so what is for {name} is lost while no worker takes frames; \
+                 at the other end of a veth, `ethtool -K PEER gro on` mends it"
+            );
+        }
+    }
     let may_try = programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy);
     if let Some(reason) = may_try.then(|| lack_of_zero_copy(interfaces)).flatten() {
         // To try it would take the memory of all frames, twice, and end the same.
@@ -528,6 +546,8 @@ fn attach(
     side: usize,
     options: &Options,
     layout: &Layout,
+    attached: &[AttachedProgram],
+    settings: &mut Settings,
     notes: &mut Vec<String>,
 ) -> Result<AttachedProgram, Refusal> {
     // The members of the LAN come first, and then their partners.
@@ -535,19 +555,28 @@ fn attach(
     let (interface, other) = (interfaces[side], interfaces[partner]);
     let name = interface.name();
     // Floods come from the WAN.
-    let sheds = options.shed && interfaces.len() > 1 && side >= interfaces.len() / 2;
+    let is_wan = interfaces.len() > 1 && side >= interfaces.len() / 2;
+    let sheds = options.shed && is_wan;
+    let left = settings.left_program(interface.index());
+    // What the machine's own stack gets goes on past a box that ends, by other means.
+    let failure = options.failure.as_ref().filter(|_| !options.host);
+    let purpose = Purpose { is_wan, sheds, failure, other: attached.first(), left };
+    let mut new = |driver| {
+        let mut note = |id| settings.note_program(interface.index(), id);
+        AttachedProgram::new(interface, other, driver, layout, purpose, &mut note)
+    };
     // The veth pair before this machine's stack works in driver mode, and in no other: the kernel takes frames that a filter has redirected past
     // a generic program.
     let mode = if options.host && side == 0 { Mode::Driver } else { options.mode };
     if mode != Mode::Generic {
-        match AttachedProgram::new(interface, other, true, layout, options.fallback, sheds) {
+        match new(true) {
             Ok(program) => return Ok(program),
             Err(refusal @ (Refusal::Busy { .. } | Refusal::Limit(_) | Refusal::Descriptors(_))) => return Err(refusal),
             Err(reason) if mode == Mode::Auto => notes.push(format!("{name}: not in driver mode: {reason}")),
             Err(reason) => return Err(Refusal::Unsupported(format!("{name}: no driver mode: {reason}"))),
         }
     }
-    AttachedProgram::new(interface, other, false, layout, options.fallback, sheds).map_err(|refusal| match refusal {
+    new(false).map_err(|refusal| match refusal {
         Refusal::Busy { .. } | Refusal::Limit(_) | Refusal::Descriptors(_) => refusal,
         _ => Refusal::Unsupported(format!("{name}: no generic mode: {refusal}")),
     })
@@ -627,6 +656,7 @@ fn open_netmap(names: [(&str, netmap::Name<'_>); 2], options: &Options) -> Resul
     let nics: Vec<&Interface> = nics.iter().collect();
     let mut guard = Guard::of(settings);
     let said = guard.settings.announce_wait(&nics);
+    guard.settings.detach_left_programs();
     let spread = guard.settings.prepare(&nics, options.workers, options.spread.as_ref(), &mut notes)?;
     let mut devices = nics.iter();
     let names = names.map(|(written, name)| (written, by_own_name(name, &mut devices)));

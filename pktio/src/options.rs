@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::failure::FailurePlan;
+
 /// How to open the ports.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -17,8 +19,9 @@ pub struct Options {
     pub batch: usize,
     /// Which mode of AF_XDP to take.
     pub mode: Mode,
-    /// What the XDP program does with frames of a queue that no worker owns.
-    pub fallback: Fallback,
+    /// What the XDP program does with frames that no worker takes. It stays attached when the process is killed. Without a plan it drops them, and
+    /// goes with the process.
+    pub failure: Option<FailurePlan>,
     /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
     pub busy_poll: bool,
     /// Whether the WAN port shall offer a filter for load shedding ([`Port::shed_filter`](crate::Port::shed_filter)), which takes 36 MiB
@@ -46,7 +49,7 @@ impl Default for Options {
             frames_per_port: 8192,
             batch: 64,
             mode: Mode::Auto,
-            fallback: Fallback::Drop,
+            failure: None,
             busy_poll: false,
             shed: false,
             netmap_slots: [256, 64],
@@ -70,15 +73,4 @@ pub enum Mode {
     Driver,
     /// Generic mode, in front of the network stack: works on every interface.
     Generic,
-}
-
-/// What the XDP program does with a frame whose queue has no socket, because the process has ended or has not opened it yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fallback {
-    /// Drops it: without the process there is no traffic.
-    #[default]
-    Drop,
-    /// Sends it out of the other port, as it is (a checksum that its sender left to a NIC is not completed): without the process there is
-    /// no protection.
-    Bypass,
 }

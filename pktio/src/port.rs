@@ -5,6 +5,7 @@ use std::iter::Sum;
 use std::ops::Add;
 use std::os::fd::RawFd;
 
+use crate::failure::FailureSwitch;
 use crate::frame::Batch;
 use crate::pool::Pool;
 use crate::shed::ShedFilter;
@@ -17,7 +18,8 @@ pub(crate) type Ports = (Vec<Box<dyn Port>>, Pool);
 /// A port never blocks without bound and never allocates per frame. The pool passed in is always the one the port was
 /// opened with; ports panic on frames of another pool.
 ///
-/// What only some ports can do is a trait of its own, which a port may offer: [`shed_filter`](Port::shed_filter).
+/// What only some ports can do is a trait of its own, which a port may offer: [`shed_filter`](Port::shed_filter) and
+/// [`failure_switch`](Port::failure_switch).
 pub trait Port: Send {
     /// Appends up to `max` received frames to `batch` and returns how many.
     ///
@@ -55,6 +57,16 @@ pub trait Port: Send {
     /// The port's filter for load shedding; `None` when it has none, and the worker has to filter what it receives.
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         None
+    }
+
+    /// Who does the worker's part while it does not take frames; `None` where nobody can.
+    fn failure_switch(&mut self) -> Option<&mut dyn FailureSwitch> {
+        None
+    }
+
+    /// Frames whose transmission is complete, so far. It stands still while the kernel or the device sends nothing.
+    fn completed(&self) -> u64 {
+        0
     }
 
     /// What the port can do; it does not change while the port is open.
@@ -95,6 +107,14 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         (**self).shed_filter()
+    }
+
+    fn failure_switch(&mut self) -> Option<&mut dyn FailureSwitch> {
+        (**self).failure_switch()
+    }
+
+    fn completed(&self) -> u64 {
+        (**self).completed()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -170,6 +190,12 @@ pub struct PortStatistics {
     pub shed_fresh: u64,
     /// Repeated SYNs of unproved sources that the port dropped.
     pub shed_repeated: u64,
+    /// How often the XDP program found that the worker did not take its frames, and bridged or dropped them in its place.
+    pub failures: u64,
+    /// Frames that it bridged then.
+    pub failure_bridged: u64,
+    /// Frames that it dropped then.
+    pub failure_dropped: u64,
     /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there; the port has completed it.
     pub checksums_completed: u64,
     /// Super-frames (TSO, GRO) that the port has cut into frames.
@@ -217,6 +243,9 @@ impl Add for PortStatistics {
             kicks: self.kicks + other.kicks,
             shed_fresh: self.shed_fresh + other.shed_fresh,
             shed_repeated: self.shed_repeated + other.shed_repeated,
+            failures: self.failures + other.failures,
+            failure_bridged: self.failure_bridged + other.failure_bridged,
+            failure_dropped: self.failure_dropped + other.failure_dropped,
             checksums_completed: self.checksums_completed + other.checksums_completed,
             super_frames: self.super_frames + other.super_frames,
             uncut: self.uncut + other.uncut,

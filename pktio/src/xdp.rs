@@ -7,6 +7,7 @@
 //! The rings are those of `xsk-rs`; this module adds ownership, chains of buffers, the fill level, and wake-ups of the driver.
 
 mod cutter;
+mod failure;
 mod layout;
 mod port;
 mod program;
@@ -16,8 +17,9 @@ mod shed;
 mod socket;
 mod tags;
 
+pub(crate) use failure::Rehearsal;
 pub(crate) use layout::Layout;
-pub(crate) use program::AttachedProgram;
+pub(crate) use program::{AttachedProgram, Purpose};
 pub(crate) use refusal::Refusal;
 pub use samples::ShedSamples;
 pub(crate) use socket::open;

@@ -11,12 +11,14 @@ use crate::dataplane::engine::Bypass;
 use crate::dataplane::modes::{Coordinator, ModeBoard, Switch};
 use crate::dataplane::pool::{Message, WorkerOptions, WorkerPool};
 use crate::dataplane::steering::{Steering, Strategy};
+use crate::dataplane::watchdog::Outputs;
 use crate::dataplane::{memory, worker};
 use crate::doctor;
 use crate::metrics::capture::Captures;
 use crate::metrics::events::{self, Events, Supervision};
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
+use crate::process::bypass_hook::BypassHook;
 use crate::process::cli::{self, Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
@@ -25,24 +27,26 @@ use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
 use crate::process::privileges::{self, Credentials};
 use crate::process::signals::{self, Signalled};
-use crate::process::{clock, restore, service_manager, settings};
+use crate::process::watchdog_device::WatchdogDevice;
+use crate::process::{clock, restore, service_manager, settings, supervise};
 use ::control::{Event, LogLevel, Role};
 use clap::FromArgMatches;
-use confparse::{Config, Control, LinkLoss, Poll};
+use confparse::{Config, Control, LinkLoss, Poll, PortLoss};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
-use pktio::{Capabilities, Opened, Options, Pair, Port};
+use pktio::{Capabilities, FailurePlan, OnFailure, OpenError, Opened, Options, Pair, Port};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
-use std::time::{Instant, SystemTime};
-use tcpstate::{Policy, Proxy, Secrets, Target};
+use std::time::{Duration, Instant, SystemTime};
+use tcpstate::{FlowMap, Policy, Proxy, Secrets, Target, Words};
 use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
@@ -53,7 +57,8 @@ pub fn run() -> ExitCode {
         Task::CheckConfig(file) => settings::check(file),
         Task::Restore(interfaces) => restore::restore(interfaces),
         Task::Doctor(arguments) => return status(doctor::doctor(arguments)),
-        Task::Run { lan, wan } => bridge(lan, wan, &arguments, log),
+        Task::Run { .. } if arguments.supervise => return status(supervise::supervise()),
+        Task::Run { lan, wan } => bridge(lan, wan, &arguments, log).or_else(wait_for_port),
     };
     status(end.map(|()| ExitCode::SUCCESS))
 }
@@ -118,10 +123,20 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         netmap_slots: [config.ldp.netmap_nr_rx_slots, config.ldp.netmap_nr_tx_slots],
         spread,
         force: arguments.force,
+        failure: Some(failure_plan(config, &secrets, arguments.bypass)),
         stop: stop.clone(),
         ..Options::default()
     };
-    let Opened { mut guard, pairs, spread, .. } = pktio::open(lan, wan, &options)?;
+    let Some(opened) = open(lan, wan, &options, config.failures.port_loss)? else {
+        info!("ended by a signal before the interfaces were there");
+        return Ok(());
+    };
+    let Opened { mut guard, pairs, spread, .. } = opened;
+    let flow_maps = match &options.failure {
+        Some(plan) => guard.flow_maps(workers, plan).map_err(Failure::Spawn)?,
+        None => Vec::new(),
+    };
+    say_what_cannot_fail_open(&pairs, config);
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
     }
@@ -132,7 +147,12 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let socket = control_socket([lan, wan], &config.control, &permissions)?;
     let control_port = control_port(config)?;
     let metrics = config.metrics.map(Server::listen).transpose()?;
+    let outputs = Outputs {
+        device: config.failures.watchdog_device.as_deref().map(WatchdogDevice::open).transpose()?,
+        bypass: config.failures.bypass_hook.as_deref().map(BypassHook::new).transpose()?,
+    };
     credentials.assume()?;
+    supervise::end_with_supervisor();
     if stop.load(Ordering::Relaxed) {
         info!("ended by a signal before the first frame");
         return Ok(());
@@ -145,20 +165,21 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let samples = guard.take_shed_samples();
     let (sender, inbox) = events::channel();
-    let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss);
+    let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss, config.failures.port_loss);
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
     let link_loss = supervisor.clone();
     let channel = (supervisor, messages);
     let policy = Arc::new(Policy::new(&config.engine.share(workers), clock::now()));
     let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
-    let pool = if arguments.bypass {
+    let mut pool = if arguments.bypass {
         let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None };
         WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
     } else {
         let share = config.engine.share(workers);
         let memories = memory::of_workers(&share, workers)?;
         let memories = Arc::new(Mutex::new(memories));
+        let flow_maps = Arc::new(Mutex::new(flow_maps));
         let lists = compiled.clone();
         let engine = move || {
             let mut memories = memories.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,11 +188,15 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory);
             proxy.share_limits(others);
             drop(proxy.set_lists(lists.clone()));
+            if let Some(words) = flow_maps.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+                proxy.publish_flows(Words::from(words));
+            }
             proxy
         };
         let options = WorkerOptions { poll, shed: config.shed, captures: captures.clone(), modes: modes.clone() };
         WorkerPool::start(pairs, steerings, engine, &cores, options, stop, channel)
     }?;
+    pool.tell(outputs);
     let hash_key = [random().map(u64::from_ne_bytes)?, random().map(u64::from_ne_bytes)?];
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
     let said = (said, file);
@@ -225,6 +250,64 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     end
 }
 
+/// What the XDP program needs for the time when no worker takes frames.
+fn failure_plan(config: &Config, secrets: &Secrets, bypass: bool) -> FailurePlan {
+    let on_failure = match config.failures.on_failure {
+        confparse::OnFailure::Closed => OnFailure::Closed,
+        confparse::OnFailure::Untranslated => OnFailure::Untranslated,
+        confparse::OnFailure::Open => OnFailure::Open,
+    };
+    let flows = config.engine.share(config.workers).flow_capacity();
+    let flow_words = if bypass || on_failure == OnFailure::Closed { 0 } else { FlowMap::words_needed(flows) };
+    FailurePlan { on_failure, flow_keys: secrets.hash_keys(), flow_words }
+}
+
+/// Opens the ports; waits for interfaces that are missing, if it is to. `None` if it is to end meanwhile.
+fn open(lan: &str, wan: &str, options: &Options, port_loss: PortLoss) -> Result<Option<Opened>, Failure> {
+    let mut has_said = false;
+    loop {
+        match pktio::open(lan, wan, options) {
+            Err(OpenError::NotFound { interface }) if port_loss == PortLoss::Wait => {
+                if options.stop.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                if !has_said {
+                    warn!("there is no interface {interface}: waiting for it (`port_loss = wait`)");
+                    has_said = true;
+                }
+                thread::sleep(PORT_STEP);
+            }
+            result => return result.map(Some).map_err(Failure::from),
+        }
+    }
+}
+
+/// Begins anew after an interface was lost, if it is to wait for it: as the same process, without what belonged to the interface that is gone.
+fn wait_for_port(failure: Failure) -> Result<(), Failure> {
+    let Failure::Gone { waits: true, .. } = &failure else { return Err(failure) };
+    // A process that has given up its privileges cannot open the interface again; who supervises it starts another.
+    if privileges::are_given_up() {
+        return Err(failure);
+    }
+    warn!("{failure}");
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    Err(Failure::Spawn(error))
+}
+
+/// How often to look for a missing interface.
+const PORT_STEP: Duration = Duration::from_millis(200);
+
+/// Says so where `on_failure` cannot be done.
+fn say_what_cannot_fail_open(pairs: &[Pair], config: &Config) {
+    let Some(pair) = pairs.first().filter(|_| config.failures.on_failure != confparse::OnFailure::Closed) else {
+        return;
+    };
+    let backend = pair.lan.capabilities().backend;
+    if backend != "xdp" {
+        warn!("{backend} passes nothing while no worker takes frames, whatever `on_failure` says: only AF_XDP can");
+    }
+}
+
 /// What a reload changes besides the workers.
 struct Operated {
     site: Arc<StatisticsSite>,
@@ -262,9 +345,9 @@ impl Surroundings for Operated {
         self.lists.reload(listed);
     }
 
-    fn set_link_loss(&self, link_loss: LinkLoss) {
+    fn set_link_loss(&self, link_loss: LinkLoss, port_loss: PortLoss) {
         // At the very end of the process nobody receives it any more.
-        let _ = self.supervisor.send(Message::LinkLoss(link_loss));
+        let _ = self.supervisor.send(Message::LinkLoss(link_loss, port_loss));
     }
 
     fn set_events(&self, events: &confparse::Events) -> bool {

@@ -206,7 +206,7 @@ fn twelve_hours_of_mixed_load_leave_nothing_behind() {
     let mut loads: [Box<dyn Load>; 4] = [
         Box::new(Visits::new()),
         Box::new(SynFlood { sources: sources(None), repeats: false, pause: Duration::ZERO }),
-        Box::new(AckFlood { sources: sources(Some(100)), timestamps: true }),
+        Box::new(AckFlood { sources: sources(Some(100)), timestamps: true, is_tested: true }),
         Box::new(Visits::abandoned()),
     ];
     let (mut late, mut most) = (0, 0);

@@ -3,8 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
-    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Ldp, Level, LinkLoss, LogLevel,
-    Parsed, Poll, Syslog, parse,
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, Ldp, Level, LinkLoss,
+    LogLevel, OnFailure, Parsed, Poll, PortLoss, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -324,11 +324,25 @@ fn limits() -> impl Strategy<Value = Limits> {
     })
 }
 
+fn failures() -> impl Strategy<Value = Failures> {
+    let on_failure = select(vec![OnFailure::Closed, OnFailure::Untranslated, OnFailure::Open]);
+    let text = || option::of("/[a-z\\\\\" #*/é-]{0,50}");
+    (on_failure, select(vec![PortLoss::Exit, PortLoss::Wait]), text(), text()).prop_map(
+        |(on_failure, port_loss, device, bypass_hook)| Failures {
+            on_failure,
+            port_loss,
+            watchdog_device: device.map(Into::into),
+            bypass_hook,
+        },
+    )
+}
+
 prop_compose! {
     fn configs()(
         engine in engines(),
         workers in 1..=64usize,
         (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
+        failures in failures(),
         poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
@@ -375,7 +389,7 @@ prop_compose! {
             update_every,
             capacity,
         };
-        Config { engine, workers, poll, shed, link_loss, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

@@ -63,6 +63,8 @@ pub(super) struct Claim {
     head: String,
     /// The file stays when this ends.
     is_kept: bool,
+    /// The number of the XDP program that a killed process has left attached.
+    left_program: Option<u32>,
 }
 
 /// Claims the interfaces for `holder`, as others are told of it, and puts back what a killed process has changed at them.
@@ -92,7 +94,7 @@ impl Claim {
             std::process::id(),
             namespace.identity(link)
         );
-        let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false };
+        let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false, left_program: None };
         let path = Path::new(DIRECTORY).join(namespace.file_name(PREFIX, link.index));
         let begin = Instant::now();
         let mut file = loop {
@@ -117,9 +119,10 @@ impl Claim {
             if !done.is_empty() {
                 info!("{}: {} put back as before a process that was killed", claim.name, done.join(", "));
             }
+            claim.left_program = originals.attached(link.index);
         }
         claim.file = Some((file, path));
-        claim.save(&Originals::default());
+        claim.save(&Originals { programs: claim.left_program.into_iter().collect(), ..Originals::default() });
         Ok(claim)
     }
 
@@ -131,6 +134,11 @@ impl Claim {
     /// The interface's index.
     pub(super) fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The number of the XDP program that a killed process has left attached.
+    pub(super) fn left_program(&self) -> Option<u32> {
+        self.left_program
     }
 
     /// Writes down whether the interface is to be taken up; in one byte, so that a kill cannot come between.
@@ -205,6 +213,9 @@ pub(super) fn holder_of(link: &Link, ethtool: &Ethtool) -> Holder {
     if settings_of(&text, &namespace.identity(link)).is_some() { Holder::Killed } else { Holder::Nobody }
 }
 
+/// What a program that was detached is called among the settings that were put back.
+pub const PROGRAM: &str = "XDP program";
+
 /// What [`restore`] did for an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
@@ -275,7 +286,19 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
                 // An interface that is gone took its settings along.
                 let known =
                     link.ok().and_then(|link| Some((settings_of(&text, &namespace.identity(&link))?, link.name)));
-                let result = known.map(|(originals, name)| originals.put_back(&ethtool, &name)).unwrap_or_default();
+                let result = known.map(|(originals, name)| {
+                    let mut result = originals.put_back(&ethtool, &name);
+                    match originals.detach(index) {
+                        Ok(false) => {}
+                        Ok(true) => result.done.push(PROGRAM),
+                        Err(error) => {
+                            warn!("{name}: could not detach its XDP program: {error}");
+                            result.has_failed = true;
+                        }
+                    }
+                    result
+                });
+                let result = result.unwrap_or_default();
                 if result.has_failed {
                     Outcome::Failed
                 } else {
@@ -491,7 +514,14 @@ mod tests {
         let Lock::Held(text) = lock(&path, true).unwrap() else { panic!("it is held") };
         assert_eq!(text, TEXT);
         let head = String::new();
-        drop(Claim { name: "lan0".into(), index: 7, file: Some((file, path.clone())), head, is_kept: false });
+        drop(Claim {
+            name: "lan0".into(),
+            index: 7,
+            file: Some((file, path.clone())),
+            head,
+            is_kept: false,
+            left_program: None,
+        });
         assert!(!path.exists());
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
         assert!(lock(&path, true).is_err());

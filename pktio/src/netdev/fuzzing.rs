@@ -1,8 +1,8 @@
 //! What holds of any message of the kernel's, and of any file about an interface.
 
 use super::claim::{holder, settings_of};
-use super::describe::parse_features;
 use super::rtnetlink::{self, Link, address_of_words, attributes, messages};
+use super::xdp_features::parse_features;
 
 /// Any datagram of netlink: each of its messages is read to an end, as one about a link, about a route, and about what a driver can do.
 pub fn netlink(data: &[u8]) {

@@ -4,6 +4,7 @@ use std::io;
 
 use super::ethtool::Ethtool;
 use super::rtnetlink::{Link, Rtnetlink};
+use super::xdp_features::xdp_features;
 use crate::error::OpenError;
 
 /// An Ethernet header and two VLAN tags, in bytes: what a frame has beyond the MTU.
@@ -83,6 +84,11 @@ impl Interface {
     /// The longest network-layer packet it carries, in bytes.
     pub fn mtu(&self) -> usize {
         self.link.mtu
+    }
+
+    /// Whether the kernel can send frames to it that the program of another interface redirects, as far as it says.
+    pub(crate) fn takes_redirected(&self) -> bool {
+        xdp_features(self.index()).map_or(true, |features| features.takes_redirected)
     }
 
     /// Whether it had an XDP program when it was looked up.

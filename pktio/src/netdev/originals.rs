@@ -6,6 +6,7 @@ use std::io;
 use tracing::{debug, warn};
 
 use super::ethtool::{Ethtool, PauseFrames, Queues};
+use super::program;
 use super::rss::{self, RssConfig};
 
 /// The settings of an interface that the box changes, as they were. What it leaves alone is not in here.
@@ -23,6 +24,8 @@ pub(super) struct Originals {
     pub hashed: Vec<(u32, u32)>,
     /// It was up, and the box has taken it down.
     pub taken_down: bool,
+    /// The numbers of the XDP programs that the box attaches so that they stay when it is killed.
+    pub programs: Vec<u32>,
 }
 
 /// What became of an attempt to put settings back.
@@ -111,6 +114,23 @@ impl Originals {
         if let Some(rss) = &self.rss {
             line("rss", &mut rss.words().into_iter());
         }
+        if !self.programs.is_empty() {
+            line("programs", &mut self.programs.iter().map(u32::to_string));
+        }
+    }
+
+    /// The program among these that is still attached to the interface of this index.
+    pub(super) fn attached(&self, index: u32) -> Option<u32> {
+        self.programs.iter().copied().find(|id| program::is_attached(index, *id))
+    }
+
+    /// Detaches the program that is still attached; returns whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn detach(&self, index: u32) -> io::Result<bool> {
+        self.programs.iter().try_fold(false, |was, id| Ok(was | program::detach(index, *id)?))
     }
 
     /// Takes the setting of one line in; `None` when it is none.
@@ -129,6 +149,7 @@ impl Originals {
                 self.hashed.push((flow, fields));
             }
             "rss" => self.rss = Some(RssConfig::of_words(&mut words)?),
+            "programs" => self.programs = numbers(&mut words)?,
             "taken-down" => self.taken_down = words.next()? == "1",
             _ => return None,
         }
@@ -168,6 +189,7 @@ mod tests {
             rss: Some(rss),
             hashed: vec![(1, 0xf0), (5, 0x30)],
             taken_down: false,
+            programs: vec![7, 4711],
         };
         let single = Originals { queues: Some(Queues([0, 0, 0, 8])), ..Originals::default() };
         for originals in [every, single, Originals::default()] {

@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     ethtool: Option<Ethtool>,
     /// The same, for what ethtool does not tell.
     netlink: Option<Rtnetlink>,
+    /// Nothing is put back.
+    is_kept: bool,
 }
 
 /// An interface that is prepared.
@@ -167,7 +169,7 @@ pub struct Changed {
 impl Settings {
     /// No settings, for ports without an interface.
     pub(crate) fn none() -> Settings {
-        Settings { ports: Vec::new(), ethtool: None, netlink: None }
+        Settings { ports: Vec::new(), ethtool: None, netlink: None, is_kept: false }
     }
 
     /// Claims `interfaces` for `holder`, and puts back what a killed process has left changed.
@@ -177,9 +179,9 @@ impl Settings {
     /// When another process has one of them.
     pub(crate) fn claim(interfaces: &[&Interface], holder: &str) -> Result<Settings, OpenError> {
         let ethtool = Ethtool::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?;
-        let prepared = |claim| Prepared {
+        let prepared = |claim: Claim| Prepared {
+            originals: Originals { programs: claim.left_program().into_iter().collect(), ..Originals::default() },
             claim,
-            originals: Originals::default(),
             membership: None,
             master: Kept::default(),
             mtu: Kept::default(),
@@ -191,7 +193,36 @@ impl Settings {
             is_shared: false,
         };
         let ports = claim(interfaces, holder)?.into_iter().map(prepared).collect();
-        Ok(Settings { ports, ethtool: Some(ethtool), netlink: Rtnetlink::new().ok() })
+        Ok(Settings { ports, ethtool: Some(ethtool), netlink: Rtnetlink::new().ok(), is_kept: false })
+    }
+
+    /// The number of the XDP program that a killed process has left attached to the interface of this index.
+    pub(crate) fn left_program(&self, index: u32) -> Option<u32> {
+        self.ports.iter().find(|port| port.claim.index() == index)?.claim.left_program()
+    }
+
+    /// Writes down that the program of this number is about to be attached to the interface of this index, and stays if the process is killed.
+    pub(crate) fn note_program(&mut self, index: u32, id: u32) {
+        let Some(port) = self.ports.iter_mut().find(|port| port.claim.index() == index) else { return };
+        port.originals.programs.push(id);
+        port.claim.save(&port.originals);
+    }
+
+    /// Detaches the XDP programs that a killed process has left, where nothing replaces them.
+    pub(crate) fn detach_left_programs(&self) {
+        for port in &self.ports {
+            let name = port.claim.name();
+            match port.originals.detach(port.claim.index()) {
+                Ok(false) => {}
+                Ok(true) => info!("{name}: the XDP program of a process that was killed is detached"),
+                Err(error) => warn!("{name}: the XDP program of a process that was killed stays: {error}"),
+            }
+        }
+    }
+
+    /// Leaves everything as it is when this is dropped, for a successor, and the files that say how it was.
+    pub(crate) fn keep(&mut self) {
+        self.is_kept = true;
     }
 
     /// To be called before [`Settings::prepare`]: this machine goes on using the claimed interface of this index. Its addresses are no mistake,
@@ -225,7 +256,8 @@ impl Settings {
         let mut plans = Vec::new();
         for (side, (interface, port)) in interfaces.iter().zip(&mut self.ports).enumerate() {
             let plan = Plan::of(ethtool, interface.name(), queues, port.is_shared)?;
-            port.originals = plan.originals();
+            let programs = std::mem::take(&mut port.originals.programs);
+            port.originals = Originals { programs, ..plan.originals() };
             if let Ok((original, ..)) = &original {
                 port.originals.rss = original.get(side).cloned();
                 port.originals.hashed = rss::hashed_otherwise(ethtool, interface.name());
@@ -366,11 +398,19 @@ impl Drop for Settings {
         let Some(ethtool) = &self.ethtool else { return };
         for port in self.ports.iter_mut().rev() {
             port.membership = None;
+            if self.is_kept {
+                port.claim.keep();
+                continue;
+            }
             let Ok(name) = ethtool.name_of(port.claim.index()) else {
                 debug!("{} is gone", port.claim.name());
                 continue;
             };
             if port.originals.put_back(ethtool, &name).has_failed {
+                port.claim.keep();
+            } else if let Some(id) = port.originals.attached(port.claim.index()) {
+                // Left by a process that was killed, and not replaced: this start has failed. It goes on deciding what passes.
+                port.claim.save(&Originals { programs: vec![id], ..Originals::default() });
                 port.claim.keep();
             }
         }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
 use super::cutter::Cutter;
+use super::failure::XdpFailureSwitch;
 use super::layout::Layout;
 use super::shed::XdpShedFilter;
+use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame, HEADROOM};
 use crate::offload::{Completer, SUPER_FRAME};
 use crate::pool::{Pool, Refused};
@@ -88,6 +90,10 @@ pub(super) struct XdpPort {
     fd: RawFd,
     /// The program's filter for load shedding, if it has one.
     shed: Option<XdpShedFilter>,
+    /// What the program is told of this worker, where it acts on it.
+    failure: Option<XdpFailureSwitch>,
+    /// Frames whose transmission is complete, in buffers.
+    completed: u64,
     /// What completes checksums, where senders may leave them to a NIC.
     completer: Option<Completer>,
     /// What cuts super-frames, where they may come.
@@ -149,6 +155,8 @@ impl XdpPort {
             statistics: PortStatistics::default(),
             fd,
             shed,
+            failure: None,
+            completed: 0,
             completer: None,
             cutter: None,
         }
@@ -157,6 +165,11 @@ impl XdpPort {
     /// The same port, which does what senders leave to a NIC: completes checksums, and cuts super-frames.
     pub(super) fn finishing(self, completer: Option<Completer>, cutter: Option<Cutter>) -> XdpPort {
         XdpPort { completer, cutter, ..self }
+    }
+
+    /// The same port, which tells the program that its worker takes frames.
+    pub(super) fn watched(self, failure: Option<XdpFailureSwitch>) -> XdpPort {
+        XdpPort { failure, ..self }
     }
 
     /// The socket.
@@ -227,6 +240,17 @@ impl XdpPort {
         read
     }
 
+    /// Drops what was given to the worker before it failed. Others have passed without it since, the same frames repeated among them: a SYN, for example,
+    /// whose connection is long established.
+    #[cold]
+    fn drop_stale(&mut self, pool: &mut Pool) {
+        let mut stale = Batch::new();
+        while self.read(STRIDE, &mut stale, pool) > 0 {
+            self.statistics.failure_dropped += stale.len() as u64;
+            stale.drain(..).for_each(|frame| pool.put(frame));
+        }
+    }
+
     /// Fills the fill ring to its level, as far as the pool has buffers.
     pub(super) fn refill(&mut self, pool: &mut Pool) {
         while self.filled < self.target {
@@ -277,6 +301,7 @@ impl XdpPort {
                 pool.put(frame);
             }
             self.in_flight -= done;
+            self.completed += done as u64;
             if done < STRIDE {
                 break;
             }
@@ -359,6 +384,9 @@ impl XdpPort {
 
 impl Port for XdpPort {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
+        if self.failure.as_mut().is_some_and(XdpFailureSwitch::has_failed) {
+            self.drop_stale(pool);
+        }
         let before = batch.len();
         // The segments of a super-frame come before what follows it, so that one frame is read at a time where there are any.
         let stride = if self.cutter.is_some() { 1 } else { STRIDE };
@@ -373,6 +401,9 @@ impl Port for XdpPort {
         }
         // The kernel publishes the buffers of a frame together, so the rest is there.
         while self.partial.is_some() && self.read(1, batch, pool) > 0 {}
+        if let Some(switch) = &mut self.failure {
+            switch.looked();
+        }
         self.refill(pool);
         while self.filled < self.low && batch.len() > before {
             // So many frames are held elsewhere that the receive ring would run empty: drop the one received last.
@@ -497,6 +528,14 @@ impl Port for XdpPort {
         self.shed.as_mut().map(|filter| filter as &mut dyn ShedFilter)
     }
 
+    fn failure_switch(&mut self) -> Option<&mut dyn FailureSwitch> {
+        self.failure.as_mut().map(|switch| switch as &mut dyn FailureSwitch)
+    }
+
+    fn completed(&self) -> u64 {
+        self.completed
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
@@ -505,6 +544,11 @@ impl Port for XdpPort {
         let mut statistics = self.statistics;
         if let Some(filter) = &self.shed {
             [statistics.shed_fresh, statistics.shed_repeated] = filter.dropped();
+        }
+        if let Some(switch) = &self.failure {
+            let [failures, bridged, dropped] = switch.counts();
+            (statistics.failures, statistics.failure_bridged) = (failures, bridged);
+            statistics.failure_dropped += dropped;
         }
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {
             let rings = RingStatistics {

@@ -2,22 +2,26 @@
 
 use std::error::Error;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Instant;
 
-use aya::maps::{DevMap, Map, PerCpuArray, ProgramArray, RingBuf, XskMap};
-use aya::programs::{Xdp, XdpMode};
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::maps::{DevMap, Map, PerCpuArray, RingBuf, XskMap};
+use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya_obj::Object;
 
+use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, os_error};
 use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
-use super::tags::TagProgram;
-use crate::netdev::Interface;
-use crate::options::Fallback;
+use super::tags::{instruction, prelude};
+use crate::bpf::{self, How};
+use crate::failure::{FailurePlan, OnFailure};
+use crate::netdev::{Attachment, Interface};
 use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -26,27 +30,91 @@ static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/r
 /// The least ring that the kernel makes, in bytes: it rounds up to pages.
 const PAGE: u32 = 4096;
 
+/// What a program is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Purpose<'a> {
+    /// Whether it is that of the WAN port.
+    pub is_wan: bool,
+    /// Whether it has a shed filter.
+    pub sheds: bool,
+    /// What it does with frames that no worker takes.
+    pub failure: Option<&'a FailurePlan>,
+    /// The program of the other port, whose maps of flows and workers are this one's too.
+    pub other: Option<&'a AttachedProgram>,
+    /// The number of the program that a killed process has left on the interface.
+    pub left: Option<u32>,
+}
+
 /// The XDP program on one interface; dropping this detaches it.
 pub(crate) struct AttachedProgram {
     /// The program runs in driver mode.
     pub driver: bool,
-    /// The attachment of the program in front of it that puts tags into frames, where there is one. Dropped first.
-    tags: Option<OwnedFd>,
+    /// It is the WAN port's.
+    is_wan: bool,
+    /// It puts tags into frames.
+    has_tags: bool,
+    attachment: Attachment,
     ebpf: Ebpf,
-    name: &'static str,
     /// The maps of its shed filter, if it has one.
     shed: Option<Arc<ShedMaps>>,
+    /// What the programs of both ports and the workers tell each other, where they do the part of one that fails.
+    service: Option<Arc<ServiceMap>>,
 }
 
 impl fmt::Debug for AttachedProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttachedProgram").field("driver", &self.driver).field("program", &self.name).finish()
+        f.debug_struct("AttachedProgram").field("driver", &self.driver).finish_non_exhaustive()
     }
 }
 
+/// Loads the maps, and the program's text with what it has to know, for so many workers. `has_flows` says whether the map of flows is to be used.
+///
+/// # Errors
+///
+/// The library's.
+pub(super) fn loader(
+    workers: usize,
+    plan: Option<&FailurePlan>,
+    is_wan: bool,
+    key: [u64; 2],
+    sheds: bool,
+    has_flows: bool,
+) -> Result<Ebpf, EbpfError> {
+    let number = |n: usize| u32::try_from(n).expect("a 32-bit number");
+    let queues = number(workers.max(1));
+    let flow_lines = number(plan.map_or(0, |plan| 8 * plan.flow_words / LINE));
+    let (flow_key0, flow_key1) = plan.map_or((0, 0), |plan| plan.flow_keys);
+    let on_failure = failure::number(plan.map_or(OnFailure::Closed, |plan| plan.on_failure));
+    let (patience, shedding, is_wan) = (failure::patience(plan), u32::from(sheds), u32::from(is_wan));
+    let mut loader = EbpfLoader::new();
+    // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
+    // more room for it, for minutes.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    if !sheds {
+        // The program does not look at them then.
+        loader.map_max_entries("proved", 1).map_max_entries("recent", 1).map_max_entries("samples", PAGE);
+    }
+    loader
+        .override_global("owned_queues", &queues, true)
+        .override_global("sheds", &shedding, true)
+        .override_global("key0", &key[0], true)
+        .override_global("key1", &key[1], true)
+        .override_global("on_failure", &on_failure, true)
+        .override_global("patience", &patience, true)
+        .override_global("is_wan", &is_wan, true)
+        .override_global("flow_key0", &flow_key0, true)
+        .override_global("flow_key1", &flow_key1, true)
+        .override_global("flow_lines", &flow_lines, true)
+        .map_max_entries("control", queues)
+        .map_max_entries("sockets", queues)
+        .map_max_entries("service", 2 * queues)
+        .map_max_entries("flows", if has_flows { (queues * flow_lines).max(1) } else { 1 })
+        .load(PROGRAM)
+}
+
 impl AttachedProgram {
-    /// Loads the program and attaches it to `interface`, in driver mode or in generic mode. The `other` port is
-    /// where frames go with [`Fallback::Bypass`]. With `sheds` the program has a shed filter.
+    /// Loads the program and attaches it to `interface`, in driver mode or in generic mode. The `other` port is where frames go that no worker
+    /// takes and that pass. `note` is told the number of the program before it is attached.
     ///
     /// # Errors
     ///
@@ -56,70 +124,90 @@ impl AttachedProgram {
         other: &Interface,
         driver: bool,
         layout: &Layout,
-        fallback: Fallback,
-        sheds: bool,
+        purpose: Purpose<'_>,
+        note: &mut dyn FnMut(u32),
     ) -> Result<AttachedProgram, Refusal> {
         fn failed(error: impl Error + 'static) -> Refusal {
             Refusal::failed(error)
         }
-        let bypass = u32::from(fallback == Fallback::Bypass);
-        let queues = u32::try_from(layout.workers.max(1)).expect("a queue is a 32-bit number");
+        let Purpose { is_wan, sheds, failure, other: twin, left } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
-        let shedding = u32::from(sheds);
-        let mut loader = EbpfLoader::new();
-        // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
-        // more room for it, for minutes.
-        loader.verifier_log_level(VerifierLogLevel::STATS);
-        if !sheds {
-            // The program does not look at them then.
-            loader.map_max_entries("proved", 1).map_max_entries("recent", 1).map_max_entries("samples", PAGE);
-        }
-        let mut ebpf = loader
-            .override_global("fail_open", &bypass, true)
-            .override_global("owned_queues", &queues, true)
-            .override_global("sheds", &shedding, true)
-            .override_global("key0", &key[0], true)
-            .override_global("key1", &key[1], true)
-            .map_max_entries("control", queues)
-            .map_max_entries("sockets", queues)
-            .load(PROGRAM)
-            .map_err(failed)?;
-        let name = if layout.multi_buffer { "redirect_frags" } else { "redirect" };
-        if fallback == Fallback::Bypass {
+        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, twin.is_none()).map_err(failed)?;
+        if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
             let mut map = DevMap::try_from(map).map_err(failed)?;
             map.set(0, other.index(), None, 0).map_err(failed)?;
         }
-        let program = xdp_program(&mut ebpf, name)?;
-        program.load().map_err(failed)?;
-        let front = match driver && interface.hides_tags() {
-            true => front_program(&mut ebpf, name, interface, layout)
-                .map_err(|error| debug!("{}: tags beside the frames are lost: {error}", interface.name()))
+        let name = if layout.multi_buffer { "redirect_frags" } else { "redirect" };
+        let shared = twin.map(|twin| &twin.ebpf);
+        let text = instructions(&ebpf, name, shared).map_err(|error| Refusal::Failed(chain(&*error)))?;
+        let mut attach = |program: OwnedFd| {
+            if failure.is_some() {
+                note(bpf::id_of(program.as_fd())?);
+            }
+            patiently(|| match failure {
+                Some(_) => Attachment::by_netlink(program.as_fd(), interface.index(), driver, left),
+                None => Attachment::by_link(program.as_fd(), interface.index(), driver),
+            })
+        };
+        let how = How { has_frags: layout.multi_buffer, bound_to: None };
+        let tagging = match driver && interface.hides_tags() {
+            true => prelude()
+                .and_then(|prelude| {
+                    let how = How { bound_to: Some(interface.index()), ..how };
+                    attach(bpf::load_xdp(&[&prelude[..], &text].concat(), name, how)?)
+                })
+                .inspect_err(|error| debug!("{}: tags beside the frames are lost: {error}", interface.name()))
                 .ok(),
             false => None,
         };
-        let tags = front.and_then(|front| patiently(|| front.attach().map_err(Box::from)).ok());
-        if tags.is_none() {
-            let mode = if driver { XdpMode::Driver } else { XdpMode::Skb };
-            let program = xdp_program(&mut ebpf, name)?;
-            patiently(|| program.attach_to_if_index(interface.index(), mode).map(drop).map_err(Box::from))
-                .map_err(|error| attach_refusal(&*error, interface))?;
-        }
+        let has_tags = tagging.is_some();
+        let attachment = match tagging {
+            Some(attachment) => attachment,
+            None => {
+                let program = bpf::load_xdp(&text, name, how).map_err(failed)?;
+                attach(program).map_err(|error| attach_refusal(&error, interface))?
+            }
+        };
         let shed = match sheds {
             true => Some(Arc::new(ShedMaps::of(&ebpf, layout.workers, key).map_err(failed)?)),
             false => None,
         };
-        Ok(AttachedProgram { driver, tags, ebpf, name, shed })
+        let service = match (failure, twin) {
+            (None, _) => None,
+            (Some(_), Some(twin)) => twin.service.clone(),
+            (Some(_), None) => Some(Arc::new(ServiceMap::of(&ebpf, layout.workers).map_err(failed)?)),
+        };
+        Ok(AttachedProgram { driver, is_wan, has_tags, attachment, ebpf, shed, service })
     }
 
     /// Whether tags that the other end hands over beside its frames are lost.
     pub(crate) fn loses_tags(&self, interface: &Interface) -> bool {
-        interface.hides_tags() && self.tags.is_none()
+        interface.hides_tags() && !self.has_tags
+    }
+
+    /// Leaves the program on the interface when this is dropped, for a successor.
+    pub(crate) fn keep(&mut self) {
+        self.attachment.keep();
     }
 
     /// The maps of the shed filter, if the program was loaded with one.
     pub(super) fn shed_maps(&self) -> Option<&Arc<ShedMaps>> {
         self.shed.as_ref()
+    }
+
+    /// What the program and the worker of this queue tell each other, if it does the part of one that fails.
+    pub(super) fn failure_switch(&self, queue: u32) -> Option<XdpFailureSwitch> {
+        let place = Place { queue, is_wan: self.is_wan };
+        self.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place))
+    }
+
+    /// Each worker's part of the map of flows; none if the program knows no flows.
+    pub(crate) fn flow_maps(&self, workers: usize, words: usize) -> io::Result<Vec<&'static [AtomicU64]>> {
+        if self.service.is_none() {
+            return Ok(Vec::new());
+        }
+        failure::map_flows(&self.ebpf, workers, words)
     }
 
     /// The samples of the SYNs that the shed filter drops, the first time.
@@ -149,33 +237,48 @@ impl AttachedProgram {
     }
 }
 
-/// The program of this name.
-fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Refusal> {
-    let program = ebpf.program_mut(name).ok_or_else(|| Refusal::Failed("the program is missing".into()))?;
-    program.try_into().map_err(|error: aya::programs::ProgramError| Refusal::failed(error))
+/// The descriptor of a map.
+fn fd_of<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    Some(match ebpf.map(name)? {
+        Map::Array(data) | Map::PerCpuArray(data) | Map::XskMap(data) | Map::DevMap(data) | Map::RingBuf(data) => {
+            data.fd().as_fd()
+        }
+        _ => return None,
+    })
 }
 
-/// The program that puts tags into the frames in front of the loaded program `name`, for an interface whose peer leaves them to the device.
-fn front_program(
-    ebpf: &mut Ebpf,
-    name: &str,
-    interface: &Interface,
-    layout: &Layout,
-) -> Result<TagProgram, Box<dyn Error>> {
-    let Some(Map::ProgramArray(next)) = ebpf.map("next") else { return Err("the program lacks its map".into()) };
-    let front = TagProgram::load(interface.index(), next.fd().as_fd(), layout.multi_buffer)?;
-    let behind = xdp_program(ebpf, name).map_err(|refusal| refusal.to_string())?.fd()?.try_clone()?;
-    let next = ebpf.map_mut("next").ok_or("the program lacks its map")?;
-    ProgramArray::try_from(next)?.set(0, &behind, 0)?;
-    Ok(front)
+/// The maps that the programs of both ports share.
+const SHARED: [&str; 2] = ["flows", "service"];
+
+/// The instructions of the program of this name, over the maps of `ebpf`, but for those that it shares with `twin`.
+///
+/// The library loads a program only as it is compiled, and with maps of its own.
+fn instructions(ebpf: &Ebpf, name: &str, twin: Option<&Ebpf>) -> Result<Vec<u64>, Box<dyn Error>> {
+    let mut object = Object::parse(PROGRAM)?;
+    let maps = std::mem::take(&mut object.maps);
+    let fds = maps.iter().map(|(name, map)| {
+        let owner = twin.filter(|_| SHARED.contains(&name.as_str())).unwrap_or(ebpf);
+        let fd = fd_of(owner, name).ok_or("the program lacks its map")?;
+        Ok((name.as_str(), fd.as_raw_fd(), map))
+    });
+    let fds = fds.collect::<Result<Vec<_>, &str>>()?;
+    let sections = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_maps(fds.into_iter(), &sections)?;
+    object.relocate_calls(&sections)?;
+    let program = object.programs.get(name).ok_or("the program is missing")?;
+    let function = object.functions.get(&program.function_key()).ok_or("the program is missing")?;
+    let one = |it: &aya_obj::generated::bpf_insn| instruction(it.code, it.dst_reg(), it.src_reg(), it.off, it.imm);
+    Ok(function.instructions.iter().map(one).collect())
 }
 
 /// Attaches a program. That of a process that has just ended may still be attached for a moment.
-fn patiently<T>(mut attach: impl FnMut() -> Result<T, Box<dyn Error>>) -> Result<T, Box<dyn Error>> {
+fn patiently<T>(mut attach: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let begin = Instant::now();
     loop {
         match attach() {
-            Err(e) if os_error(&*e) == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => thread::sleep(BUSY_STEP),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < BUSY_PATIENCE => {
+                thread::sleep(BUSY_STEP)
+            }
             result => return result,
         }
     }
@@ -202,17 +305,12 @@ mod tests {
 
     use super::*;
     use crate::shed::ShedLevel;
-    use aya::programs::{TestRun, TestRunOptions};
+    use aya::programs::{TestRun, TestRunOptions, Xdp};
 
     /// The program as the WAN port loads it, not attached to an interface. Loading it takes root.
     fn program() -> (Ebpf, ShedMaps) {
         let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-        let mut ebpf = EbpfLoader::new()
-            .override_global("sheds", &1u32, true)
-            .override_global("key0", &key[0], true)
-            .override_global("key1", &key[1], true)
-            .load(PROGRAM)
-            .expect("the program is sound");
+        let mut ebpf = loader(1, None, true, key, true, true).expect("the program is sound");
         let maps = ShedMaps::of(&ebpf, 1, key).expect("the maps can be mapped");
         let program: &mut Xdp = ebpf.program_mut("redirect").expect("it is there").try_into().expect("it is XDP");
         program.load().expect("the verifier accepts it");

@@ -22,6 +22,13 @@ const CONTROL_WORDS: usize = 8;
 #[derive(Debug)]
 pub(super) struct MappedArray(Mapping);
 
+impl MappedArray {
+    /// The values in this mapping, which nothing else in this process uses.
+    pub(super) fn over(mapping: Mapping) -> MappedArray {
+        MappedArray(mapping)
+    }
+}
+
 impl Deref for MappedArray {
     type Target = [AtomicU64];
 
@@ -47,7 +54,7 @@ impl ShedMaps {
     /// Those of `mmap(2)`: before Linux 5.5 such maps cannot be mapped.
     pub(super) fn of(ebpf: &Ebpf, workers: usize, key: [u64; 2]) -> io::Result<ShedMaps> {
         let map = |name, words| match ebpf.map(name) {
-            Some(Map::Array(data)) => Mapping::shared(data.fd().as_fd(), words * 8).map(MappedArray),
+            Some(Map::Array(data)) => Mapping::shared(data.fd().as_fd(), words * 8).map(MappedArray::over),
             _ => Err(io::Error::other("the program lacks its map")),
         };
         Ok(ShedMaps {

@@ -88,7 +88,8 @@ fn open_queue(
             let cuts = layout.super_frames && interface.has_super_frames(program.driver);
             let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
             let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
-                .finishing(completer.clone(), cutter);
+                .finishing(completer.clone(), cutter)
+                .watched(program.failure_switch(queue));
             // The fill ring is full before the first frame is redirected to the socket.
             port.refill(&mut pool);
             program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;

@@ -1,12 +1,11 @@
 //! Puts VLAN tags that a veth hands over beside the frame into the frame, before the XDP program sees it.
 //!
 //! The kernel tells an XDP program of such a tag by a function of its own (`bpf_xdp_metadata_rx_vlan_tag`, Linux 6.8), which only a program
-//! that is bound to its device may call. The library that loads the other programs can do neither, so this one is assembled here. It ends
-//! in a tail call into the other one.
+//! that is bound to its device may call. The compiled program cannot name that function, so its instructions are put behind those that are
+//! assembled here.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Where the kernel describes its own types and functions.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -15,113 +14,23 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const VLAN_TAG: &[u8] = b"bpf_xdp_metadata_rx_vlan_tag";
 
 // linux/bpf.h
-const PROG_LOAD: libc::c_long = 5;
-const LINK_CREATE: libc::c_long = 28;
-const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_XDP: u32 = 37;
-const HAS_FRAGS: u32 = 1 << 5;
-const DEV_BOUND_ONLY: u32 = 1 << 6;
-const DRV_MODE: u32 = 1 << 2;
 const CALL_KERNEL: u8 = 2;
-const MAP_FD: u8 = 1;
-const TAIL_CALL: i32 = 12;
 const ADJUST_HEAD: i32 = 44;
 const XDP_DROP: i32 = 1;
 
-/// The attributes of `BPF_PROG_LOAD`, up to the last one that is used.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    ifindex: u32,
-    attach_type: u32,
-}
-
-/// The attributes of `BPF_LINK_CREATE`.
-#[repr(C)]
-struct Attach {
-    program: u32,
-    ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-}
-
-/// The program, loaded for one interface.
-#[derive(Debug)]
-pub(super) struct TagProgram {
-    program: OwnedFd,
-    ifindex: u32,
-}
-
-impl TagProgram {
-    /// Loads the program for the interface `ifindex`. It continues in the only entry of the program array `next`; `has_frags` says whether
-    /// that program takes frames in several buffers.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell of tags, or those of `bpf(2)`.
-    pub(super) fn load(ifindex: u32, next: BorrowedFd<'_>, has_frags: bool) -> io::Result<TagProgram> {
-        let function = function_id(&fs::read(KERNEL_BTF)?, VLAN_TAG)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel tells no XDP program of tags"))?;
-        let instructions = assemble(function as i32, next.as_raw_fd());
-        let license = c"Dual BSD/GPL";
-        let mut name = [0; 16];
-        name[..4].copy_from_slice(b"tags");
-        let load = Load {
-            kind: PROG_TYPE_XDP,
-            count: instructions.len() as u32,
-            instructions: instructions.as_ptr().expose_provenance() as u64,
-            license: license.as_ptr().expose_provenance() as u64,
-            flags: DEV_BOUND_ONLY | if has_frags { HAS_FRAGS } else { 0 },
-            name,
-            ifindex,
-            attach_type: ATTACH_XDP,
-            ..Load::default()
-        };
-        // SAFETY: the instructions and the licence outlive the call, and the kernel only reads them.
-        let program = unsafe { bpf(PROG_LOAD, &load) }?;
-        Ok(TagProgram { program, ifindex })
-    }
-
-    /// Attaches it in driver mode; dropping the link detaches it.
-    ///
-    /// # Errors
-    ///
-    /// Those of `bpf(2)`.
-    pub(super) fn attach(&self) -> io::Result<OwnedFd> {
-        let program = self.program.as_raw_fd() as u32;
-        let attach = Attach { program, ifindex: self.ifindex, attach_type: ATTACH_XDP, flags: DRV_MODE };
-        // SAFETY: the attributes hold no pointer.
-        unsafe { bpf(LINK_CREATE, &attach) }
-    }
-}
-
-/// A call that makes a descriptor.
+/// The instructions that put a tag into the frame; those of the program that goes on with it are to follow.
 ///
-/// # Safety
+/// # Errors
 ///
-/// The attributes are those of the command, and what they point to is valid for it.
-unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: guaranteed by the caller; the kernel takes attributes that it knows and that are missing here as zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    match libc::c_int::try_from(result) {
-        // SAFETY: the descriptor was just made and belongs to nothing else.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// When the kernel does not tell of tags.
+pub(super) fn prelude() -> io::Result<Vec<u64>> {
+    let function = function_id(&fs::read(KERNEL_BTF)?, VLAN_TAG)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel tells no XDP program of tags"))?;
+    Ok(assemble(function as i32))
 }
 
 /// One instruction.
-fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
+pub(super) fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
     let [c, d] = offset.to_ne_bytes();
     let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
     let [e, f, g, h] = immediate.to_ne_bytes();
@@ -138,10 +47,10 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
 ///     data[12..14] = protocol;
 ///     data[14..16] = htons(tci);
 /// }
-/// tail_call(ctx, next, 0);
-/// return XDP_DROP;
 /// ```
-fn assemble(function: i32, next: i32) -> Vec<u64> {
+///
+/// What follows finds its context where a program finds it at its begin.
+fn assemble(function: i32) -> Vec<u64> {
     // Codes of instructions: registers and immediates are moved, added, loaded (by 2 or 4 bytes) and stored.
     const MOVE: u8 = 0xbf;
     const MOVE_IMMEDIATE: u8 = 0xb7;
@@ -152,7 +61,7 @@ fn assemble(function: i32, next: i32) -> Vec<u64> {
     const STORE_2: u8 = 0x6b;
     const STORE_IMMEDIATE_8: u8 = 0x7a;
     const TO_BIG_ENDIAN: u8 = 0xdc;
-    const LOAD_WIDE: u8 = 0x18;
+    const JUMP: u8 = 0x05;
     const CALL: u8 = 0x85;
     const EXIT: u8 = 0x95;
     const JUMP_NOT_ZERO: u8 = 0x55;
@@ -162,8 +71,8 @@ fn assemble(function: i32, next: i32) -> Vec<u64> {
     const PROTOCOL: i16 = -8;
     const TCI: i16 = -16;
     // How many instructions lie between a jump and where it goes.
-    const TO_TAIL: i16 = 20;
-    const TO_DROP: [i16; 2] = [21, 16];
+    const TO_TAIL: i16 = 23;
+    const TO_DROP: [i16; 2] = [17, 12];
     vec![
         instruction(MOVE, 6, 1, 0, 0),
         instruction(STORE_IMMEDIATE_8, STACK, 0, PROTOCOL, 0),
@@ -194,15 +103,12 @@ fn assemble(function: i32, next: i32) -> Vec<u64> {
         instruction(LOAD_2, 1, STACK, TCI, 0),
         instruction(TO_BIG_ENDIAN, 1, 0, 0, 16),
         instruction(STORE_2, 7, 1, 14, 0),
-        // The tail.
-        instruction(MOVE, 1, 6, 0, 0),
-        instruction(LOAD_WIDE, 2, MAP_FD, 0, next),
-        instruction(0, 0, 0, 0, 0),
-        instruction(MOVE_IMMEDIATE, 3, 0, 0, 0),
-        instruction(CALL, 0, 0, 0, TAIL_CALL),
+        instruction(JUMP, 0, 0, 2, 0),
         // The drop.
         instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_DROP),
         instruction(EXIT, 0, 0, 0, 0),
+        // The tail.
+        instruction(MOVE, 1, 6, 0, 0),
     ]
 }
 
@@ -279,12 +185,12 @@ mod tests {
 
     #[test]
     fn jumps_go_where_the_comments_say() {
-        let program = assemble(77, 5);
+        let program = assemble(77);
         let field = |at: usize, shift: u32, mask: u64| (u64::from_le(program[at]) >> shift & mask) as usize;
         let target = |at: usize| at + 1 + field(at, 16, 0xffff);
-        let (tail, drop) = (program.len() - 7, program.len() - 2);
-        assert_eq!([target(8), target(12), target(17)], [tail, drop, drop]);
-        assert_eq!((field(7, 32, 0xffff_ffff), field(tail + 1, 32, 0xffff_ffff)), (77, 5));
+        let (drop, tail) = (program.len() - 3, program.len() - 1);
+        assert_eq!([target(8), target(12), target(17), target(29)], [tail, drop, drop, tail]);
+        assert_eq!(field(7, 32, 0xffff_ffff), 77);
     }
 
     proptest! {

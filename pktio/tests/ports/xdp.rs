@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::world::{LAN, Links, Running, World, assert_conserved};
 use harness::test;
 use pktio::packet::{PacketOptions, PacketPort};
-use pktio::{Batch, Fallback, Frame, Mode, Opened, Options, Pool, Port, open};
+use pktio::{Batch, FailurePlan, Frame, Mode, OnFailure, Opened, Options, Pool, Port, open};
 
 /// Opens the ports of the box.
 fn open_box(world: &World, options: Options) -> Opened {
@@ -224,17 +224,19 @@ fn a_tagged_frame_of_full_length_keeps_its_tag() {
 }
 
 #[test]
-fn without_a_socket_the_fallback_decides() {
+fn without_a_socket_the_plan_decides() {
     let world = World::new(Links::default());
-    for (fallback, answered) in [(Fallback::Bypass, 3), (Fallback::Drop, 0)] {
-        let opened = open_box(&world, Options { mode: Mode::Generic, fallback, ..Options::default() });
+    let plans = [(Some(OnFailure::Open), 3), (Some(OnFailure::Closed), 0), (None, 0)];
+    for (on_failure, answered) in plans {
+        let failure = on_failure.map(|on_failure| FailurePlan { on_failure, flow_keys: (1, 2), flow_words: 0 });
+        let opened = open_box(&world, Options { mode: Mode::Generic, failure, ..Options::default() });
         let (guard, bridge) = (opened.guard, Running::start(opened.pairs));
         assert_eq!(world.ping(3), 3);
         bridge.stop();
         // A frame that was on its way into a socket is lost with it, and neighbours may be asked again.
         let answers: Vec<_> = (0..3).map(|_| world.ping(3)).collect();
-        assert!(answers.contains(&answered), "{fallback:?}: {answers:?}");
-        assert!(answered > 0 || answers == [0; 3], "{fallback:?}: {answers:?}");
+        assert!(answers.contains(&answered), "{on_failure:?}: {answers:?}");
+        assert!(answered > 0 || answers == [0; 3], "{on_failure:?}: {answers:?}");
         drop(guard);
     }
 }

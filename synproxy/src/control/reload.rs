@@ -17,7 +17,7 @@ use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
 use crate::process::{clock, privileges, service_manager, settings};
 use ::control::{Change, Configuration, Effect, Overridden, Reloaded, Reply, Role, Setting, Why};
-use confparse::{Config, Events, LinkLoss};
+use confparse::{Config, Events, LinkLoss, PortLoss};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub trait Surroundings: Send + Sync {
     fn set_lists(&self, listed: Listed);
 
     /// From now on this becomes of a port when the other one has lost its link.
-    fn set_link_loss(&self, link_loss: LinkLoss);
+    fn set_link_loss(&self, link_loss: LinkLoss, port_loss: PortLoss);
 
     /// Reports events by these settings from now on; false if that is not certain.
     fn set_events(&self, events: &Events) -> bool;
@@ -233,8 +233,9 @@ impl Reloader {
             // Their files may say something else although the configuration does not.
             surroundings.set_lists(listed);
         }
-        if former.link_loss != next.link_loss {
-            surroundings.set_link_loss(next.link_loss);
+        let losses = |config: &Config| (config.link_loss, config.failures.port_loss);
+        if losses(&former) != losses(next) {
+            surroundings.set_link_loss(next.link_loss, next.failures.port_loss);
         }
         if former.events != next.events && !surroundings.set_events(&next.events) {
             warnings.push("what reports events is busy, and goes on as before; reload again".to_owned());
@@ -469,7 +470,7 @@ mod tests {
         fn set_lists(&self, listed: Listed) {
             self.0.lock().unwrap().push(format!("lists {}", listed.len()));
         }
-        fn set_link_loss(&self, link_loss: LinkLoss) {
+        fn set_link_loss(&self, link_loss: LinkLoss, _: PortLoss) {
             self.0.lock().unwrap().push(format!("link_loss {link_loss:?}"));
         }
         fn set_events(&self, events: &Events) -> bool {

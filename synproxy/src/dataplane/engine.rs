@@ -92,6 +92,14 @@ pub trait Engine {
         None
     }
 
+    /// Frames have passed without this worker for a while.
+    fn was_bypassed(&mut self, _: Instant) {}
+
+    /// How many flows the map does not hold that a program of the kernel asks while no worker decides.
+    fn unpublished_flows(&self) -> u64 {
+        0
+    }
+
     /// SYNs from the WAN that it has processed, whatever the verdict.
     fn syns(&self) -> u64 {
         let counters = self.counters();
@@ -218,6 +226,14 @@ impl Engine for Proxy {
     #[inline]
     fn next_alarm(&mut self) -> Option<u32> {
         Proxy::next_alarm(self)
+    }
+
+    fn was_bypassed(&mut self, now: Instant) {
+        Proxy::was_bypassed(self, now);
+    }
+
+    fn unpublished_flows(&self) -> u64 {
+        Proxy::unpublished_flows(self)
     }
 
     fn counters(&self) -> &Counters {

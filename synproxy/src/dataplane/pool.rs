@@ -6,10 +6,11 @@ use super::engine::Engine;
 use super::modes::ModeBoard;
 use super::polling::PollPolicy;
 use super::steering::Steering;
-use super::watchdog::Watchdog;
+use super::watchdog::{Outputs, Watchdog};
 use super::worker::Worker;
 use crate::control::commands::{CommandQueue, CommandSender};
 use crate::metrics::capture::Captures;
+use crate::metrics::descriptors::{Metric, PortMetric};
 use crate::metrics::events::Supervision;
 use crate::metrics::report::{Line, Table};
 use crate::metrics::snapshot::{Board, Snapshot};
@@ -18,7 +19,7 @@ use crate::process::cpu::Cores;
 use crate::process::exit::Failure;
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::privileges;
-use confparse::{LinkLoss, Poll};
+use confparse::{LinkLoss, Poll, PortLoss};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use pktio::Pair;
@@ -50,8 +51,8 @@ pub enum Message {
     Running,
     /// The kernel has reported a change of a link.
     Links,
-    /// From now on this becomes of a port when the other one has lost its link.
-    LinkLoss(LinkLoss),
+    /// From now on this becomes of a port when the other one has lost its link, and of the box when an interface is gone.
+    LinkLoss(LinkLoss, PortLoss),
     /// A worker has ended: because it was to stop, because its ports are exhausted, or by a failure.
     Ended(Result<(), Failure>),
     /// A signal asks the process to end.
@@ -87,6 +88,8 @@ pub struct WorkerPool {
     starting: usize,
     /// The first failure.
     failure: Option<Failure>,
+    /// Whether there is one.
+    failed: Arc<AtomicBool>,
     /// Who watches the workers, until it does.
     watchdog: Watchdog,
 }
@@ -118,6 +121,7 @@ impl WorkerPool {
             running: workers,
             starting: workers,
             failure: None,
+            failed: Arc::default(),
             watchdog: Watchdog::default(),
         };
         let mut steerings = steerings.into_iter();
@@ -161,6 +165,11 @@ impl WorkerPool {
         Ok(pool)
     }
 
+    /// Tells these whether a worker is stuck.
+    pub fn tell(&mut self, outputs: Outputs) {
+        self.watchdog.tell(outputs);
+    }
+
     /// Where the workers publish their statistics.
     pub fn board(&self) -> Arc<Board> {
         Arc::clone(&self.board)
@@ -193,8 +202,8 @@ impl WorkerPool {
         while self.running > 0 {
             match self.messages.recv_deadline((reported.0 + REPORT_EVERY).min(links_due)) {
                 Ok(Message::Links) => links_due = Instant::now(),
-                Ok(Message::LinkLoss(link_loss)) => {
-                    links.set_link_loss(link_loss);
+                Ok(Message::LinkLoss(link_loss, port_loss)) => {
+                    links.set_link_loss(link_loss, port_loss);
                     links_due = Instant::now();
                 }
                 Ok(message) => self.handle(message)?,
@@ -216,7 +225,8 @@ impl WorkerPool {
                 && let Some(ready) = ready.take()
             {
                 ready();
-                if let Some(watch) = mem::take(&mut self.watchdog).start(self.stop.clone())? {
+                let watchdog = mem::take(&mut self.watchdog);
+                if let Some(watch) = watchdog.start(self.board.clone(), self.stop.clone(), self.failed.clone())? {
                     self.threads.push(watch);
                 }
             }
@@ -236,7 +246,7 @@ impl WorkerPool {
         match message {
             Message::Running => self.starting -= 1,
             // The caller's.
-            Message::Links | Message::LinkLoss(_) => {}
+            Message::Links | Message::LinkLoss(..) => {}
             Message::Ended(end) => {
                 self.running -= 1;
                 end.unwrap_or_else(|failure| self.fail(failure));
@@ -253,6 +263,7 @@ impl WorkerPool {
 
     /// Stops all workers, and keeps the first failure.
     fn fail(&mut self, failure: Failure) {
+        self.failed.store(true, Ordering::Relaxed);
         self.stop.store(true, Ordering::Relaxed);
         self.failure.get_or_insert(failure);
     }
@@ -278,6 +289,16 @@ impl WorkerPool {
         if !refused.is_empty() {
             let seconds = (now - *then).as_secs_f64();
             warn!("limits were reached in the last {seconds:.1} s: {} (docs/limits.md)", refused.join(", "));
+        }
+        let failures: u64 = Side::BOTH.map(|side| change.get(Metric::port(side, PortMetric::Failures))).iter().sum();
+        if failures > 0 {
+            let sum = |metric| -> u64 { Side::BOTH.map(|side| change.get(Metric::port(side, metric))).iter().sum() };
+            warn!(
+                "a worker left frames for more than 50 ms, {failures} times: meanwhile the XDP program bridged {} frames and dropped {} \
+                 (docs/failure.md)",
+                sum(PortMetric::FailureBridged),
+                sum(PortMetric::FailureDropped),
+            );
         }
         if before.get(Event::OtherVlan) == 0 && total.get(Event::OtherVlan) > 0 {
             info!(

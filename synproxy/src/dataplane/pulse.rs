@@ -1,6 +1,7 @@
 //! What a worker says of itself while it works, so that somebody else can tell whether it is stuck.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use tcpstate::{PerSide, Side};
 
 /// Written by one worker, twice an iteration at most, and read by the watchdog.
 #[derive(Debug, Default)]
@@ -9,6 +10,9 @@ pub struct Pulse {
     turns: AtomicU64,
     /// Frames taken from a port or sent.
     moved: AtomicU64,
+    /// Of each port: 1 while frames wait in its transmit ring that the kernel did not take, and the frames that have left it.
+    waits: PerSide<AtomicU64>,
+    completed: PerSide<AtomicU64>,
 }
 
 /// A [`Pulse`] at one time.
@@ -18,9 +22,18 @@ pub struct Reading {
     pub turns: u64,
     /// Frames taken or sent so far.
     pub moved: u64,
+    /// Of each port, how many frames have left the transmit ring, if some wait there that the kernel did not take.
+    pub sending: PerSide<Option<u64>>,
 }
 
 impl Pulse {
+    /// Frames wait in the transmit ring of the port on this side that the kernel did not take, or none do; so many have left it.
+    #[inline]
+    pub fn sending(&self, side: Side, waits: bool, completed: u64) {
+        self.completed[side].store(completed, Ordering::Relaxed);
+        self.waits[side].store(waits.into(), Ordering::Relaxed);
+    }
+
     /// An iteration has ended in which so many frames were taken or sent.
     #[inline]
     pub fn turn(&self, moved: usize) {
@@ -41,7 +54,15 @@ impl Pulse {
 
     /// What the worker has said last.
     pub fn read(&self) -> Reading {
-        Reading { turns: self.turns.load(Ordering::Relaxed), moved: self.moved.load(Ordering::Relaxed) }
+        let sending = |side: Side| {
+            let waits = self.waits[side].load(Ordering::Relaxed) != 0;
+            waits.then(|| self.completed[side].load(Ordering::Relaxed))
+        };
+        Reading {
+            turns: self.turns.load(Ordering::Relaxed),
+            moved: self.moved.load(Ordering::Relaxed),
+            sending: PerSide::new(sending(Side::Lan), sending(Side::Wan)),
+        }
     }
 }
 

@@ -1,11 +1,17 @@
-//! Tells the service manager that no worker is stuck (`WatchdogSec=` in systemd), as long as that is true; silence makes it restart the box.
+//! Tells the service manager that no worker is stuck (`WatchdogSec=` in systemd), as long as that is true; silence makes it restart the box. The same
+//! beat goes to a watchdog device of the kernel, and switches a bypass around the box.
 //!
-//! A worker is stuck when an iteration does not end, or when frames wait at one of its ports and it takes and sends none. A worker that has nothing
-//! to do is alive, and so is one that only answers and drops. That a main loop turns says nothing: it turns as well while frames lie.
+//! A worker is stuck when an iteration does not end, when frames wait at one of its ports and it takes and sends none, or when frames wait in the
+//! transmit ring of a port that has its link, and none leaves. A worker that has nothing to do is alive, and so is one that only answers and drops.
+//! That a main loop turns says nothing: it turns as well while frames lie.
 
 use super::pulse::{Pulse, Reading};
+use crate::metrics::snapshot::Board;
+use crate::process::bypass_hook::{Bypass, BypassHook};
 use crate::process::exit::Failure;
+use crate::process::link_monitor::{Condition, LinkReport};
 use crate::process::service_manager;
+use crate::process::watchdog_device::{BEAT_EVERY, WatchdogDevice};
 use crossbeam::utils::CachePadded;
 use pktio::{Pair, PortWatch};
 use std::fmt;
@@ -13,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use tcpstate::{PerSide, Side};
 use tracing::{error, warn};
 
 /// How long a worker may do nothing about what there is to do.
@@ -31,6 +38,8 @@ enum Stuck {
     Turning,
     /// Frames wait, and none is taken or sent.
     Waiting,
+    /// Frames wait in a transmit ring, and none leaves.
+    Sending,
 }
 
 impl fmt::Display for Stuck {
@@ -38,6 +47,7 @@ impl fmt::Display for Stuck {
         f.write_str(match self {
             Stuck::Turning => "has not ended an iteration",
             Stuck::Waiting => "has left frames waiting",
+            Stuck::Sending => "has frames to send of which none leaves",
         })
     }
 }
@@ -50,20 +60,29 @@ struct Seen {
     turned: Instant,
     /// When it was seen to move a frame, or nothing waited.
     moved: Instant,
+    /// Of each port, when a frame was seen to leave, or nothing waited, or it had no link.
+    sent: PerSide<Instant>,
 }
 
 impl Seen {
     fn new(now: Instant) -> Self {
-        Self { reading: Reading::default(), turned: now, moved: now }
+        Self { reading: Reading::default(), turned: now, moved: now, sent: PerSide::new(now, now) }
     }
 
-    /// Looks again: at what the worker says, and at whether frames wait for it.
-    fn look(&mut self, reading: Reading, waits: bool, now: Instant) -> Option<Stuck> {
+    /// Looks again: at what the worker says, at whether frames wait for it, and at which ports have their link.
+    fn look(&mut self, reading: Reading, waits: bool, has_link: PerSide<bool>, now: Instant) -> Option<Stuck> {
         if reading.turns != self.reading.turns || reading.is_asleep() {
             self.turned = now;
         }
         if reading.moved != self.reading.moved || !waits {
             self.moved = now;
+        }
+        for side in Side::BOTH {
+            let (now_sending, before) = (reading.sending[side], self.reading.sending[side]);
+            // Without a link nothing leaves, and nobody can help it.
+            if now_sending.is_none() || now_sending != before || !has_link[side] {
+                self.sent[side] = now;
+            }
         }
         self.reading = reading;
         let since = |then: Instant| now.saturating_duration_since(then) >= STUCK_AFTER;
@@ -71,6 +90,8 @@ impl Seen {
             Some(Stuck::Turning)
         } else if since(self.moved) {
             Some(Stuck::Waiting)
+        } else if Side::BOTH.into_iter().any(|side| since(self.sent[side])) {
+            Some(Stuck::Sending)
         } else {
             None
         }
@@ -87,9 +108,9 @@ struct Watched {
 }
 
 impl Watched {
-    fn look(&mut self, number: usize, now: Instant) {
+    fn look(&mut self, number: usize, has_link: PerSide<bool>, now: Instant) {
         let waits = self.ports.iter().any(PortWatch::is_readable);
-        let stuck = self.seen.look(self.pulse.read(), waits, now);
+        let stuck = self.seen.look(self.pulse.read(), waits, has_link, now);
         match (self.stuck, stuck) {
             (None, Some(why)) => {
                 error!("worker {number} is stuck: it {why} for {} ms", STUCK_AFTER.as_millis());
@@ -108,6 +129,16 @@ impl Watched {
 #[derive(Default)]
 pub struct Watchdog {
     watched: Vec<Watched>,
+    outputs: Outputs,
+}
+
+/// Who else is told whether a worker is stuck.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// Starts the machine again.
+    pub device: Option<WatchdogDevice>,
+    /// Lets frames around the box.
+    pub bypass: Option<BypassHook>,
 }
 
 impl Watchdog {
@@ -119,29 +150,64 @@ impl Watchdog {
         pulse
     }
 
-    /// Beats from now on, in a thread of its own, until `stop` is set; no thread if the service manager wants no beats.
+    /// Tells these as well.
+    pub fn tell(&mut self, outputs: Outputs) {
+        self.outputs = outputs;
+    }
+
+    /// Beats from now on, in a thread of its own, until `stop` is set; no thread if nobody wants beats. `board` tells of the links; `failed` says whether
+    /// the end is a failure.
     ///
     /// # Errors
     /// If there can be no such thread.
-    pub fn start(self, stop: Arc<AtomicBool>) -> Result<Option<JoinHandle<()>>, Failure> {
-        let Some(patience) = service_manager::watchdog() else { return Ok(None) };
-        let watch = move || self.watch(patience / BEATS, &stop);
+    pub fn start(
+        self,
+        board: Arc<Board>,
+        stop: Arc<AtomicBool>,
+        failed: Arc<AtomicBool>,
+    ) -> Result<Option<JoinHandle<()>>, Failure> {
+        let manager = service_manager::watchdog().map(|patience| patience / BEATS);
+        let device = self.outputs.device.is_some().then_some(BEAT_EVERY);
+        let Some(beat_every) = manager.into_iter().chain(device).min().or_else(|| {
+            // A bypass is told of changes alone.
+            self.outputs.bypass.is_some().then_some(BEAT_EVERY)
+        }) else {
+            return Ok(None);
+        };
+        let watch = move || self.watch(beat_every, &board, &stop, &failed);
         thread::Builder::new().name("watchdog".to_owned()).spawn(watch).map(Some).map_err(Failure::Spawn)
     }
 
-    fn watch(mut self, beat_every: Duration, stop: &AtomicBool) {
+    fn watch(mut self, beat_every: Duration, board: &Board, stop: &AtomicBool, failed: &AtomicBool) {
         let mut beat: Option<Instant> = None;
         while !stop.load(Ordering::Relaxed) {
             let now = Instant::now();
+            let [lan, wan] =
+                board.links().map(|link| link.is_none_or(|report: LinkReport| report.condition == Condition::Up));
             for (number, worker) in self.watched.iter_mut().enumerate() {
-                worker.look(number, now);
+                worker.look(number, PerSide::new(lan, wan), now);
             }
             let is_sound = self.watched.iter().all(|worker| worker.stuck.is_none());
+            if let Some(bypass) = &mut self.outputs.bypass {
+                bypass.tell(if is_sound { Bypass::Close } else { Bypass::Open });
+            }
             if is_sound && beat.is_none_or(|beat| now - beat >= beat_every) {
                 service_manager::beat();
+                if let Some(device) = &mut self.outputs.device {
+                    device.beat();
+                }
                 beat = Some(now);
             }
             thread::sleep(LOOK_EVERY.min(beat_every));
+        }
+        if let Some(bypass) = &mut self.outputs.bypass {
+            bypass.tell(Bypass::Open);
+        }
+        // After a failure the device stays armed: if nobody starts the box again, the machine does.
+        if !failed.load(Ordering::Relaxed)
+            && let Some(device) = self.outputs.device
+        {
+            device.disarm();
         }
     }
 }
@@ -157,7 +223,9 @@ mod tests {
         let at = |n: usize| begin + Duration::from_millis(10) * n as u32;
         said.into_iter()
             .enumerate()
-            .map(|(n, (turns, moved, waits))| seen.look(Reading { turns, moved }, waits, at(n)))
+            .map(|(n, (turns, moved, waits))| {
+                seen.look(Reading { turns, moved, ..Reading::default() }, waits, PerSide::new(true, true), at(n))
+            })
             .collect()
     }
 
@@ -188,5 +256,30 @@ mod tests {
             assert_eq!(looks[10], Some(Stuck::Waiting));
             assert_eq!((looks[8], looks[15]), (None, None));
         }
+    }
+
+    /// What is said of a worker that turns, a look every 10 ms, by what its WAN port has to send and whether it has its link.
+    fn sends(said: impl IntoIterator<Item = (Option<u64>, bool)>) -> Vec<Option<Stuck>> {
+        let begin = Instant::now();
+        let mut seen = Seen::new(begin);
+        let at = |n: usize| begin + Duration::from_millis(10) * n as u32;
+        said.into_iter()
+            .enumerate()
+            .map(|(n, (sending, has_link))| {
+                let sending = PerSide::new(None, sending);
+                let reading = Reading { turns: 2 * n as u64, moved: n as u64, sending };
+                seen.look(reading, true, PerSide::new(true, has_link), at(n))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_transmit_ring_that_never_empties_is_a_stuck_worker_unless_its_link_is_lost() {
+        let looks = sends((0..20).map(|n| (if n < 5 { None } else { Some(7) }, true)));
+        assert_eq!((looks[9], looks[11]), (None, Some(Stuck::Sending)));
+        assert!(sends((0..20).map(|n| (Some(n), true))).iter().all(Option::is_none), "it is full, and frames leave");
+        assert!(sends((0..20).map(|_| (Some(7), false))).iter().all(Option::is_none), "it has no link");
+        let looks = sends((0..20).map(|n| (Some(7), n >= 10)));
+        assert_eq!((looks[13], looks[16]), (None, Some(Stuck::Sending)), "the link is back, and still nothing leaves");
     }
 }

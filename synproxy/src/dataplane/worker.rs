@@ -89,6 +89,8 @@ pub struct Worker<E> {
     longest_command: [Duration; CommandKind::COUNT],
     /// How others see that it is alive.
     pulse: Arc<CachePadded<Pulse>>,
+    /// How often frames have passed without this worker, or were dropped, because it did not take them.
+    failures: u64,
     /// Servers found to answer another way, which have yet to be published with the statistics.
     found: Vec<FlowKey>,
 }
@@ -147,6 +149,7 @@ impl<E: Engine> Worker<E> {
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
             pulse: Arc::default(),
+            failures: 0,
             found: Vec::new(),
         }
     }
@@ -201,13 +204,21 @@ impl<E: Engine> Worker<E> {
     /// When waiting for frames fails, which does not happen to a sound port.
     pub fn run(&mut self, stop: &AtomicBool, slot: &Slot) -> io::Result<()> {
         let mut publish_at = Instant::default();
+        for side in Side::BOTH {
+            // The engine has entered what it knows of when it was made.
+            if let Some(switch) = self.ports[side].failure_switch() {
+                switch.set_flows_entered();
+            }
+        }
+        self.failures = self.count_failures();
         let ended = loop {
             let now = clock::now();
             let iteration = self.poll(now);
             self.poll_policy.record(iteration.received, now);
             self.adjust_shedding(iteration, now);
             self.execute_command(now, slot);
-            self.pulse.turn(iteration.received + iteration.sent);
+            self.note_failures(now);
+            self.beat(iteration);
             if now >= publish_at {
                 self.publish(now, slot);
                 publish_at = now + PUBLISH_EVERY;
@@ -226,6 +237,31 @@ impl<E: Engine> Worker<E> {
         // The held frames are dropped; their senders retransmit them.
         self.hold_buffer.clear(&mut self.pool);
         ended
+    }
+
+    /// How often somebody else has bridged or dropped frames because this worker did not take them.
+    fn count_failures(&mut self) -> u64 {
+        // Either port knows of both.
+        self.ports[Side::Wan].failure_switch().map_or(0, |switch| switch.failures())
+    }
+
+    /// Tells the engine if frames have passed without it since the last iteration.
+    #[inline]
+    fn note_failures(&mut self, now: Instant) {
+        let failures = self.count_failures();
+        if failures != self.failures {
+            self.failures = failures;
+            self.engine.was_bypassed(now);
+        }
+    }
+
+    /// Says that an iteration has ended, and how far the transmit rings are.
+    fn beat(&self, iteration: Iteration) {
+        for side in Side::BOTH {
+            let port = &self.ports[side];
+            self.pulse.sending(side, port.is_backlogged(), port.completed());
+        }
+        self.pulse.turn(iteration.received + iteration.sent);
     }
 
     /// Shows the statistics to their readers, who then ask nothing of the worker. What this costs does not depend on how many flows there are.
@@ -359,6 +395,7 @@ impl<E: Engine> Worker<E> {
         snapshot.set(WorkerMetric::PoolIdle, self.pool.idle() as u64);
         let (flows, syn_cached) = self.engine.capacity();
         snapshot.set(WorkerMetric::FlowsMost, flows);
+        snapshot.set(WorkerMetric::FlowsUnpublished, self.engine.unpublished_flows());
         snapshot.set(WorkerMetric::SynCachedMost, syn_cached);
         if let Some(steering) = &self.steering {
             steering.counters().write(&mut snapshot);

@@ -244,8 +244,13 @@ mod tests {
         }
         assert_eq!(level(&stage), Some(Level::Warning));
         for side in 0..2 {
-            stage.port(side).xdp_features =
-                Some(XdpFeatures { is_native: true, has_zero_copy: true, has_frags: true, zero_copy_frags: 4 });
+            stage.port(side).xdp_features = Some(XdpFeatures {
+                is_native: true,
+                has_zero_copy: true,
+                has_frags: true,
+                zero_copy_frags: 4,
+                ..XdpFeatures::default()
+            });
         }
         assert_eq!(level(&stage), Some(Level::Note));
         stage.port(0).mtu = 65_000;

@@ -329,6 +329,12 @@ fn xdp_program(scene: &Scene) -> Vec<Found> {
         let xdp = port.xdp?;
         let mode = if xdp.is_generic { "generic mode" } else { "driver mode" };
         let owner = (xdp.number != 0).then(|| owner_of(scene, xdp.number)).flatten();
+        if owner.is_none() && port.holder == Holder::Killed {
+            let text =
+                format!("{} has the XDP program of a box that was killed, which the next start replaces", port.name);
+            let restore = format!("synproxy --restore {}", word(&port.name));
+            return Some(Found::new(Level::Note, text).at(port).mended_by(restore));
+        }
         let off = if xdp.is_generic { "xdpgeneric off" } else { "xdp off" };
         let (of, command) = match owner {
             Some((process, name)) => (format!(", of {name}, process {process}"), format!("kill {process}")),

@@ -9,7 +9,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "kernel",
         looks_at: "the version of the kernel",
         worst: Level::Warning,
-        why: "AF_XDP as the box uses it needs Linux 5.4. Since 5.9 an XDP program goes with its process, since 6.3 the kernel says what drivers \
+        why: "AF_XDP as the box uses it needs Linux 5.6. Since 6.3 the kernel says what drivers \
               can do, since 6.8 tags of a veth are seen, and virtio-net has zero copy since 6.18.",
         remedy: "a newer kernel",
         examine: version,
@@ -78,8 +78,7 @@ fn version(scene: &Scene) -> Vec<Found> {
     let Some((major, minor)) = release(&scene.root) else { return Vec::new() };
     let text = format!("Linux {major}.{minor}");
     let lacks = match (major, minor) {
-        version if version < (5, 4) => (Level::Warning, ": AF_XDP does not work as the box needs it"),
-        version if version < (5, 9) => (Level::Note, ": an XDP program stays attached when its box is killed"),
+        version if version < (5, 6) => (Level::Warning, ": AF_XDP does not work as the box needs it"),
         version if version < (6, 3) => (Level::Note, ": what drivers can do with XDP is known from a list alone"),
         _ => return Found::ok(text),
     };

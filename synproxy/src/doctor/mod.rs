@@ -7,6 +7,7 @@
 
 mod cores;
 mod driver;
+mod failure;
 mod interfaces;
 mod kernel;
 mod limits;
@@ -21,7 +22,7 @@ use crate::process::cli::DoctorArguments;
 use crate::process::exit::Failure;
 use crate::process::footprint::Needed;
 use crate::process::settings;
-use confparse::Poll;
+use confparse::{Failures, Poll};
 use pktio::netdev::{Described, Description, Holder, QueueCounts, XdpFeatures, describe};
 use pktio::{Asked, HOST, OpenError, interface_of, members_of};
 use report::Report;
@@ -129,12 +130,13 @@ pub struct Finding {
 
 /// Every check, in the order in which they are reported.
 pub fn checks() -> impl Iterator<Item = (&'static str, &'static Check)> {
-    let groups: [(&str, &'static [Check]); 6] = [
+    let groups: [(&str, &'static [Check]); 7] = [
         ("The interfaces", interfaces::CHECKS),
         ("The drivers", driver::CHECKS),
         ("Queues and interrupts", queues::CHECKS),
         ("Cores and memory", cores::CHECKS),
         ("The kernel", kernel::CHECKS),
+        ("When the box fails", failure::CHECKS),
         ("Limits of the process", limits::CHECKS),
     ];
     groups.into_iter().flat_map(|(heading, checks)| checks.iter().map(move |check| (heading, check)))
@@ -174,6 +176,8 @@ struct Scene {
     workers: usize,
     /// They never sleep.
     is_busy: bool,
+    /// What is to become of frames, and who is told, when the box fails.
+    failures: Failures,
     /// The memory that the configuration needs.
     needed: Needed,
     /// The path of this program.
@@ -325,6 +329,7 @@ fn scene(arguments: &DoctorArguments, [lan, wan]: [&str; 2]) -> Result<Scene, Fa
         workers,
         is_busy: config.poll == Poll::Busy,
         needed: Needed::of(&config, workers, false),
+        failures: config.failures,
         program: std::env::current_exe().map_or_else(|_| "synproxy".into(), |path| path.display().to_string()),
     })
 }

@@ -223,7 +223,13 @@ mod tests {
     #[test]
     fn long_frames_need_drivers_that_chain_buffers() {
         let mut stage = Stage::new("frags");
-        let all = XdpFeatures { is_native: true, has_zero_copy: true, has_frags: true, zero_copy_frags: 8 };
+        let all = XdpFeatures {
+            is_native: true,
+            takes_redirected: true,
+            has_zero_copy: true,
+            has_frags: true,
+            zero_copy_frags: 8,
+        };
         for (features, mode) in [
             (all, Mode::ZeroCopy),
             (XdpFeatures { zero_copy_frags: 1, ..all }, Mode::Driver),

@@ -55,6 +55,9 @@ metrics! {
         PoolIdle = "pool-idle" is Gauge in Frames,
         /// Flows that the table has room for, entries of the SYN cache included.
         FlowsMost = "flows-most" is Gauge in Flows,
+        /// Flows for which the map has no room that the XDP program asks while a worker fails; it drops their segments then, and those of flows of the
+        /// same place in the map.
+        FlowsUnpublished = "flows-unpublished" is Gauge in Flows,
         /// Entries that the SYN cache has room for.
         SynCachedMost = "syn-cached-most" is Gauge in Flows,
     }
@@ -145,6 +148,12 @@ metrics! {
         ShedFresh = "shed-fresh" lost "shed-fresh",
         /// Retransmitted SYNs of unproved sources dropped under overload.
         ShedRepeated = "shed-repeated" lost "shed-repeated",
+        /// How often the XDP program found that the worker did not take its frames, and bridged or dropped them in its place.
+        Failures = "failures" in Times as "worker failed, times",
+        /// Frames that the XDP program bridged in the place of a worker that did not take them (`on_failure`).
+        FailureBridged = "failure-bridged" as "bridged without the worker",
+        /// Frames that it dropped then.
+        FailureDropped = "failure-dropped" as "lost, failure dropped" lost "failure-dropped",
         /// Frames whose TCP, UDP or SCTP checksum the sender had left to a NIC that is not there, and that the port has completed.
         ChecksumsCompleted = "checksums-completed" as "checksums completed",
         /// Super-frames (TSO, GRO) that the port has cut into frames.
@@ -173,6 +182,9 @@ impl PortMetric {
             kicks,
             shed_fresh,
             shed_repeated,
+            failures,
+            failure_bridged,
+            failure_dropped,
             checksums_completed,
             super_frames,
             uncut,
@@ -194,6 +206,9 @@ impl PortMetric {
             PortMetric::Kicks => kicks,
             PortMetric::ShedFresh => shed_fresh,
             PortMetric::ShedRepeated => shed_repeated,
+            PortMetric::Failures => failures,
+            PortMetric::FailureBridged => failure_bridged,
+            PortMetric::FailureDropped => failure_dropped,
             PortMetric::ChecksumsCompleted => checksums_completed,
             PortMetric::SuperFrames => super_frames,
             PortMetric::Uncut => uncut,

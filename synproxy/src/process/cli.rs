@@ -104,6 +104,10 @@ pub struct Arguments {
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub steer: Steer,
 
+    /// Runs the box as a child process, and starts it again when it dies or a worker stays stuck; for machines without a service manager
+    #[arg(long, conflicts_with_all = ["check_config", "restore"])]
+    pub supervise: bool,
+
     /// Leaves the choice of cores to the scheduler; otherwise each worker stays on a core of its own
     #[arg(long)]
     pub no_pin: bool,

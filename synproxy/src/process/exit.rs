@@ -77,6 +77,15 @@ pub enum Failure {
         error: io::Error,
     },
 
+    /// A watchdog device, or the file of a bypass, could not be opened.
+    #[error("cannot open {path}: {error}{}", device_advice(error), path = .path.display())]
+    Device {
+        /// Its path.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+
     /// A port failed while frames flowed.
     #[error("worker {worker} cannot wait for frames: {error}")]
     Port {
@@ -100,10 +109,12 @@ pub enum Failure {
     NotRestored(String),
 
     /// An interface was removed while frames flowed.
-    #[error("{interface} is gone, so the box stops")]
+    #[error("{interface} is gone, so the box {}", if *waits { "begins anew and waits for it" } else { "stops" })]
     Gone {
         /// Its name.
         interface: String,
+        /// Whether the box is to wait for another of this name.
+        waits: bool,
     },
 
     /// A worker panicked; the log says where.
@@ -124,6 +135,16 @@ fn listen_advice(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => "; end what listens there, or choose another port",
         io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
         io::ErrorKind::PermissionDenied => "; choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+        _ => advice(error),
+    }
+}
+
+/// What to do about a device that cannot be opened.
+fn device_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(code) if code == nix::errno::Errno::EBUSY as i32 => {
+            "; another program has it: the service manager (RuntimeWatchdogSec=), or a daemon"
+        }
         _ => advice(error),
     }
 }

@@ -5,12 +5,12 @@
 //! any interface is touched.
 
 use super::exit::Failure;
-use confparse::{Config, Value};
+use confparse::{Config, OnFailure, Value};
 use pktio::region::Region;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tcpstate::Footprint;
+use tcpstate::{FlowMap, Footprint};
 
 /// Bytes of a buffer for a frame of an MTU up to about 1700.
 const BUFFER: u64 = 2048;
@@ -44,6 +44,9 @@ impl Needed {
     pub fn of(config: &Config, workers: usize, bypass: bool) -> Self {
         let each = workers as u64;
         let engine = if bypass { Footprint::default() } else { Footprint::of(&config.engine.share(workers.max(1))) };
+        let knows_flows = config.failures.on_failure != OnFailure::Closed && !bypass;
+        let flows = FlowMap::words_needed(config.engine.share(workers.max(1)).flow_capacity());
+        let flow_map = if knows_flows { 8 * flows as u64 } else { 0 };
         let frames = 2 * pktio::Options::default().frames_per_port as u64 * BUFFER;
         let shed = if config.shed && !bypass { pktio::shed::BYTES as u64 } else { 0 };
         let others = if workers > 1 { HAND_OFF } else { 0 };
@@ -64,7 +67,7 @@ impl Needed {
         Self {
             threads: each + OTHER_THREADS + outputs.map(u64::from).iter().sum::<u64>(),
             parts: vec![
-                part(None, "conntablesize", engine.table),
+                part(None, "conntablesize", engine.table + flow_map),
                 part(None, "learnhashsize", engine.server_options),
                 part(Some("ratehash"), "size", engine.limits),
                 part(None, "proved_sources", engine.proved_sources),

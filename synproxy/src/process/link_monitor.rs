@@ -3,7 +3,7 @@
 
 use super::exit::Failure;
 use super::privileges;
-use confparse::LinkLoss;
+use confparse::{LinkLoss, PortLoss};
 use pktio::Guard;
 use pktio::netdev::{Interface, LinkReader, LinkState, LinkWatch};
 use std::thread;
@@ -74,6 +74,7 @@ pub struct LinkMonitor<'a> {
     reader: Option<LinkReader>,
     /// One pair, or one for each member of an aggregation: each is a cable of its own.
     pairs: Vec<Pair>,
+    port_loss: PortLoss,
     guard: Option<&'a mut Guard>,
     settings_due: Option<Instant>,
 }
@@ -95,7 +96,7 @@ struct Port {
 impl<'a> LinkMonitor<'a> {
     /// Monitors the interfaces behind the names of these ports, LAN first, whose settings `guard` has; a capture file has none, nor has a
     /// port of a netmap switch or pipe, nor this machine's own stack.
-    pub fn new(ports: [&str; 2], guard: &'a mut Guard, link_loss: LinkLoss) -> Self {
+    pub fn new(ports: [&str; 2], guard: &'a mut Guard, link_loss: LinkLoss, port_loss: PortLoss) -> Self {
         let port = |port: &str| {
             let name = interface_of(port)?;
             let interface = Interface::locate(name).ok()?;
@@ -107,7 +108,13 @@ impl<'a> LinkMonitor<'a> {
             let policy = Policy { forwards: link_loss == LinkLoss::Forward, ..Policy::default() };
             Pair { ports: [lan, wan].map(port), policy }
         };
-        Self { reader, pairs: lan.into_iter().zip(wan).map(pair).collect(), guard: Some(guard), settings_due: None }
+        Self {
+            reader,
+            pairs: lan.into_iter().zip(wan).map(pair).collect(),
+            port_loss,
+            guard: Some(guard),
+            settings_due: None,
+        }
     }
 
     /// Starts a thread that calls `notify` when the kernel reports a change of a link, until that returns false. Without it changes are
@@ -137,8 +144,9 @@ impl<'a> LinkMonitor<'a> {
     }
 
     /// From now on this becomes of the other port when one has lost its link. A port that was taken down for that is taken up again if nothing
-    /// is to become of it.
-    pub fn set_link_loss(&mut self, link_loss: LinkLoss) {
+    /// is to become of it. This becomes of the box when an interface is gone.
+    pub fn set_link_loss(&mut self, link_loss: LinkLoss, port_loss: PortLoss) {
+        self.port_loss = port_loss;
         self.pairs.iter_mut().for_each(|pair| pair.policy.forwards = link_loss == LinkLoss::Forward);
     }
 
@@ -169,7 +177,10 @@ impl<'a> LinkMonitor<'a> {
                         }
                         *state = Some(found);
                     }
-                    Ok(None) => return Err(Failure::Gone { interface: port.name.clone() }),
+                    Ok(None) => {
+                        let waits = self.port_loss == PortLoss::Wait;
+                        return Err(Failure::Gone { interface: port.name.clone(), waits });
+                    }
                     Err(error) => debug!("{}: {error}", port.name),
                 }
             }
@@ -668,6 +679,8 @@ mod tests {
         monitor.check(Instant::now()).unwrap();
         assert!(monitor.reports()[0].is_some() && monitor.reports()[1].is_none());
         monitor.pairs[0].ports[1] = port(0x7fff_fff0);
-        assert!(matches!(monitor.check(Instant::now()), Err(Failure::Gone { interface }) if interface == "lo"));
+        assert!(
+            matches!(monitor.check(Instant::now()), Err(Failure::Gone { interface, waits: false }) if interface == "lo")
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! The process and its surroundings: command line, configuration file, privileges, signals, service manager, log, clocks, cores, listening
-//! sockets and links.
+//! The process and its surroundings: command line, configuration file, privileges, signals, service manager and supervision, watchdog device and bypass,
+//! log, clocks, cores, listening sockets and links.
 //!
 //! Nothing here knows of the rest of the crate, which may use all of it.
 
+pub mod bypass_hook;
 pub mod cli;
 pub mod clock;
 pub mod cpu;
@@ -16,3 +17,5 @@ pub mod restore;
 pub mod service_manager;
 pub mod settings;
 pub mod signals;
+pub mod supervise;
+pub mod watchdog_device;

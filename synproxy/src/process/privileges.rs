@@ -92,6 +92,12 @@ impl Credentials {
     }
 }
 
+/// Whether this process has given up privileges that opening an interface takes.
+pub fn are_given_up() -> bool {
+    !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(true)
+        && !caps::has_cap(None, CapSet::Effective, Capability::CAP_BPF).unwrap_or(true)
+}
+
 /// Gives up every capability of the calling thread: open descriptors are all that a worker needs.
 pub fn drop_capabilities() {
     for set in [CapSet::Ambient, CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {

@@ -1,7 +1,7 @@
 //! `--restore`: puts back the settings of interfaces that a killed process has left changed, without a start.
 
 use super::exit::Failure;
-use pktio::netdev::{self, Outcome, Restored};
+use pktio::netdev::{self, Outcome, PROGRAM, Restored};
 
 /// Puts back the settings of these interfaces, or of all of this network namespace, and prints what was done.
 ///
@@ -16,7 +16,12 @@ pub fn restore(interfaces: &[String]) -> Result<(), Failure> {
         match outcome {
             Outcome::Done(what) if what.is_empty() => {}
             Outcome::Done(what) => {
-                println!("{interface}: {} put back", what.join(", "));
+                let (detached, put_back): (Vec<_>, Vec<_>) = what.into_iter().partition(|what| *what == PROGRAM);
+                for (what, is) in [(put_back, "put back"), (detached, "detached")] {
+                    if !what.is_empty() {
+                        println!("{interface}: {} {is}", what.join(", "));
+                    }
+                }
                 is_quiet = false;
             }
             Outcome::Failed => failed.push(interface),

@@ -1,6 +1,7 @@
 //! What the service manager is told (`sd_notify(3)`): that the box is ready, reads its configuration again, or ends. Without `NOTIFY_SOCKET` in
-//! the environment nobody is told anything.
+//! the environment, and without a supervisor of our own, nobody is told anything.
 
+use super::supervise;
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tracing::debug;
@@ -33,6 +34,10 @@ pub fn beat() {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
+    let lines = state.iter().map(NotifyState::to_string).collect::<Vec<_>>().join("\n");
+    if supervise::tell(&lines) {
+        return;
+    }
     if let Err(error) = sd_notify::notify(state) {
         debug!("the service manager is not told: {error}");
     }

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use unit::netns::{self, Appliance, Backend, CACHE_ON, Namespace, Rig, program, traffic};
 
 /// Everything about the box's two interfaces that it may change.
-fn settings(rig: &Rig) -> String {
+pub(super) fn settings(rig: &Rig) -> String {
     let of = |interface| {
         rig.middle.sh(&format!(
             "ip -d link show dev {interface}; ethtool -k {interface}; ethtool -l {interface} 2>&1 || true; ethtool -a {interface} 2>&1 || true"
@@ -25,7 +25,7 @@ fn settings(rig: &Rig) -> String {
 }
 
 /// Runs the program to its end; what it says, and its status.
-fn synproxy(rig: &Rig, arguments: &[&str]) -> (String, i32) {
+pub(super) fn synproxy(rig: &Rig, arguments: &[&str]) -> (String, i32) {
     let mut command = rig.middle.command("timeout");
     let Output { status, stdout, stderr } =
         command.arg("20").arg(program("synproxy")).args(arguments).output().expect("starting");

@@ -14,6 +14,7 @@ mod doctor;
 mod documents;
 mod errors;
 mod events;
+mod failure;
 mod field;
 mod flood;
 mod full_table;

@@ -1,0 +1,83 @@
+//! What becomes of frames while no worker takes them: the process was killed, is stopped or not ready yet, or a worker is stuck.
+//!
+//! Only AF_XDP can do anything then, since its program in the kernel goes on. It watches each worker, and where one fails it does what the
+//! [`FailurePlan`] says, with frames of that worker's queue, until the worker takes frames again. It is attached in a way that outlives a killed
+//! process; the next start replaces it.
+//!
+//! The program has to know which flows it must not touch. They lie in a map that the workers write as plain memory; `tcpstate::FlowMap` says
+//! what is in it, and `bpf/fail.h` reads it.
+
+use crate::xdp;
+
+/// What passes while no worker takes frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// Nothing.
+    #[default]
+    Closed,
+    /// Frames that are not TCP, and segments of flows that are known to be passed through unchanged.
+    Untranslated,
+    /// Everything but segments of translated flows, and TCP segments of which it cannot be told whether they are.
+    Open,
+}
+
+/// What the program in the kernel needs for the time when no worker takes frames.
+#[derive(Debug, Clone)]
+pub struct FailurePlan {
+    /// What passes then.
+    pub on_failure: OnFailure,
+    /// The keys of the hash by which flows are entered in the map.
+    pub flow_keys: (u64, u64),
+    /// Words of the map for each worker, a multiple of eight; without any it knows no flow.
+    pub flow_words: usize,
+}
+
+/// A port whose frames somebody else bridges or drops while its worker does not take them.
+pub trait FailureSwitch {
+    /// From now on every flow of this worker is in the map. Before, no TCP segment passes without a worker, whoever it belongs to.
+    fn set_flows_entered(&mut self);
+
+    /// How often this worker has failed so far, at either port. Two loads: it may be asked in every iteration.
+    fn failures(&self) -> u64;
+}
+
+/// The XDP program with this plan, on no interface: says what it does with a frame that no worker takes. For tests.
+///
+/// Loading a program takes root.
+pub struct Rehearsal(xdp::Rehearsal);
+
+impl Rehearsal {
+    /// Loads the program as that of the WAN port, or of the LAN port, of a box with so many workers.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, in words.
+    pub fn new(plan: &FailurePlan, is_wan: bool, workers: usize) -> Result<Rehearsal, String> {
+        xdp::Rehearsal::new(plan, is_wan, workers).map(Rehearsal)
+    }
+
+    /// Each worker's part of the map of flows, the first time.
+    pub fn take_flow_maps(&mut self) -> Vec<&'static [std::sync::atomic::AtomicU64]> {
+        self.0.take_flow_maps()
+    }
+
+    /// All workers say that their flows are in the map.
+    pub fn set_flows_entered(&mut self) {
+        self.0.set_flows_entered();
+    }
+
+    /// Whether the program sends the frame out of the other port.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel cannot run the program.
+    pub fn bridges(&mut self, frame: &[u8]) -> bool {
+        self.0.bridges(frame)
+    }
+}
+
+impl std::fmt::Debug for Rehearsal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rehearsal").finish_non_exhaustive()
+    }
+}

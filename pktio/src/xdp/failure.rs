@@ -1,0 +1,205 @@
+//! The maps by which the XDP program watches a worker and knows the flows (`bpf/fail.h`), as this process sees them: plain memory.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::{DevMap, Map};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+
+use super::program::loader;
+use super::refusal::chain;
+use super::shed::MappedArray;
+use crate::failure::{FailurePlan, FailureSwitch, OnFailure};
+use crate::mapping::Mapping;
+
+/// How long a worker may leave frames.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Words of the program's `struct service`, and places in it.
+const SERVICE_WORDS: usize = 24;
+const SERVED: usize = 8;
+const ENTERED: usize = 9;
+const FAILURES: usize = 16;
+const BRIDGED: usize = 18;
+const DROPPED: usize = 19;
+
+/// Bytes of a line of the map of flows.
+pub(super) const LINE: usize = 64;
+
+/// What the programs of both ports and the workers tell each other.
+pub(super) struct ServiceMap(MappedArray);
+
+/// A port of a worker: the number of its queue, and whether it is the WAN.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub queue: u32,
+    pub is_wan: bool,
+}
+
+impl ServiceMap {
+    /// Maps the array of a loaded object for so many workers.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub(super) fn of(ebpf: &Ebpf, workers: usize) -> io::Result<ServiceMap> {
+        match ebpf.map("service") {
+            Some(Map::Array(data)) => Mapping::shared(data.fd().as_fd(), 2 * 8 * SERVICE_WORDS * workers.max(1))
+                .map(|mapping| ServiceMap(MappedArray::over(mapping))),
+            _ => Err(io::Error::other("the program lacks its map")),
+        }
+    }
+
+    fn word(&self, Place { queue, is_wan }: Place, word: usize) -> &AtomicU64 {
+        &self.0[(2 * queue as usize + usize::from(is_wan)) * SERVICE_WORDS + word]
+    }
+
+    /// How often the worker has failed at this port, and the frames that were bridged and dropped in its place.
+    fn failures(&self, place: Place) -> [u64; 3] {
+        [FAILURES, BRIDGED, DROPPED].map(|word| self.word(place, word).load(Ordering::Relaxed))
+    }
+}
+
+/// One worker's part of it.
+pub(super) struct XdpFailureSwitch {
+    map: Arc<ServiceMap>,
+    place: Place,
+    served: u64,
+    /// Failures at this port before the worker began.
+    before: u64,
+    /// Failures at either port that the port has noticed.
+    noticed: u64,
+}
+
+impl XdpFailureSwitch {
+    pub(super) fn new(map: Arc<ServiceMap>, place: Place) -> Self {
+        XdpFailureSwitch { map, place, served: 0, before: 0, noticed: 0 }
+    }
+
+    /// Whether the worker has failed since the last time: what is in its ring was given to it before that.
+    #[inline]
+    pub(super) fn has_failed(&mut self) -> bool {
+        let failures = self.failures();
+        std::mem::replace(&mut self.noticed, failures) != failures
+    }
+
+    /// The worker has taken frames out of its receive ring, or found none there.
+    #[inline]
+    pub(super) fn looked(&mut self) {
+        self.served += 1;
+        self.map.word(self.place, SERVED).store(self.served, Ordering::Relaxed);
+    }
+
+    /// As [`ServiceMap::failures`].
+    pub(super) fn counts(&self) -> [u64; 3] {
+        let [failures, bridged, dropped] = self.map.failures(self.place);
+        [failures - self.before, bridged, dropped]
+    }
+}
+
+impl FailureSwitch for XdpFailureSwitch {
+    fn set_flows_entered(&mut self) {
+        // That nobody took frames before the start is no failure.
+        self.before = self.map.word(self.place, FAILURES).load(Ordering::Relaxed);
+        self.noticed = self.failures();
+        self.map.word(self.place, ENTERED).store(1, Ordering::Release);
+    }
+
+    #[inline]
+    fn failures(&self) -> u64 {
+        let at = |is_wan| self.map.word(Place { is_wan, ..self.place }, FAILURES).load(Ordering::Relaxed);
+        at(false) + at(true)
+    }
+}
+
+/// The patience of the program, in ticks of the kernel's; 0 where nothing is to be done about a stuck worker: its ring keeps the frames.
+pub(super) fn patience(plan: Option<&FailurePlan>) -> u32 {
+    match plan.map(|plan| plan.on_failure) {
+        None | Some(OnFailure::Closed) => 0,
+        Some(_) => u32::try_from(PATIENCE.as_nanos().div_ceil(tick().as_nanos())).unwrap_or(u32::MAX),
+    }
+}
+
+/// How `bpf/fail.h` calls what passes.
+pub(super) fn number(on_failure: OnFailure) -> u32 {
+    match on_failure {
+        OnFailure::Closed => 0,
+        OnFailure::Untranslated => 1,
+        OnFailure::Open => 2,
+    }
+}
+
+/// The kernel's tick: the coarse clock goes by it.
+fn tick() -> Duration {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the resolution is written to a local structure.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32).max(Duration::from_millis(1))
+}
+
+/// Each worker's part of the map of flows, as plain memory, mapped as long as the process lives.
+///
+/// # Errors
+///
+/// Those of `mmap(2)`.
+pub(super) fn map_flows(ebpf: &Ebpf, workers: usize, words: usize) -> io::Result<Vec<&'static [AtomicU64]>> {
+    if words == 0 {
+        return Ok(Vec::new());
+    }
+    let Some(Map::Array(data)) = ebpf.map("flows") else {
+        return Err(io::Error::other("the program lacks its map"));
+    };
+    let mapping = Mapping::shared(data.fd().as_fd(), 8 * words * workers)?;
+    let all: &'static MappedArray = Box::leak(Box::new(MappedArray::over(mapping)));
+    Ok(all.chunks_exact(words).collect())
+}
+
+/// The program on no interface; see [`crate::failure::Rehearsal`].
+pub(crate) struct Rehearsal {
+    ebpf: Ebpf,
+    service: ServiceMap,
+    is_wan: bool,
+    workers: usize,
+    flow_words: usize,
+}
+
+impl Rehearsal {
+    pub(crate) fn new(plan: &FailurePlan, is_wan: bool, workers: usize) -> Result<Rehearsal, String> {
+        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true).map_err(|error| chain(&error))?;
+        let service = ServiceMap::of(&ebpf, workers).map_err(|error| error.to_string())?;
+        let map = ebpf.map_mut("other_port").ok_or("the program lacks its map")?;
+        let mut other = DevMap::try_from(map).map_err(|error| chain(&error))?;
+        // A frame goes nowhere in a test run, so any interface will do: the loopback.
+        other.set(0, 1, None, 0).map_err(|error| chain(&error))?;
+        let program = ebpf.program_mut("redirect").ok_or("the program is missing")?;
+        let program: &mut Xdp = program.try_into().map_err(|error| chain(&error))?;
+        program.load().map_err(|error| chain(&error))?;
+        Ok(Rehearsal { ebpf, service, is_wan, workers, flow_words: plan.flow_words })
+    }
+
+    pub(crate) fn take_flow_maps(&mut self) -> Vec<&'static [AtomicU64]> {
+        map_flows(&self.ebpf, self.workers, std::mem::take(&mut self.flow_words)).expect("the map can be mapped")
+    }
+
+    pub(crate) fn set_flows_entered(&mut self) {
+        for queue in 0..self.workers as u32 {
+            self.service.word(Place { queue, is_wan: self.is_wan }, ENTERED).store(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn bridges(&mut self, frame: &[u8]) -> bool {
+        let place = Place { queue: 0, is_wan: self.is_wan };
+        let before = self.service.failures(place);
+        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
+        program
+            .test_run(TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() })
+            .expect("it can be run");
+        let after = self.service.failures(place);
+        assert_eq!(after[1] + after[2], before[1] + before[2] + 1, "one frame is bridged or dropped");
+        after[1] > before[1]
+    }
+}

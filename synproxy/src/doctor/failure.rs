@@ -1,0 +1,144 @@
+//! What is there for the time when the box fails: whether the kernel can bridge past it, watchdog devices, and bypasses.
+
+use super::{Check, Found, Level, Scene, or_ok, word};
+use confparse::OnFailure;
+use rustix::fs::{Access, access};
+use std::path::Path;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "fail-open",
+        looks_at: "whether the kernel can send to each interface what passes without the box (`on_failure`)",
+        worst: Level::Warning,
+        why: "A program that sends a frame out of the other port needs that port's driver for it, and those of both ends of a veth; without, the frame \
+              is lost in silence. AF_PACKET passes nothing without the box.",
+        remedy: "ethtool -K PEER gro on",
+        examine: fail_open,
+    },
+    Check {
+        id: "watchdog-device",
+        looks_at: "watchdog devices of the kernel (/dev/watchdog), and whether the configured one is there (`watchdog_device`)",
+        worst: Level::Warning,
+        why: "Such a device starts the machine again when a worker stays stuck, and when the kernel does.",
+        remedy: "the driver of the machine's own device, or softdog; and `watchdog_device` in the configuration",
+        examine: watchdog_device,
+    },
+    Check {
+        id: "bypass",
+        looks_at: "network cards with a bypass, and whether what switches it can be called (`bypass_hook`)",
+        worst: Level::Warning,
+        why: "A relay on the card lets frames around the box also when the machine has no power or hangs.",
+        remedy: "a program that may be run; and `bypass_hook` in the configuration",
+        examine: bypass,
+    },
+];
+
+fn fail_open(scene: &Scene) -> Vec<Found> {
+    if scene.failures.on_failure == OnFailure::Closed {
+        return Found::ok("nothing is to pass without the box (`on_failure = closed`)");
+    }
+    if scene.asked.contains(&pktio::Asked::Packet) {
+        let text = "AF_PACKET passes nothing without the box, whatever `on_failure` says";
+        return vec![Found::new(Level::Warning, text)];
+    }
+    let found = scene.each(|port| {
+        // A NIC says so only while a program is attached.
+        let cannot = port.kind == "veth" && port.xdp_features.is_some_and(|it| it.is_native && !it.takes_redirected);
+        let text =
+            || format!("{} takes no frame that the kernel sends past the box: its other end has no GRO", port.name);
+        let peer = port.peer.as_deref().map_or_else(|| "PEER".into(), word);
+        cannot.then(|| Found::new(Level::Warning, text()).at(port).mended_by(format!("ethtool -K {peer} gro on")))
+    });
+    or_ok(found, "nothing is known that keeps the kernel from bridging past the box")
+}
+
+fn watchdog_device(scene: &Scene) -> Vec<Found> {
+    let devices: Vec<String> = scene
+        .root
+        .list("dev")
+        .into_iter()
+        .filter(|name| name.starts_with("watchdog"))
+        .map(|name| format!("/dev/{name}"))
+        .collect();
+    if let Some(device) = &scene.failures.watchdog_device {
+        let path = device.display();
+        let is_there = scene.root.path(device.to_string_lossy().trim_start_matches('/')).exists();
+        return match is_there {
+            true => Found::ok(format!("{path} is there")),
+            false => {
+                let text = format!("there is no {path}, so the box does not start");
+                vec![Found::new(Level::Warning, text).mended_by("modprobe softdog")]
+            }
+        };
+    }
+    match devices.iter().min() {
+        Some(first) => Found::ok(format!("{first} is there, and not used (`watchdog_device`)")),
+        None => Found::ok("the kernel has no watchdog device"),
+    }
+}
+
+fn bypass(scene: &Scene) -> Vec<Found> {
+    let Some(hook) = &scene.failures.bypass_hook else {
+        // Where the drivers of cards with relays put them.
+        let known = ["proc/net/bypass", "sys/class/bypass"];
+        let is_there = known.iter().find(|path| scene.root.path(path).exists());
+        return Found::ok(match is_there {
+            Some(path) => {
+                format!("there is a network card with a bypass (/{path}), and nobody switches it (`bypass_hook`)")
+            }
+            None => "no network card with a bypass is known".into(),
+        });
+    };
+    let first = hook.split_whitespace().next().unwrap_or_default();
+    let path = scene.root.path(if hook.starts_with("/sys/") { hook } else { first }.trim_start_matches('/'));
+    let (wanted, what) =
+        if hook.starts_with("/sys/") { (Access::WRITE_OK, "written") } else { (Access::EXEC_OK, "run") };
+    if access(Path::new(&path), wanted).is_ok() {
+        return Found::ok(format!("{first} can be {what}"));
+    }
+    let text = format!("{first} cannot be {what}, so nobody switches the bypass");
+    let found = Found::new(Level::Warning, text);
+    vec![if hook.starts_with("/sys/") { found } else { found.mended_by(format!("chmod +x {}", word(first))) }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Stage, find};
+    use super::*;
+
+    #[test]
+    fn what_cannot_pass_without_the_box_is_said_if_it_is_to_pass() {
+        let mut stage = Stage::new("fail-open");
+        for side in 0..2 {
+            stage.port(side).kind = "veth".into();
+            stage.port(side).driver = "veth".into();
+        }
+        assert_eq!(find(&stage.complaints(), "fail-open"), None);
+        stage.scene.failures.on_failure = OnFailure::Open;
+        let found = find(&stage.complaints(), "fail-open").unwrap();
+        assert_eq!((found.level, found.command.as_deref()), (Level::Warning, Some("ethtool -K PEER gro on")));
+        for side in 0..2 {
+            stage.port(side).xdp_features.as_mut().unwrap().takes_redirected = true;
+        }
+        assert_eq!(find(&stage.complaints(), "fail-open"), None);
+        stage.scene.asked[0] = pktio::Asked::Packet;
+        assert!(find(&stage.complaints(), "fail-open").unwrap().finding.contains("AF_PACKET"));
+    }
+
+    #[test]
+    fn devices_and_hooks_are_found_and_missed() {
+        let mut stage = Stage::new("watchdogs");
+        let of = |stage: &Stage, id: &str| stage.scene.examine().into_iter().find(|it| it.id == id).unwrap();
+        assert_eq!(of(&stage, "watchdog-device").finding, "the kernel has no watchdog device");
+        stage.file("dev/watchdog0", "");
+        stage.file("dev/watchdog", "");
+        assert!(of(&stage, "watchdog-device").finding.starts_with("/dev/watchdog is there, and not used"));
+        stage.scene.failures.watchdog_device = Some("/dev/watchdog1".into());
+        assert_eq!(find(&stage.complaints(), "watchdog-device").unwrap().command.as_deref(), Some("modprobe softdog"));
+        stage.file("proc/net/bypass/eth0", "");
+        assert!(of(&stage, "bypass").finding.contains("nobody switches it"));
+        stage.scene.failures.bypass_hook = Some("/usr/sbin/bypass eth0".into());
+        let found = find(&stage.complaints(), "bypass").unwrap();
+        assert_eq!(found.command.as_deref(), Some("chmod +x /usr/sbin/bypass"));
+    }
+}
