@@ -8,8 +8,11 @@ use confparse::{Config, Effect, Key};
 
 const BEGIN: &str = "| a change takes effect | of these keys |\n|---|---|\n";
 
+/// Whether an effect belongs to a row.
+type IsSuch = fn(Effect) -> bool;
+
 /// The effects, as the table names them and in its order.
-const ROWS: [(&str, fn(Effect) -> bool); 5] = [
+const ROWS: [(&str, IsSuch); 5] = [
     ("now", |effect| effect == Effect::Now),
     ("for new connections; those that run keep what they began with", |effect| effect == Effect::NewConnections),
     (
@@ -21,7 +24,7 @@ const ROWS: [(&str, fn(Effect) -> bool); 5] = [
 ];
 
 /// The names of keys whose effect is such; a section's name stands for all of its keys.
-fn names(is_such: fn(Effect) -> bool) -> Vec<String> {
+fn names(is_such: IsSuch) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for key in Config::KEYS.iter().filter(|key| is_such(key.effect())) {
         let of_section = |other: &&Key| other.section.is_some() && other.section == key.section;

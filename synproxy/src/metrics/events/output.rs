@@ -29,6 +29,9 @@ pub struct Line {
     pub json: String,
 }
 
+/// The work of an output's thread.
+type Run = dyn FnOnce(&Receiver<Arc<Line>>) + Send;
+
 /// Something that takes records one after the other.
 pub trait Sink: Send + 'static {
     /// Delivers a record.
@@ -102,7 +105,7 @@ impl Outputs {
     /// Starts the thread of an output.
     fn begin(&self, destination: Destination) -> Result<Output, Failure> {
         let delivery = Arc::clone(&self.delivery);
-        let (lost, run): (_, Box<dyn FnOnce(&Receiver<Arc<Line>>) + Send>) = match destination.clone() {
+        let (lost, run): (_, Box<Run>) = match destination.clone() {
             Destination::File(path) => {
                 let (lost, what) = (DeliveryMetric::FileLost, path.display().to_string());
                 (lost, Box::new(move |lines| deliver_all(EventFile::new(&path), &what, lines, &delivery, lost)))
