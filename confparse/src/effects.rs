@@ -151,6 +151,7 @@ const EFFECTS: &[(Effect, &[&str])] = &[
     (Restart("the XDP program is loaded at the start, and the map of flows allocated"), &["on_failure"]),
     (Restart("it is opened at the start"), &["watchdog_device", "bypass_hook"]),
     (Restart("the process has changed to its user and group, and cannot change back"), &["user", "group"]),
+    (Restart("the state is made, and taken over, at the start"), &["state_dir", "state_keep"]),
     (Restart("the socket is created before the process gives up its privileges"), &["control"]),
     (Restart("it concerns the time after a start"), &["adopt_grace", "test_connections"]),
 ];

@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, LinkLoss, LogLevel, OnFailure, Poll, PortLoss, Syslog};
+use crate::{Account, Config, Control, LinkLoss, LogLevel, OnFailure, Poll, PortLoss, StateDir, Syslog};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -50,6 +50,8 @@ pub enum Takes {
     Address,
     /// The place of a socket in quotes: `auto`, `none`, or a path from `/` on.
     Socket,
+    /// The place of the state in quotes: `auto`, `none`, `descriptors`, or the path of a directory from `/` on.
+    State,
     /// An address with a port, or `off`, in quotes.
     Listener,
     /// The path of a file from `/` on, or `off`, in quotes.
@@ -90,6 +92,8 @@ pub enum Value {
     Address(IpAddr),
     /// The place of a socket.
     Socket(Control),
+    /// The place of the state.
+    State(StateDir),
     /// Where to listen, if anywhere.
     Listener(Option<SocketAddr>),
     /// A file or a command, if any.
@@ -151,6 +155,9 @@ impl Key {
             Takes::Address => "an address in quotes".to_owned(),
             Takes::Socket => {
                 format!("`\"auto\"`, `\"none\"`, or a path from / on in quotes, {LONGEST_SOCKET} bytes at most")
+            }
+            Takes::State => {
+                "`\"auto\"`, `\"none\"`, `\"descriptors\"`, or the path of a directory from / on, in quotes".to_owned()
             }
             Takes::Listener => "an address with a port, or `off`, in quotes".to_owned(),
             Takes::File => "a path from / on, or `off`, in quotes".to_owned(),
@@ -714,6 +721,21 @@ pub(crate) const KEYS: &[Key] = &[
         "whose members may also drain the box, change servers, secrets and the log level, and have the file read again"
     ),
     account!(control_admin, "whose members may do everything over that socket that root may"),
+    Key {
+        section: None,
+        name: "state_dir",
+        takes: Takes::State,
+        unit: "",
+        help: "where the state lies that a restart takes over; `auto` is a directory below /run/synproxy or /dev/shm/synproxy",
+        idle: None,
+        set: |config, value| {
+            if let Value::State(place) = value {
+                config.state_dir = place;
+            }
+        },
+        get: |config| Some(Value::State(config.state_dir.clone())),
+    },
+    seconds!(None, "state_keep", 1, state_keep, "how long after the end of a process its state is taken over"),
     Key {
         section: None,
         name: "metrics",

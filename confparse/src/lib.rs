@@ -122,6 +122,10 @@ pub struct Config {
     pub control_operate: Option<Account>,
     /// Whose members may do what root may (`control_admin`; 0 in the file).
     pub control_admin: Option<Account>,
+    /// Where the state lies that outlives the process (`state_dir`).
+    pub state_dir: StateDir,
+    /// How old such state may be (`state_keep`).
+    pub state_keep: Duration,
     /// Where the statistics are served over HTTP, if anywhere (`metrics`).
     pub metrics: Option<SocketAddr>,
     /// The least severe level that is logged (`log_level`).
@@ -201,6 +205,8 @@ impl Default for Config {
             control_read: None,
             control_operate: None,
             control_admin: None,
+            state_dir: StateDir::default(),
+            state_keep: Duration::from_secs(300),
             metrics: None,
             log_level: LogLevel::default(),
             lists: ClientLists::default(),
@@ -315,6 +321,32 @@ impl From<&str> for Control {
             "auto" => Control::Auto,
             "none" => Control::None,
             path => Control::At(path.into()),
+        }
+    }
+}
+
+/// Where the state lies that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum StateDir {
+    /// In a directory below the default one, by the names of the interfaces.
+    #[default]
+    Auto,
+    /// Nowhere: a restart loses every connection that was answered.
+    None,
+    /// In descriptors that the service manager keeps.
+    Descriptors,
+    /// In a directory below this one, by the names of the interfaces.
+    Below(PathBuf),
+}
+
+impl From<&str> for StateDir {
+    /// As it is written: `auto`, `none`, `descriptors`, or a path.
+    fn from(text: &str) -> Self {
+        match text {
+            "auto" => StateDir::Auto,
+            "none" => StateDir::None,
+            "descriptors" => StateDir::Descriptors,
+            path => StateDir::Below(path.into()),
         }
     }
 }

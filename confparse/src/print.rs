@@ -7,7 +7,7 @@ use tcpstate::config::{DestinationRule, Settings};
 use crate::keys::{KEYS, Key, SECTIONS};
 use crate::rules::{RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS};
 use crate::servers::{Servers, unambiguous};
-use crate::{Account, Config, Control, Value};
+use crate::{Account, Config, Control, StateDir, Value};
 
 /// `config` as a file.
 pub(crate) fn describe(config: &Config) -> String {
@@ -72,6 +72,10 @@ fn text(value: &Value) -> String {
         Value::Socket(Control::Auto) => quoted("auto"),
         Value::Socket(Control::None) => quoted("none"),
         Value::Socket(Control::At(path)) => quoted(&path.to_string_lossy()),
+        Value::State(StateDir::Auto) => quoted("auto"),
+        Value::State(StateDir::None) => quoted("none"),
+        Value::State(StateDir::Descriptors) => quoted("descriptors"),
+        Value::State(StateDir::Below(path)) => quoted(&path.to_string_lossy()),
         Value::Servers(servers) if servers.is_empty() => "{ }".to_owned(),
         Value::Servers(servers) => {
             let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();

@@ -7,7 +7,7 @@ use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
 use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS, VLAN};
 use crate::servers::{Servers, in_full, may_have_port};
-use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places, Syslog};
+use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places, StateDir, Syslog};
 use core::net::SocketAddr;
 use pest::Parser;
 use pest::error::{ErrorVariant, InputLocation};
@@ -300,6 +300,7 @@ impl Reader<'_> {
             (Takes::Address, Rule::string) => self.address(key, &value),
             (Takes::Listener, Rule::string) => self.listener(key, &value),
             (Takes::Socket, Rule::string) => self.socket(key, &value),
+            (Takes::State, Rule::string) => self.state_dir(key, &value),
             (Takes::File | Takes::Command, Rule::string) => self.path(key, &value),
             (Takes::Syslog, Rule::string) => self.syslog(key, &value),
             (Takes::Servers { most }, Rule::list) => self.server_list(key, &value, most),
@@ -358,7 +359,13 @@ impl Reader<'_> {
                 _ if value.as_str().len() > LONGEST_WORD => String::new(),
                 (Takes::List { .. }, Rule::number) => format!("; write `{{ {} }}`", value.as_str()),
                 (
-                    Takes::Account | Takes::Socket | Takes::Listener | Takes::File | Takes::Command | Takes::Syslog,
+                    Takes::Account
+                    | Takes::Socket
+                    | Takes::State
+                    | Takes::Listener
+                    | Takes::File
+                    | Takes::Command
+                    | Takes::Syslog,
                     Rule::word,
                 ) => {
                     format!("; write `\"{}\"`", value.as_str())
@@ -700,6 +707,20 @@ impl Reader<'_> {
             return None;
         }
         Some(Value::Socket(control))
+    }
+
+    /// The place of the state.
+    fn state_dir(&mut self, key: &'static Key, string: &Pair<'_>) -> Option<Value> {
+        let text = unquoted(string);
+        let directory = StateDir::from(text.as_str());
+        let fits = text.starts_with('/') && !text.contains(char::is_control);
+        if matches!(directory, StateDir::Below(_)) && !fits {
+            self.report.error(place(string), || {
+                (format!("{} is no place for the state", quote(&text)), format!("expected {}", key.range()))
+            });
+            return None;
+        }
+        Some(Value::State(directory))
     }
 
     /// A file or a program, or none.

@@ -248,6 +248,9 @@ pub struct Counts {
     /// What was noticed of the box as a whole, likewise.
     #[serde(default)]
     pub notices: BTreeMap<String, u64>,
+    /// Of the state that outlives the process, and of the clock, likewise.
+    #[serde(default)]
+    pub state: BTreeMap<String, u64>,
     /// Of the control socket, likewise.
     #[serde(default)]
     pub control: BTreeMap<String, u64>,

@@ -80,6 +80,8 @@ pub enum Request {
     },
     /// Replaces the secret that signs cookies, from the next epoch on.
     RotateSecrets,
+    /// Ends the box, and removes the state that another process would take over.
+    Stop,
     /// Lists connections, one page per request: [`FlowList`](crate::FlowList).
     Flows {
         /// Which connections; all if absent.

@@ -72,6 +72,7 @@ impl Request {
             | Request::FlushServers { .. }
             | Request::Drain { .. }
             | Request::RotateSecrets
+            | Request::Stop
             | Request::SetLogLevel { .. }
             | Request::AddToList { .. }
             | Request::RemoveFromList { .. }

@@ -23,7 +23,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::slice;
@@ -42,7 +42,7 @@ const WORD: usize = size_of::<u64>();
 pub struct Region {
     mapping: Mapping,
     /// The file, which stays locked as long as it is open.
-    _lock: Option<File>,
+    file: Option<File>,
     is_new: bool,
 }
 
@@ -126,7 +126,7 @@ impl Region {
         let bytes = bytes_of(words)?;
         let mapping = Mapping::anonymous(bytes).map_err(|source| RegionError::Memory { bytes, source })?;
         mapping.advise_huge_pages();
-        Ok(Region { mapping, _lock: None, is_new: true })
+        Ok(Region { mapping, file: None, is_new: true })
     }
 
     /// The `words` words of the file at `path`. A file that does not exist, or is empty, becomes a zeroed one with mode 0600; any other is
@@ -148,7 +148,7 @@ impl Region {
             Ok((mapping, is_new))
         });
         match region {
-            Ok((mapping, is_new)) => Ok(Region { mapping, _lock: Some(file), is_new }),
+            Ok((mapping, is_new)) => Ok(Region { mapping, file: Some(file), is_new }),
             Err(error) => {
                 if is_created && !matches!(error, RegionError::Held { .. }) {
                     // It holds nothing. The lock is held until the file is closed.
@@ -157,6 +157,135 @@ impl Region {
                 Err(error)
             }
         }
+    }
+
+    /// The file at `path`, which must not exist: zeroed words, as in [`file`](Region::file).
+    ///
+    /// # Errors
+    ///
+    /// As [`file`](Region::file), and if the file exists.
+    pub fn create(path: impl AsRef<Path>, words: usize) -> Result<Region, RegionError> {
+        let path = path.as_ref();
+        let bytes = bytes_of(words)?;
+        let file =
+            options().create_new(true).open(path).map_err(|source| RegionError::Io { path: path.into(), source })?;
+        let region = lock(&file, path).and_then(|()| Region::over(file, path, bytes));
+        region.inspect_err(|_| {
+            // It holds nothing.
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
+    /// All whole words of the file at `path`, as they are: locked and allocated as in [`file`](Region::file).
+    ///
+    /// # Errors
+    ///
+    /// As [`file`](Region::file), and if there is no such file.
+    pub fn existing(path: impl AsRef<Path>) -> Result<Region, RegionError> {
+        let path = path.as_ref();
+        let io = |source| RegionError::Io { path: path.into(), source };
+        let file = options().open(path).map_err(io)?;
+        lock(&file, path)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let words = usize::try_from(bytes / WORD as u64).map_err(|_| RegionError::TooLarge { words: usize::MAX })?;
+        Region::over(file, path, bytes_of(words)?)
+    }
+
+    /// All whole words of the file at `path`, which another process has locked: for words by which the two tell each other something.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such file, or it is not this user's alone.
+    pub fn of_another(path: impl AsRef<Path>) -> Result<Region, RegionError> {
+        let path = path.as_ref();
+        let io = |source| RegionError::Io { path: path.into(), source };
+        let file = options().open(path).map_err(io)?;
+        is_private(&file, path)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let words = usize::try_from(bytes / WORD as u64).map_err(|_| RegionError::TooLarge { words: usize::MAX })?;
+        Region::over(file, path, bytes_of(words)?)
+    }
+
+    /// The `bytes` bytes of a file that is locked, which holds as many or none.
+    fn over(file: File, path: &Path, bytes: usize) -> Result<Region, RegionError> {
+        // A part of a word at the end is nobody's.
+        let found = file.metadata().map_err(|source| RegionError::Io { path: path.into(), source })?.len();
+        let whole = if found == 0 { bytes as u64 } else { found };
+        let is_new = allocate(&file, path, whole)?;
+        let mapping =
+            Mapping::shared(file.as_fd(), bytes).map_err(|source| RegionError::Io { path: path.into(), source })?;
+        mapping.advise_huge_pages();
+        Ok(Region { mapping, file: Some(file), is_new })
+    }
+
+    /// `words` zeroed words in a memory file without a path (`memfd_create(2)`), sealed against a change of its size, so that nobody who is handed
+    /// its [descriptor](Region::descriptor) can take pages away. `name` is what `/proc` shows of it.
+    ///
+    /// # Errors
+    ///
+    /// All of [`RegionError`] but [`Held`](RegionError::Held) and [`NotPrivate`](RegionError::NotPrivate).
+    pub fn sealed(name: &str, words: usize) -> Result<Region, RegionError> {
+        let path = PathBuf::from(format!("memfd:{name}"));
+        let io = |source| RegionError::Io { path: path.clone(), source };
+        let bytes = bytes_of(words)?;
+        let c_name = std::ffi::CString::new(name).map_err(|error| io(error.into()))?;
+        // SAFETY: the name is a C string, and the call has no other pointer.
+        let fd = unsafe { libc::memfd_create(c_name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if fd < 0 {
+            return Err(io(io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor was just opened, and nothing else has it.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        allocate(&file, &path, bytes as u64)?;
+        // SAFETY: the descriptor is open, and no pointer is passed.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } != 0 {
+            return Err(io(io::Error::last_os_error()));
+        }
+        Region::over(file, &path, bytes)
+    }
+
+    /// All whole words of a memory file that [`sealed`](Region::sealed) has made, as they are, by its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// If it is another file, or is not sealed.
+    pub fn of_descriptor(descriptor: OwnedFd, name: &str) -> Result<Region, RegionError> {
+        let path = PathBuf::from(format!("memfd:{name}"));
+        let io = |source| RegionError::Io { path: path.clone(), source };
+        // SAFETY: the descriptor is open, and no pointer is passed.
+        let seals = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GET_SEALS) };
+        if seals < 0 || seals & SEALS != SEALS {
+            return Err(io(io::Error::other("it is no memory file that is sealed against a change of its size")));
+        }
+        let file = File::from(descriptor);
+        let bytes = file.metadata().map_err(io)?.len();
+        let words = usize::try_from(bytes / WORD as u64).map_err(|_| RegionError::TooLarge { words: usize::MAX })?;
+        Region::over(file, &path, bytes_of(words)?)
+    }
+
+    /// The file it lies in, if it lies in one: to be kept by somebody else.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Its words, to be read while nobody writes them: what another process has left, and this one has not begun to use.
+    pub fn words(&mut self) -> &[u64] {
+        // SAFETY: the mapping holds so many words, is aligned to a page, and lives as long as `self`, which nothing else in this process refers to. Other
+        // processes are kept out as the module's documentation says.
+        unsafe { slice::from_raw_parts(self.mapping.base().as_ptr().cast(), self.len()) }
+    }
+
+    /// Writes these words from a place on, before the memory is used; false, changing nothing, if it has not so many.
+    pub fn fill(&mut self, from: usize, words: &[u64]) -> bool {
+        if from.checked_add(words.len()).is_none_or(|end| end > self.len()) {
+            return false;
+        }
+        // SAFETY: the mapping has so many words from there on, and nothing else in this process refers to it; the other slice is elsewhere.
+        unsafe {
+            let to = self.mapping.base().as_ptr().cast::<u64>().add(from);
+            std::ptr::copy_nonoverlapping(words.as_ptr(), to, words.len());
+        }
+        true
     }
 
     /// Whether the memory is zeroed because it was just made, as opposed to read from a file that existed.
@@ -197,10 +326,35 @@ fn bytes_of(words: usize) -> Result<usize, RegionError> {
     }
 }
 
-/// Opens the file, or creates it; returns whether it was created.
-fn open(path: &Path) -> io::Result<(File, bool)> {
+/// What keeps a memory file its size, whoever has its descriptor.
+const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
+/// How files are opened.
+fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+}
+
+/// A descriptor that this process was started with, by its number, if it is one of a memory file; it closes at the next `exec`.
+pub fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: neither call has a pointer, and a number that is not open is an error.
+    let is_one = number > 2
+        && unsafe { libc::fcntl(number, libc::F_GET_SEALS) } >= 0
+        && unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    // SAFETY: the number is that of an open memory file, which this process has not opened itself: it was handed over at the start.
+    is_one.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Words that nobody else has, for several owners from now on.
+pub fn atomics(words: &'static mut [u64]) -> &'static [AtomicU64] {
+    // SAFETY: atomic words are as large and as aligned as plain ones, and the only reference to these is given up.
+    unsafe { slice::from_raw_parts(words.as_mut_ptr().cast(), words.len()) }
+}
+
+/// Opens the file, or creates it; returns whether it was created.
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = options();
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             options.create_new(true).open(path).map(|file| (file, true))
@@ -211,6 +365,16 @@ fn open(path: &Path) -> io::Result<(File, bool)> {
 
 /// Checks that the file is this user's alone, and locks it.
 fn lock(file: &File, path: &Path) -> Result<(), RegionError> {
+    is_private(file, path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(RegionError::Held { path: path.into() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(RegionError::Io { path: path.into(), source }),
+    }
+}
+
+/// Checks that the file is this user's alone.
+fn is_private(file: &File, path: &Path) -> Result<(), RegionError> {
     let io = |source| RegionError::Io { path: path.into(), source };
     let metadata = file.metadata().map_err(io)?;
     // SAFETY: the call has no arguments and cannot fail.
@@ -218,11 +382,7 @@ fn lock(file: &File, path: &Path) -> Result<(), RegionError> {
     if !metadata.is_file() || metadata.uid() != user || metadata.mode() & 0o077 != 0 {
         return Err(RegionError::NotPrivate { path: path.into() });
     }
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(std::fs::TryLockError::WouldBlock) => Err(RegionError::Held { path: path.into() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
-    }
+    Ok(())
 }
 
 /// Gives an empty file its size, or checks the size of another, and allocates all blocks. Returns whether the file was empty.
@@ -399,6 +559,37 @@ mod tests {
         fs::set_permissions(&path.0, Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(Region::file(&path.0, 8), Err(RegionError::NotPrivate { .. })));
         assert!(matches!(Region::file("/dev/null", 8), Err(RegionError::NotPrivate { .. })));
+    }
+
+    #[test]
+    fn a_file_is_created_once_and_taken_as_it_is_afterwards() {
+        let path = Temporary::new("once");
+        assert!(matches!(Region::existing(&path.0), Err(RegionError::Io { .. })), "there is none");
+        let mut region = Region::create(&path.0, 100).unwrap();
+        assert!(region.is_new() && region.words() == [0; 100]);
+        assert!(matches!(Region::create(&path.0, 100), Err(RegionError::Io { .. })), "there is one");
+        assert!(matches!(Region::existing(&path.0), Err(RegionError::Held { .. })));
+        drop(region);
+        fs::write(&path.0, [7; 8 * 50 + 3]).unwrap();
+        let mut region = Region::existing(&path.0).unwrap();
+        assert!(!region.is_new() && region.words() == [0x0707_0707_0707_0707; 50], "whole words only");
+        drop(region);
+        fs::write(&path.0, b"").unwrap();
+        assert!(matches!(Region::existing(&path.0), Err(RegionError::Empty)));
+    }
+
+    #[test]
+    fn a_sealed_memory_file_keeps_its_words_and_its_size() {
+        let region = Region::sealed("synproxy-test", 1000).unwrap();
+        let descriptor = region.descriptor().unwrap().try_clone_to_owned().unwrap();
+        region.into_words()[999] = 5;
+        let file = File::from(descriptor.try_clone().unwrap());
+        assert_eq!(file.set_len(8).unwrap_err().raw_os_error(), Some(libc::EPERM), "it cannot be truncated");
+        let mut region = Region::of_descriptor(descriptor, "synproxy-test").unwrap();
+        assert_eq!((region.len(), region.words()[999]), (1000, 5));
+        let path = Temporary::new("unsealed");
+        let other = File::create(&path.0).unwrap();
+        assert!(matches!(Region::of_descriptor(other.into(), "other"), Err(RegionError::Io { .. })));
     }
 
     #[test]

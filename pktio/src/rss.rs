@@ -34,6 +34,21 @@ impl fmt::Debug for Twin {
 }
 
 impl Twin {
+    /// A number that differs between twins which send a connection to different queues: of key and table (FNV-1a).
+    pub fn fingerprint(&self) -> u64 {
+        let words = self
+            .parts
+            .iter()
+            .flatten()
+            .chain(&self.table)
+            .chain([&u32::from(self.symmetric_xor)])
+            .copied()
+            .collect::<Vec<_>>();
+        words
+            .into_iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ u64::from(word)).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// The twin of a NIC with this key, of at least 40 bytes, and this table of queues, whose length is a power of two. With `symmetric_xor`
     /// the NIC combines source and destination by exclusive or before it hashes.
     ///

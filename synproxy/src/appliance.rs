@@ -15,6 +15,7 @@ use crate::dataplane::watchdog::Outputs;
 use crate::dataplane::{memory, worker};
 use crate::doctor;
 use crate::metrics::capture::Captures;
+use crate::metrics::descriptors::StateMetric;
 use crate::metrics::events::{self, Events, Supervision};
 use crate::metrics::http::Server;
 use crate::metrics::prometheus::Identity;
@@ -29,9 +30,10 @@ use crate::process::privileges::{self, Credentials};
 use crate::process::signals::{self, Signalled};
 use crate::process::watchdog_device::WatchdogDevice;
 use crate::process::{clock, restore, service_manager, settings, supervise};
+use crate::state::{self, Keeper, State, StateWatch, Takeover};
 use ::control::{Event, LogLevel, Role};
 use clap::FromArgMatches;
-use confparse::{Config, Control, LinkLoss, Poll, PortLoss};
+use confparse::{Config, Control, LinkLoss, Poll, PortLoss, StateDir};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
@@ -46,7 +48,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
-use tcpstate::{FlowMap, Policy, Proxy, Secrets, Target, Words};
+use tcpstate::{FlowMap, Memory, Policy, Proxy, Secrets, Target, Words};
 use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
@@ -95,7 +97,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let (workers, poll) = (config.workers, config.poll);
     let needed = settings.reserve_memory(workers, arguments.bypass)?;
     debug!("memory needed: {needed}");
-    let secrets = random().map(Secrets::new)?;
+    privileges::forbid_dumps();
     let listed = settings.lists()?;
     let compiled = Arc::new(listed.compile());
     if !listed.is_empty() {
@@ -112,8 +114,24 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         Signalled::Reload => ask_reload(),
     })?;
 
+    // What can fail without the ports has not: from here on a process that is asked to end may do so.
+    let start = state::Start {
+        ports: [lan, wan],
+        namespace: socket::namespace(),
+        fresh: arguments.fresh,
+        takeover: arguments.takeover,
+        owner: credentials.ids(),
+        secrets: random().map(Secrets::new)?,
+        spread: random()?,
+    };
+    let (new_secrets, new_spread) = (start.secrets.clone(), start.spread);
+    let mut state = if arguments.bypass { None } else { State::open(config, start)? };
+    let (secrets, spread) = match &state {
+        Some(state) => (state.kept().secrets.clone(), state.kept().spread),
+        None => (new_secrets, new_spread),
+    };
     // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
-    let spread = (workers > 1 && arguments.steer == Steer::Auto).then(random).transpose()?;
+    let spread = (workers > 1 && arguments.steer == Steer::Auto).then_some(spread);
     let options = Options {
         workers,
         batch: worker::BATCH,
@@ -137,6 +155,14 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         None => Vec::new(),
     };
     say_what_cannot_fail_open(&pairs, config);
+    let strategy = if arguments.bypass { None } else { strategy(&pairs, arguments.steer, spread) };
+    // Its files belong to the user who starts the process, so that the next one may read them.
+    let share = config.engine.share(workers);
+    let (memories, takeover) = if arguments.bypass {
+        Default::default()
+    } else {
+        memories(&mut state, config, &share, workers, strategy.as_ref())?
+    };
     if arguments.config.is_none() {
         info!("no --config, so every key has its default");
     }
@@ -158,7 +184,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         return Ok(());
     }
 
-    let steerings = if arguments.bypass { Vec::new() } else { steerings(&pairs, arguments.steer, spread, &secrets)? };
+    let steerings = strategy.map(|strategy| steerings(&pairs, strategy, &secrets)).transpose()?.unwrap_or_default();
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
@@ -169,26 +195,37 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let changed = supervisor.clone();
     links.watch(move || changed.send(Message::Links).is_ok());
     let link_loss = supervisor.clone();
+    let end: Arc<dyn Fn() + Send + Sync> = {
+        let (stop, supervisor) = (stop.clone(), supervisor.clone());
+        Arc::new(move || {
+            if !stop.swap(true, Ordering::Relaxed) {
+                // At the very end of the process nobody receives it any more.
+                let _ = supervisor.send(Message::Signal { again: false });
+            }
+        })
+    };
     let channel = (supervisor, messages);
-    let policy = Arc::new(Policy::new(&config.engine.share(workers), clock::now()));
+    let cookie_clock = clock::cookie_clock();
+    let policy = Arc::new(Policy::with_clock(&share, cookie_clock, clock::now()));
     let modes = (!arguments.bypass).then(|| Arc::new(ModeBoard::new(policy.targets().clone(), workers)));
     let mut pool = if arguments.bypass {
         let options = WorkerOptions { poll, shed: false, captures: captures.clone(), modes: None };
-        WorkerPool::start(pairs, steerings, Bypass::default, &cores, options, stop, channel)
+        WorkerPool::start(pairs, steerings, |_| Bypass::default(), &cores, options, stop, channel)
     } else {
-        let share = config.engine.share(workers);
-        let memories = memory::of_workers(&share, workers)?;
+        let memories: Vec<_> = memory::with_others(memories).into_iter().map(Some).collect();
         let memories = Arc::new(Mutex::new(memories));
-        let flow_maps = Arc::new(Mutex::new(flow_maps));
         let lists = compiled.clone();
-        let engine = move || {
+        let rotations: Vec<_> = state.iter().flat_map(|state| state.kept().rotations(cookie_clock)).collect();
+        let engine = move |number: usize| {
             let mut memories = memories.lock().unwrap_or_else(PoisonError::into_inner);
-            let (memory, others) = memories.pop().expect("one for each worker");
+            let (memory, others) = memories[number].take().expect("one for each worker");
             drop(memories);
-            let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, clock::now(), memory);
+            let now = clock::now();
+            let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, now, memory);
+            rotations.iter().for_each(|rotation| proxy.rotate(rotation, now));
             proxy.share_limits(others);
             drop(proxy.set_lists(lists.clone()));
-            if let Some(words) = flow_maps.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            if let Some(&words) = flow_maps.get(number) {
                 proxy.publish_flows(Words::from(words));
             }
             proxy
@@ -201,6 +238,17 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let servers = Arc::new(ServerRegistry::new(pool.commands(), hash_key));
     let said = (said, file);
     let (board, commands) = (pool.board(), pool.commands());
+    let keeper = state.map(Keeper::new);
+    for (metric, value) in [
+        (StateMetric::Age, takeover.age),
+        (StateMetric::NoRoom, takeover.no_room),
+        (StateMetric::Refused, takeover.refused),
+    ] {
+        board.add_state(metric, value);
+    }
+    let watch = (!arguments.bypass)
+        .then(|| StateWatch::start(keeper.clone(), commands.clone(), board.clone(), cookie_clock, end.clone()))
+        .transpose()?;
     let lists = Arc::new(ListRegistry::new(listed, &compiled, commands.clone()));
     drop(compiled);
     let reloader =
@@ -218,6 +266,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         modes: modes.clone(),
         log,
         reloader: reloader.clone(),
+        state: keeper.clone(),
+        stop: end,
     };
     let api = Arc::new(ControlApi::new(facts, board.clone(), commands, servers, services));
     let surroundings = Operated {
@@ -235,10 +285,16 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), || {
         eprintln!("{ready}");
         service_manager::ready(&ready);
+        if let Some(keeper) = &keeper {
+            keeper.ready();
+        }
     });
     guard.release_host();
     service_manager::stopping();
-    drop((serving, coordination));
+    drop((serving, coordination, watch));
+    if let Some(keeper) = keeper {
+        keeper.finish();
+    }
     events.finish();
     captures.finish();
     if guard.unclaimed() > 0 {
@@ -456,19 +512,32 @@ fn start_captures(captures: &Captures, wanted: &CaptureFiles) -> Result<(), Fail
     Ok(())
 }
 
-/// How the workers steer frames to each other; a single worker has no steering.
-fn steerings(
-    pairs: &[Pair],
-    steer: Steer,
-    spread: Result<Twin, String>,
-    secrets: &Secrets,
-) -> Result<Vec<Steering>, Failure> {
-    if pairs.len() < 2 {
-        return Ok(Vec::new());
+/// The memory of the workers' engines: of a former process, or new.
+fn memories(
+    state: &mut Option<State>,
+    config: &Config,
+    share: &tcpstate::Config,
+    workers: usize,
+    strategy: Option<&Strategy>,
+) -> Result<(Vec<Memory>, Takeover), Failure> {
+    let Some(found) = state else { return Ok((memory::of_workers(share, workers)?, Takeover::default())) };
+    match found.memories(share, workers, strategy) {
+        Ok(memories) => Ok(memories),
+        Err(error) if config.state_dir != StateDir::Auto => Err(Failure::State(format!("no state: {error}"))),
+        Err(error) => {
+            warn!("a restart will lose connections: {error}; see `state_dir`");
+            state.take().into_iter().for_each(State::abandon);
+            Ok((memory::of_workers(share, workers)?, Takeover::default()))
+        }
     }
-    let longest = |pair: &Pair| pair.lan.capabilities().max_frame.max(pair.wan.capabilities().max_frame);
-    let longest = pairs.iter().map(longest).max().unwrap_or_default();
-    let strategy = match (spread, steer) {
+}
+
+/// How connections find their workers, if there are several.
+fn strategy(pairs: &[Pair], steer: Steer, spread: Result<Twin, String>) -> Option<Strategy> {
+    if pairs.len() < 2 {
+        return None;
+    }
+    Some(match (spread, steer) {
         (Ok(twin), _) => {
             let hash = if twin.is_symmetric_xor() { "symmetric-xor with a secret key" } else { "a symmetric key" };
             info!("steering: both interfaces distribute connections over {} queues by {hash}", pairs.len());
@@ -484,7 +553,13 @@ fn steerings(
             info!("steering: workers hand over every frame, for tests");
             Strategy::Everything
         }
-    };
+    })
+}
+
+/// How the workers steer frames to each other.
+fn steerings(pairs: &[Pair], strategy: Strategy, secrets: &Secrets) -> Result<Vec<Steering>, Failure> {
+    let longest = |pair: &Pair| pair.lan.capabilities().max_frame.max(pair.wan.capabilities().max_frame);
+    let longest = pairs.iter().map(longest).max().unwrap_or_default();
     let has_members = pairs.iter().any(|pair| !pair.wan.members().is_empty());
     let steerings = Steering::open(pairs.len(), longest, strategy, secrets).map_err(Failure::Spawn)?;
     Ok(steerings.into_iter().map(|steering| steering.with_members(has_members)).collect())

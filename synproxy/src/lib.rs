@@ -14,3 +14,4 @@ pub mod doctor;
 pub mod fuzzing;
 pub mod metrics;
 pub mod process;
+pub mod state;

@@ -23,6 +23,7 @@ fn in_stats(family: Family) -> &'static str {
         Family::LanLink => "`lan-link`, in the total",
         Family::WanLink => "`wan-link`, in the total",
         Family::Notice => "`notices`, in the total",
+        Family::State => "`state`, in the total",
         Family::Control => "`control`, in the total",
         Family::Reported => "`reported-events`, in the total",
         Family::Delivery => "`delivery`, in the total",

@@ -25,12 +25,13 @@ mod time;
 mod verdict;
 pub mod wire;
 
+pub use cache::servers::ServerSlab;
 pub use cache::updates::ServerUpdate;
 pub use cache::vlan_pairs::VlanPair;
 pub use config::Config;
-pub use cookie::Rotation;
+pub use cookie::{CookieClock, Rotation};
 pub use flow::map::{FlowMap, Found};
-pub use flow::table::{Population, Redirect, Slab};
+pub use flow::table::{Adopted, Population, Redirect, Remains, Slab};
 pub use flow::{LAYOUT as RECORD_LAYOUT, State};
 pub use head::Head;
 pub use histogram::Histogram;

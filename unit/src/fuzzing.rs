@@ -6,10 +6,11 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tcpstate::config::{Asymmetric, Extension, Handshake, Proved, RateLimit, SackConflict, Stray};
 use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
-use tcpstate::{Config, Egress, Head, Instant, Metadata, Proxy, Secrets, Side, Ticket, Verdict};
+use tcpstate::{Config, Egress, Head, Instant, Memory, Metadata, Proxy, Remains, Secrets, Side, Slab, Ticket, Verdict};
 
 /// Any frame: it is read without harm, and where another parser reads a TCP segment too, both read the same.
 pub fn parser(data: &[u8]) {
@@ -203,6 +204,76 @@ pub fn capture(data: &[u8]) {
         let _ = reader.interface_name(record.interface);
     }
     assert!(reader.skipped() <= data.len() as u64);
+}
+
+/// A slab that another process has left, damaged in any way: it is adopted where it lies, and its flows move to another table, and either comes to an end.
+/// What is taken is taken whole, so that it is found, expires, and leaves nothing.
+pub fn state(data: &[u8]) {
+    const FLOWS: usize = 576;
+    static LIVED: OnceLock<Vec<u64>> = OnceLock::new();
+    let config = Config {
+        table_buckets: FLOWS / Config::FLOWS_PER_BUCKET,
+        syn_cache_max: 16,
+        learn_capacity: 16,
+        test_connections: true,
+        ..Config::default()
+    };
+    let (secrets, now) = (Secrets::new([9; 48]), Instant::from_secs(1000));
+    let lived = LIVED.get_or_init(|| Proxy::new(&config, &secrets, now).into_slab().to_words());
+    let mut bytes: Vec<u8> = lived.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // The head, the records, the undo slot.
+    let records = 64 + 128 * (FLOWS + 1);
+    let mut input = Input(data);
+    while !input.0.is_empty() {
+        let kind = input.byte();
+        let mut place = |bound: usize| usize::from(u16::from_le_bytes([input.byte(), input.byte()])) * 4 % bound;
+        let (at, from) = (place(records - 8), place(records - 128));
+        match kind % 4 {
+            0 => bytes[at] = input.byte(),
+            1 => bytes[at..at + 8].copy_from_slice(&[input.byte(); 8]),
+            // A part of another record, or of another place.
+            2 => {
+                let length = usize::from(input.byte()) % 129;
+                bytes.copy_within(from..from + length, (at / 128 * 128 + 64).min(records - length));
+            }
+            // The copy of a record that was being changed.
+            _ => {
+                let record = 64 + (from / 128).min(FLOWS - 1) * 128;
+                bytes.copy_within(record..record + 128, records - 128);
+                let slot = records - 128 + usize::from(input.byte()) % 120;
+                bytes[slot..slot + 2].copy_from_slice(&0xfffe_u16.to_le_bytes());
+            }
+        }
+    }
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word)).collect();
+    let config = Config { test_connections: false, ..config };
+    let adopt = |slab: Slab, config: &Config| {
+        let mut proxy = Proxy::with_memory(config, &secrets, now, Memory { slab, ..Memory::anonymous(config) });
+        let (population, adopted) = (proxy.population(), proxy.adopted());
+        assert_eq!(population.syn_cached + population.proxied + population.passthrough, adopted.flows);
+        let mut sent = Sent { frames: Vec::new(), spare: 0 };
+        for hour in 0..100 {
+            let mut steps = 0;
+            while proxy.on_timeout(now + Duration::from_secs(3600 * hour), &mut sent) {
+                steps += 1;
+                assert!(steps < 10_000, "the timers come to an end");
+            }
+        }
+        assert_eq!(proxy.population(), tcpstate::Population::default(), "every flow expires");
+        adopted
+    };
+    let own = adopt(Slab::of_words(&words, FLOWS, false).expect("as many as there were"), &config);
+    // Aligned to 64 bytes, as a mapping is.
+    let mut mapped = vec![0; words.len() + 8];
+    let skip = mapped.as_ptr().align_offset(64);
+    mapped[skip..skip + words.len()].copy_from_slice(&words);
+    let remains = Remains::of(&mapped[skip..skip + words.len()], tcpstate::RECORD_LAYOUT, FLOWS, false);
+    let remains = [remains.expect("as many words as there were")];
+    let smaller = Config { table_buckets: 20, ..config.clone() };
+    let slab = Slab::anonymous(smaller.flow_capacity(), false);
+    let (slab, moved) = slab.import(&smaller, &secrets, &remains, |_, hash| hash & 1 == 0);
+    assert!(moved.flows <= own.flows + moved.no_room, "{moved:?}, {own:?}");
+    assert_eq!(adopt(slab, &smaller).flows, moved.flows);
 }
 
 /// The fuzzer's bytes, taken from the front; past their end there are zeros.

@@ -206,7 +206,7 @@ impl Guest {
     pub fn start(&mut self, arguments: &str, config: &str) -> String {
         self.sh(&format!("printf '%s\\n' 'synproxyconf = {{ {config} }};' >/tmp/conf"));
         let (status, said) = self.run(&format!(
-            ": >/tmp/log; synproxy --config /tmp/conf {arguments} >/tmp/log 2>&1 & pid=$!; n=0
+            ": >/tmp/log; synproxy --state-dir none --config /tmp/conf {arguments} >/tmp/log 2>&1 & pid=$!; n=0
              until grep -q ^ready /tmp/log; do
                  n=$((n + 1)); [ $n -lt 300 ] && kill -0 $pid || break; sleep 0.1
              done

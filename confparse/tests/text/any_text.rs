@@ -4,7 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
     Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, Ldp, Level, LinkLoss,
-    LogLevel, OnFailure, Parsed, Poll, PortLoss, Syslog, parse,
+    LogLevel, OnFailure, Parsed, Poll, PortLoss, StateDir, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -353,6 +353,13 @@ prop_compose! {
             "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| Control::At(path.into())),
         ],
         (control_group, control_read, control_operate, control_admin) in (accounts(), accounts(), accounts(), accounts()),
+        state_dir in prop_oneof![
+            Just(StateDir::Auto),
+            Just(StateDir::None),
+            Just(StateDir::Descriptors),
+            "/[a-z\\\\\" #*/é-]{0,50}".prop_map(|path| StateDir::Below(path.into())),
+        ],
+        state_keep in seconds(),
         log_level in select(vec![LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace]),
         metrics in option::of((any::<IpAddr>(), 1..=u16::MAX).prop_map(SocketAddr::from)),
         (file, command) in (option::of("/[a-z\\\\\" #*/é-]{0,50}"), option::of("/[a-z\\\\\" #*/é-]{0,50}")),
@@ -389,7 +396,7 @@ prop_compose! {
             update_every,
             capacity,
         };
-        Config { engine, workers, poll, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

@@ -57,7 +57,7 @@ fn the_sample_sets_what_it_shows() {
             (Takes::List { .. }, _) => "{ 0, 3 }".to_owned(),
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
             (Takes::Address, _) => "\"192.0.2.1\"".to_owned(),
-            (Takes::Socket, _) => "\"/a\"".to_owned(),
+            (Takes::Socket | Takes::State, _) => "\"/a\"".to_owned(),
             (Takes::Listener, _) => "\"127.0.0.1:1\"".to_owned(),
             (Takes::Account, _) => "\"nobody\"".to_owned(),
             (Takes::Servers { .. }, _) => "{ \"192.0.2.1\" }".to_owned(),

@@ -71,6 +71,11 @@ impl Interface {
         if self.link.is_up() { Ok(()) } else { Err(OpenError::Down { interface: self.name().into() }) }
     }
 
+    /// Its link-layer address: the one it was made with, where the kernel says which that is. Empty where it has none.
+    pub fn address(&self) -> &[u8] {
+        &self.link.address
+    }
+
     /// Its name; not an alternative one.
     pub fn name(&self) -> &str {
         &self.link.name

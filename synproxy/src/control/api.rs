@@ -14,6 +14,7 @@ use crate::metrics::snapshot::{Board, Snapshot};
 use crate::metrics::top_talkers;
 use crate::process::clock;
 use crate::process::log::LogControl;
+use crate::state::Keeper;
 use ::control::wire::Operation;
 use ::control::{
     Access, CaptureKind, CaptureLimits, Counts, Cursor, Drain, FlowFilter, FlowList, Flows, Interface, Refusal, Reply,
@@ -25,12 +26,16 @@ use rand::rngs::SysRng;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 use tcpstate::{Connection, Filter, Rotation, owner};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Connections in one reply, about: the part of one worker's answer is not cut.
 const MAX_FLOWS: usize = 1024;
+
+/// How long a reply takes to leave, if the process ends because of it.
+const REPLY_LEAVES: Duration = Duration::from_millis(50);
 
 /// How long connections are collected for one reply.
 const LISTING_TIME: Duration = Duration::from_millis(200);
@@ -69,6 +74,8 @@ pub struct ControlApi {
     journal: Arc<Journal>,
     reloader: Arc<Reloader>,
     modes: Option<Arc<ModeBoard>>,
+    state: Option<Arc<Keeper>>,
+    stop: Arc<dyn Fn() + Send + Sync>,
     progress: Mutex<Progress>,
 }
 
@@ -95,6 +102,10 @@ pub struct Services {
     pub reloader: Arc<Reloader>,
     /// Where modes of destinations are decided, unless the engine is bypassed.
     pub modes: Option<Arc<ModeBoard>>,
+    /// The state that outlives the process, if any does.
+    pub state: Option<Arc<Keeper>>,
+    /// Ends the process as a signal does.
+    pub stop: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl ControlApi {
@@ -104,7 +115,7 @@ impl ControlApi {
         board: Arc<Board>,
         workers: CommandSender,
         servers: Arc<ServerRegistry>,
-        Services { lists, captures, journal, log, reloader, modes }: Services,
+        Services { lists, captures, journal, log, reloader, modes, state, stop }: Services,
     ) -> Self {
         Self {
             facts,
@@ -117,7 +128,12 @@ impl ControlApi {
             journal,
             reloader,
             modes,
-            progress: Mutex::default(),
+            progress: Mutex::new(Progress {
+                draining: None,
+                rotation: state.as_ref().map_or_else(Default::default, |state| state.rotation()),
+            }),
+            state,
+            stop,
         }
     }
 
@@ -195,6 +211,7 @@ impl ControlApi {
             }
             Request::ResetBlocked => self.reset_blocked(),
             Request::Drain { on } => self.drain(on),
+            Request::Stop => self.end(),
             Request::RotateSecrets => self.rotate(),
             Request::Flows { filter, from, limit } => self.flows(&filter, from.unwrap_or_default(), limit, role),
             Request::Events { after } => Reply::Events(self.journal.after(after)),
@@ -285,6 +302,24 @@ impl ControlApi {
         Reply::Done(message.to_owned())
     }
 
+    /// Ends the box, and leaves nothing of its state.
+    fn end(&self) -> Reply {
+        if let Some(state) = &self.state {
+            state.end();
+        }
+        // The reply leaves before the process does.
+        let stop = Arc::clone(&self.stop);
+        let end = move || {
+            thread::sleep(REPLY_LEAVES);
+            stop();
+        };
+        if let Err(error) = thread::Builder::new().name("stop".to_owned()).spawn(end) {
+            debug!("the box ends before it has replied: {error}");
+            (self.stop)();
+        }
+        Reply::Done("the box ends, and leaves nothing of its state: its connections are lost".to_owned())
+    }
+
     /// Changes the secret of the cookies.
     fn rotate(&self) -> Reply {
         if self.facts.bypass {
@@ -301,10 +336,13 @@ impl ControlApi {
         if let Err(error) = SysRng.try_fill_bytes(&mut random) {
             return Reply::refuse(Why::Refused, format!("the operating system gives no random numbers: {error}"));
         }
-        let rotation = Rotation::new(random, now);
+        let rotation = Rotation::new(random, clock::cookie_clock(), now);
         progress.rotation = rotation.ends();
         if let Some(refusal) = self.command_all(&Command::Rotate(rotation.clone())) {
             return refusal;
+        }
+        if let Some(state) = &self.state {
+            state.rotate(&rotation);
         }
         let [begins, ends] = [rotation.begins(), rotation.ends()].map(|then| then.since(now).as_secs() + 1);
         let message =
@@ -564,6 +602,7 @@ fn counts(snapshot: &Snapshot) -> Counts {
         lan_link: named(Family::LanLink),
         wan_link: named(Family::WanLink),
         notices: named(Family::Notice),
+        state: named(Family::State),
         control: named(Family::Control),
         reported_events: named(Family::Reported),
         delivery: named(Family::Delivery),

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tcpstate::{Connection, Excerpt, Filter, Lists, Policy, Rotation, ServerTable, Side};
+use tcpstate::{Connection, CookieClock, Excerpt, Filter, Lists, Policy, Rotation, ServerTable, Side};
 
 /// Commands that a queue holds: more than there are clients, each of which waits for the answer to one.
 const CAPACITY: usize = 128;
@@ -48,6 +48,8 @@ pub enum Command {
     Drain(bool),
     /// Change the cookie secret at the time the rotation gives.
     Rotate(Rotation),
+    /// Make cookies in the epochs of this clock.
+    SetCookieClock(CookieClock),
     /// List a part of the connections.
     List {
         /// Where the part begins.
@@ -77,6 +79,7 @@ impl Command {
             Command::SetLists(_) | Command::ResetBlocked => CommandKind::Lists,
             Command::Drain(_) => CommandKind::Drain,
             Command::Rotate(_) => CommandKind::RotateSecrets,
+            Command::SetCookieClock(_) => CommandKind::Clock,
             Command::List { .. } => CommandKind::Flows,
             Command::Explain { .. } => CommandKind::Explain,
             Command::Top => CommandKind::Top,

@@ -270,7 +270,7 @@ impl Reloader {
         let mut commands = Vec::new();
         if former.engine != next.engine && !self.bypass {
             let share = next.engine.share(self.workers.workers().max(1));
-            let policy = Arc::new(Policy::new(&share, clock::now()));
+            let policy = Arc::new(Policy::with_clock(&share, clock::cookie_clock(), clock::now()));
             surroundings.set_targets(policy.targets().clone());
             commands.push(Command::SetPolicy(policy));
         }

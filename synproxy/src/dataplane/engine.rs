@@ -5,8 +5,8 @@ use crate::control::views::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate, Side,
-    Source, Target, TargetCounts, Ticket, Verdict,
+    Adopted, Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate,
+    Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -121,6 +121,11 @@ pub trait Engine {
     /// How many flows there are.
     fn population(&self) -> Population;
 
+    /// What became of the flows that a former process has left.
+    fn adopted(&self) -> Adopted {
+        Adopted::default()
+    }
+
     /// How many flows there can be, and how many of these in the SYN cache.
     fn capacity(&self) -> (u64, u64) {
         (0, 0)
@@ -207,8 +212,13 @@ impl Engine for Proxy {
             Command::ResetBlocked => self.reset_blocked(),
             Command::Drain(draining) => self.drain(draining),
             Command::Rotate(rotation) => self.rotate(&rotation, now),
+            Command::SetCookieClock(clock) => self.set_cookie_clock(clock, now),
         }
         Answer::Done
+    }
+
+    fn adopted(&self) -> Adopted {
+        Proxy::adopted(self)
     }
 
     fn targets(&self) -> Option<&Arc<[Target]>> {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use pktio::huge_pages;
 use pktio::region::{Region, RegionError};
 use pktio::shed::PROVED_WORDS;
-use tcpstate::{Config, Memory, Slab, Words};
+use tcpstate::{Config, Memory, ServerSlab, Slab, Words};
 
 /// Zeroed memory of this process for an engine of this configuration. It stays mapped until the process ends; pages that are never used take none.
 ///
@@ -13,13 +13,16 @@ use tcpstate::{Config, Memory, Slab, Words};
 /// If the system has none.
 pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     let capacity = config.flow_capacity();
-    let words = Region::anonymous(Slab::words(capacity, false))?.into_words();
+    let slab = Region::anonymous(Slab::words(capacity, false))?.into_words();
     let slab =
-        Slab::mapped(words, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
-    let words = |len| Region::anonymous(len).map(|region| Words::from(region.into_atomics()));
+        Slab::mapped(slab, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
+    let servers = Region::anonymous(ServerSlab::words(config.learn_capacity))?.into_words();
+    let servers =
+        ServerSlab::mapped(servers, config.learn_capacity, false).expect("as many words as it needs, from a page on");
     let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
     Ok(Memory {
         slab,
+        servers,
         recent_syns: words(recent_syns)?,
         limits: words(limits)?,
         refused_syns: words(refused_syns)?,
@@ -29,18 +32,36 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     })
 }
 
-/// The memory of so many workers' engines, and with each the counters of limits of all others.
+/// Zeroed words of this process.
+fn words(len: usize) -> Result<Words, RegionError> {
+    Region::anonymous(len).map(|region| Words::from(region.into_atomics()))
+}
+
+/// Zeroed memory for the counters of limits of an engine of this configuration: they never outlive the process.
 ///
 /// # Errors
 /// If the system has none.
-pub fn of_workers(config: &Config, workers: usize) -> Result<Vec<(Memory, Vec<Words>)>, RegionError> {
-    let memories = (0..workers).map(|_| anonymous(config)).collect::<Result<Vec<_>, _>>()?;
+pub fn quotas(config: &Config) -> Result<Words, RegionError> {
+    let [.., quotas] = Memory::words_needed(config);
+    words(quotas)
+}
+
+/// The memory of so many workers' engines.
+///
+/// # Errors
+/// If the system has none.
+pub fn of_workers(config: &Config, workers: usize) -> Result<Vec<Memory>, RegionError> {
+    (0..workers).map(|_| anonymous(config)).collect()
+}
+
+/// With each memory the counters of limits of all others.
+pub fn with_others(memories: Vec<Memory>) -> Vec<(Memory, Vec<Words>)> {
     let others = |own: usize| {
         let others = memories.iter().enumerate().filter(|(n, _)| *n != own);
         others.map(|(_, memory)| memory.quotas.share().expect("it was handed in")).collect()
     };
-    let others: Vec<Vec<Words>> = (0..workers).map(others).collect();
-    Ok(memories.into_iter().zip(others).collect())
+    let others: Vec<Vec<Words>> = (0..memories.len()).map(others).collect();
+    memories.into_iter().zip(others).collect()
 }
 
 /// Zeroed memory for the proved sources of a worker whose port does not keep them itself. Ends the process in one line if the system has none.

@@ -95,15 +95,15 @@ pub struct WorkerPool {
 }
 
 impl WorkerPool {
-    /// Starts one worker for each pair of ports, with the steering of its number if there are several. Each worker makes its engine
-    /// itself, on its own core, so that the tables lie in memory near it.
+    /// Starts one worker for each pair of ports, with the steering of its number if there are several. Each worker makes its engine, by
+    /// its number, itself, on its own core, so that the tables lie in memory near it.
     ///
     /// # Errors
     /// When a thread or a command queue cannot be created; threads already started have ended then.
     pub fn start<E: Engine>(
         pairs: Vec<Pair>,
         steerings: Vec<Steering>,
-        engine: impl Fn() -> E + Send + Clone + 'static,
+        engine: impl Fn(usize) -> E + Send + Clone + 'static,
         cores: &Cores,
         options: WorkerOptions,
         stop: Arc<AtomicBool>,
@@ -137,7 +137,7 @@ impl WorkerPool {
             let work = move || {
                 let work = AssertUnwindSafe(|| {
                     prepare_thread(number, core);
-                    let mut worker = Worker::new(pair, engine(), steering)
+                    let mut worker = Worker::new(pair, engine(number), steering)
                         .with_poll_policy(PollPolicy::new(poll, is_alone))
                         .with_commands(commands)
                         .with_captures(captures)
@@ -392,8 +392,16 @@ mod tests {
         stop: Arc<AtomicBool>,
         channel: (Sender<Message>, Receiver<Message>),
     ) -> WorkerPool {
-        WorkerPool::start(pairs, Vec::new(), E::default, &Cores::default(), WorkerOptions::default(), stop, channel)
-            .unwrap()
+        WorkerPool::start(
+            pairs,
+            Vec::new(),
+            |_| E::default(),
+            &Cores::default(),
+            WorkerOptions::default(),
+            stop,
+            channel,
+        )
+        .unwrap()
     }
 
     #[test]

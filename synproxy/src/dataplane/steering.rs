@@ -45,6 +45,23 @@ pub enum Strategy {
     Everything,
 }
 
+impl Strategy {
+    /// The worker, out of so many, that owns the connection with this key, whose owner this hash names.
+    pub fn owner(&self, key: &FlowKey, hash: u64, workers: usize) -> usize {
+        match self {
+            Strategy::Rss(twin) => queue(twin, key),
+            Strategy::HandOff | Strategy::Everything => share(hash, workers),
+        }
+    }
+}
+
+/// The queue that interfaces choose for a connection.
+fn queue(twin: &Twin, key: &FlowKey) -> usize {
+    // IPv4 addresses are in the last word.
+    let words = if key.v6 { 0..4 } else { 3..4 };
+    twin.queue(&key.lan[words.clone()], &key.wan[words], Some([key.lan_port, key.wan_port]))
+}
+
 /// What all workers know of the interfaces.
 struct Nics {
     twin: Twin,
@@ -54,9 +71,7 @@ struct Nics {
 
 impl Nics {
     fn owner(&self, key: &FlowKey) -> usize {
-        // IPv4 addresses are in the last word.
-        let words = if key.v6 { 0..4 } else { 3..4 };
-        self.twin.queue(&key.lan[words.clone()], &key.wan[words], Some([key.lan_port, key.wan_port]))
+        queue(&self.twin, key)
     }
 }
 

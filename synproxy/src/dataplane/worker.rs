@@ -397,6 +397,9 @@ impl<E: Engine> Worker<E> {
         snapshot.set(WorkerMetric::FlowsMost, flows);
         snapshot.set(WorkerMetric::FlowsUnpublished, self.engine.unpublished_flows());
         snapshot.set(WorkerMetric::SynCachedMost, syn_cached);
+        let adopted = self.engine.adopted();
+        snapshot.set(WorkerMetric::FlowsAdopted, adopted.flows);
+        snapshot.set(WorkerMetric::RecordsRefused, adopted.refused);
         if let Some(steering) = &self.steering {
             steering.counters().write(&mut snapshot);
         }

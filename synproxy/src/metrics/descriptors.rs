@@ -60,6 +60,10 @@ metrics! {
         FlowsUnpublished = "flows-unpublished" is Gauge in Flows,
         /// Entries that the SYN cache has room for.
         SynCachedMost = "syn-cached-most" is Gauge in Flows,
+        /// Flows taken over from a former process.
+        FlowsAdopted = "flows-adopted" in Flows as "flows taken over",
+        /// Records of a former process that were in use and are those of no flow: damaged, of another secret, or there twice.
+        RecordsRefused = "records-refused" in Flows as "records of a former process refused",
     }
 }
 
@@ -290,6 +294,20 @@ metrics! {
 }
 
 metrics! {
+    /// The state that outlives the process ([docs/restart.md](restart.md)), and the clock.
+    pub enum StateMetric: Gauge, Times {
+        /// Milliseconds from the last use of the state by a former process to its takeover; 0 if none was taken over.
+        Age = "age",
+        /// Flows of a former process for which smaller tables had no room.
+        NoRoom = "no-room" in Flows,
+        /// Records of a former process that were refused when its flows moved to tables of another size or of other workers.
+        Refused = "refused" in Flows,
+        /// How often the clock of the machine was set, by a second or more.
+        ClockSteps = "clock-steps" is Counter,
+    }
+}
+
+metrics! {
     /// Events that were reported, by kind ([docs/events.md](events.md)).
     pub enum EventKind: Counter, Times {
         /// An attack has begun.
@@ -411,6 +429,8 @@ metrics! {
         Drain = "drain",
         /// Preparing a new secret, for `rotate-secrets`.
         RotateSecrets = "rotate-secrets",
+        /// Following the clock of the machine, in whose epochs cookies are made.
+        Clock = "clock",
         /// Listing one part of the connections, for `flows`.
         Flows = "flows",
         /// Copying the state of a connection, for `explain`.
@@ -565,6 +585,8 @@ families! {
     WanLink(LinkMetric): Supervisor, Sum, Naming::NameAndLabel("link", ("port", "wan"));
     /// What was noticed of the box as a whole.
     Notice(Notice): Supervisor, Sum, Naming::Name("notice");
+    /// The state that outlives the process, and the clock.
+    State(StateMetric): Supervisor, Sum, Naming::Name("state");
     /// The control socket and the configuration.
     Control(ControlMetric): Supervisor, Sum, Naming::Name("control");
     /// Events that were reported, by kind.
@@ -717,7 +739,8 @@ macro_rules! plain {
 
 plain! {
     Drop(DropReason), Event(Event), Flows(FlowGauge), Worker(WorkerMetric), Unsent(UnsentMetric), Handoff(HandoffMetric),
-    Command(CommandKind), Notice(Notice), Control(ControlMetric), Reported(EventKind), Delivery(DeliveryMetric)
+    Command(CommandKind), Notice(Notice), State(StateMetric), Control(ControlMetric), Reported(EventKind),
+    Delivery(DeliveryMetric)
 }
 
 /// Everything there is to say of one metric.

@@ -4,8 +4,8 @@
 //! the next; none is ever torn or lost. The cells are those of [`TABLE`].
 
 use super::descriptors::{
-    CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, RingMetric, TABLE, TIMED, Timed,
-    Total, WorkerMetric,
+    CELLS, ControlMetric, Family, FlowGauge, LinkMetric, Metric, Notice, PortMetric, RingMetric, StateMetric, TABLE,
+    TIMED, Timed, Total, WorkerMetric,
 };
 use super::top_talkers::SynReport;
 use crate::process::link_monitor::{Condition, LinkReport};
@@ -242,6 +242,8 @@ pub struct Board {
     links: Mutex<[Option<LinkReport>; 2]>,
     /// What the threads count that serve operators.
     control: [AtomicU64; ControlMetric::COUNT],
+    /// What is known of the state that outlives the process.
+    state: [AtomicU64; StateMetric::COUNT],
 }
 
 impl Board {
@@ -257,6 +259,7 @@ impl Board {
             events: slot(0),
             links: Mutex::default(),
             control: Default::default(),
+            state: Default::default(),
         }
     }
 
@@ -287,12 +290,20 @@ impl Board {
         for &metric in ControlMetric::ALL {
             snapshot.set(metric, self.control[metric as usize].load(Ordering::Relaxed));
         }
+        for &metric in StateMetric::ALL {
+            snapshot.set(metric, self.state[metric as usize].load(Ordering::Relaxed));
+        }
         snapshot
     }
 
     /// Counts something that a thread which serves operators has done.
     pub fn count(&self, metric: ControlMetric) {
         self.control[metric as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds to what is known of the state that outlives the process.
+    pub fn add_state(&self, metric: StateMetric, value: u64) {
+        self.state[metric as usize].fetch_add(value, Ordering::Relaxed);
     }
 
     /// The total over all workers, with what is counted once for the box.

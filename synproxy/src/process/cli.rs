@@ -4,7 +4,7 @@ use super::log;
 use ::control::{CaptureKind as Kind, CaptureLimits as Limits, LogLevel};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use confparse::{Config, Control};
+use confparse::{Config, Control, StateDir};
 use pktio::Mode;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -65,11 +65,11 @@ pub struct Arguments {
     pub config: Option<PathBuf>,
 
     /// Checks FILE on this machine, prints what is wrong with it or how much memory it needs, and exits
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control", "state_dir", "fresh", "takeover"])]
     pub check_config: Option<PathBuf>,
 
     /// Puts back the settings that a killed process has left changed, at these interfaces or at all, and exits
-    #[arg(long, value_name = "INTERFACE", num_args = 0.., conflicts_with_all = ["check_config", "config", "workers", "poll", "bypass", "no_pin", "control"])]
+    #[arg(long, value_name = "INTERFACE", num_args = 0.., conflicts_with_all = ["check_config", "config", "workers", "poll", "bypass", "no_pin", "control", "state_dir", "fresh", "takeover"])]
     pub restore: Option<Vec<String>>,
 
     /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
@@ -87,6 +87,18 @@ pub struct Arguments {
     /// Path of the control socket; or `auto`, which is /run/synproxy/LAN-WAN.sock, or `none`; overrides `control`
     #[arg(long, value_name = "PATH", value_parser = |text: &str| Ok::<_, Infallible>(Control::from(text)))]
     pub control: Option<Control>,
+
+    /// Where the state lies that a restart takes over: a directory, `auto`, `none` or `descriptors`; overrides `state_dir`
+    #[arg(long, value_name = "PLACE", value_parser = |text: &str| Ok::<_, Infallible>(StateDir::from(text)))]
+    pub state_dir: Option<StateDir>,
+
+    /// Starts without the state that a former process has left, which is removed: its connections are lost
+    #[arg(long)]
+    pub fresh: bool,
+
+    /// Starts beside the process that has these ports, has it end, and takes over its state, ports and control socket
+    #[arg(long, conflicts_with = "fresh")]
+    pub takeover: bool,
 
     /// Forwards every frame without parsing it: no protection, and the rate that the ports alone reach
     #[arg(long)]
@@ -154,6 +166,7 @@ impl Arguments {
             workers: self.workers.map(usize::from),
             poll: self.poll.map(Into::into),
             control: self.control.clone(),
+            state_dir: self.state_dir.clone(),
             log_level: self.log_level.map(log::level_of_config),
         }
     }
@@ -165,28 +178,33 @@ pub struct Overrides {
     workers: Option<usize>,
     poll: Option<confparse::Poll>,
     control: Option<Control>,
+    state_dir: Option<StateDir>,
     log_level: Option<confparse::LogLevel>,
 }
 
 impl Overrides {
     /// Sets them.
     pub fn apply(&self, config: &mut Config) {
-        let Self { workers, poll, control, log_level } = self.clone();
+        let Self { workers, poll, control, state_dir, log_level } = self.clone();
         config.workers = workers.unwrap_or(config.workers);
         config.poll = poll.unwrap_or(config.poll);
         config.log_level = log_level.unwrap_or(config.log_level);
         if let Some(control) = control {
             config.control = control;
         }
+        if let Some(state_dir) = state_dir {
+            config.state_dir = state_dir;
+        }
     }
 
     /// The option that overrides this key, if one does.
     pub fn option(&self, key: &str) -> Option<&'static str> {
-        let Self { workers, poll, control, log_level } = self;
+        let Self { workers, poll, control, state_dir, log_level } = self;
         let given = [
             ("threadcount", "--workers", workers.is_some()),
             ("poll", "--poll", poll.is_some()),
             ("control", "--control", control.is_some()),
+            ("state_dir", "--state-dir", state_dir.is_some()),
             ("log_level", "--log-level", log_level.is_some()),
         ];
         given.into_iter().find(|(own, _, is_given)| *own == key && *is_given).map(|(_, option, _)| option)
@@ -430,13 +448,15 @@ mod tests {
 
     #[test]
     fn what_the_command_line_overrides_it_names() {
-        let overrides =
-            parse("synproxy --workers 3 --poll busy --control none --log-level warn a b").unwrap().overrides();
+        let overrides = parse("synproxy --workers 3 --poll busy --control none --state-dir none --log-level warn a b")
+            .unwrap()
+            .overrides();
         let mut config = Config::default();
         overrides.apply(&mut config);
         assert_eq!((config.workers, config.poll, &config.control), (3, confparse::Poll::Busy, &Control::None));
         assert_eq!(config.log_level, confparse::LogLevel::Warn);
-        assert_eq!(config.changes(&Config::default()).len(), 4);
+        assert_eq!(config.state_dir, StateDir::None);
+        assert_eq!(config.changes(&Config::default()).len(), 5);
         for change in config.changes(&Config::default()) {
             assert!(overrides.option(change.key.name).is_some_and(|option| option.starts_with("--")), "{change:?}");
         }
@@ -465,6 +485,8 @@ mod tests {
             "synproxy --capture-limit 99999999999G eth0 eth1",
             "synproxy --capture-snap 70000 eth0 eth1",
             "synproxy -i a -i b eth0 eth1",
+            "synproxy --takeover --fresh eth0 eth1",
+            "synproxy --takeover --restore eth0",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -53,6 +53,10 @@ pub enum Failure {
         error: pktio::region::RegionError,
     },
 
+    /// The place of the state that is configured will not do; the text is complete.
+    #[error("{0}")]
+    State(String),
+
     /// A thread, or what it needs, could not be created.
     #[error("cannot start a thread, or open what it needs: {0}{advice}", advice = thread_advice(.0))]
     Spawn(#[source] io::Error),

@@ -98,6 +98,13 @@ pub fn are_given_up() -> bool {
         && !caps::has_cap(None, CapSet::Effective, Capability::CAP_BPF).unwrap_or(true)
 }
 
+/// Has the kernel write no image of this process when it crashes, and let no other process of its user read its memory: the secrets are in both.
+pub fn forbid_dumps() {
+    if let Err(error) = prctl::set_dumpable(false) {
+        debug!("the memory of this process can be dumped: {error}");
+    }
+}
+
 /// Gives up every capability of the calling thread: open descriptors are all that a worker needs.
 pub fn drop_capabilities() {
     for set in [CapSet::Ambient, CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {

@@ -3,6 +3,9 @@
 
 use super::supervise;
 use sd_notify::NotifyState;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 use tracing::debug;
 
@@ -41,4 +44,39 @@ fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         debug!("the service manager is not told: {error}");
     }
+}
+
+/// The descriptors that it has kept for this box (`LISTEN_FDS`), by name; `None` if there is no service manager that keeps any. The first call takes them.
+pub fn kept_descriptors() -> Option<HashMap<String, OwnedFd>> {
+    std::env::var_os("NOTIFY_SOCKET")?;
+    let named = match sd_notify::listen_fds_with_names() {
+        Ok(named) => named,
+        Err(error) => {
+            debug!("the service manager has handed over no descriptors: {error}");
+            return Some(HashMap::new());
+        }
+    };
+    let kept = named.filter_map(|(number, name)| {
+        let name = name.strip_prefix(KEPT)?.to_owned();
+        pktio::region::inherited(number).map(|descriptor| (name, descriptor))
+    });
+    Some(kept.collect())
+}
+
+/// What the names of descriptors that it keeps begin with.
+const KEPT: &str = "synproxy-";
+
+/// Has it keep a descriptor, until the service ends or the descriptor is forgotten.
+///
+/// # Errors
+/// When it cannot be told. Whether it has room for the descriptor (`FileDescriptorStoreMax=`), it does not say.
+pub fn keep_descriptor(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let name = format!("{KEPT}{name}");
+    sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(&name)], &[descriptor])
+}
+
+/// Has it close a descriptor that it has kept.
+pub fn forget_descriptor(name: &str) {
+    let name = format!("{KEPT}{name}");
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
 }

@@ -13,6 +13,7 @@
 
 use crate::config::Source;
 use crate::cookie::terms::Offer;
+use crate::flow::table::Region;
 use crate::flow::{Flow, FlowFlags};
 use crate::keyed::{self, Keys};
 use crate::policy::servers::ServerTable;
@@ -20,7 +21,9 @@ use crate::policy::{Policy, Rule};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{Addr, EcnSetup, FlowKey, Options, Segment, Vlan};
 use crate::{Instant, Side};
+use core::sync::atomic::{Ordering, compiler_fence};
 use std::sync::Arc;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Time is kept in units of 2^20 µs, 1.05 s. Sixteen bits of them go round in 19 hours: a server that is silent for
 /// just so long may pass for one seen lately, which costs a client an option at most.
@@ -88,7 +91,8 @@ impl Trait {
 }
 
 /// What is known of an option: a positive number of answers that agreed to it, less the refusals; a negative number of refusals since; or nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
 struct Evidence(i8);
 
 impl Evidence {
@@ -114,7 +118,8 @@ impl Evidence {
 }
 
 /// A value that a server usually answers with, and how many other answers it outlives.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed)]
 struct Usual<T> {
     value: T,
     strength: u8,
@@ -126,7 +131,7 @@ impl<T: Copy + PartialEq> Usual<T> {
     }
 
     fn learn(&mut self, value: T) {
-        if value == self.value {
+        if value == { self.value } {
             self.strength = (self.strength + 1).min(USUAL_MOST);
         } else if self.strength == 0 {
             *self = Self::first(value);
@@ -136,15 +141,15 @@ impl<T: Copy + PartialEq> Usual<T> {
     }
 }
 
-/// What is known of one server, or of all at one address.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+/// What is known of one server, or of all at one address: a cache line of integers, any bytes of which are an entry once they are [brought in
+/// line](Entry::settle).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
 struct Entry {
     address: Addr,
     vlan: Vlan,
     /// Zero when the entry is for every port.
     port: u16,
-    /// What it usually announces. Zero is a free slot.
-    mss: Usual<u16>,
     /// What was the usual MSS before.
     former_mss: u16,
     /// The smaller window field of the last two SYN-ACKs.
@@ -153,24 +158,85 @@ struct Entry {
     last_window: RawWindow,
     /// When the last SYN-ACK came.
     seen: u16,
+    /// When it would not take an acknowledgement without its exact echo.
+    exact_since: u16,
     /// When it refused each option for the last time.
     refused: [u16; KINDS],
     evidence: [Evidence; KINDS],
-    scale: Usual<WindowScale>,
+    /// What it usually announces. Zero is a free slot.
+    mss: Usual<u16>,
+    /// The shift of its scale.
+    scale: Usual<u8>,
     /// The hop limit of the last SYN-ACK as it reached the box.
     ttl: u8,
     /// The class of its SYN-ACKs, unless it reflects the client's, as it is taken to until it does not.
     class: u8,
-    reflects_class: bool,
-    /// Whether some clients were announced another MSS.
-    mss_varies: bool,
-    /// When it would not take an acknowledgement without its exact echo.
-    exact_since: u16,
-    wants_exact: bool,
+    flags: u8,
 }
 
-#[derive(Clone, Copy, Default)]
+const _: () = assert!(size_of::<Entry>() == 64, "an entry is a cache line");
+
+/// The server reflects the class of its clients' SYNs.
+const REFLECTS_CLASS: u8 = 1;
+/// Some clients were announced another MSS.
+const MSS_VARIES: u8 = 2;
+/// It would not take an acknowledgement without its exact echo.
+const WANTS_EXACT: u8 = 4;
+
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 struct Set([Entry; WAYS]);
+
+/// The memory of what servers have shown: of this process, or mapped by the owner of the engine.
+#[derive(Clone, Debug)]
+pub struct ServerSlab {
+    sets: Region<Set>,
+    /// What differs for some clients: as many as there are servers.
+    paths: Region<PathSet>,
+    /// Whether entries of another process may lie in it.
+    is_used: bool,
+}
+
+impl ServerSlab {
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
+    /// Zeroed memory of this process for so many servers.
+    pub fn anonymous(capacity: usize) -> Self {
+        let sets = Self::sets(capacity);
+        Self { sets: Region::zeroed(sets), paths: Region::zeroed(sets.div_ceil(2)), is_used: false }
+    }
+
+    /// Mapped memory for so many servers: zeroed, or, if it `is_used`, with what a former process knew. `None` if it is too small or its beginning not
+    /// aligned to 64 bytes.
+    pub fn mapped(words: &'static mut [u64], capacity: usize, is_used: bool) -> Option<Self> {
+        let sets = Self::sets(capacity);
+        let (sets, paths) = (Region::mapped(words, sets)?, sets.div_ceil(2));
+        let (paths, _) = Region::mapped(sets.1, paths)?;
+        Some(Self { sets: sets.0, paths, is_used })
+    }
+
+    /// 64-bit words that mapped memory for so many servers needs.
+    pub fn words(capacity: usize) -> usize {
+        let sets = Self::sets(capacity);
+        (sets * size_of::<Set>() + sets.div_ceil(2) * size_of::<PathSet>()).div_ceil(8)
+    }
+
+    fn sets(capacity: usize) -> usize {
+        capacity.div_ceil(WAYS).next_power_of_two()
+    }
+
+    /// Brings in line what another process has left.
+    fn settle(&mut self) {
+        if self.is_used {
+            self.sets
+                .iter_mut()
+                .flat_map(|set| &mut set.0)
+                .filter(|entry| entry.mss.value != 0)
+                .for_each(Entry::settle);
+        }
+    }
+}
 
 /// What a server's SYN-ACK shows of it, given the SYN that it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +282,8 @@ impl Observation {
 }
 
 /// An MSS that a server announced to one client and not to others.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 struct PathMss {
     /// A keyed hash of the server and the client's address; zero is a free place.
     tag: u32,
@@ -244,9 +311,7 @@ const CACHED_OFFERS: usize = 64;
 
 /// The learning cache: set-associative, the least recently updated entry is evicted.
 pub struct ServerOptions {
-    sets: Vec<Set>,
-    /// What differs for some clients: as many as there are servers.
-    paths: Vec<PathSet>,
+    slab: ServerSlab,
     keys: Keys,
     /// Whether any rule takes an attribute from what is known of an address.
     by_address: bool,
@@ -264,12 +329,11 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// An empty cache for so many servers, under this policy.
-    pub fn new(capacity: usize, policy: &Policy, keys: Keys) -> Self {
-        let sets = Self::sets(capacity);
+    /// A cache in this memory, under this policy: of what another process has left there, if one may have.
+    pub fn new(mut slab: ServerSlab, policy: &Policy, keys: Keys) -> Self {
+        slab.settle();
         Self {
-            sets: vec![Set::default(); sets],
-            paths: vec![PathSet::default(); sets.div_ceil(2)],
+            slab,
             keys,
             by_address: policy.learns_by_address(),
             is_commanded: policy.is_commanded(),
@@ -282,16 +346,6 @@ impl ServerOptions {
         }
     }
 
-    fn sets(capacity: usize) -> usize {
-        capacity.div_ceil(WAYS).next_power_of_two()
-    }
-
-    /// The bytes a cache of this capacity takes.
-    pub fn bytes_needed(capacity: usize) -> usize {
-        let sets = Self::sets(capacity);
-        sets * size_of::<Set>() + sets.div_ceil(2) * size_of::<PathSet>()
-    }
-
     /// What is known of one server, in a cache of one set.
     pub fn excerpt(&self, key: &FlowKey) -> Self {
         let mut set = Set::default();
@@ -299,11 +353,14 @@ impl ServerOptions {
         for (n, port) in [key.lan_port, 0].into_iter().enumerate() {
             set.0[n] = self.find(key, port).copied().unwrap_or_default();
             let (at, tag) = self.path(key, port);
-            path[n] = self.paths[at].iter().find(|path| path.tag == tag).copied().unwrap_or_default();
+            path[n] = self.slab.paths[at].iter().find(|path| path.tag == tag).copied().unwrap_or_default();
         }
         Self {
-            sets: vec![set],
-            paths: vec![path],
+            slab: ServerSlab {
+                sets: Region::Owned(Box::new([set])),
+                paths: Region::Owned(Box::new([path])),
+                is_used: false,
+            },
             commanded: Arc::clone(&self.commanded),
             cached_offers: Box::new([None; CACHED_OFFERS]),
             ..*self
@@ -429,11 +486,11 @@ impl ServerOptions {
         }
         if let Some(entry) = entry(rule.mss) {
             offer.mss = entry.mss.value;
-            offer.mss_varies = entry.mss_varies;
+            offer.mss_varies = entry.is(MSS_VARIES);
         }
         if let Some(entry) = entry(rule.wscale) {
             match entry.knows(Trait::Scale, stamps, now) {
-                Known::Taken => offer.scale = Some(entry.scale.value),
+                Known::Taken => offer.scale = Some(WindowScale::clamped(entry.scale.value)),
                 Known::Refused => offer.scale = None,
                 Known::Nothing => {}
             }
@@ -469,7 +526,7 @@ impl ServerOptions {
                 offer.ttl = entry.ttl;
             }
             offer.hops = hops(entry.ttl);
-            (offer.class, offer.reflects_class) = (entry.class, entry.reflects_class);
+            (offer.class, offer.reflects_class) = (entry.class, entry.is(REFLECTS_CLASS));
         }
         offer.mss = offer.mss.min(rule.mss_clamp);
         offer
@@ -504,7 +561,7 @@ impl ServerOptions {
     /// Takes note that a server has answered, and of nothing else. Returns whether to publish it, so that its entry stays in other workers' caches.
     pub fn answered(&mut self, key: &FlowKey, now: Instant) -> bool {
         let set = self.set(key, key.lan_port);
-        let Some(entry) = self.sets[set].0.iter_mut().find(|entry| entry.is_for(key, key.lan_port)) else {
+        let Some(entry) = self.slab.sets[set].0.iter_mut().find(|entry| entry.is_for(key, key.lan_port)) else {
             return false;
         };
         let before = core::mem::replace(&mut entry.seen, unit(now).max(1));
@@ -530,8 +587,9 @@ impl ServerOptions {
     /// Notes that this server would not take an acknowledgement without an exact echo.
     pub fn note_exact_echo(&mut self, key: &FlowKey, now: Instant) {
         let set = self.set(key, key.lan_port);
-        if let Some(entry) = self.sets[set].0.iter_mut().find(|entry| entry.is_for(key, key.lan_port)) {
-            (entry.wants_exact, entry.exact_since) = (true, unit(now));
+        if let Some(entry) = self.slab.sets[set].0.iter_mut().find(|entry| entry.is_for(key, key.lan_port)) {
+            entry.exact_since = unit(now);
+            entry.set(WANTS_EXACT, true);
         }
     }
 
@@ -541,11 +599,11 @@ impl ServerOptions {
         let [a, b, c, d] = key.lan.map(u64::from);
         let words = [a << 32 | b, c << 32 | d, u64::from(key.vlan.0) << 16 | u64::from(port)];
         let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(self.keys.1 | 1).rotate_left(29);
-        words.into_iter().fold(self.keys.0, mix) as usize & (self.sets.len() - 1)
+        words.into_iter().fold(self.keys.0, mix) as usize & (self.slab.sets.len() - 1)
     }
 
     fn find(&self, key: &FlowKey, port: u16) -> Option<&Entry> {
-        self.sets[self.set(key, port)].0.iter().find(|entry| entry.is_for(key, port))
+        self.slab.sets[self.set(key, port)].0.iter().find(|entry| entry.is_for(key, port))
     }
 
     /// Where the MSS for this client at this server is kept, and its tag.
@@ -554,18 +612,18 @@ impl ServerOptions {
         let [e, f, g, h] = key.wan.map(u64::from);
         let server = u64::from(key.vlan.0) << 17 | u64::from(port) << 1 | u64::from(key.v6);
         let hash = keyed::place(self.keys, [a << 32 | b, c << 32 | d, server, e << 32 | f, g << 32 | h]);
-        (hash as usize & (self.paths.len() - 1), (hash >> 32) as u32 | 1)
+        (hash as usize & (self.slab.paths.len() - 1), (hash >> 32) as u32 | 1)
     }
 
     fn path_mss(&self, key: &FlowKey, port: u16) -> Option<u16> {
         let (at, tag) = self.path(key, port);
-        self.paths[at].iter().find(|path| path.tag == tag).map(|path| path.mss)
+        self.slab.paths[at].iter().find(|path| path.tag == tag).map(|path| path.mss)
     }
 
     /// Keeps what this server announced to this client; nothing is kept of the usual. Returns whether what the client is offered has changed.
     fn store_path(&mut self, key: &FlowKey, port: u16, mss: u16, usual: u16, now: Instant) -> bool {
         let (at, tag) = self.path(key, port);
-        let set = &mut self.paths[at];
+        let set = &mut self.slab.paths[at];
         let known = set.iter_mut().find(|path| path.tag == tag);
         if mss == usual {
             return known.map(|path| *path = PathMss::default()).is_some();
@@ -590,12 +648,12 @@ impl ServerOptions {
         // A client that is known to be told another MSS than most says nothing more of what most are told.
         let is_own = self.path_mss(key, port) == Some(mss);
         let set = self.set(key, port);
-        let set = &mut self.sets[set].0;
+        let set = &mut self.slab.sets[set].0;
         let at = set.iter().position(|entry| entry.is_for(key, port)).unwrap_or_else(|| {
             let longest_unseen =
                 |n: &usize| if set[*n].mss.value == 0 { u16::MAX } else { unit(now).wrapping_sub(set[*n].seen) };
             let oldest = (0..WAYS).max_by_key(longest_unseen).unwrap_or(0);
-            set[oldest] = Entry::new(key, port, mss, observation);
+            set[oldest].replace(Entry::new(key, port, mss, observation));
             oldest
         });
         let entry = &mut set[at];
@@ -604,7 +662,7 @@ impl ServerOptions {
             entry.learn_mss(mss);
         }
         entry.learn(observation, now);
-        let (usual, varies) = (entry.mss.value, entry.mss_varies);
+        let (usual, varies) = (entry.mss.value, entry.is(MSS_VARIES));
         let due = unit(now) / PUBLISHED_EVERY != before.seen / PUBLISHED_EVERY;
         // An entry that is new was never seen.
         let mut differs = before.seen == 0 || entry.shown() != before.shown();
@@ -628,9 +686,35 @@ impl Entry {
             mss: Usual { value: mss, strength: 0 },
             former_mss: mss,
             last_window: observation.window,
-            reflects_class: true,
+            flags: REFLECTS_CLASS,
             ..Self::default()
         }
+    }
+
+    /// Another server's entry in its place. A process that is killed at this leaves a free slot or a whole entry.
+    fn replace(&mut self, entry: Self) {
+        self.mss.value = 0;
+        compiler_fence(Ordering::SeqCst);
+        *self = Self { mss: Usual { value: 0, ..entry.mss }, ..entry };
+        compiler_fence(Ordering::SeqCst);
+        self.mss.value = entry.mss.value;
+    }
+
+    /// Brings what another process has left within the bounds of what is counted.
+    fn settle(&mut self) {
+        for evidence in &mut self.evidence {
+            evidence.0 = evidence.0.clamp(-REFUSALS_MOST, AGREEMENTS_MOST);
+        }
+        self.mss.strength = self.mss.strength.min(USUAL_MOST);
+        self.scale.strength = self.scale.strength.min(USUAL_MOST);
+    }
+
+    fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn set(&mut self, flag: u8, on: bool) {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
     }
 
     fn is_for(&self, key: &FlowKey, port: u16) -> bool {
@@ -640,8 +724,8 @@ impl Entry {
     /// What an offer shows of it. That a refusal has lapsed changes nothing here: offers are looked up anew each second.
     fn shown(&self) -> impl PartialEq {
         let evidence = self.evidence.map(|evidence| evidence.0.signum());
-        let values = (self.mss.value, self.mss_varies, self.window, self.scale.value, self.ttl);
-        (evidence, values, self.class, self.reflects_class)
+        let values = (self.mss.value, self.is(MSS_VARIES), self.window, self.scale.value, self.ttl);
+        (evidence, values, self.class, self.is(REFLECTS_CLASS))
     }
 
     /// What is known now of a trait, towards clients with timestamps or without. Where nothing is known of the ones, what is known of the others holds,
@@ -668,7 +752,7 @@ impl Entry {
     }
 
     fn wants_exact_at(&self, now: Instant) -> bool {
-        self.wants_exact && unit(now).wrapping_sub(self.exact_since) < EXACT_LIFETIME
+        self.is(WANTS_EXACT) && unit(now).wrapping_sub(self.exact_since) < EXACT_LIFETIME
     }
 
     fn learn_mss(&mut self, mss: u16) {
@@ -677,7 +761,9 @@ impl Entry {
         if self.mss.value != usual {
             self.former_mss = usual;
         }
-        self.mss_varies |= mss != self.mss.value;
+        if mss != self.mss.value {
+            self.set(MSS_VARIES, true);
+        }
     }
 
     fn learn(&mut self, observation: &Observation, now: Instant) {
@@ -688,17 +774,20 @@ impl Entry {
         self.seen = unit(now).max(1);
         self.ttl = observation.ttl;
         match (observation.offered_class, observation.answered_class) {
-            (offered, answered) if offered != answered => (self.reflects_class, self.class) = (false, answered),
+            (offered, answered) if offered != answered => {
+                self.class = answered;
+                self.set(REFLECTS_CLASS, false);
+            }
             // Either would answer so.
-            (_, answered) if self.reflects_class || answered == self.class => {}
+            (_, answered) if self.is(REFLECTS_CLASS) || answered == self.class => {}
             (0, _) => self.class = 0,
-            _ => self.reflects_class = true,
+            _ => self.set(REFLECTS_CLASS, true),
         }
         if let Some(scale) = answered.scale {
             if self.knows(Trait::Scale, observation.offered_timestamps, now) == Known::Taken {
-                self.scale.learn(scale);
+                self.scale.learn(scale.get());
             } else {
-                self.scale = Usual::first(scale);
+                self.scale = Usual::first(scale.get());
             }
         }
         let (asked, agreed) = (observation.offered_ecn, observation.answered_ecn);
@@ -748,7 +837,7 @@ mod tests {
 
     fn tested(config: &Config) -> Tested {
         let policy = Policy::new(config, Instant::default());
-        Tested { cache: ServerOptions::new(config.learn_capacity, &policy, (1, 1)), policy }
+        Tested { cache: ServerOptions::new(ServerSlab::anonymous(config.learn_capacity), &policy, (1, 1)), policy }
     }
 
     impl Tested {
@@ -1141,7 +1230,7 @@ mod tests {
             server_options.learn(&key(host, 80), &observation(1300, None, true, true), now);
             server_options.learn(&key(0, 80), &observation(1200, None, true, true), now);
         }
-        assert_eq!(server_options.cache.sets.len() * WAYS, 8);
+        assert_eq!(server_options.cache.slab.sets.len() * WAYS, 8);
         let known = (0..1000).filter(|&host| server_options.offer(&key(host, 80), Instant::from_secs(20_000)).known);
         assert_eq!(known.count(), 8);
         assert_eq!(server_options.offer(&key(999, 80), Instant::from_secs(20_000)).mss, 1300);

@@ -18,6 +18,10 @@
 //! use then (`keys`, `codec`). Scale code 15 means "none". Without timestamps there is no room for
 //! ECN.
 //!
+//! The epoch bit tells the present epoch from the one before. Within [two seconds](NEAR) of a boundary a bit is also read as that of the epoch that begins
+//! next, or of the one that has just ended to open: a box or a process whose clock differs by so much may have made the cookie. After a step of the clock the
+//! epochs from before the step open for as long as their cookies were to live.
+//!
 //! A TSval is the latest time, on a clock of one millisecond a tick (RFC 7323 section 5.4), whose low 13 bits are the code: at most 8.2 s ago and
 //! never ahead of the clock. So it tells nothing of a client's distance, and who watches it sees a clock of the usual rate. The low six bits are
 //! those in which Linux keeps its own terms, so that who looks for a server that keeps them there ([`keeps_terms`]) finds a box like this, too.
@@ -26,15 +30,18 @@ mod codec;
 mod keys;
 pub mod terms;
 
+use core::time::Duration;
 use std::sync::Arc;
+
+use zeroize::Zeroize;
 
 use crate::Instant;
 use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
 use crate::seq::{SeqNum, WindowScale};
 pub use codec::OptionTables;
-pub use keys::{EPOCH_BITS, Rotation, beginning_of, next_epoch};
-use keys::{Secret, epoch_of};
+use keys::Secret;
+pub use keys::{CookieClock, EPOCH_BITS, Rotation};
 
 const SCALE_NONE: u32 = 15;
 const MAC_BITS_WITH_TIMESTAMPS: u32 = 27;
@@ -81,12 +88,33 @@ impl Generations {
     }
 }
 
+/// How near the boundary of two epochs both readings of the epoch bit are tried: 2.1 s, in microseconds.
+pub const NEAR: u64 = 1 << 21;
+
+/// Another reading of an epoch bit: the keys and option tables of an epoch that is neither the present one nor the one before.
+#[derive(Clone)]
+struct Reading {
+    epoch: u64,
+    keys: Keys,
+    tables: Arc<OptionTables>,
+    /// Until then, of the worker's clock, it is tried.
+    until: Instant,
+}
+
+/// Epochs that may be tried besides the two: one at a boundary, and two of before a step of the clock.
+const READINGS: usize = 3;
+
 /// Mints cookies and opens them.
 #[derive(Clone)]
 pub struct Cookies {
     secret: Secret,
     generations: Generations,
+    clock: CookieClock,
     epoch: u64,
+    /// Until then the epoch, and how near its boundaries are, stays as it is.
+    until: Instant,
+    /// What else an epoch bit may mean.
+    readings: Vec<Reading>,
     /// Keys of the even and of the odd one among the current and the previous epoch.
     keys: [Keys; 2],
     /// Their option tables.
@@ -98,28 +126,50 @@ pub struct Cookies {
 }
 
 impl Cookies {
-    /// Cookies with these option tables and this secret.
-    pub fn new(tables: &OptionTables, master: Keys, now: Instant) -> Self {
+    /// Cookies with these option tables and this secret, in the epochs of this clock.
+    pub fn new(tables: &OptionTables, master: Keys, clock: CookieClock, now: Instant) -> Self {
         let tables = Arc::new(tables.clone());
         let mut cookies = Self {
             secret: Secret::new(master),
             generations: Generations(vec![(0, Arc::clone(&tables))]),
-            epoch: epoch_of(now),
+            clock,
+            epoch: 0,
+            until: now,
+            readings: Vec::with_capacity(READINGS),
             keys: [(0, 0); 2],
             tables: [Arc::clone(&tables), tables],
             code_bits: [0; 2],
             smallest_mss: [0; 2],
         };
-        cookies.renew();
+        cookies.begin(now);
         cookies
+    }
+
+    /// From now on epochs are those of this clock, which differs little from the former, or has made a step: then cookies from before it open for two
+    /// epochs more. A clock that has gone back a little stands still until it is on time again.
+    pub fn set_clock(&mut self, clock: CookieClock, now: Instant) {
+        let step = clock.ahead_of(self.clock);
+        if step == 0 || (step < 0 && step.unsigned_abs() <= NEAR) {
+            return;
+        }
+        self.advance(now);
+        if step.unsigned_abs() > NEAR {
+            self.readings.clear();
+            let until = now + Duration::from_micros(2 << EPOCH_BITS);
+            for epoch in [self.epoch, self.epoch.wrapping_sub(1)] {
+                let reading = self.reading(epoch, until);
+                self.readings.push(reading);
+            }
+        }
+        self.clock = clock;
+        self.begin(now);
     }
 
     /// Changes keys and option tables when an epoch has ended. Call it once an iteration, and before minting or opening.
     #[inline(always)]
     pub fn advance(&mut self, now: Instant) {
-        let epoch = epoch_of(now);
-        if epoch != self.epoch {
-            self.begin(epoch);
+        if now >= self.until {
+            self.begin(now);
         }
     }
 
@@ -134,14 +184,37 @@ impl Cookies {
     /// that was to begin then or later is dropped. After a change that comes too late, for an epoch that has begun, the cookies of that
     /// epoch that were made before open no more.
     pub fn retable(&mut self, tables: &OptionTables, from: u64) {
-        self.generations.change(tables, from, self.epoch.saturating_sub(1));
+        self.generations.change(tables, from, self.epoch.saturating_sub(2));
         self.renew();
     }
 
+    /// Finds the epoch and its part that a time lies in.
     #[inline(never)]
-    fn begin(&mut self, epoch: u64) {
+    fn begin(&mut self, now: Instant) {
+        const LENGTH: u64 = 1 << EPOCH_BITS;
+        let time = self.clock.at(now);
+        let (epoch, into) = (time >> EPOCH_BITS, time % LENGTH);
+        let (ends, near) = match into {
+            0..NEAR => (NEAR, Some(epoch.wrapping_sub(2))),
+            into if into < LENGTH - NEAR => (LENGTH - NEAR, None),
+            _ => (LENGTH, Some(epoch + 1)),
+        };
+        self.until = now + Duration::from_micros(ends - into);
         self.epoch = epoch;
+        self.readings.retain(|reading| reading.until > now);
+        self.until = self.readings.iter().fold(self.until, |until, reading| until.min(reading.until));
+        if let Some(near) = near {
+            self.readings.truncate(READINGS - 1);
+            let reading = self.reading(near, self.until);
+            self.readings.push(reading);
+        }
         self.renew();
+    }
+
+    /// How cookies of this epoch are read until then.
+    fn reading(&self, epoch: u64, until: Instant) -> Reading {
+        let tables = Arc::clone(self.generations.at(epoch));
+        Reading { epoch, keys: self.secret.keys_of(epoch, tables.digest), tables, until }
     }
 
     /// Sets what is in use in the present epoch and the one before.
@@ -151,6 +224,10 @@ impl Cookies {
             self.tables[slot] = Arc::clone(self.generations.at(epoch));
             self.keys[slot] = self.secret.keys_of(epoch, self.tables[slot].digest);
             self.code_bits[slot] = self.tables[slot].plain.bits;
+        }
+        for n in 0..self.readings.len() {
+            let Reading { epoch, until, .. } = self.readings[n];
+            self.readings[n] = self.reading(epoch, until);
         }
         self.smallest_mss = [false, true].map(|timestamps| self.present().smallest_mss(timestamps));
     }
@@ -215,8 +292,31 @@ impl Cookies {
         ts_echo: Option<u32>,
     ) -> Option<(Terms, SeqNum)> {
         let is_right = |&client_isn: &SeqNum| self.wrong_bits(key, client_isn, isn, ts_echo) == 0;
-        let client_isn = client_isns.into_iter().find(is_right)?;
-        Some((self.terms(isn, ts_echo)?, client_isn))
+        match client_isns.into_iter().find(is_right) {
+            Some(client_isn) => Some((self.terms(isn, ts_echo)?, client_isn)),
+            None if self.readings.is_empty() => None,
+            None => self.open_otherwise(key, client_isns, isn, ts_echo),
+        }
+    }
+
+    /// The same under the other readings of its epoch bit.
+    #[cold]
+    #[inline(never)]
+    fn open_otherwise<const N: usize>(
+        &self,
+        key: u64,
+        client_isns: [SeqNum; N],
+        isn: SeqNum,
+        ts_echo: Option<u32>,
+    ) -> Option<(Terms, SeqNum)> {
+        let slot = u64::from(isn.get() >> 31);
+        self.readings.iter().filter(|reading| reading.epoch & 1 == slot).find_map(|reading| {
+            let Reading { keys, tables, .. } = reading;
+            let is_right =
+                |&client_isn: &SeqNum| wrong_bits(*keys, tables.plain.bits, key, client_isn, isn, ts_echo) == 0;
+            let client_isn = client_isns.into_iter().find(is_right)?;
+            Some((terms_of(tables, isn, ts_echo)?, client_isn))
+        })
     }
 
     /// Describes a number as a cookie, for an operator: whether its signature holds under each of the ISNs, and the terms it encodes.
@@ -252,48 +352,77 @@ impl Cookies {
     /// The terms a cookie encodes.
     #[inline(never)]
     fn terms(&self, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
-        let tables = self.tables_of(isn);
-        match ts_echo {
-            Some(echo) => Some(Terms {
-                mss: tables.ts_mss.get((echo >> 6 & 31) as usize)?,
-                scale: scale_of(echo),
-                promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
-                sack: echo & 1 << 4 != 0,
-                timestamps: true,
-                ecn: Ecn::parse(echo >> 11 << 1 & 6 | echo >> 5 & 1)?,
-            }),
-            None => {
-                let terms = tables.plain.decode(tables.plain.code(isn))?;
-                Some(Terms { promised: tables.promise(terms.scale, false), ..terms })
-            }
-        }
+        terms_of(self.tables_of(isn), isn, ts_echo)
     }
 
     /// The bits in which `isn` differs from the cookie this 4-tuple would have got with the same epoch and code: none, if
     /// it is that cookie.
     #[inline(always)]
     fn wrong_bits(&self, key: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
-        let number = isn.get();
-        let (width, code) = match ts_echo {
-            Some(echo) => {
-                let promised = number >> MAC_BITS_WITH_TIMESTAMPS & 15;
-                (MAC_BITS_WITH_TIMESTAMPS, promised << TS_CODE_BITS | echo & TS_CODE)
-            }
-            None => {
-                let width = 31 - self.code_bits[(number >> 31) as usize];
-                (width, (number & 0x7fff_ffff) >> width)
-            }
-        };
-        let mac = self.mac(number >> 31, key, client_isn, code, ts_echo.is_some()) >> (64 - width);
-        (number ^ mac as u32) & ((1 << width) - 1)
+        let slot = (isn.get() >> 31) as usize & 1;
+        wrong_bits(self.keys[slot], self.code_bits[slot], key, client_isn, isn, ts_echo)
     }
 
-    // The 4-tuple comes first, so that what it makes of the keys serves both ISNs a segment is tried with.
     #[inline(always)]
     fn mac(&self, slot: u32, key: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
-        let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
-        keyed::signature(self.keys[slot as usize & 1], [key, word])
+        mac(self.keys[slot as usize & 1], key, client_isn, code, timestamps)
     }
+}
+
+impl Drop for Cookies {
+    fn drop(&mut self) {
+        self.keys.zeroize();
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.keys.zeroize();
+    }
+}
+
+/// The terms a cookie encodes that was made with these tables.
+#[inline(always)]
+fn terms_of(tables: &OptionTables, isn: SeqNum, ts_echo: Option<u32>) -> Option<Terms> {
+    match ts_echo {
+        Some(echo) => Some(Terms {
+            mss: tables.ts_mss.get((echo >> 6 & 31) as usize)?,
+            scale: scale_of(echo),
+            promised: scale_of(isn.get() >> MAC_BITS_WITH_TIMESTAMPS),
+            sack: echo & 1 << 4 != 0,
+            timestamps: true,
+            ecn: Ecn::parse(echo >> 11 << 1 & 6 | echo >> 5 & 1)?,
+        }),
+        None => {
+            let terms = tables.plain.decode(tables.plain.code(isn))?;
+            Some(Terms { promised: tables.promise(terms.scale, false), ..terms })
+        }
+    }
+}
+
+/// The bits in which `isn` differs from a cookie made with these keys, and a code of so many bits where there are no timestamps.
+#[inline(always)]
+fn wrong_bits(keys: Keys, code_bits: u32, key: u64, client_isn: SeqNum, isn: SeqNum, ts_echo: Option<u32>) -> u32 {
+    let number = isn.get();
+    let (width, code) = match ts_echo {
+        Some(echo) => {
+            let promised = number >> MAC_BITS_WITH_TIMESTAMPS & 15;
+            (MAC_BITS_WITH_TIMESTAMPS, promised << TS_CODE_BITS | echo & TS_CODE)
+        }
+        None => {
+            let width = 31 - code_bits;
+            (width, (number & 0x7fff_ffff) >> width)
+        }
+    };
+    let mac = mac(keys, key, client_isn, code, ts_echo.is_some()) >> (64 - width);
+    (number ^ mac as u32) & ((1 << width) - 1)
+}
+
+// The 4-tuple comes first, so that what it makes of the keys serves both ISNs a segment is tried with.
+#[inline(always)]
+fn mac(keys: Keys, key: u64, client_isn: SeqNum, code: u32, timestamps: bool) -> u64 {
+    let word = u64::from(client_isn.get()) << 32 | u64::from(code) << 1 | u64::from(timestamps);
+    keyed::signature(keys, [key, word])
 }
 
 /// The clock of our TSvals: milliseconds (RFC 7323 section 5.4).
@@ -350,13 +479,21 @@ mod tests {
         FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, 2], lan_port: 80, wan_port: 40000, ..FlowKey::default() }
     }
 
+    fn epoch_of(now: Instant) -> u64 {
+        now.as_micros() >> EPOCH_BITS
+    }
+
+    fn beginning_of(epoch: u64) -> Instant {
+        CookieClock::default().beginning_of(epoch)
+    }
+
     /// The hash of these ends that the flow table would make.
     fn hash(key: &FlowKey) -> u64 {
         key.hash((5, 6))
     }
 
     fn cookies(now: Instant) -> Cookies {
-        Cookies::new(&OptionTables::new(&Config::default()), (1, 2), now)
+        Cookies::new(&OptionTables::new(&Config::default()), (1, 2), CookieClock::default(), now)
     }
 
     fn every_terms(config: &Config) -> Vec<Terms> {
@@ -381,7 +518,7 @@ mod tests {
     fn a_change_of_the_secret_ends_no_cookie_early_and_makes_others() {
         let config = Config::default();
         let begin = Instant::from_secs(1000);
-        let rotation = Rotation::new([9; 16], begin);
+        let rotation = Rotation::new([9; 16], CookieClock::default(), begin);
         let notice = rotation.begins().since(begin);
         assert!(notice >= NOTICE && notice <= NOTICE + Duration::from_micros(1 << EPOCH_BITS));
         let mut cookie_sets = [cookies(begin), cookies(begin), cookies(begin)];
@@ -432,6 +569,62 @@ mod tests {
         })
     }
 
+    /// Whatever the phase, a box whose clock differs by two seconds opens what this one makes, for as long as it is sure to live.
+    #[test]
+    fn clocks_that_differ_by_two_seconds_refuse_nobody() {
+        const SECOND: u64 = 1_000_000;
+        let (epoch, terms) = (1u64 << EPOCH_BITS, every_terms(&Config::default()));
+        let begin = Instant::from_micros(100 * epoch);
+        let clock = |skew: u64| CookieClock::showing(begin.as_micros() + 2 * SECOND + skew, begin);
+        for skew in [0, SECOND, 2 * SECOND, 3 * SECOND, 4 * SECOND] {
+            let make = |clock| Cookies::new(&OptionTables::new(&Config::default()), (1, 2), clock, begin);
+            let (mut one, mut other) = (make(clock(2 * SECOND)), make(clock(skew)));
+            for step in 0..1000 {
+                let now = begin + Duration::from_micros(step * epoch / 250);
+                let (isn, terms) = (SeqNum::new(step as u32), &terms[step as usize % terms.len()]);
+                one.advance(now);
+                let numbers = one.mint(hash(&key()), isn, terms, now);
+                for later in [0, SECOND, 30 * SECOND, epoch - SECOND] {
+                    let mut other = other.clone();
+                    other.advance(now + Duration::from_micros(later));
+                    let opened = other.open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
+                    assert_eq!(opened.map(|(terms, _)| terms), Some(*terms), "skew {skew}, step {step}, {later} later");
+                }
+                other.advance(now);
+            }
+        }
+    }
+
+    /// A clock that is set, forward or back, by a second or by years, ends no cookie early; and what is made after that opens too.
+    #[test]
+    fn a_step_of_the_clock_ends_no_cookie() {
+        const SECOND: u64 = 1_000_000;
+        let (begin, terms) = (Instant::from_secs(5000), every_terms(&Config::default())[0]);
+        let real = |shift: i64, now: Instant| {
+            CookieClock::showing((1u64 << 50).wrapping_add_signed(shift) + now.as_micros(), now)
+        };
+        for shift in [1, -1, 3, -3, 67, -67, 3600, -3600, 1_000_000_000, -1_000_000_000] {
+            for phase in 0..70 {
+                let begin = begin + Duration::from_secs(phase);
+                let mut cookies = Cookies::new(&OptionTables::new(&Config::default()), (1, 2), real(0, begin), begin);
+                let (isn, mut minted) = (SeqNum::new(9), Vec::new());
+                for second in 0..210 {
+                    let now = begin + Duration::from_secs(second);
+                    if second == 66 {
+                        cookies.set_clock(real(shift * SECOND as i64, now), now);
+                    }
+                    cookies.advance(now);
+                    minted.push((now, cookies.mint(hash(&key()), isn, &terms, now)));
+                    for (then, numbers) in minted.iter().filter(|(then, _)| now.since(*then).as_secs() < 66) {
+                        let opened = cookies.open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
+                        assert!(opened.is_some(), "step {shift}, phase {phase}: made at {then:?}, tried at {now:?}");
+                    }
+                }
+                assert!(cookies.readings.len() <= 1, "the time before the step is over");
+            }
+        }
+    }
+
     fn terms() -> impl Strategy<Value = Terms> {
         (1u16..9000, prop::option::of(0u8..15), prop::option::of(0u8..15), any::<bool>(), any::<bool>()).prop_map(
             |(mss, scale, promised, sack, timestamps)| {
@@ -453,20 +646,20 @@ mod tests {
             mints in prop::collection::vec((terms(), 0u64..3), 400),
         ) {
             let begin = Instant::from_secs(start);
-            let mut cookies = Cookies::new(&OptionTables::new(&generations[0]), (1, 2), begin);
+            let mut cookies = Cookies::new(&OptionTables::new(&generations[0]), (1, 2), CookieClock::default(), begin);
             // For each the same secret and its own tables, for ever.
             let mut constant: Vec<_> =
-                generations.iter().map(|config| Cookies::new(&OptionTables::new(config), (1, 2), begin)).collect();
+                generations.iter().map(|config| Cookies::new(&OptionTables::new(config), (1, 2), CookieClock::default(), begin)).collect();
             // Which of them are in use from which time on; what was to begin later than the last change never does.
             let mut plan = vec![(Instant::default(), 0)];
             let (mut pending, mut when) = (1, changes[0]);
-            let mut minted = Vec::new();
+            let (mut minted, mut forged) = (Vec::new(), 0);
             for (second, (terms, _)) in mints.iter().enumerate() {
                 let now = begin + Duration::from_secs(second as u64);
                 cookies.advance(now);
                 constant.iter_mut().for_each(|cookies| cookies.advance(now));
                 if pending < generations.len() && second as u64 == when {
-                    let from = next_epoch(now);
+                    let from = CookieClock::default().next_epoch(now);
                     cookies.retable(&OptionTables::new(&generations[pending]), from);
                     plan.retain(|&(begins, _)| begins < beginning_of(from));
                     plan.push((beginning_of(from), pending));
@@ -485,8 +678,12 @@ mod tests {
                     let opened = cookies.open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
                     let expected = constant[by].open(hash(&key()), [isn], numbers.isn, numbers.ts_value);
                     prop_assert_eq!(opened, expected, "minted at {:?}, opened at {:?}", then, now);
-                    let lives = epoch_of(now) - epoch_of(then) < 2;
-                    prop_assert_eq!(opened.is_some(), lives);
+                    let is_near = now.as_micros() % (1 << EPOCH_BITS) < NEAR;
+                    let lives = epoch_of(now) - epoch_of(then) < if is_near { 3 } else { 2 };
+                    // One of millions that are dead opens by chance.
+                    forged += u32::from(opened.is_some() && !lives);
+                    prop_assert!(opened.is_some() || !lives, "minted at {:?}, tried at {:?}", then, now);
+                    prop_assert!(forged < 10, "minted at {:?}, tried at {:?}", then, now);
                 }
             }
         }
@@ -495,7 +692,7 @@ mod tests {
         #[test]
         fn a_late_change_ends_cookies_and_misreads_none(old in tables(), new in tables(), terms in terms()) {
             let now = Instant::from_secs(100);
-            let mut cookies = Cookies::new(&OptionTables::new(&old), (1, 2), now);
+            let mut cookies = Cookies::new(&OptionTables::new(&old), (1, 2), CookieClock::default(), now);
             let numbers = cookies.mint(hash(&key()), SeqNum::new(7), &terms, now);
             let opened = cookies.open(hash(&key()), [SeqNum::new(7)], numbers.isn, numbers.ts_value);
             prop_assert!(opened.is_some());
@@ -549,7 +746,8 @@ mod tests {
         let mut cookies = cookies(start);
         let numbers = cookies.mint(hash(&key()), SeqNum::new(9), &terms, start);
         for (later, opens) in [(0, true), (1, true), (2, false), (3, false)] {
-            cookies.advance(Instant::from_micros((5 + later) << EPOCH_BITS));
+            // Two seconds more, for those whose clocks are behind.
+            cookies.advance(Instant::from_micros(((5 + later) << EPOCH_BITS) + NEAR));
             assert_eq!(
                 cookies.open(hash(&key()), [SeqNum::new(9)], numbers.isn, None).is_some(),
                 opens,
@@ -650,7 +848,7 @@ mod tests {
             wscale_table: (0..11).collect(),
             ..Config::default()
         };
-        let cookies = Cookies::new(&OptionTables::new(&config), (3, 4), Instant::default());
+        let cookies = Cookies::new(&OptionTables::new(&config), (3, 4), CookieClock::default(), Instant::from_secs(90));
         assert_eq!((cookies.present().plain.radix(), cookies.present().plain.bits), (24_576, 15));
         let opens = |n: &u32| {
             let (seq, isn) = (SeqNum::new(random(*n) as u32), SeqNum::new((random(*n) >> 32) as u32));

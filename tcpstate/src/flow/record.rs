@@ -314,8 +314,10 @@ impl Flow {
         Self { lan, wan, lan_port, wan_port, vlan, flags, hash, generation, ends, ..Self::default() }
     }
 
-    /// Whether a record that another process left can be one of a living connection: its state and sides parse, and its hash is that of its key.
-    pub(super) fn is_plausible(&self, upper: &[[u32; 3]; 2], keys: Keys) -> bool {
+    /// Whether a record that another process left can be one of a living connection, and if so brings it in line: its state and sides parse, and its hash
+    /// is that of its key.
+    pub(super) fn make_plausible(&mut self, upper: &[[u32; 3]; 2], keys: Keys) -> bool {
+        self.settle();
         State::parse(self.state).is_some_and(|state| state != State::Free)
             && self.client() != self.server()
             && self.key(upper).hash(keys) == self.hash
@@ -323,7 +325,7 @@ impl Flow {
 
     /// Brings flags and state of a record that another process left in line, should they disagree: the FINs determine the state of a
     /// connection, and the state whether the box answered for the server.
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         match self.state() {
             State::Established | State::FinWait | State::LastAck | State::TimeWait => {
                 self.state = self.state_by_fins() as u8

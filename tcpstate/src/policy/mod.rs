@@ -21,7 +21,7 @@ use crate::config::{
     SackConflict, Settings, Source, Stray,
 };
 use crate::cookie::terms::Offer;
-use crate::cookie::{OptionTables, next_epoch};
+use crate::cookie::{CookieClock, OptionTables};
 use crate::policy::destinations::{Destinations, Place};
 use crate::policy::exceptions::Rates;
 use crate::policy::mode::{Target, TargetKey};
@@ -149,11 +149,18 @@ pub struct Policy {
     pub(crate) limits: Limits,
     /// From which epoch on cookies are made with these tables, where others were in use.
     pub(crate) from: u64,
+    /// The clock of cookies when the policy was made.
+    pub(crate) clock: CookieClock,
 }
 
 impl Policy {
-    /// The policy of a configuration that is put into force `now`.
+    /// The policy of a configuration that is put into force `now`, where the clock of cookies is the worker's own.
     pub fn new(config: &Config, now: Instant) -> Self {
+        Self::with_clock(config, CookieClock::default(), now)
+    }
+
+    /// The policy of a configuration that is put into force `now`, with cookies in the epochs of this clock.
+    pub fn with_clock(config: &Config, clock: CookieClock, now: Instant) -> Self {
         let mut builder = Builder::default();
         let draft = Draft::of(config);
         let (target, everybody) = (builder.target(&draft), builder.add(&draft));
@@ -193,7 +200,8 @@ impl Policy {
             meters: Meters::of(config),
             tables: OptionTables::new(config),
             limits: config.limits.clone(),
-            from: next_epoch(now),
+            from: clock.next_epoch(now),
+            clock,
         }
     }
 
@@ -275,7 +283,7 @@ impl Policy {
 
     /// When option tables that differ from those in use come into force: at the beginning of an epoch, 5 to 72 s after the policy was made.
     pub fn tables_begin(&self) -> Instant {
-        crate::cookie::beginning_of(self.from)
+        self.clock.beginning_of(self.from)
     }
 
     /// How many different rules there are, the one for everybody included.

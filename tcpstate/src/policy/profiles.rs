@@ -66,8 +66,12 @@ pub(crate) struct Profile {
     pub(crate) is_untouched: bool,
 }
 
+/// The bit of a profile's number that says that its flows pass as they are.
+pub(crate) const UNTOUCHED: u16 = 1 << 15;
+
 /// The profiles that flows of one worker have: each different one once, and none is ever taken away, so that a flow's number stays
-/// true. Number 0 is the profile for everybody of the first policy. There are 65 536 at most; flows that begin under one more get number 0.
+/// true. Number 0 is the profile for everybody of the first policy. There are 32 768 at most; flows that begin under one more get number 0.
+/// The number of a profile of flows that are not touched has [a bit that says so](UNTOUCHED): another process, whose numbers differ, reads it.
 #[derive(Clone)]
 pub(crate) struct Profiles {
     all: Vec<Profile>,
@@ -96,7 +100,10 @@ impl Profiles {
         if let Some(number) = self.numbers.get(profile) {
             return *number;
         }
-        let Ok(number) = u16::try_from(self.all.len()) else { return 0 };
+        let Some(number) = u16::try_from(self.all.len()).ok().filter(|number| number & UNTOUCHED == 0) else {
+            return 0;
+        };
+        let number = if profile.is_untouched { number | UNTOUCHED } else { number };
         self.all.push(*profile);
         self.numbers.insert(*profile, number);
         number
@@ -116,7 +123,7 @@ impl Profiles {
     /// The profile of this number; of one that was never given, that of number 0.
     #[inline]
     pub(crate) fn get(&self, number: u16) -> &Profile {
-        self.all.get(usize::from(number)).unwrap_or(&self.all[0])
+        self.all.get(usize::from(number & !UNTOUCHED)).unwrap_or(&self.all[0])
     }
 
     /// The lifetimes of a flow with this number.
@@ -156,11 +163,16 @@ mod tests {
         assert_eq!([0, 1, 2].map(|n| profiles.present(n)), [1, 2, 0]);
         let many: Vec<_> = (1..=70_000).map(profile).collect();
         profiles.adopt(&many);
-        assert_eq!(profiles.all.len(), 65_536);
-        for n in [0, 1, 2, 65_535] {
+        assert_eq!(profiles.all.len(), 32_768);
+        for n in [0, 1, 2, 32_767] {
             assert_eq!(profiles.get(profiles.present(n)), &many[n as usize]);
         }
-        assert_eq!(profiles.present(65_536), 0);
+        assert_eq!(profiles.present(32_768), 0);
+        let untouched = Profile { is_untouched: true, ..profile(1) };
+        let profiles = Profiles::new(&[profile(1), untouched]);
+        assert_eq!((profiles.present(1), profiles.get(profiles.present(1))), (1 | UNTOUCHED, &untouched));
+        let mut profiles = Profiles::new(&[profile(1), profile(2)]);
+        profiles.adopt(&[profile(2), profile(3), profile(1)]);
         assert_eq!(profiles.connected(2), profile(3).lifetimes.connected);
         assert_eq!(profiles.connected(0), profile(1).lifetimes.connected);
         assert_eq!(Profiles::new(&[profile(1)]).of(9), &profile(1).lifetimes, "a number that was never given");

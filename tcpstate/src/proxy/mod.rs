@@ -40,10 +40,10 @@ use crate::cache::stations::{self, Stations};
 use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPairs;
 use crate::config::Action;
-use crate::cookie::{Cookies, Rotation};
+use crate::cookie::{CookieClock, Cookies, Rotation};
 use crate::flow::map::FlowMap;
 use crate::flow::table::wheel::tick;
-use crate::flow::table::{Guess, Id, Population, Slab, Table};
+use crate::flow::table::{Adopted, Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::memory::Words;
@@ -52,7 +52,7 @@ use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
 use crate::policy::lists::Lists;
 use crate::policy::mode::Modes;
-use crate::policy::profiles::Profiles;
+use crate::policy::profiles::{Profiles, UNTOUCHED};
 use crate::policy::quotas::Quotas;
 use crate::policy::servers::ServerTable;
 use crate::seq::{SeqDelta, SeqNum};
@@ -66,15 +66,21 @@ pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
 use std::sync::Arc;
 use untouched::Way;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The secret of all cookies, hashes and filters: 48 random bytes, the same on every worker.
-#[derive(Clone)]
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Secrets([u8; 48]);
 
 impl Secrets {
     /// Secrets made of these bytes, which must come from a good source.
     pub const fn new(random: [u8; 48]) -> Self {
         Self(random)
+    }
+
+    /// The bytes, for the process that follows.
+    pub const fn bytes(&self) -> &[u8; 48] {
+        &self.0
     }
 
     /// The keys of the hash that names flows and packets. A program that looks flows up in a [`FlowMap`] needs them, and nobody else may know them.
@@ -286,6 +292,21 @@ pub struct Proxy {
     pub(crate) updates: Vec<ServerUpdate>,
 }
 
+/// A flow that another process has left, in an order of which the oldest are the first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ByAge(u64);
+
+impl ByAge {
+    fn new(id: Id, flow: &Flow, now: Instant) -> Self {
+        let age = tick(now).wrapping_sub(flow.born);
+        Self(u64::from(!age) << 32 | u64::from(id.0))
+    }
+
+    fn id(self) -> Id {
+        Id(self.0 as u32)
+    }
+}
+
 impl Proxy {
     /// A proxy with empty tables, in memory of its own.
     ///
@@ -309,7 +330,7 @@ impl Proxy {
     /// # Panics
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
-        let Memory { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas } = memory;
+        let Memory { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proved_sources = ProvedSources::new(config, proved_sources, keys);
@@ -322,8 +343,8 @@ impl Proxy {
             sweep: None,
             table,
             caches: Caches {
-                cookies: Cookies::new(&policy.tables, secrets.pair(1), now),
-                server_options: ServerOptions::new(config.learn_capacity, &policy, keys),
+                cookies: Cookies::new(&policy.tables, secrets.pair(1), policy.clock, now),
+                server_options: ServerOptions::new(servers, &policy, keys),
                 refused_ports: RefusedPorts::new(refused_ports, policy.longest_closed(), keys, now),
                 recent_syns: RecentSyns::new(recent_syns, now),
                 limiter: Limiter::new(&policy.meters.rate, keys, limits, refused_syns),
@@ -354,24 +375,32 @@ impl Proxy {
         };
         proxy.settings.is_guarded = proxy.is_guarded();
         proxy.count_targets();
-        proxy.table.count_adopted();
-        if proxy.population() != Population::default() {
-            proxy.settings.modes.expect_untouched();
-        }
-        proxy.resume(now);
+        let (flows, _) = proxy.table.slice(0, u32::MAX);
+        let adopted = flows.map(|(id, flow)| ByAge::new(id, flow, now)).collect();
+        proxy.resume(adopted, now);
         if config.test_connections {
             proxy.make_test_connections(now);
         }
         proxy
     }
 
-    /// Puts flows of a former process on their timers and into the queues of those that may be evicted, the oldest first.
-    fn resume(&mut self, now: Instant) {
-        let (flows, _) = self.table.slice(0, u32::MAX);
-        let age = |flow: &Flow| tick(now).wrapping_sub(flow.born);
-        let mut flows: Vec<_> = flows.map(|(id, flow)| (age(flow), id)).collect();
-        flows.sort_by_key(|&(age, _)| core::cmp::Reverse(age));
-        for (_, id) in flows {
+    /// What became of the flows that another process has left.
+    pub fn adopted(&self) -> Adopted {
+        self.table.adopted()
+    }
+
+    /// Gives flows of a former process what the present policy says of their servers, and puts them on their timers and into the queues of those that may
+    /// be evicted, the oldest first.
+    fn resume(&mut self, mut flows: Vec<ByAge>, now: Instant) {
+        if !flows.is_empty() {
+            self.settings.modes.expect_untouched();
+        }
+        flows.sort_unstable();
+        for id in flows.into_iter().map(ByAge::id) {
+            let rule = self.settings.policy.rule(&self.table.key(id));
+            let was_untouched = self.table[id].profile & UNTOUCHED != 0;
+            let profile = if was_untouched { rule.untouched } else { rule.profile };
+            self.table.count_adopted(id, self.settings.profiles.present(profile));
             let flow = &self.table[id];
             let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
             // No timer waits longer than its state may last; what is overdue is due now.
@@ -456,6 +485,12 @@ impl Proxy {
     /// from now on do not depend on this process. Clients that were answered lately may still prove themselves.
     pub fn drain(&mut self, draining: bool) {
         self.settings.draining = draining;
+    }
+
+    /// Cookies are in the epochs of this clock from now on. Of a clock that is ahead of the former by more than two seconds, or behind it, those made before
+    /// open for two epochs more.
+    pub fn set_cookie_clock(&mut self, clock: CookieClock, now: Instant) {
+        self.caches.cookies.set_clock(clock, now);
     }
 
     /// Changes the secret that cookies are signed with, when its time comes.

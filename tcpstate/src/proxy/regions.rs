@@ -7,7 +7,7 @@ use crate::cache::held::HoldQueue;
 use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
-use crate::cache::servers::ServerOptions;
+use crate::cache::servers::ServerSlab;
 use crate::flow::table::{Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
@@ -18,6 +18,8 @@ use crate::policy::quotas::Quotas;
 pub struct Memory {
     /// The flow table's records.
     pub slab: Slab,
+    /// What servers have shown of themselves.
+    pub servers: ServerSlab,
     /// The recent-SYN filter.
     pub recent_syns: Words,
     /// The token buckets of source prefixes.
@@ -41,17 +43,24 @@ impl Memory {
         | Sightings::LAYOUT << 16
         | RefusedPorts::LAYOUT << 24
         | ProvedSources::LAYOUT << 28
-        | Quotas::LAYOUT << 56;
+        | Quotas::LAYOUT << 56
+        | ServerSlab::LAYOUT << 48;
+
+    /// The version of the flow table's records in a [`Memory::LAYOUT`], which [`Remains`](crate::Remains) may be able to read though the others differ.
+    pub const fn record_layout(layout: u64) -> u32 {
+        (layout >> 32) as u32 & 0xffff
+    }
 
     /// Memory of this process alone, all zero, of the sizes this configuration needs.
     pub fn anonymous(config: &Config) -> Self {
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] =
             Self::words_needed(config).map(Words::zeroed);
         let slab = Slab::anonymous(config.flow_capacity(), false);
-        Self { slab, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas }
+        let servers = ServerSlab::anonymous(config.learn_capacity);
+        Self { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas }
     }
 
-    /// How many words each region of atomic words has at least, in the order of the fields; for the slab see [`Slab::words`].
+    /// How many words each region of atomic words has at least, in the order of the fields; for the others see [`Slab::words`] and [`ServerSlab::words`].
     pub fn words_needed(config: &Config) -> [usize; 6] {
         [
             RecentSyns::words_needed(config),
@@ -99,7 +108,7 @@ impl Footprint {
             + Quotas::bytes_needed(config);
         Self {
             table: table as u64,
-            server_options: ServerOptions::bytes_needed(config.learn_capacity) as u64,
+            server_options: 8 * ServerSlab::words(config.learn_capacity) as u64,
             limits: 8 * limits as u64,
             proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,

@@ -123,6 +123,8 @@ enum Command {
     },
     /// Signs SYN cookies with a new secret from the next epoch on; cookies already sent stay valid for their normal lifetime
     RotateSecrets,
+    /// Ends synproxy and removes the state that the next process would take over, its secrets too; what it translates is lost. (After SIGTERM the state stays.)
+    Stop,
     /// Shows the mode of each destination that has one of its own, since when, and what was counted of it
     Policy {
         #[command(subcommand)]
@@ -612,6 +614,7 @@ fn request(command: &Command) -> Result<(Request, bool), Failure> {
         }
         Command::Drain { off, .. } => (Request::Drain { on: !off }, false),
         Command::RotateSecrets => (Request::RotateSecrets, false),
+        Command::Stop => (Request::Stop, false),
         Command::Set { setting: Setting::LogLevel { level } } => (Request::SetLogLevel { level: *level }, false),
         Command::Capture { operation } => match operation {
             Captures::List { json } => (Request::Captures, *json),

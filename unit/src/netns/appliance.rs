@@ -181,6 +181,10 @@ impl Appliance {
         if !says("--control") && !config.contains("control = ") {
             command.arg("--control=none");
         }
+        // What one box leaves another must not find, unless the test is about that.
+        if !says("--state-dir") && !config.contains("state_dir = ") {
+            command.arg("--state-dir=none");
+        }
         command.args(arguments);
         let config = (!config.is_empty()).then(|| {
             let path = leftovers::file("conf");
@@ -230,6 +234,12 @@ impl Appliance {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        // A process that has ended and was not waited for has no memory.
+        self.resident().is_some()
     }
 
     /// Sends it a signal.

@@ -19,6 +19,11 @@ fn any_sequence_of_frames_is_survived_and_forgotten() {
 }
 
 #[test]
+fn any_state_is_taken_over_as_far_as_it_makes_sense() {
+    replay("state", fuzzing::state);
+}
+
+#[test]
 fn any_text_is_accepted_or_rejected_with_an_error() {
     replay("configuration", fuzzing::configuration);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tcpstate::config::Source;
 use tcpstate::seq::WindowScale;
-use tcpstate::{Config, Event, Policy, Rotation, ServerEntry, ServerTable};
+use tcpstate::{Config, CookieClock, Event, Policy, Rotation, ServerEntry, ServerTable};
 use unit::in_every_mode;
 use unit::script::*;
 
@@ -187,7 +187,7 @@ in_every_mode! {
         let _ = (client, server);
         let terms = Terms::linux(world.mss());
         let begins = world.operate(|proxy, now| {
-            let rotation = Rotation::new([5; 16], now);
+            let rotation = Rotation::new([5; 16], CookieClock::default(), now);
             proxy.rotate(&rotation, now);
             rotation.begins()
         });

@@ -18,12 +18,14 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use crate::flow::map::FlowMap;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
+use crate::policy::profiles::UNTOUCHED;
 use crate::prefetch::prefetch;
 use crate::seq::SeqDelta;
 use crate::wire::FlowKey;
-use crate::{Instant, Side};
+use crate::{Config, Instant, Secrets, Side};
 use index::{Guess as Place, Index};
-pub use slab::{Redirect, Slab};
+pub(crate) use slab::Region;
+pub use slab::{Redirect, Remains, Slab};
 use wheel::{Ticks, Wheel};
 
 /// The place of a flow in the table.
@@ -115,7 +117,7 @@ struct HalfOpen {
 
 impl HalfOpen {
     fn change(&mut self, flow: &Flow, change: impl Fn(u32) -> u32) {
-        let Some((count, at)) = self.of_profile.get_mut(usize::from(flow.profile)) else { return };
+        let Some((count, at)) = self.of_profile.get_mut(usize::from(flow.profile & !UNTOUCHED)) else { return };
         *count = change(*count);
         if let Some(count) = self.together.get_mut(*at as usize) {
             *count = change(*count);
@@ -171,6 +173,32 @@ pub struct Table {
     half_open: HalfOpen,
     /// What a program of the kernel may ask for flows, if there is one.
     map: Option<FlowMap>,
+    adopted: Adopted,
+}
+
+/// What became of the records that other processes have left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Flows that go on.
+    pub flows: u64,
+    /// Records that were in use and are those of no flow.
+    pub refused: u64,
+    /// Flows that a smaller table has no room for.
+    pub no_room: u64,
+}
+
+/// Takes a record off the lists of the process that left it.
+fn detach(record: &mut Flow) {
+    (record.slot, record.link_prev, record.held) = (wheel::UNFILED, NIL, 0);
+}
+
+/// How many records ahead of the one that is adopted a bucket is prefetched.
+const AHEAD: usize = 8;
+
+/// The change that an undo slot with this content has to take back, where places below `used` are in use: the place of the record, and the record as it was.
+fn unfinished(copy: &Flow, used: usize) -> Option<(usize, Flow)> {
+    let place = copy.link_next as usize;
+    (copy.slot == UNDO && place < used).then_some((place, *copy))
 }
 
 impl Table {
@@ -200,6 +228,7 @@ impl Table {
             population: Population::default(),
             half_open: HalfOpen::default(),
             map: None,
+            adopted: Adopted::default(),
         }
     }
 
@@ -211,48 +240,56 @@ impl Table {
     /// A table of the flows in memory that another process has used. A record is taken only if its state and sides parse, the keyed hash stored in it
     /// fits its key, and no other record has the same key; the same holds for its second key, if it has one. Every other record is free. No flow is on a
     /// timer yet: see [`Table::enter`].
+    ///
+    /// A record that is taken stays whole while it is, so that a process which is killed at this leaves it to the next.
     pub fn adopt(buckets: usize, slab: Slab, keys: Keys, now: Instant) -> Self {
         let mut table = Self::new(buckets, slab, now);
-        table.undo();
-        for place in (0..table.capacity).rev() {
+        let used = table.capacity.min(table.slab.head[0].used as usize);
+        table.undo(used);
+        for place in (0..used).rev() {
+            // The buckets of those that follow are on their way meanwhile.
+            if let Some(ahead) = place.checked_sub(AHEAD) {
+                table.index.prefetch(table.slab.records[ahead].hash);
+            }
             table.adopt_record(place, keys);
         }
-        table.used = table.capacity as u32;
+        table.used = used as u32;
+        table.slab.head[0].used = table.used;
         table
     }
 
     /// Takes back a change that was not finished.
-    fn undo(&mut self) {
+    fn undo(&mut self, used: usize) {
         let copy = self.slab.records[self.capacity];
-        let place = copy.link_next as usize;
-        if copy.slot == UNDO && place < self.capacity {
-            self.slab.records[place] = copy;
+        if let Some((place, record)) = unfinished(&copy, used) {
+            self.slab.records[place] = record;
+            compiler_fence(Ordering::SeqCst);
         }
         self.slab.records[self.capacity] = Flow::default();
     }
 
     fn adopt_record(&mut self, place: usize, keys: Keys) {
-        let upper = self.slab.upper[place];
-        let record = &mut self.slab.records[place];
-        (record.slot, record.link_prev, record.held) = (wheel::UNFILED, NIL, 0);
-        // Until its second key is known to be one.
-        let was_redirected = record.is(FlowFlags::REDIRECTED);
-        record.set(FlowFlags::REDIRECTED, false);
-        record.settle();
-        let (key, hash) = (record.key(&upper), record.hash);
-        let mut is_taken =
-            record.is_plausible(&upper, keys) && self.find(&key, hash).is_none() && self.link(hash, place as u32);
-        if is_taken && was_redirected && !self.adopt_redirect(Id(place as u32), keys) {
+        let (mut record, upper) = (self.slab.records[place], self.slab.upper[place]);
+        let was_free = record.is_in(State::Free);
+        detach(&mut record);
+        let hash = record.hash;
+        let mut is_taken = record.make_plausible(&upper, keys)
+            && self.find(&record.key(&upper), hash).is_none()
+            && self.link(hash, place as u32);
+        if is_taken && record.is(FlowFlags::REDIRECTED) && !self.adopt_redirect(Id(place as u32), keys) {
             self.index.remove(hash, place as u32);
             is_taken = false;
         }
-        let record = &mut self.slab.records[place];
+        let own = &mut self.slab.records[place];
         if is_taken {
+            *own = record;
             self.len += 1;
-            *self.population.of(record) += 1;
+            self.adopted.flows += 1;
+            *self.population.of(own) += 1;
         } else {
-            record.state = State::Free as u8;
-            record.link_next = self.free;
+            self.adopted.refused += u64::from(!was_free);
+            own.state = State::Free as u8;
+            own.link_next = self.free;
             self.free = place as u32;
         }
     }
@@ -263,6 +300,69 @@ impl Table {
         redirect.is_plausible(keys)
             && self.find(&redirect.key(), redirect.hash()).is_none()
             && self.redirect(id, redirect)
+    }
+
+    /// Takes the flows of another table that `is_mine` names by their keys and keyed hashes, as far as there is room: established ones if `established`, else
+    /// all others. Each is judged as [`Table::adopt`] does. None is on a timer.
+    fn import(
+        &mut self,
+        remains: &Remains<'_>,
+        keys: Keys,
+        is_mine: &impl Fn(&FlowKey, u64) -> bool,
+        established: bool,
+    ) {
+        let unfinished = remains.unfinished();
+        for place in 0..remains.used() {
+            let Some((mut record, upper, redirect)) = remains.get(place) else { continue };
+            if let Some((_, copy)) = unfinished.filter(|(unfinished, _)| *unfinished == place) {
+                record = copy;
+            }
+            if record.is_in(State::Free) || record.is_in(State::Established) != established {
+                continue;
+            }
+            if !record.make_plausible(&upper, keys) {
+                self.adopted.refused += 1;
+                continue;
+            }
+            let key = record.key(&upper);
+            if is_mine(&key, record.hash) {
+                self.import_record(record, &key, redirect, keys);
+            }
+        }
+    }
+
+    fn import_record(&mut self, record: Flow, key: &FlowKey, redirect: Option<Redirect>, keys: Keys) {
+        if self.find(key, record.hash).is_some() {
+            self.adopted.refused += 1;
+            return;
+        }
+        let Some(id) = self.claim(key, record.hash, record.client()) else {
+            self.adopted.no_room += 1;
+            return;
+        };
+        let own = &mut self.slab.records[id.0 as usize];
+        *own = record;
+        detach(own);
+        own.set(FlowFlags::REDIRECTED, false);
+        *self.population.of(own) += 1;
+        if record.is(FlowFlags::REDIRECTED) {
+            let is_found = redirect.is_some_and(|redirect| {
+                redirect.is_plausible(keys)
+                    && self.find(&redirect.key(), redirect.hash()).is_none()
+                    && self.redirect(id, redirect)
+            });
+            if !is_found {
+                self.remove(id);
+                self.adopted.refused += 1;
+                return;
+            }
+        }
+        self.adopted.flows += 1;
+    }
+
+    /// What became of the records that other processes have left.
+    pub fn adopted(&self) -> Adopted {
+        self.adopted
     }
 
     /// Gives the memory back, as another process would find it.
@@ -351,16 +451,12 @@ impl Table {
         }
     }
 
-    /// Counts the half-open connections that another process has left. A profile that nobody has is number 0.
-    pub fn count_adopted(&mut self) {
-        let Self { slab, half_open, used, .. } = self;
-        for record in &mut slab.records[..*used as usize] {
-            if usize::from(record.profile) >= half_open.of_profile.len() {
-                record.profile = 0;
-            }
-            if is_half_open(record) {
-                half_open.add(record);
-            }
+    /// Gives a flow that another process has left its profile, and counts it if it is half-open.
+    pub fn count_adopted(&mut self, id: Id, profile: u16) {
+        let record = &mut self.slab.records[id.0 as usize];
+        record.profile = profile;
+        if is_half_open(record) {
+            self.half_open.add(record);
         }
     }
 
@@ -497,6 +593,7 @@ impl Table {
         let record = &mut self.slab.records[place as usize];
         if is_new {
             self.used += 1;
+            self.slab.head[0].used = self.used;
         } else {
             self.free = record.link_next;
         }
@@ -716,6 +813,28 @@ impl Table {
     }
 }
 
+impl Slab {
+    /// This memory, which no process has used, with the flows of other tables that `is_mine` names by their keys and the hashes that name their
+    /// [owners](crate::owner::share), as far as there is room; established ones first. They are ready to be adopted by an engine of this configuration and these
+    /// secrets, which are also those of the processes that left the flows.
+    pub fn import(
+        self,
+        config: &Config,
+        secrets: &Secrets,
+        remains: &[Remains<'_>],
+        is_mine: impl Fn(&FlowKey, u64) -> bool,
+    ) -> (Slab, Adopted) {
+        let keys = secrets.hash_keys();
+        let is_mine = |key: &FlowKey, hash| is_mine(key, crate::owner::named_by(key, hash, keys));
+        let mut table = Table::new(config.table_buckets, self, Instant::default());
+        for established in [true, false] {
+            remains.iter().for_each(|remains| table.import(remains, keys, &is_mine, established));
+        }
+        let adopted = table.adopted;
+        (table.into_slab(), adopted)
+    }
+}
+
 /// Writes a state, last: the only place where one is written, but for a record that is freed.
 #[inline(always)]
 fn write_state(record: &mut Flow, state: State) {
@@ -892,6 +1011,72 @@ mod tests {
         let ids: Vec<_> = after.slice(0, u32::MAX).0.map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| after.remove(id));
         assert!(after.index.is_empty() && after.population() == Population::default());
+    }
+
+    /// What lies in this memory, which is aligned as a mapping is.
+    fn in_mapping(words: &[u64]) -> &'static [u64] {
+        let memory = vec![0; words.len() + 8].leak();
+        let skip = memory.as_ptr().align_offset(64);
+        memory[skip..skip + words.len()].copy_from_slice(words);
+        &memory[skip..skip + words.len()]
+    }
+
+    /// What three workers left goes to two or five, each flow to its new owner; a change that was not finished is taken back on the way.
+    #[test]
+    fn flows_move_to_the_tables_of_other_workers() {
+        let secrets = Secrets::new([3; 48]);
+        let keys = secrets.hash_keys();
+        let config = Config { table_buckets: 16, ..Config::default() };
+        let owner = |n: u32, workers| crate::owner::share(key(n).hash(keys), workers);
+        let mut former: Vec<Table> = (0..3).map(|_| Table::new(16, Slab::anonymous(128, true), NOW)).collect();
+        let mut known = HashMap::new();
+        for n in 0..200 {
+            let state = if n % 2 == 0 { State::SynSent } else { State::Established };
+            let table = &mut former[owner(n, 3)];
+            let id = table.insert(&key(n), key(n).hash(keys), Side::Wan, state, |flow| flow.born = n).unwrap();
+            if n % 10 == 0 {
+                let other = key(1000 + n);
+                assert!(table.redirect(id, Redirect::new(&other, other.hash(keys), Side::Wan, Side::Lan)));
+            }
+            known.insert((n, n as u16), (state, n));
+        }
+        let table = &mut former[owner(7, 3)];
+        let id = table.find(&key(7), key(7).hash(keys)).unwrap();
+        table.set_state(id, State::FinWait, |flow| flow.set(FlowFlags::FIN_WAN, true));
+        let mut slabs: Vec<Slab> = former.into_iter().map(Table::into_slab).collect();
+        slabs[owner(7, 3)].records[128].slot = UNDO;
+        let words: Vec<_> = slabs.iter().map(|slab| in_mapping(&slab.to_words())).collect();
+        let remains: Vec<_> =
+            words.iter().map(|words| Remains::of(words, crate::RECORD_LAYOUT, 128, true).unwrap()).collect();
+        for workers in [2, 5] {
+            let mut found = HashMap::new();
+            for worker in 0..workers {
+                let is_mine = |_: &FlowKey, hash| crate::owner::share(hash, workers) == worker;
+                let slab = Slab::anonymous(128, true);
+                let (slab, adopted) = slab.import(&config, &secrets, &remains, is_mine);
+                let table = Table::adopt(16, slab, keys, NOW);
+                assert_eq!((adopted.refused, adopted.no_room), (0, 0));
+                assert_eq!(table.adopted(), adopted);
+                let ids: Vec<_> = table.slice(0, u32::MAX).0.map(|(id, _)| id).collect();
+                for id in ids {
+                    let n = table.key(id).wan[3];
+                    assert_eq!((owner(n, workers), table.redirected(id).is_some()), (worker, n % 10 == 0));
+                }
+                found.extend(contents(&table));
+            }
+            assert_eq!(found, known, "{workers} workers");
+        }
+        // Where there is no room for all, established ones come first.
+        let (slab, adopted) = Slab::anonymous(64, true).import(&config, &secrets, &remains, |_, _| true);
+        assert_eq!((adopted.flows, adopted.no_room), (64, 136));
+        let table = Table::adopt(16, slab, keys, NOW);
+        assert!(contents(&table).values().all(|(state, _)| *state == State::Established));
+        let config = Config { table_buckets: 64, ..Config::default() };
+        // Of a table without second keys those that have one are refused; with other secrets, all.
+        let (_, adopted) = Slab::anonymous(512, false).import(&config, &secrets, &remains, |_, _| true);
+        assert_eq!((adopted.flows, adopted.refused), (180, 20));
+        let (_, adopted) = Slab::anonymous(512, true).import(&config, &Secrets::new([4; 48]), &remains, |_, _| true);
+        assert_eq!((adopted.flows, adopted.refused), (0, 200));
     }
 
     #[test]

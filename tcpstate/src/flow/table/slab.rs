@@ -126,9 +126,20 @@ impl Redirect {
     }
 }
 
+/// What a process that takes the slab over has to know before it reads a record; a cache line, so that the records behind it lie on lines of their own.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(super) struct Head {
+    /// Records from this place on were never used.
+    pub(super) used: u32,
+    spare: [u32; 15],
+}
+
 /// The memory of a flow table of a fixed capacity.
 #[derive(Clone, Debug)]
 pub struct Slab {
+    /// One line.
+    pub(super) head: Region<Head>,
     /// The records, and behind them the undo slot.
     pub(super) records: Region<Flow>,
     /// Beside each record, of a flow between IPv6 addresses; untouched, and so not resident, where flows are IPv4.
@@ -143,6 +154,7 @@ impl Slab {
     /// Zeroed memory of this process for `capacity` flows, all of which may have a second key if `redirects` says so.
     pub fn anonymous(capacity: usize, redirects: bool) -> Self {
         Self {
+            head: Region::zeroed(1),
             records: Region::zeroed(capacity + 1),
             upper: Region::zeroed(capacity),
             redirects: Region::zeroed(if redirects { capacity } else { 0 }),
@@ -153,17 +165,45 @@ impl Slab {
     /// Mapped memory for `capacity` flows: zeroed, or, if it `is_used`, with the records of a former process. `None` if it is too small or its beginning
     /// not aligned to 64 bytes.
     pub fn mapped(words: &'static mut [u64], capacity: usize, redirects: bool, is_used: bool) -> Option<Self> {
-        let (records, rest) = Region::mapped(words, capacity + 1)?;
+        let (head, rest) = Region::mapped(words, 1)?;
+        let (records, rest) = Region::mapped(rest, capacity + 1)?;
         let (upper, rest) = Region::mapped(rest, capacity)?;
         let (redirects, _) = Region::mapped(rest, if redirects { capacity } else { 0 })?;
-        Some(Self { records, upper, redirects, is_used })
+        Some(Self { head, records, upper, redirects, is_used })
     }
 
     /// 64-bit words that mapped memory for `capacity` flows needs.
     pub const fn words(capacity: usize, redirects: bool) -> usize {
         let redirects = if redirects { capacity } else { 0 };
-        let bytes = (capacity + 1) * size_of::<Flow>() + capacity * size_of::<UpperWords>();
+        let bytes = size_of::<Head>() + (capacity + 1) * size_of::<Flow>() + capacity * size_of::<UpperWords>();
         bytes.div_ceil(8) + (redirects * size_of::<Redirect>()).div_ceil(8)
+    }
+
+    /// A copy of its words, as they lie in mapped memory: for tests that damage them.
+    pub fn to_words(&self) -> Vec<u64> {
+        let (head, records) = (self.head.as_bytes(), self.records.as_bytes());
+        let bytes = [head, records, self.upper.as_bytes(), self.redirects.as_bytes()].concat();
+        bytes.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))).collect()
+    }
+
+    /// Memory of this process with these words, as another process would find them in mapped memory: for tests that have damaged them. `None` if they are
+    /// too few.
+    pub fn of_words(words: &[u64], capacity: usize, redirects: bool) -> Option<Self> {
+        let mut slab = Self::anonymous(capacity, redirects);
+        let mut bytes = words.as_bytes();
+        let parts = [
+            slab.head.as_mut_bytes(),
+            slab.records.as_mut_bytes(),
+            slab.upper.as_mut_bytes(),
+            slab.redirects.as_mut_bytes(),
+        ];
+        for part in parts {
+            let (own, rest) = bytes.split_at_checked(part.len())?;
+            part.copy_from_slice(own);
+            bytes = rest;
+        }
+        slab.is_used = true;
+        Some(slab)
     }
 
     /// Whether records of another process may lie in it.
@@ -179,13 +219,124 @@ impl Slab {
     /// The bytes of the records and the undo slot, as another process would find them: for tests that damage them.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.is_used = true;
+        self.head[0].used = self.capacity() as u32;
         self.records.as_mut_bytes()
+    }
+}
+
+/// How the records of one version of the layout are read.
+#[derive(Clone, Copy)]
+struct Layout {
+    version: u32,
+    /// Bytes of a record.
+    bytes: usize,
+    /// The present record for one of that version; `None` if those bytes are none.
+    read: fn(&[u8]) -> Option<Flow>,
+}
+
+/// The version that is written.
+const PRESENT: Layout =
+    Layout { version: crate::flow::LAYOUT, bytes: size_of::<Flow>(), read: |bytes| Flow::read_from_bytes(bytes).ok() };
+
+/// The version before, which is converted. Whoever changes the record raises its version and puts the former layout here; a layout that no slab in a file ever
+/// had needs none.
+const FORMER: Option<Layout> = None;
+
+/// The slab that another process has left, to be read and not written: for flows that move to another table. Whatever the bytes are, it is read without a
+/// panic and in bounded time.
+pub struct Remains<'a> {
+    layout: Layout,
+    /// Records from this place on were never used.
+    used: usize,
+    capacity: usize,
+    records: &'a [u8],
+    upper: &'a [UpperWords],
+    redirects: &'a [Redirect],
+}
+
+impl<'a> Remains<'a> {
+    /// Whether records of this version can be read: of the present one and of the one before.
+    pub fn can_read(version: u32) -> bool {
+        Self::layout(version).is_some()
+    }
+
+    fn layout(version: u32) -> Option<Layout> {
+        [Some(PRESENT), FORMER].into_iter().flatten().find(|layout| layout.version == version)
+    }
+
+    /// What lies in these words, whose records have this version: a slab for `capacity` flows, all of which may have a second key if `redirects` says so.
+    /// `None` if they are too few, not aligned to 64 bytes, or the version cannot be read.
+    pub fn of(words: &'a [u64], version: u32, capacity: usize, redirects: bool) -> Option<Self> {
+        Self::with(Self::layout(version)?, words, capacity, redirects)
+    }
+
+    fn with(layout: Layout, words: &'a [u64], capacity: usize, redirects: bool) -> Option<Self> {
+        let bytes = words.as_bytes();
+        let (head, rest) = Head::ref_from_prefix(bytes).ok()?;
+        let (records, rest) = rest.split_at_checked(capacity.checked_add(1)?.checked_mul(layout.bytes)?)?;
+        let (upper, rest) = <[UpperWords]>::ref_from_prefix_with_elems(rest, capacity).ok()?;
+        // Each array begins at a word.
+        let skip = (size_of_val(upper)).next_multiple_of(size_of::<u64>()) - size_of_val(upper);
+        let count = if redirects { capacity } else { 0 };
+        let (redirects, _) = <[Redirect]>::ref_from_prefix_with_elems(rest.get(skip..)?, count).ok()?;
+        let used = capacity.min(head.used as usize);
+        Some(Self { layout, used, capacity, records, upper, redirects })
+    }
+
+    /// How many records may be in use.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The change that was not finished, if there is one: the place of its record, and the record as it was.
+    pub(super) fn unfinished(&self) -> Option<(usize, Flow)> {
+        self.read(self.capacity).and_then(|copy| super::unfinished(&copy, self.used))
+    }
+
+    /// The record at this place, with what lies beside it.
+    pub(super) fn get(&self, place: usize) -> Option<(Flow, UpperWords, Option<Redirect>)> {
+        Some((self.read(place)?, *self.upper.get(place)?, self.redirects.get(place).copied()))
+    }
+
+    fn read(&self, place: usize) -> Option<Flow> {
+        let bytes = self.layout.bytes;
+        (self.layout.read)(self.records.get(place * bytes..(place + 1) * bytes)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Slabs of a version that has never been, with a word before each record: what a change of the layout has to bring.
+    #[test]
+    fn records_of_the_version_before_are_converted() {
+        let former = Layout {
+            version: PRESENT.version - 1,
+            bytes: size_of::<Flow>() + 8,
+            read: |bytes| Flow::read_from_bytes(bytes.get(8..)?).ok(),
+        };
+        let capacity = 5;
+        let mut bytes = Head { used: 3, ..Head::default() }.as_bytes().to_vec();
+        for born in 0..=capacity {
+            bytes.extend([0xaa; 8]);
+            let mut flow = Flow::default();
+            flow.born = born;
+            bytes.extend(flow.as_bytes());
+        }
+        bytes.extend([7; 5 * size_of::<UpperWords>()]);
+        let words: Vec<u64> = bytes.chunks(8).map(|word| u64::read_from_bytes(word).expect("whole words")).collect();
+        // Aligned to 64 bytes, as a mapping is to a page.
+        let mut memory = vec![0; words.len() + 8];
+        let skip = memory.as_ptr().align_offset(64);
+        memory[skip..skip + words.len()].copy_from_slice(&words);
+        let remains = Remains::with(former, &memory[skip..skip + words.len()], capacity as usize, false).unwrap();
+        assert_eq!((remains.used(), remains.unfinished()), (3, None));
+        assert_eq!(remains.get(2).map(|(flow, upper, _)| (flow.born, upper[0][0])), Some((2, 0x0707_0707)));
+        assert!(Remains::with(former, &memory[skip..skip + words.len() - 1], capacity as usize, false).is_none());
+        assert!(Remains::can_read(PRESENT.version) && !Remains::can_read(PRESENT.version - 2));
+        assert!(!Remains::can_read(PRESENT.version + 1), "what comes after is not known");
+    }
 
     #[test]
     fn mapped_memory_is_used_as_long_as_it_suffices() {
