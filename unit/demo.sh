@@ -84,7 +84,7 @@ cable() { # the host's namespace, its interface, the box's interface, the last p
 cable $client c0 wan0 1
 cable $server s0 lan0 2
 
-begin $box "$bin/synproxy" lan0 wan0 >"$work/log" 2>&1 &
+begin $box "$bin/synproxy" --state-dir none lan0 wan0 >"$work/log" 2>&1 &
 proxy=$!
 children+=($proxy)
 for _ in {1..200}; do

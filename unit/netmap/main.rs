@@ -87,7 +87,7 @@ fn jumbo(lab: &mut Lab) {
     lab.set_mtu(9000);
     step("MTU 9000, buffers of 2048 bytes, cards (e1000) through the network stack");
     adapter(lab, 2);
-    let (status, said) = lab.guest.run("synproxy --control=none netmap:lan0 netmap:wan0");
+    let (status, said) = lab.guest.run("synproxy --control=none --state-dir=none netmap:lan0 netmap:wan0");
     let complaint = said.lines().last().unwrap_or_default();
     assert!(status != 0 && complaint.contains("buffers shorter than its MTU"), "{said}");
     row("refused", complaint);
@@ -105,7 +105,7 @@ fn jumbo(lab: &mut Lab) {
         show_ports(&log);
         if ports.contains('{') {
             lab.guest.sh(
-                "synproxy --control=none --bypass 'netmap:lan0}1' netmap:wan0 >/tmp/beyond 2>&1 & beyond=$!; n=0
+                "synproxy --control=none --state-dir=none --bypass 'netmap:lan0}1' netmap:wan0 >/tmp/beyond 2>&1 & beyond=$!; n=0
                  until grep -q ^ready /tmp/beyond; do
                      n=$((n + 1)); [ $n -lt 300 ] && kill -0 $beyond || { cat /tmp/beyond; false; break; }; sleep 0.1
                  done",

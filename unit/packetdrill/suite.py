@@ -145,7 +145,7 @@ class Rig:
         config, log = self.work / "conf", self.work / "log"
         config.write_text(f"synproxyconf = {{ {CONFIG} handshake = {self.mode}; {self.args.config} }};\n")
         with open(log, "w") as out:
-            self.box = spawn(self.middle, self.args.programs / "synproxy", "--no-pin", "--control=none", "--config", config,
+            self.box = spawn(self.middle, self.args.programs / "synproxy", "--no-pin", "--control=none", "--state-dir=none", "--config", config,
                              "lan0", "wan0", stdout=out, stderr=out)
         for _ in range(1200):
             if "\nready" in "\n" + log.read_text():

@@ -337,7 +337,7 @@ fn a_capture_that_cannot_be_made_ends_the_start_with_its_name() {
         .command("timeout")
         .arg("10")
         .arg(program("synproxy"))
-        .args(["-w", "/nowhere/wan.pcapng", Rig::LAN, Rig::WAN])
+        .args(["--state-dir=none", "-w", "/nowhere/wan.pcapng", Rig::LAN, Rig::WAN])
         .output()
         .expect("starting");
     let said = String::from_utf8_lossy(&output.stderr);

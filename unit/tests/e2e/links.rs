@@ -366,7 +366,7 @@ impl Starting {
         let file = leftovers::file("start.log");
         let log = fs::File::create(&file).expect("a file of one's own");
         let mut command = rig.middle.command(program("synproxy"));
-        command.args(["--no-pin", "--control=none"]).args(rig.workers()).args(ports);
+        command.args(["--no-pin", "--control=none", "--state-dir=none"]).args(rig.workers()).args(ports);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starting");
         Starting { child, file }
     }

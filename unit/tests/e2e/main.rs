@@ -36,6 +36,7 @@ mod process;
 mod proved;
 mod queues;
 mod reload;
+mod restart;
 mod rig;
 mod roles;
 mod shed;

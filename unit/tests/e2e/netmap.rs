@@ -176,7 +176,12 @@ fn refused(rig: &Rig, ports: [&str; 2]) -> String {
 /// Why the proxy does not start on these ports with these arguments.
 fn refused_with(rig: &Rig, ports: [&str; 2], arguments: &[&str]) -> String {
     let mut proxy = rig.middle.command(program("synproxy"));
-    let said = proxy.args(["--no-pin", "--control=none"]).args(arguments).args(ports).output().expect("running it");
+    let said = proxy
+        .args(["--no-pin", "--control=none", "--state-dir=none"])
+        .args(arguments)
+        .args(ports)
+        .output()
+        .expect("running it");
     let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(!said.status.success(), "{ports:?}: {complaint}");
     complaint.lines().last().unwrap_or_default().to_owned()

@@ -213,7 +213,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// status, which is 0 if it has been ready.
 fn start(rig: &Rig, before: &[&str], arguments: &[&str]) -> (String, i32) {
     let mut command = rig.middle.command(before[0]);
-    command.args(&before[1..]).arg(program("synproxy")).args(["--control=none", "--no-pin"]);
+    command.args(&before[1..]).arg(program("synproxy")).args(["--control=none", "--state-dir=none", "--no-pin"]);
     command.args(rig.workers()).args(arguments);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting");

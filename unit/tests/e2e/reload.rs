@@ -333,7 +333,10 @@ fn the_service_manager_is_told() {
         String::from_utf8_lossy(&buffer[..len]).into_owned()
     };
     let mut command = rig.middle.command(program("synproxy"));
-    command.args(["--no-pin", "--control=none", "--config"]).arg(&file).args(Backend::Packet.arguments());
+    command
+        .args(["--no-pin", "--control=none", "--state-dir=none", "--config"])
+        .arg(&file)
+        .args(Backend::Packet.arguments());
     command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("starting");
     let pid = Pid::from_raw(child.id() as i32);

@@ -89,6 +89,7 @@ fn a_start_that_fails_says_why_in_one_line_and_changes_nothing() {
             .command("timeout")
             .arg("10")
             .arg(program("synproxy"))
+            .arg("--state-dir=none")
             .args(arguments)
             .output()
             .expect("starting");
@@ -109,7 +110,7 @@ fn without_privilege_it_says_so() {
     let mut command = rig.middle.command("timeout");
     // Root by name only.
     command.args(["10", "setpriv", "--inh-caps=-all", "--bounding-set=-all", "--"]);
-    command.arg(program("synproxy")).args([Rig::LAN, Rig::WAN]);
+    command.arg(program("synproxy")).args(["--state-dir=none", Rig::LAN, Rig::WAN]);
     let output = command.output().expect("starting");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{said}");

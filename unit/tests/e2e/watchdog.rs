@@ -33,7 +33,7 @@ impl Managed {
         let mut command = rig.middle.command("env");
         command.arg(format!("NOTIFY_SOCKET={}", files[0].display()));
         command.arg(format!("WATCHDOG_USEC={}", PATIENCE.as_micros()));
-        command.arg(program("synproxy")).args(["--control=none", "--no-pin", Rig::LAN, Rig::WAN]);
+        command.arg(program("synproxy")).args(["--control=none", "--state-dir=none", "--no-pin", Rig::LAN, Rig::WAN]);
         let log = fs::File::create(&files[1]).expect("a file");
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starting");
         let it = Self { rig, child, socket, files };

@@ -1,0 +1,317 @@
+//! A restart of the box costs no connection: real kernels go on over it, with numbered bytes both ways, while connections are opened, carry data, and are
+//! closed; whether the process was asked to end, killed, or killed again while it took over what the one before had left.
+//!
+//! `CONNECTIONS` and `ROUNDS` of the environment say how many connections last, and how often the box is restarted in each way (`make test-restart`).
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::{note, test};
+use nix::sys::signal::Signal;
+use unit::netns::{self, Appliance, Backend, Rig, program, traffic};
+
+/// How a box is followed by the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It gets this signal.
+    By(Signal),
+    /// It is killed, and so is the next one while it starts and takes over.
+    KilledTwice,
+    /// The next one starts beside it, and has it end.
+    Takeover,
+}
+
+/// Connections of one thread that last.
+const EACH: usize = 40;
+
+/// Threads that open connections, use them once, and close them.
+const OPENERS: usize = 6;
+
+/// A place for the state that is removed at the end.
+struct StateDir(PathBuf);
+
+impl StateDir {
+    fn new() -> StateDir {
+        StateDir(PathBuf::from(format!("/dev/shm/{}", harness::leftovers::name("state"))))
+    }
+
+    fn arguments(&self) -> [String; 2] {
+        ["--state-dir".to_owned(), self.0.display().to_string()]
+    }
+
+    /// The files of the only box that has used it.
+    fn files(&self) -> Vec<String> {
+        let boxes = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let files = boxes.flat_map(|entry| std::fs::read_dir(entry.path()).into_iter().flatten().flatten());
+        files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn from_environment(name: &str, default: usize) -> usize {
+    env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The bytes of the `n`th message on the connection with this number.
+fn message(connection: u64, n: u64) -> Vec<u8> {
+    let words = 16 + (connection * 7 + n * 13) % 170;
+    (0..words).flat_map(|word| (connection << 40 | n << 12 | word).to_be_bytes()).collect()
+}
+
+/// Sends a message.
+fn say(mut stream: &TcpStream, connection: u64, n: u64) -> io::Result<()> {
+    stream.write_all(&message(connection, n))
+}
+
+/// Reads it back.
+fn hear(mut stream: &TcpStream, connection: u64, n: u64) -> io::Result<()> {
+    let expected = message(connection, n);
+    let mut got = vec![0; expected.len()];
+    stream.read_exact(&mut got)?;
+    if got == expected { Ok(()) } else { Err(io::Error::other(format!("message {n} came back as other bytes"))) }
+}
+
+/// Ends a connection from this side, and waits for the other.
+fn finish(stream: &TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    traffic::expect_end(stream)
+}
+
+/// What clients have met.
+#[derive(Default)]
+struct Met {
+    over: AtomicBool,
+    /// Connections that were opened and closed, and messages that came back.
+    closed: AtomicU64,
+    messages: AtomicU64,
+    /// The longest that a message took, in milliseconds, since that was last asked.
+    longest: AtomicU64,
+}
+
+impl Met {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// As many connections as one thread has, for as long as it takes: a message on each, and its echo, again and again.
+    fn last(&self, address: SocketAddr, first: u64) -> io::Result<()> {
+        let streams: Vec<TcpStream> = (0..EACH).map(|_| traffic::connect(address)).collect::<io::Result<_>>()?;
+        let mut n = 0;
+        while !self.is_over() {
+            let begin = Instant::now();
+            for (connection, stream) in (first..).zip(&streams) {
+                say(stream, connection, n)?;
+            }
+            for (connection, stream) in (first..).zip(&streams) {
+                hear(stream, connection, n)
+                    .map_err(|error| io::Error::other(format!("{error}, on {:?}", stream.local_addr())))?;
+            }
+            self.longest.fetch_max(begin.elapsed().as_millis() as u64, Ordering::Relaxed);
+            self.messages.fetch_add(EACH as u64, Ordering::Relaxed);
+            n += 1;
+            thread::sleep(Duration::from_millis(20));
+        }
+        streams.iter().try_for_each(finish)
+    }
+
+    /// Connections one after the other, with one message each.
+    fn open(&self, address: SocketAddr, number: u64) -> io::Result<()> {
+        for n in 0.. {
+            if self.is_over() {
+                break;
+            }
+            let stream = traffic::connect(address)?;
+            say(&stream, number, n)?;
+            hear(&stream, number, n)
+                .map_err(|error| io::Error::other(format!("{error}, on {:?}", stream.local_addr())))?;
+            finish(&stream)?;
+            self.closed.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(3));
+        }
+        Ok(())
+    }
+}
+
+/// Starts a box and kills it before it can be ready.
+fn begin_and_kill(rig: &Rig, backend: Backend, [config, workers]: [&str; 2], state: &StateDir, after: Duration) {
+    let path = harness::leftovers::file("conf");
+    std::fs::write(&path, format!("synproxyconf = {{\n{config}\n}};\n")).expect("writing a configuration");
+    let mut command: Command = rig.middle.command(program("synproxy"));
+    command
+        .args(["--no-pin", "--control=none", workers, "--config"])
+        .arg(&path)
+        .args(state.arguments())
+        .args(backend.arguments());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting a box");
+    thread::sleep(after);
+    child.kill().expect("killing a child of one's own");
+    child.wait().expect("waiting for a child of one's own");
+    let _ = std::fs::remove_file(path);
+}
+
+/// Connections that last, and others that come and go, over restarts of every kind; `configs` are those of the processes in turn, each with its number of
+/// workers.
+fn outlives_restarts(rig: Rig, backend: Backend, configs: &[[&str; 2]], ways: &[Way]) {
+    let state = StateDir::new();
+    let start = |[config, workers]: [&str; 2], more: &[&str]| {
+        let arguments = state.arguments();
+        Appliance::start_with(&rig, backend, config, &[&[&arguments[0], &arguments[1], workers], more].concat())
+    };
+    let (lasting, rounds) = (from_environment("CONNECTIONS", 160), from_environment("ROUNDS", 1));
+    let mut configs = configs.iter().copied().cycle();
+    let mut config = configs.next().expect("a configuration");
+    let mut running = Some(start(config, &[]));
+    let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+    let (met, address) = (Met::default(), server.address);
+    let lost = thread::scope(|scope| {
+        let met = &met;
+        let client = &rig.client;
+        let begin = |work: Box<dyn FnOnce() -> io::Result<()> + Send>| scope.spawn(move || client.run(work));
+        let mut threads: Vec<_> = (0..lasting.div_ceil(EACH) as u64)
+            .map(|n| begin(Box::new(move || met.last(address, 1000 * (n + 1)))))
+            .collect();
+        threads.extend((0..OPENERS as u64).map(|n| begin(Box::new(move || met.open(address, n)))));
+        let mut chance = 0x9e37_79b9u64 ^ u64::from(std::process::id());
+        for round in 0..rounds {
+            for way in ways {
+                // At any moment of what goes on.
+                chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                thread::sleep(Duration::from_millis(300 + (chance >> 40) % 50));
+                met.longest.store(0, Ordering::Relaxed);
+                let (begin, proxy) = (Instant::now(), running.take().expect("a box runs"));
+                let former = config;
+                config = configs.next().expect("it begins again");
+                let next = match way {
+                    Way::By(signal) => {
+                        drop(proxy.end(*signal));
+                        start(config, &[])
+                    }
+                    Way::KilledTwice => {
+                        drop(proxy.end(Signal::SIGKILL));
+                        let after = Duration::from_millis((chance >> 33) % 400);
+                        begin_and_kill(&rig, backend, former, &state, after);
+                        start(config, &[])
+                    }
+                    Way::Takeover => {
+                        let next = start(config, &["--takeover"]);
+                        assert!(!proxy.runs(), "it goes on beside the next:\n{}", proxy.log().join("\n"));
+                        next
+                    }
+                };
+                let proxy = running.insert(next);
+                let down = begin.elapsed();
+                let taken = proxy.log().iter().any(|line| line.contains("taking over the state"));
+                assert!(taken, "the state was not taken over:\n{}", proxy.log().join("\n"));
+                // Until the last one has noticed.
+                thread::sleep(Duration::from_millis(700).max(3 * down / 2));
+                note!(
+                    "{round}: {way:?}: took {down:.2?}, longest pause {} ms, {} messages, {} connections closed",
+                    met.longest.load(Ordering::Relaxed),
+                    met.messages.load(Ordering::Relaxed),
+                    met.closed.load(Ordering::Relaxed)
+                );
+            }
+        }
+        met.over.store(true, Ordering::Relaxed);
+        let lost = threads.into_iter().map(|thread| thread.join().expect("a client does not panic"));
+        lost.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
+    });
+    let proxy = running.expect("a box runs");
+    let log = proxy.log();
+    let (closed, messages) = (met.closed.load(Ordering::Relaxed), met.messages.load(Ordering::Relaxed));
+    assert!(lost.is_empty(), "lost: {lost:#?}\n{}", log.join("\n"));
+    assert!(closed > 20 && messages > 1000, "{closed} connections closed, {messages} messages");
+    drop(proxy.stop());
+}
+
+/// Tables with more room than is needed, of two sizes.
+const SMALL: &str = "conntablesize = 4096; learnhashsize = 256;";
+const OTHER: &str = "conntablesize = 8192; learnhashsize = 256;";
+
+#[test]
+fn connections_outlive_an_end_a_kill_and_a_kill_while_the_state_is_taken_over() {
+    let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::KilledTwice];
+    outlives_restarts(Rig::of_one_queue(), Backend::Driver, &[[SMALL, "--workers=1"]], &ways);
+}
+
+#[test]
+fn connections_outlive_a_restart_and_a_takeover_with_other_tables_and_other_workers() {
+    let configs = [[SMALL, "--workers=2"], [OTHER, "--workers=1"]];
+    outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &[Way::By(Signal::SIGKILL), Way::Takeover]);
+}
+
+/// A connection, and whether it still carries data.
+fn carries(stream: &TcpStream, n: u64) -> bool {
+    say(stream, 1, n).and_then(|()| hear(stream, 1, n)).is_ok()
+}
+
+#[test(light)]
+fn a_stop_leaves_nothing_and_a_fresh_start_takes_nothing_over() {
+    let (rig, state) = (Rig::new(), StateDir::new());
+    let socket = harness::leftovers::file("restart.sock");
+    let config = format!("control = \"{}\"; {SMALL}", socket.display());
+    let start = |more: &[&str]| {
+        let arguments = state.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Appliance::start_with(&rig, Backend::Packet, &config, &arguments)
+    };
+    let took_over = |proxy: &Appliance| proxy.log().iter().any(|line| line.contains("taking over the state"));
+    let open = Arc::new(Mutex::new(Vec::new()));
+    let opened = Arc::clone(&open);
+    let server = rig.server.serve(netns::SERVER_V4, 0, move |stream| {
+        opened.lock().expect("no thread panics").push(stream.try_clone()?);
+        traffic::echo(stream)
+    });
+    let proxy = start(&[]);
+    assert_eq!(state.files().len(), 2, "{:?}", state.files());
+    let stream = rig.client.connect(server.address).expect("a connection through the box");
+    assert!(carries(&stream, 0));
+    drop(proxy.stop());
+    let proxy = start(&[]);
+    assert!(took_over(&proxy) && carries(&stream, 1));
+    drop(proxy.end(Signal::SIGKILL));
+    let proxy = start(&["--fresh"]);
+    assert!(!took_over(&proxy), "{:#?}", proxy.log());
+    let again = rig.client.connect(server.address).expect("a connection through the new box");
+    assert!(carries(&again, 2));
+    let said =
+        Command::new(program("synctl")).arg("--socket").arg(&socket).arg("stop").output().expect("running synctl");
+    assert!(said.status.success(), "{said:?}");
+    let begin = Instant::now();
+    while proxy.runs() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it goes on: {:#?}", proxy.log());
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(state.files().is_empty(), "{:?}", state.files());
+    drop(proxy);
+    let proxy = start(&[]);
+    assert!(!took_over(&proxy), "{:#?}", proxy.log());
+    drop(proxy.stop());
+    // A damaged header is told of in one line, and begun anew.
+    let files: Vec<_> =
+        std::fs::read_dir(&state.0).expect("the state").flatten().map(|entry| entry.path().join("box")).collect();
+    let mut header = std::fs::read(&files[0]).expect("the header");
+    header[64 * 8 + 9] ^= 1;
+    header[128 * 8 + 9] ^= 1;
+    std::fs::write(&files[0], header).expect("the header");
+    let proxy = start(&[]);
+    let refused = proxy.log().iter().filter(|line| line.contains("is not taken over: its secrets are damaged")).count();
+    assert!(refused == 1 && !took_over(&proxy), "{:#?}", proxy.log());
+    drop(proxy.stop());
+    // Nobody else ends the connections that were lost.
+    for stream in open.lock().expect("no thread panics").drain(..) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
