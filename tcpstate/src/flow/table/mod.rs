@@ -8,6 +8,8 @@
 //! Index, wheel and links follow from the records and are made anew for records that another process has left ([`Table::adopt`]).
 //! Records are taken one after the other: memory that no flow has needed yet is never touched.
 
+#[cfg(all(test, target_os = "linux"))]
+mod crash_tests;
 mod index;
 mod slab;
 pub mod wheel;
@@ -265,6 +267,9 @@ impl Table {
             self.slab.records[place] = record;
             compiler_fence(Ordering::SeqCst);
         }
+        // First that it is in use no more: a copy that is half erased must not be put back by the next process.
+        self.slab.records[self.capacity].slot = 0;
+        compiler_fence(Ordering::SeqCst);
         self.slab.records[self.capacity] = Flow::default();
     }
 
