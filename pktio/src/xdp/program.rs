@@ -15,7 +15,7 @@ use aya_obj::Object;
 
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
-use super::refusal::{Refusal, chain, os_error};
+use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
 use super::tags::{instruction, prelude};
@@ -132,7 +132,9 @@ impl AttachedProgram {
         }
         let Purpose { is_wan, sheds, failure, other: twin, left } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
-        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, twin.is_none()).map_err(failed)?;
+        // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
+        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, twin.is_none())
+            .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
         if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
             let mut map = DevMap::try_from(map).map_err(failed)?;

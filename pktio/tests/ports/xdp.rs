@@ -105,7 +105,7 @@ fn a_bare_name_takes_the_best_and_says_why_nothing_better() {
     let world = World::new(Links::default());
     let opened = open_box(&world, Options::default());
     let notes = opened.notes.join("\n");
-    assert!(notes.contains("no zero copy: the driver of lan refuses it"), "{notes}");
+    assert!(notes.contains("no zero copy: the driver of lan has none"), "{notes}");
     assert!(notes.contains("wan: AF_XDP, driver mode, copying, 1 queue(s)"), "{notes}");
 }
 
