@@ -3,7 +3,7 @@
 //! The map is memory that the program reads at any time and one worker writes, a word at once. It is written when a flow begins and when it ends, never
 //! for a segment. `pktio/bpf/fail.h` reads it by the same layout; a property test holds them equal.
 //!
-//! A bucket is a cache line. Its first word counts flows for which it had no room: whoever asks for a flow there and does not find it cannot know. Each
+//! A bucket is a cache line. Its first word counts flows for which it had no room: who asks for a flow there and does not find it cannot know. Each
 //! other word is a flow, or zero: the upper 31 bits of its hash, one bit that says whether it is translated, and its place in the flow table plus one.
 //! A flow is named by the keyed hash of its 4-tuple without VLAN tags, since the two directions of a connection may bear different ones.
 

@@ -268,8 +268,8 @@ impl Machine {
         self.end_all();
         // Pinned, the boxes of several machines would share a core.
         let line = line.replacen("synproxy ", "synproxy --no-pin ", 1);
-        // What commands before it may have left.
-        let _ = self.run(None, "for i in eth0 eth1; do ip link set $i up mtu 1500; done");
+        // What commands before it, and the box before, may have left: a box of this page takes over nothing.
+        let _ = self.run(None, "rm -rf /run/synproxy/*/; for i in eth0 eth1; do ip link set $i up mtu 1500; done");
         self.leave_running(None, &line)?;
         self.running = Some(line);
         let through =

@@ -9,10 +9,12 @@ use nix::unistd::Pid;
 use pktio::failure::Rehearsal;
 use pktio::{FailurePlan, OnFailure};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcpstate::wire::{FlowKey, Parsed};
@@ -59,15 +61,45 @@ struct Connections {
     translated: TcpStream,
     passed: TcpStream,
     _servers: [traffic::Server; 2],
+    over: Arc<AtomicBool>,
+}
+
+/// Nothing tells the far ends that a connection is over when there is no box.
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers every byte with itself until the client has finished or it is over.
+fn echo_until(over: &Arc<AtomicBool>) -> impl Fn(TcpStream) -> io::Result<()> + Send + Sync + use<> {
+    let over = Arc::clone(over);
+    move |mut stream| {
+        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut buffer = [0; 256];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(got) => stream.write_all(&buffer[..got])?,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if over.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 impl Connections {
     fn open(rig: &Rig) -> Self {
-        let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+        let over = Arc::default();
+        let server = rig.server.serve(netns::SERVER_V4, 0, echo_until(&over));
         let translated = rig.client.connect(server.address).expect("connecting from the WAN");
-        let client = rig.client.serve(netns::CLIENT_V4, 0, traffic::echo);
+        let client = rig.client.serve(netns::CLIENT_V4, 0, echo_until(&over));
         let passed = rig.server.connect(client.address).expect("connecting from the LAN");
-        let it = Self { translated, passed, _servers: [server, client] };
+        let it = Self { translated, passed, _servers: [server, client], over };
         assert!(echoes(&it.translated, b"one.", LONG) && echoes(&it.passed, b"one.", LONG));
         it
     }
@@ -110,6 +142,7 @@ fn a_stopped_box_bridges_what_it_does_not_translate_and_takes_it_up_again() {
         for stream in [&connections.translated, &connections.passed, &meanwhile] {
             assert!(echoes(stream, b"more", LONG));
         }
+        drop((meanwhile, server));
         let report = proxy.stop();
         assert!(report.status.success(), "{report:?}");
         assert!(report.figure("worker failed, times").is_some_and(|times| times > 0), "{:?}", report.log);
@@ -165,6 +198,7 @@ fn a_killed_box_leaves_its_program_which_the_next_start_replaces_and_a_clean_end
         let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
         let stream = rig.client.connect(server.address).expect("the next box is at work");
         assert!(echoes(&stream, b"new.", LONG));
+        drop((stream, server));
         assert!(proxy.stop().status.success());
         assert_eq!(programs(&rig), 0, "{next:?}");
     }

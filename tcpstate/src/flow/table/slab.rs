@@ -238,7 +238,7 @@ struct Layout {
 const PRESENT: Layout =
     Layout { version: crate::flow::LAYOUT, bytes: size_of::<Flow>(), read: |bytes| Flow::read_from_bytes(bytes).ok() };
 
-/// The version before, which is converted. Whoever changes the record raises its version and puts the former layout here; a layout that no slab in a file ever
+/// The version before, which is converted. A change of the record raises its version and puts the former layout here; a layout that no slab in a file ever
 /// had needs none.
 const FORMER: Option<Layout> = None;
 
