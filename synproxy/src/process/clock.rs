@@ -1,5 +1,6 @@
 //! The clocks of a worker: monotonic time, which goes on while the machine sleeps, real time beside it, and the thread's own computing time.
 
+use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use tcpstate::{CookieClock, Instant};
@@ -22,7 +23,7 @@ pub fn cookie_clock() -> CookieClock {
         let before = now();
         let real = clock_gettime(ClockId::CLOCK_REALTIME).expect("CLOCK_REALTIME is always there");
         // Before 1970 it is 1970.
-        let real = Duration::try_from(real).map_or(0, |real| u64::try_from(real.as_micros()).unwrap_or(0));
+        let real = u64::try_from(real.num_microseconds()).unwrap_or(0);
         (now().since(before), CookieClock::showing(real, before))
     };
     // Of several pairs of readings the closest one: the thread may have slept between the two.

@@ -470,8 +470,8 @@ mod tests {
         let (number, _) = header.kept().unwrap();
         let (at, words) = (AT_KEPT[(number as usize + 1) % 2], kept(3).write(number + 1));
         header.set(at, 0);
-        for n in 1..KEPT {
-            header.set(at + n, words[n]);
+        for (n, &word) in words.iter().enumerate().skip(1) {
+            header.set(at + n, word);
             assert_eq!(header.examine(&EXPECTED).unwrap().0.secrets.bytes(), &[2; 48]);
         }
         header.set(at, words[0]);

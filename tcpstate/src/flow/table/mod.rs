@@ -1065,7 +1065,7 @@ mod tests {
                 let ids: Vec<_> = table.slice(0, u32::MAX).0.map(|(id, _)| id).collect();
                 for id in ids {
                     let n = table.key(id).wan[3];
-                    assert_eq!((owner(n, workers), table.redirected(id).is_some()), (worker, n % 10 == 0));
+                    assert_eq!((owner(n, workers), table.redirected(id).is_some()), (worker, n.is_multiple_of(10)));
                 }
                 found.extend(contents(&table));
             }
