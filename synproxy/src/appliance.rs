@@ -145,9 +145,14 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         stop: stop.clone(),
         ..Options::default()
     };
-    let Some(opened) = open(lan, wan, &options, config.failures.port_loss)? else {
-        info!("ended by a signal before the interfaces were there");
-        return Ok(());
+    let opened = match open(lan, wan, &options, config.failures.port_loss) {
+        Ok(Some(opened)) => opened,
+        not_opened => {
+            if let Some(state) = state {
+                state.abandon_if_new();
+            }
+            return not_opened.map(|_| info!("ended by a signal before the interfaces were there"));
+        }
     };
     let Opened { mut guard, pairs, spread, .. } = opened;
     let flow_maps = match &options.failure {

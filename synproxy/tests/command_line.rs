@@ -60,6 +60,12 @@ fn each_end_has_its_status_and_one_clear_line() {
         assert!(said.starts_with(opening), "{arguments:?}: {said}");
         assert!(output.stdout.is_empty(), "complaints go to stderr");
     }
+    // Nothing is left for a next process by one that has not come to its ports.
+    for base in ["/run/synproxy", "/dev/shm/synproxy"] {
+        for name in ["ring_a-b", "no-such-dev-lo"] {
+            assert!(!std::path::Path::new(base).join(name).exists(), "{base}/{name}");
+        }
+    }
 }
 
 #[test]

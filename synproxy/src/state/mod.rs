@@ -106,7 +106,6 @@ impl State {
         };
         let keep = config.state_keep.as_secs();
         let expected = Expected { ports: identity(ports), boot: header::boot(), keep, now: clock::now() };
-        store.tidy(|words| header::is_left(words, expected.boot, keep, expected.now));
         let examined = if fresh { Err(Refused::None) } else { header.examine(&expected) };
         let (kept, found) = match examined {
             Ok((kept, generation, age)) => (kept, Some(Found { generation, age, layout: header.layout() })),
@@ -138,6 +137,8 @@ impl State {
         workers: usize,
         strategy: Option<&Strategy>,
     ) -> Result<(Vec<Memory>, Takeover), RegionError> {
+        let Expected { boot, keep, now, .. } = self.expected;
+        self.store.tidy(|words| header::is_left(words, boot, keep, now));
         let shape = Shape::of(share);
         let wanted = Wanted { share, workers, shape, strategy, steering: steering(strategy, workers) };
         let Some(found) = self.found.take() else {
@@ -244,6 +245,13 @@ impl State {
         let memories = tables.into_iter().map(|tables| tables.adopt(wanted.share)).collect::<Result<_, _>>()?;
         self.header.commit(1);
         Ok(memories)
+    }
+
+    /// Leaves nothing of a state that this process has begun: it has not come to use it. One that another process has left stays for the next.
+    pub fn abandon_if_new(self) {
+        if self.found.is_none() {
+            self.abandon();
+        }
     }
 
     /// Leaves nothing of it.
