@@ -184,7 +184,7 @@ fn answered_by_cookies(rig: fn() -> Rig, rates: &[u64], most: usize) {
             assert_eq!((modes[0].mode.as_str(), modes[0].now.as_str(), modes[0].switches), ("auto", "cookie", 1));
             let line = log.iter().filter(|line| line.contains("mode of everybody: cookie instead of pass")).count();
             assert_eq!(line, 1, "{log:#?}");
-            // A million a second are more than the link delivers without loss, to the honest as to others.
+            // So many are more than the link delivers without loss, to the honest as to others.
             // 50 ms are promised where there is a core for the box. How many SYNs reach the server does not depend on it.
             if *took <= SLOWEST && (honest.is_empty() || rate > MOST_BY_SOCKETS) {
                 break;
