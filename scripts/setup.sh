@@ -18,6 +18,7 @@ ethtool          # offloads of the end hosts on veth
 procps           # sysctl, for the namespaces
 iputils-ping     # the demo and the ping tests
 netcat-openbsd   # the demo and the nc tests
+libcap2-bin      # setcap, which synproxy doctor names
 tcpdump          # a reader of an interface, which synproxy doctor is to find
 valgrind         # counts instructions for make bench-check
 nftables         # the kernel's SYNPROXY, which make bench sets beside ours
