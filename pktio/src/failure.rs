@@ -34,7 +34,7 @@ pub struct FailurePlan {
 
 /// A port whose frames somebody else bridges or drops while its worker does not take them.
 pub trait FailureSwitch {
-    /// From now on every flow of this worker is in the map. Before, no TCP segment passes without a worker, whoever it belongs to.
+    /// From now on every flow of this worker is in the map. Before, no TCP segment passes without a worker, whatever flow it belongs to.
     fn set_flows_entered(&mut self);
 
     /// How often this worker has failed so far, at either port. Two loads: it may be asked in every iteration.

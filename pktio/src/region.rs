@@ -326,7 +326,7 @@ fn bytes_of(words: usize) -> Result<usize, RegionError> {
     }
 }
 
-/// What keeps a memory file its size, whoever has its descriptor.
+/// The seals that keep a memory file its size for every holder of its descriptor.
 const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 
 /// How files are opened.

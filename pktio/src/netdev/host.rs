@@ -11,7 +11,7 @@
 //!
 //! Nothing of the NIC moves. A program at its egress hands what the stack sends to one end of a veth pair, whose other end is the box's LAN
 //! port; another program lets what the box sends there arrive as if the NIC had received it. What the box itself sends and receives by the
-//! NIC passes neither. So whoever manages the interface (a DHCP client, systemd-networkd, an operator) need not know of the box, and a
+//! NIC passes neither. So what manages the interface (a DHCP client, systemd-networkd, an operator) does not have to know of the box, and a
 //! connection that is open never loses its address.
 //!
 //! Until [`HostPort::engage`], and from the end of the process on, the program at the egress lets frames pass: the kernel empties a program
