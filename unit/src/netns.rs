@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::leftovers;
 use nix::sched::{CloneFlags, setns};
@@ -42,6 +42,21 @@ pub use relay::Relay;
 pub use tags::Tag;
 pub use tap::{Tap, TimedTap};
 pub use tcp_info::TcpInfo;
+
+/// Waits until `condition` holds, and returns how long that took. What a box publishes from time to time (its counters, the counts of its modes) is asked for
+/// so.
+///
+/// # Panics
+///
+/// If it does not hold within `patience`, with `what`.
+pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < patience, "not within {patience:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    begin.elapsed()
+}
 
 /// The client's addresses.
 pub const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));

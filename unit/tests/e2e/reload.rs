@@ -15,7 +15,7 @@ use control::{Client, Reply, Request};
 use harness::{leftovers, note, test};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
-use unit::netns::{self, Appliance, Backend, Rig, TcpInfo, program, traffic};
+use unit::netns::{self, Appliance, Backend, Rig, TcpInfo, program, traffic, within};
 
 /// How long a reload may take on a machine with other things to do.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -364,13 +364,7 @@ fn a_lost_link_is_passed_on_from_the_moment_that_the_file_says_so() {
         // A carrier cannot be read while the interface is down.
         rig.client.sh("cat /sys/class/net/c0/carrier 2>/dev/null || echo 0").trim() == "1"
     };
-    let until = |what: &str, wanted: bool| {
-        let begin = Instant::now();
-        while carrier() != wanted {
-            assert!(begin.elapsed() < PATIENCE, "{what}");
-            thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let until = |what: &str, wanted: bool| within(PATIENCE, what, || carrier() == wanted);
     let before = own.proxy.log().len();
     rig.server.sh("ip link set s0 down");
     own.logged(before, "lan0 has lost its link");
@@ -385,9 +379,7 @@ fn a_lost_link_is_passed_on_from_the_moment_that_the_file_says_so() {
     rig.server.sh("ip link set s0 up");
     until("the link is back", true);
     // What reports events has followed the file too.
-    let begin = Instant::now();
-    while !fs::read_to_string(&events).is_ok_and(|text| text.contains("link-changed")) {
-        assert!(begin.elapsed() < PATIENCE, "no event of the link");
-        thread::sleep(Duration::from_millis(10));
-    }
+    within(PATIENCE, "an event of the link", || {
+        fs::read_to_string(&events).is_ok_and(|text| text.contains("link-changed"))
+    });
 }
