@@ -97,8 +97,19 @@ impl World {
         self.ping_from("wan", LAN, count)
     }
 
+    /// How many of `count` pings from a host are answered, the last within five seconds.
     pub fn ping_from(&self, role: &str, target: Ipv4Addr, count: u32) -> u32 {
-        let arguments = format!("netns exec {} ping -n -q -i 0.02 -W 5 -c {count} {target}", self.namespace(role));
+        self.answered_within(5, role, target, count)
+    }
+
+    /// How many of `count` pings from a host are answered where hardly any should be, the last within a second.
+    pub fn strays(&self, role: &str, target: Ipv4Addr, count: u32) -> u32 {
+        self.answered_within(1, role, target, count)
+    }
+
+    fn answered_within(&self, seconds: u32, role: &str, target: Ipv4Addr, count: u32) -> u32 {
+        let namespace = self.namespace(role);
+        let arguments = format!("netns exec {namespace} ping -n -q -i 0.02 -W {seconds} -c {count} {target}");
         let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed");
         let text = String::from_utf8_lossy(&output.stdout);
         let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));

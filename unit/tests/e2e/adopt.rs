@@ -22,7 +22,7 @@ fn asks(stream: &TcpStream, question: u64) -> io::Result<()> {
 }
 
 /// Connections of both families and both directions that ran over the bridge before the proxy took its place.
-fn running_connections(rig: &Rig) -> Vec<(String, traffic::Server, TcpStream)> {
+fn running_connections(rig: &Rig) -> Vec<(String, TcpStream, traffic::Server)> {
     let openers: [(&str, &Namespace, &Namespace, [IpAddr; 2]); 2] = [
         ("from the WAN", &rig.client, &rig.server, ENDS.map(|(_, server)| server)),
         ("from the LAN", &rig.server, &rig.client, ENDS.map(|(client, _)| client)),
@@ -30,14 +30,10 @@ fn running_connections(rig: &Rig) -> Vec<(String, traffic::Server, TcpStream)> {
     let mut running = Vec::new();
     for (way, opener, acceptor, ips) in openers {
         for ip in ips {
-            let server = acceptor.serve(ip, 0, |stream| {
-                // Where nothing arrives any more, nobody is to wait long for the end.
-                stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-                traffic::echo(stream)
-            });
+            let server = acceptor.serve(ip, 0, traffic::echo);
             let stream = opener.connect(server.address).expect("connecting over the bridge");
             asks(&stream, 1).expect("asking over the bridge");
-            running.push((format!("{way}, {ip}"), server, stream));
+            running.push((format!("{way}, {ip}"), stream, server));
         }
     }
     running
@@ -57,13 +53,13 @@ fn connections_that_run_already_run_on() {
             thread::sleep(Duration::from_millis(100));
             rig.unbridge();
             let _proxy = Appliance::start(&rig, Backend::Driver, cache);
-            for (what, _, stream) in &running {
+            for (what, stream, _) in &running {
                 for question in 2..20 {
                     asks(stream, question).unwrap_or_else(|e| panic!("{what}, {cache}: question {question}: {e}"));
                 }
             }
             busy.join().expect("an exchange").unwrap_or_else(|e| panic!("busy, {cache}: {e}"));
-            for (what, _, stream) in &running {
+            for (what, stream, _) in &running {
                 stream.shutdown(Shutdown::Write).expect("finishing");
                 traffic::expect_end(stream).unwrap_or_else(|e| panic!("{what}, {cache}: the end: {e}"));
             }
@@ -77,9 +73,9 @@ fn without_grace_connections_that_run_already_do_not() {
     rig.bridge();
     let running = running_connections(&rig);
     rig.unbridge();
-    let _proxy = Appliance::start(&rig, Backend::Driver, "adopt_grace = 0;");
+    let proxy = Appliance::start(&rig, Backend::Driver, "adopt_grace = 0;");
     thread::scope(|scope| {
-        for (what, _, stream) in &running {
+        for (what, stream, _) in &running {
             scope.spawn(move || {
                 stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
                 let outcome = asks(stream, 2).map_err(|error| error.kind());
@@ -87,4 +83,7 @@ fn without_grace_connections_that_run_already_do_not() {
             });
         }
     });
+    // Where the ends hear of each other again they end.
+    drop(proxy);
+    rig.bridge();
 }

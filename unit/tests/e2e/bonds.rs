@@ -160,6 +160,8 @@ fn a_lost_member_takes_its_partner_along_and_connections_go_on() {
     // A bond sends by what is left.
     rig.client.sh("tc filter del dev c0 egress");
     type_on("by the other member");
+    // Their ends pass the box before it goes.
+    drop((stream, echo));
     let report = proxy.stop();
     assert!(report.status.success());
     assert!(

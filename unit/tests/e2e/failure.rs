@@ -446,7 +446,7 @@ fn clients_that_never_read_hold_nobody_up_and_take_no_more_than_their_places() {
     wait_for("an operator is answered", || {
         Client::connect(&socket).is_ok_and(|mut client| matches!(client.ask(&Request::Status), Ok(Reply::Status(_))))
     });
-    drop((unread, http));
+    drop((unread, http, stream, server));
     wait_for("their places are free", || held(proxy.pid()).0 <= before.0 + 2);
     assert!(proxy.stop().status.success());
 }
