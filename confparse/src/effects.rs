@@ -147,6 +147,7 @@ const EFFECTS: &[(Effect, &[&str])] = &[
         &["conntablesize", "halfopen_cache_max", "learnhashsize", "held_frames", "proved_sources", "ratehash.size"],
     ),
     (Restart("each worker has a queue of either port, which are opened at the start"), &["threadcount"]),
+    (Restart("the kernel's programs are attached when the ports are opened"), &["fast_path", "fast_path_flows"]),
     (Restart("the rings are made when the ports are opened"), &["ldp.netmap_nr_rx_slots", "ldp.netmap_nr_tx_slots"]),
     (Restart("the XDP program is loaded at the start, and the map of flows allocated"), &["on_failure"]),
     (Restart("it is opened at the start"), &["watchdog_device", "bypass_hook"]),

@@ -4,7 +4,7 @@
 //! but not explained.
 
 use crate::servers::Servers;
-use crate::{Account, Config, Control, LinkLoss, LogLevel, OnFailure, Poll, PortLoss, StateDir, Syslog};
+use crate::{Account, Config, Control, FastPath, LinkLoss, LogLevel, OnFailure, Poll, PortLoss, StateDir, Syslog};
 use core::net::{IpAddr, SocketAddr};
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -592,6 +592,23 @@ pub(crate) const KEYS: &[Key] = &[
         set: |config, value| config.shed = value == Value::Word("on"),
         get: |config| Some(Value::Word(if config.shed { "on" } else { "off" })),
     },
+    Key {
+        section: None,
+        name: "fast_path",
+        takes: Takes::Word(&["off", "tc"]),
+        unit: "",
+        help: "whether the kernel forwards established connections by itself",
+        idle: None,
+        set: |config, value| config.fast_path = if value == Value::Word("tc") { FastPath::Tc } else { FastPath::Off },
+        get: |config| {
+            Some(Value::Word(match config.fast_path {
+                FastPath::Off => "off",
+                FastPath::Tc => "tc",
+            }))
+        },
+    },
+    number!(None, "fast_path_flows", Takes::Number { min: 1, max: 1 << 20 }, "connections", fast_path_flows: usize, None,
+        "connections that the kernel can forward by itself at once"),
     Key {
         section: None,
         name: "link_loss",

@@ -98,6 +98,10 @@ pub struct Config {
     pub workers: usize,
     /// How a worker waits for frames (`poll`).
     pub poll: Poll,
+    /// Which established connections the kernel forwards by itself (`fast_path`).
+    pub fast_path: FastPath,
+    /// Connections that can be handed down to the kernel at once (`fast_path_flows`).
+    pub fast_path_flows: usize,
     /// Whether SYNs of unproved sources are left out while a worker cannot keep up (`shed`).
     pub shed: bool,
     /// What becomes of a port when the other one has lost its link (`link_loss`).
@@ -193,6 +197,8 @@ impl Default for Config {
             engine: tcpstate::Config::default(),
             workers: 1,
             poll: Poll::default(),
+            fast_path: FastPath::default(),
+            fast_path_flows: 16_384,
             shed: true,
             link_loss: LinkLoss::default(),
             failures: Failures::default(),
@@ -239,6 +245,16 @@ pub enum Poll {
     Busy,
     /// It sleeps whenever there is nothing to do.
     Interrupt,
+}
+
+/// Whether the kernel forwards established connections by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FastPath {
+    /// The workers forward everything.
+    #[default]
+    Off,
+    /// At the tc hook of packet ports, super-frames whole.
+    Tc,
 }
 
 /// What becomes of a port when the other one has lost its link.

@@ -77,7 +77,7 @@ pub struct Flow {
     /// VLAN identifiers of its frames, the outer tag first.
     pub vlan: Vec<u16>,
     /// The state: `syn-cached`, `server-syn-sent`, `server-tried`, `syn-sent`, `syn-received`, `unconfirmed`, `ack-withheld`, `window-pending`,
-    /// `established`, `fin-wait`, `last-ack`, `time-wait` or `reset`.
+    /// `established`, `handed-down`, `fin-wait`, `last-ack`, `time-wait` or `reset`.
     pub state: String,
     /// The state in words.
     pub status: String,

@@ -96,13 +96,6 @@ enum {
 // What the map says of a flow, one bit each: it is passed through; it is translated; it may be either.
 enum { IS_PASSED = 1, IS_TRANSLATED = 2, IS_UNKNOWN = 4 };
 
-INLINE u32 be32(const u8 *at)
-{
-    u32 word;
-    __builtin_memcpy(&word, at, 4);
-    return __builtin_bswap32(word);
-}
-
 // 1 if the word is not 0, without a branch: the verifier follows every branch by itself.
 INLINE u64 is_set(u64 word)
 {
@@ -117,8 +110,6 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
     u8 *data = (u8 *)(long)ctx->data;
     u8 *end = (u8 *)(long)ctx->data_end;
     u8 *at = data + 12;
-    // Both addresses, the LAN's in the upper half of each word, and the ports.
-    u64 words[5];
     u8 *tcp;
     int is_v6 = 0;
 
@@ -143,8 +134,6 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
         // Behind options, which may name another end; a fragment.
         if (ip[0] != 0x45 || (ip[6] & 0x3f) || ip[7])
             return OBSCURE;
-        u64 source = be32(ip + 12), destination = be32(ip + 16);
-        words[0] = is_wan ? destination << 32 | source : source << 32 | destination;
         tcp = ip + 20;
     } else if (type == 0x86dd) {
         if (ip + 40 > end || ip[0] >> 4 != 6)
@@ -172,11 +161,6 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
             return NO_SEGMENT;
         if (!is_bare)
             return OBSCURE;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u64 source = be32(ip + 8 + 4 * i), destination = be32(ip + 24 + 4 * i);
-            words[i] = is_wan ? destination << 32 | source : source << 32 | destination;
-        }
         is_v6 = 1;
         tcp = ip + 40;
     } else {
@@ -184,15 +168,7 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
     }
     if (tcp + 20 > end)
         return OBSCURE;
-    u64 source = tcp[0] << 8 | tcp[1], destination = tcp[2] << 8 | tcp[3];
-    u64 ports = is_wan ? destination << 48 | source << 32 : source << 48 | destination << 32;
-    if (is_v6) {
-        words[4] = ports;
-        *hash = siphash(flow_key0, flow_key1, words, 5);
-    } else {
-        words[1] = ports;
-        *hash = siphash(flow_key0, flow_key1, words, 2);
-    }
+    *hash = is_v6 ? name_v6(flow_key0, flow_key1, is_wan, ip + 8, tcp) : name_v4(flow_key0, flow_key1, is_wan, ip + 12, tcp);
     return SEGMENT;
 }
 

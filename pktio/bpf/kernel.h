@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// What every XDP program here needs of the kernel's declarations, so that clang alone can compile it.
+// What every program here needs of the kernel's declarations, so that clang alone can compile it.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -27,6 +27,18 @@ struct xdp_md {
     u32 rx_queue_index;
     u32 egress_ifindex;
 };
+
+INLINE u16 be16(const u8 *at)
+{
+    return at[0] << 8 | at[1];
+}
+
+INLINE u32 be32(const u8 *at)
+{
+    u32 word;
+    __builtin_memcpy(&word, at, 4);
+    return __builtin_bswap32(word);
+}
 
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u32 (*const get_prandom_u32)(void) = (void *)7;

@@ -10,6 +10,7 @@
 // Set by the loader: the workers, each of which owns the queue of its number.
 volatile const u32 owned_queues = 1;
 
+#include "sip.h"
 #include "shed.h"
 #include "fail.h"
 

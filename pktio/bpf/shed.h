@@ -75,42 +75,6 @@ struct {
     ATTRIBUTE(max_entries, 1 << 18);
 } samples SEC(".maps");
 
-INLINE u64 rotate(u64 x, int by)
-{
-    return x << by | x >> (64 - by);
-}
-
-INLINE void sip_round(u64 v[4])
-{
-    v[0] += v[1], v[1] = rotate(v[1], 13), v[1] ^= v[0], v[0] = rotate(v[0], 32);
-    v[2] += v[3], v[3] = rotate(v[3], 16), v[3] ^= v[2];
-    v[0] += v[3], v[3] = rotate(v[3], 21), v[3] ^= v[0];
-    v[2] += v[1], v[1] = rotate(v[1], 17), v[1] ^= v[2], v[2] = rotate(v[2], 32);
-}
-
-// SipHash-1-3 of `count` words.
-INLINE u64 siphash(u64 key0, u64 key1, const u64 *words, int count)
-{
-    u64 v[4] = {
-        key0 ^ 0x736f6d6570736575,
-        key1 ^ 0x646f72616e646f6d,
-        key0 ^ 0x6c7967656e657261,
-        key1 ^ 0x7465646279746573,
-    };
-#pragma unroll
-    for (int i = 0; i <= count; i++) {
-        u64 word = i < count ? words[i] : (u64)count << 59;
-        v[3] ^= word;
-        sip_round(v);
-        v[0] ^= word;
-    }
-    v[2] ^= 0xff;
-#pragma unroll
-    for (int i = 0; i < 3; i++)
-        sip_round(v);
-    return v[0] ^ v[1] ^ v[2] ^ v[3];
-}
-
 // A SYN: its source, and the fields that distinguish it from others.
 struct syn {
     u64 source[2];

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::failure::FailurePlan;
 use crate::netdev::{Changed, HostPort, Settings};
+use crate::packet::FastPath;
 use crate::xdp::{AttachedProgram, ShedSamples};
 
 /// Restores the interfaces when it is dropped: removes what leads this machine's own frames through the box, detaches the XDP programs, then puts the settings back, and lets other processes have them.
@@ -15,6 +16,7 @@ pub struct Guard {
     // Dropped in this order: as long as the XDP program is there, the stack receives nothing from the NIC.
     pub(crate) host: Option<HostPort>,
     pub(crate) programs: Vec<AttachedProgram>,
+    pub(crate) fast_path: Option<FastPath>,
     pub(crate) settings: Settings,
 }
 
@@ -26,7 +28,7 @@ impl Guard {
 
     /// A guard of these settings, with no program attached yet.
     pub(crate) fn of(settings: Settings) -> Guard {
-        Guard { host: None, programs: Vec::new(), settings }
+        Guard { host: None, programs: Vec::new(), fast_path: None, settings }
     }
 
     /// To be called when the workers have ended: what this machine sends leaves by its NIC again, if the LAN port was its own stack.
@@ -72,6 +74,11 @@ impl Guard {
     pub fn keep(&mut self) {
         self.programs.iter_mut().for_each(AttachedProgram::keep);
         self.settings.keep();
+    }
+
+    /// The fast path of packet ports, where it was asked for and works.
+    pub fn fast_path(&self) -> Option<&FastPath> {
+        self.fast_path.as_ref()
     }
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.

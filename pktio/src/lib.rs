@@ -58,6 +58,7 @@ pub use huge_pages::HugePageAllocator;
 pub use members::MOST_MEMBERS;
 pub use open::{Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone};
 pub use options::{Mode, Options};
+pub use packet::FastPath;
 pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};

@@ -14,7 +14,7 @@ use crate::members::{MOST_MEMBERS, Members};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
 use crate::options::{Mode, Options};
-use crate::packet::{PacketOptions, PacketPort};
+use crate::packet::{FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
@@ -206,6 +206,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
         });
     }
 
+    let wants_packet = wants_packet || options.fast_path > 0 && !wants_xdp;
     let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
     open_both(devices, [lan, wan], wanted, options)
 }
@@ -288,8 +289,8 @@ fn open_all(
 /// Opens a NIC as the WAN port, and this machine's own stack behind it as the LAN port.
 fn open_host(nic: &str, options: &Options) -> Result<Opened, OpenError> {
     let mut host = HostPort::new(nic, options.workers)?;
-    // AF_PACKET would see the frames that arrive at the stack a second time.
-    let options = Options { host: true, ..options.clone() };
+    // AF_PACKET would see the frames that arrive at the stack a second time; so there is no fast path of packet sockets.
+    let options = Options { host: true, fast_path: 0, ..options.clone() };
     let mut opened = open_both([host.port(), nic], [HOST, nic], Some(Wanted::Xdp), &options)?;
     // From here on the frames of both directions wait for the workers.
     host.engage()?;
@@ -390,7 +391,7 @@ fn open_interfaces(
 
     let sets = if wanted == Some(Wanted::Packet) {
         guard.settings.detach_left_programs();
-        open_packet(interfaces, options, notes)?
+        open_packet(interfaces, options, &mut guard, notes)?
     } else {
         match open_xdp(interfaces, options, &mut guard, notes) {
             Ok(sets) => sets,
@@ -415,7 +416,7 @@ fn open_interfaces(
                     None => notes.push(format!("AF_XDP was not taken: {reason}")),
                 }
                 guard.settings.detach_left_programs();
-                open_packet(interfaces, options, notes)?
+                open_packet(interfaces, options, &mut guard, notes)?
             }
         }
     };
@@ -583,7 +584,12 @@ fn attach(
 }
 
 /// AF_PACKET, which works everywhere.
-fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<String>) -> Result<Vec<Ports>, OpenError> {
+fn open_packet(
+    interfaces: &[&Interface],
+    options: &Options,
+    guard: &mut Guard,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Ports>, OpenError> {
     // A packet socket sends four bytes beyond the MTU and the Ethernet header, and those only for an outer 0x8100. The MTU stays as
     // the operator set it: changing it makes many links flap, and after a killed process it would rise with each start.
     for interface in interfaces {
@@ -599,7 +605,19 @@ fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<Str
             );
         }
     }
-    let packet = PacketOptions { ring_frames: options.frames_per_port / 2, ..PacketOptions::default() };
+    let mut fast_path = match interfaces {
+        [lan, wan] if options.fast_path > 0 => match FastPath::attach([lan, wan], options.fast_path) {
+            Ok(fast_path) => Some(fast_path),
+            Err(reason) => {
+                warn!("no fast path in the kernel: {reason}");
+                None
+            }
+        },
+        _ => None,
+    };
+    // What the kernel forwards passes the queueing discipline, and what the worker sends later must not overtake it.
+    let bypasses_qdisc = fast_path.is_none();
+    let packet = PacketOptions { ring_frames: options.frames_per_port / 2, bypasses_qdisc, ..PacketOptions::default() };
     let open = |interface: &&Interface| {
         let name = interface.name();
         PacketPort::open_queues(name, options.workers, &packet).map_err(|source| match source.raw_os_error() {
@@ -610,8 +628,23 @@ fn open_packet(interfaces: &[&Interface], options: &Options, notes: &mut Vec<Str
     let longest = interfaces.iter().map(|interface| interface.max_frame()).max().unwrap_or(0);
     let mut sets: Vec<Ports> =
         (0..options.workers).map(|_| (Vec::new(), heap_pool(interfaces.len(), longest, options))).collect();
-    for interface in interfaces {
-        for ((ports, _), port) in sets.iter_mut().zip(open(interface)?) {
+    let mut opened = interfaces.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    if let Some(joined) = &fast_path
+        && let Err(reason) = opened
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(side, ports)| ports.iter_mut().map(move |port| (side, port)))
+            .try_for_each(|(side, port)| port.join(joined, side))
+    {
+        warn!("no fast path in the kernel: {reason}");
+        fast_path = None;
+    }
+    if fast_path.is_some() {
+        notes.push("the kernel forwards established connections by itself (tc)".into());
+    }
+    guard.fast_path = fast_path;
+    for queues in opened {
+        for ((ports, _), port) in sets.iter_mut().zip(queues) {
             ports.push(Box::new(port));
         }
     }

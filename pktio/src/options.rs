@@ -37,6 +37,9 @@ pub struct Options {
     pub force: bool,
     /// Whether the WAN port is a NIC that this machine goes on using: [`open`](crate::open()) sets it for the LAN port `host`.
     pub host: bool,
+    /// Words of memory for the entries of a [`FastPath`](crate::FastPath); 0 for none. With it, ports that name no I/O backend are packet
+    /// sockets.
+    pub fast_path: usize,
     /// Ends the wait for links when it is set.
     pub stop: Arc<AtomicBool>,
 }
@@ -56,6 +59,7 @@ impl Default for Options {
             spread: None,
             force: false,
             host: false,
+            fast_path: 0,
             stop: Arc::default(),
         }
     }

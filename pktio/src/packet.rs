@@ -14,6 +14,7 @@
 //!
 //! Offloads and the state of the interface are up to `netdev`.
 
+mod fast_path;
 mod ring;
 mod socket;
 
@@ -22,11 +23,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::{Batch, Frame};
 use crate::offload::{self, MAX_HEADERS, Offload, Plan, SUPER_FRAME, VNET_HEADER};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
+pub use fast_path::FastPath;
 use ring::{Ring, Slot, TPACKET_V2};
 use socket::{Device, Membership};
 
@@ -39,11 +42,13 @@ pub struct PacketOptions {
     pub transmit_frames: usize,
     /// Receive what is addressed to others; the kernel ends this with the socket.
     pub promiscuous: bool,
+    /// Send past the interface's queueing discipline.
+    pub bypasses_qdisc: bool,
 }
 
 impl Default for PacketOptions {
     fn default() -> Self {
-        PacketOptions { ring_frames: 2048, transmit_frames: 512, promiscuous: true }
+        PacketOptions { ring_frames: 2048, transmit_frames: 512, promiscuous: true, bypasses_qdisc: true }
     }
 }
 
@@ -67,6 +72,8 @@ pub struct PacketPort {
     statistics: PortStatistics,
     /// The kernel resets its count of drops when it is read.
     ring_drops: Cell<u64>,
+    /// The frames and bytes that the kernel forwards past this port; of one of an interface's ports.
+    forwarded: Option<[&'static AtomicU64; 2]>,
 }
 
 /// Where the bytes of a received frame lie, and the tag to be restored in them.
@@ -154,6 +161,19 @@ impl PacketPort {
         Ok(ports)
     }
 
+    /// From now on the fast path decides which frames of this port of `side` come to it, and forwards the others.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt(2)`.
+    pub(crate) fn join(&mut self, fast_path: &FastPath, side: usize) -> io::Result<()> {
+        fast_path.sort(side, &self.receiver)?;
+        if self.index == 0 {
+            self.forwarded = Some(fast_path.forwarded(side));
+        }
+        Ok(())
+    }
+
     /// A bound port that receives nothing yet.
     fn bind(device: &Device, index: usize, options: &PacketOptions) -> io::Result<PacketPort> {
         // Room for two tags behind the 14 bytes of the header.
@@ -177,7 +197,8 @@ impl PacketPort {
         }
         let sender = socket::open()?;
         // Without the bypass frames still go out, through the interface's queueing discipline.
-        let _ = socket::set(&sender, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1);
+        let bypasses_qdisc = i32::from(options.bypasses_qdisc);
+        let _ = socket::set(&sender, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &bypasses_qdisc);
         socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(8 << 20))
             .or_else(|_| socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUF, &(8 << 20)))?;
         // Protocol 0: this socket receives nothing.
@@ -195,6 +216,7 @@ impl PacketPort {
             index: index as u32,
             statistics: PortStatistics::default(),
             ring_drops: Cell::new(0),
+            forwarded: None,
         })
     }
 
@@ -415,6 +437,10 @@ impl Port for PacketPort {
         self.send_queued(pool);
     }
 
+    fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     fn poll_fd(&self) -> Option<RawFd> {
         Some(self.receiver.as_raw_fd())
     }
@@ -434,6 +460,8 @@ impl Port for PacketPort {
         if socket::get(&self.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut kernel).is_ok() {
             self.ring_drops.set(self.ring_drops.get() + u64::from(kernel.tp_drops));
         }
-        PortStatistics { receive_full: self.ring_drops.get(), ..self.statistics }
+        let [forwarded, forwarded_bytes] =
+            self.forwarded.map_or([0; 2], |counts| counts.map(|n| n.load(Ordering::Relaxed)));
+        PortStatistics { receive_full: self.ring_drops.get(), forwarded, forwarded_bytes, ..self.statistics }
     }
 }

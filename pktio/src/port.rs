@@ -54,6 +54,11 @@ pub trait Port: Send {
         false
     }
 
+    /// Frames accepted by [`transmit`](Port::transmit) that the kernel has not taken yet, in a port that a [`FastPath`](crate::FastPath) may serve.
+    fn waiting(&self) -> usize {
+        0
+    }
+
     /// The port's filter for load shedding; `None` when it has none, and the worker has to filter what it receives.
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         None
@@ -103,6 +108,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn is_backlogged(&self) -> bool {
         (**self).is_backlogged()
+    }
+
+    fn waiting(&self) -> usize {
+        (**self).waiting()
     }
 
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
@@ -202,6 +211,10 @@ pub struct PortStatistics {
     pub super_frames: u64,
     /// Super-frames dropped because the port cannot cut them: of an unknown kind, or with headers that contradict each other.
     pub uncut: u64,
+    /// Frames that the kernel has forwarded from this port to the other one by itself ([`FastPath`](crate::FastPath)), super-frames counted once.
+    pub forwarded: u64,
+    /// Their bytes.
+    pub forwarded_bytes: u64,
     /// What the kernel counts of the rings of an AF_XDP socket; zero where the port has none.
     pub rings: RingStatistics,
 }
@@ -249,6 +262,8 @@ impl Add for PortStatistics {
             checksums_completed: self.checksums_completed + other.checksums_completed,
             super_frames: self.super_frames + other.super_frames,
             uncut: self.uncut + other.uncut,
+            forwarded: self.forwarded + other.forwarded,
+            forwarded_bytes: self.forwarded_bytes + other.forwarded_bytes,
             rings: self.rings + other.rings,
         }
     }

@@ -33,7 +33,7 @@ use crate::process::{clock, restore, service_manager, settings, supervise};
 use crate::state::{self, Keeper, State, StateWatch, Takeover};
 use ::control::{Event, LogLevel, Role};
 use clap::FromArgMatches;
-use confparse::{Config, Control, LinkLoss, Poll, PortLoss, StateDir};
+use confparse::{Config, Control, FastPath, LinkLoss, Poll, PortLoss, StateDir};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
@@ -142,6 +142,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         spread,
         force: arguments.force,
         failure: Some(failure_plan(config, &secrets, arguments.bypass)),
+        fast_path: words_to_hand_down(config, arguments.bypass),
         stop: stop.clone(),
         ..Options::default()
     };
@@ -195,6 +196,14 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let samples = guard.take_shed_samples();
+    let are_packet = pairs.iter().all(|pair| pair.lan.capabilities().backend == "packet");
+    if config.fast_path != FastPath::Off && !arguments.bypass && !are_packet {
+        warn!("fast_path: the workers forward everything, since the ports are not packet sockets");
+    }
+    let fast_path = guard.fast_path().map(|fast_path| {
+        fast_path.set_keys(secrets.hash_keys());
+        fast_path.words()
+    });
     let (sender, inbox) = events::channel();
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss, config.failures.port_loss);
     let changed = supervisor.clone();
@@ -232,6 +241,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             drop(proxy.set_lists(lists.clone()));
             if let Some(&words) = flow_maps.get(number) {
                 proxy.publish_flows(Words::from(words));
+            }
+            if let Some(words) = fast_path {
+                proxy.hand_down_in(Words::from(words));
             }
             proxy
         };
@@ -366,6 +378,14 @@ fn say_what_cannot_fail_open(pairs: &[Pair], config: &Config) {
     let backend = pair.lan.capabilities().backend;
     if backend != "xdp" {
         warn!("{backend} passes nothing while no worker takes frames, whatever `on_failure` says: only AF_XDP can");
+    }
+}
+
+/// Words of memory for the connections that the kernel may forward by itself.
+fn words_to_hand_down(config: &Config, bypass: bool) -> usize {
+    match config.fast_path {
+        FastPath::Tc if !bypass => Proxy::words_to_hand_down(config.fast_path_flows),
+        _ => 0,
     }
 }
 

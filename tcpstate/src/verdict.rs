@@ -238,6 +238,12 @@ crate::metrics! {
         OverSynAcks = "over-syn-acks",
         /// SYNs left unanswered because all SYN-ACKs of this second in the name of the server's port were sent.
         OverDestinationSynAcks = "over-destination-syn-acks",
+        /// Connections handed down to the kernel, which forwards their segments by itself.
+        HandedDown = "handed-down" in Connections,
+        /// Connections that the kernel handed up again, at a segment that it does not forward.
+        HandedUp = "handed-up" in Connections,
+        /// Connections that were not handed down because the map had no room for them.
+        NotHandedDown = "not-handed-down" in Connections,
         /// TCP segments from the LAN that were not dropped: forwarded, answered or held.
         LanSegment = "lan-segment",
         /// TCP segments from the WAN that were not dropped: forwarded, answered or held.

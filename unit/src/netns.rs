@@ -35,7 +35,7 @@ use harness::leftovers;
 use nix::sched::{CloneFlags, setns};
 use pktio::impair::Impairment;
 
-pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON, MIDDLES, stand};
+pub use appliance::{Appliance, Backend, CACHE_OFF, CACHE_ON, MIDDLES, Report, stand};
 pub use card::Card;
 pub use counters::Counters;
 pub use relay::Relay;

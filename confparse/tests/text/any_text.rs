@@ -3,8 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use confparse::{
-    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, Ldp, Level, LinkLoss,
-    LogLevel, OnFailure, Parsed, Poll, PortLoss, StateDir, Syslog, parse,
+    Account, ClientList, ClientLists, Complaint, Config, Control, Errors, Events, Failures, FastPath, Ldp, Level,
+    LinkLoss, LogLevel, OnFailure, Parsed, Poll, PortLoss, StateDir, Syslog, parse,
 };
 use core::num::NonZeroU32;
 use core::time::Duration;
@@ -343,7 +343,8 @@ prop_compose! {
         workers in 1..=64usize,
         (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
-        poll in select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]),
+        (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Tc])),
+        fast_path_flows in 1..=1usize << 20,
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,
         listen in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
@@ -396,7 +397,7 @@ prop_compose! {
             update_every,
             capacity,
         };
-        Config { engine, workers, poll, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, fast_path, fast_path_flows, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

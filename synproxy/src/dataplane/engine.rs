@@ -100,6 +100,15 @@ pub trait Engine {
         0
     }
 
+    /// Whether the worker is to say what has left, with [`Engine::has_left`].
+    #[inline]
+    fn awaits_leaving(&self) -> bool {
+        false
+    }
+
+    /// All frames that were to leave by this side's port so far have left it, or are lost.
+    fn has_left(&mut self, _: Side) {}
+
     /// SYNs from the WAN that it has processed, whatever the verdict.
     fn syns(&self) -> u64 {
         let counters = self.counters();
@@ -133,6 +142,15 @@ pub trait Engine {
 }
 
 impl Engine for Proxy {
+    #[inline]
+    fn awaits_leaving(&self) -> bool {
+        Proxy::awaits_leaving(self)
+    }
+
+    fn has_left(&mut self, by: Side) {
+        Proxy::has_left(self, by);
+    }
+
     #[inline]
     fn parse(&self, side: Side, head: &Head<'_>, meta: &mut Metadata) {
         Proxy::parse(self, side, head, meta);

@@ -545,6 +545,9 @@ impl<E: Engine> Worker<E> {
             self.pool.put(frame);
         }
         port.flush(&mut self.pool);
+        if self.engine.awaits_leaving() && port.waiting() == 0 {
+            self.engine.has_left(side);
+        }
         sent
     }
 

@@ -164,6 +164,11 @@ metrics! {
         SuperFrames = "super-frames" as "super-frames cut",
         /// Super-frames dropped because the port cannot cut them.
         Uncut = "uncut-super-frame" as "lost, uncut super-frame" lost "uncut-super-frame" was "uncut",
+        /// Frames that the kernel forwarded to the other port by itself, for connections that were handed down to it. A super-frame counts once. They are
+        /// not among the frames received and sent.
+        Forwarded = "kernel-forwarded" as "forwarded by the kernel, frames",
+        /// Bytes that the kernel forwarded to the other port by itself.
+        ForwardedBytes = "kernel-forwarded-bytes" in Bytes as "forwarded by the kernel, bytes",
     }
 }
 
@@ -192,6 +197,8 @@ impl PortMetric {
             checksums_completed,
             super_frames,
             uncut,
+            forwarded,
+            forwarded_bytes,
             // `RingMetric` has these.
             rings: _,
         } = *statistics;
@@ -216,6 +223,8 @@ impl PortMetric {
             PortMetric::ChecksumsCompleted => checksums_completed,
             PortMetric::SuperFrames => super_frames,
             PortMetric::Uncut => uncut,
+            PortMetric::Forwarded => forwarded,
+            PortMetric::ForwardedBytes => forwarded_bytes,
         }
     }
 }

@@ -41,8 +41,13 @@ const BOTH_ACCURATE: FlowFlags = FlowFlags::ACCURATE.and(FlowFlags::ACCURATE_LAN
 
 /// Whether both ends negotiated classic ECN.
 #[inline(always)]
-fn is_classic(flow: &Flow) -> bool {
+pub fn is_classic(flow: &Flow) -> bool {
     flow.among(BOTH.and(BOTH_ACCURATE)) == BOTH
+}
+
+/// Whether [`needs_no_change`] holds for every segment of a flow, or at least for those without mark or CWR.
+pub fn is_plain_or_classic(flow: &Flow) -> bool {
+    is_classic(flow) || !flow.is(WATCHED)
 }
 
 /// Whether both ends negotiated accurate ECN.

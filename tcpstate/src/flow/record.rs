@@ -341,6 +341,11 @@ impl Flow {
                 self.set(FlowFlags::PROXIED, true);
             }
             State::SynSent | State::SynReceived | State::Unconfirmed => self.set(FlowFlags::PROXIED, false),
+            State::HandedDown => {
+                // The numbers that the kernel has followed since are lost.
+                self.state = self.state_by_fins() as u8;
+                self.set(FlowFlags::UNJUDGED, true);
+            }
             State::Free | State::Reset => {}
         }
     }

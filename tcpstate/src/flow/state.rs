@@ -36,11 +36,13 @@ pub enum State {
     /// A client has proved itself by resetting what our SYN-ACK opened, as a check that never acknowledges does. The box has sent its SYN to the server
     /// to learn what that client would have met without it.
     ServerTried = 13,
+    /// Both ends may send, and the kernel forwards their segments by itself.
+    HandedDown = 14,
 }
 
 impl State {
     /// Every state a connection can be in.
-    pub const ALL: [State; 13] = [
+    pub const ALL: [State; 14] = [
         State::SynCached,
         State::ServerSynSent,
         State::AckWithheld,
@@ -54,6 +56,7 @@ impl State {
         State::TimeWait,
         State::Reset,
         State::ServerTried,
+        State::HandedDown,
     ];
 
     /// The state a byte of a record stands for; `None` for a byte that stands for none.
@@ -75,6 +78,7 @@ impl State {
             11 => State::TimeWait,
             12 => State::Reset,
             13 => State::ServerTried,
+            14 => State::HandedDown,
             _ => return None,
         })
     }
@@ -96,6 +100,7 @@ impl State {
             State::TimeWait => "time-wait",
             State::Reset => "reset",
             State::ServerTried => "server-tried",
+            State::HandedDown => "handed-down",
         }
     }
 
@@ -109,7 +114,9 @@ impl State {
             "opening-sent" => &[State::SynSent],
             "opening-answered" => &[State::SynReceived],
             // Operators' name for these, which the box now tells apart by what it still owes to one of the ends.
-            "established" => &[State::AckWithheld, State::WindowPending, State::Unconfirmed, State::Established],
+            "established" => {
+                &[State::AckWithheld, State::WindowPending, State::Unconfirmed, State::Established, State::HandedDown]
+            }
             "closing" => &[State::FinWait, State::LastAck],
             _ => Self::ALL.iter().position(|state| state.label() == name).map_or(&[], |at| &Self::ALL[at..=at]),
         }
@@ -138,6 +145,9 @@ impl State {
                 | (Established, LastAck)
                 | (LastAck, TimeWait)
                 | (AckWithheld | WindowPending | SynSent | SynReceived | Established | FinWait | LastAck | TimeWait, Reset)
+                // The kernel forwards its segments, until one comes that it does not forward.
+                | (Established, HandedDown)
+                | (HandedDown, Established | FinWait | LastAck | Reset)
                 // The RST was forged: its receiver acknowledges more than the RST's number.
                 | (Reset, Established | FinWait | LastAck | TimeWait)
                 // Every record is freed in the end.
@@ -152,6 +162,7 @@ impl State {
             State::AckWithheld
                 | State::WindowPending
                 | State::Established
+                | State::HandedDown
                 | State::FinWait
                 | State::LastAck
                 | State::TimeWait

@@ -93,6 +93,12 @@ impl Projection {
         self
     }
 
+    /// The numbers that a projection of a flow whose server has no key of its own goes by: the sequence delta, the timestamp delta, the first TSval of
+    /// the server itself, and how far its clock has gone since.
+    pub(crate) fn numbers(&self) -> (u32, u32, u32, u32) {
+        (self.seq[Side::Lan].shift(0), self.ts[Side::Lan].shift(0), self.ts_base, self.ts_elapsed)
+    }
+
     /// What leads back: applied to a segment from the same side that was translated, it restores what its sender wrote, but for what the
     /// translation lost (low bits of a window, blanked options, echoes from before `ts_base`) or inserted.
     #[must_use]

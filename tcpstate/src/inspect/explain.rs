@@ -74,6 +74,7 @@ impl Proxy {
             quotas: self.quotas.excerpt(&key, own, table.capacity()),
             sweep: None,
             table,
+            handed_down: self.handed_down.excerpt(found.map_or(hash, |id| self.table[id].hash())),
             candidates,
             unproved,
             inspection,

@@ -111,13 +111,19 @@ impl Proxy {
     }
 
     pub(crate) fn connection(&self, key: FlowKey, flow: &Flow, now: Instant) -> Connection {
+        let mut current = *flow;
+        // What the kernel forwards does not restart the timer in the record.
+        let last = if flow.is_in(State::HandedDown) { self.handed_down.merge(&mut current) } else { None };
+        let flow = &current;
         let end = |side| End {
             scale: flow.endpoint(side).scale().map(|scale| scale.get()),
             told: flow.endpoint(side).told().map(|scale| scale.get()),
             window: flow.granted(side).0,
             ttl: flow.endpoint(side).ttl,
         };
-        let left = (flow.deadline().wrapping_sub(tick(now)) as i32).max(0) as Ticks;
+        let left = |deadline: Ticks| (deadline.wrapping_sub(tick(now)) as i32).max(0) as Ticks;
+        let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
+        let left = left(flow.deadline()).max(last.map_or(0, |last| left(last.wrapping_add(lifetime))));
         // Where the timer waits for something else than the connection's end it does not show when the last segment came.
         let rests = !matches!(
             flow.state(),
@@ -130,8 +136,7 @@ impl Proxy {
             status: ConnectionStatus::of(flow),
             opened_by,
             age: duration(tick(now).wrapping_sub(flow.born)),
-            idle: rests
-                .then(|| duration(self.settings.profiles.of(flow.profile).of(flow.state()).saturating_sub(left))),
+            idle: rests.then(|| duration(lifetime.saturating_sub(left))),
             due: duration(left),
             endpoint: PerSide::new(end(Side::Lan), end(Side::Wan)),
             mss: flow.mss,

@@ -29,7 +29,9 @@ impl Lifetimes {
                 State::ServerTried => crate::proxy::TRY_REPEATED,
                 State::SynSent => timeouts.ul_syn_sent,
                 State::SynReceived => timeouts.ul_syn_rcvd,
-                State::AckWithheld | State::WindowPending | State::Established => timeouts.connected,
+                State::AckWithheld | State::WindowPending | State::Established | State::HandedDown => {
+                    timeouts.connected
+                }
                 State::FinWait => timeouts.one_fin,
                 State::LastAck => timeouts.both_fin,
                 State::TimeWait => timeouts.time_wait,

@@ -368,6 +368,7 @@ impl Proxy {
         if (side == Side::Lan || speaks) && self.table[id].held != 0 {
             self.release_held(id);
         }
+        self.hand_down(id, ctx.now);
     }
 
     /// Translates a segment, if its flow is one of ours, and passes it.

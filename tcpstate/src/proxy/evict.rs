@@ -110,7 +110,7 @@ impl Kind {
             State::ServerSynSent => Some(Kind::ServerSynSent),
             State::SynSent | State::SynReceived if flow.is(FlowFlags::UNJUDGED) => Some(Kind::Closing),
             State::SynSent | State::SynReceived | State::Unconfirmed | State::ServerTried => Some(Kind::Opening),
-            State::Free | State::FinWait | State::LastAck => None,
+            State::Free | State::HandedDown | State::FinWait | State::LastAck => None,
         }
     }
 
@@ -319,6 +319,7 @@ impl Proxy {
 
     /// Ends a flow before its time: whether it has ended. Those who take it for a connection get a reset; while no frame is spare for that it stays.
     pub(super) fn evict(&mut self, id: Id, event: Event, egress: &mut impl Egress) -> bool {
+        self.refresh(id);
         match Kind::of(&self.table[id]) {
             Some(Kind::Closing | Kind::SynCached | Kind::Opening) => self.forget(id),
             Some(Kind::ServerSynSent) => self.abort(id, egress),
@@ -396,7 +397,11 @@ impl Proxy {
         }));
         let inspected = |id: Id| if self.table[id].is_in(State::Free) { Table::GONE.0 } else { place(id) };
         let inspection = if is_pressed { self.inspection.excerpt(&self.table, inspected) } else { Inspection::none() };
-        (self.table.excerpt(&ids), candidates, inspection)
+        let mut table = self.table.excerpt(&ids);
+        for &id in ids.iter().filter(|&&id| self.table[id].is_in(State::HandedDown)) {
+            table.update(place(id), |flow| self.handed_down.merge(flow));
+        }
+        (table, candidates, inspection)
     }
 
     /// Removes a flow; neither end gets a segment.
@@ -406,6 +411,9 @@ impl Proxy {
         }
         if self.quotas.is_counted(id.0) {
             self.discount(id);
+        }
+        if self.table[id].is_in(State::HandedDown) {
+            self.handed_down.give_up(self.table[id].hash());
         }
         self.table.remove(id);
     }

@@ -40,6 +40,7 @@ impl Proxy {
             let action = if passes { Action::Pass } else { self.settings.policy.rule(&quote.key).icmp_errors };
             return self.on_unmatched_icmp(action);
         };
+        self.refresh(id);
         if self.is_untouched(id) {
             if self.table[id].is_in(State::SynSent) && quote.checksums_hold(head) {
                 self.note_error_while_syn_sent(side, id, quote, head, now);

@@ -364,6 +364,7 @@ impl Proxy {
 
     /// Inspects a flow: what it is as a candidate, if it may give way; and notes how far it has got.
     fn inspect(&mut self, id: Id, now: Instant) -> Option<Candidate> {
+        self.refresh(id);
         let flow = &self.table[id];
         if Kind::of(flow) == Some(Kind::Closing) {
             let (share, event) = (self.share(&self.table.key(id)), Event::EvictedClosing);
@@ -439,7 +440,7 @@ impl Proxy {
     /// For how long no segment of a flow has restarted its timer.
     fn quiet(&self, flow: &Flow, now: Ticks) -> Ticks {
         match flow.state() {
-            State::Established | State::FinWait | State::LastAck | State::Reset => {
+            State::Established | State::HandedDown | State::FinWait | State::LastAck | State::Reset => {
                 let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
                 let left = flow.deadline().wrapping_sub(now) as i32;
                 lifetime.saturating_sub(left.max(0) as Ticks)

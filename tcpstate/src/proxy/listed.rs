@@ -178,6 +178,7 @@ fn counts(flow: &Flow) -> bool {
             | State::AckWithheld
             | State::WindowPending
             | State::Established
+            | State::HandedDown
             | State::FinWait
             | State::LastAck => true,
             State::Reset => flow.is_reset_in_doubt(),

@@ -2,7 +2,7 @@
 //! `client_handshake` (a client's SYN and its proof), `server_handshake` (the SYN to the server and its answer), `refusal` (ports that let nobody
 //! in), `passthrough` (connections
 //! from the LAN, and what else passes unchanged), `untouched` (connections of destinations whose mode passes them), `crossing` (both ends open at once), `asymmetric` (one direction is
-//! not seen), `established`, `icmp` (errors), `adoption` (segments without
+//! not seen), `established`, `handed_down` (connections that the kernel forwards), `icmp` (errors), `adoption` (segments without
 //! a flow), `evict` and `idle` (which flow gives way when the table is full), and `listed` (lists of clients and limits on
 //! connections).
 
@@ -13,6 +13,7 @@ mod context;
 mod crossing;
 mod established;
 pub(crate) mod evict;
+pub(crate) mod handed_down;
 mod icmp;
 mod idle;
 mod listed;
@@ -60,6 +61,7 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
+use handed_down::HandedDown;
 use idle::Inspection;
 use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
@@ -281,6 +283,8 @@ pub struct Proxy {
     pub(crate) unproved: UnprovedFlows,
     pub(crate) inspection: Inspection,
     pub(crate) caches: Caches,
+    /// What the kernel forwards.
+    pub(crate) handed_down: HandedDown,
     /// What counts for limits on connections and SYN-ACKs.
     pub(crate) quotas: Quotas,
     /// Up to where the table was searched for connections of blocked clients, while it is.
@@ -342,6 +346,7 @@ impl Proxy {
             quotas: Quotas::new(&policy.limits, table.capacity(), keys, quotas),
             sweep: None,
             table,
+            handed_down: HandedDown::none(),
             caches: Caches {
                 cookies: Cookies::new(&policy.tables, secrets.pair(1), policy.clock, now),
                 server_options: ServerOptions::new(servers, &policy, keys),
@@ -654,6 +659,10 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let kind = segment.kind();
+        let handed_down = found.filter(|&id| self.table[id].is_in(State::HandedDown)).map(|id| {
+            self.refresh(id);
+            (id, self.table[id].hash(), handed_down::name_of(segment, head))
+        });
         if found.is_none()
             && kind != Kind::Syn
             && let Some(moved) = self.find_answered_segment(side, segment, meta.hash, head, now)
@@ -694,6 +703,9 @@ impl Proxy {
                 (Some((id, _)), ..) => self.on_established(ctx, id),
             },
         };
+        if let Some((id, hash, name)) = handed_down {
+            self.settle_handed_down(id, hash, side, name, now);
+        }
         if segment.fragmented && verdict == Verdict::Forward {
             self.note_first_fragment(side, segment, head, now);
         }
@@ -704,6 +716,7 @@ impl Proxy {
     /// returns true when more is due already.
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.caches.cookies.advance(now);
+        self.handed_down.clock = tick(now);
         if self.sweep.is_some() && self.continue_sweep(egress) {
             return true;
         }
@@ -903,6 +916,7 @@ impl Proxy {
             State::ServerTried => self.continue_try(id, now, egress),
             State::AckWithheld => self.send_withheld_ack(id, now, egress),
             State::WindowPending => self.repeat_update(id, now, egress),
+            State::HandedDown if self.is_alive_below(id, now) => {}
             _ => {
                 self.counters.count(Event::Expired);
                 self.forget(id);
@@ -932,6 +946,9 @@ impl Proxy {
         let state = self.table.follow_state(id, change);
         if state == former {
             return;
+        }
+        if former == State::HandedDown {
+            self.handed_down.give_up(self.table[id].hash());
         }
         if matches!(state, State::TimeWait | State::Reset) {
             self.remember_candidate(id);

@@ -412,7 +412,7 @@ struct Flows {
     #[arg(long, value_name = "PORT")]
     wan_port: Option<u16>,
     /// Only connections in this state: syn-cached, server-syn-sent, server-tried, syn-sent, syn-received, unconfirmed, ack-withheld,
-    /// window-pending, established, fin-wait, last-ack, time-wait or reset
+    /// window-pending, established, handed-down, fin-wait, last-ack, time-wait or reset
     #[arg(long)]
     state: Option<String>,
     /// At most N connections

@@ -167,6 +167,17 @@ pub fn send_more_headers(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Puts four bytes of options (NOPs) into the IPv4 header of every segment that the socket sends from now on, or leaves them out again.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_ip_options(socket: &impl AsFd, on: bool) -> io::Result<()> {
+    match on {
+        true => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1u8; 4]),
+        false => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[0u8; 0]),
+    }
+}
+
 /// Lets a client send data with its SYN, once it has a cookie of the server's (RFC 7413).
 ///
 /// # Errors

@@ -455,12 +455,17 @@ impl Drop for Core {
     }
 }
 
+/// The secrets of every world.
+pub fn secrets() -> Secrets {
+    Secrets::new(std::array::from_fn(|i| i as u8 * 5 + 1))
+}
+
 impl World {
     /// A world whose engine has this configuration.
     pub fn new(mode: Mode, config: &Config) -> World {
         // A second after an epoch began: no test meets a new secret unless it waits for one.
         let now = Instant::from_micros(5000 << 26) + Duration::from_secs(1);
-        let secrets = Secrets::new(std::array::from_fn(|i| i as u8 * 5 + 1));
+        let secrets = secrets();
         World(Rc::new(RefCell::new(Core {
             mode,
             proxy: Proxy::new(config, &secrets, now),

@@ -18,6 +18,7 @@ mod failure;
 mod field;
 mod flood;
 mod full_table;
+mod handed_down;
 mod host;
 mod interrupted;
 mod kicks;

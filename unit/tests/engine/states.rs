@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tcpstate::config::Handshake;
-use tcpstate::{Config, ConnectionStatus, Event, Side, State, Verdict};
+use tcpstate::{Config, ConnectionStatus, Event, Proxy, Side, State, Verdict, Words};
 use unit::script::{
     ACK, CLIENT_ISN, Complaint, ECE, FIN, Host, Mode, PSH, RST, SERVER_ISN, SYN, Seg, Terms, URG, World, ack, data,
     fin, fragment, icmp_error_raw, packet_of, read, rst, rst_ack, segment, syn, syn_ack, tcp_at,
@@ -78,6 +78,11 @@ const STAGES: &[Stage] = &[
     ("AckWithheld", "The server has sent its SYN-ACK; the client's round-trip time is unknown.", owed),
     ("WindowPending", "The box has sent the server its ACK; the client has sent nothing since.", window_pending),
     ("Established", "Either end has sent 200 bytes, 100 of which are acknowledged.", established),
+    (
+        "HandedDown",
+        "As Established, and the kernel forwards the usual segments of an end once what came before has left.",
+        handed_down,
+    ),
     (
         "Established, a new SYN answered",
         "A SYN with another number came, got a challenge ACK, and came again.",
@@ -268,6 +273,15 @@ fn window_pending() -> Scene {
 
 fn established() -> Scene {
     let mut scene = owed();
+    scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
+    exchange(&mut scene);
+    scene
+}
+
+fn handed_down() -> Scene {
+    let mut scene = owed();
+    let words = Words::zeroed(Proxy::words_to_hand_down(8));
+    scene.world.operate(|proxy, _| proxy.hand_down_in(words));
     scene.goes(Side::Wan, &ack(scene.wan.next, scene.wan.expected));
     exchange(&mut scene);
     scene
@@ -748,7 +762,8 @@ fn every_state_there_is_has_a_table() {
         | State::LastAck
         | State::TimeWait
         | State::Reset
-        | State::ServerTried => Some(state),
+        | State::ServerTried
+        | State::HandedDown => Some(state),
     };
     for state in State::ALL.into_iter().filter_map(name) {
         assert!(seen.contains(&state), "{state:?} has no table");

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// Established flows that the engine has handed down: where they lie, which of their segments the kernel forwards, and what it writes into
+// them. `tcpstate/src/proxy/handed_down.rs` defines the words and the protocol; `Projection` in `tcpstate/src/flow/translate.rs` defines what
+// becomes of a segment. Tests run this beside them.
+
+enum { LAN = 0, WAN = 1 };
+
+// How far beyond a window, and how far behind what was acknowledged, a segment is believed: `SLACK` and `FAR_BEHIND` in
+// `tcpstate/src/proxy/established.rs`. How far a timestamp clock may advance beyond the microseconds that have passed: `SMALL_STEP` there.
+enum { SLACK = 65535, FAR_BEHIND = 1 << 26, SMALL_STEP = 16 };
+
+enum { SLOTS = 8 };
+
+// The phases of an entry. In GOING_DOWN each direction is forwarded once what went up before has left; in the others everything goes up.
+enum { GOING_DOWN = 1, RETURNED = 2 };
+
+// Flags of an entry: the connection is translated; both ends use timestamps; both negotiated classic ECN.
+enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4 };
+
+// What is known of the end on one side, and of what it sends. A cache line that the program writes for the segments of this end alone.
+struct end {
+    // The number after the highest sent, the highest acknowledged, the last TSval: as the WAN counts.
+    u32 next;
+    u32 acked;
+    u32 ts_value;
+    // The last window field; and whether the kernel forwards what this end sends.
+    u16 window;
+    u16 is_down;
+    // The last segment that went up, and the last of these that has left the box, as the engine writes it.
+    u64 went_up;
+    u64 has_left;
+    u64 frames;
+    u64 bytes;
+    // CLOCK_BOOTTIME, in nanoseconds.
+    u64 last_seen;
+    // How far `next` and `acked` have left the box, as the engine writes it; 0 if nothing has.
+    u64 left;
+};
+
+struct entry {
+    u32 phase;
+    u32 flags;
+    u32 seq_delta;
+    u32 ts_delta;
+    u32 ts_base;
+    u32 ts_elapsed;
+    // The scales of LAN and WAN: the low four bits of each are its own, the high four those the other end reads by; 15 is none.
+    u8 scales[2];
+    u8 unused[6];
+    // The lower four bytes of the Ethernet addresses of LAN and WAN.
+    u32 macs[2];
+    u64 engine[3];
+    struct end ends[2];
+};
+
+struct bucket {
+    // The hash of the flow in each slot, or 0.
+    u64 tags[SLOTS];
+    struct entry entries[SLOTS];
+};
+
+// What a segment says, in its sender's numbers.
+struct segment {
+    u32 seq;
+    u32 ack;
+    u32 payload;
+    u16 window;
+    // Timestamps in the layout that every stack uses, the only option; or none.
+    u16 has_timestamps;
+    u32 ts_value;
+    u32 ts_echo;
+    // The TCP header is one that the short way takes, behind an IP header that it takes.
+    u32 is_common;
+    u32 is_marked;
+};
+
+// What is written into a segment.
+struct change {
+    // At offset 4 (from the LAN: the sequence number) or 8 (from the WAN: the acknowledgement number) of the TCP header.
+    u32 number;
+    u16 window;
+    // At offset 24 (from the LAN: TSval) or 28 (from the WAN: TSecr), if there are timestamps to be changed.
+    u16 moves_clock;
+    u32 clock;
+};
+
+// Whether a segment of the end on `side` follows what has left the box, so that no other of this end can be on its way: it begins where the data
+// that have left end, and acknowledges what the last acknowledged. What came between could only say the same again.
+INLINE int follows_what_has_left(const struct entry *entry, u32 side, const struct segment *segment)
+{
+    struct {
+        u32 next;
+        u32 acked;
+    } left;
+    u64 word = *(volatile u64 *)&entry->ends[side & 1].left;
+
+    __builtin_memcpy(&left, &word, 8);
+    return word && segment->payload && segment->seq + (side == LAN ? entry->seq_delta : 0) == left.next &&
+           segment->ack == left.acked;
+}
+
+INLINE int is_after(u32 number, u32 other)
+{
+    return (int)(number - other) > 0;
+}
+
+// Whether a number lies on the way from `first` to `last`, or not far behind.
+INLINE int is_near(u32 number, u32 first, u32 last)
+{
+    u32 from = first - FAR_BEHIND;
+    return number - from <= last - from;
+}
+
+INLINE u32 shift_of(u32 code)
+{
+    return code == 15 ? 0 : code > 14 ? 14 : code;
+}
+
+// A window field converted from the scale of its sender to that by which its receiver reads it.
+INLINE u16 rescale(u8 scales, u16 field)
+{
+    u32 own = scales & 15, told = scales >> 4;
+    if (own == told)
+        return field;
+    u32 window = (u32)field << shift_of(own);
+    u32 rescaled = window >> shift_of(told);
+    if (rescaled > 65535)
+        return 65535;
+    return rescaled || !window ? rescaled : 1;
+}
+
+// Names a segment among those of its sender. Two that are named alike are the same to their receiver, and so is their order. Never 0.
+INLINE u64 name_of(const struct segment *segment)
+{
+    u64 name = (u64)(segment->seq + segment->payload) << 32 | segment->ack;
+    name = name * 0x9e3779b97f4a7c15 + ((u64)segment->ts_value << 32 | segment->ts_echo);
+    name = (name ^ name >> 32) * 0x9e3779b97f4a7c15 + segment->window;
+    return name ? name : 1;
+}
+
+// Whether the kernel may forward a segment of the end on `side`: as `Proxy::forward_fast` decides it.
+INLINE int is_usual(const struct entry *entry, u32 side, const struct segment *segment)
+{
+    const struct end *own = &entry->ends[side & 1], *other = &entry->ends[!side];
+    u32 end = segment->seq + (side == LAN ? entry->seq_delta : 0) + segment->payload;
+    u32 granted = (u32)other->window << shift_of(entry->scales[!side] & 15);
+    return segment->is_common && (entry->flags & CLASSIC_ECN || !segment->is_marked) &&
+           is_near(end, other->acked, other->acked + granted + SLACK) && is_near(segment->ack, own->acked, other->next);
+}
+
+// What becomes of a segment on its way to the other side: `Projection::apply_common`.
+INLINE void project(const struct entry *entry, u32 side, const struct segment *segment, struct change *change)
+{
+    u32 flags = entry->flags;
+    u32 translated = flags & TRANSLATED;
+    u32 has_clock = translated && flags & TIMESTAMPS && segment->has_timestamps;
+
+    if (side == LAN) {
+        change->number = segment->seq + (translated ? entry->seq_delta : 0);
+        change->clock = segment->ts_value + entry->ts_delta;
+        change->moves_clock = has_clock;
+    } else {
+        change->number = segment->ack - (translated ? entry->seq_delta : 0);
+        u32 echo = segment->ts_echo;
+        // Until the client has a segment of the server it echoes our SYN-ACK, which the server never sent.
+        if (entry->ts_elapsed < 1 << 30 && is_after(entry->ts_base, echo))
+            echo = entry->ts_base;
+        change->clock = echo - entry->ts_delta;
+        // A TSecr of zero means "no echo", so there is nothing to translate.
+        change->moves_clock = has_clock && segment->ts_echo;
+    }
+    change->window = translated ? rescale(entry->scales[side & 1], segment->window) : segment->window;
+}
+
+// Writes what a segment says into its flow's entry, as `Proxy::forward_fast` does into its record.
+INLINE void follow(struct entry *entry, u32 side, const struct segment *segment, u64 now)
+{
+    struct end *own = &entry->ends[side & 1];
+    u32 end = segment->seq + (side == LAN ? entry->seq_delta : 0) + segment->payload;
+
+    if (segment->payload && is_after(end, own->next))
+        own->next = end;
+    if (!is_after(own->acked, segment->ack)) {
+        own->acked = segment->ack;
+        own->window = segment->window;
+    }
+    if (entry->flags & TIMESTAMPS && segment->has_timestamps) {
+        u32 value = segment->ts_value + (side == LAN ? entry->ts_delta : 0);
+        u32 step = value - own->ts_value;
+        // No sum over the payload shows that the segment is sound, but no clock in use is faster than one tick a microsecond.
+        u64 passed = (now - own->last_seen) >> 10;
+        if (step && step < 1u << 31 && step <= SMALL_STEP + passed)
+            own->ts_value = value;
+    }
+    own->last_seen = now;
+    own->frames++;
+}

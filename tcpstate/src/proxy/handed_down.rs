@@ -1,0 +1,559 @@
+//! Connections that the kernel forwards by itself: the engine hands an established connection down, and takes it back.
+//!
+//! A connection that is handed down is in [`State::HandedDown`] and has an entry in words that a program of the kernel reads and writes at the same time
+//! (`pktio/bpf/projection.h` lays them out in C). The program forwards what [`Proxy::forward_fast`](super::Proxy) would, and does to it what
+//! [`Projection::apply_common`](crate::flow::translate::Projection::apply_common) does; everything else goes up. Tests run the program beside the engine.
+//!
+//! *Down.* A frame that the kernel forwards must not overtake one that went up before it. So the program lets the segments of each end go up, and notes by
+//! a name which was the last of them, until it finds that the engine has noted the same: that segment has left the box, and so has everything before it.
+//! A segment that is lost on the way up is followed by another, which then is the last. The engine also notes up to which numbers everything has left; data
+//! that begin there can have nothing in front of them. So a transfer goes down with its second flight, before a queue stands in front of the worker.
+//!
+//! *Up.* At the first segment that the program does not forward it changes the entry's phase, and everything goes up from then on. The engine finds the
+//! connection's numbers in the entry. A program on another core may still be writing the numbers of a segment that it forwarded just before, so the engine
+//! looks there again for [`SETTLING`], before it uses the entry anew.
+//!
+//! Each word has one writer at a time: what is said of an end is the program's while that end is down, and else the engine's.
+
+use core::sync::atomic::Ordering;
+
+use super::Proxy;
+use crate::config::SackConflict;
+use crate::flow::table::Id;
+use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::translate::Projection;
+use crate::flow::{Flow, FlowFlags, State, ecn};
+use crate::memory::{LINE, Word, Words};
+use crate::seq::{RawWindow, SeqNum};
+use crate::wire::{Segment, Vlan};
+use crate::{Event, Head, Instant, Side};
+
+/// Entries of a bucket.
+const SLOTS: usize = 8;
+/// Words of an entry: a cache line of what stays as it is, and one for each end.
+const ENTRY: usize = 3 * LINE;
+/// Words of a bucket: the hashes of its flows, and their entries.
+const BUCKET: usize = LINE + SLOTS * ENTRY;
+
+// The words of an entry.
+const PHASE: usize = 0;
+const DELTAS: usize = 1;
+const CLOCK: usize = 2;
+const SCALES: usize = 3;
+const MACS: usize = 4;
+/// When the engine found that the connection has returned, in ticks plus one; 0: it has not.
+const RETURNED_AT: usize = 5;
+/// When the connection was gone, likewise.
+const GONE_AT: usize = 6;
+
+// The words of an end.
+const NUMBERS: usize = 0;
+const WINDOW: usize = 1;
+const WENT_UP: usize = 2;
+const HAS_LEFT: usize = 3;
+const FRAMES: usize = 4;
+const BYTES: usize = 5;
+const LAST_SEEN: usize = 6;
+const LEFT: usize = 7;
+
+// The phases of an entry.
+const GOING_DOWN: u32 = 1;
+const RETURNED: u32 = 2;
+
+// The flags of an entry.
+const TRANSLATED: u32 = 1;
+const TIMESTAMPS: u32 = 2;
+const CLASSIC_ECN: u32 = 4;
+
+/// In place of a hash: the slot is being filled. No flow with such a hash is handed down.
+const CLAIMED: u64 = 1;
+
+/// How long an entry rests before it is used anew, in ticks: a tenth of a second.
+const SETTLING: Ticks = 100;
+
+/// Segments of connections that are going down which may wait to leave the box. Those beyond are not noted; a later one is.
+const LEAVING: usize = 512;
+
+/// Two 32-bit fields, in the order in which they lie in memory.
+fn pair(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn unpair(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
+}
+
+/// The entries, and what is under way.
+pub(crate) struct HandedDown {
+    /// None: nothing is handed down.
+    words: Option<Words>,
+    /// The number of buckets, a power of two, less one.
+    mask: u64,
+    /// The time of the last poll.
+    pub(super) clock: Ticks,
+    /// Segments that are to leave the box by the port of a side: the word that says so, and what it then says.
+    leaving: Vec<(Side, usize, u64)>,
+}
+
+impl HandedDown {
+    /// Nothing is handed down.
+    pub(crate) fn none() -> Self {
+        Self { words: None, mask: 0, clock: 0, leaving: Vec::new() }
+    }
+
+    /// What concerns the flow with this hash, in words of its own.
+    pub(crate) fn excerpt(&self, hash: u64) -> Self {
+        let Some((words, bucket)) = self.bucket(hash) else { return Self::none() };
+        let words = Words::of((0..BUCKET).map(|n| words[bucket + n].get()));
+        Self { words: Some(words), mask: 0, clock: self.clock, leaving: Vec::new() }
+    }
+
+    #[inline]
+    fn entry(&self, at: usize) -> Option<Entry<'_>> {
+        self.words.as_ref().map(|words| Entry { words, at })
+    }
+
+    /// Has a word say this once everything that the end on `side` has sent so far has left by the other port.
+    fn note_leaving(&mut self, side: Side, at: usize, value: u64) {
+        if self.leaving.len() < LEAVING {
+            self.leaving.push((side.other(), at, value));
+        }
+    }
+
+    /// The words of the bucket that a hash falls in, and where it begins.
+    fn bucket(&self, hash: u64) -> Option<(&Words, usize)> {
+        Some((self.words.as_ref()?, (hash & self.mask) as usize * BUCKET))
+    }
+
+    /// The entry of the flow with this hash.
+    fn find(&self, hash: u64) -> Option<Entry<'_>> {
+        let (words, bucket) = self.bucket(hash)?;
+        let slot = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash)?;
+        self.entry(bucket + LINE + slot * ENTRY)
+    }
+
+    /// Gives the flow with this hash an entry that `fill` writes, if there is room for one. Other workers may do the same for their flows.
+    fn claim(&self, hash: u64, now: Ticks, fill: impl FnOnce(&Entry)) -> bool {
+        let Some((words, bucket)) = self.bucket(hash).filter(|_| hash > CLAIMED) else { return false };
+        let entry = |slot: usize| Entry { words, at: bucket + LINE + slot * ENTRY };
+        let own = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash);
+        let is_free = |slot: &usize| words[bucket + *slot].get() == 0 || entry(*slot).is_free(now);
+        let Some(slot) = (match own {
+            Some(slot) => Some(slot).filter(is_free),
+            None => (0..SLOTS).find(is_free),
+        }) else {
+            return false;
+        };
+        let tag = &words[bucket + slot];
+        let former = tag.get();
+        if former == CLAIMED || tag.compare_exchange(former, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        fill(&entry(slot));
+        // Whoever finds the hash finds what was filled in.
+        tag.store(hash, Ordering::Release);
+        true
+    }
+
+    /// The connection with this hash is gone: what comes goes up, and its entry is free in a while.
+    pub(super) fn give_up(&self, hash: u64) {
+        if let Some(entry) = self.find(hash) {
+            entry.set_phase(RETURNED);
+            entry.word(GONE_AT).set(u64::from(self.clock) + 1);
+        }
+    }
+
+    /// What the entry of a flow knows better than its record. Returns when a segment was last seen, in ticks, if the kernel has forwarded any.
+    pub(crate) fn merge(&self, flow: &mut Flow) -> Option<Ticks> {
+        let entry = self.find(flow.hash())?;
+        let is_returned = entry.phase() == RETURNED;
+        // Until the engine has looked for the first time since the connection returned, the entry has the last word on windows too.
+        let is_newest = !is_returned || entry.word(RETURNED_AT).get() == 0;
+        let mut last = None;
+        for side in Side::BOTH.into_iter().filter(|&side| entry.is_down(side)) {
+            let (next, acked) = unpair(entry.end(side, NUMBERS).get());
+            let (ts_value, rest) = unpair(entry.end(side, WINDOW).get());
+            let (next, acked, window) = (SeqNum::new(next), SeqNum::new(acked), RawWindow(unpair16(rest).0));
+            let carried = entry.end(side, BYTES).get() > 0;
+            let endpoint = flow.endpoint_mut(side);
+            if next.after(endpoint.next) {
+                endpoint.next = next;
+            }
+            if acked.after(endpoint.acked) || is_newest && acked == endpoint.acked {
+                (endpoint.acked, endpoint.window) = (acked, window);
+            }
+            let step = ts_value.wrapping_sub(endpoint.ts_value);
+            if step != 0 && step < 1 << 31 {
+                endpoint.ts_value = ts_value;
+            }
+            let seen = tick(Instant::from_micros(entry.end(side, LAST_SEEN).get() / 1000));
+            if carried && last.is_none_or(|last: Ticks| (seen.wrapping_sub(last) as i32) > 0) {
+                last = Some(seen);
+            }
+        }
+        last
+    }
+}
+
+/// The two halves of a 32-bit field.
+fn unpair16(word: u32) -> (u16, u16) {
+    let [a, b, c, d] = word.to_ne_bytes();
+    (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
+}
+
+/// One entry.
+struct Entry<'a> {
+    words: &'a Words,
+    at: usize,
+}
+
+impl<'a> Entry<'a> {
+    fn word(&self, n: usize) -> &'a core::sync::atomic::AtomicU64 {
+        &self.words[self.at + n]
+    }
+
+    fn end_at(&self, side: Side, n: usize) -> usize {
+        self.at + LINE * (1 + side as usize) + n
+    }
+
+    fn end(&self, side: Side, n: usize) -> &'a core::sync::atomic::AtomicU64 {
+        &self.words[self.end_at(side, n)]
+    }
+
+    fn phase(&self) -> u32 {
+        unpair(self.word(PHASE).get()).0
+    }
+
+    fn set_phase(&self, phase: u32) {
+        let (_, flags) = unpair(self.word(PHASE).get());
+        self.word(PHASE).set(pair(phase, flags));
+    }
+
+    /// Whether the kernel forwards what the end on this side sends, or did so until the connection returned.
+    fn is_down(&self, side: Side) -> bool {
+        unpair16(unpair(self.end(side, WINDOW).get()).1).1 != 0
+    }
+
+    /// Whether it may be filled anew: its connection has been gone for a while.
+    fn is_free(&self, now: Ticks) -> bool {
+        let gone = self.word(GONE_AT).get();
+        gone != 0 && now.wrapping_add(1).wrapping_sub(gone as Ticks) >= SETTLING
+    }
+
+    /// Writes what a flow's record says; from now on it is going down.
+    fn fill(&self, flow: &Flow) {
+        let translated = flow.is(FlowFlags::PROXIED);
+        let flags = if translated { TRANSLATED } else { 0 }
+            | if flow.is(FlowFlags::TIMESTAMPS) { TIMESTAMPS } else { 0 }
+            // What is not translated is not looked at for marks.
+            | if ecn::is_classic(flow) || !translated { CLASSIC_ECN } else { 0 };
+        let [lan, wan] = [Side::Lan, Side::Wan].map(|side| flow.endpoint(side).scales());
+        let mac = |side| {
+            let [_, _, own @ ..] = flow.mac(side);
+            u32::from_ne_bytes(own)
+        };
+        let projection = Projection::of(flow, SackConflict::Remove);
+        let (seq_delta, ts_delta, ts_base, ts_elapsed) = projection.numbers();
+        self.word(DELTAS).set(pair(seq_delta, ts_delta));
+        self.word(CLOCK).set(pair(ts_base, ts_elapsed));
+        self.word(SCALES).set(u64::from_ne_bytes([lan, wan, 0, 0, 0, 0, 0, 0]));
+        self.word(MACS).set(pair(mac(Side::Lan), mac(Side::Wan)));
+        self.word(RETURNED_AT).set(0);
+        self.word(GONE_AT).set(0);
+        for side in Side::BOTH {
+            self.fill_end(flow, side);
+            for n in [WENT_UP, HAS_LEFT, FRAMES, BYTES, LEFT] {
+                self.end(side, n).set(0);
+            }
+        }
+        self.word(PHASE).store(pair(GOING_DOWN, flags), Ordering::Release);
+    }
+
+    /// Writes what a flow's record says of an end that is not down.
+    fn fill_end(&self, flow: &Flow, side: Side) {
+        let endpoint = flow.endpoint(side);
+        let [a, b] = endpoint.window.0.to_ne_bytes();
+        self.end(side, NUMBERS).set(numbers(flow, side));
+        self.end(side, WINDOW).set(pair(endpoint.ts_value, u32::from_ne_bytes([a, b, 0, 0])));
+    }
+}
+
+/// How far the end on this side has sent and acknowledged.
+fn numbers(flow: &Flow, side: Side) -> u64 {
+    let endpoint = flow.endpoint(side);
+    pair(endpoint.next.get(), endpoint.acked.get())
+}
+
+/// Names a segment among those of its sender, as the program does. Two that are named alike are the same to their receiver, and so is their order.
+/// Never 0.
+pub(super) fn name_of(segment: &Segment, head: &Head) -> u64 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (value, echo) = match segment.common_options(head.bytes()) {
+        Some(Some(timestamps)) => (timestamps.value, timestamps.echo),
+        _ => (0, 0),
+    };
+    let end = segment.seq + segment.payload_len();
+    let name = u64::from(end.get()) << 32 | u64::from(segment.ack.get());
+    let name = name.wrapping_mul(MULTIPLIER).wrapping_add(u64::from(value) << 32 | u64::from(echo));
+    let name = (name ^ name >> 32).wrapping_mul(MULTIPLIER).wrapping_add(u64::from(segment.window.0));
+    name.max(1)
+}
+
+impl Proxy {
+    /// Words that the entries of so many connections need, at least: each bucket has eight, and the number of buckets is a power of two.
+    pub const fn words_to_hand_down(flows: usize) -> usize {
+        flows.div_ceil(SLOTS).next_power_of_two() * BUCKET
+    }
+
+    /// From now on established connections are handed down to a program of the kernel that shares these words, as many as
+    /// [`words_to_hand_down`](Proxy::words_to_hand_down) says, which were zero at first. Other workers may have the same words.
+    ///
+    /// # Panics
+    /// If there is not even one bucket, or their number is no power of two.
+    pub fn hand_down_in(&mut self, words: Words) {
+        let buckets = words.len() / BUCKET;
+        assert!(buckets.is_power_of_two(), "a power of two of buckets");
+        let leaving = Vec::with_capacity(LEAVING);
+        self.handed_down = HandedDown { words: Some(words), mask: buckets as u64 - 1, leaving, ..HandedDown::none() };
+    }
+
+    /// Whether the worker is to say what has left, with [`has_left`](Proxy::has_left).
+    #[inline]
+    pub fn awaits_leaving(&self) -> bool {
+        !self.handed_down.leaving.is_empty()
+    }
+
+    /// All frames that were to leave by this side's port so far have left it, or are lost.
+    pub fn has_left(&mut self, by: Side) {
+        let HandedDown { words, leaving, .. } = &mut self.handed_down;
+        let Some(words) = words else { return };
+        leaving.retain(|&(side, at, name)| {
+            if side == by {
+                // Ordered behind what the record says of the same segment.
+                words[at].store(name, Ordering::Release);
+            }
+            side != by
+        });
+    }
+
+    /// Whether the kernel may forward a flow: nothing is owed, pending or in doubt, and its segments can be told by their untagged frames.
+    fn may_go_down(&self, id: Id) -> bool {
+        let flow = &self.table[id];
+        let proxied = flow.is(FlowFlags::PROXIED);
+        (flow.is_in(State::Established) || flow.is_in(State::HandedDown))
+            && !flow.is(FlowFlags::SLOW_PATH.and(FlowFlags::UNJUDGED))
+            && flow.held == 0
+            && flow.is(FlowFlags::CARRIED)
+            && (flow.is(FlowFlags::TIMESTAMPS_LAN) || !flow.is(FlowFlags::TIMESTAMPS))
+            && flow.vlan() == Vlan::default()
+            && !flow.has_other_vlan()
+            && !flow.is_crossed()
+            && if proxied { ecn::is_plain_or_classic(flow) } else { flow.client() == Side::Lan }
+    }
+
+    /// Hands a flow down if the kernel may forward it.
+    #[inline]
+    pub(super) fn hand_down(&mut self, id: Id, now: Instant) {
+        if self.handed_down.words.is_some() && self.table[id].is_in(State::Established) && self.may_go_down(id) {
+            self.hand_down_now(id, now);
+        }
+    }
+
+    #[cold]
+    fn hand_down_now(&mut self, id: Id, now: Instant) {
+        let flow = &self.table[id];
+        if self.handed_down.claim(flow.hash(), tick(now), |entry| entry.fill(flow)) {
+            let (hash, numbers) = (flow.hash(), Side::BOTH.map(|side| (side, numbers(flow, side))));
+            if let Some(entry) = self.handed_down.find(hash) {
+                let ends = numbers.map(|(side, numbers)| (side, entry.end_at(side, LEFT), numbers));
+                ends.into_iter().for_each(|(side, at, numbers)| self.handed_down.note_leaving(side, at, numbers));
+            }
+            self.set_state(id, State::HandedDown, now, |_| ());
+            self.counters.count(Event::HandedDown);
+        } else {
+            self.counters.count(Event::NotHandedDown);
+        }
+    }
+
+    /// Brings the record of a flow that is handed down up to date.
+    pub(crate) fn refresh(&mut self, id: Id) {
+        if !self.table[id].is_in(State::HandedDown) {
+            return;
+        }
+        let handed_down = &self.handed_down;
+        if let Some(last) = self.table.update(id, |flow| handed_down.merge(flow)) {
+            let flow = &self.table[id];
+            let due = last.wrapping_add(self.settings.profiles.of(flow.profile).of(State::HandedDown));
+            if (due.wrapping_sub(flow.deadline()) as i32) > 0 {
+                self.table.schedule(id, due);
+            }
+        }
+    }
+
+    /// The timer of a flow that is handed down has come; it is on no timer. Returns whether the flow goes on: the kernel has forwarded segments since.
+    pub(super) fn is_alive_below(&mut self, id: Id, now: Instant) -> bool {
+        let handed_down = &self.handed_down;
+        let Some(last) = self.table.update(id, |flow| handed_down.merge(flow)) else { return false };
+        let flow = &self.table[id];
+        let due = last.wrapping_add(self.settings.profiles.of(flow.profile).of(State::HandedDown));
+        let is_alive = (due.wrapping_sub(tick(now)) as i32) > 0;
+        if is_alive {
+            self.table.enter(id, due);
+        }
+        is_alive
+    }
+
+    /// After a segment from `side`, named so, of a flow that is handed down.
+    pub(super) fn settle_handed_down(&mut self, id: Id, hash: u64, side: Side, name: u64, now: Instant) {
+        if !self.table[id].is_in(State::HandedDown) || self.table[id].hash() != hash {
+            return;
+        }
+        let may_go_down = self.may_go_down(id);
+        let Some(entry) = self.handed_down.find(hash) else {
+            return self.set_state(id, State::Established, now, |_| ());
+        };
+        let (flow, clock) = (&self.table[id], tick(now));
+        if entry.phase() == GOING_DOWN {
+            if may_go_down && !entry.is_down(side) {
+                entry.fill_end(flow, side);
+                let at = entry.end_at(side, HAS_LEFT);
+                self.handed_down.note_leaving(side, at, name);
+                return;
+            }
+            // A segment that the program did not take for one of this flow; or it would not forward those that come.
+            entry.set_phase(RETURNED);
+        }
+        let returned = entry.word(RETURNED_AT);
+        match returned.get() {
+            0 => {
+                returned.set(u64::from(clock) + 1);
+                self.counters.count(Event::HandedUp);
+            }
+            since if clock.wrapping_add(1).wrapping_sub(since as Ticks) < SETTLING => {}
+            _ if may_go_down => {
+                entry.fill(flow);
+                self.counters.count(Event::HandedDown);
+            }
+            _ => self.set_state(id, State::Established, now, |_| ()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::memory::tests::shared;
+    use crate::proxy::Secrets;
+    use crate::proxy::tests::NoEgress;
+    use crate::wire::FlowKey;
+    use core::time::Duration;
+
+    const NOW: Instant = Instant::from_secs(1000);
+
+    fn config() -> Config {
+        Config { table_buckets: 8, learn_capacity: 64, syn_cache_max: 4, ..Config::default() }
+    }
+
+    /// An engine that can hand down eight connections.
+    fn proxy() -> Proxy {
+        let mut proxy = Proxy::new(&config(), &Secrets::new([3; 48]), NOW);
+        proxy.hand_down_in(shared(Proxy::words_to_hand_down(8), || 0));
+        proxy
+    }
+
+    /// Has a connection established, and hands it down if that is possible.
+    fn enter(proxy: &mut Proxy, n: u32, now: Instant) -> Id {
+        let key = FlowKey { lan: [0, 0, 0xffff, 1], wan: [0, 0, 0xffff, n], ..FlowKey::default() };
+        let hash = key.hash(proxy.settings.hash_keys);
+        let id = proxy.admit(&key, hash, Side::Wan, State::Established, now, |_| ()).expect("room");
+        proxy.table.overwrite(id, State::Established, |flow| {
+            flow.set(FlowFlags::PROXIED, true);
+            flow.set(FlowFlags::CARRIED, true);
+        });
+        proxy.hand_down(id, now);
+        id
+    }
+
+    /// What the program does when it forwards a segment of the end on `side`.
+    fn forwarded(proxy: &Proxy, id: Id, side: Side, next: u32, now: Instant) {
+        let entry = proxy.handed_down.find(proxy.table[id].hash()).expect("it has an entry");
+        entry.end(side, NUMBERS).set(pair(next, 0));
+        let down = u32::from_ne_bytes([7, 0, 1, 0]);
+        entry.end(side, WINDOW).set(pair(0, down));
+        entry.end(side, BYTES).set(100);
+        entry.end(side, LAST_SEEN).set(now.as_micros() * 1000);
+    }
+
+    fn poll(proxy: &mut Proxy, now: Instant) {
+        while proxy.on_timeout(now, &mut NoEgress) {}
+    }
+
+    #[test]
+    fn a_connection_lives_as_long_as_the_kernel_sees_it_and_no_longer() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        assert!(proxy.table[id].is_in(State::HandedDown));
+        let lifetime = config().timeouts.connected;
+        let seen = NOW + lifetime / 2;
+        forwarded(&proxy, id, Side::Lan, 500, seen);
+        poll(&mut proxy, NOW + lifetime + Duration::from_secs(1));
+        assert!(proxy.table[id].is_in(State::HandedDown), "its last segment came half a lifetime ago");
+        assert_eq!(proxy.table[id].endpoint(Side::Lan).next, SeqNum::new(500));
+        poll(&mut proxy, seen + lifetime + Duration::from_secs(1));
+        assert_eq!(proxy.population().proxied, 0);
+        assert_eq!(proxy.counters().happened(Event::Expired), 1);
+    }
+
+    #[test]
+    fn what_is_listed_is_as_old_as_the_last_segment_that_the_kernel_forwarded() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        forwarded(&proxy, id, Side::Wan, 500, NOW + Duration::from_secs(60));
+        let mut told = Vec::new();
+        let now = NOW + Duration::from_secs(63);
+        proxy.list(0, &crate::Filter::default(), now, |connection| told.push(connection));
+        let idle = told[0].idle.expect("it rests").as_secs_f64();
+        assert!((2.9..3.2).contains(&idle), "{idle}");
+        assert_eq!(told[0].endpoint[Side::Wan].window, 7);
+    }
+
+    #[test]
+    fn an_entry_rests_before_it_is_used_anew_and_a_full_bucket_takes_no_more() {
+        let mut proxy = proxy();
+        let ids: Vec<Id> = (1..=9).map(|n| enter(&mut proxy, n, NOW)).collect();
+        let are_down = ids.iter().filter(|id| proxy.table[**id].is_in(State::HandedDown)).count();
+        assert_eq!((are_down, proxy.counters().happened(Event::NotHandedDown)), (SLOTS, 1));
+        poll(&mut proxy, NOW);
+        proxy.forget(ids[0]);
+        let id = enter(&mut proxy, 10, NOW + Duration::from_millis(50));
+        assert!(proxy.table[id].is_in(State::Established), "a program may still write there");
+        let id = enter(&mut proxy, 11, NOW + Duration::from_millis(150));
+        assert!(proxy.table[id].is_in(State::HandedDown));
+    }
+
+    #[test]
+    fn a_connection_that_was_handed_down_goes_on_in_the_next_process_unjudged() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        let memory = crate::Memory { slab: proxy.into_slab(), ..crate::Memory::anonymous(&config()) };
+        let next = Proxy::with_memory(&config(), &Secrets::new([3; 48]), NOW, memory);
+        assert!(next.table[id].is_in(State::Established) && next.table[id].is(FlowFlags::UNJUDGED));
+    }
+
+    #[test]
+    fn foreign_words_are_read_like_any_other() {
+        let mut random = crate::memory::tests::random(7);
+        for _ in 0..50 {
+            let mut proxy = Proxy::new(&config(), &Secrets::new([3; 48]), NOW);
+            proxy.hand_down_in(shared(Proxy::words_to_hand_down(8), &mut random));
+            let id = enter(&mut proxy, 1, NOW);
+            proxy.refresh(id);
+            proxy.settle_handed_down(id, proxy.table[id].hash(), Side::Lan, 9, NOW);
+            proxy.has_left(Side::Wan);
+            poll(&mut proxy, NOW + Duration::from_secs(100_000));
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Connections that the kernel forwards by itself: its programs beside the engine, segment by segment; and real kernels around them.
+
+use std::env;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use harness::{note, test};
+use pktio::FastPath;
+use tcpstate::{Event, Proxy, Side, Verdict, Words};
+use unit::netns::{self, Appliance, Backend, Report, Rig, sockets, traffic};
+use unit::script::{CWR, ECE, FIN, Host, Joined, Mode, PSH, RST, Seg, Terms, URG, World, ack, open_from, secrets};
+
+/// Connections that the programs and the engine are compared on, unless the environment says how many segments there are to be.
+const CONNECTIONS: u64 = 60;
+/// Segments of each.
+const SEGMENTS: u64 = 200;
+
+/// Numbers that look random (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let n = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        n ^ n >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Once in so many times.
+    fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+/// What both ends have said so far, each in its own numbers.
+struct Talk {
+    joined: Joined,
+    timestamps: bool,
+    sent: [u32; 2],
+    clock: [u32; 2],
+}
+
+impl Talk {
+    /// A segment of the end on `side`: mostly what comes next, sometimes what never should.
+    fn segment(&mut self, side: Side, random: &mut Random) -> Seg {
+        let (own, other) = match side {
+            Side::Lan => (0, 1),
+            Side::Wan => (1, 0),
+        };
+        let stray = |random: &mut Random| match random.below(400) {
+            0 => random.next() as u32,
+            1 => 70_000 + random.below(1 << 27) as u32,
+            2 => (random.below(1 << 28) as u32).wrapping_neg(),
+            3..8 => (random.below(20_000) as u32).wrapping_neg(),
+            8..12 => random.below(30_000) as u32,
+            _ => 0,
+        };
+        let len = if random.one_in(3) { 0 } else { random.pick(&[1, 2, 100, 1400, 1, 536]) };
+        let (seq_off, ack_off) = (stray(random), stray(random).min(1).wrapping_mul(stray(random)));
+        let joined = &self.joined;
+        let (seq, number) = match side {
+            Side::Lan => (joined.s(self.sent[0]), joined.c(self.sent[1])),
+            Side::Wan => (joined.c(self.sent[1]), joined.o(self.sent[0])),
+        };
+        // Mostly within what was sent.
+        let behind = if random.one_in(4) { random.below(3000) as u32 } else { 0 };
+        let mut seg =
+            ack(seq.wrapping_add(seq_off), number.wrapping_sub(behind.min(self.sent[other])).wrapping_add(ack_off));
+        if seq_off == 0 {
+            self.sent[own] = self.sent[own].wrapping_add(len as u32);
+        }
+        seg = seg.payload(len).window(if random.one_in(3) { random.next() as u16 } else { 500 });
+        self.clock[own] = self.clock[own].wrapping_add(match random.below(200) {
+            0 => {
+                // So much time must have passed for the program to believe it.
+                thread::sleep(Duration::from_millis(6));
+                5000
+            }
+            1..8 => 0u32.wrapping_sub(7),
+            n => (n / 48) as u32,
+        });
+        if self.timestamps && !random.one_in(200) || random.one_in(200) {
+            let mine = self.clock[own];
+            let echo = match (side, random.below(12)) {
+                (_, 0) => 0,
+                // What the box said before the server did.
+                (Side::Wan, 1) => self.joined.offered.ts().map_or(9, |(value, _)| value),
+                (Side::Wan, _) => self.joined.ts_out(self.clock[0]),
+                (Side::Lan, _) => self.clock[1],
+            };
+            seg = seg.nop().nop().ts(mine, echo);
+            if random.one_in(100) {
+                seg = seg.nop().nop().sack(&[(number.wrapping_add(5), number.wrapping_add(900))]);
+            }
+        } else if random.one_in(40) {
+            seg = seg.nop().nop().nop().nop();
+        }
+        if random.one_in(4) {
+            seg = seg.flags(PSH);
+        }
+        if random.one_in(100) {
+            seg = seg.flags(random.pick(&[URG, ECE, CWR, ECE | CWR]));
+        }
+        if random.one_in(150) {
+            seg = seg.tos(random.pick(&[1, 2, 3, 0x20]));
+        }
+        if random.one_in(400) {
+            seg = seg.flags(random.pick(&[RST, FIN]));
+        }
+        seg
+    }
+}
+
+/// What became of a frame: the verdict, and what came out.
+type Fate = (Verdict, Vec<(Side, Vec<u8>)>);
+
+/// The box whose connections are handed down: what goes up is the engine's.
+fn with_kernel(world: &World, fast_path: &FastPath, side: Side, frame: &[u8], down: &mut u64) -> Fate {
+    let fate = match fast_path.run(side as usize, frame) {
+        Some(out) => {
+            *down += 1;
+            (Verdict::Forward, vec![(side.other(), out)])
+        }
+        None => (world.inject(side, frame), world.discard()),
+    };
+    world.operate(|proxy, _| Side::BOTH.into_iter().for_each(|side| proxy.has_left(side)));
+    fate
+}
+
+fn terms(random: &mut Random) -> Terms {
+    Terms {
+        mss: Some(1460),
+        wscale: random.pick(&[None, Some(0), Some(7), Some(14), Some(2)]),
+        sack: !random.one_in(3),
+        ts: !random.one_in(3),
+        window: random.pick(&[64_240, 8192, 65_535]),
+    }
+}
+
+/// Connections of one pair of worlds, which differ in that one hands down.
+struct Pair {
+    worlds: [World; 2],
+    hosts: [(Host, Host); 2],
+}
+
+impl Pair {
+    fn new(mode: Mode, fast_path: &FastPath) -> Pair {
+        let [(one, ..), (other, ..)] = [(); 2].map(|()| mode.world_with(|config| config.adopt_grace = Duration::ZERO));
+        one.operate(|proxy, _| {
+            fast_path.set_keys(secrets().hash_keys());
+            proxy.hand_down_in(Words::from(fast_path.words()));
+        });
+        let hosts = [&one, &other].map(|world| world.pair(0, 1, 40_000));
+        Pair { worlds: [one, other], hosts }
+    }
+}
+
+#[test]
+fn the_kernels_programs_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
+    let segments = env::var("HANDED_DOWN_SEGMENTS").ok().and_then(|text| text.parse().ok());
+    let connections = segments.map_or(CONNECTIONS, |segments: u64| segments / SEGMENTS);
+    let words = Proxy::words_to_hand_down(64);
+    let fast_path = FastPath::load(words).expect("the verifier accepts the programs");
+    let (mut down, mut total, mut handed_down, mut handed_up) = ([0; 2], 0, 0, 0);
+    for n in 0..connections {
+        let mut random = Random(n);
+        let mode = if n % 2 == 0 { Mode::V4 } else { Mode::V6 };
+        fast_path.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        let pair = Pair::new(mode, &fast_path);
+        let (theirs, ours) = (terms(&mut random), terms(&mut random));
+        let isns = (random.next() as u32, random.next() as u32);
+        let [joined, _] =
+            pair.hosts.each_ref().map(|(client, server)| open_from(client, server, theirs, ours, isns.0, isns.1));
+        let timestamps = joined.update.ts().is_some();
+        let clock = [joined.stamps.1, joined.stamps.0];
+        let mut talk = Talk { joined, timestamps, sent: [0; 2], clock };
+        for step in 0..SEGMENTS {
+            let side = random.pick(&[Side::Lan, Side::Wan]);
+            let clock = talk.clock;
+            let seg = talk.segment(side, &mut random);
+            let host = if side == Side::Lan { &pair.hosts[0].1 } else { &pair.hosts[0].0 };
+            let mut frame = host.frame(&seg);
+            if talk.clock[side as usize].wrapping_sub(clock[side as usize]) < 10 && random.one_in(60) {
+                // Damaged on the way.
+                let at = frame.len() - 1;
+                frame[at] ^= 1 << random.below(8);
+            }
+            let [one, other] = &pair.worlds;
+            let kernel = with_kernel(one, &fast_path, side, &frame, &mut down[side as usize]);
+            let engine = (other.inject(side, &frame), other.discard());
+            total += 1;
+            assert_eq!(kernel, engine, "connection {n}, segment {step}: {side:?} {seg}, {theirs:?} {ours:?}");
+            if random.one_in(8) {
+                let pause = Duration::from_millis(random.pick(&[1, 30, 200, 200]));
+                pair.worlds.iter().for_each(|world| world.tick(pause));
+                let [one, other] = pair.worlds.each_ref().map(World::discard);
+                assert_eq!(one, other, "connection {n}, behind segment {step}");
+            }
+        }
+        handed_down += pair.worlds[0].happened(Event::HandedDown);
+        handed_up += pair.worlds[0].happened(Event::HandedUp);
+    }
+    note!("of {total} segments the kernel forwarded {down:?}; handed down {handed_down} times, up {handed_up} times");
+    assert!(down.iter().all(|&down| down * 10 > total), "hardly anything is forwarded: {down:?} of {total}");
+    assert!(handed_up > connections / 2, "{handed_up}");
+}
+
+/// The configuration of a box that hands connections down.
+fn handing_down() -> String {
+    format!("fast_path = tc; {}", netns::CACHE_ON)
+}
+
+/// What a box between these hosts counted under a name, once it has ended.
+fn counted(report: &Report, name: &str) -> u64 {
+    report.figure(name).unwrap_or_else(|| panic!("{name} is not in the log:\n{}", report.log.join("\n")))
+}
+
+#[test]
+fn established_connections_go_on_in_the_kernel_and_no_host_sees_a_difference() {
+    for default_offloads in [true, false] {
+        let rig = Rig::new();
+        let rig = if default_offloads { rig.with_default_offloads(false) } else { rig };
+        let proxy = Appliance::start_on(&rig, &[Rig::LAN, Rig::WAN].map(String::from), &handing_down(), &[]);
+        for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
+            for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
+                let service = to.serve(address, 0, traffic::exchanged);
+                rig.judge([0, 0], || {
+                    let stream = from.connect(service.address).expect("connecting");
+                    let speeds = traffic::exchange(&stream, 32 << 20, 32 << 20).expect("bulk");
+                    note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+                });
+            }
+        }
+        let report = proxy.stop();
+        assert!(report.status.success());
+        assert!(counted(&report, "handed-down") >= 4);
+        // Of 128 MiB from this side; on a loaded machine segments are lost, and what comes up then stays for a while.
+        let forwarded = counted(&report, "forwarded by the kernel, bytes");
+        assert!(forwarded > 4 << 20, "{forwarded} bytes:\n{}", report.log.join("\n"));
+    }
+}
+
+#[test]
+fn no_segment_overtakes_another_on_the_way_down_and_up() {
+    let rounds: u32 = env::var("HANDED_DOWN_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    const CONNECTIONS: u64 = 12;
+    // With GRO the ends of a veth receive in one queue; without, what two cores send them may change places there.
+    let rig = Rig::new().with_default_offloads(false);
+    for (host, interface) in [(&rig.client, "c0"), (&rig.server, "s0")] {
+        host.sh(&format!("ethtool -K {interface} gro on >/dev/null"));
+    }
+    let proxy = Appliance::start(&rig, Backend::Packet, &handing_down());
+    let before = rig.counters();
+    let over = &AtomicBool::new(false);
+    let service = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CONNECTIONS)
+            .map(|seed| {
+                let stream = rig.client.connect(service.address).expect("connecting");
+                // Windows so small that no ring overflows: what is missing has been overtaken.
+                sockets::bound_window(&stream, 32 << 10).expect("a window");
+                let writer = stream.try_clone().expect("another handle");
+                let numbers = scope.spawn(move || {
+                    let mut sent = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        traffic::send(&writer, seed, 1 << 16).expect("sending");
+                        sent += 1;
+                    }
+                    writer.shutdown(Shutdown::Write).expect("finishing");
+                    sent
+                });
+                let reader = stream.try_clone().expect("another handle");
+                let got = scope.spawn(move || {
+                    let mut got = 0;
+                    while traffic::receive(&reader, seed, Some(1 << 16)).is_ok() {
+                        got += 1;
+                    }
+                    got
+                });
+                (stream, numbers, got)
+            })
+            .collect();
+        for round in 0..2 * rounds {
+            // With options in their headers the segments go up; without, they go down again after a while.
+            clients.iter().for_each(|(stream, ..)| sockets::set_ip_options(stream, round % 2 == 0).expect("options"));
+            thread::sleep(Duration::from_millis(if round % 2 == 0 { 20 } else { 160 }));
+        }
+        over.store(true, Ordering::Relaxed);
+        for (_, numbers, got) in clients {
+            let (sent, got) = (numbers.join().expect("a writer"), got.join().expect("a reader"));
+            assert_eq!(sent, got, "every byte has come back");
+        }
+    });
+    let risen: Vec<_> = rig.counters().iter().zip(&before).map(|(end, before)| end.since(before)).collect();
+    let report = proxy.stop();
+    let (downs, ups) = (counted(&report, "handed-down"), counted(&report, "handed-up"));
+    note!("handed down {downs} times, up {ups} times");
+    assert!(ups >= u64::from(rounds) * CONNECTIONS / 2, "{ups} times");
+    assert!(downs >= u64::from(rounds) * CONNECTIONS / 2, "{downs} times");
+    for end in risen {
+        let reordered = ["TcpExtTCPOFOQueue", "TcpExtTCPSACKReorder", "TcpExtTCPTSReorder", "TcpExtTCPLostRetransmit"];
+        let reordered = reordered.map(|name| end.get(name));
+        assert_eq!(reordered, [0; 4], "a segment was overtaken or lost: {}", end.tell());
+    }
+}
