@@ -56,6 +56,11 @@ impl Default for PacketOptions {
 pub struct PacketPort {
     receiver: OwnedFd,
     sender: OwnedFd,
+    /// Beside a fast path: the socket that sends in turn with the other, so that what one has sent can be seen to have left.
+    former_sender: Option<OwnedFd>,
+    /// Whether frames are to be sent past the queueing discipline.
+    bypasses_qdisc: bool,
+    device: Device,
     ring: Ring,
     /// A frame too long for its slot, with its virtio-net header in front.
     scratch: Box<[u8]>,
@@ -168,6 +173,7 @@ impl PacketPort {
     /// Those of `setsockopt(2)`.
     pub(crate) fn join(&mut self, fast_path: &FastPath, side: usize) -> io::Result<()> {
         fast_path.sort(side, &self.receiver)?;
+        self.former_sender = Some(sender(&self.device, self.bypasses_qdisc)?);
         if self.index == 0 {
             self.forwarded = Some(fast_path.forwarded(side));
         }
@@ -195,17 +201,12 @@ impl PacketPort {
                 Membership { ifindex: device.index, kind: libc::PACKET_MR_PROMISC as u16, ..Membership::default() };
             socket::set(&receiver, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)?;
         }
-        let sender = socket::open()?;
-        // Without the bypass frames still go out, through the interface's queueing discipline.
-        let bypasses_qdisc = i32::from(options.bypasses_qdisc);
-        let _ = socket::set(&sender, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &bypasses_qdisc);
-        socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(8 << 20))
-            .or_else(|_| socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUF, &(8 << 20)))?;
-        // Protocol 0: this socket receives nothing.
-        device.bind(&sender, 0)?;
         Ok(PacketPort {
             receiver,
-            sender,
+            sender: sender(device, options.bypasses_qdisc)?,
+            former_sender: None,
+            bypasses_qdisc: options.bypasses_qdisc,
+            device: *device,
             ring,
             scratch: vec![0; VNET_HEADER + SUPER_FRAME].into(),
             cutting: None,
@@ -381,6 +382,18 @@ impl PacketPort {
     }
 }
 
+/// A socket that sends by this interface and receives nothing.
+fn sender(device: &Device, bypasses_qdisc: bool) -> io::Result<OwnedFd> {
+    let sender = socket::open()?;
+    // Without the bypass frames still go out, through the interface's queueing discipline.
+    let _ = socket::set(&sender, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &i32::from(bypasses_qdisc));
+    socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(8 << 20))
+        .or_else(|_| socket::set(&sender, libc::SOL_SOCKET, libc::SO_SNDBUF, &(8 << 20)))?;
+    // Protocol 0: it receives nothing.
+    device.bind(&sender, 0)?;
+    Ok(sender)
+}
+
 impl Port for PacketPort {
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         let mut received = 0;
@@ -437,8 +450,20 @@ impl Port for PacketPort {
         self.send_queued(pool);
     }
 
-    fn waiting(&self) -> usize {
-        self.queue.len()
+    fn watch_leaving(&mut self) -> bool {
+        match &mut self.former_sender {
+            Some(former) if self.queue.is_empty() => {
+                mem::swap(&mut self.sender, former);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        // The kernel charges a frame to its socket until the device has sent it, or until the stack behind the other end of a veth has taken it out of its
+        // queue.
+        self.former_sender.as_ref().is_some_and(|former| socket::unsent(former) == 0)
     }
 
     fn poll_fd(&self) -> Option<RawFd> {

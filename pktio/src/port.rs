@@ -54,9 +54,17 @@ pub trait Port: Send {
         false
     }
 
-    /// Frames accepted by [`transmit`](Port::transmit) that the kernel has not taken yet, in a port that a [`FastPath`](crate::FastPath) may serve.
-    fn waiting(&self) -> usize {
-        0
+    /// Watches from now on when all frames given to it so far have left: [`has_left`](Port::has_left) says so. Returns false if it cannot, because
+    /// the kernel has not taken some of them yet. Not to be called again until they have left. Only ports beside a
+    /// [`FastPath`](crate::FastPath) can.
+    fn watch_leaving(&mut self) -> bool {
+        false
+    }
+
+    /// Whether the frames that are watched have left: the device has sent them, at the other end of a veth the receiver has taken them, or they were
+    /// dropped.
+    fn has_left(&self) -> bool {
+        false
     }
 
     /// The port's filter for load shedding; `None` when it has none, and the worker has to filter what it receives.
@@ -110,8 +118,12 @@ impl<P: Port + ?Sized> Port for Box<P> {
         (**self).is_backlogged()
     }
 
-    fn waiting(&self) -> usize {
-        (**self).waiting()
+    fn watch_leaving(&mut self) -> bool {
+        (**self).watch_leaving()
+    }
+
+    fn has_left(&self) -> bool {
+        (**self).has_left()
     }
 
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {

@@ -6,6 +6,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// The interface as the kernel knows it.
+#[derive(Clone, Copy)]
 pub(super) struct Device {
     pub index: i32,
     /// Bytes.
@@ -82,6 +83,16 @@ pub(super) fn open() -> io::Result<OwnedFd> {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }
+    }
+}
+
+/// What a socket has sent and the kernel still charges to it, in bytes of the kernel's memory.
+pub(super) fn unsent(fd: &OwnedFd) -> i32 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes an integer.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } {
+        0 => bytes,
+        _ => libc::c_int::MAX,
     }
 }
 

@@ -100,13 +100,16 @@ pub trait Engine {
         0
     }
 
-    /// Whether the worker is to say what has left, with [`Engine::has_left`].
+    /// Whether the worker is to watch what leaves, with [`Engine::watch_leaving`].
     #[inline]
     fn awaits_leaving(&self) -> bool {
         false
     }
 
-    /// All frames that were to leave by this side's port so far have left it, or are lost.
+    /// The worker watches whether what was to leave by this side's port so far has left it.
+    fn watch_leaving(&mut self, _: Side) {}
+
+    /// What was watched at this side's port has left it, or is lost.
     fn has_left(&mut self, _: Side) {}
 
     /// SYNs from the WAN that it has processed, whatever the verdict.
@@ -145,6 +148,10 @@ impl Engine for Proxy {
     #[inline]
     fn awaits_leaving(&self) -> bool {
         Proxy::awaits_leaving(self)
+    }
+
+    fn watch_leaving(&mut self, by: Side) {
+        Proxy::watch_leaving(self, by);
     }
 
     fn has_left(&mut self, by: Side) {

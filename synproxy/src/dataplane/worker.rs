@@ -61,6 +61,8 @@ pub struct Worker<E> {
     outgoing: PerSide<Batch>,
     /// Frames that found the transmit ring of their port full.
     unsent: PerSide<u64>,
+    /// Whether the port of a side watches when frames have left that the engine wants to know of.
+    watches_leaving: PerSide<bool>,
     /// The time from reception to transmission.
     cost: FrameCost,
     /// The same of each iteration that received frames.
@@ -135,6 +137,7 @@ impl<E: Engine> Worker<E> {
             metas: Vec::with_capacity(batches * BATCH),
             outgoing: PerSide::new(outgoing(), outgoing()),
             unsent: PerSide::default(),
+            watches_leaving: PerSide::default(),
             cost: FrameCost::default(),
             iteration_times: Histogram::default(),
             load: None,
@@ -545,10 +548,23 @@ impl<E: Engine> Worker<E> {
             self.pool.put(frame);
         }
         port.flush(&mut self.pool);
-        if self.engine.awaits_leaving() && port.waiting() == 0 {
-            self.engine.has_left(side);
+        if self.engine.awaits_leaving() {
+            self.watch_leaving(side);
         }
         sent
+    }
+
+    /// Tells the engine what has left by this port of what it wants to know of.
+    fn watch_leaving(&mut self, side: Side) {
+        let port = &mut self.ports[side];
+        if !self.watches_leaving[side] && port.watch_leaving() {
+            self.engine.watch_leaving(side);
+            self.watches_leaving[side] = true;
+        }
+        if self.watches_leaving[side] && port.has_left() {
+            self.engine.has_left(side);
+            self.watches_leaving[side] = false;
+        }
     }
 
     /// Whether neither port will ever deliver a frame again.

@@ -85,6 +85,17 @@ fn unpair(word: u64) -> (u32, u32) {
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
+/// A segment that is to leave the box.
+struct Leaving {
+    /// By the port of this side.
+    by: Side,
+    /// The worker watches whether it has left.
+    is_watched: bool,
+    /// The word that says so, and what it then says.
+    at: usize,
+    value: u64,
+}
+
 /// The entries, and what is under way.
 pub(crate) struct HandedDown {
     /// None: nothing is handed down.
@@ -93,8 +104,8 @@ pub(crate) struct HandedDown {
     mask: u64,
     /// The time of the last poll.
     pub(super) clock: Ticks,
-    /// Segments that are to leave the box by the port of a side: the word that says so, and what it then says.
-    leaving: Vec<(Side, usize, u64)>,
+    /// Segments that are to leave the box.
+    leaving: Vec<Leaving>,
 }
 
 impl HandedDown {
@@ -118,7 +129,7 @@ impl HandedDown {
     /// Has a word say this once everything that the end on `side` has sent so far has left by the other port.
     fn note_leaving(&mut self, side: Side, at: usize, value: u64) {
         if self.leaving.len() < LEAVING {
-            self.leaving.push((side.other(), at, value));
+            self.leaving.push(Leaving { by: side.other(), is_watched: false, at, value });
         }
     }
 
@@ -178,7 +189,8 @@ impl HandedDown {
             let (next, acked, window) = (SeqNum::new(next), SeqNum::new(acked), RawWindow(unpair16(rest).0));
             let carried = entry.end(side, BYTES).get() > 0;
             let endpoint = flow.endpoint_mut(side);
-            if next.after(endpoint.next) {
+            let has_sent = next.after(endpoint.next);
+            if has_sent {
                 endpoint.next = next;
             }
             if acked.after(endpoint.acked) || is_newest && acked == endpoint.acked {
@@ -188,6 +200,7 @@ impl HandedDown {
             if step != 0 && step < 1 << 31 {
                 endpoint.ts_value = ts_value;
             }
+            flow.set_if(FlowFlags::CARRIED, side == Side::Wan && has_sent);
             let seen = tick(Instant::from_micros(entry.end(side, LAST_SEEN).get() / 1000));
             if carried && last.is_none_or(|last: Ticks| (seen.wrapping_sub(last) as i32) > 0) {
                 last = Some(seen);
@@ -319,22 +332,28 @@ impl Proxy {
         self.handed_down = HandedDown { words: Some(words), mask: buckets as u64 - 1, leaving, ..HandedDown::none() };
     }
 
-    /// Whether the worker is to say what has left, with [`has_left`](Proxy::has_left).
+    /// Whether the worker is to watch what leaves, with [`watch_leaving`](Proxy::watch_leaving).
     #[inline]
     pub fn awaits_leaving(&self) -> bool {
         !self.handed_down.leaving.is_empty()
     }
 
-    /// All frames that were to leave by this side's port so far have left it, or are lost.
+    /// From now on the worker watches whether what was to leave by this side's port so far has left it. [`has_left`](Proxy::has_left) says so.
+    pub fn watch_leaving(&mut self, by: Side) {
+        self.handed_down.leaving.iter_mut().filter(|leaving| leaving.by == by).for_each(|one| one.is_watched = true);
+    }
+
+    /// What was watched at this side's port has left it: sent by the device, taken by the receiver behind the other end of a veth, or lost.
     pub fn has_left(&mut self, by: Side) {
         let HandedDown { words, leaving, .. } = &mut self.handed_down;
         let Some(words) = words else { return };
-        leaving.retain(|&(side, at, name)| {
-            if side == by {
+        leaving.retain(|one| {
+            let has_left = one.by == by && one.is_watched;
+            if has_left {
                 // Ordered behind what the record says of the same segment.
-                words[at].store(name, Ordering::Release);
+                words[one.at].store(one.value, Ordering::Release);
             }
-            side != by
+            !has_left
         });
     }
 
@@ -345,7 +364,7 @@ impl Proxy {
         (flow.is_in(State::Established) || flow.is_in(State::HandedDown))
             && !flow.is(FlowFlags::SLOW_PATH.and(FlowFlags::UNJUDGED))
             && flow.held == 0
-            && flow.is(FlowFlags::CARRIED)
+            && (flow.is(FlowFlags::CARRIED) || !proxied)
             && (flow.is(FlowFlags::TIMESTAMPS_LAN) || !flow.is(FlowFlags::TIMESTAMPS))
             && flow.vlan() == Vlan::default()
             && !flow.has_other_vlan()
@@ -552,6 +571,7 @@ mod tests {
             let id = enter(&mut proxy, 1, NOW);
             proxy.refresh(id);
             proxy.settle_handed_down(id, proxy.table[id].hash(), Side::Lan, 9, NOW);
+            proxy.watch_leaving(Side::Wan);
             proxy.has_left(Side::Wan);
             poll(&mut proxy, NOW + Duration::from_secs(100_000));
         }

@@ -205,6 +205,14 @@ pub fn bound_window(socket: &impl AsFd, bytes: i32) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, &bytes)
 }
 
+/// Gives a socket a receive buffer of so many bytes, whatever the system's limit.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_receive_buffer(socket: &impl AsFd, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
+}
+
 /// Lets a listener take data that comes with a SYN.
 ///
 /// # Errors
