@@ -1,7 +1,3 @@
 #![no_main]
 
-#[path = "../../src/fuzzing.rs"]
-#[allow(dead_code, reason = "one target each")]
-mod fuzzing;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::state(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| unit::fuzzing::state(data));
