@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use tcpstate::config::Network;
 
-use crate::complaint::tame;
+use crate::complaint::{quote, tame};
 use crate::servers::Servers;
 
 /// The most networks of all lists together. Four million take 160 MB at the most.
@@ -59,14 +59,14 @@ pub fn networks(text: &str, name: &str) -> Result<Vec<Network>, String> {
 /// # Errors
 /// Why it names none.
 pub fn network(text: &str) -> Result<Network, String> {
-    let shown: String = tame(text).chars().take(60).collect();
+    let shown = quote(text);
     match Servers::read(text) {
         Ok((Servers { port: Some(_), .. }, _)) => {
-            Err(format!("`{shown}` has a port: clients are listed by their address alone"))
+            Err(format!("{shown} has a port: clients are listed by their address alone"))
         }
         Ok((servers, _)) => Ok(servers.as_network()),
-        Err(mistake) if mistake.expected.is_empty() => Err(format!("`{shown}` {}", mistake.message)),
-        Err(mistake) => Err(format!("`{shown}` {}: {}", mistake.message, tame(&mistake.expected))),
+        Err(mistake) if mistake.expected.is_empty() => Err(format!("{shown} {}", mistake.message)),
+        Err(mistake) => Err(format!("{shown} {}: {}", mistake.message, tame(&mistake.expected))),
     }
 }
 
