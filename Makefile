@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-dependencies test-restart deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -26,18 +26,20 @@ test: setup
 test-queues: setup ; $(run) unit/queues.sh
 test-zero-copy: setup ; @$(run) unit/zc/run.sh
 test-netmap: setup ; @$(run) unit/netmap/run.sh
+test-guest: setup ; @$(run) unit/guest/run.sh
 test-metrics: setup ; @$(run) unit/metrics/run.sh
 test-page: setup ; @$(run) unit/metrics/page.sh
 test-bgp: setup ; @$(run) unit/bgp/run.sh
 test-deb: setup ; @$(run) unit/deb/run.sh
 test-systemd: setup ; @$(run) unit/systemd/run.sh
 test-dist: setup ; @$(run) unit/dist/run.sh
+test-aarch64: setup ; @$(run) unit/aarch64/run.sh
 test-dependencies: setup ; @$(run) scripts/dependencies.sh
 test-packetdrill: setup ; @$(run) unit/packetdrill/run.sh
 test-programs: setup ; @$(run) unit/programs/run.sh
 # Ten thousand connections, and twenty restarts of each kind.
 test-restart: setup ; ulimit -n 65536; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture
-test-all: test test-queues test-zero-copy test-netmap test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-dependencies test-restart
+test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 
