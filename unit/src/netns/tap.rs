@@ -43,7 +43,9 @@ impl Tap {
     pub fn open(namespace: &Namespace) -> Tap {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let open = || socket::socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
-        Tap(namespace.run(open).expect("a packet socket"))
+        let tap = Tap(namespace.run(open).expect("a packet socket"));
+        socket::setsockopt(&tap.0, sockopt::RcvBufForce, &(64 << 20)).expect("root may have a large buffer");
+        tap
     }
 
     /// The TCP segments, in or out, of those ports (source, destination) that are `asked` for.
@@ -75,7 +77,6 @@ impl TimedTap {
     /// Without root.
     pub fn open(namespace: &Namespace) -> TimedTap {
         let tap = TimedTap(Tap::open(namespace).0);
-        socket::setsockopt(&tap.0, sockopt::RcvBufForce, &(64 << 20)).expect("root may have a large buffer");
         // The first question has the kernel note times from now on.
         let _ = tap.stamp();
         tap

@@ -7,10 +7,10 @@ use nix::libc;
 use super::sockets::option;
 
 /// Bytes of `struct tcp_info` that are read here; older kernels give fewer, newer ones more.
-const LEN: usize = 248;
+const LEN: usize = 280;
 
 /// Where a 32-bit field lies in `struct tcp_info`. An ABI: fields are only ever added at the end.
-const FIELDS: [(&str, usize); 33] = [
+const FIELDS: [(&str, usize); 37] = [
     ("rto", 8),
     ("ato", 12),
     ("snd_mss", 16),
@@ -44,6 +44,10 @@ const FIELDS: [(&str, usize); 33] = [
     ("snd_wnd", 228),
     ("rcv_wnd", 232),
     ("rehash", 236),
+    ("received_ce", 248),
+    ("delivered_ce_bytes", 260),
+    ("received_e0_bytes", 268),
+    ("received_ce_bytes", 272),
 ];
 
 /// The state of a connection at one end, at one moment.
@@ -66,6 +70,11 @@ impl TcpInfo {
         const NAMES: [(u8, &str); 5] = [(1, "ts"), (2, "sack"), (4, "wscale"), (8, "ecn"), (16, "ecnseen")];
         let set = NAMES.iter().filter(|(bit, _)| self.0[5] & bit != 0).map(|(_, name)| *name);
         set.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Which kind of ECN was negotiated, `off` too where the kernel does not tell (before 7.0).
+    pub fn ecn(&self) -> &'static str {
+        ["off", "classic", "accurate", "pending"][usize::from(self.0[276] & 3)]
     }
 
     /// The shifts: of the windows that come in, and of those that go out.

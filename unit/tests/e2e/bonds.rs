@@ -1,5 +1,7 @@
 //! A box in an aggregation (bond, LAG): one process over all member pairs. The two directions of a connection cross it on different members;
 //! a frame leaves by the member it came in by; a member that has lost its link takes its partner along, and connections go on.
+//!
+//! The hosts of the first tests do with `tc` what a bond does. Those of [`real`] have the kernel's bonds, where it has them.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -7,22 +9,33 @@ use std::time::{Duration, Instant};
 use harness::{note, test};
 use unit::netns::{self, Appliance, Backend, CACHE_OFF, CACHE_ON, Namespace, Rig, traffic};
 
+mod real;
+
 const MB: u64 = 1 << 20;
 
-/// A rig with a second cable on either side, `c1` to `wan1` and `lan1` to `s1`. Either host has its addresses at its first interface and
-/// takes what comes by the second one for its own, as a bond does.
-fn aggregated(rig: Rig) -> Rig {
+/// A second cable on either side of a rig, `c1` to `wan1` and `lan1` to `s1`.
+fn with_second_cables(rig: Rig) -> Rig {
     let queues = rig.queues();
     for (host, far, near, mac) in
-        [(&rig.client, "c", "wan1", netns::CLIENT_MAC), (&rig.server, "s", "lan1", netns::SERVER_MAC)]
+        [(&rig.client, "c1", "wan1", netns::CLIENT_MAC), (&rig.server, "s1", "lan1", netns::SERVER_MAC)]
     {
         let several = if queues > 1 { format!("numtxqueues {queues} numrxqueues {queues}") } else { String::new() };
         rig.middle.sh(&format!(
-            "ip link add {near} {several} type veth peer name {far}1 {several} address {mac} netns {}; ip link set {near} up",
+            "ip link add {near} {several} type veth peer name {far} {several} address {mac} netns {}; ip link set {near} up",
             host.name()
         ));
+        host.sh(&format!("ethtool -K {far} tx off txvlan off >/dev/null"));
+    }
+    rig
+}
+
+/// A rig with a second cable on either side. Either host has its addresses at its first interface and takes what comes by the second one for
+/// its own, as a bond does.
+fn aggregated(rig: Rig) -> Rig {
+    let rig = with_second_cables(rig);
+    for (host, far) in [(&rig.client, "c"), (&rig.server, "s")] {
         host.sh(&format!(
-            "ethtool -K {far}1 tx off txvlan off >/dev/null; ip link set {far}1 arp off up
+            "ip link set {far}1 arp off up
              for port in {far}0 {far}1; do tc qdisc add dev $port clsact; done
              tc filter add dev {far}1 ingress u32 match u32 0 0 action mirred ingress redirect dev {far}0"
         ));

@@ -4,6 +4,7 @@
 //! `cargo test -p unit --test e2e tcp::` runs one module of it. `QUEUES` and `STEER` of the environment say how many queues the interfaces
 //! have, and how several workers share the connections.
 
+mod accurate;
 mod adopt;
 mod bonds;
 mod bridge;
