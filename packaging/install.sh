@@ -20,7 +20,7 @@ install -D -m 755 -t "$prefix/lib/synproxy" packaging/bgp/synproxy-blackhole
 install -d -m 755 "${DESTDIR:-}/etc/synproxy"
 if [ -n "$units" ]; then
     install -d "${DESTDIR:-}$units" "$prefix/lib/sysusers.d"
-    sed "s#/usr/sbin/synproxy#${PREFIX:-/usr/local}/sbin/synproxy#; s#/usr/bin/synctl#${PREFIX:-/usr/local}/bin/synctl#" \
+    sed "s#/usr/sbin/synproxy#${PREFIX:-/usr/local}/sbin/synproxy#g; s#/usr/bin/synctl#${PREFIX:-/usr/local}/bin/synctl#" \
         packaging/systemd/synproxy@.service >"${DESTDIR:-}$units/synproxy@.service"
     install -m 644 packaging/systemd/synproxy.sysusers "$prefix/lib/sysusers.d/synproxy.conf"
 fi

@@ -22,7 +22,7 @@ pub enum OnFailure {
 }
 
 /// What the program in the kernel needs for the time when no worker takes frames.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailurePlan {
     /// What passes then.
     pub on_failure: OnFailure,

@@ -31,6 +31,19 @@ impl Guard {
         Guard { host: None, programs: Vec::new(), fast_path: None, settings }
     }
 
+    /// Puts the XDP programs in the place of those that a former process has left, at once and without a gap: to be called when the workers take frames.
+    /// Until then those decide what passes. Where there are none, the programs are there since the opening, and nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take_over(&mut self) -> io::Result<()> {
+        let settings = &mut self.settings;
+        self.programs
+            .iter_mut()
+            .try_for_each(|program| program.replace(&mut |index, id| settings.note_program(index, id)))
+    }
+
     /// To be called when the workers have ended: what this machine sends leaves by its NIC again, if the LAN port was its own stack.
     pub fn release_host(&mut self) {
         if let Some(host) = &mut self.host {
@@ -69,11 +82,16 @@ impl Guard {
         self.programs.first().map_or(Ok(Vec::new()), |program| program.flow_maps(workers, plan.flow_words))
     }
 
-    /// Leaves the XDP programs and the settings as they are when this is dropped, for a successor, which replaces the ones and finds the others
-    /// written down, as after a kill.
-    pub fn keep(&mut self) {
+    /// Leaves the XDP programs and the settings as they are when this is dropped, for a successor, which replaces the ones and goes on with the others,
+    /// as after a kill; how they were is written down. False, changing nothing, where that cannot be: where this machine sends by the same
+    /// interface, and where a program does not go on when the process has ended.
+    pub fn keep(&mut self) -> bool {
+        if self.host.is_some() || !self.programs.iter().all(AttachedProgram::stays) {
+            return false;
+        }
         self.programs.iter_mut().for_each(AttachedProgram::keep);
         self.settings.keep();
+        true
     }
 
     /// The fast path of packet ports, where it was asked for and works.

@@ -43,6 +43,7 @@ pub mod pcap;
 mod peer;
 mod pool;
 mod port;
+mod prepare;
 pub mod privilege;
 pub mod region;
 pub mod rss;
@@ -56,12 +57,15 @@ pub use frame::{Batch, Frame, NO_MEMBER};
 pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
 pub use members::MOST_MEMBERS;
-pub use open::{Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone};
+pub use open::{
+    Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone, open_prepared,
+};
 pub use options::{Mode, Options};
 pub use packet::FastPath;
 pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};
+pub use prepare::{Preparation, prepare};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};
 pub use xdp::ShedSamples;

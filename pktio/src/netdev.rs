@@ -27,7 +27,7 @@ pub use ethtool::{Coalescing, Rings};
 pub(crate) use host::HostPort;
 pub use interface::Interface;
 pub use link::{LinkReader, LinkState};
-pub(crate) use program::Attachment;
+pub(crate) use program::{Attachment, is_attached_as};
 pub(crate) use protect::check;
 pub use rtnetlink::LinkWatch;
 pub use settings::Changed;

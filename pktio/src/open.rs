@@ -18,9 +18,10 @@ use crate::packet::{FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
+use crate::prepare::Preparation;
 use crate::privilege;
 use crate::rss::Twin;
-use crate::xdp::{self, AttachedProgram, Layout, Purpose, Refusal};
+use crate::xdp::{self, AttachedProgram, Layout, LoadedMaps, LoadedProgram, Purpose, Refusal};
 
 /// The ports of every worker, the software twin of the interfaces' RSS (or why it is not symmetric), and what restores the interfaces.
 type Prepared = (Vec<Ports>, Result<Twin, String>, Guard);
@@ -158,10 +159,26 @@ pub fn buffers_for(mtu: usize) -> Option<Buffers> {
 /// When a name has the wrong form, an interface is missing, down or given twice, a privilege is missing, or no backend works.
 /// Everything that was changed is restored.
 pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError> {
+    open_prepared(lan, wan, options, &mut Preparation::default())
+}
+
+/// As [`open`], with what was [prepared](crate::prepare()) for these ports and options.
+///
+/// Where a former process has left its XDP programs attached, they stay until [`Guard::take_over`], and no frame comes before.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_prepared(
+    lan: &str,
+    wan: &str,
+    options: &Options,
+    preparation: &mut Preparation,
+) -> Result<Opened, OpenError> {
     check(options)?;
     let members = [members_of(lan), members_of(wan)];
     if members.iter().any(|members| members.len() > 1) {
-        return open_members(members, [lan, wan], options);
+        return open_members(members, [lan, wan], options, preparation);
     }
     let names = [Name::parse(lan)?, Name::parse(wan)?];
     let devices = match (&names[0], &names[1]) {
@@ -208,17 +225,7 @@ pub fn open(lan: &str, wan: &str, options: &Options) -> Result<Opened, OpenError
 
     let wants_packet = wants_packet || options.fast_path > 0 && !wants_xdp;
     let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
-    open_both(devices, [lan, wan], wanted, options)
-}
-
-/// Opens two interfaces of the kernel; `ports` are their names as the operator gave them.
-fn open_both(
-    devices: [&str; 2],
-    ports: [&str; 2],
-    wanted: Option<Wanted>,
-    options: &Options,
-) -> Result<Opened, OpenError> {
-    open_all(&devices, ports, wanted, options)
+    open_all(&devices, [lan, wan], wanted, options, preparation)
 }
 
 /// The names of the members of a port: one, or several where it is an aggregation.
@@ -228,7 +235,12 @@ pub fn members_of(port: &str) -> Vec<&str> {
 }
 
 /// Opens the member links of an aggregation on both sides.
-fn open_members(members: [Vec<&str>; 2], ports: [&str; 2], options: &Options) -> Result<Opened, OpenError> {
+fn open_members(
+    members: [Vec<&str>; 2],
+    ports: [&str; 2],
+    options: &Options,
+    preparation: &mut Preparation,
+) -> Result<Opened, OpenError> {
     let refuse = |what: String| {
         let hint = "name the members of both sides, each behind its partner's place: `lan0,lan1 wan0,wan1`".into();
         Err(OpenError::Unsupported { what, hint })
@@ -253,18 +265,20 @@ fn open_members(members: [Vec<&str>; 2], ports: [&str; 2], options: &Options) ->
         wanted = wanted.or(asked);
         devices.push(device);
     }
-    open_all(&devices, ports, wanted, options)
+    open_all(&devices, ports, wanted, options, preparation)
 }
 
-/// Opens interfaces of the kernel: the members of the LAN, then those of the WAN.
+/// Opens interfaces of the kernel, the members of the LAN, then those of the WAN; `ports` are the ports' names as the operator gave them.
 fn open_all(
     devices: &[&str],
     ports: [&str; 2],
     wanted: Option<Wanted>,
     options: &Options,
+    preparation: &mut Preparation,
 ) -> Result<Opened, OpenError> {
     let located = devices.iter().map(|device| Interface::locate(device)).collect::<Result<Vec<_>, _>>()?;
-    let (interfaces, settings) = claim(&located, ports, options)?;
+    let is_fit = located.iter().map(Interface::index).eq(preparation.fit.iter().copied());
+    let (interfaces, settings) = claim(&located, is_fit, ports, options)?;
     let mut notes = Vec::new();
     for at in 0..interfaces.len() / 2 {
         let (lan, wan) = (&interfaces[at], &interfaces[at + interfaces.len() / 2]);
@@ -281,7 +295,7 @@ fn open_all(
         }
     }
     let interfaces: Vec<&Interface> = interfaces.iter().collect();
-    let (sets, spread, guard) = open_interfaces(&interfaces, settings, wanted, options, &mut notes)?;
+    let (sets, spread, guard) = open_interfaces(&interfaces, settings, wanted, options, preparation, &mut notes)?;
     let pairs = sets.into_iter().map(|set| pair(set, options.batch)).collect();
     Ok(Opened { pairs, spread, guard, notes })
 }
@@ -291,7 +305,8 @@ fn open_host(nic: &str, options: &Options) -> Result<Opened, OpenError> {
     let mut host = HostPort::new(nic, options.workers)?;
     // AF_PACKET would see the frames that arrive at the stack a second time; so there is no fast path of packet sockets.
     let options = Options { host: true, fast_path: 0, ..options.clone() };
-    let mut opened = open_both([host.port(), nic], [HOST, nic], Some(Wanted::Xdp), &options)?;
+    let devices = [host.port(), nic];
+    let mut opened = open_all(&devices, [HOST, nic], Some(Wanted::Xdp), &options, &mut Preparation::default())?;
     // From here on the frames of both directions wait for the workers.
     host.engage()?;
     opened.guard.host = Some(host);
@@ -322,19 +337,28 @@ pub fn open_alone(name: &str, options: &Options) -> Result<Alone, OpenError> {
     };
     let (interface, settings) = claim_alone(device)?;
     let mut notes = Vec::new();
-    let (sets, _, guard) = open_interfaces(&[&interface], settings, wanted, options, &mut notes)?;
+    let mut nothing = Preparation::default();
+    let (sets, _, mut guard) = open_interfaces(&[&interface], settings, wanted, options, &mut nothing, &mut notes)?;
+    guard.take_over().map_err(|source| OpenError::Io { what: format!("{device}: its XDP program"), source })?;
     Ok(Alone::of(sets, guard, notes))
 }
 
-/// Claims the interfaces of both ports, once they are found fit to be ports. They are up then.
-fn claim(located: &[Interface], ports: [&str; 2], options: &Options) -> Result<(Vec<Interface>, Settings), OpenError> {
+/// Claims the interfaces of both ports, once they are found fit to be ports, if that is not known. They are up then.
+fn claim(
+    located: &[Interface],
+    is_fit: bool,
+    ports: [&str; 2],
+    options: &Options,
+) -> Result<(Vec<Interface>, Settings), OpenError> {
     for (at, one) in located.iter().enumerate() {
         if located[..at].iter().any(|other| other.index() == one.index()) {
             return Err(OpenError::SameInterface { interface: one.name().into() });
         }
     }
     let interfaces: Vec<&Interface> = located.iter().collect();
-    netdev::check(&interfaces, options.force || options.host)?;
+    if !is_fit {
+        netdev::check(&interfaces, options.force || options.host)?;
+    }
     let mut settings = Settings::claim(&interfaces, &format!("the box between {} and {}", ports[0], ports[1]))?;
     if let Some(wan) = interfaces.last().filter(|_| options.host) {
         settings.share(wan.index());
@@ -381,6 +405,7 @@ fn open_interfaces(
     settings: Settings,
     wanted: Option<Wanted>,
     options: &Options,
+    preparation: &mut Preparation,
     notes: &mut Vec<String>,
 ) -> Result<Prepared, OpenError> {
     raise_memory_limit();
@@ -393,7 +418,7 @@ fn open_interfaces(
         guard.settings.detach_left_programs();
         open_packet(interfaces, options, &mut guard, notes)?
     } else {
-        match open_xdp(interfaces, options, &mut guard, notes) {
+        match open_xdp(interfaces, options, preparation, &mut guard, notes) {
             Ok(sets) => sets,
             // AF_PACKET behind another XDP program would see only the frames that it passes.
             Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
@@ -477,6 +502,7 @@ fn check(options: &Options) -> Result<(), OpenError> {
 fn open_xdp(
     interfaces: &[&Interface],
     options: &Options,
+    preparation: &mut Preparation,
     guard: &mut Guard,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Ports>, Refusal> {
@@ -486,8 +512,11 @@ fn open_xdp(
         ..Layout::for_mtu(mtu, options.workers, options.frames_per_port, options.batch)?
     };
     let mut programs: Vec<AttachedProgram> = Vec::new();
+    let mut prepared = std::mem::take(&mut preparation.programs).into_iter();
+    let mut memory = std::mem::take(&mut preparation.memory);
     for side in 0..interfaces.len() {
-        let program = attach(interfaces, side, options, &layout, &programs, &mut guard.settings, notes)?;
+        let at = (side, prepared.next());
+        let program = attach(interfaces, at, options, &layout, &programs, &mut guard.settings, notes)?;
         programs.push(program);
     }
     if options.failure.as_ref().is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
@@ -514,7 +543,7 @@ fn open_xdp(
         let parked = guard.settings.hardware_rings(interfaces);
         let frames = layout.frames_per_port.max(2 * parked + layout.batch);
         let larger = Layout { frames_per_port: frames, ..layout.clone() };
-        match xdp::open(interfaces, &mut programs, true, &larger) {
+        match xdp::open(interfaces, &mut programs, true, &larger, &mut memory) {
             Ok(sets) => {
                 if frames > layout.frames_per_port {
                     notes.push(format!("{frames} frames a port, since the devices park up to {parked} in their rings"));
@@ -530,7 +559,7 @@ fn open_xdp(
         }
     }
     let super_frames = interfaces.iter().zip(&programs).any(|(one, program)| one.has_super_frames(program.driver));
-    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout })?;
+    let sets = xdp::open(interfaces, &mut programs, false, &Layout { super_frames, ..layout }, &mut memory)?;
     guard.programs.extend(programs);
     Ok(sets)
 }
@@ -541,30 +570,51 @@ fn lack_of_zero_copy(interfaces: &[&Interface]) -> Option<String> {
     interfaces.iter().find(lacks).map(|interface| format!("the driver of {} has none", interface.name()))
 }
 
-/// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works.
+/// The interface at the other side of this one, of so many: the members of the LAN come first, and then their partners.
+pub(crate) fn partner(side: usize, count: usize) -> usize {
+    (side + count / 2) % count
+}
+
+/// Whether an interface is one of the WAN's.
+pub(crate) fn is_wan(side: usize, count: usize) -> bool {
+    count > 1 && side >= count / 2
+}
+
+/// Whether the program of an interface has a shed filter: floods come from the WAN.
+pub(crate) fn is_shedding(side: usize, count: usize, options: &Options) -> bool {
+    options.shed && is_wan(side, count)
+}
+
+/// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works; the one that was loaded for it before, if it is the
+/// same.
 fn attach(
     interfaces: &[&Interface],
-    side: usize,
+    (side, mut prepared): (usize, Option<LoadedProgram>),
     options: &Options,
     layout: &Layout,
     attached: &[AttachedProgram],
     settings: &mut Settings,
     notes: &mut Vec<String>,
 ) -> Result<AttachedProgram, Refusal> {
-    // The members of the LAN come first, and then their partners.
-    let partner = (side + interfaces.len() / 2) % interfaces.len();
-    let (interface, other) = (interfaces[side], interfaces[partner]);
+    let count = interfaces.len();
+    let (interface, other) = (interfaces[side], interfaces[partner(side, count)]);
     let name = interface.name();
-    // Floods come from the WAN.
-    let is_wan = interfaces.len() > 1 && side >= interfaces.len() / 2;
-    let sheds = options.shed && is_wan;
     let left = settings.left_program(interface.index());
     // What the machine's own stack gets goes on past a box that ends, by other means.
     let failure = options.failure.as_ref().filter(|_| !options.host);
-    let purpose = Purpose { is_wan, sheds, failure, other: attached.first(), left };
+    let first = attached.first().map(AttachedProgram::loaded);
     let mut new = |driver| {
+        let sheds = is_shedding(side, count, options);
+        let purpose = Purpose { is_wan: is_wan(side, count), sheds, failure, driver };
+        let prepared = prepared.take().filter(|it| it.is_for(interface, other, layout, purpose, first));
+        let loaded = match prepared {
+            Some(loaded) => loaded,
+            None => {
+                LoadedProgram::load(LoadedMaps::load(interface, other, layout, purpose, side == 0)?, interface, first)?
+            }
+        };
         let mut note = |id| settings.note_program(interface.index(), id);
-        AttachedProgram::new(interface, other, driver, layout, purpose, &mut note)
+        AttachedProgram::new(loaded, interface, first, left, &mut note)
     };
     // The veth pair before this machine's stack works in driver mode, and in no other: the kernel takes frames that a filter has redirected past
     // a generic program.
@@ -660,7 +710,7 @@ fn claim_nics(
         names.iter().filter_map(|(_, name)| name.interface()).map(Interface::locate).collect::<Result<Vec<_>, _>>()?;
     let ports = names.map(|(written, _)| written);
     match <[Interface; 2]>::try_from(located) {
-        Ok(both) => claim(&both, ports, options),
+        Ok(both) => claim(&both, false, ports, options),
         Err(located) => {
             let Some(nic) = located.first() else { return Ok((Vec::new(), Settings::none())) };
             netdev::check(&[nic], options.force)?;
@@ -754,7 +804,7 @@ fn open_captures(specs: &[&str], options: &Options) -> Result<(Vec<Ports>, Strin
 }
 
 /// Raises the limit of locked memory as far as possible: AF_XDP's buffers count against it.
-fn raise_memory_limit() {
+pub(crate) fn raise_memory_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the limit is a valid structure.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0 {

@@ -21,7 +21,7 @@
 //! process and must not be accessible to others (mode 0600): a program that can write it can as well write the memory of this process.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -301,19 +301,52 @@ impl Region {
 
     /// The memory for one owner, mapped (and its file locked) until the process ends.
     pub fn into_words(self) -> &'static mut [u64] {
-        let (base, len) = (self.mapping.base(), self.len());
-        mem::forget(self);
+        let (words, lock) = self.into_locked_words();
+        mem::forget(lock);
+        words
+    }
+
+    /// The memory for one owner, mapped until the process ends, and what keeps others out of its file.
+    pub fn into_locked_words(self) -> (&'static mut [u64], RegionLock) {
+        let (base, len, lock) = self.leak();
         // SAFETY: the mapping holds so many words, is aligned to a page, is never unmapped, and nothing else in this process refers to it:
-        // it was private to `self`. Other processes are kept out as the module's documentation says.
-        unsafe { slice::from_raw_parts_mut(base.as_ptr().cast(), len) }
+        // it was private to the region. Other processes are kept out as the module's documentation says.
+        (unsafe { slice::from_raw_parts_mut(base.as_ptr().cast(), len) }, lock)
     }
 
     /// The memory for several owners, mapped (and its file locked) until the process ends.
     pub fn into_atomics(self) -> &'static [AtomicU64] {
+        let (words, lock) = self.into_locked_atomics();
+        mem::forget(lock);
+        words
+    }
+
+    /// The memory for several owners, mapped until the process ends, and what keeps others out of its file.
+    pub fn into_locked_atomics(self) -> (&'static [AtomicU64], RegionLock) {
+        let (base, len, lock) = self.leak();
+        // SAFETY: as in `into_locked_words`; atomic words may be shared.
+        (unsafe { slice::from_raw_parts(base.as_ptr().cast(), len) }, lock)
+    }
+
+    /// Where the memory is, how many words, and what keeps others out; it stays mapped.
+    fn leak(self) -> (std::ptr::NonNull<u8>, usize, RegionLock) {
         let (base, len) = (self.mapping.base(), self.len());
-        mem::forget(self);
-        // SAFETY: as in `into_words`; atomic words may be shared.
-        unsafe { slice::from_raw_parts(base.as_ptr().cast(), len) }
+        mem::forget(self.mapping);
+        (base, len, RegionLock(self.file))
+    }
+}
+
+/// Keeps other processes out of a region's file. It is dropped before the process ends only where nothing in this process uses the memory any more: the
+/// next process then does.
+#[derive(Debug)]
+pub struct RegionLock(Option<File>);
+
+impl Drop for RegionLock {
+    fn drop(&mut self) {
+        // The mapping refers to the file as well, so that closing this descriptor unlocks nothing. Unlocking fails for no file that is open.
+        if let Some(file) = &self.0 {
+            let _ = file.unlock();
+        }
     }
 }
 
@@ -328,6 +361,47 @@ fn bytes_of(words: usize) -> Result<usize, RegionError> {
 
 /// The seals that keep a memory file its size for every holder of its descriptor.
 const SEALS: libc::c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
+/// Gives the pages of a file that hold nothing but zeros back to the file system, as long as no region is over it: its size stays, and the next region
+/// allocates them again. Returns how many bytes the file takes now.
+///
+/// # Errors
+///
+/// As [`Region::existing`], and where the file system has no holes.
+pub fn trim(path: impl AsRef<Path>) -> Result<u64, RegionError> {
+    let path = path.as_ref();
+    let io = |source| RegionError::Io { path: path.into(), source };
+    let mut file = options().open(path).map_err(io)?;
+    lock(&file, path)?;
+    let mut part = vec![0; TRIMMED_AT_ONCE];
+    let mut at = 0;
+    loop {
+        let length = file.read(&mut part).map_err(io)?;
+        if length == 0 {
+            return Ok(512 * file.metadata().map_err(io)?.blocks());
+        }
+        if part[..length].iter().all(|byte| *byte == 0) {
+            punch(&file, at, length).map_err(io)?;
+        }
+        at += length as u64;
+    }
+}
+
+/// Bytes that [`trim`] looks at, and gives back, at once: a page.
+const TRIMMED_AT_ONCE: usize = 4096;
+
+/// Makes a hole in a file.
+fn punch(file: &File, at: u64, length: usize) -> io::Result<()> {
+    let (Ok(at), Ok(length)) = (libc::off_t::try_from(at), libc::off_t::try_from(length)) else {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    };
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the descriptor is open, and no pointer is passed.
+    if unsafe { libc::fallocate(file.as_raw_fd(), mode, at, length) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
 
 /// How files are opened.
 fn options() -> OpenOptions {
@@ -396,6 +470,10 @@ fn allocate(file: &File, path: &Path, expected: u64) -> Result<bool, RegionError
         _ if found < expected => return Err(RegionError::TooSmall { path, found, expected }),
         _ if found > expected => return Err(RegionError::WrongSize { path, found, expected }),
         _ => {}
+    }
+    // Nothing is to be done for a file that another process has left, which takes the kernel as long as if there were.
+    if file.metadata().is_ok_and(|it| it.blocks() >= expected.div_ceil(512)) {
+        return Ok(found == 0);
     }
     let length =
         libc::off_t::try_from(expected).map_err(|_| RegionError::NoSpace { path: path.clone(), bytes: expected })?;
@@ -528,6 +606,12 @@ mod tests {
         words[63].fetch_add(5, Ordering::Relaxed);
         assert!(matches!(Region::file(&path.0, 64), Err(RegionError::Held { .. })));
         assert_eq!((words.len(), words[63].load(Ordering::Relaxed)), (64, 5));
+        let path = Temporary::new("unlocked");
+        let (words, lock) = Region::file(&path.0, 64).unwrap().into_locked_words();
+        words[63] = 5;
+        assert!(matches!(Region::file(&path.0, 64), Err(RegionError::Held { .. })));
+        drop(lock);
+        assert_eq!(Region::file(&path.0, 64).unwrap().words()[63], 5, "what was written stays mapped for both");
     }
 
     #[test]
@@ -590,6 +674,27 @@ mod tests {
         let path = Temporary::new("unsealed");
         let other = File::create(&path.0).unwrap();
         assert!(matches!(Region::of_descriptor(other.into(), "other"), Err(RegionError::Io { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_trimmed_keeps_its_words_and_gives_back_the_rest() {
+        let path = Temporary::new("trim");
+        let mut region = Region::create(&path.0, 1 << 20).unwrap();
+        assert!(region.fill(512 * 700 + 3, &[7; 600]) && region.fill((1 << 20) - 1, &[9]));
+        assert!(matches!(trim(&path.0), Err(RegionError::Held { .. })));
+        drop(region);
+        let blocks = |path: &Path| 512 * fs::metadata(path).unwrap().blocks();
+        assert!(blocks(&path.0) >= 8 << 20);
+        let taken = trim(&path.0).unwrap();
+        assert_eq!(taken, 3 * 4096, "two pages, and the last one");
+        let mut region = Region::existing(&path.0).unwrap();
+        assert!(blocks(&path.0) >= 8 << 20, "all of it is there again");
+        let words = region.words();
+        assert_eq!(
+            (words.len(), words[512 * 700 + 3], words[512 * 700 + 602], words[(1 << 20) - 1]),
+            (1 << 20, 7, 7, 9)
+        );
+        assert_eq!(words.iter().filter(|word| **word != 0).count(), 601);
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod tags;
 
 pub(crate) use failure::Rehearsal;
 pub(crate) use layout::Layout;
-pub(crate) use program::{AttachedProgram, Purpose};
+pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
 pub(crate) use refusal::Refusal;
 pub use samples::ShedSamples;
-pub(crate) use socket::open;
+pub(crate) use socket::{UmemMemory, open};

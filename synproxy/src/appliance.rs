@@ -23,6 +23,7 @@ use crate::process::bypass_hook::BypassHook;
 use crate::process::cli::{self, Arguments, CaptureFiles, Steer, Task};
 use crate::process::cpu::{self, Cores};
 use crate::process::exit::Failure;
+use crate::process::leave::{can_be_left, leave};
 use crate::process::link_monitor::LinkMonitor;
 use crate::process::listening::Listening;
 use crate::process::log::{self, LogControl};
@@ -37,9 +38,10 @@ use confparse::{Config, Control, FastPath, LinkLoss, Poll, PortLoss, StateDir};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
-use pktio::{Capabilities, FailurePlan, OnFailure, OpenError, Opened, Options, Pair, Port};
+use pktio::{Capabilities, FailurePlan, Guard, OnFailure, OpenError, Opened, Options, Pair, Port, Preparation};
 use rand::TryRng;
 use rand::rngs::SysRng;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -57,7 +59,8 @@ pub fn run() -> ExitCode {
     let log = log::init(arguments.log_level.unwrap_or(LogLevel::Info));
     let end = match arguments.task() {
         Task::CheckConfig(file) => settings::check(file),
-        Task::Restore(interfaces) => restore::restore(interfaces),
+        Task::Restore { interfaces, after: Some(seconds), state } => restore::restore_after(seconds, interfaces, state),
+        Task::Restore { interfaces, .. } => restore::restore(interfaces),
         Task::Doctor(arguments) => return status(doctor::doctor(arguments)),
         Task::Run { .. } if arguments.supervise => return status(supervise::supervise()),
         Task::Run { lan, wan } => bridge(lan, wan, &arguments, log).or_else(wait_for_port),
@@ -106,11 +109,16 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
 
     let (supervisor, messages) = channel::unbounded();
     let stop = Arc::new(AtomicBool::new(false));
-    let signalled = supervisor.clone();
+    // Whether another process may follow when this one ends.
+    let is_followed = Arc::new(AtomicBool::new(false));
+    let (signalled, followed) = (supervisor.clone(), is_followed.clone());
     let (ask_reload, reloads) = signals::reloads();
     signals::listen(stop.clone(), move |signalled_by| match signalled_by {
-        // At the very end of the process nobody receives it any more, or needs to.
-        Signalled::End { again } => drop(signalled.send(Message::Signal { again })),
+        Signalled::End { again, may_be_followed } => {
+            followed.store(may_be_followed, Ordering::Relaxed);
+            // At the very end of the process nobody receives it any more, or needs to.
+            drop(signalled.send(Message::Signal { again }));
+        }
         Signalled::Reload => ask_reload(),
     })?;
 
@@ -125,28 +133,32 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         spread: random()?,
     };
     let (new_secrets, new_spread) = (start.secrets.clone(), start.spread);
-    let mut state = if arguments.bypass { None } else { State::open(config, start)? };
-    let (secrets, spread) = match &state {
-        Some(state) => (state.kept().secrets.clone(), state.kept().spread),
-        None => (new_secrets, new_spread),
-    };
-    // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
-    let spread = (workers > 1 && arguments.steer == Steer::Auto).then_some(spread);
-    let options = Options {
+    let options = |secrets: &Secrets, spread| Options {
         workers,
         batch: worker::BATCH,
         mode: arguments.xdp_mode.into(),
         busy_poll: poll == Poll::Busy,
         shed: config.shed && !arguments.bypass,
         netmap_slots: [config.ldp.netmap_nr_rx_slots, config.ldp.netmap_nr_tx_slots],
-        spread,
+        spread: (workers > 1 && arguments.steer == Steer::Auto).then_some(spread),
         force: arguments.force,
-        failure: Some(failure_plan(config, &secrets, arguments.bypass)),
+        failure: Some(failure_plan(config, secrets, arguments.bypass)),
         fast_path: words_to_hand_down(config, arguments.bypass),
         stop: stop.clone(),
         ..Options::default()
     };
-    let opened = match open(lan, wan, &options, config.failures.port_loss) {
+    // What takes time and nothing of the former process is made while that one works.
+    let peeked = if arguments.takeover && !arguments.bypass { State::peek(config, &start) } else { None };
+    let prepared = peeked.map(|kept| pktio::prepare(lan, wan, &options(&kept.secrets, kept.spread)));
+    let mut state = if arguments.bypass { None } else { State::open(config, start)? };
+    let (secrets, spread) = match &state {
+        Some(state) => (state.kept().secrets.clone(), state.kept().spread),
+        None => (new_secrets, new_spread),
+    };
+    let options = options(&secrets, spread);
+    let mut preparation = prepared.unwrap_or_else(|| pktio::prepare(lan, wan, &options));
+    // Bindings are dropped last to first: the ports before the guard, which restores the settings of the interfaces.
+    let opened = match open(lan, wan, &options, &mut preparation, config.failures.port_loss) {
         Ok(Some(opened)) => opened,
         not_opened => {
             if let Some(state) = state {
@@ -177,8 +189,10 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     cpu::prioritise(arguments.nice);
     let permissions = Arc::new(SocketPermissions::new(credentials.ids(), privileges::role_groups(config)?));
     let socket = control_socket([lan, wan], &config.control, &permissions)?;
-    let control_port = control_port(config)?;
-    let metrics = config.metrics.map(Server::listen).transpose()?;
+    // A process that was just followed may still have them for a moment.
+    let patience = if takeover.age > 0 { FORMER_PATIENCE } else { Duration::ZERO };
+    let control_port = patiently(patience, || control_port(config))?;
+    let metrics = patiently(patience, || config.metrics.map(Server::listen).transpose())?;
     let outputs = Outputs {
         device: config.failures.watchdog_device.as_deref().map(WatchdogDevice::open).transpose()?,
         bypass: config.failures.bypass_hook.as_deref().map(BypassHook::new).transpose()?,
@@ -263,8 +277,15 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     ] {
         board.add_state(metric, value);
     }
+    let take_leave: Arc<dyn Fn() + Send + Sync> = {
+        let (is_followed, end) = (is_followed.clone(), end.clone());
+        Arc::new(move || {
+            is_followed.store(true, Ordering::Relaxed);
+            end();
+        })
+    };
     let watch = (!arguments.bypass)
-        .then(|| StateWatch::start(keeper.clone(), commands.clone(), board.clone(), cookie_clock, end.clone()))
+        .then(|| StateWatch::start(keeper.clone(), commands.clone(), board.clone(), cookie_clock, take_leave))
         .transpose()?;
     let lists = Arc::new(ListRegistry::new(listed, &compiled, commands.clone()));
     drop(compiled);
@@ -299,28 +320,64 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     reloader.begin(Box::new(surroundings), metrics, control_port)?;
     let serving = socket.map(|socket| socket.serve(api)).transpose()?;
     reload_when_asked(reloads, reloader)?;
-    let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), || {
+    let end = pool.supervise(links, Supervision::new(sender, [lan, wan]), |links| {
+        // Now that they take frames. What a former process has left has decided until now what passes.
+        links.guard().map_or(Ok(()), Guard::take_over).map_err(Failure::TakeOver)?;
         eprintln!("{ready}");
         service_manager::ready(&ready);
         if let Some(keeper) = &keeper {
             keeper.ready();
         }
+        Ok(())
     });
     guard.release_host();
     service_manager::stopping();
+    // What the next process waits for comes first.
     drop((serving, coordination, watch));
-    if let Some(keeper) = keeper {
+    if matches!(end, Err(Failure::Interrupted)) {
+        // Workers may go on until the process ends.
+        return end;
+    }
+    pool.end();
+    let (unclaimed, early_or_late) = (guard.unclaimed(), guard.early_or_late());
+    let lasts = keeper.as_ref().filter(|keeper| !keeper.is_over());
+    let is_left =
+        end.is_ok() && is_followed.load(Ordering::Relaxed) && lasts.is_some() && can_be_left() && guard.keep();
+    drop(guard);
+    if let Some(keeper) = &keeper {
         keeper.finish();
     }
+    if is_left {
+        leave([lan, wan], keeper.as_ref().and_then(|keeper| keeper.directory()));
+    }
+    pool.print_table();
     events.finish();
     captures.finish();
-    if guard.unclaimed() > 0 {
-        warn!("{} frames arrived on a queue that no worker serves, and were dropped", guard.unclaimed());
+    if unclaimed > 0 {
+        warn!("{unclaimed} frames arrived on a queue that no worker serves, and were dropped");
     }
-    if guard.early_or_late() > 0 {
-        debug!("{} frames arrived while the box was starting or ending, and were dropped", guard.early_or_late());
+    if early_or_late > 0 {
+        debug!("{early_or_late} frames arrived while the box was starting or ending, and were dropped");
     }
     end
+}
+
+/// How long a process that has left its state to this one may go on, for what it has to write.
+const FORMER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Tries again for so long while an address is in use.
+fn patiently<T>(patience: Duration, mut listen: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let begin = Instant::now();
+    loop {
+        match listen() {
+            Err(Failure::Listen { error, .. })
+                if error.kind() == ErrorKind::AddrInUse && begin.elapsed() < patience =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// What the XDP program needs for the time when no worker takes frames.
@@ -336,10 +393,16 @@ fn failure_plan(config: &Config, secrets: &Secrets, bypass: bool) -> FailurePlan
 }
 
 /// Opens the ports; waits for interfaces that are missing, if it is to. `None` if it is to end meanwhile.
-fn open(lan: &str, wan: &str, options: &Options, port_loss: PortLoss) -> Result<Option<Opened>, Failure> {
+fn open(
+    lan: &str,
+    wan: &str,
+    options: &Options,
+    preparation: &mut Preparation,
+    port_loss: PortLoss,
+) -> Result<Option<Opened>, Failure> {
     let mut has_said = false;
     loop {
-        match pktio::open(lan, wan, options) {
+        match pktio::open_prepared(lan, wan, options, preparation) {
             Err(OpenError::NotFound { interface }) if port_loss == PortLoss::Wait => {
                 if options.stop.load(Ordering::Relaxed) {
                     return Ok(None);

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
@@ -50,7 +50,7 @@ const LONGEST_HOLDER: usize = 200;
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// How often to try again meanwhile.
-const STEP: Duration = Duration::from_millis(20);
+const STEP: Duration = Duration::from_millis(1);
 
 /// An interface that this process has for itself, until this is dropped.
 #[derive(Debug)]
@@ -63,11 +63,11 @@ pub(super) struct Claim {
     head: String,
     /// The file stays when this ends.
     is_kept: bool,
-    /// The number of the XDP program that a killed process has left attached.
-    left_program: Option<u32>,
+    /// What a former process has left: how the settings were before it changed them, and the XDP program that is still attached.
+    left: Originals,
 }
 
-/// Claims the interfaces for `holder`, as others are told of it, and puts back what a killed process has changed at them.
+/// Claims the interfaces for `holder`, as others are told of it. What a former process has left changed at them stays so, for this one.
 ///
 /// # Errors
 ///
@@ -94,7 +94,7 @@ impl Claim {
             std::process::id(),
             namespace.identity(link)
         );
-        let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false, left_program: None };
+        let mut claim = Claim { name, index: link.index, file: None, head, is_kept: false, left: Originals::default() };
         let path = Path::new(DIRECTORY).join(namespace.file_name(PREFIX, link.index));
         let begin = Instant::now();
         let mut file = loop {
@@ -114,15 +114,19 @@ impl Claim {
             }
         };
         let text = read(&mut file).unwrap_or_default();
-        if let Some(originals) = settings_of(&text, &namespace.identity(link)) {
-            let done = originals.put_back(ethtool, &claim.name).done;
-            if !done.is_empty() {
-                info!("{}: {} put back as before a process that was killed", claim.name, done.join(", "));
+        if let Some(left) = settings_of(&text, &namespace.identity(link)) {
+            if left.taken_down {
+                let state = Originals { taken_down: true, ..Originals::default() };
+                if !state.put_back(ethtool, &claim.name).done.is_empty() {
+                    info!("{}: taken up; a former process has left it down", claim.name);
+                }
             }
-            claim.left_program = originals.attached(link.index);
+            let programs = left.attached(link.index).into_iter().collect();
+            claim.left = Originals { taken_down: false, programs, ..left };
+            debug!("{}: its settings are those of a former process", claim.name);
         }
         claim.file = Some((file, path));
-        claim.save(&Originals { programs: claim.left_program.into_iter().collect(), ..Originals::default() });
+        claim.save(&claim.left);
         Ok(claim)
     }
 
@@ -136,9 +140,20 @@ impl Claim {
         self.index
     }
 
-    /// The number of the XDP program that a killed process has left attached.
-    pub(super) fn left_program(&self) -> Option<u32> {
-        self.left_program
+    /// What a former process has left: how the settings were before it changed them, and the XDP program that is still attached.
+    pub(super) fn left(&self) -> &Originals {
+        &self.left
+    }
+
+    /// Puts back what a former process has left changed, but for its XDP program, where the next does not go on with it.
+    pub(super) fn put_back_left(&mut self, ethtool: &Ethtool) {
+        let done = self.left.put_back(ethtool, &self.name).done;
+        if !done.is_empty() {
+            info!("{}: {} put back as before a former process", self.name, done.join(", "));
+        }
+        let programs = std::mem::take(&mut self.left.programs);
+        self.left = Originals { programs, ..Originals::default() };
+        self.save(&self.left);
     }
 
     /// Writes down whether the interface is to be taken up; in one byte, so that a kill cannot come between.
@@ -160,9 +175,14 @@ impl Claim {
         }
     }
 
-    /// Leaves the file for [`restore`]: something could not be put back.
+    /// Leaves the file for a successor, or for [`restore`]: it says since when.
     pub(super) fn keep(&mut self) {
         self.is_kept = true;
+        if let Some((file, path)) = &self.file
+            && let Err(error) = file.set_modified(SystemTime::now())
+        {
+            debug!("{} does not say since when it is left: {error}", path.display());
+        }
     }
 }
 
@@ -189,7 +209,7 @@ pub enum Holder {
         /// What it is, in words.
         what: String,
     },
-    /// A process that was killed, which has left settings changed; [`restore`] puts them back.
+    /// A process that has ended and has left settings changed, for a successor or because it was killed; [`restore`] puts them back.
     Killed,
 }
 
@@ -236,12 +256,13 @@ pub enum Outcome {
     Held(String),
 }
 
-/// Puts back the settings of these interfaces, or of all in this network namespace that a killed process has left changed.
+/// Puts back the settings of these interfaces, or of all in this network namespace that a process has left changed; with an `age` those that no process
+/// has had for so long, so that who waits for a successor does not mistake a later one's predecessor for its own.
 ///
 /// # Errors
 ///
 /// When there is no such interface, or the files cannot be read.
-pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
+pub fn restore(names: &[String], age: Option<Duration>) -> Result<Vec<Restored>, OpenError> {
     let io = |source| OpenError::Io { what: DIRECTORY.into(), source };
     let (ethtool, mut netlink) = (Ethtool::new().map_err(io)?, Rtnetlink::new().map_err(io)?);
     let namespace = Namespace::of_this_thread(&ethtool);
@@ -281,6 +302,9 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
             Lock::Absent if removed.has_failed => Outcome::Failed,
             Lock::Absent => Outcome::Done(removed.done),
             Lock::Held(text) => Outcome::Held(holder(&text)),
+            Lock::Taken(file) if age.is_some_and(|age| !is_older(&file, age)) => {
+                Outcome::Held("a process that has just ended".to_owned())
+            }
             Lock::Taken(mut file) => {
                 let text = read(&mut file).map_err(io)?;
                 // An interface that is gone took its settings along.
@@ -311,6 +335,12 @@ pub fn restore(names: &[String]) -> Result<Vec<Restored>, OpenError> {
         restored.push(Restored { interface, outcome });
     }
     Ok(restored)
+}
+
+/// Whether nobody has had the file for so long. A clock that was set back says so too.
+fn is_older(file: &File, age: Duration) -> bool {
+    let modified = file.metadata().and_then(|it| it.modified());
+    modified.is_ok_and(|modified| modified.elapsed().map_or(true, |since| since >= age))
 }
 
 /// The indexes of the interfaces that have a file.
@@ -520,7 +550,7 @@ mod tests {
             file: Some((file, path.clone())),
             head,
             is_kept: false,
-            left_program: None,
+            left: Originals::default(),
         });
         assert!(!path.exists());
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();

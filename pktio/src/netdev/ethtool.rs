@@ -140,21 +140,39 @@ impl Ethtool {
 
     /// Whether it is up, as far as the operator is concerned.
     pub(super) fn is_up(&self, name: &str) -> io::Result<bool> {
-        let mut request = empty_request();
-        self.request(libc::SIOCGIFFLAGS, name, &mut request)?;
-        // SAFETY: the kernel has just written this member.
-        Ok(unsafe { request.ifr_ifru.ifru_flags } & libc::IFF_UP as libc::c_short != 0)
+        self.has_flag(name, libc::IFF_UP)
     }
 
     /// Takes an interface up or down.
     pub(super) fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
+        self.set_flag(name, libc::IFF_UP, up)
+    }
+
+    /// Whether somebody has set promiscuous mode by the interface's flag. Memberships of sockets, which count beside it, are not seen.
+    pub(super) fn is_promiscuous(&self, name: &str) -> io::Result<bool> {
+        self.has_flag(name, libc::IFF_PROMISC)
+    }
+
+    /// Sets the flag of promiscuous mode, which outlives the process, or clears it.
+    pub(super) fn set_promiscuous(&self, name: &str, on: bool) -> io::Result<()> {
+        self.set_flag(name, libc::IFF_PROMISC, on)
+    }
+
+    fn has_flag(&self, name: &str, flag: libc::c_int) -> io::Result<bool> {
+        let mut request = empty_request();
+        self.request(libc::SIOCGIFFLAGS, name, &mut request)?;
+        // SAFETY: the kernel has just written this member.
+        Ok(unsafe { request.ifr_ifru.ifru_flags } & flag as libc::c_short != 0)
+    }
+
+    fn set_flag(&self, name: &str, flag: libc::c_int, on: bool) -> io::Result<()> {
         let mut request = empty_request();
         self.request(libc::SIOCGIFFLAGS, name, &mut request)?;
         // SAFETY: the kernel has just written this member, of which all values are valid.
         unsafe {
             let flags = request.ifr_ifru.ifru_flags;
-            let bit = libc::IFF_UP as libc::c_short;
-            request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+            let bit = flag as libc::c_short;
+            request.ifr_ifru.ifru_flags = if on { flags | bit } else { flags & !bit };
         }
         self.request(libc::SIOCSIFFLAGS, name, &mut request)
     }

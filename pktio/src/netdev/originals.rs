@@ -22,6 +22,8 @@ pub(super) struct Originals {
     pub rss: Option<RssConfig>,
     /// What is hashed for RSS, by type of flow.
     pub hashed: Vec<(u32, u32)>,
+    /// It was not promiscuous by its own flag, and the box has set that.
+    pub promiscuous: bool,
     /// It was up, and the box has taken it down.
     pub taken_down: bool,
     /// The numbers of the XDP programs that the box attaches so that they stay when it is killed.
@@ -41,6 +43,25 @@ impl Originals {
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
         *self == Originals::default()
+    }
+
+    /// These, where a former box has left the interface changed and how it was is known: what that one has changed was as it says, whatever
+    /// it is now.
+    pub(super) fn after(self, left: &Originals) -> Originals {
+        let mut offloads = left.offloads.clone();
+        offloads.extend(self.offloads.into_iter().filter(|own| !left.offloads.contains(own)));
+        let mut hashed = left.hashed.clone();
+        hashed.extend(self.hashed.into_iter().filter(|(own, _)| !left.hashed.iter().any(|(flow, _)| flow == own)));
+        Originals {
+            offloads,
+            queues: left.queues.or(self.queues),
+            pause: left.pause.or(self.pause),
+            rss: left.rss.clone().or(self.rss),
+            hashed,
+            promiscuous: left.promiscuous || self.promiscuous,
+            taken_down: self.taken_down,
+            programs: self.programs,
+        }
     }
 
     /// Puts back what differs. A failure is logged: nothing more can be done about it here.
@@ -64,6 +85,10 @@ impl Originals {
         };
         if self.taken_down {
             done("state", ethtool.is_up(name).and_then(|is_up| if_so(!is_up, || ethtool.set_up(name, true))));
+        }
+        if self.promiscuous {
+            let is = ethtool.is_promiscuous(name);
+            done("promiscuous mode", is.and_then(|is| if_so(is, || ethtool.set_promiscuous(name, false))));
         }
         for &(flow, fields) in &self.hashed {
             let differs = rss::hashed(ethtool, name, flow).is_ok_and(|now| now != fields);
@@ -108,6 +133,9 @@ impl Originals {
         if let Some(PauseFrames(pause)) = self.pause {
             line("pause", &mut pause.iter().map(u32::to_string));
         }
+        if self.promiscuous {
+            line("promiscuous", &mut ["0".to_owned()].into_iter());
+        }
         for (flow, fields) in &self.hashed {
             line("hashed", &mut [flow, fields].into_iter().map(u32::to_string));
         }
@@ -150,6 +178,7 @@ impl Originals {
             }
             "rss" => self.rss = Some(RssConfig::of_words(&mut words)?),
             "programs" => self.programs = numbers(&mut words)?,
+            "promiscuous" => self.promiscuous = words.next()? == "0",
             "taken-down" => self.taken_down = words.next()? == "1",
             _ => return None,
         }
@@ -188,6 +217,7 @@ mod tests {
             pause: Some(PauseFrames([1, 0, 1])),
             rss: Some(rss),
             hashed: vec![(1, 0xf0), (5, 0x30)],
+            promiscuous: true,
             taken_down: false,
             programs: vec![7, 4711],
         };
@@ -203,6 +233,35 @@ mod tests {
         let mut down = Originals::default();
         down.parse("taken-down 1").unwrap();
         assert!(down.taken_down && !down.is_empty());
+    }
+
+    #[test]
+    fn what_a_former_box_has_changed_was_as_it_says_and_the_rest_as_it_is() {
+        let left = Originals {
+            offloads: vec!["rx-gro".into()],
+            queues: Some(Queues([0, 0, 0, 8])),
+            hashed: vec![(1, 0xf0)],
+            taken_down: true,
+            programs: vec![7],
+            ..Originals::default()
+        };
+        let found = Originals {
+            offloads: vec!["rx-lro".into(), "rx-gro".into()],
+            queues: Some(Queues([0, 0, 0, 2])),
+            pause: Some(PauseFrames([1, 0, 1])),
+            hashed: vec![(1, 0x30), (5, 0x30)],
+            promiscuous: true,
+            ..Originals::default()
+        };
+        let expected = Originals {
+            offloads: vec!["rx-gro".into(), "rx-lro".into()],
+            queues: Some(Queues([0, 0, 0, 8])),
+            pause: Some(PauseFrames([1, 0, 1])),
+            hashed: vec![(1, 0xf0), (5, 0x30)],
+            promiscuous: true,
+            ..Originals::default()
+        };
+        assert_eq!(found.after(&left), expected);
     }
 
     #[test]

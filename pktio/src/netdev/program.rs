@@ -27,6 +27,12 @@ const IFINFOMSG: usize = 16;
 /// The descriptor that stands for no program.
 const NONE: libc::c_int = -1;
 
+/// Whether the program of this number is attached to the interface of this index, in driver mode or in generic mode.
+pub(crate) fn is_attached_as(index: u32, id: u32, driver: bool) -> bool {
+    let link = Rtnetlink::new().and_then(|mut netlink| netlink.indexed(index));
+    id != 0 && link.is_ok_and(|link| link.xdp_program == id && link.is_xdp_generic != driver)
+}
+
 /// An XDP program on an interface. Dropping it detaches the program, unless it is [kept](Attachment::keep).
 #[derive(Debug)]
 pub(crate) struct Attachment(Way);

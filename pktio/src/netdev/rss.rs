@@ -188,6 +188,10 @@ pub(super) fn make_symmetric(
 /// Configures a device, and reads the configuration back.
 fn set_rss(ethtool: &Ethtool, name: &str, wanted: &RssConfig) -> Result<(), String> {
     let way = if wanted.transform == SYMMETRIC_XOR { "symmetric-xor" } else { "a symmetric key" };
+    // As a former process has left it: some devices take their link down for every change.
+    if RssConfig::read(ethtool, name).is_ok_and(|found| found == *wanted) {
+        return Ok(());
+    }
     set(ethtool, name, wanted).map_err(|error| format!("{name} does not take {way} ({error})"))?;
     match RssConfig::read(ethtool, name) {
         Ok(found) if found == *wanted => Ok(()),

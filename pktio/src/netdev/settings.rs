@@ -21,6 +21,7 @@ use super::originals::Originals;
 use super::rss::{self, RssConfig};
 use super::rtnetlink::Rtnetlink;
 use crate::error::OpenError;
+use crate::privilege;
 use crate::rss::Twin;
 
 /// How long to wait for a link that is not there yet.
@@ -73,8 +74,11 @@ pub(crate) struct Settings {
 struct Prepared {
     claim: Claim,
     originals: Originals,
-    /// Promiscuous mode. The membership ends when its socket is closed, also when the process is killed.
+    /// Promiscuous mode, where the interface's flag is not set for it. The membership ends when its socket is closed, also when the process
+    /// is killed.
     membership: Option<OwnedFd>,
+    /// The flag of promiscuous mode.
+    promiscuous: Kept<bool>,
     /// The index of the bridge or other device that it is a member of; 0 for none.
     master: Kept<u32>,
     mtu: Kept<usize>,
@@ -172,7 +176,7 @@ impl Settings {
         Settings { ports: Vec::new(), ethtool: None, netlink: None, is_kept: false }
     }
 
-    /// Claims `interfaces` for `holder`, and puts back what a killed process has left changed.
+    /// Claims `interfaces` for `holder`. What a former process has left changed stays so.
     ///
     /// # Errors
     ///
@@ -180,9 +184,10 @@ impl Settings {
     pub(crate) fn claim(interfaces: &[&Interface], holder: &str) -> Result<Settings, OpenError> {
         let ethtool = Ethtool::new().map_err(|source| OpenError::Io { what: "a socket".into(), source })?;
         let prepared = |claim: Claim| Prepared {
-            originals: Originals { programs: claim.left_program().into_iter().collect(), ..Originals::default() },
+            originals: claim.left().clone(),
             claim,
             membership: None,
+            promiscuous: Kept::default(),
             master: Kept::default(),
             mtu: Kept::default(),
             queues: Kept::default(),
@@ -196,9 +201,9 @@ impl Settings {
         Ok(Settings { ports, ethtool: Some(ethtool), netlink: Rtnetlink::new().ok(), is_kept: false })
     }
 
-    /// The number of the XDP program that a killed process has left attached to the interface of this index.
+    /// The number of the XDP program that a former process has left attached to the interface of this index.
     pub(crate) fn left_program(&self, index: u32) -> Option<u32> {
-        self.ports.iter().find(|port| port.claim.index() == index)?.claim.left_program()
+        self.ports.iter().find(|port| port.claim.index() == index)?.claim.left().programs.first().copied()
     }
 
     /// Writes down that the program of this number is about to be attached to the interface of this index, and stays if the process is killed.
@@ -208,14 +213,14 @@ impl Settings {
         port.claim.save(&port.originals);
     }
 
-    /// Detaches the XDP programs that a killed process has left, where nothing replaces them.
+    /// Detaches the XDP programs that a former process has left, where nothing replaces them.
     pub(crate) fn detach_left_programs(&self) {
         for port in &self.ports {
             let name = port.claim.name();
             match port.originals.detach(port.claim.index()) {
                 Ok(false) => {}
-                Ok(true) => info!("{name}: the XDP program of a process that was killed is detached"),
-                Err(error) => warn!("{name}: the XDP program of a process that was killed stays: {error}"),
+                Ok(true) => info!("{name}: the XDP program of a former process is detached"),
+                Err(error) => warn!("{name}: the XDP program of a former process stays: {error}"),
             }
         }
     }
@@ -226,10 +231,15 @@ impl Settings {
     }
 
     /// To be called before [`Settings::prepare`]: this machine goes on using the claimed interface of this index. Its addresses are no mistake,
-    /// and what its stack leaves to a NIC to do with sent frames does not concern the box, whose own frames have nothing left to do.
+    /// and what its stack leaves to a NIC to do with sent frames does not concern the box, whose own frames have nothing left to do. So what a former
+    /// box has switched off does not stay so.
     pub(crate) fn share(&mut self, index: u32) {
         for port in self.ports.iter_mut().filter(|port| port.claim.index() == index) {
             port.is_shared = true;
+            if let Some(ethtool) = &self.ethtool {
+                port.claim.put_back_left(ethtool);
+                port.originals = port.claim.left().clone();
+            }
         }
     }
 
@@ -253,15 +263,23 @@ impl Settings {
             (_, Err(_)) => Err("not both ports are network cards".to_owned()),
             (Some(random), Ok(both)) => rss::read_both(ethtool, both).map(|original| (original, both, random)),
         };
+        // No backend does without.
+        if let Some(interface) = interfaces.first()
+            && privilege::missing().iter().any(|it| it.name == "CAP_NET_RAW")
+        {
+            return Err(OpenError::Permission { interface: interface.name().into() });
+        }
         let mut plans = Vec::new();
         for (side, (interface, port)) in interfaces.iter().zip(&mut self.ports).enumerate() {
             let plan = Plan::of(ethtool, interface.name(), queues, port.is_shared)?;
             let programs = std::mem::take(&mut port.originals.programs);
-            port.originals = Originals { programs, ..plan.originals() };
+            let mut originals = Originals { programs, ..plan.originals() };
             if let Ok((original, ..)) = &original {
-                port.originals.rss = original.get(side).cloned();
-                port.originals.hashed = rss::hashed_otherwise(ethtool, interface.name());
+                originals.rss = original.get(side).cloned();
+                originals.hashed = rss::hashed_otherwise(ethtool, interface.name());
             }
+            originals.promiscuous = ethtool.is_promiscuous(interface.name()).is_ok_and(|is| !is);
+            port.originals = originals.after(port.claim.left());
             plans.push(plan);
         }
         for port in &self.ports {
@@ -273,7 +291,14 @@ impl Settings {
             if !port.is_shared {
                 warn_of_addresses(interface.name());
             }
-            port.membership = Some(promiscuous(interface)?);
+            // A machine that goes on using the interface keeps its flags.
+            let flag = (!port.is_shared).then(|| ethtool.set_promiscuous(interface.name(), true));
+            if let Some(Ok(())) = flag {
+                port.promiscuous = Kept::of(Some(true));
+            } else {
+                port.originals.promiscuous = port.claim.left().promiscuous;
+                port.membership = Some(promiscuous(interface)?);
+            }
             port.master = Kept::of(Some(interface.link().master.unwrap_or(0)));
             // The buffers are sized for this one.
             port.mtu = Kept::of(Some(interface.mtu()));
@@ -406,11 +431,11 @@ impl Drop for Settings {
                 debug!("{} is gone", port.claim.name());
                 continue;
             };
-            if port.originals.put_back(ethtool, &name).has_failed {
+            if let Some(id) = port.originals.attached(port.claim.index()) {
+                // Left by a former process, and not replaced: this start has failed. It goes on deciding what passes, with the settings it had then.
+                port.claim.save(&Originals { programs: vec![id], ..port.originals.clone() });
                 port.claim.keep();
-            } else if let Some(id) = port.originals.attached(port.claim.index()) {
-                // Left by a process that was killed, and not replaced: this start has failed. It goes on deciding what passes.
-                port.claim.save(&Originals { programs: vec![id], ..Originals::default() });
+            } else if port.originals.put_back(ethtool, &name).has_failed {
                 port.claim.keep();
             }
         }
@@ -446,6 +471,15 @@ impl Prepared {
                 otherwise: "frames on a queue without a worker are lost; restart the box",
             },
         );
+        let promiscuous = self.promiscuous.check(
+            ethtool.is_promiscuous(name),
+            |&wanted| ethtool.set_promiscuous(name, wanted),
+            |_, _| Words {
+                changed: "ended its promiscuous mode".to_owned(),
+                reason: "frames for others come in no other",
+                otherwise: "frames for others are lost; restart the box",
+            },
+        );
         let mtu = self.mtu.check(
             ethtool.mtu(name),
             |&wanted| ethtool.set_mtu(name, wanted),
@@ -475,7 +509,7 @@ impl Prepared {
         );
         let hashed = self.check_hashed(ethtool, name);
         let offloads = self.check_offloads(ethtool, name);
-        [master, queues, mtu, pause, rss, hashed, offloads].into_iter().flatten().collect()
+        [master, queues, promiscuous, mtu, pause, rss, hashed, offloads].into_iter().flatten().collect()
     }
 
     fn check_hashed(&mut self, ethtool: &Ethtool, name: &str) -> Option<(String, bool)> {
@@ -632,8 +666,8 @@ fn set_queues(ethtool: &Ethtool, name: &str, now: Queues, wanted: Queues, worker
     }
 }
 
-/// Unicast frames for others arrive only in promiscuous mode. A packet membership counts together with those of others
-/// (tcpdump), and the kernel ends it with the process.
+/// Promiscuous mode by a packet membership, which counts together with those of others (tcpdump), and which the kernel ends with the process: for a
+/// process that may not set the interface's flag. Unicast frames for others arrive in no other mode.
 fn promiscuous(interface: &Interface) -> Result<OwnedFd, OpenError> {
     let name = interface.name();
     let fail = |source: io::Error| match source.raw_os_error() {

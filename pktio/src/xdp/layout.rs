@@ -20,7 +20,7 @@ const LARGEST_MTU: usize = 16_000;
 pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to sleep between two attempts at a busy queue.
-pub(super) const BUSY_STEP: Duration = Duration::from_millis(10);
+pub(super) const BUSY_STEP: Duration = Duration::from_millis(1);
 
 /// How the sockets are opened.
 #[derive(Debug, Clone)]

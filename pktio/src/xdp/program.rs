@@ -21,7 +21,7 @@ use super::shed::{ShedMaps, random_key};
 use super::tags::{instruction, prelude};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
-use crate::netdev::{Attachment, Interface};
+use crate::netdev::{Attachment, Interface, is_attached_as};
 use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -39,26 +39,72 @@ pub(crate) struct Purpose<'a> {
     pub sheds: bool,
     /// What it does with frames that no worker takes.
     pub failure: Option<&'a FailurePlan>,
-    /// The program of the other port, whose maps of flows and workers are this one's too.
-    pub other: Option<&'a AttachedProgram>,
-    /// The number of the program that a killed process has left on the interface.
-    pub left: Option<u32>,
+    /// Whether it is in driver mode.
+    pub driver: bool,
 }
 
-/// The XDP program on one interface; dropping this detaches it.
-pub(crate) struct AttachedProgram {
-    /// The program runs in driver mode.
-    pub driver: bool,
-    /// It is the WAN port's.
+/// What a program is made for: one that was loaded before is taken if it is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Made {
+    interface: u32,
+    other: u32,
+    workers: usize,
+    multi_buffer: bool,
     is_wan: bool,
+    sheds: bool,
+    driver: bool,
+    failure: Option<FailurePlan>,
+}
+
+impl Made {
+    fn of(interface: &Interface, other: &Interface, layout: &Layout, purpose: Purpose<'_>) -> Made {
+        let Purpose { is_wan, sheds, failure, driver } = purpose;
+        Made {
+            interface: interface.index(),
+            other: other.index(),
+            workers: layout.workers,
+            multi_buffer: layout.multi_buffer,
+            is_wan,
+            sheds,
+            driver,
+            failure: failure.cloned(),
+        }
+    }
+}
+
+/// The maps of a program, as the library has loaded them.
+pub(crate) struct LoadedMaps {
+    made: Made,
+    key: [u64; 2],
+    ebpf: Ebpf,
+}
+
+/// A program with its maps, on no interface yet. To load it takes most of the time of a start, and nothing of the interface, so a process that is to
+/// follow another does it before.
+pub(crate) struct LoadedProgram {
+    made: Made,
+    ebpf: Ebpf,
+    program: OwnedFd,
+    /// What it is known by, and the first program of the box, whose maps it shares, if this is another.
+    id: u32,
+    first: Option<u32>,
     /// It puts tags into frames.
     has_tags: bool,
-    attachment: Attachment,
-    ebpf: Ebpf,
     /// The maps of its shed filter, if it has one.
     shed: Option<Arc<ShedMaps>>,
     /// What the programs of both ports and the workers tell each other, where they do the part of one that fails.
     service: Option<Arc<ServiceMap>>,
+}
+
+/// The XDP program of one interface; dropping this detaches it.
+pub(crate) struct AttachedProgram {
+    /// The program runs in driver mode.
+    pub driver: bool,
+    loaded: LoadedProgram,
+    /// `None` while the program of a former process is there, whose place this one is to take.
+    attachment: Option<Attachment>,
+    /// The number of that program.
+    left: Option<u32>,
 }
 
 impl fmt::Debug for AttachedProgram {
@@ -112,110 +158,206 @@ pub(super) fn loader(
         .load(PROGRAM)
 }
 
-impl AttachedProgram {
-    /// Loads the program and attaches it to `interface`, in driver mode or in generic mode. The `other` port is where frames go that no worker
-    /// takes and that pass. `note` is told the number of the program before it is attached.
+fn failed(error: impl Error + 'static) -> Refusal {
+    Refusal::failed(error)
+}
+
+impl LoadedMaps {
+    /// Loads the maps of the program for `interface`. The `other` port is where frames go that no worker takes and that pass. Of the programs of one
+    /// box the first has the map of flows for all.
     ///
     /// # Errors
     ///
     /// The error of the kernel or of the library.
-    pub(crate) fn new(
+    pub(crate) fn load(
         interface: &Interface,
         other: &Interface,
-        driver: bool,
         layout: &Layout,
         purpose: Purpose<'_>,
-        note: &mut dyn FnMut(u32),
-    ) -> Result<AttachedProgram, Refusal> {
-        fn failed(error: impl Error + 'static) -> Refusal {
-            Refusal::failed(error)
-        }
-        let Purpose { is_wan, sheds, failure, other: twin, left } = purpose;
+        is_first: bool,
+    ) -> Result<LoadedMaps, Refusal> {
+        let Purpose { is_wan, sheds, failure, .. } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
-        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, twin.is_none())
+        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, is_first)
             .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
         if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
             let mut map = DevMap::try_from(map).map_err(failed)?;
             map.set(0, other.index(), None, 0).map_err(failed)?;
         }
-        let name = if layout.multi_buffer { "redirect_frags" } else { "redirect" };
-        let shared = twin.map(|twin| &twin.ebpf);
-        let text = instructions(&ebpf, name, shared).map_err(|error| Refusal::Failed(chain(&*error)))?;
-        let mut attach = |program: OwnedFd| {
-            if failure.is_some() {
-                note(bpf::id_of(program.as_fd())?);
-            }
-            patiently(|| match failure {
-                Some(_) => Attachment::by_netlink(program.as_fd(), interface.index(), driver, left),
-                None => Attachment::by_link(program.as_fd(), interface.index(), driver),
-            })
-        };
-        let how = How { has_frags: layout.multi_buffer, bound_to: None };
-        let tagging = match driver && interface.hides_tags() {
-            true => prelude()
-                .and_then(|prelude| {
-                    let how = How { bound_to: Some(interface.index()), ..how };
-                    attach(bpf::load_xdp(&[&prelude[..], &text].concat(), name, how)?)
+        Ok(LoadedMaps { made: Made::of(interface, other, layout, purpose), key, ebpf })
+    }
+}
+
+impl LoadedProgram {
+    /// Loads the program over these maps of its own, and those that it shares with the `first` program of the box.
+    ///
+    /// # Errors
+    ///
+    /// The error of the kernel or of the library.
+    pub(crate) fn load(
+        maps: LoadedMaps,
+        interface: &Interface,
+        first: Option<&LoadedProgram>,
+    ) -> Result<LoadedProgram, Refusal> {
+        let LoadedMaps { made, key, ebpf } = maps;
+        let shared = first.map(|first| &first.ebpf);
+        let tagged = match made.driver && interface.hides_tags() {
+            true => text(&ebpf, &made, shared)
+                .and_then(|text| {
+                    let how = How { has_frags: made.multi_buffer, bound_to: Some(made.interface) };
+                    let text = [&prelude().map_err(failed)?[..], &text].concat();
+                    bpf::load_xdp(&text, name(&made), how).map_err(failed)
                 })
                 .inspect_err(|error| debug!("{}: tags beside the frames are lost: {error}", interface.name()))
                 .ok(),
             false => None,
         };
-        let has_tags = tagging.is_some();
-        let attachment = match tagging {
-            Some(attachment) => attachment,
-            None => {
-                let program = bpf::load_xdp(&text, name, how).map_err(failed)?;
-                attach(program).map_err(|error| attach_refusal(&error, interface))?
-            }
-        };
-        let shed = match sheds {
-            true => Some(Arc::new(ShedMaps::of(&ebpf, layout.workers, key).map_err(failed)?)),
+        let has_tags = tagged.is_some();
+        let program = tagged.map_or_else(|| plain(&ebpf, &made, shared), Ok)?;
+        let shed = match made.sheds {
+            true => Some(Arc::new(ShedMaps::of(&ebpf, made.workers, key).map_err(failed)?)),
             false => None,
         };
-        let service = match (failure, twin) {
+        let service = match (&made.failure, first) {
             (None, _) => None,
-            (Some(_), Some(twin)) => twin.service.clone(),
-            (Some(_), None) => Some(Arc::new(ServiceMap::of(&ebpf, layout.workers).map_err(failed)?)),
+            (Some(_), Some(first)) => first.service.clone(),
+            (Some(_), None) => Some(Arc::new(ServiceMap::of(&ebpf, made.workers).map_err(failed)?)),
         };
-        Ok(AttachedProgram { driver, is_wan, has_tags, attachment, ebpf, shed, service })
+        let id = bpf::id_of(program.as_fd()).map_err(failed)?;
+        Ok(LoadedProgram { made, ebpf, id, first: first.map(|first| first.id), program, has_tags, shed, service })
+    }
+
+    /// Whether it is what would be loaded for these, over the maps of the `first` program of the box.
+    pub(crate) fn is_for(
+        &self,
+        interface: &Interface,
+        other: &Interface,
+        layout: &Layout,
+        purpose: Purpose<'_>,
+        first: Option<&LoadedProgram>,
+    ) -> bool {
+        self.made == Made::of(interface, other, layout, purpose) && self.first == first.map(|first| first.id)
+    }
+}
+
+/// The name of the program.
+fn name(made: &Made) -> &'static str {
+    if made.multi_buffer { "redirect_frags" } else { "redirect" }
+}
+
+fn text(ebpf: &Ebpf, made: &Made, shared: Option<&Ebpf>) -> Result<Vec<u64>, Refusal> {
+    instructions(ebpf, name(made), shared).map_err(|error| Refusal::Failed(chain(&*error)))
+}
+
+/// Loads the program that does not ask for tags.
+fn plain(ebpf: &Ebpf, made: &Made, shared: Option<&Ebpf>) -> Result<OwnedFd, Refusal> {
+    let how = How { has_frags: made.multi_buffer, bound_to: None };
+    bpf::load_xdp(&text(ebpf, made, shared)?, name(made), how).map_err(failed)
+}
+
+impl AttachedProgram {
+    /// Attaches a program to its interface, in driver mode or in generic mode. Where a former process has `left` one in the same mode, that one stays
+    /// until [`AttachedProgram::replace`]. `first` is the first program of the box, if this is another. `note` is told the number of the program before
+    /// it is attached.
+    ///
+    /// # Errors
+    ///
+    /// The error of the kernel or of the library.
+    pub(crate) fn new(
+        mut loaded: LoadedProgram,
+        interface: &Interface,
+        first: Option<&LoadedProgram>,
+        left: Option<u32>,
+        note: &mut dyn FnMut(u32),
+    ) -> Result<AttachedProgram, Refusal> {
+        let driver = loaded.made.driver;
+        let is_watched = loaded.made.failure.is_some();
+        if is_watched && left.is_some_and(|left| is_attached_as(interface.index(), left, driver)) {
+            return Ok(AttachedProgram { driver, loaded, attachment: None, left });
+        }
+        let mut attach = |program: BorrowedFd<'_>| {
+            if is_watched {
+                note(bpf::id_of(program)?);
+            }
+            patiently(|| match is_watched {
+                true => Attachment::by_netlink(program, interface.index(), driver, left),
+                false => Attachment::by_link(program, interface.index(), driver),
+            })
+        };
+        let attachment = match attach(loaded.program.as_fd()) {
+            Err(error) if loaded.has_tags => {
+                debug!("{}: tags beside the frames are lost: {error}", interface.name());
+                loaded.program = plain(&loaded.ebpf, &loaded.made, first.map(|first| &first.ebpf))?;
+                loaded.has_tags = false;
+                attach(loaded.program.as_fd())
+            }
+            result => result,
+        };
+        let attachment = attachment.map_err(|error| attach_refusal(&error, interface))?;
+        Ok(AttachedProgram { driver, loaded, attachment: Some(attachment), left: None })
+    }
+
+    /// Takes the place of the program that a former process has left, at once and without a gap. `note` is told the number of this one and of its
+    /// interface before.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn replace(&mut self, note: &mut dyn FnMut(u32, u32)) -> io::Result<()> {
+        if self.attachment.is_none() {
+            let (index, program) = (self.loaded.made.interface, self.loaded.program.as_fd());
+            note(index, bpf::id_of(program)?);
+            let attachment = patiently(|| Attachment::by_netlink(program, index, self.driver, self.left))?;
+            self.attachment = Some(attachment);
+        }
+        Ok(())
+    }
+
+    /// The program as it was loaded.
+    pub(crate) fn loaded(&self) -> &LoadedProgram {
+        &self.loaded
     }
 
     /// Whether tags that the other end hands over beside its frames are lost.
     pub(crate) fn loses_tags(&self, interface: &Interface) -> bool {
-        interface.hides_tags() && !self.has_tags
+        interface.hides_tags() && !self.loaded.has_tags
+    }
+
+    /// Whether it may stay on the interface when the process has ended.
+    pub(crate) fn stays(&self) -> bool {
+        self.loaded.made.failure.is_some()
     }
 
     /// Leaves the program on the interface when this is dropped, for a successor.
     pub(crate) fn keep(&mut self) {
-        self.attachment.keep();
+        self.attachment.iter_mut().for_each(Attachment::keep);
     }
 
     /// The maps of the shed filter, if the program was loaded with one.
     pub(super) fn shed_maps(&self) -> Option<&Arc<ShedMaps>> {
-        self.shed.as_ref()
+        self.loaded.shed.as_ref()
     }
 
     /// What the program and the worker of this queue tell each other, if it does the part of one that fails.
     pub(super) fn failure_switch(&self, queue: u32) -> Option<XdpFailureSwitch> {
-        let place = Place { queue, is_wan: self.is_wan };
-        self.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place))
+        let place = Place { queue, is_wan: self.loaded.made.is_wan };
+        self.loaded.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place))
     }
 
     /// Each worker's part of the map of flows; none if the program knows no flows.
     pub(crate) fn flow_maps(&self, workers: usize, words: usize) -> io::Result<Vec<&'static [AtomicU64]>> {
-        if self.service.is_none() {
+        if self.loaded.service.is_none() {
             return Ok(Vec::new());
         }
-        failure::map_flows(&self.ebpf, workers, words)
+        failure::map_flows(&self.loaded.ebpf, workers, words)
     }
 
     /// The samples of the SYNs that the shed filter drops, the first time.
     pub(crate) fn take_shed_samples(&mut self) -> Option<ShedSamples> {
-        let maps = self.shed.as_ref()?;
-        let ring = RingBuf::try_from(self.ebpf.take_map("samples")?);
+        let maps = self.loaded.shed.as_ref()?;
+        let ring = RingBuf::try_from(self.loaded.ebpf.take_map("samples")?);
         ring.map(|ring| ShedSamples::new(ring, Arc::clone(maps)))
             .inspect_err(|error| debug!("what is shed is not sampled: {error}"))
             .ok()
@@ -223,7 +365,7 @@ impl AttachedProgram {
 
     /// Redirects the frames of `queue` to the socket `fd`.
     pub(super) fn redirect(&mut self, queue: u32, fd: RawFd) -> Result<(), String> {
-        let map = self.ebpf.map_mut("sockets").ok_or("the program lacks its map")?;
+        let map = self.loaded.ebpf.map_mut("sockets").ok_or("the program lacks its map")?;
         let mut map = XskMap::try_from(map).map_err(|e| chain(&e))?;
         map.set(queue, fd, 0).map_err(|e| chain(&e))
     }
@@ -232,7 +374,7 @@ impl AttachedProgram {
     /// worker's queue before its socket was there, or after.
     pub(crate) fn unclaimed(&self) -> [u64; 2] {
         let count = |index| {
-            let map = PerCpuArray::<_, u64>::try_from(self.ebpf.map("unclaimed")?).ok()?;
+            let map = PerCpuArray::<_, u64>::try_from(self.loaded.ebpf.map("unclaimed")?).ok()?;
             Some(map.get(&index, 0).ok()?.iter().sum())
         };
         [0, 1].map(|index| count(index).unwrap_or(0))

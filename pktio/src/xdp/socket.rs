@@ -25,7 +25,47 @@ use crate::offload::Completer;
 use crate::pool::{BufferMemory, MemoryOwner, Pool};
 use crate::port::{Capabilities, Port, Ports};
 
-/// Opens the sockets of every worker and redirects the frames of its queues to them.
+/// The memory of one worker's frames, in no socket yet. To lock it takes time and nothing of an interface.
+pub(crate) struct UmemMemory {
+    umem: Umem,
+    templates: Vec<FrameDesc>,
+    /// Bytes of a buffer.
+    chunk: usize,
+}
+
+impl UmemMemory {
+    /// Locks memory for so many frames.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such memory, or this process may not lock it.
+    pub(crate) fn new(frames: usize, chunk: usize) -> Result<UmemMemory, Refusal> {
+        let failed = Refusal::Failed;
+        let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
+        let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
+        // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is; room for every
+        // frame makes that harmless. In a completion ring of the same size no completion ever waits.
+        let all = ring_size(frames)?;
+        let config = UmemConfig::builder()
+            .frame_size(FrameSize::new(chunk as u32).map_err(|e| failed(chain(&e)))?)
+            .frame_headroom(0)
+            .fill_queue_size(all)
+            .comp_queue_size(all)
+            .build()
+            .map_err(|e| failed(chain(&e)))?;
+        let (umem, templates) = Umem::new(config, count, false).map_err(|e| match os_error(&e) {
+            Some(libc::ENOBUFS | libc::ENOMEM) => Refusal::Limit(memory_refusal(frames * chunk)),
+            _ => Refusal::failed(e),
+        })?;
+        Ok(UmemMemory { umem, templates, chunk })
+    }
+
+    fn is_for(&self, frames: usize, chunk: usize) -> bool {
+        (self.templates.len(), self.chunk) == (frames, chunk)
+    }
+}
+
+/// Opens the sockets of every worker, in memory that was `made` before where there is some that fits, and redirects the frames of its queues to them.
 ///
 /// # Errors
 ///
@@ -35,12 +75,18 @@ pub(crate) fn open(
     programs: &mut [AttachedProgram],
     zero_copy: bool,
     layout: &Layout,
+    made: &mut Vec<UmemMemory>,
 ) -> Result<Vec<Ports>, Refusal> {
+    let frames = interfaces.len() * layout.frames_per_port;
+    made.retain(|memory| memory.is_for(frames, layout.chunk));
     let completer =
         |interface: &&Interface| (!interface.has_link_checksums()).then(|| Completer::new(interface.name()));
     let completers: Vec<_> = interfaces.iter().map(completer).collect();
     (0..layout.workers)
-        .map(|queue| open_queue(interfaces, programs, &completers, zero_copy, layout, queue as u32))
+        .map(|queue| {
+            let memory = made.pop().map_or_else(|| UmemMemory::new(frames, layout.chunk), Ok)?;
+            open_queue(interfaces, programs, &completers, zero_copy, layout, (queue as u32, memory))
+        })
         .collect()
 }
 
@@ -51,26 +97,10 @@ fn open_queue(
     completers: &[Option<Completer>],
     zero_copy: bool,
     layout: &Layout,
-    queue: u32,
+    (queue, memory): (u32, UmemMemory),
 ) -> Result<Ports, Refusal> {
     let failed = Refusal::Failed;
-    let frames = interfaces.len() * layout.frames_per_port;
-    let count = u32::try_from(frames).ok().and_then(NonZeroU32::new);
-    let count = count.ok_or_else(|| failed(format!("{frames} frames are no possible number of frames")))?;
-    // The kernel publishes late how far it has read the fill ring, so the ring looks fuller than it is; room for every
-    // frame makes that harmless. In a completion ring of the same size no completion ever waits.
-    let all = ring_size(frames)?;
-    let config = UmemConfig::builder()
-        .frame_size(FrameSize::new(layout.chunk as u32).map_err(|e| failed(chain(&e)))?)
-        .frame_headroom(0)
-        .fill_queue_size(all)
-        .comp_queue_size(all)
-        .build()
-        .map_err(|e| failed(chain(&e)))?;
-    let (umem, templates) = Umem::new(config, count, false).map_err(|e| match os_error(&e) {
-        Some(libc::ENOBUFS | libc::ENOMEM) => Refusal::Limit(memory_refusal(frames * layout.chunk)),
-        _ => Refusal::failed(e),
-    })?;
+    let UmemMemory { umem, templates, .. } = memory;
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
 

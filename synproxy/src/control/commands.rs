@@ -202,6 +202,11 @@ impl CommandSender {
         self.queues.len()
     }
 
+    /// Wakes the workers that sleep.
+    pub fn wake(&self) {
+        self.queues.iter().for_each(|queue| queue.signal());
+    }
+
     /// Sends a command to every worker and waits for the answers: `None` for one that has not answered within a second, which may
     /// still execute the command later.
     pub fn send(&self, command: &Command) -> Vec<Option<Answer>> {

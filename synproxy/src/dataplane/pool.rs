@@ -92,6 +92,8 @@ pub struct WorkerPool {
     failed: Arc<AtomicBool>,
     /// Who watches the workers, until it does.
     watchdog: Watchdog,
+    /// When they were begun to be supervised.
+    began: Instant,
 }
 
 impl WorkerPool {
@@ -123,6 +125,7 @@ impl WorkerPool {
             failure: None,
             failed: Arc::default(),
             watchdog: Watchdog::default(),
+            began: Instant::now(),
         };
         let mut steerings = steerings.into_iter();
         for (number, pair) in pairs.into_iter().enumerate() {
@@ -181,20 +184,21 @@ impl WorkerPool {
     }
 
     /// Waits until all workers have ended, calls `ready` once all have started, logs the statistics, monitors the links, and reports what
-    /// happens to them.
+    /// happens to them. When it returns without an error, no worker has a port or an engine any more.
     ///
     /// # Errors
-    /// The first failure, or [`Failure::Interrupted`] at a second signal.
+    /// The first failure, that of `ready` too; or [`Failure::Interrupted`] at a second signal.
     ///
     /// # Panics
     /// If every sender of messages is gone, which the signal handler prevents.
     pub fn supervise(
-        mut self,
+        &mut self,
         mut links: LinkMonitor<'_>,
         mut events: Supervision,
-        ready: impl FnOnce(),
+        ready: impl FnOnce(&mut LinkMonitor<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let begin = Instant::now();
+        self.began = begin;
         let mut ready = Some(ready);
         let mut reported = (begin, Snapshot::default());
         let mut swapped = SwapCheck::default();
@@ -224,7 +228,7 @@ impl WorkerPool {
             if self.starting == 0
                 && let Some(ready) = ready.take()
             {
-                ready();
+                ready(&mut links).unwrap_or_else(|failure| self.fail(failure));
                 let watchdog = mem::take(&mut self.watchdog);
                 if let Some(watch) = watchdog.start(self.board.clone(), self.stop.clone(), self.failed.clone())? {
                     self.threads.push(watch);
@@ -234,12 +238,15 @@ impl WorkerPool {
         if let Some(failure) = &self.failure {
             events.failed(failure);
         }
-        let total = self.board.total();
-        if enabled!(Level::INFO) {
-            let workers: Vec<Snapshot> = self.board.workers().collect();
-            eprint!("{}", Table { total: &total, workers: &workers, period: begin.elapsed() });
-        }
         self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Prints the statistics of the workers, which have ended.
+    pub fn print_table(&self) {
+        if enabled!(Level::INFO) {
+            let (total, workers): (_, Vec<Snapshot>) = (self.board.total(), self.board.workers().collect());
+            eprint!("{}", Table { total: &total, workers: &workers, period: self.began.elapsed() });
+        }
     }
 
     fn handle(&mut self, message: Message) -> Result<(), Failure> {
@@ -251,7 +258,11 @@ impl WorkerPool {
                 self.running -= 1;
                 end.unwrap_or_else(|failure| self.fail(failure));
             }
-            Message::Signal { again: false } => info!("ending; a second signal ends at once"),
+            Message::Signal { again: false } => {
+                info!("ending; a second signal ends at once");
+                // None of them goes on sleeping while the others have ended.
+                self.commands.wake();
+            }
             Message::Signal { again: true } => {
                 // Threads that are not joined end with the process.
                 drop(mem::take(&mut self.threads));
@@ -310,13 +321,23 @@ impl WorkerPool {
     }
 }
 
-impl Drop for WorkerPool {
-    fn drop(&mut self) {
+impl WorkerPool {
+    /// Ends all threads, and returns when they have ended.
+    pub fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.commands.wake();
         for thread in self.threads.drain(..) {
+            // The one that watches the workers.
+            thread.thread().unpark();
             // A panic of a worker was caught and reported inside.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for WorkerPool {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -410,8 +431,11 @@ mod tests {
         let (supervisor, messages) = channel::unbounded();
         wires[0].push(b"the fatal frame");
         let stop = Arc::new(AtomicBool::new(false));
-        let pool = start::<Fragile>(vec![two, one], stop, (supervisor, messages));
-        assert!(matches!(pool.supervise(LinkMonitor::default(), nobody(), || ()), Err(Failure::Panic { worker: 1 })));
+        let mut pool = start::<Fragile>(vec![two, one], stop, (supervisor, messages));
+        assert!(matches!(
+            pool.supervise(LinkMonitor::default(), nobody(), |_| Ok(())),
+            Err(Failure::Panic { worker: 1 })
+        ));
     }
 
     #[test]
@@ -420,12 +444,13 @@ mod tests {
         let (supervisor, messages) = channel::unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let operator = supervisor.clone();
-        let pool = start::<Bypass>(vec![pair], stop.clone(), (supervisor, messages));
+        let mut pool = start::<Bypass>(vec![pair], stop.clone(), (supervisor, messages));
         let ready = Cell::new(false);
-        pool.supervise(LinkMonitor::default(), nobody(), || {
+        pool.supervise(LinkMonitor::default(), nobody(), |_| {
             ready.set(true);
             stop.store(true, Ordering::Relaxed);
             operator.send(Message::Signal { again: false }).unwrap();
+            Ok(())
         })
         .unwrap();
         assert!(ready.get());
@@ -437,7 +462,7 @@ mod tests {
         let (supervisor, messages) = channel::unbounded();
         supervisor.send(Message::Signal { again: true }).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let pool = start::<Bypass>(vec![pair], stop, (supervisor, messages));
-        assert!(matches!(pool.supervise(LinkMonitor::default(), nobody(), || ()), Err(Failure::Interrupted)));
+        let mut pool = start::<Bypass>(vec![pair], stop, (supervisor, messages));
+        assert!(matches!(pool.supervise(LinkMonitor::default(), nobody(), |_| Ok(())), Err(Failure::Interrupted)));
     }
 }

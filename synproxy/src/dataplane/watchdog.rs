@@ -198,7 +198,7 @@ impl Watchdog {
                 }
                 beat = Some(now);
             }
-            thread::sleep(LOOK_EVERY.min(beat_every));
+            thread::park_timeout(LOOK_EVERY.min(beat_every));
         }
         if let Some(bypass) = &mut self.outputs.bypass {
             bypass.tell(Bypass::Open);

@@ -35,12 +35,13 @@ Capture files:
   statistics at the end of the file. Traffic never waits for a capture.
 
 Signals:
-  SIGINT and SIGTERM end the process cleanly: it restores the settings of the interfaces.
-  A second signal does so without waiting for the workers.
+  SIGINT ends the process cleanly: it restores the settings of the interfaces. So does SIGTERM, but where the connections are kept for
+  the next process, the interfaces are as well, for 10 s: a restart changes nothing at them. A second signal ends it, and restores them,
+  without waiting for the workers.
   SIGHUP has the configuration file read again: what can change does, what cannot is named in the log, and a file that is wrong
   changes nothing. `synctl config diff FILE` tells beforehand.
 
-  After SIGKILL the interfaces stay as they were meanwhile. The next start puts their settings back first, and so does --restore.
+  After SIGKILL the interfaces stay as they were. The next process goes on with them and restores them at its end; --restore does so at once.
 
 Exit status:
   0  clean end: a signal, or capture files read to their end; with --check-config: no complaint; with --restore: all is as it was
@@ -68,9 +69,17 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "workers", "poll", "bypass", "no_pin", "control", "state_dir", "fresh", "takeover"])]
     pub check_config: Option<PathBuf>,
 
-    /// Puts back the settings that a killed process has left changed, at these interfaces or at all, and exits
+    /// Puts back the settings that a process has left changed, at these interfaces or at all, and exits
     #[arg(long, value_name = "INTERFACE", num_args = 0.., conflicts_with_all = ["check_config", "config", "workers", "poll", "bypass", "no_pin", "control", "state_dir", "fresh", "takeover"])]
     pub restore: Option<Vec<String>>,
+
+    /// With --restore: waits so many seconds, leaves alone what a box has by then, and gives back memory of states that nobody uses; for service managers
+    #[arg(long, value_name = "SECONDS", requires = "restore")]
+    pub after: Option<u64>,
+
+    /// With --after: the directory of the state to give memory back from, where it is not in the default place
+    #[arg(long, value_name = "DIRECTORY", requires = "after", hide = true)]
+    pub left_state: Option<PathBuf>,
 
     /// Worker threads, one for each queue of both interfaces; overrides `threadcount`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -152,7 +161,9 @@ impl Arguments {
         }
         match (&self.check_config, &self.restore, &self.lan, &self.wan) {
             (Some(file), ..) => Task::CheckConfig(file),
-            (_, Some(interfaces), ..) => Task::Restore(interfaces),
+            (_, Some(interfaces), ..) => {
+                Task::Restore { interfaces, after: self.after, state: self.left_state.as_deref() }
+            }
             (None, None, Some(lan), Some(wan)) => Task::Run { lan, wan },
             _ => unreachable!("clap asks for LAN and WAN unless --check-config or --restore is given"),
         }
@@ -307,8 +318,15 @@ impl CaptureFiles {
 pub enum Task<'a> {
     /// Check this file and exit.
     CheckConfig(&'a Path),
-    /// Put back the settings of these interfaces, or of all, and exit.
-    Restore(&'a [String]),
+    /// Put back the settings of interfaces, and exit.
+    Restore {
+        /// These; all, if there are none.
+        interfaces: &'a [String],
+        /// After so many seconds.
+        after: Option<u64>,
+        /// The directory of a state that may be left.
+        state: Option<&'a Path>,
+    },
     /// Look at two interfaces and at the machine, and say what works.
     Doctor(&'a DoctorArguments),
     /// Run between these two interfaces.
@@ -417,7 +435,7 @@ mod tests {
             ("synproxy --log-level warn --restore eth0 eth1 eth2", &["eth0", "eth1", "eth2"]),
         ] {
             let arguments = parse(line).unwrap();
-            assert!(matches!(arguments.task(), Task::Restore(interfaces) if interfaces == expected), "{line}");
+            assert!(matches!(arguments.task(), Task::Restore { interfaces, .. } if interfaces == expected), "{line}");
         }
     }
 

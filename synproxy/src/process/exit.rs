@@ -81,6 +81,10 @@ pub enum Failure {
         error: io::Error,
     },
 
+    /// The XDP program of a former process could not be replaced.
+    #[error("the XDP program of the former process cannot be replaced: {0}")]
+    TakeOver(#[source] io::Error),
+
     /// A watchdog device, or the file of a bypass, could not be opened.
     #[error("cannot open {path}: {error}{}", device_advice(error), path = .path.display())]
     Device {
@@ -165,7 +169,11 @@ impl Failure {
             Failure::Open(OpenError::Syntax { .. }) => 2,
             Failure::Configuration(_) => 3,
             Failure::Open(OpenError::Permission { .. }) | Failure::Privileges(_) => 5,
-            Failure::Open(_) | Failure::Port { .. } | Failure::Gone { .. } | Failure::Held { .. } => 4,
+            Failure::Open(_)
+            | Failure::TakeOver(_)
+            | Failure::Port { .. }
+            | Failure::Gone { .. }
+            | Failure::Held { .. } => 4,
             _ => 1,
         }
     }

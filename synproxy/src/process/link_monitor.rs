@@ -94,6 +94,11 @@ struct Port {
 }
 
 impl<'a> LinkMonitor<'a> {
+    /// What restores the interfaces, if anything does.
+    pub fn guard(&mut self) -> Option<&mut Guard> {
+        self.guard.as_deref_mut()
+    }
+
     /// Monitors the interfaces behind the names of these ports, LAN first, whose settings `guard` has; a capture file has none, nor has a
     /// port of a netmap switch or pipe, nor this machine's own stack.
     pub fn new(ports: [&str; 2], guard: &'a mut Guard, link_loss: LinkLoss, port_loss: PortLoss) -> Self {

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cpu;
 pub mod exit;
 pub mod footprint;
+pub mod leave;
 pub mod link_monitor;
 pub mod listening;
 pub mod log;

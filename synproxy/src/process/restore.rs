@@ -1,14 +1,38 @@
-//! `--restore`: puts back the settings of interfaces that a killed process has left changed, without a start.
+//! `--restore`: puts back the settings of interfaces that a process has left changed, without a start.
 
 use super::exit::Failure;
+use crate::state;
 use pktio::netdev::{self, Outcome, PROGRAM, Restored};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// Waits so many seconds, puts back the settings of these interfaces, or of all, where no box has them by then, and gives back memory of the state in this
+/// directory, or of all in the default ones, that nobody uses.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_after(seconds: u64, interfaces: &[String], state: Option<&Path>) -> Result<(), Failure> {
+    let age = Duration::from_secs(seconds);
+    thread::sleep(age);
+    let result = match put_back(interfaces, Some(age)) {
+        Err(Failure::Held { .. }) => Ok(()),
+        result => result,
+    };
+    state.map_or_else(state::trim_all, state::trim);
+    result
+}
 
 /// Puts back the settings of these interfaces, or of all of this network namespace, and prints what was done.
 ///
 /// # Errors
 /// When there is no such interface, a running box has it, or something could not be put back.
 pub fn restore(interfaces: &[String]) -> Result<(), Failure> {
-    let restored = netdev::restore(interfaces)?;
+    put_back(interfaces, None)
+}
+
+fn put_back(interfaces: &[String], age: Option<Duration>) -> Result<(), Failure> {
+    let restored = netdev::restore(interfaces, age)?;
     let mut failed = Vec::new();
     let mut held = None;
     let mut is_quiet = true;

@@ -46,6 +46,11 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
+/// Whether there is one; the supervisor of ours is none.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The descriptors that it has kept for this box (`LISTEN_FDS`), by name; `None` if there is no service manager that keeps any. The first call takes them.
 pub fn kept_descriptors() -> Option<HashMap<String, OwnedFd>> {
     std::env::var_os("NOTIFY_SOCKET")?;

@@ -19,6 +19,8 @@ pub enum Signalled {
     End {
         /// Whether it is not the first that does.
         again: bool,
+        /// Whether another process may be about to follow: SIGTERM comes from what manages processes, SIGINT from a person.
+        may_be_followed: bool,
     },
     /// Another look at the configuration.
     Reload,
@@ -36,7 +38,7 @@ pub fn listen(stop: Arc<AtomicBool>, notify: impl Fn(Signalled) + Send + 'static
         loop {
             match signals.wait() {
                 Ok(Signal::SIGHUP) => notify(Signalled::Reload),
-                Ok(_) => end(&stop, &notify),
+                Ok(signal) => end(&stop, signal == Signal::SIGTERM, &notify),
                 // It fails only for numbers that are no signals.
                 Err(_) => return,
             }
@@ -45,9 +47,9 @@ pub fn listen(stop: Arc<AtomicBool>, notify: impl Fn(Signalled) + Send + 'static
     thread::Builder::new().name("signals".to_owned()).spawn(receive).map(drop).map_err(Failure::Spawn)
 }
 
-fn end(stop: &AtomicBool, notify: &impl Fn(Signalled)) {
+fn end(stop: &AtomicBool, may_be_followed: bool, notify: &impl Fn(Signalled)) {
     let again = stop.swap(true, Ordering::Relaxed);
-    notify(Signalled::End { again });
+    notify(Signalled::End { again, may_be_followed });
     if again {
         thread::sleep(GRACE);
         process::exit(1);

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 /// How long the box may be silent once it is ready. It gives four beats in this time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long to wait before the first new start, and at most; each time twice as long.
+/// How long to wait before a new start after a bad run, and at most; each time twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -158,9 +158,10 @@ fn watch(pid: Pid, heard: &Receiver<Heard>) -> Result<Run, Failure> {
             Ok(Heard::Signal(signal)) => {
                 let forwarded = match signal {
                     Signalled::Reload => Signal::SIGHUP,
-                    Signalled::End { .. } => Signal::SIGTERM,
+                    Signalled::End { may_be_followed: true, .. } => Signal::SIGTERM,
+                    Signalled::End { .. } => Signal::SIGINT,
                 };
-                if forwarded == Signal::SIGTERM {
+                if forwarded != Signal::SIGHUP {
                     (is_to_end, beat) = (true, None);
                 }
                 let _ = kill(pid, forwarded);
@@ -201,8 +202,9 @@ struct Backoff(Option<Duration>);
 impl Backoff {
     fn next(&mut self, was_good: bool) -> Duration {
         let next = match self.0 {
-            Some(last) if !was_good => (2 * last).min(LONGEST_WAIT),
-            _ => FIRST_WAIT,
+            _ if was_good => Duration::ZERO,
+            Some(last) => (2 * last).clamp(FIRST_WAIT, LONGEST_WAIT),
+            None => FIRST_WAIT,
         };
         self.0 = Some(next);
         next
@@ -229,8 +231,8 @@ mod tests {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..9).map(|_| backoff.next(false).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(backoff.next(true), FIRST_WAIT);
-        assert_eq!(backoff.next(false), 2 * FIRST_WAIT);
+        assert_eq!(backoff.next(true), Duration::ZERO);
+        assert_eq!([backoff.next(false), backoff.next(false)], [FIRST_WAIT, 2 * FIRST_WAIT]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Whatever its words are, reading them is safe; what they say is checked before anything is taken over. A process that is killed at a change leaves the
 //! former value or the new one: single words change at once, and the secrets have two places, each with a number and a checksum, of which the later counts.
 
-use pktio::region::{Region, RegionError};
+use super::succession::Succession;
+use pktio::region::{Region, RegionError, RegionLock};
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use tcpstate::{CookieClock, Instant, Rotation, Secrets};
@@ -211,15 +212,16 @@ pub struct Expected {
 pub struct Header(&'static [AtomicU64]);
 
 impl Header {
-    /// The header in a region.
+    /// The header in a region, and what keeps other processes out of it.
     ///
     /// # Errors
     /// If it is too small.
-    pub fn of(region: Region) -> Result<Self, RegionError> {
+    pub fn of(region: Region) -> Result<(Self, RegionLock), RegionError> {
         if region.len() < WORDS {
             return Err(RegionError::Empty);
         }
-        Ok(Self(region.into_atomics()))
+        let (words, lock) = region.into_locked_atomics();
+        Ok((Self(words), lock))
     }
 
     fn get(&self, at: usize) -> u64 {
@@ -335,18 +337,9 @@ impl Header {
         self.set(at, words[0]);
     }
 
-    /// Asks the process that uses the state to leave it to this one.
-    pub fn ask(&self, process: u32) {
-        self.set(AT_SUCCESSOR, process.into());
-    }
-
-    /// The process that asks for the state, if one does; it has not asked any more afterwards.
-    pub fn asked(&self) -> Option<u64> {
-        let process = self.get(AT_SUCCESSOR);
-        if process != 0 {
-            self.set(AT_SUCCESSOR, 0);
-        }
-        (process != 0).then_some(process)
+    /// The word by which a process that runs is asked to leave the state to another.
+    pub fn succession(&self) -> Succession<'_> {
+        Succession::of(&self.0[AT_SUCCESSOR])
     }
 
     /// A process uses the state now.
@@ -398,7 +391,7 @@ mod tests {
     const EXPECTED: Expected = Expected { ports: 7, boot: 9 << 64 | 3, keep: 300, now: NOW };
 
     fn header() -> Header {
-        Header::of(Region::anonymous(WORDS).unwrap()).unwrap()
+        Header::of(Region::anonymous(WORDS).unwrap()).unwrap().0
     }
 
     fn kept(fill: u8) -> Kept {

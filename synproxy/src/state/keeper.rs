@@ -7,6 +7,8 @@ use crate::metrics::descriptors::StateMetric;
 use crate::metrics::snapshot::Board;
 use crate::process::exit::Failure;
 use crate::process::{clock, privileges};
+use pktio::region::RegionLock;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -28,14 +30,22 @@ pub struct Keeper {
     header: Header,
     store: store::Store,
     kept: Mutex<Kept>,
+    /// What keeps other processes out of it: of the tables, and then of the header.
+    locks: Mutex<Vec<RegionLock>>,
     /// Whether nothing of it is to be left.
     is_over: AtomicBool,
 }
 
 impl Keeper {
     /// The keeper of a state whose tables the workers have.
-    pub fn new(State { header, store, kept, .. }: State) -> Arc<Self> {
-        Arc::new(Self { header, store, kept: Mutex::new(kept), is_over: AtomicBool::new(false) })
+    pub fn new(State { header, store, kept, locks, .. }: State) -> Arc<Self> {
+        Arc::new(Self {
+            header,
+            store,
+            kept: Mutex::new(kept),
+            locks: Mutex::new(locks),
+            is_over: AtomicBool::new(false),
+        })
     }
 
     /// Keeps a change of the cookies' secret.
@@ -61,13 +71,27 @@ impl Keeper {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// The workers have ended: leaves the state to the next process, or removes it.
+    /// Whether nothing is to be left.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// The workers have ended, so that nothing in this process uses the state any more: leaves it to the next process, which may be waiting for it, or
+    /// removes it.
     pub fn finish(&self) {
-        if !self.is_over.load(Ordering::Relaxed) {
-            self.header.beat(clock::now());
-        } else {
+        if self.is_over() {
             self.remove();
+        } else {
+            self.header.beat(clock::now());
+            let locks = std::mem::take(&mut *self.locks.lock().unwrap_or_else(PoisonError::into_inner));
+            // The header's last: who has it looks for the tables.
+            locks.into_iter().for_each(drop);
         }
+    }
+
+    /// Where the state lies, if in a directory.
+    pub fn directory(&self) -> Option<&Path> {
+        self.store.directory()
     }
 
     /// Removes all of it.
@@ -106,7 +130,7 @@ impl StateWatch {
             while !ended.load(Ordering::Relaxed) {
                 if let Some(keeper) = &keeper {
                     keeper.header.beat(clock::now());
-                    if let Some(process) = keeper.header.asked() {
+                    if let Some(process) = keeper.header.succession().asked() {
                         info!("process {process} takes over");
                         end();
                     }

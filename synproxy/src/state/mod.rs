@@ -9,18 +9,21 @@
 pub mod header;
 mod keeper;
 mod store;
+mod succession;
 mod tables;
 
 pub use header::SPREAD;
 pub use keeper::{Keeper, StateWatch};
+pub use store::{trim, trim_all};
 
 use crate::dataplane::steering::Strategy;
 use crate::process::clock;
 use crate::process::exit::Failure;
 use confparse::{Config, StateDir};
 use header::{Expected, Header, Kept, Refused, WORDS};
-use pktio::region::RegionError;
+use pktio::region::{Region, RegionError, RegionLock};
 use pktio::{interface_of, netdev::Interface};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use store::{Store, StoreError};
 use tables::{Place, Shape, Tables};
@@ -44,6 +47,8 @@ pub struct State {
     expected: Expected,
     kept: Kept,
     found: Option<Found>,
+    /// What keeps other processes out of it: of the tables, and then of the header.
+    locks: Vec<RegionLock>,
 }
 
 /// What became of the state of another process.
@@ -86,12 +91,10 @@ impl State {
         if ports.iter().any(|port| port.starts_with("pcap:")) {
             return Ok(None);
         }
-        let path = control::default_path(ports[0], ports[1], namespace);
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let Some(store) = Store::find(&config.state_dir, &name, owner)? else { return Ok(None) };
+        let Some(store) = Store::find(&config.state_dir, &name(ports, namespace), owner)? else { return Ok(None) };
         let is_named = config.state_dir != StateDir::Auto;
-        let header = match store.header(WORDS, takeover).map(Header::of) {
-            Ok(Ok(header)) => header,
+        let (header, lock) = match store.header(WORDS, takeover).map(Header::of) {
+            Ok(Ok(found)) => found,
             Err(error @ StoreError::Held(_)) if takeover => {
                 return Err(Failure::State(format!(
                     "{error}, and does not end: it is stopped or stuck, or runs without a state"
@@ -104,8 +107,8 @@ impl State {
             Err(error) => return nothing(&error.to_string()),
             Ok(Err(error)) => return nothing(&error.to_string()),
         };
-        let keep = config.state_keep.as_secs();
-        let expected = Expected { ports: identity(ports), boot: header::boot(), keep, now: clock::now() };
+        header.succession().begin();
+        let expected = expected(config, ports);
         let examined = if fresh { Err(Refused::None) } else { header.examine(&expected) };
         let (kept, found) = match examined {
             Ok((kept, generation, age)) => (kept, Some(Found { generation, age, layout: header.layout() })),
@@ -119,7 +122,14 @@ impl State {
                 (kept, None)
             }
         };
-        Ok(Some(Self { store, header, expected, kept, found }))
+        Ok(Some(Self { store, header, expected, kept, found, locks: vec![lock] }))
+    }
+
+    /// What the state of a box that runs keeps besides tables, as far as another process may know it before it has the state.
+    pub fn peek(config: &Config, start: &Start<'_>) -> Option<Kept> {
+        let store = Store::find(&config.state_dir, &name(start.ports, start.namespace), start.owner).ok()??;
+        let header = Header::of(Region::of_another(store.directory()?.join(store::HEADER)).ok()?).ok()?.0;
+        Some(header.examine(&expected(config, start.ports)).ok()?.0)
     }
 
     /// The secrets, and what else outlives the process besides tables.
@@ -192,8 +202,8 @@ impl State {
             if is_in_place { "" } else { "; its flows move to tables of another size or of other workers" }
         );
         if is_in_place {
-            let memories = former.into_iter().map(|tables| tables.adopt(wanted.share)).collect::<Result<_, _>>();
-            return Ok(memories.map(|memories| (memories, Takeover::default())));
+            let adopted = former.into_iter().map(|tables| tables.adopt(wanted.share)).collect::<Result<_, _>>();
+            return Ok(adopted.map(|adopted| (self.lock(adopted), Takeover::default())));
         }
         Ok(self.import(former, found, wanted))
     }
@@ -225,7 +235,7 @@ impl State {
             let threads: Vec<_> = new.into_iter().enumerate().map(|work| scope.spawn(|| import(work))).collect();
             threads.into_iter().map(|thread| thread.join().expect("a thread that moves flows does not panic")).collect()
         });
-        let results = results.into_iter().collect::<Result<Vec<(Memory, Adopted)>, _>>()?;
+        let results = results.into_iter().collect::<Result<Vec<((Memory, RegionLock), Adopted)>, _>>()?;
         self.header.commit(generation);
         self.store.sweep(|name| tables::generation_of(name).is_some_and(|other| other != generation));
         let sum = |count: fn(&Adopted) -> u64| results.iter().map(|(_, adopted)| count(adopted)).sum();
@@ -235,16 +245,23 @@ impl State {
         if takeover.no_room > 0 {
             warn!("{} connections of the former process are lost: the tables are too small for them", takeover.no_room);
         }
-        Ok((results.into_iter().map(|(memory, _)| memory).collect(), takeover))
+        Ok((self.lock(results.into_iter().map(|(memory, _)| memory).collect()), takeover))
+    }
+
+    /// Keeps the locks of these tables.
+    fn lock(&mut self, tables: Vec<(Memory, RegionLock)>) -> Vec<Memory> {
+        let (memories, locks): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
+        self.locks.splice(0..0, locks);
+        memories
     }
 
     /// New tables, where there are none to take over.
     fn fresh(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Memory>, RegionError> {
         begin(&self.store, &self.header, &self.expected, &self.kept);
         let tables = self.create(1, wanted)?;
-        let memories = tables.into_iter().map(|tables| tables.adopt(wanted.share)).collect::<Result<_, _>>()?;
+        let adopted = tables.into_iter().map(|tables| tables.adopt(wanted.share)).collect::<Result<_, _>>()?;
         self.header.commit(1);
-        Ok(memories)
+        Ok(self.lock(adopted))
     }
 
     /// Leaves nothing of a state that this process has begun: it has not come to use it. One that another process has left stays for the next.
@@ -294,6 +311,18 @@ fn nothing(why: &str) -> Result<Option<State>, Failure> {
 fn begin(store: &Store, header: &Header, expected: &Expected, kept: &Kept) {
     header.begin(expected, kept);
     store.sweep(|name| tables::generation_of(name).is_some());
+}
+
+/// The name of the state of a box.
+fn name(ports: [&str; 2], namespace: Option<u64>) -> String {
+    let path = control::default_path(ports[0], ports[1], namespace);
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What a state is compared with before it is taken over by the box between these ports.
+fn expected(config: &Config, ports: [&str; 2]) -> Expected {
+    let keep = config.state_keep.as_secs();
+    Expected { ports: identity(ports), boot: header::boot(), keep, now: clock::now() }
 }
 
 /// A number that stands for the ports: their names and the addresses their interfaces were made with.

@@ -3,7 +3,7 @@
 use super::header::{Header, Refused};
 use crate::process::{exit::Failure, service_manager};
 use confparse::StateDir;
-use pktio::region::{Region, RegionError};
+use pktio::region::{self, Region, RegionError};
 use rustix::fs::statfs;
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a process may take to end that is asked to.
 const PATIENCE_WITH_ONE_THAT_RUNS: Duration = Duration::from_secs(10);
+
+/// How long to wait for an answer before it is asked again: another process may have asked at the same moment.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a file system in memory says it is: tmpfs, ramfs, hugetlbfs.
 const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
@@ -109,6 +112,14 @@ impl Store {
         }
     }
 
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Store::Directory(path) => Some(path),
+            Store::Descriptors(_) => None,
+        }
+    }
+
     /// What it is, for the log.
     pub fn describe(&self) -> String {
         match self {
@@ -123,7 +134,7 @@ impl Store {
     /// When another process has it, or the system refuses.
     pub fn header(&self, words: usize, takeover: bool) -> Result<Region, StoreError> {
         let begin = Instant::now();
-        let mut was_asked = !takeover;
+        let mut asked: Option<Instant> = None;
         let patience = if takeover { PATIENCE_WITH_ONE_THAT_RUNS } else { PATIENCE };
         loop {
             let region = match self.take(HEADER) {
@@ -136,9 +147,12 @@ impl Store {
             match region {
                 Ok(region) => return Ok(region),
                 Err(RegionError::Held { .. }) if begin.elapsed() < patience => {
-                    if !was_asked {
-                        self.ask().map_err(|error| StoreError::Failed(error.to_string()))?;
-                        was_asked = true;
+                    if takeover && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
+                        if asked.is_none() {
+                            info!("asking the process that uses {} to end", self.describe());
+                        }
+                        self.ask();
+                        asked = Some(Instant::now());
                     }
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -151,13 +165,13 @@ impl Store {
         }
     }
 
-    /// Asks the process that has the header to end.
-    fn ask(&self) -> Result<(), RegionError> {
-        if let Store::Directory(path) = self {
-            info!("asking the process that uses {} to end", path.display());
-            Header::of(Region::of_another(path.join(HEADER))?)?.ask(std::process::id());
+    /// Asks the process that has the header to end. It may just have ended, and taken the file along.
+    fn ask(&self) {
+        let Store::Directory(path) = self else { return };
+        match Region::of_another(path.join(HEADER)).and_then(Header::of) {
+            Ok((header, _)) => header.succession().ask(std::process::id()),
+            Err(error) => debug!("{} cannot be asked: {error}", path.display()),
         }
-        Ok(())
     }
 
     /// The region of this name, as it is; `None` if there is none.
@@ -253,6 +267,29 @@ impl Store {
         if let Store::Directory(path) = self {
             let _ = fs::remove_dir(path);
         }
+    }
+}
+
+/// Gives back the memory of tables in this directory of a box that holds nothing, as long as no process uses them; the next one allocates it again.
+pub fn trim(directory: &Path) {
+    let store = Store::Directory(directory.to_owned());
+    // It keeps out a process that starts meanwhile.
+    let Ok(Some(_header)) = store.take(HEADER) else { return };
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+        if super::tables::generation_of(&name).is_some()
+            && let Err(error) = region::trim(directory.join(&name))
+        {
+            debug!("{name} is not made smaller: {error}");
+        }
+    }
+}
+
+/// Gives back memory as [`trim`] does, of all states below the default directories.
+pub fn trim_all() {
+    for base in DEFAULTS {
+        let boxes = fs::read_dir(base).into_iter().flatten().flatten();
+        boxes.map(|entry| entry.path()).filter(|path| path.join(HEADER).is_file()).for_each(|path| trim(&path));
     }
 }
 

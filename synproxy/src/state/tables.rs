@@ -2,7 +2,7 @@
 
 use super::header::Refused;
 use crate::dataplane::memory;
-use pktio::region::{Region, RegionError, atomics};
+use pktio::region::{Region, RegionError, RegionLock, atomics};
 use tcpstate::{Adopted, Config, Memory, Remains, Secrets, ServerSlab, Slab, Words};
 
 /// Words of a page.
@@ -129,14 +129,14 @@ impl Tables {
         self.region.words().get(place).unwrap_or_default()
     }
 
-    /// The memory of an engine of this configuration, as another process has left it.
+    /// The memory of an engine of this configuration, as another process has left it, and what keeps others out of it.
     ///
     /// # Errors
     /// When the system has no memory for what does not outlive the process.
     ///
     /// # Panics
     /// If the shape is not that of the configuration.
-    pub fn adopt(self, config: &Config) -> Result<Memory, RegionError> {
+    pub fn adopt(self, config: &Config) -> Result<(Memory, RegionLock), RegionError> {
         self.into_memory(config, [true; REGIONS], |slab| slab)
     }
 
@@ -147,11 +147,11 @@ impl Tables {
         config: &Config,
         is_used: [bool; REGIONS],
         fill: impl FnOnce(Slab) -> Slab,
-    ) -> Result<Memory, RegionError> {
+    ) -> Result<(Memory, RegionLock), RegionError> {
         let shape = Shape::of(config);
         assert_eq!(self.shape, shape, "the tables are as large as configured");
         let Place { generation, worker, workers, steering } = self.place;
-        let words = self.region.into_words();
+        let (words, lock) = self.region.into_locked_words();
         let (head, mut rest) = words.split_at_mut(PAGE);
         let numbers = [generation, worker as u64, workers as u64, steering, shape.flows as u64, shape.servers as u64];
         let sizes = shape.words.iter().map(|&words| words as u64);
@@ -171,7 +171,8 @@ impl Tables {
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources] =
             others.map(|words| Words::from(atomics(words)));
         let quotas = memory::quotas(config)?;
-        Ok(Memory { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas })
+        let memory = Memory { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas };
+        Ok((memory, lock))
     }
 
     /// The memory of an engine of this configuration, empty but for what fits of what other workers have left: their flows that `is_mine` says are this
@@ -186,7 +187,7 @@ impl Tables {
         remains: &[Remains<'_>],
         others: Option<&[Vec<u64>; REGIONS]>,
         is_mine: impl Fn(&tcpstate::wire::FlowKey, u64) -> bool,
-    ) -> Result<(Memory, Adopted), RegionError> {
+    ) -> Result<((Memory, RegionLock), Adopted), RegionError> {
         let mut is_used = [false; REGIONS];
         if let Some(others) = others {
             for (n, other) in others.iter().enumerate().skip(1) {

@@ -1,6 +1,7 @@
 //! A box that is stopped, killed or stuck: what passes without it (`on_failure`), and that order returns with it.
 
 use super::links::{settings, synproxy};
+use super::restart::StateDir;
 use control::{Client, Reply, Request};
 use harness::{leftovers, test};
 use nix::sys::ptrace;
@@ -207,6 +208,107 @@ fn a_killed_box_leaves_its_program_which_the_next_start_replaces_and_a_clean_end
     assert!(status == 0 && said.contains("lan0: XDP program detached"), "{said}");
     assert_eq!(programs(&rig), 0);
     assert_eq!(settings(&rig), before);
+}
+
+/// The numbers of the XDP programs on the box's interfaces, LAN first; 0 for none.
+fn program_numbers(rig: &Rig) -> [u32; 2] {
+    [Rig::LAN, Rig::WAN].map(|interface| {
+        let link = rig.middle.sh(&format!("ip -d link show dev {interface}"));
+        let number = link.split("prog/xdp id ").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        number.unwrap_or(0)
+    })
+}
+
+/// Offloads and flags of the box's interfaces.
+fn offloads(rig: &Rig) -> String {
+    let flags = |text: String| text.lines().filter(|line| line.contains('<')).map(str::to_owned).collect::<String>();
+    let interfaces = [Rig::LAN, Rig::WAN].map(|interface| {
+        rig.middle.sh(&format!("ethtool -k {interface}")) + &flags(rig.middle.sh(&format!("ip link show {interface}")))
+    });
+    interfaces.concat()
+}
+
+#[test]
+fn over_a_restart_and_a_takeover_programs_and_settings_stay_as_they_are() {
+    let (rig, state) = (rig(), StateDir::new());
+    let before = settings(&rig);
+    let config = format!("{CACHE_ON} on_failure = untranslated; conntablesize = 4096; learnhashsize = 256;");
+    let start = |more: &[&str]| {
+        let arguments = state.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Appliance::start_with(&rig, Backend::Driver, &config, &arguments)
+    };
+    let mut proxy = start(&[]);
+    let connections = Connections::open(&rig);
+    let during = offloads(&rig);
+    for takes_over in [false, true] {
+        let numbers = program_numbers(&rig);
+        let over = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut seen = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    seen.push(program_numbers(&rig));
+                }
+                seen
+            });
+            if takes_over {
+                let next = start(&["--takeover"]);
+                let former = std::mem::replace(&mut proxy, next);
+                wait_for("the former process ends", || !former.runs());
+            } else {
+                proxy.signal(Signal::SIGTERM);
+                wait_for("it ends", || !proxy.runs());
+                assert_eq!((program_numbers(&rig), offloads(&rig)), (numbers, during.clone()));
+                // What is passed through passes; a translated connection stands still.
+                wait_for("what is not TCP passes", || pings(&rig));
+                assert!(echoes(&connections.passed, b"two.", LONG));
+                let tap = Tap::open(&rig.server);
+                assert!(!echoes(&connections.translated, b"two.", Duration::from_millis(300)));
+                let port = connections.translated.local_addr().expect("an address").port();
+                assert!(tap.segments(|source, _| source == port).is_empty(), "it must not be bridged");
+                proxy = start(&[]);
+            }
+            over.store(true, Ordering::Relaxed);
+            watch.join().expect("it does not panic")
+        });
+        let next = program_numbers(&rig);
+        assert!((0..2).all(|side| next[side] != 0 && next[side] != numbers[side]), "{numbers:?} {next:?}");
+        let strange = |side: usize| seen.iter().find(|seen| seen[side] != numbers[side] && seen[side] != next[side]);
+        assert_eq!((strange(0), strange(1)), (None, None), "{numbers:?}, {next:?}");
+        assert_eq!(offloads(&rig), during, "{takes_over}");
+        let mut back = [0; 4];
+        if !takes_over {
+            connections.translated.set_read_timeout(Some(LONG)).expect("a time-out");
+            (&connections.translated).read_exact(&mut back).expect("the client repeats it, and the box translates it");
+            assert_eq!(&back, b"two.");
+        }
+        assert!(echoes(&connections.translated, b"more", LONG), "{takes_over}");
+    }
+
+    // Nobody follows: another process puts the interfaces back, and gives back what the state does not need.
+    drop(proxy.end(Signal::SIGTERM));
+    let waits = fs::read_dir("/proc").expect("processes").flatten().any(|process| {
+        let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        line.contains("--after=10") && line.contains(&state.0.display().to_string())
+    });
+    assert!(waits, "nobody waits to put the interfaces back");
+    let boxes: Vec<_> = fs::read_dir(&state.0).expect("the state").flatten().map(|entry| entry.path()).collect();
+    let taken = || -> u64 {
+        let files = fs::read_dir(&boxes[0]).expect("the state").flatten();
+        files.map(|file| 512 * std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("it is there"))).sum()
+    };
+    let all = taken();
+    let left = boxes[0].display().to_string();
+    let (said, status) = synproxy(&rig, &["--restore", "--after=0", "--left-state", &left]);
+    assert!(status == 0 && said.contains("lan0: XDP program detached"), "{said}");
+    assert_eq!((program_numbers(&rig), settings(&rig)), ([0; 2], before.clone()));
+    assert!(taken() < all / 4, "{} of {all} bytes", taken());
+    let proxy = start(&[]);
+    assert!(echoes(&connections.translated, b"last", LONG), "it is still taken over");
+    // A person who ends it has everything back at once.
+    assert!(proxy.end(Signal::SIGINT).status.success());
+    assert_eq!((program_numbers(&rig), settings(&rig)), ([0; 2], before));
 }
 
 /// The thread of the only worker.

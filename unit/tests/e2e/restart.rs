@@ -35,14 +35,14 @@ const EACH: usize = 40;
 const OPENERS: usize = 6;
 
 /// A place for the state that is removed at the end.
-struct StateDir(PathBuf);
+pub(super) struct StateDir(pub(super) PathBuf);
 
 impl StateDir {
-    fn new() -> StateDir {
+    pub(super) fn new() -> StateDir {
         StateDir(PathBuf::from(format!("/dev/shm/{}", harness::leftovers::name("state"))))
     }
 
-    fn arguments(&self) -> [String; 2] {
+    pub(super) fn arguments(&self) -> [String; 2] {
         ["--state-dir".to_owned(), self.0.display().to_string()]
     }
 
