@@ -1,10 +1,12 @@
 //! No wake-up is lost, in whatever order the cores see each other's stores, and no signal stays for ever: `handoff/waker.rs` itself with
 //! loom's atomics, run through all orders. A lost wake-up would leave the sleeper asleep for ever, which loom reports as a
 //! deadlock.
+//!
+//! Nor is a box left without a process, or ended for nobody, when one process asks another for its state: `state/succession.rs` itself.
 
 #![cfg(test)]
 
-use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::cell::Cell;
@@ -12,6 +14,10 @@ use std::cell::Cell;
 #[path = "../../../synproxy/src/dataplane/handoff/waker.rs"]
 mod waker;
 
+#[path = "../../../synproxy/src/state/succession.rs"]
+mod succession;
+
+use succession::Succession;
 use waker::{Waker, published};
 
 /// An eventfd: a count that ends the wait, and is taken as a whole.
@@ -123,5 +129,50 @@ fn of_two_that_wake_at_once_both_frames_are_taken() {
         place.take(2, &due);
         senders.into_iter().for_each(|sender| sender.join().unwrap());
         place.is_quiet(&due);
+    });
+}
+
+/// The state of a box: who has its lock, which is the kernel's and orders everything, and the word by which others ask.
+#[derive(Default)]
+struct Kept {
+    owner: AtomicU64,
+    word: AtomicU64,
+}
+
+impl Kept {
+    /// Has the state until another process asks for it.
+    fn has_until_asked(&self, own: u32) {
+        assert_eq!(self.owner.load(Ordering::SeqCst), u64::from(own));
+        while self.succession().asked().is_none() {
+            thread::yield_now();
+        }
+        self.owner.store(0, Ordering::SeqCst);
+    }
+
+    /// Asks until it has the state, and takes back what was asked of the former owner.
+    fn takes_over(&self, own: u32) {
+        while self.owner.compare_exchange(0, own.into(), Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            self.succession().ask(own);
+            thread::yield_now();
+        }
+        self.succession().begin();
+    }
+
+    fn succession(&self) -> Succession<'_> {
+        Succession::of(&self.word)
+    }
+}
+
+#[test]
+fn who_has_taken_over_is_not_ended_by_its_own_word() {
+    in_every_order(|| {
+        let kept = Arc::new(Kept { owner: AtomicU64::new(1), word: AtomicU64::new(0) });
+        let former = {
+            let kept = Arc::clone(&kept);
+            thread::spawn(move || kept.has_until_asked(1))
+        };
+        kept.takes_over(2);
+        assert_eq!(kept.succession().asked(), None, "nobody else has asked");
+        former.join().unwrap();
     });
 }
