@@ -14,7 +14,7 @@ if ! command -v cargo-deny >/dev/null && [ ! -x "$tools/bin/cargo-deny" ]; then
 fi
 PATH=$PATH:$tools/bin
 # The members of this workspace, and those that have one of their own.
-for manifest in Cargo.toml unit/loom/Cargo.toml unit/fuzz/Cargo.toml; do
+for manifest in Cargo.toml unit/loom/Cargo.toml unit/model/Cargo.toml unit/fuzz/Cargo.toml; do
     # Those of other systems too, which no build has fetched: a lock file names them all.
     if ! cargo fetch --quiet --locked --manifest-path "$manifest"; then
         echo "make test-dependencies: ignored, the crates of $manifest cannot be fetched"
