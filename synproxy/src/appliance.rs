@@ -413,6 +413,10 @@ fn open(
                 }
                 thread::sleep(PORT_STEP);
             }
+            // It is there again, and not up yet.
+            Err(OpenError::Down { .. }) if has_said && !options.stop.load(Ordering::Relaxed) => {
+                thread::sleep(PORT_STEP)
+            }
             result => return result.map(Some).map_err(Failure::from),
         }
     }
