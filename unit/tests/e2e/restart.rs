@@ -2,12 +2,14 @@
 //! closed; whether the process was asked to end, killed, or killed again while it took over what the one before had left.
 //!
 //! `CONNECTIONS` and `ROUNDS` of the environment say how many connections last, and how often the box is restarted in each way (`make test-restart`).
+//! Two pauses are printed for each way: how long the box passed nothing (datagrams every 2 ms), and how long an exchange on the connections took, which
+//! includes the retransmissions of the ends.
 
 use std::env;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -98,6 +100,8 @@ struct Met {
     messages: AtomicU64,
     /// The longest that a message took, in milliseconds, since that was last asked.
     longest: AtomicU64,
+    /// The longest time without a datagram, in microseconds, likewise.
+    gap: AtomicU64,
 }
 
 impl Met {
@@ -144,6 +148,80 @@ impl Met {
     }
 }
 
+/// How often a datagram is sent to see whether the box passes any.
+const PROBE: Duration = Duration::from_millis(2);
+
+impl Met {
+    /// Sends datagrams to an echo until it is over, and measures for how long none comes back.
+    fn probe(&self, echo: SocketAddr) -> io::Result<()> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(echo)?;
+        socket.set_read_timeout(Some(PROBE))?;
+        let (mut sent, mut heard, mut buffer) = (Instant::now(), Instant::now(), [0; 8]);
+        while !self.is_over() {
+            if sent.elapsed() >= PROBE {
+                sent = Instant::now();
+                let _ = socket.send(b"probe");
+            }
+            if socket.recv(&mut buffer).is_ok() {
+                heard = Instant::now();
+            }
+            self.gap.fetch_max(heard.elapsed().as_micros() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Sends datagrams back until it is over.
+    fn echo(&self, socket: &UdpSocket) -> io::Result<()> {
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut buffer = [0; 8];
+        while !self.is_over() {
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The pauses of one way to restart.
+#[derive(Default)]
+struct Pauses {
+    gaps: Vec<Duration>,
+    messages: Vec<Duration>,
+}
+
+impl Pauses {
+    /// Their median, 99th percentile and maximum, in words.
+    fn of(times: &mut [Duration]) -> String {
+        times.sort_unstable();
+        let at =
+            |part: usize| times.get((times.len() * part).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default();
+        format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(50), at(99), at(100))
+    }
+}
+
+/// A flood of SYNs from the WAN; ended when dropped.
+struct Flood(Child);
+
+impl Flood {
+    fn start(rig: &Rig, server: SocketAddr) -> Flood {
+        let mut command = rig.client.command(program("synflood"));
+        command.args(["--interface", "c0", "--to", &server.ip().to_string(), "--to-mac", netns::SERVER_MAC]);
+        // The answers go to an address that nobody has.
+        command.args(["--from-mac", "02:00:00:00:00:66", "--kind", "syn", "--seconds", "600", "--rate", "20000"]);
+        command.args(["--port", &server.port().to_string()]);
+        Flood(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting a flood"))
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts a box and kills it before it can be ready.
 fn begin_and_kill(rig: &Rig, backend: Backend, [config, workers]: [&str; 2], state: &StateDir, after: Duration) {
     let path = harness::leftovers::file("conf");
@@ -162,12 +240,20 @@ fn begin_and_kill(rig: &Rig, backend: Backend, [config, workers]: [&str; 2], sta
 }
 
 /// Connections that last, and others that come and go, over restarts of every kind; `configs` are those of the processes in turn, each with its number of
-/// workers.
-fn outlives_restarts(rig: Rig, backend: Backend, configs: &[[&str; 2]], ways: &[Way]) {
+/// workers. `steer` says how several share the connections, and `is_flooded` whether SYNs come in masses meanwhile.
+fn outlives_restarts(
+    rig: Rig,
+    backend: Backend,
+    configs: &[[&str; 2]],
+    steer: &[&str],
+    ways: &[Way],
+    is_flooded: bool,
+) {
     let state = StateDir::new();
     let start = |[config, workers]: [&str; 2], more: &[&str]| {
         let arguments = state.arguments();
-        Appliance::start_with(&rig, backend, config, &[&[&arguments[0], &arguments[1], workers], more].concat())
+        let arguments = [&[&arguments[0], &arguments[1], workers], steer, more].concat();
+        Appliance::start_with(&rig, backend, config, &arguments)
     };
     let (lasting, rounds) = (from_environment("CONNECTIONS", 160), from_environment("ROUNDS", 1));
     let mut configs = configs.iter().copied().cycle();
@@ -175,6 +261,10 @@ fn outlives_restarts(rig: Rig, backend: Backend, configs: &[[&str; 2]], ways: &[
     let mut running = Some(start(config, &[]));
     let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
     let (met, address) = (Met::default(), server.address);
+    let echo = rig.server.run(|| UdpSocket::bind((netns::SERVER_V4, 0))).expect("a socket for datagrams");
+    let probed = echo.local_addr().expect("its address");
+    let mut pauses: Vec<Pauses> = ways.iter().map(|_| Pauses::default()).collect();
+    let flood = is_flooded.then(|| Flood::start(&rig, address));
     let lost = thread::scope(|scope| {
         let met = &met;
         let client = &rig.client;
@@ -183,13 +273,16 @@ fn outlives_restarts(rig: Rig, backend: Backend, configs: &[[&str; 2]], ways: &[
             .map(|n| begin(Box::new(move || met.last(address, 1000 * (n + 1)))))
             .collect();
         threads.extend((0..OPENERS as u64).map(|n| begin(Box::new(move || met.open(address, n)))));
+        threads.push(begin(Box::new(move || met.probe(probed))));
+        threads.push(scope.spawn(move || met.echo(&echo)));
         let mut chance = 0x9e37_79b9u64 ^ u64::from(std::process::id());
         for round in 0..rounds {
-            for way in ways {
+            for (way, pauses) in ways.iter().zip(&mut pauses) {
                 // At any moment of what goes on.
                 chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 thread::sleep(Duration::from_millis(300 + (chance >> 40) % 50));
                 met.longest.store(0, Ordering::Relaxed);
+                met.gap.store(0, Ordering::Relaxed);
                 let (begin, proxy) = (Instant::now(), running.take().expect("a box runs"));
                 let former = config;
                 config = configs.next().expect("it begins again");
@@ -216,18 +309,25 @@ fn outlives_restarts(rig: Rig, backend: Backend, configs: &[[&str; 2]], ways: &[
                 assert!(taken, "the state was not taken over:\n{}", proxy.log().join("\n"));
                 // Until the last one has noticed.
                 thread::sleep(Duration::from_millis(700).max(3 * down / 2));
+                let gap = Duration::from_micros(met.gap.load(Ordering::Relaxed));
+                let message = Duration::from_millis(met.longest.load(Ordering::Relaxed));
                 note!(
-                    "{round}: {way:?}: took {down:.2?}, longest pause {} ms, {} messages, {} connections closed",
-                    met.longest.load(Ordering::Relaxed),
+                    "{round}: {way:?}: took {down:.2?}, nothing passed for {gap:.1?}, longest exchange {message:.0?}, {} messages, {} connections closed",
                     met.messages.load(Ordering::Relaxed),
                     met.closed.load(Ordering::Relaxed)
                 );
+                pauses.gaps.push(gap);
+                pauses.messages.push(message);
             }
         }
         met.over.store(true, Ordering::Relaxed);
         let lost = threads.into_iter().map(|thread| thread.join().expect("a client does not panic"));
         lost.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
     });
+    drop(flood);
+    for (way, Pauses { gaps, messages }) in ways.iter().zip(&mut pauses) {
+        note!("{way:?}: nothing passed for {}; longest exchange {}", Pauses::of(gaps), Pauses::of(messages));
+    }
     let proxy = running.expect("a box runs");
     let log = proxy.log();
     let (closed, messages) = (met.closed.load(Ordering::Relaxed), met.messages.load(Ordering::Relaxed));
@@ -243,13 +343,21 @@ const OTHER: &str = "conntablesize = 8192; learnhashsize = 256;";
 #[test]
 fn connections_outlive_an_end_a_kill_and_a_kill_while_the_state_is_taken_over() {
     let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::KilledTwice];
-    outlives_restarts(Rig::of_one_queue(), Backend::Driver, &[[SMALL, "--workers=1"]], &ways);
+    outlives_restarts(Rig::of_one_queue(), Backend::Driver, &[[SMALL, "--workers=1"]], &[], &ways, false);
+}
+
+#[test]
+fn connections_outlive_a_takeover_and_a_kill_under_a_flood_while_workers_hand_over_frames() {
+    let ways = [Way::Takeover, Way::By(Signal::SIGKILL)];
+    let configs = [[SMALL, "--workers=2"]];
+    outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &["--steer=everything"], &ways, true);
 }
 
 #[test]
 fn connections_outlive_a_restart_and_a_takeover_with_other_tables_and_other_workers() {
     let configs = [[SMALL, "--workers=2"], [OTHER, "--workers=1"]];
-    outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &[Way::By(Signal::SIGKILL), Way::Takeover]);
+    let ways = [Way::By(Signal::SIGKILL), Way::Takeover];
+    outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &[], &ways, false);
 }
 
 /// A connection, and whether it still carries data.
