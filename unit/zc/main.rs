@@ -195,6 +195,49 @@ fn two_queues(image: &Image) {
     lab.guest.expect_calm();
 }
 
+/// How the cards spread frames over their queues is as the operator had it, whatever ended the proxy.
+fn spreading_is_put_back(image: &Image) {
+    let mut lab = Lab::new(image, 2, 1500);
+    step("Ended or killed: the cards spread frames as before");
+    for port in [Rig::LAN, Rig::WAN] {
+        lab.guest.sh(&format!("ethtool -L {port} combined 2"));
+        // A key that is not symmetric, and a table that prefers a queue.
+        let key: Vec<String> = (1..=40).map(|byte| format!("{byte:02x}")).collect();
+        lab.guest.sh(&format!("ethtool -X {port} hkey {} weight 3 1", key.join(":")));
+    }
+    let asked = |lab: &mut Lab| {
+        [Rig::LAN, Rig::WAN].map(|port| {
+            lab.guest.sh(&format!(
+                "ethtool -x {port}; ethtool -l {port}; for flow in tcp4 tcp6; do ethtool -n {port} rx-flow-hash $flow; done"
+            ))
+        })
+    };
+    let before = asked(&mut lab);
+    let arguments = format!("{STRICT} --workers 2");
+    for (how, then) in [("TERM", ""), ("KILL", "synproxy --restore"), ("KILL", "a start and an end")] {
+        let log = lab.guest.start(&arguments, netns::CACHE_ON);
+        assert!(log.contains("steering: both interfaces distribute connections"), "{log}");
+        let meanwhile = asked(&mut lab);
+        assert!((0..2).all(|port| meanwhile[port] != before[port]), "nothing was changed: {meanwhile:?}");
+        lab.exchange(1, MB / 8);
+        lab.guest.sh(&format!("kill -{how} $pid; wait $pid; true"));
+        match then {
+            "" => {}
+            "synproxy --restore" => row("the restorer says", lab.guest.sh(then).trim()),
+            _ => {
+                assert_ne!(asked(&mut lab), before, "a killed process puts nothing back");
+                lab.guest.start(&arguments, netns::CACHE_ON);
+                lab.exchange(1, MB / 8);
+                lab.guest.stop();
+            }
+        }
+        let after = asked(&mut lab);
+        assert_eq!(after, before, "SIG{how} {then}: {after:#?}\nbefore: {before:#?}");
+        row(&format!("as before after SIG{how} {then}"), "keys, tables, fields, queues");
+    }
+    lab.guest.expect_calm();
+}
+
 /// Frames as long as the driver takes them in one buffer, and longer ones, which go another way.
 fn large_frames(image: &Image) {
     let mut lab = Lab::new(image, 1, 3000);
@@ -351,6 +394,7 @@ fn main() -> ExitCode {
         &[
             ("one-queue", &one_queue),
             ("two-queues", &two_queues),
+            ("put-back", &spreading_is_put_back),
             ("large-frames", &large_frames),
             ("forwarder", &beside_the_forwarder),
         ],

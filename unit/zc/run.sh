@@ -11,7 +11,7 @@ begin
 need_tun
 # The machine to emulate, a shell for the guest, its archive, and what unpacks the kernel's modules.
 need qemu-system-x86 busybox-static cpio xz-utils binutils
-build demo zero_copy
+build "${PROFILE:-demo}" zero_copy
 
 # The guest's kernel: virtio-net does zero copy since 6.18, and Debian 13 has such kernels in its backports. It is only
 # unpacked, here, and the copy is kept for the next time.
