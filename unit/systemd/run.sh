@@ -7,9 +7,9 @@ cd "$(dirname "$0")/../.."
 export PATH="$PATH:$HOME/.cargo/bin"
 name=test-systemd
 . unit/guest/pack.sh
+. unit/deb/debian.sh
 
 begin
-export DEB_BUILD_OPTIONS=noautodbgsym
 need mmdebstrap dpkg-dev iproute2 ethtool util-linux iputils-ping procps
 groups=$(findmnt -n -t cgroup2 -o TARGET | head -1)
 [ -n "$groups" ] || ignored "systemd needs control groups of version 2, and none are mounted"
@@ -38,31 +38,8 @@ finish() {
 }
 trap finish EXIT
 
-say "building the package, as two versions"
-build "${PROFILE:-demo}"
-mkdir -p "$work/packages"
-first=$(PROFILE=${PROFILE:-demo} packaging/deb.sh "$work/packages/first" | tail -1)
-second=$(PROFILE=${PROFILE:-demo} VERSION=0.1.1 packaging/deb.sh "$work/packages/second" | tail -1)
-
-checks=0
-check() { checks=$((checks + 1)); say "ok: $*"; }
-
-# The same Debian 12 as for test-deb, kept for the next time.
-kept=$target/test-deb
-mkdir -p "$kept"
-if [ ! -s "$kept/bookworm.tar" ]; then
-    say "fetching Debian 12"
-    look_at bookworm
-    fetch mmdebstrap --mode=root --variant=minbase --include=iproute2,libelf1,zlib1g,systemd,man-db,bash-completion --quiet bookworm \
-        "$kept/part.tar" "$(cat "$work/sources.list")"
-    mv "$kept/part.tar" "$kept/bookworm.tar"
-fi
-root=$work/root
-mkdir "$root"
-tar -xf "$kept/bookworm.tar" -C "$root" --exclude='./dev/*'
-mkdir -p "$root/packages"
-cp "$first" "$root/packages/first.deb"
-cp "$second" "$root/packages/second.deb"
+build_packages
+unpack_debian
 # What belongs to a machine of its own, and what only waits.
 for unit in systemd-sysctl systemd-modules-load systemd-udevd systemd-random-seed systemd-remount-fs systemd-timesyncd systemd-networkd systemd-logind getty@tty1 console-getty systemd-binfmt systemd-hwdb-update; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit.service"
@@ -85,6 +62,10 @@ cable() {
 }
 cable eth0 s0 server 10.77.0.2
 cable eth1 c0 client 10.77.0.1
+# And one by which the machine itself is reached.
+cable eth2 c1 client 10.78.0.1
+ip -n "$(netns box)" addr add 10.78.0.2/24 dev eth2
+ip -n "$(netns box)" link set eth2 up
 
 cat >"$work/first" <<'INIT'
 set -e
@@ -209,13 +190,32 @@ check "is restarted after a kill"
 
 main=$(property MainPID)
 change -i /packages/second.deb
-inside dpkg -s synproxy | grep '^Version: 0.1.1' >/dev/null || fail "it is not upgraded"
+inside dpkg -s synproxy | grep -x "Version: $version" >/dev/null || fail "it is not upgraded"
 [ "$(property MainPID)" = "$main" ] || fail "the upgrade ends a running box"
+runs() { [ "$(inside "/proc/$(property MainPID)/exe" --version)" = "synproxy $1" ]; }
+runs "$former" || fail "what runs after the upgrade is not version $former"
 until_it passes
 inside systemctl restart synproxy@edge
 [ "$(property MainPID)" != "$main" ] || fail "a restart changes nothing"
+runs "$version" || fail "what runs after the restart is not version $version"
 until_it passes
-check "is upgraded while it runs, and restarted when the operator says so"
+until_it connects
+check "is upgraded from $former to $version while it runs, and restarted when the operator says so"
+
+# The machine protects itself: LAN=host is no interface that could be taken up before the start.
+printf 'LAN=host\nWAN=eth2\nOPTIONS=\n' >"$root/etc/synproxy/self.env"
+echo 'synproxyconf = { mode = cache; };' >"$root/etc/synproxy/self.conf"
+inside systemd-run --quiet --unit=echo systemd-socket-activate -l 10.78.0.2:81 --accept --inetd /bin/cat 2>/dev/null || fail "no server can be started in it"
+echoes() { ip netns exec "$(netns client)" timeout 5 bash -c 'exec 3<>/dev/tcp/10.78.0.2/81 && echo hello >&3 && read -r line <&3 && [ "$line" = hello ]'; }
+until_it echoes
+inside systemctl start synproxy@self 2>/dev/null || { inside journalctl --no-pager -n 20 -u synproxy@self >&2; fail "it does not start with LAN=host"; }
+until_it echoes
+answers() { inside synctl --socket /run/synproxy/self.sock stats --json | grep -E '"syn-answered": ?[1-9]' >/dev/null; }
+until_it answers
+inside systemctl stop synproxy@self
+until_it echoes
+if inside ip link show host-eth2 >/dev/null 2>&1; then fail "the pair of the box before the machine is left"; fi
+check "protects the machine itself, and leaves nothing behind"
 
 # The doctor's command against a service that moves interrupts; a stand-in for the service.
 inside systemctl start irqbalance
