@@ -64,11 +64,12 @@ impl ServiceMap {
     }
 }
 
-/// One worker's part of it.
+/// One worker's part of it. The members of an aggregation have a switch each, over the same words.
 pub(super) struct XdpFailureSwitch {
     map: Arc<ServiceMap>,
     place: Place,
-    served: u64,
+    /// Whether it tells of what happened at this place: one of several members does.
+    tells: bool,
     /// Failures at this port before the worker began.
     before: u64,
     /// Failures at either port that the port has noticed.
@@ -76,8 +77,8 @@ pub(super) struct XdpFailureSwitch {
 }
 
 impl XdpFailureSwitch {
-    pub(super) fn new(map: Arc<ServiceMap>, place: Place) -> Self {
-        XdpFailureSwitch { map, place, served: 0, before: 0, noticed: 0 }
+    pub(super) fn new(map: Arc<ServiceMap>, place: Place, tells: bool) -> Self {
+        XdpFailureSwitch { map, place, tells, before: 0, noticed: 0 }
     }
 
     /// Whether the worker has failed since the last time: what is in its ring was given to it before that.
@@ -90,12 +91,16 @@ impl XdpFailureSwitch {
     /// The worker has taken frames out of its receive ring, or found none there.
     #[inline]
     pub(super) fn looked(&mut self) {
-        self.served += 1;
-        self.map.word(self.place, SERVED).store(self.served, Ordering::Relaxed);
+        // The worker alone writes it, whichever member it has looked at.
+        let word = self.map.word(self.place, SERVED);
+        word.store(word.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// As [`ServiceMap::failures`].
+    /// As [`ServiceMap::failures`]; nothing where another member tells.
     pub(super) fn counts(&self) -> [u64; 3] {
+        if !self.tells {
+            return [0; 3];
+        }
         let [failures, bridged, dropped] = self.map.failures(self.place);
         [failures - self.before, bridged, dropped]
     }
@@ -201,5 +206,29 @@ impl Rehearsal {
         let after = self.service.failures(place);
         assert_eq!(after[1] + after[2], before[1] + before[2] + 1, "one frame is bridged or dropped");
         after[1] > before[1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_members_of_a_port_one_tells_and_each_says_that_the_worker_looks() {
+        let mapping = Mapping::anonymous(2 * 8 * SERVICE_WORDS).unwrap();
+        let map = Arc::new(ServiceMap(MappedArray::over(mapping)));
+        let place = Place { queue: 0, is_wan: true };
+        let mut members = [true, false].map(|tells| XdpFailureSwitch::new(Arc::clone(&map), place, tells));
+        members.iter_mut().for_each(FailureSwitch::set_flows_entered);
+        for _ in 0..3 {
+            members.iter_mut().for_each(XdpFailureSwitch::looked);
+        }
+        assert_eq!(map.word(place, SERVED).load(Ordering::Relaxed), 6, "each look is another number");
+        for (word, value) in [(FAILURES, 2), (BRIDGED, 5), (DROPPED, 7)] {
+            map.word(place, word).store(value, Ordering::Relaxed);
+        }
+        assert_eq!(members.each_ref().map(XdpFailureSwitch::counts), [[2, 5, 7], [0; 3]]);
+        assert_eq!(members.each_mut().map(XdpFailureSwitch::has_failed), [true; 2], "each has a ring with old frames");
+        assert_eq!(members.each_mut().map(XdpFailureSwitch::has_failed), [false; 2]);
     }
 }

@@ -340,10 +340,11 @@ impl AttachedProgram {
         self.loaded.shed.as_ref()
     }
 
-    /// What the program and the worker of this queue tell each other, if it does the part of one that fails.
-    pub(super) fn failure_switch(&self, queue: u32) -> Option<XdpFailureSwitch> {
+    /// What the program and the worker of this queue tell each other, if it does the part of one that fails. The first member of a port tells what
+    /// happened.
+    pub(super) fn failure_switch(&self, queue: u32, is_first: bool) -> Option<XdpFailureSwitch> {
         let place = Place { queue, is_wan: self.loaded.made.is_wan };
-        self.loaded.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place))
+        self.loaded.service.as_ref().map(|map| XdpFailureSwitch::new(Arc::clone(map), place, is_first))
     }
 
     /// Each worker's part of the map of flows; none if the program knows no flows.

@@ -104,29 +104,33 @@ fn open_queue(
     let templates: Arc<[FrameDesc]> = templates.into();
     let mut pool = pool_over(&umem, &templates, layout);
 
-    let mut open_port =
-        |((interface, completer), program): ((&&Interface, &Option<Completer>), &mut AttachedProgram)| {
-            let rings = bind(&umem, interface, zero_copy, layout, queue)?;
-            let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
-            let capabilities = Capabilities {
-                backend: "xdp",
-                driver_mode: program.driver,
-                max_frame: interface.max_frame(),
-                queue,
-                ..Capabilities::default()
-            };
-            let cuts = layout.super_frames && interface.has_super_frames(program.driver);
-            let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
-            let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
-                .finishing(completer.clone(), cutter)
-                .watched(program.failure_switch(queue));
-            // The fill ring is full before the first frame is redirected to the socket.
-            port.refill(&mut pool);
-            program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
-            port.wake_receiver();
-            Ok(Box::new(port) as Box<dyn Port>)
+    let members = interfaces.len().div_ceil(2);
+    let mut open_port = |(at, ((interface, completer), program)): (
+        usize,
+        ((&&Interface, &Option<Completer>), &mut AttachedProgram),
+    )| {
+        let rings = bind(&umem, interface, zero_copy, layout, queue)?;
+        let shed = program.shed_maps().map(|maps| XdpShedFilter { maps: Arc::clone(maps), queue });
+        let capabilities = Capabilities {
+            backend: "xdp",
+            driver_mode: program.driver,
+            max_frame: interface.max_frame(),
+            queue,
+            ..Capabilities::default()
         };
-    let ports = interfaces.iter().zip(completers).zip(programs).map(&mut open_port).collect::<Result<_, _>>()?;
+        let cuts = layout.super_frames && interface.has_super_frames(program.driver);
+        let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
+        let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
+            .finishing(completer.clone(), cutter)
+            .watched(program.failure_switch(queue, at.is_multiple_of(members)));
+        // The fill ring is full before the first frame is redirected to the socket.
+        port.refill(&mut pool);
+        program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;
+        port.wake_receiver();
+        Ok(Box::new(port) as Box<dyn Port>)
+    };
+    let each = interfaces.iter().zip(completers).zip(programs).enumerate();
+    let ports = each.map(&mut open_port).collect::<Result<_, _>>()?;
     Ok((ports, pool))
 }
 
