@@ -312,7 +312,7 @@ fn over_a_restart_and_a_takeover_programs_and_settings_stay_as_they_are() {
 }
 
 /// The thread of the only worker.
-fn worker(pid: u32) -> Pid {
+pub(super) fn worker(pid: u32) -> Pid {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     let mut tasks = tasks.map(|task| task.expect("a task").path());
     let worker = tasks.find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "worker 0"));

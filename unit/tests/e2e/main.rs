@@ -13,6 +13,7 @@ mod control;
 mod deployments;
 mod doctor;
 mod documents;
+mod endurance;
 mod errors;
 mod events;
 mod failure;

@@ -202,10 +202,10 @@ impl Pauses {
 }
 
 /// A flood of SYNs from the WAN; ended when dropped.
-struct Flood(Child);
+pub(super) struct Flood(Child);
 
 impl Flood {
-    fn start(rig: &Rig, server: SocketAddr) -> Flood {
+    pub(super) fn start(rig: &Rig, server: SocketAddr) -> Flood {
         let mut command = rig.client.command(program("synflood"));
         command.args(["--interface", "c0", "--to", &server.ip().to_string(), "--to-mac", netns::SERVER_MAC]);
         // The answers go to an address that nobody has.
