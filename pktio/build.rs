@@ -3,12 +3,8 @@
 include!("bpf/compile.rs");
 
 fn main() {
-    compile(
-        "bpf/redirect.c",
-        &["bpf/kernel.h", "bpf/sip.h", "bpf/shed.h", "bpf/fail.h", "bpf/compile.rs"],
-        "redirect.o",
-    );
+    let flows = ["bpf/sip.h", "bpf/projection.h", "bpf/frame.h", "bpf/kernel.h", "bpf/compile.rs"];
+    compile("bpf/redirect.c", &[&["bpf/shed.h", "bpf/fail.h", "bpf/forward.h"][..], &flows].concat(), "redirect.o");
+    compile("bpf/pass.c", &[&["bpf/skb.h"][..], &flows].concat(), "pass.o");
     compile("bpf/host.c", &["bpf/kernel.h", "bpf/compile.rs"], "host.o");
-    let headers = ["bpf/kernel.h", "bpf/skb.h", "bpf/sip.h", "bpf/projection.h", "bpf/compile.rs"];
-    compile("bpf/pass.c", &headers, "pass.o");
 }

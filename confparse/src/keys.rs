@@ -595,14 +595,23 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         section: None,
         name: "fast_path",
-        takes: Takes::Word(&["off", "tc"]),
+        takes: Takes::Word(&["off", "auto", "xdp", "tc"]),
         unit: "",
-        help: "whether the kernel forwards established connections by itself",
+        help: "where the kernel forwards established connections by itself",
         idle: None,
-        set: |config, value| config.fast_path = if value == Value::Word("tc") { FastPath::Tc } else { FastPath::Off },
+        set: |config, value| {
+            config.fast_path = match value {
+                Value::Word("auto") => FastPath::Auto,
+                Value::Word("xdp") => FastPath::Xdp,
+                Value::Word("tc") => FastPath::Tc,
+                _ => FastPath::Off,
+            };
+        },
         get: |config| {
             Some(Value::Word(match config.fast_path {
                 FastPath::Off => "off",
+                FastPath::Auto => "auto",
+                FastPath::Xdp => "xdp",
                 FastPath::Tc => "tc",
             }))
         },

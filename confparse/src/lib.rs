@@ -98,7 +98,7 @@ pub struct Config {
     pub workers: usize,
     /// How a worker waits for frames (`poll`).
     pub poll: Poll,
-    /// Which established connections the kernel forwards by itself (`fast_path`).
+    /// Where the kernel forwards established connections by itself (`fast_path`).
     pub fast_path: FastPath,
     /// Connections that can be handed down to the kernel at once (`fast_path_flows`).
     pub fast_path_flows: usize,
@@ -247,12 +247,16 @@ pub enum Poll {
     Interrupt,
 }
 
-/// Whether the kernel forwards established connections by itself.
+/// Where the kernel forwards established connections by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum FastPath {
     /// The workers forward everything.
     #[default]
     Off,
+    /// Where that is faster for the ports.
+    Auto,
+    /// In the XDP program of AF_XDP ports, frame by frame.
+    Xdp,
     /// At the tc hook of packet ports, super-frames whole.
     Tc,
 }

@@ -45,4 +45,6 @@ static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 static u64 (*const jiffies64)(void) = (void *)118;
 static u64 (*const ktime_get_boot_ns)(void) = (void *)125;
+static u64 (*const xdp_buff_len)(struct xdp_md *ctx) = (void *)188;
+static long (*const xdp_load_bytes)(struct xdp_md *ctx, u32 offset, void *to, u32 len) = (void *)189;
 static long (*const ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;

@@ -54,7 +54,7 @@ struct entry {
     struct end ends[2];
 };
 
-struct bucket {
+struct down_bucket {
     // The hash of the flow in each slot, or 0.
     u64 tags[SLOTS];
     struct entry entries[SLOTS];

@@ -3,6 +3,8 @@
 // Redirects every frame to the worker's AF_XDP socket of the queue it arrived on. Without a socket, or while the worker is stuck, it is
 // bridged or dropped here (fail.h). Never PASS: a frame to be bridged is not for the host.
 //
+// Segments of connections that are handed down leave by the other port at once (forward.h).
+//
 // While a worker cannot keep up, SYNs are dropped here (shed.h), before they take a descriptor.
 
 #include "kernel.h"
@@ -13,6 +15,8 @@ volatile const u32 owned_queues = 1;
 #include "sip.h"
 #include "shed.h"
 #include "fail.h"
+#include "projection.h"
+#include "forward.h"
 
 // Per receive queue, the socket of the worker. The loader sets the size. An entry disappears with its socket.
 struct {
@@ -37,6 +41,11 @@ INLINE int process(struct xdp_md *ctx)
     u32 place = service_of(queue);
     struct service *own = map_lookup_elem(&service, &place);
 
+    if (forwards) {
+        int forwarded = forward(ctx);
+        if (forwarded)
+            return forwarded;
+    }
     if (!own || !patience || !is_stuck(own, place)) {
         if (sheds && is_shed(ctx))
             return XDP_DROP;

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 // linux/bpf.h
 const PROG_LOAD: libc::c_long = 5;
+const PROG_TEST_RUN: libc::c_long = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_XDP: u32 = 6;
@@ -50,6 +51,20 @@ struct Information {
     fd: u32,
     length: u32,
     information: u64,
+}
+
+/// The attributes of `BPF_PROG_TEST_RUN`, up to the last one that is used.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    length_in: u32,
+    length_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
 }
 
 /// How an XDP program is loaded.
@@ -128,6 +143,34 @@ pub(crate) fn id_of(program: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: the kernel writes at most as many bytes as we say, and every value of them is valid.
     unsafe { call(OBJ_GET_INFO_BY_FD, &attributes) }?;
     Ok(information[1])
+}
+
+/// Runs a program once with a frame: its result, and what it made of the frame.
+///
+/// # Errors
+///
+/// Those of `bpf(2)`.
+pub(crate) fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    let mut out = vec![0_u8; frame.len() + 256];
+    let mut attributes = TestRun {
+        program: program.as_raw_fd() as u32,
+        length_in: frame.len() as u32,
+        length_out: out.len() as u32,
+        data_in: frame.as_ptr().expose_provenance() as u64,
+        data_out: out.as_mut_ptr().expose_provenance() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    // SAFETY: the kernel reads the frame and writes at most as many bytes of `out` as it has; and it writes its answers into the attributes, which nothing
+    // else uses meanwhile.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, std::ptr::from_mut(&mut attributes), size_of::<TestRun>())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    out.truncate(attributes.length_out as usize);
+    Ok((attributes.result, out))
 }
 
 /// A call that makes a descriptor.

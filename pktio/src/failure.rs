@@ -30,6 +30,8 @@ pub struct FailurePlan {
     pub flow_keys: (u64, u64),
     /// Words of the map for each worker, a multiple of eight; without any it knows no flow.
     pub flow_words: usize,
+    /// Words of the entries of established flows that the program forwards by itself, whether workers take frames or not; 0: it forwards none.
+    pub forward_words: usize,
 }
 
 /// A port whose frames somebody else bridges or drops while its worker does not take them.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use crate::failure::FailurePlan;
 use crate::netdev::{Changed, HostPort, Settings};
 use crate::packet::FastPath;
+use crate::pins::KeptFlows;
 use crate::xdp::{AttachedProgram, ShedSamples};
 
 /// Restores the interfaces when it is dropped: removes what leads this machine's own frames through the box, detaches the XDP programs, then puts the settings back, and lets other processes have them.
@@ -17,6 +18,8 @@ pub struct Guard {
     pub(crate) host: Option<HostPort>,
     pub(crate) programs: Vec<AttachedProgram>,
     pub(crate) fast_path: Option<FastPath>,
+    /// What outlives the process of the connections that the kernel forwards by itself.
+    pub(crate) kept_flows: Option<KeptFlows>,
     pub(crate) settings: Settings,
 }
 
@@ -28,7 +31,7 @@ impl Guard {
 
     /// A guard of these settings, with no program attached yet.
     pub(crate) fn of(settings: Settings) -> Guard {
-        Guard { host: None, programs: Vec::new(), fast_path: None, settings }
+        Guard { host: None, programs: Vec::new(), fast_path: None, kept_flows: None, settings }
     }
 
     /// Puts the XDP programs in the place of those that a former process has left, at once and without a gap: to be called when the workers take frames.
@@ -91,12 +94,28 @@ impl Guard {
         }
         self.programs.iter_mut().for_each(AttachedProgram::keep);
         self.settings.keep();
+        if let Some(flows) = &mut self.kept_flows {
+            flows.keep();
+        }
         true
     }
 
-    /// The fast path of packet ports, where it was asked for and works.
-    pub fn fast_path(&self) -> Option<&FastPath> {
-        self.fast_path.as_ref()
+    /// The words of the entries of connections that the kernel forwards by itself, zero at first, where it was asked for and works. The words stay mapped until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn hand_down_words(&self) -> io::Result<Option<&'static [AtomicU64]>> {
+        if let Some(fast_path) = &self.fast_path {
+            return Ok(Some(fast_path.words()));
+        }
+        // The first program's map is that of both.
+        self.programs.first().filter(|program| program.forwards()).map(AttachedProgram::hand_down_words).transpose()
+    }
+
+    /// The words of the entries that a former process has left, which its programs wrote until those of this process took their place.
+    pub fn former_hand_down_words(&self) -> Option<&'static [AtomicU64]> {
+        self.kept_flows.as_ref().and_then(KeptFlows::former)
     }
 
     /// Frames for which the XDP programs found no socket because they arrived on a queue that no worker owns.

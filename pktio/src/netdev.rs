@@ -21,7 +21,7 @@ mod settings;
 mod veth;
 mod xdp_features;
 
-pub use claim::{DIRECTORY, Holder, Outcome, PROGRAM, Restored, restore};
+pub use claim::{DIRECTORY, FAST_PATH, Holder, Outcome, PROGRAM, Restored, restore};
 pub use describe::{DefaultRoute, Described, Description, QueueCounts, Rss, XdpProgram, describe};
 pub use ethtool::{Coalescing, Rings};
 pub(crate) use host::HostPort;

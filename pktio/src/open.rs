@@ -7,15 +7,16 @@ use std::io;
 use tracing::{debug, info, warn};
 
 use crate::error::OpenError;
-use crate::failure::OnFailure;
+use crate::failure::{FailurePlan, OnFailure};
 use crate::frame::HEADROOM;
 use crate::guard::Guard;
 use crate::members::{MOST_MEMBERS, Members};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
-use crate::options::{Mode, Options};
+use crate::options::{FastPathPlan, FastPathWay, Mode, Options};
 use crate::packet::{FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
+use crate::pins::{self, KeptFlows, Pins};
 use crate::pool::Pool;
 use crate::port::{Pair, Port, Ports};
 use crate::prepare::Preparation;
@@ -223,7 +224,6 @@ pub fn open_prepared(
         });
     }
 
-    let wants_packet = wants_packet || options.fast_path > 0 && !wants_xdp;
     let wanted = if wants_packet { Some(Wanted::Packet) } else { wants_xdp.then_some(Wanted::Xdp) };
     open_all(&devices, [lan, wan], wanted, options, preparation)
 }
@@ -303,8 +303,9 @@ fn open_all(
 /// Opens a NIC as the WAN port, and this machine's own stack behind it as the LAN port.
 fn open_host(nic: &str, options: &Options) -> Result<Opened, OpenError> {
     let mut host = HostPort::new(nic, options.workers)?;
-    // AF_PACKET would see the frames that arrive at the stack a second time; so there is no fast path of packet sockets.
-    let options = Options { host: true, fast_path: 0, ..options.clone() };
+    // AF_PACKET would see the frames that arrive at the stack a second time; so there is no fast path of packet sockets. Nor of XDP: what the stack
+    // sends does not come by a port of the kernel's.
+    let options = Options { host: true, fast_path: None, ..options.clone() };
     let devices = [host.port(), nic];
     let mut opened = open_all(&devices, [HOST, nic], Some(Wanted::Xdp), &options, &mut Preparation::default())?;
     // From here on the frames of both directions wait for the workers.
@@ -414,12 +415,38 @@ fn open_interfaces(
     let said = guard.settings.announce_wait(interfaces);
     let spread = guard.settings.prepare(interfaces, options.workers, options.spread.as_ref(), notes)?;
 
-    let sets = if wanted == Some(Wanted::Packet) {
+    let asked = wanted.map_or(Asked::Best, |wanted| if wanted == Wanted::Xdp { Asked::Xdp } else { Asked::Packet });
+    let chosen = choose_fast_path(interfaces, asked, options);
+    let chosen = chosen.inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"));
+    let way = chosen.ok().flatten().map(|(way, why)| {
+        notes.extend(why);
+        way
+    });
+    if let (Some(FastPathWay::Tc), Some(plan), [lan, wan]) = (way, options.fast_path, interfaces) {
+        let pins = Pins::of([lan, wan]);
+        guard.fast_path = FastPath::attach([lan, wan], plan.words, plan.flow_keys, pins.as_ref())
+            .inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"))
+            .ok();
+        guard.kept_flows =
+            pins.zip(guard.fast_path.as_ref()).and_then(|(pins, fast_path)| kept(fast_path.keep_flows(pins)));
+    }
+    if guard.fast_path.is_none() {
+        // What a process with another configuration has left at tc.
+        interfaces.iter().for_each(|interface| pins::detach_left(interface.index()));
+    }
+    let sets = if wanted == Some(Wanted::Packet) || guard.fast_path.is_some() {
         guard.settings.detach_left_programs();
         open_packet(interfaces, options, &mut guard, notes)?
     } else {
-        match open_xdp(interfaces, options, preparation, &mut guard, notes) {
-            Ok(sets) => sets,
+        match open_xdp(interfaces, &forwarding(options, way), preparation, &mut guard, notes) {
+            Ok(sets) => {
+                if let (Some(program), [lan, wan]) =
+                    (guard.programs.first().filter(|program| program.forwards()), interfaces)
+                {
+                    guard.kept_flows = Pins::of([lan, wan]).and_then(|pins| kept(program.keep_flows(pins)));
+                }
+                sets
+            }
             // AF_PACKET behind another XDP program would see only the frames that it passes.
             Err(Refusal::Busy { what, hint }) => return Err(OpenError::Busy { what, hint }),
             Err(Refusal::Descriptors(source)) => return Err(OpenError::Io { what: "AF_XDP".into(), source }),
@@ -471,6 +498,50 @@ fn open_interfaces(
         info!("{note}");
     }
     Ok((sets, spread, guard))
+}
+
+/// What outlives the process, if anything does.
+fn kept(result: Result<KeptFlows, Box<dyn std::error::Error>>) -> Option<KeptFlows> {
+    result
+        .inspect_err(|reason| {
+            warn!("connections that the kernel forwards by itself do not outlive the process: {reason}")
+        })
+        .ok()
+}
+
+/// Where the kernel shall forward connections by itself, and why there, if that was left to us. An error says why it shall not.
+pub(crate) fn choose_fast_path(
+    interfaces: &[&Interface],
+    asked: Asked,
+    options: &Options,
+) -> Result<Option<(FastPathWay, Option<String>)>, &'static str> {
+    let Some(FastPathPlan { way, .. }) = options.fast_path else { return Ok(None) };
+    if interfaces.len() != 2 {
+        return Err("not those of an aggregation");
+    }
+    Ok(Some(match (way, asked) {
+        (FastPathWay::Xdp, Asked::Packet) | (FastPathWay::Tc, Asked::Xdp) => {
+            return Err("the ports are named for another I/O backend than `fast_path` needs");
+        }
+        (FastPathWay::Auto, Asked::Packet) => (FastPathWay::Tc, None),
+        (FastPathWay::Auto, Asked::Xdp) => (FastPathWay::Xdp, None),
+        (FastPathWay::Auto, Asked::Best) => match interfaces.iter().find(|interface| !interface.has_link_checksums()) {
+            Some(interface) => {
+                let name = interface.name();
+                let why = format!("fast path: tc, since senders may leave checksums and segmentation to {name}");
+                (FastPathWay::Tc, Some(why))
+            }
+            None => (FastPathWay::Xdp, Some("fast path: XDP, since the frames of both ports come over links".into())),
+        },
+        (way, _) => (way, None),
+    }))
+}
+
+/// Options by which the XDP program forwards connections, if it is to.
+pub(crate) fn forwarding(options: &Options, way: Option<FastPathWay>) -> Options {
+    let forward_words = options.fast_path.filter(|_| way == Some(FastPathWay::Xdp)).map_or(0, |plan| plan.words);
+    let failure = options.failure.clone().map(|plan| FailurePlan { forward_words, ..plan });
+    Options { failure, ..options.clone() }
 }
 
 /// What the process lacks for AF_XDP, where that is why it was refused: capabilities, each with what it is for, or a limit.
@@ -530,6 +601,22 @@ fn open_xdp(
                 "{name} takes no frame that the kernel sends past the box, so what is for {name} is lost while no worker takes frames; \
                  at the other end of a veth, `ethtool -K PEER gro on` mends it"
             );
+        }
+    }
+    if programs.iter().any(AttachedProgram::forwards) {
+        // Many drivers say whether they take redirected frames only now that a program is attached.
+        let lacks =
+            |(interface, program): &(&&Interface, &AttachedProgram)| program.driver && !interface.takes_redirected();
+        match interfaces.iter().zip(&programs).find(lacks) {
+            None => notes.push("the kernel forwards established connections by itself, in the XDP program".into()),
+            Some((interface, _)) => {
+                let name = interface.name();
+                warn!(
+                    "the kernel forwards no connections by itself: {name} takes no frame that an XDP program redirects; at the other end of a veth, \
+                     `ethtool -K PEER gro on` mends it"
+                );
+                programs.iter_mut().for_each(AttachedProgram::leave_flows);
+            }
         }
     }
     let may_try = programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy);
@@ -655,19 +742,14 @@ fn open_packet(
             );
         }
     }
-    let mut fast_path = match interfaces {
-        [lan, wan] if options.fast_path > 0 => match FastPath::attach([lan, wan], options.fast_path) {
-            Ok(fast_path) => Some(fast_path),
-            Err(reason) => {
-                warn!("no fast path in the kernel: {reason}");
-                None
-            }
-        },
-        _ => None,
-    };
+    let mut fast_path = guard.fast_path.take();
     // What the kernel forwards passes the queueing discipline, and what the worker sends later must not overtake it.
-    let bypasses_qdisc = fast_path.is_none();
-    let packet = PacketOptions { ring_frames: options.frames_per_port / 2, bypasses_qdisc, ..PacketOptions::default() };
+    let packet = PacketOptions {
+        ring_frames: options.frames_per_port / 2,
+        bypasses_qdisc: fast_path.is_none(),
+        awaits_fast_path: fast_path.is_some(),
+        ..PacketOptions::default()
+    };
     let open = |interface: &&Interface| {
         let name = interface.name();
         PacketPort::open_queues(name, options.workers, &packet).map_err(|source| match source.raw_os_error() {
@@ -679,18 +761,14 @@ fn open_packet(
     let mut sets: Vec<Ports> =
         (0..options.workers).map(|_| (Vec::new(), heap_pool(interfaces.len(), longest, options))).collect();
     let mut opened = interfaces.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    if let Some(joined) = &fast_path
-        && let Err(reason) = opened
-            .iter_mut()
-            .enumerate()
-            .flat_map(|(side, ports)| ports.iter_mut().map(move |port| (side, port)))
-            .try_for_each(|(side, port)| port.join(joined, side))
-    {
-        warn!("no fast path in the kernel: {reason}");
-        fast_path = None;
-    }
-    if fast_path.is_some() {
-        notes.push("the kernel forwards established connections by itself (tc)".into());
+    if let Some(fast_path) = &mut fast_path {
+        for (side, port) in
+            opened.iter_mut().enumerate().flat_map(|(side, ports)| ports.iter_mut().map(move |port| (side, port)))
+        {
+            port.join(fast_path, side).map_err(|source| OpenError::Io { what: "the fast path".into(), source })?;
+        }
+        fast_path.take_over();
+        notes.push("the kernel forwards established connections by itself, at tc".into());
     }
     guard.fast_path = fast_path;
     for queues in opened {

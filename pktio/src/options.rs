@@ -37,9 +37,8 @@ pub struct Options {
     pub force: bool,
     /// Whether the WAN port is a NIC that this machine goes on using: [`open`](crate::open()) sets it for the LAN port `host`.
     pub host: bool,
-    /// Words of memory for the entries of a [`FastPath`](crate::FastPath); 0 for none. With it, ports that name no I/O backend are packet
-    /// sockets.
-    pub fast_path: usize,
+    /// How the kernel shall forward connections by itself that the workers hand down; `None` if it shall not.
+    pub fast_path: Option<FastPathPlan>,
     /// Ends the wait for links when it is set.
     pub stop: Arc<AtomicBool>,
 }
@@ -59,10 +58,32 @@ impl Default for Options {
             spread: None,
             force: false,
             host: false,
-            fast_path: 0,
+            fast_path: None,
             stop: Arc::default(),
         }
     }
+}
+
+/// How the kernel forwards connections by itself that the workers hand down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FastPathPlan {
+    /// Where.
+    pub way: FastPathWay,
+    /// Words of memory for the entries of these connections.
+    pub words: usize,
+    /// The keys of the hash that names flows.
+    pub flow_keys: (u64, u64),
+}
+
+/// Where the kernel forwards them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FastPathWay {
+    /// In the XDP program where frames come over links, and at tc where senders leave checksums and segmentation to the interface.
+    Auto,
+    /// In the XDP program, frame by frame; the ports are AF_XDP sockets.
+    Xdp,
+    /// At the tc hook, super-frames whole; the ports are packet sockets.
+    Tc,
 }
 
 /// Which mode of AF_XDP to take.

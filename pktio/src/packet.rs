@@ -44,11 +44,19 @@ pub struct PacketOptions {
     pub promiscuous: bool,
     /// Send past the interface's queueing discipline.
     pub bypasses_qdisc: bool,
+    /// Receive nothing until the port joins a [`FastPath`].
+    pub awaits_fast_path: bool,
 }
 
 impl Default for PacketOptions {
     fn default() -> Self {
-        PacketOptions { ring_frames: 2048, transmit_frames: 512, promiscuous: true, bypasses_qdisc: true }
+        PacketOptions {
+            ring_frames: 2048,
+            transmit_frames: 512,
+            promiscuous: true,
+            bypasses_qdisc: true,
+            awaits_fast_path: false,
+        }
     }
 }
 
@@ -159,8 +167,8 @@ impl PacketPort {
             }
             ports.push(port);
         }
-        // Until all have joined, each would receive frames of the others; the filter has blocked them.
-        for port in &ports {
+        // Until all have joined, each would receive frames of the others; the filter has blocked them. A fast path puts its own in the place of it.
+        for port in ports.iter().filter(|_| !options.awaits_fast_path) {
             socket::set(&port.receiver, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0)?;
         }
         Ok(ports)
@@ -172,8 +180,8 @@ impl PacketPort {
     ///
     /// Those of `setsockopt(2)`.
     pub(crate) fn join(&mut self, fast_path: &FastPath, side: usize) -> io::Result<()> {
-        fast_path.sort(side, &self.receiver)?;
         self.former_sender = Some(sender(&self.device, self.bypasses_qdisc)?);
+        fast_path.sort(side, &self.receiver)?;
         if self.index == 0 {
             self.forwarded = Some(fast_path.forwarded(side));
         }

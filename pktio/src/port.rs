@@ -227,6 +227,8 @@ pub struct PortStatistics {
     pub forwarded: u64,
     /// Their bytes.
     pub forwarded_bytes: u64,
+    /// Frames of connections that were handed down which came up because their sender had left the checksum to a device.
+    pub forwarded_partial: u64,
     /// What the kernel counts of the rings of an AF_XDP socket; zero where the port has none.
     pub rings: RingStatistics,
 }
@@ -276,6 +278,7 @@ impl Add for PortStatistics {
             uncut: self.uncut + other.uncut,
             forwarded: self.forwarded + other.forwarded,
             forwarded_bytes: self.forwarded_bytes + other.forwarded_bytes,
+            forwarded_partial: self.forwarded_partial + other.forwarded_partial,
             rings: self.rings + other.rings,
         }
     }

@@ -7,8 +7,10 @@ use std::thread;
 use tracing::debug;
 
 use crate::netdev::{self, Interface};
-use crate::open::{Asked, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit};
-use crate::options::{Mode, Options};
+use crate::open::{
+    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit,
+};
+use crate::options::{FastPathWay, Mode, Options};
 use crate::xdp::{Layout, LoadedMaps, LoadedProgram, Purpose, Refusal, UmemMemory};
 
 /// Programs and memory that [`open_prepared`](crate::open_prepared) takes if they are what it needs, and makes otherwise.
@@ -42,10 +44,16 @@ pub fn prepare(lan: &str, wan: &str, options: &Options) -> Preparation {
             _ => return Preparation::default(),
         }
     }
-    // The fast path takes packet sockets.
-    if options.fast_path > 0 && !wants_xdp {
+    let way = locate(&devices).ok().and_then(|interfaces| {
+        let interfaces: Vec<&Interface> = interfaces.iter().collect();
+        let asked = if wants_xdp { Asked::Xdp } else { Asked::Best };
+        choose_fast_path(&interfaces, asked, options).ok().flatten().map(|(way, _)| way)
+    });
+    // Which takes packet sockets.
+    if way == Some(FastPathWay::Tc) {
         return Preparation { fit: fit(&devices, options).unwrap_or_default(), ..Preparation::default() };
     }
+    let options = &forwarding(options, way);
     raise_memory_limit();
     let (programs, memory, fit) = thread::scope(|scope| {
         let memory = scope.spawn(|| memory(&devices, options));

@@ -8,6 +8,7 @@
 
 mod cutter;
 mod failure;
+mod forward;
 mod layout;
 mod port;
 mod program;
@@ -18,6 +19,8 @@ mod socket;
 mod tags;
 
 pub(crate) use failure::Rehearsal;
+pub use forward::XdpFastPath;
+pub(crate) use forward::{BUCKET, words};
 pub(crate) use layout::Layout;
 pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
 pub(crate) use refusal::Refusal;

@@ -38,7 +38,10 @@ use confparse::{Config, Control, FastPath, LinkLoss, Poll, PortLoss, StateDir};
 use crossbeam::channel::{self, Receiver, Sender};
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
-use pktio::{Capabilities, FailurePlan, Guard, OnFailure, OpenError, Opened, Options, Pair, Port, Preparation};
+use pktio::{
+    Capabilities, FailurePlan, FastPathPlan, FastPathWay, Guard, OnFailure, OpenError, Opened, Options, Pair, Port,
+    Preparation,
+};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::io::ErrorKind;
@@ -143,7 +146,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         spread: (workers > 1 && arguments.steer == Steer::Auto).then_some(spread),
         force: arguments.force,
         failure: Some(failure_plan(config, secrets, arguments.bypass)),
-        fast_path: words_to_hand_down(config, arguments.bypass),
+        fast_path: fast_path(config, secrets, arguments.bypass),
         stop: stop.clone(),
         ..Options::default()
     };
@@ -210,14 +213,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let identity = identity(file.as_deref(), config, [lan, wan], &pairs);
     let facts = facts(begin, [lan, wan], &pairs, arguments.bypass);
     let samples = guard.take_shed_samples();
-    let are_packet = pairs.iter().all(|pair| pair.lan.capabilities().backend == "packet");
-    if config.fast_path != FastPath::Off && !arguments.bypass && !are_packet {
-        warn!("fast_path: the workers forward everything, since the ports are not packet sockets");
+    let fast_path = guard.hand_down_words().map_err(Failure::Spawn)?;
+    let former_flows = guard.former_hand_down_words();
+    if options.fast_path.is_some() && fast_path.is_none() {
+        warn!("fast_path: the workers forward everything");
     }
-    let fast_path = guard.fast_path().map(|fast_path| {
-        fast_path.set_keys(secrets.hash_keys());
-        fast_path.words()
-    });
     let (sender, inbox) = events::channel();
     let links = LinkMonitor::new([lan, wan], &mut guard, config.link_loss, config.failures.port_loss);
     let changed = supervisor.clone();
@@ -258,6 +258,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             }
             if let Some(words) = fast_path {
                 proxy.hand_down_in(Words::from(words));
+            }
+            if let Some(words) = former_flows {
+                proxy.adopt_handed_down(Words::from(words));
             }
             proxy
         };
@@ -389,7 +392,7 @@ fn failure_plan(config: &Config, secrets: &Secrets, bypass: bool) -> FailurePlan
     };
     let flows = config.engine.share(config.workers).flow_capacity();
     let flow_words = if bypass || on_failure == OnFailure::Closed { 0 } else { FlowMap::words_needed(flows) };
-    FailurePlan { on_failure, flow_keys: secrets.hash_keys(), flow_words }
+    FailurePlan { on_failure, flow_keys: secrets.hash_keys(), flow_words, forward_words: 0 }
 }
 
 /// Opens the ports; waits for interfaces that are missing, if it is to. `None` if it is to end meanwhile.
@@ -448,12 +451,17 @@ fn say_what_cannot_fail_open(pairs: &[Pair], config: &Config) {
     }
 }
 
-/// Words of memory for the connections that the kernel may forward by itself.
-fn words_to_hand_down(config: &Config, bypass: bool) -> usize {
-    match config.fast_path {
-        FastPath::Tc if !bypass => Proxy::words_to_hand_down(config.fast_path_flows),
-        _ => 0,
-    }
+/// How the kernel shall forward connections by itself.
+fn fast_path(config: &Config, secrets: &Secrets, bypass: bool) -> Option<FastPathPlan> {
+    let way = match config.fast_path {
+        _ if bypass => return None,
+        FastPath::Off => return None,
+        FastPath::Auto => FastPathWay::Auto,
+        FastPath::Xdp => FastPathWay::Xdp,
+        FastPath::Tc => FastPathWay::Tc,
+    };
+    let words = Proxy::words_to_hand_down(config.fast_path_flows);
+    Some(FastPathPlan { way, words, flow_keys: secrets.hash_keys() })
 }
 
 /// What a reload changes besides the workers.

@@ -343,7 +343,7 @@ prop_compose! {
         workers in 1..=64usize,
         (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
-        (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Tc])),
+        (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
         fast_path_flows in 1..=1usize << 20,
         (user, group) in (accounts(), accounts()),
         port in 1..=u16::MAX,

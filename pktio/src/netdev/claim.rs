@@ -21,6 +21,7 @@ use super::host::{self, Cleaned, Left};
 use super::originals::Originals;
 use super::rtnetlink::{Link, Rtnetlink};
 use crate::error::OpenError;
+use crate::pins;
 
 /// Where the files lie.
 pub const DIRECTORY: &str = "/run/synproxy";
@@ -236,6 +237,9 @@ pub(super) fn holder_of(link: &Link, ethtool: &Ethtool) -> Holder {
 /// What a program that was detached is called among the settings that were put back.
 pub const PROGRAM: &str = "XDP program";
 
+/// What [`restore`] calls the entries and programs by which the kernel goes on forwarding connections.
+pub const FAST_PATH: &str = "fast path";
+
 /// What [`restore`] did for an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
@@ -322,7 +326,10 @@ pub fn restore(names: &[String], age: Option<Duration>) -> Result<Vec<Restored>,
                     }
                     result
                 });
-                let result = result.unwrap_or_default();
+                let mut result = result.unwrap_or_default();
+                if pins::remove_left(index) {
+                    result.done.push(FAST_PATH);
+                }
                 if result.has_failed {
                     Outcome::Failed
                 } else {

@@ -4,23 +4,21 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::Map;
-use aya::programs::links::LinkOrder;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{SchedClassifier, SocketFilter, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
-use crate::mapping::Mapping;
 use crate::netdev::Interface;
+use crate::pins::{KeptFlows, Pins};
+use crate::xdp::{self, BUCKET};
 
 /// The programs, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass.o"));
 
-/// Bytes of a bucket of the map of entries: `struct bucket`.
-const BUCKET: usize = 1600;
 /// Words of the map that the programs and the ports share: `struct control`.
 const CONTROL: usize = 8;
 // Its words.
@@ -38,6 +36,10 @@ const PASSERS: [&str; 2] = ["pass_lan", "pass_wan"];
 /// so that they must be dropped first.
 pub struct FastPath {
     ebpf: Ebpf,
+    /// The links of the programs, where they are pinned.
+    _links: Vec<PinnedLink>,
+    /// Those of a former process, until the sockets of this one decide.
+    former: Vec<FdLink>,
     words: &'static [AtomicU64],
     control: &'static [AtomicU64],
 }
@@ -49,31 +51,24 @@ impl fmt::Debug for FastPath {
 }
 
 impl FastPath {
-    /// Loads the programs for [`run`](FastPath::run) alone. Their entries have `words` words, a power of two of buckets.
+    /// Loads the programs for [`run`](FastPath::run) alone. Their entries have `words` words, a power of two of buckets; the keys are those of the hash that
+    /// names flows.
     ///
     /// # Errors
     ///
     /// Those of the kernel or of the library.
-    pub fn load(words: usize) -> Result<FastPath, Box<dyn Error>> {
-        FastPath::new([1, 1], 0, words)
+    pub fn load(words: usize, keys: (u64, u64)) -> Result<FastPath, Box<dyn Error>> {
+        FastPath::new([1, 1], 0, words, keys)
     }
 
-    fn new([lan, wan]: [u32; 2], link_header: u32, words: usize) -> Result<FastPath, Box<dyn Error>> {
+    fn new([lan, wan]: [u32; 2], link_header: u32, words: usize, keys: (u64, u64)) -> Result<FastPath, Box<dyn Error>> {
         let buckets = u32::try_from(words * 8 / BUCKET)?;
-        let mut mark = [0; 4];
-        // SAFETY: the buffer is of the length given, and every value of its bytes is valid.
-        let got = unsafe { libc::getrandom(mark.as_mut_ptr().cast(), mark.len(), 0) };
-        if usize::try_from(got) != Ok(mark.len()) {
-            return Err(io::Error::last_os_error().into());
-        }
-        // Not zero, nor for the WAN, whose mark is one more.
-        let mark = u32::from_ne_bytes(mark) | 2;
-        let mark = mark & !1;
+        let mark = mark(keys);
         let mut ebpf = EbpfLoader::new()
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("lan_port", &lan, true)
             .override_global("wan_port", &wan, true)
-            .override_global("buckets", &buckets, true)
+            .override_global("down_buckets", &buckets, true)
             .override_global("mark", &mark, true)
             .override_global("link_header", &link_header, true)
             .map_max_entries("handed_down", buckets)
@@ -86,9 +81,11 @@ impl FastPath {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program.load()?;
         }
-        let words = mapped(&ebpf, "handed_down", words)?;
-        let control = mapped(&ebpf, "shared", CONTROL)?;
-        Ok(FastPath { ebpf, words, control })
+        let words = xdp::words(&ebpf, "handed_down", Some(words))?;
+        let control = xdp::words(&ebpf, "shared", Some(CONTROL))?;
+        control[KEYS].store(keys.0, Ordering::Relaxed);
+        control[KEYS + 1].store(keys.1, Ordering::Relaxed);
+        Ok(FastPath { ebpf, _links: Vec::new(), former: Vec::new(), words, control })
     }
 
     /// The fast path between these interfaces, LAN and WAN, attached to them. Until ports [join](super::PacketPort::join) it forwards nothing.
@@ -96,25 +93,43 @@ impl FastPath {
     /// # Errors
     ///
     /// As [`load`](FastPath::load); before Linux 6.6 programs cannot be attached so (tcx).
-    pub(crate) fn attach(interfaces: [&Interface; 2], words: usize) -> Result<FastPath, Box<dyn Error>> {
-        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words)?;
+    pub(crate) fn attach(
+        interfaces: [&Interface; 2],
+        words: usize,
+        keys: (u64, u64),
+        pins: Option<&Pins>,
+    ) -> Result<FastPath, Box<dyn Error>> {
+        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words, keys)?;
         for (name, interface) in PASSERS.into_iter().zip(interfaces) {
             let program: &mut SchedClassifier = program(&mut fast_path.ebpf, name)?;
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-            program.attach_with_options(interface.name(), TcAttachType::Ingress, order)?;
+            let link = program.attach_with_options(interface.name(), TcAttachType::Ingress, order)?;
+            if let Some(pins) = pins {
+                fast_path.former.extend(pins.take_link(name));
+                let link: FdLink = program.take_link(link)?.try_into()?;
+                fast_path._links.push(pins.put_link(name, link)?);
+            }
         }
         Ok(fast_path)
+    }
+
+    /// Detaches the programs of a former process: to be called when the sockets of this one decide. Until then those carry out what these note.
+    pub(crate) fn take_over(&mut self) {
+        self.former.clear();
+    }
+
+    /// Leaves the entries to what outlives the process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn keep_flows(&self, pins: Pins) -> Result<KeptFlows, Box<dyn Error>> {
+        KeptFlows::new(pins, &self.ebpf, self.words)
     }
 
     /// The words of the entries, zero at first. They stay mapped until the process ends.
     pub fn words(&self) -> &'static [AtomicU64] {
         self.words
-    }
-
-    /// Sets the keys of the hash that names flows: before the first entry is written.
-    pub fn set_keys(&self, keys: (u64, u64)) {
-        self.control[KEYS].store(keys.0, Ordering::Relaxed);
-        self.control[KEYS + 1].store(keys.1, Ordering::Relaxed);
     }
 
     /// The frames and bytes that were forwarded from a side.
@@ -180,11 +195,11 @@ where
     Ok(ebpf.program_mut(name).ok_or("the program is missing")?.try_into()?)
 }
 
-/// The words of a map, for good.
-fn mapped(ebpf: &Ebpf, name: &str, words: usize) -> Result<&'static [AtomicU64], Box<dyn Error>> {
-    let Some(Map::Array(data)) = ebpf.map(name) else { return Err("the program lacks its map".into()) };
-    let mapping = Box::leak(Box::new(Mapping::shared(data.fd().as_fd(), words * 8)?));
-    // SAFETY: this process uses the mapping through this slice alone. The program writes 32-bit fields too, of which each has one writer at a time: a word
-    // of which this process writes one half is not written by the program then.
-    Ok(unsafe { mapping.words() })
+/// What marks the notes of the programs: nothing that a frame brings along, and the same in a process that takes over, whose sockets decide before the
+/// former programs at tc are gone. The last two bits are free.
+fn mark((key0, key1): (u64, u64)) -> u32 {
+    /// To be changed with the layout of the notes.
+    const LAYOUT: u64 = 1;
+    let mixed = (key0 ^ key1.rotate_left(29)).wrapping_add(LAYOUT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed ^ mixed >> 29) >> 32) as u32 & !3 | 4
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
@@ -94,6 +95,8 @@ pub(super) struct XdpPort {
     failure: Option<XdpFailureSwitch>,
     /// Frames whose transmission is complete, in buffers.
     completed: u64,
+    /// What the program forwards past this port, and how to see when frames have left, where it does.
+    forwarded: Option<([&'static AtomicU64; 3], Leaving)>,
     /// What completes checksums, where senders may leave them to a NIC.
     completer: Option<Completer>,
     /// What cuts super-frames, where they may come.
@@ -157,6 +160,7 @@ impl XdpPort {
             shed,
             failure: None,
             completed: 0,
+            forwarded: None,
             completer: None,
             cutter: None,
         }
@@ -170,6 +174,12 @@ impl XdpPort {
     /// The same port, which tells the program that its worker takes frames.
     pub(super) fn watched(self, failure: Option<XdpFailureSwitch>) -> XdpPort {
         XdpPort { failure, ..self }
+    }
+
+    /// The same port, past which the program forwards frames by itself, and counts them there.
+    pub(super) fn beside(self, forwarded: Option<[&'static AtomicU64; 3]>) -> XdpPort {
+        let buffers = self.templates.len();
+        XdpPort { forwarded: forwarded.map(|counters| (counters, Leaving::new(buffers))), ..self }
     }
 
     /// The socket.
@@ -295,6 +305,9 @@ impl XdpPort {
         while self.in_flight > 0 {
             // SAFETY: the socket is bound to the UMEM of `pool`, and the descriptors are overwritten.
             let done = unsafe { self.completion.consume(&mut self.scratch[..]) };
+            if let Some((_, leaving)) = &mut self.forwarded {
+                self.scratch[..done].iter().for_each(|desc| leaving.left(desc.addr() / self.chunk));
+            }
             for desc in &self.scratch[..done] {
                 // SAFETY: the buffer was lent to the transmit ring and the kernel no longer uses it.
                 let frame = unsafe { pool.reclaim(desc.addr() & !(self.chunk - 1), HEADROOM, 0) };
@@ -341,6 +354,9 @@ impl XdpPort {
         // SAFETY: the buffers belong to this UMEM, and `lend` gave up their frames.
         let done = unsafe { self.tx.produce(&self.scratch[..ready]) };
         assert_eq!(done, ready, "the room of the transmit ring was counted before");
+        if let Some((_, leaving)) = &mut self.forwarded {
+            self.scratch[..ready].iter().for_each(|desc| leaving.sent(desc.addr() / self.chunk));
+        }
         self.in_flight += ready;
     }
 
@@ -536,6 +552,14 @@ impl Port for XdpPort {
         self.completed
     }
 
+    fn watch_leaving(&mut self) -> bool {
+        self.forwarded.as_mut().is_some_and(|(_, leaving)| leaving.watch())
+    }
+
+    fn has_left(&self) -> bool {
+        self.forwarded.as_ref().is_some_and(|(_, leaving)| leaving.has_left())
+    }
+
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
@@ -549,6 +573,10 @@ impl Port for XdpPort {
             let [failures, bridged, dropped] = switch.counts();
             (statistics.failures, statistics.failure_bridged) = (failures, bridged);
             statistics.failure_dropped += dropped;
+        }
+        if let Some((counters, _)) = &self.forwarded {
+            [statistics.forwarded, statistics.forwarded_bytes, statistics.forwarded_partial] =
+                counters.map(|count| count.load(Ordering::Relaxed));
         }
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {
             let rings = RingStatistics {
@@ -566,6 +594,43 @@ impl Port for XdpPort {
             statistics.rings = rings;
         }
         statistics
+    }
+}
+
+/// Which frames have left, told by the buffers that the kernel has given back: it may do so in another order than that in which they were sent.
+struct Leaving {
+    /// Per buffer, in which of two turns it was sent.
+    turns: Box<[u8]>,
+    /// The turn in which frames are sent now.
+    turn: u8,
+    /// Buffers of each turn that have not been given back.
+    out: [usize; 2],
+}
+
+impl Leaving {
+    fn new(buffers: usize) -> Leaving {
+        Leaving { turns: vec![0; buffers].into(), turn: 0, out: [0; 2] }
+    }
+
+    fn sent(&mut self, buffer: usize) {
+        self.turns[buffer] = self.turn;
+        self.out[usize::from(self.turn)] += 1;
+    }
+
+    fn left(&mut self, buffer: usize) {
+        self.out[usize::from(self.turns[buffer])] -= 1;
+    }
+
+    /// Begins the other turn, if nothing of it is out.
+    fn watch(&mut self) -> bool {
+        let is_over = self.has_left();
+        self.turn ^= u8::from(is_over);
+        is_over
+    }
+
+    /// Whether all frames of the former turn have left.
+    fn has_left(&self) -> bool {
+        self.out[usize::from(self.turn ^ 1)] == 0
     }
 }
 

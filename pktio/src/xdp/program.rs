@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::Object;
 
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
+use super::forward::{self, Forwarded};
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
@@ -22,6 +23,7 @@ use super::tags::{instruction, prelude};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::netdev::{Attachment, Interface, is_attached_as};
+use crate::pins::{KeptFlows, Pins};
 use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -94,6 +96,8 @@ pub(crate) struct LoadedProgram {
     shed: Option<Arc<ShedMaps>>,
     /// What the programs of both ports and the workers tell each other, where they do the part of one that fails.
     service: Option<Arc<ServiceMap>>,
+    /// What the programs of both ports have forwarded by themselves, if they do.
+    forwarded: Option<Forwarded>,
 }
 
 /// The XDP program of one interface; dropping this detaches it.
@@ -131,6 +135,8 @@ pub(super) fn loader(
     let flow_lines = number(plan.map_or(0, |plan| 8 * plan.flow_words / LINE));
     let (flow_key0, flow_key1) = plan.map_or((0, 0), |plan| plan.flow_keys);
     let on_failure = failure::number(plan.map_or(OnFailure::Closed, |plan| plan.on_failure));
+    let entries = number(plan.map_or(0, |plan| 8 * plan.forward_words / forward::BUCKET));
+    let forwards = u32::from(entries > 0);
     let (patience, shedding, is_wan) = (failure::patience(plan), u32::from(sheds), u32::from(is_wan));
     let mut loader = EbpfLoader::new();
     // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
@@ -151,6 +157,10 @@ pub(super) fn loader(
         .override_global("flow_key0", &flow_key0, true)
         .override_global("flow_key1", &flow_key1, true)
         .override_global("flow_lines", &flow_lines, true)
+        .override_global("forwards", &forwards, true)
+        .override_global("down_buckets", &entries.max(1), true)
+        .map_max_entries("handed_down", if has_flows { entries.max(1) } else { 1 })
+        .map_max_entries("forwarded", 2 * queues)
         .map_max_entries("control", queues)
         .map_max_entries("sockets", queues)
         .map_max_entries("service", 2 * queues)
@@ -181,7 +191,7 @@ impl LoadedMaps {
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
         let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, is_first)
             .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
-        if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed) {
+        if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed || plan.forward_words > 0) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
             let mut map = DevMap::try_from(map).map_err(failed)?;
             map.set(0, other.index(), None, 0).map_err(failed)?;
@@ -226,7 +236,13 @@ impl LoadedProgram {
             (Some(_), None) => Some(Arc::new(ServiceMap::of(&ebpf, made.workers).map_err(failed)?)),
         };
         let id = bpf::id_of(program.as_fd()).map_err(failed)?;
-        Ok(LoadedProgram { made, ebpf, id, first: first.map(|first| first.id), program, has_tags, shed, service })
+        let forwarded = match (made.failure.as_ref().filter(|plan| plan.forward_words > 0), first) {
+            (None, _) => None,
+            (Some(_), Some(first)) => first.forwarded,
+            (Some(_), None) => Some(Forwarded::of(&ebpf, made.workers).map_err(failed)?),
+        };
+        let first = first.map(|first| first.id);
+        Ok(LoadedProgram { made, ebpf, id, first, program, has_tags, shed, service, forwarded })
     }
 
     /// Whether it is what would be loaded for these, over the maps of the `first` program of the box.
@@ -355,6 +371,36 @@ impl AttachedProgram {
         failure::map_flows(&self.loaded.ebpf, workers, words)
     }
 
+    /// Whether it forwards connections by itself that workers hand down.
+    pub(crate) fn forwards(&self) -> bool {
+        self.loaded.forwarded.is_some()
+    }
+
+    /// Nobody is given the words of its entries, so that it forwards nothing.
+    pub(crate) fn leave_flows(&mut self) {
+        self.loaded.forwarded = None;
+    }
+
+    /// The words of its entries.
+    pub(crate) fn hand_down_words(&self) -> io::Result<&'static [AtomicU64]> {
+        forward::entries(&self.loaded.ebpf)
+    }
+
+    /// Leaves the entries to what outlives the process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn keep_flows(&self, pins: Pins) -> Result<KeptFlows, Box<dyn Error>> {
+        KeptFlows::new(pins, &self.loaded.ebpf, forward::entries(&self.loaded.ebpf)?)
+    }
+
+    /// What it forwards past the worker of this queue, if it does.
+    pub(super) fn forwarded(&self, queue: u32) -> Option<[&'static AtomicU64; 3]> {
+        let place = Place { queue, is_wan: self.loaded.made.is_wan };
+        self.loaded.forwarded.map(|forwarded| forwarded.of_place(place))
+    }
+
     /// The samples of the SYNs that the shed filter drops, the first time.
     pub(crate) fn take_shed_samples(&mut self) -> Option<ShedSamples> {
         let maps = self.loaded.shed.as_ref()?;
@@ -393,12 +439,12 @@ fn fd_of<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
 }
 
 /// The maps that the programs of both ports share.
-const SHARED: [&str; 2] = ["flows", "service"];
+const SHARED: [&str; 4] = ["flows", "service", "handed_down", "forwarded"];
 
 /// The instructions of the program of this name, over the maps of `ebpf`, but for those that it shares with `twin`.
 ///
 /// The library loads a program only as it is compiled, and with maps of its own.
-fn instructions(ebpf: &Ebpf, name: &str, twin: Option<&Ebpf>) -> Result<Vec<u64>, Box<dyn Error>> {
+pub(super) fn instructions(ebpf: &Ebpf, name: &str, twin: Option<&Ebpf>) -> Result<Vec<u64>, Box<dyn Error>> {
     let mut object = Object::parse(PROGRAM)?;
     let maps = std::mem::take(&mut object.maps);
     let fds = maps.iter().map(|(name, map)| {

@@ -122,7 +122,8 @@ fn open_queue(
         let cutter = cuts.then(|| Cutter::new(interface.mtu(), interface.max_frame()));
         let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
             .finishing(completer.clone(), cutter)
-            .watched(program.failure_switch(queue, at.is_multiple_of(members)));
+            .watched(program.failure_switch(queue, at.is_multiple_of(members)))
+            .beside(program.forwarded(queue));
         // The fill ring is full before the first frame is redirected to the socket.
         port.refill(&mut pool);
         program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;

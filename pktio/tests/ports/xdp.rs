@@ -228,7 +228,8 @@ fn without_a_socket_the_plan_decides() {
     let world = World::new(Links::default());
     let plans = [(Some(OnFailure::Open), 3), (Some(OnFailure::Closed), 0), (None, 0)];
     for (on_failure, answered) in plans {
-        let failure = on_failure.map(|on_failure| FailurePlan { on_failure, flow_keys: (1, 2), flow_words: 0 });
+        let failure =
+            on_failure.map(|on_failure| FailurePlan { on_failure, flow_keys: (1, 2), flow_words: 0, forward_words: 0 });
         let opened = open_box(&world, Options { mode: Mode::Generic, failure, ..Options::default() });
         let (guard, bridge) = (opened.guard, Running::start(opened.pairs));
         assert_eq!(world.ping(3), 3);

@@ -169,6 +169,9 @@ metrics! {
         Forwarded = "kernel-forwarded" as "forwarded by the kernel, frames",
         /// Bytes that the kernel forwarded to the other port by itself.
         ForwardedBytes = "kernel-forwarded-bytes" in Bytes as "forwarded by the kernel, bytes",
+        /// Frames of connections handed down to the kernel that the XDP program left to the worker all the same, because their sender had left the
+        /// checksum to a network card. Where many do, `fast_path = tc` is the better way.
+        ForwardedPartial = "kernel-not-finished" as "left to the worker, partial sum",
     }
 }
 
@@ -199,6 +202,7 @@ impl PortMetric {
             uncut,
             forwarded,
             forwarded_bytes,
+            forwarded_partial,
             // `RingMetric` has these.
             rings: _,
         } = *statistics;
@@ -225,6 +229,7 @@ impl PortMetric {
             PortMetric::Uncut => uncut,
             PortMetric::Forwarded => forwarded,
             PortMetric::ForwardedBytes => forwarded_bytes,
+            PortMetric::ForwardedPartial => forwarded_partial,
         }
     }
 }

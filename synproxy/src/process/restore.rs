@@ -2,7 +2,7 @@
 
 use super::exit::Failure;
 use crate::state;
-use pktio::netdev::{self, Outcome, PROGRAM, Restored};
+use pktio::netdev::{self, FAST_PATH, Outcome, PROGRAM, Restored};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -40,7 +40,8 @@ fn put_back(interfaces: &[String], age: Option<Duration>) -> Result<(), Failure>
         match outcome {
             Outcome::Done(what) if what.is_empty() => {}
             Outcome::Done(what) => {
-                let (detached, put_back): (Vec<_>, Vec<_>) = what.into_iter().partition(|what| *what == PROGRAM);
+                let (detached, put_back): (Vec<_>, Vec<_>) =
+                    what.into_iter().partition(|what| [PROGRAM, FAST_PATH].contains(what));
                 for (what, is) in [(put_back, "put back"), (detached, "detached")] {
                     if !what.is_empty() {
                         println!("{interface}: {} {is}", what.join(", "));

@@ -341,10 +341,11 @@ impl Flow {
                 self.set(FlowFlags::PROXIED, true);
             }
             State::SynSent | State::SynReceived | State::Unconfirmed => self.set(FlowFlags::PROXIED, false),
+            // What the kernel has followed since is found when the flow is looked at.
             State::HandedDown => {
-                // The numbers that the kernel has followed since are lost.
-                self.state = self.state_by_fins() as u8;
-                self.set(FlowFlags::UNJUDGED, true);
+                if self.state_by_fins() != State::Established {
+                    self.state = self.state_by_fins() as u8;
+                }
             }
             State::Free | State::Reset => {}
         }

@@ -102,28 +102,27 @@ pub(crate) struct HandedDown {
     words: Option<Words>,
     /// The number of buckets, a power of two, less one.
     mask: u64,
+    /// The words that a former process has left, with those of its flows that this one has adopted.
+    former: Option<Words>,
     /// The time of the last poll.
     pub(super) clock: Ticks,
     /// Segments that are to leave the box.
     leaving: Vec<Leaving>,
+    /// The flow of the segment that is being processed, if it is handed down, its hash, and the segment's name.
+    pub(super) came_up: Option<(Id, u64, u64)>,
 }
 
 impl HandedDown {
     /// Nothing is handed down.
     pub(crate) fn none() -> Self {
-        Self { words: None, mask: 0, clock: 0, leaving: Vec::new() }
+        Self { words: None, mask: 0, former: None, clock: 0, leaving: Vec::new(), came_up: None }
     }
 
     /// What concerns the flow with this hash, in words of its own.
     pub(crate) fn excerpt(&self, hash: u64) -> Self {
         let Some((words, bucket)) = self.bucket(hash) else { return Self::none() };
         let words = Words::of((0..BUCKET).map(|n| words[bucket + n].get()));
-        Self { words: Some(words), mask: 0, clock: self.clock, leaving: Vec::new() }
-    }
-
-    #[inline]
-    fn entry(&self, at: usize) -> Option<Entry<'_>> {
-        self.words.as_ref().map(|words| Entry { words, at })
+        Self { words: Some(words), clock: self.clock, ..Self::none() }
     }
 
     /// Has a word say this once everything that the end on `side` has sent so far has left by the other port.
@@ -141,8 +140,14 @@ impl HandedDown {
     /// The entry of the flow with this hash.
     fn find(&self, hash: u64) -> Option<Entry<'_>> {
         let (words, bucket) = self.bucket(hash)?;
-        let slot = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash)?;
-        self.entry(bucket + LINE + slot * ENTRY)
+        find_in(words, bucket, hash)
+    }
+
+    /// The entry of the flow with this hash that a former process made. No program writes it any more once its flow's segments come up.
+    fn find_former(&self, hash: u64) -> Option<Entry<'_>> {
+        let words = self.former.as_ref()?;
+        let buckets = (words.len() / BUCKET) as u64;
+        find_in(words, (hash & (buckets - 1)) as usize * BUCKET, hash)
     }
 
     /// Gives the flow with this hash an entry that `fill` writes, if there is room for one. Other workers may do the same for their flows.
@@ -170,7 +175,7 @@ impl HandedDown {
 
     /// The connection with this hash is gone: what comes goes up, and its entry is free in a while.
     pub(super) fn give_up(&self, hash: u64) {
-        if let Some(entry) = self.find(hash) {
+        for entry in self.find(hash).into_iter().chain(self.find_former(hash)) {
             entry.set_phase(RETURNED);
             entry.word(GONE_AT).set(u64::from(self.clock) + 1);
         }
@@ -178,7 +183,7 @@ impl HandedDown {
 
     /// What the entry of a flow knows better than its record. Returns when a segment was last seen, in ticks, if the kernel has forwarded any.
     pub(crate) fn merge(&self, flow: &mut Flow) -> Option<Ticks> {
-        let entry = self.find(flow.hash())?;
+        let entry = self.find(flow.hash()).or_else(|| self.find_former(flow.hash()))?;
         let is_returned = entry.phase() == RETURNED;
         // Until the engine has looked for the first time since the connection returned, the entry has the last word on windows too.
         let is_newest = !is_returned || entry.word(RETURNED_AT).get() == 0;
@@ -208,6 +213,12 @@ impl HandedDown {
         }
         last
     }
+}
+
+/// The entry of the flow with this hash in the bucket that begins there.
+fn find_in(words: &Words, bucket: usize, hash: u64) -> Option<Entry<'_>> {
+    let slot = (0..SLOTS).find(|slot| words[bucket + slot].get() == hash && hash > CLAIMED)?;
+    Some(Entry { words, at: bucket + LINE + slot * ENTRY })
 }
 
 /// The two halves of a 32-bit field.
@@ -301,7 +312,7 @@ fn numbers(flow: &Flow, side: Side) -> u64 {
 
 /// Names a segment among those of its sender, as the program does. Two that are named alike are the same to their receiver, and so is their order.
 /// Never 0.
-pub(super) fn name_of(segment: &Segment, head: &Head) -> u64 {
+fn name_of(segment: &Segment, head: &Head) -> u64 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let (value, echo) = match segment.common_options(head.bytes()) {
         Some(Some(timestamps)) => (timestamps.value, timestamps.echo),
@@ -329,7 +340,20 @@ impl Proxy {
         let buckets = words.len() / BUCKET;
         assert!(buckets.is_power_of_two(), "a power of two of buckets");
         let leaving = Vec::with_capacity(LEAVING);
-        self.handed_down = HandedDown { words: Some(words), mask: buckets as u64 - 1, leaving, ..HandedDown::none() };
+        self.handed_down = HandedDown {
+            words: Some(words),
+            mask: buckets as u64 - 1,
+            leaving,
+            former: self.handed_down.former.take(),
+            ..HandedDown::none()
+        };
+    }
+
+    /// Flows that a former process had handed down are found in these words, which it has left: their numbers are those that the kernel has followed since.
+    /// Words of another length than those of [`words_to_hand_down`](Proxy::words_to_hand_down) are not read.
+    pub fn adopt_handed_down(&mut self, words: Words) {
+        let buckets = words.len() / BUCKET;
+        self.handed_down.former = (buckets.is_power_of_two() && words.len().is_multiple_of(BUCKET)).then_some(words);
     }
 
     /// Whether the worker is to watch what leaves, with [`watch_leaving`](Proxy::watch_leaving).
@@ -402,7 +426,14 @@ impl Proxy {
             return;
         }
         let handed_down = &self.handed_down;
-        if let Some(last) = self.table.update(id, |flow| handed_down.merge(flow)) {
+        let last = self.table.update(id, |flow| {
+            // Without an entry nobody knows what the kernel has followed since.
+            let hash = flow.hash();
+            let is_lost = handed_down.find(hash).is_none() && handed_down.find_former(hash).is_none();
+            flow.set_if(FlowFlags::UNJUDGED, is_lost);
+            handed_down.merge(flow)
+        });
+        if let Some(last) = last {
             let flow = &self.table[id];
             let due = last.wrapping_add(self.settings.profiles.of(flow.profile).of(State::HandedDown));
             if (due.wrapping_sub(flow.deadline()) as i32) > 0 {
@@ -424,14 +455,25 @@ impl Proxy {
         is_alive
     }
 
-    /// After a segment from `side`, named so, of a flow that is handed down.
-    pub(super) fn settle_handed_down(&mut self, id: Id, hash: u64, side: Side, name: u64, now: Instant) {
+    /// Before a segment of a flow that is handed down.
+    #[cold]
+    pub(super) fn begin_handed_down(&mut self, id: Id, segment: &Segment, head: &Head) {
+        self.refresh(id);
+        self.handed_down.came_up = Some((id, self.table[id].hash(), name_of(segment, head)));
+    }
+
+    /// After a segment from `side` of a flow that is handed down.
+    #[cold]
+    pub(super) fn settle_handed_down(&mut self, side: Side, now: Instant) {
+        let Some((id, hash, name)) = self.handed_down.came_up.take() else { return };
         if !self.table[id].is_in(State::HandedDown) || self.table[id].hash() != hash {
             return;
         }
         let may_go_down = self.may_go_down(id);
         let Some(entry) = self.handed_down.find(hash) else {
-            return self.set_state(id, State::Established, now, |_| ());
+            // A former process had handed it down.
+            self.set_state(id, State::Established, now, |_| ());
+            return self.hand_down(id, now);
         };
         let (flow, clock) = (&self.table[id], tick(now));
         if entry.phase() == GOING_DOWN {
@@ -559,7 +601,36 @@ mod tests {
         let id = enter(&mut proxy, 1, NOW);
         let memory = crate::Memory { slab: proxy.into_slab(), ..crate::Memory::anonymous(&config()) };
         let next = Proxy::with_memory(&config(), &Secrets::new([3; 48]), NOW, memory);
-        assert!(next.table[id].is_in(State::Established) && next.table[id].is(FlowFlags::UNJUDGED));
+        let mut next = next;
+        assert!(next.table[id].is_in(State::HandedDown));
+        next.refresh(id);
+        assert!(next.table[id].is(FlowFlags::UNJUDGED), "nobody knows its numbers");
+        next.handed_down.came_up = Some((id, next.table[id].hash(), 9));
+        next.settle_handed_down(Side::Lan, NOW);
+        assert!(next.table[id].is_in(State::Established));
+    }
+
+    #[test]
+    fn a_connection_goes_on_in_the_next_process_with_the_numbers_that_the_kernel_has_followed() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        forwarded(&proxy, id, Side::Lan, 500, NOW);
+        let words = proxy.handed_down.words.take().expect("it has words");
+        let memory = crate::Memory { slab: proxy.into_slab(), ..crate::Memory::anonymous(&config()) };
+        let mut next = Proxy::with_memory(&config(), &Secrets::new([3; 48]), NOW, memory);
+        next.hand_down_in(shared(Proxy::words_to_hand_down(8), || 0));
+        next.adopt_handed_down(words);
+        next.refresh(id);
+        assert_eq!(next.table[id].endpoint(Side::Lan).next, SeqNum::new(500));
+        assert!(!next.table[id].is(FlowFlags::UNJUDGED));
+        next.handed_down.came_up = Some((id, next.table[id].hash(), 9));
+        next.settle_handed_down(Side::Lan, NOW);
+        assert!(
+            next.handed_down.find(next.table[id].hash()).is_some(),
+            "it is handed down again, in words of this process"
+        );
+        let old = next.handed_down.find_former(next.table[id].hash()).expect("it is there");
+        assert_eq!(old.phase(), RETURNED, "a program that still reads there forwards nothing");
     }
 
     #[test]
@@ -570,7 +641,8 @@ mod tests {
             proxy.hand_down_in(shared(Proxy::words_to_hand_down(8), &mut random));
             let id = enter(&mut proxy, 1, NOW);
             proxy.refresh(id);
-            proxy.settle_handed_down(id, proxy.table[id].hash(), Side::Lan, 9, NOW);
+            proxy.handed_down.came_up = Some((id, proxy.table[id].hash(), 9));
+            proxy.settle_handed_down(Side::Lan, NOW);
             proxy.watch_leaving(Side::Wan);
             proxy.has_left(Side::Wan);
             poll(&mut proxy, NOW + Duration::from_secs(100_000));

@@ -659,10 +659,11 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Verdict {
         let kind = segment.kind();
-        let handed_down = found.filter(|&id| self.table[id].is_in(State::HandedDown)).map(|id| {
-            self.refresh(id);
-            (id, self.table[id].hash(), handed_down::name_of(segment, head))
-        });
+        if let Some(id) = found
+            && self.table[id].is_in(State::HandedDown)
+        {
+            self.begin_handed_down(id, segment, head);
+        }
         if found.is_none()
             && kind != Kind::Syn
             && let Some(moved) = self.find_answered_segment(side, segment, meta.hash, head, now)
@@ -703,8 +704,8 @@ impl Proxy {
                 (Some((id, _)), ..) => self.on_established(ctx, id),
             },
         };
-        if let Some((id, hash, name)) = handed_down {
-            self.settle_handed_down(id, hash, side, name, now);
+        if self.handed_down.came_up.is_some() {
+            self.settle_handed_down(side, now);
         }
         if segment.fragmented && verdict == Verdict::Forward {
             self.note_first_fragment(side, segment, head, now);

@@ -136,6 +136,23 @@ pub fn in_peace(middle: Middle, span: Duration) -> Service {
     Service { bulk, stage, idle, ..service }
 }
 
+/// Bulk between hosts that leave checksums and segmentation to their interfaces, as they do by default: Gbit/s to the server and from it, of one connection
+/// and of eight together.
+pub fn with_offloads(middle: Middle, span: Duration) -> [[f64; 2]; 2] {
+    let rig = Rig::alone().with_default_offloads(false);
+    let stood = Stood::stand(&rig, middle, false);
+    let server = Server::start(&rig);
+    let together = |port: u16, connections: usize| -> f64 {
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..connections).map(|_| scope.spawn(|| transfer(&rig, port, span))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a client does not panic")).sum()
+        })
+    };
+    let bulk = [1, 8].map(|connections| [TAKER, GIVER].map(|port| together(port, connections)));
+    drop((stood.leave(), server));
+    bulk
+}
+
 /// The same under a flood of SYNs from strangers, `rate` a second or as many as the generator can make beside the hosts. What it brings
 /// about at the ends is swallowed before their kernels see it: with every candidate the hosts have the same to do.
 pub fn under_flood(middle: Middle, rate: f64, span: Duration) -> Service {

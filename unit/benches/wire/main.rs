@@ -76,17 +76,20 @@ enum Part {
     Flood(&'static str, Kind, IpAddr),
     Segments,
     Peace,
+    /// Bulk between hosts with their offloads on.
+    Offloads,
     /// With so many SYNs a second.
     UnderFlood(&'static str, f64),
 }
 
 impl Part {
-    const ALL: [Part; 7] = [
+    const ALL: [Part; 8] = [
         Part::Flood("SYN -> SYN-ACK", Kind::Syn, netns::SERVER_V4),
         Part::Flood("SYN -> SYN-ACK, IPv6", Kind::Syn, netns::SERVER_V6),
         Part::Flood("bogus ACK", Kind::Ack, netns::SERVER_V4),
         Part::Segments,
         Part::Peace,
+        Part::Offloads,
         Part::UnderFlood("under 0.5 Mpps", 0.5e6),
         Part::UnderFlood("under 1 Mpps", 1e6),
     ];
@@ -96,6 +99,7 @@ impl Part {
             Part::Flood(name, ..) | Part::UnderFlood(name, _) => name,
             Part::Segments => "established, 98 B both ways",
             Part::Peace => "in peace",
+            Part::Offloads => "offloads on",
         }
     }
 
@@ -112,6 +116,14 @@ impl Part {
                 book.rate(middle, self.name(), &rate);
             }
             Part::Peace => book.service(middle, self.name(), &hosts::in_peace(middle, span)),
+            Part::Offloads => {
+                for (connections, rates) in ["one connection", "eight"].iter().zip(hosts::with_offloads(middle, span)) {
+                    for (direction, rate) in ["to the server", "to the client"].iter().zip(rates) {
+                        let name = format!("{}: bulk of {connections} {direction}, Gbit/s", self.name());
+                        book.note(middle, name, Good::More, 2, true, rate);
+                    }
+                }
+            }
             Part::UnderFlood(name, rate) => book.service(middle, name, &hosts::under_flood(middle, rate, span)),
         }
     }

@@ -28,13 +28,17 @@ pub enum Middle {
     Interrupt,
     /// As [`Middle::Cookies`], never asleep.
     Busy,
+    /// `synproxy` that hands established connections down to programs at tc, between packet sockets.
+    FastTc,
+    /// `synproxy` that hands them down to the XDP program.
+    FastXdp,
 }
 
 impl Middle {
     pub const ALL: [Middle; 5] = [Middle::Bypass, Middle::Cookies, Middle::Cache, Middle::Bridge, Middle::Nftables];
 
     /// Those that are measured only when asked for.
-    pub const MORE: [Middle; 2] = [Middle::Interrupt, Middle::Busy];
+    pub const MORE: [Middle; 4] = [Middle::Interrupt, Middle::Busy, Middle::FastTc, Middle::FastXdp];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -45,6 +49,8 @@ impl Middle {
             Middle::Nftables => "nftables",
             Middle::Interrupt => "interrupt",
             Middle::Busy => "busy",
+            Middle::FastTc => "fast-tc",
+            Middle::FastXdp => "fast-xdp",
         }
     }
 
@@ -77,21 +83,31 @@ impl<'a> Stood<'a> {
         rig.client.sh(&format!("ip route add local {strangers} dev lo"));
         rig.server.sh(&format!("ip route add {strangers} via {}", netns::CLIENT_V4));
         let mut stood = Stood { middle, rig, appliance: None, threads: Vec::new() };
-        let start = |config: &str, arguments: &[&str]| {
+        let start_by = |backend: Backend, config: &str, arguments: &[&str]| {
             let shed = if apart { "shed = off;\n" } else { "" };
             let config = format!("adopt_grace = 0;\n{shed}{config}");
-            let appliance = Appliance::start_with(rig, Backend::Driver, &config, arguments);
+            let appliance = Appliance::start_with(rig, backend, &config, arguments);
             for task in tasks(appliance.pid()).filter(|task| name(*task).starts_with("worker")) {
                 pin(task);
             }
             Some(appliance)
         };
+        let start = |config: &str, arguments: &[&str]| start_by(Backend::Driver, config, arguments);
         match middle {
             Middle::Bypass => stood.appliance = start("", &["--bypass"]),
             Middle::Cookies => stood.appliance = start(CACHE_OFF, &[]),
             Middle::Cache => stood.appliance = start(CACHE_ON, &[]),
             Middle::Interrupt => stood.appliance = start(CACHE_OFF, &["--poll=interrupt"]),
             Middle::Busy => stood.appliance = start(CACHE_OFF, &["--poll=busy"]),
+            Middle::FastTc => {
+                stood.appliance = start_by(Backend::Packet, &format!("fast_path = tc;\n{CACHE_OFF}"), &[]);
+            }
+            Middle::FastXdp => {
+                // The other end of a veth takes what a program redirects only then.
+                rig.client.sh("ethtool -K c0 gro on >/dev/null");
+                rig.server.sh("ethtool -K s0 gro on >/dev/null");
+                stood.appliance = start(&format!("fast_path = xdp;\n{CACHE_OFF}"), &[]);
+            }
             Middle::Bridge => rig.bridge(),
             Middle::Nftables => route(rig, strangers),
         }

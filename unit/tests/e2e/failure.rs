@@ -444,7 +444,7 @@ fn the_program_in_the_kernel_passes_what_the_engine_knows_not_to_be_translated()
         .into_iter()
         .flat_map(|it| [(it, false), (it, true)])
     {
-        let plan = FailurePlan { on_failure, flow_keys: keys, flow_words: FlowMap::words_needed(40) };
+        let plan = FailurePlan { on_failure, flow_keys: keys, flow_words: FlowMap::words_needed(40), forward_words: 0 };
         let mut program = Rehearsal::new(&plan, is_wan, 2).expect("the verifier accepts it");
         let words = program.take_flow_maps();
         let side = if is_wan { Side::Wan } else { Side::Lan };

@@ -2,12 +2,16 @@
 
 use std::env;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::restart::StateDir;
 use harness::{note, test};
-use pktio::FastPath;
+use nix::sys::signal::Signal;
+use pktio::{FastPath, XdpFastPath};
 use tcpstate::{Event, Proxy, Side, Verdict, Words};
 use unit::netns::{self, Appliance, Backend, Report, Rig, sockets, traffic};
 use unit::script::{CWR, ECE, FIN, Host, Joined, Mode, PSH, RST, Seg, Terms, URG, World, ack, open_from, secrets};
@@ -61,12 +65,20 @@ impl Talk {
             0 => random.next() as u32,
             1 => 70_000 + random.below(1 << 27) as u32,
             2 => (random.below(1 << 28) as u32).wrapping_neg(),
-            3..8 => (random.below(20_000) as u32).wrapping_neg(),
+            // About where a window ends, and what is believed beyond it.
+            3 => 60_000 + random.below(250_000) as u32,
+            4..8 => (random.below(20_000) as u32).wrapping_neg(),
             8..12 => random.below(30_000) as u32,
             _ => 0,
         };
         let len = if random.one_in(3) { 0 } else { random.pick(&[1, 2, 100, 1400, 1, 536]) };
-        let (seq_off, ack_off) = (stray(random), stray(random).min(1).wrapping_mul(stray(random)));
+        let seq_off = stray(random);
+        let ack_off = match random.below(150) {
+            // A little more than the other end has sent.
+            0 => random.below(20_000) as u32,
+            1 => stray(random),
+            _ => 0,
+        };
         let joined = &self.joined;
         let (seq, number) = match side {
             Side::Lan => (joined.s(self.sent[0]), joined.c(self.sent[1])),
@@ -79,7 +91,11 @@ impl Talk {
         if seq_off == 0 {
             self.sent[own] = self.sent[own].wrapping_add(len as u32);
         }
-        seg = seg.payload(len).window(if random.one_in(3) { random.next() as u16 } else { 500 });
+        seg = seg.payload(len).window(match random.below(24) {
+            0..8 => random.next() as u16,
+            8 => random.below(8) as u16,
+            _ => 500,
+        });
         self.clock[own] = self.clock[own].wrapping_add(match random.below(200) {
             0 => {
                 // So much time must have passed for the program to believe it.
@@ -124,8 +140,31 @@ impl Talk {
 /// What became of a frame: the verdict, and what came out.
 type Fate = (Verdict, Vec<(Side, Vec<u8>)>);
 
+/// The programs of one way down.
+#[derive(Debug)]
+enum Programs {
+    Tc(FastPath),
+    Xdp(XdpFastPath),
+}
+
+impl Programs {
+    fn words(&self) -> &'static [AtomicU64] {
+        match self {
+            Programs::Tc(programs) => programs.words(),
+            Programs::Xdp(programs) => programs.words(),
+        }
+    }
+
+    fn run(&self, side: usize, frame: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Programs::Tc(programs) => programs.run(side, frame),
+            Programs::Xdp(programs) => programs.run(side, frame),
+        }
+    }
+}
+
 /// The box whose connections are handed down: what goes up is the engine's.
-fn with_kernel(world: &World, fast_path: &FastPath, side: Side, frame: &[u8], down: &mut u64) -> Fate {
+fn with_kernel(world: &World, fast_path: &Programs, side: Side, frame: &[u8], down: &mut u64) -> Fate {
     let fate = match fast_path.run(side as usize, frame) {
         Some(out) => {
             *down += 1;
@@ -159,10 +198,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(mode: Mode, fast_path: &FastPath) -> Pair {
+    fn new(mode: Mode, fast_path: &Programs) -> Pair {
         let [(one, ..), (other, ..)] = [(); 2].map(|()| mode.world_with(|config| config.adopt_grace = Duration::ZERO));
         one.operate(|proxy, _| {
-            fast_path.set_keys(secrets().hash_keys());
             proxy.hand_down_in(Words::from(fast_path.words()));
         });
         let hosts = [&one, &other].map(|world| world.pair(0, 1, 40_000));
@@ -171,17 +209,27 @@ impl Pair {
 }
 
 #[test]
-fn the_kernels_programs_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
+fn the_programs_at_tc_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
+    let programs = FastPath::load(Proxy::words_to_hand_down(64), secrets().hash_keys());
+    compare(&Programs::Tc(programs.expect("the verifier accepts the programs")));
+}
+
+#[test]
+fn the_xdp_programs_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
+    let programs = XdpFastPath::load(Proxy::words_to_hand_down(64), secrets().hash_keys());
+    compare(&Programs::Xdp(programs.expect("the verifier accepts the programs")));
+}
+
+/// Runs the programs beside the engine.
+fn compare(fast_path: &Programs) {
     let segments = env::var("HANDED_DOWN_SEGMENTS").ok().and_then(|text| text.parse().ok());
     let connections = segments.map_or(CONNECTIONS, |segments: u64| segments / SEGMENTS);
-    let words = Proxy::words_to_hand_down(64);
-    let fast_path = FastPath::load(words).expect("the verifier accepts the programs");
     let (mut down, mut total, mut handed_down, mut handed_up) = ([0; 2], 0, 0, 0);
     for n in 0..connections {
         let mut random = Random(n);
         let mode = if n % 2 == 0 { Mode::V4 } else { Mode::V6 };
         fast_path.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        let pair = Pair::new(mode, &fast_path);
+        let pair = Pair::new(mode, fast_path);
         let (theirs, ours) = (terms(&mut random), terms(&mut random));
         let isns = (random.next() as u32, random.next() as u32);
         let [joined, _] =
@@ -201,7 +249,7 @@ fn the_kernels_programs_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
                 frame[at] ^= 1 << random.below(8);
             }
             let [one, other] = &pair.worlds;
-            let kernel = with_kernel(one, &fast_path, side, &frame, &mut down[side as usize]);
+            let kernel = with_kernel(one, fast_path, side, &frame, &mut down[side as usize]);
             let engine = (other.inject(side, &frame), other.discard());
             total += 1;
             assert_eq!(kernel, engine, "connection {n}, segment {step}: {side:?} {seg}, {theirs:?} {ours:?}");
@@ -312,4 +360,106 @@ fn every_byte_arrives_however_often_connections_go_down_and_up() {
     note!("handed down {downs} times, up {ups} times");
     assert!(ups >= u64::from(rounds) * CONNECTIONS / 2, "{ups} times");
     assert!(downs >= u64::from(rounds) * CONNECTIONS / 2, "{downs} times");
+}
+
+/// A rig whose hosts take what an XDP program redirects to their veth.
+fn rig_for_xdp() -> Rig {
+    let rig = Rig::of_one_queue();
+    rig.client.sh("ethtool -K c0 gro on");
+    rig.server.sh("ethtool -K s0 gro on");
+    rig
+}
+
+#[test]
+fn the_xdp_program_forwards_established_connections_and_no_host_sees_a_difference() {
+    let rig = rig_for_xdp();
+    let proxy = Appliance::start(&rig, Backend::Driver, &format!("fast_path = xdp; {}", netns::CACHE_ON));
+    for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
+        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
+            let service = to.serve(address, 0, traffic::exchanged);
+            rig.judge([0, 0], || {
+                let stream = from.connect(service.address).expect("connecting");
+                let speeds = traffic::exchange(&stream, 8 << 20, 8 << 20).expect("bulk");
+                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+            });
+        }
+    }
+    let report = proxy.stop();
+    assert!(report.status.success());
+    let handed_down = counted(&report, "handed-down");
+    assert!(handed_down >= 4, "{handed_down} times:\n{}", report.log.join("\n"));
+    let forwarded = counted(&report, "forwarded by the kernel, bytes");
+    assert!(forwarded > 4 << 20, "{forwarded} bytes:\n{}", report.log.join("\n"));
+}
+
+/// The file system of BPF, mounted where the processes of a test find it.
+struct BpfFileSystem(PathBuf);
+
+impl BpfFileSystem {
+    fn new() -> BpfFileSystem {
+        let place = harness::leftovers::file("bpf");
+        std::fs::create_dir_all(&place).expect("a directory");
+        let status = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&place).status().expect("mount runs");
+        assert!(status.success(), "the file system of BPF cannot be mounted");
+        BpfFileSystem(place)
+    }
+}
+
+impl Drop for BpfFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn connections_that_are_handed_down_go_on_while_the_process_is_killed_and_started_again() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let _file_system = BpfFileSystem::new();
+    for (way, backend) in [("tc", Backend::Packet), ("xdp", Backend::Driver)] {
+        let (rig, state) = (rig_for_xdp(), StateDir::new());
+        let arguments = state.arguments();
+        let config = format!("fast_path = {way}; conntablesize = 4096; learnhashsize = 256;");
+        let start = || Appliance::start_with(&rig, backend, &config, &[&arguments[0], &arguments[1]]);
+        let proxy = start();
+        let service = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+        let stream = rig.client.connect(service.address).expect("connecting");
+        stream.set_nodelay(true).expect("a live socket");
+        let (over, answers, longest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let pinging = scope.spawn(|| {
+                let mut seed = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
+                    traffic::send(&stream, seed, 100).expect("sending");
+                    traffic::receive(&stream, seed, Some(100)).expect("the same bytes come back");
+                    longest.fetch_max(begin.elapsed().as_millis() as u64, Ordering::Relaxed);
+                    answers.fetch_add(1, Ordering::Relaxed);
+                    seed += 1;
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+            thread::sleep(SECOND / 2);
+            longest.store(0, Ordering::Relaxed);
+            drop(proxy.end(Signal::SIGKILL));
+            let before = answers.load(Ordering::Relaxed);
+            thread::sleep(SECOND);
+            let without = answers.load(Ordering::Relaxed) - before;
+            let pause = longest.swap(0, Ordering::Relaxed);
+            note!("{way}: {without} answers in a second without a process, the slowest after {pause} ms");
+            // What came before it was killed, or a loaded machine, may have kept one waiting.
+            assert!(without > 20, "{way}: {without} answers without a process");
+            let proxy = start();
+            thread::sleep(SECOND / 2);
+            note!("{way}: the slowest answer over the next start came after {} ms", longest.load(Ordering::Relaxed));
+            over.store(true, Ordering::Relaxed);
+            pinging.join().expect("the connection goes on");
+            stream.shutdown(Shutdown::Write).expect("a live socket");
+            traffic::expect_end(&stream).expect("both ends finish");
+            let report = proxy.stop();
+            let handed_down = counted(&report, "handed-down");
+            assert!(handed_down >= 1, "{way}: it is not handed down again:\n{}", report.log.join("\n"));
+        });
+        drop(stream);
+    }
 }

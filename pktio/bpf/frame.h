@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// How programs find the segment of a frame, the name of its flow, and the flow's entry (projection.h). Who includes it defines FRAME, the
+// type of the program's context, and `load`, which copies bytes of a frame, counted from the Ethernet header, and is 0 if they are there.
+
+enum { ETHERNET = 14, IPV4 = 20, IPV6 = 40, TCP = 20, OPTIONS = 12 };
+
+// Set by the loader: the number of buckets, a power of two.
+volatile const u32 down_buckets = 1;
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_ARRAY);
+    ATTRIBUTE(map_flags, MAP_MMAPABLE);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    struct down_bucket *value;
+} handed_down SEC(".maps");
+
+// A frame's segment and where it lies.
+struct frame {
+    u64 hash;
+    u32 mac;
+    u32 tcp;
+    // The sum of the pseudo header, folded: what stands in the place of the checksum if the sender has left that to a device.
+    u16 pseudo;
+    u16 check;
+    struct segment segment;
+};
+
+INLINE u16 folded(u64 sum)
+{
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (sum & 0xffff) + (sum >> 16);
+}
+
+// Reads the segment of an untagged frame that came from `side`, and the hash of its flow; 0 if the frame holds none whose flow can be told.
+// `bytes` are those of the frame behind the Ethernet header.
+INLINE int read_frame(FRAME *ctx, u32 bytes, u32 side, u64 key0, u64 key1, struct frame *frame)
+{
+    u8 head[ETHERNET + IPV6];
+    u8 tcp[TCP];
+    u8 options[OPTIONS];
+    struct segment *segment = &frame->segment;
+    u32 length, ecn, is_common = 1;
+    u64 pseudo = 0;
+
+    if (load(ctx, 0, head, ETHERNET + IPV4))
+        return 0;
+    __builtin_memcpy(&frame->mac, head + 8, 4);
+    u16 type = be16(head + 12);
+    u8 *ip = head + ETHERNET;
+    if (type == 0x0800) {
+        length = be16(ip + 2);
+        u32 header = (ip[0] & 15) * 4;
+        // No TCP, or a later fragment.
+        if (ip[0] >> 4 != 4 || header < IPV4 || ip[9] != 6 || (ip[6] & 0x1f) || ip[7])
+            return 0;
+        // Options; more fragments follow.
+        is_common = header == IPV4 && !(ip[6] & 0x20);
+        ecn = ip[1] & 3;
+        frame->tcp = ETHERNET + header;
+        pseudo = (u64)be32(ip + 12) + be32(ip + 16);
+    } else if (type == 0x86dd) {
+        if (load(ctx, ETHERNET + IPV4, head + ETHERNET + IPV4, IPV6 - IPV4) || ip[0] >> 4 != 6)
+            return 0;
+        length = IPV6 + be16(ip + 4);
+        u32 next = ip[6], header = IPV6;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            u8 extension[8];
+            // Hop-by-hop options, routing, fragment, destination options.
+            if (next != 0 && next != 43 && next != 44 && next != 60)
+                break;
+            if (load(ctx, ETHERNET + header, extension, 8))
+                return 0;
+            if (next == 44 && (extension[2] || extension[3] & 0xf8))
+                return 0;
+            header += next == 44 ? 8 : 8 + extension[1] * 8;
+            next = extension[0];
+            is_common = 0;
+        }
+        if (next != 6)
+            return 0;
+        ecn = ip[1] >> 4 & 3;
+        frame->tcp = ETHERNET + header;
+#pragma unroll
+        for (int i = 8; i < 40; i += 4)
+            pseudo += be32(ip + i);
+    } else {
+        return 0;
+    }
+    if (load(ctx, frame->tcp, tcp, TCP))
+        return 0;
+    frame->hash = type == 0x0800 ? name_v4(key0, key1, side == WAN, ip + 12, tcp)
+                                 : name_v6(key0, key1, side == WAN, ip + 8, tcp);
+
+    segment->seq = be32(tcp + 4);
+    segment->ack = be32(tcp + 8);
+    segment->window = be16(tcp + 14);
+    segment->has_timestamps = segment->ts_value = segment->ts_echo = 0;
+    // CWR is a mark too.
+    segment->is_marked = ecn || tcp[13] & 0x80;
+    // ACK, and neither SYN, FIN nor RST.
+    is_common &= (tcp[13] & 0x17) == 0x10;
+    u32 header = (tcp[12] >> 4) * 4;
+    if (header == TCP + OPTIONS && !load(ctx, frame->tcp + TCP, options, OPTIONS) && be32(options) == 0x0101080a) {
+        segment->has_timestamps = 1;
+        segment->ts_value = be32(options + 4);
+        segment->ts_echo = be32(options + 8);
+    } else {
+        is_common &= header == TCP;
+    }
+    u32 headers = frame->tcp - ETHERNET + header;
+    // A length of zero stands for one that the field cannot hold; and the frame may have been cut off.
+    is_common &= length >= headers && bytes >= length;
+    segment->payload = length - headers;
+    frame->pseudo = folded(pseudo + 6 + (u16)(length - (frame->tcp - ETHERNET)));
+    frame->check = be16(tcp + 16);
+    segment->is_common = is_common;
+    return 1;
+}
+
+// The entry of the flow with this hash.
+INLINE struct entry *find_entry(u64 hash)
+{
+    u32 at = hash & (down_buckets - 1);
+    struct down_bucket *bucket = map_lookup_elem(&handed_down, &at);
+    u32 slot = SLOTS;
+
+    if (!bucket)
+        return 0;
+#pragma unroll
+    for (int i = 0; i < SLOTS; i++)
+        if (*(volatile u64 *)&bucket->tags[i] == hash)
+            slot = i;
+    if (slot == SLOTS)
+        return 0;
+    // The verifier does not follow it through the comparison above.
+    asm volatile("%0 &= 7" : "+r"(slot));
+    return &bucket->entries[slot];
+}
+
+// Whether the kernel forwards a segment of the end on `side`, which `may_go` says it may. Otherwise it goes up, and the entry says what that means: the
+// connection is the engine's again, or what has left is not known yet.
+INLINE int goes_down(struct entry *entry, u32 side, const struct segment *segment, u32 may_go, u32 is_usual)
+{
+    struct end *own = &entry->ends[side & 1], *other = &entry->ends[!side];
+
+    if (*(volatile u32 *)&entry->phase != GOING_DOWN)
+        return 0;
+    if (own->is_down) {
+        if (may_go)
+            return 1;
+        *(volatile u32 *)&entry->phase = RETURNED;
+        return 0;
+    }
+    u64 went_up = own->went_up;
+    if (may_go && (went_up ? *(volatile u64 *)&own->has_left == went_up : follows_what_has_left(entry, side, segment))) {
+        own->is_down = 1;
+        return 1;
+    }
+    own->went_up = name_of(segment);
+    // Of what the kernel has forwarded so far the engine finds the numbers here.
+    if (!is_usual && *(volatile u16 *)&other->is_down)
+        *(volatile u32 *)&entry->phase = RETURNED;
+    return 0;
+}
+
+// One's complement sum of what replaces a word by another (RFC 1624).
+INLINE u64 replaced(u32 old, u32 new)
+{
+    return (u64)(u32)~old + new;
+}
+
+// Writes a change into a TCP header, with its timestamps if these are changed, and returns by how much the sum grows. Words are in network order
+// here and in the sum.
+INLINE u64 write_change(u8 *header, u32 side, u32 number, u16 window, int moves_clock, u32 clock)
+{
+    u64 sum = 0;
+    u32 old, new = __builtin_bswap32(number);
+    u8 *at = header + (side == LAN ? 4 : 8);
+    __builtin_memcpy(&old, at, 4);
+    __builtin_memcpy(at, &new, 4);
+    sum += replaced(old, new);
+    u16 old_window, new_window = __builtin_bswap16(window);
+    __builtin_memcpy(&old_window, header + 14, 2);
+    __builtin_memcpy(header + 14, &new_window, 2);
+    sum += (u16)~old_window + (u64)new_window;
+    if (moves_clock) {
+        at = header + TCP + (side == LAN ? 4 : 8);
+        new = __builtin_bswap32(clock);
+        __builtin_memcpy(&old, at, 4);
+        __builtin_memcpy(at, &new, 4);
+        sum += replaced(old, new);
+    }
+    sum = (sum & 0xffffffff) + (sum >> 32);
+    return (sum & 0xffffffff) + (sum >> 32);
+}

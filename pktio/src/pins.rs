@@ -1,0 +1,180 @@
+//! What outlives the process in the file system of BPF: the entries of connections that the kernel forwards by itself, and the links of its programs at
+//! tc. XDP programs stay by netlink.
+//!
+//! One directory for each pair of ports, named by the network namespace's number and the interfaces' indexes. Without that file system, or
+//! permission to write there, nothing outlives the process but XDP programs.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::Ebpf;
+use aya::maps::MapData;
+use aya::programs::links::{FdLink, PinnedLink};
+use tracing::debug;
+
+use crate::mapping::Mapping;
+use crate::netdev::Interface;
+use crate::xdp::BUCKET;
+
+/// Where the file system is usually mounted.
+const USUAL: &str = "/sys/fs/bpf";
+
+/// The name of the map of entries.
+const FLOWS: &str = "flows";
+
+/// The directory of one pair of ports.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// The directory of these ports; `None` where there can be none.
+    pub(crate) fn of([lan, wan]: [&Interface; 2]) -> Option<Pins> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net").ok()?.ino();
+        let directory = root()?.join(format!("{namespace}-{}-{}", lan.index(), wan.index()));
+        fs::create_dir_all(&directory)
+            .inspect_err(|error| {
+                debug!("no entry of the fast path outlives the process: {}: {error}", directory.display())
+            })
+            .ok()?;
+        Some(Pins { directory })
+    }
+
+    /// The words of the entries that a former process has left; they stay mapped until this one ends.
+    pub(crate) fn former_words(&self) -> Option<&'static [AtomicU64]> {
+        let map = MapData::from_pin(self.directory.join(FLOWS)).ok()?;
+        let information = map.info().ok()?;
+        let bytes = information.value_size() as usize * information.max_entries() as usize;
+        let mapping = Box::leak(Box::new(Mapping::shared(map.fd().as_fd(), bytes).ok()?));
+        // SAFETY: this process uses the mapping through this slice alone. A program writes 32-bit fields there too; whatever is read is a number.
+        Some(unsafe { mapping.words() })
+    }
+
+    /// The link of this name that a former process has left, no longer pinned: its program is detached when it is dropped.
+    pub(crate) fn take_link(&self, name: &str) -> Option<FdLink> {
+        PinnedLink::from_pin(self.directory.join(name)).ok()?.unpin().ok()
+    }
+
+    /// Pins a link, so that its program stays.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn put_link(&self, name: &str, link: FdLink) -> Result<PinnedLink, Box<dyn Error>> {
+        Ok(link.pin(self.directory.join(name))?)
+    }
+
+    /// Pins the map of entries, in the place of a former one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn put_flows(&self, ebpf: &Ebpf, map: &str) -> Result<(), Box<dyn Error>> {
+        let path = self.directory.join(FLOWS);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        Ok(ebpf.map(map).ok_or("the program lacks its map")?.pin(path)?)
+    }
+}
+
+/// The entries of this process, and what a former one has left of its own. Dropping it has the kernel forward nothing any more, and removes what is pinned,
+/// unless it is [kept](KeptFlows::keep).
+#[derive(Debug)]
+pub(crate) struct KeptFlows {
+    pins: Pins,
+    words: &'static [AtomicU64],
+    former: Option<&'static [AtomicU64]>,
+    is_kept: bool,
+}
+
+impl KeptFlows {
+    /// Pins the entries of this process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn new(pins: Pins, ebpf: &Ebpf, words: &'static [AtomicU64]) -> Result<KeptFlows, Box<dyn Error>> {
+        let former = pins.former_words();
+        pins.put_flows(ebpf, "handed_down")?;
+        Ok(KeptFlows { pins, words, former, is_kept: false })
+    }
+
+    pub(crate) fn former(&self) -> Option<&'static [AtomicU64]> {
+        self.former
+    }
+
+    /// Leaves the entries, and the programs that are pinned beside them, for a successor.
+    pub(crate) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for KeptFlows {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // A process that has given up its privileges may not remove the files: without hashes they mean nothing.
+            let hashes = self.words.chunks(BUCKET / 8).flat_map(|bucket| bucket.iter().take(8));
+            hashes.for_each(|hash| hash.store(0, Ordering::Relaxed));
+            remove(&self.pins.directory);
+        }
+    }
+}
+
+/// Where the directories lie: in the file system of BPF, at its usual place or wherever else it is mounted.
+fn root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+    let places = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next().filter(|_| fields.next() == Some("bpf"))
+    });
+    let place = places.min_by_key(|place| *place != USUAL);
+    if place.is_none() {
+        debug!("no entry of the fast path outlives the process: no file system of BPF is mounted");
+    }
+    Some(Path::new(place?).join("synproxy"))
+}
+
+/// The directories of pairs of ports of which the interface with this index is one.
+fn left(index: u32) -> Vec<PathBuf> {
+    let Ok(namespace) = fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino().to_string()) else {
+        return Vec::new();
+    };
+    let is_its = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut parts = name.split('-');
+        parts.next() == Some(&*namespace) && parts.any(|part| part == index.to_string())
+    };
+    let Some(root) = root() else { return Vec::new() };
+    fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_its).collect()
+}
+
+/// Removes what a killed process has pinned for the interface with this index; true if there was something.
+pub(crate) fn remove_left(index: u32) -> bool {
+    let left = left(index);
+    left.iter().for_each(|directory| remove(directory));
+    !left.is_empty()
+}
+
+/// Detaches the programs at tc that a killed process has pinned for the interface with this index.
+pub(crate) fn detach_left(index: u32) {
+    left(index).iter().for_each(|directory| {
+        files(directory).filter(|path| !path.ends_with(FLOWS)).for_each(|path| drop(fs::remove_file(path)))
+    });
+}
+
+fn files(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn remove(directory: &Path) {
+    files(directory).for_each(|path| drop(fs::remove_file(path)));
+    let _ = fs::remove_dir(directory);
+}
