@@ -374,10 +374,11 @@ impl Proxy {
     /// Translates a segment, if its flow is one of ours, and passes it.
     fn pass(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is(FlowFlags::PROXIED) {
-            if !ecn::needs_no_change(&self.table[id], ctx.side, ctx.segment, ctx.head.bytes())
-                && self.table.update(id, |flow| ecn::adapt(flow, ctx.side, ctx.segment, ctx.head))
-            {
-                self.counters.count(Event::EcnLent);
+            if !ecn::needs_no_change(&self.table[id], ctx.side, ctx.segment, ctx.head.bytes()) {
+                if self.table.update(id, |flow| ecn::adapt(flow, ctx.side, ctx.segment, ctx.head)) {
+                    self.counters.count(Event::EcnLent);
+                }
+                self.take_back_unfit(id);
             }
             self.projection(id).apply(ctx.side, ctx.segment, ctx.head, ts_clock(ctx.now));
         }

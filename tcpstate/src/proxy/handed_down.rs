@@ -420,6 +420,17 @@ impl Proxy {
         }
     }
 
+    /// After a segment that changed what the kernel does not know, as that the box owes the answer to a congestion mark: what comes goes up.
+    #[cold]
+    pub(super) fn take_back_unfit(&mut self, id: Id) {
+        if self.table[id].is_in(State::HandedDown)
+            && !self.may_go_down(id)
+            && let Some(entry) = self.handed_down.find(self.table[id].hash())
+        {
+            entry.set_phase(RETURNED);
+        }
+    }
+
     /// Brings the record of a flow that is handed down up to date.
     pub(crate) fn refresh(&mut self, id: Id) {
         if !self.table[id].is_in(State::HandedDown) {
@@ -631,6 +642,18 @@ mod tests {
         );
         let old = next.handed_down.find_former(next.table[id].hash()).expect("it is there");
         assert_eq!(old.phase(), RETURNED, "a program that still reads there forwards nothing");
+    }
+
+    #[test]
+    fn a_connection_for_which_the_box_answers_marks_is_the_engines() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        proxy.take_back_unfit(id);
+        let phase = |proxy: &Proxy| proxy.handed_down.find(proxy.table[id].hash()).expect("an entry").phase();
+        assert_eq!(phase(&proxy), GOING_DOWN);
+        proxy.table.update(id, |flow| flow.set(FlowFlags::ECHO_OWED, true));
+        proxy.take_back_unfit(id);
+        assert_eq!(phase(&proxy), RETURNED);
     }
 
     #[test]
