@@ -36,6 +36,7 @@ use ::control::{Event, LogLevel, Role};
 use clap::FromArgMatches;
 use confparse::{Config, Control, FastPath, LinkLoss, Poll, PortLoss, StateDir};
 use crossbeam::channel::{self, Receiver, Sender};
+use nix::sys::prctl;
 use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
 use pktio::{
@@ -58,6 +59,8 @@ use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
 pub fn run() -> ExitCode {
+    // A process that was started by the file of another (`/proc/self/exe`) would be known as `exe`.
+    let _ = prctl::set_name(c"synproxy");
     let arguments = Arguments::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let log = log::init(arguments.log_level.unwrap_or(LogLevel::Info));
     let end = match arguments.task() {

@@ -27,8 +27,13 @@ pub fn leave(ports: [&str; 2], state: Option<&Path>) {
         return;
     }
     let devices = ports.into_iter().flat_map(members_of).filter_map(|name| interface_of(name).ok()?);
+    // This file, also if another stands in its place meanwhile.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("--restore").args(devices.map(|(device, _)| device)).arg(format!("--after={PATIENCE}"));
+    command
+        .arg0("synproxy")
+        .arg("--restore")
+        .args(devices.map(|(device, _)| device))
+        .arg(format!("--after={PATIENCE}"));
     if let Some(state) = state {
         command.arg("--left-state").arg(state);
     }

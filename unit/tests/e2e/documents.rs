@@ -138,7 +138,8 @@ impl Machine {
              mount -t overlay overlay -o lowerdir=/etc,upperdir={over}/upper,workdir={over}/work /etc
              mkdir -p /etc/synproxy
              echo $pid
-             exec cat",
+             # The first process of a machine reaps what others leave behind: bash does, while it waits for a line.
+             exec bash -c 'while read -r line; do :; done'",
             over = over.display()
         );
         let mut holder = middle
@@ -257,10 +258,10 @@ impl Machine {
     fn end_all(&mut self) {
         self.streams.clear();
         self.running = None;
-        // Sent to all processes there but the first: numbers are those of this machine's own.
-        let line = "for sign in TERM KILL; do kill -$sign -1 2>/dev/null; for n in $(seq 300); do
-                      pgrep -v -x 'cat|bash|sleep|seq|pgrep|nsenter' >/dev/null || exit 0; sleep 0.02; done; done";
-        let _ = self.run(None, &format!("trap '' TERM; {line}"));
+        // Sent to all processes there but the first: numbers are those of this machine's own. A box that is interrupted puts its interfaces back at once.
+        let line = "for sign in INT TERM KILL; do kill -$sign -1 2>/dev/null; for n in $(seq 300); do
+                      pgrep -v -x 'bash|sleep|seq|pgrep|nsenter' >/dev/null || exit 0; sleep 0.02; done; done";
+        let _ = self.run(None, &format!("trap '' INT TERM; {line}"));
     }
 
     /// Starts a box by this line, in place of the one that runs, with connections through it if it is one between the cables.
