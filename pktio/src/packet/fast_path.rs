@@ -1,5 +1,5 @@
 //! The fast path: a program of the kernel forwards frames from one packet port to the other by itself, super-frames whole, and what it forwards does
-//! not come to the ports. `bpf/pass.c` says how; which frames these are, and what it writes into them, is up to whoever shares its words.
+//! not come to the ports. `bpf/pass.c` says how; which frames these are, and what it writes into them, is up to the one that shares its words.
 
 use std::error::Error;
 use std::fmt;

@@ -168,7 +168,7 @@ impl HandedDown {
             return false;
         }
         fill(&entry(slot));
-        // Whoever finds the hash finds what was filled in.
+        // A reader that finds the hash finds what was filled in.
         tag.store(hash, Ordering::Release);
         true
     }
