@@ -6,6 +6,7 @@ pub mod fuzzing;
 pub mod guest;
 pub mod netns;
 pub mod oracle;
+pub mod random;
 pub mod script;
 pub mod visits;
 pub mod world;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tcpstate::wire::{FlowKey, Parsed};
 use tcpstate::{Config, FlowMap, Head, Metadata, Proxy, Secrets, Side, Words};
 use unit::netns::{self, Appliance, Backend, CACHE_ON, Rig, Tap, traffic};
+use unit::random::Random;
 
 /// How long a loaded machine may take for anything.
 const LONG: Duration = Duration::from_secs(30);
@@ -341,26 +342,6 @@ fn a_worker_that_stands_still_is_bypassed_and_an_idle_one_is_not() {
     wait_for("it is said", || proxy.log().iter().any(|line| line.contains("left frames for more than 50 ms")));
     assert!(pings(&rig));
     assert!(proxy.stop().status.success());
-}
-
-/// Numbers that look random (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let n = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        n ^ n >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
 }
 
 /// A frame: TCP, UDP or ICMP between few addresses and ports, in any dress; sometimes with a byte changed, or cut off. And whether it is certainly TCP.

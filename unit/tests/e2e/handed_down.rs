@@ -14,37 +14,13 @@ use nix::sys::signal::Signal;
 use pktio::{FastPath, XdpFastPath};
 use tcpstate::{Event, Proxy, Side, Verdict, Words};
 use unit::netns::{self, Appliance, Backend, Report, Rig, sockets, traffic};
+use unit::random::Random;
 use unit::script::{CWR, ECE, FIN, Host, Joined, Mode, PSH, RST, Seg, Terms, URG, World, ack, open_from, secrets};
 
 /// Connections that the programs and the engine are compared on, unless the environment says how many segments there are to be.
 const CONNECTIONS: u64 = 60;
 /// Segments of each.
 const SEGMENTS: u64 = 200;
-
-/// Numbers that look random (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let n = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        n ^ n >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// Once in so many times.
-    fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// What both ends have said so far, each in its own numbers.
 struct Talk {
@@ -278,29 +254,34 @@ fn counted(report: &Report, name: &str) -> u64 {
     report.figure(name).unwrap_or_else(|| panic!("{name} is not in the log:\n{}", report.log.join("\n")))
 }
 
+/// So many bytes go to and fro over a connection of each family, opened from each side: no host has cause to complain, and the kernel forwards them.
+fn forwards_every_way(rig: &Rig, proxy: Appliance, bytes: u64) {
+    for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
+        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
+            let service = to.serve(address, 0, traffic::exchanged);
+            rig.judge([0, 0], || {
+                let stream = from.connect(service.address).expect("connecting");
+                let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
+                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+            });
+        }
+    }
+    let report = proxy.stop();
+    assert!(report.status.success());
+    let handed_down = counted(&report, "handed-down");
+    assert!(handed_down >= 4, "{handed_down} times:\n{}", report.log.join("\n"));
+    // On a loaded machine segments are lost, and what comes up then stays for a while.
+    let forwarded = counted(&report, "forwarded by the kernel, bytes");
+    assert!(forwarded > 4 << 20, "{forwarded} bytes:\n{}", report.log.join("\n"));
+}
+
 #[test]
 fn established_connections_go_on_in_the_kernel_and_no_host_sees_a_difference() {
     for default_offloads in [true, false] {
         let rig = Rig::new();
         let rig = if default_offloads { rig.with_default_offloads(false) } else { rig };
         let proxy = Appliance::start_on(&rig, &[Rig::LAN, Rig::WAN].map(String::from), &handing_down(), &[]);
-        for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
-            for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
-                let service = to.serve(address, 0, traffic::exchanged);
-                rig.judge([0, 0], || {
-                    let stream = from.connect(service.address).expect("connecting");
-                    let speeds = traffic::exchange(&stream, 32 << 20, 32 << 20).expect("bulk");
-                    note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
-                });
-            }
-        }
-        let report = proxy.stop();
-        assert!(report.status.success());
-        let handed_down = counted(&report, "handed-down");
-        assert!(handed_down >= 4, "{handed_down} times:\n{}", report.log.join("\n"));
-        // Of 128 MiB from this side; on a loaded machine segments are lost, and what comes up then stays for a while.
-        let forwarded = counted(&report, "forwarded by the kernel, bytes");
-        assert!(forwarded > 4 << 20, "{forwarded} bytes:\n{}", report.log.join("\n"));
+        forwards_every_way(&rig, proxy, 32 << 20);
     }
 }
 
@@ -374,22 +355,7 @@ fn rig_for_xdp() -> Rig {
 fn the_xdp_program_forwards_established_connections_and_no_host_sees_a_difference() {
     let rig = rig_for_xdp();
     let proxy = Appliance::start(&rig, Backend::Driver, &format!("fast_path = xdp; {}", netns::CACHE_ON));
-    for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
-        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
-            let service = to.serve(address, 0, traffic::exchanged);
-            rig.judge([0, 0], || {
-                let stream = from.connect(service.address).expect("connecting");
-                let speeds = traffic::exchange(&stream, 8 << 20, 8 << 20).expect("bulk");
-                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
-            });
-        }
-    }
-    let report = proxy.stop();
-    assert!(report.status.success());
-    let handed_down = counted(&report, "handed-down");
-    assert!(handed_down >= 4, "{handed_down} times:\n{}", report.log.join("\n"));
-    let forwarded = counted(&report, "forwarded by the kernel, bytes");
-    assert!(forwarded > 4 << 20, "{forwarded} bytes:\n{}", report.log.join("\n"));
+    forwards_every_way(&rig, proxy, 8 << 20);
 }
 
 /// The file system of BPF, mounted where the processes of a test find it.
