@@ -58,6 +58,11 @@ pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> boo
     begin.elapsed()
 }
 
+/// Whether a process has ended, be it that nobody has waited for it yet: one that lost its parent is waited for by init, in its own time.
+pub fn has_ended(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
 /// The client's addresses.
 pub const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
 /// The client's addresses.

@@ -276,15 +276,10 @@ fn a_command_that_hangs_is_killed_and_frames_go_on() {
         let Box { proxy, .. } = &it;
         proxy.signal(nix::sys::signal::Signal::SIGTERM);
         let begin = Instant::now();
-        let gone = || !Path::new(&format!("/proc/{}/status", it.proxy.pid())).exists() || is_zombie(it.proxy.pid());
-        within(PATIENCE, "the box ends", gone);
+        within(PATIENCE, "the box ends", || netns::has_ended(it.proxy.pid()));
         begin.elapsed()
     };
     assert!(report < Duration::from_secs(3), "{report:?} to end");
-}
-
-fn is_zombie(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
 /// Keeps all threads of a process on one core.
@@ -351,7 +346,7 @@ fn the_end_of_a_box_whose_port_is_gone_is_its_last_event() {
     let it = Box::start_in(directory, &rig, Backend::Packet, settings, netns::CACHE_ON, &[]);
     let pid = it.proxy.pid();
     rig.client.sh("ip link del c0");
-    within(PATIENCE, "the box ends", || !Path::new(&format!("/proc/{pid}/status")).exists() || is_zombie(pid));
+    within(PATIENCE, "the box ends", || netns::has_ended(pid));
     for file in ["file", "seen"] {
         let last = records(&it.directory.join(file)).pop().map(|record| record.event);
         let Some(Event::BoxFailed { why }) = &last else { panic!("{file}: {last:?}") };

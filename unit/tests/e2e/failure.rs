@@ -570,7 +570,7 @@ fn a_supervised_box_is_started_again_when_it_is_killed_and_when_it_is_silent_and
     let proxy = Appliance::start_with(&rig, Backend::Driver, CACHE_ON, &["--supervise"]);
     let [child] = children(proxy.pid())[..] else { panic!("one box") };
     nix::sys::signal::kill(Pid::from_raw(proxy.pid() as i32), Signal::SIGKILL).expect("a child of one's own");
-    wait_for("the box ends", || !fs::exists(format!("/proc/{child}")).expect("/proc is there"));
+    wait_for("the box ends", || netns::has_ended(child));
     assert_eq!(programs(&rig), 0);
     // What another start would not mend ends at once.
     let (said, status) = synproxy(&rig, &["--supervise", "--control=none", "lan7", "wan0"]);
