@@ -31,7 +31,7 @@ use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::leftovers;
+use harness::{leftovers, note};
 use nix::sched::{CloneFlags, setns};
 use pktio::impair::Impairment;
 
@@ -384,6 +384,23 @@ impl Rig {
     /// If a kernel has cause to complain.
     pub fn judge<T>(&self, resets: [i64; 2], work: impl FnOnce() -> T) -> T {
         judge([&self.client, &self.server], resets, work)
+    }
+
+    /// So many bytes go to and fro over a new connection of each family, opened from each side; no host has cause to complain.
+    ///
+    /// # Panics
+    /// As [`Rig::judge`], and if a connection fails.
+    pub fn exchange_every_way(&self, bytes: u64) {
+        for (client, server) in [(CLIENT_V4, SERVER_V4), (CLIENT_V6, SERVER_V6)] {
+            for (from, to, address) in [(&self.client, &self.server, server), (&self.server, &self.client, client)] {
+                let service = to.serve(address, 0, traffic::exchanged);
+                self.judge([0, 0], || {
+                    let stream = from.connect(service.address).expect("connecting");
+                    let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
+                    note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
+                });
+            }
+        }
     }
 
     /// Counters of client and server, in this order.

@@ -256,16 +256,7 @@ fn counted(report: &Report, name: &str) -> u64 {
 
 /// So many bytes go to and fro over a connection of each family, opened from each side: no host has cause to complain, and the kernel forwards them.
 fn forwards_every_way(rig: &Rig, proxy: Appliance, bytes: u64) {
-    for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
-        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
-            let service = to.serve(address, 0, traffic::exchanged);
-            rig.judge([0, 0], || {
-                let stream = from.connect(service.address).expect("connecting");
-                let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
-                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
-            });
-        }
-    }
+    rig.exchange_every_way(bytes);
     let report = proxy.stop();
     assert!(report.status.success());
     let handed_down = counted(&report, "handed-down");

@@ -175,20 +175,6 @@ impl Member {
     }
 }
 
-/// Bulk over new connections from clients to the machine, and from it to them.
-fn is_served(rig: &Rig, bytes: u64) {
-    for (client, server) in [(netns::CLIENT_V4, netns::SERVER_V4), (netns::CLIENT_V6, netns::SERVER_V6)] {
-        for (from, to, address) in [(&rig.client, &rig.server, server), (&rig.server, &rig.client, client)] {
-            let service = to.serve(address, 0, traffic::exchanged);
-            rig.judge([0, 0], || {
-                let stream = from.connect(service.address).expect("connecting");
-                let speeds = traffic::exchange(&stream, bytes, bytes).expect("bulk");
-                note!("{address}: {:.0} and {:.0} Mbit/s", speeds[0], speeds[1]);
-            });
-        }
-    }
-}
-
 #[test]
 fn a_machine_is_protected_by_a_box_of_its_own_and_its_nic_keeps_all_it_has() {
     let rig = machine();
@@ -207,7 +193,7 @@ fn a_machine_is_protected_by_a_box_of_its_own_and_its_nic_keeps_all_it_has() {
             login.goes_on("when the box has started");
             outward.goes_on("when the box has started");
             member.hears(&rig, "while the box runs");
-            is_served(&rig, 2 * MB);
+            rig.exchange_every_way(2 * MB);
             rig.client.sh("ping -c1 -W2 10.77.0.21; ping -c1 -W2 fd77::23");
             let report = proxy.stop();
             assert!(report.status.success());
@@ -226,7 +212,7 @@ fn a_machine_is_protected_by_a_box_of_its_own_and_its_nic_keeps_all_it_has() {
 fn a_nic_without_xdp_in_its_driver_has_a_box_as_well() {
     let rig = machine();
     let proxy = start(&rig, CACHE_ON, &["--xdp-mode=generic"]);
-    is_served(&rig, 2 * MB);
+    rig.exchange_every_way(2 * MB);
     let report = proxy.stop();
     assert!(report.status.success());
     assert_eq!(report.figure("syn-answered"), Some(2));
@@ -245,7 +231,7 @@ fn a_box_that_is_killed_leaves_the_machine_reachable_and_is_cleaned_up_after() {
         login.goes_on("when the box was killed");
         assert_eq!(identity(&rig), before);
         // Nothing is in between any more, and what is left does nothing.
-        is_served(&rig, 10_000);
+        rig.exchange_every_way(10_000);
         assert_ne!(traces(&rig), untouched, "a killed process cleans nothing up");
     };
     starts_and_is_killed();
@@ -257,7 +243,7 @@ fn a_box_that_is_killed_leaves_the_machine_reachable_and_is_cleaned_up_after() {
     let proxy = start(&rig, CACHE_ON, &[]);
     assert!(proxy.log().iter().any(|line| line.contains("of a process that was killed removed")));
     login.goes_on("with the next box");
-    is_served(&rig, 10_000);
+    rig.exchange_every_way(10_000);
     assert!(proxy.stop().status.success());
     assert_eq!(traces(&rig), untouched);
     login.end();
@@ -287,7 +273,7 @@ fn what_is_no_nic_for_a_box_of_the_machine_is_refused_and_nothing_is_left() {
     assert_eq!(traces(&rig), untouched);
     let proxy = start(&rig, CACHE_ON, &[]);
     refused(&["host", "s0"], &format!("s0 belongs to the box between host and s0, process {}", proxy.pid()));
-    is_served(&rig, 10_000);
+    rig.exchange_every_way(10_000);
     assert!(proxy.stop().status.success());
     assert_eq!(traces(&rig), untouched);
 }
@@ -301,7 +287,7 @@ fn vlans_above_the_nic_go_through_the_box() {
     rig.server.sh("tc filter del dev s0 egress");
     let proxy = start(&rig, CACHE_ON, &[]);
     tags::put_first(&rig.server, "s0", &[CUSTOMER]);
-    is_served(&rig, MB);
+    rig.exchange_every_way(MB);
     let report = proxy.stop();
     assert!(report.status.success());
     assert_eq!(report.figure("syn-answered"), Some(2));
