@@ -42,9 +42,14 @@ pub fn early(config: Config) -> Config {
     Config { handshake: Handshake::Early, early_echo: EarlyEcho::None, ..config }
 }
 
+/// The same in every process.
+pub fn secrets() -> Secrets {
+    Secrets::new(std::array::from_fn(|n| n as u8 * 5 + 1))
+}
+
 /// An engine with fixed secrets.
 pub fn proxy(config: &Config, worker: &Worker) -> Proxy {
-    Proxy::new(config, &Secrets::new(std::array::from_fn(|n| n as u8 * 5 + 1)), worker.now)
+    Proxy::new(config, &secrets(), worker.now)
 }
 
 fn others(worker: &Worker, expected: Verdict) -> usize {

@@ -15,12 +15,13 @@ use loads::{
     establish_unseen, proxy,
 };
 use nix::time::{ClockId, clock_gettime};
+use pktio::region::Region;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tcpstate::config::{Limits, Network, Timeouts};
 use tcpstate::wire::Flags;
-use tcpstate::{Config, List, Lists, Proxy, Side};
+use tcpstate::{Config, List, Lists, Memory, Proxy, Side, Slab};
 use worker::{BATCH, BEAT, Worker};
 
 /// As the appliance has it.
@@ -34,6 +35,8 @@ const SMALL: usize = 128;
 const HUGE: usize = 2_097_152;
 /// A million flows, as whole batches.
 const MILLION: usize = 15_625 * BATCH;
+/// A hundred thousand flows, as whole batches.
+const HUNDRED_THOUSAND: usize = 100_032 / BATCH * BATCH;
 /// Ten million flows, as whole batches.
 const TEN_MILLION: usize = 10 * MILLION;
 /// The hot set, as whole batches: 128 flows.
@@ -51,6 +54,10 @@ const WARM_UP: usize = 12_000;
 const MEASURE_MEMORY: &str = "--measure-memory";
 /// The same, of all it has with ten million flows.
 const MEASURE_ALL_MEMORY: &str = "--measure-all-memory";
+/// The switch that makes a process leave so many flows in a file.
+const LEAVE_FLOWS: &str = "--leave-flows";
+/// The switch that makes a process take them over, and measure how long it takes.
+const ADOPT_FLOWS: &str = "--adopt-flows";
 /// Longer than a turn of the timers may take.
 const TOO_LONG: Duration = Duration::from_micros(100);
 
@@ -76,6 +83,16 @@ fn main() -> ExitCode {
         println!("{}", bytes_of_ten_million(v6));
         return ExitCode::SUCCESS;
     }
+    if is_on(LEAVE_FLOWS) || is_on(ADOPT_FLOWS) {
+        let [file, flows] = &wanted[..] else { panic!("a file and a number of flows are expected") };
+        let flows = flows.parse().expect("a number of flows is expected");
+        if is_on(LEAVE_FLOWS) {
+            leave_flows(file, flows);
+        } else {
+            println!("{}", adopt_flows(file, flows).as_nanos());
+        }
+        return ExitCode::SUCCESS;
+    }
     if is_on("--check") {
         return count::check(std::env::var("INSTRUCTIONS").is_ok_and(|value| value == "accept"));
     }
@@ -90,6 +107,7 @@ fn main() -> ExitCode {
     errors(&mut table);
     visits(&mut table);
     expiry(&mut table);
+    adoption(&mut table);
     memory(&mut table);
     ExitCode::SUCCESS
 }
@@ -288,6 +306,72 @@ fn expiry(table: &mut Table) {
     );
 }
 
+/// How long a process takes over the flows that a former one has left in a file on a tmpfs: from opening the file until the engine is ready.
+fn adoption(table: &mut Table) {
+    for flows in [HUNDRED_THOUSAND, TEN_MILLION] {
+        let name = format!("taking over {flows} flows after a restart");
+        if !table.wants(&name) || table.counts {
+            continue;
+        }
+        let file = Left(format!("/dev/shm/synproxy-bench-{}", std::process::id()));
+        let of_process = |switch: &str| measured_with(&[switch, &file.0, &flows.to_string()]);
+        of_process(LEAVE_FLOWS);
+        // Each process adopts what the one before has adopted.
+        let times: Vec<f64> = (0..if table.quick { 1 } else { 5 })
+            .map(|_| of_process(ADOPT_FLOWS).trim().parse().expect("it answers with a number"))
+            .collect();
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        println!(
+            "{name:<66} {:>8.2} ns a flow; {:.2} ms, at the slowest of {} {:.2} ms",
+            best / flows as f64,
+            best / 1e6,
+            times.len(),
+            times.iter().copied().fold(0.0, f64::max) / 1e6
+        );
+    }
+}
+
+/// A file that is removed at the end.
+struct Left(String);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A configuration with a table for so many flows, the smallest but for the default's.
+fn config_for(flows: usize) -> Config {
+    config(CACHE, if flows > MILLION { HUGE } else { LARGE })
+}
+
+/// An engine whose flows lie in a region.
+fn proxy_in(region: Region, config: &Config, others: Memory, is_used: bool) -> Proxy {
+    let slab = Slab::mapped(region.into_words(), config.flow_capacity(), false, is_used);
+    let memory = Memory { slab: slab.expect("the file is large enough"), ..others };
+    Proxy::with_memory(config, &loads::secrets(), Worker::new().now, memory)
+}
+
+fn leave_flows(file: &str, flows: usize) {
+    let config = config_for(flows);
+    let region = Region::create(file, Slab::words(config.flow_capacity(), false)).expect("room in /dev/shm");
+    let mut proxy = proxy_in(region, &config, Memory::anonymous(&config), false);
+    establish_unseen(&mut proxy, &mut Worker::new(), flows, false);
+    assert_eq!(proxy.population().proxied, flows as u64);
+}
+
+fn adopt_flows(file: &str, flows: usize) -> Duration {
+    let config = config_for(flows);
+    // A box has the rest of its memory before it asks the former process to end.
+    let others = Memory::anonymous(&config);
+    let begin = Instant::now();
+    let region = Region::existing(file).expect("a process has left it");
+    let proxy = proxy_in(region, &config, others, true);
+    let time = begin.elapsed();
+    assert_eq!(proxy.population().proxied, flows as u64);
+    time
+}
+
 /// What this thread has had of a processor.
 fn processor_time() -> Duration {
     Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock"))
@@ -313,10 +397,16 @@ fn memory(table: &mut Table) {
 
 /// What a process of its own says, in which nothing that was freed before is used again unseen.
 fn measured(switch: &str, version: &str) -> f64 {
+    measured_with(&[switch, version]).trim().parse().expect("it answers with a number")
+}
+
+/// What a process of its own says.
+fn measured_with(arguments: &[&str]) -> String {
     let output = std::env::current_exe()
-        .and_then(|own| Command::new(own).args([switch, version]).output())
+        .and_then(|own| Command::new(own).args(arguments).output())
         .expect("a benchmark can start itself");
-    String::from_utf8_lossy(&output.stdout).trim().parse().expect("it answers with a number")
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// All that a process has in memory that has an engine and ten million flows in it.
