@@ -396,9 +396,17 @@ fn every_pair_of_values_occurs() {
 
 #[test]
 fn a_proxied_connection_is_like_a_direct_one() {
-    let differ = compare_all(&CELLS.iter().map(|cell| (cell, &STRAIGHT)).collect::<Vec<_>>());
-    let idle: Vec<&str> = MAY_DIFFER.iter().map(|one| one.because).filter(|one| !differ.contains(one)).collect();
-    assert!(idle.is_empty(), "take off the list, as nothing differs any more because {}", idle.join("; because "));
+    let cells: Vec<_> = CELLS.iter().map(|cell| (cell, &STRAIGHT)).collect();
+    let mut idle: Vec<&str> = MAY_DIFFER.iter().map(|one| one.because).collect();
+    // Some differences are in one cell alone, and there a matter of chance: whether a server is told an echo follows from numbers that it has chosen.
+    for _ in 0..4 {
+        let differ = compare_all(&cells);
+        idle.retain(|one| !differ.contains(one));
+        if idle.is_empty() {
+            return;
+        }
+    }
+    panic!("take off the list, as nothing differs any more because {}", idle.join("; because "));
 }
 
 #[test]
