@@ -40,7 +40,7 @@ test-programs: setup ; @$(run) unit/programs/run.sh
 # Ten thousand connections, and twenty restarts of each kind.
 test-restart: setup ; ulimit -n 65536; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture
 # How soon frames pass a worker that takes none, and five minutes in which nobody takes an idle or a busy one for such.
-test-failover: setup ; SWITCHES=20 QUIET=300 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
+test-failover: setup ; SWITCHES=20 QUIET=300 LOAD=600 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
 # How one process follows another, in every order (unit/model).
 test-model: setup ; $(run) cargo test --release --manifest-path unit/model/Cargo.toml --target-dir target/model
 test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model

@@ -80,6 +80,15 @@ pub fn receive(mut stream: &TcpStream, seed: u64, bytes: Option<u64>) -> io::Res
     Ok(position)
 }
 
+/// Has the connection end with a reset when it is closed.
+///
+/// # Errors
+/// The socket's.
+pub fn abort_at_close(stream: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    socket::setsockopt(stream, socket::sockopt::Linger, &linger).map_err(io::Error::from)
+}
+
 /// Reads until the peer closes, and asserts that nothing came before.
 ///
 /// # Errors

@@ -1,16 +1,20 @@
 //! What takes minutes: how long it takes until frames pass a worker that takes none, again and again, and that nobody takes an idle or a busy worker for one.
-//! `make test-failover` runs it; `SWITCHES` of the environment says how often, and `QUIET` for how many seconds.
+//! And what is left of minutes of mixed load. `make test-failover` runs it; `SWITCHES` of the environment says how often, `QUIET` and `LOAD` for how many
+//! seconds.
 
 use super::restart::Flood;
-use harness::{note, test};
+use control::{Client, Reply, Request};
+use harness::{leftovers, note, test};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use std::env;
-use std::net::{SocketAddr, UdpSocket};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use unit::netns::{self, Appliance, Backend, CACHE_ON, Rig, traffic};
+use unit::netns::{self, Appliance, Backend, CACHE_ON, Rig, traffic, within};
 
 /// A number of the environment; the test is ignored without.
 fn wanted(name: &str) -> u64 {
@@ -185,4 +189,94 @@ fn nobody_takes_an_idle_or_a_busy_worker_for_one_that_is_stuck_and_nothing_grows
         // What a table has touched for the first time counts as memory.
         assert!(grown < 16 << 10, "{load:?}: {grown} KiB");
     }
+}
+
+/// Connections that a box translates, and that pass through it.
+fn flows(socket: &Path) -> (u64, u64) {
+    match Client::connect(socket).expect("a box listens").ask(&Request::Status) {
+        Ok(Reply::Status(status)) => (status.flows.proxied, status.flows.direct),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Connections one after the other, each with so many bytes both ways, closed in turn by a FIN that the other end answers, by a reset, and at once.
+fn come_and_go(to: SocketAddr, from: &netns::Namespace, bytes: u64, over: &AtomicBool) -> io::Result<u64> {
+    let mut count = 0;
+    while !over.load(Ordering::Relaxed) {
+        let stream = from.connect(to)?;
+        traffic::send(&stream, count, bytes)?;
+        traffic::receive(&stream, count, Some(bytes))?;
+        match count % 3 {
+            0 => {
+                stream.shutdown(Shutdown::Write)?;
+                traffic::expect_end(&stream)?;
+            }
+            1 => traffic::abort_at_close(&stream)?,
+            _ => {}
+        }
+        count += 1;
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(count)
+}
+
+#[test(alone)]
+fn after_minutes_of_mixed_load_what_the_ends_have_open_is_what_lives() {
+    const LASTING: usize = 100;
+    let seconds = Duration::from_secs(wanted("LOAD"));
+    let rig = rig();
+    let socket = leftovers::file("endurance.sock");
+    let times = "timeouts = { one_fin = 4; both_fin = 4; time_wait = 2; reseted = 2; ul_syn_sent = 8; dl_half_open = 8; dl_syn_sent = 8; };";
+    let proxy = Appliance::start_with(
+        &rig,
+        Backend::Driver,
+        &format!("{CACHE_ON} {times}"),
+        &[&format!("--control={}", socket.display())],
+    );
+    // Some clients end with a reset.
+    let echo = |stream| match traffic::echo(stream) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        result => result,
+    };
+    let inside = rig.server.serve(netns::SERVER_V4, 0, echo);
+    let outside = rig.client.serve(netns::CLIENT_V4, 0, echo);
+    let (from_wan, from_lan) = (inside.address, outside.address);
+    let flood = Flood::start(&rig, from_wan);
+    let over = AtomicBool::new(false);
+    let open = |from: &netns::Namespace, to| -> Vec<TcpStream> {
+        (0..LASTING).map(|_| from.connect(to).expect("a connection")).collect()
+    };
+    let (lasting, memory) = thread::scope(|scope| {
+        let over = &over;
+        let threads = [
+            scope.spawn(|| come_and_go(from_wan, &rig.client, 64, over)),
+            scope.spawn(|| come_and_go(from_wan, &rig.client, 4096, over)),
+            scope.spawn(|| come_and_go(from_wan, &rig.client, 64 << 10, over)),
+            scope.spawn(|| come_and_go(from_lan, &rig.server, 512, over)),
+        ];
+        thread::sleep(seconds / 5);
+        let memory = proxy.resident().expect("it runs");
+        // Opened in the middle of it, and left alone.
+        let lasting = [open(&rig.client, from_wan), open(&rig.server, from_lan)];
+        thread::sleep(seconds * 4 / 5);
+        over.store(true, Ordering::Relaxed);
+        let counts = threads.map(|thread| thread.join().expect("no panic").expect("no connection fails"));
+        note!("{seconds:?}: {counts:?} connections came and went beside a flood");
+        assert!(counts.iter().all(|&count| count > 20), "{counts:?}");
+        (lasting, memory)
+    });
+    drop(flood);
+    let patience = Duration::from_secs(60);
+    let all = (LASTING as u64, LASTING as u64);
+    within(patience, "what lives is what the ends have open", || flows(&socket) == all);
+    for (n, stream) in (0..).zip(lasting.iter().flatten()) {
+        traffic::send(stream, n, 64).and_then(|()| traffic::receive(stream, n, Some(64))).expect("it goes on");
+    }
+    let grown = proxy.resident().expect("it runs").saturating_sub(memory);
+    drop(lasting);
+    within(patience, "nothing lives when nothing is open", || flows(&socket) == (0, 0));
+    note!("{grown} KiB grown");
+    // What a table has touched for the first time counts as memory.
+    assert!(grown < 16 << 10, "{grown} KiB");
+    assert!(proxy.stop().status.success());
 }

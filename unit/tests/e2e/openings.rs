@@ -7,9 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use harness::{note, test};
-use nix::sys::socket::{setsockopt, sockopt};
 use unit::netns::sockets::{self, Making};
-use unit::netns::{self, Namespace, Rig};
+use unit::netns::{self, Namespace, Rig, traffic};
 
 /// The port both ends use.
 const PORT: u16 = 7000;
@@ -136,8 +135,7 @@ fn a_client_that_connects_only_to_reset_is_seen_by_its_server() {
         let listener = listener.expect("listening");
         for n in 0..3 {
             let stream = rig.client.connect(SocketAddr::new(netns::SERVER_V4, 80)).expect("a connection");
-            let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-            setsockopt(&stream, sockopt::Linger, &linger).expect("an option");
+            traffic::abort_at_close(&stream).expect("an option");
             drop(stream);
             let accepted = sockets::accept(&listener, Duration::from_secs(2));
             let seen = accepted.and_then(|mut stream| stream.read(&mut [0]));

@@ -8,8 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::{note, test};
-use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
 use unit::netns::{self, Appliance, Backend, Namespace, Rig, sockets, traffic};
 
 const MB: u64 = 1 << 20;
@@ -282,7 +280,7 @@ fn the_opener_may_abort() {
         |stream| {
             traffic::send(stream, 1, MB)?;
             traffic::receive(stream, 2, Some(8))?;
-            abort_at_close(stream)
+            traffic::abort_at_close(stream)
         },
         |stream| {
             traffic::receive(stream, 1, Some(MB))?;
@@ -302,7 +300,7 @@ fn the_acceptor_may_abort() {
         },
         |stream| {
             traffic::receive(stream, 1, Some(MB))?;
-            abort_at_close(stream)
+            traffic::abort_at_close(stream)
         },
     );
 }
@@ -333,11 +331,6 @@ fn both_may_speak_at_once() {
         traffic::expect_end(stream)
     };
     converse([0, 0], move |stream| both(stream, 1, 2), move |stream| both(stream, 2, 1));
-}
-
-fn abort_at_close(stream: &TcpStream) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(stream, sockopt::Linger, &linger).map_err(io::Error::from)
 }
 
 fn expect_reset(mut stream: &TcpStream) -> io::Result<()> {
