@@ -207,8 +207,8 @@ fn every_segment_can_be_accounted_for_while_the_mode_switches() {
         }
     }
     let happened = |event: Event| total.events[event as usize];
-    assert!(total.finished > total.others, "{total:?}");
     if number("SIM_SEED").is_none() {
+        assert!(total.finished > total.others, "{total:?}");
         assert!(happened(Event::PassedByMode) > 50 && happened(Event::CookieGood) > 50, "{total:?}");
     }
 }
