@@ -188,6 +188,35 @@ until_it again
 until_it passes
 check "is restarted after a kill"
 
+# What was established lies in the manager's descriptor store.
+echo 'synproxyconf = { mode = cache; state_dir = "descriptors"; };' >"$root/etc/synproxy/edge.conf"
+inside systemctl restart synproxy@edge
+until_it passes
+[ "$(property NFileDescriptorStore)" -ge 2 ] || fail "systemd keeps $(property NFileDescriptorStore) descriptors"
+heard=$work/heard
+mkfifo "$work/say"
+ip netns exec "$(netns server)" setpriv --pdeathsig KILL nc -l 82 </dev/null >"$heard" 2>/dev/null &
+ip netns exec "$(netns client)" setpriv --pdeathsig KILL bash -c 'exec 3<>/dev/tcp/10.77.0.2/82; while read -r word; do echo "$word" >&3; done' <"$work/say" &
+exec 4>"$work/say"
+# A word from client to server, on one connection.
+says() {
+    echo "$1" >&4
+    until_it grep -qx "$1" "$heard"
+}
+says established
+main=$(property MainPID)
+inside systemctl restart synproxy@edge
+[ "$(property MainPID)" != "$main" ] || fail "a restart changes nothing"
+says restarted
+restarts=$(property NRestarts)
+inside bash -c "kill -KILL $(property MainPID)"
+once_more() { [ "$(property NRestarts)" -gt "$restarts" ] && [ "$(property ActiveState)" = active ]; }
+until_it once_more
+says killed
+exec 4>&-
+inside journalctl --no-pager -u synproxy@edge | grep 'taking over the state' | grep -i descriptor >/dev/null || fail "the state was not in the descriptor store"
+check "connections outlive a restart and a kill in the descriptor store"
+
 main=$(property MainPID)
 change -i /packages/second.deb
 inside dpkg -s synproxy | grep -x "Version: $version" >/dev/null || fail "it is not upgraded"
