@@ -162,33 +162,40 @@ fn frames_pass_soon_after_a_worker_takes_none() {
 }
 
 #[test(alone)]
-fn nobody_takes_an_idle_or_a_busy_worker_for_one_that_is_stuck_and_nothing_grows() {
+fn nobody_takes_an_idle_worker_for_one_that_is_stuck_and_nothing_grows() {
+    nobody_takes_it_for_stuck(Load::Idle);
+}
+
+#[test(alone)]
+fn nobody_takes_a_busy_worker_for_one_that_is_stuck_and_nothing_grows() {
+    nobody_takes_it_for_stuck(Load::Flood);
+}
+
+fn nobody_takes_it_for_stuck(load: Load) {
     let seconds = Duration::from_secs(wanted("QUIET"));
-    for load in [Load::Idle, Load::Flood] {
-        let rig = rig();
-        let proxy = Appliance::start(&rig, Backend::Driver, &format!("{CACHE_ON} on_failure = open; shed = off;"));
-        let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
-        let flood = (load == Load::Flood).then(|| Flood::start(&rig, server.address));
-        let begin = Instant::now();
-        // Once everything is warm.
-        thread::sleep((seconds / 10).min(Duration::from_secs(10)));
-        let memory = proxy.resident().expect("it runs");
-        while begin.elapsed() < seconds {
-            thread::sleep(Duration::from_millis(700));
-            if load == Load::Idle {
-                rig.client.sh(&format!("ping -n -q -c 1 -W 2 {} || true", netns::SERVER_V4));
-            }
+    let rig = rig();
+    let proxy = Appliance::start(&rig, Backend::Driver, &format!("{CACHE_ON} on_failure = open; shed = off;"));
+    let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+    let flood = (load == Load::Flood).then(|| Flood::start(&rig, server.address));
+    let begin = Instant::now();
+    // Once everything is warm.
+    thread::sleep((seconds / 10).min(Duration::from_secs(10)));
+    let memory = proxy.resident().expect("it runs");
+    while begin.elapsed() < seconds {
+        thread::sleep(Duration::from_millis(700));
+        if load == Load::Idle {
+            rig.client.sh(&format!("ping -n -q -c 1 -W 2 {} || true", netns::SERVER_V4));
         }
-        drop(flood);
-        let grown = proxy.resident().expect("it runs").saturating_sub(memory);
-        let report = proxy.stop();
-        let said: Vec<&String> =
-            report.log.iter().filter(|line| line.contains("left frames") || line.contains("is stuck")).collect();
-        note!("{load:?}: {seconds:?}, {grown} KiB grown");
-        assert!(said.is_empty() && report.figure("worker failed, times").unwrap_or(0) == 0, "{load:?}: {said:?}");
-        // What a table has touched for the first time counts as memory.
-        assert!(grown < 16 << 10, "{load:?}: {grown} KiB");
     }
+    drop(flood);
+    let grown = proxy.resident().expect("it runs").saturating_sub(memory);
+    let report = proxy.stop();
+    let said: Vec<&String> =
+        report.log.iter().filter(|line| line.contains("left frames") || line.contains("is stuck")).collect();
+    note!("{load:?}: {seconds:?}, {grown} KiB grown");
+    assert!(said.is_empty() && report.figure("worker failed, times").unwrap_or(0) == 0, "{load:?}: {said:?}");
+    // What a table has touched for the first time counts as memory.
+    assert!(grown < 16 << 10, "{load:?}: {grown} KiB");
 }
 
 /// Connections that a box translates, and that pass through it.
