@@ -400,14 +400,14 @@ class Suite:
                     for difference in fails or [d for d in self.named if good and d.name in seen]:
                         difference.seen[place] += 1
                     said = said if good else said_now
-                    if through_proxy or over_bridge >= self.args.tries:
+                    if through_proxy or over_bridge <= number:
                         break
             finally:
                 complaints = [rig.down() for rig in rigs]
             if any(complaints):
                 raise RuntimeError(f"{place} {script}: {complaints}")
-            # One that seldom passes over the bridge either says nothing on this machine today.
-            differs = not through_proxy and over_bridge >= self.args.tries
+            # One that now and then fails over the bridge too, alone on the machine, hangs on how the kernel schedules its process.
+            differs = not through_proxy and over_bridge == 2 * self.args.tries
             if differs:
                 self.unnamed.append((place, script, said))
             told = "a difference" if differs else "no difference" if through_proxy else "nothing can be said"
