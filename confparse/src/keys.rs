@@ -10,7 +10,8 @@ use core::num::NonZeroU32;
 use core::time::Duration;
 use std::path::PathBuf;
 use tcpstate::config::{
-    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Mode, Proved, SackConflict, Source, Stray,
+    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Mode, Proved, SackConflict, ServiceConfig, Source,
+    Stray,
 };
 
 /// The largest number the language has.
@@ -73,6 +74,10 @@ pub enum Takes {
     Files,
     /// A list of blocks, each for the servers of one network: `{ network = "192.0.2.0/24"; … }`.
     Destinations,
+    /// A list of blocks, each of one service: `{ address = "192.0.2.1"; port = 443; … }`.
+    Services,
+    /// A list of texts in quotes, each as this says.
+    Texts(&'static str),
 }
 
 /// The value of a key.
@@ -106,6 +111,10 @@ pub enum Value {
     Destinations(Vec<DestinationRule>),
     /// Files.
     Files(Vec<PathBuf>),
+    /// Services.
+    Services(Vec<ServiceConfig>),
+    /// Texts; where each stands is the reader's to say.
+    Texts(Vec<String>),
 }
 
 /// A key of the configuration.
@@ -169,6 +178,8 @@ impl Key {
             Takes::Network => "an address or a network in quotes, without a port".to_owned(),
             Takes::Networks => "a list of addresses and networks in quotes, without ports".to_owned(),
             Takes::Files => "a list of paths from / on in quotes".to_owned(),
+            Takes::Services => "a list of blocks `{ address = \"192.0.2.1\"; port = 443; … }`".to_owned(),
+            Takes::Texts(each) => format!("a list in quotes, each {each}"),
             Takes::Destinations => "a list of blocks `{ network = \"192.0.2.0/24\"; … }`".to_owned(),
             Takes::Servers { most } => {
                 format!(
@@ -495,6 +506,24 @@ pub(crate) const KEYS: &[Key] = &[
         },
         get: |config| Some(Value::Destinations(config.engine.rules.clone())),
     },
+    Key {
+        section: None,
+        name: "services",
+        takes: Takes::Services,
+        unit: "",
+        help: "addresses and ports that the box owns, and the servers that clients go to by the name they ask for",
+        idle: None,
+        set: |config, value| {
+            if let Value::Services(services) = value {
+                config.engine.services = services;
+            }
+        },
+        get: |config| Some(Value::Services(config.engine.services.clone())),
+    },
+    number!(None, "service_buffers", Takes::Number { min: 0, max: 65535 }, "connections", engine.service_buffers: usize, None,
+        "connections to services whose first bytes can be kept at once until their servers have them; 0: there are no services"),
+    number!(None, "first_bytes", Takes::Number { min: 512, max: 65535 }, "bytes", engine.first_bytes: u16, None,
+        "bytes that are kept of each, and in which its client must name what it asks for"),
     number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
         "what a client may send at most before its server has answered, where the handshake is early"),
     word!("early_echo", early_echo: { "auto" => EarlyEcho::Auto, "exact" => EarlyEcho::Exact, "none" => EarlyEcho::None },

@@ -28,6 +28,7 @@ mod print;
 mod read;
 mod rules;
 mod servers;
+mod services;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::num::NonZeroU32;

@@ -7,6 +7,7 @@ use tcpstate::config::{DestinationRule, Settings};
 use crate::keys::{KEYS, Key, SECTIONS};
 use crate::rules::{RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS};
 use crate::servers::{Servers, unambiguous};
+use crate::services;
 use crate::{Account, Config, Control, StateDir, Value};
 
 /// `config` as a file.
@@ -86,6 +87,16 @@ fn text(value: &Value) -> String {
             let blocks: Vec<_> = rules.iter().map(|rule| format!("        {{ {} }}", block(rule))).collect();
             format!("{{\n{},\n    }}", blocks.join(",\n"))
         }
+        Value::Services(services) if services.is_empty() => "{ }".to_owned(),
+        Value::Services(services) => {
+            let blocks: Vec<_> =
+                services.iter().map(|service| format!("        {{ {} }}", services::block(service))).collect();
+            format!("{{\n{},\n    }}", blocks.join(",\n"))
+        }
+        Value::Texts(texts) => {
+            let texts: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
+            format!("{{ {} }}", texts.join(", "))
+        }
         Value::Files(files) if files.is_empty() => "{ }".to_owned(),
         Value::Files(files) => {
             let files: Vec<_> = files.iter().map(|file| quoted(&file.to_string_lossy())).collect();
@@ -98,7 +109,7 @@ fn text(value: &Value) -> String {
 }
 
 /// A string as it stands in a file.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 

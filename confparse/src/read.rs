@@ -7,6 +7,7 @@ use crate::complaint::{Complaint, Level, Report, quote};
 use crate::keys::{ACCOUNTS, KEYS, Key, LONGEST_SOCKET, SECTIONS, Takes, Value, account, present_name};
 use crate::rules::{PLACE_KEYS, PORT, RULE_KEYS, RuleKey, SECTIONS_OF_BLOCKS, VLAN};
 use crate::servers::{Servers, in_full, may_have_port};
+use crate::services;
 use crate::{Account, Config, Control, Errors, FRAMES_OF_A_WORKER, MAX_TEXT, Parsed, Places, StateDir, Syslog};
 use core::net::SocketAddr;
 use pest::Parser;
@@ -14,7 +15,7 @@ use pest::error::{ErrorVariant, InputLocation};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tcpstate::config::{DestinationRule, Handshake, Network, Settings};
+use tcpstate::config::{DestinationRule, Handshake, Network, ServiceConfig, Settings};
 
 /// The most bits of a cookie that the tables may take. With the epoch bit they leave 19 for the proof.
 const MOST_CODE_BITS: u32 = 12;
@@ -135,6 +136,7 @@ impl Reader<'_> {
         self.weigh_tokens();
         self.weigh_servers();
         self.weigh_blocks();
+        self.weigh_services();
         self.weigh_held_frames();
         self.weigh_intervals();
         self.weigh_attacks();
@@ -329,6 +331,22 @@ impl Reader<'_> {
                 good &= files.iter().all(Option::is_some);
                 good.then(|| Value::Files(files.into_iter().flatten().collect()))
             }
+            (Takes::Texts(_), Rule::list) => {
+                let (items, good) = self.items(key, &value);
+                let mut texts = Vec::new();
+                for item in &items {
+                    if item.as_rule() != Rule::string {
+                        self.mismatch(key, key.takes, item.as_rule(), item);
+                        return None;
+                    }
+                    texts.push(unquoted(item));
+                }
+                good.then_some(Value::Texts(texts))
+            }
+            (Takes::Services, Rule::blocks) => self.services(key, &value),
+            (Takes::Services, Rule::list) if !value.clone().into_inner().any(|part| is_item(&part)) => {
+                Some(Value::Services(Vec::new()))
+            }
             (Takes::Destinations, Rule::blocks) => self.blocks(key, &value),
             (Takes::Destinations, Rule::list) if !value.clone().into_inner().any(|part| is_item(&part)) => {
                 self.ruled.clear();
@@ -370,8 +388,8 @@ impl Reader<'_> {
                 ) => {
                     format!("; write `\"{}\"`", value.as_str())
                 }
-                (Takes::Destinations, Rule::section) => "; each block has braces of its own".to_owned(),
-                (Takes::Networks | Takes::Files, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
+                (Takes::Destinations | Takes::Services, Rule::section) => "; each block has braces of its own".to_owned(),
+                (Takes::Networks | Takes::Files | Takes::Texts(_), Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -541,6 +559,105 @@ impl Reader<'_> {
             }
         }
         good.then_some(Value::Destinations(rules))
+    }
+
+    /// The blocks of `services`.
+    fn services(&mut self, key: &'static Key, blocks: &Pair<'_>) -> Option<Value> {
+        let (mut services, mut good): (Vec<ServiceConfig>, bool) = (Vec::new(), true);
+        let mut loose: Option<Place> = None;
+        for part in blocks.clone().into_inner() {
+            match part.as_rule() {
+                Rule::comma => loose = None,
+                Rule::block => {
+                    if let Some((_, end)) = loose.replace(place(&part)) {
+                        self.report
+                            .error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
+                        good = false;
+                    }
+                    let at = (place(&part).0, place(&part).0 + 1);
+                    let service = self.service(&part);
+                    if let Some(service) = &service
+                        && let Some(complaint) = services::clash(&services, service)
+                    {
+                        self.report.error(at, || (complaint, String::new()));
+                        good = false;
+                    }
+                    good &= service.is_some();
+                    services.extend(service);
+                }
+                _ => {}
+            }
+        }
+        if services.len() > services::MOST {
+            self.report.error(place(blocks), || {
+                (format!("`services` has {} blocks, and {} is the most", services.len(), services::MOST), String::new())
+            });
+            return None;
+        }
+        good.then_some(Value::Services(services))
+    }
+
+    /// One block of `services`.
+    fn service(&mut self, pair: &Pair<'_>) -> Option<ServiceConfig> {
+        let mut draft = services::Draft::default();
+        let mut bad = false;
+        for member in pair.clone().into_inner().filter(|part| part.as_rule() == Rule::member) {
+            let Some((word, value)) = self.parts(member) else {
+                bad = true;
+                continue;
+            };
+            let Some(key) = services::KEYS.iter().find(|key| key.name == word.as_str()) else {
+                bad = true;
+                self.report.error(place(&word), || {
+                    let near = nearest(word.as_str(), services::KEYS.iter().map(|key| key.name));
+                    let all: Vec<_> = services::KEYS.iter().map(|key| format!("`{}`", key.name)).collect();
+                    let expected = match near {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("expected one of {}", all.join(", ")),
+                    };
+                    (format!("unknown key {} in a block of `services`", quote(word.as_str())), expected)
+                });
+                continue;
+            };
+            let at = value.as_ref().map_or(place(&word), place);
+            match self.value(key, &word, value) {
+                None => bad = true,
+                Some(value) => {
+                    if let Err(complaint) = draft.take(key.name, value) {
+                        bad = true;
+                        self.report.error(at, || complaint);
+                    }
+                }
+            }
+        }
+        if bad {
+            return None;
+        }
+        match draft.finish() {
+            Ok(service) => Some(service),
+            Err(complaint) => {
+                self.report.error((place(pair).0, place(pair).0 + 1), || complaint);
+                None
+            }
+        }
+    }
+
+    /// Services need memory, and one worker.
+    fn weigh_services(&mut self) {
+        let config = &self.config;
+        let Some(at) = self.given(None, "services").filter(|_| !config.engine.services.is_empty()) else { return };
+        if config.engine.service_buffers == 0 {
+            self.report.error(at, || {
+                let expected = "expected `service_buffers = 256;`, for example: 256 connections at once, of 16 KiB each";
+                ("`services` need buffers for the first bytes of their connections".to_owned(), expected.to_owned())
+            });
+        }
+        if config.workers != 1 {
+            self.report.error(at, || {
+                let message = "`services` need a single worker: the two directions of their connections have other addresses";
+                (message.to_owned(), "expected `threadcount = 1;`".to_owned())
+            });
+        }
     }
 
     /// One block of `destinations`.

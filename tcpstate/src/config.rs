@@ -434,6 +434,73 @@ impl Default for Limits {
     }
 }
 
+/// What the clients of a service speak, and so where the name is that they ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// TLS: the server name of the ClientHello.
+    #[default]
+    Tls,
+    /// HTTP/1: the host of the first request.
+    Http,
+}
+
+/// What a connection to a server of a service begins with, before the client's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ProxyHeader {
+    /// Nothing.
+    #[default]
+    None,
+    /// The header of the PROXY protocol, version 1: a line of text.
+    V1,
+    /// The same, version 2.
+    V2,
+}
+
+/// A server of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceServer {
+    /// Its address, of the version that the service's address has; an IPv4 address in its IPv6-mapped form.
+    pub address: crate::wire::Addr,
+    /// Its port.
+    pub port: u16,
+    /// How many connections it gets in comparison with others of its route; at least 1.
+    pub weight: u16,
+}
+
+/// Where clients go that ask for some names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRoute {
+    /// The names: whole ones, or `*.` and a name for everything below it.
+    pub names: Vec<String>,
+    /// The servers, at least one.
+    pub servers: Vec<ServiceServer>,
+}
+
+/// An address and port that the box owns, and where connections to it go by the name their clients ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// The address; an IPv4 address in its IPv6-mapped form.
+    pub address: crate::wire::Addr,
+    /// The port.
+    pub port: u16,
+    /// The VLAN of its clients and servers, by the identifier of the tag; 0 without a tag.
+    pub vlan: u16,
+    /// The Ethernet address at which the box has the address; one that follows from it unless given.
+    pub mac: Option<crate::wire::Mac>,
+    /// What clients speak.
+    pub protocol: Protocol,
+    /// What servers are told of the client.
+    pub header: ProxyHeader,
+    /// Where clients go by name.
+    pub routes: Vec<ServiceRoute>,
+    /// Where clients go that name nothing that is known, or speak something else; if there is no such server, they are turned away.
+    pub default: Vec<ServiceServer>,
+    /// The router by which the servers are reached, where they are not on the LAN itself.
+    pub next_hop: Option<crate::wire::Addr>,
+    /// How long a client may take to name what it asks for.
+    pub patience: Duration,
+}
+
 /// The engine's whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -530,6 +597,12 @@ pub struct Config {
     pub mode: Mode,
     /// When that changes, where it is [`Mode::Auto`].
     pub auto: Auto,
+    /// Addresses and ports that the box owns.
+    pub services: Vec<ServiceConfig>,
+    /// Connections to services whose first bytes can be kept at once, before their servers have them; at most 65535. Zero: there can be no services.
+    pub service_buffers: usize,
+    /// Bytes of a connection to a service that can be kept, and in which its client must name what it asks for; at most 65535.
+    pub first_bytes: u16,
     /// Whether 540 established flows are made at the start (for load generators).
     pub test_connections: bool,
 }
@@ -537,6 +610,11 @@ pub struct Config {
 impl Config {
     /// Flows the table holds for each of its buckets.
     pub const FLOWS_PER_BUCKET: usize = 8;
+
+    /// Whether flows can have a second key, as those of services do.
+    pub fn has_redirects(&self) -> bool {
+        self.service_buffers > 0
+    }
 
     /// How many flows the table holds.
     pub fn flow_capacity(&self) -> usize {
@@ -560,6 +638,7 @@ impl Config {
             table_buckets: split(self.table_buckets),
             syn_cache_max: split(self.syn_cache_max),
             held_frames: split(self.held_frames),
+            service_buffers: split(self.service_buffers),
             proved_syns: split_limit(self.proved_syns),
             proved_half_open: split(self.proved_half_open),
             proved_half_open_all: split_limit(self.proved_half_open_all),
@@ -618,6 +697,9 @@ impl Default for Config {
             closed_memory: Duration::from_secs(10),
             mode: Mode::default(),
             auto: Auto::default(),
+            services: Vec::new(),
+            service_buffers: 0,
+            first_bytes: 16_384,
             test_connections: false,
         }
     }

@@ -20,6 +20,7 @@ mod policy;
 mod prefetch;
 mod proxy;
 pub mod seq;
+pub mod service;
 mod side;
 mod time;
 mod verdict;

@@ -81,6 +81,8 @@ crate::metrics! {
         SilentPort = "silent-port",
         /// A SYN, or an acknowledgement that proves its client, from a client in the list `block`.
         Blocked = "blocked",
+        /// A frame for an address of the box that is neither TCP nor an echo request.
+        NotServed = "not-served",
         /// A SYN beyond a limit on SYN-ACKs, or one to pass unanswered beyond a limit on connections: which one the events `over-…` tell.
         OverLimit = "over-limit",
     }
@@ -172,6 +174,30 @@ crate::metrics! {
         Introduced = "introduced" in Connections,
         /// Connections from the WAN passed through untouched because their source has proved itself lately.
         ProvedPassed = "proved-passed" in Connections,
+        /// Connections to services whose clients have proved themselves.
+        ServiceOpened = "service-opened" in Connections,
+        /// Segments whose bytes were kept until the server of a service is known.
+        Gathered = "gathered",
+        /// Connections to services whose server was chosen.
+        ServiceRouted = "service-routed" in Connections,
+        /// Connections to services that no server was found for: nobody has the name, or all have it that cannot be reached under a second key.
+        ServiceRefused = "service-refused" in Connections,
+        /// Connections to services whose clients did not say in time what they ask for.
+        ServiceTimeout = "service-timeout" in Connections,
+        /// Times at which first bytes were sent to a server again because it had not acknowledged them.
+        GatheredRepeated = "gathered-repeated" in Times,
+        /// Connections that were reset because a network with fewer of them needed the place of their first bytes.
+        GatheredSpared = "gathered-spared" in Connections,
+        /// Questions of clients and servers for the Ethernet address of an address of the box that were answered.
+        NeighbourAnswered = "neighbour-answered" in Frames,
+        /// Questions of the box for the Ethernet address of a server of a service.
+        NeighbourAsked = "neighbour-asked" in Frames,
+        /// Announcements of the box's own addresses.
+        AddressAnnounced = "address-announced" in Frames,
+        /// Frames in which another station claims an address of the box.
+        AddressConflict = "address-conflict" in Frames,
+        /// Echo requests for addresses of the box that were answered.
+        EchoAnswered = "echo-answered" in Frames,
         /// SYNs of sources that have proved themselves lately that did not pass, because a budget for what passes in their name was spent: they are treated
         /// like those of any other.
         ProvedSpent = "proved-spent",

@@ -13,9 +13,10 @@ use tcpstate::{Config, Memory, ServerSlab, Slab, Words};
 /// If the system has none.
 pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     let capacity = config.flow_capacity();
-    let slab = Region::anonymous(Slab::words(capacity, false))?.into_words();
-    let slab =
-        Slab::mapped(slab, capacity, false, false).expect("as many words as it needs, from the beginning of a page");
+    let redirects = config.has_redirects();
+    let slab = Region::anonymous(Slab::words(capacity, redirects))?.into_words();
+    let slab = Slab::mapped(slab, capacity, redirects, false);
+    let slab = slab.expect("as many words as it needs, from the beginning of a page");
     let servers = Region::anonymous(ServerSlab::words(config.learn_capacity))?.into_words();
     let servers =
         ServerSlab::mapped(servers, config.learn_capacity, false).expect("as many words as it needs, from a page on");

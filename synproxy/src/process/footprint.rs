@@ -71,6 +71,7 @@ impl Needed {
                 part(None, "learnhashsize", engine.server_options),
                 part(Some("ratehash"), "size", engine.limits),
                 part(None, "proved_sources", engine.proved_sources),
+                part(None, "service_buffers", engine.services),
                 threads,
             ],
         }

@@ -220,7 +220,7 @@ impl State {
             false => Vec::new(),
         };
         let remains: Vec<Remains<'_>> =
-            former.iter_mut().filter_map(|tables| tables.remains(found.layout, false)).collect();
+            former.iter_mut().filter_map(|tables| tables.remains(found.layout)).collect();
         let generation = found.generation.wrapping_add(1).max(1);
         let new = self.create(generation, wanted)?;
         let secrets = &self.kept.secrets;

@@ -29,7 +29,7 @@ impl Shape {
     pub fn of(config: &Config) -> Self {
         let (flows, servers) = (config.flow_capacity(), config.learn_capacity);
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, _] = Memory::words_needed(config);
-        let (slab, servers_words) = (Slab::words(flows, false), ServerSlab::words(servers));
+        let (slab, servers_words) = (Slab::words(flows, config.has_redirects()), ServerSlab::words(servers));
         let words = [slab, servers_words, recent_syns, limits, refused_syns, refused_ports, proved_sources];
         Self { flows, servers, words }
     }
@@ -118,8 +118,10 @@ impl Tables {
     }
 
     /// The flow records, of this layout, to be read; `None` if they are not as large as they should be.
-    pub fn remains(&mut self, layout: u64, redirects: bool) -> Option<Remains<'_>> {
+    pub fn remains(&mut self, layout: u64) -> Option<Remains<'_>> {
         let (flows, place) = (self.shape.flows, self.shape.place(0));
+        // Its size says whether flows could have a second key.
+        let redirects = self.shape.words[0] > Slab::words(flows, false);
         Remains::of(self.region.words().get(place)?, Memory::record_layout(layout), flows, redirects)
     }
 
@@ -166,7 +168,7 @@ impl Tables {
         });
         let [slab, servers, others @ ..] = regions;
         let enough = "as many words as it needs, from a page on";
-        let slab = fill(Slab::mapped(slab, shape.flows, false, is_used[0]).expect(enough));
+        let slab = fill(Slab::mapped(slab, shape.flows, config.has_redirects(), is_used[0]).expect(enough));
         let servers = ServerSlab::mapped(servers, shape.servers, is_used[1]).expect(enough);
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources] =
             others.map(|words| Words::from(atomics(words)));
@@ -301,7 +303,7 @@ mod tests {
             let end = catch_unwind(AssertUnwindSafe(|| {
                 let Ok(mut tables) = Tables::read(region(&words), "x") else { return };
                 let copies = tables.copies();
-                let Some(remains) = tables.remains(Memory::LAYOUT, false) else { return };
+                let Some(remains) = tables.remains(Memory::LAYOUT) else { return };
                 let shape = Shape::of(&config);
                 let new = Tables::begin(Region::anonymous(shape.total().unwrap()).unwrap(), PLACE, shape);
                 let secrets = Secrets::new([1; 48]);

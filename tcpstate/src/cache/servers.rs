@@ -17,7 +17,7 @@ use crate::flow::table::Region;
 use crate::flow::{Flow, FlowFlags};
 use crate::keyed::{self, Keys};
 use crate::policy::servers::ServerTable;
-use crate::policy::{Policy, Rule};
+use crate::policy::{Policy, Rule, ServiceMark};
 use crate::seq::{RawWindow, WindowScale};
 use crate::wire::{Addr, EcnSetup, FlowKey, Options, Segment, Vlan};
 use crate::{Instant, Side};
@@ -44,6 +44,8 @@ const PUBLISHED_EVERY: u16 = 16;
 const WAYS: usize = 4;
 /// The hop limit of our segments in the name of a server of which nothing is known: no receiver takes it for too low (RFC 5082).
 const UNKNOWN_TTL: u8 = 255;
+/// The hop limit of what the box says in its own name.
+const SERVICE_TTL: u8 = 64;
 
 /// More routers than there are between the box and a server behind it: one that seems farther away began with a hop limit of its own.
 const MOST_HOPS: u8 = 16;
@@ -529,6 +531,12 @@ impl ServerOptions {
             (offer.class, offer.reflects_class) = (entry.class, entry.is(REFLECTS_CLASS));
         }
         offer.mss = offer.mss.min(rule.mss_clamp);
+        if rule.service != ServiceMark::None {
+            // The box itself answers, keeps what the client sends, and is no router away.
+            offer.window = Some(RawWindow(rule.early_window));
+            offer.known = true;
+            offer.ttl = if rule.own_ttl == 0 { SERVICE_TTL } else { rule.own_ttl };
+        }
         offer
     }
 

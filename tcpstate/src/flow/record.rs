@@ -336,6 +336,8 @@ impl Flow {
             State::SynCached
             | State::ServerSynSent
             | State::ServerTried
+            | State::Gathering
+            | State::Repeating
             | State::AckWithheld
             | State::WindowPending => {
                 self.set(FlowFlags::PROXIED, true);
@@ -481,6 +483,11 @@ impl Flow {
     /// The Ethernet address by which the end on this side is reached.
     pub fn mac(&self, side: Side) -> Mac {
         self.macs[side as usize]
+    }
+
+    /// Sets the Ethernet address by which the end on this side is reached.
+    pub fn set_mac(&mut self, side: Side, mac: Mac) {
+        self.macs[side as usize] = mac;
     }
 
     /// The class of the segments of the end on this side, in the upper six bits.

@@ -38,11 +38,15 @@ pub enum State {
     ServerTried = 13,
     /// Both ends may send, and the kernel forwards their segments by itself.
     HandedDown = 14,
+    /// The client of a service has proved itself. The box keeps what it sends until that says which server it is for.
+    Gathering = 15,
+    /// The server of a service has answered. The box repeats to it what it has acknowledged to the client, until the server has acknowledged that.
+    Repeating = 16,
 }
 
 impl State {
     /// Every state a connection can be in.
-    pub const ALL: [State; 14] = [
+    pub const ALL: [State; 16] = [
         State::SynCached,
         State::ServerSynSent,
         State::AckWithheld,
@@ -57,6 +61,8 @@ impl State {
         State::Reset,
         State::ServerTried,
         State::HandedDown,
+        State::Gathering,
+        State::Repeating,
     ];
 
     /// The state a byte of a record stands for; `None` for a byte that stands for none.
@@ -79,6 +85,8 @@ impl State {
             12 => State::Reset,
             13 => State::ServerTried,
             14 => State::HandedDown,
+            15 => State::Gathering,
+            16 => State::Repeating,
             _ => return None,
         })
     }
@@ -101,6 +109,8 @@ impl State {
             State::Reset => "reset",
             State::ServerTried => "server-tried",
             State::HandedDown => "handed-down",
+            State::Gathering => "gathering",
+            State::Repeating => "repeating",
         }
     }
 
@@ -129,10 +139,25 @@ impl State {
         matches!(
             (self, next),
             // A record is filled.
-            (Free, SynCached | ServerSynSent | ServerTried | SynSent | SynReceived | Unconfirmed | Established)
+            (
+                Free,
+                SynCached
+                    | ServerSynSent
+                    | ServerTried
+                    | Gathering
+                    | SynSent
+                    | SynReceived
+                    | Unconfirmed
+                    | Established
+            )
                 // The server has answered.
                 | (ServerSynSent, AckWithheld | WindowPending)
                 | (AckWithheld, WindowPending)
+                // What the client asks for is known.
+                | (Gathering, ServerSynSent)
+                // Its server has answered, and has then what the client has sent meanwhile.
+                | (ServerSynSent, Repeating)
+                | (Repeating, Established | FinWait | LastAck | TimeWait | Reset)
                 // A segment of the client, or of the direction that was missing, has come.
                 | (AckWithheld | WindowPending | SynReceived | Unconfirmed, Established)
                 | (SynSent, SynReceived)
@@ -149,7 +174,7 @@ impl State {
                 | (Established, HandedDown)
                 | (HandedDown, Established | FinWait | LastAck | Reset)
                 // The RST was forged: its receiver acknowledges more than the RST's number.
-                | (Reset, Established | FinWait | LastAck | TimeWait)
+                | (Reset, Repeating | Established | FinWait | LastAck | TimeWait)
                 // Every record is freed in the end.
                 | (_, Free)
         )
@@ -161,6 +186,7 @@ impl State {
             self,
             State::AckWithheld
                 | State::WindowPending
+                | State::Repeating
                 | State::Established
                 | State::HandedDown
                 | State::FinWait

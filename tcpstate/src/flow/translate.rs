@@ -405,7 +405,7 @@ pub(crate) fn replace32(header: &mut [u8], offset: usize, new: u32, patch: &mut 
 }
 
 /// Overwrites an option with no-operations.
-fn blank(header: &mut [u8], at: usize, len: usize, patch: &mut Patch) {
+pub(crate) fn blank(header: &mut [u8], at: usize, len: usize, patch: &mut Patch) {
     for (offset, byte) in (at..).zip(&mut header[at..at + len]) {
         patch.replace8(offset, *byte, kind::NOP);
         *byte = kind::NOP;

@@ -127,7 +127,13 @@ impl Proxy {
         // Where the timer waits for something else than the connection's end it does not show when the last segment came.
         let rests = !matches!(
             flow.state(),
-            State::SynCached | State::ServerSynSent | State::ServerTried | State::AckWithheld | State::WindowPending
+            State::SynCached
+                | State::ServerSynSent
+                | State::ServerTried
+                | State::Gathering
+                | State::Repeating
+                | State::AckWithheld
+                | State::WindowPending
         );
         let is_known = flow.is(FlowFlags::PROXIED) || !flow.is(FlowFlags::UNJUDGED);
         let opened_by = is_known.then(|| flow.client());

@@ -27,6 +27,7 @@ use crate::policy::exceptions::Rates;
 use crate::policy::mode::{Target, TargetKey};
 use crate::policy::profiles::{Lifetimes, Profile};
 use crate::seq::{RawWindow, WindowScale};
+use crate::service::Services;
 use crate::wire::{FlowKey, Fragment};
 use crate::{Config, Instant, Side};
 use core::hash::Hash;
@@ -83,6 +84,20 @@ pub struct Rule {
     pub(crate) target: u32,
     /// How long a refusal is remembered.
     pub(crate) closed_memory: Duration,
+    /// Which service its connections are for, if any.
+    pub(crate) service: ServiceMark,
+}
+
+/// Whether an address and port are the box's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) enum ServiceMark {
+    /// They are a server's.
+    #[default]
+    None,
+    /// The address is the box's, and there is no service at this port.
+    Closed,
+    /// They are those of the service with this number.
+    Service(u16),
 }
 
 impl Rule {
@@ -143,6 +158,8 @@ pub struct Policy {
     targets: Arc<[Target]>,
     /// `None` where one rule is for all.
     destinations: Option<Destinations>,
+    /// The addresses that the box owns, and what connections to them are for.
+    pub(crate) services: Services,
     /// What bounds all destinations together.
     pub(crate) meters: Meters,
     pub(crate) tables: OptionTables,
@@ -191,12 +208,15 @@ impl Policy {
             }
             destinations.insert(place, builder.add(&draft));
         }
+        let services = Services::new(&config.services);
+        builder.own(&mut destinations, &services, config.first_bytes);
         Self {
             everybody: builder.rules[0],
             rules: builder.rules,
             profiles: builder.profiles,
             targets: builder.targets.into(),
-            destinations: (!all.is_empty()).then_some(destinations),
+            destinations: (!all.is_empty() || !services.is_empty()).then_some(destinations),
+            services,
             meters: Meters::of(config),
             tables: OptionTables::new(config),
             limits: config.limits.clone(),
@@ -341,6 +361,7 @@ impl Draft {
             untouched: 0,
             target: 0,
             closed_memory: config.closed_memory,
+            service: ServiceMark::None,
         };
         Self {
             rule,
@@ -383,6 +404,7 @@ impl Draft {
             untouched: 0,
             target: self.rule.target,
             closed_memory: settings.closed_memory.unwrap_or(closed_memory),
+            service: ServiceMark::None,
         };
         Self {
             rule,
@@ -407,6 +429,51 @@ struct Builder {
 }
 
 impl Builder {
+    /// The rules of addresses that the box owns, and of the services at them. A rule of the operator for the same address and port counts as far as it
+    /// can: the box answers for itself there, so what only a server can say is not asked of one.
+    fn own(&mut self, destinations: &mut Destinations, services: &Services, first_bytes: u16) {
+        for owned in services.owned() {
+            let place = Place::new(Some(owned.vlan), &owned.address, 128, None);
+            self.own_place(destinations, &place, TargetKey::at(owned.vlan, owned.address, None), ServiceMark::Closed, 0);
+        }
+        for (service, number) in services.all().iter().zip(0..) {
+            let place = Place::new(Some(service.vlan), &service.address, 128, Some(service.port));
+            let key = TargetKey::at(service.vlan, service.address, Some(service.port));
+            self.own_place(destinations, &place, key, ServiceMark::Service(number), first_bytes);
+        }
+    }
+
+    fn own_place(
+        &mut self,
+        destinations: &mut Destinations,
+        place: &Place,
+        key: TargetKey,
+        service: ServiceMark,
+        window: u16,
+    ) {
+        let parent = destinations.covering(place).unwrap_or(0);
+        let mut draft = self.drafts[parent as usize].clone();
+        draft.rule = Rule {
+            handshake: Handshake::Early,
+            early_window: window,
+            multipath: Extension::Strip,
+            fast_open: Extension::Strip,
+            signed: Action::Drop,
+            proved: Proved::Translate,
+            mss: Source::Default,
+            sack: Source::Default,
+            wscale: Source::Default,
+            closed_memory: Duration::ZERO,
+            service,
+            ..draft.rule
+        };
+        if draft.mode.passes() {
+            (draft.key, draft.mode) = (key, Mode::Cache);
+            draft.rule.target = self.target(&draft);
+        }
+        destinations.insert(place, self.add(&draft));
+    }
+
     /// The number of a target of its own.
     fn target(&mut self, draft: &Draft) -> u32 {
         self.targets.push(Target { key: draft.key, mode: draft.mode, auto: draft.auto.clone() });

@@ -27,6 +27,11 @@ impl TargetKey {
     /// Every server.
     pub const EVERYBODY: TargetKey = TargetKey { vlan: None, address: [0; 4], prefix: 0, port: None };
 
+    /// One server, at one port or every port, on one VLAN.
+    pub(crate) fn at(vlan: u16, address: [u32; 4], port: Option<u16>) -> Self {
+        Self { vlan: Some(vlan), address, prefix: 128, port }
+    }
+
     /// What a block is for.
     pub(crate) fn of(rule: &DestinationRule) -> Self {
         let Network { address, prefix } = rule.network;

@@ -27,6 +27,9 @@ impl Lifetimes {
                 State::SynCached | State::Unconfirmed => timeouts.dl_half_open,
                 State::ServerSynSent => retransmit_syn,
                 State::ServerTried => crate::proxy::TRY_REPEATED,
+                // A service says how long.
+                State::Gathering => timeouts.dl_half_open,
+                State::Repeating => crate::proxy::REPEATED,
                 State::SynSent => timeouts.ul_syn_sent,
                 State::SynReceived => timeouts.ul_syn_rcvd,
                 State::AckWithheld | State::WindowPending | State::Established | State::HandedDown => {

@@ -7,6 +7,7 @@ use super::idle::Opener;
 use crate::config::Stray;
 use crate::flow::table::Id;
 use crate::flow::{Flow, FlowFlags, State};
+use crate::policy::ServiceMark;
 use crate::policy::exceptions::Exception;
 use crate::wire::{Flags, Kind, Segment};
 use crate::{DropReason, Egress, Event, Side, Verdict};
@@ -19,6 +20,9 @@ const LARGEST_WINDOW: u32 = 1 << 30;
 impl Proxy {
     /// A segment without SYN that belongs to no flow and proves nothing.
     pub(super) fn on_unknown_connection(&mut self, mut ctx: Context<impl Egress>) -> Verdict {
+        if ctx.side == Side::Wan && self.mark(ctx.key()) != ServiceMark::None {
+            return self.on_unknown_connection_of_box(ctx);
+        }
         if self.passes(ctx.key()) {
             return self.pass_unknown(ctx);
         }

@@ -13,7 +13,7 @@ use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
-use crate::policy::Rule;
+use crate::policy::{Rule, ServiceMark};
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
 use crate::policy::lists::List;
@@ -81,6 +81,9 @@ impl Proxy {
         if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
             return false;
         }
+        if rule.service == ServiceMark::Closed {
+            return false;
+        }
         if is_cached {
             self.counters.count(Event::CacheFull);
         }
@@ -112,7 +115,13 @@ impl Proxy {
 
     /// Answers a SYN from the WAN, over the remains of `former` if there are any.
     pub(super) fn answer_syn(&mut self, mut ctx: Context<impl Egress>, mut former: Option<Id>) -> Verdict {
-        let listed = self.listed(ctx.key());
+        let mark = self.mark(ctx.key());
+        if mark == ServiceMark::Closed {
+            return self.on_unknown_connection_of_box(ctx);
+        }
+        let is_service = mark != ServiceMark::None;
+        // What is the box's cannot pass.
+        let listed = self.listed(ctx.key()).filter(|&listed| !is_service || listed == List::Block);
         if listed.is_none() && self.settings.modes.any_passes() {
             match self.passing(&mut ctx, former) {
                 Passing::No => {}
@@ -157,6 +166,9 @@ impl Proxy {
         self.caches.cookies.advance(now);
         let (key, hash) = (*ctx.key(), ctx.hash);
         if ctx.segment.indirect {
+            if is_service {
+                return Verdict::Drop(DropReason::NotPassed);
+            }
             return self.pass_syn_unanswered(ctx, former, Event::Rerouted);
         }
         match self.fate_of_syn(&mut ctx, former) {
@@ -180,7 +192,7 @@ impl Proxy {
         if self.is_bypassed(&key, former) {
             return self.pass_syn_unanswered(ctx, former, Event::Bypassed);
         }
-        let must_be_proxied = listed == Some(List::Always);
+        let must_be_proxied = listed == Some(List::Always) || is_service;
         if former.is_none()
             && !must_be_proxied
             && ctx.segment.ttl(ctx.head.bytes()) <= offer.hops
@@ -190,7 +202,7 @@ impl Proxy {
             return self.pass_syn_unanswered(ctx, former, Event::Expiring);
         }
         // Of what must be proxied only that passes which cannot be, and what comes while the box drains.
-        let may_pass = !must_be_proxied || offered.signed || self.settings.draining;
+        let may_pass = !must_be_proxied || offered.signed || self.settings.draining && !is_service;
         if may_pass && let Some(event) = self.passes_unanswered(&rule, ctx.segment, &offered, &offer, former, hash, now)
         {
             if event == Event::Passed && offered.signed && rule.signed == Action::Drop {

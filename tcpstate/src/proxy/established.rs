@@ -341,16 +341,17 @@ impl Proxy {
         }
         let believed = (ends || other_finished) && !damaged;
         let outlives = disproves && !damaged;
+        let repeats = self.gathered(id) != 0;
         if ends || other_finished || outlives || speaks && side == Side::Wan {
             self.follow_state(id, ctx.now, |flow| {
                 follow(flow, ctx, ack, ends, believed);
                 if outlives {
                     flow.outlive_reset();
-                    return flow.state_by_fins();
+                    return if repeats { State::Repeating } else { flow.state_by_fins() };
                 }
                 match flow.state_by_fins() {
                     // It ends by itself; and a handshake by the client's acknowledgement.
-                    _ if matches!(state, State::Reset | State::SynReceived) => state,
+                    _ if matches!(state, State::Reset | State::SynReceived | State::Repeating) => state,
                     State::Established if speaks && side == Side::Lan => state,
                     next => next,
                 }
@@ -362,7 +363,7 @@ impl Proxy {
             self.counters.count(Event::ResetOutlived);
         }
         // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
-        if self.table[id].is_in(state) && !speaks && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
+        if self.table[id].is_in(state) && !speaks && state != State::Repeating && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
             self.restart_timer(id, ctx.now);
         }
         if (side == Side::Lan || speaks) && self.table[id].held != 0 {
@@ -381,6 +382,9 @@ impl Proxy {
                 self.take_back_unfit(id);
             }
             self.projection(id).apply(ctx.side, ctx.segment, ctx.head, ts_clock(ctx.now));
+            if self.table[id].is(FlowFlags::REDIRECTED) {
+                self.readdress(id, ctx.side, ctx.segment, ctx.head);
+            }
         }
         Verdict::Forward
     }

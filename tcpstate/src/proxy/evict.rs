@@ -107,10 +107,10 @@ impl Kind {
                 (!flow.is(FlowFlags::CARRIED)).then_some(Kind::Silent)
             }
             State::SynCached => Some(Kind::SynCached),
-            State::ServerSynSent => Some(Kind::ServerSynSent),
+            State::ServerSynSent | State::Gathering => Some(Kind::ServerSynSent),
             State::SynSent | State::SynReceived if flow.is(FlowFlags::UNJUDGED) => Some(Kind::Closing),
             State::SynSent | State::SynReceived | State::Unconfirmed | State::ServerTried => Some(Kind::Opening),
-            State::Free | State::HandedDown | State::FinWait | State::LastAck => None,
+            State::Free | State::Repeating | State::HandedDown | State::FinWait | State::LastAck => None,
         }
     }
 
@@ -347,10 +347,13 @@ impl Proxy {
 
     /// Resets a connection in the name of each end to the other: whether one of them is told. RFC 5961 section 3: a reset must have the number that its
     /// receiver expects next, which is what it has acknowledged; beyond that, data may be on its way, or outside a window that is shut.
-    fn reset_both(&mut self, id: Id, egress: &mut impl Egress) -> bool {
+    pub(super) fn reset_both(&mut self, id: Id, egress: &mut impl Egress) -> bool {
         let told = Side::BOTH.map(|to| {
             let added = if to == Side::Lan { self.table.client_deltas(id).0 } else { SeqDelta::default() };
-            let seq = self.table[id].endpoint(to).acked + added;
+            let seq = match (to, self.gathered(id)) {
+                (Side::Lan, number) if number != 0 => self.caches.gathered.unacked(number),
+                _ => self.table[id].endpoint(to).acked + added,
+            };
             let envelope = self.envelope(id, to.other());
             self.emit(to, &bare_reset(&envelope, seq, &OptionList::none()), egress)
         });
@@ -415,6 +418,7 @@ impl Proxy {
         if self.table[id].is_in(State::HandedDown) {
             self.handed_down.give_up(self.table[id].hash());
         }
+        self.release_gathered(id);
         self.table.remove(id);
     }
 }

@@ -5,6 +5,7 @@ use super::Proxy;
 use super::context::Context;
 use super::refusal::emit_error;
 use super::reply::{half_second, hop_limit};
+use super::service::rewrite_end;
 use crate::cache::fragments::Kind;
 use crate::config::Action;
 use crate::cookie::ts_clock;
@@ -15,7 +16,7 @@ use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
     Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing, Quote, Segment,
-    TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, become_too_big, is_too_big, may_be_too_big, put16, write_too_big,
+    TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, be32, become_too_big, is_too_big, may_be_too_big, put16, write_too_big,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -53,6 +54,13 @@ impl Proxy {
         }
         let verdict = match self.table[id].state() {
             State::SynCached => self.on_icmp_while_syn_cached(side, quote, id, head),
+            State::Gathering => Verdict::Drop(DropReason::IcmpUnmatched),
+            State::ServerSynSent if self.table[id].is(FlowFlags::REDIRECTED) => {
+                self.on_icmp_while_dialling(side, quote, id, head, now, egress)
+            }
+            State::Repeating if side == Side::Lan && self.is_of_repeated(id, quote.seq) => {
+                self.on_icmp_while_repeating(quote, id, head, now, egress)
+            }
             State::ServerSynSent => self.on_icmp_while_server_syn_sent(side, quote, id, head, now, egress),
             State::ServerTried => self.on_icmp_while_server_tried(side, quote, id, head, now),
             State::SynSent => {
@@ -110,6 +118,110 @@ impl Proxy {
         Verdict::Forward
     }
 
+    /// The SYN to the server of a service did not reach it: the client is reset.
+    fn on_icmp_while_dialling(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        id: Id,
+        head: &Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
+            return Verdict::Drop(DropReason::IcmpUnmatched);
+        }
+        if quote.seq != self.next_number(id, Side::Lan) - 1 {
+            return Verdict::Drop(DropReason::IcmpNotInFlight);
+        }
+        self.remember_error(&quote.key, quote.unreachable(head.bytes()), true, now);
+        self.abort(id, egress);
+        Verdict::Drop(DropReason::Consumed)
+    }
+
+    /// Whether a server was sent this number by the box, which has to repeat it.
+    fn is_of_repeated(&self, id: Id, seq: SeqNum) -> bool {
+        let number = self.gathered(id);
+        number != 0 && seq.beyond(self.caches.gathered.unacked(number)) < self.caches.gathered.left(number)
+    }
+
+    /// An error about what the box repeats to a server: a smaller MTU on the way is the box's to heed. The client has no part in it.
+    fn on_icmp_while_repeating(
+        &mut self,
+        quote: &Quote,
+        id: Id,
+        head: &Head,
+        now: Instant,
+        egress: &mut impl Egress,
+    ) -> Verdict {
+        let frame = head.bytes();
+        if quote.kind(frame) == IcmpKind::TooBig {
+            let at = usize::from(quote.icmp) + 6;
+            let (least, headers) =
+                if quote.key.v6 { (IPV6_MTU, IPV6_LEN + TCP_LEN) } else { (IPV4_MTU, IPV4_LEN + TCP_LEN) };
+            let mtu = usize::from(be16(frame, at)).max(least);
+            let mss = (mtu - headers) as u16;
+            if mss < self.table[id].mss_lan {
+                self.table.update(id, |flow| flow.mss_lan = mss);
+                self.repeat_smaller(id, now, egress);
+            }
+        }
+        Verdict::Drop(DropReason::Consumed)
+    }
+
+    /// Gives an error about a segment of a service's connection, which is translated, the addresses of the other side.
+    fn readdress_error(&self, id: Id, side: Side, quote: &Quote, head: &mut Head) {
+        let Some(redirect) = self.table.redirected(id) else { return };
+        let (own, server) = (self.table.key(id), redirect.key());
+        let (ip, icmp, tcp) = (usize::from(quote.ip), usize::from(quote.icmp), usize::from(quote.tcp));
+        let shows_sum = tcp + 18 <= usize::from(quote.seen);
+        let v6 = own.v6;
+        let frame = head.bytes_mut();
+        // What was sent to the server is quoted to the client, and the other way round.
+        let (key, is_destination) = if side == Side::Lan { (&own, true) } else { (&server, false) };
+        let sum_at = icmp + 8 + 10;
+        let before = if v6 { 0 } else { be16(frame, sum_at) };
+        let (addresses, port) = rewrite_end(frame, icmp + 8, tcp, key, is_destination);
+        let mut patch = addresses;
+        patch.include(port);
+        if !v6 {
+            patch.replace16(before, be16(frame, sum_at));
+        }
+        if shows_sum {
+            let mut inner = addresses;
+            inner.include(port);
+            let old = be16(frame, tcp + 16);
+            let new = inner.apply(old);
+            put16(frame, tcp + 16, new);
+            patch.replace16(old, new);
+        }
+        // The error itself goes to the server from the WAN; from the LAN, the server's own comes from the box's address.
+        let (from, to, at) = match side {
+            Side::Wan => (&own.lan, &server.lan, if v6 { 24 } else { 16 }),
+            Side::Lan => (&server.lan, &own.lan, if v6 { 8 } else { 12 }),
+        };
+        let mut outer = Patch::default();
+        let words = if v6 { 0..4 } else { 3..4 };
+        let first = words.start;
+        if words.clone().all(|n| be32(frame, ip + at + 4 * (n - first)) == from[n]) {
+            for n in words {
+                replace32(&mut frame[ip + at + 4 * (n - first)..], 0, to[n], &mut outer);
+            }
+            if !v6 {
+                let sum = outer.apply(be16(frame, ip + 10));
+                put16(frame, ip + 10, sum);
+            } else {
+                patch.include(outer);
+            }
+        }
+        let sum = patch.apply(be16(frame, icmp + 2));
+        put16(frame, icmp + 2, sum);
+        match side {
+            Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
+            Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
+        }
+    }
+
     /// Nothing of the client's has been passed, so an error of the WAN is about our SYN-ACK, which did not reach the client: its entry goes, as a host's
     /// would (RFC 9293 section 3.9.2.2). Or it is about the LAN's own SYN.
     fn on_icmp_while_syn_cached(&mut self, side: Side, quote: &Quote, id: Id, head: &Head) -> Verdict {
@@ -146,6 +258,7 @@ impl Proxy {
         if proxied && let Some(mss) = translate_error(&self.projection(id), side, quote, kind, head) {
             self.table.update(id, |flow| flow.mss = flow.mss.min(mss));
         }
+        self.readdress_error(id, side, quote, head);
         Verdict::Forward
     }
 

@@ -381,7 +381,7 @@ impl Proxy {
         let flow = &self.table[id];
         let is_silent = !flow.is(FlowFlags::CARRIED);
         let event = match flow.state() {
-            State::ServerSynSent | State::SynSent | State::SynReceived => Event::EvictedHalfOpen,
+            State::ServerSynSent | State::Gathering | State::SynSent | State::SynReceived => Event::EvictedHalfOpen,
             _ if is_silent => Event::EvictedSilent,
             _ if is_held_up(flow) => Event::EvictedStalled,
             _ => Event::EvictedIdle,

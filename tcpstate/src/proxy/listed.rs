@@ -175,6 +175,8 @@ fn counts(flow: &Flow) -> bool {
     flow.client() == Side::Wan
         && match flow.state() {
             State::ServerSynSent
+            | State::Gathering
+            | State::Repeating
             | State::AckWithheld
             | State::WindowPending
             | State::Established

@@ -17,6 +17,7 @@ pub(crate) mod handed_down;
 mod icmp;
 mod idle;
 mod listed;
+mod neighbours;
 pub(crate) mod passthrough;
 mod proof;
 #[cfg(test)]
@@ -25,6 +26,9 @@ mod refusal;
 mod regions;
 mod reply;
 mod server_handshake;
+mod service;
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 pub(crate) mod test_segments;
 mod untouched;
@@ -32,7 +36,9 @@ mod vlans;
 
 use crate::cache::direct_return::DirectReturns;
 use crate::cache::fragments::Fragments;
+use crate::cache::gathered::Gathered;
 use crate::cache::held::HoldQueue;
+use crate::cache::neighbours::Neighbours;
 use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
@@ -65,6 +71,7 @@ use handed_down::HandedDown;
 use idle::Inspection;
 use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
+pub(crate) use service::REPEATED;
 pub use regions::{Footprint, Memory};
 use std::sync::Arc;
 use untouched::Way;
@@ -234,6 +241,10 @@ pub(crate) struct Caches {
     pub(crate) direct_returns: DirectReturns,
     pub(crate) proved_sources: ProvedSources,
     pub(crate) stations: Stations,
+    /// The first bytes of connections to services.
+    pub(crate) gathered: Gathered,
+    /// The Ethernet addresses of servers of services.
+    pub(crate) neighbours: Neighbours,
 }
 
 impl Caches {
@@ -253,6 +264,8 @@ impl Caches {
             direct_returns: self.direct_returns.clone(),
             proved_sources: self.proved_sources.excerpt(key),
             stations: self.stations.clone(),
+            gathered: self.gathered.clone(),
+            neighbours: self.neighbours.clone(),
         }
     }
 }
@@ -360,6 +373,8 @@ impl Proxy {
                 direct_returns: DirectReturns::new(),
                 proved_sources,
                 stations: Stations::default(),
+                gathered: Gathered::new(config.service_buffers, config.first_bytes),
+                neighbours: Neighbours::default(),
             },
             settings: Settings {
                 hash_keys,
@@ -380,6 +395,7 @@ impl Proxy {
         };
         proxy.settings.is_guarded = proxy.is_guarded();
         proxy.count_targets();
+        proxy.caches.neighbours.set(&proxy.settings.policy.services, now);
         let (flows, _) = proxy.table.slice(0, u32::MAX);
         let adopted = flows.map(|(id, flow)| ByAge::new(id, flow, now)).collect();
         proxy.resume(adopted, now);
@@ -410,6 +426,8 @@ impl Proxy {
             let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
             // No timer waits longer than its state may last; what is overdue is due now.
             let left = flow.deadline().wrapping_sub(tick(now)) as i32;
+            self.give_up_gathered(id);
+            let left = if self.table[id].attempts == u8::MAX { 0 } else { left };
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
             self.remember_candidate(id);
             self.remember_unproved(id);
@@ -483,6 +501,7 @@ impl Proxy {
         self.settings.modes = modes;
         let former = core::mem::replace(&mut self.settings.policy, policy);
         self.count_targets();
+        self.caches.neighbours.set(&self.settings.policy.services, now);
         former
     }
 
@@ -615,6 +634,11 @@ impl Proxy {
             }
             Parsed::Fragment(fragment) => self.on_fragment(side, fragment, meta.hash, now),
             Parsed::Other => {
+                if !self.settings.policy.services.is_empty()
+                    && let Some(verdict) = self.on_own_frame(side, head, now, egress)
+                {
+                    return verdict;
+                }
                 if stations::announces(head.bytes()) {
                     self.note_station(side, head.bytes(), now);
                 }
@@ -691,12 +715,16 @@ impl Proxy {
                     self.note_station(side, ctx.head.bytes(), now);
                     self.on_answer_alone(ctx)
                 }
+                (None, Side::Lan, kind) if self.is_own(&segment.key.wan, &segment.key) => self.on_own_side(ctx, kind),
                 (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
                 (None, Side::Lan, Kind::SynAck) => self.on_unasked_answer(ctx),
                 (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
                 (Some((id, State::SynCached)), ..) => self.on_syn_cached(ctx, id),
                 (Some((id, State::ServerSynSent)), Side::Wan, _) => self.on_client_while_server_syn_sent(ctx, id),
                 (Some((id, State::ServerSynSent)), Side::Lan, _) => self.on_server_while_server_syn_sent(ctx, id),
+                (Some((id, State::Gathering)), Side::Wan, _) => self.on_client_while_gathering(ctx, id),
+                (Some((_, State::Gathering)), Side::Lan, _) => Verdict::Drop(DropReason::WrongState),
+                (Some((id, State::Repeating)), Side::Lan, _) => self.on_server_while_repeating(ctx, id),
                 (Some((id, State::ServerTried)), Side::Wan, _) => self.on_client_while_server_tried(ctx, id),
                 (Some((id, State::ServerTried)), Side::Lan, _) => self.on_server_while_server_tried(ctx, id),
                 (Some((id, State::SynSent | State::SynReceived)), ..) => self.on_opening(ctx, id),
@@ -718,6 +746,9 @@ impl Proxy {
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.caches.cookies.advance(now);
         self.handed_down.clock = tick(now);
+        if !self.settings.policy.services.is_empty() {
+            self.speak_to_neighbours(now, egress);
+        }
         if self.sweep.is_some() && self.continue_sweep(egress) {
             return true;
         }
@@ -892,7 +923,8 @@ impl Proxy {
         if self.sweep.is_some() {
             return Some(Instant::default());
         }
-        self.table.next_deadline()
+        // Both are none where nothing is due.
+        [self.table.next_deadline(), self.caches.neighbours.next_deadline()].into_iter().flatten().min()
     }
 
     /// What has been counted since the start.
@@ -915,6 +947,8 @@ impl Proxy {
         match self.table[id].state() {
             State::ServerSynSent => self.retransmit_syn(id, now, egress),
             State::ServerTried => self.continue_try(id, now, egress),
+            State::Gathering => self.end_patience(id, now, egress),
+            State::Repeating => self.repeat_again(id, now, egress),
             State::AckWithheld => self.send_withheld_ack(id, now, egress),
             State::WindowPending => self.repeat_update(id, now, egress),
             State::HandedDown if self.is_alive_below(id, now) => {}

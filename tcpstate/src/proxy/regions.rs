@@ -3,6 +3,7 @@
 use super::evict::Candidates;
 use super::passthrough::UnprovedFlows;
 use crate::Config;
+use crate::cache::gathered::Gathered;
 use crate::cache::held::HoldQueue;
 use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
@@ -55,7 +56,7 @@ impl Memory {
     pub fn anonymous(config: &Config) -> Self {
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] =
             Self::words_needed(config).map(Words::zeroed);
-        let slab = Slab::anonymous(config.flow_capacity(), false);
+        let slab = Slab::anonymous(config.flow_capacity(), config.has_redirects());
         let servers = ServerSlab::anonymous(config.learn_capacity);
         Self { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas }
     }
@@ -86,6 +87,8 @@ pub struct Footprint {
     pub proved_sources: u64,
     /// [`Config::held_frames`], without the frames themselves.
     pub held: u64,
+    /// [`Config::service_buffers`].
+    pub services: u64,
     /// What is the same whatever the configuration.
     pub fixed: u64,
 }
@@ -99,19 +102,22 @@ impl Footprint {
     pub fn of(config: &Config) -> Self {
         let flows = config.flow_capacity();
         // Everybody is one.
-        let targets = 1 + config.rules.iter().filter(|rule| rule.settings.mode.is_some()).count();
+        let own = 2 * config.services.len();
+        let targets = 1 + own + config.rules.iter().filter(|rule| rule.settings.mode.is_some()).count();
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
             + Candidates::bytes_needed(config.syn_cache_max, flows)
             + UnprovedFlows::bytes_needed(flows)
             + 8 * quotas
             + Quotas::bytes_needed(config);
+        let second_keys = 8 * (Slab::words(flows, config.has_redirects()) - Slab::words(flows, false));
         Self {
             table: table as u64,
             server_options: 8 * ServerSlab::words(config.learn_capacity) as u64,
             limits: 8 * limits as u64,
             proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
+            services: (Gathered::bytes_needed(config.service_buffers, config.first_bytes.into()) + second_keys) as u64,
             fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))
                 as u64,
         }
@@ -119,7 +125,7 @@ impl Footprint {
 
     /// The sum.
     pub fn total(&self) -> u64 {
-        let Self { table, server_options, limits, proved_sources, held, fixed } = self;
-        table + server_options + limits + proved_sources + held + fixed
+        let Self { table, server_options, limits, proved_sources, held, services, fixed } = self;
+        table + server_options + limits + proved_sources + held + services + fixed
     }
 }

@@ -35,10 +35,15 @@ impl Proxy {
     pub(super) fn envelope(&self, id: Id, sender: Side) -> Envelope {
         let flow = &self.table[id];
         let (from, to) = (station(flow.mac(sender)), flow.mac(sender.other()));
+        let (key, from) = match (self.table.redirected(id), sender) {
+            (None, _) => (self.table.key(id), from),
+            (Some(redirect), Side::Wan) => (redirect.key(), from),
+            (Some(redirect), Side::Lan) => (self.table.key(id), redirect.mac),
+        };
         Envelope {
             from,
             to,
-            key: self.table.key(id),
+            key,
             sender,
             ttl: hop_limit(flow.endpoint(sender).ttl),
             class: flow.class(sender),
@@ -61,6 +66,8 @@ impl Proxy {
     pub(super) fn next_number(&self, id: Id, to: Side) -> SeqNum {
         let next = self.table[id].endpoint(to.other()).next;
         match to {
+            // What the box has kept and the server not acknowledged comes before what the client sends next.
+            Side::Lan if self.gathered(id) != 0 => self.caches.gathered.unacked(self.gathered(id)),
             Side::Lan => next + self.table.client_deltas(id).0,
             Side::Wan => next,
         }

@@ -13,7 +13,7 @@ use crate::cookie::{self, ts_clock};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{Ticks, average, tick};
 use crate::flow::{Flow, FlowFlags, Snapshot, State, ecn};
-use crate::policy::Rule;
+use crate::policy::{Rule, ServiceMark};
 use crate::seq::{RawWindow, SeqDelta, SeqNum, WindowScale};
 use crate::wire::{
     Envelope, Flags, FlowKey, Kind, OptionList, Options, Outgoing, Segment, TIMESTAMPS_ROOM, Timestamps,
@@ -65,6 +65,11 @@ impl Proxy {
             return self.turn_away(ctx, proof);
         }
         let rule = self.settings.policy.rule(&key);
+        match rule.service {
+            ServiceMark::None => {}
+            ServiceMark::Service(number) => return self.open_service(ctx, proof, number, shown),
+            ServiceMark::Closed => return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None),
+        }
         let offer = self.caches.server_options.offer_cached(&key, rule, now);
         let presumed = proof.terms.timestamps && !offer.timestamps_known;
         let early = rule.handshake == Handshake::Early;
@@ -109,7 +114,7 @@ impl Proxy {
 
     /// Resets a client that has proved itself and finds no place: it takes itself for connected, and silence would keep it waiting.
     #[inline(never)]
-    fn turn_away(&mut self, mut ctx: Context<impl Egress>, proof: &Proof) -> Verdict {
+    pub(super) fn turn_away(&mut self, mut ctx: Context<impl Egress>, proof: &Proof) -> Verdict {
         ctx.egress.note(|| "the table is full, and no flow of it may give way: the box resets the client".into());
         self.counters.count(Event::TurnedAway);
         self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None)
@@ -143,6 +148,9 @@ impl Proxy {
 
     /// Sends a RST to a server that has got the box's SYN.
     pub(super) fn abort_server(&mut self, id: Id, egress: &mut impl Egress) {
+        if self.table[id].is_in(State::Gathering) {
+            return;
+        }
         let seq = self.next_number(id, Side::Lan);
         let envelope = self.envelope(id, Side::Wan);
         self.emit(Side::Lan, &bare_reset(&envelope, seq, &OptionList::none()), egress);
@@ -187,6 +195,9 @@ impl Proxy {
 
     /// Segments of the client while the server has not answered.
     pub(super) fn on_client_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].is(FlowFlags::REDIRECTED) {
+            return self.on_client_while_gathering(ctx, id);
+        }
         let Segment { seq, ack, window, .. } = *ctx.segment;
         let flow = &self.table[id];
         let next = flow.endpoint(Side::Wan).next;
@@ -252,6 +263,9 @@ impl Proxy {
 
     /// Segments of the server while it has not answered.
     pub(super) fn on_server_while_server_syn_sent(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].is(FlowFlags::REDIRECTED) {
+            return self.on_server_of_service(ctx, id);
+        }
         let Segment { ack, flags, .. } = *ctx.segment;
         let next = self.next_number(id, Side::Lan);
         let answers = flags.has(Flags::ACK) && ack == next;
@@ -556,6 +570,9 @@ impl Proxy {
 
     /// The server has not answered yet: repeats the SYN, at doubling intervals, or gives up and resets the client.
     pub(super) fn retransmit_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].is(FlowFlags::REDIRECTED) {
+            return self.redial(id, now, egress);
+        }
         let key = self.table.key(id);
         if self.table[id].is(FlowFlags::RESET_WAN) {
             // A client that proves itself and resets at once, as a check does that connects: the next of its network gets what it did not wait for.
@@ -624,7 +641,7 @@ pub(super) fn fill_server_syn_sent<E>(flow: &mut Flow, ctx: &Context<E>, proof: 
 }
 
 /// The options of our SYN to the server: what the client offered and was not denied. The TSval is by `older` less than the client's.
-fn server_syn_options(flow: &Flow, ts_delta: SeqDelta, older: u32) -> OptionList {
+pub(super) fn server_syn_options(flow: &Flow, ts_delta: SeqDelta, older: u32) -> OptionList {
     let client = flow.endpoint(Side::Wan);
     // A SYN acknowledges nothing, so it echoes nothing (RFC 7323 section 3.2).
     let value = ts_delta.shift(client.ts_value).wrapping_sub(older);

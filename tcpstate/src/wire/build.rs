@@ -1,5 +1,6 @@
 //! Writes the segments that the proxy itself sends, with all headers.
 
+use super::checksum::Patch;
 use super::{
     Addr, ETHERNET_LEN, ETHERNET_MIN, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Mac, Segment, TCP, TCP_LEN, Tags, Timestamps,
     be16, be32, checksum, kind, put16, put32, station,
@@ -199,6 +200,41 @@ impl Outgoing<'_> {
             frame[tcp + tcp_len..].fill(0);
         }
         frame.len()
+    }
+
+    /// The same with a payload of so many bytes, which lie in `buffer` already: behind [`Envelope::frame_len`] bytes for the headers.
+    ///
+    /// # Panics
+    /// If `buffer` is shorter than all of it.
+    pub fn write_around(&self, buffer: &mut [u8], payload: usize) -> usize {
+        let header = self.envelope.frame_len(self.options);
+        let len = header + payload;
+        // The headers alone would be padded, over the payload.
+        let mut short = [0; ETHERNET_MIN + 64];
+        let padded = self.write(&mut short);
+        debug_assert!(padded >= header);
+        buffer[..header].copy_from_slice(&short[..header]);
+        let ip = ETHERNET_LEN + self.envelope.tags.len();
+        let tcp = header - TCP_LEN - self.options.len();
+        let mut patch = Patch::default();
+        patch.replace16(0, checksum::sum(&buffer[header..len]));
+        // The length is part of the pseudo header.
+        patch.replace16(0, payload as u16);
+        let sum = patch.apply(be16(buffer, tcp + 16));
+        put16(buffer, tcp + 16, sum);
+        let length_at = ip + if self.envelope.key.v6 { 4 } else { 2 };
+        let length = be16(buffer, length_at);
+        put16(buffer, length_at, length + payload as u16);
+        if !self.envelope.key.v6 {
+            let mut patch = Patch::default();
+            patch.replace16(length, length + payload as u16);
+            let sum = patch.apply(be16(buffer, ip + 10));
+            put16(buffer, ip + 10, sum);
+        }
+        if len < ETHERNET_MIN {
+            buffer[len..ETHERNET_MIN].fill(0);
+        }
+        len.max(ETHERNET_MIN)
     }
 
     #[inline(always)]

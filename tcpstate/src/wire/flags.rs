@@ -28,6 +28,8 @@ impl Flags {
     pub const SYN: Flags = Flags(2);
     /// Reset the connection.
     pub const RST: Flags = Flags(4);
+    /// The receiver shall hand on what has come (RFC 9293 section 3.1).
+    pub const PSH: Flags = Flags(8);
     /// The acknowledgement field is significant.
     pub const ACK: Flags = Flags(16);
     /// Congestion was experienced (RFC 3168 section 6.1); in a SYN, with [`Flags::CWR`]: the sender is ECN-capable.

@@ -13,6 +13,7 @@ mod common;
 mod error;
 mod flags;
 mod icmp;
+pub mod neighbour;
 mod options;
 mod parsed;
 mod segment;

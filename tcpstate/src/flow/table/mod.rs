@@ -257,6 +257,8 @@ impl Table {
         }
         table.used = used as u32;
         table.slab.head[0].used = table.used;
+        // What was kept of them in another process is gone.
+        table.slab.redirects.iter_mut().take(used).for_each(|redirect| redirect.gathered = 0);
         table
     }
 
@@ -352,6 +354,8 @@ impl Table {
         *self.population.of(own) += 1;
         if record.is(FlowFlags::REDIRECTED) {
             let is_found = redirect.is_some_and(|redirect| {
+                let mut redirect = redirect;
+                redirect.gathered = 0;
                 redirect.is_plausible(keys)
                     && self.find(&redirect.key(), redirect.hash()).is_none()
                     && self.redirect(id, redirect)
@@ -638,6 +642,16 @@ impl Table {
         is_linked
     }
 
+    /// What lies beside the record of a flow of a service, whether it has a second key yet or not; `None` if the table has no side array.
+    pub fn beside(&self, id: Id) -> Option<&Redirect> {
+        self.slab.redirects.get(id.0 as usize)
+    }
+
+    /// The same, to change what is not the key.
+    pub fn beside_mut(&mut self, id: Id) -> Option<&mut Redirect> {
+        self.slab.redirects.get_mut(id.0 as usize)
+    }
+
     /// The second key of a flow and what goes with it, if it has one.
     pub fn redirected(&self, id: Id) -> Option<&Redirect> {
         self[id].is(FlowFlags::REDIRECTED).then(|| &self.slab.redirects[id.0 as usize])
@@ -783,6 +797,8 @@ impl Table {
             table.slab.records[copy.0 as usize] = *flow;
             if let Some(redirect) = self.redirected(id) {
                 table.redirect(copy, *redirect);
+            } else if let (Some(own), Some(beside)) = (table.beside_mut(copy), self.beside(id)) {
+                own.gathered = beside.gathered;
             }
         }
         let so_full = |flows: usize| (table.len + flows).saturating_sub(self.len);

@@ -9,7 +9,7 @@ use crate::Side;
 use crate::flow::Flow;
 use crate::keyed::Keys;
 use crate::seq::SeqDelta;
-use crate::wire::{FlowKey, Vlan};
+use crate::wire::{FlowKey, Mac, Vlan};
 
 /// A fixed number of plain records: memory of this process, or memory that the owner of the table mapped and keeps mapped.
 #[derive(Debug)]
@@ -92,6 +92,10 @@ pub struct Redirect {
     server: u8,
     spare: u8,
     hash: [u32; 2],
+    /// The Ethernet address by which the client reaches the box.
+    pub mac: Mac,
+    /// Where the first bytes of the connection are kept, plus one; zero if nowhere. Not true of another process.
+    pub gathered: u16,
 }
 
 impl Redirect {

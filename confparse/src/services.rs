@@ -1,0 +1,243 @@
+//! A block of `services`: its keys, and servers, routes and Ethernet addresses as text and as the engine has them.
+
+use crate::keys::{Key, Takes};
+use crate::print::quoted;
+use crate::servers::Servers;
+use crate::{Value, servers};
+use core::net::IpAddr;
+use core::time::Duration;
+use tcpstate::config::{Handshake, Protocol, ProxyHeader, ServiceConfig, ServiceRoute, ServiceServer};
+use tcpstate::service::{default_mac, is_mapped, names};
+use tcpstate::wire::{Addr, Mac};
+
+/// The most services, routes of one, names or servers of a route, and servers of all together.
+pub(crate) const MOST: usize = 256;
+const MOST_ROUTES: usize = 10_000;
+const MOST_SERVERS: usize = 64;
+/// How long a client may take unless a block says otherwise.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const fn key(name: &'static str, takes: Takes, unit: &'static str, help: &'static str) -> Key {
+    Key { section: None, name, takes, unit, help, idle: None, set: |_, _| (), get: |_| None }
+}
+
+const SERVERS: &str = "`\"192.0.2.10:443\"`, with `*3` behind it for three times as many connections";
+
+/// The keys of a block.
+pub(crate) static KEYS: [Key; 10] = [
+    key("address", Takes::Address, "", "the address that the box owns"),
+    key("port", Takes::Number { min: 1, max: 65535 }, "", "its port"),
+    key("vlan", Takes::Number { min: 0, max: 4094 }, "", "the VLAN of its clients and servers, 0 without a tag"),
+    key("mac", Takes::Texts("`\"02:00:5e:00:00:01\"`"), "", "the Ethernet address at which the box has it"),
+    key("protocol", Takes::Word(&["tls", "http"]), "", "what clients speak"),
+    key("proxy", Takes::Word(&["none", "v1", "v2"]), "", "the header of the PROXY protocol that servers get"),
+    key("routes", Takes::Texts("`\"a.example *.b.example = 192.0.2.10:443\"`"), "", "servers by name"),
+    key("default", Takes::Texts(SERVERS), "", "servers for everything else"),
+    key("next_hop", Takes::Address, "", "the router to the servers"),
+    key("patience", Takes::Number { min: 1, max: 3600 }, "seconds", "how long a client may take to say what it asks for"),
+];
+
+/// What is wrong, and what would be right.
+type Complaint = (String, String);
+
+fn wrong<T>(message: impl Into<String>, expected: impl Into<String>) -> Result<T, Complaint> {
+    Err((message.into(), expected.into()))
+}
+
+/// A block as it is read.
+#[derive(Default)]
+pub(crate) struct Draft {
+    address: Option<Addr>,
+    port: Option<u16>,
+    vlan: u16,
+    mac: Option<Mac>,
+    protocol: Protocol,
+    header: ProxyHeader,
+    routes: Vec<ServiceRoute>,
+    default: Vec<ServiceServer>,
+    next_hop: Option<Addr>,
+    patience: Option<Duration>,
+}
+
+impl Draft {
+    /// Takes the value of a key.
+    pub fn take(&mut self, name: &str, value: Value) -> Result<(), Complaint> {
+        match (name, value) {
+            ("address", Value::Address(address)) => self.address = Some(of_ip(address)),
+            ("next_hop", Value::Address(address)) => self.next_hop = Some(of_ip(address)),
+            ("port", Value::Number(port)) => self.port = u16::try_from(port).ok(),
+            ("vlan", Value::Number(vlan)) => self.vlan = u16::try_from(vlan).unwrap_or_default(),
+            ("patience", Value::Number(seconds)) => self.patience = Some(Duration::from_secs(seconds)),
+            ("protocol", Value::Word(word)) => {
+                self.protocol = if word == "http" { Protocol::Http } else { Protocol::Tls };
+            }
+            ("proxy", Value::Word(word)) => {
+                self.header = match word {
+                    "v1" => ProxyHeader::V1,
+                    "v2" => ProxyHeader::V2,
+                    _ => ProxyHeader::None,
+                };
+            }
+            ("mac", Value::Texts(texts)) => match &texts[..] {
+                [text] => self.mac = Some(mac(text)?),
+                _ => return wrong("`mac` is one Ethernet address", "expected `{ \"02:00:5e:00:00:01\" }`, for example"),
+            },
+            ("default", Value::Texts(texts)) => self.default = servers(texts.iter().map(String::as_str))?,
+            ("routes", Value::Texts(texts)) => {
+                if texts.len() > MOST_ROUTES {
+                    return wrong(format!("`routes` has {} entries, and {MOST_ROUTES} is the most", texts.len()), "");
+                }
+                self.routes = texts.iter().map(|text| route(text)).collect::<Result<_, _>>()?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The service.
+    pub fn finish(self) -> Result<ServiceConfig, Complaint> {
+        let Some(address) = self.address else {
+            return wrong("this block does not say which address it is for", "expected `address = \"192.0.2.1\";`");
+        };
+        let Some(port) = self.port else {
+            return wrong("this block does not say which port it is for", "expected `port = 443;`");
+        };
+        let Draft { vlan, mac, protocol, header, routes, default, next_hop, .. } = self;
+        if routes.is_empty() && default.is_empty() {
+            let expected = "expected `routes`, or a `default`";
+            return wrong("this service has no servers", expected);
+        }
+        let all = || routes.iter().flat_map(|route| &route.servers).chain(&default);
+        let others = all().map(|server| &server.address).chain(&next_hop);
+        if others.clone().any(|other| is_mapped(other) != is_mapped(&address)) {
+            let message = "a service and its servers have addresses of the same IP version";
+            return wrong(message, "expected a second block for the other version");
+        }
+        if others.clone().any(|other| *other == address) {
+            return wrong("the address of the service is one of its servers' too", "expected two different addresses");
+        }
+        let patience = self.patience.unwrap_or(PATIENCE);
+        Ok(ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience })
+    }
+}
+
+/// What two services may not have in common.
+pub(crate) fn clash(others: &[ServiceConfig], service: &ServiceConfig) -> Option<String> {
+    let alike = |other: &&ServiceConfig| (other.address, other.vlan) == (service.address, service.vlan);
+    let mut others = others.iter().filter(alike);
+    let mac = |service: &ServiceConfig| service.mac.unwrap_or_else(|| default_mac(&service.address));
+    others.find_map(|other| {
+        if other.port == service.port {
+            return Some("this address and port are those of another service".to_owned());
+        }
+        (mac(other) != mac(service)).then(|| "this address has another `mac` in another block".to_owned())
+    })
+}
+
+fn of_ip(address: IpAddr) -> Addr {
+    let servers = Servers { network: address, prefix: if address.is_ipv4() { 32 } else { 128 }, port: None };
+    servers.destination(Handshake::default()).address
+}
+
+fn server(text: &str) -> Result<ServiceServer, Complaint> {
+    let (place, weight) = text.split_once('*').map_or((text, None), |(place, weight)| (place, Some(weight)));
+    let named = |message: &str| format!("`{text}` {message}");
+    let (server, _) = match Servers::read(place) {
+        Ok(server) => server,
+        Err(servers::Mistake { message, expected }) => return wrong(named(&message), expected),
+    };
+    let most = if server.network.is_ipv4() { 32 } else { 128 };
+    let Some(port) = server.port.filter(|_| server.prefix == most) else {
+        return wrong(named("is no server"), "expected an address and a port, as `\"192.0.2.10:443\"`");
+    };
+    let weight = match weight.map(str::parse::<u16>) {
+        None => 1,
+        Some(Ok(weight)) if (1..=1000).contains(&weight) => weight,
+        Some(_) => return wrong(named("has no weight behind its `*`"), "expected a number from 1 to 1000"),
+    };
+    Ok(ServiceServer { address: of_ip(server.network), port, weight })
+}
+
+fn servers<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<ServiceServer>, Complaint> {
+    let servers: Vec<_> = texts.map(server).collect::<Result<_, _>>()?;
+    if servers.len() > MOST_SERVERS {
+        return wrong(format!("there are {} servers, and {MOST_SERVERS} is the most", servers.len()), "");
+    }
+    Ok(servers)
+}
+
+fn route(text: &str) -> Result<ServiceRoute, Complaint> {
+    let expected = "expected names, `=` and servers, as `\"a.example *.b.example = 192.0.2.10:443\"`";
+    let Some((names, places)) = text.split_once('=') else {
+        return wrong(format!("`{text}` is no route"), expected);
+    };
+    let names: Vec<String> = names.split_whitespace().map(str::to_ascii_lowercase).collect();
+    if let Some(name) = names.iter().find(|name| !names::is_pattern(name)) {
+        return wrong(format!("`{name}` is no name"), "expected a name, or `*.` and a name; names beyond ASCII as `xn--…`");
+    }
+    let servers = servers(places.split_whitespace())?;
+    if names.is_empty() || servers.is_empty() {
+        return wrong(format!("`{text}` is no route"), expected);
+    }
+    Ok(ServiceRoute { names, servers })
+}
+
+fn mac(text: &str) -> Result<Mac, Complaint> {
+    let bytes: Vec<_> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
+    match bytes[..] {
+        [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] if a & 1 == 0 && [a, b, c, d, e, f] != [0; 6] => {
+            Ok([a, b, c, d, e, f])
+        }
+        _ => wrong(format!("`{text}` is no Ethernet address of a station"), "expected one as `02:00:5e:00:00:01`"),
+    }
+}
+
+fn ip(address: &Addr) -> IpAddr {
+    let network = tcpstate::config::Network { address: *address, prefix: 128 };
+    Servers::of_network(&network).network
+}
+
+fn server_text(server: &ServiceServer) -> String {
+    let network = ip(&server.address);
+    let prefix = if network.is_ipv4() { 32 } else { 128 };
+    let place = Servers { network, prefix, port: Some(server.port) };
+    if server.weight == 1 { place.to_string() } else { format!("{place}*{}", server.weight) }
+}
+
+/// A service as its block stands in a file, without the braces.
+pub(crate) fn block(service: &ServiceConfig) -> String {
+    let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience } = service;
+    let mut out = format!("address = {}; port = {port};", quoted(&servers::unambiguous(ip(address))));
+    let mut add = |text: String| {
+        out.push(' ');
+        out.push_str(&text);
+    };
+    if *vlan != 0 {
+        add(format!("vlan = {vlan};"));
+    }
+    if let Some(mac) = mac {
+        let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        add(format!("mac = {{ \"{}\" }};", bytes.join(":")));
+    }
+    add(format!("protocol = {};", if *protocol == Protocol::Http { "http" } else { "tls" }));
+    match header {
+        ProxyHeader::None => {}
+        ProxyHeader::V1 => add("proxy = v1;".to_owned()),
+        ProxyHeader::V2 => add("proxy = v2;".to_owned()),
+    }
+    let list = |texts: Vec<String>| texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
+    let all = |servers: &[ServiceServer]| servers.iter().map(server_text).collect::<Vec<_>>();
+    if !routes.is_empty() {
+        let routes =
+            routes.iter().map(|route| format!("{} = {}", route.names.join(" "), all(&route.servers).join(" "))).collect();
+        add(format!("routes = {{ {} }};", list(routes)));
+    }
+    if !default.is_empty() {
+        add(format!("default = {{ {} }};", list(all(default))));
+    }
+    if let Some(hop) = next_hop {
+        add(format!("next_hop = {};", quoted(&servers::unambiguous(ip(hop)))));
+    }
+    add(format!("patience = {};", patience.as_secs()));
+    out
+}

@@ -1,0 +1,769 @@
+//! Connections to services: the box reads the first bytes, chooses the server by them, connects it and splices both halves by translation.
+//!
+//! ```text
+//!   SYN, cookie, ACK        as for any server (`client_handshake`); the SYN-ACK opens a window for the first bytes
+//!   State::Gathering        what the client sends is kept and acknowledged, until it says which server it is for
+//!   State::ServerSynSent    the SYN to that server; what still comes is kept too
+//!   State::Repeating        the server has answered: it is sent what the client was acknowledged, again until it has acknowledged that
+//!   State::Established      as any connection, under two keys (`established`)
+//! ```
+//!
+//! The sequence number of the SYN to the server is free. It is chosen so that the client's next byte has the client's own number for the server too,
+//! whatever the box puts in front: from then on the client's numbers are the server's. While the box repeats, an acknowledgement of the server may
+//! lie before what the client was acknowledged; it is raised to that, and its window lowered by as much.
+
+use super::context::{Context, are_possible, is_damaged};
+use super::proof::Proof;
+use super::reply::bare_reset;
+use super::server_handshake::{SECOND, fill_server_syn_sent, join, server_syn_options, syn_window};
+use super::{Egress, Proxy};
+use crate::cache::gathered::Full;
+use crate::cache::refused::Met;
+use crate::cache::servers::{Observation, default_mss};
+use crate::config::Protocol;
+use crate::cookie::ts_clock;
+use crate::flow::table::wheel::{Ticks, average, tick, ticks};
+use crate::flow::table::{Id, Redirect};
+use crate::flow::translate::{blank, replace32};
+use crate::flow::{FlowFlags, State};
+use crate::policy::ServiceMark;
+use crate::seq::{RawWindow, SeqDelta, SeqNum, Window};
+use crate::service::proxy_header::Header;
+use crate::service::{Group, Reading, Service, tls};
+use crate::wire::checksum::Patch;
+use crate::wire::{
+    Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk, be16, kind,
+    put16,
+};
+use crate::{DropReason, Event, Head, Instant, Side, Timing, Verdict};
+
+/// The first interval after which the box repeats bytes to a server; it doubles each time. RFC 6298 section 2 has a second for a path of which nothing
+/// is known; the servers of a service are near.
+pub(crate) const REPEATED: core::time::Duration = core::time::Duration::from_millis(200);
+/// How often bytes are repeated until the server is given up: 200 ms to 25 s, together 51 s.
+const REPETITIONS: u8 = 8;
+/// Segments that are sent to a server at once.
+const FLIGHT: usize = 16;
+/// From one attempt to the next to reach a server whose Ethernet address is not known yet: 62 ms, in ticks.
+const WAIT_FOR_NEIGHBOUR: Ticks = 64;
+/// How often a client that was turned away is told so.
+const FAREWELLS: u8 = 4;
+
+/// What has become of a connection whose client has sent something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It goes on.
+    Lives,
+    /// The flow is gone.
+    Ended,
+}
+
+impl Proxy {
+    /// Whether this is an address of the box, on this side or the other.
+    pub(super) fn is_own(&self, address: &Addr, key: &FlowKey) -> bool {
+        let services = &self.settings.policy.services;
+        !services.is_empty() && services.owner(address, key.vlan.identifiers().next().unwrap_or(0)).is_some()
+    }
+
+    /// Whether connections under this key are for the box.
+    pub(super) fn mark(&self, key: &FlowKey) -> ServiceMark {
+        if self.settings.policy.services.is_empty() {
+            return ServiceMark::None;
+        }
+        self.settings.policy.rule(key).service
+    }
+
+    /// Where the first bytes of a flow are kept, plus one; zero if nowhere.
+    #[inline]
+    pub(super) fn gathered(&self, id: Id) -> u16 {
+        self.table.beside(id).map_or(0, |beside| beside.gathered)
+    }
+
+    /// Gives back where they are kept.
+    pub(super) fn release_gathered(&mut self, id: Id) {
+        let number = self.gathered(id);
+        if number != 0 {
+            self.caches.gathered.release(number);
+            if let Some(beside) = self.table.beside_mut(id) {
+                beside.gathered = 0;
+            }
+        }
+    }
+
+    /// A connection that another process has left before its server had the client's first bytes: those are gone, so it ends when its timer is looked at.
+    pub(super) fn give_up_gathered(&mut self, id: Id) {
+        let flow = &self.table[id];
+        let waits = flow.is_in(State::ServerSynSent) && flow.is(FlowFlags::REDIRECTED);
+        if waits || flow.is_in(State::Gathering) || flow.is_in(State::Repeating) {
+            self.table.update(id, |flow| flow.attempts = u8::MAX);
+        }
+    }
+
+    /// Whether it is such a one.
+    fn is_given_up(&self, id: Id) -> bool {
+        self.table[id].attempts == u8::MAX
+    }
+
+    /// A client of a service has proved its address: the box keeps what it sends. The segment with the proof may bring the first of it.
+    pub(super) fn open_service(
+        &mut self,
+        mut ctx: Context<impl Egress>,
+        proof: &Proof,
+        number: u16,
+        shown: Option<u32>,
+    ) -> Verdict {
+        let (key, hash, now) = (*ctx.key(), ctx.hash, ctx.now);
+        let Some(service) = self.settings.policy.services.get(number) else {
+            return self.refuse_in_place(&mut ctx, None, proof.outer_isn + 1, None);
+        };
+        let patience = ticks(service.patience);
+        let room = self.caches.gathered.room();
+        let filled = self.admit(&key, hash, Side::Wan, State::Gathering, now, |flow| {
+            fill_server_syn_sent(flow, &ctx, proof, shown);
+            // The box's clock goes on from the TSval of its SYN-ACK.
+            let clock = ts_clock(now);
+            let base = SeqNum::later(clock, flow.endpoint(Side::Lan).ts_value).wrapping_add(1);
+            flow.ts_delta = SeqDelta::between(clock, base);
+            let next = flow.endpoint(Side::Wan).next;
+            let own = flow.endpoint_mut(Side::Lan);
+            (own.acked, own.window, own.ttl) = (next, RawWindow(room), 0);
+        });
+        let Some(id) = filled else { return self.turn_away(ctx, proof) };
+        if let Some(beside) = self.table.beside_mut(id) {
+            *beside = Redirect::default();
+        }
+        self.table.schedule(id, tick(now).wrapping_add(patience));
+        self.remember_candidate(id);
+        self.counters.count(Event::ServiceOpened);
+        ctx.egress.note(|| format!("proved; the box waits up to {patience} ticks for what the client asks for"));
+        self.gather(ctx, id)
+    }
+
+    /// Segments of a client whose server has not answered.
+    pub(super) fn on_client_while_gathering(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        match ctx.kind {
+            Kind::SynAck | Kind::Bad => return Verdict::Drop(DropReason::WrongState),
+            Kind::Syn => return self.answer_syn(ctx, Some(id)),
+            Kind::Rst | Kind::Ack => {}
+        }
+        if self.table[id].has_finished(Side::Lan) {
+            return self.on_turned_away(ctx, id);
+        }
+        let Segment { seq, ack, .. } = *ctx.segment;
+        let flow = &self.table[id];
+        let next = flow.endpoint(Side::Wan).next;
+        if ctx.kind == Kind::Rst {
+            if seq != next {
+                return Verdict::Drop(DropReason::BadReset);
+            }
+            if !ctx.is_sound() {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
+            self.abort_server(id, ctx.egress);
+            self.forget(id);
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        // What was acknowledged may come again, and what is beyond the window is not kept.
+        let is_near = seq.within(next - u32::from(self.caches.gathered.room()) - 1, next + flow.granted(Side::Lan).0);
+        ctx.egress.note(|| format!("the box keeps what the client sends; next is seq {}, ack {}", next.get(), (flow.outer_isn + 1).get()));
+        if ack != flow.outer_isn + 1 || !is_near {
+            if flow.is(FlowFlags::REOPENING) {
+                return self.on_cookie_ack(ctx, Some(id));
+            }
+            return Verdict::Drop(DropReason::WrongState);
+        }
+        if is_damaged(&ctx) {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let was_silent = ctx.segment.seq_len() == 0 && seq == next;
+        if was_silent {
+            // An acknowledgement or a window update.
+            self.follow_client(&ctx, id);
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        self.note_path(&mut ctx, id);
+        self.gather(ctx, id)
+    }
+
+    /// Keeps where the client is.
+    fn note_path(&mut self, ctx: &mut Context<impl Egress>, id: Id) {
+        let envelope = ctx.envelope();
+        if !self.table[id].is_on_path(Side::Wan, &envelope) {
+            self.table.update(id, |flow| flow.follow_path(Side::Wan, &envelope));
+        }
+    }
+
+    /// Notes a client's window and clock.
+    fn follow_client(&mut self, ctx: &Context<impl Egress>, id: Id) {
+        let window = ctx.segment.window;
+        let timestamps = Options::timestamps(ctx.options());
+        self.table.update(id, |flow| {
+            let client = flow.endpoint_mut(Side::Wan);
+            client.window = window;
+            if let Some(timestamps) = timestamps {
+                client.ts_value = SeqNum::later(client.ts_value, timestamps.value);
+            }
+        });
+    }
+
+    /// Keeps what a segment brings, acknowledges it, and looks whether it says which server it is for.
+    fn gather(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let (seq, now) = (ctx.segment.seq, ctx.now);
+        self.follow_client(&ctx, id);
+        let len = ctx.segment.payload_len() as usize;
+        // A fragment, or a frame in several buffers, does not show all it brings: it is not acknowledged.
+        let is_whole = !ctx.segment.fragmented && ctx.head.is_whole();
+        if len > 0 && is_whole {
+            let number = match self.gathered(id) {
+                0 => match self.take_place(id, ctx.egress) {
+                    Some(number) => number,
+                    None => return Verdict::Drop(DropReason::NotHeld),
+                },
+                number => number,
+            };
+            let payload = &ctx.head.bytes()[ctx.segment.payload.into()..][..len];
+            let fresh = self.caches.gathered.keep(number, seq, payload);
+            let place = self.caches.gathered.get(number);
+            let (end, left) = (place.end(), self.caches.gathered.room() - place.len());
+            self.table.update(id, |flow| {
+                flow.endpoint_mut(Side::Wan).next = end;
+                let own = flow.endpoint_mut(Side::Lan);
+                (own.acked, own.window) = (end, RawWindow(left));
+            });
+            if fresh > 0 && self.table[id].is_in(State::Gathering) {
+                self.counters.count(Event::Gathered);
+                if self.read(id, fresh.into(), now, ctx.egress) == Outcome::Ended {
+                    return Verdict::Drop(DropReason::Consumed);
+                }
+            }
+        }
+        if self.table[id].has_finished(Side::Lan) {
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        if ctx.segment.seq_len() == 0 && seq == self.table[id].endpoint(Side::Wan).next {
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        self.acknowledge_in_place(&mut ctx, id)
+    }
+
+    /// A place for the first bytes of a flow.
+    fn take_place(&mut self, id: Id, egress: &mut impl Egress) -> Option<u16> {
+        let key = self.table.key(id);
+        let (network, first) = (self.caches.limiter.network(&key), self.table[id].endpoint(Side::Wan).next);
+        let number = match self.caches.gathered.take(id.0, network.into(), first) {
+            Ok(number) => number,
+            Err(Full::Spare(owner)) => {
+                self.counters.count(Event::GatheredSpared);
+                self.end_both(self.table.at(owner), egress);
+                self.caches.gathered.take(id.0, network.into(), first).ok()?
+            }
+            Err(Full::Refused) => return None,
+        };
+        self.table.beside_mut(id)?.gathered = number;
+        Some(number)
+    }
+
+    /// Looks whether what has come says which server it is for, and connects that.
+    fn read(&mut self, id: Id, fresh: usize, now: Instant, egress: &mut impl Egress) -> Outcome {
+        let policy = self.settings.policy.clone();
+        let ServiceMark::Service(service) = policy.rule(&self.table.key(id)).service else {
+            return self.refuse(id, None, now, egress);
+        };
+        let Some(service) = policy.services.get(service) else { return self.refuse(id, None, now, egress) };
+        let number = self.gathered(id);
+        let (bytes, room) = (self.caches.gathered.bytes(number), self.caches.gathered.room());
+        let reading = service.protocol.read(bytes, fresh, room.into());
+        let group = match &reading {
+            Reading::More => return Outcome::Lives,
+            Reading::Asks(name) => {
+                egress.note(|| match name {
+                    Some(name) => format!("the client asks for {name}"),
+                    None => "the client asks for no name".into(),
+                });
+                service.route(name.as_ref())
+            }
+            Reading::Other => {
+                egress.note(|| "the client does not speak what is expected here".into());
+                service.default()
+            }
+        };
+        match (group, reading) {
+            (Some(group), _) => self.dial(id, service, group, now, egress),
+            (None, Reading::Asks(_)) => self.refuse(id, Some(service.protocol), now, egress),
+            (None, _) => self.refuse(id, None, now, egress),
+        }
+    }
+
+    /// Connects a server of a group.
+    fn dial(&mut self, id: Id, service: &Service, group: &Group, now: Instant, egress: &mut impl Egress) -> Outcome {
+        let (key, hash) = (self.table.key(id), self.table[id].hash());
+        let neighbours = &self.caches.neighbours;
+        let Some(server) = group.choose(hash, |server| neighbours.mac(server.next_hop).is_some()) else {
+            return self.refuse(id, None, now, egress);
+        };
+        let second = FlowKey { lan: server.address, lan_port: server.port, ..key };
+        let second_hash = second.hash(self.settings.hash_keys);
+        egress.note(|| format!("its server is {}", second.socket(Side::Lan)));
+        match self.table.find(&second, second_hash) {
+            Some(other) if self.table[other].is_over() => self.forget(other),
+            // The client has a connection to the server itself between the same ports.
+            Some(_) => return self.refuse(id, None, now, egress),
+            None => {}
+        }
+        let mac = self.table[id].mac(Side::Lan);
+        let gathered = self.gathered(id);
+        let mut redirect = Redirect::new(&second, second_hash, Side::Wan, Side::Lan);
+        (redirect.mac, redirect.gathered) = (mac, gathered);
+        if !are_possible(&second) || !self.table.redirect(id, redirect) {
+            return self.refuse(id, None, now, egress);
+        }
+        let header = Header::new(service.header, &key);
+        if !header.bytes().is_empty() {
+            let number = if gathered == 0 { self.take_place(id, egress) } else { Some(gathered) };
+            let Some(number) = number else { return self.refuse(id, None, now, egress) };
+            self.caches.gathered.put_header(number, header);
+        }
+        self.set_state(id, State::ServerSynSent, now, |flow| {
+            flow.attempts = 0;
+            flow.born = tick(now);
+            flow.set_mac(Side::Lan, [0; 6]);
+        });
+        self.remember_candidate(id);
+        self.counters.count(Event::ServiceRouted);
+        self.send_service_syn(id, now, egress);
+        Outcome::Lives
+    }
+
+    /// Sends the SYN to a server of a service, or waits for its Ethernet address, and sets the timer for the next.
+    fn send_service_syn(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].mac(Side::Lan) == [0; 6] && !self.find_server(id, now) {
+            egress.note(|| "the server's Ethernet address is not known yet".into());
+            return self.table.schedule(id, tick(now).wrapping_add(WAIT_FOR_NEIGHBOUR));
+        }
+        let flow = self.table[id];
+        let envelope = self.envelope(id, Side::Wan);
+        let options = server_syn_options(&flow, SeqDelta::default(), 0);
+        let syn = Outgoing {
+            envelope: &envelope,
+            seq: self.next_number(id, Side::Lan) - 1,
+            ack: SeqNum::default(),
+            flags: Flags::SYN.asking_for(flow.syn_ecn()),
+            window: syn_window(&flow),
+            options: &options,
+        };
+        if self.emit(Side::Lan, &syn, egress) {
+            self.counters.count(Event::Dialled);
+        }
+        let lifetimes = *self.settings.profiles.of(flow.profile);
+        let passed = tick(now).wrapping_sub(flow.born);
+        let doubled =
+            lifetimes.retransmit_syn.saturating_mul(1u32.checked_shl(flow.attempts.into()).unwrap_or(u32::MAX));
+        let left = lifetimes.server_syn_sent.saturating_sub(passed).max(1);
+        self.table.schedule(id, tick(now).wrapping_add(doubled.min(lifetimes.retransmit_max).min(left)));
+        self.table.update(id, |flow| flow.attempts = flow.attempts.saturating_add(1).min(u8::MAX - 1));
+    }
+
+    /// Writes the Ethernet address of a flow's server into its record, if it is known by now.
+    fn find_server(&mut self, id: Id, now: Instant) -> bool {
+        let Some(key) = self.table.redirected(id).map(Redirect::key) else { return false };
+        let ServiceMark::Service(number) = self.mark(&self.table.key(id)) else { return false };
+        let service = self.settings.policy.services.get(number);
+        let Some(server) = service.and_then(|service| service.server(&key.lan, key.lan_port)) else { return false };
+        let Some(mac) = self.caches.neighbours.mac(server.next_hop) else {
+            self.caches.neighbours.want(server.next_hop, now);
+            return false;
+        };
+        self.table.update(id, |flow| flow.set_mac(Side::Lan, mac));
+        true
+    }
+
+    /// The timer of a connection whose server has not answered.
+    pub(super) fn redial(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let (key, flow) = (self.table.key(id), &self.table[id]);
+        let passed = tick(now).wrapping_sub(flow.born);
+        if self.is_given_up(id) || passed >= self.settings.profiles.of(flow.profile).server_syn_sent {
+            self.counters.count(Event::DialTimeout);
+            return self.end_both(id, egress);
+        }
+        if flow.attempts > 1 {
+            let server = self.table.redirected(id).map_or(key, Redirect::key);
+            self.remember(&server, Met::Silence, true, now);
+        }
+        if self.table[id].attempts > 0 {
+            self.counters.count(Event::DialRepeated);
+        }
+        self.table.enter(id, tick(now).wrapping_add(1));
+        self.send_service_syn(id, now, egress);
+    }
+
+    /// Segments of a server of a service that has not answered.
+    pub(super) fn on_server_of_service(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let next = self.next_number(id, Side::Lan);
+        let acknowledges = ctx.segment.flags.has(Flags::ACK);
+        let answers = acknowledges && ctx.segment.ack == next;
+        ctx.egress.note(|| format!("SYN sent to the server; an answer acknowledges {}", next.get()));
+        if ctx.kind == Kind::Rst && !answers {
+            return Verdict::Drop(DropReason::BadReset);
+        }
+        if !ctx.is_sound() {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        match ctx.kind {
+            Kind::Rst => {
+                self.counters.count(Event::Refused);
+                self.remember(ctx.key(), Met::Reset, true, ctx.now);
+                self.reset_client(id, ctx.egress);
+                self.forget(id);
+                Verdict::Drop(DropReason::Consumed)
+            }
+            Kind::SynAck if answers => self.splice_service(ctx, id),
+            _ if acknowledges && !answers => {
+                // It remembers an older connection, as in `on_server_while_server_syn_sent`.
+                self.table.schedule(id, tick(ctx.now).wrapping_add(WAIT_FOR_NEIGHBOUR));
+                self.reset_in_place(&mut ctx, Some(id))
+            }
+            _ => Verdict::Drop(DropReason::WrongState),
+        }
+    }
+
+    /// The server has answered: it gets what the client was acknowledged, and the client the server's window.
+    fn splice_service(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let now = ctx.now;
+        let answered = Options::read(ctx.options());
+        let frame = ctx.head.bytes();
+        let seen = (ctx.segment.ttl(frame), ctx.segment.class(frame), ctx.segment.ecn(frame));
+        let envelope = ctx.envelope();
+        let own = self.table.key(id);
+        let rule = *self.settings.policy.rule(&own);
+        let told_mss = self.caches.server_options.most_told(&own, &rule, now);
+        let observation = Observation::of(ctx.segment, ctx.head.bytes(), answered, &self.table[id]);
+        self.learn(ctx.key(), &observation, now);
+        let number = self.gathered(id);
+        let left = if number == 0 { 0 } else { self.caches.gathered.left(number) };
+        let state = if left == 0 { State::WindowPending } else { State::Repeating };
+        let answer = *ctx.segment;
+        if state == State::WindowPending {
+            self.release_gathered(id);
+        }
+        self.set_state(id, state, now, |flow| {
+            // The clock that the client was shown goes on.
+            let shown = flow.ts_delta.shift(ts_clock(now));
+            flow.endpoint_mut(Side::Lan).ts_value = shown;
+            join(flow, &answer, &answered, seen, now);
+            flow.follow_path(Side::Lan, &envelope);
+            flow.mss_lan = answered.mss.unwrap_or(default_mss(&own));
+            flow.set(FlowFlags::MSS_BROKEN, flow.mss_lan < told_mss);
+            let granted = u32::from(answer.window.0).saturating_sub(left);
+            flow.endpoint_mut(Side::Lan).window = RawWindow(granted as u16);
+        });
+        self.remember_candidate(id);
+        self.counters.count(Event::Spliced);
+        self.counters.time(Timing::ServerConnect, average(tick(now).wrapping_sub(self.table[id].born)));
+        if state == State::Repeating {
+            self.caches.gathered.grant(number, answer.window.0.into());
+            self.repeat(id, now, ctx.egress);
+            self.table.schedule(id, tick(now).wrapping_add(ticks(REPEATED)));
+        } else {
+            self.send_acknowledgement(id, now, ctx.egress);
+            self.table.schedule(id, tick(now).wrapping_add(SECOND));
+        }
+        let (envelope, update) = (self.envelope(id, Side::Lan), self.acknowledgement(id, Side::Wan, now));
+        match ctx.overwrite(&update.outgoing(&envelope)) {
+            true => Verdict::Forward,
+            false => Verdict::Drop(DropReason::NoRoom),
+        }
+    }
+
+    /// Sends a server what it has not been sent of the bytes that are kept, as far as its window reaches.
+    fn repeat(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let number = self.gathered(id);
+        let envelope = self.envelope(id, Side::Wan);
+        for _ in 0..FLIGHT {
+            let gathered = &self.caches.gathered;
+            if !gathered.has_next(number) {
+                return;
+            }
+            let acknowledgement = self.acknowledgement(id, Side::Lan, now);
+            let mut outgoing = acknowledgement.outgoing(&envelope);
+            let mss = usize::from(self.table[id].mss_lan.min(self.table[id].mss)).max(64 + outgoing.options.bytes().len());
+            let most = mss - outgoing.options.bytes().len();
+            let mut count = 0;
+            let sent = egress.emit(Side::Lan, |buffer| {
+                let header = envelope.frame_len(outgoing.options);
+                let room = most.min(buffer.len().saturating_sub(header));
+                let seq;
+                (seq, count) = gathered.next(number, &mut buffer[header..header + room]);
+                (outgoing.seq, outgoing.flags) = (seq, outgoing.flags.and(Flags::PSH));
+                outgoing.write_around(buffer, count)
+            });
+            if !sent {
+                return self.counters.count(Event::NoSpareFrame);
+            }
+            self.caches.gathered.note_sent(number, count);
+        }
+    }
+
+    /// Sends a server in smaller segments what it has not acknowledged.
+    pub(super) fn repeat_smaller(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        self.caches.gathered.rewind(self.gathered(id));
+        self.repeat(id, now, egress);
+    }
+
+    /// The server has not acknowledged what was repeated.
+    pub(super) fn repeat_again(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let number = self.gathered(id);
+        if self.is_given_up(id) || number == 0 || self.table[id].attempts >= REPETITIONS {
+            return self.end_both(id, egress);
+        }
+        self.counters.count(Event::GatheredRepeated);
+        let attempts = self.table.update(id, |flow| {
+            flow.attempts += 1;
+            flow.attempts
+        });
+        self.caches.gathered.rewind(number);
+        self.repeat(id, now, egress);
+        self.table.enter(id, tick(now).wrapping_add(ticks(REPEATED) << attempts));
+    }
+
+    /// Segments of a server that has not acknowledged what was repeated.
+    pub(super) fn on_server_while_repeating(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let number = self.gathered(id);
+        if number == 0 {
+            return self.on_established(ctx, id);
+        }
+        if ctx.kind == Kind::SynAck {
+            if !ctx.is_sound() {
+                return Verdict::Drop(DropReason::BadChecksum);
+            }
+            self.counters.count(Event::AnswerRepeated);
+            self.caches.gathered.rewind(number);
+            self.repeat(id, ctx.now, ctx.egress);
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        if ctx.kind != Kind::Ack {
+            return self.on_established(ctx, id);
+        }
+        if is_damaged(&ctx) {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        let Segment { ack, window, .. } = *ctx.segment;
+        let Window(granted) = window << self.table[id].endpoint(Side::Lan).scale().unwrap_or_default();
+        let is_new = self.caches.gathered.acknowledge(number, ack);
+        if is_new || ack == self.caches.gathered.unacked(number) {
+            self.caches.gathered.grant(number, granted);
+        }
+        if self.caches.gathered.left(number) == 0 {
+            self.release_gathered(id);
+            self.follow_state(id, ctx.now, |flow| {
+                flow.attempts = 0;
+                flow.state_by_fins()
+            });
+            return self.on_established(ctx, id);
+        }
+        if is_new {
+            self.table.update(id, |flow| flow.attempts = 0);
+            self.table.schedule(id, tick(ctx.now).wrapping_add(ticks(REPEATED)));
+            self.repeat(id, ctx.now, ctx.egress);
+        }
+        let raised = self.raise(&mut ctx, number, granted, id);
+        let Context { side, kind, hash, tokens, now, head, egress, .. } = ctx;
+        self.on_established(Context { side, segment: &raised, kind, hash, tokens, now, head, egress }, id)
+    }
+
+    /// Raises the acknowledgement of a server's segment to what the client was acknowledged, and lowers its window by as much.
+    fn raise(&self, ctx: &mut Context<impl Egress>, number: u16, granted: u32, id: Id) -> Segment {
+        let (mut segment, end) = (*ctx.segment, self.caches.gathered.get(number).end());
+        if !segment.ack.before(end) {
+            return segment;
+        }
+        let left = end.beyond(segment.ack);
+        let scale = self.table[id].endpoint(Side::Lan).scale().unwrap_or_default();
+        let window = Window(granted.saturating_sub(left)).field(scale);
+        let header = &mut ctx.head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
+        let mut patch = Patch::default();
+        replace32(header, 8, end.get(), &mut patch);
+        patch.replace16(segment.window.0, window.0);
+        put16(header, 14, window.0);
+        // Its blocks may be of bytes that the client has been acknowledged: to the client they would say that it has sent them twice (RFC 2883).
+        let blocks = Walk::new(&header[TCP_LEN..]).find(|&(found, ..)| found == kind::SACK);
+        if let Some((_, at, len)) = blocks {
+            blank(header, TCP_LEN + at, len, &mut patch);
+        }
+        let sum = patch.apply(be16(header, 16));
+        put16(header, 16, sum);
+        (segment.ack, segment.window) = (end, window);
+        segment
+    }
+
+    /// The client has not said in time what it asks for, or was turned away and does not leave.
+    pub(super) fn end_patience(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.is_given_up(id) {
+            return self.end_both(id, egress);
+        }
+        self.table.enter(id, tick(now).wrapping_add(1));
+        if self.table[id].has_finished(Side::Lan) {
+            let attempts = self.table.update(id, |flow| {
+                flow.attempts += 1;
+                flow.attempts
+            });
+            if attempts > FAREWELLS {
+                return self.end_both(id, egress);
+            }
+            self.say_farewell(id, now, egress);
+            return self.table.schedule(id, tick(now).wrapping_add(SECOND << attempts));
+        }
+        self.counters.count(Event::ServiceTimeout);
+        let policy = self.settings.policy.clone();
+        let service = match policy.rule(&self.table.key(id)).service {
+            ServiceMark::Service(number) => policy.services.get(number),
+            _ => None,
+        };
+        // A protocol in which the server speaks first, or none that is known.
+        match service.and_then(|service| Some((service, service.default()?))) {
+            Some((service, group)) => _ = self.dial(id, service, group, now, egress),
+            None => _ = self.refuse(id, None, now, egress),
+        }
+    }
+
+    /// Turns a client away: by an alert and FIN if it has asked for a name in this protocol, else by a reset.
+    fn refuse(&mut self, id: Id, asked: Option<Protocol>, now: Instant, egress: &mut impl Egress) -> Outcome {
+        self.counters.count(Event::ServiceRefused);
+        if asked != Some(Protocol::Tls) {
+            self.end_both(id, egress);
+            return Outcome::Ended;
+        }
+        egress.note(|| "nobody has that name: alert unrecognized_name, and FIN".into());
+        self.release_gathered(id);
+        self.table.update(id, |flow| {
+            let after = flow.outer_isn + 2 + tls::UNRECOGNIZED_NAME.len() as u32;
+            flow.finish(Side::Lan, after);
+            flow.attempts = 0;
+        });
+        self.say_farewell(id, now, egress);
+        self.table.schedule(id, tick(now).wrapping_add(SECOND));
+        Outcome::Lives
+    }
+
+    /// Sends a client the alert and the FIN.
+    fn say_farewell(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        let envelope = self.envelope(id, Side::Lan);
+        let mut outgoing = self.acknowledgement(id, Side::Wan, now);
+        outgoing.seq = self.table[id].outer_isn + 1;
+        let mut outgoing = outgoing.outgoing(&envelope);
+        outgoing.flags = outgoing.flags.and(Flags::PSH).and(Flags::FIN);
+        let alert = tls::UNRECOGNIZED_NAME;
+        let sent = egress.emit(Side::Wan, |buffer| {
+            let header = envelope.frame_len(outgoing.options);
+            buffer[header..header + alert.len()].copy_from_slice(&alert);
+            outgoing.write_around(buffer, alert.len())
+        });
+        if !sent {
+            self.counters.count(Event::NoSpareFrame);
+        }
+    }
+
+    /// Segments of a client that was turned away: they are acknowledged and not kept, until both FINs are acknowledged.
+    fn on_turned_away(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let Segment { seq, ack, flags, .. } = *ctx.segment;
+        let (flow, now) = (&self.table[id], ctx.now);
+        let (first, after) = (flow.outer_isn + 1, flow.endpoint(Side::Lan).next);
+        let next = flow.endpoint(Side::Wan).next;
+        let end = seq + ctx.segment.seq_len();
+        if !ack.within(first, after) || !seq.within(next - (1 << 16), next + (1 << 16)) {
+            return Verdict::Drop(DropReason::WrongState);
+        }
+        if is_damaged(&ctx) {
+            return Verdict::Drop(DropReason::BadChecksum);
+        }
+        if ctx.kind == Kind::Rst {
+            if seq != next {
+                return Verdict::Drop(DropReason::BadReset);
+            }
+            self.forget(id);
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        self.follow_client(&ctx, id);
+        let is_last = flags.has(Flags::FIN) && !next.before(seq);
+        self.table.update(id, |flow| {
+            let reached = if end.after(next) && !next.before(seq) { end } else { next };
+            flow.endpoint_mut(Side::Wan).next = reached;
+            flow.endpoint_mut(Side::Lan).acked = reached;
+            flow.set_if(FlowFlags::FIN_WAN, is_last);
+        });
+        if ack != after {
+            self.say_farewell(id, now, ctx.egress);
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        if ctx.segment.seq_len() == 0 && !self.table[id].has_finished(Side::Wan) {
+            return Verdict::Drop(DropReason::Consumed);
+        }
+        let verdict = self.acknowledge_in_place(&mut ctx, id);
+        if self.table[id].has_finished(Side::Wan) {
+            self.forget(id);
+        }
+        verdict
+    }
+
+    /// Resets both ends of a connection, as far as they know of it, and forgets it.
+    fn end_both(&mut self, id: Id, egress: &mut impl Egress) {
+        match self.table[id].state() {
+            State::Gathering | State::ServerSynSent => {
+                self.abort_server(id, egress);
+                let after = self.table[id].endpoint(Side::Lan).next;
+                let (envelope, ack) = (self.envelope(id, Side::Lan), self.table[id].endpoint(Side::Lan).acked);
+                let reset = bare_reset(&envelope, after, &OptionList::none()).flags;
+                // It acknowledges what the client has sent, as a host's would that has read some of it.
+                let reset = Outgoing {
+                    envelope: &envelope,
+                    seq: after,
+                    ack,
+                    flags: reset.and(Flags::ACK),
+                    window: RawWindow(0),
+                    options: &OptionList::none(),
+                };
+                self.emit(Side::Wan, &reset, egress);
+            }
+            _ => _ = self.reset_both(id, egress),
+        }
+        self.forget(id);
+    }
+
+    /// Gives a segment of a flow of a service, which passes translated, the addresses and ports of the other side.
+    pub(super) fn readdress(&self, id: Id, side: Side, segment: &Segment, head: &mut Head) {
+        let Some(redirect) = self.table.redirected(id) else { return };
+        let frame = head.bytes_mut();
+        match side {
+            Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
+            Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
+        }
+        let key = if side == Side::Wan { redirect.key() } else { self.table.key(id) };
+        let (ip, tcp) = (usize::from(segment.ip), usize::from(segment.tcp));
+        let mut sums = rewrite_end(frame, ip, tcp, &key, side == Side::Wan);
+        sums.0.include(sums.1);
+        let sum = sums.0.apply(be16(frame, tcp + 16));
+        put16(frame, tcp + 16, sum);
+    }
+}
+
+/// Writes the LAN's end of `key` over the destination, or the source, of a packet whose headers are at `ip` and `tcp`, with the checksum of IPv4. Returns
+/// what has changed for the checksum of TCP: of the addresses, and of the port.
+pub(super) fn rewrite_end(frame: &mut [u8], ip: usize, tcp: usize, key: &FlowKey, is_destination: bool) -> (Patch, Patch) {
+    let (mut addresses, mut port) = (Patch::default(), Patch::default());
+    if key.v6 {
+        let at = ip + if is_destination { 24 } else { 8 };
+        debug_assert!(at + 16 <= ip + IPV6_LEN);
+        for (n, word) in key.lan.into_iter().enumerate() {
+            replace32(&mut frame[at + 4 * n..], 0, word, &mut addresses);
+        }
+    } else {
+        let at = ip + if is_destination { 16 } else { 12 };
+        debug_assert!(at + 4 <= ip + IPV4_LEN);
+        replace32(&mut frame[at..], 0, key.lan[3], &mut addresses);
+        let sum = addresses.apply(be16(frame, ip + 10));
+        put16(frame, ip + 10, sum);
+    }
+    let at = tcp + if is_destination { 2 } else { 0 };
+    port.replace16(be16(frame, at), key.lan_port);
+    put16(frame, at, key.lan_port);
+    (addresses, port)
+}

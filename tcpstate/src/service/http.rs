@@ -1,0 +1,64 @@
+//! The host that the first request of an HTTP/1 connection names (RFC 9112 section 3.2). Later requests of the same connection may name others: they go
+//! to the same server. HTTP/2 without an upgrade (RFC 9113 section 3.3) is not read: its preface names no host.
+
+use super::Reading;
+use super::names::Name;
+
+/// The header fields of a request that is read.
+const MOST_FIELDS: usize = 100;
+
+/// What these first bytes of a connection say; `most` can be read, and `fresh` of them are new since the last time.
+pub fn read(bytes: &[u8], fresh: usize, most: usize) -> Reading {
+    // A request may begin behind an empty line (RFC 9112 section 2.2); its method is a token in upper case in all that is in use.
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+    let Some(start) = start else { return if bytes.len() > 4 { Reading::Other } else { Reading::More } };
+    let line = &bytes[start..];
+    let method = line.iter().position(|byte| !byte.is_ascii_uppercase() && !matches!(byte, b'-' | b'_'));
+    match method {
+        Some(0) => return Reading::Other,
+        Some(at) if line[at] != b' ' => return Reading::Other,
+        None if line.len() > 32 => return Reading::Other,
+        _ => {}
+    }
+    if !has_end(bytes, fresh) {
+        return if bytes.len() < most { Reading::More } else { Reading::Other };
+    }
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => Reading::Asks(host(&request)),
+        Ok(httparse::Status::Partial) if bytes.len() < most => Reading::More,
+        _ => Reading::Other,
+    }
+}
+
+/// Whether an empty line ends among the new bytes.
+fn has_end(bytes: &[u8], fresh: usize) -> bool {
+    // Three bytes of it may have come before.
+    let from = bytes.len().saturating_sub(fresh + 3);
+    let new = &bytes[from..];
+    new.windows(2).any(|pair| pair == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// The host of a request: that of its target, if that is a whole URI (RFC 9112 section 3.2.2), else that of its Host field, of which there must be one.
+fn host(request: &httparse::Request) -> Option<Name> {
+    let target = request.path?;
+    if let Some((_, rest)) = target.split_once("://").filter(|_| !target.starts_with('/')) {
+        return of_authority(rest.split(['/', '?', '#']).next()?.as_bytes());
+    }
+    if request.method == Some("CONNECT") {
+        return of_authority(target.as_bytes());
+    }
+    let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let host = hosts.next()?.value;
+    if hosts.next().is_some() { None } else { of_authority(host) }
+}
+
+/// The name in an authority (RFC 3986 section 3.2): without what stands in front of an `@`, and without its port.
+fn of_authority(text: &[u8]) -> Option<Name> {
+    let text = text.rsplit(|&byte| byte == b'@').next()?;
+    let mut parts = text.splitn(2, |&byte| byte == b':');
+    let host = parts.next()?;
+    let has_port = parts.next().is_none_or(|port| port.iter().all(u8::is_ascii_digit));
+    Name::new(host).filter(|_| has_port)
+}

@@ -1,0 +1,206 @@
+//! The name in a TLS ClientHello (RFC 8446 section 4.1.2, RFC 6066 section 3), across records. Nothing is decrypted: with Encrypted Client Hello (RFC
+//! 9849) the name is that of the outer hello.
+
+use super::Reading;
+use super::names::Name;
+use crate::wire::be16;
+
+/// Bytes of a record's header (RFC 8446 section 5.1).
+const RECORD_LEN: usize = 5;
+/// The most bytes of a record's fragment.
+const LONGEST_FRAGMENT: usize = 1 << 14;
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const SERVER_NAME: u16 = 0;
+const HOST_NAME: u8 = 0;
+
+/// An alert that ends a connection whose client asks for a name that nobody has (RFC 6066 section 3): fatal, unrecognized_name, in a record of TLS 1.2,
+/// which every version reads (RFC 8446 section 5.1).
+pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// What these first bytes of a connection say; `most` can be read.
+pub fn read(bytes: &[u8], most: usize) -> Reading {
+    let mut stream = Stream { bytes, record: 0, left: 0, at: 0, taken: 0, end: usize::MAX };
+    match hello(&mut stream) {
+        Ok(name) => Reading::Asks(name),
+        // What a hello that is too long would need never comes.
+        Err(End::Missing) if bytes.len() >= most => Reading::Other,
+        Err(End::Missing) => Reading::More,
+        Err(End::Wrong) => Reading::Other,
+    }
+}
+
+/// Why a hello cannot be read.
+enum End {
+    /// There are too few bytes.
+    Missing,
+    /// It is none.
+    Wrong,
+}
+
+type Result<T> = core::result::Result<T, End>;
+
+/// The bytes of the handshake, which lie in records.
+struct Stream<'a> {
+    bytes: &'a [u8],
+    /// Where the next record begins.
+    record: usize,
+    /// How many bytes of the present one are left.
+    left: usize,
+    /// Where they are.
+    at: usize,
+    /// How many bytes of the handshake were taken.
+    taken: usize,
+    /// How many there are in what is being read.
+    end: usize,
+}
+
+impl Stream<'_> {
+    /// Skips to a record that has bytes left.
+    fn fill(&mut self) -> Result<()> {
+        if self.left > 0 {
+            return Ok(());
+        }
+        let header = &self.bytes[self.record.min(self.bytes.len())..];
+        // What is wrong with the beginning of a header is wrong before its end has come.
+        if header.first().is_some_and(|&kind| kind != HANDSHAKE) || header.get(1).is_some_and(|&major| major != 3) {
+            return Err(End::Wrong);
+        }
+        if header.len() < RECORD_LEN {
+            return Err(End::Missing);
+        }
+        let len = usize::from(be16(header, 3));
+        // RFC 8446 section 5.1: fragments of a handshake are never empty.
+        if len == 0 || len > LONGEST_FRAGMENT {
+            return Err(End::Wrong);
+        }
+        (self.at, self.left) = (self.record + RECORD_LEN, len);
+        self.record = self.at + len;
+        Ok(())
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        if self.taken >= self.end {
+            return Err(End::Wrong);
+        }
+        self.fill()?;
+        let byte = *self.bytes.get(self.at).ok_or(End::Missing)?;
+        (self.at, self.left, self.taken) = (self.at + 1, self.left - 1, self.taken + 1);
+        Ok(byte)
+    }
+
+    fn number(&mut self, bytes: usize) -> Result<usize> {
+        (0..bytes).try_fold(0, |number, _| Ok(number << 8 | usize::from(self.byte()?)))
+    }
+
+    /// Skips so many bytes, record by record.
+    fn skip(&mut self, mut count: usize) -> Result<()> {
+        if count > self.end - self.taken {
+            return Err(End::Wrong);
+        }
+        while count > 0 {
+            self.fill()?;
+            let step = count.min(self.left);
+            (self.at, self.left, self.taken) = (self.at + step, self.left - step, self.taken + step);
+            count -= step;
+        }
+        if self.at > self.bytes.len() { Err(End::Missing) } else { Ok(()) }
+    }
+
+    /// Reads something that is `len` bytes long, with nothing behind it.
+    fn within<T>(&mut self, len: usize, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if len > self.end - self.taken {
+            return Err(End::Wrong);
+        }
+        let outer = core::mem::replace(&mut self.end, self.taken + len);
+        let result = read(self)?;
+        if self.taken != self.end {
+            return Err(End::Wrong);
+        }
+        self.end = outer;
+        Ok(result)
+    }
+}
+
+/// The name in a ClientHello, which is there as a whole.
+fn hello(stream: &mut Stream) -> Result<Option<Name>> {
+    if stream.byte()? != CLIENT_HELLO {
+        return Err(End::Wrong);
+    }
+    let len = stream.number(3)?;
+    stream.within(len, |stream| {
+        // Version and random.
+        if stream.byte()? != 3 {
+            return Err(End::Wrong);
+        }
+        stream.skip(33)?;
+        let session = stream.number(1)?;
+        if session > 32 {
+            return Err(End::Wrong);
+        }
+        stream.skip(session)?;
+        let suites = stream.number(2)?;
+        if suites < 2 || suites % 2 == 1 {
+            return Err(End::Wrong);
+        }
+        stream.skip(suites)?;
+        let methods = stream.number(1)?;
+        if methods == 0 {
+            return Err(End::Wrong);
+        }
+        stream.skip(methods)?;
+        if stream.taken == stream.end {
+            // RFC 5246 section 7.4.1.2: extensions may be absent.
+            return Ok(None);
+        }
+        let extensions = stream.number(2)?;
+        stream.within(extensions, |stream| {
+            let mut name = None;
+            let mut is_named = false;
+            while stream.taken < stream.end {
+                let kind = stream.number(2)? as u16;
+                let len = stream.number(2)?;
+                if kind != SERVER_NAME {
+                    stream.skip(len)?;
+                    continue;
+                }
+                // RFC 8446 section 4.2: not more than one extension of a kind.
+                if core::mem::replace(&mut is_named, true) {
+                    return Err(End::Wrong);
+                }
+                name = stream.within(len, server_name)?;
+            }
+            Ok(name)
+        })
+    })
+}
+
+/// The list in a server_name extension.
+fn server_name(stream: &mut Stream) -> Result<Option<Name>> {
+    let len = stream.number(2)?;
+    stream.within(len, |stream| {
+        let mut name = None;
+        while stream.taken < stream.end {
+            let kind = stream.byte()?;
+            let len = stream.number(2)?;
+            if kind != HOST_NAME || name.is_some() {
+                stream.skip(len)?;
+                continue;
+            }
+            if len == 0 || len > stream.end - stream.taken {
+                return Err(End::Wrong);
+            }
+            let mut text = [0; 255];
+            match text.get_mut(..len) {
+                None => stream.skip(len)?,
+                Some(text) => {
+                    for byte in text.iter_mut() {
+                        *byte = stream.byte()?;
+                    }
+                    name = Name::new(text);
+                }
+            }
+        }
+        Ok(name)
+    })
+}
