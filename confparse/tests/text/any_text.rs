@@ -13,10 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
-use tcpstate::config::{
-    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits,
-    Mode, Network, Proved, RateLimit, SackConflict, Settings, Source, Stray, TimeoutSettings, Timeouts,
-};
+use tcpstate::config::{Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, SackConflict, ServiceConfig, ServiceRoute, ServiceServer, Settings, Source, Stray, TimeoutSettings, Timeouts};
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
 const OLDER: &str = include_str!("../../corpus/older.conf");
@@ -290,13 +287,48 @@ prop_compose! {
         (rate, limits) in (rates(), limits()),
         test_connections in any::<bool>(),
         treatment in treatments(),
+        (services, service_buffers, first_bytes) in (services(), 1..=65535usize, 512..=u16::MAX),
     ) -> tcpstate::Config {
         tcpstate::Config {
+            services, service_buffers, first_bytes,
             sack, mss, wscale, sack_conflict, learn_capacity, table_buckets, syn_cache_max, mss_table, wscale_table,
             ts_mss_table, own_mss, own_wscale, own_sack, own_ttl, mss_clamp, timeouts, rate, limits, test_connections,
             ..treatment
         }
     }
+}
+
+/// Services as they are read: of different addresses, each with servers of the same version.
+fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
+    let place = || (any::<[u32; 3]>(), 1..=u16::MAX, 1..=1000u16);
+    let name = "(\\*\\.)?[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,9}){0,2}";
+    let route = (vec(name, 1..4), vec(place(), 1..4));
+    let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), any::<bool>(), 0..3usize);
+    let servers = (vec(route, 0..4), vec(place(), 1..3), option::of(any::<[u32; 3]>()), 1..=3600u64);
+    let service = (shape, servers);
+    vec(service, 0..4).prop_map(|all| {
+        let service = |((v6, port, vlan, mac, http, header), (routes, default, next_hop, patience)), n| {
+            let of = |[a, b, c]: [u32; 3], low: u32| if v6 { [0x2001_0db8, a, b, c & !0xff | low] } else { [0, 0, 0xffff, c & !0xff | low] };
+            let server = |(words, port, weight)| ServiceServer { address: of(words, 0x80), port, weight };
+            let mac = mac.map(|[a, b, c, d, e, f]: [u8; 6]| [a & !1 | 2, b, c, d, e, f]);
+            ServiceConfig {
+                address: of([1, 2, 0x0a00_0000], n),
+                port,
+                vlan,
+                mac,
+                protocol: if http { Protocol::Http } else { Protocol::Tls },
+                header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][header],
+                routes: routes
+                    .into_iter()
+                    .map(|(names, servers)| ServiceRoute { names, servers: servers.into_iter().map(server).collect() })
+                    .collect(),
+                default: default.into_iter().map(server).collect(),
+                next_hop: next_hop.map(|words| of(words, 0x81)),
+                patience: Duration::from_secs(patience),
+            }
+        };
+        all.into_iter().zip(1..).map(|(parts, n)| service(parts, n)).collect()
+    })
 }
 
 /// A list of clients, of networks as they are read: without bits beyond their prefixes.
@@ -340,7 +372,7 @@ fn failures() -> impl Strategy<Value = Failures> {
 prop_compose! {
     fn configs()(
         engine in engines(),
-        workers in 1..=64usize,
+        several in 1..=64usize,
         (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
         (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
@@ -397,6 +429,8 @@ prop_compose! {
             update_every,
             capacity,
         };
+        // Services need a single worker.
+        let workers = if engine.services.is_empty() { several } else { 1 };
         Config { engine, workers, poll, fast_path, fast_path_flows, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
@@ -444,6 +478,11 @@ const PIECES: &[&str] = &[
     "network",
     "port",
     "vlan",
+    "services = { { address = \"192.0.2.1\"; port = 80; default = { \"192.0.2.2:80*2\" }; } };",
+    "routes",
+    "routes = { \"a.b *.c = 192.0.2.2:80 [2001:db8::1]:80\" };",
+    "mac = { \"02:00:00:00:00:01\" };",
+    "service_buffers = 4;",
     "destinations = { { network = \"192.0.2.0/24\"; handshake = early; } };",
     "{ network = \"::/0\"; port = 1; timeouts = { connected = 9; }; }",
     "\"192.0.2.10:80\"",

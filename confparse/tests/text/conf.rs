@@ -56,6 +56,9 @@ fn the_sample_sets_what_it_shows() {
             }
             (Takes::List { .. }, _) => "{ 0, 3 }".to_owned(),
             (Takes::PowerOfTwo { .. }, _) => "2".to_owned(),
+            (Takes::Services, _) => {
+                "{ { address = \"192.0.2.1\"; port = 443; default = { \"192.0.2.2:443\" }; } }".to_owned()
+            }
             (Takes::Address, _) => "\"192.0.2.1\"".to_owned(),
             (Takes::Socket | Takes::State, _) => "\"/a\"".to_owned(),
             (Takes::Listener, _) => "\"127.0.0.1:1\"".to_owned(),
@@ -70,6 +73,8 @@ fn the_sample_sets_what_it_shows() {
         let start = SAMPLE.find(&format!("    {} = ", key.name)).expect("a line of its own");
         let end = start + SAMPLE[start..].find(';').expect("an end");
         let text = format!("{}    {} = {other}{}", &SAMPLE[..start], key.name, &SAMPLE[end..]);
+        // Services need them.
+        let text = if key.name == "services" { text.replace("service_buffers = 0", "service_buffers = 1") } else { text };
         let config = parse(&text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}")).config;
         assert_ne!(config, sample(), "`{}`", key.name);
         assert_ne!(key.value(&config), key.value(&Config::default()), "`{}`", key.name);

@@ -208,7 +208,8 @@ impl Policy {
             }
             destinations.insert(place, builder.add(&draft));
         }
-        let services = Services::new(&config.services);
+        // Without memory for their first bytes there are none.
+        let services = if config.has_redirects() { Services::new(&config.services) } else { Services::default() };
         builder.own(&mut destinations, &services, config.first_bytes);
         Self {
             everybody: builder.rules[0],

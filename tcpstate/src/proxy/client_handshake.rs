@@ -843,6 +843,7 @@ mod tests {
                     side,
                     v6,
                     client,
+                    lan_port: key(v6).lan_port,
                     seq,
                     ack,
                     flags,

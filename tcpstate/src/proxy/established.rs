@@ -114,6 +114,15 @@ impl Proxy {
 
     /// Segments of a flow after both handshakes.
     pub(super) fn on_established(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if ctx.side == Side::Lan && ctx.kind == Kind::Ack && self.table[id].is(FlowFlags::REDIRECTED) {
+            let raised = self.raise(&mut ctx, id);
+            let Context { side, kind, hash, tokens, now, head, egress, .. } = ctx;
+            return self.on_connected(Context { side, segment: &raised, kind, hash, tokens, now, head, egress }, id);
+        }
+        self.on_connected(ctx, id)
+    }
+
+    fn on_connected(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
         if self.table[id].is_crossed()
             && let Some(verdict) = self.on_crossed(&mut ctx, id)
         {
@@ -608,6 +617,7 @@ mod tests {
             side,
             v6,
             client: key(v6).wan[3],
+            lan_port: key(v6).lan_port,
             seq,
             ack,
             flags,

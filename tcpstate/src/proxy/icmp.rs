@@ -213,13 +213,13 @@ impl Proxy {
             } else {
                 patch.include(outer);
             }
+            match side {
+                Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
+                Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
+            }
         }
         let sum = patch.apply(be16(frame, icmp + 2));
         put16(frame, icmp + 2, sum);
-        match side {
-            Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
-            Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
-        }
     }
 
     /// Nothing of the client's has been passed, so an error of the WAN is about our SYN-ACK, which did not reach the client: its entry goes, as a host's

@@ -136,6 +136,10 @@ impl Proxy {
         if ctx.segment.indirect {
             return Verdict::Drop(DropReason::NoFlow);
         }
+        // It may be what follows a proof that is late, or lost: the client sends that again.
+        if kind == Kind::Ack && self.caches.recent_syns.may_have(ctx.hash, ctx.now) {
+            return Verdict::Drop(DropReason::BadCookie);
+        }
         self.on_own_side(ctx, kind)
     }
 }

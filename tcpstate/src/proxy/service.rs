@@ -14,7 +14,6 @@
 
 use super::context::{Context, are_possible, is_damaged};
 use super::proof::Proof;
-use super::reply::bare_reset;
 use super::server_handshake::{SECOND, fill_server_syn_sent, join, server_syn_options, syn_window};
 use super::{Egress, Proxy};
 use crate::cache::gathered::Full;
@@ -48,6 +47,9 @@ const FLIGHT: usize = 16;
 const WAIT_FOR_NEIGHBOUR: Ticks = 64;
 /// How often a client that was turned away is told so.
 const FAREWELLS: u8 = 4;
+/// For how long a client that was reset is reset again, should the first reset be lost: 4 s, in ticks. What it has sent was acknowledged, so that nothing
+/// it sends again proves anything any more.
+const RESET_AGAIN: Ticks = 4 * SECOND;
 
 /// What has become of a connection whose client has sent something.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,6 +148,9 @@ impl Proxy {
             Kind::Syn => return self.answer_syn(ctx, Some(id)),
             Kind::Rst | Kind::Ack => {}
         }
+        if self.table[id].is(FlowFlags::RESET_LAN) {
+            return self.reset_again(ctx, id);
+        }
         if self.table[id].has_finished(Side::Lan) {
             return self.on_turned_away(ctx, id);
         }
@@ -215,7 +220,7 @@ impl Proxy {
         let is_whole = !ctx.segment.fragmented && ctx.head.is_whole();
         if len > 0 && is_whole {
             let number = match self.gathered(id) {
-                0 => match self.take_place(id, ctx.egress) {
+                0 => match self.take_place(id, now, ctx.egress) {
                     Some(number) => number,
                     None => return Verdict::Drop(DropReason::NotHeld),
                 },
@@ -237,7 +242,7 @@ impl Proxy {
                 }
             }
         }
-        if self.table[id].has_finished(Side::Lan) {
+        if self.table[id].is(FlowFlags::RESET_LAN.and(FlowFlags::FIN_LAN)) {
             return Verdict::Drop(DropReason::Consumed);
         }
         if ctx.segment.seq_len() == 0 && seq == self.table[id].endpoint(Side::Wan).next {
@@ -247,14 +252,15 @@ impl Proxy {
     }
 
     /// A place for the first bytes of a flow.
-    fn take_place(&mut self, id: Id, egress: &mut impl Egress) -> Option<u16> {
+    fn take_place(&mut self, id: Id, now: Instant, egress: &mut impl Egress) -> Option<u16> {
         let key = self.table.key(id);
         let (network, first) = (self.caches.limiter.network(&key), self.table[id].endpoint(Side::Wan).next);
         let number = match self.caches.gathered.take(id.0, network.into(), first) {
             Ok(number) => number,
             Err(Full::Spare(owner)) => {
                 self.counters.count(Event::GatheredSpared);
-                self.end_both(self.table.at(owner), egress);
+                let owner = self.table.at(owner);
+                self.end_both(owner, tick(now), egress);
                 self.caches.gathered.take(id.0, network.into(), first).ok()?
             }
             Err(Full::Refused) => return None,
@@ -319,7 +325,7 @@ impl Proxy {
         }
         let header = Header::new(service.header, &key);
         if !header.bytes().is_empty() {
-            let number = if gathered == 0 { self.take_place(id, egress) } else { Some(gathered) };
+            let number = if gathered == 0 { self.take_place(id, now, egress) } else { Some(gathered) };
             let Some(number) = number else { return self.refuse(id, None, now, egress) };
             self.caches.gathered.put_header(number, header);
         }
@@ -379,11 +385,15 @@ impl Proxy {
 
     /// The timer of a connection whose server has not answered.
     pub(super) fn redial(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
+        if self.table[id].is(FlowFlags::RESET_LAN) {
+            return self.forget(id);
+        }
+        self.table.enter(id, tick(now).wrapping_add(1));
         let (key, flow) = (self.table.key(id), &self.table[id]);
         let passed = tick(now).wrapping_sub(flow.born);
         if self.is_given_up(id) || passed >= self.settings.profiles.of(flow.profile).server_syn_sent {
             self.counters.count(Event::DialTimeout);
-            return self.end_both(id, egress);
+            return self.end_both(id, tick(now), egress);
         }
         if flow.attempts > 1 {
             let server = self.table.redirected(id).map_or(key, Redirect::key);
@@ -392,12 +402,14 @@ impl Proxy {
         if self.table[id].attempts > 0 {
             self.counters.count(Event::DialRepeated);
         }
-        self.table.enter(id, tick(now).wrapping_add(1));
         self.send_service_syn(id, now, egress);
     }
 
     /// Segments of a server of a service that has not answered.
     pub(super) fn on_server_of_service(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        if self.table[id].is(FlowFlags::RESET_LAN) {
+            return self.on_own_side(ctx, Kind::Rst);
+        }
         let next = self.next_number(id, Side::Lan);
         let acknowledges = ctx.segment.flags.has(Flags::ACK);
         let answers = acknowledges && ctx.segment.ack == next;
@@ -412,8 +424,7 @@ impl Proxy {
             Kind::Rst => {
                 self.counters.count(Event::Refused);
                 self.remember(ctx.key(), Met::Reset, true, ctx.now);
-                self.reset_client(id, ctx.egress);
-                self.forget(id);
+                self.end_client(id, tick(ctx.now), ctx.egress);
                 Verdict::Drop(DropReason::Consumed)
             }
             Kind::SynAck if answers => self.splice_service(ctx, id),
@@ -513,7 +524,7 @@ impl Proxy {
     pub(super) fn repeat_again(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
         let number = self.gathered(id);
         if self.is_given_up(id) || number == 0 || self.table[id].attempts >= REPETITIONS {
-            return self.end_both(id, egress);
+            return self.end_both(id, tick(now), egress);
         }
         self.counters.count(Event::GatheredRepeated);
         let attempts = self.table.update(id, |flow| {
@@ -526,7 +537,7 @@ impl Proxy {
     }
 
     /// Segments of a server that has not acknowledged what was repeated.
-    pub(super) fn on_server_while_repeating(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+    pub(super) fn on_server_while_repeating(&mut self, ctx: Context<impl Egress>, id: Id) -> Verdict {
         let number = self.gathered(id);
         if number == 0 {
             return self.on_established(ctx, id);
@@ -565,19 +576,20 @@ impl Proxy {
             self.table.schedule(id, tick(ctx.now).wrapping_add(ticks(REPEATED)));
             self.repeat(id, ctx.now, ctx.egress);
         }
-        let raised = self.raise(&mut ctx, number, granted, id);
-        let Context { side, kind, hash, tokens, now, head, egress, .. } = ctx;
-        self.on_established(Context { side, segment: &raised, kind, hash, tokens, now, head, egress }, id)
+        self.on_established(ctx, id)
     }
 
-    /// Raises the acknowledgement of a server's segment to what the client was acknowledged, and lowers its window by as much.
-    fn raise(&self, ctx: &mut Context<impl Egress>, number: u16, granted: u32, id: Id) -> Segment {
-        let (mut segment, end) = (*ctx.segment, self.caches.gathered.get(number).end());
+    /// Raises the acknowledgement of a segment of a service's server to what the client was acknowledged, if it lies before that, and lowers its window by as
+    /// much: while the box repeats, and when such a segment comes late.
+    pub(super) fn raise(&self, ctx: &mut Context<impl Egress>, id: Id) -> Segment {
+        let (mut segment, flow) = (*ctx.segment, &self.table[id]);
+        let end = flow.endpoint(Side::Lan).acked + self.table.client_deltas(id).0;
         if !segment.ack.before(end) {
             return segment;
         }
         let left = end.beyond(segment.ack);
-        let scale = self.table[id].endpoint(Side::Lan).scale().unwrap_or_default();
+        let scale = flow.endpoint(Side::Lan).scale().unwrap_or_default();
+        let Window(granted) = segment.window << scale;
         let window = Window(granted.saturating_sub(left)).field(scale);
         let header = &mut ctx.head.bytes_mut()[segment.tcp.into()..segment.payload.into()];
         let mut patch = Patch::default();
@@ -597,17 +609,20 @@ impl Proxy {
 
     /// The client has not said in time what it asks for, or was turned away and does not leave.
     pub(super) fn end_patience(&mut self, id: Id, now: Instant, egress: &mut impl Egress) {
-        if self.is_given_up(id) {
-            return self.end_both(id, egress);
+        if self.table[id].is(FlowFlags::RESET_LAN) {
+            return self.forget(id);
         }
         self.table.enter(id, tick(now).wrapping_add(1));
+        if self.is_given_up(id) {
+            return self.end_both(id, tick(now), egress);
+        }
         if self.table[id].has_finished(Side::Lan) {
             let attempts = self.table.update(id, |flow| {
                 flow.attempts += 1;
                 flow.attempts
             });
             if attempts > FAREWELLS {
-                return self.end_both(id, egress);
+                return self.end_both(id, tick(now), egress);
             }
             self.say_farewell(id, now, egress);
             return self.table.schedule(id, tick(now).wrapping_add(SECOND << attempts));
@@ -629,7 +644,7 @@ impl Proxy {
     fn refuse(&mut self, id: Id, asked: Option<Protocol>, now: Instant, egress: &mut impl Egress) -> Outcome {
         self.counters.count(Event::ServiceRefused);
         if asked != Some(Protocol::Tls) {
-            self.end_both(id, egress);
+            self.end_both(id, tick(now), egress);
             return Outcome::Ended;
         }
         egress.note(|| "nobody has that name: alert unrecognized_name, and FIN".into());
@@ -704,28 +719,39 @@ impl Proxy {
         verdict
     }
 
-    /// Resets both ends of a connection, as far as they know of it, and forgets it.
-    fn end_both(&mut self, id: Id, egress: &mut impl Egress) {
-        match self.table[id].state() {
-            State::Gathering | State::ServerSynSent => {
-                self.abort_server(id, egress);
-                let after = self.table[id].endpoint(Side::Lan).next;
-                let (envelope, ack) = (self.envelope(id, Side::Lan), self.table[id].endpoint(Side::Lan).acked);
-                let reset = bare_reset(&envelope, after, &OptionList::none()).flags;
-                // It acknowledges what the client has sent, as a host's would that has read some of it.
-                let reset = Outgoing {
-                    envelope: &envelope,
-                    seq: after,
-                    ack,
-                    flags: reset.and(Flags::ACK),
-                    window: RawWindow(0),
-                    options: &OptionList::none(),
-                };
-                self.emit(Side::Wan, &reset, egress);
-            }
-            _ => _ = self.reset_both(id, egress),
+    /// Resets both ends of a connection, as far as they know of it.
+    fn end_both(&mut self, id: Id, now: Ticks, egress: &mut impl Egress) {
+        if matches!(self.table[id].state(), State::Gathering | State::ServerSynSent) {
+            self.abort_server(id, egress);
+            return self.end_client(id, now, egress);
         }
+        self.reset_both(id, egress);
         self.forget(id);
+    }
+
+    /// Resets a client whose server has not answered. The flow stays for a moment, to do so again.
+    fn end_client(&mut self, id: Id, now: Ticks, egress: &mut impl Egress) {
+        self.release_gathered(id);
+        self.table.update(id, |flow| flow.set(FlowFlags::RESET_LAN, true));
+        self.table.schedule(id, now.wrapping_add(RESET_AGAIN));
+        let flow = &self.table[id];
+        let (seq, ack) = (flow.endpoint(Side::Lan).next, flow.endpoint(Side::Lan).acked);
+        let envelope = self.envelope(id, Side::Lan);
+        // It acknowledges what the client has sent, as a host's would that has read some of it.
+        let flags = Flags::RST.and(Flags::ACK);
+        let options = OptionList::none();
+        let reset = Outgoing { envelope: &envelope, seq, ack, flags, window: RawWindow(0), options: &options };
+        self.emit(Side::Wan, &reset, egress);
+    }
+
+    /// A client that was reset has not noticed.
+    fn reset_again(&mut self, mut ctx: Context<impl Egress>, id: Id) -> Verdict {
+        let flow = &self.table[id];
+        if ctx.kind == Kind::Rst || !ctx.segment.ack.within(flow.outer_isn + 1, flow.endpoint(Side::Lan).next) {
+            return Verdict::Drop(DropReason::WrongState);
+        }
+        let (seq, ack) = (ctx.segment.ack, ctx.segment.seq + ctx.segment.seq_len());
+        self.refuse_in_place(&mut ctx, Some(id), seq, Some(ack))
     }
 
     /// Gives a segment of a flow of a service, which passes translated, the addresses and ports of the other side.

@@ -1,0 +1,643 @@
+//! Services between two simple TCPs, over links that lose, repeat and reorder: whatever happens on the way, each end gets every byte of the other, the
+//! server is the one of the name that was asked for, and no number, echo or checksum is one that its receiver cannot have.
+
+use super::{Memory, Proxy, Secrets};
+use crate::config::{Protocol, ProxyHeader, ServiceConfig, ServiceRoute, ServiceServer};
+use crate::seq::{RawWindow, SeqNum, WindowScale};
+use crate::service::default_mac;
+use crate::service::proxy_header::Header;
+use crate::wire::neighbour::{Neighbour, Statement, tags};
+use crate::wire::{Addr, Envelope, Flags, FlowKey, Mac, OptionList, Options, Outgoing, Parsed, Tags, Timestamps};
+use crate::{Config, DropReason, Egress, Event, Head, Instant, Side, State, Verdict};
+use core::time::Duration;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 0xc1];
+const SERVER_MAC: Mac = [2, 0, 0, 0, 0, 0x51];
+const PORT: u16 = 80;
+
+fn address(v6: bool, last: u32) -> Addr {
+    if v6 { [0xfd77_0000, 0, 0, last] } else { [0, 0, 0xffff, 0x0a4d_0000 | last] }
+}
+
+/// A small source of chance.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn below(&mut self, n: u32) -> u32 {
+        self.next() % n.max(1)
+    }
+
+    fn happens(&mut self, percent: u32) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// One end: a TCP that sends what it has in segments of any size, goes back to what is not acknowledged when time has passed, and keeps what comes.
+struct End {
+    key: FlowKey,
+    side: Side,
+    own_mac: Mac,
+    peer_mac: Mac,
+    isn: SeqNum,
+    /// What it sends.
+    out: Vec<u8>,
+    /// How much of that is acknowledged (the SYN counts one, the FIN too), and sent.
+    acked: u32,
+    sent: u32,
+    peer: Option<SeqNum>,
+    /// How much of the peer's numbers has come in order, the SYN included.
+    received: u32,
+    bytes: Vec<u8>,
+    early: BTreeMap<u32, Vec<u8>>,
+    peer_fin: Option<u32>,
+    window: u32,
+    scale: Option<WindowScale>,
+    peer_scale: Option<WindowScale>,
+    offers_scale: Option<WindowScale>,
+    timestamps: bool,
+    clock: u32,
+    first_clock: u32,
+    recent: u32,
+    /// Whether it may send its data and FIN.
+    may_send: bool,
+    owes: bool,
+    quiet: u32,
+    is_reset: bool,
+}
+
+impl End {
+    fn new(side: Side, key: FlowKey, isn: u32, clock: u32, timestamps: bool, scale: Option<u8>) -> Self {
+        Self {
+            key,
+            side,
+            own_mac: if side == Side::Wan { CLIENT_MAC } else { SERVER_MAC },
+            peer_mac: if side == Side::Wan { default_mac(&key.lan) } else { CLIENT_MAC },
+            isn: SeqNum::new(isn),
+            out: Vec::new(),
+            acked: 0,
+            sent: 0,
+            peer: None,
+            received: 0,
+            bytes: Vec::new(),
+            early: BTreeMap::new(),
+            peer_fin: None,
+            window: 0,
+            scale: None,
+            peer_scale: None,
+            offers_scale: scale.map(WindowScale::clamped),
+            timestamps,
+            clock,
+            first_clock: clock,
+            recent: 0,
+            may_send: side == Side::Wan,
+            owes: false,
+            quiet: 0,
+            is_reset: false,
+        }
+    }
+
+    fn fin_at(&self) -> u32 {
+        1 + self.out.len() as u32
+    }
+
+    fn is_done(&self) -> bool {
+        self.acked == self.fin_at() + 1 && self.peer_fin == Some(self.received)
+    }
+
+    fn frame(&mut self, at: u32, data: &[u8], flags: Flags) -> Vec<u8> {
+        self.clock = self.clock.wrapping_add(1);
+        let envelope = Envelope {
+            from: self.own_mac,
+            to: self.peer_mac,
+            key: self.key,
+            sender: self.side,
+            ttl: 64,
+            class: 0,
+            id: 0,
+            label: 0,
+            tags: Tags::default(),
+        };
+        let opens = flags.has(Flags::SYN);
+        let echo = if flags.has(Flags::ACK) { self.recent } else { 0 };
+        let timestamps = self.timestamps.then_some(Timestamps { value: self.clock, echo });
+        let options = match opens {
+            true => OptionList::syn(Some(1460), true, timestamps, self.offers_scale),
+            false => OptionList::plain(timestamps),
+        };
+        let free = 30_000;
+        let window = if opens { RawWindow(free) } else { RawWindow(free >> self.scale.map_or(0, WindowScale::get)) };
+        let ack = self.peer.map_or(SeqNum::new(0), |peer| peer + self.received);
+        let flags = if self.peer.is_some() { flags.and(Flags::ACK) } else { flags };
+        let outgoing = Outgoing { envelope: &envelope, seq: self.isn + at, ack, flags, window, options: &options };
+        let mut buffer = vec![0; 2048];
+        let header = envelope.frame_len(&options);
+        buffer[header..header + data.len()].copy_from_slice(data);
+        let len = outgoing.write_around(&mut buffer, data.len());
+        buffer.truncate(len);
+        self.owes = false;
+        buffer
+    }
+
+    /// What it has to say.
+    fn speak(&mut self, chance: &mut Chance) -> Vec<Vec<u8>> {
+        let mut said = Vec::new();
+        if self.is_reset || self.side == Side::Lan && self.peer.is_none() {
+            return said;
+        }
+        self.quiet += 1;
+        if self.quiet > 30 && self.acked <= self.fin_at() {
+            (self.sent, self.quiet) = (self.acked, 0);
+        }
+        if self.acked == 0 {
+            if self.sent == 0 {
+                self.sent = 1;
+                said.push(self.frame(0, &[], Flags::SYN));
+            }
+            return said;
+        }
+        let end = if self.may_send { self.fin_at() } else { 1 };
+        for _ in 0..1 + chance.below(4) {
+            let room = (self.acked + self.window).saturating_sub(self.sent);
+            let from = self.sent.max(1);
+            let len = (end - from.min(end)).min(room).min(1 + chance.below(1400)).min(1448);
+            if len == 0 {
+                break;
+            }
+            let data = self.out[from as usize - 1..(from + len) as usize - 1].to_vec();
+            said.push(self.frame(from, &data, Flags::ACK));
+            self.sent = from + len;
+        }
+        if self.may_send && self.sent == self.fin_at() {
+            said.push(self.frame(self.sent, &[], Flags::FIN.and(Flags::ACK)));
+            self.sent += 1;
+        }
+        if self.owes {
+            let at = self.sent.max(1);
+            said.push(self.frame(at, &[], Flags::ACK));
+        }
+        said
+    }
+
+    fn hear(&mut self, frame: &mut [u8]) -> Result<(), TestCaseError> {
+        let len = frame.len();
+        let from = self.side.other();
+        let head = Head::whole(frame, len);
+        // The engine sorts addresses by side: what comes to the WAN's end comes from the LAN.
+        let Parsed::Tcp(segment) = Parsed::parse(from, &head) else {
+            return Err(TestCaseError::fail("no segment"));
+        };
+        prop_assert!(segment.checksums_hold(&head), "checksum");
+        prop_assert_eq!(segment.key, self.key);
+        prop_assert_eq!(&head.bytes()[..6], &self.own_mac[..]);
+        if self.side == Side::Wan {
+            prop_assert_eq!(&head.bytes()[6..12], &self.peer_mac[..], "the box's address");
+        }
+        let flags = segment.flags;
+        if flags.has(Flags::RST) {
+            self.is_reset = true;
+            return Ok(());
+        }
+        let options = Options::read(segment.options(head.bytes()));
+        if let Some(Timestamps { value, echo }) = options.timestamps {
+            prop_assert!(self.timestamps || flags.has(Flags::SYN), "timestamps that were not offered");
+            let ahead = echo.wrapping_sub(self.first_clock);
+            let may_echo = echo == 0 || ahead <= self.clock.wrapping_sub(self.first_clock);
+            prop_assert!(may_echo || flags.has(Flags::SYN), "an echo of what was never sent");
+            self.recent = SeqNum::later(self.recent, value);
+        }
+        if flags.has(Flags::SYN) {
+            if self.peer.is_none() {
+                self.peer = Some(segment.seq);
+                self.received = 1;
+                if let Some(timestamps) = options.timestamps {
+                    self.recent = timestamps.value;
+                } else {
+                    self.timestamps = false;
+                }
+                self.peer_scale = options.scale.filter(|_| self.offers_scale.is_some());
+                self.scale = self.offers_scale.filter(|_| options.scale.is_some());
+                self.window = segment.window.0.into();
+            }
+            prop_assert_eq!(self.peer, Some(segment.seq), "a second SYN has the same number");
+            if self.side == Side::Lan {
+                self.sent = 0;
+            } else {
+                prop_assert_eq!(segment.ack, self.isn + 1);
+                self.acked = self.acked.max(1);
+            }
+            self.owes = true;
+            return Ok(());
+        }
+        let Some(peer) = self.peer else { return Ok(()) };
+        let acked = segment.ack.beyond(self.isn);
+        prop_assert!(acked <= self.fin_at() + 1, "acknowledges what was not sent: {} of {}", acked, self.fin_at());
+        if acked > self.acked {
+            (self.acked, self.quiet) = (acked, 0);
+            self.sent = self.sent.max(acked);
+        }
+        if acked == self.acked {
+            self.window = u32::from(segment.window.0) << self.peer_scale.map_or(0, WindowScale::get);
+        }
+        let at = segment.seq.beyond(peer);
+        let data = &head.bytes()[segment.payload.into()..][..segment.payload_len() as usize];
+        if !data.is_empty() && at < 1 << 30 {
+            prop_assert!(at + data.len() as u32 <= self.received + 30_000 + 1460, "beyond the window");
+            self.early.insert(at, data.to_vec());
+        }
+        if flags.has(Flags::FIN) {
+            let fin = at + data.len() as u32 + 1;
+            prop_assert!(self.peer_fin.is_none_or(|before| before == fin), "one FIN");
+            self.peer_fin = Some(fin);
+        }
+        self.owes = segment.seq_len() > 0;
+        let mut again = true;
+        while core::mem::take(&mut again) {
+            for (at, data) in self.early.range(..=self.received) {
+                let skip = (self.received - at) as usize;
+                if let Some(fresh) = data.get(skip..).filter(|fresh| !fresh.is_empty()) {
+                    self.bytes.extend_from_slice(fresh);
+                    self.received += fresh.len() as u32;
+                    again = true;
+                    break;
+                }
+            }
+        }
+        if self.peer_fin == Some(self.received + 1) {
+            self.received += 1;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Sent(Vec<(Side, Vec<u8>)>);
+
+impl Egress for Sent {
+    fn emit(&mut self, to: Side, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let mut buffer = vec![0xee; 1600];
+        let len = write(&mut buffer);
+        buffer.truncate(len);
+        self.0.push((to, buffer));
+        true
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    seed: u64,
+    v6: bool,
+    isns: (u32, u32),
+    timestamps: (bool, bool),
+    scales: (Option<u8>, Option<u8>),
+    header: ProxyHeader,
+    /// Percent of frames that are lost, repeated, late.
+    trouble: (u32, u32, u32),
+    /// How long the client's head, and the rest of what it sends.
+    sizes: (usize, usize),
+    /// Which of three names; the last has no server.
+    name: usize,
+    cookies: bool,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let near_wrap = || prop_oneof![2 => any::<u32>(), 1 => (0u32..20_000).prop_map(|n| n.wrapping_neg())];
+    let header = prop_oneof![Just(ProxyHeader::None), Just(ProxyHeader::V1), Just(ProxyHeader::V2)];
+    let trouble = prop_oneof![1 => Just((0, 0, 0)), 3 => (0u32..20, 0u32..10, 0u32..30)];
+    let scale = || prop::option::of(0u8..10);
+    (
+        (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
+        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>()),
+    )
+        .prop_map(|((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies))| Plan {
+            seed,
+            v6,
+            isns,
+            timestamps,
+            scales,
+            header,
+            trouble,
+            sizes,
+            name,
+            cookies,
+        })
+}
+
+struct World {
+    plan: Plan,
+    chance: Chance,
+    proxy: Proxy,
+    now: Instant,
+    /// What is on its way, by when it comes: to the box from a side, or from the box to one.
+    wire: BTreeMap<(u64, u32), (Side, bool, Vec<u8>)>,
+    count: u32,
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let server = |last| ServiceServer { address: address(plan.v6, last), port: 8080, weight: 1 };
+        let route = |name: &str, last| ServiceRoute { names: vec![name.into()], servers: vec![server(last)] };
+        let config = Config {
+            table_buckets: 8,
+            learn_capacity: 64,
+            syn_cache_max: if plan.cookies { 0 } else { 4 },
+            service_buffers: 4,
+            services: vec![ServiceConfig {
+                address: address(plan.v6, 100),
+                port: PORT,
+                vlan: 0,
+                mac: None,
+                protocol: Protocol::Http,
+                header: plan.header,
+                routes: vec![route("zero.example", 10), route("*.one.example", 11)],
+                default: Vec::new(),
+                next_hop: None,
+                patience: Duration::from_secs(60),
+            }],
+            ..Config::default()
+        };
+        let now = Instant::from_secs(1000);
+        let proxy = Proxy::with_memory(&config, &Secrets::new([7; 48]), now, Memory::anonymous(&config));
+        Self { plan, chance: Chance(plan.seed), proxy, now, wire: BTreeMap::new(), count: 0 }
+    }
+
+    /// Puts a frame on the way.
+    fn send(&mut self, side: Side, to_box: bool, frame: Vec<u8>) {
+        let (lost, repeated, late) = self.plan.trouble;
+        if self.chance.happens(lost) {
+            return;
+        }
+        for _ in 0..1 + u32::from(self.chance.happens(repeated)) {
+            let later = if self.chance.happens(late) { self.chance.below(60) } else { 1 };
+            self.count += 1;
+            let due = self.now.as_micros() / 1000 + u64::from(later);
+            self.wire.insert((due, self.count), (side, to_box, frame.clone()));
+        }
+    }
+
+    /// A frame reaches the box.
+    fn process(&mut self, side: Side, frame: &[u8]) {
+        let mut buffer = [&[0; 64], frame, &[0; 192]].concat();
+        let mut head = Head::new(&mut buffer, 64, frame.len(), frame.len());
+        let mut sent = Sent::default();
+        let verdict = self.proxy.on_single(side, &mut head, self.now, &mut sent);
+        let frame = head.bytes().to_vec();
+        let to = match verdict {
+            Verdict::Forward => Some(side.other()),
+            Verdict::Reflect => Some(side),
+            Verdict::Drop(_) => None,
+            Verdict::Hold(_) => panic!("nothing of a service is held"),
+        };
+        for (to, frame) in sent.0 {
+            self.send(to, false, frame);
+        }
+        if let Some(to) = to {
+            self.send(to, false, frame);
+        }
+    }
+
+    fn request(&self) -> Vec<u8> {
+        let host = ["Zero.example", "a.one.example:80", "two.example"][self.plan.name];
+        let filler = "f".repeat(self.plan.sizes.0);
+        let head = format!("POST /{filler} HTTP/1.1\r\nX: {filler}\r\nHost: {host}\r\n\r\n");
+        let body = (0..self.plan.sizes.1).map(|n| (n * 13 % 251) as u8);
+        head.into_bytes().into_iter().chain(body).collect()
+    }
+
+    fn run(mut self) -> Result<(), TestCaseError> {
+        let plan = self.plan;
+        let key = FlowKey {
+            lan: address(plan.v6, 100),
+            wan: address(plan.v6, 1),
+            lan_port: PORT,
+            wan_port: 40_000,
+            v6: plan.v6,
+            ..FlowKey::default()
+        };
+        let last = 10 + plan.name as u32;
+        let server_key = FlowKey { lan: address(plan.v6, last), lan_port: 8080, ..key };
+        let mut client = End::new(Side::Wan, key, plan.isns.0, 77, plan.timestamps.0, plan.scales.0);
+        let mut server = End::new(Side::Lan, server_key, plan.isns.1, 9_000_000, plan.timestamps.1, plan.scales.1);
+        client.out = self.request();
+        server.out = (0..7000).map(|n: u32| (n * 17 % 239) as u8).collect();
+        let header = Header::new(plan.header, &key);
+        let expected = [header.bytes(), &client.out].concat();
+        let turned_away = plan.name == 2;
+        for step in 0..60_000u32 {
+            self.now = self.now + Duration::from_millis(1);
+            let due = self.now.as_micros() / 1000;
+            let mut sent = Sent::default();
+            while self.proxy.on_timeout(self.now, &mut sent) {}
+            for (to, frame) in sent.0 {
+                self.send(to, false, frame);
+            }
+            while let Some((&(at, n), _)) = self.wire.first_key_value()
+                && at <= due
+            {
+                let (side, to_box, mut frame) = self.wire.remove(&(at, n)).expect("it is there");
+                if to_box {
+                    self.process(side, &frame);
+                    continue;
+                }
+                if let Some(said) = Neighbour::parse(&frame) {
+                    if side == Side::Lan && said.asks && said.target != said.sender {
+                        let mut answer = vec![0; 100];
+                        let own = (said.target, SERVER_MAC);
+                        let len = Statement::Answers(said.sender, said.mac.expect("the box says where it is")).write(
+                            own,
+                            plan.v6,
+                            &tags(0),
+                            &mut answer,
+                        );
+                        answer.truncate(len);
+                        self.send(Side::Lan, true, answer);
+                    }
+                    continue;
+                }
+                match side {
+                    Side::Wan => client.hear(&mut frame)?,
+                    Side::Lan => {
+                        prop_assert!(!turned_away, "nobody has that name");
+                        server.hear(&mut frame)?;
+                    }
+                }
+            }
+            prop_assert!(client.bytes.len() <= server.out.len() && client.bytes == server.out[..client.bytes.len()]);
+            prop_assert!(server.bytes.len() <= expected.len() && server.bytes == expected[..server.bytes.len()]);
+            server.may_send = server.bytes.len() == expected.len();
+            if step % 5 == 0 {
+                for (side, end) in [(Side::Wan, &mut client), (Side::Lan, &mut server)] {
+                    for frame in end.speak(&mut self.chance) {
+                        self.send(side, true, frame);
+                    }
+                }
+            }
+            if client.is_reset {
+                prop_assert!(turned_away, "reset at step {}", step);
+                break;
+            }
+            prop_assert!(!server.is_reset, "the server is reset at step {}", step);
+            if client.is_done() && server.is_done() {
+                break;
+            }
+        }
+        if turned_away {
+            prop_assert!(client.is_reset);
+            prop_assert!(self.proxy.counters().happened(Event::ServiceRefused) > 0);
+        } else {
+            prop_assert!(client.is_done(), "the client has {} of {}, {} acked", client.bytes.len(), server.out.len(), client.acked);
+            prop_assert!(server.is_done(), "the server has {} of {}", server.bytes.len(), expected.len());
+        }
+        prop_assert_eq!(self.proxy.caches.gathered.taken().0, 0, "no place is lost");
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 10_000 }))]
+
+    #[test]
+    fn each_end_of_a_service_gets_every_byte_of_the_other(plan in plan()) {
+        World::new(plan).run()?;
+    }
+}
+
+/// A client's frame in a world without trouble.
+fn calm(v6: bool) -> (World, End) {
+    let plan = Plan {
+        seed: 1,
+        v6,
+        isns: (1000, 2000),
+        timestamps: (true, true),
+        scales: (Some(7), Some(7)),
+        header: ProxyHeader::None,
+        trouble: (0, 0, 0),
+        sizes: (0, 0),
+        name: 0,
+        cookies: false,
+    };
+    let world = World::new(plan);
+    let (lan, wan) = (address(v6, 100), address(v6, 1));
+    let key = FlowKey { lan, wan, lan_port: PORT, wan_port: 40_000, v6, ..FlowKey::default() };
+    (world, End::new(Side::Wan, key, 1000, 77, true, Some(7)))
+}
+
+/// What the box has sent to a side since the last time.
+fn heard(world: &mut World, side: Side) -> Vec<Vec<u8>> {
+    let all = core::mem::take(&mut world.wire);
+    let is_segment = |frame: &Vec<u8>| Neighbour::parse(frame).is_none();
+    all.into_values().filter(|(to, to_box, frame)| *to == side && !to_box && is_segment(frame)).map(|(.., frame)| frame).collect()
+}
+
+fn later(world: &mut World, by: Duration) {
+    world.now = world.now + by;
+    let mut sent = Sent::default();
+    while world.proxy.on_timeout(world.now, &mut sent) {}
+    for (to, frame) in sent.0 {
+        world.send(to, false, frame);
+    }
+}
+
+#[test]
+fn a_flood_of_syns_to_a_service_leaves_nothing_and_a_closed_port_refuses() {
+    let (mut world, mut client) = calm(false);
+    for port in 0..100 {
+        client.key.wan_port = 1000 + port;
+        let syn = client.frame(0, &[], Flags::SYN);
+        world.process(Side::Wan, &syn);
+    }
+    assert_eq!(heard(&mut world, Side::Wan).len(), 100);
+    assert_eq!(world.proxy.population().proxied, 0);
+    assert_eq!(world.proxy.caches.gathered.taken().0, 0);
+    client.key.lan_port = 81;
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    let mut answers = heard(&mut world, Side::Wan);
+    client.hear(&mut answers[0]).unwrap();
+    assert!(client.is_reset);
+}
+
+#[test]
+fn a_client_that_says_nothing_in_time_is_reset() {
+    let (mut world, mut client) = calm(true);
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    client.hear(&mut heard(&mut world, Side::Wan)[0]).unwrap();
+    assert!(client.window >= 16_000, "the window is open: {}", client.window);
+    let ack = client.frame(1, &[], Flags::ACK);
+    world.process(Side::Wan, &ack);
+    // And one that says little, again and again, gains nothing by it.
+    let little = client.frame(1, b"G", Flags::ACK);
+    world.process(Side::Wan, &little);
+    assert_eq!(world.proxy.population().proxied, 1);
+    later(&mut world, Duration::from_secs(59));
+    let more = client.frame(2, b"E", Flags::ACK);
+    world.process(Side::Wan, &more);
+    assert!(!client.is_reset);
+    heard(&mut world, Side::Wan);
+    later(&mut world, Duration::from_secs(3));
+    for mut frame in heard(&mut world, Side::Wan) {
+        client.hear(&mut frame).unwrap();
+    }
+    assert!(client.is_reset);
+    // One that has not heard that is told again, for a moment.
+    client.is_reset = false;
+    let again = client.frame(3, b"T", Flags::ACK);
+    world.process(Side::Wan, &again);
+    client.hear(&mut heard(&mut world, Side::Wan)[0]).unwrap();
+    assert!(client.is_reset);
+    later(&mut world, Duration::from_secs(5));
+    assert_eq!((world.proxy.population().proxied, world.proxy.caches.gathered.taken().0), (0, 0));
+    assert_eq!(world.proxy.counters().happened(Event::ServiceTimeout), 1);
+}
+
+#[test]
+fn what_is_for_the_box_and_no_service_does_not_pass() {
+    let (mut world, client) = calm(false);
+    let mut udp = vec![0; 60];
+    udp[..6].copy_from_slice(&default_mac(&client.key.lan));
+    udp[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17]);
+    let mut head = Head::whole(&mut udp, 60);
+    let verdict = world.proxy.on_single(Side::Wan, &mut head, world.now, &mut Sent::default());
+    assert_eq!(verdict, Verdict::Drop(DropReason::NotServed));
+    // A SYN of the LAN for it is refused, whose services are for the WAN.
+    let key = FlowKey { lan: address(false, 10), wan: address(false, 100), lan_port: 5000, wan_port: PORT, ..client.key };
+    let mut local = End::new(Side::Lan, key, 1, 1, false, None);
+    local.peer_mac = default_mac(&address(false, 100));
+    let syn = local.frame(0, &[], Flags::SYN);
+    world.process(Side::Lan, &syn);
+    let answers = heard(&mut world, Side::Lan);
+    assert_eq!(answers.len(), 1);
+    assert_eq!(world.proxy.population().passthrough, 0);
+}
+
+#[test]
+fn a_connection_whose_first_bytes_died_with_the_process_is_reset() {
+    let (mut world, mut client) = calm(false);
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    client.hear(&mut heard(&mut world, Side::Wan)[0]).unwrap();
+    let some = client.frame(1, b"GET / HT", Flags::ACK);
+    world.process(Side::Wan, &some);
+    let id = world.proxy.table.find(&client.key, client.key.hash(world.proxy.settings.hash_keys)).unwrap();
+    assert_eq!(world.proxy.table[id].state(), State::Gathering);
+    heard(&mut world, Side::Wan);
+    let World { plan, now, .. } = world;
+    let mut next = World::new(plan);
+    let config = Config { table_buckets: 8, learn_capacity: 64, syn_cache_max: 4, service_buffers: 4, ..Config::default() };
+    let memory = Memory { slab: world.proxy.into_slab(), ..Memory::anonymous(&config) };
+    next.proxy = Proxy::with_memory(&config, &Secrets::new([7; 48]), now, memory);
+    later(&mut next, Duration::from_millis(10));
+    for mut frame in heard(&mut next, Side::Wan) {
+        client.hear(&mut frame).unwrap();
+    }
+    assert!(client.is_reset);
+    later(&mut next, Duration::from_secs(5));
+    assert_eq!(next.proxy.population().proxied, 0);
+}

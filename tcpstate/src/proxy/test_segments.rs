@@ -24,6 +24,8 @@ pub struct TestSegment {
     pub v6: bool,
     /// The last word of the client's address.
     pub client: u32,
+    /// The server's port.
+    pub lan_port: u16,
     pub seq: u32,
     pub ack: u32,
     pub flags: u16,
@@ -40,7 +42,7 @@ impl TestSegment {
     /// The frame, untagged, its checksums right unless it is to be damaged.
     pub fn frame(&self) -> Vec<u8> {
         let mut key = key(self.v6);
-        key.wan[3] = self.client;
+        (key.wan[3], key.lan_port) = (self.client, self.lan_port);
         let (from, to) = if self.side == Side::Lan { (key.lan, key.wan) } else { (key.wan, key.lan) };
         let (from_port, to_port) =
             if self.side == Side::Lan { (key.lan_port, key.wan_port) } else { (key.wan_port, key.lan_port) };
@@ -90,6 +92,7 @@ impl Default for TestSegment {
             side: Side::Lan,
             v6: false,
             client: key(false).wan[3],
+            lan_port: key(false).lan_port,
             seq: 1,
             ack: 0,
             flags: 0,

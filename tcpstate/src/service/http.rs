@@ -9,6 +9,14 @@ const MOST_FIELDS: usize = 100;
 
 /// What these first bytes of a connection say; `most` can be read, and `fresh` of them are new since the last time.
 pub fn read(bytes: &[u8], fresh: usize, most: usize) -> Reading {
+    match read_some(bytes, fresh) {
+        // What a head that is too long would need never comes.
+        Reading::More if bytes.len() >= most => Reading::Other,
+        reading => reading,
+    }
+}
+
+fn read_some(bytes: &[u8], fresh: usize) -> Reading {
     // A request may begin behind an empty line (RFC 9112 section 2.2); its method is a token in upper case in all that is in use.
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     let Some(start) = start else { return if bytes.len() > 4 { Reading::Other } else { Reading::More } };
@@ -21,13 +29,13 @@ pub fn read(bytes: &[u8], fresh: usize, most: usize) -> Reading {
         _ => {}
     }
     if !has_end(bytes, fresh) {
-        return if bytes.len() < most { Reading::More } else { Reading::Other };
+        return Reading::More;
     }
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => Reading::Asks(host(&request)),
-        Ok(httparse::Status::Partial) if bytes.len() < most => Reading::More,
+        Ok(httparse::Status::Partial) => Reading::More,
         _ => Reading::Other,
     }
 }

@@ -1,0 +1,251 @@
+//! The parsers against generated input and another parser; routes and servers against what they promise.
+
+use super::names::{Name, is_pattern};
+use super::proxy_header::Header;
+use super::*;
+use crate::config::{ServiceRoute, ServiceServer};
+use crate::wire::FlowKey;
+use proptest::prelude::*;
+
+fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
+    [&kind.to_be_bytes(), &(body.len() as u16).to_be_bytes(), body].concat()
+}
+
+fn server_name(name: &[u8]) -> Vec<u8> {
+    let entry = [&[0], &(name.len() as u16).to_be_bytes()[..], name].concat();
+    extension(0, &[&(entry.len() as u16).to_be_bytes(), &entry[..]].concat())
+}
+
+/// A ClientHello's handshake message.
+fn hello(session: &[u8], suites: &[u16], extensions: &[u8]) -> Vec<u8> {
+    let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
+    let body = [
+        &[3, 3][..],
+        &[0xab; 32],
+        &[session.len() as u8],
+        session,
+        &(suites.len() as u16).to_be_bytes(),
+        &suites,
+        &[1, 0],
+        &(extensions.len() as u16).to_be_bytes(),
+        extensions,
+    ]
+    .concat();
+    let len = (body.len() as u32).to_be_bytes();
+    [&[1], &len[1..], &body].concat()
+}
+
+/// A message in records of these lengths, over and over.
+fn records(message: &[u8], lengths: &[usize]) -> Vec<u8> {
+    let (mut rest, mut out, mut lengths) = (message, Vec::new(), lengths.iter().cycle());
+    while !rest.is_empty() {
+        let len = rest.len().min(*lengths.next().unwrap());
+        out.extend([22, 3, 1]);
+        out.extend((len as u16).to_be_bytes());
+        out.extend(&rest[..len]);
+        rest = &rest[len..];
+    }
+    out
+}
+
+/// What a parser says of all beginnings of a text, which must not change its mind.
+fn says(protocol: Protocol, bytes: &[u8], steps: &[usize], most: usize) -> Reading {
+    let (mut at, mut steps) = (0, steps.iter().cycle());
+    loop {
+        let before = at;
+        at = (at + steps.next().unwrap()).min(bytes.len());
+        let reading = protocol.read(&bytes[..at], at - before, most);
+        if reading != Reading::More || at == bytes.len() {
+            return reading;
+        }
+    }
+}
+
+fn name(text: &str) -> Option<Name> {
+    Name::new(text.as_bytes())
+}
+
+/// Post-quantum key shares, GREASE, an outer hello of ECH: what clients send today.
+fn extensions() -> impl Strategy<Value = Vec<u8>> {
+    let grease = any::<u8>().prop_map(|n| extension(u16::from(n & 0xf0 | 0xa) * 0x101, &[0]));
+    let share = (0usize..1500).prop_map(|len| extension(51, &vec![7; len]));
+    let ech = (0usize..300).prop_map(|len| extension(0xfe0d, &vec![9; len]));
+    let other = (prop::sample::select(vec![10u16, 13, 16, 23, 43, 45]), prop::collection::vec(any::<u8>(), 0..40))
+        .prop_map(|(kind, body)| extension(kind, &body));
+    prop::collection::vec(prop_oneof![grease, share, ech, other], 0..8).prop_map(|all| all.concat())
+}
+
+proptest! {
+    #[test]
+    fn the_name_of_a_hello_is_found_across_records_and_segments(
+        before in extensions(), after in extensions(), named: bool, session in 0usize..=32,
+        lengths in prop::collection::vec(1usize..3000, 1..5), steps in prop::collection::vec(1usize..2000, 1..5),
+    ) {
+        let own = if named { server_name(b"WWW.Example.org") } else { Vec::new() };
+        let message = hello(&vec![1; session], &[0x1301, 0x0a0a], &[before, own, after].concat());
+        let bytes = records(&message, &lengths);
+        let expected = Reading::Asks(if named { name("www.example.org") } else { None });
+        prop_assert_eq!(says(Protocol::Tls, &bytes, &steps, 65_535), expected);
+        // Without its last byte it is not there yet, and never is where no more can come.
+        let short = &bytes[..bytes.len() - 1];
+        prop_assert_eq!(tls::read(short, 65_535), Reading::More);
+        prop_assert_eq!(tls::read(short, short.len()), Reading::Other);
+    }
+
+    /// Where both take a hello, both find the same name; and nothing is taken that the other finds broken.
+    #[test]
+    fn another_parser_finds_the_same_name(
+        before in extensions(), after in extensions(), text in "[a-z0-9.-]{1,40}", damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let message = hello(&[], &[0x1301], &[before, server_name(text.as_bytes()), after].concat());
+        let mut bytes = records(&message, &[16_000]);
+        for (at, flip) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+        }
+        let Reading::Asks(found) = tls::read(&bytes, 65_535) else { return Ok(()) };
+        let (_, record) = tls_parser::parse_tls_plaintext(&bytes).map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
+        let tls_parser::TlsMessage::Handshake(tls_parser::TlsMessageHandshake::ClientHello(hello)) = &record.msg[0] else {
+            return Err(TestCaseError::fail("no hello"));
+        };
+        // It also reads what the others mean, and stops at what means nothing.
+        let Ok((&[], all)) = tls_parser::parse_tls_client_hello_extensions(hello.ext.unwrap_or_default()) else { return Ok(()) };
+        let theirs = all.iter().find_map(|extension| match extension {
+            tls_parser::TlsExtension::SNI(names) => names.iter().find(|(kind, _)| kind.0 == 0).map(|(_, name)| *name),
+            _ => None,
+        });
+        if let Some(found) = found {
+            prop_assert_eq!(theirs.and_then(Name::new), Some(found));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_to_an_end(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0usize..4, steps in prop::collection::vec(1usize..50, 1..3)) {
+        let begin: &[u8] = [&b"\x16\x03\x01"[..], b"GET /", b"", b"\x16\x03\x01\x00\x20\x01\x00\x00\x1c\x03\x03"][kind];
+        let bytes = [begin, &bytes].concat();
+        for protocol in [Protocol::Tls, Protocol::Http] {
+            let _ = says(protocol, &bytes, &steps, 1000);
+            prop_assert_ne!(says(protocol, &bytes, &steps, bytes.len()), Reading::More, "no more can come");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_request_is_found(
+        filler in "[a-z]{0,2000}", before in prop::collection::vec("[A-Za-z-]{1,10}: [ -~]{0,30}", 0..5), crlf: bool,
+        steps in prop::collection::vec(1usize..300, 1..4), port in prop::option::of(any::<u16>()),
+    ) {
+        prop_assume!(before.iter().all(|line| !line.to_ascii_lowercase().starts_with("host:")));
+        let end = if crlf { "\r\n" } else { "\n" };
+        let port = port.map_or(String::new(), |port| format!(":{port}"));
+        let lines = before.iter().map(|line| format!("{line}{end}")).collect::<String>();
+        let text = format!("GET /{filler} HTTP/1.1{end}{lines}HOST: WWW.example.org{port}{end}{end}body");
+        prop_assert_eq!(says(Protocol::Http, text.as_bytes(), &steps, 65_535), Reading::Asks(name("www.example.org")));
+    }
+
+    #[test]
+    fn connections_are_divided_by_weight(weights in prop::collection::vec(1u16..10, 1..6), away in any::<prop::sample::Index>()) {
+        let servers: Vec<_> = weights.iter().zip(0..).map(|(&weight, n)| Server { address: [0, 0, 0xffff, n], port: 1, weight, next_hop: 0 }).collect();
+        let group = Group { servers };
+        let mut counts = vec![0u32; weights.len()];
+        for n in 0..4000u64 {
+            let chosen = group.choose(n.wrapping_mul(0xdead_beef_1234_5677), |_| true).unwrap();
+            counts[chosen.address[3] as usize] += 1;
+        }
+        let all: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
+        for (count, weight) in counts.iter().zip(&weights) {
+            let fair = 4000 * u32::from(*weight) / all;
+            prop_assert!(count.abs_diff(fair) < 40 + fair / 3, "{counts:?} of {weights:?}");
+        }
+        // One that cannot be reached gets none, unless it is alone.
+        let away = away.index(weights.len()) as u32;
+        let chosen = group.choose(7, |server| server.address[3] != away).unwrap();
+        prop_assert!(chosen.address[3] != away || weights.len() == 1);
+    }
+}
+
+#[test]
+fn requests_that_name_no_host_or_two_ask_for_none() {
+    let host = |text: &str| http::read(text.as_bytes(), text.len(), 9999);
+    assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), Reading::Asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: a.b\r\nHost: c.d\r\n\r\n"), Reading::Asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n"), Reading::Asks(None));
+    assert_eq!(host("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n"), Reading::Asks(None));
+    // RFC 9112 section 3.2.2: a whole URI counts before the field.
+    assert_eq!(host("GET http://u@x.org:8/p HTTP/1.1\r\nHost: y.org\r\n\r\n"), Reading::Asks(name("x.org")));
+    assert_eq!(host("CONNECT x.org:443 HTTP/1.1\r\nHost: y.org\r\n\r\n"), Reading::Asks(name("x.org")));
+    assert_eq!(host("\r\nGET / HTTP/1.1\r\nHost: y.org.\r\n\r\n"), Reading::Asks(name("y.org")));
+    assert_eq!(host("\x16\x03\x01"), Reading::Other);
+    assert_eq!(host("get / HTTP/1.1\r\n"), Reading::Other);
+    assert_eq!(host("GET / HTTP/1.1\r\nbad line\r\n\r\n"), Reading::Other);
+    assert_eq!(host("PRI * HTTP/2.0\r\n\r\n"), Reading::Other);
+}
+
+#[test]
+fn names_and_patterns() {
+    assert!(["a", "a.b", "A.B.", "xn--a_b.c", "1.a"].iter().all(|text| name(text).is_some()));
+    let longest = "a.".repeat(126) + "a";
+    assert!(name(&longest).is_some() && name(&(longest + "a")).is_none());
+    let bad = ["", ".", "a..b", ".a", "10.0.0.1", "1", "a b", "ä.b", "a/b", "*.a"];
+    assert!(bad.iter().all(|text| name(text).is_none()), "{bad:?}");
+    assert!(is_pattern("*.a.b") && is_pattern("a") && !is_pattern("*") && !is_pattern("*a.b") && !is_pattern("a.*"));
+    let patterns = Patterns::new([("a.b", 0), ("*.b", 1), ("*.a.b", 2), ("a.b", 3), ("c", 4)].into_iter());
+    let find = |text: &str| patterns.find(&name(text).unwrap());
+    assert_eq!(["a.b", "A.B", "x.a.b", "y.x.a.b", "x.b", "b", "c", "x.c"].map(find), [
+        Some(0),
+        Some(0),
+        Some(2),
+        Some(2),
+        Some(1),
+        None,
+        Some(4),
+        None
+    ]);
+}
+
+#[test]
+fn headers_of_the_proxy_protocol_are_what_the_specification_shows() {
+    let mapped = |last| [0, 0, 0xffff, last];
+    let key = FlowKey { wan: mapped(0xc0a8_0001), lan: mapped(0xc0a8_000b), wan_port: 56324, lan_port: 443, ..FlowKey::default() };
+    let v1 = Header::new(ProxyHeader::V1, &key);
+    assert_eq!(v1.bytes(), b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
+    let v2 = Header::new(ProxyHeader::V2, &key);
+    let expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\xa8\0\x01\xc0\xa8\0\x0b\xdc\x04\x01\xbb";
+    assert_eq!(v2.bytes(), expected);
+    let longest = FlowKey { wan: [u32::MAX; 4], lan: [u32::MAX; 4], wan_port: 65535, lan_port: 65535, v6: true, ..key };
+    assert_eq!(Header::new(ProxyHeader::V1, &longest).bytes().len(), 11 + 39 + 1 + 39 + 1 + 5 + 1 + 5 + 2);
+    assert_eq!(Header::new(ProxyHeader::V2, &longest).bytes().len(), 52);
+    assert_eq!(Header::new(ProxyHeader::None, &key).bytes(), b"");
+}
+
+#[test]
+fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
+    let server = |last| ServiceServer { address: [0, 0, 0xffff, last], port: 443, weight: 1 };
+    let route = |names: &[&str], last| ServiceRoute {
+        names: names.iter().map(|&name| name.to_owned()).collect(),
+        servers: vec![server(last)],
+    };
+    let config = ServiceConfig {
+        address: [0, 0, 0xffff, 100],
+        port: 443,
+        vlan: 7,
+        mac: None,
+        protocol: Protocol::Tls,
+        header: ProxyHeader::None,
+        routes: vec![route(&["a.b", "*.c"], 1), route(&["d"], 2)],
+        default: vec![server(3)],
+        next_hop: None,
+        patience: Duration::from_secs(1),
+    };
+    let without = ServiceConfig { default: Vec::new(), port: 444, ..config.clone() };
+    let services = Services::new(&[config, without]);
+    let goes = |service: u16, text: Option<&str>| {
+        let name = text.and_then(name);
+        let group = services.get(service).unwrap().route(name.as_ref())?;
+        Some(group.choose(1, |_| true).unwrap().address[3])
+    };
+    assert_eq!([Some("a.b"), Some("x.c"), Some("d"), Some("x"), None].map(|text| goes(0, text)), [1, 1, 2, 3, 3].map(Some));
+    assert_eq!([Some("a.b"), Some("x"), None].map(|text| goes(1, text)), [Some(1), None, None]);
+    assert_eq!((services.owned().len(), services.next_hops().len()), (1, 3));
+    assert_eq!(services.owner(&[0, 0, 0xffff, 100], 7).map(|owned| owned.mac[0]), Some(2));
+    assert!(services.owner(&[0, 0, 0xffff, 100], 0).is_none());
+}
