@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -27,6 +27,7 @@ test-queues: setup ; $(run) unit/queues.sh
 test-zero-copy: setup ; @$(run) unit/zc/run.sh
 test-netmap: setup ; @$(run) unit/netmap/run.sh
 test-guest: setup ; @$(run) unit/guest/run.sh
+test-services: setup ; @$(run) unit/services/run.sh
 test-metrics: setup ; @$(run) unit/metrics/run.sh
 test-page: setup ; @$(run) unit/metrics/page.sh
 test-bgp: setup ; @$(run) unit/bgp/run.sh
@@ -43,7 +44,7 @@ test-restart: setup ; ulimit -n 65536; CONNECTIONS=10000 ROUNDS=20 $(run) cargo 
 test-failover: setup ; SWITCHES=20 QUIET=300 LOAD=600 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
 # How one process follows another, in every order (unit/model).
 test-model: setup ; $(run) cargo test --release --manifest-path unit/model/Cargo.toml --target-dir target/model
-test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model
+test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 

@@ -9,7 +9,7 @@ if ! rustup run nightly rustc --version >/dev/null 2>&1 || ! cargo fuzz --versio
     exit 1
 fi
 
-for target in ${TARGETS:-parser options engine configuration state networks capture netlink originals http requests answers}; do
+for target in ${TARGETS:-parser options first_bytes engine configuration state networks capture netlink originals http requests answers}; do
     mkdir -p "target/corpus/$target"
     # The answer with all counters is longer than any other input.
     case $target in answers) longest=16384 ;; *) longest=1500 ;; esac

@@ -8,7 +8,9 @@ use std::io::Cursor;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
-use tcpstate::config::{Asymmetric, Extension, Handshake, Proved, RateLimit, SackConflict, Stray};
+use tcpstate::config::{Asymmetric, Extension, Handshake, Protocol, Proved, RateLimit, SackConflict, Stray};
+use tcpstate::service::Reading;
+use tcpstate::wire::neighbour::Neighbour;
 use tcpstate::wire::{Flags, FlowKey, IcmpKind, OptionList, Options, Parsed, Quote, Walk, checksum};
 use tcpstate::{Config, Egress, Head, Instant, Memory, Metadata, Proxy, Remains, Secrets, Side, Slab, Ticket, Verdict};
 
@@ -110,6 +112,26 @@ fn address(ends: &FlowKey, side: Side) -> IpAddr {
     } else {
         IpAddr::from(words[3].to_be_bytes())
     }
+}
+
+/// Any first bytes of a connection to a service, in any pieces: a parser comes to an end with them, at the latest where no more can come; and any frame
+/// may say something of addresses.
+pub fn first_bytes(data: &[u8]) {
+    let _ = Neighbour::parse(data);
+    let mut input = Input(data);
+    let (step, protocol) = (1 + usize::from(input.byte()), input.byte());
+    let protocol = if protocol & 1 == 0 { Protocol::Tls } else { Protocol::Http };
+    let bytes = input.0;
+    let mut at = 0;
+    while at < bytes.len() {
+        let fresh = step.min(bytes.len() - at);
+        at += fresh;
+        if let Reading::Asks(Some(name)) = protocol.read(&bytes[..at], fresh, bytes.len()) {
+            assert!(!name.bytes().is_empty() && !name.bytes().iter().any(u8::is_ascii_uppercase));
+            return;
+        }
+    }
+    assert_ne!(protocol.read(bytes, bytes.len(), bytes.len()), Reading::More, "no more can come");
 }
 
 /// Any options: they are walked to an end, read the same by every way, and after translation the patched checksum is the full one.

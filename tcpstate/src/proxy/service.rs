@@ -129,6 +129,7 @@ impl Proxy {
             let next = flow.endpoint(Side::Wan).next;
             let own = flow.endpoint_mut(Side::Lan);
             (own.acked, own.window, own.ttl) = (next, RawWindow(room), 0);
+            flow.set(FlowFlags::TIMESTAMPS_PRESUMED, flow.is(FlowFlags::TIMESTAMPS));
         });
         let Some(id) = filled else { return self.turn_away(ctx, proof) };
         if let Some(beside) = self.table.beside_mut(id) {

@@ -641,3 +641,55 @@ fn a_connection_whose_first_bytes_died_with_the_process_is_reset() {
     later(&mut next, Duration::from_secs(5));
     assert_eq!(next.proxy.population().proxied, 0);
 }
+
+proptest! {
+    /// Segments with any flags and numbers near the right ones, of clients and servers that hold to nothing: each is survived, and all is forgotten in the end.
+    #[test]
+    fn any_segments_of_a_service_are_survived_and_forgotten(
+        steps in prop::collection::vec((0u16..6, any::<bool>(), 0u16..64, 0u32..4, -3i64..4000, 0usize..1400, 0u64..3000), 1..120),
+        header in prop_oneof![Just(ProxyHeader::None), Just(ProxyHeader::V2)],
+    ) {
+        let (calm_world, _) = calm(false);
+        let mut world = World::new(Plan { header, cookies: false, ..calm_world.plan });
+        later(&mut world, Duration::from_millis(1));
+        let mut answer = vec![0; 100];
+        let own = (address(false, 10), SERVER_MAC);
+        let len = Statement::Answers(address(false, 100), default_mac(&address(false, 100))).write(own, false, &tags(0), &mut answer);
+        world.process(Side::Lan, &answer[..len]);
+        let request = b"GET / HTTP/1.1\r\nHost: zero.example\r\n\r\n";
+        let service = FlowKey { lan: address(false, 100), wan: address(false, 1), lan_port: PORT, ..FlowKey::default() };
+        // What each connection's SYN-ACKs to either side said, so that some of it fits.
+        let mut known: BTreeMap<(u16, u8), SeqNum> = BTreeMap::new();
+        for (port, from_server, flags, kind, at, len, wait) in steps {
+            let wan_port = 40_000 + port;
+            let (side, key) = match from_server {
+                true => (Side::Lan, FlowKey { lan: address(false, 10), lan_port: 8080, wan_port, ..service }),
+                false => (Side::Wan, FlowKey { wan_port, ..service }),
+            };
+            let mut end = End::new(side, key, 1000, 77, true, Some(3));
+            end.peer = known.get(&(wan_port, side as u8)).copied();
+            end.received = 1;
+            let (flags, at, data) = match kind {
+                0 => (Flags::SYN, 0, Vec::new()),
+                1 if !from_server => (Flags::ACK, 1, request.to_vec()),
+                _ => (Flags(flags), at as u32, vec![b'x'; len]),
+            };
+            let frame = end.frame(at, &data, flags);
+            world.process(side, &frame);
+            for (to, to_box, mut frame) in core::mem::take(&mut world.wire).into_values() {
+                let whole = frame.len();
+                if let Parsed::Tcp(segment) = Parsed::parse(to.other(), &Head::whole(&mut frame, whole)) {
+                    prop_assert!(!to_box && segment.checksums_hold(&Head::whole(&mut frame, whole)));
+                    if segment.flags.has(Flags::SYN) {
+                        known.insert((segment.key.wan_port, to as u8), segment.seq);
+                    }
+                }
+            }
+            later(&mut world, Duration::from_millis(wait));
+        }
+        later(&mut world, Duration::from_secs(200_000));
+        prop_assert_eq!(world.proxy.caches.gathered.taken().0, 0);
+        let left = world.proxy.population();
+        prop_assert_eq!(left.proxied + left.syn_cached, 0, "{:?}", left);
+    }
+}

@@ -249,3 +249,21 @@ fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
     assert_eq!(services.owner(&[0, 0, 0xffff, 100], 7).map(|owned| owned.mac[0]), Some(2));
     assert!(services.owner(&[0, 0, 0xffff, 100], 0).is_none());
 }
+
+/// What clients have sent, captured by running them: OpenSSL's and Python's, curl's with TLS and without. Behind two bytes for the fuzz target.
+#[test]
+fn real_clients_are_understood() {
+    let captured: [(&str, &[u8]); 4] = [
+        ("openssl", include_bytes!("../../../unit/fuzz/corpus/first_bytes/tls-openssl")),
+        ("curl", include_bytes!("../../../unit/fuzz/corpus/first_bytes/tls-curl")),
+        ("python", include_bytes!("../../../unit/fuzz/corpus/first_bytes/tls-python")),
+        ("curl without TLS", include_bytes!("../../../unit/fuzz/corpus/first_bytes/http-curl")),
+    ];
+    for (client, bytes) in captured {
+        let protocol = if bytes[1] == 0 { Protocol::Tls } else { Protocol::Http };
+        for step in [1, 7, 500, 5000] {
+            let found = says(protocol, &bytes[2..], &[step], 16_384);
+            assert_eq!(found, Reading::Asks(name("www.example.org")), "{client}, {step} bytes at once");
+        }
+    }
+}

@@ -42,6 +42,7 @@ mod reload;
 mod restart;
 mod rig;
 mod roles;
+mod services;
 mod shed;
 mod signals;
 mod tcp;

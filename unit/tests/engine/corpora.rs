@@ -14,6 +14,11 @@ fn any_options_are_translated_with_their_checksum() {
 }
 
 #[test]
+fn any_first_bytes_of_a_service_are_read_to_an_end() {
+    replay("first_bytes", fuzzing::first_bytes);
+}
+
+#[test]
 fn any_sequence_of_frames_is_survived_and_forgotten() {
     replay("engine", fuzzing::engine);
 }

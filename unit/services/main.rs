@@ -1,0 +1,127 @@
+//! Services with clients and servers of others, in the recipes of `docs/services.md`: sites by TLS server name, and the PROXY protocol to nginx. Needs root.
+//! Run by `make test-services`, which installs the programs, and never by `cargo test` alone.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::{leftovers, test};
+use unit::netns::{Appliance, Backend, Namespace, Rig};
+
+fn main() -> std::process::ExitCode {
+    unit::netns::programs();
+    harness::main()
+}
+
+/// A program that ends with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(place: &Namespace, program: &str, arguments: &[&str]) -> Running {
+    let mut command = place.command(program);
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    Running(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}")))
+}
+
+/// What a shell line in a namespace prints, whether it succeeds or not, to both outputs.
+fn said(place: &Namespace, line: &str) -> String {
+    place.sh(&format!("({line}) 2>&1 || true"))
+}
+
+/// What the line says once it says `until`; it is repeated for a while, as servers take a moment.
+fn says(place: &Namespace, line: &str, until: &str) -> String {
+    let begin = Instant::now();
+    loop {
+        let text = said(place, line);
+        if text.contains(until) {
+            return text;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "no {until:?} from {line}: {text}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A certificate for a name, and its key.
+fn certificate(rig: &Rig, name: &str) -> [PathBuf; 2] {
+    let files = ["crt", "key"].map(|kind| leftovers::file(&format!("{name}.{kind}")));
+    let [certificate, key] = files.each_ref().map(|file| file.display());
+    rig.server.sh(&format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN={name} 2>/dev/null"
+    ));
+    files
+}
+
+/// The `nth` configuration of the document, with addresses of the rig.
+fn recipe(nth: usize) -> String {
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/services.md");
+    let text = fs::read_to_string(document).expect("the document");
+    let block = text.split("```\n").filter(|block| block.contains("address = \"")).nth(nth);
+    block.expect("a recipe").replace("192.0.2.", "10.77.0.")
+}
+
+fn add_servers(rig: &Rig) {
+    for n in 10..14 {
+        rig.server.sh(&format!("ip addr add 10.77.0.{n}/24 dev s0"));
+    }
+}
+
+#[test]
+fn two_sites_behind_one_address_by_their_tls_names() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let mut servers = Vec::new();
+    for (name, address) in [("a.example", 10), ("x.b.example", 11), ("x.b.example", 12)] {
+        let [certificate, key] = certificate(&rig, name);
+        let accept = format!("10.77.0.{address}:443");
+        let files = [certificate.to_str().expect("text"), key.to_str().expect("text")];
+        servers.push(run(&rig.server, "openssl", &["s_server", "-quiet", "-www", "-accept", &accept, "-cert", files[0], "-key", files[1]]));
+    }
+    let whole = recipe(0);
+    let inside = whole.trim().strip_prefix("synproxyconf = {").and_then(|rest| rest.strip_suffix("};")).expect("a file");
+    let _proxy = Appliance::start(&rig, Backend::Packet, inside);
+    for name in ["a.example", "x.b.example"] {
+        let curl = format!("curl -skv -m 10 --resolve {name}:443:10.77.0.100 https://{name}/");
+        says(&rig.client, &curl, &format!("subject: CN={name}"));
+        let openssl = format!("timeout 10 openssl s_client -connect 10.77.0.100:443 -servername {name} </dev/null");
+        says(&rig.client, &openssl, &format!("CN = {name}"));
+        let gnutls = format!("timeout 10 gnutls-cli --insecure --sni-hostname {name} -p 443 10.77.0.100 </dev/null");
+        says(&rig.client, &gnutls, &format!("CN={name}"));
+    }
+    let nobody = "curl -skv -m 10 --resolve c.example:443:10.77.0.100 https://c.example/";
+    says(&rig.client, nobody, "unrecognized name");
+    drop(servers);
+}
+
+#[test]
+fn nginx_gets_the_header_of_the_proxy_protocol() {
+    for version in ["v1", "v2"] {
+        let rig = Rig::new();
+        add_servers(&rig);
+        let (conf, pid) = (leftovers::file("nginx.conf"), leftovers::file("nginx.pid"));
+        let text = format!(
+            "daemon off; master_process off; pid {}; error_log stderr; events {{ }}
+             http {{ access_log off; server {{ listen 10.77.0.10:8080 proxy_protocol; location / {{
+                 return 200 \"$http_host for $proxy_protocol_addr at $proxy_protocol_server_addr:$proxy_protocol_server_port seen as $remote_addr\\n\"; }} }}
+                 server {{ listen 10.77.0.11:8080 proxy_protocol; listen 10.77.0.12:8080 proxy_protocol; location / {{ return 404 \"nobody\\n\"; }} }} }}",
+            pid.display()
+        );
+        fs::write(&conf, text).expect("a file of one's own");
+        let nginx = run(&rig.server, "nginx", &["-c", conf.to_str().expect("text")]);
+        let block = recipe(1).replace("proxy = v1", &format!("proxy = {version}"));
+        let config = format!("service_buffers = 16; services = {{ {block} }};");
+        let _proxy = Appliance::start(&rig, Backend::Packet, &config);
+        let ask = |name: &str| format!("curl -s -m 10 --resolve {name}:80:10.77.0.100 http://{name}/");
+        says(&rig.client, &ask("a.example"), "a.example for 10.77.0.1 at 10.77.0.100:80 seen as 10.77.0.1");
+        says(&rig.client, &ask("other.example"), "nobody");
+        drop(nginx);
+        let _ = (fs::remove_file(conf), fs::remove_file(pid));
+    }
+}

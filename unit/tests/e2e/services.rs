@@ -1,0 +1,175 @@
+//! Services between real kernels: the box has an address of its own, and the server is the one of the name that the client asks for. With real clients
+//! and servers of TLS and HTTP: `make test-services`.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use harness::{note, test};
+use pktio::impair::Impairment;
+use unit::netns::{self, Appliance, Backend, Rig, traffic};
+
+const SERVICE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 100));
+const SERVICE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100));
+const MB: u64 = 1 << 20;
+
+/// Two servers more beside the rig's own.
+fn add_servers(rig: &Rig) {
+    for n in [11, 12] {
+        rig.server.sh(&format!("ip addr add 10.77.0.{n}/24 dev s0; ip addr add fd77::{n}/64 dev s0 nodad"));
+    }
+}
+
+fn server(n: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 77, 0, n))
+}
+
+/// A box with these blocks.
+fn start(rig: &Rig, blocks: &str) -> Appliance {
+    let config = format!("conntablesize = 1024; service_buffers = 64; services = {{ {blocks} }};");
+    Appliance::start(rig, Backend::Packet, &config)
+}
+
+/// What comes until an empty line, with it.
+fn head(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(head)
+}
+
+/// A ClientHello that asks for a name, with a key share as long as those of post-quantum key exchange: more than a segment.
+fn hello(name: &str) -> Vec<u8> {
+    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes(), &(body.len() as u16).to_be_bytes(), body].concat();
+    let entry = [&[0], &(name.len() as u16).to_be_bytes()[..], name.as_bytes()].concat();
+    let names = [&(entry.len() as u16).to_be_bytes(), &entry[..]].concat();
+    let extensions = [extension(0x0a0a, &[]), extension(51, &[7; 1800]), extension(0, &names)].concat();
+    let suites = [&[3, 3][..], &[9; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    let body = [&suites, &(extensions.len() as u16).to_be_bytes()[..], &extensions].concat();
+    let message = [&[1, 0], &(body.len() as u16).to_be_bytes()[..], &body].concat();
+    [&[22, 3, 1], &(message.len() as u16).to_be_bytes()[..], &message].concat()
+}
+
+/// Connects to a service, sends `first`, and returns all that comes.
+fn ask(rig: &Rig, to: SocketAddr, first: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = rig.client.connect(to)?;
+    stream.write_all(first)?;
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    Ok(all)
+}
+
+#[test(light)]
+fn a_tls_client_reaches_the_server_of_the_name_it_asks_for() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let says = |name: &'static str, len: usize| {
+        move |mut stream: TcpStream| {
+            stream.read_exact(&mut vec![0; len])?;
+            stream.write_all(format!("{name} to {}", stream.peer_addr()?.ip()).as_bytes())
+        }
+    };
+    let (a, b) = (hello("a.example").len(), hello("www.b.example").len());
+    let servers = [rig.server.serve(server(11), 4430, says("A", a)), rig.server.serve(server(12), 4430, says("B", b))];
+    let other = rig.server.serve(IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11)), 4430, says("A", a));
+    let routes = "routes = { \"a.example = 10.77.0.11:4430\", \"*.b.example = 10.77.0.12:4430\" };";
+    let blocks = format!(
+        "{{ address = \"10.77.0.100\"; port = 443; {routes} patience = 2; }},
+         {{ address = \"fd77:0:0:0:0:0:0:100\"; port = 443; routes = {{ \"a.example = [fd77::11]:4430\" }}; patience = 2; }}"
+    );
+    let proxy = start(&rig, &blocks);
+    let v4 = SocketAddr::new(SERVICE_V4, 443);
+    rig.judge([0, 0], || {
+        for (name, expected) in [("a.example", "A"), ("www.b.example", "B")] {
+            let answer = ask(&rig, v4, &hello(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(answer, format!("{expected} to 10.77.0.1").as_bytes(), "{name}");
+        }
+        let answer = ask(&rig, SocketAddr::new(SERVICE_V6, 443), &hello("a.example")).expect("over IPv6");
+        assert_eq!(answer, b"A to fd77::1");
+        // Nobody has that name: an alert and the end, no reset.
+        assert_eq!(ask(&rig, v4, &hello("c.example")).expect("an end"), [21, 3, 3, 0, 2, 2, 112]);
+    });
+    // What is no TLS, or nothing at all, ends, the latter when the client's time is over.
+    assert_eq!(ask(&rig, v4, b"SSH-2.0-x\r\n").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let began = Instant::now();
+    assert_eq!(ask(&rig, v4, b"").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert!(began.elapsed() >= Duration::from_millis(1900), "{:?}", began.elapsed());
+    // Its other ports are closed, and it answers echo requests.
+    let closed = rig.client.connect(SocketAddr::new(SERVICE_V4, 444));
+    assert_eq!(closed.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    rig.client.sh("ping -c 1 -W 5 10.77.0.100; ping -c 1 -W 5 fd77::100");
+    drop((servers, other));
+    assert!(proxy.stop().status.success());
+}
+
+/// A server that takes the header of the PROXY protocol and a request, and exchanges bulk.
+fn bulk(stream: TcpStream, client: &str) -> io::Result<()> {
+    let head = String::from_utf8(head(&stream)?).expect("text");
+    assert!(head.starts_with(&format!("PROXY TCP4 {client} 10.77.0.100 ")), "{head}");
+    assert!(head.contains("\r\nPOST /x HTTP/1.1\r\n"), "{head}");
+    traffic::exchanged(stream)
+}
+
+/// Bulk in so many connections of so many bytes each way.
+fn exchange_bulk(bad: Option<Impairment>, connections: u32, bytes: u64) {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let relay = bad.map(|bad| rig.impair_port(Rig::LAN, bad, 7));
+    let serve = |stream| bulk(stream, "10.77.0.1");
+    let servers = [rig.server.serve(server(11), 8080, serve), rig.server.serve(server(12), 8080, serve)];
+    let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1;
+        default = { \"10.77.0.11:8080\", \"10.77.0.12:8080*2\" }; }";
+    let proxy = start(&rig, blocks);
+    let exchange = || {
+        let stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80)).expect("connecting to a service");
+        for part in ["POST /x HT", "TP/1.1\r\nHost: any.exam", "ple\r\n\r\n"] {
+            (&stream).write_all(part.as_bytes()).expect("asking");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        traffic::exchange(&stream, bytes, bytes).expect("bulk through a service")
+    };
+    for _ in 0..connections {
+        let speeds = if relay.is_some() { exchange() } else { rig.judge([0, 0], exchange) };
+        note!("up {:.0} Mbit/s, down {:.0} Mbit/s", speeds[0], speeds[1]);
+    }
+    drop(servers);
+    assert!(proxy.stop().status.success());
+}
+
+#[test]
+fn bulk_flows_through_a_service_with_a_header_in_front() {
+    exchange_bulk(None, 1, 16 * MB);
+}
+
+#[test(light)]
+fn every_byte_of_a_service_arrives_on_a_bad_link_too() {
+    let bad = Impairment { loss: 0.03, duplicate: 0.02, reorder: 0.03, ..Impairment::default() };
+    exchange_bulk(Some(bad), 8, 50_000);
+}
+
+/// A server that is not there, and one that refuses.
+#[test(light)]
+fn a_client_whose_server_cannot_be_reached_is_reset() {
+    let rig = Rig::new();
+    let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; default = { \"10.77.0.2:9\" }; }";
+    let proxy = start(&rig, blocks);
+    let refused = ask(&rig, SocketAddr::new(SERVICE_V4, 80), b"GET / HTTP/1.1\r\nHost: x.example\r\n\r\n");
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    // Half a connection ends as a whole one does.
+    let server = rig.server.serve(netns::SERVER_V4, 9, |mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        stream.write_all(&all)
+    });
+    let mut stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80)).expect("connecting");
+    let request = b"GET / HTTP/1.0\r\n\r\n";
+    stream.write_all(request).expect("asking");
+    stream.shutdown(Shutdown::Write).expect("an end of one's own");
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("the answer after the end");
+    assert_eq!(all, request);
+    drop(server);
+    assert!(proxy.stop().status.success());
+}
