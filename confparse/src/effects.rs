@@ -145,7 +145,16 @@ const EFFECTS: &[(Effect, &[&str])] = &[
     (NextEpoch, &["own_wscale", "mss", "wscale", "tsmss"]),
     (
         Restart("its memory is allocated at the start"),
-        &["conntablesize", "halfopen_cache_max", "learnhashsize", "held_frames", "proved_sources", "ratehash.size", "service_buffers", "first_bytes"],
+        &[
+            "conntablesize",
+            "halfopen_cache_max",
+            "learnhashsize",
+            "held_frames",
+            "proved_sources",
+            "ratehash.size",
+            "service_buffers",
+            "first_bytes",
+        ],
     ),
     (Restart("each worker has a queue of either port, which are opened at the start"), &["threadcount"]),
     (Restart("the kernel's programs are attached when the ports are opened"), &["fast_path", "fast_path_flows"]),

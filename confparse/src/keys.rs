@@ -10,8 +10,8 @@ use core::num::NonZeroU32;
 use core::time::Duration;
 use std::path::PathBuf;
 use tcpstate::config::{
-    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Mode, Proved, SackConflict, ServiceConfig, Source,
-    Stray,
+    Action, Asymmetric, DestinationRule, EarlyEcho, Extension, Handshake, Mode, Proved, SackConflict, ServiceConfig,
+    Source, Stray,
 };
 
 /// The largest number the language has.
@@ -522,7 +522,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     number!(None, "service_buffers", Takes::Number { min: 0, max: 65535 }, "connections", engine.service_buffers: usize, None,
         "connections to services whose first bytes can be kept at once until their servers have them; 0: there are no services"),
-    number!(None, "first_bytes", Takes::Number { min: 512, max: 65535 }, "bytes", engine.first_bytes: u16, None,
+    number!(None, "first_bytes", Takes::Number { min: 1, max: 65535 }, "bytes", engine.first_bytes: u16, None,
         "bytes that are kept of each, and in which its client must name what it asks for"),
     number!(None, "early_window", Takes::Number { min: 1, max: 65535 }, "bytes", engine.early_window: u16, None,
         "what a client may send at most before its server has answered, where the handshake is early"),

@@ -388,8 +388,12 @@ impl Reader<'_> {
                 ) => {
                     format!("; write `\"{}\"`", value.as_str())
                 }
-                (Takes::Destinations | Takes::Services, Rule::section) => "; each block has braces of its own".to_owned(),
-                (Takes::Networks | Takes::Files | Takes::Texts(_), Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
+                (Takes::Destinations | Takes::Services, Rule::section) => {
+                    "; each block has braces of its own".to_owned()
+                }
+                (Takes::Networks | Takes::Files | Takes::Texts(_), Rule::string) => {
+                    format!("; write `{{ {} }}`", value.as_str())
+                }
                 (Takes::Servers { .. }, Rule::string) => format!("; write `{{ {} }}`", value.as_str()),
                 (Takes::Servers { .. }, Rule::number) => format!("; write `{{ \"{}\" }}`", value.as_str()),
                 (Takes::Word(_), Rule::string) => "; a word stands without quotes".to_owned(),
@@ -648,13 +652,15 @@ impl Reader<'_> {
         let Some(at) = self.given(None, "services").filter(|_| !config.engine.services.is_empty()) else { return };
         if config.engine.service_buffers == 0 {
             self.report.error(at, || {
-                let expected = "expected `service_buffers = 256;`, for example: 256 connections at once, of 16 KiB each";
+                let expected =
+                    "expected `service_buffers = 256;`, for example: 256 connections at once, of 16 KiB each";
                 ("`services` need buffers for the first bytes of their connections".to_owned(), expected.to_owned())
             });
         }
         if config.workers != 1 {
             self.report.error(at, || {
-                let message = "`services` need a single worker: the two directions of their connections have other addresses";
+                let message =
+                    "`services` need a single worker: the two directions of their connections have other addresses";
                 (message.to_owned(), "expected `threadcount = 1;`".to_owned())
             });
         }

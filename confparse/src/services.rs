@@ -34,7 +34,12 @@ pub(crate) static KEYS: [Key; 10] = [
     key("routes", Takes::Texts("`\"a.example *.b.example = 192.0.2.10:443\"`"), "", "servers by name"),
     key("default", Takes::Texts(SERVERS), "", "servers for everything else"),
     key("next_hop", Takes::Address, "", "the router to the servers"),
-    key("patience", Takes::Number { min: 1, max: 3600 }, "seconds", "how long a client may take to say what it asks for"),
+    key(
+        "patience",
+        Takes::Number { min: 1, max: 3600 },
+        "seconds",
+        "how long a client may take to say what it asks for",
+    ),
 ];
 
 /// What is wrong, and what would be right.
@@ -80,7 +85,9 @@ impl Draft {
             }
             ("mac", Value::Texts(texts)) => match &texts[..] {
                 [text] => self.mac = Some(mac(text)?),
-                _ => return wrong("`mac` is one Ethernet address", "expected `{ \"02:00:5e:00:00:01\" }`, for example"),
+                _ => {
+                    return wrong("`mac` is one Ethernet address", "expected `{ \"02:00:5e:00:00:01\" }`, for example");
+                }
             },
             ("default", Value::Texts(texts)) => self.default = servers(texts.iter().map(String::as_str))?,
             ("routes", Value::Texts(texts)) => {
@@ -173,7 +180,10 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
     };
     let names: Vec<String> = names.split_whitespace().map(str::to_ascii_lowercase).collect();
     if let Some(name) = names.iter().find(|name| !names::is_pattern(name)) {
-        return wrong(format!("`{name}` is no name"), "expected a name, or `*.` and a name; names beyond ASCII as `xn--…`");
+        return wrong(
+            format!("`{name}` is no name"),
+            "expected a name, or `*.` and a name; names beyond ASCII as `xn--…`",
+        );
     }
     let servers = servers(places.split_whitespace())?;
     if names.is_empty() || servers.is_empty() {
@@ -183,7 +193,8 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
 }
 
 fn mac(text: &str) -> Result<Mac, Complaint> {
-    let bytes: Vec<_> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
+    let bytes: Vec<_> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
     match bytes[..] {
         [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] if a & 1 == 0 && [a, b, c, d, e, f] != [0; 6] => {
             Ok([a, b, c, d, e, f])
@@ -228,8 +239,10 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
     let list = |texts: Vec<String>| texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
     let all = |servers: &[ServiceServer]| servers.iter().map(server_text).collect::<Vec<_>>();
     if !routes.is_empty() {
-        let routes =
-            routes.iter().map(|route| format!("{} = {}", route.names.join(" "), all(&route.servers).join(" "))).collect();
+        let routes = routes
+            .iter()
+            .map(|route| format!("{} = {}", route.names.join(" "), all(&route.servers).join(" ")))
+            .collect();
         add(format!("routes = {{ {} }};", list(routes)));
     }
     if !default.is_empty() {

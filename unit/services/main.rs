@@ -82,10 +82,15 @@ fn two_sites_behind_one_address_by_their_tls_names() {
         let [certificate, key] = certificate(&rig, name);
         let accept = format!("10.77.0.{address}:443");
         let files = [certificate.to_str().expect("text"), key.to_str().expect("text")];
-        servers.push(run(&rig.server, "openssl", &["s_server", "-quiet", "-www", "-accept", &accept, "-cert", files[0], "-key", files[1]]));
+        servers.push(run(
+            &rig.server,
+            "openssl",
+            &["s_server", "-quiet", "-www", "-accept", &accept, "-cert", files[0], "-key", files[1]],
+        ));
     }
     let whole = recipe(0);
-    let inside = whole.trim().strip_prefix("synproxyconf = {").and_then(|rest| rest.strip_suffix("};")).expect("a file");
+    let inside =
+        whole.trim().strip_prefix("synproxyconf = {").and_then(|rest| rest.strip_suffix("};")).expect("a file");
     let _proxy = Appliance::start(&rig, Backend::Packet, inside);
     for name in ["a.example", "x.b.example"] {
         let curl = format!("curl -skv -m 10 --resolve {name}:443:10.77.0.100 https://{name}/");

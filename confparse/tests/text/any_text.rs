@@ -13,7 +13,11 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
-use tcpstate::config::{Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits, Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, SackConflict, ServiceConfig, ServiceRoute, ServiceServer, Settings, Source, Stray, TimeoutSettings, Timeouts};
+use tcpstate::config::{
+    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits,
+    Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, SackConflict, ServiceConfig, ServiceRoute, ServiceServer,
+    Settings, Source, Stray, TimeoutSettings, Timeouts,
+};
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
 const OLDER: &str = include_str!("../../corpus/older.conf");
@@ -307,27 +311,34 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
     let servers = (vec(route, 0..4), vec(place(), 1..3), option::of(any::<[u32; 3]>()), 1..=3600u64);
     let service = (shape, servers);
     vec(service, 0..4).prop_map(|all| {
-        let service = |((v6, port, vlan, mac, http, header), (routes, default, next_hop, patience)), n| {
-            let of = |[a, b, c]: [u32; 3], low: u32| if v6 { [0x2001_0db8, a, b, c & !0xff | low] } else { [0, 0, 0xffff, c & !0xff | low] };
-            let server = |(words, port, weight)| ServiceServer { address: of(words, 0x80), port, weight };
-            let mac = mac.map(|[a, b, c, d, e, f]: [u8; 6]| [a & !1 | 2, b, c, d, e, f]);
-            ServiceConfig {
-                address: of([1, 2, 0x0a00_0000], n),
-                port,
-                vlan,
-                mac,
-                protocol: if http { Protocol::Http } else { Protocol::Tls },
-                header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][header],
-                routes: routes
-                    .into_iter()
-                    .map(|(names, servers)| ServiceRoute { names, servers: servers.into_iter().map(server).collect() })
-                    .collect(),
-                default: default.into_iter().map(server).collect(),
-                next_hop: next_hop.map(|words| of(words, 0x81)),
-                patience: Duration::from_secs(patience),
-            }
-        };
-        all.into_iter().zip(1..).map(|(parts, n)| service(parts, n)).collect()
+        let services = all.into_iter().zip(1..).map(
+            |(((v6, port, vlan, mac, http, header), (routes, default, next_hop, patience)), n)| {
+                let of = |[a, b, c]: [u32; 3], low: u32| {
+                    if v6 { [0x2001_0db8, a, b, c & !0xff | low] } else { [0, 0, 0xffff, c & !0xff | low] }
+                };
+                let server = |(words, port, weight)| ServiceServer { address: of(words, 0x80), port, weight };
+                let mac = mac.map(|[a, b, c, d, e, f]: [u8; 6]| [a & !1 | 2, b, c, d, e, f]);
+                ServiceConfig {
+                    address: of([1, 2, 0x0a00_0000], n),
+                    port,
+                    vlan,
+                    mac,
+                    protocol: if http { Protocol::Http } else { Protocol::Tls },
+                    header: [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][header],
+                    routes: routes
+                        .into_iter()
+                        .map(|(names, servers)| ServiceRoute {
+                            names,
+                            servers: servers.into_iter().map(server).collect(),
+                        })
+                        .collect(),
+                    default: default.into_iter().map(server).collect(),
+                    next_hop: next_hop.map(|words| of(words, 0x81)),
+                    patience: Duration::from_secs(patience),
+                }
+            },
+        );
+        services.collect()
     })
 }
 

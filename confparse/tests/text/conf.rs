@@ -74,7 +74,8 @@ fn the_sample_sets_what_it_shows() {
         let end = start + SAMPLE[start..].find(';').expect("an end");
         let text = format!("{}    {} = {other}{}", &SAMPLE[..start], key.name, &SAMPLE[end..]);
         // Services need them.
-        let text = if key.name == "services" { text.replace("service_buffers = 0", "service_buffers = 1") } else { text };
+        let text =
+            if key.name == "services" { text.replace("service_buffers = 0", "service_buffers = 1") } else { text };
         let config = parse(&text, "conf.txt").unwrap_or_else(|errors| panic!("{errors}")).config;
         assert_ne!(config, sample(), "`{}`", key.name);
         assert_ne!(key.value(&config), key.value(&Config::default()), "`{}`", key.name);

@@ -219,8 +219,7 @@ impl State {
             true => former.iter_mut().map(Tables::copies).collect(),
             false => Vec::new(),
         };
-        let remains: Vec<Remains<'_>> =
-            former.iter_mut().filter_map(|tables| tables.remains(found.layout)).collect();
+        let remains: Vec<Remains<'_>> = former.iter_mut().filter_map(|tables| tables.remains(found.layout)).collect();
         let generation = found.generation.wrapping_add(1).max(1);
         let new = self.create(generation, wanted)?;
         let secrets = &self.kept.secrets;

@@ -4,8 +4,8 @@
 //! is taken, one of the source network that has most of them gives way to a network that has fewer, so that one network cannot keep others
 //! out. Memory is taken once.
 
-use crate::service::proxy_header::Header;
 use crate::seq::SeqNum;
+use crate::service::proxy_header::Header;
 
 /// How many pieces can be kept that are not next.
 const PIECES: usize = 4;

@@ -167,7 +167,8 @@ mod tests {
         let mut neighbours = Neighbours::default();
         assert_eq!(neighbours.next_deadline(), None);
         neighbours.set(&services, start);
-        let all = |neighbours: &mut Neighbours, now| std::iter::from_fn(|| neighbours.next_work(now)).collect::<Vec<_>>();
+        let all =
+            |neighbours: &mut Neighbours, now| std::iter::from_fn(|| neighbours.next_work(now)).collect::<Vec<_>>();
         assert_eq!(all(&mut neighbours, start), [Work::Announce(0), Work::Ask(0)]);
         assert_eq!(all(&mut neighbours, at(1)), [Work::Ask(0)]);
         assert_eq!(all(&mut neighbours, at(2)), [Work::Announce(0), Work::Ask(0)]);

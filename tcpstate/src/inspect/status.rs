@@ -50,7 +50,8 @@ impl ConnectionStatus {
 /// The state, and in brackets whatever distinguishes it.
 impl fmt::Display for ConnectionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let begun = matches!(self.state, State::SynCached | State::ServerSynSent | State::ServerTried | State::Gathering);
+        let begun =
+            matches!(self.state, State::SynCached | State::ServerSynSent | State::ServerTried | State::Gathering);
         let notes = [
             (!self.proxied && self.state != State::Unconfirmed, "passed through"),
             (self.proxied && !begun, "proxied"),

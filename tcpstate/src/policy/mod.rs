@@ -435,7 +435,13 @@ impl Builder {
     fn own(&mut self, destinations: &mut Destinations, services: &Services, first_bytes: u16) {
         for owned in services.owned() {
             let place = Place::new(Some(owned.vlan), &owned.address, 128, None);
-            self.own_place(destinations, &place, TargetKey::at(owned.vlan, owned.address, None), ServiceMark::Closed, 0);
+            self.own_place(
+                destinations,
+                &place,
+                TargetKey::at(owned.vlan, owned.address, None),
+                ServiceMark::Closed,
+                0,
+            );
         }
         for (service, number) in services.all().iter().zip(0..) {
             let place = Place::new(Some(service.vlan), &service.address, 128, Some(service.port));

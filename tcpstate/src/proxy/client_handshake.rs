@@ -13,10 +13,10 @@ use crate::cookie::{SynAckNumbers, ts_again, ts_not_before};
 use crate::flow::table::Id;
 use crate::flow::table::wheel::{average, tick};
 use crate::flow::{Flow, FlowFlags, State};
-use crate::policy::{Rule, ServiceMark};
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::{Admission, Left};
 use crate::policy::lists::List;
+use crate::policy::{Rule, ServiceMark};
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::wire::{
     Ace, CommonSyn, CommonSynAck, ETHERNET_MIN, EcnSetup, Envelope, Flags, FlowKey, Kind, OptionList, Options,

@@ -372,7 +372,11 @@ impl Proxy {
             self.counters.count(Event::ResetOutlived);
         }
         // While the box sends in an end's name, the timer is the one for that; and only a FIN repeated keeps TIME-WAIT up (RFC 9293 section 3.10.7.4).
-        if self.table[id].is_in(state) && !speaks && state != State::Repeating && (state != State::TimeWait || segment.flags.has(Flags::FIN)) {
+        if self.table[id].is_in(state)
+            && !speaks
+            && state != State::Repeating
+            && (state != State::TimeWait || segment.flags.has(Flags::FIN))
+        {
             self.restart_timer(id, ctx.now);
         }
         if (side == Side::Lan || speaks) && self.table[id].held != 0 {

@@ -5,9 +5,7 @@ use super::{Egress, Proxy};
 use crate::cache::neighbours::Work;
 use crate::service::Owned;
 use crate::wire::neighbour::{LONGEST, Neighbour, Statement, tags};
-use crate::wire::{
-    ETHERNET_LEN, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, Mac, be16, checksum::Patch, put16,
-};
+use crate::wire::{ETHERNET_LEN, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, Mac, be16, checksum::Patch, put16};
 use crate::{DropReason, Event, Head, Instant, Side, Verdict};
 
 /// Questions and announcements in one call.

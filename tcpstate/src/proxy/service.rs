@@ -171,7 +171,13 @@ impl Proxy {
         }
         // What was acknowledged may come again, and what is beyond the window is not kept.
         let is_near = seq.within(next - u32::from(self.caches.gathered.room()) - 1, next + flow.granted(Side::Lan).0);
-        ctx.egress.note(|| format!("the box keeps what the client sends; next is seq {}, ack {}", next.get(), (flow.outer_isn + 1).get()));
+        ctx.egress.note(|| {
+            format!(
+                "the box keeps what the client sends; next is seq {}, ack {}",
+                next.get(),
+                (flow.outer_isn + 1).get()
+            )
+        });
         if ack != flow.outer_isn + 1 || !is_near {
             if flow.is(FlowFlags::REOPENING) {
                 return self.on_cookie_ack(ctx, Some(id));
@@ -497,7 +503,8 @@ impl Proxy {
             }
             let acknowledgement = self.acknowledgement(id, Side::Lan, now);
             let mut outgoing = acknowledgement.outgoing(&envelope);
-            let mss = usize::from(self.table[id].mss_lan.min(self.table[id].mss)).max(64 + outgoing.options.bytes().len());
+            let mss =
+                usize::from(self.table[id].mss_lan.min(self.table[id].mss)).max(64 + outgoing.options.bytes().len());
             let most = mss - outgoing.options.bytes().len();
             let mut count = 0;
             let sent = egress.emit(Side::Lan, |buffer| {
@@ -774,7 +781,13 @@ impl Proxy {
 
 /// Writes the LAN's end of `key` over the destination, or the source, of a packet whose headers are at `ip` and `tcp`, with the checksum of IPv4. Returns
 /// what has changed for the checksum of TCP: of the addresses, and of the port.
-pub(super) fn rewrite_end(frame: &mut [u8], ip: usize, tcp: usize, key: &FlowKey, is_destination: bool) -> (Patch, Patch) {
+pub(super) fn rewrite_end(
+    frame: &mut [u8],
+    ip: usize,
+    tcp: usize,
+    key: &FlowKey,
+    is_destination: bool,
+) -> (Patch, Patch) {
     let (mut addresses, mut port) = (Patch::default(), Patch::default());
     if key.v6 {
         let at = ip + if is_destination { 24 } else { 8 };

@@ -36,14 +36,8 @@ impl Header {
         let (client, service) = (ends[Side::Wan], ends[Side::Lan]);
         let family = if key.v6 { "TCP6" } else { "TCP4" };
         // Two addresses of 39 and two ports of 5 characters are 107 bytes with the rest.
-        let written = write!(
-            self,
-            "PROXY {family} {} {} {} {}\r\n",
-            client.ip(),
-            service.ip(),
-            client.port(),
-            service.port()
-        );
+        let written =
+            write!(self, "PROXY {family} {} {} {} {}\r\n", client.ip(), service.ip(), client.port(), service.port());
         debug_assert!(written.is_ok(), "the longest header has room");
     }
 

@@ -190,22 +190,22 @@ fn names_and_patterns() {
     assert!(is_pattern("*.a.b") && is_pattern("a") && !is_pattern("*") && !is_pattern("*a.b") && !is_pattern("a.*"));
     let patterns = Patterns::new([("a.b", 0), ("*.b", 1), ("*.a.b", 2), ("a.b", 3), ("c", 4)].into_iter());
     let find = |text: &str| patterns.find(&name(text).unwrap());
-    assert_eq!(["a.b", "A.B", "x.a.b", "y.x.a.b", "x.b", "b", "c", "x.c"].map(find), [
-        Some(0),
-        Some(0),
-        Some(2),
-        Some(2),
-        Some(1),
-        None,
-        Some(4),
-        None
-    ]);
+    assert_eq!(
+        ["a.b", "A.B", "x.a.b", "y.x.a.b", "x.b", "b", "c", "x.c"].map(find),
+        [Some(0), Some(0), Some(2), Some(2), Some(1), None, Some(4), None]
+    );
 }
 
 #[test]
 fn headers_of_the_proxy_protocol_are_what_the_specification_shows() {
     let mapped = |last| [0, 0, 0xffff, last];
-    let key = FlowKey { wan: mapped(0xc0a8_0001), lan: mapped(0xc0a8_000b), wan_port: 56324, lan_port: 443, ..FlowKey::default() };
+    let key = FlowKey {
+        wan: mapped(0xc0a8_0001),
+        lan: mapped(0xc0a8_000b),
+        wan_port: 56324,
+        lan_port: 443,
+        ..FlowKey::default()
+    };
     let v1 = Header::new(ProxyHeader::V1, &key);
     assert_eq!(v1.bytes(), b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n");
     let v2 = Header::new(ProxyHeader::V2, &key);
@@ -243,7 +243,10 @@ fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
         let group = services.get(service).unwrap().route(name.as_ref())?;
         Some(group.choose(1, |_| true).unwrap().address[3])
     };
-    assert_eq!([Some("a.b"), Some("x.c"), Some("d"), Some("x"), None].map(|text| goes(0, text)), [1, 1, 2, 3, 3].map(Some));
+    assert_eq!(
+        [Some("a.b"), Some("x.c"), Some("d"), Some("x"), None].map(|text| goes(0, text)),
+        [1, 1, 2, 3, 3].map(Some)
+    );
     assert_eq!([Some("a.b"), Some("x"), None].map(|text| goes(1, text)), [Some(1), None, None]);
     assert_eq!((services.owned().len(), services.next_hops().len()), (1, 3));
     assert_eq!(services.owner(&[0, 0, 0xffff, 100], 7).map(|owned| owned.mac[0]), Some(2));

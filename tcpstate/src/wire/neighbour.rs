@@ -145,8 +145,11 @@ impl Statement {
             at += 4;
         }
         put16(buffer, at, if v6 { ETHER_IPV6 } else { ETHER_ARP });
-        let (packet, to) =
-            if v6 { self.write_discovery(own, &mut buffer[at + 2..]) } else { self.write_arp(own, &mut buffer[at + 2..]) };
+        let (packet, to) = if v6 {
+            self.write_discovery(own, &mut buffer[at + 2..])
+        } else {
+            self.write_arp(own, &mut buffer[at + 2..])
+        };
         buffer[..6].copy_from_slice(&to);
         buffer[6..12].copy_from_slice(&own.1);
         let end = at + 2 + packet;
