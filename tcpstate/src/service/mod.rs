@@ -20,6 +20,7 @@ use names::{Name, Patterns};
 
 /// What the first bytes of a connection say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one call, and a box would be an allocation")]
 pub enum Reading {
     /// Too little to tell; more may come.
     More,
@@ -72,7 +73,7 @@ impl Group {
         let may = |server: &&Server| !any || reachable(server);
         let all: u64 = self.servers.iter().filter(may).map(|server| u64::from(server.weight)).sum();
         // The upper half of a product depends on all bits of the hash.
-        let mut left = (u128::from(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(all) >> 64) as u64;
+        let mut left = ((u128::from(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(all)) >> 64) as u64;
         for server in self.servers.iter().filter(may) {
             match left.checked_sub(server.weight.into()) {
                 Some(rest) => left = rest,

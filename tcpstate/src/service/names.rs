@@ -25,7 +25,7 @@ impl Name {
         let is_name = text.iter().all(is_of_name)
             && labels().all(|label| !label.is_empty() && label.len() <= 63)
             // The last label of a name is not a number; that of an IPv4 address is.
-            && labels().last().is_some_and(|label| !label.iter().all(u8::is_ascii_digit));
+            && labels().next_back().is_some_and(|label| !label.iter().all(u8::is_ascii_digit));
         is_name.then_some(Self { bytes, len: text.len() as u8 })
     }
 
