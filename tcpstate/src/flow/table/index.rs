@@ -2,7 +2,8 @@
 //!
 //! A bucket holds ten tags of 16 bits and the places they stand for. A flow lies in the bucket its hash names or, if that
 //! is full, in a second one that follows from bucket and tag; a bucket knows how many of its own lie elsewhere, so
-//! that looking for what is not there touches one line.
+//! that looking for what is not there touches one line. A flow with two keys lies in it twice, and both hashes may have the same tag: a bit for each
+//! way tells which of the two was entered there.
 
 use crate::prefetch::prefetch;
 
@@ -15,7 +16,8 @@ struct Bucket {
     tags: [u16; WAYS],
     /// How many flows whose first choice is this bucket lie in their second.
     overflowed: u16,
-    _pad: u16,
+    /// One bit for each way whose flow was entered there under its second key. Says nothing of a free way.
+    seconds: u16,
     places: [u32; WAYS],
 }
 
@@ -24,6 +26,11 @@ const _: () = assert!(size_of::<Bucket>() == 64, "a probe touches one cache line
 impl Bucket {
     fn free_way(&self) -> Option<usize> {
         self.tags.iter().position(|&tag| tag == 0)
+    }
+
+    /// Whether what is entered at this way is a second key.
+    fn is_second(&self, way: usize) -> bool {
+        self.seconds >> way & 1 == 1
     }
 
     /// One bit for each way that has this tag.
@@ -137,30 +144,33 @@ impl Index {
         None
     }
 
-    /// Enters a place under a hash; `hash_of` returns the hash of another place with this tag. False if both buckets are full.
-    pub fn enter(&mut self, hash: u64, place: u32, hash_of: impl Fn(u32, u16) -> u64) -> bool {
+    /// Enters a place under a hash, of its first or its second key; `hash_of` returns the hash of this or the other key of another place. False if both
+    /// buckets are full.
+    pub fn enter(&mut self, hash: u64, place: u32, is_second: bool, hash_of: impl Fn(u32, bool) -> u64) -> bool {
         let tag = Self::tag(hash);
         let first = self.first_choice(hash);
         if let Some(way) = self.buckets[first].free_way().or_else(|| self.displace(first, &hash_of)) {
-            self.put(first, way, tag, place);
+            self.put(first, way, tag, place, is_second);
             return true;
         }
         let second = self.other_choice(first, tag);
         if let Some(way) = self.buckets[second].free_way().or_else(|| self.displace(second, &hash_of)) {
-            self.put(second, way, tag, place);
+            self.put(second, way, tag, place, is_second);
             self.buckets[first].overflowed += u16::from(second != first);
             return true;
         }
         false
     }
 
-    fn put(&mut self, bucket: usize, way: usize, tag: u16, place: u32) {
-        self.buckets[bucket].tags[way] = tag;
-        self.buckets[bucket].places[way] = place;
+    fn put(&mut self, bucket: usize, way: usize, tag: u16, place: u32, is_second: bool) {
+        let bucket = &mut self.buckets[bucket];
+        bucket.tags[way] = tag;
+        bucket.places[way] = place;
+        bucket.seconds = bucket.seconds & !(1 << way) | u16::from(is_second) << way;
     }
 
     /// Moves one of a full bucket's flows to its other bucket; the way that became free.
-    fn displace(&mut self, bucket: usize, hash_of: &impl Fn(u32, u16) -> u64) -> Option<usize> {
+    fn displace(&mut self, bucket: usize, hash_of: &impl Fn(u32, bool) -> u64) -> Option<usize> {
         for way in 0..WAYS {
             let (tag, place) = (self.buckets[bucket].tags[way], self.buckets[bucket].places[way]);
             let other = self.other_choice(bucket, tag);
@@ -168,8 +178,9 @@ impl Index {
                 continue;
             }
             if let Some(free) = self.buckets[other].free_way() {
-                let first = self.first_choice(hash_of(place, tag));
-                self.put(other, free, tag, place);
+                let is_second = self.buckets[bucket].is_second(way);
+                let first = self.first_choice(hash_of(place, is_second));
+                self.put(other, free, tag, place, is_second);
                 self.buckets[bucket].tags[way] = 0;
                 if first == bucket {
                     self.buckets[first].overflowed += 1;
@@ -182,14 +193,17 @@ impl Index {
         None
     }
 
-    /// Removes what was entered for this place under this hash.
-    pub fn remove(&mut self, hash: u64, place: u32) {
+    /// Removes what was entered for this place under this hash, of its first or its second key.
+    pub fn remove(&mut self, hash: u64, place: u32, is_second: bool) {
         let first = self.first_choice(hash);
         let tag = Self::tag(hash);
         let second = self.other_choice(first, tag);
         for bucket in [first, second] {
             let cell = &mut self.buckets[bucket];
-            let Some(way) = (0..WAYS).find(|&way| cell.tags[way] == tag && cell.places[way] == place) else { continue };
+            let is_it = |way: &usize| {
+                cell.tags[*way] == tag && cell.places[*way] == place && cell.is_second(*way) == is_second
+            };
+            let Some(way) = (0..WAYS).find(is_it) else { continue };
             cell.tags[way] = 0;
             if bucket != first {
                 self.buckets[first].overflowed -= 1;

@@ -282,9 +282,9 @@ impl Table {
         let hash = record.hash;
         let mut is_taken = record.make_plausible(&upper, keys)
             && self.find(&record.key(&upper), hash).is_none()
-            && self.link(hash, place as u32);
+            && self.link(hash, place as u32, false);
         if is_taken && record.is(FlowFlags::REDIRECTED) && !self.adopt_redirect(Id(place as u32), keys) {
-            self.index.remove(hash, place as u32);
+            self.index.remove(hash, place as u32, false);
             is_taken = false;
         }
         let own = &mut self.slab.records[place];
@@ -596,7 +596,7 @@ impl Table {
     fn claim(&mut self, key: &FlowKey, hash: u64, client: Side) -> Option<Id> {
         let is_new = self.free == NIL;
         let place = if is_new { self.used } else { self.free };
-        if place as usize >= self.capacity || !self.link(hash, place) {
+        if place as usize >= self.capacity || !self.link(hash, place, false) {
             return None;
         }
         let record = &mut self.slab.records[place as usize];
@@ -616,30 +616,27 @@ impl Table {
         Some(Id(place))
     }
 
-    /// Enters a place under a hash.
-    fn link(&mut self, hash: u64, place: u32) -> bool {
+    /// Enters a place under the hash of its first or its second key.
+    fn link(&mut self, hash: u64, place: u32, is_second: bool) -> bool {
         let slab = &self.slab;
-        self.index.enter(hash, place, |place, tag| match slab.records[place as usize].hash {
-            hash if Index::tag(hash) == tag || slab.redirects.is_empty() => hash,
-            _ => slab.redirects[place as usize].hash(),
+        self.index.enter(hash, place, is_second, |place, is_second| match is_second {
+            false => slab.records[place as usize].hash,
+            true => slab.redirects[place as usize].hash(),
         })
     }
 
-    /// Lets a flow be found under a second key too. False, changing nothing, if the table has no side array, the index has no room, or cannot tell
-    /// the two hashes apart.
+    /// Lets a flow be found under a second key too. False, changing nothing, if the table has no side array or the index has no room.
     pub fn redirect(&mut self, id: Id, redirect: Redirect) -> bool {
-        let Some(own) = self.slab.redirects.get_mut(id.0 as usize) else { return false };
         let hash = redirect.hash();
-        if Index::tag(hash) == Index::tag(self.slab.records[id.0 as usize].hash) {
+        if self.slab.redirects.get(id.0 as usize).is_none() || !self.link(hash, id.0, true) {
             return false;
         }
-        *own = redirect;
-        let is_linked = self.link(hash, id.0);
-        self.slab.records[id.0 as usize].set(FlowFlags::REDIRECTED, is_linked);
-        if is_linked && let Some(map) = &mut self.map {
+        self.slab.redirects[id.0 as usize] = redirect;
+        self.slab.records[id.0 as usize].set(FlowFlags::REDIRECTED, true);
+        if let Some(map) = &mut self.map {
             map.enter(&redirect.key(), hash, id.0, true);
         }
-        is_linked
+        true
     }
 
     /// What lies beside the record of a flow of a service, whether it has a second key yet or not; `None` if the table has no side array.
@@ -736,7 +733,7 @@ impl Table {
         self.wheel.unfile(&mut self.slab.records, id);
         if let Some(redirect) = self.redirected(id) {
             let hash = redirect.hash();
-            self.index.remove(hash, id.0);
+            self.index.remove(hash, id.0, true);
         }
         let record = &mut self.slab.records[id.0 as usize];
         *self.population.of(record) -= 1;
@@ -747,7 +744,7 @@ impl Table {
         compiler_fence(Ordering::SeqCst);
         record.generation = record.generation.wrapping_add(1);
         record.link_next = self.free;
-        self.index.remove(record.hash, id.0);
+        self.index.remove(record.hash, id.0, false);
         self.free = id.0;
         self.len -= 1;
     }
@@ -999,6 +996,54 @@ mod tests {
         let mut without = self::table(16, 128);
         let id = insert(&mut without, 1).unwrap();
         assert!(!without.redirect(id, redirect(2)), "a table without the side array");
+    }
+
+    proptest! {
+        /// Of both keys of a flow any bucket and any tag may be the same, and those of others; and both lie in either of their buckets.
+        #[test]
+        fn a_table_is_a_map_of_both_keys_whatever_their_hashes(
+            steps in prop::collection::vec((0u32..24, prop::array::uniform2((0u32..3, 1u64..4))), 0..400),
+        ) {
+            let mut table = Table::new(3, Slab::anonymous(24, true), NOW);
+            let mut model = HashMap::new();
+            let hash = |(bucket, tag): (u32, u64)| tag << 48 | u64::from((bucket * 0x5555_5555 + 7).rotate_right(4));
+            for (n, hashes) in steps {
+                let [first, second] = hashes.map(hash);
+                match model.remove(&n) {
+                    Some((id, ..)) => table.remove(id),
+                    None => {
+                        if let Some(id) = table.insert(&key(n), first, Side::Wan, State::SynCached, |_| ()) {
+                            let redirect = Redirect::new(&key(1000 + n), second, Side::Wan, Side::Lan);
+                            let is_redirected = table.redirect(id, redirect);
+                            model.insert(n, (id, first, is_redirected.then_some(second)));
+                        }
+                    }
+                }
+                for (&n, &(id, first, second)) in &model {
+                    prop_assert_eq!(table.find(&key(n), first), Some(id));
+                    if let Some(second) = second {
+                        prop_assert_eq!(table.find(&key(1000 + n), second), Some(id));
+                    }
+                }
+            }
+            for (id, ..) in model.into_values() {
+                table.remove(id);
+            }
+            prop_assert!(table.index.is_empty());
+        }
+    }
+
+    /// One flow in 65 536 has two keys that the index's tags do not tell apart.
+    #[test]
+    fn a_flow_has_two_keys_even_if_their_tags_are_equal() {
+        let mut table = Table::new(16, Slab::anonymous(128, true), NOW);
+        let (first, second) = (hash(1), hash(1) ^ 0xffff_ffff);
+        assert_eq!(Index::tag(first), Index::tag(second));
+        let id = table.insert(&key(1), first, Side::Wan, State::SynCached, |_| ()).unwrap();
+        assert!(table.redirect(id, Redirect::new(&key(2), second, Side::Wan, Side::Lan)));
+        assert_eq!((table.find(&key(1), first), table.find(&key(2), second)), (Some(id), Some(id)));
+        table.remove(id);
+        assert!(table.index.is_empty());
     }
 
     /// What is in a table, by key.
