@@ -646,7 +646,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Services need memory, and one worker.
+    /// Services need memory.
     fn weigh_services(&mut self) {
         let config = &self.config;
         let Some(at) = self.given(None, "services").filter(|_| !config.engine.services.is_empty()) else { return };
@@ -655,13 +655,6 @@ impl Reader<'_> {
                 let expected =
                     "expected `service_buffers = 256;`, for example: 256 connections at once, of 16 KiB each";
                 ("`services` need buffers for the first bytes of their connections".to_owned(), expected.to_owned())
-            });
-        }
-        if config.workers != 1 {
-            self.report.error(at, || {
-                let message =
-                    "`services` need a single worker: the two directions of their connections have other addresses";
-                (message.to_owned(), "expected `threadcount = 1;`".to_owned())
             });
         }
     }

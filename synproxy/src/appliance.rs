@@ -54,6 +54,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+use tcpstate::owner::{self, Naming};
 use tcpstate::{FlowMap, Memory, Policy, Proxy, Secrets, Target, Words};
 use tracing::{debug, info, warn};
 
@@ -179,7 +180,8 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         None => Vec::new(),
     };
     say_what_cannot_fail_open(&pairs, config);
-    let strategy = if arguments.bypass { None } else { strategy(&pairs, arguments.steer, spread) };
+    let strategy =
+        if arguments.bypass { None } else { strategy(&pairs, arguments.steer, Naming::of(&config.engine), spread) };
     // Its files belong to the user who starts the process, so that the next one may read them.
     let share = config.engine.share(workers);
     let (memories, takeover) = if arguments.bypass {
@@ -254,6 +256,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             let now = clock::now();
             let mut proxy = Proxy::with_policy(&share, policy.clone(), &secrets, now, memory);
             rotations.iter().for_each(|rotation| proxy.rotate(rotation, now));
+            proxy.set_worker(owner::Worker { number, of: workers }, now);
             proxy.share_limits(others);
             drop(proxy.set_lists(lists.clone()));
             if let Some(&words) = flow_maps.get(number) {
@@ -636,10 +639,14 @@ fn memories(
 }
 
 /// How connections find their workers, if there are several.
-fn strategy(pairs: &[Pair], steer: Steer, spread: Result<Twin, String>) -> Option<Strategy> {
+fn strategy(pairs: &[Pair], steer: Steer, naming: Naming, spread: Result<Twin, String>) -> Option<Strategy> {
     if pairs.len() < 2 {
         return None;
     }
+    let spread = match naming {
+        Naming::Connection => spread,
+        Naming::WanEnd => Err("no interface has one for connections to services (`service_buffers`)".to_owned()),
+    };
     Some(match (spread, steer) {
         (Ok(twin), _) => {
             let hash = if twin.is_symmetric_xor() { "symmetric-xor with a secret key" } else { "a symmetric key" };
@@ -650,11 +657,11 @@ fn strategy(pairs: &[Pair], steer: Steer, spread: Result<Twin, String>) -> Optio
             info!(
                 "steering: workers hand over misdirected frames; the interfaces have no symmetric distribution: {reason}"
             );
-            Strategy::HandOff
+            Strategy::HandOff(naming)
         }
         (Err(_), Steer::Everything) => {
             info!("steering: workers hand over every frame, for tests");
-            Strategy::Everything
+            Strategy::Everything(naming)
         }
     })
 }

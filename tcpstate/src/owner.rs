@@ -2,14 +2,62 @@
 //! over to the owner.
 //!
 //! A segment, and an ICMP error about it, belong to their connection; the connection's keyed hash, the same in both directions and without
-//! the VLAN tags, names its owner. A later fragment belongs to the owner of its packet's first fragment, the only one with ports: the worker that received that one
+//! the VLAN tags, names its owner. Where there can be services, whose connections have another 4-tuple on each side of the box, the keyed hash of the WAN's
+//! end of it does, which both have ([`Naming`]). A later fragment belongs to the owner of its packet's first fragment, the only one with ports: the worker that received that one
 //! remembers the owner, so that all fragments go the same way and stay in order. Frames that are not TCP, and fragments whose first one was
 //! not seen, belong to the worker that received them.
 
 use crate::keyed::Keys;
 use crate::proxy::{Metadata, Secrets};
 use crate::wire::{FlowKey, Fragment, IPV4_LEN, IPV6_LEN, Parsed, Segment, Vlan};
-use crate::{Instant, Side};
+use crate::{Config, Instant, Side};
+
+/// What of a connection names its owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// Its 4-tuple.
+    #[default]
+    Connection,
+    /// Address and port of its end on the WAN: a connection to a service has this end on both sides of the box, or one there that was chosen to name the same
+    /// owner.
+    WanEnd,
+}
+
+impl Naming {
+    /// What names owners with this configuration.
+    pub fn of(config: &Config) -> Self {
+        if config.has_redirects() { Naming::WanEnd } else { Naming::Connection }
+    }
+
+    /// The hash that names the owner of a connection with this key and keyed hash.
+    #[inline(always)]
+    pub(crate) fn hash(self, key: &FlowKey, hash: u64, keys: Keys) -> u64 {
+        match self {
+            Naming::Connection => named_by(key, hash, keys),
+            Naming::WanEnd => hash_of_wan_end(key, keys),
+        }
+    }
+}
+
+#[inline(never)]
+fn hash_of_wan_end(key: &FlowKey, keys: Keys) -> u64 {
+    let &FlowKey { wan, wan_port, v6, .. } = key;
+    FlowKey { wan, wan_port, v6, ..FlowKey::default() }.hash(keys)
+}
+
+/// One worker of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Which one; the first is 0.
+    pub number: usize,
+    /// How many there are, at least 1.
+    pub of: usize,
+}
+
+impl Worker {
+    /// The only one.
+    pub const ALONE: Worker = Worker { number: 0, of: 1 };
+}
 
 /// Cache lines of the table of first fragments: 64 KiB.
 const LINES: usize = 1024;
@@ -31,13 +79,14 @@ const _: () = assert!(size_of::<Line>() == 64, "a packet is remembered in one ca
 /// Finds the owners of the frames that one worker receives. Allocates all memory when it is made.
 pub struct Owners {
     keys: Keys,
+    naming: Naming,
     first_fragments: Vec<Line>,
 }
 
 impl Owners {
     /// A finder that has seen no frame yet. `secrets` are the proxy's.
-    pub fn new(secrets: &Secrets) -> Self {
-        Self { keys: secrets.hash_keys(), first_fragments: vec![Line::default(); LINES] }
+    pub fn new(secrets: &Secrets, naming: Naming) -> Self {
+        Self { keys: secrets.hash_keys(), naming, first_fragments: vec![Line::default(); LINES] }
     }
 
     /// The owner of a frame from `side`; `None` if that is the worker that received it. `frame` holds the visible bytes from which `meta` was parsed.
@@ -53,13 +102,13 @@ impl Owners {
     ) -> Option<usize> {
         match meta.parsed() {
             Parsed::Tcp(segment) => {
-                let owner = owner_of(&segment.key, named_by(&segment.key, meta.hash(), self.keys));
+                let owner = owner_of(&segment.key, self.naming.hash(&segment.key, meta.hash(), self.keys));
                 if segment.fragmented {
                     self.note(side, segment, frame, owner, now);
                 }
                 Some(owner)
             }
-            Parsed::Error(quote) => Some(owner_of(&quote.key, named_by(&quote.key, meta.hash(), self.keys))),
+            Parsed::Error(quote) => Some(owner_of(&quote.key, self.naming.hash(&quote.key, meta.hash(), self.keys))),
             Parsed::Fragment(fragment) if !fragment.first => self.owner_of_first(meta.hash(), now),
             _ => None,
         }

@@ -383,7 +383,7 @@ fn failures() -> impl Strategy<Value = Failures> {
 prop_compose! {
     fn configs()(
         engine in engines(),
-        several in 1..=64usize,
+        workers in 1..=64usize,
         (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
         (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
@@ -440,8 +440,6 @@ prop_compose! {
             update_every,
             capacity,
         };
-        // Services need a single worker.
-        let workers = if engine.services.is_empty() { several } else { 1 };
         Config { engine, workers, poll, fast_path, fast_path_flows, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }

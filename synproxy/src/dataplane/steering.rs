@@ -6,7 +6,8 @@
 //! says where the rest of the connection arrives. At first every frame is steered, until the interfaces have shown that they
 //! hash as configured; from then on samples of all others are compared with the twin. If too many do not match, the interfaces are no longer
 //! trusted, and the twin names the owner of every frame, so that the connections that did match stay where they are. Where the
-//! interfaces cannot do it, a keyed hash, the same in both directions, names the owner.
+//! interfaces cannot do it, a keyed hash, the same in both directions, names the owner; so it does where there can be services, whose connections have another
+//! 4-tuple on each side, of which only that hash can name one owner.
 
 use super::handoff::{Endpoint, Update};
 use crate::metrics::descriptors::HandoffMetric;
@@ -18,7 +19,7 @@ use std::ops::{Index, IndexMut};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tcpstate::owner::{plain, share};
+use tcpstate::owner::{Naming, plain, share};
 use tcpstate::wire::FlowKey;
 use tcpstate::{Instant, Metadata, Owners, Secrets, Side};
 use tracing::warn;
@@ -40,17 +41,26 @@ pub enum Strategy {
     /// The interfaces choose the owner's queue.
     Rss(Twin),
     /// A keyed hash names the owner, and misdirected frames are handed over.
-    HandOff,
+    HandOff(Naming),
     /// As [`Strategy::HandOff`], and every frame is handed over, even to the worker itself: for tests.
-    Everything,
+    Everything(Naming),
 }
 
 impl Strategy {
+    /// What of a connection the hash is of that names its owner.
+    fn naming(&self) -> Naming {
+        match self {
+            // The interfaces hash all of it.
+            Strategy::Rss(_) => Naming::Connection,
+            Strategy::HandOff(naming) | Strategy::Everything(naming) => *naming,
+        }
+    }
+
     /// The worker, out of so many, that owns the connection with this key, whose owner this hash names.
     pub fn owner(&self, key: &FlowKey, hash: u64, workers: usize) -> usize {
         match self {
             Strategy::Rss(twin) => queue(twin, key),
-            Strategy::HandOff | Strategy::Everything => share(hash, workers),
+            Strategy::HandOff(_) | Strategy::Everything(_) => share(hash, workers),
         }
     }
 }
@@ -155,7 +165,8 @@ impl Steering {
     /// # Errors
     /// When the system has no descriptors left.
     pub fn open(workers: usize, longest: usize, strategy: Strategy, secrets: &Secrets) -> io::Result<Vec<Steering>> {
-        let everything = matches!(strategy, Strategy::Everything);
+        let everything = matches!(strategy, Strategy::Everything(_));
+        let naming = strategy.naming();
         let nics = match strategy {
             Strategy::Rss(twin) => Some(Arc::new(Nics { twin, trusted: AtomicBool::new(true) })),
             _ => None,
@@ -166,7 +177,7 @@ impl Steering {
         };
         let steering = |endpoint| Steering {
             endpoint,
-            owners: Owners::new(secrets),
+            owners: Owners::new(secrets, naming),
             lookup: lookup(),
             counters: HandoffCounters::default(),
             syns: 0,

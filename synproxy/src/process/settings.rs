@@ -26,10 +26,6 @@ impl Settings {
     /// When this machine does not have it, or the process may not have it.
     pub fn reserve_memory(&self, workers: usize, bypass: bool) -> Result<Needed, Failure> {
         let needed = Needed::of(&self.config, workers, bypass);
-        if workers > 1 && self.config.engine.has_redirects() && !bypass {
-            let message = format!("services need a single worker, and there are {workers}");
-            return Err(Failure::Configuration(self.places.complain(None, "service_buffers", &message)));
-        }
         match Limit::here().and_then(|limit| needed.exceeds(&limit)) {
             Some((section, name, message)) => {
                 Err(Failure::Configuration(self.places.complain(section, name, &message)))

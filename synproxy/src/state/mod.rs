@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use store::{Store, StoreError};
 use tables::{Place, Shape, Tables};
+use tcpstate::owner::Naming;
 use tcpstate::{Adopted, Memory, Remains, Secrets};
 use tracing::{info, warn};
 
@@ -342,7 +343,10 @@ fn steering(strategy: Option<&Strategy>, workers: usize) -> u64 {
     match strategy {
         None => 0,
         Some(Strategy::Rss(twin)) => twin.fingerprint(),
-        Some(Strategy::HandOff | Strategy::Everything) => workers as u64,
+        Some(Strategy::HandOff(naming) | Strategy::Everything(naming)) => {
+            let of_wan_end = if *naming == Naming::WanEnd { 1 << 32 } else { 0 };
+            of_wan_end | workers as u64
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::Side;
+use crate::cache::neighbours::Heard;
 use crate::cache::refused::Met;
 use crate::cache::servers::Observation;
 use crate::cache::stations::Mac;
@@ -28,6 +29,8 @@ pub enum ServerUpdate {
     Proved(FlowKey),
     /// A station was heard on this side.
     Heard(Side, Mac),
+    /// The Ethernet address of a server of a service, or of a router to some, is known, or not any more.
+    Neighbour(Heard),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

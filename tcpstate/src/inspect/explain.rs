@@ -9,7 +9,6 @@ use core::fmt::{self, Write};
 
 use super::Connection;
 use crate::flow::table::{Id, Table};
-use crate::owner::named_by;
 use crate::proxy::Proxy;
 use crate::proxy::passthrough::UnprovedFlows;
 use crate::wire::{Flags, FlowKey, Kind, Mac, Options, Parsed, Segment, Tags, Walk, kind};
@@ -155,7 +154,8 @@ impl Excerpt {
 
     /// The keyed hash by which [`owner::share`](crate::owner::share) names the frame's worker; 0 if it belongs to no connection or packet.
     pub fn hash(&self) -> u64 {
-        self.meta.key().map_or(self.meta.hash, |key| named_by(key, self.meta.hash, self.proxy.settings.hash_keys))
+        let settings = &self.proxy.settings;
+        self.meta.key().map_or(self.meta.hash, |key| settings.naming.hash(key, self.meta.hash, settings.hash_keys))
     }
 
     /// Decides on the frame the excerpt was taken for, a copy of which is edited where it lies, as of `now`.

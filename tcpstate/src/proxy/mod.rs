@@ -54,6 +54,7 @@ use crate::flow::table::{Adopted, Guess, Id, Population, Slab, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
 use crate::memory::Words;
+use crate::owner::{Naming, Worker};
 use crate::policy::Policy;
 use crate::policy::exceptions::{Exception, Exceptions};
 use crate::policy::limit::{Limiter, Meter};
@@ -205,6 +206,10 @@ const STEPS_A_TURN: usize = 64;
 pub(crate) struct Settings {
     /// The keys of the hash that names flows and packets.
     pub(crate) hash_keys: Keys,
+    /// What of a connection names the worker that owns it.
+    pub(crate) naming: Naming,
+    /// Which worker this is.
+    pub(crate) worker: Worker,
     pub(crate) policy: Arc<Policy>,
     /// Which clients are blocked, passed, and always proxied.
     pub(crate) lists: Arc<Lists>,
@@ -378,6 +383,8 @@ impl Proxy {
             },
             settings: Settings {
                 hash_keys,
+                naming: Naming::of(config),
+                worker: Worker::ALONE,
                 profiles: Profiles::new(policy.profiles()),
                 retries: Meter::new(policy.meters.retries),
                 modes: Modes::new(policy.targets()),
@@ -831,6 +838,12 @@ impl Proxy {
         }
     }
 
+    /// From now on this is one of several workers, which divide among themselves what only one of them is to do. Until then it is the only one.
+    pub fn set_worker(&mut self, worker: Worker, now: Instant) {
+        self.settings.worker = worker;
+        self.caches.neighbours.set_first(worker.number == 0, now);
+    }
+
     /// What this worker has learned of servers, for the others to [receive](Proxy::receive_update), oldest first. The worker takes the updates
     /// once a poll; the engine keeps only the first few.
     #[inline]
@@ -868,6 +881,7 @@ impl Proxy {
             ServerUpdate::Heard(side, mac) => {
                 self.caches.stations.heard_on(*side, *mac, now);
             }
+            ServerUpdate::Neighbour(heard) => self.caches.neighbours.receive(heard, now),
         }
     }
 

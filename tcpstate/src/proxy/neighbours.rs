@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::{Egress, Proxy};
 use crate::cache::neighbours::Work;
+use crate::cache::updates::ServerUpdate;
 use crate::service::Owned;
 use crate::wire::neighbour::{LONGEST, Neighbour, Statement, tags};
 use crate::wire::{ETHERNET_LEN, GROUP, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Kind, Mac, be16, checksum::Patch, put16};
@@ -15,7 +16,11 @@ impl Proxy {
     /// Sends what is due of questions and announcements.
     pub(super) fn speak_to_neighbours(&mut self, now: Instant, egress: &mut impl Egress) {
         for _ in 0..WORK_A_TURN {
-            let Some(work) = self.caches.neighbours.next_work(now) else { return };
+            let mut lost = None;
+            let Some(work) = self.caches.neighbours.next_work(now, |heard| lost = Some(heard)) else { return };
+            if let Some(heard) = lost {
+                self.publish(ServerUpdate::Neighbour(heard));
+            }
             let services = &self.settings.policy.services;
             match work {
                 Work::Ask(at) => {
@@ -78,12 +83,14 @@ impl Proxy {
         egress: &mut impl Egress,
     ) -> Option<Verdict> {
         let vlan = said.vlan()?;
-        let services = &self.settings.policy.services;
         let claimed = if said.v6 && !said.asks { &said.target } else { &said.sender };
         if let Some(mac) = said.mac {
-            if side == Side::Lan {
-                self.caches.neighbours.learn(claimed, vlan, mac, now);
+            if side == Side::Lan
+                && let Some(heard) = self.caches.neighbours.learn(claimed, vlan, mac, now)
+            {
+                self.publish(ServerUpdate::Neighbour(heard));
             }
+            let services = &self.settings.policy.services;
             // RFC 5227 section 2.4: another station has the box's address. An announcement of our own may come back.
             if let Some(owned) = services.owner(claimed, vlan).filter(|owned| owned.mac != mac).copied() {
                 self.counters.count(Event::AddressConflict);

@@ -1,8 +1,10 @@
 //! Services between two simple TCPs, over links that lose, repeat and reorder: whatever happens on the way, each end gets every byte of the other, the
 //! server is the one of the name that was asked for, and no number, echo or checksum is one that its receiver cannot have.
 
-use super::{Memory, Proxy, Secrets};
+use super::{Memory, Metadata, Proxy, Secrets};
 use crate::config::{Protocol, ProxyHeader, ServiceConfig, ServiceRoute, ServiceServer};
+use crate::owner::{Naming, Owners, Worker, share};
+use crate::policy::Policy;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
 use crate::service::default_mac;
 use crate::service::proxy_header::Header;
@@ -12,6 +14,7 @@ use crate::{Config, DropReason, Egress, Event, Head, Instant, Side, State, Verdi
 use core::time::Duration;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 0xc1];
 const SERVER_MAC: Mac = [2, 0, 0, 0, 0, 0x51];
@@ -304,6 +307,8 @@ struct Plan {
     /// Which of three names; the last has no server.
     name: usize,
     cookies: bool,
+    /// Among how many workers frames arrive.
+    workers: usize,
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -313,26 +318,21 @@ fn plan() -> impl Strategy<Value = Plan> {
     let scale = || prop::option::of(0u8..10);
     (
         (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
-        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>()),
+        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>(), 1usize..4),
     )
-        .prop_map(|((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies))| Plan {
-            seed,
-            v6,
-            isns,
-            timestamps,
-            scales,
-            header,
-            trouble,
-            sizes,
-            name,
-            cookies,
+        .prop_map(|((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies, workers))| {
+            Plan { seed, v6, isns, timestamps, scales, header, trouble, sizes, name, cookies, workers }
         })
 }
 
 struct World {
     plan: Plan,
     chance: Chance,
+    /// The first worker's engine.
     proxy: Proxy,
+    /// Those of the other workers, each with what it finds owners by; and the first's.
+    others: Vec<Proxy>,
+    owners: Vec<Owners>,
     now: Instant,
     /// What is on its way, by when it comes: to the box from a side, or from the box to one.
     wire: BTreeMap<(u64, u32), (Side, bool, Vec<u8>)>,
@@ -363,8 +363,44 @@ impl World {
             ..Config::default()
         };
         let now = Instant::from_secs(1000);
-        let proxy = Proxy::with_memory(&config, &Secrets::new([7; 48]), now, Memory::anonymous(&config));
-        Self { plan, chance: Chance(plan.seed), proxy, now, wire: BTreeMap::new(), count: 0 }
+        let secrets = Secrets::new([7; 48]);
+        let policy = Arc::new(Policy::new(&config, now));
+        let worker = |number| {
+            let mut proxy = Proxy::with_policy(&config, policy.clone(), &secrets, now, Memory::anonymous(&config));
+            proxy.set_worker(Worker { number, of: plan.workers }, now);
+            proxy
+        };
+        let owners = (0..plan.workers).map(|_| Owners::new(&secrets, Naming::of(&config))).collect();
+        let others = (1..plan.workers).map(&worker).collect();
+        Self { plan, chance: Chance(plan.seed), proxy: worker(0), others, owners, now, wire: BTreeMap::new(), count: 0 }
+    }
+
+    /// The engine of a worker.
+    fn worker(&mut self, number: usize) -> &mut Proxy {
+        if number == 0 { &mut self.proxy } else { &mut self.others[number - 1] }
+    }
+
+    /// Lets each worker know what the others have learned.
+    fn exchange_updates(&mut self) {
+        for from in 0..self.plan.workers {
+            let updates: Vec<_> = self.worker(from).updates().collect();
+            let now = self.now;
+            for to in (0..self.plan.workers).filter(|&to| to != from) {
+                updates.iter().for_each(|update| self.worker(to).receive_update(update, now));
+            }
+        }
+    }
+
+    /// Lets time pass for every worker.
+    fn on_timeouts(&mut self) {
+        for number in 0..self.plan.workers {
+            let (mut sent, now) = (Sent::default(), self.now);
+            while self.worker(number).on_timeout(now, &mut sent) {}
+            for (to, frame) in sent.0 {
+                self.send(to, false, frame);
+            }
+        }
+        self.exchange_updates();
     }
 
     /// Puts a frame on the way.
@@ -385,8 +421,13 @@ impl World {
     fn process(&mut self, side: Side, frame: &[u8]) {
         let mut buffer = [&[0; 64], frame, &[0; 192]].concat();
         let mut head = Head::new(&mut buffer, 64, frame.len(), frame.len());
-        let mut sent = Sent::default();
-        let verdict = self.proxy.on_single(side, &mut head, self.now, &mut sent);
+        let arrived = if self.plan.workers > 1 { self.chance.below(self.plan.workers as u32) as usize } else { 0 };
+        let (mut meta, workers) = (Metadata::default(), self.plan.workers);
+        self.proxy.parse(side, &head, &mut meta);
+        let owner = self.owners[arrived].owner(side, &meta, head.bytes(), self.now, |_, hash| share(hash, workers));
+        let worker = owner.unwrap_or(arrived);
+        let (mut sent, now) = (Sent::default(), self.now);
+        let verdict = self.worker(worker).on_single(side, &mut head, now, &mut sent);
         let frame = head.bytes().to_vec();
         let to = match verdict {
             Verdict::Forward => Some(side.other()),
@@ -432,11 +473,7 @@ impl World {
         for step in 0..60_000u32 {
             self.now = self.now + Duration::from_millis(1);
             let due = self.now.as_micros() / 1000;
-            let mut sent = Sent::default();
-            while self.proxy.on_timeout(self.now, &mut sent) {}
-            for (to, frame) in sent.0 {
-                self.send(to, false, frame);
-            }
+            self.on_timeouts();
             while let Some((&(at, n), _)) = self.wire.first_key_value()
                 && at <= due
             {
@@ -489,7 +526,8 @@ impl World {
         }
         if turned_away {
             prop_assert!(client.is_reset);
-            prop_assert!(self.proxy.counters().happened(Event::ServiceRefused) > 0);
+            let refused = |proxy: &Proxy| proxy.counters().happened(Event::ServiceRefused);
+            prop_assert!(self.others.iter().chain([&self.proxy]).map(refused).sum::<u64>() > 0);
         } else {
             prop_assert!(
                 client.is_done(),
@@ -500,7 +538,9 @@ impl World {
             );
             prop_assert!(server.is_done(), "the server has {} of {}", server.bytes.len(), expected.len());
         }
-        prop_assert_eq!(self.proxy.caches.gathered.taken().0, 0, "no place is lost");
+        for proxy in self.others.iter().chain([&self.proxy]) {
+            prop_assert_eq!(proxy.caches.gathered.taken().0, 0, "no place is lost");
+        }
         Ok(())
     }
 }
@@ -527,6 +567,7 @@ fn calm(v6: bool) -> (World, End) {
         sizes: (0, 0),
         name: 0,
         cookies: false,
+        workers: 1,
     };
     let world = World::new(plan);
     let (lan, wan) = (address(v6, 100), address(v6, 1));
@@ -546,11 +587,7 @@ fn heard(world: &mut World, side: Side) -> Vec<Vec<u8>> {
 
 fn later(world: &mut World, by: Duration) {
     world.now = world.now + by;
-    let mut sent = Sent::default();
-    while world.proxy.on_timeout(world.now, &mut sent) {}
-    for (to, frame) in sent.0 {
-        world.send(to, false, frame);
-    }
+    world.on_timeouts();
 }
 
 #[test]

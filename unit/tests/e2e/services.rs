@@ -113,15 +113,14 @@ fn bulk(stream: TcpStream, client: &str) -> io::Result<()> {
 }
 
 /// Bulk in so many connections of so many bytes each way.
-fn exchange_bulk(bad: Option<Impairment>, connections: u32, bytes: u64) {
-    let rig = Rig::new();
-    add_servers(&rig);
+fn exchange_bulk(rig: &Rig, bad: Option<Impairment>, connections: u32, bytes: u64) {
+    add_servers(rig);
     let relay = bad.map(|bad| rig.impair_port(Rig::LAN, bad, 7));
     let serve = |stream| bulk(stream, "10.77.0.1");
     let servers = [rig.server.serve(server(11), 8080, serve), rig.server.serve(server(12), 8080, serve)];
     let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1;
         default = { \"10.77.0.11:8080\", \"10.77.0.12:8080*2\" }; }";
-    let proxy = start(&rig, blocks);
+    let proxy = start(rig, blocks);
     let exchange = || {
         let stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80)).expect("connecting to a service");
         for part in ["POST /x HT", "TP/1.1\r\nHost: any.exam", "ple\r\n\r\n"] {
@@ -140,13 +139,21 @@ fn exchange_bulk(bad: Option<Impairment>, connections: u32, bytes: u64) {
 
 #[test]
 fn bulk_flows_through_a_service_with_a_header_in_front() {
-    exchange_bulk(None, 1, 16 * MB);
+    exchange_bulk(&Rig::new(), None, 1, 16 * MB);
 }
 
 #[test(light)]
 fn every_byte_of_a_service_arrives_on_a_bad_link_too() {
     let bad = Impairment { loss: 0.03, duplicate: 0.02, reorder: 0.03, ..Impairment::default() };
-    exchange_bulk(Some(bad), 8, 50_000);
+    exchange_bulk(&Rig::new(), Some(bad), 8, 50_000);
+}
+
+/// Each direction of a connection arrives at some worker, which hands it over to the one that owns the connection.
+#[test(alone)]
+fn several_workers_share_the_connections_of_a_service() {
+    for queues in [2, 3] {
+        exchange_bulk(&Rig::queued(queues), None, 6, MB);
+    }
 }
 
 /// A server that is not there, and one that refuses.

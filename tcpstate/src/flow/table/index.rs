@@ -200,9 +200,8 @@ impl Index {
         let second = self.other_choice(first, tag);
         for bucket in [first, second] {
             let cell = &mut self.buckets[bucket];
-            let is_it = |way: &usize| {
-                cell.tags[*way] == tag && cell.places[*way] == place && cell.is_second(*way) == is_second
-            };
+            let is_it =
+                |way: &usize| cell.tags[*way] == tag && cell.places[*way] == place && cell.is_second(*way) == is_second;
             let Some(way) = (0..WAYS).find(is_it) else { continue };
             cell.tags[way] = 0;
             if bucket != first {

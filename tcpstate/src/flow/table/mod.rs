@@ -20,6 +20,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use crate::flow::map::FlowMap;
 use crate::flow::{Flow, FlowFlags, State};
 use crate::keyed::Keys;
+use crate::owner::Naming;
 use crate::policy::profiles::UNTOUCHED;
 use crate::prefetch::prefetch;
 use crate::seq::SeqDelta;
@@ -843,7 +844,8 @@ impl Slab {
         is_mine: impl Fn(&FlowKey, u64) -> bool,
     ) -> (Slab, Adopted) {
         let keys = secrets.hash_keys();
-        let is_mine = |key: &FlowKey, hash| is_mine(key, crate::owner::named_by(key, hash, keys));
+        let naming = Naming::of(config);
+        let is_mine = |key: &FlowKey, hash| is_mine(key, naming.hash(key, hash, keys));
         let mut table = Table::new(config.table_buckets, self, Instant::default());
         for established in [true, false] {
             remains.iter().for_each(|remains| table.import(remains, keys, &is_mine, established));
@@ -1005,7 +1007,7 @@ mod tests {
             steps in prop::collection::vec((0u32..24, prop::array::uniform2((0u32..3, 1u64..4))), 0..400),
         ) {
             let mut table = Table::new(3, Slab::anonymous(24, true), NOW);
-            let mut model = HashMap::new();
+            let mut model: HashMap<u32, (Id, u64, Option<u64>)> = HashMap::new();
             let hash = |(bucket, tag): (u32, u64)| tag << 48 | u64::from((bucket * 0x5555_5555 + 7).rotate_right(4));
             for (n, hashes) in steps {
                 let [first, second] = hashes.map(hash);

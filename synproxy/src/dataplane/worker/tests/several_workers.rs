@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::time;
 use tcpstate::config::{Handshake, Timeouts};
+use tcpstate::owner::Naming;
 use tcpstate::{Config, Event, Memory, Metadata, Owners, Policy, Proxy, Secrets, owner};
 
 const FRAMES: usize = 1024;
@@ -101,14 +102,20 @@ fn parse(side: Side, frame: &[u8]) -> Metadata {
 /// The owner of a frame.
 fn owner_of(side: Side, frame: &[u8], workers: usize) -> usize {
     let by_hash = |_: &_, hash| owner::share(hash, workers);
-    Owners::new(&secrets()).owner(side, &parse(side, frame), frame, now(), by_hash).expect("a segment has an owner")
+    Owners::new(&secrets(), Naming::Connection)
+        .owner(side, &parse(side, frame), frame, now(), by_hash)
+        .expect("a segment has an owner")
 }
 
 #[test]
 fn connections_are_established_whatever_queues_their_frames_arrive_on() {
     for (workers, everything) in [(2, false), (2, true), (3, true), (4, false), (4, true)] {
         for syn_cache_max in [0, 64] {
-            let strategy = if everything { Strategy::Everything } else { Strategy::HandOff };
+            let strategy = if everything {
+                Strategy::Everything(Naming::Connection)
+            } else {
+                Strategy::HandOff(Naming::Connection)
+            };
             let mut group = Workers::new(workers, strategy, &Config { syn_cache_max, ..config() });
             for port in 40_000..40_064 {
                 let segment = |side, seq, ack, flags| segment_of(port, side, seq, ack, flags);
@@ -144,7 +151,7 @@ fn connections_are_established_whatever_queues_their_frames_arrive_on() {
 
 #[test]
 fn what_one_worker_learns_of_a_server_all_know_when_the_next_client_connects() {
-    let mut group = Workers::new(4, Strategy::HandOff, &config());
+    let mut group = Workers::new(4, Strategy::HandOff(Naming::Connection), &config());
     // A port that refuses: only the first client gets a SYN-ACK.
     for (at, port) in (40_000..40_032).enumerate() {
         group.arrives(Side::Wan, &segment_of(port, Side::Wan, 1000, 0, SYN));
@@ -196,7 +203,7 @@ fn a_policy_is_exchanged_on_every_worker_and_open_connections_keep_their_terms()
     const WORKERS: usize = 3;
     for syn_cache_max in [0, 64] {
         let config = Config { syn_cache_max, handshake: Handshake::Honest, ..config() };
-        let mut group = Workers::new(WORKERS, Strategy::HandOff, &config);
+        let mut group = Workers::new(WORKERS, Strategy::HandOff(Naming::Connection), &config);
         let sender = CommandSender::open(WORKERS).unwrap();
         let workers = group.workers.drain(..).enumerate();
         group.workers = workers.map(|(number, worker)| worker.with_commands(sender.queue(number))).collect();
@@ -255,7 +262,7 @@ fn a_policy_is_exchanged_on_every_worker_and_open_connections_keep_their_terms()
 
 #[test]
 fn a_worker_that_does_not_run_misses_updates_which_are_counted() {
-    let mut group = Workers::new(2, Strategy::HandOff, &Config { table_buckets: 1024, ..config() });
+    let mut group = Workers::new(2, Strategy::HandOff(Naming::Connection), &Config { table_buckets: 1024, ..config() });
     // What a server offers changes with every connection; the other worker never runs.
     let own = |port: &u16| owner_of(Side::Wan, &segment_of(*port, Side::Wan, 0, 0, SYN), 2) == 0;
     let mut ports = (1000..).filter(own);
@@ -294,7 +301,11 @@ fn a_worker_that_does_not_run_misses_updates_which_are_counted() {
 
 #[test]
 fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
-    for (workers, strategy) in [(2, Strategy::HandOff), (4, Strategy::HandOff), (4, Strategy::Everything)] {
+    for (workers, strategy) in [
+        (2, Strategy::HandOff(Naming::Connection)),
+        (4, Strategy::HandOff(Naming::Connection)),
+        (4, Strategy::Everything(Naming::Connection)),
+    ] {
         let mut group = Workers::new(workers, strategy, &config());
         group.workers = group.workers.drain(..).map(Worker::with_shedding).collect();
         let owned = |owner| {
@@ -326,7 +337,11 @@ fn a_source_that_proved_itself_to_one_worker_is_known_to_all() {
 
 #[test]
 fn a_flood_overloads_its_receiver_and_its_owner_and_is_shed_before_it_is_handed_over() {
-    for (workers, strategy) in [(2, Strategy::HandOff), (4, Strategy::HandOff), (4, Strategy::Everything)] {
+    for (workers, strategy) in [
+        (2, Strategy::HandOff(Naming::Connection)),
+        (4, Strategy::HandOff(Naming::Connection)),
+        (4, Strategy::Everything(Naming::Connection)),
+    ] {
         let what = format!("{workers} workers, {strategy:?}");
         let mut group = Workers::new(workers, strategy, &config());
         group.workers = group.workers.drain(..).map(Worker::with_shedding).collect();
@@ -467,7 +482,7 @@ fn fragments(segment: &[u8], identification: u16) -> [Vec<u8>; 2] {
 #[test]
 fn fragments_follow_their_first_one_whichever_worker_owns_its_connection() {
     use tcpstate::config::Action;
-    for strategy in [Strategy::HandOff, Strategy::Everything] {
+    for strategy in [Strategy::HandOff(Naming::Connection), Strategy::Everything(Naming::Connection)] {
         // A fragment without its first one is dropped.
         let config = Config { stray_fragments: Action::Drop, adopt_grace: Duration::ZERO, ..config() };
         let mut group = Workers::new(4, strategy, &config);
@@ -494,7 +509,7 @@ fn fragments_follow_their_first_one_whichever_worker_owns_its_connection() {
 
 #[test]
 fn what_is_no_tcp_stays_where_it_arrived() {
-    let mut group = Workers::new(2, Strategy::HandOff, &config());
+    let mut group = Workers::new(2, Strategy::HandOff(Naming::Connection), &config());
     let mut arp = vec![0xff; 60];
     arp[12..14].copy_from_slice(&[8, 6]);
     for side in Side::BOTH {
@@ -507,7 +522,7 @@ fn what_is_no_tcp_stays_where_it_arrived() {
 
 #[test]
 fn a_full_queue_drops_and_counts_and_the_buffers_return() {
-    let mut group = Workers::new(2, Strategy::HandOff, &config());
+    let mut group = Workers::new(2, Strategy::HandOff(Naming::Connection), &config());
     let mut pushed = 0;
     for port in 10_000.. {
         let syn = segment_of(port, Side::Wan, 1000, 0, SYN);
@@ -532,7 +547,7 @@ fn a_full_queue_drops_and_counts_and_the_buffers_return() {
 
 #[test]
 fn no_frame_is_lost_between_workers_without_a_counter() {
-    let mut group = Workers::new(3, Strategy::HandOff, &config());
+    let mut group = Workers::new(3, Strategy::HandOff(Naming::Connection), &config());
     // Too few buffers at one of them, and iterations at random.
     group.workers[2].pool = Pool::heap(8, 512, 128);
     let mut pushed = 0;
@@ -605,7 +620,7 @@ fn a_sleeping_owner_is_woken() {
     const ROUNDS: u16 = 50;
     let mut ends = Vec::new();
     let mut workers = Vec::new();
-    for steering in Steering::open(2, 1600, Strategy::HandOff, &secrets()).unwrap() {
+    for steering in Steering::open(2, 1600, Strategy::HandOff(Naming::Connection), &secrets()).unwrap() {
         let mut port = || {
             let ((port, wire), (woken, waker)) = (memory::pair(64), UnixDatagram::pair().unwrap());
             woken.set_nonblocking(true).unwrap();
