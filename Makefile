@@ -39,7 +39,7 @@ test-dependencies: setup ; @$(run) scripts/dependencies.sh
 test-packetdrill: setup ; @$(run) unit/packetdrill/run.sh
 test-programs: setup ; @$(run) unit/programs/run.sh
 # Ten thousand connections, and twenty restarts of each kind.
-test-restart: setup ; ulimit -n 65536; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture
+test-restart: setup ; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture --test-threads=1
 # How soon frames pass a worker that takes none, and five minutes in which nobody takes an idle or a busy one for such.
 test-failover: setup ; SWITCHES=20 QUIET=300 LOAD=600 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
 # How one process follows another, in every order (unit/model).

@@ -63,6 +63,8 @@ pub fn main() -> ExitCode {
 
 fn serve(address: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
+    // A crowd that comes at once is not turned away; the kernel takes `net.core.somaxconn` where that is less.
+    rustix::net::listen(&listener, i32::MAX)?;
     loop {
         let (stream, _) = listener.accept()?;
         // A connection that fails matters to its client only.

@@ -33,6 +33,9 @@ enum Way {
 /// Connections of one thread that last.
 const EACH: usize = 40;
 
+/// Connections that last, unless `CONNECTIONS` says otherwise.
+const DEFAULT: usize = 160;
+
 /// Threads that open connections, use them once, and close them.
 const OPENERS: usize = 6;
 
@@ -120,7 +123,7 @@ impl Met {
             }
             for (connection, stream) in (first..).zip(&streams) {
                 hear(stream, connection, n)
-                    .map_err(|error| io::Error::other(format!("{error}, on {:?}", stream.local_addr())))?;
+                    .map_err(|error| io::Error::other(format!("{error}, message {n}, on {:?}", stream.local_addr())))?;
             }
             self.longest.fetch_max(begin.elapsed().as_millis() as u64, Ordering::Relaxed);
             self.messages.fetch_add(EACH as u64, Ordering::Relaxed);
@@ -222,6 +225,28 @@ impl Drop for Flood {
     }
 }
 
+/// The server, a process of its own: one alone may not have descriptors for both ends of ten thousand connections.
+struct EchoServer(Child);
+
+impl EchoServer {
+    fn start(rig: &Rig, address: SocketAddr) -> EchoServer {
+        // All clients may connect at once: behind the box connecting does not wait for the server.
+        rig.server.sh("sysctl -q -w net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65536");
+        let mut command = rig.server.command(program("honest"));
+        command.args(["serve", &address.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = EchoServer(command.spawn().expect("starting a server"));
+        netns::within(traffic::PATIENCE, "it listens", || rig.server.connect(address).is_ok());
+        server
+    }
+}
+
+impl Drop for EchoServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts a box and kills it before it can be ready.
 fn begin_and_kill(rig: &Rig, backend: Backend, [config, workers]: [&str; 2], state: &StateDir, after: Duration) {
     let path = harness::leftovers::file("conf");
@@ -255,12 +280,13 @@ fn outlives_restarts(
         let arguments = [&[&arguments[0], &arguments[1], workers], steer, more].concat();
         Appliance::start_with(&rig, backend, config, &arguments)
     };
-    let (lasting, rounds) = (from_environment("CONNECTIONS", 160), from_environment("ROUNDS", 1));
+    let (lasting, rounds) = (from_environment("CONNECTIONS", DEFAULT), from_environment("ROUNDS", 1));
     let mut configs = configs.iter().copied().cycle();
     let mut config = configs.next().expect("a configuration");
     let mut running = Some(start(config, &[]));
-    let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
-    let (met, address) = (Met::default(), server.address);
+    let address = SocketAddr::new(netns::SERVER_V4, 7);
+    let _server = EchoServer::start(&rig, address);
+    let met = Met::default();
     let echo = rig.server.run(|| UdpSocket::bind((netns::SERVER_V4, 0))).expect("a socket for datagrams");
     let probed = echo.local_addr().expect("its address");
     let mut pauses: Vec<Pauses> = ways.iter().map(|_| Pauses::default()).collect();
@@ -336,26 +362,30 @@ fn outlives_restarts(
     drop(proxy.stop());
 }
 
-/// Tables with more room than is needed, of two sizes.
-const SMALL: &str = "conntablesize = 4096; learnhashsize = 256;";
-const OTHER: &str = "conntablesize = 8192; learnhashsize = 256;";
+/// Tables with more room than the connections need, all of which are one client's, and twice as much.
+fn tables() -> [String; 2] {
+    let least = (8 * from_environment("CONNECTIONS", DEFAULT)).next_power_of_two().max(4096);
+    [least, 2 * least].map(|size| format!("conntablesize = {size}; learnhashsize = 256;"))
+}
 
 #[test]
 fn connections_outlive_an_end_a_kill_and_a_kill_while_the_state_is_taken_over() {
     let ways = [Way::By(Signal::SIGTERM), Way::By(Signal::SIGKILL), Way::KilledTwice];
-    outlives_restarts(Rig::of_one_queue(), Backend::Driver, &[[SMALL, "--workers=1"]], &[], &ways, false);
+    let configs = [[&*tables()[0], "--workers=1"]];
+    outlives_restarts(Rig::of_one_queue(), Backend::Driver, &configs, &[], &ways, false);
 }
 
 #[test]
 fn connections_outlive_a_takeover_and_a_kill_under_a_flood_while_workers_hand_over_frames() {
     let ways = [Way::Takeover, Way::By(Signal::SIGKILL)];
-    let configs = [[SMALL, "--workers=2"]];
+    let configs = [[&*tables()[0], "--workers=2"]];
     outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &["--steer=everything"], &ways, true);
 }
 
 #[test]
 fn connections_outlive_a_restart_and_a_takeover_with_other_tables_and_other_workers() {
-    let configs = [[SMALL, "--workers=2"], [OTHER, "--workers=1"]];
+    let [small, large] = tables();
+    let configs = [[&*small, "--workers=2"], [&large, "--workers=1"]];
     let ways = [Way::By(Signal::SIGKILL), Way::Takeover];
     outlives_restarts(Rig::of_one_queue(), Backend::Packet, &configs, &[], &ways, false);
 }
@@ -369,7 +399,7 @@ fn carries(stream: &TcpStream, n: u64) -> bool {
 fn a_stop_leaves_nothing_and_a_fresh_start_takes_nothing_over() {
     let (rig, state) = (Rig::new(), StateDir::new());
     let socket = harness::leftovers::file("restart.sock");
-    let config = format!("control = \"{}\"; {SMALL}", socket.display());
+    let config = format!("control = \"{}\"; {}", socket.display(), tables()[0]);
     let start = |more: &[&str]| {
         let arguments = state.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
