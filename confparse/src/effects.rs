@@ -159,7 +159,10 @@ const EFFECTS: &[(Effect, &[&str])] = &[
     (Restart("each worker has a queue of either port, which are opened at the start"), &["threadcount"]),
     (Restart("the kernel's programs are attached when the ports are opened"), &["fast_path", "fast_path_flows"]),
     (Restart("the rings are made when the ports are opened"), &["ldp.netmap_nr_rx_slots", "ldp.netmap_nr_tx_slots"]),
-    (Restart("the XDP program is loaded at the start, and the map of flows allocated"), &["on_failure"]),
+    (
+        Restart("the XDP program is loaded at the start, and the map of flows allocated"),
+        &["on_failure", "syns_in_kernel"],
+    ),
     (Restart("it is opened at the start"), &["watchdog_device", "bypass_hook"]),
     (Restart("the process has changed to its user and group, and cannot change back"), &["user", "group"]),
     (Restart("the state is made, and taken over, at the start"), &["state_dir", "state_keep"]),

@@ -649,6 +649,16 @@ pub(crate) const KEYS: &[Key] = &[
         "connections that the kernel can forward by itself at once"),
     Key {
         section: None,
+        name: "syns_in_kernel",
+        takes: Takes::Word(&["on", "off"]),
+        unit: "",
+        help: "whether the XDP program answers SYNs by itself where the workers would answer by a cookie",
+        idle: None,
+        set: |config, value| config.syns_in_kernel = value == Value::Word("on"),
+        get: |config| Some(Value::Word(if config.syns_in_kernel { "on" } else { "off" })),
+    },
+    Key {
+        section: None,
         name: "link_loss",
         takes: Takes::Word(&["ignore", "forward"]),
         unit: "",

@@ -105,6 +105,8 @@ pub struct Config {
     pub fast_path_flows: usize,
     /// Whether SYNs of unproved sources are left out while a worker cannot keep up (`shed`).
     pub shed: bool,
+    /// Whether the kernel answers SYNs by itself where the workers would answer by a cookie (`syns_in_kernel`).
+    pub syns_in_kernel: bool,
     /// What becomes of a port when the other one has lost its link (`link_loss`).
     pub link_loss: LinkLoss,
     /// What becomes of frames, and who is told, when the box fails (`on_failure`, `port_loss`, `watchdog_device`, `bypass_hook`).
@@ -201,6 +203,7 @@ impl Default for Config {
             fast_path: FastPath::default(),
             fast_path_flows: 16_384,
             shed: true,
+            syns_in_kernel: false,
             link_loss: LinkLoss::default(),
             failures: Failures::default(),
             user: None,

@@ -16,7 +16,7 @@ enum { MAP_TYPE_ARRAY = 2, MAP_TYPE_PROG_ARRAY = 3, MAP_TYPE_PERCPU_ARRAY = 6, M
        MAP_TYPE_RINGBUF = 27 };
 enum { MAP_MMAPABLE = 1 << 10 };
 enum { RINGBUF_NO_WAKEUP = 1 };
-enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
+enum { XDP_ABORTED = 0, XDP_DROP = 1, XDP_PASS = 2, XDP_TX = 3, XDP_REDIRECT = 4 };
 
 // The program's context, as the kernel lays it out.
 struct xdp_md {
@@ -43,6 +43,7 @@ INLINE u32 be32(const u8 *at)
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static long (*const adjust_tail)(void *ctx, int delta) = (void *)65;
 static u64 (*const jiffies64)(void) = (void *)118;
 static u64 (*const ktime_get_boot_ns)(void) = (void *)125;
 static u64 (*const xdp_buff_len)(struct xdp_md *ctx) = (void *)188;

@@ -3,9 +3,8 @@
 // Redirects every frame to the worker's AF_XDP socket of the queue it arrived on. Without a socket, or while the worker is stuck, it is
 // bridged or dropped here (fail.h). Never PASS: a frame to be bridged is not for the host.
 //
-// Segments of connections that are handed down leave by the other port at once (forward.h).
-//
-// While a worker cannot keep up, SYNs are dropped here (shed.h), before they take a descriptor.
+// Segments of connections that are handed down leave by the other port at once (forward.h). SYNs are answered here where the engine has said how
+// (syns.h). While a worker cannot keep up, SYNs are dropped here (shed.h), before they take a descriptor.
 
 #include "kernel.h"
 
@@ -17,6 +16,7 @@ volatile const u32 owned_queues = 1;
 #include "fail.h"
 #include "projection.h"
 #include "forward.h"
+#include "syns.h"
 
 // Per receive queue, the socket of the worker. The loader sets the size. An entry disappears with its socket.
 struct {
@@ -47,6 +47,11 @@ INLINE int process(struct xdp_md *ctx)
             return forwarded;
     }
     if (!own || !patience || !is_stuck(own, place)) {
+        if (answers_syns) {
+            int decided = decide(ctx, queue);
+            if (decided != NOT_OURS)
+                return decided;
+        }
         if (sheds && is_shed(ctx))
             return XDP_DROP;
         // The last argument is the result for a queue without a socket.

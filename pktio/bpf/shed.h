@@ -23,7 +23,9 @@ struct control {
     u64 fresh;
     u64 repeated;
     u64 every;
-    u64 padding[4];
+    // SYNs that were answered (syns.h), which are sampled too.
+    u64 answered;
+    u64 padding[3];
 };
 
 struct {
@@ -230,12 +232,16 @@ INLINE int is_repeated(u64 hash, u64 now)
     return found;
 }
 
-// Samples one SYN in `every` of those that are dropped. The reader comes by itself: a sample wakes nobody.
-INLINE void sample(struct control *own, const struct syn *syn)
+// One SYN in so many is sampled, and this is one; or 0.
+INLINE u32 is_sampled(struct control *own)
 {
     u32 every = *(volatile u64 *)&own->every;
-    if (!every || (u64)get_prandom_u32() * every >> 32)
-        return;
+    return every && !((u64)get_prandom_u32() * every >> 32) ? every : 0;
+}
+
+// Hands out a sample of a SYN. The reader comes by itself: a sample wakes nobody.
+INLINE void hand_out(u32 every, const struct syn *syn)
+{
     struct sample sample = {
         .source = { syn->source[0], syn->source[1] },
         .destination = { syn->whole[1], syn->whole[2] },
@@ -243,6 +249,24 @@ INLINE void sample(struct control *own, const struct syn *syn)
         .every = every,
     };
     ringbuf_output(&samples, &sample, sizeof(sample), RINGBUF_NO_WAKEUP);
+}
+
+// Samples a SYN that is dropped.
+INLINE void sample(struct control *own, const struct syn *syn)
+{
+    u32 every = is_sampled(own);
+    if (every)
+        hand_out(every, syn);
+}
+
+// Samples a SYN that is answered.
+INLINE void sample_answered(struct xdp_md *ctx, struct control *own)
+{
+    struct syn syn;
+    u32 every = is_sampled(own);
+    __sync_fetch_and_add(&own->answered, 1);
+    if (every && read_syn(ctx, &syn))
+        hand_out(every, &syn);
 }
 
 // Whether the frame is to be dropped.

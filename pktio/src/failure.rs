@@ -7,7 +7,8 @@
 //! The program has to know which flows it must not touch. They lie in a map that the workers write as plain memory; `tcpstate::FlowMap` says
 //! what is in it, and `bpf/fail.h` reads it.
 
-use crate::xdp;
+use crate::options::SynPlan;
+use crate::xdp::{self, SynMemory};
 
 /// What passes while no worker takes frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +44,17 @@ pub trait FailureSwitch {
     fn failures(&self) -> u64;
 }
 
+/// What the XDP program decides on a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// It sends an answer of so many bytes back.
+    Answers(usize),
+    /// It drops the frame.
+    Drops,
+    /// It leaves the frame to the worker.
+    Leaves,
+}
+
 /// The XDP program with this plan, on no interface: says what it does with a frame that no worker takes. For tests.
 ///
 /// Loading a program takes root.
@@ -55,7 +67,43 @@ impl Rehearsal {
     ///
     /// The kernel's, in words.
     pub fn new(plan: &FailurePlan, is_wan: bool, workers: usize) -> Result<Rehearsal, String> {
-        xdp::Rehearsal::new(plan, is_wan, workers).map(Rehearsal)
+        xdp::Rehearsal::new(plan, is_wan, workers, None).map(Rehearsal)
+    }
+
+    /// The same of the program of a WAN port that answers SYNs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, in words.
+    pub fn answering(plan: &FailurePlan, workers: usize, syns: SynPlan) -> Result<Rehearsal, String> {
+        xdp::Rehearsal::new(plan, true, workers, Some(syns)).map(Rehearsal)
+    }
+
+    /// The memory of each worker by which it answers SYNs.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn syn_memories(&self) -> Vec<SynMemory> {
+        self.0.syn_memories()
+    }
+
+    /// How many instructions the verifier has looked at.
+    ///
+    /// # Panics
+    ///
+    /// Before Linux 5.16, which does not say so.
+    pub fn verified_instructions(&self) -> u32 {
+        self.0.verified_instructions()
+    }
+
+    /// What the program decides on a frame of the first queue, while no worker takes frames and `on_failure` is closed; its answer is written to `answer`.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel cannot run the program.
+    pub fn decides(&mut self, frame: &[u8], answer: &mut [u8]) -> Decision {
+        self.0.decides(frame, answer)
     }
 
     /// Each worker's part of the map of flows, the first time.

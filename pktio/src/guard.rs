@@ -8,7 +8,7 @@ use crate::failure::FailurePlan;
 use crate::netdev::{Changed, HostPort, Settings};
 use crate::packet::FastPath;
 use crate::pins::KeptFlows;
-use crate::xdp::{AttachedProgram, ShedSamples};
+use crate::xdp::{AttachedProgram, ShedSamples, SynMemory};
 
 /// Restores the interfaces when it is dropped: removes what leads this machine's own frames through the box, detaches the XDP programs, then puts the settings back, and lets other processes have them.
 ///
@@ -83,6 +83,16 @@ impl Guard {
     pub fn flow_maps(&self, workers: usize, plan: &FailurePlan) -> io::Result<Vec<&'static [AtomicU64]>> {
         // The first program's map is that of both.
         self.programs.first().map_or(Ok(Vec::new()), |program| program.flow_maps(workers, plan.flow_words))
+    }
+
+    /// The memory of each worker by which the WAN port's XDP program answers SYNs; none where no program does.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn syn_memories(&self, workers: usize) -> io::Result<Vec<SynMemory>> {
+        let answers = self.programs.iter().find(|program| program.answers_syns());
+        answers.map_or(Ok(Vec::new()), |program| program.syn_memories(workers))
     }
 
     /// Leaves the XDP programs and the settings as they are when this is dropped, for a successor, which replaces the ones and goes on with the others,

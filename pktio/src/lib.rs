@@ -61,7 +61,7 @@ pub use members::MOST_MEMBERS;
 pub use open::{
     Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone, open_prepared,
 };
-pub use options::{FastPathPlan, FastPathWay, Mode, Options};
+pub use options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
 pub use packet::FastPath;
 pub use peer::peer_groups;
 pub use pool::Pool;
@@ -69,4 +69,4 @@ pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};
 pub use prepare::{Preparation, prepare};
 pub use shed::{ShedFilter, ShedLevel, ShedSample};
 pub use wait::{PortWatch, wait, wait_or_wake};
-pub use xdp::{ShedSamples, XdpFastPath};
+pub use xdp::{ShedSamples, SynMemory, XdpFastPath};

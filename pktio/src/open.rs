@@ -13,7 +13,7 @@ use crate::guard::Guard;
 use crate::members::{MOST_MEMBERS, Members};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
-use crate::options::{FastPathPlan, FastPathWay, Mode, Options};
+use crate::options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
 use crate::packet::{FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pins::{self, KeptFlows, Pins};
@@ -619,6 +619,16 @@ fn open_xdp(
             }
         }
     }
+    for (interface, program) in interfaces.iter().zip(&mut programs).filter(|(_, program)| program.answers_syns()) {
+        // Only a veth tells before the program is attached, and loses what its other end does not take.
+        if program.driver && interface.hides_tags() && !interface.takes_redirected() {
+            let name = interface.name();
+            warn!(
+                "{name}: the workers answer all SYNs: the other end of this veth takes no frame from the kernel's program; `ethtool -K PEER gro on` there mends it"
+            );
+            program.leave_syns();
+        }
+    }
     let may_try = programs.iter().all(|program| program.driver) && matches!(options.mode, Mode::Auto | Mode::ZeroCopy);
     if let Some(reason) = may_try.then(|| lack_of_zero_copy(interfaces)).flatten() {
         // To try it would take the memory of all frames, twice, and end the same.
@@ -672,6 +682,12 @@ pub(crate) fn is_shedding(side: usize, count: usize, options: &Options) -> bool 
     options.shed && is_wan(side, count)
 }
 
+/// What the program of an interface answers SYNs by: it does at the WAN port. Members of an aggregation would each need a memory of their own.
+pub(crate) fn syn_plan(side: usize, count: usize, options: &Options) -> Option<SynPlan> {
+    let knows_flows = options.failure.is_some() && !options.host;
+    options.syns.filter(|_| is_wan(side, count) && count == 2 && knows_flows)
+}
+
 /// Attaches the XDP program to one of the interfaces, in driver mode if that is wanted and works; the one that was loaded for it before, if it is the
 /// same.
 fn attach(
@@ -690,18 +706,29 @@ fn attach(
     // What the machine's own stack gets goes on past a box that ends, by other means.
     let failure = options.failure.as_ref().filter(|_| !options.host);
     let first = attached.first().map(AttachedProgram::loaded);
+    let mut syns = syn_plan(side, count, options);
     let mut new = |driver| {
-        let sheds = is_shedding(side, count, options);
-        let purpose = Purpose { is_wan: is_wan(side, count), sheds, failure, driver };
-        let prepared = prepared.take().filter(|it| it.is_for(interface, other, layout, purpose, first));
-        let loaded = match prepared {
-            Some(loaded) => loaded,
-            None => {
-                LoadedProgram::load(LoadedMaps::load(interface, other, layout, purpose, side == 0)?, interface, first)?
-            }
+        let mut new = |syns| {
+            let sheds = is_shedding(side, count, options);
+            let purpose = Purpose { is_wan: is_wan(side, count), sheds, failure, driver, syns };
+            let prepared = prepared.take().filter(|it| it.is_for(interface, other, layout, purpose, first));
+            let loaded = match prepared {
+                Some(loaded) => loaded,
+                None => {
+                    let maps = LoadedMaps::load(interface, other, layout, purpose, side == 0)?;
+                    LoadedProgram::load(maps, interface, first)?
+                }
+            };
+            let mut note = |id| settings.note_program(interface.index(), id);
+            AttachedProgram::new(loaded, interface, first, left, &mut note)
         };
-        let mut note = |id| settings.note_program(interface.index(), id);
-        AttachedProgram::new(loaded, interface, first, left, &mut note)
+        match new(syns) {
+            Err(Refusal::Failed(reason)) if syns.take().is_some() => {
+                warn!("{name}: the workers answer all SYNs, since the kernel refuses the program that would: {reason}");
+                new(None)
+            }
+            result => result,
+        }
     };
     // The veth pair before this machine's stack works in driver mode, and in no other: the kernel takes frames that a filter has redirected past
     // a generic program.

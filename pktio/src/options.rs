@@ -5,6 +5,13 @@ use std::sync::atomic::AtomicBool;
 
 use crate::failure::FailurePlan;
 
+/// The memory by which a worker tells the XDP program how to answer SYNs; `tcpstate::SharedSyns` says what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SynPlan {
+    /// Words of a worker's answers, of its recent-SYN filter, and of its token buckets.
+    pub words: [usize; 3],
+}
+
 /// How to open the ports.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -22,6 +29,8 @@ pub struct Options {
     /// What the XDP program does with frames that no worker takes. It stays attached when the process is killed. Without a plan it drops them, and
     /// goes with the process.
     pub failure: Option<FailurePlan>,
+    /// What the WAN port's XDP program needs to answer SYNs by itself; `None` if it is not to.
+    pub syns: Option<SynPlan>,
     /// Whether the workers never sleep, so that they may drive a device's receive path themselves.
     pub busy_poll: bool,
     /// Whether the WAN port shall offer a filter for load shedding ([`Port::shed_filter`](crate::Port::shed_filter)), which takes 36 MiB
@@ -52,6 +61,7 @@ impl Default for Options {
             batch: 64,
             mode: Mode::Auto,
             failure: None,
+            syns: None,
             busy_poll: false,
             shed: false,
             netmap_slots: [256, 64],

@@ -8,7 +8,7 @@ use tracing::debug;
 
 use crate::netdev::{self, Interface};
 use crate::open::{
-    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit,
+    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit, syn_plan,
 };
 use crate::options::{FastPathWay, Mode, Options};
 use crate::xdp::{Layout, LoadedMaps, LoadedProgram, Purpose, Refusal, UmemMemory};
@@ -102,6 +102,7 @@ fn programs(devices: &[&str], options: &Options) -> Result<Vec<LoadedProgram>, R
         sheds: is_shedding(side, count, options),
         failure: options.failure.as_ref(),
         driver: options.mode != Mode::Generic,
+        syns: syn_plan(side, count, options),
     };
     // To make the maps takes most of the time.
     let maps = thread::scope(|scope| {

@@ -16,6 +16,7 @@ mod refusal;
 mod samples;
 mod shed;
 mod socket;
+mod syns;
 mod tags;
 
 pub(crate) use failure::Rehearsal;
@@ -26,3 +27,4 @@ pub(crate) use program::{AttachedProgram, LoadedMaps, LoadedProgram, Purpose};
 pub(crate) use refusal::Refusal;
 pub use samples::ShedSamples;
 pub(crate) use socket::{UmemMemory, open};
+pub use syns::SynMemory;

@@ -41,7 +41,7 @@ use pktio::capture::ExistingFile;
 use pktio::rss::Twin;
 use pktio::{
     Capabilities, FailurePlan, FastPathPlan, FastPathWay, Guard, OnFailure, OpenError, Opened, Options, Pair, Port,
-    Preparation,
+    Preparation, SynPlan,
 };
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -55,7 +55,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tcpstate::owner::{self, Naming};
-use tcpstate::{FlowMap, Memory, Policy, Proxy, Secrets, Target, Words};
+use tcpstate::{FlowMap, Memory, Policy, Proxy, Secrets, SharedSyns, Target, Words};
 use tracing::{debug, info, warn};
 
 /// Runs the program with the arguments of the process, and returns its exit status.
@@ -145,7 +145,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         batch: worker::BATCH,
         mode: arguments.xdp_mode.into(),
         busy_poll: poll == Poll::Busy,
-        shed: config.shed && !arguments.bypass,
+        // What samples the SYNs that the kernel drops samples those that it answers, too.
+        shed: (config.shed || config.syns_in_kernel) && !arguments.bypass,
+        syns: syn_plan(config, arguments.bypass),
         netmap_slots: [config.ldp.netmap_nr_rx_slots, config.ldp.netmap_nr_tx_slots],
         spread: (workers > 1 && arguments.steer == Steer::Auto).then_some(spread),
         force: arguments.force,
@@ -179,7 +181,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         Some(plan) => guard.flow_maps(workers, plan).map_err(Failure::Spawn)?,
         None => Vec::new(),
     };
+    let syn_memories = guard.syn_memories(workers).map_err(Failure::Spawn)?;
     say_what_cannot_fail_open(&pairs, config);
+    if options.syns.is_some() && pairs.first().is_some_and(|pair| pair.wan.capabilities().backend != "xdp") {
+        warn!("the workers answer all SYNs, whatever `syns_in_kernel` says: only AF_XDP has a program that could");
+    }
     let strategy =
         if arguments.bypass { None } else { strategy(&pairs, arguments.steer, Naming::of(&config.engine), spread) };
     // Its files belong to the user who starts the process, so that the next one may read them.
@@ -212,6 +218,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         return Ok(());
     }
 
+    let by_hash = matches!(strategy, Some(Strategy::HandOff | Strategy::Everything));
     let steerings = strategy.map(|strategy| steerings(&pairs, strategy, &secrets)).transpose()?.unwrap_or_default();
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);
@@ -267,6 +274,10 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             }
             if let Some(words) = former_flows {
                 proxy.adopt_handed_down(Words::from(words));
+            }
+            if let Some(&memory) = syn_memories.get(number) {
+                let [answers, recent_syns, limits] = memory.map(Words::from);
+                proxy.share_syns(SharedSyns { answers, recent_syns, limits, by_hash });
             }
             proxy
         };
@@ -397,8 +408,16 @@ fn failure_plan(config: &Config, secrets: &Secrets, bypass: bool) -> FailurePlan
         confparse::OnFailure::Open => OnFailure::Open,
     };
     let flows = config.engine.share(config.workers).flow_capacity();
-    let flow_words = if bypass || on_failure == OnFailure::Closed { 0 } else { FlowMap::words_needed(flows) };
+    // Whoever answers SYNs has to know which flows there are.
+    let knows_flows = on_failure != OnFailure::Closed || config.syns_in_kernel;
+    let flow_words = if bypass || !knows_flows { 0 } else { FlowMap::words_needed(flows) };
     FailurePlan { on_failure, flow_keys: secrets.hash_keys(), flow_words, forward_words: 0 }
+}
+
+/// What the XDP program needs to answer SYNs, if it is to.
+fn syn_plan(config: &Config, bypass: bool) -> Option<SynPlan> {
+    let words = SharedSyns::words_needed(&config.engine.share(config.workers));
+    (config.syns_in_kernel && !bypass).then_some(SynPlan { words })
 }
 
 /// Opens the ports; waits for interfaces that are missing, if it is to. `None` if it is to end meanwhile.

@@ -83,6 +83,7 @@ fn notes(id: &str) -> String {
             format!("before: sleep 60 & echo $! >{id}"),
             format!("with: PROCESS=$(cat {id})"),
         ],
+        "kernel-syns" => vec!["at: client".to_owned(), "with: PEER=c0".to_owned()],
         "carrier" | "vlan-tags" | "fail-open" => vec!["at: server".to_owned(), "with: PEER=s0".to_owned()],
         "mtu" | "buffers" => vec!["with: N=1500".to_owned()],
         "offloads" => vec!["with: NAME=gro".to_owned()],

@@ -1,7 +1,7 @@
 //! Memory that may outlive the process or be shared with the kernel: slices of atomic words, made here or handed in.
 //!
 //! Each region has one writer, so relaxed loads and stores are enough, and on the packet path there are no read-modify-write
-//! instructions. The structures that lie in a region describe their words, name the version of that layout and say how many words they
+//! instructions; but for the regions that a program of the kernel writes too (`cache::recent_syns`, `policy::limit`). The structures that lie in a region describe their words, name the version of that layout and say how many words they
 //! need. What a region held before is parsed like any other input: whatever the words are, no structure panics or loops without end.
 
 use core::ops::Index;
@@ -65,6 +65,11 @@ impl Words {
         let words = Self::zeroed(values.len());
         values.enumerate().for_each(|(n, value)| words[n].set(value));
         words
+    }
+
+    /// Takes over the first `len` of these values.
+    pub(crate) fn copy(&self, other: &Words, len: usize) {
+        (0..len).for_each(|n| self[n].set(other[n].get()));
     }
 
     /// The `n`th cache line.

@@ -230,6 +230,10 @@ crate::metrics! {
         /// ACKs from the WAN that cannot bear a cookie, because no SYN of this 4-tuple was answered recently: not checked, and treated as segments of
         /// the connection there is, or of an unknown one.
         Unasked = "unasked",
+        /// SYNs that a program of the kernel answered: they are among `syn-answered`.
+        KernelAnswered = "kernel-answered",
+        /// ACKs of SYNs that nobody answered which a program of the kernel dropped: they are among `unasked`, and among the drops by `bad-cookie`.
+        KernelDropped = "kernel-dropped",
         /// Connections that never carried data, evicted for a new one.
         EvictedSilent = "evicted-silent" in Flows,
         /// Connections that had been idle, evicted for a new one.
@@ -320,6 +324,16 @@ impl Counters {
     pub(crate) fn drop(&mut self, reason: DropReason) -> Verdict {
         self.drops[reason as usize] += 1;
         Verdict::Drop(reason)
+    }
+
+    /// Something else has dropped so many.
+    pub(crate) fn add_drops(&mut self, reason: DropReason, times: u64) {
+        self.drops[reason as usize] += times;
+    }
+
+    /// This has happened so often elsewhere.
+    pub(crate) fn add(&mut self, event: Event, times: u64) {
+        self.events[event as usize] += times;
     }
 
     pub(crate) fn count(&mut self, event: Event) {

@@ -384,7 +384,7 @@ prop_compose! {
     fn configs()(
         engine in engines(),
         workers in 1..=64usize,
-        (shed, link_loss) in (any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
+        (shed, syns_in_kernel, link_loss) in (any::<bool>(), any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
         (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
         fast_path_flows in 1..=1usize << 20,
@@ -440,7 +440,7 @@ prop_compose! {
             update_every,
             capacity,
         };
-        Config { engine, workers, poll, fast_path, fast_path_flows, shed, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
+        Config { engine, workers, poll, fast_path, fast_path_flows, shed, syns_in_kernel, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
 

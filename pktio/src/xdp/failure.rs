@@ -13,8 +13,10 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use super::program::loader;
 use super::refusal::chain;
 use super::shed::MappedArray;
-use crate::failure::{FailurePlan, FailureSwitch, OnFailure};
+use super::syns::SynMemory;
+use crate::failure::{Decision, FailurePlan, FailureSwitch, OnFailure};
 use crate::mapping::Mapping;
+use crate::options::SynPlan;
 
 /// How long a worker may leave frames.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -170,11 +172,17 @@ pub(crate) struct Rehearsal {
     is_wan: bool,
     workers: usize,
     flow_words: usize,
+    syns: Option<SynPlan>,
 }
 
 impl Rehearsal {
-    pub(crate) fn new(plan: &FailurePlan, is_wan: bool, workers: usize) -> Result<Rehearsal, String> {
-        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true).map_err(|error| chain(&error))?;
+    pub(crate) fn new(
+        plan: &FailurePlan,
+        is_wan: bool,
+        workers: usize,
+        syns: Option<SynPlan>,
+    ) -> Result<Rehearsal, String> {
+        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true, syns).map_err(|error| chain(&error))?;
         let service = ServiceMap::of(&ebpf, workers).map_err(|error| error.to_string())?;
         let map = ebpf.map_mut("other_port").ok_or("the program lacks its map")?;
         let mut other = DevMap::try_from(map).map_err(|error| chain(&error))?;
@@ -183,11 +191,40 @@ impl Rehearsal {
         let program = ebpf.program_mut("redirect").ok_or("the program is missing")?;
         let program: &mut Xdp = program.try_into().map_err(|error| chain(&error))?;
         program.load().map_err(|error| chain(&error))?;
-        Ok(Rehearsal { ebpf, service, is_wan, workers, flow_words: plan.flow_words })
+        Ok(Rehearsal { ebpf, service, is_wan, workers, flow_words: plan.flow_words, syns })
     }
 
     pub(crate) fn take_flow_maps(&mut self) -> Vec<&'static [AtomicU64]> {
         map_flows(&self.ebpf, self.workers, std::mem::take(&mut self.flow_words)).expect("the map can be mapped")
+    }
+
+    pub(crate) fn syn_memories(&self) -> Vec<SynMemory> {
+        let plan = self.syns.expect("it answers SYNs");
+        super::syns::map(&self.ebpf, self.workers, plan).expect("the maps can be mapped")
+    }
+
+    pub(crate) fn verified_instructions(&self) -> u32 {
+        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
+        let information = program.info().expect("the kernel has it");
+        information.verified_instruction_count().expect("known since Linux 5.16")
+    }
+
+    pub(crate) fn decides(&mut self, frame: &[u8], answer: &mut [u8]) -> Decision {
+        const XDP_DROP: u32 = 1;
+        const XDP_TX: u32 = 3;
+        let place = Place { queue: 0, is_wan: self.is_wan };
+        let before = self.service.failures(place);
+        let program: &Xdp = self.ebpf.program("redirect").expect("it is there").try_into().expect("it is XDP");
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(answer), repeat: 1, ..TestRunOptions::default() };
+        let result = program.test_run(options).expect("it can be run");
+        // What goes up finds no worker, and is dropped for it.
+        match (result.return_value, self.service.failures(place)[2] - before[2]) {
+            (XDP_TX, 0) => Decision::Answers(result.data_size_out as usize),
+            (XDP_DROP, 0) => Decision::Drops,
+            (XDP_DROP, 1) => Decision::Leaves,
+            other => panic!("it returned {other:?}"),
+        }
     }
 
     pub(crate) fn set_flows_entered(&mut self) {

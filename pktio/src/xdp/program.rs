@@ -19,10 +19,12 @@ use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
 use super::shed::{ShedMaps, random_key};
+use super::syns::{self, SynMemory};
 use super::tags::{instruction, prelude};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::netdev::{Attachment, Interface, is_attached_as};
+use crate::options::SynPlan;
 use crate::pins::{KeptFlows, Pins};
 use tracing::debug;
 
@@ -43,6 +45,8 @@ pub(crate) struct Purpose<'a> {
     pub failure: Option<&'a FailurePlan>,
     /// Whether it is in driver mode.
     pub driver: bool,
+    /// What it answers SYNs by, if it does.
+    pub syns: Option<SynPlan>,
 }
 
 /// What a program is made for: one that was loaded before is taken if it is the same.
@@ -56,11 +60,12 @@ struct Made {
     sheds: bool,
     driver: bool,
     failure: Option<FailurePlan>,
+    syns: Option<SynPlan>,
 }
 
 impl Made {
     fn of(interface: &Interface, other: &Interface, layout: &Layout, purpose: Purpose<'_>) -> Made {
-        let Purpose { is_wan, sheds, failure, driver } = purpose;
+        let Purpose { is_wan, sheds, failure, driver, syns } = purpose;
         Made {
             interface: interface.index(),
             other: other.index(),
@@ -70,6 +75,7 @@ impl Made {
             sheds,
             driver,
             failure: failure.cloned(),
+            syns,
         }
     }
 }
@@ -109,6 +115,8 @@ pub(crate) struct AttachedProgram {
     attachment: Option<Attachment>,
     /// The number of that program.
     left: Option<u32>,
+    /// Its answers to SYNs would be lost, so it is to give none.
+    leaves_syns: bool,
 }
 
 impl fmt::Debug for AttachedProgram {
@@ -129,6 +137,7 @@ pub(super) fn loader(
     key: [u64; 2],
     sheds: bool,
     has_flows: bool,
+    syns: Option<SynPlan>,
 ) -> Result<Ebpf, EbpfError> {
     let number = |n: usize| u32::try_from(n).expect("a 32-bit number");
     let queues = number(workers.max(1));
@@ -138,6 +147,8 @@ pub(super) fn loader(
     let entries = number(plan.map_or(0, |plan| 8 * plan.forward_words / forward::BUCKET));
     let forwards = u32::from(entries > 0);
     let (patience, shedding, is_wan) = (failure::patience(plan), u32::from(sheds), u32::from(is_wan));
+    let answers = u32::from(syns.is_some());
+    let [blocks, pairs, buckets] = syns::sizes(syns);
     let mut loader = EbpfLoader::new();
     // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
     // more room for it, for minutes.
@@ -161,6 +172,12 @@ pub(super) fn loader(
         .override_global("down_buckets", &entries.max(1), true)
         .map_max_entries("handed_down", if has_flows { entries.max(1) } else { 1 })
         .map_max_entries("forwarded", 2 * queues)
+        .override_global("answers_syns", &answers, true)
+        .override_global("blocks_each", &blocks, true)
+        .override_global("buckets_each", &buckets, true)
+        .map_max_entries("answers", queues * blocks)
+        .map_max_entries("noted", queues * pairs)
+        .map_max_entries("buckets", queues * buckets)
         .map_max_entries("control", queues)
         .map_max_entries("sockets", queues)
         .map_max_entries("service", 2 * queues)
@@ -186,10 +203,10 @@ impl LoadedMaps {
         purpose: Purpose<'_>,
         is_first: bool,
     ) -> Result<LoadedMaps, Refusal> {
-        let Purpose { is_wan, sheds, failure, .. } = purpose;
+        let Purpose { is_wan, sheds, failure, syns, .. } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
-        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, is_first)
+        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, is_first, syns)
             .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
         if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed || plan.forward_words > 0) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
@@ -291,7 +308,7 @@ impl AttachedProgram {
         let driver = loaded.made.driver;
         let is_watched = loaded.made.failure.is_some();
         if is_watched && left.is_some_and(|left| is_attached_as(interface.index(), left, driver)) {
-            return Ok(AttachedProgram { driver, loaded, attachment: None, left });
+            return Ok(AttachedProgram { driver, loaded, attachment: None, left, leaves_syns: false });
         }
         let mut attach = |program: BorrowedFd<'_>| {
             if is_watched {
@@ -312,7 +329,7 @@ impl AttachedProgram {
             result => result,
         };
         let attachment = attachment.map_err(|error| attach_refusal(&error, interface))?;
-        Ok(AttachedProgram { driver, loaded, attachment: Some(attachment), left: None })
+        Ok(AttachedProgram { driver, loaded, attachment: Some(attachment), left: None, leaves_syns: false })
     }
 
     /// Takes the place of the program that a former process has left, at once and without a gap. `note` is told the number of this one and of its
@@ -399,6 +416,22 @@ impl AttachedProgram {
     pub(super) fn forwarded(&self, queue: u32) -> Option<[&'static AtomicU64; 3]> {
         let place = Place { queue, is_wan: self.loaded.made.is_wan };
         self.loaded.forwarded.map(|forwarded| forwarded.of_place(place))
+    }
+
+    /// Whether it answers SYNs where a worker says how.
+    pub(crate) fn answers_syns(&self) -> bool {
+        self.loaded.made.syns.is_some() && !self.leaves_syns
+    }
+
+    /// From now on nobody is given the memory that it answers SYNs by, so that it answers none.
+    pub(crate) fn leave_syns(&mut self) {
+        self.leaves_syns = true;
+    }
+
+    /// The memory of each worker that it answers SYNs by; none if it does not.
+    pub(crate) fn syn_memories(&self, workers: usize) -> io::Result<Vec<SynMemory>> {
+        let plan = self.loaded.made.syns.filter(|_| !self.leaves_syns);
+        plan.map_or(Ok(Vec::new()), |plan| syns::map(&self.loaded.ebpf, workers, plan))
     }
 
     /// The samples of the SYNs that the shed filter drops, the first time.
@@ -501,7 +534,7 @@ mod tests {
     /// The program as the WAN port loads it, not attached to an interface. Loading it takes root.
     fn program() -> (Ebpf, ShedMaps) {
         let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-        let mut ebpf = loader(1, None, true, key, true, true).expect("the program is sound");
+        let mut ebpf = loader(1, None, true, key, true, true, None).expect("the program is sound");
         let maps = ShedMaps::of(&ebpf, 1, key).expect("the maps can be mapped");
         let program: &mut Xdp = ebpf.program_mut("redirect").expect("it is there").try_into().expect("it is XDP");
         program.load().expect("the verifier accepts it");

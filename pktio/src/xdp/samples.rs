@@ -1,4 +1,4 @@
-//! Samples of the SYNs that the XDP program has dropped, from its ring buffer: who sends and who is meant, while most frames never reach a
+//! Samples of the SYNs that the XDP program has dropped or answered, from its ring buffer: who sends and who is meant, while most frames never reach a
 //! worker.
 
 use std::fmt;
@@ -21,7 +21,7 @@ pub struct ShedSamples {
     ring: RingBuf<MapData>,
     maps: Arc<ShedMaps>,
     every: u32,
-    /// What had been dropped at the last reading, and when that was.
+    /// What had been dropped or answered at the last reading, and when that was.
     before: (u64, Instant),
 }
 
@@ -42,7 +42,8 @@ impl ShedSamples {
                 each(sample);
             }
         }
-        let dropped = (0..self.maps.queues()).map(|queue| self.maps.dropped(queue).iter().sum::<u64>()).sum();
+        let of = |queue| self.maps.dropped(queue).iter().sum::<u64>() + self.maps.answered(queue);
+        let dropped = (0..self.maps.queues()).map(of).sum();
         let (before, then) = self.before;
         let every = next_every(self.every, dropped - before, then.elapsed());
         if every != self.every {

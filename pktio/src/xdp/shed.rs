@@ -78,6 +78,11 @@ impl ShedMaps {
         [1, 2].map(|word| self.control(queue, word).load(Ordering::Relaxed))
     }
 
+    /// The SYNs that the program answered on this queue.
+    pub(super) fn answered(&self, queue: u32) -> u64 {
+        self.control(queue, 4).load(Ordering::Relaxed)
+    }
+
     /// How many queues the program sheds on.
     pub(super) fn queues(&self) -> u32 {
         (self.control.len() / CONTROL_WORDS) as u32

@@ -112,14 +112,12 @@ pub trait Engine {
     /// What was watched at this side's port has left it, or is lost.
     fn has_left(&mut self, _: Side) {}
 
+    /// From now on no program of the kernel answers SYNs for it.
+    fn unshare_syns(&mut self) {}
+
     /// SYNs from the WAN that it has processed, whatever the verdict.
     fn syns(&self) -> u64 {
-        let counters = self.counters();
-        counters.happened(Event::SynAnswered)
-            + counters.happened(Event::PassedByMode)
-            + counters.happened(Event::ClosedPort)
-            + counters.dropped(DropReason::RateLimited)
-            + counters.dropped(DropReason::BadAddress)
+        syns_counted(self.counters())
     }
 
     /// Executes a command, in the time of an iteration.
@@ -142,6 +140,15 @@ pub trait Engine {
     fn capacity(&self) -> (u64, u64) {
         (0, 0)
     }
+}
+
+/// SYNs from the WAN, as far as they are counted.
+fn syns_counted(counters: &Counters) -> u64 {
+    counters.happened(Event::SynAnswered)
+        + counters.happened(Event::PassedByMode)
+        + counters.happened(Event::ClosedPort)
+        + counters.dropped(DropReason::RateLimited)
+        + counters.dropped(DropReason::BadAddress)
 }
 
 impl Engine for Proxy {
@@ -269,6 +276,16 @@ impl Engine for Proxy {
 
     fn unpublished_flows(&self) -> u64 {
         Proxy::unpublished_flows(self)
+    }
+
+    fn unshare_syns(&mut self) {
+        Proxy::unshare_syns(self);
+    }
+
+    fn syns(&self) -> u64 {
+        // Those that the kernel answered cost a worker nothing.
+        let counters = Proxy::counters(self);
+        syns_counted(counters) - counters.happened(Event::KernelAnswered)
     }
 
     fn counters(&self) -> &Counters {

@@ -185,6 +185,11 @@ impl Steering {
         Ok(Endpoint::open(workers, longest)?.into_iter().map(steering).collect())
     }
 
+    /// Whether the interfaces were trusted to bring frames to their owners, and are no longer.
+    pub fn has_lost_trust(&self) -> bool {
+        matches!(&self.lookup, OwnerLookup::ByNics { nics, .. } if !nics.trusted.load(Ordering::Relaxed))
+    }
+
     /// The same steering, for ports that consist of members or do not.
     #[must_use]
     pub fn with_members(self, has_members: bool) -> Steering {

@@ -270,6 +270,10 @@ impl<E: Engine> Worker<E> {
     /// Shows the statistics to their readers, who then ask nothing of the worker. What this costs does not depend on how many flows there are.
     fn publish(&mut self, now: Instant, slot: &Slot) {
         let begin = clock::thread_time();
+        if self.steering.as_ref().is_some_and(Steering::has_lost_trust) {
+            // The kernel would take the wrong worker's part in answering SYNs.
+            self.engine.unshare_syns();
+        }
         slot.publish(&self.snapshot());
         self.found.drain(..).for_each(|key| slot.found(key));
         if let Some(syns) = self.top_talkers.advance(now) {

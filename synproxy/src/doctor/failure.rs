@@ -16,6 +16,15 @@ pub(super) const CHECKS: &[Check] = &[
         examine: fail_open,
     },
     Check {
+        id: "kernel-syns",
+        looks_at: "whether the kernel can answer SYNs by itself at the WAN port (`syns_in_kernel`)",
+        worst: Level::Warning,
+        why: "The XDP program does it, which needs AF_XDP and a driver that sends its answers; at a veth, that the other end takes them. Without, the workers \
+              answer all SYNs.",
+        remedy: "ethtool -K PEER gro on",
+        examine: kernel_syns,
+    },
+    Check {
         id: "watchdog-device",
         looks_at: "watchdog devices of the kernel (/dev/watchdog), and whether the configured one is there (`watchdog_device`)",
         worst: Level::Warning,
@@ -50,6 +59,25 @@ fn fail_open(scene: &Scene) -> Vec<Found> {
         cannot.then(|| Found::new(Level::Warning, text()).at(port).mended_by(format!("ethtool -K {peer} gro on")))
     });
     or_ok(found, "nothing is known that keeps the kernel from bridging past the box")
+}
+
+fn kernel_syns(scene: &Scene) -> Vec<Found> {
+    if !scene.syns_in_kernel {
+        return Found::ok("the workers answer all SYNs (`syns_in_kernel = off`)");
+    }
+    if scene.asked.contains(&pktio::Asked::Packet) {
+        return vec![Found::new(
+            Level::Warning,
+            "AF_PACKET has no program that answers SYNs, whatever `syns_in_kernel` says",
+        )];
+    }
+    let Some(wan) = &scene.ports[1] else { return Found::ok("there is no WAN port to look at") };
+    if wan.kind == "veth" && wan.xdp_features.is_some_and(|it| it.is_native && !it.takes_redirected) {
+        let text = format!("the other end of {} takes no answer from the kernel's program: it has no GRO", wan.name);
+        let peer = wan.peer.as_deref().map_or_else(|| "PEER".into(), word);
+        return vec![Found::new(Level::Warning, text).at(wan).mended_by(format!("ethtool -K {peer} gro on"))];
+    }
+    Found::ok("nothing is known that keeps the kernel from answering SYNs")
 }
 
 fn watchdog_device(scene: &Scene) -> Vec<Found> {
@@ -123,6 +151,20 @@ mod tests {
         assert_eq!(find(&stage.complaints(), "fail-open"), None);
         stage.scene.asked[0] = pktio::Asked::Packet;
         assert!(find(&stage.complaints(), "fail-open").unwrap().finding.contains("AF_PACKET"));
+    }
+
+    #[test]
+    fn what_keeps_the_kernel_from_answering_syns_is_said_if_it_is_to() {
+        let mut stage = Stage::new("kernel-syns");
+        stage.port(1).kind = "veth".into();
+        assert_eq!(find(&stage.complaints(), "kernel-syns"), None);
+        stage.scene.syns_in_kernel = true;
+        let found = find(&stage.complaints(), "kernel-syns").unwrap();
+        assert_eq!((found.level, found.command.as_deref()), (Level::Warning, Some("ethtool -K PEER gro on")));
+        stage.port(1).xdp_features.as_mut().unwrap().takes_redirected = true;
+        assert_eq!(find(&stage.complaints(), "kernel-syns"), None);
+        stage.scene.asked[1] = pktio::Asked::Packet;
+        assert!(find(&stage.complaints(), "kernel-syns").unwrap().finding.contains("AF_PACKET"));
     }
 
     #[test]

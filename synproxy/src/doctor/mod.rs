@@ -178,6 +178,8 @@ struct Scene {
     is_busy: bool,
     /// What is to become of frames, and who is told, when the box fails.
     failures: Failures,
+    /// The kernel is to answer SYNs by itself.
+    syns_in_kernel: bool,
     /// The memory that the configuration needs.
     needed: Needed,
     /// The path of this program.
@@ -329,6 +331,7 @@ fn scene(arguments: &DoctorArguments, [lan, wan]: [&str; 2]) -> Result<Scene, Fa
         workers,
         is_busy: config.poll == Poll::Busy,
         needed: Needed::of(&config, workers, false),
+        syns_in_kernel: config.syns_in_kernel,
         failures: config.failures,
         program: std::env::current_exe().map_or_else(|_| "synproxy".into(), |path| path.display().to_string()),
     })

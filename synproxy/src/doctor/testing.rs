@@ -45,6 +45,7 @@ impl Stage {
             workers: 2,
             is_busy: false,
             needed: Needed::of(&config, 2, false),
+            syns_in_kernel: config.syns_in_kernel,
             failures: config.failures,
             program: "/usr/sbin/synproxy".into(),
         };

@@ -10,7 +10,7 @@ use pktio::region::Region;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tcpstate::{FlowMap, Footprint};
+use tcpstate::{FlowMap, Footprint, SharedSyns};
 
 /// Bytes of a buffer for a frame of an MTU up to about 1700.
 const BUFFER: u64 = 2048;
@@ -44,13 +44,17 @@ impl Needed {
     pub fn of(config: &Config, workers: usize, bypass: bool) -> Self {
         let each = workers as u64;
         let engine = if bypass { Footprint::default() } else { Footprint::of(&config.engine.share(workers.max(1))) };
-        let knows_flows = config.failures.on_failure != OnFailure::Closed && !bypass;
+        let answers_syns = config.syns_in_kernel && !bypass;
+        let knows_flows = (config.failures.on_failure != OnFailure::Closed || answers_syns) && !bypass;
         let flows = FlowMap::words_needed(config.engine.share(workers.max(1)).flow_capacity());
         let flow_map = if knows_flows { 8 * flows as u64 } else { 0 };
         let frames = 2 * pktio::Options::default().frames_per_port as u64 * BUFFER;
-        let shed = if config.shed && !bypass { pktio::shed::BYTES as u64 } else { 0 };
+        // The engine's own filter and buckets lie idle then.
+        let [answers, noted, buckets] =
+            if answers_syns { SharedSyns::words_needed(&config.engine.share(workers.max(1))) } else { [0; 3] };
+        let shed = if (config.shed || answers_syns) && !bypass { pktio::shed::BYTES as u64 } else { 0 };
         let others = if workers > 1 { HAND_OFF } else { 0 };
-        let worker = engine.fixed + engine.held + frames + shed + others + WORKER;
+        let worker = engine.fixed + engine.held + frames + shed + others + WORKER + 8 * (answers + noted) as u64;
         let number = |section: Option<&str>, name: &str| {
             let key = Config::KEYS.iter().find(|key| key.section == section && key.name == name);
             match key.and_then(|key| key.value(config)) {
@@ -69,7 +73,7 @@ impl Needed {
             parts: vec![
                 part(None, "conntablesize", engine.table + flow_map),
                 part(None, "learnhashsize", engine.server_options),
-                part(Some("ratehash"), "size", engine.limits),
+                part(Some("ratehash"), "size", engine.limits + 8 * buckets as u64),
                 part(None, "proved_sources", engine.proved_sources),
                 part(None, "service_buffers", engine.services),
                 threads,

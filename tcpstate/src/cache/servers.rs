@@ -392,6 +392,11 @@ impl ServerOptions {
         self.observations = self.observations.wrapping_add(1);
     }
 
+    /// How often something new was learned, on a circle.
+    pub fn changes(&self) -> u32 {
+        self.observations
+    }
+
     /// What a client with timestamps is offered: as [`ServerOptions::offer`], and faster if the same was looked up recently.
     #[inline(always)]
     pub fn offer_cached(&mut self, key: &FlowKey, rule: &Rule, now: Instant) -> Offer {
@@ -671,13 +676,15 @@ impl ServerOptions {
         }
         entry.learn(observation, now);
         let (usual, varies) = (entry.mss.value, entry.is(MSS_VARIES));
+        // A refusal that had lapsed and is repeated is believed again, though nothing of it shows.
+        let refuses_again = entry.refused != before.refused;
         let due = unit(now) / PUBLISHED_EVERY != before.seen / PUBLISHED_EVERY;
         // An entry that is new was never seen.
         let mut differs = before.seen == 0 || entry.shown() != before.shown();
         if mss != usual || varies {
             differs |= self.store_path(key, port, mss, usual, now);
         }
-        if differs {
+        if differs || refuses_again {
             self.observations = self.observations.wrapping_add(1);
         }
         differs || due

@@ -30,12 +30,14 @@ pub type Mac = u64;
 #[derive(Clone)]
 pub struct Stations {
     heard: PerSide<Heard>,
+    /// How often something new was heard on the WAN, on a circle.
+    news_of_wan: u32,
 }
 
 impl Default for Stations {
     fn default() -> Self {
         let empty = || Box::new([0; PLACES]);
-        Self { heard: PerSide::new(empty(), empty()) }
+        Self { heard: PerSide::new(empty(), empty()), news_of_wan: 0 }
     }
 }
 
@@ -53,7 +55,18 @@ impl Stations {
         let place = &mut self.heard[side][place(mac)];
         let is_news = *place != word;
         *place = word;
+        self.news_of_wan = self.news_of_wan.wrapping_add(u32::from(is_news && side == Side::Wan));
         is_news
+    }
+
+    /// How often something new was heard on the WAN, on a circle.
+    pub fn heard_on_wan(&self) -> u32 {
+        self.news_of_wan
+    }
+
+    /// Whether a frame is for a station that is known to be on the WAN, wherever else it may be.
+    pub fn was_heard_on_wan(&self, frame: &[u8], now: Instant) -> bool {
+        was_heard(&self.heard[Side::Wan], mac_at(frame, 0), KNOWN, now)
     }
 
     /// Whether a frame that came in on this side is for a station that is known to be on the same side, and has not been heard on the other.

@@ -69,6 +69,11 @@ impl MssTable {
         Self { values, len }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) fn get(&self, index: usize) -> Option<u16> {
         self.values[..self.len].get(index).copied()
     }
@@ -102,11 +107,20 @@ impl OptionTable {
         (self.mss.len() * (self.scales.len() + 1) * 2) as u32
     }
 
+    /// How many digits stand for a window scale or none.
+    pub(super) fn radix_of_scales(&self) -> usize {
+        self.scales.len() + 1
+    }
+
+    /// The digit of a window scale: 0 is "none", n the table's entry n - 1.
+    pub(super) fn digit(&self, scale: WindowScale) -> usize {
+        floor_index(&self.scales, scale.get()) + 1
+    }
+
     pub(super) fn encode(&self, terms: &Terms) -> u32 {
         let mss = floor_index(&self.mss, terms.mss);
-        // Digit 0 is "none", digit n the table's entry n - 1.
-        let scale = terms.scale.map_or(0, |scale| floor_index(&self.scales, scale.get()) + 1);
-        ((mss * (self.scales.len() + 1) + scale) * 2 + usize::from(terms.sack)) as u32
+        let scale = terms.scale.map_or(0, |scale| self.digit(scale));
+        ((mss * self.radix_of_scales() + scale) * 2 + usize::from(terms.sack)) as u32
     }
 
     /// The code in a cookie.

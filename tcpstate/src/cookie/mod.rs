@@ -38,6 +38,7 @@ use zeroize::Zeroize;
 use crate::Instant;
 use crate::cookie::terms::{Ecn, Terms};
 use crate::keyed::{self, Keys};
+use crate::proxy::kernel_syns::Minting;
 use crate::seq::{SeqNum, WindowScale};
 pub use codec::OptionTables;
 use keys::Secret;
@@ -123,6 +124,8 @@ pub struct Cookies {
     code_bits: [u32; 2],
     /// The smallest MSS of the present tables, without timestamps and with.
     smallest_mss: [u16; 2],
+    /// How often what cookies are made with has changed, on a circle.
+    changes: u32,
 }
 
 impl Cookies {
@@ -140,6 +143,7 @@ impl Cookies {
             tables: [Arc::clone(&tables), tables],
             code_bits: [0; 2],
             smallest_mss: [0; 2],
+            changes: 0,
         };
         cookies.begin(now);
         cookies
@@ -219,6 +223,7 @@ impl Cookies {
 
     /// Sets what is in use in the present epoch and the one before.
     fn renew(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
         for epoch in [self.epoch.wrapping_sub(1), self.epoch] {
             let slot = (epoch & 1) as usize;
             self.tables[slot] = Arc::clone(self.generations.at(epoch));
@@ -230,6 +235,34 @@ impl Cookies {
             self.readings[n] = self.reading(epoch, until);
         }
         self.smallest_mss = [false, true].map(|timestamps| self.present().smallest_mss(timestamps));
+    }
+
+    /// How often what cookies are made with has changed, on a circle.
+    pub(crate) fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// Until when they are made with the same.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// What they are made with now, for a program that makes the same.
+    pub(crate) fn minting(&self) -> Minting {
+        let slot = (self.epoch & 1) as usize;
+        let OptionTables { plain, ts_mss, .. } = self.present();
+        let mut words = [0; 22];
+        (words[0], words[1]) = self.keys[slot];
+        let mut put = |at: usize, bits: u32, n: usize, value: u64| {
+            words[at + n / (64 / bits as usize)] |= value << (bits as usize * n % 64)
+        };
+        let lengths = [ts_mss.len(), plain.mss.len().min(32), plain.radix_of_scales(), plain.bits as usize];
+        lengths.into_iter().enumerate().for_each(|(n, length)| put(2, 8, n, length as u64));
+        ts_mss.values.iter().enumerate().for_each(|(n, &mss)| put(4, 16, n, mss.into()));
+        (0..32).for_each(|n| put(12, 16, n, plain.mss.get(n).copied().unwrap_or(u16::MAX).into()));
+        (0..15).for_each(|n| put(20, 8, n, plain.digit(WindowScale::clamped(n as u8)) as u64));
+        let has_plain = plain.mss.len() <= 32 && plain.radix_of_scales() < 256;
+        Minting { is_odd: slot == 1, words, has_plain }
     }
 
     /// The option tables of the cookies that are made now.

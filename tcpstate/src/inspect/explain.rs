@@ -72,6 +72,7 @@ impl Proxy {
             settings: self.settings.clone(),
             quotas: self.quotas.excerpt(&key, own, table.capacity()),
             sweep: None,
+            kernel_syns: None,
             table,
             handed_down: self.handed_down.excerpt(found.map_or(hash, |id| self.table[id].hash())),
             candidates,

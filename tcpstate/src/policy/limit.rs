@@ -176,6 +176,33 @@ impl Limiter {
         self.mask6 = core::array::from_fn(|i| mask(u32::from(limit.prefix6).saturating_sub(32 * i as u32)));
     }
 
+    /// From now on the buckets lie in these words, which get what they hold.
+    ///
+    /// # Panics
+    /// If there are too few words.
+    pub fn move_to(&mut self, words: Words) {
+        let size = 2 * (self.mask as usize + 1);
+        assert!(words.len() >= size, "the token buckets need more words");
+        words.copy(&self.words, size);
+        self.words = words;
+    }
+
+    /// The limits on SYNs and the naming of buckets, for a program that charges SYNs as [`spend`](Self::spend) does: see `proxy::kernel_syns`.
+    pub fn parameters(&self) -> [u64; 8] {
+        let both = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        let [a, b, c, d] = self.mask6;
+        [
+            self.period_micros,
+            both(self.add, self.burst),
+            both(self.mask, self.mask4),
+            both(a, b),
+            both(c, d),
+            self.keys.0,
+            self.keys.1 | 1,
+            both(self.most_failures(), self.failures),
+        ]
+    }
+
     /// The place of a source prefix's bucket.
     // An attacker who wants to spend another prefix's tokens can forge its addresses, so the hash need not be a strong one.
     #[inline(always)]

@@ -257,7 +257,7 @@ impl Policy {
     }
 
     /// Whether any rule says this.
-    fn any(&self, says: impl FnMut(&Rule) -> bool) -> bool {
+    pub(crate) fn any(&self, says: impl FnMut(&Rule) -> bool) -> bool {
         self.rules.iter().any(says)
     }
 

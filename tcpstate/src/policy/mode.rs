@@ -137,6 +137,8 @@ pub(crate) struct Modes {
     any_adopts_until: Instant,
     /// Targets that have stopped to pass SYNs here. There is room for each once.
     alarms: Vec<u32>,
+    /// How often something has changed, on a circle.
+    changes: u32,
 }
 
 impl Modes {
@@ -161,6 +163,7 @@ impl Modes {
             is_plain: true,
             any_adopts_until: Instant::default(),
             alarms: Vec::with_capacity(targets.len()),
+            changes: 0,
         };
         modes.note_change();
         modes
@@ -198,9 +201,20 @@ impl Modes {
     }
 
     fn note_change(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
         self.any_passes = self.states.iter().any(|state| state.present.passes());
         self.may_have_passed |= self.any_passes;
         self.is_plain = self.states.iter().all(|state| state.present == Mode::Cache);
+    }
+
+    /// How often modes have changed, on a circle.
+    pub(crate) fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// Until when unknown connections of some target are adopted because it passed SYNs a while ago.
+    pub(crate) fn adopts_until(&self) -> Instant {
+        self.any_adopts_until
     }
 
     /// What becomes of a target's SYNs now. A target of another policy than this is as everybody.
@@ -290,6 +304,12 @@ impl Modes {
     pub(crate) fn note_answered(&mut self, target: u32) {
         if let Some(state) = self.states.get_mut(target as usize) {
             state.answered += 1;
+        }
+    }
+
+    pub(crate) fn add_answered(&mut self, target: u32, times: u64) {
+        if let Some(state) = self.states.get_mut(target as usize) {
+            state.answered += times;
         }
     }
 

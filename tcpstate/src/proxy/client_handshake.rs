@@ -93,6 +93,9 @@ impl Proxy {
         self.caches.cookies.advance(now);
         let SynAckNumbers { isn, ts_value } = self.caches.cookies.mint(meta.hash, segment.seq, &terms, now);
         self.caches.recent_syns.note(meta.hash, segment.seq, isn, now);
+        if self.kernel_syns.is_some() {
+            self.let_kernel_answer(&segment.key, head.bytes(), now);
+        }
         if self.settings.modes.count_apart() {
             self.settings.modes.note_answered(self.settings.policy.rule(&segment.key).target);
         }
@@ -278,6 +281,9 @@ impl Proxy {
                     // Such a cookie has no place for it.
                     None if !terms.timestamps => terms.ecn = Ecn::Silent,
                     None => {}
+                }
+                if stored.is_none() && listed.is_none() && self.kernel_syns.is_some() {
+                    self.let_kernel_answer(&key, ctx.head.bytes(), now);
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::Proxy;
 use super::idle::{Inspection, Opener};
 use super::reply::{HALF_SECOND, bare_reset};
-use crate::flow::table::wheel::{Ticks, tick};
+use crate::flow::table::wheel::{TICK_SHIFT, Ticks, tick};
 use crate::flow::table::{Id, Table};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqDelta;
@@ -245,6 +245,17 @@ impl Proxy {
         let queue = &self.candidates[Kind::SynCached];
         let may_not_go = |&(id, generation)| self.may_go(Kind::SynCached, id, generation) && self.is_young(id, now);
         queue.is_full() && queue.entries.front().is_some_and(may_not_go)
+    }
+
+    /// Until when the SYN cache has no place, unless an entry goes before its time: in the past if it may have one now.
+    pub(super) fn cache_full_until(&self, now: Instant) -> Instant {
+        let queue = &self.candidates[Kind::SynCached];
+        let Some(&(oldest, _)) = queue.entries.front().filter(|_| self.is_cache_full(now)) else {
+            return Instant::default();
+        };
+        let age = tick(now).wrapping_sub(self.table[oldest].born);
+        // It is young until so many ticks have passed.
+        Instant::from_micros(((now.as_micros() >> TICK_SHIFT) + u64::from(HALF_OPEN_GRACE - age)) << TICK_SHIFT)
     }
 
     /// Whether the SYN cache has a place, if need be that of its oldest entry.

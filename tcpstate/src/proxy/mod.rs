@@ -16,6 +16,7 @@ pub(crate) mod evict;
 pub(crate) mod handed_down;
 mod icmp;
 mod idle;
+pub(crate) mod kernel_syns;
 mod listed;
 mod neighbours;
 pub(crate) mod passthrough;
@@ -70,6 +71,8 @@ use context::Context;
 use evict::Candidates;
 use handed_down::HandedDown;
 use idle::Inspection;
+use kernel_syns::KernelSyns;
+pub use kernel_syns::SharedSyns;
 use passthrough::UnprovedFlows;
 pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
@@ -211,6 +214,8 @@ pub(crate) struct Settings {
     /// Which worker this is.
     pub(crate) worker: Worker,
     pub(crate) policy: Arc<Policy>,
+    /// How many policies there were before, on a circle.
+    pub(crate) policies: u32,
     /// Which clients are blocked, passed, and always proxied.
     pub(crate) lists: Arc<Lists>,
     /// Whether a SYN must be compared with them, or with limits, before it is answered.
@@ -303,6 +308,8 @@ pub struct Proxy {
     pub(crate) caches: Caches,
     /// What the kernel forwards.
     pub(crate) handed_down: HandedDown,
+    /// What a program of the kernel answers SYNs by, if one does.
+    pub(crate) kernel_syns: Option<Box<KernelSyns>>,
     /// What counts for limits on connections and SYN-ACKs.
     pub(crate) quotas: Quotas,
     /// Up to where the table was searched for connections of blocked clients, while it is.
@@ -363,6 +370,7 @@ impl Proxy {
             inspection: Inspection::new(keys, table.capacity()),
             quotas: Quotas::new(&policy.limits, table.capacity(), keys, quotas),
             sweep: None,
+            kernel_syns: None,
             table,
             handed_down: HandedDown::none(),
             caches: Caches {
@@ -389,6 +397,7 @@ impl Proxy {
                 retries: Meter::new(policy.meters.retries),
                 modes: Modes::new(policy.targets()),
                 policy,
+                policies: 0,
                 lists: Arc::default(),
                 is_guarded: false,
                 draining: false,
@@ -507,6 +516,7 @@ impl Proxy {
         modes.take_over(targets, &self.settings.modes, self.settings.adopt_grace, now);
         self.settings.modes = modes;
         let former = core::mem::replace(&mut self.settings.policy, policy);
+        self.settings.policies = self.settings.policies.wrapping_add(1);
         self.count_targets();
         self.caches.neighbours.set(&self.settings.policy.services, now);
         former
@@ -753,6 +763,7 @@ impl Proxy {
     pub fn on_timeout(&mut self, now: Instant, egress: &mut impl Egress) -> bool {
         self.caches.cookies.advance(now);
         self.handed_down.clock = tick(now);
+        self.follow_kernel_syns(now);
         if !self.settings.policy.services.is_empty() {
             self.speak_to_neighbours(now, egress);
         }
@@ -862,6 +873,7 @@ impl Proxy {
                 let memory = self.settings.policy.rule(key).closed_memory;
                 let network = self.caches.limiter.network(key);
                 self.caches.refused_ports.met(key, network, *met, *is_proved, memory, now);
+                self.keep_from_kernel(key);
             }
             ServerUpdate::Tried(key, is_proved) => {
                 let network = self.caches.limiter.network(key);

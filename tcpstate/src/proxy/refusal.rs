@@ -115,6 +115,7 @@ impl Proxy {
         }
         let network = self.caches.limiter.network(key);
         self.caches.refused_ports.met(key, network, met, is_proved, memory, now);
+        self.keep_from_kernel(key);
         self.publish(ServerUpdate::Met(*key, met, is_proved));
     }
 
@@ -124,6 +125,7 @@ impl Proxy {
             let memory = self.settings.policy.rule(key).closed_memory;
             let network = self.caches.limiter.network(key);
             self.caches.refused_ports.asked(key, network, memory, now);
+            self.keep_from_kernel(key);
         }
     }
 

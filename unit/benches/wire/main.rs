@@ -107,6 +107,9 @@ impl Part {
         match self {
             // The router is set up for IPv4.
             Part::Flood(_, _, server) if middle == Middle::Nftables && server.is_ipv6() => {}
+            // What carries nothing is the limit of an answer, or of a drop.
+            Part::Flood(_, kind, _) if middle.is_bare() && (kind == Kind::Syn) != (middle == Middle::Bounce) => {}
+            Part::Segments | Part::Peace | Part::UnderFlood(..) if middle.is_bare() => {}
             Part::Flood(name, kind, server) => {
                 let rate = load::flood(middle, kind, server, window, frame_cost);
                 book.rate(middle, name, &rate);

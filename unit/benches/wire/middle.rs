@@ -1,12 +1,14 @@
 //! What stands in the middle: our forwarder, the proxy, or what the kernel has instead.
 
 use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tools::xdp_generator::ATTACKER;
-use unit::netns::{self, Appliance, Backend, CACHE_OFF, CACHE_ON, Rig};
+use unit::netns::{self, Appliance, Backend, CACHE_OFF, CACHE_ON, Rig, traffic};
 
 /// The core of whatever stands in the middle, as far as it can be told; the generator has the last one.
 const CORE: usize = 0;
@@ -32,13 +34,27 @@ pub enum Middle {
     FastTc,
     /// `synproxy` that hands them down to the XDP program.
     FastXdp,
+    /// As [`Middle::Cookies`], and the kernel answers SYNs by itself.
+    Kernel,
+    /// A bare XDP program that sends every frame back. The limit of an answer.
+    Bounce,
+    /// A bare XDP program that drops every frame. The limit of a drop.
+    Hole,
 }
 
 impl Middle {
     pub const ALL: [Middle; 5] = [Middle::Bypass, Middle::Cookies, Middle::Cache, Middle::Bridge, Middle::Nftables];
 
     /// Those that are measured only when asked for.
-    pub const MORE: [Middle; 4] = [Middle::Interrupt, Middle::Busy, Middle::FastTc, Middle::FastXdp];
+    pub const MORE: [Middle; 7] = [
+        Middle::Interrupt,
+        Middle::Busy,
+        Middle::FastTc,
+        Middle::FastXdp,
+        Middle::Kernel,
+        Middle::Bounce,
+        Middle::Hole,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -51,12 +67,20 @@ impl Middle {
             Middle::Busy => "busy",
             Middle::FastTc => "fast-tc",
             Middle::FastXdp => "fast-xdp",
+            Middle::Kernel => "kernel",
+            Middle::Bounce => "xdp-tx",
+            Middle::Hole => "xdp-drop",
         }
     }
 
     /// Whether it is our program.
     pub fn is_ours(self) -> bool {
-        !matches!(self, Middle::Bridge | Middle::Nftables)
+        !matches!(self, Middle::Bridge | Middle::Nftables) && !self.is_bare()
+    }
+
+    /// Whether it is a bare program, which carries nothing.
+    pub fn is_bare(self) -> bool {
+        matches!(self, Middle::Bounce | Middle::Hole)
     }
 
     /// Whether a SYN that is not proved reaches the server.
@@ -107,6 +131,16 @@ impl<'a> Stood<'a> {
                 rig.client.sh("ethtool -K c0 gro on >/dev/null");
                 rig.server.sh("ethtool -K s0 gro on >/dev/null");
                 stood.appliance = start(&format!("fast_path = xdp;\n{CACHE_OFF}"), &[]);
+            }
+            Middle::Kernel => {
+                // A veth takes what the program sends if its end has GRO.
+                rig.client.sh("ethtool -K c0 gro on");
+                stood.appliance = start(KERNEL, &[]);
+                introduce(rig);
+            }
+            Middle::Bounce | Middle::Hole => {
+                attach(rig, middle == Middle::Bounce);
+                return stood;
             }
             Middle::Bridge => rig.bridge(),
             Middle::Nftables => route(rig, strangers),
@@ -168,7 +202,9 @@ impl<'a> Stood<'a> {
             let line = report.log.iter().rev().find_map(|line| line.strip_prefix(label))?;
             line.split_whitespace().nth(column)?.parse::<f64>().ok()
         };
-        Some(OwnWords { stage: figure("ns a frame, without ports", 0)?, received: figure("received, frames", 1)? })
+        let dropped = report.figure("kernel-dropped").unwrap_or(0) as f64;
+        let received = figure("received, frames", 1)? + dropped;
+        Some(OwnWords { stage: figure("ns a frame, without ports", 0)?, received })
     }
 }
 
@@ -177,8 +213,42 @@ impl<'a> Stood<'a> {
 pub struct OwnWords {
     /// Nanoseconds a frame, from reception to transmission.
     pub stage: f64,
-    /// Frames received by the WAN port.
+    /// Frames received by the WAN port, or dropped for it by the kernel's program.
     pub received: f64,
+}
+
+/// What the kernel answers SYNs by.
+const KERNEL: &str = "halfopen_cache_max = 0; mode = cookie; syns_in_kernel = on;";
+
+/// Has the box learn of the servers that are flooded.
+fn introduce(rig: &Rig) {
+    for address in [netns::SERVER_V4, netns::SERVER_V6] {
+        let server = rig.server.serve(address, crate::load::PORT, traffic::echo);
+        drop(rig.client.connect(server.address).expect("connecting through the box"));
+    }
+}
+
+/// Attaches a program to the WAN port that sends every frame back to its sender, or drops it.
+fn attach(rig: &Rig, sends_back: bool) {
+    let verdict = if sends_back { 3 } else { 1 };
+    let source = format!(
+        "struct xdp_md {{ unsigned data, data_end, a, b, c, d; }};
+         __attribute__((section(\"xdp\"), used)) int bare(struct xdp_md *ctx) {{
+             unsigned short *at = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+             if (at + 7 > end) return 1;
+             for (int i = 0; i < 3; i++) {{ unsigned short to = at[i]; at[i] = at[i + 3]; at[i + 3] = to; }}
+             return {verdict};
+         }}
+         char _license[] __attribute__((section(\"license\"), used)) = \"GPL\";"
+    );
+    let object = harness::leftovers::file("bare.o");
+    let mut clang = Command::new("clang");
+    clang.args(["-target", "bpf", "-O2", "-xc", "-c", "-", "-o"]).arg(&object).stdin(Stdio::piped());
+    let mut clang = clang.spawn().expect("running clang");
+    clang.stdin.take().expect("piped").write_all(source.as_bytes()).expect("clang reads");
+    assert!(clang.wait().expect("waiting for clang").success());
+    rig.client.sh("ethtool -K c0 gro on");
+    rig.middle.sh(&format!("ip link set dev {} xdpdrv obj {} sec xdp", Rig::WAN, object.display()));
 }
 
 /// The router with the kernel's SYNPROXY, as nftables' own documentation sets it up.

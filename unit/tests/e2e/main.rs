@@ -23,6 +23,7 @@ mod full_table;
 mod handed_down;
 mod host;
 mod interrupted;
+mod kernel_syns;
 mod kicks;
 mod links;
 mod listed;

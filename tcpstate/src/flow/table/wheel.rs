@@ -12,7 +12,7 @@ use crate::{Instant, Side};
 /// Ticks: 1024 µs, on a circle of 50 days.
 pub type Ticks = u32;
 
-const TICK_SHIFT: u32 = 10;
+pub(crate) const TICK_SHIFT: u32 = 10;
 const LEVELS: usize = 4;
 const SLOTS: usize = 256;
 /// Slots of all levels.
