@@ -49,6 +49,8 @@ INLINE int process(struct xdp_md *ctx)
     if (!own || !patience || !is_stuck(own, place)) {
         if (answers_syns) {
             int decided = decide(ctx, queue);
+            if (decided == XDP_TX && answers_by_redirect)
+                return redirect_map(&own_port, 0, XDP_DROP);
             if (decided != NOT_OURS)
                 return decided;
         }

@@ -20,6 +20,17 @@ enum { NOT_OURS = -1 };
 // More than there are: nothing is in its place.
 enum { NO_WORKER = 0xffff };
 
+// Set by the loader: whether answers leave by a redirect to this port itself. A veth wakes its other end for a frame that is sent back only if that has an
+// XDP program, and for one that is redirected also if it has GRO.
+volatile const u32 answers_by_redirect = 0;
+
+struct {
+    ATTRIBUTE(type, MAP_TYPE_DEVMAP);
+    ATTRIBUTE(max_entries, 1);
+    u32 *key;
+    u32 *value;
+} own_port SEC(".maps");
+
 // Set by the loader: whether this port answers SYNs; the blocks and the token buckets of each worker.
 volatile const u32 answers_syns = 0;
 volatile const u32 blocks_each = HEAD + SETS;
@@ -507,7 +518,7 @@ INLINE int read_headers(u8 *data, u8 *end, volatile struct work *w)
 }
 
 // Finds the entry of the SYN's server, if it has one that holds; 0 if not.
-INLINE u64 *find_entry(u8 *data, u8 *end, struct block *head, volatile struct work *w)
+INLINE u64 *find_offer(u8 *data, u8 *end, struct block *head, volatile struct work *w)
 {
     u64 high = w->high, low = w->low, port = w->vlan << 32 | (w->ports & 0xffff) << 16, is_v6 = w->is_v6;
     struct block *set = block_of(w->worker, HEAD + set_of(high, low, port));
@@ -692,7 +703,7 @@ INLINE int answer_syn(struct xdp_md *ctx, volatile struct work *w, u32 queue)
         return NOT_OURS;
     w->generation = generation;
     w->now = ktime_get_boot_ns() / 1000;
-    u64 *entry = find_entry(data, end, head, w);
+    u64 *entry = find_offer(data, end, head, w);
     if (!entry)
         return NOT_OURS;
     u8 *tcp = tcp_of(data, w);

@@ -182,7 +182,8 @@ impl Rehearsal {
         workers: usize,
         syns: Option<SynPlan>,
     ) -> Result<Rehearsal, String> {
-        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true, syns).map_err(|error| chain(&error))?;
+        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true, syns.map(|plan| (plan, false)))
+            .map_err(|error| chain(&error))?;
         let service = ServiceMap::of(&ebpf, workers).map_err(|error| error.to_string())?;
         let map = ebpf.map_mut("other_port").ok_or("the program lacks its map")?;
         let mut other = DevMap::try_from(map).map_err(|error| chain(&error))?;

@@ -125,7 +125,8 @@ impl fmt::Debug for AttachedProgram {
     }
 }
 
-/// Loads the maps, and the program's text with what it has to know, for so many workers. `has_flows` says whether the map of flows is to be used.
+/// Loads the maps, and the program's text with what it has to know, for so many workers. `has_flows` says whether the map of flows is to be used. `syns` is what it answers SYNs
+/// by, if it does, and whether its answers leave by a redirect to the port itself.
 ///
 /// # Errors
 ///
@@ -137,7 +138,7 @@ pub(super) fn loader(
     key: [u64; 2],
     sheds: bool,
     has_flows: bool,
-    syns: Option<SynPlan>,
+    syns: Option<(SynPlan, bool)>,
 ) -> Result<Ebpf, EbpfError> {
     let number = |n: usize| u32::try_from(n).expect("a 32-bit number");
     let queues = number(workers.max(1));
@@ -148,7 +149,8 @@ pub(super) fn loader(
     let forwards = u32::from(entries > 0);
     let (patience, shedding, is_wan) = (failure::patience(plan), u32::from(sheds), u32::from(is_wan));
     let answers = u32::from(syns.is_some());
-    let [blocks, pairs, buckets] = syns::sizes(syns);
+    let by_redirect = u32::from(syns.is_some_and(|(_, by_redirect)| by_redirect));
+    let [blocks, pairs, buckets] = syns::sizes(syns.map(|(plan, _)| plan));
     let mut loader = EbpfLoader::new();
     // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
     // more room for it, for minutes.
@@ -173,6 +175,7 @@ pub(super) fn loader(
         .map_max_entries("handed_down", if has_flows { entries.max(1) } else { 1 })
         .map_max_entries("forwarded", 2 * queues)
         .override_global("answers_syns", &answers, true)
+        .override_global("answers_by_redirect", &by_redirect, true)
         .override_global("blocks_each", &blocks, true)
         .override_global("buckets_each", &buckets, true)
         .map_max_entries("answers", queues * blocks)
@@ -203,15 +206,28 @@ impl LoadedMaps {
         purpose: Purpose<'_>,
         is_first: bool,
     ) -> Result<LoadedMaps, Refusal> {
-        let Purpose { is_wan, sheds, failure, syns, .. } = purpose;
+        let Purpose { is_wan, sheds, failure, driver, syns } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
-        let mut ebpf = loader(layout.workers, failure, is_wan, key, sheds, is_first, syns)
-            .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
+        let mut ebpf = loader(
+            layout.workers,
+            failure,
+            is_wan,
+            key,
+            sheds,
+            is_first,
+            syns.map(|plan| (plan, driver && interface.hides_tags())),
+        )
+        .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
         if failure.is_some_and(|plan| plan.on_failure != OnFailure::Closed || plan.forward_words > 0) {
             let map = ebpf.map_mut("other_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
             let mut map = DevMap::try_from(map).map_err(failed)?;
             map.set(0, other.index(), None, 0).map_err(failed)?;
+        }
+        if syns.is_some() {
+            let map = ebpf.map_mut("own_port").ok_or_else(|| Refusal::Failed("the program lacks its map".into()))?;
+            let mut map = DevMap::try_from(map).map_err(failed)?;
+            map.set(0, interface.index(), None, 0).map_err(failed)?;
         }
         Ok(LoadedMaps { made: Made::of(interface, other, layout, purpose), key, ebpf })
     }
