@@ -201,7 +201,7 @@ INLINE u64 find_flow(u64 hash)
 }
 
 // Whether a frame passes although no worker takes it.
-INLINE int is_bridged(struct xdp_md *ctx)
+APART int is_bridged(struct xdp_md *ctx)
 {
     u64 hash;
 

@@ -40,14 +40,15 @@ struct {
 } forwarded SEC(".maps");
 
 // Forwards a frame of a connection that is handed down; 0 if it goes up.
-INLINE int forward(struct xdp_md *ctx)
+APART int forward(struct xdp_md *ctx)
 {
     struct frame frame;
     struct change change;
     struct segment *segment = &frame.segment;
+    u64 keys[2] = { flow_key0, flow_key1 };
     u32 side = is_wan, len = xdp_buff_len(ctx), place = service_of(ctx->rx_queue_index);
 
-    if (!read_frame(ctx, len - ETHERNET, side, flow_key0, flow_key1, &frame))
+    if (!read_frame(ctx, len - ETHERNET, side, keys, &frame))
         return 0;
     struct entry *entry = find_entry(frame.hash);
     if (!entry)

@@ -37,7 +37,7 @@ INLINE u16 folded(u64 sum)
 
 // Reads the segment of an untagged frame that came from `side`, and the hash of its flow; 0 if the frame holds none whose flow can be told.
 // `bytes` are those of the frame behind the Ethernet header.
-INLINE int read_frame(FRAME *ctx, u32 bytes, u32 side, u64 key0, u64 key1, struct frame *frame)
+APART int read_frame(FRAME *ctx, u32 bytes, u32 side, const u64 *keys, struct frame *frame)
 {
     u8 head[ETHERNET + IPV6];
     u8 tcp[TCP];
@@ -93,8 +93,8 @@ INLINE int read_frame(FRAME *ctx, u32 bytes, u32 side, u64 key0, u64 key1, struc
     }
     if (load(ctx, frame->tcp, tcp, TCP))
         return 0;
-    frame->hash = type == 0x0800 ? name_v4(key0, key1, side == WAN, ip + 12, tcp)
-                                 : name_v6(key0, key1, side == WAN, ip + 8, tcp);
+    frame->hash = type == 0x0800 ? name_v4(keys[0], keys[1], side == WAN, ip + 12, tcp)
+                                 : name_v6(keys[0], keys[1], side == WAN, ip + 8, tcp);
 
     segment->seq = be32(tcp + 4);
     segment->ack = be32(tcp + 8);

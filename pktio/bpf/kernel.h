@@ -9,6 +9,9 @@ typedef unsigned long long u64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+// A function of its own. What the verifier knows at its end is the result alone, so that it follows what comes after it once, and not for each way
+// through it; and its stack is free then.
+#define APART static __attribute__((noinline))
 // The loader reads a map's attributes out of the types of these members (BTF).
 #define ATTRIBUTE(name, value) int(*name)[value]
 

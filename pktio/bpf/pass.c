@@ -30,8 +30,7 @@ volatile const u32 link_header = 14;
 // The keys of the hash that names flows, and of each side the frames and bytes that were forwarded. The engine and the ports read and write
 // them as memory.
 struct control {
-    u64 key0;
-    u64 key1;
+    u64 keys[2];
     u64 unused[2];
     u64 frames[2];
     u64 bytes[2];
@@ -63,7 +62,7 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
 
     struct control *control = map_lookup_elem(&shared, &zero);
     if (!control || skb->vlan_present || skb->pkt_type == PACKET_OUTGOING ||
-        !read_frame(skb, len - link_header, side, control->key0, control->key1, &frame))
+        !read_frame(skb, len - link_header, side, control->keys, &frame))
         return UP;
     struct entry *entry = find_entry(frame.hash);
     if (!entry)

@@ -270,7 +270,7 @@ INLINE void sample_answered(struct xdp_md *ctx, struct control *own)
 }
 
 // Whether the frame is to be dropped.
-INLINE int is_shed(struct xdp_md *ctx)
+APART int is_shed(struct xdp_md *ctx)
 {
     u32 queue = ctx->rx_queue_index;
     struct control *own = map_lookup_elem(&control, &queue);

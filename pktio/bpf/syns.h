@@ -802,7 +802,7 @@ INLINE int drop_unasked(struct xdp_md *ctx, volatile struct work *w, u32 queue)
 }
 
 // What becomes of a segment that the program decides on; NOT_OURS if it does not.
-INLINE int decide(struct xdp_md *ctx, u32 queue)
+APART int decide(struct xdp_md *ctx, u32 queue)
 {
     u8 *data = (u8 *)(long)ctx->data;
     u8 *end = (u8 *)(long)ctx->data_end;

@@ -8,7 +8,8 @@ use tracing::debug;
 
 use crate::netdev::{self, Interface};
 use crate::open::{
-    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit, syn_plan,
+    Asked, choose_fast_path, forwarding, interface_of, is_shedding, is_wan, members_of, partner, raise_memory_limit,
+    syn_plan,
 };
 use crate::options::{FastPathWay, Mode, Options};
 use crate::xdp::{Layout, LoadedMaps, LoadedProgram, Purpose, Refusal, UmemMemory};

@@ -92,7 +92,7 @@ impl XdpFastPath {
     pub fn load(words: usize, flow_keys: (u64, u64)) -> Result<XdpFastPath, Box<dyn Error>> {
         let plan = FailurePlan { on_failure: OnFailure::Closed, flow_keys, flow_words: 0, forward_words: words };
         let load = |is_wan| -> Result<Ebpf, Box<dyn Error>> {
-            let mut ebpf = loader(1, Some(&plan), is_wan, [0; 2], false, true)?;
+            let mut ebpf = loader(1, Some(&plan), is_wan, [0; 2], false, true, None)?;
             let mut other = DevMap::try_from(ebpf.map_mut("other_port").ok_or("the program lacks its map")?)?;
             // A frame goes nowhere in a test run, so any interface will do: the loopback.
             other.set(0, 1, None, 0)?;

@@ -233,7 +233,8 @@ impl Beside {
         // What is adopted, and cookies of a former process, are over.
         let start = Instant::from_micros(present().as_micros() - 1_000_000_000);
         let flow_words = FlowMap::words_needed(config.flow_capacity());
-        let plan = FailurePlan { on_failure: OnFailure::Closed, flow_keys: secrets.hash_keys(), flow_words };
+        let plan =
+            FailurePlan { on_failure: OnFailure::Closed, flow_keys: secrets.hash_keys(), flow_words, forward_words: 0 };
         let words = SharedSyns::words_needed(config);
         let mut program = Rehearsal::answering(&plan, 1, SynPlan { words }).expect("the verifier accepts it");
         let [answers, recent_syns, limits] = program.syn_memories()[0].map(Words::from);
