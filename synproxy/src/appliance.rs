@@ -181,7 +181,7 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         Some(plan) => guard.flow_maps(workers, plan).map_err(Failure::Spawn)?,
         None => Vec::new(),
     };
-    let syn_memories = guard.syn_memories(workers).map_err(Failure::Spawn)?;
+    let mut syn_memories = guard.syn_memories(workers).map_err(Failure::Spawn)?;
     say_what_cannot_fail_open(&pairs, config);
     if options.syns.is_some() && pairs.first().is_some_and(|pair| pair.wan.capabilities().backend != "xdp") {
         warn!("the workers answer all SYNs, whatever `syns_in_kernel` says: only AF_XDP has a program that could");
@@ -218,7 +218,13 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
         return Ok(());
     }
 
-    let by_hash = matches!(strategy, Some(Strategy::HandOff | Strategy::Everything));
+    let by_hash = matches!(strategy, Some(Strategy::HandOff(_) | Strategy::Everything(_)));
+    if by_hash && Naming::of(&config.engine) == Naming::WanEnd && !syn_memories.is_empty() {
+        warn!(
+            "the workers answer all SYNs: where there are services, the kernel's program does not know which worker a hash names"
+        );
+        syn_memories.clear();
+    }
     let steerings = strategy.map(|strategy| steerings(&pairs, strategy, &secrets)).transpose()?.unwrap_or_default();
     let cores = if arguments.no_pin { Cores::default() } else { Cores::for_each(workers) };
     let ready = ready_line(lan, wan, &pairs, arguments.bypass);

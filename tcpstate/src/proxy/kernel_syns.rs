@@ -7,7 +7,7 @@
 //! So it is written anew once a second, with a SYN that the program hands up.
 //!
 //! No entry is written where the answer depends on more: for servers of which nothing is known or whose MSS differs by client, for ports that somebody was refused at
-//! lately, for stations that were heard on the WAN, for destinations that pass SYNs of proved sources; and for nobody while lists of clients or limits on
+//! lately, for stations that were heard on the WAN, for addresses of services, for destinations that pass SYNs of proved sources; and for nobody while lists of clients or limits on
 //! SYN-ACKs are in force, while the box drains, where the two directions bear different VLAN tags, or where a server was found to answer another way.
 //!
 //! Acknowledgements are dropped for the engine only while many come (`NOISY`), and never while cookies may open whose SYN another process has
@@ -33,9 +33,9 @@ use crate::cache::recent_syns::RecentSyns;
 use crate::config::{Mode, Proved, Stray};
 use crate::cookie::terms::Offer;
 use crate::memory::{Word, Words};
-use crate::policy::Rule;
 use crate::policy::exceptions::Exception;
 use crate::policy::limit::Limiter;
+use crate::policy::{Rule, ServiceMark};
 use crate::wire::{EcnSetup, FlowKey};
 use crate::{Config, DropReason, Event, Instant};
 
@@ -344,7 +344,8 @@ impl Proxy {
         let Self { settings, caches, .. } = self;
         let some_pass = settings.modes.any_passes()
             || settings.policy.any(|rule| rule.stray == Stray::Reset) && !caches.exceptions.is_shut(Exception::Reset)
-            || !caches.vlan_pairs.is_empty();
+            || !caches.vlan_pairs.is_empty()
+            || !settings.policy.services.is_empty();
         let adopts_until = settings.adopt_until.max(settings.modes.adopts_until());
         (!some_pass).then(|| adopts_until.max(caches.recent_syns.blind_until()))
     }
@@ -364,7 +365,8 @@ impl Proxy {
             Mode::Cache => !self.has_no_syn_cache(),
             _ => return,
         };
-        if needs_full_cache && !self.is_cache_full(now)
+        if rule.service != ServiceMark::None
+            || needs_full_cache && !self.is_cache_full(now)
             || rule.proved == Proved::Pass && self.caches.proved_sources.is_on()
             || self.caches.refused_ports.is_remembered(key, now)
             || self.caches.stations.was_heard_on_wan(frame, now)
@@ -415,7 +417,7 @@ mod tests {
     use super::*;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::Auto;
+    use crate::config::{Auto, Protocol, ProxyHeader, ServiceConfig, ServiceServer};
     use crate::memory::tests::shared;
     use crate::policy::lists::{List, Lists};
     use crate::proxy::test_segments::{TestSegment, key};
@@ -547,6 +549,32 @@ mod tests {
         proxy.direct(0, &Directive { engaged: false, limit: 1 }, START);
         turn(&mut proxy, START);
         assert!(!holds(&words, START));
+    }
+
+    #[test]
+    fn what_comes_for_a_service_is_left_to_the_engine() {
+        for is_service in [true, false] {
+            let service = ServiceConfig {
+                address: if is_service { key(false).lan } else { [0, 0, 0xffff, 9] },
+                port: key(false).lan_port,
+                vlan: 0,
+                mac: None,
+                protocol: Protocol::Http,
+                header: ProxyHeader::None,
+                routes: Vec::new(),
+                default: vec![ServiceServer { address: [0, 0, 0xffff, 5], port: 80, weight: 1 }],
+                next_hop: None,
+                patience: Duration::from_secs(1),
+            };
+            let config = Config { service_buffers: 4, services: vec![service], ..cookies() };
+            let (mut proxy, words) = engine(&config);
+            let _ = syn(&mut proxy, START);
+            assert_eq!(holds(&words, START), !is_service);
+            // Nor are acknowledgements dropped, which the box may answer as an end.
+            proxy.counters.add(Event::Unasked, 9000);
+            turn(&mut proxy, START + Duration::from_secs(2));
+            assert_eq!(words[ACKS_FROM].get(), 0);
+        }
     }
 
     #[test]
