@@ -240,10 +240,13 @@ fn after_minutes_of_mixed_load_what_the_ends_have_open_is_what_lives() {
         &format!("{CACHE_ON} {times}"),
         &[&format!("--control={}", socket.display())],
     );
-    // Some clients end with a reset.
-    let echo = |stream| match traffic::echo(stream) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        result => result,
+    // Some clients end with a reset, and others say nothing for minutes.
+    let echo = |stream: TcpStream| {
+        stream.set_read_timeout(None)?;
+        match traffic::echo(stream) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            result => result,
+        }
     };
     let inside = rig.server.serve(netns::SERVER_V4, 0, echo);
     let outside = rig.client.serve(netns::CLIENT_V4, 0, echo);
