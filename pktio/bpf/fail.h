@@ -168,7 +168,7 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
     }
     if (tcp + 20 > end)
         return OBSCURE;
-    *hash = is_v6 ? name_v6(flow_key0, flow_key1, is_wan, ip + 8, tcp) : name_v4(flow_key0, flow_key1, is_wan, ip + 12, tcp);
+    *hash = is_v6 ? name_v6(flow_key0, flow_key1, is_wan, 0, ip + 8, tcp) : name_v4(flow_key0, flow_key1, is_wan, 0, ip + 12, tcp);
     return SEGMENT;
 }
 

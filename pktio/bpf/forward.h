@@ -5,16 +5,39 @@
 
 #define FRAME struct xdp_md
 
+// Read anew each time, so that the verifier has nothing to remember of what was known of a pointer.
+INLINE u8 *data_of(FRAME *ctx)
+{
+    return (u8 *)(long)*(volatile u32 *)&ctx->data;
+}
+
+INLINE u8 *end_of(FRAME *ctx)
+{
+    return (u8 *)(long)*(volatile u32 *)&ctx->data_end;
+}
+
 // What is counted from the Ethernet header on lies in the first buffer, but for a frame that a device has cut elsewhere.
 INLINE int load(FRAME *ctx, u32 offset, void *to, u32 len)
 {
-    u8 *at = (u8 *)(long)ctx->data + (offset & 0x3ff);
+    u8 *at = data_of(ctx) + (offset & 0x3ff);
 
-    if (offset < 0x400 && at + len <= (u8 *)(long)ctx->data_end) {
+    if (offset < 0x400 && at + len <= end_of(ctx)) {
         __builtin_memcpy(to, at, len);
         return 0;
     }
     return xdp_load_bytes(ctx, offset, to, len);
+}
+
+INLINE int load_some(FRAME *ctx, u32 offset, void *to, u32 len)
+{
+    return xdp_load_bytes(ctx, offset, to, len);
+}
+
+// One that a device or a veth keeps beside the frame is put into it before (src/xdp/tags.rs).
+INLINE u32 tag_beside(FRAME *ctx)
+{
+    (void)ctx;
+    return 0;
 }
 
 #include "frame.h"
@@ -23,12 +46,15 @@ INLINE int load(FRAME *ctx, u32 offset, void *to, u32 len)
 volatile const u32 forwards = 0;
 
 // Of each port of each worker, in the order of the map of their service: the frames and bytes that were forwarded past it, and the frames that went up
-// because their sender had left the checksum to a device. A cache line each.
+// because their sender had left the checksum to a device. And, as the process says, the longest frames that the other port sends: in one buffer, and in
+// several. A cache line each.
 struct forwarded {
     u64 frames;
     u64 bytes;
     u64 partial;
-    u64 padding[5];
+    u64 longest;
+    u64 longest_in_pieces;
+    u64 padding[3];
 };
 
 struct {
@@ -54,23 +80,27 @@ APART int forward(struct xdp_md *ctx)
     if (!entry)
         return 0;
     u32 usual = is_usual(entry, side, segment) && frame.mac == entry->macs[side & 1];
-    // There is no mark of it here. Of sound sums one in 65536 looks like that, and its frame goes up too.
-    u32 is_partial = frame.check == frame.pseudo;
+    struct end *own = &entry->ends[side & 1];
+    // There is no mark of it here, and of sound sums one in 65536 looks like that. A sender leaves the sums of all its segments to a device, or of none.
+    u32 looks_partial = frame.check == frame.pseudo, is_partial = looks_partial && own->is_down != DOWN;
     struct forwarded *count = map_lookup_elem(&forwarded, &place);
-    u8 *tcp = (u8 *)(long)ctx->data + (frame.tcp & 0x3ff), *end = (u8 *)(long)ctx->data_end;
-    u32 is_whole = segment->has_timestamps ? tcp + TCP + OPTIONS <= end : tcp + TCP <= end;
-    if (!goes_down(entry, side, segment, usual && !is_partial && is_whole, usual)) {
-        if (count && is_partial)
+    if (!count)
+        return 0;
+    u8 *data = data_of(ctx), *end = end_of(ctx), *tcp = data + (frame.tcp & 0x3ff);
+    u32 fits = tcp + (frame.header & 63) <= end &&
+               len <= (data + (len & 0xffff) <= end ? count->longest : count->longest_in_pieces);
+    if (!goes_down(entry, side, segment, usual && !is_partial && fits, usual)) {
+        if (is_partial)
             count->partial++;
         return 0;
     }
     project(entry, side, segment, &change);
     follow(entry, side, segment, ktime_get_boot_ns());
-    entry->ends[side & 1].bytes += len;
-    if (count) {
-        count->frames++;
-        count->bytes += len;
-    }
+    own->bytes += len;
+    if (looks_partial != own->is_down >> 1)
+        own->is_down = DOWN | (looks_partial ? LOOKED_PARTIAL : 0);
+    count->frames++;
+    count->bytes += len;
     if (entry->flags & TRANSLATED) {
         u64 sum;
         u16 check;
@@ -82,6 +112,14 @@ APART int forward(struct xdp_md *ctx)
             if (tcp + TCP > end)
                 return XDP_DROP;
             sum = write_change(tcp, side, change.number, change.window, 0, 0);
+        }
+        if (side == WAN && segment->blocks) {
+            u8 *block = tcp + TCP + 4 + (segment->has_timestamps ? OPTIONS : 0);
+            for (u32 i = 0; i < 4 && i < segment->blocks; i++, block += 8) {
+                if (block + 8 > end)
+                    return XDP_DROP;
+                sum += write_block(block, segment->ack - change.number);
+            }
         }
         __builtin_memcpy(&check, tcp + 16, 2);
         check = ~folded((u64)(u16)~check + sum);

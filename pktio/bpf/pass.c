@@ -18,6 +18,16 @@ INLINE int load(FRAME *skb, u32 offset, void *to, u32 len)
     return skb_load_bytes_relative(skb, offset, to, len, HDR_START_MAC);
 }
 
+INLINE int load_some(FRAME *skb, u32 offset, void *to, u32 len)
+{
+    return load(skb, offset, to, len);
+}
+
+INLINE u32 tag_beside(FRAME *skb)
+{
+    return skb->vlan_present ? (u32)__builtin_bswap16(skb->vlan_proto) << 16 | skb->vlan_tci : 0;
+}
+
 #include "frame.h"
 
 // Set by the loader: the interfaces of LAN and WAN, and a random number that marks the notes.
@@ -31,7 +41,8 @@ volatile const u32 link_header = 14;
 // them as memory.
 struct control {
     u64 keys[2];
-    u64 unused[2];
+    // Not 0: nothing from this side is forwarded now.
+    u64 stopped[2];
     u64 frames[2];
     u64 bytes[2];
 };
@@ -45,12 +56,13 @@ struct {
 } shared SEC(".maps");
 
 // The whole frame, to the socket.
-enum { UP = -1, DOWN = 0 };
-// Notes beside a frame: the mark, the number, the clock, the window with the offset of the TCP header, and which of these are to be written.
+enum { UP = -1, NOTED = 0 };
+// Notes beside a frame: the mark, the number, the clock, the window with the offset of the TCP header, and which of these are to be written; with the last,
+// how many SACK blocks there are to be translated, and, from the 16th bit on, how far behind the TCP header's begin they are.
 enum { NOTE_MARK, NOTE_NUMBER, NOTE_CLOCK, NOTE_WINDOW, NOTE_FLAGS };
 // Added to the mark: the frame went up.
 enum { WENT_UP = 2 };
-enum { MOVES_CLOCK = 1, CHANGES = 2 };
+enum { MOVES_CLOCK = 1, CHANGES = 2, BLOCKS = 8, BLOCKS_AT = 16 };
 
 // Decides about a frame from `side`: it goes up, or there is a note beside it of what is to be written.
 INLINE int decide(struct __sk_buff *skb, u32 side)
@@ -61,14 +73,15 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
     u32 zero = 0, len = skb->len;
 
     struct control *control = map_lookup_elem(&shared, &zero);
-    if (!control || skb->vlan_present || skb->pkt_type == PACKET_OUTGOING ||
+    if (!control || skb->pkt_type == PACKET_OUTGOING ||
         !read_frame(skb, len - link_header, side, control->keys, &frame))
         return UP;
     struct entry *entry = find_entry(frame.hash);
     if (!entry)
         return UP;
     u32 usual = is_usual(entry, side, segment) && frame.mac == entry->macs[side & 1];
-    if (!goes_down(entry, side, segment, usual, usual))
+    u32 may_go = usual && !*(volatile u64 *)&control->stopped[side & 1];
+    if (!goes_down(entry, side, segment, may_go, usual))
         return UP;
     project(entry, side, segment, &change);
     follow(entry, side, segment, ktime_get_boot_ns());
@@ -79,7 +92,9 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
     skb->cb[NOTE_CLOCK] = change.clock;
     skb->cb[NOTE_WINDOW] = (u32)change.window << 16 | frame.tcp;
     skb->cb[NOTE_FLAGS] = (change.moves_clock ? MOVES_CLOCK : 0) | (entry->flags & TRANSLATED ? CHANGES : 0);
-    return DOWN;
+    if (side == WAN)
+        skb->cb[NOTE_FLAGS] |= segment->blocks << BLOCKS | (TCP + 4 + (segment->has_timestamps ? OPTIONS : 0)) << BLOCKS_AT;
+    return NOTED;
 }
 
 // Decides about a frame from `side`: to the socket, or a note and nothing to the socket.
@@ -112,10 +127,23 @@ INLINE int pass(struct __sk_buff *skb, u32 side)
         return redirect_to(other_port, 0);
     if (flags & MOVES_CLOCK ? skb_load_bytes(skb, tcp, header, TCP + OPTIONS) : skb_load_bytes(skb, tcp, header, TCP))
         return TC_ACT_SHOT;
+    u32 delta = be32(header + 8) - skb->cb[NOTE_NUMBER];
     u64 sum = write_change(header, side, skb->cb[NOTE_NUMBER], skb->cb[NOTE_WINDOW] >> 16, flags & MOVES_CLOCK, skb->cb[NOTE_CLOCK]);
     // The sum of a segment that its sender left to a device covers the pseudo header alone; the kernel knows, and leaves that alone.
     if (flags & MOVES_CLOCK ? skb_store_bytes(skb, tcp, header, TCP + OPTIONS, 0) : skb_store_bytes(skb, tcp, header, TCP, 0))
         return TC_ACT_SHOT;
+    if (side == WAN && flags >> BLOCKS & 7) {
+        u32 at = tcp + (flags >> BLOCKS_AT & 63);
+        for (u32 i = 0; i < 4 && i < (flags >> BLOCKS & 7); i++, at += 8) {
+            u8 block[8];
+            if (skb_load_bytes(skb, at, block, 8))
+                return TC_ACT_SHOT;
+            sum += write_block(block, delta);
+            if (skb_store_bytes(skb, at, block, 8, 0))
+                return TC_ACT_SHOT;
+        }
+        sum = folded(sum);
+    }
     if (l4_csum_replace(skb, tcp + 16, 0, sum, 0))
         return TC_ACT_SHOT;
     return redirect_to(other_port, 0);

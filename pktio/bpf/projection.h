@@ -15,8 +15,11 @@ enum { SLOTS = 8 };
 // The phases of an entry. In GOING_DOWN each direction is forwarded once what went up before has left; in the others everything goes up.
 enum { GOING_DOWN = 1, RETURNED = 2 };
 
-// Flags of an entry: the connection is translated; both ends use timestamps; both negotiated classic ECN.
-enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4 };
+// What `is_down` says: in the XDP program also that the last segment looked as if its sender had left the checksum to a device.
+enum { DOWN = 1, LOOKED_PARTIAL = 2 };
+
+// Flags of an entry: the connection is translated; both ends use timestamps; both negotiated classic ECN; the server gets SACK blocks.
+enum { TRANSLATED = 1, TIMESTAMPS = 2, CLASSIC_ECN = 4, SACK = 8 };
 
 // What is known of the end on one side, and of what it sends. A cache line that the program writes for the segments of this end alone.
 struct end {
@@ -24,7 +27,7 @@ struct end {
     u32 next;
     u32 acked;
     u32 ts_value;
-    // The last window field; and whether the kernel forwards what this end sends.
+    // The last window field; and whether the kernel forwards what this end sends, from DOWN on.
     u16 window;
     u16 is_down;
     // The last segment that went up, and the last of these that has left the box, as the engine writes it.
@@ -66,13 +69,17 @@ struct segment {
     u32 ack;
     u32 payload;
     u16 window;
-    // Timestamps in the layout that every stack uses, the only option; or none.
-    u16 has_timestamps;
+    // Timestamps in the layout that every stack uses, in front of all other options.
+    u8 has_timestamps;
+    // SACK blocks, likewise, behind the timestamps if there are any; and no other option.
+    u8 blocks;
     u32 ts_value;
     u32 ts_echo;
-    // The TCP header is one that the short way takes, behind an IP header that it takes.
+    // The TCP header is one that the kernel translates, behind an IP header that it takes.
     u32 is_common;
     u32 is_marked;
+    // Names the options, if they are others than timestamps alone.
+    u64 options;
 };
 
 // What is written into a segment.
@@ -86,7 +93,8 @@ struct change {
 };
 
 // Whether a segment of the end on `side` follows what has left the box, so that no other of this end can be on its way: it begins where the data
-// that have left end, and acknowledges what the last acknowledged. What came between could only say the same again.
+// that have left end, and acknowledges what the last acknowledged. What came between could only say the same again, or bear SACK blocks, as this one
+// then would.
 INLINE int follows_what_has_left(const struct entry *entry, u32 side, const struct segment *segment)
 {
     struct {
@@ -96,7 +104,7 @@ INLINE int follows_what_has_left(const struct entry *entry, u32 side, const stru
     u64 word = *(volatile u64 *)&entry->ends[side & 1].left;
 
     __builtin_memcpy(&left, &word, 8);
-    return word && segment->payload && segment->seq + (side == LAN ? entry->seq_delta : 0) == left.next &&
+    return word && segment->payload && !segment->blocks && segment->seq + (side == LAN ? entry->seq_delta : 0) == left.next &&
            segment->ack == left.acked;
 }
 
@@ -130,22 +138,29 @@ INLINE u16 rescale(u8 scales, u16 field)
     return rescaled || !window ? rescaled : 1;
 }
 
+// Adds a word to a name.
+INLINE u64 mixed(u64 name, u64 word)
+{
+    return (name ^ name >> 32) * 0x9e3779b97f4a7c15 + word;
+}
+
 // Names a segment among those of its sender. Two that are named alike are the same to their receiver, and so is their order. Never 0.
 INLINE u64 name_of(const struct segment *segment)
 {
     u64 name = (u64)(segment->seq + segment->payload) << 32 | segment->ack;
     name = name * 0x9e3779b97f4a7c15 + ((u64)segment->ts_value << 32 | segment->ts_echo);
-    name = (name ^ name >> 32) * 0x9e3779b97f4a7c15 + segment->window;
+    name = mixed(mixed(name, segment->window), segment->options);
     return name ? name : 1;
 }
 
-// Whether the kernel may forward a segment of the end on `side`: as `Proxy::forward_fast` decides it.
+// Whether the kernel may forward a segment of the end on `side`: as `Proxy::forward_fast` decides it, and for SACK blocks `Projection`.
 INLINE int is_usual(const struct entry *entry, u32 side, const struct segment *segment)
 {
     const struct end *own = &entry->ends[side & 1], *other = &entry->ends[!side];
     u32 end = segment->seq + (side == LAN ? entry->seq_delta : 0) + segment->payload;
     u32 granted = (u32)other->window << shift_of(entry->scales[!side] & 15);
     return segment->is_common && (entry->flags & CLASSIC_ECN || !segment->is_marked) &&
+           (side == LAN || !segment->blocks || entry->flags & SACK) &&
            is_near(end, other->acked, other->acked + granted + SLACK) && is_near(segment->ack, own->acked, other->next);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// SipHash-1-3 over whole words, as `tcpstate/src/keyed.rs` defines it, and the hash that names a flow by it: `FlowKey::hash`, for a flow without tags.
+// SipHash-1-3 over whole words, as `tcpstate/src/keyed.rs` defines it, and the hash that names a flow by it: `FlowKey::hash`.
 
 INLINE u64 rotate(u64 x, int by)
 {
@@ -45,16 +45,17 @@ INLINE u64 ports_of(int is_wan, const u8 *tcp)
     return is_wan ? destination << 48 | source << 32 : source << 48 | destination << 32;
 }
 
-// Names the flow of a segment that came from the WAN, or from the LAN: of IPv4, whose addresses lie here, the source's first.
-INLINE u64 name_v4(u64 key0, u64 key1, int is_wan, const u8 *addresses, const u8 *tcp)
+// Names the flow of a segment that came from the WAN, or from the LAN: of IPv4, whose addresses lie here, the source's first; `vlan` is the network
+// that its tags name, 0 without tags.
+INLINE u64 name_v4(u64 key0, u64 key1, int is_wan, u32 vlan, const u8 *addresses, const u8 *tcp)
 {
     u64 source = be32(addresses), destination = be32(addresses + 4);
-    u64 words[2] = { is_wan ? destination << 32 | source : source << 32 | destination, ports_of(is_wan, tcp) };
+    u64 words[2] = { is_wan ? destination << 32 | source : source << 32 | destination, ports_of(is_wan, tcp) | vlan };
     return siphash(key0, key1, words, 2);
 }
 
 // The same for IPv6.
-INLINE u64 name_v6(u64 key0, u64 key1, int is_wan, const u8 *addresses, const u8 *tcp)
+INLINE u64 name_v6(u64 key0, u64 key1, int is_wan, u32 vlan, const u8 *addresses, const u8 *tcp)
 {
     u64 words[5];
 #pragma unroll
@@ -62,6 +63,6 @@ INLINE u64 name_v6(u64 key0, u64 key1, int is_wan, const u8 *addresses, const u8
         u64 source = be32(addresses + 4 * i), destination = be32(addresses + 16 + 4 * i);
         words[i] = is_wan ? destination << 32 | source : source << 32 | destination;
     }
-    words[4] = ports_of(is_wan, tcp);
+    words[4] = ports_of(is_wan, tcp) | vlan;
     return siphash(key0, key1, words, 5);
 }

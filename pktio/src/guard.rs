@@ -44,7 +44,11 @@ impl Guard {
         let settings = &mut self.settings;
         self.programs
             .iter_mut()
-            .try_for_each(|program| program.replace(&mut |index, id| settings.note_program(index, id)))
+            .try_for_each(|program| program.replace(&mut |index, id| settings.note_program(index, id)))?;
+        if let Some(flows) = &mut self.kept_flows {
+            flows.take_over();
+        }
+        Ok(())
     }
 
     /// To be called when the workers have ended: what this machine sends leaves by its NIC again, if the LAN port was its own stack.
@@ -110,7 +114,8 @@ impl Guard {
         true
     }
 
-    /// The words of the entries of connections that the kernel forwards by itself, zero at first, where it was asked for and works. The words stay mapped until the process ends.
+    /// The words of the entries of connections that the kernel forwards by itself, where it was asked for and works: zero at first, or as a former process
+    /// has left them ([`goes_on`](Guard::goes_on)). The words stay mapped until the process ends.
     ///
     /// # Errors
     ///
@@ -123,7 +128,13 @@ impl Guard {
         self.programs.first().filter(|program| program.forwards()).map(AttachedProgram::hand_down_words).transpose()
     }
 
-    /// The words of the entries that a former process has left, which its programs wrote until those of this process took their place.
+    /// Whether the entries are those of a former process, which the kernel goes on to forward by.
+    pub fn goes_on(&self) -> bool {
+        self.kept_flows.as_ref().is_some_and(KeptFlows::goes_on)
+    }
+
+    /// The words of the entries that a former process has left in a map of its own, of another size. Its programs write them until those of this process take
+    /// their place.
     pub fn former_hand_down_words(&self) -> Option<&'static [AtomicU64]> {
         self.kept_flows.as_ref().and_then(KeptFlows::former)
     }

@@ -59,7 +59,8 @@ pub use guard::Guard;
 pub use huge_pages::HugePageAllocator;
 pub use members::MOST_MEMBERS;
 pub use open::{
-    Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, interface_of, members_of, open, open_alone, open_prepared,
+    Alone, Asked, Buffers, HOST, Opened, Queue, buffers_for, fast_path_way, interface_of, members_of, open, open_alone,
+    open_prepared,
 };
 pub use options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
 pub use packet::FastPath;

@@ -519,22 +519,36 @@ pub(crate) fn choose_fast_path(
     if interfaces.len() != 2 {
         return Err("not those of an aggregation");
     }
-    Ok(Some(match (way, asked) {
+    let virtual_port = interfaces.iter().find(|interface| !interface.has_link_checksums());
+    let (way, why) = fast_path_way(way, asked, virtual_port.map(|interface| interface.name()))?;
+    Ok(Some((way, why.map(|why| format!("fast path: {why}")))))
+}
+
+/// Where the kernel forwards connections by itself, if `way` says what is wanted and `asked` what the names of the ports ask for; and why there, if that was
+/// left to us. `virtual_port` is the name of a port to which senders may leave checksums and segmentation, if there is one.
+///
+/// # Errors
+///
+/// Says why it cannot.
+pub fn fast_path_way(
+    way: FastPathWay,
+    asked: Asked,
+    virtual_port: Option<&str>,
+) -> Result<(FastPathWay, Option<String>), &'static str> {
+    Ok(match (way, asked) {
         (FastPathWay::Xdp, Asked::Packet) | (FastPathWay::Tc, Asked::Xdp) => {
             return Err("the ports are named for another I/O backend than `fast_path` needs");
         }
         (FastPathWay::Auto, Asked::Packet) => (FastPathWay::Tc, None),
         (FastPathWay::Auto, Asked::Xdp) => (FastPathWay::Xdp, None),
-        (FastPathWay::Auto, Asked::Best) => match interfaces.iter().find(|interface| !interface.has_link_checksums()) {
-            Some(interface) => {
-                let name = interface.name();
-                let why = format!("fast path: tc, since senders may leave checksums and segmentation to {name}");
-                (FastPathWay::Tc, Some(why))
+        (FastPathWay::Auto, Asked::Best) => match virtual_port {
+            Some(name) => {
+                (FastPathWay::Tc, Some(format!("tc, since senders may leave checksums and segmentation to {name}")))
             }
-            None => (FastPathWay::Xdp, Some("fast path: XDP, since the frames of both ports come over links".into())),
+            None => (FastPathWay::Xdp, Some("XDP, since the frames of both ports come over links".into())),
         },
         (way, _) => (way, None),
-    }))
+    })
 }
 
 /// Options by which the XDP program forwards connections, if it is to.
@@ -608,7 +622,11 @@ fn open_xdp(
         let lacks =
             |(interface, program): &(&&Interface, &AttachedProgram)| program.driver && !interface.takes_redirected();
         match interfaces.iter().zip(&programs).find(lacks) {
-            None => notes.push("the kernel forwards established connections by itself, in the XDP program".into()),
+            None => {
+                notes.push("the kernel forwards established connections by itself, in the XDP program".into());
+                let others = interfaces.iter().cycle().skip(1);
+                programs.iter().zip(others).for_each(|(program, other)| program.forward_to(other));
+            }
             Some((interface, _)) => {
                 let name = interface.name();
                 warn!(

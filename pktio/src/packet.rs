@@ -86,7 +86,7 @@ pub struct PacketPort {
     /// The kernel resets its count of drops when it is read.
     ring_drops: Cell<u64>,
     /// The frames and bytes that the kernel forwards past this port; of one of an interface's ports.
-    forwarded: Option<[&'static AtomicU64; 2]>,
+    forwarded: Option<[&'static AtomicU64; 3]>,
 }
 
 /// Where the bytes of a received frame lie, and the tag to be restored in them.
@@ -474,6 +474,12 @@ impl Port for PacketPort {
         self.former_sender.as_ref().is_some_and(|former| socket::unsent(former) == 0)
     }
 
+    fn let_forward(&mut self, may: bool) {
+        if let Some([_, _, stopped]) = self.forwarded {
+            stopped.store(u64::from(!may), Ordering::Relaxed);
+        }
+    }
+
     fn poll_fd(&self) -> Option<RawFd> {
         Some(self.receiver.as_raw_fd())
     }
@@ -493,8 +499,8 @@ impl Port for PacketPort {
         if socket::get(&self.receiver, libc::SOL_PACKET, libc::PACKET_STATISTICS, &mut kernel).is_ok() {
             self.ring_drops.set(self.ring_drops.get() + u64::from(kernel.tp_drops));
         }
-        let [forwarded, forwarded_bytes] =
-            self.forwarded.map_or([0; 2], |counts| counts.map(|n| n.load(Ordering::Relaxed)));
+        let [forwarded, forwarded_bytes, _] =
+            self.forwarded.map_or([0; 3], |counts| counts.map(|n| n.load(Ordering::Relaxed)));
         PortStatistics { receive_full: self.ring_drops.get(), forwarded, forwarded_bytes, ..self.statistics }
     }
 }

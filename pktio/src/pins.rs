@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::Ebpf;
-use aya::maps::MapData;
+use aya::maps::{Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use tracing::debug;
 
@@ -24,8 +24,9 @@ use crate::xdp::BUCKET;
 /// Where the file system is usually mounted.
 const USUAL: &str = "/sys/fs/bpf";
 
-/// The name of the map of entries.
+/// The file of the map of entries, and the name of the map in the programs.
 const FLOWS: &str = "flows";
+pub(crate) const MAP: &str = "handed_down";
 
 /// The directory of one pair of ports.
 #[derive(Debug)]
@@ -56,6 +57,15 @@ impl Pins {
         Some(unsafe { mapping.words() })
     }
 
+    /// The map of entries that a former process has left, if it is one of so many buckets: programs that are loaded over it go on with what those of
+    /// that process forward.
+    pub(crate) fn former_map(&self, buckets: u32) -> Option<PathBuf> {
+        let path = self.directory.join(FLOWS);
+        let information = MapData::from_pin(&path).ok()?.info().ok()?;
+        let fits = information.value_size() as usize == BUCKET && information.max_entries() == buckets;
+        fits.then_some(path)
+    }
+
     /// The link of this name that a former process has left, no longer pinned: its program is detached when it is dropped.
     pub(crate) fn take_link(&self, name: &str) -> Option<FdLink> {
         PinnedLink::from_pin(self.directory.join(name)).ok()?.unpin().ok()
@@ -68,6 +78,16 @@ impl Pins {
     /// The kernel's.
     pub(crate) fn put_link(&self, name: &str, link: FdLink) -> Result<PinnedLink, Box<dyn Error>> {
         Ok(link.pin(self.directory.join(name))?)
+    }
+
+    /// Whether the map of this name is the one that is pinned.
+    fn has_pinned(&self, ebpf: &Ebpf, map: &str) -> bool {
+        let own = match ebpf.map(map) {
+            Some(Map::Array(data)) => data.info().ok(),
+            _ => None,
+        };
+        let pinned = MapData::from_pin(self.directory.join(FLOWS)).ok().and_then(|map| map.info().ok());
+        own.zip(pinned).is_some_and(|(own, pinned)| own.id() == pinned.id())
     }
 
     /// Pins the map of entries, in the place of a former one.
@@ -91,8 +111,18 @@ impl Pins {
 pub(crate) struct KeptFlows {
     pins: Pins,
     words: &'static [AtomicU64],
-    former: Option<&'static [AtomicU64]>,
+    former: Former,
     is_kept: bool,
+}
+
+/// What a former process has left.
+#[derive(Debug)]
+enum Former {
+    None,
+    /// Entries in a map of its own.
+    Apart(&'static [AtomicU64]),
+    /// Entries in the map that this process goes on with.
+    Same,
 }
 
 impl KeptFlows {
@@ -102,13 +132,31 @@ impl KeptFlows {
     ///
     /// The kernel's.
     pub(crate) fn new(pins: Pins, ebpf: &Ebpf, words: &'static [AtomicU64]) -> Result<KeptFlows, Box<dyn Error>> {
-        let former = pins.former_words();
-        pins.put_flows(ebpf, "handed_down")?;
+        if pins.has_pinned(ebpf, MAP) {
+            // Until this process takes them over they may be another one's.
+            return Ok(KeptFlows { pins, words, former: Former::Same, is_kept: true });
+        }
+        let former = pins.former_words().map_or(Former::None, Former::Apart);
+        pins.put_flows(ebpf, MAP)?;
         Ok(KeptFlows { pins, words, former, is_kept: false })
     }
 
+    /// The words of entries that a former process has left in a map of its own.
     pub(crate) fn former(&self) -> Option<&'static [AtomicU64]> {
-        self.former
+        match self.former {
+            Former::Apart(words) => Some(words),
+            _ => None,
+        }
+    }
+
+    /// Whether this process goes on with the entries of a former one.
+    pub(crate) fn goes_on(&self) -> bool {
+        matches!(self.former, Former::Same)
+    }
+
+    /// The entries are those of this process from now on.
+    pub(crate) fn take_over(&mut self) {
+        self.is_kept = false;
     }
 
     /// Leaves the entries, and the programs that are pinned beside them, for a successor.

@@ -67,6 +67,10 @@ pub trait Port: Send {
         false
     }
 
+    /// Whether the kernel may forward frames from this port to the other one by itself ([`FastPath`](crate::FastPath)). At first it may. Where it may not, all
+    /// of them come to the port.
+    fn let_forward(&mut self, _may: bool) {}
+
     /// The port's filter for load shedding; `None` when it has none, and the worker has to filter what it receives.
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {
         None
@@ -124,6 +128,10 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn has_left(&self) -> bool {
         (**self).has_left()
+    }
+
+    fn let_forward(&mut self, may: bool) {
+        (**self).let_forward(may);
     }
 
     fn shed_filter(&mut self) -> Option<&mut dyn ShedFilter> {

@@ -50,7 +50,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -233,6 +233,9 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     let samples = guard.take_shed_samples();
     let fast_path = guard.hand_down_words().map_err(Failure::Spawn)?;
     let former_flows = guard.former_hand_down_words();
+    // What a former process has handed down goes on; when the last worker has adopted its connections, the entries without one end.
+    let going_on = fast_path.filter(|_| guard.goes_on()).inspect(|words| Proxy::prepare_to_go_on(&Words::from(*words)));
+    let to_adopt = Arc::new(AtomicUsize::new(workers));
     if options.fast_path.is_some() && fast_path.is_none() {
         warn!("fast_path: the workers forward everything");
     }
@@ -284,6 +287,12 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
             if let Some(&memory) = syn_memories.get(number) {
                 let [answers, recent_syns, limits] = memory.map(Words::from);
                 proxy.share_syns(SharedSyns { answers, recent_syns, limits, by_hash });
+            }
+            if let Some(words) = going_on {
+                proxy.go_on_handed_down();
+                if to_adopt.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    Proxy::end_without_flow(&Words::from(words), now);
+                }
             }
             proxy
         };

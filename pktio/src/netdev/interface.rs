@@ -96,6 +96,11 @@ impl Interface {
         xdp_features(self.index()).map_or(true, |features| features.takes_redirected)
     }
 
+    /// Whether these may be in several buffers. Before Linux 6.3 the kernel does not say, and they may not.
+    pub(crate) fn takes_redirected_pieces(&self) -> bool {
+        xdp_features(self.index()).is_ok_and(|features| features.takes_redirected_pieces)
+    }
+
     /// Whether it had an XDP program when it was looked up.
     pub(crate) fn has_xdp(&self) -> bool {
         self.link.has_xdp
@@ -131,7 +136,7 @@ impl Interface {
 
 /// Whether a device with this driver, at this address of its bus, is surely a NIC with a link. In case of doubt it is not: then the
 /// checksums of its frames are looked at, which costs a few nanoseconds, while a partial one that nobody completes loses the frame.
-fn is_hardware(driver: &str, bus: &str) -> bool {
+pub(super) fn is_hardware(driver: &str, bus: &str) -> bool {
     // dddd:bb:dd.f
     let is_pci = bus.len() == 12 && bus.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.');
     is_pci && !VIRTUAL.contains(&driver)

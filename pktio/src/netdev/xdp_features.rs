@@ -11,6 +11,8 @@ pub struct XdpFeatures {
     pub is_native: bool,
     /// It sends frames that another interface's program redirects to it. Many drivers say so only while a program is attached.
     pub takes_redirected: bool,
+    /// And these may be in several buffers.
+    pub takes_redirected_pieces: bool,
     /// AF_XDP works with zero copy.
     pub has_zero_copy: bool,
     /// A program may see frames in several buffers.
@@ -37,6 +39,7 @@ const NATIVE: u32 = 0b11;
 const NDO_XMIT: u32 = 1 << 2;
 const XSK_ZEROCOPY: u32 = 1 << 3;
 const RX_SG: u32 = 1 << 5;
+const NDO_XMIT_SG: u32 = 1 << 6;
 
 /// Whether the driver of the interface with this index can receive and transmit without copying; `None` where the kernel, before 6.3, does not say.
 pub(crate) fn has_zero_copy(index: u32) -> Option<bool> {
@@ -76,6 +79,7 @@ pub(super) fn parse_features(message: &[u8]) -> XdpFeatures {
                 let bits = low.and_then(word).unwrap_or(0);
                 features.is_native = bits & NATIVE == NATIVE;
                 features.takes_redirected = bits & NDO_XMIT != 0;
+                features.takes_redirected_pieces = bits & NDO_XMIT_SG != 0;
                 features.has_zero_copy = bits & XSK_ZEROCOPY != 0;
                 features.has_frags = bits & RX_SG != 0;
             }
@@ -93,11 +97,12 @@ mod tests {
     #[test]
     fn the_features_of_a_driver_are_read_from_their_mask() {
         let mut message = vec![0; GENLMSGHDR];
-        push_attribute(&mut message, NETDEV_A_DEV_XDP_FEATURES, &0b10_1111_u64.to_ne_bytes());
+        push_attribute(&mut message, NETDEV_A_DEV_XDP_FEATURES, &0b110_1111_u64.to_ne_bytes());
         push_attribute(&mut message, NETDEV_A_DEV_XDP_ZC_MAX_SEGS, &8_u32.to_ne_bytes());
         let all = XdpFeatures {
             is_native: true,
             takes_redirected: true,
+            takes_redirected_pieces: true,
             has_zero_copy: true,
             has_frags: true,
             zero_copy_frags: 8,

@@ -13,7 +13,7 @@ use aya::programs::{SchedClassifier, SocketFilter, TcAttachType, TestRun, TestRu
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
 use crate::netdev::Interface;
-use crate::pins::{KeptFlows, Pins};
+use crate::pins::{KeptFlows, MAP, Pins};
 use crate::xdp::{self, BUCKET};
 
 /// The programs, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -23,6 +23,7 @@ static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/p
 const CONTROL: usize = 8;
 // Its words.
 const KEYS: usize = 0;
+const STOPPED: usize = 2;
 const FRAMES: usize = 4;
 const BYTES_FORWARDED: usize = 6;
 
@@ -58,20 +59,30 @@ impl FastPath {
     ///
     /// Those of the kernel or of the library.
     pub fn load(words: usize, keys: (u64, u64)) -> Result<FastPath, Box<dyn Error>> {
-        FastPath::new([1, 1], 0, words, keys)
+        FastPath::new([1, 1], 0, words, keys, None)
     }
 
-    fn new([lan, wan]: [u32; 2], link_header: u32, words: usize, keys: (u64, u64)) -> Result<FastPath, Box<dyn Error>> {
+    fn new(
+        [lan, wan]: [u32; 2],
+        link_header: u32,
+        words: usize,
+        keys: (u64, u64),
+        pins: Option<&Pins>,
+    ) -> Result<FastPath, Box<dyn Error>> {
         let buckets = u32::try_from(words * 8 / BUCKET)?;
         let mark = mark(keys);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(path) = pins.and_then(|pins| pins.former_map(buckets)) {
+            loader.map_pin_path(MAP, path);
+        }
+        let mut ebpf = loader
             .verifier_log_level(VerifierLogLevel::STATS)
             .override_global("lan_port", &lan, true)
             .override_global("wan_port", &wan, true)
             .override_global("down_buckets", &buckets, true)
             .override_global("mark", &mark, true)
             .override_global("link_header", &link_header, true)
-            .map_max_entries("handed_down", buckets)
+            .map_max_entries(MAP, buckets)
             .load(PROGRAM)?;
         for name in SORTERS {
             let program: &mut SocketFilter = program(&mut ebpf, name)?;
@@ -81,7 +92,7 @@ impl FastPath {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program.load()?;
         }
-        let words = xdp::words(&ebpf, "handed_down", Some(words))?;
+        let words = xdp::words(&ebpf, MAP, Some(words))?;
         let control = xdp::words(&ebpf, "shared", Some(CONTROL))?;
         control[KEYS].store(keys.0, Ordering::Relaxed);
         control[KEYS + 1].store(keys.1, Ordering::Relaxed);
@@ -99,7 +110,7 @@ impl FastPath {
         keys: (u64, u64),
         pins: Option<&Pins>,
     ) -> Result<FastPath, Box<dyn Error>> {
-        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words, keys)?;
+        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words, keys, pins)?;
         for (name, interface) in PASSERS.into_iter().zip(interfaces) {
             let program: &mut SchedClassifier = program(&mut fast_path.ebpf, name)?;
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -127,14 +138,14 @@ impl FastPath {
         KeptFlows::new(pins, &self.ebpf, self.words)
     }
 
-    /// The words of the entries, zero at first. They stay mapped until the process ends.
+    /// The words of the entries, zero at first, or as a former process has left them. They stay mapped until the process ends.
     pub fn words(&self) -> &'static [AtomicU64] {
         self.words
     }
 
-    /// The frames and bytes that were forwarded from a side.
-    pub(super) fn forwarded(&self, side: usize) -> [&'static AtomicU64; 2] {
-        [&self.control[FRAMES + side], &self.control[BYTES_FORWARDED + side]]
+    /// The frames and bytes that were forwarded from a side, and what is not 0 while nothing is to be.
+    pub(super) fn forwarded(&self, side: usize) -> [&'static AtomicU64; 3] {
+        [FRAMES, BYTES_FORWARDED, STOPPED].map(|word| &self.control[word + side])
     }
 
     /// Lets the program decide which frames a socket of this side gets.

@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya::maps::{DevMap, Map};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 
-use super::program::loader;
+use super::program::{OwnMaps, loader};
 use super::refusal::chain;
 use super::shed::MappedArray;
 use super::syns::SynMemory;
@@ -182,7 +182,7 @@ impl Rehearsal {
         workers: usize,
         syns: Option<SynPlan>,
     ) -> Result<Rehearsal, String> {
-        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, true, syns.map(|plan| (plan, false)))
+        let mut ebpf = loader(workers, Some(plan), is_wan, [0; 2], false, OwnMaps::New, syns.map(|plan| (plan, false)))
             .map_err(|error| chain(&error))?;
         let service = ServiceMap::of(&ebpf, workers).map_err(|error| error.to_string())?;
         let map = ebpf.map_mut("other_port").ok_or("the program lacks its map")?;

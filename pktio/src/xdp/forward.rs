@@ -5,24 +5,27 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::Ebpf;
 use aya::maps::{DevMap, Map};
 
 use super::failure::Place;
-use super::program::{instructions, loader};
+use super::program::{OwnMaps, instructions, loader};
 use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::mapping::Mapping;
+use crate::pins::MAP;
 
 /// Bytes of a bucket of entries: `struct down_bucket`.
 pub(crate) const BUCKET: usize = 1600;
 
-/// Words of `struct forwarded`; the first three are its counters.
+/// Words of `struct forwarded`; the first three are its counters, the next two say how long frames may be.
 const FORWARDED: usize = 8;
+const LONGEST: usize = 3;
 
-/// What the programs of both ports have forwarded: frames, bytes, and frames that went up because their sender had left the checksum to a device.
+/// What the programs of both ports have forwarded: frames, bytes, and frames that went up because their sender had left the checksum to a device. And how long
+/// frames may be that they forward.
 #[derive(Clone, Copy)]
 pub(super) struct Forwarded(&'static [AtomicU64]);
 
@@ -36,9 +39,39 @@ impl Forwarded {
         words(ebpf, "forwarded", Some(2 * FORWARDED * workers.max(1))).map(Forwarded)
     }
 
-    pub(super) fn of_place(self, Place { queue, is_wan }: Place) -> [&'static AtomicU64; 3] {
+    pub(super) fn of_place(self, Place { queue, is_wan }: Place) -> ForwardedThere {
         let at = (2 * queue as usize + usize::from(is_wan)) * FORWARDED;
-        [0, 1, 2].map(|n| &self.0[at + n])
+        let word = |n| &self.0[at + n];
+        let longest = [LONGEST, LONGEST + 1].map(word);
+        ForwardedThere { counters: [0, 1, 2].map(word), longest, while_stopped: [0; 2] }
+    }
+
+    /// Says how long the frames may be, in bytes, that come to the port of this side and are forwarded: those in one buffer, and those in several. Nothing is
+    /// forwarded before.
+    pub(super) fn set_longest(self, is_wan: bool, longest: [u64; 2]) {
+        for at in (usize::from(is_wan) * FORWARDED..self.0.len()).step_by(2 * FORWARDED) {
+            longest
+                .into_iter()
+                .zip(&self.0[at + LONGEST..])
+                .for_each(|(bytes, word)| word.store(bytes, Ordering::Relaxed));
+        }
+    }
+}
+
+/// The same of one port of one worker.
+pub(super) struct ForwardedThere {
+    pub(super) counters: [&'static AtomicU64; 3],
+    longest: [&'static AtomicU64; 2],
+    /// How long frames may be once some may be forwarded again.
+    while_stopped: [u64; 2],
+}
+
+impl ForwardedThere {
+    /// Lets the program forward frames again, or none. To be called with one and the other by turns.
+    pub(super) fn allow(&mut self, may: bool) {
+        for (word, kept) in self.longest.into_iter().zip(&mut self.while_stopped) {
+            *kept = word.swap(if may { *kept } else { 0 }, Ordering::Relaxed);
+        }
     }
 }
 
@@ -48,7 +81,7 @@ impl Forwarded {
 ///
 /// Those of `mmap(2)`.
 pub(super) fn entries(ebpf: &Ebpf) -> io::Result<&'static [AtomicU64]> {
-    words(ebpf, "handed_down", None)
+    words(ebpf, MAP, None)
 }
 
 /// The words of a map, so many or all.
@@ -92,7 +125,7 @@ impl XdpFastPath {
     pub fn load(words: usize, flow_keys: (u64, u64)) -> Result<XdpFastPath, Box<dyn Error>> {
         let plan = FailurePlan { on_failure: OnFailure::Closed, flow_keys, flow_words: 0, forward_words: words };
         let load = |is_wan| -> Result<Ebpf, Box<dyn Error>> {
-            let mut ebpf = loader(1, Some(&plan), is_wan, [0; 2], false, true, None)?;
+            let mut ebpf = loader(1, Some(&plan), is_wan, [0; 2], false, OwnMaps::New, None)?;
             let mut other = DevMap::try_from(ebpf.map_mut("other_port").ok_or("the program lacks its map")?)?;
             // A frame goes nowhere in a test run, so any interface will do: the loopback.
             other.set(0, 1, None, 0)?;
@@ -107,6 +140,8 @@ impl XdpFastPath {
             )?)
         };
         let programs = [program(&lan, None)?, program(&wan, Some(&lan))?];
+        let forwarded = Forwarded::of(&lan, 1)?;
+        [false, true].into_iter().for_each(|is_wan| forwarded.set_longest(is_wan, [1 << 16; 2]));
         Ok(XdpFastPath { programs, words: entries(&lan)?, _ebpf: [lan, wan] })
     }
 

@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
 use super::cutter::Cutter;
 use super::failure::XdpFailureSwitch;
+use super::forward::ForwardedThere;
 use super::layout::Layout;
 use super::shed::XdpShedFilter;
 use crate::failure::FailureSwitch;
@@ -96,7 +97,7 @@ pub(super) struct XdpPort {
     /// Frames whose transmission is complete, in buffers.
     completed: u64,
     /// What the program forwards past this port, and how to see when frames have left, where it does.
-    forwarded: Option<([&'static AtomicU64; 3], Leaving)>,
+    forwarded: Option<(ForwardedThere, Leaving)>,
     /// What completes checksums, where senders may leave them to a NIC.
     completer: Option<Completer>,
     /// What cuts super-frames, where they may come.
@@ -177,9 +178,9 @@ impl XdpPort {
     }
 
     /// The same port, past which the program forwards frames by itself, and counts them there.
-    pub(super) fn beside(self, forwarded: Option<[&'static AtomicU64; 3]>) -> XdpPort {
+    pub(super) fn beside(self, forwarded: Option<ForwardedThere>) -> XdpPort {
         let buffers = self.templates.len();
-        XdpPort { forwarded: forwarded.map(|counters| (counters, Leaving::new(buffers))), ..self }
+        XdpPort { forwarded: forwarded.map(|forwarded| (forwarded, Leaving::new(buffers))), ..self }
     }
 
     /// The socket.
@@ -556,6 +557,12 @@ impl Port for XdpPort {
         self.forwarded.as_mut().is_some_and(|(_, leaving)| leaving.watch())
     }
 
+    fn let_forward(&mut self, may: bool) {
+        if let Some((forwarded, _)) = &mut self.forwarded {
+            forwarded.allow(may);
+        }
+    }
+
     fn has_left(&self) -> bool {
         self.forwarded.as_ref().is_some_and(|(_, leaving)| leaving.has_left())
     }
@@ -574,9 +581,9 @@ impl Port for XdpPort {
             (statistics.failures, statistics.failure_bridged) = (failures, bridged);
             statistics.failure_dropped += dropped;
         }
-        if let Some((counters, _)) = &self.forwarded {
+        if let Some((forwarded, _)) = &self.forwarded {
             [statistics.forwarded, statistics.forwarded_bytes, statistics.forwarded_partial] =
-                counters.map(|count| count.load(Ordering::Relaxed));
+                forwarded.counters.map(|count| count.load(Ordering::Relaxed));
         }
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {
             let rings = RingStatistics {

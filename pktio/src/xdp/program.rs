@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -14,7 +15,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::Object;
 
 use super::failure::{self, LINE, Place, ServiceMap, XdpFailureSwitch};
-use super::forward::{self, Forwarded};
+use super::forward::{self, Forwarded, ForwardedThere};
 use super::layout::{BUSY_PATIENCE, BUSY_STEP, Layout};
 use super::refusal::{Refusal, chain, descriptors_ran_out, os_error};
 use super::samples::ShedSamples;
@@ -25,7 +26,7 @@ use crate::bpf::{self, How};
 use crate::failure::{FailurePlan, OnFailure};
 use crate::netdev::{Attachment, Interface, is_attached_as};
 use crate::options::SynPlan;
-use crate::pins::{KeptFlows, Pins};
+use crate::pins::{KeptFlows, MAP, Pins};
 use tracing::debug;
 
 /// The XDP program, compiled by the build script. Aligned, since the loader reads ELF headers in place.
@@ -125,7 +126,18 @@ impl fmt::Debug for AttachedProgram {
     }
 }
 
-/// Loads the maps, and the program's text with what it has to know, for so many workers. `has_flows` says whether the map of flows is to be used. `syns` is what it answers SYNs
+/// Which maps of flows are a program's own, and not those of the first program of the box: that of flows, and that of the entries of flows that are handed down.
+pub(super) enum OwnMaps {
+    /// None.
+    None,
+    /// Both, empty.
+    New,
+    /// Both; that of the entries a former process has left there.
+    Former(PathBuf),
+}
+
+/// Loads the maps, and the program's text with what it has to know, for so many workers. `own` says which maps of flows are
+/// its own. `syns` is what it answers SYNs
 /// by, if it does, and whether its answers leave by a redirect to the port itself.
 ///
 /// # Errors
@@ -137,10 +149,9 @@ pub(super) fn loader(
     is_wan: bool,
     key: [u64; 2],
     sheds: bool,
-    has_flows: bool,
+    own: OwnMaps,
     syns: Option<(SynPlan, bool)>,
 ) -> Result<Ebpf, EbpfError> {
-    let number = |n: usize| u32::try_from(n).expect("a 32-bit number");
     let queues = number(workers.max(1));
     let flow_lines = number(plan.map_or(0, |plan| 8 * plan.flow_words / LINE));
     let (flow_key0, flow_key1) = plan.map_or((0, 0), |plan| plan.flow_keys);
@@ -155,6 +166,10 @@ pub(super) fn loader(
     // Why it refuses a program, and not every state it went through: that takes megabytes, and the library tries again and again with
     // more room for it, for minutes.
     loader.verifier_log_level(VerifierLogLevel::STATS);
+    let has_flows = !matches!(own, OwnMaps::None);
+    if let OwnMaps::Former(path) = own {
+        loader.map_pin_path(MAP, path);
+    }
     if !sheds {
         // The program does not look at them then.
         loader.map_max_entries("proved", 1).map_max_entries("recent", 1).map_max_entries("samples", PAGE);
@@ -172,7 +187,7 @@ pub(super) fn loader(
         .override_global("flow_lines", &flow_lines, true)
         .override_global("forwards", &forwards, true)
         .override_global("down_buckets", &entries.max(1), true)
-        .map_max_entries("handed_down", if has_flows { entries.max(1) } else { 1 })
+        .map_max_entries(MAP, if has_flows { entries.max(1) } else { 1 })
         .map_max_entries("forwarded", 2 * queues)
         .override_global("answers_syns", &answers, true)
         .override_global("answers_by_redirect", &by_redirect, true)
@@ -186,6 +201,11 @@ pub(super) fn loader(
         .map_max_entries("service", 2 * queues)
         .map_max_entries("flows", if has_flows { (queues * flow_lines).max(1) } else { 1 })
         .load(PROGRAM)
+}
+
+/// What the kernel takes as 32 bits.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("a 32-bit number")
 }
 
 fn failed(error: impl Error + 'static) -> Refusal {
@@ -209,13 +229,22 @@ impl LoadedMaps {
         let Purpose { is_wan, sheds, failure, driver, syns } = purpose;
         let key = if sheds { random_key().map_err(failed)? } else { [0; 2] };
         // Without descriptors the library takes the kernel for an old one, and asks for maps in ways that are invalid.
+        let former = failure.filter(|plan| is_first && plan.forward_words > 0).and_then(|plan| {
+            let ports = if is_wan { [other, interface] } else { [interface, other] };
+            Pins::of(ports)?.former_map(number(plan.forward_words * 8 / forward::BUCKET))
+        });
+        let own = match (is_first, former) {
+            (false, _) => OwnMaps::None,
+            (true, None) => OwnMaps::New,
+            (true, Some(path)) => OwnMaps::Former(path),
+        };
         let mut ebpf = loader(
             layout.workers,
             failure,
             is_wan,
             key,
             sheds,
-            is_first,
+            own,
             syns.map(|plan| (plan, driver && interface.hides_tags())),
         )
         .map_err(|error| descriptors_ran_out().map_or_else(|| failed(error), Refusal::Descriptors))?;
@@ -409,6 +438,18 @@ impl AttachedProgram {
         self.loaded.forwarded.is_some()
     }
 
+    /// Lets it forward frames as long as the `other` port sends them, if it forwards any.
+    pub(crate) fn forward_to(&self, other: &Interface) {
+        if let Some(forwarded) = self.loaded.forwarded {
+            // As the kernel checks a frame that is redirected (`xdp_ok_fwd_dev`): with one VLAN tag.
+            const ETHERNET: usize = 14;
+            const TAG: usize = 4;
+            let longest = (other.mtu() + ETHERNET + TAG) as u64;
+            let in_pieces = if !self.driver || other.takes_redirected_pieces() { longest } else { 0 };
+            forwarded.set_longest(self.loaded.made.is_wan, [longest, in_pieces]);
+        }
+    }
+
     /// Nobody is given the words of its entries, so that it forwards nothing.
     pub(crate) fn leave_flows(&mut self) {
         self.loaded.forwarded = None;
@@ -429,7 +470,7 @@ impl AttachedProgram {
     }
 
     /// What it forwards past the worker of this queue, if it does.
-    pub(super) fn forwarded(&self, queue: u32) -> Option<[&'static AtomicU64; 3]> {
+    pub(super) fn forwarded(&self, queue: u32) -> Option<ForwardedThere> {
         let place = Place { queue, is_wan: self.loaded.made.is_wan };
         self.loaded.forwarded.map(|forwarded| forwarded.of_place(place))
     }
@@ -488,7 +529,7 @@ fn fd_of<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
 }
 
 /// The maps that the programs of both ports share.
-const SHARED: [&str; 4] = ["flows", "service", "handed_down", "forwarded"];
+const SHARED: [&str; 4] = ["flows", "service", MAP, "forwarded"];
 
 /// The instructions of the program of this name, over the maps of `ebpf`, but for those that it shares with `twin`.
 ///
@@ -550,7 +591,7 @@ mod tests {
     /// The program as the WAN port loads it, not attached to an interface. Loading it takes root.
     fn program() -> (Ebpf, ShedMaps) {
         let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-        let mut ebpf = loader(1, None, true, key, true, true, None).expect("the program is sound");
+        let mut ebpf = loader(1, None, true, key, true, OwnMaps::New, None).expect("the program is sound");
         let maps = ShedMaps::of(&ebpf, 1, key).expect("the maps can be mapped");
         let program: &mut Xdp = ebpf.program_mut("redirect").expect("it is there").try_into().expect("it is XDP");
         program.load().expect("the verifier accepts it");
@@ -616,7 +657,8 @@ mod tests {
         let syns = SynPlan { words: [64 * 32, 64 * 16, 64 * 2] };
         for name in ["redirect", "redirect_frags"] {
             let syns = Some((syns, true));
-            let mut ebpf = loader(1, Some(&plan), true, [1, 2], true, true, syns).expect("the program is sound");
+            let mut ebpf =
+                loader(1, Some(&plan), true, [1, 2], true, OwnMaps::New, syns).expect("the program is sound");
             let program: &mut Xdp = ebpf.program_mut(name).expect("it is there").try_into().expect("it is XDP");
             program.load().expect("the verifier accepts it");
             let information = program.info().expect("the kernel has it");

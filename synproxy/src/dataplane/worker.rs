@@ -85,6 +85,8 @@ pub struct Worker<E> {
     modes: Option<ModeLink>,
     /// What is captured of its frames.
     captures: CaptureTap,
+    /// It captures frames; what the kernel could forward by itself comes to it.
+    captures_frames: bool,
     /// Samples of its traffic.
     top_talkers: TopTalkers,
     /// The longest time that a command of each kind has taken, or publishing the statistics.
@@ -149,6 +151,7 @@ impl<E: Engine> Worker<E> {
             commands: None,
             modes: None,
             captures: CaptureTap::default(),
+            captures_frames: false,
             top_talkers: TopTalkers::new(clock::now()),
             longest_command: Default::default(),
             pulse: Arc::default(),
@@ -322,6 +325,11 @@ impl<E: Engine> Worker<E> {
             modes.follow(&mut self.engine, now);
         }
         self.captures.update();
+        if self.captures.frames().is_some() != self.captures_frames {
+            self.captures_frames = !self.captures_frames;
+            // A capture shows every frame.
+            Side::BOTH.into_iter().for_each(|side| self.ports[side].let_forward(!self.captures_frames));
+        }
         for side in Side::BOTH {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
             if let Some(taps) = self.captures.frames() {

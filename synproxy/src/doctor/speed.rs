@@ -226,6 +226,7 @@ mod tests {
         let all = XdpFeatures {
             is_native: true,
             takes_redirected: true,
+            takes_redirected_pieces: true,
             has_zero_copy: true,
             has_frags: true,
             zero_copy_frags: 8,

@@ -25,7 +25,7 @@ use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State, ecn};
 use crate::memory::{LINE, Word, Words};
 use crate::seq::{RawWindow, SeqNum};
-use crate::wire::{Segment, Vlan};
+use crate::wire::{Options, Segment};
 use crate::{Event, Head, Instant, Side};
 
 /// Entries of a bucket.
@@ -45,6 +45,8 @@ const MACS: usize = 4;
 const RETURNED_AT: usize = 5;
 /// When the connection was gone, likewise.
 const GONE_AT: usize = 6;
+/// 1 if the connection is one of this process, 0 if a former one has left the entry and no connection of this one is known to go with it.
+const OWNED: usize = 7;
 
 // The words of an end.
 const NUMBERS: usize = 0;
@@ -64,6 +66,7 @@ const RETURNED: u32 = 2;
 const TRANSLATED: u32 = 1;
 const TIMESTAMPS: u32 = 2;
 const CLASSIC_ECN: u32 = 4;
+const SACK: u32 = 8;
 
 /// In place of a hash: the slot is being filled. No flow with such a hash is handed down.
 const CLAIMED: u64 = 1;
@@ -175,10 +178,7 @@ impl HandedDown {
 
     /// The connection with this hash is gone: what comes goes up, and its entry is free in a while.
     pub(super) fn give_up(&self, hash: u64) {
-        for entry in self.find(hash).into_iter().chain(self.find_former(hash)) {
-            entry.set_phase(RETURNED);
-            entry.word(GONE_AT).set(u64::from(self.clock) + 1);
-        }
+        self.find(hash).into_iter().chain(self.find_former(hash)).for_each(|entry| entry.give_up(self.clock));
     }
 
     /// What the entry of a flow knows better than its record. Returns when a segment was last seen, in ticks, if the kernel has forwarded any.
@@ -213,6 +213,12 @@ impl HandedDown {
         }
         last
     }
+}
+
+/// All slots: the word of each that holds its flow's hash, and its entry.
+fn slots(words: &Words) -> impl Iterator<Item = (&core::sync::atomic::AtomicU64, Entry<'_>)> {
+    let places = (0..words.len() / BUCKET).flat_map(|bucket| (0..SLOTS).map(move |slot| (bucket * BUCKET, slot)));
+    places.map(|(bucket, slot)| (&words[bucket + slot], Entry { words, at: bucket + LINE + slot * ENTRY }))
 }
 
 /// The entry of the flow with this hash in the bucket that begins there.
@@ -260,6 +266,12 @@ impl<'a> Entry<'a> {
         unpair16(unpair(self.end(side, WINDOW).get()).1).1 != 0
     }
 
+    /// Its connection is gone: what comes goes up, and the entry is free in a while.
+    fn give_up(&self, now: Ticks) {
+        self.set_phase(RETURNED);
+        self.word(GONE_AT).set(u64::from(now) + 1);
+    }
+
     /// Whether it may be filled anew: its connection has been gone for a while.
     fn is_free(&self, now: Ticks) -> bool {
         let gone = self.word(GONE_AT).get();
@@ -272,7 +284,9 @@ impl<'a> Entry<'a> {
         let flags = if translated { TRANSLATED } else { 0 }
             | if flow.is(FlowFlags::TIMESTAMPS) { TIMESTAMPS } else { 0 }
             // What is not translated is not looked at for marks.
-            | if ecn::is_classic(flow) || !translated { CLASSIC_ECN } else { 0 };
+            | if ecn::is_classic(flow) || !translated { CLASSIC_ECN } else { 0 }
+            // Whether blocks that the server has not agreed to are taken out, the worker knows.
+            | if flow.is(FlowFlags::SACK_LAN) || !translated { SACK } else { 0 };
         let [lan, wan] = [Side::Lan, Side::Wan].map(|side| flow.endpoint(side).scales());
         let mac = |side| {
             let [_, _, own @ ..] = flow.mac(side);
@@ -286,6 +300,7 @@ impl<'a> Entry<'a> {
         self.word(MACS).set(pair(mac(Side::Lan), mac(Side::Wan)));
         self.word(RETURNED_AT).set(0);
         self.word(GONE_AT).set(0);
+        self.word(OWNED).set(1);
         for side in Side::BOTH {
             self.fill_end(flow, side);
             for n in [WENT_UP, HAS_LEFT, FRAMES, BYTES, LEFT] {
@@ -310,19 +325,31 @@ fn numbers(flow: &Flow, side: Side) -> u64 {
     pair(endpoint.next.get(), endpoint.acked.get())
 }
 
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Adds a word to a name.
+fn mixed(name: u64, word: u64) -> u64 {
+    (name ^ name >> 32).wrapping_mul(MULTIPLIER).wrapping_add(word)
+}
+
 /// Names a segment among those of its sender, as the program does. Two that are named alike are the same to their receiver, and so is their order.
 /// Never 0.
 fn name_of(segment: &Segment, head: &Head) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let (value, echo) = match segment.common_options(head.bytes()) {
-        Some(Some(timestamps)) => (timestamps.value, timestamps.echo),
-        _ => (0, 0),
+    let options = segment.options(head.bytes());
+    let timestamps = options.first_chunk().and_then(Options::common_timestamps).unwrap_or_default();
+    let others = match segment.common_options(head.bytes()) {
+        Some(_) => 0,
+        None => {
+            let mut words = [[0; 8]; 5];
+            words.as_flattened_mut()[..options.len()].copy_from_slice(options);
+            words.into_iter().fold(0, |name, word| mixed(name, u64::from_ne_bytes(word)))
+        }
     };
     let end = segment.seq + segment.payload_len();
     let name = u64::from(end.get()) << 32 | u64::from(segment.ack.get());
-    let name = name.wrapping_mul(MULTIPLIER).wrapping_add(u64::from(value) << 32 | u64::from(echo));
-    let name = (name ^ name >> 32).wrapping_mul(MULTIPLIER).wrapping_add(u64::from(segment.window.0));
-    name.max(1)
+    let stamps = u64::from(timestamps.value) << 32 | u64::from(timestamps.echo);
+    let name = name.wrapping_mul(MULTIPLIER).wrapping_add(stamps);
+    mixed(mixed(name, u64::from(segment.window.0)), others).max(1)
 }
 
 impl Proxy {
@@ -333,6 +360,9 @@ impl Proxy {
 
     /// From now on established connections are handed down to a program of the kernel that shares these words, as many as
     /// [`words_to_hand_down`](Proxy::words_to_hand_down) says, which were zero at first. Other workers may have the same words.
+    ///
+    /// Where a former process has left the words with its flows, what it had handed down is handed down: see
+    /// [`prepare_to_go_on`](Proxy::prepare_to_go_on).
     ///
     /// # Panics
     /// If there is not even one bucket, or their number is no power of two.
@@ -349,8 +379,40 @@ impl Proxy {
         };
     }
 
-    /// Flows that a former process had handed down are found in these words, which it has left: their numbers are those that the kernel has followed since.
-    /// Words of another length than those of [`words_to_hand_down`](Proxy::words_to_hand_down) are not read.
+    /// Before workers are given words that a former process has left, with its flows: no entry is known to be one of theirs. Each then says which are, with
+    /// [`go_on_handed_down`](Proxy::go_on_handed_down), and behind the last of them [`end_without_flow`](Proxy::end_without_flow) ends the others. Meanwhile
+    /// the program may go on to forward.
+    pub fn prepare_to_go_on(words: &Words) {
+        for (hash, entry) in slots(words) {
+            entry.word(OWNED).set(0);
+            // The former process was killed while it filled the slot.
+            if hash.get() == CLAIMED {
+                hash.set(0);
+            }
+        }
+    }
+
+    /// The entries of the flows that were adopted are this process's.
+    pub fn go_on_handed_down(&self) {
+        let (flows, _) = self.table.slice(0, u32::MAX);
+        for (_, flow) in flows.filter(|(_, flow)| flow.is_in(State::HandedDown)) {
+            if let Some(entry) = self.handed_down.find(flow.hash()) {
+                entry.word(OWNED).set(1);
+            }
+        }
+    }
+
+    /// What the program forwards for connections that no worker has adopted, it forwards no more.
+    pub fn end_without_flow(words: &Words, now: Instant) {
+        for (hash, entry) in slots(words) {
+            if hash.get() > CLAIMED && entry.word(OWNED).get() == 0 && entry.word(GONE_AT).get() == 0 {
+                entry.give_up(tick(now));
+            }
+        }
+    }
+
+    /// Flows that a former process had handed down are found in these words, which it has left beside those of this one: their numbers are those that the
+    /// kernel has followed since. Words of another length than those of [`words_to_hand_down`](Proxy::words_to_hand_down) are not read.
     pub fn adopt_handed_down(&mut self, words: Words) {
         let buckets = words.len() / BUCKET;
         self.handed_down.former = (buckets.is_power_of_two() && words.len().is_multiple_of(BUCKET)).then_some(words);
@@ -381,7 +443,7 @@ impl Proxy {
         });
     }
 
-    /// Whether the kernel may forward a flow: nothing is owed, pending or in doubt, and its segments can be told by their untagged frames.
+    /// Whether the kernel may forward a flow: nothing is owed, pending or in doubt, and the frames of both ends are of one network.
     fn may_go_down(&self, id: Id) -> bool {
         let flow = &self.table[id];
         let proxied = flow.is(FlowFlags::PROXIED);
@@ -390,7 +452,6 @@ impl Proxy {
             && flow.held == 0
             && (flow.is(FlowFlags::CARRIED) || !proxied)
             && (flow.is(FlowFlags::TIMESTAMPS_LAN) || !flow.is(FlowFlags::TIMESTAMPS))
-            && flow.vlan() == Vlan::default()
             && !flow.has_other_vlan()
             && !flow.is_crossed()
             && if proxied { ecn::is_plain_or_classic(flow) } else { flow.client() == Side::Lan }
@@ -519,8 +580,9 @@ mod tests {
     use crate::Config;
     use crate::memory::tests::shared;
     use crate::proxy::Secrets;
+    use crate::proxy::test_segments::TestSegment;
     use crate::proxy::tests::NoEgress;
-    use crate::wire::FlowKey;
+    use crate::wire::{FlowKey, Parsed};
     use core::time::Duration;
 
     const NOW: Instant = Instant::from_secs(1000);
@@ -645,6 +707,54 @@ mod tests {
     }
 
     #[test]
+    fn what_a_former_process_had_handed_down_stays_down_and_what_has_no_flow_any_more_comes_up() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        enter(&mut proxy, 2, NOW);
+        let lost = enter(&mut proxy, 3, NOW);
+        forwarded(&proxy, id, Side::Lan, 500, NOW);
+        let [hash, gone] = [id, lost].map(|id| proxy.table[id].hash());
+        // The process is killed while it hands another one down, and what it had written of the third is not to be read.
+        let words = proxy.handed_down.words.as_ref().and_then(Words::share).expect("they are shared");
+        let free = (0..SLOTS).find(|slot| words[*slot].get() == 0).expect("a slot");
+        words[free].set(CLAIMED);
+        proxy.table.remove(lost);
+        let memory = crate::Memory { slab: proxy.into_slab(), ..crate::Memory::anonymous(&config()) };
+
+        let mut next = Proxy::with_memory(&config(), &Secrets::new([3; 48]), NOW, memory);
+        Proxy::prepare_to_go_on(&words);
+        next.hand_down_in(words.share().expect("they are shared"));
+        next.go_on_handed_down();
+        let end = NOW + Duration::from_secs(1);
+        Proxy::end_without_flow(&words, end);
+        let phase = |hash| find_in(&words, 0, hash).expect("an entry").phase();
+        assert_eq!((phase(hash), phase(gone), words[free].get()), (GOING_DOWN, RETURNED, 0));
+        next.refresh(id);
+        assert_eq!(next.table[id].endpoint(Side::Lan).next, SeqNum::new(500));
+        assert!(next.table[id].is_in(State::HandedDown) && !next.table[id].is(FlowFlags::UNJUDGED));
+        // The slot is used anew.
+        for n in 4..=9 {
+            enter(&mut next, n, end + Duration::from_millis(150));
+        }
+        assert_eq!((phase(hash), next.counters().happened(Event::NotHandedDown)), (GOING_DOWN, 0));
+    }
+
+    #[test]
+    fn segments_that_differ_in_their_sack_blocks_alone_have_names_of_their_own() {
+        let name = |options: &[u8]| {
+            let mut frame = TestSegment { options: options.to_vec(), ..TestSegment::default() }.frame();
+            let len = frame.len();
+            let head = Head::whole(&mut frame, len);
+            let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, &head) else { panic!("it is a segment") };
+            name_of(&segment, &head)
+        };
+        let block = |edge: u8| [1, 1, 5, 10, 0, 0, 0, edge, 0, 0, 1, edge];
+        assert_eq!(name(&block(1)), name(&block(1)));
+        assert_ne!(name(&block(1)), name(&block(2)));
+        assert_ne!(name(&[]), name(&[1; 4]));
+    }
+
+    #[test]
     fn a_connection_for_which_the_box_answers_marks_is_the_engines() {
         let mut proxy = proxy();
         let id = enter(&mut proxy, 1, NOW);
@@ -661,7 +771,11 @@ mod tests {
         let mut random = crate::memory::tests::random(7);
         for _ in 0..50 {
             let mut proxy = Proxy::new(&config(), &Secrets::new([3; 48]), NOW);
-            proxy.hand_down_in(shared(Proxy::words_to_hand_down(8), &mut random));
+            let words = shared(Proxy::words_to_hand_down(8), &mut random);
+            Proxy::prepare_to_go_on(&words);
+            proxy.hand_down_in(words.share().expect("they are shared"));
+            proxy.go_on_handed_down();
+            Proxy::end_without_flow(&words, NOW);
             let id = enter(&mut proxy, 1, NOW);
             proxy.refresh(id);
             proxy.handed_down.came_up = Some((id, proxy.table[id].hash(), 9));

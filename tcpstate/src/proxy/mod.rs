@@ -703,6 +703,9 @@ impl Proxy {
         if let Some(id) = found
             && self.table[id].is_in(State::HandedDown)
         {
+            egress.note(|| {
+                "the connection is handed down: the kernel forwards its usual segments by itself, and of the others the worker decides".into()
+            });
             self.begin_handed_down(id, segment, head);
         }
         if found.is_none()

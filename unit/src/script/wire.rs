@@ -403,6 +403,11 @@ impl Seg {
         self
     }
 
+    /// Whether it bears SACK blocks.
+    pub fn has_blocks(&self) -> bool {
+        self.options.iter().any(|option| matches!(option, Opt::Sack(_)))
+    }
+
     /// How far the segment advances the sender's sequence numbers.
     pub fn seq_len(&self) -> u32 {
         let flags = u32::from(self.flags & SYN != 0) + u32::from(self.flags & FIN != 0);
