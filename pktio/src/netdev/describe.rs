@@ -7,6 +7,7 @@ use super::addresses::addresses;
 use super::claim::{Holder, holder_of};
 use super::ethtool::{Coalescing, Ethtool, PauseFrames, Rings};
 use super::host::other_filters;
+use super::interface::is_hardware;
 use super::protect::{Connections, check_apart, established_connections, lying_on, session};
 use super::rss::{RssConfig, hashed_otherwise};
 use super::rtnetlink::{Link, Rtnetlink};
@@ -67,6 +68,13 @@ pub struct Description {
     pub has_pause: bool,
     /// How it spreads frames over its queues.
     pub rss: Option<Rss>,
+}
+
+impl Description {
+    /// Whether its frames come over a link, and so with whole checksums; of a virtual interface senders may leave these and segmentation to it.
+    pub fn has_link_checksums(&self) -> bool {
+        is_hardware(&self.driver, &self.bus)
+    }
 }
 
 /// A default route.

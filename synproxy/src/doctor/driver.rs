@@ -3,7 +3,8 @@
 use super::kernel::release;
 use super::speed::{Mode, mode_of};
 use super::{Check, Found, Level, Scene, or_ok, word};
-use pktio::buffers_for;
+use confparse::FastPath;
+use pktio::{Asked, FastPathWay, buffers_for};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -72,7 +73,55 @@ pub(super) const CHECKS: &[Check] = &[
         remedy: "ethtool -C PORT adaptive-rx off rx-usecs 20",
         examine: coalescing,
     },
+    Check {
+        id: "fast-path",
+        looks_at: "where the kernel would forward established connections by itself (`fast_path`), and what it lacks for that",
+        worst: Level::Warning,
+        why: "At tc super-frames pass whole, with Linux 6.6; in XDP a frame takes no worker's time, with drivers that send what another interface's program \
+              redirects. Without, the workers forward everything.",
+        remedy: "ethtool -K PEER gro on",
+        examine: fast_path,
+    },
 ];
+
+fn fast_path(scene: &Scene) -> Vec<Found> {
+    let Some(ports) = scene.both() else { return Vec::new() };
+    let wanted = scene.fast_path;
+    // What cannot be done matters where it is to be done.
+    let lacking = if wanted == FastPath::Off { Level::Ok } else { Level::Warning };
+    let begin = if wanted == FastPath::Off { "off; `auto` would take " } else { "" };
+    if scene.is_host {
+        return vec![Found::new(lacking, "the machine's own stack has no fast path: the workers forward everything")];
+    }
+    let way = match wanted {
+        FastPath::Xdp => FastPathWay::Xdp,
+        FastPath::Tc => FastPathWay::Tc,
+        FastPath::Auto | FastPath::Off => FastPathWay::Auto,
+    };
+    let asked = scene.asked.into_iter().find(|asked| *asked != Asked::Best).unwrap_or(Asked::Best);
+    let virtual_port = ports.into_iter().find(|port| !port.has_link_checksums()).map(|port| port.name.as_str());
+    let (way, why) = match pktio::fast_path_way(way, asked, virtual_port) {
+        Ok((way, why)) => (way, why.unwrap_or_else(|| if way == FastPathWay::Tc { "tc" } else { "XDP" }.into())),
+        Err(reason) => return vec![Found::new(lacking, format!("the workers forward everything: {reason}"))],
+    };
+    let needed = if way == FastPathWay::Tc { (6, 6) } else { (5, 18) };
+    if release(&scene.root).is_some_and(|release| release < needed) {
+        let text =
+            format!("{begin}{why}, but that takes Linux {}.{}: the workers forward everything", needed.0, needed.1);
+        return vec![Found::new(lacking, text)];
+    }
+    let found = scene.each(|port| {
+        // A NIC says so only while a program is attached.
+        let cannot = port.kind == "veth" && port.xdp_features.is_some_and(|it| it.is_native && !it.takes_redirected);
+        let peer = port.peer.as_deref().map_or_else(|| "PEER".into(), word);
+        (way == FastPathWay::Xdp && cannot).then(|| {
+            let text =
+                format!("{begin}{why}, but {} takes no frame that is redirected: its other end has no GRO", port.name);
+            Found::new(lacking, text).at(port).mended_by(format!("ethtool -K {peer} gro on"))
+        })
+    });
+    or_ok(found, format!("{begin}{why}"))
+}
 
 fn driver(scene: &Scene) -> Vec<Found> {
     let found = scene.ports().map(|port| {
@@ -284,6 +333,29 @@ mod tests {
         stage.port(1).coalescing = Some(Coalescing { receive_usecs: 125, ..Coalescing::default() });
         stage.scene.is_busy = true;
         assert_eq!(level(&stage), Some(Level::Note));
+    }
+
+    #[test]
+    fn it_is_said_where_the_kernel_would_forward_and_what_it_lacks() {
+        let mut stage = Stage::new("fast-path");
+        let said = |stage: &Stage| find(&stage.scene.examine(), "fast-path").map(|found| (found.level, found.finding));
+        let both = "XDP, since the frames of both ports come over links";
+        assert_eq!(said(&stage), Some((Level::Ok, format!("off; `auto` would take {both}"))));
+        stage.scene.fast_path = FastPath::Auto;
+        assert_eq!(said(&stage), Some((Level::Ok, both.into())));
+        (stage.port(1).kind, stage.port(1).driver) = ("veth".into(), "veth".into());
+        stage.port(1).bus = String::new();
+        let tc = "tc, since senders may leave checksums and segmentation to wan0";
+        assert_eq!(said(&stage), Some((Level::Ok, tc.into())));
+        stage.file("proc/sys/kernel/osrelease", "6.1.0-cloud");
+        let old = format!("{tc}, but that takes Linux 6.6: the workers forward everything");
+        assert_eq!(said(&stage), Some((Level::Warning, old)));
+        stage.scene.asked = [Asked::Xdp; 2];
+        let found = find(&stage.complaints(), "fast-path").expect("no GRO");
+        assert_eq!(found.command.as_deref(), Some("ethtool -K PEER gro on"));
+        stage.scene.fast_path = FastPath::Tc;
+        let found = find(&stage.complaints(), "fast-path").expect("other names");
+        assert!(found.finding.contains("named for another I/O backend"), "{}", found.finding);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "bpf-file-system",
         looks_at: "whether the BPF file system is mounted at /sys/fs/bpf",
         worst: Level::Note,
-        why: "Programs and maps that outlive a process are pinned there. This version pins none.",
+        why: "What the kernel forwards by itself (`fast_path`) is pinned there, and so goes on while the process is dead, and in the next one.",
         remedy: "mount -t bpf bpf /sys/fs/bpf",
         examine: bpf_file_system,
     },

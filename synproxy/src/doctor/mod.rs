@@ -22,7 +22,7 @@ use crate::process::cli::DoctorArguments;
 use crate::process::exit::Failure;
 use crate::process::footprint::Needed;
 use crate::process::settings;
-use confparse::{Failures, Poll};
+use confparse::{Failures, FastPath, Poll};
 use pktio::netdev::{Described, Description, Holder, QueueCounts, XdpFeatures, describe};
 use pktio::{Asked, HOST, OpenError, interface_of, members_of};
 use report::Report;
@@ -180,6 +180,8 @@ struct Scene {
     failures: Failures,
     /// The kernel is to answer SYNs by itself.
     syns_in_kernel: bool,
+    /// Where the kernel is to forward established connections.
+    fast_path: FastPath,
     /// The memory that the configuration needs.
     needed: Needed,
     /// The path of this program.
@@ -330,6 +332,7 @@ fn scene(arguments: &DoctorArguments, [lan, wan]: [&str; 2]) -> Result<Scene, Fa
         root: Root::new(Path::new("/")),
         workers,
         is_busy: config.poll == Poll::Busy,
+        fast_path: config.fast_path,
         needed: Needed::of(&config, workers, false),
         syns_in_kernel: config.syns_in_kernel,
         failures: config.failures,

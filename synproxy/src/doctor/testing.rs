@@ -44,6 +44,7 @@ impl Stage {
             root: Root::new(&folder),
             workers: 2,
             is_busy: false,
+            fast_path: config.fast_path,
             needed: Needed::of(&config, 2, false),
             syns_in_kernel: config.syns_in_kernel,
             failures: config.failures,
