@@ -30,6 +30,10 @@ fn main() -> ExitCode {
     guest::run(
         "test-guest",
         Card::Virtio,
-        &[("bonds", &|image| inside(image, "bonds::real::")), ("accurate-ecn", &|image| inside(image, "accurate::"))],
+        &[
+            ("bonds", &|image| inside(image, "bonds::real::")),
+            ("accurate-ecn", &|image| inside(image, "accurate::")),
+            ("fast-path", &|image| inside(image, "handed_down::kernels_take")),
+        ],
     )
 }
