@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # What make starts so ends when make is gone, however that went; what cargo starts ends with cargo (.cargo/config.toml).
 run := exec setpriv --pdeathsig TERM --
 
-.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
+.PHONY: setup build man papers test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-handed-down test-model deb dist install test-all e2e-zc e2e-netmap demo bench bench-check fuzz fmt lint clean
 
 setup:        ; @scripts/setup.sh
 build: setup  ; cargo build --release --workspace --bins
@@ -42,9 +42,11 @@ test-programs: setup ; @$(run) unit/programs/run.sh
 test-restart: setup ; CONNECTIONS=10000 ROUNDS=20 $(run) cargo test -p unit --test e2e restart::connections -- --nocapture --test-threads=1
 # How soon frames pass a worker that takes none, and five minutes in which nobody takes an idle or a busy one for such.
 test-failover: setup ; SWITCHES=20 QUIET=300 LOAD=600 $(run) cargo test -p unit --test e2e endurance:: -- --nocapture
+# A million segments by each of the kernel's programs and by the engine; and ten thousand times down to the kernel and up again, beside a box without it.
+test-handed-down: setup ; HANDED_DOWN_SEGMENTS=1000000 HANDED_DOWN_ROUNDS=850 $(run) cargo test -p unit --test e2e handed_down:: -- --nocapture
 # How one process follows another, in every order (unit/model).
 test-model: setup ; $(run) cargo test --release --manifest-path unit/model/Cargo.toml --target-dir target/model
-test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-model
+test-all: test test-queues test-zero-copy test-netmap test-guest test-packetdrill test-programs test-services test-metrics test-page test-bgp test-deb test-systemd test-dist test-aarch64 test-dependencies test-restart test-failover test-handed-down test-model
 e2e-zc: test-zero-copy
 e2e-netmap: test-netmap
 

@@ -1,9 +1,13 @@
 //! A tap at an end of a rig: the segments that come in there, told in words that leave out what differs between any two
 //! connections: numbers, clocks, checksums.
 
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TcpSlice, TransportSlice};
@@ -107,6 +111,89 @@ impl TimedTap {
             }
         }
         times
+    }
+}
+
+/// In which order segments came in at an end host.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// How many came.
+    pub segments: u64,
+    /// Those that another one of their sender had overtaken, or that came twice, in words.
+    pub overtaken: Vec<String>,
+}
+
+/// Listens at an end host, and watches in which order the segments of each connection come in, by the identification of their IPv4 packets: Linux counts it up
+/// with each segment that a connection sends, be it the first time or again. So it must not be opened before what the box says in a host's name is over.
+#[derive(Debug)]
+pub struct OrderTap {
+    over: Arc<AtomicBool>,
+    watching: JoinHandle<Order>,
+}
+
+impl OrderTap {
+    /// Watches from now on what comes to `own`, an IPv4 address of `namespace`.
+    ///
+    /// # Panics
+    /// Without root, or if `own` is none of IPv4.
+    pub fn open(namespace: &Namespace, own: IpAddr) -> OrderTap {
+        let IpAddr::V4(own) = own else { panic!("{own} is no address of IPv4") };
+        let tap = Tap::open(namespace).0;
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = over.clone();
+        let watching = thread::spawn(move || {
+            let (mut order, mut last) = (Order::default(), HashMap::new());
+            // Headers are all that counts; the kernel cuts off the rest.
+            let mut buffer = [0; 128];
+            loop {
+                match socket::recv(tap.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                    Ok(len) => order.note(&buffer[..len], own, &mut last),
+                    Err(_) if is_over.load(Ordering::Relaxed) => return order,
+                    Err(_) => thread::sleep(Duration::from_micros(200)),
+                }
+            }
+        });
+        OrderTap { over, watching }
+    }
+
+    /// What came until now.
+    ///
+    /// # Panics
+    /// If it has panicked.
+    pub fn stop(self) -> Order {
+        self.over.store(true, Ordering::Relaxed);
+        self.watching.join().expect("a watcher does not panic")
+    }
+}
+
+impl Order {
+    /// Notes a frame. `last` has the last identification from each sender.
+    fn note(&mut self, frame: &[u8], own: Ipv4Addr, last: &mut HashMap<(u32, u32), u16>) {
+        let word = |at: usize| frame.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("four")));
+        let ip = 14;
+        let (Some(0x0800), Some(first)) = (word(10).map(|word| word & 0xffff), word(ip)) else { return };
+        let tcp = ip + (first >> 24 & 15) as usize * 4;
+        let (Some(identification), Some(protocol), Some(source), Some(target)) =
+            (word(ip + 4), word(ip + 8), word(ip + 12), word(ip + 16))
+        else {
+            return;
+        };
+        let (Some(ports), Some(number), Some(flags)) = (word(tcp), word(tcp + 4), word(tcp + 12)) else { return };
+        // No RST is counted with the segments of its connection, nor is a SYN.
+        if protocol >> 16 & 0xff != 6 || target != u32::from(own) || flags >> 16 & 6 != 0 {
+            return;
+        }
+        let identification = (identification >> 16) as u16;
+        self.segments += 1;
+        match last.insert((source, ports), identification) {
+            Some(former) if identification.wrapping_sub(former) as i16 <= 0 => self.overtaken.push(format!(
+                "ports {} to {}: {identification} behind {former}, sequence number {number}, flags {:x}",
+                ports >> 16,
+                ports & 0xffff,
+                flags >> 16 & 0xff
+            )),
+            _ => {}
+        }
     }
 }
 

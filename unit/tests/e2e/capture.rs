@@ -2,6 +2,7 @@
 //! with its reason, and traffic goes on whatever becomes of a capture. Read back by a reader that is not ours.
 
 use std::fs::{self, File};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -327,6 +328,63 @@ fn a_running_box_captures_from_when_it_is_told_to_until_it_is_told_not_to() {
     assert!(proxy.stop().status.success());
     let capture = Capture::read(&rest);
     assert!(!capture.frames.is_empty() && capture.is_complete(), "{:?}", capture.statistics);
+}
+
+#[test]
+fn a_capture_shows_what_the_kernel_would_forward_by_itself_and_forwards_again_behind_it() {
+    for (fast_path, backend) in [("tc", Backend::Packet), ("xdp", Backend::Driver)] {
+        let rig = Rig::of_one_queue();
+        for (host, port) in [(&rig.client, "c0"), (&rig.server, "s0")] {
+            host.sh(&format!("ethtool -K {port} gro on"));
+        }
+        let (socket, file) = (Scratch::new(), Scratch::new());
+        let control = format!("--control={}", socket.path());
+        let proxy = Appliance::start_with(&rig, backend, &format!("fast_path = {fast_path};"), &[&control]);
+        let synctl = |line: &str| {
+            let mut command = Command::new(program("synctl"));
+            command.args(["--socket", socket.path()]).args(line.split_whitespace());
+            String::from_utf8(command.output().expect("synctl").stdout).expect("text")
+        };
+        // Frames that the kernel has forwarded, from either port.
+        let forwarded = || {
+            // Statistics are published five times a second.
+            thread::sleep(Duration::from_millis(300));
+            let stats = synctl("stats --json");
+            let counts = stats.split("\"kernel-forwarded\":").skip(1);
+            counts
+                .map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(""))
+                .flat_map(str::parse::<u64>)
+                .sum::<u64>()
+        };
+        let server = rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+        let stream = rig.client.connect(server.address).expect("connecting");
+        stream.set_nodelay(true).expect("a live socket");
+        let exchange = |from: u64| {
+            for seed in from..from + 100 {
+                traffic::send(&stream, seed, 100).expect("sending");
+                traffic::receive(&stream, seed, Some(100)).expect("the same bytes come back");
+                thread::sleep(Duration::from_millis(2));
+            }
+        };
+        exchange(0);
+        let before = forwarded();
+        assert!(before > 50, "{fast_path}: {before} frames are forwarded");
+        assert!(synctl(&format!("capture start received {}", file.path())).contains(file.path()));
+        thread::sleep(Duration::from_millis(300));
+        let begin = forwarded();
+        exchange(100);
+        assert_eq!(forwarded(), begin, "{fast_path}: nothing is forwarded meanwhile");
+        assert!(synctl("capture stop").contains(file.path()));
+        exchange(200);
+        assert!(forwarded() > begin + 50, "{fast_path}: it is forwarded again");
+        let port = stream.local_addr().expect("an address").port().to_be_bytes();
+        let capture = Capture::read(&file);
+        let its = capture.frames.iter().filter(|frame| frame.bytes[34..38].chunks(2).any(|two| two == port)).count();
+        assert!(its >= 200, "{fast_path}: {its} frames of the connection were captured");
+        stream.shutdown(Shutdown::Write).expect("a live socket");
+        traffic::expect_end(&stream).expect("both ends finish");
+        assert!(proxy.stop().status.success());
+    }
 }
 
 #[test]
