@@ -411,7 +411,7 @@ fn aging(table: &mut Table) {
 
 /// Writes into the entries of handed-down flows what the kernel's program does that has just forwarded a segment of each end (`struct entry` in
 /// `pktio/bpf/projection.h`).
-fn forwarded_just_now(words: &[AtomicU64], now: Time) {
+fn forwarded_just_now(words: &[AtomicU64], now: tcpstate::Instant) {
     const LINE: usize = 8;
     const ENTRY: usize = 3 * LINE;
     const IS_DOWN: u64 = 1 << 48;
