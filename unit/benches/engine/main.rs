@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tcpstate::config::{Limits, Network, Timeouts};
 use tcpstate::wire::Flags;
-use tcpstate::{Config, Event, Instant as Time, List, Lists, Memory, Proxy, Side, Slab, Words};
+use tcpstate::{Config, Event, List, Lists, Memory, Proxy, Side, Slab, Words};
 use worker::{BATCH, BEAT, Worker};
 
 /// As the appliance has it.
