@@ -662,7 +662,10 @@ fn kernels_take_the_programs_or_the_workers_forward_everything() {
 }
 
 /// The file system of BPF, mounted where the processes of a test find it.
-struct BpfFileSystem(PathBuf, MutexGuard<'static, ()>);
+struct BpfFileSystem {
+    place: PathBuf,
+    _one: MutexGuard<'static, ()>,
+}
 
 impl BpfFileSystem {
     fn new() -> BpfFileSystem {
@@ -673,14 +676,14 @@ impl BpfFileSystem {
         std::fs::create_dir_all(&place).expect("a directory");
         let status = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&place).status().expect("mount runs");
         assert!(status.success(), "the file system of BPF cannot be mounted");
-        BpfFileSystem(place, one)
+        BpfFileSystem { place, _one: one }
     }
 }
 
 impl Drop for BpfFileSystem {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-        let _ = std::fs::remove_dir(&self.0);
+        let _ = Command::new("umount").arg("-l").arg(&self.place).status();
+        let _ = std::fs::remove_dir(&self.place);
     }
 }
 
