@@ -84,7 +84,9 @@ fn notes(id: &str) -> String {
             format!("with: PROCESS=$(cat {id})"),
         ],
         "kernel-syns" => vec!["at: client".to_owned(), "with: PEER=c0".to_owned()],
-        "carrier" | "vlan-tags" | "fail-open" => vec!["at: server".to_owned(), "with: PEER=s0".to_owned()],
+        "carrier" | "vlan-tags" | "fail-open" | "fast-path" => {
+            vec!["at: server".to_owned(), "with: PEER=s0".to_owned()]
+        }
         "mtu" | "buffers" => vec!["with: N=1500".to_owned()],
         "offloads" => vec!["with: NAME=gro".to_owned()],
         "managed" => vec!["not run: it takes NetworkManager".to_owned()],

@@ -121,7 +121,8 @@ impl Needed {
 impl fmt::Display for Needed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", Size(self.total()))?;
-        for (at, (section, name, _, bytes)) in self.parts.iter().enumerate() {
+        // What is not there is not worth a word.
+        for (at, (section, name, _, bytes)) in self.parts.iter().filter(|(.., bytes)| *bytes > 0).enumerate() {
             let separator = if at > 0 { ", " } else { "" };
             let section = section.map_or(String::new(), |section| format!("{section}."));
             write!(f, "{separator}{section}{name} {}", Size(*bytes))?;
