@@ -47,9 +47,9 @@ fn recovers(config: &str) {
             // So is now and then an acknowledgement that was overtaken or doubled; untranslated blocks would be, by the hundred.
             let discarded = risen.get("TcpExtTCPSACKDiscard");
             assert!(discarded <= 3, "{way}: the {end} discarded {discarded} SACK blocks");
-            // One segment in tens of thousands, overtaken by a tick of its sender's clock, looks old. A clock that steps back would show in all.
+            // A few segments in thousands, overtaken by one behind a tick of its sender's clock, look old. A clock that steps back would show in all.
             let old = risen.get("TcpExtPAWSEstab");
-            assert!(old <= 1, "{way}: to the {end} {old} segments looked old");
+            assert!(old <= 5, "{way}: to the {end} {old} segments looked old");
             assert!(faults.is_empty(), "{way}: the {end}'s kernel noticed {}", faults.join(", "));
             // It must have been needed, or nothing was shown.
             let recovered = risen.get("TcpExtTCPSackRecovery") + risen.get("TcpExtTCPSACKReorder");
