@@ -543,7 +543,24 @@ impl Reader<'_> {
     /// The blocks of `destinations`.
     fn blocks(&mut self, key: &'static Key, blocks: &Pair<'_>) -> Option<Value> {
         self.ruled.clear();
-        let (mut rules, mut good) = (Vec::new(), true);
+        let mut rules = Vec::new();
+        let good = self.each_block(key, blocks, |this, part| {
+            let rule = this.block(part);
+            let is_good = rule.is_some();
+            rules.extend(rule);
+            is_good
+        });
+        good.then_some(Value::Destinations(rules))
+    }
+
+    /// Reads each block of a list, and complains where no comma stands between two; whether all were good.
+    fn each_block(
+        &mut self,
+        key: &'static Key,
+        blocks: &Pair<'_>,
+        mut read: impl FnMut(&mut Self, &Pair<'_>) -> bool,
+    ) -> bool {
+        let mut good = true;
         // The block before, if no comma followed it.
         let mut loose: Option<Place> = None;
         for part in blocks.clone().into_inner() {
@@ -555,43 +572,25 @@ impl Reader<'_> {
                             .error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
                         good = false;
                     }
-                    let rule = self.block(&part);
-                    good &= rule.is_some();
-                    rules.extend(rule);
+                    good &= read(self, &part);
                 }
                 _ => {}
             }
         }
-        good.then_some(Value::Destinations(rules))
+        good
     }
 
     /// The blocks of `services`.
     fn services(&mut self, key: &'static Key, blocks: &Pair<'_>) -> Option<Value> {
-        let (mut services, mut good): (Vec<ServiceConfig>, bool) = (Vec::new(), true);
-        let mut loose: Option<Place> = None;
-        for part in blocks.clone().into_inner() {
-            match part.as_rule() {
-                Rule::comma => loose = None,
-                Rule::block => {
-                    if let Some((_, end)) = loose.replace(place(&part)) {
-                        self.report
-                            .error((end, end), || (format!("a `,` is missing in `{}`", key.name), String::new()));
-                        good = false;
-                    }
-                    let at = (place(&part).0, place(&part).0 + 1);
-                    let service = self.service(&part);
-                    if let Some(service) = &service
-                        && let Some(complaint) = services::clash(&services, service)
-                    {
-                        self.report.error(at, || (complaint, String::new()));
-                        good = false;
-                    }
-                    good &= service.is_some();
-                    services.extend(service);
-                }
-                _ => {}
-            }
-        }
+        let mut services: Vec<ServiceConfig> = Vec::new();
+        let good = self.each_block(key, blocks, |this, part| {
+            let Some(service) = this.service(part) else { return false };
+            let clash = services::clash(&services, &service);
+            services.push(service);
+            clash
+                .map(|complaint| this.report.error((place(part).0, place(part).0 + 1), || (complaint, String::new())))
+                .is_none()
+        });
         if services.len() > services::MOST {
             self.report.error(place(blocks), || {
                 (format!("`services` has {} blocks, and {} is the most", services.len(), services::MOST), String::new())

@@ -423,7 +423,7 @@ fn failure_plan(config: &Config, secrets: &Secrets, bypass: bool) -> FailurePlan
         confparse::OnFailure::Open => OnFailure::Open,
     };
     let flows = config.engine.share(config.workers).flow_capacity();
-    // Whoever answers SYNs has to know which flows there are.
+    // What answers SYNs has to know which flows there are.
     let knows_flows = on_failure != OnFailure::Closed || config.syns_in_kernel;
     let flow_words = if bypass || !knows_flows { 0 } else { FlowMap::words_needed(flows) };
     FailurePlan { on_failure, flow_keys: secrets.hash_keys(), flow_words, forward_words: 0 }

@@ -168,7 +168,7 @@ impl KernelSyns {
     fn begin_generation(&mut self, is_sound: bool) {
         self.generation = self.generation.wrapping_add(1).max(1);
         self.word(GENERATION).set(if is_sound { self.generation.into() } else { 0 });
-        // Whoever sees what is written next sees that what was there holds no more.
+        // Who sees what is written next sees that what was there holds no more.
         fence(Ordering::SeqCst);
     }
 
