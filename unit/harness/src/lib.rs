@@ -65,6 +65,18 @@ pub enum Company {
     Nobody,
 }
 
+impl Company {
+    /// How many of them run at once, at most: all wait for timers and kernels more than they compute.
+    fn at_once(self) -> usize {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        match self {
+            Self::Any => 3 * processors,
+            Self::Light => 6 * processors,
+            Self::Nobody => 1,
+        }
+    }
+}
+
 inventory::collect!(Test);
 
 /// Why a test did not run: the payload of the unwinding that [`ignore`] starts.
@@ -73,8 +85,8 @@ struct Ignored(String);
 /// The company of the tests that run now, and their number.
 static RUNNING: Mutex<(Company, usize)> = Mutex::new((Company::Any, 0));
 
-/// Notified when none runs any more.
-static NONE_RUNS: Condvar = Condvar::new();
+/// Notified when one has ended.
+static ONE_HAS_ENDED: Condvar = Condvar::new();
 
 /// A test's turn, until it is dropped.
 struct Turn;
@@ -83,8 +95,8 @@ impl Turn {
     /// Waits until a test with this company may run.
     fn wait(company: Company) -> Self {
         let mut running = RUNNING.lock().unwrap_or_else(|poison| poison.into_inner());
-        while running.1 > 0 && (running.0 != company || company == Company::Nobody) {
-            running = NONE_RUNS.wait(running).unwrap_or_else(|poison| poison.into_inner());
+        while running.1 > 0 && (running.0 != company || running.1 >= company.at_once()) {
+            running = ONE_HAS_ENDED.wait(running).unwrap_or_else(|poison| poison.into_inner());
         }
         *running = (company, running.1 + 1);
         Self
@@ -95,9 +107,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut running = RUNNING.lock().unwrap_or_else(|poison| poison.into_inner());
         running.1 -= 1;
-        if running.1 == 0 {
-            NONE_RUNS.notify_all();
-        }
+        ONE_HAS_ENDED.notify_all();
     }
 }
 
@@ -191,7 +201,7 @@ pub fn main() -> ExitCode {
     }
     if arguments.test_threads.is_none() {
         let threads = std::env::var("RUST_TEST_THREADS").ok().and_then(|threads| threads.parse().ok());
-        arguments.test_threads = Some(threads.unwrap_or_else(threads_by_default));
+        arguments.test_threads = Some(threads.unwrap_or_else(|| Company::Light.at_once()));
     }
     let mut tests: Vec<&Test> = inventory::iter::<Test>.into_iter().collect();
     // Those that must be alone come last, so that nobody waits for them.
@@ -202,11 +212,6 @@ pub fn main() -> ExitCode {
         Trial::ignorable_test(name, move || run(test, captures))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
-}
-
-/// These tests wait for timers and kernels more than they compute: three times as many as there are processors run side by side.
-fn threads_by_default() -> usize {
-    3 * thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Runs one test on the calling thread.
