@@ -38,6 +38,11 @@ impl<T> PerSide<T> {
     pub const fn new(lan: T, wan: T) -> Self {
         Self([lan, wan])
     }
+
+    /// The LAN's and the WAN's value.
+    pub fn into_array(self) -> [T; 2] {
+        self.0
+    }
 }
 
 impl<T> Index<Side> for PerSide<T> {

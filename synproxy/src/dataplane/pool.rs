@@ -22,7 +22,7 @@ use crate::process::privileges;
 use confparse::{LinkLoss, Poll, PortLoss};
 use core_affinity::CoreId;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
-use pktio::Pair;
+use pktio::{Pair, Pool};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -77,7 +77,12 @@ pub struct WorkerOptions {
 
 /// The worker threads.
 pub struct WorkerPool {
-    threads: Vec<JoinHandle<()>>,
+    /// Each returns the memory of its frames, unless it panicked.
+    workers: Vec<JoinHandle<Option<Pool>>>,
+    /// The thread that watches them.
+    watch: Option<JoinHandle<()>>,
+    /// What workers that have ended returned: to give it back takes milliseconds, for which a process that follows this one would wait.
+    frames: Vec<Pool>,
     board: Arc<Board>,
     commands: CommandSender,
     stop: Arc<AtomicBool>,
@@ -115,7 +120,9 @@ impl WorkerPool {
         let board = Arc::new(Board::new(workers));
         let commands = CommandSender::open(workers).map_err(Failure::Spawn)?;
         let mut pool = Self {
-            threads: Vec::new(),
+            workers: Vec::new(),
+            watch: None,
+            frames: Vec::new(),
             board,
             commands,
             stop,
@@ -153,17 +160,18 @@ impl WorkerPool {
                     }
                     // Sending fails only when the supervisor has ended, which then needs no message.
                     let _ = supervisor.send(Message::Running);
-                    worker.run(&stop, board.slot(number))
+                    let end = worker.run(&stop, board.slot(number));
+                    (end, worker.close())
                 });
-                let end = match catch_unwind(work) {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(error)) => Err(Failure::Port { worker: number, error }),
-                    Err(_) => Err(Failure::Panic { worker: number }),
+                let (end, frames) = match catch_unwind(work) {
+                    Ok((end, frames)) => (end.map_err(|error| Failure::Port { worker: number, error }), Some(frames)),
+                    Err(_) => (Err(Failure::Panic { worker: number }), None),
                 };
                 let _ = supervisor.send(Message::Ended(end));
+                frames
             };
             let thread = thread::Builder::new().name(format!("worker {number}")).spawn(work).map_err(Failure::Spawn)?;
-            pool.threads.push(thread);
+            pool.workers.push(thread);
         }
         Ok(pool)
     }
@@ -231,7 +239,7 @@ impl WorkerPool {
                 ready(&mut links).unwrap_or_else(|failure| self.fail(failure));
                 let watchdog = mem::take(&mut self.watchdog);
                 if let Some(watch) = watchdog.start(self.board.clone(), self.stop.clone(), self.failed.clone())? {
-                    self.threads.push(watch);
+                    self.watch = Some(watch);
                 }
             }
         }
@@ -265,7 +273,7 @@ impl WorkerPool {
             }
             Message::Signal { again: true } => {
                 // Threads that are not joined end with the process.
-                drop(mem::take(&mut self.threads));
+                drop((mem::take(&mut self.workers), self.watch.take()));
                 return Err(Failure::Interrupted);
             }
         }
@@ -322,16 +330,17 @@ impl WorkerPool {
 }
 
 impl WorkerPool {
-    /// Ends all threads, and returns when they have ended.
+    /// Ends all threads, and returns when they have ended and no port is open any more. The memory of the frames goes with the pool.
     pub fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.commands.wake();
-        for thread in self.threads.drain(..) {
-            // The one that watches the workers.
-            thread.thread().unpark();
-            // A panic of a worker was caught and reported inside.
-            let _ = thread.join();
+        if let Some(watch) = self.watch.take() {
+            watch.thread().unpark();
+            // It has nothing to say that was not said.
+            let _ = watch.join();
         }
+        // A panic of a worker was caught and reported inside.
+        self.frames.extend(self.workers.drain(..).filter_map(|worker| worker.join().ok().flatten()));
     }
 }
 
