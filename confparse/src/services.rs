@@ -6,7 +6,9 @@ use crate::servers::Servers;
 use crate::{Value, servers};
 use core::net::IpAddr;
 use core::time::Duration;
-use tcpstate::config::{Handshake, Protocol, ProxyHeader, ServiceConfig, ServiceRoute, ServiceServer};
+use tcpstate::config::{
+    Balance, Handshake, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
+};
 use tcpstate::service::{default_mac, is_mapped, names};
 use tcpstate::wire::{Addr, Mac};
 
@@ -14,6 +16,7 @@ use tcpstate::wire::{Addr, Mac};
 pub(crate) const MOST: usize = 256;
 const MOST_ROUTES: usize = 10_000;
 const MOST_SERVERS: usize = 64;
+const MOST_POOL: usize = 16;
 /// How long a client may take unless a block says otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -24,7 +27,7 @@ const fn key(name: &'static str, takes: Takes, unit: &'static str, help: &'stati
 const SERVERS: &str = "`\"192.0.2.10:443\"`, with `*3` behind it for three times as many connections";
 
 /// The keys of a block.
-pub(crate) static KEYS: [Key; 10] = [
+pub(crate) static KEYS: [Key; 16] = [
     key("address", Takes::Address, "", "the address that the box owns"),
     key("port", Takes::Number { min: 1, max: 65535 }, "", "its port"),
     key("vlan", Takes::Number { min: 0, max: 4094 }, "", "the VLAN of its clients and servers, 0 without a tag"),
@@ -40,6 +43,27 @@ pub(crate) static KEYS: [Key; 10] = [
         "seconds",
         "how long a client may take to say what it asks for",
     ),
+    key("reach", Takes::Word(&["nat", "mac", "full"]), "", "how servers are reached"),
+    key(
+        "pool",
+        Takes::Texts("`\"192.0.2.200\"`"),
+        "",
+        "addresses of the box that stand for clients, with `reach = full`",
+    ),
+    key("balance", Takes::Word(&["weighted", "least", "hash"]), "", "which of several servers gets a connection"),
+    key(
+        "check",
+        Takes::Number { min: 0, max: 3600 },
+        "seconds",
+        "how often the box tries whether a server accepts connections; 0: never",
+    ),
+    key(
+        "rise",
+        Takes::Number { min: 1, max: 100 },
+        "",
+        "tries in succession that must succeed until a server is up again",
+    ),
+    key("fall", Takes::Number { min: 1, max: 100 }, "", "tries in succession that must fail until a server is down"),
 ];
 
 /// What is wrong, and what would be right.
@@ -62,7 +86,17 @@ pub(crate) struct Draft {
     default: Vec<ServiceServer>,
     next_hop: Option<Addr>,
     patience: Option<Duration>,
+    reach: Reach,
+    pool: Vec<Addr>,
+    balance: Balance,
+    check: u64,
+    rise: Option<u8>,
+    fall: Option<u8>,
 }
+
+/// How many tries it takes unless a block says otherwise.
+const RISE: u8 = 2;
+const FALL: u8 = 3;
 
 impl Draft {
     /// Takes the value of a key.
@@ -73,6 +107,29 @@ impl Draft {
             ("port", Value::Number(port)) => self.port = u16::try_from(port).ok(),
             ("vlan", Value::Number(vlan)) => self.vlan = u16::try_from(vlan).unwrap_or_default(),
             ("patience", Value::Number(seconds)) => self.patience = Some(Duration::from_secs(seconds)),
+            ("check", Value::Number(seconds)) => self.check = seconds,
+            ("rise", Value::Number(tries)) => self.rise = u8::try_from(tries).ok(),
+            ("fall", Value::Number(tries)) => self.fall = u8::try_from(tries).ok(),
+            ("reach", Value::Word(word)) => {
+                self.reach = match word {
+                    "mac" => Reach::Mac,
+                    "full" => Reach::Full,
+                    _ => Reach::Nat,
+                };
+            }
+            ("balance", Value::Word(word)) => {
+                self.balance = match word {
+                    "least" => Balance::Least,
+                    "hash" => Balance::Hash,
+                    _ => Balance::Weighted,
+                };
+            }
+            ("pool", Value::Texts(texts)) => {
+                if texts.len() > MOST_POOL {
+                    return wrong(format!("`pool` has {} addresses, and {MOST_POOL} is the most", texts.len()), "");
+                }
+                self.pool = texts.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
+            }
             ("protocol", Value::Word(word)) => {
                 self.protocol = if word == "http" { Protocol::Http } else { Protocol::Tls };
             }
@@ -109,22 +166,54 @@ impl Draft {
         let Some(port) = self.port else {
             return wrong("this block does not say which port it is for", "expected `port = 443;`");
         };
-        let Draft { vlan, mac, protocol, header, routes, default, next_hop, .. } = self;
+        let Draft { vlan, mac, protocol, header, routes, default, next_hop, reach, pool, balance, .. } = self;
         if routes.is_empty() && default.is_empty() {
             let expected = "expected `routes`, or a `default`";
             return wrong("this service has no servers", expected);
         }
         let all = || routes.iter().flat_map(|route| &route.servers).chain(&default);
-        let others = all().map(|server| &server.address).chain(&next_hop);
+        let others = all().map(|server| &server.address).chain(&next_hop).chain(&pool);
         if others.clone().any(|other| is_mapped(other) != is_mapped(&address)) {
             let message = "a service and its servers have addresses of the same IP version";
             return wrong(message, "expected a second block for the other version");
         }
-        if others.clone().any(|other| *other == address) {
+        if !pool.is_empty() && reach != Reach::Full {
+            return wrong(
+                "`pool` is for servers that do not see the client's address",
+                "expected `reach = full;` beside it",
+            );
+        }
+        if pool.iter().any(|own| all().any(|server| server.address == *own)) {
+            return wrong("an address of `pool` is one of the servers' too", "expected two different addresses");
+        }
+        if reach == Reach::Mac && all().any(|server| server.port != port) {
+            let message = "with `reach = mac` a server has the port of the service";
+            return wrong(message, format!("expected port {port} behind each server"));
+        }
+        if others.clone().take(all().count() + usize::from(next_hop.is_some())).any(|other| *other == address) {
             return wrong("the address of the service is one of its servers' too", "expected two different addresses");
         }
         let patience = self.patience.unwrap_or(PATIENCE);
-        Ok(ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience })
+        let check = (self.check > 0).then(|| HealthCheck {
+            every: Duration::from_secs(self.check),
+            rise: self.rise.unwrap_or(RISE),
+            fall: self.fall.unwrap_or(FALL),
+        });
+        Ok(ServiceConfig {
+            vlan,
+            mac,
+            protocol,
+            header,
+            routes,
+            default,
+            next_hop,
+            patience,
+            reach,
+            pool,
+            balance,
+            check,
+            ..ServiceConfig::at(address, port)
+        })
     }
 }
 
@@ -159,8 +248,8 @@ fn server(text: &str) -> Result<ServiceServer, Complaint> {
     };
     let weight = match weight.map(str::parse::<u16>) {
         None => 1,
-        Some(Ok(weight)) if (1..=1000).contains(&weight) => weight,
-        Some(_) => return wrong(named("has no weight behind its `*`"), "expected a number from 1 to 1000"),
+        Some(Ok(weight)) if weight <= 1000 => weight,
+        Some(_) => return wrong(named("has no weight behind its `*`"), "expected a number from 0 to 1000"),
     };
     Ok(ServiceServer { address: of_ip(server.network), port, weight })
 }
@@ -192,6 +281,13 @@ fn route(text: &str) -> Result<ServiceRoute, Complaint> {
     Ok(ServiceRoute { names, servers })
 }
 
+fn address(text: &str) -> Result<Addr, Complaint> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(of_ip(address)),
+        Err(_) => wrong(format!("`{text}` is no address"), "expected one as `\"192.0.2.200\"` or `\"2001:db8::200\"`"),
+    }
+}
+
 fn mac(text: &str) -> Result<Mac, Complaint> {
     let bytes: Vec<_> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
@@ -217,7 +313,8 @@ fn server_text(server: &ServiceServer) -> String {
 
 /// A service as its block stands in a file, without the braces.
 pub(crate) fn block(service: &ServiceConfig) -> String {
-    let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience } = service;
+    let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience, .. } = service;
+    let ServiceConfig { reach, pool, balance, check, .. } = service;
     let mut out = format!("address = {}; port = {port};", quoted(&servers::unambiguous(ip(address))));
     let mut add = |text: String| {
         out.push(' ');
@@ -252,5 +349,21 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
         add(format!("next_hop = {};", quoted(&servers::unambiguous(ip(hop)))));
     }
     add(format!("patience = {};", patience.as_secs()));
+    match reach {
+        Reach::Nat => {}
+        Reach::Mac => add("reach = mac;".to_owned()),
+        Reach::Full => add("reach = full;".to_owned()),
+    }
+    if !pool.is_empty() {
+        add(format!("pool = {{ {} }};", list(pool.iter().map(|own| ip(own).to_string()).collect())));
+    }
+    match balance {
+        Balance::Weighted => {}
+        Balance::Least => add("balance = least;".to_owned()),
+        Balance::Hash => add("balance = hash;".to_owned()),
+    }
+    if let Some(HealthCheck { every, rise, fall }) = check {
+        add(format!("check = {}; rise = {rise}; fall = {fall};", every.as_secs()));
+    }
     out
 }

@@ -456,6 +456,41 @@ pub enum ProxyHeader {
     V2,
 }
 
+/// How the servers of a service are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Reach {
+    /// Their address and port take the place of the service's; they see the client's.
+    #[default]
+    Nat,
+    /// They have the service's address themselves, on an interface that does not answer for it: only the Ethernet address changes.
+    Mac,
+    /// As [`Reach::Nat`], and an address of the box with a port of its own takes the place of the client's.
+    Full,
+}
+
+/// Which of several servers gets a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Balance {
+    /// Each in proportion to its weight.
+    #[default]
+    Weighted,
+    /// The one that has the fewest for its weight.
+    Least,
+    /// The same for each client address as long as it is usable.
+    Hash,
+}
+
+/// How it is found out whether the servers of a service accept connections: the box opens one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// From one attempt to the next.
+    pub every: Duration,
+    /// How many in succession must succeed until a server that was down gets connections.
+    pub rise: u8,
+    /// How many in succession must fail until a server that was up gets none.
+    pub fall: u8,
+}
+
 /// A server of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceServer {
@@ -463,7 +498,7 @@ pub struct ServiceServer {
     pub address: crate::wire::Addr,
     /// Its port.
     pub port: u16,
-    /// How many connections it gets in comparison with others of its route; at least 1.
+    /// How many connections it gets in comparison with others of its route; none anew, if 0.
     pub weight: u16,
 }
 
@@ -499,6 +534,36 @@ pub struct ServiceConfig {
     pub next_hop: Option<crate::wire::Addr>,
     /// How long a client may take to name what it asks for.
     pub patience: Duration,
+    /// How servers are reached.
+    pub reach: Reach,
+    /// Addresses of the box that take the place of clients' where `reach` says so; the service's own if there are none.
+    pub pool: Vec<crate::wire::Addr>,
+    /// Which of several servers gets a connection.
+    pub balance: Balance,
+    /// How it is found out whether servers accept connections; it is not, if `None`.
+    pub check: Option<HealthCheck>,
+}
+
+impl ServiceConfig {
+    /// A service at this address and port that has no servers yet, and defaults for all else.
+    pub fn at(address: crate::wire::Addr, port: u16) -> Self {
+        Self {
+            address,
+            port,
+            vlan: 0,
+            mac: None,
+            protocol: Protocol::default(),
+            header: ProxyHeader::default(),
+            routes: Vec::new(),
+            default: Vec::new(),
+            next_hop: None,
+            patience: Duration::from_secs(10),
+            reach: Reach::default(),
+            pool: Vec::new(),
+            balance: Balance::default(),
+            check: None,
+        }
+    }
 }
 
 /// The engine's whole configuration.

@@ -188,6 +188,14 @@ crate::metrics! {
         GatheredRepeated = "gathered-repeated" in Times,
         /// Connections that were reset because a network with fewer of them needed the place of their first bytes.
         GatheredSpared = "gathered-spared" in Connections,
+        /// Connections to services that found every source port of the box in use, or at rest after its last connection.
+        PoolExhausted = "pool-exhausted" in Connections,
+        /// Attempts to connect to servers of services, by which the box finds out whether they accept connections.
+        ServerAsked = "server-asked" in Times,
+        /// Times at which a server of a service was found to accept connections again.
+        ServerUp = "server-up" in Times,
+        /// Times at which a server of a service was found not to accept connections any more.
+        ServerDown = "server-down" in Times,
         /// Questions of clients and servers for the Ethernet address of an address of the box that were answered.
         NeighbourAnswered = "neighbour-answered" in Frames,
         /// Questions of the box for the Ethernet address of a server of a service.

@@ -14,9 +14,9 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
 use tcpstate::config::{
-    Action, Asymmetric, Auto, AutoSettings, Destination, DestinationRule, EarlyEcho, Extension, Handshake, Limits,
-    Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, SackConflict, ServiceConfig, ServiceRoute, ServiceServer,
-    Settings, Source, Stray, TimeoutSettings, Timeouts,
+    Action, Asymmetric, Auto, AutoSettings, Balance, Destination, DestinationRule, EarlyEcho, Extension, Handshake,
+    HealthCheck, Limits, Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, Reach, SackConflict, ServiceConfig,
+    ServiceRoute, ServiceServer, Settings, Source, Stray, TimeoutSettings, Timeouts,
 };
 
 const SAMPLE: &str = include_str!("../../../conf.txt");
@@ -304,23 +304,36 @@ prop_compose! {
 
 /// Services as they are read: of different addresses, each with servers of the same version.
 fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
-    let place = || (any::<[u32; 3]>(), 1..=u16::MAX, 1..=1000u16);
+    let place = || (any::<[u32; 3]>(), 1..=u16::MAX, 0..=1000u16);
+    let reach = select(&[Reach::Nat, Reach::Mac, Reach::Full][..]);
+    let balance = select(&[Balance::Weighted, Balance::Least, Balance::Hash][..]);
+    let check = option::of((1..=3600u64, 1..=100u8, 1..=100u8));
+    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check);
     let name = "(\\*\\.)?[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,9}){0,2}";
     let route = (vec(name, 1..4), vec(place(), 1..4));
     let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), any::<bool>(), 0..3usize);
     let servers = (vec(route, 0..4), vec(place(), 1..3), option::of(any::<[u32; 3]>()), 1..=3600u64);
-    let service = (shape, servers);
+    let service = (shape, servers, more);
     vec(service, 0..4).prop_map(|all| {
         let services = all.into_iter().zip(1..).map(
-            |(((v6, port, vlan, mac, http, header), (routes, default, next_hop, patience)), n)| {
+            |(
+                (
+                    (v6, port, vlan, mac, http, header),
+                    (routes, default, next_hop, patience),
+                    (reach, pool, balance, check),
+                ),
+                n,
+            )| {
                 let of = |[a, b, c]: [u32; 3], low: u32| {
                     if v6 { [0x2001_0db8, a, b, c & !0xff | low] } else { [0, 0, 0xffff, c & !0xff | low] }
                 };
-                let server = |(words, port, weight)| ServiceServer { address: of(words, 0x80), port, weight };
+                let server = |(words, own, weight)| {
+                    // Servers with the service's address have its port.
+                    let port = if reach == Reach::Mac { port } else { own };
+                    ServiceServer { address: of(words, 0x80), port, weight }
+                };
                 let mac = mac.map(|[a, b, c, d, e, f]: [u8; 6]| [a & !1 | 2, b, c, d, e, f]);
                 ServiceConfig {
-                    address: of([1, 2, 0x0a00_0000], n),
-                    port,
                     vlan,
                     mac,
                     protocol: if http { Protocol::Http } else { Protocol::Tls },
@@ -335,6 +348,18 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                     default: default.into_iter().map(server).collect(),
                     next_hop: next_hop.map(|words| of(words, 0x81)),
                     patience: Duration::from_secs(patience),
+                    reach,
+                    pool: match reach {
+                        Reach::Full => pool.into_iter().map(|words| of(words, 0x82)).collect(),
+                        _ => Vec::new(),
+                    },
+                    balance,
+                    check: check.map(|(every, rise, fall)| HealthCheck {
+                        every: Duration::from_secs(every),
+                        rise,
+                        fall,
+                    }),
+                    ..ServiceConfig::at(of([1, 2, 0x0a00_0000], n), port)
                 }
             },
         );
@@ -492,6 +517,10 @@ const PIECES: &[&str] = &[
     "routes = { \"a.b *.c = 192.0.2.2:80 [2001:db8::1]:80\" };",
     "mac = { \"02:00:00:00:00:01\" };",
     "service_buffers = 4;",
+    "reach = full;",
+    "pool = { \"192.0.2.200\" };",
+    "balance = hash;",
+    "check = 5; rise = 2; fall = 3;",
     "destinations = { { network = \"192.0.2.0/24\"; handshake = early; } };",
     "{ network = \"::/0\"; port = 1; timeouts = { connected = 9; }; }",
     "\"192.0.2.10:80\"",

@@ -207,21 +207,13 @@ impl Neighbours {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Protocol, ProxyHeader, ServiceConfig, ServiceServer};
+    use crate::config::{ServiceConfig, ServiceServer};
 
     fn services() -> Services {
         let address = |n| [0, 0, 0xffff, n];
         Services::new(&[ServiceConfig {
-            address: address(1),
-            port: 443,
-            vlan: 0,
-            mac: None,
-            protocol: Protocol::Tls,
-            header: ProxyHeader::None,
-            routes: Vec::new(),
             default: vec![ServiceServer { address: address(2), port: 443, weight: 1 }],
-            next_hop: None,
-            patience: Duration::from_secs(10),
+            ..ServiceConfig::at(address(1), 443)
         }])
     }
 

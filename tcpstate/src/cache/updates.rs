@@ -3,6 +3,7 @@
 //! a worker that misses it learns the same from the next handshake of its own.
 
 use crate::Side;
+use crate::cache::backends::Health;
 use crate::cache::neighbours::Heard;
 use crate::cache::refused::Met;
 use crate::cache::servers::Observation;
@@ -31,6 +32,8 @@ pub enum ServerUpdate {
     Heard(Side, Mac),
     /// The Ethernet address of a server of a service, or of a router to some, is known, or not any more.
     Neighbour(Heard),
+    /// A server of a service accepts connections, or does not any more.
+    Health(Health),
 }
 
 const _: () = assert!(size_of::<ServerUpdate>() <= 128, "an update lies in two cache lines of a queue");

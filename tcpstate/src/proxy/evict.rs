@@ -430,6 +430,9 @@ impl Proxy {
             self.handed_down.give_up(self.table[id].hash());
         }
         self.release_gathered(id);
+        if self.table[id].is(FlowFlags::REDIRECTED) {
+            self.release_server(id);
+        }
         self.table.remove(id);
     }
 }

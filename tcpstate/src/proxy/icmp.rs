@@ -5,7 +5,7 @@ use super::Proxy;
 use super::context::Context;
 use super::refusal::emit_error;
 use super::reply::{half_second, hop_limit};
-use super::service::rewrite_end;
+use super::service::rewrite_ends;
 use crate::cache::fragments::Kind;
 use crate::config::Action;
 use crate::cookie::ts_clock;
@@ -15,8 +15,9 @@ use crate::flow::{Flow, FlowFlags, State};
 use crate::seq::SeqNum;
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing, Quote, Segment,
-    TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, be32, become_too_big, is_too_big, may_be_too_big, put16, write_too_big,
+    Addr, Envelope, Flags, Fragment, IPV4_LEN, IPV4_MTU, IPV6_LEN, IPV6_MTU, IcmpKind, OptionList, Outgoing, Quote,
+    Segment, TCP_LEN, TIMESTAMPS_ROOM, Timestamps, be16, be32, become_too_big, is_too_big, may_be_too_big, put16,
+    write_too_big,
 };
 use crate::{DropReason, Egress, Event, Head, Instant, Side, Verdict};
 
@@ -177,46 +178,52 @@ impl Proxy {
         let shows_sum = tcp + 18 <= usize::from(quote.seen);
         let v6 = own.v6;
         let frame = head.bytes_mut();
+        let is_full = redirect.own_mac != [0; 6];
         // What was sent to the server is quoted to the client, and the other way round.
-        let (key, is_destination) = if side == Side::Lan { (&own, true) } else { (&server, false) };
+        let key = if side == Side::Lan { &own } else { &server };
         let sum_at = icmp + 8 + 10;
         let before = if v6 { 0 } else { be16(frame, sum_at) };
-        let (addresses, port) = rewrite_end(frame, icmp + 8, tcp, key, is_destination);
+        let (addresses, ports) = rewrite_ends(frame, icmp + 8, tcp, key, side.other(), is_full);
         let mut patch = addresses;
-        patch.include(port);
+        patch.include(ports);
         if !v6 {
             patch.replace16(before, be16(frame, sum_at));
         }
         if shows_sum {
             let mut inner = addresses;
-            inner.include(port);
+            inner.include(ports);
             let old = be16(frame, tcp + 16);
             let new = inner.apply(old);
             put16(frame, tcp + 16, new);
             patch.replace16(old, new);
         }
-        // The error itself goes to the server from the WAN; from the LAN, the server's own comes from the box's address.
-        let (from, to, at) = match side {
-            Side::Wan => (&own.lan, &server.lan, if v6 { 24 } else { 16 }),
-            Side::Lan => (&server.lan, &own.lan, if v6 { 8 } else { 12 }),
-        };
+        // The error itself goes to the server from the WAN, to the client from the LAN; the ends' own have their addresses.
+        let (source, destination) = if v6 { (ip + 8, ip + 24) } else { (ip + 12, ip + 16) };
         let mut outer = Patch::default();
-        let words = if v6 { 0..4 } else { 3..4 };
-        let first = words.start;
-        if words.clone().all(|n| be32(frame, ip + at + 4 * (n - first)) == from[n]) {
-            for n in words {
-                replace32(&mut frame[ip + at + 4 * (n - first)..], 0, to[n], &mut outer);
+        match side {
+            Side::Wan => {
+                if exchange(frame, destination, v6, (&own.lan, &server.lan), &mut outer) {
+                    frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan));
+                }
+                if is_full {
+                    exchange(frame, source, v6, (&own.wan, &server.wan), &mut outer);
+                    frame[6..12].copy_from_slice(&redirect.own_mac);
+                }
             }
-            if !v6 {
-                let sum = outer.apply(be16(frame, ip + 10));
-                put16(frame, ip + 10, sum);
-            } else {
-                patch.include(outer);
+            Side::Lan => {
+                if exchange(frame, source, v6, (&server.lan, &own.lan), &mut outer) || is_full {
+                    frame[6..12].copy_from_slice(&redirect.mac);
+                }
+                if is_full && exchange(frame, destination, v6, (&server.wan, &own.wan), &mut outer) {
+                    frame[..6].copy_from_slice(&self.table[id].mac(Side::Wan));
+                }
             }
-            match side {
-                Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
-                Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
-            }
+        }
+        if v6 {
+            patch.include(outer);
+        } else {
+            let sum = outer.apply(be16(frame, ip + 10));
+            put16(frame, ip + 10, sum);
         }
         let sum = patch.apply(be16(frame, icmp + 2));
         put16(frame, icmp + 2, sum);
@@ -420,4 +427,15 @@ impl<'a> Edit<'a> {
         let sum = self.own.apply(be16(self.frame, at));
         put16(self.frame, at, sum);
     }
+}
+/// Writes one address over another, if that stands at this place of a packet; whether it does.
+fn exchange(frame: &mut [u8], at: usize, v6: bool, (from, to): (&Addr, &Addr), patch: &mut Patch) -> bool {
+    let (from, to) = if v6 { (&from[..], &to[..]) } else { (&from[3..], &to[3..]) };
+    let stands = from.iter().enumerate().all(|(n, word)| be32(frame, at + 4 * n) == *word);
+    if stands {
+        for (n, &word) in to.iter().enumerate() {
+            replace32(&mut frame[at + 4 * n..], 0, word, patch);
+        }
+    }
+    stands
 }

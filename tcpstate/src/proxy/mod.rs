@@ -14,6 +14,7 @@ mod crossing;
 mod established;
 pub(crate) mod evict;
 pub(crate) mod handed_down;
+mod health;
 mod icmp;
 mod idle;
 pub(crate) mod kernel_syns;
@@ -35,6 +36,7 @@ pub(crate) mod test_segments;
 mod untouched;
 mod vlans;
 
+use crate::cache::backends::Backends;
 use crate::cache::direct_return::DirectReturns;
 use crate::cache::fragments::Fragments;
 use crate::cache::gathered::Gathered;
@@ -44,6 +46,7 @@ use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::{Observation, ServerOptions};
+use crate::cache::source_ports::SourcePorts;
 use crate::cache::stations::{self, Stations};
 use crate::cache::updates::ServerUpdate;
 use crate::cache::vlan_pairs::VlanPairs;
@@ -255,6 +258,10 @@ pub(crate) struct Caches {
     pub(crate) gathered: Gathered,
     /// The Ethernet addresses of servers of services.
     pub(crate) neighbours: Neighbours,
+    /// Whether servers of services accept connections, and how many they have.
+    pub(crate) backends: Backends,
+    /// The ports of the box's addresses that stand for clients.
+    pub(crate) source_ports: SourcePorts,
 }
 
 impl Caches {
@@ -276,6 +283,8 @@ impl Caches {
             stations: self.stations.clone(),
             gathered: self.gathered.clone(),
             neighbours: self.neighbours.clone(),
+            backends: self.backends.clone(),
+            source_ports: self.source_ports.clone(),
         }
     }
 }
@@ -388,6 +397,8 @@ impl Proxy {
                 stations: Stations::default(),
                 gathered: Gathered::new(config.service_buffers, config.first_bytes),
                 neighbours: Neighbours::default(),
+                backends: Backends::default(),
+                source_ports: SourcePorts::default(),
             },
             settings: Settings {
                 hash_keys,
@@ -411,7 +422,7 @@ impl Proxy {
         };
         proxy.settings.is_guarded = proxy.is_guarded();
         proxy.count_targets();
-        proxy.caches.neighbours.set(&proxy.settings.policy.services, now);
+        proxy.set_services(now);
         let (flows, _) = proxy.table.slice(0, u32::MAX);
         let adopted = flows.map(|(id, flow)| ByAge::new(id, flow, now)).collect();
         proxy.resume(adopted, now);
@@ -448,6 +459,7 @@ impl Proxy {
             self.remember_candidate(id);
             self.remember_unproved(id);
             self.recount(id, now);
+            self.recount_server(id);
         }
     }
 
@@ -518,8 +530,17 @@ impl Proxy {
         let former = core::mem::replace(&mut self.settings.policy, policy);
         self.settings.policies = self.settings.policies.wrapping_add(1);
         self.count_targets();
-        self.caches.neighbours.set(&self.settings.policy.services, now);
+        self.set_services(now);
         former
+    }
+
+    /// From now on the services of the present policy count.
+    fn set_services(&mut self, now: Instant) {
+        let services = &self.settings.policy.services;
+        self.caches.neighbours.set(services, now);
+        self.caches.backends.set(services, now);
+        let keys = self.settings.hash_keys;
+        self.caches.source_ports.set(services, |&lan| FlowKey { lan, ..FlowKey::default() }.hash(keys));
     }
 
     /// Begins or ends to keep new connections from the proxy: SYNs from the WAN are passed to their servers as they are, so that connections opened
@@ -768,7 +789,9 @@ impl Proxy {
         self.handed_down.clock = tick(now);
         self.follow_kernel_syns(now);
         if !self.settings.policy.services.is_empty() {
+            self.caches.source_ports.now = now;
             self.speak_to_neighbours(now, egress);
+            self.ask_servers(now, egress);
         }
         if self.sweep.is_some() && self.continue_sweep(egress) {
             return true;
@@ -856,6 +879,7 @@ impl Proxy {
     pub fn set_worker(&mut self, worker: Worker, now: Instant) {
         self.settings.worker = worker;
         self.caches.neighbours.set_first(worker.number == 0, now);
+        self.caches.backends.set_first(worker.number == 0, now);
     }
 
     /// What this worker has learned of servers, for the others to [receive](Proxy::receive_update), oldest first. The worker takes the updates
@@ -897,6 +921,7 @@ impl Proxy {
                 self.caches.stations.heard_on(*side, *mac, now);
             }
             ServerUpdate::Neighbour(heard) => self.caches.neighbours.receive(heard, now),
+            ServerUpdate::Health(health) => self.caches.backends.receive(health),
         }
     }
 
@@ -953,7 +978,8 @@ impl Proxy {
             return Some(Instant::default());
         }
         // Both are none where nothing is due.
-        [self.table.next_deadline(), self.caches.neighbours.next_deadline()].into_iter().flatten().min()
+        let services = [self.caches.neighbours.next_deadline(), self.caches.backends.next_deadline()];
+        services.into_iter().chain([self.table.next_deadline()]).flatten().min()
     }
 
     /// What has been counted since the start.

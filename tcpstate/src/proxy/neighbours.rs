@@ -126,8 +126,13 @@ impl Proxy {
         Some(Verdict::Reflect)
     }
 
-    /// A segment from the LAN for an address of the box, which has services for the WAN alone.
+    /// A segment from the LAN for an address of the box, which has services for the WAN alone: it may be what a server answers to the box's own question.
     pub(super) fn on_own_side(&mut self, mut ctx: Context<impl Egress>, kind: Kind) -> Verdict {
+        if ctx.side == Side::Lan
+            && let Some(verdict) = self.on_answer_of_server(&mut ctx, kind)
+        {
+            return verdict;
+        }
         match kind {
             Kind::Rst => Verdict::Drop(DropReason::NoFlow),
             _ if !ctx.is_sound() => Verdict::Drop(DropReason::BadChecksum),

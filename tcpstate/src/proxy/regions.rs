@@ -9,7 +9,9 @@ use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
 use crate::cache::refused::RefusedPorts;
 use crate::cache::servers::ServerSlab;
-use crate::flow::table::{Slab, Table};
+use crate::cache::source_ports::SourcePorts;
+use crate::config::Reach;
+use crate::flow::table::{Redirect, Slab, Table};
 use crate::memory::Words;
 use crate::policy::limit::{Limiter, Sightings};
 use crate::policy::mode::Modes;
@@ -45,7 +47,8 @@ impl Memory {
         | RefusedPorts::LAYOUT << 24
         | ProvedSources::LAYOUT << 28
         | Quotas::LAYOUT << 56
-        | ServerSlab::LAYOUT << 48;
+        | ServerSlab::LAYOUT << 48
+        | Redirect::LAYOUT << 60;
 
     /// The version of the flow table's records in a [`Memory::LAYOUT`], which [`Remains`](crate::Remains) may be able to read though the others differ.
     pub const fn record_layout(layout: u64) -> u32 {
@@ -103,6 +106,9 @@ impl Footprint {
         let flows = config.flow_capacity();
         // Everybody is one.
         let own = 2 * config.services.len();
+        let pools: usize = config.services.iter().map(|service| service.pool.len().max(1)).sum();
+        let has_pool = config.services.iter().any(|service| service.reach == Reach::Full);
+        let source_ports = SourcePorts::bytes_needed(if has_pool { pools } else { 0 });
         let targets = 1 + own + config.rules.iter().filter(|rule| rule.settings.mode.is_some()).count();
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
         let table = Table::bytes_needed(config.table_buckets, flows)
@@ -117,7 +123,9 @@ impl Footprint {
             limits: 8 * limits as u64,
             proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
-            services: (Gathered::bytes_needed(config.service_buffers, config.first_bytes.into()) + second_keys) as u64,
+            services: (Gathered::bytes_needed(config.service_buffers, config.first_bytes.into())
+                + second_keys
+                + source_ports) as u64,
             fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))
                 as u64,
         }

@@ -37,7 +37,8 @@ impl Proxy {
         let (from, to) = (station(flow.mac(sender)), flow.mac(sender.other()));
         let (key, from) = match (self.table.redirected(id), sender) {
             (None, _) => (self.table.key(id), from),
-            (Some(redirect), Side::Wan) => (redirect.key(), from),
+            (Some(redirect), Side::Wan) if redirect.own_mac == [0; 6] => (redirect.key(), from),
+            (Some(redirect), Side::Wan) => (redirect.key(), redirect.own_mac),
             (Some(redirect), Side::Lan) => (self.table.key(id), redirect.mac),
         };
         Envelope {

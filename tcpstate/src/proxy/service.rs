@@ -19,20 +19,21 @@ use super::{Egress, Proxy};
 use crate::cache::gathered::Full;
 use crate::cache::refused::Met;
 use crate::cache::servers::{Observation, default_mss};
-use crate::config::Protocol;
+use crate::config::{Protocol, Reach};
 use crate::cookie::ts_clock;
 use crate::flow::table::wheel::{Ticks, average, tick, ticks};
 use crate::flow::table::{Id, Redirect};
 use crate::flow::translate::{blank, replace32};
 use crate::flow::{FlowFlags, State};
+use crate::owner::share;
 use crate::policy::ServiceMark;
 use crate::seq::{RawWindow, SeqDelta, SeqNum, Window};
 use crate::service::proxy_header::Header;
-use crate::service::{Group, Reading, Service, tls};
+use crate::service::{Choice, Group, Member, Reading, Server, Service, tls};
 use crate::wire::checksum::Patch;
 use crate::wire::{
-    Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk, be16, kind,
-    put16,
+    Addr, Flags, FlowKey, IPV4_LEN, IPV6_LEN, Kind, Mac, OptionList, Options, Outgoing, Segment, TCP_LEN, Walk, be16,
+    kind, put16,
 };
 use crate::{DropReason, Event, Head, Instant, Side, Timing, Verdict};
 
@@ -309,27 +310,43 @@ impl Proxy {
 
     /// Connects a server of a group.
     fn dial(&mut self, id: Id, service: &Service, group: &Group, now: Instant, egress: &mut impl Egress) -> Outcome {
-        let (key, hash) = (self.table.key(id), self.table[id].hash());
-        let neighbours = &self.caches.neighbours;
-        let Some(server) = group.choose(hash, |server| neighbours.mac(server.next_hop).is_some()) else {
+        let policy = self.settings.policy.clone();
+        let key = self.table.key(id);
+        let Some(member) = self.choose(id, group) else { return self.refuse(id, None, now, egress) };
+        let Some(server) = policy.services.servers().get(usize::from(member.server)) else {
             return self.refuse(id, None, now, egress);
         };
-        let second = FlowKey { lan: server.address, lan_port: server.port, ..key };
+        let (second, own_mac) = match service.reach {
+            Reach::Nat => (FlowKey { lan: server.address, lan_port: server.port, ..key }, [0; 6]),
+            Reach::Mac => (key, [0; 6]),
+            Reach::Full => match self.take_source(service, server, &key, now) {
+                Some(source) => source,
+                None => {
+                    self.counters.count(Event::PoolExhausted);
+                    return self.refuse(id, None, now, egress);
+                }
+            },
+        };
         let second_hash = second.hash(self.settings.hash_keys);
-        egress.note(|| format!("its server is {}", second.socket(Side::Lan)));
+        egress.note(|| {
+            format!("its server is {}, for which it is {}", second.socket(Side::Lan), second.socket(Side::Wan))
+        });
         match self.table.find(&second, second_hash) {
+            Some(other) if other == id => {}
             Some(other) if self.table[other].is_over() => self.forget(other),
             // The client has a connection to the server itself between the same ports.
             Some(_) => return self.refuse(id, None, now, egress),
             None => {}
         }
-        let mac = self.table[id].mac(Side::Lan);
+        let slot = self.caches.backends.slot(member.server);
         let gathered = self.gathered(id);
         let mut redirect = Redirect::new(&second, second_hash, Side::Wan, Side::Lan);
-        (redirect.mac, redirect.gathered) = (mac, gathered);
+        (redirect.mac, redirect.gathered) = (self.table[id].mac(Side::Lan), gathered);
+        (redirect.own_mac, redirect.slot) = (own_mac, slot.wrapping_add(1));
         if !are_possible(&second) || !self.table.redirect(id, redirect) {
             return self.refuse(id, None, now, egress);
         }
+        self.caches.backends.count(slot);
         let header = Header::new(service.header, &key);
         if !header.bytes().is_empty() {
             let number = if gathered == 0 { self.take_place(id, now, egress) } else { Some(gathered) };
@@ -376,14 +393,81 @@ impl Proxy {
         self.table.update(id, |flow| flow.attempts = flow.attempts.saturating_add(1).min(u8::MAX - 1));
     }
 
+    /// The member of a group that a client's connection goes to: of those that accept connections, or else, whose Ethernet address is known.
+    fn choose(&self, id: Id, group: &Group) -> Option<Member> {
+        let FlowKey { wan, v6, .. } = self.table.key(id);
+        let (neighbours, backends) = (&self.caches.neighbours, &self.caches.backends);
+        let is_known = |slot| backends.next_hop(slot).and_then(|hop| neighbours.mac(hop)).is_some();
+        let rank = |server| {
+            let slot = backends.slot(server);
+            2 * u8::from(backends.is_up(slot)) + u8::from(is_known(slot))
+        };
+        group.choose(&Choice {
+            connection: self.table[id].hash(),
+            client: FlowKey { wan, v6, ..FlowKey::default() }.hash(self.settings.hash_keys),
+            rank: &rank,
+            load: &|server| backends.connections(backends.slot(server)),
+        })
+    }
+
+    /// The second key of a connection in which an address of the box stands for the client, and that address's Ethernet address. Its port has rested, and the
+    /// server's answers come to this worker.
+    fn take_source(
+        &mut self,
+        service: &Service,
+        server: &Server,
+        key: &FlowKey,
+        now: Instant,
+    ) -> Option<(FlowKey, Mac)> {
+        let second =
+            |&wan: &Addr, wan_port| FlowKey { lan: server.address, lan_port: server.port, wan, wan_port, ..*key };
+        let (table, settings) = (&self.table, &self.settings);
+        let (number, port) = self.caches.source_ports.take(&service.pool, now, |address, port| {
+            let second = second(address, port);
+            let hash = second.hash(settings.hash_keys);
+            let owner = share(settings.naming.hash(&second, hash, settings.hash_keys), settings.worker.of);
+            owner == settings.worker.number && table.find(&second, hash).is_none()
+        })?;
+        let own = self.settings.policy.services.pools().get(usize::from(number))?;
+        Some((second(&own.address, port), own.mac))
+    }
+
+    /// Counts a connection to a service that another process has left.
+    pub(super) fn recount_server(&mut self, id: Id) {
+        let Some(key) = self.table.redirected(id).map(Redirect::key) else { return };
+        let vlan = key.vlan.identifiers().next().unwrap_or(0);
+        let Some(slot) = self.caches.backends.slot_at(&key.lan, key.lan_port, vlan) else { return };
+        self.caches.backends.count(slot);
+        if let Some(beside) = self.table.beside_mut(id) {
+            beside.slot = slot + 1;
+        }
+    }
+
+    /// A connection that had a server ends.
+    #[inline(never)]
+    pub(super) fn release_server(&mut self, id: Id) {
+        let Some(redirect) = self.table.redirected(id).copied() else { return };
+        if let Some(slot) = redirect.slot.checked_sub(1) {
+            self.caches.backends.discount(slot);
+        }
+        if redirect.own_mac == [0; 6] {
+            return;
+        }
+        let (key, flow) = (redirect.key(), &self.table[id]);
+        let left = flow.deadline().wrapping_sub(tick(self.caches.source_ports.now)) as i32;
+        // In TIME-WAIT it has rested here.
+        if !flow.is_in(State::TimeWait) || left > 1 {
+            let vlan = key.vlan.identifiers().next().unwrap_or(0);
+            self.caches.source_ports.note_end(&key.wan, vlan, key.wan_port);
+        }
+    }
+
     /// Writes the Ethernet address of a flow's server into its record, if it is known by now.
     fn find_server(&mut self, id: Id, now: Instant) -> bool {
-        let Some(key) = self.table.redirected(id).map(Redirect::key) else { return false };
-        let ServiceMark::Service(number) = self.mark(&self.table.key(id)) else { return false };
-        let service = self.settings.policy.services.get(number);
-        let Some(server) = service.and_then(|service| service.server(&key.lan, key.lan_port)) else { return false };
-        let Some(mac) = self.caches.neighbours.mac(server.next_hop) else {
-            self.caches.neighbours.want(server.next_hop, now);
+        let slot = self.table.redirected(id).and_then(|redirect| redirect.slot.checked_sub(1));
+        let Some(hop) = slot.and_then(|slot| self.caches.backends.next_hop(slot)) else { return false };
+        let Some(mac) = self.caches.neighbours.mac(hop) else {
+            self.caches.neighbours.want(hop, now);
             return false;
         };
         self.table.update(id, |flow| flow.set_mac(Side::Lan, mac));
@@ -765,45 +849,82 @@ impl Proxy {
     /// Gives a segment of a flow of a service, which passes translated, the addresses and ports of the other side.
     pub(super) fn readdress(&self, id: Id, side: Side, segment: &Segment, head: &mut Head) {
         let Some(redirect) = self.table.redirected(id) else { return };
+        let own = self.table.key(id);
         let frame = head.bytes_mut();
+        let is_full = redirect.own_mac != [0; 6];
         match side {
-            Side::Wan => frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan)),
-            Side::Lan => frame[6..12].copy_from_slice(&redirect.mac),
+            Side::Wan => {
+                frame[..6].copy_from_slice(&self.table[id].mac(Side::Lan));
+                if is_full {
+                    frame[6..12].copy_from_slice(&redirect.own_mac);
+                }
+            }
+            Side::Lan => {
+                frame[6..12].copy_from_slice(&redirect.mac);
+                if is_full {
+                    frame[..6].copy_from_slice(&self.table[id].mac(Side::Wan));
+                }
+            }
         }
-        let key = if side == Side::Wan { redirect.key() } else { self.table.key(id) };
+        let key = if side == Side::Wan { redirect.key() } else { own };
         let (ip, tcp) = (usize::from(segment.ip), usize::from(segment.tcp));
-        let mut sums = rewrite_end(frame, ip, tcp, &key, side == Side::Wan);
-        sums.0.include(sums.1);
-        let sum = sums.0.apply(be16(frame, tcp + 16));
+        let mut patch = rewrite_ends(frame, ip, tcp, &key, side, is_full);
+        patch.0.include(patch.1);
+        let sum = patch.0.apply(be16(frame, tcp + 16));
         put16(frame, tcp + 16, sum);
     }
 }
 
-/// Writes the LAN's end of `key` over the destination, or the source, of a packet whose headers are at `ip` and `tcp`, with the checksum of IPv4. Returns
-/// what has changed for the checksum of TCP: of the addresses, and of the port.
-pub(super) fn rewrite_end(
+/// Writes the addresses and ports of `key` into a packet from `sender` whose headers are at `ip` and `tcp`, with the checksum of IPv4: those of the
+/// LAN's end, and of the WAN's, if `both`. Returns what has changed for the checksum of TCP: of the addresses, and of the ports.
+pub(super) fn rewrite_ends(
     frame: &mut [u8],
     ip: usize,
     tcp: usize,
     key: &FlowKey,
-    is_destination: bool,
+    sender: Side,
+    both: bool,
 ) -> (Patch, Patch) {
-    let (mut addresses, mut port) = (Patch::default(), Patch::default());
-    if key.v6 {
+    let (mut addresses, mut ports) = (Patch::default(), Patch::default());
+    rewrite_end(frame, ip, tcp, (key.v6, &key.lan, key.lan_port), sender == Side::Wan, (&mut addresses, &mut ports));
+    if both {
+        rewrite_end(
+            frame,
+            ip,
+            tcp,
+            (key.v6, &key.wan, key.wan_port),
+            sender == Side::Lan,
+            (&mut addresses, &mut ports),
+        );
+    }
+    (addresses, ports)
+}
+
+/// Writes one end over the destination, or the source, of a packet.
+fn rewrite_end(
+    frame: &mut [u8],
+    ip: usize,
+    tcp: usize,
+    (v6, address, port): (bool, &Addr, u16),
+    is_destination: bool,
+    (addresses, ports): (&mut Patch, &mut Patch),
+) {
+    if v6 {
         let at = ip + if is_destination { 24 } else { 8 };
         debug_assert!(at + 16 <= ip + IPV6_LEN);
-        for (n, word) in key.lan.into_iter().enumerate() {
-            replace32(&mut frame[at + 4 * n..], 0, word, &mut addresses);
+        for (n, &word) in address.iter().enumerate() {
+            replace32(&mut frame[at + 4 * n..], 0, word, addresses);
         }
     } else {
         let at = ip + if is_destination { 16 } else { 12 };
         debug_assert!(at + 4 <= ip + IPV4_LEN);
-        replace32(&mut frame[at..], 0, key.lan[3], &mut addresses);
-        let sum = addresses.apply(be16(frame, ip + 10));
+        let mut own = Patch::default();
+        replace32(&mut frame[at..], 0, address[3], &mut own);
+        let sum = own.apply(be16(frame, ip + 10));
         put16(frame, ip + 10, sum);
+        addresses.include(own);
     }
     let at = tcp + if is_destination { 2 } else { 0 };
-    port.replace16(be16(frame, at), key.lan_port);
-    put16(frame, at, key.lan_port);
-    (addresses, port)
+    ports.replace16(be16(frame, at), port);
+    put16(frame, at, port);
 }

@@ -2,7 +2,7 @@
 //! server is the one of the name that was asked for, and no number, echo or checksum is one that its receiver cannot have.
 
 use super::{Memory, Metadata, Proxy, Secrets};
-use crate::config::{Protocol, ProxyHeader, ServiceConfig, ServiceRoute, ServiceServer};
+use crate::config::{Balance, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer};
 use crate::owner::{Naming, Owners, Worker, share};
 use crate::policy::Policy;
 use crate::seq::{RawWindow, SeqNum, WindowScale};
@@ -197,9 +197,15 @@ impl End {
             return Err(TestCaseError::fail("no segment"));
         };
         prop_assert!(segment.checksums_hold(&head), "checksum");
+        if self.key.wan_port == 0 {
+            let (wan, wan_port) = (segment.key.wan, segment.key.wan_port);
+            prop_assert!(segment.flags.has(Flags::SYN) && wan_port >= 1024 && wan[3] & 0xff >= 100);
+            self.key = FlowKey { wan, wan_port, ..self.key };
+            self.peer_mac = default_mac(&wan);
+        }
         prop_assert_eq!(segment.key, self.key);
         prop_assert_eq!(&head.bytes()[..6], &self.own_mac[..]);
-        if self.side == Side::Wan {
+        if self.side == Side::Wan || self.peer_mac != CLIENT_MAC {
             prop_assert_eq!(&head.bytes()[6..12], &self.peer_mac[..], "the box's address");
         }
         let flags = segment.flags;
@@ -309,6 +315,8 @@ struct Plan {
     cookies: bool,
     /// Among how many workers frames arrive.
     workers: usize,
+    /// How the server is reached.
+    reach: Reach,
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -319,10 +327,24 @@ fn plan() -> impl Strategy<Value = Plan> {
     (
         (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
         (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>(), 1usize..4),
+        prop_oneof![Just(Reach::Nat), Just(Reach::Mac), Just(Reach::Full)],
     )
-        .prop_map(|((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies, workers))| {
-            Plan { seed, v6, isns, timestamps, scales, header, trouble, sizes, name, cookies, workers }
-        })
+        .prop_map(
+            |((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies, workers), reach)| Plan {
+                seed,
+                v6,
+                isns,
+                timestamps,
+                scales,
+                header,
+                trouble,
+                sizes,
+                name,
+                cookies,
+                workers,
+                reach,
+            },
+        )
 }
 
 struct World {
@@ -341,27 +363,30 @@ struct World {
 
 impl World {
     fn new(plan: Plan) -> Self {
+        Self::with(plan, |_| ())
+    }
+
+    /// The same, with a service that is changed.
+    fn with(plan: Plan, change: impl FnOnce(&mut ServiceConfig)) -> Self {
         let server = |last| ServiceServer { address: address(plan.v6, last), port: 8080, weight: 1 };
         let route = |name: &str, last| ServiceRoute { names: vec![name.into()], servers: vec![server(last)] };
-        let config = Config {
+        let mut config = Config {
             table_buckets: 8,
             learn_capacity: 64,
             syn_cache_max: if plan.cookies { 0 } else { 4 },
             service_buffers: 4,
             services: vec![ServiceConfig {
-                address: address(plan.v6, 100),
-                port: PORT,
-                vlan: 0,
-                mac: None,
                 protocol: Protocol::Http,
                 header: plan.header,
                 routes: vec![route("zero.example", 10), route("*.one.example", 11)],
-                default: Vec::new(),
-                next_hop: None,
                 patience: Duration::from_secs(60),
+                reach: plan.reach,
+                pool: if plan.seed.is_multiple_of(2) { Vec::new() } else { vec![address(plan.v6, 200)] },
+                ..ServiceConfig::at(address(plan.v6, 100), PORT)
             }],
             ..Config::default()
         };
+        change(&mut config.services[0]);
         let now = Instant::from_secs(1000);
         let secrets = Secrets::new([7; 48]);
         let policy = Arc::new(Policy::new(&config, now));
@@ -462,7 +487,12 @@ impl World {
             ..FlowKey::default()
         };
         let last = 10 + plan.name as u32;
-        let server_key = FlowKey { lan: address(plan.v6, last), lan_port: 8080, ..key };
+        let server_key = match plan.reach {
+            Reach::Mac => key,
+            // Who its client is it learns from the first SYN.
+            Reach::Full => FlowKey { lan: address(plan.v6, last), lan_port: 8080, wan_port: 0, ..key },
+            Reach::Nat => FlowKey { lan: address(plan.v6, last), lan_port: 8080, ..key },
+        };
         let mut client = End::new(Side::Wan, key, plan.isns.0, 77, plan.timestamps.0, plan.scales.0);
         let mut server = End::new(Side::Lan, server_key, plan.isns.1, 9_000_000, plan.timestamps.1, plan.scales.1);
         client.out = self.request();
@@ -568,6 +598,7 @@ fn calm(v6: bool) -> (World, End) {
         name: 0,
         cookies: false,
         workers: 1,
+        reach: Reach::Nat,
     };
     let world = World::new(plan);
     let (lan, wan) = (address(v6, 100), address(v6, 1));
@@ -641,6 +672,150 @@ fn a_client_that_says_nothing_in_time_is_reset() {
     later(&mut world, Duration::from_secs(5));
     assert_eq!((world.proxy.population().proxied, world.proxy.caches.gathered.taken().0), (0, 0));
     assert_eq!(world.proxy.counters().happened(Event::ServiceTimeout), 1);
+}
+
+/// What servers say to the box for a while: the Ethernet address of each, and whether those in `accept` accept connections. The connections that clients were
+/// given meanwhile, by their server's address.
+fn servers_answer(world: &mut World, accept: &[u32], seconds: u64) -> Vec<FlowKey> {
+    let mut dialled = Vec::new();
+    for _ in 0..10 * seconds {
+        later(world, Duration::from_millis(100));
+        let all = core::mem::take(&mut world.wire);
+        for (side, _, mut frame) in all.into_values().filter(|(side, to_box, _)| *side == Side::Lan && !to_box) {
+            if let Some(said) = Neighbour::parse(&frame) {
+                if said.asks && said.target != said.sender {
+                    let own = (said.target, SERVER_MAC);
+                    let mut answer = vec![0; 100];
+                    let asker = (said.sender, said.mac.expect("the box says where it is"));
+                    let len = Statement::Answers(asker.0, asker.1).write(own, false, &tags(0), &mut answer);
+                    world.process(side, &answer[..len]);
+                }
+                continue;
+            }
+            let len = frame.len();
+            let Parsed::Tcp(segment) = Parsed::parse(Side::Wan, &Head::whole(&mut frame, len)) else { continue };
+            if segment.key.wan_port >= 1024 || segment.flags != Flags::SYN {
+                if segment.flags == Flags::SYN {
+                    dialled.push(segment.key);
+                }
+                continue;
+            }
+            let mut server = End::new(Side::Lan, segment.key, 5000, 1, false, None);
+            (server.peer, server.received) = (Some(segment.seq), 1);
+            server.peer_mac = default_mac(&segment.key.wan);
+            let accepts = accept.contains(&(segment.key.lan[3] & 0xff));
+            let answer = server.frame(0, &[], if accepts { Flags::SYN } else { Flags::RST });
+            world.process(side, &answer);
+            if accepts {
+                let reset = heard(world, side);
+                let reset = Parsed::parse(Side::Wan, &Head::whole(&mut reset[0].clone(), reset[0].len()));
+                let Parsed::Tcp(reset) = reset else { panic!("no segment") };
+                assert!(reset.flags.has(Flags::RST) && reset.seq == segment.seq + 1, "the server is left");
+            }
+        }
+    }
+    dialled
+}
+
+/// Connects a client and asks.
+fn request(world: &mut World, client: &mut End, port: u16) {
+    *client = End::new(Side::Wan, FlowKey { wan_port: port, ..client.key }, 1000, 77, true, Some(7));
+    heard(world, Side::Wan);
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    let mut answers: Vec<_> =
+        core::mem::take(&mut world.wire).into_values().filter(|(side, ..)| *side == Side::Wan).collect();
+    client.hear(&mut answers.pop().expect("a SYN-ACK").2).unwrap();
+    let ask = client.frame(1, b"GET / HTTP/1.1\r\nHost: any.example\r\n\r\n", Flags::ACK);
+    world.process(Side::Wan, &ask);
+}
+
+/// To which servers ten clients go, by the last byte of their addresses.
+fn ten_clients(world: &mut World, client: &mut End, port: u16, accept: &[u32]) -> Vec<u32> {
+    let mut chosen = Vec::new();
+    for n in 0..10 {
+        request(world, client, port + n);
+        let dialled: Vec<_> = core::mem::take(&mut world.wire)
+            .into_values()
+            .filter_map(|(side, _, mut frame)| {
+                let len = frame.len();
+                match Parsed::parse(Side::Wan, &Head::whole(&mut frame, len)) {
+                    Parsed::Tcp(syn) if side == Side::Lan && syn.key.wan_port >= 1024 => Some(syn.key),
+                    _ => None,
+                }
+            })
+            .collect();
+        chosen.extend(dialled.iter().map(|key| key.lan[3] & 0xff));
+    }
+    // The connections come to nothing, so that there is room for the next.
+    servers_answer(world, accept, 1);
+    for n in 0..10 {
+        client.key.wan_port = port + n;
+        let reset = client.frame(1 + 39, &[], Flags::RST);
+        world.process(Side::Wan, &reset);
+    }
+    chosen
+}
+
+#[test]
+fn a_server_that_does_not_accept_gets_no_clients_until_it_does() {
+    let (calm_world, mut client) = calm(false);
+    let server = |last, weight| ServiceServer { address: address(false, last), port: 8080, weight };
+    let mut world = World::with(calm_world.plan, |service| {
+        service.routes = Vec::new();
+        // The third is drained.
+        service.default = vec![server(10, 1), server(11, 1), server(12, 0)];
+        service.check = Some(HealthCheck { every: Duration::from_secs(5), rise: 2, fall: 3 });
+    });
+    let count = |world: &World, event| world.proxy.counters().happened(event);
+    servers_answer(&mut world, &[11, 12], 9);
+    assert_eq!(count(&world, Event::ServerDown), 0, "two failures are too few");
+    let mut chosen = ten_clients(&mut world, &mut client, 40_000, &[11, 12]);
+    chosen.sort_unstable();
+    chosen.dedup();
+    assert_eq!(chosen, [10, 11]);
+    servers_answer(&mut world, &[11, 12], 5);
+    assert_eq!(count(&world, Event::ServerDown), 1);
+    assert!(ten_clients(&mut world, &mut client, 41_000, &[11, 12]).iter().all(|&last| last == 11));
+    servers_answer(&mut world, &[10, 11], 10);
+    assert_eq!((count(&world, Event::ServerUp), count(&world, Event::ServerDown)), (1, 1));
+    let mut chosen = ten_clients(&mut world, &mut client, 42_000, &[10, 11]);
+    chosen.sort_unstable();
+    chosen.dedup();
+    assert_eq!(chosen, [10, 11]);
+}
+
+#[test]
+fn the_server_with_fewest_connections_gets_the_next() {
+    let (calm_world, mut client) = calm(false);
+    let server = |last, weight| ServiceServer { address: address(false, last), port: 8080, weight };
+    let mut world = World::with(calm_world.plan, |service| {
+        service.routes = Vec::new();
+        service.default = vec![server(10, 1), server(11, 1)];
+        service.balance = Balance::Least;
+    });
+    servers_answer(&mut world, &[], 1);
+    // Four buffers: so many clients at once, in turn.
+    for round in 0..5 {
+        let mut dialled = Vec::new();
+        for n in 0..4 {
+            request(&mut world, &mut client, 40_000 + 10 * round + n);
+            dialled.extend(servers_answer(&mut world, &[], 1).into_iter().map(|key| key.lan[3] & 0xff));
+        }
+        let slots =
+            [0, 1].map(|server| world.proxy.caches.backends.connections(world.proxy.caches.backends.slot(server)));
+        assert_eq!(slots, [2, 2], "round {round}: {dialled:?}");
+        for n in 0..4 {
+            client.key.wan_port = 40_000 + 10 * round + n;
+            let reset = client.frame(1 + 39, &[], Flags::RST);
+            world.process(Side::Wan, &reset);
+        }
+        heard(&mut world, Side::Lan);
+        assert_eq!(world.proxy.population().proxied, 0);
+        let slots =
+            [0, 1].map(|server| world.proxy.caches.backends.connections(world.proxy.caches.backends.slot(server)));
+        assert_eq!(slots, [0, 0]);
+    }
 }
 
 #[test]

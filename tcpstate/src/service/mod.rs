@@ -13,7 +13,7 @@ pub mod names;
 pub mod proxy_header;
 pub mod tls;
 
-use crate::config::{Protocol, ProxyHeader, ServiceConfig, ServiceServer};
+use crate::config::{Balance, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceServer};
 use crate::wire::{Addr, Mac};
 use core::time::Duration;
 use names::{Name, Patterns};
@@ -40,6 +40,100 @@ impl Protocol {
     }
 }
 
+/// A server of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its number among all servers ([`Services::servers`]).
+    pub server: u16,
+    /// How many connections it gets in comparison with the others; none anew, if 0.
+    pub weight: u16,
+    /// A number that follows from its address and port alone.
+    seed: u64,
+}
+
+impl Member {
+    fn new(server: u16, &ServiceServer { address, port, weight }: &ServiceServer) -> Self {
+        let seed = address.iter().fold(mix(port.into()), |seed, &word| mix(seed ^ u64::from(word)));
+        Self { server, weight, seed }
+    }
+}
+
+/// What the choice among the members of a group depends on.
+pub struct Choice<'a> {
+    /// A hash of the connection.
+    pub connection: u64,
+    /// A keyed hash of the client's address.
+    pub client: u64,
+    /// How well a server can be used: only members of the highest rank are chosen.
+    pub rank: &'a dyn Fn(u16) -> u8,
+    /// How many connections a server has.
+    pub load: &'a dyn Fn(u16) -> u32,
+}
+
+/// Servers among which connections are divided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    members: Vec<Member>,
+    balance: Balance,
+}
+
+impl Group {
+    /// The member for a connection; `None` if all have the weight 0, or there is none.
+    pub fn choose(&self, choice: &Choice<'_>) -> Option<Member> {
+        let takes = |member: &&Member| member.weight > 0;
+        let best = self.members.iter().filter(takes).map(|member| (choice.rank)(member.server)).max()?;
+        let usable = || self.members.iter().filter(takes).filter(|member| (choice.rank)(member.server) == best);
+        // The upper half of a product depends on all bits of the hash.
+        let below = |most: u64| {
+            ((u128::from(choice.connection.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(most)) >> 64) as u64
+        };
+        match self.balance {
+            Balance::Weighted => {
+                let mut left = below(usable().map(|member| u64::from(member.weight)).sum());
+                usable().copied().find(|member| match left.checked_sub(member.weight.into()) {
+                    Some(rest) => {
+                        left = rest;
+                        false
+                    }
+                    None => true,
+                })
+            }
+            Balance::Least => {
+                let share = |member: &Member, other: &Member| {
+                    let load = |member: &Member| u64::from((choice.load)(member.server));
+                    (load(member) * u64::from(other.weight)).cmp(&(load(other) * u64::from(member.weight)))
+                };
+                let least = usable().min_by(|member, other| share(member, other))?;
+                // Of several with as few, any.
+                let alike = || usable().filter(|member| share(member, least).is_eq());
+                alike().nth(below(alike().count() as u64) as usize).copied()
+            }
+            // Rendezvous hashing with weights: a server that comes or goes takes or leaves the clients of its own share alone.
+            Balance::Hash => usable().copied().max_by(|member, other| {
+                let score = |member: &Member| {
+                    let mixed = mix(choice.client ^ member.seed);
+                    // From 0 to 1, without either.
+                    let fraction = ((mixed >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+                    -f64::from(member.weight) / fraction.ln()
+                };
+                score(member).total_cmp(&score(other))
+            }),
+        }
+    }
+
+    /// Its members.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+}
+
+/// Spreads the bits of a number over all bits.
+fn mix(number: u64) -> u64 {
+    let number = (number ^ number >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ number >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number ^ number >> 32
+}
+
 /// A server of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -47,46 +141,16 @@ pub struct Server {
     pub address: Addr,
     /// Its port.
     pub port: u16,
-    /// How many connections it gets in comparison with the others, at least 1.
-    pub weight: u16,
-    /// Whose Ethernet address its frames bear: its own address, or that of a router.
+    /// Whether its address is IPv6.
+    pub v6: bool,
+    /// Its VLAN, by the identifier of the tag; 0 without one.
+    pub vlan: u16,
+    /// Whose Ethernet address its frames bear: the number of its own address, or that of a router ([`Services::next_hops`]).
     pub next_hop: u16,
-}
-
-impl Server {
-    fn of(config: &ServiceServer, next_hop: u16) -> Self {
-        let &ServiceServer { address, port, weight } = config;
-        Self { address, port, weight: weight.max(1), next_hop }
-    }
-}
-
-/// Servers among which connections are divided.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    servers: Vec<Server>,
-}
-
-impl Group {
-    /// The server for a connection with this hash: of those that are `reachable`, by weight; of all if none is. `None` of an empty group.
-    pub fn choose(&self, hash: u64, reachable: impl Fn(&Server) -> bool) -> Option<Server> {
-        let any = self.servers.iter().any(&reachable);
-        let may = |server: &&Server| !any || reachable(server);
-        let all: u64 = self.servers.iter().filter(may).map(|server| u64::from(server.weight)).sum();
-        // The upper half of a product depends on all bits of the hash.
-        let mut left = ((u128::from(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(all)) >> 64) as u64;
-        for server in self.servers.iter().filter(may) {
-            match left.checked_sub(server.weight.into()) {
-                Some(rest) => left = rest,
-                None => return Some(*server),
-            }
-        }
-        None
-    }
-
-    /// Its servers.
-    pub fn servers(&self) -> &[Server] {
-        &self.servers
-    }
+    /// The address of the box that asks whether it accepts connections, and its Ethernet address.
+    pub asker: (Addr, Mac),
+    /// How often it is asked, if at all.
+    pub check: Option<HealthCheck>,
 }
 
 /// An address and a port that the box owns, and where connections to it go.
@@ -108,6 +172,10 @@ pub struct Service {
     pub header: ProxyHeader,
     /// How long a client may take to say what it asks for.
     pub patience: Duration,
+    /// How servers are reached.
+    pub reach: Reach,
+    /// The addresses that take the place of clients', by their numbers ([`Services::pools`]); none if these are kept.
+    pub pool: Vec<u16>,
     patterns: Patterns,
     groups: Vec<Group>,
     default: Group,
@@ -120,15 +188,9 @@ impl Service {
         group.or_else(|| self.default())
     }
 
-    /// The server at this address and port, if the service has it.
-    pub fn server(&self, address: &Addr, port: u16) -> Option<&Server> {
-        let all = self.groups.iter().chain([&self.default]).flat_map(|group| &group.servers);
-        all.into_iter().find(|server| server.address == *address && server.port == port)
-    }
-
     /// The servers for clients that ask for nothing that is known, if there are any.
     pub fn default(&self) -> Option<&Group> {
-        Some(&self.default).filter(|group| !group.servers.is_empty())
+        Some(&self.default).filter(|group| !group.members.is_empty())
     }
 }
 
@@ -164,6 +226,8 @@ pub struct Services {
     all: Vec<Service>,
     next_hops: Vec<NextHop>,
     owned: Vec<Owned>,
+    servers: Vec<Server>,
+    pools: Vec<Owned>,
 }
 
 /// The Ethernet address of an address of the box for which none is given: administered locally (IEEE 802), and the same on each box with that
@@ -188,38 +252,72 @@ impl Services {
     }
 
     fn service(&mut self, config: &ServiceConfig) -> Service {
-        let &ServiceConfig { address, port, vlan, protocol, header, patience, .. } = config;
+        let &ServiceConfig { address, port, vlan, protocol, header, patience, reach, balance, .. } = config;
         let v6 = !is_mapped(&address);
-        let known = self.owned.iter().find(|owned| (owned.address, owned.vlan) == (address, vlan));
-        let mac = config.mac.or(known.map(|owned| owned.mac)).unwrap_or_else(|| default_mac(&address));
-        if known.is_none() {
-            self.owned.push(Owned { address, v6, vlan, mac });
-        }
+        let mac = self.own(address, vlan, config.mac);
+        let pool: Vec<u16> = match (reach, &config.pool[..]) {
+            (Reach::Full, []) => vec![self.pool(address, vlan)],
+            (Reach::Full, pool) => pool.iter().map(|&address| self.pool(address, vlan)).collect(),
+            _ => Vec::new(),
+        };
+        let asker = pool.first().map_or((address, mac), |&pool| {
+            let own = &self.pools[usize::from(pool)];
+            (own.address, own.mac)
+        });
         let mut group = |servers: &[ServiceServer]| Group {
-            servers: servers
+            members: servers
                 .iter()
-                .map(|server| {
-                    let hop = config.next_hop.unwrap_or(server.address);
-                    let hop = NextHop { address: hop, v6, vlan, asker: (address, mac) };
-                    Server::of(server, self.next_hop(hop))
+                .map(|own| {
+                    let &ServiceServer { address, port, .. } = own;
+                    let hop = config.next_hop.unwrap_or(address);
+                    let next_hop = self.next_hop(NextHop { address: hop, v6, vlan, asker });
+                    let server = Server { address, port, v6, vlan, next_hop, asker, check: config.check };
+                    Member::new(self.server(server), own)
                 })
                 .collect(),
+            balance,
         };
         let groups = config.routes.iter().map(|route| group(&route.servers)).collect();
         let default = group(&config.default);
         let named = config.routes.iter().zip(0..).flat_map(|(route, n)| route.names.iter().map(move |name| (name, n)));
         let patterns = Patterns::new(named.map(|(name, n)| (name.as_str(), n)));
-        Service { address, port, v6, vlan, mac, protocol, header, patience, patterns, groups, default }
+        Service { address, port, v6, vlan, mac, protocol, header, patience, reach, pool, patterns, groups, default }
+    }
+
+    /// Notes an address of the box, and returns the Ethernet address at which the box has it.
+    fn own(&mut self, address: Addr, vlan: u16, mac: Option<Mac>) -> Mac {
+        if let Some(known) = self.owned.iter().find(|owned| (owned.address, owned.vlan) == (address, vlan)) {
+            return known.mac;
+        }
+        let mac = mac.unwrap_or_else(|| default_mac(&address));
+        self.owned.push(Owned { address, v6: !is_mapped(&address), vlan, mac });
+        mac
+    }
+
+    /// The number of this address of a pool.
+    fn pool(&mut self, address: Addr, vlan: u16) -> u16 {
+        let mac = self.own(address, vlan, None);
+        number_of(&mut self.pools, Owned { address, v6: !is_mapped(&address), vlan, mac }, |own, other| {
+            (own.address, own.vlan) == (other.address, other.vlan)
+        })
+    }
+
+    /// The number of this server.
+    fn server(&mut self, server: Server) -> u16 {
+        let number = number_of(&mut self.servers, server, |own, other| {
+            (own.address, own.port, own.vlan) == (other.address, other.port, other.vlan)
+        });
+        // One service that asks is enough.
+        let known = &mut self.servers[usize::from(number)];
+        if known.check.is_none() && server.check.is_some() {
+            (known.check, known.asker) = (server.check, server.asker);
+        }
+        number
     }
 
     /// The number of this next hop.
     fn next_hop(&mut self, hop: NextHop) -> u16 {
-        let found = self.next_hops.iter().position(|own| (own.address, own.vlan) == (hop.address, hop.vlan));
-        let at = found.unwrap_or_else(|| {
-            self.next_hops.push(hop);
-            self.next_hops.len() - 1
-        });
-        at as u16
+        number_of(&mut self.next_hops, hop, |own, other| (own.address, own.vlan) == (other.address, other.vlan))
     }
 
     /// Whether there is none.
@@ -248,10 +346,30 @@ impl Services {
         &self.next_hops
     }
 
+    /// All servers, each once.
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// The addresses of the box that take the place of clients', each once.
+    pub fn pools(&self) -> &[Owned] {
+        &self.pools
+    }
+
     /// The box's address that is this one, on this VLAN.
     pub fn owner(&self, address: &Addr, vlan: u16) -> Option<&Owned> {
         self.owned.iter().find(|owned| owned.address == *address && owned.vlan == vlan)
     }
+}
+
+/// The place of an element in a list, which it is added to if none is alike.
+fn number_of<T>(list: &mut Vec<T>, element: T, is_alike: impl Fn(&T, &T) -> bool) -> u16 {
+    let found = list.iter().position(|own| is_alike(own, &element));
+    let at = found.unwrap_or_else(|| {
+        list.push(element);
+        list.len() - 1
+    });
+    at as u16
 }
 
 /// Whether this is an IPv4 address in its IPv6-mapped form.

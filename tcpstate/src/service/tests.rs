@@ -7,6 +7,14 @@ use crate::config::{ServiceRoute, ServiceServer};
 use crate::wire::FlowKey;
 use proptest::prelude::*;
 
+/// A group of servers with these weights.
+fn group(weights: &[u16], balance: Balance) -> Group {
+    let member = |(&weight, n): (&u16, u16)| {
+        Member::new(n, &ServiceServer { address: [0, 0, 0xffff, n.into()], port: 1, weight })
+    };
+    Group { members: weights.iter().zip(0..).map(member).collect(), balance }
+}
+
 fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
     [&kind.to_be_bytes(), &(body.len() as u16).to_be_bytes(), body].concat()
 }
@@ -148,23 +156,34 @@ proptest! {
     }
 
     #[test]
-    fn connections_are_divided_by_weight(weights in prop::collection::vec(1u16..10, 1..6), away in any::<prop::sample::Index>()) {
-        let servers: Vec<_> = weights.iter().zip(0..).map(|(&weight, n)| Server { address: [0, 0, 0xffff, n], port: 1, weight, next_hop: 0 }).collect();
-        let group = Group { servers };
-        let mut counts = vec![0u32; weights.len()];
-        for n in 0..4000u64 {
-            let chosen = group.choose(n.wrapping_mul(0xdead_beef_1234_5677), |_| true).unwrap();
-            counts[chosen.address[3] as usize] += 1;
-        }
+    fn connections_are_divided_by_weight(weights in prop::collection::vec(0u16..10, 1..6), away in any::<prop::sample::Index>()) {
         let all: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
-        for (count, weight) in counts.iter().zip(&weights) {
-            let fair = 4000 * u32::from(*weight) / all;
-            prop_assert!(count.abs_diff(fair) < 40 + fair / 3, "{counts:?} of {weights:?}");
+        let away = away.index(weights.len()) as u16;
+        for balance in [Balance::Weighted, Balance::Hash, Balance::Least] {
+            let group = group(&weights, balance);
+            let mut counts = vec![0u32; weights.len()];
+            let mut moved = 0;
+            for n in 0..4000u64 {
+                let hash = n.wrapping_mul(0xdead_beef_1234_5677);
+                let loads = counts.clone();
+                let load = |server: u16| loads[usize::from(server)];
+                let choice = Choice { connection: hash, client: hash, rank: &|_| 3, load: &load };
+                let Some(chosen) = group.choose(&choice) else { break };
+                counts[usize::from(chosen.server)] += 1;
+                // One that is away gets nothing as long as another is there; by hash, the others keep their clients.
+                let without = Choice { rank: &|server| u8::from(server != away), ..choice };
+                let other = group.choose(&without).unwrap();
+                let is_alone = all == u32::from(weights[usize::from(away)]);
+                prop_assert!(other.server != away || is_alone);
+                moved += u32::from(other != chosen && chosen.server != away);
+            }
+            prop_assert!(balance != Balance::Hash || moved == 0);
+            for (&count, &weight) in counts.iter().zip(&weights) {
+                let fair = 4000 * u32::from(weight) / all.max(1);
+                let most = if balance == Balance::Least { 2 } else { 60 + fair / 3 };
+                prop_assert!(count.abs_diff(fair) < most && (weight > 0 || count == 0), "{balance:?}: {counts:?} of {weights:?}");
+            }
         }
-        // One that cannot be reached gets none, unless it is alone.
-        let away = away.index(weights.len()) as u32;
-        let chosen = group.choose(7, |server| server.address[3] != away).unwrap();
-        prop_assert!(chosen.address[3] != away || weights.len() == 1);
     }
 }
 
@@ -230,23 +249,19 @@ fn a_service_sends_each_name_to_its_servers_and_the_rest_to_the_default() {
         servers: vec![server(last)],
     };
     let config = ServiceConfig {
-        address: [0, 0, 0xffff, 100],
-        port: 443,
         vlan: 7,
-        mac: None,
-        protocol: Protocol::Tls,
-        header: ProxyHeader::None,
         routes: vec![route(&["a.b", "*.c"], 1), route(&["d"], 2)],
         default: vec![server(3)],
-        next_hop: None,
-        patience: Duration::from_secs(1),
+        ..ServiceConfig::at([0, 0, 0xffff, 100], 443)
     };
     let without = ServiceConfig { default: Vec::new(), port: 444, ..config.clone() };
     let services = Services::new(&[config, without]);
     let goes = |service: u16, text: Option<&str>| {
         let name = text.and_then(name);
         let group = services.get(service).unwrap().route(name.as_ref())?;
-        Some(group.choose(1, |_| true).unwrap().address[3])
+        let choice = Choice { connection: 1, client: 1, rank: &|_| 0, load: &|_| 0 };
+        let member = group.choose(&choice).unwrap();
+        Some(services.servers()[usize::from(member.server)].address[3])
     };
     assert_eq!(
         [Some("a.b"), Some("x.c"), Some("d"), Some("x"), None].map(|text| goes(0, text)),

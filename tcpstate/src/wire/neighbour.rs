@@ -219,7 +219,12 @@ impl Statement {
 
 /// The tags of a frame of this VLAN, given by the identifier of its tag; none for 0.
 pub fn tags(vlan: u16) -> Tags {
-    Tags::from(if vlan == 0 { Vlan::default() } else { Vlan(1 << 24 | u32::from(vlan)) })
+    Tags::from(network(vlan))
+}
+
+/// The network that this identifier names in one tag of 802.1Q; 0: without a tag.
+pub fn network(vlan: u16) -> Vlan {
+    if vlan == 0 { Vlan::default() } else { Vlan(1 << 24 | u32::from(vlan)) }
 }
 
 #[cfg(test)]

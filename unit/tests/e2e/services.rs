@@ -156,6 +156,60 @@ fn several_workers_share_the_connections_of_a_service() {
     }
 }
 
+/// The server sees an address of the box, and the client's in the header; of two servers one refuses, which the box finds out by itself.
+#[test(light)]
+fn a_server_that_sees_the_box_only_answers_to_it() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let server = rig.server.serve(server(11), 8080, |stream| {
+        let peer = stream.peer_addr()?;
+        assert!(peer.ip().to_string().starts_with("10.77.0.20") && peer.port() >= 1024, "{peer}");
+        bulk(stream, "10.77.0.1")
+    });
+    let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1; reach = full;
+        pool = { \"10.77.0.200\", \"10.77.0.201\" }; check = 1; fall = 1; rise = 1; balance = least;
+        default = { \"10.77.0.11:8080\", \"10.77.0.12:8080\" }; }";
+    let proxy = start(&rig, blocks);
+    let ask = || -> io::Result<()> {
+        let stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80))?;
+        (&stream).write_all(b"POST /x HTTP/1.1\r\nHost: any.example\r\n\r\n")?;
+        traffic::exchange(&stream, 200_000, 200_000).map(drop)
+    };
+    // The one that refuses is known after its first try.
+    let began = Instant::now();
+    while ask().is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30), "one server answers");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    rig.judge([0, 0], || (0..8).for_each(|n| ask().unwrap_or_else(|error| panic!("connection {n}: {error}"))));
+    drop(server);
+    assert!(proxy.stop().status.success());
+}
+
+/// The servers have the service's address themselves, on an interface that does not answer for it.
+#[test(light)]
+fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addresses() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    rig.server.sh(
+        "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2; ip link set lo up; ip addr add 10.77.0.100/32 dev lo",
+    );
+    let server = rig.server.serve(SERVICE_V4, 80, |stream| bulk(stream, "10.77.0.1"));
+    let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1; reach = mac; check = 1;
+        default = { \"10.77.0.11:80\" }; }";
+    let proxy = start(&rig, blocks);
+    rig.judge([0, 0], || {
+        for _ in 0..4 {
+            let stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80)).expect("connecting to a service");
+            (&stream).write_all(b"POST /x HTTP/1.1\r\nHost: any.example\r\n\r\n").expect("asking");
+            traffic::exchange(&stream, 200_000, 200_000).expect("bulk");
+        }
+    });
+    drop(server);
+    assert!(proxy.stop().status.success());
+}
+
 /// A server that is not there, and one that refuses.
 #[test(light)]
 fn a_client_whose_server_cannot_be_reached_is_reset() {

@@ -259,7 +259,7 @@ impl Table {
         table.used = used as u32;
         table.slab.head[0].used = table.used;
         // What was kept of them in another process is gone.
-        table.slab.redirects.iter_mut().take(used).for_each(|redirect| redirect.gathered = 0);
+        table.slab.redirects.iter_mut().take(used).for_each(Redirect::detach);
         table
     }
 
@@ -306,7 +306,7 @@ impl Table {
     fn adopt_redirect(&mut self, id: Id, keys: Keys) -> bool {
         let Some(redirect) = self.slab.redirects.get(id.0 as usize).copied() else { return false };
         redirect.is_plausible(keys)
-            && self.find(&redirect.key(), redirect.hash()).is_none()
+            && self.find(&redirect.key(), redirect.hash()).is_none_or(|found| found == id)
             && self.redirect(id, redirect)
     }
 
@@ -356,9 +356,9 @@ impl Table {
         if record.is(FlowFlags::REDIRECTED) {
             let is_found = redirect.is_some_and(|redirect| {
                 let mut redirect = redirect;
-                redirect.gathered = 0;
+                redirect.detach();
                 redirect.is_plausible(keys)
-                    && self.find(&redirect.key(), redirect.hash()).is_none()
+                    && self.find(&redirect.key(), redirect.hash()).is_none_or(|found| found == id)
                     && self.redirect(id, redirect)
             });
             if !is_found {

@@ -96,9 +96,21 @@ pub struct Redirect {
     pub mac: Mac,
     /// Where the first bytes of the connection are kept, plus one; zero if nowhere. Not true of another process.
     pub gathered: u16,
+    /// The Ethernet address by which the server reaches the client: the box's, where the box stands for it; zero where it does not.
+    pub own_mac: Mac,
+    /// The slot of the server among those of all services, plus one; zero if it is not known. Not true of another process.
+    pub slot: u16,
 }
 
 impl Redirect {
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
+    /// Forgets what is not true of another process.
+    pub(super) fn detach(&mut self) {
+        (self.gathered, self.slot) = (0, 0);
+    }
+
     /// The second key `key` with its keyed hash, of a client on the one side and a server on the other or the same.
     pub fn new(key: &FlowKey, hash: u64, client: Side, server: Side) -> Self {
         let FlowKey { lan, wan, lan_port, wan_port, vlan, v6 } = *key;
