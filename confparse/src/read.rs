@@ -645,7 +645,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Services need memory.
+    /// Services need memory, and those with clients or servers on the other side a single worker.
     fn weigh_services(&mut self) {
         let config = &self.config;
         let Some(at) = self.given(None, "services").filter(|_| !config.engine.services.is_empty()) else { return };
@@ -654,6 +654,13 @@ impl Reader<'_> {
                 let expected =
                     "expected `service_buffers = 256;`, for example: 256 connections at once, of 16 KiB each";
                 ("`services` need buffers for the first bytes of their connections".to_owned(), expected.to_owned())
+            });
+        }
+        let is_turned = config.engine.services.iter().any(|own| own.of_lan || own.side == tcpstate::Side::Wan);
+        if is_turned && config.workers != 1 {
+            self.report.error(at, || {
+                let message = "`clients_on = both` and `servers_on = wan` need a single worker: others would not find their connections";
+                (message.to_owned(), "expected `threadcount = 1;`".to_owned())
             });
         }
     }

@@ -6,6 +6,7 @@ use crate::servers::Servers;
 use crate::{Value, servers};
 use core::net::IpAddr;
 use core::time::Duration;
+use tcpstate::Side;
 use tcpstate::config::{
     Balance, Handshake, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceRoute, ServiceServer,
 };
@@ -27,7 +28,7 @@ const fn key(name: &'static str, takes: Takes, unit: &'static str, help: &'stati
 const SERVERS: &str = "`\"192.0.2.10:443\"`, with `*3` behind it for three times as many connections";
 
 /// The keys of a block.
-pub(crate) static KEYS: [Key; 16] = [
+pub(crate) static KEYS: [Key; 18] = [
     key("address", Takes::Address, "", "the address that the box owns"),
     key("port", Takes::Number { min: 1, max: 65535 }, "", "its port"),
     key("vlan", Takes::Number { min: 0, max: 4094 }, "", "the VLAN of its clients and servers, 0 without a tag"),
@@ -63,6 +64,13 @@ pub(crate) static KEYS: [Key; 16] = [
         "",
         "tries in succession that must succeed until a server is up again",
     ),
+    key(
+        "clients_on",
+        Takes::Word(&["wan", "both"]),
+        "",
+        "where its clients are; on the LAN too with `reach = full` alone",
+    ),
+    key("servers_on", Takes::Word(&["lan", "wan"]), "", "where its servers are; on the WAN with `reach = full` alone"),
     key("fall", Takes::Number { min: 1, max: 100 }, "", "tries in succession that must fail until a server is down"),
 ];
 
@@ -92,6 +100,8 @@ pub(crate) struct Draft {
     check: u64,
     rise: Option<u8>,
     fall: Option<u8>,
+    of_lan: bool,
+    of_wan: bool,
 }
 
 /// How many tries it takes unless a block says otherwise.
@@ -108,6 +118,8 @@ impl Draft {
             ("vlan", Value::Number(vlan)) => self.vlan = u16::try_from(vlan).unwrap_or_default(),
             ("patience", Value::Number(seconds)) => self.patience = Some(Duration::from_secs(seconds)),
             ("check", Value::Number(seconds)) => self.check = seconds,
+            ("clients_on", Value::Word(word)) => self.of_lan = word == "both",
+            ("servers_on", Value::Word(word)) => self.of_wan = word == "wan",
             ("rise", Value::Number(tries)) => self.rise = u8::try_from(tries).ok(),
             ("fall", Value::Number(tries)) => self.fall = u8::try_from(tries).ok(),
             ("reach", Value::Word(word)) => {
@@ -186,6 +198,11 @@ impl Draft {
         if pool.iter().any(|own| all().any(|server| server.address == *own)) {
             return wrong("an address of `pool` is one of the servers' too", "expected two different addresses");
         }
+        let side = if self.of_wan { Side::Wan } else { Side::Lan };
+        if reach != Reach::Full && (self.of_lan || self.of_wan) {
+            let message = "only servers that see the box answer to it from the WAN, or for clients of the LAN";
+            return wrong(message, "expected `reach = full;` beside `clients_on = both;` or `servers_on = wan;`");
+        }
         if reach == Reach::Mac && all().any(|server| server.port != port) {
             let message = "with `reach = mac` a server has the port of the service";
             return wrong(message, format!("expected port {port} behind each server"));
@@ -212,6 +229,8 @@ impl Draft {
             pool,
             balance,
             check,
+            of_lan: self.of_lan,
+            side,
             ..ServiceConfig::at(address, port)
         })
     }
@@ -314,7 +333,7 @@ fn server_text(server: &ServiceServer) -> String {
 /// A service as its block stands in a file, without the braces.
 pub(crate) fn block(service: &ServiceConfig) -> String {
     let ServiceConfig { address, port, vlan, mac, protocol, header, routes, default, next_hop, patience, .. } = service;
-    let ServiceConfig { reach, pool, balance, check, .. } = service;
+    let ServiceConfig { reach, pool, balance, check, of_lan, side, .. } = service;
     let mut out = format!("address = {}; port = {port};", quoted(&servers::unambiguous(ip(address))));
     let mut add = |text: String| {
         out.push(' ');
@@ -361,6 +380,12 @@ pub(crate) fn block(service: &ServiceConfig) -> String {
         Balance::Weighted => {}
         Balance::Least => add("balance = least;".to_owned()),
         Balance::Hash => add("balance = hash;".to_owned()),
+    }
+    if *of_lan {
+        add("clients_on = both;".to_owned());
+    }
+    if *side == Side::Wan {
+        add("servers_on = wan;".to_owned());
     }
     if let Some(HealthCheck { every, rise, fall }) = check {
         add(format!("check = {}; rise = {rise}; fall = {fall};", every.as_secs()));

@@ -542,6 +542,10 @@ pub struct ServiceConfig {
     pub balance: Balance,
     /// How it is found out whether servers accept connections; it is not, if `None`.
     pub check: Option<HealthCheck>,
+    /// Whether clients may be on the LAN too; then `reach` is [`Reach::Full`].
+    pub of_lan: bool,
+    /// The side that servers are on; on the WAN they are reached by [`Reach::Full`].
+    pub side: crate::Side,
 }
 
 impl ServiceConfig {
@@ -562,6 +566,8 @@ impl ServiceConfig {
             pool: Vec::new(),
             balance: Balance::default(),
             check: None,
+            of_lan: false,
+            side: crate::Side::Lan,
         }
     }
 }

@@ -13,6 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use std::sync::Arc;
+use tcpstate::Side;
 use tcpstate::config::{
     Action, Asymmetric, Auto, AutoSettings, Balance, Destination, DestinationRule, EarlyEcho, Extension, Handshake,
     HealthCheck, Limits, Mode, Network, Protocol, Proved, ProxyHeader, RateLimit, Reach, SackConflict, ServiceConfig,
@@ -308,7 +309,8 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
     let reach = select(&[Reach::Nat, Reach::Mac, Reach::Full][..]);
     let balance = select(&[Balance::Weighted, Balance::Least, Balance::Hash][..]);
     let check = option::of((1..=3600u64, 1..=100u8, 1..=100u8));
-    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check);
+    let turned = any::<(bool, bool)>();
+    let more = (reach, vec(any::<[u32; 3]>(), 0..3), balance, check, turned);
     let name = "(\\*\\.)?[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,9}){0,2}";
     let route = (vec(name, 1..4), vec(place(), 1..4));
     let shape = (any::<bool>(), 1..=u16::MAX, 0..=4094u16, option::of(any::<[u8; 6]>()), any::<bool>(), 0..3usize);
@@ -320,7 +322,7 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                 (
                     (v6, port, vlan, mac, http, header),
                     (routes, default, next_hop, patience),
-                    (reach, pool, balance, check),
+                    (reach, pool, balance, check, turned),
                 ),
                 n,
             )| {
@@ -359,6 +361,8 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                         rise,
                         fall,
                     }),
+                    of_lan: turned.0 && reach == Reach::Full,
+                    side: if turned.1 && reach == Reach::Full { Side::Wan } else { Side::Lan },
                     ..ServiceConfig::at(of([1, 2, 0x0a00_0000], n), port)
                 }
             },
@@ -408,7 +412,7 @@ fn failures() -> impl Strategy<Value = Failures> {
 prop_compose! {
     fn configs()(
         engine in engines(),
-        workers in 1..=64usize,
+        several in 1..=64usize,
         (shed, syns_in_kernel, link_loss) in (any::<bool>(), any::<bool>(), select(&[LinkLoss::Ignore, LinkLoss::Forward][..])),
         failures in failures(),
         (poll, fast_path) in (select(vec![Poll::Adaptive, Poll::Busy, Poll::Interrupt]), select(vec![FastPath::Off, FastPath::Auto, FastPath::Xdp, FastPath::Tc])),
@@ -465,6 +469,8 @@ prop_compose! {
             update_every,
             capacity,
         };
+        let is_turned = engine.services.iter().any(|own| own.of_lan || own.side == Side::Wan);
+        let workers = if is_turned { 1 } else { several };
         Config { engine, workers, poll, fast_path, fast_path_flows, shed, syns_in_kernel, link_loss, failures, user, group, port, listen, control, control_group, control_read, control_operate, control_admin, state_dir, state_keep, metrics, log_level, lists, ldp, events, ts_wscale_table, ts_bits }
     }
 }
@@ -520,6 +526,7 @@ const PIECES: &[&str] = &[
     "reach = full;",
     "pool = { \"192.0.2.200\" };",
     "balance = hash;",
+    "clients_on = both; servers_on = wan;",
     "check = 5; rise = 2; fall = 3;",
     "destinations = { { network = \"192.0.2.0/24\"; handshake = early; } };",
     "{ network = \"::/0\"; port = 1; timeouts = { connected = 9; }; }",

@@ -26,6 +26,11 @@ impl Settings {
     /// When this machine does not have it, or the process may not have it.
     pub fn reserve_memory(&self, workers: usize, bypass: bool) -> Result<Needed, Failure> {
         let needed = Needed::of(&self.config, workers, bypass);
+        let is_turned = |own: &tcpstate::config::ServiceConfig| own.of_lan || own.side == tcpstate::Side::Wan;
+        if workers > 1 && self.config.engine.services.iter().any(is_turned) && !bypass {
+            let message = format!("`clients_on` and `servers_on` need a single worker, and there are {workers}");
+            return Err(Failure::Configuration(self.places.complain(None, "services", &message)));
+        }
         match Limit::here().and_then(|limit| needed.exceeds(&limit)) {
             Some((section, name, message)) => {
                 Err(Failure::Configuration(self.places.complain(section, name, &message)))

@@ -4,12 +4,12 @@
 //! slot, which it keeps when the configuration is read again, so that a connection can name it by a number; a server that is gone keeps it until its last
 //! connection has ended. Memory is bounded by the configuration. Of several workers the first asks, and tells the others what changes.
 
-use crate::Instant;
 use crate::config::HealthCheck;
 use crate::seq::SeqNum;
 use crate::service::{Server, Services};
 use crate::wire::neighbour::network;
 use crate::wire::{Addr, FlowKey, Mac};
+use crate::{Instant, Side};
 use core::time::Duration;
 
 /// The source ports of attempts: below those of pools, so that no connection has one.
@@ -35,6 +35,7 @@ struct Slot {
     /// The number of its next hop; `None` once the configuration does not name it any more.
     next_hop: Option<u16>,
     asker: (Addr, Mac),
+    side: Side,
     check: Option<HealthCheck>,
     is_up: bool,
     /// How many attempts in succession said that it is not what it is taken for.
@@ -88,6 +89,8 @@ pub struct Question {
     pub next_hop: u16,
     /// The address of the box that asks.
     pub asker: (Addr, Mac),
+    /// The side it is on.
+    pub side: Side,
     /// Its VLAN.
     pub vlan: u16,
     /// The connection that is attempted.
@@ -132,6 +135,7 @@ impl Backends {
                 v6: server.v6,
                 next_hop: None,
                 asker: server.asker,
+                side: server.side,
                 check: None,
                 is_up: true,
                 streak: 0,
@@ -151,6 +155,7 @@ impl Backends {
                 *slot = fresh;
             }
             (slot.next_hop, slot.asker, slot.check) = (Some(server.next_hop), server.asker, server.check);
+            slot.side = server.side;
             slot.due = server.check.filter(|_| self.is_first).map(|_| now);
             if server.check.is_none() {
                 (slot.is_up, slot.streak) = (true, 0);
@@ -224,7 +229,14 @@ impl Backends {
         self.next_port = (port - FIRST_PORT + 1) % PORTS;
         let key = slot.key(port);
         self.slots[at].attempt = Some(Attempt { port, isn: SeqNum::default() });
-        Some(Step::Ask(Question { slot: at as u16, next_hop, asker: slot.asker, vlan: slot.vlan, key }))
+        Some(Step::Ask(Question {
+            slot: at as u16,
+            next_hop,
+            asker: slot.asker,
+            side: slot.side,
+            vlan: slot.vlan,
+            key,
+        }))
     }
 
     /// The attempt bears this number.

@@ -6,9 +6,9 @@
 //! Of several workers the first asks and announces, and whichever gets an answer tells the others. These ask by themselves only when a connection of
 //! theirs waits for an address that is not known.
 
-use crate::Instant;
 use crate::service::Services;
 use crate::wire::{Addr, Mac};
+use crate::{Instant, Side};
 use core::time::Duration;
 
 /// How long an answer is good, and when it is asked for again (RFC 4861 section 10: 30 s).
@@ -32,6 +32,7 @@ const DEFENDED_EVERY: Duration = Duration::from_secs(10);
 struct Hop {
     address: Addr,
     vlan: u16,
+    side: Side,
     mac: Option<Mac>,
     /// Questions since the last answer.
     asked: u8,
@@ -65,6 +66,8 @@ pub enum Work {
 /// What is to be told to other workers of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
+    /// The side it is on.
+    pub side: Side,
     /// The address.
     pub address: Addr,
     /// The VLAN.
@@ -99,9 +102,12 @@ impl Neighbours {
             .next_hops()
             .iter()
             .map(|hop| {
-                let known = former.hops.iter().find(|known| (known.address, known.vlan) == (hop.address, hop.vlan));
-                let (address, vlan) = (hop.address, hop.vlan);
-                let fresh = Hop { address, vlan, mac: None, asked: 0, due, last: None, told: None };
+                let known = former
+                    .hops
+                    .iter()
+                    .find(|known| (known.address, known.vlan, known.side) == (hop.address, hop.vlan, hop.side));
+                let (address, vlan, side) = (hop.address, hop.vlan, hop.side);
+                let fresh = Hop { address, vlan, side, mac: None, asked: 0, due, last: None, told: None };
                 known.copied().unwrap_or(fresh)
             })
             .collect();
@@ -134,21 +140,23 @@ impl Neighbours {
         self.hops.get(usize::from(hop))?.mac
     }
 
-    /// Takes note of an address's Ethernet address, if it is one that is asked for; what is to be told to other workers of that, if anything is.
-    pub fn learn(&mut self, address: &Addr, vlan: u16, mac: Mac, now: Instant) -> Option<Heard> {
-        let hop = self.hops.iter_mut().find(|hop| hop.address == *address && hop.vlan == vlan)?;
+    /// Takes note of an address's Ethernet address, if it is one that is asked for on this side; what is to be told to other workers of that, if anything is.
+    pub fn learn(&mut self, side: Side, address: &Addr, vlan: u16, mac: Mac, now: Instant) -> Option<Heard> {
+        let is_it = |hop: &&mut Hop| hop.address == *address && hop.vlan == vlan && hop.side == side;
+        let hop = self.hops.iter_mut().find(is_it)?;
         let is_news = hop.mac != Some(mac) || hop.told.is_none_or(|told| now.since(told) >= TOLD_EVERY);
         let due = self.is_first.then(|| now + REACHABLE);
         *hop = Hop { mac: Some(mac), asked: 0, due, told: if is_news { Some(now) } else { hop.told }, ..*hop };
-        is_news.then_some(Heard { address: *address, vlan, mac: Some(mac) })
+        is_news.then_some(Heard { side, address: *address, vlan, mac: Some(mac) })
     }
 
     /// Takes note of what another worker has heard.
     pub fn receive(&mut self, heard: &Heard, now: Instant) {
         match heard.mac {
-            Some(mac) => _ = self.learn(&heard.address, heard.vlan, mac, now),
+            Some(mac) => _ = self.learn(heard.side, &heard.address, heard.vlan, mac, now),
             None => {
-                let is_it = |hop: &&mut Hop| (hop.address, hop.vlan) == (heard.address, heard.vlan);
+                let place = (heard.address, heard.vlan, heard.side);
+                let is_it = |hop: &&mut Hop| (hop.address, hop.vlan, hop.side) == place;
                 // The first knows better.
                 if let Some(hop) = self.hops.iter_mut().find(is_it).filter(|_| !self.is_first) {
                     hop.mac = None;
@@ -188,7 +196,7 @@ impl Neighbours {
         let at = self.hops.iter().position(|hop| hop.due.is_some_and(|due| due <= now))?;
         let hop = &mut self.hops[at];
         if hop.asked >= QUESTIONS && hop.mac.take().is_some() {
-            lost(Heard { address: hop.address, vlan: hop.vlan, mac: None });
+            lost(Heard { side: hop.side, address: hop.address, vlan: hop.vlan, mac: None });
         }
         hop.asked = hop.asked.saturating_add(1);
         let interval = if hop.asked > 2 * QUESTIONS { BACKED_OFF } else { RETRANSMITTED };
@@ -232,11 +240,12 @@ mod tests {
         assert_eq!(all(&mut neighbours, start), [Work::Announce(0), Work::Ask(0)]);
         assert_eq!(all(&mut neighbours, at(1)), [Work::Ask(0)]);
         assert_eq!(all(&mut neighbours, at(2)), [Work::Announce(0), Work::Ask(0)]);
-        assert_eq!(neighbours.learn(&address(3), 0, [2; 6], at(2)), None);
-        assert_eq!(neighbours.learn(&address(2), 5, [2; 6], at(2)), None);
-        let heard = Heard { address: address(2), vlan: 0, mac: Some([2; 6]) };
-        assert_eq!(neighbours.learn(&address(2), 0, [2; 6], at(2)), Some(heard));
-        assert_eq!(neighbours.learn(&address(2), 0, [2; 6], at(2)), None, "the others know that");
+        assert_eq!(neighbours.learn(Side::Lan, &address(3), 0, [2; 6], at(2)), None);
+        assert_eq!(neighbours.learn(Side::Wan, &address(2), 0, [2; 6], at(2)), None);
+        assert_eq!(neighbours.learn(Side::Lan, &address(2), 5, [2; 6], at(2)), None);
+        let heard = Heard { side: Side::Lan, address: address(2), vlan: 0, mac: Some([2; 6]) };
+        assert_eq!(neighbours.learn(Side::Lan, &address(2), 0, [2; 6], at(2)), Some(heard));
+        assert_eq!(neighbours.learn(Side::Lan, &address(2), 0, [2; 6], at(2)), None, "the others know that");
         assert_eq!((all(&mut neighbours, at(31)), neighbours.mac(0)), (vec![], Some([2; 6])));
         // The configuration is read again: what is known stays.
         neighbours.set(&services, at(31));
@@ -266,9 +275,9 @@ mod tests {
         neighbours.want(0, at(9));
         assert_eq!(neighbours.next_work(at(9), |_| ()), None, "once a second");
         assert_eq!(neighbours.next_deadline(), Some(at(10)));
-        neighbours.receive(&Heard { address: address(2), vlan: 0, mac: Some([2; 6]) }, at(9));
+        neighbours.receive(&Heard { side: Side::Lan, address: address(2), vlan: 0, mac: Some([2; 6]) }, at(9));
         assert_eq!((neighbours.mac(0), neighbours.next_deadline()), (Some([2; 6]), None));
-        neighbours.receive(&Heard { address: address(2), vlan: 0, mac: None }, at(60));
+        neighbours.receive(&Heard { side: Side::Lan, address: address(2), vlan: 0, mac: None }, at(60));
         assert_eq!(neighbours.mac(0), None);
     }
 }

@@ -82,6 +82,7 @@ impl Proxy {
             counters: Counters::default(),
             proved: Vec::new(),
             updates: Vec::new(),
+            arrived: None,
         };
         // Its own tables have other places.
         let meta = Metadata { tokens: 0, place: Id::NOWHERE, ..meta };

@@ -52,6 +52,7 @@ impl Proxy {
             to,
             key: question.key,
             sender: Side::Wan,
+            port: question.side,
             ttl: TTL,
             class: 0,
             id: 0,

@@ -38,6 +38,11 @@ impl Proxy {
     ) -> Verdict {
         let found = self.table.find(&quote.key, hash).or_else(|| Some(self.find_quoted(side, quote)?.id));
         let Some(id) = found else {
+            if self.settings.policy.services.any_turned()
+                && let Some(verdict) = self.on_turned_error(side, quote, head, now, egress)
+            {
+                return verdict;
+            }
             let passes = self.passes(&quote.key);
             let action = if passes { Action::Pass } else { self.settings.policy.rule(&quote.key).icmp_errors };
             return self.on_unmatched_icmp(action);
@@ -279,8 +284,9 @@ impl Proxy {
             return;
         }
         self.table.update(id, |flow| flow.challenged = half_second(ctx.now));
-        let told =
-            emit_error(ctx, &self.tags(id, Side::Lan), 0, |segment, head| become_too_big(segment, head, mss, ttl));
+        let told = emit_error(ctx, self.port_of(id, Side::Wan), &self.tags(id, Side::Lan), 0, |segment, head| {
+            become_too_big(segment, head, mss, ttl)
+        });
         self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
     }
 
@@ -305,7 +311,7 @@ impl Proxy {
             options: &OptionList::plain(flow.is(FlowFlags::TIMESTAMPS).then_some(timestamps)),
         };
         let ttl = hop_limit(flow.endpoint(Side::Lan).ttl);
-        let told = egress.emit(Side::Wan, |buffer| write_too_big(&empty, told, mss, ttl, buffer));
+        let told = egress.emit(self.port_of(id, Side::Wan), |buffer| write_too_big(&empty, told, mss, ttl, buffer));
         self.counters.count(if told { Event::IcmpTooBig } else { Event::NoSpareFrame });
     }
 

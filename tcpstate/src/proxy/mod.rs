@@ -33,6 +33,7 @@ mod service;
 mod service_tests;
 #[cfg(test)]
 pub(crate) mod test_segments;
+mod turned;
 mod untouched;
 mod vlans;
 
@@ -328,6 +329,8 @@ pub struct Proxy {
     pub(crate) proved: Vec<Source>,
     /// What was learned since [`Proxy::updates`] was last asked.
     pub(crate) updates: Vec<ServerUpdate>,
+    /// The side that the frame at hand has come from, where it is treated as one of the other side.
+    pub(crate) arrived: Option<Side>,
 }
 
 /// A flow that another process has left, in an order of which the oldest are the first.
@@ -419,6 +422,7 @@ impl Proxy {
             counters: Counters::default(),
             proved: Vec::with_capacity(PROVED_KEPT),
             updates: Vec::with_capacity(UPDATES_KEPT),
+            arrived: None,
         };
         proxy.settings.is_guarded = proxy.is_guarded();
         proxy.count_targets();
@@ -728,6 +732,12 @@ impl Proxy {
                 "the connection is handed down: the kernel forwards its usual segments by itself, and of the others the worker decides".into()
             });
             self.begin_handed_down(id, segment, head);
+        }
+        if found.is_none()
+            && self.settings.policy.services.any_turned()
+            && let Some(verdict) = self.on_turned(side, segment, head, now, egress)
+        {
+            return verdict;
         }
         if found.is_none()
             && kind != Kind::Syn

@@ -27,7 +27,7 @@ impl Proxy {
                     let Some(hop) = services.next_hops().get(at) else { continue };
                     let (own, question, tags) = (hop.asker, Statement::Asks(hop.address), tags(hop.vlan));
                     let v6 = hop.v6;
-                    let sent = egress.emit(Side::Lan, |buffer| question.write(own, v6, &tags, buffer));
+                    let sent = egress.emit(hop.side, |buffer| question.write(own, v6, &tags, buffer));
                     self.counters.count(if sent { Event::NeighbourAsked } else { Event::NoSpareFrame });
                 }
                 Work::Announce(at) => {
@@ -85,9 +85,7 @@ impl Proxy {
         let vlan = said.vlan()?;
         let claimed = if said.v6 && !said.asks { &said.target } else { &said.sender };
         if let Some(mac) = said.mac {
-            if side == Side::Lan
-                && let Some(heard) = self.caches.neighbours.learn(claimed, vlan, mac, now)
-            {
+            if let Some(heard) = self.caches.neighbours.learn(side, claimed, vlan, mac, now) {
                 self.publish(ServerUpdate::Neighbour(heard));
             }
             let services = &self.settings.policy.services;

@@ -89,7 +89,9 @@ impl Proxy {
             Met::Error(error) if self.settings.errors_repeated.take(ctx.now) => {
                 let tags = self.answer_envelope(ctx.envelope(), error.ttl).tags;
                 let room = error_overhead(ctx.key().v6);
-                let sent = emit_error(&mut ctx, &tags, room, |segment, head| become_unreachable(segment, head, &error));
+                let sent = emit_error(&mut ctx, Side::Wan, &tags, room, |segment, head| {
+                    become_unreachable(segment, head, &error)
+                });
                 self.counters.count(if sent { Event::UnreachablePort } else { Event::NoSpareFrame });
                 Verdict::Drop(DropReason::Consumed)
             }
@@ -288,15 +290,16 @@ impl Proxy {
     }
 }
 
-/// Sends the client of the segment at hand an error about it, which `write` makes of a copy in these tags, with `room` behind it.
+/// Sends the client of the segment at hand, which is on the side `client`, an error about it, which `write` makes of a copy in these tags, with `room` behind it.
 pub(super) fn emit_error(
     ctx: &mut Context<impl Egress>,
+    client: Side,
     tags: &Tags,
     room: usize,
     write: impl FnOnce(&Segment, &mut Head),
 ) -> bool {
     let question = ctx.head.bytes();
-    ctx.egress.emit(Side::Wan, |buffer| {
+    ctx.egress.emit(client, |buffer| {
         let (from, to) = (usize::from(ctx.segment.ip), ETHERNET_LEN + tags.len());
         let copied = (question.len() - from).min(buffer.len() - to);
         buffer[..12].copy_from_slice(&question[..12]);

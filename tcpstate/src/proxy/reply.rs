@@ -46,6 +46,7 @@ impl Proxy {
             to,
             key,
             sender,
+            port: self.port_of(id, sender.other()),
             ttl: hop_limit(flow.endpoint(sender).ttl),
             class: flow.class(sender),
             id: 0,
@@ -56,7 +57,8 @@ impl Proxy {
 
     /// Sends a segment of our own accord.
     pub(super) fn emit(&mut self, to: Side, outgoing: &Outgoing, egress: &mut impl Egress) -> bool {
-        let sent = egress.emit(to, |buffer| outgoing.write(buffer));
+        debug_assert_eq!(to, outgoing.envelope.sender.other(), "what one end sends is for the other");
+        let sent = egress.emit(outgoing.envelope.port, |buffer| outgoing.write(buffer));
         if !sent {
             self.counters.count(Event::NoSpareFrame);
         }

@@ -134,7 +134,7 @@ impl Proxy {
         });
         let Some(id) = filled else { return self.turn_away(ctx, proof) };
         if let Some(beside) = self.table.beside_mut(id) {
-            *beside = Redirect::default();
+            *beside = Redirect::new(&FlowKey::default(), 0, self.arrived.unwrap_or(Side::Wan), Side::Lan);
         }
         self.table.schedule(id, tick(now).wrapping_add(patience));
         self.remember_candidate(id);
@@ -340,7 +340,7 @@ impl Proxy {
         }
         let slot = self.caches.backends.slot(member.server);
         let gathered = self.gathered(id);
-        let mut redirect = Redirect::new(&second, second_hash, Side::Wan, Side::Lan);
+        let mut redirect = Redirect::new(&second, second_hash, self.port_of(id, Side::Wan), service.side);
         (redirect.mac, redirect.gathered) = (self.table[id].mac(Side::Lan), gathered);
         (redirect.own_mac, redirect.slot) = (own_mac, slot.wrapping_add(1));
         if !are_possible(&second) || !self.table.redirect(id, redirect) {
@@ -591,7 +591,7 @@ impl Proxy {
                 usize::from(self.table[id].mss_lan.min(self.table[id].mss)).max(64 + outgoing.options.bytes().len());
             let most = mss - outgoing.options.bytes().len();
             let mut count = 0;
-            let sent = egress.emit(Side::Lan, |buffer| {
+            let sent = egress.emit(envelope.port, |buffer| {
                 let header = envelope.frame_len(outgoing.options);
                 let room = most.min(buffer.len().saturating_sub(header));
                 let seq;
@@ -759,7 +759,7 @@ impl Proxy {
         let mut outgoing = outgoing.outgoing(&envelope);
         outgoing.flags = outgoing.flags.and(Flags::PSH).and(Flags::FIN);
         let alert = tls::UNRECOGNIZED_NAME;
-        let sent = egress.emit(Side::Wan, |buffer| {
+        let sent = egress.emit(envelope.port, |buffer| {
             let header = envelope.frame_len(outgoing.options);
             buffer[header..header + alert.len()].copy_from_slice(&alert);
             outgoing.write_around(buffer, alert.len())

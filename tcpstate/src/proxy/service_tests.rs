@@ -121,6 +121,7 @@ impl End {
             to: self.peer_mac,
             key: self.key,
             sender: self.side,
+            port: self.side.other(),
             ttl: 64,
             class: 0,
             id: 0,
@@ -317,6 +318,12 @@ struct Plan {
     workers: usize,
     /// How the server is reached.
     reach: Reach,
+    /// On which sides the client and the server are.
+    sides: (Side, Side),
+}
+
+fn side() -> impl Strategy<Value = Side> {
+    prop_oneof![Just(Side::Lan), Just(Side::Wan)]
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -326,11 +333,21 @@ fn plan() -> impl Strategy<Value = Plan> {
     let scale = || prop::option::of(0u8..10);
     (
         (any::<u64>(), any::<bool>(), (near_wrap(), near_wrap()), any::<(bool, bool)>(), (scale(), scale())),
-        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>(), 1usize..4),
-        prop_oneof![Just(Reach::Nat), Just(Reach::Mac), Just(Reach::Full)],
+        (header, trouble, (0usize..3000, 0usize..9000), 0usize..3, any::<bool>()),
+        // Others than the usual sides are for one worker, and servers that see the box.
+        prop_oneof![
+            (Just(Reach::Nat), Just((Side::Wan, Side::Lan)), 1usize..4),
+            (Just(Reach::Mac), Just((Side::Wan, Side::Lan)), 1usize..4),
+            (Just(Reach::Full), Just((Side::Wan, Side::Lan)), 1usize..4),
+            (Just(Reach::Full), (side(), side()), Just(1)),
+        ],
     )
         .prop_map(
-            |((seed, v6, isns, timestamps, scales), (header, trouble, sizes, name, cookies, workers), reach)| Plan {
+            |(
+                (seed, v6, isns, timestamps, scales),
+                (header, trouble, sizes, name, cookies),
+                (reach, sides, workers),
+            )| Plan {
                 seed,
                 v6,
                 isns,
@@ -381,6 +398,8 @@ impl World {
                 routes: vec![route("zero.example", 10), route("*.one.example", 11)],
                 patience: Duration::from_secs(60),
                 reach: plan.reach,
+                of_lan: plan.sides.0 == Side::Lan,
+                side: plan.sides.1,
                 pool: if plan.seed.is_multiple_of(2) { Vec::new() } else { vec![address(plan.v6, 200)] },
                 ..ServiceConfig::at(address(plan.v6, 100), PORT)
             }],
@@ -513,7 +532,7 @@ impl World {
                     continue;
                 }
                 if let Some(said) = Neighbour::parse(&frame) {
-                    if side == Side::Lan && said.asks && said.target != said.sender {
+                    if side == plan.sides.1 && said.asks && said.target != said.sender {
                         let mut answer = vec![0; 100];
                         let own = (said.target, SERVER_MAC);
                         let len = Statement::Answers(said.sender, said.mac.expect("the box says where it is")).write(
@@ -523,23 +542,24 @@ impl World {
                             &mut answer,
                         );
                         answer.truncate(len);
-                        self.send(Side::Lan, true, answer);
+                        self.send(side, true, answer);
                     }
                     continue;
                 }
-                match side {
-                    Side::Wan => client.hear(&mut frame)?,
-                    Side::Lan => {
-                        prop_assert!(!turned_away, "nobody has that name");
-                        server.hear(&mut frame)?;
-                    }
+                if frame[..6] == CLIENT_MAC {
+                    prop_assert_eq!(side, plan.sides.0);
+                    client.hear(&mut frame)?;
+                } else {
+                    prop_assert_eq!((side, &frame[..6]), (plan.sides.1, &SERVER_MAC[..]));
+                    prop_assert!(!turned_away, "nobody has that name");
+                    server.hear(&mut frame)?;
                 }
             }
             prop_assert!(client.bytes.len() <= server.out.len() && client.bytes == server.out[..client.bytes.len()]);
             prop_assert!(server.bytes.len() <= expected.len() && server.bytes == expected[..server.bytes.len()]);
             server.may_send = server.bytes.len() == expected.len();
             if step % 5 == 0 {
-                for (side, end) in [(Side::Wan, &mut client), (Side::Lan, &mut server)] {
+                for (side, end) in [(plan.sides.0, &mut client), (plan.sides.1, &mut server)] {
                     for frame in end.speak(&mut self.chance) {
                         self.send(side, true, frame);
                     }
@@ -599,6 +619,7 @@ fn calm(v6: bool) -> (World, End) {
         cookies: false,
         workers: 1,
         reach: Reach::Nat,
+        sides: (Side::Wan, Side::Lan),
     };
     let world = World::new(plan);
     let (lan, wan) = (address(v6, 100), address(v6, 1));

@@ -13,6 +13,7 @@ pub mod names;
 pub mod proxy_header;
 pub mod tls;
 
+use crate::Side;
 use crate::config::{Balance, HealthCheck, Protocol, ProxyHeader, Reach, ServiceConfig, ServiceServer};
 use crate::wire::{Addr, Mac};
 use core::time::Duration;
@@ -147,6 +148,8 @@ pub struct Server {
     pub vlan: u16,
     /// Whose Ethernet address its frames bear: the number of its own address, or that of a router ([`Services::next_hops`]).
     pub next_hop: u16,
+    /// The side it is on.
+    pub side: Side,
     /// The address of the box that asks whether it accepts connections, and its Ethernet address.
     pub asker: (Addr, Mac),
     /// How often it is asked, if at all.
@@ -174,6 +177,10 @@ pub struct Service {
     pub patience: Duration,
     /// How servers are reached.
     pub reach: Reach,
+    /// Whether its clients may be on the LAN too.
+    pub of_lan: bool,
+    /// The side its servers are on.
+    pub side: Side,
     /// The addresses that take the place of clients', by their numbers ([`Services::pools`]); none if these are kept.
     pub pool: Vec<u16>,
     patterns: Patterns,
@@ -203,6 +210,8 @@ pub struct NextHop {
     pub v6: bool,
     /// The VLAN it is asked for in.
     pub vlan: u16,
+    /// The side it is on.
+    pub side: Side,
     /// The address of the box in whose name it is asked for, and at which Ethernet address the box has that.
     pub asker: (Addr, Mac),
 }
@@ -228,6 +237,7 @@ pub struct Services {
     owned: Vec<Owned>,
     servers: Vec<Server>,
     pools: Vec<Owned>,
+    any_turned: bool,
 }
 
 /// The Ethernet address of an address of the box for which none is given: administered locally (IEEE 802), and the same on each box with that
@@ -246,13 +256,15 @@ impl Services {
         let mut services = Self::default();
         for config in configs {
             let service = services.service(config);
+            services.any_turned |= service.of_lan || service.side == Side::Wan;
             services.all.push(service);
         }
         services
     }
 
     fn service(&mut self, config: &ServiceConfig) -> Service {
-        let &ServiceConfig { address, port, vlan, protocol, header, patience, reach, balance, .. } = config;
+        let &ServiceConfig { address, port, vlan, protocol, header, patience, reach, balance, of_lan, side, .. } =
+            config;
         let v6 = !is_mapped(&address);
         let mac = self.own(address, vlan, config.mac);
         let pool: Vec<u16> = match (reach, &config.pool[..]) {
@@ -270,8 +282,8 @@ impl Services {
                 .map(|own| {
                     let &ServiceServer { address, port, .. } = own;
                     let hop = config.next_hop.unwrap_or(address);
-                    let next_hop = self.next_hop(NextHop { address: hop, v6, vlan, asker });
-                    let server = Server { address, port, v6, vlan, next_hop, asker, check: config.check };
+                    let next_hop = self.next_hop(NextHop { address: hop, v6, vlan, side, asker });
+                    let server = Server { address, port, v6, vlan, next_hop, side, asker, check: config.check };
                     Member::new(self.server(server), own)
                 })
                 .collect(),
@@ -281,7 +293,23 @@ impl Services {
         let default = group(&config.default);
         let named = config.routes.iter().zip(0..).flat_map(|(route, n)| route.names.iter().map(move |name| (name, n)));
         let patterns = Patterns::new(named.map(|(name, n)| (name.as_str(), n)));
-        Service { address, port, v6, vlan, mac, protocol, header, patience, reach, pool, patterns, groups, default }
+        Service {
+            address,
+            port,
+            v6,
+            vlan,
+            mac,
+            protocol,
+            header,
+            patience,
+            reach,
+            of_lan,
+            side,
+            pool,
+            patterns,
+            groups,
+            default,
+        }
     }
 
     /// Notes an address of the box, and returns the Ethernet address at which the box has it.
@@ -317,13 +345,21 @@ impl Services {
 
     /// The number of this next hop.
     fn next_hop(&mut self, hop: NextHop) -> u16 {
-        number_of(&mut self.next_hops, hop, |own, other| (own.address, own.vlan) == (other.address, other.vlan))
+        number_of(&mut self.next_hops, hop, |own, other| {
+            (own.address, own.vlan, own.side) == (other.address, other.vlan, other.side)
+        })
     }
 
     /// Whether there is none.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// Whether a service has clients on the LAN or servers on the WAN.
+    #[inline(always)]
+    pub fn any_turned(&self) -> bool {
+        self.any_turned
     }
 
     /// The service with this number.

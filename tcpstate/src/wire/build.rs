@@ -107,6 +107,8 @@ pub struct Envelope {
     pub key: FlowKey,
     /// The side the sender is on.
     pub sender: Side,
+    /// The side of the box on which the receiver is: the other one, but for connections to services with a client on the LAN or a server on the WAN.
+    pub port: Side,
     /// Time to live or hop limit.
     pub ttl: u8,
     /// The class (RFC 2474): the upper six bits of the traffic class, in IPv4 of the type of service; the lower two are zero.
@@ -129,14 +131,24 @@ impl Envelope {
         let tags = Tags::of(frame, ip);
         let ttl = segment.ttl(frame);
         let class = segment.class(frame);
-        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, ttl, class, id, label, tags }
+        let port = side.other();
+        Self { from: mac(6), to: mac(0), key: segment.key, sender: side, port, ttl, class, id, label, tags }
     }
 
     /// The envelope of an answer with this hop limit: source and destination exchanged, class and tags the same.
     #[must_use]
     #[inline]
     pub fn reversed(self, ttl: u8) -> Self {
-        Self { from: station(self.to), to: self.from, sender: self.sender.other(), ttl, id: 0, label: 0, ..self }
+        Self {
+            from: station(self.to),
+            to: self.from,
+            sender: self.sender.other(),
+            port: self.sender,
+            ttl,
+            id: 0,
+            label: 0,
+            ..self
+        }
     }
 
     /// Bytes of the frame that holds `options`, before padding.

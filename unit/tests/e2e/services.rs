@@ -210,6 +210,40 @@ fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addre
     assert!(proxy.stop().status.success());
 }
 
+/// Each of two ends may be on either side, also on the same one.
+#[test(light)]
+fn clients_and_servers_are_on_any_side() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    rig.client.sh("ip addr add 10.77.0.21/24 dev c0");
+    let serve = |stream: TcpStream| {
+        let head = head(&stream)?;
+        assert!(head.starts_with(b"POST /x HTTP/1.1\r\n"));
+        traffic::exchanged(stream)
+    };
+    let servers = [rig.server.serve(server(11), 8080, serve), rig.client.serve(server(21), 8080, serve)];
+    let more = "protocol = http; reach = full; clients_on = both; pool = { \"10.77.0.200\" }; check = 1;";
+    let blocks = format!(
+        "{{ address = \"10.77.0.100\"; port = 80; {more} default = {{ \"10.77.0.11:8080\" }}; }},
+         {{ address = \"10.77.0.100\"; port = 81; {more} servers_on = wan; default = {{ \"10.77.0.21:8080\" }}; }}"
+    );
+    let proxy = start(&rig, &blocks);
+    for (port, client, what) in [
+        (80, &rig.client, "as usual"),
+        (80, &rig.server, "both on the LAN"),
+        (81, &rig.client, "both on the WAN"),
+        (81, &rig.server, "the other way round"),
+    ] {
+        for _ in 0..3 {
+            let stream = client.connect(SocketAddr::new(SERVICE_V4, port)).unwrap_or_else(|e| panic!("{what}: {e}"));
+            (&stream).write_all(b"POST /x HTTP/1.1\r\nHost: any.example\r\n\r\n").expect("asking");
+            traffic::exchange(&stream, 300_000, 300_000).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+    drop(servers);
+    assert!(proxy.stop().status.success());
+}
+
 /// A server that is not there, and one that refuses.
 #[test(light)]
 fn a_client_whose_server_cannot_be_reached_is_reset() {
