@@ -26,6 +26,7 @@ mod time;
 mod verdict;
 pub mod wire;
 
+pub use cache::gathered::GatheredSlab;
 pub use cache::servers::ServerSlab;
 pub use cache::updates::ServerUpdate;
 pub use cache::vlan_pairs::VlanPair;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use pktio::huge_pages;
 use pktio::region::{Region, RegionError};
 use pktio::shed::PROVED_WORDS;
-use tcpstate::{Config, Memory, ServerSlab, Slab, Words};
+use tcpstate::{Config, GatheredSlab, Memory, ServerSlab, Slab, Words};
 
 /// Zeroed memory of this process for an engine of this configuration. It stays mapped until the process ends; pages that are never used take none.
 ///
@@ -20,6 +20,11 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
     let servers = Region::anonymous(ServerSlab::words(config.learn_capacity))?.into_words();
     let servers =
         ServerSlab::mapped(servers, config.learn_capacity, false).expect("as many words as it needs, from a page on");
+    let (places, room) = (config.service_buffers, config.first_bytes);
+    let gathered = match GatheredSlab::words(places, room) {
+        0 => Some(GatheredSlab::anonymous(0, room)),
+        words => GatheredSlab::mapped(Region::anonymous(words)?.into_words(), places, room, false),
+    };
     let [recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas] = Memory::words_needed(config);
     Ok(Memory {
         slab,
@@ -30,6 +35,7 @@ pub fn anonymous(config: &Config) -> Result<Memory, RegionError> {
         refused_ports: words(refused_ports)?,
         proved_sources: words(proved_sources)?,
         quotas: words(quotas)?,
+        gathered: gathered.expect("as many words as it needs, from a page on"),
     })
 }
 

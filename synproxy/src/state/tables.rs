@@ -3,7 +3,7 @@
 use super::header::Refused;
 use crate::dataplane::memory;
 use pktio::region::{Region, RegionError, RegionLock, atomics};
-use tcpstate::{Adopted, Config, Memory, Remains, Secrets, ServerSlab, Slab, Words};
+use tcpstate::{Adopted, Config, GatheredSlab, Memory, Remains, Secrets, ServerSlab, Slab, Words};
 
 /// Words of a page.
 const PAGE: usize = 512;
@@ -11,9 +11,12 @@ const PAGE: usize = 512;
 /// "tables  " in ASCII.
 const MAGIC: u64 = 0x7461_626c_6573_2020;
 
-/// The regions that outlive the process: flow records, servers, recent SYNs, limits, refused SYNs, refused ports, proved sources. What counts for limits on
-/// connections is counted anew from the flows.
-const REGIONS: usize = 7;
+/// The regions that outlive the process: flow records, servers, recent SYNs, limits, refused SYNs, refused ports, proved sources, first bytes of connections
+/// to services. What counts for limits on connections is counted anew from the flows.
+const REGIONS: usize = 8;
+
+/// The last one, whose contents belong to flow records where they lie.
+const GATHERED: usize = REGIONS - 1;
 
 /// How large the tables of one worker are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +33,8 @@ impl Shape {
         let (flows, servers) = (config.flow_capacity(), config.learn_capacity);
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources, _] = Memory::words_needed(config);
         let (slab, servers_words) = (Slab::words(flows, config.has_redirects()), ServerSlab::words(servers));
-        let words = [slab, servers_words, recent_syns, limits, refused_syns, refused_ports, proved_sources];
+        let gathered = GatheredSlab::words(config.service_buffers, config.first_bytes);
+        let words = [slab, servers_words, recent_syns, limits, refused_syns, refused_ports, proved_sources, gathered];
         Self { flows, servers, words }
     }
 
@@ -166,14 +170,26 @@ impl Tables {
             rest = behind;
             &mut region[..words]
         });
-        let [slab, servers, others @ ..] = regions;
+        let [slab, servers, others @ .., gathered] = regions;
         let enough = "as many words as it needs, from a page on";
         let slab = fill(Slab::mapped(slab, shape.flows, config.has_redirects(), is_used[0]).expect(enough));
         let servers = ServerSlab::mapped(servers, shape.servers, is_used[1]).expect(enough);
         let [recent_syns, limits, refused_syns, refused_ports, proved_sources] =
             others.map(|words| Words::from(atomics(words)));
+        let (places, room) = (config.service_buffers, config.first_bytes);
+        let gathered = GatheredSlab::mapped(gathered, places, room, is_used[GATHERED]).expect(enough);
         let quotas = memory::quotas(config)?;
-        let memory = Memory { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas };
+        let memory = Memory {
+            slab,
+            servers,
+            recent_syns,
+            limits,
+            refused_syns,
+            refused_ports,
+            proved_sources,
+            quotas,
+            gathered,
+        };
         Ok((memory, lock))
     }
 
@@ -192,7 +208,7 @@ impl Tables {
     ) -> Result<((Memory, RegionLock), Adopted), RegionError> {
         let mut is_used = [false; REGIONS];
         if let Some(others) = others {
-            for (n, other) in others.iter().enumerate().skip(1) {
+            for (n, other) in others.iter().enumerate().take(GATHERED).skip(1) {
                 is_used[n] = !other.is_empty() && self.fill(n, other);
             }
         }
@@ -270,7 +286,7 @@ mod tests {
         let mut foreign = words.clone();
         foreign[0] ^= 1;
         assert_eq!(refused(&foreign), "tables-3-1 is no file of tables");
-        for at in 5..14 {
+        for at in 5..7 + REGIONS {
             for large in [u64::MAX, u64::MAX / 2, 1 << 60, 1 << 40, u64::MAX - 511] {
                 let mut words = words.clone();
                 words[at] = large;

@@ -2,10 +2,13 @@
 //!
 //! A connection has one place of a fixed size, from its first byte on; what comes out of order is kept as far as a few gaps allow. When every place
 //! is taken, one of the source network that has most of them gives way to a network that has fewer, so that one network cannot keep others
-//! out. Memory is taken once.
+//! out. Memory is taken once, and may outlive the process: what another one has left is adopted for the connections that are adopted with it.
 
+use crate::flow::table::Region;
 use crate::seq::SeqNum;
-use crate::service::proxy_header::Header;
+use crate::service::proxy_header::{Header, LONGEST};
+use core::sync::atomic::{Ordering, compiler_fence};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// How many pieces can be kept that are not next.
 const PIECES: usize = 4;
@@ -14,27 +17,95 @@ const NETWORK_BITS: u32 = 10;
 /// How many places one search for a place that can be spared looks at.
 const SEARCHED: usize = 256;
 
-/// The first bytes of a connection.
-#[derive(Clone, Copy, Default)]
+/// The first bytes of a connection. Plain data: what another process has left is believed only when it has been looked at.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub struct Place {
     /// The connection's place in the flow table.
     owner: u32,
-    /// A hash of its client's network.
-    network: u16,
-    /// The next free place: its index plus one, zero for none.
-    next: u16,
-    is_taken: bool,
     /// The client's number of the first byte.
     first: SeqNum,
-    /// How many bytes there are in order.
-    len: u16,
-    /// What is not next: from where to where; the first zero is the end.
-    pieces: [(u16, u16); PIECES],
     /// How much of the header and the bytes the server has acknowledged, and has been sent.
     acked: u32,
     sent: u32,
     /// How much beyond what it has acknowledged it takes.
     window: u32,
+    /// A hash of its client's network.
+    network: u16,
+    /// The next free place: its index plus one, zero for none.
+    next: u16,
+    /// [`FREE`], [`TAKEN`] or, while another process's are adopted, [`ADOPTED`].
+    use_of: u16,
+    /// How many bytes there are in order.
+    len: u16,
+    /// What is not next: from where to where; where the second is zero there is none.
+    pieces: [[u16; 2]; PIECES],
+    /// What the server gets in front of the bytes.
+    header_len: u16,
+    header: [u8; LONGEST + 3],
+}
+
+const FREE: u16 = 0;
+const TAKEN: u16 = 1;
+const ADOPTED: u16 = 2;
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            owner: 0,
+            first: SeqNum::default(),
+            acked: 0,
+            sent: 0,
+            window: 0,
+            network: 0,
+            next: 0,
+            use_of: FREE,
+            len: 0,
+            pieces: [[0; 2]; PIECES],
+            header_len: 0,
+            header: [0; LONGEST + 3],
+        }
+    }
+}
+
+/// The memory of the first bytes of connections: of this process, or mapped by the owner of the engine.
+#[derive(Clone)]
+pub struct GatheredSlab {
+    places: Region<Place>,
+    bytes: Region<u8>,
+    /// Whether those of another process may lie in it.
+    is_used: bool,
+}
+
+impl GatheredSlab {
+    /// The version of the layout.
+    pub const LAYOUT: u64 = 1;
+
+    /// Zeroed memory of this process for so many places of `room` bytes.
+    pub fn anonymous(places: usize, room: u16) -> Self {
+        let places = Self::places(places);
+        let bytes = Region::zeroed(places * usize::from(room));
+        Self { places: Region::zeroed(places), bytes, is_used: false }
+    }
+
+    /// Mapped memory for so many places: zeroed, or, if it `is_used`, with what a former process has left. `None` if it is too small or not aligned.
+    pub fn mapped(words: &'static mut [u64], places: usize, room: u16, is_used: bool) -> Option<Self> {
+        let count = Self::places(places);
+        let (places, rest) = Region::mapped(words, count)?;
+        let (bytes, _) = Region::mapped(rest, count * usize::from(room))?;
+        Some(Self { places, bytes, is_used })
+    }
+
+    /// 64-bit words that mapped memory for so many places needs.
+    pub fn words(places: usize, room: u16) -> usize {
+        let places = Self::places(places);
+        (places * size_of::<Place>()).div_ceil(8) + (places * usize::from(room)).div_ceil(8)
+    }
+
+    /// More have no number.
+    fn places(places: usize) -> usize {
+        places.min(usize::from(u16::MAX) - 1)
+    }
 }
 
 impl Place {
@@ -59,11 +130,10 @@ pub enum Full {
 }
 
 /// See the module.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Gathered {
-    places: Vec<Place>,
-    headers: Vec<Option<Header>>,
-    bytes: Vec<u8>,
+    places: Region<Place>,
+    bytes: Region<u8>,
     /// Bytes of a place.
     room: usize,
     /// The first free place, as [`Place::next`].
@@ -75,25 +145,63 @@ pub struct Gathered {
 }
 
 impl Gathered {
-    /// The bytes that so many places of `room` bytes take.
-    pub const fn bytes_needed(places: usize, room: usize) -> usize {
-        let fixed = if places > 0 { size_of::<u16>() << NETWORK_BITS } else { 0 };
-        places * (size_of::<Place>() + size_of::<Option<Header>>() + room) + fixed
+    /// The bytes that are needed beside those of the [slab](GatheredSlab::words).
+    pub const fn bytes_needed(places: usize) -> usize {
+        if places > 0 { size_of::<u16>() << NETWORK_BITS } else { 0 }
     }
 
-    /// So many free places, at most 65535, of `room` bytes.
-    pub fn new(places: usize, room: u16) -> Self {
-        let (places, room) = (places.min(u16::MAX.into()), usize::from(room));
-        let next = |index: usize| if index + 1 < places { index as u16 + 2 } else { 0 };
-        Self {
-            places: (0..places).map(|index| Place { next: next(index), ..Place::default() }).collect(),
-            headers: vec![None; places],
-            bytes: vec![0; places * room],
-            room,
-            free: u16::from(places > 0),
-            taken: 0,
-            by_network: vec![0; if places > 0 { 1 << NETWORK_BITS } else { 0 }],
-            hand: 0,
+    /// Places of `room` bytes in this memory. Until [`Gathered::settle`] is called those of another process may be adopted.
+    pub fn new(slab: GatheredSlab, room: u16) -> Self {
+        let GatheredSlab { mut places, bytes, is_used } = slab;
+        if !is_used {
+            places.fill(Place::default());
+        }
+        let networks = if places.is_empty() { 0 } else { 1 << NETWORK_BITS };
+        Self { places, bytes, room: room.into(), free: 0, taken: 0, by_network: vec![0; networks], hand: 0 }
+    }
+
+    /// The memory, as another process would find it.
+    pub fn into_slab(self) -> GatheredSlab {
+        GatheredSlab { places: self.places, bytes: self.bytes, is_used: true }
+    }
+
+    /// Takes the place with this number for the connection `owner`, as another process has left it, if it can be its: what the client was acknowledged, up to
+    /// `acked`, is there.
+    pub fn adopt(&mut self, number: u16, owner: u32, acked: SeqNum) -> bool {
+        let room = self.room as u16;
+        let Some(place) = number.checked_sub(1).and_then(|index| self.places.get_mut(usize::from(index))) else {
+            return false;
+        };
+        let is_piece = |&[from, to]: &[u16; 2]| to == 0 || place.len < from && from < to && to <= room;
+        let total = u32::from(place.header_len) + u32::from(place.len);
+        let is_its = place.use_of == TAKEN
+            && place.owner == owner
+            && place.len <= room
+            && acked.beyond(place.first) <= u32::from(place.len)
+            && usize::from(place.header_len) <= LONGEST
+            && place.acked <= total
+            && usize::from(place.network) < 1 << NETWORK_BITS
+            && place.pieces.iter().all(is_piece);
+        if is_its {
+            (place.use_of, place.sent) = (ADOPTED, place.acked);
+        }
+        is_its
+    }
+
+    /// From now on every place is free that is not adopted.
+    pub fn settle(&mut self) {
+        (self.free, self.taken) = (0, 0);
+        self.by_network.fill(0);
+        for index in (0..self.places.len()).rev() {
+            let place = &mut self.places[index];
+            if place.use_of == ADOPTED {
+                place.use_of = TAKEN;
+                self.taken += 1;
+                self.by_network[usize::from(place.network)] += 1;
+            } else {
+                *place = Place { next: self.free, ..Place::default() };
+                self.free = index as u16 + 1;
+            }
         }
     }
 
@@ -121,8 +229,7 @@ impl Gathered {
         let Some(index) = self.free.checked_sub(1) else { return Err(self.spare(network)) };
         let place = &mut self.places[usize::from(index)];
         self.free = place.next;
-        *place = Place { owner, network, first, is_taken: true, ..Place::default() };
-        self.headers[usize::from(index)] = None;
+        *place = Place { owner, network, first, use_of: TAKEN, ..Place::default() };
         self.taken += 1;
         self.by_network[usize::from(network)] += 1;
         Ok(index + 1)
@@ -133,7 +240,7 @@ impl Gathered {
         let count = |network: u16| self.by_network[usize::from(network)];
         let all = self.places.len();
         let looked_at = (0..all.min(SEARCHED)).map(|n| &self.places[(self.hand + n) % all]);
-        let most = looked_at.filter(|place| place.is_taken).max_by_key(|place| count(place.network));
+        let most = looked_at.filter(|place| place.use_of == TAKEN).max_by_key(|place| count(place.network));
         let spare = most.filter(|place| count(place.network) > count(network) + 1).map(|place| place.owner);
         self.hand = (self.hand + SEARCHED) % all.max(1);
         spare.map_or(Full::Refused, Full::Spare)
@@ -143,10 +250,9 @@ impl Gathered {
     pub fn release(&mut self, number: u16) {
         let index = usize::from(number) - 1;
         let place = &mut self.places[index];
-        debug_assert!(place.is_taken);
+        debug_assert!(place.use_of == TAKEN);
         self.by_network[usize::from(place.network)] -= 1;
         *place = Place { next: self.free, ..Place::default() };
-        self.headers[index] = None;
         self.free = number;
         self.taken -= 1;
     }
@@ -180,21 +286,24 @@ impl Gathered {
         }
         let bytes = &bytes[..bytes.len().min((room - from) as usize)];
         let to = from + bytes.len() as u32;
-        if !place.insert(from as u16, to as u16) {
-            return 0;
-        }
         let start = (usize::from(number) - 1) * self.room + from as usize;
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        // Should the process end here, the next one finds bytes that nobody counts, and never ones that are counted and not there.
+        compiler_fence(Ordering::SeqCst);
+        place.insert(from as u16, to as u16);
         place.len - before
     }
 
     /// Puts a header in front of the bytes, of which none was sent.
     pub fn put_header(&mut self, number: u16, header: Header) {
-        self.headers[usize::from(number) - 1] = Some(header);
+        let place = &mut self.places[usize::from(number) - 1];
+        place.header[..header.bytes().len()].copy_from_slice(header.bytes());
+        place.header_len = header.bytes().len() as u16;
     }
 
     fn header(&self, number: u16) -> &[u8] {
-        self.headers[usize::from(number) - 1].as_ref().map_or(&[], Header::bytes)
+        let place = self.get(number);
+        place.header.get(..place.header_len.into()).unwrap_or_default()
     }
 
     /// How many bytes the server is to get: the header and what is there in order.
@@ -277,36 +386,35 @@ impl Gathered {
 }
 
 impl Place {
-    /// Notes that bytes from here to there have come, and joins what has become one. False if there is no room for another piece.
-    fn insert(&mut self, from: u16, to: u16) -> bool {
+    /// Notes that bytes from here to there have come, and joins what has become one, unless there is no room for another piece.
+    fn insert(&mut self, from: u16, to: u16) {
         let (mut from, mut to) = (from, to);
-        let mut pieces = [(0, 0); PIECES];
+        let mut pieces = [[0; 2]; PIECES];
         let mut count = 0;
-        for (start, end) in self.pieces {
+        for [start, end] in self.pieces {
             if end == 0 {
                 continue;
             }
             if start <= to && from <= end {
                 (from, to) = (from.min(start), to.max(end));
             } else {
-                pieces[count] = (start, end);
+                pieces[count] = [start, end];
                 count += 1;
             }
         }
         if from <= self.len {
             self.len = self.len.max(to);
         } else if count < PIECES {
-            pieces[count] = (from, to);
+            pieces[count] = [from, to];
         } else {
-            return false;
+            return;
         }
         self.pieces = pieces;
         // What lies behind what has just been filled may be next now.
-        while let Some(next) = self.pieces.iter_mut().find(|piece| piece.1 != 0 && piece.0 <= self.len) {
-            self.len = self.len.max(next.1);
-            *next = (0, 0);
+        while let Some(next) = self.pieces.iter_mut().find(|piece| piece[1] != 0 && piece[0] <= self.len) {
+            self.len = self.len.max(next[1]);
+            *next = [0, 0];
         }
-        true
     }
 }
 
@@ -317,6 +425,58 @@ mod tests {
     use crate::wire::FlowKey;
     use proptest::prelude::*;
 
+    fn gathered(places: usize, room: u16) -> Gathered {
+        let mut gathered = Gathered::new(GatheredSlab::anonymous(places, room), room);
+        gathered.settle();
+        gathered
+    }
+
+    /// What another process has left goes on for the connection whose it is, and is free otherwise; whatever lies there, nothing else happens.
+    #[test]
+    fn what_another_process_has_kept_goes_on() {
+        let mut before = gathered(3, 100);
+        let numbers: Vec<_> = (0..3).map(|owner| before.take(owner, 1, SeqNum::new(10)).unwrap()).collect();
+        before.keep(numbers[1], SeqNum::new(10), b"hello");
+        before.keep(numbers[1], SeqNum::new(20), b"world");
+        let mut after = Gathered::new(before.clone().into_slab(), 100);
+        assert!(!after.adopt(numbers[1], 7, SeqNum::new(15)), "another's");
+        assert!(!after.adopt(numbers[1], 1, SeqNum::new(16)), "more was acknowledged than there is");
+        assert!(!after.adopt(0, 0, SeqNum::new(10)) && !after.adopt(u16::MAX, 0, SeqNum::new(10)));
+        assert!(after.adopt(numbers[1], 1, SeqNum::new(15)) && !after.adopt(numbers[1], 1, SeqNum::new(15)));
+        after.settle();
+        assert_eq!((after.taken(), after.bytes(numbers[1])), ((1, 3), &b"hello"[..]));
+        assert_eq!(after.keep(numbers[1], SeqNum::new(15), b", my "), 10);
+        assert_eq!(after.bytes(numbers[1]), b"hello, my world");
+        let mut others: Vec<_> = (5..7).map(|owner| after.take(owner, 1, SeqNum::new(0)).unwrap()).collect();
+        others.sort_unstable();
+        assert_eq!(others, [numbers[0], numbers[2]]);
+        let mut random = crate::memory::tests::random(3);
+        for _ in 0..20_000 {
+            let mut slab = before.clone().into_slab();
+            for _ in 0..1 + random() % 8 {
+                let (at, bytes) = (random() as usize, slab.places.as_mut_bytes());
+                let at = at % bytes.len();
+                bytes[at] = random() as u8;
+            }
+            let mut after = Gathered::new(slab, 100);
+            let adopted: Vec<_> = numbers
+                .iter()
+                .zip(0..)
+                .filter(|&(&number, owner)| after.adopt(number, owner, SeqNum::new(10)))
+                .collect();
+            after.settle();
+            assert_eq!(after.taken().0, adopted.len());
+            for (&number, _) in adopted {
+                after.keep(number, SeqNum::new(12), &[1; 50]);
+                let mut out = [0; 300];
+                after.grant(number, 1000);
+                after.next(number, &mut out);
+                after.release(number);
+            }
+            assert_eq!(after.taken().0, 0);
+        }
+    }
+
     proptest! {
         /// Whatever order pieces come in, repeated and overlapping, and wherever the numbers wrap: what is there in order is what was sent.
         #[test]
@@ -326,7 +486,7 @@ mod tests {
             pieces in prop::collection::vec((0usize..3000, 1usize..1500), 1..60),
         ) {
             let sent: Vec<u8> = (0..total).map(|n| (n * 7 % 251) as u8).collect();
-            let (mut gathered, first) = (Gathered::new(2, 2000), SeqNum::new(first));
+            let (mut gathered, first) = (gathered(2, 2000), SeqNum::new(first));
             gathered.take(8, 1, first).unwrap();
             let number = gathered.take(9, 1, first).unwrap();
             let mut told = 0;
@@ -350,7 +510,7 @@ mod tests {
         #[test]
         fn a_server_gets_the_header_and_the_bytes(first: u32, total in 0usize..3000, kind in 0..3usize, steps in prop::collection::vec((1u32..2000, 1usize..1460, any::<bool>()), 1..100)) {
             let sent: Vec<u8> = (0..total).map(|n| (n * 11 % 241) as u8).collect();
-            let (mut gathered, first) = (Gathered::new(1, 3000), SeqNum::new(first));
+            let (mut gathered, first) = (gathered(1, 3000), SeqNum::new(first));
             let number = gathered.take(9, 1, first).unwrap();
             gathered.keep(number, first, &sent);
             let kind = [ProxyHeader::None, ProxyHeader::V1, ProxyHeader::V2][kind];
@@ -380,7 +540,7 @@ mod tests {
 
     #[test]
     fn one_network_does_not_keep_others_out() {
-        let mut gathered = Gathered::new(10, 10);
+        let mut gathered = gathered(10, 10);
         for owner in 0..10 {
             gathered.take(owner, 7, SeqNum::new(0)).unwrap();
         }

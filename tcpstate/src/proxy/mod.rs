@@ -371,7 +371,8 @@ impl Proxy {
     /// # Panics
     /// As [`Proxy::with_memory`].
     pub fn with_policy(config: &Config, policy: Arc<Policy>, secrets: &Secrets, now: Instant, memory: Memory) -> Self {
-        let Memory { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas } = memory;
+        let Memory { slab, servers, recent_syns, limits, .. } = memory;
+        let Memory { refused_syns, refused_ports, proved_sources, quotas, gathered, .. } = memory;
         let (hash_keys, keys) = (secrets.hash_keys(), secrets.pair(2));
         let table = Table::of(config.table_buckets, slab, hash_keys, now);
         let mut proved_sources = ProvedSources::new(config, proved_sources, keys);
@@ -398,7 +399,7 @@ impl Proxy {
                 direct_returns: DirectReturns::new(),
                 proved_sources,
                 stations: Stations::default(),
-                gathered: Gathered::new(config.service_buffers, config.first_bytes),
+                gathered: Gathered::new(gathered, config.first_bytes),
                 neighbours: Neighbours::default(),
                 backends: Backends::default(),
                 source_ports: SourcePorts::default(),
@@ -430,6 +431,7 @@ impl Proxy {
         let (flows, _) = proxy.table.slice(0, u32::MAX);
         let adopted = flows.map(|(id, flow)| ByAge::new(id, flow, now)).collect();
         proxy.resume(adopted, now);
+        proxy.caches.gathered.settle();
         if config.test_connections {
             proxy.make_test_connections(now);
         }
@@ -457,7 +459,7 @@ impl Proxy {
             let lifetime = self.settings.profiles.of(flow.profile).of(flow.state());
             // No timer waits longer than its state may last; what is overdue is due now.
             let left = flow.deadline().wrapping_sub(tick(now)) as i32;
-            self.give_up_gathered(id);
+            self.resume_gathered(id);
             let left = if self.table[id].attempts == u8::MAX { 0 } else { left };
             self.table.enter(id, tick(now).wrapping_add(left.clamp(0, lifetime as i32) as u32));
             self.remember_candidate(id);
@@ -501,6 +503,12 @@ impl Proxy {
     /// Gives the flow table's memory back, as another process would find it.
     pub fn into_slab(self) -> Slab {
         self.table.into_slab()
+    }
+
+    /// The flows, and the first bytes of those of services.
+    #[cfg(test)]
+    pub(crate) fn into_kept(self) -> (Slab, crate::GatheredSlab) {
+        (self.table.into_slab(), self.caches.gathered.into_slab())
     }
 
     /// From now on this is what the operator states of servers, for attributes that are commanded; returns the former statements, so that

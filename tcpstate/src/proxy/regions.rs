@@ -3,7 +3,7 @@
 use super::evict::Candidates;
 use super::passthrough::UnprovedFlows;
 use crate::Config;
-use crate::cache::gathered::Gathered;
+use crate::cache::gathered::{Gathered, GatheredSlab};
 use crate::cache::held::HoldQueue;
 use crate::cache::proved_sources::ProvedSources;
 use crate::cache::recent_syns::RecentSyns;
@@ -35,6 +35,8 @@ pub struct Memory {
     pub proved_sources: Words,
     /// The counters of limits on connections and SYN-ACKs, which other workers may read.
     pub quotas: Words,
+    /// The first bytes of connections to services.
+    pub gathered: GatheredSlab,
 }
 
 impl Memory {
@@ -48,7 +50,7 @@ impl Memory {
         | ProvedSources::LAYOUT << 28
         | Quotas::LAYOUT << 56
         | ServerSlab::LAYOUT << 48
-        | Redirect::LAYOUT << 60;
+        | (Redirect::LAYOUT + GatheredSlab::LAYOUT - 1) << 60;
 
     /// The version of the flow table's records in a [`Memory::LAYOUT`], which [`Remains`](crate::Remains) may be able to read though the others differ.
     pub const fn record_layout(layout: u64) -> u32 {
@@ -61,7 +63,8 @@ impl Memory {
             Self::words_needed(config).map(Words::zeroed);
         let slab = Slab::anonymous(config.flow_capacity(), config.has_redirects());
         let servers = ServerSlab::anonymous(config.learn_capacity);
-        Self { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas }
+        let gathered = GatheredSlab::anonymous(config.service_buffers, config.first_bytes);
+        Self { slab, servers, recent_syns, limits, refused_syns, refused_ports, proved_sources, quotas, gathered }
     }
 
     /// How many words each region of atomic words has at least, in the order of the fields; for the others see [`Slab::words`] and [`ServerSlab::words`].
@@ -123,7 +126,8 @@ impl Footprint {
             limits: 8 * limits as u64,
             proved_sources: 8 * proved_sources as u64,
             held: HoldQueue::bytes_needed(config.held_frames) as u64,
-            services: (Gathered::bytes_needed(config.service_buffers, config.first_bytes.into())
+            services: (8 * GatheredSlab::words(config.service_buffers, config.first_bytes)
+                + Gathered::bytes_needed(config.service_buffers)
                 + second_keys
                 + source_ports) as u64,
             fixed: (8 * (recent_syns + refused_syns + refused_ports) + SMALL_CACHES + Modes::bytes_needed(targets))

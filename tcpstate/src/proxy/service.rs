@@ -93,11 +93,27 @@ impl Proxy {
         }
     }
 
-    /// A connection that another process has left before its server had the client's first bytes: those are gone, so it ends when its timer is looked at.
-    pub(super) fn give_up_gathered(&mut self, id: Id) {
-        let flow = &self.table[id];
-        let waits = flow.is_in(State::ServerSynSent) && flow.is(FlowFlags::REDIRECTED);
-        if waits || flow.is_in(State::Gathering) || flow.is_in(State::Repeating) {
+    /// A connection that another process has left before its server had the client's first bytes goes on if they are there, and ends when its timer is looked
+    /// at if not.
+    pub(super) fn resume_gathered(&mut self, id: Id) {
+        let (flow, number) = (&self.table[id], self.gathered(id));
+        let is_redirected = flow.is(FlowFlags::REDIRECTED);
+        let waits = match flow.state() {
+            State::Gathering => true,
+            State::ServerSynSent | State::Repeating => is_redirected,
+            _ => false,
+        };
+        let is_there = waits && self.caches.gathered.adopt(number, id.0, flow.endpoint(Side::Wan).next);
+        // A client that has sent nothing has lost nothing. One that was killed while its server was chosen is in doubt.
+        let is_sound = match flow.state() {
+            State::Gathering => (is_there || number == 0) && !is_redirected,
+            State::ServerSynSent => is_there || number == 0,
+            _ => is_there,
+        };
+        if let Some(beside) = self.table.beside_mut(id).filter(|_| !is_there) {
+            beside.gathered = 0;
+        }
+        if waits && !is_sound {
             self.table.update(id, |flow| flow.attempts = u8::MAX);
         }
     }

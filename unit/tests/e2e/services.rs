@@ -244,6 +244,29 @@ fn clients_and_servers_are_on_any_side() {
     assert!(proxy.stop().status.success());
 }
 
+/// What a client was acknowledged before its server is known survives a kill of the box, and the connection goes on.
+#[test(light)]
+fn a_client_that_has_half_asked_when_the_box_is_killed_gets_its_server() {
+    let rig = Rig::new();
+    add_servers(&rig);
+    let state = super::restart::StateDir::new();
+    let [key, place] = state.arguments();
+    let blocks = "conntablesize = 1024; service_buffers = 64; services = {
+        { address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1; default = { \"10.77.0.11:8080\" }; } };";
+    let begin = || Appliance::start_with(&rig, Backend::Packet, blocks, &[&key, &place]);
+    let server = rig.server.serve(server(11), 8080, |stream| bulk(stream, "10.77.0.1"));
+    let former = begin();
+    let mut stream = rig.client.connect(SocketAddr::new(SERVICE_V4, 80)).expect("connecting to a service");
+    stream.write_all(b"POST /x HTTP/1.1\r\nHo").expect("asking");
+    std::thread::sleep(Duration::from_millis(300));
+    drop(former.end(nix::sys::signal::Signal::SIGKILL));
+    let next = begin();
+    stream.write_all(b"st: any.example\r\n\r\n").expect("asking");
+    traffic::exchange(&stream, 100_000, 100_000).expect("bulk over a restart");
+    drop(server);
+    assert!(next.stop().status.success());
+}
+
 /// A server that is not there, and one that refuses.
 #[test(light)]
 fn a_client_whose_server_cannot_be_reached_is_reset() {

@@ -258,8 +258,12 @@ impl Table {
         }
         table.used = used as u32;
         table.slab.head[0].used = table.used;
-        // What was kept of them in another process is gone.
-        table.slab.redirects.iter_mut().take(used).for_each(Redirect::detach);
+        for (redirect, record) in table.slab.redirects.iter_mut().zip(&table.slab.records[..used]) {
+            redirect.slot = 0;
+            if !record.is(FlowFlags::REDIRECTED) && !record.is_in(State::Gathering) {
+                redirect.gathered = 0;
+            }
+        }
         table
     }
 
@@ -353,6 +357,12 @@ impl Table {
         detach(own);
         own.set(FlowFlags::REDIRECTED, false);
         *self.population.of(own) += 1;
+        if record.is_in(State::Gathering)
+            && let (Some(beside), Some(mut redirect)) = (self.beside_mut(id), redirect)
+        {
+            redirect.detach();
+            *beside = redirect;
+        }
         if record.is(FlowFlags::REDIRECTED) {
             let is_found = redirect.is_some_and(|redirect| {
                 let mut redirect = redirect;

@@ -94,7 +94,7 @@ pub struct Redirect {
     hash: [u32; 2],
     /// The Ethernet address by which the client reaches the box.
     pub mac: Mac,
-    /// Where the first bytes of the connection are kept, plus one; zero if nowhere. Not true of another process.
+    /// Where the first bytes of the connection are kept, plus one; zero if nowhere, [`Redirect::LOST`] if they are gone.
     pub gathered: u16,
     /// The Ethernet address by which the server reaches the client: the box's, where the box stands for it; zero where it does not.
     pub own_mac: Mac,
@@ -106,9 +106,13 @@ impl Redirect {
     /// The version of the layout.
     pub const LAYOUT: u64 = 1;
 
-    /// Forgets what is not true of another process.
+    /// Instead of a place: what was kept of the connection is gone.
+    pub const LOST: u16 = u16::MAX;
+
+    /// Forgets what is not true of another table.
     pub(super) fn detach(&mut self) {
-        (self.gathered, self.slot) = (0, 0);
+        self.gathered = if self.gathered == 0 { 0 } else { Self::LOST };
+        self.slot = 0;
     }
 
     /// The second key `key` with its keyed hash, of a client on the one side and a server on the other or the same.
