@@ -112,6 +112,12 @@ pub struct Flow {
     pub held: usize,
     /// The worker that owns it.
     pub worker: usize,
+    /// Of a connection to a service, the address and port of its server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// Of a connection to a service, the address and port that the server sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// One endpoint of a connection.

@@ -58,7 +58,10 @@ fn cells(flow: &Flow) -> [String; COLUMNS] {
     }
     [
         flow.wan.clone(),
-        format!("{}{tags}", flow.lan),
+        match &flow.server {
+            Some(server) => format!("{}{tags} > {server}", flow.lan),
+            None => format!("{}{tags}", flow.lan),
+        },
         if flow.proxied || matches!(flow.state.as_str(), "syn-cached" | "half-open") {
             flow.state.clone()
         } else {
@@ -162,6 +165,8 @@ mod tests {
             timestamp_shift: Some(2),
             held: 0,
             worker: 0,
+            server: None,
+            source: None,
         }
     }
 
@@ -178,6 +183,12 @@ WAN                 LAN                  STATE                 OPENED BY  AGE   
 "
             .replace("AGE   IDLE", "AGE    IDLE")
         );
+    }
+
+    #[test]
+    fn a_connection_to_a_service_shows_its_server() {
+        let flow = Flow { server: Some("192.0.2.10:8080".into()), vlan: Vec::new(), ..flow() };
+        assert_eq!(cells(&flow)[1], "192.0.2.1:80 > 192.0.2.10:8080");
     }
 
     #[test]

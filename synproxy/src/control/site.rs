@@ -244,6 +244,7 @@ mod tests {
             seq_delta: 0xdead_beef,
             ts_delta: 0xdead_beef,
             held: 0,
+            redirect: None,
         }
     }
 

@@ -117,6 +117,8 @@ pub fn flow(connection: &Connection, worker: usize, role: Role) -> Flow {
         timestamp_shift: shift(connection.ts_delta),
         held: connection.held,
         worker,
+        server: connection.redirect.map(|key| key.socket(Side::Lan).to_string()),
+        source: connection.redirect.map(|key| key.socket(Side::Wan).to_string()),
     }
 }
 

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use super::ConnectionStatus;
 use crate::config::Network;
+use crate::flow::table::Redirect;
 use crate::flow::table::wheel::{Ticks, tick};
 use crate::flow::{Flow, FlowFlags, State};
 use crate::proxy::Proxy;
@@ -18,7 +19,7 @@ const LOOKED_AT: u32 = 1024;
 /// Connections in a slice at most, before it stops at the next record.
 const TOLD: usize = 128;
 
-/// Which connections are meant: those that fit in every point.
+/// Which connections are meant: those that fit in every point, as their clients know them or, of services, as their servers do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The end on the LAN is in this network.
@@ -86,6 +87,8 @@ pub struct Connection {
     pub ts_delta: u32,
     /// Frames held until its server answers.
     pub held: usize,
+    /// The ends as the server knows them, where that is another than the client knows: that of a service.
+    pub redirect: Option<FlowKey>,
 }
 
 impl Proxy {
@@ -99,12 +102,13 @@ impl Proxy {
         let mut told = 0;
         for (id, flow) in flows {
             let key = self.table.key(id);
-            if filter.fits(&key, flow) {
+            let redirect = self.table.redirected(id).map(Redirect::key);
+            if filter.fits(&key, flow) || redirect.is_some_and(|key| filter.fits(&key, flow)) {
                 if told == TOLD {
                     return Some(id.0);
                 }
                 told += 1;
-                publish(self.connection(key, flow, now));
+                publish(Connection { redirect, ..self.connection(key, flow, now) });
             }
         }
         next
@@ -151,6 +155,7 @@ impl Proxy {
             seq_delta: flow.seq_delta.shift(0),
             ts_delta: flow.ts_delta.shift(0),
             held: self.caches.hold_queue.count(flow),
+            redirect: None,
         }
     }
 }

@@ -15,6 +15,8 @@ use proptest::prelude::*;
 const NOW: Instant = Instant::from_secs(1000);
 /// The port that the server has, other than the client knows.
 const SECOND_PORT: u16 = 8080;
+/// The last word of the address that the server sees, if that is the box's.
+const SECOND_CLIENT: u32 = 0x0c00_0009;
 
 /// What is added to the numbers and the timestamps of each end on their way to the other.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,8 @@ struct Said {
     timestamps: (u32, u32),
     payload: usize,
     v6: bool,
+    /// Whether the server sees an address of the box.
+    full: bool,
 }
 
 impl Said {
@@ -52,7 +56,7 @@ impl Said {
         TestSegment {
             side: self.from,
             v6: self.v6,
-            client: key(self.v6).wan[3],
+            client: if wire == Side::Lan && self.full { SECOND_CLIENT } else { key(self.v6).wan[3] },
             lan_port: if wire == Side::Lan { SECOND_PORT } else { key(self.v6).lan_port },
             seq: self.seq.wrapping_add(own.0),
             ack: self.ack.wrapping_add(other.0),
@@ -88,10 +92,11 @@ struct World {
     deltas: Deltas,
     ends: PerSide<End>,
     v6: bool,
+    full: bool,
 }
 
 impl World {
-    fn new(isns: (u32, u32), clocks: (u32, u32), deltas: Deltas, v6: bool) -> Self {
+    fn new(isns: (u32, u32), clocks: (u32, u32), deltas: Deltas, v6: bool, full: bool) -> Self {
         let config = Config { table_buckets: 4, learn_capacity: 64, syn_cache_max: 4, ..Config::default() };
         let slab = Slab::anonymous(config.flow_capacity(), true);
         let memory = Memory { slab, ..Memory::anonymous(&config) };
@@ -123,11 +128,15 @@ impl World {
             }
         });
         let id = id.expect("an empty table has room");
-        let own = FlowKey { lan_port: SECOND_PORT, ..key };
+        let mut own = FlowKey { lan_port: SECOND_PORT, ..key };
+        if full {
+            own.wan[3] = SECOND_CLIENT;
+        }
         let mut redirect = Redirect::new(&own, own.hash(proxy.settings.hash_keys), Side::Wan, Side::Lan);
         (redirect.seq_delta, redirect.ts_delta) = (delta(client_seq), delta(client_ts));
+        redirect.own_mac = if full { [2, 0, 0, 0, 0, 9] } else { [0; 6] };
         assert!(proxy.table.redirect(id, redirect));
-        Self { proxy, id, deltas, ends, v6 }
+        Self { proxy, id, deltas, ends, v6, full }
     }
 
     /// What becomes of a frame, and the frame then.
@@ -144,7 +153,8 @@ impl World {
         let (own, other) = (self.ends[from], self.ends[from.other()]);
         let seq = own.sent.wrapping_sub(behind);
         let timestamps = (own.clock, other.clock);
-        Said { from, seq, ack: own.acked, flags: flags | Flags::ACK.0, sack: None, timestamps, payload, v6: self.v6 }
+        let flags = flags | Flags::ACK.0;
+        Said { from, seq, ack: own.acked, flags, sack: None, timestamps, payload, v6: self.v6, full: self.full }
     }
 
     /// The segment passes, and looks as the model says.
@@ -152,7 +162,9 @@ impl World {
         let (sent, expected) = (said.on(said.from, &self.deltas), said.on(said.from.other(), &self.deltas));
         let (verdict, passed) = self.takes(said.from, &sent.frame());
         prop_assert_eq!(verdict, Verdict::Forward, "{:?}", said);
-        prop_assert_eq!(passed, expected.frame(), "{:?}", said);
+        // Ethernet addresses are those of the stations, where the box has one of its own.
+        let from = if self.full { 12 } else { 0 };
+        prop_assert_eq!(&passed[from..], &expected.frame()[from..], "{:?}", said);
         Ok(())
     }
 
@@ -172,7 +184,8 @@ impl World {
         if is_in_flight {
             prop_assert_eq!(verdict, Verdict::Forward);
             // The frame of an error to the server goes to the server's station.
-            prop_assert_eq!(&passed[6..], &expected[6..], "{:?}, of which {} bytes are quoted", said, seen);
+            let from = if self.full { 12 } else { 6 };
+            prop_assert_eq!(&passed[from..], &expected[from..], "{:?}, of which {} bytes are quoted", said, seen);
         } else {
             prop_assert_eq!(verdict, Verdict::Drop(DropReason::IcmpNotInFlight));
         }
@@ -234,6 +247,7 @@ impl World {
             timestamps: (client.clock, self.ends[Side::Lan].clock),
             payload: 0,
             v6: self.v6,
+            full: self.full,
         };
         let expected = said.on(Side::Lan, &self.deltas).frame();
         let tcp = if self.v6 { 54 } else { 34 };
@@ -269,10 +283,10 @@ proptest! {
         clocks in any::<(u32, u32)>(),
         server in any::<(u32, u32)>(),
         client in prop_oneof![any::<(u32, u32)>(), (1u32..2000, Just(0u32)), Just((0u32, 0u32))],
-        v6 in any::<bool>(),
+        (v6, full) in any::<(bool, bool)>(),
         steps in prop::collection::vec(step(), 0..40),
     ) {
-        let mut world = World::new(isns, clocks, Deltas(PerSide::new(server, client)), v6);
+        let mut world = World::new(isns, clocks, Deltas(PerSide::new(server, client)), v6, full);
         for step in steps {
             world.take(step)?;
         }
@@ -282,7 +296,7 @@ proptest! {
 
     #[test]
     fn a_redirected_flow_outlives_its_process(isns in any::<(u32, u32)>(), client in any::<(u32, u32)>()) {
-        let mut world = World::new(isns, (1000, 2000), Deltas(PerSide::new((5, 6), client)), false);
+        let mut world = World::new(isns, (1000, 2000), Deltas(PerSide::new((5, 6), client)), false, false);
         world.take((Side::Wan, 0, 100, 0, true, 8))?;
         let config = Config { table_buckets: 4, learn_capacity: 64, syn_cache_max: 4, ..Config::default() };
         let memory = |slab| Memory { slab, ..Memory::anonymous(&config) };
@@ -302,7 +316,7 @@ proptest! {
     #[test]
     fn resets_of_a_redirected_flow_are_judged_by_its_numbers(isns in any::<(u32, u32)>(), client in any::<(u32, u32)>()) {
         for from in Side::BOTH {
-            let mut world = World::new(isns, (1000, 2000), Deltas(PerSide::new((5, 6), client)), false);
+            let mut world = World::new(isns, (1000, 2000), Deltas(PerSide::new((5, 6), client)), false, false);
             world.take((Side::Wan, 0, 100, 0, false, 8))?;
             world.take((Side::Lan, 0, 100, 100, false, 8))?;
             world.take((Side::Wan, 0, 0, 100, false, 8))?;
