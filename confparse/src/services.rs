@@ -49,7 +49,7 @@ pub(crate) static KEYS: [Key; 18] = [
         "pool",
         Takes::Texts("`\"192.0.2.200\"`"),
         "",
-        "addresses of the box that stand for clients, with `reach = full`",
+        "addresses of the box that stand for clients, with `reach = full`; in whose name it asks servers, with `reach = mac`",
     ),
     key("balance", Takes::Word(&["weighted", "least", "hash"]), "", "which of several servers gets a connection"),
     key(
@@ -189,10 +189,14 @@ impl Draft {
             let message = "a service and its servers have addresses of the same IP version";
             return wrong(message, "expected a second block for the other version");
         }
-        if !pool.is_empty() && reach != Reach::Full {
+        if pool.is_empty() && reach == Reach::Mac {
+            let message = "with `reach = mac` the box asks servers in the name of an address of its own, as the service's is theirs too";
+            return wrong(message, "expected `pool = { \"192.0.2.200\" };`, for example");
+        }
+        if !pool.is_empty() && reach == Reach::Nat {
             return wrong(
-                "`pool` is for servers that do not see the client's address",
-                "expected `reach = full;` beside it",
+                "`pool` is for servers that are asked or connected in the box's own name",
+                "expected `reach = full;` or `reach = mac;` beside it",
             );
         }
         if pool.iter().any(|own| all().any(|server| server.address == *own)) {

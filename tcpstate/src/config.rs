@@ -536,7 +536,8 @@ pub struct ServiceConfig {
     pub patience: Duration,
     /// How servers are reached.
     pub reach: Reach,
-    /// Addresses of the box that take the place of clients' where `reach` says so; the service's own if there are none.
+    /// Addresses of the box that take the place of clients' where `reach` says so, the service's own if there are none; the first is also the one in whose
+    /// name the box asks servers where they are.
     pub pool: Vec<crate::wire::Addr>,
     /// Which of several servers gets a connection.
     pub balance: Balance,

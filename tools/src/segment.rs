@@ -96,7 +96,8 @@ pub fn key(lan: (IpAddr, u16), wan: (IpAddr, u16), vlan: Vlan) -> FlowKey {
 
 /// The addressing of a segment from the endpoint on side `sender` to the other.
 pub fn envelope(key: FlowKey, sender: Side, from: wire::Mac, to: wire::Mac) -> Envelope {
-    Envelope { from, to, key, sender, ttl: TTL, class: 0, id: 0, label: 0, tags: key.vlan.into() }
+    let port = sender.other();
+    Envelope { from, to, key, sender, port, ttl: TTL, class: 0, id: 0, label: 0, tags: key.vlan.into() }
 }
 
 /// The period of the content of streams, in bytes: a prime, so that a byte in a wrong place is a wrong byte.

@@ -353,7 +353,8 @@ fn services() -> impl Strategy<Value = Vec<ServiceConfig>> {
                     reach,
                     pool: match reach {
                         Reach::Full => pool.into_iter().map(|words| of(words, 0x82)).collect(),
-                        _ => Vec::new(),
+                        Reach::Mac => vec![of([3, 4, 5], 0x83)],
+                        Reach::Nat => Vec::new(),
                     },
                     balance,
                     check: check.map(|(every, rise, fall)| HealthCheck {

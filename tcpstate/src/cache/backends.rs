@@ -18,6 +18,9 @@ const PORTS: u16 = 512;
 /// How long a server may take to answer, at most; less if it is asked more often.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// From an attempt that could not be made to the next.
+const POSTPONED: Duration = Duration::from_millis(200);
+
 /// An attempt that waits for an answer.
 #[derive(Clone, Copy)]
 struct Attempt {
@@ -237,6 +240,13 @@ impl Backends {
             vlan: slot.vlan,
             key,
         }))
+    }
+
+    /// An attempt could not be made yet.
+    pub fn postpone(&mut self, slot: u16, now: Instant) {
+        if let Some(slot) = self.slots.get_mut(usize::from(slot)) {
+            (slot.attempt, slot.due) = (None, Some(now + POSTPONED));
+        }
     }
 
     /// The attempt bears this number.

@@ -161,6 +161,7 @@ impl Gathered {
     }
 
     /// The memory, as another process would find it.
+    #[cfg(test)]
     pub fn into_slab(self) -> GatheredSlab {
         GatheredSlab { places: self.places, bytes: self.bytes, is_used: true }
     }

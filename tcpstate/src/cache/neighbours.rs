@@ -140,6 +140,11 @@ impl Neighbours {
         self.hops.get(usize::from(hop))?.mac
     }
 
+    /// Whether it has been asked for in vain.
+    pub fn is_silent(&self, hop: u16) -> bool {
+        self.hops.get(usize::from(hop)).is_some_and(|hop| hop.mac.is_none() && hop.asked >= QUESTIONS)
+    }
+
     /// Takes note of an address's Ethernet address, if it is one that is asked for on this side; what is to be told to other workers of that, if anything is.
     pub fn learn(&mut self, side: Side, address: &Addr, vlan: u16, mac: Mac, now: Instant) -> Option<Heard> {
         let is_it = |hop: &&mut Hop| hop.address == *address && hop.vlan == vlan && hop.side == side;

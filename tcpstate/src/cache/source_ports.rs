@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(seen.len(), 2 * (PORTS as usize - 1));
         // The configuration is read again: they rest still.
         ports.set(&services, |_| 0);
-        assert_eq!(ports.take(&[0], start + REST - Duration::from_secs(1), |_, _| true).map(|taken| taken.1), None);
+        assert_eq!(ports.take(&[0], start + (REST - Duration::from_secs(1)), |_, _| true).map(|taken| taken.1), None);
         assert!(ports.take(&[0, 1], start + REST, |_, _| true).is_some(), "the clock's circle begins anew meanwhile");
     }
 }

@@ -41,8 +41,12 @@ impl Proxy {
 
     fn ask_server(&mut self, question: &Question, now: Instant, egress: &mut impl Egress) {
         let Some(to) = self.caches.neighbours.mac(question.next_hop) else {
-            // It is no more reachable than one that does not answer.
-            return self.caches.neighbours.want(question.next_hop, now);
+            self.caches.neighbours.want(question.next_hop, now);
+            // One that does not say where it is is no more reachable than one that says nothing else; but it must have been asked.
+            if !self.caches.neighbours.is_silent(question.next_hop) {
+                self.caches.backends.postpone(question.slot, now);
+            }
+            return;
         };
         let hash = question.key.hash(self.settings.hash_keys);
         // RFC 6528 section 3: a clock of four microseconds, and what only the box knows.

@@ -82,6 +82,7 @@ pub(crate) use refusal::TRY_REPEATED;
 pub use regions::{Footprint, Memory};
 pub(crate) use service::REPEATED;
 use std::sync::Arc;
+use turned::turn;
 use untouched::Way;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -675,7 +676,13 @@ impl Proxy {
                 };
                 self.conclude(side, verdict)
             }
-            Parsed::Error(quote) => self.on_icmp_error(side, quote, meta.hash, head, now, egress),
+            Parsed::Error(quote) => {
+                let receiver = match self.settings.policy.services.any_turned() {
+                    true => self.table.find(&quote.key, meta.hash).map(|id| self.port_of(id, side.other())),
+                    false => None,
+                };
+                turn(self.on_icmp_error(side, quote, meta.hash, head, now, egress), side, receiver)
+            }
             Parsed::StrayError => {
                 // What it is about cannot be read: it is for everybody.
                 let passes = self.settings.modes.present(0).passes();
@@ -741,8 +748,10 @@ impl Proxy {
             });
             self.begin_handed_down(id, segment, head);
         }
+        let any_turned = self.settings.policy.services.any_turned() && self.arrived.is_none();
+        let receiver = found.filter(|_| any_turned).map(|id| self.port_of(id, side.other()));
         if found.is_none()
-            && self.settings.policy.services.any_turned()
+            && any_turned
             && let Some(verdict) = self.on_turned(side, segment, head, now, egress)
         {
             return verdict;
@@ -767,6 +776,7 @@ impl Proxy {
                     Verdict::Drop(DropReason::Elsewhere)
                 }
                 (None, Side::Wan, Kind::Rst) => self.on_unknown_reset(ctx),
+                (None, Side::Lan, kind) if self.is_own(&segment.key.wan, &segment.key) => self.on_own_side(ctx, kind),
                 (None, Side::Lan, Kind::Rst) => self.on_unknown_connection(ctx),
                 (None, Side::Wan, Kind::Syn) => self.answer_syn(ctx, None),
                 (None, Side::Wan, Kind::Ack) => self.on_cookie_ack(ctx, None),
@@ -774,7 +784,6 @@ impl Proxy {
                     self.note_station(side, ctx.head.bytes(), now);
                     self.on_answer_alone(ctx)
                 }
-                (None, Side::Lan, kind) if self.is_own(&segment.key.wan, &segment.key) => self.on_own_side(ctx, kind),
                 (None, Side::Lan, Kind::Syn) => self.open_passthrough(ctx, None),
                 (None, Side::Lan, Kind::SynAck) => self.on_unasked_answer(ctx),
                 (None, Side::Lan, Kind::Ack) => self.on_unknown_connection(ctx),
@@ -791,6 +800,7 @@ impl Proxy {
                 (Some((id, _)), ..) => self.on_established(ctx, id),
             },
         };
+        let verdict = turn(verdict, side, receiver);
         if self.handed_down.came_up.is_some() {
             self.settle_handed_down(side, now);
         }

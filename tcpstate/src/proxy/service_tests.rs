@@ -347,7 +347,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         .prop_map(
             |(
                 (seed, v6, isns, timestamps, scales),
-                (header, trouble, sizes, name, cookies),
+                (header, trouble, sizes, name, cookies, restart),
                 (reach, sides, workers),
             )| Plan {
                 seed,
@@ -362,6 +362,8 @@ fn plan() -> impl Strategy<Value = Plan> {
                 cookies,
                 workers,
                 reach,
+                sides,
+                restart,
             },
         )
 }
@@ -394,7 +396,7 @@ impl World {
             table_buckets: 8,
             learn_capacity: 64,
             syn_cache_max: if plan.cookies { 0 } else { 4 },
-            service_buffers: 4,
+            service_buffers: 16,
             services: vec![ServiceConfig {
                 protocol: Protocol::Http,
                 header: plan.header,
@@ -794,7 +796,7 @@ fn ten_clients(world: &mut World, client: &mut End, port: u16, accept: &[u32]) -
     servers_answer(world, accept, 1);
     for n in 0..10 {
         client.key.wan_port = port + n;
-        let reset = client.frame(1 + 39, &[], Flags::RST);
+        let reset = client.frame(1 + 37, &[], Flags::RST);
         world.process(Side::Wan, &reset);
     }
     chosen
@@ -838,7 +840,6 @@ fn the_server_with_fewest_connections_gets_the_next() {
         service.balance = Balance::Least;
     });
     servers_answer(&mut world, &[], 1);
-    // Four buffers: so many clients at once, in turn.
     for round in 0..5 {
         let mut dialled = Vec::new();
         for n in 0..4 {
@@ -850,7 +851,7 @@ fn the_server_with_fewest_connections_gets_the_next() {
         assert_eq!(slots, [2, 2], "round {round}: {dialled:?}");
         for n in 0..4 {
             client.key.wan_port = 40_000 + 10 * round + n;
-            let reset = client.frame(1 + 39, &[], Flags::RST);
+            let reset = client.frame(1 + 37, &[], Flags::RST);
             world.process(Side::Wan, &reset);
         }
         heard(&mut world, Side::Lan);

@@ -105,6 +105,6 @@ impl Proxy {
 }
 
 /// What becomes of a frame from `side` that is to be forwarded to a receiver which may be on the same one.
-fn turn(verdict: Verdict, side: Side, receiver: Option<Side>) -> Verdict {
+pub(super) fn turn(verdict: Verdict, side: Side, receiver: Option<Side>) -> Verdict {
     if verdict == Verdict::Forward && receiver == Some(side) { Verdict::Reflect } else { verdict }
 }

@@ -272,10 +272,11 @@ impl Services {
             (Reach::Full, pool) => pool.iter().map(|&address| self.pool(address, vlan)).collect(),
             _ => Vec::new(),
         };
-        let asker = pool.first().map_or((address, mac), |&pool| {
-            let own = &self.pools[usize::from(pool)];
-            (own.address, own.mac)
-        });
+        // Servers that have the service's address themselves do not answer a question in its name.
+        let asker = match config.pool.first() {
+            Some(&own) => (own, self.own(own, vlan, None)),
+            None => (address, mac),
+        };
         let mut group = |servers: &[ServiceServer]| Group {
             members: servers
                 .iter()

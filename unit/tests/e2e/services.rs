@@ -197,7 +197,7 @@ fn servers_with_the_service_s_own_address_are_told_apart_by_their_ethernet_addre
     );
     let server = rig.server.serve(SERVICE_V4, 80, |stream| bulk(stream, "10.77.0.1"));
     let blocks = "{ address = \"10.77.0.100\"; port = 80; protocol = http; proxy = v1; reach = mac; check = 1;
-        default = { \"10.77.0.11:80\" }; }";
+        pool = { \"10.77.0.200\" }; default = { \"10.77.0.11:80\" }; }";
     let proxy = start(&rig, blocks);
     rig.judge([0, 0], || {
         for _ in 0..4 {
