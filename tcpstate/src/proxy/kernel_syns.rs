@@ -417,7 +417,7 @@ mod tests {
     use super::*;
     use crate::cache::refused::Met;
     use crate::cache::servers::Observation;
-    use crate::config::{Auto, Protocol, ProxyHeader, ServiceConfig, ServiceServer};
+    use crate::config::{Auto, ServiceConfig, ServiceServer};
     use crate::memory::tests::shared;
     use crate::policy::lists::{List, Lists};
     use crate::proxy::test_segments::{TestSegment, key};
@@ -554,17 +554,10 @@ mod tests {
     #[test]
     fn what_comes_for_a_service_is_left_to_the_engine() {
         for is_service in [true, false] {
+            let address = if is_service { key(false).lan } else { [0, 0, 0xffff, 9] };
             let service = ServiceConfig {
-                address: if is_service { key(false).lan } else { [0, 0, 0xffff, 9] },
-                port: key(false).lan_port,
-                vlan: 0,
-                mac: None,
-                protocol: Protocol::Http,
-                header: ProxyHeader::None,
-                routes: Vec::new(),
                 default: vec![ServiceServer { address: [0, 0, 0xffff, 5], port: 80, weight: 1 }],
-                next_hop: None,
-                patience: Duration::from_secs(1),
+                ..ServiceConfig::at(address, key(false).lan_port)
             };
             let config = Config { service_buffers: 4, services: vec![service], ..cookies() };
             let (mut proxy, words) = engine(&config);
