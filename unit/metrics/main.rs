@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
@@ -99,7 +100,8 @@ impl Drop for Running {
 }
 
 /// A session of a browser, driven by the WebDriver protocol.
-struct Browser {
+struct Browser<'a> {
+    rig: &'a Rig,
     session: String,
     _driver: Running,
 }
@@ -107,9 +109,9 @@ struct Browser {
 /// Where the browser's driver listens, in the box's namespace.
 const DRIVER: &str = "127.0.0.1:9515";
 
-impl Browser {
+impl<'a> Browser<'a> {
     /// A new one in the namespace of `rig`'s middle. To be used there too.
-    fn start(rig: &Rig, driver: &Path) -> Browser {
+    fn start(rig: &'a Rig, driver: &Path) -> Self {
         let port = DRIVER.rsplit(':').next().expect("a port");
         let mut command = rig.middle.command(driver);
         command.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null());
@@ -121,7 +123,7 @@ impl Browser {
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
         let session =
             answer["value"]["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}")).to_owned();
-        Browser { session, _driver: driver }
+        Self { rig, session, _driver: driver }
     }
 
     /// Sends a command of the session.
@@ -150,6 +152,16 @@ impl Browser {
         let bytes = base64(picture["data"].as_str().expect("a picture"));
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000, "{} bytes of picture", bytes.len());
         fs::write(file, bytes).expect("writing the picture");
+    }
+}
+
+impl Drop for Browser<'_> {
+    /// The browser ends with its session, not with its driver.
+    fn drop(&mut self) {
+        let path = format!("/session/{}", self.session);
+        let end = || self.rig.middle.run(|| ask(DRIVER, "DELETE", &path, ""));
+        // A driver that does not answer is no second panic of a test that has failed.
+        let _ = panic::catch_unwind(AssertUnwindSafe(end));
     }
 }
 
