@@ -78,10 +78,11 @@ impl Proxy {
         if segment.ttl(head.bytes()) <= offer.hops {
             return false;
         }
-        if terms.mss < self.caches.cookies.smallest_mss(true) || !self.caches.limiter.spend(meta.tokens, now) {
-            return false;
-        }
-        if rule.service == ServiceMark::Closed {
+        // Nothing returns behind the limiter, whose token would be lost.
+        if rule.service == ServiceMark::Closed
+            || terms.mss < self.caches.cookies.smallest_mss(true)
+            || !self.caches.limiter.spend(meta.tokens, now)
+        {
             return false;
         }
         if is_cached {

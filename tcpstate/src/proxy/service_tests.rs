@@ -686,6 +686,23 @@ fn a_flood_of_syns_to_a_service_leaves_nothing_and_a_closed_port_refuses() {
 }
 
 #[test]
+fn a_syn_to_a_closed_port_of_a_service_costs_its_network_nothing() {
+    let (calm, mut client) = calm(false);
+    let mut world = World::new(Plan { cookies: true, ..calm.plan });
+    let place = world.proxy.caches.limiter.place(&client.key);
+    let left = |world: &World| world.proxy.caches.limiter.left(place).fresh;
+    let full = left(&world);
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    assert_eq!(left(&world), full - 1, "one that is answered by a cookie takes a token");
+    client.key.lan_port = 81;
+    let syn = client.frame(0, &[], Flags::SYN);
+    world.process(Side::Wan, &syn);
+    assert_eq!(left(&world), full - 1);
+    assert_eq!(heard(&mut world, Side::Wan).len(), 2, "it is refused");
+}
+
+#[test]
 fn a_client_that_says_nothing_in_time_is_reset() {
     let (mut world, mut client) = calm(true);
     let syn = client.frame(0, &[], Flags::SYN);
