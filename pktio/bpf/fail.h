@@ -23,7 +23,8 @@ volatile const u32 flow_lines = 0;
 // Of each port of each worker, whose number is that of the receive queue: the LAN's first. Three cache lines: one that the program writes with every
 // frame, one that the worker writes, and one that the program writes while it does the worker's part. The programs of both ports share the map.
 struct service {
-    // Frames given to the worker.
+    // Frames that have gone up, and those that the program is at work on and that may go up yet. For the worker, which finds by it when nothing is on the
+    // way up.
     u64 given;
     // When the first frame was given after the worker's last look, in ticks; 0 if none was.
     u64 since;
@@ -251,10 +252,9 @@ INLINE int is_stuck(struct service *own, u32 place)
     return own->since ? jiffies64() - own->since > patience : has_failed_elsewhere(place);
 }
 
-// A frame is given to the worker.
+// A frame is given to a worker that is watched.
 INLINE void give(struct service *own)
 {
-    own->given++;
     if (!own->since)
         own->since = jiffies64();
 }

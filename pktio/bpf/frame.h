@@ -252,7 +252,7 @@ INLINE int goes_down(struct entry *entry, u32 side, const struct segment *segmen
         return 0;
     }
     u64 went_up = own->went_up;
-    if (may_go && (went_up ? *(volatile u64 *)&own->has_left == went_up : follows_what_has_left(entry, side, segment))) {
+    if (may_go && (went_up ? *(volatile u64 *)&own->has_left == went_up : *(volatile u64 *)&own->clear & 1)) {
         own->is_down = DOWN;
         return 1;
     }

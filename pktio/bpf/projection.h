@@ -37,8 +37,8 @@ struct end {
     u64 bytes;
     // CLOCK_BOOTTIME, in nanoseconds.
     u64 last_seen;
-    // How far `next` and `acked` have left the box, as the engine writes it; 0 if nothing has.
-    u64 left;
+    // The lowest bit is set, by the engine, once everything has left that went up before the entry was there.
+    u64 clear;
 };
 
 struct entry {
@@ -92,22 +92,6 @@ struct change {
     u32 clock;
 };
 
-// Whether a segment of the end on `side` follows what has left the box, so that no other of this end can be on its way: it begins where the data
-// that have left end, and acknowledges what the last acknowledged. What came between could only say the same again, or bear SACK blocks, as this one
-// then would.
-INLINE int follows_what_has_left(const struct entry *entry, u32 side, const struct segment *segment)
-{
-    struct {
-        u32 next;
-        u32 acked;
-    } left;
-    u64 word = *(volatile u64 *)&entry->ends[side & 1].left;
-
-    __builtin_memcpy(&left, &word, 8);
-    return word && segment->payload && !segment->blocks && segment->seq + (side == LAN ? entry->seq_delta : 0) == left.next &&
-           segment->ack == left.acked;
-}
-
 INLINE int is_after(u32 number, u32 other)
 {
     return (int)(number - other) > 0;
@@ -149,7 +133,7 @@ INLINE u64 name_of(const struct segment *segment)
 {
     u64 name = (u64)(segment->seq + segment->payload) << 32 | segment->ack;
     name = name * 0x9e3779b97f4a7c15 + ((u64)segment->ts_value << 32 | segment->ts_echo);
-    name = mixed(mixed(name, segment->window), segment->options);
+    name = mixed(mixed(name, (u64)segment->window << 1 | (segment->payload != 0)), segment->options);
     return name ? name : 1;
 }
 

@@ -35,7 +35,21 @@ struct {
     u64 *value;
 } unclaimed SEC(".maps");
 
-INLINE int process(struct xdp_md *ctx)
+// The worker gets the frame.
+enum { WENT_UP = -1 };
+
+// Counts a frame as one that may go up, or no longer does. A function of its own, as the stack has no room for what it remembers.
+APART int count_given(struct xdp_md *ctx, u32 may_go_up)
+{
+    u32 place = service_of(ctx->rx_queue_index);
+    struct service *own = map_lookup_elem(&service, &place);
+
+    if (own)
+        *(volatile u64 *)&own->given += may_go_up ? 1 : -1ull;
+    return 0;
+}
+
+INLINE int decide_all(struct xdp_md *ctx)
 {
     u32 queue = ctx->rx_queue_index;
     u32 place = service_of(queue);
@@ -60,7 +74,7 @@ INLINE int process(struct xdp_md *ctx)
         if (redirect_map(&sockets, queue, XDP_ABORTED) == XDP_REDIRECT) {
             if (own && patience)
                 give(own);
-            return XDP_REDIRECT;
+            return WENT_UP;
         }
         u32 is_owned = own != 0;
         u64 *count = map_lookup_elem(&unclaimed, &is_owned);
@@ -68,6 +82,19 @@ INLINE int process(struct xdp_md *ctx)
             ++*count;
     }
     return own ? fail(ctx, own) : XDP_DROP;
+}
+
+INLINE int process(struct xdp_md *ctx)
+{
+    // Before anything is looked up: what the worker has written by the time it finds nothing on the way up, every later frame finds.
+    if (forwards)
+        count_given(ctx, 1);
+    int decided = decide_all(ctx);
+    if (decided == WENT_UP)
+        return XDP_REDIRECT;
+    if (forwards)
+        count_given(ctx, 0);
+    return decided;
 }
 
 SEC("xdp")

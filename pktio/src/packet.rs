@@ -474,6 +474,11 @@ impl Port for PacketPort {
         self.former_sender.as_ref().is_some_and(|former| socket::unsent(former) == 0)
     }
 
+    fn is_drained(&self) -> bool {
+        // The kernel decides about a frame and fills its slot in one go.
+        self.former_sender.is_some() && self.cutting.is_none() && self.ring.current().is_none()
+    }
+
     fn let_forward(&mut self, may: bool) {
         if let Some([_, _, stopped]) = self.forwarded {
             stopped.store(u64::from(!may), Ordering::Relaxed);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use crate::failure::FailureSwitch;
 use crate::frame::Batch;
@@ -67,6 +68,18 @@ pub trait Port: Send {
         false
     }
 
+    /// Whether all frames that have come until now, and were to come to this port, have been [received](Port::receive): none lies in a ring or in the hands
+    /// of the kernel. A port that cannot tell says no. Only ports beside a [`FastPath`](crate::FastPath), or beside a program that forwards, can.
+    fn is_drained(&self) -> bool {
+        false
+    }
+
+    /// If what the kernel forwards by itself, out of this port, waits in other queues than what the port is given to send: within which time it has left. One
+    /// may overtake the other there. `None`: both wait in the same queue, or the kernel forwards nothing.
+    fn forwarded_leaves_within(&self) -> Option<Duration> {
+        None
+    }
+
     /// Whether the kernel may forward frames from this port to the other one by itself ([`FastPath`](crate::FastPath)). At first it may. Where it may not, all
     /// of them come to the port.
     fn let_forward(&mut self, _may: bool) {}
@@ -128,6 +141,14 @@ impl<P: Port + ?Sized> Port for Box<P> {
 
     fn has_left(&self) -> bool {
         (**self).has_left()
+    }
+
+    fn is_drained(&self) -> bool {
+        (**self).is_drained()
+    }
+
+    fn forwarded_leaves_within(&self) -> Option<Duration> {
+        (**self).forwarded_leaves_within()
     }
 
     fn let_forward(&mut self, may: bool) {

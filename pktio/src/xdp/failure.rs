@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Words of the program's `struct service`, and places in it.
 const SERVICE_WORDS: usize = 24;
+const GIVEN: usize = 0;
 const SERVED: usize = 8;
 const ENTERED: usize = 9;
 const FAILURES: usize = 16;
@@ -96,6 +97,22 @@ impl XdpFailureSwitch {
         // The worker alone writes it, whichever member it has looked at.
         let word = self.map.word(self.place, SERVED);
         word.store(word.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The frames that have gone up, and those of which the program does not know yet whether they do.
+    #[inline]
+    pub(super) fn given(&self) -> u64 {
+        self.map.word(self.place, GIVEN).load(Ordering::Acquire)
+    }
+
+    /// The frames that have gone up, to sockets that were there before: none goes up now. The program is at work on one frame of a queue at most, and on none
+    /// between two.
+    pub(super) fn given_before(&self) -> u64 {
+        let readings = (0..64).map(|_| {
+            std::hint::spin_loop();
+            self.given()
+        });
+        readings.min().unwrap_or_default()
     }
 
     /// As [`ServiceMap::failures`]; nothing where another member tells.

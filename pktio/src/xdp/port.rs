@@ -1,11 +1,13 @@
 //! One queue of one interface through an AF_XDP socket.
 
+use std::cell::Cell;
 use std::cmp::min;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
@@ -96,6 +98,11 @@ pub(super) struct XdpPort {
     failure: Option<XdpFailureSwitch>,
     /// Frames whose transmission is complete, in buffers.
     completed: u64,
+    /// Frames taken out of the receive ring, and those that the kernel has dropped instead of putting them there, as far as it was asked.
+    taken: u64,
+    missed: Cell<u64>,
+    /// How long what is forwarded out of this port may wait there.
+    leaves_within: Duration,
     /// What the program forwards past this port, and how to see when frames have left, where it does.
     forwarded: Option<(ForwardedThere, Leaving)>,
     /// What completes checksums, where senders may leave them to a NIC.
@@ -161,6 +168,9 @@ impl XdpPort {
             shed,
             failure: None,
             completed: 0,
+            taken: 0,
+            missed: Cell::new(0),
+            leaves_within: Duration::ZERO,
             forwarded: None,
             completer: None,
             cutter: None,
@@ -174,13 +184,15 @@ impl XdpPort {
 
     /// The same port, which tells the program that its worker takes frames.
     pub(super) fn watched(self, failure: Option<XdpFailureSwitch>) -> XdpPort {
-        XdpPort { failure, ..self }
+        let taken = failure.as_ref().map_or(0, XdpFailureSwitch::given_before);
+        XdpPort { failure, taken, ..self }
     }
 
-    /// The same port, past which the program forwards frames by itself, and counts them there.
-    pub(super) fn beside(self, forwarded: Option<ForwardedThere>) -> XdpPort {
+    /// The same port, past which the program forwards frames by itself, and counts them there. What it forwards out of this port leaves within such a time.
+    pub(super) fn beside(self, forwarded: Option<ForwardedThere>, leaves_within: Duration) -> XdpPort {
         let buffers = self.templates.len();
-        XdpPort { forwarded: forwarded.map(|forwarded| (forwarded, Leaving::new(buffers))), ..self }
+        let forwarded = forwarded.map(|forwarded| (forwarded, Leaving::new(buffers)));
+        XdpPort { forwarded, leaves_within, ..self }
     }
 
     /// The socket.
@@ -196,6 +208,7 @@ impl XdpPort {
         // no longer uses it.
         let buffer = unsafe { pool.reclaim(offset, start, desc.lengths().data()) };
         let more = desc.has_more_frames();
+        self.taken += u64::from(!more);
         if self.discarding {
             self.discarding = more;
             return pool.put(buffer);
@@ -555,6 +568,21 @@ impl Port for XdpPort {
 
     fn watch_leaving(&mut self) -> bool {
         self.forwarded.as_mut().is_some_and(|(_, leaving)| leaving.watch())
+    }
+
+    fn is_drained(&self) -> bool {
+        let Some(switch) = self.failure.as_ref().filter(|_| self.forwarded.is_some()) else { return false };
+        // What came in, read behind what was taken and missed: no less than these, and the same only if nothing is between.
+        let is_all = || self.taken + self.missed.get() == switch.given();
+        is_all() || {
+            let Ok(kernel) = self.rx.fd().xdp_statistics() else { return false };
+            let missed = kernel.rx_dropped() + kernel.rx_ring_full();
+            missed != self.missed.replace(missed) && is_all()
+        }
+    }
+
+    fn forwarded_leaves_within(&self) -> Option<Duration> {
+        self.forwarded.as_ref().map(|_| self.leaves_within)
     }
 
     fn let_forward(&mut self, may: bool) {

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use xsk_rs::config::{
     BindFlags, FrameSize, Interface as XskInterface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig,
@@ -90,6 +90,14 @@ pub(crate) fn open(
         .collect()
 }
 
+/// How long what the kernel forwards out of an interface may wait there.
+///
+/// On a network card: in a transmit ring, which the card empties at the rate of its link. The other end of a veth takes frames when its core comes to it; and
+/// at one go, those that were sent by a socket before those that were redirected, whatever came first (`veth_xdp_rcv`).
+fn leaves_within(interface: &Interface) -> Duration {
+    Duration::from_millis(if interface.has_link_checksums() { 2 } else { 10 })
+}
+
 /// Opens one queue of every interface over one UMEM.
 fn open_queue(
     interfaces: &[&Interface],
@@ -123,7 +131,7 @@ fn open_queue(
         let mut port = XdpPort::new(rings, umem.clone(), Arc::clone(&templates), layout, capabilities, shed)
             .finishing(completer.clone(), cutter)
             .watched(program.failure_switch(queue, at.is_multiple_of(members)))
-            .beside(program.forwarded(queue));
+            .beside(program.forwarded(queue), leaves_within(interface));
         // The fill ring is full before the first frame is redirected to the socket.
         port.refill(&mut pool);
         program.redirect(queue, port.fd()).map_err(|e| failed(format!("{}: {e}", interface.name())))?;

@@ -37,16 +37,22 @@ pub struct Outlet<'a, O> {
 }
 
 impl<O: DropObserver> Outlet<'_, O> {
+    /// Gives a frame the extent that the engine gave its head.
+    #[inline]
+    pub fn trim(&mut self, frame: &mut Frame, extent: &Extent) {
+        frame.set(extent.start, extent.len);
+        if extent.is_whole && frame.is_chained() {
+            self.pool.shrink(frame);
+        }
+    }
+
     /// Carries out a verdict on a frame that came in by `side`.
     ///
     /// # Panics
     /// On [`Verdict::Hold`], which is the caller's to carry out.
     #[inline]
     pub fn dispose(&mut self, side: Side, mut frame: Frame, extent: Extent, verdict: Verdict) {
-        frame.set(extent.start, extent.len);
-        if extent.is_whole && frame.is_chained() {
-            self.pool.shrink(&mut frame);
-        }
+        self.trim(&mut frame, &extent);
         match verdict {
             Verdict::Forward => self.outgoing[side.other()].push(frame),
             Verdict::Reflect => self.outgoing[side].push(frame),

@@ -5,8 +5,8 @@ use crate::control::views::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Adopted, Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy, ServerUpdate,
-    Side, Source, Target, TargetCounts, Ticket, Verdict,
+    Adopted, Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy,
+    ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
 /// What a worker calls for its frames; see [`Proxy`], whose methods these are.
@@ -112,6 +112,21 @@ pub trait Engine {
     /// What was watched at this side's port has left it, or is lost.
     fn has_left(&mut self, _: Side) {}
 
+    /// Whether the worker is to look for an instant at which nothing is on its way to it, for [`Engine::has_arrived`].
+    #[inline]
+    fn awaits_arrival(&self) -> bool {
+        false
+    }
+
+    /// Whatever has come to this side's port until now the worker has received, and is going to process in this iteration.
+    fn has_arrived(&mut self, _: Side) {}
+
+    /// When the kernel forwarded the segment before the last frame, if it has handed this one up. To be asked after every frame.
+    #[inline]
+    fn forwarded_before(&mut self) -> Option<Instant> {
+        None
+    }
+
     /// From now on no program of the kernel answers SYNs for it.
     fn unshare_syns(&mut self) {}
 
@@ -163,6 +178,20 @@ impl Engine for Proxy {
 
     fn has_left(&mut self, by: Side) {
         Proxy::has_left(self, by);
+    }
+
+    #[inline]
+    fn awaits_arrival(&self) -> bool {
+        Proxy::awaits_arrival(self)
+    }
+
+    fn has_arrived(&mut self, side: Side) {
+        Proxy::has_arrived(self, side);
+    }
+
+    #[inline]
+    fn forwarded_before(&mut self) -> Option<Instant> {
+        Proxy::forwarded_before(self)
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 //! [`pool`] starts and supervises the threads, [`worker`] is the loop of one of them, and [`engine`] is what it calls for every
 //! frame. [`steering`] finds the worker that owns a flow and [`handoff`] carries frames and updates between workers. [`polling`]
 //! decides when a worker may sleep, [`modes`] what becomes of SYNs by their destination, [`load`] and [`shedding`] which SYNs it drops
-//! under overload, and [`hold_buffer`] stores the frames that wait for a server. [`watchdog`] tells by each worker's [`pulse`] that none is
+//! under overload, [`hold_buffer`] stores the frames that wait for a server, and [`waiting`] those that wait for what the kernel has forwarded before them. [`watchdog`] tells by each worker's [`pulse`] that none is
 //! stuck.
 
 pub mod egress;
@@ -18,5 +18,6 @@ pub mod pool;
 pub mod pulse;
 pub mod shedding;
 pub mod steering;
+pub mod waiting;
 pub mod watchdog;
 pub mod worker;

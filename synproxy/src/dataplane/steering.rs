@@ -185,6 +185,11 @@ impl Steering {
         Ok(Endpoint::open(workers, longest)?.into_iter().map(steering).collect())
     }
 
+    /// Whether all frames of this worker's connections come to its own ports: the interfaces have shown that they bring them there.
+    pub fn is_left_alone(&self) -> bool {
+        matches!(&self.lookup, OwnerLookup::ByNics { nics, samples } if nics.trusted.load(Ordering::Relaxed) && !samples.is_probation())
+    }
+
     /// Whether the interfaces were trusted to bring frames to their owners, and are no longer.
     pub fn has_lost_trust(&self) -> bool {
         matches!(&self.lookup, OwnerLookup::ByNics { nics, .. } if !nics.trusted.load(Ordering::Relaxed))

@@ -13,6 +13,7 @@ use super::polling::PollPolicy;
 use super::pulse::Pulse;
 use super::shedding::Shedder;
 use super::steering::Steering;
+use super::waiting::WaitingFrames;
 use crate::control::commands::{Answer, Command, CommandQueue};
 use crate::metrics::capture::{CaptureTap, DropObserver, NoObserver};
 use crate::metrics::descriptors::{CommandKind, UnsentMetric, WorkerMetric, WorkerTiming};
@@ -57,6 +58,8 @@ pub struct Worker<E> {
     metas: Vec<Metadata>,
     /// The frames that the engine holds.
     hold_buffer: HoldBuffer,
+    /// The frames that wait for what the kernel has forwarded before them.
+    waiting: WaitingFrames,
     /// What is to leave by each port. Empty between iterations.
     outgoing: PerSide<Batch>,
     /// Frames that found the transmit ring of their port full.
@@ -129,7 +132,9 @@ impl<E: Engine> Worker<E> {
         // workers; beyond that the batch grows once.
         let batches = if steering.is_some() { 2 } else { 1 };
         let outgoing = || Batch::with_capacity(4 * batches * BATCH);
+        let leaves_within = PerSide::new(pair.lan.forwarded_leaves_within(), pair.wan.forwarded_leaves_within());
         Self {
+            waiting: WaitingFrames::new(leaves_within),
             has_members: !pair.wan.members().is_empty(),
             ports: PerSide::new(pair.lan, pair.wan),
             pool: pair.pool,
@@ -240,8 +245,9 @@ impl<E: Engine> Worker<E> {
         };
         self.pulse.sleep();
         slot.publish(&self.snapshot());
-        // The held frames are dropped; their senders retransmit them.
+        // What is held or waits is dropped; its senders retransmit it.
         self.hold_buffer.clear(&mut self.pool);
+        self.waiting.clear(&mut self.pool);
         ended
     }
 
@@ -343,6 +349,9 @@ impl<E: Engine> Worker<E> {
             // A capture shows every frame.
             Side::BOTH.into_iter().for_each(|side| self.ports[side].let_forward(!self.captures_frames));
         }
+        while let Some((side, frame)) = self.waiting.take(now) {
+            self.outgoing[side.other()].push(frame);
+        }
         for side in Side::BOTH {
             let received = self.ports[side].receive(&mut self.incoming, BATCH, &mut self.pool);
             if let Some(taps) = self.captures.frames() {
@@ -351,6 +360,12 @@ impl<E: Engine> Worker<E> {
             let taken_over = self.parse_batch(side, now);
             iteration.received += received + taken_over;
             iteration.is_full |= side == Side::Wan && (received == BATCH || taken_over == BATCH);
+            if self.engine.awaits_arrival()
+                && self.ports[side].is_drained()
+                && self.steering.as_ref().is_none_or(Steering::is_left_alone)
+            {
+                self.engine.has_arrived(side);
+            }
             self.process_batch(side, now);
         }
         iteration.more = self.expire(now);
@@ -528,9 +543,17 @@ impl<E: Engine> Worker<E> {
             let mut head = head(&mut frame);
             let verdict = self.engine.on_frame(side, meta, &mut head, now, &mut outlet);
             let extent = Extent::of(&head);
-            match verdict {
-                Verdict::Hold(ticket) => self.hold_buffer.hold(ticket, frame, outlet.pool, now),
-                verdict => outlet.dispose(side, frame, extent, verdict),
+            let forwarded = self.engine.forwarded_before();
+            let waits = self.waiting.until(side, meta.hash(), forwarded, now);
+            match (verdict, waits) {
+                (Verdict::Hold(ticket), _) => self.hold_buffer.hold(ticket, frame, outlet.pool, now),
+                (Verdict::Forward, Some(due)) => {
+                    outlet.trim(&mut frame, &extent);
+                    if let Some(frame) = self.waiting.put(due, side, meta.hash(), frame, outlet.pool) {
+                        outlet.outgoing[side.other()].push(frame);
+                    }
+                }
+                (verdict, _) => outlet.dispose(side, frame, extent, verdict),
             }
             // The held frames that this frame releases leave behind it.
             release(&mut self.engine, &mut self.hold_buffer, now, &mut outlet);
@@ -617,6 +640,7 @@ impl<E: Engine> Worker<E> {
     fn sleep(&self, now: Instant) -> io::Result<()> {
         let due = self.engine.next_deadline().map_or(LONGEST_SLEEP, |deadline| deadline.since(now)).min(LONGEST_SLEEP);
         let due = self.modes.as_ref().and_then(|modes| modes.patience(now)).map_or(due, |patience| due.min(patience));
+        let due = self.waiting.due().map_or(due, |at| due.min(at.since(now)));
         // The event is readable from the moment a command is queued, so one that comes from now on ends the sleep at once.
         let command = self.commands.as_ref().map(|commands| commands.event().as_raw_fd());
         let ports: [&dyn Port; 2] = [&self.ports[Side::Lan], &self.ports[Side::Wan]];

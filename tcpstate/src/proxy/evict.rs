@@ -427,7 +427,7 @@ impl Proxy {
             self.discount(id);
         }
         if self.table[id].is_in(State::HandedDown) {
-            self.handed_down.give_up(self.table[id].hash());
+            self.handed_down.give_up(self.table[id].hash(), self.table.key(id));
         }
         self.release_gathered(id);
         if self.table[id].is(FlowFlags::REDIRECTED) {

@@ -6,12 +6,16 @@
 //!
 //! *Down.* A frame that the kernel forwards must not overtake one that went up before it. So the program lets the segments of each end go up, and notes by
 //! a name which was the last of them, until it finds that the engine has noted the same: that segment has left the box, and so has everything before it.
-//! A segment that is lost on the way up is followed by another, which then is the last. The engine also notes up to which numbers everything has left; data
-//! that begin there can have nothing in front of them. So a transfer goes down with its second flight, before a queue stands in front of the worker.
+//! A segment that is lost on the way up is followed by another, which then is the last. Of an end that sends nothing while its connection goes down there
+//! is no such segment. What it sent before the entry was there may still be on its way up, where nobody has noted it: so the worker says at which instant
+//! there was nothing on the way up at all, and what it has received until then has to leave. So a transfer goes down with its second flight, before a queue
+//! stands in front of the worker.
 //!
 //! *Up.* At the first segment that the program does not forward it changes the entry's phase, and everything goes up from then on. The engine finds the
 //! connection's numbers in the entry. A program on another core may still be writing the numbers of a segment that it forwarded just before, so the engine
-//! looks there again for [`SETTLING`], before it uses the entry anew.
+//! looks there again for [`SETTLING`], before it uses the entry anew. What the kernel forwards waits in other queues than what the worker sends, and nobody
+//! tells when it has left: so the engine says when the kernel last forwarded a segment of the end whose segment came up
+//! ([`Proxy::forwarded_before`]), and the worker lets this one wait for as long as that may take.
 //!
 //! Each word has one writer at a time: what is said of an end is the program's while that end is down, and else the engine's.
 
@@ -25,7 +29,7 @@ use crate::flow::translate::Projection;
 use crate::flow::{Flow, FlowFlags, State, ecn};
 use crate::memory::{LINE, Word, Words};
 use crate::seq::{RawWindow, SeqNum};
-use crate::wire::{Options, Segment};
+use crate::wire::{FlowKey, Options, Segment};
 use crate::{Event, Head, Instant, Side};
 
 /// Entries of a bucket.
@@ -45,8 +49,14 @@ const MACS: usize = 4;
 const RETURNED_AT: usize = 5;
 /// When the connection was gone, likewise.
 const GONE_AT: usize = 6;
-/// 1 if the connection is one of this process, 0 if a former one has left the entry and no connection of this one is known to go with it.
-const OWNED: usize = 7;
+/// How much of what the kernel has forwarded was told: frames, and bytes in units of 2^[`TOLD_SHIFT`].
+const TOLD: usize = 7;
+
+const TOLD_SHIFT: u32 = 4;
+
+/// In the word of the scales: the connection is one of this process; otherwise a former one has left the entry and no connection of this one is known to go
+/// with it.
+const OWNED: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
 
 // The words of an end.
 const NUMBERS: usize = 0;
@@ -56,7 +66,8 @@ const HAS_LEFT: usize = 3;
 const FRAMES: usize = 4;
 const BYTES: usize = 5;
 const LAST_SEEN: usize = 6;
-const LEFT: usize = 7;
+/// Names the use of the entry, in all but the lowest bit, which is set once everything has left that went up before the entry was there.
+const CLEAR: usize = 7;
 
 // The phases of an entry.
 const GOING_DOWN: u32 = 1;
@@ -77,6 +88,9 @@ const SETTLING: Ticks = 100;
 /// Segments of connections that are going down which may wait to leave the box. Those beyond are not noted; a later one is.
 const LEAVING: usize = 512;
 
+/// Ends that may wait for an instant at which nothing is on its way up. Those beyond go down once they have sent something.
+const ARRIVING: usize = 512;
+
 /// Two 32-bit fields, in the order in which they lie in memory.
 fn pair(first: u32, second: u32) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
@@ -88,16 +102,46 @@ fn unpair(word: u64) -> (u32, u32) {
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
-/// A segment that is to leave the box.
+/// Segments that are to leave the box.
 struct Leaving {
     /// By the port of this side.
     by: Side,
-    /// The worker watches whether it has left.
+    /// The worker watches whether they have left.
     is_watched: bool,
-    /// The word that says so, and what it then says.
+    /// The word that says so.
     at: usize,
-    value: u64,
+    say: Say,
 }
+
+/// What a word says once segments have left.
+enum Say {
+    /// The name of the last of them.
+    Name(u64),
+    /// That the way is clear, if this is the use of the entry still.
+    Clear(u64),
+}
+
+/// An end whose segments may be on their way up since before its entry was there.
+struct Arriving {
+    side: Side,
+    at: usize,
+    /// The use of the entry.
+    usage: u64,
+}
+
+/// What the kernel has forwarded of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Its ends.
+    pub key: FlowKey,
+    /// Frames of both ends; a super-frame counts once.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Connections that are gone which may wait to have told what the kernel forwarded of them.
+const UNTOLD: usize = 256;
 
 /// The entries, and what is under way.
 pub(crate) struct HandedDown {
@@ -111,14 +155,33 @@ pub(crate) struct HandedDown {
     pub(super) clock: Ticks,
     /// Segments that are to leave the box.
     leaving: Vec<Leaving>,
+    /// Ends of which there may be segments that the worker has not received yet.
+    arriving: Vec<Arriving>,
+    /// How often entries were filled.
+    fills: u32,
+    /// What was forwarded of connections that are gone, and has not been told.
+    untold: Vec<Forwarded>,
     /// The flow of the segment that is being processed, if it is handed down, its hash, and the segment's name.
     pub(super) came_up: Option<(Id, u64, u64)>,
+    /// When the kernel last forwarded a segment of the end whose segment has just been processed.
+    forwarded: Option<Instant>,
 }
 
 impl HandedDown {
     /// Nothing is handed down.
     pub(crate) fn none() -> Self {
-        Self { words: None, mask: 0, former: None, clock: 0, leaving: Vec::new(), came_up: None }
+        Self {
+            words: None,
+            mask: 0,
+            former: None,
+            clock: 0,
+            leaving: Vec::new(),
+            arriving: Vec::new(),
+            fills: 0,
+            untold: Vec::new(),
+            came_up: None,
+            forwarded: None,
+        }
     }
 
     /// What concerns the flow with this hash, in words of its own.
@@ -128,10 +191,26 @@ impl HandedDown {
         Self { words: Some(words), clock: self.clock, ..Self::none() }
     }
 
-    /// Has a word say this once everything that the end on `side` has sent so far has left by the other port.
-    fn note_leaving(&mut self, side: Side, at: usize, value: u64) {
+    /// Has a word say this once everything that the worker has received of the end on `side` has left by the other port.
+    fn note_leaving(&mut self, side: Side, at: usize, say: Say) {
         if self.leaving.len() < LEAVING {
-            self.leaving.push(Leaving { by: side.other(), is_watched: false, at, value });
+            self.leaving.push(Leaving { by: side.other(), is_watched: false, at, say });
+        }
+    }
+
+    /// What names the next use of an entry. No two uses of one are named alike: one rests for [`SETTLING`] before it is used anew.
+    fn next_usage(&mut self) -> u64 {
+        self.fills = self.fills.wrapping_add(1);
+        u64::from(self.clock) << 32 | u64::from(self.fills << 1)
+    }
+
+    /// The entry of the flow with this hash has been filled: has it say when the way of each end's segments is clear.
+    fn note_arriving(&mut self, hash: u64, usage: u64) {
+        let Some(places) = self.find(hash).map(|entry| Side::BOTH.map(|side| (side, entry.end_at(side, CLEAR)))) else {
+            return;
+        };
+        if self.arriving.len() + places.len() <= ARRIVING {
+            self.arriving.extend(places.map(|(side, at)| Arriving { side, at, usage }));
         }
     }
 
@@ -170,6 +249,7 @@ impl HandedDown {
         if former == CLAIMED || tag.compare_exchange(former, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return false;
         }
+        entry(slot).forget_counts();
         fill(&entry(slot));
         // A reader that finds the hash finds what was filled in.
         tag.store(hash, Ordering::Release);
@@ -177,8 +257,15 @@ impl HandedDown {
     }
 
     /// The connection with this hash is gone: what comes goes up, and its entry is free in a while.
-    pub(super) fn give_up(&self, hash: u64) {
+    pub(super) fn give_up(&mut self, hash: u64, key: FlowKey) {
+        let untold = self.find(hash).map(|entry| entry.tell());
         self.find(hash).into_iter().chain(self.find_former(hash)).for_each(|entry| entry.give_up(self.clock));
+        if let Some((frames, bytes)) = untold
+            && frames > 0
+            && self.untold.len() < self.untold.capacity()
+        {
+            self.untold.push(Forwarded { key, frames, bytes });
+        }
     }
 
     /// What the entry of a flow knows better than its record. Returns when a segment was last seen, in ticks, if the kernel has forwarded any.
@@ -266,6 +353,41 @@ impl<'a> Entry<'a> {
         unpair16(unpair(self.end(side, WINDOW).get()).1).1 != 0
     }
 
+    /// When the kernel last forwarded a segment of the end on this side, if it has forwarded any.
+    fn forwarded(&self, side: Side) -> Option<Instant> {
+        let has_forwarded = self.is_down(side) && self.end(side, FRAMES).get() > 0;
+        has_forwarded.then(|| Instant::from_micros(self.end(side, LAST_SEEN).get() / 1000))
+    }
+
+    fn is_owned(&self) -> bool {
+        self.word(SCALES).get() & OWNED != 0
+    }
+
+    fn set_owned(&self, owned: bool) {
+        let word = self.word(SCALES);
+        word.set(if owned { word.get() | OWNED } else { word.get() & !OWNED });
+    }
+
+    /// Of another connection nothing has been forwarded.
+    fn forget_counts(&self) {
+        for side in Side::BOTH {
+            [FRAMES, BYTES].into_iter().for_each(|n| self.end(side, n).set(0));
+        }
+        self.word(TOLD).set(0);
+    }
+
+    /// The frames and bytes that the kernel has forwarded since this was asked last.
+    fn tell(&self) -> (u64, u64) {
+        let [frames, bytes] = [FRAMES, BYTES].map(|n| {
+            let [lan, wan] = Side::BOTH.map(|side| self.end(side, n).get());
+            lan.wrapping_add(wan)
+        });
+        let now = (frames as u32, (bytes >> TOLD_SHIFT) as u32);
+        let told = unpair(self.word(TOLD).get());
+        self.word(TOLD).set(pair(now.0, now.1));
+        (now.0.wrapping_sub(told.0).into(), u64::from(now.1.wrapping_sub(told.1)) << TOLD_SHIFT)
+    }
+
     /// Its connection is gone: what comes goes up, and the entry is free in a while.
     fn give_up(&self, now: Ticks) {
         self.set_phase(RETURNED);
@@ -278,8 +400,8 @@ impl<'a> Entry<'a> {
         gone != 0 && now.wrapping_add(1).wrapping_sub(gone as Ticks) >= SETTLING
     }
 
-    /// Writes what a flow's record says; from now on it is going down.
-    fn fill(&self, flow: &Flow) {
+    /// Writes what a flow's record says; from now on it is going down. `usage` names this use of the entry.
+    fn fill(&self, flow: &Flow, usage: u64) {
         let translated = flow.is(FlowFlags::PROXIED);
         let flags = if translated { TRANSLATED } else { 0 }
             | if flow.is(FlowFlags::TIMESTAMPS) { TIMESTAMPS } else { 0 }
@@ -296,16 +418,14 @@ impl<'a> Entry<'a> {
         let (seq_delta, ts_delta, ts_base, ts_elapsed) = projection.numbers();
         self.word(DELTAS).set(pair(seq_delta, ts_delta));
         self.word(CLOCK).set(pair(ts_base, ts_elapsed));
-        self.word(SCALES).set(u64::from_ne_bytes([lan, wan, 0, 0, 0, 0, 0, 0]));
+        self.word(SCALES).set(u64::from_ne_bytes([lan, wan, 0, 0, 0, 0, 0, 0]) | OWNED);
         self.word(MACS).set(pair(mac(Side::Lan), mac(Side::Wan)));
         self.word(RETURNED_AT).set(0);
         self.word(GONE_AT).set(0);
-        self.word(OWNED).set(1);
         for side in Side::BOTH {
             self.fill_end(flow, side);
-            for n in [WENT_UP, HAS_LEFT, FRAMES, BYTES, LEFT] {
-                self.end(side, n).set(0);
-            }
+            [WENT_UP, HAS_LEFT].into_iter().for_each(|n| self.end(side, n).set(0));
+            self.end(side, CLEAR).set(usage);
         }
         self.word(PHASE).store(pair(GOING_DOWN, flags), Ordering::Release);
     }
@@ -314,15 +434,9 @@ impl<'a> Entry<'a> {
     fn fill_end(&self, flow: &Flow, side: Side) {
         let endpoint = flow.endpoint(side);
         let [a, b] = endpoint.window.0.to_ne_bytes();
-        self.end(side, NUMBERS).set(numbers(flow, side));
+        self.end(side, NUMBERS).set(pair(endpoint.next.get(), endpoint.acked.get()));
         self.end(side, WINDOW).set(pair(endpoint.ts_value, u32::from_ne_bytes([a, b, 0, 0])));
     }
-}
-
-/// How far the end on this side has sent and acknowledged.
-fn numbers(flow: &Flow, side: Side) -> u64 {
-    let endpoint = flow.endpoint(side);
-    pair(endpoint.next.get(), endpoint.acked.get())
 }
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -349,7 +463,8 @@ fn name_of(segment: &Segment, head: &Head) -> u64 {
     let name = u64::from(end.get()) << 32 | u64::from(segment.ack.get());
     let stamps = u64::from(timestamps.value) << 32 | u64::from(timestamps.echo);
     let name = name.wrapping_mul(MULTIPLIER).wrapping_add(stamps);
-    mixed(mixed(name, u64::from(segment.window.0)), others).max(1)
+    let rest = u64::from(segment.window.0) << 1 | u64::from(segment.payload_len() > 0);
+    mixed(mixed(name, rest), others).max(1)
 }
 
 impl Proxy {
@@ -369,11 +484,12 @@ impl Proxy {
     pub fn hand_down_in(&mut self, words: Words) {
         let buckets = words.len() / BUCKET;
         assert!(buckets.is_power_of_two(), "a power of two of buckets");
-        let leaving = Vec::with_capacity(LEAVING);
         self.handed_down = HandedDown {
             words: Some(words),
             mask: buckets as u64 - 1,
-            leaving,
+            leaving: Vec::with_capacity(LEAVING),
+            arriving: Vec::with_capacity(ARRIVING),
+            untold: Vec::with_capacity(UNTOLD),
             former: self.handed_down.former.take(),
             ..HandedDown::none()
         };
@@ -384,7 +500,7 @@ impl Proxy {
     /// the program may go on to forward.
     pub fn prepare_to_go_on(words: &Words) {
         for (hash, entry) in slots(words) {
-            entry.word(OWNED).set(0);
+            entry.set_owned(false);
             // The former process was killed while it filled the slot.
             if hash.get() == CLAIMED {
                 hash.set(0);
@@ -397,7 +513,7 @@ impl Proxy {
         let (flows, _) = self.table.slice(0, u32::MAX);
         for (_, flow) in flows.filter(|(_, flow)| flow.is_in(State::HandedDown)) {
             if let Some(entry) = self.handed_down.find(flow.hash()) {
-                entry.word(OWNED).set(1);
+                entry.set_owned(true);
             }
         }
     }
@@ -405,7 +521,7 @@ impl Proxy {
     /// What the program forwards for connections that no worker has adopted, it forwards no more.
     pub fn end_without_flow(words: &Words, now: Instant) {
         for (hash, entry) in slots(words) {
-            if hash.get() > CLAIMED && entry.word(OWNED).get() == 0 && entry.word(GONE_AT).get() == 0 {
+            if hash.get() > CLAIMED && !entry.is_owned() && entry.word(GONE_AT).get() == 0 {
                 entry.give_up(tick(now));
             }
         }
@@ -436,11 +552,73 @@ impl Proxy {
         leaving.retain(|one| {
             let has_left = one.by == by && one.is_watched;
             if has_left {
+                let word = &words[one.at];
                 // Ordered behind what the record says of the same segment.
-                words[one.at].store(one.value, Ordering::Release);
+                match one.say {
+                    Say::Name(name) => word.store(name, Ordering::Release),
+                    // Otherwise another use of the entry has begun.
+                    Say::Clear(usage) => {
+                        let _ = word.compare_exchange(usage, usage | 1, Ordering::Release, Ordering::Relaxed);
+                    }
+                }
             }
             !has_left
         });
+    }
+
+    /// Whether the worker is to look for an instant at which nothing is on its way up, for [`has_arrived`](Proxy::has_arrived).
+    #[inline]
+    pub fn awaits_arrival(&self) -> bool {
+        !self.handed_down.arriving.is_empty()
+    }
+
+    /// Whatever has come to this side's port until now, and was not forwarded or dropped by the program, the worker has received; it is going to process what
+    /// it has not processed yet before it watches again [what leaves](Proxy::watch_leaving).
+    pub fn has_arrived(&mut self, side: Side) {
+        let HandedDown { arriving, leaving, .. } = &mut self.handed_down;
+        arriving.retain(|one| {
+            let arrives = one.side == side && leaving.len() < LEAVING;
+            if arrives {
+                let say = Say::Clear(one.usage);
+                leaving.push(Leaving { by: side.other(), is_watched: false, at: one.at, say });
+            }
+            !arrives
+        });
+    }
+
+    /// Whether connections are handed down.
+    #[inline]
+    pub fn hands_down(&self) -> bool {
+        self.handed_down.words.is_some()
+    }
+
+    /// Tells what the kernel has forwarded of connections since this was told last: of those from the place `cursor` on (0 to begin with), as many as cost
+    /// some tens of microseconds at most, and of those that are gone, of which some are left out where there are very many. Returns the place to go on from,
+    /// `None` at the end.
+    pub fn tell_forwarded(&mut self, cursor: u32, mut tell: impl FnMut(Forwarded)) -> Option<u32> {
+        /// Records that are looked at, and connections handed down among them.
+        const LOOKED_AT: u32 = 1024;
+        const FOUND: usize = 128;
+        let Self { table, handed_down, .. } = self;
+        handed_down.untold.drain(..).for_each(&mut tell);
+        let (flows, next) = table.slice(cursor, LOOKED_AT);
+        for (n, (id, flow)) in flows.filter(|(_, flow)| flow.is_in(State::HandedDown)).enumerate() {
+            if n == FOUND {
+                return Some(id.0);
+            }
+            let Some((frames, bytes)) = handed_down.find(flow.hash()).map(|entry| entry.tell()) else { continue };
+            if frames > 0 {
+                tell(Forwarded { key: table.key(id), frames, bytes });
+            }
+        }
+        next
+    }
+
+    /// When the kernel last forwarded a segment of the end that has sent the segment of the last [`on_frame`](Proxy::on_frame), if the kernel has handed this one
+    /// up: what it forwarded may not have left the box yet. Asked twice, it says so once.
+    #[inline]
+    pub fn forwarded_before(&mut self) -> Option<Instant> {
+        self.handed_down.forwarded.take()
     }
 
     /// Whether the kernel may forward a flow: nothing is owed, pending or in doubt, and the frames of both ends are of one network.
@@ -467,13 +645,10 @@ impl Proxy {
 
     #[cold]
     fn hand_down_now(&mut self, id: Id, now: Instant) {
+        let usage = self.handed_down.next_usage();
         let flow = &self.table[id];
-        if self.handed_down.claim(flow.hash(), tick(now), |entry| entry.fill(flow)) {
-            let (hash, numbers) = (flow.hash(), Side::BOTH.map(|side| (side, numbers(flow, side))));
-            if let Some(entry) = self.handed_down.find(hash) {
-                let ends = numbers.map(|(side, numbers)| (side, entry.end_at(side, LEFT), numbers));
-                ends.into_iter().for_each(|(side, at, numbers)| self.handed_down.note_leaving(side, at, numbers));
-            }
+        if self.handed_down.claim(flow.hash(), tick(now), |entry| entry.fill(flow, usage)) {
+            self.handed_down.note_arriving(flow.hash(), usage);
             self.set_state(id, State::HandedDown, now, |_| ());
             self.counters.count(Event::HandedDown);
         } else {
@@ -529,9 +704,12 @@ impl Proxy {
 
     /// Before a segment of a flow that is handed down.
     #[cold]
-    pub(super) fn begin_handed_down(&mut self, id: Id, segment: &Segment, head: &Head) {
+    pub(super) fn begin_handed_down(&mut self, side: Side, id: Id, segment: &Segment, head: &Head) {
         self.refresh(id);
-        self.handed_down.came_up = Some((id, self.table[id].hash(), name_of(segment, head)));
+        let hash = self.table[id].hash();
+        let forwarded = self.handed_down.find(hash).and_then(|entry| entry.forwarded(side));
+        self.handed_down.forwarded = forwarded;
+        self.handed_down.came_up = Some((id, hash, name_of(segment, head)));
     }
 
     /// After a segment from `side` of a flow that is handed down.
@@ -542,6 +720,7 @@ impl Proxy {
             return;
         }
         let may_go_down = self.may_go_down(id);
+        let usage = self.handed_down.next_usage();
         let Some(entry) = self.handed_down.find(hash) else {
             // A former process had handed it down.
             self.set_state(id, State::Established, now, |_| ());
@@ -552,7 +731,7 @@ impl Proxy {
             if may_go_down && !entry.is_down(side) {
                 entry.fill_end(flow, side);
                 let at = entry.end_at(side, HAS_LEFT);
-                self.handed_down.note_leaving(side, at, name);
+                self.handed_down.note_leaving(side, at, Say::Name(name));
                 return;
             }
             // A segment that the program did not take for one of this flow; or it would not forward those that come.
@@ -566,7 +745,8 @@ impl Proxy {
             }
             since if clock.wrapping_add(1).wrapping_sub(since as Ticks) < SETTLING => {}
             _ if may_go_down => {
-                entry.fill(flow);
+                entry.fill(flow, usage);
+                self.handed_down.note_arriving(hash, usage);
                 self.counters.count(Event::HandedDown);
             }
             _ => self.set_state(id, State::Established, now, |_| ()),
@@ -582,7 +762,7 @@ mod tests {
     use crate::proxy::Secrets;
     use crate::proxy::test_segments::TestSegment;
     use crate::proxy::tests::NoEgress;
-    use crate::wire::{FlowKey, Parsed};
+    use crate::wire::Parsed;
     use core::time::Duration;
 
     const NOW: Instant = Instant::from_secs(1000);
@@ -617,6 +797,7 @@ mod tests {
         entry.end(side, NUMBERS).set(pair(next, 0));
         let down = u32::from_ne_bytes([7, 0, 1, 0]);
         entry.end(side, WINDOW).set(pair(0, down));
+        entry.end(side, FRAMES).set(1);
         entry.end(side, BYTES).set(100);
         entry.end(side, LAST_SEEN).set(now.as_micros() * 1000);
     }
@@ -739,6 +920,97 @@ mod tests {
         assert_eq!((phase(hash), next.counters().happened(Event::NotHandedDown)), (GOING_DOWN, 0));
     }
 
+    /// Whether the way of an end's segments is clear, as the program sees it.
+    fn is_clear(proxy: &Proxy, id: Id, side: Side) -> bool {
+        let entry = proxy.handed_down.find(proxy.table[id].hash()).expect("it has an entry");
+        entry.end(side, CLEAR).get() & 1 == 1
+    }
+
+    #[test]
+    fn the_way_of_an_end_is_clear_once_all_that_was_on_its_way_up_has_arrived_and_left() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        let leave = |proxy: &mut Proxy, by| {
+            proxy.watch_leaving(by);
+            proxy.has_left(by);
+        };
+        leave(&mut proxy, Side::Lan);
+        leave(&mut proxy, Side::Wan);
+        assert!(!is_clear(&proxy, id, Side::Wan), "something may be in the receive ring");
+        proxy.has_arrived(Side::Wan);
+        assert!(!is_clear(&proxy, id, Side::Wan), "it has to leave yet");
+        proxy.watch_leaving(Side::Lan);
+        let late = enter(&mut proxy, 2, NOW);
+        proxy.has_left(Side::Lan);
+        assert!(is_clear(&proxy, id, Side::Wan) && !is_clear(&proxy, id, Side::Lan));
+        assert!(!is_clear(&proxy, late, Side::Wan), "its entry came later");
+    }
+
+    #[test]
+    fn what_has_left_for_a_former_use_of_an_entry_says_nothing_of_the_next() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        proxy.has_arrived(Side::Wan);
+        proxy.watch_leaving(Side::Lan);
+        let later = NOW + Duration::from_millis(250);
+        poll(&mut proxy, later);
+        let hash = proxy.table[id].hash();
+        let usage = proxy.handed_down.next_usage();
+        proxy.handed_down.find(hash).expect("an entry").fill(&proxy.table[id], usage);
+        proxy.has_left(Side::Lan);
+        assert!(!is_clear(&proxy, id, Side::Wan));
+    }
+
+    #[test]
+    fn what_the_kernel_has_forwarded_is_told_once_also_of_connections_that_are_gone() {
+        let mut proxy = proxy();
+        let ids = [1, 2].map(|n| enter(&mut proxy, n, NOW));
+        let told = |proxy: &mut Proxy| {
+            let mut told = Vec::new();
+            assert_eq!(proxy.tell_forwarded(0, |one| told.push((one.key.wan[3], one.frames, one.bytes))), None);
+            told
+        };
+        let count = |proxy: &Proxy, id: Id, side, frames, bytes| {
+            let entry = proxy.handed_down.find(proxy.table[id].hash()).expect("it has an entry");
+            entry.end(side, FRAMES).set(frames);
+            entry.end(side, BYTES).set(bytes);
+        };
+        assert_eq!(told(&mut proxy), []);
+        count(&proxy, ids[0], Side::Lan, 3, 4800);
+        count(&proxy, ids[0], Side::Wan, 2, 160);
+        assert_eq!(told(&mut proxy), [(1, 5, 4960)]);
+        assert_eq!(told(&mut proxy), []);
+        // Also behind 2^32 frames, and 2^36 bytes.
+        count(&proxy, ids[0], Side::Lan, (1 << 32) - 1, (1 << 36) - 160);
+        assert_eq!(told(&mut proxy), [(1, (1 << 32) - 4, (1 << 36) - 4960)]);
+        count(&proxy, ids[0], Side::Lan, (1 << 32) + 5, (1 << 36) + 1440);
+        assert_eq!(told(&mut proxy), [(1, 6, 1600)]);
+        count(&proxy, ids[1], Side::Wan, 7, 700);
+        proxy.forget(ids[1]);
+        assert_eq!(told(&mut proxy), [(2, 7, 688)]);
+        // Another connection's entry begins anew.
+        poll(&mut proxy, NOW + Duration::from_millis(250));
+        enter(&mut proxy, 3, NOW + Duration::from_millis(250));
+        assert_eq!(told(&mut proxy), []);
+    }
+
+    #[test]
+    fn it_is_said_when_the_kernel_forwarded_the_segment_before_one_that_came_up() {
+        let mut proxy = proxy();
+        let id = enter(&mut proxy, 1, NOW);
+        let mut frame = TestSegment::default().frame();
+        let len = frame.len();
+        let head = Head::whole(&mut frame, len);
+        let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, &head) else { panic!("it is a segment") };
+        proxy.begin_handed_down(Side::Lan, id, &segment, &head);
+        assert_eq!(proxy.forwarded_before(), None, "none yet");
+        forwarded(&proxy, id, Side::Lan, 500, NOW);
+        proxy.begin_handed_down(Side::Wan, id, &segment, &head);
+        assert_eq!(proxy.forwarded_before(), None, "none of this end");
+        proxy.begin_handed_down(Side::Lan, id, &segment, &head);
+        assert_eq!((proxy.forwarded_before(), proxy.forwarded_before()), (Some(NOW), None));
+    }
+
     #[test]
     fn segments_that_differ_in_their_sack_blocks_alone_have_names_of_their_own() {
         let name = |options: &[u8]| {
@@ -752,6 +1024,20 @@ mod tests {
         assert_eq!(name(&block(1)), name(&block(1)));
         assert_ne!(name(&block(1)), name(&block(2)));
         assert_ne!(name(&[]), name(&[1; 4]));
+    }
+
+    #[test]
+    fn data_and_the_acknowledgement_behind_them_have_names_of_their_own() {
+        let name = |segment: TestSegment| {
+            let mut frame = segment.frame();
+            let len = frame.len();
+            let head = Head::whole(&mut frame, len);
+            let Parsed::Tcp(segment) = Parsed::parse(Side::Lan, &head) else { panic!("it is a segment") };
+            name_of(&segment, &head)
+        };
+        let data = TestSegment { payload: 10, ..TestSegment::default() };
+        let behind = TestSegment { seq: data.seq + 10, ..TestSegment::default() };
+        assert_ne!(name(data), name(behind));
     }
 
     #[test]
@@ -780,6 +1066,7 @@ mod tests {
             proxy.refresh(id);
             proxy.handed_down.came_up = Some((id, proxy.table[id].hash(), 9));
             proxy.settle_handed_down(Side::Lan, NOW);
+            proxy.has_arrived(Side::Lan);
             proxy.watch_leaving(Side::Wan);
             proxy.has_left(Side::Wan);
             poll(&mut proxy, NOW + Duration::from_secs(100_000));

@@ -73,6 +73,7 @@ use crate::wire::{self, Flags, FlowKey, Kind, Parsed, Segment};
 use crate::{Config, Counters, DropReason, Event, Head, Instant, Side, Ticket, Verdict};
 use context::Context;
 use evict::Candidates;
+pub use handed_down::Forwarded;
 use handed_down::HandedDown;
 use idle::Inspection;
 use kernel_syns::KernelSyns;
@@ -746,7 +747,7 @@ impl Proxy {
             egress.note(|| {
                 "the connection is handed down: the kernel forwards its usual segments by itself, and of the others the worker decides".into()
             });
-            self.begin_handed_down(id, segment, head);
+            self.begin_handed_down(side, id, segment, head);
         }
         let any_turned = self.settings.policy.services.any_turned() && self.arrived.is_none();
         let receiver = found.filter(|_| any_turned).map(|id| self.port_of(id, side.other()));
@@ -1066,7 +1067,7 @@ impl Proxy {
             return;
         }
         if former == State::HandedDown {
-            self.handed_down.give_up(self.table[id].hash());
+            self.handed_down.give_up(self.table[id].hash(), self.table.key(id));
         }
         if matches!(state, State::TimeWait | State::Reset) {
             self.remember_candidate(id);

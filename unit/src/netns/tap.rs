@@ -2,7 +2,7 @@
 //! connections: numbers, clocks, checksums.
 
 use std::collections::HashMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -168,7 +168,7 @@ impl OrderTap {
 
 impl Order {
     /// Notes a frame. `last` has the last identification from each sender.
-    fn note(&mut self, frame: &[u8], own: Ipv4Addr, last: &mut HashMap<(u32, u32), u16>) {
+    fn note(&mut self, frame: &[u8], own: Ipv4Addr, last: &mut HashMap<(u32, u32), Seen>) {
         let word = |at: usize| frame.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("four")));
         let ip = 14;
         let (Some(0x0800), Some(first)) = (word(10).map(|word| word & 0xffff), word(ip)) else { return };
@@ -183,17 +183,38 @@ impl Order {
         if protocol >> 16 & 0xff != 6 || target != u32::from(own) || flags >> 16 & 6 != 0 {
             return;
         }
-        let identification = (identification >> 16) as u16;
         self.segments += 1;
-        match last.insert((source, ports), identification) {
-            Some(former) if identification.wrapping_sub(former) as i16 <= 0 => self.overtaken.push(format!(
-                "ports {} to {}: {identification} behind {former}, sequence number {number}, flags {:x}",
-                ports >> 16,
-                ports & 0xffff,
-                flags >> 16 & 0xff
-            )),
-            _ => {}
+        let seen = Seen {
+            identification: (identification >> 16) as u16,
+            number,
+            length: first & 0xffff,
+            header: tcp - ip,
+            flags: flags >> 16 & 0xff,
+        };
+        if let Some(former) = last.insert((source, ports), seen)
+            && seen.identification.wrapping_sub(former.identification) as i16 <= 0
+        {
+            let (from, to) = (ports >> 16, ports & 0xffff);
+            self.overtaken.push(format!("ports {from} to {to}: {seen} behind {former}"));
         }
+    }
+}
+
+/// A segment that came in.
+#[derive(Clone, Copy)]
+struct Seen {
+    identification: u16,
+    number: u32,
+    /// Bytes of the packet, and of its IP header.
+    length: u32,
+    header: usize,
+    flags: u32,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen { identification, number, length, header, flags } = self;
+        write!(f, "{identification} (sequence number {number}, {length} bytes, IP header {header}, flags {flags:x})")
     }
 }
 

@@ -197,6 +197,7 @@ fn with_kernel(world: &World, programs: &Beside, side: Side, frame: &[u8], down:
         None => (world.inject(side, frame), world.discard()),
     };
     world.operate(|proxy, _| {
+        Side::BOTH.into_iter().for_each(|side| proxy.has_arrived(side));
         for side in Side::BOTH {
             proxy.watch_leaving(side);
             proxy.has_left(side);
@@ -538,15 +539,9 @@ fn no_segment_overtakes_another_however_often_connections_go_down_and_up_at_tc()
     none_is_overtaken("tc", Backend::Packet, rounds_wanted().unwrap_or(6));
 }
 
-/// Now and then one is overtaken here: it is no promise yet (docs/fastpath.md), and `make test-handed-down` shows it.
 #[test]
 fn no_segment_overtakes_another_however_often_connections_go_down_and_up_in_xdp() {
-    let Some(rounds) = rounds_wanted() else {
-        harness::ignore(
-            "in XDP a segment is overtaken now and then (docs/fastpath.md); `make test-handed-down` runs it",
-        )
-    };
-    none_is_overtaken("xdp", Backend::Driver, rounds);
+    none_is_overtaken("xdp", Backend::Driver, rounds_wanted().unwrap_or(6));
 }
 
 fn rounds_wanted() -> Option<u32> {

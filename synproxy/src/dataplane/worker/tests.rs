@@ -37,6 +37,8 @@ struct Scripted {
     /// Whether the next time-out drops all that is held.
     releases_all: bool,
     voided: usize,
+    /// When the kernel forwarded the segment before the last frame.
+    forwarded: Option<Instant>,
 }
 
 impl Scripted {
@@ -85,7 +87,7 @@ impl Engine for Scripted {
         side: Side,
         _: &Metadata,
         head: &mut Head<'_>,
-        _: Instant,
+        now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
         self.deepest = self.deepest.max(self.parsed.get());
@@ -106,6 +108,10 @@ impl Engine for Scripted {
                 self.release(1, false);
                 Verdict::Forward
             }
+            b'u' => {
+                self.forwarded = Some(now);
+                Verdict::Forward
+            }
             b'g' => {
                 assert!(head.open_gap(1, 4), "there is headroom");
                 head.bytes_mut()[1..5].copy_from_slice(b"rown");
@@ -117,6 +123,10 @@ impl Engine for Scripted {
             }
             _ => Verdict::Forward,
         }
+    }
+
+    fn forwarded_before(&mut self) -> Option<Instant> {
+        self.forwarded.take()
     }
 
     fn held_frames(&self) -> usize {
@@ -188,7 +198,7 @@ fn now() -> Instant {
 
 impl<E> Worker<E> {
     fn assert_conserved(&self) {
-        let somewhere = self.pool.idle() + self.pool.lent() + self.hold_buffer.buffers();
+        let somewhere = self.pool.idle() + self.pool.lent() + self.hold_buffer.buffers() + self.waiting.buffers();
         assert_eq!(somewhere, self.pool.total(), "every frame is somewhere");
     }
 }
@@ -207,6 +217,34 @@ fn frames_go_where_the_verdict_says_and_in_order() {
     assert_eq!((iteration.received, iteration.sent, iteration.more), (5, 4, false));
     assert_eq!(drain(&mut wires[Side::Lan]), [b"f1".as_slice(), b"f4", b"hello"]);
     assert_eq!(drain(&mut wires[Side::Wan]), [b"r2"]);
+    worker.assert_conserved();
+}
+
+#[test]
+fn a_frame_that_comes_up_waits_and_what_its_end_sends_then_waits_behind_it() {
+    let (mut worker, mut wires) = world(Scripted::default(), 64, 64);
+    worker.waiting = WaitingFrames::new(PerSide::new(None, Some(Duration::from_millis(2))));
+    let later = |millis| now() + Duration::from_millis(millis);
+    for frame in ["f1", "u2", "f3", "d4"] {
+        wires[Side::Lan].push(frame.as_bytes());
+    }
+    wires[Side::Wan].push(b"u5");
+    let sent = worker.poll(now()).sent;
+    assert_eq!(
+        (sent, drain(&mut wires[Side::Wan]), drain(&mut wires[Side::Lan])),
+        (2, vec![b"f1".into()], vec![b"u5".into()])
+    );
+    worker.assert_conserved();
+    wires[Side::Lan].push(b"u6");
+    assert!(worker.poll(later(1)).sent == 0);
+    wires[Side::Lan].push(b"f7");
+    worker.poll(later(2));
+    assert_eq!(drain(&mut wires[Side::Wan]), [b"u2", b"f3"]);
+    worker.poll(later(3));
+    assert_eq!(drain(&mut wires[Side::Wan]), [b"u6", b"f7"]);
+    wires[Side::Lan].push(b"f8");
+    worker.poll(later(3));
+    assert_eq!(drain(&mut wires[Side::Wan]), [b"f8"]);
     worker.assert_conserved();
 }
 
