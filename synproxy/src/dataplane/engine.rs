@@ -5,7 +5,7 @@ use crate::control::views::FrameBuffer;
 use std::iter;
 use std::sync::Arc;
 use tcpstate::{
-    Adopted, Counters, Directive, DropReason, Egress, Event, Head, Instant, Metadata, Population, Proxy,
+    Adopted, Counters, Directive, DropReason, Egress, Event, Forwarded, Head, Instant, Metadata, Population, Proxy,
     ServerUpdate, Side, Source, Target, TargetCounts, Ticket, Verdict,
 };
 
@@ -127,6 +127,17 @@ pub trait Engine {
         None
     }
 
+    /// Whether a program of the kernel forwards connections by itself.
+    #[inline]
+    fn hands_down(&self) -> bool {
+        false
+    }
+
+    /// Tells what that program has forwarded since it was told last; see [`Proxy::tell_forwarded`].
+    fn tell_forwarded(&mut self, _: u32, _: impl FnMut(Forwarded)) -> Option<u32> {
+        None
+    }
+
     /// From now on no program of the kernel answers SYNs for it.
     fn unshare_syns(&mut self) {}
 
@@ -192,6 +203,15 @@ impl Engine for Proxy {
     #[inline]
     fn forwarded_before(&mut self) -> Option<Instant> {
         Proxy::forwarded_before(self)
+    }
+
+    #[inline]
+    fn hands_down(&self) -> bool {
+        Proxy::hands_down(self)
+    }
+
+    fn tell_forwarded(&mut self, cursor: u32, tell: impl FnMut(Forwarded)) -> Option<u32> {
+        Proxy::tell_forwarded(self, cursor, tell)
     }
 
     #[inline]

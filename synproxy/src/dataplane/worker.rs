@@ -45,6 +45,10 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 /// How often the statistics are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
+/// How often some connections are asked what the kernel has forwarded of them, and how many times at once at most, by a worker that has slept.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+const ASKED_AT_ONCE: u32 = 40;
+
 /// One queue of both ports and the engine between them.
 pub struct Worker<E> {
     ports: PerSide<Box<dyn Port>>,
@@ -92,6 +96,8 @@ pub struct Worker<E> {
     captures_frames: bool,
     /// Samples of its traffic.
     top_talkers: TopTalkers,
+    /// Where it goes on to ask what the kernel has forwarded, and when.
+    asked: (u32, Instant),
     /// The longest time that a command of each kind has taken, or publishing the statistics.
     longest_command: [Duration; CommandKind::COUNT],
     /// How others see that it is alive.
@@ -158,6 +164,7 @@ impl<E: Engine> Worker<E> {
             captures: CaptureTap::default(),
             captures_frames: false,
             top_talkers: TopTalkers::new(clock::now()),
+            asked: (0, Instant::default()),
             longest_command: Default::default(),
             pulse: Arc::default(),
             failures: 0,
@@ -229,6 +236,7 @@ impl<E: Engine> Worker<E> {
             self.adjust_shedding(iteration, now);
             self.execute_command(now, slot);
             self.note_failures(now);
+            self.ask_forwarded(now);
             self.beat(iteration);
             if now >= publish_at {
                 self.publish(now, slot);
@@ -280,6 +288,29 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// Asks some connections what the kernel has forwarded of them, for the top talkers.
+    #[inline]
+    fn ask_forwarded(&mut self, now: Instant) {
+        if self.engine.hands_down() && now >= self.asked.1 {
+            self.ask_forwarded_now(now);
+        }
+    }
+
+    #[cold]
+    fn ask_forwarded_now(&mut self, now: Instant) {
+        let late = now.since(self.asked.1).as_micros() / ASK_EVERY.as_micros();
+        for _ in 0..=late.min(u128::from(ASKED_AT_ONCE) - 1) {
+            let top_talkers = &mut self.top_talkers;
+            let next = self.engine.tell_forwarded(self.asked.0, |forwarded| top_talkers.forwarded(&forwarded));
+            self.asked.0 = next.unwrap_or_default();
+            if next.is_none() {
+                self.top_talkers.end_round(now);
+                break;
+            }
+        }
+        self.asked.1 = now + ASK_EVERY;
+    }
+
     /// Says that an iteration has ended, and how far the transmit rings are.
     fn beat(&self, iteration: Iteration) {
         for side in Side::BOTH {
@@ -321,7 +352,7 @@ impl<E: Engine> Worker<E> {
         commands.execute_next(|command| {
             kind = Some(command.kind());
             match command {
-                Command::Top => Answer::Top(self.top_talkers.last().clone()),
+                Command::Top => Answer::Top(self.top_talkers.last()),
                 Command::SetOptions { poll, shed } => {
                     self.poll_policy.set(poll);
                     self.set_shedding(shed);

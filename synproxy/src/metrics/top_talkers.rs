@@ -9,8 +9,8 @@
 use pktio::ShedSample;
 use std::mem;
 use std::time::Duration;
-use tcpstate::wire::{Addr, Flags, Parsed, Segment};
-use tcpstate::{Instant, Metadata, Side};
+use tcpstate::wire::{Addr, Flags, FlowKey, Parsed, Segment};
+use tcpstate::{Forwarded, Instant, Metadata, Side};
 
 /// Talkers kept of each kind: who has a sixty-fourth of all frames is among them.
 const KEPT: usize = 64;
@@ -293,17 +293,20 @@ impl Tally {
             (Side::Lan, true, true) => Kind::SynAck,
             _ => Kind::Other,
         };
-        let key = &segment.key;
-        let source = Name { address: key.wan, v6: key.v6, port: 0 };
-        let target = Name { address: key.lan, v6: key.v6, port: key.lan_port };
+        let (source, target) = ends(&segment.key);
         self.add(source, target, kind, frames, bytes);
     }
 
-    fn add(&mut self, source: Name, target: Name, kind: Kind, frames: u64, bytes: u64) {
+    /// Counts so many frames of this length.
+    fn add(&mut self, source: Name, target: Name, kind: Kind, frames: u64, length: u64) {
+        self.count(source, target, kind, frames, length * frames);
+    }
+
+    fn count(&mut self, source: Name, target: Name, kind: Kind, frames: u64, bytes: u64) {
         let syns = if kind == Kind::Syn { frames } else { 0 };
         for talker in [self.sources.entry(source), self.targets.entry(target)] {
             talker.frames += frames;
-            talker.bytes += bytes * frames;
+            talker.bytes += bytes;
             talker.syns += syns;
         }
         match kind {
@@ -403,13 +406,17 @@ pub struct TopTalkers {
     shed: Sampler,
     /// The result of the window before.
     last: TalkerReport,
+    /// Of what the kernel forwards: of the present round, and the result of the one before.
+    below: Tally,
+    last_below: TalkerReport,
 }
 
 impl TopTalkers {
     /// Empty counts.
     pub fn new(now: Instant) -> Self {
         let (sampler, shed) = (Sampler::default(), Sampler::default());
-        Self { tally: Tally::new(now), sampler, shed, last: TalkerReport::default() }
+        let last = TalkerReport::default();
+        Self { tally: Tally::new(now), sampler, shed, last_below: last.clone(), last, below: Tally::new(now) }
     }
 
     /// Which frame of a batch of this length is to be sampled, if one is.
@@ -449,10 +456,48 @@ impl TopTalkers {
         Some(syns)
     }
 
-    /// The top talkers of the last complete window.
-    pub fn last(&self) -> &TalkerReport {
-        &self.last
+    /// Records what the kernel has forwarded of a connection.
+    pub fn forwarded(&mut self, forwarded: &Forwarded) {
+        let Forwarded { key, frames, bytes } = *forwarded;
+        let (source, target) = ends(&key);
+        self.below.count(source, target, Kind::Other, frames, bytes);
     }
+
+    /// All connections have been asked what the kernel has forwarded of them. Returns whether a round ends by that; otherwise they are asked again.
+    pub fn end_round(&mut self, now: Instant) -> bool {
+        let report = self.below.advance(now);
+        let has_ended = report.is_some();
+        self.last_below = report.map_or_else(|| mem::take(&mut self.last_below), |(talkers, _)| talkers);
+        has_ended
+    }
+
+    /// The top talkers of the last complete window.
+    pub fn last(&self) -> TalkerReport {
+        let below = &self.last_below;
+        if below.sources.is_empty() {
+            return self.last.clone();
+        }
+        let period = if self.last.period.is_zero() { WINDOW } else { self.last.period };
+        let share = period.as_secs_f64() / below.period.as_secs_f64();
+        let scaled = |talkers: &[Talker]| {
+            let scale = |n: u64| (n as f64 * share) as u64;
+            let scaled = |talker: &Talker| {
+                let Talker { frames, surplus, bytes, .. } = *talker;
+                Talker { frames: scale(frames), surplus: scale(surplus), bytes: scale(bytes), ..*talker }
+            };
+            talkers.iter().map(scaled).collect()
+        };
+        merged([
+            TalkerReport { period, ..self.last.clone() },
+            TalkerReport { period, sources: scaled(&below.sources), targets: scaled(&below.targets) },
+        ])
+    }
+}
+
+/// The host on the WAN and the service on the LAN of a connection.
+fn ends(key: &FlowKey) -> (Name, Name) {
+    let source = Name { address: key.wan, v6: key.v6, port: 0 };
+    (source, Name { address: key.lan, v6: key.v6, port: key.lan_port })
 }
 
 /// The reports of several workers as one, sorted by the frames that are certain.
@@ -547,12 +592,34 @@ mod tests {
         let mut talkers = TopTalkers::new(Instant::default());
         talkers.tally.add(host(7), Name { port: 80, ..host(9) }, Kind::Other, 10, 100);
         assert_eq!(talkers.advance(Instant::from_micros(1_900_000)), None);
-        assert_eq!(talkers.last(), &TalkerReport::default());
+        assert_eq!(talkers.last(), TalkerReport::default());
         talkers.advance(Instant::from_micros(2_100_000));
         assert_eq!(talkers.last().period, Duration::from_micros(2_100_000));
         assert_eq!(talkers.last().sources, [Talker { name: host(7), frames: 10, bytes: 1000, ..Talker::default() }]);
         talkers.advance(Instant::from_micros(4_200_000));
         assert_eq!(talkers.last().sources, []);
+    }
+
+    #[test]
+    fn what_the_kernel_forwards_counts_at_the_rate_of_a_round_through_all_connections() {
+        let mut talkers = TopTalkers::new(Instant::default());
+        let of = |n, frames, bytes| {
+            let key = FlowKey { lan: host(9).address, wan: host(n).address, lan_port: 80, ..FlowKey::default() };
+            Forwarded { key, frames, bytes }
+        };
+        talkers.forwarded(&of(7, 1000, 1_000_000));
+        assert!(!talkers.end_round(Instant::from_secs(1)), "it is too short for a rate");
+        talkers.forwarded(&of(7, 3000, 3_000_000));
+        talkers.forwarded(&of(8, 400, 4000));
+        assert!(talkers.end_round(Instant::from_secs(4)));
+        talkers.tally.add(host(7), Name { port: 80, ..host(9) }, Kind::Other, 10, 100);
+        talkers.advance(Instant::from_secs(2));
+        let last = talkers.last();
+        let seven = Talker { name: host(7), frames: 2010, bytes: 2_001_000, ..Talker::default() };
+        assert_eq!(last.sources, [seven, Talker { name: host(8), frames: 200, bytes: 2000, ..Talker::default() }]);
+        assert_eq!((last.period, last.targets.len(), last.targets[0].frames), (WINDOW, 1, 2210));
+        assert!(talkers.end_round(Instant::from_secs(6)));
+        assert_eq!(talkers.last().sources[0].frames, 10, "it is over");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
@@ -22,10 +23,14 @@ struct Watched {
 
 impl Watched {
     fn new(name: &str) -> Watched {
+        Watched::with(name, Backend::Driver, netns::CACHE_ON)
+    }
+
+    fn with(name: &str, backend: Backend, config: &str) -> Watched {
         let rig = Rig::new();
         let socket = leftovers::file(&format!("{name}.sock"));
         let control = format!("--control={}", socket.display());
-        let proxy = Appliance::start_with(&rig, Backend::Driver, netns::CACHE_ON, &[&control]);
+        let proxy = Appliance::start_with(&rig, backend, config, &[&control]);
         Watched { rig, proxy: Some(proxy), socket }
     }
 
@@ -153,6 +158,42 @@ fn who_talks_most_is_told() {
     assert!(top.contains(&format!("\"name\":\"{}\"", server.address)), "{top}");
     let screen = it.says(&["top", "--once"]);
     assert!(screen.contains("half-open  frames held") && screen.contains("WAN, by frames"), "{screen}");
+}
+
+#[test(light)]
+fn connections_that_the_kernel_forwards_are_among_those_who_talk_most() {
+    let it = Watched::with("below", Backend::Packet, &format!("fast_path = tc; {}", netns::CACHE_ON));
+    let server = it.rig.server.serve(netns::SERVER_V4, 0, traffic::echo);
+    let stream = it.rig.client.connect(server.address).expect("a connection through the box");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for seed in 0.. {
+                traffic::send(&stream, seed, 4000).expect("sending");
+                traffic::receive(&stream, seed, Some(4000)).expect("the same bytes come back");
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        // The worker has seen the beginning; of what the next windows show it has seen nothing.
+        let begin = Instant::now();
+        let told = loop {
+            thread::sleep(Duration::from_millis(500));
+            let top = it.says(&["top", "--json"]);
+            let names = [netns::CLIENT_V4.to_string(), server.address.to_string()];
+            let are_told = names.iter().all(|name| top.contains(&format!("\"name\":\"{name}\"")));
+            if begin.elapsed() > Duration::from_secs(5) && are_told || begin.elapsed() > Duration::from_secs(20) {
+                break are_told.then_some(top).ok_or("not told");
+            }
+        };
+        over.store(true, Ordering::Relaxed);
+        let top = told.expect("who talks by the kernel");
+        note!("{top}");
+        let (forwarded, seen) = (it.count("kernel-forwarded"), it.count("received"));
+        assert!(forwarded > 10 * seen, "{forwarded} forwarded by the kernel, {seen} by the worker");
+    });
 }
 
 /// Keys and signals that end it.
