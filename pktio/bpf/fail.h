@@ -7,69 +7,14 @@
 // idle, and one that takes frames and sends none works. The worker's word `served` changes with each look; a frame that finds it unchanged
 // since the first frame that was given after the last change compares the clock. A worker that has failed at one port has failed at the other.
 
+#include "flows.h"
+
 enum { CLOSED = 0, UNTRANSLATED = 1, OPEN = 2 };
 
 // Set by the loader: what passes then, out of the other port.
 volatile const u32 on_failure = CLOSED;
 // Set by the loader: how long a worker may leave frames, in ticks of the kernel; 0 if no worker is watched.
 volatile const u32 patience = 0;
-// Set by the loader: whether this port is the WAN.
-volatile const u32 is_wan = 0;
-// Set by the loader: the key of the hash that names flows, and the lines of each worker's part of the map below.
-volatile const u64 flow_key0 = 0;
-volatile const u64 flow_key1 = 0;
-volatile const u32 flow_lines = 0;
-
-// Of each port of each worker, whose number is that of the receive queue: the LAN's first. Three cache lines: one that the program writes with every
-// frame, one that the worker writes, and one that the program writes while it does the worker's part. The programs of both ports share the map.
-struct service {
-    // Frames that have gone up, and those that the program is at work on and that may go up yet. For the worker, which finds by it when nothing is on the
-    // way up.
-    u64 given;
-    // When the first frame was given after the worker's last look, in ticks; 0 if none was.
-    u64 since;
-    // What the worker said last, as far as the program has noticed.
-    u64 seen;
-    u64 own_padding[5];
-    // The worker has looked at its receive ring so often.
-    u64 served;
-    // 1 once every flow of the worker is in the map.
-    u64 entered;
-    u64 worker_padding[6];
-    // How often the worker has failed, and one more than it had said when it did last.
-    u64 failures;
-    u64 episode;
-    // Frames that passed out of the other port then, and frames that were dropped.
-    u64 bridged;
-    u64 dropped;
-    u64 failure_padding[4];
-};
-
-struct {
-    ATTRIBUTE(type, MAP_TYPE_ARRAY);
-    ATTRIBUTE(map_flags, MAP_MMAPABLE);
-    ATTRIBUTE(max_entries, 128);
-    u32 *key;
-    struct service *value;
-} service SEC(".maps");
-
-// The flows, as `tcpstate/src/flow/map.rs` lays them out: a part for each worker, in it buckets of a cache line. The first word of a bucket counts
-// flows for which it had no room. Every other word is a flow, or zero: the upper 31 bits of its hash, one bit that says whether it is translated,
-// and its place in the flow table plus one.
-enum { FLOW_WORDS = 8 };
-
-struct flow_line {
-    u64 words[FLOW_WORDS];
-};
-
-struct {
-    ATTRIBUTE(type, MAP_TYPE_ARRAY);
-    ATTRIBUTE(map_flags, MAP_MMAPABLE);
-    ATTRIBUTE(max_entries, 1);
-    u32 *key;
-    struct flow_line *value;
-} flows SEC(".maps");
-
 // The other port, at index 0.
 struct {
     ATTRIBUTE(type, MAP_TYPE_DEVMAP);
@@ -77,12 +22,6 @@ struct {
     u32 *key;
     u32 *value;
 } other_port SEC(".maps");
-
-// Where the map has what this port says of a worker.
-INLINE u32 service_of(u32 worker)
-{
-    return 2 * worker + is_wan;
-}
 
 // What a frame is.
 enum {
@@ -93,17 +32,6 @@ enum {
     // A TCP segment, a part of one, or what may be one, whose flow cannot be told.
     OBSCURE,
 };
-
-// What the map says of a flow, one bit each: it is passed through; it is translated; it may be either.
-enum { IS_PASSED = 1, IS_TRANSLATED = 2, IS_UNKNOWN = 4 };
-
-// 1 if the word is not 0, without a branch: the verifier follows every branch by itself.
-INLINE u64 is_set(u64 word)
-{
-    u64 either = word | -word;
-    asm volatile("" : "+r"(either));
-    return either >> 63;
-}
 
 // What a frame is, and the hash of its flow.
 INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
@@ -171,34 +99,6 @@ INLINE int read_flow(struct xdp_md *ctx, u64 *hash)
         return OBSCURE;
     *hash = is_v6 ? name_v6(flow_key0, flow_key1, is_wan, 0, ip + 8, tcp) : name_v4(flow_key0, flow_key1, is_wan, 0, ip + 12, tcp);
     return SEGMENT;
-}
-
-// What the map says of the flow with this hash.
-INLINE u64 find_flow(u64 hash)
-{
-    u64 found = 0;
-    u32 line = (hash & 0xffffffff) * flow_lines >> 32;
-
-    for (u32 worker = 0; worker < 64; worker++) {
-        if (worker >= owned_queues)
-            break;
-        u32 at = service_of(worker);
-        struct service *its = map_lookup_elem(&service, &at);
-        if (!its || !*(volatile u64 *)&its->entered)
-            return IS_UNKNOWN;
-        at = worker * flow_lines + line;
-        struct flow_line *bucket = map_lookup_elem(&flows, &at);
-        if (!bucket)
-            return IS_UNKNOWN;
-        found |= is_set(*(volatile u64 *)&bucket->words[0]) * IS_UNKNOWN;
-#pragma unroll
-        for (int i = 1; i < FLOW_WORDS; i++) {
-            u64 word = *(volatile u64 *)&bucket->words[i];
-            u64 is_it = (1 - is_set(word >> 33 ^ hash >> 33)) & is_set(word & 0xffffffff);
-            found |= is_it << (word >> 32 & 1);
-        }
-    }
-    return found;
 }
 
 // Whether a frame passes although no worker takes it.

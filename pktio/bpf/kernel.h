@@ -43,6 +43,22 @@ INLINE u32 be32(const u8 *at)
     return __builtin_bswap32(word);
 }
 
+// 1 if the word is not 0, without a branch: the verifier follows every branch by itself.
+INLINE u64 is_set(u64 word)
+{
+    u64 either = word | -word;
+    asm volatile("" : "+r"(either));
+    return either >> 63;
+}
+
+// All bits if `a` is less than `b`, otherwise none; both are below 2^63. The compiler shall not see what it is, or it makes a branch of it.
+INLINE u64 if_less(u64 a, u64 b)
+{
+    u64 difference = a - b;
+    asm volatile("" : "+r"(difference));
+    return (long long)difference >> 63;
+}
+
 static void *(*const map_lookup_elem)(void *map, const void *key) = (void *)1;
 static u32 (*const get_prandom_u32)(void) = (void *)7;
 static long (*const redirect_map)(void *map, u64 key, u64 flags) = (void *)51;

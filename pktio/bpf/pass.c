@@ -5,6 +5,8 @@
 // socket, decides, and notes beside the frame what is to be written; `pass`, at the port's tc ingress, finds that note, writes it and sends the
 // frame out of the other port. While there is no socket, since the process has ended, `pass` decides. What goes up goes the way it would go
 // without this program.
+//
+// SYNs of the WAN are answered the same way, where the engine has said how (answer_skb.h).
 
 #include "kernel.h"
 #include "skb.h"
@@ -29,6 +31,12 @@ INLINE u32 tag_beside(FRAME *skb)
 }
 
 #include "frame.h"
+
+// Set by the loader: the workers.
+volatile const u32 owned_queues = 1;
+
+#include "flows.h"
+#include "answer_skb.h"
 
 // Set by the loader: the interfaces of LAN and WAN, and a random number that marks the notes.
 volatile const u32 lan_port = 0;
@@ -63,6 +71,8 @@ enum { NOTE_MARK, NOTE_NUMBER, NOTE_CLOCK, NOTE_WINDOW, NOTE_FLAGS };
 // Added to the mark: the frame went up.
 enum { WENT_UP = 2 };
 enum { MOVES_CLOCK = 1, CHANGES = 2, BLOCKS = 8, BLOCKS_AT = 16 };
+// Or, instead of that: the frame's answer, whose ticket is the number, is to be sent; or the frame is to be dropped.
+enum { ANSWERS = 4, DROPS = 8 };
 
 // Decides about a frame from `side`: it goes up, or there is a note beside it of what is to be written.
 INLINE int decide(struct __sk_buff *skb, u32 side)
@@ -97,10 +107,26 @@ INLINE int decide(struct __sk_buff *skb, u32 side)
     return NOTED;
 }
 
+// Decides about a frame of the WAN that goes on in no flow handed down: it goes up, or there is a note beside it of what becomes of it.
+INLINE int decide_alone(struct __sk_buff *skb)
+{
+    u32 zero = 0;
+    int decided = answer(skb, skb->len - link_header + ETHERNET);
+    struct work *w = map_lookup_elem(&work, &zero);
+
+    if (!w || decided == NOT_OURS)
+        return UP;
+    skb->cb[NOTE_NUMBER] = w->ticket;
+    skb->cb[NOTE_FLAGS] = decided == ANSWERED ? ANSWERS : DROPS;
+    return NOTED;
+}
+
 // Decides about a frame from `side`: to the socket, or a note and nothing to the socket.
 INLINE int sort(struct __sk_buff *skb, u32 side)
 {
     int way = decide(skb, side);
+    if (way == UP && side == WAN && answers_syns && skb->pkt_type != PACKET_OUTGOING)
+        way = decide_alone(skb);
     skb->cb[NOTE_MARK] = mark + side + (way == UP ? WENT_UP : 0);
     return way;
 }
@@ -119,10 +145,14 @@ INLINE int pass(struct __sk_buff *skb, u32 side)
     // No socket has seen it: there is no process.
     if (note != mark + side && decide(skb, side) == UP)
         return TC_ACT_UNSPEC;
+    u32 flags = skb->cb[NOTE_FLAGS], tcp = skb->cb[NOTE_WINDOW] & 0xff;
+    if (side == WAN && flags & DROPS)
+        return TC_ACT_SHOT;
     // The transmit queue shall be that of what the engine sends, not that of the reception.
     skb->queue_mapping = 0;
     set_hash_invalid(skb);
-    u32 flags = skb->cb[NOTE_FLAGS], tcp = skb->cb[NOTE_WINDOW] & 0xff;
+    if (side == WAN && flags & ANSWERS)
+        return send_answer(skb, skb->cb[NOTE_NUMBER], wan_port);
     if (!(flags & CHANGES))
         return redirect_to(other_port, 0);
     if (flags & MOVES_CLOCK ? skb_load_bytes(skb, tcp, header, TCP + OPTIONS) : skb_load_bytes(skb, tcp, header, TCP))

@@ -4,7 +4,7 @@
 // bridged or dropped here (fail.h). Never PASS: a frame to be bridged is not for the host.
 //
 // Segments of connections that are handed down leave by the other port at once (forward.h). SYNs are answered here where the engine has said how
-// (syns.h). While a worker cannot keep up, SYNs are dropped here (shed.h), before they take a descriptor.
+// (answer.h). While a worker cannot keep up, SYNs are dropped here (shed.h), before they take a descriptor.
 
 #include "kernel.h"
 
@@ -16,7 +16,7 @@ volatile const u32 owned_queues = 1;
 #include "fail.h"
 #include "projection.h"
 #include "forward.h"
-#include "syns.h"
+#include "answer.h"
 
 // Per receive queue, the socket of the worker. The loader sets the size. An entry disappears with its socket.
 struct {

@@ -153,14 +153,6 @@ INLINE int read_syn(struct xdp_md *ctx, struct syn *syn)
     return 1;
 }
 
-// All bits if `a` is less than `b`, otherwise none; both are below 2^63. The compiler shall not see what it is, or it makes a branch of it.
-INLINE u64 if_less(u64 a, u64 b)
-{
-    u64 difference = a - b;
-    asm volatile("" : "+r"(difference));
-    return (long long)difference >> 63;
-}
-
 // Three bits of a word of `width` bits.
 INLINE u64 bits(u64 hash, u64 width)
 {

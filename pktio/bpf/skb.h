@@ -5,6 +5,8 @@
 enum { PACKET_OUTGOING = 4 };
 enum { TC_ACT_UNSPEC = -1, TC_ACT_OK = 0, TC_ACT_SHOT = 2 };
 enum { HDR_START_MAC = 0 };
+// Flag of `skb_store_bytes`: the sum that a device has taken of the frame goes along.
+enum { RECOMPUTE_CSUM = 1 };
 
 // The program's context, as the kernel lays it out.
 struct __sk_buff {
@@ -34,3 +36,4 @@ static long (*const redirect_to)(u32 ifindex, u64 flags) = (void *)23;
 static void (*const set_hash_invalid)(struct __sk_buff *skb) = (void *)48;
 static long (*const skb_load_bytes_relative)(const struct __sk_buff *skb, u32 offset, void *to, u32 len, u32 start) =
     (void *)68;
+static long (*const skb_change_tail)(struct __sk_buff *skb, u32 len, u64 flags) = (void *)38;

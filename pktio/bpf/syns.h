@@ -3,6 +3,11 @@
 // Answers SYNs of the WAN as the engine would, bit for bit, and drops acknowledgements of SYNs that nobody answered, where the engine's memory says
 // that it may. `tcpstate/src/proxy/kernel_syns.rs` describes that memory and writes it; whatever the program is not sure of goes up. A property test
 // runs it beside the engine.
+//
+// Who includes it defines FRAME, the type of the program's context; IMAGE, the bytes of a copy of the frame, 0 if the frame itself is read and written;
+// LACKS(at, bytes), whether so many bytes there are beyond the frame, where the verifier has to see that asked; FIRST_OF and END_OF, where the bytes of
+// the frame begin and end; and the functions `resize`, which adds bytes at its end or cuts them off, and is 0 if it has; and `note_answered`, which is
+// told of each SYN that is answered.
 
 enum { BLOCK = 32, ENTRY = 16, HEAD = 5, SETS = 512 };
 // Words of block 0.
@@ -16,20 +21,10 @@ enum { FOR_V6 = 1, NEEDS_FULL_CACHE = 2, ODD_EPOCH = 4, HAS_PLAIN = 8 };
 enum { NOTED_PAIRS = 1 << 16, NOTED_SLICE_BITS = 24, NOTED_SLICES = 7, NOTED_BITS = 56, TURN = 7, CHECK_BITS = 12 };
 // Repeated SYNs have so many times the tokens of fresh ones (`tcpstate/src/policy/limit.rs`).
 enum { REPEATED_SHARE = 32 };
-enum { NOT_OURS = -1 };
+// What becomes of a frame: somebody else decides; the answer that was written over it goes back; nothing.
+enum { NOT_OURS = -1, ANSWERED = 0, UNASKED_FOR = 1 };
 // More than there are: nothing is in its place.
 enum { NO_WORKER = 0xffff };
-
-// Set by the loader: whether answers leave by a redirect to this port itself. A veth wakes its other end for a frame that is sent back only if that has an
-// XDP program, and for one that is redirected also if it has GRO.
-volatile const u32 answers_by_redirect = 0;
-
-struct {
-    ATTRIBUTE(type, MAP_TYPE_DEVMAP);
-    ATTRIBUTE(max_entries, 1);
-    u32 *key;
-    u32 *value;
-} own_port SEC(".maps");
 
 // Set by the loader: whether this port answers SYNs; the blocks and the token buckets of each worker.
 volatile const u32 answers_syns = 0;
@@ -124,6 +119,10 @@ struct work {
     u64 answers_timestamps;
     u64 answers_scale;
     u64 options;
+    // The bytes of the frame, of its answer then; and the answer's number where somebody else sends it.
+    u64 frame_length;
+    u64 ticket;
+    u8 image[IMAGE];
 };
 
 struct {
@@ -223,7 +222,7 @@ INLINE u8 *tcp_of(u8 *data, volatile struct work *w)
 // Offsets are computed without branches: the verifier follows every branch by itself, and what comes behind once for each.
 INLINE int find_segment(u8 *data, u8 *end, volatile struct work *w)
 {
-    if (data + 54 > end)
+    if (LACKS(data, 54))
         return 0;
     u64 types[3] = { be16(data + 12), be16(data + 16), be16(data + 20) };
     u64 vlan = 0, tags = 0, still = 1;
@@ -249,7 +248,7 @@ INLINE int find_segment(u8 *data, u8 *end, volatile struct work *w)
     w->tcp = 34 + 4 * tags + 20 * are_same(type, 0x86dd);
     u8 *ip = ip_of(data, w);
     u8 *tcp = tcp_of(data, w);
-    if (tcp + 20 > end || ip + 20 > end)
+    if (LACKS(tcp, 20) || LACKS(ip, 20))
         return 0;
     w->flags = tcp[13];
     if (type == 0x0800)
@@ -266,7 +265,7 @@ INLINE int name_segment(u8 *data, u8 *end, volatile struct work *w)
     u64 words[5];
 
     if (!w->is_v6) {
-        if (ip + 40 > end)
+        if (LACKS(ip, 40))
             return 0;
         words[0] = (u64)be32(ip + 16) << 32 | be32(ip + 12);
         words[1] = ports_of(1, ip + 20);
@@ -277,7 +276,7 @@ INLINE int name_segment(u8 *data, u8 *end, volatile struct work *w)
         }
         return 1;
     }
-    if (ip + 60 > end)
+    if (LACKS(ip, 60))
         return 0;
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -381,7 +380,7 @@ INLINE int read_options(u8 *tcp, u8 *end, u32 words, u64 none, volatile struct w
     // Words of timestamps that are still to come; whether the list has ended; whether some word is in no such layout.
     u64 skipped = none, ended = none, unknown = none;
 
-    if (tcp + 20 > end)
+    if (LACKS(tcp, 20))
         return 0;
 #pragma unroll
     for (int n = 0; n < 5; n++)
@@ -390,7 +389,7 @@ INLINE int read_options(u8 *tcp, u8 *end, u32 words, u64 none, volatile struct w
     for (u64 n = 5; n < 15; n++) {
         if (n >= words)
             break;
-        if (tcp + 4 * n + 4 > end)
+        if (LACKS(tcp + 4 * n, 4))
             return 0;
         u32 raw = net32(tcp + 4 * n), word = __builtin_bswap32(raw);
         sum += raw;
@@ -470,10 +469,10 @@ INLINE int read_headers(u8 *data, u8 *end, volatile struct work *w)
 {
     u8 *ip = ip_of(data, w);
 
-    if (data + 54 > end || (data[6] & 1))
+    if (LACKS(data, 54) || (data[6] & 1))
         return 0;
     if (!w->is_v6) {
-        if (ip + 20 > end)
+        if (LACKS(ip, 20))
             return 0;
         u32 source = be32(ip + 12), destination = be32(ip + 16);
         if (!may_be_v4(source) || !may_be_v4(destination) || source == destination)
@@ -490,7 +489,7 @@ INLINE int read_headers(u8 *data, u8 *end, volatile struct work *w)
         w->ttl = ip[8], w->class = ip[1] & 0xfc, w->ecn = ip[1] & 3;
         w->length = be16(ip + 2) - 20;
     } else {
-        if (ip + 40 > end)
+        if (LACKS(ip, 40))
             return 0;
         u64 source_high = (u64)be32(ip + 8) << 32 | be32(ip + 12), source_low = (u64)be32(ip + 16) << 32 | be32(ip + 20);
         u64 high = (u64)be32(ip + 24) << 32 | be32(ip + 28), low = (u64)be32(ip + 32) << 32 | be32(ip + 36);
@@ -507,11 +506,11 @@ INLINE int read_headers(u8 *data, u8 *end, volatile struct work *w)
         w->length = be16(ip + 4);
     }
     u8 *tcp = tcp_of(data, w);
-    if (tcp + 20 > end)
+    if (LACKS(tcp, 20))
         return 0;
     u32 words = tcp[12] >> 4;
     // The packet is this header, whole and without payload.
-    if (words < 5 || w->length != 4 * words || (w->tcp & 63) + 4 * words > (u64)(end - data))
+    if (words < 5 || w->length != 4 * words || (w->tcp & 63) + 4 * words > w->frame_length)
         return 0;
     w->client_isn = be32(tcp + 4), w->ports = be32(tcp), w->ace = (be16(tcp + 12) >> 6) & 7;
     return 1;
@@ -522,7 +521,7 @@ INLINE u64 *find_offer(u8 *data, u8 *end, struct block *head, volatile struct wo
 {
     u64 high = w->high, low = w->low, port = w->vlan << 32 | (w->ports & 0xffff) << 16, is_v6 = w->is_v6;
     struct block *set = block_of(w->worker, HEAD + set_of(high, low, port));
-    if (!set || data + 54 > end)
+    if (!set || LACKS(data, 54))
         return 0;
     u64 which = is_set(set->words[2] ^ high) | is_set(set->words[3] ^ low) | is_set((set->words[4] & ~0xffffull) ^ port) |
                 is_set((set->words[5] & FOR_V6) ^ is_v6);
@@ -611,7 +610,7 @@ INLINE int write_answer(u8 *data, u8 *end, volatile struct work *w)
     u32 window = choose(w->answers_scale, w->numbers >> 32 & 0xffff, w->numbers >> 16 & 0xffff);
     u8 from[6];
 
-    if (data + 60 > end || ip + 20 > end || tcp + 20 > end)
+    if (LACKS(data, 60) || LACKS(ip, 20) || LACKS(tcp, 20))
         return 0;
     __builtin_memcpy(from, data + 6, 6);
     __builtin_memcpy(data + 6, data, 6);
@@ -632,7 +631,7 @@ INLINE int write_answer(u8 *data, u8 *end, volatile struct work *w)
         u16 check = ~fold(sum);
         __builtin_memcpy(ip + 10, &check, 2);
     } else {
-        if (ip + 40 > end)
+        if (LACKS(ip, 40))
             return 0;
         put32(ip, 6u << 28 | class << 20 | ((w->hash >> 20 & 0xfffff) | 1));
         put32(ip + 4, tcp_length << 16 | 6 << 8 | bytes_ttl);
@@ -655,7 +654,7 @@ INLINE int write_answer(u8 *data, u8 *end, volatile struct work *w)
     u8 *at = tcp + 20;
 #define OPTION(value)                                                                                                                      \
     do {                                                                                                                                   \
-        if (at + 4 > end)                                                                                                                  \
+        if (LACKS(at, 4))                                                                                                                  \
             return 0;                                                                                                                      \
         put32(at, value);                                                                                                                  \
         sum += net32(at);                                                                                                                  \
@@ -685,11 +684,9 @@ INLINE int write_answer(u8 *data, u8 *end, volatile struct work *w)
 }
 
 // A plain SYN: answers it, or leaves it to the engine.
-INLINE int answer_syn(struct xdp_md *ctx, volatile struct work *w, u32 queue)
+INLINE int answer_syn(FRAME *ctx, u8 *data, u8 *end, volatile struct work *w, u32 queue)
 {
-    u8 *data = (u8 *)(long)ctx->data;
-    u8 *end = (u8 *)(long)ctx->data_end;
-    u64 frame_length = end - data;
+    u64 frame_length = w->frame_length;
 
     // A SYN alone is no longer; of a frame in several buffers only the first is in sight.
     if (frame_length > 128 || !name_segment(data, end, w) || !read_headers(data, end, w))
@@ -708,7 +705,7 @@ INLINE int answer_syn(struct xdp_md *ctx, volatile struct work *w, u32 queue)
         return NOT_OURS;
     u8 *tcp = tcp_of(data, w);
     // Zero, which the verifier does not know: a generation has 32 bits.
-    if (tcp + 20 > end || !read_options(tcp, end, tcp[12] >> 4, generation >> 63, w))
+    if (LACKS(tcp, 20) || !read_options(tcp, end, tcp[12] >> 4, generation >> 63, w))
         return NOT_OURS;
     if (fold(w->sum + w->addresses + __builtin_bswap16(6) + __builtin_bswap16(w->length)) != 0xffff)
         return NOT_OURS;
@@ -748,7 +745,7 @@ INLINE int answer_syn(struct xdp_md *ctx, volatile struct work *w, u32 queue)
     if ((u32)word_at(&bucket->tokens) >= (u32)head->words[BURST])
         return NOT_OURS;
     // What may fail comes before anything is charged; a longer frame only has more padding.
-    if (total > frame_length && adjust_tail(ctx, total - frame_length))
+    if (total > frame_length && resize(ctx, total - frame_length))
         return NOT_OURS;
     __sync_fetch_and_add(&bucket->tokens, 1);
     // Whatever was read was written before it, and nothing has changed since.
@@ -760,22 +757,16 @@ INLINE int answer_syn(struct xdp_md *ctx, volatile struct work *w, u32 queue)
     __sync_fetch_and_add(&counts->words[w->named & 31], 1);
     if (w->station & NEEDS_FULL_CACHE)
         __sync_fetch_and_add(&head->words[ANSWERED_FULL], 1);
-    if (sheds) {
-        struct control *sampling = map_lookup_elem(&control, &queue);
-        if (sampling)
-            sample_answered(ctx, sampling);
-    }
-    if (total < frame_length && adjust_tail(ctx, (int)(total - frame_length)))
-        return XDP_DROP;
-    return write_answer((u8 *)(long)ctx->data, (u8 *)(long)ctx->data_end, w) ? XDP_TX : XDP_DROP;
+    note_answered(ctx, queue);
+    if (total < frame_length && resize(ctx, (int)(total - frame_length)))
+        return UNASKED_FOR;
+    w->frame_length = total;
+    return write_answer(FIRST_OF(ctx, w), END_OF(ctx, w), w) ? ANSWERED : UNASKED_FOR;
 }
 
 // An acknowledgement: drops it if it belongs to no flow, and to no SYN that was answered.
-INLINE int drop_unasked(struct xdp_md *ctx, volatile struct work *w, u32 queue)
+INLINE int drop_unasked(u8 *data, u8 *end, volatile struct work *w, u32 queue)
 {
-    u8 *data = (u8 *)(long)ctx->data;
-    u8 *end = (u8 *)(long)ctx->data_end;
-
     if (!name_segment(data, end, w))
         return NOT_OURS;
     u32 worker = owner_of(w, queue);
@@ -787,38 +778,37 @@ INLINE int drop_unasked(struct xdp_md *ctx, volatile struct work *w, u32 queue)
         return NOT_OURS;
     u8 *ip = ip_of(data, w);
     u8 *tcp = tcp_of(data, w);
-    if (ip + 20 > end || tcp + 20 > end)
+    if (LACKS(ip, 20) || LACKS(tcp, 20))
         return NOT_OURS;
     u64 total = be16(ip + 2), payload = be16(ip + 4), header = (tcp[12] >> 4) * 4;
     u64 length = choose(w->is_v6 & 1, total - 20, payload);
     // Its packet lies in the frame, and is no shorter than its headers.
-    if (header < 20 || (long long)length < (long long)header || (w->tcp & 63) + length > (u64)(end - data))
+    if (header < 20 || (long long)length < (long long)header || (w->tcp & 63) + length > w->frame_length)
         return NOT_OURS;
     struct pair *pair = noted_of(worker, w->hash);
     if (!pair || was_noted(pair, w->hash, now) || find_flow(w->name))
         return NOT_OURS;
     __sync_fetch_and_add(&head->words[UNASKED], 1);
-    return XDP_DROP;
+    return UNASKED_FOR;
 }
 
-// What becomes of a segment that the program decides on; NOT_OURS if it does not.
-APART int decide(struct xdp_md *ctx, u32 queue)
+// What becomes of a segment of no flow that came by this queue, of a frame of so many bytes.
+INLINE int decide_stateless(FRAME *ctx, volatile struct work *w, u32 queue, u64 frame_length)
 {
-    u8 *data = (u8 *)(long)ctx->data;
-    u8 *end = (u8 *)(long)ctx->data_end;
-    u32 zero = 0;
-    volatile struct work *w = map_lookup_elem(&work, &zero);
+    u8 *data = FIRST_OF(ctx, w);
+    u8 *end = END_OF(ctx, w);
 
-    if (!w || !find_segment(data, end, w))
+    w->frame_length = frame_length;
+    if (!find_segment(data, end, w) || (w->tcp & 63) + 20 > frame_length)
         return NOT_OURS;
     // SYN alone; or ACK with neither SYN nor RST, while the worker that has this queue says that many of those come.
     u64 flags = w->flags;
     if ((flags & 0x17) == 0x02)
-        return answer_syn(ctx, w, queue);
+        return answer_syn(ctx, data, end, w, queue);
     if ((flags & 0x16) != 0x10)
         return NOT_OURS;
     struct block *head = block_of(queue, 0);
     if (!head || !word_at(&head->words[ACKS_FROM]))
         return NOT_OURS;
-    return drop_unasked(ctx, w, queue);
+    return drop_unasked(data, end, w, queue);
 }

@@ -79,22 +79,29 @@ impl Guard {
         self.programs.iter_mut().find_map(AttachedProgram::take_shed_samples)
     }
 
-    /// Each worker's part of the map of flows that the XDP programs of both ports ask while a worker fails; none where there is no such map.
+    /// Each worker's part of the map of flows that the XDP programs of both ports ask while a worker fails, and the program that answers SYNs; none where
+    /// there is no such map.
     ///
     /// # Errors
     ///
     /// Those of `mmap(2)`.
     pub fn flow_maps(&self, workers: usize, plan: &FailurePlan) -> io::Result<Vec<&'static [AtomicU64]>> {
+        if let Some(fast_path) = &self.fast_path {
+            return fast_path.flow_maps();
+        }
         // The first program's map is that of both.
         self.programs.first().map_or(Ok(Vec::new()), |program| program.flow_maps(workers, plan.flow_words))
     }
 
-    /// The memory of each worker by which the WAN port's XDP program answers SYNs; none where no program does.
+    /// The memory of each worker by which the WAN port's program answers SYNs; none where no program does.
     ///
     /// # Errors
     ///
     /// Those of `mmap(2)`.
     pub fn syn_memories(&self, workers: usize) -> io::Result<Vec<SynMemory>> {
+        if let Some(fast_path) = &self.fast_path {
+            return fast_path.syn_memories();
+        }
         let answers = self.programs.iter().find(|program| program.answers_syns());
         answers.map_or(Ok(Vec::new()), |program| program.syn_memories(workers))
     }

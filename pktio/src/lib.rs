@@ -63,7 +63,7 @@ pub use open::{
     open_prepared,
 };
 pub use options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
-pub use packet::FastPath;
+pub use packet::{Answering, FastPath};
 pub use peer::peer_groups;
 pub use pool::Pool;
 pub use port::{Capabilities, Pair, Port, PortStatistics, RingStatistics};

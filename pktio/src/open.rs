@@ -14,7 +14,7 @@ use crate::members::{MOST_MEMBERS, Members};
 use crate::netdev::{self, HostPort, Interface, Settings};
 use crate::netmap;
 use crate::options::{FastPathPlan, FastPathWay, Mode, Options, SynPlan};
-use crate::packet::{FastPath, PacketOptions, PacketPort};
+use crate::packet::{Answering, FastPath, PacketOptions, PacketPort};
 use crate::pcap::PcapPort;
 use crate::pins::{self, KeptFlows, Pins};
 use crate::pool::Pool;
@@ -424,7 +424,22 @@ fn open_interfaces(
     });
     if let (Some(FastPathWay::Tc), Some(plan), [lan, wan]) = (way, options.fast_path, interfaces) {
         let pins = Pins::of([lan, wan]);
-        guard.fast_path = FastPath::attach([lan, wan], plan.words, plan.flow_keys, pins.as_ref())
+        let attach = |syns| FastPath::attach([lan, wan], plan.words, plan.flow_keys, pins.as_ref(), syns);
+        let syns = syn_plan(1, 2, options).zip(options.failure.as_ref()).map(|(plan, failure)| Answering {
+            plan,
+            flow_words: failure.flow_words,
+            workers: options.workers,
+        });
+        guard.fast_path = attach(syns)
+            .or_else(|reason| match syns {
+                None => Err(reason),
+                Some(_) => attach(None).inspect(|_| {
+                    let name = wan.name();
+                    warn!(
+                        "{name}: the workers answer all SYNs, since the kernel refuses the program that would: {reason}"
+                    );
+                }),
+            })
             .inspect_err(|reason| warn!("the kernel forwards no connections by itself: {reason}"))
             .ok();
         guard.kept_flows =

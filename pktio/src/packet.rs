@@ -25,11 +25,12 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::failure::FailureSwitch;
 use crate::frame::{Batch, Frame};
 use crate::offload::{self, MAX_HEADERS, Offload, Plan, SUPER_FRAME, VNET_HEADER};
 use crate::pool::{Pool, Refused};
 use crate::port::{Capabilities, Port, PortStatistics};
-pub use fast_path::FastPath;
+pub use fast_path::{Answering, FastPath};
 use ring::{Ring, Slot, TPACKET_V2};
 use socket::{Device, Membership};
 
@@ -87,6 +88,8 @@ pub struct PacketPort {
     ring_drops: Cell<u64>,
     /// The frames and bytes that the kernel forwards past this port; of one of an interface's ports.
     forwarded: Option<[&'static AtomicU64; 3]>,
+    /// Says that the worker's flows are in the map that the programs ask before they answer a SYN.
+    entered: Option<&'static AtomicU64>,
 }
 
 /// Where the bytes of a received frame lie, and the tag to be restored in them.
@@ -185,6 +188,9 @@ impl PacketPort {
         if self.index == 0 {
             self.forwarded = Some(fast_path.forwarded(side));
         }
+        if side == 1 {
+            self.entered = fast_path.flows_entered()?.get(self.index as usize).copied();
+        }
         Ok(())
     }
 
@@ -226,6 +232,7 @@ impl PacketPort {
             statistics: PortStatistics::default(),
             ring_drops: Cell::new(0),
             forwarded: None,
+            entered: None,
         })
     }
 
@@ -402,7 +409,22 @@ fn sender(device: &Device, bypasses_qdisc: bool) -> io::Result<OwnedFd> {
     Ok(sender)
 }
 
+impl FailureSwitch for &'static AtomicU64 {
+    fn set_flows_entered(&mut self) {
+        self.store(1, Ordering::Release);
+    }
+
+    fn failures(&self) -> u64 {
+        // Nobody does anything in a worker's place.
+        0
+    }
+}
+
 impl Port for PacketPort {
+    fn failure_switch(&mut self) -> Option<&mut dyn FailureSwitch> {
+        self.entered.as_mut().map(|entered| entered as &mut dyn FailureSwitch)
+    }
+
     fn receive(&mut self, batch: &mut Batch, max: usize, pool: &mut Pool) -> usize {
         let mut received = 0;
         // Bounds the frames read, delivered or not: an empty pool must not make the loop endless.

@@ -19,7 +19,7 @@ mod socket;
 mod syns;
 mod tags;
 
-pub(crate) use failure::Rehearsal;
+pub(crate) use failure::{ENTERED, LINE, Rehearsal, SERVICE_WORDS, map_flows};
 pub use forward::XdpFastPath;
 pub(crate) use forward::{BUCKET, words};
 pub(crate) use layout::Layout;
@@ -28,3 +28,4 @@ pub(crate) use refusal::Refusal;
 pub use samples::ShedSamples;
 pub(crate) use socket::{UmemMemory, open};
 pub use syns::SynMemory;
+pub(crate) use syns::{map as map_syns, sizes as syn_sizes};

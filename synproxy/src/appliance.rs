@@ -183,8 +183,11 @@ fn bridge(lan: &str, wan: &str, arguments: &Arguments, log: LogControl) -> Resul
     };
     let mut syn_memories = guard.syn_memories(workers).map_err(Failure::Spawn)?;
     say_what_cannot_fail_open(&pairs, config);
-    if options.syns.is_some() && pairs.first().is_some_and(|pair| pair.wan.capabilities().backend != "xdp") {
-        warn!("the workers answer all SYNs, whatever `syns_in_kernel` says: only AF_XDP has a program that could");
+    let has_program = pairs.first().is_some_and(|pair| pair.wan.capabilities().backend == "xdp");
+    if options.syns.is_some() && !has_program && syn_memories.is_empty() {
+        warn!(
+            "the workers answer all SYNs, whatever `syns_in_kernel` says: only AF_XDP and `fast_path = tc` have a program that could"
+        );
     }
     let strategy =
         if arguments.bypass { None } else { strategy(&pairs, arguments.steer, Naming::of(&config.engine), spread) };

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{SchedClassifier, SocketFilter, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
+use crate::failure::Decision;
 use crate::netdev::Interface;
+use crate::options::SynPlan;
 use crate::pins::{KeptFlows, MAP, Pins};
-use crate::xdp::{self, BUCKET};
+use crate::xdp::{self, BUCKET, ENTERED, LINE, SERVICE_WORDS, SynMemory};
 
 /// The programs, compiled by the build script. Aligned, since the loader reads ELF headers in place.
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass.o"));
@@ -30,6 +32,10 @@ const BYTES_FORWARDED: usize = 6;
 /// Bytes of an Ethernet header, which a packet socket counts in a frame's length.
 const LINK_HEADER: u32 = 14;
 
+/// What the programs at tc return.
+const REDIRECT: u32 = 7;
+const SHOT: u32 = 2;
+
 const SORTERS: [&str; 2] = ["sort_lan", "sort_wan"];
 const PASSERS: [&str; 2] = ["pass_lan", "pass_wan"];
 
@@ -43,6 +49,19 @@ pub struct FastPath {
     former: Vec<FdLink>,
     words: &'static [AtomicU64],
     control: &'static [AtomicU64],
+    /// By what it answers SYNs, if it does.
+    syns: Option<Answering>,
+}
+
+/// By what the programs answer SYNs of the WAN.
+#[derive(Debug, Clone, Copy)]
+pub struct Answering {
+    /// Words of what they know of SYNs.
+    pub plan: SynPlan,
+    /// Words of each worker's part of the map of flows.
+    pub flow_words: usize,
+    /// How many workers share them.
+    pub workers: usize,
 }
 
 impl fmt::Debug for FastPath {
@@ -52,14 +71,14 @@ impl fmt::Debug for FastPath {
 }
 
 impl FastPath {
-    /// Loads the programs for [`run`](FastPath::run) alone. Their entries have `words` words, a power of two of buckets; the keys are those of the hash that
-    /// names flows.
+    /// Loads the programs for [`run`](FastPath::run) and [`decides`](FastPath::decides) alone. Their entries have `words` words, a power of two of buckets;
+    /// the keys are those of the hash that names flows.
     ///
     /// # Errors
     ///
     /// Those of the kernel or of the library.
-    pub fn load(words: usize, keys: (u64, u64)) -> Result<FastPath, Box<dyn Error>> {
-        FastPath::new([1, 1], 0, words, keys, None)
+    pub fn load(words: usize, keys: (u64, u64), syns: Option<Answering>) -> Result<FastPath, Box<dyn Error>> {
+        FastPath::new([1, 1], 0, words, keys, None, syns)
     }
 
     fn new(
@@ -68,7 +87,11 @@ impl FastPath {
         words: usize,
         keys: (u64, u64),
         pins: Option<&Pins>,
+        syns: Option<Answering>,
     ) -> Result<FastPath, Box<dyn Error>> {
+        let [blocks, pairs, places] = xdp::syn_sizes(syns.map(|syns| syns.plan));
+        let workers = u32::try_from(syns.map_or(1, |syns| syns.workers.max(1)))?;
+        let lines = u32::try_from(syns.map_or(0, |syns| 8 * syns.flow_words / LINE))?;
         let buckets = u32::try_from(words * 8 / BUCKET)?;
         let mark = mark(keys);
         let mut loader = EbpfLoader::new();
@@ -83,6 +106,19 @@ impl FastPath {
             .override_global("mark", &mark, true)
             .override_global("link_header", &link_header, true)
             .map_max_entries(MAP, buckets)
+            .override_global("is_wan", &1_u32, true)
+            .override_global("owned_queues", &workers, true)
+            .override_global("flow_key0", &keys.0, true)
+            .override_global("flow_key1", &keys.1, true)
+            .override_global("flow_lines", &lines, true)
+            .override_global("answers_syns", &u32::from(syns.is_some()), true)
+            .override_global("blocks_each", &blocks, true)
+            .override_global("buckets_each", &places, true)
+            .map_max_entries("answers", workers * blocks)
+            .map_max_entries("noted", workers * pairs)
+            .map_max_entries("buckets", workers * places)
+            .map_max_entries("service", 2 * workers)
+            .map_max_entries("flows", (workers * lines).max(1))
             .load(PROGRAM)?;
         for name in SORTERS {
             let program: &mut SocketFilter = program(&mut ebpf, name)?;
@@ -96,7 +132,7 @@ impl FastPath {
         let control = xdp::words(&ebpf, "shared", Some(CONTROL))?;
         control[KEYS].store(keys.0, Ordering::Relaxed);
         control[KEYS + 1].store(keys.1, Ordering::Relaxed);
-        Ok(FastPath { ebpf, _links: Vec::new(), former: Vec::new(), words, control })
+        Ok(FastPath { ebpf, _links: Vec::new(), former: Vec::new(), words, control, syns })
     }
 
     /// The fast path between these interfaces, LAN and WAN, attached to them. Until ports [join](super::PacketPort::join) it forwards nothing.
@@ -109,8 +145,9 @@ impl FastPath {
         words: usize,
         keys: (u64, u64),
         pins: Option<&Pins>,
+        syns: Option<Answering>,
     ) -> Result<FastPath, Box<dyn Error>> {
-        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words, keys, pins)?;
+        let mut fast_path = FastPath::new(interfaces.map(Interface::index), LINK_HEADER, words, keys, pins, syns)?;
         for (name, interface) in PASSERS.into_iter().zip(interfaces) {
             let program: &mut SchedClassifier = program(&mut fast_path.ebpf, name)?;
             let order = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -143,6 +180,36 @@ impl FastPath {
         self.words
     }
 
+    /// Each worker's part of the map of flows, where the programs answer SYNs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn flow_maps(&self) -> io::Result<Vec<&'static [AtomicU64]>> {
+        self.syns.map_or(Ok(Vec::new()), |syns| xdp::map_flows(&self.ebpf, syns.workers, syns.flow_words))
+    }
+
+    /// The memory of each worker by which the programs answer SYNs; none if they do not.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn syn_memories(&self) -> io::Result<Vec<SynMemory>> {
+        self.syns.map_or(Ok(Vec::new()), |syns| xdp::map_syns(&self.ebpf, syns.workers, syns.plan))
+    }
+
+    /// The word of each worker that says that all of its flows are in the map; none where the programs answer no SYNs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap(2)`.
+    pub fn flows_entered(&self) -> io::Result<Vec<&'static AtomicU64>> {
+        let Some(syns) = self.syns else { return Ok(Vec::new()) };
+        let words = xdp::words(&self.ebpf, "service", Some(2 * SERVICE_WORDS * syns.workers))?;
+        // Of the WAN.
+        Ok((0..syns.workers).map(|worker| &words[(2 * worker + 1) * SERVICE_WORDS + ENTERED]).collect())
+    }
+
     /// The frames and bytes that were forwarded from a side, and what is not 0 while nothing is to be.
     pub(super) fn forwarded(&self, side: usize) -> [&'static AtomicU64; 3] {
         [FRAMES, BYTES_FORWARDED, STOPPED].map(|word| &self.control[word + side])
@@ -162,10 +229,34 @@ impl FastPath {
     ///
     /// When the kernel cannot run them.
     pub fn run(&self, side: usize, frame: &[u8]) -> Option<Vec<u8>> {
+        let (result, out) = self.carry_out(side, frame)?;
+        assert_eq!(result, REDIRECT, "what does not go up leaves by the other port");
+        Some(out)
+    }
+
+    /// What the programs decide on a frame of the WAN of a connection that is not handed down; the answer is written to `answer`. For tests, of threads
+    /// that stay on their core.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel cannot run them.
+    pub fn decides(&self, frame: &[u8], answer: &mut [u8]) -> Decision {
+        match self.carry_out(1, frame) {
+            None => Decision::Leaves,
+            Some((REDIRECT, out)) => {
+                answer[..out.len()].copy_from_slice(&out);
+                Decision::Answers(out.len())
+            }
+            Some((SHOT, _)) => Decision::Drops,
+            other => panic!("the programs returned {other:?}"),
+        }
+    }
+
+    /// What the program at tc returns for a frame and makes of it, unless it goes up.
+    fn carry_out(&self, side: usize, frame: &[u8]) -> Option<(u32, Vec<u8>)> {
         // `struct __sk_buff`, of which the kernel takes little but `cb`.
         const CONTEXT: usize = 192;
         const CB: std::ops::Range<usize> = 48..68;
-        const REDIRECT: u32 = 7;
         let mut noted = [0; CONTEXT];
         let sorter: &SocketFilter =
             self.ebpf.program(SORTERS[side]).expect("it is there").try_into().expect("it is a filter");
@@ -176,8 +267,14 @@ impl FastPath {
             repeat: 1,
             ..TestRunOptions::default()
         };
-        if sorter.test_run(options).expect("it can be run").return_value != 0 {
-            return None;
+        match sorter.test_run(options) {
+            Ok(decided) if decided.return_value == 0 => {}
+            Ok(_) => return None,
+            // The kernel runs no program on a frame that is shorter than the header its type tells of. It is not for the programs.
+            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
+                return None;
+            }
+            Err(error) => panic!("the programs cannot be run: {error}"),
         }
         let mut context = [0; CONTEXT];
         context[CB].copy_from_slice(&noted[CB]);
@@ -192,9 +289,8 @@ impl FastPath {
             ..TestRunOptions::default()
         };
         let result = passer.test_run(options).expect("it can be run");
-        assert_eq!(result.return_value, REDIRECT, "what does not go up leaves by the other port");
         out.truncate(result.data_size_out as usize);
-        Some(out)
+        Some((result.return_value, out))
     }
 }
 
@@ -210,7 +306,7 @@ where
 /// former programs at tc are gone. The last two bits are free.
 fn mark((key0, key1): (u64, u64)) -> u32 {
     /// To be changed with the layout of the notes.
-    const LAYOUT: u64 = 1;
+    const LAYOUT: u64 = 2;
     let mixed = (key0 ^ key1.rotate_left(29)).wrapping_add(LAYOUT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ mixed >> 29) >> 32) as u32 & !3 | 4
 }

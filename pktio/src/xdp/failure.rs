@@ -22,16 +22,16 @@ use crate::options::SynPlan;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Words of the program's `struct service`, and places in it.
-const SERVICE_WORDS: usize = 24;
+pub(crate) const SERVICE_WORDS: usize = 24;
 const GIVEN: usize = 0;
 const SERVED: usize = 8;
-const ENTERED: usize = 9;
+pub(crate) const ENTERED: usize = 9;
 const FAILURES: usize = 16;
 const BRIDGED: usize = 18;
 const DROPPED: usize = 19;
 
 /// Bytes of a line of the map of flows.
-pub(super) const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// What the programs of both ports and the workers tell each other.
 pub(super) struct ServiceMap(MappedArray);
@@ -170,7 +170,7 @@ fn tick() -> Duration {
 /// # Errors
 ///
 /// Those of `mmap(2)`.
-pub(super) fn map_flows(ebpf: &Ebpf, workers: usize, words: usize) -> io::Result<Vec<&'static [AtomicU64]>> {
+pub(crate) fn map_flows(ebpf: &Ebpf, workers: usize, words: usize) -> io::Result<Vec<&'static [AtomicU64]>> {
     if words == 0 {
         return Ok(Vec::new());
     }

@@ -1,4 +1,4 @@
-//! The maps by which the XDP program answers SYNs (`bpf/syns.h`), as this process sees them: plain memory, which a worker's engine writes.
+//! The maps by which the programs answer SYNs (`bpf/syns.h`), as this process sees them: plain memory, which a worker's engine writes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ const NAMES: [&str; 3] = ["answers", "noted", "buckets"];
 pub type SynMemory = [&'static [AtomicU64]; 3];
 
 /// Values of each map that a worker has.
-pub(super) fn sizes(plan: Option<SynPlan>) -> [u32; 3] {
+pub(crate) fn sizes(plan: Option<SynPlan>) -> [u32; 3] {
     let of = |n: usize| plan.map_or(1, |plan| u32::try_from(plan.words[n] / VALUES[n]).expect("a 32-bit number"));
     [of(0), of(1), of(2)]
 }
@@ -32,7 +32,7 @@ pub(super) fn sizes(plan: Option<SynPlan>) -> [u32; 3] {
 /// # Errors
 ///
 /// Those of `mmap(2)`.
-pub(super) fn map(ebpf: &Ebpf, workers: usize, plan: SynPlan) -> io::Result<Vec<SynMemory>> {
+pub(crate) fn map(ebpf: &Ebpf, workers: usize, plan: SynPlan) -> io::Result<Vec<SynMemory>> {
     let part = |n: usize| {
         let Some(Map::Array(data)) = ebpf.map(NAMES[n]) else {
             return Err(io::Error::other("the program lacks its map"));

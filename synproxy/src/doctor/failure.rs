@@ -1,7 +1,7 @@
 //! What is there for the time when the box fails: whether the kernel can bridge past it, watchdog devices, and bypasses.
 
 use super::{Check, Found, Level, Scene, or_ok, word};
-use confparse::OnFailure;
+use confparse::{FastPath, OnFailure};
 use rustix::fs::{Access, access};
 use std::path::Path;
 
@@ -19,8 +19,8 @@ pub(super) const CHECKS: &[Check] = &[
         id: "kernel-syns",
         looks_at: "whether the kernel can answer SYNs by itself at the WAN port (`syns_in_kernel`)",
         worst: Level::Warning,
-        why: "The XDP program does it, which needs AF_XDP and a driver that sends its answers; at a veth, that the other end takes them. Without, the workers \
-              answer all SYNs.",
+        why: "The XDP program does it, which needs AF_XDP and a driver that sends its answers; at a veth, that the other end takes them. With `fast_path = tc` \
+              a program at tc does it, on every interface. Without either the workers answer all SYNs.",
         remedy: "ethtool -K PEER gro on",
         examine: kernel_syns,
     },
@@ -65,11 +65,13 @@ fn kernel_syns(scene: &Scene) -> Vec<Found> {
     if !scene.syns_in_kernel {
         return Found::ok("the workers answer all SYNs (`syns_in_kernel = off`)");
     }
+    if is_at_tc(scene) {
+        return Found::ok("the program at tc answers SYNs (`fast_path`)");
+    }
     if scene.asked.contains(&pktio::Asked::Packet) {
-        return vec![Found::new(
-            Level::Warning,
-            "AF_PACKET has no program that answers SYNs, whatever `syns_in_kernel` says",
-        )];
+        let text =
+            "AF_PACKET has no program that answers SYNs without `fast_path = tc`, whatever `syns_in_kernel` says";
+        return vec![Found::new(Level::Warning, text)];
     }
     let Some(wan) = &scene.ports[1] else { return Found::ok("there is no WAN port to look at") };
     if wan.kind == "veth" && wan.xdp_features.is_some_and(|it| it.is_native && !it.takes_redirected) {
@@ -78,6 +80,17 @@ fn kernel_syns(scene: &Scene) -> Vec<Found> {
         return vec![Found::new(Level::Warning, text).at(wan).mended_by(format!("ethtool -K {peer} gro on"))];
     }
     Found::ok("nothing is known that keeps the kernel from answering SYNs")
+}
+
+/// Whether the fast path is at tc (`choose_fast_path` in pktio).
+fn is_at_tc(scene: &Scene) -> bool {
+    let is_virtual = || scene.ports.iter().flatten().any(|port| port.kind == "veth");
+    match scene.fast_path {
+        _ if scene.asked.contains(&pktio::Asked::Xdp) => false,
+        FastPath::Tc => true,
+        FastPath::Auto => scene.asked.contains(&pktio::Asked::Packet) || is_virtual(),
+        FastPath::Off | FastPath::Xdp => false,
+    }
 }
 
 fn watchdog_device(scene: &Scene) -> Vec<Found> {
@@ -165,6 +178,17 @@ mod tests {
         assert_eq!(find(&stage.complaints(), "kernel-syns"), None);
         stage.scene.asked[1] = pktio::Asked::Packet;
         assert!(find(&stage.complaints(), "kernel-syns").unwrap().finding.contains("AF_PACKET"));
+        // The program at tc does it on every interface, where the fast path is there.
+        for (fast_path, asked, is_at_tc) in [
+            (FastPath::Tc, pktio::Asked::Packet, true),
+            (FastPath::Tc, pktio::Asked::Xdp, false),
+            (FastPath::Auto, pktio::Asked::Best, true),
+            (FastPath::Xdp, pktio::Asked::Best, false),
+        ] {
+            (stage.scene.fast_path, stage.scene.asked[1]) = (fast_path, asked);
+            stage.port(1).xdp_features.as_mut().unwrap().takes_redirected = false;
+            assert_eq!(find(&stage.complaints(), "kernel-syns").is_none(), is_at_tc, "{fast_path:?} {asked:?}");
+        }
     }
 
     #[test]

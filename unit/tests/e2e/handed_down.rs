@@ -253,7 +253,7 @@ impl Pair {
 
 #[test]
 fn the_programs_at_tc_do_to_a_segment_what_the_engine_does_or_hand_it_up() {
-    let programs = FastPath::load(Proxy::words_to_hand_down(64), secrets().hash_keys());
+    let programs = FastPath::load(Proxy::words_to_hand_down(64), secrets().hash_keys(), None);
     compare_enough(&Programs::Tc(programs.expect("the verifier accepts the programs")));
 }
 
@@ -284,7 +284,7 @@ fn a_comparison_notices_each_field_of_an_entry_that_is_not_as_it_should_be() {
         ("the WAN's Ethernet address", 4, LOW << 32),
     ];
     let (words, keys) = (Proxy::words_to_hand_down(64), secrets().hash_keys());
-    let tc = Programs::Tc(FastPath::load(words, keys).expect("the verifier accepts the programs"));
+    let tc = Programs::Tc(FastPath::load(words, keys, None).expect("the verifier accepts the programs"));
     let xdp = Programs::Xdp(XdpFastPath::load(words, keys).expect("the verifier accepts the programs"));
     for programs in [&tc, &xdp] {
         for field in FIELDS {
@@ -674,7 +674,7 @@ fn kernels_take_the_programs_or_the_workers_forward_everything() {
     }
     // And the programs alone, with what a small box leaves out.
     let (words, keys) = (Proxy::words_to_hand_down(64), secrets().hash_keys());
-    assert!(XdpFastPath::load(words, keys).is_ok() && FastPath::load(words, keys).is_ok());
+    assert!(XdpFastPath::load(words, keys).is_ok() && FastPath::load(words, keys, None).is_ok());
 }
 
 /// The file system of BPF, mounted where the processes of a test find it.

@@ -1,15 +1,18 @@
 //! SYNs that the XDP program answers, and acknowledgements that it drops: the program itself beside the engine, and a box whose program answers.
 
 use harness::{note, test};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use pktio::failure::{Decision, Rehearsal};
-use pktio::{FailurePlan, OnFailure, SynPlan};
+use pktio::{Answering, FailurePlan, FastPath, OnFailure, SynPlan};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 use tcpstate::config::{Handshake, Mode, Proved, RateLimit};
@@ -215,11 +218,62 @@ fn take(proxy: &mut Proxy, side: Side, frame: &[u8], now: Instant) -> Done {
     (verdict, bytes, sent.0)
 }
 
+/// Where the program runs.
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Xdp,
+    Tc,
+}
+
+/// What answers SYNs.
+enum Program {
+    Xdp(Box<Rehearsal>),
+    Tc(Box<FastPath>),
+}
+
+impl Program {
+    /// The program, its memory of one worker, and the map of flows.
+    fn load(hook: Hook, config: &Config, flow_keys: (u64, u64)) -> (Program, [Words; 3], Words) {
+        let flow_words = FlowMap::words_needed(config.flow_capacity());
+        let plan = SynPlan { words: SharedSyns::words_needed(config) };
+        match hook {
+            Hook::Xdp => {
+                let failure = FailurePlan { on_failure: OnFailure::Closed, flow_keys, flow_words, forward_words: 0 };
+                let mut program = Rehearsal::answering(&failure, 1, plan).expect("the verifier accepts it");
+                let (memory, flows) = (program.syn_memories()[0], program.take_flow_maps()[0]);
+                program.set_flows_entered();
+                (Program::Xdp(Box::new(program)), memory.map(Words::from), Words::from(flows))
+            }
+            Hook::Tc => {
+                // What is decided and what is done about it are two runs, which the copy of the frame on one core joins.
+                let core = sched_getcpu().expect("it is there");
+                let mut cores = CpuSet::new();
+                cores.set(core).expect("one of so many");
+                sched_setaffinity(Pid::from_raw(0), &cores).expect("this thread runs there");
+                let answering = Answering { plan, flow_words, workers: 1 };
+                let program = FastPath::load(Proxy::words_to_hand_down(64), flow_keys, Some(answering));
+                let program = program.expect("the verifier accepts it");
+                let memory = program.syn_memories().expect("it can be mapped")[0];
+                let flows = program.flow_maps().expect("it can be mapped")[0];
+                program.flows_entered().expect("it can be mapped")[0].store(1, Ordering::Relaxed);
+                (Program::Tc(Box::new(program)), memory.map(Words::from), Words::from(flows))
+            }
+        }
+    }
+
+    fn decides(&mut self, frame: &[u8], answer: &mut [u8]) -> Decision {
+        match self {
+            Program::Xdp(program) => program.decides(frame, answer),
+            Program::Tc(program) => program.decides(frame, answer),
+        }
+    }
+}
+
 /// An engine that shares its memory with the program, its twin, which answers everything itself, and the program.
 struct Beside {
     shared: Proxy,
     alone: Proxy,
-    program: Rehearsal,
+    program: Program,
     answered: u64,
     dropped: u64,
     left: u64,
@@ -228,25 +282,19 @@ struct Beside {
 }
 
 impl Beside {
-    fn new(config: &Config, epoch_offset: u64) -> Self {
+    fn new(hook: Hook, config: &Config, epoch_offset: u64) -> Self {
         let secrets = Secrets::new([7; 48]);
         // What is adopted, and cookies of a former process, are over.
         let start = Instant::from_micros(present().as_micros() - 1_000_000_000);
-        let flow_words = FlowMap::words_needed(config.flow_capacity());
-        let plan =
-            FailurePlan { on_failure: OnFailure::Closed, flow_keys: secrets.hash_keys(), flow_words, forward_words: 0 };
-        let words = SharedSyns::words_needed(config);
-        let mut program = Rehearsal::answering(&plan, 1, SynPlan { words }).expect("the verifier accepts it");
-        let [answers, recent_syns, limits] = program.syn_memories()[0].map(Words::from);
-        let flows = program.take_flow_maps()[0];
+        let (program, memory, flows) = Program::load(hook, config, secrets.hash_keys());
+        let [answers, recent_syns, limits] = memory;
         let clock = CookieClock::showing(start.as_micros() + epoch_offset, start);
         let [mut shared, alone] = [(); 2].map(|()| {
             let policy = Arc::new(Policy::with_clock(config, clock, start));
             Proxy::with_policy(config, policy, &secrets, start, tcpstate::Memory::anonymous(config))
         });
-        shared.publish_flows(Words::from(flows));
+        shared.publish_flows(flows);
         shared.share_syns(SharedSyns { answers, recent_syns, limits, by_hash: false });
-        program.set_flows_entered();
         Self { shared, alone, program, answered: 0, dropped: 0, left: 0, ticks: 0 }
     }
 
@@ -440,11 +488,11 @@ fn prove(beside: &mut Beside, random: &mut Random, (ends, seq, answer): (&Ends, 
 }
 
 /// Segments of everybody, beside the engine.
-fn run(n: u64, frames: u64) -> [u64; 3] {
+fn run(hook: Hook, n: u64, frames: u64) -> [u64; 3] {
     let mut random = Random(n.wrapping_mul(77).wrapping_add(1));
     let random = &mut random;
     let config = config(n);
-    let mut beside = Beside::new(&config, random.below(1 << 27));
+    let mut beside = Beside::new(hook, &config, random.below(1 << 27));
     let tags: [&[(u16, u16)]; 6] =
         [&[], &[], &[], &[(0x8100, 0x6007)], &[(0x88a8, 5), (0x8100, 0xf009)], &[(0x8100, 0x2000)]];
     let style = random.next();
@@ -586,23 +634,139 @@ fn the_program_answers_and_drops_as_the_engine_would_and_leaves_the_rest() {
     let frames = std::env::var("SYNS").ok().and_then(|frames| frames.parse().ok()).unwrap_or(20_000);
     let seed: u64 = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let rounds = 10;
-    let mut all = [0; 3];
-    for n in 0..rounds {
-        let counts = run(5 * seed + n, frames / rounds);
-        println!("{n}: {} answered, {} dropped, {} left", counts[0], counts[1], counts[2]);
-        all.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let mut all = [0; 3];
+        for n in 0..rounds {
+            let counts = run(hook, 5 * seed + n, frames / rounds);
+            println!("{hook:?} {n}: {} answered, {} dropped, {} left", counts[0], counts[1], counts[2]);
+            all.iter_mut().zip(counts).for_each(|(all, count)| *all += count);
+        }
+        assert!(all[0] > frames / 20 && all[1] > frames / 100, "{hook:?}: {all:?}");
     }
-    assert!(all[0] > frames / 20 && all[1] > frames / 100, "{all:?}");
 }
 
 #[test]
 fn the_verifier_is_soon_done_with_the_program_that_answers() {
     harness::needs_root();
     let config = config(0);
-    let beside = Beside::new(&config, 0);
-    let verified = beside.program.verified_instructions();
+    let (Program::Xdp(program), ..) = Program::load(Hook::Xdp, &config, (1, 2)) else {
+        unreachable!("it was asked for")
+    };
+    let verified = program.verified_instructions();
     println!("{verified} instructions");
     assert!(verified < 100_000, "{verified} instructions");
+}
+
+/// What the SYNs of common stacks offer: with timestamps, and without.
+fn stacks() -> [(&'static str, Vec<u8>, Vec<u8>); 6] {
+    let mss = |mss: u16| [&[2, 4][..], &mss.to_be_bytes()].concat();
+    let scale = |shift: u8| vec![1, 3, 3, shift];
+    let (sack, sack_end) = (vec![1, 1, 4, 2], vec![4, 2, 0, 0]);
+    let clock = [0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0];
+    let stamps = [&[1, 1, 8, 10][..], &clock].concat();
+    let sack_stamps = [&[4, 2, 8, 10][..], &clock].concat();
+    let one = |parts: &[&Vec<u8>]| parts.iter().copied().flatten().copied().collect::<Vec<u8>>();
+    [
+        ("Linux", one(&[&mss(1460), &sack_stamps, &scale(7)]), one(&[&mss(1460), &sack, &scale(7)])),
+        ("Android", one(&[&mss(1400), &sack_stamps, &scale(9)]), one(&[&mss(1400), &sack, &scale(9)])),
+        ("Windows", one(&[&mss(1460), &scale(8), &sack_stamps]), one(&[&mss(1460), &scale(8), &sack])),
+        ("FreeBSD, NetBSD", one(&[&mss(1460), &scale(6), &sack_stamps]), one(&[&mss(1460), &scale(6), &sack_end])),
+        ("OpenBSD", one(&[&mss(1460), &sack, &scale(6), &stamps]), one(&[&mss(1460), &sack, &scale(6)])),
+        ("macOS, iOS", one(&[&mss(1460), &scale(6), &stamps, &sack_end]), one(&[&mss(1460), &scale(6), &sack_end])),
+    ]
+}
+
+/// A SYN with these options.
+fn syn_with(options: Vec<u8>) -> Said {
+    Said { seq: 77, ack: 0, flags: 2, options, payload: 0, ttl: 64, class: 0, padding: 0 }
+}
+
+/// Makes a server known to the box, by a client with all options.
+fn introduce(beside: &mut Beside, ends: &Ends) {
+    for (client, (_, stamped, plain)) in (0..).zip(stacks()) {
+        for (offset, options) in [(0, stamped), (1, plain)] {
+            let ends = Ends { client: (0x0e00_0001 + 2 * client + offset, 99), ..ends.clone() };
+            let (_, answer, _) = beside.comes(&ends.frame(Side::Wan, &syn_with(options)));
+            if is_syn_ack(&ends, &answer) {
+                prove(beside, &mut Random(1), (&ends, 77, &answer), 0x10, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn syns_of_every_common_stack_are_answered_by_the_program() {
+    harness::needs_root();
+    let tagged: [&[(u16, u16)]; 3] = [&[], &[(0x8100, 5)], &[(0x88a8, 5), (0x8100, 9)]];
+    for (hook, v6, tags) in [Hook::Xdp, Hook::Tc]
+        .into_iter()
+        .flat_map(|hook| tagged.into_iter().flat_map(move |tags| [false, true].map(|v6| (hook, v6, tags))))
+    {
+        let config = config(0);
+        let mut beside = Beside::new(hook, &config, 0);
+        let ends = Ends { v6, tags: tags.to_vec(), server: (1, 80), client: (0x0d00_0001, 999), macs: [1, 2] };
+        introduce(&mut beside, &ends);
+        for (client, (name, stamped, plain)) in (0x0f00_0001..).zip(stacks()) {
+            for (kind, options) in [("with timestamps", stamped), ("without", plain)] {
+                let answered = beside.answered;
+                // A second may end just now; the next SYN says how again.
+                for port in 1..=3 {
+                    let ends = Ends { client: (client, port), ..ends.clone() };
+                    let _ = beside.comes(&ends.frame(Side::Wan, &syn_with(options.clone())));
+                }
+                let by_program = beside.answered - answered;
+                assert!(by_program >= 2, "{hook:?} v6 {v6} {tags:x?}: {name} {kind}: {by_program} of 3");
+            }
+        }
+        beside.compare();
+    }
+}
+
+#[test]
+fn an_answer_is_of_one_epoch_while_epochs_change() {
+    harness::needs_root();
+    let config = config(0);
+    let mut beside = Beside::new(Hook::Xdp, &config, 0);
+    let ends = Ends { v6: false, tags: Vec::new(), server: (1, 80), client: (0x0d00_0001, 999), macs: [1, 2] };
+    introduce(&mut beside, &ends);
+    // Without timestamps an answer depends on the epoch, and on no clock besides.
+    let options = stacks()[0].2.clone();
+    let asked = ends.frame(Side::Wan, &syn_with(options.clone()));
+    let Beside { mut shared, mut alone, mut program, .. } = beside;
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let begin = present();
+    let (answers, good) = thread::scope(|scope| {
+        let engine = scope.spawn(|| {
+            let mut good = std::collections::HashSet::new();
+            for epoch in 0..400_u64 {
+                // Epochs of the future, so that the program's clock finds no entry too old.
+                let now = begin + Duration::from_secs(68 * epoch);
+                for proxy in [&mut shared, &mut alone] {
+                    while proxy.on_timeout(now, &mut Sent::default()) {}
+                }
+                let (verdict, answer, _) = take(&mut alone, Side::Wan, &asked, now);
+                assert_eq!(verdict, Verdict::Reflect);
+                good.insert(answer);
+                // Another client has the engine say how this server's SYNs are answered.
+                let other = Ends { client: (0x1000_0000 + epoch as u32, 9), ..ends.clone() };
+                let _ = take(&mut shared, Side::Wan, &other.frame(Side::Wan, &syn_with(options.clone())), now);
+                thread::sleep(Duration::from_millis(2));
+            }
+            is_over.store(true, Ordering::Relaxed);
+            good
+        });
+        let mut answers = std::collections::HashMap::new();
+        while !is_over.load(Ordering::Relaxed) {
+            let mut answer = [0; 2048];
+            if let Decision::Answers(length) = program.decides(&asked, &mut answer) {
+                *answers.entry(answer[..length].to_vec()).or_insert(0) += 1;
+            }
+        }
+        (answers, engine.join().expect("it does not panic"))
+    });
+    println!("{} answers, of {} epochs", answers.values().sum::<u32>(), answers.len());
+    assert!(answers.len() > 20, "the program has hardly answered");
+    answers.keys().for_each(|answer| assert!(good.contains(answer), "of no epoch: {answer:02x?}"));
 }
 
 // --- boxes
@@ -630,11 +794,21 @@ fn connections(rig: &Rig, server: SocketAddr, count: u32) {
 }
 
 #[test]
-fn clients_connect_by_syns_that_the_kernel_answered() {
+fn clients_connect_by_syns_that_the_xdp_program_answered() {
+    connect_by_the_kernel(Backend::Driver, ON);
+}
+
+#[test]
+fn clients_connect_by_syns_that_the_program_at_tc_answered() {
+    connect_by_the_kernel(Backend::Packet, &format!("{ON} fast_path = tc;"));
+}
+
+/// Clients connect to a box whose kernel answers most of their SYNs.
+fn connect_by_the_kernel(backend: Backend, config: &str) {
     let tagged: [(&str, &[Tag]); 3] = [("no tag", &[]), ("a tag", &[CUSTOMER]), ("two tags", &[PROVIDER, CUSTOMER])];
     for (name, tags) in tagged {
         let rig = answered(Rig::tagged(1500, tags));
-        let proxy = Appliance::start(&rig, Backend::Driver, ON);
+        let proxy = Appliance::start(&rig, backend, config);
         for address in [netns::SERVER_V4, netns::SERVER_V6] {
             let server = rig.server.serve(address, 0, traffic::echo);
             connections(&rig, server.address, 40);
@@ -685,7 +859,8 @@ fn under_a_flood_that_the_kernel_answers_clients_connect_and_a_restart_changes_n
 #[test(light)]
 fn where_the_kernel_cannot_answer_the_log_says_so_once_and_the_workers_do() {
     // The client's end of the veth takes no frame from the program; and AF_PACKET has none.
-    for (backend, why) in [(Backend::Driver, "ethtool -K PEER gro on"), (Backend::Packet, "only AF_XDP has a program")]
+    for (backend, why) in
+        [(Backend::Driver, "ethtool -K PEER gro on"), (Backend::Packet, "only AF_XDP and `fast_path = tc` have")]
     {
         let rig = Rig::new();
         let proxy = Appliance::start(&rig, backend, ON);
