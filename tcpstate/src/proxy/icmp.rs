@@ -106,15 +106,10 @@ impl Proxy {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
-            return Verdict::Drop(DropReason::IcmpUnmatched);
-        }
-        if quote.seq != self.next_number(id, Side::Lan) - 1 {
-            return Verdict::Drop(DropReason::IcmpNotInFlight);
-        }
         // The key of the flow, as the error may have come in another VLAN.
-        let key = self.table.key(id);
-        self.remember_error(&key, quote.unreachable(head.bytes()), true, now);
+        if let Err(reason) = self.remember_error_of_syn(side, quote, id, &self.table.key(id), head, now) {
+            return Verdict::Drop(reason);
+        }
         let next = self.table[id].endpoint(Side::Wan).next;
         // To the client the SYN is acknowledged; what it has in flight begins behind it.
         let mut edit = Edit::begin(quote, head);
@@ -134,13 +129,9 @@ impl Proxy {
         now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
-        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
-            return Verdict::Drop(DropReason::IcmpUnmatched);
+        if let Err(reason) = self.remember_error_of_syn(side, quote, id, &quote.key, head, now) {
+            return Verdict::Drop(reason);
         }
-        if quote.seq != self.next_number(id, Side::Lan) - 1 {
-            return Verdict::Drop(DropReason::IcmpNotInFlight);
-        }
-        self.remember_error(&quote.key, quote.unreachable(head.bytes()), true, now);
         self.abort(id, egress);
         Verdict::Drop(DropReason::Consumed)
     }

@@ -246,16 +246,34 @@ impl Proxy {
         head: &Head,
         now: Instant,
     ) -> Verdict {
-        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
-            return Verdict::Drop(DropReason::IcmpUnmatched);
+        if let Err(reason) = self.remember_error_of_syn(side, quote, id, &self.table.key(id), head, now) {
+            return Verdict::Drop(reason);
         }
-        if quote.seq != self.next_number(id, Side::Lan) - 1 {
-            return Verdict::Drop(DropReason::IcmpNotInFlight);
-        }
-        let key = self.table.key(id);
-        self.remember_error(&key, quote.unreachable(head.bytes()), true, now);
         self.forget(id);
         Verdict::Drop(DropReason::Consumed)
+    }
+
+    /// Remembers, for this port, that an ICMP error came about the SYN which the box has sent to a server.
+    ///
+    /// # Errors
+    /// Why an error is dropped that says anything else, or of another segment.
+    pub(super) fn remember_error_of_syn(
+        &mut self,
+        side: Side,
+        quote: &Quote,
+        id: Id,
+        key: &FlowKey,
+        head: &Head,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if side == Side::Wan || quote.kind(head.bytes()) != IcmpKind::Unreachable {
+            return Err(DropReason::IcmpUnmatched);
+        }
+        if quote.seq != self.next_number(id, Side::Lan) - 1 {
+            return Err(DropReason::IcmpNotInFlight);
+        }
+        self.remember_error(key, quote.unreachable(head.bytes()), true, now);
+        Ok(())
     }
 
     /// An ICMP error has come about a SYN to this port.
