@@ -720,7 +720,7 @@ impl Bench {
         self.spare = if self.spare == usize::MAX { usize::MAX } else { sent.spare };
         assert!(head.start() + head.len() <= room && head.total() >= head.len());
 
-        let (mut to_asker, mut acknowledges) = (0, false);
+        let (mut to_asker, mut acknowledges, mut errors) = (0, false, 0);
         match verdict {
             Verdict::Forward => question.check_forwarded(&head, &before),
             Verdict::Reflect => {
@@ -745,13 +745,15 @@ impl Bench {
             if to == side {
                 to_asker += frame.len();
                 acknowledges |= is_acknowledgement(&frame, side);
+                errors += if is_error(&frame, side) { frame.len() } else { 0 };
             }
             self.receive_update(to, &frame);
             self.left = frame;
         }
         // On the WAN no answer is longer than its question: a forged source would get it. Only an acknowledgement of a living connection, which
-        // challenges a segment or tells the window when both ends have opened, bears timestamps whether the segment has them or not (RFC 7323 section 3.2).
-        let allowance = if acknowledges { 12 } else { 0 };
+        // challenges a segment or tells the window when both ends have opened, bears timestamps whether the segment has them or not (RFC 7323 section 3.2),
+        // and with the window goes the error that tells a client, which has proved itself, of a smaller MSS than it was promised.
+        let allowance = if acknowledges { 12 + errors } else { 0 };
         assert!(side == Side::Lan || to_asker <= total.max(60) + allowance, "{total} bytes answered with {to_asker}");
         if let Verdict::Hold(ticket) = verdict {
             assert!(usize::from(ticket.index) < self.held_frames, "{ticket:?} names no place");
@@ -893,6 +895,13 @@ fn is_acknowledgement(frame: &[u8], side: Side) -> bool {
         Parsed::Tcp(segment) => segment.flags == Flags::ACK && segment.payload_len() == 0,
         _ => false,
     }
+}
+
+/// Whether a frame that goes back to `side` is an ICMP error.
+fn is_error(frame: &[u8], side: Side) -> bool {
+    let mut copy = frame.to_vec();
+    let len = copy.len();
+    matches!(Parsed::parse(side.other(), &Head::whole(&mut copy, len)), Parsed::Error(_))
 }
 
 /// A segment the engine wrote itself, or an error about one that was too big: it can be read, its checksums hold, and it stays within
